@@ -1,0 +1,68 @@
+"""The console script `holdfast`: finds the subcommand and imports it, and only it.
+
+Law: no import of ours at module level, so that the gate starts without paying for the daemon's libraries.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+
+# name -> (module:function taking the arguments and returning the exit code, one line of help)
+COMMANDS = {
+    "daemon": ("cached.app:main", "run the node daemon: fetch, verify, publish, evict, report"),
+    "gate": ("sidecar.gate:main", "hold until a version is present and verified, then hold its lease"),
+    "serve": ("server.app:main", "load a version and answer inference requests"),
+    "publish": ("cached.publish:main", "hash a folder and upload it as one version"),
+    "pull": ("cached.commands.pull:main", "ask the daemon of this node for a version and wait"),
+    "ls": ("cached.commands.ls:main", "list the versions on this node"),
+    "status": ("cached.commands.status:main", "show what the daemon of this node is doing"),
+    "verify": ("cached.commands.verify:main", "hash versions again and compare with their manifests"),
+    "gc": ("cached.commands.gc:main", "evict what nobody wants or uses"),
+    "pin": ("cached.commands.pin:main", "keep a version from eviction"),
+    "unpin": ("cached.commands.pin:unpin", "let a version be evicted again"),
+    "demo": ("cached.demo:main", "run the whole path on this machine with a real model"),
+}
+EXIT_USAGE = 2
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one subcommand; returns its exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        sys.stdout.write(_usage())
+        return 0 if arguments else EXIT_USAGE
+    if arguments[0] in ("-V", "--version"):
+        from importlib.metadata import version
+
+        sys.stdout.write(f"holdfast {version('holdfast')}\n")
+        return 0
+    command = COMMANDS.get(arguments[0])
+    if command is None:
+        sys.stderr.write(f"holdfast: no command {arguments[0]!r}\n\n{_usage()}")
+        return EXIT_USAGE
+    return _load(arguments[0], command[0])(arguments[1:])
+
+
+def _load(name: str, target: str) -> Callable[[Sequence[str]], int]:
+    module, _, function = target.partition(":")
+    try:
+        loaded: Callable[[Sequence[str]], int] = getattr(import_module(module), function)
+    except ModuleNotFoundError as error:
+        if error.name is not None and error.name.split(".")[0] in ("cached", "sidecar", "server"):
+            raise
+        extra = {"gate": "gate", "serve": "transformers", "demo": "demo"}.get(name, "daemon")
+        sys.stderr.write(f"holdfast {name}: the package {error.name} is missing; pip install 'holdfast[{extra}]'\n")
+        raise SystemExit(1) from error
+    return loaded
+
+
+def _usage() -> str:
+    width = max(map(len, COMMANDS))
+    lines = "".join(f"  {name:<{width}}  {text}\n" for name, (_, text) in COMMANDS.items())
+    return f"usage: holdfast COMMAND [options]\n\n{lines}\n`holdfast COMMAND --help` shows a command's options.\n"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

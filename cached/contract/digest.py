@@ -1,0 +1,52 @@
+"""Digests: `sha256:` and 64 lower-case hexadecimal digits, as the OCI image specification writes them.
+
+Law: pure values and one function that hashes a file it is given.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+
+from cached.contract.errors import InvalidReference
+
+_HEX = re.compile(r"[0-9a-f]{64}")
+_PREFIX = "sha256:"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Digest:
+    """A sha256, kept as its 64 hexadecimal digits; `str()` gives the form with the prefix."""
+
+    hex: str
+
+    def __post_init__(self) -> None:
+        if not _HEX.fullmatch(self.hex):
+            raise InvalidReference(
+                f"expected 64 lower-case hexadecimal digits, found {self.hex[:80]!r}",
+                "copy the digest that `holdfast publish` printed",
+            )
+
+    @classmethod
+    def parse(cls, text: str) -> Digest:
+        """Read `sha256:<64 hex>`; raises `InvalidReference` for anything else."""
+        if not text.startswith(_PREFIX):
+            raise InvalidReference(
+                f"expected a digest `sha256:<64 hexadecimal digits>`, found {text[:80]!r}",
+                "copy the digest that `holdfast publish` printed",
+            )
+        return cls(text[len(_PREFIX) :])
+
+    @classmethod
+    def of(cls, data: bytes) -> Digest:
+        """Hash `data`."""
+        return cls(hashlib.sha256(data).hexdigest())
+
+    def __str__(self) -> str:
+        return _PREFIX + self.hex
+
+
+def is_hex(text: str) -> bool:
+    """Tell whether `text` is 64 lower-case hexadecimal digits."""
+    return _HEX.fullmatch(text) is not None

@@ -1,0 +1,126 @@
+"""Where everything lies under the root: layout version 1, section 3 of the design.
+
+Law: names only; nothing here touches the disk. `PublicLayout` is all that a pod sees.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from cached.contract.digest import Digest
+from cached.contract.reference import ModelRef
+
+LAYOUT_VERSION = "1\n"
+DEFAULT_ROOT = Path("/var/lib/holdfast")
+DEFAULT_MOUNT = Path("/holdfast")
+TEMPORARY_PREFIX = ".tmp-"
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotLayout:
+    """One snapshot: a tree of hard links, and its own records under `.holdfast/`."""
+
+    path: Path
+
+    @property
+    def manifest(self) -> Path:
+        return self.path / ".holdfast" / "manifest.json"
+
+    @property
+    def verified(self) -> Path:
+        return self.path / ".holdfast" / "verified.json"
+
+    @property
+    def lease(self) -> Path:
+        return self.path / ".holdfast" / "lease"
+
+
+@dataclass(frozen=True, slots=True)
+class PublicLayout:
+    """The part that pods mount read-only."""
+
+    path: Path
+
+    @property
+    def snapshots(self) -> Path:
+        return self.path / "snapshots"
+
+    @property
+    def models(self) -> Path:
+        return self.path / "models"
+
+    @property
+    def status(self) -> Path:
+        return self.path / "status"
+
+    @property
+    def daemon_status(self) -> Path:
+        return self.status / "daemon.json"
+
+    def snapshot(self, digest: Digest) -> SnapshotLayout:
+        return SnapshotLayout(self.snapshots / digest.hex)
+
+    def model_link(self, ref: ModelRef) -> Path:
+        return self.models / ref.path_segment / ref.version
+
+    def model_status(self, ref: ModelRef) -> Path:
+        return self.status / ref.path_segment / f"{ref.version}.json"
+
+    def link_target(self, ref: ModelRef, digest: Digest) -> str:
+        """The relative target of a model's symlink."""
+        return os.path.relpath(self.snapshot(digest).path, self.model_link(ref).parent)
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The whole root, as the daemon sees it."""
+
+    root: Path
+
+    @property
+    def version(self) -> Path:
+        return self.root / "VERSION"
+
+    @property
+    def private(self) -> Path:
+        return self.root / "private"
+
+    @property
+    def public(self) -> PublicLayout:
+        return PublicLayout(self.root / "public")
+
+    @property
+    def ingest(self) -> Path:
+        return self.private / "ingest"
+
+    @property
+    def blobs(self) -> Path:
+        return self.private / "blobs"
+
+    @property
+    def quarantine(self) -> Path:
+        return self.private / "quarantine"
+
+    @property
+    def trash(self) -> Path:
+        return self.private / "trash"
+
+    @property
+    def socket(self) -> Path:
+        return self.private / "daemon.sock"
+
+    @property
+    def pins(self) -> Path:
+        """What `holdfast pin` keeps, as a JSON list of references."""
+        return self.private / "pins.json"
+
+    def blob(self, sha256: str) -> Path:
+        return self.blobs / sha256[:2] / sha256
+
+
+def ingest_id(source: str, path: str, validator: str) -> str:
+    """The name of a partial blob whose sha256 is not known yet: a hash of source, path and validator."""
+    return hashlib.sha256("\0".join(("holdfast-ingest", source, path, validator)).encode()).hexdigest()

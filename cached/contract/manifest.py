@@ -1,0 +1,188 @@
+"""Manifests: the list of files of one version, in canonical JSON, whose sha256 names the version's content.
+
+Law: pure. Format: `holdfast.dev/manifest/v1`, section 2 of the design; strict, so that one content has one digest.
+"""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from cached.contract.digest import Digest, is_hex
+from cached.contract.errors import HoldfastError, InvalidManifest
+
+SCHEMA = "holdfast.dev/manifest/v1"
+MANIFEST_NAME = "holdfast.json"  # at a source
+RESERVED = ".holdfast"
+MAX_SEGMENT_BYTES = 255  # NAME_MAX on Linux
+MAX_PATH_BYTES = 1024  # S3's limit on a key
+MAX_FILE_BYTES = 2**53 - 1  # the largest whole number every JSON reader keeps exact
+MAX_MANIFEST_BYTES = 64 * 1024 * 1024
+_HIDDEN_CATEGORIES = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
+
+
+@dataclass(frozen=True, slots=True)
+class FileEntry:
+    """One file: `path` (POSIX, relative, NFC), `sha256` (64 hex digits), `size` in bytes."""
+
+    path: str
+    sha256: str
+    size: int
+
+    def __post_init__(self) -> None:
+        check_path(self.path)
+        if not isinstance(self.sha256, str) or not is_hex(self.sha256):
+            raise _refuse(f"{self.path!r}: expected sha256 as 64 lower-case hexadecimal digits, found {self.sha256!r}")
+        check_size(self.path, self.size)
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """The files of one version, sorted by path. Construction validates the whole."""
+
+    files: tuple[FileEntry, ...]
+
+    def __post_init__(self) -> None:
+        if not self.files:
+            raise _refuse("expected at least one file, found an empty list")
+        paths = [f.path for f in self.files]
+        if paths != sorted(paths):
+            raise _refuse("files are not sorted by path")
+        check_tree(paths)
+        if sum(f.size for f in self.files) > MAX_FILE_BYTES:
+            raise _refuse(f"the sizes add up to more than {MAX_FILE_BYTES} bytes")
+
+    @classmethod
+    def build(cls, files: Iterable[FileEntry]) -> Manifest:
+        """Make a manifest of `files` in any order; raises `InvalidManifest`."""
+        return cls(tuple(sorted(files, key=lambda f: f.path)))
+
+    @classmethod
+    def parse(cls, data: bytes) -> Manifest:
+        """Read canonical bytes; raises `InvalidManifest` for anything that is not exactly that."""
+        document = _load(data)
+        if not isinstance(document, dict):
+            raise _refuse(f"expected a JSON object, found {type(document).__name__}")
+        schema = document.get("schema")
+        if schema != SCHEMA:
+            raise _refuse(f"expected schema {SCHEMA!r}, found {schema!r}")
+        _check_keys("manifest", document, {"files", "schema"})
+        listed = document["files"]
+        if not isinstance(listed, list):
+            raise _refuse(f"expected `files` to be a list, found {type(listed).__name__}")
+        manifest = cls(tuple(_entry(item) for item in listed))
+        if manifest.canonical() != data:
+            raise _refuse("the bytes are not canonical JSON (keys sorted, no white space, UTF-8)")
+        return manifest
+
+    def canonical(self) -> bytes:
+        """The canonical bytes, whose sha256 is the manifest digest."""
+        document = {
+            "files": [{"path": f.path, "sha256": f.sha256, "size": f.size} for f in self.files],
+            "schema": SCHEMA,
+        }
+        return json.dumps(document, ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode("utf-8")
+
+    @property
+    def digest(self) -> Digest:
+        """The manifest digest."""
+        return Digest.of(self.canonical())
+
+    @property
+    def total_bytes(self) -> int:
+        """The sum of the files' sizes, in bytes."""
+        return sum(f.size for f in self.files)
+
+    def blob_sizes(self) -> dict[str, int]:
+        """Size in bytes of each distinct blob, by sha256."""
+        return {f.sha256: f.size for f in self.files}
+
+
+def check_path(path: object) -> None:
+    """Raise `InvalidManifest` unless `path` is a legal path of a file in a version."""
+    if not isinstance(path, str):
+        raise _refuse(f"expected a path as text, found {path!r}")
+    shown = repr(path[:200])
+    if not path or path.startswith("/"):
+        raise _refuse(f"expected a relative path, found {shown}")
+    if "\\" in path:
+        raise _refuse(f"{shown} has a backslash; paths are written with `/`")
+    for character in path:
+        if unicodedata.category(character) in _HIDDEN_CATEGORIES:
+            raise _refuse(f"{shown} has a control or hidden character (U+{ord(character):04X})")
+    if not unicodedata.is_normalized("NFC", path):
+        raise _refuse(f"{shown} is not in Unicode normal form C")
+    segments = path.split("/")
+    for segment in segments:
+        if segment in ("", ".", ".."):
+            raise _refuse(f"{shown} has the segment {segment!r}")
+        if len(segment.encode()) > MAX_SEGMENT_BYTES:
+            raise _refuse(f"{shown} has a segment of more than {MAX_SEGMENT_BYTES} bytes")
+    if len(path.encode()) > MAX_PATH_BYTES:
+        raise _refuse(f"{shown}… has {len(path.encode())} bytes, at most {MAX_PATH_BYTES} are allowed")
+    if segments[0].casefold() == RESERVED:
+        raise _refuse(f"{shown} is under `{RESERVED}/`, which is reserved")
+
+
+def check_size(path: str, size: object) -> None:
+    """Raise `InvalidManifest` unless `size` is a whole number of bytes from 0 to 2^53 - 1."""
+    if isinstance(size, bool) or not isinstance(size, int) or not 0 <= size <= MAX_FILE_BYTES:
+        raise _refuse(f"{path!r}: expected a size from 0 to {MAX_FILE_BYTES} bytes, found {str(size)[:40]}")
+
+
+def check_tree(paths: Iterable[str]) -> None:
+    """Raise `InvalidManifest` if two paths collide, or one is a file and also a folder, also after case folding."""
+    folded: dict[str, str] = {}
+    for path in paths:
+        key = _fold(path)
+        if key in folded:
+            raise _refuse(f"{path!r} and {folded[key]!r} are the same path on a file system that folds case")
+        folded[key] = path
+    for key, path in folded.items():
+        parent = key
+        while (cut := parent.rfind("/")) > 0:
+            parent = parent[:cut]
+            if parent in folded:
+                raise _refuse(f"{folded[parent]!r} is a file and also the folder of {path!r}")
+
+
+def _fold(path: str) -> str:
+    return unicodedata.normalize("NFC", path).casefold()
+
+
+def _refuse(message: str) -> InvalidManifest:
+    return InvalidManifest(message, "publish the version again with `holdfast publish`, or mend the file names")
+
+
+def _load(data: bytes) -> Any:
+    if len(data) > MAX_MANIFEST_BYTES:
+        raise _refuse(f"a manifest of {len(data)} bytes, at most {MAX_MANIFEST_BYTES} are read")
+    try:
+        return json.loads(data.decode("utf-8"), object_pairs_hook=_object)
+    except HoldfastError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise _refuse(f"not JSON in UTF-8: {error}") from error
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    document = dict(pairs)
+    if len(document) != len(pairs):
+        raise _refuse("a JSON object names the same key twice")
+    return document
+
+
+def _entry(item: object) -> FileEntry:
+    if not isinstance(item, dict):
+        raise _refuse(f"expected each file to be an object, found {type(item).__name__}")
+    _check_keys("file", item, {"path", "sha256", "size"})
+    return FileEntry(path=item["path"], sha256=item["sha256"], size=item["size"])
+
+
+def _check_keys(what: str, found: dict[str, Any], expected: set[str]) -> None:
+    if set(found) != expected:
+        missing, unknown = sorted(expected - set(found)), sorted(set(found) - expected)
+        raise _refuse(f"{what}: missing keys {missing}, unknown keys {unknown}")

@@ -1,0 +1,77 @@
+"""Command-line options that an environment variable `HOLDFAST_…` can give too.
+
+Law: standard library only, no work at import. The command line wins over the environment; a bad value in either is a
+usage error (exit 2) that names where it came from.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+EXIT_DONE = 0
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+
+
+class OptionParser(argparse.ArgumentParser):
+    """An `ArgumentParser` whose `option` and `switch` also read the environment."""
+
+    def option(
+        self, name: str, *, type: Callable[[str], Any] = str, default: Any = None, help: str, **more: Any
+    ) -> None:
+        """Add `--name VALUE`, read from `HOLDFAST_NAME` where the command line does not give it.
+
+        `type` turns text into the value and raises ValueError with a message for a person.
+        """
+        variable = _variable(name)
+        convert = _converter(type)
+        text = os.environ.get(variable)
+        if text is not None and text != "":
+            try:
+                default = convert(text)
+            except argparse.ArgumentTypeError as error:
+                self.error(f"environment variable {variable}: {error}")
+            choices = more.get("choices")
+            if choices is not None and default not in choices:
+                self.error(f"environment variable {variable}: expected one of {', '.join(choices)}, found {text!r}")
+            more.pop("required", None)
+        self.add_argument(name, type=convert, default=default, help=f"{help} [{variable}]", **more)
+
+    def switch(self, name: str, *, help: str) -> None:
+        """Add `--name`, also switched on by `HOLDFAST_NAME=1` (or true, yes, on)."""
+        variable = _variable(name)
+        text = os.environ.get(variable, "").lower()
+        if text not in ("", "0", "false", "no", "off", "1", "true", "yes", "on"):
+            self.error(f"environment variable {variable}: expected 1 or 0, found {text!r}")
+        on = text in ("1", "true", "yes", "on")
+        self.add_argument(name, action="store_true", default=on, help=f"{help} [{variable}]")
+
+    def error(self, message: str) -> NoReturn:
+        self.print_usage(sys.stderr)
+        self.exit(EXIT_USAGE, f"{self.prog}: {message}\n")
+
+
+def parse_address(text: str) -> tuple[str, int]:
+    """Read `HOST:PORT` (IPv6 hosts in brackets, port 0 for any free one); raises ValueError."""
+    host, colon, port = text.rpartition(":")
+    if not colon or not port.isascii() or not port.isdigit() or int(port) > 65535:
+        raise ValueError(f"expected HOST:PORT such as 0.0.0.0:9400, found {text!r}")
+    return host.strip("[]"), int(port)
+
+
+def _variable(name: str) -> str:
+    return "HOLDFAST_" + name.lstrip("-").replace("-", "_").upper()
+
+
+def _converter(type_: Callable[[str], Any]) -> Callable[[str], Any]:
+    def convert(text: str) -> Any:
+        try:
+            return type_(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+
+    return convert

@@ -1,0 +1,134 @@
+"""Status files: what the daemon says of each version, and its heartbeat, as JSON under `public/status`.
+
+Law: pure values, their JSON, and nothing else. Readers ignore keys they do not know (design, section 3).
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, fields
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any
+
+from cached.contract.errors import HoldfastError, Permanent
+
+
+class State(StrEnum):
+    """Where a version stands on this node."""
+
+    QUEUED = "queued"
+    RESOLVING = "resolving"
+    FETCHING = "fetching"
+    VERIFYING = "verifying"
+    PUBLISHING = "publishing"
+    READY = "ready"
+    FAILED = "failed"
+    EVICTING = "evicting"
+
+
+@dataclass(frozen=True, slots=True)
+class StatusError:
+    """Why a version failed, and what a person can do about it."""
+
+    code: str
+    message: str
+    remedy: str
+    permanent: bool
+
+    @classmethod
+    def of(cls, error: HoldfastError) -> StatusError:
+        return cls(error.code, error.message, error.remedy, error.permanent)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelStatus:
+    """One version's status. Sizes in bytes, `rate_bytes_per_s` in bytes a second, `eta_s` in seconds.
+
+    `digest` is None until known; `since` and `updated` are UTC times as `timestamp()` writes them.
+    """
+
+    model: str
+    version: str
+    state: State
+    digest: str | None
+    pinned: bool
+    source: str
+    bytes_total: int | None
+    bytes_done: int
+    rate_bytes_per_s: float | None
+    eta_s: float | None
+    since: str
+    updated: str
+    error: StatusError | None
+
+    def document(self) -> dict[str, Any]:
+        """The JSON object of this status."""
+        return asdict(self)
+
+    @classmethod
+    def parse(cls, data: bytes) -> ModelStatus:
+        """Read a status file; raises `Permanent` (`invalid_status`) where it is not one."""
+        document = _object(data)
+        known = {f.name: document[f.name] for f in fields(cls) if f.name in document}
+        try:
+            known["state"] = State(known["state"])
+            if known.get("error") is not None:
+                names = {f.name for f in fields(StatusError)}
+                known["error"] = StatusError(**{k: v for k, v in known["error"].items() if k in names})
+            return cls(**known)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise _invalid(str(error)) from error
+
+
+@dataclass(frozen=True, slots=True)
+class DaemonStatus:
+    """The daemon's heartbeat: `updated` moves at least every 5 seconds while it lives."""
+
+    node: str
+    version: str
+    pid: int
+    started: str
+    updated: str
+
+    def document(self) -> dict[str, Any]:
+        """The JSON object of this heartbeat."""
+        return asdict(self)
+
+    @classmethod
+    def parse(cls, data: bytes) -> DaemonStatus:
+        """Read `status/daemon.json`; raises `Permanent` (`invalid_status`) where it is not one."""
+        document = _object(data)
+        try:
+            return cls(**{f.name: document[f.name] for f in fields(cls)})
+        except (KeyError, TypeError) as error:
+            raise _invalid(str(error)) from error
+
+
+def encode(document: dict[str, Any]) -> bytes:
+    """JSON as Holdfast's status and record files hold it: UTF-8, sorted keys, a final newline."""
+    return (json.dumps(document, ensure_ascii=False, sort_keys=True) + "\n").encode()
+
+
+def timestamp(seconds: float) -> str:
+    """Write seconds since the epoch as `2026-11-20T18:00:00Z`."""
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def parse_timestamp(text: str) -> float:
+    """Read what `timestamp` wrote, as seconds since the epoch; raises ValueError."""
+    return datetime.strptime(text, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC).timestamp()
+
+
+def _object(data: bytes) -> dict[str, Any]:
+    try:
+        document = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise _invalid(str(error)) from error
+    if not isinstance(document, dict):
+        raise _invalid(f"expected a JSON object, found {type(document).__name__}")
+    return document
+
+
+def _invalid(detail: str) -> Permanent:
+    return Permanent("invalid_status", f"not a status file: {detail}", "check that only the daemon writes the root")

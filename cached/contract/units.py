@@ -1,0 +1,46 @@
+"""Sizes and rates as people write them: `512MiB`, `2TB`, `200MiB/s`.
+
+Law: pure. IEC prefixes are powers of 1024, SI prefixes powers of 1000.
+"""
+
+from __future__ import annotations
+
+import re
+
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kKMGTP]?)(i?)(B?)")
+_POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4, "P": 5}
+
+
+def parse_size(text: str) -> int:
+    """Read a size in bytes; raises ValueError that says how to write one."""
+    match = _SIZE.fullmatch(text.strip())
+    if match is None or (match[3] and not match[2]):
+        raise ValueError(f"expected a size such as 512MiB, 2TB or 1048576 (bytes), found {text!r}")
+    return int(float(match[1]) * (1024 if match[3] else 1000) ** _POWERS[match[2].upper()])
+
+
+def parse_rate(text: str) -> int:
+    """Read a rate in bytes a second, as `200MiB/s`; raises ValueError that says how to write one."""
+    size, slash, second = text.strip().partition("/")
+    if slash and second != "s":
+        raise ValueError(f"expected a rate such as 200MiB/s, found {text!r}")
+    return parse_size(size)
+
+
+def format_size(size: float) -> str:
+    """Write bytes for a person: `1.5 GiB`."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(size) < 1024:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} TiB"
+
+
+def format_duration(seconds: float) -> str:
+    """Write seconds for a person: `8s`, `3m05s`, `2h10m`."""
+    whole = max(0, round(seconds))
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02d}s"
+    return f"{whole // 3600}h{whole % 3600 // 60:02d}m"

@@ -1,0 +1,88 @@
+"""What every source is: something that lists the files of one version and says where their bytes can be read.
+
+Law: values and one Protocol. Credentials live in `HttpTarget.headers` and nowhere else: never in `display`, an error,
+or a log line.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from cached.contract.manifest import Manifest
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteFile:
+    """One file at a source.
+
+    `path`: its path in the snapshot. `key`: the source's own address of it (an object key, a URL, a path).
+    `size`: bytes, None while unknown. `validator`: changes whenever the bytes may have changed (ETag, generation,
+    commit, mtime); empty where the source has none. `sha256`: 64 hex digits only where the source vouches for them
+    (a manifest, a Git LFS oid), never an ETag. `git_oid`: the Git blob id (sha1 of `blob <size>\\0` + bytes), if known.
+    """
+
+    path: str
+    key: str
+    size: int | None
+    validator: str = ""
+    sha256: str | None = None
+    git_oid: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """The files of one version. `manifest` where the source carries one (`holdfast.json`); then `files` mirror it.
+
+    `revision` is what a moving name was resolved to (a commit), for status and logs.
+    """
+
+    files: tuple[RemoteFile, ...]
+    manifest: Manifest | None = None
+    revision: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class HttpTarget:
+    """A ranged GET: `url` with `headers` (these may carry credentials and go to that origin only).
+
+    `if_match`: a strong ETag sent as `If-Match` with every range; `if_unmodified_since`: an HTTP date, where there is
+    no strong ETag. Both None where the URL itself is immutable.
+    """
+
+    url: str = field(repr=False)
+    headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+    if_match: str | None = None
+    if_unmodified_since: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LocalTarget:
+    """A file that this machine can open. `validator` as in `RemoteFile`: checked again before each range is read."""
+
+    path: Path
+    validator: str
+
+
+Target = HttpTarget | LocalTarget
+
+
+class Source(Protocol):
+    """One version's place. `kind` is the bounded metric label (`s3`, `hf`, `http`, `file`); `display` is the URI to
+    show, without credentials."""
+
+    @property
+    def kind(self) -> str: ...
+
+    @property
+    def display(self) -> str: ...
+
+    async def resolve(self) -> Listing:
+        """List the version. Raises `Transient`, or `Permanent` with a remedy."""
+
+    async def locate(self, file: RemoteFile) -> Target:
+        """Say where `file`'s bytes can be read now, freshly signed. Raises as `resolve` does."""
+
+    async def aclose(self) -> None:
+        """Give back what the source holds. Calling it again does nothing."""
