@@ -1,0 +1,344 @@
+"""One blob's flight: attempts at it until it is verified, cannot be, or nobody wants it any more.
+
+Law: one flight per blob, however many ask. Network errors are retried here with jittered backoff; errors that ask for
+a new listing or more disk end the flight, and the version decides. Blocking; runs on the workers' threads.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Protocol
+
+from cached.attempt import Attempt, BlobSpec, NoRanges, Segment, Shared, Verified
+from cached.contract.errors import HoldfastError, Permanent, Transient
+from cached.sources.base import HttpTarget, Target
+from cached.store.durable import disk_error
+from cached.wire.body import Body
+from cached.wire.cancel import Cancelled
+from cached.wire.client import HttpClient
+from cached.wire.limits import BandwidthLimit
+from cached.wire.localfile import LocalBody
+
+MAX_BAD_RESPONSES = 3
+MAX_WRONG_DIGESTS = 2
+_TARGET_LIFE_S = 600.0  # signed URLs are asked for again well before any source lets them expire
+_BACKOFF_S, _BACKOFF_CAP_S = 0.5, 60.0
+_ENDS_FLIGHT = frozenset({"source_changed", "no_space", "not_writable", "disk"})
+
+
+class Observer(Protocol):
+    """Who counts what happens to a flight. `kind` is the source's metric label."""
+
+    def received(self, kind: str, size: int) -> None: ...
+
+    def fetch_failed(self, kind: str, code: str) -> None: ...
+
+    def fetched(self, kind: str, seconds: float) -> None: ...
+
+    def verify_failed(self, where: str) -> None: ...
+
+
+class Carrier(Shared, Protocol):
+    """What a flight needs of the workers."""
+
+    client: HttpClient
+    limit: BandwidthLimit
+    observer: Observer
+
+    def outranked(self, flight: Flight) -> bool:
+        """Tell whether something more urgent could use this worker now."""
+
+    def changed(self) -> None:
+        """A flight has new work, or ended: look again."""
+
+
+class Flight:
+    """A blob on its way. `result` is its outcome; `priority` may change at any time (lower is sooner)."""
+
+    def __init__(self, spec: BlobSpec, locate: Callable[[], Target], carrier: Carrier, priority: int) -> None:
+        self.spec = spec
+        self.priority = priority
+        self.result: Future[Verified] = Future()
+        self.not_before = 0.0  # on the monotonic clock
+        self.last_error: HoldfastError | None = None
+        self._locate = locate
+        self._carrier = carrier
+        self._lock = threading.Lock()
+        self._attempt: Attempt | None = None
+        self._stream = False
+        self._target: tuple[Target, float] | None = None
+        self._failures = 0
+        self._bad_responses = 0
+        self._wrong_digests = 0
+        self._received = 0
+        self._started: float | None = None
+        self._cancelled = False
+        self._settled = False
+
+    @property
+    def bytes_done(self) -> int:
+        """Bytes written so far, those of an earlier life included."""
+        return self._received
+
+    @property
+    def opened(self) -> bool:
+        """Tell whether an attempt is open."""
+        return self._attempt is not None
+
+    def has_work(self) -> bool:
+        """Tell whether another worker could help now."""
+        attempt = self._attempt
+        return not self.result.done() and (attempt is None or attempt.has_work())
+
+    def receiving(self) -> bool:
+        """Tell whether bytes are still to come."""
+        attempt = self._attempt
+        return not self.result.done() and (attempt is None or attempt.receiving())
+
+    def work(self) -> None:
+        """Carry one segment, or find there is none. Every error ends up in the flight's own state."""
+        try:
+            attempt = self._open()
+            if attempt is None:
+                return
+            segment = attempt.take_segment()
+            if segment is None:
+                return
+        except OSError as error:
+            self._finish_with(disk_error(error, f"opening a partial blob for {self.spec.name}"))
+            return
+        except HoldfastError as error:
+            self._finish_with(error)
+            return
+        rest: Segment | None = segment
+        failure: HoldfastError | None = None
+        try:
+            rest = self._carry(attempt, segment)
+        except _Interrupted as interrupted:
+            rest = interrupted.rest
+            failure = interrupted.error
+        finally:
+            attempt.leave(rest)
+        if failure is not None:
+            self._retry_or_fail(attempt, failure)
+
+    def crash(self, cause: Exception) -> None:
+        """A worker met an error that nobody foresaw: the flight fails with it, and says so."""
+        error = Permanent("internal", f"{self.spec.name}: {cause!r}", "report this with the daemon's log")
+        error.__cause__ = cause
+        with self._lock:
+            attempt = self._attempt
+        if attempt is not None:
+            attempt.fail(error)
+        else:
+            self._settle(error)
+
+    def cancel(self) -> None:
+        """Nobody wants it any more: stop, keeping what is durable."""
+        with self._lock:
+            self._cancelled = True
+            attempt = self._attempt
+        if attempt is not None:
+            attempt.fail(Cancelled())
+        else:
+            self._settle(Cancelled())
+
+    # --- carrying --------------------------------------------------------------------------------------------------
+
+    def _open(self) -> Attempt | None:
+        with self._lock:
+            if self._cancelled or self.result.done():
+                return None
+            if self._attempt is None:
+                self._started = self._started or time.monotonic()
+                attempt = Attempt(self.spec, self._carrier, stream=self._stream)
+                self._attempt = attempt
+                self._received = attempt.resumed_bytes
+                attempt.outcome.add_done_callback(self._ended)
+            return self._attempt
+
+    def _carry(self, attempt: Attempt, segment: Segment) -> Segment | None:
+        """Receive a segment; returns what is left of it where something more urgent took over."""
+        position, streaming = segment.start, attempt.stream
+        try:
+            with self._body(segment, streaming, attempt) as body:
+                if not streaming and (body.start, body.length) != (segment.start, _length(segment)):
+                    if body.start != 0:
+                        raise Transient("bad_response", f"{self.spec.name}: not the range that was asked for", "")
+                    if not attempt.become_stream(segment):
+                        return None  # another connection receives it all
+                    streaming = True
+                end = self._end(segment, streaming, body)
+                while end is None or position < end:
+                    buffer = self._carrier.buffers.take()
+                    length = 0
+                    try:
+                        wanted = len(buffer) if end is None else min(len(buffer), end - position)
+                        length = self._fill(attempt, body, buffer[:wanted])
+                    finally:
+                        if length == 0:
+                            self._carrier.buffers.give(buffer)
+                    if length == 0:
+                        break
+                    attempt.accept(buffer, length, position)
+                    position += length
+                    self._progressed(length, streaming)
+                    if end is None and length < wanted:
+                        break
+                    if not streaming and end is not None and position < end and self._carrier.outranked(self):
+                        return Segment(position, end)
+                self._check_end(attempt, position, end)
+        except NoRanges as stop:
+            attempt.fail(stop)
+            raise _Interrupted(None, None) from stop
+        except (Cancelled, HoldfastError) as error:
+            rest = None if streaming else Segment(position, segment.end)
+            raise _Interrupted(rest, error if isinstance(error, HoldfastError) else None) from error
+        attempt.record_soon()
+        return None
+
+    def _body(self, segment: Segment, streaming: bool, attempt: Attempt) -> LocalBody | Body:
+        target = self._current_target()
+        length = None if streaming else _length(segment)
+        if isinstance(target, HttpTarget):
+            return self._carrier.client.get(target, segment.start, length, attempt.cancellation)
+        return LocalBody(target, segment.start, length)
+
+    def _end(self, segment: Segment, streaming: bool, body: LocalBody | Body) -> int | None:
+        """Where the body ends, None while that is unknown; raises where the object is not as long as it should be."""
+        expected = self.spec.key.size
+        found = body.total if body.total is not None or not streaming else body.length
+        if expected is not None and found is not None and found != expected:
+            raise Transient(
+                "bad_response",
+                f"{self.spec.name}: expected {expected} bytes, the origin has {found}",
+                "publish the version again if its files at the source were changed",
+            )
+        return segment.end if not streaming else expected if expected is not None else found
+
+    def _check_end(self, attempt: Attempt, position: int, end: int | None) -> None:
+        if end is not None and position < end:
+            raise Transient("bad_response", f"{self.spec.name}: the body ended at byte {position}, expected {end}", "")
+        if attempt.size is None:
+            attempt.end_of_stream(position)
+
+    def _fill(self, attempt: Attempt, body: LocalBody | Body, view: memoryview) -> int:
+        """Receive into `view`, within the bandwidth limit; less than all of it only at the end of the body."""
+        limit, filled = self._carrier.limit, 0
+        while filled < len(view):
+            chunk = limit.chunk(len(view) - filled)
+            limit.take(chunk, attempt.cancellation)
+            count = body.readinto(view[filled : filled + chunk])
+            self._carrier.observer.received(self.spec.kind, count)
+            filled += count
+            if count < chunk:
+                break
+        if attempt.cancellation.cancelled:
+            raise Cancelled
+        return filled
+
+    def _current_target(self) -> Target:
+        with self._lock:
+            cached = self._target
+        if cached is not None and time.monotonic() - cached[1] < _TARGET_LIFE_S:
+            return cached[0]
+        target = self._locate()
+        with self._lock:
+            self._target = (target, time.monotonic())
+        return target
+
+    # --- outcomes --------------------------------------------------------------------------------------------------
+
+    def _progressed(self, size: int, streaming: bool) -> None:
+        with self._lock:
+            self._received += size
+            if not streaming:  # a stream that breaks off begins again: that is no progress
+                self._failures = self._bad_responses = 0
+
+    def _retry_or_fail(self, attempt: Attempt, error: HoldfastError) -> None:
+        self._carrier.observer.fetch_failed(self.spec.kind, error.code)
+        with self._lock:
+            self.last_error = error
+            if error.code == "expired_signature":
+                self._target = None
+            if error.code == "bad_response":
+                self._bad_responses += 1
+            hopeless = self._bad_responses >= MAX_BAD_RESPONSES
+            now = time.monotonic()
+            if now >= self.not_before:  # one failure of many connections at once is one failure
+                self._failures += 1
+                asked = error.retry_after_s if isinstance(error, Transient) else None
+                backoff = min(_BACKOFF_CAP_S, _BACKOFF_S * 2 ** (self._failures - 1))
+                self.not_before = now + (asked if asked is not None else backoff * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
+        if hopeless:
+            error = Permanent(
+                "bad_response",
+                f"{error.message} (after {MAX_BAD_RESPONSES} attempts)",
+                error.remedy or "check the origin and any proxy before it",
+            )
+        if error.permanent or error.code in _ENDS_FLIGHT:
+            attempt.fail(error)
+        elif attempt.stream:
+            attempt.fail(NoRanges())
+        self._carrier.changed()
+
+    def _ended(self, outcome: Future[Verified]) -> None:
+        error = outcome.exception()
+        if error is None:
+            if self._started is not None:
+                self._carrier.observer.fetched(self.spec.kind, time.monotonic() - self._started)
+            self.last_error = None
+            self._settle(outcome.result())
+            return
+        with self._lock:
+            self._attempt = None
+            self._received = 0
+            again = False
+            if isinstance(error, NoRanges):
+                self._stream = again = True
+            elif isinstance(error, HoldfastError) and error.code == "digest_mismatch":
+                self._wrong_digests += 1
+                self._target = None
+                again = self._wrong_digests < MAX_WRONG_DIGESTS
+        if isinstance(error, HoldfastError) and error.code == "digest_mismatch":
+            self._carrier.observer.verify_failed("fetch")
+            self._carrier.observer.fetch_failed(self.spec.kind, error.code)
+            self.last_error = error
+        if self._cancelled:
+            self._settle(Cancelled())
+        elif again:
+            self._carrier.changed()
+        else:
+            self._settle(error)
+
+    def _finish_with(self, error: HoldfastError) -> None:
+        self._carrier.observer.fetch_failed(self.spec.kind, error.code)
+        self._settle(error)
+
+    def _settle(self, outcome: Verified | BaseException) -> None:
+        with self._lock:
+            if self._settled:
+                return
+            self._settled = True
+        if isinstance(outcome, Verified):
+            self.result.set_result(outcome)
+        else:
+            self.result.set_exception(outcome)
+        self._carrier.changed()
+
+
+def _length(segment: Segment) -> int | None:
+    return None if segment.end is None else segment.end - segment.start
+
+
+class _Interrupted(Exception):
+    """A segment that was not received whole: what is left of it, and the error, if it was one."""
+
+    def __init__(self, rest: Segment | None, error: HoldfastError | None) -> None:
+        super().__init__()
+        self.rest = rest
+        self.error = error

@@ -1,0 +1,1 @@
+"""The content-addressed store: ingest, commit, snapshots, recovery. Law: synchronous, files only, no network."""

@@ -1,0 +1,68 @@
+"""Committed blobs: complete and verified by construction, named by their sha256, mode 0444.
+
+Law: a blob appears by one rename of a file that is already whole, synced and read-only; nothing writes to it again.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from cached.contract.layout import Layout
+from cached.store import durable, ingest
+
+
+def has(layout: Layout, sha256: str) -> bool:
+    """Tell whether the blob is committed."""
+    return layout.blob(sha256).exists()
+
+
+def commit(layout: Layout, finished: Path, sha256: str) -> None:
+    """Rename a finished, synced file into its place; where the blob is there already, just delete the new copy.
+
+    The caller has compared the sha256 of the bytes with `sha256`.
+    """
+    target = layout.blob(sha256)
+    try:
+        if target.exists():
+            durable.unlink(finished)
+            return
+        durable.make_dir(target.parent, durable.PRIVATE_DIR_MODE)
+        durable.rename(finished, target)
+    except OSError as error:
+        raise durable.disk_error(error, f"committing blob {sha256}") from error
+
+
+def committed_before(layout: Layout, ingest_id: str) -> str | None:
+    """The sha256 of the blob that this ingest of unknown digest became in an earlier life, if the blob is there.
+
+    A crash between the note and the rename leaves a whole, synced, verified file: the rename is done now.
+    """
+    sha256 = ingest.committed_as(layout, ingest_id)
+    if sha256 is None:
+        return None
+    finished = layout.ingest / ingest_id / "data"
+    if finished.exists():
+        commit(layout, finished, sha256)
+    return sha256 if has(layout, sha256) else None
+
+
+def remove_unlinked(layout: Layout, sha256: str) -> int:
+    """Delete the blob if no snapshot links it any more; returns the bytes that this gives back."""
+    path = layout.blob(sha256)
+    try:
+        found = os.lstat(path)
+    except FileNotFoundError:
+        return 0
+    if found.st_nlink > 1:
+        return 0
+    durable.unlink(path)
+    return found.st_size
+
+
+def quarantine(layout: Layout, sha256: str) -> None:
+    """Take a blob whose bytes went bad out of use; one that is gone is left so."""
+    try:
+        durable.rename(layout.blob(sha256), layout.quarantine / sha256)
+    except FileNotFoundError:
+        return

@@ -1,0 +1,154 @@
+"""Rebuild what the daemon knows from the tree: disk is the truth.
+
+Law: hashes no blob and downloads nothing. Sweeps only what a crash can leave: temporary names, trash, names that
+point at nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from cached.contract.digest import Digest, is_hex
+from cached.contract.errors import HoldfastError, InvalidReference, Permanent
+from cached.contract.layout import LAYOUT_VERSION, TEMPORARY_PREFIX, Layout
+from cached.contract.manifest import Manifest
+from cached.contract.reference import ModelRef, name_from_path_segment
+from cached.store import durable, ingest
+
+
+@dataclass(frozen=True, slots=True)
+class Recovered:
+    """What the tree holds. Sizes in bytes; `damaged` are snapshots whose manifest does not hash to their name."""
+
+    models: dict[ModelRef, Digest]
+    manifests: dict[Digest, Manifest]
+    blobs: dict[str, int]
+    ingests: dict[str, int]
+    damaged: tuple[Digest, ...]
+
+
+def prepare(layout: Layout) -> None:
+    """Make the tree where it is missing; refuse a root that is not ours or cannot hold us.
+
+    Raises `Permanent` (`bad_root`) with what to do.
+    """
+    try:
+        layout.root.mkdir(parents=True, exist_ok=True)
+        for folder in (layout.private, layout.ingest, layout.blobs, layout.quarantine, layout.trash):
+            durable.make_dir(folder, durable.PRIVATE_DIR_MODE)
+        layout.private.chmod(durable.PRIVATE_DIR_MODE)
+        public = layout.public
+        for folder in (public.path, public.snapshots, public.models, public.status):
+            durable.make_dir(folder, durable.PUBLIC_DIR_MODE)
+        _check_version(layout)
+        _check_hard_links(layout)
+    except OSError as error:
+        raise durable.refuse_root(
+            f"{layout.root}: {error.strerror or error}", "give the daemon a writable folder on a local file system"
+        ) from error
+
+
+def recover(layout: Layout) -> Recovered:
+    """Sweep what a crash left and read the rest."""
+    _sweep(layout)
+    manifests, damaged = _read_snapshots(layout)
+    blobs: dict[str, int] = {}
+    for prefix in _names(layout.blobs):
+        with os.scandir(layout.blobs / prefix) as entries:
+            blobs.update((e.name, e.stat(follow_symlinks=False).st_size) for e in entries if is_hex(e.name))
+    ingests = {name: ingest.allocated_bytes(layout.ingest / name) for name in _names(layout.ingest)}
+    return Recovered(_read_models(layout, manifests), manifests, blobs, ingests, tuple(damaged))
+
+
+def _check_version(layout: Layout) -> None:
+    if not layout.version.exists():
+        durable.replace(layout.version, LAYOUT_VERSION.encode(), 0o644)
+        return
+    found = layout.version.read_text()
+    if found != LAYOUT_VERSION:
+        raise durable.refuse_root(
+            f"{layout.version}: expected layout version {LAYOUT_VERSION.strip()!r}, found {found.strip()[:40]!r}",
+            "run the Holdfast release that wrote this root, or give the daemon an empty folder",
+        )
+
+
+def _check_hard_links(layout: Layout) -> None:
+    """Snapshots are hard links from private/ into public/: try one, so that a wrong file system is refused at start."""
+    probe = durable.temporary_beside(layout.ingest)
+    linked = durable.temporary_beside(layout.public.models)
+    try:
+        durable.write_file(probe, b"", durable.READ_ONLY_MODE)
+        os.link(probe, linked)
+    except OSError as error:
+        raise durable.refuse_root(
+            f"{layout.root}: cannot hard-link from private/ to public/: {error.strerror}",
+            "put the whole root on one file system with hard links, such as ext4 or xfs",
+        ) from error
+    finally:
+        probe.unlink(missing_ok=True)
+        linked.unlink(missing_ok=True)
+
+
+def _sweep(layout: Layout) -> None:
+    for folder in (layout.private, layout.public.path, layout.public.snapshots):
+        for name in _names(folder):
+            if name.startswith(TEMPORARY_PREFIX):
+                _delete(folder / name)
+    for name in _names(layout.trash):
+        _delete(layout.trash / name)
+    for parent in (layout.public.models, layout.public.status, layout.ingest):
+        for folder_name in _names(parent):
+            for name in _names(parent / folder_name):
+                if name.startswith(TEMPORARY_PREFIX):
+                    (parent / folder_name / name).unlink(missing_ok=True)
+
+
+def _read_snapshots(layout: Layout) -> tuple[dict[Digest, Manifest], list[Digest]]:
+    manifests: dict[Digest, Manifest] = {}
+    damaged: list[Digest] = []
+    for name in _names(layout.public.snapshots):
+        if not is_hex(name):
+            continue
+        digest = Digest(name)
+        try:
+            data = layout.public.snapshot(digest).manifest.read_bytes()
+            if Digest.of(data) != digest:
+                raise Permanent("digest_mismatch", f"{name}: the manifest has changed", "")
+            manifests[digest] = Manifest.parse(data)
+        except (OSError, HoldfastError):
+            damaged.append(digest)
+    return manifests, damaged
+
+
+def _read_models(layout: Layout, manifests: dict[Digest, Manifest]) -> dict[ModelRef, Digest]:
+    models: dict[ModelRef, Digest] = {}
+    for segment in _names(layout.public.models):
+        for version in _names(layout.public.models / segment):
+            link = layout.public.models / segment / version
+            try:
+                ref = ModelRef(name_from_path_segment(segment), version)
+                digest = Digest(Path(os.readlink(link)).name)
+            except (OSError, InvalidReference):
+                continue  # not a name of ours: left alone
+            if digest in manifests:
+                models[ref] = digest
+            else:
+                durable.unlink(link)  # a crash between two steps of an eviction
+    return models
+
+
+def _names(folder: Path) -> list[str]:
+    try:
+        return sorted(os.listdir(folder))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def _delete(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

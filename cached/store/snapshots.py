@@ -1,0 +1,113 @@
+"""Snapshots and the names that point at them: publication steps 6 and 7, and their reverse.
+
+Law: a snapshot appears whole, by one rename; a model's name appears last and disappears first.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+from pathlib import Path
+
+from cached.contract.digest import Digest
+from cached.contract.layout import TEMPORARY_PREFIX, Layout, SnapshotLayout
+from cached.contract.manifest import Manifest
+from cached.contract.reference import ModelRef
+from cached.contract.verified import VerifiedFile, VerifiedRecord
+from cached.store import durable
+
+
+def publish(layout: Layout, manifest: Manifest, verified_at: str) -> Digest:
+    """Make the snapshot of `manifest`, whose blobs are all committed; one that is there is left as it is.
+
+    `verified_at` is when the blobs' sha256 were last computed, as `contract.status.timestamp` writes it.
+    """
+    data = manifest.canonical()
+    digest = Digest.of(data)
+    final = layout.public.snapshot(digest).path
+    if final.exists():
+        return digest
+    temporary = layout.public.snapshots / f"{TEMPORARY_PREFIX}{digest.hex[:16]}-{secrets.token_hex(4)}"
+    try:
+        _build(layout, SnapshotLayout(temporary), manifest, verified_at)
+        durable.rename(temporary, final)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise durable.disk_error(error, f"publishing snapshot {digest}") from error
+    return digest
+
+
+def point(layout: Layout, ref: ModelRef, digest: Digest) -> None:
+    """Make `models/<name>/<version>` name the snapshot of `digest`, atomically."""
+    link = layout.public.model_link(ref)
+    try:
+        durable.make_dir(link.parent, durable.PUBLIC_DIR_MODE)
+        durable.replace_symlink(link, layout.public.link_target(ref, digest))
+    except OSError as error:
+        raise durable.disk_error(error, f"publishing {ref}") from error
+
+
+def unpoint(layout: Layout, ref: ModelRef) -> None:
+    """Take the name away; the snapshot stays."""
+    link = layout.public.model_link(ref)
+    durable.unlink(link)
+    remove_empty(link.parent)
+
+
+def pointed(layout: Layout, ref: ModelRef) -> Digest | None:
+    """The digest that a model's name points at, None where the name is not there."""
+    try:
+        return Digest(Path(os.readlink(layout.public.model_link(ref))).name)
+    except FileNotFoundError:
+        return None
+
+
+def trash(layout: Layout, digest: Digest) -> Path | None:
+    """Rename a snapshot into the trash, where no pod sees it; None where it is gone already."""
+    target = layout.trash / f"{digest.hex}-{secrets.token_hex(4)}"
+    try:
+        durable.rename(layout.public.snapshot(digest).path, target)
+    except FileNotFoundError:
+        return None
+    return target
+
+
+def delete_trash(path: Path) -> None:
+    """Delete a tree in the trash. Its blobs stay: they are links of their own."""
+    shutil.rmtree(path)
+    durable.fsync_dir(path.parent)
+
+
+def remove_empty(folder: Path) -> None:
+    """Remove a folder if nothing is in it."""
+    try:
+        folder.rmdir()
+    except OSError:  # not empty, or gone: both fine
+        return
+    durable.fsync_dir(folder.parent)
+
+
+def write_verified(snapshot: SnapshotLayout, record: VerifiedRecord) -> None:
+    """Replace the snapshot's verified record."""
+    durable.replace(snapshot.verified, record.encode(), durable.READ_ONLY_MODE)
+
+
+def _build(layout: Layout, snapshot: SnapshotLayout, manifest: Manifest, verified_at: str) -> None:
+    folders = {snapshot.path, snapshot.manifest.parent}
+    for entry in manifest.files:
+        folders.update((snapshot.path / entry.path).parents)
+    inside = sorted(f for f in folders if f == snapshot.path or snapshot.path in f.parents)
+    for folder in inside:  # parents sort before their children
+        folder.mkdir()
+        folder.chmod(durable.PUBLIC_DIR_MODE)
+    record = {}
+    for entry in manifest.files:
+        path = snapshot.path / entry.path
+        os.link(layout.blob(entry.sha256), path, follow_symlinks=False)
+        record[entry.path] = VerifiedFile.of(os.lstat(path), verified_at)
+    durable.write_file(snapshot.manifest, manifest.canonical(), durable.READ_ONLY_MODE)
+    durable.write_file(snapshot.verified, VerifiedRecord(record).encode(), durable.READ_ONLY_MODE)
+    durable.write_file(snapshot.lease, b"", durable.READ_ONLY_MODE)
+    for folder in reversed(inside):
+        durable.fsync_dir(folder)

@@ -1,0 +1,75 @@
+"""A local file (also NFS or a mounted volume) with the interface of an HTTP body.
+
+Law: reads only; a file that changed since it was listed is noticed at every range.
+"""
+
+from __future__ import annotations
+
+import os
+from types import TracebackType
+
+from cached.contract.errors import HoldfastError, Permanent, Transient
+from cached.sources.base import LocalTarget
+
+
+class LocalBody:
+    """The bytes of a file from `start` on, `length` of them."""
+
+    def __init__(self, target: LocalTarget, offset: int, length: int | None) -> None:
+        try:
+            self._descriptor = os.open(target.path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise _local_error(error, target) from error
+        found = os.fstat(self._descriptor)
+        validator = f"{found.st_mtime_ns}-{found.st_size}-{found.st_ino}"
+        if target.validator and validator != target.validator:
+            self.close()
+            raise Transient(
+                "source_changed",
+                f"{target.path}: changed since it was listed (expected {target.validator}, found {validator})",
+                "publish a changed model as a new version",
+            )
+        self.start = offset
+        self.total: int | None = found.st_size
+        self.length: int | None = found.st_size - offset if length is None else length
+        self._target = target
+        self._position = offset
+        self._end = offset + self.length
+        os.posix_fadvise(self._descriptor, offset, self.length, os.POSIX_FADV_SEQUENTIAL)
+
+    def readinto(self, view: memoryview) -> int:
+        """Fill `view` unless the range ends first; 0 at the end."""
+        wanted = min(len(view), self._end - self._position)
+        filled = 0
+        while filled < wanted:
+            try:
+                count = os.preadv(self._descriptor, [view[filled:wanted]], self._position)
+            except OSError as error:
+                raise _local_error(error, self._target) from error
+            if count == 0:
+                raise Transient(
+                    "bad_response", f"{self._target.path}: ended at byte {self._position}, expected {self._end}", ""
+                )
+            filled += count
+            self._position += count
+        return filled
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def __enter__(self) -> LocalBody:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+
+def _local_error(error: OSError, target: LocalTarget) -> HoldfastError:
+    if isinstance(error, FileNotFoundError):
+        return Permanent("not_found", f"{target.path}: no such file", "check the source's path and its mount")
+    if isinstance(error, PermissionError):
+        return Permanent("forbidden", f"{target.path}: {error.strerror}", "let the daemon's user read the source")
+    return Transient("read", f"{target.path}: {error.strerror or error}", "check the file system the source is on")
