@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections import deque
-from concurrent.futures import Executor, Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -44,10 +44,11 @@ class BlobSpec:
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """A committed blob: its sha256 as 64 hex digits, and its size in bytes."""
+    """A committed blob: its sha256 as 64 hex digits, its size in bytes, and whether the store had it not yet."""
 
     sha256: str
     size: int
+    fresh: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +69,7 @@ class Shared(Protocol):
     layout: Layout
     buffers: BufferPool
     hold_slots: threading.Semaphore
-    recorder: Executor
+    recorder: ThreadPoolExecutor
 
 
 class Attempt:
@@ -301,10 +302,10 @@ class Attempt:
         finished = self._ingest.finish(self.size)
         if self.spec.sha256 is None:
             note_committed(self._shared.layout, self.spec.key, sha256)
-        blobs.commit(self._shared.layout, finished, sha256)
+        fresh = blobs.commit(self._shared.layout, finished, sha256)
         if self.spec.sha256 is not None:
             forget(self._shared.layout, self.spec.key.id)
-        return Verified(sha256, self.size)
+        return Verified(sha256, self.size, fresh)
 
     def _abandon(self, error: BaseException) -> None:
         """Stop the workers, wait until none touches the files any more, keep or delete the bytes, tell the outcome."""

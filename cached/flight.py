@@ -42,6 +42,13 @@ class Observer(Protocol):
     def verify_failed(self, where: str) -> None: ...
 
 
+class Space(Protocol):
+    """The disk space that a flight may fill."""
+
+    def grow(self, size: int) -> None:
+        """Make sure that `size` bytes may be written; raises `Transient` (`no_space`) or `Permanent`."""
+
+
 class Carrier(Shared, Protocol):
     """What a flight needs of the workers."""
 
@@ -59,8 +66,11 @@ class Carrier(Shared, Protocol):
 class Flight:
     """A blob on its way. `result` is its outcome; `priority` may change at any time (lower is sooner)."""
 
-    def __init__(self, spec: BlobSpec, locate: Callable[[], Target], carrier: Carrier, priority: int) -> None:
+    def __init__(
+        self, spec: BlobSpec, locate: Callable[[], Target], space: Space, carrier: Carrier, priority: int
+    ) -> None:
         self.spec = spec
+        self._space = space
         self.priority = priority
         self.result: Future[Verified] = Future()
         self.not_before = 0.0  # on the monotonic clock
@@ -72,6 +82,7 @@ class Flight:
         self._stream = False
         self._target: tuple[Target, float] | None = None
         self._failures = 0
+        self._located_again = False
         self._bad_responses = 0
         self._wrong_digests = 0
         self._received = 0
@@ -178,6 +189,7 @@ class Flight:
                     length = 0
                     try:
                         wanted = len(buffer) if end is None else min(len(buffer), end - position)
+                        self._space.grow(position + wanted)
                         length = self._fill(attempt, body, buffer[:wanted])
                     finally:
                         if length == 0:
@@ -258,13 +270,17 @@ class Flight:
             self._received += size
             if not streaming:  # a stream that breaks off begins again: that is no progress
                 self._failures = self._bad_responses = 0
+                self._located_again = False
 
     def _retry_or_fail(self, attempt: Attempt, error: HoldfastError) -> None:
         self._carrier.observer.fetch_failed(self.spec.kind, error.code)
         with self._lock:
             self.last_error = error
-            if error.code == "expired_signature":
+            if error.code in ("expired_signature", "forbidden") and not self._located_again:
+                # A CDN refuses a signed URL that has run out like one that was never right: ask for a fresh one, once.
+                self._located_again = True
                 self._target = None
+                error = Transient(error.code, error.message, error.remedy)
             if error.code == "bad_response":
                 self._bad_responses += 1
             hopeless = self._bad_responses >= MAX_BAD_RESPONSES

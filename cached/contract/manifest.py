@@ -6,6 +6,7 @@ Law: pure. Format: `holdfast.dev/manifest/v1`, section 2 of the design; strict, 
 from __future__ import annotations
 
 import json
+import reprlib
 import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -17,10 +18,13 @@ from cached.contract.errors import HoldfastError, InvalidManifest
 SCHEMA = "holdfast.dev/manifest/v1"
 MANIFEST_NAME = "holdfast.json"  # at a source
 RESERVED = ".holdfast"
+PUBLISHING_NAME = f"{RESERVED}/publishing"  # at a source, while `publish` puts files there and no manifest holds yet
 MAX_SEGMENT_BYTES = 255  # NAME_MAX on Linux
 MAX_PATH_BYTES = 1024  # S3's limit on a key
 MAX_FILE_BYTES = 2**53 - 1  # the largest whole number every JSON reader keeps exact
 MAX_MANIFEST_BYTES = 64 * 1024 * 1024
+_REPR = reprlib.Repr()
+_REPR.maxstring = 100
 _HIDDEN_CATEGORIES = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 
 
@@ -35,7 +39,7 @@ class FileEntry:
     def __post_init__(self) -> None:
         check_path(self.path)
         if not isinstance(self.sha256, str) or not is_hex(self.sha256):
-            raise _refuse(f"{self.path!r}: expected sha256 as 64 lower-case hexadecimal digits, found {self.sha256!r}")
+            raise _refuse(f"{self.path!r}: expected sha256 as 64 lower-case hex digits, found {_shown(self.sha256)}")
         check_size(self.path, self.size)
 
 
@@ -68,7 +72,7 @@ class Manifest:
             raise _refuse(f"expected a JSON object, found {type(document).__name__}")
         schema = document.get("schema")
         if schema != SCHEMA:
-            raise _refuse(f"expected schema {SCHEMA!r}, found {schema!r}")
+            raise _refuse(f"expected schema {SCHEMA!r}, found {_shown(schema)}")
         _check_keys("manifest", document, {"files", "schema"})
         listed = document["files"]
         if not isinstance(listed, list):
@@ -104,7 +108,7 @@ class Manifest:
 def check_path(path: object) -> None:
     """Raise `InvalidManifest` unless `path` is a legal path of a file in a version."""
     if not isinstance(path, str):
-        raise _refuse(f"expected a path as text, found {path!r}")
+        raise _refuse(f"expected a path as text, found {_shown(path)}")
     shown = repr(path[:200])
     if not path or path.startswith("/"):
         raise _refuse(f"expected a relative path, found {shown}")
@@ -130,7 +134,7 @@ def check_path(path: object) -> None:
 def check_size(path: str, size: object) -> None:
     """Raise `InvalidManifest` unless `size` is a whole number of bytes from 0 to 2^53 - 1."""
     if isinstance(size, bool) or not isinstance(size, int) or not 0 <= size <= MAX_FILE_BYTES:
-        raise _refuse(f"{path!r}: expected a size from 0 to {MAX_FILE_BYTES} bytes, found {str(size)[:40]}")
+        raise _refuse(f"{path!r}: expected a size from 0 to {MAX_FILE_BYTES} bytes, found {_shown(size)}")
 
 
 def check_tree(paths: Iterable[str]) -> None:
@@ -185,4 +189,11 @@ def _entry(item: object) -> FileEntry:
 def _check_keys(what: str, found: dict[str, Any], expected: set[str]) -> None:
     if set(found) != expected:
         missing, unknown = sorted(expected - set(found)), sorted(set(found) - expected)
-        raise _refuse(f"{what}: missing keys {missing}, unknown keys {unknown}")
+        raise _refuse(f"{what}: missing keys {missing}, unknown keys {_shown(unknown)}")
+
+
+def _shown(value: object) -> str:
+    """A value of any kind and length, for a message."""
+    if isinstance(value, int) and value.bit_length() > 256:  # it may have more digits than Python agrees to write
+        return f"a number of {value.bit_length()} bits"
+    return _REPR.repr(value)[:400]

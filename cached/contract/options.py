@@ -12,6 +12,8 @@ import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
 
+from cached.contract.errors import HoldfastError
+
 EXIT_DONE = 0
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -25,7 +27,7 @@ class OptionParser(argparse.ArgumentParser):
     ) -> None:
         """Add `--name VALUE`, read from `HOLDFAST_NAME` where the command line does not give it.
 
-        `type` turns text into the value and raises ValueError with a message for a person.
+        `type` turns text into the value and raises ValueError or `HoldfastError` with a message for a person.
         """
         variable = _variable(name)
         convert = _converter(type)
@@ -71,7 +73,7 @@ def _converter(type_: Callable[[str], Any]) -> Callable[[str], Any]:
     def convert(text: str) -> Any:
         try:
             return type_(text)
-        except ValueError as error:
+        except (ValueError, HoldfastError) as error:
             raise argparse.ArgumentTypeError(str(error)) from error
 
     return convert

@@ -13,6 +13,7 @@ from cached.contract.errors import InvalidReference
 _SEGMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 _VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _MAX_NAME_SEGMENTS = 3
+_HEARTBEAT = "daemon.json"  # under `status/`, where every model has a folder of its name
 _MAX_PATH_SEGMENT_BYTES = 255  # NAME_MAX on Linux
 _NAME_REMEDY = (
     "write one to three segments joined by `/`, each of letters, digits, `.`, `_` and `-`, "
@@ -59,6 +60,8 @@ def check_name(name: str) -> None:
     )
     if not good:
         raise InvalidReference(f"not a model name: {name[:400]!r}", _NAME_REMEDY)
+    if name.casefold() == _HEARTBEAT:
+        raise InvalidReference(f"not a model name: {name!r} is the daemon's own status file", _NAME_REMEDY)
     if len(name.replace("/", "--")) > _MAX_PATH_SEGMENT_BYTES:
         raise InvalidReference(
             f"model name too long: with `/` written `--` it has {len(name.replace('/', '--'))} bytes, "

@@ -106,8 +106,11 @@ class DaemonStatus:
 
 
 def encode(document: dict[str, Any]) -> bytes:
-    """JSON as Holdfast's status and record files hold it: UTF-8, sorted keys, a final newline."""
-    return (json.dumps(document, ensure_ascii=False, sort_keys=True) + "\n").encode()
+    """JSON as Holdfast's status and record files hold it: UTF-8, sorted keys, a final newline.
+
+    Half a surrogate pair, as in the name of a file that is not UTF-8, is written as its JSON escape.
+    """
+    return (json.dumps(document, ensure_ascii=False, sort_keys=True) + "\n").encode("utf-8", "backslashreplace")
 
 
 def timestamp(seconds: float) -> str:

@@ -6,8 +6,9 @@ Law: pure. IEC prefixes are powers of 1024, SI prefixes powers of 1000.
 from __future__ import annotations
 
 import re
+from fractions import Fraction
 
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kKMGTP]?)(i?)(B?)")
+_SIZE = re.compile(r"([0-9]{1,18}(?:\.[0-9]{1,18})?)\s*([kKMGTP]?)(i?)(B?)")
 _POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4, "P": 5}
 
 
@@ -16,7 +17,7 @@ def parse_size(text: str) -> int:
     match = _SIZE.fullmatch(text.strip())
     if match is None or (match[3] and not match[2]):
         raise ValueError(f"expected a size such as 512MiB, 2TB or 1048576 (bytes), found {text!r}")
-    return int(float(match[1]) * (1024 if match[3] else 1000) ** _POWERS[match[2].upper()])
+    return int(Fraction(match[1]) * (1024 if match[3] else 1000) ** _POWERS[match[2].upper()])
 
 
 def parse_rate(text: str) -> int:

@@ -52,5 +52,5 @@ class VerifiedRecord:
             raise Permanent(
                 "invalid_record",
                 f"not a verified record: {error!r}",
-                "check that only the daemon writes the root; `holdfast verify` makes a new record",
+                "check that only the daemon writes the root; `holdfast verify` tells whether the bytes are intact",
             ) from error

@@ -1,6 +1,7 @@
 """Check a snapshot against its manifest: by the record, or by hashing everything again.
 
-Law: reads only, through the same read-only mount a pod has. Every mismatch is a `DigestMismatch` that names the file.
+Law: reads only, through the same read-only mount a pod has. Every mismatch is a `DigestMismatch` that names the file;
+what the disk refuses to read is a `Permanent` (`unreadable`) that names it too.
 """
 
 from __future__ import annotations
@@ -9,17 +10,20 @@ import hashlib
 import mmap
 import os
 import stat
+import threading
+from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
+from queue import SimpleQueue
 
 from cached.contract.digest import Digest
-from cached.contract.errors import DigestMismatch, Permanent
+from cached.contract.errors import DigestMismatch, HoldfastError, Permanent
 from cached.contract.layout import SnapshotLayout
 from cached.contract.manifest import FileEntry, Manifest
 from cached.contract.verified import VerifiedRecord
 
-_WINDOW = 16 * 1024 * 1024  # mapped, populated and hashed at a time
+# Half of a common second-level cache: what was copied out of the page cache is hashed before it leaves the core.
+_BUFFER_BYTES = 512 * 1024
 _REMEDY = "the bytes on the node changed after they were verified: `holdfast verify` on the node, then look at its disk"
 
 
@@ -28,7 +32,7 @@ def load_manifest(snapshot: SnapshotLayout, pin: Digest | None) -> Manifest:
 
     Raises `DigestMismatch`, or `InvalidManifest` where the bytes hash right but are no manifest.
     """
-    data = snapshot.manifest.read_bytes()
+    data = _read(snapshot.manifest)
     found = Digest.of(data)
     if found.hex != snapshot.path.name:
         raise DigestMismatch(str(snapshot.manifest), f"sha256:{snapshot.path.name}", str(found), _REMEDY)
@@ -43,8 +47,11 @@ def load_manifest(snapshot: SnapshotLayout, pin: Digest | None) -> Manifest:
 
 
 def check_record(snapshot: SnapshotLayout, manifest: Manifest) -> None:
-    """Check that every file is there, a plain file, and as `verified.json` recorded it. Hashes nothing."""
-    record = VerifiedRecord.parse(snapshot.verified.read_bytes())
+    """Check that every file is there, a plain file, and as `verified.json` recorded it. Hashes nothing.
+
+    Raises `DigestMismatch`, or `Permanent` (`invalid_record`) where the record cannot be read as one.
+    """
+    record = VerifiedRecord.parse(_read(snapshot.verified))
     for entry in manifest.files:
         found = _stat(snapshot, entry)
         verified = record.files.get(entry.path)
@@ -62,40 +69,85 @@ def check_record(snapshot: SnapshotLayout, manifest: Manifest) -> None:
 def check_full(
     snapshot: SnapshotLayout, manifest: Manifest, threads: int, progress: Callable[[int], None] = lambda _size: None
 ) -> None:
-    """Hash every file again with `threads` threads; `progress` is told bytes hashed, from those threads."""
-    largest_first = sorted(manifest.files, key=lambda f: f.size, reverse=True)
-    with ThreadPoolExecutor(max(1, threads), thread_name_prefix="verify") as pool:
-        checks = [pool.submit(_check_file, snapshot, entry, progress) for entry in largest_first]
+    """Hash every file again with `threads` threads, the largest first, and stop at the first failure.
+
+    `progress` is told bytes hashed, from those threads; what it raises ends the check and is raised here.
+    """
+    # Plain threads: concurrent.futures imports logging, 9 ms that every gate would pay, and cannot stop a running file.
+    waiting = deque(sorted(manifest.files, key=lambda f: f.size, reverse=True))
+    outcomes: SimpleQueue[BaseException | None] = SimpleQueue()
+    stop = threading.Event()
+
+    def tell(size: int) -> None:
+        if stop.is_set():
+            raise _Stopped
+        progress(size)
+
+    def work() -> None:
         try:
-            for check in as_completed(checks):
-                check.result()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+            while (entry := _next(waiting)) is not None and not stop.is_set():
+                _check_file(snapshot, entry, tell)
+        except _Stopped:
+            outcomes.put(None)
+        except BaseException as error:  # noqa: BLE001 - raised again by the thread that asked
+            outcomes.put(error)
+        else:
+            outcomes.put(None)
+
+    workers = [threading.Thread(target=work, name=f"verify-{n}") for n in range(max(1, min(threads, len(waiting))))]
+    for worker in workers:
+        worker.start()
+    try:
+        for _ in workers:
+            failure = outcomes.get()
+            if failure is not None:
+                raise failure
+    finally:
+        stop.set()
+        for worker in workers:
+            worker.join()
 
 
 def hash_file(path: Path, progress: Callable[[int], None] = lambda _size: None) -> str:
     """The sha256 of a file as hexadecimal digits, never following a symlink at `path`.
 
-    Maps the page cache instead of copying out of it: a copy costs 15 % of the hash's own time.
+    `progress` is told the bytes hashed since it was last told. Raises OSError.
+
+    Copies through a small buffer: about 7 % slower than hashing a map of the page cache, but a map turns a bad block or
+    a truncated file into SIGBUS, which ends the process without a word; a read turns it into an error with a name.
     """
     sha = hashlib.sha256()
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
         size = os.fstat(descriptor).st_size
-        for start in range(0, size, _WINDOW):
-            length = min(_WINDOW, size - start)
-            with mmap.mmap(descriptor, length, mmap.MAP_SHARED, mmap.PROT_READ, offset=start) as window:
-                sha.update(window)
-            progress(length)
+        # An anonymous map, as only that is page-aligned: the kernel copies into it 5 % faster than into a bytearray.
+        with mmap.mmap(-1, max(1, min(size, _BUFFER_BYTES))) as buffer, memoryview(buffer) as view:
+            while count := os.readv(descriptor, [view]):
+                with view[:count] as filled:
+                    sha.update(filled)
+                progress(count)
     finally:
         os.close(descriptor)
     return sha.hexdigest()
 
 
+class _Stopped(Exception):
+    """Another thread's file failed."""
+
+
+def _next(waiting: deque[FileEntry]) -> FileEntry | None:
+    try:
+        return waiting.popleft()
+    except IndexError:  # asking first would race with the other threads
+        return None
+
+
 def _check_file(snapshot: SnapshotLayout, entry: FileEntry, progress: Callable[[int], None]) -> None:
     _stat(snapshot, entry)
-    found = hash_file(snapshot.path / entry.path, progress)
+    try:
+        found = hash_file(snapshot.path / entry.path, progress)
+    except OSError as error:
+        raise _unreadable(entry.path, error) from error
     if found != entry.sha256:
         raise DigestMismatch(f"{entry.path}: sha256", entry.sha256, found, _REMEDY)
 
@@ -104,12 +156,23 @@ def _stat(snapshot: SnapshotLayout, entry: FileEntry) -> os.stat_result:
     path = snapshot.path / entry.path
     try:
         found = os.lstat(path)
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise DigestMismatch(f"{entry.path}: the file", "present", "missing", _REMEDY) from error
     except OSError as error:
-        raise Permanent("unreadable", f"{path}: {error.strerror}", "check the node's disk and the mount") from error
+        raise _unreadable(entry.path, error) from error
     if not stat.S_ISREG(found.st_mode):
         raise DigestMismatch(f"{entry.path}: kind", "a plain file", "something else", _REMEDY)
     if found.st_size != entry.size:
         raise DigestMismatch(f"{entry.path}: size in bytes", str(entry.size), str(found.st_size), _REMEDY)
     return found
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise _unreadable(str(path), error) from error
+
+
+def _unreadable(path: str, error: OSError) -> HoldfastError:
+    if isinstance(error, FileNotFoundError | NotADirectoryError):
+        return DigestMismatch(f"{path}: the file", "present", "missing", _REMEDY)
+    return Permanent("unreadable", f"{path}: {error.strerror}", "check the node's disk and the mount")

@@ -17,18 +17,27 @@ def has(layout: Layout, sha256: str) -> bool:
     return layout.blob(sha256).exists()
 
 
-def commit(layout: Layout, finished: Path, sha256: str) -> None:
+def size(layout: Layout, sha256: str) -> int | None:
+    """A committed blob's size in bytes; None where it is not there."""
+    try:
+        return os.lstat(layout.blob(sha256)).st_size
+    except FileNotFoundError:
+        return None
+
+
+def commit(layout: Layout, finished: Path, sha256: str) -> bool:
     """Rename a finished, synced file into its place; where the blob is there already, just delete the new copy.
 
-    The caller has compared the sha256 of the bytes with `sha256`.
+    Returns whether the blob is new. The caller has compared the sha256 of the bytes with `sha256`.
     """
     target = layout.blob(sha256)
     try:
         if target.exists():
             durable.unlink(finished)
-            return
+            return False
         durable.make_dir(target.parent, durable.PRIVATE_DIR_MODE)
         durable.rename(finished, target)
+        return True
     except OSError as error:
         raise durable.disk_error(error, f"committing blob {sha256}") from error
 
@@ -60,9 +69,13 @@ def remove_unlinked(layout: Layout, sha256: str) -> int:
     return found.st_size
 
 
-def quarantine(layout: Layout, sha256: str) -> None:
-    """Take a blob whose bytes went bad out of use; one that is gone is left so."""
+def quarantine(layout: Layout, sha256: str) -> int:
+    """Take a blob whose bytes went bad out of use; returns its size in bytes, 0 where it is gone already."""
     try:
+        found = os.lstat(layout.blob(sha256)).st_size
         durable.rename(layout.blob(sha256), layout.quarantine / sha256)
     except FileNotFoundError:
-        return
+        return 0
+    except OSError as error:
+        raise durable.disk_error(error, f"quarantining blob {sha256}") from error
+    return found

@@ -48,6 +48,7 @@ class Ingest:
             state is not None
             and key.size is not None
             and state.size == key.size
+            and key.validator  # without one, nothing says that it is still the same object
             and state.validator == key.validator
             and (folder / "data").exists()
         )

@@ -16,6 +16,7 @@ from cached.contract.errors import HoldfastError, InvalidReference, Permanent
 from cached.contract.layout import LAYOUT_VERSION, TEMPORARY_PREFIX, Layout
 from cached.contract.manifest import Manifest
 from cached.contract.reference import ModelRef, name_from_path_segment
+from cached.contract.status import ModelStatus
 from cached.store import durable, ingest
 
 
@@ -27,6 +28,7 @@ class Recovered:
     manifests: dict[Digest, Manifest]
     blobs: dict[str, int]
     ingests: dict[str, int]
+    quarantined: int
     damaged: tuple[Digest, ...]
 
 
@@ -60,7 +62,22 @@ def recover(layout: Layout) -> Recovered:
         with os.scandir(layout.blobs / prefix) as entries:
             blobs.update((e.name, e.stat(follow_symlinks=False).st_size) for e in entries if is_hex(e.name))
     ingests = {name: ingest.allocated_bytes(layout.ingest / name) for name in _names(layout.ingest)}
-    return Recovered(_read_models(layout, manifests), manifests, blobs, ingests, tuple(damaged))
+    quarantined = sum(os.lstat(layout.quarantine / name).st_size for name in _names(layout.quarantine))
+    models = _read_models(layout, manifests)
+    return Recovered(models, manifests, blobs, ingests, quarantined, tuple(damaged))
+
+
+def read_statuses(layout: Layout) -> dict[ModelRef, ModelStatus]:
+    """What the last daemon said of every version; files that are no status are left out."""
+    statuses: dict[ModelRef, ModelStatus] = {}
+    for segment in _names(layout.public.status):
+        for name in _names(layout.public.status / segment):
+            try:
+                ref = ModelRef(name_from_path_segment(segment), name.removesuffix(".json"))
+                statuses[ref] = ModelStatus.parse(layout.public.model_status(ref).read_bytes())
+            except (OSError, HoldfastError):
+                continue  # not a status of ours, or half of one from a crash: written anew where it matters
+    return statuses
 
 
 def _check_version(layout: Layout) -> None:

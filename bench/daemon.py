@@ -1,0 +1,163 @@
+"""A real `holdfast daemon` process on a root of its own: start it, ask it, watch what it publishes, end it.
+
+Law: only the public doors: the command line, the control socket, the TCP port, the files under `public/`.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench.measure import failed, stop, tail, wait_until
+from bench.origins import free_port
+from cached.contract.digest import Digest
+from cached.contract.layout import Layout
+from cached.contract.reference import ModelRef
+from cached.contract.status import ModelStatus, State
+from cached.control_client import ControlClient
+
+_READY_TIMEOUT_S = 60
+_STATUS_EVERY_S = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A catalog entry: one version, where it comes from, the digest it is pinned to, whether it is prefetched."""
+
+    ref: ModelRef
+    source: str
+    digest: Digest
+    prefetch: bool = False
+
+
+class Daemon:
+    """A daemon that was started; `layout` is its root."""
+
+    def __init__(self, process: subprocess.Popen[bytes], layout: Layout, port: int, log: Path) -> None:
+        self._process = process
+        self._port = port
+        self._log = log
+        self.layout = layout
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def wait_ready(self) -> None:
+        """Return once `/readyz` answers 200."""
+        wait_until(self._ready, "200 from the daemon's /readyz", _READY_TIMEOUT_S)
+
+    def pull(self, ref: ModelRef) -> None:
+        """Ask for a version over the control socket, as `holdfast pull --no-wait` does."""
+        ControlClient(self.layout).pull(ref, None)
+
+    def wait_published(self, ref: ModelRef, digest: Digest, timeout_s: float) -> None:
+        """Return once the version's symlink names the snapshot `digest`."""
+        link, target = self.layout.public.model_link(ref), self.layout.public.link_target(ref, digest)
+        asked = time.monotonic()
+
+        def published() -> bool | None:
+            nonlocal asked
+            try:
+                if os.readlink(link) == target:
+                    return True
+            except FileNotFoundError:
+                pass
+            if time.monotonic() - asked > _STATUS_EVERY_S:
+                asked = time.monotonic()
+                self._check(ref)
+            return None
+
+        wait_until(published, f"published {ref}", timeout_s)
+
+    def metric(self, name: str) -> float:
+        """The sum of a metric's samples over its labels; 0 where it has none."""
+        found = re.findall(rf"^{re.escape(name)}(?:\{{.*\}})? (\S+)$", self._get("/metrics")[1], re.MULTILINE)
+        return sum(map(float, found))
+
+    def status(self) -> dict[str, Any]:
+        """What `/v1/status` says."""
+        document: dict[str, Any] = json.loads(self._get("/v1/status")[1])
+        return document
+
+    def kill(self) -> None:
+        """End it as `kill -9` does."""
+        self._process.send_signal(signal.SIGKILL)
+        self._process.wait()
+
+    def stop(self) -> None:
+        """End it as the kubelet does: SIGTERM first."""
+        stop(self._process)
+
+    def check_alive(self) -> None:
+        """Raise `Permanent` with the end of its log where it has ended."""
+        if self._process.poll() is not None:
+            raise failed(f"the daemon ended with {self._process.returncode}: {tail(self._log)}")
+
+    def _ready(self) -> bool | None:
+        self.check_alive()
+        try:
+            return True if self._get("/readyz")[0] == 200 else None
+        except ConnectionError:
+            return None
+
+    def _check(self, ref: ModelRef) -> None:
+        self.check_alive()
+        try:
+            status = ModelStatus.parse(self.layout.public.model_status(ref).read_bytes())
+        except FileNotFoundError:
+            return
+        if status.state is State.FAILED and status.error is not None and status.error.permanent:
+            raise failed(f"the daemon refused {ref}: {status.error.message} ({status.error.remedy})")
+
+    def _get(self, path: str) -> tuple[int, str]:
+        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=10)
+        try:
+            connection.request("GET", path)
+            answer = connection.getresponse()
+            return answer.status, answer.read().decode()
+        finally:
+            connection.close()
+
+
+@contextmanager
+def daemon(root: Path, catalog: Path, environment: Mapping[str, str], options: Sequence[str] = ()) -> Iterator[Daemon]:
+    """Start a daemon on `root`, and end it on the way out. Its log lies beside the catalog. Not yet ready."""
+    port, log = free_port(), catalog.with_suffix(".log")
+    argv = [
+        *(sys.executable, "-m", "cached.cli", "daemon", "--root", str(root), "--catalog", str(catalog)),
+        *("--listen", f"127.0.0.1:{port}", "--kube", "off", "--node", "bench"),
+        # A benchmark's disk is its own business: no eviction because something else filled it.
+        *("--high-watermark", "0.99", "--low-watermark", "0.98", *options),
+    ]
+    with log.open("ab") as output:
+        process = subprocess.Popen(argv, env=dict(environment), stdout=output, stderr=subprocess.STDOUT)
+    try:
+        yield Daemon(process, Layout(root), port, log)
+    finally:
+        stop(process)
+
+
+def write_catalog(path: Path, entries: Sequence[Wanted]) -> None:
+    """Write a catalog of `entries` (JSON, which is YAML too)."""
+    models: dict[str, Any] = {}
+    for entry in entries:
+        model = models.setdefault(entry.ref.name, {"versions": {}, "prefetch": {"versions": []}})
+        model["versions"][entry.ref.version] = {"source": entry.source, "digest": str(entry.digest)}
+        if entry.prefetch:
+            model["prefetch"]["versions"].append(entry.ref.version)
+    for model in models.values():
+        if not model["prefetch"]["versions"]:
+            del model["prefetch"]
+    path.write_text(json.dumps({"models": models}, indent=1))

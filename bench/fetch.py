@@ -1,0 +1,187 @@
+"""Fetch a model over loopback with Holdfast and with other tools, in turns, and print what each took.
+
+Law: every row fetches the same files from the same server while the origin's files are in the page cache; rows take
+turns within a round; what a row wrote is removed before the next begins. docs/benchmarks.md says what each row is.
+
+Run `python -m bench.fetch --help` in the repository's root.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from bench import report
+from bench.daemon import Wanted, daemon, write_catalog
+from bench.harness import Workplace, bench_main, workplace
+from bench.machine import append_section, require_space
+from bench.measure import Usage, cpu_seconds, peak_memory
+from bench.origins import BUCKET, Corpus, loopback_environment, nginx, random_corpus, s3_environment, s3_server
+from bench.peers import CURL, HTTP_PEERS, S3_PEERS, Job, Peer
+from cached.contract.errors import HoldfastError
+from cached.contract.reference import ModelRef
+from cached.contract.units import format_size, parse_size
+
+HOLDFAST_HTTP, HOLDFAST_S3 = "holdfast (http)", "holdfast (s3)"
+_REF = ModelRef("bench", "v1")
+_SPARE_BYTES = 1024**3
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of a table: what it is called, and what does it. `run` gets a folder that exists and is empty."""
+
+    name: str
+    run: Callable[[Path], Usage]
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """An origin that listens: the corpus, where it is, the environment a client needs, and Holdfast's source URI."""
+
+    corpus: Corpus
+    url: str
+    environment: Mapping[str, str]
+    source: str
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the benchmark; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m bench.fetch", description=__doc__.partition("\n")[0])
+    parser.add_argument("--files", type=int, default=4, help="files in the model (default 4)")
+    parser.add_argument("--size", type=parse_size, default="2GiB", help="size of each (default 2GiB)")
+    parser.add_argument("--rounds", type=int, default=3, help="times that every row runs (default 3)")
+    parser.add_argument(
+        "--only", default="", help="run only rows with one of these comma-separated words in their name"
+    )
+    parser.add_argument("--work", type=Path, help="keep the origin's files in this folder for the next run")
+    parser.add_argument("--json", type=Path, help="also write every sample to this file")
+    parser.add_argument("--append", action="store_true", help="append the tables to docs/benchmarks.md")
+    options = parser.parse_args(argv)
+    with workplace(options.work) as place, ExitStack() as servers:
+        total = options.files * options.size
+        require_space(place.folder, total * 2 + _SPARE_BYTES)
+        print(f"origin: {options.files} files of {format_size(options.size)} in {place.origin}", flush=True)
+        corpus = random_corpus(place.origin, options.files, options.size)
+        rows = _rows(corpus, place, servers, [word for word in options.only.split(",") if word])
+        samples = _rounds(rows, corpus, place, options.rounds)
+        text, document = _report(samples, corpus)
+        print(f"\n{text}")
+        if options.json is not None:
+            options.json.write_text(json.dumps(document, indent=1) + "\n")
+        if options.append:
+            append_section(f"Fetch, {options.files} files of {format_size(options.size)}", place.folder, text)
+    return 0
+
+
+def _rows(corpus: Corpus, place: Workplace, servers: ExitStack, words: Sequence[str]) -> list[Row]:
+    web_url = servers.enter_context(nginx(place.origin, place.scratch / "nginx"))
+    web = Server(corpus, web_url, loopback_environment(), f"{web_url}/{BUCKET}/{corpus.version}/")
+    rows = [Row(HOLDFAST_HTTP, partial(_holdfast, web, place)), *_peers(HTTP_PEERS, web, place)]
+    try:
+        s3_url = servers.enter_context(s3_server(place.origin, place.scratch / "s3"))
+    except HoldfastError as error:
+        print(f"skipped, all S3 rows: {error.message}", flush=True)
+    else:
+        s3 = Server(corpus, s3_url, s3_environment(s3_url), f"s3://{BUCKET}/{corpus.version}/")
+        rows += [Row(HOLDFAST_S3, partial(_holdfast, s3, place)), *_peers(S3_PEERS, s3, place)]
+    return [row for row in rows if not words or any(word in row.name for word in words)]
+
+
+def _peers(peers: Sequence[Peer], server: Server, place: Workplace) -> list[Row]:
+    rows = []
+    for peer in peers:
+        if (reason := peer.missing()) is not None:
+            print(f"skipped, {peer.name}: {reason}", flush=True)
+            continue
+        rows.append(Row(peer.name, partial(_peer, peer, server, place)))
+    return rows
+
+
+def _peer(peer: Peer, server: Server, place: Workplace, folder: Path) -> Usage:
+    timeout_s = _timeout_s(server.corpus)
+    return peer.run(Job(server.corpus, server.url, server.environment, folder, place.scratch, timeout_s))
+
+
+def _holdfast(server: Server, place: Workplace, folder: Path) -> Usage:
+    """From the request for a version until its symlink names the verified snapshot, in a daemon that was idle."""
+    catalog, digest = place.scratch / "catalog.yaml", server.corpus.manifest.digest
+    write_catalog(catalog, [Wanted(_REF, server.source, digest)])
+    with daemon(folder, catalog, server.environment) as running:
+        running.wait_ready()
+        started, cpu_before_s = time.monotonic(), cpu_seconds(running.pid)
+        running.pull(_REF)
+        running.wait_published(_REF, digest, _timeout_s(server.corpus))
+        wall_s = time.monotonic() - started
+        return Usage(wall_s, cpu_seconds(running.pid) - cpu_before_s, peak_memory(running.pid))
+
+
+def _rounds(rows: Sequence[Row], corpus: Corpus, place: Workplace, rounds: int) -> list[report.Sample]:
+    samples = []
+    for round_ in range(rounds + 1):
+        # Round 0 counts nothing: the S3 server hashes a file when it is first asked for it.
+        turn = round_ % len(rows)
+        for row in (*rows[turn:], *rows[:turn]):
+            usage = _run(row, corpus, place)
+            sample = report.Sample(row.name, round_, corpus.size, usage.wall_s, usage.cpu_s, usage.peak_bytes)
+            label = f"round {round_}" if round_ else "warming"
+            print(
+                f"{label}: {row.name}: {usage.wall_s:.2f} s, {sample.rate / 1e9:.2f} GB/s, "
+                f"{sample.cpu_s_per_gb:.2f} CPU s/GB, {format_size(usage.peak_bytes)} at most",
+                flush=True,
+            )
+            if round_:
+                samples.append(sample)
+    return samples
+
+
+def _run(row: Row, corpus: Corpus, place: Workplace) -> Usage:
+    folder = place.destination
+    folder.mkdir()
+    corpus.warm()
+    try:
+        return row.run(folder)
+    finally:
+        shutil.rmtree(folder)
+        os.sync()  # the removal's own writes are not the next row's
+
+
+def _report(samples: Sequence[report.Sample], corpus: Corpus) -> tuple[str, dict[str, object]]:
+    http = (HOLDFAST_HTTP, *(peer.name for peer in HTTP_PEERS))
+    s3 = (HOLDFAST_S3, *(peer.name for peer in S3_PEERS))
+    best = report.fastest(samples, s3[1:])
+    parts, rows, targets = [], [], []
+    for title, names, reference in (("Over HTTP (nginx)", http, CURL.name), ("Over S3 (rclone)", s3, best)):
+        references = [reference] if reference else []
+        figures = report.figures(samples, names, references)
+        if figures:
+            rows += figures
+            parts.append(f"{title}, {format_size(corpus.size)}:\n\n{report.table(figures, references)}")
+    for row, reference, bound in ((HOLDFAST_HTTP, CURL.name, 1.2), (HOLDFAST_S3, best, 1.0)):
+        found = report.ratio(samples, row, reference) if reference else None
+        if found is not None:
+            targets.append(report.Target(f"{row}, rate against {reference}", found, bound, True, " x"))
+    targets += [
+        report.Target(f"{figure.row}, CPU", figure.cpu_s_per_gb, 0.80, False, " s/GB")
+        for figure in rows
+        if figure.row == HOLDFAST_HTTP
+    ]
+    parts.append(report.bullets(targets))
+    return "\n\n".join(part for part in parts if part), report.document(samples, rows, targets)
+
+
+def _timeout_s(corpus: Corpus) -> float:
+    return 60 + corpus.size / 50e6
+
+
+if __name__ == "__main__":
+    sys.exit(bench_main(main))

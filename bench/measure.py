@@ -1,0 +1,147 @@
+"""Run a program and say what it cost: wall time, CPU time of its whole process tree, peak memory.
+
+Law: counts the client's processes only, never the server's, and reads the kernel's own accounts: wait4(2) for a
+program that ends, /proc for one that goes on. Knows nothing of Holdfast or of any tool.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from cached.contract.errors import Permanent
+
+_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+_SAMPLE_MS = 50
+_LOG_TAIL_BYTES = 2000
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What a run cost: `wall_s` and `cpu_s` in seconds, `peak_bytes` of resident memory."""
+
+    wall_s: float
+    cpu_s: float
+    peak_bytes: int
+
+    def then(self, following: Usage) -> Usage:
+        """The cost of this run and of another that followed it: times add up, the larger peak counts."""
+        return Usage(
+            self.wall_s + following.wall_s,
+            self.cpu_s + following.cpu_s,
+            max(self.peak_bytes, following.peak_bytes),
+        )
+
+
+def run_program(argv: Sequence[str], environment: Mapping[str, str], log: Path, timeout_s: float) -> Usage:
+    """Run `argv` to its end, its output in `log`; raises `Permanent` where it fails or outlives `timeout_s`."""
+    started = time.monotonic()
+    with log.open("wb") as output:
+        process = subprocess.Popen(argv, env=dict(environment), stdout=output, stderr=subprocess.STDOUT)
+    try:
+        peak = _watch(process.pid, started + timeout_s)
+    except BaseException:
+        process.kill()
+        process.wait()
+        raise
+    wall_s = time.monotonic() - started
+    _, status, accounts = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode != 0:
+        raise failed(f"{argv[0]} ended with {process.returncode}: {tail(log)}")
+    return Usage(wall_s, accounts.ru_utime + accounts.ru_stime, peak)
+
+
+def cpu_seconds(pid: int) -> float:
+    """User and system time of a living process and all that descends from it, in seconds."""
+    # After the name in parentheses, which may hold anything: utime, stime, cutime, cstime are fields 14 to 17.
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    own = sum(int(ticks) for ticks in fields[11:15]) / _TICKS_PER_S
+    return own + sum(cpu_seconds(child) for child in _children(pid))
+
+
+def peak_memory(pid: int) -> int:
+    """Peak resident memory of a living process, and of its living descendants, in bytes; 0 once it is gone."""
+    # Not ru_maxrss: exec(2) leaves there the peak of the process that forked, which is this one.
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+        children = _children(pid)
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    own = next((int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM:")), 0)
+    return own + sum(peak_memory(child) for child in children)
+
+
+def io_count(pid: int, field: str) -> int:
+    """One field of /proc/PID/io in bytes: `read_bytes` came from the disk, `wchar` was handed to write(2)."""
+    lines = Path(f"/proc/{pid}/io").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
+
+
+def wait_until(probe: Callable[[], T | None], what: str, timeout_s: float, every_s: float = 0.005) -> T:
+    """Call `probe` until it gives something; raises `Permanent` that names `what` after `timeout_s` seconds."""
+    deadline = time.monotonic() + timeout_s
+    while (found := probe()) is None:
+        if time.monotonic() > deadline:
+            raise failed(f"no {what} within {timeout_s:.0f} s")
+        time.sleep(every_s)
+    return found
+
+
+def stop(process: subprocess.Popen[bytes], timeout_s: float = 15) -> None:
+    """End a process that this program started: SIGTERM, then SIGKILL after `timeout_s` seconds."""
+    if process.poll() is not None:
+        return
+    process.terminate()
+    try:
+        process.wait(timeout_s)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def tail(log: Path) -> str:
+    """The end of a log, for an error message."""
+    return log.read_bytes()[-_LOG_TAIL_BYTES:].decode(errors="replace").strip() or "it printed nothing"
+
+
+def failed(message: str) -> Permanent:
+    """The error of a benchmark that cannot go on."""
+    return Permanent("bench_failed", message, "look at the program's own message; `--work DIR` keeps the files")
+
+
+def _watch(pid: int, deadline: float) -> int:
+    peak = 0
+    descriptor = os.pidfd_open(pid)
+    try:
+        poller = select.poll()
+        poller.register(descriptor, select.POLLIN)
+        while not poller.poll(_SAMPLE_MS):
+            peak = max(peak, peak_memory(pid))
+            if time.monotonic() > deadline:
+                raise failed("a program ran past its time")
+    finally:
+        os.close(descriptor)
+    return peak
+
+
+def _children(pid: int) -> list[int]:
+    try:
+        tasks = os.listdir(f"/proc/{pid}/task")
+    except FileNotFoundError:
+        return []
+    found: list[int] = []
+    for task in tasks:
+        try:
+            found.extend(int(child) for child in Path(f"/proc/{pid}/task/{task}/children").read_text().split())
+        except (FileNotFoundError, ProcessLookupError):  # the thread ended, or the kernel keeps no such list
+            continue
+    return found

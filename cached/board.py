@@ -1,0 +1,149 @@
+"""The status files: one for each version that is wanted or here, and the daemon's heartbeat.
+
+Law: the only writer of `public/status`. Writes go through one thread, in order, so a slow disk delays no transfer;
+they are atomic and not synced, since a restart writes them anew.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+
+from cached.contract.digest import Digest
+from cached.contract.errors import HoldfastError
+from cached.contract.layout import PublicLayout
+from cached.contract.reference import ModelRef
+from cached.contract.status import DaemonStatus, ModelStatus, State, StatusError, encode, timestamp
+from cached.store import durable
+from cached.store.snapshots import remove_empty
+
+_log = logging.getLogger(__name__)
+_FILE_MODE = 0o644
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a fetch is. Bytes, bytes a second, seconds."""
+
+    total: int | None
+    done: int
+    rate: float | None
+    eta_s: float | None
+
+
+class Board:
+    """What the daemon says of every version."""
+
+    def __init__(self, public: PublicLayout, node: str) -> None:
+        self._public = public
+        self._statuses: dict[ModelRef, ModelStatus] = {}
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="status")
+        now = timestamp(time.time())
+        self._daemon = DaemonStatus(node, version("holdfast"), os.getpid(), now, now)
+
+    @property
+    def daemon(self) -> DaemonStatus:
+        """The last heartbeat."""
+        return self._daemon
+
+    def all(self) -> tuple[ModelStatus, ...]:
+        """Every status, by model and version."""
+        return tuple(self._statuses[ref] for ref in sorted(self._statuses))
+
+    def get(self, ref: ModelRef) -> ModelStatus | None:
+        """One version's status, if it has one."""
+        return self._statuses.get(ref)
+
+    def begin(self, ref: ModelRef, state: State, source: str, pin: Digest | None) -> None:
+        """A version enters `state` anew: no error, no progress. `source` carries no credentials."""
+        digest = str(pin) if pin is not None else None
+        self._put(ref, state, _status(ref, state, source, digest, pin is not None))
+
+    def move(self, ref: ModelRef, state: State, progress: Progress, trouble: HoldfastError | None = None) -> None:
+        """A version is in `state` and this far; `trouble` is what it is retrying now."""
+        error = None if trouble is None else StatusError.of(trouble)
+        self._put(ref, state, _with_progress(replace(self._statuses[ref], error=error), progress))
+
+    def trouble(self, ref: ModelRef, state: State, error: HoldfastError) -> None:
+        """A version met an error, in `state`."""
+        old = self._statuses[ref]
+        self._put(ref, state, replace(old, error=StatusError.of(error), rate_bytes_per_s=None, eta_s=None))
+
+    def ready(self, ref: ModelRef, digest: Digest, size: int, pinned: bool) -> None:
+        """A version is published."""
+        source = self._statuses[ref].source if ref in self._statuses else ""
+        done = replace(_status(ref, State.READY, source, str(digest), pinned), bytes_total=size, bytes_done=size)
+        self._put(ref, State.READY, done)
+
+    def adopt(self, ref: ModelRef, status: ModelStatus) -> None:
+        """A version's status as the last daemon left it; its file is there already."""
+        self._statuses[ref] = status
+
+    def drop(self, ref: ModelRef) -> None:
+        """A version is neither here nor wanted."""
+        if self._statuses.pop(ref, None) is not None:
+            self._submit(partial(self._remove, ref))
+
+    def beat(self) -> None:
+        """Move the heartbeat."""
+        self._daemon = replace(self._daemon, updated=timestamp(time.time()))
+        self._submit(partial(self._write, self._public.daemon_status, self._daemon.document()))
+
+    async def flushed(self) -> None:
+        """Wait until everything said so far is in its file."""
+        await asyncio.get_running_loop().run_in_executor(self._writer, _nothing)
+
+    def close(self) -> None:
+        """Write what is left and end the thread."""
+        self._writer.shutdown()
+
+    def _put(self, ref: ModelRef, state: State, status: ModelStatus) -> None:
+        now = timestamp(time.time())
+        old = self._statuses.get(ref)
+        since = old.since if old is not None and old.state == state else now
+        status = replace(status, state=state, since=since, updated=now)
+        self._statuses[ref] = status
+        self._submit(partial(self._write, self._public.model_status(ref), status.document()))
+
+    def _submit(self, job: partial[None]) -> None:
+        self._writer.submit(job)
+
+    def _write(self, path: Path, document: dict[str, object]) -> None:
+        try:
+            durable.make_dir(path.parent, durable.PUBLIC_DIR_MODE)
+            durable.replace_volatile(path, encode(document), _FILE_MODE)
+        except OSError as error:  # the disk may be full or gone: the daemon goes on, and says so in its log
+            _log.warning("cannot write %s: %s", path, error.strerror or error)
+
+    def _remove(self, ref: ModelRef) -> None:
+        path = self._public.model_status(ref)
+        try:
+            path.unlink(missing_ok=True)
+            remove_empty(path.parent)
+        except OSError as error:
+            _log.warning("cannot remove %s: %s", path, error.strerror or error)
+
+
+def _status(ref: ModelRef, state: State, source: str, digest: str | None, pinned: bool) -> ModelStatus:
+    return ModelStatus(ref.name, ref.version, state, digest, pinned, source, None, 0, None, None, "", "", None)
+
+
+def _with_progress(status: ModelStatus, progress: Progress) -> ModelStatus:
+    return replace(
+        status,
+        bytes_total=progress.total,
+        bytes_done=progress.done,
+        rate_bytes_per_s=progress.rate,
+        eta_s=progress.eta_s,
+    )
+
+
+def _nothing() -> None:
+    """The job after which everything before it is done."""

@@ -1,0 +1,37 @@
+"""`holdfast gc`: evict what nobody wants or uses, or say what that would be.
+
+Law: asks the daemon, which alone knows what is in use; removes nothing itself.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from cached.commands.common import command_parser, layout_of, report_errors, table
+from cached.contract.options import EXIT_DONE
+from cached.contract.units import format_size
+from cached.control_client import ControlClient, GcReport
+
+
+def main(argv: Sequence[str]) -> int:
+    """`holdfast gc [--dry-run]`; returns the exit code."""
+    parser = command_parser("gc", "Evict the versions that nobody wants, uses or has pinned.")
+    parser.switch("--dry-run", help="say what would go, and remove nothing")
+    options = parser.parse_args(argv)
+
+    def body() -> int:
+        report = ControlClient(layout_of(options), timeout_s=600).gc(dry_run=options.dry_run)
+        sys.stdout.write(_describe(report, "would be evicted" if options.dry_run else "evicted"))
+        return EXIT_DONE
+
+    return report_errors("gc", body)
+
+
+def _describe(report: GcReport, done: str) -> str:
+    if not report.versions:
+        return "nothing to evict: every version is wanted, in use or pinned\n"
+    rows = [("VERSION", "FREES", "REASON")]
+    rows += [(str(item.ref), format_size(item.bytes), item.reason) for item in report.versions]
+    count = len(report.versions)
+    return f"{table(rows)}{count} version{'s' * (count != 1)} {done}, {format_size(report.bytes)} in all\n"

@@ -1,0 +1,85 @@
+"""`holdfast ls`: the versions on this node, and those on their way.
+
+Law: reads the public tree only; works while no daemon runs.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+
+from cached.commands.common import command_parser, layout_of, report_errors, table
+from cached.commands.tree import HeldVersion, check_root, held_versions, model_statuses
+from cached.contract.layout import PublicLayout
+from cached.contract.options import EXIT_DONE
+from cached.contract.status import ModelStatus
+from cached.contract.units import format_size
+
+_Held = list[tuple[HeldVersion, bool | None]]  # with whether its digest is pinned; None where no status says
+
+
+def main(argv: Sequence[str]) -> int:
+    """`holdfast ls [--json]`; returns the exit code."""
+    parser = command_parser("ls", "List the versions on this node, and those on their way.")
+    parser.switch("--json", help="print a JSON list instead of a table")
+    options = parser.parse_args(argv)
+
+    def body() -> int:
+        layout = layout_of(options)
+        check_root(layout)
+        held, others = _versions(layout.public)
+        sys.stdout.write(_as_json(held, others) if options.json else _as_table(held, others))
+        return EXIT_DONE
+
+    return report_errors("ls", body)
+
+
+def _versions(public: PublicLayout) -> tuple[_Held, list[ModelStatus]]:
+    """What is held, and what has a status only."""
+    statuses = {(status.model, status.version): status for status in model_statuses(public)}
+    held: _Held = []
+    for version in held_versions(public):
+        status = statuses.pop((version.ref.name, version.ref.version), None)
+        held.append((version, None if status is None else status.pinned))
+    return held, list(statuses.values())
+
+
+def _as_json(held: _Held, others: list[ModelStatus]) -> str:
+    documents = [version.document(pinned) for version, pinned in held]
+    documents += [
+        {
+            "model": status.model,
+            "version": status.version,
+            "state": status.state.value,
+            "digest": status.digest,
+            "pinned": status.pinned,
+            "bytes": status.bytes_total,
+            "files": None,
+            "path": None,
+        }
+        for status in others
+    ]
+    return json.dumps(documents, indent=2, ensure_ascii=False) + "\n"
+
+
+def _as_table(held: _Held, others: list[ModelStatus]) -> str:
+    rows = [("VERSION", "STATE", "SIZE", "FILES", "DIGEST")]
+    rows += [(str(v.ref), "ready", format_size(v.bytes), str(v.files), _short(str(v.digest))) for v, _ in held]
+    rows += [
+        (
+            f"{status.model}@{status.version}",
+            status.state.value,
+            "-" if status.bytes_total is None else format_size(status.bytes_total),
+            "-",
+            "-" if status.digest is None else _short(status.digest),
+        )
+        for status in others
+    ]
+    if len(rows) == 1:
+        return "no versions on this node yet: annotate a pod, or `holdfast pull NAME@VERSION`\n"
+    return table(rows)
+
+
+def _short(digest: str) -> str:
+    return digest[: len("sha256:") + 12]

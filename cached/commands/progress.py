@@ -1,0 +1,68 @@
+"""Progress of one version, as a person likes to read it: bytes, percent, rate, time that remains.
+
+Law: turns a status into words; writes only to the stream it is given.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from typing import TextIO
+
+from cached.contract.status import ModelStatus, State
+from cached.contract.units import format_duration, format_size
+
+_LINE_EVERY_S = 2.0  # where the stream is no terminal: a line a state, and one every so often
+
+
+def describe(status: ModelStatus) -> str:
+    """One line, as the gate says it: `fetching 41.0 MiB of 87.3 MiB (47 %), 120.0 MiB/s, 1s left`."""
+    if status.error is not None:
+        again = "" if status.error.permanent else ", the daemon tries again"
+        return f"{status.state.value}{again}: {status.error.message}"
+    return f"{status.state.value} {amounts(status)}".rstrip()
+
+
+def amounts(status: ModelStatus) -> str:
+    """The numbers alone; empty where none is known yet."""
+    if status.state in (State.FETCHING, State.VERIFYING) and status.bytes_total:
+        share = f"{100 * status.bytes_done // status.bytes_total} %"
+        parts = [f"{format_size(status.bytes_done)} of {format_size(status.bytes_total)} ({share})"]
+        if status.rate_bytes_per_s:
+            parts.append(f"{format_size(status.rate_bytes_per_s)}/s")
+        if status.eta_s is not None:
+            parts.append(f"{format_duration(status.eta_s)} left")
+        return ", ".join(parts)
+    return "" if status.bytes_total is None else format_size(status.bytes_total)
+
+
+class ProgressLine:
+    """Shows one line of progress: refreshed in place on a terminal, elsewhere a line whenever there is news."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._in_place = stream.isatty()
+        self._shown = ""
+        self._kind = ""
+        self._shown_at = 0.0
+
+    def show(self, kind: str, line: str) -> None:
+        """Show `line`; a new `kind` (a state) is news at once, the rest as time passes."""
+        if line == self._shown:
+            return
+        now = time.monotonic()
+        if self._in_place:
+            width = shutil.get_terminal_size().columns - 1  # a line that wraps cannot be drawn over
+            self._stream.write(f"\r\x1b[2K{line[:width]}")
+        elif kind != self._kind or now - self._shown_at >= _LINE_EVERY_S:
+            self._stream.write(f"{line}\n")
+        else:
+            return
+        self._stream.flush()
+        self._shown, self._kind, self._shown_at = line, kind, now
+
+    def end(self) -> None:
+        """Leave the last line standing."""
+        if self._in_place and self._shown:
+            self._stream.write("\n")
+            self._stream.flush()

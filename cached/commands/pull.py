@@ -1,0 +1,113 @@
+"""`holdfast pull`: ask the daemon of this node for a version, and wait until it is ready.
+
+Law: asks through the socket, then only reads the public tree. The daemon's answer counts from the moment it is given:
+it replaces an older `failed` status before it answers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+
+from cached.commands.common import command_parser, digest, layout_of, reference, report_errors
+from cached.commands.progress import ProgressLine, describe
+from cached.commands.tree import daemon_status, held_version, model_status, seconds_since
+from cached.contract.errors import Permanent, Transient
+from cached.contract.layout import Layout, PublicLayout
+from cached.contract.options import EXIT_DONE, EXIT_FAILED
+from cached.contract.reference import ModelRef
+from cached.contract.status import ModelStatus, State
+from cached.contract.units import format_duration
+from cached.control_client import ControlClient
+
+_POLL_S = 0.1
+_HEARTBEAT_LOST_S = 20.0  # it moves at least every 5 s (design, section 3)
+
+
+def main(argv: Sequence[str]) -> int:
+    """`holdfast pull NAME@VERSION [--digest D] [--no-wait] [--timeout S]`; returns the exit code."""
+    parser = command_parser("pull", "Ask the daemon of this node for a version, and wait until it is ready.")
+    parser.add_argument("ref", metavar="NAME@VERSION", type=reference)
+    parser.option("--digest", type=digest, help="the manifest digest it must have, sha256:…")
+    parser.switch("--no-wait", help="return once the daemon knows")
+    parser.option("--timeout", type=_seconds, help="stop waiting after this many seconds (the daemon goes on)")
+    options = parser.parse_args(argv)
+
+    def body() -> int:
+        try:
+            return _pull(layout_of(options), options)
+        except KeyboardInterrupt:
+            sys.stderr.write(f"\nholdfast pull: stopped waiting; the daemon goes on fetching {options.ref}\n")
+            return EXIT_FAILED
+
+    return report_errors("pull", body)
+
+
+def _pull(layout: Layout, options: argparse.Namespace) -> int:
+    ref: ModelRef = options.ref
+    state = ControlClient(layout).pull(ref, options.digest)
+    if options.no_wait:
+        sys.stdout.write(f"{ref} is {state.value}; `holdfast status --watch` follows it\n")
+        return EXIT_DONE
+    progress = ProgressLine(sys.stderr)
+    try:
+        _wait(layout.public, ref, options.timeout, progress)
+    finally:
+        progress.end()
+    held = held_version(layout.public, ref)
+    if held is None:
+        raise Transient("gone_again", f"{ref} was ready and is gone again", "pull it again, and `holdfast pin` it")
+    sys.stdout.write(f"{held.path}\n{held.digest}\n")
+    return EXIT_DONE
+
+
+def _wait(public: PublicLayout, ref: ModelRef, timeout_s: float | None, progress: ProgressLine) -> None:
+    """Follow the status of `ref` until it is ready; raises the daemon's reason where it never will be."""
+    deadline = None if timeout_s is None else time.monotonic() + timeout_s
+    while True:
+        status = model_status(public, ref)
+        if status is not None:
+            progress.show(status.state.value, f"{ref}: {describe(status)}")
+            if status.state is State.READY and held_version(public, ref) is not None:
+                return
+            _raise_if_failed(ref, status)
+        _raise_if_daemon_lost(public, ref)
+        if deadline is not None and time.monotonic() >= deadline:
+            where = "no status yet" if status is None else describe(status)
+            raise Transient(
+                "timeout",
+                f"{ref} is not ready after {timeout_s:g} s: {where}",
+                "the daemon goes on; `holdfast status --watch` follows it",
+            )
+        time.sleep(_POLL_S)
+
+
+def _raise_if_failed(ref: ModelRef, status: ModelStatus) -> None:
+    """A failure that is not permanent is retried by the daemon for as long as somebody wants the version: wait on."""
+    if status.state is State.FAILED and status.error is not None and status.error.permanent:
+        raise Permanent(status.error.code, f"{ref}: {status.error.message}", status.error.remedy)
+
+
+def _raise_if_daemon_lost(public: PublicLayout, ref: ModelRef) -> None:
+    daemon = daemon_status(public)
+    if daemon is None:
+        return
+    silent_s = seconds_since(daemon.updated)
+    if silent_s > _HEARTBEAT_LOST_S:
+        raise Transient(
+            "daemon_lost",
+            f"waiting for {ref}, but the daemon's heartbeat stopped {format_duration(silent_s)} ago",
+            "start the daemon and pull again: what it fetched so far is kept",
+        )
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 < seconds < float("inf"):
+        raise ValueError(f"expected seconds, more than 0, found {text!r}")
+    return seconds

@@ -1,0 +1,105 @@
+"""`holdfast status`: what the daemon of this node is doing, once or refreshed in place.
+
+Law: reads the public tree only, so that it tells the truth about a daemon that is down, too.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from cached.commands.common import command_parser, layout_of, report_errors, table
+from cached.commands.progress import amounts
+from cached.commands.tree import check_root, daemon_status, disk, model_statuses, seconds_since
+from cached.contract.layout import PublicLayout
+from cached.contract.options import EXIT_DONE
+from cached.contract.status import DaemonStatus, ModelStatus
+from cached.contract.units import format_duration, format_size
+
+_REFRESH_S = 1.0
+_HEARTBEAT_LATE_S = 15.0  # it moves at least every 5 s (design, section 3)
+
+
+def main(argv: Sequence[str]) -> int:
+    """`holdfast status [--watch] [--json]`; returns the exit code."""
+    parser = command_parser("status", "Show what the daemon of this node is doing.")
+    parser.switch("--watch", help="refresh every second, until Ctrl-C")
+    parser.switch("--json", help="print JSON instead of text (with --watch: one object a line)")
+    options = parser.parse_args(argv)
+
+    def body() -> int:
+        public = layout_of(options).public
+        check_root(layout_of(options))
+        if options.watch:
+            return _watch(public, as_json=options.json)
+        sys.stdout.write(json.dumps(_document(public), indent=2) + "\n" if options.json else _text(public))
+        return EXIT_DONE
+
+    return report_errors("status", body)
+
+
+def _watch(public: PublicLayout, *, as_json: bool) -> int:
+    in_place = sys.stdout.isatty() and not as_json
+    try:
+        while True:
+            text = json.dumps(_document(public)) + "\n" if as_json else _text(public)
+            sys.stdout.write(_redraw(text) if in_place else text)
+            sys.stdout.flush()
+            time.sleep(_REFRESH_S)
+    except KeyboardInterrupt:
+        return EXIT_DONE
+
+
+def _redraw(text: str) -> str:
+    """Draw over what is there, line by line: clearing the whole screen first would flicker."""
+    width, height = shutil.get_terminal_size()
+    lines = [line[: width - 1] for line in text.splitlines()[: height - 1]]
+    return "\x1b[H" + "".join(f"{line}\x1b[K\n" for line in lines) + "\x1b[J"
+
+
+def _document(public: PublicLayout) -> dict[str, Any]:
+    """In the shape of the daemon's `/v1/status`, as far as files tell."""
+    daemon = daemon_status(public)
+    return {
+        "daemon": None if daemon is None else daemon.document(),
+        "disk": disk(public),
+        "models": [status.document() for status in model_statuses(public)],
+    }
+
+
+def _text(public: PublicLayout) -> str:
+    space = disk(public)
+    used = 100 * space["used"] / max(1, space["capacity"])
+    lines = _daemon_line(daemon_status(public))
+    lines += f"disk    {format_size(space['free'])} free of {format_size(space['capacity'])}, {used:.0f} % used\n\n"
+    statuses = model_statuses(public)
+    if not statuses:
+        return lines + "no version is wanted here yet\n"
+    rows = [("VERSION", "STATE", "FOR", "PROGRESS")]
+    rows += [_row(status) for status in statuses]
+    return lines + table(rows) + _errors(statuses)
+
+
+def _row(status: ModelStatus) -> tuple[str, str, str, str]:
+    since = format_duration(seconds_since(status.since))
+    return f"{status.model}@{status.version}", status.state.value, since, amounts(status)
+
+
+def _errors(statuses: list[ModelStatus]) -> str:
+    return "".join(
+        f"\n{status.model}@{status.version}: {status.error.message}\n  what to do: {status.error.remedy}\n"
+        for status in statuses
+        if status.error is not None
+    )
+
+
+def _daemon_line(daemon: DaemonStatus | None) -> str:
+    if daemon is None:
+        return "daemon  never ran on this root\n"
+    age_s = seconds_since(daemon.updated)
+    late = "  NOT RUNNING? the heartbeat moves every 5s while it lives\n" if age_s > _HEARTBEAT_LATE_S else "\n"
+    return f"daemon  {daemon.version} on {daemon.node}, pid {daemon.pid}, heartbeat {format_duration(age_s)} ago{late}"

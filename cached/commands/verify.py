@@ -1,0 +1,98 @@
+"""`holdfast verify`: hash versions again and compare every file with its manifest.
+
+Law: reads the public tree only, holding each snapshot's lease meanwhile; repairs nothing (the daemon's scrub does).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Sequence
+
+from cached.commands.common import command_parser, layout_of, reference, report_errors, tell_error
+from cached.commands.tree import check_root, linked_references, linked_snapshot
+from cached.contract import lease
+from cached.contract.errors import HoldfastError, Permanent, Transient
+from cached.contract.layout import PublicLayout
+from cached.contract.manifest import Manifest
+from cached.contract.options import EXIT_DONE, EXIT_FAILED
+from cached.contract.reference import ModelRef
+from cached.contract.units import format_size
+from cached.contract.verify import check_full, load_manifest
+
+
+def main(argv: Sequence[str]) -> int:
+    """`holdfast verify [NAME@VERSION] [--threads N]`; returns the exit code."""
+    parser = command_parser("verify", "Hash versions again and compare every file with its manifest.")
+    parser.add_argument("ref", metavar="NAME@VERSION", nargs="?", type=reference, help="default: every version here")
+    cores = len(os.sched_getaffinity(0))
+    parser.option("--threads", type=_threads, default=cores, help=f"hash with this many threads (default {cores})")
+    options = parser.parse_args(argv)
+
+    def body() -> int:
+        layout = layout_of(options)
+        check_root(layout)
+        references = [options.ref] if options.ref else linked_references(layout.public)
+        if not references:
+            sys.stdout.write("no versions on this node\n")
+        return _verify_all(layout.public, references, options.threads)
+
+    return report_errors("verify", body)
+
+
+def _verify_all(public: PublicLayout, references: list[ModelRef], threads: int) -> int:
+    verified: dict[str, str] = {}  # by snapshot: names that share content are hashed once
+    failed = False
+    for ref in references:
+        started = time.monotonic()
+        try:
+            snapshot = linked_snapshot(public, ref)
+            if snapshot is not None and snapshot.path.name in verified:
+                sys.stdout.write(f"{ref}  ok  the same content as {verified[snapshot.path.name]}\n")
+                continue
+            manifest = _verify(public, ref, threads)
+        except HoldfastError as error:
+            failed = True
+            mismatch = error.code in ("digest_mismatch", "invalid_manifest")
+            sys.stdout.write(f"{ref}  {'MISMATCH' if mismatch else 'FAILED'}  {error.message}\n")
+            sys.stdout.flush()
+            tell_error("verify", f"{ref}: {error.message}", error.remedy)
+            continue
+        verified[manifest.digest.hex] = str(ref)
+        elapsed = time.monotonic() - started
+        sys.stdout.write(
+            f"{ref}  ok  {len(manifest.files)} files, {format_size(manifest.total_bytes)} in {elapsed:.1f}s\n"
+        )
+        sys.stdout.flush()
+    return EXIT_FAILED if failed else EXIT_DONE
+
+
+def _verify(public: PublicLayout, ref: ModelRef, threads: int) -> Manifest:
+    snapshot = linked_snapshot(public, ref)
+    if snapshot is None:
+        raise Permanent(
+            "not_here",
+            f"{ref} is not on this node: no {public.model_link(ref)}",
+            f"`holdfast ls` lists what is here; `holdfast pull {ref}` fetches it",
+        )
+    held = lease.take_shared(snapshot.lease)
+    if held is None:
+        raise Transient("being_evicted", f"{ref} is being evicted, or its lease file is gone", "run verify again")
+    with held:
+        try:
+            manifest = load_manifest(snapshot, None)
+        except FileNotFoundError as error:
+            raise Permanent(
+                "invalid_manifest",
+                f"{snapshot.manifest}: expected the manifest, found no file",
+                "check that only the daemon writes the root",
+            ) from error
+        check_full(snapshot, manifest, threads)
+    return manifest
+
+
+def _threads(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise ValueError(f"expected a number of threads from 1, found {text!r}")
+    return int(text)

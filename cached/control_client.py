@@ -1,0 +1,159 @@
+"""Ask the daemon of this node through its control socket: pull, gc, pin, unpin, status.
+
+Law: HTTP/1.1 over a Unix socket, standard library only; every failure is a `HoldfastError` with a remedy.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import socket
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cached.contract.digest import Digest
+from cached.contract.errors import HoldfastError, Permanent, Transient
+from cached.contract.layout import Layout
+from cached.contract.reference import ModelRef
+from cached.contract.status import State
+
+_MAX_ANSWER_BYTES = 64 * 1024 * 1024
+_SUN_PATH_BYTES = 107  # sun_path in unix(7), less its final NUL
+
+
+@dataclass(frozen=True, slots=True)
+class Evicted:
+    """One version that `gc` evicted, or would: `bytes` is what its removal frees."""
+
+    ref: ModelRef
+    digest: str
+    bytes: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class GcReport:
+    """What `gc` evicted, or would, and the bytes that frees in all."""
+
+    versions: tuple[Evicted, ...]
+    bytes: int
+
+
+class ControlClient:
+    """The daemon that owns `layout`, over one connection a request. `timeout_s` is for each answer, in seconds."""
+
+    def __init__(self, layout: Layout, timeout_s: float = 30.0) -> None:
+        self._socket = layout.socket
+        self._root = layout.root
+        self._timeout_s = timeout_s
+
+    def pull(self, ref: ModelRef, digest: Digest | None) -> State:
+        """Want `ref`, pinned to `digest` if given; returns where it stands now."""
+        body = {**_named(ref), "digest": None if digest is None else str(digest)}
+        return State(self._ask("POST", "/v1/pull", body)["state"])
+
+    def gc(self, *, dry_run: bool) -> GcReport:
+        """Evict what nobody wants or uses; with `dry_run` only say what that would be."""
+        answer = self._ask("POST", "/v1/gc", {"dry_run": dry_run})
+        versions = tuple(
+            Evicted(ModelRef(item["model"], item["version"]), item["digest"], item["bytes"], item["reason"])
+            for item in answer["versions"]
+        )
+        return GcReport(versions, answer["bytes"])
+
+    def pin(self, ref: ModelRef) -> bool:
+        """Keep `ref` from eviction; returns whether it is pinned now."""
+        return bool(self._ask("POST", "/v1/pin", _named(ref))["pinned"])
+
+    def unpin(self, ref: ModelRef) -> bool:
+        """Let `ref` be evicted again; returns whether it is pinned now."""
+        return bool(self._ask("POST", "/v1/unpin", _named(ref))["pinned"])
+
+    def status(self) -> dict[str, Any]:
+        """The daemon's own view: `{"daemon", "disk", "models"}` (design, section 8)."""
+        return self._ask("GET", "/v1/status", None)
+
+    def _ask(self, method: str, path: str, body: dict[str, Any] | None) -> dict[str, Any]:
+        with closing(_UnixConnection(self._socket, self._timeout_s)) as connection:
+            try:
+                connection.request(
+                    method, path, None if body is None else json.dumps(body), {"Content-Type": "application/json"}
+                )
+                response = connection.getresponse()
+                status, data = response.status, response.read(_MAX_ANSWER_BYTES)
+            except TimeoutError as error:
+                raise Transient(
+                    "daemon_silent",
+                    f"the daemon did not answer {path} within {self._timeout_s:g} s on {self._socket}",
+                    "look at its log: it may be busy recovering, or stuck on a disk",
+                ) from error
+            except (OSError, http.client.HTTPException) as error:
+                raise self._unreachable(error) from error
+        return _read_answer(status, data, path)
+
+    def _unreachable(self, error: Exception) -> HoldfastError:
+        if isinstance(error, FileNotFoundError):
+            return Permanent(
+                "no_daemon",
+                f"no daemon here: {self._socket} does not exist",
+                f"start it with `holdfast daemon --root {self._root} --catalog FILE`, or name its root with --root",
+            )
+        if isinstance(error, ConnectionRefusedError):
+            return Permanent(
+                "no_daemon",
+                f"the daemon of {self._root} is not running (its socket is there, nobody answers)",
+                f"start it with `holdfast daemon --root {self._root} --catalog FILE`",
+            )
+        if isinstance(error, PermissionError):
+            return Permanent(
+                "no_permission",
+                f"may not open {self._socket}: {error.strerror}",
+                "run as the daemon's user, often root: only it may change what is cached",
+            )
+        return Transient(
+            "daemon_unreachable", f"talking to the daemon on {self._socket} failed: {error!r}", "try again"
+        )
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path: Path, timeout_s: float) -> None:
+        super().__init__("localhost", timeout=timeout_s)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        if len(os.fsencode(self._path)) <= _SUN_PATH_BYTES:
+            self.sock.connect(os.fspath(self._path))
+            return
+        # A deep root does not fit the address; its folder, opened, has a short name.
+        folder = os.open(self._path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            self.sock.connect(f"/proc/self/fd/{folder}/{self._path.name}")
+        finally:
+            os.close(folder)
+
+
+def _named(ref: ModelRef) -> dict[str, Any]:
+    return {"model": ref.name, "version": ref.version}
+
+
+def _read_answer(status: int, data: bytes, path: str) -> dict[str, Any]:
+    try:
+        answer = json.loads(data)
+    except ValueError:
+        answer = None
+    if status == 200 and isinstance(answer, dict):
+        return answer
+    error = answer.get("error") if isinstance(answer, dict) else None
+    if not isinstance(error, dict):
+        raise Permanent(
+            "bad_answer",
+            f"expected JSON from the daemon at {path}, found status {status} and {data[:80]!r}",
+            "check that the daemon and this command are of the same version (`holdfast --version`)",
+        )
+    kind = Permanent if error.get("permanent", True) else Transient
+    raise kind(error.get("code", "unknown"), error.get("message", f"status {status}"), error.get("remedy", ""))

@@ -1,0 +1,147 @@
+"""The daemon's answers and commands: what the two doors, TCP and the control socket, reach.
+
+Law: on the event loop; translates between the doors' words and the scheduler's, and decides nothing.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cached.blocking import Blocking
+from cached.board import Board
+from cached.contract.digest import Digest
+from cached.contract.layout import Layout
+from cached.contract.reference import ModelRef
+from cached.contract.status import timestamp
+from cached.eviction import reclaimable
+from cached.holdings import Holdings, write_pins
+from cached.ledger import Ledger
+from cached.metrics import Figures, Metrics, ModelFigures
+from cached.scheduler import Scheduler
+from cached.workers import Workers
+
+
+class Daemon:
+    """`http.Reports` and `control.Commands`."""
+
+    def __init__(self, layout: Layout, holdings: Holdings, board: Board, ledger: Ledger, blocking: Blocking) -> None:
+        self._layout = layout
+        self._holdings = holdings
+        self._board = board
+        self._ledger = ledger
+        self._blocking = blocking
+        self._waiting_for: str | None = "starting"
+        self._scheduler: Scheduler
+        self._workers: Workers
+        self._metrics = Metrics(self._figures)
+
+    @property
+    def counters(self) -> Metrics:
+        """Where everybody counts."""
+        return self._metrics
+
+    def drive(self, scheduler: Scheduler, workers: Workers) -> None:
+        """Answer for these from now on."""
+        self._scheduler = scheduler
+        self._workers = workers
+
+    def waits_for(self, reason: str | None) -> None:
+        """Say why the daemon is not ready; None when it is."""
+        self._waiting_for = reason
+
+    # --- reads -----------------------------------------------------------------------------------------------------
+
+    def metrics(self) -> bytes:
+        return self._metrics.text()
+
+    def not_ready(self) -> str | None:
+        return self._waiting_for
+
+    def status(self) -> dict[str, Any]:
+        use = self._ledger.use()
+        return {
+            "daemon": self._board.daemon.document(),
+            "disk": {
+                "capacity": use.capacity,
+                "used": use.used + use.dying,
+                "reserved": use.reserved,
+                "free": use.free,
+            },
+            "models": [self._model(status.document(), status.model, status.version) for status in self._board.all()],
+        }
+
+    # --- commands --------------------------------------------------------------------------------------------------
+
+    async def pull(self, ref: ModelRef, pin: Digest | None) -> str:
+        state = self._scheduler.pull(ref, pin)
+        await self._board.flushed()
+        return state
+
+    async def gc(self) -> list[dict[str, Any]]:
+        await self._scheduler.look_at_leases()
+        gone = []
+        for victim in self._scheduler.evictable():
+            freed = await self._scheduler.evict(victim.ref, victim.digest, "gc")
+            if freed is not None:
+                gone.append(_evicted(victim.ref, victim.digest, freed))
+        await self._scheduler.sweep()
+        return gone
+
+    def gc_plan(self) -> list[dict[str, Any]]:
+        victims, holdings = self._scheduler.evictable(), self._scheduler.holdings()
+        plan, before = [], 0
+        for count, victim in enumerate(victims, 1):
+            freed = reclaimable(victims[:count], holdings)
+            plan.append(_evicted(victim.ref, victim.digest, freed - before))
+            before = freed
+        return plan
+
+    async def pin(self, ref: ModelRef) -> None:
+        self._holdings.pins.add(ref)
+        await self._blocking.run(write_pins, self._layout, frozenset(self._holdings.pins))
+
+    async def unpin(self, ref: ModelRef) -> None:
+        self._holdings.pins.discard(ref)
+        await self._blocking.run(write_pins, self._layout, frozenset(self._holdings.pins))
+
+    # --- figures ---------------------------------------------------------------------------------------------------
+
+    def _model(self, document: dict[str, Any], name: str, version: str) -> dict[str, Any]:
+        ref = ModelRef(name, version)
+        used = self._holdings.last_used.get(ref)
+        document["last_used"] = None if used is None else timestamp(used)
+        document["leased"] = self._holdings.models.get(ref) in self._holdings.leased
+        return document
+
+    def _figures(self) -> Figures:
+        use = self._ledger.use()
+        held = self._holdings
+        return Figures(
+            capacity=use.capacity,
+            store_bytes={"committed": use.used, "reserved": use.reserved, "dying": use.dying},
+            in_progress=self._workers.in_progress(),
+            pods_waiting=0,
+            models=tuple(
+                ModelFigures(
+                    status.model,
+                    status.version,
+                    ready=ref in held.models,
+                    pinned=status.pinned,
+                    size=held.size(ref) if ref in held.models else 0,
+                    last_used=held.last_used.get(ref),
+                )
+                for status in self._board.all()
+                for ref in (ModelRef(status.model, status.version),)
+                if self._scheduler.knows(ref)
+            ),
+        )
+
+
+def _evicted(ref: ModelRef, digest: Digest, size: int) -> dict[str, Any]:
+    return {
+        "model": ref.name,
+        "version": ref.version,
+        "digest": str(digest),
+        "bytes": size,
+        "reason": "not wanted",
+    }

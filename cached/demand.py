@@ -1,0 +1,168 @@
+"""Demand: which versions this node wants now, for whom, and how soon.
+
+Law: pure: no I/O, no clock. The same catalog, pods, pulls and labels always give the same demand.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+from cached.catalog import Catalog, CatalogVersion
+from cached.contract.digest import Digest
+from cached.contract.errors import DigestMismatch, Permanent
+from cached.contract.reference import ModelRef
+
+
+class Priority(IntEnum):
+    """How soon a version is wanted; lower is sooner."""
+
+    WAITING = 0  # a pod
+    PULL = 1  # a person
+    PREFETCH = 2  # nobody yet
+
+
+@dataclass(frozen=True, slots=True)
+class PodWant:
+    """An annotated pod of this node: its uid, `namespace/name`, and the version and pin that it asks for."""
+
+    uid: str
+    pod: str
+    ref: ModelRef
+    pin: Digest | None
+
+
+@dataclass(frozen=True, slots=True)
+class PullWant:
+    """A `holdfast pull` that has not run out."""
+
+    ref: ModelRef
+    pin: Digest | None
+
+
+@dataclass(frozen=True, slots=True)
+class Want:
+    """One version to have, with all that it takes to fetch it. `source` may carry credentials; `reasons` are for a
+    person; `keep`: never evicted."""
+
+    ref: ModelRef
+    source: str = field(repr=False)
+    pin: Digest | None
+    include: tuple[str, ...]
+    exclude: tuple[str, ...]
+    priority: Priority
+    reasons: tuple[str, ...]
+    keep: bool
+
+    def same_fetch(self, other: Want) -> bool:
+        """Tell whether fetching for `other` gives the same bytes or the same failure."""
+        return self._fetch() == other._fetch()
+
+    def _fetch(self) -> tuple[object, ...]:
+        return self.ref, self.source, self.pin, self.include, self.exclude
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """What this node wants, and what it was asked for but cannot want, with why. No version is in both."""
+
+    wants: Mapping[ModelRef, Want]
+    refused: Mapping[ModelRef, Permanent]
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class _Ask:
+    priority: Priority
+    reason: str
+    pin: Digest | None = field(compare=False)
+
+
+def compute_demand(
+    catalog: Catalog, pods: Iterable[PodWant], pulls: Iterable[PullWant], node_labels: Mapping[str, str]
+) -> Demand:
+    """Merge what pods, pulls and the catalog's prefetch rules ask for into one want for each version.
+
+    Refused are versions that the catalog lacks (`unknown_model`), and versions of which nobody's pin can be met
+    (`digest_mismatch`): all pins differ from the catalog's digest, or there is none and the pins differ.
+    """
+    asks: defaultdict[ModelRef, list[_Ask]] = defaultdict(list)
+    for pod in pods:
+        asks[pod.ref].append(_Ask(Priority.WAITING, f"pod {pod.pod}", pod.pin))
+    for pull in pulls:
+        asks[pull.ref].append(_Ask(Priority.PULL, "pull", pull.pin))
+    for ref in _prefetched(catalog, node_labels):
+        asks[ref].append(_Ask(Priority.PREFETCH, "prefetch", None))
+    wants: dict[ModelRef, Want] = {}
+    refused: dict[ModelRef, Permanent] = {}
+    for ref in sorted(asks):
+        entry = catalog.find(ref)
+        outcome = _unknown(catalog, ref) if entry is None else _merge(entry, sorted(asks[ref]))
+        if isinstance(outcome, Want):
+            wants[ref] = outcome
+        else:
+            refused[ref] = outcome
+    return Demand(wants, refused)
+
+
+def _prefetched(catalog: Catalog, node_labels: Mapping[str, str]) -> Iterator[ModelRef]:
+    for model in catalog.models.values():
+        rule = model.prefetch
+        if rule is not None and rule.node_selector.items() <= node_labels.items():
+            yield from (ModelRef(model.name, version) for version in rule.versions)
+
+
+def _merge(entry: CatalogVersion, asks: Sequence[_Ask]) -> Want | Permanent:
+    pins = {ask.pin: ask.reason for ask in reversed(asks) if ask.pin is not None}
+    pin = entry.digest
+    if pin is not None:
+        # The catalog's digest decides. Who pins another is left out, so that one pod's mistake fails no other pod: its
+        # own gate compares the pin with what is published.
+        asks = [ask for ask in asks if ask.pin in (None, pin)]
+        if not asks:
+            found, reason = next(iter(pins.items()))
+            return _mismatch(entry.ref, f"{pin} (the catalog's digest)", found, reason)
+    elif len(pins) > 1:
+        first, second, *_ = sorted(pins)
+        return _mismatch(entry.ref, f"{first} (the pin of {pins[first]})", second, pins[second])
+    else:
+        pin = next(iter(pins), None)
+    return Want(
+        ref=entry.ref,
+        source=entry.source,
+        pin=pin,
+        include=entry.include,
+        exclude=entry.exclude,
+        priority=asks[0].priority,
+        reasons=tuple(dict.fromkeys(ask.reason for ask in asks)),
+        keep=entry.keep,
+    )
+
+
+def _mismatch(ref: ModelRef, expected: str, found: Digest, reason: str) -> Permanent:
+    return DigestMismatch(
+        f"{ref}: pins that cannot both be met",
+        expected,
+        f"{found} (the pin of {reason})",
+        "correct the pin that is wrong, or ask for another version",
+    )
+
+
+def _unknown(catalog: Catalog, ref: ModelRef) -> Permanent:
+    model = catalog.models.get(ref.name)
+    if model is None:
+        close = difflib.get_close_matches(ref.name, catalog.models, n=1)
+        hint = f"; the nearest name there is {close[0]}" if close else ""
+        message = f"{ref}: expected the model in the catalog, found no {ref.name!r} among {len(catalog.models)}{hint}"
+    elif ref.version in model.rejected:
+        message = f"{ref}: expected a good entry in the catalog, found one that was rejected"
+    else:
+        listed = ", ".join(sorted(model.versions)[:10]) or "none"
+        message = f"{ref}: expected the version in the catalog, found of {ref.name!r}: {listed}"
+    return Permanent(
+        "unknown_model",
+        message,
+        "add it to the catalog (the daemon's log names entries that were rejected), or ask for one that is there",
+    )

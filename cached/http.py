@@ -1,0 +1,55 @@
+"""The TCP port: metrics, health and status, for anybody who can reach it.
+
+Law: only reads. Nothing here can change anything, so it needs no credentials and gives none away.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from aiohttp import web
+
+
+class Reports(Protocol):
+    """What the daemon can be asked."""
+
+    def metrics(self) -> bytes: ...
+
+    def not_ready(self) -> str | None:
+        """Why the daemon is not ready yet; None when it is."""
+
+    def status(self) -> dict[str, Any]:
+        """The document of `GET /v1/status`."""
+
+
+def reads(reports: Reports) -> web.Application:
+    """The application of the TCP port."""
+    app = web.Application()
+
+    async def healthz(_request: web.Request) -> web.Response:
+        return web.Response(text="ok\n")
+
+    async def readyz(_request: web.Request) -> web.Response:
+        reason = reports.not_ready()
+        return web.Response(text="ready\n" if reason is None else f"{reason}\n", status=200 if reason is None else 503)
+
+    async def metrics(_request: web.Request) -> web.Response:
+        return web.Response(
+            body=reports.metrics(), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}
+        )
+
+    app.router.add_get("/healthz", healthz)
+    app.router.add_get("/readyz", readyz)
+    app.router.add_get("/metrics", metrics)
+    app.router.add_get("/v1/status", status_handler(reports.status))
+    return app
+
+
+def status_handler(status: Callable[[], dict[str, Any]]) -> Callable[[web.Request], Any]:
+    """The handler of `GET /v1/status`, on either door."""
+
+    async def handler(_request: web.Request) -> web.Response:
+        return web.json_response(status())
+
+    return handler

@@ -1,0 +1,148 @@
+"""What the daemon counts, under the names of section 7 of the design.
+
+Law: labels are bounded: source kinds, error codes, and the versions that are on this node or wanted by it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from importlib.metadata import version
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    GCCollector,
+    Histogram,
+    Info,
+    PlatformCollector,
+    ProcessCollector,
+    disable_created_metrics,
+    generate_latest,
+)
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+_SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFigures:
+    """One version for the metrics: size in bytes, last use in seconds since the epoch."""
+
+    model: str
+    version: str
+    ready: bool
+    pinned: bool
+    size: int
+    last_used: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """What is read at the moment of a scrape: bytes by state, and the versions."""
+
+    capacity: int
+    store_bytes: dict[str, int]
+    in_progress: int
+    pods_waiting: int
+    models: tuple[ModelFigures, ...]
+
+
+class Metrics:
+    """The daemon's registry. Counters may be moved from any thread."""
+
+    def __init__(self, read: Callable[[], Figures]) -> None:
+        disable_created_metrics()  # one series more for each counter, which nobody asked for
+        self.registry = CollectorRegistry()
+        for make in (ProcessCollector, PlatformCollector, GCCollector):
+            make(registry=self.registry)
+        self.registry.register(_Figures(read))
+        self._fetch_bytes = self._counter("fetch_bytes", "Bytes received from sources.", ["source"])
+        self._fetch_errors = self._counter("fetch_errors", "Failed attempts at a source.", ["source", "reason"])
+        self._requests = self._counter("requests", "New wants, by what was there: hit, miss, joined.", ["result"])
+        self._verify_failures = self._counter("verify_failures", "Bytes with a wrong digest.", ["where"])
+        self._evictions = self._counter("evictions", "Versions evicted.", ["reason"])
+        self._scrub_bytes = self._counter("scrub_bytes", "Bytes hashed again by the scrub.", [])
+        self._fetch_seconds = Histogram(
+            "holdfast_fetch_seconds",
+            "From a blob's first request to its commit.",
+            ["source"],
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self._gate_wait = Histogram(
+            "holdfast_gate_wait_seconds",
+            "From the first pod's want to publication.",
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        Info("holdfast_build", "The daemon's version.", registry=self.registry).info({"version": version("holdfast")})
+        for result in ("hit", "miss", "joined"):
+            self._requests.labels(result)
+
+    def received(self, kind: str, size: int) -> None:
+        self._fetch_bytes.labels(kind).inc(size)
+
+    def fetch_failed(self, kind: str, code: str) -> None:
+        self._fetch_errors.labels(kind, code).inc()
+
+    def fetched(self, kind: str, seconds: float) -> None:
+        self._fetch_seconds.labels(kind).observe(seconds)
+
+    def verify_failed(self, where: str) -> None:
+        self._verify_failures.labels(where).inc()
+
+    def requested(self, result: str) -> None:
+        self._requests.labels(result).inc()
+
+    def evicted(self, reason: str) -> None:
+        self._evictions.labels(reason).inc()
+
+    def scrubbed(self, size: int) -> None:
+        self._scrub_bytes.inc(size)
+
+    def gate_waited(self, seconds: float) -> None:
+        self._gate_wait.observe(seconds)
+
+    def text(self) -> bytes:
+        """The exposition, as Prometheus reads it (text format 0.0.4)."""
+        return generate_latest(self.registry)
+
+    def _counter(self, name: str, text: str, labels: list[str]) -> Counter:
+        return Counter(f"holdfast_{name}", text, labels, registry=self.registry)
+
+
+class _Figures(Collector):
+    def __init__(self, read: Callable[[], Figures]) -> None:
+        self._read = read
+
+    def describe(self) -> Iterable[Metric]:
+        return []
+
+    def collect(self) -> Iterable[Metric]:
+        now = self._read()
+        store = GaugeMetricFamily("holdfast_store_bytes", "Bytes of the store by state.", labels=["state"])
+        for state, size in now.store_bytes.items():
+            store.add_metric([state], size)
+        yield store
+        yield GaugeMetricFamily("holdfast_store_capacity_bytes", "What the store may fill.", value=now.capacity)
+        yield GaugeMetricFamily("holdfast_fetch_in_progress", "Blobs under way.", value=now.in_progress)
+        yield GaugeMetricFamily("holdfast_pods_waiting", "Pods whose weights are not here yet.", value=now.pods_waiting)
+        yield from self._models(now.models)
+
+    def _models(self, models: Iterable[ModelFigures]) -> Iterable[Metric]:
+        labels = ["model", "version"]
+        ready = GaugeMetricFamily("holdfast_model_ready", "1 where the version is published.", labels=labels)
+        size = GaugeMetricFamily("holdfast_model_bytes", "The version's size in bytes.", labels=labels)
+        pinned = GaugeMetricFamily("holdfast_model_pinned", "1 where a digest was promised.", labels=labels)
+        used = GaugeMetricFamily("holdfast_model_last_used_timestamp_seconds", "When it was last used.", labels=labels)
+        for each in models:
+            key = [each.model, each.version]
+            ready.add_metric(key, int(each.ready))
+            pinned.add_metric(key, int(each.pinned))
+            if each.ready:
+                size.add_metric(key, each.size)
+            if each.last_used is not None:
+                used.add_metric(key, each.last_used)
+        yield from (ready, size, pinned, used)

@@ -1,0 +1,106 @@
+"""S3 locations: `s3://bucket/prefix/?endpoint_url=…&region=…&addressing_style=…&anonymous=…&profile=…`.
+
+| parameter | meaning |
+| --- | --- |
+| `endpoint_url` | a server other than AWS: `http(s)://host`; else `AWS_ENDPOINT_URL_S3`, `AWS_ENDPOINT_URL`, profile |
+| `region` | the bucket's region; else `AWS_DEFAULT_REGION`, the profile |
+| `addressing_style` | `path`, `virtual` or `auto` (default): where the bucket's name goes |
+| `anonymous` | `true`: requests are not signed, for public buckets |
+| `profile` | a profile of the shared AWS configuration files; else `AWS_PROFILE` |
+
+Law: pure. There is no parameter for a key or a token, and a location that carries one is refused without being quoted:
+credentials come from botocore's own chain alone. Keys are taken literally, as the AWS command line takes them: no
+percent-encoding before the `?`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from urllib.parse import parse_qsl, quote, urlsplit
+
+from cached.contract.errors import Permanent
+
+_PARAMETERS = ("endpoint_url", "region", "addressing_style", "anonymous", "profile")
+_STYLES = ("auto", "path", "virtual")
+
+
+@dataclass(frozen=True, slots=True)
+class S3Address:
+    """A bucket, a key (as written, perhaps empty), and how to reach them."""
+
+    bucket: str
+    key: str
+    endpoint_url: str | None = None
+    region: str | None = None
+    addressing_style: str | None = None
+    anonymous: bool = False
+    profile: str | None = None
+
+    @classmethod
+    def parse(cls, uri: str) -> S3Address:
+        """Read a location; raises `Permanent` (`bad_source`) that names the part and never its value."""
+        location, _, query = uri.partition("?")
+        scheme, separator, rest = location.partition("://")
+        bucket, _, key = rest.partition("/")
+        if scheme.lower() != "s3" or not separator or not bucket:
+            raise _refuse("expected s3://bucket/prefix/, found no bucket")
+        if "@" in bucket or ":" in bucket:
+            raise _refuse("expected a bucket's name after s3://, found credentials, a port or an ARN")
+        given = _parameters(query)
+        style, anonymous = given.get("addressing_style"), given.get("anonymous", "false")
+        if style is not None and style not in _STYLES:
+            raise _refuse(f"addressing_style: expected one of {', '.join(_STYLES)}")
+        if anonymous not in ("true", "false"):
+            raise _refuse("anonymous: expected true or false")
+        endpoint = given.get("endpoint_url")
+        if endpoint is not None:
+            _check_endpoint(endpoint)
+        return cls(bucket, key, endpoint, given.get("region"), style, anonymous == "true", given.get("profile"))
+
+    @property
+    def prefix(self) -> str:
+        """The key as a folder: empty, or ending in a slash."""
+        return self.key if not self.key or self.key.endswith("/") else f"{self.key}/"
+
+    @property
+    def display(self) -> str:
+        """The location to show: which server, which bucket, which key."""
+        endpoint = f"?endpoint_url={quote(self.endpoint_url, safe=':/')}" if self.endpoint_url else ""
+        return f"{self.uri(self.key)}{endpoint}"
+
+    def uri(self, key: str) -> str:
+        """The plain URI of another key in the bucket, for messages."""
+        return f"s3://{self.bucket}/{key}"
+
+
+def _parameters(query: str) -> dict[str, str]:
+    try:
+        pairs = parse_qsl(query, keep_blank_values=False, strict_parsing=True) if query else []
+    except ValueError as error:
+        raise _refuse("expected parameters as ?name=value&name=value") from error
+    unknown = sorted({name for name, _ in pairs} - set(_PARAMETERS))
+    if unknown:
+        raise _refuse(f"expected parameters among {', '.join(_PARAMETERS)}, found {', '.join(unknown)[:200]}")
+    if len(dict(pairs)) != len(pairs):
+        raise _refuse("a parameter is given twice")
+    return dict(pairs)
+
+
+def _check_endpoint(endpoint: str) -> None:
+    try:
+        parts = urlsplit(endpoint)
+        port = parts.port
+    except ValueError as error:
+        raise _refuse("endpoint_url: not a URL") from error
+    if parts.scheme not in ("http", "https") or not parts.hostname or port == 0:
+        raise _refuse("endpoint_url: expected http(s)://host[:port]")
+    if "@" in parts.netloc or parts.query or parts.fragment:
+        raise _refuse("endpoint_url: found credentials, a query or a fragment in it")
+
+
+def _refuse(message: str) -> Permanent:
+    return Permanent(
+        "bad_source",
+        f"S3 location: {message}",
+        "write it as s3://bucket/prefix/?endpoint_url=…; credentials belong in the environment, a profile or IRSA",
+    )

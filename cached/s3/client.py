@@ -1,0 +1,144 @@
+"""Open clients for one S3 location, and read what is small: listings and manifests.
+
+Law: never reads a model's bytes. The credential chain is botocore's own; nothing here takes a key. Errors leave as
+`HoldfastError`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import Any
+
+from aiobotocore.config import AioConfig
+from aiobotocore.session import AioSession
+from botocore import UNSIGNED
+from botocore.exceptions import ClientError
+
+from cached.contract.errors import Permanent
+from cached.contract.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES
+from cached.s3.address import S3Address
+from cached.s3.errors import is_missing, translated
+
+_CONNECT_TIMEOUT_S = 10
+_READ_TIMEOUT_S = 60
+MAX_OBJECTS = 200_000  # about what a manifest can list; a bucket's root may hold any number
+
+
+@dataclass(frozen=True, slots=True)
+class S3Object:
+    """One listed object: its whole key, size in bytes, ETag as an HTTP header carries it (in quotes)."""
+
+    key: str
+    size: int
+    etag: str
+
+
+class S3Client:
+    """One aiobotocore client, opened at first use and closed by `aclose()`.
+
+    `attempts`: how often botocore sends a request before the error reaches us (its `standard` retry mode).
+    `connections`: the most it keeps open.
+    """
+
+    def __init__(self, address: S3Address, *, attempts: int, connections: int) -> None:
+        self.address = address
+        self._attempts = attempts
+        self._connections = connections
+        self._opening = asyncio.Lock()
+        self._context: AbstractAsyncContextManager[Any] | None = None
+        self._client: Any = None
+
+    async def api(self) -> Any:
+        """The client itself; call it inside `translated()`."""
+        async with self._opening:
+            if self._client is None:
+                context = self._create()
+                self._client = await context.__aenter__()
+                self._context = context
+            return self._client
+
+    async def aclose(self) -> None:
+        """Close the client's connections. Calling it again does nothing."""
+        async with self._opening:
+            context, self._context, self._client = self._context, None, None
+            if context is not None:
+                await context.__aexit__(None, None, None)
+
+    async def objects(self, prefix: str) -> list[S3Object]:
+        """Every object under `prefix`, without the empty `…/` keys that consoles make for folders."""
+        found: list[S3Object] = []
+        with translated(self.address.uri(prefix)):
+            pages = (
+                (await self.api()).get_paginator("list_objects_v2").paginate(Bucket=self.address.bucket, Prefix=prefix)
+            )
+            async for page in pages:
+                found += (
+                    S3Object(item["Key"], item["Size"], quoted(item.get("ETag", "")))
+                    for item in page.get("Contents", ())
+                    if not (item["Key"].endswith("/") and item["Size"] == 0)
+                )
+                if len(found) > MAX_OBJECTS:
+                    raise Permanent(
+                        "too_many_files",
+                        f"{self.address.uri(prefix)}: more than {MAX_OBJECTS} objects",
+                        "name the version's own prefix, not the whole bucket",
+                    )
+        return found
+
+    async def manifest(self) -> bytes | None:
+        """The bytes of the version's `holdfast.json`, of bounded size; None where there is none."""
+        key = self.address.prefix + MANIFEST_NAME
+        with translated(self.address.uri(key)):
+            try:
+                answer = await (await self.api()).get_object(Bucket=self.address.bucket, Key=key)
+            except ClientError as error:
+                if is_missing(error):
+                    return None
+                raise
+            async with answer["Body"] as body:
+                size = answer["ContentLength"]
+                if size > MAX_MANIFEST_BYTES:
+                    raise Permanent(
+                        "invalid_manifest",
+                        f"{self.address.uri(key)}: {size} bytes, at most {MAX_MANIFEST_BYTES} are read",
+                        "publish the version again with `holdfast publish`",
+                    )
+                data: bytes = await body.read()
+                return data
+
+    async def head(self, key: str) -> dict[str, Any] | None:
+        """The attributes of one object as HeadObject gives them; None where there is none."""
+        with translated(self.address.uri(key)):
+            try:
+                found: dict[str, Any] = await (await self.api()).head_object(Bucket=self.address.bucket, Key=key)
+            except ClientError as error:
+                if is_missing(error):
+                    return None
+                raise
+            return found
+
+    def _create(self) -> AbstractAsyncContextManager[Any]:
+        address = self.address
+        config = AioConfig(
+            # Not the default: without it botocore signs S3 URLs with version 2 wherever that is still accepted.
+            signature_version=UNSIGNED if address.anonymous else "s3v4",
+            s3={"addressing_style": address.addressing_style} if address.addressing_style else None,
+            connect_timeout=_CONNECT_TIMEOUT_S,
+            read_timeout=_READ_TIMEOUT_S,
+            max_pool_connections=self._connections,
+            retries={"mode": "standard", "total_max_attempts": self._attempts},
+            # CRC trailers are unknown to many servers that speak S3; sha256 and Content-MD5 are what is checked here.
+            request_checksum_calculation="when_required",
+            response_checksum_validation="when_required",
+        )
+        context: AbstractAsyncContextManager[Any] = AioSession(profile=address.profile).create_client(
+            "s3", region_name=address.region, endpoint_url=address.endpoint_url, config=config
+        )
+        return context
+
+
+def quoted(etag: str) -> str:
+    """An ETag with its quotes, which rclone's listings leave out."""
+    return etag if not etag or etag.endswith('"') else f'"{etag}"'

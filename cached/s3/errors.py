@@ -1,0 +1,160 @@
+"""Turn botocore's errors into ours, each with what a person can do about it.
+
+Law: messages quote the server's own words at most, never a key, a token, a header or a signed URL.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import aiohttp
+from botocore import exceptions as boto
+from botocore.parsers import ResponseParserError
+
+from cached.contract.errors import HoldfastError, Permanent, Transient
+
+_LIBRARY = (boto.BotoCoreError, boto.ClientError, ResponseParserError, aiohttp.ClientError, TimeoutError, OSError)
+_CREDENTIALS = (
+    boto.NoCredentialsError,
+    boto.PartialCredentialsError,
+    boto.CredentialRetrievalError,
+    boto.ProfileNotFound,
+    boto.InvalidConfigError,
+    boto.ConfigParseError,
+    boto.ConfigNotFound,
+    boto.NoAuthTokenError,
+    boto.TokenRetrievalError,
+    boto.SSOError,
+)
+_BROKEN = (boto.HTTPClientError, boto.ConnectionError, boto.IncompleteReadError, aiohttp.ClientError)
+_SIGN_IN = (
+    "give the pod a role (IRSA: annotate its service account), or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
+    "or name a profile; for a public bucket add ?anonymous=true"
+)
+_UNAUTHORIZED = frozenset(
+    {"ExpiredToken", "ExpiredTokenException", "InvalidAccessKeyId", "InvalidToken", "SignatureDoesNotMatch"}
+    | {"TokenRefreshRequired", "InvalidIdentityToken", "InvalidIdentityTokenException", "UnrecognizedClientException"}
+    | {"InvalidClientTokenId"}
+)
+_FORBIDDEN = frozenset({"AccessDenied", "AccessDeniedException", "AllAccessDisabled", "AccountProblem", "403"})
+_SKEWED = frozenset({"RequestTimeTooSkewed", "RequestExpired", "RequestInTheFuture"})
+_ELSEWHERE = frozenset(
+    {"PermanentRedirect", "301", "307", "AuthorizationHeaderMalformed", "AuthorizationQueryParametersError"}
+    | {"IllegalLocationConstraintException"}
+)
+_THROTTLED = frozenset(
+    {"SlowDown", "Throttling", "ThrottlingException", "ThrottledException", "RequestThrottled", "TooManyRequests"}
+    | {"TooManyRequestsException", "RequestLimitExceeded", "RequestTimeout", "BandwidthLimitExceeded"}
+)
+_AGAIN = frozenset({408, 425, 429})
+_WHERE = "check endpoint_url, the proxy and the network"
+_BUSY = "it is tried again; if it stays so, look at the server's health and request limits"
+
+
+@contextmanager
+def translated(what: str) -> Iterator[None]:
+    """Raise what botocore raises inside as a `HoldfastError` about `what` (a plain s3:// URI)."""
+    try:
+        yield
+    except _LIBRARY as error:
+        raise translate(error, what) from error
+
+
+def translate(error: Exception, what: str) -> HoldfastError:
+    """Our error for `error`, which happened at `what`."""
+    if isinstance(error, boto.ClientError):
+        return _answered(error, what)
+    name = type(error).__name__
+    if isinstance(error, _CREDENTIALS):
+        return Permanent("unauthorized", f"{what}: no usable AWS credentials ({_clean(str(error))})", _SIGN_IN)
+    if isinstance(error, (boto.ParamValidationError, boto.InvalidRegionError, boto.UnsupportedS3ConfigurationError)):
+        return Permanent("bad_source", f"{what}: {_clean(str(error))}", "correct the location")
+    if isinstance(error, boto.SSLError):
+        return Transient(
+            "tls",
+            f"{what}: the server's certificate was not accepted, or TLS failed ({_clean(str(error))})",
+            "name the authority's certificates in AWS_CA_BUNDLE",
+        )
+    if isinstance(error, ResponseParserError):
+        return Transient("bad_response", f"{what}: something answered that is no S3 server", _WHERE)
+    if isinstance(error, (boto.ReadTimeoutError, TimeoutError)):
+        return Transient("stalled", f"{what}: the server did not answer in time", _BUSY)
+    if isinstance(error, _BROKEN):
+        return Transient(
+            "connect",
+            f"{what}: no connection, or it broke ({name}: {_clean(str(error))})",
+            _WHERE,
+        )
+    if isinstance(error, OSError):
+        return Permanent(
+            "unauthorized", f"{what}: credentials could not be read ({error.strerror}: {error.filename})", _SIGN_IN
+        )
+    return Permanent("s3", f"{what}: {name}: {_clean(str(error))}", "check the location and the AWS configuration")
+
+
+def is_missing(error: boto.ClientError) -> bool:
+    """Tell whether the answer means that there is no such object (and not: no such bucket)."""
+    return _code(error) in ("NoSuchKey", "404")
+
+
+def _answered(error: boto.ClientError, what: str) -> HoldfastError:
+    code, status = _code(error), _status(error)
+    said = _clean(f"{code}: {error.response.get('Error', {}).get('Message', '')}".rstrip(": "))
+    if code in _SKEWED:
+        return Transient(
+            "clock_skew",
+            f"{what}: the server finds this machine's clock too far from its own ({said})",
+            "synchronise the node's clock (chrony, systemd-timesyncd)",
+        )
+    if code in _UNAUTHORIZED or (status == 401 and code not in _FORBIDDEN):
+        return Permanent("unauthorized", f"{what}: the server refused the credentials ({said})", _SIGN_IN)
+    if error.operation_name.startswith("AssumeRole") and status in (400, 403):
+        return Permanent(
+            "unauthorized",
+            f"{what}: the role could not be assumed ({said})",
+            "let the role's trust policy name this cluster's OIDC provider and the pod's service account",
+        )
+    if code in _ELSEWHERE:
+        return _wrong_region(error, what, said)
+    if code in _FORBIDDEN:
+        return Permanent(
+            "forbidden",
+            f"{what}: access denied ({said})",
+            "allow s3:GetObject and s3:ListBucket; to publish, s3:PutObject and s3:DeleteObject too",
+        )
+    if code in _THROTTLED or status >= 500 or status in _AGAIN:
+        return Transient(f"http_{status}", f"{what}: the server is busy or failing ({said})", _BUSY)
+    if code == "NoSuchBucket":
+        return Permanent(
+            "not_found", f"{what}: there is no such bucket ({said})", "correct the bucket's name, or endpoint_url"
+        )
+    if status == 404:
+        return Permanent("not_found", f"{what}: not found ({said})", "check the location")
+    return Permanent(f"http_{status}", f"{what}: the server refused the request ({said})", "check the location")
+
+
+def _wrong_region(error: boto.ClientError, what: str, said: str) -> Permanent:
+    answer: dict[str, Any] = error.response
+    headers = answer.get("ResponseMetadata", {}).get("HTTPHeaders", {})
+    region = answer.get("Error", {}).get("Region") or headers.get("x-amz-bucket-region") or "another"
+    return Permanent(
+        "wrong_region",
+        f"{what}: the bucket is in the region {_clean(str(region))} ({said})",
+        "add ?region=… to the location, or set AWS_DEFAULT_REGION",
+    )
+
+
+def _code(error: boto.ClientError) -> str:
+    return str(error.response.get("Error", {}).get("Code", ""))
+
+
+def _status(error: boto.ClientError) -> int:
+    return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+
+
+def _clean(text: str) -> str:
+    """One printable line of bounded length, without any query: that is where a signed URL keeps its signature."""
+    words = (word.partition("?")[0] for word in text.split())
+    return "".join(c for c in " ".join(words) if c.isprintable())[:300]

@@ -1,0 +1,92 @@
+"""Addresses on a Hub: `hf://org/repo@revision/folder/`, as huggingface_hub writes them, for model repositories only.
+
+Law: pure. Stricter than `huggingface_hub.parse_hf_uri` (2.4), which lets `..`, queries and control characters through
+and refuses `hf://repo@revision`. What looks like credentials is refused without being repeated.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from cached.contract.errors import InvalidManifest, Permanent
+from cached.contract.manifest import check_path
+
+SCHEME = "hf://"
+DEFAULT_REVISION = "main"
+_EXAMPLE = "write it as `hf://org/repo@revision` or `hf://org/repo@revision/folder/`"
+_REPO = re.compile(
+    r"(?:[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?/)?[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?"
+)
+_REVISION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+/-]{0,254}")
+# The only names with a `/` that are written as they are: elsewhere the first `/` ends the revision.
+_SPECIAL_REVISION = re.compile(r"refs/(?:pr/[0-9]+|convert/[A-Za-z0-9_.-]+)(?=/|$)")
+_OTHER_KINDS = frozenset({"models", "datasets", "spaces", "buckets", "kernels"})
+
+
+@dataclass(frozen=True, slots=True)
+class HubAddress:
+    """`repo` (`org/name` or `name`), `revision` (branch, tag, commit or its prefix), `folder` (empty, or with a `/` at
+    its end)."""
+
+    repo: str
+    revision: str
+    folder: str
+
+    @classmethod
+    def parse(cls, uri: str) -> HubAddress:
+        """Read a URI; raises `Permanent` `invalid_source` for anything malformed."""
+        body = uri[len(SCHEME) :]
+        # A colon has no place in the body but in user:password.
+        if uri[: len(SCHEME)].lower() != SCHEME or ":" in body:
+            raise _refuse("expected a source `hf://…` without credentials", f"{_EXAMPLE}; a token goes into HF_TOKEN")
+        repo, at, rest = body.partition("@")
+        _check_repo(repo)
+        revision, folder = _split(rest) if at else (DEFAULT_REVISION, "")
+        _check_revision(uri, revision)
+        return cls(repo, revision, _checked_folder(uri, folder))
+
+    def __str__(self) -> str:
+        special = _SPECIAL_REVISION.fullmatch(self.revision)
+        revision = self.revision if special else self.revision.replace("/", "%2F")
+        return f"{SCHEME}{self.repo}@{revision}" + (f"/{self.folder}" if self.folder else "")
+
+
+def _check_repo(repo: str) -> None:
+    legal = _REPO.fullmatch(repo) and "--" not in repo and ".." not in repo and not repo.endswith(".git")
+    if not legal:
+        raise _refuse(f"expected a repository `org/name` or `name` on the Hub, found {repo[:200]!r}", _EXAMPLE)
+    if repo.partition("/")[0] in _OTHER_KINDS:
+        raise _refuse(f"expected a model repository, found {repo!r}", "leave the kind out: only models are served")
+
+
+def _split(rest: str) -> tuple[str, str]:
+    special = _SPECIAL_REVISION.match(rest)
+    if special:
+        return special[0], rest[special.end() + 1 :]
+    revision, _, folder = rest.partition("/")
+    return revision.replace("%2F", "/").replace("%2f", "/"), folder
+
+
+def _check_revision(uri: str, revision: str) -> None:
+    # The refusals of git-check-ref-format that could change the meaning of a URL or a path.
+    broken = any(part in ("", ".", "..") for part in revision.split("/")) or ".." in revision
+    if broken or not _REVISION.fullmatch(revision):
+        raise _refuse(
+            f"{uri[:300]!r}: expected a branch, tag or commit after `@`, found {revision[:200]!r}",
+            f"{_EXAMPLE}; a `/` inside a branch's name is written %2F",
+        )
+
+
+def _checked_folder(uri: str, folder: str) -> str:
+    if not folder:
+        return ""
+    try:
+        check_path(folder.removesuffix("/"))
+    except InvalidManifest as error:
+        raise _refuse(f"{uri[:300]!r}: not a folder: {error.message}", _EXAMPLE) from error
+    return folder.removesuffix("/") + "/"
+
+
+def _refuse(message: str, remedy: str) -> Permanent:
+    return Permanent("invalid_source", message, remedy)

@@ -1,0 +1,49 @@
+"""Open the source that a location names, by its scheme.
+
+Law: the only module that knows every source, and it imports one only when a location asks for it: a node that reads
+from S3 never pays for huggingface_hub. An import may take half a second: call this from a thread where that matters.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from cached.contract.errors import Permanent
+from cached.sources.base import Source
+
+if TYPE_CHECKING:
+    from cached.wire.client import HttpClient
+
+SUPPORTED = "s3://, hf://, https://, http://, file:// or an absolute path"
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+
+
+def open_source(uri: str, client: HttpClient) -> Source:
+    """The source that `uri` names; nothing is contacted yet. `client` reads manifests and indexes over HTTP.
+
+    Raises `Permanent`: `unknown_scheme`, or what the source itself refuses. The location may carry credentials, so
+    messages quote its scheme and no more.
+    """
+    match = _SCHEME.match(uri)
+    scheme = match[1].lower() if match else ""
+    if scheme == "s3":
+        from cached.sources.s3 import S3Source
+
+        return S3Source(uri)
+    if scheme == "hf":
+        from cached.sources.huggingface import HuggingFaceSource
+
+        return HuggingFaceSource(uri)
+    if scheme in ("http", "https"):
+        from cached.sources.web import WebSource
+
+        return WebSource(uri, client)
+    if scheme == "file" or uri.startswith("/"):
+        from cached.sources.local import LocalSource
+
+        return LocalSource(uri)
+    found = f"the scheme {scheme!r}" if scheme else "none of these"
+    raise Permanent(
+        "unknown_scheme", f"expected a source as {SUPPORTED}, found {found}", "correct the source in the catalog"
+    )

@@ -1,0 +1,105 @@
+"""Versions in S3 and in what speaks its protocol; `cached.s3.address` documents the location's parameters.
+
+Law: lists, heads and signs; never reads a model's bytes and never writes. An ETag says whether an object changed; it
+is never taken for a checksum, as it is none for multipart and encrypted objects.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cached.contract.errors import Permanent, Transient
+from cached.contract.manifest import MANIFEST_NAME, PUBLISHING_NAME, Manifest
+from cached.s3.address import S3Address
+from cached.s3.client import S3Client, quoted
+from cached.s3.errors import translated
+from cached.sources.base import HttpTarget, Listing, RemoteFile, Target
+from cached.sources.naming import check_names, is_reserved
+
+# A signed URL also ends with the credentials that signed it: whoever reads asks for a fresh one after a 403.
+_URL_LIFETIME_S = 12 * 3600
+_ATTEMPTS = 2  # the scheduler retries with its own backoff; this spares a long listing one hiccup
+_CONNECTIONS = 10
+
+
+class S3Source:
+    """A `Source` over a prefix, or a single object."""
+
+    kind = "s3"
+
+    def __init__(self, uri: str) -> None:
+        self._address = S3Address.parse(uri)
+        self._client = S3Client(self._address, attempts=_ATTEMPTS, connections=_CONNECTIONS)
+
+    @property
+    def display(self) -> str:
+        return self._address.display
+
+    async def resolve(self) -> Listing:
+        """Read `holdfast.json`, else list the prefix, else look for a single object with exactly this key."""
+        data = await self._client.manifest()
+        if data is not None:
+            return self._published(Manifest.parse(data))
+        files = await self._list()
+        if not files and self._address.key and not self._address.key.endswith("/"):
+            files = await self._single()
+        if not files:
+            prefix = self._address.uri(self._address.prefix)
+            raise Permanent(
+                "not_found",
+                f"expected {prefix}{MANIFEST_NAME}, objects under {prefix}, or one object of that name; found none",
+                "check the bucket, the prefix and endpoint_url",
+            )
+        return Listing(files)
+
+    async def locate(self, file: RemoteFile) -> Target:
+        """Sign a GET of the object as it was listed: `If-Match`, or its version where the bucket keeps versions."""
+        etag, _, version = file.validator.partition(" ")
+        parameters = {"Bucket": self._address.bucket, "Key": file.key}
+        if version:
+            parameters["VersionId"] = version
+        with translated(self._address.uri(file.key)):
+            client = await self._client.api()
+            url = await client.generate_presigned_url("get_object", Params=parameters, ExpiresIn=_URL_LIFETIME_S)
+        return HttpTarget(url, if_match=etag if etag.startswith('"') else None)
+
+    async def aclose(self) -> None:
+        """Close the client."""
+        await self._client.aclose()
+
+    def _published(self, manifest: Manifest) -> Listing:
+        # No validator: the sha256 decides, wherever the objects were copied since.
+        prefix = self._address.prefix
+        files = tuple(RemoteFile(f.path, prefix + f.path, f.size, sha256=f.sha256) for f in manifest.files)
+        return Listing(files, manifest)
+
+    async def _list(self) -> tuple[RemoteFile, ...]:
+        prefix = self._address.prefix
+        files = []
+        for item in await self._client.objects(prefix):
+            path = item.key[len(prefix) :]
+            if path in (PUBLISHING_NAME, MANIFEST_NAME):
+                raise Transient(
+                    "publishing",
+                    f"{self._address.uri(item.key)}: a publish is under way, or was interrupted before its manifest",
+                    "let it finish, or run `holdfast publish` again",
+                )
+            if not is_reserved(path):
+                files.append(RemoteFile(path, item.key, item.size, item.etag))
+        check_names(self._address.uri(prefix), (file.path for file in files))
+        return tuple(sorted(files, key=lambda file: file.path))
+
+    async def _single(self) -> tuple[RemoteFile, ...]:
+        key = self._address.key
+        found = await self._client.head(key)
+        if found is None:
+            return ()
+        name = key.rpartition("/")[2]
+        check_names(self._address.uri(key), (name,))
+        return (RemoteFile(name, key, found["ContentLength"], _validator(found)),)
+
+
+def _validator(found: dict[str, Any]) -> str:
+    etag, version = quoted(found.get("ETag", "")), found.get("VersionId")
+    # A bucket whose versioning is off, or suspended, says `null`: that names whatever is there.
+    return f"{etag} {version}" if version and version != "null" else etag

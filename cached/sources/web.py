@@ -1,0 +1,181 @@
+"""`http://` and `https://`: a folder with a manifest, one file, or a folder that the server lists.
+
+Law: resolves and locates; carries no bulk bytes. Credentials in the URI become a header for its own origin.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from urllib.parse import quote, urlsplit
+
+from cached.contract.errors import Permanent
+from cached.contract.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, Manifest
+from cached.sources.base import HttpTarget, Listing, RemoteFile
+from cached.sources.indexes import Entry, path_of, read_index
+from cached.sources.naming import check_names, is_reserved
+from cached.wire.cancel import Cancellation
+from cached.wire.client import Head, HttpClient
+from cached.wire.credentials import basic
+from cached.wire.urls import Address, display_url
+
+_MAX_INDEX_BYTES = 16 * 1024 * 1024
+_MAX_DEPTH = 16
+_MAX_FOLDERS = 1_000
+_MAX_FILES = 10_000
+_HEADS_AT_ONCE = 8
+# What servers answer about something that is not there: S3-like ones say 403 unless one may list.
+_ABSENT = frozenset({"not_found", "gone", "forbidden"})
+
+
+class WebSource:
+    """One version at a web server. Blocking requests run in threads; `client` stays the caller's."""
+
+    kind = "http"
+
+    def __init__(self, uri: str, client: HttpClient) -> None:
+        """Raises `Permanent` (`bad_url`)."""
+        address = Address.parse(uri)
+        self.display = display_url(address.url)
+        self._client = client
+        self._origin = address.origin
+        self._headers = (("Authorization", basic(*address.userinfo)),) if address.userinfo else ()
+        self._place, _, query = address.url.partition("?")
+        self._query = f"?{query}" if query else ""
+
+    async def resolve(self) -> Listing:
+        """List the version; raises as `Source.resolve` says."""
+        cancellation = Cancellation()
+        try:
+            return await asyncio.to_thread(self._resolve, cancellation)
+        finally:
+            cancellation.cancel()  # where the task was cancelled, its thread still waits for the server
+
+    async def locate(self, file: RemoteFile) -> HttpTarget:
+        """The URL of `file`, and the validator it was listed with."""
+        target = self._target(file.key)
+        if file.sha256 is not None or not file.validator:
+            return target
+        if file.validator.startswith('"'):
+            return HttpTarget(target.url, target.headers, if_match=file.validator)
+        return HttpTarget(target.url, target.headers, if_unmodified_since=file.validator)
+
+    async def aclose(self) -> None:
+        """Nothing is held here."""
+
+    def _target(self, url: str) -> HttpTarget:
+        # An index may have been redirected to another origin: what the URI carried does not go there.
+        if Address.parse(url).origin != self._origin:
+            return HttpTarget(url)
+        return HttpTarget(url + self._query, self._headers)
+
+    def _resolve(self, cancellation: Cancellation) -> Listing:
+        folder = self._place if self._place.endswith("/") else self._place + "/"
+        try:
+            return self._from_manifest(folder, cancellation)
+        except Permanent as error:
+            if error.code not in _ABSENT:
+                raise
+            absent = error
+        listing = self._from_file(cancellation) or self._from_index(folder, cancellation)
+        if listing is not None:
+            return listing
+        if absent.code == "forbidden":
+            raise absent
+        raise Permanent(
+            "not_found",
+            f"{self.display}: expected {MANIFEST_NAME} there, a file, or a folder that the server lists; found none",
+            "publish the version there with `holdfast publish`, or check the address for typing errors",
+        )
+
+    def _from_manifest(self, folder: str, cancellation: Cancellation) -> Listing:
+        response = self._client.fetch(self._target(folder + MANIFEST_NAME), MAX_MANIFEST_BYTES, cancellation)
+        manifest = Manifest.parse(response.body)
+        files = tuple(
+            RemoteFile(entry.path, folder + quote(entry.path), entry.size, entry.sha256, entry.sha256)
+            for entry in manifest.files
+        )
+        return Listing(files, manifest)
+
+    def _from_file(self, cancellation: Cancellation) -> Listing | None:
+        if self._place.endswith("/"):
+            return None
+        try:
+            head = self._client.head(self._target(self._place), cancellation)
+        except Permanent as error:
+            if error.code not in _ABSENT:
+                raise
+            return None
+        if urlsplit(head.url).path.endswith("/"):
+            return None  # servers redirect a folder to its index
+        name = path_of(urlsplit(self._place).path.rpartition("/")[2], self.display)
+        check_names(self.display, [name])
+        return Listing((_file(name, self._place, head),))
+
+    def _from_index(self, folder: str, cancellation: Cancellation) -> Listing | None:
+        found = self._crawl(folder, cancellation)
+        if not found:
+            return None
+        check_names(self.display, found)
+        pool = ThreadPoolExecutor(_HEADS_AT_ONCE, thread_name_prefix="web-head")
+        try:
+            heads = pool.map(lambda url: self._client.head(self._target(url), cancellation), found.values())
+            files = [_file(path, url, head) for (path, url), head in zip(found.items(), heads, strict=True)]
+        finally:
+            pool.shutdown(cancel_futures=True)
+        return Listing(tuple(sorted(files, key=lambda file: file.path)))
+
+    def _crawl(self, folder: str, cancellation: Cancellation) -> dict[str, str]:
+        """URLs by path of all that the index of `folder`, and of the folders in it, list."""
+        files: dict[str, str] = {}
+        folders = {"": folder}
+        waiting = [""]
+        while waiting:
+            prefix = waiting.pop()
+            for entry in self._read_folder(folders[prefix], cancellation, is_root=prefix == ""):
+                path = prefix + entry.path
+                if is_reserved(path):
+                    continue
+                check_names(display_url(folders[prefix]), [path])
+                if not entry.is_folder:
+                    self._check_new(files, path, entry.url)
+                    files[path] = entry.url
+                elif f"{path}/" not in folders:
+                    folders[f"{path}/"] = entry.url
+                    waiting.append(f"{path}/")
+            if len(files) > _MAX_FILES or len(folders) > _MAX_FOLDERS or prefix.count("/") > _MAX_DEPTH:
+                raise Permanent(
+                    "too_large",
+                    f"{self.display}: expected at most {_MAX_FILES} files in {_MAX_FOLDERS} folders, "
+                    f"{_MAX_DEPTH} deep, found more at {prefix or '/'}",
+                    "name the version's own folder, or publish it with `holdfast publish`",
+                )
+        return files
+
+    def _check_new(self, files: dict[str, str], path: str, url: str) -> None:
+        if files.get(path, url) != url:
+            raise Permanent(
+                "bad_name",
+                f"{self.display}: two files are named {path!r} in Unicode normal form C",
+                "rename one at the source",
+            )
+
+    def _read_folder(self, url: str, cancellation: Cancellation, *, is_root: bool) -> list[Entry]:
+        try:
+            page = self._client.fetch(self._target(url), _MAX_INDEX_BYTES, cancellation)
+        except Permanent as error:
+            if is_root and error.code in _ABSENT:
+                return []
+            raise
+        entries = read_index(page.body, page.headers.get_content_type(), page.url.partition("?")[0])
+        if entries is None and not is_root:
+            raise Permanent(
+                "bad_listing",
+                f"{display_url(page.url)}: expected a directory index, found another page",
+                "publish the version with `holdfast publish`, which writes a manifest",
+            )
+        return entries or []
+
+
+def _file(path: str, url: str, head: Head) -> RemoteFile:
+    return RemoteFile(path, url, head.size, head.etag or head.last_modified or "")

@@ -1,0 +1,257 @@
+"""One version, from its source to its name on this node: resolve, fetch what is missing, publish.
+
+Law: the order of publication of the design, section 3. Nothing appears under `models/` before everything under it is
+verified and durable. Retries of the whole are the scheduler's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from cached import filters
+from cached.attempt import BlobSpec, Verified
+from cached.blocking import Blocking
+from cached.board import Board, Progress
+from cached.contract.digest import Digest
+from cached.contract.errors import DigestMismatch, HoldfastError, Transient
+from cached.contract.layout import Layout, ingest_id
+from cached.contract.manifest import FileEntry, Manifest, check_path, check_tree
+from cached.contract.reference import ModelRef
+from cached.contract.status import State, timestamp
+from cached.demand import Want
+from cached.flight import Flight, Observer
+from cached.flights import Flights
+from cached.sources.base import Listing, RemoteFile, Source, Target
+from cached.store import blobs, snapshots
+from cached.store.ingest import IngestKey, forget
+from cached.wire.cancel import Cancelled
+
+_LOCATE_TIMEOUT_S = 120.0
+_PROGRESS_S = 1.0
+_NEWEST = 0.3  # the weight of the newest second in the rate that is shown
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """A version that is on this node now."""
+
+    digest: Digest
+    manifest: Manifest
+
+
+@dataclass(frozen=True, slots=True)
+class _Cargo:
+    """One blob that a version waits for: the files it stands for, its flight, and whether the flight was begun here."""
+
+    file: RemoteFile
+    spec: BlobSpec
+    flight: Flight
+    result: asyncio.Future[Verified]
+
+
+class Transfers:
+    """Fetches versions; several at a time, sharing blobs."""
+
+    def __init__(
+        self,
+        layout: Layout,
+        flights: Flights,
+        board: Board,
+        blocking: Blocking,
+        observer: Observer,
+        open_source: Callable[[str], Source],
+    ) -> None:
+        self._layout = layout
+        self._flights = flights
+        self._board = board
+        self._blocking = blocking
+        self._observer = observer
+        self._open_source = open_source
+        self._needed: dict[ModelRef, set[str]] = {}
+        self._partial: dict[ModelRef, set[str]] = {}
+
+    def needed_blobs(self) -> frozenset[str]:
+        """Committed blobs that versions under way will link: not to be deleted now."""
+        return frozenset().union(*self._needed.values())
+
+    def partial_blobs(self) -> frozenset[str]:
+        """The ids of partial blobs, and of notes on finished ones, that versions under way go on from."""
+        return frozenset().union(*self._partial.values())
+
+    def forget(self, ref: ModelRef) -> None:
+        """Nobody tries to fetch `ref` any more: what it left behind may be deleted."""
+        self._needed.pop(ref, None)
+        self._partial.pop(ref, None)
+
+    async def fetch(self, want: Want) -> Published:
+        """Bring `want` onto this node; raises `HoldfastError`. Cancelled, it keeps what is durable."""
+        source = await self._blocking.run(self._open_source, want.source)
+        self._needed[want.ref] = set()
+        self._partial[want.ref] = set()
+        try:
+            self._board.begin(want.ref, State.RESOLVING, source.display, want.pin)
+            files = await self._resolve(want, source)
+            entries = await self._bring(want, source, files)
+            manifest = Manifest.build(entries)
+            _check_pin(want, manifest)
+            self._board.move(
+                want.ref, State.PUBLISHING, Progress(manifest.total_bytes, manifest.total_bytes, None, None)
+            )
+            await self._blocking.run(self._publish, want.ref, manifest, files, source.display)
+            return Published(manifest.digest, manifest)
+        finally:
+            await source.aclose()
+
+    async def _resolve(self, want: Want, source: Source) -> tuple[RemoteFile, ...]:
+        """The files of the version; refused early where their promised digests already miss the pin."""
+        try:
+            listing = await source.resolve()
+            files = _chosen(listing, want, source.display)
+            if all(file.sha256 is not None and file.size is not None for file in files):
+                promised = Manifest.build(FileEntry(f.path, f.sha256 or "", f.size or 0) for f in files)
+                _check_pin(want, promised)
+            return files
+        except HoldfastError as error:
+            self._observer.fetch_failed(source.kind, error.code)
+            raise
+
+    async def _bring(self, want: Want, source: Source, files: tuple[RemoteFile, ...]) -> list[FileEntry]:
+        """Have every file's blob committed: join what is under way, start what is not, wait for all."""
+        known = await self._blocking.run(self._already_here, files, source.display)
+        here = sum(verified.size for verified in known.values())
+        missing = [file for file in files if file.path not in known]
+        total = here + sum(f.size or 0 for f in missing) if all(f.size is not None for f in missing) else None
+        self._needed[want.ref].update(verified.sha256 for verified in known.values())
+        self._partial[want.ref].update(_partial_id(file, source.display) for file in files)
+        self._board.move(want.ref, State.FETCHING, Progress(total, here, None, None))
+        cargo, begun = self._start(want, source, missing)
+        try:
+            await self._wait(want, cargo, here, total)
+        finally:
+            down = [self._flights.leave(each.spec, want.ref) for each in cargo]
+            # A flight that others wait for goes on, and needs this source open.
+            ending = {result for result in (*down, *begun) if result is not None and not result.done()}
+            if ending:
+                await asyncio.wait(ending)
+        verified = known | {each.file.path: each.result.result() for each in cargo}
+        return [FileEntry(f.path, verified[f.path].sha256, verified[f.path].size) for f in files]
+
+    def _start(
+        self, want: Want, source: Source, missing: list[RemoteFile]
+    ) -> tuple[list[_Cargo], list[asyncio.Future[Verified]]]:
+        specs = [_spec(file, source) for file in missing]
+        allotments = self._flights.reserve(specs)
+        cargo, begun = [], []
+        for file, spec in zip(missing, specs, strict=True):
+            allotment = allotments.pop(spec.key.id, None)
+            locate = self._locator(source, file)
+            flight, result = self._flights.join(spec, locate, allotment, want.ref, want.priority)
+            cargo.append(_Cargo(file, spec, flight, result))
+            if allotment is not None:
+                begun.append(result)
+        return cargo, begun
+
+    async def _wait(self, want: Want, cargo: list[_Cargo], here: int, total: int | None) -> None:
+        """Wait for all flights, telling the board once a second; raises the first error."""
+        pending = {each.result for each in cargo}
+        flights = {each.flight for each in cargo}
+        before, rate = None, None
+        while pending:
+            done, pending = await asyncio.wait(pending, timeout=_PROGRESS_S, return_when=asyncio.FIRST_EXCEPTION)
+            for result in done:
+                error = result.exception()
+                if isinstance(error, Cancelled):
+                    raise Transient("interrupted", f"{want.ref}: a flight it had joined was called off", "") from error
+                if error is not None:
+                    raise error
+                self._needed[want.ref].add(result.result().sha256)
+            now, moved = time.monotonic(), sum(flight.bytes_done for flight in flights)
+            if before is not None and now > before[0]:
+                newest = max(0.0, (moved - before[1]) / (now - before[0]))
+                rate = newest if rate is None else _NEWEST * newest + (1 - _NEWEST) * rate
+            before = now, moved
+            left = None if total is None else total - here - moved
+            eta_s = left / rate if left is not None and rate else None
+            state = State.FETCHING if any(flight.receiving() for flight in flights) else State.VERIFYING
+            trouble = next((f.last_error for f in flights if f.last_error is not None), None)
+            self._board.move(want.ref, state, Progress(total, here + moved, rate, eta_s), trouble)
+
+    def _locator(self, source: Source, file: RemoteFile) -> Callable[[], Target]:
+        loop = asyncio.get_running_loop()
+
+        def locate() -> Target:
+            asked = asyncio.run_coroutine_threadsafe(source.locate(file), loop)
+            try:
+                return asked.result(_LOCATE_TIMEOUT_S)
+            except TimeoutError as error:
+                asked.cancel()
+                raise Transient(
+                    "locate_timeout",
+                    f"{source.display}: no address for {file.path} within {_LOCATE_TIMEOUT_S:.0f} s",
+                    "check the source and the way there",
+                ) from error
+
+        return locate
+
+    def _already_here(self, files: tuple[RemoteFile, ...], display: str) -> dict[str, Verified]:
+        """Files whose blob is committed already, by path."""
+        known = {}
+        for file in files:
+            sha256 = file.sha256
+            if sha256 is None and file.validator:  # without one, nothing says that it is still the same object
+                sha256 = blobs.committed_before(self._layout, ingest_id(display, file.path, file.validator))
+            size = None if sha256 is None else blobs.size(self._layout, sha256)
+            if sha256 is not None and size is not None and file.size in (None, size):
+                known[file.path] = Verified(sha256, size, fresh=False)
+        return known
+
+    def _publish(self, ref: ModelRef, manifest: Manifest, files: tuple[RemoteFile, ...], display: str) -> None:
+        digest = snapshots.publish(self._layout, manifest, timestamp(time.time()))
+        snapshots.point(self._layout, ref, digest)
+        for file in files:
+            if file.sha256 is None:
+                forget(self._layout, _partial_id(file, display))
+
+
+def _chosen(listing: Listing, want: Want, display: str) -> tuple[RemoteFile, ...]:
+    """The files of the listing that belong to the version; the built-in filter spares what a manifest lists."""
+    by_path = {}
+    for file in listing.files:
+        check_path(file.path)
+        by_path[file.path] = file
+    check_tree(file.path for file in listing.files)
+    paths = tuple(by_path) if listing.manifest is not None else filters.without_clutter(by_path)
+    chosen = filters.select(paths, want.include, want.exclude)
+    if not chosen:
+        raise filters.nothing_selected(display, paths, want.include, want.exclude)
+    return tuple(by_path[path] for path in chosen)
+
+
+def _spec(file: RemoteFile, source: Source) -> BlobSpec:
+    origin = source.kind if source.kind == "hf" else f"{source.kind}://{urlsplit(source.display).netloc}"
+    return BlobSpec(
+        name=file.path,
+        key=IngestKey(_partial_id(file, source.display), file.validator, file.size),
+        sha256=file.sha256,
+        git_oid=file.git_oid,
+        kind=source.kind,
+        origin=origin,
+    )
+
+
+def _partial_id(file: RemoteFile, display: str) -> str:
+    return file.sha256 or ingest_id(display, file.path, file.validator)
+
+
+def _check_pin(want: Want, manifest: Manifest) -> None:
+    if want.pin is not None and manifest.digest != want.pin:
+        raise DigestMismatch(
+            f"{want.ref}: the manifest digest",
+            f"{want.pin} (the pin)",
+            f"{manifest.digest} (at the source)",
+            "correct the pin, or publish the content that the pin names; nothing was published",
+        )

@@ -1,0 +1,113 @@
+"""URLs: where to connect, what to ask for, and how to show them.
+
+Law: pure. User information, query and fragment never reach anything that is displayed: signed URLs carry their
+signature in the query.
+"""
+
+from __future__ import annotations
+
+import re
+import string
+from dataclasses import dataclass, field
+from urllib.parse import SplitResult, quote, unquote, urljoin, urlsplit
+
+from cached.contract.errors import Permanent
+
+DEFAULT_PORTS = {"http": 80, "https": 443}
+_HOST = re.compile(r"[A-Za-z0-9._~:%-]+")
+_WRITE_URL = "write it as http(s)://host[:port]/path, with special characters percent-encoded"
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Who is asked: credentials and connections belong to exactly one of these."""
+
+    scheme: str
+    host: str
+    port: int
+
+    @property
+    def netloc(self) -> str:
+        """Host and port as the `Host` header writes them."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return host if self.port == DEFAULT_PORTS[self.scheme] else f"{host}:{self.port}"
+
+    @property
+    def authority(self) -> str:
+        """Host and port as `CONNECT` writes them: the port always."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """A URL taken apart. `resource`: path and query as sent; `userinfo`: user and password, decoded."""
+
+    origin: Origin
+    resource: str = field(repr=False)
+    userinfo: tuple[str, str] | None = field(default=None, repr=False)
+
+    @classmethod
+    def parse(cls, url: str) -> Address:
+        """Take `url` apart; raises `Permanent` (`bad_url`) unless it is http or https with a host."""
+        try:
+            parts = urlsplit(url)
+            port = parts.port
+        except ValueError as error:
+            raise Permanent("bad_url", f"{display_url(url)} is not a URL", _WRITE_URL) from error
+        if parts.scheme not in DEFAULT_PORTS or not parts.hostname:
+            raise Permanent("bad_url", f"expected an http(s) URL with a host, found {display_url(url)}", _WRITE_URL)
+        host = _ascii_host(parts.hostname, url)
+        # Only what may not stand in a request line is encoded; what is encoded already stays as it is.
+        path = quote(parts.path or "/", safe=string.punctuation)
+        query = quote(parts.query, safe=string.punctuation)
+        origin = Origin(parts.scheme, host, port or DEFAULT_PORTS[parts.scheme])
+        return cls(origin, f"{path}?{query}" if query else path, _userinfo(parts))
+
+    @property
+    def url(self) -> str:
+        """The URL without user information."""
+        return f"{self.origin.scheme}://{self.origin.netloc}{self.resource}"
+
+
+def display_url(url: str) -> str:
+    """Write `url` for people: without user information, query and fragment. Never raises."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return "<a URL that cannot be read>"
+    host = parts.netloc.rpartition("@")[2]
+    return f"{parts.scheme}://{host}{parts.path}" if parts.scheme or host else parts.path
+
+
+def next_hop(current: Address, location: str) -> Address:
+    """Where a redirect from `current` leads; raises `Permanent` for an insecure or foreign one.
+
+    User information in `location` is dropped: the other side does not choose our credentials.
+    """
+    # Header bytes arrive decoded as Latin-1; many servers send raw UTF-8.
+    target = urljoin(current.url, quote(location, encoding="latin-1", safe=string.punctuation))
+    scheme = urlsplit(target).scheme
+    shown = f"{display_url(current.url)} redirects to {display_url(target)}"
+    if current.origin.scheme == "https" and scheme == "http":
+        raise Permanent("insecure_redirect", f"{shown}, from TLS to plain HTTP", "use the source's https address")
+    if scheme not in DEFAULT_PORTS:
+        raise Permanent("insecure_redirect", f"{shown}, which is not HTTP", "use the address of the file itself")
+    address = Address.parse(target)
+    return Address(address.origin, address.resource)
+
+
+def _ascii_host(host: str, url: str) -> str:
+    try:
+        name = host if host.isascii() else host.encode("idna").decode("ascii")
+    except UnicodeError as error:
+        raise Permanent("bad_url", f"the host of {display_url(url)} is not a host name", _WRITE_URL) from error
+    if not _HOST.fullmatch(name):
+        raise Permanent("bad_url", f"the host of {display_url(url)} is not a host name", _WRITE_URL)
+    return name
+
+
+def _userinfo(parts: SplitResult) -> tuple[str, str] | None:
+    if parts.username is None:
+        return None
+    return unquote(parts.username), unquote(parts.password or "")

@@ -1,0 +1,163 @@
+"""YAML read as nodes that know their line, for files that people write and that may be hostile.
+
+Law: pure: text in, nodes and values out. Composes only, so no tag ever builds an object; bounded in size and depth, and
+without aliases. Scalars are read as the text that stands in the file, because YAML takes the versions `1.0` and
+`2024-07-23` for a float and a date. No message repeats a URI: its user information is a credential.
+"""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import yaml
+from yaml.reader import ReaderError
+
+MAX_CHARACTERS = 1024 * 1024  # a ConfigMap holds no more bytes than this
+MAX_DEPTH = 16  # composing is recursive; a catalog needs six
+_FLAGS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+_NULL_TAG = "tag:yaml.org,2002:null"
+_BOOL_TAG = "tag:yaml.org,2002:bool"
+
+
+class Refused(Exception):
+    """Something in the file that is refused, with its line from 1. Whoever knows how much falls with it catches it."""
+
+    def __init__(self, line: int, reason: str) -> None:
+        super().__init__(reason)
+        self.line = line
+        self.reason = reason
+
+
+class _Loader(yaml.SafeLoader):
+    """Composes nodes without aliases (the billion laughs) and not deep (the interpreter's stack)."""
+
+    depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        event: yaml.Event = self.peek_event()  # type: ignore[no-untyped-call]  # types-PyYAML leaves it bare
+        line = _line(event.start_mark)
+        if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None) is not None:
+            raise Refused(
+                line, "anchors (`&`) and aliases (`*`) are not read; a pattern that begins with `*` needs quotes"
+            )
+        self.depth += 1
+        if self.depth > MAX_DEPTH:
+            raise Refused(line, f"nested more than {MAX_DEPTH} deep")
+        node: yaml.Node | None = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+
+def compose(text: str) -> yaml.Node | None:
+    """Read the one document in `text`; None where there is none. Raises `Refused`."""
+    if len(text) > MAX_CHARACTERS:
+        raise Refused(1, f"the file has {len(text)} characters, at most {MAX_CHARACTERS} are read")
+    try:
+        # A stream, because marks made from a string quote it in the error's own message, credentials and all.
+        return yaml.compose(io.StringIO(text), Loader=_Loader)
+    except yaml.MarkedYAMLError as error:
+        hint = "; a pattern that begins with `*` needs quotes" if "alias" in (error.context or "") else ""
+        reason = ", ".join(filter(None, (error.context, error.problem)))
+        raise Refused(_line(error.problem_mark or error.context_mark), f"not YAML: {reason}{hint}") from error
+    except ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise Refused(line, f"not YAML: {error.reason}") from error
+    except (ValueError, OverflowError) as error:
+        # PyYAML 6.0 lets these out of `"\UFFFFFFFF"` and of a `%YAML` directive with thousands of digits.
+        raise Refused(1, "not YAML: a number or an escape out of range") from error
+
+
+def pairs(node: yaml.Node | None, what: str) -> list[tuple[yaml.Node, yaml.Node]]:
+    """The keys and values of a mapping, duplicates included; nothing and `null` are an empty one."""
+    if node is None or is_null(node):
+        return []
+    if not isinstance(node, yaml.MappingNode):
+        raise Refused(line_of(node), f"expected {what} to be a mapping, found {kind(node)}")
+    listed: list[tuple[yaml.Node, yaml.Node]] = node.value
+    return listed
+
+
+def fields(node: yaml.Node | None, what: str, known: tuple[str, ...]) -> dict[str, yaml.Node]:
+    """The values of a mapping by key. Keys that are not `known`, and keys given twice, are refused."""
+    found: dict[str, yaml.Node] = {}
+    for key, value in pairs(node, what):
+        name = text(key, f"a key of {what}")
+        if name not in known:
+            raise Refused(line_of(key), f"unknown key {name[:200]!r} in {what}; known: {', '.join(known)}")
+        if name in found:
+            raise Refused(line_of(key), f"the key {name!r} is there twice in {what}")
+        found[name] = value
+    return found
+
+
+def required(found: dict[str, yaml.Node], key: str, what: str, line: int) -> yaml.Node:
+    """The value of `key` among the `fields` of `what`, which begins on `line`."""
+    if key not in found:
+        raise Refused(line, f"{what} needs the key `{key}`")
+    return found[key]
+
+
+def items(node: yaml.Node | None, what: str) -> list[yaml.Node]:
+    """The items of a list; nothing and `null` are an empty one."""
+    if node is None or is_null(node):
+        return []
+    if not isinstance(node, yaml.SequenceNode):
+        raise Refused(line_of(node), f"expected {what} to be a list, found {kind(node)}")
+    listed: list[yaml.Node] = node.value
+    return listed
+
+
+def text(node: yaml.Node, what: str) -> str:
+    """A scalar as it stands in the file; refused where it is a URI, since messages repeat such texts."""
+    value = uri_text(node, what)
+    if "://" in value:
+        raise Refused(line_of(node), f"expected {what}, found a URI")
+    return value
+
+
+def uri_text(node: yaml.Node, what: str) -> str:
+    """A scalar as it stands in the file, which may be a URI with credentials: not to be repeated."""
+    if not isinstance(node, yaml.ScalarNode) or is_null(node):
+        raise Refused(line_of(node), f"expected {what} as text, found {kind(node)}")
+    value: str = node.value
+    if not value.isprintable():
+        raise Refused(line_of(node), f"{what} has a control character, or another that cannot be shown")
+    return value
+
+
+def flag(node: yaml.Node | None, what: str) -> bool:
+    """A YAML boolean; nothing and `null` are false. A quoted `"true"` is a text and refused."""
+    if node is None or is_null(node):
+        return False
+    if node.tag != _BOOL_TAG or not isinstance(node, yaml.ScalarNode) or node.value.lower() not in _FLAGS:
+        raise Refused(line_of(node), f"expected {what} to be true or false, found {kind(node)}")
+    return _FLAGS[node.value.lower()]
+
+
+def shown(node: yaml.Node) -> str:
+    """A key for a person to recognize, whatever it is."""
+    if not isinstance(node, yaml.ScalarNode):
+        return kind(node)
+    return "a URI" if "://" in node.value else str(node.value[:200])
+
+
+def kind(node: yaml.Node) -> str:
+    """What a node is, for a person."""
+    if isinstance(node, yaml.ScalarNode):
+        return "nothing" if is_null(node) else "a text or number"
+    return "a list" if isinstance(node, yaml.SequenceNode) else "a mapping"
+
+
+def is_null(node: yaml.Node) -> bool:
+    """Tell whether a node is YAML's null, written out or left empty."""
+    return isinstance(node, yaml.ScalarNode) and node.tag == _NULL_TAG
+
+
+def line_of(node: yaml.Node) -> int:
+    """The line a node begins on, from 1."""
+    return _line(node.start_mark)
+
+
+def _line(mark: Any) -> int:  # there are two classes of marks, PyYAML's own and libyaml's, with no base
+    return 1 if mark is None else int(mark.line) + 1

@@ -1,0 +1,216 @@
+"""Sentence embeddings: an encoder's hidden states, pooled as the model's own folder says.
+
+Law: runs in the model's thread only. Padding is masked: who else is in a batch does not change a vector beyond
+rounding. Pooling as sentence-transformers defines it (`modules.json`, `1_Pooling/config.json`); the mean without them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cached.contract.errors import HoldfastError, Permanent
+from server.events import About, Embedded, Kind
+from server.jobs import Job
+from server.loader import Loaded, load_encoder
+from server.requests import EmbeddingRequest, InvalidRequest
+from server.tokens import Tokens
+
+_MAX_BATCH_SEQUENCES = 64
+_MAX_BATCH_TOKENS = 16384  # padding included; bounds the memory of one pass
+_POOLING_MODES = {
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_max_tokens": "max",
+    "pooling_mode_lasttoken": "lasttoken",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How hidden states become a vector. `transformer` is the folder of the encoder inside the model's folder."""
+
+    transformer: str = ""
+    pooling: str = "mean"
+    normalize: bool = False
+
+
+@dataclass(slots=True)
+class _Sequence:
+    """One input of one job, and its vector once there is one."""
+
+    job: Job[EmbeddingRequest, Embedded]
+    ids: list[int]
+    vector: bytes = b""
+
+
+class Encoder:
+    """An encoder on its device; the model of `/v1/embeddings`."""
+
+    batch_jobs = _MAX_BATCH_SEQUENCES
+
+    def __init__(self, loaded: Loaded, recipe: Recipe, device: str) -> None:
+        self._module = loaded.module
+        self._recipe = recipe
+        self._device = device
+        self._dimension = int(loaded.config.hidden_size)
+        self._tokens = Tokens(loaded.tokenizer, loaded.config, context(loaded))
+        self.about = About(
+            Kind.EMBEDDINGS,
+            self._tokens.context,
+            device,
+            str(loaded.dtype).removeprefix("torch."),
+            loaded.weight_bytes,
+        )
+
+    @classmethod
+    def load(cls, directory: Path, device: str, dtype: str) -> Encoder:
+        """Load the encoder of a model's folder; raises `HoldfastError`."""
+        recipe = read_recipe(directory)
+        return cls(load_encoder(directory / recipe.transformer, device, dtype), recipe, device)
+
+    def warm_up(self) -> None:
+        """Embed a text and check the answer's shape; raises `Permanent` where it is not as expected."""
+        vectors = self.embed([self._tokens.encode("ready", "input")])
+        found = tuple(vectors.shape)
+        if found != (1, self._dimension) or not bool(torch.isfinite(vectors).all()):
+            raise Permanent(
+                "bad_model",
+                f"a dummy inference: expected one finite vector of {self._dimension} numbers, found shape {found}",
+                "check that the weights are the ones that belong to config.json",
+            )
+
+    def process(self, jobs: list[Job[EmbeddingRequest, Embedded]]) -> None:
+        """Answer all the jobs, their inputs batched together by length."""
+        accepted: dict[Job[EmbeddingRequest, Embedded], list[_Sequence]] = {}
+        for job in jobs:
+            try:
+                accepted[job] = [_Sequence(job, self._tokens.encode(text, "input")) for text in job.request.inputs]
+            except InvalidRequest as error:
+                job.fail(error)
+        for batch in _batches([sequence for sequences in accepted.values() for sequence in sequences]):
+            live = [sequence for sequence in batch if not sequence.job.cancelled]
+            if live:
+                rows = self.embed([sequence.ids for sequence in live]).numpy().astype("<f4")
+                for sequence, row in zip(live, rows, strict=True):
+                    sequence.vector = row.tobytes()
+        for job, sequences in accepted.items():
+            tokens = sum(len(sequence.ids) for sequence in sequences)
+            job.emit(Embedded(tuple(sequence.vector for sequence in sequences), tokens))
+            job.finish()
+
+    @torch.inference_mode()
+    def embed(self, sequences: list[list[int]]) -> torch.Tensor:
+        """Embed token sequences in one pass: float32 of shape (sequences, dimension), on the CPU."""
+        width = max(map(len, sequences))
+        ids = torch.full((len(sequences), width), self._tokens.padding_id)
+        mask = torch.zeros((len(sequences), width), dtype=torch.long)
+        for row, sequence in enumerate(sequences):
+            ids[row, : len(sequence)] = torch.tensor(sequence)
+            mask[row, : len(sequence)] = 1
+        mask = mask.to(self._device)
+        states = self._module(input_ids=ids.to(self._device), attention_mask=mask).last_hidden_state
+        vectors = pool(states.float(), mask, self._recipe.pooling)
+        if self._recipe.normalize:
+            vectors = torch.nn.functional.normalize(vectors, p=2, dim=1)
+        return vectors.cpu()
+
+
+def pool(states: torch.Tensor, mask: torch.Tensor, mode: str) -> torch.Tensor:
+    """Reduce hidden states (sequences, tokens, dimension) to one vector each, padding left out."""
+    weights = mask.unsqueeze(-1).to(states.dtype)
+    if mode == "mean":
+        return (states * weights).sum(1) / weights.sum(1)
+    if mode == "cls":
+        return states[:, 0]
+    if mode == "max":
+        return states.masked_fill(weights == 0, float("-inf")).amax(1)
+    return states[torch.arange(len(states)), mask.sum(1) - 1]
+
+
+def context(loaded: Loaded) -> int | None:
+    """The most positions the encoder has; RoBERTa's begin after its padding index."""
+    limit = getattr(loaded.config, "max_position_embeddings", None)
+    table = getattr(getattr(loaded.module, "embeddings", None), "position_embeddings", None)
+    reserved = getattr(table, "padding_idx", None)
+    return limit if limit is None or reserved is None else limit - reserved - 1
+
+
+def read_recipe(directory: Path) -> Recipe:
+    """Read `modules.json` and what it names; raises `Permanent` for a module that would be left out."""
+    path = directory / "modules.json"
+    if not path.is_file():
+        pooling = directory / "1_Pooling" / "config.json"
+        return Recipe(pooling=_pooling(pooling)) if pooling.is_file() else Recipe()
+    transformer, mode, normalize = "", "mean", False
+    try:
+        for module in _json(path):
+            kind, where = str(module["type"]).rpartition(".")[2], _inside(path, str(module["path"]))
+            if kind == "Transformer":
+                transformer = where
+            elif kind == "Pooling":
+                mode = _pooling(directory / where / "config.json")
+            elif kind == "Normalize":
+                normalize = True
+            else:
+                raise Permanent(
+                    "unsupported_model", f"{path}: the module {module['type']} is not supported", "serve it with --app"
+                )
+    except (KeyError, TypeError) as error:
+        raise _damaged(path, error) from error
+    return Recipe(transformer, mode, normalize)
+
+
+def _pooling(path: Path) -> str:
+    document = _json(path)
+    found = (
+        [document["pooling_mode"]]
+        if "pooling_mode" in document
+        else [
+            _POOLING_MODES.get(name, name)
+            for name, on in document.items()
+            if name.startswith("pooling_mode_") and on is True
+        ]
+    )
+    if len(found) != 1 or found[0] not in _POOLING_MODES.values():
+        expected = ", ".join(_POOLING_MODES.values())
+        raise Permanent(
+            "unsupported_model",
+            f"{path}: expected one pooling mode of {expected}, found {found}",
+            "serve it with --app",
+        )
+    return str(found[0])
+
+
+def _inside(path: Path, where: str) -> str:
+    if where.startswith("/") or ".." in Path(where).parts:
+        raise _damaged(path, ValueError(f"{where!r} is not inside the model's folder"))
+    return where
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> HoldfastError:
+    return Permanent("invalid_config", f"{path}: {error!r}", "publish the model's folder whole")
+
+
+def _batches(sequences: list[_Sequence]) -> Iterator[list[_Sequence]]:
+    """Group by length, so that little is padded; each group within the bounds of one pass."""
+    batch: list[_Sequence] = []
+    for sequence in sorted(sequences, key=lambda s: len(s.ids)):
+        if batch and (len(batch) == _MAX_BATCH_SEQUENCES or (len(batch) + 1) * len(sequence.ids) > _MAX_BATCH_TOKENS):
+            yield batch
+            batch = []
+        batch.append(sequence)
+    if batch:
+        yield batch

@@ -1,0 +1,99 @@
+"""The folder that is served: where it lies, what it is called, and the lease that keeps it there.
+
+Law: reads names and takes a lock; never writes, never reads weights.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from cached.contract.digest import Digest, is_hex
+from cached.contract.errors import InvalidReference, Permanent
+from cached.contract.layout import SnapshotLayout
+from cached.contract.lease import Lease, take_shared
+from cached.contract.reference import check_version, name_from_path_segment
+
+_LOG = logging.getLogger(__name__)
+_LEASE_WAIT_S = 10.0  # an eviction holds the lease for moments; then the symlink names another snapshot, or nothing
+_LEASE_POLL_S = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What is served: `path` without symlinks; `digest` where the folder is a Holdfast snapshot."""
+
+    path: Path
+    name: str
+    version: str | None
+    digest: Digest | None
+
+
+@contextmanager
+def hold(path: Path) -> Iterator[Snapshot]:
+    """Hold the lease of the snapshot at `path` for as long as the block runs.
+
+    A folder that is no snapshot is served as it is, without a lease. Raises `Permanent` where there is no folder or
+    the lease cannot be had.
+    """
+    name, version = names(path)
+    target, lease = _take(path)
+    try:
+        if lease is None:
+            _LOG.warning("%s is not a Holdfast snapshot: no lease is held, nothing keeps it from being removed", target)
+        digest = Digest(target.name) if lease is not None and is_hex(target.name) else None
+        yield Snapshot(target, name, version, digest)
+    finally:
+        if lease is not None:
+            lease.close()
+
+
+def names(path: Path) -> tuple[str, str | None]:
+    """The name and version that `…/models/<name>/<version>` spells, else the folder's own name and no version."""
+    absolute = path.absolute()
+    if absolute.parent.parent.name == "models":
+        try:
+            check_version(absolute.name)
+            return name_from_path_segment(absolute.parent.name), absolute.name
+        except InvalidReference:
+            pass  # a folder called `models` of somebody else's
+    return absolute.name, None
+
+
+def _take(path: Path) -> tuple[Path, Lease | None]:
+    deadline = time.monotonic() + _LEASE_WAIT_S
+    while True:
+        target = _resolve(path)
+        layout = SnapshotLayout(target)
+        if not layout.lease.parent.is_dir():
+            return target, None
+        lease = take_shared(layout.lease)
+        if lease is not None:
+            return target, lease
+        if time.monotonic() > deadline:
+            raise Permanent(
+                "no_lease",
+                f"{layout.lease}: could not be locked for {_LEASE_WAIT_S:.0f} seconds",
+                "the version is being evicted or is incomplete: ask the daemon for it again, and start the gate first",
+            )
+        time.sleep(_LEASE_POLL_S)
+
+
+def _resolve(path: Path) -> Path:
+    try:
+        target = path.resolve(strict=True)
+    except (OSError, RuntimeError) as error:
+        raise Permanent(
+            "no_model",
+            f"expected a model's folder at {path}, found none: {error}",
+            "check --model-path, that the volume is mounted, and that the gate ran before",
+        ) from error
+    if not target.is_dir():
+        raise Permanent(
+            "no_model", f"expected a folder at {path}, found a file", "give --model-path the model's folder"
+        )
+    return target

@@ -1,0 +1,108 @@
+"""Prompts to token ids, and generated ids back to text as it grows.
+
+Law: runs in the model's thread only, for a tokenizer keeps settings between calls. Nothing is ever cut short: what
+does not fit is refused.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from server.requests import InvalidRequest, Prompt
+
+# Enough for a tokenizer to know, from the prompt's end, whether the next token begins with a space.
+_CONTEXT_TOKENS = 6
+_REPLACEMENT = "\ufffd"  # what half a UTF-8 sequence decodes to
+_NO_LIMIT = 10**9  # tokenizers without a limit say 10^30
+
+
+class Tokens:
+    """A model's tokenizer and its limits. `context` is the most tokens the model takes at once, None for no limit."""
+
+    def __init__(self, tokenizer: Any, config: Any, positions: int | None) -> None:
+        self._tokenizer = tokenizer
+        self._vocabulary = int(config.vocab_size)
+        limits = [limit for limit in (positions, tokenizer.model_max_length) if limit is not None and limit < _NO_LIMIT]
+        self.context: int | None = min(limits, default=None)
+        self.padding_id: int = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+
+    def encode(self, prompt: Prompt, param: str, *, room: int = 0) -> list[int]:
+        """Token ids of one prompt, with `room` tokens left in the context; raises `InvalidRequest`."""
+        if isinstance(prompt, str):
+            ids: list[int] = self._tokenizer.encode(prompt)
+            if not ids and self._tokenizer.bos_token_id is not None:
+                ids = [self._tokenizer.bos_token_id]
+        else:
+            ids = list(prompt)
+        if not ids:
+            raise InvalidRequest(f"{param}: expected at least one token, found none", param)
+        wrong = next((token for token in ids if not 0 <= token < self._vocabulary), None)
+        if wrong is not None:
+            raise InvalidRequest(f"{param}: expected token ids from 0 to {self._vocabulary - 1}, found {wrong}", param)
+        if self.context is not None and len(ids) + room > self.context:
+            asked = f"{len(ids)} in the input" + (f" and {room} to generate" if room else "")
+            raise InvalidRequest(
+                f"this model's maximum context length is {self.context} tokens, the request has {asked}",
+                param,
+                "context_length_exceeded",
+            )
+        return ids
+
+
+class GrowingText:
+    """Generated tokens as text, given out as soon as it can no longer change; never beyond a stop text."""
+
+    def __init__(self, tokenizer: Any, prompt: list[int], stops: tuple[str, ...]) -> None:
+        self._tokenizer = tokenizer
+        self._stops = stops
+        self._ids = prompt[-_CONTEXT_TOKENS:]
+        self._prefix = 0  # decoding begins here
+        self._read = len(self._ids)  # text up to here was taken
+        self._pending = ""  # decoded, but perhaps the beginning of a stop text
+        self.stopped = False
+
+    def push(self, token: int) -> str:
+        """Add a token; returns the text that is now certain, often empty."""
+        self._ids.append(token)
+        return self._settle(self._decoded(complete=False))
+
+    def finish(self) -> str:
+        """Return what was held back."""
+        text = self._settle(self._decoded(complete=True))
+        if not self.stopped:
+            text, self._pending = text + self._pending, ""
+        return text
+
+    def _decoded(self, *, complete: bool) -> str:
+        """The text after what was taken. A character may need several tokens: wait for them unless `complete`."""
+        before = self._decode(self._ids[self._prefix : self._read])
+        text = self._decode(self._ids[self._prefix :])
+        if len(text) <= len(before) or (text.endswith(_REPLACEMENT) and not complete):
+            return ""
+        self._prefix, self._read = self._read, len(self._ids)
+        return text[len(before) :]
+
+    def _decode(self, ids: list[int]) -> str:
+        text: str = self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return text
+
+    def _settle(self, text: str) -> str:
+        if self.stopped:
+            return ""
+        self._pending += text
+        found = [at for stop in self._stops if (at := self._pending.find(stop)) >= 0]
+        if found:
+            self.stopped = True
+            certain, self._pending = self._pending[: min(found)], ""
+            return certain
+        cut = len(self._pending) - self._held()
+        certain, self._pending = self._pending[:cut], self._pending[cut:]
+        return certain
+
+    def _held(self) -> int:
+        """How much of the end may be the beginning of a stop text, in characters."""
+        longest = max((min(len(stop) - 1, len(self._pending)) for stop in self._stops), default=0)
+        for length in range(longest, 0, -1):
+            if any(stop.startswith(self._pending[-length:]) for stop in self._stops):
+                return length
+        return 0

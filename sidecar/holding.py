@@ -1,0 +1,122 @@
+"""Find the snapshot that a model's symlink names, and take its lease.
+
+Law: reads only, never follows a symlink out of the public folder, never waits. That a version goes away between two
+looks is normal (an eviction) and no error: the caller looks again.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+from cached.contract.digest import is_hex
+from cached.contract.errors import HoldfastError, Permanent
+from cached.contract.layout import PublicLayout, SnapshotLayout
+from cached.contract.lease import Lease, take_shared
+from cached.contract.reference import ModelRef
+
+
+@dataclass(frozen=True, slots=True)
+class Absent:
+    """No symlink: the version is not on this node."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unsettled:
+    """There is a symlink, but what it names is coming or going; `reason` is for a person."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """The snapshot that the symlink names, which no eviction removes while `lease` is open."""
+
+    snapshot: SnapshotLayout
+    lease: Lease
+
+
+def hold(public: PublicLayout, ref: ModelRef) -> Absent | Unsettled | Held:
+    """Take the lease of the snapshot that `ref` names now.
+
+    Raises `Permanent`: `invalid_link` where the symlink is none or names anything but a snapshot, `unreadable`.
+    """
+    try:
+        return _hold(public, ref)
+    except OSError as error:
+        raise _unreadable(error, public.model_link(ref)) from error
+
+
+def still_named(public: PublicLayout, ref: ModelRef, held: Held) -> bool:
+    """Tell whether `ref` still names the snapshot that is held; raises as `hold` does."""
+    try:
+        return _named(public, public.model_link(ref)) == held.snapshot
+    except OSError as error:
+        raise _unreadable(error, public.model_link(ref)) from error
+
+
+def _hold(public: PublicLayout, ref: ModelRef) -> Absent | Unsettled | Held:
+    link = public.model_link(ref)
+    snapshot = _named(public, link)
+    if snapshot is None:
+        return Absent()
+    for folder in (public.models, link.parent, public.snapshots, snapshot.path):
+        if not _is_folder(folder):
+            return Unsettled("its snapshot is gone: the daemon is evicting it, or fetches it again")
+    lease = take_shared(snapshot.lease)
+    if lease is None:
+        return Unsettled("its lease is not to be had: the daemon is evicting it, or `.holdfast/lease` is missing")
+    if _named(public, link) != snapshot:  # replaced or evicted between the look and the lease
+        lease.close()
+        return Unsettled("it was replaced just now")
+    return Held(snapshot, lease)
+
+
+def _named(public: PublicLayout, link: Path) -> SnapshotLayout | None:
+    try:
+        target = os.readlink(link)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        raise _invalid_link(link, "something that is no symlink") from error
+    # By its text alone, so that nothing outside is ever looked at; that no folder on the way is itself a symlink,
+    # which would give the text another meaning, `_is_folder` sees to.
+    resolved = Path(os.path.normpath(link.parent / target))
+    if (
+        os.path.isabs(target)
+        or resolved.parent != Path(os.path.normpath(public.snapshots))
+        or not is_hex(resolved.name)
+    ):
+        raise _invalid_link(link, f"a symlink to {target!r}")
+    return SnapshotLayout(public.snapshots / resolved.name)
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        mode = os.lstat(path).st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    if not stat.S_ISDIR(mode):
+        raise _invalid_link(path, "something that is no folder")
+    return True
+
+
+def _invalid_link(path: Path, found: str) -> Permanent:
+    return Permanent(
+        "invalid_link",
+        f"{path}: expected a relative symlink to a snapshot, through folders, found {found}",
+        "check that only the daemon writes the root; `holdfast pull` publishes the version again",
+    )
+
+
+def _unreadable(error: OSError, path: Path) -> HoldfastError:
+    return Permanent(
+        "unreadable",
+        f"{error.filename or path}: {error.strerror}",
+        "check the mount, the node's disk, and the pod's security policy (SELinux, AppArmor)",
+    )

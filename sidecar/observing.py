@@ -1,0 +1,64 @@
+"""Read what the daemon says of itself and of each version, and what is wrong with the mount.
+
+Law: reads `status/` and the names in the public folder, nothing else; what cannot be read is a fact to tell, and no
+error.
+"""
+
+from __future__ import annotations
+
+import time
+
+from cached.contract.errors import HoldfastError
+from cached.contract.layout import PublicLayout
+from cached.contract.reference import ModelRef
+from cached.contract.status import DaemonStatus, ModelStatus, parse_timestamp
+from cached.contract.units import format_duration
+from cached.contract.wanted import Wanted
+
+HEARTBEAT_STALE_S = 30.0  # the daemon writes one every five seconds at least
+
+
+def read_status(public: PublicLayout, ref: ModelRef) -> ModelStatus | None:
+    """What the daemon says of `ref`; None where it says nothing, or nothing that can be read."""
+    try:
+        return ModelStatus.parse(public.model_status(ref).read_bytes())
+    except (OSError, HoldfastError):
+        return None
+
+
+def mount_trouble(public: PublicLayout) -> str | None:
+    """Why the root cannot be a public folder of Holdfast, None where it can."""
+    if not public.path.is_dir():
+        return f"{public.path} is not there: check --root, and that the pod mounts the node's public folder"
+    if not public.models.is_dir() and not public.status.is_dir():
+        return (
+            f"{public.path} is not a public folder of Holdfast, it has neither models/ nor status/: check --root, and "
+            "that the mount is <root>/public of the node's Holdfast (the daemon makes these folders when it starts)"
+        )
+    return None
+
+
+def daemon_trouble(public: PublicLayout) -> str | None:
+    """Why the daemon of this node seems down, None where its heartbeat is fresh or there never was one."""
+    try:
+        beat = DaemonStatus.parse(public.daemon_status.read_bytes())
+        age_s = time.time() - parse_timestamp(beat.updated)
+    except (OSError, HoldfastError, ValueError, TypeError):
+        return None
+    if age_s <= HEARTBEAT_STALE_S:
+        return None
+    return (
+        f"the daemon of this node ({beat.node}) seems down: its last sign of life is from {beat.updated}; "
+        "check its pod and its log; waiting for it to come back"
+    )
+
+
+def silence(public: PublicLayout, want: Wanted, waited_s: float) -> str:
+    """What to check where nothing was said of `want` for `waited_s` seconds."""
+    beating = public.daemon_status.exists()
+    return (
+        f"{want}: nothing heard of it for {format_duration(waited_s)}: no {public.model_status(want.ref)}. Check that "
+        + ("" if beating else "the daemon runs on this node (it left no sign of life here), ")
+        + f"the catalog has {want.ref.name!r} with version {want.ref.version!r}, "
+        f"and the mount at {public.path} is this node's public folder; still waiting"
+    )

@@ -1,0 +1,207 @@
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import openai
+import pytest
+import torch
+import transformers
+
+from cached.contract.errors import Permanent
+from server.encoder import Encoder, Recipe, pool, read_recipe
+from tests.support.serving import ServerProcess
+
+TEXTS = [
+    "A holdfast anchors kelp to rock.",
+    "hello",
+    "Ein längerer Satz mit Umlauten — und Zeichen aus anderen Schriften: 日本語, emoji 🌊.",
+    "weights " * 120,
+]
+TOLERANCE = 1e-5
+Vectors = npt.NDArray[np.float32]
+
+
+@pytest.fixture(scope="module")
+def plain(minilm: Path) -> Vectors:
+    """The texts' embeddings by plain transformers, one text at a time: mean pooling, then unit length."""
+    tokenizer: Any = transformers.AutoTokenizer.from_pretrained(minilm)
+    model: Any = transformers.AutoModel.from_pretrained(minilm)
+    rows = []
+    for text in TEXTS:
+        with torch.inference_mode():
+            states = model(**tokenizer(text, return_tensors="pt")).last_hidden_state
+        rows.append(torch.nn.functional.normalize(states.mean(1), dim=1)[0].numpy())
+    return np.stack(rows)
+
+
+@pytest.fixture
+def client(embeddings_server: ServerProcess) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{embeddings_server.url}/v1", api_key="none", max_retries=0)
+
+
+def vectors(answer: openai.types.CreateEmbeddingResponse) -> Vectors:
+    assert [item.index for item in answer.data] == list(range(len(answer.data)))
+    return np.array([item.embedding for item in answer.data], np.float32)
+
+
+def test_embeddings_equal_plain_transformers(client: openai.OpenAI, plain: Vectors) -> None:
+    """A batch of texts of all lengths, asked for by OpenAI's client, has the vectors of plain transformers."""
+    answer = client.embeddings.create(model="minilm", input=TEXTS)
+    assert np.abs(vectors(answer) - plain).max() <= TOLERANCE
+    assert answer.model == "minilm"
+
+
+def test_encodings_and_token_input_agree(client: openai.OpenAI, minilm: Path, plain: Vectors) -> None:
+    """Numbers, base64, one text and its token ids give one and the same vector, and usage counts the tokens."""
+    tokenizer: Any = transformers.AutoTokenizer.from_pretrained(minilm)
+    ids = tokenizer.encode(TEXTS[0])
+    for wanted in (TEXTS[0], [TEXTS[0]], ids, [ids]):
+        numbers = client.embeddings.create(model="minilm", input=wanted, encoding_format="float")
+        packed = client.embeddings.create(model="minilm", input=wanted, encoding_format="base64")
+        text: Any = packed.data[0].embedding
+        decoded = np.frombuffer(__import__("base64").b64decode(text), "<f4") if isinstance(text, str) else text
+        assert np.abs(vectors(numbers)[0] - plain[0]).max() <= TOLERANCE
+        assert np.array_equal(np.asarray(decoded, np.float32), vectors(numbers)[0])
+        assert numbers.usage.prompt_tokens == numbers.usage.total_tokens == len(ids)
+
+
+async def test_concurrent_requests_get_their_own_vectors(embeddings_server: ServerProcess, plain: Vectors) -> None:
+    """Requests that are batched together each get the vectors of their own texts."""
+    async with openai.AsyncOpenAI(base_url=f"{embeddings_server.url}/v1", api_key="none", max_retries=0) as client:
+
+        async def ask(index: int) -> None:
+            answer = await client.embeddings.create(model="minilm", input=TEXTS[index])
+            assert np.abs(vectors(answer)[0] - plain[index]).max() <= TOLERANCE
+
+        async with asyncio.TaskGroup() as group:
+            for number in range(24):
+                group.create_task(ask(number % len(TEXTS)))
+
+
+def test_more_inputs_than_one_pass_takes(client: openai.OpenAI, plain: Vectors) -> None:
+    """Inputs beyond one batch come back complete and in order."""
+    order = [index % len(TEXTS) for index in range(150)]
+    answer = client.embeddings.create(model="minilm", input=[TEXTS[index] for index in order])
+    assert np.abs(vectors(answer) - plain[order]).max() <= TOLERANCE
+
+
+def test_an_input_beyond_the_context_is_refused(client: openai.OpenAI) -> None:
+    """A text of more tokens than the model has positions is a 400, never cut short in silence."""
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.embeddings.create(model="minilm", input=["hello", "weights " * 600])
+    assert caught.value.code == "context_length_exceeded"
+    assert "512" in caught.value.message
+
+
+def test_tokens_out_of_the_vocabulary_are_refused(client: openai.OpenAI) -> None:
+    """A token id the model does not have is a 400 that says which ids there are."""
+    with pytest.raises(openai.BadRequestError, match="30521"):
+        client.embeddings.create(model="minilm", input=[[101, 30522]])
+
+
+def test_completions_of_an_encoder_are_refused(client: openai.OpenAI) -> None:
+    """The wrong kind of request is a 400 that says what the model answers."""
+    with pytest.raises(openai.BadRequestError, match="/v1/embeddings") as caught:
+        client.completions.create(model="minilm", prompt="x")
+    assert caught.value.param == "model"
+
+
+def test_the_cpu_is_announced_loudly_once(embeddings_server: ServerProcess) -> None:
+    """`--device auto` without a GPU says so in one warning, with the reason."""
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
+    log = embeddings_server.log.read_text()
+    assert log.count("NO GPU") == 1
+
+
+def test_a_folder_without_a_lease_is_served_and_said_once(embeddings_server: ServerProcess) -> None:
+    """A folder that is no snapshot is served, with one line that nothing keeps it."""
+    assert embeddings_server.log.read_text().count("no lease is held") == 1
+
+
+def test_the_weights_pages_stay_the_page_caches(embeddings_server: ServerProcess) -> None:
+    """In the serving process the mapped weights have no page of its own: nothing was written, nothing copied."""
+    smaps = Path(f"/proc/{embeddings_server.process.pid}/smaps").read_text()
+    mapping = smaps[smaps.index("model.safetensors") :]
+    figures = dict(line.split(":", 1) for line in mapping.splitlines()[1:25] if ":" in line)
+    assert figures["Anonymous"].split() == ["0", "kB"]
+    assert figures["Private_Dirty"].split() == ["0", "kB"]
+    assert int(figures["Rss"].split()[0]) > 0
+
+
+def modules(folder: Path, pooling: dict[str, Any], *more: str) -> Path:
+    """Write sentence-transformers' files into `folder`."""
+    listed = [{"path": "", "type": "st.models.Transformer"}, {"path": "1_Pooling", "type": "st.models.Pooling"}]
+    listed += [{"path": f"{number}_{kind}", "type": f"st.models.{kind}"} for number, kind in enumerate(more, 2)]
+    (folder / "1_Pooling").mkdir(parents=True)
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
+    (folder / "modules.json").write_text(json.dumps(listed))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("pooling", "more", "expected"),
+    [
+        ({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}, (), Recipe("", "cls", False)),
+        ({"pooling_mode_mean_tokens": True}, ("Normalize",), Recipe("", "mean", True)),
+        ({"pooling_mode": "lasttoken"}, ("Normalize",), Recipe("", "lasttoken", True)),
+        ({"pooling_mode": "max"}, (), Recipe("", "max", False)),
+    ],
+)
+def test_the_folders_own_pooling_is_used(
+    tmp_path: Path, pooling: dict[str, Any], more: tuple[str, ...], expected: Recipe
+) -> None:
+    """sentence-transformers' files, old keys and new, decide pooling and normalization."""
+    assert read_recipe(modules(tmp_path / "m", pooling, *more)) == expected
+
+
+def test_without_those_files_the_mean_is_taken(tmp_path: Path) -> None:
+    """A plain encoder's folder is pooled by the mean, not normalized."""
+    assert read_recipe(tmp_path) == Recipe("", "mean", False)
+
+
+@pytest.mark.parametrize(
+    ("pooling", "more"),
+    [
+        ({"pooling_mode_mean_tokens": True, "pooling_mode_max_tokens": True}, ()),
+        ({"pooling_mode": "weightedmean"}, ()),
+        ({"pooling_mode_mean_tokens": True}, ("Dense",)),
+    ],
+)
+def test_a_step_that_would_be_left_out_is_refused(
+    tmp_path: Path, pooling: dict[str, Any], more: tuple[str, ...]
+) -> None:
+    """A pooling or module that is not supported is an error: a vector that lacks a step would be wrong in silence."""
+    with pytest.raises(Permanent) as caught:
+        read_recipe(modules(tmp_path / "m", pooling, *more))
+    assert caught.value.code == "unsupported_model"
+
+
+def test_cls_pooling_without_normalization_end_to_end(minilm: Path, tmp_path: Path) -> None:
+    """With cls pooling the vector is the first hidden state itself."""
+    folder = tmp_path / "m"
+    shutil.copytree(minilm, folder)
+    shutil.rmtree(folder / "1_Pooling")
+    modules(folder, {"pooling_mode_cls_token": True})
+    encoder = Encoder.load(folder, "cpu", "auto")
+    encoder.warm_up()
+    plain: Any = transformers.AutoModel.from_pretrained(minilm)
+    ids = [101, 7592, 102]
+    with torch.inference_mode():
+        expected = plain(input_ids=torch.tensor([ids])).last_hidden_state[0, 0]
+    assert (encoder.embed([ids, [101, *range(2000, 2050), 102]])[0] - expected).abs().max() <= TOLERANCE
+
+
+@pytest.mark.parametrize("mode", ["mean", "max", "cls", "lasttoken"])
+def test_padding_never_counts(mode: str) -> None:
+    """What stands in padded places changes no vector."""
+    states = torch.randn(1, 3, 8)
+    padded = torch.cat([states, torch.full((1, 2, 8), 1e9)], dim=1)
+    mask = torch.tensor([[1, 1, 1, 0, 0]])
+    assert torch.allclose(pool(padded, mask, mode), pool(states, mask[:, :3], mode))

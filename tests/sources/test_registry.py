@@ -1,0 +1,53 @@
+"""Which source a location opens."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import cast
+
+import pytest
+
+from cached.contract.errors import Permanent
+from cached.sources.registry import open_source
+from cached.wire.client import HttpClient
+
+NO_CLIENT = cast("HttpClient", None)  # opening contacts nobody
+
+
+@pytest.mark.parametrize(
+    ("uri", "kind"),
+    [
+        ("s3://bucket/m/v1/", "s3"),
+        ("S3://bucket/m/v1/", "s3"),
+        ("hf://acme/model@main", "hf"),
+        ("http://127.0.0.1/m/", "http"),
+        ("https://example.com/m/", "http"),
+        ("file:///models/m", "file"),
+        ("/models/m", "file"),
+    ],
+)
+def test_the_scheme_decides(uri: str, kind: str) -> None:
+    """Each supported scheme opens its source; an absolute path is a local one."""
+    assert open_source(uri, NO_CLIENT).kind == kind
+
+
+@pytest.mark.parametrize("uri", ["ftp://user:sesame@host/m", "models/m", "", "://x"])
+def test_an_unknown_scheme_names_the_supported_ones(uri: str) -> None:
+    """Anything else is refused with the list of what is supported, and without quoting the location's credentials."""
+    with pytest.raises(Permanent) as caught:
+        open_source(uri, NO_CLIENT)
+    assert caught.value.code == "unknown_scheme"
+    assert all(scheme in str(caught.value) for scheme in ("s3://", "hf://", "https://", "file://"))
+    assert "sesame" not in str(caught.value)
+
+
+def test_only_the_source_that_is_asked_for_is_imported() -> None:
+    """Opening a local source imports neither the AWS nor the Hub library."""
+    program = (
+        "import sys\n"
+        "from cached.sources.registry import open_source\n"
+        "open_source('/models/m', None)\n"
+        "sys.exit(any(name in sys.modules for name in ('botocore', 'aiobotocore', 'huggingface_hub', 'aiohttp')))\n"
+    )
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

@@ -1,0 +1,98 @@
+"""Public folders as a daemon leaves them: snapshots, symlinks, status files, the heartbeat.
+
+Law: made with the contract's own functions, and published in the daemon's order; never reads what it made.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from cached.contract.digest import Digest
+from cached.contract.layout import TEMPORARY_PREFIX, PublicLayout, SnapshotLayout
+from cached.contract.manifest import FileEntry, Manifest
+from cached.contract.reference import ModelRef
+from cached.contract.status import DaemonStatus, ModelStatus, State, StatusError, encode, timestamp
+from cached.contract.verified import VerifiedFile, VerifiedRecord
+
+
+def make_public(path: Path) -> PublicLayout:
+    """An empty public folder."""
+    public = PublicLayout(path)
+    for folder in (public.snapshots, public.models, public.status):
+        folder.mkdir(parents=True, exist_ok=True)
+    return public
+
+
+def make_snapshot(public: PublicLayout, files: Mapping[str, bytes]) -> Digest:
+    """A whole snapshot of `files`, no symlink to it yet; returns its manifest digest."""
+    manifest = Manifest.build(
+        FileEntry(path, hashlib.sha256(data).hexdigest(), len(data)) for path, data in files.items()
+    )
+    made = SnapshotLayout(public.snapshots / f"{TEMPORARY_PREFIX}{manifest.digest.hex}")
+    made.manifest.parent.mkdir(parents=True)
+    record = {}
+    for path, data in files.items():
+        file = made.path / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(data)
+        file.chmod(0o444)
+        record[path] = VerifiedFile.of(file.stat(), timestamp(time.time()))
+    made.manifest.write_bytes(manifest.canonical())
+    made.verified.write_bytes(VerifiedRecord(record).encode())
+    made.lease.touch(mode=0o444)
+    made.path.rename(public.snapshot(manifest.digest).path)
+    return manifest.digest
+
+
+def link_model(public: PublicLayout, ref: ModelRef, digest: Digest) -> None:
+    """Let `ref` name the snapshot `digest`, atomically; makes the folders it needs."""
+    link = public.model_link(ref)
+    link.parent.mkdir(parents=True, exist_ok=True)
+    temporary = link.parent / f"{TEMPORARY_PREFIX}{link.name}"
+    temporary.symlink_to(public.link_target(ref, digest))
+    temporary.replace(link)
+
+
+def write_status(
+    public: PublicLayout,
+    ref: ModelRef,
+    state: State,
+    error: StatusError | None = None,
+    done: tuple[int, int] | None = None,
+) -> None:
+    """What the daemon says of `ref`; `done`: bytes done and bytes in all."""
+    now = timestamp(time.time())
+    status = ModelStatus(
+        model=ref.name,
+        version=ref.version,
+        state=state,
+        digest=None,
+        pinned=False,
+        source="file:///models",
+        bytes_total=done[1] if done else None,
+        bytes_done=done[0] if done else 0,
+        rate_bytes_per_s=None,
+        eta_s=None,
+        since=now,
+        updated=now,
+        error=error,
+    )
+    _replace(public.model_status(ref), encode(status.document()))
+
+
+def write_heartbeat(public: PublicLayout, age_s: float = 0) -> None:
+    """The daemon's sign of life, `age_s` seconds old."""
+    updated = timestamp(time.time() - age_s)
+    beat = DaemonStatus(node="node-1", version="0.1.0", pid=1, started=updated, updated=updated)
+    _replace(public.daemon_status, encode(beat.document()))
+
+
+def _replace(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.parent / f"{TEMPORARY_PREFIX}{path.name}"
+    temporary.write_bytes(data)
+    os.replace(temporary, path)

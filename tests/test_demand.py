@@ -1,0 +1,154 @@
+"""Demand: who wants what, how soon, and whose wish cannot be met."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cached.catalog import EMPTY_CATALOG, Catalog, parse_catalog
+from cached.contract.digest import Digest
+from cached.contract.errors import DigestMismatch
+from cached.contract.reference import ModelRef
+from cached.demand import Demand, PodWant, Priority, PullWant, compute_demand
+
+A, B = Digest("a" * 64), Digest("b" * 64)
+LISTED = f"""
+defaults: {{source: "s3://models/{{name}}/{{version}}"}}
+models:
+  open: {{include: ["*.json"], exclude: ["x*"], pin: true}}
+  pinned: {{versions: {{v1: {{digest: "{A}"}}}}}}
+  everywhere: {{prefetch: {{versions: [v1]}}}}
+  somewhere: {{prefetch: {{versions: [v1, v2], nodeSelector: {{gpu: h100, zone: a}}}}}}
+"""
+
+
+@pytest.fixture
+def catalog() -> Catalog:
+    return parse_catalog(LISTED, EMPTY_CATALOG).catalog
+
+
+def pod(name: str, ref: str, pin: Digest | None = None) -> PodWant:
+    return PodWant(f"uid-{name}", f"default/{name}", ModelRef.parse(ref), pin)
+
+
+def pull(ref: str, pin: Digest | None = None) -> PullWant:
+    return PullWant(ModelRef.parse(ref), pin)
+
+
+def names(demand: Demand) -> list[str]:
+    return [str(ref) for ref in demand.wants]
+
+
+def test_prefetch_is_wanted_where_the_selector_matches(catalog: Catalog) -> None:
+    """A rule without a selector holds on every node, one with a selector where the node has all of its labels."""
+    assert names(compute_demand(catalog, [], [], {})) == ["everywhere@v1"]
+    assert names(compute_demand(catalog, [], [], {"gpu": "h100"})) == ["everywhere@v1"]
+    labels = {"gpu": "h100", "zone": "a", "other": "x"}
+    assert names(compute_demand(catalog, [], [], labels)) == ["everywhere@v1", "somewhere@v1", "somewhere@v2"]
+
+
+def test_a_want_carries_all_it_takes_to_fetch(catalog: Catalog) -> None:
+    """Source, filters and the promise to keep come from the catalog; the pod's pin is the want's."""
+    want = compute_demand(catalog, [pod("p", "open@v7", A)], [], {}).wants[ModelRef("open", "v7")]
+    assert (want.source, want.include, want.exclude, want.keep) == ("s3://models/open/v7", ("*.json",), ("x*",), True)
+    assert (want.pin, want.priority, want.reasons) == (A, Priority.WAITING, ("pod default/p",))
+
+
+def test_many_reasons_make_one_want_at_the_soonest_priority(catalog: Catalog) -> None:
+    """Whoever asks for one version shares one want, as soon as the most urgent of them needs it."""
+    ref = ModelRef("everywhere", "v1")
+    priorities = []
+    for pods, pulls in (([], []), ([], [pull("everywhere@v1")] * 2), ([pod("p", "everywhere@v1")], [pull(str(ref))])):
+        want = compute_demand(catalog, pods, pulls, {}).wants[ref]
+        priorities.append(want.priority)
+    assert priorities == [Priority.PREFETCH, Priority.PULL, Priority.WAITING]
+    assert want.reasons == ("pod default/p", "pull", "prefetch")
+
+
+@pytest.mark.parametrize(
+    ("ref", "says"),
+    [("opne@v1", "nearest name there is open"), ("zzz@v1", "found no 'zzz'"), ("fixed@v9", "found of 'fixed': v1")],
+)
+def test_what_the_catalog_lacks_is_refused(ref: str, says: str) -> None:
+    """A want for a version that the catalog lacks is refused as unknown, with what is there."""
+    catalog = parse_catalog(LISTED + "  fixed: {source: 's3://f/', versions: [v1]}\n", EMPTY_CATALOG).catalog
+    demand = compute_demand(catalog, [pod("p", ref)], [pull(ref)], {})
+    error = demand.refused[ModelRef.parse(ref)]
+    assert error.code == "unknown_model"
+    assert says in error.message
+    assert ModelRef.parse(ref) not in demand.wants
+
+
+def test_a_rejected_version_is_refused_as_such() -> None:
+    """The refusal of a version whose catalog entry is bad says that it is the entry."""
+    catalog = parse_catalog("models: {m: {source: 's3://b/{version}', versions: {v1: []}}}", EMPTY_CATALOG).catalog
+    assert "rejected" in compute_demand(catalog, [pod("p", "m@v1")], [], {}).refused[ModelRef("m", "v1")].message
+
+
+def test_the_catalogs_digest_is_the_pin(catalog: Catalog) -> None:
+    """A version with a digest in the catalog is pinned to it, whether or not the pod says so too."""
+    for pin in (None, A):
+        demand = compute_demand(catalog, [pod("p", "pinned@v1", pin)], [], {})
+        assert demand.wants[ModelRef("pinned", "v1")].pin == A
+
+
+def test_a_pin_against_the_catalog_is_refused_with_both_digests(catalog: Catalog) -> None:
+    """Where everybody who asks pins another digest than the catalog's, nothing is fetched and both are named."""
+    demand = compute_demand(catalog, [pod("p", "pinned@v1", B)], [pull("pinned@v1", B)], {})
+    error = demand.refused[ModelRef("pinned", "v1")]
+    assert isinstance(error, DigestMismatch)
+    assert error.code == "digest_mismatch"
+    for part in (str(A), str(B), "pod default/p"):
+        assert part in error.message
+
+
+def test_one_pods_wrong_pin_fails_no_other_pod(catalog: Catalog) -> None:
+    """A pod that agrees with the catalog gets its version, though another pod pins a different digest."""
+    demand = compute_demand(catalog, [pod("wrong", "pinned@v1", B), pod("right", "pinned@v1")], [], {})
+    want = demand.wants[ModelRef("pinned", "v1")]
+    assert (want.pin, want.reasons) == (A, ("pod default/right",))
+    assert not demand.refused
+
+
+def test_two_pods_with_different_pins_are_refused_with_both_digests(catalog: Catalog) -> None:
+    """Where the catalog does not decide, two pins for one version refuse it and name both digests and both pods."""
+    demand = compute_demand(catalog, [pod("p", "open@v1", A), pod("q", "open@v1", B), pod("r", "open@v1")], [], {})
+    error = demand.refused[ModelRef("open", "v1")]
+    assert error.code == "digest_mismatch"
+    for part in (str(A), str(B), "pod default/p", "pod default/q"):
+        assert part in error.message
+
+
+def test_a_pin_of_one_pod_is_everybodys(catalog: Catalog) -> None:
+    """One pin, and others who don't care: the version is wanted with that pin."""
+    demand = compute_demand(catalog, [pod("p", "open@v1"), pod("q", "open@v1", B)], [pull("open@v1")], {})
+    assert demand.wants[ModelRef("open", "v1")].pin == B
+
+
+def test_same_fetch_is_about_the_bytes(catalog: Catalog) -> None:
+    """Another priority or reason leaves a fetch as it is; another pin makes it another."""
+    ref = ModelRef("everywhere", "v1")
+    prefetch = compute_demand(catalog, [], [], {}).wants[ref]
+    waiting = compute_demand(catalog, [pod("p", str(ref))], [], {}).wants[ref]
+    pinned = compute_demand(catalog, [pod("p", str(ref), A)], [], {}).wants[ref]
+    assert prefetch.same_fetch(waiting)
+    assert not prefetch.same_fetch(pinned)
+
+
+refs = st.sampled_from(["open@v1", "open@v2", "pinned@v1", "everywhere@v1", "missing@v1"]).map(ModelRef.parse)
+pins = st.sampled_from([None, None, A, B])
+pods = st.lists(st.builds(PodWant, st.just("u"), st.sampled_from(["n/p", "n/q"]), refs, pins), max_size=6)
+
+
+@given(pods, st.lists(st.builds(PullWant, refs, pins), max_size=3))
+def test_order_does_not_matter(pods: list[PodWant], pulls: list[PullWant]) -> None:
+    """The demand depends on who asks, not on the order, and every version asked for is either wanted or refused."""
+    catalog = parse_catalog(LISTED, EMPTY_CATALOG).catalog
+    demand = compute_demand(catalog, pods, pulls, {})
+    again = compute_demand(catalog, reversed(pods), reversed(pulls), {})
+    assert demand.wants == again.wants
+    assert {ref: e.code for ref, e in demand.refused.items()} == {ref: e.code for ref, e in again.refused.items()}
+    assert not demand.wants.keys() & demand.refused.keys()
+    asked = {pod.ref for pod in pods} | {pull.ref for pull in pulls} | {ModelRef("everywhere", "v1")}
+    assert demand.wants.keys() | demand.refused.keys() == asked

@@ -1,0 +1,124 @@
+"""What every destination promises, asked of a folder and of S3."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+
+from cached.contract.errors import Permanent
+from cached.contract.manifest import FileEntry
+from cached.contract.verify import hash_file
+from cached.uploads.base import PART_BYTES, Destination, Upload
+from cached.uploads.folder import FolderDestination
+from cached.uploads.s3 import S3Destination
+from tests.support.s3 import S3Server, moto_server
+
+
+@dataclass
+class Place:
+    """A destination, and what lies there, by path; `litter` is what a failed upload left unseen."""
+
+    destination: Destination
+    stored: Callable[[], dict[str, int]]
+    litter: Callable[[], list[str]]
+
+
+@pytest.fixture(scope="module")
+def moto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    with moto_server(tmp_path_factory.mktemp("moto")) as server:
+        yield server
+
+
+@pytest.fixture(params=["folder", "s3"])
+async def place(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Place]:
+    if request.param == "folder":
+        found = in_folder(tmp_path / "out")
+    else:
+        server: S3Server = request.getfixturevalue("moto")
+        for name, value in server.environment.items():
+            monkeypatch.setenv(name, value)
+        found = in_bucket(server)
+    yield found
+    await found.destination.aclose()
+
+
+def in_folder(base: Path) -> Place:
+    def stored() -> dict[str, int]:
+        return {str(p.relative_to(base)): p.stat().st_size for p in base.rglob("*") if p.is_file()}
+
+    return Place(FolderDestination(base), stored, lambda: [path for path in stored() if "/.tmp-" in path])
+
+
+def in_bucket(server: S3Server) -> Place:
+    client, bucket = server.client(), f"models-{uuid4().hex[:12]}"
+    client.create_bucket(Bucket=bucket)
+
+    def stored() -> dict[str, int]:
+        listed = client.list_objects_v2(Bucket=bucket, Prefix="m/").get("Contents", [])
+        return {item["Key"][2:]: item["Size"] for item in listed}
+
+    def litter() -> list[str]:
+        return [upload["Key"] for upload in client.list_multipart_uploads(Bucket=bucket).get("Uploads", [])]
+
+    return Place(S3Destination(f"s3://{bucket}/m", 3), stored, litter)
+
+
+def upload_of(path: Path, size: int) -> Upload:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+    os.truncate(path, size)
+    return Upload(FileEntry(path.name, hash_file(path), size), path)
+
+
+@pytest.mark.parametrize("size", [0, 1, PART_BYTES, PART_BYTES + 1])
+async def test_a_file_arrives_whole_and_vouched_for(place: Place, tmp_path: Path, size: int) -> None:
+    """What was put is there with its size and sha256, and every byte was counted once."""
+    upload = upload_of(tmp_path / "in" / "w", size)
+    counted: list[int] = []
+    await place.destination.mark()
+    await place.destination.put(upload, counted.append)
+    assert sum(counted) == size
+    assert await place.destination.sizes([upload.entry]) == {"w": size}
+    assert await place.destination.sha256("w") == upload.entry.sha256
+
+
+@pytest.mark.parametrize("size", [100, PART_BYTES + 100])
+@pytest.mark.parametrize("change", ["shorter", "longer", "other"])
+async def test_a_file_that_changed_after_hashing_never_appears(
+    place: Place, tmp_path: Path, size: int, change: str
+) -> None:
+    """Bytes other than those the manifest lists are refused by name, and leave nothing behind, seen or unseen."""
+    upload = upload_of(tmp_path / "in" / "w", size)
+    if change == "other":
+        with upload.real.open("r+b") as file:
+            file.write(b"x")
+    else:
+        os.truncate(upload.real, size + (1 if change == "longer" else -1))
+    await place.destination.mark()
+    with pytest.raises(Permanent) as caught:
+        await place.destination.put(upload, lambda _size: None)
+    assert caught.value.code == "changed_while_publishing" and str(upload.real) in caught.value.message
+    assert set(place.stored()) == {".holdfast/publishing"}
+    assert place.litter() == []
+
+
+async def test_marks_manifest_and_files_come_and_go(place: Place) -> None:
+    """Each step shows at the destination, and every removal may be repeated."""
+    destination = place.destination
+    assert await destination.manifest() is None
+    await destination.mark()
+    await destination.seal(b"{}")
+    assert await destination.manifest() == b"{}"
+    assert set(place.stored()) == {".holdfast/publishing", "holdfast.json"}
+    again: list[Callable[[], Awaitable[None]]] = [destination.withdraw, destination.withdraw, destination.unmark]
+    for step in again:
+        await step()
+    await destination.delete("never/was")
+    assert place.stored() == {}

@@ -1,0 +1,29 @@
+"""Read through the client as the engine does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from cached.sources.base import HttpTarget
+from cached.wire.body import Body
+from cached.wire.cancel import Cancellation
+from cached.wire.client import HttpClient
+from cached.wire.settings import HttpSettings
+
+HASTY = HttpSettings(header_timeout_s=1.0, stall_window_s=0.4, stall_min_bytes=1000)  # for servers that stall
+MakeClient = Callable[[HttpSettings], HttpClient]
+
+
+def read_all(body: Body, view_bytes: int = 64 * 1024) -> bytes:
+    """All of `body`, read `view_bytes` at a time; the body is closed afterwards."""
+    data = bytearray()
+    view = memoryview(bytearray(view_bytes))
+    with body:
+        while count := body.readinto(view):
+            data += view[:count]
+    return bytes(data)
+
+
+def get(client: HttpClient, url: str, offset: int = 0, length: int | None = None) -> bytes:
+    """The bytes of a range."""
+    return read_all(client.get(HttpTarget(url), offset, length, Cancellation()))
