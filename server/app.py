@@ -6,7 +6,6 @@ Law: HTTP answers before anything heavy is imported. Ready is said only of a mod
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import logging
 import os
 import signal
@@ -35,7 +34,7 @@ if TYPE_CHECKING:
     from server.generator import Generator
 
 _LOG = logging.getLogger("holdfast.serve")
-_THREADS_END_WITHIN_S = 2.0
+_THREADS_END_WITHIN_S = 0.5
 ResultT = TypeVar("ResultT")
 
 
@@ -160,10 +159,15 @@ def _select_device(wanted: str) -> str:
 
 def _select_device_for_user_code(wanted: str) -> str:
     """As for a model, except that user code may do without torch: then `auto` is the CPU."""
-    if wanted == "auto" and importlib.util.find_spec("torch") is None:
-        _LOG.warning("torch is not installed: the device for user code is the CPU")
+    if wanted == "cpu":
         return "cpu"
-    return "cpu" if wanted == "cpu" else _select_device(wanted)
+    try:
+        return _select_device(wanted)
+    except Permanent as error:
+        if wanted != "auto" or error.code != "missing_package":
+            raise
+        _LOG.warning("torch is not installed: user code is told that the device is the CPU")
+        return "cpu"
 
 
 def _import_load() -> Callable[[Path, str, str], Encoder | Generator]:

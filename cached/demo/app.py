@@ -34,7 +34,9 @@ def main(argv: Sequence[str]) -> int:
     parser.switch("--keep", help="keep the demo's folder: store, catalog, logs")
     parser.option("--root", type=Path, help="an empty or new folder for it all (default: a temporary one)")
     parser.option("--port", type=_port, default=8080, help="the inference server's port, if free (default 8080)")
-    parser.option("--max-bandwidth", type=_rate, help="slow the daemon down, as 30MiB/s, to watch the gate wait")
+    parser.option(
+        "--max-bandwidth", type=_rate, default="16MiB/s", help="the network of the second, slow node (default 16MiB/s)"
+    )
     options = parser.parse_args(argv)
     report = Report()
     report.text(_OPENING)

@@ -19,7 +19,7 @@ from types import FrameType, TracebackType
 
 from cached.contract.errors import Permanent
 
-_POLL_S = 0.01
+_POLL_S = 0.005
 _TAIL_LINES = 15
 
 

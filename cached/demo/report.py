@@ -34,10 +34,10 @@ class Report:
         self._act += 1
         self._write(f"\n{self._bold}{self._act}. {title}{self._plain}\n")
 
-    def step(self, what: str, seconds: float | None = None) -> None:
+    def step(self, what: str, took_s: float | None = None) -> None:
         """Say what was done, and how long it took."""
-        took = "" if seconds is None else f"{seconds:>8.2f} s"
-        self._write(f"   {what:<{_STEP_WIDTH}}{took}".rstrip() + "\n")
+        text = f"   {what}" if took_s is None else f"   {what:<{_STEP_WIDTH}}{seconds(took_s):>12}"
+        self._write(f"{text}\n")
 
     def command(self, line: str) -> None:
         """Show a command as a person would type it."""
@@ -73,9 +73,9 @@ class Report:
             sys.stdout.flush()
 
 
-def seconds(value: float | None) -> str:
-    """Seconds for a cell of the table; a dash where the step did not happen."""
-    return "-" if value is None else f"{value:.2f} s"
+def seconds(value: float) -> str:
+    """Seconds for a cell of the table; milliseconds where they are few."""
+    return f"{1000 * value:.0f} ms" if value < 0.1 else f"{value:.2f} s"
 
 
 def cosine(a: Sequence[float], b: Sequence[float]) -> float:

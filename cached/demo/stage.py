@@ -28,7 +28,7 @@ _OURS = ("HOLDFAST_", "AWS_", "RCLONE_")
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """The demo's folder: an S3 server's disk, a node's root, a catalog, logs."""
+    """The demo's folder: an S3 server's disk, the roots of two nodes, a catalog, logs."""
 
     folder: Path
 
@@ -49,12 +49,12 @@ class Stage:
         return self.folder / "logs"
 
     @property
-    def model_path(self) -> Path:
-        return self.node.public.model_link(REF)
+    def second_node(self) -> Layout:
+        return Layout(self.folder / "node-2")
 
     def prepare(self) -> None:
         """Make the folders: a bucket is a folder to rclone."""
-        for folder in (self.s3 / BUCKET, self.node.root, self.logs):
+        for folder in (self.s3 / BUCKET, self.node.root, self.second_node.root, self.logs):
             folder.mkdir(parents=True)
 
     def write_catalog(self, digest: str) -> None:

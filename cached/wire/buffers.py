@@ -1,23 +1,32 @@
 """Page-aligned buffers, made once and lent out: what bounds the daemon's memory whatever a model's size.
 
-Law: anonymous mappings, because O_DIRECT asks for page alignment and `bytearray` does not promise it. Last in, first
-out, so that only as many pages are ever touched as were needed at once.
+Law: one anonymous mapping, because O_DIRECT asks for page alignment and `bytearray` does not promise it; in huge pages
+where the kernel has them, which spares it a page table walk for every 4 KiB it copies. Last in, first out, so that only
+as many pages are ever touched as were needed at once.
 """
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+
+_HUGE_PAGE = 2 * 1024 * 1024
 
 
 class BufferPool:
-    """`count` buffers of `size` bytes each."""
+    """`count` buffers of `size` bytes each, a multiple of the page size."""
 
     def __init__(self, count: int, size: int) -> None:
         self.size = size
-        self._free = [memoryview(mmap.mmap(-1, size)) for _ in range(count)]
+        region = mmap.mmap(-1, count * size + _HUGE_PAGE)
+        with suppress(OSError):  # a kernel without huge pages copies into small ones
+            region.madvise(mmap.MADV_HUGEPAGE)
+        first = -ctypes.addressof(ctypes.c_char.from_buffer(region)) % _HUGE_PAGE
+        whole = memoryview(region)
+        self._free = [whole[at : at + size] for at in range(first, first + count * size, size)]
         self._available = threading.Condition()
 
     def take(self) -> memoryview:

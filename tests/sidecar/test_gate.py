@@ -208,7 +208,7 @@ def test_without_watchdog_it_polls(public: PublicLayout, gates: Gates, tmp_path:
 
 def test_without_inotify_it_polls(public: PublicLayout, gates: Gates) -> None:
     """A gate whom the kernel gives no inotify says so and still opens."""
-    limited = "echo 0 > /proc/sys/user/max_inotify_instances && exec \"$@\""  # of a user namespace of its own
+    limited = 'echo 0 > /proc/sys/user/max_inotify_instances && exec "$@"'  # of a user namespace of its own
     inside = ["unshare", "--user", "--map-root-user", "sh", "-c", limited, "sh"]
     if subprocess.run([*inside, "true"], capture_output=True).returncode != 0:
         pytest.skip("needs unshare and user namespaces")

@@ -73,7 +73,11 @@ def key_environment() -> dict[str, str]:
 
 @contextmanager
 def rclone_server(folder: Path) -> Iterator[S3Server]:
-    """Serve `folder` (made if missing; its folders are the buckets) with `rclone serve s3`."""
+    """Serve `folder/data` (whose folders are the buckets) with `rclone serve s3`, which checks signatures.
+
+    It caches folders: write through the server, or into `folder/data` before it starts. (`--dir-cache-time 0s` would
+    make every removal take seconds.) It answers a range with 200 and ignores If-Match.
+    """
     data = folder / "data"
     data.mkdir(parents=True, exist_ok=True)
     rclone = Path(sys.executable).parent / "rclone"

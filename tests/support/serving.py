@@ -57,15 +57,33 @@ def eventually(condition: Callable[[], bool], what: str) -> None:
         time.sleep(0.02)
 
 
-@contextmanager
-def running(log: Path, *arguments: str, cwd: Path | None = None, ready: bool = True) -> Iterator[ServerProcess]:
-    """Start a server on any port of the loopback and end it afterwards."""
+def environment(python_path: Path) -> dict[str, str]:
+    """This process's environment without what would configure a server, and with what is in `python_path`."""
+    found = {k: v for k, v in os.environ.items() if not k.startswith("HOLDFAST_")}
+    return {**found, "PYTHONPATH": f"{python_path}{os.pathsep}{REPOSITORY}"}
+
+
+def failing(*arguments: str, python_path: Path = REPOSITORY) -> subprocess.CompletedProcess[str]:
+    """Run a server that ends by itself."""
     command = [sys.executable, "-m", "server", "--listen", "127.0.0.1:0", *arguments]
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("HOLDFAST_")}
-    environment["PYTHONPATH"] = str(REPOSITORY)
+    return subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        env=environment(python_path),
+        cwd=REPOSITORY,
+        timeout=START_WITHIN_S,
+        check=False,
+    )
+
+
+@contextmanager
+def running(log: Path, *arguments: str, ready: bool = True, python_path: Path = REPOSITORY) -> Iterator[ServerProcess]:
+    """Start a server on any port of the loopback, with what is in `python_path`, and end it afterwards."""
+    command = [sys.executable, "-m", "server", "--listen", "127.0.0.1:0", *arguments]
     with log.open("w") as stderr:
         process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=stderr, text=True, env=environment, cwd=cwd or REPOSITORY
+            command, stdout=subprocess.PIPE, stderr=stderr, text=True, env=environment(python_path), cwd=REPOSITORY
         )
     try:
         assert process.stdout is not None
@@ -112,6 +130,6 @@ def publish(source: Path, root: Path, name: str, version: str) -> Published:
     (snapshot / ".holdfast").mkdir()
     (snapshot / ".holdfast" / "lease").touch()
     link = root / "models" / name.replace("/", "--") / version
-    link.parent.mkdir(parents=True)
+    link.parent.mkdir(parents=True, exist_ok=True)
     link.symlink_to(Path("../../snapshots") / digest)
     return Published(link, snapshot)

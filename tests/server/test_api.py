@@ -1,0 +1,200 @@
+"""The API and the engine over a model that does what a test says, through a real socket."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+from server.api import Card, completions_application
+from server.events import About, Accepted, CompletionEvent, Delta, Finished, Kind
+from server.frontdoor import FrontDoor
+from server.jobs import Engine, Job, Load
+from server.metrics import Metrics
+from server.operations import Draining, Loading, Operations, Ready
+from server.options import Limits
+from server.requests import CompletionRequest
+from server.snapshot import Snapshot
+
+ABOUT = About(Kind.COMPLETIONS, 100, "cpu", "float32", 1)
+BODY = {"prompt": "x"}
+FakeJob = Job[CompletionRequest, CompletionEvent]
+
+
+class ScriptedModel:
+    """Answers each job as `script` says, in the engine's thread."""
+
+    batch_jobs = 1
+
+    def __init__(self, script: Callable[[FakeJob], None]) -> None:
+        self.process_one = script
+
+    def process(self, jobs: list[FakeJob]) -> None:
+        for job in jobs:
+            self.process_one(job)
+
+
+class Server:
+    """An open front door with the API behind it."""
+
+    def __init__(self, model: ScriptedModel, queue: int) -> None:
+        self.metrics = Metrics()
+        self.operations = Operations(self.metrics)
+        self.engine: Engine[CompletionRequest, CompletionEvent] = Engine(model, queue)
+        card = Card("m", Snapshot(Path("/m"), "m", None, None), ABOUT, 0)
+        self.application = completions_application(card, self.engine, Limits(1000, queue, None), self.metrics)
+        self.url = ""
+
+
+@asynccontextmanager
+async def serving(
+    script: Callable[[FakeJob], None], queue: int = 8
+) -> AsyncIterator[tuple[Server, aiohttp.ClientSession]]:
+    server = Server(ScriptedModel(script), queue)
+    async with FrontDoor(server.operations) as door:
+        url = await door.listen("127.0.0.1", 0)
+        await door.serve(server.application, cancel_when_gone=True)
+        server.operations.enter(Ready())
+        async with aiohttp.ClientSession(url) as client:
+            yield server, client
+        server.engine.close()
+
+
+def answer(job: FakeJob) -> None:
+    job.emit(Accepted(1))
+    job.emit(Delta(0, "hi"))
+    job.emit(Finished(0, "stop", 1))
+    job.finish()
+
+
+async def test_a_full_queue_says_when_to_come_back() -> None:
+    """Beyond --queue-limit the answer is 429 with Retry-After; those that wait are answered all the same."""
+    running, go = threading.Event(), threading.Event()
+
+    def script(job: FakeJob) -> None:
+        running.set()
+        go.wait(60)
+        answer(job)
+
+    async with serving(script, queue=1) as (server, client), asyncio.TaskGroup() as group:
+
+        async def ask() -> int:
+            async with client.post("/v1/completions", json=BODY) as response:
+                return response.status
+
+        async def until(condition: Callable[[], bool]) -> None:
+            async with asyncio.timeout(60):
+                while not condition():
+                    await asyncio.sleep(0.005)
+
+        first = group.create_task(ask())
+        await until(running.is_set)
+        second = group.create_task(ask())
+        await until(lambda: server.engine.load() == Load(waiting=1, running=1))
+        async with client.post("/v1/completions", json=BODY) as response:
+            assert response.status == 429
+            assert int(response.headers["Retry-After"]) >= 1
+            assert (await response.json())["error"]["code"] == "overloaded"
+        go.set()
+        assert [await first, await second] == [200, 200]
+
+
+async def test_a_failing_model_fails_one_request_alone() -> None:
+    """An exception in the model is a 500 that tells nothing of the inside, and the next request is served."""
+    asked: list[FakeJob] = []
+
+    def script(job: FakeJob) -> None:
+        asked.append(job)
+        if len(asked) == 1:
+            raise RuntimeError("the inside")
+        answer(job)
+
+    async with serving(script) as (_, client):
+        async with client.post("/v1/completions", json=BODY) as response:
+            assert response.status == 500
+            text = await response.text()
+            assert json.loads(text)["error"]["type"] == "server_error"
+            assert "the inside" not in text
+        async with client.post("/v1/completions", json=BODY) as response:
+            assert (await response.json())["choices"][0]["text"] == "hi"
+
+
+async def test_a_failure_in_a_stream_is_its_last_event() -> None:
+    """Where the status was sent already, the error comes as an event, and no [DONE] follows it."""
+
+    def script(job: FakeJob) -> None:
+        job.emit(Accepted(1))
+        job.emit(Delta(0, "hi"))
+        raise RuntimeError
+
+    async with serving(script) as (_, client):
+        async with client.post("/v1/completions", json={**BODY, "stream": True}) as response:
+            assert response.status == 200
+            events = (await response.read()).decode().split("\n\n")
+    assert json.loads(events[0].removeprefix("data: "))["choices"][0]["text"] == "hi"
+    assert json.loads(events[1].removeprefix("data: "))["error"]["code"] == "model_failed"
+    assert events[2:] == [""]
+
+
+async def test_work_is_let_through_only_while_ready() -> None:
+    """Loading and draining, work is answered 503 with Retry-After, and a drain is never undone by a late load."""
+    async with serving(answer) as (server, client):
+        for state in (Loading("load"), Ready(), Draining(), Ready()):
+            server.operations.enter(state)
+            ready = state == Ready() and server.operations.state == state
+            async with client.get("/readyz") as probe, client.post("/v1/completions", json=BODY) as response:
+                assert probe.status == (200 if ready else 503)
+                assert response.status == (200 if ready else 503)
+                assert ready or int(response.headers["Retry-After"]) >= 1
+        assert server.operations.state == Draining()
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [("GET", "/v1/nothing", 404), ("GET", "/v1/completions", 405), ("GET", "/v1/models/other", 404)],
+)
+async def test_every_error_has_openais_shape(method: str, path: str, status: int) -> None:
+    """Unknown paths, methods and models answer with an error object that OpenAI's clients read."""
+    async with serving(answer) as (_, client), client.request(method, path) as response:
+        assert response.status == status
+        error = (await response.json())["error"]
+        assert set(error) == {"message", "type", "param", "code"}
+
+
+async def test_a_request_that_waits_and_is_given_up_never_runs() -> None:
+    """A client that hangs up while it waits takes its request out of the queue."""
+    running, go = threading.Event(), threading.Event()
+    prompts: list[object] = []
+
+    def script(job: FakeJob) -> None:
+        prompts.extend(job.request.prompts)
+        running.set()
+        go.wait(60)
+        answer(job)
+
+    async with serving(script) as (server, client), asyncio.TaskGroup() as group:
+
+        async def ask(prompt: str) -> None:
+            async with client.post("/v1/completions", json={"prompt": prompt}) as response:
+                assert response.status == 200
+
+        first = group.create_task(ask("first"))
+        async with asyncio.timeout(60):
+            while not running.is_set():
+                await asyncio.sleep(0.005)
+            given_up = group.create_task(ask("given up"))
+            while server.engine.load().waiting < 1:
+                await asyncio.sleep(0.005)
+            given_up.cancel()
+            while server.engine.load().waiting > 0:
+                await asyncio.sleep(0.005)
+        go.set()
+        await first
+        await ask("last")
+    assert prompts == ["first", "last"]

@@ -1,0 +1,203 @@
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+import torch
+
+from tests.support.serving import Published, ServerProcess, eventually, failing, running
+
+BLOCKING_APP = """
+import time
+from pathlib import Path
+from aiohttp import web
+
+def factory(model_path, device):
+    while not Path({gate!r}).exists():
+        time.sleep(0.01)
+    application = web.Application()
+
+    async def everything(request):
+        return web.Response(text=f"{{request.path}} {{model_path.name}} {{device}}")
+
+    application.router.add_get("/{{tail:.*}}", everything)
+    return application
+"""
+
+SLOW_APP = """
+import asyncio
+from pathlib import Path
+from aiohttp import web
+
+async def factory(model_path, device):
+    application = web.Application()
+
+    async def slow(request):
+        Path({begun!r}).touch()
+        while not Path({gate!r}).exists():
+            await asyncio.sleep(0.01)
+        return web.Response(text="done")
+
+    application.router.add_get("/slow", slow)
+    return application
+"""
+
+
+@contextmanager
+def streaming(server: ServerProcess, max_tokens: int) -> Iterator[socket.socket]:
+    """A completion stream whose first bytes have arrived."""
+    address = urlsplit(server.url)
+    assert address.hostname is not None
+    body = json.dumps({"prompt": "x", "max_tokens": max_tokens, "stream": True, "seed": 2, "temperature": 1}).encode()
+    with socket.create_connection((address.hostname, address.port or 0), timeout=60) as connection:
+        connection.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+        assert connection.recv(1).startswith(b"H")
+        yield connection
+
+
+def rest(connection: socket.socket) -> bytes:
+    return b"".join(iter(lambda: connection.recv(65536), b""))
+
+
+def modules(folder: Path, **sources: str) -> Path:
+    """A folder of modules for PYTHONPATH."""
+    folder.mkdir(exist_ok=True)
+    for name, source in sources.items():
+        (folder / f"{name}.py").write_text(source)
+    return folder
+
+
+def missing(name: str) -> str:
+    """The source of a module that behaves as one that is not installed."""
+    return f"raise ModuleNotFoundError('No module named {name}', name={name!r})"
+
+
+def test_sigterm_finishes_what_is_in_flight(published_llama: Published, tmp_path: Path) -> None:
+    """After SIGTERM /readyz says 503 at once, a running stream ends whole, and the exit code is 0."""
+    with running(tmp_path / "log", "--model-path", str(published_llama.link), "--device", "cpu") as server:
+        with streaming(server, 250) as connection:
+            server.process.terminate()
+            eventually(lambda: server.get("/readyz")[0] == 503, "not ready")
+            assert server.get("/healthz")[0] == 200
+            assert server.get("/v1/models")[0] == 503
+            assert rest(connection).rstrip(b"\r\n0").endswith(b"data: [DONE]")
+        assert server.process.wait(60) == 0
+
+
+def test_the_drain_timeout_cuts_off_what_is_left(tmp_path: Path) -> None:
+    """What outlasts --drain-timeout is cut off, said in the log, and the exit code is still 0."""
+    begun, gate = tmp_path / "begun", tmp_path / "never"
+    path = modules(tmp_path / "code", slow_app=SLOW_APP.format(begun=str(begun), gate=str(gate)))
+    arguments = (
+        "--model-path",
+        str(tmp_path),
+        "--app",
+        "slow_app:factory",
+        "--device",
+        "cpu",
+        "--drain-timeout",
+        "0.1",
+    )
+    with running(tmp_path / "log", *arguments, python_path=path) as server:
+        address = urlsplit(server.url)
+        with socket.create_connection((str(address.hostname), address.port or 0), timeout=60) as connection:
+            connection.sendall(b"GET /slow HTTP/1.1\r\nHost: x\r\n\r\n")
+            eventually(begun.exists, "the request is in the handler")
+            assert server.stop() == 0
+        assert "1 requests were cut off" in server.log.read_text()
+
+
+def test_user_code_is_mounted_and_probes_stay_ours(tmp_path: Path) -> None:
+    """While the factory works the server is alive and not ready; then the app answers all paths but ours.
+
+    torch and transformers are not needed for it, and `auto` is then the CPU.
+    """
+    gate = tmp_path / "gate"
+    path = modules(
+        tmp_path / "code",
+        blocking_app=BLOCKING_APP.format(gate=str(gate)),
+        torch=missing("torch"),
+        transformers=missing("transformers"),
+    )
+    model = tmp_path / "weights"
+    model.mkdir()
+    arguments = ("--model-path", str(model), "--app", "blocking_app:factory")
+    with running(tmp_path / "log", *arguments, ready=False, python_path=path) as server:
+        eventually(lambda: server.get("/readyz") == (503, "loading: app\n"), "the factory runs")
+        assert server.get("/healthz") == (200, "ok\n")
+        assert server.get("/anything")[0] == 503
+        gate.touch()
+        eventually(lambda: server.get("/readyz")[0] == 200, "ready")
+        assert server.get("/anything/else") == (200, "/anything/else weights cpu")
+        assert server.get("/healthz") == (200, "ok\n")
+        assert "holdfast_server_ready 1.0" in server.get("/metrics")[1]
+        assert server.stop() == 0
+
+
+def test_sigterm_while_loading_exits_at_once(tmp_path: Path) -> None:
+    """A server stopped in the middle of its start ends with 0, though the load cannot be interrupted."""
+    path = modules(tmp_path / "code", blocking_app=BLOCKING_APP.format(gate=str(tmp_path / "never")))
+    arguments = ("--model-path", str(tmp_path), "--app", "blocking_app:factory", "--device", "cpu")
+    with running(tmp_path / "log", *arguments, ready=False, python_path=path) as server:
+        eventually(lambda: server.get("/readyz") == (503, "loading: app\n"), "the factory runs")
+        assert server.stop() == 0
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        ("import no_such_thing", "no_such_thing"),
+        ("factory = 3", "has no function 'factory'"),
+        ("def factory(model_path, device): raise ValueError('my reason')", "ValueError: my reason"),
+        ("def factory(model_path, device): return 3", "found int"),
+        ("raise RuntimeError('at import')", "RuntimeError: at import"),
+    ],
+)
+def test_a_bad_factory_exits_with_its_reason(tmp_path: Path, source: str, reason: str) -> None:
+    """User code that cannot be had ends the server with 1, and the reason on stderr."""
+    path = modules(tmp_path / "code", bad_app=source)
+    done = failing("--model-path", str(tmp_path), "--app", "bad_app:factory", "--device", "cpu", python_path=path)
+    assert done.returncode == 1
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("holdfast serve: --app bad_app:factory: ")
+    assert reason in last
+
+
+def test_missing_packages_are_named(tmp_path: Path) -> None:
+    """Without torch a model cannot be served: the exit code is 1 and the message says what to install."""
+    path = modules(tmp_path / "code", torch=missing("torch"))
+    done = failing("--model-path", str(tmp_path), python_path=path)
+    assert done.returncode == 1
+    assert "the package torch is missing (pip install 'holdfast[transformers]'" in done.stderr
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_cuda_without_a_gpu_exits_with_what_to_check(tmp_path: Path) -> None:
+    """`--device cuda` where there is no GPU ends with 1, the reason and what to check, whatever the model."""
+    done = failing("--model-path", str(tmp_path), "--device", "cuda")
+    assert done.returncode == 1
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("holdfast serve: --device cuda: ")
+    assert "torch" in last or "/dev/nvidiactl" in last
+
+
+def test_no_model_exits_with_what_to_check(tmp_path: Path) -> None:
+    """A path where nothing is ends with 1 before anything else happens."""
+    done = failing("--model-path", str(tmp_path / "models" / "m" / "v1"))
+    assert done.returncode == 1
+    assert "expected a model's folder at" in done.stderr
+    assert "listening" not in done.stdout
+
+
+def test_an_address_in_use_exits_with_the_reason(tmp_path: Path) -> None:
+    """A port that is taken ends with 1 and says which."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = failing("--model-path", str(tmp_path), "--listen", f"127.0.0.1:{port}")
+    assert done.returncode == 1
+    assert f"cannot listen on 127.0.0.1:{port}" in done.stderr

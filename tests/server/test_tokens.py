@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from transformers import AutoTokenizer
+
+from server.tokens import GrowingText
+
+
+@pytest.fixture(scope="module")
+def tokenizer(llama: Path) -> Any:
+    """A tokenizer whose tokens are bytes."""
+    return AutoTokenizer.from_pretrained(llama)
+
+
+def grow(tokenizer: Any, text: str, stops: tuple[str, ...]) -> tuple[list[str], bool]:
+    growing = GrowingText(tokenizer, tokenizer.encode("prompt"), stops)
+    pieces = []
+    for token in tokenizer.encode(text):
+        pieces.append(growing.push(token))
+        if growing.stopped:
+            break
+    return [*pieces, growing.finish()], growing.stopped
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(text=st.text(max_size=40))
+def test_the_pieces_are_the_text(tokenizer: Any, text: str) -> None:
+    """Whatever bytes a character is made of, the pieces join to the text and none holds half a character."""
+    pieces, stopped = grow(tokenizer, text, ())
+    assert "".join(pieces) == text
+    assert not stopped
+    assert all("\ufffd" not in piece for piece in pieces) or "\ufffd" in text
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(text=st.text("abc", max_size=30), stops=st.lists(st.text("abc", min_size=1, max_size=4), min_size=1, max_size=3))
+def test_nothing_beyond_the_first_stop_text_is_given_out(tokenizer: Any, text: str, stops: list[str]) -> None:
+    """The pieces join to the text before the stop text that ends first, or to all of it where there is none."""
+    pieces, stopped = grow(tokenizer, text, tuple(stops))
+    ends = [text.index(stop) + len(stop) for stop in stops if stop in text]
+    assert stopped == bool(ends)
+    if ends:
+        seen = text[: min(ends)]
+        assert "".join(pieces) == seen[: min(seen.index(stop) for stop in stops if stop in seen)]
+    else:
+        assert "".join(pieces) == text
+
+
+def test_half_a_character_at_the_end_is_shown_as_such(tokenizer: Any) -> None:
+    """A text that ends inside a character ends with the replacement character, given out last."""
+    growing = GrowingText(tokenizer, [5], ())
+    first, *_ = tokenizer.encode("é")
+    assert growing.push(first) == ""
+    assert growing.finish() == "\ufffd"
