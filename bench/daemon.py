@@ -56,7 +56,7 @@ class Daemon:
 
     def wait_ready(self) -> None:
         """Return once `/readyz` answers 200."""
-        wait_until(self._ready, "200 from the daemon's /readyz", _READY_TIMEOUT_S)
+        wait_until(self._ready, "200 from the daemon's /readyz", _READY_TIMEOUT_S, 0.02)
 
     def pull(self, ref: ModelRef) -> None:
         """Ask for a version over the control socket, as `holdfast pull --no-wait` does."""

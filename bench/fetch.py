@@ -22,14 +22,14 @@ from pathlib import Path
 
 from bench import report
 from bench.daemon import Wanted, daemon, write_catalog
-from bench.harness import Workplace, bench_main, workplace
+from bench.harness import Workplace, bench_main, size_argument, workplace
 from bench.machine import append_section, require_space
 from bench.measure import Usage, cpu_seconds, peak_memory
 from bench.origins import BUCKET, Corpus, loopback_environment, nginx, random_corpus, s3_environment, s3_server
 from bench.peers import CURL, HTTP_PEERS, S3_PEERS, Job, Peer
 from cached.contract.errors import HoldfastError
 from cached.contract.reference import ModelRef
-from cached.contract.units import format_size, parse_size
+from cached.contract.units import format_size
 
 HOLDFAST_HTTP, HOLDFAST_S3 = "holdfast (http)", "holdfast (s3)"
 _REF = ModelRef("bench", "v1")
@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the benchmark; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m bench.fetch", description=__doc__.partition("\n")[0])
     parser.add_argument("--files", type=int, default=4, help="files in the model (default 4)")
-    parser.add_argument("--size", type=parse_size, default="2GiB", help="size of each (default 2GiB)")
+    parser.add_argument("--size", type=size_argument, default="2GiB", help="size of each (default 2GiB)")
     parser.add_argument("--rounds", type=int, default=3, help="times that every row runs (default 3)")
     parser.add_argument(
         "--only", default="", help="run only rows with one of these comma-separated words in their name"

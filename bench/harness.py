@@ -6,6 +6,7 @@ stay.
 
 from __future__ import annotations
 
+import argparse
 import shutil
 import signal
 import sys
@@ -17,6 +18,7 @@ from pathlib import Path
 from types import FrameType
 
 from cached.contract.errors import HoldfastError
+from cached.contract.units import parse_size
 
 # Not /tmp, which is often a file system in memory: these measure disks.
 _SCRATCH_PARENT = Path("/var/tmp")
@@ -58,6 +60,14 @@ def workplace(kept: Path | None) -> Iterator[Workplace]:
         place = Workplace(Path(made))
         _prepare(place)
         yield place
+
+
+def size_argument(text: str) -> int:
+    """A size on the command line, in bytes."""
+    try:
+        return parse_size(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def bench_main(main: Callable[[], int]) -> int:

@@ -31,7 +31,7 @@ def require_space(folder: Path, size: int) -> None:
     """Raise `Permanent` unless the file system of `folder` has `size` bytes free."""
     free = shutil.disk_usage(folder).free
     if free < size:
-        raise failed(f"{folder} has {format_size(free)} free, expected {format_size(size)}: see --work and --size")
+        raise failed(f"{folder} has {format_size(free)} free, expected {format_size(size)}", "give a smaller --size")
 
 
 def append_section(title: str, folder: Path, body: str) -> None:

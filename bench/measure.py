@@ -113,9 +113,9 @@ def tail(log: Path) -> str:
     return log.read_bytes()[-_LOG_TAIL_BYTES:].decode(errors="replace").strip() or "it printed nothing"
 
 
-def failed(message: str) -> Permanent:
+def failed(message: str, remedy: str = "look at what the program itself said") -> Permanent:
     """The error of a benchmark that cannot go on."""
-    return Permanent("bench_failed", message, "look at the program's own message; `--work DIR` keeps the files")
+    return Permanent("bench_failed", message, remedy)
 
 
 def _watch(pid: int, deadline: float) -> int:

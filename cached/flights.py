@@ -32,6 +32,8 @@ class Allotment:
         self._parts: list[Reservation] = []
         if size is not None:
             self._reserve(size, min(resumed, size))
+        else:
+            ledger.trash_deleted(resumed)  # a stream cannot resume: the ingest deletes what an earlier one left
 
     def grow(self, size: int) -> None:
         """Make sure that `size` bytes may be written; raises `NoSpace` or `Permanent` (`too_large`)."""
@@ -83,8 +85,9 @@ class Flights:
         new = {spec.key.id: spec for spec in specs if spec.key.id not in self._entries}
         resumed = {id_: allocated_bytes(self._layout.ingest / id_) for id_ in new}
         sizes = {id_: spec.key.size or 0 for id_, spec in new.items()}
-        with self._ledger.reserve(sum(sizes.values()), sum(min(resumed[id_], sizes[id_]) for id_ in new)):
-            pass  # the whole fits: now part by part, with nothing in between
+        there = sum(min(resumed[id_], sizes[id_]) for id_ in new)
+        with self._ledger.reserve(sum(sizes.values()), there) as whole:
+            whole.leave(there)  # it fits: now part by part, with nothing in between
         return {id_: Allotment(self._ledger, spec.key.size, resumed[id_]) for id_, spec in new.items()}
 
     def join(

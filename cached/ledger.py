@@ -79,25 +79,25 @@ class Ledger:
             self._dying += size
 
     def trash_deleted(self, size: int) -> None:
-        """`size` dying bytes are gone from the disk."""
+        """`size` dying bytes are gone from the disk. They may be more than were said to die: what a partial blob takes
+        is measured in the file system's blocks."""
         with self._lock:
-            self._dying = _less(self._dying, size)
+            self._dying = max(0, self._dying - size)
 
     def reserve(self, size: int, resumed: int = 0) -> Reservation:
-        """Set `size` bytes aside, of which `resumed` are dying bytes that a partial blob already has on disk.
+        """Set `size` bytes aside, of which a partial blob already has `resumed` on disk: they are dying no more.
 
         Raises `Permanent` (`too_large`) where they could never fit, `NoSpace` where they do not fit now.
         """
         if not 0 <= resumed <= size:
             raise ValueError(f"expected 0 <= resumed <= size, found resumed {resumed}, size {size}")
         with self._lock:
-            dying = _less(self._dying, resumed)
             use = self._use()
             if size > use.capacity:
                 raise self._too_large(size, use.capacity)
             if size - resumed > use.free:
                 raise NoSpace(size, use)
-            self._dying = dying
+            self._dying = max(0, self._dying - resumed)
             reservation = Reservation(self, size, resumed)
             self._open.add(reservation)
             return reservation

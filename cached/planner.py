@@ -142,11 +142,7 @@ def _protected(holding: Holding, situation: Situation) -> Holding:
     """The holding, wanted also where the demand has it, even if the fetch of it was refused: somebody asks for it."""
     want = situation.demand.wants.get(holding.ref)
     asked = holding.ref in situation.demand.refused or (want is not None and _meets(holding.digest, want))
-    return replace(
-        holding,
-        wanted=holding.wanted or asked,
-        keep=holding.keep or (want is not None and want.keep),
-    )
+    return replace(holding, wanted=holding.wanted or asked)
 
 
 def _priorities(situation: Situation) -> Iterator[Reprioritize]:

@@ -130,7 +130,7 @@ def pool(states: torch.Tensor, mask: torch.Tensor, mode: str) -> torch.Tensor:
         return states[:, 0]
     if mode == "max":
         return states.masked_fill(weights == 0, float("-inf")).amax(1)
-    return states[torch.arange(len(states)), mask.sum(1) - 1]
+    return states[torch.arange(len(states), device=states.device), mask.sum(1) - 1]
 
 
 def context(loaded: Loaded) -> int | None:

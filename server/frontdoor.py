@@ -1,7 +1,7 @@
 """The listening socket: probes are answered from the first moment, the application comes in when it is ready.
 
-Law: new connections go to whichever application was set last; those of the first one are closed after each answer,
-so that no client stays with it.
+Law: a new connection goes to whichever application was set last. Until there is one, every answer closes its
+connection, so that no client stays in the waiting room.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from types import TracebackType
 
 from aiohttp import web
 
-from server.operations import Operations
+from server.operations import Handler, Operations
+from server.responses import error_response
 
 _CLOSE_WITHIN_S = 1.0  # whoever is still connected has had the drain's whole time
 
@@ -23,7 +24,7 @@ class FrontDoor:
     def __init__(self, operations: Operations) -> None:
         self._operations = operations
         self._open = AsyncExitStack()
-        self._runner = self._around(web.Application(), cancel_when_gone=False)
+        self._runner = _runner(_waiting_room(operations), cancel_when_gone=False)
 
     async def __aenter__(self) -> FrontDoor:
         await self._set_up(self._runner)
@@ -44,15 +45,10 @@ class FrontDoor:
 
     async def serve(self, application: web.Application, *, cancel_when_gone: bool) -> None:
         """Let `application` answer from now on; `cancel_when_gone` cancels a handler whose client hung up."""
-        runner = self._around(application, cancel_when_gone)
+        application.middlewares.insert(0, self._operations.middleware)
+        runner = _runner(application, cancel_when_gone)
         await self._set_up(runner)
         self._runner = runner
-
-    def _around(self, application: web.Application, cancel_when_gone: bool) -> web.AppRunner:
-        application.middlewares.insert(0, self._operations.middleware)
-        return web.AppRunner(
-            application, access_log=None, handler_cancellation=cancel_when_gone, shutdown_timeout=_CLOSE_WITHIN_S
-        )
 
     async def _set_up(self, runner: web.AppRunner) -> None:
         self._open.push_async_callback(runner.cleanup)
@@ -61,3 +57,29 @@ class FrontDoor:
     def _protocol(self) -> asyncio.Protocol:
         assert self._runner.server is not None
         return self._runner.server()
+
+
+def _runner(application: web.Application, cancel_when_gone: bool) -> web.AppRunner:
+    return web.AppRunner(
+        application, access_log=None, handler_cancellation=cancel_when_gone, shutdown_timeout=_CLOSE_WITHIN_S
+    )
+
+
+def _waiting_room(operations: Operations) -> web.Application:
+    """What answers before there is an application."""
+
+    @web.middleware
+    async def close_after(request: web.Request, handler: Handler) -> web.StreamResponse:
+        response = await handler(request)
+        response.force_close()
+        return response
+
+    async def too_early(_request: web.Request) -> web.StreamResponse:
+        # Ready by now, but this connection was opened before.
+        return error_response(
+            503, "the connection is from before the start: open a new one", "server_error", retry_after_s=1
+        )
+
+    application = web.Application(middlewares=[close_after, operations.middleware])
+    application.router.add_route("*", "/{tail:.*}", too_early)
+    return application

@@ -82,7 +82,7 @@ class Operations:
         reason = self._not_ready()
         if reason is not None:
             response = error_response(503, reason, "server_error", code="not_ready", retry_after_s=1)
-            response.force_close()
+            response.force_close()  # the next try may reach another pod
             return response
         return await self._let_through(request, handler)
 

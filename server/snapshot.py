@@ -71,7 +71,12 @@ def _take(path: Path) -> tuple[Path, Lease | None]:
         layout = SnapshotLayout(target)
         if not layout.lease.parent.is_dir():
             return target, None
-        lease = take_shared(layout.lease)
+        try:
+            lease = take_shared(layout.lease)
+        except OSError as error:
+            raise Permanent(
+                "no_lease", f"{layout.lease}: {error.strerror}", "check that this user may read the mount"
+            ) from error
         if lease is not None:
             return target, lease
         if time.monotonic() > deadline:

@@ -17,13 +17,16 @@ _NO_LIMIT = 10**9  # tokenizers without a limit say 10^30
 
 
 class Tokens:
-    """A model's tokenizer and its limits. `context` is the most tokens the model takes at once, None for no limit."""
+    """A model's tokenizer and its limits.
+
+    `context` is the most tokens the model takes at once: the `positions` it has, else the tokenizer's limit, if any.
+    """
 
     def __init__(self, tokenizer: Any, config: Any, positions: int | None) -> None:
         self._tokenizer = tokenizer
         self._vocabulary = int(config.vocab_size)
-        limits = [limit for limit in (positions, tokenizer.model_max_length) if limit is not None and limit < _NO_LIMIT]
-        self.context: int | None = min(limits, default=None)
+        limit = tokenizer.model_max_length if positions is None else positions
+        self.context: int | None = limit if limit < _NO_LIMIT else None
         self.padding_id: int = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
 
     def encode(self, prompt: Prompt, param: str, *, room: int = 0) -> list[int]:

@@ -251,6 +251,7 @@ class Node:
         return 0
 
     def publish(self, ref: ModelRef) -> None:
+        """End a fetch well, unless a blob that was here when it began was evicted: then it goes on waiting."""
         with self.flights.pop(ref) as space:
             for name, size in self.blobs(ref).items():
                 if name not in self.on_disk and size <= space.size:
@@ -260,7 +261,7 @@ class Node:
             self.clock += 1
             digest = Digest.of(ref.name.encode())
             self.holdings[ref] = Holding(ref, digest, self.blobs(ref), self.clock, False, False, False)
-        del self.active[ref]
+            del self.active[ref]
 
     def evict(self, ref: ModelRef) -> None:
         del self.holdings[ref]

@@ -168,8 +168,8 @@ def test_a_killed_publish_is_no_version_and_goes_on(tmp_path: Path) -> None:
     (model / "big.bin").touch()
     os.truncate(model / "big.bin", 256 * 1024 * 1024)
     process = subprocess.Popen(command(model, out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 60
-    while not list(out.glob(".holdfast/.tmp-*")) and time.monotonic() < deadline:
+    marked, deadline = out / ".holdfast" / "publishing", time.monotonic() + 60
+    while not (marked.exists() and list(out.glob(".holdfast/.tmp-*"))) and time.monotonic() < deadline:
         time.sleep(0.002)
     process.kill()
     assert process.wait() == -signal.SIGKILL

@@ -162,8 +162,8 @@ class Demo:
             ]
         )
         self._report.text(
-            "\n   The server's rows differ because its libraries were in the page cache the second time; what the\n"
-            "   warm node saves is the fetch, which grows with the model, and the server's rows hardly do."
+            "\n   The fetch is what a warm node saves, and it grows with the model. The server's rows vary with\n"
+            "   the load of this machine, and with what of its libraries is in the page cache."
         )
 
     def _start_server(self) -> tuple[Process, ServerStart]:

@@ -45,7 +45,7 @@ def read_index(body: bytes, content_type: str, url: str) -> list[Entry] | None:
 
 
 def path_of(encoded: str, where: str) -> str:
-    """Decode a percent-encoded path, in NFC; raises `Permanent` (`bad_name`) naming `where`. It is not checked further."""
+    """Decode a percent-encoded path, in NFC, without checking it further; raises `Permanent` (`bad_name`)."""
     try:
         path = unicodedata.normalize("NFC", unquote(encoded, errors="strict"))
     except UnicodeDecodeError as error:

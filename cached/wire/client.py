@@ -10,7 +10,7 @@ import contextlib
 import http.client
 import re
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from cached.contract.errors import Permanent, Transient
 from cached.sources.base import HttpTarget
@@ -45,9 +45,9 @@ _OURS = frozenset({"host", "connection", "range", "accept-encoding", "if-match",
 class Response:
     """A small body, whole. `url`: where it came from after redirects, without user information."""
 
-    body: bytes
-    headers: http.client.HTTPMessage
-    url: str
+    body: bytes = field(repr=False)
+    headers: http.client.HTTPMessage = field(repr=False)
+    url: str = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ class Head:
     etag: str | None
     last_modified: str | None
     accepts_ranges: bool | None
-    url: str
+    url: str = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ Law: no I/O. Maps a status, its header and the beginning of its body to one erro
 
 from __future__ import annotations
 
+import re
 from email.utils import parsedate_to_datetime
 
 from cached.contract.errors import HoldfastError, Permanent, Transient
@@ -16,6 +17,7 @@ _EXPIRED = (
     b"Request has expired",
     b"Signature not valid in the specified time frame",
 )
+_CODE = re.compile(rb"<Code>([A-Za-z]{1,64})</Code>")  # S3's own name of an error
 _MAX_RETRY_AFTER_S = 3600.0
 _RETRIED = "it is tried again; if it goes on, look at the server"
 _PERMANENT = {
@@ -41,7 +43,8 @@ def refusal(answer: Answer, where: str, excerpt: bytes, now: float) -> HoldfastE
     `now` (POSIX time) is what a date in `Retry-After` is counted from.
     """
     status = answer.status
-    shown = f"{where} answered {status}"
+    named = _CODE.search(excerpt)
+    shown = f"{where} answered {status}" + (f" {named[1].decode('ascii')}" if named else "")
     if status in (400, 403) and any(sign in excerpt for sign in _EXPIRED):
         return Transient("expired_signature", f"{shown}: its signature has expired", "it is signed again")
     if status in _PERMANENT:

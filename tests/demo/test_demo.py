@@ -45,10 +45,11 @@ def start(folder: Path, *options: str) -> subprocess.Popen[str]:
     )
 
 
+@pytest.mark.timeout(300)
 def test_the_demo_goes_from_publish_to_embeddings(folder: Path) -> None:
     """`holdfast demo --exit` shows the gate waiting, embeds, fetches nothing when warm, and leaves nothing behind."""
     with start(folder, "--exit") as demo:
-        said, _ = demo.communicate(timeout=110)
+        said, _ = demo.communicate(timeout=280)
     assert demo.returncode == 0, said
     assert set(WAITING.findall(said)) >= {"fetching", "publishing"}, said
     assert re.search(r"gate │ minilm@1: fetching [\d.]+ MiB of 87.4 MiB \(\d+ %\), [\d.]+ MiB/s", said), said
@@ -84,8 +85,8 @@ def test_a_failing_process_shows_its_last_lines(folder: Path, tmp_path: Path) ->
     broken.chmod(0o755)
     script = (
         "import sys\n"
-        "import cached.demo.acts as acts\n"
-        f"acts.rclone = lambda: {str(broken)!r}\n"
+        "import cached.demo.cast as cast\n"
+        f"cast.rclone = lambda: {str(broken)!r}\n"
         "from cached.demo import main\n"
         f"sys.exit(main(['--exit', '--root', {str(folder)!r}]))\n"
     )

@@ -23,13 +23,13 @@ def save_tokenizer(directory: Path) -> None:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
+    wrap: Any = PreTrainedTokenizerFast
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {"<s>": 0, "</s>": 1, **{character: index + 2 for index, character in enumerate(alphabet)}}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    wrapped: Any = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
-    wrapped.save_pretrained(directory)
+    wrap(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>").save_pretrained(directory)
 
 
 @pytest.fixture(scope="session")
@@ -69,8 +69,8 @@ def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("gpt2")
     torch.manual_seed(8)
     config = GPT2Config(vocab_size=258, n_embd=32, n_layer=2, n_head=2, n_positions=128, bos_token_id=0, eos_token_id=1)
-    model: Any = GPT2LMHeadModel(config).to(torch.bfloat16)
-    model.save_pretrained(directory)
+    model: Any = GPT2LMHeadModel(config)
+    model.to(torch.bfloat16).save_pretrained(directory)
     save_tokenizer(directory)
     return directory
 

@@ -133,10 +133,12 @@ async def test_a_failure_in_a_stream_is_its_last_event() -> None:
         job.emit(Delta(0, "hi"))
         raise RuntimeError
 
-    async with serving(script) as (_, client):
-        async with client.post("/v1/completions", json={**BODY, "stream": True}) as response:
-            assert response.status == 200
-            events = (await response.read()).decode().split("\n\n")
+    async with (
+        serving(script) as (_, client),
+        client.post("/v1/completions", json={**BODY, "stream": True}) as response,
+    ):
+        assert response.status == 200
+        events = (await response.read()).decode().split("\n\n")
     assert json.loads(events[0].removeprefix("data: "))["choices"][0]["text"] == "hi"
     assert json.loads(events[1].removeprefix("data: "))["error"]["code"] == "model_failed"
     assert events[2:] == [""]
@@ -153,6 +155,28 @@ async def test_work_is_let_through_only_while_ready() -> None:
                 assert response.status == (200 if ready else 503)
                 assert ready or int(response.headers["Retry-After"]) >= 1
         assert server.operations.state == Draining()
+
+
+async def test_no_client_stays_with_what_answered_before_the_model_was_there() -> None:
+    """A kept connection that saw the server load is closed, and one opened before is told to come again, not 404."""
+    server = Server(ScriptedModel(answer), 8)
+    async with FrontDoor(server.operations) as door:
+        url = await door.listen("127.0.0.1", 0)
+        host, _, port = url.removeprefix("http://").partition(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        async with aiohttp.ClientSession(url) as client:
+            async with client.get("/readyz") as probe:
+                assert probe.status == 503
+            await door.serve(server.application, cancel_when_gone=True)
+            server.operations.enter(Ready())
+            async with client.post("/v1/completions", json=BODY) as response:
+                assert response.status == 200
+        writer.write(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n")
+        early = await reader.read()
+        assert early.startswith(b"HTTP/1.1 503")
+        assert b"Retry-After" in early
+        writer.close()
+        server.engine.close()
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import shutil
 from pathlib import Path
@@ -65,7 +66,7 @@ def test_encodings_and_token_input_agree(client: openai.OpenAI, minilm: Path, pl
         numbers = client.embeddings.create(model="minilm", input=wanted, encoding_format="float")
         packed = client.embeddings.create(model="minilm", input=wanted, encoding_format="base64")
         text: Any = packed.data[0].embedding
-        decoded = np.frombuffer(__import__("base64").b64decode(text), "<f4") if isinstance(text, str) else text
+        decoded = np.frombuffer(base64.b64decode(text), "<f4") if isinstance(text, str) else text
         assert np.abs(vectors(numbers)[0] - plain[0]).max() <= TOLERANCE
         assert np.array_equal(np.asarray(decoded, np.float32), vectors(numbers)[0])
         assert numbers.usage.prompt_tokens == numbers.usage.total_tokens == len(ids)
@@ -86,7 +87,7 @@ async def test_concurrent_requests_get_their_own_vectors(embeddings_server: Serv
 
 def test_more_inputs_than_one_pass_takes(client: openai.OpenAI, plain: Vectors) -> None:
     """Inputs beyond one batch come back complete and in order."""
-    order = [index % len(TEXTS) for index in range(150)]
+    order = [index % 3 for index in range(150)]
     answer = client.embeddings.create(model="minilm", input=[TEXTS[index] for index in order])
     assert np.abs(vectors(answer) - plain[order]).max() <= TOLERANCE
 

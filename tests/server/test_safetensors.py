@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -24,7 +25,7 @@ def write(path: Path, header: object, data: bytes) -> Path:
 
 def test_reads_what_the_reference_writer_wrote(tmp_path: Path) -> None:
     """Names, types, shapes and offsets are those of the safetensors package, empty tensors and metadata included."""
-    arrays = {
+    arrays: dict[str, npt.NDArray[Any]] = {
         "a": np.arange(6, dtype=np.float32).reshape(2, 3),
         "empty": np.zeros((0, 4), np.int8),
         "scalar": np.array(7, np.int64),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from cached.contract.errors import HoldfastError, Permanent, Transient
 from cached.contract.manifest import FileEntry, Manifest
 from cached.sources.base import Listing, LocalTarget, RemoteFile
 from cached.sources.local import LocalSource
+from cached.sources.tree import file_error
 
 
 def put(path: Path, data: bytes = b"x") -> Path:
@@ -236,3 +238,10 @@ async def test_a_file_that_changed_since_it_was_listed_is_noticed(tmp_path: Path
     with pytest.raises(Permanent) as gone:
         await source.locate(RemoteFile("w.bin", str(path), 3, file.validator))
     assert gone.value.code == "not_found"
+
+
+@pytest.mark.parametrize("code", [errno.ESTALE, errno.EIO, errno.ETIMEDOUT])
+def test_a_network_file_system_that_hiccups_is_worth_another_try(code: int) -> None:
+    """A stale handle and an I/O error are transient: the server may come back."""
+    error = file_error(OSError(code, os.strerror(code)), Path("/nfs/w.bin"))
+    assert isinstance(error, Transient) and "/nfs/w.bin" in error.message

@@ -15,8 +15,9 @@ from typing import Protocol
 class Reply:
     """What is going to be sent; a fault returns a changed one.
 
-    `body` without HEAD's cut; `cut`: send only so many bytes of it, then do `ending` (`keep`, `close`, `reset` or
-    `stall`); `raw`: send exactly these bytes instead of all else.
+    `cut`: send only so many bytes of `body`, then do `ending`: `keep` or `close` the connection, `reset` it, `stall`,
+    or `drip` on byte by byte. `raw`: send exactly these bytes instead of all else. `chunk`: the size of chunks.
+    `trailing`: what is sent behind the body.
     """
 
     status: int
@@ -89,6 +90,16 @@ class Stall:
         if self.sent is None:
             return replace(reply, raw=b"", ending="stall")
         return replace(reply, cut=self.sent, ending="stall")
+
+
+@dataclass(frozen=True)
+class Drip:
+    """After `sent` bytes of the body send the others one by one, a hundred a second."""
+
+    sent: int = 0
+
+    def apply(self, reply: Reply, whole: memoryview) -> Reply:
+        return replace(reply, cut=self.sent, ending="drip")
 
 
 @dataclass(frozen=True)

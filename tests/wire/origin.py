@@ -9,7 +9,7 @@
 The faults are in `tests.wire.faults`. A fault is consumed by one request for its path (GET and HEAD alike). Several
 faults for one request: `Both(a, b)`.
 Without faults it honours Range, If-Match and If-Unmodified-Since, and keeps connections alive. `Stall` lasts until the
-origin is closed. With `tls=` (an `ssl.SSLContext`) it speaks https.
+origin is closed, and so does `Drip`. With `tls=` (an `ssl.SSLContext`) it speaks https.
 
 Law: real sockets, on 127.0.0.1 only; every thread and connection ends with the `with` block.
 """
@@ -156,9 +156,6 @@ class HostileOrigin:
         reply = _served(found, seen.headers) if found else _plain(404)
         return fault.apply(reply, found.data if found else memoryview(b"")) if fault else reply
 
-    def _wait_for_release(self) -> None:
-        self._released.wait()
-
 
 def _plain(status: int, **headers: str) -> Reply:
     return Reply(status, {"Content-Length": "0"}, memoryview(b"")).with_headers(**headers)
@@ -227,7 +224,12 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self._send(reply)
         if reply.ending == "stall":
-            self._origin._wait_for_release()
+            self._origin._released.wait()
+        if reply.ending == "drip":
+            for byte in reply.body[reply.cut :]:
+                if self._origin._released.wait(0.01):
+                    break
+                self.wfile.write(bytes([byte]))
         if reply.ending == "reset":
             # Linger of zero: close() sends RST, and drops what was not delivered yet; so let it be delivered first.
             _wait_until_delivered(self.connection)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import pytest
+
+from cached.contract.errors import HoldfastError
 from cached.sources.base import HttpTarget
 from cached.wire.body import Body
 from cached.wire.cancel import Cancellation
@@ -27,3 +30,11 @@ def read_all(body: Body, view_bytes: int = 64 * 1024) -> bytes:
 def get(client: HttpClient, url: str, offset: int = 0, length: int | None = None) -> bytes:
     """The bytes of a range."""
     return read_all(client.get(HttpTarget(url), offset, length, Cancellation()))
+
+
+def error_of(client: HttpClient, target: HttpTarget | str, offset: int = 0, length: int | None = None) -> HoldfastError:
+    """The error that reading a range to its end gives."""
+    target = HttpTarget(target) if isinstance(target, str) else target
+    with pytest.raises(HoldfastError) as caught:
+        read_all(client.get(target, offset, length, Cancellation()))
+    return caught.value

@@ -21,7 +21,7 @@ from tests.support.certificates import Certificates, make_certificates
 from tests.wire.faults import Extra, Redirect, ResetAfter, Stall, Truncate
 from tests.wire.origin import HostileOrigin
 from tests.wire.proxy import ForwardProxy
-from tests.wire.reading import HASTY, MakeClient, get, read_all
+from tests.wire.reading import HASTY, MakeClient, error_of, get, read_all
 
 DATA = random.Random(4).randbytes(200_000)
 
@@ -36,12 +36,6 @@ def tls_origin(certificates: Certificates) -> Iterator[HostileOrigin]:
     with HostileOrigin(tls=certificates.server_context()) as origin:
         origin.put("/model.bin", DATA)
         yield origin
-
-
-def error_of(client: HttpClient, url: str) -> HoldfastError:
-    with pytest.raises(HoldfastError) as caught:
-        get(client, url)
-    return caught.value
 
 
 # --- TLS -----------------------------------------------------------------------------------------------------------

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import random
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from cached.contract.errors import HoldfastError, Permanent, Transient
+from cached.contract.errors import Transient
 from cached.sources.base import HttpTarget
 from cached.wire.cancel import Cancellation
 from cached.wire.client import HttpClient
+from cached.wire.stream import StallClock
 from tests.support.nginx import nginx
 from tests.wire.faults import (
     Both,
     CloseAfterwards,
+    Drip,
     Extra,
     Fault,
     FlipBit,
@@ -31,7 +34,7 @@ from tests.wire.faults import (
     Truncate,
 )
 from tests.wire.origin import HostileOrigin
-from tests.wire.reading import get, read_all
+from tests.wire.reading import error_of, get, read_all
 
 DATA = random.Random(2).randbytes(300_000)
 PART = b"HTTP/1.1 206 Partial Content\r\nContent-Range: bytes 1000-1049/300000\r\n"
@@ -41,14 +44,6 @@ MODIFIED, LATER = "Fri, 20 Nov 2026 10:00:00 GMT", "Fri, 20 Nov 2026 11:00:00 GM
 @pytest.fixture
 def url(origin: HostileOrigin) -> str:
     return origin.put("/model.bin", DATA, etag='"v1"', last_modified=MODIFIED)
-
-
-def code_of(client: HttpClient, target: HttpTarget | str, offset: int = 0, length: int | None = None) -> HoldfastError:
-    """The error that reading a range to its end gives."""
-    target = HttpTarget(target) if isinstance(target, str) else target
-    with pytest.raises(HoldfastError) as caught:
-        read_all(client.get(target, offset, length, Cancellation()))
-    return caught.value
 
 
 @pytest.mark.parametrize(
@@ -87,7 +82,7 @@ def test_connections_are_reused(client: HttpClient, origin: HostileOrigin, url: 
     origin.script("/model.bin", InChunks(), Headers({}), Status(404))
     for offset in (0, 10, 20, 30):
         if offset == 20:
-            assert code_of(client, url).code == "not_found"
+            assert error_of(client, url).code == "not_found"
         else:
             assert get(client, url, offset, 50_000) == DATA[offset : offset + 50_000]
     assert [seen.connection for seen in origin.requests] == [1, 1, 1, 2]
@@ -116,7 +111,7 @@ def test_a_fresh_connection_closed_without_an_answer_is_an_error(
 ) -> None:
     """Only a kept connection is replaced quietly; a server that always hangs up is reported."""
     origin.script("/model.bin", Hangup())
-    assert code_of(client, url).code == "reset"
+    assert error_of(client, url).code == "reset"
     assert len(origin.requests) == 1
 
 
@@ -181,7 +176,7 @@ def test_an_answer_that_is_wrong_is_a_bad_response(
 ) -> None:
     """What contradicts itself or the request is `bad_response`, worth another attempt, and never ends as a body."""
     origin.script("/model.bin", fault)
-    error = code_of(client, url, 1000, 50)
+    error = error_of(client, url, 1000, 50)
     assert isinstance(error, Transient)
     assert error.code == "bad_response"
     assert error.remedy
@@ -204,9 +199,37 @@ def test_a_reset_is_told_with_what_came_before(client: HttpClient, origin: Hosti
 def test_silence_is_a_stall(hasty_client: HttpClient, origin: HostileOrigin, url: str, sent: int | None) -> None:
     """A server that stops sending, before the head or within the body, is given up as `stalled`."""
     origin.script("/model.bin", Stall(sent))
-    error = code_of(hasty_client, url)
+    error = error_of(hasty_client, url)
     assert isinstance(error, Transient)
     assert error.code == "stalled"
+
+
+def test_a_trickle_is_a_stall(hasty_client: HttpClient, origin: HostileOrigin, url: str) -> None:
+    """A server that never quite stops, but sends fewer bytes than a window must have, is `stalled`."""
+    origin.script("/model.bin", Drip(5000))
+    assert error_of(hasty_client, url).code == "stalled"
+
+
+def test_a_stall_is_a_matter_of_windows() -> None:
+    """Only waiting counts, each window begins when the last one had its bytes, and slow is not stalled."""
+    clock = StallClock(10.0, 1000, "the origin")
+    for _ in range(100):
+        clock.spent(9.0, 999)
+        clock.spent(0.5, 1)  # the thousandth: a new window
+    clock.spent(9.9, 999)
+    with pytest.raises(Transient) as caught:
+        clock.spent(0.2, 0)
+    assert caught.value.code == "stalled"
+    assert "999" in caught.value.message
+
+
+def test_threads_share_a_client(client: HttpClient, origin: HostileOrigin, url: str) -> None:
+    """Many threads read ranges at once, each its own bytes, over no more connections than threads."""
+    ranges = [(offset, 3001) for offset in range(0, len(DATA) - 3001, 3001)]
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda part: get(client, url, *part), ranges))
+    assert found == [DATA[offset : offset + length] for offset, length in ranges]
+    assert len({seen.connection for seen in origin.requests}) <= 8
 
 
 def test_a_flipped_bit_passes(client: HttpClient, origin: HostileOrigin, url: str) -> None:
@@ -264,7 +287,7 @@ def test_a_changed_object_is_noticed(
 ) -> None:
     """An object that is not the one that was listed gives `source_changed` and no byte."""
     origin.script("/model.bin", fault)
-    error = code_of(client, HttpTarget(url, if_match=etag, if_unmodified_since=since), 5, 10)
+    error = error_of(client, HttpTarget(url, if_match=etag, if_unmodified_since=since), 5, 10)
     assert isinstance(error, Transient)
     assert error.code == "source_changed"
 
@@ -275,79 +298,6 @@ def test_weak_etags_are_not_compared(client: HttpClient, origin: HostileOrigin, 
     with client.get(HttpTarget(url, if_match='"v1"'), 5, 10, Cancellation()) as body:
         assert body.etag is None
         assert read_all(body) == DATA[5:15]
-
-
-@pytest.mark.parametrize(
-    ("status", "code"),
-    [
-        (401, "unauthorized"),
-        (403, "forbidden"),
-        (404, "not_found"),
-        (410, "gone"),
-        (400, "http_400"),
-        (418, "http_418"),
-        (407, "proxy_unauthorized"),
-    ],
-)
-def test_statuses_for_people(client: HttpClient, origin: HostileOrigin, url: str, status: int, code: str) -> None:
-    """What no retry mends is permanent, with a code of its own and a remedy."""
-    origin.script("/model.bin", Status(status, {}, b"no"))
-    error = code_of(client, url, 5, 10)
-    assert isinstance(error, Permanent)
-    assert error.code == code
-    assert error.remedy
-
-
-@pytest.mark.parametrize("status", [408, 425, 429, 500, 502, 503, 504])
-def test_statuses_for_retries(client: HttpClient, origin: HostileOrigin, url: str, status: int) -> None:
-    """What may pass is transient, with the status in its code."""
-    origin.script("/model.bin", Status(status))
-    error = code_of(client, url, 5, 10)
-    assert isinstance(error, Transient)
-    assert (error.code, error.retry_after_s) == (f"http_{status}", None)
-
-
-@pytest.mark.parametrize(
-    ("value", "lowest", "highest"),
-    [
-        ("7", 7, 7),
-        ("86400", 3600, 3600),
-        ("Fri, 31 Dec 2100 23:59:59 GMT", 3600, 3600),
-        ("Fri, 31 Dec 1999 23:59:59 GMT", 0, 0),
-    ],
-)
-def test_retry_after(
-    client: HttpClient, origin: HostileOrigin, url: str, value: str, lowest: float, highest: float
-) -> None:
-    """Retry-After is read as seconds or a date, is never negative, and counts for an hour at most."""
-    origin.script("/model.bin", Status(503, {"Retry-After": value}))
-    error = code_of(client, url)
-    assert isinstance(error, Transient)
-    assert error.retry_after_s is not None
-    assert lowest <= error.retry_after_s <= highest
-
-
-@pytest.mark.parametrize(
-    ("status", "body"),
-    [
-        (403, b"<Error><Code>AccessDenied</Code><Message>Request has expired</Message></Error>"),
-        (400, b"<Error><Code>ExpiredToken</Code><Message>The provided token has expired.</Message></Error>"),
-    ],
-)
-def test_an_expired_signature_is_signed_again(
-    client: HttpClient, origin: HostileOrigin, url: str, status: int, body: bytes
-) -> None:
-    """A signature or session that ran out is transient: the engine locates the object again."""
-    origin.script("/model.bin", Status(status, {"Content-Type": "application/xml"}, body))
-    error = code_of(client, url)
-    assert isinstance(error, Transient)
-    assert error.code == "expired_signature"
-
-
-def test_an_error_page_is_not_swallowed(hasty_client: HttpClient, origin: HostileOrigin, url: str) -> None:
-    """Of an error's body a few KiB are read, and a body that never ends changes nothing."""
-    origin.script("/model.bin", Both(Status(403, {}, b"x" * 100_000), Stall(50_000)))
-    assert code_of(hasty_client, url).code == "forbidden"
 
 
 def test_a_range_of_nothing_is_refused(client: HttpClient, url: str) -> None:
@@ -373,6 +323,6 @@ def test_nginx_gives_ranges_on_one_connection(client: HttpClient, tmp_path: Path
             found.update(read_all(client.get(target, offset, length, Cancellation())))
         assert found.digest() == hashlib.sha256(content).digest()
         (root / "model.bin").write_bytes(content[1:])
-        assert code_of(client, target, 0, 100).code == "source_changed"
+        assert error_of(client, target, 0, 100).code == "source_changed"
     lines = (tmp_path / "nginx" / "access.log").read_text().splitlines()
     assert len({line.split()[0] for line in lines}) == 1

@@ -7,27 +7,22 @@ from pathlib import Path
 
 import pytest
 
-from cached.contract.errors import HoldfastError, Permanent, Transient
+from cached.contract.errors import Permanent, Transient
 from cached.sources.base import HttpTarget
 from cached.wire.cancel import Cancellation
 from cached.wire.client import HttpClient
 from cached.wire.credentials import basic
 from cached.wire.settings import HttpSettings
+from cached.wire.urls import display_url
 from tests.wire.faults import Redirect, Status
 from tests.wire.origin import HostileOrigin
-from tests.wire.reading import MakeClient, get, read_all
+from tests.wire.reading import MakeClient, error_of, read_all
 
 SECRET = (("Authorization", "Bearer s3cret"), ("Cookie", "session=s3cret"), ("X-Amz-Security-Token", "s3cret"))
 
 
 def fetch(client: HttpClient, url: str, *headers: tuple[str, str]) -> bytes:
     return client.fetch(HttpTarget(url, headers), 10_000, Cancellation()).body
-
-
-def error_of(client: HttpClient, url: str) -> HoldfastError:
-    with pytest.raises(HoldfastError) as caught:
-        get(client, url)
-    return caught.value
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
@@ -226,3 +221,19 @@ def test_head_refused_is_asked_by_a_range(client: HttpClient, origin: HostileOri
     head = client.head(HttpTarget(url), Cancellation())
     assert (head.size, head.etag, head.accepts_ranges) == (5, '"v1"', True)
     assert [seen.method for seen in origin.requests] == ["HEAD", "GET"]
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("https://me:s3cret@host:8443/a/b?sig=s3cret#s3cret", "https://host:8443/a/b"),
+        ("http://s3cret@[::1]:80/x", "http://[::1]:80/x"),
+        ("http://a:s3@cret@host/x", "http://host/x"),
+        ("/a/b?s3cret", "/a/b"),
+        ("http://[s3cret", "<a URL that cannot be read>"),
+        ("", ""),
+    ],
+)
+def test_urls_are_shown_without_secrets(url: str, shown: str) -> None:
+    """What is displayed of a URL has no user information, query or fragment, however it is written."""
+    assert display_url(url) == shown

@@ -1,0 +1,194 @@
+"""Measure the gate: how soon it opens on a version that is there, and how fast mode `full` hashes a warm one.
+
+Law: gates run as the processes they are; what they are compared with (an empty Python, two threads of bare sha256 over
+memory) runs in the same round, so that a machine that slows down slows both. Everything lies in a temporary folder.
+
+Run `python -m bench.gate --help` in the repository's root.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import median
+
+from bench import report
+from bench.harness import bench_main, workplace
+from bench.machine import append_section, describe, require_space
+from bench.measure import failed
+from cached.contract.layout import PublicLayout, SnapshotLayout
+from cached.contract.manifest import FileEntry, Manifest
+from cached.contract.reference import ModelRef
+from cached.contract.status import timestamp
+from cached.contract.verified import VerifiedFile, VerifiedRecord
+
+_GIB = 1 << 30
+_MIB = 1 << 20
+_GB = 10**9
+_SPARSE_FILES = 30
+_SPARSE_BYTES = 5 * _GB
+_SHARDS = 8
+_THREADS = 2
+_MEMORY_BYTES = 256 * _MIB  # for each thread of bare sha256: well past the last-level cache
+_OPEN_TARGET_MS = 150
+_FULL_TARGET = 0.90
+_SPARSE = ModelRef("bench/sparse", "v1")
+_RANDOM = ModelRef("bench/random", "v1")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the benchmark; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m bench.gate", description=__doc__.partition("\n")[0])
+    parser.add_argument("--gib", type=int, default=8, help="GiB of random data for mode `full` (default 8)")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds of mode `full` (default 5)")
+    parser.add_argument("--starts", type=int, default=21, help="starts in mode `record` (default 21)")
+    parser.add_argument("--append", action="store_true", help="append the tables to docs/benchmarks.md")
+    options = parser.parse_args(argv)
+    with workplace(None) as place:
+        require_space(place.folder, options.gib * _GIB + _GIB)
+        public = PublicLayout(place.destination)
+        opening = _opening(public, options.starts)
+        print(opening, flush=True)
+        hashing = _hashing(public, options.gib * _GIB, options.rounds)
+        print(hashing)
+        if options.append:
+            append_section("The gate", place.folder, f"{opening}\n\n{hashing}")
+        else:
+            print(f"\n{describe(place.folder)}")
+    return 0
+
+
+def _opening(public: PublicLayout, starts: int) -> str:
+    """Mode `record` over sparse files, next to a Python that does nothing."""
+    _publish(public, _SPARSE, _sparse_file, [_SPARSE_BYTES] * _SPARSE_FILES)
+    gate = _gate_command(public, _SPARSE, "record")
+    rows: dict[str, list[float]] = {"python -c pass": [], "gate --once, mode record": []}
+    for _ in range(starts):
+        for row, command in zip(rows, ([sys.executable, "-c", "pass"], gate), strict=True):
+            rows[row].append(_wall_s(command))
+    bare = median(rows["python -c pass"])
+    body = [
+        [row, f"{median(s) * 1000:.0f}", f"{min(s) * 1000:.0f}", f"{max(s) * 1000:.0f}", f"{median(s) / bare:.1f}"]
+        for row, s in rows.items()
+    ]
+    found = median(rows["gate --once, mode record"]) * 1000
+    what = f"start of the process to its end, {_SPARSE_FILES} files of {_SPARSE_BYTES // _GB} GB, median of {starts}"
+    target = report.Target(what, found, _OPEN_TARGET_MS, at_least=False, unit=" ms")
+    return f"{report.grid(['process', 'median ms', 'min', 'max', 'x bare'], body)}\n\n{report.bullets([target])}"
+
+
+def _hashing(public: PublicLayout, size: int, rounds: int) -> str:
+    """Mode `full` over a warm snapshot of `size` bytes, next to as many threads of bare sha256 over memory."""
+    print(f"making {size // _GIB} GiB of random data", flush=True)
+    _publish(public, _RANDOM, _random_file, [size // _SHARDS] * _SHARDS)
+    command = _gate_command(public, _RANDOM, "full")
+    _drop_cache(public, _RANDOM)
+    _wall_s(command)  # warms the page cache by reading it from the disk, as after a fetch with O_DIRECT
+    bare: list[float] = []
+    gate: list[float] = []
+    for _ in range(rounds):
+        bare.append(_bare_s(size))
+        gate.append(_wall_s(command))
+    ratios = [b / g for b, g in zip(bare, gate, strict=True)]
+    body = [
+        [row, f"{median(s):.2f}", f"{size / median(s) / _GB:.2f}", f"{median(r):.3f}", f"{min(r):.3f}", f"{max(r):.3f}"]
+        for row, s, r in (
+            (f"{_THREADS} threads of sha256 over memory", bare, [1.0] * rounds),
+            (f"gate --verify full --threads {_THREADS}", gate, ratios),
+        )
+    ]
+    what = f"mode `full`, {size // _GIB} GiB warm, whole process, against bare sha256, median of {rounds} pairs"
+    target = report.Target(what, median(ratios), _FULL_TARGET, at_least=True, unit=" x")
+    return f"{report.grid(['row', 'wall s', 'GB/s', 'x bare', 'min', 'max'], body)}\n\n{report.bullets([target])}"
+
+
+def _gate_command(public: PublicLayout, ref: ModelRef, mode: str) -> list[str]:
+    named = ["--root", str(public.path), "--model", ref.name, "--version", ref.version]
+    return [sys.executable, "-m", "sidecar", "gate", *named, "--verify", mode, "--threads", str(_THREADS), "--once"]
+
+
+def _wall_s(command: Sequence[str]) -> float:
+    started = time.perf_counter()
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    wall_s = time.perf_counter() - started
+    if done.returncode != 0:
+        raise failed(f"{' '.join(command)} ended with {done.returncode}: {done.stderr}")
+    return wall_s
+
+
+def _bare_s(size: int) -> float:
+    """Seconds that threads of hashlib need for `size` bytes in all, over memory that is there already."""
+    memories = [memoryview(bytearray(os.urandom(_MIB) * (_MEMORY_BYTES // _MIB))) for _ in range(_THREADS)]
+
+    def hash_share(memory: memoryview) -> None:
+        sha = hashlib.sha256()
+        left = size // _THREADS
+        while left > 0:
+            sha.update(memory[:left])
+            left -= len(memory)
+        sha.digest()
+
+    threads = [threading.Thread(target=hash_share, args=(memory,)) for memory in memories]
+    started = time.perf_counter()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return time.perf_counter() - started
+
+
+def _publish(public: PublicLayout, ref: ModelRef, make: Callable[[Path, int], str], sizes: Sequence[int]) -> None:
+    """A snapshot as the daemon leaves one, of files that `make` writes; it returns the sha256 for the manifest."""
+    snapshot = SnapshotLayout(public.snapshots / ".tmp-making")
+    snapshot.manifest.parent.mkdir(parents=True)
+    entries, record = [], {}
+    for number, size in enumerate(sizes):
+        path = f"model-{number + 1:05d}-of-{len(sizes):05d}.safetensors"
+        entries.append(FileEntry(path, make(snapshot.path / path, size), size))
+        record[path] = VerifiedFile.of((snapshot.path / path).stat(), timestamp(time.time()))
+    manifest = Manifest.build(entries)
+    snapshot.manifest.write_bytes(manifest.canonical())
+    snapshot.verified.write_bytes(VerifiedRecord(record).encode())
+    snapshot.lease.touch()
+    snapshot.path.rename(public.snapshot(manifest.digest).path)
+    public.model_link(ref).parent.mkdir(parents=True)
+    public.model_link(ref).symlink_to(public.link_target(ref, manifest.digest))
+
+
+def _sparse_file(path: Path, size: int) -> str:
+    """A file without blocks; mode `record` reads no bytes, so any sha256 will do, another one for each."""
+    path.touch()
+    os.truncate(path, size)
+    return hashlib.sha256(path.name.encode()).hexdigest()
+
+
+def _random_file(path: Path, size: int) -> str:
+    sha = hashlib.sha256()
+    with path.open("wb") as file:
+        for start in range(0, size, _MIB):
+            block = os.urandom(min(_MIB, size - start))
+            sha.update(block)
+            file.write(block)
+        file.flush()
+        os.fsync(file.fileno())  # pages that are not on the disk yet cannot be dropped
+    return sha.hexdigest()
+
+
+def _drop_cache(public: PublicLayout, ref: ModelRef) -> None:
+    for path in public.model_link(ref).glob("*.safetensors"):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        finally:
+            os.close(descriptor)
+
+
+if __name__ == "__main__":
+    sys.exit(bench_main(main))
