@@ -11,12 +11,14 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import dataclass
 from typing import Protocol
 
 from cached.attempt import Attempt, BlobSpec, NoRanges, Segment, Shared, Verified
 from cached.contract.errors import HoldfastError, Permanent, Transient
 from cached.sources.base import HttpTarget, Target
 from cached.store.durable import disk_error
+from cached.store.ingest import ALIGNMENT
 from cached.wire.body import Body
 from cached.wire.cancel import Cancelled
 from cached.wire.client import HttpClient
@@ -174,44 +176,49 @@ class Flight:
 
     def _carry(self, attempt: Attempt, segment: Segment) -> Segment | None:
         """Receive a segment; returns what is left of it where something more urgent took over."""
-        position, streaming = segment.start, attempt.stream
+        at = _Position(segment.start, attempt.stream)
         try:
-            with self._body(segment, streaming, attempt) as body:
-                if not streaming and (body.start, body.length) != (segment.start, _length(segment)):
+            with self._body(segment, at.streaming, attempt) as body:
+                if not at.streaming and (body.start, body.length) != (segment.start, _length(segment)):
                     if body.start != 0:
                         raise Transient("bad_response", f"{self.spec.name}: not the range that was asked for", "")
                     if not attempt.become_stream(segment):
                         return None  # another connection receives it all
-                    streaming = True
-                end = self._end(segment, streaming, body)
-                while end is None or position < end:
-                    buffer = self._carrier.buffers.take()
-                    length = 0
-                    try:
-                        wanted = len(buffer) if end is None else min(len(buffer), end - position)
-                        self._space.grow(position + wanted)
-                        length = self._fill(attempt, body, buffer[:wanted])
-                    finally:
-                        if length == 0:
-                            self._carrier.buffers.give(buffer)
-                    if length == 0:
-                        break
-                    attempt.accept(buffer, length, position)
-                    position += length
-                    self._progressed(length, streaming)
-                    if end is None and length < wanted:
-                        break
-                    if not streaming and end is not None and position < end and self._carrier.outranked(self):
-                        return Segment(position, end)
-                self._check_end(attempt, position, end)
+                    at.streaming = True
+                end = self._end(segment, at.streaming, body)
+                while (end is None or at.offset < end) and self._receive(attempt, body, at, end):
+                    if not at.streaming and at.offset < (end or 0) and self._carrier.outranked(self):
+                        return Segment(at.offset, end)
+                self._check_end(attempt, at.offset, end)
         except NoRanges as stop:
             attempt.fail(stop)
             raise _Interrupted(None, None) from stop
         except (Cancelled, HoldfastError) as error:
-            rest = None if streaming else Segment(position, segment.end)
+            rest = None if at.streaming else Segment(at.offset, segment.end)
             raise _Interrupted(rest, error if isinstance(error, HoldfastError) else None) from error
         attempt.record_soon()
         return None
+
+    def _receive(self, attempt: Attempt, body: LocalBody | Body, at: _Position, end: int | None) -> bool:
+        """Receive one buffer and pass it on; False at the end of the body. What came before an error is kept."""
+        buffer = self._carrier.buffers.take()
+        wanted = len(buffer) if end is None else min(len(buffer), end - at.offset)
+        before, length = body.received, 0
+        try:
+            self._space.grow(at.offset + wanted)
+            self._fill(attempt, body, buffer[:wanted])
+        finally:
+            length = body.received - before
+            self._carrier.observer.received(self.spec.kind, length)
+            if length < wanted and end is not None:
+                length -= length % ALIGNMENT  # whatever comes next begins where O_DIRECT can write
+            if length:
+                attempt.accept(buffer, length, at.offset)
+                at.offset += length
+                self._progressed(length, at.streaming)
+            else:
+                self._carrier.buffers.give(buffer)
+        return length == wanted
 
     def _body(self, segment: Segment, streaming: bool, attempt: Attempt) -> LocalBody | Body:
         target = self._current_target()
@@ -238,20 +245,17 @@ class Flight:
         if attempt.size is None:
             attempt.end_of_stream(position)
 
-    def _fill(self, attempt: Attempt, body: LocalBody | Body, view: memoryview) -> int:
+    def _fill(self, attempt: Attempt, body: LocalBody | Body, view: memoryview) -> None:
         """Receive into `view`, within the bandwidth limit; less than all of it only at the end of the body."""
         limit, filled = self._carrier.limit, 0
         while filled < len(view):
             chunk = limit.chunk(len(view) - filled)
             limit.take(chunk, attempt.cancellation)
             count = body.readinto(view[filled : filled + chunk])
-            self._carrier.observer.received(self.spec.kind, count)
             filled += count
             if count < chunk:
                 break
-        if attempt.cancellation.cancelled:
-            raise Cancelled
-        return filled
+        attempt.cancellation.check()
 
     def _current_target(self) -> Target:
         with self._lock:
@@ -349,6 +353,14 @@ class Flight:
 
 def _length(segment: Segment) -> int | None:
     return None if segment.end is None else segment.end - segment.start
+
+
+@dataclass(slots=True)
+class _Position:
+    """How far a connection has come, and whether it receives the whole object in one stream."""
+
+    offset: int
+    streaming: bool
 
 
 class _Interrupted(Exception):

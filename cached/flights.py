@@ -88,7 +88,15 @@ class Flights:
         there = sum(min(resumed[id_], sizes[id_]) for id_ in new)
         with self._ledger.reserve(sum(sizes.values()), there) as whole:
             whole.leave(there)  # it fits: now part by part, with nothing in between
-        return {id_: Allotment(self._ledger, spec.key.size, resumed[id_]) for id_, spec in new.items()}
+        allotments: dict[str, Allotment] = {}
+        try:
+            for id_, spec in new.items():
+                allotments[id_] = Allotment(self._ledger, spec.key.size, resumed[id_])
+        except BaseException:  # a growing stream took the space in between
+            for id_, allotment in allotments.items():
+                allotment.settle(0, resumed[id_])
+            raise
+        return allotments
 
     def join(
         self,

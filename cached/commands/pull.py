@@ -69,10 +69,10 @@ def _wait(public: PublicLayout, ref: ModelRef, timeout_s: float | None, progress
     while True:
         status = model_status(public, ref)
         if status is not None:
+            _raise_if_failed(status)
             progress.show(status.state.value, f"{ref}: {describe(status)}")
             if status.state is State.READY and held_version(public, ref) is not None:
                 return
-            _raise_if_failed(ref, status)
         _raise_if_daemon_lost(public, ref)
         if deadline is not None and time.monotonic() >= deadline:
             where = "no status yet" if status is None else describe(status)
@@ -84,10 +84,10 @@ def _wait(public: PublicLayout, ref: ModelRef, timeout_s: float | None, progress
         time.sleep(_POLL_S)
 
 
-def _raise_if_failed(ref: ModelRef, status: ModelStatus) -> None:
+def _raise_if_failed(status: ModelStatus) -> None:
     """A failure that is not permanent is retried by the daemon for as long as somebody wants the version: wait on."""
     if status.state is State.FAILED and status.error is not None and status.error.permanent:
-        raise Permanent(status.error.code, f"{ref}: {status.error.message}", status.error.remedy)
+        raise Permanent(status.error.code, status.error.message, status.error.remedy)
 
 
 def _raise_if_daemon_lost(public: PublicLayout, ref: ModelRef) -> None:

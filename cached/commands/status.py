@@ -17,7 +17,7 @@ from cached.commands.progress import amounts
 from cached.commands.tree import check_root, daemon_status, disk, model_statuses, seconds_since
 from cached.contract.layout import PublicLayout
 from cached.contract.options import EXIT_DONE
-from cached.contract.status import DaemonStatus, ModelStatus
+from cached.contract.status import DaemonStatus, ModelStatus, StatusError
 from cached.contract.units import format_duration, format_size
 
 _REFRESH_S = 1.0
@@ -91,10 +91,16 @@ def _row(status: ModelStatus) -> tuple[str, str, str, str]:
 
 def _errors(statuses: list[ModelStatus]) -> str:
     return "".join(
-        f"\n{status.model}@{status.version}: {status.error.message}\n  what to do: {status.error.remedy}\n"
+        f"\n{_told(status, status.error)}\n  what to do: {status.error.remedy}\n"
         for status in statuses
         if status.error is not None
     )
+
+
+def _told(status: ModelStatus, error: StatusError) -> str:
+    """The reason, which often names the version by itself."""
+    ref = f"{status.model}@{status.version}"
+    return error.message if ref in error.message else f"{ref}: {error.message}"
 
 
 def _daemon_line(daemon: DaemonStatus | None) -> str:

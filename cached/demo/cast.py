@@ -102,7 +102,7 @@ class Cast:
         def published() -> bool:
             status = model_status(node.layout.public, REF)
             if status is not None and status.state is State.FAILED and status.error is not None:
-                raise Permanent(status.error.code, f"{REF}: {status.error.message}", status.error.remedy)
+                raise Permanent(status.error.code, status.error.message, status.error.remedy)
             return held_version(node.layout.public, REF) is not None
 
         self._processes.until(published, gate, f"{REF} was published")

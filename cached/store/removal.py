@@ -75,9 +75,11 @@ def sweep(layout: Layout, needed: Collection[str], busy: Collection[str]) -> Swe
     """Delete blobs that no snapshot links, except `needed`; partial blobs, except those in `busy`; the quarantine."""
     committed = dying = 0
     try:
+        # A blob whose digest was not known beforehand is noted before it appears, so that nobody deletes it in between.
+        noted = {ingest.committed_as(layout, name) for name in busy}
         for prefix in sorted(os.listdir(layout.blobs)):
             for name in sorted(os.listdir(layout.blobs / prefix)):
-                if is_hex(name) and name not in needed:
+                if is_hex(name) and name not in needed and name not in noted:
                     committed += blobs.remove_unlinked(layout, name)
         for name in sorted(os.listdir(layout.ingest)):
             if name not in busy:

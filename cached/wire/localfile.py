@@ -54,6 +54,11 @@ class LocalBody:
             self._position += count
         return filled
 
+    @property
+    def received(self) -> int:
+        """Bytes given so far, also by a `readinto` that raised."""
+        return self._position - self.start
+
     def close(self) -> None:
         """Close the file."""
         if self._descriptor >= 0:
