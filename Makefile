@@ -17,7 +17,7 @@ help:
 	@echo 'make test       set up .venv and run the tests'
 	@echo 'make check      lint, format, types, layers, then the tests'
 	@echo 'make bench      fetch over loopback, next to curl, aria2c and an S3 client'
-	@echo 'make test-slow  the soaks and the large files'
+	@echo 'make test-slow  the tests marked slow: soaks and large files'
 	@echo 'make clean      remove .venv and the caches'
 	@echo "ARGS passes on: make run ARGS=--exit, make test ARGS='tests/contract -x'"
 
@@ -53,13 +53,13 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 # Each stamp says: this extra is installed as pyproject.toml and constraints.txt have it now. torch alone is some 200 MB,
-# so the first time takes minutes.
+# for CPUs, so the first time takes minutes.
 $(VENV)/installed-demo: $(VENV)/bin/python pyproject.toml constraints.txt
-	@echo 'setting up $(VENV) for the demo (the first time downloads some 400 MB, most of it torch)'
+	@echo 'setting up $(VENV) for the demo (the first time downloads some 400 MB, half of it torch)'
 	$(PIP) -e '.[demo]'
 	@touch $@
 
 $(VENV)/installed-dev: $(VENV)/bin/python pyproject.toml constraints.txt
-	@echo 'setting up $(VENV) for the tests (the first time downloads some 500 MB, most of it torch)'
+	@echo 'setting up $(VENV) for the tests (the first time downloads some 500 MB, half of it torch)'
 	$(PIP) -e '.[dev]'
 	@touch $@ $(VENV)/installed-demo

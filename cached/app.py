@@ -6,13 +6,13 @@ Law: parts get each other here and nowhere else. SIGTERM stops the fetches, reco
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
 import logging
 import os
 import signal
 import sys
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 
@@ -22,11 +22,12 @@ from cached.blocking import Blocking
 from cached.board import Board
 from cached.catalog import EMPTY_CATALOG, Catalog, ParsedCatalog, parse_catalog
 from cached.config import Config, parse_config
+from cached.contract.digest import Digest
 from cached.contract.errors import HoldfastError, Permanent
 from cached.contract.layout import Layout
 from cached.contract.options import EXIT_DONE, EXIT_FAILED
 from cached.contract.reference import ModelRef
-from cached.contract.status import State
+from cached.contract.status import ModelStatus, State
 from cached.control import control
 from cached.daemon import Daemon
 from cached.flights import Flights
@@ -39,7 +40,7 @@ from cached.scrub import Scrub, ScrubParts
 from cached.sources.base import Source
 from cached.sources.registry import open_source
 from cached.store import durable, recovery
-from cached.transfer import Transfers
+from cached.transfer import TransferParts, Transfers
 from cached.watching import watched
 from cached.wire.client import HttpClient
 from cached.wire.settings import HttpSettings
@@ -49,6 +50,7 @@ _log = logging.getLogger("holdfast")
 
 _HEARTBEAT_S = 2.0  # the design asks for 5 at most
 _LEASES_S = 10.0  # and for 15 at most here
+_LOOK_S = 5.0  # where no watch tells of a new catalog
 _SETTLE_S = 0.05  # a catalog is written in several steps
 _SWITCH_S = 0.0005  # a thread that hashes gets the interpreter back soon: at Python's 5 ms it would wait more than work
 _UNFINISHED = frozenset({State.QUEUED, State.RESOLVING, State.FETCHING, State.VERIFYING, State.PUBLISHING})
@@ -70,24 +72,38 @@ def main(argv: Sequence[str]) -> int:
 
 
 async def _run(config: Config) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
     layout = Layout(config.root)
     recovery.prepare(layout)
     lock = _lock(layout)
+    blocking = Blocking(4)
     try:
-        recovered = await asyncio.to_thread(recovery.recover, layout)
-        blocking = Blocking(4)
-        board = Board(layout.public, config.node)
-        holdings = Holdings(layout, recovered)
-        ledger = Ledger(config.quota, partial(_disk, layout.root))
-        ledger.set_held(sum(recovered.blobs.values()), sum(recovered.ingests.values()) + recovered.quarantined)
-        daemon = Daemon(layout, holdings, board, ledger, blocking)
-        client = HttpClient(HttpSettings(stall_window_s=config.stall_timeout_s))
-        limits = WorkerSettings(config.connections, config.connections_per_origin, config.max_bandwidth)
-        workers = Workers(layout, client, limits, daemon.counters)
+        await _work(config, layout, blocking, stop)
+    finally:
+        blocking.close()
+        os.close(lock)
+
+
+async def _work(config: Config, layout: Layout, blocking: Blocking, stop: asyncio.Event) -> None:
+    """Recover what is there, make the parts, know each other, and run."""
+    recovered = await blocking.run(recovery.recover, layout)
+    board = Board(layout.public, config.node)
+    holdings = Holdings(layout, recovered)
+    ledger = Ledger(config.quota, partial(_disk, layout.root))
+    ledger.set_held(sum(recovered.blobs.values()), sum(recovered.ingests.values()) + recovered.quarantined)
+    daemon = Daemon(layout, holdings, board, ledger, blocking)
+    client = HttpClient(HttpSettings(stall_window_s=config.stall_timeout_s))
+    limits = WorkerSettings(config.connections, config.connections_per_origin, config.max_bandwidth)
+    workers = Workers(layout, client, limits, daemon.counters)
+    try:
         flights = Flights(layout, workers, ledger)
-        opener = partial(_open, client)
-        transfers = Transfers(layout, flights, board, blocking, daemon.counters, opener)
         janitor = Janitor(layout, holdings, board, ledger, blocking)
+        await janitor.discard(recovered.damaged)
+        fetching = TransferParts(layout, flights, board, janitor, blocking, daemon.counters)
+        transfers = Transfers(fetching, partial(_open, client))
         parts = Parts(board, holdings, ledger, flights, transfers, janitor, daemon.counters)
         scheduler = Scheduler(parts, config.high_watermark, config.low_watermark)
         daemon.drive(scheduler, workers)
@@ -96,24 +112,17 @@ async def _run(config: Config) -> None:
             ScrubParts(layout, holdings, daemon.counters, lambda: workers.in_progress() > 0, scheduler.lost_blob),
             config.scrub_rate,
         )
-        try:
-            async with _doors(config, layout, daemon):
-                await _live(config, daemon, board, scheduler, scrub)
-        finally:
-            await asyncio.to_thread(workers.stop)
-            client.close()
-            blocking.close()
-            board.close()
+        async with _doors(config.listen, layout, daemon):
+            await _live(config, daemon, (board, scheduler, scrub), stop)
     finally:
-        os.close(lock)
+        await asyncio.to_thread(workers.stop)
+        client.close()
+        board.close()
 
 
-async def _live(config: Config, daemon: Daemon, board: Board, scheduler: Scheduler, scrub: Scrub) -> None:
+async def _live(config: Config, daemon: Daemon, running: tuple[Board, Scheduler, Scrub], stop: asyncio.Event) -> None:
     """Run every task until a signal asks to stop."""
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+    board, scheduler, scrub = running
     async with asyncio.TaskGroup() as group:
         tasks = [
             group.create_task(scheduler.run(), name="scheduler"),
@@ -131,26 +140,30 @@ async def _live(config: Config, daemon: Daemon, board: Board, scheduler: Schedul
 
 
 async def _follow_catalog(path: Path, daemon: Daemon, scheduler: Scheduler) -> None:
-    """Keep the catalog in force, reading it whenever its folder changes; the last good one stays otherwise."""
+    """Keep the catalog in force, reading it whenever its folder changes, and now and then in case nobody told."""
     loop = asyncio.get_running_loop()
     changed = asyncio.Event()
-    last_good, last_text, loaded = EMPTY_CATALOG, None, False
+    catalog, text, trouble = EMPTY_CATALOG, None, None
     with watched(path, partial(loop.call_soon_threadsafe, changed.set)):
         while True:
             changed.clear()
             try:
-                text = await asyncio.to_thread(_read_catalog, path)
-                if text != last_text:
-                    last_text = text
-                    last_good = _accept(await asyncio.to_thread(parse_catalog, text, last_good))
-                    scheduler.use_catalog(last_good)
-                    loaded = True
+                found = await asyncio.to_thread(_read_catalog, path)
+                if found != text:
+                    text = found
+                    catalog = _accept(await asyncio.to_thread(parse_catalog, text, catalog))
+                    trouble = None
+                    scheduler.use_catalog(catalog)
                     daemon.waits_for(None)
             except HoldfastError as error:
-                _log.error("%s", error)
-                if not loaded:
+                if str(error) != trouble:
+                    _log.error("%s", error)
+                trouble = str(error)
+                if catalog is EMPTY_CATALOG:
                     daemon.waits_for(f"no catalog: {error}")
-            await changed.wait()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_LOOK_S):
+                    await changed.wait()
             await asyncio.sleep(_SETTLE_S)
 
 
@@ -183,22 +196,22 @@ async def _look_at_leases(scheduler: Scheduler) -> None:
         await asyncio.sleep(_LEASES_S)
 
 
-@asynccontextmanager
-async def _doors(config: Config, layout: Layout, daemon: Daemon) -> AsyncIterator[None]:
+@contextlib.asynccontextmanager
+async def _doors(listen: tuple[str, int], layout: Layout, daemon: Daemon) -> AsyncIterator[None]:
     """Open the TCP port for reads and the socket for commands."""
     runners = [web.AppRunner(app, access_log=None) for app in (reads(daemon), control(daemon))]
+    # A deep root does not fit a Unix address (107 bytes); its folder, opened, has a short name.
+    folder = os.open(layout.private, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         for runner in runners:
             await runner.setup()
-        host, port = config.listen
-        tcp = web.TCPSite(runners[0], host, port)
         layout.socket.unlink(missing_ok=True)
-        unix = web.UnixSite(runners[1], str(layout.socket))
         try:
-            await tcp.start()
-            await unix.start()
+            await web.TCPSite(runners[0], *listen).start()
+            await web.UnixSite(runners[1], f"/proc/self/fd/{folder}/{layout.socket.name}").start()
             layout.socket.chmod(0o600)
         except OSError as error:
+            host, port = listen
             raise Permanent(
                 "cannot_listen", f"{host}:{port} or {layout.socket}: {error}", "choose another --listen or --root"
             ) from error
@@ -209,23 +222,33 @@ async def _doors(config: Config, layout: Layout, daemon: Daemon) -> AsyncIterato
         for runner in runners:
             await runner.cleanup()
         layout.socket.unlink(missing_ok=True)
+        os.close(folder)
 
 
-def _take_up(layout: Layout, board: Board, holdings: Holdings) -> list[ModelRef]:
-    """Show what is here, and find what was on its way when the daemon last stopped; other status files go."""
+def _take_up(layout: Layout, board: Board, holdings: Holdings) -> dict[ModelRef, Digest | None]:
+    """Show what is here, and find what was on its way when the daemon last stopped, with its pin; other status files
+    go."""
     before = recovery.read_statuses(layout)
+    unfinished: dict[ModelRef, Digest | None] = {}
+    for ref, old in before.items():
+        board.adopt(ref, old)
+        if ref in holdings.models:
+            continue
+        if old.state in _UNFINISHED:
+            unfinished[ref] = _pin_of(old)
+            board.begin(ref, State.QUEUED, old.source, unfinished[ref])
+        else:
+            board.drop(ref)
     for ref, digest in holdings.models.items():
-        old = before.get(ref)
-        if old is not None:
-            board.begin(ref, State.QUEUED, old.source, None)
-        board.ready(ref, digest, holdings.size(ref), old.pinned if old is not None else False)
-    unfinished = [ref for ref, old in before.items() if ref not in holdings.models and old.state in _UNFINISHED]
-    for ref in before:
-        if ref not in holdings.models:
-            board.adopt(ref, before[ref])
-            if ref not in unfinished:
-                board.drop(ref)
+        board.ready(ref, digest, holdings.size(ref), ref in before and before[ref].pinned)
     return unfinished
+
+
+def _pin_of(status: ModelStatus) -> Digest | None:
+    try:
+        return Digest.parse(status.digest) if status.pinned and status.digest else None
+    except HoldfastError:
+        return None
 
 
 def _open(client: HttpClient, uri: str) -> Source:
@@ -233,7 +256,10 @@ def _open(client: HttpClient, uri: str) -> Source:
 
 
 def _disk(root: Path) -> DiskSpace:
-    found = os.statvfs(root)
+    try:
+        found = os.statvfs(root)
+    except OSError as error:
+        raise durable.disk_error(error, f"looking at {root}") from error
     return DiskSpace(capacity=found.f_blocks * found.f_frsize, free=found.f_bavail * found.f_frsize)
 
 

@@ -96,6 +96,7 @@ class Attempt:
         self._failure: BaseException | None = None
         self._finished = False
         self._record_queued = False
+        self._recording = 0
         self._recorded_bytes = self.resumed_bytes
         threading.Thread(target=self._follow, name=f"hash {spec.name}"[:15], daemon=True).start()
 
@@ -123,24 +124,21 @@ class Attempt:
         """End a worker's turn, giving back what it did not receive of its segment."""
         with self._changed:
             self._users -= 1
-            if rest is not None:
+            if rest is not None and rest.start != rest.end:
                 self._unassigned.appendleft(rest)
             self._changed.notify_all()
 
-    def become_stream(self, segment: Segment) -> bool:
-        """The origin has no ranges and sends everything from the start: one worker goes on with that alone.
+    def become_stream(self, segment: Segment) -> None:
+        """The origin has no ranges and sends everything from the start: its one worker goes on with that.
 
-        False where another worker does so already. Raises `NoRanges` where the attempt has bytes already: it must
-        start over.
+        Raises `NoRanges` where the attempt has bytes already, or another worker that may bring some: it must start
+        over, for a byte that is written twice is hashed once, and the disk may keep the other one.
         """
         with self._changed:
-            if self.stream:
-                return False
-            if segment.start != 0 or self._front > 0 or self.resumed_bytes:
+            if segment.start != 0 or self._users > 1 or len(self._written):
                 raise NoRanges
             self.stream = True
             self._unassigned.clear()
-            return True
 
     def accept(self, buffer: memoryview, length: int, offset: int) -> None:
         """Write a piece that was received into `buffer`, and pass it on to the hash; the buffer is no longer the
@@ -195,16 +193,20 @@ class Attempt:
             if self._failure is not None or self._finished:
                 return
             written = list(self._written)
-            self._users += 1  # so that the files stay open
+            self._recording += 1  # so that the files stay open
         try:
             self._ingest.record(written)
         except HoldfastError as error:
             self.fail(error)
         finally:
             with self._changed:
-                self._users -= 1
+                self._recording -= 1
                 self._recorded_bytes = sum(end - start for start, end in written)
                 self._changed.notify_all()
+
+    def _idle(self) -> bool:
+        """Tell whether nobody touches the files; call with the lock held."""
+        return self._users == 0 and self._recording == 0
 
     def _segments(self) -> list[Segment]:
         if self.stream or self.size is None:
@@ -278,7 +280,7 @@ class Attempt:
                 if self._hashing:
                     self._hashing = False
                     self._changed.notify_all()
-                if self.size is not None and self._front >= self.size and self._users == 0:
+                if self.size is not None and self._front >= self.size and self._idle():
                     self._finished = True
                     return None
                 self._changed.wait()
@@ -311,24 +313,24 @@ class Attempt:
         """Stop the workers, wait until none touches the files any more, keep or delete the bytes, tell the outcome."""
         self.fail(error)
         with self._changed:
-            while self._users > 0:
+            while not self._idle():
                 self._changed.wait()
             for buffer, _length in self._held.values():
                 self._shared.buffers.give(buffer)
                 self._shared.hold_slots.release()
             self._held.clear()
             written = list(self._written)
+        resumable = not self.stream and (self.size or 0) >= RECORD_FROM_BYTES and bool(written)
         try:
-            if isinstance(error, NoRanges) or _worthless(error):
-                self._ingest.discard()
-            else:
-                if self.size is not None and not self.stream and self.size >= RECORD_FROM_BYTES:
-                    self._ingest.record(written)
+            if resumable and not isinstance(error, NoRanges) and not _worthless(error):
+                self._ingest.record(written)
                 self._ingest.close()
-        except HoldfastError as failure:
-            failure.__context__ = error
+            else:
+                self._ingest.discard()
+        except HoldfastError:  # the disk refuses this too: what was recorded before stays
             self._ingest.close()
-        self.outcome.set_exception(error)
+        finally:
+            self.outcome.set_exception(error)
 
 
 def _worthless(error: BaseException) -> bool:

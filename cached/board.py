@@ -66,6 +66,11 @@ class Board:
         digest = str(pin) if pin is not None else None
         self._put(ref, state, _status(ref, state, source, digest, pin is not None))
 
+    def resolve(self, ref: ModelRef, source: str, pin: Digest | None) -> None:
+        """A version's source is asked what it has; what it is being retried for stays until that is answered."""
+        status = _status(ref, State.RESOLVING, source, None if pin is None else str(pin), pin is not None)
+        self._put(ref, State.RESOLVING, replace(status, error=self._statuses[ref].error))
+
     def move(self, ref: ModelRef, state: State, progress: Progress, trouble: HoldfastError | None = None) -> None:
         """A version is in `state` and this far; `trouble` is what it is retrying now."""
         error = None if trouble is None else StatusError.of(trouble)

@@ -43,7 +43,7 @@ def parse_config(arguments: Sequence[str]) -> Config:
     parser.option("--listen", type=parse_address, default=("0.0.0.0", 9400), help="HOST:PORT for metrics and status")  # noqa: S104 - scraped from outside the pod
     parser.option("--kube", choices=("auto", "off"), default="auto", help="auto: the cluster this runs in, if it does")
     parser.option("--node", default=socket.gethostname(), help="this node's name")
-    parser.option("--quota", type=parse_size, help="the most the cache may hold, as 2TB; default: the file system")
+    parser.option("--quota", type=_quota, help="the most the cache may hold, as 2TB; default: the file system")
     parser.option("--high-watermark", type=_share, default=0.90, help="evict above this share of the capacity")
     parser.option("--low-watermark", type=_share, default=0.80, help="evict until below this share")
     parser.option("--connections", type=_count, default=8, help="connections in all")
@@ -87,6 +87,13 @@ def _count(text: str) -> int:
     if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= 256:
         raise ValueError(f"expected a number from 1 to 256, found {text!r}")
     return int(text)
+
+
+def _quota(text: str) -> int:
+    size = parse_size(text)
+    if size <= 0:
+        raise ValueError(f"expected a size above 0 such as 2TB, found {text!r}")
+    return size
 
 
 def _rate(text: str) -> int:

@@ -49,7 +49,10 @@ def control(commands: Commands) -> web.Application:
 
     async def gc(request: web.Request) -> web.Response:
         body = await _body(request)
-        gone = commands.gc_plan() if body.get("dry_run") is True else await commands.gc()
+        dry_run = body.get("dry_run", False)
+        if not isinstance(dry_run, bool):
+            raise _bad(f"expected `dry_run` as true or false, found {dry_run!r}")
+        gone = commands.gc_plan() if dry_run else await commands.gc()
         return web.json_response({"versions": gone, "bytes": sum(each["bytes"] for each in gone)})
 
     async def pin(request: web.Request) -> web.Response:

@@ -5,6 +5,7 @@ Law: on the event loop; translates between the doors' words and the scheduler's,
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from cached.blocking import Blocking
@@ -31,6 +32,7 @@ class Daemon:
         self._ledger = ledger
         self._blocking = blocking
         self._waiting_for: str | None = "starting"
+        self._pinning = asyncio.Lock()  # two writes at once could end with the older list
         self._scheduler: Scheduler
         self._workers: Workers
         self._metrics = Metrics(self._figures)
@@ -81,6 +83,8 @@ class Daemon:
         await self._scheduler.look_at_leases()
         gone = []
         for victim in self._scheduler.evictable():
+            if self._scheduler.wanted(victim.ref):
+                continue  # since it was listed
             freed = await self._scheduler.evict(victim.ref, victim.digest, "gc")
             if freed is not None:
                 gone.append(_evicted(victim.ref, victim.digest, freed))
@@ -97,12 +101,16 @@ class Daemon:
         return plan
 
     async def pin(self, ref: ModelRef) -> None:
-        self._holdings.pins.add(ref)
-        await self._blocking.run(write_pins, self._layout, frozenset(self._holdings.pins))
+        async with self._pinning:
+            await self._keep(self._holdings.pins | {ref})
 
     async def unpin(self, ref: ModelRef) -> None:
-        self._holdings.pins.discard(ref)
-        await self._blocking.run(write_pins, self._layout, frozenset(self._holdings.pins))
+        async with self._pinning:
+            await self._keep(self._holdings.pins - {ref})
+
+    async def _keep(self, pins: set[ModelRef]) -> None:
+        await self._blocking.run(write_pins, self._layout, pins)
+        self._holdings.pins = pins
 
     # --- figures ---------------------------------------------------------------------------------------------------
 

@@ -29,6 +29,7 @@ MAX_BAD_RESPONSES = 3
 MAX_WRONG_DIGESTS = 2
 _TARGET_LIFE_S = 600.0  # signed URLs are asked for again well before any source lets them expire
 _BACKOFF_S, _BACKOFF_CAP_S = 0.5, 60.0
+_REFUSALS = frozenset({"expired_signature", "forbidden"})
 _ENDS_FLIGHT = frozenset({"source_changed", "no_space", "not_writable", "disk"})
 
 
@@ -166,13 +167,15 @@ class Flight:
         with self._lock:
             if self._cancelled or self.result.done():
                 return None
-            if self._attempt is None:
-                self._started = self._started or time.monotonic()
-                attempt = Attempt(self.spec, self._carrier, stream=self._stream)
-                self._attempt = attempt
-                self._received = attempt.resumed_bytes
-                attempt.outcome.add_done_callback(self._ended)
-            return self._attempt
+            if self._attempt is not None:
+                return self._attempt
+            self._started = self._started or time.monotonic()
+            attempt = Attempt(self.spec, self._carrier, stream=self._stream)
+            self._attempt = attempt
+            self._received = attempt.resumed_bytes
+            attempt.outcome.add_done_callback(self._ended)
+        self._carrier.changed()  # it has segments for others now
+        return attempt
 
     def _carry(self, attempt: Attempt, segment: Segment) -> Segment | None:
         """Receive a segment; returns what is left of it where something more urgent took over."""
@@ -182,14 +185,13 @@ class Flight:
                 if not at.streaming and (body.start, body.length) != (segment.start, _length(segment)):
                     if body.start != 0:
                         raise Transient("bad_response", f"{self.spec.name}: not the range that was asked for", "")
-                    if not attempt.become_stream(segment):
-                        return None  # another connection receives it all
+                    attempt.become_stream(segment)
                     at.streaming = True
                 end = self._end(segment, at.streaming, body)
                 while (end is None or at.offset < end) and self._receive(attempt, body, at, end):
                     if not at.streaming and at.offset < (end or 0) and self._carrier.outranked(self):
                         return Segment(at.offset, end)
-                self._check_end(attempt, at.offset, end)
+                self._check_end(attempt, body, at.offset, end)
         except NoRanges as stop:
             attempt.fail(stop)
             raise _Interrupted(None, None) from stop
@@ -223,9 +225,14 @@ class Flight:
     def _body(self, segment: Segment, streaming: bool, attempt: Attempt) -> LocalBody | Body:
         target = self._current_target()
         length = None if streaming else _length(segment)
-        if isinstance(target, HttpTarget):
+        if not isinstance(target, HttpTarget):
+            return LocalBody(target, segment.start, length)
+        try:
             return self._carrier.client.get(target, segment.start, length, attempt.cancellation)
-        return LocalBody(target, segment.start, length)
+        except HoldfastError as error:
+            if error.code in _REFUSALS and self._locates_again(target):
+                raise Transient(error.code, error.message, error.remedy) from error
+            raise
 
     def _end(self, segment: Segment, streaming: bool, body: LocalBody | Body) -> int | None:
         """Where the body ends, None while that is unknown; raises where the object is not as long as it should be."""
@@ -239,9 +246,11 @@ class Flight:
             )
         return segment.end if not streaming else expected if expected is not None else found
 
-    def _check_end(self, attempt: Attempt, position: int, end: int | None) -> None:
+    def _check_end(self, attempt: Attempt, body: LocalBody | Body, position: int, end: int | None) -> None:
         if end is not None and position < end:
             raise Transient("bad_response", f"{self.spec.name}: the body ended at byte {position}, expected {end}", "")
+        if body.length is None and body.readinto(memoryview(bytearray(1))):
+            raise Transient("bad_response", f"{self.spec.name}: the body goes on after byte {position}", "")
         if attempt.size is None:
             attempt.end_of_stream(position)
 
@@ -267,6 +276,19 @@ class Flight:
             self._target = (target, time.monotonic())
         return target
 
+    def _locates_again(self, refused: HttpTarget) -> bool:
+        """Ask for a fresh address, once: a CDN refuses a signed URL that has run out like one that was never right.
+
+        Other connections may be refused with the same address later; they take the fresh one too.
+        """
+        with self._lock:
+            if self._target is not None and self._target[0] is refused:
+                if self._located_again:
+                    return False
+                self._located_again = True
+                self._target = None
+            return True
+
     # --- outcomes --------------------------------------------------------------------------------------------------
 
     def _progressed(self, size: int, streaming: bool) -> None:
@@ -280,20 +302,14 @@ class Flight:
         self._carrier.observer.fetch_failed(self.spec.kind, error.code)
         with self._lock:
             self.last_error = error
-            if error.code in ("expired_signature", "forbidden") and not self._located_again:
-                # A CDN refuses a signed URL that has run out like one that was never right: ask for a fresh one, once.
-                self._located_again = True
-                self._target = None
-                error = Transient(error.code, error.message, error.remedy)
-            if error.code == "bad_response":
-                self._bad_responses += 1
-            hopeless = self._bad_responses >= MAX_BAD_RESPONSES
             now = time.monotonic()
             if now >= self.not_before:  # one failure of many connections at once is one failure
                 self._failures += 1
+                self._bad_responses += error.code == "bad_response"
                 asked = error.retry_after_s if isinstance(error, Transient) else None
                 backoff = min(_BACKOFF_CAP_S, _BACKOFF_S * 2 ** (self._failures - 1))
                 self.not_before = now + (asked if asked is not None else backoff * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
+            hopeless = self._bad_responses >= MAX_BAD_RESPONSES
         if hopeless:
             error = Permanent(
                 "bad_response",

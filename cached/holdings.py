@@ -7,6 +7,7 @@ the mtime of its lease file, so that it outlives the daemon without a database.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import time
 from collections.abc import Iterable
@@ -21,14 +22,17 @@ from cached.contract.status import encode
 from cached.store import durable
 from cached.store.recovery import Recovered
 
+_log = logging.getLogger(__name__)
+
 
 class Holdings:
-    """The versions of this node."""
+    """The versions of this node. `blobs`: what each snapshot links, bytes by sha256."""
 
     def __init__(self, layout: Layout, recovered: Recovered) -> None:
         self._layout = layout
         self.models = dict(recovered.models)
         self.manifests = dict(recovered.manifests)
+        self.blobs = {digest: manifest.blob_sizes() for digest, manifest in self.manifests.items()}
         self.pins = read_pins(layout)
         self.last_used = {ref: self._used_before(ref, digest) for ref, digest in self.models.items()}
         self.leased: frozenset[Digest] = frozenset()
@@ -37,6 +41,7 @@ class Holdings:
         """A version was published."""
         self.models[ref] = digest
         self.manifests[digest] = manifest
+        self.blobs[digest] = manifest.blob_sizes()
         self.last_used[ref] = time.time()
 
     def remove(self, ref: ModelRef) -> Digest | None:
@@ -45,9 +50,13 @@ class Holdings:
         self.last_used.pop(ref, None)
         return None if digest in self.models.values() else digest
 
-    def drop_snapshot(self, digest: Digest) -> Manifest | None:
+    def drop_snapshot(self, digest: Digest) -> None:
         """A snapshot is gone."""
-        return self.manifests.pop(digest, None)
+        del self.manifests[digest], self.blobs[digest]
+
+    def names(self, digest: Digest) -> list[ModelRef]:
+        """The versions that have this content."""
+        return sorted(ref for ref, each in self.models.items() if each == digest)
 
     def size(self, ref: ModelRef) -> int:
         """A version's size in bytes."""
@@ -78,9 +87,15 @@ def look_at_leases(layout: Layout, digests: Iterable[Digest]) -> frozenset[Diges
     held = set()
     for digest in digests:
         path = layout.public.snapshot(digest).lease
-        if lease.is_held(path):
+        try:
+            if lease.is_held(path):
+                held.add(digest)
+                os.utime(path)
+        except FileNotFoundError:
+            continue  # evicted meanwhile
+        except OSError as error:  # whoever cannot tell takes it for used; and the time is a help, not a must
+            _log.warning("cannot look at the lease %s: %s", path, error.strerror or error)
             held.add(digest)
-            os.utime(path)
     return frozenset(held)
 
 
@@ -98,5 +113,8 @@ def read_pins(layout: Layout) -> set[ModelRef]:
 
 
 def write_pins(layout: Layout, pins: Iterable[ModelRef]) -> None:
-    """Keep the pins durably."""
-    durable.replace(layout.pins, encode({"pins": sorted(str(ref) for ref in pins)}), 0o600)
+    """Keep the pins durably; raises `Transient`."""
+    try:
+        durable.replace(layout.pins, encode({"pins": sorted(str(ref) for ref in pins)}), 0o600)
+    except OSError as error:
+        raise durable.disk_error(error, f"writing {layout.pins}") from error

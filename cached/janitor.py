@@ -1,30 +1,37 @@
-"""Keep the store tidy: carry out evictions, look at leases, sweep what nothing refers to.
+"""Keep the store in order: publish, evict, take bad content out of use, sweep what nothing refers to.
 
-Law: the only caller of `store.removal`. After each step the holdings, the board and the ledger say what the disk says.
+Law: the only one who makes or removes what holds on disk, one step at a time: a lock keeps a version from being
+published into a snapshot that is just being deleted. After each step the holdings, the board and the ledger say what
+the disk says.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Collection
+import time
+from collections.abc import Callable, Collection, Iterable
 
 from cached.blocking import Blocking
 from cached.board import Board, Progress
 from cached.contract.digest import Digest
 from cached.contract.errors import HoldfastError
 from cached.contract.layout import Layout
+from cached.contract.manifest import Manifest
 from cached.contract.reference import ModelRef
-from cached.contract.status import State
+from cached.contract.status import State, timestamp
 from cached.holdings import Holdings, look_at_leases
 from cached.ledger import Ledger
-from cached.store import blobs, removal
+from cached.store import blobs, durable, removal, snapshots
+from cached.store.ingest import forget
 
 _log = logging.getLogger(__name__)
 
+Ids = Callable[[], Collection[str]]  # asked when it matters: between asking and the lock things change
+
 
 class Janitor:
-    """One at a time: a lock keeps evictions and sweeps apart."""
+    """One at a time."""
 
     def __init__(self, layout: Layout, holdings: Holdings, board: Board, ledger: Ledger, blocking: Blocking) -> None:
         self._layout = layout
@@ -39,52 +46,72 @@ class Janitor:
         digests = frozenset(self._holdings.models.values())
         self._holdings.saw_leases(await self._blocking.run(look_at_leases, self._layout, digests))
 
-    async def evict(self, ref: ModelRef, digest: Digest, needed: Collection[str]) -> int | None:
+    async def publish(self, ref: ModelRef, manifest: Manifest, notes: Iterable[str]) -> Digest:
+        """Give `ref` the snapshot of `manifest`, whose blobs are all committed, and forget the `notes` (ids of partial
+        blobs) that said which they are. Once begun it goes through, cancelled or not."""
+        async with self._turn:
+            digest = await self._blocking.finish(_publish, self._layout, ref, manifest, tuple(notes))
+            self._holdings.add(ref, digest, manifest)
+            return digest
+
+    async def evict(self, ref: ModelRef, digest: Digest, needed: Ids) -> int | None:
         """Remove a version; returns the bytes given back, None where it is in use or is another by now."""
         async with self._turn:
             if self._holdings.models.get(ref) != digest:
                 return None
             before = self._board.get(ref)
             size = self._holdings.size(ref)
-            self._board.move(ref, State.EVICTING, Progress(size, size, None, None))
-            shared = sum(1 for each in self._holdings.models.values() if each == digest) > 1
-            manifest = None if shared else self._holdings.manifests[digest]
+            tells = before is not None and before.state is State.READY  # else its status speaks of a fetch under way
+            if tells:
+                self._board.move(ref, State.EVICTING, Progress(size, size, None, None))
+            manifest = self._holdings.manifests[digest] if self._holdings.names(digest) == [ref] else None
             try:
-                freed = await self._blocking.run(removal.evict, self._layout, ref, digest, manifest, needed)
+                freed = await self._blocking.run(removal.evict, self._layout, ref, digest, manifest, needed())
             except HoldfastError as error:
                 _log.warning("%s", error)
                 freed = None
             if freed is None:
-                pinned = before is not None and before.pinned
-                self._board.ready(ref, digest, size, pinned)
+                if tells and before is not None:
+                    self._board.ready(ref, digest, size, before.pinned)
                 return None
             if self._holdings.remove(ref) is not None:
                 self._holdings.drop_snapshot(digest)
-            self._board.drop(ref)
+            if tells:
+                self._board.drop(ref)
             self._give_back(freed)
             _log.info("%s: evicted, %d bytes given back", ref, freed)
             return freed
 
     async def quarantine(self, sha256: str) -> list[ModelRef]:
-        """Take a blob whose bytes went bad out of use, with every snapshot that links it; returns their names."""
+        """Take a blob whose bytes went bad out of use, with every snapshot that links it; returns their names.
+
+        The blob goes first: after a crash between the two steps nobody takes it for a good one. The snapshots' other
+        blobs stay, to be linked again.
+        """
         async with self._turn:
-            hit = [d for d, m in self._holdings.manifests.items() if sha256 in m.blob_sizes()]
+            self._ledger.moved_to_trash(await self._blocking.run(blobs.quarantine, self._layout, sha256))
             gone: list[ModelRef] = []
-            for digest in hit:
-                refs = [ref for ref, each in self._holdings.models.items() if each == digest]
-                manifest = self._holdings.manifests[digest]
-                freed = await self._blocking.run(removal.withdraw, self._layout, refs, digest, manifest, sha256)
+            for digest in [digest for digest, sizes in self._holdings.blobs.items() if sha256 in sizes]:
+                refs = self._holdings.names(digest)
+                await self._blocking.run(_withdraw, self._layout, refs, digest)
                 for ref in refs:
                     self._holdings.remove(ref)
-                    self._board.drop(ref)
+                    status = self._board.get(ref)
+                    if status is not None and status.state is State.READY:
+                        self._board.drop(ref)
                 self._holdings.drop_snapshot(digest)
-                self._give_back(freed)
                 gone += refs
-            self._ledger.moved_to_trash(await self._blocking.run(blobs.quarantine, self._layout, sha256))
             return gone
 
+    async def discard(self, damaged: Collection[Digest]) -> None:
+        """Remove snapshots whose manifest is not what their name says: publishing them again makes them anew."""
+        async with self._turn:
+            for digest in damaged:
+                _log.error("snapshot %s: its manifest is damaged; it is removed", digest)
+                await self._blocking.run(_withdraw, self._layout, (), digest)
+
     async def drop_unnamed(self) -> None:
-        """Remove snapshots that no name points at, in use excepted. Only while nothing is being published."""
+        """Remove snapshots that no name points at, in use excepted. Only while nothing is being fetched."""
         async with self._turn:
             for digest in self._holdings.unnamed():
                 manifest = self._holdings.manifests[digest]
@@ -93,11 +120,11 @@ class Janitor:
                     self._holdings.drop_snapshot(digest)
                     self._give_back(freed)
 
-    async def sweep(self, needed: Collection[str], busy: Collection[str]) -> int:
+    async def sweep(self, needed: Ids, busy: Ids) -> int:
         """Delete blobs that nothing links, partial blobs that nobody fetches, and the quarantine; returns the bytes
         given back. `needed` and `busy` are what versions under way still want."""
         async with self._turn:
-            swept = await self._blocking.run(removal.sweep, self._layout, needed, busy)
+            swept = await self._blocking.run(removal.sweep, self._layout, needed(), busy())
             self._give_back(swept.committed)
             self._ledger.trash_deleted(swept.dying)
             return swept.committed + swept.dying
@@ -105,3 +132,23 @@ class Janitor:
     def _give_back(self, size: int) -> None:
         self._ledger.moved_to_trash(size)
         self._ledger.trash_deleted(size)
+
+
+def _publish(layout: Layout, ref: ModelRef, manifest: Manifest, notes: tuple[str, ...]) -> Digest:
+    digest = snapshots.publish(layout, manifest, timestamp(time.time()))
+    snapshots.point(layout, ref, digest)
+    for note in notes:
+        forget(layout, note)
+    return digest
+
+
+def _withdraw(layout: Layout, refs: Collection[ModelRef], digest: Digest) -> None:
+    """Remove names and their snapshot, in use or not: whoever has its files open keeps them, nobody new gets them."""
+    try:
+        for ref in refs:
+            snapshots.unpoint(layout, ref)
+        trashed = snapshots.trash(layout, digest)
+        if trashed is not None:
+            snapshots.delete_trash(trashed)
+    except OSError as error:
+        raise durable.disk_error(error, f"withdrawing snapshot {digest}") from error

@@ -53,7 +53,8 @@ class Metrics:
     """The daemon's registry. Counters may be moved from any thread."""
 
     def __init__(self, read: Callable[[], Figures]) -> None:
-        disable_created_metrics()  # one series more for each counter, which nobody asked for
+        # One series more for each counter, which nobody asked for.
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # prometheus_client leaves it bare
         self.registry = CollectorRegistry()
         for make in (ProcessCollector, PlatformCollector, GCCollector):
             make(registry=self.registry)

@@ -8,23 +8,23 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 import time
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from cached.board import Board
 from cached.catalog import Catalog
 from cached.contract.digest import Digest
-from cached.contract.errors import HoldfastError, Permanent, Transient
+from cached.contract.errors import HoldfastError, Permanent
 from cached.contract.reference import ModelRef
 from cached.contract.status import State
-from cached.demand import Demand, Priority, PullWant, Want, compute_demand
-from cached.eviction import Holding
+from cached.delivery import Delivery, Turns
+from cached.demand import Demand, PullWant, Want, compute_demand
+from cached.eviction import Holding, over_watermark
 from cached.flights import Flights
 from cached.holdings import Holdings
 from cached.janitor import Janitor
-from cached.ledger import Ledger, NoSpace
+from cached.ledger import Ledger
 from cached.metrics import Metrics
 from cached.planner import Cancel, Evict, Forget, Refuse, Reprioritize, Situation, Start, Step, plan
 from cached.transfer import Transfers
@@ -32,8 +32,6 @@ from cached.transfer import Transfers
 _log = logging.getLogger(__name__)
 
 _PULL_KEPT_S = 600.0  # how long a pull that cannot be met keeps its answer
-_BACKOFF_S, _BACKOFF_CAP_S = 1.0, 60.0
-_AT_ONCE = {Priority.WAITING: 16, Priority.PULL: 16, Priority.PREFETCH: 4}  # versions, so that the first ones finish
 
 
 @dataclass(slots=True)
@@ -42,12 +40,10 @@ class _Pull:
     failed_at: float | None = None  # on the monotonic clock
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Active:
-    want: Want
+    delivery: Delivery
     task: asyncio.Task[None]
-    cancelling: bool = False
-    needed_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +72,8 @@ class Scheduler:
         self._counted: set[ModelRef] = set()
         self._demand = Demand({}, {})
         self._work = asyncio.Event()
-        self._space = asyncio.Event()
-        self._slots = {priority: asyncio.Semaphore(count) for priority, count in _AT_ONCE.items()}
+        self._turns = Turns(self._work)
+        self._litter = True  # whether anything may lie about that a sweep would find: an earlier life's, to begin with
         self._group: asyncio.TaskGroup | None = None
 
     # --- what comes in ---------------------------------------------------------------------------------------------
@@ -87,23 +83,27 @@ class Scheduler:
         self._catalog = catalog
         self._work.set()
 
-    def resume(self, refs: Iterable[ModelRef]) -> None:
-        """These were on their way when the daemon last stopped: go on as if they had been pulled."""
-        for ref in refs:
-            self._pulls.setdefault(ref, _Pull(PullWant(ref, None)))
+    def resume(self, pins: Mapping[ModelRef, Digest | None]) -> None:
+        """These were on their way when the daemon last stopped, or went bad: go on as if they had been pulled."""
+        for ref, pin in pins.items():
+            self._pulls.setdefault(ref, _Pull(PullWant(ref, pin)))
         self._work.set()
 
     def pull(self, ref: ModelRef, pin: Digest | None) -> str:
         """Want a version now; an earlier failure of it is forgotten. Returns the state it is in."""
-        settled = self._settled.pop(ref, None)
-        if settled is not None and ref not in self._active:
-            self._parts.board.drop(ref)
         self._pulls[ref] = _Pull(PullWant(ref, pin))
         self._counted.discard(ref)
+        if ref in self._active:
+            self._active[ref].delivery.nudge()
+        elif self._settled.pop(ref, None) is not None:
+            self._tell_plainly(ref)
         self._refresh()
         self._work.set()
         status = self._parts.board.get(ref)
-        return str(status.state) if status is not None else str(State.QUEUED)
+        if status is None:  # there is no catalog yet, so there is no more to say
+            self._parts.board.begin(ref, State.QUEUED, "", pin)
+            return str(State.QUEUED)
+        return str(status.state)
 
     async def look_at_leases(self) -> None:
         """See what is in use now."""
@@ -111,7 +111,8 @@ class Scheduler:
 
     async def lost_blob(self, sha256: str) -> None:
         """A blob's bytes went bad: take it out of use, and fetch again what it belonged to."""
-        self.resume(await self._parts.janitor.quarantine(sha256))
+        self._litter = True
+        self.resume(dict.fromkeys(await self._parts.janitor.quarantine(sha256)))
 
     def wake(self) -> None:
         """Something changed: plan again."""
@@ -124,16 +125,29 @@ class Scheduler:
 
     def evictable(self) -> list[Holding]:
         """What nobody wants, uses or keeps, least recently used first."""
-        holdings = [h for h in self.holdings() if h.evictable and not self._wanted(h)]
+        self._refresh()
+        holdings = [h for h in self.holdings() if h.evictable and not self.wanted(h.ref)]
         return sorted(holdings, key=lambda h: (h.last_used, h.ref))
 
     async def evict(self, ref: ModelRef, digest: Digest, reason: str) -> int | None:
         """Evict one version unless it is in use; returns the bytes given back, None where it stays."""
-        freed = await self._parts.janitor.evict(ref, digest, self._parts.transfers.needed_blobs())
+        freed = await self._parts.janitor.evict(ref, digest, self._parts.transfers.needed_blobs)
         if freed is not None:
             self._parts.metrics.evicted(reason)
             self._counted.discard(ref)
-            self._space.set()
+            self._litter = True
+            self._space_was_freed()
+        return freed
+
+    async def sweep(self) -> int:
+        """Delete what nothing refers to; returns the bytes given back."""
+        self._litter = False
+        if not self._active:
+            await self._parts.janitor.drop_unnamed()
+        transfers = self._parts.transfers
+        freed = await self._parts.janitor.sweep(transfers.needed_blobs, transfers.partial_blobs)
+        if freed:
+            self._space_was_freed()
         return freed
 
     # --- the loop --------------------------------------------------------------------------------------------------
@@ -146,32 +160,32 @@ class Scheduler:
                 while True:
                     await self._work.wait()
                     self._work.clear()
-                    await self._reconcile()
+                    try:
+                        await self._reconcile()
+                    except HoldfastError as error:  # the disk refuses: the next look at the leases plans again
+                        _log.error("%s", error)
             finally:
-                for active in self._active.values():
-                    active.task.cancel()
+                self._group = None
 
     async def _reconcile(self) -> None:
         self._refresh()
+        if self._litter and self._is_tight():
+            await self.sweep()  # what nobody can use goes before what somebody might
         steps = self._plan()
         if any(isinstance(step, Evict) for step in steps):
-            await self.sweep()  # what nobody can use goes before what somebody might
+            await self.look_at_leases()
             steps = self._plan()
         for step in steps:
-            if isinstance(step, Evict):
-                await self.evict(step.ref, step.digest, step.reason)
-            else:
+            if not isinstance(step, Evict):
                 self._apply(step)
+        self._turns.admit()
+        for step in steps:  # last, because these take their time, and meanwhile the situation changes
+            if isinstance(step, Evict) and not self.wanted(step.ref, step.digest):
+                await self.evict(step.ref, step.digest, step.reason)
 
-    async def sweep(self) -> int:
-        """Delete what nothing refers to; returns the bytes given back."""
-        if not self._active:
-            await self._parts.janitor.drop_unnamed()
-        transfers = self._parts.transfers
-        freed = await self._parts.janitor.sweep(transfers.needed_blobs(), transfers.partial_blobs())
-        if freed:
-            self._space.set()
-        return freed
+    def _is_tight(self) -> bool:
+        use = self._parts.ledger.use()
+        return self._needed_bytes() > 0 or over_watermark(use, self._high, self._low) > 0
 
     def _refresh(self) -> None:
         """What is wanted now, and what can be told about it at once."""
@@ -183,13 +197,21 @@ class Scheduler:
             for ref, pull in self._pulls.items()
             if pull.failed_at is None or now - pull.failed_at < _PULL_KEPT_S
         }
-        self._demand = compute_demand(self._catalog, (), [p.want for p in self._pulls.values()], {})
+        self._demand = self._demanded(self._catalog)
         self._count_new()
         for step in self._plan():
             if isinstance(step, (Refuse, Start)):
                 self._apply(step)
-        for ref in [ref for ref in self._pulls if self._met(ref)]:
-            del self._pulls[ref]
+        met = [ref for ref in self._pulls if self._met(ref)]
+        if met:
+            self._tell_pinned(met)
+            for ref in met:
+                del self._pulls[ref]
+            self._demand = self._demanded(self._catalog)
+        self._tell_pinned(self._demand.wants)
+
+    def _demanded(self, catalog: Catalog) -> Demand:
+        return compute_demand(catalog, (), [pull.want for pull in self._pulls.values()], {})
 
     def _plan(self) -> tuple[Step, ...]:
         if self._catalog is None:
@@ -198,14 +220,19 @@ class Scheduler:
             Situation(
                 demand=self._demand,
                 holdings=self.holdings(),
-                active={ref: active.want for ref, active in self._active.items()},
+                active={ref: active.delivery.want for ref, active in self._active.items()},
                 settled=self._settled,
                 space=self._parts.ledger.use(),
-                needed_bytes=next((a.needed_bytes for a in self._active.values() if a.needed_bytes), 0),
+                needed_bytes=self._needed_bytes(),
                 high_watermark=self._high,
                 low_watermark=self._low,
             )
         )
+
+    def _needed_bytes(self) -> int:
+        """What the most urgent of those needs that wait for space; of equals, the one that waits longest."""
+        waiting = [active.delivery for active in self._active.values() if active.delivery.needed_bytes]
+        return min(waiting, key=lambda each: each.want.priority).needed_bytes if waiting else 0
 
     def _apply(self, step: Step) -> None:
         match step:
@@ -213,80 +240,56 @@ class Scheduler:
                 self._start(want)
             case Cancel(ref):
                 active = self._active[ref]
-                if not active.cancelling:
-                    active.cancelling = True
+                if not active.delivery.called_off:
+                    active.delivery.called_off = True
                     active.task.cancel()
             case Reprioritize(want):
-                self._active[want.ref].want = want
+                self._active[want.ref].delivery.want = want
                 self._parts.flights.reprioritize(want.ref, want.priority)
             case Refuse(ref, error):
                 self._settled[ref] = error
                 self._fail(ref, error)
             case Forget(ref):
                 del self._settled[ref]
-                if ref not in self._parts.holdings.models and ref not in self._active:
-                    self._parts.board.drop(ref)
+                if ref not in self._active:
+                    self._tell_plainly(ref)
             case Evict():
                 raise AssertionError("evictions are awaited, in _reconcile")
+
+    # --- one version -----------------------------------------------------------------------------------------------
 
     def _start(self, want: Want) -> None:
         if want.ref in self._active or self._group is None:
             return  # its last flight is still coming down; its end plans again
         self._settled.pop(want.ref, None)
+        if want.ref in self._pulls:
+            self._pulls[want.ref].failed_at = None
         self._parts.board.begin(want.ref, State.QUEUED, "", want.pin)
-        task = self._group.create_task(self._deliver(want.ref), name=f"fetch {want.ref}")
-        self._active[want.ref] = _Active(want, task)
+        delivery = Delivery(want, self._parts.board, self._parts.transfers, self._turns)
+        task = self._group.create_task(self._deliver(delivery), name=f"fetch {want.ref}")
+        self._active[want.ref] = _Active(delivery, task)
 
-    # --- one version -----------------------------------------------------------------------------------------------
-
-    async def _deliver(self, ref: ModelRef) -> None:
-        active = self._active[ref]
-        failures = 0
+    async def _deliver(self, delivery: Delivery) -> None:
+        ref = delivery.want.ref
         try:
-            while True:
-                try:
-                    await self._fetch_once(ref, active)
-                    return
-                except Transient as error:
-                    _log.warning("%s: %s", ref, error)
-                    failures += 1
-                    active.needed_bytes = error.needed_bytes if isinstance(error, NoSpace) else 0
-                    self._parts.board.trouble(ref, State.QUEUED, error)
-                    self._work.set()
-                    await self._pause(error, failures)
-        except Permanent as error:
-            _log.error("%s: %s", ref, error)
-            self._settled[ref] = active.want
-            self._fail(ref, error)
+            error = await delivery.run()
+            if error is not None:
+                _log.error("%s: %s", ref, error)
+                self._settled[ref] = delivery.want
+                self._fail(ref, error)
         finally:
             del self._active[ref]
             self._parts.transfers.forget(ref)
-            if active.cancelling and ref not in self._parts.holdings.models:
-                self._parts.board.drop(ref)
+            self._litter = True
+            self._space_was_freed()  # what it had reserved and did not use
+            if delivery.called_off:
+                self._tell_plainly(ref)
             self._work.set()
 
-    async def _fetch_once(self, ref: ModelRef, active: _Active) -> None:
-        async with self._slots[active.want.priority]:
-            published = await self._parts.transfers.fetch(active.want)
-        self._parts.holdings.add(ref, published.digest, published.manifest)
-        size = published.manifest.total_bytes
-        self._parts.board.ready(ref, published.digest, size, active.want.pin is not None)
-        _log.info("%s: ready, %d bytes, %s", ref, size, published.digest)
-
-    async def _pause(self, error: Transient, failures: int) -> None:
-        """Wait before another try: as long as the source asks, or with backoff, or until space was freed."""
-        delay_s = min(_BACKOFF_CAP_S, _BACKOFF_S * 2 ** (failures - 1)) * random.uniform(0.5, 1.0)  # noqa: S311 - jitter
-        if error.retry_after_s is not None:
-            delay_s = error.retry_after_s
-        if isinstance(error, NoSpace):
-            self._space.clear()
-            try:
-                async with asyncio.timeout(delay_s):
-                    await self._space.wait()
-            except TimeoutError:
-                return
-        else:
-            await asyncio.sleep(delay_s)
+    def _space_was_freed(self) -> None:
+        for active in self._active.values():
+            if active.delivery.needed_bytes:
+                active.delivery.nudge()
 
     def _fail(self, ref: ModelRef, error: HoldfastError) -> None:
         board = self._parts.board
@@ -295,6 +298,33 @@ class Scheduler:
         board.trouble(ref, State.FAILED, error)
         if ref in self._pulls:
             self._pulls[ref].failed_at = time.monotonic()
+
+    def _tell_plainly(self, ref: ModelRef) -> None:
+        """A version is not under way any more: what holds of it now is a refusal, that it is here, or nothing."""
+        settled = self._settled.get(ref)
+        if settled is not None:
+            if isinstance(settled, Permanent):
+                self._fail(ref, settled)
+        elif ref in self._parts.holdings.models:
+            status = self._parts.board.get(ref)
+            if status is None or status.state is not State.READY:
+                self._tell_ready(ref, pinned=False)
+        else:
+            self._parts.board.drop(ref)
+
+    def _tell_pinned(self, refs: Mapping[ModelRef, Want] | list[ModelRef]) -> None:
+        """Say of versions that were here before somebody promised their digest that they are pinned now."""
+        for ref in refs:
+            want, digest = self._demand.wants[ref], self._parts.holdings.models.get(ref)
+            status = self._parts.board.get(ref)
+            if want.pin is None or want.pin != digest or status is None or status.pinned:
+                continue
+            if status.state is State.READY:
+                self._tell_ready(ref, pinned=True)
+
+    def _tell_ready(self, ref: ModelRef, *, pinned: bool) -> None:
+        held = self._parts.holdings
+        self._parts.board.ready(ref, held.models[ref], held.size(ref), pinned)
 
     # --- what is here ----------------------------------------------------------------------------------------------
 
@@ -305,7 +335,7 @@ class Scheduler:
             Holding(
                 ref=ref,
                 digest=digest,
-                blobs=held.manifests[digest].blob_sizes(),
+                blobs=held.blobs[digest],
                 last_used=held.last_used[ref],
                 in_use=digest in held.leased,
                 wanted=False,
@@ -319,8 +349,10 @@ class Scheduler:
         model = self._catalog.models.get(ref.name) if self._catalog is not None else None
         return model is not None and model.pin
 
-    def _wanted(self, holding: Holding) -> bool:
-        return holding.ref in self._demand.wants or holding.ref in self._demand.refused
+    def wanted(self, ref: ModelRef, digest: Digest | None = None) -> bool:
+        """Tell whether anybody asks for `ref`; given a digest, whether as this one."""
+        want = self._demand.wants.get(ref)
+        return ref in self._demand.refused or (want is not None and (digest is None or want.pin in (None, digest)))
 
     def _met(self, ref: ModelRef) -> bool:
         digest = self._parts.holdings.models.get(ref)

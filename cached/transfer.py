@@ -10,6 +10,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from urllib.parse import urlsplit
 
 from cached import filters
@@ -21,13 +22,14 @@ from cached.contract.errors import DigestMismatch, HoldfastError, Transient
 from cached.contract.layout import Layout, ingest_id
 from cached.contract.manifest import FileEntry, Manifest, check_path, check_tree
 from cached.contract.reference import ModelRef
-from cached.contract.status import State, timestamp
+from cached.contract.status import State
 from cached.demand import Want
 from cached.flight import Flight, Observer
 from cached.flights import Flights
+from cached.janitor import Janitor
 from cached.sources.base import Listing, RemoteFile, Source, Target
-from cached.store import blobs, snapshots
-from cached.store.ingest import IngestKey, forget
+from cached.store import blobs
+from cached.store.ingest import IngestKey
 from cached.wire.cancel import Cancelled
 
 _LOCATE_TIMEOUT_S = 120.0
@@ -53,23 +55,28 @@ class _Cargo:
     result: asyncio.Future[Verified]
 
 
+@dataclass(frozen=True, slots=True)
+class TransferParts:
+    """What fetching works with."""
+
+    layout: Layout
+    flights: Flights
+    board: Board
+    janitor: Janitor
+    blocking: Blocking
+    observer: Observer
+
+
 class Transfers:
     """Fetches versions; several at a time, sharing blobs."""
 
-    def __init__(
-        self,
-        layout: Layout,
-        flights: Flights,
-        board: Board,
-        blocking: Blocking,
-        observer: Observer,
-        open_source: Callable[[str], Source],
-    ) -> None:
-        self._layout = layout
-        self._flights = flights
-        self._board = board
-        self._blocking = blocking
-        self._observer = observer
+    def __init__(self, parts: TransferParts, open_source: Callable[[str], Source]) -> None:
+        self._layout = parts.layout
+        self._flights = parts.flights
+        self._board = parts.board
+        self._janitor = parts.janitor
+        self._blocking = parts.blocking
+        self._observer = parts.observer
         self._open_source = open_source
         self._needed: dict[ModelRef, set[str]] = {}
         self._partial: dict[ModelRef, set[str]] = {}
@@ -87,22 +94,26 @@ class Transfers:
         self._needed.pop(ref, None)
         self._partial.pop(ref, None)
 
-    async def fetch(self, want: Want) -> Published:
-        """Bring `want` onto this node; raises `HoldfastError`. Cancelled, it keeps what is durable."""
+    async def fetch(self, want: Want, urgency: Callable[[], int]) -> Published:
+        """Bring `want` onto this node; raises `HoldfastError`. Cancelled, it keeps what is durable.
+
+        `urgency` is the priority it has by the time its bytes are asked for. What an earlier try brought stays wanted
+        until `forget`.
+        """
         source = await self._blocking.run(self._open_source, want.source)
-        self._needed[want.ref] = set()
-        self._partial[want.ref] = set()
+        self._needed.setdefault(want.ref, set())
+        self._partial.setdefault(want.ref, set())
         try:
-            self._board.begin(want.ref, State.RESOLVING, source.display, want.pin)
+            self._board.resolve(want.ref, source.display, want.pin)
             files = await self._resolve(want, source)
-            entries = await self._bring(want, source, files)
+            entries = await self._bring(want, source, files, urgency)
             manifest = Manifest.build(entries)
             _check_pin(want, manifest)
             self._board.move(
                 want.ref, State.PUBLISHING, Progress(manifest.total_bytes, manifest.total_bytes, None, None)
             )
-            await self._blocking.run(self._publish, want.ref, manifest, files, source.display)
-            return Published(manifest.digest, manifest)
+            notes = [_partial_id(file, source.display) for file in files if file.sha256 is None]
+            return Published(await self._janitor.publish(want.ref, manifest, notes), manifest)
         finally:
             await source.aclose()
 
@@ -119,16 +130,19 @@ class Transfers:
             self._observer.fetch_failed(source.kind, error.code)
             raise
 
-    async def _bring(self, want: Want, source: Source, files: tuple[RemoteFile, ...]) -> list[FileEntry]:
+    async def _bring(
+        self, want: Want, source: Source, files: tuple[RemoteFile, ...], urgency: Callable[[], int]
+    ) -> list[FileEntry]:
         """Have every file's blob committed: join what is under way, start what is not, wait for all."""
+        self._needed[want.ref].update(file.sha256 for file in files if file.sha256 is not None)
+        self._partial[want.ref].update(_partial_id(file, source.display) for file in files)
         known = await self._blocking.run(self._already_here, files, source.display)
+        self._needed[want.ref].update(verified.sha256 for verified in known.values())
         here = sum(verified.size for verified in known.values())
         missing = [file for file in files if file.path not in known]
         total = here + sum(f.size or 0 for f in missing) if all(f.size is not None for f in missing) else None
-        self._needed[want.ref].update(verified.sha256 for verified in known.values())
-        self._partial[want.ref].update(_partial_id(file, source.display) for file in files)
         self._board.move(want.ref, State.FETCHING, Progress(total, here, None, None))
-        cargo, begun = self._start(want, source, missing)
+        cargo, begun = self._start(want.ref, source, missing, urgency())
         try:
             await self._wait(want, cargo, here, total)
         finally:
@@ -141,24 +155,30 @@ class Transfers:
         return [FileEntry(f.path, verified[f.path].sha256, verified[f.path].size) for f in files]
 
     def _start(
-        self, want: Want, source: Source, missing: list[RemoteFile]
+        self, ref: ModelRef, source: Source, missing: list[RemoteFile], priority: int
     ) -> tuple[list[_Cargo], list[asyncio.Future[Verified]]]:
         specs = [_spec(file, source) for file in missing]
         allotments = self._flights.reserve(specs)
         cargo, begun = [], []
         for file, spec in zip(missing, specs, strict=True):
             allotment = allotments.pop(spec.key.id, None)
-            locate = self._locator(source, file)
-            flight, result = self._flights.join(spec, locate, allotment, want.ref, want.priority)
+            flight, result = self._flights.join(spec, self._locator(source, file), allotment, ref, priority)
+            # At once, not when the wait below looks: a sweep may come first.
+            result.add_done_callback(partial(self._note_needed, ref))
             cargo.append(_Cargo(file, spec, flight, result))
             if allotment is not None:
                 begun.append(result)
         return cargo, begun
 
+    def _note_needed(self, ref: ModelRef, result: asyncio.Future[Verified]) -> None:
+        needed = self._needed.get(ref)
+        if needed is not None and result.exception() is None:
+            needed.add(result.result().sha256)
+
     async def _wait(self, want: Want, cargo: list[_Cargo], here: int, total: int | None) -> None:
         """Wait for all flights, telling the board once a second; raises the first error."""
         pending = {each.result for each in cargo}
-        flights = {each.flight for each in cargo}
+        flights = [each.flight for each in cargo]  # one that stands for two files counts twice, as in the total
         before, rate = None, None
         while pending:
             done, pending = await asyncio.wait(pending, timeout=_PROGRESS_S, return_when=asyncio.FIRST_EXCEPTION)
@@ -168,13 +188,12 @@ class Transfers:
                     raise Transient("interrupted", f"{want.ref}: a flight it had joined was called off", "") from error
                 if error is not None:
                     raise error
-                self._needed[want.ref].add(result.result().sha256)
             now, moved = time.monotonic(), sum(flight.bytes_done for flight in flights)
             if before is not None and now > before[0]:
                 newest = max(0.0, (moved - before[1]) / (now - before[0]))
                 rate = newest if rate is None else _NEWEST * newest + (1 - _NEWEST) * rate
             before = now, moved
-            left = None if total is None else total - here - moved
+            left = None if total is None else max(0, total - here - moved)
             eta_s = left / rate if left is not None and rate else None
             state = State.FETCHING if any(flight.receiving() for flight in flights) else State.VERIFYING
             trouble = next((f.last_error for f in flights if f.last_error is not None), None)
@@ -208,13 +227,6 @@ class Transfers:
             if sha256 is not None and size is not None and file.size in (None, size):
                 known[file.path] = Verified(sha256, size, fresh=False)
         return known
-
-    def _publish(self, ref: ModelRef, manifest: Manifest, files: tuple[RemoteFile, ...], display: str) -> None:
-        digest = snapshots.publish(self._layout, manifest, timestamp(time.time()))
-        snapshots.point(self._layout, ref, digest)
-        for file in files:
-            if file.sha256 is None:
-                forget(self._layout, _partial_id(file, display))
 
 
 def _chosen(listing: Listing, want: Want, display: str) -> tuple[RemoteFile, ...]:

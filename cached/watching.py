@@ -1,7 +1,7 @@
 """Watch a file through its folder: a ConfigMap's update swaps a symlink there, and never touches the file itself.
 
-Law: tells that something may have changed, never what; the reader compares. Falls back to looking every few seconds
-where the kernel has no watches left.
+Law: tells that something may have changed, never what; the reader compares. It may miss a change (the folder is not
+there yet, is swapped itself, or the kernel has no watches left): whoever must not, looks now and then as well.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from watchdog.events import (
     FileSystemEventHandler,
 )
 from watchdog.observers import Observer
-from watchdog.observers.polling import PollingObserver
 
 _log = logging.getLogger(__name__)
 _CHANGES = frozenset({EVENT_TYPE_CREATED, EVENT_TYPE_DELETED, EVENT_TYPE_MODIFIED, EVENT_TYPE_MOVED})
@@ -28,17 +27,15 @@ _CHANGES = frozenset({EVENT_TYPE_CREATED, EVENT_TYPE_DELETED, EVENT_TYPE_MODIFIE
 
 @contextmanager
 def watched(file: Path, changed: Callable[[], object]) -> Iterator[None]:
-    """Call `changed`, from another thread, whenever anything happens in the file's folder."""
-    handler = _Handler(changed)
+    """Call `changed`, from another thread, when anything happens in the file's folder."""
     observer = Observer()
     try:
-        observer.schedule(handler, str(file.parent))
+        observer.schedule(_Handler(changed), str(file.parent))
         observer.start()
     except OSError as error:
-        _log.warning("no inotify watch for %s (%s): looking every few seconds instead", file.parent, error.strerror)
-        observer = PollingObserver(timeout=5)
-        observer.schedule(handler, str(file.parent))
-        observer.start()
+        _log.warning("no inotify watch for %s (%s): changes are noticed later", file.parent, error.strerror or error)
+        yield
+        return
     try:
         yield
     finally:

@@ -9,7 +9,7 @@ import logging
 import threading
 import time
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
 from cached.contract.layout import Layout
@@ -21,6 +21,7 @@ from cached.wire.limits import BandwidthLimit
 _log = logging.getLogger(__name__)
 
 MAX_OPEN = 8  # blobs received at once: enough to keep the disk and the hash busy, few enough to finish soon
+_MAX_PARKED = 64  # blobs with their files open, those that wait to be tried again included
 _HELD = 8  # buffers that may wait for the hash
 BUFFER_BYTES = 4 * 1024 * 1024  # sha256 gives the GIL away and takes it back once per buffer: small ones cost time
 
@@ -74,7 +75,10 @@ class Workers:
         with self._condition:
             now = time.monotonic()
             return any(
-                f.priority < flight.priority and f.not_before <= now and f.has_work() and self._has_room(f)
+                f.priority < flight.priority
+                and f.not_before <= now
+                and f.has_work()
+                and (self._has_room(f) or f.spec.origin == flight.spec.origin)  # giving way makes room there
                 for f in self._flights
             )
 
@@ -93,6 +97,7 @@ class Workers:
             flight.cancel()
         for thread in self._threads:
             thread.join()
+        wait(flight.result for flight in flights)  # each records what it has after its last worker left
         self.recorder.shutdown()
 
     def _run(self) -> None:
@@ -125,14 +130,15 @@ class Workers:
     def _choose(self, now: float) -> Flight | None:
         awake = [f for f in self._flights if f.not_before <= now]
         urgent = min((f.priority for f in awake if f.receiving()), default=None)
-        opened = sum(1 for f in self._flights if f.opened and f.priority == urgent)
+        opened = sum(1 for f in awake if f.opened and f.priority == urgent)
+        parked = sum(1 for f in self._flights if f.opened and f.priority == urgent) >= _MAX_PARKED
         able = [
             f
             for f in awake
             if f.priority == urgent
             and f.has_work()
             and self._has_room(f)
-            and (f.opened or (not self._busy[f] and opened < MAX_OPEN))
+            and (f.opened or (not self._busy[f] and opened < MAX_OPEN and not parked))
         ]
         return min(able, key=lambda f: self._busy[f], default=None)
 

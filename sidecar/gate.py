@@ -82,7 +82,9 @@ class Gate:
                 rang = self._bell.wait(min(pause_s, self._left_s()))
                 pause_s = FIRST_PAUSE_S if rang else min(pause_s * 2, LAST_PAUSE_S)
         self._readiness.opened_at = time.time()
-        self._narrator.line(f"open after {time.monotonic() - self._started:.2f} s; holding {len(self._held)} lease(s)")
+        self._narrator.line(
+            f"open after {time.monotonic() - self._started:.2f} s; {_count(len(self._held), 'lease')} held"
+        )
 
     def _look(self) -> bool:
         for want in self._settings.wanted:
@@ -135,7 +137,7 @@ class Gate:
         how = "hashed" if self._settings.full else "checked by record"
         self._progress[want] = Progress("verified")
         self._narrator.line(
-            f"{want}: {len(manifest.files)} files, {format_size(manifest.total_bytes)}, {how} in "
+            f"{want}: {_count(len(manifest.files), 'file')}, {format_size(manifest.total_bytes)}, {how} in "
             f"{time.monotonic() - began:.2f} s: {manifest.digest}"
         )
 
@@ -187,3 +189,7 @@ class Gate:
     def _folders(self) -> list[Path]:
         links = [self._public.model_link(want.ref) for want in self._settings.wanted if want not in self._held]
         return [self._public.path, self._public.models, *(link.parent for link in links)]
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

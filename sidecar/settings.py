@@ -11,12 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cached.contract.digest import Digest
 from cached.contract.errors import HoldfastError
 from cached.contract.layout import DEFAULT_MOUNT, PublicLayout
 from cached.contract.options import OptionParser, parse_address
 from cached.contract.reference import ModelRef
-from cached.contract.wanted import Wanted, parse_models
+from cached.contract.wanted import Wanted, parse_models, pinned
 
 _TERMINATION_LOG = Path("/dev/termination-log")
 _LISTEN = ("0.0.0.0", 9401)  # noqa: S104 - the kubelet comes from outside the pod
@@ -71,7 +70,8 @@ def _parser() -> OptionParser:
     parser.option("--model", metavar="NAME", help="the model's name; with --version")
     parser.option("--version", metavar="V", help="the model's version")
     parser.option("--models", type=parse_models, help="instead, several: alias=name@version,…; alias= may be left out")
-    parser.option("--digest", type=Digest.parse, help="the only manifest digest that will do: sha256:…")
+    pins = "the only manifest digest that will do: sha256:…, or of several models alias=sha256:…,name@version=sha256:…"
+    parser.option("--digest", help=pins)
     verify = "record: compare size, mtime and inode with the daemon's record; full: hash every file; default record"
     parser.option("--verify", choices=("record", "full"), default="record", help=verify)
     parser.option("--threads", type=_parse_threads, help="threads for --verify full, default: all allowed CPUs")
@@ -85,19 +85,15 @@ def _parser() -> OptionParser:
 
 
 def _wanted(
-    name: str | None, version: str | None, models: tuple[Wanted, ...] | None, pin: Digest | None
+    name: str | None, version: str | None, models: tuple[Wanted, ...] | None, pins: str | None
 ) -> tuple[Wanted, ...]:
-    if models is not None:
-        if name or version:
-            raise ValueError("expected --model and --version, or --models, found both")
-        if pin is None:
-            return models
-        if len(models) > 1:
-            raise ValueError(f"--digest pins one model, found {len(models)} in --models")
-        return (Wanted(models[0].ref, pin, models[0].alias),)
-    if not name or not version:
-        raise ValueError("expected --model and --version, or --models")
-    return (Wanted(ModelRef(name, version), pin),)
+    if models is None:
+        if not name or not version:
+            raise ValueError("expected --model and --version, or --models")
+        models = (Wanted(ModelRef(name, version)),)
+    elif name or version:
+        raise ValueError("expected --model and --version, or --models, found both")
+    return pinned(models, pins) if pins else models
 
 
 def _parse_threads(text: str) -> int:

@@ -6,6 +6,8 @@ what the disk refuses to read is a `Permanent` (`unreadable`) that names it too.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import mmap
 import os
@@ -22,8 +24,9 @@ from cached.contract.layout import SnapshotLayout
 from cached.contract.manifest import FileEntry, Manifest
 from cached.contract.verified import VerifiedRecord
 
-# Half of a common second-level cache: what was copied out of the page cache is hashed before it leaves the core.
-_BUFFER_BYTES = 512 * 1024
+_WINDOW_BYTES = 16 << 20  # mapped, populated and hashed at a time
+_BUFFER_BYTES = 512 << 10  # where maps are refused; half of a common second-level cache
+_MADV_POPULATE_READ = 22  # linux/mman.h; the module mmap names it from Python 3.14 on
 _REMEDY = "the bytes on the node changed after they were verified: `holdfast verify` on the node, then look at its disk"
 
 
@@ -111,23 +114,55 @@ def check_full(
 def hash_file(path: Path, progress: Callable[[int], None] = lambda _size: None) -> str:
     """The sha256 of a file as hexadecimal digits, never following a symlink at `path`.
 
-    `progress` is told the bytes hashed since it was last told. Raises OSError.
-
-    Copies through a small buffer: about 7 % slower than hashing a map of the page cache, but a map turns a bad block or
-    a truncated file into SIGBUS, which ends the process without a word; a read turns it into an error with a name.
+    `progress` is told the bytes hashed since it was last told. Raises OSError where the file cannot be read to its end.
     """
-    sha = hashlib.sha256()
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
-        size = os.fstat(descriptor).st_size
-        # An anonymous map, as only that is page-aligned: the kernel copies into it 5 % faster than into a bytearray.
-        with mmap.mmap(-1, max(1, min(size, _BUFFER_BYTES))) as buffer, memoryview(buffer) as view:
-            while count := os.readv(descriptor, [view]):
-                with view[:count] as filled:
-                    sha.update(filled)
-                progress(count)
+        return _hash_mapped(descriptor, progress)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENODEV):  # Linux before 5.14; a file system without maps
+            raise
+        return _hash_copied(descriptor, progress)
     finally:
         os.close(descriptor)
+
+
+def _hash_mapped(descriptor: int, progress: Callable[[int], None]) -> str:
+    """Hash the page cache where it lies: the copy that read(2) makes costs 6 % of the hash's own time.
+
+    A map alone would turn a bad block or a truncated file into SIGBUS, which ends a process without a word. Populating
+    each window first turns them into an OSError; only what breaks within the milliseconds of one window is left.
+    """
+    sha = hashlib.sha256()
+    size = os.fstat(descriptor).st_size
+    for start in range(0, size, _WINDOW_BYTES):
+        length = min(_WINDOW_BYTES, size - start)
+        with _map(descriptor, start, length) as window:
+            # What is not in memory yet is read in pieces of 2 MiB: 1.7 times as fast from the disk as without, and
+            # faster to map from then on. A kernel without huge pages refuses, which costs only that.
+            with contextlib.suppress(OSError):
+                window.madvise(mmap.MADV_HUGEPAGE)
+            window.madvise(_MADV_POPULATE_READ)
+            sha.update(window)
+        progress(length)
+    return sha.hexdigest()
+
+
+def _map(descriptor: int, start: int, length: int) -> mmap.mmap:
+    try:
+        return mmap.mmap(descriptor, length, mmap.MAP_SHARED, mmap.PROT_READ, offset=start)
+    except ValueError as error:
+        raise OSError(errno.EIO, "the file was cut short while it was read") from error
+
+
+def _hash_copied(descriptor: int, progress: Callable[[int], None]) -> str:
+    sha = hashlib.sha256()
+    # An anonymous map, as only that is page-aligned: the kernel copies into it faster than into a bytearray.
+    with mmap.mmap(-1, _BUFFER_BYTES) as buffer, memoryview(buffer) as view:
+        while count := os.readv(descriptor, [view]):
+            with view[:count] as filled:
+                sha.update(filled)
+            progress(count)
     return sha.hexdigest()
 
 

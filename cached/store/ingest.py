@@ -7,6 +7,7 @@ cache costs, and leaves the node's memory to the models.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -14,6 +15,8 @@ import threading
 from dataclasses import dataclass
 from pathlib import Path
 
+from cached.contract.digest import is_hex
+from cached.contract.errors import HoldfastError
 from cached.contract.layout import Layout
 from cached.contract.manifest import MAX_FILE_BYTES
 from cached.contract.status import encode
@@ -43,26 +46,21 @@ class Ingest:
         self.key = key
         self.folder = folder
         self._record_lock = threading.Lock()
-        state = _read_state(folder)
-        resumable = (
-            state is not None
-            and key.size is not None
-            and state.size == key.size
-            and key.validator  # without one, nothing says that it is still the same object
-            and state.validator == key.validator
-            and (folder / "data").exists()
-        )
-        if not resumable:
+        self._unsure = False
+        self._write_fd = self._read_fd = -1
+        done = _resumable(folder, key)
+        self._recorded = Ranges(done)
+        if not done:
             _remove(folder)
-        durable.make_dir(folder, durable.PRIVATE_DIR_MODE)
-        self._recorded = Ranges(state.done if resumable and state is not None else ())
-        self._write_fd, self._read_fd, self.direct = self._open()
         try:
-            if not resumable and key.size is not None:
+            durable.make_dir(folder, durable.PRIVATE_DIR_MODE)
+            self._open(folder / "data")
+            if not done and key.size is not None:
                 durable.preallocate(self._write_fd, key.size)
         except OSError as error:
-            self.discard()
-            raise durable.disk_error(error, f"reserving {key.size} bytes in {folder}") from error
+            with contextlib.suppress(HoldfastError):  # the first failure is the one to tell
+                self.close() if done else self.discard()
+            raise durable.disk_error(error, f"opening {folder} for {key.size} bytes") from error
 
     def recorded(self) -> list[tuple[int, int]]:
         """The ranges that are durable and written down."""
@@ -94,20 +92,24 @@ class Ingest:
             raise durable.disk_error(error, f"reading {self.folder / 'data'}") from error
 
     def record(self, ranges: list[tuple[int, int]]) -> None:
-        """Make the bytes of `ranges`, all written before this call, durable; then write that down."""
+        """Make the bytes of `ranges`, all written before this call, durable; then write that down.
+
+        Once the disk has refused that, it is refused for good: the kernel tells of lost pages once, and a later sync
+        that succeeds says nothing about them (fsync(2), EIO).
+        """
         with self._record_lock:
-            for start, end in ranges:
-                self._recorded.add(start, end)
-            state = {
-                "done": [list(r) for r in self._recorded],
-                "size": self.key.size,
-                "validator": self.key.validator,
-            }
+            recorded = Ranges([*self._recorded, *ranges])
+            state = {"done": [list(r) for r in recorded], "size": self.key.size, "validator": self.key.validator}
             try:
+                if self._unsure:
+                    raise OSError(errno.EIO, "an earlier sync failed")
+                self._unsure = True
                 os.fdatasync(self._write_fd)
                 durable.replace(self.folder / "state.json", encode(state), _STATE_MODE)
             except OSError as error:
                 raise durable.disk_error(error, f"recording {self.folder}") from error
+            self._unsure = False
+            self._recorded = recorded
 
     def finish(self, size: int) -> Path:
         """Cut the file to `size` bytes, make it read-only and durable, close it; returns its path."""
@@ -132,20 +134,34 @@ class Ingest:
                 os.close(descriptor)
         self._write_fd = self._read_fd = -1
 
-    def _open(self) -> tuple[int, int, bool]:
-        data = self.folder / "data"
-        flags = os.O_CREAT | os.O_CLOEXEC
+    def _open(self, data: Path) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            data.chmod(_STATE_MODE)  # finished and not committed before a crash: only root may write to it as it is
+        self.direct = True
         try:
-            try:
-                write_fd = os.open(data, os.O_WRONLY | os.O_DIRECT | flags, 0o600)
-                return write_fd, os.open(data, os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC), True
-            except OSError as error:
-                if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
-                    raise
-                write_fd = os.open(data, os.O_WRONLY | flags, 0o600)
-                return write_fd, os.open(data, os.O_RDONLY | os.O_CLOEXEC), False
+            self._write_fd = os.open(data, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_DIRECT, _STATE_MODE)
         except OSError as error:
-            raise durable.disk_error(error, f"opening {data}") from error
+            if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
+                raise
+            self.direct = False
+            self._write_fd = os.open(data, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, _STATE_MODE)
+        self._read_fd = os.open(data, os.O_RDONLY | os.O_CLOEXEC | (os.O_DIRECT if self.direct else 0))
+
+
+def _resumable(folder: Path, key: IngestKey) -> tuple[tuple[int, int], ...]:
+    """The ranges that can be trusted to be bytes of the object that `key` names."""
+    state = _read_state(folder)
+    if state is None or state.committed is not None or key.size is None:
+        return ()
+    if not key.validator:  # without one, nothing says that it is still the same object
+        return ()
+    if (state.size, state.validator) != (key.size, key.validator):
+        return ()
+    try:
+        there = os.lstat(folder / "data").st_size
+    except FileNotFoundError:
+        return ()
+    return state.done if all(end <= there for _, end in state.done) else ()
 
 
 def committed_as(layout: Layout, ingest_id: str) -> str | None:
@@ -157,9 +173,12 @@ def committed_as(layout: Layout, ingest_id: str) -> str | None:
 def note_committed(layout: Layout, key: IngestKey, sha256: str) -> None:
     """Remember durably which blob a source's file became, until its version is published."""
     folder = layout.ingest / key.id
-    durable.make_dir(folder, durable.PRIVATE_DIR_MODE)
     state: dict[str, object] = {"committed": sha256, "done": [], "size": key.size, "validator": key.validator}
-    durable.replace(folder / "state.json", encode(state), _STATE_MODE)
+    try:
+        durable.make_dir(folder, durable.PRIVATE_DIR_MODE)
+        durable.replace(folder / "state.json", encode(state), _STATE_MODE)
+    except OSError as error:
+        raise durable.disk_error(error, f"recording {folder}") from error
 
 
 def forget(layout: Layout, ingest_id: str) -> None:
@@ -190,20 +209,24 @@ def _read_state(folder: Path) -> _State | None:
         size = document["size"]
         limit = MAX_FILE_BYTES if size is None else int(size)
         done = tuple((int(start), int(end)) for start, end in document["done"])
-        if any(not 0 <= start < end <= limit or start % ALIGNMENT for start, end in done):
+        for start, end in done:
+            if not 0 <= start < end <= limit or start % ALIGNMENT or (end % ALIGNMENT and end != limit):
+                return None
+        committed = document.get("committed")
+        if committed is not None and not is_hex(committed):
             return None
-        return _State(size, str(document["validator"]), done, document.get("committed"))
-    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
+        return _State(size, str(document["validator"]), done, committed)
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None
 
 
 def _remove(folder: Path) -> None:
     try:
-        with os.scandir(folder) as entries:
-            names = [entry.name for entry in entries]
+        for name in os.listdir(folder):
+            (folder / name).unlink(missing_ok=True)
+        folder.rmdir()
+        durable.fsync_dir(folder.parent)
     except FileNotFoundError:
         return
-    for name in names:
-        (folder / name).unlink(missing_ok=True)
-    folder.rmdir()
-    durable.fsync_dir(folder.parent)
+    except OSError as error:
+        raise durable.disk_error(error, f"deleting {folder}") from error

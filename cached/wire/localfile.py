@@ -1,6 +1,6 @@
 """A local file (also NFS or a mounted volume) with the interface of an HTTP body.
 
-Law: reads only; a file that changed since it was listed is noticed at every range.
+Law: reads only; a file that changed since it was listed is noticed at every range, before it and after it.
 """
 
 from __future__ import annotations
@@ -21,18 +21,16 @@ class LocalBody:
         except OSError as error:
             raise _local_error(error, target) from error
         found = os.fstat(self._descriptor)
-        validator = f"{found.st_mtime_ns}-{found.st_size}-{found.st_ino}"
-        if target.validator and validator != target.validator:
+        self._validator = target.validator or _validator(found)
+        self._target = target
+        try:
+            self._check_unchanged()
+        except HoldfastError:
             self.close()
-            raise Transient(
-                "source_changed",
-                f"{target.path}: changed since it was listed (expected {target.validator}, found {validator})",
-                "publish a changed model as a new version",
-            )
+            raise
         self.start = offset
         self.total: int | None = found.st_size
         self.length: int | None = found.st_size - offset if length is None else length
-        self._target = target
         self._position = offset
         self._end = offset + self.length
         os.posix_fadvise(self._descriptor, offset, self.length, os.POSIX_FADV_SEQUENTIAL)
@@ -52,6 +50,8 @@ class LocalBody:
                 )
             filled += count
             self._position += count
+        if self._position == self._end:
+            self._check_unchanged()  # nor while it was read
         return filled
 
     @property
@@ -70,6 +70,19 @@ class LocalBody:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
+
+    def _check_unchanged(self) -> None:
+        found = _validator(os.fstat(self._descriptor))
+        if found != self._validator:
+            raise Transient(
+                "source_changed",
+                f"{self._target.path}: changed since it was listed (expected {self._validator}, found {found})",
+                "publish a changed model as a new version",
+            )
+
+
+def _validator(found: os.stat_result) -> str:
+    return f"{found.st_mtime_ns}-{found.st_size}-{found.st_ino}"
 
 
 def _local_error(error: OSError, target: LocalTarget) -> HoldfastError:

@@ -12,8 +12,6 @@ from pathlib import Path
 
 import pytest
 
-WAITING = re.compile(r"gate │ minilm@1: (queued|resolving|fetching|verifying|publishing)")
-
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Iterator[Path]:
@@ -51,7 +49,6 @@ def test_the_demo_goes_from_publish_to_embeddings(folder: Path) -> None:
     with start(folder, "--exit") as demo:
         said, _ = demo.communicate(timeout=280)
     assert demo.returncode == 0, said
-    assert set(WAITING.findall(said)) >= {"fetching", "publishing"}, said
     assert re.search(r"gate │ minilm@1: fetching [\d.]+ MiB of 87.4 MiB \(\d+ %\), [\d.]+ MiB/s", said), said
     counted = re.search(r"holdfast_fetch_bytes_total: (\d+) before, (\d+) after", said)
     assert counted is not None, said

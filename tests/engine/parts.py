@@ -10,22 +10,22 @@ import hashlib
 import random
 import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
 from cached.attempt import BlobSpec, Verified
 from cached.contract.layout import Layout, ingest_id
-from cached.flight import Flight
+from cached.flight import Flight, Space
 from cached.sources.base import HttpTarget, LocalTarget, Target
 from cached.store import recovery
 from cached.store.ingest import IngestKey
 from cached.wire.client import HttpClient
 from cached.wire.settings import HttpSettings
 from cached.workers import _HELD, MAX_OPEN, Workers, WorkerSettings
-from tests.wire.faults import Reply
+from tests.wire.faults import Fault, Reply
+from tests.wire.origin import Seen
 
 MIB = 1024 * 1024
 DEADLINE_S = 60.0
@@ -72,6 +72,32 @@ class Plenty:
         """There is room."""
 
 
+class Paused(Plenty):
+    """Space that keeps the flight waiting before it writes beyond `at` bytes, until the test lets it go."""
+
+    def __init__(self, at: int) -> None:
+        self._at = at
+        self.reached = threading.Event()
+        self.let_go = threading.Event()
+
+    def grow(self, size: int) -> None:
+        if size > self._at:
+            self.reached.set()
+            assert self.let_go.wait(DEADLINE_S)
+
+
+class Together:
+    """A fault that keeps answers back until `count` requests wait for theirs, then gives each the same fault."""
+
+    def __init__(self, count: int, fault: Fault) -> None:
+        self._barrier = threading.Barrier(count)
+        self._fault = fault
+
+    def apply(self, reply: Reply, whole: memoryview) -> Reply:
+        self._barrier.wait(DEADLINE_S)
+        return self._fault.apply(reply, whole)
+
+
 class Hold:
     """A fault that keeps an answer back until the test lets it go; `reached` once a request waits."""
 
@@ -96,10 +122,12 @@ class Engine:
         self._connections = settings.connections
         self.workers = Workers(self.layout, self.client, settings, self.counts)
 
-    def launch(self, spec: BlobSpec, target: Target | Callable[[], Target], priority: int = 0) -> Flight:
+    def launch(
+        self, spec: BlobSpec, target: Target | Callable[[], Target], priority: int = 0, space: Space | None = None
+    ) -> Flight:
         """Start a flight."""
         locate = target if callable(target) else lambda: target
-        flight = Flight(spec, locate, Plenty(), self.workers, priority)
+        flight = Flight(spec, locate, space or Plenty(), self.workers, priority)
         self.workers.submit(flight)
         return flight
 
@@ -122,7 +150,7 @@ class Engine:
         taken: list[memoryview] = []
 
         def take_all() -> None:
-            for _ in range(self._connections + _HELD + MAX_OPEN):
+            while len(taken) < self._connections + _HELD + MAX_OPEN:
                 taken.append(self.workers.buffers.take())
 
         thread = threading.Thread(target=take_all, daemon=True)
@@ -185,9 +213,13 @@ def http(url: str, etag: str | None = '"v1"') -> HttpTarget:
     return HttpTarget(url, if_match=etag)
 
 
-def ranges_of(requests: list[dict[str, str]]) -> Counter[str]:
-    """How often each range was asked for."""
-    return Counter(headers.get("range", "whole") for headers in requests)
+def ranges_of(requests: Iterable[Seen]) -> list[tuple[int, int | None]]:
+    """What was asked for, in order: first and last byte."""
+    asked = []
+    for seen in requests:
+        first, _, last = seen.headers.get("range", "bytes=0-").removeprefix("bytes=").partition("-")
+        asked.append((int(first), int(last) if last else None))
+    return asked
 
 
 def eventually(condition: Callable[[], object]) -> None:

@@ -1,4 +1,4 @@
-"""Whatever the size and the number of connections: the bytes are right, the blob is as it must be, nothing else stays."""
+"""Whatever the size and the number of connections: the bytes are right, and nothing but the blob stays."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from tests.engine.parts import MIB, check_committed, http, local, noise, open_engine, private_files, spec_of
-from tests.wire.faults import InChunks, RangeAs200
 from tests.wire.origin import HostileOrigin
 
 SIZES = (0, 1, 4095, 4096, 4097, 4 * MIB - 1, 4 * MIB, 4 * MIB + 1, 32 * MIB - 1, 32 * MIB, 32 * MIB + 1, 70 * MIB)

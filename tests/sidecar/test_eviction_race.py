@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +29,7 @@ def churn(public: PublicLayout, trash: Path) -> Iterator[None]:
         alone = None
         while alone is None and not over.is_set():
             alone = lease.take_exclusive(public.snapshot(digest).lease)
+            time.sleep(0.001)
         if alone is None:
             return
         with alone:

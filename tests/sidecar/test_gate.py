@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from cached.contract import lease
+from cached.contract.digest import Digest
 from cached.contract.layout import PublicLayout
 from cached.contract.reference import ModelRef
 from cached.contract.status import State, StatusError
@@ -143,6 +144,18 @@ def test_several_models_open_together(public: PublicLayout, gates: Gates) -> Non
     assert all(lease.is_held(public.snapshot(digest).lease) for digest in digests)
 
 
+def test_each_of_several_models_may_be_pinned(public: PublicLayout, gates: Gates) -> None:
+    """`--digest` pins by alias or reference; the wrong one is refused with 65, naming its model."""
+    digest = make_snapshot(public, FILES)
+    link_model(public, ModelRef("base", "v3"), digest)
+    link_model(public, ModelRef("adapter", "v7"), digest)
+    models = ("--models", "big=base@v3,adapter@v7", "--once", "--digest")
+    assert gates.start_bare(*models, f"big={digest},adapter@v7={digest}").wait() == 0
+    gate = gates.start_bare(*models, f"big={digest},adapter@v7={Digest.of(b'')}")
+    assert gate.wait() == 65
+    assert f"adapter@v7: the manifest digest: expected {Digest.of(b'')}" in gate.said()
+
+
 def test_a_version_replaced_while_another_is_awaited_is_taken_anew(public: PublicLayout, gates: Gates) -> None:
     """What the gate holds when it opens is what the symlinks name then."""
     first, second = ModelRef("base", "v3"), ModelRef("adapter", "v7")
@@ -151,7 +164,7 @@ def test_a_version_replaced_while_another_is_awaited_is_taken_anew(public: Publi
     gate = gates.start_bare("--models", "base@v3,adapter@v7")
     gate.wait_said("base@v3: 3 files")
     link_model(public, first, new)
-    gate.wait_said("base@v3: 1 files")
+    gate.wait_said("base@v3: 1 file,")
     link_model(public, second, old)
     gate.wait_said("open after")
     assert lease.is_held(public.snapshot(new).lease)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from cached.contract.digest import Digest
 from cached.contract.layout import PublicLayout, SnapshotLayout
 from cached.contract.verified import VerifiedRecord
 from tests.support.gates import FILES, REF, Gates
-from tests.support.snapshots import link_model, make_snapshot
+from tests.support.snapshots import link_model, make_hollow_snapshot, make_snapshot
 
 VICTIM = "model.safetensors"
 MODES = ("record", "full")
@@ -155,3 +156,26 @@ def test_a_wrong_pin_is_refused(snapshot: SnapshotLayout, gates: Gates) -> None:
 def test_the_right_pin_is_accepted(snapshot: SnapshotLayout, gates: Gates) -> None:
     """A pin that is the manifest digest opens the gate."""
     assert gates.start("--once", "--digest", f"sha256:{snapshot.path.name}").wait() == 0
+
+
+def test_large_files_cost_the_record_nothing(public: PublicLayout, gates: Gates) -> None:
+    """Mode `record` reads no bytes: 150 GB open within a deadline that reading them would miss."""
+    sizes = {f"model-{number:05d}.safetensors": 5 * 10**9 for number in range(30)}
+    link_model(public, REF, make_hollow_snapshot(public, sizes))
+    assert gates.start("--once", "--timeout", "20").wait() == 0
+
+
+def test_hashing_keeps_the_deadline(public: PublicLayout, gates: Gates) -> None:
+    """Mode `full` on what takes longer than `--timeout` ends with 75 and says how far it came."""
+    link_model(public, REF, make_hollow_snapshot(public, {VICTIM: 4 << 30}))
+    assert gates.start("--verify", "full", "--threads", "1", "--timeout", "0.3").wait() == 75
+    assert "acme/tiny@v1: hashing " in gates.termination_log.read_text()
+
+
+def test_hashing_gives_way_to_a_signal(public: PublicLayout, gates: Gates) -> None:
+    """SIGTERM while the gate hashes ends it at once, with 128 + 15."""
+    link_model(public, REF, make_hollow_snapshot(public, {VICTIM: 4 << 30}))
+    gate = gates.start("--verify", "full", "--threads", "1")
+    gate.wait_said("hashing")
+    gate.process.terminate()
+    assert gate.wait() == 128 + signal.SIGTERM

@@ -53,7 +53,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
-        self.wfile.write(data)
+        if data:  # the client may be gone after an empty answer
+            self.wfile.write(data)
 
     do_GET = do_POST = _serve
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import shutil
 import socket
 import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
 
 _CONFIG = """
 daemon off;
@@ -46,7 +50,7 @@ def nginx(folder: Path, root: Path, directives: str = "") -> Iterator[str]:
     port = _free_port()
     config = folder / "nginx.conf"
     config.write_text(_CONFIG.format(folder=folder, port=port, root=root, directives=directives))
-    command = ["nginx", "-p", str(folder), "-c", str(config), "-e", str(folder / "error.log")]
+    command = [_program(), "-p", str(folder), "-c", str(config), "-e", str(folder / "error.log")]
     with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
         try:
             _wait_until_it_listens(process, port, folder / "error.log")
@@ -54,6 +58,14 @@ def nginx(folder: Path, root: Path, directives: str = "") -> Iterator[str]:
         finally:
             process.terminate()
             process.wait()
+
+
+def _program() -> str:
+    """nginx lives in /usr/sbin on Debian, which is not on every user's PATH."""
+    found = shutil.which("nginx", path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin")
+    if found is None:
+        pytest.skip("nginx is not installed (Debian: apt-get install nginx-light)")
+    return found
 
 
 def _free_port() -> int:

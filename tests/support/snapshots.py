@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 import time
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -29,18 +30,38 @@ def make_public(path: Path) -> PublicLayout:
 
 def make_snapshot(public: PublicLayout, files: Mapping[str, bytes]) -> Digest:
     """A whole snapshot of `files`, no symlink to it yet; returns its manifest digest."""
-    manifest = Manifest.build(
-        FileEntry(path, hashlib.sha256(data).hexdigest(), len(data)) for path, data in files.items()
-    )
-    made = SnapshotLayout(public.snapshots / f"{TEMPORARY_PREFIX}{manifest.digest.hex}")
-    made.manifest.parent.mkdir(parents=True)
-    record = {}
+    made = _begin(public)
+    entries = []
     for path, data in files.items():
-        file = made.path / path
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(data)
+        (made.path / path).parent.mkdir(parents=True, exist_ok=True)
+        (made.path / path).write_bytes(data)
+        entries.append(FileEntry(path, hashlib.sha256(data).hexdigest(), len(data)))
+    return _finish(public, made, Manifest.build(entries))
+
+
+def make_hollow_snapshot(public: PublicLayout, sizes: Mapping[str, int]) -> Digest:
+    """A snapshot of files without blocks, by path and size in bytes: its record is right, its sha256 are not."""
+    made = _begin(public)
+    entries = []
+    for path, size in sizes.items():
+        (made.path / path).touch()
+        os.truncate(made.path / path, size)
+        entries.append(FileEntry(path, hashlib.sha256(path.encode()).hexdigest(), size))
+    return _finish(public, made, Manifest.build(entries))
+
+
+def _begin(public: PublicLayout) -> SnapshotLayout:
+    made = SnapshotLayout(public.snapshots / f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}")
+    made.manifest.parent.mkdir(parents=True)
+    return made
+
+
+def _finish(public: PublicLayout, made: SnapshotLayout, manifest: Manifest) -> Digest:
+    record = {}
+    for entry in manifest.files:
+        file = made.path / entry.path
         file.chmod(0o444)
-        record[path] = VerifiedFile.of(file.stat(), timestamp(time.time()))
+        record[entry.path] = VerifiedFile.of(file.stat(), timestamp(time.time()))
     made.manifest.write_bytes(manifest.canonical())
     made.verified.write_bytes(VerifiedRecord(record).encode())
     made.lease.touch(mode=0o444)

@@ -1,0 +1,153 @@
+"""What a pod asks for in its annotations (design, section 2): the injector and the daemon read them alike.
+
+Law: pure. A pod without `holdfast.dev/model` or `holdfast.dev/models` asks for nothing; one that asks is read whole or
+refused, with a message that says how to write it.
+"""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, NoReturn
+
+from cached.contract.errors import InvalidReference, Permanent
+from cached.contract.layout import DEFAULT_MOUNT
+from cached.contract.reference import ModelRef
+from cached.contract.wanted import Wanted, parse_models, pinned, variable_suffix
+
+PREFIX = "holdfast.dev/"
+MODEL = PREFIX + "model"
+MODELS = PREFIX + "models"
+VERSION = PREFIX + "version"
+DIGEST = PREFIX + "digest"
+VERIFY = PREFIX + "verify"
+CONTAINERS = PREFIX + "containers"
+MOUNT_PATH = PREFIX + "mount-path"
+AFFINITY = PREFIX + "affinity"
+INJECTED = PREFIX + "injected"  # written by whoever adds the gate, so that nobody adds it again
+KNOWN = (MODEL, VERSION, MODELS, DIGEST, VERIFY, CONTAINERS, MOUNT_PATH, AFFINITY, INJECTED)
+
+SUMMARY = PREFIX + "summary"  # on a node, not on a pod: what the cache holds, for a person
+
+_CONTAINER = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")  # RFC 1123 label, as Kubernetes names containers
+_HOW_ONE = f"write `{MODEL}: llama-3.1-8b` and `{VERSION}: v3`"
+_HOW_MANY = f"`{MODELS}: base=llama-3.1-8b@v3,adapter=support-lora@v7`"
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What one pod asks for. `containers` None: all of them; `injected`: the value of the injector's own mark."""
+
+    models: tuple[Wanted, ...]
+    verify: Literal["record", "full"]
+    containers: tuple[str, ...] | None
+    mount_path: str
+    affinity: Literal["preferred", "required"]
+    injected: str | None
+
+
+def asks(annotations: Mapping[str, str]) -> bool:
+    """Tell whether these annotations ask for weights, well or badly: what the webhook's conditions match too."""
+    return MODEL in annotations or MODELS in annotations
+
+
+def parse(annotations: Mapping[str, str]) -> Asked | None:
+    """Read a pod's annotations; None where it asks for nothing. Raises `Permanent` (`invalid_annotations`)."""
+    if not asks(annotations):
+        return None
+    unknown = sorted(key for key in annotations if key.startswith(PREFIX) and key not in KNOWN)
+    if unknown:
+        _refuse(
+            f"no such annotation: {', '.join(key[:100] for key in unknown[:5])}", f"there are {', '.join(KNOWN[:-1])}"
+        )
+    return Asked(
+        models=_models(annotations),
+        verify="full" if _choice(annotations, VERIFY, ("record", "full")) == "full" else "record",
+        containers=_containers(annotations.get(CONTAINERS)),
+        mount_path=_mount_path(annotations.get(MOUNT_PATH, str(DEFAULT_MOUNT))),
+        affinity="required" if _choice(annotations, AFFINITY, ("preferred", "required")) == "required" else "preferred",
+        injected=annotations.get(INJECTED),
+    )
+
+
+def _models(annotations: Mapping[str, str]) -> tuple[Wanted, ...]:
+    models: tuple[Wanted, ...]
+    if MODELS not in annotations:
+        models = (_one(annotations),)
+    else:
+        also = [key for key in (MODEL, VERSION) if key in annotations]
+        if also:
+            _refuse(f"{MODELS} and {also[0]} exclude each other", f"for one model {_HOW_ONE}; for several {_HOW_MANY}")
+        models = _several(annotations[MODELS])
+    pins = annotations.get(DIGEST)
+    if pins is None:
+        return models
+    try:
+        return pinned(models, pins)
+    except InvalidReference as error:
+        _refuse(f"{DIGEST}: {error.message}", error.remedy, error)
+
+
+def _one(annotations: Mapping[str, str]) -> Wanted:
+    if VERSION not in annotations:
+        name, at, version = annotations[MODEL].partition("@")
+        how = f"write `{MODEL}: {name[:100]}` and `{VERSION}: {version[:100]}`" if at else _HOW_ONE
+        _refuse(f"{MODEL} without {VERSION}", how)
+    try:
+        return Wanted(ModelRef(annotations[MODEL], annotations[VERSION]))
+    except InvalidReference as error:
+        _refuse(f"{MODEL} and {VERSION}: {error.message}", f"{_HOW_ONE}; {error.remedy}", error)
+
+
+def _several(text: str) -> tuple[Wanted, ...]:
+    try:
+        models = parse_models(text)
+    except InvalidReference as error:
+        _refuse(f"{MODELS}: {error.message}", f"write {_HOW_MANY}; {error.remedy}", error)
+    suffixes = [variable_suffix(wanted.alias) for wanted in models if wanted.alias]
+    twice = sorted({suffix for suffix in suffixes if suffixes.count(suffix) > 1})
+    if twice:
+        _refuse(
+            f"{MODELS}: two aliases give the same variable HOLDFAST_MODEL_PATH_{twice[0]}",
+            "choose aliases that differ in more than case, `.`, `_` and `-`",
+        )
+    return models
+
+
+def _choice(annotations: Mapping[str, str], key: str, choices: Sequence[str]) -> str:
+    """The annotation's value, by default the first of `choices`."""
+    found = annotations.get(key, choices[0])
+    if found not in choices:
+        _refuse(f"{key}: expected {' or '.join(choices)}, found {found[:100]!r}", f"write `{key}: {choices[0]}`")
+    return found
+
+
+def _containers(text: str | None) -> tuple[str, ...] | None:
+    if text is None:
+        return None
+    names = tuple(name.strip() for name in text.split(","))
+    bad = [name for name in names if not _CONTAINER.fullmatch(name) or names.count(name) > 1]
+    if bad:
+        _refuse(
+            f"{CONTAINERS}: expected the pod's container names, each once, found {bad[0][:100]!r} in {text[:200]!r}",
+            f"write `{CONTAINERS}: server,metrics`, or leave it out for all containers",
+        )
+    return names
+
+
+def _mount_path(text: str) -> str:
+    good = text.startswith("/") and not text.startswith("//") and posixpath.normpath(text) == text and text != "/"
+    # A colon would end the path for the container runtime, and Kubernetes refuses it.
+    if not good or ":" in text or not text.isprintable():
+        _refuse(
+            f"{MOUNT_PATH}: expected an absolute path without `.`, `..`, `//` or `:` and not ending in `/`, "
+            f"found {text[:200]!r}",
+            f"write `{MOUNT_PATH}: {DEFAULT_MOUNT}`",
+        )
+    return text
+
+
+def _refuse(message: str, remedy: str, cause: Exception | None = None) -> NoReturn:
+    raise Permanent("invalid_annotations", message, remedy) from cause

@@ -1,0 +1,88 @@
+"""Where the API server is and who we are to it: the pod's service account, or a KUBECONFIG file.
+
+Law: reads files and the environment; connects to nothing. Credentials never show in a repr. Files are read when they
+are needed, every time: the kubelet rotates tokens and the cluster's CA under a running daemon.
+"""
+
+from __future__ import annotations
+
+import os
+import ssl
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cached.contract.errors import Permanent, Transient
+
+_SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
+
+Material = bytes | Path  # PEM, or the file that has it
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """One API server and one identity. `server`: `https://host:port`, perhaps with a path; `server_name`: what its
+    certificate says, where that is not the host; `authority` None: the system's authorities."""
+
+    server: str
+    server_name: str | None = None
+    authority: Material | None = field(default=None, repr=False)
+    verify: bool = True
+    certificate: Material | None = field(default=None, repr=False)
+    key: Material | None = field(default=None, repr=False)
+    token: str | Path | None = field(default=None, repr=False)
+
+    def read_token(self) -> str | None:
+        """The bearer token as it is now; a file is read anew, since the kubelet replaces it before it runs out."""
+        if not isinstance(self.token, Path):
+            return self.token
+        try:
+            return self.token.read_text().strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise Transient(
+                "kube_no_token", f"{self.token}: {error}", "mount the service account's token into the pod"
+            ) from error
+
+    def tls(self) -> ssl.SSLContext | None:
+        """A context from the files as they are now; None for plain HTTP."""
+        if not self.server.startswith("https://"):
+            return None
+        try:
+            cadata = None if self.authority is None else _read(self.authority).decode("ascii")
+            context = ssl.create_default_context(cadata=cadata)
+            if not self.verify:
+                context.check_hostname = False
+                context.verify_mode = ssl.CERT_NONE
+            if self.certificate is not None and self.key is not None:
+                _load_identity(context, _read(self.certificate) + b"\n" + _read(self.key))
+        except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
+            raise Permanent(
+                "kube_bad_credentials",
+                f"credentials for {self.server}: {error}",
+                "check the certificates, as files or as data, in PEM",
+            ) from error
+        return context
+
+
+def in_cluster(environment: Mapping[str, str], folder: Path = _SERVICE_ACCOUNT) -> Cluster | None:
+    """The cluster this pod runs in; None outside of one."""
+    host, port = environment.get("KUBERNETES_SERVICE_HOST"), environment.get("KUBERNETES_SERVICE_PORT", "443")
+    if not host:
+        return None
+    shown = f"[{host}]" if ":" in host else host
+    return Cluster(f"https://{shown}:{port}", authority=folder / "ca.crt", token=folder / "token")
+
+
+def _read(material: Material) -> bytes:
+    return material.read_bytes() if isinstance(material, Path) else material
+
+
+def _load_identity(context: ssl.SSLContext, pem: bytes) -> None:
+    """Load certificate and key, which OpenSSL takes from a file only: one in memory, so that no key touches a disk."""
+    descriptor = os.memfd_create("holdfast-identity", os.MFD_CLOEXEC)
+    try:
+        os.write(descriptor, pem)
+        # A password given here fails an encrypted key at once; without one OpenSSL would ask the terminal.
+        context.load_cert_chain(f"/proc/self/fd/{descriptor}", password="")  # noqa: S106 - no secret
+    finally:
+        os.close(descriptor)

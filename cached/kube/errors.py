@@ -1,0 +1,69 @@
+"""What the API's refusals mean for us, split by remedy.
+
+Law: pure. Messages carry what the API server said, never a token or a certificate.
+"""
+
+from __future__ import annotations
+
+import json
+
+from cached.contract.errors import HoldfastError, Permanent, Transient
+
+_TELL_NOTHING = 400  # characters of an answer that is no Status: a proxy's page, say
+_RIGHTS = "apply manifests/base: its ClusterRole has what the daemon needs"
+_CREDENTIALS = "check the service account's token, or the user in KUBECONFIG"
+
+
+class Unreachable(Transient):
+    """No answer: refused, reset, timed out, or not to be trusted."""
+
+    def __init__(self, server: str, reason: str) -> None:
+        super().__init__(
+            "kube_unreachable", f"no answer from {server}: {reason}", "check the API server and the network"
+        )
+
+
+class Gone(Transient):
+    """410: the resourceVersion or the continue token is older than what the API server remembers. List again."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__("kube_gone", message, "list again")
+
+
+class NotFound(Permanent):
+    """404."""
+
+
+class Conflict(Transient):
+    """409: somebody else wrote first, or made it first."""
+
+
+def of_status(status: int, body: bytes, doing: str, retry_after_s: float | None = None) -> HoldfastError:
+    """The error for an HTTP status that is no success, or for the code of an ERROR event."""
+    message = f"{doing}: {status} {_said(body)}"
+    if status == 410:
+        return Gone(message)
+    if status == 401:  # a token that was just rotated is refused for a moment
+        return Transient("kube_unauthorized", message, _CREDENTIALS)
+    if status == 403:
+        return Permanent("kube_forbidden", message, _RIGHTS)
+    if status == 404:
+        return NotFound("kube_not_found", message, "check the name")
+    if status == 409:
+        return Conflict("kube_conflict", message, "read it again and try again")
+    if status in (408, 429) or status >= 500:
+        return Transient("kube_busy", message, "wait", retry_after_s=retry_after_s)
+    return Permanent("kube_refused", message, "check that this release supports the cluster's version")
+
+
+def bad_answer(doing: str, detail: str) -> Transient:
+    """An answer that is not what the API promises."""
+    return Transient("kube_bad_answer", f"{doing}: {detail}", "check what answers at the API server's address")
+
+
+def _said(body: bytes) -> str:
+    """The message of a `Status` object, or the beginning of whatever else came."""
+    try:
+        return str(json.loads(body)["message"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return body[:_TELL_NOTHING].decode("utf-8", "replace").strip()

@@ -1,0 +1,70 @@
+"""The catalog as the injector needs it: which models there are, and the digest each version is pinned to.
+
+Law: text in, values out; never opens a file. Tolerant where the daemon is strict: what the daemon would reject pins
+nothing here, and the daemon says what is wrong with it. Never keeps or repeats a source, which may carry a credential.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from cached.contract.digest import Digest
+from cached.contract.errors import HoldfastError, Permanent
+from cached.contract.reference import ModelRef
+
+# All scalars as text, so that the version 2024-07-23 is no date; in C where PyYAML has it, twenty times as fast.
+_Loader: Any = getattr(yaml, "CBaseLoader", yaml.BaseLoader)
+
+
+@dataclass(frozen=True, slots=True)
+class Digests:
+    """The pins of one catalog, and the names in it; `names` None: there is no catalog to look a name up in."""
+
+    pins: Mapping[ModelRef, Digest]
+    names: frozenset[str] | None
+
+    def knows(self, name: str) -> bool:
+        """Tell whether the catalog has this model, as far as one can tell."""
+        return self.names is None or name in self.names
+
+
+NO_CATALOG = Digests({}, None)
+
+
+def read_digests(text: str) -> Digests:
+    """Read a catalog; raises `Permanent` (`invalid_catalog`) where it is no YAML mapping."""
+    try:
+        document = yaml.load(text, Loader=_Loader)  # noqa: S506 - a base loader makes text, lists and mappings only
+    except (yaml.YAMLError, RecursionError) as error:
+        where = getattr(error, "problem_mark", None)  # not the error's text, which quotes the line
+        line = f", line {where.line + 1}" if where is not None else ""
+        raise _invalid(f"not YAML{line}") from error
+    if not isinstance(document, dict):
+        raise _invalid("expected a mapping with `models`")
+    models = _mapping(document.get("models"))
+    return Digests(dict(_pins(models)), frozenset(name for name in models if isinstance(name, str)))
+
+
+def _pins(models: Mapping[Any, Any]) -> Iterator[tuple[ModelRef, Digest]]:
+    for name, model in models.items():
+        for version, entry in _mapping(_mapping(model).get("versions")).items():
+            digest = _mapping(entry).get("digest")
+            if isinstance(digest, str):
+                try:
+                    yield ModelRef(name, version), Digest.parse(digest)
+                except (HoldfastError, TypeError, AttributeError):  # a key that is a list, or no legal name
+                    continue
+
+
+def _mapping(node: object) -> Mapping[Any, Any]:
+    return node if isinstance(node, dict) else {}
+
+
+def _invalid(problem: str) -> Permanent:
+    return Permanent(
+        "invalid_catalog", f"the catalog: {problem}", "correct the file; until then the last good one stays in force"
+    )

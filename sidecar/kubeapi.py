@@ -1,0 +1,127 @@
+"""A few requests to the Kubernetes API: get, create, replace, and patch one object.
+
+Law: knows no kind of object, retries nothing and keeps no connection: it is asked a few times a minute, and so the
+service account's token and the cluster's CA are read anew each time, however they rotate.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import ssl
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+from cached.contract.errors import Permanent, Transient
+
+ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
+_TIMEOUT = aiohttp.ClientTimeout(total=10)
+_JSON_PATCH = "application/json-patch+json"
+_REMEDY = "check the injector's service account: its Role and ClusterRole, and that its token is mounted"
+
+Json = dict[str, Any]
+
+
+class Conflict(Transient):
+    """Somebody else wrote the object first: read it again."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__("kube_conflict", f"{path}: changed meanwhile, or there already", "")
+
+
+@dataclass(frozen=True, slots=True)
+class KubeApi:
+    """One API server. `url` has no path; `account` is the folder with `token` and `ca.crt`."""
+
+    url: str
+    account: Path
+
+    @classmethod
+    def in_cluster(cls) -> KubeApi:
+        """The API server of the cluster that this process runs in; raises `Permanent` (`no_cluster`) elsewhere."""
+        host, port = os.environ.get("KUBERNETES_SERVICE_HOST"), os.environ.get("KUBERNETES_SERVICE_PORT", "443")
+        if not host:
+            raise Permanent(
+                "no_cluster",
+                "expected KUBERNETES_SERVICE_HOST, which a pod has, found none",
+                "outside a cluster give the certificate with --cert-dir",
+            )
+        return cls(f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}", ACCOUNT)
+
+    async def get(self, path: str) -> Json | None:
+        """The object at `path`, None where there is none."""
+        return await self._ask("GET", path)
+
+    async def create(self, path: str, body: Json) -> Json:
+        """Create an object in the collection at `path`; raises `Conflict` where one of its name is there."""
+        return self._there(path, await self._ask("POST", path, body))
+
+    async def replace(self, path: str, body: Json) -> Json:
+        """Write the object at `path`; raises `Conflict` where it is not the `resourceVersion` in `body` any more."""
+        return self._there(path, await self._ask("PUT", path, body))
+
+    async def patch(self, path: str, operations: Sequence[Json]) -> Json:
+        """Apply a JSON patch (RFC 6902) to the object at `path`."""
+        return self._there(path, await self._ask("PATCH", path, list(operations), _JSON_PATCH))
+
+    async def _ask(self, method: str, path: str, body: object = None, kind: str = "application/json") -> Json | None:
+        data = None if body is None else json.dumps(body)
+        headers = {"Authorization": f"Bearer {self._token()}", "Accept": "application/json", "Content-Type": kind}
+        try:
+            async with (
+                aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=self._trust()), timeout=_TIMEOUT) as session,
+                session.request(method, self.url + path, data=data, headers=headers) as response,
+            ):
+                status, answer = response.status, await response.read()
+        except (aiohttp.ClientError, TimeoutError) as error:
+            problem = f"{method} {self.url}{path}: {error or type(error).__name__}"
+            raise Transient("kube_unreachable", problem, "check that the API server answers") from error
+        return self._read(f"{method} {path}", status, answer)
+
+    def _read(self, what: str, status: int, answer: bytes) -> Json | None:
+        if status == 404:
+            return None
+        if status == 409:
+            raise Conflict(what)
+        problem = f"{what}: {status} {_message(answer)}"
+        if status in (401, 403):
+            raise Permanent("kube_forbidden", problem, _REMEDY)
+        if status == 429 or status >= 500:
+            raise Transient("kube_unavailable", problem, "")
+        if status >= 300:
+            raise Permanent("kube_refused", problem, "")
+        found: Json = json.loads(answer)
+        return found
+
+    def _there(self, path: str, found: Json | None) -> Json:
+        if found is None:
+            raise Transient("kube_not_found", f"{path}: not there", "apply the injector's manifests")
+        return found
+
+    def _token(self) -> str:
+        path = self.account / "token"
+        try:
+            return path.read_text().strip()
+        except OSError as error:
+            raise Permanent("no_token", f"{path}: {error.strerror}", _REMEDY) from error
+
+    def _trust(self) -> ssl.SSLContext | bool:
+        if not self.url.startswith("https:"):
+            return True
+        path = self.account / "ca.crt"
+        try:
+            return ssl.create_default_context(cafile=str(path))
+        except OSError as error:  # an SSLError too, where it is no certificate
+            raise Permanent("no_ca", f"{path}: {error.strerror or error}", _REMEDY) from error
+
+
+def _message(answer: bytes) -> str:
+    """What a `Status` object says; the answer's first bytes where it is none."""
+    try:
+        return str(json.loads(answer)["message"])[:500]
+    except (ValueError, KeyError, TypeError):
+        return repr(answer[:200])

@@ -1,0 +1,201 @@
+"""Turn a pod that asks for weights into one that waits for them: a JSON patch (RFC 6902).
+
+Law: pure, and adds only: nothing of the pod is replaced or removed but our own annotations. What it cannot do soundly
+it refuses, as a `Permanent` that says what to write instead.
+"""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from cached.contract import annotations
+from cached.contract.annotations import Asked
+from cached.contract.errors import Permanent
+from cached.contract.layout import PublicLayout
+from cached.contract.wanted import Wanted, variable_suffix, write_pins
+from sidecar.affinity import prefer, require
+from sidecar.digests import Digests
+from sidecar.gatespec import NAME, VOLUME, GateSettings, Json, containers_of, gate_container, mount, volume
+
+VARIABLE = "HOLDFAST_MODEL_PATH"
+_MIRROR = "kubernetes.io/config.mirror"  # a static pod, which runs whatever the API server says of it
+
+
+@dataclass(frozen=True, slots=True)
+class Patch:
+    """Operations to apply in this order (none: the pod is left alone), and warnings for whoever creates the pod."""
+
+    operations: tuple[Json, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+def patch_pod(pod: Json, settings: GateSettings, digests: Digests, version: str) -> Patch:
+    """What makes `pod` wait for its weights; `version` marks it as done.
+
+    Raises `Permanent`: `invalid_annotations`, `digest_mismatch` (pod and catalog pin different content),
+    `unsupported_pod`, `unknown_container`, `mount_conflict`, `digest_unknown` (for a required affinity).
+    """
+    spec, notes = pod["spec"], (pod.get("metadata") or {}).get("annotations") or {}
+    if annotations.INJECTED in notes or _MIRROR in notes or any(c.get("name") == NAME for c in containers_of(spec)):
+        return Patch()
+    asked = annotations.parse(notes)
+    if asked is None:
+        return Patch()
+    if ((spec.get("os") or {}).get("name")) == "windows":
+        raise Permanent(
+            "unsupported_pod",
+            "a pod for Windows asks for weights, and the nodes that cache them run Linux",
+            f"remove the annotations under {annotations.PREFIX}, or run the pod on Linux",
+        )
+    asked = replace(asked, models=tuple(_pinned(wanted, digests) for wanted in asked.models))
+    operations = [
+        *_marks(notes, asked, version),
+        *_volumes(spec, settings),
+        *_into_containers(spec, asked, settings),
+        *_affinity(spec, asked),
+        # Last: it moves the other init containers, whose places are named above.
+        *_prepend("/spec/initContainers", spec.get("initContainers"), [gate_container(spec, asked, settings)]),
+    ]
+    unknown = sorted({wanted.ref.name for wanted in asked.models if not digests.knows(wanted.ref.name)})
+    return Patch(tuple(operations), tuple(_no_model(name) for name in unknown))
+
+
+def _pinned(wanted: Wanted, digests: Digests) -> Wanted:
+    """With the catalog's pin, where the pod has none of its own."""
+    catalog = digests.pins.get(wanted.ref)
+    if catalog is not None and wanted.pin not in (None, catalog):
+        raise Permanent(
+            "digest_mismatch",
+            f"{wanted.ref}: {annotations.DIGEST} is {wanted.pin}, the catalog pins this version to {catalog}",
+            f"correct the annotation, or leave it out to get the catalog's; {wanted.ref.name!r} may have another "
+            "version with the content that is meant",
+        )
+    return replace(wanted, pin=wanted.pin or catalog)
+
+
+def _marks(notes: Json, asked: Asked, version: str) -> Iterator[Json]:
+    yield _add(f"/metadata/annotations/{_escaped(annotations.INJECTED)}", version)
+    pins = write_pins(asked.models)
+    if pins is not None and notes.get(annotations.DIGEST) != pins:
+        yield _add(f"/metadata/annotations/{_escaped(annotations.DIGEST)}", pins)
+
+
+def _volumes(spec: Json, settings: GateSettings) -> Iterator[Json]:
+    ours = volume(settings)
+    for there in spec.get("volumes") or ():
+        if there.get("name") == VOLUME:
+            if (there.get("hostPath") or {}).get("path") == settings.host_public:
+                return
+            raise Permanent(
+                "mount_conflict",
+                f"the pod has a volume {VOLUME!r} of its own, which is not {settings.host_public} of the node",
+                "rename it: the injector adds a volume of that name",
+            )
+    yield from _append("/spec/volumes", spec.get("volumes"), [ours])
+
+
+def _into_containers(spec: Json, asked: Asked, settings: GateSettings) -> Iterator[Json]:
+    """Mount and variables for the named containers; by default for all but other people's sidecars."""
+    _check_names(spec, asked)
+    variables = _variables(asked)
+    ours = mount(asked.mount_path, settings.recursive_read_only)
+    for kind in ("containers", "initContainers"):
+        for index, container in enumerate(spec.get(kind) or ()):
+            if asked.containers is None:
+                chosen = kind == "containers" or container.get("restartPolicy") != "Always"
+            else:
+                chosen = container.get("name") in asked.containers
+            if chosen:
+                where = f"/spec/{kind}/{index}"
+                if not _mounted(container, asked.mount_path):
+                    yield from _append(f"{where}/volumeMounts", container.get("volumeMounts"), [ours])
+                present = {variable.get("name") for variable in container.get("env") or ()}
+                missing = [variable for variable in variables if variable["name"] not in present]
+                # In front, as a variable may refer only to those before it.
+                yield from _prepend(f"{where}/env", container.get("env"), missing)
+
+
+def _check_names(spec: Json, asked: Asked) -> None:
+    there = [str(container.get("name")) for container in containers_of(spec)]
+    missing = [name for name in asked.containers or () if name not in there]
+    if missing:
+        raise Permanent(
+            "unknown_container",
+            f"{annotations.CONTAINERS} names {', '.join(missing)}, the pod has {', '.join(there)}",
+            f"write `{annotations.CONTAINERS}: {there[0]}`, or leave it out for all containers",
+        )
+
+
+def _mounted(container: Json, path: str) -> bool:
+    """Tell whether the weights are mounted there already; refuses where something else is, or is below."""
+    for there in container.get("volumeMounts") or ():
+        found = posixpath.normpath(str(there.get("mountPath")))
+        if found == path and there.get("name") == VOLUME:
+            return True
+        if found == path or found.startswith(f"{path}/"):
+            # Below: the runtime could not make the folder to mount on, as ours is read-only.
+            raise Permanent(
+                "mount_conflict",
+                f"the weights are to be mounted at {path} and the container {container.get('name')!r} mounts "
+                f"{there.get('name')!r} at {found}",
+                f"write another path, as in `{annotations.MOUNT_PATH}: {path}-weights`",
+            )
+    return False
+
+
+def _variables(asked: Asked) -> list[Json]:
+    layout = PublicLayout(Path(asked.mount_path))
+    found = [{"name": VARIABLE, "value": str(layout.model_link(asked.models[0].ref))}]
+    for wanted in asked.models:
+        if wanted.alias is not None:
+            name = f"{VARIABLE}_{variable_suffix(wanted.alias)}"
+            found.append({"name": name, "value": str(layout.model_link(wanted.ref))})
+    return found
+
+
+def _affinity(spec: Json, asked: Asked) -> Iterator[Json]:
+    digests = list(dict.fromkeys(wanted.pin for wanted in asked.models if wanted.pin is not None))
+    if asked.affinity == "required":
+        unpinned = [str(wanted.ref) for wanted in asked.models if wanted.pin is None]
+        if unpinned:
+            raise Permanent(
+                "digest_unknown",
+                f"`{annotations.AFFINITY}: required` asks for nodes that hold {', '.join(unpinned)}, whose digest "
+                "neither the pod nor the catalog says",
+                f"pin it with {annotations.DIGEST} or in the catalog, or leave {annotations.AFFINITY} out",
+            )
+        yield _add("/spec/affinity", require(spec.get("affinity"), digests))
+    elif digests:
+        yield _add("/spec/affinity", prefer(spec.get("affinity"), digests))
+
+
+def _no_model(name: str) -> str:
+    return f"holdfast: the catalog has no model {name[:100]!r}; the pod cannot start until it has"
+
+
+def _prepend(path: str, there: object, values: Sequence[Json]) -> Iterator[Json]:
+    """Put `values` in front of the list at `path`, which may be missing, null or empty."""
+    if there:
+        yield from (_add(f"{path}/0", value) for value in reversed(values))
+    elif values:
+        yield _add(path, list(values))
+
+
+def _append(path: str, there: object, values: Sequence[Json]) -> Iterator[Json]:
+    if there:
+        yield from (_add(f"{path}/-", value) for value in values)
+    elif values:
+        yield _add(path, list(values))
+
+
+def _add(path: str, value: Any) -> Json:
+    return {"op": "add", "path": path, "value": value}
+
+
+def _escaped(key: str) -> str:
+    """A key as a reference token of a JSON pointer: RFC 6901, section 3."""
+    return key.replace("~", "~0").replace("/", "~1")

@@ -1,0 +1,73 @@
+"""Leases: who excludes whom, and what happens when the file behind the path is another."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cached.contract.lease import is_held, take_exclusive, take_shared
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """A lease file."""
+    path = tmp_path / "lease"
+    path.touch(mode=0o444)
+    return path
+
+
+def test_users_share_and_keep_an_eviction_out(path: Path) -> None:
+    """Any number of users hold a lease together, and nobody gets it alone meanwhile."""
+    first, second = take_shared(path), take_shared(path)
+    assert first is not None and second is not None
+    first.close()
+    assert take_exclusive(path) is None and is_held(path)
+    second.close()
+    assert not is_held(path)
+
+
+def test_an_eviction_keeps_users_out(path: Path) -> None:
+    """Who holds a lease alone excludes users and other evictions until it gives it back."""
+    alone = take_exclusive(path)
+    assert alone is not None
+    with alone:
+        assert take_shared(path) is None and take_exclusive(path) is None
+    with_others = take_shared(path)
+    assert with_others is not None
+    with_others.close()
+
+
+def test_closing_twice_does_nothing(path: Path) -> None:
+    """A lease that was given back may be closed again, and the descriptor's number is no longer its own."""
+    lease = take_shared(path)
+    assert lease is not None
+    lease.close()
+    with path.open() as reused:
+        lease.close()
+        assert reused.read() == ""
+
+
+def test_nothing_there_is_no_lease(tmp_path: Path) -> None:
+    """A path that names nothing gives None, and is held by nobody."""
+    assert take_shared(tmp_path / "gone") is None
+    assert take_exclusive(tmp_path / "gone") is None
+    assert not is_held(tmp_path / "gone")
+
+
+def test_a_replaced_file_is_another_lease(path: Path) -> None:
+    """Holding a file that its path no longer names excludes nobody from the one it names now."""
+    old = take_shared(path)
+    assert old is not None
+    with old:
+        path.unlink()
+        path.touch()
+        assert not is_held(path)
+
+
+def test_a_symlink_is_no_lease(path: Path) -> None:
+    """A symlink at the path is not followed."""
+    link = path.with_name("link")
+    link.symlink_to(path)
+    with pytest.raises(OSError, match="symbolic links"):
+        take_shared(link)

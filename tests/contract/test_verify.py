@@ -1,0 +1,109 @@
+"""Verification: what is hashed, how it ends, and what it says."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+from pathlib import Path
+
+import pytest
+
+from cached.contract.errors import DigestMismatch
+from cached.contract.layout import SnapshotLayout
+from cached.contract.manifest import Manifest
+from cached.contract.verify import check_full, hash_file, load_manifest
+from tests.support.snapshots import make_public, make_snapshot
+
+WINDOW = 16 << 20
+FILES = {f"{number}.bin": bytes([number]) * (1 << 20) for number in range(8)}
+
+
+@pytest.fixture
+def snapshot(tmp_path: Path) -> SnapshotLayout:
+    """A snapshot of `FILES`."""
+    public = make_public(tmp_path / "public")
+    return public.snapshot(make_snapshot(public, FILES))
+
+
+@pytest.fixture
+def manifest(snapshot: SnapshotLayout) -> Manifest:
+    """Its manifest."""
+    return load_manifest(snapshot, None)
+
+
+@pytest.mark.parametrize("size", [0, 1, 4095, 4096, WINDOW - 1, WINDOW, WINDOW + 1, 2 * WINDOW + 4097])
+def test_every_byte_is_hashed_once(tmp_path: Path, size: int) -> None:
+    """The digest is sha256 of the whole file, whatever its size, and progress adds up to that size."""
+    data = os.urandom(4099) * (size // 4099 + 1)
+    (tmp_path / "file").write_bytes(data[:size])
+    told: list[int] = []
+    assert hash_file(tmp_path / "file", told.append) == hashlib.sha256(data[:size]).hexdigest()
+    assert sum(told) == size
+
+
+def test_a_file_that_cannot_be_mapped_is_read() -> None:
+    """Where the file system refuses maps, the digest is the same."""
+    unmapped = Path("/sys/kernel/notes")
+    if not os.access(unmapped, os.R_OK):
+        pytest.skip(f"no {unmapped} here")
+    told: list[int] = []
+    assert hash_file(unmapped, told.append) == hashlib.sha256(unmapped.read_bytes()).hexdigest()
+    assert sum(told) == len(unmapped.read_bytes())
+
+
+def test_a_symlink_is_not_followed(tmp_path: Path) -> None:
+    """A symlink at the path is an error, not the file behind it."""
+    (tmp_path / "file").write_bytes(b"data")
+    (tmp_path / "link").symlink_to("file")
+    with pytest.raises(OSError, match="symbolic links"):
+        hash_file(tmp_path / "link")
+
+
+def test_a_file_cut_short_while_it_is_hashed_is_an_error(tmp_path: Path) -> None:
+    """Bytes that vanish while the file is hashed raise; they do not end the process with SIGBUS."""
+    path = tmp_path / "file"
+    path.write_bytes(bytes(2 * WINDOW))
+    with pytest.raises(OSError, match="cut short"):
+        hash_file(path, lambda _size: os.truncate(path, WINDOW))
+
+
+@pytest.mark.parametrize("threads", [1, 2, 16])
+def test_a_whole_snapshot_passes(snapshot: SnapshotLayout, manifest: Manifest, threads: int) -> None:
+    """Any number of threads hashes each byte once."""
+    lock, told = threading.Lock(), 0
+
+    def tell(size: int) -> None:
+        nonlocal told
+        with lock:
+            told += size
+
+    check_full(snapshot, manifest, threads, tell)
+    assert told == manifest.total_bytes
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+def test_each_file_counts(snapshot: SnapshotLayout, manifest: Manifest, threads: int) -> None:
+    """One changed byte in any one file is found, and the error names that file."""
+    for name, data in FILES.items():
+        path = snapshot.path / name
+        path.chmod(0o644)
+        path.write_bytes(data[:-1] + b"!")
+        with pytest.raises(DigestMismatch, match=name):
+            check_full(snapshot, manifest, threads)
+        path.write_bytes(data)
+
+
+def test_an_interruption_ends_it(snapshot: SnapshotLayout, manifest: Manifest) -> None:
+    """What `progress` raises comes out, and no thread is left hashing."""
+
+    class Enough(Exception):
+        pass
+
+    def refuse(_size: int) -> None:
+        raise Enough
+
+    before = threading.active_count()
+    with pytest.raises(Enough):
+        check_full(snapshot, manifest, 2, refuse)
+    assert threading.active_count() == before
