@@ -241,6 +241,7 @@ def _take_up(layout: Layout, board: Board, holdings: Holdings) -> dict[ModelRef,
             board.drop(ref)
     for ref, digest in holdings.models.items():
         board.ready(ref, digest, holdings.size(ref), ref in before and before[ref].pinned)
+    board.sweep()
     return unfinished
 
 

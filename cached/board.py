@@ -96,6 +96,11 @@ class Board:
         if self._statuses.pop(ref, None) is not None:
             self._submit(partial(self._remove, ref))
 
+    def sweep(self) -> None:
+        """Remove the files of versions that nothing is said of: what a crash or somebody else left."""
+        kept = frozenset(self._public.model_status(ref) for ref in self._statuses)
+        self._submit(partial(self._sweep, kept))
+
     def beat(self) -> None:
         """Move the heartbeat."""
         self._daemon = replace(self._daemon, updated=timestamp(time.time()))
@@ -127,8 +132,19 @@ class Board:
         except OSError as error:  # the disk may be full or gone: the daemon goes on, and says so in its log
             _log.warning("cannot write %s: %s", path, error.strerror or error)
 
+    def _sweep(self, kept: frozenset[Path]) -> None:
+        try:
+            found = [path for path in self._public.status.glob("*/*") if path not in kept]
+        except OSError as error:
+            _log.warning("cannot look through %s: %s", self._public.status, error.strerror or error)
+            return
+        for path in found:
+            self._unlink(path)
+
     def _remove(self, ref: ModelRef) -> None:
-        path = self._public.model_status(ref)
+        self._unlink(self._public.model_status(ref))
+
+    def _unlink(self, path: Path) -> None:
         try:
             path.unlink(missing_ok=True)
             remove_empty(path.parent)

@@ -13,6 +13,7 @@ from importlib import import_module
 COMMANDS = {
     "daemon": ("cached.app:main", "run the node daemon: fetch, verify, publish, evict, report"),
     "gate": ("sidecar.gate:main", "hold until a version is present and verified, then hold its lease"),
+    "inject": ("sidecar.inject:main", "answer the API server's reviews of pods: add the gate to the annotated"),
     "serve": ("server.app:main", "load a version and answer inference requests"),
     "publish": ("cached.publish:main", "hash a folder and upload it as one version"),
     "pull": ("cached.commands.pull:main", "ask the daemon of this node for a version and wait"),
@@ -52,7 +53,7 @@ def _load(name: str, target: str) -> Callable[[Sequence[str]], int]:
     except ModuleNotFoundError as error:
         if error.name is not None and error.name.split(".")[0] in ("cached", "sidecar", "server"):
             raise
-        extra = {"gate": "gate", "serve": "transformers", "demo": "demo"}.get(name, "daemon")
+        extra = {"gate": "gate", "inject": "inject", "serve": "transformers", "demo": "demo"}.get(name, "daemon")
         sys.stderr.write(f"holdfast {name}: the package {error.name} is missing; pip install 'holdfast[{extra}]'\n")
         raise SystemExit(1) from error
     return loaded

@@ -7,15 +7,14 @@ are `{"error": {code, message, remedy, permanent}}`.
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
 from aiohttp import web
 
 from cached.contract.digest import Digest
-from cached.contract.errors import HoldfastError, Permanent
+from cached.contract.errors import Permanent
 from cached.contract.reference import ModelRef
-from cached.http import status_handler
+from cached.http import errors, status_handler
 
 
 class Commands(Protocol):
@@ -27,7 +26,7 @@ class Commands(Protocol):
     async def gc(self) -> list[dict[str, Any]]:
         """Evict what nobody wants or uses; returns what went."""
 
-    def gc_plan(self) -> list[dict[str, Any]]:
+    async def gc_plan(self) -> list[dict[str, Any]]:
         """What `gc` would evict now."""
 
     async def pin(self, ref: ModelRef) -> None: ...
@@ -39,7 +38,7 @@ class Commands(Protocol):
 
 def control(commands: Commands) -> web.Application:
     """The application of the control socket."""
-    app = web.Application(middlewares=[_errors])
+    app = web.Application(middlewares=[errors])
 
     async def pull(request: web.Request) -> web.Response:
         body = await _body(request)
@@ -52,7 +51,7 @@ def control(commands: Commands) -> web.Application:
         dry_run = body.get("dry_run", False)
         if not isinstance(dry_run, bool):
             raise _bad(f"expected `dry_run` as true or false, found {dry_run!r}")
-        gone = commands.gc_plan() if dry_run else await commands.gc()
+        gone = await (commands.gc_plan() if dry_run else commands.gc())
         return web.json_response({"versions": gone, "bytes": sum(each["bytes"] for each in gone)})
 
     async def pin(request: web.Request) -> web.Response:
@@ -67,22 +66,6 @@ def control(commands: Commands) -> web.Application:
         app.router.add_post(f"/v1/{name}", handler)
     app.router.add_get("/v1/status", status_handler(commands.status))
     return app
-
-
-@web.middleware
-async def _errors(
-    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
-) -> web.StreamResponse:
-    try:
-        return await handler(request)
-    except HoldfastError as error:
-        document = {
-            "code": error.code,
-            "message": error.message,
-            "remedy": error.remedy,
-            "permanent": error.permanent,
-        }
-        return web.json_response({"error": document}, status=400 if error.permanent else 503)
 
 
 async def _body(request: web.Request) -> dict[str, Any]:

@@ -91,7 +91,8 @@ class Daemon:
         await self._scheduler.sweep()
         return gone
 
-    def gc_plan(self) -> list[dict[str, Any]]:
+    async def gc_plan(self) -> list[dict[str, Any]]:
+        await self._scheduler.look_at_leases()
         victims, holdings = self._scheduler.evictable(), self._scheduler.holdings()
         plan, before = [], 0
         for count, victim in enumerate(victims, 1):

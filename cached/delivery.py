@@ -53,7 +53,8 @@ class Delivery:
             _log.warning("%s: %s", self.want.ref, outcome)
             self.needed_bytes = outcome.needed_bytes if isinstance(outcome, NoSpace) else 0
             self._board.trouble(self.want.ref, State.QUEUED, outcome)
-            self._turns.changed()
+            if self.needed_bytes:
+                self._turns.short_of_space()
             await self._pause(outcome, failures)
             self.needed_bytes = 0  # what it needs now, the next try finds out: nothing is evicted for it twice
 
@@ -88,16 +89,16 @@ class Delivery:
 
 
 class Turns:
-    """Who may try now: at each priority so many at once, whoever came first. `changed` is told of every change."""
+    """Who may try now: at each priority so many at once, whoever came first. `short` is set where one needs space."""
 
-    def __init__(self, changed: asyncio.Event) -> None:
-        self._changed = changed
+    def __init__(self, short: asyncio.Event) -> None:
+        self._short = short
         self._waiting: dict[Delivery, asyncio.Event] = {}
         self._running: set[Delivery] = set()
 
-    def changed(self) -> None:
-        """Something about a delivery changed that the next plan should know."""
-        self._changed.set()
+    def short_of_space(self) -> None:
+        """A delivery waits for space: the next plan makes room."""
+        self._short.set()
 
     @asynccontextmanager
     async def turn(self, delivery: Delivery) -> AsyncIterator[None]:

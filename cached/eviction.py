@@ -51,6 +51,8 @@ def reclaimable(victims: Collection[Holding], holdings: Collection[Holding]) -> 
 def choose_victims(holdings: Collection[Holding], need_bytes: int) -> Choice:
     """Choose evictable holdings, least recently used first, until they free `need_bytes`, and none that is not needed
     for that. Where all of them together free less, all that free anything."""
+    if need_bytes <= 0:
+        return Choice((), 0)  # without a look at every blob of the node, as most plans are made when nothing is short
     links = Counter(sha for holding in holdings for sha in holding.blobs)
     freed = 0
     chosen: list[Holding] = []

@@ -7,9 +7,11 @@ it starts and accounted for however it ends.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from cached.attempt import BlobSpec, Verified
 from cached.contract.layout import Layout
@@ -23,22 +25,32 @@ _STEP_BYTES = 64 * 1024 * 1024  # what a stream of unknown length reserves at a 
 
 
 class Allotment:
-    """The reservations of one flight: one where the size is known, growing where it is not. Thread-safe."""
+    """The reservations of one flight: one where the size is known, growing where it is not. Thread-safe.
 
-    def __init__(self, ledger: Ledger, size: int | None, resumed: int) -> None:
+    The file system shows as taken what it has given to `folder` already: the ledger is told, or it would count that
+    twice and evict others for it.
+    """
+
+    def __init__(self, ledger: Ledger, folder: Path, size: int | None) -> None:
         self._ledger = ledger
+        self._folder = folder
+        self._lock = threading.Lock()
         self._stack = ExitStack()
-        self._reserved = 0
         self._parts: list[Reservation] = []
+        self._reserved = self._on_disk = 0
+        resumed = allocated_bytes(folder)
         if size is not None:
-            self._reserve(size, min(resumed, size))
+            self._on_disk = min(resumed, size)
+            self._reserve(size, self._on_disk)
         else:
             ledger.trash_deleted(resumed)  # a stream cannot resume: the ingest deletes what an earlier one left
 
     def grow(self, size: int) -> None:
         """Make sure that `size` bytes may be written; raises `NoSpace` or `Permanent` (`too_large`)."""
-        while size > self._reserved:
-            self._reserve(max(_STEP_BYTES, size - self._reserved), 0)
+        with self._lock:
+            while size > self._reserved:
+                self._reserve(max(_STEP_BYTES, size - self._reserved), 0)
+            self._tell_allocated(min(allocated_bytes(self._folder), self._reserved))
 
     def settle(self, committed: int, left: int) -> None:
         """The flight is over: `committed` bytes became a new blob, `left` bytes stay as a partial one; the rest is
@@ -52,6 +64,16 @@ class Allotment:
             left -= taken
         self._stack.close()
 
+    def _tell_allocated(self, size: int) -> None:
+        """The disk has given `size` bytes by now: of the parts in their order."""
+        end = 0
+        for part in self._parts:
+            start, end = end, end + part.size
+            if end > self._on_disk and size > self._on_disk:
+                step = min(end, size) - max(start, self._on_disk)
+                part.allocated(step)
+                self._on_disk += step
+
     def _reserve(self, size: int, resumed: int) -> None:
         self._parts.append(self._stack.enter_context(self._ledger.reserve(size, resumed)))
         self._reserved += size
@@ -62,10 +84,6 @@ class _Entry:
     flight: Flight
     result: asyncio.Future[Verified]
     waiters: dict[object, int] = field(default_factory=dict)  # who waits -> how urgently
-
-    def reprioritize(self) -> None:
-        if self.waiters:
-            self.flight.priority = min(self.waiters.values())
 
 
 class Flights:
@@ -91,7 +109,7 @@ class Flights:
         allotments: dict[str, Allotment] = {}
         try:
             for id_, spec in new.items():
-                allotments[id_] = Allotment(self._ledger, spec.key.size, resumed[id_])
+                allotments[id_] = Allotment(self._ledger, self._layout.ingest / id_, spec.key.size)
         except BaseException:  # a growing stream took the space in between
             for id_, allotment in allotments.items():
                 allotment.settle(0, resumed[id_])
@@ -119,7 +137,7 @@ class Flights:
             self._entries[spec.key.id] = entry
             self._workers.submit(flight)
         entry.waiters[who] = priority
-        entry.reprioritize()
+        self._reprioritize([entry])
         return entry.flight, entry.result
 
     def leave(self, spec: BlobSpec, who: object) -> asyncio.Future[Verified] | None:
@@ -129,22 +147,27 @@ class Flights:
             return None
         entry.waiters.pop(who, None)
         if entry.waiters:
-            entry.reprioritize()
+            self._reprioritize([entry])
             return None
         entry.flight.cancel()
         return entry.result
 
     def reprioritize(self, who: object, priority: int) -> None:
         """`who` waits more, or less, urgently than before."""
-        for entry in self._entries.values():
-            if who in entry.waiters:
-                entry.waiters[who] = priority
-                entry.reprioritize()
-        self._workers.changed()
+        concerned = [entry for entry in self._entries.values() if who in entry.waiters]
+        for entry in concerned:
+            entry.waiters[who] = priority
+        self._reprioritize(concerned)
 
     def busy(self) -> frozenset[str]:
         """The ids of the partial blobs that are under way."""
         return frozenset(self._entries)
+
+    def _reprioritize(self, entries: Iterable[_Entry]) -> None:
+        """Each flight is as urgent as the most urgent of those who wait for it."""
+        for entry in entries:
+            entry.flight.priority = min(entry.waiters.values())
+        self._workers.changed()
 
     def _over(self, id_: str, allotment: Allotment, result: asyncio.Future[Verified]) -> None:
         del self._entries[id_]

@@ -5,10 +5,12 @@ Law: only reads. Nothing here can change anything, so it needs no credentials an
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
 from aiohttp import web
+
+from cached.contract.errors import HoldfastError
 
 
 class Reports(Protocol):
@@ -25,7 +27,7 @@ class Reports(Protocol):
 
 def reads(reports: Reports) -> web.Application:
     """The application of the TCP port."""
-    app = web.Application()
+    app = web.Application(middlewares=[errors])
 
     async def healthz(_request: web.Request) -> web.Response:
         return web.Response(text="ok\n")
@@ -44,6 +46,23 @@ def reads(reports: Reports) -> web.Application:
     app.router.add_get("/metrics", metrics)
     app.router.add_get("/v1/status", status_handler(reports.status))
     return app
+
+
+@web.middleware
+async def errors(
+    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+) -> web.StreamResponse:
+    """Answer with the error, on either door: 400 where asking again changes nothing, else 503."""
+    try:
+        return await handler(request)
+    except HoldfastError as error:
+        document = {
+            "code": error.code,
+            "message": error.message,
+            "remedy": error.remedy,
+            "permanent": error.permanent,
+        }
+        return web.json_response({"error": document}, status=400 if error.permanent else 503)
 
 
 def status_handler(status: Callable[[], dict[str, Any]]) -> Callable[[web.Request], Any]:

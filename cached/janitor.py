@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection
 
 from cached.blocking import Blocking
 from cached.board import Board, Progress
@@ -46,11 +46,11 @@ class Janitor:
         digests = frozenset(self._holdings.models.values())
         self._holdings.saw_leases(await self._blocking.run(look_at_leases, self._layout, digests))
 
-    async def publish(self, ref: ModelRef, manifest: Manifest, notes: Iterable[str]) -> Digest:
+    async def publish(self, ref: ModelRef, manifest: Manifest, notes: Ids) -> Digest:
         """Give `ref` the snapshot of `manifest`, whose blobs are all committed, and forget the `notes` (ids of partial
         blobs) that said which they are. Once begun it goes through, cancelled or not."""
         async with self._turn:
-            digest = await self._blocking.finish(_publish, self._layout, ref, manifest, tuple(notes))
+            digest = await self._blocking.finish(_publish, self._layout, ref, manifest, notes())
             self._holdings.add(ref, digest, manifest)
             return digest
 
@@ -134,7 +134,7 @@ class Janitor:
         self._ledger.trash_deleted(size)
 
 
-def _publish(layout: Layout, ref: ModelRef, manifest: Manifest, notes: tuple[str, ...]) -> Digest:
+def _publish(layout: Layout, ref: ModelRef, manifest: Manifest, notes: Collection[str]) -> Digest:
     digest = snapshots.publish(layout, manifest, timestamp(time.time()))
     snapshots.point(layout, ref, digest)
     for note in notes:

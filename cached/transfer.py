@@ -113,7 +113,8 @@ class Transfers:
                 want.ref, State.PUBLISHING, Progress(manifest.total_bytes, manifest.total_bytes, None, None)
             )
             notes = [_partial_id(file, source.display) for file in files if file.sha256 is None]
-            return Published(await self._janitor.publish(want.ref, manifest, notes), manifest)
+            digest = await self._janitor.publish(want.ref, manifest, partial(self._unshared, want.ref, notes))
+            return Published(digest, manifest)
         finally:
             await source.aclose()
 
@@ -198,6 +199,11 @@ class Transfers:
             state = State.FETCHING if any(flight.receiving() for flight in flights) else State.VERIFYING
             trouble = next((f.last_error for f in flights if f.last_error is not None), None)
             self._board.move(want.ref, state, Progress(total, here + moved, rate, eta_s), trouble)
+
+    def _unshared(self, ref: ModelRef, notes: list[str]) -> list[str]:
+        """The notes that no other version under way goes on from."""
+        others = frozenset().union(*(ids for other, ids in self._partial.items() if other != ref))
+        return [note for note in notes if note not in others]
 
     def _locator(self, source: Source, file: RemoteFile) -> Callable[[], Target]:
         loop = asyncio.get_running_loop()

@@ -42,7 +42,7 @@ class Workers:
         self.layout = layout
         self.client = client
         self.observer = observer
-        self.limit = BandwidthLimit(settings.bandwidth)
+        self.limit = BandwidthLimit(settings.bandwidth, time.monotonic, time.sleep)
         self.buffers = BufferPool(settings.connections + _HELD + MAX_OPEN, BUFFER_BYTES)
         self.hold_slots = threading.Semaphore(_HELD)
         self.recorder = ThreadPoolExecutor(2, thread_name_prefix="record")

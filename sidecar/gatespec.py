@@ -20,7 +20,9 @@ VOLUME = "holdfast"
 FIRST_PORT = 9401
 HOOK_S = 2  # what `sidecar.poststart` waits at most: the pod cannot be deleted meanwhile
 _PROBE_TIMEOUT_S = 2  # the gate answers at once; a node that starts many pods may not
-_PROBE_GRACE_S = 60  # so that it is the gate that ends at the deadline, with its reason, and not the kubelet without one
+_PROBE_GRACE_S = (
+    60  # so that it is the gate that ends at the deadline, with its reason, and not the kubelet without one
+)
 
 Json = dict[str, Any]
 
@@ -86,8 +88,9 @@ def gate_container(spec: Json, asked: Asked, settings: GateSettings) -> Json:
 
 
 def volume(settings: GateSettings) -> Json:
-    """The public folder of the node. It must be there: an empty one made by the kubelet would belong to root."""
-    return {"name": VOLUME, "hostPath": {"path": settings.host_public, "type": "Directory"}}
+    """The public folder of the node, made where it is missing: on a new node a pod may come before the daemon, whose
+    preparation then takes the folder over. With `Directory` the kubelet tries again, after up to two minutes."""
+    return {"name": VOLUME, "hostPath": {"path": settings.host_public, "type": "DirectoryOrCreate"}}
 
 
 def mount(path: str, recursive_read_only: str) -> Json:
@@ -140,7 +143,7 @@ def _native(port: int, deadline_s: int) -> Json:
 
 
 def _security(user: int) -> Json:
-    """As the profile `restricted` wants it. The user is said, as a pod that says 0 for all would contradict non-root."""
+    """As the profile `restricted` wants it. The user is named, as a pod that names 0 for all contradicts non-root."""
     return {
         "runAsNonRoot": True,
         "runAsUser": user,

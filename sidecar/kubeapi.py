@@ -1,7 +1,7 @@
 """A few requests to the Kubernetes API: get, create, replace, and patch one object.
 
-Law: knows no kind of object, retries nothing and keeps no connection: it is asked a few times a minute, and so the
-service account's token and the cluster's CA are read anew each time, however they rotate.
+Law: knows no kind of object and keeps no connection: it is asked a few times a minute, and so the service account's
+token and the cluster's CA are read anew each time, however they rotate. Whether to try again, the caller decides.
 """
 
 from __future__ import annotations
@@ -109,9 +109,7 @@ class KubeApi:
         except OSError as error:
             raise Permanent("no_token", f"{path}: {error.strerror}", _REMEDY) from error
 
-    def _trust(self) -> ssl.SSLContext | bool:
-        if not self.url.startswith("https:"):
-            return True
+    def _trust(self) -> ssl.SSLContext:
         path = self.account / "ca.crt"
         try:
             return ssl.create_default_context(cafile=str(path))

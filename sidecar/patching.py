@@ -1,7 +1,7 @@
 """Turn a pod that asks for weights into one that waits for them: a JSON patch (RFC 6902).
 
-Law: pure, and adds only: nothing of the pod is replaced or removed but our own annotations. What it cannot do soundly
-it refuses, as a `Permanent` that says what to write instead.
+Law: pure, and adds only: nothing of the pod is replaced or removed but our own annotations. What it cannot
+do soundly it refuses, as a `Permanent` that says what to write instead.
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cached.contract import annotations
-from cached.contract.annotations import Asked
+from cached.contract.annotations import AFFINITY, CONTAINERS, DIGEST, INJECTED, MOUNT_PATH, PREFIX, Asked, parse
 from cached.contract.errors import Permanent
 from cached.contract.layout import PublicLayout
 from cached.contract.wanted import Wanted, variable_suffix, write_pins
@@ -40,16 +39,16 @@ def patch_pod(pod: Json, settings: GateSettings, digests: Digests, version: str)
     `unsupported_pod`, `unknown_container`, `mount_conflict`, `digest_unknown` (for a required affinity).
     """
     spec, notes = pod["spec"], (pod.get("metadata") or {}).get("annotations") or {}
-    if annotations.INJECTED in notes or _MIRROR in notes or any(c.get("name") == NAME for c in containers_of(spec)):
+    if INJECTED in notes or _MIRROR in notes or any(c.get("name") == NAME for c in containers_of(spec)):
         return Patch()
-    asked = annotations.parse(notes)
+    asked = parse(notes)
     if asked is None:
         return Patch()
     if ((spec.get("os") or {}).get("name")) == "windows":
         raise Permanent(
             "unsupported_pod",
             "a pod for Windows asks for weights, and the nodes that cache them run Linux",
-            f"remove the annotations under {annotations.PREFIX}, or run the pod on Linux",
+            f"remove the annotations under {PREFIX}, or run the pod on Linux",
         )
     asked = replace(asked, models=tuple(_pinned(wanted, digests) for wanted in asked.models))
     operations = [
@@ -70,7 +69,7 @@ def _pinned(wanted: Wanted, digests: Digests) -> Wanted:
     if catalog is not None and wanted.pin not in (None, catalog):
         raise Permanent(
             "digest_mismatch",
-            f"{wanted.ref}: {annotations.DIGEST} is {wanted.pin}, the catalog pins this version to {catalog}",
+            f"{wanted.ref}: {DIGEST} is {wanted.pin}, the catalog pins this version to {catalog}",
             f"correct the annotation, or leave it out to get the catalog's; {wanted.ref.name!r} may have another "
             "version with the content that is meant",
         )
@@ -78,10 +77,10 @@ def _pinned(wanted: Wanted, digests: Digests) -> Wanted:
 
 
 def _marks(notes: Json, asked: Asked, version: str) -> Iterator[Json]:
-    yield _add(f"/metadata/annotations/{_escaped(annotations.INJECTED)}", version)
+    yield _add(f"/metadata/annotations/{_escaped(INJECTED)}", version)
     pins = write_pins(asked.models)
-    if pins is not None and notes.get(annotations.DIGEST) != pins:
-        yield _add(f"/metadata/annotations/{_escaped(annotations.DIGEST)}", pins)
+    if pins is not None and notes.get(DIGEST) != pins:
+        yield _add(f"/metadata/annotations/{_escaped(DIGEST)}", pins)
 
 
 def _volumes(spec: Json, settings: GateSettings) -> Iterator[Json]:
@@ -125,8 +124,8 @@ def _check_names(spec: Json, asked: Asked) -> None:
     if missing:
         raise Permanent(
             "unknown_container",
-            f"{annotations.CONTAINERS} names {', '.join(missing)}, the pod has {', '.join(there)}",
-            f"write `{annotations.CONTAINERS}: {there[0]}`, or leave it out for all containers",
+            f"{CONTAINERS} names {', '.join(missing)}, the pod has {', '.join(there)}",
+            f"write `{CONTAINERS}: {','.join(there)}` or fewer, or leave it out for all containers",
         )
 
 
@@ -142,7 +141,7 @@ def _mounted(container: Json, path: str) -> bool:
                 "mount_conflict",
                 f"the weights are to be mounted at {path} and the container {container.get('name')!r} mounts "
                 f"{there.get('name')!r} at {found}",
-                f"write another path, as in `{annotations.MOUNT_PATH}: {path}-weights`",
+                f"write another path, as in `{MOUNT_PATH}: {path}-weights`",
             )
     return False
 
@@ -164,9 +163,9 @@ def _affinity(spec: Json, asked: Asked) -> Iterator[Json]:
         if unpinned:
             raise Permanent(
                 "digest_unknown",
-                f"`{annotations.AFFINITY}: required` asks for nodes that hold {', '.join(unpinned)}, whose digest "
+                f"`{AFFINITY}: required` asks for nodes that hold {', '.join(unpinned)}, whose digest "
                 "neither the pod nor the catalog says",
-                f"pin it with {annotations.DIGEST} or in the catalog, or leave {annotations.AFFINITY} out",
+                f"pin it with {DIGEST} or in the catalog, or leave {AFFINITY} out",
             )
         yield _add("/spec/affinity", require(spec.get("affinity"), digests))
     elif digests:

@@ -80,14 +80,7 @@ def _verify(public: PublicLayout, ref: ModelRef, threads: int) -> Manifest:
     if held is None:
         raise Transient("being_evicted", f"{ref} is being evicted, or its lease file is gone", "run verify again")
     with held:
-        try:
-            manifest = load_manifest(snapshot, None)
-        except FileNotFoundError as error:
-            raise Permanent(
-                "invalid_manifest",
-                f"{snapshot.manifest}: expected the manifest, found no file",
-                "check that only the daemon writes the root",
-            ) from error
+        manifest = load_manifest(snapshot, None)
         check_full(snapshot, manifest, threads)
     return manifest
 

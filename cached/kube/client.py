@@ -7,8 +7,8 @@ request, and once more on 401, so a rotation is never noticed. Nothing is retrie
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Mapping
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
@@ -52,7 +52,7 @@ class KubeClient:
     def __init__(self, cluster: Cluster, timeout_s: float = 30.0) -> None:
         self._cluster = cluster
         self._tls = cluster.tls()
-        self._timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=_CONNECT_S)
+        self._limits = aiohttp.ClientTimeout(total=timeout_s, sock_connect=_CONNECT_S)
         self._session: aiohttp.ClientSession
 
     async def __aenter__(self) -> Self:
@@ -66,8 +66,9 @@ class KubeClient:
 
     async def request(self, call: Call) -> dict[str, Any]:
         """Send one request and return the object that came back."""
-        async with self._answer(call, self._timeout) as answer:
-            body = await answer.read()
+        with self._errors_are_ours(call):
+            async with await self._open(call, self._limits) as answer:
+                body = await answer.read()
         try:
             document = json.loads(body)
         except ValueError as error:
@@ -76,39 +77,61 @@ class KubeClient:
             raise bad_answer(str(call), "no JSON object came back")
         return document
 
-    async def watch(self, call: Call, stall_s: float) -> AsyncIterator[dict[str, Any]]:
-        """Yield the events of a watch, bookmarks and ERROR among them, until the server ends it.
-
-        Raises `Unreachable` where nothing at all comes for `stall_s` seconds: a peer that died says nothing, and only
-        bookmarks tell it from a quiet one. The first thing yielded is `{}`: the watch stands.
-        """
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_S, sock_read=stall_s)
-        async with self._answer(call, timeout) as answer:
-            yield {}
-            async with aclosing(_lines(answer, str(call))) as lines:
-                async for line in lines:
-                    yield _event(line, call)
-
     @asynccontextmanager
-    async def _answer(self, call: Call, timeout: aiohttp.ClientTimeout) -> AsyncIterator[aiohttp.ClientResponse]:
-        """The answer, where it is a success; everything that goes wrong meanwhile becomes ours."""
+    async def watch(self, call: Call, stall_s: float) -> AsyncIterator[AsyncIterator[dict[str, Any]]]:
+        """Open a watch; inside, iterate over its events, bookmarks among them, until the server ends it.
+
+        An ERROR event is raised as what it says. `Unreachable` where nothing at all comes for `stall_s` seconds: a peer
+        that died says nothing, and only bookmarks tell it from a quiet one.
+        """
+        limits = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_S, sock_read=stall_s)
+        with self._errors_are_ours(call):
+            answer = await self._open(call, limits)
         try:
-            token = self._cluster.read_token()
-            answer = await self._send(call, timeout, token)
-            if answer.status == 401 and self._cluster.read_token() != token:
-                answer.release()
-                answer = await self._send(call, timeout, self._cluster.read_token())
-            async with answer:
-                if answer.status >= 300:
-                    raise await _refusal(answer, call)
-                yield answer
+            yield self._events(answer, call)
+        finally:
+            answer.close()  # and its connection: the server would go on sending
+
+    async def _events(self, answer: aiohttp.ClientResponse, call: Call) -> AsyncIterator[dict[str, Any]]:
+        """Split the body at line feeds: aiohttp's own `readline` refuses lines beyond its buffer, as pods can be."""
+        rest = bytearray()
+        with self._errors_are_ours(call):
+            async for chunk in answer.content.iter_any():
+                rest += chunk
+                if b"\n" in chunk:
+                    *lines, last = bytes(rest).split(b"\n")
+                    rest = bytearray(last)
+                    for line in lines:
+                        if line.strip():
+                            yield _event(line, call)
+                if len(rest) > _LONGEST_EVENT:
+                    raise bad_answer(str(call), f"an event of more than {_LONGEST_EVENT} bytes")
+
+    @contextmanager
+    def _errors_are_ours(self, call: Call) -> Iterator[None]:
+        try:
+            yield
         except aiohttp.ClientSSLError as error:
             self._tls = self._cluster.tls()  # the cluster's authority may have changed since
             raise Unreachable(self._cluster.server, str(error)) from error
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise Unreachable(self._cluster.server, f"{call}: {error or type(error).__name__}") from error
 
-    async def _send(self, call: Call, timeout: aiohttp.ClientTimeout, token: str | None) -> aiohttp.ClientResponse:
+    async def _open(self, call: Call, limits: aiohttp.ClientTimeout) -> aiohttp.ClientResponse:
+        """The answer, where it is a success; the caller closes it."""
+        token = self._cluster.read_token()
+        answer = await self._send(call, limits, token)
+        if answer.status == 401:
+            now = self._cluster.read_token()
+            if now != token:
+                answer.release()
+                answer = await self._send(call, limits, now)
+        if answer.status >= 300:
+            async with answer:
+                raise await _refusal(answer, call)
+        return answer
+
+    async def _send(self, call: Call, limits: aiohttp.ClientTimeout, token: str | None) -> aiohttp.ClientResponse:
         headers = {"Accept": call.accept}
         if token:
             headers["Authorization"] = f"Bearer {token}"
@@ -122,26 +145,11 @@ class KubeClient:
             params=dict(call.query),
             data=data,
             headers=headers,
-            timeout=timeout,
+            timeout=limits,
             allow_redirects=False,  # the token is for this server and no other
             ssl=self._tls if self._tls is not None else True,
             server_hostname=self._cluster.server_name,
         )
-
-
-async def _lines(answer: aiohttp.ClientResponse, doing: str) -> AsyncIterator[bytes]:
-    """Split the body at line feeds; aiohttp's own `readline` refuses lines beyond its buffer, and pods can be longer."""
-    rest = bytearray()
-    async for chunk in answer.content.iter_any():
-        rest += chunk
-        if b"\n" in chunk:
-            *lines, last = bytes(rest).split(b"\n")
-            rest = bytearray(last)
-            for line in lines:
-                if line.strip():
-                    yield line
-        if len(rest) > _LONGEST_EVENT:
-            raise bad_answer(doing, f"an event of more than {_LONGEST_EVENT} bytes")
 
 
 def _event(line: bytes, call: Call) -> dict[str, Any]:
@@ -153,7 +161,8 @@ def _event(line: bytes, call: Call) -> dict[str, Any]:
         raise bad_answer(str(call), "an event without an object")
     if event.get("type") == "ERROR":
         status: dict[str, Any] = event["object"]
-        raise of_status(int(status.get("code") or 500), json.dumps(status).encode(), str(call))
+        code = status.get("code")
+        raise of_status(code if isinstance(code, int) else 500, json.dumps(status).encode(), str(call))
     return event
 
 

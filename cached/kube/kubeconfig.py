@@ -68,7 +68,7 @@ def _merge(files: list[Path]) -> dict[str, Any]:
         merged["current-context"] = merged["current-context"] or document.get("current-context") or ""
         for section in _SECTIONS:
             for item in document.get(section) or ():
-                body = dict(item.get(section[:-1]) or {})
+                body = item.get(section.removesuffix("s")) or {}
                 merged[section].setdefault(
                     item.get("name"), {**body, "": file.parent}
                 )  # "": what paths are relative to
@@ -80,11 +80,17 @@ def _document(file: Path) -> dict[str, Any]:
         document = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
         _refuse(str(file), f"cannot be read: {error}", "check KUBECONFIG", error)
-    if not isinstance(document, dict) or not all(
-        isinstance(item, dict) for section in _SECTIONS for item in document.get(section) or ()
-    ):
+    if not isinstance(document, dict) or not all(_is_section(document.get(name), name) for name in _SECTIONS):
         _refuse(str(file), "is not a kubeconfig", "check KUBECONFIG")
     return document
+
+
+def _is_section(found: object, name: str) -> bool:
+    """Whether this is a list of names, each with a mapping."""
+    return found is None or (
+        isinstance(found, list)
+        and all(isinstance(item, dict) and isinstance(item.get(name.removesuffix("s")), dict | None) for item in found)
+    )
 
 
 def _named(merged: dict[str, Any], section: str, name: object, where: str) -> dict[str, Any]:

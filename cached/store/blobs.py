@@ -6,10 +6,13 @@ Law: a blob appears by one rename of a file that is already whole, synced and re
 from __future__ import annotations
 
 import os
+import threading
 from pathlib import Path
 
 from cached.contract.layout import Layout
 from cached.store import durable, ingest
+
+_one_at_a_time = threading.Lock()  # two flights may find at the same moment that they have the same bytes
 
 
 def has(layout: Layout, sha256: str) -> bool:
@@ -32,12 +35,17 @@ def commit(layout: Layout, finished: Path, sha256: str) -> bool:
     """
     target = layout.blob(sha256)
     try:
-        if target.exists():
-            durable.unlink(finished)
-            return False
         durable.make_dir(target.parent, durable.PRIVATE_DIR_MODE)
-        durable.rename(finished, target)
-        return True
+        with _one_at_a_time:
+            fresh = not target.exists()
+            if fresh:
+                os.rename(finished, target)
+        if fresh:
+            durable.fsync_dir(target.parent)
+            durable.fsync_dir(finished.parent)
+        else:
+            durable.unlink(finished)
+        return fresh
     except OSError as error:
         raise durable.disk_error(error, f"committing blob {sha256}") from error
 

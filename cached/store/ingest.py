@@ -94,21 +94,17 @@ class Ingest:
     def record(self, ranges: list[tuple[int, int]]) -> None:
         """Make the bytes of `ranges`, all written before this call, durable; then write that down.
 
-        Once the disk has refused that, it is refused for good: the kernel tells of lost pages once, and a later sync
-        that succeeds says nothing about them (fsync(2), EIO).
+        After a sync that failed none is believed: the kernel tells of lost pages once, and a later success says nothing
+        about them (fsync(2), EIO).
         """
         with self._record_lock:
             recorded = Ranges([*self._recorded, *ranges])
             state = {"done": [list(r) for r in recorded], "size": self.key.size, "validator": self.key.validator}
             try:
-                if self._unsure:
-                    raise OSError(errno.EIO, "an earlier sync failed")
-                self._unsure = True
-                os.fdatasync(self._write_fd)
+                self._sync()
                 durable.replace(self.folder / "state.json", encode(state), _STATE_MODE)
             except OSError as error:
                 raise durable.disk_error(error, f"recording {self.folder}") from error
-            self._unsure = False
             self._recorded = recorded
 
     def finish(self, size: int) -> Path:
@@ -133,6 +129,13 @@ class Ingest:
             if descriptor >= 0:
                 os.close(descriptor)
         self._write_fd = self._read_fd = -1
+
+    def _sync(self) -> None:
+        if self._unsure or self._write_fd < 0:
+            raise OSError(errno.EIO, "an earlier sync failed, or the files are closed")
+        self._unsure = True
+        os.fdatasync(self._write_fd)
+        self._unsure = False
 
     def _open(self, data: Path) -> None:
         with contextlib.suppress(FileNotFoundError):

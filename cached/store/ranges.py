@@ -42,11 +42,11 @@ class Ranges:
         """What is not covered of `[0, size)`, in order."""
         position = 0
         for start, end in self:
-            if position < start:
-                yield position, min(start, size)
-            position = max(position, end)
             if position >= size:
                 return
+            if position < start:
+                yield position, min(start, size)
+            position = end
         if position < size:
             yield position, size
 

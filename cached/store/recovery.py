@@ -110,17 +110,16 @@ def _check_hard_links(layout: Layout) -> None:
 
 
 def _sweep(layout: Layout) -> None:
-    for folder in (layout.private, layout.public.path, layout.public.snapshots):
+    public = layout.public
+    flat = [layout.root, layout.private, public.path, public.snapshots, public.status]
+    nested = [parent / name for parent in (public.models, public.status, layout.ingest) for name in _names(parent)]
+    records = [public.snapshots / name / ".holdfast" for name in _names(public.snapshots)]
+    for folder in (*flat, *nested, *records):
         for name in _names(folder):
             if name.startswith(TEMPORARY_PREFIX):
                 _delete(folder / name)
     for name in _names(layout.trash):
         _delete(layout.trash / name)
-    for parent in (layout.public.models, layout.public.status, layout.ingest):
-        for folder_name in _names(parent):
-            for name in _names(parent / folder_name):
-                if name.startswith(TEMPORARY_PREFIX):
-                    (parent / folder_name / name).unlink(missing_ok=True)
 
 
 def _read_snapshots(layout: Layout) -> tuple[dict[Digest, Manifest], list[Digest]]:

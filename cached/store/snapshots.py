@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
+import threading
 from pathlib import Path
 
 from cached.contract.digest import Digest
@@ -17,24 +18,30 @@ from cached.contract.reference import ModelRef
 from cached.contract.verified import VerifiedFile, VerifiedRecord
 from cached.store import durable
 
+_one_at_a_time = threading.Lock()  # two names may have the same content, and be published at the same moment
+
 
 def publish(layout: Layout, manifest: Manifest, verified_at: str) -> Digest:
-    """Make the snapshot of `manifest`, whose blobs are all committed; one that is there is left as it is.
+    """Make the snapshot of `manifest`, whose blobs are all committed; one that is there, and not damaged, is left.
 
     `verified_at` is when the blobs' sha256 were last computed, as `contract.status.timestamp` writes it.
     """
     data = manifest.canonical()
     digest = Digest.of(data)
-    final = layout.public.snapshot(digest).path
-    if final.exists():
-        return digest
+    final = layout.public.snapshot(digest)
     temporary = layout.public.snapshots / f"{TEMPORARY_PREFIX}{digest.hex[:16]}-{secrets.token_hex(4)}"
-    try:
-        _build(layout, SnapshotLayout(temporary), manifest, verified_at)
-        durable.rename(temporary, final)
-    except OSError as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise durable.disk_error(error, f"publishing snapshot {digest}") from error
+    with _one_at_a_time:
+        try:
+            if _is_whole(final, data):
+                return digest
+            damaged = trash(layout, digest)
+            if damaged is not None:
+                delete_trash(damaged)
+            _build(layout, SnapshotLayout(temporary), manifest, verified_at)
+            durable.rename(temporary, final.path)
+        except OSError as error:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise durable.disk_error(error, f"publishing snapshot {digest}") from error
     return digest
 
 
@@ -91,6 +98,14 @@ def remove_empty(folder: Path) -> None:
 def write_verified(snapshot: SnapshotLayout, record: VerifiedRecord) -> None:
     """Replace the snapshot's verified record."""
     durable.replace(snapshot.verified, record.encode(), durable.READ_ONLY_MODE)
+
+
+def _is_whole(snapshot: SnapshotLayout, manifest: bytes) -> bool:
+    """Tell whether the snapshot is there with the manifest that its name promises."""
+    try:
+        return snapshot.manifest.read_bytes() == manifest
+    except FileNotFoundError:
+        return False
 
 
 def _build(layout: Layout, snapshot: SnapshotLayout, manifest: Manifest, verified_at: str) -> None:

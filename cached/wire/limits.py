@@ -6,7 +6,7 @@ Law: `take` waits outside the lock and at most as long as the rate asks; priorit
 from __future__ import annotations
 
 import threading
-import time
+from collections.abc import Callable
 
 from cached.wire.cancel import Cancellation
 
@@ -14,12 +14,17 @@ _BURST_S = 0.1
 
 
 class BandwidthLimit:
-    """At most `rate` bytes a second over all callers; None means no limit."""
+    """At most `rate` bytes a second over all callers; None means no limit.
 
-    def __init__(self, rate: int | None) -> None:
+    `clock` gives seconds that never go back, `sleep` waits for some.
+    """
+
+    def __init__(self, rate: int | None, clock: Callable[[], float], sleep: Callable[[float], None]) -> None:
         self.rate = rate
+        self._clock = clock
+        self._sleep = sleep
         self._lock = threading.Lock()
-        self._free_at = time.monotonic()
+        self._free_at = clock()
 
     def chunk(self, size: int) -> int:
         """How many bytes to ask for at once, so that a slow rate is spread out instead of coming in bursts."""
@@ -32,11 +37,11 @@ class BandwidthLimit:
         if self.rate is None:
             return
         with self._lock:
-            now = time.monotonic()
+            now = self._clock()
             start = max(self._free_at, now - _BURST_S)
             self._free_at = start + size / self.rate
             wait_s = start - now
         until = now + wait_s
-        while (left_s := until - time.monotonic()) > 0:
+        while (left_s := until - self._clock()) > 0:
             cancellation.check()
-            time.sleep(min(left_s, _BURST_S))
+            self._sleep(min(left_s, _BURST_S))

@@ -119,7 +119,7 @@ def test_a_pull_of_what_left_the_catalog_says_so(daemon: DaemonProcess, source: 
     daemon.start("--max-bandwidth", "1MiB/s")
     daemon.pull("tiny@v1")
     daemon.wait_state(V1, "fetching")
-    daemon.write_catalog({})
+    daemon.write_catalog({"other": model(f"file://{source}")})
     daemon.wait_state(V1, "failed")
     daemon.wait(lambda: daemon.metric("holdfast_fetch_in_progress") == 0, "no fetch in progress")
     _settle(daemon)
@@ -161,7 +161,8 @@ def _mount(folder: Path, name: str, models: dict[str, object]) -> None:
 
 
 def _settle(daemon: DaemonProcess) -> None:
-    """Two edits, one after the other, that the daemon has read: whatever it had still to do before is done."""
+    """Two edits, one after the other, that the daemon has read: whatever it had still to do before is done. As many
+    models as in the catalog before, so that what is said of a missing one does not change."""
     for name in ("x", "y"):
         daemon.write_catalog({name: {"versions": {"v1": {}}}})  # no source: rejected, with a line in the log
         said = f"{name}@v1: no `source`"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import mmap
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -50,10 +49,8 @@ def publish(layout: Layout, ref: ModelRef, files: Mapping[str, bytes]) -> Digest
 
 
 def tree(folder: Path) -> set[str]:
-    """Everything below `folder`, folders with a slash at their end."""
+    """Every name below `folder`, folders with a slash at their end."""
     return {
-        os.path.relpath(os.path.join(at, name), folder) + suffix
-        for at, folders, files in os.walk(folder)
-        for names, suffix in ((folders, "/"), (files, ""))
-        for name in names
+        f"{path.relative_to(folder)}{'/' if path.is_dir() and not path.is_symlink() else ''}"
+        for path in folder.rglob("*")
     }

@@ -7,7 +7,7 @@ import json
 import os
 import stat
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -224,7 +224,7 @@ def test_a_disk_that_refuses_is_an_error_of_ours(layout: Layout) -> None:
     """Whichever step the disk refuses, the error is ours and says where."""
     folder = _begun(layout)
     with opened(layout) as made, unchangeable(folder):
-        steps = [
+        steps: list[Callable[[], object]] = [
             made.discard,
             lambda: made.record([(0, MIB)]),
             lambda: ingest.forget(layout, KEY.id),

@@ -12,6 +12,7 @@ import http.client
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -204,6 +205,16 @@ class DaemonProcess:
         fresh.write_text(text)
         fresh.replace(self.catalog)
 
+    def command(self, path: str, body: Any) -> tuple[int, Any]:
+        """Status and document of any POST to the control socket."""
+        connection = http.client.HTTPConnection("localhost", timeout=PATIENCE_S)
+        with contextlib.closing(connection), socket.socket(socket.AF_UNIX) as connected:
+            connected.connect(os.fspath(self.layout.socket))
+            connection.sock = connected
+            connection.request("POST", path, json.dumps(body))
+            answer = connection.getresponse()
+            return answer.status, json.loads(answer.read())
+
     def pull(self, text: str, pin: Digest | None = None) -> str:
         """Pull `name@version`; returns the state that the daemon answers."""
         return str(self.control.pull(ModelRef.parse(text), pin))
@@ -257,7 +268,9 @@ def publish_files(folder: Path, files: Mapping[str, bytes]) -> Manifest:
 
 def model(source: str, *versions: str, digest: Digest | str | None = None, **more: Any) -> dict[str, Any]:
     """A catalog entry of which each of `versions` (`v1` where none is named) comes from `source`."""
-    listed = {version: {"source": source, **({"digest": str(digest)} if digest else {})} for version in versions or ("v1",)}
+    listed = {
+        version: {"source": source, **({"digest": str(digest)} if digest else {})} for version in versions or ("v1",)
+    }
     return {"versions": listed, **more}
 
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import re
+import select
 import socket
 import ssl
 import struct
@@ -270,5 +271,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 def _wait_until_delivered(connection: socket.socket) -> None:
     unsent = b"\0\0\0\0"
-    while struct.unpack("i", fcntl.ioctl(connection.fileno(), _SIOCOUTQ, unsent))[0]:
+    broken = select.poll()
+    broken.register(connection, 0)  # once the client has hung up, what it did not take counts as unsent for ever
+    while struct.unpack("i", fcntl.ioctl(connection.fileno(), _SIOCOUTQ, unsent))[0] and not broken.poll(0):
         time.sleep(0.001)

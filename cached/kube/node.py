@@ -1,0 +1,220 @@
+"""What this node's object says of the cache: a label for each snapshot that is here, and a summary for a person.
+
+Law: writes `weights.holdfast.dev/*` labels and the annotation `holdfast.dev/summary` of its own node, nothing else, and
+needs no more rights than get and patch of it. What is written follows what was last asked for, however often that
+changes meanwhile, and is compared with what is there every few minutes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from cached.contract.annotations import SUMMARY
+from cached.contract.digest import Digest
+from cached.contract.errors import HoldfastError
+from cached.contract.labels import PREFIX, READY, weights_label
+from cached.kube.backoff import Backoff
+from cached.kube.client import MERGE_PATCH, METADATA, Call, KubeClient
+from cached.kube.errors import bad_answer
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class NodePace:
+    """Seconds: between looks at the node, between two summaries, that a withdrawal waits at most, between tries."""
+
+    refresh_s: float = 300.0
+    summary_s: float = 30.0
+    withdraw_s: float = 5.0
+    backoff_s: float = 1.0
+    backoff_cap_s: float = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class NodeStatistics:
+    """`in_force`: the node's labels are as asked for, as far as is known. Counts since the start."""
+
+    in_force: bool
+    patches: int
+    failures: int
+
+
+class NodeReport:
+    """The labels and the summary of one node. Nothing is touched before the first `publish`."""
+
+    def __init__(self, client: KubeClient, node: str, pace: NodePace | None = None) -> None:
+        self._client = client
+        self._path = f"/api/v1/nodes/{node}"
+        self._pace = pace if pace is not None else NodePace()
+        self._backoff = Backoff(self._pace.backoff_s, self._pace.backoff_cap_s)
+        self._ready: frozenset[str] | None = None  # labels of what is here; None: not told yet, so none is judged
+        self._held_back: Counter[str] = Counter()
+        self._summary: str | None = None
+        self._summary_due = 0.0  # on the monotonic clock
+        self._labels: dict[str, str] = {}  # as last read
+        self._told_summary: str | None = None
+        self._read_due = 0.0
+        self._asked = self._tried = self._done = 0  # numbers of requests to change something
+        self._failing = True  # until the API answered once, no eviction waits for it
+        self._wake = asyncio.Event()
+        self._progress = asyncio.Condition()
+        self._patches = self._failures = 0
+
+    @property
+    def labels(self) -> Mapping[str, str]:
+        """The node's labels as last read, for the catalog's node selectors."""
+        return self._labels
+
+    def statistics(self) -> NodeStatistics:
+        """How well the node's object agrees with what was asked for."""
+        return NodeStatistics(not self._failing and self._done == self._asked, self._patches, self._failures)
+
+    def publish(self, digests: frozenset[Digest]) -> None:
+        """These snapshots are here, and no others. Returns at once."""
+        ready = frozenset(map(weights_label, digests))
+        if ready != self._ready:
+            self._ready = ready
+            self._ask()
+
+    def summarise(self, text: str) -> None:
+        """Say this in the summary, at the next time it may be written. Returns at once."""
+        if text != self._summary:
+            self._summary = text
+            self._ask()
+
+    @asynccontextmanager
+    async def withdrawn(self, digest: Digest) -> AsyncIterator[bool]:
+        """Keep the label of a snapshot away meanwhile, whatever is published; use it around a deletion.
+
+        Yields True once the API confirmed. Where it does not answer, yields False after seconds, or at once while it is
+        known to be away: a label that outlives its snapshot costs a pod one fetch, a disk that cannot be freed costs
+        every pod of the node, and without the API nothing is scheduled by that label. It goes when the API is back.
+        """
+        label = weights_label(digest)
+        self._held_back[label] += 1
+        try:
+            confirmed = await self._settled(self._ask())
+            if not confirmed:
+                _log.warning(
+                    "the label %s is still on the node: the API does not answer; it goes when that does", label
+                )
+            yield confirmed
+        finally:
+            self._held_back -= Counter((label,))
+            self._ask()
+
+    async def run(self, changed: Callable[[], None]) -> None:
+        """Keep the node's object as asked until cancelled; `changed` is called when other labels of it changed."""
+        while True:
+            number = self._asked
+            self._wake.clear()
+            try:
+                await self._reconcile(changed)
+            except HoldfastError as error:
+                self._count(error)
+                await self._tell(number, done=False)
+                await asyncio.sleep(self._backoff.pause_s(error))
+                continue
+            self._failing = False
+            self._backoff.reset()
+            await self._tell(number, done=True)
+            await self._pause()
+
+    async def _reconcile(self, changed: Callable[[], None]) -> None:
+        if time.monotonic() >= self._read_due:
+            self._take(await self._client.request(Call("GET", self._path, accept=METADATA)), changed)
+            self._read_due = time.monotonic() + self._pace.refresh_s
+        labels, annotations = self._label_changes(), self._summary_change()
+        if not labels and not annotations:
+            return
+        metadata: dict[str, Any] = {"labels": labels} if labels else {}
+        if annotations:
+            metadata["annotations"] = annotations
+        patch = Call("PATCH", self._path, body={"metadata": metadata}, content_type=MERGE_PATCH, accept=METADATA)
+        try:
+            answer = await self._client.request(patch)
+        except HoldfastError:
+            self._read_due = 0.0  # it may have been carried out, or somebody replaced the node
+            raise
+        self._patches += 1
+        if annotations:
+            self._summary_due = time.monotonic() + self._pace.summary_s
+        self._take(answer, changed)
+
+    def _label_changes(self) -> dict[str, str | None]:
+        if self._ready is None:
+            return {}
+        wanted = {label for label in self._ready if not self._held_back[label]}
+        stale = [label for label in self._labels if label.startswith(PREFIX) and label not in wanted]
+        missing = [label for label in wanted if self._labels.get(label) != READY]
+        return {**dict.fromkeys(sorted(stale)), **dict.fromkeys(sorted(missing), READY)}
+
+    def _summary_change(self) -> dict[str, str]:
+        if self._summary in (None, self._told_summary) or time.monotonic() < self._summary_due:
+            return {}
+        return {SUMMARY: str(self._summary)}
+
+    def _take(self, node: dict[str, Any], changed: Callable[[], None]) -> None:
+        """Remember what the node's object says now."""
+        try:
+            metadata = node["metadata"]
+            labels = dict(metadata.get("labels") or {})
+            self._told_summary = (metadata.get("annotations") or {}).get(SUMMARY)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise bad_answer(self._path, f"not a node: {error!r}") from error
+        moved = _others(labels) != _others(self._labels)
+        self._labels = labels
+        if moved:
+            changed()
+
+    async def _pause(self) -> None:
+        """Until something is asked for, the summary may be written, or it is time to look again."""
+        until = self._read_due
+        if self._summary not in (None, self._told_summary):
+            until = min(until, self._summary_due)
+        try:
+            async with asyncio.timeout(max(0.0, until - time.monotonic())):
+                await self._wake.wait()
+        except TimeoutError:
+            return
+
+    def _ask(self) -> int:
+        self._asked += 1
+        self._wake.set()
+        return self._asked
+
+    async def _settled(self, number: int) -> bool:
+        """Wait until request `number` was carried out; False where it failed, or takes too long."""
+        if self._failing:
+            return False
+        try:
+            async with asyncio.timeout(self._pace.withdraw_s), self._progress:
+                await self._progress.wait_for(lambda: self._tried >= number)
+        except TimeoutError:
+            return False
+        return self._done >= number
+
+    async def _tell(self, number: int, *, done: bool) -> None:
+        async with self._progress:
+            self._tried = number
+            if done:
+                self._done = number
+            self._progress.notify_all()
+
+    def _count(self, error: HoldfastError) -> None:
+        self._failures += 1
+        if not self._failing or self._failures == 1:
+            _log.warning("the node's labels and summary wait for the API: %s", error)
+        self._failing = True
+
+
+def _others(labels: Mapping[str, str]) -> dict[str, str]:
+    return {key: value for key, value in labels.items() if not key.startswith(PREFIX)}

@@ -1,0 +1,227 @@
+"""The annotated pods of this node: list, then watch from there, for as long as the daemon lives.
+
+Law: keeps of each pod its name and what it asks for, nothing else, and of pods that ask for nothing not even that.
+While the API is away the last known pods stay. As other informers do, the first list may come from the API server's
+cache (`resourceVersion=0`): a hundred daemons that start together must not each make etcd read every pod there is.
+https://kubernetes.io/docs/reference/using-api/api-concepts/#efficient-detection-of-changes
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from cached.contract.annotations import PREFIX, asks, parse
+from cached.contract.errors import HoldfastError, Permanent
+from cached.contract.reference import ModelRef
+from cached.demand import PodWant
+from cached.kube.backoff import Backoff
+from cached.kube.client import METADATA, METADATA_LIST, Call, KubeClient
+from cached.kube.errors import Gone, bad_answer
+from cached.kube.names import PodName
+
+_log = logging.getLogger(__name__)
+_PODS = "/api/v1/pods"
+_FROM_CACHE = "0"  # any version the API server has at hand
+_LATEST = ""  # and this one is what etcd has
+
+Refused = Callable[[PodName, Permanent], None]
+
+
+@dataclass(frozen=True, slots=True)
+class WatchPace:
+    """Seconds between tries, how long a watch is asked to last, and how long it may be silent; pods a page.
+
+    Bookmarks come once a minute, so a silence of one and a half is a dead peer, or at worst costs one request.
+    """
+
+    backoff_s: float = 0.5
+    backoff_cap_s: float = 30.0
+    watch_s: tuple[int, int] = (240, 300)
+    stall_s: float = 90.0
+    page: int = 250
+
+
+@dataclass(frozen=True, slots=True)
+class WatchStatistics:
+    """`since`: when `connected` last changed, in seconds since the epoch; counts since the start."""
+
+    connected: bool
+    since: float
+    lists: int
+    watches: int
+    events: int
+    failures: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Pod:
+    name: PodName
+    annotations: Mapping[str, str]
+    wants: tuple[PodWant, ...]
+
+
+class PodWatch:
+    """What the pods bound to `node` want. `refused` is told once of every pod whose annotations are wrong."""
+
+    def __init__(self, client: KubeClient, node: str, refused: Refused, pace: WatchPace | None = None) -> None:
+        self._client = client
+        # Finished pods leave the selection, so that the server says "deleted" and their phase need not come along.
+        self._selector = f"spec.nodeName={node},status.phase!=Succeeded,status.phase!=Failed"
+        self._refused = refused
+        self._pace = pace if pace is not None else WatchPace()
+        self._pods: dict[str, _Pod] = {}
+        self._version: str | None = None  # where to watch from; None: list first
+        self._list_from = _FROM_CACHE
+        self._connected, self._since = False, time.time()
+        self._lists = self._watches = self._events = self._failures = 0
+
+    @property
+    def synced(self) -> bool:
+        """Whether the pods have been listed once: before that nobody knows what is in use."""
+        return self._lists > 0
+
+    def pods(self) -> tuple[PodWant, ...]:
+        """What the pods want: one entry for each pod and model."""
+        return tuple(want for pod in self._pods.values() for want in pod.wants)
+
+    def find(self, uid: str) -> PodName | None:
+        """The name of a pod that wants something."""
+        pod = self._pods.get(uid)
+        return None if pod is None else pod.name
+
+    def wanting(self, ref: ModelRef) -> tuple[PodName, ...]:
+        """The pods that want this version."""
+        return tuple(pod.name for pod in self._pods.values() if any(want.ref == ref for want in pod.wants))
+
+    def statistics(self) -> WatchStatistics:
+        """How the watch is doing."""
+        return WatchStatistics(self._connected, self._since, self._lists, self._watches, self._events, self._failures)
+
+    async def run(self, changed: Callable[[], None]) -> None:
+        """Follow the pods until cancelled; calls `changed` after every list and whenever what they want changed."""
+        backoff = Backoff(self._pace.backoff_s, self._pace.backoff_cap_s)
+        while True:
+            events = self._events
+            error: HoldfastError | None = None
+            try:
+                if self._version is None:
+                    await self._list()
+                    changed()
+                await self._follow(self._version or _LATEST, changed)
+            except Gone as gone:
+                _log.info("the pod watch fell behind and lists again: %s", gone.message)
+                error, self._version, self._list_from = gone, None, _LATEST
+            except HoldfastError as failure:
+                self._lost(failure)
+                error = failure
+            if self._events > events:  # it stood and worked
+                backoff.reset()
+            if error is not None or self._events == events:
+                await asyncio.sleep(backoff.pause_s(error))
+
+    async def _list(self) -> None:
+        """Replace all pods by what the API has now."""
+        try:
+            found, version = await self._pages(self._pace.page)
+        except Gone:  # the pages took longer than the API server remembers
+            found, version = await self._pages(None)
+        self._pods = found
+        self._version = version
+        self._lists += 1
+
+    async def _pages(self, limit: int | None) -> tuple[dict[str, _Pod], str]:
+        found: dict[str, _Pod] = {}
+        query = {"fieldSelector": self._selector}
+        if limit is not None:
+            query |= {"limit": str(limit)}
+        if self._list_from != _LATEST:
+            query |= {"resourceVersion": self._list_from}
+        while True:
+            page = await self._client.request(Call("GET", _PODS, query, accept=METADATA_LIST))
+            try:
+                for item in page["items"]:
+                    pod = self._read(item["metadata"])
+                    if pod is not None:
+                        found[pod.name.uid] = pod
+                more, version = page["metadata"].get("continue"), page["metadata"]["resourceVersion"]
+            except (KeyError, TypeError, AttributeError) as error:
+                raise bad_answer("listing pods", f"not a list: {error!r}") from error
+            if not more:
+                return found, version
+            query = {"fieldSelector": self._selector, "limit": str(limit), "continue": more}
+
+    async def _follow(self, version: str, changed: Callable[[], None]) -> None:
+        query = {
+            "watch": "true",
+            "fieldSelector": self._selector,
+            "resourceVersion": version,
+            "allowWatchBookmarks": "true",
+            "timeoutSeconds": str(random.randint(*self._pace.watch_s)),  # noqa: S311 - jitter
+        }
+        call = Call("GET", _PODS, query, accept=METADATA)
+        async with self._client.watch(call, self._pace.stall_s) as events:
+            self._watches += 1
+            self._tell_connected(True)
+            async for event in events:
+                self._events += 1
+                try:
+                    moved = self._apply(event["type"], event["object"]["metadata"])
+                except (KeyError, TypeError, AttributeError) as error:
+                    self._version = None  # what was missed is not known
+                    raise bad_answer("watching pods", f"not an event: {error!r}") from error
+                if moved:
+                    changed()
+
+    def _apply(self, kind: str, metadata: Mapping[str, Any]) -> bool:
+        """Take one event in; tells whether anybody wants something else now."""
+        self._version = metadata["resourceVersion"]
+        if kind == "BOOKMARK":
+            return False
+        uid = metadata["uid"]
+        old = self._pods.get(uid)
+        new = None if kind == "DELETED" else self._read(metadata)
+        if new is None:
+            self._pods.pop(uid, None)
+        else:
+            self._pods[uid] = new
+        return (old.wants if old is not None else ()) != (new.wants if new is not None else ())
+
+    def _read(self, metadata: Mapping[str, Any]) -> _Pod | None:
+        """What this pod asks for; None where it asks for nothing, or is being deleted and so asks no more."""
+        asked = metadata.get("annotations") or {}
+        if not asks(asked) or metadata.get("deletionTimestamp"):
+            return None
+        ours = {key: value for key, value in asked.items() if key.startswith(PREFIX)}
+        name = PodName(metadata["uid"], metadata["namespace"], metadata["name"])
+        known = self._pods.get(name.uid)
+        if known is not None and known.annotations == ours:
+            return known
+        return _Pod(name, ours, self._wants(name, ours))
+
+    def _wants(self, name: PodName, ours: Mapping[str, str]) -> tuple[PodWant, ...]:
+        try:
+            asked = parse(ours)
+        except Permanent as error:
+            _log.warning("pod %s: %s", name, error)
+            self._refused(name, error)
+            return ()
+        models = asked.models if asked is not None else ()
+        return tuple(PodWant(name.uid, str(name), each.ref, each.pin) for each in models)
+
+    def _lost(self, error: HoldfastError) -> None:
+        self._failures += 1
+        if self._connected or self._failures == 1:
+            _log.warning("the pod watch lost the API, the pods known last stay in force: %s", error)
+        self._tell_connected(False)
+
+    def _tell_connected(self, connected: bool) -> None:
+        if connected != self._connected:
+            self._connected, self._since = connected, time.time()
+            if connected:
+                _log.info("watching the pods of this node")

@@ -1,0 +1,74 @@
+"""The injector's plain port: health, readiness and metrics.
+
+Law: only reads; nothing here can change anything. Every label has a handful of values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from aiohttp import web
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    Info,
+    ProcessCollector,
+    disable_created_metrics,
+    generate_latest,
+)
+
+_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1)
+_RESULTS = ("injected", "unchanged", "denied", "invalid")
+
+
+class InjectorMetrics:
+    """What the injector counts. `expires` gives the certificate's end, in seconds since the epoch."""
+
+    def __init__(self, version: str, expires: Callable[[], float]) -> None:
+        # One series more for each counter, which nobody asked for.
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # prometheus_client leaves it bare
+        self._registry = CollectorRegistry()
+        ProcessCollector(registry=self._registry)
+        reviews = "Reviews answered, by result."
+        self._reviews = Counter("holdfast_injector_reviews", reviews, ["result"], registry=self._registry)
+        for result in _RESULTS:  # so that a rate sees the first of each
+            self._reviews.labels(result)
+        seconds = "Seconds from a review's last byte to its answer."
+        self._seconds = Histogram(
+            "holdfast_injector_review_seconds", seconds, buckets=_SECONDS, registry=self._registry
+        )
+        end = "When the serving certificate ends, since unix epoch in seconds; 0 before there is one."
+        name = "holdfast_injector_certificate_expiry_timestamp_seconds"
+        Gauge(name, end, registry=self._registry).set_function(expires)
+        Info("holdfast_build", "The version that runs.", registry=self._registry).info({"version": version})
+
+    def done(self, result: str, seconds: float) -> None:
+        """Count one review."""
+        self._reviews.labels(result).inc()
+        self._seconds.observe(seconds)
+
+    def text(self) -> bytes:
+        """For Prometheus, in its text format."""
+        return generate_latest(self._registry)
+
+
+def doors(metrics: InjectorMetrics, not_ready: Callable[[], str | None]) -> web.Application:
+    """The application of the plain port; `not_ready` says why reviews are better sent elsewhere, None where not."""
+    app = web.Application()
+
+    async def healthz(_request: web.Request) -> web.Response:
+        return web.Response(text="ok\n")
+
+    async def readyz(_request: web.Request) -> web.Response:
+        reason = not_ready()
+        return web.Response(text="ready\n" if reason is None else f"{reason}\n", status=200 if reason is None else 503)
+
+    async def scrape(_request: web.Request) -> web.Response:
+        return web.Response(body=metrics.text(), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
+
+    app.router.add_get("/healthz", healthz)
+    app.router.add_get("/readyz", readyz)
+    app.router.add_get("/metrics", scrape)
+    return app

@@ -1,0 +1,78 @@
+"""The TLS side of a server whose certificate changes while it runs.
+
+Law: private keys stay in memory, never on a disk. A certificate that cannot be used leaves the one before in force.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import ssl
+
+from cryptography import x509
+
+from cached.contract.errors import Permanent
+
+
+class ServingTls:
+    """`context` for a server; each handshake gets the certificate of the latest `use`. `loaded` is set by the first.
+
+    `certificate` is what that was, in PEM, and `expires` when it ends, in seconds since the epoch; empty and 0 before.
+    """
+
+    def __init__(self) -> None:
+        self.loaded = asyncio.Event()
+        self.expires = 0.0
+        self.certificate = b""
+        self._key = b""
+        self._current: ssl.SSLContext | None = None
+        # It has no certificate itself: loading another into a context in use would keep the old one beside it where
+        # the kind of key changes, and break it where key and certificate do not belong together.
+        self.context = _context()
+        self.context.sni_callback = self._choose
+
+    def use(self, certificate: bytes, key: bytes) -> bool:
+        """Serve this certificate chain and key (PEM) from now on; tells whether they are others than before.
+
+        Raises `Permanent` (`invalid_certificate`), whose message quotes neither.
+        """
+        if (self.certificate, self._key) == (certificate, key):
+            return False
+        fresh = _context()
+        try:
+            expires = x509.load_pem_x509_certificate(certificate).not_valid_after_utc.timestamp()
+            _load(fresh, certificate + b"\n" + key)
+        except (ValueError, ssl.SSLError) as error:
+            raise Permanent(
+                "invalid_certificate",
+                f"not a certificate and its key in PEM: {getattr(error, 'reason', None) or 'they cannot be read'}",
+                "check tls.crt and tls.key; the certificate before stays in force",
+            ) from error
+        self.certificate, self._key = certificate, key
+        self._current, self.expires = fresh, expires
+        self.loaded.set()
+        return True
+
+    def _choose(self, connection: ssl.SSLObject, _name: str | None, _context: ssl.SSLContext) -> int | None:
+        """OpenSSL asks at every handshake, also where the client names no server."""
+        if self._current is None:
+            return ssl.ALERT_DESCRIPTION_INTERNAL_ERROR
+        connection.context = self._current
+        return None
+
+
+def _context() -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    return context
+
+
+def _load(context: ssl.SSLContext, pem: bytes) -> None:
+    """Load from memory what Python loads from paths only."""
+    descriptor = os.memfd_create("certificate")
+    try:
+        with open(descriptor, "wb", closefd=False) as file:
+            file.write(pem)
+        context.load_cert_chain(f"/proc/self/fd/{descriptor}")
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,79 @@
+"""Many versions at once."""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from pathlib import Path
+
+from cached.contract.digest import Digest
+from cached.contract.layout import Layout
+from cached.contract.manifest import FileEntry, Manifest
+from cached.contract.reference import ModelRef
+from cached.contract.status import timestamp
+from cached.store import recovery, snapshots
+from tests.support.daemon import DaemonProcess, publish_files, write_files
+
+COUNT = 50
+
+
+def test_many_versions_arrive_and_a_pull_goes_ahead(daemon: DaemonProcess, source: Path) -> None:
+    """Fifty prefetched versions all become ready; one that is pulled meanwhile does not wait for them all."""
+    versions = {}
+    for number in range(COUNT):
+        files = {f"{name}.bin": random.Random(f"{number}{name}").randbytes(60_000) for name in "abc"}
+        (publish_files if number % 2 else write_files)(source / str(number), files)
+        versions[f"v{number}"] = {"source": f"file://{source}/{number}"}
+    daemon.write_catalog({"m": {"versions": versions, "prefetch": {"versions": list(versions)}}})
+    daemon.start("--max-bandwidth", "2MiB/s")
+    refs = [ModelRef("m", version) for version in versions]
+    daemon.wait(lambda: daemon.state(refs[0]) == "ready", "the first")
+    daemon.pull(f"m@v{COUNT - 1}")
+    daemon.wait_ready(refs[-1])
+    assert sum(daemon.state(ref) == "queued" for ref in refs) > COUNT // 4
+    daemon.wait_ready(*refs)
+    assert daemon.metric("holdfast_fetch_bytes_total") == COUNT * 180_000
+    assert daemon.metric("holdfast_requests_total", result="miss") == COUNT
+    assert daemon.metric("holdfast_requests_total", result="joined") == 1
+    assert "WARNING" not in daemon.log()
+
+
+def test_a_node_full_of_versions_is_ready_again(daemon: DaemonProcess) -> None:
+    """Hundreds of versions are told as ready after a start, while the doors answer; nothing is hashed or fetched."""
+    published = _fill(daemon.layout, versions=150, files=20)
+    daemon.write_catalog(
+        {
+            ref.name: {
+                "versions": {ref.version: {"source": "http://127.0.0.1:9/", "digest": str(digest)}},
+                "prefetch": {"versions": [ref.version]},
+            }
+            for ref, digest in published.items()
+        }
+    )
+    daemon.start()
+    models = daemon.document()["models"]
+    assert {(item["model"], item["state"]) for item in models} == {(ref.name, "ready") for ref in published}
+    daemon.wait(lambda: daemon.metric("holdfast_model_pinned") == len(published), "all pinned")
+    assert daemon.metric("holdfast_requests_total", result="hit") == len(published)
+    assert daemon.metric("holdfast_fetch_bytes_total") == 0
+    assert "WARNING" not in daemon.log()
+
+
+def _fill(layout: Layout, versions: int, files: int) -> dict[ModelRef, Digest]:
+    """Publish versions as the store does, less their syncs: blobs of eight bytes."""
+    recovery.prepare(layout)
+    published = {}
+    for number in range(versions):
+        entries = []
+        for index in range(files):
+            data = os.urandom(8)
+            entries.append(FileEntry(f"part-{index}.bin", Digest.of(data).hex, len(data)))
+            blob = layout.blob(entries[-1].sha256)
+            blob.parent.mkdir(mode=0o700, exist_ok=True)
+            blob.write_bytes(data)
+            blob.chmod(0o444)
+        ref = ModelRef(f"model-{number}", "v1")
+        published[ref] = snapshots.publish(layout, Manifest.build(entries), timestamp(time.time()))
+        snapshots.point(layout, ref, published[ref])
+    return published

@@ -1,0 +1,124 @@
+"""What pods and nodes are told of the versions they wait for."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from cached.contract.digest import Digest
+from cached.contract.errors import HoldfastError, Permanent, Transient
+from cached.contract.reference import ModelRef
+from cached.contract.status import ModelStatus, State, StatusError
+from cached.demand import PodWant
+from cached.kube.names import PodName
+from cached.kube.telling import Telling, refusal, summary
+
+LLAMA = ModelRef("llama", "v3")
+A, B = Digest("a" * 64), Digest("b" * 64)
+GIB = 1 << 30
+FETCHING = ModelStatus("llama", "v3", State.FETCHING, None, False, "s3://b/p", 2 * GIB, GIB, 1.0, 1.0, "", "", None)
+QUEUED = replace(FETCHING, state=State.QUEUED, bytes_total=None, bytes_done=0)
+READY = replace(FETCHING, state=State.READY, digest=str(A), bytes_done=2 * GIB)
+WANT = PodWant("uid-1", "default/p", LLAMA, None)
+
+
+def troubled(error: HoldfastError) -> ModelStatus:
+    state = State.FAILED if error.permanent else State.QUEUED
+    return replace(QUEUED, state=state, error=StatusError.of(error))
+
+
+class Pods:
+    """Who heard what."""
+
+    def __init__(self) -> None:
+        self.heard: list[tuple[str, str, str, str]] = []
+        self.telling = Telling(self.tell, lambda uid: PodName(uid, "default", uid.replace("uid", "pod")))
+
+    def tell(self, pod: PodName, reason: str, message: str, type: Any = "Normal") -> None:
+        self.heard.append((pod.name, type, reason, message))
+
+    def look(self, *statuses: ModelStatus, wants: tuple[PodWant, ...] = (WANT,)) -> list[tuple[str, str, str, str]]:
+        before = len(self.heard)
+        self.telling.look(wants, statuses)
+        return self.heard[before:]
+
+
+def test_a_pod_hears_each_step_once() -> None:
+    """Fetching with size and source, then ready with seconds, each once, however often one looks."""
+    pods = Pods()
+    assert pods.look() == pods.look(QUEUED) == []
+    assert pods.look(FETCHING) == [("pod-1", "Normal", "WeightsFetching", "fetching llama@v3: 2.0 GiB from s3://b/p")]
+    assert pods.look(replace(FETCHING, bytes_done=3)) == []
+    [(_, kind, reason, message)] = pods.look(READY)
+    assert (kind, reason) == ("Normal", "WeightsReady")
+    assert message.startswith("llama@v3 is ready: 2.0 GiB, after ")
+    assert message.endswith(" s")
+    assert pods.look(READY) == []
+
+
+def test_a_pod_on_a_warm_node_hears_so() -> None:
+    """A pod that need not wait hears that its weights were here, and a second pod hears it for itself."""
+    pods = Pods()
+    second = replace(WANT, uid="uid-2")
+    assert [message for *_, message in pods.look(READY)] == ["llama@v3 is ready: 2.0 GiB, was on this node already"]
+    assert [name for name, *_ in pods.look(READY, wants=(WANT, second))] == ["pod-2"]
+
+
+def test_a_failure_is_told_with_its_remedy() -> None:
+    """What can never be is a warning with reason and remedy, once; what is tried again says so."""
+    pods = Pods()
+    trouble = troubled(Transient("source_busy", "503 from the source", "wait"))
+    assert pods.look(trouble)[0][1:] == (
+        "Warning",
+        "WeightsFetching",
+        "llama@v3: trying again: 503 from the source (wait)",
+    )
+    assert pods.look(trouble) == []
+    failure = troubled(Permanent("unknown_model", "not in the catalog", "add it"))
+    assert pods.look(failure)[0][1:] == ("Warning", "WeightsFailed", "llama@v3: not in the catalog (add it)")
+    assert pods.look(failure) == []
+
+
+def test_a_pin_that_differs_is_told_to_the_pod_that_has_it() -> None:
+    """A pod whose pin is not what is published never starts, and hears why; others are told that they are ready."""
+    pods = Pods()
+    [first, second] = pods.look(READY, wants=(replace(WANT, pin=B), replace(WANT, uid="uid-2", pin=A)))
+    assert first[:3] == ("pod-1", "Warning", "WeightsFailed")
+    assert str(A) in first[3]
+    assert str(B) in first[3]
+    assert second[:3] == ("pod-2", "Normal", "WeightsReady")
+
+
+def test_weights_that_were_lost_are_news_again() -> None:
+    """When a version goes bad and is fetched again, the pods that want it hear all of it again."""
+    pods = Pods()
+    pods.look(FETCHING)
+    pods.look(READY)
+    assert [reason for _, _, reason, _ in pods.look(FETCHING)] == ["WeightsFetching"]
+    assert [reason for _, _, reason, _ in pods.look(READY)] == ["WeightsReady"]
+
+
+def test_a_pod_that_is_gone_is_forgotten() -> None:
+    """Nothing is kept of pods that want nothing any more."""
+    pods = Pods()
+    pods.look(READY)
+    pods.look(READY, wants=())
+    assert len(pods.look(READY)) == 1
+
+
+def test_bad_annotations_are_told_on_the_pod() -> None:
+    """A pod that asks wrongly gets a warning that says how to ask."""
+    pods = Pods()
+    refusal(pods.tell)(PodName("uid-1", "default", "pod-1"), Permanent("invalid_annotations", "wrong", "write x"))
+    assert pods.heard == [("pod-1", "Warning", "WeightsFailed", "wrong (write x)")]
+
+
+def test_the_summary_is_for_a_person() -> None:
+    """One line says how much is here, what is under way, and what failed; progress is coarse."""
+    failed = replace(troubled(Permanent("x", "y", "z")), model="lora")
+    assert summary([READY], 1 << 30, 4 << 30) == "1 version, 1.0 GiB of 4.0 GiB"
+    assert summary([], 0, 4 << 30) == "0 versions, 0 B of 4.0 GiB"
+    fetching = replace(FETCHING, bytes_done=int(0.47 * 2 * GIB))
+    assert summary([fetching, fetching, QUEUED, failed], 0, 1 << 40) == (
+        "0 versions, 0 B of 1.0 TiB; fetching llama@v3 45 % and 1 more; 1 queued; 1 failed (lora@v3)"
+    )

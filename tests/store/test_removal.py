@@ -1,0 +1,124 @@
+"""What is taken away is gone whole; what somebody uses, needs or shares stays."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+
+import pytest
+
+from cached.contract.digest import Digest
+from cached.contract.layout import Layout
+from cached.contract.lease import take_shared
+from cached.contract.reference import ModelRef
+from cached.store import blobs, removal, snapshots
+from cached.store.ingest import Ingest, IngestKey, allocated_bytes
+from tests.store.filling import add_blob, manifest_of, publish, tree
+
+ONE, TWO = ModelRef("acme/one", "v1"), ModelRef("acme/two", "v1")
+SHARED, MINE, YOURS = b"shared" * 100, b"mine" * 100, b"yours" * 100
+FILES = {"shared": SHARED, "mine": MINE}
+OTHERS = {"shared": SHARED, "yours": YOURS}
+
+
+def _sha(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def test_eviction_gives_back_what_is_not_shared(layout: Layout) -> None:
+    """An evicted version's name, snapshot and own blobs are gone; a blob that another snapshot links stays."""
+    one, two = publish(layout, ONE, FILES), publish(layout, TWO, OTHERS)
+    assert removal.evict(layout, ONE, one, manifest_of(FILES), ()) == len(MINE)
+    assert snapshots.pointed(layout, ONE) is None
+    assert os.listdir(layout.public.snapshots) == [two.hex]
+    assert (blobs.has(layout, _sha(MINE)), blobs.has(layout, _sha(SHARED))) == (False, True)
+    assert (layout.public.model_link(TWO) / "shared").read_bytes() == SHARED
+    assert os.listdir(layout.trash) == []
+
+
+def test_a_lease_keeps_a_version(layout: Layout) -> None:
+    """While somebody holds its lease, nothing of a version is touched."""
+    digest = publish(layout, ONE, FILES)
+    before = tree(layout.public.path)
+    lease = take_shared(layout.public.snapshot(digest).lease)
+    assert lease is not None
+    with lease:
+        assert removal.evict(layout, ONE, digest, manifest_of(FILES), ()) is None
+        assert removal.delete_unnamed(layout, digest, manifest_of(FILES)) is None
+        assert tree(layout.public.path) == before
+    assert removal.evict(layout, ONE, digest, manifest_of(FILES), ()) == len(SHARED) + len(MINE)
+
+
+def test_what_is_needed_stays(layout: Layout) -> None:
+    """A blob that a version under way will link outlives the eviction of the last snapshot that links it."""
+    digest = publish(layout, ONE, FILES)
+    assert removal.evict(layout, ONE, digest, manifest_of(FILES), {_sha(SHARED)}) == len(MINE)
+    assert blobs.has(layout, _sha(SHARED))
+
+
+def test_one_of_two_names(layout: Layout) -> None:
+    """Evicting one of two names of the same content takes the name alone."""
+    digest = publish(layout, ONE, FILES)
+    publish(layout, TWO, FILES)
+    assert removal.evict(layout, ONE, digest, None, ()) == 0
+    assert snapshots.pointed(layout, TWO) == digest
+    assert (layout.public.model_link(TWO) / "mine").read_bytes() == MINE
+
+
+def test_evicting_what_is_gone(layout: Layout) -> None:
+    """An eviction that a crash broke off after its snapshot went is carried to its end."""
+    digest = publish(layout, ONE, FILES)
+    assert snapshots.trash(layout, digest) is not None
+    assert removal.evict(layout, ONE, digest, manifest_of(FILES), ()) is not None
+    assert snapshots.pointed(layout, ONE) is None
+
+
+def test_withdrawal_does_not_ask(layout: Layout) -> None:
+    """A snapshot with a bad blob goes, lease or not, with all its names; the bad blob is kept, the others go."""
+    digest = publish(layout, ONE, FILES)
+    publish(layout, TWO, FILES)
+    lease = take_shared(layout.public.snapshot(digest).lease)
+    assert lease is not None
+    with lease:
+        assert removal.withdraw(layout, (ONE, TWO), digest, manifest_of(FILES), _sha(MINE)) == len(SHARED)
+    assert tree(layout.public.models) == set()
+    assert tree(layout.public.snapshots) == set()
+    assert blobs.has(layout, _sha(MINE))
+
+
+def test_unnamed_snapshots_go(layout: Layout) -> None:
+    """A snapshot that no name points at is deleted with its blobs; one that is gone already gives nothing back."""
+    digest = publish(layout, ONE, FILES)
+    snapshots.unpoint(layout, ONE)
+    assert removal.delete_unnamed(layout, digest, manifest_of(FILES)) == len(SHARED) + len(MINE)
+    assert tree(layout.blobs) == {f"{_sha(data)[:2]}/" for data in (SHARED, MINE)}
+    assert removal.delete_unnamed(layout, Digest("0" * 64), manifest_of(FILES)) is None
+
+
+def test_a_sweep(layout: Layout) -> None:
+    """What nothing links, nobody fetches, or is in quarantine goes; what is needed or busy stays."""
+    publish(layout, ONE, {"mine": MINE})
+    loose, needed = add_blob(layout, SHARED), add_blob(layout, YOURS)
+    add_blob(layout, b"bad")
+    blobs.quarantine(layout, _sha(b"bad"))
+    for id_ in ("idle", "busy"):
+        Ingest(layout.ingest / id_, IngestKey(id_, "v1", 5000)).close()
+    idle = allocated_bytes(layout.ingest / "idle")
+    swept = removal.sweep(layout, {needed}, {"busy"})
+    assert swept == removal.Swept(committed=len(SHARED), dying=idle + 3)
+    assert os.listdir(layout.ingest) == ["busy"]
+    assert os.listdir(layout.quarantine) == []
+    assert not blobs.has(layout, loose)
+    assert blobs.has(layout, needed)
+    assert (layout.public.model_link(ONE) / "mine").read_bytes() == MINE
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_a_foreign_name_among_the_blobs_is_left(layout: Layout, keep: bool) -> None:
+    """A sweep deletes blobs, and nothing whose name is not a sha256."""
+    sha256 = add_blob(layout, MINE)
+    other = layout.blob(sha256).with_name("lost+found")
+    other.write_bytes(b"")
+    removal.sweep(layout, {sha256} if keep else (), ())
+    assert other.exists()
+    assert blobs.has(layout, sha256) is keep

@@ -1,0 +1,91 @@
+"""A local file read like a body: the range that was asked for, or a reason."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from cached.contract.errors import HoldfastError
+from cached.sources.base import LocalTarget
+from cached.wire.localfile import LocalBody
+
+DATA = bytes(range(256)) * 40
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> LocalTarget:
+    path = tmp_path / "file"
+    path.write_bytes(DATA)
+    found = path.stat()
+    return LocalTarget(path, f"{found.st_mtime_ns}-{found.st_size}-{found.st_ino}")
+
+
+def _read(body: LocalBody, piece: int) -> bytes:
+    data, view = bytearray(), memoryview(bytearray(piece))
+    with body:
+        while count := body.readinto(view):
+            data += view[:count]
+    return bytes(data)
+
+
+@pytest.mark.parametrize(("offset", "length"), [(0, None), (0, 1), (5000, 77), (100, None), (len(DATA), None)])
+def test_the_range_that_was_asked_for(target: LocalTarget, offset: int, length: int | None) -> None:
+    """Whatever the size of the pieces, exactly the range comes, and the body says what it is."""
+    expected = DATA[offset:] if length is None else DATA[offset : offset + length]
+    for piece in (1, 1000, 1 << 20):
+        body = LocalBody(target, offset, length)
+        assert (body.start, body.length, body.total) == (offset, len(expected), len(DATA))
+        assert _read(body, piece) == expected
+        assert body.received == len(expected)
+
+
+def _code(target: LocalTarget, offset: int = 0, length: int | None = None) -> tuple[str, bool]:
+    with pytest.raises(HoldfastError) as caught:
+        _read(LocalBody(target, offset, length), 1000)
+    assert str(target.path) in caught.value.message
+    return caught.value.code, caught.value.permanent
+
+
+def test_a_file_that_changed(target: LocalTarget) -> None:
+    """A file that is not the one that was listed is refused before its first byte."""
+    os.utime(target.path, ns=(0, 0))
+    assert _code(target) == ("source_changed", False)
+
+
+@pytest.mark.parametrize("listed", [True, False])
+def test_a_file_that_changes(target: LocalTarget, listed: bool) -> None:
+    """A file that changes while it is read is refused at its last byte, listed with a validator or not."""
+    body = LocalBody(target if listed else LocalTarget(target.path, ""), 0, None)
+    view = memoryview(bytearray(len(DATA)))
+    assert body.readinto(view[:10]) == 10
+    os.utime(target.path, ns=(0, 0))
+    with pytest.raises(HoldfastError) as caught, body:
+        body.readinto(view)
+    assert caught.value.code == "source_changed"
+
+
+def test_a_file_that_is_too_short(target: LocalTarget) -> None:
+    """A range beyond the end of the file is a bad response."""
+    assert _code(target, 0, len(DATA) + 1) == ("bad_response", False)
+
+
+def test_a_file_that_cannot_be_read(target: LocalTarget) -> None:
+    """No file is permanent; a folder in its place says so."""
+    target.path.unlink()
+    assert _code(target) == ("not_found", True)
+    target.path.mkdir()
+    assert _code(LocalTarget(target.path, "")) == ("read", False)
+
+
+def test_no_descriptor_stays(target: LocalTarget) -> None:
+    """Read, refused or closed twice: no file stays open."""
+    before = os.listdir("/proc/self/fd")
+    _read(LocalBody(target, 0, None), 1000)
+    body = LocalBody(target, 0, None)
+    body.close()
+    body.close()
+    os.utime(target.path, ns=(0, 0))
+    _code(target)
+    assert os.listdir("/proc/self/fd") == before
