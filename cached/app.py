@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -33,13 +34,16 @@ from cached.daemon import Daemon
 from cached.flights import Flights
 from cached.holdings import Holdings
 from cached.http import reads
-from cached.janitor import Janitor
+from cached.janitor import Janitor, NodeParts
+from cached.kube.kubeconfig import find_cluster
+from cached.kube.membership import Membership
 from cached.ledger import DiskSpace, Ledger
 from cached.scheduler import Parts, Scheduler
 from cached.scrub import Scrub, ScrubParts
 from cached.sources.base import Source
 from cached.sources.registry import open_source
 from cached.store import durable, recovery
+from cached.surroundings import NoCluster, Surroundings
 from cached.transfer import TransferParts, Transfers
 from cached.watching import watched
 from cached.wire.client import HttpClient
@@ -49,6 +53,7 @@ from cached.workers import Workers, WorkerSettings
 _log = logging.getLogger("holdfast")
 
 _HEARTBEAT_S = 2.0  # the design asks for 5 at most
+_TELL_S = 1.0
 _LEASES_S = 10.0  # and for 15 at most here
 _LOOK_S = 5.0  # where no watch tells of a new catalog
 _SETTLE_S = 0.05  # a catalog is written in several steps
@@ -62,6 +67,7 @@ def main(argv: Sequence[str]) -> int:
     logging.basicConfig(
         level=config.log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s"
     )
+    logging.getLogger("botocore").setLevel(logging.WARNING)  # it says at every start where it found credentials
     sys.setswitchinterval(_SWITCH_S)
     try:
         asyncio.run(_run(config))
@@ -94,17 +100,20 @@ async def _work(config: Config, layout: Layout, blocking: Blocking, stop: asynci
     holdings = Holdings(layout, recovered)
     ledger = Ledger(config.quota, partial(_disk, layout.root))
     ledger.set_held(sum(recovered.blobs.values()), sum(recovered.ingests.values()) + recovered.quarantined)
-    daemon = Daemon(layout, holdings, board, ledger, blocking)
+    around = _surroundings(config)
+    node = NodeParts(layout, holdings, board, ledger, blocking, around)
+    daemon = Daemon(node)
     client = HttpClient(HttpSettings(stall_window_s=config.stall_timeout_s))
     limits = WorkerSettings(config.connections, config.connections_per_origin, config.max_bandwidth)
     workers = Workers(layout, client, limits, daemon.counters)
     try:
         flights = Flights(layout, workers, ledger)
-        janitor = Janitor(layout, holdings, board, ledger, blocking)
+        janitor = Janitor(node)
         await janitor.discard(recovered.damaged)
+        janitor.tell()
         fetching = TransferParts(layout, flights, board, janitor, blocking, daemon.counters)
         transfers = Transfers(fetching, partial(_open, client))
-        parts = Parts(board, holdings, ledger, flights, transfers, janitor, daemon.counters)
+        parts = Parts(board, holdings, ledger, flights, transfers, janitor, daemon.counters, around)
         scheduler = Scheduler(parts, config.high_watermark, config.low_watermark)
         daemon.drive(scheduler, workers)
         scheduler.resume(_take_up(layout, board, holdings))
@@ -113,22 +122,34 @@ async def _work(config: Config, layout: Layout, blocking: Blocking, stop: asynci
             config.scrub_rate,
         )
         async with _doors(config.listen, layout, daemon):
-            await _live(config, daemon, (board, scheduler, scrub), stop)
+            await _live(config, _Tasks(daemon, node, scheduler, scrub), stop)
     finally:
         await asyncio.to_thread(workers.stop)
         client.close()
         board.close()
 
 
-async def _live(config: Config, daemon: Daemon, running: tuple[Board, Scheduler, Scrub], stop: asyncio.Event) -> None:
+@dataclass(frozen=True, slots=True)
+class _Tasks:
+    """What runs."""
+
+    daemon: Daemon
+    node: NodeParts
+    scheduler: Scheduler
+    scrub: Scrub
+
+
+async def _live(config: Config, parts: _Tasks, stop: asyncio.Event) -> None:
     """Run every task until a signal asks to stop."""
-    board, scheduler, scrub = running
+    daemon, node, scheduler, scrub = parts.daemon, parts.node, parts.scheduler, parts.scrub
     async with asyncio.TaskGroup() as group:
         tasks = [
             group.create_task(scheduler.run(), name="scheduler"),
             group.create_task(_follow_catalog(config.catalog, daemon, scheduler), name="catalog"),
-            group.create_task(_beat(board), name="heartbeat"),
+            group.create_task(_beat(node.board), name="heartbeat"),
             group.create_task(_look_at_leases(scheduler), name="leases"),
+            group.create_task(node.surroundings.run(scheduler.wake), name="cluster"),
+            group.create_task(_tell_around(node), name="telling"),
         ]
         if config.scrub_rate > 0:
             tasks.append(group.create_task(scrub.run(), name="scrub"))
@@ -187,6 +208,25 @@ async def _beat(board: Board) -> None:
     while True:
         board.beat()
         await asyncio.sleep(_HEARTBEAT_S)
+
+
+async def _tell_around(node: NodeParts) -> None:
+    """Tell pods and people what is new; each hears each thing once."""
+    while True:
+        with contextlib.suppress(
+            HoldfastError
+        ):  # the root is gone: whoever works on it says so, and again when it is back
+            use = node.ledger.use()
+            node.surroundings.look(node.board.all(), use.used + use.dying, use.capacity)
+        await asyncio.sleep(_TELL_S)
+
+
+def _surroundings(config: Config) -> Surroundings:
+    cluster = find_cluster(os.environ) if config.kube == "auto" else None
+    if cluster is None:
+        return NoCluster()
+    _log.info("cluster: %s, as node %s", cluster.server, config.node)
+    return Membership(cluster, config.node)
 
 
 async def _look_at_leases(scheduler: Scheduler) -> None:

@@ -23,6 +23,7 @@ class Config:
     root: Path
     catalog: Path
     listen: tuple[str, int]
+    kube: str
     node: str
     quota: int | None
     high_watermark: float
@@ -41,7 +42,12 @@ def parse_config(arguments: Sequence[str]) -> Config:
     parser.option("--root", type=Path, default=DEFAULT_ROOT, help="the cache's folder, on one file system")
     parser.option("--catalog", type=Path, required=True, help="the catalog, a YAML file; watched")
     parser.option("--listen", type=parse_address, default=("0.0.0.0", 9400), help="HOST:PORT for metrics and status")  # noqa: S104 - scraped from outside the pod
-    parser.option("--kube", choices=("auto", "off"), default="auto", help="auto: the cluster this runs in, if it does")
+    parser.option(
+        "--kube",
+        choices=("auto", "off"),
+        default="auto",
+        help="auto: the cluster that KUBECONFIG names, or that this runs in, if any",
+    )
     parser.option("--node", default=socket.gethostname(), help="this node's name")
     parser.option("--quota", type=_quota, help="the most the cache may hold, as 2TB; default: the file system")
     parser.option("--high-watermark", type=_share, default=0.90, help="evict above this share of the capacity")
@@ -57,12 +63,11 @@ def parse_config(arguments: Sequence[str]) -> Config:
         parser.error(
             f"--low-watermark {given.low_watermark} is above --high-watermark {given.high_watermark}: set it lower"
         )
-    if given.kube == "auto" and "KUBERNETES_SERVICE_HOST" in os.environ:
-        parser.error("this release does not watch a cluster's pods yet: pass --kube off to serve the catalog and pulls")
     return Config(
         root=Path(os.path.abspath(given.root)),
         catalog=Path(os.path.abspath(given.catalog)),
         listen=given.listen,
+        kube=given.kube,
         node=given.node,
         quota=given.quota,
         high_watermark=given.high_watermark,

@@ -8,15 +8,12 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from cached.blocking import Blocking
-from cached.board import Board
 from cached.contract.digest import Digest
-from cached.contract.layout import Layout
 from cached.contract.reference import ModelRef
 from cached.contract.status import timestamp
 from cached.eviction import reclaimable
-from cached.holdings import Holdings, write_pins
-from cached.ledger import Ledger
+from cached.holdings import write_pins
+from cached.janitor import NodeParts
 from cached.metrics import Figures, Metrics, ModelFigures
 from cached.scheduler import Scheduler
 from cached.workers import Workers
@@ -25,12 +22,13 @@ from cached.workers import Workers
 class Daemon:
     """`http.Reports` and `control.Commands`."""
 
-    def __init__(self, layout: Layout, holdings: Holdings, board: Board, ledger: Ledger, blocking: Blocking) -> None:
-        self._layout = layout
-        self._holdings = holdings
-        self._board = board
-        self._ledger = ledger
-        self._blocking = blocking
+    def __init__(self, parts: NodeParts) -> None:
+        self._layout = parts.layout
+        self._holdings = parts.holdings
+        self._board = parts.board
+        self._ledger = parts.ledger
+        self._blocking = parts.blocking
+        self._surroundings = parts.surroundings
         self._waiting_for: str | None = "starting"
         self._pinning = asyncio.Lock()  # two writes at once could end with the older list
         self._scheduler: Scheduler
@@ -57,6 +55,8 @@ class Daemon:
         return self._metrics.text()
 
     def not_ready(self) -> str | None:
+        if self._waiting_for is None and not self._surroundings.synced:
+            return "waiting for the first list of this node's pods"
         return self._waiting_for
 
     def status(self) -> dict[str, Any]:
@@ -129,7 +129,8 @@ class Daemon:
             capacity=use.capacity,
             store_bytes={"committed": use.used, "reserved": use.reserved, "dying": use.dying},
             in_progress=self._workers.in_progress(),
-            pods_waiting=0,
+            pods_waiting=self._scheduler.pods_waiting(),
+            surroundings=self._surroundings.figures(),
             models=tuple(
                 ModelFigures(
                     status.model,

@@ -38,6 +38,12 @@ class Delivery:
         self._turns = turns
         self._nudged = asyncio.Event()
 
+    @property
+    def in_trouble(self) -> bool:
+        """Tell whether its source keeps it waiting just now."""
+        status = self._board.get(self.want.ref)
+        return status is not None and status.error is not None
+
     def nudge(self) -> None:
         """Try again now instead of waiting out the pause: space was freed, or somebody asks."""
         self._nudged.set()
@@ -114,9 +120,10 @@ class Turns:
             self.admit()
 
     def admit(self) -> None:
-        """Let those begin for whom there is room; call it where a priority changed."""
+        """Let those begin for whom there is room; call it where a priority changed, and now and then: whoever is in
+        trouble takes no room, or one dead origin would keep versions of all others waiting."""
         for priority, at_once in _AT_ONCE.items():
-            room = at_once - sum(1 for each in self._running if each.want.priority is priority)
+            room = at_once - sum(1 for d in self._running if d.want.priority is priority and not d.in_trouble)
             for delivery in [each for each in self._waiting if each.want.priority is priority][: max(0, room)]:
                 self._running.add(delivery)
                 self._waiting.pop(delivery).set()

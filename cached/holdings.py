@@ -44,6 +44,11 @@ class Holdings:
         self.blobs[digest] = manifest.blob_sizes()
         self.last_used[ref] = time.time()
 
+    def used(self, ref: ModelRef) -> None:
+        """A pod of this node wants the version now."""
+        if ref in self.last_used:
+            self.last_used[ref] = time.time()
+
     def remove(self, ref: ModelRef) -> Digest | None:
         """A version's name is gone; returns its digest where no other name points there any more."""
         digest = self.models.pop(ref)

@@ -11,6 +11,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Collection
+from dataclasses import dataclass
 
 from cached.blocking import Blocking
 from cached.board import Board, Progress
@@ -24,21 +25,35 @@ from cached.holdings import Holdings, look_at_leases
 from cached.ledger import Ledger
 from cached.store import blobs, durable, removal, snapshots
 from cached.store.ingest import forget
+from cached.surroundings import Surroundings
 
 _log = logging.getLogger(__name__)
 
 Ids = Callable[[], Collection[str]]  # asked when it matters: between asking and the lock things change
 
 
+@dataclass(frozen=True, slots=True)
+class NodeParts:
+    """What holds on this node, and who has to know."""
+
+    layout: Layout
+    holdings: Holdings
+    board: Board
+    ledger: Ledger
+    blocking: Blocking
+    surroundings: Surroundings
+
+
 class Janitor:
     """One at a time."""
 
-    def __init__(self, layout: Layout, holdings: Holdings, board: Board, ledger: Ledger, blocking: Blocking) -> None:
-        self._layout = layout
-        self._holdings = holdings
-        self._board = board
-        self._ledger = ledger
-        self._blocking = blocking
+    def __init__(self, parts: NodeParts) -> None:
+        self._layout = parts.layout
+        self._holdings = parts.holdings
+        self._board = parts.board
+        self._ledger = parts.ledger
+        self._blocking = parts.blocking
+        self._surroundings = parts.surroundings
         self._turn = asyncio.Lock()
 
     async def look_at_leases(self) -> None:
@@ -52,6 +67,7 @@ class Janitor:
         async with self._turn:
             digest = await self._blocking.finish(_publish, self._layout, ref, manifest, notes())
             self._holdings.add(ref, digest, manifest)
+            self.tell()
             return digest
 
     async def evict(self, ref: ModelRef, digest: Digest, needed: Ids) -> int | None:
@@ -64,9 +80,8 @@ class Janitor:
             tells = before is not None and before.state is State.READY  # else its status speaks of a fetch under way
             if tells:
                 self._board.move(ref, State.EVICTING, Progress(size, size, None, None))
-            manifest = self._holdings.manifests[digest] if self._holdings.names(digest) == [ref] else None
             try:
-                freed = await self._blocking.run(removal.evict, self._layout, ref, digest, manifest, needed())
+                freed = await self._remove(ref, digest, needed)
             except HoldfastError as error:
                 _log.warning("%s", error)
                 freed = None
@@ -74,12 +89,26 @@ class Janitor:
                 if tells and before is not None:
                     self._board.ready(ref, digest, size, before.pinned)
                 return None
-            if self._holdings.remove(ref) is not None:
-                self._holdings.drop_snapshot(digest)
             if tells:
                 self._board.drop(ref)
             self._give_back(freed)
             _log.info("%s: evicted, %d bytes given back", ref, freed)
+            return freed
+
+    async def _remove(self, ref: ModelRef, digest: Digest, needed: Ids) -> int | None:
+        """Delete the name, and the snapshot with its last name: then the node's label goes before it."""
+        if self._holdings.names(digest) != [ref]:
+            freed = await self._blocking.run(removal.evict, self._layout, ref, digest, None, needed())
+            if freed is not None:
+                self._holdings.remove(ref)
+            return freed
+        async with self._surroundings.withdrawn(digest):
+            manifest = self._holdings.manifests[digest]
+            freed = await self._blocking.run(removal.evict, self._layout, ref, digest, manifest, needed())
+            if freed is not None:
+                self._holdings.remove(ref)
+                self._holdings.drop_snapshot(digest)
+                self.tell()
             return freed
 
     async def quarantine(self, sha256: str) -> list[ModelRef]:
@@ -92,16 +121,23 @@ class Janitor:
             self._ledger.moved_to_trash(await self._blocking.run(blobs.quarantine, self._layout, sha256))
             gone: list[ModelRef] = []
             for digest in [digest for digest, sizes in self._holdings.blobs.items() if sha256 in sizes]:
-                refs = self._holdings.names(digest)
-                await self._blocking.run(_withdraw, self._layout, refs, digest)
-                for ref in refs:
-                    self._holdings.remove(ref)
-                    status = self._board.get(ref)
-                    if status is not None and status.state is State.READY:
-                        self._board.drop(ref)
-                self._holdings.drop_snapshot(digest)
-                gone += refs
+                async with self._surroundings.withdrawn(digest):
+                    gone += await self._lose(digest)
             return gone
+
+    async def _lose(self, digest: Digest) -> list[ModelRef]:
+        """A snapshot has a bad file: take its names and itself away; returns the names."""
+        refs = self._holdings.names(digest)
+        self._surroundings.lost(refs, "a file of it went bad on this node's disk; it is fetched again")
+        await self._blocking.run(_withdraw, self._layout, refs, digest)
+        for ref in refs:
+            self._holdings.remove(ref)
+            status = self._board.get(ref)
+            if status is not None and status.state is State.READY:
+                self._board.drop(ref)
+        self._holdings.drop_snapshot(digest)
+        self.tell()
+        return refs
 
     async def discard(self, damaged: Collection[Digest]) -> None:
         """Remove snapshots whose manifest is not what their name says: publishing them again makes them anew."""
@@ -128,6 +164,10 @@ class Janitor:
             self._give_back(swept.committed)
             self._ledger.trash_deleted(swept.dying)
             return swept.committed + swept.dying
+
+    def tell(self) -> None:
+        """Tell the cluster what is here."""
+        self._surroundings.published(frozenset(self._holdings.models.values()))
 
     def _give_back(self, size: int) -> None:
         self._ledger.moved_to_trash(size)

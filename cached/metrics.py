@@ -5,7 +5,7 @@ Law: labels are bounded: source kinds, error codes, and the versions that are on
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 
@@ -23,6 +23,13 @@ from prometheus_client import (
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+_AROUND = {  # `Surroundings.figures`
+    "kube_connected": "1 while the watch of this node's pods stands.",
+    "kube_connection_changed_timestamp_seconds": "When that last changed.",
+    "kube_relists": "Lists of the pods after the first one.",
+    "kube_events_dropped": "Events that were too many to be written.",
+    "kube_node_in_force": "1 where the node's labels are as they should be.",
+}
 _SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600)
 
 
@@ -46,6 +53,7 @@ class Figures:
     store_bytes: dict[str, int]
     in_progress: int
     pods_waiting: int
+    surroundings: Mapping[str, float]
     models: tuple[ModelFigures, ...]
 
 
@@ -130,6 +138,8 @@ class _Figures(Collector):
         yield GaugeMetricFamily("holdfast_store_capacity_bytes", "What the store may fill.", value=now.capacity)
         yield GaugeMetricFamily("holdfast_fetch_in_progress", "Blobs under way.", value=now.in_progress)
         yield GaugeMetricFamily("holdfast_pods_waiting", "Pods whose weights are not here yet.", value=now.pods_waiting)
+        for name, value in now.surroundings.items():
+            yield GaugeMetricFamily(f"holdfast_{name}", _AROUND[name], value=value)
         yield from self._models(now.models)
 
     def _models(self, models: Iterable[ModelFigures]) -> Iterable[Metric]:

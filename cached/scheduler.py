@@ -27,10 +27,13 @@ from cached.janitor import Janitor
 from cached.ledger import Ledger
 from cached.metrics import Metrics
 from cached.planner import Cancel, Evict, Forget, Refuse, Reprioritize, Situation, Start, Step, plan
+from cached.surroundings import Surroundings
 from cached.transfer import Transfers
+from cached.waits import Waits
 
 _log = logging.getLogger(__name__)
 
+_FAILURE_KEPT_S = 300.0  # what nobody could fetch may have been published, or allowed, meanwhile
 _PULL_KEPT_S = 600.0  # how long a pull that cannot be met keeps its answer
 
 
@@ -57,6 +60,7 @@ class Parts:
     transfers: Transfers
     janitor: Janitor
     metrics: Metrics
+    surroundings: Surroundings
 
 
 class Scheduler:
@@ -69,6 +73,8 @@ class Scheduler:
         self._pulls: dict[ModelRef, _Pull] = {}
         self._active: dict[ModelRef, _Active] = {}
         self._settled: dict[ModelRef, Want | Permanent] = {}
+        self._failed_at: dict[ModelRef, float] = {}  # on the monotonic clock
+        self._waits = Waits()
         self._counted: set[ModelRef] = set()
         self._demand = Demand({}, {})
         self._work = asyncio.Event()
@@ -192,11 +198,15 @@ class Scheduler:
         if self._catalog is None:
             return
         now = time.monotonic()
+        for ref in [ref for ref, at in self._failed_at.items() if now - at >= _FAILURE_KEPT_S]:
+            del self._failed_at[ref]
+            self._settled.pop(ref, None)
         self._pulls = {
             ref: pull
             for ref, pull in self._pulls.items()
             if pull.failed_at is None or now - pull.failed_at < _PULL_KEPT_S
         }
+        self._look_at_pods()
         self._demand = self._demanded(self._catalog)
         self._count_new()
         for step in self._plan():
@@ -210,8 +220,25 @@ class Scheduler:
             self._demand = self._demanded(self._catalog)
         self._tell_pinned(self._demand.wants)
 
+    def _look_at_pods(self) -> None:
+        """A pod uses what it wants; a new one has an earlier failure tried again."""
+        pods, held = self._parts.surroundings.pods(), self._parts.holdings
+        for seconds in self._waits.over(held.models):
+            self._parts.metrics.gate_waited(seconds)
+        for ref in self._waits.look(pods, held.models):
+            if ref not in self._active:
+                self._settled.pop(ref, None)
+        for want in pods:
+            held.used(want.ref)
+
+    def pods_waiting(self) -> int:
+        """How many pods want a version that is not here."""
+        pods = self._parts.surroundings.pods()
+        return len({want.uid for want in pods if want.ref not in self._parts.holdings.models})
+
     def _demanded(self, catalog: Catalog) -> Demand:
-        return compute_demand(catalog, (), [pull.want for pull in self._pulls.values()], {})
+        around = self._parts.surroundings
+        return compute_demand(catalog, around.pods(), [pull.want for pull in self._pulls.values()], around.labels)
 
     def _plan(self) -> tuple[Step, ...]:
         if self._catalog is None:
@@ -262,6 +289,7 @@ class Scheduler:
         if want.ref in self._active or self._group is None:
             return  # its last flight is still coming down; its end plans again
         self._settled.pop(want.ref, None)
+        self._failed_at.pop(want.ref, None)
         if want.ref in self._pulls:
             self._pulls[want.ref].failed_at = None
         self._parts.board.begin(want.ref, State.QUEUED, "", want.pin)
@@ -276,6 +304,7 @@ class Scheduler:
             if error is not None:
                 _log.error("%s: %s", ref, error)
                 self._settled[ref] = delivery.want
+                self._failed_at[ref] = time.monotonic()
                 self._fail(ref, error)
         finally:
             del self._active[ref]
@@ -337,7 +366,7 @@ class Scheduler:
                 digest=digest,
                 blobs=held.blobs[digest],
                 last_used=held.last_used[ref],
-                in_use=digest in held.leased,
+                in_use=digest in held.leased or not self._parts.surroundings.synced,
                 wanted=False,
                 keep=ref in held.pins or self._kept(ref),
             )

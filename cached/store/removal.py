@@ -48,17 +48,6 @@ def evict(
         raise durable.disk_error(error, f"evicting {ref}") from error
 
 
-def withdraw(layout: Layout, refs: Collection[ModelRef], digest: Digest, manifest: Manifest, bad: str) -> int:
-    """Remove a snapshot of which the blob `bad` went bad, in use or not: whoever has its files open keeps them, nobody
-    new gets them. The blob itself stays. Returns the bytes given back."""
-    try:
-        for ref in refs:
-            snapshots.unpoint(layout, ref)
-        return _delete(layout, digest, manifest, (bad,))
-    except OSError as error:
-        raise durable.disk_error(error, f"withdrawing snapshot {digest}") from error
-
-
 def delete_unnamed(layout: Layout, digest: Digest, manifest: Manifest) -> int | None:
     """Remove a snapshot that no name points at; returns the bytes given back, None where it is in use."""
     try:

@@ -6,13 +6,14 @@ import json
 import os
 import resource
 import shutil
+from functools import partial
 from pathlib import Path
 
 from cached.contract import lease
 from cached.contract.reference import ModelRef
 from cached.contract.status import parse_timestamp
 from tests.support.daemon import DaemonProcess, model, prefetched, publish_files, write_files
-from tests.wire.faults import Stall
+from tests.wire.faults import Stall, Status
 from tests.wire.origin import HostileOrigin
 
 V1, V2 = ModelRef("tiny", "v1"), ModelRef("tiny", "v2")
@@ -107,6 +108,23 @@ def test_prefetches_that_hang_leave_room_for_a_pull(daemon: DaemonProcess, origi
     assert daemon.stop() == 0
 
 
+def test_a_dead_origin_keeps_no_other_waiting(daemon: DaemonProcess, origin: HostileOrigin, source: Path) -> None:
+    """Prefetches whose origin broke down in their middle make room for those of another origin."""
+    manifest = write_files(source, {"a.bin": b"a"})
+    origin.put("/m/holdfast.json", manifest.canonical())
+    origin.put("/m/a.bin", b"a")
+    origin.script("/m/a.bin", *[Status(503)] * 1000)
+    dead = [ModelRef("dead", f"v{number}") for number in range(4)]
+    dead_entry = prefetched(origin.url("/m/"), *(ref.version for ref in dead))
+    daemon.write_catalog({"dead": dead_entry, "tiny": prefetched(f"file://{source}/")})
+    daemon.start()
+    for ref in dead:
+        daemon.wait(partial(_has_error, daemon, ref), f"an error of {ref}")
+    daemon.write_catalog({"dead": dead_entry, "tiny": prefetched(f"file://{source}", "v1", "v2")})
+    daemon.wait_state(V2, "ready")
+    assert daemon.state(V1) == "ready"
+
+
 def test_odd_requests_are_refused_as_such(daemon: DaemonProcess) -> None:
     """What is no command of ours gets 400 and an error with code, message, remedy; nothing happens."""
     daemon.write_catalog({})
@@ -146,6 +164,10 @@ def test_memory_and_descriptors_do_not_grow(daemon: DaemonProcess, source: Path)
         round_trip()
     assert _descriptors(daemon) <= descriptors + 2
     assert _resident(daemon) < memory + 8 * 1024 * 1024
+
+
+def _has_error(daemon: DaemonProcess, ref: ModelRef) -> bool:
+    return bool(daemon.error(ref))
 
 
 def _descriptors(daemon: DaemonProcess) -> int:

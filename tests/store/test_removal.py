@@ -73,19 +73,6 @@ def test_evicting_what_is_gone(layout: Layout) -> None:
     assert snapshots.pointed(layout, ONE) is None
 
 
-def test_withdrawal_does_not_ask(layout: Layout) -> None:
-    """A snapshot with a bad blob goes, lease or not, with all its names; the bad blob is kept, the others go."""
-    digest = publish(layout, ONE, FILES)
-    publish(layout, TWO, FILES)
-    lease = take_shared(layout.public.snapshot(digest).lease)
-    assert lease is not None
-    with lease:
-        assert removal.withdraw(layout, (ONE, TWO), digest, manifest_of(FILES), _sha(MINE)) == len(SHARED)
-    assert tree(layout.public.models) == set()
-    assert tree(layout.public.snapshots) == set()
-    assert blobs.has(layout, _sha(MINE))
-
-
 def test_unnamed_snapshots_go(layout: Layout) -> None:
     """A snapshot that no name points at is deleted with its blobs; one that is gone already gives nothing back."""
     digest = publish(layout, ONE, FILES)
