@@ -211,14 +211,18 @@ async def _beat(board: Board) -> None:
 
 
 async def _tell_around(node: NodeParts) -> None:
-    """Tell pods and people what is new; each hears each thing once."""
+    """Tell pods and people what is new, at once: a fetch may be over in less than any period. Each hears each thing
+    once."""
     while True:
+        node.board.news.clear()
         with contextlib.suppress(
             HoldfastError
         ):  # the root is gone: whoever works on it says so, and again when it is back
             use = node.ledger.use()
             node.surroundings.look(node.board.all(), use.used + use.dying, use.capacity)
-        await asyncio.sleep(_TELL_S)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_TELL_S):
+                await node.board.news.wait()
 
 
 def _surroundings(config: Config) -> Surroundings:

@@ -24,6 +24,7 @@ from cached.wire.cancel import Cancellation
 from cached.wire.gitblob import git_blob_hasher
 
 SEGMENT_BYTES = 32 * 1024 * 1024  # one ranged request
+_BEHIND_BYTES = 8 * 1024 * 1024
 RECORD_FROM_BYTES = 2 * SEGMENT_BYTES  # smaller blobs are simply fetched again after a crash
 
 
@@ -119,6 +120,11 @@ class Attempt:
         """Tell whether bytes are still to come, under way or not yet asked for."""
         with self._changed:
             return self._failure is None and (bool(self._unassigned) or self._users > 0)
+
+    def hash_is_behind(self) -> bool:
+        """Tell whether bytes wait for the hash: then more connections bring nothing but work for the processor."""
+        with self._changed:
+            return self._written.end_at(self._front) - self._front >= _BEHIND_BYTES
 
     def leave(self, rest: Segment | None) -> None:
         """End a worker's turn, giving back what it did not receive of its segment."""

@@ -43,6 +43,7 @@ class Board:
 
     def __init__(self, public: PublicLayout, node: str) -> None:
         self._public = public
+        self.news = asyncio.Event()  # set whenever a status changes; whoever waits for it clears it
         self._statuses: dict[ModelRef, ModelStatus] = {}
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="status")
         now = timestamp(time.time())
@@ -94,6 +95,7 @@ class Board:
     def drop(self, ref: ModelRef) -> None:
         """A version is neither here nor wanted."""
         if self._statuses.pop(ref, None) is not None:
+            self.news.set()
             self._submit(partial(self._remove, ref))
 
     def sweep(self) -> None:
@@ -120,6 +122,7 @@ class Board:
         since = old.since if old is not None and old.state == state else now
         status = replace(status, state=state, since=since, updated=now)
         self._statuses[ref] = status
+        self.news.set()
         self._submit(partial(self._write, self._public.model_status(ref), status.document()))
 
     def _submit(self, job: partial[None]) -> None:

@@ -16,6 +16,7 @@ from cached.holdings import write_pins
 from cached.janitor import NodeParts
 from cached.metrics import Figures, Metrics, ModelFigures
 from cached.scheduler import Scheduler
+from cached.waits import waiting
 from cached.workers import Workers
 
 
@@ -129,7 +130,7 @@ class Daemon:
             capacity=use.capacity,
             store_bytes={"committed": use.used, "reserved": use.reserved, "dying": use.dying},
             in_progress=self._workers.in_progress(),
-            pods_waiting=self._scheduler.pods_waiting(),
+            pods_waiting=waiting(self._surroundings.pods(), held.models),
             surroundings=self._surroundings.figures(),
             models=tuple(
                 ModelFigures(

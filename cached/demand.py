@@ -107,6 +107,15 @@ def compute_demand(
     return Demand(wants, refused)
 
 
+def keeps(catalog: Catalog, ref: ModelRef, node_labels: Mapping[str, str] | None) -> bool:
+    """Tell whether the catalog keeps a version that nobody may ask for: by `pin: true`, or, while the node's labels are
+    not known (None), by a prefetch rule that may turn out to select the node."""
+    model = catalog.models.get(ref.name)
+    if model is None:
+        return False
+    return model.pin or (node_labels is None and model.prefetch is not None and ref.version in model.prefetch.versions)
+
+
 def _prefetched(catalog: Catalog, node_labels: Mapping[str, str]) -> Iterator[ModelRef]:
     for model in catalog.models.values():
         rule = model.prefetch

@@ -108,6 +108,11 @@ class Flight:
         attempt = self._attempt
         return not self.result.done() and (attempt is None or attempt.has_work())
 
+    def hash_is_behind(self) -> bool:
+        """Tell whether another worker would only make bytes wait for the hash."""
+        attempt = self._attempt
+        return attempt is not None and attempt.hash_is_behind()
+
     def receiving(self) -> bool:
         """Tell whether bytes are still to come."""
         attempt = self._attempt

@@ -8,6 +8,7 @@ the disk says.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Collection
@@ -70,8 +71,11 @@ class Janitor:
             self.tell()
             return digest
 
-    async def evict(self, ref: ModelRef, digest: Digest, needed: Ids) -> int | None:
-        """Remove a version; returns the bytes given back, None where it is in use or is another by now."""
+    async def evict(self, ref: ModelRef, digest: Digest, needed: Ids, stays: Callable[[], bool]) -> int | None:
+        """Remove a version; returns the bytes given back, None where it is in use or is another by now.
+
+        `stays` is asked last of all whether somebody wants it: a pod may come while its label is being withdrawn.
+        """
         async with self._turn:
             if self._holdings.models.get(ref) != digest:
                 return None
@@ -81,7 +85,7 @@ class Janitor:
             if tells:
                 self._board.move(ref, State.EVICTING, Progress(size, size, None, None))
             try:
-                freed = await self._remove(ref, digest, needed)
+                freed = await self._remove(ref, digest, needed, stays)
             except HoldfastError as error:
                 _log.warning("%s", error)
                 freed = None
@@ -95,20 +99,19 @@ class Janitor:
             _log.info("%s: evicted, %d bytes given back", ref, freed)
             return freed
 
-    async def _remove(self, ref: ModelRef, digest: Digest, needed: Ids) -> int | None:
+    async def _remove(self, ref: ModelRef, digest: Digest, needed: Ids, stays: Callable[[], bool]) -> int | None:
         """Delete the name, and the snapshot with its last name: then the node's label goes before it."""
-        if self._holdings.names(digest) != [ref]:
-            freed = await self._blocking.run(removal.evict, self._layout, ref, digest, None, needed())
-            if freed is not None:
-                self._holdings.remove(ref)
-            return freed
-        async with self._surroundings.withdrawn(digest):
-            manifest = self._holdings.manifests[digest]
+        last = self._holdings.names(digest) == [ref]
+        manifest = self._holdings.manifests[digest] if last else None
+        async with self._surroundings.withdrawn(digest) if last else contextlib.nullcontext():
+            if stays():
+                return None
             freed = await self._blocking.run(removal.evict, self._layout, ref, digest, manifest, needed())
             if freed is not None:
                 self._holdings.remove(ref)
-                self._holdings.drop_snapshot(digest)
-                self.tell()
+                if last:
+                    self._holdings.drop_snapshot(digest)
+                    self.tell()
             return freed
 
     async def quarantine(self, sha256: str) -> list[ModelRef]:

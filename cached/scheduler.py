@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from cached.board import Board
 from cached.catalog import Catalog
@@ -19,7 +20,7 @@ from cached.contract.errors import HoldfastError, Permanent
 from cached.contract.reference import ModelRef
 from cached.contract.status import State
 from cached.delivery import Delivery, Turns
-from cached.demand import Demand, PullWant, Want, compute_demand
+from cached.demand import Demand, PullWant, Want, compute_demand, keeps
 from cached.eviction import Holding, over_watermark
 from cached.flights import Flights
 from cached.holdings import Holdings
@@ -29,7 +30,7 @@ from cached.metrics import Metrics
 from cached.planner import Cancel, Evict, Forget, Refuse, Reprioritize, Situation, Start, Step, plan
 from cached.surroundings import Surroundings
 from cached.transfer import Transfers
-from cached.waits import Waits
+from cached.waits import Waits, used
 
 _log = logging.getLogger(__name__)
 
@@ -137,7 +138,8 @@ class Scheduler:
 
     async def evict(self, ref: ModelRef, digest: Digest, reason: str) -> int | None:
         """Evict one version unless it is in use; returns the bytes given back, None where it stays."""
-        freed = await self._parts.janitor.evict(ref, digest, self._parts.transfers.needed_blobs)
+        stays = partial(self._stays, ref, digest)
+        freed = await self._parts.janitor.evict(ref, digest, self._parts.transfers.needed_blobs, stays)
         if freed is not None:
             self._parts.metrics.evicted(reason)
             self._counted.discard(ref)
@@ -228,17 +230,12 @@ class Scheduler:
         for ref in self._waits.look(pods, held.models):
             if ref not in self._active:
                 self._settled.pop(ref, None)
-        for want in pods:
-            held.used(want.ref)
-
-    def pods_waiting(self) -> int:
-        """How many pods want a version that is not here."""
-        pods = self._parts.surroundings.pods()
-        return len({want.uid for want in pods if want.ref not in self._parts.holdings.models})
+        for ref in used(pods, held.models, self._catalog):
+            held.used(ref)
 
     def _demanded(self, catalog: Catalog) -> Demand:
         around = self._parts.surroundings
-        return compute_demand(catalog, around.pods(), [pull.want for pull in self._pulls.values()], around.labels)
+        return compute_demand(catalog, around.pods(), [pull.want for pull in self._pulls.values()], around.labels or {})
 
     def _plan(self) -> tuple[Step, ...]:
         if self._catalog is None:
@@ -360,23 +357,25 @@ class Scheduler:
     def holdings(self) -> list[Holding]:
         """What this node holds, as the planner sees it."""
         held = self._parts.holdings
+        around, catalog = self._parts.surroundings, self._catalog
+        asked = used(around.pods(), held.models, catalog)
         return [
             Holding(
                 ref=ref,
                 digest=digest,
                 blobs=held.blobs[digest],
                 last_used=held.last_used[ref],
-                in_use=digest in held.leased or not self._parts.surroundings.synced,
-                wanted=False,
-                keep=ref in held.pins or self._kept(ref),
+                in_use=digest in held.leased or not around.synced,
+                wanted=ref in asked,
+                keep=ref in held.pins or (catalog is not None and keeps(catalog, ref, around.labels)),
             )
             for ref, digest in held.models.items()
         ]
 
-    def _kept(self, ref: ModelRef) -> bool:
-        """The catalog's `pin: true` keeps every version of a model, wanted or not."""
-        model = self._catalog.models.get(ref.name) if self._catalog is not None else None
-        return model is not None and model.pin
+    def _stays(self, ref: ModelRef, digest: Digest) -> bool:
+        """Tell whether somebody came to want or keep a version while its eviction was under way."""
+        self._refresh()
+        return self.wanted(ref, digest) or any(h.ref == ref and not h.evictable for h in self.holdings())
 
     def wanted(self, ref: ModelRef, digest: Digest | None = None) -> bool:
         """Tell whether anybody asks for `ref`; given a digest, whether as this one."""

@@ -24,8 +24,8 @@ class Surroundings(Protocol):
         """Whether it is known what is in use: until then everything is."""
 
     @property
-    def labels(self) -> Mapping[str, str]:
-        """The node's labels, for the catalog's node selectors."""
+    def labels(self) -> Mapping[str, str] | None:
+        """The node's labels, for the catalog's node selectors; None: not known yet."""
 
     def pods(self) -> tuple[PodWant, ...]:
         """What the pods of this node want."""
@@ -53,7 +53,7 @@ class NoCluster:
     """A node by itself: only the catalog and pulls want anything."""
 
     synced = True
-    labels: Mapping[str, str] = {}
+    labels: Mapping[str, str] | None = {}
 
     def pods(self) -> tuple[PodWant, ...]:
         return ()

@@ -1,4 +1,4 @@
-"""How long pods wait: from the first pod's want of a version until the version is here.
+"""Which pods have what they want, and how long they wait: from the first pod's want of a version until it is here.
 
 Law: keeps times and pods' uids, decides nothing.
 """
@@ -6,10 +6,26 @@ Law: keeps times and pods' uids, decides nothing.
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 
+from cached.catalog import Catalog
+from cached.contract.digest import Digest
 from cached.contract.reference import ModelRef
 from cached.demand import PodWant
+
+
+def used(wants: Iterable[PodWant], here: Mapping[ModelRef, Digest], catalog: Catalog | None) -> frozenset[ModelRef]:
+    """The versions that are here as some pod wants them: as the digest it pins, or else the catalog, if either does."""
+    found = frozenset(want.ref for want in wants if _has(want, here))
+    if catalog is None:
+        return found
+    promised = {ref: entry.digest for ref in found if (entry := catalog.find(ref)) is not None}
+    return frozenset(ref for ref in found if promised.get(ref) in (None, here[ref]))
+
+
+def waiting(wants: Iterable[PodWant], here: Mapping[ModelRef, Digest]) -> int:
+    """How many pods want what is not here."""
+    return len({want.uid for want in wants if not _has(want, here)})
 
 
 class Waits:
@@ -35,3 +51,8 @@ class Waits:
         """The waits, in seconds, for versions that are here now; they are forgotten."""
         now = time.monotonic()
         return [now - self._since.pop(ref) for ref in [ref for ref in self._since if ref in here]]
+
+
+def _has(want: PodWant, here: Mapping[ModelRef, Digest]) -> bool:
+    digest = here.get(want.ref)
+    return digest is not None and want.pin in (None, digest)

@@ -138,6 +138,7 @@ class Workers:
             if f.priority == urgent
             and f.has_work()
             and self._has_room(f)
+            and not (self._busy[f] and f.hash_is_behind())
             and (f.opened or (not self._busy[f] and opened < MAX_OPEN and not parked))
         ]
         return min(able, key=lambda f: self._busy[f], default=None)

@@ -36,8 +36,8 @@ class Membership:
         return self._watch.synced
 
     @property
-    def labels(self) -> Mapping[str, str]:
-        return self._report.labels
+    def labels(self) -> Mapping[str, str] | None:
+        return self._report.labels or None  # no node is without any
 
     def pods(self) -> tuple[PodWant, ...]:
         return self._watch.pods()

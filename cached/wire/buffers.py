@@ -21,7 +21,7 @@ class BufferPool:
 
     def __init__(self, count: int, size: int) -> None:
         self.size = size
-        region = mmap.mmap(-1, count * size + _HUGE_PAGE)
+        region = mmap.mmap(-1, count * size + _HUGE_PAGE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         with suppress(OSError):  # a kernel without huge pages copies into small ones
             region.madvise(mmap.MADV_HUGEPAGE)
         first = -ctypes.addressof(ctypes.c_char.from_buffer(region)) % _HUGE_PAGE
