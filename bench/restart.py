@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with workplace(None) as place:
         layout, catalog = Layout(place.destination), place.scratch / "catalog.yaml"
         print(f"making {options.versions} versions of {options.files} files", flush=True)
-        published = _build(layout, options.versions, options.files)
+        published = build(layout, options.versions, options.files)
         nowhere = f"http://127.0.0.1:{free_port()}/"
         write_catalog(catalog, [Wanted(ref, nowhere, digest, prefetch=True) for ref, digest in published.items()])
         starts = [_start(layout, catalog, set(published)) for _ in range(options.rounds)]
@@ -70,7 +70,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _build(layout: Layout, versions: int, files: int) -> dict[ModelRef, Digest]:
+def build(layout: Layout, versions: int, files: int) -> dict[ModelRef, Digest]:
+    """Publish `versions` of `files` small files each, as the store does it; returns their digests."""
     recovery.prepare(layout)
     published = {}
     verified_at = timestamp(time.time())
