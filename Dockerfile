@@ -12,7 +12,7 @@
 # module and pip. Layers: base, dependencies, code; the dependencies are built from pyproject.toml and constraints.txt
 # alone, so a change of code rebuilds only the last. pip's own variables say where packages come from:
 #   --build-arg PIP_INDEX_URL=https://mirror.example.com/simple
-#   --build-arg PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu   a server without CUDA, a fifth of the size
+#   --build-arg PIP_EXTRA_INDEX_URL=$CPU_INDEX   an index with PyTorch's CPU builds: a server without CUDA, a fifth of the size
 
 # python 3.11.16 on Debian bookworm, linux/amd64 and linux/arm64.
 ARG BASE_IMAGE=docker.io/library/python:3.11.16-slim-bookworm@sha256:a36c24f9cbdf4fd0f52d67f0823eeac19c2028c637cecc392d97f980d4fec56b

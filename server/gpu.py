@@ -51,7 +51,7 @@ def why_none(facts: GpuFacts) -> tuple[str, str]:
     if facts.torch_cuda is None:
         return (
             f"torch {facts.torch_version} is built without CUDA (torch.version.cuda is None)",
-            "install a CUDA build of torch in the image, from https://download.pytorch.org/whl/",
+            "install a CUDA build of torch in the image: PyTorch's installation page names the index for each CUDA",
         )
     if not facts.driver_files:
         return (
