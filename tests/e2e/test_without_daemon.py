@@ -15,7 +15,7 @@ from tests.support.installation import MAIN, Holdfast, Origin, annotated, pod_ob
 @pytest.fixture
 def node(holdfast: Holdfast, origin: Origin, namespace: str, models: Models) -> str:
     """A node that has `kept@1`, or gets it now."""
-    if origin.pod.run("s3", "test", "-d", f"/work/{models['kept']}-1", check=False).returncode != 0:
+    if origin.pod.run("s3", "test", "-d", f"/srv/{models['kept']}-1", check=False).returncode != 0:
         origin.publish(models["kept"], "1")
     pod = Pod(namespace, "kept-first")
     create(pod_object(pod, annotated(models["kept"], "1")))

