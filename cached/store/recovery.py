@@ -17,7 +17,7 @@ from cached.contract.layout import LAYOUT_VERSION, TEMPORARY_PREFIX, Layout
 from cached.contract.manifest import Manifest
 from cached.contract.reference import ModelRef, name_from_path_segment
 from cached.contract.status import ModelStatus
-from cached.store import durable, ingest
+from cached.store import durable, ingest, snapshots
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,16 +143,15 @@ def _read_models(layout: Layout, manifests: dict[Digest, Manifest]) -> dict[Mode
     models: dict[ModelRef, Digest] = {}
     for segment in _names(layout.public.models):
         for version in _names(layout.public.models / segment):
-            link = layout.public.models / segment / version
             try:
                 ref = ModelRef(name_from_path_segment(segment), version)
-                digest = Digest(Path(os.readlink(link)).name)
+                digest = snapshots.pointed(layout, ref)
             except (OSError, InvalidReference):
                 continue  # not a name of ours: left alone
             if digest in manifests:
                 models[ref] = digest
-            else:
-                durable.unlink(link)  # a crash between two steps of an eviction
+            elif digest is not None:
+                durable.unlink(layout.public.model_link(ref))  # a crash between two steps of an eviction
     return models
 
 
