@@ -21,6 +21,7 @@ from cached.contract.errors import HoldfastError, Permanent
 from sidecar.digests import NO_CATALOG, Digests
 from sidecar.gatespec import GateSettings
 from sidecar.patching import Patch, patch_pod
+from sidecar.podshape import check_pod
 
 _log = logging.getLogger(__name__)
 _API_VERSION = "admission.k8s.io/v1"
@@ -55,6 +56,7 @@ class Reviewer:
         pod = request.get("object")
         if not isinstance(pod, dict) or not isinstance(pod.get("spec"), dict):
             raise _invalid("`object` is no pod")
+        check_pod(pod)
         try:
             return _allowed(uid, patch_pod(pod, self._settings, self.digests, self._version))
         except HoldfastError as error:

@@ -1,0 +1,74 @@
+"""Refuse a pod whose parts are not of the kinds that the API has: what reads it then need not look twice.
+
+Law: pure. Knows the fields that are read here and no others; an absent field and `null` are the same, as in the API.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cached.contract.errors import Permanent
+
+_TEXT, _NUMBER = str, int
+_TEXTS = object()  # an object whose values are text
+_QUANTITIES: dict[str, Any] = {"limits": {}, "requests": {}}
+_TERM: dict[str, Any] = {"matchExpressions": [{}], "matchFields": [{}]}
+_CONTAINER: dict[str, Any] = {
+    "name": _TEXT,
+    "restartPolicy": _TEXT,
+    "volumeMounts": [{"name": _TEXT, "mountPath": _TEXT}],
+    "env": [{"name": _TEXT}],
+    "ports": [{"containerPort": _NUMBER}],
+    "resources": _QUANTITIES,
+}
+# The API's own types: https://kubernetes.io/docs/reference/generated/kubernetes-api/, Pod v1 core.
+_POD: dict[str, Any] = {
+    "metadata": {"annotations": _TEXTS},
+    "spec": {
+        "os": {"name": _TEXT},
+        "volumes": [{"name": _TEXT, "hostPath": {"path": _TEXT}}],
+        "containers": [_CONTAINER],
+        "initContainers": [_CONTAINER],
+        "resources": _QUANTITIES,
+        "affinity": {
+            "nodeAffinity": {
+                "preferredDuringSchedulingIgnoredDuringExecution": [{}],
+                "requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [_TERM]},
+            }
+        },
+    },
+}
+
+
+def check_pod(pod: object) -> None:
+    """Raise `Permanent` (`invalid_review`) that names the first field of another kind than the API's."""
+    _check("object", pod, _POD)
+
+
+def _check(where: str, value: object, shape: Any) -> None:
+    if value is None:
+        return
+    if isinstance(shape, list):
+        if not isinstance(value, list):
+            raise _refuse(where, "a list", value)
+        for index, item in enumerate(value):
+            if item is None:
+                raise _refuse(f"{where}[{index}]", "an object", item)
+            _check(f"{where}[{index}]", item, shape[0])
+    elif shape is _TEXTS or isinstance(shape, dict):
+        if not isinstance(value, dict):
+            raise _refuse(where, "an object", value)
+        fields: dict[str, Any] = shape if isinstance(shape, dict) else {key: _TEXT for key in value}
+        for key, inner in fields.items():
+            _check(f"{where}.{key[:100]}", value.get(key), inner)
+    elif not isinstance(value, shape) or isinstance(value, bool):
+        raise _refuse(where, "text" if shape is _TEXT else "a number", value)
+
+
+def _refuse(where: str, expected: str, found: object) -> Permanent:
+    kind = "null" if found is None else type(found).__name__
+    return Permanent(
+        "invalid_review",
+        f"expected `{where}` to be {expected}, found {kind}",
+        "only the API server's own reviews are answered: check who calls the webhook",
+    )
