@@ -1,5 +1,36 @@
-"""The server of Holdfast: maps a version's safetensors and answers inference requests.
+"""The server of Holdfast: maps a version's safetensors and answers inference requests; and a loader for anyone.
 
 Law: of ours it imports `cached.contract` only. torch and transformers are imported only when they are used, and
-nothing here ever downloads or runs code that came with a model.
+nothing here ever downloads or runs code that came with a model. The names below are looked up when first asked for, so
+that `import server` costs nothing.
 """
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from server.pretrained import load_pretrained
+    from server.weights.files import iter_tensors, load_file
+    from server.weights.handle import safe_open
+    from server.weights.modules import load_model
+    from server.weights.shards import Shards
+
+__all__ = ["Shards", "iter_tensors", "load_file", "load_model", "load_pretrained", "safe_open"]
+
+_HOMES = {
+    "Shards": "server.weights.shards",
+    "iter_tensors": "server.weights.files",
+    "load_file": "server.weights.files",
+    "load_model": "server.weights.modules",
+    "load_pretrained": "server.pretrained",
+    "safe_open": "server.weights.handle",
+}
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(home), name)

@@ -5,6 +5,7 @@ Law: looks, allocates one element to try the device, changes no setting.
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
 import warnings
@@ -21,7 +22,10 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class GpuFacts:
-    """What can be seen from here: torch's build, the driver's files, how many devices torch finds.""" ""
+    """What can be seen from here: torch's build, the driver's files, how many devices torch finds.
+
+    `driver_cuda` is the newest CUDA the driver runs, as it counts (12040 is 12.4), None where there is no driver.
+    """
 
     torch_version: str
     torch_cuda: str | None
@@ -29,6 +33,7 @@ class GpuFacts:
     driver_files: bool
     count: int
     complaint: str | None
+    driver_cuda: int | None = None
 
 
 def look() -> GpuFacts:
@@ -43,6 +48,7 @@ def look() -> GpuFacts:
         driver_files=any(Path(name).exists() for name in ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")),
         count=count,
         complaint=str(caught[0].message).strip() if caught else None,
+        driver_cuda=_driver_cuda(),
     )
 
 
@@ -64,11 +70,38 @@ def why_none(facts: GpuFacts) -> tuple[str, str]:
             f"CUDA_VISIBLE_DEVICES={facts.visible_devices!r} hides every GPU",
             "unset it, or let the device plugin set it",
         )
+    mismatch = why_mismatched(facts.torch_cuda, facts.driver_cuda)
+    if mismatch is not None:
+        return mismatch
     return (
         f"torch {facts.torch_version} (CUDA {facts.torch_cuda}) finds no GPU: {facts.complaint or 'no reason given'}",
         "compare the driver's CUDA version in nvidia-smi with torch's: the driver must be at least as new; "
         "check CUDA_VISIBLE_DEVICES and the node's kernel log for Xid errors",
     )
+
+
+def why_mismatched(torch_cuda: str, driver_cuda: int | None) -> tuple[str, str] | None:
+    """Say that the driver is too old for torch's CUDA, and what to do; None where it is not, or nobody knows.
+
+    Within a major version an older driver runs newer runtimes (CUDA's minor version compatibility).
+    """
+    major = torch_cuda.partition(".")[0]
+    if driver_cuda is None or not major.isdigit() or driver_cuda // 1000 >= int(major):
+        return None
+    found = f"{driver_cuda // 1000}.{driver_cuda % 1000 // 10}"
+    return (
+        f"the driver runs CUDA up to {found}, and torch was built for CUDA {torch_cuda}",
+        f"update the node's driver to one for CUDA {major}, or use a torch built for CUDA {driver_cuda // 1000}",
+    )
+
+
+def _driver_cuda() -> int | None:
+    try:
+        library = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return None
+    version = ctypes.c_int()
+    return version.value if library.cuDriverGetVersion(ctypes.byref(version)) == 0 else None
 
 
 def select(wanted: str) -> str:

@@ -7,12 +7,17 @@ N bytes of JSON (padded with spaces), then the tensors' bytes without a gap
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import os
+import re
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from cached.contract.errors import Permanent
 
@@ -23,6 +28,12 @@ _MAX_INDEX_BYTES = 100_000_000
 _MAX_RANK = 64  # torch's own limit
 _METADATA = "__metadata__"
 _LENGTH_BYTES = 8
+_ENTRY_KEYS = {"dtype", "shape", "data_offsets"}
+_HEADER_THREADS = 8
+# Every string of a JSON text, one after the other; the group says that it is a key.
+_STRINGS = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"(\s*:)?', re.DOTALL)
+
+_Pairs = Callable[[list[tuple[str, Any]]], dict[str, Any]]
 
 # Bits per element, by the name the format gives the type.
 DTYPE_BITS = {
@@ -39,7 +50,9 @@ DTYPE_BITS = {
     "F6_E2M3": 6,
     "F6_E3M2": 6,
     "F8_E4M3": 8,
+    "F8_E4M3FNUZ": 8,
     "F8_E5M2": 8,
+    "F8_E5M2FNUZ": 8,
     "F8_E8M0": 8,
     "F16": 16,
     "BF16": 16,
@@ -49,8 +62,7 @@ DTYPE_BITS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class TensorEntry:
+class TensorEntry(NamedTuple):  # a tuple: there are 100 000 of them in some files
     """One tensor: `dtype` as the format names it, `begin` and `end` in bytes from the start of the file."""
 
     dtype: str
@@ -70,19 +82,34 @@ class Header:
 def read_header(path: Path) -> Header:
     """Read and check the header of one file; raises `Permanent` (`invalid_weights`) that names the file."""
     try:
-        with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            prefix = file.read(_LENGTH_BYTES)
-            if len(prefix) < _LENGTH_BYTES:
-                raise _refuse(path, f"expected a header length of 8 bytes, found a file of {size} bytes")
-            length = int.from_bytes(prefix, "little")
-            if length > MAX_HEADER_BYTES:
-                raise _refuse(path, f"the header says it is {length} bytes long, at most {MAX_HEADER_BYTES} are read")
-            if _LENGTH_BYTES + length > size:
-                raise _refuse(path, f"the header says it is {length} bytes long, but the file has {size} bytes")
-            data = file.read(length)
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
         raise _unreadable(path, error) from error
+    try:
+        return read_header_of(path, descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def read_header_of(path: Path, descriptor: int) -> Header:
+    """Read and check the header of an open file; `path` is for the messages."""
+    try:
+        size = os.fstat(descriptor).st_size
+        prefix = _read(descriptor, _LENGTH_BYTES, 0)
+        if len(prefix) < _LENGTH_BYTES:
+            raise _refuse(path, f"expected a header length of 8 bytes, found a file of {size} bytes")
+        length = int.from_bytes(prefix, "little")
+        if length > MAX_HEADER_BYTES:
+            raise _refuse(path, f"the header says it is {length} bytes long, at most {MAX_HEADER_BYTES} are read")
+        if _LENGTH_BYTES + length > size:
+            raise _refuse(path, f"the header says it is {length} bytes long, but the file has {size} bytes")
+        data = _read(descriptor, length, _LENGTH_BYTES)
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    if len(data) != length:
+        raise _refuse(
+            path, f"expected a header of {length} bytes, found {len(data)}: the file was cut while it was read"
+        )
     return parse_header(path, data, size)
 
 
@@ -90,13 +117,20 @@ def parse_header(path: Path, data: bytes, file_size: int) -> Header:
     """Check the JSON `data` of a header against a file of `file_size` bytes; `path` is for the messages."""
     if not data.startswith(b"{"):
         raise _refuse(path, "expected the header to begin with `{`")
-    document = _json(path, data)
+    document = _json(path, data, None)
+    keys = len(document)
     metadata = document.pop(_METADATA, {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise _refuse(path, f"expected `{_METADATA}` to map text to text")
     start = _LENGTH_BYTES + len(data)
     entries = {name: _entry(path, name, item, start) for name, item in document.items()}
-    ordered = dict(sorted(entries.items(), key=lambda pair: (pair[1].begin, pair[1].end)))
+    # A key that is there twice is no longer seen in a dict. Counting the keys of the text costs a quarter of having
+    # each object's pairs handed over.
+    keys += len(entries) * len(_ENTRY_KEYS) + len(metadata)
+    if sum(map(bool, _STRINGS.findall(data))) != keys:
+        _json(path, data, _unique(path))
+        raise _refuse(path, "a key is there twice")
+    ordered = dict(sorted(entries.items(), key=lambda pair: pair[1][2:]))
     end = start
     for name, entry in ordered.items():
         if entry.begin != end:
@@ -113,9 +147,38 @@ def find_shards(directory: Path) -> dict[Path, Header]:
 
     Raises `Permanent` where there are none, or where the index and the files disagree.
     """
+    listing = list_shards(directory)
+    with ThreadPoolExecutor(min(_HEADER_THREADS, len(listing.paths))) as pool:
+        shards = dict(zip(listing.paths, pool.map(read_header, listing.paths), strict=True))
+    listing.check(shards)
+    return shards
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """The weight files of a folder: `weight_map` is what `index` says of them, where there is one."""
+
+    paths: list[Path]
+    index: Path | None
+    weight_map: dict[str, str]
+
+    def check(self, shards: dict[Path, Header]) -> None:
+        """Refuse files that disagree with the index; raises `Permanent` too where two hold the same tensor."""
+        seen = tensor_files(shards)
+        for tensor, name in self.weight_map.items():
+            found = seen.get(tensor)
+            if self.index is not None and (found is None or found.name != name):
+                raise _refuse(
+                    self.index,
+                    f"the tensor {tensor!r} should be in {name}, found in {found.name if found else 'no file'}",
+                )
+
+
+def list_shards(directory: Path) -> Listing:
+    """Name the weight files of a folder without opening them; raises `Permanent` where there are none."""
     single, index = directory / SINGLE_FILE, directory / INDEX_FILE
     if single.is_file():
-        return {single: read_header(single)}
+        return Listing([single], None, {})
     if not index.is_file():
         raise Permanent(
             "no_weights",
@@ -123,17 +186,18 @@ def find_shards(directory: Path) -> dict[Path, Header]:
             "publish the model's safetensors files; other formats are not read, for they can carry code",
         )
     weight_map = _weight_map(index)
-    shards = {directory / name: read_header(directory / name) for name in sorted(set(weight_map.values()))}
-    seen: dict[str, str] = {}
+    return Listing([directory / name for name in sorted(set(weight_map.values()))], index, weight_map)
+
+
+def tensor_files(shards: dict[Path, Header]) -> dict[str, Path]:
+    """Which file holds each tensor; raises `Permanent` where two do."""
+    seen: dict[str, Path] = {}
     for path, header in shards.items():
         for tensor in header.tensors:
             if tensor in seen:
-                raise _refuse(path, f"the tensor {tensor!r} is also in {seen[tensor]}")
-            seen[tensor] = path.name
-    for tensor, name in weight_map.items():
-        if seen.get(tensor) != name:
-            raise _refuse(index, f"the tensor {tensor!r} should be in {name}, found in {seen.get(tensor, 'no file')}")
-    return shards
+                raise _refuse(path, f"the tensor {tensor!r} is also in {seen[tensor].name}")
+            seen[tensor] = path
+    return seen
 
 
 def _weight_map(index: Path) -> dict[str, str]:
@@ -141,7 +205,7 @@ def _weight_map(index: Path) -> dict[str, str]:
         size = index.stat().st_size
         if size > _MAX_INDEX_BYTES:
             raise _refuse(index, f"{size} bytes, at most {_MAX_INDEX_BYTES} are read")
-        document = _json(index, index.read_bytes())
+        document = _json(index, index.read_bytes(), _unique(index))
     except OSError as error:
         raise _unreadable(index, error) from error
     weight_map = document.get("weight_map")
@@ -154,17 +218,18 @@ def _weight_map(index: Path) -> dict[str, str]:
 
 
 def _entry(path: Path, name: str, item: object, start: int) -> TensorEntry:
-    if not isinstance(item, dict) or set(item) != {"dtype", "shape", "data_offsets"}:
+    if not isinstance(item, dict) or item.keys() != _ENTRY_KEYS:
         raise _refuse(path, f"{name!r}: expected an object of dtype, shape and data_offsets")
     dtype, shape, offsets = item["dtype"], item["shape"], item["data_offsets"]
-    if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
+    bits_each = DTYPE_BITS.get(dtype) if isinstance(dtype, str) else None
+    if bits_each is None:
         raise _refuse(path, f"{name!r}: unknown dtype {str(dtype)[:40]!r}")
-    if not isinstance(shape, list) or len(shape) > _MAX_RANK or not all(_is_size(length) for length in shape):
+    if not isinstance(shape, list) or len(shape) > _MAX_RANK or not all(map(_is_size, shape)):
         raise _refuse(path, f"{name!r}: expected a shape of at most {_MAX_RANK} lengths, found {str(shape)[:80]}")
-    if not isinstance(offsets, list) or len(offsets) != 2 or not all(_is_size(offset) for offset in offsets):
+    if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_is_size, offsets)):
         raise _refuse(path, f"{name!r}: expected two data_offsets, found {str(offsets)[:80]}")
     begin, end = offsets
-    bits = math.prod(shape) * DTYPE_BITS[dtype]
+    bits = math.prod(shape) * bits_each
     if bits % 8:
         raise _refuse(path, f"{name!r}: {dtype} of shape {str(shape)[:80]} does not fill whole bytes")
     if end - begin != bits // 8:
@@ -174,10 +239,40 @@ def _entry(path: Path, name: str, item: object, start: int) -> TensorEntry:
 
 def _is_size(value: object) -> bool:
     # No file comes near 2^63 bytes; the bound also keeps the product of a shape's lengths cheap.
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
+    return type(value) is int and 0 <= value < 2**63  # a bool is no length
 
 
-def _json(path: Path, data: bytes) -> dict[str, Any]:
+def _json(path: Path, data: bytes, pairs: _Pairs | None) -> dict[str, Any]:
+    def constant(text: str) -> Any:
+        raise ValueError(f"{text} is not JSON")
+
+    try:
+        with _uncollected():
+            document = json.loads(data.decode("utf-8"), object_pairs_hook=pairs, parse_constant=constant)
+    except (ValueError, RecursionError) as error:
+        raise _refuse(path, f"not JSON in UTF-8: {error}") from error
+    if not isinstance(document, dict):
+        raise _refuse(path, f"expected a JSON object, found {type(document).__name__}")
+    return document
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Without the garbage collector: nothing here is garbage, and looking for it takes longer than parsing.
+
+    Several threads may be in here: the last word is always `enable`.
+    """
+    if not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+def _unique(path: Path) -> _Pairs:
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
         if len(found) != len(pairs):
@@ -187,16 +282,19 @@ def _json(path: Path, data: bytes) -> dict[str, Any]:
                 del found[name]
         return found
 
-    def constant(text: str) -> Any:
-        raise ValueError(f"{text} is not JSON")
+    return unique
 
-    try:
-        document = json.loads(data.decode("utf-8"), object_pairs_hook=unique, parse_constant=constant)
-    except (ValueError, RecursionError) as error:
-        raise _refuse(path, f"not JSON in UTF-8: {error}") from error
-    if not isinstance(document, dict):
-        raise _refuse(path, f"expected a JSON object, found {type(document).__name__}")
-    return document
+
+def _read(descriptor: int, length: int, offset: int) -> bytes:
+    parts = []
+    while length > 0:
+        part = os.pread(descriptor, length, offset)
+        if not part:
+            break
+        parts.append(part)
+        length -= len(part)
+        offset += len(part)
+    return b"".join(parts)
 
 
 def _what_there_is(directory: Path) -> str:

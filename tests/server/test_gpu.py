@@ -18,11 +18,13 @@ DRIVERLESS = GpuFacts("2.13.0+cu130", "13.0", None, False, 0, None)
         (DRIVERLESS, "/dev/nvidiactl", "nvidia.com/gpu"),
         (replace(DRIVERLESS, driver_files=True, visible_devices=""), "CUDA_VISIBLE_DEVICES=''", "unset"),
         (replace(DRIVERLESS, driver_files=True, complaint="driver too old"), "driver too old", "nvidia-smi"),
+        (replace(DRIVERLESS, driver_files=True, driver_cuda=12040), "CUDA up to 12.4", "torch built for CUDA 12"),
+        (replace(DRIVERLESS, driver_files=True, driver_cuda=13000), "no reason given", "Xid"),
         (replace(DRIVERLESS, driver_files=True), "no reason given", "Xid"),
     ],
 )
 def test_the_surest_cause_is_named_first(facts: GpuFacts, reason: str, check: str) -> None:
-    """A missing CUDA build, a missing device file, hidden devices and torch's own complaint are told apart."""
+    """A CUDA-less build, a missing device file, hidden devices, an old driver and torch's complaint are told apart."""
     found, what_to_check = why_none(facts)
     assert reason in found
     assert check in what_to_check

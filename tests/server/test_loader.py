@@ -14,8 +14,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from cached.contract.errors import Permanent
-from server.loader import load_causal_lm, load_encoder, map_tensors
-from server.safetensors import find_shards
+from server.loader import load_causal_lm, load_encoder
 from tests.support.serving import REPOSITORY
 
 IDS = torch.tensor([[5, 77, 200, 13, 90]])
@@ -25,16 +24,6 @@ def logits(module: Any) -> torch.Tensor:
     with torch.inference_mode():
         found: torch.Tensor = module(input_ids=IDS).logits
         return found
-
-
-def test_mapped_tensors_are_those_of_the_reference_reader(llama: Path) -> None:
-    """Every tensor of every shard has the bytes, shape and dtype that the safetensors package reads."""
-    mapped = map_tensors(find_shards(llama))
-    expected = {name: t for path in llama.glob("*.safetensors") for name, t in load_file(path).items()}
-    assert mapped.keys() == expected.keys()
-    for name, tensor in expected.items():
-        assert mapped[name].dtype == tensor.dtype
-        assert torch.equal(mapped[name], tensor)
 
 
 @pytest.mark.parametrize("model", ["llama", "gpt2"])
@@ -161,19 +150,6 @@ def test_a_tensor_of_another_shape_is_refused(gpt2: Path, tmp_path: Path) -> Non
     with pytest.raises(Permanent) as caught:
         load_causal_lm(folder, "cpu", "auto")
     assert caught.value.code == "load_failed"
-
-
-def test_misaligned_tensors_are_read_right(tmp_path: Path) -> None:
-    """A tensor at an odd byte, which the format allows, has its values."""
-    values = torch.tensor([1.5, -2.0, 3.25])
-    header = (
-        b'{"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},"b":{"dtype":"F32","shape":[3],"data_offsets":[1,13]}}'
-    )
-    data = b"\7" + values.numpy().tobytes()
-    (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + data)
-    tensors = map_tensors(find_shards(tmp_path))
-    assert torch.equal(tensors["b"], values)
-    assert tensors["a"].tolist() == [7]
 
 
 def test_a_base_encoder_loads_from_a_checkpoint_with_another_head(minilm: Path, tmp_path: Path) -> None:

@@ -1,0 +1,143 @@
+"""Whole checkpoints: a file, several, or a model's folder, into a dictionary or one tensor after another.
+
+Law: what is returned is the caller's and outlives everything here; nothing is read that was not asked for.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Collection, Iterator, Mapping
+from typing import TypeAlias
+
+import torch
+
+from cached.contract.errors import Permanent
+from server.weights import dtypes, report
+from server.weights.accelerator import Accelerator, DeviceLike, find
+from server.weights.checkpoint import Checkpoint, Source, open_checkpoint
+from server.weights.delivery import Item, Options, deliver, item
+from server.weights.hostmap import HostMap
+from server.weights.report import Bound, LoadReport, Stages
+from server.weights.selection import Box
+from server.weights.shards import Shards
+
+
+def load_file(
+    source: Source,
+    device: DeviceLike = "cpu",
+    *,
+    dtype: torch.dtype | None = None,
+    keys: Collection[str] | None = None,
+    cancel: threading.Event | None = None,
+    shards: Shards | None = None,
+) -> dict[str, torch.Tensor]:
+    """Load every tensor of a file, of several files, or of a model's folder, by name, in the order of the bytes.
+
+    On the CPU tensors are views of the page cache. `dtype` converts float64, float32, float16 and bfloat16 tensors and
+    no others. `keys` names the only tensors wanted, of which each must be there. `shards` gives this rank's share of
+    each and reads no more of it: contiguous on a GPU, a view on the CPU. Setting `cancel` from another thread ends a
+    load onto a GPU with `Transient` (`load_cancelled`). Raises `HoldfastError`.
+    """
+    began = time.perf_counter()
+    accelerator = find(device)
+    with open_checkpoint(source) as checkpoint:
+        wanted = choose(checkpoint, keys, shards)
+        return load_open(checkpoint, accelerator, wanted, Options(dtype, cancel, True, time.perf_counter() - began))
+
+
+def iter_tensors(
+    source: Source,
+    device: DeviceLike = "cpu",
+    *,
+    dtype: torch.dtype | None = None,
+    keys: Collection[str] | None = None,
+    cancel: threading.Event | None = None,
+    shards: Shards | None = None,
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield every tensor with its name, in the order of the bytes, for a consumer that keeps no more than it needs.
+
+    At most three allocations of some 256 MiB are under way; a tensor that is kept keeps the one it lies in. Close the
+    iterator to stop early. Otherwise as `load_file`.
+    """
+    began = time.perf_counter()
+    accelerator = find(device)
+    with open_checkpoint(source) as checkpoint:
+        wanted = choose(checkpoint, keys, shards)
+        if accelerator is None:
+            options = Options(dtype, cancel, True, time.perf_counter() - began)
+            yield from load_open(checkpoint, None, wanted, options).items()
+        else:
+            options = Options(dtype, cancel, False, time.perf_counter() - began)
+            yield from deliver(accelerator, checkpoint, _items(checkpoint, wanted), options)
+
+
+# The tensors to load, in the order of the bytes; the part of each, None for all of it.
+Wanted: TypeAlias = Mapping[str, Box | None]
+
+
+def load_open(
+    checkpoint: Checkpoint, accelerator: Accelerator | None, wanted: Wanted, options: Options
+) -> dict[str, torch.Tensor]:
+    """Load from open files; `accelerator` is None for the CPU."""
+    if accelerator is not None:
+        return dict(deliver(accelerator, checkpoint, _items(checkpoint, wanted), options))
+    return _on_host(checkpoint, wanted, options)
+
+
+def choose(checkpoint: Checkpoint, keys: Collection[str] | None, shards: Shards | None) -> Wanted:
+    """What to load of `keys`, None for every tensor; raises `Permanent` where one is missing or cannot be cut."""
+    wanted = checkpoint.tensors.keys() if keys is None else set(keys)
+    missing = sorted(wanted - checkpoint.tensors.keys())
+    if missing:
+        raise Permanent(
+            "no_tensor",
+            f"{checkpoint.files[0].path}: expected the tensor {missing[0]!r}, found {len(checkpoint.tensors)} others",
+            "ask for a name that the checkpoint has",
+        )
+    names = [name for name in checkpoint.tensors if name in wanted]
+    if shards is None:
+        return dict.fromkeys(names)
+    shards.check(checkpoint.tensors)
+    return {name: shards.part(name, dtypes.of(name, checkpoint.tensors[name].entry)[1]) for name in names}
+
+
+def _items(checkpoint: Checkpoint, wanted: Wanted) -> list[Item]:
+    return [item(checkpoint, name, part) for name, part in wanted.items()]
+
+
+def _on_host(checkpoint: Checkpoint, wanted: Wanted, options: Options) -> dict[str, torch.Tensor]:
+    began = time.perf_counter()
+    mapped = HostMap(checkpoint)
+    if wanted and not any(wanted.values()):  # of parts, what lies between them is not wanted
+        mapped.read_ahead(checkpoint.tensors[name] for name in wanted)
+    tensors = {name: _part(mapped.tensor(name, checkpoint.tensors[name]), part) for name, part in wanted.items()}
+    nbytes = sum(tensor.nbytes for tensor in tensors.values())
+    mapped_s = time.perf_counter() - began
+    if options.dtype is not None:
+        for name in wanted:
+            tensors[name] = tensors[name].to(dtypes.wanted(tensors[name].dtype, options.dtype))
+    seconds = time.perf_counter() - began
+    report.publish(
+        LoadReport(
+            path=str(checkpoint.files[0].path if len(checkpoint.files) == 1 else checkpoint.files[0].path.parent),
+            device="cpu",
+            method="mapped",
+            files=len(checkpoint.files),
+            tensors=len(tensors),
+            bytes=nbytes,
+            cold_bytes=0,
+            direct_bytes=0,
+            device_bytes=0,
+            seconds=options.headers_s + seconds,
+            stages=Stages(headers=options.headers_s, plan=mapped_s, convert=seconds - mapped_s),
+            bound=Bound.NOTHING,
+        )
+    )
+    return tensors
+
+
+def _part(tensor: torch.Tensor, part: Box | None) -> torch.Tensor:
+    if part is None:
+        return tensor
+    return tensor[tuple(slice(start, start + length) for start, length in zip(part.starts, part.shape, strict=True))]

@@ -1,0 +1,157 @@
+"""One file, opened lazily, tensors as asked: what `safetensors.safe_open` does, on any device.
+
+Law: any order, any number of times, from any thread; tensors and slices outlive the handle. What torch's indexing
+refuses is refused with torch's error, what the file refuses with ours.
+"""
+
+from __future__ import annotations
+
+import os
+import weakref
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from cached.contract.errors import Permanent
+from server.safetensors import Header, TensorEntry
+from server.weights import dtypes
+from server.weights.accelerator import Accelerator, DeviceLike, find
+from server.weights.checkpoint import Checkpoint, open_checkpoint
+from server.weights.delivery import Options, deliver, item
+from server.weights.hostmap import HostMap
+from server.weights.selection import box
+
+_FRAMEWORKS = ("pt", "torch", "pytorch")
+
+
+class safe_open:
+    """Open a safetensors file; `with` closes it. Raises `Permanent`.
+
+    `framework` is `pt`. `device` is `cpu`, `cuda`, `cuda:N`, a number, or torch's own. On the CPU tensors are views of
+    the page cache; on a GPU each call reads the bytes it needs.
+    """
+
+    def __init__(self, filename: str | os.PathLike[str], framework: str = "pt", device: DeviceLike = "cpu") -> None:
+        if framework not in _FRAMEWORKS:
+            raise Permanent("unsupported_framework", f"expected the framework pt, found {framework!r}", "ask for pt")
+        if Path(filename).is_dir():
+            raise Permanent("unreadable", f"{filename}: expected a file, found a folder", "name one of its files")
+        accelerator = find(device)
+        checkpoint = open_checkpoint(filename)
+        self._path = Path(filename)
+        self._header = checkpoint.files[0].header
+        self._tensors: _Tensors | None = (
+            _HostTensors(checkpoint) if accelerator is None else _DeviceTensors(checkpoint, accelerator)
+        )
+
+    def __enter__(self) -> safe_open:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._tensors = None
+
+    def keys(self) -> list[str]:
+        """The tensors' names, sorted."""
+        return sorted(self._open()[0].tensors)
+
+    def offset_keys(self) -> list[str]:
+        """The tensors' names, in the order of their bytes."""
+        return list(self._open()[0].tensors)
+
+    def metadata(self) -> dict[str, str] | None:
+        """What the header says beyond tensors, None where it says nothing."""
+        return dict(self._open()[0].metadata) or None
+
+    def get_tensor(self, name: str) -> torch.Tensor:
+        """The whole tensor; raises `Permanent` where the file has none of that name."""
+        self._entry(name)
+        return self._open()[1].all([name])[name]
+
+    def get_tensors(self) -> dict[str, torch.Tensor]:
+        """Every tensor by name, in the order of their bytes."""
+        header, tensors = self._open()
+        return tensors.all(list(header.tensors))
+
+    def get_slice(self, name: str) -> Slice:
+        """The tensor to be indexed, of which nothing is read yet; raises `Permanent` where there is none."""
+        return Slice(name, self._entry(name), self._open()[1])
+
+    def _open(self) -> tuple[Header, _Tensors]:
+        if self._tensors is None:
+            raise Permanent("closed", f"{self._path} is closed", "use it within its `with` block")
+        return self._header, self._tensors
+
+    def _entry(self, name: str) -> TensorEntry:
+        entry = self._open()[0].tensors.get(name)
+        if entry is None:
+            raise Permanent(
+                "no_tensor", f"{self._path}: expected the tensor {name!r}, found no such name", "see keys()"
+            )
+        return entry
+
+
+class Slice:
+    """A tensor of which an index reads its own bytes only."""
+
+    def __init__(self, name: str, entry: TensorEntry, tensors: _Tensors) -> None:
+        self._name = name
+        self._entry = entry
+        self._tensors = tensors
+
+    def get_shape(self) -> list[int]:
+        """The shape as the file has it."""
+        return list(self._entry.shape)
+
+    def get_dtype(self) -> str:
+        """The dtype as the format names it."""
+        return self._entry.dtype
+
+    def __getitem__(self, index: Any) -> torch.Tensor:
+        """What the tensor would give for `index`; raises what torch raises."""
+        return self._tensors.part(self._name, index)
+
+
+class _Tensors(Protocol):
+    """Where tensors come from, for as long as a handle or a slice of it is there."""
+
+    def all(self, names: list[str]) -> dict[str, torch.Tensor]: ...
+
+    def part(self, name: str, index: Any) -> torch.Tensor: ...
+
+
+class _HostTensors:
+    """Views of the map, which needs no open file."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        with checkpoint:
+            self._map = HostMap(checkpoint)
+        self._located = checkpoint.tensors
+
+    def all(self, names: list[str]) -> dict[str, torch.Tensor]:
+        return {name: self._map.tensor(name, self._located[name]) for name in names}
+
+    def part(self, name: str, index: Any) -> torch.Tensor:
+        return self._map.tensor(name, self._located[name])[index]
+
+
+class _DeviceTensors:
+    """Loads of one or more tensors each; the file stays open until the last slice is gone."""
+
+    def __init__(self, checkpoint: Checkpoint, accelerator: Accelerator) -> None:
+        self._checkpoint = checkpoint
+        self._accelerator = accelerator
+        weakref.finalize(self, checkpoint.close)
+
+    def all(self, names: list[str]) -> dict[str, torch.Tensor]:
+        items = [item(self._checkpoint, name) for name in names]
+        return dict(deliver(self._accelerator, self._checkpoint, items, Options()))
+
+    def part(self, name: str, index: Any) -> torch.Tensor:
+        _, shape = dtypes.of(name, self._checkpoint.tensors[name].entry)
+        found = box(shape, index)
+        if found is None:
+            return self.all([name])[name][index]
+        return dict(deliver(self._accelerator, self._checkpoint, [item(self._checkpoint, name, found)], Options()))[
+            name
+        ]

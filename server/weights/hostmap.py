@@ -1,0 +1,86 @@
+"""Tensors on the CPU: views of the files' own pages, which all processes of a node share.
+
+Law: makes no copy but of the few tensors whose offset their dtype does not allow. Pages come when they are touched; on
+a file system with large folios (ext4, xfs, btrfs of current kernels) that costs next to nothing, and making them all
+come beforehand made the sum of loading and reading slower where it was measured, on those and on tmpfs.
+"""
+
+from __future__ import annotations
+
+import mmap
+import threading
+from collections.abc import Iterable
+
+import torch
+
+from cached.contract.errors import Permanent
+from server.weights.checkpoint import Checkpoint, Located, WeightFile
+from server.weights.dtypes import of
+from server.weights.pagecache import count_cached
+from server.weights.settings import PAGE
+
+_READ_AHEAD = 64 * 1024 * 1024
+_PLACES, _LOOK = 64, PAGE
+
+
+class HostMap:
+    """The files of a checkpoint in this process's memory. Its tensors outlive it, and the checkpoint."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self._files = checkpoint.files
+        self._maps = [_map(file) for file in checkpoint.files]
+
+    def tensor(self, name: str, located: Located) -> torch.Tensor:
+        """The tensor `name`; raises `Permanent` where torch has none of its dtype."""
+        entry = located.entry
+        dtype, shape = of(name, entry)
+        size = entry.end - entry.begin
+        if size == 0:
+            return torch.empty(shape, dtype=dtype)
+        found = self._maps[located.file]
+        if entry.begin % dtype.itemsize == 0:
+            return torch.frombuffer(found, dtype=dtype, count=size // dtype.itemsize, offset=entry.begin).view(shape)
+        # Legal, though no writer we know does it; kernels want aligned elements, so these few bytes are copied.
+        raw = torch.frombuffer(found, dtype=torch.uint8, count=size, offset=entry.begin)
+        return raw.clone().view(dtype).view(shape)
+
+    def read_ahead(self, located: Iterable[Located]) -> None:
+        """Have the kernel read what these tensors lack from disk, and go on meanwhile. The checkpoint is open still.
+
+        In a thread of its own: once the disk's queue is full, asking takes as long as reading. Not where everything is
+        cached: asking all the same was seen to slow down who touches the bytes meanwhile.
+        """
+        spans: dict[int, tuple[int, int]] = {}
+        for file, entry in located:
+            low, high = spans.get(file, (entry.begin, entry.end))
+            spans[file] = min(low, entry.begin), max(high, entry.end)
+        lacking = {file: span for file, span in spans.items() if _lacks(self._files[file].descriptor, *span)}
+        if lacking:
+            thread = threading.Thread(target=self._read_ahead, args=(lacking,), name="holdfast-ahead", daemon=True)
+            thread.start()
+
+    def _read_ahead(self, spans: dict[int, tuple[int, int]]) -> None:
+        for file, (low, high) in spans.items():
+            first = low - low % mmap.PAGESIZE
+            for at in range(first, high, _READ_AHEAD):
+                self._maps[file].madvise(mmap.MADV_WILLNEED, at, min(_READ_AHEAD, high - at))
+
+
+def _lacks(descriptor: int, begin: int, end: int) -> bool:
+    """Whether any of some places, evenly spread, is not cached: counting every page takes 10 ms for each gigabyte."""
+    step = max(_LOOK, (end - begin) // _PLACES)
+    try:
+        return any(count_cached(descriptor, at, min(end, at + _LOOK)) == 0 for at in range(begin, end, step))
+    except OSError:  # the kernel does not say
+        return True
+
+
+def _map(file: WeightFile) -> mmap.mmap:
+    try:
+        # Private and writable, though nobody writes: torch has no read-only tensors, and a stray write then costs
+        # a page of ours instead of a segmentation fault, and never reaches the file.
+        return mmap.mmap(file.descriptor, 0, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE)
+    except (OSError, ValueError) as error:
+        raise Permanent(
+            "unreadable", f"{file.path}: cannot be mapped: {error}", "check memory and the mount"
+        ) from error

@@ -1,0 +1,104 @@
+"""A checkpoint into a module that was built on the meta device: its parameters become the tensors that were read.
+
+Law: names and shapes are checked, as torch does and with torch's words, before a byte is read and before the module is
+touched. Tied weights stay tied. What no file holds stays as it is.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from server.weights.accelerator import DeviceLike, find
+from server.weights.checkpoint import Checkpoint, Source, open_checkpoint
+from server.weights.delivery import Options
+from server.weights.dtypes import of
+from server.weights.files import choose, load_open
+
+if TYPE_CHECKING:
+    from torch.nn.modules.module import _IncompatibleKeys
+
+
+def load_model(
+    module: torch.nn.Module,
+    source: Source,
+    strict: bool = True,
+    device: DeviceLike = "cpu",
+    *,
+    dtype: torch.dtype | None = None,
+) -> _IncompatibleKeys:
+    """Replace the module's parameters and persistent buffers by the tensors of a file, several files, or a folder.
+
+    Returns torch's `(missing_keys, unexpected_keys)`. Raises torch's RuntimeError where shapes differ, or, with
+    `strict`, where a key is missing or unexpected; else `HoldfastError`. Of weights that are tied one name in the files
+    is enough, and they are tied afterwards. The files' dtypes are kept whatever the module was built with, except that
+    `dtype` converts float64, float32, float16 and bfloat16 tensors. Buffers that are not persistent are in no file:
+    whoever built the module on the meta device fills them.
+    """
+    began = time.perf_counter()
+    accelerator = find(device)
+    with open_checkpoint(source) as checkpoint:
+        ties = _ties(module)
+        current = module.state_dict(keep_vars=True)
+        found = _shared(checkpoint.tensors, ties)
+        result: _IncompatibleKeys = module.load_state_dict(_rehearsal(checkpoint, current, found), strict=strict)
+        used = sorted({found[name] for name in current if name in found})
+        options = Options(dtype, headers_s=time.perf_counter() - began)
+        tensors = load_open(checkpoint, accelerator, choose(checkpoint, used, None), options)
+    state = {name: tensors[found[name]] for name in current if name in found}
+    for name, tensor in state.items():
+        if not (tensor.is_floating_point() or tensor.is_complex()):
+            current[name].requires_grad_(False)  # torch would pass it on, and whole numbers have no gradient
+    module.load_state_dict(state, strict=False, assign=True)
+    _tie(module, ties)
+    return result
+
+
+def _ties(module: torch.nn.Module) -> list[list[str]]:
+    """The names of each parameter or buffer that has several."""
+    names: dict[int, list[str]] = {}
+    for name, tensor in (
+        *module.named_parameters(remove_duplicate=False),
+        *module.named_buffers(remove_duplicate=False),
+    ):
+        names.setdefault(id(tensor), []).append(name)
+    return [group for group in names.values() if len(group) > 1]
+
+
+def _shared(in_files: Any, ties: list[list[str]]) -> dict[str, str]:
+    """The name in the files for each name in the files, and for those that are tied to one of them."""
+    found = {name: name for name in in_files}
+    for group in ties:
+        present = next((name for name in group if name in in_files), None)
+        if present is not None:
+            found.update({name: name if name in in_files else present for name in group})
+    return found
+
+
+def _rehearsal(
+    checkpoint: Checkpoint, current: dict[str, torch.Tensor], found: dict[str, str]
+) -> dict[str, torch.Tensor]:
+    """Tensors that torch judges as it would the files', and that change nothing when it copies them."""
+    state = {}
+    for name, source in found.items():
+        dtype, shape = of(source, checkpoint.tensors[source].entry)
+        if name in current and current[name].shape == shape:
+            state[name] = current[name]
+        else:
+            state[name] = torch.empty(shape, dtype=dtype, device="meta")
+    return state
+
+
+def _tie(module: torch.nn.Module, ties: list[list[str]]) -> None:
+    for group in ties:
+        first = _owner(module, group[0])
+        tensor = getattr(*first)
+        for name in group[1:]:
+            setattr(*_owner(module, name), tensor)
+
+
+def _owner(module: torch.nn.Module, name: str) -> tuple[torch.nn.Module, str]:
+    path, _, attribute = name.rpartition(".")
+    return module.get_submodule(path), attribute

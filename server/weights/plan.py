@@ -1,0 +1,198 @@
+"""Decide, before a byte is read, what is read from where, and where on the device it goes.
+
+Law: pure; no I/O, no torch. A destination is a few large ranges in which tensors lie one behind the other, each at a
+multiple of 16 bytes (what vector loads and cuBLAS want), whatever their offset in the file: where the file's own
+spacing keeps that, tensors are copied in one go. A range ends at a tensor's end.
+
+The files are cut on a grid of the slot's size, so that what O_DIRECT reads is aligned and never read twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import chain
+from typing import NamedTuple
+
+from server.weights.selection import Run, clip
+from server.weights.settings import PAGE
+
+ALIGNMENT = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Want:
+    """`nbytes` of a tensor, asked for under `name`: `runs` of the file number `file`, packed."""
+
+    name: str
+    file: int
+    nbytes: int
+    runs: tuple[Run, ...]
+
+
+class Read(NamedTuple):
+    """The bytes `begin` to `end` of the file go to `slot` in the slot, which is `begin` modulo the page size."""
+
+    begin: int
+    end: int
+    slot: int
+
+
+class Copy(NamedTuple):
+    """`rows` rows of `width` bytes, one every `pitch` from `slot` in the slot, packed to `target` in the range."""
+
+    slot: int
+    target: int
+    width: int
+    rows: int
+    pitch: int
+
+
+class Chunk(NamedTuple):
+    """What one slot carries."""
+
+    file: int
+    reads: tuple[Read, ...]
+    copies: tuple[Copy, ...]
+
+
+class Placement(NamedTuple):
+    """A tensor's bytes in its range."""
+
+    name: str
+    offset: int
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """One allocation on the device, and how it is filled."""
+
+    nbytes: int
+    placements: tuple[Placement, ...]
+    chunks: tuple[Chunk, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """`nbytes` is what was asked for; the ranges together are slightly larger."""
+
+    ranges: tuple[Range, ...]
+    nbytes: int
+
+    @property
+    def device_bytes(self) -> int:
+        return sum(found.nbytes for found in self.ranges)
+
+    @property
+    def chunk_count(self) -> int:
+        return sum(len(found.chunks) for found in self.ranges)
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """`chunk`: what a slot holds; `range`: where a range ends; `gap`: unwanted bytes that are read all the same."""
+
+    chunk: int
+    range: int
+    gap: int
+
+
+class _Segment(NamedTuple):
+    """Bytes of one file that are read without a pause, and the runs they serve, with targets in the range."""
+
+    file: int
+    begin: int
+    end: int
+    runs: list[Run]
+
+
+def make_plan(wants: Iterable[Want], sizes: Sizes) -> Plan:
+    """Plan for `wants`, which come in the order of the files and of the bytes in them."""
+    ranges: list[Range] = []
+    group: list[Want] = []
+    placements: list[Placement] = []
+    nbytes = total = 0
+    for want in wants:
+        offset = -(-nbytes // ALIGNMENT) * ALIGNMENT
+        group.append(want)
+        placements.append(Placement(want.name, offset, want.nbytes))
+        nbytes = offset + want.nbytes
+        total += want.nbytes
+        if nbytes >= sizes.range:
+            ranges.append(_range(nbytes, group, placements, sizes))
+            group, placements, nbytes = [], [], 0
+    if group:
+        ranges.append(_range(nbytes, group, placements, sizes))
+    return Plan(tuple(ranges), total)
+
+
+def _range(nbytes: int, wants: list[Want], placements: list[Placement], sizes: Sizes) -> Range:
+    return Range(nbytes, tuple(placements), tuple(_chunks(_segments(wants, placements, sizes.gap), sizes.chunk)))
+
+
+def _segments(wants: list[Want], placements: list[Placement], gap: int) -> Iterator[_Segment]:
+    current: _Segment | None = None
+    for want, placement in zip(wants, placements, strict=True):
+        for run in chain.from_iterable(_readable(run, gap) for run in want.runs):
+            moved = run._replace(target=run.target + placement.offset)
+            if current is not None and current.file == want.file and 0 <= run.begin - current.end <= gap:
+                _append(current.runs, moved)
+                current = current._replace(end=run.end)
+            else:
+                if current is not None:
+                    yield current
+                current = _Segment(want.file, run.begin, run.end, [moved])
+    if current is not None:
+        yield current
+
+
+def _readable(run: Run, gap: int) -> Iterator[Run]:
+    """Rows far apart are read one by one; rows close together in one go, with what lies between them."""
+    if run.rows == 1 or run.pitch - run.width <= gap:
+        yield run
+    else:
+        for row in range(run.rows):
+            yield Run(run.begin + row * run.pitch, run.target + row * run.width, run.width)
+
+
+def _append(runs: list[Run], run: Run) -> None:
+    last = runs[-1]
+    behind = last.begin + last.width == run.begin and last.target + last.width == run.target
+    if behind and last.rows == run.rows == 1:
+        runs[-1] = last._replace(width=last.width + run.width)
+    else:
+        runs.append(run)
+
+
+def _chunks(segments: Iterable[_Segment], size: int) -> Iterator[Chunk]:
+    file, used = -1, 0
+    reads: list[Read] = []
+    copies: list[Copy] = []
+    for piece in chain.from_iterable(_cut(segment, size) for segment in segments):
+        slot = -(-used // PAGE) * PAGE + piece.begin % PAGE
+        length = piece.end - piece.begin
+        if reads and (piece.file != file or -(-(slot + length) // PAGE) * PAGE > size):
+            yield Chunk(file, tuple(reads), tuple(copies))
+            reads, copies, slot = [], [], piece.begin % PAGE
+        file, used = piece.file, slot + length
+        reads.append(Read(piece.begin, piece.end, slot))
+        copies.extend(
+            Copy(slot + run.begin - piece.begin, run.target, run.width, run.rows, run.pitch) for run in piece.runs
+        )
+    if reads:
+        yield Chunk(file, tuple(reads), tuple(copies))
+
+
+def _cut(segment: _Segment, size: int) -> Iterator[_Segment]:
+    """Cut a segment on the grid; runs are walked once, for there may be 100 000 of them."""
+    position, waiting = 0, []
+    low = segment.begin
+    while low < segment.end:
+        high = min(segment.end, (low // size + 1) * size)
+        while position < len(segment.runs) and segment.runs[position].begin < high:
+            waiting.append(segment.runs[position])
+            position += 1
+        yield _Segment(segment.file, low, high, [part for run in waiting for part in clip(run, low, high)])
+        waiting = [run for run in waiting if run.end > high]
+        low = high

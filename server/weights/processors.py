@@ -1,0 +1,32 @@
+"""Which processors are near a device.
+
+Law: reads sysfs; where it says nothing, every processor is as near as any other.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+_DEVICES = Path("/sys/bus/pci/devices")
+_NODES = Path("/sys/devices/system/node")
+
+
+def near(bus_id: str, devices: Path = _DEVICES, nodes: Path = _NODES) -> frozenset[int]:
+    """The processors of the NUMA node of a PCI device that this process may use; all it may use where unknown."""
+    allowed = frozenset(os.sched_getaffinity(0))
+    try:
+        node = int((devices / bus_id / "numa_node").read_text())
+        found = parse_list((nodes / f"node{node}" / "cpulist").read_text())
+    except (OSError, ValueError):  # no such device or node, or -1: the firmware does not say
+        return allowed
+    return (allowed & found) or allowed
+
+
+def parse_list(text: str) -> frozenset[int]:
+    """Read a list as the kernel writes it, `0-3,8`; raises ValueError."""
+    found: set[int] = set()
+    for part in filter(None, text.strip().split(",")):
+        first, _, last = part.partition("-")
+        found.update(range(int(first), int(last or first) + 1))
+    return frozenset(found)

@@ -1,0 +1,3 @@
+"""Environment variables."""
+
+VLLM_PLUGINS: list[str] | None = None

@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from server import load_model
+from server.weights.accelerator import Accelerator
+from tests.support.checkpoints import same
+
+
+class Tied(torch.nn.Module):
+    """Two names for one weight, a buffer of each kind, and weights of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = torch.nn.Embedding(50, 16)
+        self.norm = torch.nn.BatchNorm1d(16)
+        self.head = torch.nn.Linear(16, 50, bias=False)
+        self.head.weight = self.embed.weight
+        self.register_buffer("table", torch.arange(4.0), persistent=False)
+
+
+def on_meta(kind: Any = Tied) -> Any:
+    with torch.device("meta"):
+        return kind()
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> tuple[Path, dict[str, torch.Tensor]]:
+    """A file with one of the two tied names."""
+    torch.manual_seed(5)
+    state = {name: tensor.clone() for name, tensor in Tied().state_dict().items() if name != "head.weight"}
+    save_file(state, tmp_path / "m.safetensors")
+    return tmp_path / "m.safetensors", state
+
+
+def test_a_meta_module_gets_its_weights_and_stays_tied(
+    saved: tuple[Path, dict[str, torch.Tensor]], accelerator: Accelerator
+) -> None:
+    """Parameters and persistent buffers are the file's, one name of a tied pair is enough, and both are one tensor."""
+    path, state = saved
+    for device in ("cpu", accelerator):
+        module = on_meta()
+        result = load_model(module, path, device=device)
+        assert (result.missing_keys, result.unexpected_keys) == ([], [])
+        assert module.head.weight is module.embed.weight
+        assert all(same(module.state_dict()[name], tensor) for name, tensor in state.items())
+        assert module.embed.weight.requires_grad
+        assert module.table.is_meta  # in no file: whoever built the module fills it
+
+
+@pytest.mark.parametrize("strict", [True, False])
+@pytest.mark.parametrize("change", ["missing", "unexpected", "both", "shape"])
+def test_keys_that_do_not_fit_are_reported_as_torch_does(
+    strict: bool, change: str, saved: tuple[Path, dict[str, torch.Tensor]], accelerator: Accelerator
+) -> None:
+    """Result, error class and text are those of `load_state_dict`, and a refused module is untouched."""
+    path, state = saved
+    if change in ("missing", "both"):
+        del state["norm.weight"]
+    if change in ("unexpected", "both"):
+        state["left.over"] = torch.zeros(3)
+    if change == "shape":
+        state["norm.bias"] = torch.zeros(17)
+    save_file(state, path)
+    module, plain = on_meta(), Tied()
+    full = {**state, "head.weight": state["embed.weight"]}
+    before = dict(module.named_parameters(remove_duplicate=False))
+    try:
+        expected = plain.load_state_dict(full, strict=strict)
+    except RuntimeError as error:
+        with pytest.raises(RuntimeError) as caught:
+            load_model(module, path, strict, accelerator)
+        assert str(caught.value) == str(error)
+        assert dict(module.named_parameters(remove_duplicate=False)) == before
+        assert all(parameter.is_meta for parameter in module.parameters())
+    else:
+        found = load_model(module, path, strict, accelerator)
+        assert found == expected
+        assert type(found) is type(expected)
+
+
+def test_without_either_tied_name_both_are_missing(
+    saved: tuple[Path, dict[str, torch.Tensor]],
+) -> None:
+    """A tied weight that the file has under no name is reported under each."""
+    path, state = saved
+    del state["embed.weight"]
+    save_file(state, path)
+    assert load_model(on_meta(), path, strict=False).missing_keys == ["embed.weight", "head.weight"]
+
+
+def test_the_files_dtype_wins_unless_one_is_wanted(tmp_path: Path, accelerator: Accelerator) -> None:
+    """A module built in float32 gets the file's bfloat16 and int8, or what `dtype` makes of plain numbers."""
+
+    class Mixed(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.empty(4, 4))
+            self.codes = torch.nn.Parameter(torch.empty(8))
+
+    save_file(
+        {"weight": torch.randn(4, 4).bfloat16(), "codes": torch.arange(8, dtype=torch.int8)}, tmp_path / "m.safetensors"
+    )
+    for device in ("cpu", accelerator):
+        module = on_meta(Mixed)
+        load_model(module, tmp_path / "m.safetensors", device=device)
+        assert (module.weight.dtype, module.codes.dtype) == (torch.bfloat16, torch.int8)
+        module = on_meta(Mixed)
+        load_model(module, tmp_path / "m.safetensors", device=device, dtype=torch.float16)
+        assert (module.weight.dtype, module.codes.dtype) == (torch.float16, torch.int8)
+
+
+def test_only_what_the_module_has_is_read(tmp_path: Path) -> None:
+    """Tensors the module has no place for are reported and cost nothing."""
+    from server.weights import report
+
+    torch.manual_seed(5)
+    save_file(
+        {**{n: t.clone() for n, t in Tied().state_dict().items()}, "x": torch.zeros(9)}, tmp_path / "m.safetensors"
+    )
+    result = load_model(on_meta(), tmp_path / "m.safetensors", strict=False)
+    assert result.unexpected_keys == ["x"]
+    assert report.recent()[-1].tensors == 7
