@@ -24,6 +24,7 @@ from cached.sources.local import local_path
 from cached.uploads.base import Destination
 from cached.uploads.content import Content, hash_all, look_through
 from cached.uploads.folder import FolderDestination
+from cached.uploads.golden import with_golden
 from cached.uploads.progress import ProgressLine
 from cached.uploads.publishing import Plan, plan, refuse_replacing, run
 
@@ -40,7 +41,7 @@ def main(argv: Sequence[str]) -> int:
         _say(str(error))
         return EXIT_USAGE
     try:
-        content = _read(options.folder, destination, options.threads)
+        content = _read(options, destination)
         done = asyncio.run(_publish(content, destination, options))
     except HoldfastError as error:
         _say("\n".join((error.message, *getattr(error, "__notes__", ()), *([error.remedy] if error.remedy else ()))))
@@ -57,6 +58,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("folder", metavar="DIR", type=Path, help="the folder with the model's files")
     parser.add_argument("uri", metavar="URI", help=f"the version's own folder: {_USE}")
     parser.switch("--force", help="replace another version that is published there")
+    parser.option("--golden", type=Path, help="publish this file with it as its golden predictions")
     parser.switch("--json", help="print a line of JSON about the publish before the digest")
     parser.option("--threads", type=_count, default=_default_threads(), help="threads that hash, and uploads at once")
     return parser.parse_args(argv)
@@ -86,14 +88,15 @@ def _open(uri: str, requests: int) -> Destination:
     return FolderDestination(local_path(uri) if match else Path(os.path.abspath(uri)))
 
 
-def _read(folder: Path, destination: Destination, threads: int) -> Content:
+def _read(options: argparse.Namespace, destination: Destination) -> Content:
+    folder: Path = options.folder
     if isinstance(destination, FolderDestination):
         destination.refuse_inside(folder)
-    found = look_through(folder)
+    found = with_golden(look_through(folder), options.golden)
     for name in found.left_out:
         _say(f"left out: {folder / name}, a record of Holdfast's own")
     with ProgressLine(sys.stderr, f"hashing {_files(len(found.files))}", found.total_bytes) as progress:
-        return hash_all(found.files, threads, progress.add)
+        return hash_all(found.files, options.threads, progress.add)
 
 
 async def _publish(content: Content, destination: Destination, options: argparse.Namespace) -> Plan:

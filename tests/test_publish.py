@@ -19,6 +19,7 @@ import pytest
 
 from cached.contract.digest import Digest
 from cached.contract.errors import Transient
+from cached.contract.golden import GOLDEN_NAME, Case, Environment, Golden, Tolerance
 from cached.contract.manifest import Manifest
 from cached.sources.local import LocalSource
 from tests.support.s3 import SECRET_KEY, S3Server, moto_server, rclone_server
@@ -198,6 +199,36 @@ def test_an_interrupted_publish_says_so(tmp_path: Path) -> None:
     assert (process.returncode, output) == (1, "")
     assert "interrupted" in errors
     assert not (out / "holdfast.json").exists()
+
+
+GOLDEN = Golden(
+    (Case("hello", "/v1/embeddings", {"input": "hello"}, {"data": []}, Tolerance(0, 0)),),
+    Environment(packages={"torch": "2.13.0"}),
+    "m",
+    "2026-11-20T18:00:00Z",
+)
+
+
+def test_golden_predictions_are_a_file_of_the_version(model: Path, tmp_path: Path) -> None:
+    """`--golden FILE` is published as `holdfast-golden.json`, under the digest, in place of one in the folder."""
+    (tmp_path / "recorded.json").write_bytes(GOLDEN.encode())
+    (model / GOLDEN_NAME).write_bytes(b"an older one")
+    facts = published(model, tmp_path / "out", "--golden", tmp_path / "recorded.json")
+    assert (tmp_path / "out" / GOLDEN_NAME).read_bytes() == GOLDEN.encode()
+    assert facts["files"] == len(FILES) + 1
+    manifest = Manifest.parse((tmp_path / "out" / "holdfast.json").read_bytes())
+    assert GOLDEN_NAME in [file.path for file in manifest.files]
+
+
+@pytest.mark.parametrize("where", ["named", "in the folder", "missing"])
+def test_golden_predictions_that_are_none_are_refused(model: Path, tmp_path: Path, where: str) -> None:
+    """A version is not published with golden predictions that no server can read; the file is named."""
+    file = tmp_path / "recorded.json" if where != "in the folder" else model / GOLDEN_NAME
+    if where != "missing":
+        file.write_bytes(b"{}")
+    refused = publish(model, tmp_path / "out", *([] if where == "in the folder" else ["--golden", file]))
+    assert refused.returncode == 1 and str(file) in refused.stderr
+    assert not (tmp_path / "out").exists()
 
 
 def test_holdfasts_own_records_are_left_out_and_named(model: Path, tmp_path: Path) -> None:

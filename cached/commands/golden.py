@@ -1,0 +1,233 @@
+"""`holdfast golden record`: ask a running server, and keep its answers as the golden predictions of a version.
+
+Law: asks over HTTP and writes one file. What a server does not answer twice alike is no prediction and is refused.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cached.commands.common import report_errors
+from cached.contract.errors import HoldfastError, Permanent, Transient
+from cached.contract.golden import Case, Environment, Golden, Tolerance, compare
+from cached.contract.options import EXIT_DONE, OptionParser
+from cached.contract.status import timestamp
+
+_ANSWER_WITHIN_S = 600.0
+_EMBEDDINGS, _COMPLETIONS, _CHAT = "/v1/embeddings", "/v1/completions", "/v1/chat/completions"
+# Values of an embedding of length 1, and logarithms of probabilities, in bfloat16 on other hardware.
+_TOLERANCES = {_EMBEDDINGS: Tolerance(0.001, 0.01)}
+_TOLERANCE = Tolerance(0.05, 0.02)
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """A request to be recorded."""
+
+    name: str
+    path: str
+    request: dict[str, Any]
+
+
+def main(argv: Sequence[str]) -> int:
+    """`holdfast golden record URL --output FILE (--input TEXT… | --requests FILE)`; returns the exit code."""
+    options = _parse(argv)
+
+    def body() -> int:
+        server = _Server(options.url.rstrip("/"))
+        model = server.model(options.model)
+        wanted = [*_from_inputs(options.input, options.max_tokens, model), *_from_file(options.requests)]
+        if not wanted:
+            raise Permanent("no_inputs", "nothing to record", "give --input TEXT, once or more, or --requests FILE")
+        cases = tuple(_record(server, one, model["id"], _tolerance(options, one.path)) for one in wanted)
+        golden = Golden(cases, server.environment(), model["id"], timestamp(time.time()))
+        _write(options.output, golden.encode())
+        sys.stdout.write(
+            f"{len(cases)} golden predictions of {model['id']} in {options.output}: "
+            f"publish them with `holdfast publish DIR URI --golden {options.output}`\n"
+        )
+        return EXIT_DONE
+
+    return report_errors("golden", body)
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = OptionParser(prog="holdfast golden", description="Golden predictions: record them from a running server.")
+    parser.add_argument("action", choices=["record"], metavar="record")
+    parser.add_argument("url", metavar="URL", help="the server, such as http://127.0.0.1:8080")
+    parser.option("--output", type=Path, required=True, help="the file to write")
+    parser.option("--model", help="the model's name there, where it serves several")
+    parser.add_argument(
+        "--input", action="append", default=[], metavar="TEXT", help="embed or complete this text; may be repeated"
+    )
+    parser.option("--requests", type=Path, help='a file of lines {"path": "/v1/…", "request": {…}, "name": "…"}')
+    parser.option("--max-tokens", type=_count, default=16, help="tokens to generate for each --input (default 16)")
+    parser.option("--absolute", type=_number, help="how far a number may be off, whatever its size")
+    parser.option("--relative", type=_number, help="how far a number may be off, as a share of it")
+    return parser.parse_args(argv)
+
+
+def _count(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= 4096:
+        raise ValueError(f"expected a number from 1 to 4096, found {text!r}")
+    return int(text)
+
+
+def _number(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < float("inf"):
+        raise ValueError(f"expected a number from 0, found {text!r}")
+    return value
+
+
+def _tolerance(options: argparse.Namespace, path: str) -> Tolerance:
+    usual = _TOLERANCES.get(path, _TOLERANCE)
+    return Tolerance(
+        usual.absolute if options.absolute is None else options.absolute,
+        usual.relative if options.relative is None else options.relative,
+    )
+
+
+class _Server:
+    """A server that answers JSON."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+
+    def model(self, name: str | None) -> dict[str, Any]:
+        """What it says of the model; raises `Permanent` where it is not clear which."""
+        models = self.ask("/v1/models", None).get("data")
+        found = [m for m in models if name is None or m.get("id") == name] if isinstance(models, list) else []
+        if len(found) != 1:
+            names = ", ".join(str(model.get("id")) for model in models or ()) or "none"
+            raise Permanent(
+                "no_model", f"expected one model at {self._url}, found {names}", "name one of them with --model"
+            )
+        model: dict[str, Any] = found[0]
+        return model
+
+    def environment(self) -> Environment:
+        """What it runs on; an empty one, with a word on stderr, where it does not tell."""
+        try:
+            return Environment.read(self.ask("/environment", None))
+        except HoldfastError as error:
+            sys.stderr.write(f"holdfast golden: no library versions are recorded: {error.message}\n")
+            return Environment()
+
+    def ask(self, path: str, body: dict[str, Any] | None) -> dict[str, Any]:
+        """POST `body`, or GET where there is none."""
+        data = None if body is None else json.dumps(body).encode()
+        if not self._url.startswith(("http://", "https://")):
+            raise Permanent("bad_url", f"expected http://HOST:PORT, found {self._url!r}", "name the server's address")
+        request = urllib.request.Request(self._url + path, data, {"Content-Type": "application/json"})  # noqa: S310 checked
+        try:
+            with urllib.request.urlopen(request, timeout=_ANSWER_WITHIN_S) as answer:  # noqa: S310 checked above
+                document = json.loads(answer.read())
+        except urllib.error.HTTPError as error:
+            with error:
+                said = error.read(500).decode(errors="replace").strip()
+            raise Permanent(
+                "refused", f"{self._url}{path} answered {error.code}: {said}", "check the request and the server's log"
+            ) from error
+        except (OSError, ValueError) as error:
+            raise Transient(
+                "no_answer", f"{self._url}{path}: {error}", "check the address, and that the server is ready"
+            ) from error
+        if not isinstance(document, dict):
+            raise Permanent("no_answer", f"{self._url}{path} gave no JSON object", "check the address")
+        return document
+
+
+def _from_inputs(texts: Sequence[str], max_tokens: int, model: dict[str, Any]) -> Iterator[_Wanted]:
+    embeds = model.get("kind") == "embeddings"
+    for number, text in enumerate(texts, 1):
+        request: dict[str, Any] = {"input": text}
+        if not embeds:
+            request = {"prompt": text, "max_tokens": max_tokens, "temperature": 0, "logprobs": 0}
+        yield _Wanted(f"input {number}", _EMBEDDINGS if embeds else _COMPLETIONS, request)
+
+
+def _from_file(path: Path | None) -> Iterator[_Wanted]:
+    if path is None:
+        return
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise Permanent("unreadable", f"{path}: {error}", "name a file of JSON lines") from error
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            item = json.loads(line)
+            yield _Wanted(str(item.get("name") or f"line {number}"), str(item["path"]), dict(item["request"]))
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            raise Permanent(
+                "bad_request",
+                f'{path}, line {number}: expected {{"path": …, "request": {{…}}}}: {error!r}',
+                "write one JSON object a line",
+            ) from error
+
+
+def _record(server: _Server, wanted: _Wanted, model: str, tolerance: Tolerance) -> Case:
+    # The name is the server's own business: the same version may be served under another.
+    request = {key: value for key, value in wanted.request.items() if key != "model"}
+    asked = {"model": model, **request} if wanted.path.startswith("/v1/") else request
+    answer = server.ask(wanted.path, asked)
+    try:
+        expected = _telling(wanted.path, answer)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise Permanent(
+            "no_answer", f"{wanted.name}: {wanted.path} answers in a shape of its own: {error!r}", "check the address"
+        ) from error
+    case = Case(wanted.name, wanted.path, request, expected, tolerance)
+    agreement = compare(case, server.ask(wanted.path, asked))
+    if agreement.mismatch is not None:
+        raise Permanent(
+            "unsteady",
+            f"{wanted.name}: asked twice, the server answers differently: {agreement.mismatch}",
+            "ask without chance (temperature 0, or a seed), or widen --absolute and --relative",
+        )
+    return case
+
+
+def _telling(path: str, answer: dict[str, Any]) -> dict[str, Any]:
+    """What of an answer the model decided: the rest is ids, times and counts."""
+    if path == _EMBEDDINGS:
+        return {"data": [{"embedding": item["embedding"]} for item in answer["data"]]}
+    if path in (_COMPLETIONS, _CHAT):
+        return {"choices": [_choice(item) for item in answer["choices"]]}
+    return answer
+
+
+def _choice(item: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {"finish_reason": item.get("finish_reason")}
+    if "text" in item:
+        found["text"] = item["text"]
+    if isinstance(item.get("message"), dict):
+        found["message"] = {"content": item["message"].get("content")}
+    logprobs = item.get("logprobs")
+    if isinstance(logprobs, dict) and logprobs.get("token_logprobs"):
+        found["logprobs"] = {"token_logprobs": logprobs["token_logprobs"]}
+    elif isinstance(logprobs, dict) and logprobs.get("content"):
+        found["logprobs"] = {"content": [{"logprob": token["logprob"]} for token in logprobs["content"]]}
+    return found
+
+
+def _write(path: Path, data: bytes) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_bytes(data)
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise Permanent("unwritable", f"{path}: {error.strerror}", "name a file that can be written") from error
