@@ -1,29 +1,27 @@
-"""The HTTP API over one loaded model: `/v1/models`, `/v1/embeddings`, `/v1/completions`.
+"""The HTTP API over the models in service: `/v1/models`, `/v1/embeddings`, `/v1/completions`, `/v1/chat/completions`.
 
-Law: reads requests, submits them to the engine, writes answers; computes nothing. A client that goes away cancels
-its work. Format: https://platform.openai.com/docs/api-reference.
+Law: reads requests, submits them to the engine of the model they name, writes answers; computes nothing. A client
+that goes away cancels its work. Format: https://platform.openai.com/docs/api-reference.
 """
 
 from __future__ import annotations
 
-import secrets
-import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import aclosing, contextmanager
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
+from dataclasses import asdict, dataclass
+from time import monotonic
 
 from aiohttp import web
 
 from cached.contract.errors import HoldfastError, Transient
-from server.events import About, Accepted, CompletionEvent, Delta, Embedded, Finished
-from server.jobs import Engine, EventT, Job, RequestT
-from server.metrics import Metrics
-from server.operations import Handler
+from server.events import Delta, Finished, GenerationEvent
+from server.fields import InvalidRequest
+from server.formats import Answer, ChatFormat, CompletionFormat, Format
+from server.metrics import ModelMetrics
+from server.operations import Handler, Work, current_work
 from server.options import Limits
-from server.requests import CompletionRequest, EmbeddingRequest, InvalidRequest, parse_completion, parse_embeddings
+from server.requests import GenerationRequest, parse_chat, parse_completion, parse_embeddings
 from server.responses import (
-    choice,
     embeddings_document,
     error_document,
     error_response,
@@ -31,7 +29,7 @@ from server.responses import (
     server_sent,
     usage,
 )
-from server.snapshot import Snapshot
+from server.served import Catalog, Generating, Served
 
 _STREAM_HEADERS = {
     "Content-Type": "text/event-stream; charset=utf-8",
@@ -40,58 +38,16 @@ _STREAM_HEADERS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Card:
-    """What clients are told of the model; `name` is what they call it."""
-
-    name: str
-    snapshot: Snapshot
-    about: About
-    created: int
-
-    def check(self, model: str | None) -> None:
-        """Raise `InvalidRequest` where a request is for another model. One that names none means this one."""
-        known = {self.name, self.snapshot.name, f"{self.snapshot.name}@{self.snapshot.version}"}
-        if model is not None and model not in known:
-            raise InvalidRequest(
-                f"the model {model[:200]!r} is not served here, {self.name!r} is", "model", "model_not_found"
-            )
-
-
-def embeddings_application(
-    card: Card, engine: Engine[EmbeddingRequest, Embedded], limits: Limits, metrics: Metrics
-) -> web.Application:
-    """The API of an encoder."""
-    application = _application(card, limits)
-    application.router.add_post("/v1/embeddings", _Embeddings(card, engine, metrics).handle)
-    application.router.add_post("/v1/completions", _wrong_kind(card, "/v1/embeddings"))
-    return application
-
-
-def completions_application(
-    card: Card, engine: Engine[CompletionRequest, CompletionEvent], limits: Limits, metrics: Metrics
-) -> web.Application:
-    """The API of a causal language model."""
-    application = _application(card, limits)
-    application.router.add_post("/v1/completions", _Completions(card, engine, limits, metrics).handle)
-    application.router.add_post("/v1/embeddings", _wrong_kind(card, "/v1/completions"))
-    return application
-
-
-def _application(card: Card, limits: Limits) -> web.Application:
-    async def models(_request: web.Request) -> web.Response:
-        return web.json_response(
-            {"object": "list", "data": [model_document(card.name, card.created, card.snapshot, card.about)]}
-        )
-
-    async def model(request: web.Request) -> web.Response:
-        card.check(request.match_info["model"])
-        return web.json_response(model_document(card.name, card.created, card.snapshot, card.about))
-
-    application = web.Application(client_max_size=limits.body_bytes, middlewares=[_errors])
-    application.router.add_get("/v1/models", models)
-    application.router.add_get("/v1/models/{model:.+}", model)
-    return application
+def application(catalog: Catalog, limits: Limits) -> web.Application:
+    """The API of all models in the catalog, at each moment."""
+    api = _Api(catalog, limits)
+    found = web.Application(client_max_size=limits.body_bytes, middlewares=[_errors])
+    found.router.add_get("/v1/models", api.models)
+    found.router.add_get("/v1/models/{model:.+}", api.model)
+    found.router.add_post("/v1/embeddings", api.embeddings)
+    found.router.add_post("/v1/completions", api.completions)
+    found.router.add_post("/v1/chat/completions", api.chat)
+    return found
 
 
 @web.middleware
@@ -114,114 +70,142 @@ async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
         return response
 
 
-def _wrong_kind(card: Card, instead: str) -> Handler:
-    async def handle(request: web.Request) -> web.StreamResponse:
-        raise InvalidRequest(
-            f"the model {card.name!r} answers {instead}, not {request.path}", "model", "unsupported_operation"
+class _Api:
+    def __init__(self, catalog: Catalog, limits: Limits) -> None:
+        self._catalog = catalog
+        self._limits = limits
+
+    async def models(self, _request: web.Request) -> web.Response:
+        data = [self._document(served) for served in self._catalog.all()]
+        return web.json_response({"object": "list", "data": data})
+
+    async def model(self, request: web.Request) -> web.Response:
+        return web.json_response(self._document(self._catalog.find(request.match_info["model"])))
+
+    def _document(self, served: Served) -> dict[str, object]:
+        card = served.card
+        coming = self._catalog.coming.get(card.name)
+        return {
+            **model_document(card.name, card.created, card.snapshot, card.about),
+            "parent": card.parent,
+            "golden": served.golden.document() if served.golden is not None else None,
+            "next": asdict(coming) if coming is not None else None,
+        }
+
+    async def embeddings(self, request: web.Request) -> web.StreamResponse:
+        wanted = parse_embeddings(await request.read())
+        served = self._catalog.encoder(wanted.model)
+        work = current_work()
+        work.model = served.card.name
+        with served.use():
+            async with served.engine.submitted(wanted) as job, aclosing(job.events()) as events:
+                embedded = await anext(events)
+        work.prompt_tokens = embedded.prompt_tokens
+        served.metrics.count_prompt(embedded.prompt_tokens)
+        return web.json_response(embeddings_document(served.card.name, embedded, wanted.as_base64))
+
+    async def completions(self, request: web.Request) -> web.StreamResponse:
+        return await self._generate(
+            request, parse_completion(await request.read(), self._limits.max_tokens), CompletionFormat
         )
 
-    return handle
+    async def chat(self, request: web.Request) -> web.StreamResponse:
+        return await self._generate(request, parse_chat(await request.read(), self._limits.max_tokens), ChatFormat)
 
-
-@contextmanager
-def _submitted(engine: Engine[RequestT, EventT], request: RequestT) -> Iterator[Job[RequestT, EventT]]:
-    """A job for as long as somebody waits for it: leaving early, as a client that hangs up does, cancels it."""
-    job = engine.submit(request)
-    try:
-        yield job
-    finally:
-        job.cancel()
-
-
-class _Embeddings:
-    def __init__(self, card: Card, engine: Engine[EmbeddingRequest, Embedded], metrics: Metrics) -> None:
-        self._card = card
-        self._engine = engine
-        self._metrics = metrics
-
-    async def handle(self, request: web.Request) -> web.StreamResponse:
-        wanted = parse_embeddings(await request.read())
-        self._card.check(wanted.model)
-        with _submitted(self._engine, wanted) as job:
-            async with aclosing(job.events()) as events:
-                embedded = await anext(events)
-        self._metrics.count_tokens("prompt", embedded.prompt_tokens)
-        return web.json_response(embeddings_document(self._card.name, embedded, wanted.as_base64))
-
-
-class _Completions:
-    def __init__(
-        self, card: Card, engine: Engine[CompletionRequest, CompletionEvent], limits: Limits, metrics: Metrics
-    ) -> None:
-        self._card = card
-        self._engine = engine
-        self._limits = limits
-        self._metrics = metrics
-
-    async def handle(self, request: web.Request) -> web.StreamResponse:
-        wanted = parse_completion(await request.read(), self._limits.max_tokens)
-        self._card.check(wanted.model)
-        head = {
-            "id": f"cmpl-{secrets.token_hex(12)}",
-            "object": "text_completion",
-            "created": int(time.time()),
-            "model": self._card.name,
-        }
-        with _submitted(self._engine, wanted) as job:
-            async with aclosing(job.events()) as events:
-                accepted = await anext(events)  # refused requests raise here, before anything was sent
-                assert isinstance(accepted, Accepted)
-                self._metrics.count_tokens("prompt", accepted.prompt_tokens)
-                if wanted.stream:
-                    return await self._stream(request, wanted, head, accepted, events)
-                return await self._whole(wanted, head, accepted, events)
-
-    async def _whole(
-        self,
-        wanted: CompletionRequest,
-        head: dict[str, Any],
-        accepted: Accepted,
-        events: AsyncIterator[CompletionEvent],
-    ) -> web.Response:
-        texts = [""] * len(wanted.prompts)
-        reasons = [""] * len(wanted.prompts)
-        tokens = 0
-        async for event in events:
-            match event:
-                case Delta(index, text):
-                    texts[index] += text
-                case Finished(index, reason, count):
-                    reasons[index] = reason
-                    tokens += count
-                    self._metrics.count_tokens("completion", count)
-        choices = [choice(index, text, reasons[index]) for index, text in enumerate(texts)]
-        return web.json_response({**head, "choices": choices, "usage": usage(accepted.prompt_tokens, tokens)})
-
-    async def _stream(
-        self,
-        request: web.Request,
-        wanted: CompletionRequest,
-        head: dict[str, Any],
-        accepted: Accepted,
-        events: AsyncIterator[CompletionEvent],
+    async def _generate(
+        self, request: web.Request, wanted: GenerationRequest, written: Callable[[str], Format]
     ) -> web.StreamResponse:
+        served = self._catalog.generator(wanted.wanted.model)
+        work = current_work()
+        work.model = served.card.name
+        with served.use():
+            return await _answer(request, wanted, served, written(served.card.name), work)
+
+
+async def _answer(
+    request: web.Request, wanted: GenerationRequest, served: Generating, written: Format, work: Work
+) -> web.StreamResponse:
+    async with served.engine.submitted(wanted) as job, aclosing(job.events()) as events:
+        prompts = job.request.prompts[:: wanted.wanted.choices]  # each is there once for each of its choices
+        work.prompt_tokens = sum(map(len, prompts))
+        served.metrics.count_prompt(work.prompt_tokens)
+        progress = _Progress(events, served.metrics, work)
+        # What fails before the first token still has a status of its own.
+        first = await anext(progress.events)
+        answering = _Answering(wanted, written, len(job.request.prompts), first, progress)
+        return await (answering.stream(request) if wanted.wanted.stream else answering.whole())
+
+
+class _Progress:
+    """A generation's events on their way by, counted."""
+
+    def __init__(self, events: AsyncIterator[GenerationEvent], metrics: ModelMetrics, work: Work) -> None:
+        self.work = work
+        self.events = self._counted(events, metrics)
+
+    async def _counted(
+        self, events: AsyncIterator[GenerationEvent], metrics: ModelMetrics
+    ) -> AsyncIterator[GenerationEvent]:
+        first: float | None = None
+        async for event in events:
+            if first is None:
+                first = monotonic()
+                metrics.first_token(first - self.work.started)
+            if isinstance(event, Finished):
+                self.work.completion_tokens += event.tokens
+                metrics.choice(event.tokens, monotonic() - first)
+            yield event
+
+    @property
+    def usage(self) -> dict[str, int]:
+        return usage(self.work.prompt_tokens, self.work.completion_tokens)
+
+
+@dataclass(slots=True)
+class _Answering:
+    """Writes one generation."""
+
+    wanted: GenerationRequest
+    written: Format
+    choices: int
+    first: GenerationEvent
+    progress: _Progress
+
+    async def whole(self) -> web.Response:
+        answers = [Answer() for _ in range(self.choices)]
+        async for event in self._events():
+            match event:
+                case Delta(index, text, logprobs):
+                    answers[index].text += text
+                    answers[index].logprobs += logprobs
+                case Finished(index, reason):
+                    answers[index].reason = reason
+        explained = self.wanted.wanted.sampling.logprobs is not None
+        return web.json_response(self.written.whole(answers, self.progress.usage, logprobs=explained))
+
+    async def stream(self, request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse(headers=_STREAM_HEADERS)
         await response.prepare(request)
-        tokens = 0
+        for piece in self.written.opening(self.choices):
+            await response.write(server_sent(piece))
         try:
-            async for event in events:
+            async for event in self._events():
                 match event:
-                    case Delta(index, text):
-                        await response.write(server_sent({**head, "choices": [choice(index, text, None)]}))
-                    case Finished(index, reason, count):
-                        tokens += count
-                        self._metrics.count_tokens("completion", count)
-                        await response.write(server_sent({**head, "choices": [choice(index, "", reason)]}))
+                    case Delta(index, text, logprobs):
+                        piece = self.written.piece(index, text, logprobs)
+                    case Finished(index, reason):
+                        piece = self.written.ending(index, reason)
+                await response.write(server_sent(piece))
         except HoldfastError as error:  # too late for a status: the event says it, and no [DONE] follows
             await response.write(server_sent(error_document(error.message, "server_error", code=error.code)))
             return response
-        if wanted.stream_usage:
-            await response.write(server_sent({**head, "choices": [], "usage": usage(accepted.prompt_tokens, tokens)}))
+        if self.wanted.wanted.stream_usage:
+            await response.write(server_sent(self.written.usage(self.progress.usage)))
         await response.write(b"data: [DONE]\n\n")
         await response.write_eof()
         return response
+
+    async def _events(self) -> AsyncIterator[GenerationEvent]:
+        yield self.first
+        async for event in self.progress.events:
+            yield event

@@ -13,25 +13,25 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
-
-from aiohttp import web
+from contextlib import ExitStack
+from functools import partial
+from typing import TypeVar
 
 from cached.contract.errors import HoldfastError, Permanent
 from cached.contract.options import EXIT_DONE, EXIT_FAILED
-from server import api, options, usercode
+from server import api, options, usercode, workshop
+from server.admission import Rules, judge
+from server.entries import read_followed
+from server.fleet import Fleet
 from server.frontdoor import FrontDoor
-from server.jobs import Engine, EventT, RequestT, call_in_thread
+from server.golden import Mode, read, replay
+from server.jobs import call_in_thread
 from server.metrics import Metrics
-from server.operations import Draining, Loading, Operations, Ready
+from server.operations import REHEARSAL_HEADER, Draining, Loading, Operations, Ready
 from server.options import Settings
-from server.snapshot import Snapshot, hold
-
-if TYPE_CHECKING:
-    from server.encoder import Encoder
-    from server.generator import Generator
+from server.pulse import Pulse
+from server.served import Catalog
+from server.snapshot import Holding, hold
 
 _LOG = logging.getLogger("holdfast.serve")
 _THREADS_END_WITHIN_S = 0.5
@@ -44,10 +44,15 @@ def main(argv: Sequence[str]) -> int:
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     code = EXIT_DONE
     try:
-        with hold(settings.model_path) as snapshot:
-            asyncio.run(_Server(settings, snapshot).run())
+        with ExitStack() as leases:
+            if settings.follow is not None:
+                read_followed(settings.follow, settings.root)  # a mistake is told before anything heavy happens
+            held = {entry.name: hold(entry.path, entry.pin) for entry in settings.models}
+            for holding in held.values():
+                leases.callback(holding.close)
+            asyncio.run(_Server(settings, held).run())
     except* HoldfastError as group:
-        sys.stderr.write(f"holdfast serve: {group.exceptions[0]}\n")
+        sys.stderr.write(f"holdfast serve: {next(_errors(group))}\n")
         code = EXIT_FAILED
     _leave_threads(code)
     return code
@@ -56,26 +61,27 @@ def main(argv: Sequence[str]) -> int:
 class _Server:
     """One run of the server, from the listening socket to the last answer."""
 
-    def __init__(self, settings: Settings, snapshot: Snapshot) -> None:
+    def __init__(self, settings: Settings, held: dict[str, Holding]) -> None:
         self._settings = settings
-        self._snapshot = snapshot
+        self._held = held
         self._metrics = Metrics()
         self._operations = Operations(self._metrics)
-        self._close_engine: Callable[[], None] = lambda: None
+        self._catalog = Catalog()
+        self._url = ""
 
     async def run(self) -> None:
         stop = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
         async with FrontDoor(self._operations) as door:
-            url = await self._listen(door)
-            sys.stdout.write(f"holdfast serve: listening on {url}\n")
+            self._url = await self._listen(door)
+            sys.stdout.write(f"holdfast serve: listening on {self._url}\n")
             sys.stdout.flush()
             async with asyncio.TaskGroup() as group:
-                starting = group.create_task(self._start(door))
+                serving = group.create_task(self._serve(door))
                 await stop.wait()
                 await self._drain()
-                starting.cancel()
+                serving.cancel()
 
     async def _listen(self, door: FrontDoor) -> str:
         host, port = self._settings.host, self._settings.port
@@ -86,52 +92,52 @@ class _Server:
                 "no_address", f"cannot listen on {host}:{port}: {error.strerror}", "choose another with --listen"
             ) from error
 
-    async def _start(self, door: FrontDoor) -> None:
+    async def _serve(self, door: FrontDoor) -> None:
         started = time.monotonic()
         if self._settings.app is not None:
-            await self._start_user_code(door, self._settings.app)
-        else:
-            await self._start_model(door)
-        self._operations.enter(Ready())
-        _LOG.info("ready after %.2f s: %s", time.monotonic() - started, self._snapshot.name)
+            if await self._start_user_code(door, self._settings.app):
+                self._ready(started)
+            return
+        fleet = Fleet(self._settings, self._held, self._catalog, self._operations, self._metrics)
+        await fleet.start()
+        await door.serve(api.application(self._catalog, self._settings.limits), cancel_when_gone=True)
+        self._ready(started)
+        pulse = Pulse(self._catalog, self._operations, self._settings.probe_interval_s, self._settings.probe_timeout_s)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(fleet.keep(group))
+            group.create_task(pulse.watch())
 
-    async def _start_user_code(self, door: FrontDoor, target: str) -> None:
-        wanted = self._settings.device
-        device = await self._step("device", lambda: _select_device_for_user_code(wanted))
+    def _ready(self, started: float) -> None:
+        self._operations.enter(Ready())
+        names = ", ".join(served.card.name for served in self._catalog.all()) or self._settings.app
+        _LOG.info("ready after %.2f s: %s", time.monotonic() - started, names)
+
+    async def _start_user_code(self, door: FrontDoor, target: str) -> bool:
+        """Build and serve somebody's application; tells whether it may be ready."""
+        entry = self._settings.models[0]
+        snapshot = self._held[entry.name].snapshot
+        device = await self._step("device", partial(workshop.select_device_for_user_code, self._settings.device))
+        self._operations.device = device
         self._operations.enter(Loading("app"))
         with self._metrics.stage("app"):
-            application = await usercode.build(target, self._snapshot.path, device)
-            self._metrics.describe(self._snapshot, None)
+            application = await usercode.build(target, snapshot.path, device)
+            self._metrics.model(entry.name).describe(snapshot, None)
             await door.serve(application, cancel_when_gone=False)
-
-    async def _start_model(self, door: FrontDoor) -> None:
-        settings, snapshot = self._settings, self._snapshot
-        device = await self._step("device", lambda: _select_device(settings.device))
-        load = await self._step("import", _import_load)
-        model = await self._step("load", lambda: load(snapshot.path, device, settings.dtype))
-        await self._step("warm_up", model.warm_up)
-        self._metrics.describe(snapshot, model.about)
-        await door.serve(self._application(model), cancel_when_gone=True)
-
-    def _application(self, model: Encoder | Generator) -> web.Application:
-        from server.encoder import Encoder
-
-        limits, metrics = self._settings.limits, self._metrics
-        name = self._settings.served_name or self._snapshot.name
-        card = api.Card(name, self._snapshot, model.about, int(time.time()))
-        if isinstance(model, Encoder):
-            embeddings = self._keep(Engine(model, limits.queue))
-            return api.embeddings_application(card, embeddings, limits, metrics)
-        completions = self._keep(Engine(model, limits.queue))
-        return api.completions_application(card, completions, limits, metrics)
-
-    def _keep(self, engine: Engine[RequestT, EventT]) -> Engine[RequestT, EventT]:
-        self._metrics.watch_queue(engine.load)
-        self._close_engine = engine.close
-        return engine
+        golden = None if self._settings.golden is Mode.OFF else read(snapshot.path)
+        if golden is None:
+            return True
+        self._operations.enter(Loading("golden predictions"))
+        verdict = await replay(golden, self._url, entry.name, {REHEARSAL_HEADER: self._operations.rehearsal})
+        self._metrics.model(entry.name).agreed(verdict)
+        try:
+            await judge(golden, verdict, entry.name, Rules(self._settings.golden, self._settings.limits, device))
+        except Permanent as error:
+            _LOG.error("not ready: %s", error)
+            self._operations.enter(Loading(str(error)))
+            return False
+        return True
 
     async def _step(self, name: str, function: Callable[[], ResultT]) -> ResultT:
-        """Run one heavy stage of the start in a thread, while HTTP goes on answering."""
         self._operations.enter(Loading(name))
         with self._metrics.stage(name):
             return await call_in_thread(name, function)
@@ -148,48 +154,17 @@ class _Server:
                 self._operations.in_flight,
                 self._settings.drain_timeout_s,
             )
-        self._close_engine()
+        for served in self._catalog.all():
+            served.close()
 
 
-def _select_device(wanted: str) -> str:
-    with _explained_imports():
-        from server import gpu
-    return gpu.select(wanted)
-
-
-def _select_device_for_user_code(wanted: str) -> str:
-    """As for a model, except that user code may do without torch: then `auto` is the CPU."""
-    if wanted == "cpu":
-        return "cpu"
-    try:
-        return _select_device(wanted)
-    except Permanent as error:
-        if wanted != "auto" or error.code != "missing_package":
-            raise
-        _LOG.warning("torch is not installed: user code is told that the device is the CPU")
-        return "cpu"
-
-
-def _import_load() -> Callable[[Path, str, str], Encoder | Generator]:
-    with _explained_imports():
-        from server.models import load
-    return load
-
-
-@contextmanager
-def _explained_imports() -> Iterator[None]:
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        raise Permanent(
-            "missing_package",
-            f"the package {error.name} is missing",
-            "pip install 'holdfast[transformers]', or serve your own code with --app",
-        ) from error
-    except (ImportError, OSError) as error:
-        raise Permanent(
-            "broken_package", f"a package cannot be imported: {error}", "install torch and transformers anew"
-        ) from error
+def _errors(group: BaseExceptionGroup[HoldfastError]) -> Iterator[HoldfastError]:
+    """The errors in a group, and in those in it."""
+    for error in group.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            yield from _errors(error)
+        else:
+            yield error
 
 
 def _leave_threads(code: int) -> None:

@@ -7,6 +7,7 @@ rounding. Pooling as sentence-transformers defines it (`modules.json`, `1_Poolin
 from __future__ import annotations
 
 import json
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from cached.contract.errors import HoldfastError, Permanent
 from server.events import About, Embedded, Kind
 from server.jobs import Job
 from server.loader import Loaded, load_encoder
-from server.requests import EmbeddingRequest, InvalidRequest
+from server.requests import EmbeddingRequest
 from server.tokens import Tokens
 
 _MAX_BATCH_SEQUENCES = 64
@@ -40,11 +41,15 @@ class Recipe:
     normalize: bool = False
 
 
+Inputs = tuple[list[int], ...]  # a request in tokens
+EmbeddingJob = Job[Inputs, Embedded]
+
+
 @dataclass(slots=True)
 class _Sequence:
     """One input of one job, and its vector once there is one."""
 
-    job: Job[EmbeddingRequest, Embedded]
+    job: EmbeddingJob
     ids: list[int]
     vector: bytes = b""
 
@@ -52,20 +57,21 @@ class _Sequence:
 class Encoder:
     """An encoder on its device; the model of `/v1/embeddings`."""
 
-    batch_jobs = _MAX_BATCH_SEQUENCES
-
     def __init__(self, loaded: Loaded, recipe: Recipe, device: str) -> None:
         self._module = loaded.module
         self._recipe = recipe
         self._device = device
         self._dimension = int(loaded.config.hidden_size)
         self._tokens = Tokens(loaded.tokenizer, loaded.config, context(loaded))
+        self._taken: dict[EmbeddingJob, list[_Sequence]] = {}
+        self._passes: deque[list[_Sequence]] = deque()
         self.about = About(
             Kind.EMBEDDINGS,
             self._tokens.context,
             device,
             str(loaded.dtype).removeprefix("torch."),
             loaded.weight_bytes,
+            batch=_MAX_BATCH_SEQUENCES,
         )
 
     @classmethod
@@ -85,21 +91,39 @@ class Encoder:
                 "check that the weights are the ones that belong to config.json",
             )
 
-    def process(self, jobs: list[Job[EmbeddingRequest, Embedded]]) -> None:
-        """Answer all the jobs, their inputs batched together by length."""
-        accepted: dict[Job[EmbeddingRequest, Embedded], list[_Sequence]] = {}
-        for job in jobs:
-            try:
-                accepted[job] = [_Sequence(job, self._tokens.encode(text, "input")) for text in job.request.inputs]
-            except InvalidRequest as error:
-                job.fail(error)
-        for batch in _batches([sequence for sequences in accepted.values() for sequence in sequences]):
-            live = [sequence for sequence in batch if not sequence.job.cancelled]
-            if live:
-                rows = self.embed([sequence.ids for sequence in live]).numpy().astype("<f4")
-                for sequence, row in zip(live, rows, strict=True):
-                    sequence.vector = row.tobytes()
-        for job, sequences in accepted.items():
+    def prepare(self, request: EmbeddingRequest) -> Inputs:
+        """A request in tokens; raises `InvalidRequest` where it does not fit."""
+        return tuple(self._tokens.encode(text, "input") for text in request.inputs)
+
+    @property
+    def room(self) -> int:
+        """Jobs that are taken up together have their inputs batched together."""
+        return max(0, _MAX_BATCH_SEQUENCES - len(self._taken))
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._passes)
+
+    def step(self, arrived: list[EmbeddingJob]) -> None:
+        """Take up the jobs, their inputs batched together by length, and go on by one pass of the model."""
+        taken = {job: [_Sequence(job, ids) for ids in job.request] for job in arrived}
+        self._taken.update(taken)
+        self._passes.extend(_batches([sequence for sequences in taken.values() for sequence in sequences]))
+        live = [sequence for sequence in self._passes.popleft() if not sequence.job.ended]
+        if live:
+            rows = self.embed([sequence.ids for sequence in live]).numpy().astype("<f4")
+            for sequence, row in zip(live, rows, strict=True):
+                sequence.vector = row.tobytes()
+        for job in {sequence.job: None for sequence in live}:
+            self._answer(job, self._taken[job])
+        self._taken = {job: sequences for job, sequences in self._taken.items() if not job.ended}
+
+    def reset(self) -> None:
+        self._taken = {}
+        self._passes.clear()
+
+    def _answer(self, job: EmbeddingJob, sequences: list[_Sequence]) -> None:
+        if all(sequence.vector for sequence in sequences):
             tokens = sum(len(sequence.ids) for sequence in sequences)
             job.emit(Embedded(tuple(sequence.vector for sequence in sequences), tokens))
             job.finish()

@@ -18,13 +18,18 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class About:
-    """A loaded model: `context` is the most tokens of one input (for completions with what is generated)."""
+    """A loaded model: `context` is the most tokens of one input (for completions with what is generated).
+
+    `chat`: its tokenizer has a chat template. `batch`: how many sequences it works on at once, at most.
+    """
 
     kind: Kind
     context: int | None
     device: str
     dtype: str
     weight_bytes: int
+    chat: bool = False
+    batch: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,27 +41,30 @@ class Embedded:
 
 
 @dataclass(frozen=True, slots=True)
-class Accepted:
-    """A completion request that fits: `prompt_tokens` in all its prompts. Always the first event."""
+class TokenLogprob:
+    """A token's text and the logarithm of its probability; `top` are the likeliest at its place."""
 
-    prompt_tokens: int
+    text: str
+    logprob: float
+    top: tuple[tuple[str, float], ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """More text for the prompt numbered `index`."""
+    """More text for the choice numbered `index`, and the tokens it is made of where they were asked for."""
 
     index: int
     text: str
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """The prompt numbered `index` is answered. `reason` is `stop` or `length`; `tokens` were generated."""
+    """The choice numbered `index` is complete. `reason` is `stop` or `length`; `tokens` were generated."""
 
     index: int
     reason: str
     tokens: int
 
 
-CompletionEvent = Accepted | Delta | Finished
+GenerationEvent = Delta | Finished

@@ -46,6 +46,7 @@ class FrontDoor:
     async def serve(self, application: web.Application, *, cancel_when_gone: bool) -> None:
         """Let `application` answer from now on; `cancel_when_gone` cancels a handler whose client hung up."""
         application.middlewares.insert(0, self._operations.middleware)
+        application.on_response_prepare.append(self._operations.sign)
         runner = _runner(application, cancel_when_gone)
         await self._set_up(runner)
         self._runner = runner
@@ -81,5 +82,6 @@ def _waiting_room(operations: Operations) -> web.Application:
         )
 
     application = web.Application(middlewares=[close_after, operations.middleware])
+    application.on_response_prepare.append(operations.sign)
     application.router.add_route("*", "/{tail:.*}", too_early)
     return application

@@ -9,17 +9,19 @@ import json
 from pathlib import Path
 
 from cached.contract.errors import Permanent
+from server.batch import Observer
 from server.encoder import Encoder
 from server.events import Kind
 from server.generator import Generator
+from server.options import Limits
 
 _CAUSAL_SUFFIXES = ("ForCausalLM", "LMHeadModel")
 
 
-def load(directory: Path, device: str, dtype: str) -> Encoder | Generator:
+def load(directory: Path, device: str, dtype: str, limits: Limits, observer: Observer) -> Encoder | Generator:
     """Load the model in `directory`; raises `HoldfastError`."""
     if kind_of(directory) is Kind.COMPLETIONS:
-        return Generator.load(directory, device, dtype)
+        return Generator.load(directory, device, dtype, limits, observer)
     return Encoder.load(directory, device, dtype)
 
 

@@ -5,38 +5,57 @@ Law: parses and checks, imports nothing heavy, touches no disk.
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from cached.contract.errors import InvalidReference
+from cached.contract.digest import Digest
+from cached.contract.errors import HoldfastError
 from cached.contract.layout import DEFAULT_MOUNT, PublicLayout
 from cached.contract.options import OptionParser, parse_address
 from cached.contract.reference import ModelRef
 from cached.contract.units import parse_size
+from cached.contract.wanted import parse_models, pinned
+from server.entries import Entry, entries_of
+from server.golden import Mode
+
+_SOURCES = ("--follow", "--models", "--model-path", "--model")  # which models: the first that is there
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one client may ask: `body_bytes` a request, `queue` requests waiting, `max_tokens` generated a prompt."""
+    """What one client may ask: `body_bytes` a request, `queue` requests waiting, `max_tokens` generated a choice.
+
+    `batch` sequences are generated at once, in at most `cache_bytes` of memory beside the weights; None: what is free.
+    """
 
     body_bytes: int
     queue: int
     max_tokens: int | None
+    batch: int
+    cache_bytes: int | None
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """One server. `served_name` is None where the model's own name is good; `app` is None for our own API."""
+    """One server. `models` is empty where the file `follow` names them; `app` is None for our own API.
 
-    model_path: Path
-    served_name: str | None
+    An idle model is asked something every `probe_interval_s`, and is ill when that takes `probe_timeout_s`.
+    """
+
+    models: tuple[Entry, ...]
+    follow: Path | None
+    root: Path
     host: str
     port: int
     device: str
     dtype: str
     app: str | None
     drain_timeout_s: float
+    probe_interval_s: float
+    probe_timeout_s: float
+    golden: Mode
     limits: Limits
 
 
@@ -45,16 +64,25 @@ def parse(argv: Sequence[str]) -> Settings:
     parser = _parser()
     found = parser.parse_args(argv)
     host, port = found.listen
+    follow, models = _models(parser, found, argv)
+    if follow is not None and found.app is not None:
+        parser.error("expected --app without --follow: what user code loaded is its own to replace")
     return Settings(
-        model_path=_model_path(parser, found.model_path, found.model, found.version, found.root, argv),
-        served_name=found.served_name,
+        models=models,
+        follow=follow,
+        root=found.root,
         host=host,
         port=port,
         device=found.device,
         dtype=found.dtype,
         app=found.app,
         drain_timeout_s=found.drain_timeout,
-        limits=Limits(found.body_limit, found.queue_limit, found.max_tokens_limit),
+        probe_interval_s=found.probe_interval,
+        probe_timeout_s=found.probe_timeout,
+        golden=Mode(found.golden),
+        limits=Limits(
+            found.body_limit, found.queue_limit, found.max_tokens_limit, found.batch_limit, found.cache_limit
+        ),
     )
 
 
@@ -65,8 +93,11 @@ def _parser() -> OptionParser:
     parser.option("--model-path", type=Path, help="the model's folder", metavar="DIR")
     parser.option("--model", help="the model's name, where --model-path is not given", metavar="NAME")
     parser.option("--version", help="the model's version, with --model", metavar="VERSION")
+    parser.option("--models", help="several models or adapters, as base=NAME@V,lora=NAME@V", metavar="MODELS")
+    parser.option("--follow", type=Path, help="a file that says what --models would; what it says later is swapped in")
+    parser.option("--digest", help="the manifest digest that it must have; for several alias=sha256:…,…")
     parser.option(
-        "--root", type=Path, default=DEFAULT_MOUNT, help="the daemon's public folder as seen here, with --model"
+        "--root", type=Path, default=DEFAULT_MOUNT, help="the daemon's public folder as seen here, for references"
     )
     parser.option("--listen", type=parse_address, default=("0.0.0.0", 8080), help="address to serve on; port 0: any")  # noqa: S104 a pod serves on all its addresses
     parser.option("--device", type=_device, default="auto", help="auto, cpu, cuda or cuda:N")
@@ -80,26 +111,66 @@ def _parser() -> OptionParser:
     parser.option("--app", type=_target, help="serve package.module:factory instead", metavar="MODULE:FACTORY")
     parser.option("--max-tokens-limit", type=_positive, help="most tokens a request may generate", metavar="N")
     parser.option("--queue-limit", type=_positive, default=64, help="most requests that wait their turn", metavar="N")
+    parser.option("--batch-limit", type=_positive, default=32, help="most sequences generated at once", metavar="N")
+    parser.option("--cache-limit", type=parse_size, help="most memory for their keys and values", metavar="SIZE")
     parser.option("--body-limit", type=parse_size, default=parse_size("4MiB"), help="largest request", metavar="SIZE")
     parser.option("--drain-timeout", type=_seconds, default=30.0, help="seconds to finish in on SIGTERM", metavar="S")
+    parser.option(
+        "--probe-interval", type=_positive_seconds, default=10.0, help="try an idle model so often", metavar="S"
+    )
+    parser.option("--probe-timeout", type=_positive_seconds, default=20.0, help="not ready after so long", metavar="S")
+    parser.option(
+        "--golden",
+        default="require",
+        choices=tuple(Mode),
+        help="a version whose golden predictions differ: require: is not served; warn: is; off: nobody asks",
+    )
     return parser
 
 
-def _model_path(
-    parser: OptionParser, path: Path | None, model: str | None, version: str | None, root: Path, argv: Sequence[str]
-) -> Path:
+def _models(
+    parser: OptionParser, found: argparse.Namespace, argv: Sequence[str]
+) -> tuple[Path | None, tuple[Entry, ...]]:
+    """The file to follow, or the models. The command line wins over the environment, where the injector says them."""
     given = {argument.partition("=")[0] for argument in argv}
-    if {"--model-path", "--model"} <= given:
-        parser.error("give either --model-path or --model and --version, not both")
-    # The injector sets HOLDFAST_MODEL_PATH: --model on the command line still wins over it.
-    if path is not None and ("--model-path" in given or "--model" not in given):
-        return path
-    if model is None or version is None:
-        parser.error("expected --model-path DIR (or HOLDFAST_MODEL_PATH), or --model NAME with --version VERSION")
+    named = [option for option in _SOURCES if option in given]
+    if len(named) > 1:
+        parser.error(f"expected one of {', '.join(_SOURCES)}, found {' and '.join(named)}")
+    values = {option: getattr(found, option.lstrip("-").replace("-", "_")) for option in _SOURCES}
+    source = next((option for option in named or _SOURCES if values[option]), None)
+    if source == "--follow":
+        if "--digest" in given or "--served-name" in given:
+            parser.error("expected --follow alone: the file gives the names, the catalog the pins")
+        return found.follow, ()
+    # Pins from the environment are of the models from the environment.
+    pins = found.digest if "--digest" in given or not named else None
     try:
-        return PublicLayout(root).model_link(ModelRef(model, version))
-    except InvalidReference as error:
+        return None, _entries(parser, found, source, pins)
+    except HoldfastError as error:
         parser.error(str(error))
+
+
+def _entries(
+    parser: OptionParser, found: argparse.Namespace, source: str | None, pins: str | None
+) -> tuple[Entry, ...]:
+    if source == "--models":
+        models = parse_models(found.models)
+        entries = entries_of(pinned(models, pins) if pins else models, found.root)
+    elif source == "--model-path":
+        entries = (Entry.at(found.model_path, Digest.parse(pins) if pins else None),)
+    elif source == "--model" and found.version is not None:
+        link = PublicLayout(found.root).model_link(ModelRef(found.model, found.version))
+        entries = (Entry.at(link, Digest.parse(pins) if pins else None),)
+    else:
+        parser.error(
+            "expected --model-path DIR (or HOLDFAST_MODEL_PATH), --model NAME with --version VERSION, "
+            "--models, or --follow"
+        )
+    if found.served_name is None:
+        return entries
+    if len(entries) > 1:
+        parser.error("expected --served-name for one model only: for several give aliases, as in --models base=NAME@V")
+    return (replace(entries[0], name=found.served_name),)
 
 
 def _device(text: str) -> str:
@@ -120,6 +191,13 @@ def _positive(text: str) -> int:
     value = int(text) if text.isascii() and text.isdigit() else 0
     if value < 1:
         raise ValueError(f"expected a whole number from 1, found {text!r}")
+    return value
+
+
+def _positive_seconds(text: str) -> float:
+    value = _seconds(text)
+    if not value:
+        raise ValueError(f"expected more than no time, found {text!r}")
     return value
 
 

@@ -1,7 +1,7 @@
 """Answers in the shapes that OpenAI's clients read.
 
-Law: pure values in, responses out. Format: https://platform.openai.com/docs/api-reference (errors, embeddings,
-completions).
+Law: pure values in, responses out. Format: https://platform.openai.com/docs/api-reference (errors, models,
+embeddings).
 """
 
 from __future__ import annotations
@@ -48,6 +48,8 @@ def model_document(name: str, created: int, snapshot: Snapshot, about: About) ->
         "digest": str(snapshot.digest) if snapshot.digest else None,
         "kind": about.kind,
         "context_tokens": about.context,
+        "chat": about.chat,
+        "batch": about.batch,
     }
 
 
@@ -62,11 +64,6 @@ def embeddings_document(model: str, embedded: Embedded, as_base64: bool) -> dict
         ],
         "usage": {"prompt_tokens": embedded.prompt_tokens, "total_tokens": embedded.prompt_tokens},
     }
-
-
-def choice(index: int, text: str, finish_reason: str | None) -> dict[str, Any]:
-    """One choice of a completion, or a piece of one."""
-    return {"index": index, "text": text, "logprobs": None, "finish_reason": finish_reason}
 
 
 def usage(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:

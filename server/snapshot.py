@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 
 from cached.contract.digest import Digest, is_hex
-from cached.contract.errors import InvalidReference, Permanent
+from cached.contract.errors import DigestMismatch, InvalidReference, Permanent
 from cached.contract.layout import SnapshotLayout
 from cached.contract.lease import Lease, take_shared
 from cached.contract.reference import check_version, name_from_path_segment
+from cached.contract.verify import check_record, load_manifest
 
 _LOG = logging.getLogger(__name__)
 _LEASE_WAIT_S = 10.0  # an eviction holds the lease for moments; then the symlink names another snapshot, or nothing
@@ -33,23 +33,65 @@ class Snapshot:
     digest: Digest | None
 
 
-@contextmanager
-def hold(path: Path) -> Iterator[Snapshot]:
-    """Hold the lease of the snapshot at `path` for as long as the block runs.
+class Holding:
+    """A held snapshot: its lease is given back by `close()`, or at the end of a `with` block."""
+
+    def __init__(self, snapshot: Snapshot, lease: Lease | None) -> None:
+        self.snapshot = snapshot
+        self._lease = lease
+
+    def __enter__(self) -> Snapshot:
+        return self.snapshot
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let the snapshot be removed. Calling it again does nothing."""
+        if self._lease is not None:
+            self._lease.close()
+
+
+def hold(path: Path, pin: Digest | None = None) -> Holding:
+    """Take the lease of the snapshot at `path`, which `pin` must be the digest of where it is given.
 
     A folder that is no snapshot is served as it is, without a lease. Raises `Permanent` where there is no folder or
-    the lease cannot be had.
+    the lease cannot be had, and `DigestMismatch`. Blocks for as long as an eviction holds the lease.
     """
     name, version = names(path)
     target, lease = _take(path)
+    if lease is None:
+        _LOG.warning("%s is not a Holdfast snapshot: no lease is held, nothing keeps it from being removed", target)
+    digest = Digest(target.name) if lease is not None and is_hex(target.name) else None
+    holding = Holding(Snapshot(target, name, version, digest), lease)
+    if pin is not None and pin != digest:
+        holding.close()
+        raise DigestMismatch(
+            f"{path}: the manifest digest",
+            f"{pin} (the pin)",
+            str(digest or "a folder without one"),
+            "correct the pin, or publish the content that the pin names under this version",
+        )
+    return holding
+
+
+def verify(snapshot: Snapshot) -> None:
+    """Check a snapshot that came while the server ran as the gate checks those from before: by the record.
+
+    Raises `DigestMismatch`, or `Permanent` where a file cannot be read. A folder that is no snapshot has no record.
+    """
+    if snapshot.digest is not None:
+        layout = SnapshotLayout(snapshot.path)
+        check_record(layout, load_manifest(layout, None))
+
+
+def target_of(path: Path) -> Path | None:
+    """The folder that `path` leads to at this moment; None where it leads nowhere."""
     try:
-        if lease is None:
-            _LOG.warning("%s is not a Holdfast snapshot: no lease is held, nothing keeps it from being removed", target)
-        digest = Digest(target.name) if lease is not None and is_hex(target.name) else None
-        yield Snapshot(target, name, version, digest)
-    finally:
-        if lease is not None:
-            lease.close()
+        found = path.resolve(strict=True)
+    except (OSError, RuntimeError):
+        return None
+    return found if found.is_dir() else None
 
 
 def names(path: Path) -> tuple[str, str | None]:

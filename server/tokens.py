@@ -1,14 +1,18 @@
 """Prompts to token ids, and generated ids back to text as it grows.
 
-Law: runs in the model's thread only, for a tokenizer keeps settings between calls. Nothing is ever cut short: what
-does not fit is refused.
+Law: a tokenizer keeps settings between calls, so reading prompts has one of its own, used by one thread. Nothing is
+ever cut short: what does not fit is refused.
 """
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
-from server.requests import InvalidRequest, Prompt
+import jinja2
+
+from server.fields import InvalidRequest
+from server.requests import ChatRequest, Prompt, Sampling
 
 # Enough for a tokenizer to know, from the prompt's end, whether the next token begins with a space.
 _CONTEXT_TOKENS = 6
@@ -23,11 +27,28 @@ class Tokens:
     """
 
     def __init__(self, tokenizer: Any, config: Any, positions: int | None) -> None:
-        self._tokenizer = tokenizer
-        self._vocabulary = int(config.vocab_size)
+        self._tokenizer = copy.deepcopy(tokenizer)
+        self.vocabulary = int(config.vocab_size)
         limit = tokenizer.model_max_length if positions is None else positions
-        self.context: int | None = limit if limit < _NO_LIMIT else None
+        self._own_context: int | None = limit if limit < _NO_LIMIT else None
+        self.context = self._own_context
         self.padding_id: int = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+
+    @property
+    def has_chat_template(self) -> bool:
+        return bool(self._tokenizer.chat_template)
+
+    def limit(self, tokens: int) -> None:
+        """Bound the context by what there is memory for."""
+        self.context = tokens if self._own_context is None else min(self._own_context, tokens)
+
+    def check(self, sampling: Sampling) -> None:
+        """Refuse biases of tokens that are not there; raises `InvalidRequest`."""
+        wrong = next((token for token, _ in sampling.logit_bias if token >= self.vocabulary), None)
+        if wrong is not None:
+            raise InvalidRequest(
+                f"logit_bias: expected token ids from 0 to {self.vocabulary - 1}, found {wrong}", "logit_bias"
+            )
 
     def encode(self, prompt: Prompt, param: str, *, room: int = 0) -> list[int]:
         """Token ids of one prompt, with `room` tokens left in the context; raises `InvalidRequest`."""
@@ -37,11 +58,32 @@ class Tokens:
                 ids = [self._tokenizer.bos_token_id]
         else:
             ids = list(prompt)
+        return self._checked(ids, param, room)
+
+    def encode_chat(self, request: ChatRequest, *, room: int) -> list[int]:
+        """Token ids of a conversation as its model's chat template writes it; raises `InvalidRequest`."""
+        if not self.has_chat_template:
+            raise InvalidRequest(
+                "messages: this model's tokenizer has no chat template, so how a conversation is written is not "
+                "known: use /v1/completions, or publish the model with its chat_template.jinja",
+                "messages",
+                "no_chat_template",
+            )
+        try:
+            text: str = self._tokenizer.apply_chat_template(
+                list(request.messages), add_generation_prompt=True, tokenize=False, **request.template
+            )
+        except (jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:
+            raise InvalidRequest(f"messages: the model's chat template refuses them: {error}", "messages") from error
+        # The template writes the special tokens itself.
+        return self._checked(self._tokenizer.encode(text, add_special_tokens=False), "messages", room)
+
+    def _checked(self, ids: list[int], param: str, room: int) -> list[int]:
         if not ids:
             raise InvalidRequest(f"{param}: expected at least one token, found none", param)
-        wrong = next((token for token in ids if not 0 <= token < self._vocabulary), None)
+        wrong = next((token for token in ids if not 0 <= token < self.vocabulary), None)
         if wrong is not None:
-            raise InvalidRequest(f"{param}: expected token ids from 0 to {self._vocabulary - 1}, found {wrong}", param)
+            raise InvalidRequest(f"{param}: expected token ids from 0 to {self.vocabulary - 1}, found {wrong}", param)
         if self.context is not None and len(ids) + room > self.context:
             asked = f"{len(ids)} in the input" + (f" and {room} to generate" if room else "")
             raise InvalidRequest(
@@ -63,6 +105,11 @@ class GrowingText:
         self._read = len(self._ids)  # text up to here was taken
         self._pending = ""  # decoded, but perhaps the beginning of a stop text
         self.stopped = False
+
+    @property
+    def settled(self) -> bool:
+        """Whether everything that was pushed was given out."""
+        return not self._pending and self._read == len(self._ids)
 
     def push(self, token: int) -> str:
         """Add a token; returns the text that is now certain, often empty."""

@@ -15,7 +15,7 @@ from typing import Any
 from cached.contract.annotations import AFFINITY, CONTAINERS, DIGEST, INJECTED, MOUNT_PATH, PREFIX, Asked, parse
 from cached.contract.errors import Permanent
 from cached.contract.layout import PublicLayout
-from cached.contract.wanted import Wanted, variable_suffix, write_pins
+from cached.contract.wanted import Wanted, variable_suffix, write_models, write_pins
 from sidecar.affinity import prefer, require
 from sidecar.digests import Digests
 from sidecar.gatespec import NAME, VOLUME, GateSettings, Json, containers_of, gate_container, mount, volume
@@ -153,6 +153,13 @@ def _variables(asked: Asked) -> list[Json]:
         if wanted.alias is not None:
             name = f"{VARIABLE}_{variable_suffix(wanted.alias)}"
             found.append({"name": name, "value": str(layout.model_link(wanted.ref))})
+    if len(asked.models) > 1 or asked.models[0].alias is not None:
+        # Aliases as they are written, which the names above are not: what `holdfast serve` serves them under.
+        found.append({"name": "HOLDFAST_MODELS", "value": write_models(asked.models)})
+        found.append({"name": "HOLDFAST_ROOT", "value": asked.mount_path})
+    pins = write_pins(asked.models)
+    if pins is not None:
+        found.append({"name": "HOLDFAST_DIGEST", "value": pins})
     return found
 
 

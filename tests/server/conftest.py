@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.resources
+import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,21 @@ from typing import Any
 import pytest
 
 from tests.support.serving import Published, ServerProcess, publish, running
+
+# Models this small gain nothing from a second thread, and lose much where the cores are busy. Read when torch is first
+# imported, here and in the servers that are started.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Roles in turn, as most models' own templates want them; `shout` is a variable that a request may set.
+CHAT_TEMPLATE = """
+{%- for message in messages -%}
+  {%- if message.role == "user" and not loop.first and loop.previtem.role == "user" -%}
+    {{- raise_exception("roles must alternate") -}}
+  {%- endif -%}
+  {{- "<s>" + message.role + ": " + (message.content | upper if shout else message.content) + "</s>" -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- "<s>assistant: " -}}{%- endif -%}
+"""
 
 
 @pytest.fixture(scope="session")
@@ -76,9 +93,18 @@ def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def published_llama(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Published:
-    """The tiny Llama as `acme/tiny@v1` in a public folder."""
-    return publish(llama, tmp_path_factory.mktemp("public"), "acme/tiny", "v1")
+def chat_llama(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny Llama with a chat template."""
+    directory = tmp_path_factory.mktemp("chat")
+    shutil.copytree(llama, directory, dirs_exist_ok=True)
+    (directory / "chat_template.jinja").write_text(CHAT_TEMPLATE)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def published_llama(chat_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Published:
+    """The tiny Llama with a chat template as `acme/tiny@v1` in a public folder."""
+    return publish(chat_llama, tmp_path_factory.mktemp("public"), "acme/tiny", "v1")
 
 
 @pytest.fixture(scope="session")

@@ -12,32 +12,41 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from server.api import Card, completions_application
-from server.events import About, Accepted, CompletionEvent, Delta, Finished, Kind
+from server.api import application
+from server.events import About, Delta, Finished, GenerationEvent, Kind
 from server.frontdoor import FrontDoor
-from server.jobs import Engine, Job, Load
+from server.jobs import Job, Load
 from server.metrics import Metrics
 from server.operations import Draining, Loading, Operations, Ready
 from server.options import Limits
-from server.requests import CompletionRequest
+from server.requests import CompletionRequest, Continuation, GenerationRequest
+from server.served import Card, Catalog, ServedGenerator
 from server.snapshot import Snapshot
 
 ABOUT = About(Kind.COMPLETIONS, 100, "cpu", "float32", 1)
 BODY = {"prompt": "x"}
-FakeJob = Job[CompletionRequest, CompletionEvent]
+FakeJob = Job[Continuation, GenerationEvent]
 
 
 class ScriptedModel:
-    """Answers each job as `script` says, in the engine's thread."""
+    """Answers each job as `script` says, one a step, in the engine's thread. Its tokens are the prompt's characters."""
 
-    batch_jobs = 1
+    room = 1
+    busy = False
 
     def __init__(self, script: Callable[[FakeJob], None]) -> None:
-        self.process_one = script
+        self.script = script
 
-    def process(self, jobs: list[FakeJob]) -> None:
-        for job in jobs:
-            self.process_one(job)
+    def prepare(self, request: GenerationRequest) -> Continuation:
+        assert isinstance(request, CompletionRequest)
+        return Continuation((tuple(map(ord, str(request.prompts[0]))),), (9,), request.wanted.sampling, ())
+
+    def step(self, arrived: list[FakeJob]) -> None:
+        for job in arrived:
+            self.script(job)
+
+    def reset(self) -> None:
+        """Nothing is kept between steps."""
 
 
 class Server:
@@ -46,10 +55,12 @@ class Server:
     def __init__(self, model: ScriptedModel, queue: int) -> None:
         self.metrics = Metrics()
         self.operations = Operations(self.metrics)
-        self.engine: Engine[CompletionRequest, CompletionEvent] = Engine(model, queue)
         card = Card("m", Snapshot(Path("/m"), "m", None, None), ABOUT, 0)
-        self.application = completions_application(card, self.engine, Limits(1000, queue, None), self.metrics)
-        self.url = ""
+        self.served = ServedGenerator(card, model, queue, self.metrics.model("m"))
+        self.engine = self.served.engine
+        catalog = Catalog()
+        catalog.put(self.served)
+        self.application = application(catalog, Limits(1000, queue, None, 1, None))
 
 
 @asynccontextmanager
@@ -63,11 +74,10 @@ async def serving(
         server.operations.enter(Ready())
         async with aiohttp.ClientSession(url) as client:
             yield server, client
-        server.engine.close()
+        server.served.close()
 
 
 def answer(job: FakeJob) -> None:
-    job.emit(Accepted(1))
     job.emit(Delta(0, "hi"))
     job.emit(Finished(0, "stop", 1))
     job.finish()
@@ -129,7 +139,6 @@ async def test_a_failure_in_a_stream_is_its_last_event() -> None:
     """Where the status was sent already, the error comes as an event, and no [DONE] follows it."""
 
     def script(job: FakeJob) -> None:
-        job.emit(Accepted(1))
         job.emit(Delta(0, "hi"))
         raise RuntimeError
 
@@ -176,7 +185,7 @@ async def test_no_client_stays_with_what_answered_before_the_model_was_there() -
         assert early.startswith(b"HTTP/1.1 503")
         assert b"Retry-After" in early
         writer.close()
-        server.engine.close()
+        server.served.close()
 
 
 @pytest.mark.parametrize(
@@ -194,10 +203,10 @@ async def test_every_error_has_openais_shape(method: str, path: str, status: int
 async def test_a_request_that_waits_and_is_given_up_never_runs() -> None:
     """A client that hangs up while it waits takes its request out of the queue."""
     running, go = threading.Event(), threading.Event()
-    prompts: list[object] = []
+    prompts: list[str] = []
 
     def script(job: FakeJob) -> None:
-        prompts.extend(job.request.prompts)
+        prompts.append("".join(map(chr, job.request.prompts[0])))
         running.set()
         go.wait(60)
         answer(job)
@@ -222,3 +231,42 @@ async def test_a_request_that_waits_and_is_given_up_never_runs() -> None:
         await first
         await ask("last")
     assert prompts == ["first", "last"]
+
+
+@pytest.mark.parametrize("given", [None, "", "two words", "x" * 129, "d\u00e9j\u00e0"])
+async def test_a_request_without_an_id_is_given_one(given: str | None) -> None:
+    """An answer has an id of ours where the request brought none, or one that would spoil a log line."""
+    headers = {} if given is None else {"X-Request-Id": given}
+    async with serving(answer) as (_, client), client.post("/v1/completions", json=BODY, headers=headers) as response:
+        assert response.headers["X-Request-Id"].startswith("req_")
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/nothing", "/v1/models/other"])
+async def test_every_answer_has_its_requests_id(path: str) -> None:
+    """Streams, answers and errors carry the id that came with the request."""
+    async with serving(answer) as (server, client):
+        for state in (Ready(), Draining()):
+            server.operations.enter(state)
+            headers = {"X-Request-Id": "trace-1"}
+            async with client.post(path, json={**BODY, "stream": True}, headers=headers) as response:
+                assert response.headers["X-Request-Id"] == "trace-1"
+
+
+async def test_a_body_beyond_the_limit_is_a_413() -> None:
+    """A request larger than --body-limit is refused in OpenAI's shape, before it is read."""
+    body = {"prompt": "x" * 2000}
+    async with serving(answer) as (_, client), client.post("/v1/completions", json=body) as response:
+        assert response.status == 413
+        assert (await response.json())["error"]["type"] == "invalid_request_error"
+
+
+async def test_a_failure_before_the_first_token_has_a_status() -> None:
+    """A stream whose request fails before any text was sent is a plain error, not a broken stream."""
+
+    def script(job: FakeJob) -> None:
+        raise RuntimeError
+
+    body = {**BODY, "stream": True}
+    async with serving(script) as (_, client), client.post("/v1/completions", json=body) as response:
+        assert response.status == 500
+        assert (await response.json())["error"]["code"] == "model_failed"

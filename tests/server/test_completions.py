@@ -14,6 +14,7 @@ import transformers
 
 from cached.contract.lease import is_held
 from server.generator import Generator
+from tests.support.generating import Watched, limits
 from tests.support.serving import Published, ServerProcess, eventually
 
 PROMPT = "Holdfasts anchor kelp"
@@ -130,8 +131,8 @@ def test_another_model_is_not_found(client: openai.OpenAI) -> None:
 def test_unsupported_parameters_are_refused_by_name(client: openai.OpenAI) -> None:
     """What would change the answer and is not supported is a 400 that names it, never ignored."""
     with pytest.raises(openai.BadRequestError) as caught:
-        client.completions.create(model="acme/tiny", prompt="x", n=2)
-    assert caught.value.param == "n"
+        client.completions.create(model="acme/tiny", prompt="x", suffix="y")
+    assert caught.value.param == "suffix"
 
 
 def test_a_body_beyond_the_limit_is_refused(completions_server: ServerProcess) -> None:
@@ -165,33 +166,62 @@ def test_metrics_have_bounded_labels(completions_server: ServerProcess) -> None:
     completions_server.get("/nobody/knows/1")
     completions_server.get("/nobody/knows/2")
     text = completions_server.get("/metrics")[1]
-    assert 'endpoint="other",status="404"' in text
+    assert 'endpoint="other",model="",status="404"' in text
     assert "nobody" not in text
     assert "process_resident_memory_bytes" in text
-    assert 'holdfast_server_model_info{device="cpu",digest="sha256:' in text
+    [described] = [line for line in text.splitlines() if line.startswith("holdfast_server_model_info{")]
+    assert 'model="acme/tiny"' in described
+    assert 'digest="sha256:' in described
     assert 'holdfast_server_load_seconds{stage="load"}' in text
 
 
 def test_a_client_that_hangs_up_cancels_its_generation(completions_server: ServerProcess) -> None:
     """After a disconnect the model is free long before the tokens that were asked for."""
-    before = completions_server.metric('holdfast_server_tokens_total{kind="completion"}')
+    tokens = 'holdfast_server_tokens_total{kind="completion",model="acme/tiny"}'
+    gone = 'holdfast_server_requests_total{endpoint="/v1/completions",model="acme/tiny",status="499"}'
+    before, gone_before = completions_server.metric(tokens), completions_server.metric(gone)
     address = urlsplit(completions_server.url)
     assert address.hostname is not None
-    body = json.dumps({"prompt": "x", "max_tokens": 4000, "stream": True, "seed": 1}).encode()
+    body = json.dumps(
+        {"prompt": "x", "max_tokens": 4000, "stream": True, "seed": 1, "logit_bias": {"1": -100}}
+    ).encode()
     with socket.create_connection((address.hostname, address.port or 0)) as connection:
         connection.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
         assert connection.recv(65536).startswith(b"HTTP/1.1 200")
-    eventually(lambda: completions_server.metric("holdfast_server_queue_running") == 0, "the model is free")
+    running = 'holdfast_server_queue_running{model="acme/tiny"}'
+    eventually(lambda: completions_server.metric(gone) == gone_before + 1, "the request is over")
+    eventually(lambda: completions_server.metric(running) == 0, "the model is free")
     assert completions_server.metric("holdfast_server_in_flight") == 0
-    gone = 'holdfast_server_requests_total{endpoint="/v1/completions",status="499"}'
-    assert completions_server.metric(gone) >= 1
-    assert completions_server.metric('holdfast_server_tokens_total{kind="completion"}') == before
+    assert completions_server.metric(tokens) < before + 3000
 
 
-def test_a_bfloat16_model_warms_up(gpt2: Path) -> None:
-    """GPT-2 in bfloat16 passes its dummy inference, and its context is config.json's."""
-    generator = Generator.load(gpt2, "cpu", "auto")
+def test_a_bfloat16_model_is_batched(gpt2: Path) -> None:
+    """GPT-2 in bfloat16 passes its dummy inference and the trial of its batches; its context is config.json's."""
+    generator = Generator.load(gpt2, "cpu", "auto", limits(), Watched())
     generator.warm_up()
     assert generator.about.dtype == "bfloat16"
     assert generator.about.context == 128
+    assert generator.about.batch == 8
     assert torch.is_grad_enabled()
+
+
+def test_numbers_of_a_model_are_told(client: openai.OpenAI, completions_server: ServerProcess) -> None:
+    """Time to the first token, tokens a second, the wait and the batch are measured for the model by name."""
+    client.completions.create(model="acme/tiny", prompt=PROMPT, max_tokens=5, logit_bias={"1": -100})
+    for name in ("first_token_seconds", "choice_tokens_per_second", "queue_seconds", "batch_sequences", "step_seconds"):
+        assert completions_server.metric(f'holdfast_server_{name}_count{{model="acme/tiny"}}') >= 1, name
+
+
+def test_the_access_log_has_the_request_and_none_of_its_text(completions_server: ServerProcess) -> None:
+    """A line has method, path, status, model, tokens and the id that the client gave; never a prompt or an answer."""
+    body = json.dumps({"prompt": "a secret text", "max_tokens": 3, "logit_bias": {"1": -100}}).encode()
+    request = urllib.request.Request(
+        f"{completions_server.url}/v1/completions?also=secret", data=body, headers={"X-Request-Id": "mine-1"}
+    )
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        assert answer.headers["X-Request-Id"] == "mine-1"
+    lines = [line for line in completions_server.log.read_text().splitlines() if line.endswith(" id=mine-1")]
+    assert len(lines) == 1
+    assert "POST /v1/completions 200 " in lines[0]
+    assert "model=acme/tiny prompt_tokens=13 completion_tokens=3 id=mine-1" in lines[0]
+    assert "secret" not in completions_server.log.read_text()

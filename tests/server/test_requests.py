@@ -7,14 +7,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from server.fields import InvalidRequest
 from server.requests import (
     MAX_INPUTS,
     CompletionRequest,
     EmbeddingRequest,
-    InvalidRequest,
+    Sampling,
+    Wanted,
+    parse_chat,
     parse_completion,
     parse_embeddings,
 )
+
+_FIELDS = [
+    *("prompt", "messages", "role", "content", "type", "text", "stop", "seed", "n", "logit_bias", "stream"),
+    *("stream_options", "name"),
+]
+HELLO = [{"role": "user", "content": "hello"}]
 
 
 def encode(**document: Any) -> bytes:
@@ -39,9 +48,36 @@ def test_every_form_of_input_is_read(given_input: object, expected: tuple[object
 
 def test_a_completion_has_openais_defaults() -> None:
     """What a request leaves out is what OpenAI documents: 16 tokens, temperature and top_p 1."""
-    expected = CompletionRequest("m", ("x",), 16, 1.0, 1.0, None, (), False, False)
+    expected = CompletionRequest(("x",), Wanted("m", 16, 1, Sampling(1.0, 1.0, None), (), False, False))
     assert parse_completion(encode(model="m", prompt="x"), None) == expected
-    assert parse_completion(encode(model="m", prompt="x"), 4).max_tokens == 4
+    assert parse_completion(encode(model="m", prompt="x"), 4).wanted.max_tokens == 4
+
+
+def test_a_chat_has_openais_defaults() -> None:
+    """A chat may go on for as long as the context has room; its messages are as they came, `developer` is `system`."""
+    found = parse_chat(encode(messages=[{"role": "developer", "content": "be kind"}, *HELLO]), None)
+    assert found.messages == ({"role": "system", "content": "be kind"}, *HELLO)
+    assert found.wanted == Wanted(None, None, 1, Sampling(1.0, 1.0, None), (), False, False)
+
+
+def test_parts_of_text_are_one_text() -> None:
+    """Content in parts is what it says when joined."""
+    parts = [{"type": "text", "text": "hel"}, {"type": "text", "text": "lo"}]
+    assert parse_chat(encode(messages=[{"role": "user", "content": parts}]), None).messages == tuple(HELLO)
+
+
+def test_both_names_of_the_most_tokens_are_read() -> None:
+    """`max_completion_tokens` and its older name `max_tokens` mean the same."""
+    for name in ("max_tokens", "max_completion_tokens"):
+        assert parse_chat(encode(messages=HELLO, **{name: 7}), None).wanted.max_tokens == 7
+
+
+def test_logprobs_are_asked_for_in_two_ways() -> None:
+    """A completion gives a number, a chat a yes and a number."""
+    assert parse_completion(encode(prompt="x", logprobs=0), None).wanted.sampling.logprobs == 0
+    assert parse_completion(encode(prompt="x"), None).wanted.sampling.logprobs is None
+    assert parse_chat(encode(messages=HELLO, logprobs=True), None).wanted.sampling.logprobs == 0
+    assert parse_chat(encode(messages=HELLO, logprobs=True, top_logprobs=4), None).wanted.sampling.logprobs == 4
 
 
 def test_neutral_values_of_unsupported_parameters_are_taken() -> None:
@@ -74,8 +110,15 @@ def test_neutral_values_of_unsupported_parameters_are_taken() -> None:
         ({"prompt": "x", "stream": 1}, "stream"),
         ({"prompt": "x", "stream_options": {}}, "stream_options"),
         ({"prompt": "x", "stream": True, "stream_options": {"include_usage": 1}}, "include_usage"),
-        ({"prompt": "x", "n": 2}, "n"),
-        ({"prompt": "x", "logprobs": 0}, "logprobs"),
+        ({"prompt": "x", "n": 0}, "n"),
+        ({"prompt": ["x"] * 1000, "n": 3}, "n"),
+        ({"prompt": "x", "best_of": 2}, "best_of"),
+        ({"prompt": "x", "logprobs": True}, "logprobs"),
+        ({"prompt": "x", "logprobs": 21}, "logprobs"),
+        ({"prompt": "x", "presence_penalty": 3}, "presence_penalty"),
+        ({"prompt": "x", "logit_bias": {"a": 1}}, "logit_bias"),
+        ({"prompt": "x", "logit_bias": {"1": 101}}, "logit_bias"),
+        ({"prompt": "x", "logit_bias": []}, "logit_bias"),
         ({"prompt": "x", "suffix": "y"}, "suffix"),
         ({"prompt": "x", "echo": True}, "echo"),
         ({"prompt": "x", "top_k": 5}, "top_k"),
@@ -87,6 +130,57 @@ def test_what_cannot_be_answered_is_refused_by_name(document: dict[str, Any], pa
         parse_completion(encode(**document), 100)
     assert caught.value.param == param
     assert caught.value.message.startswith(param)
+
+
+@pytest.mark.parametrize(
+    ("document", "param"),
+    [
+        ({"messages": None}, "messages"),
+        ({"messages": []}, "messages"),
+        ({"messages": ["hello"]}, "messages"),
+        ({"messages": [{"role": "user"}]}, "messages"),
+        ({"messages": [{"role": "oracle", "content": "x"}]}, "messages"),
+        ({"messages": [{"role": "tool", "content": "x", "tool_call_id": "1"}]}, "messages"),
+        ({"messages": [{"role": "assistant", "content": "x", "tool_calls": [{}]}]}, "messages"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]}, "messages"),
+        ({"messages": [{"role": "user", "content": "\ud800"}]}, "messages"),
+        ({"messages": [{"role": "user", "content": "x", "mood": "good"}]}, "messages"),
+        ({"tools": [{"type": "function"}]}, "tools"),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"reasoning_effort": "low"}, "reasoning_effort"),
+        ({"max_tokens": 3, "max_completion_tokens": 4}, "max_tokens"),
+        ({"max_completion_tokens": 101}, "max_completion_tokens"),
+        ({"top_logprobs": 2}, "top_logprobs"),
+        ({"logprobs": 2}, "logprobs"),
+        ({"chat_template_kwargs": {"chat_template": "x"}}, "chat_template_kwargs"),
+        ({"chat_template_kwargs": {"tokenize": True}}, "chat_template_kwargs"),
+        ({"prompt": "x"}, "prompt"),
+    ],
+)
+def test_what_no_chat_can_answer_is_refused_by_name(document: dict[str, Any], param: str) -> None:
+    """Every refusal of a chat names the parameter at fault."""
+    with pytest.raises(InvalidRequest) as caught:
+        parse_chat(encode(**{"messages": HELLO, **document}), 100)
+    assert caught.value.param == param
+    assert caught.value.message.startswith(param)
+
+
+def test_neutral_values_of_a_chat_are_taken() -> None:
+    """A client that spells out what it does not use is served."""
+    body = encode(
+        messages=HELLO,
+        tools=[],
+        tool_choice="none",
+        response_format={"type": "text"},
+        n=1,
+        logprobs=False,
+        store=False,
+        service_tier="auto",
+        stream=True,
+        stream_options={"include_usage": True, "include_obfuscation": False},
+    )
+    assert parse_chat(body, None).wanted.stream_usage
 
 
 @pytest.mark.parametrize("document", [{"input": "x", "dimensions": 8}, {"input": "x", "encoding_format": "int8"}])
@@ -103,14 +197,15 @@ def test_embeddings_refuse_what_they_cannot_do(document: dict[str, Any]) -> None
         lambda inner: (
             st.lists(inner, max_size=3)
             | st.dictionaries(
-                st.sampled_from(["prompt", "stop", "seed", "n", "stream", "stream_options", "temperature"]), inner
+                st.sampled_from(_FIELDS),
+                inner,
             )
         ),
     ).map(lambda value: json.dumps(value).encode())
 )
 def test_any_body_is_read_or_refused(body: bytes) -> None:
     """No body makes the parser fail in another way than by refusing."""
-    for parse in (lambda: parse_completion(body, 10), lambda: parse_embeddings(body)):
+    for parse in (lambda: parse_completion(body, 10), lambda: parse_chat(body, 10), lambda: parse_embeddings(body)):
         try:
             parse()
         except InvalidRequest as error:

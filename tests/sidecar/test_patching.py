@@ -205,6 +205,8 @@ def test_several_models() -> None:
         VARIABLE,
         {"name": "HOLDFAST_MODEL_PATH_BASE", "value": "/holdfast/models/acme--tiny/v1"},
         {"name": "HOLDFAST_MODEL_PATH_LORA_X", "value": "/holdfast/models/lora/v7"},
+        {"name": "HOLDFAST_MODELS", "value": text},
+        {"name": "HOLDFAST_ROOT", "value": "/holdfast"},
     ]
     args = gate_of(found)["args"]
     assert args[args.index("--models") + 1] == text

@@ -11,7 +11,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,12 +78,23 @@ def failing(*arguments: str, python_path: Path = REPOSITORY) -> subprocess.Compl
 
 
 @contextmanager
-def running(log: Path, *arguments: str, ready: bool = True, python_path: Path = REPOSITORY) -> Iterator[ServerProcess]:
-    """Start a server on any port of the loopback, with what is in `python_path`, and end it afterwards."""
+def running(
+    log: Path,
+    *arguments: str,
+    ready: bool = True,
+    python_path: Path = REPOSITORY,
+    variables: Mapping[str, str] | None = None,
+) -> Iterator[ServerProcess]:
+    """Start a server on any port of the loopback, with what is in `python_path` and these variables, and end it."""
     command = [sys.executable, "-m", "server", "--listen", "127.0.0.1:0", *arguments]
     with log.open("w") as stderr:
         process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=stderr, text=True, env=environment(python_path), cwd=REPOSITORY
+            command,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            text=True,
+            env={**environment(python_path), **(variables or {})},
+            cwd=REPOSITORY,
         )
     try:
         assert process.stdout is not None

@@ -1,0 +1,268 @@
+"""LoRA adapters beside a model's weights: each row of a batch runs with its own, or with none.
+
+Law: the model's weights are never changed; what an adapter adds is computed beside them, row by row, in the model's
+thread. Format: PEFT's `adapter_config.json` and `adapter_model.safetensors`. What of it is not computed here is
+refused by name, never left out: https://huggingface.co/docs/peft/package_reference/lora.
+
+PEFT itself is not used: it wraps the modules of one model in place, wants all adapters of a batch named before each
+forward pass, and is a package of 500 kB with accelerate behind it for two small matrix products.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers.pytorch_utils import Conv1D
+
+from cached.contract.errors import HoldfastError, Permanent
+from server.weights.files import load_file
+
+_LOG = logging.getLogger(__name__)
+CONFIG_FILE = "adapter_config.json"
+WEIGHTS_FILE = "adapter_model.safetensors"
+_PREFIX = "base_model.model."
+_TENSOR = re.compile(r"(?P<module>.+)\.lora_(?P<half>[AB])\.weight")
+_NOT_COMPUTED = (  # whatever these say other than nothing changes what an adapter computes
+    "alora_invocation_tokens",
+    "arrow_config",
+    "kasa_config",
+    "layer_replication",
+    "lora_bias",
+    "lora_ga_config",
+    "megatron_config",
+    "modules_to_save",
+    "monteclora_config",
+    "target_parameters",
+    "trainable_token_indices",
+    "use_bdlora",
+    "use_dora",
+    "use_qalora",
+    "velora_config",
+)
+_CHANGING_THE_BASE = ("corda", "loftq", "olora", "pissa")  # ways to begin that leave other weights to add to
+_SURVEY = (2, 3)  # rows and tokens: a shape that nothing else in a model has by chance
+
+
+@dataclass(frozen=True, slots=True)
+class _Delta:
+    """What is added to one linear module's output: `scale` · B · A · input."""
+
+    a: torch.Tensor
+    b: torch.Tensor
+    scale: float
+
+    def of(self, inputs: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.linear(torch.nn.functional.linear(inputs, self.a) * self.scale, self.b)
+
+
+class Adapter:
+    """One adapter's matrices, by the module they are for. Lives as long as a request that runs with it."""
+
+    def __init__(self, deltas: dict[str, _Delta], weight_bytes: int) -> None:
+        self.deltas = deltas
+        self.weight_bytes = weight_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class _Config:
+    """What `adapter_config.json` says of ranks and scales."""
+
+    rank: int
+    alpha: float
+    ranks: dict[str, int]
+    alphas: dict[str, float]
+    by_root: bool
+
+    def scale(self, module: str, rank: int) -> float:
+        alpha = float(_by_pattern(self.alphas, module, self.alpha))
+        return alpha / math.sqrt(rank) if self.by_root else alpha / rank
+
+    def rank_of(self, module: str) -> int:
+        return int(_by_pattern(self.ranks, module, self.rank))
+
+
+class Adapters:
+    """The adapters of one model, and which of its rows run with which in the next forward pass."""
+
+    def __init__(self, module: Any, dtype: torch.dtype, device: str) -> None:
+        self._module = module
+        self._dtype = dtype
+        self._device = device
+        self._by_row: frozenset[str] = frozenset()
+        self._adapted: set[str] = set()
+        self._groups: list[tuple[Adapter, torch.Tensor | None]] = []
+
+    @torch.inference_mode()
+    def survey(self) -> None:
+        """Find the linear modules that see rows as rows: others, as a mixture's experts, cannot be adapted by row."""
+        seen: set[str] = set()
+
+        def watch(name: str) -> Callable[..., None]:
+            def look(_module: Any, inputs: tuple[Any, ...], _output: Any) -> None:
+                if inputs and isinstance(inputs[0], torch.Tensor) and tuple(inputs[0].shape[:-1]) == _SURVEY:
+                    seen.add(name)
+
+            return look
+
+        hooks = [
+            module.register_forward_hook(watch(name))
+            for name, module in self._module.named_modules()
+            if isinstance(module, torch.nn.Linear | Conv1D)
+        ]
+        try:
+            self._module(input_ids=torch.zeros(_SURVEY, dtype=torch.long, device=self._device))
+        except (RuntimeError, ValueError, TypeError, AttributeError, IndexError, KeyError) as error:
+            _LOG.warning("%s takes no adapters: it cannot read two sequences at once: %r", _kind(self._module), error)
+            return
+        finally:
+            for hook in hooks:
+                hook.remove()
+        self._by_row = frozenset(seen)
+
+    def load(self, directory: Path) -> Adapter:
+        """Load the adapter in `directory`, from any thread; raises `HoldfastError`."""
+        config = _read_config(directory / CONFIG_FILE)
+        path = directory / WEIGHTS_FILE
+        if not path.is_file():
+            raise Permanent(
+                "no_weights", f"expected {path}, found none", "save the adapter with safe_serialization=True"
+            )
+        tensors = load_file(path, self._device, dtype=self._dtype)
+        halves: dict[str, dict[str, torch.Tensor]] = {}
+        for name, tensor in tensors.items():
+            found = _TENSOR.fullmatch(name.removeprefix(_PREFIX))
+            if found is None:
+                raise _refused(path, name, "a tensor `….lora_A.weight` or `….lora_B.weight`", "another kind")
+            halves.setdefault(found["module"], {})[found["half"]] = tensor
+        deltas = {module: self._delta(path, module, pair, config) for module, pair in halves.items()}
+        if not deltas:
+            raise Permanent("no_weights", f"{path}: expected tensors, found none", "publish the adapter's weights")
+        for module in sorted(deltas.keys() - self._adapted):
+            self._adapt(module)
+        return Adapter(deltas, sum(tensor.nbytes for tensor in tensors.values()))
+
+    def use(self, adapters: Sequence[Adapter | None]) -> None:
+        """Run the next forward passes' rows with these; from the model's thread."""
+        rows: dict[Adapter, list[int]] = {}
+        for row, adapter in enumerate(adapters):
+            if adapter is not None:
+                rows.setdefault(adapter, []).append(row)
+        self._groups = [
+            (adapter, None if len(numbers) == len(adapters) else torch.tensor(numbers, device=self._device))
+            for adapter, numbers in rows.items()
+        ]
+
+    def _delta(self, path: Path, module: str, pair: dict[str, torch.Tensor], config: _Config) -> _Delta:
+        name = f"{_PREFIX}{module}.lora_A.weight"
+        try:
+            target = self._module.get_submodule(module)
+        except AttributeError as error:
+            raise _refused(path, name, "a module of its base", f"no {module!r} in {_kind(self._module)}") from error
+        if module not in self._by_row:
+            raise _refused(path, name, "a linear module that sees each sequence by itself", _kind(target))
+        if set(pair) != {"A", "B"}:
+            raise _refused(path, name, "both lora_A and lora_B", f"lora_{next(iter(pair))} alone")
+        taken, given = _sizes(target)
+        rank = config.rank_of(module)
+        for half, shape in (("A", (rank, taken)), ("B", (given, rank))):
+            found = tuple(pair[half].shape)
+            if found != shape:
+                raise _refused(path, f"{_PREFIX}{module}.lora_{half}.weight", f"shape {shape}", f"shape {found}")
+        return _Delta(pair["A"], pair["B"], config.scale(module, rank))
+
+    def _adapt(self, name: str) -> None:
+        """Let a module add what its rows' adapters say. Set at once: its thread may be in it at this moment."""
+        module = self._module.get_submodule(name)
+        plain = module.forward
+
+        def forward(inputs: torch.Tensor) -> torch.Tensor:
+            output: torch.Tensor = plain(inputs)
+            for adapter, rows in self._groups:
+                delta = adapter.deltas.get(name)
+                if delta is None:
+                    continue
+                if rows is None:
+                    output += delta.of(inputs)
+                else:
+                    output.index_add_(0, rows, delta.of(inputs[rows]))
+            return output
+
+        module.forward = forward
+        self._adapted.add(name)
+
+
+def base_of(directory: Path) -> str:
+    """The model that the adapter in `directory` was made for, as it says; raises `Permanent`."""
+    return str(_read(directory / CONFIG_FILE).get("base_model_name_or_path") or "")
+
+
+def _read_config(path: Path) -> _Config:
+    said = _read(path)
+    unlike = [f"{key}={said[key]!r}" for key in _NOT_COMPUTED if said.get(key)]
+    if said.get("peft_type") != "LORA":
+        unlike.append(f"peft_type={said.get('peft_type')!r}")
+    if said.get("bias", "none") != "none":
+        unlike.append(f"bias={said['bias']!r}")
+    begun = said.get("init_lora_weights")
+    if isinstance(begun, str) and begun.lower().startswith(_CHANGING_THE_BASE):
+        unlike.append(f"init_lora_weights={begun!r}")
+    if unlike:
+        raise Permanent(
+            "unsupported_adapter",
+            f"{path}: expected plain LoRA, found {', '.join(unlike)}",
+            "merge it into its base (PEFT's merge_and_unload) and publish the result as a model",
+        )
+    try:
+        ranks = {str(key): int(value) for key, value in (said.get("rank_pattern") or {}).items()}
+        alphas = {str(key): float(value) for key, value in (said.get("alpha_pattern") or {}).items()}
+        for pattern in (*ranks, *alphas):
+            re.compile(pattern)
+        return _Config(int(said["r"]), float(said["lora_alpha"]), ranks, alphas, bool(said.get("use_rslora")))
+    except (KeyError, TypeError, ValueError, AttributeError, re.error) as error:
+        raise _invalid(path, error) from error
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        said = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise _invalid(path, error) from error
+    if not isinstance(said, dict):
+        raise _invalid(path, TypeError("not a JSON object"))
+    return said
+
+
+def _by_pattern(patterns: dict[str, Any], module: str, default: Any) -> Any:
+    """As PEFT's `get_pattern_key` chooses: the first that matches the end of the module's name."""
+    return next((value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", module)), default)
+
+
+def _sizes(target: Any) -> tuple[int, int]:
+    """How many numbers a linear module takes and gives."""
+    if isinstance(target, Conv1D):
+        return int(target.weight.shape[0]), int(target.weight.shape[1])
+    return int(target.in_features), int(target.out_features)
+
+
+def _kind(module: Any) -> str:
+    return type(module).__name__
+
+
+def _refused(path: Path, tensor: str, expected: str, found: str) -> HoldfastError:
+    return Permanent(
+        "adapter_mismatch",
+        f"{path}: {tensor}: expected {expected}, found {found}",
+        "check that the adapter was made for this base, and is a LoRA of its linear modules",
+    )
+
+
+def _invalid(path: Path, error: Exception) -> HoldfastError:
+    return Permanent("invalid_adapter", f"{path}: {error!r}", "publish the adapter's folder as PEFT saves it")
