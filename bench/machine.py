@@ -49,6 +49,8 @@ def _processor() -> str:
 
 
 def _file_system(folder: Path) -> str:
+    if shutil.which("findmnt") is None:
+        return "an unknown file system"
     found = subprocess.run(
         ["findmnt", "--noheadings", "--output", "FSTYPE,SOURCE", "--target", str(folder)],
         capture_output=True,
