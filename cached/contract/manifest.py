@@ -6,6 +6,7 @@ Law: pure. Format: `holdfast.dev/manifest/v1`, section 2 of the design; strict, 
 from __future__ import annotations
 
 import json
+import re
 import reprlib
 import unicodedata
 from collections.abc import Iterable
@@ -22,7 +23,13 @@ PUBLISHING_NAME = f"{RESERVED}/publishing"  # at a source, while `publish` puts 
 MAX_SEGMENT_BYTES = 255  # NAME_MAX on Linux
 MAX_PATH_BYTES = 1024  # S3's limit on a key
 MAX_FILE_BYTES = 2**53 - 1  # the largest whole number every JSON reader keeps exact
-MAX_MANIFEST_BYTES = 64 * 1024 * 1024
+MAX_MANIFEST_BYTES = 16 * 1024 * 1024  # more than 100,000 files
+# JSON of a few bytes an item takes a hundred times its size in memory. Nothing long is parsed that is no list of files;
+# what is short is told more precisely what is wrong with it.
+_PARSED_AS_IT_IS_BYTES = 64 * 1024
+_CANONICAL = re.compile(
+    rb'\{"files":\[(?:\{"path":"(?:[^"\\]|\\.)*+","sha256":"[0-9a-f]{64}","size":\d{1,16}\},?)*+\],"schema":"[^"]{1,99}"\}'
+)
 _REPR = reprlib.Repr()
 _REPR.maxstring = 100
 _HIDDEN_CATEGORIES = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
@@ -164,6 +171,8 @@ def _refuse(message: str) -> InvalidManifest:
 def _load(data: bytes) -> Any:
     if len(data) > MAX_MANIFEST_BYTES:
         raise _refuse(f"a manifest of {len(data)} bytes, at most {MAX_MANIFEST_BYTES} are read")
+    if len(data) > _PARSED_AS_IT_IS_BYTES and _CANONICAL.fullmatch(data) is None:
+        raise _refuse("the bytes are not the canonical JSON of a list of files")
     try:
         return json.loads(data.decode("utf-8"), object_pairs_hook=_object)
     except HoldfastError:

@@ -7,22 +7,27 @@ Law: never reads a model's bytes. The credential chain is botocore's own; nothin
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from aiobotocore.config import AioConfig
 from aiobotocore.session import AioSession
 from botocore import UNSIGNED
 from botocore.exceptions import ClientError
+from botocore.loaders import Loader, create_loader
 
 from cached.contract.errors import Permanent
-from cached.contract.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES
+from cached.contract.manifest import MANIFEST_NAME, MAX_FILE_BYTES, MAX_MANIFEST_BYTES
 from cached.s3.address import S3Address
-from cached.s3.errors import is_missing, translated
+from cached.s3.errors import bad_response, is_missing, translated
+from cached.s3.session import StrictSession
 
 _CONNECT_TIMEOUT_S = 10
-_READ_TIMEOUT_S = 60
+_PART_BYTES = 1024 * 1024
+MAX_PAGES = 10_000  # some servers answer with pages of any size, and a lying one with no end
 MAX_OBJECTS = 200_000  # about what a manifest can list; a bucket's root may hold any number
 
 
@@ -39,11 +44,12 @@ class S3Client:
     """One aiobotocore client, opened at first use and closed by `aclose()`.
 
     `attempts`: how often botocore sends a request before the error reaches us (its `standard` retry mode).
-    `connections`: the most it keeps open.
+    `connections`: the most it keeps open. `read_timeout_s`: how long a server may say nothing.
     """
 
-    def __init__(self, address: S3Address, *, attempts: int, connections: int) -> None:
+    def __init__(self, address: S3Address, *, attempts: int, connections: int, read_timeout_s: float) -> None:
         self.address = address
+        self._read_timeout_s = read_timeout_s
         self._attempts = attempts
         self._connections = connections
         self._opening = asyncio.Lock()
@@ -68,21 +74,18 @@ class S3Client:
 
     async def objects(self, prefix: str) -> list[S3Object]:
         """Every object under `prefix`, without the empty `…/` keys that consoles make for folders."""
+        where = self.address.uri(prefix)
         found: list[S3Object] = []
-        with translated(self.address.uri(prefix)):
-            pages = (
-                (await self.api()).get_paginator("list_objects_v2").paginate(Bucket=self.address.bucket, Prefix=prefix)
-            )
-            async for page in pages:
-                found += (
-                    S3Object(item["Key"], item["Size"], quoted(item.get("ETag", "")))
-                    for item in page.get("Contents", ())
-                    if not (item["Key"].endswith("/") and item["Size"] == 0)
-                )
-                if len(found) > MAX_OBJECTS:
+        with translated(where):
+            paginator = (await self.api()).get_paginator("list_objects_v2")
+            number = 0
+            async for page in paginator.paginate(Bucket=self.address.bucket, Prefix=prefix):
+                number += 1
+                found += listed(page, prefix, where)
+                if len(found) > MAX_OBJECTS or number > MAX_PAGES:
                     raise Permanent(
                         "too_many_files",
-                        f"{self.address.uri(prefix)}: more than {MAX_OBJECTS} objects",
+                        f"{where}: expected at most {MAX_OBJECTS} objects on {MAX_PAGES} pages, found more",
                         "name the version's own prefix, not the whole bucket",
                     )
         return found
@@ -97,16 +100,19 @@ class S3Client:
                 if is_missing(error):
                     return None
                 raise
+            data = bytearray()
             async with answer["Body"] as body:
-                size = answer["ContentLength"]
-                if size > MAX_MANIFEST_BYTES:
-                    raise Permanent(
-                        "invalid_manifest",
-                        f"{self.address.uri(key)}: {size} bytes, at most {MAX_MANIFEST_BYTES} are read",
-                        "publish the version again with `holdfast publish`",
-                    )
-                data: bytes = await body.read()
-                return data
+                while len(data) <= MAX_MANIFEST_BYTES and (part := await body.read(_PART_BYTES)):
+                    data += part
+        if len(data) > MAX_MANIFEST_BYTES:
+            raise Permanent(
+                "invalid_manifest",
+                f"{self.address.uri(key)}: more than the {MAX_MANIFEST_BYTES} bytes that are read",
+                "publish the version again with `holdfast publish`",
+            )
+        if len(data) != answer.get("ContentLength", len(data)):
+            raise bad_response(self.address.uri(key), f"{len(data)} bytes of {answer['ContentLength']}")
+        return bytes(data)
 
     async def head(self, key: str) -> dict[str, Any] | None:
         """The attributes of one object as HeadObject gives them; None where there is none."""
@@ -126,17 +132,39 @@ class S3Client:
             signature_version=UNSIGNED if address.anonymous else "s3v4",
             s3={"addressing_style": address.addressing_style} if address.addressing_style else None,
             connect_timeout=_CONNECT_TIMEOUT_S,
-            read_timeout=_READ_TIMEOUT_S,
+            read_timeout=self._read_timeout_s,
+            http_session_cls=StrictSession,
             max_pool_connections=self._connections,
             retries={"mode": "standard", "total_max_attempts": self._attempts},
             # CRC trailers are unknown to many servers that speak S3; sha256 and Content-MD5 are what is checked here.
             request_checksum_calculation="when_required",
             response_checksum_validation="when_required",
         )
-        context: AbstractAsyncContextManager[Any] = AioSession(profile=address.profile).create_client(
+        session = AioSession(profile=address.profile)
+        session.register_component("data_loader", _library())
+        context: AbstractAsyncContextManager[Any] = session.create_client(
             "s3", region_name=address.region, endpoint_url=address.endpoint_url, config=config
         )
         return context
+
+
+@cache
+def _library() -> Loader:
+    """botocore's description of S3, read once: that takes a tenth of a second of the event loop, and every try at a
+    version has a client of its own, so that credentials that were changed count at once."""
+    return create_loader()
+
+
+def listed(page: dict[str, Any], prefix: str, where: str) -> Iterator[S3Object]:
+    """The objects of one page of a listing; raises `bad_response` for what no listing of `prefix` has."""
+    for item in page.get("Contents", ()):
+        key, size, etag = item.get("Key"), item.get("Size"), item.get("ETag", "")
+        if not isinstance(key, str) or not key.startswith(prefix):
+            raise bad_response(where, f"the key {str(key)[:200]!r} in a listing of {prefix!r}")
+        if not isinstance(size, int) or not 0 <= size <= MAX_FILE_BYTES:
+            raise bad_response(where, f"the size {str(size)[:40]} of {key[:200]!r}")
+        if not (key.endswith("/") and size == 0):
+            yield S3Object(key, size, quoted(etag))
 
 
 def quoted(etag: str) -> str:

@@ -5,6 +5,7 @@ Law: messages quote the server's own words at most, never a key, a token, a head
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,9 +14,12 @@ import aiohttp
 from botocore import exceptions as boto
 from botocore.parsers import ResponseParserError
 
-from cached.contract.errors import HoldfastError, Permanent, Transient
+from cached.contract.errors import HoldfastError, Permanent, Transient, http_code
 
-_LIBRARY = (boto.BotoCoreError, boto.ClientError, ResponseParserError, aiohttp.ClientError, TimeoutError, OSError)
+_LIBRARY = (
+    *(boto.BotoCoreError, boto.ClientError, ResponseParserError, aiohttp.ClientError, TimeoutError, OSError),
+    *(ValueError, RecursionError),
+)
 _CREDENTIALS = (
     boto.NoCredentialsError,
     boto.PartialCredentialsError,
@@ -48,9 +52,14 @@ _THROTTLED = frozenset(
     {"SlowDown", "Throttling", "ThrottlingException", "ThrottledException", "RequestThrottled", "TooManyRequests"}
     | {"TooManyRequestsException", "RequestLimitExceeded", "RequestTimeout", "BandwidthLimitExceeded"}
 )
+_SHOWN_WORD = 128
 _AGAIN = frozenset({408, 425, 429})
 _WHERE = "check endpoint_url, the proxy and the network"
 _BUSY = "it is tried again; if it stays so, look at the server's health and request limits"
+
+
+class StrangeAnswer(Exception):
+    """Our own session's word for what no S3 server sends; botocore wraps it in an error of its own."""
 
 
 @contextmanager
@@ -71,14 +80,28 @@ def translate(error: Exception, what: str) -> HoldfastError:
         return Permanent("unauthorized", f"{what}: no usable AWS credentials ({_clean(str(error))})", _SIGN_IN)
     if isinstance(error, (boto.ParamValidationError, boto.InvalidRegionError, boto.UnsupportedS3ConfigurationError)):
         return Permanent("bad_source", f"{what}: {_clean(str(error))}", "correct the location")
+    strange = next((cause for cause in _causes(error) if isinstance(cause, StrangeAnswer)), None)
+    if strange is not None:
+        return bad_response(what, str(strange))
+    certificate = next((cause for cause in _causes(error) if isinstance(cause, ssl.SSLCertVerificationError)), None)
+    if certificate is not None:
+        return Permanent(
+            "tls_verification",
+            f"{what}: the server's certificate is not trusted ({_clean(str(certificate))})",
+            "check endpoint_url, or name the authority's certificates in AWS_CA_BUNDLE",
+        )
     if isinstance(error, boto.SSLError):
         return Transient(
             "tls",
             f"{what}: the server's certificate was not accepted, or TLS failed ({_clean(str(error))})",
             "name the authority's certificates in AWS_CA_BUNDLE",
         )
-    if isinstance(error, ResponseParserError):
-        return Transient("bad_response", f"{what}: something answered that is no S3 server", _WHERE)
+    if isinstance(error, (ResponseParserError, ValueError)):  # the latter from botocore's reading of a number or a date
+        return bad_response(what, f"something that is no S3 server's ({name})")
+    if isinstance(error, RecursionError):  # botocore looks for the bucket's region wherever it is sent
+        return Permanent("redirect_loop", f"{what}: redirected without end", _WHERE)
+    if isinstance(error, boto.PaginationError):
+        return bad_response(what, "a next page that is the same again")
     if isinstance(error, (boto.ReadTimeoutError, TimeoutError)):
         return Transient("stalled", f"{what}: the server did not answer in time", _BUSY)
     if isinstance(error, _BROKEN):
@@ -92,6 +115,11 @@ def translate(error: Exception, what: str) -> HoldfastError:
             "unauthorized", f"{what}: credentials could not be read ({error.strerror}: {error.filename})", _SIGN_IN
         )
     return Permanent("s3", f"{what}: {name}: {_clean(str(error))}", "check the location and the AWS configuration")
+
+
+def bad_response(what: str, found: str) -> Transient:
+    """An answer that no S3 server gives, or that contradicts what was asked."""
+    return Transient("bad_response", f"{what}: expected an answer of an S3 server, found {found}", _WHERE)
 
 
 def is_missing(error: boto.ClientError) -> bool:
@@ -125,14 +153,14 @@ def _answered(error: boto.ClientError, what: str) -> HoldfastError:
             "allow s3:GetObject and s3:ListBucket; to publish, s3:PutObject and s3:DeleteObject too",
         )
     if code in _THROTTLED or status >= 500 or status in _AGAIN:
-        return Transient(f"http_{status}", f"{what}: the server is busy or failing ({said})", _BUSY)
+        return Transient(http_code(status), f"{what}: the server is busy or failing ({said})", _BUSY)
     if code == "NoSuchBucket":
         return Permanent(
             "not_found", f"{what}: there is no such bucket ({said})", "correct the bucket's name, or endpoint_url"
         )
     if status == 404:
         return Permanent("not_found", f"{what}: not found ({said})", "check the location")
-    return Permanent(f"http_{status}", f"{what}: the server refused the request ({said})", "check the location")
+    return Permanent(http_code(status), f"{what}: the server refused the request ({said})", "check the location")
 
 
 def _wrong_region(error: boto.ClientError, what: str, said: str) -> Permanent:
@@ -154,7 +182,18 @@ def _status(error: boto.ClientError) -> int:
     return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
 
 
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """`error`, and what it was raised for."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
 def _clean(text: str) -> str:
-    """One printable line of bounded length, without any query: that is where a signed URL keeps its signature."""
+    """One printable line of bounded length, without any query: that is where a signed URL keeps its signature.
+
+    Nor any long word: a server that repeats what it was sent would have us show the session token.
+    """
     words = (word.partition("?")[0] for word in text.split())
+    words = (word if len(word) <= _SHOWN_WORD else "…" for word in words)
     return "".join(c for c in " ".join(words) if c.isprintable())[:300]

@@ -6,11 +6,13 @@ where they say more than the status, and cut short.
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
+from urllib.parse import urljoin
 
 import httpx2
 from huggingface_hub.errors import (
@@ -18,16 +20,16 @@ from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
     HfHubHTTPError,
-    OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
 from huggingface_hub.utils import parse_ratelimit_headers  # type: ignore[attr-defined]  # documented, not in __all__
 
-from cached.contract.errors import HoldfastError, Permanent, Transient
+from cached.contract.errors import HoldfastError, Permanent, Transient, http_code
 
 _RETRIED = frozenset({408, 425, 429})
 _SHOWN_CHARACTERS = 200
+_BEARER = re.compile(r"hf_\w*|bearer\s+\S*", re.IGNORECASE)
 _MAX_RETRY_AFTER_S = 3600.0
 
 
@@ -53,16 +55,31 @@ def translated(asked: Asked) -> Iterator[None]:
         yield
     except HfHubHTTPError as error:  # also an httpx2.HTTPError and an OSError: first
         raise _refused(error, asked) from error
-    except OfflineModeIsEnabled as error:
-        raise offline(asked.what) from error
-    except httpx2.TransportError as error:
-        raise Transient(
-            "connect",
-            f"{asked.what}: no answer from {asked.endpoint} ({type(error).__name__}: {_short(str(error))})",
-            "check the network, HTTPS_PROXY and NO_PROXY, and HF_ENDPOINT",
-        ) from error
-    except (httpx2.HTTPError, httpx2.InvalidURL, ValueError) as error:  # endless redirects, odd URLs, broken JSON
+    except (httpx2.HTTPError, httpx2.InvalidURL, ValueError) as error:
         raise bad_response(asked, f"an answer that cannot be read ({type(error).__name__})") from error
+
+
+@contextmanager
+def asking(asked: Asked) -> Iterator[None]:
+    """Raise what keeps a question from the Hub, or its answer from us, with what was asked and where to look."""
+    try:
+        yield
+    except Transient as error:
+        raise Transient(
+            error.code,
+            f"{asked.what}: {error.message}",
+            "it is tried again; if it goes on, check the network, HTTPS_PROXY and NO_PROXY, and HF_ENDPOINT",
+        ) from error
+    except Permanent as error:
+        raise Permanent(error.code, f"{asked.what}: {error.message}", f"check HF_ENDPOINT; {error.remedy}") from error
+
+
+def joined(asked: Asked, base: str, location: str) -> str:
+    """The URL that `location` means in an answer from `base`; raises `bad_response` where it means none."""
+    try:
+        return urljoin(base, location)
+    except ValueError as error:
+        raise bad_response(asked, "a location that is no URL") from error
 
 
 def offline(what: str) -> Permanent:
@@ -80,6 +97,24 @@ def bad_response(asked: Asked, found: str) -> Transient:
         "bad_response",
         f"{asked.what}: expected an answer of the Hub's API from {asked.endpoint}, found {found}",
         "check that HF_ENDPOINT is a Hub, or a mirror that passes its API and headers through unchanged",
+    )
+
+
+def too_many_files(asked: Asked, files: int, pages: int) -> Permanent:
+    """A listing that is no model's, or never ends."""
+    return Permanent(
+        "too_many_files",
+        f"{asked.what}: expected at most {files} files, on {pages} pages, found more",
+        "name the folder of the repository that holds the version",
+    )
+
+
+def insecure(asked: Asked) -> Permanent:
+    """Bytes that were asked for over TLS are not taken from elsewhere."""
+    return Permanent(
+        "insecure_redirect",
+        f"{asked.what}: {asked.endpoint} redirects from TLS to plain HTTP",
+        "use a Hub, or a mirror, that keeps to https",
     )
 
 
@@ -120,7 +155,8 @@ def _refused(error: HfHubHTTPError, asked: Asked) -> HoldfastError:
 
 
 def _by_status(error: HfHubHTTPError, status: int, asked: Asked) -> HoldfastError:
-    said = f"HTTP {status}" + (f", {_short(error.server_message)}" if error.server_message else "")
+    quoted = _BEARER.sub("…", _short(error.server_message or ""))  # some repeat what they were sent
+    said = f"HTTP {status}" + (f", {quoted}" if quoted else "")
     if status == 401:
         return Permanent(
             "unauthorized",
@@ -140,13 +176,13 @@ def _by_status(error: HfHubHTTPError, status: int, asked: Asked) -> HoldfastErro
         )
     if status in _RETRIED or status >= 500:
         return Transient(
-            f"http_{status}",
+            http_code(status),
             f"{asked.what}: {asked.endpoint} cannot answer now ({said})",
             "" if asked.with_token else "with a token in HF_TOKEN the Hub allows more requests",
             retry_after_s=_retry_after_s(error.response),
         )
     return Permanent(
-        f"http_{status}",
+        http_code(status),
         f"{asked.what}: {asked.endpoint} refuses the request ({said})",
         "check the source, HF_ENDPOINT",
     )

@@ -1,28 +1,29 @@
 """Versions in a model repository of the Hugging Face Hub, or of a Hub at HF_ENDPOINT.
 
-Law: huggingface_hub finds the commit, the files and where their bytes are; it never downloads, and nothing here writes
-to its cache. One resolution asks once what a moving revision points to, and from then on names the commit only. A
-file's sha256 is what the Hub's API lists for Git LFS, or what a manifest says, never an ETag. Bytes are asked for
-with the token at the Hub's own origin, and without it anywhere else.
+Law: huggingface_hub finds the token and reads what a refusal means; it sends nothing, and nothing here writes to its
+cache. Questions go out through our own HTTP client, with its patience and its rules for redirects. One resolution asks
+once what a moving revision points to, and from then on names the commit only. A file's sha256 is what the Hub's API
+lists for Git LFS, or what a manifest says, never an ETag. Bytes are asked for with the token at the Hub's own origin,
+and without it anywhere else.
 """
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
+import json
 import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
-from urllib.parse import quote, urljoin, urlsplit
+from urllib.parse import quote, urlsplit
 
 # Before the import, which reads it: without it the first request would also fetch a list for the user agent from the
 # Hub and write that under HF_HOME.
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 import httpx2
-from huggingface_hub import HfApi, constants, get_hf_file_metadata, get_session, get_token, hf_raise_for_status
+from huggingface_hub import constants, get_token, hf_raise_for_status
 from huggingface_hub.errors import OIDCError
 
 from cached.contract.digest import is_hex
@@ -30,11 +31,27 @@ from cached.contract.errors import InvalidManifest, Permanent, Transient
 from cached.contract.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, FileEntry, Manifest, check_size
 from cached.sources.base import HttpTarget, Listing, RemoteFile
 from cached.sources.hub_address import HubAddress
-from cached.sources.hub_errors import Asked, bad_response, offline, source_changed, translated
+from cached.sources.hub_errors import (
+    Asked,
+    asking,
+    bad_response,
+    insecure,
+    joined,
+    offline,
+    source_changed,
+    too_many_files,
+    translated,
+)
 from cached.sources.naming import check_names, is_reserved
+from cached.wire.aside import aside
+from cached.wire.cancel import Cancellation
+from cached.wire.client import HttpClient, Response
 from cached.wire.gitblob import git_blob_hasher
 
-_TIMEOUT_S = 30.0  # to connect, and between two reads
+_MAX_ANSWER_BYTES = 16 * 1024 * 1024  # a page of the tree, or what is told about a repository: some 300 KB
+_MAX_FILES = 50_000
+_MAX_PAGES = 1_000
+_MAX_HOPS = 10
 _SHA1 = re.compile(r"[0-9a-f]{40}")
 _TRUE = frozenset({"1", "ON", "YES", "TRUE"})  # as huggingface_hub reads its variables
 
@@ -44,26 +61,31 @@ class HuggingFaceSource:
 
     kind = "hf"
 
-    def __init__(self, uri: str) -> None:
+    def __init__(self, uri: str, client: HttpClient) -> None:
+        """`client` stays the caller's. Raises `Permanent` (`invalid_source`)."""
         self._address = HubAddress.parse(uri)
+        self._client = client
 
     @property
     def display(self) -> str:
         return str(self._address)
 
     async def resolve(self) -> Listing:
-        """Resolve the revision to a commit and list its files; in a thread, as huggingface_hub blocks."""
-        return await asyncio.to_thread(self._resolve)
+        """Resolve the revision to a commit and list its files."""
+        return await aside(self._resolve)
 
     async def locate(self, file: RemoteFile) -> HttpTarget:
         """Say where a listed file is now: on the Hub itself, with the token, or at a signed URL elsewhere, without."""
-        return await asyncio.to_thread(self._locate, file)
+        return await aside(lambda cancellation: self._hub(cancellation).target(file))
 
     async def aclose(self) -> None:
-        """Nothing is held: huggingface_hub shares one client in the process and closes it at exit."""
+        """Nothing is held here."""
 
-    def _resolve(self) -> Listing:
-        hub = _Hub.from_environment(self._address)
+    def _hub(self, cancellation: Cancellation) -> _Hub:
+        return _Hub.from_environment(self._address, self._client, cancellation)
+
+    def _resolve(self, cancellation: Cancellation) -> Listing:
+        hub = self._hub(cancellation)
         commit = hub.commit()
         files = tuple(sorted(hub.files(commit), key=lambda file: file.path))
         if not files:
@@ -94,9 +116,6 @@ class HuggingFaceSource:
             )
         return replace(found, sha256=entry.sha256)
 
-    def _locate(self, file: RemoteFile) -> HttpTarget:
-        return _Hub.from_environment(self._address).target(file)
-
 
 @dataclass(frozen=True, slots=True)
 class _Hub:
@@ -105,9 +124,11 @@ class _Hub:
     address: HubAddress
     endpoint: str
     token: str | None = field(repr=False)
+    client: HttpClient = field(repr=False)
+    cancellation: Cancellation = field(repr=False)
 
     @classmethod
-    def from_environment(cls, address: HubAddress) -> _Hub:
+    def from_environment(cls, address: HubAddress, client: HttpClient, cancellation: Cancellation) -> _Hub:
         if any(os.environ.get(name, "").upper() in _TRUE for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")):
             raise offline(str(address))
         endpoint = (os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/")
@@ -118,7 +139,7 @@ class _Hub:
                 f"{address}: expected HF_ENDPOINT as an http(s) URL without credentials",
                 "set HF_ENDPOINT to the Hub's address, as https://hub.example.com, or unset it",
             )
-        return cls(address, endpoint, _token(address))
+        return cls(address, endpoint, _token(address), client, cancellation)
 
     def asked(self, what: str = "") -> Asked:
         shown = f"{self.address}: {what}" if what else str(self.address)
@@ -127,12 +148,9 @@ class _Hub:
     def commit(self) -> str:
         """The commit that the revision names now."""
         asked, address = self.asked(), self.address
-        api = HfApi(endpoint=self.endpoint, token=self.token or False, library_name="holdfast")
-        with translated(asked):
-            try:
-                commit = api.model_info(address.repo, revision=address.revision, timeout=_TIMEOUT_S).sha
-            except (KeyError, TypeError, AttributeError) as error:  # from its reading of a strange answer
-                raise bad_response(asked, f"something else about the repository ({type(error).__name__})") from error
+        revision = quote(address.revision, safe="")
+        found = self._document(f"{self.endpoint}/api/models/{address.repo}/revision/{revision}")
+        commit = found.get("sha") if isinstance(found, dict) else None
         pinned = _SHA1.fullmatch(address.revision) is not None
         if not isinstance(commit, str) or not _SHA1.fullmatch(commit) or (pinned and commit != address.revision):
             raise bad_response(asked, f"the commit {str(commit)[:80]!r} for {address.revision!r}")
@@ -154,23 +172,22 @@ class _Hub:
                 yield _remote_file(asked, f"{commit}:{path}", relative, entry)
 
     def _tree(self, commit: str) -> Iterator[Any]:
-        # Not HfApi.list_repo_tree, which (2.4) waits for a page without a timeout, sleeps through any Retry-After in
-        # our thread, and follows a next link to any origin with the token: waiting is the scheduler's business.
         folder = quote(self.address.folder.rstrip("/"), safe="")
         url = f"{self.endpoint}/api/models/{self.address.repo}/tree/{commit}" + (f"/{folder}" if folder else "")
         url += "?recursive=true&expand=false"
-        asked, seen = self.asked(), set[str]()
+        asked, seen, entries = self.asked(), set[str](), 0
         while url:
             seen.add(url)
-            with translated(asked):
-                response = get_session().get(url, headers=self._headers(), timeout=_TIMEOUT_S)
-                hf_raise_for_status(response)
-                page = response.json()
+            answer = self._get(asked, url)
+            page = _read_json(asked, answer)
             if not isinstance(page, list):
                 raise bad_response(asked, f"{type(page).__name__} where the list of files should be")
+            entries += len(page)
+            if entries > _MAX_FILES or len(seen) > _MAX_PAGES:
+                raise too_many_files(asked, _MAX_FILES, _MAX_PAGES)
             yield from page
-            following = response.links.get("next", {}).get("url")
-            url = urljoin(url, following) if following else ""
+            following = answer.links.get("next", {}).get("url")
+            url = joined(asked, url, following) if following else ""
             if url in seen or (url and _origin(url) != _origin(self.endpoint)):
                 raise bad_response(asked, "a next page that is the same again, or on another host")
 
@@ -183,40 +200,29 @@ class _Hub:
                 f"{asked.what}: expected at most {MAX_MANIFEST_BYTES} bytes, found {listed.size}",
                 "publish the version again with `holdfast publish`",
             )
-        headers = {**self._headers(), "Accept-Encoding": "identity"}  # the listed ids are of the plain bytes
-        data = bytearray()
-        with (
-            translated(asked),
-            get_session().stream("GET", self._url(listed), headers=headers, timeout=_TIMEOUT_S) as response,
-        ):
-            hf_raise_for_status(response)
-            for chunk in response.iter_raw():
-                data += chunk
-                if len(data) > listed.size:
-                    break
+        data = self._get(asked, self._url(listed), MAX_MANIFEST_BYTES).content
         hasher = hashlib.sha256() if listed.sha256 else git_blob_hasher(listed.size)
         hasher.update(data)
         if len(data) != listed.size or hasher.hexdigest() != listed.validator:
             raise source_changed(asked, f"{listed.size} bytes with the id {listed.validator}", "other bytes")
-        return bytes(data)
+        return data
 
     def target(self, file: RemoteFile) -> HttpTarget:
         """Where the file's bytes are now. No `If-Match`: a commit's content never changes."""
-        asked, url = self.asked(file.path), self._url(file)
-        with translated(asked):
-            found = get_hf_file_metadata(
-                url, token=self.token or False, timeout=_TIMEOUT_S, endpoint=self.endpoint, library_name="holdfast"
-            )
-        commit = file.key.partition(":")[0]
-        if found.commit_hash is None:
+        asked = self.asked(file.path)
+        answer, location = self._look(asked, self._url(file))
+        commit, found = file.key.partition(":")[0], answer.headers.get("X-Repo-Commit")
+        if found is None:
             raise bad_response(asked, "an answer without the header X-Repo-Commit")
-        if found.commit_hash != commit:
-            raise source_changed(asked, f"commit {commit}", f"commit {found.commit_hash[:80]}")
-        if found.size is not None and file.size is not None and found.size != file.size:
-            raise source_changed(asked, f"{file.size} bytes", f"{found.size} bytes")
-        location = urljoin(url, found.location)
+        if found != commit:
+            raise source_changed(asked, f"commit {commit}", f"commit {found[:80]}")
+        size = answer.headers.get("X-Linked-Size", "" if answer.is_redirect else answer.headers.get("Content-Length"))
+        if size and file.size is not None and size != str(file.size):
+            raise source_changed(asked, f"{file.size} bytes", f"{size[:80]} bytes")
         if _origin(location)[0] not in ("http", "https"):
             raise bad_response(asked, "a location that is no http(s) URL")
+        if _origin(location)[0] == "http" and _origin(self.endpoint)[0] == "https":
+            raise insecure(asked)
         if self.token is None or _origin(location) != _origin(self.endpoint):
             return HttpTarget(location)
         return HttpTarget(location, (("Authorization", f"Bearer {self.token}"),))
@@ -225,9 +231,50 @@ class _Hub:
         commit, _, path = file.key.partition(":")
         return f"{self.endpoint}/{self.address.repo}/resolve/{commit}/{quote(path)}"
 
-    def _headers(self) -> dict[str, str]:
-        # httpx2 takes the token off where a redirect leaves the Hub.
-        return {"User-Agent": "holdfast"} | ({"Authorization": f"Bearer {self.token}"} if self.token else {})
+    def _document(self, url: str) -> Any:
+        asked = self.asked()
+        return _read_json(asked, self._get(asked, url))
+
+    def _get(self, asked: Asked, url: str, limit_bytes: int = _MAX_ANSWER_BYTES) -> httpx2.Response:
+        """The whole answer, once the Hub's refusals were read from it."""
+        with asking(asked):
+            found = self.client.ask(self._own(url), limit_bytes, self.cancellation)
+        return _judged(asked, url, found)
+
+    def _look(self, asked: Asked, url: str) -> tuple[httpx2.Response, str]:
+        """The head of the Hub's own answer about a file, and where that says the bytes are.
+
+        A redirect within the Hub is followed; one away from it is the answer: it says what the Hub knows of the file.
+        """
+        for _ in range(_MAX_HOPS):
+            with asking(asked):
+                found = self.client.look(self._own(url), self.cancellation)
+            answer = _judged(asked, url, found)
+            location = joined(asked, url, answer.headers["Location"]) if answer.has_redirect_location else url
+            if location == url or _origin(location) != _origin(self.endpoint):
+                return answer, location
+            url = location
+        raise bad_response(asked, f"more than {_MAX_HOPS} redirects")
+
+    def _own(self, url: str) -> HttpTarget:
+        return HttpTarget(url, (("Authorization", f"Bearer {self.token}"),) if self.token else ())
+
+
+def _judged(asked: Asked, url: str, response: Response) -> httpx2.Response:
+    """The answer in huggingface_hub's terms, which knows the Hub's refusals by their headers; raises those as ours."""
+    headers = [(name, value) for name, value in response.headers.items() if name.lower() != "content-encoding"]
+    answer = httpx2.Response(response.status, headers=headers, content=response.body)
+    answer.request = httpx2.Request("GET", url)
+    with translated(asked):
+        hf_raise_for_status(answer)
+    return answer
+
+
+def _read_json(asked: Asked, answer: httpx2.Response) -> Any:
+    try:
+        return json.loads(answer.content)
+    except (ValueError, RecursionError) as error:
+        raise bad_response(asked, f"something else than JSON ({type(error).__name__})") from error
 
 
 def _token(address: HubAddress) -> str | None:

@@ -20,7 +20,8 @@ _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 
 
 def open_source(uri: str, client: HttpClient) -> Source:
-    """The source that `uri` names; nothing is contacted yet. `client` reads manifests and indexes over HTTP.
+    """The source that `uri` names; nothing is contacted yet. `client` reads manifests, indexes and a Hub's answers,
+    and its patience is every source's.
 
     Raises `Permanent`: `unknown_scheme`, or what the source itself refuses. The location may carry credentials, so
     messages quote its scheme and no more.
@@ -30,11 +31,11 @@ def open_source(uri: str, client: HttpClient) -> Source:
     if scheme == "s3":
         from cached.sources.s3 import S3Source
 
-        return S3Source(uri)
+        return S3Source(uri, client.settings.stall_window_s)
     if scheme == "hf":
         from cached.sources.huggingface import HuggingFaceSource
 
-        return HuggingFaceSource(uri)
+        return HuggingFaceSource(uri, client)
     if scheme in ("http", "https"):
         from cached.sources.web import WebSource
 

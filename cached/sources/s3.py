@@ -9,10 +9,10 @@ from __future__ import annotations
 from typing import Any
 
 from cached.contract.errors import Permanent, Transient
-from cached.contract.manifest import MANIFEST_NAME, PUBLISHING_NAME, Manifest
+from cached.contract.manifest import MANIFEST_NAME, MAX_FILE_BYTES, PUBLISHING_NAME, Manifest
 from cached.s3.address import S3Address
 from cached.s3.client import S3Client, quoted
-from cached.s3.errors import translated
+from cached.s3.errors import bad_response, translated
 from cached.sources.base import HttpTarget, Listing, RemoteFile, Target
 from cached.sources.naming import check_names, is_reserved
 
@@ -27,9 +27,12 @@ class S3Source:
 
     kind = "s3"
 
-    def __init__(self, uri: str) -> None:
+    def __init__(self, uri: str, read_timeout_s: float) -> None:
+        """`read_timeout_s`: how long the server may say nothing. Raises `Permanent` (`bad_source`)."""
         self._address = S3Address.parse(uri)
-        self._client = S3Client(self._address, attempts=_ATTEMPTS, connections=_CONNECTIONS)
+        self._client = S3Client(
+            self._address, attempts=_ATTEMPTS, connections=_CONNECTIONS, read_timeout_s=read_timeout_s
+        )
 
     @property
     def display(self) -> str:
@@ -96,7 +99,10 @@ class S3Source:
             return ()
         name = key.rpartition("/")[2]
         check_names(self._address.uri(key), (name,))
-        return (RemoteFile(name, key, found["ContentLength"], _validator(found)),)
+        size = found.get("ContentLength")
+        if not isinstance(size, int) or not 0 <= size <= MAX_FILE_BYTES:
+            raise bad_response(self._address.uri(key), f"the size {str(size)[:40]}")
+        return (RemoteFile(name, key, size, _validator(found)),)
 
 
 def _validator(found: dict[str, Any]) -> str:

@@ -5,7 +5,6 @@ Law: resolves and locates; carries no bulk bytes. Credentials in the URI become 
 
 from __future__ import annotations
 
-import asyncio
 from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import quote, urlsplit
 
@@ -14,6 +13,7 @@ from cached.contract.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, Manifest
 from cached.sources.base import HttpTarget, Listing, RemoteFile
 from cached.sources.indexes import Entry, path_of, read_index
 from cached.sources.naming import check_names, is_reserved
+from cached.wire.aside import aside
 from cached.wire.cancel import Cancellation
 from cached.wire.client import Head, HttpClient
 from cached.wire.credentials import basic
@@ -45,11 +45,7 @@ class WebSource:
 
     async def resolve(self) -> Listing:
         """List the version; raises as `Source.resolve` says."""
-        cancellation = Cancellation()
-        try:
-            return await asyncio.to_thread(self._resolve, cancellation)
-        finally:
-            cancellation.cancel()  # where the task was cancelled, its thread still waits for the server
+        return await aside(self._resolve)
 
     async def locate(self, file: RemoteFile) -> HttpTarget:
         """The URL of `file`, and the validator it was listed with."""

@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 
-from cached.contract.errors import Transient
+from cached.contract.errors import HoldfastError, Permanent, Transient
 from cached.sources.base import HttpTarget
 from cached.wire.stream import Stream
 
@@ -20,6 +20,7 @@ _CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)", re.IGN
 _LENGTH = re.compile(r"\d{1,18}", re.ASCII)
 _STRONG_ETAG = re.compile(r'"[\x21\x23-\x7e\x80-\xff]*"')
 _MAX_INTERIM_ANSWERS = 8
+MAX_BAD_RESPONSES = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +71,15 @@ class Answer:
 def bad_response(where: str, problem: str) -> Transient:
     """The error for an answer that is wrong in itself or does not fit the request."""
     return Transient("bad_response", f"{where}: {problem}", "it is tried again; if it goes on, the server is at fault")
+
+
+def hopeless(error: HoldfastError) -> Permanent:
+    """The end of asking a server whose answers were wrong again and again."""
+    return Permanent(
+        error.code,
+        f"{error.message} (after {MAX_BAD_RESPONSES} attempts)",
+        error.remedy or "check the origin and any proxy before it",
+    )
 
 
 def read_answer(stream: Stream, where: str) -> Answer:

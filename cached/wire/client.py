@@ -45,6 +45,7 @@ _OURS = frozenset({"host", "connection", "range", "accept-encoding", "if-match",
 class Response:
     """A small body, whole. `url`: where it came from after redirects, without user information."""
 
+    status: int
     body: bytes = field(repr=False)
     headers: http.client.HTTPMessage = field(repr=False)
     url: str = field(repr=False)
@@ -78,7 +79,7 @@ class HttpClient:
     environment when it is made."""
 
     def __init__(self, settings: HttpSettings) -> None:
-        self._settings = settings
+        self.settings = settings
         self._netrc = NetrcFile()
         self._connector = Connector(settings)
         self._pool = IdlePool()
@@ -97,14 +98,30 @@ class HttpClient:
         """Read a whole small object; raises as `get` does, and `Permanent` (`too_large`) beyond `limit_bytes`."""
         request = _Request("GET", Asked(0, None), target)
         exchange = self._follow(request, cancellation)
-        data = _read(self._checked(exchange, request, cancellation), limit_bytes + 1)
-        if len(data) > limit_bytes:
-            raise Permanent(
-                "too_large",
-                f"{exchange.where}: expected at most {limit_bytes} bytes",
-                "check that the address is the right one",
-            )
-        return Response(data, exchange.answer.headers, exchange.url)
+        return _whole(exchange, self._checked(exchange, request, cancellation), limit_bytes)
+
+    def ask(self, target: HttpTarget, limit_bytes: int, cancellation: Cancellation) -> Response:
+        """Read a whole small answer, whatever its status: for a caller that knows what this server means by each.
+
+        Raises as `fetch` does, but for statuses.
+        """
+        exchange = self._follow(_Request("GET", Asked(0, None), target), cancellation)
+        try:
+            check_identity(exchange.answer, exchange.where)
+        except BaseException:
+            exchange.drop()
+            raise
+        return _whole(
+            exchange, self._body(exchange, Extent(0, exchange.answer.length, None), cancellation), limit_bytes
+        )
+
+    def look(self, target: HttpTarget, cancellation: Cancellation) -> Response:
+        """The head of an answer to HEAD, whatever its status; a redirect is not followed but given. Raises as `ask`."""
+        address = Address.parse(target.url)
+        own = self._own_headers(address, target)
+        exchange = self._ask(address, _Request("HEAD", Asked(0, None), target), own, cancellation)
+        exchange.keep(self._pool, cancellation)
+        return Response(exchange.answer.status, b"", exchange.answer.headers, exchange.url)
 
     def head(self, target: HttpTarget, cancellation: Cancellation) -> Head:
         """Ask for the size and the validators of an object; raises as `get` does."""
@@ -151,7 +168,7 @@ class HttpClient:
         raise refusal(answer, exchange.where, excerpt, time.time())
 
     def _body(self, exchange: Exchange, extent: Extent, cancellation: Cancellation) -> Body:
-        settings = self._settings
+        settings = self.settings
         exchange.stream.wait_with(StallClock(settings.stall_window_s, settings.stall_min_bytes, exchange.where))
         return Body(exchange, extent, self._pool, cancellation)
 
@@ -171,7 +188,7 @@ class HttpClient:
             following = next_hop(address, location)
             if following.origin != address.origin:
                 own = ()
-            if following.url in seen or len(seen) > self._settings.max_redirects:
+            if following.url in seen or len(seen) > self.settings.max_redirects:
                 raise Permanent(
                     "redirect_loop",
                     f"{display_url(request.target.url)}: still redirected after {len(seen)} hops, "
@@ -216,7 +233,8 @@ class HttpClient:
                 # The server closed it while it was idle, as it may: no fault, so no attempt is counted for it.
                 cancellation.check()
         try:
-            return self._talk(self._connector.open(address.origin, cancellation), data, address, route, cancellation)
+            stream = self._connector.open(address.origin, address.chosen_by, cancellation)
+            return self._talk(stream, data, address, route, cancellation)
         except _Stale as error:
             where = display_url(address.url)
             raise Transient("reset", f"{where}: closed without an answer", "it is tried again") from error.__cause__
@@ -226,7 +244,7 @@ class HttpClient:
     ) -> Exchange:
         where = display_url(address.url)
         try:
-            stream.begin(cancellation, Deadline(self._settings.header_timeout_s, where))
+            stream.begin(cancellation, Deadline(self.settings.header_timeout_s, where))
             stream.send(data)
             return Exchange(read_answer(stream, where), stream, route, address.url)
         except BaseException as error:
@@ -243,7 +261,7 @@ class HttpClient:
 
     def _encode(self, address: Address, route: Route, request: _Request, own: tuple[tuple[str, str], ...]) -> bytes:
         via_proxy = route.proxy is not None and address.origin.scheme == "http"
-        headers = [("Host", address.origin.netloc), ("User-Agent", self._settings.user_agent), ("Accept", "*/*")]
+        headers = [("Host", address.origin.netloc), ("User-Agent", self.settings.user_agent), ("Accept", "*/*")]
         headers.append(("Accept-Encoding", "identity"))
         if via_proxy and route.proxy is not None:
             headers.extend(route.proxy.headers)
@@ -260,6 +278,17 @@ class HttpClient:
                 raise Permanent("bad_header", f"the header {name!r} cannot be sent", "check the source's credentials")
         resource = address.url if via_proxy else address.resource
         return "\r\n".join([f"{request.method} {resource} HTTP/1.1", *lines, "", ""]).encode("latin-1")
+
+
+def _whole(exchange: Exchange, body: Body, limit_bytes: int) -> Response:
+    data = _read(body, limit_bytes + 1)
+    if len(data) > limit_bytes:
+        raise Permanent(
+            "too_large",
+            f"{exchange.where}: expected at most {limit_bytes} bytes",
+            "check that the address is the right one",
+        )
+    return Response(exchange.answer.status, data, exchange.answer.headers, exchange.url)
 
 
 def _read(body: Body, limit_bytes: int) -> bytes:

@@ -10,16 +10,23 @@ import ipaddress
 import socket
 import ssl
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 from urllib.request import getproxies, proxy_bypass
 
 from cached.contract.errors import HoldfastError, Permanent, Transient
 from cached.wire.answers import read_answer
 from cached.wire.cancel import Cancellation
 from cached.wire.credentials import basic
+from cached.wire.inward import is_inward
 from cached.wire.settings import HttpSettings
 from cached.wire.stream import Deadline, Stream
 from cached.wire.urls import Address, Origin
+
+# What getaddrinfo gives: family, kind, protocol, name, address.
+_Found = tuple[socket.AddressFamily, socket.SocketKind, int, str, Any]
+_NOT_YET_VALID = 9  # X509_V_ERR_CERT_NOT_YET_VALID
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +64,11 @@ class Connector:
             )
         return Proxy(address.origin, basic(*address.userinfo) if address.userinfo else None)
 
-    def open(self, origin: Origin, cancellation: Cancellation) -> Stream:
+    def open(self, origin: Origin, chosen_by: Origin | None, cancellation: Cancellation) -> Stream:
         """Connect to `origin`, with TLS if it is https; raises `Transient`, `Permanent` or `Cancelled`.
 
-        The stream is attached to `cancellation`.
+        `chosen_by`: who redirected here, if anybody did: not every address is then connected to. The stream is
+        attached to `cancellation`.
         """
         proxy = self.proxy_of(origin)
         place = f"{origin.netloc} through the proxy {proxy.origin.netloc}" if proxy else origin.netloc
@@ -68,7 +76,10 @@ class Connector:
         # Whichever socket the connection has got to so far, closed if the next step fails.
         held: list[socket.socket] = []
         try:
-            held = [_dial(proxy.origin if proxy else origin, self._settings.connect_timeout_s, cancellation)]
+            addresses = _resolve(proxy.origin if proxy else origin)
+            if chosen_by is not None and chosen_by.host != origin.host:
+                _check_inward(origin, chosen_by, [] if proxy else addresses)
+            held = [_dial(addresses, self._settings.connect_timeout_s, cancellation)]
             if origin.scheme == "https":
                 if proxy:
                     self._tunnel(held[0], proxy, origin, cancellation)
@@ -126,9 +137,23 @@ class Connector:
         return secured
 
 
-def _dial(origin: Origin, timeout_s: float, cancellation: Cancellation) -> socket.socket:
-    """Connect to the first address of the host that answers; raises OSError of the last one."""
-    addresses = socket.getaddrinfo(origin.host, origin.port, type=socket.SOCK_STREAM)
+def _resolve(origin: Origin) -> Sequence[_Found]:
+    return socket.getaddrinfo(origin.host, origin.port, type=socket.SOCK_STREAM)
+
+
+def _check_inward(origin: Origin, chosen_by: Origin, addresses: Sequence[_Found]) -> None:
+    """Refuse a redirect to this machine or its metadata service, unless whoever redirects is as near itself."""
+    hosts = [origin.host, *(str(address[0]) for *_, address in addresses)]
+    if any(map(is_inward, hosts)) and not any(is_inward(str(address[0])) for *_, address in _resolve(chosen_by)):
+        raise Permanent(
+            "insecure_redirect",
+            f"{chosen_by.netloc} redirects to {origin.netloc}, an address of this machine or of its cloud's metadata",
+            "use the address of the file itself; ask whoever runs the source why it leads there",
+        )
+
+
+def _dial(addresses: Sequence[_Found], timeout_s: float, cancellation: Cancellation) -> socket.socket:
+    """Connect to the first address that answers; raises OSError of the last one."""
     deadline = time.monotonic() + timeout_s
     failure: OSError = OSError("the name has no address")
     for left, (family, kind, protocol, _, address) in zip(range(len(addresses), 0, -1), addresses, strict=True):
@@ -153,11 +178,17 @@ def _dial(origin: Origin, timeout_s: float, cancellation: Cancellation) -> socke
 
 
 def _connect_error(error: OSError, origin: Origin, place: str) -> HoldfastError:
+    if isinstance(error, ssl.SSLCertVerificationError) and error.verify_code == _NOT_YET_VALID:
+        return Transient(
+            "tls_verification",
+            f"the certificate of {origin.netloc} is not valid yet",
+            "set the node's clock: it is behind, or the origin's was ahead; it is tried again",
+        )
     if isinstance(error, ssl.SSLCertVerificationError):
         return Permanent(
             "tls_verification",
             f"the certificate of {origin.netloc} is not trusted: {error.verify_message}",
-            f"check the name {origin.host}, or name the file of its authority in SSL_CERT_FILE",
+            f"check the name {origin.host} and the node's clock, or name the file of its authority in SSL_CERT_FILE",
         )
     reason = "timed out" if isinstance(error, TimeoutError) else error.strerror or type(error).__name__
     if isinstance(error, ssl.SSLError):

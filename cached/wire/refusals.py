@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from email.utils import parsedate_to_datetime
 
-from cached.contract.errors import HoldfastError, Permanent, Transient
+from cached.contract.errors import HoldfastError, Permanent, Transient, http_code
 from cached.wire.answers import Answer, source_changed
 
 # S3, Google Cloud Storage and Azure say with these that a signature or a session's credentials ran out.
@@ -55,20 +55,28 @@ def refusal(answer: Answer, where: str, excerpt: bytes, now: float) -> HoldfastE
     if status == 416:
         return Transient("bad_response", f"{shown}: the range asked for is not in it", _RETRIED)
     if status in (408, 425, 429) or status >= 500:
-        return Transient(f"http_{status}", shown, _RETRIED, retry_after_s=_retry_after_s(answer, now))
+        return Transient(http_code(status), shown, _RETRIED, retry_after_s=_retry_after_s(answer, now))
     if status >= 400:
-        return Permanent(f"http_{status}", shown, "check the address and what the server expects of requests for it")
+        return Permanent(http_code(status), shown, "check the address and what the server expects of requests for it")
     return Transient("bad_response", f"{shown}, which no request of ours asks for", _RETRIED)
 
 
+def _sent_at(answer: Answer, now: float) -> float:
+    try:
+        return parsedate_to_datetime(answer.headers.get("Date") or "").timestamp()
+    except ValueError:
+        return now
+
+
 def _retry_after_s(answer: Answer, now: float) -> float | None:
-    """The wait that `Retry-After` asks for, in seconds from `now` (POSIX time), at most an hour."""
+    """The wait that `Retry-After` asks for, in seconds, at most an hour; a date is compared with the answer's own, and
+    with `now` (POSIX time) only where it has none: our clock may be off."""
     value = (answer.headers.get("Retry-After") or "").strip()
     if value.isascii() and value.isdigit():
         wait_s = float(value[:9])
     else:
         try:
-            wait_s = parsedate_to_datetime(value).timestamp() - now
+            wait_s = parsedate_to_datetime(value).timestamp() - _sent_at(answer, now)
         except ValueError:
             return None
     return min(max(wait_s, 0.0), _MAX_RETRY_AFTER_S)

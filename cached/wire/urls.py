@@ -41,11 +41,15 @@ class Origin:
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """A URL taken apart. `resource`: path and query as sent; `userinfo`: user and password, decoded."""
+    """A URL taken apart. `resource`: path and query as sent; `userinfo`: user and password, decoded.
+
+    `chosen_by`: whose redirects led here; None where we were told to ask here.
+    """
 
     origin: Origin
     resource: str = field(repr=False)
     userinfo: tuple[str, str] | None = field(default=None, repr=False)
+    chosen_by: Origin | None = None
 
     @classmethod
     def parse(cls, url: str) -> Address:
@@ -94,7 +98,7 @@ def next_hop(current: Address, location: str) -> Address:
     if scheme not in DEFAULT_PORTS:
         raise Permanent("insecure_redirect", f"{shown}, which is not HTTP", "use the address of the file itself")
     address = Address.parse(target)
-    return Address(address.origin, address.resource)
+    return Address(address.origin, address.resource, chosen_by=current.chosen_by or current.origin)
 
 
 def _ascii_host(host: str, url: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import tracemalloc
 import unicodedata
 from typing import Any
 
@@ -14,7 +15,15 @@ from hypothesis import strategies as st
 
 from cached.contract.digest import Digest
 from cached.contract.errors import InvalidManifest
-from cached.contract.manifest import MAX_FILE_BYTES, SCHEMA, FileEntry, Manifest, check_path, check_tree
+from cached.contract.manifest import (
+    MAX_FILE_BYTES,
+    MAX_MANIFEST_BYTES,
+    SCHEMA,
+    FileEntry,
+    Manifest,
+    check_path,
+    check_tree,
+)
 
 SHA = hashlib.sha256(b"").hexdigest()
 OTHER = hashlib.sha256(b"x").hexdigest()
@@ -348,3 +357,24 @@ def test_any_bytes_are_a_manifest_or_refused(data: bytes) -> None:
     except InvalidManifest:
         return
     assert parsed.canonical() == data
+
+
+def test_a_hostile_manifest_costs_no_more_than_an_honest_one() -> None:
+    """JSON that is long and no list of files is refused before it is parsed: its items would take gigabytes."""
+    bomb = b'{"files":[' + b"[]," * (MAX_MANIFEST_BYTES // 3 - 100) + b'[]],"schema":"holdfast.dev/manifest/v1"}'
+    assert len(bomb) <= MAX_MANIFEST_BYTES
+    tracemalloc.start()
+    try:
+        with pytest.raises(InvalidManifest, match="list of files"):
+            Manifest.parse(bomb)
+        assert tracemalloc.get_traced_memory()[1] < 1024 * 1024
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_long_manifest_is_read() -> None:
+    """Many files, with quotes and other scripts in their names, are read as they were written."""
+    files = [FileEntry(f'd{n}/"ü" {n}.bin', "ab" * 32, n) for n in range(2000)]
+    manifest = Manifest.build(files)
+    assert len(manifest.canonical()) > 128 * 1024
+    assert Manifest.parse(manifest.canonical()) == manifest

@@ -21,7 +21,6 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeHub]:
     with FakeHub(page_size=2) as served:
         monkeypatch.setenv("HF_ENDPOINT", served.endpoint)
         yield served
-        huggingface_hub.close_session()
 
 
 @pytest.fixture

@@ -11,10 +11,9 @@ import huggingface_hub
 import pytest
 
 from cached.contract.errors import Permanent, Transient
-from cached.sources.huggingface import HuggingFaceSource
 from tests.support.fake_hub import FakeHub
 from tests.support.fake_hub_repos import Access
-from tests.support.hub_cases import CONFIG, NAME, TOKEN, URI, by_path, manifest_of, refusal, write
+from tests.support.hub_cases import CONFIG, NAME, TOKEN, URI, by_path, hub_source, manifest_of, refusal, write
 
 # Refusals
 
@@ -23,7 +22,7 @@ async def test_a_gated_repository_says_where_to_ask(hub: FakeHub, model: Path, m
     """Without access to a gated repository the remedy names its page and HF_TOKEN, with and without a token."""
     hub.tokens.add(TOKEN)
     hub.add(NAME, model, Access.GATED)
-    source = HuggingFaceSource(URI)
+    source = hub_source(URI)
     weights = by_path(await source.resolve())["model.safetensors"]
     for token, said in ((None, "no token was sent"), (TOKEN, "has no access")):
         if token:
@@ -45,7 +44,7 @@ async def test_missing_and_private_look_the_same_and_both_are_said(
         hub.add(NAME, model, Access.PRIVATE)
     if with_token:
         monkeypatch.setenv("HF_TOKEN", TOKEN)
-    error = await refusal(HuggingFaceSource(URI))
+    error = await refusal(hub_source(URI))
     assert (error.code, error.permanent) == ("not_found", True)
     assert "either there is none, or it is private" in error.message
     assert ("use another token" if with_token else "set HF_TOKEN") in error.remedy
@@ -54,7 +53,7 @@ async def test_missing_and_private_look_the_same_and_both_are_said(
 async def test_a_missing_revision_is_named(hub: FakeHub, model: Path) -> None:
     """A revision that does not exist is named, with where to find one that does."""
     hub.add(NAME, model)
-    error = await refusal(HuggingFaceSource(f"hf://{NAME}@v9"))
+    error = await refusal(hub_source(f"hf://{NAME}@v9"))
     assert (error.code, error.permanent) == ("not_found", True)
     assert "'v9'" in error.message and "/commits/" in error.remedy
 
@@ -62,7 +61,7 @@ async def test_a_missing_revision_is_named(hub: FakeHub, model: Path) -> None:
 async def test_a_missing_folder_is_named(hub: FakeHub, model: Path) -> None:
     """A folder that does not exist is not an empty version."""
     hub.add(NAME, model)
-    error = await refusal(HuggingFaceSource(f"{URI}/nowhere/"))
+    error = await refusal(hub_source(f"{URI}/nowhere/"))
     assert (error.code, error.permanent) == ("not_found", True)
     assert "nowhere/" in error.message
 
@@ -71,14 +70,14 @@ async def test_a_repository_without_files_is_not_found(hub: FakeHub, tmp_path: P
     """An empty repository is refused rather than published as nothing."""
     (tmp_path / "empty").mkdir()
     hub.add(NAME, tmp_path / "empty")
-    error = await refusal(HuggingFaceSource(URI))
+    error = await refusal(hub_source(URI))
     assert (error.code, error.permanent) == ("not_found", True)
 
 
 async def test_a_disabled_repository_is_permanent(hub: FakeHub, model: Path) -> None:
     """A repository that the Hub has disabled is said to be that."""
     hub.add(NAME, model, Access.DISABLED)
-    error = await refusal(HuggingFaceSource(URI))
+    error = await refusal(hub_source(URI))
     assert (error.code, error.permanent) == ("disabled", True)
 
 
@@ -88,7 +87,7 @@ async def test_an_invalid_token_is_refused_without_showing_it(
     """A token that the Hub does not know gives `unauthorized`, and appears in no message of the chain."""
     hub.add(NAME, model)
     monkeypatch.setenv("HF_TOKEN", "hf_secretButUnknown")
-    error = await refusal(HuggingFaceSource(URI))
+    error = await refusal(hub_source(URI))
     assert (error.code, error.permanent) == ("unauthorized", True)
     assert "HF_TOKEN" in error.remedy
     assert "hf_secret" not in "".join(traceback.format_exception(error))
@@ -101,7 +100,7 @@ async def test_a_token_that_no_header_can_carry_is_refused_without_showing_it(
     """A garbled token is refused before it is sent, and appears in no message of the chain."""
     (tmp_path / "token").write_text(token, encoding="utf-8")
     monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
-    error = await refusal(HuggingFaceSource(URI))
+    error = await refusal(hub_source(URI))
     assert (error.code, error.permanent) == ("unauthorized", True)
     assert token not in "".join(traceback.format_exception(error))
     assert hub.requests == []
@@ -112,7 +111,7 @@ async def test_a_token_file_that_cannot_be_read_is_named(
 ) -> None:
     """A token file that is there but unreadable is an error, not a request without a token."""
     monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", str(tmp_path))
-    error = await refusal(HuggingFaceSource(URI))
+    error = await refusal(hub_source(URI))
     assert (error.code, error.permanent) == ("unauthorized", True)
     assert str(tmp_path) in error.remedy
 
@@ -121,7 +120,7 @@ async def test_forbidden_is_permanent(hub: FakeHub, model: Path) -> None:
     """A bare 403 asks for a token that may read the repository."""
     hub.add(NAME, model)
     hub.fail(403, "/revision/")
-    error = await refusal(HuggingFaceSource(URI))
+    error = await refusal(hub_source(URI))
     assert (error.code, error.permanent) == ("forbidden", True)
     assert "HF_TOKEN" in error.remedy
 
@@ -133,7 +132,7 @@ async def test_an_overloaded_hub_is_retried_when_it_says(hub: FakeHub, tmp_path:
     manifest = manifest_of({"config.json": CONFIG})
     hub.add(NAME, write(tmp_path / "published", {"config.json": CONFIG, "holdfast.json": manifest.canonical()}))
     hub.fail(status, where, {"Retry-After": "1234"})
-    error = await refusal(HuggingFaceSource(URI))
+    error = await refusal(hub_source(URI))
     assert isinstance(error, Transient)
     assert (error.code, error.retry_after_s) == (f"http_{status}", 1234.0)
     assert hub.count(where) == 1
@@ -145,7 +144,7 @@ async def test_a_date_and_a_used_up_limit_say_how_long_to_wait(hub: FakeHub, mod
     hub.fail(429, "/revision/", {"Retry-After": formatdate(time() + 100_000, usegmt=True)})
     hub.fail(429, "/revision/", {"RateLimit": '"api";r=0;t=55'})
     hub.fail(429, "/revision/", {"Retry-After": "soon"})
-    source = HuggingFaceSource(URI)
+    source = hub_source(URI)
     waits = []
     for _ in range(3):
         error = await refusal(source)
@@ -157,7 +156,7 @@ async def test_a_date_and_a_used_up_limit_say_how_long_to_wait(hub: FakeHub, mod
 async def test_a_hub_that_does_not_answer_is_retried(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
     """A refused connection is transient and says what to check."""
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
-    error = await refusal(HuggingFaceSource(URI))
+    error = await refusal(hub_source(URI))
     assert (error.code, error.permanent) == ("connect", False)
     assert "HF_ENDPOINT" in error.remedy
 
@@ -166,7 +165,7 @@ async def test_a_hub_that_does_not_answer_is_retried(hub: FakeHub, monkeypatch: 
 async def test_offline_says_what_to_unset(hub: FakeHub, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """With an offline variable nothing is sent, and the remedy names it."""
     monkeypatch.setenv(name, "1")
-    error = await refusal(HuggingFaceSource(URI))
+    error = await refusal(hub_source(URI))
     assert (error.code, error.permanent) == ("offline", True)
     assert name in error.remedy
     assert hub.requests == []
@@ -176,7 +175,7 @@ async def test_offline_says_what_to_unset(hub: FakeHub, monkeypatch: pytest.Monk
 async def test_a_broken_endpoint_is_refused(hub: FakeHub, monkeypatch: pytest.MonkeyPatch, endpoint: str) -> None:
     """HF_ENDPOINT must be a plain HTTP URL; what it holds is not repeated, as it may be a secret."""
     monkeypatch.setenv("HF_ENDPOINT", endpoint)
-    error = await refusal(HuggingFaceSource(URI))
+    error = await refusal(hub_source(URI))
     assert (error.code, error.permanent) == ("invalid_source", True)
     assert "hf_secret" not in str(error)
 
@@ -200,7 +199,7 @@ async def test_a_path_that_no_manifest_may_hold_is_refused(hub: FakeHub, model: 
     """A listing with a path that leaves the version, or collides in it, is refused by name."""
     entry = {"type": "file", "path": path, "size": 1, "oid": "0" * 40}
     hub.add(NAME, model).extra_entries.append(entry)
-    error = await refusal(HuggingFaceSource(URI))
+    error = await refusal(hub_source(URI))
     assert isinstance(error, Permanent)
     assert repr(path) in error.message
 
@@ -210,7 +209,7 @@ async def test_a_path_outside_the_folder_is_refused(hub: FakeHub, model: Path, p
     """A listing of one folder with a file of another is refused."""
     entry = {"type": "file", "path": path, "size": 1, "oid": "0" * 40}
     hub.add(NAME, model).extra_entries.append(entry)
-    error = await refusal(HuggingFaceSource(f"{URI}/onnx/"))
+    error = await refusal(hub_source(f"{URI}/onnx/"))
     assert error.code == "bad_response"
 
 
@@ -230,14 +229,14 @@ async def test_a_path_outside_the_folder_is_refused(hub: FakeHub, model: Path, p
 async def test_an_entry_that_makes_no_sense_is_retried(hub: FakeHub, model: Path, entry: object) -> None:
     """A tree entry without a usable path, size or id is no reason to guess."""
     hub.add(NAME, model).extra_entries.append(entry)
-    error = await refusal(HuggingFaceSource(URI))
+    error = await refusal(hub_source(URI))
     assert (error.code, error.permanent) == ("bad_response", False)
 
 
 async def test_records_of_our_own_in_a_repository_are_no_content(hub: FakeHub, model: Path) -> None:
     """A snapshot that was uploaded with its `.holdfast/` folder lists as its content alone."""
     hub.add(NAME, write(model, {".holdfast/verified.json": b"{}"}))
-    assert not [path for path in by_path(await HuggingFaceSource(URI).resolve()) if path.startswith(".holdfast")]
+    assert not [path for path in by_path(await hub_source(URI).resolve()) if path.startswith(".holdfast")]
 
 
 async def test_a_next_page_on_another_host_gets_no_token(
@@ -250,7 +249,7 @@ async def test_a_next_page_on_another_host_gets_no_token(
     same = f"/api/models/{NAME}/tree/{commit}?recursive=true&expand=false"
     for following in (f"{hub.cdn}/next", same):
         hub.alter("/tree/", {"Link": f'<{following}>; rel="next"'})
-        error = await refusal(HuggingFaceSource(URI))
+        error = await refusal(hub_source(URI))
         assert (error.code, error.permanent) == ("bad_response", False)
     assert hub.count("", server="cdn") == 0
 
@@ -260,5 +259,5 @@ async def test_an_answer_that_is_not_the_api_is_retried(hub: FakeHub, model: Pat
     """A success that is not the Hub's JSON, as a login page in between gives, is not believed."""
     hub.add(NAME, model)
     hub.fail(200, where, {"Content-Type": "text/html"})
-    error = await refusal(HuggingFaceSource(URI))
+    error = await refusal(hub_source(URI))
     assert (error.code, error.permanent) == ("bad_response", False)

@@ -13,11 +13,22 @@ import huggingface_hub
 import pytest
 
 from cached.contract.errors import InvalidManifest
-from cached.sources.huggingface import HuggingFaceSource
 from cached.wire.gitblob import git_blob_hasher
 from tests.support.fake_hub import FakeHub
 from tests.support.fake_hub_repos import Access
-from tests.support.hub_cases import CONFIG, NAME, TOKEN, URI, WEIGHTS, by_path, manifest_of, read, refusal, write
+from tests.support.hub_cases import (
+    CONFIG,
+    NAME,
+    TOKEN,
+    URI,
+    WEIGHTS,
+    by_path,
+    hub_source,
+    manifest_of,
+    read,
+    refusal,
+    write,
+)
 
 # What is listed
 
@@ -25,7 +36,7 @@ from tests.support.hub_cases import CONFIG, NAME, TOKEN, URI, WEIGHTS, by_path, 
 async def test_the_listing_has_what_the_hub_vouches_for(hub: FakeHub, model: Path) -> None:
     """Git LFS files carry their sha256, small ones their Git blob id and no sha256; the validator is that id."""
     repository = hub.add(NAME, model)
-    listing = await HuggingFaceSource(URI).resolve()
+    listing = await hub_source(URI).resolve()
     files = by_path(listing)
     assert sorted(files) == sorted(
         ["config.json", "empty.txt", "model.safetensors", "onnx/model.bin", "onnx/ä b#c?.json"]
@@ -45,7 +56,7 @@ async def test_every_page_of_the_tree_is_read(hub: FakeHub, tmp_path: Path) -> N
     """A tree that comes in many pages is listed whole."""
     names = {f"layer-{number:02}.json": b"%d" % number for number in range(11)}
     hub.add(NAME, write(tmp_path / "many", names))
-    listing = await HuggingFaceSource(URI).resolve()
+    listing = await hub_source(URI).resolve()
     assert [file.path for file in listing.files] == sorted(names)
     assert hub.count("/tree/") == 6
 
@@ -53,7 +64,7 @@ async def test_every_page_of_the_tree_is_read(hub: FakeHub, tmp_path: Path) -> N
 async def test_a_moving_revision_is_asked_for_once(hub: FakeHub, model: Path, tmp_path: Path) -> None:
     """One resolution asks once what the branch is; everything else names the commit, also after the branch moved."""
     first = hub.add(NAME, model).refs["main"]
-    source = HuggingFaceSource(URI)
+    source = hub_source(URI)
     listing = await source.resolve()
     hub.commit(NAME, write(tmp_path / "other", {"model.safetensors": b"other"}))
     target = await source.locate(by_path(listing)["model.safetensors"])
@@ -66,10 +77,10 @@ async def test_a_moving_revision_is_asked_for_once(hub: FakeHub, model: Path, tm
 async def test_validators_do_not_depend_on_the_commit(hub: FakeHub, model: Path, tmp_path: Path) -> None:
     """A commit that leaves a file as it is leaves its validator as it is."""
     hub.add(NAME, model)
-    before = by_path(await HuggingFaceSource(URI).resolve())
+    before = by_path(await hub_source(URI).resolve())
     write(model, {"README.md": b"# new\n"})
     hub.commit(NAME, model)
-    after = by_path(await HuggingFaceSource(URI).resolve())
+    after = by_path(await hub_source(URI).resolve())
     assert {path: after[path].validator for path in before} == {path: file.validator for path, file in before.items()}
     assert before["config.json"].key != after["config.json"].key
 
@@ -79,7 +90,7 @@ async def test_a_commit_or_its_prefix_is_a_revision(hub: FakeHub, model: Path, t
     """A pinned commit is listed as it was, whatever the branch holds now."""
     first = hub.add(NAME, model).refs["main"]
     hub.commit(NAME, write(tmp_path / "other", {"other.txt": b"x"}))
-    listing = await HuggingFaceSource(f"hf://{NAME}@{first[:short]}").resolve()
+    listing = await hub_source(f"hf://{NAME}@{first[:short]}").resolve()
     assert listing.revision == first
     assert "config.json" in by_path(listing)
 
@@ -89,7 +100,7 @@ async def test_tags_and_branches_with_a_slash_are_revisions(hub: FakeHub, model:
     repository = hub.add(NAME, model)
     for name, written in (("v1.0", "v1.0"), ("feature/x", "feature%2Fx"), ("refs/pr/3", "refs/pr/3")):
         repository.refs[name] = repository.refs["main"]
-        source = HuggingFaceSource(f"hf://{NAME}@{written}")
+        source = hub_source(f"hf://{NAME}@{written}")
         assert (await source.resolve()).revision == repository.refs["main"]
         assert source.display == f"hf://{NAME}@{written}"
 
@@ -97,7 +108,7 @@ async def test_tags_and_branches_with_a_slash_are_revisions(hub: FakeHub, model:
 async def test_a_folder_is_a_version_of_its_own(hub: FakeHub, model: Path) -> None:
     """A folder's files are listed with paths relative to it, and are read from inside it."""
     hub.add(NAME, model)
-    source = HuggingFaceSource(f"{URI}/onnx/")
+    source = hub_source(f"{URI}/onnx/")
     files = by_path(await source.resolve())
     assert sorted(files) == ["model.bin", "ä b#c?.json"]
     assert read(await source.locate(files["ä b#c?.json"])) == (200, b"[]")
@@ -107,7 +118,7 @@ async def test_a_folder_is_a_version_of_its_own(hub: FakeHub, model: Path) -> No
 async def test_a_repository_without_an_owner_is_served(hub: FakeHub, model: Path) -> None:
     """The Hub's oldest repositories have one name only."""
     hub.add("gpt2", model)
-    assert "config.json" in by_path(await HuggingFaceSource("hf://gpt2").resolve())
+    assert "config.json" in by_path(await hub_source("hf://gpt2").resolve())
 
 
 # Manifests
@@ -125,7 +136,7 @@ async def test_a_manifest_decides_what_the_version_is(
     stored |= {f"{folder}holdfast.json": manifest.canonical(), f"{folder}README.md": b"not listed"}
     hub.lfs_threshold = lfs_threshold
     hub.add(NAME, write(tmp_path / "published", stored))
-    source = HuggingFaceSource(f"{URI}/{folder}" if folder else URI)
+    source = hub_source(f"{URI}/{folder}" if folder else URI)
     listing = await source.resolve()
     assert listing.manifest == manifest
     assert [(file.path, file.sha256, file.size) for file in listing.files] == [
@@ -149,7 +160,7 @@ async def test_a_manifest_that_the_repository_contradicts_is_refused(
     """A manifest that names a missing file, or another size or sha256 than the Hub's, resolves to nothing."""
     manifest = manifest_of({"config.json": CONFIG, "model.safetensors": WEIGHTS})
     hub.add(NAME, write(tmp_path / "published", stored | {"holdfast.json": manifest.canonical()}))
-    error = await refusal(HuggingFaceSource(URI))
+    error = await refusal(hub_source(URI))
     assert isinstance(error, InvalidManifest)
     assert named in error.message
 
@@ -161,7 +172,7 @@ async def test_manifest_bytes_that_are_not_the_listed_ones_are_retried(hub: Fake
     hub.add(NAME, folder)
     content = manifest.canonical()
     (folder / "holdfast.json").write_bytes(content.replace(b"config", b"config"[::-1]))
-    error = await refusal(HuggingFaceSource(URI))
+    error = await refusal(hub_source(URI))
     assert (error.code, error.permanent) == ("source_changed", False)
 
 
@@ -171,7 +182,7 @@ async def test_manifest_bytes_that_are_not_the_listed_ones_are_retried(hub: Fake
 async def test_every_located_file_has_the_promised_bytes(hub: FakeHub, model: Path) -> None:
     """Bytes read from each target have the listed sha256 or Git id, whole and in ranges."""
     hub.add(NAME, model)
-    source = HuggingFaceSource(URI)
+    source = hub_source(URI)
     for file in (await source.resolve()).files:
         target = await source.locate(file)
         status, content = read(target)
@@ -191,7 +202,7 @@ async def test_the_token_goes_to_the_hub_and_nowhere_else(
     hub.tokens.add(TOKEN)
     hub.add(NAME, model, Access.PRIVATE).granted.add(TOKEN)
     monkeypatch.setenv("HF_TOKEN", TOKEN)
-    source = HuggingFaceSource(URI)
+    source = hub_source(URI)
     files = by_path(await source.resolve())
     small, large = await source.locate(files["config.json"]), await source.locate(files["model.safetensors"])
     assert dict(small.headers) == {"Authorization": f"Bearer {TOKEN}"}
@@ -211,7 +222,7 @@ async def test_a_redirect_inside_the_hub_is_followed(
     hub.tokens.add(TOKEN)
     commit = hub.add(NAME, model).refs["main"]
     monkeypatch.setenv("HF_TOKEN", TOKEN)
-    source = HuggingFaceSource(URI)
+    source = hub_source(URI)
     files = by_path(await source.resolve())
     hub.fail(307, "/resolve/", {"Location": f"/api/resolve-cache/models/{NAME}/{commit}/config.json"})
     target = await source.locate(files["config.json"])
@@ -223,7 +234,7 @@ async def test_a_redirect_inside_the_hub_is_followed(
 async def test_locating_again_gives_a_fresh_url(hub: FakeHub, model: Path) -> None:
     """When a signed URL has ended, the next location is good again."""
     hub.add(NAME, model)
-    source = HuggingFaceSource(URI)
+    source = hub_source(URI)
     weights = by_path(await source.resolve())["model.safetensors"]
     target = await source.locate(weights)
     hub.expire_urls()
@@ -245,7 +256,7 @@ async def test_a_location_that_contradicts_the_listing_is_not_read(
 ) -> None:
     """Another commit, another size or no HTTP URL: the location is refused, to be tried again."""
     hub.add(NAME, model)
-    source = HuggingFaceSource(URI)
+    source = hub_source(URI)
     weights = by_path(await source.resolve())["model.safetensors"]
     hub.alter("/resolve/", headers)
     error = await refusal(source, weights)
@@ -255,7 +266,7 @@ async def test_a_location_that_contradicts_the_listing_is_not_read(
 async def test_a_file_that_is_gone_is_not_found(hub: FakeHub, model: Path) -> None:
     """A file that the Hub no longer has is named in a permanent error."""
     repository = hub.add(NAME, model)
-    source = HuggingFaceSource(URI)
+    source = hub_source(URI)
     config = by_path(await source.resolve())["config.json"]
     del repository.commits[repository.refs["main"]]["config.json"]
     error = await refusal(source, config)
@@ -277,9 +288,9 @@ def test_a_fresh_process_takes_endpoint_and_token_file_and_writes_nothing(
     (tmp_path / "token").write_text(f"{TOKEN}\n")
     program = f"""
 import asyncio, json
-from cached.sources.huggingface import HuggingFaceSource
+from tests.support.hub_cases import hub_source
 async def run():
-    source = HuggingFaceSource({URI!r})
+    source = hub_source({URI!r})
     listing = await source.resolve()
     for file in listing.files:
         await source.locate(file)
@@ -304,7 +315,7 @@ async def test_a_token_may_be_kept_from_being_sent(hub: FakeHub, model: Path, mo
     hub.add(NAME, model)
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_IMPLICIT_TOKEN", True)
-    source = HuggingFaceSource(URI)
+    source = hub_source(URI)
     target = await source.locate(by_path(await source.resolve())["config.json"])
     assert target.headers == ()
     assert not [request for request in hub.requests if "authorization" in request.headers]

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from typing import cast
 
 import pytest
 
 from cached.contract.errors import Permanent
 from cached.sources.registry import open_source
 from cached.wire.client import HttpClient
+from cached.wire.settings import HttpSettings
 
-NO_CLIENT = cast("HttpClient", None)  # opening contacts nobody
+NO_CLIENT = HttpClient(HttpSettings())
+NO_CLIENT.close()  # opening contacts nobody
 
 
 @pytest.mark.parametrize(

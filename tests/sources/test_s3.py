@@ -69,7 +69,7 @@ def put(server: S3Server, bucket: str, **objects: bytes) -> None:
 
 @asynccontextmanager
 async def opened(uri: str) -> AsyncIterator[S3Source]:
-    source = S3Source(uri)
+    source = S3Source(uri, 60.0)
     try:
         yield source
     finally:
@@ -313,7 +313,7 @@ async def test_closing_twice_is_closing_once(moto: S3Server, monkeypatch: pytest
     """`aclose` may be called again, and before anything was opened."""
     bucket = use(moto, monkeypatch)
     put(moto, bucket, **{"m/w": b"abc"})
-    source: Any = S3Source(f"s3://{bucket}/m/")
+    source: Any = S3Source(f"s3://{bucket}/m/", 60.0)
     await source.aclose()
     await source.resolve()
     await source.aclose()

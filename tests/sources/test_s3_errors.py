@@ -72,7 +72,7 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def refusal(endpoint: str, query: str = "") -> HoldfastError:
-    source = S3Source(f"s3://models/m/v1/?endpoint_url={endpoint}{query}")
+    source = S3Source(f"s3://models/m/v1/?endpoint_url={endpoint}{query}", 60.0)
     try:
         with pytest.raises(HoldfastError) as caught:
             await source.resolve()

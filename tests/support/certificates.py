@@ -29,18 +29,18 @@ class Certificates:
         return context
 
 
-def make_certificates(folder: Path, host: str = "localhost") -> Certificates:
-    """Write an authority and a certificate for `host` and 127.0.0.1 into `folder`."""
+def make_certificates(folder: Path, host: str = "localhost", *, days: int = 1) -> Certificates:
+    """Write an authority and a certificate for `host` and 127.0.0.1 into `folder`; it ends in so many `days`."""
     authority_key, key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
     authority_name = _name("holdfast test authority")
     authority = (
-        _builder(authority_name, authority_name, authority_key.public_key())
+        _builder(authority_name, authority_name, authority_key.public_key(), 1)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .sign(authority_key, hashes.SHA256())
     )
     names = x509.SubjectAlternativeName([x509.DNSName(host), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
     certificate = (
-        _builder(_name(host), authority_name, key.public_key())
+        _builder(_name(host), authority_name, key.public_key(), days)
         .add_extension(names, critical=False)
         .sign(authority_key, hashes.SHA256())
     )
@@ -57,7 +57,9 @@ def _name(text: str) -> x509.Name:
     return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
 
 
-def _builder(subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey) -> x509.CertificateBuilder:
+def _builder(
+    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey, days: int
+) -> x509.CertificateBuilder:
     now = datetime.datetime.now(datetime.UTC)
     return (
         x509.CertificateBuilder()
@@ -65,6 +67,6 @@ def _builder(subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicK
         .issuer_name(issuer)
         .public_key(key)
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
+        .not_valid_before(now - datetime.timedelta(days=3))
+        .not_valid_after(now + datetime.timedelta(days=days))
     )

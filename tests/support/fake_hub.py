@@ -78,6 +78,7 @@ class FakeHub:
         self.tokens: set[str] = set()
         self.requests: list[Request] = []
         self.violations: list[str] = []
+        self._fronts: dict[str, str] = {}
         self._faults: list[Fault] = []
         self._blobs: dict[str, HubFile] = {}
         self._generation = 0
@@ -87,11 +88,21 @@ class FakeHub:
 
     @property
     def endpoint(self) -> str:
-        return self._servers[0].address
+        """Where it is asked; what stands before it says another address."""
+        return self._fronts.get("hub", self._servers[0].address)
 
     @property
     def cdn(self) -> str:
-        return self._servers[1].address
+        return self._fronts.get("cdn", self._servers[1].address)
+
+    @property
+    def behind(self) -> tuple[str, str]:
+        """The addresses of the Hub and its CDN themselves."""
+        return self._servers[0].address, self._servers[1].address
+
+    def stand_behind(self, hub: str, cdn: str) -> None:
+        """Other servers stand before this one, at these addresses: it names those from now on."""
+        self._fronts = {"hub": hub, "cdn": cdn}
 
     def __enter__(self) -> FakeHub:
         for thread in self._threads:

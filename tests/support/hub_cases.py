@@ -12,6 +12,9 @@ import pytest
 from cached.contract.errors import HoldfastError
 from cached.contract.manifest import FileEntry, Manifest
 from cached.sources.base import HttpTarget, Listing, RemoteFile, Source
+from cached.sources.huggingface import HuggingFaceSource
+from cached.wire.client import HttpClient
+from cached.wire.settings import HttpSettings
 
 WEIGHTS = bytes(range(256)) * 4096
 CONFIG = b'{"hidden_size": 8}\n'
@@ -32,6 +35,13 @@ def manifest_of(files: dict[str, bytes]) -> Manifest:
     return Manifest.build(
         FileEntry(path, hashlib.sha256(content).hexdigest(), len(content)) for path, content in files.items()
     )
+
+
+def hub_source(uri: str) -> HuggingFaceSource:
+    """A source with a client of its own, which keeps no connection open."""
+    client = HttpClient(HttpSettings())
+    client.close()
+    return HuggingFaceSource(uri, client)
 
 
 def read(target: HttpTarget, asked: str | None = None) -> tuple[int, bytes]:

@@ -5,8 +5,9 @@ Law: values only; `tests.wire.origin` acts on them. A new kind of fault is one m
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -16,8 +17,8 @@ class Reply:
     """What is going to be sent; a fault returns a changed one.
 
     `cut`: send only so many bytes of `body`, then do `ending`: `keep` or `close` the connection, `reset` it, `stall`,
-    or `drip` on byte by byte. `raw`: send exactly these bytes instead of all else. `chunk`: the size of chunks.
-    `trailing`: what is sent behind the body.
+    or `drip` on byte by byte; `endless`: send `trailing` again and again. `raw`: send exactly these bytes and nothing
+    else. `chunk`: the size of chunks. `trailing`: what is sent behind the body.
     """
 
     status: int
@@ -194,6 +195,59 @@ class Raw:
 
     def apply(self, reply: Reply, whole: memoryview) -> Reply:
         return replace(reply, raw=self.data, ending="close")
+
+
+@dataclass(frozen=True)
+class DripHead:
+    """Send a head without an end, byte by byte, a hundred a second."""
+
+    def apply(self, reply: Reply, whole: memoryview) -> Reply:
+        return replace(reply, raw=b"HTTP/1.1 200 OK\r\n" + b"X-Filler: 1\r\n" * 10_000, ending="drip")
+
+
+@dataclass(frozen=True)
+class Endless:
+    """Say nothing of a length, and go on after the body for as long as anybody reads."""
+
+    def apply(self, reply: Reply, whole: memoryview) -> Reply:
+        endless = replace(reply, trailing=bytes(64 * 1024), ending="endless")
+        return endless.with_headers(Content_Length=None, Content_Range=None)
+
+
+@dataclass(frozen=True)
+class Meanwhile:
+    """Do something at the origin while this request is being answered, and answer as `then` says."""
+
+    action: Callable[[], object]
+    then: Fault
+
+    def apply(self, reply: Reply, whole: memoryview) -> Reply:
+        self.action()
+        return self.then.apply(reply, whole)
+
+
+@dataclass(frozen=True)
+class Content:
+    """Answer 200 with this body instead of the object's."""
+
+    data: bytes
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    def apply(self, reply: Reply, whole: memoryview) -> Reply:
+        own = {"Content-Length": str(len(self.data)), **self.headers}
+        kept = {name: value for name, value in reply.headers.items() if name == "Content-Type"}
+        return Reply(200, kept | own, memoryview(self.data))
+
+
+@dataclass(frozen=True)
+class EachTime:
+    """Another fault for every request: `make` is given 0, 1, 2 …"""
+
+    make: Callable[[int], Fault]
+    count: Iterator[int] = field(default_factory=itertools.count)
+
+    def apply(self, reply: Reply, whole: memoryview) -> Reply:
+        return self.make(next(self.count)).apply(reply, whole)
 
 
 @dataclass(frozen=True)

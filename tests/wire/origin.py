@@ -8,8 +8,9 @@
 
 The faults are in `tests.wire.faults`. A fault is consumed by one request for its path (GET and HEAD alike). Several
 faults for one request: `Both(a, b)`.
+`always(path, fault)` spoils every request that no script is for.
 Without faults it honours Range, If-Match and If-Unmodified-Since, and keeps connections alive. `Stall` lasts until the
-origin is closed, and so does `Drip`. With `tls=` (an `ssl.SSLContext`) it speaks https.
+origin is closed, and so do `Drip` and `Endless`. With `tls=` (an `ssl.SSLContext`) it speaks https.
 
 Law: real sockets, on 127.0.0.1 only; every thread and connection ends with the `with` block.
 """
@@ -54,23 +55,26 @@ class _Object:
     etag: str | None
     last_modified: str | None
     content_type: str
+    headers: Mapping[str, str]
 
 
 class HostileOrigin:
     """See the module's docstring. Thread-safe."""
 
-    def __init__(self, *, tls: ssl.SSLContext | None = None, host: str = "localhost") -> None:
-        """`host`: the name in the URLs it gives, `localhost` or `127.0.0.1`; it answers to both."""
+    def __init__(self, *, tls: ssl.SSLContext | None = None, host: str = "localhost", port: int = 0) -> None:
+        """`host`: the name in the URLs it gives, `localhost` or `127.0.0.1`; it answers to both. `port`: 0 for any."""
         self._host = host
         self._tls = tls
         self._lock = threading.Lock()
         self._objects: dict[str, _Object] = {}
         self._scripts: defaultdict[str, deque[Fault]] = defaultdict(deque)
+        self._always: dict[str, Fault] = {}
         self._requests: list[Seen] = []
         self._released = threading.Event()
         self._connections: dict[socket.socket, int] = {}
         self._accepted = 0
-        self._server = _Server(self)
+        self.most_connections = 0  # that stood at the same time
+        self._server = _Server(self, port)
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01})
 
     def put(
@@ -81,10 +85,11 @@ class HostileOrigin:
         etag: str | None = None,
         last_modified: str | None = None,
         content_type: str = "application/octet-stream",
+        headers: Mapping[str, str] | None = None,
     ) -> str:
-        """Serve `data` at `path`; returns its URL."""
+        """Serve `data` at `path`, with more `headers`; returns its URL."""
         with self._lock:
-            self._objects[path] = _Object(memoryview(data), etag, last_modified, content_type)
+            self._objects[path] = _Object(memoryview(data), etag, last_modified, content_type, headers or {})
         return self.url(path)
 
     def remove(self, path: str) -> None:
@@ -95,6 +100,11 @@ class HostileOrigin:
         """Spoil the next requests for `path`, one fault each."""
         with self._lock:
             self._scripts[path].extend(faults)
+
+    def always(self, path: str, fault: Fault) -> None:
+        """Spoil every request for `path` that no script is for."""
+        with self._lock:
+            self._always[path] = fault
 
     def url(self, path: str) -> str:
         return f"{'https' if self._tls else 'http'}://{self._host}:{self.port}{path}"
@@ -141,6 +151,7 @@ class HostileOrigin:
                 raise ConnectionAbortedError("the origin is closing")
             self._accepted += 1
             number = self._connections[connection] = self._accepted
+            self.most_connections = max(self.most_connections, len(self._connections))
         try:
             yield number
         finally:
@@ -151,11 +162,16 @@ class HostileOrigin:
         path = seen.path.partition("?")[0]
         with self._lock:
             self._requests.append(seen)
-            found = self._objects.get(path)
             script = self._scripts[path]
-            fault = script.popleft() if script else None
-        reply = _served(found, seen.headers) if found else _plain(404)
-        return fault.apply(reply, found.data if found else memoryview(b"")) if fault else reply
+            fault = script.popleft() if script else self._always.get(path)
+        reply, whole = self._due(seen)
+        return fault.apply(reply, whole) if fault else reply
+
+    def _due(self, seen: Seen) -> tuple[Reply, memoryview]:
+        """The answer of a server that does all as it should, and the bytes of the object that it is about."""
+        with self._lock:
+            found = self._objects.get(seen.path.partition("?")[0])
+        return (_served(found, seen.headers), found.data) if found else (_plain(404), memoryview(b""))
 
 
 def _plain(status: int, **headers: str) -> Reply:
@@ -174,6 +190,7 @@ def _served(found: _Object, headers: Mapping[str, str]) -> Reply:
     size = len(found.data)
     base = Reply(200, {"Content-Type": found.content_type}, found.data)
     reply = base.with_headers(Accept_Ranges="bytes", Content_Length=str(size), **validators)
+    reply = replace(reply, headers=reply.headers | dict(found.headers))
     match = re.fullmatch(r"bytes=(\d+)-(\d*)", headers.get("range", ""))
     if match is None:
         return reply
@@ -189,9 +206,9 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = False
     request_queue_size = 64
 
-    def __init__(self, origin: HostileOrigin) -> None:
+    def __init__(self, origin: HostileOrigin, port: int) -> None:
         self.origin = origin
-        super().__init__(("127.0.0.1", 0), _handler_of(origin))
+        super().__init__(("127.0.0.1", port), _handler_of(origin))
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """The client hung up, or refused our certificate: part of the game."""
@@ -220,17 +237,19 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         headers = {name.lower(): value for name, value in self.headers.items()}
         reply = self._origin._reply(Seen(self.command, self.path, headers, self._number))
-        if reply.raw is not None:
+        if reply.raw is not None and reply.ending == "drip":
+            self._drip(reply.raw)
+        elif reply.raw is not None:
             self.wfile.write(reply.raw)
         else:
             self._send(reply)
         if reply.ending == "stall":
             self._origin._released.wait()
-        if reply.ending == "drip":
-            for byte in reply.body[reply.cut :]:
-                if self._origin._released.wait(0.01):
-                    break
-                self.wfile.write(bytes([byte]))
+        if reply.ending == "drip" and reply.raw is None:
+            self._drip(reply.body[reply.cut :])
+        if reply.ending == "endless":
+            while not self._origin._released.is_set():
+                self.wfile.write(reply.trailing)
         if reply.ending == "reset":
             # Linger of zero: close() sends RST, and drops what was not delivered yet; so let it be delivered first.
             _wait_until_delivered(self.connection)
@@ -243,6 +262,12 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
 
     do_HEAD = do_GET
+
+    def _drip(self, data: bytes | memoryview) -> None:
+        for byte in data:
+            if self._origin._released.wait(0.01):
+                break
+            self.wfile.write(bytes([byte]))
 
     def _send(self, reply: Reply) -> None:
         lines = [f"HTTP/1.1 {reply.status} Scripted", *(f"{name}: {value}" for name, value in reply.headers.items())]
@@ -258,7 +283,7 @@ class _Handler(BaseHTTPRequestHandler):
                 self.wfile.write(b"%x;name=value\r\n%b\r\n" % (len(part), bytes(part)))
             if reply.cut is None:
                 self.wfile.write(b"0\r\nTrailer: x\r\n\r\n" + reply.trailing)
-        elif reply.trailing:
+        elif reply.trailing and reply.ending != "endless":
             # One segment: what is too much arrives together with the end of the body.
             self.wfile.write(head + bytes(body) + reply.trailing)
         else:
