@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from cached.contract.errors import Permanent
 from cached.contract.status import encode
@@ -15,16 +16,20 @@ from cached.contract.status import encode
 
 @dataclass(frozen=True, slots=True)
 class VerifiedFile:
-    """What one file was when its sha256 was computed: inode, size in bytes, mtime, and when that was."""
+    """What one file was when its sha256 was computed: inode, size in bytes, mtime, and when that was.
+
+    `verity`: the fs-verity digest that it was sealed with then, as `sha256:<hex>`; None where it was not.
+    """
 
     ino: int
     size: int
     mtime_ns: int
     verified_at: str
+    verity: str | None = None
 
     @classmethod
-    def of(cls, stat: os.stat_result, verified_at: str) -> VerifiedFile:
-        return cls(stat.st_ino, stat.st_size, stat.st_mtime_ns, verified_at)
+    def of(cls, stat: os.stat_result, verified_at: str, verity: str | None = None) -> VerifiedFile:
+        return cls(stat.st_ino, stat.st_size, stat.st_mtime_ns, verified_at, verity)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +40,7 @@ class VerifiedRecord:
 
     def encode(self) -> bytes:
         """The bytes of `verified.json`."""
-        return encode({"files": {path: asdict(entry) for path, entry in self.files.items()}})
+        return encode({"files": {path: _document(entry) for path, entry in self.files.items()}})
 
     @classmethod
     def parse(cls, data: bytes) -> VerifiedRecord:
@@ -44,7 +49,9 @@ class VerifiedRecord:
             listed = json.loads(data)["files"]
             return cls(
                 {
-                    path: VerifiedFile(entry["ino"], entry["size"], entry["mtime_ns"], entry["verified_at"])
+                    path: VerifiedFile(
+                        entry["ino"], entry["size"], entry["mtime_ns"], entry["verified_at"], entry.get("verity")
+                    )
                     for path, entry in listed.items()
                 }
             )
@@ -54,3 +61,7 @@ class VerifiedRecord:
                 f"not a verified record: {error!r}",
                 "check that only the daemon writes the root; `holdfast verify` tells whether the bytes are intact",
             ) from error
+
+
+def _document(entry: VerifiedFile) -> dict[str, Any]:
+    return {key: value for key, value in asdict(entry).items() if value is not None}

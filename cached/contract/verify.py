@@ -1,7 +1,8 @@
 """Check a snapshot against its manifest: by the record, or by hashing everything again.
 
 Law: reads only, through the same read-only mount a pod has. Every mismatch is a `DigestMismatch` that names the file;
-what the disk refuses to read is a `Permanent` (`unreadable`) that names it too.
+what the disk refuses to read is a `Permanent` (`unreadable`) that names it too. Where a file is sealed with fs-verity,
+what the kernel says of its seal counts for more than what the record says of its inode and mtime.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import errno
 import hashlib
 import mmap
 import os
+import re
 import stat
 import threading
 from collections import deque
@@ -22,11 +24,15 @@ from cached.contract.digest import Digest
 from cached.contract.errors import DigestMismatch, HoldfastError, Permanent
 from cached.contract.layout import SnapshotLayout
 from cached.contract.manifest import FileEntry, Manifest
-from cached.contract.verified import VerifiedRecord
+from cached.contract.verified import VerifiedFile, VerifiedRecord
+from cached.contract.verity import NoSeal, measure
 
 _WINDOW_BYTES = 16 << 20  # mapped, populated and hashed at a time
 _BUFFER_BYTES = 512 << 10  # where maps are refused; half of a common second-level cache
 _MADV_POPULATE_READ = 22  # linux/mman.h; the module mmap names it from Python 3.14 on
+# Linux before 6.9 tries a page that cannot be read again and again, within the call, instead of failing with EFAULT
+# ("mm/madvise: make MADV_POPULATE_(READ|WRITE) handle VM_FAULT_RETRY properly"): a bad block would hang us for ever.
+_POPULATES_FOR_EVER = tuple(int(part) for part in re.findall(r"\d+", os.uname().release)[:2]) < (6, 9)
 _REMEDY = "the bytes on the node changed after they were verified: `holdfast verify` on the node, then look at its disk"
 
 
@@ -52,6 +58,9 @@ def load_manifest(snapshot: SnapshotLayout, pin: Digest | None) -> Manifest:
 def check_record(snapshot: SnapshotLayout, manifest: Manifest) -> None:
     """Check that every file is there, a plain file, and as `verified.json` recorded it. Hashes nothing.
 
+    A file that was sealed with fs-verity must be sealed with the same digest now: then the kernel lets nobody read
+    other bytes, and neither inode nor mtime matter. Where the kernel cannot tell (a sandbox that passes no ioctls on)
+    they do.
     Raises `DigestMismatch`, or `Permanent` (`invalid_record`) where the record cannot be read as one.
     """
     record = VerifiedRecord.parse(_read(snapshot.verified))
@@ -60,13 +69,14 @@ def check_record(snapshot: SnapshotLayout, manifest: Manifest) -> None:
         verified = record.files.get(entry.path)
         if verified is None:
             raise DigestMismatch(f"{entry.path}: verified record", "an entry", "none", _REMEDY)
-        for what, expected, actual in (
-            ("recorded size in bytes", entry.size, verified.size),
-            ("inode", verified.ino, found.st_ino),
-            ("mtime in ns", verified.mtime_ns, found.st_mtime_ns),
-        ):
-            if expected != actual:
-                raise DigestMismatch(f"{entry.path}: {what}", str(expected), str(actual), _REMEDY)
+        if verified.size != entry.size:
+            raise DigestMismatch(f"{entry.path}: recorded size in bytes", str(entry.size), str(verified.size), _REMEDY)
+        seal = NoSeal.UNKNOWN if verified.verity is None else _seal_of(snapshot, entry)
+        if seal is NoSeal.UNKNOWN:
+            _compare_stat(entry.path, verified, found)
+        elif seal != verified.verity:
+            found_seal = seal.value if isinstance(seal, NoSeal) else seal
+            raise DigestMismatch(f"{entry.path}: fs-verity digest", str(verified.verity), found_seal, _REMEDY)
 
 
 def check_full(
@@ -118,9 +128,12 @@ def hash_file(path: Path, progress: Callable[[int], None] = lambda _size: None) 
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
+        if _POPULATES_FOR_EVER:
+            return _hash_copied(descriptor, progress)
         return _hash_mapped(descriptor, progress)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENODEV):  # Linux before 5.14; a file system without maps
+        # A file system without maps; a page that cannot be had: read(2) says why.
+        if error.errno not in (errno.EINVAL, errno.ENODEV, errno.EFAULT):
             raise
         return _hash_copied(descriptor, progress)
     finally:
@@ -158,11 +171,15 @@ def _map(descriptor: int, start: int, length: int) -> mmap.mmap:
 def _hash_copied(descriptor: int, progress: Callable[[int], None]) -> str:
     sha = hashlib.sha256()
     # An anonymous map, as only that is page-aligned: the kernel copies into it faster than into a bytearray.
+    size, done = os.fstat(descriptor).st_size, 0
     with mmap.mmap(-1, _BUFFER_BYTES) as buffer, memoryview(buffer) as view:
         while count := os.readv(descriptor, [view]):
             with view[:count] as filled:
                 sha.update(filled)
             progress(count)
+            done += count
+    if done < size:
+        raise OSError(errno.EIO, "the file was cut short while it was read")
     return sha.hexdigest()
 
 
@@ -182,6 +199,9 @@ def _check_file(snapshot: SnapshotLayout, entry: FileEntry, progress: Callable[[
     try:
         found = hash_file(snapshot.path / entry.path, progress)
     except OSError as error:
+        if error.errno == errno.EIO and isinstance(_seal_of(snapshot, entry), str):
+            refused = "a block that the disk cannot read, or that does not match the file's fs-verity seal"
+            raise DigestMismatch(f"{entry.path}: bytes", entry.sha256, refused, _REMEDY) from error
         raise _unreadable(entry.path, error) from error
     if found != entry.sha256:
         raise DigestMismatch(f"{entry.path}: sha256", entry.sha256, found, _REMEDY)
@@ -198,6 +218,28 @@ def _stat(snapshot: SnapshotLayout, entry: FileEntry) -> os.stat_result:
     if found.st_size != entry.size:
         raise DigestMismatch(f"{entry.path}: size in bytes", str(entry.size), str(found.st_size), _REMEDY)
     return found
+
+
+def _compare_stat(path: str, verified: VerifiedFile, found: os.stat_result) -> None:
+    for what, expected, actual in (
+        ("inode", verified.ino, found.st_ino),
+        ("mtime in ns", verified.mtime_ns, found.st_mtime_ns),
+    ):
+        if expected != actual:
+            raise DigestMismatch(f"{path}: {what}", str(expected), str(actual), _REMEDY)
+
+
+def _seal_of(snapshot: SnapshotLayout, entry: FileEntry) -> str | NoSeal:
+    try:
+        descriptor = os.open(snapshot.path / entry.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError as error:
+        raise _unreadable(entry.path, error) from error
+    try:
+        return measure(descriptor)
+    except OSError as error:
+        raise _unreadable(entry.path, error) from error
+    finally:
+        os.close(descriptor)
 
 
 def _read(path: Path) -> bytes:

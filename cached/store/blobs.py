@@ -6,6 +6,7 @@ Law: a blob appears by one rename of a file that is already whole, synced and re
 from __future__ import annotations
 
 import os
+import stat
 import threading
 from pathlib import Path
 
@@ -51,17 +52,30 @@ def commit(layout: Layout, finished: Path, sha256: str) -> bool:
 
 
 def committed_before(layout: Layout, ingest_id: str) -> str | None:
-    """The sha256 of the blob that this ingest of unknown digest became in an earlier life, if the blob is there.
+    """The sha256 of the blob that this ingest of unknown digest became in an earlier try, if the blob is there."""
+    sha256 = ingest.committed_as(layout, ingest_id)
+    return sha256 if sha256 is not None and has(layout, sha256) else None
 
-    A crash between the note and the rename leaves a whole, synced, verified file: the rename is done now.
+
+def commit_noted(layout: Layout, ingest_id: str) -> None:
+    """Do the rename that a crash came before: an ingest that is noted as a blob is whole, synced and verified.
+
+    For recovery, before anybody accounts for what is on the disk.
     """
     sha256 = ingest.committed_as(layout, ingest_id)
-    if sha256 is None:
-        return None
     finished = layout.ingest / ingest_id / "data"
-    if finished.exists():
+    if sha256 is None or not finished.exists():
+        return
+    if stat.S_IMODE(os.lstat(finished).st_mode) == durable.READ_ONLY_MODE:  # else a later try has opened it again
         commit(layout, finished, sha256)
-    return sha256 if has(layout, sha256) else None
+
+
+def is_unlinked(layout: Layout, sha256: str) -> bool:
+    """Tell whether the blob is here and no snapshot links it."""
+    try:
+        return os.lstat(layout.blob(sha256)).st_nlink == 1
+    except FileNotFoundError:
+        return False
 
 
 def remove_unlinked(layout: Layout, sha256: str) -> int:
@@ -77,13 +91,18 @@ def remove_unlinked(layout: Layout, sha256: str) -> int:
     return found.st_size
 
 
-def quarantine(layout: Layout, sha256: str) -> int:
-    """Take a blob whose bytes went bad out of use; returns its size in bytes, 0 where it is gone already."""
+def quarantine(layout: Layout, sha256: str) -> tuple[int, int]:
+    """Take a blob whose bytes went bad out of use; of one that did so before, the newer remains are kept.
+
+    Returns sizes in bytes: of the blob, 0 where it is gone already, and of what its remains replaced.
+    """
+    place = layout.quarantine / sha256
     try:
         found = os.lstat(layout.blob(sha256)).st_size
-        durable.rename(layout.blob(sha256), layout.quarantine / sha256)
+        replaced = os.lstat(place).st_size if place.exists() else 0
+        durable.rename(layout.blob(sha256), place)
     except FileNotFoundError:
-        return 0
+        return 0, 0
     except OSError as error:
         raise durable.disk_error(error, f"quarantining blob {sha256}") from error
-    return found
+    return found, replaced

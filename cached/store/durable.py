@@ -10,6 +10,7 @@ import ctypes
 import errno
 import os
 import secrets
+import stat
 from pathlib import Path
 
 from cached.contract.errors import HoldfastError, Permanent, Transient
@@ -34,10 +35,11 @@ def fsync_dir(path: Path) -> None:
 def make_dir(path: Path, mode: int) -> None:
     """Make one directory with exactly `mode`, durably; one that exists is left as it is."""
     try:
-        path.mkdir()
+        path.mkdir(mode)  # never wider than asked, not even for the moment in which a crash may come
     except FileExistsError:
         return
-    path.chmod(mode)
+    if stat.S_IMODE(path.stat().st_mode) != mode:  # the umask took some
+        path.chmod(mode)
     fsync_dir(path.parent)
 
 
@@ -132,10 +134,34 @@ def temporary_beside(path: Path) -> Path:
 def disk_error(error: OSError, what: str) -> HoldfastError:
     """Our error for a failed step on the disk: full is worth waiting for, the rest needs a person."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if _lacks_inodes(error):
+            return Transient(
+                "no_space",
+                f"{what}: the file system has no inodes left, though it has free bytes",
+                "delete small files on it, or make it anew with more inodes (mkfs.ext4 -N)",
+            )
         return Transient("no_space", f"{what}: the disk is full", "free space on the node, or lower --quota")
-    if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
-        return Transient("not_writable", f"{what}: {error.strerror}", "make the root writable for the daemon")
+    if error.errno == errno.EROFS:
+        return Transient(
+            "not_writable",
+            f"{what}: {error.strerror}",
+            "mount it writable (after a fault the kernel makes a file system read-only: see the kernel log)",
+        )
+    if error.errno in (errno.EACCES, errno.EPERM):
+        remedy = "make the root writable for the daemon; look for immutable files with lsattr"
+        return Transient("not_writable", f"{what}: {error.strerror}", remedy)
     return Transient("disk", f"{what}: {error.strerror or error}", "check the node's disk and kernel log")
+
+
+def _lacks_inodes(error: OSError) -> bool:
+    """Tell a lack of inodes from one of blocks: it is met only where a name is made, and such an error names it."""
+    if error.errno != errno.ENOSPC or not isinstance(error.filename, str | os.PathLike):
+        return False
+    try:
+        found = os.statvfs(Path(error.filename).parent)
+    except OSError:
+        return False
+    return found.f_files > 0 and found.f_favail == 0 and found.f_bavail > 0
 
 
 def refuse_root(message: str, remedy: str) -> Permanent:

@@ -6,8 +6,11 @@ point at nothing.
 
 from __future__ import annotations
 
+import errno
+import logging
 import os
 import shutil
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +20,10 @@ from cached.contract.layout import LAYOUT_VERSION, TEMPORARY_PREFIX, Layout
 from cached.contract.manifest import Manifest
 from cached.contract.reference import ModelRef, name_from_path_segment
 from cached.contract.status import ModelStatus
-from cached.store import durable, ingest, snapshots
+from cached.store import blobs as committed
+from cached.store import durable, ground, ingest, mending, snapshots
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,23 +45,38 @@ def prepare(layout: Layout) -> None:
     """
     try:
         layout.root.mkdir(parents=True, exist_ok=True)
-        for folder in (layout.private, layout.ingest, layout.blobs, layout.quarantine, layout.trash):
-            durable.make_dir(folder, durable.PRIVATE_DIR_MODE)
-        layout.private.chmod(durable.PRIVATE_DIR_MODE)
-        public = layout.public
-        for folder in (public.path, public.snapshots, public.models, public.status):
-            durable.make_dir(folder, durable.PUBLIC_DIR_MODE)
         _check_version(layout)
-        _check_hard_links(layout)
+        make_tree(layout)
+        ground.check(layout)
+        if not layout.version.exists():
+            durable.replace(layout.version, LAYOUT_VERSION.encode(), 0o644)
     except OSError as error:
-        raise durable.refuse_root(
-            f"{layout.root}: {error.strerror or error}", "give the daemon a writable folder on a local file system"
-        ) from error
+        remedy = "give the daemon a writable folder on a local file system"
+        if error.errno == errno.EROFS:
+            remedy = "mount it writable (after a fault the kernel makes a file system read-only: see the kernel log)"
+        elif error.errno == errno.ENOSPC:
+            remedy = "free space on the node, then start the daemon again"
+        raise durable.refuse_root(f"{error.filename or layout.root}: {error.strerror or error}", remedy) from error
+
+
+def make_tree(layout: Layout) -> None:
+    """Make the folders that are missing, and give every one its mode."""
+    public = layout.public
+    private = (layout.private, layout.ingest, layout.blobs, layout.quarantine, layout.trash)
+    modes = dict.fromkeys(private, durable.PRIVATE_DIR_MODE)
+    modes |= dict.fromkeys((public.path, public.snapshots, public.models, public.status), durable.PUBLIC_DIR_MODE)
+    for folder, mode in modes.items():
+        durable.make_dir(folder, mode)
+        if stat.S_IMODE(os.stat(folder).st_mode) != mode:
+            folder.chmod(mode)
 
 
 def recover(layout: Layout) -> Recovered:
     """Sweep what a crash left and read the rest."""
     _sweep(layout)
+    _settle(layout)
+    for name in _names(layout.ingest):
+        committed.commit_noted(layout, name)
     manifests, damaged = _read_snapshots(layout)
     blobs: dict[str, int] = {}
     for prefix in _names(layout.blobs):
@@ -63,6 +84,13 @@ def recover(layout: Layout) -> Recovered:
             blobs.update((e.name, e.stat(follow_symlinks=False).st_size) for e in entries if is_hex(e.name))
     ingests = {name: ingest.allocated_bytes(layout.ingest / name) for name in _names(layout.ingest)}
     quarantined = sum(os.lstat(layout.quarantine / name).st_size for name in _names(layout.quarantine))
+    for digest in [digest for digest, manifest in manifests.items() if manifest.blob_sizes().keys() - blobs.keys()]:
+        mending.relink(layout, digest, manifests[digest])
+        sizes = manifests[digest].blob_sizes()
+        blobs.update((sha256, size) for sha256, size in sizes.items() if layout.blob(sha256).exists())
+        if sizes.keys() - blobs.keys():  # somebody deleted what it is made of
+            del manifests[digest]
+            damaged.append(digest)
     models = _read_models(layout, manifests)
     return Recovered(models, manifests, blobs, ingests, quarantined, tuple(damaged))
 
@@ -82,7 +110,6 @@ def read_statuses(layout: Layout) -> dict[ModelRef, ModelStatus]:
 
 def _check_version(layout: Layout) -> None:
     if not layout.version.exists():
-        durable.replace(layout.version, LAYOUT_VERSION.encode(), 0o644)
         return
     found = layout.version.read_text()
     if found != LAYOUT_VERSION:
@@ -90,23 +117,6 @@ def _check_version(layout: Layout) -> None:
             f"{layout.version}: expected layout version {LAYOUT_VERSION.strip()!r}, found {found.strip()[:40]!r}",
             "run the Holdfast release that wrote this root, or give the daemon an empty folder",
         )
-
-
-def _check_hard_links(layout: Layout) -> None:
-    """Snapshots are hard links from private/ into public/: try one, so that a wrong file system is refused at start."""
-    probe = durable.temporary_beside(layout.ingest)
-    linked = durable.temporary_beside(layout.public.models)
-    try:
-        durable.write_file(probe, b"", durable.READ_ONLY_MODE)
-        os.link(probe, linked)
-    except OSError as error:
-        raise durable.refuse_root(
-            f"{layout.root}: cannot hard-link from private/ to public/: {error.strerror}",
-            "put the whole root on one file system with hard links, such as ext4 or xfs",
-        ) from error
-    finally:
-        probe.unlink(missing_ok=True)
-        linked.unlink(missing_ok=True)
 
 
 def _sweep(layout: Layout) -> None:
@@ -122,6 +132,17 @@ def _sweep(layout: Layout) -> None:
         _delete(layout.trash / name)
 
 
+def _settle(layout: Layout) -> None:
+    """Make durable what is here: a daemon that was killed may have renamed and not synced, and all that is built on
+    such a name from now on would be lost with it."""
+    public = layout.public
+    nested = [parent / name for parent in (layout.blobs, public.models, layout.ingest) for name in _names(parent)]
+    flat = (layout.root, layout.private, layout.ingest, layout.blobs, layout.quarantine, layout.trash, public.path)
+    for folder in (*flat, public.snapshots, public.models, *nested):
+        if folder.is_dir():
+            durable.fsync_dir(folder)
+
+
 def _read_snapshots(layout: Layout) -> tuple[dict[Digest, Manifest], list[Digest]]:
     manifests: dict[Digest, Manifest] = {}
     damaged: list[Digest] = []
@@ -133,10 +154,25 @@ def _read_snapshots(layout: Layout) -> tuple[dict[Digest, Manifest], list[Digest
             data = layout.public.snapshot(digest).manifest.read_bytes()
             if Digest.of(data) != digest:
                 raise Permanent("digest_mismatch", f"{name}: the manifest has changed", "")
-            manifests[digest] = Manifest.parse(data)
+            manifest = Manifest.parse(data)
+            if _has_quarantined(layout, digest, manifest):
+                raise Permanent("digest_mismatch", f"{name}: a file of it is in quarantine", "")
+            manifests[digest] = manifest
         except (OSError, HoldfastError):
             damaged.append(digest)
     return manifests, damaged
+
+
+def _has_quarantined(layout: Layout, digest: Digest, manifest: Manifest) -> bool:
+    """Tell whether a crash came after a blob went into quarantine and before the snapshots that link it went too."""
+    for entry in manifest.files:
+        try:
+            bad = os.lstat(layout.quarantine / entry.sha256).st_ino
+            if os.lstat(layout.public.snapshot(digest).path / entry.path).st_ino == bad:
+                return True
+        except FileNotFoundError:
+            continue
+    return False
 
 
 def _read_models(layout: Layout, manifests: dict[Digest, Manifest]) -> dict[ModelRef, Digest]:
@@ -163,7 +199,11 @@ def _names(folder: Path) -> list[str]:
 
 
 def _delete(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
+    """Delete litter; what cannot be deleted (somebody made it immutable) stays, and stops nobody."""
+    try:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+    except OSError as error:
+        _log.warning("cannot delete %s, which is left over: %s", path, error)

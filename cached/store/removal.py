@@ -1,14 +1,15 @@
 """Take versions away: the name first, then the snapshot, then the blobs that nothing links any more.
 
-Law: never what somebody holds a lease on. Every step is a rename or an unlink, so a crash leaves only what recovery
-sweeps.
+Law: never what somebody holds a lease on, nor what a version under way claims. Every step is a rename or an unlink: a
+crash leaves only what recovery sweeps.
 """
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Collection
 from dataclasses import dataclass
+from pathlib import Path
 
 from cached.contract.digest import Digest, is_hex
 from cached.contract.layout import Layout
@@ -16,6 +17,9 @@ from cached.contract.lease import take_exclusive
 from cached.contract.manifest import Manifest
 from cached.contract.reference import ModelRef
 from cached.store import blobs, durable, ingest, snapshots
+from cached.store.claims import Claims
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,12 +30,10 @@ class Swept:
     dying: int
 
 
-def evict(
-    layout: Layout, ref: ModelRef, digest: Digest, manifest: Manifest | None, needed: Collection[str]
-) -> int | None:
+def evict(layout: Layout, ref: ModelRef, digest: Digest, manifest: Manifest | None, claims: Claims) -> int | None:
     """Remove the name `ref`, and its snapshot unless `manifest` is None (another name points there too).
 
-    Blobs that no snapshot links are deleted, except `needed`. Returns the bytes given back; None, with nothing done,
+    Blobs that no snapshot links and nobody claims are deleted. Returns the bytes given back; None, with nothing done,
     where the snapshot is in use.
     """
     try:
@@ -40,7 +42,7 @@ def evict(
             return None
         try:
             snapshots.unpoint(layout, ref)
-            return 0 if manifest is None else _delete(layout, digest, manifest, needed)
+            return 0 if manifest is None else _delete(layout, digest, manifest, claims)
         finally:
             if lease is not None:
                 lease.close()
@@ -48,32 +50,33 @@ def evict(
         raise durable.disk_error(error, f"evicting {ref}") from error
 
 
-def delete_unnamed(layout: Layout, digest: Digest, manifest: Manifest) -> int | None:
+def delete_unnamed(layout: Layout, digest: Digest, manifest: Manifest, claims: Claims) -> int | None:
     """Remove a snapshot that no name points at; returns the bytes given back, None where it is in use."""
     try:
         lease = take_exclusive(layout.public.snapshot(digest).lease)
         if lease is None:
             return None
         with lease:
-            return _delete(layout, digest, manifest, ())
+            return _delete(layout, digest, manifest, claims)
     except OSError as error:
         raise durable.disk_error(error, f"deleting snapshot {digest}") from error
 
 
-def sweep(layout: Layout, needed: Collection[str], busy: Collection[str]) -> Swept:
-    """Delete blobs that no snapshot links, except `needed`; partial blobs, except those in `busy`; the quarantine."""
+def sweep(layout: Layout, claims: Claims) -> Swept:
+    """Delete blobs that no snapshot links and partial blobs, except what is claimed; and the quarantine."""
     committed = dying = 0
     try:
-        # A blob whose digest was not known beforehand is noted before it appears, so that nobody deletes it in between.
-        noted = {ingest.committed_as(layout, name) for name in busy}
+        for name in sorted(os.listdir(layout.trash)):
+            _delete_trash(layout.trash / name)
         for prefix in sorted(os.listdir(layout.blobs)):
             for name in sorted(os.listdir(layout.blobs / prefix)):
-                if is_hex(name) and name not in needed and name not in noted:
-                    committed += blobs.remove_unlinked(layout, name)
+                if is_hex(name):
+                    committed += _remove_unclaimed(layout, name, claims)
         for name in sorted(os.listdir(layout.ingest)):
-            if name not in busy:
-                dying += ingest.allocated_bytes(layout.ingest / name)
-                ingest.forget(layout, name)
+            with claims.deciding():
+                if not claims.has_partial(name):
+                    dying += ingest.allocated_bytes(layout.ingest / name)
+                    ingest.forget(layout, name)
         for name in sorted(os.listdir(layout.quarantine)):
             dying += os.lstat(layout.quarantine / name).st_size
             durable.unlink(layout.quarantine / name)
@@ -82,8 +85,31 @@ def sweep(layout: Layout, needed: Collection[str], busy: Collection[str]) -> Swe
     return Swept(committed, dying)
 
 
-def _delete(layout: Layout, digest: Digest, manifest: Manifest, needed: Collection[str]) -> int:
+def _delete(layout: Layout, digest: Digest, manifest: Manifest, claims: Claims) -> int:
     trashed = snapshots.trash(layout, digest)
     if trashed is not None:
-        snapshots.delete_trash(trashed)
-    return sum(blobs.remove_unlinked(layout, sha256) for sha256 in manifest.blob_sizes() if sha256 not in needed)
+        _delete_trash(trashed)
+    return sum(_remove_unclaimed(layout, sha256, claims) for sha256 in manifest.blob_sizes())
+
+
+def _delete_trash(path: Path) -> None:
+    """The version is gone when it is in the trash: what cannot be deleted there (`chattr +i`) waits for a sweep."""
+    try:
+        snapshots.delete_trash(path)
+    except PermissionError as error:
+        _log.warning("cannot delete %s, tried again later: %s", path, error)
+
+
+def _remove_unclaimed(layout: Layout, sha256: str, claims: Claims) -> int:
+    """Delete a blob that nothing links, unless it is claimed, by its digest or as what a partial blob became: that is
+    noted before the blob appears."""
+    if not blobs.is_unlinked(layout, sha256):
+        return 0
+    try:
+        with claims.deciding():
+            if claims.has_blob(sha256) or sha256 in {ingest.committed_as(layout, id_) for id_ in claims.unpromised()}:
+                return 0
+            return blobs.remove_unlinked(layout, sha256)
+    except PermissionError as error:
+        _log.warning("cannot delete blob %s, tried again later: %s", sha256, error)
+        return 0

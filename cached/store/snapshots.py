@@ -12,11 +12,13 @@ import threading
 from pathlib import Path
 
 from cached.contract.digest import Digest
+from cached.contract.errors import Transient
 from cached.contract.layout import TEMPORARY_PREFIX, Layout, SnapshotLayout
 from cached.contract.manifest import Manifest
 from cached.contract.reference import ModelRef
+from cached.contract.status import timestamp
 from cached.contract.verified import VerifiedFile, VerifiedRecord
-from cached.store import durable
+from cached.store import durable, verity
 
 _one_at_a_time = threading.Lock()  # two names may have the same content, and be published at the same moment
 
@@ -32,7 +34,7 @@ def publish(layout: Layout, manifest: Manifest, verified_at: str) -> Digest:
     temporary = layout.public.snapshots / f"{TEMPORARY_PREFIX}{digest.hex[:16]}-{secrets.token_hex(4)}"
     with _one_at_a_time:
         try:
-            if _is_whole(final, data):
+            if _is_whole(layout, final, manifest):
                 return digest
             damaged = trash(layout, digest)
             if damaged is not None:
@@ -40,8 +42,13 @@ def publish(layout: Layout, manifest: Manifest, verified_at: str) -> Digest:
             _build(layout, SnapshotLayout(temporary), manifest, verified_at)
             durable.rename(temporary, final.path)
         except OSError as error:
+            failure = durable.disk_error(error, f"publishing snapshot {digest}")  # while the disk is as it was met
             shutil.rmtree(temporary, ignore_errors=True)
-            raise durable.disk_error(error, f"publishing snapshot {digest}") from error
+            gone = [sha256 for sha256 in manifest.blob_sizes() if not layout.blob(sha256).exists()]
+            if isinstance(error, FileNotFoundError) and gone and layout.blobs.exists():
+                problem = f"publishing snapshot {digest}: blob {gone[0]} was taken out of use meanwhile"
+                failure = Transient("blob_gone", problem, "it is fetched again")
+            raise failure from error
     return digest
 
 
@@ -100,11 +107,15 @@ def write_verified(snapshot: SnapshotLayout, record: VerifiedRecord) -> None:
     durable.replace(snapshot.verified, record.encode(), durable.READ_ONLY_MODE)
 
 
-def _is_whole(snapshot: SnapshotLayout, manifest: bytes) -> bool:
-    """Tell whether the snapshot is there with the manifest that its name promises."""
+def _is_whole(layout: Layout, snapshot: SnapshotLayout, manifest: Manifest) -> bool:
+    """Tell whether the snapshot is there with the manifest that its name promises, and links the blobs of now: what
+    links another file was left when a blob went bad, and has its bytes."""
     try:
-        return snapshot.manifest.read_bytes() == manifest
-    except FileNotFoundError:
+        return snapshot.manifest.read_bytes() == manifest.canonical() and all(
+            os.lstat(snapshot.path / entry.path).st_ino == os.lstat(layout.blob(entry.sha256)).st_ino
+            for entry in manifest.files
+        )
+    except (FileNotFoundError, NotADirectoryError):
         return False
 
 
@@ -120,7 +131,10 @@ def _build(layout: Layout, snapshot: SnapshotLayout, manifest: Manifest, verifie
     for entry in manifest.files:
         path = snapshot.path / entry.path
         os.link(layout.blob(entry.sha256), path, follow_symlinks=False)
-        record[entry.path] = VerifiedFile.of(os.lstat(path), verified_at)
+        found = os.lstat(path)
+        # A blob that was here before was hashed when it was written, whatever has happened to it since.
+        hashed_at = min(verified_at, timestamp(found.st_mtime))
+        record[entry.path] = VerifiedFile.of(found, hashed_at, verity.digest(path))
     durable.write_file(snapshot.manifest, manifest.canonical(), durable.READ_ONLY_MODE)
     durable.write_file(snapshot.verified, VerifiedRecord(record).encode(), durable.READ_ONLY_MODE)
     durable.write_file(snapshot.lease, b"", durable.READ_ONLY_MODE)

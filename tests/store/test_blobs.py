@@ -7,6 +7,7 @@ import os
 import stat
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 
 import pytest
 
@@ -81,7 +82,8 @@ def test_a_crash_before_the_rename_is_made_up_for(layout: Layout) -> None:
     """After a crash between the note and the rename the blob is committed by the note, and nothing is fetched again."""
     made = _finished(layout, "c" * 64)
     ingest.note_committed(layout, made.key, SHA256)
-    assert blobs.committed_before(layout, made.key.id) == SHA256
+    assert blobs.committed_before(layout, made.key.id) is None
+    blobs.commit_noted(layout, made.key.id)
     assert layout.blob(SHA256).read_bytes() == DATA
     assert os.listdir(made.folder) == ["state.json"]
     assert blobs.committed_before(layout, made.key.id) == SHA256
@@ -94,6 +96,16 @@ def test_a_note_without_its_blob_is_nothing(layout: Layout) -> None:
     (made.folder / "data").unlink()
     assert blobs.committed_before(layout, made.key.id) is None
     assert blobs.committed_before(layout, "d" * 64) is None
+
+
+def test_a_noted_file_that_was_opened_again_is_hashed_again(layout: Layout) -> None:
+    """A whole file whose rename was refused is resumed without a byte fetched, and its note commits nothing now."""
+    made = _finished(layout, "c" * 64)
+    ingest.note_committed(layout, made.key, SHA256)
+    with closing(Ingest(made.folder, made.key)) as again:
+        assert again.recorded() == [(0, len(DATA))]
+        blobs.commit_noted(layout, made.key.id)
+        assert not blobs.has(layout, SHA256)
 
 
 def test_an_unfinished_file_is_not_committed_by_a_note(layout: Layout) -> None:
@@ -122,7 +134,9 @@ def test_only_unlinked_blobs_are_removed(layout: Layout) -> None:
 def test_quarantine_takes_it_out_of_use(layout: Layout) -> None:
     """A quarantined blob is not committed any more, and its bytes are kept to look at."""
     add_blob(layout, DATA)
-    assert blobs.quarantine(layout, SHA256) == len(DATA)
+    assert blobs.quarantine(layout, SHA256) == (len(DATA), 0)
     assert not blobs.has(layout, SHA256)
     assert (layout.quarantine / SHA256).read_bytes() == DATA
-    assert blobs.quarantine(layout, SHA256) == 0
+    assert blobs.quarantine(layout, SHA256) == (0, 0)
+    add_blob(layout, DATA)
+    assert blobs.quarantine(layout, SHA256) == (len(DATA), len(DATA))

@@ -104,3 +104,16 @@ def test_disk_errors_say_what_to_do(number: int, code: str) -> None:
     assert (error.code, error.permanent) == (code, False)
     assert "/x/y" in error.message
     assert error.remedy
+
+
+def test_a_folder_never_has_a_wider_mode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder that a crash finds just made is as closed as it was to be."""
+
+    def crash(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(durable, "fsync_dir", crash)
+    monkeypatch.setattr(os, "chmod", crash)
+    with pytest.raises(KeyboardInterrupt):
+        durable.make_dir(tmp_path / "folder", durable.PRIVATE_DIR_MODE)
+    assert stat.S_IMODE((tmp_path / "folder").stat().st_mode) == durable.PRIVATE_DIR_MODE

@@ -16,9 +16,9 @@ from cached.contract.errors import Permanent
 from cached.contract.layout import Layout
 from cached.contract.reference import ModelRef
 from cached.contract.status import ModelStatus, State, encode
-from cached.store import blobs, recovery, snapshots
+from cached.store import blobs, ingest, recovery, snapshots
 from cached.store.ingest import Ingest, IngestKey
-from tests.store.filling import add_blob, manifest_of, publish, tree
+from tests.store.filling import add_blob, aligned, manifest_of, publish, tree
 from tests.support.mounts import mounted_image, mounted_tmpfs
 
 ONE, TWO = ModelRef("acme/one", "v1"), ModelRef("two", "v1")
@@ -210,3 +210,23 @@ def test_the_last_status_files(layout: Layout) -> None:
     (folder / "v2.json").write_bytes(b"{half")
     (layout.public.status / "daemon.json").write_bytes(b"{}")
     assert recovery.read_statuses(layout) == {ONE: status}
+
+
+def test_a_snapshot_that_links_a_blob_in_quarantine_is_damaged(layout: Layout) -> None:
+    """After a crash between a blob's quarantine and its snapshots' end they are told as damaged, and named no more."""
+    publish(layout, ONE, {"model.safetensors": b"bad", "config.json": b"good"})
+    blobs.quarantine(layout, hashlib.sha256(b"bad").hexdigest())
+    found = recovery.recover(layout)
+    assert (found.models, len(found.damaged)) == ({}, 1)
+    assert not layout.public.model_link(ONE).is_symlink()
+
+
+def test_a_noted_blob_is_counted_as_committed(layout: Layout) -> None:
+    """A file of unknown digest that a crash kept from its place is a blob by the time anybody counts bytes."""
+    sha256, key = hashlib.sha256(b"whole").hexdigest(), ingest.IngestKey("c" * 64, "v1", 5)
+    made = ingest.Ingest(layout.ingest / key.id, key)
+    made.write(aligned(b"whole"), 5, 0)
+    made.finish(5)
+    ingest.note_committed(layout, key, sha256)
+    found = recovery.recover(layout)
+    assert (found.blobs, found.ingests) == ({sha256: 5}, {key.id: 0})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Collection
 
 import pytest
 
@@ -12,6 +13,7 @@ from cached.contract.layout import Layout
 from cached.contract.lease import take_shared
 from cached.contract.reference import ModelRef
 from cached.store import blobs, removal, snapshots
+from cached.store.claims import Claims
 from cached.store.ingest import Ingest, IngestKey, allocated_bytes
 from tests.store.filling import add_blob, manifest_of, publish, tree
 
@@ -25,10 +27,16 @@ def _sha(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+def _claims(blobs: set[str], partials: Collection[str] = ()) -> Claims:
+    claims = Claims()
+    claims.begin("a version under way", blobs, partials)
+    return claims
+
+
 def test_eviction_gives_back_what_is_not_shared(layout: Layout) -> None:
     """An evicted version's name, snapshot and own blobs are gone; a blob that another snapshot links stays."""
     one, two = publish(layout, ONE, FILES), publish(layout, TWO, OTHERS)
-    assert removal.evict(layout, ONE, one, manifest_of(FILES), ()) == len(MINE)
+    assert removal.evict(layout, ONE, one, manifest_of(FILES), Claims()) == len(MINE)
     assert snapshots.pointed(layout, ONE) is None
     assert os.listdir(layout.public.snapshots) == [two.hex]
     assert (blobs.has(layout, _sha(MINE)), blobs.has(layout, _sha(SHARED))) == (False, True)
@@ -43,16 +51,16 @@ def test_a_lease_keeps_a_version(layout: Layout) -> None:
     lease = take_shared(layout.public.snapshot(digest).lease)
     assert lease is not None
     with lease:
-        assert removal.evict(layout, ONE, digest, manifest_of(FILES), ()) is None
-        assert removal.delete_unnamed(layout, digest, manifest_of(FILES)) is None
+        assert removal.evict(layout, ONE, digest, manifest_of(FILES), Claims()) is None
+        assert removal.delete_unnamed(layout, digest, manifest_of(FILES), Claims()) is None
         assert tree(layout.public.path) == before
-    assert removal.evict(layout, ONE, digest, manifest_of(FILES), ()) == len(SHARED) + len(MINE)
+    assert removal.evict(layout, ONE, digest, manifest_of(FILES), Claims()) == len(SHARED) + len(MINE)
 
 
 def test_what_is_needed_stays(layout: Layout) -> None:
     """A blob that a version under way will link outlives the eviction of the last snapshot that links it."""
     digest = publish(layout, ONE, FILES)
-    assert removal.evict(layout, ONE, digest, manifest_of(FILES), {_sha(SHARED)}) == len(MINE)
+    assert removal.evict(layout, ONE, digest, manifest_of(FILES), _claims({_sha(SHARED)})) == len(MINE)
     assert blobs.has(layout, _sha(SHARED))
 
 
@@ -60,7 +68,7 @@ def test_one_of_two_names(layout: Layout) -> None:
     """Evicting one of two names of the same content takes the name alone."""
     digest = publish(layout, ONE, FILES)
     publish(layout, TWO, FILES)
-    assert removal.evict(layout, ONE, digest, None, ()) == 0
+    assert removal.evict(layout, ONE, digest, None, Claims()) == 0
     assert snapshots.pointed(layout, TWO) == digest
     assert (layout.public.model_link(TWO) / "mine").read_bytes() == MINE
 
@@ -69,7 +77,7 @@ def test_evicting_what_is_gone(layout: Layout) -> None:
     """An eviction that a crash broke off after its snapshot went is carried to its end."""
     digest = publish(layout, ONE, FILES)
     assert snapshots.trash(layout, digest) is not None
-    assert removal.evict(layout, ONE, digest, manifest_of(FILES), ()) is not None
+    assert removal.evict(layout, ONE, digest, manifest_of(FILES), Claims()) is not None
     assert snapshots.pointed(layout, ONE) is None
 
 
@@ -77,9 +85,9 @@ def test_unnamed_snapshots_go(layout: Layout) -> None:
     """A snapshot that no name points at is deleted with its blobs; one that is gone already gives nothing back."""
     digest = publish(layout, ONE, FILES)
     snapshots.unpoint(layout, ONE)
-    assert removal.delete_unnamed(layout, digest, manifest_of(FILES)) == len(SHARED) + len(MINE)
+    assert removal.delete_unnamed(layout, digest, manifest_of(FILES), Claims()) == len(SHARED) + len(MINE)
     assert tree(layout.blobs) == {f"{_sha(data)[:2]}/" for data in (SHARED, MINE)}
-    assert removal.delete_unnamed(layout, Digest("0" * 64), manifest_of(FILES)) is None
+    assert removal.delete_unnamed(layout, Digest("0" * 64), manifest_of(FILES), Claims()) is None
 
 
 def test_a_sweep(layout: Layout) -> None:
@@ -91,7 +99,7 @@ def test_a_sweep(layout: Layout) -> None:
     for id_ in ("idle", "busy"):
         Ingest(layout.ingest / id_, IngestKey(id_, "v1", 5000)).close()
     idle = allocated_bytes(layout.ingest / "idle")
-    swept = removal.sweep(layout, {needed}, {"busy"})
+    swept = removal.sweep(layout, _claims({needed}, {"busy"}))
     assert swept == removal.Swept(committed=len(SHARED), dying=idle + 3)
     assert os.listdir(layout.ingest) == ["busy"]
     assert os.listdir(layout.quarantine) == []
@@ -106,6 +114,6 @@ def test_a_foreign_name_among_the_blobs_is_left(layout: Layout, keep: bool) -> N
     sha256 = add_blob(layout, MINE)
     other = layout.blob(sha256).with_name("lost+found")
     other.write_bytes(b"")
-    removal.sweep(layout, {sha256} if keep else (), ())
+    removal.sweep(layout, _claims({sha256} if keep else set()))
     assert other.exists()
     assert blobs.has(layout, sha256) is keep

@@ -17,11 +17,22 @@ from cached.contract.layout import Layout
 from cached.contract.lease import take_shared
 from cached.contract.reference import ModelRef
 from cached.contract.verified import VerifiedFile, VerifiedRecord
-from cached.store import snapshots
+from cached.store import blobs, snapshots
 from tests.store.filling import VERIFIED_AT, add_blob, manifest_of, publish, tree
 
 REF = ModelRef("acme/tiny", "v1")
 FILES = {"config.json": b"{}", "weights/a.safetensors": b"a" * 9000, "weights/deep/b.txt": b"", ".dot": b"dot"}
+
+
+def test_a_blob_that_was_taken_away_is_fetched_again(layout: Layout) -> None:
+    """Publishing without one of its blobs (the scrub took it away meanwhile) publishes nothing, and is tried again."""
+    sha256 = add_blob(layout, b"a")
+    with pytest.raises(Transient) as caught:
+        snapshots.publish(layout, manifest_of({"a": b"a", "b": b"b"}), VERIFIED_AT)
+    assert caught.value.code == "blob_gone"
+    assert hashlib.sha256(b"b").hexdigest() in caught.value.message
+    assert os.listdir(layout.public.snapshots) == []
+    assert blobs.has(layout, sha256)
 
 
 def test_the_tree(layout: Layout) -> None:
@@ -175,3 +186,15 @@ def test_the_record_is_replaced_under_a_lease(layout: Layout) -> None:
         snapshots.write_verified(snapshot, VerifiedRecord({}))
     assert VerifiedRecord.parse(snapshot.verified.read_bytes()).files == {}
     assert stat.S_IMODE(snapshot.verified.stat().st_mode) == 0o444
+
+
+def test_a_snapshot_of_another_file_is_made_anew(layout: Layout) -> None:
+    """A snapshot that was left when a blob went bad is not published again: it would bring the bad bytes back."""
+    files = {"model.safetensors": b"weights"}
+    digest = publish(layout, REF, files)
+    sha256 = hashlib.sha256(b"weights").hexdigest()
+    blobs.quarantine(layout, sha256)
+    add_blob(layout, b"weights")
+    assert publish(layout, REF, files) == digest
+    linked = layout.public.snapshot(digest).path / "model.safetensors"
+    assert linked.stat().st_ino == layout.blob(sha256).stat().st_ino

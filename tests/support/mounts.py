@@ -5,6 +5,8 @@ Law: what is mounted is unmounted at the end of the `with` block.
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -15,10 +17,11 @@ import pytest
 
 
 @contextmanager
-def mounted_tmpfs(folder: Path, size: str = "64m") -> Iterator[Path]:
-    """An empty tmpfs of `size` at `folder`."""
+def mounted_tmpfs(folder: Path, size: str = "64m", inodes: int | None = None) -> Iterator[Path]:
+    """An empty tmpfs of `size` at `folder`; with at most so many inodes, where that is said."""
     folder.mkdir(parents=True, exist_ok=True)
-    with _mounted(["-t", "tmpfs", "-o", f"size={size}", "tmpfs"], folder):
+    limit = "" if inodes is None else f",nr_inodes={inodes}"
+    with _mounted(["-t", "tmpfs", "-o", f"size={size}{limit}", "tmpfs"], folder):
         yield folder
 
 
@@ -31,8 +34,11 @@ def mounted_ramfs(folder: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def mounted_image(folder: Path, kind: str, size_bytes: int) -> Iterator[Path]:
-    """An empty file system of `kind` (`ext4`, `vfat`) and so many bytes at `folder`."""
+def mounted_image(folder: Path, kind: str, size_bytes: int, *options: str) -> Iterator[Path]:
+    """An empty file system of `kind` (`ext4`, `vfat`) and so many bytes at `folder`, made with these options of mkfs.
+
+    Its bytes are in the file `<folder>.image`.
+    """
     maker = shutil.which(f"mkfs.{kind}")
     if maker is None:
         pytest.skip(f"no mkfs.{kind} here")
@@ -40,8 +46,65 @@ def mounted_image(folder: Path, kind: str, size_bytes: int) -> Iterator[Path]:
     image = folder.with_name(f"{folder.name}.image")
     with image.open("wb") as file:
         file.truncate(size_bytes)
-    subprocess.run([maker, image], check=True, capture_output=True)
+    subprocess.run([maker, *options, image], check=True, capture_output=True)
     with _mounted(["-o", "loop", str(image)], folder):
+        yield folder
+
+
+@contextmanager
+def mounted(image: Path, folder: Path) -> Iterator[Path]:
+    """A file system that is in the file `image` already."""
+    with _mounted(["-o", "loop", str(image)], folder):
+        yield folder
+
+
+@contextmanager
+def bound(source: Path, folder: Path) -> Iterator[Path]:
+    """`source` at `folder` too."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with _mounted(["--bind", str(source)], folder):
+        yield folder
+
+
+def remount(folder: Path, how: str) -> None:
+    """Change a mount: `ro`, `rw`."""
+    subprocess.run(["mount", "-o", f"remount,{how}", folder], check=True, capture_output=True)
+
+
+class Filler:
+    """Somebody else's file on a file system, which takes what is free."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / "somebody-else"
+
+    def leave(self, size_bytes: int) -> None:
+        """Grow until so many bytes are free."""
+        self.vanish()
+        with self._path.open("wb") as file:
+            step = 1 << 24
+            while step >= 4096:
+                try:
+                    at = file.seek(0, os.SEEK_END)
+                    os.posix_fallocate(file.fileno(), at, step)
+                except OSError as error:
+                    if error.errno != errno.ENOSPC:
+                        raise
+                    os.ftruncate(file.fileno(), at)
+                    step //= 2
+            os.ftruncate(file.fileno(), max(0, file.seek(0, os.SEEK_END) - size_bytes))
+            os.fsync(file.fileno())
+
+    def vanish(self) -> None:
+        """Give all of it back."""
+        self._path.unlink(missing_ok=True)
+        os.sync()
+
+
+@contextmanager
+def mounted_file(image: Path, folder: Path, options: str) -> Iterator[Path]:
+    """The file system that `image` holds, at `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with _mounted(["-o", f"loop,{options}", str(image)], folder):
         yield folder
 
 
@@ -53,4 +116,7 @@ def _mounted(arguments: list[str], folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        subprocess.run(["umount", folder], check=True)
+        result = subprocess.run(["umount", folder], capture_output=True, text=True)
+        # A test may have taken the mount away by itself, and one that failed may have left somebody there.
+        if result.returncode and "not mounted" not in result.stderr:
+            subprocess.run(["umount", "-l", folder], check=True)
