@@ -10,14 +10,18 @@ ARGS ?=
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help run test test-slow e2e check lint bench clean
+.PHONY: help run test test-gpu test-slow soak test-verity e2e check lint bench bench-load bench-serve clean
 
 help:
 	@echo 'make run        set up .venv and run the demo: a real model, from publishing it to embeddings'
 	@echo 'make test       set up .venv and run the tests'
 	@echo 'make check      lint, format, types, layers, then the tests'
 	@echo 'make bench      fetch over loopback, next to curl, aria2c and an S3 client'
+	@echo 'make bench-load   the loader next to other loaders; make bench-serve: the server next to transformers serve'
+	@echo 'make test-gpu   the loader'\''s tests on this machine'\''s GPU, with the torch of .venv'
 	@echo 'make test-slow  the tests marked slow: soaks and large files'
+	@echo 'make soak       hours of a node in fast motion, its daemon watched for leaks: make soak DURATION=2h'
+	@echo 'make test-verity  the tests of fs-verity in a virtual machine, whose kernel VERITY_KERNEL names'
 	@echo 'make e2e        install, use and remove Holdfast in the cluster of KUBECONFIG, whose nodes have its images'
 	@echo 'make clean      remove .venv and the caches'
 	@echo "ARGS passes on: make run ARGS=--exit, make test ARGS='tests/contract -x'"
@@ -25,11 +29,29 @@ help:
 run: $(VENV)/installed-demo
 	@$(BIN)/holdfast demo $(ARGS)
 
+# The tests wait more than they compute: several at once, each file by one worker, which keeps its servers.
+WORKERS ?= 4
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest -m 'not slow and not e2e' $(ARGS)
+	$(BIN)/python -m pytest -m 'not slow and not e2e' -n $(WORKERS) --dist loadfile $(ARGS)
+
+test-gpu: $(VENV)/installed-dev
+	$(BIN)/python -m pytest -m gpu tests/weights $(ARGS)
 
 test-slow: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -m slow --timeout 1800 $(ARGS)
+
+# A real daemon while versions are published, pulled, pinned, evicted and scrubbed, gates come and go, origins fail, lie and
+# restart, disks rot and clients hang. It samples memory, descriptors, threads, metrics, temporary and status files and the
+# log's rate; it fails where one of them still grows after the first third, where what is wanted is not there in the end,
+# or where SIGTERM does not end the daemon with 0. `ARGS='--seed N'` repeats a run's choices.
+DURATION ?= 2h
+soak: $(VENV)/installed-dev
+	$(BIN)/python -m tests.soak --duration $(DURATION) $(ARGS)
+
+# The tests of fs-verity in a kernel that has it, on QEMU without acceleration: some three minutes. VERITY_KERNEL is a folder with
+# boot/ and lib/modules/ of a kernel package, unpacked (dpkg -x); without it, this machine's own kernels are looked through.
+test-verity: $(VENV)/installed-dev
+	$(BIN)/python -m pytest -m slow --timeout 1800 tests/verity $(ARGS)
 
 # Not part of `make test`: whoever has KUBECONFIG set for other work must not find Holdfast in that cluster. First the tests
 # that want a cluster without it.
@@ -47,6 +69,12 @@ lint: $(VENV)/installed-dev
 
 bench: $(VENV)/installed-dev
 	$(BIN)/python -m bench.fetch $(ARGS)
+
+bench-load: $(VENV)/installed-dev
+	$(BIN)/python -m bench.load $(ARGS)
+
+bench-serve: $(VENV)/installed-dev
+	$(BIN)/python -m bench.serve $(ARGS)
 
 clean:
 	rm -rf $(VENV) *.egg-info build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

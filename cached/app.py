@@ -7,17 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import logging
 import os
-import signal
 import sys
-from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-
-from aiohttp import web
 
 from cached.blocking import Blocking
 from cached.board import Board
@@ -27,22 +24,26 @@ from cached.contract.digest import Digest
 from cached.contract.errors import HoldfastError, Permanent
 from cached.contract.layout import Layout
 from cached.contract.options import EXIT_DONE, EXIT_FAILED
+from cached.contract.process import Ending
 from cached.contract.reference import ModelRef
 from cached.contract.status import ModelStatus, State
 from cached.control import control
 from cached.daemon import Daemon
+from cached.doors import ControlDoor, open_doors
 from cached.flights import Flights
 from cached.holdings import Holdings
 from cached.http import reads
+from cached.inspection import Inspection
 from cached.janitor import Janitor, NodeParts
 from cached.kube.kubeconfig import find_cluster
 from cached.kube.membership import Membership
-from cached.ledger import DiskSpace, Ledger
+from cached.ledger import Ledger
+from cached.root import Root
 from cached.scheduler import Parts, Scheduler
 from cached.scrub import Scrub, ScrubParts
 from cached.sources.base import Source
 from cached.sources.registry import open_source
-from cached.store import durable, recovery
+from cached.store import durable, ground, recovery, verity
 from cached.surroundings import NoCluster, Surroundings
 from cached.transfer import TransferParts, Transfers
 from cached.watching import watched
@@ -52,12 +53,15 @@ from cached.workers import Workers, WorkerSettings
 
 _log = logging.getLogger("holdfast")
 
+_PATIENCE_S = 15.0  # for a farewell: half of the kubelet's usual grace
 _HEARTBEAT_S = 2.0  # the design asks for 5 at most
 _TELL_S = 1.0
-_LEASES_S = 10.0  # and for 15 at most here
+_LEASES_S = 4.0  # and for 15 at most here
 _LOOK_S = 5.0  # where no watch tells of a new catalog
+_DELETING_S = 1.0  # whoever deletes a root may not be done with the rest of it
 _SETTLE_S = 0.05  # a catalog is written in several steps
 _SWITCH_S = 0.0005  # a thread that hashes gets the interpreter back soon: at Python's 5 ms it would wait more than work
+_LISTING_STALLS = 20  # a listing of many pages may take ten minutes, where 30 s without progress end a connection
 _UNFINISHED = frozenset({State.QUEUED, State.RESOLVING, State.FETCHING, State.VERIFYING, State.PUBLISHING})
 
 
@@ -69,60 +73,98 @@ def main(argv: Sequence[str]) -> int:
     )
     logging.getLogger("botocore").setLevel(logging.WARNING)  # it says at every start where it found credentials
     sys.setswitchinterval(_SWITCH_S)
+    os.umask(0o022)  # folders get their modes as they are made: a crash finds none with another
+    ending = Ending(_PATIENCE_S, partial(_leave, Layout(config.root)))
+    ending.start()
     try:
-        asyncio.run(_run(config))
+        asyncio.run(_run(config, ending))
     except HoldfastError as error:
         sys.stderr.write(f"holdfast daemon: {error}\n")
         return EXIT_FAILED
     return EXIT_DONE
 
 
-async def _run(config: Config) -> None:
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+def _leave(layout: Layout, why: str) -> None:
+    """Something does not end (a hung disk, a library that waits): what is durable stays, as after a kill."""
+    threads = ", ".join(sorted(thread.name for thread in threading.enumerate()))
+    _log.warning("%s: leaving at once; threads: %s", why, threads)
+    layout.socket.unlink(missing_ok=True)
+
+
+async def _run(config: Config, ending: Ending) -> None:
+    """One life on one root. Where somebody deletes the root there is nothing to go on with: begin with a new one."""
     layout = Layout(config.root)
-    recovery.prepare(layout)
-    lock = _lock(layout)
-    blocking = Blocking(4)
-    try:
-        await _work(config, layout, blocking, stop)
-    finally:
-        blocking.close()
-        os.close(lock)
+    stop = asyncio.Event()
+    while True:
+        recovery.prepare(layout)
+        root, blocking = Root(layout), Blocking(4)
+        for remark in ground.remarks(layout):
+            _log.warning("%s", remark)
+        try:
+            address = await _work(config, _Ground(layout, root, blocking), ending, stop)
+        finally:
+            blocking.close()
+            root.close()
+        if stop.is_set():
+            return
+        config = replace(config, listen=address)
+        await asyncio.sleep(_DELETING_S)
 
 
-async def _work(config: Config, layout: Layout, blocking: Blocking, stop: asyncio.Event) -> None:
-    """Recover what is there, make the parts, know each other, and run."""
-    recovered = await blocking.run(recovery.recover, layout)
-    board = Board(layout.public, config.node)
+@dataclass(frozen=True, slots=True)
+class _Ground:
+    """What a life works on."""
+
+    layout: Layout
+    root: Root
+    blocking: Blocking
+
+
+async def _work(config: Config, on: _Ground, ending: Ending, stop: asyncio.Event) -> tuple[str, int]:
+    """Recover what is there, make the parts, know each other, and run; returns the address that was listened on."""
+    layout, root, blocking = on.layout, on.root, on.blocking
+    sealing = await blocking.run(verity.choose, layout, config.fs_verity)
+    recovered = await blocking.run(_recover, layout)
+    board = Board(layout.public, config.node, root.check)
     holdings = Holdings(layout, recovered)
-    ledger = Ledger(config.quota, partial(_disk, layout.root))
+    ledger = Ledger(config.quota, root.space)
     ledger.set_held(sum(recovered.blobs.values()), sum(recovered.ingests.values()) + recovered.quarantined)
     around = _surroundings(config)
-    node = NodeParts(layout, holdings, board, ledger, blocking, around)
+    node = NodeParts(layout, root, holdings, board, ledger, blocking, around)
     daemon = Daemon(node)
-    client = HttpClient(HttpSettings(stall_window_s=config.stall_timeout_s))
-    limits = WorkerSettings(config.connections, config.connections_per_origin, config.max_bandwidth)
+    patience = HttpSettings(header_timeout_s=config.stall_timeout_s, stall_window_s=config.stall_timeout_s)
+    client = HttpClient(patience)
+    limits = WorkerSettings(config.connections, config.connections_per_origin, config.max_bandwidth, sealing)
     workers = Workers(layout, client, limits, daemon.counters)
     try:
         flights = Flights(layout, workers, ledger)
         janitor = Janitor(node)
         await janitor.discard(recovered.damaged)
         janitor.tell()
-        fetching = TransferParts(layout, flights, board, janitor, blocking, daemon.counters)
+        listing_timeout_s = _LISTING_STALLS * config.stall_timeout_s
+        fetching = TransferParts(layout, flights, board, janitor, blocking, daemon.counters, listing_timeout_s)
         transfers = Transfers(fetching, partial(_open, client))
         parts = Parts(board, holdings, ledger, flights, transfers, janitor, daemon.counters, around)
         scheduler = Scheduler(parts, config.high_watermark, config.low_watermark)
         daemon.drive(scheduler, workers)
         scheduler.resume(_take_up(layout, board, holdings))
         scrub = Scrub(
-            ScrubParts(layout, holdings, daemon.counters, lambda: workers.in_progress() > 0, scheduler.lost_blob),
+            ScrubParts(
+                layout=layout,
+                holdings=holdings,
+                metrics=daemon.counters,
+                sealing=sealing,
+                busy=workers.busy,
+                bad_blob=scheduler.lost_blob,
+                bad_snapshot=scheduler.lost_snapshot,
+            ),
             config.scrub_rate,
         )
-        async with _doors(config.listen, layout, daemon):
-            await _live(config, _Tasks(daemon, node, scheduler, scrub), stop)
+        inspection = Inspection(node, janitor, lambda lost: scheduler.resume(dict.fromkeys(lost)))
+        ending.farewell(partial(asyncio.get_running_loop().call_soon_threadsafe, stop.set))
+        async with open_doors(config.listen, layout, reads(daemon), control(daemon)) as doors:
+            await _live(config, _Tasks(daemon, node, scheduler, scrub, inspection, doors.control), stop)
+            return doors.address
     finally:
         await asyncio.to_thread(workers.stop)
         client.close()
@@ -137,24 +179,30 @@ class _Tasks:
     node: NodeParts
     scheduler: Scheduler
     scrub: Scrub
+    inspection: Inspection
+    socket: ControlDoor
 
 
 async def _live(config: Config, parts: _Tasks, stop: asyncio.Event) -> None:
-    """Run every task until a signal asks to stop."""
+    """Run every task until a signal asks to stop, or the root is deleted."""
     daemon, node, scheduler, scrub = parts.daemon, parts.node, parts.scheduler, parts.scrub
     async with asyncio.TaskGroup() as group:
         tasks = [
             group.create_task(scheduler.run(), name="scheduler"),
             group.create_task(_follow_catalog(config.catalog, daemon, scheduler), name="catalog"),
-            group.create_task(_beat(node.board), name="heartbeat"),
-            group.create_task(_look_at_leases(scheduler), name="leases"),
+            group.create_task(_beat(node.board, scheduler), name="heartbeat"),
+            group.create_task(_look_at_disk(scheduler, parts.inspection), name="disk"),
+            group.create_task(parts.socket.keep(), name="socket"),
             group.create_task(node.surroundings.run(scheduler.wake), name="cluster"),
             group.create_task(_tell_around(node), name="telling"),
         ]
         if config.scrub_rate > 0:
             tasks.append(group.create_task(scrub.run(), name="scrub"))
-        await stop.wait()
-        _log.info("stopping: what is under way is recorded and goes on at the next start")
+        await _end(node.root, stop)
+        if stop.is_set():
+            _log.info("stopping: what is under way is recorded and goes on at the next start")
+        else:
+            _log.error("%s was deleted: beginning anew, with nothing", node.layout.root)
         daemon.waits_for("stopping")
         for task in tasks:
             task.cancel()
@@ -204,10 +252,23 @@ def _accept(parsed: ParsedCatalog) -> Catalog:
     return parsed.catalog
 
 
-async def _beat(board: Board) -> None:
+async def _end(root: Root, stop: asyncio.Event) -> None:
+    """Wait until this life is over."""
+    while not stop.is_set() and not root.deleted:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_HEARTBEAT_S):
+                await stop.wait()
+
+
+async def _beat(board: Board, scheduler: Scheduler) -> None:
+    """Show that the daemon lives, and see by that whether the disk takes what it is given."""
+    well = True
     while True:
         board.beat()
         await asyncio.sleep(_HEARTBEAT_S)
+        if not well and board.trouble_writing is None:
+            scheduler.try_again()
+        well = board.trouble_writing is None
 
 
 async def _tell_around(node: NodeParts) -> None:
@@ -215,11 +276,11 @@ async def _tell_around(node: NodeParts) -> None:
     once."""
     while True:
         node.board.news.clear()
-        with contextlib.suppress(
-            HoldfastError
-        ):  # the root is gone: whoever works on it says so, and again when it is back
+        try:
             use = node.ledger.use()
-            node.surroundings.look(node.board.all(), use.used + use.dying, use.capacity)
+        except HoldfastError:  # whoever works on the disk says so
+            use = node.ledger.use_unseen()
+        node.surroundings.look(node.board.all(), use.used + use.dying, use.capacity)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_TELL_S):
                 await node.board.news.wait()
@@ -233,40 +294,13 @@ def _surroundings(config: Config) -> Surroundings:
     return Membership(cluster, config.node)
 
 
-async def _look_at_leases(scheduler: Scheduler) -> None:
+async def _look_at_disk(scheduler: Scheduler, inspection: Inspection) -> None:
     while True:
+        await inspection.look()
         await scheduler.look_at_leases()
+        scheduler.try_what_fits()
         scheduler.wake()
         await asyncio.sleep(_LEASES_S)
-
-
-@contextlib.asynccontextmanager
-async def _doors(listen: tuple[str, int], layout: Layout, daemon: Daemon) -> AsyncIterator[None]:
-    """Open the TCP port for reads and the socket for commands."""
-    runners = [web.AppRunner(app, access_log=None) for app in (reads(daemon), control(daemon))]
-    # A deep root does not fit a Unix address (107 bytes); its folder, opened, has a short name.
-    folder = os.open(layout.private, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        for runner in runners:
-            await runner.setup()
-        layout.socket.unlink(missing_ok=True)
-        try:
-            await web.TCPSite(runners[0], *listen).start()
-            await web.UnixSite(runners[1], f"/proc/self/fd/{folder}/{layout.socket.name}").start()
-            layout.socket.chmod(0o600)
-        except OSError as error:
-            host, port = listen
-            raise Permanent(
-                "cannot_listen", f"{host}:{port} or {layout.socket}: {error}", "choose another --listen or --root"
-            ) from error
-        bound = runners[0].addresses[0]
-        _log.info("listening on http://%s:%d", bound[0], bound[1])
-        yield
-    finally:
-        for runner in runners:
-            await runner.cleanup()
-        layout.socket.unlink(missing_ok=True)
-        os.close(folder)
 
 
 def _take_up(layout: Layout, board: Board, holdings: Holdings) -> dict[ModelRef, Digest | None]:
@@ -300,22 +334,10 @@ def _open(client: HttpClient, uri: str) -> Source:
     return open_source(uri, client)
 
 
-def _disk(root: Path) -> DiskSpace:
+def _recover(layout: Layout) -> recovery.Recovered:
     try:
-        found = os.statvfs(root)
+        return recovery.recover(layout)
     except OSError as error:
-        raise durable.disk_error(error, f"looking at {root}") from error
-    return DiskSpace(capacity=found.f_blocks * found.f_frsize, free=found.f_bavail * found.f_frsize)
-
-
-def _lock(layout: Layout) -> int:
-    """One daemon a root; the kernel drops the lock when it dies."""
-    descriptor = os.open(layout.private, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(descriptor)
         raise durable.refuse_root(
-            f"{layout.root}: another daemon works here", "stop it, or give this one another --root"
+            f"{error.filename or layout.root}: {error.strerror or error}", "check the node's disk and kernel log"
         ) from error
-    return descriptor

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import os
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,15 +18,19 @@ from importlib.metadata import version
 from pathlib import Path
 
 from cached.contract.digest import Digest
-from cached.contract.errors import HoldfastError
+from cached.contract.errors import HoldfastError, Transient
 from cached.contract.layout import PublicLayout
 from cached.contract.reference import ModelRef
 from cached.contract.status import DaemonStatus, ModelStatus, State, StatusError, encode, timestamp
+from cached.saying import Saying
 from cached.store import durable
 from cached.store.snapshots import remove_empty
 
 _log = logging.getLogger(__name__)
 _FILE_MODE = 0o644
+_HANGING_S = 20.0
+_SUBJECT = "status files"
+_CANNOT = "they cannot be written"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +46,13 @@ class Progress:
 class Board:
     """What the daemon says of every version."""
 
-    def __init__(self, public: PublicLayout, node: str) -> None:
+    def __init__(self, public: PublicLayout, node: str, check: Callable[[], None]) -> None:
         self._public = public
+        self._check = check
+        self._saying = Saying(_log)
+        self._trouble: HoldfastError | None = None
+        self._stale = False  # whether some file does not say what holds
+        self._beating_since: float | None = None  # on the monotonic clock, while a heartbeat is not written yet
         self.news = asyncio.Event()  # set whenever a status changes; whoever waits for it clears it
         self._statuses: dict[ModelRef, ModelStatus] = {}
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="status")
@@ -53,6 +63,18 @@ class Board:
     def daemon(self) -> DaemonStatus:
         """The last heartbeat."""
         return self._daemon
+
+    @property
+    def trouble_writing(self) -> HoldfastError | None:
+        """Why the last heartbeat could not be written; None where it could."""
+        since = self._beating_since
+        if since is not None and (waited_s := time.monotonic() - since) > _HANGING_S:
+            return Transient(
+                "disk",
+                f"{self._public.path}: the disk has not answered for {waited_s:.0f} s",
+                "check the node's disk and kernel log",
+            )
+        return self._trouble
 
     def all(self) -> tuple[ModelStatus, ...]:
         """Every status, by model and version."""
@@ -104,9 +126,22 @@ class Board:
         self._submit(partial(self._sweep, kept))
 
     def beat(self) -> None:
-        """Move the heartbeat."""
+        """Move the heartbeat; where the disk did not take what was said, say it all again once it does."""
         self._daemon = replace(self._daemon, updated=timestamp(time.time()))
-        self._submit(partial(self._write, self._public.daemon_status, self._daemon.document()))
+        if self._beating_since is not None:
+            return  # the last one is not written yet
+        if self._stale and self._trouble is None:
+            self._stale = False
+            self.sweep()
+            for ref, status in self._statuses.items():
+                self._submit(partial(self._write, self._public.model_status(ref), status.document()))
+        self._beating_since = time.monotonic()
+        self._submit(partial(self._beat, self._daemon.document()))
+
+    def restore(self) -> None:
+        """Write those files again that somebody deleted."""
+        for ref, status in self._statuses.items():
+            self._submit(partial(self._write_missing, self._public.model_status(ref), status.document()))
 
     async def flushed(self) -> None:
         """Wait until everything said so far is in its file."""
@@ -125,21 +160,46 @@ class Board:
         self.news.set()
         self._submit(partial(self._write, self._public.model_status(ref), status.document()))
 
-    def _submit(self, job: partial[None]) -> None:
+    def _submit(self, job: Callable[[], object]) -> None:
         self._writer.submit(job)
 
-    def _write(self, path: Path, document: dict[str, object]) -> None:
+    def _beat(self, document: dict[str, object]) -> None:
+        self._trouble = self._write(self._public.daemon_status, document)
+        if self._trouble is None:
+            self._saying.fine(_SUBJECT)
+        self._beating_since = None
+
+    def _write(self, path: Path, document: dict[str, object]) -> HoldfastError | None:
+        """Write a file; returns what is wrong where it cannot be: the disk may be full or gone, and the daemon goes
+        on."""
         try:
+            self._check()
             durable.make_dir(path.parent, durable.PUBLIC_DIR_MODE)
             durable.replace_volatile(path, encode(document), _FILE_MODE)
-        except OSError as error:  # the disk may be full or gone: the daemon goes on, and says so in its log
-            _log.warning("cannot write %s: %s", path, error.strerror or error)
+        except OSError as error:
+            return self._failed(durable.disk_error(error, _CANNOT))
+        except HoldfastError as error:
+            return self._failed(error)
+        return None
+
+    def _write_missing(self, path: Path, document: dict[str, object]) -> None:
+        if not path.exists():
+            self._write(path, document)
+
+    def _failed(self, error: HoldfastError) -> HoldfastError:
+        self._stale = True
+        self._saying.trouble(_SUBJECT, str(error))
+        return error
 
     def _sweep(self, kept: frozenset[Path]) -> None:
         try:
+            self._check()
             found = [path for path in self._public.status.glob("*/*") if path not in kept]
         except OSError as error:
-            _log.warning("cannot look through %s: %s", self._public.status, error.strerror or error)
+            self._failed(durable.disk_error(error, _CANNOT))
+            return
+        except HoldfastError as error:
+            self._failed(error)
             return
         for path in found:
             self._unlink(path)
@@ -149,10 +209,13 @@ class Board:
 
     def _unlink(self, path: Path) -> None:
         try:
+            self._check()
             path.unlink(missing_ok=True)
             remove_empty(path.parent)
         except OSError as error:
-            _log.warning("cannot remove %s: %s", path, error.strerror or error)
+            self._failed(durable.disk_error(error, _CANNOT))
+        except HoldfastError as error:
+            self._failed(error)
 
 
 def _status(ref: ModelRef, state: State, source: str, digest: str | None, pinned: bool) -> ModelStatus:

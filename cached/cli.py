@@ -16,15 +16,18 @@ COMMANDS = {
     "inject": ("sidecar.inject:main", "answer the API server's reviews of pods: add the gate to the annotated"),
     "serve": ("server.app:main", "load a version and answer inference requests"),
     "publish": ("cached.publish:main", "hash a folder and upload it as one version"),
+    "golden": ("cached.commands.golden:main", "record golden predictions from a running server"),
     "pull": ("cached.commands.pull:main", "ask the daemon of this node for a version and wait"),
     "ls": ("cached.commands.ls:main", "list the versions on this node"),
     "status": ("cached.commands.status:main", "show what the daemon of this node is doing"),
+    "inspect": ("cached.commands.inspect:main", "show what a version on this node is made of and was tested with"),
     "verify": ("cached.commands.verify:main", "hash versions again and compare with their manifests"),
     "gc": ("cached.commands.gc:main", "evict what nobody wants or uses"),
     "pin": ("cached.commands.pin:main", "keep a version from eviction"),
     "unpin": ("cached.commands.pin:unpin", "let a version be evicted again"),
     "demo": ("cached.demo:main", "run the whole path on this machine with a real model"),
 }
+_RUN_FOR_LONG = ("daemon", "gate", "inject")
 EXIT_USAGE = 2
 
 
@@ -43,6 +46,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if command is None:
         sys.stderr.write(f"holdfast: no command {arguments[0]!r}\n\n{_usage()}")
         return EXIT_USAGE
+    if arguments[0] in _RUN_FOR_LONG and argv is None:
+        from cached.contract import process
+
+        process.prepare()
     return _load(arguments[0], command[0])(arguments[1:])
 
 

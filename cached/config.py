@@ -32,6 +32,7 @@ class Config:
     connections_per_origin: int
     max_bandwidth: int | None
     scrub_rate: int
+    fs_verity: str
     stall_timeout_s: float
     log_level: str
 
@@ -56,6 +57,12 @@ def parse_config(arguments: Sequence[str]) -> Config:
     parser.option("--connections-per-origin", type=_count, help="connections to one origin; default: all")
     parser.option("--max-bandwidth", type=_rate, help="the most to receive, as 200MiB/s; default: no limit")
     parser.option("--scrub-rate", type=parse_rate, default=16 << 20, help="hash again at most so fast; 0: never")
+    parser.option(
+        "--fs-verity",
+        choices=("auto", "off", "require"),
+        default="auto",
+        help="seal blobs where the kernel and the file system can; require: do not start where they cannot",
+    )
     parser.option("--stall-timeout", type=_seconds, default=30.0, help="seconds without progress that end a connection")
     parser.option("--log-level", choices=("debug", "info", "warning", "error"), default="info", help="how much to log")
     given = parser.parse_args(arguments)
@@ -76,6 +83,7 @@ def parse_config(arguments: Sequence[str]) -> Config:
         connections_per_origin=given.connections_per_origin or given.connections,
         max_bandwidth=given.max_bandwidth,
         scrub_rate=given.scrub_rate,
+        fs_verity=given.fs_verity,
         stall_timeout_s=given.stall_timeout,
         log_level=given.log_level,
     )

@@ -9,6 +9,7 @@ import http.client
 import json
 import os
 import socket
+import time
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from cached.contract.reference import ModelRef
 from cached.contract.status import State
 
 _MAX_ANSWER_BYTES = 64 * 1024 * 1024
+_FULL_S = 0.01
 _SUN_PATH_BYTES = 107  # sun_path in unix(7), less its final NUL
 
 
@@ -127,14 +129,26 @@ class _UnixConnection(http.client.HTTPConnection):
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.sock.settimeout(self.timeout)
         if len(os.fsencode(self._path)) <= _SUN_PATH_BYTES:
-            self.sock.connect(os.fspath(self._path))
+            self._connect(os.fspath(self._path))
             return
         # A deep root does not fit the address; its folder, opened, has a short name.
         folder = os.open(self._path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            self.sock.connect(f"/proc/self/fd/{folder}/{self._path.name}")
+            self._connect(f"/proc/self/fd/{folder}/{self._path.name}")
         finally:
             os.close(folder)
+
+    def _connect(self, address: str) -> None:
+        """Wait for room in the daemon's backlog too, which a Unix socket with a timeout does not by itself."""
+        deadline = time.monotonic() + (self.timeout or 0)
+        while True:
+            try:
+                self.sock.connect(address)
+                return
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise TimeoutError from None
+                time.sleep(_FULL_S)
 
 
 def _named(ref: ModelRef) -> dict[str, Any]:

@@ -6,14 +6,17 @@ Law: on the event loop; translates between the doors' words and the scheduler's,
 from __future__ import annotations
 
 import asyncio
+from dataclasses import asdict
 from typing import Any
 
 from cached.contract.digest import Digest
+from cached.contract.errors import HoldfastError
 from cached.contract.reference import ModelRef
-from cached.contract.status import timestamp
+from cached.contract.status import StatusError, timestamp
 from cached.eviction import reclaimable
 from cached.holdings import write_pins
 from cached.janitor import NodeParts
+from cached.ledger import SpaceUse
 from cached.metrics import Figures, Metrics, ModelFigures
 from cached.scheduler import Scheduler
 from cached.waits import waiting
@@ -58,10 +61,11 @@ class Daemon:
     def not_ready(self) -> str | None:
         if self._waiting_for is None and not self._surroundings.synced:
             return "waiting for the first list of this node's pods"
-        return self._waiting_for
+        trouble = self._board.trouble_writing
+        return self._waiting_for or (None if trouble is None else f"the root cannot be written: {trouble}")
 
     def status(self) -> dict[str, Any]:
-        use = self._ledger.use()
+        use, error = self._use()
         return {
             "daemon": self._board.daemon.document(),
             "disk": {
@@ -69,6 +73,7 @@ class Daemon:
                 "used": use.used + use.dying,
                 "reserved": use.reserved,
                 "free": use.free,
+                "error": None if error is None else asdict(StatusError.of(error)),
             },
             "models": [self._model(status.document(), status.model, status.version) for status in self._board.all()],
         }
@@ -114,17 +119,24 @@ class Daemon:
         await self._blocking.run(write_pins, self._layout, pins)
         self._holdings.pins = pins
 
+    def _use(self) -> tuple[SpaceUse, HoldfastError | None]:
+        """The account, and what is wrong with the disk: it is told while there is one, whatever the disk does."""
+        try:
+            return self._ledger.use(), self._board.trouble_writing
+        except HoldfastError as error:
+            return self._ledger.use_unseen(), error
+
     # --- figures ---------------------------------------------------------------------------------------------------
 
     def _model(self, document: dict[str, Any], name: str, version: str) -> dict[str, Any]:
         ref = ModelRef(name, version)
-        used = self._holdings.last_used.get(ref)
+        used = self._holdings.used_at(ref)
         document["last_used"] = None if used is None else timestamp(used)
         document["leased"] = self._holdings.models.get(ref) in self._holdings.leased
         return document
 
     def _figures(self) -> Figures:
-        use = self._ledger.use()
+        use, _error = self._use()
         held = self._holdings
         return Figures(
             capacity=use.capacity,
@@ -139,7 +151,7 @@ class Daemon:
                     ready=ref in held.models,
                     pinned=status.pinned,
                     size=held.size(ref) if ref in held.models else 0,
-                    last_used=held.last_used.get(ref),
+                    last_used=held.used_at(ref),
                 )
                 for status in self._board.all()
                 for ref in (ModelRef(status.model, status.version),)

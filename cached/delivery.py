@@ -7,6 +7,7 @@ transfer's. Whatever a try meets ends up in this version's status: no other vers
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import random
 from collections.abc import AsyncIterator
@@ -16,13 +17,15 @@ from cached.board import Board
 from cached.contract.errors import HoldfastError, Permanent, Transient
 from cached.contract.status import State
 from cached.demand import Priority, Want
-from cached.ledger import NoSpace
+from cached.ledger import NoInodes, NoSpace
 from cached.store.durable import disk_error
 from cached.transfer import Transfers
+from cached.wire.answers import MAX_BAD_RESPONSES, hopeless
 
 _log = logging.getLogger(__name__)
 
 _BACKOFF_S, _BACKOFF_CAP_S = 1.0, 60.0
+_SHORT_S = 300.0
 _AT_ONCE = {Priority.WAITING: 16, Priority.PULL: 16, Priority.PREFETCH: 4}  # versions, so that the first ones finish
 
 
@@ -32,11 +35,19 @@ class Delivery:
     def __init__(self, want: Want, board: Board, transfers: Transfers, turns: Turns) -> None:
         self.want = want
         self.called_off = False
-        self.needed_bytes = 0  # what the last try could not reserve
+        self.gives_way = False  # called off, to start over when there is room
+        self.short: Transient | None = None  # what the last try had no space for
+        self.passed = False  # whether no room can be made for it now: others go first
+        self.order = turns.next_order()
         self._board = board
         self._transfers = transfers
         self._turns = turns
         self._nudged = asyncio.Event()
+
+    @property
+    def urgency(self) -> tuple[Priority, int]:
+        """Who comes before whom: the lower one."""
+        return self.want.priority, self.order
 
     @property
     def in_trouble(self) -> bool:
@@ -46,29 +57,44 @@ class Delivery:
 
     def nudge(self) -> None:
         """Try again now instead of waiting out the pause: space was freed, or somebody asks."""
+        self.short = None  # until that try tells: nothing more is evicted for the last one
+        self.passed = False
         self._nudged.set()
 
     async def run(self) -> HoldfastError | None:
         """Returns None when the version is here, else why it can never be."""
-        failures = 0
+        try:
+            return await self._run()
+        finally:
+            self._turns.has_space(self)
+
+    async def _run(self) -> HoldfastError | None:
+        failures = bad_responses = 0
         while True:
             outcome = await self._try()
             if not isinstance(outcome, Transient):
                 return outcome
             failures += 1
+            bad_responses = bad_responses + 1 if outcome.code == "bad_response" else 0
+            if bad_responses >= MAX_BAD_RESPONSES:
+                return hopeless(outcome)
             _log.warning("%s: %s", self.want.ref, outcome)
-            self.needed_bytes = outcome.needed_bytes if isinstance(outcome, NoSpace) else 0
+            self.short = outcome if outcome.code == "no_space" else None
             self._board.trouble(self.want.ref, State.QUEUED, outcome)
-            if self.needed_bytes:
-                self._turns.short_of_space()
+            if self.short:
+                self._turns.lacks_space(self)
+            else:
+                self._turns.has_space(self)
             await self._pause(outcome, failures)
-            self.needed_bytes = 0  # what it needs now, the next try finds out: nothing is evicted for it twice
+            self.short = None  # what it needs now, the next try finds out: nothing is evicted for it twice
 
     async def _try(self) -> HoldfastError | None:
         ref = self.want.ref
         try:
             async with self._turns.turn(self):
-                published = await self._transfers.fetch(self.want, lambda: self.want.priority)
+                published = await self._transfers.fetch(
+                    self.want, lambda: self.want.priority, lambda: self._turns.has_space(self)
+                )
         except HoldfastError as error:
             return error
         except OSError as error:
@@ -84,8 +110,13 @@ class Delivery:
         return None
 
     async def _pause(self, error: Transient, failures: int) -> None:
-        """Wait before another try: with backoff, and at least as long as the source asks."""
-        delay_s = min(_BACKOFF_CAP_S, _BACKOFF_S * 2 ** min(failures - 1, 10)) * random.uniform(0.5, 1.0)  # noqa: S311 - jitter
+        """Wait before another try: with backoff, and at least as long as the source asks.
+
+        Who lacks space is told when there is, and looks by himself but rarely: each try at a stream receives it anew.
+        """
+        delay_s = _SHORT_S
+        if not isinstance(error, NoSpace | NoInodes):
+            delay_s = min(_BACKOFF_CAP_S, _BACKOFF_S * 2 ** min(failures - 1, 10)) * random.uniform(0.5, 1.0)  # noqa: S311 - jitter
         self._nudged.clear()
         try:
             async with asyncio.timeout(max(delay_s, error.retry_after_s or 0.0)):
@@ -95,16 +126,32 @@ class Delivery:
 
 
 class Turns:
-    """Who may try now: at each priority so many at once, whoever came first. `short` is set where one needs space."""
+    """Who may try now: at each priority so many at once, whoever came first. `short` is set where one needs space.
+
+    While room is made for one, none that comes after it may begin: it would take that space, and have it made again.
+    """
 
     def __init__(self, short: asyncio.Event) -> None:
         self._short = short
         self._waiting: dict[Delivery, asyncio.Event] = {}
         self._running: set[Delivery] = set()
+        self._lacking: set[Delivery] = set()
+        self._orders = itertools.count()
 
-    def short_of_space(self) -> None:
+    def next_order(self) -> int:
+        """A number for who came when."""
+        return next(self._orders)
+
+    def lacks_space(self, delivery: Delivery) -> None:
         """A delivery waits for space: the next plan makes room."""
+        self._lacking.add(delivery)
         self._short.set()
+
+    def has_space(self, delivery: Delivery) -> None:
+        """A delivery has what it lacked, or waits for something else, or is over."""
+        if delivery in self._lacking:
+            self._lacking.discard(delivery)
+            self.admit()
 
     @asynccontextmanager
     async def turn(self, delivery: Delivery) -> AsyncIterator[None]:
@@ -122,8 +169,10 @@ class Turns:
     def admit(self) -> None:
         """Let those begin for whom there is room; call it where a priority changed, and now and then: whoever is in
         trouble takes no room, or one dead origin would keep versions of all others waiting."""
+        first = min((each.urgency for each in self._lacking if not each.passed), default=None)
         for priority, at_once in _AT_ONCE.items():
             room = at_once - sum(1 for d in self._running if d.want.priority is priority and not d.in_trouble)
-            for delivery in [each for each in self._waiting if each.want.priority is priority][: max(0, room)]:
+            ready = [d for d in self._waiting if d.want.priority is priority and (first is None or d.urgency <= first)]
+            for delivery in ready[: max(0, room)]:
                 self._running.add(delivery)
                 self._waiting.pop(delivery).set()

@@ -85,8 +85,8 @@ def compute_demand(
 ) -> Demand:
     """Merge what pods, pulls and the catalog's prefetch rules ask for into one want for each version.
 
-    Refused are versions that the catalog lacks (`unknown_model`), and versions of which nobody's pin can be met
-    (`digest_mismatch`): all pins differ from the catalog's digest, or there is none and the pins differ.
+    Refused are versions that the catalog lacks (`unknown_model`), and versions of which everybody pins another digest
+    than the catalog has (`digest_mismatch`). Without one in the catalog a pin decides where all pods and pulls agree.
     """
     asks: defaultdict[ModelRef, list[_Ask]] = defaultdict(list)
     for pod in pods:
@@ -128,16 +128,15 @@ def _merge(entry: CatalogVersion, asks: Sequence[_Ask]) -> Want | Permanent:
     pin = entry.digest
     if pin is not None:
         # The catalog's digest decides. Who pins another is left out, so that one pod's mistake fails no other pod: its
-        # own gate compares the pin with what is published.
+        # own gate compares the pin with what is published, and its Events say so.
         asks = [ask for ask in asks if ask.pin in (None, pin)]
         if not asks:
             found, reason = next(iter(pins.items()))
             return _mismatch(entry.ref, f"{pin} (the catalog's digest)", found, reason)
-    elif len(pins) > 1:
-        first, second, *_ = sorted(pins)
-        return _mismatch(entry.ref, f"{first} (the pin of {pins[first]})", second, pins[second])
-    else:
+    elif len({ask.pin for ask in asks if ask.priority is not Priority.PREFETCH}) == 1:
         pin = next(iter(pins), None)
+    # Else some pin and some do not, or they pin differently, and nobody can say who is right: the version is what the
+    # source has, and each one compares for himself, as above.
     return Want(
         ref=entry.ref,
         source=entry.source,

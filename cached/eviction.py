@@ -6,7 +6,7 @@ Law: pure. Decides and frees nothing itself; who counts as using a version is th
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from cached.contract.digest import Digest
@@ -16,8 +16,9 @@ from cached.ledger import SpaceUse
 
 @dataclass(frozen=True, slots=True)
 class Holding:
-    """A published version. `blobs`: bytes by sha256. `last_used`: seconds since the epoch. `in_use`: a lease, or a pod,
-    or nobody knows. `wanted`: the demand has it. `keep`: pinned against eviction."""
+    """A published version. `blobs`: bytes by sha256. `last_used`: seconds on a clock that never goes back. `in_use`: a
+    lease, or a pod, or nobody knows. `wanted`: the demand has it. `keep`: pinned against eviction. `prefetched`: a
+    prefetch wants it, and nobody else."""
 
     ref: ModelRef
     digest: Digest
@@ -26,11 +27,17 @@ class Holding:
     in_use: bool
     wanted: bool
     keep: bool
+    prefetched: bool = False
 
     @property
     def evictable(self) -> bool:
         """Tell whether this may go."""
-        return not (self.in_use or self.wanted or self.keep)
+        return not (self.in_use or self.wanted or self.keep or self.prefetched)
+
+    @property
+    def yields_to_pods(self) -> bool:
+        """Tell whether this may go for a pod that waits, and for nothing less."""
+        return self.prefetched and not (self.in_use or self.wanted or self.keep)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,21 +55,25 @@ def reclaimable(victims: Collection[Holding], holdings: Collection[Holding]) -> 
     return sum(size for sha, size in _all_blobs(victims).items() if sha not in kept)
 
 
-def choose_victims(holdings: Collection[Holding], need_bytes: int) -> Choice:
-    """Choose evictable holdings, least recently used first, until they free `need_bytes`, and none that is not needed
-    for that. Where all of them together free less, all that free anything."""
+def by_age(holdings: Iterable[Holding]) -> list[Holding]:
+    """Least recently used first."""
+    return sorted(holdings, key=lambda h: (h.last_used, h.ref))
+
+
+def choose_victims(candidates: Sequence[Holding], holdings: Collection[Holding], need_bytes: int) -> Choice:
+    """Choose of the candidates, in their order, until they free `need_bytes`, and none that is not needed for that.
+    Where all of them together free less, all that free anything."""
     if need_bytes <= 0:
         return Choice((), 0)  # without a look at every blob of the node, as most plans are made when nothing is short
     links = Counter(sha for holding in holdings for sha in holding.blobs)
     freed = 0
     chosen: list[Holding] = []
-    for holding in sorted(holdings, key=lambda h: (h.last_used, h.ref)):
+    for holding in candidates:
         if freed >= need_bytes:
             break
-        if holding.evictable:
-            chosen.append(holding)
-            freed += _unlink(holding, links)
-    # Blobs are shared, and the last one chosen may free much: take back what is not needed, most recently used first.
+        chosen.append(holding)
+        freed += _unlink(holding, links)
+    # Blobs are shared, and the last one chosen may free much: take back what is not needed, in the reverse order.
     enough = min(freed, need_bytes)
     needed: list[Holding] = []
     for holding in reversed(chosen):

@@ -19,13 +19,13 @@ from cached.contract.errors import HoldfastError, Permanent, Transient
 from cached.sources.base import HttpTarget, Target
 from cached.store.durable import disk_error
 from cached.store.ingest import ALIGNMENT
+from cached.wire.answers import MAX_BAD_RESPONSES, hopeless
 from cached.wire.body import Body
-from cached.wire.cancel import Cancelled
+from cached.wire.cancel import Cancellation, Cancelled
 from cached.wire.client import HttpClient
 from cached.wire.limits import BandwidthLimit
 from cached.wire.localfile import LocalBody
 
-MAX_BAD_RESPONSES = 3
 MAX_WRONG_DIGESTS = 2
 _TARGET_LIFE_S = 600.0  # signed URLs are asked for again well before any source lets them expire
 _BACKOFF_S, _BACKOFF_CAP_S = 0.5, 60.0
@@ -70,7 +70,7 @@ class Flight:
     """A blob on its way. `result` is its outcome; `priority` may change at any time (lower is sooner)."""
 
     def __init__(
-        self, spec: BlobSpec, locate: Callable[[], Target], space: Space, carrier: Carrier, priority: int
+        self, spec: BlobSpec, locate: Callable[[Cancellation], Target], space: Space, carrier: Carrier, priority: int
     ) -> None:
         self.spec = spec
         self._space = space
@@ -212,13 +212,20 @@ class Flight:
         wanted = len(buffer) if end is None else min(len(buffer), end - at.offset)
         before, length = body.received, 0
         try:
-            self._space.grow(at.offset + wanted)
+            if end is not None:
+                self._space.grow(at.offset + wanted)
             self._fill(attempt, body, buffer[:wanted])
         finally:
             length = body.received - before
             self._carrier.observer.received(self.spec.kind, length)
             if length < wanted and end is not None:
                 length -= length % ALIGNMENT  # whatever comes next begins where O_DIRECT can write
+            try:
+                if end is None:  # only now it is known how much there is to write
+                    self._space.grow(at.offset + length)
+            except HoldfastError:
+                self._carrier.buffers.give(buffer)
+                raise
             if length:
                 attempt.accept(buffer, length, at.offset)
                 at.offset += length
@@ -228,7 +235,7 @@ class Flight:
         return length == wanted
 
     def _body(self, segment: Segment, streaming: bool, attempt: Attempt) -> LocalBody | Body:
-        target = self._current_target()
+        target = self._current_target(attempt.cancellation)
         length = None if streaming else _length(segment)
         if not isinstance(target, HttpTarget):
             return LocalBody(target, segment.start, length)
@@ -271,12 +278,12 @@ class Flight:
                 break
         attempt.cancellation.check()
 
-    def _current_target(self) -> Target:
+    def _current_target(self, cancellation: Cancellation) -> Target:
         with self._lock:
             cached = self._target
         if cached is not None and time.monotonic() - cached[1] < _TARGET_LIFE_S:
             return cached[0]
-        target = self._locate()
+        target = self._locate(cancellation)
         with self._lock:
             self._target = (target, time.monotonic())
         return target
@@ -311,16 +318,14 @@ class Flight:
             if now >= self.not_before:  # one failure of many connections at once is one failure
                 self._failures += 1
                 self._bad_responses += error.code == "bad_response"
+                if self._failures > 1:
+                    self._target = None  # another address may lead to a server that is well
                 asked = error.retry_after_s if isinstance(error, Transient) else None
                 backoff = min(_BACKOFF_CAP_S, _BACKOFF_S * 2 ** (self._failures - 1))
-                self.not_before = now + (asked if asked is not None else backoff * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
-            hopeless = self._bad_responses >= MAX_BAD_RESPONSES
-        if hopeless:
-            error = Permanent(
-                "bad_response",
-                f"{error.message} (after {MAX_BAD_RESPONSES} attempts)",
-                error.remedy or "check the origin and any proxy before it",
-            )
+                self.not_before = now + max(asked or 0.0, backoff * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
+            given_up = self._bad_responses >= MAX_BAD_RESPONSES
+        if given_up:
+            error = hopeless(error)
         if error.permanent or error.code in _ENDS_FLIGHT:
             attempt.fail(error)
         elif attempt.stream:

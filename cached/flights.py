@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from cached.attempt import BlobSpec, Verified
+from cached.contract.errors import HoldfastError
 from cached.contract.layout import Layout
 from cached.flight import Flight
-from cached.ledger import Ledger, Reservation
+from cached.ledger import Ledger, NoSpace, Reservation
 from cached.sources.base import Target
 from cached.store.ingest import allocated_bytes
+from cached.wire.cancel import Cancellation
 from cached.workers import Workers
 
 _STEP_BYTES = 64 * 1024 * 1024  # what a stream of unknown length reserves at a time
@@ -42,15 +44,22 @@ class Allotment:
         if size is not None:
             self._on_disk = min(resumed, size)
             self._reserve(size, self._on_disk)
+            ledger.trash_deleted(resumed - self._on_disk)  # a file takes whole blocks: what is over is not dying
         else:
             ledger.trash_deleted(resumed)  # a stream cannot resume: the ingest deletes what an earlier one left
 
     def grow(self, size: int) -> None:
         """Make sure that `size` bytes may be written; raises `NoSpace` or `Permanent` (`too_large`)."""
         with self._lock:
-            while size > self._reserved:
-                self._reserve(max(_STEP_BYTES, size - self._reserved), 0)
+            if size > self._reserved:
+                self._grow(size)
             self._tell_allocated(min(allocated_bytes(self._folder), self._reserved))
+
+    @property
+    def reserved(self) -> int:
+        """What is set aside, in bytes."""
+        with self._lock:
+            return sum(part.size for part in self._parts)
 
     def settle(self, committed: int, left: int) -> None:
         """The flight is over: `committed` bytes became a new blob, `left` bytes stay as a partial one; the rest is
@@ -63,6 +72,7 @@ class Allotment:
             part.leave(taken)
             left -= taken
         self._stack.close()
+        self._ledger.found_dying(left)
 
     def _tell_allocated(self, size: int) -> None:
         """The disk has given `size` bytes by now: of the parts in their order."""
@@ -74,6 +84,19 @@ class Allotment:
                 part.allocated(step)
                 self._on_disk += step
 
+    def _grow(self, size: int) -> None:
+        """In large steps while there is room for them; what is missing at the end is told for the whole stream, since
+        another try begins at its start."""
+        self._ledger.require_capacity(size)
+        missing = size - self._reserved
+        for step in (max(_STEP_BYTES, missing), missing):
+            try:
+                self._reserve(step, 0)
+            except HoldfastError:
+                continue
+            return
+        raise NoSpace(size, 0, self._ledger.use())
+
     def _reserve(self, size: int, resumed: int) -> None:
         self._parts.append(self._stack.enter_context(self._ledger.reserve(size, resumed)))
         self._reserved += size
@@ -82,6 +105,7 @@ class Allotment:
 @dataclass(slots=True)
 class _Entry:
     flight: Flight
+    allotment: Allotment
     result: asyncio.Future[Verified]
     waiters: dict[object, int] = field(default_factory=dict)  # who waits -> how urgently
 
@@ -98,9 +122,11 @@ class Flights:
     def reserve(self, specs: list[BlobSpec]) -> dict[str, Allotment]:
         """Set aside the space of those blobs that are not under way yet: of all, or of none.
 
-        Raises `NoSpace` or `Permanent` (`too_large`).
+        Raises `NoSpace`, `NoInodes` or `Permanent` (`too_large`).
         """
         new = {spec.key.id: spec for spec in specs if spec.key.id not in self._entries}
+        if new:
+            self._ledger.require_files(_files_made(new.values()))
         resumed = {id_: allocated_bytes(self._layout.ingest / id_) for id_ in new}
         sizes = {id_: spec.key.size or 0 for id_, spec in new.items()}
         there = sum(min(resumed[id_], sizes[id_]) for id_ in new)
@@ -119,7 +145,7 @@ class Flights:
     def join(
         self,
         spec: BlobSpec,
-        locate: Callable[[], Target],
+        locate: Callable[[Cancellation], Target],
         allotment: Allotment | None,
         who: object,
         priority: int,
@@ -132,7 +158,7 @@ class Flights:
         if entry is None:
             assert allotment is not None
             flight = Flight(spec, locate, allotment, self._workers, priority)
-            entry = _Entry(flight, asyncio.wrap_future(flight.result))
+            entry = _Entry(flight, allotment, asyncio.wrap_future(flight.result))
             entry.result.add_done_callback(lambda result: self._over(spec.key.id, allotment, result))
             self._entries[spec.key.id] = entry
             self._workers.submit(flight)
@@ -159,6 +185,18 @@ class Flights:
             entry.waiters[who] = priority
         self._reprioritize(concerned)
 
+    def require_capacity(self, size: int) -> None:
+        """Make sure that `size` bytes can be held at all; raises `Permanent` (`too_large`)."""
+        self._ledger.require_capacity(size)
+
+    def no_space(self, size: int, resumed: int) -> NoSpace:
+        """The refusal of `size` bytes, of which `resumed` are on the disk."""
+        return NoSpace(size, min(size, resumed), self._ledger.use())
+
+    def reserved_for(self, who: object) -> dict[str, int]:
+        """The bytes set aside for the blobs that `who` waits for, by the id of the partial blob."""
+        return {id_: entry.allotment.reserved for id_, entry in self._entries.items() if who in entry.waiters}
+
     def busy(self) -> frozenset[str]:
         """The ids of the partial blobs that are under way."""
         return frozenset(self._entries)
@@ -175,3 +213,9 @@ class Flights:
             allotment.settle(result.result().size if result.result().fresh else 0, 0)
         else:
             allotment.settle(0, allocated_bytes(self._layout.ingest / id_))
+
+
+def _files_made(specs: Collection[BlobSpec]) -> int:
+    """How many inodes these blobs and their snapshot take at the least: what comes on top, for a while or in folders
+    of blobs that are there already, the disk itself refuses."""
+    return len(specs) + len({parent for spec in specs for parent in PurePosixPath(spec.name).parents})

@@ -1,17 +1,20 @@
 """What this node holds: versions, their manifests, pins, and when each was last used.
 
 Law: in memory, rebuilt from the tree at start; used from the event loop only. The last use of a snapshot is kept as
-the mtime of its lease file, so that it outlives the daemon without a database.
+the mtime of its lease file, so that it outlives the daemon without a database; here it is on the monotonic clock, so
+that a wall clock that jumps changes no order.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
 import time
 from collections.abc import Iterable
 
+from cached.catalog import Catalog
 from cached.contract import lease
 from cached.contract.digest import Digest
 from cached.contract.errors import InvalidReference
@@ -19,14 +22,19 @@ from cached.contract.layout import Layout
 from cached.contract.manifest import Manifest
 from cached.contract.reference import ModelRef
 from cached.contract.status import encode
+from cached.demand import keeps
+from cached.eviction import Holding
+from cached.saying import Saying
 from cached.store import durable
 from cached.store.recovery import Recovered
+from cached.surroundings import Surroundings
+from cached.waits import used
 
-_log = logging.getLogger(__name__)
+_saying = Saying(logging.getLogger(__name__))
 
 
 class Holdings:
-    """The versions of this node. `blobs`: what each snapshot links, bytes by sha256."""
+    """The versions of this node. `blobs`: what each snapshot links, bytes by sha256. `last_used`: monotonic seconds."""
 
     def __init__(self, layout: Layout, recovered: Recovered) -> None:
         self._layout = layout
@@ -42,12 +50,17 @@ class Holdings:
         self.models[ref] = digest
         self.manifests[digest] = manifest
         self.blobs[digest] = manifest.blob_sizes()
-        self.last_used[ref] = time.time()
+        self.last_used[ref] = time.monotonic()
 
     def used(self, ref: ModelRef) -> None:
         """A pod of this node wants the version now."""
         if ref in self.last_used:
-            self.last_used[ref] = time.time()
+            self.last_used[ref] = time.monotonic()
+
+    def used_at(self, ref: ModelRef) -> float | None:
+        """When a version was last used, in seconds since the epoch as the clock is set now."""
+        used = self.last_used.get(ref)
+        return None if used is None else time.time() - (time.monotonic() - used)
 
     def remove(self, ref: ModelRef) -> Digest | None:
         """A version's name is gone; returns its digest where no other name points there any more."""
@@ -74,17 +87,34 @@ class Holdings:
     def saw_leases(self, leased: frozenset[Digest]) -> None:
         """Somebody holds these snapshots' leases now."""
         self.leased = leased
-        now = time.time()
+        now = time.monotonic()
         for ref, digest in self.models.items():
             if digest in leased:
                 self.last_used[ref] = now
 
     def _used_before(self, ref: ModelRef, digest: Digest) -> float:
-        link = os.lstat(self._layout.public.model_link(ref)).st_mtime
-        try:
-            return max(link, os.lstat(self._layout.public.snapshot(digest).lease).st_mtime)
-        except FileNotFoundError:
-            return link
+        """What the files say; a time that is yet to come, after a clock was set back, says no more than now."""
+        used = os.lstat(self._layout.public.model_link(ref)).st_mtime
+        with contextlib.suppress(FileNotFoundError):
+            used = max(used, os.lstat(self._layout.public.snapshot(digest).lease).st_mtime)
+        return time.monotonic() - max(0.0, time.time() - used)
+
+
+def as_holdings(held: Holdings, around: Surroundings, catalog: Catalog | None) -> list[Holding]:
+    """What this node holds, as the planner sees it."""
+    asked = used(around.pods(), held.models, catalog)
+    return [
+        Holding(
+            ref=ref,
+            digest=digest,
+            blobs=held.blobs[digest],
+            last_used=held.last_used[ref],
+            in_use=digest in held.leased or not around.synced,
+            wanted=ref in asked,
+            keep=ref in held.pins or (catalog is not None and keeps(catalog, ref, around.labels)),
+        )
+        for ref, digest in held.models.items()
+    ]
 
 
 def look_at_leases(layout: Layout, digests: Iterable[Digest]) -> frozenset[Digest]:
@@ -99,8 +129,10 @@ def look_at_leases(layout: Layout, digests: Iterable[Digest]) -> frozenset[Diges
         except FileNotFoundError:
             continue  # evicted meanwhile
         except OSError as error:  # whoever cannot tell takes it for used; and the time is a help, not a must
-            _log.warning("cannot look at the lease %s: %s", path, error.strerror or error)
+            _saying.trouble(f"lease {path}", error.strerror or str(error))
             held.add(digest)
+        else:
+            _saying.fine(f"lease {path}")
     return frozenset(held)
 
 

@@ -13,6 +13,7 @@ import logging
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from typing import ParamSpec, TypeVar
 
 from cached.blocking import Blocking
 from cached.board import Board, Progress
@@ -24,12 +25,17 @@ from cached.contract.reference import ModelRef
 from cached.contract.status import State, timestamp
 from cached.holdings import Holdings, look_at_leases
 from cached.ledger import Ledger
-from cached.store import blobs, durable, removal, snapshots
+from cached.root import Root
+from cached.saying import Saying
+from cached.store import blobs, durable, mending, removal, snapshots
+from cached.store.claims import Claims
 from cached.store.ingest import forget
 from cached.surroundings import Surroundings
 
 _log = logging.getLogger(__name__)
 
+P = ParamSpec("P")
+T = TypeVar("T")
 Ids = Callable[[], Collection[str]]  # asked when it matters: between asking and the lock things change
 
 
@@ -38,6 +44,7 @@ class NodeParts:
     """What holds on this node, and who has to know."""
 
     layout: Layout
+    root: Root
     holdings: Holdings
     board: Board
     ledger: Ledger
@@ -50,11 +57,14 @@ class Janitor:
 
     def __init__(self, parts: NodeParts) -> None:
         self._layout = parts.layout
+        self._root = parts.root
         self._holdings = parts.holdings
         self._board = parts.board
         self._ledger = parts.ledger
         self._blocking = parts.blocking
         self._surroundings = parts.surroundings
+        self._saying = Saying(_log)
+        self.claims = Claims()
         self._turn = asyncio.Lock()
 
     async def look_at_leases(self) -> None:
@@ -66,12 +76,13 @@ class Janitor:
         """Give `ref` the snapshot of `manifest`, whose blobs are all committed, and forget the `notes` (ids of partial
         blobs) that said which they are. Once begun it goes through, cancelled or not."""
         async with self._turn:
+            self._root.check()
             digest = await self._blocking.finish(_publish, self._layout, ref, manifest, notes())
             self._holdings.add(ref, digest, manifest)
             self.tell()
             return digest
 
-    async def evict(self, ref: ModelRef, digest: Digest, needed: Ids, stays: Callable[[], bool]) -> int | None:
+    async def evict(self, ref: ModelRef, digest: Digest, stays: Callable[[], bool]) -> int | None:
         """Remove a version; returns the bytes given back, None where it is in use or is another by now.
 
         `stays` is asked last of all whether somebody wants it: a pod may come while its label is being withdrawn.
@@ -85,9 +96,9 @@ class Janitor:
             if tells:
                 self._board.move(ref, State.EVICTING, Progress(size, size, None, None))
             try:
-                freed = await self._remove(ref, digest, needed, stays)
+                freed = await self._remove(ref, digest, stays)
             except HoldfastError as error:
-                _log.warning("%s", error)
+                self._saying.trouble(f"eviction of {ref}", str(error))
                 freed = None
             if freed is None:
                 if tells and before is not None:
@@ -96,17 +107,18 @@ class Janitor:
             if tells:
                 self._board.drop(ref)
             self._give_back(freed)
+            self._saying.fine(f"eviction of {ref}")
             _log.info("%s: evicted, %d bytes given back", ref, freed)
             return freed
 
-    async def _remove(self, ref: ModelRef, digest: Digest, needed: Ids, stays: Callable[[], bool]) -> int | None:
+    async def _remove(self, ref: ModelRef, digest: Digest, stays: Callable[[], bool]) -> int | None:
         """Delete the name, and the snapshot with its last name: then the node's label goes before it."""
         last = self._holdings.names(digest) == [ref]
         manifest = self._holdings.manifests[digest] if last else None
         async with self._surroundings.withdrawn(digest) if last else contextlib.nullcontext():
             if stays():
                 return None
-            freed = await self._blocking.run(removal.evict, self._layout, ref, digest, manifest, needed())
+            freed = await self._do(removal.evict, self._layout, ref, digest, manifest, self.claims)
             if freed is not None:
                 self._holdings.remove(ref)
                 if last:
@@ -121,18 +133,50 @@ class Janitor:
         blobs stay, to be linked again.
         """
         async with self._turn:
-            self._ledger.moved_to_trash(await self._blocking.run(blobs.quarantine, self._layout, sha256))
+            bad, replaced = await self._do(blobs.quarantine, self._layout, sha256)
+            self._ledger.moved_to_trash(bad)
+            self._ledger.trash_deleted(replaced)
             gone: list[ModelRef] = []
             for digest in [digest for digest, sizes in self._holdings.blobs.items() if sha256 in sizes]:
                 async with self._surroundings.withdrawn(digest):
                     gone += await self._lose(digest)
             return gone
 
-    async def _lose(self, digest: Digest) -> list[ModelRef]:
+    async def lose(self, digest: Digest) -> list[ModelRef]:
+        """Take away a snapshot whose own manifest went bad; returns its names. Its blobs stay, to be linked again."""
+        async with self._turn:
+            if digest not in self._holdings.manifests:
+                return []
+            async with self._surroundings.withdrawn(digest):
+                return await self._lose(digest)
+
+    async def restore(self, suspects: Collection[Digest]) -> list[ModelRef]:
+        """Put back what somebody deleted of these snapshots; returns the names of those whose bytes are gone: they are
+        here no more."""
+        gone: list[ModelRef] = []
+        missing: set[str] = set()
+        async with self._turn:
+            for digest in [digest for digest in suspects if self._holdings.names(digest)]:
+                refs, manifest = self._holdings.names(digest), self._holdings.manifests[digest]
+                _log.error("snapshot %s (%s): somebody deleted it, or a part of it", digest, ", ".join(map(str, refs)))
+                lost = await self._do(mending.restore, self._layout, refs, digest, manifest)
+                if not lost:
+                    _log.warning("snapshot %s: is whole again", digest)
+                    continue
+                sizes = manifest.blob_sizes()
+                self._ledger.lost(sum(sizes[sha256] for sha256 in lost - missing))
+                missing |= lost
+                async with self._surroundings.withdrawn(digest):
+                    gone += await self._lose(digest, "somebody deleted files of it on this node")
+        return gone
+
+    async def _lose(self, digest: Digest, why: str = "a file of it went bad on this node's disk") -> list[ModelRef]:
         """A snapshot has a bad file: take its names and itself away; returns the names."""
         refs = self._holdings.names(digest)
-        self._surroundings.lost(refs, "a file of it went bad on this node's disk; it is fetched again")
-        await self._blocking.run(_withdraw, self._layout, refs, digest)
+        for ref in refs:
+            _log.error("%s: withdrawn: %s; it is fetched again", ref, why)
+        self._surroundings.lost(refs, f"{why}; it is fetched again")
+        await self._do(_withdraw, self._layout, refs, digest)
         for ref in refs:
             self._holdings.remove(ref)
             status = self._board.get(ref)
@@ -146,24 +190,24 @@ class Janitor:
         """Remove snapshots whose manifest is not what their name says: publishing them again makes them anew."""
         async with self._turn:
             for digest in damaged:
-                _log.error("snapshot %s: its manifest is damaged; it is removed", digest)
-                await self._blocking.run(_withdraw, self._layout, (), digest)
+                _log.error("snapshot %s: it is damaged, or was left when a file of it went bad; it is removed", digest)
+                await self._do(_withdraw, self._layout, (), digest)
 
     async def drop_unnamed(self) -> None:
-        """Remove snapshots that no name points at, in use excepted. Only while nothing is being fetched."""
+        """Remove snapshots that no name points at, in use excepted."""
         async with self._turn:
             for digest in self._holdings.unnamed():
                 manifest = self._holdings.manifests[digest]
-                freed = await self._blocking.run(removal.delete_unnamed, self._layout, digest, manifest)
+                freed = await self._do(removal.delete_unnamed, self._layout, digest, manifest, self.claims)
                 if freed is not None:
                     self._holdings.drop_snapshot(digest)
                     self._give_back(freed)
 
-    async def sweep(self, needed: Ids, busy: Ids) -> int:
-        """Delete blobs that nothing links, partial blobs that nobody fetches, and the quarantine; returns the bytes
-        given back. `needed` and `busy` are what versions under way still want."""
+    async def sweep(self) -> int:
+        """Delete blobs that nothing links and partial blobs, except what versions under way claim, and the quarantine;
+        returns the bytes given back."""
         async with self._turn:
-            swept = await self._blocking.run(removal.sweep, self._layout, needed(), busy())
+            swept = await self._do(removal.sweep, self._layout, self.claims)
             self._give_back(swept.committed)
             self._ledger.trash_deleted(swept.dying)
             return swept.committed + swept.dying
@@ -171,6 +215,11 @@ class Janitor:
     def tell(self) -> None:
         """Tell the cluster what is here."""
         self._surroundings.published(frozenset(self._holdings.models.values()))
+
+    async def _do(self, step: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Take a step on the disk, if it is the one that is known here."""
+        self._root.check()
+        return await self._blocking.run(step, *args, **kwargs)
 
     def _give_back(self, size: int) -> None:
         self._ledger.moved_to_trash(size)

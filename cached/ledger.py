@@ -8,7 +8,7 @@ it is in exactly one of those accounts.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -18,10 +18,15 @@ from cached.contract.units import format_size
 
 @dataclass(frozen=True, slots=True)
 class DiskSpace:
-    """The root's file system, in bytes: all of it, and what an unprivileged writer may still take (`f_bavail`)."""
+    """The root's file system: all of it in bytes, and what an unprivileged writer may still take (`f_bavail`).
+
+    `files` and `files_free`: the same in inodes; 0 in all where the file system makes them as it needs them.
+    """
 
     capacity: int
     free: int
+    files: int = 0
+    files_free: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +36,7 @@ class SpaceUse:
     `capacity`: the quota, or the file system where that is smaller. `used`: committed blobs. `reserved`: what fetches
     have set aside, written or not. `dying`: on disk, but trash or a partial blob that nobody fetches. `budget`: the
     most that may be held now, which is less than the capacity where others fill the file system. `free`: what of the
-    budget can still be reserved.
+    budget can still be reserved. `files_free`: inodes.
     """
 
     capacity: int
@@ -40,12 +45,35 @@ class SpaceUse:
     dying: int
     free: int
     budget: int
+    files_free: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Shortage:
+    """What must be free before a fetch can go on: bytes, and files (inodes)."""
+
+    bytes: int
+    files: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stake:
+    """What the space holds for a version under way, in bytes; others may go on from the same. `blobs`: committed ones,
+    by sha256. `reserved`: what its flights set aside, `left`: partial blobs, dying but not deleted meanwhile; by id."""
+
+    blobs: Mapping[str, int]
+    reserved: Mapping[str, int]
+    left: Mapping[str, int]
+
+    def total(self) -> int:
+        """All of it."""
+        return sum(sum(part.values()) for part in (self.blobs, self.reserved, self.left))
 
 
 class NoSpace(Transient):
-    """Too much is held just now for a reservation of `needed_bytes`."""
+    """Too much is held just now for `size` bytes, of which `resumed` are on disk: `needed_bytes` must be free."""
 
-    def __init__(self, size: int, use: SpaceUse) -> None:
+    def __init__(self, size: int, resumed: int, use: SpaceUse) -> None:
         super().__init__(
             "no_space",
             f"{format_size(size)} are needed, {format_size(use.free)} are free of {format_size(use.budget)}: "
@@ -53,7 +81,20 @@ class NoSpace(Transient):
             f"{format_size(use.dying)} being deleted",
             "wait for other versions to be evicted, or raise the quota",
         )
-        self.needed_bytes = size
+        self.needed_bytes = size - resumed
+
+
+class NoInodes(Transient):
+    """The file system has too few inodes just now for `needed_files` new files."""
+
+    def __init__(self, needed_files: int, free: int) -> None:
+        super().__init__(
+            "no_space",
+            f"{needed_files} files are to be made, the file system has {free} inodes left, whatever its free bytes",
+            "wait for other versions to be evicted, delete small files there, or make it anew with more inodes "
+            "(mkfs.ext4 -N)",
+        )
+        self.needed_files = needed_files
 
 
 class Ledger:
@@ -84,6 +125,16 @@ class Ledger:
         with self._lock:
             self._dying = max(0, self._dying - size)
 
+    def found_dying(self, size: int) -> None:
+        """A partial blob that is left behind takes `size` bytes more than were reserved for it: its last block."""
+        with self._lock:
+            self._dying += size
+
+    def lost(self, size: int) -> None:
+        """`size` committed bytes were deleted by somebody else."""
+        with self._lock:
+            self._committed = max(0, self._committed - size)
+
     def reserve(self, size: int, resumed: int = 0) -> Reservation:
         """Set `size` bytes aside, of which a partial blob already has `resumed` on disk: they are dying no more.
 
@@ -92,30 +143,62 @@ class Ledger:
         if not 0 <= resumed <= size:
             raise ValueError(f"expected 0 <= resumed <= size, found resumed {resumed}, size {size}")
         with self._lock:
-            use = self._use()
+            use = self._use(self._disk())
             if size > use.capacity:
                 raise self._too_large(size, use.capacity)
             if size - resumed > use.free:
-                raise NoSpace(size, use)
+                raise NoSpace(size, resumed, use)
             self._dying = max(0, self._dying - resumed)
             reservation = Reservation(self, size, resumed)
             self._open.add(reservation)
             return reservation
 
-    def use(self) -> SpaceUse:
-        """The account now, with the disk's numbers of now."""
-        with self._lock:
-            return self._use()
+    def require_capacity(self, size: int) -> None:
+        """Make sure that `size` bytes can be held at all; raises `Permanent` (`too_large`)."""
+        use = self.use()
+        if size > use.capacity:
+            raise self._too_large(size, use.capacity)
 
-    def _use(self) -> SpaceUse:
+    def require_files(self, count: int) -> None:
+        """Make sure that `count` new files can be made now; raises `NoInodes` or `Permanent` (`too_large`)."""
         disk = self._disk()
+        if disk.files == 0 or count <= disk.files_free:
+            return
+        if count > disk.files:
+            raise Permanent(
+                "too_large",
+                f"{count} files are to be made, the file system has {disk.files} inodes in all",
+                "make it anew with more inodes (mkfs.ext4 -N), or leave files out with `include` and `exclude`",
+            )
+        raise NoInodes(count, disk.files_free)
+
+    def shortage(self, error: Transient) -> Shortage:
+        """What would have to be free for whoever met this `no_space`."""
+        if isinstance(error, NoSpace):
+            return Shortage(error.needed_bytes, 0)
+        if isinstance(error, NoInodes):
+            return Shortage(0, error.needed_files)
+        use = self.use()  # the disk itself refused what the account allowed: more than seems to be free, one by one
+        return Shortage(use.free + 1, use.files_free + 1)
+
+    def use(self) -> SpaceUse:
+        """The account now, with the disk's numbers of now; raises `Transient` where the disk does not tell them."""
+        with self._lock:
+            return self._use(self._disk())
+
+    def use_unseen(self) -> SpaceUse:
+        """The account alone, where the disk does not tell its numbers: nothing is free."""
+        with self._lock:
+            return self._use(DiskSpace(0, 0))
+
+    def _use(self, disk: DiskSpace) -> SpaceUse:
         capacity = disk.capacity if self._quota is None else min(self._quota, disk.capacity)
         reserved = sum(reservation._size for reservation in self._open)
         allocated = sum(reservation._allocated for reservation in self._open)
         on_disk = self._committed + self._dying + allocated
         budget = min(capacity, on_disk + disk.free)
         free = max(0, budget - self._committed - self._dying - reserved)
-        return SpaceUse(capacity, self._committed, reserved, self._dying, free, budget)
+        return SpaceUse(capacity, self._committed, reserved, self._dying, free, budget, disk.files_free)
 
     def _too_large(self, size: int, capacity: int) -> Permanent:
         limit = "the quota" if capacity == self._quota else "the file system"

@@ -6,18 +6,21 @@ again gives the same steps, so a step that was not carried out comes back.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from cached.contract.digest import Digest
 from cached.contract.errors import Permanent
 from cached.contract.reference import ModelRef
-from cached.demand import Demand, Want
-from cached.eviction import Holding, choose_victims, over_watermark, short_of
-from cached.ledger import SpaceUse
+from cached.demand import Demand, Priority, Want
+from cached.eviction import Holding, by_age, choose_victims, over_watermark, short_of
+from cached.ledger import Shortage, SpaceUse, Stake
 
 EvictionReason = Literal["watermark", "space"]
+
+_POD = Priority.WAITING
+_NONE = Digest("0" * 64)  # of what is under way, and has no digest yet
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +55,20 @@ class Evict:
 
 
 @dataclass(frozen=True, slots=True)
+class GiveWay:
+    """Call the fetch of `ref` off, with all it has on the disk, for one that is more urgent; later it starts over."""
+
+    ref: ModelRef
+
+
+@dataclass(frozen=True, slots=True)
+class LetPass:
+    """No room can be made for the fetch of `ref` now: those after it need not wait for that."""
+
+    ref: ModelRef
+
+
+@dataclass(frozen=True, slots=True)
 class Reprioritize:
     """Go on with the flight of `want.ref`, at the priority of `want`."""
 
@@ -65,7 +82,7 @@ class Start:
     want: Want
 
 
-Step = Cancel | Forget | Refuse | Evict | Reprioritize | Start
+Step = Cancel | Forget | Refuse | Evict | GiveWay | LetPass | Reprioritize | Start
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +91,8 @@ class Situation:
 
     `active`: what is being fetched, as it was wanted when last told. `settled`: what failed permanently with the want
     it failed for, or was refused with the error that was told; it is tried again when the want changes, or when the
-    caller leaves it out. `needed_bytes`: the reservation that the first of the waiting fetches was refused with
-    `NoSpace`; 0 where none waits.
+    caller leaves it out. `lacking`: the fetches that wait for space, the most urgent first and of equals the one that
+    asked first, and what each of them needs. `stakes`: of those in `active`, where space is short.
     """
 
     demand: Demand
@@ -83,7 +100,8 @@ class Situation:
     active: Mapping[ModelRef, Want]
     settled: Mapping[ModelRef, Want | Permanent]
     space: SpaceUse
-    needed_bytes: int
+    lacking: Mapping[ModelRef, Shortage]
+    stakes: Mapping[ModelRef, Stake]
     high_watermark: float
     low_watermark: float
 
@@ -100,6 +118,11 @@ def plan(situation: Situation) -> tuple[Step, ...]:
         *_priorities(situation),
         *_starts(situation, missing),
     )
+
+
+def protected(holdings: Iterable[Holding], demand: Demand) -> list[Holding]:
+    """The holdings, wanted also where the demand has them, even if the fetch was refused: somebody asks for them."""
+    return [_protected(holding, demand) for holding in holdings]
 
 
 def _meets(digest: Digest | None, want: Want) -> bool:
@@ -126,23 +149,81 @@ def _refusals(situation: Situation) -> Iterator[Refuse]:
             yield Refuse(ref, error)
 
 
-def _evictions(situation: Situation) -> Iterator[Evict]:
-    holdings = [_protected(holding, situation) for holding in situation.holdings]
+def _evictions(situation: Situation) -> Iterator[Evict | GiveWay | LetPass]:
+    holdings = protected(situation.holdings, situation.demand)
     over = over_watermark(situation.space, situation.high_watermark, situation.low_watermark)
-    victims = choose_victims(holdings, over).victims
+    if over == 0 and not situation.lacking:
+        return
+    fetches = {ref: _as_holding(ref, stake) for ref, stake in situation.stakes.items()}
+    everything = [*holdings, *fetches.values()]
+    free = by_age(h for h in holdings if h.evictable)
+    victims = choose_victims(free, everything, over).victims
     yield from (Evict(victim.ref, victim.digest, "watermark") for victim in victims)
-    short = short_of(situation.space, situation.needed_bytes)
-    for_space = choose_victims(holdings, short)
-    if for_space.freed >= short:  # else it would empty the cache and still not fit
-        gone = {victim.ref for victim in victims}
-        yield from (Evict(v.ref, v.digest, "space") for v in for_space.victims if v.ref not in gone)
+    for ref, short in situation.lacking.items():
+        spare = by_age(h for h in holdings if h.yields_to_pods) if situation.active[ref].priority is _POD else []
+        yielding = [fetches[other] for other in _less_urgent(situation, ref)]
+        chosen = _make_room(situation, short, [*free, *yielding, *spare], everything)
+        if chosen is not None:
+            yield from (GiveWay(each.ref) for each in chosen if each.digest == _NONE)
+            gone = {victim.ref for victim in victims}
+            evicted = (each for each in chosen if each.digest != _NONE and each.ref not in gone)
+            yield from (Evict(each.ref, each.digest, "space") for each in evicted)
+            return  # what the next one lacks then, a later plan finds out
+        yield LetPass(ref)
 
 
-def _protected(holding: Holding, situation: Situation) -> Holding:
-    """The holding, wanted also where the demand has it, even if the fetch of it was refused: somebody asks for it."""
-    want = situation.demand.wants.get(holding.ref)
-    asked = holding.ref in situation.demand.refused or (want is not None and _meets(holding.digest, want))
-    return replace(holding, wanted=holding.wanted or asked)
+def _protected(holding: Holding, demand: Demand) -> Holding:
+    want = demand.wants.get(holding.ref)
+    met = want is not None and _meets(holding.digest, want)
+    if want is not None and met and want.priority is Priority.PREFETCH:
+        return replace(holding, prefetched=True)
+    return replace(holding, wanted=holding.wanted or met or holding.ref in demand.refused)
+
+
+def _as_holding(ref: ModelRef, stake: Stake) -> Holding:
+    """A fetch as if it were a version: it keeps its blobs from being deleted, and gives all back when it goes."""
+    flights = {f"flight {id_}": size for id_, size in stake.reserved.items()}
+    partials = {f"partial {id_}": size for id_, size in stake.left.items()}
+    return Holding(ref, _NONE, {**stake.blobs, **flights, **partials}, 0.0, True, True, True)
+
+
+def _less_urgent(situation: Situation, ref: ModelRef) -> list[ModelRef]:
+    """The fetches that give way to that of `ref`, the least urgent first: those of a lower priority, and of its own
+    those that ask for space themselves, and asked later."""
+    priority = situation.active[ref].priority
+    asked = list(situation.lacking)
+    later = asked[asked.index(ref) + 1 :]
+    less = [
+        other
+        for other, want in situation.active.items()
+        if want.priority > priority or (want.priority is priority and other in later)
+    ]
+    less.reverse()  # the latest first
+    less.sort(key=lambda other: -situation.active[other].priority)
+    return less
+
+
+def _make_room(
+    situation: Situation, short: Shortage, candidates: Sequence[Holding], everything: Sequence[Holding]
+) -> list[Holding] | None:
+    """What goes so that so much is free; None where all the candidates are not enough, as then none is worth it."""
+    kept = {id_: size for stake in situation.stakes.values() for id_, size in stake.left.items()}
+    need = short_of(situation.space, short.bytes + sum(kept.values())) if short.bytes else 0
+    chosen = choose_victims(candidates, everything, need)
+    need_files = short.files - situation.space.files_free
+    if chosen.freed < need:
+        return None
+    if need_files <= 0:
+        return list(chosen.victims)
+    each_one = [replace(holding, blobs=dict.fromkeys(holding.blobs, 1)) for holding in everything]
+    for_files = choose_victims([one for one in each_one if _among(one, candidates)], each_one, need_files)
+    if for_files.freed < need_files:
+        return None
+    return [one for one in candidates if _among(one, chosen.victims) or _among(one, for_files.victims)]
+
+
+def _among(one: Holding, holdings: Collection[Holding]) -> bool:
+    return any((one.ref, one.digest) == (each.ref, each.digest) for each in holdings)
 
 
 def _priorities(situation: Situation) -> Iterator[Reprioritize]:

@@ -8,40 +8,48 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 
+from cached.answers import Answers
 from cached.board import Board
 from cached.catalog import Catalog
 from cached.contract.digest import Digest
-from cached.contract.errors import HoldfastError, Permanent
+from cached.contract.errors import HoldfastError
 from cached.contract.reference import ModelRef
 from cached.contract.status import State
 from cached.delivery import Delivery, Turns
-from cached.demand import Demand, PullWant, Want, compute_demand, keeps
-from cached.eviction import Holding, over_watermark
+from cached.demand import Demand, Priority, Want, compute_demand
+from cached.eviction import Holding, by_age, over_watermark
 from cached.flights import Flights
-from cached.holdings import Holdings
+from cached.holdings import Holdings, as_holdings
 from cached.janitor import Janitor
-from cached.ledger import Ledger
+from cached.lacking import Lacking
+from cached.ledger import Ledger, NoInodes, NoSpace
 from cached.metrics import Metrics
-from cached.planner import Cancel, Evict, Forget, Refuse, Reprioritize, Situation, Start, Step, plan
+from cached.planner import (
+    Cancel,
+    Evict,
+    Forget,
+    GiveWay,
+    LetPass,
+    Refuse,
+    Reprioritize,
+    Situation,
+    Start,
+    Step,
+    plan,
+    protected,
+)
+from cached.pulls import Pulls
+from cached.saying import Saying
+from cached.settled import Settled
 from cached.surroundings import Surroundings
 from cached.transfer import Transfers
 from cached.waits import Waits, used
 
 _log = logging.getLogger(__name__)
-
-_FAILURE_KEPT_S = 300.0  # what nobody could fetch may have been published, or allowed, meanwhile
-_PULL_KEPT_S = 600.0  # how long a pull that cannot be met keeps its answer
-
-
-@dataclass(slots=True)
-class _Pull:
-    want: PullWant
-    failed_at: float | None = None  # on the monotonic clock
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,10 +79,9 @@ class Scheduler:
         self._parts = parts
         self._high, self._low = high_watermark, low_watermark
         self._catalog: Catalog | None = None
-        self._pulls: dict[ModelRef, _Pull] = {}
+        self._pulls = Pulls()
         self._active: dict[ModelRef, _Active] = {}
-        self._settled: dict[ModelRef, Want | Permanent] = {}
-        self._failed_at: dict[ModelRef, float] = {}  # on the monotonic clock
+        self._settled = Settled()
         self._waits = Waits()
         self._counted: set[ModelRef] = set()
         self._demand = Demand({}, {})
@@ -82,6 +89,9 @@ class Scheduler:
         self._turns = Turns(self._work)
         self._litter = True  # whether anything may lie about that a sweep would find: an earlier life's, to begin with
         self._group: asyncio.TaskGroup | None = None
+        self._saying = Saying(_log)
+        self._lacking = Lacking(parts.ledger, parts.transfers)
+        self._answers = Answers(parts.board, parts.holdings, self._settled, self._pulls)
 
     # --- what comes in ---------------------------------------------------------------------------------------------
 
@@ -93,17 +103,17 @@ class Scheduler:
     def resume(self, pins: Mapping[ModelRef, Digest | None]) -> None:
         """These were on their way when the daemon last stopped, or went bad: go on as if they had been pulled."""
         for ref, pin in pins.items():
-            self._pulls.setdefault(ref, _Pull(PullWant(ref, pin)))
+            self._pulls.resume(ref, pin)
         self._work.set()
 
     def pull(self, ref: ModelRef, pin: Digest | None) -> str:
         """Want a version now; an earlier failure of it is forgotten. Returns the state it is in."""
-        self._pulls[ref] = _Pull(PullWant(ref, pin))
+        self._pulls.ask(ref, pin)
         self._counted.discard(ref)
         if ref in self._active:
             self._active[ref].delivery.nudge()
-        elif self._settled.pop(ref, None) is not None:
-            self._tell_plainly(ref)
+        elif self._settled.forget(ref):
+            self._answers.over(ref)
         self._refresh()
         self._work.set()
         status = self._parts.board.get(ref)
@@ -121,9 +131,26 @@ class Scheduler:
         self._litter = True
         self.resume(dict.fromkeys(await self._parts.janitor.quarantine(sha256)))
 
+    async def lost_snapshot(self, digest: Digest) -> None:
+        """A snapshot's manifest went bad: take it away, and publish again what it was."""
+        self._litter = True
+        self.resume(dict.fromkeys(await self._parts.janitor.lose(digest)))
+
     def wake(self) -> None:
         """Something changed: plan again."""
         self._work.set()
+
+    def try_again(self) -> None:
+        """The disk takes again what it is given: nobody waits out a pause."""
+        for active in self._active.values():
+            active.delivery.nudge()
+        self._work.set()
+
+    def try_what_fits(self) -> None:
+        """Others may have freed space that somebody waits for."""
+        for delivery in self._waiting():
+            if self._lacking.fits(delivery):
+                delivery.nudge()
 
     def knows(self, ref: ModelRef) -> bool:
         """Tell whether the catalog has this version, or the node holds it: what metrics may name."""
@@ -134,26 +161,31 @@ class Scheduler:
         """What nobody wants, uses or keeps, least recently used first."""
         self._refresh()
         holdings = [h for h in self.holdings() if h.evictable and not self.wanted(h.ref)]
-        return sorted(holdings, key=lambda h: (h.last_used, h.ref))
+        return by_age(holdings)
 
     async def evict(self, ref: ModelRef, digest: Digest, reason: str) -> int | None:
         """Evict one version unless it is in use; returns the bytes given back, None where it stays."""
-        stays = partial(self._stays, ref, digest)
-        freed = await self._parts.janitor.evict(ref, digest, self._parts.transfers.needed_blobs, stays)
+        stays = partial(self._stays, ref, digest, reason)
+        freed = await self._parts.janitor.evict(ref, digest, stays)
         if freed is not None:
             self._parts.metrics.evicted(reason)
             self._counted.discard(ref)
+            self._pulls.pins.pop(ref, None)
             self._litter = True
             self._space_was_freed()
         return freed
 
     async def sweep(self) -> int:
-        """Delete what nothing refers to; returns the bytes given back."""
+        """Delete what nothing refers to; returns the bytes given back.
+
+        Nothing while a version that is wanted has not yet said what it goes on from, unless space is lacking: after a
+        restart its partial blobs, and what it had committed, look like litter.
+        """
+        if self._unlisted() and not self._waiting():
+            return 0
         self._litter = False
-        if not self._active:
-            await self._parts.janitor.drop_unnamed()
-        transfers = self._parts.transfers
-        freed = await self._parts.janitor.sweep(transfers.needed_blobs, transfers.partial_blobs)
+        await self._parts.janitor.drop_unnamed()
+        freed = await self._parts.janitor.sweep()
         if freed:
             self._space_was_freed()
         return freed
@@ -170,8 +202,9 @@ class Scheduler:
                     self._work.clear()
                     try:
                         await self._reconcile()
+                        self._saying.fine("planning")
                     except HoldfastError as error:  # the disk refuses: the next look at the leases plans again
-                        _log.error("%s", error)
+                        self._saying.trouble("planning", str(error))
             finally:
                 self._group = None
 
@@ -186,41 +219,41 @@ class Scheduler:
         for step in steps:
             if not isinstance(step, Evict):
                 self._apply(step)
+        hopeless = {step.ref for step in steps if isinstance(step, LetPass)}
+        for delivery in self._waiting():
+            delivery.passed = delivery.want.ref in hopeless
         self._turns.admit()
         for step in steps:  # last, because these take their time, and meanwhile the situation changes
-            if isinstance(step, Evict) and not self.wanted(step.ref, step.digest):
+            if isinstance(step, Evict) and not self._stays(step.ref, step.digest, step.reason):
                 await self.evict(step.ref, step.digest, step.reason)
 
+    def _unlisted(self) -> bool:
+        """Tell whether what lies about may belong to a version whose files are not known yet, but may soon be."""
+        claims = self._parts.janitor.claims
+        return self._catalog is None or any(
+            not claims.has_claimed(ref) and not active.delivery.in_trouble for ref, active in self._active.items()
+        )
+
     def _is_tight(self) -> bool:
-        use = self._parts.ledger.use()
-        return self._needed_bytes() > 0 or over_watermark(use, self._high, self._low) > 0
+        return bool(self._waiting()) or over_watermark(self._parts.ledger.use(), self._high, self._low) > 0
 
     def _refresh(self) -> None:
         """What is wanted now, and what can be told about it at once."""
         if self._catalog is None:
             return
-        now = time.monotonic()
-        for ref in [ref for ref, at in self._failed_at.items() if now - at >= _FAILURE_KEPT_S]:
-            del self._failed_at[ref]
-            self._settled.pop(ref, None)
-        self._pulls = {
-            ref: pull
-            for ref, pull in self._pulls.items()
-            if pull.failed_at is None or now - pull.failed_at < _PULL_KEPT_S
-        }
+        self._settled.expire()
+        self._pulls.expire()
         self._look_at_pods()
         self._demand = self._demanded(self._catalog)
         self._count_new()
         for step in self._plan():
             if isinstance(step, (Refuse, Start)):
                 self._apply(step)
-        met = [ref for ref in self._pulls if self._met(ref)]
+        met = [want.ref for want in self._pulls.wants() if self._met(want.ref)]
         if met:
-            self._tell_pinned(met)
-            for ref in met:
-                del self._pulls[ref]
+            self._pulls.met(met)
             self._demand = self._demanded(self._catalog)
-        self._tell_pinned(self._demand.wants)
+        self._answers.pinned(self._catalog, self._parts.surroundings)
 
     def _look_at_pods(self) -> None:
         """A pod uses what it wants; a new one has an earlier failure tried again."""
@@ -229,54 +262,62 @@ class Scheduler:
             self._parts.metrics.gate_waited(seconds)
         for ref in self._waits.look(pods, held.models):
             if ref not in self._active:
-                self._settled.pop(ref, None)
+                self._settled.forget(ref)
         for ref in used(pods, held.models, self._catalog):
             held.used(ref)
 
     def _demanded(self, catalog: Catalog) -> Demand:
         around = self._parts.surroundings
-        return compute_demand(catalog, around.pods(), [pull.want for pull in self._pulls.values()], around.labels or {})
+        return compute_demand(catalog, around.pods(), self._pulls.wants(), around.labels or {})
 
     def _plan(self) -> tuple[Step, ...]:
         if self._catalog is None:
             return ()
+        tight = self._is_tight()
         return plan(
             Situation(
                 demand=self._demand,
                 holdings=self.holdings(),
                 active={ref: active.delivery.want for ref, active in self._active.items()},
-                settled=self._settled,
+                settled=self._settled.outcomes,
                 space=self._parts.ledger.use(),
-                needed_bytes=self._needed_bytes(),
+                lacking=self._lacking.shortages(self._deliveries()),
+                stakes=self._lacking.stakes(self._deliveries()) if tight else {},
                 high_watermark=self._high,
                 low_watermark=self._low,
             )
         )
 
-    def _needed_bytes(self) -> int:
-        """What the most urgent of those needs that wait for space; of equals, the one that waits longest."""
-        waiting = [active.delivery for active in self._active.values() if active.delivery.needed_bytes]
-        return min(waiting, key=lambda each: each.want.priority).needed_bytes if waiting else 0
+    def _waiting(self) -> list[Delivery]:
+        """Those that wait for space, the most urgent first."""
+        return self._lacking.among(self._deliveries())
+
+    def _deliveries(self) -> list[Delivery]:
+        return [active.delivery for active in self._active.values()]
 
     def _apply(self, step: Step) -> None:
         match step:
             case Start(want):
                 self._start(want)
             case Cancel(ref):
-                active = self._active[ref]
-                if not active.delivery.called_off:
-                    active.delivery.called_off = True
-                    active.task.cancel()
+                self._call_off(ref)
+            case GiveWay(ref):
+                if not self._active[ref].delivery.called_off:
+                    _log.info("%s: gives way to one that is more urgent", ref)
+                self._active[ref].delivery.gives_way = True
+                self._call_off(ref)
+            case LetPass():
+                return  # those who ask for a turn are told in _reconcile
             case Reprioritize(want):
                 self._active[want.ref].delivery.want = want
                 self._parts.flights.reprioritize(want.ref, want.priority)
             case Refuse(ref, error):
-                self._settled[ref] = error
+                self._settled.refused(ref, error)
                 self._fail(ref, error)
             case Forget(ref):
-                del self._settled[ref]
+                self._settled.forget(ref)
                 if ref not in self._active:
-                    self._tell_plainly(ref)
+                    self._answers.over(ref)
             case Evict():
                 raise AssertionError("evictions are awaited, in _reconcile")
 
@@ -285,97 +326,69 @@ class Scheduler:
     def _start(self, want: Want) -> None:
         if want.ref in self._active or self._group is None:
             return  # its last flight is still coming down; its end plans again
-        self._settled.pop(want.ref, None)
-        self._failed_at.pop(want.ref, None)
-        if want.ref in self._pulls:
-            self._pulls[want.ref].failed_at = None
+        self._settled.begun(want.ref)
+        self._pulls.begun(want.ref)
         self._parts.board.begin(want.ref, State.QUEUED, "", want.pin)
         delivery = Delivery(want, self._parts.board, self._parts.transfers, self._turns)
         task = self._group.create_task(self._deliver(delivery), name=f"fetch {want.ref}")
         self._active[want.ref] = _Active(delivery, task)
+        task.add_done_callback(partial(self._ended, delivery))  # also where it is called off before it began to run
+
+    def _call_off(self, ref: ModelRef) -> None:
+        active = self._active[ref]
+        if not active.delivery.called_off:
+            active.delivery.called_off = True
+            active.task.cancel()
 
     async def _deliver(self, delivery: Delivery) -> None:
         ref = delivery.want.ref
-        try:
-            error = await delivery.run()
-            if error is not None:
-                _log.error("%s: %s", ref, error)
-                self._settled[ref] = delivery.want
-                self._failed_at[ref] = time.monotonic()
-                self._fail(ref, error)
-        finally:
-            del self._active[ref]
-            self._parts.transfers.forget(ref)
-            self._litter = True
-            self._space_was_freed()  # what it had reserved and did not use
-            if delivery.called_off:
-                self._tell_plainly(ref)
-            self._work.set()
+        error = await delivery.run()
+        if error is None:
+            self._settled.forget(ref)
+        else:
+            _log.error("%s: %s", ref, error)
+            self._settled.failed(delivery.want)
+            self._fail(ref, error)
+
+    def _ended(self, delivery: Delivery, _task: asyncio.Task[None]) -> None:
+        ref = delivery.want.ref
+        del self._active[ref]
+        self._parts.transfers.forget(ref)
+        self._litter = True
+        for other in self._waiting():  # what it had reserved and did not use is free, what it brought is here
+            other.nudge()
+        if not delivery.gives_way:
+            self._lacking.forget(ref)
+        if delivery.called_off:
+            self._answers.over(ref)
+        self._work.set()
 
     def _space_was_freed(self) -> None:
-        for active in self._active.values():
-            if active.delivery.needed_bytes:
-                active.delivery.nudge()
+        """Whoever has what it lacks by now tries again; so does whom the disk refused, which names no size."""
+        for delivery in self._waiting():
+            if not isinstance(delivery.short, NoSpace | NoInodes) or self._lacking.fits(delivery):
+                delivery.nudge()
 
     def _fail(self, ref: ModelRef, error: HoldfastError) -> None:
-        board = self._parts.board
-        if board.get(ref) is None or ref not in self._active:
-            board.begin(ref, State.FAILED, "", None)
-        board.trouble(ref, State.FAILED, error)
-        if ref in self._pulls:
-            self._pulls[ref].failed_at = time.monotonic()
-
-    def _tell_plainly(self, ref: ModelRef) -> None:
-        """A version is not under way any more: what holds of it now is a refusal, that it is here, or nothing."""
-        settled = self._settled.get(ref)
-        if settled is not None:
-            if isinstance(settled, Permanent):
-                self._fail(ref, settled)
-        elif ref in self._parts.holdings.models:
-            status = self._parts.board.get(ref)
-            if status is None or status.state is not State.READY:
-                self._tell_ready(ref, pinned=False)
-        else:
-            self._parts.board.drop(ref)
-
-    def _tell_pinned(self, refs: Mapping[ModelRef, Want] | list[ModelRef]) -> None:
-        """Say of versions that were here before somebody promised their digest that they are pinned now."""
-        for ref in refs:
-            want, digest = self._demand.wants[ref], self._parts.holdings.models.get(ref)
-            status = self._parts.board.get(ref)
-            if want.pin is None or want.pin != digest or status is None or status.pinned:
-                continue
-            if status.state is State.READY:
-                self._tell_ready(ref, pinned=True)
-
-    def _tell_ready(self, ref: ModelRef, *, pinned: bool) -> None:
-        held = self._parts.holdings
-        self._parts.board.ready(ref, held.models[ref], held.size(ref), pinned)
+        self._answers.failed(ref, error, under_way=ref in self._active)
 
     # --- what is here ----------------------------------------------------------------------------------------------
 
     def holdings(self) -> list[Holding]:
         """What this node holds, as the planner sees it."""
-        held = self._parts.holdings
-        around, catalog = self._parts.surroundings, self._catalog
-        asked = used(around.pods(), held.models, catalog)
-        return [
-            Holding(
-                ref=ref,
-                digest=digest,
-                blobs=held.blobs[digest],
-                last_used=held.last_used[ref],
-                in_use=digest in held.leased or not around.synced,
-                wanted=ref in asked,
-                keep=ref in held.pins or (catalog is not None and keeps(catalog, ref, around.labels)),
-            )
-            for ref, digest in held.models.items()
-        ]
+        return as_holdings(self._parts.holdings, self._parts.surroundings, self._catalog)
 
-    def _stays(self, ref: ModelRef, digest: Digest) -> bool:
-        """Tell whether somebody came to want or keep a version while its eviction was under way."""
+    def _stays(self, ref: ModelRef, digest: Digest, reason: str) -> bool:
+        """Tell whether a version need not or must not go any more, now that its turn comes."""
         self._refresh()
-        return self.wanted(ref, digest) or any(h.ref == ref and not h.evictable for h in self.holdings())
+        lacking = self._waiting()
+        if reason == "space" and not lacking:
+            return True
+        if reason == "watermark" and over_watermark(self._parts.ledger.use(), self._low, self._low) == 0:
+            return True
+        for_pod = reason == "space" and lacking[0].want.priority is Priority.WAITING
+        found = [h for h in protected(self.holdings(), self._demand) if (h.ref, h.digest) == (ref, digest)]
+        return not any(h.evictable or (for_pod and h.yields_to_pods) for h in found)
 
     def wanted(self, ref: ModelRef, digest: Digest | None = None) -> bool:
         """Tell whether anybody asks for `ref`; given a digest, whether as this one."""

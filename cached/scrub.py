@@ -1,8 +1,9 @@
 """Hash what is on the disk again, slowly and for ever, and take out of use what no longer matches.
 
-Law: reads what pods read, past the page cache where the file system lets it, since bit rot sits on the disk; at idle
-priority, within its rate, and not at all while a fetch is under way. Oldest record first. Only wrong bytes, or a disk
-that says it cannot read them, condemn a blob: any other trouble is logged and looked at in the next round.
+Law: reads what pods read, past the page cache, since bit rot sits on the disk; at idle priority, within its rate, and
+not at all while a fetch is under way. Oldest record first, and what was hashed is written down every minute, so that a
+restart goes on where the last life was. Only wrong bytes, or a disk that says it cannot read them, condemn a blob: any
+other trouble is logged and looked at in the next round. Blobs that have no fs-verity seal yet get it here.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import ctypes
 import errno
 import hashlib
 import logging
+import math
 import mmap
 import os
 import platform
@@ -27,17 +29,19 @@ from cached.contract.digest import Digest
 from cached.contract.errors import HoldfastError
 from cached.contract.layout import Layout, SnapshotLayout
 from cached.contract.manifest import FileEntry, Manifest
-from cached.contract.status import timestamp
+from cached.contract.status import parse_timestamp, timestamp
 from cached.contract.verified import VerifiedFile, VerifiedRecord
 from cached.holdings import Holdings
 from cached.metrics import Metrics
-from cached.store import snapshots
+from cached.store import snapshots, verity
+from cached.store.verity import Sealing
 
 _log = logging.getLogger(__name__)
 
 _PIECE = 1024 * 1024
 _FILE_COST_BYTES = 256 * 1024  # what opening a file costs the processor, as if it were bytes: many small files are work
 _PAUSE_S = 2.0  # between snapshots, and while a fetch is under way
+_NOTE_S = 60.0  # between two notes of what was hashed, within a snapshot
 _NICE = 19
 _IOPRIO_SET = {"x86_64": 251, "aarch64": 30}  # the system call's number
 _IOPRIO_IDLE = 3 << 13  # IOPRIO_CLASS_IDLE, ioprio_set(2)
@@ -46,13 +50,27 @@ _ROTTEN = frozenset({errno.EIO, errno.EUCLEAN, errno.EBADMSG, errno.EILSEQ, errn
 
 @dataclass(frozen=True, slots=True)
 class ScrubParts:
-    """What the scrub works with. `busy` tells whether a fetch is under way; `bad` takes a blob out of use."""
+    """What the scrub works with. `busy` tells whether a fetch is under way; `bad_blob` takes a blob out of use with all
+    that links it, `bad_snapshot` a snapshot whose manifest has changed."""
 
     layout: Layout
     holdings: Holdings
     metrics: Metrics
+    sealing: Sealing
     busy: Callable[[], bool]
-    bad: Callable[[str], Awaitable[None]]
+    bad_blob: Callable[[str], Awaitable[None]]
+    bad_snapshot: Callable[[Digest], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Damaged:
+    """A snapshot, and its first blob that does not match; None where its manifest does not."""
+
+    digest: Digest
+    sha256: str | None
+
+    def __str__(self) -> str:
+        return f"snapshot {self.digest}" if self.sha256 is None else f"blob {self.sha256}"
 
 
 class Scrub:
@@ -63,7 +81,8 @@ class Scrub:
         self._rate = rate
         self._piece = memoryview(mmap.mmap(-1, _PIECE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
         self._stopping = threading.Event()
-        self._checked: dict[Digest, str] = {}  # when each snapshot's oldest file was hashed; reading that is not cheap
+        # When each snapshot's oldest file was hashed, on the monotonic clock: reading that is not cheap.
+        self._checked: dict[Digest, float] = {}
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="scrub", initializer=_yield_to_everybody)
 
     async def run(self) -> None:
@@ -76,49 +95,85 @@ class Scrub:
                 if self._parts.busy() or not manifests:
                     continue
                 damaged = await loop.run_in_executor(self._thread, partial(self._check_oldest, manifests))
-                for sha256 in damaged:
-                    await self._condemn(sha256)
+                if damaged is not None:
+                    await self._condemn(damaged)
         finally:
             self._stopping.set()
             self._thread.shutdown()
 
-    async def _condemn(self, sha256: str) -> None:
+    async def _condemn(self, damaged: _Damaged) -> None:
         self._parts.metrics.verify_failed("scrub")
         try:
-            await self._parts.bad(sha256)
+            if damaged.sha256 is None:
+                await self._parts.bad_snapshot(damaged.digest)
+            else:
+                await self._parts.bad_blob(damaged.sha256)
         except HoldfastError as error:
-            _log.error("scrub: blob %s is bad and still in use: %s", sha256, error)
+            _log.error("scrub: %s is bad and still in use: %s", damaged, error)
+        else:
+            self._checked.pop(damaged.digest, None)  # what lies beside it is looked at as soon as it is back
 
-    def _check_oldest(self, manifests: dict[Digest, Manifest]) -> list[str]:
-        """Hash the snapshot whose record is oldest; returns the blobs that do not match."""
+    def _check_oldest(self, manifests: dict[Digest, Manifest]) -> _Damaged | None:
+        """Hash the snapshot whose record is oldest, its oldest file first, up to the first that does not match."""
         self._checked = {digest: self._checked.get(digest) or self._last_checked(digest) for digest in manifests}
         digest = min(manifests, key=self._checked.__getitem__)
-        self._checked[digest] = timestamp(time.time())  # whatever comes of it: one bad folder must not be all it does
+        self._checked[digest] = time.monotonic()  # whatever comes of it: one bad folder must not be all it does
         snapshot = self._parts.layout.public.snapshot(digest)
-        damaged: set[str] = set()
-        record: dict[str, VerifiedFile] = {}
         try:
-            for entry in manifests[digest].files:
-                seen = self._check(snapshot, entry)
-                if seen is None:
-                    damaged.add(entry.sha256)
-                else:
-                    record[entry.path] = seen
-            if not damaged:
-                snapshots.write_verified(snapshot, VerifiedRecord(record))
-        except InterruptedError:
-            return []
+            if not self._manifest_is_right(snapshot, digest):
+                return _Damaged(digest, None)
+            return self._check_files(snapshot, digest, manifests[digest])
         except OSError as error:
             if snapshot.path.exists():  # else it was evicted meanwhile
                 _log.warning("scrub: snapshot %s: %s", digest, error)
-        return sorted(damaged)
+        return None
+
+    def _check_files(self, snapshot: SnapshotLayout, digest: Digest, manifest: Manifest) -> _Damaged | None:
+        before = self._recorded(digest)
+        # The folder itself: evicted and fetched again meanwhile, another has its name, with other inodes in its record.
+        folder = os.open(snapshot.path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            here = SnapshotLayout(Path(f"/proc/self/fd/{folder}"))
+            notes = _Notes(here, {entry.path: before.get(entry.path) for entry in manifest.files})
+            for entry in sorted(manifest.files, key=lambda e: -_age_s(before.get(e.path))):
+                try:
+                    seen = self._check(snapshot, entry)
+                except InterruptedError:
+                    break
+                if seen is None:
+                    return _Damaged(digest, entry.sha256)
+                notes.add(entry.path, seen)
+            notes.write()
+        finally:
+            os.close(folder)
+        return None
+
+    def _manifest_is_right(self, snapshot: SnapshotLayout, digest: Digest) -> bool:
+        try:
+            found = Digest.of(snapshot.manifest.read_bytes())
+        except FileNotFoundError:
+            return not snapshot.path.exists()
+        except OSError as error:
+            if error.errno not in _ROTTEN:
+                raise
+            _log.error("scrub: %s: %s", snapshot.manifest, error.strerror)
+            return False
+        if found != digest:
+            _log.error("scrub: %s: expected sha256 %s, found %s", snapshot.manifest, digest.hex, found.hex)
+        return found == digest
 
     def _check(self, snapshot: SnapshotLayout, entry: FileEntry) -> VerifiedFile | None:
         """Hash one file; None where it is not what it should be. Raises OSError where that cannot be told."""
-        path = snapshot.path / entry.path
+        path, blob = snapshot.path / entry.path, self._parts.layout.blob(entry.sha256)
+        seal = None
         try:
-            before, blob = os.lstat(path), os.lstat(self._parts.layout.blob(entry.sha256))
-            found = self._hash(path) if before.st_ino == blob.st_ino else "not computed: it is not the blob's own file"
+            before = os.lstat(path)
+            if before.st_ino == os.lstat(blob).st_ino:
+                self._seal(blob)
+                seal = verity.digest(path)
+                found = self._hash(path, sealed=seal is not None)
+            else:
+                found = "not computed: it is not the blob's own file"
         except FileNotFoundError:
             if not snapshot.path.exists():
                 raise
@@ -128,24 +183,38 @@ class Scrub:
                 raise
             found = f"not computed: {error.strerror}"
         if found == entry.sha256:
-            return VerifiedFile.of(before, timestamp(time.time()))
+            return VerifiedFile.of(before, timestamp(time.time()), seal)
         _log.error("scrub: %s: expected sha256 %s, found %s", path, entry.sha256, found)
         return None
 
-    def _last_checked(self, digest: Digest) -> str:
-        try:
-            record = VerifiedRecord.parse(self._parts.layout.public.snapshot(digest).verified.read_bytes())
-        except (OSError, HoldfastError):
-            return ""  # no record, or none that can be read: first of all
-        return min((entry.verified_at for entry in record.files.values()), default="")
+    def _seal(self, blob: Path) -> None:
+        """Seal a blob that was committed when that could not be had yet; it is hashed through its seal right after."""
+        if self._parts.sealing is not Sealing.NONE:
+            self._wait(0)
+            verity.seal(blob, Sealing.WHERE_POSSIBLE)
 
-    def _hash(self, path: Path) -> str:
+    def _recorded(self, digest: Digest) -> dict[str, VerifiedFile]:
+        try:
+            return VerifiedRecord.parse(self._parts.layout.public.snapshot(digest).verified.read_bytes()).files
+        except (OSError, HoldfastError):
+            return {}  # no record, or none that can be read: nothing of it was ever hashed, for all we know
+
+    def _last_checked(self, digest: Digest) -> float:
+        return time.monotonic() - max((_age_s(entry) for entry in self._recorded(digest).values()), default=math.inf)
+
+    def _hash(self, path: Path, *, sealed: bool) -> str:
         sha = hashlib.sha256()
         descriptor = _open(path)
         try:
+            if sealed:  # what is read ahead would have to be dropped and read once more
+                os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)
             size = os.fstat(descriptor).st_size
             offset, view = 0, self._piece
-            while offset < size and (count := os.preadv(descriptor, [view], offset)):
+            while offset < size:
+                if sealed:  # its file system reads it through the page cache, whatever was asked for
+                    os.posix_fadvise(descriptor, offset, _PIECE, os.POSIX_FADV_DONTNEED)
+                if not (count := os.preadv(descriptor, [view], offset)):
+                    break
                 started = time.monotonic()
                 sha.update(view[:count])
                 offset += count
@@ -164,6 +233,36 @@ class Scrub:
             raise InterruptedError
 
 
+def _age_s(seen: VerifiedFile | None) -> float:
+    """How long ago a file was hashed. A time that is yet to come tells nothing, only that a clock was set back since:
+    that file comes first of all, or it would come last until the clock is there again."""
+    try:
+        age_s = -1.0 if seen is None else time.time() - parse_timestamp(seen.verified_at)
+    except ValueError:
+        return math.inf
+    return age_s if age_s >= 0 else math.inf
+
+
+class _Notes:
+    """A snapshot's record as it is being renewed. Written only while it speaks of every file: gates go by it."""
+
+    def __init__(self, snapshot: SnapshotLayout, before: dict[str, VerifiedFile | None]) -> None:
+        self._snapshot = snapshot
+        self._files = before
+        self._written = time.monotonic()
+
+    def add(self, path: str, seen: VerifiedFile) -> None:
+        self._files[path] = seen
+        if time.monotonic() - self._written >= _NOTE_S:
+            self.write()
+
+    def write(self) -> None:
+        files = {path: entry for path, entry in self._files.items() if entry is not None}
+        if len(files) == len(self._files):
+            snapshots.write_verified(self._snapshot, VerifiedRecord(files))
+            self._written = time.monotonic()
+
+
 def _open(path: Path) -> int:
     flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
     try:
@@ -171,7 +270,13 @@ def _open(path: Path) -> int:
     except OSError as error:
         if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
             raise
+    try:
         return os.open(path, flags)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EMSGSIZE):
+            raise
+        # Nothing else is wrong with this call (fs/verity/open.c).
+        raise OSError(errno.EUCLEAN, "its fs-verity seal is damaged") from error
 
 
 def _yield_to_everybody() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from concurrent.futures import CancelledError
 from dataclasses import dataclass
 from functools import partial
 from urllib.parse import urlsplit
@@ -27,10 +28,11 @@ from cached.demand import Want
 from cached.flight import Flight, Observer
 from cached.flights import Flights
 from cached.janitor import Janitor
+from cached.ledger import NoSpace, Stake
 from cached.sources.base import Listing, RemoteFile, Source, Target
 from cached.store import blobs
-from cached.store.ingest import IngestKey
-from cached.wire.cancel import Cancelled
+from cached.store.ingest import IngestKey, allocated_bytes
+from cached.wire.cancel import Cancellation, Cancelled
 
 _LOCATE_TIMEOUT_S = 120.0
 _PROGRESS_S = 1.0
@@ -57,7 +59,7 @@ class _Cargo:
 
 @dataclass(frozen=True, slots=True)
 class TransferParts:
-    """What fetching works with."""
+    """What fetching works with. `listing_timeout_s`: how long a source may take to say what it has."""
 
     layout: Layout
     flights: Flights
@@ -65,6 +67,10 @@ class TransferParts:
     janitor: Janitor
     blocking: Blocking
     observer: Observer
+    listing_timeout_s: float
+
+
+_Starts = Callable[[list[RemoteFile]], tuple[list[_Cargo], list[asyncio.Future[Verified]]]]
 
 
 class Transfers:
@@ -77,36 +83,34 @@ class Transfers:
         self._janitor = parts.janitor
         self._blocking = parts.blocking
         self._observer = parts.observer
+        self._listing_timeout_s = parts.listing_timeout_s
         self._open_source = open_source
-        self._needed: dict[ModelRef, set[str]] = {}
-        self._partial: dict[ModelRef, set[str]] = {}
+        self._claims = parts.janitor.claims
 
-    def needed_blobs(self) -> frozenset[str]:
-        """Committed blobs that versions under way will link: not to be deleted now."""
-        return frozenset().union(*self._needed.values())
-
-    def partial_blobs(self) -> frozenset[str]:
-        """The ids of partial blobs, and of notes on finished ones, that versions under way go on from."""
-        return frozenset().union(*self._partial.values())
+    def stake(self, ref: ModelRef) -> Stake:
+        """What the space holds for `ref` while it is under way."""
+        left = self._claims.partials_of(ref) - self._flights.busy()
+        return Stake(
+            blobs=self._claims.blobs_of(ref),
+            reserved=self._flights.reserved_for(ref),
+            left={id_: allocated_bytes(self._layout.ingest / id_) for id_ in left},
+        )
 
     def forget(self, ref: ModelRef) -> None:
         """Nobody tries to fetch `ref` any more: what it left behind may be deleted."""
-        self._needed.pop(ref, None)
-        self._partial.pop(ref, None)
+        self._claims.drop(ref)
 
-    async def fetch(self, want: Want, urgency: Callable[[], int]) -> Published:
+    async def fetch(self, want: Want, urgency: Callable[[], int], got_space: Callable[[], None]) -> Published:
         """Bring `want` onto this node; raises `HoldfastError`. Cancelled, it keeps what is durable.
 
-        `urgency` is the priority it has by the time its bytes are asked for. What an earlier try brought stays wanted
-        until `forget`.
+        `urgency` is the priority it has by the time its bytes are asked for. `got_space` is called once the space for
+        all of them is reserved. What an earlier try brought stays claimed until `forget`.
         """
         source = await self._blocking.run(self._open_source, want.source)
-        self._needed.setdefault(want.ref, set())
-        self._partial.setdefault(want.ref, set())
         try:
             self._board.resolve(want.ref, source.display, want.pin)
             files = await self._resolve(want, source)
-            entries = await self._bring(want, source, files, urgency)
+            entries = await self._bring(want, source, files, partial(self._start, want.ref, source, urgency, got_space))
             manifest = Manifest.build(entries)
             _check_pin(want, manifest)
             self._board.move(
@@ -115,13 +119,17 @@ class Transfers:
             notes = [_partial_id(file, source.display) for file in files if file.sha256 is None]
             digest = await self._janitor.publish(want.ref, manifest, partial(self._unshared, want.ref, notes))
             return Published(digest, manifest)
+        except NoSpace as error:
+            stake = self.stake(want.ref)
+            self._flights.require_capacity(stake.total() + error.needed_bytes)
+            raise
         finally:
             await source.aclose()
 
     async def _resolve(self, want: Want, source: Source) -> tuple[RemoteFile, ...]:
         """The files of the version; refused early where their promised digests already miss the pin."""
         try:
-            listing = await source.resolve()
+            listing = await self._listing(source)
             files = _chosen(listing, want, source.display)
             if all(file.sha256 is not None and file.size is not None for file in files):
                 promised = Manifest.build(FileEntry(f.path, f.sha256 or "", f.size or 0) for f in files)
@@ -131,36 +139,70 @@ class Transfers:
             self._observer.fetch_failed(source.kind, error.code)
             raise
 
+    async def _listing(self, source: Source) -> Listing:
+        try:
+            async with asyncio.timeout(self._listing_timeout_s):
+                return await source.resolve()
+        except TimeoutError as error:
+            raise Transient(
+                "stalled",
+                f"{source.display}: not listed within {self._listing_timeout_s:g} s",
+                "it is tried again; if it goes on, look at the source's server, or raise --stall-timeout",
+            ) from error
+
     async def _bring(
-        self, want: Want, source: Source, files: tuple[RemoteFile, ...], urgency: Callable[[], int]
+        self, want: Want, source: Source, files: tuple[RemoteFile, ...], start: _Starts
     ) -> list[FileEntry]:
         """Have every file's blob committed: join what is under way, start what is not, wait for all."""
-        self._needed[want.ref].update(file.sha256 for file in files if file.sha256 is not None)
-        self._partial[want.ref].update(_partial_id(file, source.display) for file in files)
+        promised = [file.sha256 for file in files if file.sha256 is not None]
+        self._claims.begin(want.ref, promised, [_partial_id(file, source.display) for file in files])
         known = await self._blocking.run(self._already_here, files, source.display)
-        self._needed[want.ref].update(verified.sha256 for verified in known.values())
+        self._claims.found(want.ref, {verified.sha256: verified.size for verified in known.values()})
         here = sum(verified.size for verified in known.values())
         missing = [file for file in files if file.path not in known]
         total = here + sum(f.size or 0 for f in missing) if all(f.size is not None for f in missing) else None
+        if total is not None:
+            sizes = {verified.sha256: verified.size for verified in known.values()}
+            sizes |= {_partial_id(file, source.display): file.size or 0 for file in missing}
+            self._flights.require_capacity(sum(sizes.values()))
         self._board.move(want.ref, State.FETCHING, Progress(total, here, None, None))
-        cargo, begun = self._start(want.ref, source, missing, urgency())
+        cargo, begun = start(missing)
         try:
             await self._wait(want, cargo, here, total)
+        except NoSpace as error:
+            await self._leave(want.ref, cargo, begun)
+            raise self._short_in_all(want.ref, cargo, error) from error
         finally:
-            down = [self._flights.leave(each.spec, want.ref) for each in cargo]
-            # A flight that others wait for goes on, and needs this source open.
-            ending = {result for result in (*down, *begun) if result is not None and not result.done()}
-            if ending:
-                await asyncio.wait(ending)
+            await self._leave(want.ref, cargo, begun)
         verified = known | {each.file.path: each.result.result() for each in cargo}
         return [FileEntry(f.path, verified[f.path].sha256, verified[f.path].size) for f in files]
 
+    async def _leave(self, ref: ModelRef, cargo: list[_Cargo], begun: list[asyncio.Future[Verified]]) -> None:
+        down = [self._flights.leave(each.spec, ref) for each in cargo]
+        # A flight that others wait for goes on, and needs this source open.
+        ending = {result for result in (*down, *begun) if result is not None and not result.done()}
+        if ending:
+            await asyncio.wait(ending)
+
+    def _short_in_all(self, ref: ModelRef, cargo: list[_Cargo], error: NoSpace) -> NoSpace:
+        """What the next try needs, where a stream met the end of the space: the other blobs that are not here too."""
+        failed = [each.spec for each in cargo if each.result.done() and each.result.exception() is not None]
+        missing = {spec.key.id: spec.key.size or 0 for spec in failed}
+        return self._flights.no_space(error.needed_bytes + sum(missing.values()), sum(self.stake(ref).left.values()))
+
     def _start(
-        self, ref: ModelRef, source: Source, missing: list[RemoteFile], priority: int
+        self,
+        ref: ModelRef,
+        source: Source,
+        urgency: Callable[[], int],
+        got_space: Callable[[], None],
+        missing: list[RemoteFile],
     ) -> tuple[list[_Cargo], list[asyncio.Future[Verified]]]:
         specs = [_spec(file, source) for file in missing]
         allotments = self._flights.reserve(specs)
-        cargo, begun = [], []
+        if all(spec.key.size is not None for spec in specs):  # else it may lack space later yet
+            got_space()
+        priority, cargo, begun = urgency(), [], []
         for file, spec in zip(missing, specs, strict=True):
             allotment = allotments.pop(spec.key.id, None)
             flight, result = self._flights.join(spec, self._locator(source, file), allotment, ref, priority)
@@ -172,9 +214,8 @@ class Transfers:
         return cargo, begun
 
     def _note_needed(self, ref: ModelRef, result: asyncio.Future[Verified]) -> None:
-        needed = self._needed.get(ref)
-        if needed is not None and result.exception() is None:
-            needed.add(result.result().sha256)
+        if result.exception() is None:
+            self._claims.found(ref, {result.result().sha256: result.result().size})
 
     async def _wait(self, want: Want, cargo: list[_Cargo], here: int, total: int | None) -> None:
         """Wait for all flights, telling the board once a second; raises the first error."""
@@ -200,18 +241,20 @@ class Transfers:
             trouble = next((f.last_error for f in flights if f.last_error is not None), None)
             self._board.move(want.ref, state, Progress(total, here + moved, rate, eta_s), trouble)
 
-    def _unshared(self, ref: ModelRef, notes: list[str]) -> list[str]:
+    def _unshared(self, ref: ModelRef, notes: list[str]) -> frozenset[str]:
         """The notes that no other version under way goes on from."""
-        others = frozenset().union(*(ids for other, ids in self._partial.items() if other != ref))
-        return [note for note in notes if note not in others]
+        return self._claims.partials_alone(ref).intersection(notes)
 
-    def _locator(self, source: Source, file: RemoteFile) -> Callable[[], Target]:
+    def _locator(self, source: Source, file: RemoteFile) -> Callable[[Cancellation], Target]:
         loop = asyncio.get_running_loop()
 
-        def locate() -> Target:
+        def locate(cancellation: Cancellation) -> Target:
             asked = asyncio.run_coroutine_threadsafe(source.locate(file), loop)
             try:
-                return asked.result(_LOCATE_TIMEOUT_S)
+                with cancellation.calling(asked.cancel):
+                    return asked.result(_LOCATE_TIMEOUT_S)
+            except CancelledError as error:
+                raise Cancelled from error
             except TimeoutError as error:
                 asked.cancel()
                 raise Transient(
@@ -223,7 +266,8 @@ class Transfers:
         return locate
 
     def _already_here(self, files: tuple[RemoteFile, ...], display: str) -> dict[str, Verified]:
-        """Files whose blob is committed already, by path."""
+        """Files whose blob is committed already, by path. All are claimed by now."""
+        self._claims.settle()
         known = {}
         for file in files:
             sha256 = file.sha256

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from cached.contract.layout import Layout
 from cached.flight import Flight, Observer
+from cached.store.verity import Sealing
 from cached.wire.buffers import BufferPool
 from cached.wire.client import HttpClient
 from cached.wire.limits import BandwidthLimit
@@ -28,11 +29,13 @@ BUFFER_BYTES = 4 * 1024 * 1024  # sha256 gives the GIL away and takes it back on
 
 @dataclass(frozen=True, slots=True)
 class WorkerSettings:
-    """`connections` in all, `per_origin` at most to one origin, `bandwidth` in bytes a second (None: no limit)."""
+    """`connections` in all, `per_origin` at most to one origin, `bandwidth` in bytes a second (None: no limit);
+    `sealing`: whether blobs are sealed."""
 
     connections: int
     per_origin: int
     bandwidth: int | None
+    sealing: Sealing
 
 
 class Workers:
@@ -40,6 +43,7 @@ class Workers:
 
     def __init__(self, layout: Layout, client: HttpClient, settings: WorkerSettings, observer: Observer) -> None:
         self.layout = layout
+        self.sealing = settings.sealing
         self.client = client
         self.observer = observer
         self.limit = BandwidthLimit(settings.bandwidth, time.monotonic, time.sleep)
@@ -86,6 +90,12 @@ class Workers:
         """How many blobs are under way."""
         with self._condition:
             return sum(1 for f in self._flights if f.opened)
+
+    def busy(self) -> bool:
+        """Tell whether bytes are moved now; a flight that waits to be tried again moves none."""
+        with self._condition:
+            now = time.monotonic()
+            return any(f.opened and f.not_before <= now for f in self._flights)
 
     def stop(self) -> None:
         """Cancel every flight, recording what is durable, and end the threads."""

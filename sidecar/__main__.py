@@ -1,12 +1,14 @@
 """`python -m sidecar COMMAND`: what an image without the console script runs.
 
-Law: finds the command and imports it, and only it.
+Law: finds the command and imports it, and only it; a signal that comes meanwhile is kept until it can be heeded.
 """
 
 from __future__ import annotations
 
 import sys
 from importlib import import_module
+
+from cached.contract import process
 
 COMMANDS = {"gate": "sidecar.gate"}
 EXIT_USAGE = 2
@@ -18,6 +20,7 @@ def main() -> int:
     if module is None:
         sys.stderr.write(f"usage: python -m sidecar {'|'.join(COMMANDS)} [options]\n")
         return EXIT_USAGE
+    process.prepare()
     code: int = import_module(module).main(sys.argv[2:])
     return code
 

@@ -178,7 +178,8 @@ def _builder(
 
 
 def _ended(certificate: x509.Certificate, now: datetime) -> bool:
-    return now >= certificate.not_valid_after_utc
+    """Tell whether nobody takes it: it has run out, or was made when a clock was ahead, and is not valid yet."""
+    return not certificate.not_valid_before_utc <= now < certificate.not_valid_after_utc
 
 
 def _old(certificate: x509.Certificate, now: datetime) -> bool:

@@ -67,6 +67,7 @@ class Gate:
         self._narrator = narrator
         self._readiness = readiness
         self._started = started  # monotonic seconds
+        self._heartbeat = observing.Heartbeat(settings.public, time.monotonic, time.time)
         self._held: dict[Wanted, Held] = {}
         self._progress: dict[Wanted, Progress] = {}
 
@@ -100,16 +101,24 @@ class Gate:
     def _look_for(self, want: Wanted) -> None:
         found = hold(self._public, want.ref)
         if isinstance(found, Held):
-            try:
-                self._verify(want, found)
-            except BaseException:
-                found.lease.close()
-                raise
-            self._held[want] = found
+            self._take(want, found)
         elif isinstance(found, Unsettled):
             self._say(want, Progress("published, but", found.reason))
         else:
             self._listen_to_daemon(want)
+
+    def _take(self, want: Wanted, found: Held) -> None:
+        """Verify a snapshot and hold it. One that the daemon withdrew meanwhile, for rot, is no mismatch of ours: the
+        lease keeps evictions away, not that."""
+        try:
+            self._verify(want, found)
+        except BaseException as error:
+            found.lease.close()
+            if not isinstance(error, exits.Unverified) or still_named(self._public, want.ref, found):
+                raise
+            self._say(want, Progress("withdrawn while it was verified;", "waiting for it to come back"))
+        else:
+            self._held[want] = found
 
     def _listen_to_daemon(self, want: Wanted) -> None:
         status = observing.read_status(self._public, want.ref)
@@ -168,7 +177,7 @@ class Gate:
         return "; ".join(f"{want}: {progress}" for want, progress in self._progress.items())
 
     def _tell_trouble(self, changes: Changes) -> None:
-        mount, daemon = observing.mount_trouble(self._public), observing.daemon_trouble(self._public)
+        mount, daemon = observing.mount_trouble(self._public), self._heartbeat.trouble()
         self._narrator.notice("mount", mount, f"{self._public.path} is there now")
         self._narrator.notice("daemon", daemon, "the daemon of this node is back")
         if changes.trouble is not None:

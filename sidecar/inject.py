@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import signal
 import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -22,6 +21,7 @@ from aiohttp import web
 
 from cached.contract.errors import HoldfastError, Permanent
 from cached.contract.options import EXIT_DONE, EXIT_FAILED
+from cached.contract.process import Ending
 from sidecar.digests import Digests, read_digests
 from sidecar.following import changes
 from sidecar.inject_doors import InjectorMetrics, doors
@@ -35,6 +35,7 @@ _log = logging.getLogger("holdfast")
 # Longer than the 90 s after which Go gives an idle connection up: else a review may meet a connection just closed.
 _KEEP_ALIVE_S = 120.0
 _CLOSE_S = 2.0  # for answers under way when the doors close
+_PATIENCE_S = 10.0  # for all of the end but the drain
 
 
 class Injector:
@@ -54,11 +55,9 @@ class Injector:
             return "stopping"
         return None if self.tls.loaded.is_set() else "no certificate yet"
 
-    async def run(self) -> None:
+    async def run(self, ending: Ending) -> None:
         """Answer until a signal asks to stop."""
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._stop.set)
+        ending.farewell(partial(asyncio.get_running_loop().call_soon_threadsafe, self._stop.set))
         settings = self._settings
         plain = doors(self.metrics, self.not_ready)
         secure = application(self.reviewer, self.metrics.done)
@@ -108,17 +107,19 @@ def main(argv: Sequence[str]) -> int:
     logging.basicConfig(
         level=settings.log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s"
     )
+    ending = Ending(settings.drain_s + _PATIENCE_S, partial(_log.warning, "%s: leaving at once"))
+    ending.start()
     try:
-        asyncio.run(_run(settings))
+        asyncio.run(_run(settings, ending))
     except HoldfastError as error:
         sys.stderr.write(f"holdfast inject: {error}\n")
         return EXIT_FAILED
     return EXIT_DONE
 
 
-async def _run(settings: Settings) -> None:
+async def _run(settings: Settings, ending: Ending) -> None:
     try:
-        await Injector(settings).run()
+        await Injector(settings).run(ending)
     except* HoldfastError as errors:
         raise errors.exceptions[0] from errors
 

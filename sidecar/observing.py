@@ -6,7 +6,7 @@ error.
 
 from __future__ import annotations
 
-import time
+from collections.abc import Callable
 
 from cached.contract.errors import HoldfastError
 from cached.contract.layout import PublicLayout
@@ -16,6 +16,7 @@ from cached.contract.units import format_duration
 from cached.contract.wanted import Wanted
 
 HEARTBEAT_STALE_S = 30.0  # the daemon writes one every five seconds at least
+HEARTBEAT_MISSED_S = 6.0  # that one is old already: is there a next one?
 
 
 def read_status(public: PublicLayout, ref: ModelRef) -> ModelStatus | None:
@@ -38,19 +39,37 @@ def mount_trouble(public: PublicLayout) -> str | None:
     return None
 
 
-def daemon_trouble(public: PublicLayout) -> str | None:
-    """Why the daemon of this node seems down, None where its heartbeat is fresh or there never was one."""
-    try:
-        beat = DaemonStatus.parse(public.daemon_status.read_bytes())
-        age_s = time.time() - parse_timestamp(beat.updated)
-    except (OSError, HoldfastError, ValueError, TypeError):
-        return None
-    if age_s <= HEARTBEAT_STALE_S:
-        return None
-    return (
-        f"the daemon of this node ({beat.node}) seems down: its last sign of life is from {beat.updated}; "
-        "check its pod and its log; waiting for it to come back"
-    )
+class Heartbeat:
+    """The daemon's sign of life, looked at again and again. `clock` gives monotonic seconds, `wall` POSIX time.
+
+    It is seen to stand still, and not only read to be old: the wall clock may have been set, and then a daemon that
+    lives looks dead until its next beat, or a dead one alive until that time comes.
+    """
+
+    def __init__(self, public: PublicLayout, clock: Callable[[], float], wall: Callable[[], float]) -> None:
+        self._public = public
+        self._clock = clock
+        self._wall = wall
+        self._updated = ""
+        self._since = 0.0  # when `_updated` was first seen
+
+    def trouble(self) -> str | None:
+        """Why the daemon of this node seems down, None where its heartbeat moves or there never was one."""
+        try:
+            beat = DaemonStatus.parse(self._public.daemon_status.read_bytes())
+            age_s = self._wall() - parse_timestamp(beat.updated)
+        except (OSError, HoldfastError, ValueError, TypeError):
+            return None
+        now = self._clock()
+        if beat.updated != self._updated:
+            self._updated, self._since = beat.updated, now
+        still_s = now - self._since
+        if still_s <= (HEARTBEAT_STALE_S if age_s <= HEARTBEAT_STALE_S else HEARTBEAT_MISSED_S):
+            return None
+        return (
+            f"the daemon of this node ({beat.node}) seems down: its last sign of life is from {beat.updated}; "
+            "check its pod and its log; waiting for it to come back"
+        )
 
 
 def silence(public: PublicLayout, want: Wanted, waited_s: float) -> str:

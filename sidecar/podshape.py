@@ -58,7 +58,7 @@ def _check(where: str, value: object, shape: Any) -> None:
     elif shape is _TEXTS or isinstance(shape, dict):
         if not isinstance(value, dict):
             raise _refuse(where, "an object", value)
-        fields: dict[str, Any] = shape if isinstance(shape, dict) else {key: _TEXT for key in value}
+        fields: dict[str, Any] = shape if isinstance(shape, dict) else dict.fromkeys(value, _TEXT)
         for key, inner in fields.items():
             _check(f"{where}.{key[:100]}", value.get(key), inner)
     elif not isinstance(value, shape) or isinstance(value, bool):

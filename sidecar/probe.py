@@ -6,6 +6,7 @@ bare sockets: http.server takes 30 ms to import, a fifth of what a gate may take
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import threading
@@ -18,7 +19,7 @@ from cached.contract.errors import Permanent
 
 _REQUEST_BYTES = 8192
 _PATIENCE_S = 5.0  # for a whole request, and for the answer to be taken
-_CONNECTIONS = 16  # at a time; more wait in the backlog
+_CONNECTIONS = 16  # at a time; the oldest gives way to one more, so that the silent keep nobody waiting
 _PLAIN = "text/plain; charset=utf-8"
 _METRICS = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -46,7 +47,8 @@ class Probe:
                 "choose another address with --listen; in a pod with hostNetwork, another gate or program has the port",
             ) from error
         self._readiness = readiness
-        self._free = threading.BoundedSemaphore(_CONNECTIONS)
+        self._lock = threading.Lock()
+        self._standing: list[socket.socket] = []  # the oldest first
 
     @property
     def address(self) -> str:
@@ -60,14 +62,20 @@ class Probe:
 
     def _accept(self) -> None:
         while True:
-            self._free.acquire()
             try:
                 connection, _ = self._listener.accept()
             except OSError:  # the client went away, or no descriptor is free: the next one may do better
-                self._free.release()
                 time.sleep(0.05)
                 continue
+            self._admit(connection)
             threading.Thread(target=self._serve, args=(connection,), name="probe-answer", daemon=True).start()
+
+    def _admit(self, connection: socket.socket) -> None:
+        with self._lock:
+            self._standing.append(connection)
+            while len(self._standing) > _CONNECTIONS:
+                with contextlib.suppress(OSError):  # its thread may be closing it just now
+                    self._standing.pop(0).shutdown(socket.SHUT_RDWR)
 
     def _serve(self, connection: socket.socket) -> None:
         try:
@@ -76,10 +84,12 @@ class Probe:
                 request = _read_request(connection)
                 if request:
                     connection.sendall(self._answer(request))
-        except OSError:  # too slow, or gone: its own affair
+        except OSError:  # too slow, or gone, or given up for another: its own affair
             return
         finally:
-            self._free.release()
+            with self._lock:
+                if connection in self._standing:
+                    self._standing.remove(connection)
 
     def _answer(self, request: bytes) -> bytes:
         parts = request.split(b"\r\n", 1)[0].split(b" ")

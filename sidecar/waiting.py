@@ -15,11 +15,11 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING
 
+from cached.contract import process
+
 if TYPE_CHECKING:
     from watchdog.events import FileSystemEvent
     from watchdog.observers.api import BaseObserver, ObservedWatch
-
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Bell:
@@ -34,8 +34,9 @@ class Bell:
         self._reader, self._writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._poll = select.poll()
         self._poll.register(self._reader, select.POLLIN)
-        for number in _SIGNALS:
+        for number in process.ENDING:
             signal.signal(number, self._stop)
+        process.heed()
 
     def ring(self) -> None:
         """Wake the waiting thread, or let its next wait return at once."""

@@ -111,19 +111,23 @@ def test_one_pods_wrong_pin_fails_no_other_pod(catalog: Catalog) -> None:
     assert not demand.refused
 
 
-def test_two_pods_with_different_pins_are_refused_with_both_digests(catalog: Catalog) -> None:
-    """Where the catalog does not decide, two pins for one version refuse it and name both digests and both pods."""
-    demand = compute_demand(catalog, [pod("p", "open@v1", A), pod("q", "open@v1", B), pod("r", "open@v1")], [], {})
-    error = demand.refused[ModelRef("open", "v1")]
-    assert error.code == "digest_mismatch"
-    for part in (str(A), str(B), "pod default/p", "pod default/q"):
-        assert part in error.message
+@pytest.mark.parametrize("pins", [(A, B), (A, None), (None, A), (A, B, None)])
+def test_nobodys_pin_decides_for_others(catalog: Catalog, pins: tuple[Digest | None, ...]) -> None:
+    """Where the catalog does not decide and those who ask do not agree, the version is wanted as the source has it:
+    no pod's pin fails another pod, or changes what it gets."""
+    pods = [pod(f"p{number}", "open@v1", pin) for number, pin in enumerate(pins)]
+    demand = compute_demand(catalog, pods, [], {})
+    want = demand.wants[ModelRef("open", "v1")]
+    assert want.pin is None
+    assert want.reasons == tuple(f"pod default/p{number}" for number in range(len(pins)))
+    assert compute_demand(catalog, pods[:1], [pull("open@v1", B)], {}).wants[want.ref].pin is None
 
 
-def test_a_pin_of_one_pod_is_everybodys(catalog: Catalog) -> None:
-    """One pin, and others who don't care: the version is wanted with that pin."""
-    demand = compute_demand(catalog, [pod("p", "open@v1"), pod("q", "open@v1", B)], [pull("open@v1")], {})
-    assert demand.wants[ModelRef("open", "v1")].pin == B
+def test_a_pin_that_all_share_decides(catalog: Catalog) -> None:
+    """Where all pods and pulls that ask pin the same digest, nothing else will do for them; a prefetch has no say."""
+    pods = [pod("p", "everywhere@v1", B), pod("q", "everywhere@v1", B)]
+    demand = compute_demand(catalog, pods, [pull("everywhere@v1", B)], {})
+    assert demand.wants[ModelRef("everywhere", "v1")].pin == B
 
 
 def test_same_fetch_is_about_the_bytes(catalog: Catalog) -> None:

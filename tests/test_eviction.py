@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from cached.contract.digest import Digest
 from cached.contract.reference import ModelRef
-from cached.eviction import Holding, choose_victims, over_watermark, reclaimable, short_of
+from cached.eviction import Choice, Holding, by_age, choose_victims, over_watermark, reclaimable, short_of
 from cached.ledger import SpaceUse
 
 
@@ -21,6 +22,10 @@ def holding(
     return Holding(ModelRef(name, "v1"), digest, blobs, last_used, in_use, wanted, keep)
 
 
+def choose(held: Collection[Holding], need: int) -> Choice:
+    return choose_victims(by_age(h for h in held if h.evictable), held, need)
+
+
 def names(holdings: Collection[Holding]) -> list[str]:
     return [h.ref.name for h in holdings]
 
@@ -29,7 +34,7 @@ def test_least_recently_used_first() -> None:
     """The version that was used longest ago goes first, and no more go than are needed."""
     held = [holding("new", 3, n=10), holding("old", 1, o=10), holding("middle", 2, m=10)]
     for need, expected in ((1, ["old"]), (10, ["old"]), (11, ["old", "middle"]), (30, ["old", "middle", "new"])):
-        choice = choose_victims(held, need)
+        choice = choose(held, need)
         assert names(choice.victims) == expected
         assert choice.freed == 10 * len(expected)
 
@@ -37,19 +42,30 @@ def test_least_recently_used_first() -> None:
 @pytest.mark.parametrize("need", [0, -5])
 def test_no_need_no_victim(need: int) -> None:
     """Nothing is evicted without need, however old."""
-    assert choose_victims([holding("a", 1, x=10)], need).victims == ()
+    assert choose([holding("a", 1, x=10)], need).victims == ()
 
 
 def test_in_use_wanted_and_kept_stay() -> None:
-    """What is in use, wanted or kept never goes, whatever the need."""
+    """What is in use, wanted, kept or prefetched never goes, whatever the need."""
     held = [
         holding("used", 1, in_use=True, a=10),
         holding("wanted", 2, wanted=True, b=10),
         holding("kept", 3, keep=True, c=10),
+        replace(holding("prefetched", 1, e=10), prefetched=True),
         holding("free", 4, d=10),
     ]
-    choice = choose_victims(held, 40)
+    choice = choose(held, 40)
     assert (names(choice.victims), choice.freed) == (["free"], 10)
+
+
+def test_only_what_is_just_prefetched_yields_to_pods() -> None:
+    """A prefetched version goes for a pod, unless somebody uses, wants or keeps it too."""
+    fetched = replace(holding("a", 1, x=10), prefetched=True)
+    assert fetched.yields_to_pods
+    assert not holding("a", 1, x=10).yields_to_pods
+    assert not replace(fetched, in_use=True).yields_to_pods
+    assert not replace(fetched, wanted=True).yields_to_pods
+    assert not replace(fetched, keep=True).yields_to_pods
 
 
 def test_shared_blobs_are_freed_with_the_last_version() -> None:
@@ -58,7 +74,7 @@ def test_shared_blobs_are_freed_with_the_last_version() -> None:
     assert reclaimable([a], [a, b]) == 1
     assert reclaimable([a, b], [a, b]) == 101
     assert reclaimable([], [a, b]) == 0
-    choice = choose_victims([a, b], 50)
+    choice = choose([a, b], 50)
     assert (names(choice.victims), choice.freed) == (["a", "b"], 101)
 
 
@@ -67,20 +83,20 @@ def test_two_names_of_one_snapshot() -> None:
     one, other = holding("one", 1, x=10), holding("other", 2, wanted=True, x=10)
     assert one.digest == other.digest
     assert reclaimable([one], [one, other]) == 0
-    assert choose_victims([one, other], 10).victims == ()
+    assert choose([one, other], 10).victims == ()
 
 
 def test_a_superfluous_victim_is_taken_back() -> None:
     """An old small version stays where the next one frees enough alone."""
     held = [holding("small", 1, s=1), holding("large", 2, x=100)]
-    choice = choose_victims(held, 100)
+    choice = choose(held, 100)
     assert (names(choice.victims), choice.freed) == (["large"], 100)
 
 
 def test_not_enough_gives_what_there_is() -> None:
     """Where all that may go frees too little, all of it is chosen and the choice says how much."""
     held = [holding("a", 1, x=10), holding("b", 2, y=5), holding("c", 3, in_use=True, z=100)]
-    choice = choose_victims(held, 50)
+    choice = choose(held, 50)
     assert (names(choice.victims), choice.freed) == (["a", "b"], 15)
 
 
@@ -149,7 +165,7 @@ holdings = st.lists(
 @given(holdings, st.integers(0, 200))
 def test_a_choice_is_right_whatever_is_shared(held: list[Holding], need: int) -> None:
     """Victims may go, free exactly what is said, free enough if anything does, and none of them is superfluous."""
-    choice = choose_victims(held, need)
+    choice = choose(held, need)
     free = [h for h in held if h.evictable]
     assert all(victim in free for victim in choice.victims)
     assert choice.freed == reclaimable(choice.victims, held)

@@ -219,7 +219,7 @@ class LedgerMachine(RuleBasedStateMachine):
         except NoSpace as error:
             assert size <= self.limit
             assert size - resumed > before.free
-            assert error.needed_bytes == size
+            assert error.needed_bytes == size - resumed
             assert self.ledger.use() == before
         except Permanent:
             assert size > self.limit

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import assume, given, settings
-from hypothesis import strategies as st
 
 from cached.contract.digest import Digest
 from cached.contract.errors import Permanent
 from cached.contract.reference import ModelRef
 from cached.demand import Demand, Priority, Want
 from cached.eviction import Holding
-from cached.ledger import DiskSpace, Ledger, NoSpace, Reservation, SpaceUse
-from cached.planner import Cancel, Evict, Forget, Refuse, Reprioritize, Situation, Start, plan
+from cached.ledger import Shortage, SpaceUse, Stake
+from cached.planner import Cancel, Evict, Forget, GiveWay, LetPass, Refuse, Reprioritize, Situation, Start, plan
 
 A, B = Digest("a" * 64), Digest("b" * 64)
 EMPTY = SpaceUse(capacity=100, used=0, reserved=0, dying=0, free=100, budget=100)
@@ -44,11 +42,19 @@ def situation(wanted: Demand, **changes: Any) -> Situation:
         active={},
         settled={},
         space=EMPTY,
-        needed_bytes=0,
+        lacking={},
+        stakes={},
         high_watermark=0.9,
         low_watermark=0.8,
     )
     return replace(made, **changes)
+
+
+def lacking(*wants: Want, size: int, files: int = 0, **changes: Any) -> Situation:
+    """These are under way, and each waits for so much."""
+    active = {w.ref: w for w in wants}
+    short = dict.fromkeys(active, Shortage(size, files))
+    return situation(demand(*wants), **{"active": active, "lacking": short, "stakes": {}, **changes})
 
 
 def test_nothing_wanted_nothing_done() -> None:
@@ -156,7 +162,7 @@ def test_what_is_asked_for_is_never_evicted() -> None:
         held("flagged", wanted=True),
     ]
     wanted = demand(want("wanted"), refused=UNKNOWN)
-    steps = plan(situation(wanted, holdings=holdings, space=FULL, needed_bytes=100))
+    steps = plan(situation(wanted, holdings=holdings, space=FULL))
     assert steps == (Refuse(ModelRef("refused", "v1"), UNKNOWN),)
 
 
@@ -165,27 +171,108 @@ def test_a_waiting_fetch_evicts_for_its_space() -> None:
     half = replace(EMPTY, used=60, free=40)
     holdings = [held("old", size=30, last_used=0.0), held("new", size=30, last_used=1.0)]
     for needed, expected in ((40, 0), (41, 1), (71, 2)):
-        steps = plan(situation(demand(), holdings=holdings, space=half, needed_bytes=needed))
+        steps = plan(lacking(want("m"), holdings=holdings, space=half, size=needed))
         assert len(steps) == expected
         assert all(isinstance(step, Evict) and step.reason == "space" for step in steps)
 
 
 def test_space_that_cannot_be_made_evicts_nothing() -> None:
-    """Where evicting everything would still not make enough space, the cache is not emptied in vain."""
+    """Where evicting everything would still not make enough space, the cache is not emptied in vain, and nobody has to
+    wait for that."""
     half = replace(EMPTY, used=60, free=40)
     holdings = [held("old", size=30), held("used", size=30, in_use=True)]
-    assert plan(situation(demand(), holdings=holdings, space=half, needed_bytes=90)) == ()
+    assert plan(lacking(want("m"), holdings=holdings, space=half, size=90)) == (LetPass(want("m").ref),)
+
+
+def test_who_needs_less_is_not_kept_waiting_in_vain() -> None:
+    """Room is made for the first one for whom it can be made, and only for that one."""
+    wants = want("huge"), want("small"), want("tiny", Priority.PREFETCH)
+    short = {wants[0].ref: Shortage(90, 0), wants[1].ref: Shortage(10, 0), wants[2].ref: Shortage(1, 0)}
+    holdings = [held("old", size=20), held("used", size=80, in_use=True)]
+    full = replace(EMPTY, used=100, free=0)
+    stakes = {w.ref: Stake({}, {}, {}) for w in wants}
+    made = lacking(*wants, size=0, lacking=short, holdings=holdings, space=full, stakes=stakes)
+    steps = plan(replace(made, high_watermark=1.0))
+    assert steps == (LetPass(wants[0].ref), Evict(ModelRef("old", "v1"), A, "space"))
+
+
+def test_prefetched_versions_yield_to_pods_alone() -> None:
+    """A prefetched version that nobody uses goes for a pod that waits, after all that nobody wants; for a pull or
+    another prefetch it stays."""
+    fetched = want("fetched", Priority.PREFETCH)
+    holdings = [held("fetched", size=50), held("old", size=10, last_used=9.0)]
+    space = replace(EMPTY, used=60, free=40)
+    for priority, goes in ((Priority.WAITING, True), (Priority.PULL, False), (Priority.PREFETCH, False)):
+        made = lacking(want("m", priority), size=80, holdings=holdings, space=space)
+        steps = plan(replace(made, demand=demand(fetched, want("m", priority))))
+        evictions = (Evict(fetched.ref, A, "space"),) if goes else (LetPass(want("m").ref),)
+        assert steps == evictions
+    made = lacking(want("m"), size=50, holdings=holdings, space=space)
+    assert plan(replace(made, demand=demand(fetched, want("m")))) == (Evict(ModelRef("old", "v1"), A, "space"),)
+    used = replace(made, demand=demand(fetched, want("m")), holdings=[held("fetched", size=60, in_use=True)])
+    assert plan(used) == (LetPass(want("m").ref),)
+
+
+def test_a_prefetch_under_way_gives_way_to_a_pod() -> None:
+    """What less urgent fetches have reserved goes to one that is short, the latest first, after what nobody wants; what
+    waits at the same priority gives way to who asked first."""
+    pod, first, second = want("pod"), want("a", Priority.PREFETCH), want("b", Priority.PREFETCH)
+    stakes = {
+        pod.ref: Stake({}, {}, {}),
+        first.ref: Stake({}, {"f": 40}, {}),
+        second.ref: Stake({"x": 20}, {"s": 10}, {"p": 10}),
+    }
+    space = replace(EMPTY, used=20, reserved=50, dying=10, free=20)
+    active = {w.ref: w for w in (pod, first, second)}
+
+    wanted = demand(pod, first, second)
+    for size, asking, expected in (
+        (20, (pod,), ()),
+        (21, (pod,), (GiveWay(second.ref),)),
+        (61, (pod,), (GiveWay(first.ref), GiveWay(second.ref))),
+        (101, (pod,), (LetPass(pod.ref),)),
+        (21, (first, second), (GiveWay(second.ref),)),
+        (21, (second, first), (GiveWay(first.ref),)),
+        (21, (second,), (LetPass(second.ref),)),
+    ):
+        short = {w.ref: Shortage(size, 0) for w in asking}
+        made = lacking(pod, size=0, lacking=short, active=active, stakes=stakes, space=space)
+        assert set(plan(replace(made, demand=wanted))) == set(expected), size
+
+
+def test_a_blob_that_a_fetch_goes_on_from_frees_nothing() -> None:
+    """A version is not evicted for a blob that a fetch under way keeps from being deleted."""
+    stakes = {want("m").ref: Stake({f"old{A.hex}": 30}, {}, {})}
+    space = replace(EMPTY, used=30, free=70)
+    made = lacking(want("m"), size=80, holdings=[held("old", size=30)], stakes=stakes, space=space)
+    assert plan(made) == (LetPass(want("m").ref),)
+
+
+def test_what_two_fetches_go_on_from_stays_for_each() -> None:
+    """A partial blob, a reservation or a blob that two fetches share is given back when both have given way."""
+    pod, first, second = want("pod"), want("a", Priority.PREFETCH), want("b", Priority.PREFETCH)
+    shared = Stake({"x": 10}, {"f": 10}, {"p": 10})
+    stakes = {pod.ref: Stake({}, {}, {}), first.ref: shared, second.ref: shared}
+    space = replace(EMPTY, used=80, reserved=10, dying=10, free=0)
+    made = lacking(pod, size=11, stakes=stakes, space=space, holdings=[held("used", size=70, in_use=True)])
+    made = replace(made, active={w.ref: w for w in (pod, first, second)}, demand=demand(pod, first, second))
+    assert set(plan(made)) == {GiveWay(first.ref), GiveWay(second.ref)}
+    assert plan(replace(made, lacking={pod.ref: Shortage(31, 0)})) == (LetPass(pod.ref),)
+
+
+def test_a_lack_of_files_evicts_who_has_most() -> None:
+    """Where inodes are short and bytes are not, versions go until there are enough of them."""
+    space = replace(EMPTY, used=20, free=80, files_free=1)
+    many = replace(held("many", last_used=2.0), blobs={str(number): 1 for number in range(5)})
+    made = lacking(want("m"), size=0, files=6, holdings=[held("one"), many], space=space)
+    assert plan(made) == (Evict(many.ref, A, "space"),)
 
 
 def test_a_stale_version_makes_room_for_its_successor() -> None:
     """A held version whose digest is not the pin any more may go when its successor needs the space."""
     wanted = want("m", pin=B)
     space = replace(EMPTY, used=60, free=40)
-    steps = plan(
-        situation(
-            demand(wanted), holdings=[held("m", A, 60)], active={wanted.ref: wanted}, space=space, needed_bytes=60
-        )
-    )
+    steps = plan(lacking(wanted, size=60, holdings=[held("m", A, 60)], space=space))
     assert steps == (Evict(wanted.ref, A, "space"),)
 
 
@@ -202,149 +289,3 @@ def test_steps_come_in_order() -> None:
         )
     )
     assert [type(step) for step in steps] == [Cancel, Forget, Refuse, Evict, Reprioritize, Start]
-
-
-# A node of whole numbers: what the planner says is done at once, fetches end or fail at random.
-
-REFS = [ModelRef(name, "v1") for name in "abcdef"]
-BLOBS = {"shared": 20} | {f"own-{ref.name}": 10 * number + 5 for number, ref in enumerate(REFS)}
-CAPACITY = 110
-
-
-@dataclass
-class Node:
-    """Carries out plans as the daemon does: reserves before it fetches, moves to trash before it deletes."""
-
-    ledger: Ledger
-    on_disk: dict[str, int] = field(default_factory=dict)
-    trash: int = 0
-    holdings: dict[ModelRef, Holding] = field(default_factory=dict)
-    active: dict[ModelRef, Want] = field(default_factory=dict)
-    flights: dict[ModelRef, Reservation] = field(default_factory=dict)
-    settled: dict[ModelRef, Want | Permanent] = field(default_factory=dict)
-    leased: set[ModelRef] = field(default_factory=set)
-    clock: float = 0.0
-
-    def blobs(self, ref: ModelRef) -> dict[str, int]:
-        names = [f"own-{ref.name}"] + (["shared"] if ref.name in "bdf" else [])
-        return {name: BLOBS[name] for name in names}
-
-    def situation(self, wanted: Demand, needed: int) -> Situation:
-        return Situation(
-            demand=wanted,
-            holdings=[replace(h, in_use=ref in self.leased) for ref, h in self.holdings.items()],
-            active=dict(self.active),
-            settled=dict(self.settled),
-            space=self.ledger.use(),
-            needed_bytes=needed,
-            high_watermark=0.9,
-            low_watermark=0.5,
-        )
-
-    def reserve(self, ref: ModelRef) -> int:
-        """Reserve what is missing; the bytes that are needed where there is no space for them."""
-        missing = sum(size for name, size in self.blobs(ref).items() if name not in self.on_disk)
-        try:
-            self.flights[ref] = self.ledger.reserve(missing)
-        except NoSpace as error:
-            return error.needed_bytes
-        return 0
-
-    def publish(self, ref: ModelRef) -> None:
-        """End a fetch well, unless a blob that was here when it began was evicted: then it goes on waiting."""
-        with self.flights.pop(ref) as space:
-            for name, size in self.blobs(ref).items():
-                if name not in self.on_disk and size <= space.size:
-                    space.commit(size)
-                    self.on_disk[name] = size
-        if self.blobs(ref).keys() <= self.on_disk.keys():
-            self.clock += 1
-            digest = Digest.of(ref.name.encode())
-            self.holdings[ref] = Holding(ref, digest, self.blobs(ref), self.clock, False, False, False)
-            del self.active[ref]
-
-    def evict(self, ref: ModelRef) -> None:
-        del self.holdings[ref]
-        kept = {name for h in self.holdings.values() for name in h.blobs}
-        for name in set(self.on_disk) - kept:
-            self.trash += self.on_disk[name]
-            self.ledger.moved_to_trash(self.on_disk.pop(name))
-
-    def cancel(self, ref: ModelRef) -> None:
-        del self.active[ref]
-        if ref in self.flights:
-            with self.flights.pop(ref):
-                pass
-
-
-turns = st.lists(
-    st.tuples(
-        st.dictionaries(st.sampled_from(REFS), st.sampled_from(Priority), max_size=4),
-        st.sets(st.sampled_from(REFS), max_size=2),
-        st.sets(st.sampled_from(REFS), max_size=4),
-        st.booleans(),
-    ),
-    min_size=1,
-    max_size=12,
-)
-
-
-@settings(max_examples=150)
-@given(turns)
-def test_a_node_that_follows_its_plans(history: list[Any]) -> None:
-    """However wants, leases and fetches come and go, the budget holds, and nothing wanted, used or kept is evicted."""
-    node = Node(Ledger(CAPACITY, lambda: DiskSpace(1000, 500)))
-    for priorities, leased, ending, deletes in history:
-        wanted = demand(*(replace(want(ref.name), priority=priority) for ref, priority in priorities.items()))
-        node.leased = leased & node.holdings.keys()
-        needed = max((node.reserve(ref) for ref in sorted(node.active) if ref not in node.flights), default=0)
-        steps = plan(node.situation(wanted, needed))
-        assert steps == plan(node.situation(wanted, needed))
-        for step in steps:
-            if isinstance(step, Evict):
-                assert step.ref not in wanted.wants
-                assert step.ref not in node.leased
-                node.evict(step.ref)
-            elif isinstance(step, Cancel):
-                assert step.ref not in wanted.wants
-                node.cancel(step.ref)
-            elif isinstance(step, Start):
-                assert step.want.ref not in node.active
-                node.active[step.want.ref] = step.want
-            elif isinstance(step, Reprioritize):
-                node.active[step.want.ref] = step.want
-        if deletes:
-            node.ledger.trash_deleted(node.trash)
-            node.trash = 0
-        for ref in sorted(ending & node.flights.keys()):
-            node.publish(ref)
-        use = node.ledger.use()
-        assert use.used + use.reserved + use.dying <= use.budget == CAPACITY
-        assert use.used == sum(node.on_disk.values())
-        assert wanted.wants.keys() <= node.holdings.keys() | node.active.keys()
-
-
-@given(st.sets(st.sampled_from(REFS), min_size=1, max_size=4))
-def test_wants_that_fit_are_met(refs: set[ModelRef]) -> None:
-    """On a full node whose versions nobody wants or uses, new wants that fit together are all met."""
-    node = Node(Ledger(CAPACITY, lambda: DiskSpace(1000, 500)))
-    assume(sum({name: size for ref in refs for name, size in node.blobs(ref).items()}.values()) <= CAPACITY)
-    for ref in REFS:
-        node.active[ref] = want(ref.name)
-        if node.reserve(ref) == 0:
-            node.publish(ref)
-    node.active.clear()
-    wanted = demand(*(want(ref.name) for ref in refs))
-    for _turn in range(20):
-        waiting = sorted(node.active.keys() - node.flights.keys())
-        needed = node.reserve(waiting[0]) if waiting else 0
-        for step in plan(node.situation(wanted, needed)):
-            if isinstance(step, Evict):
-                node.evict(step.ref)
-            elif isinstance(step, Start):
-                node.active[step.want.ref] = step.want
-        node.ledger.trash_deleted(node.trash)
-        node.trash = 0
-        for ref in sorted(node.flights):
-            node.publish(ref)
-    assert refs <= node.holdings.keys()

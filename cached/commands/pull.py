@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from cached.commands.common import command_parser, digest, layout_of, reference, report_errors
 from cached.commands.progress import ProgressLine, describe
 from cached.commands.tree import daemon_status, held_version, model_status, seconds_since
-from cached.contract.errors import Permanent, Transient
+from cached.contract.errors import DigestMismatch, Permanent, Transient
 from cached.contract.layout import Layout, PublicLayout
 from cached.contract.options import EXIT_DONE, EXIT_FAILED
 from cached.contract.reference import ModelRef
@@ -59,6 +59,13 @@ def _pull(layout: Layout, options: argparse.Namespace) -> int:
     held = held_version(layout.public, ref)
     if held is None:
         raise Transient("gone_again", f"{ref} was ready and is gone again", "pull it again, and `holdfast pin` it")
+    if options.digest is not None and held.digest != options.digest:  # others ask for what is here
+        raise DigestMismatch(
+            f"{ref}: the manifest digest",
+            f"{options.digest} (--digest)",
+            f"{held.digest} (on this node)",
+            "correct the digest, or ask for another version",
+        )
     sys.stdout.write(f"{held.path}\n{held.digest}\n")
     return EXIT_DONE
 

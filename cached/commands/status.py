@@ -17,7 +17,7 @@ from cached.commands.progress import amounts
 from cached.commands.tree import check_root, daemon_status, disk, model_statuses, seconds_since
 from cached.contract.layout import PublicLayout
 from cached.contract.options import EXIT_DONE
-from cached.contract.status import DaemonStatus, ModelStatus, StatusError
+from cached.contract.status import DaemonStatus, ModelStatus, StatusError, parse_timestamp
 from cached.contract.units import format_duration, format_size
 
 _REFRESH_S = 1.0
@@ -106,6 +106,11 @@ def _told(status: ModelStatus, error: StatusError) -> str:
 def _daemon_line(daemon: DaemonStatus | None) -> str:
     if daemon is None:
         return "daemon  never ran on this root\n"
-    age_s = seconds_since(daemon.updated)
-    late = "  NOT RUNNING? the heartbeat moves every 5s while it lives\n" if age_s > _HEARTBEAT_LATE_S else "\n"
-    return f"daemon  {daemon.version} on {daemon.node}, pid {daemon.pid}, heartbeat {format_duration(age_s)} ago{late}"
+    age_s = time.time() - parse_timestamp(daemon.updated)
+    beat = f"heartbeat {format_duration(age_s)} ago" if age_s >= -1 else f"heartbeat {format_duration(-age_s)} ahead"
+    late = ""
+    if age_s > _HEARTBEAT_LATE_S:
+        late = "  NOT RUNNING? the heartbeat moves every 5s while it lives"
+    elif age_s < -_HEARTBEAT_LATE_S:
+        late = "  NOT RUNNING? the clock was set back, and no heartbeat came since"
+    return f"daemon  {daemon.version} on {daemon.node}, pid {daemon.pid}, {beat}{late}\n"

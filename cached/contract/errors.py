@@ -5,7 +5,16 @@ Law: every error that crosses a module boundary is one of these, chained from th
 
 from __future__ import annotations
 
+from http import HTTPStatus
 from typing import ClassVar
+
+_STATUSES = frozenset(int(status) for status in HTTPStatus)
+
+
+def http_code(status: int) -> str:
+    """The code for an HTTP status that has no name of its own here. Those that no registry knows share one a class, so
+    that no server can make up more values of a metric's label than there are."""
+    return f"http_{status}" if status in _STATUSES else f"http_{min(status // 100, 5)}xx"
 
 
 class HoldfastError(Exception):

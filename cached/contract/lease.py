@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import fcntl
 import os
+import threading
 from pathlib import Path
 from types import TracebackType
+
+_looking = threading.Lock()  # a look takes the lease for a moment: our own eviction must not take that for a use
 
 
 class Lease:
@@ -42,7 +45,8 @@ def take_shared(path: Path) -> Lease | None:
 
 def take_exclusive(path: Path) -> Lease | None:
     """Hold the lease at `path` alone, as an eviction must; `None` where somebody uses it or it is gone."""
-    return _take(path, fcntl.LOCK_EX)
+    with _looking:
+        return _take(path, fcntl.LOCK_EX)
 
 
 def is_held(path: Path) -> bool:
@@ -51,12 +55,13 @@ def is_held(path: Path) -> bool:
         descriptor = _open(path)
     except FileNotFoundError:
         return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(descriptor)
+    with _looking:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(descriptor)
     return False
 
 

@@ -25,6 +25,7 @@ from cached.uploads.reading import CheckedReader
 _METADATA = "holdfast-sha256"
 _MOST_PARTS = 10_000  # S3's limit
 _ATTEMPTS = 5  # nobody else retries a publish
+_READ_TIMEOUT_S = 60
 
 
 class S3Destination:
@@ -32,7 +33,7 @@ class S3Destination:
 
     def __init__(self, uri: str, requests: int) -> None:
         self._address = S3Address.parse(uri)
-        self._client = S3Client(self._address, attempts=_ATTEMPTS, connections=requests)
+        self._client = S3Client(self._address, attempts=_ATTEMPTS, connections=requests, read_timeout_s=_READ_TIMEOUT_S)
         self._slots = asyncio.Semaphore(requests)
 
     @property

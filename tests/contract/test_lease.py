@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -71,3 +73,24 @@ def test_a_symlink_is_no_lease(path: Path) -> None:
     link.symlink_to(path)
     with pytest.raises(OSError, match="symbolic links"):
         take_shared(link)
+
+
+def test_a_look_is_no_use(path: Path) -> None:
+    """Looking whether a lease is held, in other threads, never makes an eviction believe that somebody uses it."""
+    over = threading.Event()
+
+    def look() -> None:
+        while not over.is_set():
+            is_held(path)
+
+    with ThreadPoolExecutor(2) as pool:
+        looks = [pool.submit(look) for _ in range(2)]
+        try:
+            for _ in range(2000):
+                alone = take_exclusive(path)
+                assert alone is not None
+                alone.close()
+        finally:
+            over.set()
+        for each in looks:
+            each.result()

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import random
-import time
 from pathlib import Path
 
-from cached.contract.digest import Digest
-from cached.contract.layout import Layout
-from cached.contract.manifest import FileEntry, Manifest
 from cached.contract.reference import ModelRef
-from cached.contract.status import timestamp
-from cached.store import recovery, snapshots
 from tests.support.daemon import DaemonProcess, publish_files, write_files
+from tests.support.stores import fill_root
 
 COUNT = 50
 
@@ -41,7 +35,7 @@ def test_many_versions_arrive_and_a_pull_goes_ahead(daemon: DaemonProcess, sourc
 
 def test_a_node_full_of_versions_is_ready_again(daemon: DaemonProcess) -> None:
     """Hundreds of versions are told as ready after a start, while the doors answer; nothing is hashed or fetched."""
-    published = _fill(daemon.layout, versions=150, files=20)
+    published = fill_root(daemon.layout, versions=150, files=20)
     daemon.write_catalog(
         {
             ref.name: {
@@ -58,22 +52,3 @@ def test_a_node_full_of_versions_is_ready_again(daemon: DaemonProcess) -> None:
     assert daemon.metric("holdfast_requests_total", result="hit") == len(published)
     assert daemon.metric("holdfast_fetch_bytes_total") == 0
     assert "WARNING" not in daemon.log()
-
-
-def _fill(layout: Layout, versions: int, files: int) -> dict[ModelRef, Digest]:
-    """Publish versions as the store does, less their syncs: blobs of eight bytes."""
-    recovery.prepare(layout)
-    published = {}
-    for number in range(versions):
-        entries = []
-        for index in range(files):
-            data = os.urandom(8)
-            entries.append(FileEntry(f"part-{index}.bin", Digest.of(data).hex, len(data)))
-            blob = layout.blob(entries[-1].sha256)
-            blob.parent.mkdir(mode=0o700, exist_ok=True)
-            blob.write_bytes(data)
-            blob.chmod(0o444)
-        ref = ModelRef(f"model-{number}", "v1")
-        published[ref] = snapshots.publish(layout, Manifest.build(entries), timestamp(time.time()))
-        snapshots.point(layout, ref, published[ref])
-    return published

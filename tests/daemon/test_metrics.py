@@ -97,7 +97,7 @@ def test_the_status_document_is_as_the_design_says(running: DaemonProcess) -> No
     """GET /v1/status has daemon, disk and models with their keys, on both doors alike."""
     document = running.document()
     assert document.keys() == {"daemon", "disk", "models"}
-    assert document["disk"].keys() == {"capacity", "used", "reserved", "free"}
+    assert document["disk"].keys() == {"capacity", "used", "reserved", "free", "error"}
     by_name = {(item["model"], item["version"]): item for item in document["models"]}
     assert by_name["acme/tiny", "v1"]["leased"] is False
     assert by_name["acme/tiny", "v1"]["last_used"].endswith("Z")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +11,7 @@ import pytest
 from cached.contract import lease
 from cached.contract.reference import ModelRef
 from cached.contract.verified import VerifiedRecord
+from tests.support.bitrot import flip
 from tests.support.daemon import DaemonProcess, daemon_process, model, prefetched, publish_files, write_files
 
 V1, OTHER = ModelRef("tiny", "v1"), ModelRef("other", "v1")
@@ -24,20 +24,6 @@ def daemon(tmp_path: Path) -> Iterator[DaemonProcess]:
     """A daemon that scrubs as fast as it can."""
     with daemon_process(tmp_path, "--scrub-rate", "1GiB/s") as process:
         yield process
-
-
-def _flip(path: Path) -> None:
-    """Change one bit on the disk as rot does: size, mtime and mode stay."""
-    found = path.stat()
-    path.chmod(0o644)
-    with path.open("r+b") as file:
-        file.seek(1000)
-        byte = file.read(1)
-        file.seek(1000)
-        file.write(bytes([byte[0] ^ 1]))
-        os.fsync(file.fileno())
-    path.chmod(0o444)
-    os.utime(path, ns=(found.st_atime_ns, found.st_mtime_ns))
 
 
 def _found(daemon: DaemonProcess) -> bool:
@@ -56,9 +42,10 @@ def test_a_flipped_bit_is_found_and_mended(daemon: DaemonProcess, source: Path) 
     before = daemon.metric("holdfast_fetch_bytes_total")
     old = daemon.path(V1) / "bad.bin"
     inode = old.stat().st_ino
-    _flip(old)
+    flip(old)
     daemon.wait(lambda: _found(daemon), "the flipped bit")
-    daemon.wait(lambda: daemon.path(V1).exists() and daemon.path(OTHER).exists(), "both names again")
+    mended = (daemon.path(V1) / "bad.bin", daemon.path(OTHER) / "also-bad.bin")
+    daemon.wait(lambda: all(_holds(path, BAD) for path in mended), "the right bytes under both names")
     assert daemon.digest(V1) == manifest.digest
     assert daemon.files(V1) == {"bad.bin": BAD, "good.bin": GOOD}
     assert daemon.files(OTHER) == {"also-bad.bin": BAD}
@@ -116,7 +103,7 @@ def test_one_unreadable_snapshot_does_not_stop_the_others(daemon: DaemonProcess,
     record = daemon.path(V1) / ".holdfast" / "verified.json"
     record.unlink()
     record.mkdir()
-    _flip(daemon.path(OTHER) / "b.bin")
+    flip(daemon.path(OTHER) / "b.bin")
     daemon.wait(lambda: _found(daemon), "the flipped bit in the other")
 
 
@@ -129,9 +116,9 @@ def test_bad_bytes_go_although_somebody_uses_them(daemon: DaemonProcess, source:
     held = lease.take_shared(daemon.path(V1) / ".holdfast" / "lease")
     assert held is not None
     with held:
-        _flip(daemon.path(V1) / "a.bin")
+        flip(daemon.path(V1) / "a.bin")
         daemon.wait(lambda: _found(daemon), "the flipped bit")
-        daemon.wait(daemon.path(V1).exists, "the name again")
+        daemon.wait(lambda: _holds(daemon.path(V1) / "a.bin", BAD), "the name again, and the right bytes")
         assert daemon.files(V1) == {"a.bin": BAD}
 
 

@@ -122,6 +122,7 @@ def test_an_occupied_port_is_an_error_with_a_remedy(tmp_path: Path) -> None:
         ("--connections-per-origin", "-1"),
         ("--max-bandwidth", "0"),
         ("--scrub-rate", "fast"),
+        ("--fs-verity", "maybe"),
         ("--stall-timeout", "0"),
         ("--log-level", "loud"),
         ("--kube", "maybe"),

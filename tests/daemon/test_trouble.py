@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import resource
 import shutil
@@ -17,24 +16,6 @@ from tests.wire.faults import Stall, Status
 from tests.wire.origin import HostileOrigin
 
 V1, V2 = ModelRef("tiny", "v1"), ModelRef("tiny", "v2")
-
-
-def test_a_root_that_vanishes_ends_nothing(daemon: DaemonProcess, source: Path) -> None:
-    """Where somebody deletes the root, the daemon goes on answering, and says in its log what it cannot do."""
-    write_files(source, {"a.bin": b"a"})
-    daemon.write_catalog({"tiny": prefetched(f"file://{source}")})
-    daemon.start()
-    daemon.wait_ready(V1)
-    shutil.rmtree(daemon.layout.root)
-    daemon.write_catalog({"tiny": prefetched(f"file://{source}", "v1", "v2")})
-    daemon.wait(lambda: daemon.log().count("cannot write") >= 2, "heartbeats that cannot be written")
-    assert daemon.get("/healthz")[0] == 200
-    status, answer = daemon.get("/v1/status")
-    assert status == 503
-    assert str(daemon.layout.root) in json.loads(answer)["error"]["message"]
-    assert daemon.get("/metrics")[0] == 503
-    assert "Traceback" not in daemon.log()
-    assert daemon.stop() == 0
 
 
 def test_a_disk_that_refuses_is_told_and_tried_again(daemon: DaemonProcess, source: Path) -> None:

@@ -21,6 +21,7 @@ from cached.flight import Flight, Space
 from cached.sources.base import HttpTarget, LocalTarget, Target
 from cached.store import recovery
 from cached.store.ingest import IngestKey
+from cached.store.verity import Sealing
 from cached.wire.client import HttpClient
 from cached.wire.settings import HttpSettings
 from cached.workers import _HELD, MAX_OPEN, Workers, WorkerSettings
@@ -127,7 +128,7 @@ class Engine:
     ) -> Flight:
         """Start a flight."""
         locate = target if callable(target) else lambda: target
-        flight = Flight(spec, locate, space or Plenty(), self.workers, priority)
+        flight = Flight(spec, lambda _: locate(), space or Plenty(), self.workers, priority)
         self.workers.submit(flight)
         return flight
 
@@ -176,7 +177,7 @@ def open_engine(
     http: HttpSettings = HASTY,
 ) -> Iterator[Engine]:
     """An engine for a `with` block; at its end all that it lent must be back."""
-    engine = Engine(root, WorkerSettings(connections, per_origin or connections, bandwidth), http)
+    engine = Engine(root, WorkerSettings(connections, per_origin or connections, bandwidth, Sealing.NONE), http)
     try:
         yield engine
     finally:

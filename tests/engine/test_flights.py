@@ -38,7 +38,7 @@ class Table:
 
     def join(self, spec: BlobSpec, url: str, who: str, priority: int = 0) -> tuple[Flight, asyncio.Future[Verified]]:
         allotment = self.flights.reserve([spec]).get(spec.key.id)
-        return self.flights.join(spec, lambda: http(url), allotment, who, priority)
+        return self.flights.join(spec, lambda _cancellation: http(url), allotment, who, priority)
 
     def accounts(self) -> tuple[int, int, int]:
         """Bytes committed, reserved, dying."""
@@ -167,16 +167,24 @@ async def test_a_stream_reserves_as_it_grows(tmp_path: Path, origin: HostileOrig
         assert table.accounts() == (len(data), 0, 0)
 
 
-async def test_a_stream_that_outgrows_the_space(tmp_path: Path, origin: HostileOrigin) -> None:
-    """A stream that finds no more space ends with that, and leaves nothing."""
+@pytest.mark.parametrize(("quota", "others", "code"), [(66, 0, "too_large"), (80, 14, "no_space")])
+async def test_a_stream_that_outgrows_the_space(
+    tmp_path: Path, origin: HostileOrigin, quota: int, others: int, code: str
+) -> None:
+    """A stream that finds no more space ends with that, and leaves nothing: for good where it never fits, else saying
+    how much was missing of all that came, as another try begins anew."""
     data = noise()
     url = origin.put("/f", data, etag='"v1"')
     origin.script("/f", InChunks(MIB))
-    async with tables(tmp_path / "root", quota=66 * MIB) as table:
+    async with tables(tmp_path / "root", quota=quota * MIB) as table:
+        table.ledger.set_held(others * MIB, 0)
         _, result = table.join(spec_of(data, sha256=None, size=None), url, "a")
         error = await _ended(result)
-        assert isinstance(error, NoSpace)
-        assert table.accounts() == (0, 0, 0)
+        assert isinstance(error, HoldfastError)
+        assert error.code == code
+        if isinstance(error, NoSpace):
+            assert 66 * MIB < error.needed_bytes <= len(data)
+        assert table.accounts() == (others * MIB, 0, 0)
         assert list(table.engine.layout.ingest.iterdir()) == []
 
 

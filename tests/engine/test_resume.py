@@ -35,11 +35,12 @@ _CHILD = """
 import sys
 from pathlib import Path
 from cached.sources.base import HttpTarget
+from cached.store.verity import Sealing
 from cached.wire.settings import HttpSettings
 from cached.workers import WorkerSettings
 from tests.engine.parts import Engine, spec_of_size
 root, url, sha256, size, connections = sys.argv[1:]
-engine = Engine(Path(root), WorkerSettings(int(connections), int(connections), 60 << 20), HttpSettings())
+engine = Engine(Path(root), WorkerSettings(int(connections), int(connections), 60 << 20, Sealing.NONE), HttpSettings())
 flight = engine.launch(spec_of_size(sha256, int(size)), HttpTarget(url, if_match='"v1"'))
 print(flight.result.result())
 """

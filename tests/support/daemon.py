@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -51,16 +51,20 @@ class DaemonProcess:
 
     # --- the process -----------------------------------------------------------------------------------------------
 
+    def launch_into(self, log: IO[bytes] | int, *more: str) -> None:
+        """Start the process, writing into `log`, and wait for nothing."""
+        self._process = subprocess.Popen(
+            [*daemon_command(self.layout.root, self.catalog), *self._options, *more],
+            env={**bare_environment(), **self._environment},
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+
     def launch(self, *more: str) -> None:
         """Start the process and wait for nothing."""
         self._log_start = self._log.stat().st_size if self._log.exists() else 0
         with self._log.open("ab") as log:
-            self._process = subprocess.Popen(
-                [*daemon_command(self.layout.root, self.catalog), *self._options, *more],
-                env={**bare_environment(), **self._environment},
-                stdout=log,
-                stderr=subprocess.STDOUT,
-            )
+            self.launch_into(log, *more)
 
     def listen(self, *more: str) -> None:
         """Start, and wait until the doors are open."""
@@ -79,6 +83,11 @@ class DaemonProcess:
         self._process.send_signal(signal.SIGTERM)
         return self._process.wait(PATIENCE_S)
 
+    def end_within(self, seconds: float) -> int:
+        """Its exit code, once it ends by itself or by a signal sent before."""
+        assert self._process is not None
+        return self._process.wait(seconds)
+
     def kill(self) -> None:
         """End it as `kill -9` does."""
         assert self._process is not None
@@ -95,14 +104,24 @@ class DaemonProcess:
         assert self._process is not None
         return self._process.pid
 
+    @property
+    def address(self) -> tuple[str, int]:
+        """Host and port of its TCP door."""
+        return "127.0.0.1", self._port
+
+    @property
+    def log_file(self) -> Path:
+        """What every life of it wrote."""
+        return self._log
+
     def code(self) -> int | None:
         """The exit code; None while it runs."""
         assert self._process is not None
         return self._process.poll()
 
     def log(self) -> str:
-        """What this life of it wrote so far."""
-        return self._log.read_bytes()[self._log_start :].decode()
+        """What this life of it wrote so far; nothing where it writes into something else."""
+        return "" if not self._log.exists() else self._log.read_bytes()[self._log_start :].decode()
 
     def wait(self, condition: Callable[[], bool], what: str) -> None:
         """Look until `condition` holds; fails after a generous deadline, or at once where the daemon ended."""
@@ -241,11 +260,12 @@ def daemon_command(root: Path, catalog: Path) -> list[str]:
 
 
 def bare_environment() -> dict[str, str]:
-    """This process's environment without what would configure a daemon, or send its requests elsewhere."""
+    """This process's environment without what would configure a daemon, or send its requests elsewhere or nowhere: the
+    server, which may be imported here, keeps its libraries offline."""
     kept = {
         key: value
         for key, value in os.environ.items()
-        if not key.startswith("HOLDFAST_") and not key.lower().endswith("_proxy")
+        if not key.startswith("HOLDFAST_") and not key.lower().endswith("_proxy") and not key.endswith("_OFFLINE")
     }
     return {**kept, "PYTHONPATH": str(REPOSITORY)}
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -93,6 +94,14 @@ class Gates:
         gate = RunningGate(process, log)
         self._started.append(gate)
         return gate
+
+    def stop(self, gate: RunningGate, number: int = signal.SIGTERM) -> int:
+        """End one gate by a signal and forget it; returns its exit code."""
+        gate.process.send_signal(number)
+        code = gate.wait()
+        gate.log.close()
+        self._started.remove(gate)
+        return code
 
     def end(self) -> None:
         """Kill what still runs."""

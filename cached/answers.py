@@ -1,0 +1,61 @@
+"""What is said of versions that are not under way: that they are here, failed, were refused, or nothing.
+
+Law: writes to the board what the holdings and what was settled say; decides nothing.
+"""
+
+from __future__ import annotations
+
+from cached.board import Board
+from cached.catalog import Catalog
+from cached.contract.errors import HoldfastError, Permanent
+from cached.contract.reference import ModelRef
+from cached.contract.status import State
+from cached.holdings import Holdings
+from cached.pulls import Pulls
+from cached.settled import Settled
+from cached.surroundings import Surroundings
+
+
+class Answers:
+    """The board, as far as no fetch writes to it."""
+
+    def __init__(self, board: Board, holdings: Holdings, settled: Settled, pulls: Pulls) -> None:
+        self._board = board
+        self._holdings = holdings
+        self._settled = settled
+        self._pulls = pulls
+
+    def failed(self, ref: ModelRef, error: HoldfastError, *, under_way: bool) -> None:
+        """A version can never be; what its fetch said of source and progress stays, where there was one."""
+        if self._board.get(ref) is None or not under_way:
+            self._board.begin(ref, State.FAILED, "", None)
+        self._board.trouble(ref, State.FAILED, error)
+        self._pulls.failed(ref)
+
+    def over(self, ref: ModelRef) -> None:
+        """A version is not under way any more: what holds of it now is a refusal, that it is here, or nothing."""
+        settled = self._settled.outcomes.get(ref)
+        if settled is not None:
+            if isinstance(settled, Permanent):
+                self.failed(ref, settled, under_way=False)
+        elif ref in self._holdings.models:
+            status = self._board.get(ref)
+            if status is None or status.state is not State.READY:
+                self._ready(ref, pinned=False)
+        else:
+            self._board.drop(ref)
+
+    def pinned(self, catalog: Catalog, around: Surroundings) -> None:
+        """Say of what is here whether anybody promises its digest now: the catalog, a pod, or who pulled it last."""
+        pods = {(pod.ref, pod.pin) for pod in around.pods()}
+        for ref, digest in self._holdings.models.items():
+            entry = catalog.find(ref)
+            promised = (ref, digest) in pods or self._pulls.pins.get(ref) == digest
+            pinned = promised or (entry is not None and entry.digest == digest)
+            status = self._board.get(ref)
+            if status is not None and status.state is State.READY and status.pinned != pinned:
+                self._ready(ref, pinned=pinned)
+
+    def _ready(self, ref: ModelRef, *, pinned: bool) -> None:
+        held = self._holdings
+        self._board.ready(ref, held.models[ref], held.size(ref), pinned)

@@ -1,0 +1,121 @@
+"""The two doors of the daemon: the TCP port for reads, the socket under `private/` for commands.
+
+Law: a port that cannot be had ends the start; a socket that cannot be made (a full or read-only disk) is tried again
+and again, and made anew where somebody deleted it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+from aiohttp import web
+
+from cached import crowd
+from cached.contract.errors import Permanent
+from cached.contract.layout import Layout
+from cached.saying import Saying
+
+_log = logging.getLogger("holdfast")
+
+_LOOK_S = 5.0
+_BACKLOG = 256
+
+
+class ControlDoor:
+    """The control socket."""
+
+    def __init__(self, layout: Layout, runner: web.AppRunner) -> None:
+        self._path = layout.socket
+        self._runner = runner
+        self._listener: asyncio.Server | None = None
+        self._made: os.stat_result | None = None
+        self._saying = Saying(_log)
+
+    async def keep(self) -> None:
+        """Have the socket there until cancelled."""
+        while True:
+            await self.ensure()
+            await asyncio.sleep(_LOOK_S)
+
+    async def ensure(self) -> None:
+        """Make the socket unless it is there."""
+        try:
+            if not self._is_there():
+                await self._make()
+        except OSError as error:
+            self._saying.trouble(f"control socket {self._path}", error.strerror or str(error))
+        else:
+            self._saying.fine(f"control socket {self._path}")
+
+    def close(self) -> None:
+        """Let nobody in any more, and leave no socket behind that nobody answers."""
+        if self._listener is not None:
+            self._listener.close()
+        with contextlib.suppress(OSError):
+            if self._is_there():
+                self._path.unlink()
+
+    def _is_there(self) -> bool:
+        try:
+            return self._made is not None and os.path.samestat(self._made, os.lstat(self._path))
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+
+    async def _make(self) -> None:
+        # A deep root does not fit a Unix address (107 bytes); its folder, opened, has a short name.
+        folder = os.open(self._path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            if self._listener is not None:
+                self._listener.close()
+                self._listener = None
+            self._path.unlink(missing_ok=True)
+            self._listener = await asyncio.get_running_loop().create_unix_server(
+                crowd.admission(self._runner), f"/proc/self/fd/{folder}/{self._path.name}", backlog=_BACKLOG
+            )
+            self._path.chmod(0o600)
+            self._made = os.lstat(self._path)
+        finally:
+            os.close(folder)
+
+
+@dataclass(frozen=True, slots=True)
+class Doors:
+    """What is open: the address that the port has, and the socket, to be kept."""
+
+    address: tuple[str, int]
+    control: ControlDoor
+
+
+@contextlib.asynccontextmanager
+async def open_doors(
+    listen: tuple[str, int], layout: Layout, reads: web.Application, control: web.Application
+) -> AsyncIterator[Doors]:
+    """Open both; raises `Permanent` (`cannot_listen`). At the end nobody is waited for longer than a moment."""
+    tcp, unix = crowd.runner(reads), crowd.runner(control)
+    door = ControlDoor(layout, unix)
+    port: asyncio.Server | None = None
+    try:
+        await tcp.setup()
+        await unix.setup()
+        await door.ensure()
+        try:
+            loop = asyncio.get_running_loop()
+            port = await loop.create_server(crowd.admission(tcp), *listen, backlog=_BACKLOG)
+        except OSError as error:
+            raise Permanent(
+                "cannot_listen", f"{listen[0]}:{listen[1]}: {error}", "choose another --listen, or end who has it"
+            ) from error
+        bound = port.sockets[0].getsockname()
+        _log.info("listening on http://%s:%d", bound[0], bound[1])
+        yield Doors((bound[0], bound[1]), door)
+    finally:
+        if port is not None:
+            port.close()
+        door.close()
+        await tcp.cleanup()
+        await unix.cleanup()

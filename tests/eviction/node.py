@@ -1,0 +1,494 @@
+"""A node in one thread: the daemon's own scheduler, deliveries, transfers, flights, janitor, ledger, holdings and store
+over a real tree, with a clock, a disk, an origin and a cluster that a test moves by hand.
+
+Law: only what surrounds those parts is replaced: the threads (a job waits until the test does it), the byte path (a
+flight has the bytes it is given), the origin, the cluster, the clock and the disk's free space. Nothing happens unless
+the test says so, so that the same choices always give the same life.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Executor, Future
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+from unittest.mock import patch
+
+from cached import blocking, flights, holdings, pulls, settled, waits
+from cached.app import _take_up
+from cached.attempt import Verified
+from cached.blocking import Blocking
+from cached.board import Board
+from cached.catalog import EMPTY_CATALOG, Catalog, parse_catalog
+from cached.contract.digest import Digest
+from cached.contract.errors import HoldfastError, Permanent, Transient
+from cached.contract.layout import Layout
+from cached.contract.manifest import FileEntry, Manifest
+from cached.contract.reference import ModelRef
+from cached.contract.status import ModelStatus
+from cached.demand import PodWant
+from cached.flight import Flight
+from cached.flights import Allotment, Flights
+from cached.holdings import Holdings
+from cached.janitor import Janitor, NodeParts
+from cached.ledger import DiskSpace, Ledger, Reservation
+from cached.metrics import Figures, Metrics
+from cached.root import Root
+from cached.scheduler import Parts, Scheduler
+from cached.sources.base import Listing, RemoteFile, Source, Target
+from cached.store import blobs, ingest, recovery, removal
+from cached.transfer import TransferParts, Transfers
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+UNIT = 4096  # the size of a page, which is what a file system gives a file at least
+ORIGIN = "file:///origin/"
+
+
+def nobody_knows_it(name: str) -> bool:
+    """Tell whether the origin says nothing of the digest of the blob called so."""
+    return name.startswith(("unknown", "stream"))
+
+
+@dataclass(frozen=True)
+class Blob:
+    """A file's content: `name` says what the origin tells of it (`stream…`: not even the size), `units` how long it
+    is."""
+
+    name: str
+    units: int
+
+    @property
+    def size(self) -> int:
+        return self.units * UNIT
+
+    @property
+    def sha256(self) -> str:
+        return Digest.of(self.name.encode()).hex
+
+    def remote(self) -> RemoteFile:
+        """What a listing says of it."""
+        promised = None if nobody_knows_it(self.name) else self.sha256
+        size = None if self.name.startswith("stream") else self.size
+        return RemoteFile(self.name, self.name, size, validator="v", sha256=promised)
+
+
+def manifest_of(content: tuple[Blob, ...]) -> Manifest:
+    """The manifest of a version that has these blobs."""
+    return Manifest.build(FileEntry(blob.name, blob.sha256, blob.size) for blob in content)
+
+
+class Clock:
+    """Seconds that pass when the test says so; stands for the module `time`."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def time(self) -> float:
+        """Never the same twice: what is used later is used later."""
+        self.now += 1e-6
+        return self.now
+
+
+class Loop(asyncio.SelectorEventLoop):
+    """An event loop whose timers follow that clock. Somebody must always be ready to run, or it would really wait."""
+
+    def __init__(self, clock: Clock) -> None:
+        super().__init__()
+        self._clock = clock
+
+    def time(self) -> float:
+        return self._clock.now
+
+
+class Jobs(Executor):
+    """Stands for a pool of threads: a job waits until the test has it done."""
+
+    def __init__(self, before: Callable[[partial[Any]], None]) -> None:
+        self.waiting: list[tuple[Future[Any], partial[Any]]] = []
+        self._before = before
+
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        future: Future[T] = Future()
+        job = fn if isinstance(fn, partial) else partial(fn, *args, **kwargs)
+        self._before(job)
+        self.waiting.append((future, job))
+        return future
+
+    def do(self, index: int) -> Any:
+        """Do a waiting job; returns what it returned, None where it raised."""
+        future, job = self.waiting.pop(index)
+        try:
+            result = job()
+        except Exception as error:  # noqa: BLE001 - whoever waits for the job gets it
+            future.set_exception(error)
+            return None
+        future.set_result(result)
+        return result
+
+    def die(self) -> None:
+        """Nothing that waits is ever done."""
+        while self.waiting:
+            self.waiting.pop()[0].cancel()
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        self.die()
+
+
+class Disk:
+    """A file system of `capacity` bytes with the root and others' files on it."""
+
+    def __init__(self, root: Path, capacity: int) -> None:
+        self._root = root
+        self.capacity = capacity
+        self.others = 0
+        self._ours: int | None = None
+
+    def changed(self) -> None:
+        """The tree is another now."""
+        self._ours = None
+
+    @property
+    def ours(self) -> int:
+        """What the root's data takes, in bytes; a blob counts once however many names it has."""
+        if self._ours is None:
+            private = self._root / "private"
+            files = (os.lstat(f"{at}/{name}") for at, _, names in os.walk(private) for name in names if is_data(name))
+            self._ours = sum({found.st_ino: found.st_blocks * 512 for found in files}.values())
+        return self._ours
+
+    @property
+    def free(self) -> int:
+        return max(0, self.capacity - self.others - self.ours)
+
+    def __call__(self) -> DiskSpace:
+        return DiskSpace(capacity=self.capacity, free=self.free)
+
+
+def is_data(name: str) -> bool:
+    """Tell a blob, partial or whole, from records and locks."""
+    return name == "data" or len(name) >= 64
+
+
+class Origin:
+    """Where everything comes from. `down`: it answers nobody."""
+
+    def __init__(self) -> None:
+        self.contents: dict[str, tuple[Blob, ...]] = {}
+        self.down: HoldfastError | None = None
+
+    def open(self, uri: str) -> Source:
+        return _Place(self, uri)
+
+
+@dataclass
+class _Place:
+    origin: Origin
+    display: str
+    kind: str = "file"
+
+    async def resolve(self) -> Listing:
+        await asyncio.sleep(0)
+        if self.origin.down is not None:
+            raise self.origin.down
+        return Listing(tuple(blob.remote() for blob in self.origin.contents[self.display]))
+
+    async def locate(self, file: RemoteFile) -> Target:
+        raise AssertionError("nothing here asks where bytes are")
+
+    async def aclose(self) -> None:
+        """Nothing is held."""
+
+
+class Bytes:
+    """Stands for the workers: a flight has the bytes that the test gives it."""
+
+    def __init__(self, layout: Layout, disk: Disk) -> None:
+        self._layout = layout
+        self._disk = disk
+        self.flights: list[Flight] = []
+        self.begun = 0
+
+    def submit(self, flight: Flight) -> None:
+        self.flights.append(flight)
+        self.begun += 1
+
+    def changed(self) -> None:
+        """A flight ended: what is called off before its first record leaves nothing on the disk."""
+        for flight in [each for each in self.flights if each.result.done()]:
+            self.flights.remove(flight)
+            if flight.result.exception() is not None and flight.spec.key.size is None:
+                ingest.forget(self._layout, flight.spec.key.id)
+                self._disk.changed()
+
+    def give(self, flight: Flight, size: int) -> bool:
+        """Have `size` bytes of the flight's file on the disk; False where there was no room for them."""
+        folder = self._layout.ingest / flight.spec.key.id
+        try:
+            allotment_of(flight).grow(size)
+        except HoldfastError as error:
+            flight._settle(error)
+            return False
+        folder.mkdir(exist_ok=True)
+        with (folder / "data").open("ab") as data:
+            total = flight.spec.key.size or size
+            if total:
+                os.posix_fallocate(data.fileno(), 0, total)
+        self._disk.changed()
+        assert self._disk.others + self._disk.ours <= self._disk.capacity, "the disk is overfull"
+        allotment_of(flight).grow(size)
+        return True
+
+    def finish(self, flight: Flight, blob: Blob) -> None:
+        """Commit the flight's file, in the order of the real ones."""
+        if not self.give(flight, blob.size):
+            return
+        folder = self._layout.ingest / flight.spec.key.id
+        if flight.spec.sha256 is None:
+            ingest.note_committed(self._layout, flight.spec.key, blob.sha256)
+        os.truncate(folder / "data", blob.size)
+        fresh = blobs.commit(self._layout, folder / "data", blob.sha256)
+        if flight.spec.sha256 is not None:
+            ingest.forget(self._layout, flight.spec.key.id)
+        self._disk.changed()
+        flight._settle(Verified(blob.sha256, blob.size, fresh))
+
+    def fail(self, flight: Flight, error: HoldfastError) -> None:
+        ingest.forget(self._layout, flight.spec.key.id)
+        self._disk.changed()
+        flight._settle(error)
+
+
+def allotment_of(flight: Flight) -> Allotment:
+    space = flight._space
+    assert isinstance(space, Allotment)
+    return space
+
+
+class WatchedLedger(Ledger):
+    """A ledger that says so where it hands out what is not there."""
+
+    def reserve(self, size: int, resumed: int = 0) -> Reservation:
+        reservation = super().reserve(size, resumed)
+        use = self.use()
+        held = use.used + use.reserved + use.dying
+        assert held <= use.budget or size == resumed, f"{held} bytes held of {use.budget}"
+        return reservation
+
+
+@dataclass
+class Cluster:
+    """The pods of the node, and what its API is told."""
+
+    synced: bool = True
+    labels: Mapping[str, str] | None = field(default_factory=dict)
+    wants: dict[str, PodWant] = field(default_factory=dict)
+    labelled: frozenset[Digest] = frozenset()
+    held_back: list[Digest] = field(default_factory=list)
+
+    def pods(self) -> tuple[PodWant, ...]:
+        return tuple(self.wants.values()) if self.synced else ()
+
+    def published(self, digests: frozenset[Digest]) -> None:
+        self.labelled = digests
+
+    @asynccontextmanager
+    async def withdrawn(self, digest: Digest) -> AsyncIterator[None]:
+        self.held_back.append(digest)
+        try:
+            await asyncio.sleep(0)
+            yield
+        finally:
+            self.held_back.remove(digest)
+
+    def look(self, statuses: Iterable[ModelStatus], used: int, capacity: int) -> None:
+        """Nobody listens."""
+
+    def lost(self, refs: Iterable[ModelRef], reason: str) -> None:
+        """Nobody listens."""
+
+    def figures(self) -> Mapping[str, float]:
+        return {}
+
+    async def run(self, changed: Callable[[], None]) -> None:
+        """The test calls `changed` itself."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the daemon is started with."""
+
+    quota: int | None
+    high: float
+    low: float
+
+
+class Node:
+    """One root through many lives of its daemon."""
+
+    def __init__(self, root: Path, capacity: int, on_job: Callable[[partial[Any]], None]) -> None:
+        self.layout = Layout(root)
+        self.clock = Clock()
+        self.disk = Disk(root, capacity)
+        self.origin = Origin()
+        self.cluster = Cluster()
+        self.catalog: Catalog = EMPTY_CATALOG
+        self._on_job = on_job
+        self._last_used: dict[ModelRef, float] = {}  # as the leases' times on the disk, which no test can turn
+
+    def boot(self, limits: Limits) -> None:
+        """Start the daemon, in the order of `app`."""
+        self.loop = Loop(self.clock)
+        recovery.prepare(self.layout)
+        recovered = recovery.recover(self.layout)
+        self.disk.changed()
+        self.jobs = Jobs(self._on_job)
+        with patch.object(blocking, "ThreadPoolExecutor", lambda *_, **__: self.jobs):
+            pool = Blocking(4)
+        self.board = Board(self.layout.public, "node", _nothing)
+        self.holdings = Holdings(self.layout, recovered)
+        self.holdings.last_used = {ref: self._last_used.get(ref, 0.0) for ref in self.holdings.models}
+        self.ledger = WatchedLedger(limits.quota, self.disk)
+        self.ledger.set_held(sum(recovered.blobs.values()), sum(recovered.ingests.values()) + recovered.quarantined)
+        self.lock = Root(self.layout)
+        parts = NodeParts(self.layout, self.lock, self.holdings, self.board, self.ledger, pool, self.cluster)
+        metrics = Metrics(_no_figures)
+        self.bytes = Bytes(self.layout, self.disk)
+        self.flights = Flights(self.layout, self.bytes, self.ledger)  # type: ignore[arg-type]  # what it uses of them
+        self.janitor = Janitor(parts)
+        fetching = TransferParts(self.layout, self.flights, self.board, self.janitor, pool, metrics, 600.0)
+        self.transfers = Transfers(fetching, self.origin.open)
+        self.scheduler = Scheduler(
+            Parts(
+                self.board,
+                self.holdings,
+                self.ledger,
+                self.flights,
+                self.transfers,
+                self.janitor,
+                metrics,
+                self.cluster,
+            ),
+            limits.high,
+            limits.low,
+        )
+        self.scheduler.resume(_take_up(self.layout, self.board, self.holdings))
+        self.scheduler.use_catalog(self.catalog)
+        self.tasks = [self.loop.create_task(self.scheduler.run())]
+        self.turn()
+
+    def crash(self) -> None:
+        """End the daemon as `kill -9` does, between two steps on the disk."""
+        self._last_used = self.holdings.last_used
+        self.jobs.die()
+        for task in self.tasks:
+            task.cancel()
+        self.jobs.submit = _dead  # type: ignore[method-assign]
+        self.loop.run_until_complete(asyncio.gather(*self.tasks, return_exceptions=True))
+        self.tasks.clear()
+        self.turn()
+        self.loop.close()
+        self.board.close()
+        self.lock.close()
+
+    def turn(self, times: int = 60) -> None:
+        """Let the event loop go round."""
+
+        async def around() -> None:
+            for _ in range(times):
+                await asyncio.sleep(0)
+
+        self.loop.run_until_complete(around())
+        for task in [each for each in self.tasks if each.done()]:
+            self.tasks.remove(task)
+            task.result()
+
+    def begin(self, act: Any) -> None:
+        """Let a coroutine run beside the others."""
+        self.tasks.append(self.loop.create_task(act))
+        self.turn()
+
+    def do_job(self, index: int) -> None:
+        """Do one of the jobs that wait for a thread."""
+        self.jobs.do(index % len(self.jobs.waiting))
+        self.disk.changed()
+        self.turn()
+
+    def use_catalog(self, text: str) -> None:
+        parsed = parse_catalog(text, EMPTY_CATALOG)
+        assert not parsed.rejected, parsed.rejected
+        self.catalog = parsed.catalog
+        self.scheduler.use_catalog(self.catalog)
+
+    # --- what a test compares --------------------------------------------------------------------------------------
+
+    def content(self, ref: ModelRef) -> tuple[Blob, ...]:
+        """What the origin has of a version."""
+        return self.origin.contents[f"{ORIGIN}{ref.name}/{ref.version}"]
+
+    def committed(self) -> dict[str, int]:
+        """The committed blobs on the disk."""
+        return {path.name: path.stat().st_size for path in self.layout.blobs.glob("*/*")}
+
+    def left_over(self) -> int:
+        """Bytes of partial blobs and of the quarantine on the disk."""
+        partial_bytes = sum(ingest.allocated_bytes(folder) for folder in self.layout.ingest.iterdir())
+        return partial_bytes + sum(path.stat().st_size for path in self.layout.quarantine.iterdir())
+
+
+def is_eviction(job: partial[Any]) -> tuple[ModelRef, Digest] | None:
+    """What a job evicts, if it does."""
+    if job.func is not removal.evict:
+        return None
+    _, ref, digest, *_ = job.args
+    return ref, digest
+
+
+@contextmanager
+def fake_time(clock: Clock) -> Iterator[None]:
+    """Let the scheduler's patience follow the clock, and streams grow in small steps."""
+    with (
+        patch.object(settled, "time", clock),
+        patch.object(pulls, "time", clock),
+        patch.object(holdings, "time", clock),
+        patch.object(waits, "time", clock),
+        patch.object(flights, "_STEP_BYTES", 2 * UNIT),
+    ):
+        yield
+
+
+def gone(path: Path) -> None:
+    """Delete a tree."""
+    shutil.rmtree(path)
+
+
+def refused() -> HoldfastError:
+    return Permanent("not_found", "the origin has no such file", "publish it")
+
+
+def unreachable() -> HoldfastError:
+    return Transient("unreachable", "the origin does not answer", "wait")
+
+
+def _nothing() -> None:
+    """The root is there."""
+
+
+def _dead(*_: object, **__: object) -> Future[Any]:
+    future: Future[Any] = Future()
+    future.cancel()
+    return future
+
+
+def _no_figures() -> Figures:
+    return Figures(0, {}, 0, 0, {}, ())

@@ -1,0 +1,35 @@
+"""A wall clock that jumps, for processes that a test starts; their monotonic clocks go on as ever.
+
+Law: a library that is loaded before all others (LD_PRELOAD), made from `clock.c` by the machine's C compiler; a test is
+skipped where there is none.
+"""
+
+from __future__ import annotations
+
+import shutil
+import struct
+import subprocess
+from pathlib import Path
+
+import pytest
+
+_SOURCE = Path(__file__).with_name("clock.c")
+
+
+class WallClock:
+    """How far the wall clock of processes started with `environment` is from the machine's, in seconds."""
+
+    def __init__(self, folder: Path) -> None:
+        compiler = shutil.which("cc")
+        if compiler is None:
+            pytest.skip("no C compiler to make a wall clock with (Debian: apt-get install gcc libc6-dev)")
+        library = folder / "clock.so"
+        self._offset = folder / "clock-offset"
+        subprocess.run([compiler, "-shared", "-fPIC", "-O1", "-o", library, _SOURCE], check=True)
+        self.set(0)
+        self.environment = {"LD_PRELOAD": str(library), "TEST_CLOCK": str(self._offset)}
+
+    def set(self, seconds: int) -> None:
+        """Let it be so far ahead of (or, negative, behind) the machine's from now on."""
+        with self._offset.open("r+b" if self._offset.exists() else "wb") as file:
+            file.write(struct.pack("l", seconds))
