@@ -154,7 +154,8 @@ def _evictions(situation: Situation) -> Iterator[Evict | GiveWay | LetPass]:
     over = over_watermark(situation.space, situation.high_watermark, situation.low_watermark)
     if over == 0 and not situation.lacking:
         return
-    fetches = {ref: _as_holding(ref, stake) for ref, stake in situation.stakes.items()}
+    sizes = _sizes(holdings, situation.stakes.values())
+    fetches = {ref: _as_holding(ref, stake, sizes) for ref, stake in situation.stakes.items()}
     everything = [*holdings, *fetches.values()]
     free = by_age(h for h in holdings if h.evictable)
     victims = choose_victims(free, everything, over).victims
@@ -180,11 +181,18 @@ def _protected(holding: Holding, demand: Demand) -> Holding:
     return replace(holding, wanted=holding.wanted or met or holding.ref in demand.refused)
 
 
-def _as_holding(ref: ModelRef, stake: Stake) -> Holding:
+def _sizes(holdings: Iterable[Holding], stakes: Iterable[Stake]) -> dict[str, int]:
+    """The blobs that are here, with their sizes: who only promised itself one does not know that it is."""
+    known = [holding.blobs for holding in holdings] + [stake.blobs for stake in stakes]
+    return {sha256: size for blobs in known for sha256, size in blobs.items() if size}
+
+
+def _as_holding(ref: ModelRef, stake: Stake, sizes: Mapping[str, int]) -> Holding:
     """A fetch as if it were a version: it keeps its blobs from being deleted, and gives all back when it goes."""
     flights = {f"flight {id_}": size for id_, size in stake.reserved.items()}
     partials = {f"partial {id_}": size for id_, size in stake.left.items()}
-    return Holding(ref, _NONE, {**stake.blobs, **flights, **partials}, 0.0, True, True, True)
+    blobs = {sha256: sizes.get(sha256, 0) for sha256 in stake.blobs}
+    return Holding(ref, _NONE, {**blobs, **flights, **partials}, 0.0, True, True, True)
 
 
 def _less_urgent(situation: Situation, ref: ModelRef) -> list[ModelRef]:

@@ -260,6 +260,16 @@ def test_what_two_fetches_go_on_from_stays_for_each() -> None:
     assert plan(replace(made, lacking={pod.ref: Shortage(31, 0)})) == (LetPass(pod.ref),)
 
 
+def test_who_only_expects_a_blob_keeps_it_too() -> None:
+    """A blob that one fetch has and another one is about to find is given back when both have given way."""
+    pod, first, second = want("pod"), want("a", Priority.PREFETCH), want("b", Priority.PREFETCH)
+    stakes = {pod.ref: Stake({}, {}, {}), first.ref: Stake({"x": 20}, {}, {}), second.ref: Stake({"x": 0}, {}, {})}
+    space = replace(EMPTY, used=90, free=10)
+    made = lacking(pod, size=30, stakes=stakes, space=space, holdings=[held("used", size=70, in_use=True)])
+    made = replace(made, active={w.ref: w for w in (pod, first, second)}, demand=demand(pod, first, second))
+    assert set(plan(made)) == {GiveWay(first.ref), GiveWay(second.ref)}
+
+
 def test_a_lack_of_files_evicts_who_has_most() -> None:
     """Where inodes are short and bytes are not, versions go until there are enough of them."""
     space = replace(EMPTY, used=20, free=80, files_free=1)

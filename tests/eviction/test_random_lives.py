@@ -28,8 +28,9 @@ from hypothesis.stateful import (
 from cached.contract.digest import Digest
 from cached.contract.reference import ModelRef
 from cached.contract.status import State
-from cached.demand import PodWant, Priority, compute_demand
+from cached.demand import Demand, PodWant, Priority, compute_demand
 from cached.holdings import write_pins
+from cached.store.ingest import allocated_bytes
 from sidecar.holding import Held, hold
 from tests.eviction.node import (
     ORIGIN,
@@ -364,7 +365,7 @@ class Lives(RuleBasedStateMachine):
     def _check_the_end(self) -> None:
         assert all(times <= _TRIES for times in self.evicted.values()), f"evicted again and again: {self.evicted}"
         node = self.node
-        demand = compute_demand(node.catalog, node.cluster.pods(), [], {})
+        demand = self._demand()
         for ref in demand.wants:
             status = node.board.get(ref)
             assert status is not None, f"{ref} is wanted and nobody speaks of it"
@@ -395,7 +396,7 @@ class Lives(RuleBasedStateMachine):
     def _stays_for(self, priority: Priority, waiting: ModelRef) -> tuple[Blob, ...]:
         """The blobs of what cannot be evicted for a version of this priority."""
         node = self.node
-        demand = compute_demand(node.catalog, node.cluster.pods(), [], {})
+        demand = self._demand()
         kept: list[Blob] = []
         for ref, digest in node.holdings.models.items():
             model = node.catalog.models.get(ref.name)
@@ -413,6 +414,8 @@ class Lives(RuleBasedStateMachine):
             want = demand.wants.get(other)
             if other != waiting and (Priority.PULL if want is None else want.priority) <= priority:
                 kept += [known[sha] for sha in node.janitor.claims.blobs_of(other) if sha in committed]
+                theirs = node.janitor.claims.partials_of(other) - node.janitor.claims.partials_of(waiting)
+                kept += [Blob(f"partial {id_}", allocated_bytes(node.layout.ingest / id_) // UNIT) for id_ in theirs]
         return tuple(kept)
 
     # --- odds and ends ---------------------------------------------------------------------------------------------
@@ -420,6 +423,10 @@ class Lives(RuleBasedStateMachine):
     def _wake(self) -> None:
         self.node.scheduler.wake()
         self.node.turn()
+
+    def _demand(self) -> Demand:
+        pulls = self.node.scheduler._pulls.wants()
+        return compute_demand(self.node.catalog, self.node.cluster.pods(), pulls, {})
 
     def _capacity(self) -> int:
         """The most that the root may ever hold, in bytes."""

@@ -1,0 +1,69 @@
+"""Single steps of a node's life that the random ones found to go wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cached.contract.reference import ModelRef
+from cached.contract.status import State
+from tests.eviction.node import ORIGIN, UNIT, Blob, Limits, Node, fake_time, manifest_of, refused
+
+REF = ModelRef("a", "v1")
+CONTENT = (Blob("own", 3),)
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Iterator[Node]:
+    """A node with room for ten units, whose catalog has one version."""
+    made = Node(tmp_path / "root", 10 * UNIT, lambda _job: None)
+    made.origin.contents[f"{ORIGIN}a/v1"] = CONTENT
+    with fake_time(made.clock):
+        made.boot(Limits(None, 1.0, 1.0))
+        made.use_catalog(f"models: {{a: {{versions: {{v1: {{source: '{ORIGIN}a/v1'}}}}}}}}")
+        made.turn()
+        yield made
+        made.crash()
+
+
+def _work_off(node: Node) -> None:
+    while node.jobs.waiting or node.bytes.flights:
+        if node.jobs.waiting:
+            node.do_job(0)
+        else:
+            node.bytes.finish(node.bytes.flights[0], CONTENT[0])
+            node.turn()
+
+
+def test_called_off_before_it_began(node: Node) -> None:
+    """A fetch that is called off before its task ran a single step is over all the same: the next one begins."""
+    node.scheduler.wake()  # so that the plan comes before the fetch's first step
+    node.scheduler.pull(REF, None)
+    pinned = f"models: {{a: {{versions: {{v1: {{source: '{ORIGIN}a/v1', digest: '{manifest_of(CONTENT).digest}'}}}}}}}}"
+    node.use_catalog(pinned)
+    node.turn()
+    _work_off(node)
+    status = node.board.get(REF)
+    assert status is not None
+    assert (status.state, status.pinned) == (State.READY, True)
+
+
+def test_a_failure_is_tried_again_ever_more_rarely(node: Node) -> None:
+    """What failed for good is tried again after five minutes, then after twice as long each time, up to an hour."""
+    node.use_catalog(f"models: {{a: {{versions: {{v1: {{source: '{ORIGIN}a/v1'}}}}, prefetch: {{versions: [v1]}}}}}}")
+    node.turn()
+    waited = []
+    for _ in range(6):
+        while not node.bytes.flights:
+            node.do_job(0)
+        node.bytes.fail(node.bytes.flights[0], refused())
+        node.turn()
+        before = node.clock.now
+        while not node.jobs.waiting:
+            node.clock.now += 60
+            node.scheduler.wake()
+            node.turn()
+        waited.append(round(node.clock.now - before))
+    assert waited == [300, 600, 1200, 2400, 3600, 3600]
