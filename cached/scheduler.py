@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 
+from cached import planner
 from cached.answers import Answers
 from cached.board import Board
 from cached.catalog import Catalog
@@ -28,20 +29,7 @@ from cached.janitor import Janitor
 from cached.lacking import Lacking
 from cached.ledger import Ledger, NoInodes, NoSpace
 from cached.metrics import Metrics
-from cached.planner import (
-    Cancel,
-    Evict,
-    Forget,
-    GiveWay,
-    LetPass,
-    Refuse,
-    Reprioritize,
-    Situation,
-    Start,
-    Step,
-    plan,
-    protected,
-)
+from cached.planner import Evict, GiveWay, LetPass, Situation, Step, plan, protected
 from cached.pulls import Pulls
 from cached.saying import Saying
 from cached.settled import Settled
@@ -247,7 +235,7 @@ class Scheduler:
         self._demand = self._demanded(self._catalog)
         self._count_new()
         for step in self._plan():
-            if isinstance(step, (Refuse, Start)):
+            if isinstance(step, planner.Refuse | planner.Start):
                 self._apply(step)
         met = [want.ref for want in self._pulls.wants() if self._met(want.ref)]
         if met:
@@ -297,9 +285,9 @@ class Scheduler:
 
     def _apply(self, step: Step) -> None:
         match step:
-            case Start(want):
+            case planner.Start(want):
                 self._start(want)
-            case Cancel(ref):
+            case planner.Cancel(ref):
                 self._call_off(ref)
             case GiveWay(ref):
                 if not self._active[ref].delivery.called_off:
@@ -308,13 +296,13 @@ class Scheduler:
                 self._call_off(ref)
             case LetPass():
                 return  # those who ask for a turn are told in _reconcile
-            case Reprioritize(want):
+            case planner.Reprioritize(want):
                 self._active[want.ref].delivery.want = want
                 self._parts.flights.reprioritize(want.ref, want.priority)
-            case Refuse(ref, error):
+            case planner.Refuse(ref, error):
                 self._settled.refused(ref, error)
                 self._fail(ref, error)
-            case Forget(ref):
+            case planner.Forget(ref):
                 self._settled.forget(ref)
                 if ref not in self._active:
                     self._answers.over(ref)

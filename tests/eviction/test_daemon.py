@@ -139,7 +139,7 @@ def test_what_fits_is_not_kept_waiting_by_what_does_not(daemon: DaemonProcess, s
     daemon.wait(lambda: daemon.error(ModelRef("m", "huge")).get("code") == "no_space", "no_space")
     _pull(daemon, "c")
     assert _here(daemon) == "ac"
-    assert daemon.error(ModelRef("m", "huge"))["permanent"] is False
+    daemon.wait(lambda: daemon.error(ModelRef("m", "huge")).get("permanent") is False, "that the other one waits on")
 
 
 def test_what_can_never_fit_with_what_it_shares(daemon: DaemonProcess, source: Path) -> None:

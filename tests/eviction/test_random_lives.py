@@ -488,4 +488,4 @@ def test_random_lives() -> None:
 @pytest.mark.slow
 def test_many_random_lives() -> None:
     """The same, through many and longer lives."""
-    _live(10_000, 80)
+    _live(5_000, 60)
