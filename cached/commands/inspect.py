@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cached.commands.common import command_parser, layout_of, reference, report_errors, table
-from cached.commands.tree import check_root, linked_snapshot, model_status
+from cached.commands.tree import check_root, model_status, required_snapshot
 from cached.contract.errors import HoldfastError, Permanent
 from cached.contract.golden import GOLDEN_NAME, Golden
 from cached.contract.layout import PublicLayout, SnapshotLayout
@@ -55,13 +55,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _look(public: PublicLayout, ref: ModelRef) -> _Facts:
-    snapshot = linked_snapshot(public, ref)
-    if snapshot is None:
-        raise Permanent(
-            "not_here",
-            f"{ref} is not on this node: no {public.model_link(ref)}",
-            f"`holdfast ls` lists what is here; `holdfast pull {ref}` fetches it",
-        )
+    snapshot = required_snapshot(public, ref)
     manifest = load_manifest(snapshot, None)
     try:
         record = VerifiedRecord.parse(snapshot.verified.read_bytes())

@@ -78,6 +78,18 @@ def linked_snapshot(public: PublicLayout, ref: ModelRef) -> SnapshotLayout | Non
         return None
 
 
+def required_snapshot(public: PublicLayout, ref: ModelRef) -> SnapshotLayout:
+    """The snapshot that `ref`'s symlink names, whole or not; raises `Permanent` (`not_here`) where there is none."""
+    snapshot = linked_snapshot(public, ref)
+    if snapshot is None:
+        raise Permanent(
+            "not_here",
+            f"{ref} is not on this node: no {public.model_link(ref)}",
+            f"`holdfast ls` lists what is here; `holdfast pull {ref}` fetches it",
+        )
+    return snapshot
+
+
 def linked_references(public: PublicLayout) -> list[ModelRef]:
     """Every reference that has a symlink, sorted."""
     return _references(public.models, suffix="")

@@ -11,9 +11,9 @@ import time
 from collections.abc import Sequence
 
 from cached.commands.common import command_parser, layout_of, reference, report_errors, tell_error
-from cached.commands.tree import check_root, linked_references, linked_snapshot
+from cached.commands.tree import check_root, linked_references, linked_snapshot, required_snapshot
 from cached.contract import lease
-from cached.contract.errors import HoldfastError, Permanent, Transient
+from cached.contract.errors import HoldfastError, Transient
 from cached.contract.layout import PublicLayout
 from cached.contract.manifest import Manifest
 from cached.contract.options import EXIT_DONE, EXIT_FAILED
@@ -69,13 +69,7 @@ def _verify_all(public: PublicLayout, references: list[ModelRef], threads: int) 
 
 
 def _verify(public: PublicLayout, ref: ModelRef, threads: int) -> Manifest:
-    snapshot = linked_snapshot(public, ref)
-    if snapshot is None:
-        raise Permanent(
-            "not_here",
-            f"{ref} is not on this node: no {public.model_link(ref)}",
-            f"`holdfast ls` lists what is here; `holdfast pull {ref}` fetches it",
-        )
+    snapshot = required_snapshot(public, ref)
     held = lease.take_shared(snapshot.lease)
     if held is None:
         raise Transient("being_evicted", f"{ref} is being evicted, or its lease file is gone", "run verify again")

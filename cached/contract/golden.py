@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from cached.contract.errors import HoldfastError, Permanent
+from cached.contract.errors import Permanent
 from cached.contract.status import parse_timestamp
 
 SCHEMA = "holdfast.dev/golden/v1"
@@ -249,8 +249,6 @@ def _load(data: bytes) -> dict[str, Any]:
 
     try:
         document = json.loads(data.decode("utf-8"), parse_constant=constant)
-    except HoldfastError:
-        raise
     except (ValueError, RecursionError) as error:
         raise _refuse(f"not JSON in UTF-8: {error}") from error
     if not isinstance(document, dict):

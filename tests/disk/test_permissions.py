@@ -13,8 +13,8 @@ import pytest
 from cached.contract.reference import ModelRef
 from tests.disk.conftest import MIB, OPTIONS, Place, Start, check_public, error_of, wait_told
 from tests.support.daemon import bare_environment, daemon_command, daemon_process
+from tests.support.others import NOBODY, let_others_in, needs_root
 
-NOBODY = 65534
 A = ModelRef("m", "a")
 
 # Another user may not even be able to read this checkout: what is needed is loaded before.
@@ -27,8 +27,6 @@ os.setgid({NOBODY})
 os.setuid({NOBODY})
 sys.exit(main())
 """
-
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="changes users, which only root may")
 
 
 def _mode(path: Path) -> int:
@@ -46,9 +44,7 @@ def test_a_root_of_another_user_is_refused(tmp_path: Path, theirs: str) -> None:
             os.chown(folder, NOBODY, NOBODY)
         os.chown(root / theirs, 0, 0)
         (root / theirs).chmod(0o700)
-    for folder in (tmp_path, *tmp_path.parents[:-1]):  # so that nobody comes as far as the root
-        if folder.stat().st_uid == os.geteuid():
-            folder.chmod(folder.stat().st_mode | 0o055)
+    let_others_in(tmp_path)
     result = subprocess.run(
         [sys.executable, "-c", _AS_NOBODY, *daemon_command(root, tmp_path / "catalog.yaml")[3:]],
         env=bare_environment(),

@@ -13,9 +13,9 @@ import pytest
 
 from cached.contract.reference import ModelRef
 from tests.support.daemon import DaemonProcess, daemon_process, prefetched, write_files
+from tests.support.others import NOBODY, let_others_in, needs_root
 
 TINY = ModelRef("acme/tiny", "v1")
-NOBODY = 65534
 FILES = {"config.json": b"{}", "sub/model.safetensors": b"weights" * 1000}
 
 # Tries to change everything under argv[1] in every way, and tells what worked.
@@ -49,9 +49,7 @@ print(json.dumps(worked))
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DaemonProcess]:
     folder = tmp_path_factory.mktemp("running")
-    for parent in (folder, *folder.parents):
-        if parent.stat().st_uid == os.geteuid() and parent != Path("/"):
-            parent.chmod(parent.stat().st_mode | 0o055)  # so that nobody comes as far as the root
+    let_others_in(folder)
     write_files(folder / "source", FILES)
     with daemon_process(folder, "--scrub-rate", "0") as daemon:
         daemon.write_catalog({"acme/tiny": prefetched(f"file://{folder}/source")})
@@ -62,7 +60,6 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DaemonProcess]
 
 # The interpreter may lie where only its owner comes: the process starts as it is and becomes somebody else then.
 BECOME_NOBODY = f"import json, os, socket, sys; os.setgroups([]); os.setgid({NOBODY}); os.setuid({NOBODY})\n"
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
 
 
 def python(code: str, *arguments: object) -> str:
