@@ -1,6 +1,7 @@
 """Refuse a pod whose parts are not of the kinds that the API has: what reads it then need not look twice.
 
-Law: pure. Knows the fields that are read here and no others; an absent field and `null` are the same, as in the API.
+Law: pure. Knows the fields that are read here and no others; an absent field and `null` are the same, as in the API. The
+value of an annotation is no field: the API server writes text there, always.
 """
 
 from __future__ import annotations
@@ -58,11 +59,19 @@ def _check(where: str, value: object, shape: Any) -> None:
     elif shape is _TEXTS or isinstance(shape, dict):
         if not isinstance(value, dict):
             raise _refuse(where, "an object", value)
-        fields: dict[str, Any] = shape if isinstance(shape, dict) else dict.fromkeys(value, _TEXT)
-        for key, inner in fields.items():
-            _check(f"{where}.{key[:100]}", value.get(key), inner)
+        if shape is _TEXTS:
+            _check_texts(where, value)
+            return
+        for key, inner in shape.items():
+            _check(f"{where}.{key}", value.get(key), inner)
     elif not isinstance(value, shape) or isinstance(value, bool):
         raise _refuse(where, "text" if shape is _TEXT else "a number", value)
+
+
+def _check_texts(where: str, value: dict[str, object]) -> None:
+    for key, text in value.items():
+        if not isinstance(text, str):
+            raise _refuse(f"{where}.{key[:100]}", "text", text)
 
 
 def _refuse(where: str, expected: str, found: object) -> Permanent:

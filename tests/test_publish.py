@@ -139,6 +139,21 @@ def test_force_replaces_a_version_whole(model: Path, tmp_path: Path) -> None:
     assert (tmp_path / "out" / "config.json").stat().st_ino == kept
 
 
+def test_folders_come_and_go_while_others_work_in_them(tmp_path: Path) -> None:
+    """Uploads that share a new folder and deletions that empty one do not fail each other."""
+    model = tmp_path / "model"
+    for folder in range(100):
+        for name in "abcd":
+            path = model / "old" / str(folder) / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(name.encode())
+    published(model, tmp_path / "out")
+    (model / "old").rename(model / "new")
+    assert published(model, tmp_path / "out", "--force")["uploaded_files"] == 400
+    assert {path.parts[0] for path in map(Path, tree(tmp_path / "out"))} == {"new", "holdfast.json"}
+    assert not (tmp_path / "out" / "old").exists()
+
+
 def test_a_lost_file_is_put_back(model: Path, tmp_path: Path) -> None:
     """Publishing again under the same manifest uploads exactly what is missing there."""
     published(model, tmp_path / "out")

@@ -10,6 +10,7 @@ import asyncio
 import errno
 import os
 import secrets
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,6 +33,7 @@ class FolderDestination:
 
     def __init__(self, base: Path) -> None:
         self._base = base
+        self._deleting = threading.Lock()  # a folder that one deletion finds empty may be the one another is syncing
 
     @property
     def display(self) -> str:
@@ -139,12 +141,13 @@ class FolderDestination:
                 durable.make_dir(each, _FOLDER_MODE)
 
     def _delete(self, path: str) -> None:
-        self._unlink(self._base / path)
-        for folder in list((self._base / path).parents)[: path.count("/")]:
-            try:
-                folder.rmdir()
-            except OSError:  # not empty: something else lives there
-                return
+        with self._deleting:
+            self._unlink(self._base / path)
+            for folder in list((self._base / path).parents)[: path.count("/")]:
+                try:
+                    folder.rmdir()
+                except OSError:  # not empty: something else lives there
+                    return
 
     def _unmark(self) -> None:
         records = self._base / RESERVED

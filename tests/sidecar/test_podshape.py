@@ -40,7 +40,8 @@ def test_a_field_of_another_kind_is_named(spec: Any, where: str) -> None:
     assert caught.value.code == "invalid_review" and f"`{where}`" in caught.value.message
 
 
-def test_annotations_are_text() -> None:
-    """An annotation that is no text is refused."""
+@pytest.mark.parametrize("value", [1, None, ["m"]])
+def test_annotations_are_text(value: object) -> None:
+    """An annotation that is no text is refused; the API server writes none as null."""
     with pytest.raises(Permanent, match="annotations"):
-        check_pod({"metadata": {"annotations": {"holdfast.dev/model": 1}}})
+        check_pod({"metadata": {"annotations": {"holdfast.dev/model": value}}})
