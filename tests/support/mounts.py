@@ -78,13 +78,19 @@ class Filler:
         self._path = folder / "somebody-else"
 
     def leave(self, size_bytes: int) -> None:
-        """Grow until so many bytes are free."""
+        """Grow until so many bytes are free, and never beyond what is free now: what others give back meanwhile is
+        theirs."""
         self.vanish()
+        found = os.statvfs(self._path.parent)
+        most = found.f_bfree * found.f_frsize
         with self._path.open("wb") as file:
             step = 1 << 24
             while step >= 4096:
                 try:
                     at = file.seek(0, os.SEEK_END)
+                    if at + step > most:
+                        step //= 2
+                        continue
                     os.posix_fallocate(file.fileno(), at, step)
                 except OSError as error:
                     if error.errno != errno.ENOSPC:
