@@ -7,6 +7,7 @@ Everything is made and dropped in the order of the stream that is the consumer's
 from __future__ import annotations
 
 import threading
+from contextlib import AbstractContextManager
 from functools import cache, cached_property
 from typing import Protocol, TypeAlias
 
@@ -38,6 +39,10 @@ class Memory(Protocol):
         """Bytes that torch has from the driver and nobody uses."""
         ...
 
+    def current(self) -> AbstractContextManager[object]:
+        """The device is the calling thread's within the block; the one it had before is its own again afterwards."""
+        ...
+
 
 class TorchMemory:
     """torch's caching allocator on one GPU."""
@@ -58,6 +63,9 @@ class TorchMemory:
 
     def reusable(self) -> int:
         return torch.cuda.memory_reserved(self._device) - torch.cuda.memory_allocated(self._device)
+
+    def current(self) -> AbstractContextManager[object]:
+        return torch.cuda.device(self._device)  # makes no context on the device before, where there was none
 
 
 _NO_ROOM = "serve a smaller model or dtype, share it among several GPUs, or end what else uses this one (nvidia-smi)"
@@ -86,27 +94,28 @@ class Accelerator:
 
     def streams(self) -> tuple[int, ...]:
         """The copy streams."""
-        with self._lock:
+        with self._lock, self.memory.current():
             return self._streams
 
     def ring(self) -> Ring:
         """The pinned memory, made on first use."""
-        with self._lock:
+        with self._lock, self.memory.current():
             if self._ring is None:
                 self._ring = Ring(self.runtime, self.settings.slots, self.settings.slot_bytes, self.processors)
             return self._ring
 
     def follow(self, later: int, earlier: int) -> None:
         """Have the stream `later` wait for what is on the stream `earlier` now."""
-        with self._lock:
-            event = self._spare.pop() if self._spare else self.runtime.new_event()
-        try:
-            self.runtime.record(event, earlier)
-            self.runtime.wait(later, event)
-        finally:
-            # A wait keeps to what was recorded when it was queued, so the event may be recorded again at once.
+        with self.memory.current():  # the default stream's handle means the calling thread's device
             with self._lock:
-                self._spare.append(event)
+                event = self._spare.pop() if self._spare else self.runtime.new_event()
+            try:
+                self.runtime.record(event, earlier)
+                self.runtime.wait(later, event)
+            finally:
+                # A wait keeps to what was recorded when it was queued, so the event may be recorded again at once.
+                with self._lock:
+                    self._spare.append(event)
 
     def check_room(self, nbytes: int) -> None:
         """Raise `Permanent` where the device has not `nbytes` for weights, and some for work, left."""
@@ -121,7 +130,8 @@ class Accelerator:
 
     def memory_free(self) -> tuple[int, int]:
         """Bytes that a load may use now, and all the device has."""
-        free, total = self.runtime.memory()
+        with self.memory.current():
+            free, total = self.runtime.memory()
         return free + self.memory.reusable(), total
 
     def close(self) -> None:
@@ -170,8 +180,10 @@ def _accelerator(device: torch.device, settings: Settings | None) -> Accelerator
     from server.weights.cudart import CudaRuntime, load_library
 
     gpu.select(str(device))
-    runtime = CudaRuntime(load_library(), device.index)
-    return Accelerator(device, runtime, TorchMemory(device), settings or Settings.from_environment())
+    memory = TorchMemory(device)
+    with memory.current():
+        runtime = CudaRuntime(load_library(), device.index)
+    return Accelerator(device, runtime, memory, settings or Settings.from_environment())
 
 
 def _unsupported(device: object) -> Permanent:

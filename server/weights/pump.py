@@ -147,7 +147,8 @@ class _Flow:
             self._jobs.put((chunk, filling))
         if self._wanted == 0:
             self._jobs.put(None)
-            self._work(self._streams[0])
+            with self._accelerator.memory.current():
+                self._work(self._streams[0])
         while len(self._threads) < self._wanted:
             stream = self._streams[len(self._threads) % len(self._streams)]
             thread = threading.Thread(target=self._thread, args=(stream,), name="holdfast-load", daemon=True)

@@ -2,7 +2,8 @@
 
 Law: a copy reads its source at the last moment that the documentation allows, when somebody waits for it, so that a
 slot that is used again too early delivers wrong bytes; whatever is freed, unregistered or destroyed while a copy needs
-it is written down in `violations`. The consumer's stream is the host itself: having it wait is waiting.
+it is written down in `violations`, and so is what a thread asks of its current device while that is another one. The
+consumer's stream is the host itself: having it wait is waiting.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ import itertools
 import threading
 import weakref
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -65,10 +67,21 @@ class FakeRuntime:
 
     def set_device(self) -> None:
         self._count("cudaSetDevice")
-        self._devices.set = True
+        self._devices.is_this = True
+
+    @contextmanager
+    def current(self) -> Iterator[None]:
+        """The calling thread's device is this one within the block."""
+        before = getattr(self._devices, "is_this", False)
+        self._devices.is_this = True
+        try:
+            yield
+        finally:
+            self._devices.is_this = before
 
     def register(self, address: int, nbytes: int, *, read_only: bool) -> None:
         self._count("cudaHostRegister")
+        self._check_device("cudaHostRegister")
         with self._lock:
             if read_only and not self._read_only:
                 raise CudaError("cudaHostRegister", 801, "operation not supported", 0)
@@ -90,6 +103,7 @@ class FakeRuntime:
 
     def new_stream(self) -> int:
         self._count("cudaStreamCreateWithFlags")
+        self._check_device("cudaStreamCreateWithFlags")
         with self._lock:
             stream = next(self._handles)
             self._queues[stream] = deque()
@@ -97,6 +111,7 @@ class FakeRuntime:
 
     def new_event(self) -> int:
         self._count("cudaEventCreateWithFlags")
+        self._check_device("cudaEventCreateWithFlags")
         with self._lock:
             event = next(self._handles)
             self._recorded[event] = self._done[event] = 0
@@ -129,6 +144,8 @@ class FakeRuntime:
 
     def record(self, event: int, stream: int) -> None:
         self._count("cudaEventRecord")
+        if stream == HOST:
+            self._check_device("cudaEventRecord")
         with self._lock:
             number = next(self._records)
             self._recorded[event] = number
@@ -142,6 +159,7 @@ class FakeRuntime:
         self._count("cudaStreamWaitEvent")
         # A copy stream that waits for the host has nothing to wait for: the host is here.
         if stream == HOST:
+            self._check_device("cudaStreamWaitEvent")
             self._reach(event)
 
     def synchronize(self, event: int) -> None:
@@ -156,6 +174,7 @@ class FakeRuntime:
 
     def memory(self) -> tuple[int, int]:
         self._count("cudaMemGetInfo")
+        self._check_device("cudaMemGetInfo")
         with self._lock:
             return self.free - sum(self._allocated.values()), self.free
 
@@ -207,6 +226,11 @@ class FakeRuntime:
             if number == self.calls[call]:
                 raise CudaError(call, error, "injected", 0)
 
+    def _check_device(self, call: str) -> None:
+        """What is made, counted or done on the default stream is the calling thread's device's."""
+        if not getattr(self._devices, "is_this", False):
+            self.violations.append(f"{call} while the thread's device is another")
+
     def _check_copy(self, target: int, source: int, nbytes: int) -> None:
         starts = sorted(self._registered)
         at = bisect.bisect_right(starts, source) - 1
@@ -243,6 +267,9 @@ class FakeMemory:
 
     def reusable(self) -> int:
         return 0
+
+    def current(self) -> AbstractContextManager[object]:
+        return self._runtime.current()
 
 
 def fake_accelerator(runtime: FakeRuntime, settings: Settings) -> Accelerator:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -165,6 +166,9 @@ def test_no_memory_in_the_middle_is_drained(path: Path, tensors: dict[str, Raw])
 
         def reusable(self) -> int:
             return 0
+
+        def current(self) -> AbstractContextManager[object]:
+            return runtime.current()
 
     accelerator.memory = Scarce()
     with pytest.raises(HoldfastError, match="no room"):
