@@ -151,7 +151,15 @@ class _DeviceTensors:
         _, shape = dtypes.of(name, self._checkpoint.tensors[name].entry)
         found = box(shape, index)
         if found is None:
+            # On the host first: a GPU told to look past a tensor's end is lost to the whole process.
+            torch.empty((), dtype=torch.uint8).expand(shape)[_on_host(index)]
             return self.all([name])[name][index]
         return dict(deliver(self._accelerator, self._checkpoint, [item(self._checkpoint, name, found)], Options()))[
             name
         ]
+
+
+def _on_host(index: Any) -> Any:
+    if isinstance(index, tuple):
+        return tuple(map(_on_host, index))
+    return index.cpu() if isinstance(index, torch.Tensor) else index

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,6 +70,15 @@ def same(one: torch.Tensor, other: torch.Tensor) -> bool:
         return True
     left, right = (t.detach().cpu().clone(memory_format=torch.contiguous_format).flatten() for t in (one, other))
     return torch.equal(left.view(torch.uint8), right.view(torch.uint8))
+
+
+def descriptors(path: Path) -> list[str]:
+    """This process's descriptors of a file, or of files below a folder: a GPU's driver opens files of its own."""
+    links = []
+    for link in Path("/proc/self/fd").iterdir():
+        with suppress(FileNotFoundError):  # the listing's own
+            links.append(os.readlink(link))
+    return [found for found in links if Path(found).is_relative_to(path.resolve())]
 
 
 _SHAPES = st.lists(st.integers(0, 40), max_size=3).map(tuple) | st.tuples(st.integers(500, 3000), st.integers(1, 33))

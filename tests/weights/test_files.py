@@ -17,7 +17,7 @@ from cached.contract.errors import Permanent, Transient
 from server import iter_tensors, load_file
 from server.weights import report
 from server.weights.accelerator import Accelerator
-from tests.support.checkpoints import PLAIN, Raw, contents, random_raw, same, write
+from tests.support.checkpoints import PLAIN, Raw, contents, descriptors, random_raw, same, write
 from tests.support.fake_cuda import FakeRuntime, fake_accelerator
 from tests.weights.conftest import SMALL
 
@@ -189,13 +189,15 @@ def test_a_load_is_reported(shards: Path, accelerator: Accelerator) -> None:
     list(iter_tensors(shards))
     stop()
     load_file(shards)
-    assert [one.method for one in heard] == ["ring", "mapped"]
-    on_device = heard[0]
+    on_device, on_host = heard
+    # Of a GPU that can read registered pages, either way may be the faster.
+    assert on_device.method == "ring" or (accelerator.device.type == "cuda" and on_device.method == "registered")
+    assert on_host.method == "mapped"
     assert on_device.bytes == sum(tensor.nbytes for tensor in found.values())
     assert (on_device.files, on_device.tensors) == (3, 12)
     assert on_device.bytes <= on_device.device_bytes <= on_device.bytes * 1.01
     assert on_device.bound in ("disk", "copy", "pcie")
-    assert heard[1].bound == "nothing"
+    assert on_host.bound == "nothing"
     assert report.recent()[-3:-1] == heard
 
 
@@ -232,8 +234,6 @@ def damage(path: Path, how: Callable[[bytes], bytes]) -> Path:
 
 def test_nothing_is_left_open(shards: Path, accelerator: Accelerator) -> None:
     """Good loads and refused ones close every file."""
-    load_file(shards, accelerator)
-    before = len(list(Path("/proc/self/fd").iterdir()))
     for device in ("cpu", accelerator):
         load_file(shards, device)
         with pytest.raises(Permanent):
@@ -241,4 +241,4 @@ def test_nothing_is_left_open(shards: Path, accelerator: Accelerator) -> None:
     damage(shards / "1.safetensors", lambda data: data[:-1])
     with pytest.raises(Permanent, match="file has"):
         load_file(shards, accelerator)
-    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    assert descriptors(shards) == []

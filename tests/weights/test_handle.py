@@ -15,7 +15,9 @@ from safetensors import safe_open as reference_safe_open
 from cached.contract.errors import Permanent
 from server import safe_open
 from server.weights.accelerator import Accelerator
-from tests.support.checkpoints import random_raw, same, write
+from tests.support.checkpoints import descriptors, random_raw, same, write
+from tests.support.fake_cuda import FakeRuntime, fake_accelerator
+from tests.weights.conftest import SMALL
 
 ANY = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 SHAPES = {"a": (3, 4, 5), "long": (700, 90), "s": (), "e": (0, 4), "line": (9,)}
@@ -75,6 +77,14 @@ def test_an_index_gives_what_the_reference_gives_or_its_error(
                 assert str(caught.value) == str(expected)
 
 
+@pytest.mark.parametrize("index", [torch.tensor([3]), (0, torch.tensor([-5])), ([0, 3],), (..., 1.5)])
+def test_an_index_that_torch_refuses_never_gets_to_the_device(index: Any, path: Path, fake: FakeRuntime) -> None:
+    """An index out of range is refused on the host: on a GPU it would be an assertion that ends every later call."""
+    with safe_open(path, "pt", fake_accelerator(fake, SMALL)) as file, pytest.raises(IndexError):
+        file.get_slice("a")[index]
+    assert fake.calls["cudaMemcpyAsync"] == 0
+
+
 def read_bytes() -> int:
     """What this process has asked the kernel for through reads."""
     lines = Path("/proc/self/io").read_text().splitlines()
@@ -130,7 +140,6 @@ def test_many_threads_may_ask_at_once(path: Path, accelerator: Accelerator) -> N
 
 def test_tensors_and_slices_outlive_the_handle(path: Path, accelerator: Accelerator) -> None:
     """After `with` the handle refuses, and what it gave out goes on working until it is dropped; then all is closed."""
-    before = len(list(Path("/proc/self/fd").iterdir()))
     for device in ("cpu", accelerator):
         with safe_open(path, "pt", device) as file:
             tensor, part = file.get_tensor("long"), file.get_slice("long")
@@ -141,7 +150,7 @@ def test_tensors_and_slices_outlive_the_handle(path: Path, accelerator: Accelera
         assert same(tensor, expected)
         assert same(part[3:9], expected[3:9])
         del file, part, ask
-    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    assert descriptors(path) == []
 
 
 @pytest.mark.parametrize(
