@@ -55,7 +55,7 @@ class Plan:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the benchmark; returns the exit code."""
     options = _parser().parse_args(argv)
-    device = options.device or _best_device()
+    device = _device(options.device)
     with workplace(options.work) as place:
         found = _checkpoints(options, place, device)
         plan = _plan(options, device)
@@ -164,7 +164,8 @@ def _measure(plan: Plan, checkpoint: Checkpoint, place: Workplace) -> tuple[list
                 began = time.monotonic()
                 check = round_ == 1 and state is plan.states[0] and row not in (ceiling.PINNED, ceiling.HOST)
                 timeout_s = max(30.0, min(60 + checkpoint.size / _SLOWEST, plan.left() + 60))
-                job = Job(row, checkpoint.files, checkpoint.size, small, plan.device, check, timeout_s)
+                cached = state is State.WARM
+                job = Job(row, checkpoint.files, checkpoint.size, small, plan.device, cached, check, timeout_s)
                 try:
                     runs.append(_run(job, state, round_, place, expected))
                 except HoldfastError as error:
@@ -206,10 +207,13 @@ def _device_free(device: str) -> Callable[[], int]:
     return lambda: torch.cuda.mem_get_info(device)[0]
 
 
-def _best_device() -> str:
-    import torch
+def _device(wanted: str | None) -> str:
+    """A GPU with its number, without which some loaders take none."""
+    if wanted is None:
+        import torch
 
-    return "cuda:0" if torch.cuda.is_available() else "cpu"
+        wanted = "cuda" if torch.cuda.is_available() else "cpu"
+    return "cuda:0" if wanted == "cuda" else wanted
 
 
 def _describe_device(device: str) -> str:

@@ -1,12 +1,14 @@
 """The loaders that are compared: how each is asked for every tensor of some files, on a device.
 
 Law: each is called as its own documentation says is fastest for keeping all tensors, from its own package, found by
-import; none is changed or patched. A loader that this machine lacks, or that cannot do the device, says so.
+import; none is changed or patched. One that goes past the page cache unless it is told not to is told whether the files
+are `cached`. A loader that this machine lacks, or that cannot do the device, says so.
 """
 
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
     import torch
 
     Tensors = dict[str, torch.Tensor]
-    Load = Callable[[Sequence[Path], str], Tensors]
+    Load = Callable[[Sequence[Path], str, bool], Tensors]
 
 OURS = "holdfast"
 INSTANTTENSOR = "instanttensor"
@@ -51,13 +53,13 @@ class Loader:
             return "of this tree"
 
 
-def _ours(files: Sequence[Path], device: str) -> Tensors:
+def _ours(files: Sequence[Path], device: str, cached: bool) -> Tensors:  # noqa: ARG001 - it sees for itself
     from server import load_file
 
     return load_file(list(files), device)
 
 
-def _safetensors(files: Sequence[Path], device: str) -> Tensors:
+def _safetensors(files: Sequence[Path], device: str, cached: bool) -> Tensors:  # noqa: ARG001 - always through it
     load_file = importlib.import_module("safetensors.torch").load_file
     tensors: Tensors = {}
     for path in files:
@@ -65,23 +67,28 @@ def _safetensors(files: Sequence[Path], device: str) -> Tensors:
     return tensors
 
 
-def _fastsafetensors(files: Sequence[Path], device: str) -> Tensors:
+def _fastsafetensors(files: Sequence[Path], device: str, cached: bool) -> Tensors:
     opened = importlib.import_module("fastsafetensors").fastsafe_open
     paths = [str(path) for path in files]
+    if cached:
+        os.environ["FASTSAFETENSORS_ODIRECT"] = "0"
     with opened(paths, device=device, nogds=True, max_copy_block_size=_FAST_BLOCK) as found:
         return {name: found.get_tensor(name) for name in found.keys()}  # noqa: SIM118 no mapping
 
 
-def _runai(files: Sequence[Path], device: str) -> Tensors:
+def _runai(files: Sequence[Path], device: str, cached: bool) -> Tensors:
+    if cached:
+        os.environ["RUNAI_STREAMER_FS_STRATEGY"] = "sync_buffered"
     streamer = importlib.import_module("runai_model_streamer").SafetensorsStreamer
     with streamer() as stream:
         stream.stream_files([str(path) for path in files], device=device)
         return dict(stream.get_tensors())
 
 
-def _instanttensor(files: Sequence[Path], device: str) -> Tensors:
-    opened = importlib.import_module("instanttensor").safe_open
-    with opened([str(path) for path in files], framework="pt", device=device) as found:
+def _instanttensor(files: Sequence[Path], device: str, cached: bool) -> Tensors:
+    package = importlib.import_module("instanttensor")
+    backend = package.BackendPolicy.BUFFERED if cached else None
+    with package.safe_open([str(path) for path in files], framework="pt", device=device, backend=backend) as found:
         return dict(found.tensors())
 
 

@@ -45,13 +45,17 @@ class _Stage(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """Load `files` (`size` bytes) with `row` onto `device`; `small` is loaded first. `check`: hash what came."""
+    """Load `files` (`size` bytes) with `row` onto `device`; `small` is loaded first.
+
+    `cached`: the files are in the page cache by then. `check`: hash what came.
+    """
 
     row: str
     files: tuple[Path, ...]
     size: int
     small: Path
     device: str
+    cached: bool
     check: bool
     timeout_s: float
 
@@ -169,14 +173,14 @@ def _of_host(job: Job) -> Timing:
 
 
 def _measure(connection: Connection, job: Job, load: Load) -> None:
-    load([job.small], job.device)
+    load([job.small], job.device, job.cached)
     gc.collect()
     tensors: dict[str, torch.Tensor] = {}
 
     def timed() -> Timing:
         nonlocal tensors
         began, cpu = time.perf_counter(), time.process_time()
-        tensors = load(job.files, job.device)
+        tensors = load(job.files, job.device, job.cached)
         _synchronize(job.device)
         loaded, loaded_cpu = time.perf_counter(), time.process_time()
         if job.device != "cpu":

@@ -19,7 +19,7 @@ def test_a_checkpoint_has_the_size_and_shards_it_was_asked_for(tmp_path: Path) -
     made = checkpoints.synthetic(tmp_path, SIZE)
     assert abs(made.size - SIZE) < SIZE / 8
     assert len(made.files) > 1
-    tensors = BY_NAME[OURS].load(made.files, "cpu")
+    tensors = BY_NAME[OURS].load(made.files, "cpu", True)
     assert {tensor.dtype for tensor in tensors.values()} == {torch.bfloat16}
 
 
@@ -39,13 +39,13 @@ def test_every_loader_gives_what_the_files_have(name: str, tmp_path: Path) -> No
     if (reason := loader.missing("cpu")) is not None:
         pytest.skip(reason)
     made = checkpoints.synthetic(tmp_path, SIZE)
-    assert checkpoints.fingerprint(loader.load(made.files, "cpu")) == checkpoints.fingerprint_of_files(made.files)
+    assert checkpoints.fingerprint(loader.load(made.files, "cpu", True)) == checkpoints.fingerprint_of_files(made.files)
 
 
 def test_a_chunk_in_anothers_place_is_seen(tmp_path: Path) -> None:
     """Two tensors that exchanged a part of their bytes have another fingerprint."""
     made = checkpoints.synthetic(tmp_path, SIZE)
-    tensors = {name: tensor.clone() for name, tensor in BY_NAME[OURS].load(made.files, "cpu").items()}
+    tensors = {name: tensor.clone() for name, tensor in BY_NAME[OURS].load(made.files, "cpu", True).items()}
     right = checkpoints.fingerprint(tensors)
     one, other = tensors["model.embed_tokens.weight"], tensors["lm_head.weight"]
     one[0], other[0] = other[0].clone(), one[0].clone()

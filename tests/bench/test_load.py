@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import os
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from bench import ceiling, checkpoints, load, sweep
+from bench import ceiling, checkpoints, load, loaders, sweep
 from bench.checkpoints import Checkpoint
 from bench.load_report import Run, State, targets, text
-from bench.loaders import OURS
+from bench.loaders import INSTANTTENSOR, OURS
 from bench.loading import Job, Timing, Watched, watch
 from cached.contract.errors import Permanent
 from server.weights.accelerator import Accelerator
@@ -18,6 +22,7 @@ from server.weights.settings import Settings
 from tests.support.fake_cuda import FakeRuntime, fake_accelerator
 
 GB = 10**9
+VARIABLES = ("FASTSAFETENSORS_ODIRECT", "RUNAI_STREAMER_FS_STRATEGY")
 
 
 @pytest.fixture
@@ -30,7 +35,7 @@ def run(row: str, wall_s: float, state: State = State.WARM, cached: float = 1.0,
 
 
 def job(row: str, checkpoint: Checkpoint, timeout_s: float = 60) -> Job:
-    return Job(row, checkpoint.files, checkpoint.size, checkpoint.files[-1], "cpu", True, timeout_s)
+    return Job(row, checkpoint.files, checkpoint.size, checkpoint.files[-1], "cpu", True, True, timeout_s)
 
 
 def nothing_free() -> int:
@@ -92,6 +97,59 @@ def test_a_gpu_run_is_held_against_every_target() -> None:
     assert all(target.met for target in found)
     missed = targets([run(OURS, 1 / 47, device=GB * 2), run("instanttensor", 1 / 48), limit], "cuda:0")
     assert [target.met for target in missed] == [False, False, False, False]
+
+
+class Peers:
+    """Packages of other loaders that note how they were called."""
+
+    def __init__(self) -> None:
+        self.called: list[dict[str, object]] = []
+
+    def package(self, name: str) -> SimpleNamespace:
+        def note(paths: list[str], **keywords: object) -> None:
+            self.called.append({name: os.environ.get(name) for name in VARIABLES} | keywords)
+
+        def opened(paths: list[str], **keywords: object) -> nullcontext[SimpleNamespace]:
+            note(paths, **keywords)
+            return nullcontext(SimpleNamespace(keys=list, tensors=list))
+
+        def streamer() -> nullcontext[SimpleNamespace]:
+            return nullcontext(SimpleNamespace(stream_files=note, get_tensors=list))
+
+        policy = SimpleNamespace(BUFFERED="buffered")
+        return SimpleNamespace(
+            safe_open=opened, fastsafe_open=opened, BackendPolicy=policy, SafetensorsStreamer=streamer
+        )
+
+
+def test_cached_files_are_read_through_the_cache_by_every_loader(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loaders that go past the page cache on their own are told where it holds the files, and only there."""
+    peers = Peers()
+    monkeypatch.setattr(importlib, "import_module", peers.package)
+    for name in VARIABLES:
+        monkeypatch.setenv(name, "")  # to be put back
+        monkeypatch.delenv(name)
+    for cached in (False, True):
+        for loader in ("fastsafetensors", "runai streamer", INSTANTTENSOR):
+            loaders.BY_NAME[loader].load([], "cuda:0", cached)
+    assert [call["FASTSAFETENSORS_ODIRECT"] for call in peers.called[::3]] == [None, "0"]
+    assert [call["RUNAI_STREAMER_FS_STRATEGY"] for call in peers.called[1::3]] == [None, "sync_buffered"]
+    assert [call["backend"] for call in peers.called[2::3]] == [None, "buffered"]
+    assert {call["device"] for call in peers.called} == {"cuda:0"}
+
+
+def test_a_gpu_without_a_number_is_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`--device cuda` is given to the loaders as `cuda:0`: two of them refuse it without a number."""
+    asked: list[str] = []
+
+    def measure(plan: load.Plan, *_: object) -> tuple[list[Run], list[str]]:
+        asked.append(plan.device)
+        return [], []
+
+    monkeypatch.setattr(load, "_measure", measure)
+    monkeypatch.setattr(load, "_describe_device", lambda device: device)
+    assert load.main(["--size=1MiB", "--device=cuda"]) == 0
+    assert set(asked) == {"cuda:0"}
 
 
 def test_no_time_left_ends_a_run_with_a_note(capsys: pytest.CaptureFixture[str]) -> None:
