@@ -73,10 +73,10 @@ class TensorEntry(NamedTuple):  # a tuple: there are 100 000 of them in some fil
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What a file holds: its tensors by name, in the order of their bytes, and its metadata."""
+    """What a file holds: its tensors by name, in the order of their bytes, and its metadata, None where it has none."""
 
     tensors: dict[str, TensorEntry]
-    metadata: dict[str, str]
+    metadata: dict[str, str] | None
 
 
 def read_header(path: Path) -> Header:
@@ -118,7 +118,7 @@ def parse_header(path: Path, data: bytes, file_size: int) -> Header:
     if not data.startswith(b"{"):
         raise _refuse(path, "expected the header to begin with `{`")
     document = _json(path, data, None)
-    keys = len(document)
+    keys, has_metadata = len(document), _METADATA in document
     metadata = document.pop(_METADATA, {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise _refuse(path, f"expected `{_METADATA}` to map text to text")
@@ -139,7 +139,7 @@ def parse_header(path: Path, data: bytes, file_size: int) -> Header:
         end = entry.end
     if end != file_size:
         raise _refuse(path, f"the tensors end at byte {end}, but the file has {file_size} bytes")
-    return Header(ordered, metadata)
+    return Header(ordered, metadata if has_metadata else None)
 
 
 def find_shards(directory: Path) -> dict[Path, Header]:
@@ -246,14 +246,26 @@ def _json(path: Path, data: bytes, pairs: _Pairs | None) -> dict[str, Any]:
     def constant(text: str) -> Any:
         raise ValueError(f"{text} is not JSON")
 
+    # Two things that Python's parser lets pass and the reference refuses, each looked for only where it can be.
+    whole = _whole if b"-0" in data else None
     try:
         with _uncollected():
-            document = json.loads(data.decode("utf-8"), object_pairs_hook=pairs, parse_constant=constant)
+            document = json.loads(
+                data.decode("utf-8"), object_pairs_hook=pairs, parse_int=whole, parse_constant=constant
+            )
+            if b"\\u" in data:
+                json.dumps(document, ensure_ascii=False).encode()  # half a surrogate pair is no character
     except (ValueError, RecursionError) as error:
         raise _refuse(path, f"not JSON in UTF-8: {error}") from error
     if not isinstance(document, dict):
         raise _refuse(path, f"expected a JSON object, found {type(document).__name__}")
     return document
+
+
+def _whole(text: str) -> int:
+    if text == "-0":
+        raise ValueError("-0 is no whole number")
+    return int(text)
 
 
 @contextmanager

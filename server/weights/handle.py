@@ -23,16 +23,27 @@ from server.weights.hostmap import HostMap
 from server.weights.selection import box
 
 _FRAMEWORKS = ("pt", "torch", "pytorch")
+_BACKENDS = ("mmap", "pread")
 
 
 class safe_open:
     """Open a safetensors file; `with` closes it. Raises `Permanent`.
 
     `framework` is `pt`. `device` is `cpu`, `cuda`, `cuda:N`, a number, or torch's own. On the CPU tensors are views of
-    the page cache; on a GPU each call reads the bytes it needs.
+    the page cache; on a GPU each call reads the bytes it needs. `backend` says how the safetensors package reads, and
+    changes nothing here.
     """
 
-    def __init__(self, filename: str | os.PathLike[str], framework: str = "pt", device: DeviceLike = "cpu") -> None:
+    def __init__(
+        self,
+        filename: str | os.PathLike[str],
+        framework: str = "pt",
+        device: DeviceLike = "cpu",
+        *,
+        backend: str = "mmap",
+    ) -> None:
+        if backend not in _BACKENDS:
+            raise Permanent("invalid_backend", f"expected one of {', '.join(_BACKENDS)}, found {backend!r}", "omit it")
         if framework not in _FRAMEWORKS:
             raise Permanent("unsupported_framework", f"expected the framework pt, found {framework!r}", "ask for pt")
         if Path(filename).is_dir():
@@ -61,7 +72,8 @@ class safe_open:
 
     def metadata(self) -> dict[str, str] | None:
         """What the header says beyond tensors, None where it says nothing."""
-        return dict(self._open()[0].metadata) or None
+        metadata = self._open()[0].metadata
+        return None if metadata is None else dict(metadata)
 
     def get_tensor(self, name: str) -> torch.Tensor:
         """The whole tensor; raises `Permanent` where the file has none of that name."""

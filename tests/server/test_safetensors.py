@@ -9,6 +9,7 @@ import numpy.typing as npt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors import deserialize
 from safetensors.numpy import save
 
 from cached.contract.errors import Permanent
@@ -67,6 +68,8 @@ BAD: list[tuple[str, Any, bytes, str]] = [
     ("not JSON", b'{"a":', b"", "not JSON"),
     ("not UTF-8", b'{"\xff":1}', b"", "not JSON"),
     ("NaN", b'{"a":NaN}', b"", "not JSON"),
+    ("minus zero", b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[-0,8]}}', bytes(8), "-0"),
+    ("half a character", b'{"\\ud800":' + json.dumps(F32).encode() + b"}", bytes(8), "not JSON in UTF-8"),
     ("deep", b'{"a":' + b"[" * 100_000, b"", "not JSON"),
     ("twice", b'{"a":' + json.dumps(F32).encode() + b',"a":' + json.dumps(F32).encode() + b"}", bytes(8), "twice"),
 ]
@@ -108,6 +111,40 @@ def test_any_bytes_are_either_a_header_or_refused(data: bytes, size: int) -> Non
     except Permanent:
         return
     assert all(entry.begin <= entry.end <= size for entry in header.tensors.values())
+
+
+VALUES = [None, True, 0, -1, 1.0, 2**63, 2**64, "x", [], [[1]], {}, "F32", {"n": 1}, {"n": "m"}]
+EDITS = [("b", "a"), ("[0", "[-0"), ("0", "00"), ("0", "0e0"), ("8", "+8"), ("b", r"\ud800"), ("b", r"\ud83d\ude00")]
+EDITS += [("b", r"\q"), ("b", "\t"), ("dtype", r"dt\u0079pe"), ("{", " {"), ("{", "\ufeff{"), (",", ",,"), ("}", ",}")]
+
+
+@st.composite
+def nearly_right(draw: st.DrawFn) -> bytes:
+    """A file whose header is right, or was until a value, some of its text or its size was changed."""
+    header: dict[str, Any] = {"a": {**F32}, "b": {"dtype": "U8", "shape": [2, 3], "data_offsets": [8, 14]}}
+    if draw(st.booleans()):
+        header["__metadata__"] = draw(st.just({"format": "pt"}) | st.sampled_from(VALUES))
+    if draw(st.booleans()):
+        header["b"][draw(st.sampled_from(["dtype", "shape", "data_offsets", "more"]))] = draw(st.sampled_from(VALUES))
+    if draw(st.booleans()):
+        header["b"][draw(st.sampled_from(["shape", "data_offsets"]))] = draw(st.lists(st.integers(-1, 14), max_size=3))
+    text = json.dumps(header)
+    for old, new in draw(st.lists(st.sampled_from(EDITS), max_size=2)):
+        text = text.replace(old, new, 1)
+    encoded = (text + draw(st.sampled_from(["", "", " ", "\n", "\0", "x"]))).encode("utf-8", "surrogatepass")
+    return len(encoded).to_bytes(8, "little") + encoded + bytes(14 + draw(st.sampled_from([0, 0, 0, 1, -1])))
+
+
+@given(nearly_right())
+def test_what_the_reference_refuses_is_refused(content: bytes) -> None:
+    """No header is taken that the safetensors package does not take, and it reads the same tensors of it."""
+    length = int.from_bytes(content[:8], "little")
+    try:
+        header = parse_header(Path("x"), content[8 : 8 + length], len(content))
+    except Permanent:
+        return
+    expected = {name: (entry["dtype"], tuple(entry["shape"])) for name, entry in deserialize(content)}
+    assert {name: (entry.dtype, entry.shape) for name, entry in header.tensors.items()} == expected
 
 
 def shards(tmp_path: Path, weight_map: object, **files: list[str]) -> Path:

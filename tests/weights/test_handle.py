@@ -56,6 +56,14 @@ def test_it_answers_as_the_reference_does(path: Path, accelerator: Accelerator) 
                     assert found.get_slice(name).get_dtype() == expected.get_slice(name).get_dtype()
 
 
+@pytest.mark.parametrize("metadata", [None, {}, {"a": ""}])
+def test_metadata_is_what_the_reference_has(metadata: dict[str, str] | None, tmp_path: Path) -> None:
+    """No metadata is None, and metadata without an entry is an empty dictionary."""
+    made = write(tmp_path / "m.safetensors", {"t": random_raw("U8", (3,), 1)}, metadata)
+    with reference_safe_open(made, "pt") as expected, safe_open(made, "pt", backend="pread") as found:
+        assert found.metadata() == expected.metadata() == metadata
+
+
 @ANY
 @given(name=st.sampled_from([*SHAPES, "half"]), index=ITEM | st.lists(ITEM, max_size=4).map(tuple))
 def test_an_index_gives_what_the_reference_gives_or_its_error(
@@ -159,6 +167,7 @@ def test_tensors_and_slices_outlive_the_handle(path: Path, accelerator: Accelera
         (lambda path: safe_open(path, "pt").get_tensor("absent"), "no_tensor"),
         (lambda path: safe_open(path, "pt").get_slice("absent"), "no_tensor"),
         (lambda path: safe_open(path, "np"), "unsupported_framework"),
+        (lambda path: safe_open(path, "pt", backend="tape"), "invalid_backend"),
         (lambda path: safe_open(path, "pt", "meta"), "unsupported_device"),
         (lambda path: safe_open(path.parent, "pt"), "unreadable"),
         (lambda path: safe_open(path.with_name("absent"), "pt"), "unreadable"),
