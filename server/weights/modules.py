@@ -44,12 +44,15 @@ def load_model(
         current = module.state_dict(keep_vars=True)
         found = _shared(checkpoint.tensors, ties)
         result: _IncompatibleKeys = module.load_state_dict(_rehearsal(checkpoint, current, found), strict=strict)
-        used = sorted({found[name] for name in current if name in found})
+        # All but what torch has no place for: a module's hooks may know some names by older ones, and want those.
+        left_out = set(result.unexpected_keys)
+        found = {name: source for name, source in found.items() if name not in left_out}
+        used = sorted(set(found.values()))
         options = Options(dtype, headers_s=time.perf_counter() - began)
         tensors = load_open(checkpoint, accelerator, choose(checkpoint, used, None), options)
-    state = {name: tensors[found[name]] for name in current if name in found}
+    state = {name: tensors[source] for name, source in found.items()}
     for name, tensor in state.items():
-        if not (tensor.is_floating_point() or tensor.is_complex()):
+        if name in current and not (tensor.is_floating_point() or tensor.is_complex()):
             current[name].requires_grad_(False)  # torch would pass it on, and whole numbers have no gradient
     module.load_state_dict(state, strict=False, assign=True)
     _tie(module, ties)

@@ -115,6 +115,27 @@ def test_the_files_dtype_wins_unless_one_is_wanted(tmp_path: Path, accelerator: 
         assert (module.weight.dtype, module.codes.dtype) == (torch.float16, torch.int8)
 
 
+def test_names_that_the_module_itself_translates_are_loaded(tmp_path: Path, accelerator: Accelerator) -> None:
+    """A module's own hooks see the files' names, as in torch: what they rename is loaded, and nothing stays empty."""
+
+    def renamed(state: dict[str, Any], prefix: str, *_: object) -> None:
+        state[prefix + "weight"] = state.pop(prefix + "kernel")
+
+    class Translating(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner: Any = torch.nn.Linear(3, 2)
+            self.inner._register_load_state_dict_pre_hook(renamed)
+
+    torch.manual_seed(5)
+    saved = {"inner.kernel": torch.randn(2, 3), "inner.bias": torch.randn(2)}
+    save_file(saved, tmp_path / "m.safetensors")
+    module = on_meta(Translating)
+    assert load_model(module, tmp_path / "m.safetensors", device=accelerator) == ([], [])
+    assert same(module.inner.weight, saved["inner.kernel"])
+    assert same(module.inner.bias, saved["inner.bias"])
+
+
 def test_only_what_the_module_has_is_read(tmp_path: Path) -> None:
     """Tensors the module has no place for are reported and cost nothing."""
     from server.weights import report
