@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -124,8 +124,8 @@ def test_names_that_the_module_itself_translates_are_loaded(tmp_path: Path, acce
     class Translating(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.inner: Any = torch.nn.Linear(3, 2)
-            self.inner._register_load_state_dict_pre_hook(renamed)
+            self.inner = torch.nn.Linear(3, 2)
+            cast(Any, self.inner)._register_load_state_dict_pre_hook(renamed)
 
     torch.manual_seed(5)
     saved = {"inner.kernel": torch.randn(2, 3), "inner.bias": torch.randn(2)}
