@@ -23,7 +23,7 @@ from server.weights.plan import ALIGNMENT, Placement, Plan, Sizes, Want, make_pl
 from server.weights.pump import Outcome
 from server.weights.reading import Reader
 from server.weights.report import Bound, LoadReport, Stages
-from server.weights.selection import Box, Residue, runs, whole
+from server.weights.selection import Box, Residue, Run, runs
 
 # Ranges under way beyond the one in hand, where ranges are dropped one by one: the next is read meanwhile.
 _AHEAD = 1
@@ -56,7 +56,10 @@ def item(checkpoint: Checkpoint, name: str, part: Box | None = None) -> Item:
     """The tensor `name`, or `part` of it; raises `Permanent` where torch has none of its dtype."""
     file, entry = checkpoint.tensors[name]
     dtype, shape = dtypes.of(name, entry)
-    part = part or whole(shape)
+    if part is None:
+        nbytes = entry.end - entry.begin
+        one = (Run(entry.begin, 0, nbytes),) if nbytes else ()
+        return Item(Want(name, file, nbytes, one), dtype, shape, ())
     nbytes = math.prod(part.shape) * dtype.itemsize
     found = tuple(runs(entry.begin, shape, dtype.itemsize, part))
     return Item(Want(name, file, nbytes, found), dtype, part.shape, part.residue)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain
 from typing import NamedTuple
 
@@ -64,13 +65,19 @@ class Placement(NamedTuple):
     nbytes: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Range:
     """One allocation on the device, and how it is filled."""
 
     nbytes: int
     placements: tuple[Placement, ...]
-    chunks: tuple[Chunk, ...]
+    wants: tuple[Want, ...]
+    sizes: Sizes
+
+    @cached_property
+    def chunks(self) -> tuple[Chunk, ...]:
+        """What fills it, worked out when it is asked for: the first bytes move before the last are planned."""
+        return tuple(_chunks(_segments(self.wants, self.placements, self.sizes.gap), self.sizes.chunk))
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,9 +91,14 @@ class Plan:
     def device_bytes(self) -> int:
         return sum(found.nbytes for found in self.ranges)
 
-    @property
-    def chunk_count(self) -> int:
-        return sum(len(found.chunks) for found in self.ranges)
+    def chunk_count(self, most: int) -> int:
+        """The number of chunks, counted no further than `most`."""
+        count = 0
+        for found in self.ranges:
+            if count >= most:
+                break
+            count += len(found.chunks)
+        return min(count, most)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,18 +132,14 @@ def make_plan(wants: Iterable[Want], sizes: Sizes) -> Plan:
         nbytes = offset + want.nbytes
         total += want.nbytes
         if nbytes >= sizes.range:
-            ranges.append(_range(nbytes, group, placements, sizes))
+            ranges.append(Range(nbytes, tuple(placements), tuple(group), sizes))
             group, placements, nbytes = [], [], 0
     if group:
-        ranges.append(_range(nbytes, group, placements, sizes))
+        ranges.append(Range(nbytes, tuple(placements), tuple(group), sizes))
     return Plan(tuple(ranges), total)
 
 
-def _range(nbytes: int, wants: list[Want], placements: list[Placement], sizes: Sizes) -> Range:
-    return Range(nbytes, tuple(placements), tuple(_chunks(_segments(wants, placements, sizes.gap), sizes.chunk)))
-
-
-def _segments(wants: list[Want], placements: list[Placement], gap: int) -> Iterator[_Segment]:
+def _segments(wants: Iterable[Want], placements: Iterable[Placement], gap: int) -> Iterator[_Segment]:
     current: _Segment | None = None
     for want, placement in zip(wants, placements, strict=True):
         for run in chain.from_iterable(_readable(run, gap) for run in want.runs):
@@ -186,6 +194,12 @@ def _chunks(segments: Iterable[_Segment], size: int) -> Iterator[Chunk]:
 
 def _cut(segment: _Segment, size: int) -> Iterator[_Segment]:
     """Cut a segment on the grid; runs are walked once, for there may be 100 000 of them."""
+    only = segment.runs[0]
+    if len(segment.runs) == 1 and only.rows == 1:  # tensors one behind the other: nearly all of most checkpoints
+        for at in range(segment.begin - segment.begin % size, segment.end, size):
+            begin, end = max(at, segment.begin), min(at + size, segment.end)
+            yield _Segment(segment.file, begin, end, [Run(begin, only.target + begin - only.begin, end - begin)])
+        return
     position, waiting = 0, []
     low = segment.begin
     while low < segment.end:

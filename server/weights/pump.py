@@ -85,7 +85,7 @@ def carry(
     accelerator: Accelerator, plan: Plan, carriage: Carriage, outcome: Outcome
 ) -> Iterator[tuple[Range, torch.Tensor]]:
     """Yield each range with its bytes, in order; raises `HoldfastError`. Close the iterator to stop early."""
-    flow = _Flow(accelerator, carriage, plan.chunk_count)
+    flow = _Flow(accelerator, carriage, plan.chunk_count(accelerator.settings.threads + _INLINE_CHUNKS))
     pending = 0
     try:
         for wanted in plan.ranges:

@@ -39,11 +39,6 @@ class Box:
     residue: Residue
 
 
-def whole(shape: tuple[int, ...]) -> Box:
-    """The box that is the tensor."""
-    return Box((0,) * len(shape), shape, ())
-
-
 def box(shape: tuple[int, ...], index: object) -> Box | None:
     """The smallest box that holds what `index` asks of a tensor of `shape`; None where the tensor itself must answer.
 

@@ -92,3 +92,12 @@ def test_no_byte_is_read_twice_or_for_nothing(asked: list[Want], sizes: Sizes) -
     assert all(one[0] != two[0] or one[2] <= two[1] for one, two in pairwise(reads))
     gaps = sum(max(1, run.rows) for want in asked for run in want.runs)
     assert sum(end - begin for _, begin, end in reads) <= plan.nbytes + sizes.gap * gaps
+
+
+def test_the_first_bytes_need_not_wait_for_the_last_ones_plan() -> None:
+    """Chunks are worked out range by range, and counted no further than is asked."""
+    tensors = [Want(str(number), 0, 1 << 20, (Run(number << 20, 0, 1 << 20),)) for number in range(9)]
+    plan = make_plan(tensors, Sizes(chunk=65536, range=1 << 20, gap=0))
+    assert plan.chunk_count(20) == 20
+    assert ["chunks" in vars(found) for found in plan.ranges] == [True, True] + [False] * 7
+    assert plan.chunk_count(1000) == 9 * 16

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.weights.selection import Run, box, clip, runs, whole
+from server.weights.selection import Box, Run, box, clip, runs
 
 _ITEM = (
     st.integers(-5, 5)
@@ -84,4 +84,4 @@ def test_clipping_loses_nothing(begin: int, width: int, rows: int, gap: int, cut
 
 def test_the_whole_tensor_is_one_run() -> None:
     """Without an index all axes collapse."""
-    assert list(runs(10, (3, 4, 5), 2, whole((3, 4, 5)))) == [Run(10, 0, 120)]
+    assert list(runs(10, (3, 4, 5), 2, Box((0, 0, 0), (3, 4, 5), ()))) == [Run(10, 0, 120)]
