@@ -68,6 +68,9 @@ def write(folder: Path, shape: Shape, dtype: str, device: str) -> Path:
     finally:
         torch.set_default_dtype(before)
     model.save_pretrained(folder)
+    del model
+    if device != "cpu":
+        torch.cuda.empty_cache()  # the servers, in processes of their own, count what is free
     _write_tokenizer(folder, shape.vocab)
     return folder
 
