@@ -7,14 +7,18 @@ connection, so that no client stays in the waiting room.
 from __future__ import annotations
 
 import asyncio
+import logging
 from contextlib import AsyncExitStack
 from types import TracebackType
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from server.operations import Handler, Operations
 from server.responses import error_response
 
+_LOG = logging.getLogger(f"{__name__}.http")
+_LOG.addFilter(lambda record: not _is_nonsense(record))
 _CLOSE_WITHIN_S = 1.0  # whoever is still connected has had the drain's whole time
 
 
@@ -62,8 +66,18 @@ class FrontDoor:
 
 def _runner(application: web.Application, cancel_when_gone: bool) -> web.AppRunner:
     return web.AppRunner(
-        application, access_log=None, handler_cancellation=cancel_when_gone, shutdown_timeout=_CLOSE_WITHIN_S
+        application,
+        access_log=None,
+        logger=_LOG,
+        handler_cancellation=cancel_when_gone,
+        shutdown_timeout=_CLOSE_WITHIN_S,
     )
+
+
+def _is_nonsense(record: logging.LogRecord) -> bool:
+    """What is no HTTP, or no body, is answered with 400. Its traceback would quote it, and anybody can send it."""
+    error = record.exc_info[1] if record.exc_info is not None else None
+    return isinstance(error, HttpProcessingError | web.RequestPayloadError)
 
 
 def _waiting_room(operations: Operations) -> web.Application:

@@ -159,6 +159,11 @@ class Engine(Generic[RequestT, PreparedT, EventT]):
         self._preparing += 1
         try:
             prepared = await asyncio.get_running_loop().run_in_executor(self._prepare, self._model.prepare, request)
+        except HoldfastError:
+            raise
+        except Exception as error:  # tokenizers raise no kind of their own, and templates any
+            _LOG.exception("a request could not be made into tokens")
+            raise model_failed(error) from error
         finally:
             self._preparing -= 1
         job: Job[PreparedT, EventT] = Job(prepared)

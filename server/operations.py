@@ -156,9 +156,19 @@ class Operations:
         except web.HTTPException as answer:
             status = answer.status
             raise
-        except (asyncio.CancelledError, ConnectionError):
+        except web.RequestPayloadError:
+            message = "the body cannot be read: it is not what its Content-Encoding or its chunks say"
+            response = error_response(400, message, "invalid_request_error")
+            status = response.status
+            return response
+        except asyncio.CancelledError:
             status = _CLIENT_GONE
             raise
+        except ConnectionError:
+            if not _is_gone(request):
+                raise  # user code's own
+            status = _CLIENT_GONE
+            return web.Response(status=status)  # to nobody; raised, it would be logged as an error of ours
         finally:
             self._count(-1)
             self._account(request, work, status)
@@ -196,6 +206,10 @@ class Operations:
                 return "draining: the server is stopping"
             case Ready():
                 return "; ".join(f"{name}: {reason}" for name, reason in self._ill.items()) or None
+
+
+def _is_gone(request: web.Request) -> bool:
+    return request.transport is None or request.transport.is_closing()
 
 
 def _request_id(request: web.Request) -> str:

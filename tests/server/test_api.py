@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import threading
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from unittest.mock import Mock
 
 import aiohttp
 import pytest
+from yarl import URL
 
 from server.api import application
 from server.events import About, Delta, Finished, GenerationEvent, Kind
@@ -258,6 +262,64 @@ async def test_a_body_beyond_the_limit_is_a_413() -> None:
     async with serving(answer) as (_, client), client.post("/v1/completions", json=body) as response:
         assert response.status == 413
         assert (await response.json())["error"]["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize("raised", [Exception("no [UNK] token"), ZeroDivisionError()])
+async def test_a_request_that_cannot_be_made_into_tokens_fails_in_openais_shape(raised: Exception) -> None:
+    """Tokenizers raise plain exceptions: a 500 that tells nothing of the inside, as JSON, and the next is served."""
+    async with serving(answer) as (server, client):
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(ScriptedModel, "prepare", Mock(side_effect=raised))
+            async with client.post("/v1/completions", json=BODY) as response:
+                assert response.status == 500
+                assert (await response.json())["error"]["code"] == "model_failed"
+        assert server.engine.load() == Load(0, 0)
+        async with client.post("/v1/completions", json=BODY) as response:
+            assert response.status == 200
+
+
+async def test_a_body_that_is_not_what_its_headers_say_is_a_400(caplog: pytest.LogCaptureFixture) -> None:
+    """A body that cannot be unpacked is the client's mistake, answered in OpenAI's shape, and quoted in no log."""
+    headers = {"Content-Encoding": "gzip", "Content-Type": "application/json"}
+    async with (
+        serving(answer) as (_, client),
+        client.post("/v1/completions", data=b"secret words", headers=headers) as response,
+    ):
+        assert response.status == 400
+        assert (await response.json())["error"]["type"] == "invalid_request_error"
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+
+
+async def test_what_is_no_http_is_quoted_in_no_log(caplog: pytest.LogCaptureFixture) -> None:
+    """Half of a chunked body that goes wrong is answered 400; what a client wrote is not in the log."""
+    async with serving(answer) as (_, client):
+        url = URL(str(client._base_url))
+        reader, writer = await asyncio.open_connection(url.host, url.port)
+        writer.write(b"POST /v1/completions HTTP/1.1\r\nHost: m\r\nTransfer-Encoding: chunked\r\n\r\nsecret words\r\n")
+        assert b" 400 " in await reader.readline()
+        writer.close()
+    assert "secret" not in caplog.text
+
+
+async def test_a_client_that_hangs_up_in_a_stream_is_no_error(caplog: pytest.LogCaptureFixture) -> None:
+    """It is accounted as gone in the access log, and nothing of ours went wrong: no traceback."""
+    caplog.set_level(logging.INFO)
+
+    def script(job: FakeJob) -> None:
+        while not job.ended:
+            for _ in range(100):  # so that pieces are written one after the other, without a look at the client
+                job.emit(Delta(0, "word"))
+            time.sleep(0.001)
+
+    async with serving(script) as (server, client):
+        async with client.post("/v1/completions", json={**BODY, "stream": True}) as response:
+            await response.content.readany()
+            response.close()
+        async with asyncio.timeout(60):
+            await server.operations.idle()
+            await asyncio.sleep(0)
+    assert [record.args[2] for record in caplog.records if record.name == "holdfast.access" and record.args] == [499]  # type: ignore[index]
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
 
 
 async def test_a_failure_before_the_first_token_has_a_status() -> None:
