@@ -14,8 +14,8 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
@@ -155,7 +155,7 @@ class Engine(Generic[RequestT, PreparedT, EventT]):
     async def submitted(self, request: RequestT) -> AsyncIterator[Job[PreparedT, EventT]]:
         """A queued job for as long as somebody waits for it: leaving early, as a client that hangs up does, cancels
         it. Raises `Transient` (`overloaded`) where too many wait already, and what `prepare` raises."""
-        self._admit()
+        self._admit(self._preparing)
         self._preparing += 1
         try:
             prepared = await asyncio.get_running_loop().run_in_executor(self._prepare, self._model.prepare, request)
@@ -166,6 +166,18 @@ class Engine(Generic[RequestT, PreparedT, EventT]):
             raise model_failed(error) from error
         finally:
             self._preparing -= 1
+        with self._queued(prepared) as job:
+            yield job
+
+    @contextmanager
+    def submitted_prepared(self, prepared: PreparedT) -> Iterator[Job[PreparedT, EventT]]:
+        """As `submitted`, past the thread that prepares: whoever tries the model does not wait for others' texts."""
+        self._admit(0)
+        with self._queued(prepared) as job:
+            yield job
+
+    @contextmanager
+    def _queued(self, prepared: PreparedT) -> Iterator[Job[PreparedT, EventT]]:
         job: Job[PreparedT, EventT] = Job(prepared)
         with self._changed:
             if self._closed:
@@ -195,12 +207,12 @@ class Engine(Generic[RequestT, PreparedT, EventT]):
         """Wait, after `close`, until the model's thread is over. Blocks."""
         self._thread.join()
 
-    def _admit(self) -> None:
+    def _admit(self, preparing: int) -> None:
         with self._changed:
             if self._closed:
                 raise _closed()
             self._waiting = deque(job for job in self._waiting if not job.ended)
-            waiting = len(self._waiting) + self._preparing
+            waiting = len(self._waiting) + preparing
             if waiting >= self._queue_limit:
                 raise Transient(
                     "overloaded",

@@ -16,15 +16,15 @@ from server.events import About, Embedded, GenerationEvent
 from server.fields import InvalidRequest
 from server.jobs import Engine, EventT, Job, Model, PreparedT, RequestT
 from server.metrics import ModelMetrics
-from server.requests import CompletionRequest, Continuation, EmbeddingRequest, GenerationRequest, Sampling, Wanted
+from server.requests import Continuation, EmbeddingRequest, GenerationRequest, Sampling
 from server.snapshot import Snapshot
 
 if TYPE_CHECKING:
     from server.adapters import Adapter
     from server.golden import Verdict
 
-_SAY_SOMETHING = CompletionRequest(((0,),), Wanted(None, 1, 1, Sampling(temperature=0.0), (), False, False))
-_EMBED_SOMETHING = EmbeddingRequest(None, ("ready",), False)
+_SAY_SOMETHING = Continuation(((0,),), (1,), Sampling(temperature=0.0), ())
+_EMBED_SOMETHING = ([0],)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +123,7 @@ class ServedEncoder(_Served[EmbeddingRequest, "tuple[list[int], ...]", Embedded]
 
     async def try_it(self) -> None:
         """Embed a word; raises what the model does."""
-        async with self.engine.submitted(_EMBED_SOMETHING) as job:
+        with self.engine.submitted_prepared(_EMBED_SOMETHING) as job:
             await anext(job.events())
 
 
@@ -132,7 +132,7 @@ class ServedGenerator(_Served[GenerationRequest, Continuation, GenerationEvent])
 
     async def try_it(self) -> None:
         """Generate a token; raises what the model does."""
-        async with self.engine.submitted(_SAY_SOMETHING) as job:
+        with self.engine.submitted_prepared(_SAY_SOMETHING) as job:
             await anext(job.events())
 
 
@@ -159,6 +159,7 @@ class ServedAdapter:
         self.card = card
         self.metrics = metrics
         self.engine = _Adapting(base.engine, adapter)
+        self._adapter = adapter
         self._base = base
         self._users = _Users()
 
@@ -182,7 +183,7 @@ class ServedAdapter:
 
     async def try_it(self) -> None:
         """Generate a token; raises what the model does."""
-        async with self.engine.submitted(_SAY_SOMETHING) as job:
+        with self._base.engine.submitted_prepared(replace(_SAY_SOMETHING, adapter=self._adapter)) as job:
             await anext(job.events())
 
 

@@ -16,6 +16,8 @@ from server.requests import ChatRequest, Prompt, Sampling
 
 # Enough for a tokenizer to know, from the prompt's end, whether the next token begins with a space.
 _CONTEXT_TOKENS = 6
+_CUT_TOKENS = 256  # more than a text's beginning can have beyond what it has inside the text: its last word is cut
+_CHARACTERS_A_TOKEN = 8  # most texts have fewer: one that fits is seldom read twice
 _REPLACEMENT = "\ufffd"  # what half a UTF-8 sequence decodes to
 _NO_LIMIT = 10**9  # tokenizers without a limit say 10^30
 
@@ -53,7 +55,7 @@ class Tokens:
     def encode(self, prompt: Prompt, param: str, *, room: int = 0) -> list[int]:
         """Token ids of one prompt, with `room` tokens left in the context; raises `InvalidRequest`."""
         if isinstance(prompt, str):
-            ids: list[int] = self._tokenizer.encode(prompt)
+            ids = self._read(prompt, param, special=True)
             if not ids and self._tokenizer.bos_token_id is not None:
                 ids = [self._tokenizer.bos_token_id]
         else:
@@ -76,7 +78,19 @@ class Tokens:
         except (jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:
             raise InvalidRequest(f"messages: the model's chat template refuses them: {error}", "messages") from error
         # The template writes the special tokens itself.
-        return self._checked(self._tokenizer.encode(text, add_special_tokens=False), "messages", room)
+        return self._checked(self._read(text, "messages", special=False), "messages", room)
+
+    def _read(self, text: str, param: str, *, special: bool) -> list[int]:
+        """Token ids of a text. One far beyond the context is read only until that is certain: others wait for it."""
+        if self.context is not None:
+            certain = self.context + _CUT_TOKENS
+            part = certain * _CHARACTERS_A_TOKEN
+            while part < len(text):
+                if len(self._tokenizer.encode(text[:part], add_special_tokens=special)) > certain:
+                    raise _too_long(self.context, f"more than {certain} in the input", param)
+                part *= 2
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=special)
+        return ids
 
     def _checked(self, ids: list[int], param: str, room: int) -> list[int]:
         if not ids:
@@ -86,12 +100,16 @@ class Tokens:
             raise InvalidRequest(f"{param}: expected token ids from 0 to {self.vocabulary - 1}, found {wrong}", param)
         if self.context is not None and len(ids) + room > self.context:
             asked = f"{len(ids)} in the input" + (f" and {room} to generate" if room else "")
-            raise InvalidRequest(
-                f"this model's maximum context length is {self.context} tokens, the request has {asked}",
-                param,
-                "context_length_exceeded",
-            )
+            raise _too_long(self.context, asked, param)
         return ids
+
+
+def _too_long(context: int, asked: str, param: str) -> InvalidRequest:
+    return InvalidRequest(
+        f"this model's maximum context length is {context} tokens, the request has {asked}",
+        param,
+        "context_length_exceeded",
+    )
 
 
 class GrowingText:

@@ -21,6 +21,7 @@ from server.snapshot import Snapshot
 from tests.support.generating import limits
 
 DEADLINE_S = 30
+QUEUE = 8
 
 
 class Wedging:
@@ -30,12 +31,14 @@ class Wedging:
     busy = False
 
     def __init__(self) -> None:
-        self.may_go_on = threading.Event()
+        self.may_go_on, self.may_prepare = threading.Event(), threading.Event()
         self.may_go_on.set()
+        self.may_prepare.set()
         self.fails = False
         self.steps = 0
 
     def prepare(self, _request: GenerationRequest) -> Continuation:
+        self.may_prepare.wait()
         return Continuation(((1,),), (1,), Sampling(), ())
 
     def step(self, arrived: list[Job[Continuation, GenerationEvent]]) -> None:
@@ -85,7 +88,7 @@ async def serving(**models: Wedging) -> AsyncIterator[Server]:
     for name, model in models.items():
         about = About(Kind.COMPLETIONS, 10, "cpu", "float32", 1)
         card = Card(name, Snapshot(Path("/m"), name, "v1", None), about, 0)
-        catalog.put(ServedGenerator(card, model, 8, metrics.model(name)))
+        catalog.put(ServedGenerator(card, model, QUEUE, metrics.model(name)))
     async with FrontDoor(operations) as door, aiohttp.ClientSession() as session, asyncio.TaskGroup() as group:
         url = await door.listen("127.0.0.1", 0)
         await door.serve(api.application(catalog, limits()), cancel_when_gone=True)
@@ -97,6 +100,7 @@ async def serving(**models: Wedging) -> AsyncIterator[Server]:
             watching.cancel()
             for model, served in zip(models.values(), catalog.all(), strict=True):
                 model.may_go_on.set()
+                model.may_prepare.set()
                 served.close()
 
 
@@ -131,3 +135,21 @@ async def test_a_model_that_fails_is_not_ready_until_it_answers() -> None:
         failing.fails = False
         await server.becomes(200)
         assert await server.complete("failing") == 200
+
+
+async def test_texts_that_take_long_to_read_make_no_model_ill() -> None:
+    """While clients' texts are made into tokens, more than may wait, the model is asked past them, and is well."""
+    reading = Wedging()
+    async with serving(reading=reading) as server, asyncio.TaskGroup() as group:
+        reading.may_prepare.clear()
+        asked = [group.create_task(server.complete("reading")) for _ in range(QUEUE + 1)]
+        async with asyncio.timeout(DEADLINE_S):
+            while not await server.metric(f'holdfast_server_queue_waiting{{model="reading"}} {QUEUE}.0'):
+                await asyncio.sleep(0.01)
+        steps = reading.steps
+        async with asyncio.timeout(DEADLINE_S):
+            while reading.steps < steps + 10:  # some twice as long as it takes a model to be ill
+                await asyncio.sleep(0.01)
+        assert (await server.readiness())[0] == 200
+        reading.may_prepare.set()
+    assert sorted(task.result() for task in asked) == [200] * QUEUE + [429]

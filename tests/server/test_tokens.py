@@ -1,14 +1,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from server.tokens import GrowingText
+from server.fields import InvalidRequest
+from server.tokens import GrowingText, Tokens
 
 
 @pytest.fixture(scope="module")
@@ -57,3 +59,37 @@ def test_half_a_character_at_the_end_is_shown_as_such(tokenizer: Any) -> None:
     first, *_ = tokenizer.encode("é")
     assert growing.push(first) == ""
     assert growing.finish() == "\ufffd"
+
+
+class Words:
+    """A tokenizer whose tokens are words; it remembers how much it was given to read."""
+
+    read: ClassVar[list[int]] = []
+    model_max_length = 10**30
+    pad_token_id = bos_token_id = None
+
+    def encode(self, text: str, add_special_tokens: bool) -> list[int]:
+        self.read.append(len(text))
+        return [0] * len(text.split())
+
+
+@pytest.fixture
+def words() -> Tokens:
+    Words.read.clear()
+    return Tokens(Words(), SimpleNamespace(vocab_size=1), 100)
+
+
+def test_a_text_far_beyond_the_context_is_not_read_to_its_end(words: Tokens) -> None:
+    """It is refused as soon as that is certain, for nobody else's text is read meanwhile."""
+    with pytest.raises(
+        InvalidRequest, match="maximum context length is 100 tokens, the request has more than"
+    ) as caught:
+        words.encode("a " * 1_000_000, "prompt")
+    assert caught.value.code == "context_length_exceeded"
+    assert sum(Words.read) < 10_000
+
+
+def test_a_long_text_of_few_tokens_is_read_whole(words: Tokens) -> None:
+    """What fits is answered, however many characters it has."""
+    assert len(words.encode(" " * 100_000 + "a " * 99, "prompt", room=1)) == 99
+    assert len(words.encode("a" * 100_000, "prompt")) == 1
