@@ -6,6 +6,7 @@ that goes away cancels its work. Format: https://platform.openai.com/docs/api-re
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from dataclasses import asdict, dataclass
@@ -22,7 +23,7 @@ from server.operations import Handler, Work, current_work
 from server.options import Limits
 from server.requests import GenerationRequest, parse_chat, parse_completion, parse_embeddings
 from server.responses import (
-    embeddings_document,
+    embeddings_pieces,
     error_document,
     error_response,
     model_document,
@@ -102,7 +103,11 @@ class _Api:
                 embedded = await anext(events)
         work.prompt_tokens = embedded.prompt_tokens
         served.metrics.count_prompt(embedded.prompt_tokens)
-        return web.json_response(embeddings_document(served.card.name, embedded, wanted.as_base64))
+        pieces: list[str] = []
+        for piece in embeddings_pieces(served.card.name, embedded, wanted.as_base64):
+            pieces.append(piece)
+            await asyncio.sleep(0)  # others are answered meanwhile
+        return web.Response(text="".join(pieces), content_type="application/json")
 
     async def completions(self, request: web.Request) -> web.StreamResponse:
         return await self._generate(

@@ -10,6 +10,7 @@ import base64
 import json
 import math
 import struct
+from collections.abc import Iterator
 from typing import Any
 
 from aiohttp import web
@@ -53,17 +54,18 @@ def model_document(name: str, created: int, snapshot: Snapshot, about: About) ->
     }
 
 
-def embeddings_document(model: str, embedded: Embedded, as_base64: bool) -> dict[str, Any]:
-    """The answer of `/v1/embeddings`."""
-    return {
+def embeddings_pieces(model: str, embedded: Embedded, as_base64: bool) -> Iterator[str]:
+    """The answer of `/v1/embeddings` as JSON, about a vector at a time: thousands of them as numbers take seconds."""
+    head = {
         "object": "list",
         "model": model,
-        "data": [
-            {"object": "embedding", "index": index, "embedding": _base64(vector) if as_base64 else _numbers(vector)}
-            for index, vector in enumerate(embedded.vectors)
-        ],
         "usage": {"prompt_tokens": embedded.prompt_tokens, "total_tokens": embedded.prompt_tokens},
     }
+    yield json.dumps(head).removesuffix("}") + ', "data": ['
+    for index, vector in enumerate(embedded.vectors):
+        embedding = _base64(vector) if as_base64 else _numbers(vector)
+        yield (", " if index else "") + json.dumps({"object": "embedding", "index": index, "embedding": embedding})
+    yield "]}"
 
 
 def usage(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:

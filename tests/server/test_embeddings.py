@@ -15,7 +15,16 @@ import torch
 import transformers
 
 from cached.contract.errors import Permanent
-from server.encoder import Encoder, Recipe, pool, read_recipe
+from server import api, responses
+from server.encoder import EmbeddingJob, Encoder, Recipe, pool, read_recipe
+from server.events import About, Embedded, Kind
+from server.frontdoor import FrontDoor
+from server.metrics import Metrics
+from server.operations import Operations, Ready
+from server.requests import EmbeddingRequest
+from server.served import Card, Catalog, ServedEncoder
+from server.snapshot import Snapshot
+from tests.support.generating import limits
 from tests.support.serving import ServerProcess
 
 TEXTS = [
@@ -111,6 +120,63 @@ def test_completions_of_an_encoder_are_refused(client: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError, match="/v1/embeddings") as caught:
         client.completions.create(model="minilm", prompt="x")
     assert caught.value.param == "model"
+
+
+class Prepared:
+    """An encoder that has its vectors ready."""
+
+    room = 1
+    busy = False
+
+    def __init__(self, embedded: Embedded) -> None:
+        self.embedded = embedded
+
+    def prepare(self, _request: EmbeddingRequest) -> tuple[list[int], ...]:
+        return ([0],)
+
+    def step(self, arrived: list[EmbeddingJob]) -> None:
+        for job in arrived:
+            job.emit(self.embedded)
+            job.finish()
+
+    def reset(self) -> None:
+        """Nothing is kept."""
+
+
+async def test_many_vectors_are_written_without_holding_others_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Probes and streams are answered between two vectors: two thousand of them, as numbers, take seconds to write."""
+    turns = 0
+    seen: list[int] = []
+    numbers = responses._numbers
+
+    def looked(vector: bytes) -> list[float]:
+        seen.append(turns)
+        return numbers(vector)
+
+    monkeypatch.setattr(responses, "_numbers", looked)
+    metrics = Metrics()
+    operations = Operations(metrics)
+    embedded = Embedded(tuple(np.array([index], np.float32).tobytes() for index in range(100)), 1)
+    card = Card("m", Snapshot(Path("/m"), "m", None, None), About(Kind.EMBEDDINGS, 1, "cpu", "float32", 1), 0)
+    served = ServedEncoder(card, Prepared(embedded), 8, metrics.model("m"))
+    async with FrontDoor(operations) as door:
+        url = await door.listen("127.0.0.1", 0)
+        await door.serve(api.application(Catalog.of_one(served), limits()), cancel_when_gone=True)
+        operations.enter(Ready())
+
+        async def others() -> None:
+            nonlocal turns
+            while True:
+                turns += 1
+                await asyncio.sleep(0)
+
+        running = asyncio.create_task(others())
+        async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
+            answer = await client.embeddings.create(model="m", input="x", encoding_format="float")
+        running.cancel()
+        served.close()
+    assert [item.embedding for item in answer.data] == [[float(index)] for index in range(100)]
+    assert seen == sorted(set(seen)) and len(seen) == 100
 
 
 def test_the_cpu_is_announced_loudly_once(embeddings_server: ServerProcess) -> None:
