@@ -163,8 +163,8 @@ class Fleet:
             began = time.monotonic()
             try:
                 await load()
-            except HoldfastError as error:
-                self._failed(one, error)
+            except Exception as error:  # noqa: BLE001 whatever it is, what serves goes on
+                self._failed(one, _explained(one, error))
                 await call_in_thread("clean_up", workshop.clean_up)
             else:
                 self._failures = {}  # of others too: what was missing may be there now
@@ -322,6 +322,13 @@ class Fleet:
             for attached in base.adapters.values():
                 card = attached.served.card
                 attached.served.card = replace(card, about=replace(about, weight_bytes=card.about.weight_bytes))
+
+
+def _explained(one: Sighting, error: Exception) -> HoldfastError:
+    if isinstance(error, HoldfastError):
+        return error
+    _LOG.error("%s cannot be served", one.entry, exc_info=error)
+    return Permanent("load_failed", f"{one.entry}: {type(error).__name__}: {error}", "see the traceback above")
 
 
 def _served(

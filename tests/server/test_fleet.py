@@ -1,0 +1,65 @@
+"""The fleet in this process, with what goes wrong around it."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from cached.contract.layout import PublicLayout
+from server import fleet, options
+from server.fleet import Fleet
+from server.metrics import Metrics
+from server.operations import Operations, Ready
+from server.served import Catalog
+from server.snapshot import hold
+from tests.support.snapshots import make_public
+from tests.support.versions import add_version, with_other_weights
+
+NAME = "acme/tiny"
+
+
+@asynccontextmanager
+async def keeping(public: PublicLayout) -> AsyncIterator[Catalog]:
+    """A fleet that serves what the symlink of `acme/tiny@v1` leads to, while the block runs."""
+    settings = options.parse(
+        ["--root", str(public.path), "--model", NAME, "--version", "v1", "--device", "cpu", "--cache-limit", "64MiB"]
+    )
+    held = {entry.name: hold(entry.path, entry.pin) for entry in settings.models}
+    catalog, metrics = Catalog(), Metrics()
+    operations = Operations(metrics)
+    kept = Fleet(settings, held, catalog, operations, metrics)
+    await kept.start()
+    operations.enter(Ready())
+    try:
+        async with asyncio.TaskGroup() as group:
+            keeper = group.create_task(kept.keep(group))
+            yield catalog
+            keeper.cancel()
+    finally:
+        for served in catalog.all():
+            served.close()
+
+
+async def test_what_nobody_foresaw_in_a_swap_leaves_the_old_version_serving(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No port for the golden predictions, no thread: the swap fails, tells why, and the server goes on."""
+    public = make_public(tmp_path / "public")
+    old = add_version(public, f"{NAME}@v1", llama)
+    async with keeping(public) as catalog:
+
+        async def admit(*_arguments: object) -> None:
+            raise OSError(errno.EMFILE, "Too many open files")
+
+        monkeypatch.setattr(fleet, "admit", admit)
+        add_version(public, f"{NAME}@v1", with_other_weights(llama, tmp_path / "other"))
+        async with asyncio.timeout(60):
+            while NAME not in catalog.coming or catalog.coming[NAME].state != "failed":
+                await asyncio.sleep(0.01)
+        assert "Too many open files" in str(catalog.coming[NAME].error)
+        assert catalog.find(NAME).card.snapshot.digest == old
