@@ -179,6 +179,25 @@ async def test_many_vectors_are_written_without_holding_others_up(monkeypatch: p
     assert seen == sorted(set(seen)) and len(seen) == 100
 
 
+async def test_a_pass_on_a_cpu_is_short(minilm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model says nothing until a pass is over, and is taken to stand still where that takes long."""
+    encoder = Encoder.load(minilm, "cpu", "float32")
+    passes: list[list[int]] = []
+
+    def embed(sequences: list[list[int]]) -> torch.Tensor:
+        passes.append([len(sequence) for sequence in sequences])
+        return torch.zeros(len(sequences), 384)
+
+    monkeypatch.setattr(encoder, "embed", embed)
+    job = EmbeddingJob((*([0] * 256 for _ in range(64)), [0] * 512, [0]))
+    encoder.step([job])
+    while encoder.busy:
+        encoder.step([])
+    assert max(max(lengths) * len(lengths) for lengths in passes) <= 2048
+    assert sum(map(len, passes)) == 66 and len(passes) < 12
+    assert len((await anext(job.events())).vectors) == 66
+
+
 def test_the_cpu_is_announced_loudly_once(embeddings_server: ServerProcess) -> None:
     """`--device auto` without a GPU says so in one warning, with the reason."""
     if torch.cuda.is_available():
