@@ -166,13 +166,15 @@ class Agreement:
 
 
 def compare(case: Case, answer: object) -> Agreement:
-    """Compare an answer with what the case expects. The worst number is told, by how far it exceeds its tolerance."""
+    """Compare an answer with what the case expects. Of what is no number the first that differs is told; else the worst
+    number, by how far it exceeds its tolerance."""
     largest, at, mismatch, worst = 0.0, "", None, 0.0
+    other: str | None = None
     for where, expected, found in _pairs(case.expected, answer, ""):
         if not (_is_number(expected) and _is_number(found)):
-            if expected != found or type(expected) is not type(found):
-                return Agreement(largest, at, f"{where}: expected {_shown(expected)}, found {_shown(found)}")
-            continue
+            if other is None and (expected != found or type(expected) is not type(found)):
+                other = f"{where}: expected {_shown(expected)}, found {_shown(found)}"
+            continue  # another text has numbers that tell how far off it is
         difference = _distance(expected, found)
         if not difference <= largest:  # so that NaN is the largest of all
             largest, at = difference, where
@@ -181,7 +183,7 @@ def compare(case: Case, answer: object) -> Agreement:
         if not excess <= worst:
             worst = excess
             mismatch = f"{where}: expected {expected!r}, found {found!r}: {difference:.3g} apart, {allowed:.3g} allowed"
-    return Agreement(largest, at, mismatch)
+    return Agreement(largest, at, other or mismatch)
 
 
 class _Missing:

@@ -140,6 +140,14 @@ def test_text_agrees_only_when_it_is_equal() -> None:
     assert compare(expecting("yes"), {"value": "yes "}).mismatch == "value: expected 'yes', found 'yes '"
 
 
+def test_numbers_beside_another_text_are_compared_too() -> None:
+    """Where a text differs, the largest difference of the numbers around it tells how far the model is off."""
+    case = Case("c", "/v1/completions", {}, {"text": "ab", "logprobs": [-1.0, -2.0]}, Tolerance(0.1, 0))
+    agreement = compare(case, {"text": "ac", "logprobs": [-1.0, -2.5]})
+    assert agreement.mismatch == "text: expected 'ab', found 'ac'"
+    assert (agreement.largest, agreement.at) == (0.5, "logprobs[1]")
+
+
 def test_what_changed_between_two_environments_is_listed() -> None:
     """Each version that is another there is a line, with both sides; equal ones are not mentioned."""
     here = replace(GOLDEN.environment, driver="580.2", packages={"torch": "2.13.0", "numpy": "2.3"})
