@@ -19,6 +19,8 @@ _CONTEXT_TOKENS = 6
 _CUT_TOKENS = 256  # more than a text's beginning can have beyond what it has inside the text: its last word is cut
 _CHARACTERS_A_TOKEN = 8  # most texts have fewer: one that fits is seldom read twice
 _REPLACEMENT = "\ufffd"  # what half a UTF-8 sequence decodes to
+_UNFINISHED = 3  # tokens at the end that may be the beginning of a character: it has four bytes at most
+_MOST_PENDING = 32  # tokens; a character, and what it is joined to, has far fewer
 _NO_LIMIT = 10**9  # tokenizers without a limit say 10^30
 
 
@@ -145,9 +147,19 @@ class GrowingText:
         """The text after what was taken. A character may need several tokens: wait for them unless `complete`."""
         before = self._decode(self._ids[self._prefix : self._read])
         text = self._decode(self._ids[self._prefix :])
-        if len(text) <= len(before) or (text.endswith(_REPLACEMENT) and not complete):
+        if len(text) > len(before) and (complete or not text.endswith(_REPLACEMENT)):
+            self._prefix, self._read = self._read, len(self._ids)
+            return text[len(before) :]
+        return self._resigned(before) if len(self._ids) - self._read > _MOST_PENDING else ""
+
+    def _resigned(self, before: str) -> str:
+        """What tokens that came to no text for long are after all: each token more would have all of them decoded."""
+        if not self._decode(self._ids[self._read :]):  # special ones, which nobody is shown
+            del self._ids[self._read :]
             return ""
-        self._prefix, self._read = self._read, len(self._ids)
+        end = len(self._ids) - _UNFINISHED
+        text = self._decode(self._ids[self._prefix : end])
+        self._prefix, self._read = self._read, end
         return text[len(before) :]
 
     def _decode(self, ids: list[int]) -> str:

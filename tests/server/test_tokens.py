@@ -61,6 +61,26 @@ def test_half_a_character_at_the_end_is_shown_as_such(tokenizer: Any) -> None:
     assert growing.finish() == "\ufffd"
 
 
+@pytest.mark.parametrize("text", ["", "abc", "aé🎉"])
+@pytest.mark.parametrize("kind", ["half a character", "special"])
+def test_tokens_that_come_to_no_text_are_not_decoded_again_and_again(tokenizer: Any, kind: str, text: str) -> None:
+    """A thousand of them cost as much each as the first few, and what is around them is text as ever."""
+    token = tokenizer.bos_token_id if kind == "special" else tokenizer.encode("é")[0]
+    decoded = 0
+
+    class Counting:
+        def decode(self, ids: list[int], **options: Any) -> str:
+            nonlocal decoded
+            decoded += len(ids)
+            return str(tokenizer.decode(ids, **options))
+
+    growing = GrowingText(Counting(), tokenizer.encode("prompt"), ())
+    ids = [*tokenizer.encode(text), *[token] * 1000, *tokenizer.encode(text)]
+    pieces = [growing.push(one) for one in ids]
+    assert "".join([*pieces, growing.finish()]) == tokenizer.decode(ids, skip_special_tokens=True)
+    assert decoded < 100 * len(ids)
+
+
 class Words:
     """A tokenizer whose tokens are words; it remembers how much it was given to read."""
 
