@@ -55,7 +55,8 @@ class Wedging:
 
 
 class Server:
-    """A door in front of models that are felt every 50 ms, and are ill after 200."""
+    """A door in front of models that are felt every 50 ms, and are ill after a second: on a busy machine any thread
+    stands still for 200 ms."""
 
     def __init__(self, url: str, session: aiohttp.ClientSession) -> None:
         self._url = url
@@ -93,7 +94,7 @@ async def serving(**models: Wedging) -> AsyncIterator[Server]:
         url = await door.listen("127.0.0.1", 0)
         await door.serve(api.application(catalog, limits()), cancel_when_gone=True)
         operations.enter(Ready())
-        watching = group.create_task(Pulse(catalog, operations, 0.05, 0.2).watch())
+        watching = group.create_task(Pulse(catalog, operations, 0.05, 1.0).watch())
         try:
             yield Server(url, session)
         finally:
@@ -115,7 +116,7 @@ async def test_a_model_that_stands_still_is_not_ready_until_it_goes_on() -> None
         assert (await server.readiness())[0] == 200
         wedging.may_go_on.clear()
         reason = await server.becomes(503)
-        assert reason == "wedging: no answer to a dummy inference in 0.2 s\n"
+        assert reason == "wedging: no answer to a dummy inference in 1 s\n"
         assert await server.metric('holdfast_server_model_healthy{model="wedging"} 0.0')
         assert await server.metric('holdfast_server_model_healthy{model="fine"} 1.0')
         assert await server.metric("holdfast_server_ready 0.0")
@@ -148,7 +149,7 @@ async def test_texts_that_take_long_to_read_make_no_model_ill() -> None:
                 await asyncio.sleep(0.01)
         steps = reading.steps
         async with asyncio.timeout(DEADLINE_S):
-            while reading.steps < steps + 10:  # some twice as long as it takes a model to be ill
+            while reading.steps < steps + 30:  # longer than it takes a model to be ill
                 await asyncio.sleep(0.01)
         assert (await server.readiness())[0] == 200
         reading.may_prepare.set()
