@@ -73,7 +73,7 @@ class _Choose(transformers.LogitsProcessor):
         self._observer.generated(1, now - self._started)
         self._started = now
         forced = torch.full_like(scores, -torch.inf)
-        forced[0, chosen.token] = 0.0
+        forced[0, 0 if chosen is None else chosen.token] = 0.0
         return forced
 
 

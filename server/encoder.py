@@ -17,7 +17,7 @@ import torch
 
 from cached.contract.errors import HoldfastError, Permanent
 from server.events import About, Embedded, Kind
-from server.jobs import Job
+from server.jobs import Job, fail_without_numbers
 from server.loader import Loaded, load_encoder
 from server.requests import EmbeddingRequest
 from server.tokens import Tokens
@@ -115,10 +115,13 @@ class Encoder:
         self._passes.extend(_batches(newcomers, self._pass_tokens))
         live = [sequence for sequence in self._passes.popleft() if not sequence.job.ended]
         if live:
-            rows = self.embed([sequence.ids for sequence in live]).numpy().astype("<f4")
-            for sequence, row in zip(live, rows, strict=True):
+            vectors = self.embed([sequence.ids for sequence in live])
+            sound: list[bool] = vectors.isfinite().all(1).tolist()
+            for sequence, row in zip(live, vectors.numpy().astype("<f4"), strict=True):
                 sequence.vector = row.tobytes()
-        for job in {sequence.job: None for sequence in live}:
+            for job in {one.job: None for one, finite in zip(live, sound, strict=True) if not finite}:
+                fail_without_numbers(job)
+        for job in {sequence.job: None for sequence in live if not sequence.job.ended}:
             self._answer(job, self._taken[job])
         self._taken = {job: sequences for job, sequences in self._taken.items() if not job.ended}
 

@@ -273,6 +273,18 @@ def model_failed(cause: Exception) -> Permanent:
     return error
 
 
+def fail_without_numbers(job: Job[PreparedT, EventT]) -> None:
+    """Fail a job for which the model gave logits or vectors that are NaN or infinite."""
+    error = Permanent(
+        "model_failed",
+        "the model's numbers are NaN or infinite",
+        "look for faults of the GPU (nvidia-smi, Xid errors in the kernel log); what overflows in float16 may not in "
+        "bfloat16 or float32 (--dtype)",
+    )
+    _LOG.error("%s", error)
+    job.fail(error)
+
+
 def call_in_thread(name: str, function: Callable[[], ResultT]) -> asyncio.Future[ResultT]:
     """Run `function` in a thread of its own and await its result.
 

@@ -50,18 +50,25 @@ def dice(asked: Sampling, index: int) -> Dice:
     return Dice(asked, random.Random(f"{seed}/{index}"))  # noqa: S311 no secret is made of it
 
 
-def choose(logits: torch.Tensor, rows: Sequence[Dice]) -> list[Chosen]:
-    """The next token of each row; `logits` is (rows, vocabulary)."""
+def choose(logits: torch.Tensor, rows: Sequence[Dice]) -> list[Chosen | None]:
+    """The next token of each row; `logits` is (rows, vocabulary).
+
+    None where the largest logit is NaN or infinite: the model failed, and any token would be noise.
+    """
     logits = logits.float()
     adjusted = _adjusted(logits, rows)
-    tokens = adjusted.argmax(-1)
+    tokens = adjusted.argmax(-1)  # a NaN counts as the largest
+    sound: list[bool] = adjusted.gather(-1, tokens.unsqueeze(-1)).isfinite().squeeze(-1).tolist()
     sampled = [row for row, one in enumerate(rows) if not one.greedy]
     if sampled:
         tokens[sampled] = _sample(adjusted[sampled], [rows[row] for row in sampled])
     chosen: list[int] = tokens.tolist()
     for one, token in zip(rows, chosen, strict=True):
         one.said[token] += 1
-    return [_explained(logits[row], token, rows[row].asked.logprobs) for row, token in enumerate(chosen)]
+    return [
+        _explained(logits[row], token, rows[row].asked.logprobs) if sound[row] else None
+        for row, token in enumerate(chosen)
+    ]
 
 
 def _adjusted(logits: torch.Tensor, rows: Sequence[Dice]) -> torch.Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from server.events import Delta, Finished, GenerationEvent, TokenLogprob
-from server.jobs import Job
+from server.jobs import Job, fail_without_numbers
 from server.requests import Continuation
 from server.sampling import Chosen, dice
 from server.tokens import GrowingText
@@ -44,8 +44,12 @@ class Sequence:
     def tokens_left(self) -> int:
         return self._limit - (len(self.ids) - self._prompt_tokens)
 
-    def take(self, chosen: Chosen) -> None:
-        """Add a token, tell what of the text is now certain, and see whether it was the last."""
+    def take(self, chosen: Chosen | None) -> None:
+        """Add a token, tell what of the text is now certain, and see whether it was the last; None is the end of the
+        whole request."""
+        if chosen is None:
+            fail_without_numbers(self.job)
+            return
         self.ids.append(chosen.token)
         if chosen.token in self._ends:
             self._end("stop")

@@ -11,6 +11,7 @@ import pytest
 import torch
 import transformers
 
+from cached.contract.errors import Permanent
 from server.cache import SPARE_COLUMNS
 from server.generator import Generator
 from server.jobs import Load
@@ -213,6 +214,25 @@ async def test_a_prompt_that_breaks_the_model_fails_alone(llama: Path, monkeypat
             text = (await read_events(stays))[0]
     monkeypatch.undo()
     assert text == plainly(llama, "stays", 30)
+
+
+@pytest.mark.parametrize("batch", [1, 8])
+async def test_numbers_that_are_none_fail_their_request_alone(llama: Path, batch: int) -> None:
+    """A prompt that makes NaN of the model's logits gets an error, not noise; others get their text."""
+    watched = Watched()
+    generator = load(llama, watched, limits(batch))
+    module: Any = generator._loaded.module
+    [spoiled] = generator._loaded.tokenizer.encode("~", add_special_tokens=False)
+    with torch.no_grad():
+        weight = torch.nn.Parameter(module.get_input_embeddings().weight.clone())
+        weight[spoiled] = torch.nan
+        module.get_input_embeddings().weight = weight
+    with engine(generator, watched) as running:
+        stays = asyncio.create_task(ask(running, completion("stays", 30)))
+        with pytest.raises(Permanent, match="NaN or infinite") as caught:
+            await ask(running, completion("kelp ~"))
+        assert caught.value.code == "model_failed"
+        assert (await stays)[0] == plainly(llama, "stays", 30)
 
 
 def test_a_model_whose_batch_would_be_wrong_is_not_batched(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -198,6 +198,23 @@ async def test_a_pass_on_a_cpu_is_short(minilm: Path, monkeypatch: pytest.Monkey
     assert len((await anext(job.events())).vectors) == 66
 
 
+async def test_vectors_that_are_no_numbers_fail_their_request_alone(
+    minilm: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A NaN in one input's vector fails the request it came with; the others in the pass are answered."""
+    encoder = Encoder.load(minilm, "cpu", "float32")
+
+    def embed(sequences: list[list[int]]) -> torch.Tensor:
+        return torch.tensor([[torch.nan if sequence == [7] else 0.5] * 384 for sequence in sequences])
+
+    monkeypatch.setattr(encoder, "embed", embed)
+    bad, good = EmbeddingJob(([1], [7])), EmbeddingJob(([1], [2]))
+    encoder.step([bad, good])
+    assert len((await anext(good.events())).vectors) == 2
+    with pytest.raises(Permanent, match="NaN or infinite"):
+        await anext(bad.events())
+
+
 def test_the_cpu_is_announced_loudly_once(embeddings_server: ServerProcess) -> None:
     """`--device auto` without a GPU says so in one warning, with the reason."""
     if torch.cuda.is_available():

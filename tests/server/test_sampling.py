@@ -5,10 +5,17 @@ import math
 import pytest
 import torch
 
+from server import sampling
 from server.requests import Sampling
-from server.sampling import choose, dice
+from server.sampling import Chosen, Dice, dice
 
 LOGITS = torch.tensor([[2.0, 1.0, 0.0, -1.0]])
+
+
+def choose(logits: torch.Tensor, rows: list[Dice]) -> list[Chosen]:
+    chosen = [one for one in sampling.choose(logits, rows) if one is not None]
+    assert len(chosen) == len(rows)
+    return chosen
 
 
 def drawn(asked: Sampling, times: int) -> list[int]:
@@ -65,3 +72,14 @@ def test_a_logit_of_minus_infinity_is_a_number_in_the_answer() -> None:
     """JSON has no infinity: the least logarithm told is -9999."""
     [chosen] = choose(torch.tensor([[0.0, -math.inf]]), [dice(Sampling(temperature=0.0, logprobs=2), 0)])
     assert chosen.top == ((0, 0.0), (1, -9999.0))
+
+
+@pytest.mark.parametrize(
+    "asked", [Sampling(temperature=0.0), Sampling(seed=1, logprobs=2), Sampling(top_p=0.5, seed=1)]
+)
+@pytest.mark.parametrize("bad", [[0.0, math.nan, 1.0], [0.0, math.inf, 1.0], [-math.inf] * 3])
+def test_logits_that_are_no_numbers_choose_nothing(asked: Sampling, bad: list[float]) -> None:
+    """A row of NaN or infinities gets no token; the rows beside it get theirs."""
+    first, none, last = sampling.choose(torch.tensor([[9.0, 0.0, 0.0], bad, [0.0, 0.0, 99.0]]), [dice(asked, 0)] * 3)
+    assert none is None
+    assert first is not None and last is not None and last.token == 2
