@@ -178,7 +178,7 @@ class Flight:
             attempt = Attempt(self.spec, self._carrier, stream=self._stream)
             self._attempt = attempt
             self._received = attempt.resumed_bytes
-            attempt.outcome.add_done_callback(self._ended)
+        attempt.outcome.add_done_callback(self._ended)  # not within: one that is over by now calls back at once
         self._carrier.changed()  # it has segments for others now
         return attempt
 

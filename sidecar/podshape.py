@@ -1,7 +1,7 @@
 """Refuse a pod whose parts are not of the kinds that the API has: what reads it then need not look twice.
 
-Law: pure. Knows the fields that are read here and no others; an absent field and `null` are the same, as in the API. The
-value of an annotation is no field: the API server writes text there, always.
+Law: pure. Knows the fields that are read here and no others; an absent field and `null` are the same, as in the API.
+The value of an annotation is no field: the API server writes text there, always.
 """
 
 from __future__ import annotations

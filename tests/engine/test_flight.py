@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import os
+from concurrent.futures import wait
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from cached.attempt import Attempt
 from cached.contract.errors import DigestMismatch, HoldfastError, Permanent, Transient
 from cached.flight import Flight
 from cached.sources.base import Target
@@ -296,3 +299,21 @@ def test_local_files_that_cannot_be_read(tmp_path: Path) -> None:
         assert _codes(engine.launch(spec_of(b"one"), before)) == ("source_changed", False)
         path.unlink()
         assert _codes(engine.launch(spec_of(b"two"), before)) == ("not_found", True)
+
+
+def test_an_attempt_that_is_over_before_anybody_looks(
+    tmp_path: Path, origin: HostileOrigin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A flight whose attempt ends as soon as it is open, as that at an empty file may, ends with it."""
+
+    class AtOnce(Attempt):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            wait([self.outcome], DEADLINE_S)
+
+    monkeypatch.setattr("cached.flight.Attempt", AtOnce)
+    url = origin.put("/f", b"", etag='"v1"')
+    with open_engine(tmp_path / "root", 1) as engine:
+        flight = engine.launch(spec_of(b""), http(url))
+        check_committed(engine.layout, b"", flight.result.result(DEADLINE_S))
+        flight.cancel()
