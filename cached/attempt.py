@@ -87,6 +87,7 @@ class Attempt:
         self.stream = stream or self.size is None
         self.cancellation = Cancellation()
         self.outcome: Future[Verified] = Future()
+        self.placed_bytes = 0  # of a new blob that got its name, also where the disk failed after that
         self._shared = shared
         if stream:
             forget(shared.layout, spec.key.id)
@@ -319,7 +320,9 @@ class Attempt:
             self._read_back(finished, sha256)
         if self.spec.sha256 is None:
             note_committed(self._shared.layout, self.spec.key, sha256)
-        fresh = blobs.commit(self._shared.layout, finished, sha256)
+        fresh = blobs.place(self._shared.layout, finished, sha256)
+        self.placed_bytes = self.size if fresh else 0
+        blobs.settle(self._shared.layout, finished, sha256)
         if self.spec.sha256 is not None:
             forget(self._shared.layout, self.spec.key.id)
         return Verified(sha256, self.size, fresh)

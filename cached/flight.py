@@ -78,16 +78,15 @@ class Flight:
         self.result: Future[Verified] = Future()
         self.not_before = 0.0  # on the monotonic clock
         self.last_error: HoldfastError | None = None
+        self.placed_bytes = 0  # as in `Attempt`, once there is a result
         self._locate = locate
         self._carrier = carrier
         self._lock = threading.Lock()
         self._attempt: Attempt | None = None
         self._stream = False
         self._target: tuple[Target, float] | None = None
-        self._failures = 0
+        self._failures = self._bad_responses = self._wrong_digests = 0
         self._located_again = False
-        self._bad_responses = 0
-        self._wrong_digests = 0
         self._received = 0
         self._started: float | None = None
         self._cancelled = False
@@ -178,7 +177,8 @@ class Flight:
             attempt = Attempt(self.spec, self._carrier, stream=self._stream)
             self._attempt = attempt
             self._received = attempt.resumed_bytes
-        attempt.outcome.add_done_callback(self._ended)  # not within: one that is over by now calls back at once
+        # Not within the lock: one that is over by now calls back at once.
+        attempt.outcome.add_done_callback(lambda _: self._ended(attempt))
         self._carrier.changed()  # it has segments for others now
         return attempt
 
@@ -332,13 +332,14 @@ class Flight:
             attempt.fail(NoRanges())
         self._carrier.changed()
 
-    def _ended(self, outcome: Future[Verified]) -> None:
-        error = outcome.exception()
+    def _ended(self, attempt: Attempt) -> None:
+        self.placed_bytes = attempt.placed_bytes
+        error = attempt.outcome.exception()
         if error is None:
             if self._started is not None:
                 self._carrier.observer.fetched(self.spec.kind, time.monotonic() - self._started)
             self.last_error = None
-            self._settle(outcome.result())
+            self._settle(attempt.outcome.result())
             return
         with self._lock:
             self._attempt = None

@@ -159,7 +159,7 @@ class Flights:
             assert allotment is not None
             flight = Flight(spec, locate, allotment, self._workers, priority)
             entry = _Entry(flight, allotment, asyncio.wrap_future(flight.result))
-            entry.result.add_done_callback(lambda result: self._over(spec.key.id, allotment, result))
+            entry.result.add_done_callback(lambda _: self._over(spec.key.id))
             self._entries[spec.key.id] = entry
             self._workers.submit(flight)
         entry.waiters[who] = priority
@@ -207,12 +207,11 @@ class Flights:
             entry.flight.priority = min(entry.waiters.values())
         self._workers.changed()
 
-    def _over(self, id_: str, allotment: Allotment, result: asyncio.Future[Verified]) -> None:
-        del self._entries[id_]
-        if result.exception() is None:
-            allotment.settle(result.result().size if result.result().fresh else 0, 0)
-        else:
-            allotment.settle(0, allocated_bytes(self._layout.ingest / id_))
+    def _over(self, id_: str) -> None:
+        entry = self._entries.pop(id_)
+        failed = entry.result.exception() is not None
+        left = allocated_bytes(self._layout.ingest / id_) if failed else 0
+        entry.allotment.settle(entry.flight.placed_bytes, left)
 
 
 def _files_made(specs: Collection[BlobSpec]) -> int:

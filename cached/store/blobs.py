@@ -30,23 +30,35 @@ def size(layout: Layout, sha256: str) -> int | None:
 
 
 def commit(layout: Layout, finished: Path, sha256: str) -> bool:
-    """Rename a finished, synced file into its place; where the blob is there already, just delete the new copy.
+    """Rename a finished, synced file into its place, durably; where the blob is there already, delete the new copy.
 
     Returns whether the blob is new. The caller has compared the sha256 of the bytes with `sha256`.
     """
+    fresh = place(layout, finished, sha256)
+    settle(layout, finished, sha256)
+    return fresh
+
+
+def place(layout: Layout, finished: Path, sha256: str) -> bool:
+    """The first half of `commit`: whoever accounts for the disk counts a new blob from here on, synced or not."""
     target = layout.blob(sha256)
     try:
         durable.make_dir(target.parent, durable.PRIVATE_DIR_MODE)
         with _one_at_a_time:
-            fresh = not target.exists()
-            if fresh:
+            if not target.exists():
                 os.rename(finished, target)
-        if fresh:
-            durable.fsync_dir(target.parent)
-            durable.fsync_dir(finished.parent)
-        else:
-            durable.unlink(finished)
-        return fresh
+                return True
+        durable.unlink(finished)
+    except OSError as error:
+        raise durable.disk_error(error, f"committing blob {sha256}") from error
+    return False
+
+
+def settle(layout: Layout, finished: Path, sha256: str) -> None:
+    """The second half of `commit`: make the rename durable."""
+    try:
+        durable.fsync_dir(layout.blob(sha256).parent)
+        durable.fsync_dir(finished.parent)
     except OSError as error:
         raise durable.disk_error(error, f"committing blob {sha256}") from error
 

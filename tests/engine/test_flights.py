@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import hashlib
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -14,6 +17,7 @@ from cached.contract.errors import HoldfastError, Permanent
 from cached.flight import Flight
 from cached.flights import Flights
 from cached.ledger import DiskSpace, Ledger, NoSpace
+from cached.store import blobs, durable
 from cached.wire.cancel import Cancelled
 from cached.wire.settings import HttpSettings
 from tests.engine.parts import MIB, Engine, Hold, check_committed, http, noise, open_engine, spec_of
@@ -118,6 +122,29 @@ async def test_a_failure_gives_the_space_back(
         assert error.code == code
         assert table.accounts() == (0, 0, 0)
         assert table.ledger.use().free == _CAPACITY
+
+
+@pytest.mark.parametrize("promised", [True, False])
+async def test_a_blob_that_the_disk_takes_and_does_not_sync(
+    tmp_path: Path, origin: HostileOrigin, monkeypatch: pytest.MonkeyPatch, promised: bool
+) -> None:
+    """Where the disk fails after a blob got its name, the flight fails and the ledger counts it as the disk does."""
+    data, sync = noise()[: 5 * MIB + 1], durable.fsync_dir
+    url = origin.put("/f", data, etag='"v1"')
+    async with tables(tmp_path / "root") as table:
+
+        def failing(path: Path) -> None:
+            if path.parent == table.engine.layout.blobs:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            sync(path)
+
+        monkeypatch.setattr(durable, "fsync_dir", failing)
+        spec = spec_of(data) if promised else spec_of(data, sha256=None)
+        error = await _ended(table.join(spec, url, "a")[1])
+        assert isinstance(error, HoldfastError)
+        assert error.code == "disk"
+        assert blobs.has(table.engine.layout, hashlib.sha256(data).hexdigest())
+        assert table.accounts() == (len(data), 0, 0)
 
 
 async def test_a_partial_blob_is_dying_until_it_is_resumed(tmp_path: Path, origin: HostileOrigin) -> None:

@@ -258,6 +258,7 @@ class Bytes:
             ingest.note_committed(self._layout, flight.spec.key, blob.sha256)
         os.truncate(folder / "data", blob.size)
         fresh = blobs.commit(self._layout, folder / "data", blob.sha256)
+        flight.placed_bytes = blob.size if fresh else 0
         if flight.spec.sha256 is not None:
             ingest.forget(self._layout, flight.spec.key.id)
         self._disk.changed()
