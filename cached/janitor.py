@@ -205,11 +205,13 @@ class Janitor:
 
     async def sweep(self) -> int:
         """Delete blobs that nothing links and partial blobs, except what versions under way claim, and the quarantine;
-        returns the bytes given back."""
+        returns the bytes given back. What went before the disk refused is given back too."""
         async with self._turn:
             swept = await self._do(removal.sweep, self._layout, self.claims)
             self._give_back(swept.committed)
             self._ledger.trash_deleted(swept.dying)
+            if swept.trouble is not None:
+                raise swept.trouble
             return swept.committed + swept.dying
 
     def tell(self) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cached.contract.digest import Digest, is_hex
+from cached.contract.errors import HoldfastError
 from cached.contract.layout import Layout
 from cached.contract.lease import take_exclusive
 from cached.contract.manifest import Manifest
@@ -24,10 +25,12 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Swept:
-    """Bytes given back: by committed blobs, and by what was dying (partial blobs, the quarantine)."""
+    """Bytes given back: by committed blobs, and by what was dying (partial blobs, the quarantine); and what ended the
+    sweep early, if anything did."""
 
     committed: int
     dying: int
+    trouble: HoldfastError | None = None
 
 
 def evict(layout: Layout, ref: ModelRef, digest: Digest, manifest: Manifest | None, claims: Claims) -> int | None:
@@ -65,6 +68,7 @@ def delete_unnamed(layout: Layout, digest: Digest, manifest: Manifest, claims: C
 def sweep(layout: Layout, claims: Claims) -> Swept:
     """Delete blobs that no snapshot links and partial blobs, except what is claimed; and the quarantine."""
     committed = dying = 0
+    trouble: HoldfastError | None = None
     try:
         for name in sorted(os.listdir(layout.trash)):
             _delete_trash(layout.trash / name)
@@ -73,16 +77,17 @@ def sweep(layout: Layout, claims: Claims) -> Swept:
                 if is_hex(name):
                     committed += _remove_unclaimed(layout, name, claims)
         for name in sorted(os.listdir(layout.ingest)):
-            with claims.deciding():
-                if not claims.has_partial(name):
-                    dying += ingest.allocated_bytes(layout.ingest / name)
-                    ingest.forget(layout, name)
+            dying += _forget_unclaimed(layout, name, claims)
         for name in sorted(os.listdir(layout.quarantine)):
-            dying += os.lstat(layout.quarantine / name).st_size
+            size = os.lstat(layout.quarantine / name).st_size
             durable.unlink(layout.quarantine / name)
+            dying += size
     except OSError as error:
-        raise durable.disk_error(error, "sweeping") from error
-    return Swept(committed, dying)
+        trouble = durable.disk_error(error, "sweeping")
+        trouble.__cause__ = error
+    except HoldfastError as error:
+        trouble = error
+    return Swept(committed, dying, trouble)
 
 
 def _delete(layout: Layout, digest: Digest, manifest: Manifest, claims: Claims) -> int:
@@ -98,6 +103,15 @@ def _delete_trash(path: Path) -> None:
         snapshots.delete_trash(path)
     except PermissionError as error:
         _log.warning("cannot delete %s, tried again later: %s", path, error)
+
+
+def _forget_unclaimed(layout: Layout, id_: str, claims: Claims) -> int:
+    with claims.deciding():
+        if claims.has_partial(id_):
+            return 0
+        size = ingest.allocated_bytes(layout.ingest / id_)
+        ingest.forget(layout, id_)
+        return size
 
 
 def _remove_unclaimed(layout: Layout, sha256: str, claims: Claims) -> int:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from cached.contract.errors import HoldfastError
 from cached.contract.reference import ModelRef
 from cached.contract.status import State
+from cached.store import ingest
+from cached.store.durable import disk_error
 from tests.eviction.node import ORIGIN, UNIT, Blob, Limits, Node, fake_time, manifest_of, refused
 
 REF = ModelRef("a", "v1")
@@ -67,3 +72,25 @@ def test_a_failure_is_tried_again_ever_more_rarely(node: Node) -> None:
             node.turn()
         waited.append(round(node.clock.now - before))
     assert waited == [300, 600, 1200, 2400, 3600, 3600]
+
+
+def test_a_sweep_that_the_disk_stops_counts_what_it_took(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the disk refuses one deletion of a sweep that is told, and what went before is free all the same."""
+    blob, partial = node.layout.blob(CONTENT[0].sha256), node.layout.ingest / "f"
+    node.crash()
+    blob.parent.mkdir()
+    blob.write_bytes(bytes(2 * UNIT))
+    partial.mkdir()
+    (partial / "data").write_bytes(bytes(UNIT))
+    node.boot(Limits(None, 1.0, 1.0))
+    assert (node.ledger.use().used, node.ledger.use().dying) == (2 * UNIT, UNIT)
+
+    def refuse(*_: object) -> None:
+        raise disk_error(OSError(errno.EIO, os.strerror(errno.EIO)), "deleting")
+
+    monkeypatch.setattr(ingest, "forget", refuse)
+    with pytest.raises(HoldfastError, match="deleting"):
+        node.begin(node.scheduler.sweep())
+        _work_off(node)
+    assert not blob.exists()
+    assert (node.ledger.use().used, node.ledger.use().dying) == (0, UNIT)
