@@ -48,13 +48,15 @@ class HttpTarget:
     """A ranged GET: `url` with `headers` (these may carry credentials and go to that origin only).
 
     `if_match`: a strong ETag sent as `If-Match` with every range; `if_unmodified_since`: an HTTP date, where there is
-    no strong ETag. Both None where the URL itself is immutable.
+    no strong ETag. Both None where the URL itself is immutable. `chosen_by`: the URL that redirected to `url`, where
+    the source followed that itself; None where it was told to ask there.
     """
 
     url: str = field(repr=False)
     headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)
     if_match: str | None = None
     if_unmodified_since: str | None = None
+    chosen_by: str | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

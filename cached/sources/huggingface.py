@@ -223,9 +223,9 @@ class _Hub:
             raise bad_response(asked, "a location that is no http(s) URL")
         if _origin(location)[0] == "http" and _origin(self.endpoint)[0] == "https":
             raise insecure(asked)
-        if self.token is None or _origin(location) != _origin(self.endpoint):
-            return HttpTarget(location)
-        return HttpTarget(location, (("Authorization", f"Bearer {self.token}"),))
+        if _origin(location) != _origin(self.endpoint):
+            return HttpTarget(location, chosen_by=self.endpoint)
+        return self._own(location)
 
     def _url(self, file: RemoteFile) -> str:
         commit, _, path = file.key.partition(":")

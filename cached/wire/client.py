@@ -10,7 +10,7 @@ import contextlib
 import http.client
 import re
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from cached.contract.errors import Permanent, Transient
 from cached.sources.base import HttpTarget
@@ -31,7 +31,7 @@ from cached.wire.pool import IdlePool, Route
 from cached.wire.refusals import refusal
 from cached.wire.settings import HttpSettings
 from cached.wire.stream import Deadline, StallClock, Stream
-from cached.wire.urls import Address, display_url, next_hop
+from cached.wire.urls import Address, Origin, display_url, next_hop
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 # Some servers know no HEAD, and a URL that is signed for GET refuses it.
@@ -117,7 +117,7 @@ class HttpClient:
 
     def look(self, target: HttpTarget, cancellation: Cancellation) -> Response:
         """The head of an answer to HEAD, whatever its status; a redirect is not followed but given. Raises as `ask`."""
-        address = Address.parse(target.url)
+        address = _address(target)
         own = self._own_headers(address, target)
         exchange = self._ask(address, _Request("HEAD", Asked(0, None), target), own, cancellation)
         exchange.keep(self._pool, cancellation)
@@ -174,7 +174,7 @@ class HttpClient:
 
     def _follow(self, request: _Request, cancellation: Cancellation) -> Exchange:
         """Ask, and go where redirects lead."""
-        address = Address.parse(request.target.url)
+        address = _address(request.target)
         own: tuple[tuple[str, str], ...] = self._own_headers(address, request.target)
         seen = {address.url}
         while True:
@@ -223,7 +223,7 @@ class HttpClient:
     ) -> Exchange:
         """One request and the head of its answer, on a kept connection or a new one."""
         cancellation.check()
-        route = Route(address.origin, self._connector.proxy_of(address.origin))
+        route = Route(address.origin, self._connector.proxy_of(address.origin), _led_by(address))
         data = self._encode(address, route, request, own)
         kept = self._pool.take(route)
         if kept is not None:
@@ -233,7 +233,7 @@ class HttpClient:
                 # The server closed it while it was idle, as it may: no fault, so no attempt is counted for it.
                 cancellation.check()
         try:
-            stream = self._connector.open(address.origin, address.chosen_by, cancellation)
+            stream = self._connector.open(address.origin, route.chosen_by, cancellation)
             return self._talk(stream, data, address, route, cancellation)
         except _Stale as error:
             where = display_url(address.url)
@@ -278,6 +278,17 @@ class HttpClient:
                 raise Permanent("bad_header", f"the header {name!r} cannot be sent", "check the source's credentials")
         resource = address.url if via_proxy else address.resource
         return "\r\n".join([f"{request.method} {resource} HTTP/1.1", *lines, "", ""]).encode("latin-1")
+
+
+def _address(target: HttpTarget) -> Address:
+    address = Address.parse(target.url)
+    return replace(address, chosen_by=None if target.chosen_by is None else Address.parse(target.chosen_by).origin)
+
+
+def _led_by(address: Address) -> Origin | None:
+    """Which other host's redirects led here."""
+    by = address.chosen_by
+    return None if by is None or by.host == address.origin.host else by
 
 
 def _whole(exchange: Exchange, body: Body, limit_bytes: int) -> Response:

@@ -67,7 +67,7 @@ class Connector:
     def open(self, origin: Origin, chosen_by: Origin | None, cancellation: Cancellation) -> Stream:
         """Connect to `origin`, with TLS if it is https; raises `Transient`, `Permanent` or `Cancelled`.
 
-        `chosen_by`: who redirected here, if anybody did: not every address is then connected to. The stream is
+        `chosen_by`: which other host redirected here, if one did: not every address is then connected to. The stream is
         attached to `cancellation`.
         """
         proxy = self.proxy_of(origin)
@@ -77,7 +77,7 @@ class Connector:
         held: list[socket.socket] = []
         try:
             addresses = _resolve(proxy.origin if proxy else origin)
-            if chosen_by is not None and chosen_by.host != origin.host:
+            if chosen_by is not None:
                 _check_inward(origin, chosen_by, [] if proxy else addresses)
             held = [_dial(addresses, self._settings.connect_timeout_s, cancellation)]
             if origin.scheme == "https":

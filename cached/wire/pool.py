@@ -19,10 +19,12 @@ _MAX_IDLE_S = 60.0  # most servers and load balancers give up at 60 to 75 s
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """What a connection leads to: one to another origin, or through another proxy, is never taken for it."""
+    """What a connection leads to: one to another origin, or through another proxy, is never taken for it, nor one that
+    somebody else's redirect may not have opened."""
 
     origin: Origin
     proxy: Proxy | None
+    chosen_by: Origin | None
 
 
 class IdlePool:

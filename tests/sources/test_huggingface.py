@@ -198,7 +198,7 @@ async def test_every_located_file_has_the_promised_bytes(hub: FakeHub, model: Pa
 async def test_the_token_goes_to_the_hub_and_nowhere_else(
     hub: FakeHub, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A file that the Hub serves itself is asked for with the token, one at the CDN without."""
+    """A file that the Hub serves itself is asked for with the token, one at the CDN without, as what the Hub led to."""
     hub.tokens.add(TOKEN)
     hub.add(NAME, model, Access.PRIVATE).granted.add(TOKEN)
     monkeypatch.setenv("HF_TOKEN", TOKEN)
@@ -209,6 +209,7 @@ async def test_the_token_goes_to_the_hub_and_nowhere_else(
     assert small.url.startswith(hub.endpoint)
     assert large.headers == ()
     assert large.url.startswith(hub.cdn)
+    assert (small.chosen_by, large.chosen_by) == (None, hub.endpoint)
     assert read(small) == (200, CONFIG)
     assert read(large) == (200, WEIGHTS)
     assert hub.violations == []

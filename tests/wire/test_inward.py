@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 
 from cached.contract.errors import Permanent
+from cached.sources.base import HttpTarget
+from cached.wire.cancel import Cancellation
 from cached.wire.client import HttpClient
 from cached.wire.inward import is_inward
 from tests.wire.faults import Redirect
@@ -73,6 +75,27 @@ def test_a_redirect_from_elsewhere_to_this_machine_is_refused(
     assert isinstance(error, Permanent) and error.code == "insecure_redirect"
     assert "models.example" in error.message and place in error.message
     assert [seen.path for seen in origin.requests] == ["/a"]
+
+
+def test_a_kept_connection_opens_no_other_way(client: HttpClient, origin: HostileOrigin, far_away: str) -> None:
+    """A service of this machine that a source of its own may ask stays closed to the redirects of others."""
+    origin.put("/secret", b"credentials")
+    assert get(client, f"http://127.0.0.1:{origin.port}/secret") == b"credentials"
+    origin.script("/a", Redirect(f"http://127.0.0.1:{origin.port}/secret"))
+    assert error_of(client, f"{far_away}/a").code == "insecure_redirect"
+    assert [seen.path for seen in origin.requests] == ["/secret", "/a"]
+
+
+def test_a_place_that_a_source_was_led_to_is_judged_as_a_redirect(
+    client: HttpClient, origin: HostileOrigin, far_away: str
+) -> None:
+    """Where a source has read a redirect itself, whoever it came from counts as if it had been followed."""
+    origin.put("/secret", b"credentials")
+    inside = HttpTarget(f"http://127.0.0.1:{origin.port}/secret", chosen_by=f"{far_away}/a")
+    with pytest.raises(Permanent) as refused:
+        client.fetch(inside, 100, Cancellation())
+    assert refused.value.code == "insecure_redirect"
+    assert origin.requests == []
 
 
 def test_several_hops_do_not_launder_a_redirect(client: HttpClient, origin: HostileOrigin, far_away: str) -> None:
