@@ -69,7 +69,9 @@ class LocalSource:
     def _manifest(self) -> Manifest | None:
         path = self._base / MANIFEST_NAME
         try:
-            with path.open("rb") as opened:
+            os.lstat(path)
+            real = look_inside(self._base, MANIFEST_NAME).real
+            with open(os.open(real, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as opened:
                 return Manifest.parse(opened.read(MAX_MANIFEST_BYTES + 1))
         except FileNotFoundError:
             return None

@@ -1,10 +1,12 @@
 """A local file (also NFS or a mounted volume) with the interface of an HTTP body.
 
-Law: reads only; a file that changed since it was listed is noticed at every range, before it and after it.
+Law: reads only; a file that changed since it was listed is noticed at every range, before it and after it. What took
+its place, a link or a pipe, is neither followed nor waited for.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 from types import TracebackType
 
@@ -17,14 +19,13 @@ class LocalBody:
 
     def __init__(self, target: LocalTarget, offset: int, length: int | None) -> None:
         try:
-            self._descriptor = os.open(target.path, os.O_RDONLY | os.O_CLOEXEC)
+            self._descriptor = os.open(target.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
         except OSError as error:
             raise _local_error(error, target) from error
-        found = os.fstat(self._descriptor)
-        self._validator = target.validator or _validator(found)
         self._target = target
+        self._validator = target.validator
         try:
-            self._check_unchanged()
+            found = self._look()
         except HoldfastError:
             self.close()
             raise
@@ -51,7 +52,7 @@ class LocalBody:
             filled += count
             self._position += count
         if self._position == self._end:
-            self._check_unchanged()  # nor while it was read
+            self._look()  # nor did it change while it was read
         return filled
 
     @property
@@ -71,14 +72,21 @@ class LocalBody:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
 
-    def _check_unchanged(self) -> None:
-        found = _validator(os.fstat(self._descriptor))
-        if found != self._validator:
-            raise Transient(
-                "source_changed",
-                f"{self._target.path}: changed since it was listed (expected {self._validator}, found {found})",
-                "publish a changed model as a new version",
-            )
+    def _look(self) -> os.stat_result:
+        """Look at the open file; raises where it is not the one that was listed, or as it was at the first look."""
+        try:
+            found = os.fstat(self._descriptor)
+        except OSError as error:
+            raise _local_error(error, self._target) from error
+        self._validator = self._validator or _validator(found)
+        if _validator(found) != self._validator:
+            raise _changed(self._target, f"expected {self._validator}, found {_validator(found)}")
+        return found
+
+
+def _changed(target: LocalTarget, how: str) -> Transient:
+    problem = f"{target.path}: changed since it was listed ({how})"
+    return Transient("source_changed", problem, "publish a changed model as a new version")
 
 
 def _validator(found: os.stat_result) -> str:
@@ -90,4 +98,6 @@ def _local_error(error: OSError, target: LocalTarget) -> HoldfastError:
         return Permanent("not_found", f"{target.path}: no such file", "check the source's path and its mount")
     if isinstance(error, PermissionError):
         return Permanent("forbidden", f"{target.path}: {error.strerror}", "let the daemon's user read the source")
+    if error.errno == errno.ELOOP:
+        return _changed(target, "it is a symlink now")
     return Transient("read", f"{target.path}: {error.strerror or error}", "check the file system the source is on")

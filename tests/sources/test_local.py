@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import socket
@@ -112,6 +113,20 @@ async def test_a_manifest_that_is_none_is_refused(tmp_path: Path) -> None:
     put(tmp_path / "w.bin")
     put(tmp_path / "holdfast.json", b"{}")
     assert (await refusal(tmp_path)).code == "invalid_manifest"
+
+
+async def test_a_manifest_is_a_plain_file_of_the_folder(tmp_path: Path) -> None:
+    """A `holdfast.json` that is a link out of the folder, or a pipe that nobody writes to, is refused, not opened."""
+    outside = put(tmp_path / "secret", b"the node's own")
+    put(tmp_path / "m" / "w.bin")
+    manifest = tmp_path / "m" / "holdfast.json"
+    manifest.symlink_to(outside)
+    error = await refusal(tmp_path / "m")
+    assert error.code == "bad_file" and str(manifest) in error.message
+    manifest.unlink()
+    os.mkfifo(manifest)
+    async with asyncio.timeout(10):
+        assert (await refusal(tmp_path / "m")).code == "bad_file"
 
 
 async def test_an_unfinished_publish_is_no_version(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -77,6 +78,34 @@ def test_a_file_that_cannot_be_read(target: LocalTarget) -> None:
     assert _code(target) == ("not_found", True)
     target.path.mkdir()
     assert _code(LocalTarget(target.path, "")) == ("read", False)
+
+
+def test_what_stands_in_a_files_place_is_not_read(target: LocalTarget, tmp_path: Path) -> None:
+    """A link or a pipe that took the file's place since it was listed is refused at once: neither followed nor waited
+    for."""
+    target.path.rename(tmp_path / "moved")
+    target.path.symlink_to(tmp_path / "moved")
+    assert _code(target) == ("source_changed", False)
+    target.path.unlink()
+    os.mkfifo(target.path)
+    assert _code(target) == ("source_changed", False)
+
+
+@pytest.mark.parametrize("looks", [0, 1])
+def test_a_server_that_forgets_the_file(target: LocalTarget, monkeypatch: pytest.MonkeyPatch, looks: int) -> None:
+    """A network file system whose handle goes stale, by the first look or the last, is worth another try."""
+    answers, before = [target.path.stat()] * looks, os.listdir("/proc/self/fd")
+
+    def fstat(_descriptor: int) -> os.stat_result:
+        if answers:
+            return answers.pop()
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    with monkeypatch.context() as patched, pytest.raises(HoldfastError) as caught:
+        patched.setattr(os, "fstat", fstat)
+        _read(LocalBody(target, 0, None), len(DATA))
+    assert (caught.value.code, caught.value.permanent) == ("read", False)
+    assert os.listdir("/proc/self/fd") == before
 
 
 def test_no_descriptor_stays(target: LocalTarget) -> None:
