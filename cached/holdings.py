@@ -47,10 +47,14 @@ class Holdings:
 
     def add(self, ref: ModelRef, digest: Digest, manifest: Manifest) -> None:
         """A version was published."""
+        self.add_snapshot(digest, manifest)
         self.models[ref] = digest
+        self.last_used[ref] = time.monotonic()
+
+    def add_snapshot(self, digest: Digest, manifest: Manifest) -> None:
+        """A snapshot is there, whether or not a name points at it."""
         self.manifests[digest] = manifest
         self.blobs[digest] = manifest.blob_sizes()
-        self.last_used[ref] = time.monotonic()
 
     def used(self, ref: ModelRef) -> None:
         """A pod of this node wants the version now."""
@@ -81,7 +85,7 @@ class Holdings:
         return self.manifests[self.models[ref]].total_bytes
 
     def unnamed(self) -> list[Digest]:
-        """Snapshots that no name points at: what a crash between two steps leaves."""
+        """Snapshots that no name points at: what a crash, or a disk that fails, leaves between two steps."""
         return sorted(set(self.manifests) - set(self.models.values()))
 
     def saw_leases(self, leased: frozenset[Digest]) -> None:

@@ -77,7 +77,12 @@ class Janitor:
         blobs) that said which they are. Once begun it goes through, cancelled or not."""
         async with self._turn:
             self._root.check()
-            digest = await self._blocking.finish(_publish, self._layout, ref, manifest, notes())
+            try:
+                digest = await self._blocking.finish(_publish, self._layout, ref, manifest, notes())
+            except BaseException:  # a snapshot that the disk refused its name is known too, or nobody would sweep it
+                if snapshots.is_there(self._layout, manifest.digest):
+                    self._holdings.add_snapshot(manifest.digest, manifest)
+                raise
             self._holdings.add(ref, digest, manifest)
             self.tell()
             return digest
@@ -134,7 +139,10 @@ class Janitor:
         """
         async with self._turn:
             bad, replaced = await self._do(blobs.quarantine, self._layout, sha256)
-            self._ledger.moved_to_trash(bad)
+            # The blob as it was counted, its remains as they are: whoever spoiled it may have cut or deleted it.
+            counted = next((sizes[sha256] for sizes in self._holdings.blobs.values() if sha256 in sizes), bad)
+            self._ledger.found_dying(bad)
+            self._ledger.lost(counted)
             self._ledger.trash_deleted(replaced)
             gone: list[ModelRef] = []
             for digest in [digest for digest, sizes in self._holdings.blobs.items() if sha256 in sizes]:

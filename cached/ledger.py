@@ -126,12 +126,12 @@ class Ledger:
             self._dying = max(0, self._dying - size)
 
     def found_dying(self, size: int) -> None:
-        """A partial blob that is left behind takes `size` bytes more than were reserved for it: its last block."""
+        """`size` bytes more are dying than was known: the last block of a partial blob, or a blob that went bad."""
         with self._lock:
             self._dying += size
 
     def lost(self, size: int) -> None:
-        """`size` committed bytes were deleted by somebody else."""
+        """`size` committed bytes were deleted by somebody else, or went bad."""
         with self._lock:
             self._committed = max(0, self._committed - size)
 

@@ -52,6 +52,11 @@ def publish(layout: Layout, manifest: Manifest, verified_at: str) -> Digest:
     return digest
 
 
+def is_there(layout: Layout, digest: Digest) -> bool:
+    """Tell whether there is a snapshot of this digest, named or not."""
+    return os.path.exists(layout.public.snapshot(digest).path)
+
+
 def point(layout: Layout, ref: ModelRef, digest: Digest) -> None:
     """Make `models/<name>/<version>` name the snapshot of `digest`, atomically."""
     link = layout.public.model_link(ref)

@@ -12,7 +12,7 @@ import pytest
 from cached.contract.errors import HoldfastError
 from cached.contract.reference import ModelRef
 from cached.contract.status import State
-from cached.store import ingest
+from cached.store import ingest, snapshots
 from cached.store.durable import disk_error
 from tests.eviction.node import ORIGIN, UNIT, Blob, Limits, Node, fake_time, manifest_of, refused
 
@@ -34,12 +34,17 @@ def node(tmp_path: Path) -> Iterator[Node]:
 
 
 def _work_off(node: Node) -> None:
+    node.turn()
     while node.jobs.waiting or node.bytes.flights:
         if node.jobs.waiting:
             node.do_job(0)
         else:
             node.bytes.finish(node.bytes.flights[0], CONTENT[0])
             node.turn()
+
+
+def _refuse(*_: object) -> None:
+    raise disk_error(OSError(errno.EIO, os.strerror(errno.EIO)), "a disk that fails")
 
 
 def test_called_off_before_it_began(node: Node) -> None:
@@ -85,12 +90,47 @@ def test_a_sweep_that_the_disk_stops_counts_what_it_took(node: Node, monkeypatch
     node.boot(Limits(None, 1.0, 1.0))
     assert (node.ledger.use().used, node.ledger.use().dying) == (2 * UNIT, UNIT)
 
-    def refuse(*_: object) -> None:
-        raise disk_error(OSError(errno.EIO, os.strerror(errno.EIO)), "deleting")
-
-    monkeypatch.setattr(ingest, "forget", refuse)
-    with pytest.raises(HoldfastError, match="deleting"):
+    monkeypatch.setattr(ingest, "forget", _refuse)
+    with pytest.raises(HoldfastError, match="a disk that fails"):
         node.begin(node.scheduler.sweep())
         _work_off(node)
     assert not blob.exists()
     assert (node.ledger.use().used, node.ledger.use().dying) == (0, UNIT)
+
+
+def test_a_snapshot_that_never_got_its_name_goes(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the disk refuses the name of a version that nobody wants any more by then, its snapshot is swept."""
+    with monkeypatch.context() as full:
+        full.setattr(snapshots, "point", _refuse)
+        node.scheduler.pull(REF, None)
+        _work_off(node)
+        status = node.board.get(REF)
+        assert status is not None and status.error is not None and status.error.code == "disk"
+        node.use_catalog("models: {}")
+        node.turn()
+    node.begin(node.scheduler.sweep())
+    _work_off(node)
+    assert list(node.layout.public.snapshots.iterdir()) == []
+    assert (node.committed(), node.ledger.use().used) == ({}, 0)
+
+
+def test_a_blob_that_is_gone_is_counted_no_more(node: Node) -> None:
+    """Where the scrub finds that somebody deleted a blob, the account has it once: as what was fetched instead."""
+    node.scheduler.pull(REF, None)
+    _work_off(node)
+    node.layout.blob(CONTENT[0].sha256).unlink()
+    node.begin(node.scheduler.lost_blob(CONTENT[0].sha256))
+    _work_off(node)
+    assert node.holdings.models.keys() == {REF}
+    assert node.ledger.use().used == sum(node.committed().values()) == CONTENT[0].size
+
+
+def test_a_blob_that_has_grown_is_taken_out_of_use(node: Node) -> None:
+    """Where the scrub finds that somebody wrote to a blob, the account loses what it had, and gains what is there."""
+    node.scheduler.pull(REF, None)
+    _work_off(node)
+    os.truncate(node.layout.blob(CONTENT[0].sha256), 5 * UNIT)
+    node.begin(node.scheduler.lost_blob(CONTENT[0].sha256))
+    _work_off(node)
+    use = node.ledger.use()
+    assert (use.used, use.dying) == (CONTENT[0].size, 5 * UNIT)
