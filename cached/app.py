@@ -68,10 +68,7 @@ _UNFINISHED = frozenset({State.QUEUED, State.RESOLVING, State.FETCHING, State.VE
 def main(argv: Sequence[str]) -> int:
     """`holdfast daemon`."""
     config = parse_config(argv)
-    logging.basicConfig(
-        level=config.log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s"
-    )
-    logging.getLogger("botocore").setLevel(logging.WARNING)  # it says at every start where it found credentials
+    _log_to_stderr(logging.getLevelNamesMapping()[config.log_level.upper()])
     sys.setswitchinterval(_SWITCH_S)
     os.umask(0o022)  # folders get their modes as they are made: a crash finds none with another
     ending = Ending(_PATIENCE_S, partial(_leave, Layout(config.root)))
@@ -82,6 +79,15 @@ def main(argv: Sequence[str]) -> int:
         sys.stderr.write(f"holdfast daemon: {error}\n")
         return EXIT_FAILED
     return EXIT_DONE
+
+
+def _log_to_stderr(level: int) -> None:
+    """Log what is ours from `level` on, and of libraries what is wrong and no more: looking for credentials, the S3
+    one writes down what it was answered."""
+    form = "%(asctime)s %(levelname)s %(message)s"
+    logging.basicConfig(level=max(level, logging.WARNING), stream=sys.stderr, format=form)
+    for ours in ("cached", _log.name):
+        logging.getLogger(ours).setLevel(level)
 
 
 def _leave(layout: Layout, why: str) -> None:

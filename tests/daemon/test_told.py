@@ -10,7 +10,7 @@ from pathlib import Path
 
 from cached.contract.reference import ModelRef
 from cached.contract.status import State, parse_timestamp
-from tests.support.daemon import DaemonProcess, model, prefetched, publish_files, write_files
+from tests.support.daemon import DaemonProcess, daemon_process, model, prefetched, publish_files, write_files
 from tests.wire.faults import Status
 from tests.wire.origin import HostileOrigin
 
@@ -132,6 +132,21 @@ def test_a_sources_credentials_are_told_to_nobody(daemon: DaemonProcess, origin:
     sent = [seen.headers.get("authorization") for seen in origin.requests if seen.path == "/good/a.bin"]
     assert sent
     assert all(value is not None and value.startswith("Basic ") for value in sent)
+
+
+def test_where_credentials_come_from_is_not_told(tmp_path: Path, origin: HostileOrigin) -> None:
+    """What the S3 library is answered when it looks for credentials is in no log, however much is logged."""
+    origin.put("/role", b"no JSON, but s3cr3t")
+    environment = {
+        "AWS_CONTAINER_CREDENTIALS_FULL_URI": origin.url("/role"),
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }
+    with daemon_process(tmp_path, "--log-level", "debug", environment=environment) as daemon:
+        daemon.write_catalog({"tiny": prefetched(f"s3://bucket/tiny/?endpoint_url={origin.url('/')}&region=r")})
+        daemon.start()
+        daemon.wait(lambda: bool(daemon.error(V1)), "an error")
+        assert [seen.path for seen in origin.requests][:1] == ["/role"]
+        assert "s3cr3t" not in daemon.log() + daemon.get("/v1/status")[1]
 
 
 def test_an_error_stays_told_while_it_is_tried_again(daemon: DaemonProcess, origin: HostileOrigin) -> None:
