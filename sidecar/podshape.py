@@ -56,19 +56,20 @@ def _check(where: str, value: object, shape: Any) -> None:
             if item is None:
                 raise _refuse(f"{where}[{index}]", "an object", item)
             _check(f"{where}[{index}]", item, shape[0])
-    elif shape is _TEXTS or isinstance(shape, dict):
+    elif shape is _TEXTS:
+        _check_texts(where, value)
+    elif isinstance(shape, dict):
         if not isinstance(value, dict):
             raise _refuse(where, "an object", value)
-        if shape is _TEXTS:
-            _check_texts(where, value)
-            return
         for key, inner in shape.items():
             _check(f"{where}.{key}", value.get(key), inner)
     elif not isinstance(value, shape) or isinstance(value, bool):
         raise _refuse(where, "text" if shape is _TEXT else "a number", value)
 
 
-def _check_texts(where: str, value: dict[str, object]) -> None:
+def _check_texts(where: str, value: object) -> None:
+    if not isinstance(value, dict):
+        raise _refuse(where, "an object", value)
     for key, text in value.items():
         if not isinstance(text, str):
             raise _refuse(f"{where}.{key[:100]}", "text", text)
