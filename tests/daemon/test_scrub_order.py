@@ -119,11 +119,14 @@ def test_the_scrub_waits_while_bytes_are_fetched(daemon: DaemonProcess, source: 
     assert daemon.stop() == 0
     daemon.write_catalog({"tiny": here, "other": coming})
     daemon.start("--scrub-rate", "1GiB/s", "--max-bandwidth", "1MiB/s")
-    # The first buffer of 4 MiB: four seconds, where a scrub would have begun after two.
-    daemon.wait(lambda: daemon.metric("holdfast_fetch_bytes_total") > 0, "a fetch under way")
-    assert daemon.metric("holdfast_scrub_bytes_total") == 0
+    daemon.wait(lambda: daemon.metric("holdfast_fetch_in_progress") > 0, "a fetch under way")
+    before = daemon.metric("holdfast_scrub_bytes_total")  # a slow start may have let it look once
+    # Two buffers of 4 MiB: eight seconds, where the scrub would have looked every two.
+    daemon.wait(lambda: daemon.metric("holdfast_fetch_bytes_total") > 4 * MIB, "a fetch that goes on")
+    assert daemon.metric("holdfast_scrub_bytes_total") <= before + len(SMALL)  # what it was at when the fetch began
+    before = daemon.metric("holdfast_scrub_bytes_total")
     daemon.write_catalog({"tiny": here})
-    daemon.wait(lambda: daemon.metric("holdfast_scrub_bytes_total") > 0, "the scrub")
+    daemon.wait(lambda: daemon.metric("holdfast_scrub_bytes_total") > before, "the scrub")
 
 
 @pytest.mark.parametrize("wish", ["auto", "require"])

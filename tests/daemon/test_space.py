@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 from collections.abc import Iterator
@@ -33,7 +34,11 @@ def _place(source: Path, name: str, mebibytes: int) -> dict[str, object]:
 
 
 def _blob_bytes(daemon: DaemonProcess) -> int:
-    return sum(path.stat().st_size for path in daemon.layout.blobs.rglob("*") if path.is_file())
+    held = 0
+    for path in daemon.layout.blobs.glob("*/*"):
+        with contextlib.suppress(FileNotFoundError):  # evicted meanwhile
+            held += path.stat().st_size
+    return held
 
 
 def _agrees(daemon: DaemonProcess) -> bool:

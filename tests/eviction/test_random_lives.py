@@ -480,6 +480,7 @@ def _live(examples: int, steps: int) -> None:
     )
 
 
+@pytest.mark.timeout(600)
 def test_random_lives() -> None:
     """Through any life of a node nothing used, pinned or leased goes, the budget holds, and what fits comes."""
     _live(150, 40)
