@@ -177,7 +177,14 @@ def restart(scenario: Scenario, on: Stage) -> None:
     on.daemon.write_catalog(scenario.catalog(on))
     on.daemon.start()
     on.daemon.wait(lambda: scenario.done(on), "what this scenario is about")
+    # By its own word first: the files may still be those of the life that was ended.
+    on.daemon.wait(lambda: scenario.wanted.keys() <= _settled_now(on), "all that is wanted")
     on.daemon.wait_ready(*scenario.wanted)
+
+
+def _settled_now(on: Stage) -> set[ModelRef]:
+    told = on.daemon.document()["models"]
+    return {ModelRef(each["model"], each["version"]) for each in told if each["state"] in ("ready", "failed")}
 
 
 def survive(scenario: Scenario, on: Stage, kept: Kept | None = None) -> None:
