@@ -139,7 +139,16 @@ class Fleet:
                 group.create_task(self._retire(self._retired.pop()))
 
     async def _look(self) -> list[Sighting]:
-        return await call_in_thread("look", lambda: look(self._settings))
+        bases = self._bases.values()
+        holdings = [base.holding for base in bases]
+        holdings += [attached.holding for base in bases for attached in base.adapters.values()]
+
+        def see() -> list[Sighting]:
+            for holding in holdings:
+                holding.follow()
+            return look(self._settings)
+
+        return await call_in_thread("look", see)
 
     async def _bring_about(self, sightings: list[Sighting]) -> None:
         """Load what is new, models before their adapters, and take out what nobody wants any more."""

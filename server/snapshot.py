@@ -46,6 +46,16 @@ class Holding:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
 
+    def follow(self) -> None:
+        """Hold the snapshot as it is now: one that went bad on the disk is made anew under its name. Raises `Permanent`
+        where the disk does not say."""
+        if self._lease is not None:
+            lease = SnapshotLayout(self.snapshot.path).lease
+            try:
+                self._lease.follow(lease)
+            except OSError as error:
+                raise Permanent("no_lease", f"{lease}: {error.strerror}", "check the node's disk and mount") from error
+
     def close(self) -> None:
         """Let the snapshot be removed. Calling it again does nothing."""
         if self._lease is not None:

@@ -30,6 +30,7 @@ from sidecar.waiting import Bell, Changes
 FIRST_PAUSE_S = 0.005
 LAST_PAUSE_S = 1.0
 TELL_EVERY_S = 0.1
+FOLLOW_EVERY_S = 5.0
 SILENCE_S = 10.0  # after which a model that no status speaks of is worth a hint
 
 
@@ -51,7 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         exits.tell(error, settings.termination_log)
         return exits.code_of(error)
     while not settings.once and bell.stopped_by is None:
-        bell.wait(None)
+        bell.wait(FOLLOW_EVERY_S)
+        gate.follow()
     return exits.READY
 
 
@@ -86,6 +88,16 @@ class Gate:
         self._narrator.line(
             f"open after {time.monotonic() - self._started:.2f} s; {_count(len(self._held), 'lease')} held"
         )
+
+    def follow(self) -> None:
+        """Hold the leases of the snapshots as they are now: one that went bad is made anew under its name."""
+        for want, held in self._held.items():
+            trouble = None
+            try:
+                held.lease.follow(held.snapshot.lease)
+            except OSError as error:
+                trouble = f"{want}: its lease cannot be looked at: {error}; looking again"
+            self._narrator.notice(f"lease {want}", trouble, f"{want}: its lease can be looked at again")
 
     def _look(self) -> bool:
         for want in self._settings.wanted:

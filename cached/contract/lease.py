@@ -21,6 +21,24 @@ class Lease:
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
 
+    def follow(self, path: Path) -> None:
+        """Lock the file that `path` names now, where it is another one: a snapshot that was made anew, because a file
+        of it rotted or was deleted, keeps its name and nothing else.
+
+        Where nothing is there, or an eviction has it, the lock stays what it was: look again. Raises OSError.
+        """
+        if self._descriptor < 0:
+            return
+        try:
+            if _same(os.fstat(self._descriptor), os.stat(path, follow_symlinks=False)):
+                return
+        except FileNotFoundError:
+            return
+        newer = take_shared(path)
+        if newer is not None:
+            self.close()
+            self._descriptor, newer._descriptor = newer._descriptor, -1
+
     def close(self) -> None:
         """Give the lease back. Calling it again does nothing."""
         if self._descriptor >= 0:
@@ -83,7 +101,11 @@ def _take(path: Path, kind: int) -> Lease | None:
     except BaseException:
         os.close(descriptor)
         raise
-    if (held.st_dev, held.st_ino) != (named.st_dev, named.st_ino):
+    if not _same(held, named):
         os.close(descriptor)
         return None
     return Lease(descriptor)
+
+
+def _same(one: os.stat_result, other: os.stat_result) -> bool:
+    return (one.st_dev, one.st_ino) == (other.st_dev, other.st_ino)

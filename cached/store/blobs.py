@@ -8,8 +8,10 @@ from __future__ import annotations
 import os
 import stat
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
+from cached.contract.digest import is_hex
 from cached.contract.layout import Layout
 from cached.store import durable, ingest
 
@@ -27,6 +29,17 @@ def size(layout: Layout, sha256: str) -> int | None:
         return os.lstat(layout.blob(sha256)).st_size
     except FileNotFoundError:
         return None
+
+
+def listed(layout: Layout) -> Iterator[os.DirEntry[str]]:
+    """Every committed blob, in the order of their names. What else lies there is somebody else's, and left alone."""
+    for prefix in sorted(os.listdir(layout.blobs)):
+        try:
+            with os.scandir(layout.blobs / prefix) as entries:
+                found = sorted((entry for entry in entries if is_hex(entry.name)), key=lambda entry: entry.name)
+        except NotADirectoryError:
+            continue
+        yield from found
 
 
 def commit(layout: Layout, finished: Path, sha256: str) -> bool:
@@ -90,15 +103,15 @@ def is_unlinked(layout: Layout, sha256: str) -> bool:
         return False
 
 
-def remove_unlinked(layout: Layout, sha256: str) -> int:
-    """Delete the blob if no snapshot links it any more; returns the bytes that this gives back."""
+def remove_unlinked(layout: Layout, sha256: str) -> int | None:
+    """Delete the blob if no snapshot links it any more; returns its size in bytes, None where it stays or is gone."""
     path = layout.blob(sha256)
     try:
         found = os.lstat(path)
     except FileNotFoundError:
-        return 0
+        return None
     if found.st_nlink > 1:
-        return 0
+        return None
     durable.unlink(path)
     return found.st_size
 

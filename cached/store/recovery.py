@@ -78,10 +78,7 @@ def recover(layout: Layout) -> Recovered:
     for name in _names(layout.ingest):
         committed.commit_noted(layout, name)
     manifests, damaged = _read_snapshots(layout)
-    blobs: dict[str, int] = {}
-    for prefix in _names(layout.blobs):
-        with os.scandir(layout.blobs / prefix) as entries:
-            blobs.update((e.name, e.stat(follow_symlinks=False).st_size) for e in entries if is_hex(e.name))
+    blobs = {blob.name: blob.stat(follow_symlinks=False).st_size for blob in committed.listed(layout)}
     ingests = {name: ingest.allocated_bytes(layout.ingest / name) for name in _names(layout.ingest)}
     quarantined = sum(os.lstat(layout.quarantine / name).st_size for name in _names(layout.quarantine))
     for digest in [digest for digest, manifest in manifests.items() if manifest.blob_sizes().keys() - blobs.keys()]:

@@ -11,7 +11,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from cached.contract.digest import Digest, is_hex
+from cached.contract.digest import Digest
 from cached.contract.errors import HoldfastError
 from cached.contract.layout import Layout
 from cached.contract.lease import take_exclusive
@@ -72,10 +72,8 @@ def sweep(layout: Layout, claims: Claims) -> Swept:
     try:
         for name in sorted(os.listdir(layout.trash)):
             _delete_trash(layout.trash / name)
-        for prefix in sorted(os.listdir(layout.blobs)):
-            for name in sorted(os.listdir(layout.blobs / prefix)):
-                if is_hex(name):
-                    committed += _remove_unclaimed(layout, name, claims)
+        for blob in blobs.listed(layout):
+            committed += _remove_unclaimed(layout, blob.name, claims) or 0
         for name in sorted(os.listdir(layout.ingest)):
             dying += _forget_unclaimed(layout, name, claims)
         for name in sorted(os.listdir(layout.quarantine)):
@@ -94,7 +92,9 @@ def _delete(layout: Layout, digest: Digest, manifest: Manifest, claims: Claims) 
     trashed = snapshots.trash(layout, digest)
     if trashed is not None:
         _delete_trash(trashed)
-    return sum(_remove_unclaimed(layout, sha256, claims) for sha256 in manifest.blob_sizes())
+    # As they were counted, whatever somebody has made of their files meanwhile.
+    sizes = manifest.blob_sizes()
+    return sum(size for sha256, size in sizes.items() if _remove_unclaimed(layout, sha256, claims) is not None)
 
 
 def _delete_trash(path: Path) -> None:
@@ -114,16 +114,16 @@ def _forget_unclaimed(layout: Layout, id_: str, claims: Claims) -> int:
         return size
 
 
-def _remove_unclaimed(layout: Layout, sha256: str, claims: Claims) -> int:
+def _remove_unclaimed(layout: Layout, sha256: str, claims: Claims) -> int | None:
     """Delete a blob that nothing links, unless it is claimed, by its digest or as what a partial blob became: that is
-    noted before the blob appears."""
+    noted before the blob appears. Returns its size, None where it stays."""
     if not blobs.is_unlinked(layout, sha256):
-        return 0
+        return None
     try:
         with claims.deciding():
             if claims.has_blob(sha256) or sha256 in {ingest.committed_as(layout, id_) for id_ in claims.unpromised()}:
-                return 0
+                return None
             return blobs.remove_unlinked(layout, sha256)
     except PermissionError as error:
         _log.warning("cannot delete blob %s, tried again later: %s", sha256, error)
-        return 0
+        return None

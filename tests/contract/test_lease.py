@@ -67,6 +67,28 @@ def test_a_replaced_file_is_another_lease(path: Path) -> None:
         assert not is_held(path)
 
 
+def test_a_lease_follows_its_path(path: Path) -> None:
+    """Following locks what the path names now, and keeps the old lock while nothing is there or an eviction has it."""
+    held = take_shared(path)
+    assert held is not None
+    with held:
+        old = path.with_name("old")
+        path.rename(old)
+        held.follow(path)
+        assert is_held(old)
+        path.touch()
+        alone = take_exclusive(path)
+        assert alone is not None
+        with alone:
+            held.follow(path)
+            assert is_held(old)
+        held.follow(path)
+        held.follow(path)
+        assert is_held(path) and not is_held(old)
+    held.follow(path)
+    assert not is_held(path)
+
+
 def test_a_symlink_is_no_lease(path: Path) -> None:
     """A symlink at the path is not followed."""
     link = path.with_name("link")

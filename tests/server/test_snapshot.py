@@ -32,6 +32,21 @@ def test_the_lease_is_held_for_the_block(model: Path, tmp_path: Path) -> None:
     assert not is_held(published.lease)
 
 
+def test_a_snapshot_made_anew_is_held_again(model: Path, tmp_path: Path) -> None:
+    """What the daemon took away because it went bad, and made anew under its name, is held once it is followed."""
+    published = publish(model, tmp_path / "public", "m", "v1")
+    holding = hold(published.link)
+    published.snapshot.rename(tmp_path / "gone bad")
+    holding.follow()
+    published.link.unlink()
+    assert publish(model, tmp_path / "public", "m", "v1") == published
+    assert not is_held(published.lease)
+    holding.follow()
+    assert is_held(published.lease)
+    holding.close()
+    assert not is_held(published.lease)
+
+
 def test_a_snapshot_that_is_being_evicted_is_looked_up_again(model: Path, tmp_path: Path) -> None:
     """Where an eviction holds the lease, the symlink is followed anew, to whatever it then names."""
     root = tmp_path / "public"

@@ -130,13 +130,17 @@ def test_a_followed_file_says_what_is_served(
     llama: Path, other_llama: Path, public: PublicLayout, tmp_path: Path
 ) -> None:
     """A version that the file names is waited for while the old one serves, swapped in when it is whole, refused with
-    its reason when it is not; models come and go with it; what is no list changes nothing."""
+    its reason when it is not; models come and go with it; what is no list changes nothing. What serves stays leased,
+    also where its snapshot went bad on the disk and was made anew."""
     followed = tmp_path / "models"
     followed.write_text("base=acme/tiny@v1\n")
     old = add_version(public, "acme/tiny@v1", llama)
     arguments = ("--root", str(public.path), "--device", "cpu", "--cache-limit", "64MiB", "--follow", str(followed))
     with running(tmp_path / "log", *arguments) as server, client(server) as asked:
         before = ask(asked, "base")
+        public.snapshot(old).path.rename(tmp_path / "went bad")
+        assert add_snapshot(public, llama) == old
+        eventually(lambda: is_held(public.snapshot(old).lease), "the lease of the snapshot that was made anew")
         followed.write_text("base=acme/tiny@v2")
         eventually(lambda: coming(server, "base")[0] == "waiting", "waiting")
         new = add_snapshot(public, other_llama)

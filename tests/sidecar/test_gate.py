@@ -71,6 +71,18 @@ def test_the_lease_is_held_until_a_signal(public: PublicLayout, gates: Gates, nu
     with_all.close()
 
 
+def test_a_snapshot_made_anew_is_held_again(public: PublicLayout, gates: Gates) -> None:
+    """A snapshot that went bad after the gate had opened, and was made anew under its name, is kept by it too."""
+    digest = make_snapshot(public, FILES)
+    link_model(public, REF, digest)
+    gate = gates.start()
+    gate.wait_said("open after")
+    public.snapshot(digest).path.rename(public.path / "gone bad")
+    assert make_snapshot(public, FILES) == digest
+    wait_for(lambda: lease.is_held(public.snapshot(digest).lease), "the new lease")
+    assert gate.process.poll() is None
+
+
 def test_a_killed_gate_holds_nothing(public: PublicLayout, gates: Gates) -> None:
     """SIGKILL gives the lease back."""
     digest = make_snapshot(public, FILES)

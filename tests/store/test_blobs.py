@@ -124,10 +124,10 @@ def test_only_unlinked_blobs_are_removed(layout: Layout) -> None:
     add_blob(layout, DATA)
     link = layout.public.snapshots / "link"
     os.link(layout.blob(SHA256), link)
-    assert blobs.remove_unlinked(layout, SHA256) == 0
+    assert blobs.remove_unlinked(layout, SHA256) is None
     link.unlink()
     assert blobs.remove_unlinked(layout, SHA256) == len(DATA)
-    assert blobs.remove_unlinked(layout, SHA256) == 0
+    assert blobs.remove_unlinked(layout, SHA256) is None
     assert not blobs.has(layout, SHA256)
 
 

@@ -12,7 +12,7 @@ from cached.contract.digest import Digest
 from cached.contract.layout import Layout
 from cached.contract.lease import take_shared
 from cached.contract.reference import ModelRef
-from cached.store import blobs, removal, snapshots
+from cached.store import blobs, recovery, removal, snapshots
 from cached.store.claims import Claims
 from cached.store.ingest import Ingest, IngestKey, allocated_bytes
 from tests.store.filling import add_blob, manifest_of, publish, tree
@@ -42,6 +42,17 @@ def test_eviction_gives_back_what_is_not_shared(layout: Layout) -> None:
     assert (blobs.has(layout, _sha(MINE)), blobs.has(layout, _sha(SHARED))) == (False, True)
     assert (layout.public.model_link(TWO) / "shared").read_bytes() == SHARED
     assert os.listdir(layout.trash) == []
+
+
+@pytest.mark.parametrize("now", [b"", b"mine" * 1000])
+def test_what_is_given_back_is_what_was_counted(layout: Layout, now: bytes) -> None:
+    """A blob whose file somebody cut or grew gives back what it was committed with: the account holds no other sum."""
+    one = publish(layout, ONE, FILES)
+    blob = layout.blob(_sha(MINE))
+    blob.chmod(0o644)
+    blob.write_bytes(now)
+    assert removal.evict(layout, ONE, one, manifest_of(FILES), Claims()) == len(SHARED) + len(MINE)
+    assert not blobs.has(layout, _sha(MINE))
 
 
 def test_a_lease_keeps_a_version(layout: Layout) -> None:
@@ -110,10 +121,12 @@ def test_a_sweep(layout: Layout) -> None:
 
 @pytest.mark.parametrize("keep", [True, False])
 def test_a_foreign_name_among_the_blobs_is_left(layout: Layout, keep: bool) -> None:
-    """A sweep deletes blobs, and nothing whose name is not a sha256."""
+    """A start counts and a sweep deletes blobs, and nothing whose name is not a sha256, or beside their folders."""
     sha256 = add_blob(layout, MINE)
-    other = layout.blob(sha256).with_name("lost+found")
-    other.write_bytes(b"")
+    others = layout.blob(sha256).with_name("lost+found"), layout.blobs / "notes"
+    for other in others:
+        other.write_bytes(b"")
+    assert recovery.recover(layout).blobs == {sha256: len(MINE)}
     removal.sweep(layout, _claims({sha256} if keep else set()))
-    assert other.exists()
+    assert all(other.exists() for other in others)
     assert blobs.has(layout, sha256) is keep
