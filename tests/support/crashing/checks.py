@@ -129,11 +129,17 @@ def _accounts(daemon: DaemonProcess) -> tuple[dict[str, int], dict[str, int]]:
 
 
 def _size(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:  # evicted just now
+        return 0
 
 
 def _blocks(path: Path) -> int:
-    return path.stat().st_blocks * 512 if path.exists() else 0
+    try:
+        return path.stat().st_blocks * 512
+    except FileNotFoundError:
+        return 0
 
 
 def _check_blob(path: Path, spoiled: Collection[int]) -> None:
