@@ -24,6 +24,7 @@ from server.jobs import call_in_thread
 from server.metrics import Metrics, ModelMetrics
 from server.operations import Operations, Ready
 from server.options import Settings
+from server.readahead import ReadAhead
 from server.served import Card, Catalog, Coming, Served, ServedAdapter, ServedEncoder, ServedGenerator
 from server.sightings import Sighting, base_for, look
 from server.snapshot import Holding, hold, verify
@@ -89,12 +90,14 @@ class Fleet:
         self._operations = operations
         self._metrics = metrics
         self._device = ""
+        self._ahead: ReadAhead | None = None
         self._bases: dict[str, _Base] = {}
         self._failures: dict[str, _Failure] = {}
         self._retired: list[_Retired] = []
 
     async def start(self) -> None:
         """Load everything that is wanted; raises `HoldfastError`. Waits for weights that a followed file names."""
+        self._ahead = ReadAhead([holding.snapshot.path for holding in self._held.values()])
         select = partial(workshop.select_device, self._settings.device)
         self._device = await self._step("device", "device", select)
         self._operations.device = self._device
@@ -204,6 +207,8 @@ class Fleet:
             holding = await self._hold(entry)
             undo.callback(holding.close)
             snapshot = holding.snapshot
+            if self._ahead is not None:
+                self._ahead.leave(snapshot.path)
             load = partial(workshop.load, snapshot, self._device, settings.dtype, settings.limits, metrics)
             model = await self._step(f"load {entry.name}", "load", load)
             await self._step(f"warm up {entry.name}", "warm_up", partial(workshop.warm_up, snapshot, model))

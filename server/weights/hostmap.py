@@ -16,10 +16,9 @@ import torch
 from cached.contract.errors import Permanent
 from server.weights.checkpoint import Checkpoint, Located, WeightFile
 from server.weights.dtypes import of
-from server.weights.pagecache import count_cached
+from server.weights.pagecache import AHEAD, count_cached
 from server.weights.settings import PAGE
 
-_READ_AHEAD = 64 * 1024 * 1024
 _PLACES, _LOOK = 64, PAGE
 
 
@@ -62,8 +61,8 @@ class HostMap:
     def _read_ahead(self, spans: dict[int, tuple[int, int]]) -> None:
         for file, (low, high) in spans.items():
             first = low - low % mmap.PAGESIZE
-            for at in range(first, high, _READ_AHEAD):
-                self._maps[file].madvise(mmap.MADV_WILLNEED, at, min(_READ_AHEAD, high - at))
+            for at in range(first, high, AHEAD):
+                self._maps[file].madvise(mmap.MADV_WILLNEED, at, min(AHEAD, high - at))
 
 
 def _lacks(descriptor: int, begin: int, end: int) -> bool:

@@ -8,12 +8,17 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+from collections.abc import Callable
 from contextlib import suppress
 
 from server.weights.settings import PAGE
 
 _CACHESTAT = 451  # the number on every architecture; Linux 6.5
 _COLD_FRACTION = 8  # mostly cached counts as cached: past the cache, those bytes would be read from disk again
+
+# Of what is asked for at once the kernel reads no more than the device's largest request or its window for reading
+# ahead, whichever is larger (force_page_cache_ra in mm/readahead.c), and drops the rest: 128 KiB to some MiB.
+AHEAD = 512 * 1024
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
@@ -57,6 +62,15 @@ class PageCache:
             if error.errno in (errno.EOPNOTSUPP, errno.EINVAL):  # a file system that always waits: through the cache
                 return True
             raise
+
+
+def read_ahead(descriptor: int, begin: int, end: int, more: Callable[[], bool] = lambda: True) -> None:
+    """Have the kernel read these bytes into the cache, for as long as `more` says so; most are on their way only when
+    this returns. Raises OSError where the file system cannot."""
+    for at in range(begin, end, AHEAD):
+        if not more():
+            return
+        os.posix_fadvise(descriptor, at, min(AHEAD, end - at), os.POSIX_FADV_WILLNEED)
 
 
 def count_cached(descriptor: int, begin: int, end: int) -> int:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from cached.contract.errors import Permanent
 from server.weights.checkpoint import WeightFile
-from server.weights.pagecache import PageCache
+from server.weights.pagecache import PageCache, read_ahead
 from server.weights.settings import PAGE, Io, Settings
 
 
@@ -48,7 +48,7 @@ class Reader:
             if cold:
                 # The whole at once: the kernel's own reading ahead asks the disk for a little at a time.
                 with suppress(OSError):
-                    os.posix_fadvise(self._file.descriptor, begin, end - begin, os.POSIX_FADV_WILLNEED)
+                    read_ahead(self._file.descriptor, begin, end)
         self._read_buffered(view[slot + done : slot + end - begin], begin + done)
         return Taken(end - begin if cold else 0, done)
 

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 import torch
 
-from server.weights.pagecache import count_cached
 from tests.support.checkpoints import random_raw, same, write
+from tests.support.cold import drop
 from tests.support.mounts import mounted_image
 from tests.support.serving import REPOSITORY
 
@@ -96,15 +96,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def disk(path: Path) -> Iterator[list[int]]:
     """With nothing of the file cached; the bytes that were read from the disk meanwhile, once the block is over."""
     os.sync()
-    descriptor = os.open(path, os.O_RDONLY)
-    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-    try:
-        if count_cached(descriptor, 0, path.stat().st_size) > 0:
-            pytest.skip("pages of the file cannot be dropped here")
-    except OSError as error:
-        pytest.skip(f"cachestat: {error.strerror}")
-    finally:
-        os.close(descriptor)
+    drop(path)
     number = path.stat().st_dev
     counters = Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}/stat")
     if not counters.is_file():

@@ -11,8 +11,9 @@ import pytest
 from server import load_file
 from server.weights import report
 from server.weights.pagecache import PageCache, count_cached
-from server.weights.settings import PAGE, Io, Settings
+from server.weights.settings import Io, Settings
 from tests.support.checkpoints import random_raw, same, write
+from tests.support.cold import cached, drop
 from tests.support.fake_cuda import FakeRuntime, fake_accelerator
 from tests.support.serving import REPOSITORY
 from tests.weights.conftest import SMALL
@@ -23,33 +24,7 @@ TENSORS = {f"t{number}": random_raw("BF16", (300, 1000 + number), number) for nu
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     """A file of three megabytes, on disk where the temporary folder is."""
-    made = write(tmp_path / "m.safetensors", TENSORS)
-    descriptor = os.open(made, os.O_RDONLY)
-    os.fsync(descriptor)  # dirty pages cannot be dropped
-    os.close(descriptor)
-    return made
-
-
-def drop(path: Path) -> None:
-    """Take the file out of the page cache; skips where that does not work."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-        if count_cached(descriptor, 0, path.stat().st_size) > 0:
-            pytest.skip("this file system keeps its pages")
-    except OSError as error:
-        pytest.skip(f"cachestat: {error.strerror}")
-    finally:
-        os.close(descriptor)
-
-
-def cached(path: Path) -> float:
-    """The share of the file that is in the page cache."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        return count_cached(descriptor, 0, path.stat().st_size) * PAGE / path.stat().st_size
-    finally:
-        os.close(descriptor)
+    return write(tmp_path / "m.safetensors", TENSORS)
 
 
 def load(path: Path, settings: Settings) -> report.LoadReport:

@@ -1,0 +1,54 @@
+"""Have the kernel fetch weights from the disk while Python imports what will serve them, which takes as long.
+
+Law: standard library only, for it begins before torch is imported; no byte comes into this process. What goes wrong
+here is no failure: the load reads for itself, and says what is wrong.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+from cached.contract.errors import HoldfastError
+from server import hostmemory
+from server.safetensors import list_shards
+from server.weights.pagecache import read_ahead
+
+_LOG = logging.getLogger(__name__)
+_SHARE = 0.5  # of the memory that is free: more would push out what was just read, and what others need
+
+
+class ReadAhead:
+    """The weights in `folders`, one folder after the other, on their way into the page cache."""
+
+    def __init__(self, folders: Sequence[Path]) -> None:
+        self._left: set[Path] = set()
+        threading.Thread(target=self._run, args=(folders,), name="holdfast-ahead", daemon=True).start()
+
+    def leave(self, folder: Path) -> None:
+        """Go no further in a folder: it is being loaded, past the cache where its bytes are not there yet."""
+        self._left.add(folder)
+
+    def _run(self, folders: Sequence[Path]) -> None:
+        try:
+            room = hostmemory.free_bytes() * _SHARE
+            for folder in folders:
+                files = list_shards(folder).paths
+                size = sum(path.stat().st_size for path in files)
+                if size <= room:
+                    room -= size
+                    for path in files:
+                        self._read(path, folder)
+        except (OSError, HoldfastError) as error:
+            _LOG.debug("weights are not read ahead: %s", error)
+
+    def _read(self, path: Path, folder: Path) -> None:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            size = os.fstat(descriptor).st_size
+            read_ahead(descriptor, 0, size, lambda: folder not in self._left)
+        finally:
+            os.close(descriptor)
