@@ -8,6 +8,7 @@ come beforehand made the sum of loading and reading slower where it was measured
 from __future__ import annotations
 
 import mmap
+import os
 import threading
 from collections.abc import Iterable
 
@@ -16,7 +17,7 @@ import torch
 from cached.contract.errors import Permanent
 from server.weights.checkpoint import Checkpoint, Located, WeightFile
 from server.weights.dtypes import of
-from server.weights.pagecache import AHEAD, count_cached
+from server.weights.pagecache import count_cached, read_ahead
 from server.weights.settings import PAGE
 
 _PLACES, _LOOK = 64, PAGE
@@ -53,16 +54,21 @@ class HostMap:
         for file, entry in located:
             low, high = spans.get(file, (entry.begin, entry.end))
             spans[file] = min(low, entry.begin), max(high, entry.end)
-        lacking = {file: span for file, span in spans.items() if _lacks(self._files[file].descriptor, *span)}
+        opened = {file: self._files[file].descriptor for file in spans}
+        lacking = [(os.dup(opened[file]), *span) for file, span in spans.items() if _lacks(opened[file], *span)]
         if lacking:
-            thread = threading.Thread(target=self._read_ahead, args=(lacking,), name="holdfast-ahead", daemon=True)
-            thread.start()
+            threading.Thread(target=_read_ahead, args=(lacking,), name="holdfast-ahead", daemon=True).start()
 
-    def _read_ahead(self, spans: dict[int, tuple[int, int]]) -> None:
-        for file, (low, high) in spans.items():
-            first = low - low % mmap.PAGESIZE
-            for at in range(first, high, AHEAD):
-                self._maps[file].madvise(mmap.MADV_WILLNEED, at, min(AHEAD, high - at))
+
+def _read_ahead(spans: list[tuple[int, int, int]]) -> None:
+    """By descriptors, not by `mmap.madvise`, which holds the interpreter's lock while it waits for the disk's queue."""
+    for descriptor, low, high in spans:
+        try:
+            read_ahead(descriptor, low, high)
+        except OSError:  # a file system that cannot: its pages come when they are touched
+            continue
+        finally:
+            os.close(descriptor)
 
 
 def _lacks(descriptor: int, begin: int, end: int) -> bool:
