@@ -56,7 +56,8 @@ _log = logging.getLogger("holdfast")
 _PATIENCE_S = 15.0  # for a farewell: half of the kubelet's usual grace
 _HEARTBEAT_S = 2.0  # the design asks for 5 at most
 _TELL_S = 1.0
-_LEASES_S = 4.0  # and for 15 at most here
+_SPACE_S = 4.0
+_SPACE_A_LOOK = 3  # leases and files are looked at every 12 s (the design asks for 15): hundreds of versions cost more
 _LOOK_S = 5.0  # where no watch tells of a new catalog
 _DELETING_S = 1.0  # whoever deletes a root may not be done with the rest of it
 _SETTLE_S = 0.05  # a catalog is written in several steps
@@ -304,9 +305,10 @@ async def _look_at_disk(scheduler: Scheduler, inspection: Inspection) -> None:
     while True:
         await inspection.look()
         await scheduler.look_at_leases()
-        scheduler.try_what_fits()
         scheduler.wake()
-        await asyncio.sleep(_LEASES_S)
+        for _ in range(_SPACE_A_LOOK):
+            scheduler.try_what_fits()
+            await asyncio.sleep(_SPACE_S)
 
 
 def _take_up(layout: Layout, board: Board, holdings: Holdings) -> dict[ModelRef, Digest | None]:

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -140,8 +140,7 @@ class Board:
 
     def restore(self) -> None:
         """Write those files again that somebody deleted."""
-        for ref, status in self._statuses.items():
-            self._submit(partial(self._write_missing, self._public.model_status(ref), status.document()))
+        self._submit(partial(self._write_missing, dict(self._statuses)))
 
     async def flushed(self) -> None:
         """Wait until everything said so far is in its file."""
@@ -182,9 +181,11 @@ class Board:
             return self._failed(error)
         return None
 
-    def _write_missing(self, path: Path, document: dict[str, object]) -> None:
-        if not path.exists():
-            self._write(path, document)
+    def _write_missing(self, statuses: Mapping[ModelRef, ModelStatus]) -> None:
+        for ref, status in statuses.items():
+            path = self._public.model_status(ref)
+            if not path.exists():
+                self._write(path, status.document())
 
     def _failed(self, error: HoldfastError) -> HoldfastError:
         self._stale = True

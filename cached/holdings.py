@@ -80,6 +80,13 @@ class Holdings:
         """The versions that have this content."""
         return sorted(ref for ref, each in self.models.items() if each == digest)
 
+    def named(self) -> dict[Digest, list[ModelRef]]:
+        """Each content that has a name, in the order of the digests, and the versions that have it."""
+        found: dict[Digest, list[ModelRef]] = {digest: [] for digest in sorted(set(self.models.values()))}
+        for ref in sorted(self.models):
+            found[self.models[ref]].append(ref)
+        return found
+
     def size(self, ref: ModelRef) -> int:
         """A version's size in bytes."""
         return self.manifests[self.models[ref]].total_bytes

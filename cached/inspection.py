@@ -36,9 +36,9 @@ class Inspection:
     async def look(self) -> None:
         """Look once, and mend what is missing."""
         held = self._parts.holdings
-        named = {digest: held.names(digest) for digest in sorted(set(held.models.values()))}
+        named = held.named()
         self._turn += 1
-        thorough = sorted(named)[self._turn % len(named)] if named else None
+        thorough = list(named)[self._turn % len(named)] if named else None
         manifests = {digest: held.manifests[digest] for digest in named if digest == thorough}
         try:
             self._parts.root.check()

@@ -76,6 +76,8 @@ class Telling:
             heard.since = now
 
     def _one(self, want: PodWant, status: ModelStatus, heard: _Heard, waited_s: float | None) -> None:
+        if status.state == State.READY and READY in heard.keys and _is_as_pinned(want, status):
+            return  # as nearly all are, nearly always: no words are made for them
         news = _news(want, status, waited_s)
         if news is None or news.key in heard.keys:
             return
@@ -117,7 +119,7 @@ def _news(want: PodWant, status: ModelStatus, waited_s: float | None) -> _News |
     """What there is to say. `waited_s`: how long the pod waited, None where it did not have to."""
     error = status.error
     if status.state == State.READY:
-        if want.pin is not None and status.digest not in (None, str(want.pin)):
+        if not _is_as_pinned(want, status):
             problem = f"{want.ref}: the pod pins {want.pin}, here and in the catalog is {status.digest}"
             return _News("pin", FAILED, f"{problem} (correct the pin, or ask for another version)", "Warning")
         took = f"after {waited_s:.1f} s" if waited_s is not None else "was on this node already"
@@ -132,6 +134,10 @@ def _news(want: PodWant, status: ModelStatus, waited_s: float | None) -> _News |
         size = format_size(status.bytes_total)
         return _News("fetching", FETCHING, f"fetching {want.ref}: {size} from {status.source}")
     return None
+
+
+def _is_as_pinned(want: PodWant, status: ModelStatus) -> bool:
+    return want.pin is None or status.digest in (None, str(want.pin))
 
 
 def _progress(status: ModelStatus) -> str:
