@@ -35,17 +35,26 @@ class ReadAhead:
     def _run(self, folders: Sequence[Path]) -> None:
         try:
             room = hostmemory.free_bytes() * _SHARE
-            for folder in folders:
-                files = list_shards(folder).paths
-                size = sum(path.stat().st_size for path in files)
-                if size <= room:
-                    room -= size
-                    for path in files:
-                        self._read(path, folder)
-        except (OSError, HoldfastError) as error:
-            _LOG.debug("weights are not read ahead: %s", error)
+        except OSError as error:
+            _LOG.debug("weights are not read ahead: the free memory is unknown: %s", error)
+            return
+        for folder in folders:
+            try:
+                room -= self._read(folder, room)
+            except (OSError, HoldfastError) as error:  # an adapter, for one, has no weights of a model
+                _LOG.debug("weights are not read ahead: %s", error)
 
-    def _read(self, path: Path, folder: Path) -> None:
+    def _read(self, folder: Path, room: float) -> int:
+        """Read a folder ahead if `room` bytes hold it; returns how many it takes of them."""
+        files = list_shards(folder).paths
+        size = sum(path.stat().st_size for path in files)
+        if size > room:
+            return 0
+        for path in files:
+            self._read_file(path, folder)
+        return size
+
+    def _read_file(self, path: Path, folder: Path) -> None:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             size = os.fstat(descriptor).st_size

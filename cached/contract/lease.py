@@ -30,7 +30,7 @@ class Lease:
         if self._descriptor < 0:
             return
         try:
-            if _same(os.fstat(self._descriptor), os.stat(path, follow_symlinks=False)):
+            if os.path.samestat(os.fstat(self._descriptor), os.stat(path, follow_symlinks=False)):
                 return
         except FileNotFoundError:
             return
@@ -101,11 +101,7 @@ def _take(path: Path, kind: int) -> Lease | None:
     except BaseException:
         os.close(descriptor)
         raise
-    if not _same(held, named):
+    if not os.path.samestat(held, named):
         os.close(descriptor)
         return None
     return Lease(descriptor)
-
-
-def _same(one: os.stat_result, other: os.stat_result) -> bool:
-    return (one.st_dev, one.st_ino) == (other.st_dev, other.st_ino)

@@ -51,6 +51,14 @@ def test_a_models_files_come_one_after_the_other(weights: Path) -> None:
     eventually(lambda: "holdfast-ahead" not in {thread.name for thread in threading.enumerate()}, "an end")
 
 
+def test_a_folder_without_weights_keeps_no_other_waiting(weights: Path, tmp_path: Path) -> None:
+    """An adapter, or a folder that is gone, is passed over: what comes after it is read ahead all the same."""
+    drop(weights)
+    ReadAhead([tmp_path, tmp_path / "gone", weights.parent])
+    eventually(lambda: "holdfast-ahead" not in {thread.name for thread in threading.enumerate()}, "an end")
+    assert cached(weights) > 0
+
+
 def test_what_memory_does_not_hold_stays_on_the_disk(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where half of the free memory is less than the weights, nothing of them is read ahead."""
     drop(weights)
