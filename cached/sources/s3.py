@@ -12,7 +12,7 @@ from cached.contract.errors import Permanent, Transient
 from cached.contract.manifest import MANIFEST_NAME, MAX_FILE_BYTES, PUBLISHING_NAME, Manifest
 from cached.s3.address import S3Address
 from cached.s3.client import S3Client, quoted
-from cached.s3.errors import bad_response, translated
+from cached.s3.errors import bad_response
 from cached.sources.base import HttpTarget, Listing, RemoteFile, Target
 from cached.sources.naming import check_names, is_reserved
 
@@ -58,12 +58,7 @@ class S3Source:
     async def locate(self, file: RemoteFile) -> Target:
         """Sign a GET of the object as it was listed: `If-Match`, or its version where the bucket keeps versions."""
         etag, _, version = file.validator.partition(" ")
-        parameters = {"Bucket": self._address.bucket, "Key": file.key}
-        if version:
-            parameters["VersionId"] = version
-        with translated(self._address.uri(file.key)):
-            client = await self._client.api()
-            url = await client.generate_presigned_url("get_object", Params=parameters, ExpiresIn=_URL_LIFETIME_S)
+        url = await self._client.presigned(file.key, version, _URL_LIFETIME_S)
         return HttpTarget(url, if_match=etag if etag.startswith('"') else None)
 
     async def aclose(self) -> None:

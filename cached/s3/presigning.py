@@ -1,0 +1,108 @@
+"""Sign many GETs of one bucket's objects, as botocore would, without its machinery for each.
+
+Law: pure. Where a bucket is, and in whose name it is asked, is learned from one URL that botocore signed itself; a URL
+that this module could not have signed to the same letter is never imitated. The format: AWS Signature Version 4,
+"Authenticating Requests: Using Query Parameters".
+"""
+
+from __future__ import annotations
+
+import hmac
+import time
+from dataclasses import dataclass, field
+from hashlib import sha256
+from urllib.parse import parse_qsl, quote, urlsplit
+
+# Everything a key can hold that is written differently in a URL than in a key.
+PROBE_KEY = "/a b/./../+%ä~'()*:@&=$,;#?"
+_ALGORITHM = "AWS4-HMAC-SHA256"
+_SIGNED = ("X-Amz-Algorithm", "X-Amz-Credential", "X-Amz-Date", "X-Amz-Expires", "X-Amz-SignedHeaders")
+_TOKEN, _SIGNATURE = "X-Amz-Security-Token", "X-Amz-Signature"
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """An access key, its secret, and the session's token where they have one."""
+
+    access_key: str
+    secret_key: str = field(repr=False)
+    token: str | None = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """What requests are signed for."""
+
+    region: str
+    service: str
+
+
+class Presigner:
+    """Signs GETs below `base`, a URL that ends where the key begins. `headers` are sent along, and signed."""
+
+    def __init__(self, base: str, scope: Scope | None, headers: tuple[tuple[str, str], ...]) -> None:
+        """`scope`: None for URLs that are not signed."""
+        parts = urlsplit(base)
+        self._base = base
+        self._path = parts.path
+        self._scope = scope
+        signed = sorted((("host", parts.netloc), *headers))
+        self._headers = "".join(f"{name}:{value}\n" for name, value in signed)
+        self._names = ";".join(name for name, _ in signed)
+        self._derived: tuple[tuple[str, str], bytes] | None = None
+
+    @classmethod
+    def learn(cls, url: str, keys: Keys | None, headers: tuple[tuple[str, str], ...]) -> Presigner | None:
+        """Learn from `url`, botocore's for `PROBE_KEY` signed with `keys`; None where its ways are not known here."""
+        parts, ending = urlsplit(url), _quoted(PROBE_KEY)
+        if not parts.path.endswith(ending):
+            return None
+        base = f"{parts.scheme}://{parts.netloc}{parts.path.removesuffix(ending)}"
+        given = dict(parse_qsl(parts.query))
+        if not given:
+            return cls(base, None, headers)
+        credential = given.get("X-Amz-Credential", "").split("/")
+        lifetime = given.get("X-Amz-Expires", "")
+        if keys is None or len(credential) != 5 or not lifetime.isdecimal():
+            return None
+        presigner = cls(base, Scope(credential[2], credential[3]), headers)
+        return presigner if presigner.sign(PROBE_KEY, keys, int(lifetime), given.get("X-Amz-Date")) == url else None
+
+    def sign(self, key: str, keys: Keys | None, lifetime_s: int, at: str | None = None) -> str:
+        """A URL that gives the object `key` to whoever has it. `at`: the time as `20261129T181239Z`, else now.
+
+        `keys`: None only where nothing is signed.
+        """
+        if self._scope is None:
+            return self._base + _quoted(key)
+        assert keys is not None
+        at = at or time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+        day = at[:8]
+        scope = f"{day}/{self._scope.region}/{self._scope.service}/aws4_request"
+        values = (_ALGORITHM, f"{keys.access_key}/{scope}", at, str(lifetime_s), self._names)
+        query = "&".join(f"{name}={_encoded(value)}" for name, value in zip(_SIGNED, values, strict=True))
+        if keys.token is not None:
+            query += f"&{_TOKEN}={_encoded(keys.token)}"
+        canonical = "&".join(sorted(query.split("&")))
+        path = _quoted(key)
+        request = f"GET\n{self._path}{path}\n{canonical}\n{self._headers}\n{self._names}\nUNSIGNED-PAYLOAD"
+        text = f"{_ALGORITHM}\n{at}\n{scope}\n{sha256(request.encode()).hexdigest()}"
+        signature = hmac.new(self._key(keys, day, self._scope), text.encode(), sha256).hexdigest()
+        return f"{self._base}{path}?{query}&{_SIGNATURE}={signature}"
+
+    def _key(self, keys: Keys, day: str, scope: Scope) -> bytes:
+        """The signing key, which is the same all day."""
+        if self._derived is None or self._derived[0] != (keys.secret_key, day):
+            derived = f"AWS4{keys.secret_key}".encode()
+            for part in (day, scope.region, scope.service, "aws4_request"):
+                derived = hmac.new(derived, part.encode(), sha256).digest()
+            self._derived = (keys.secret_key, day), derived
+        return self._derived[1]
+
+
+def _quoted(key: str) -> str:
+    return quote(key, safe="/~")
+
+
+def _encoded(value: str) -> str:
+    return quote(value, safe="-._~")
