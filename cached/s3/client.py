@@ -43,7 +43,7 @@ class S3Object:
 
 @dataclass(slots=True)
 class _Opened:
-    """An open client, and its way to sign URLs once that is learned. `can_learn`: False where only botocore can sign."""
+    """An open client, and its way to sign URLs once learned. `can_learn`: False where only botocore can sign."""
 
     session: AioSession
     context: AbstractAsyncContextManager[Any]

@@ -49,7 +49,9 @@ class HttpTarget:
 
     `if_match`: a strong ETag sent as `If-Match` with every range; `if_unmodified_since`: an HTTP date, where there is
     no strong ETag. Both None where the URL itself is immutable. `chosen_by`: the URL that redirected to `url`, where
-    the source followed that itself; None where it was told to ask there.
+    the source followed that itself; None where it was told to ask there. `stored_bytes`: the size of the object as it
+    is stored, where its bytes are what is wanted whatever `Content-Encoding` is kept with them: on an object store, and
+    where the content is promised.
     """
 
     url: str = field(repr=False)
@@ -57,6 +59,7 @@ class HttpTarget:
     if_match: str | None = None
     if_unmodified_since: str | None = None
     chosen_by: str | None = field(default=None, repr=False)
+    stored_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

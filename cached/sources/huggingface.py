@@ -223,9 +223,10 @@ class _Hub:
             raise bad_response(asked, "a location that is no http(s) URL")
         if _origin(location)[0] == "http" and _origin(self.endpoint)[0] == "https":
             raise insecure(asked)
+        stored_bytes = None if file.sha256 is None and file.git_oid is None else file.size
         if _origin(location) != _origin(self.endpoint):
-            return HttpTarget(location, chosen_by=self.endpoint)
-        return self._own(location)
+            return HttpTarget(location, chosen_by=self.endpoint, stored_bytes=stored_bytes)
+        return replace(self._own(location), stored_bytes=stored_bytes)
 
     def _url(self, file: RemoteFile) -> str:
         commit, _, path = file.key.partition(":")

@@ -59,7 +59,7 @@ class S3Source:
         """Sign a GET of the object as it was listed: `If-Match`, or its version where the bucket keeps versions."""
         etag, _, version = file.validator.partition(" ")
         url = await self._client.presigned(file.key, version, _URL_LIFETIME_S)
-        return HttpTarget(url, if_match=etag if etag.startswith('"') else None)
+        return HttpTarget(url, if_match=etag if etag.startswith('"') else None, stored_bytes=file.size)
 
     async def aclose(self) -> None:
         """Close the client."""

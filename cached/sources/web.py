@@ -6,6 +6,7 @@ Law: resolves and locates; carries no bulk bytes. Credentials in the URI become 
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from urllib.parse import quote, urlsplit
 
 from cached.contract.errors import Permanent
@@ -50,7 +51,9 @@ class WebSource:
     async def locate(self, file: RemoteFile) -> HttpTarget:
         """The URL of `file`, and the validator it was listed with."""
         target = self._target(file.key)
-        if file.sha256 is not None or not file.validator:
+        if file.sha256 is not None:
+            return replace(target, stored_bytes=file.size)
+        if not file.validator:
             return target
         if file.validator.startswith('"'):
             return HttpTarget(target.url, target.headers, if_match=file.validator)

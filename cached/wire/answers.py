@@ -19,6 +19,9 @@ _STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-9]\d\d)(?: [^\r\n]*)?\r?\n")
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)", re.IGNORECASE | re.ASCII)
 _LENGTH = re.compile(r"\d{1,18}", re.ASCII)
 _STRONG_ETAG = re.compile(r'"[\x21\x23-\x7e\x80-\xff]*"')
+# What stands in Content-Encoding and codes nothing: `aws-chunked` is how an upload was sent (some stores give it back),
+# the others are slips of those who uploaded.
+_NO_CODINGS = frozenset({"", "identity", "aws-chunked", "utf-8", "utf8", "binary", "none"})
 _MAX_INTERIM_ANSWERS = 8
 MAX_BAD_RESPONSES = 3
 
@@ -132,11 +135,26 @@ def source_changed(where: str, problem: str) -> Transient:
     )
 
 
-def check_identity(answer: Answer, where: str) -> None:
-    """Raise `bad_response` for a content encoding: none was asked for."""
-    encoding = (answer.headers.get("Content-Encoding") or "identity").strip().lower()
-    if encoding not in ("identity", ""):
-        raise bad_response(where, f"Content-Encoding {encoding[:40]!r}, which was not asked for")
+def check_encoding(answer: Answer, target: HttpTarget, total: int | None, where: str) -> None:
+    """Raise `bad_response` for a content encoding: none was asked for.
+
+    Unless the object is as long as what is stored (`total` bytes): then the header is what was stored with it.
+    """
+    given = ",".join(answer.headers.get_all("Content-Encoding", []))
+    codings = [coding for each in given.split(",") if (coding := each.strip().lower()) not in _NO_CODINGS]
+    if not codings or (target.stored_bytes is not None and target.stored_bytes == total):
+        return
+    stored = "" if target.stored_bytes is None else f": {_bytes(total)} instead of the {target.stored_bytes} stored"
+    raise Transient(
+        "bad_response",
+        f"{where}: Content-Encoding {', '.join(codings)[:40]!r}, which was not asked for{stored}",
+        "let the server, and any proxy before it, send files as they are stored; where `holdfast publish` wrote a "
+        "manifest, an encoding that is stored does no harm",
+    )
+
+
+def _bytes(size: int | None) -> str:
+    return "an unknown length" if size is None else f"{size} bytes"
 
 
 def _read_headers(stream: Stream, where: str) -> http.client.HTTPMessage:

@@ -18,7 +18,7 @@ from cached.wire.answers import (
     Asked,
     Extent,
     bad_response,
-    check_identity,
+    check_encoding,
     check_unchanged,
     extent_of,
     read_answer,
@@ -107,7 +107,7 @@ class HttpClient:
         """
         exchange = self._follow(_Request("GET", Asked(0, None), target), cancellation)
         try:
-            check_identity(exchange.answer, exchange.where)
+            check_encoding(exchange.answer, target, exchange.answer.length, exchange.where)
         except BaseException:
             exchange.drop()
             raise
@@ -136,7 +136,7 @@ class HttpClient:
                 answer, size = exchange.answer, body.total
         elif answer.status != 200:
             raise refusal(answer, exchange.where, b"", time.time())
-        check_identity(answer, exchange.where)
+        check_encoding(answer, target, size, exchange.where)
         ranges = answer.headers.get("Accept-Ranges")
         accepts = "bytes" in ranges.lower() if ranges is not None else True if answer.status == 206 else None
         return Head(size, answer.etag, answer.last_modified, accepts, exchange.url)
@@ -150,8 +150,8 @@ class HttpClient:
         try:
             check_unchanged(exchange.answer, request.target, exchange.where)
             self._check_status(exchange, cancellation)
-            check_identity(exchange.answer, exchange.where)
             extent = extent_of(exchange.answer, request.asked, exchange.where)
+            check_encoding(exchange.answer, request.target, extent.total, exchange.where)
         except BaseException:
             exchange.drop()
             raise

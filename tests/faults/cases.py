@@ -6,6 +6,7 @@ again for as long as somebody wants it (`Tried`); what is counted is the reason 
 
 from __future__ import annotations
 
+import gzip
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -145,7 +146,16 @@ def bytes_cases() -> list[Case]:
         ),
         Case("length-and-chunked", Right("bad_response"), (Headers({"Transfer-Encoding": "chunked"}),)),
         Case("odd-coding", Right("bad_response"), (Headers({"Transfer-Encoding": "gzip, chunked"}),)),
-        Case("gzip", Right("bad_response"), (Headers({"Content-Encoding": "gzip"}),)),
+        Case("gzip", Right("bad_response"), (Content(gzip.compress(bytes(SIZE)), {"Content-Encoding": "gzip"}),)),
+        Case("stored-gzip", Right(), (Headers({"Content-Encoding": "gzip"}),)),
+        Case("stored-aws-chunked", Right(), (Headers({"Content-Encoding": "aws-chunked"}),), sealed=False),
+        Case(
+            "stored-gzip-unpromised",
+            Right("bad_response"),
+            (Headers({"Content-Encoding": "gzip"}),),
+            sealed=False,
+            sources=("http",),
+        ),
         Case(
             "bad-chunk-size", Right("bad_response"), (Raw(_OK + b"Transfer-Encoding: chunked\r\n\r\n-5\r\nhello\r\n"),)
         ),

@@ -18,6 +18,9 @@ from cached.contract.errors import HoldfastError, Permanent, Transient
 from cached.contract.manifest import FileEntry, Manifest
 from cached.sources.base import HttpTarget, RemoteFile
 from cached.sources.s3 import S3Source
+from cached.wire.cancel import Cancellation
+from cached.wire.client import HttpClient
+from cached.wire.settings import HttpSettings
 from tests.support.s3 import (
     ACCESS_KEY,
     SECRET_KEY,
@@ -174,6 +177,22 @@ async def test_a_manifest_decides_what_is_listed(moto: S3Server, monkeypatch: py
     assert listing.files == (RemoteFile("w", "m/w", 3, "", Digest.of(b"abc").hex),)
     assert isinstance(target, HttpTarget) and target.if_match is None
     assert get(target.url) == (200, b"abc")
+
+
+@pytest.mark.parametrize("coding", ["aws-chunked", "utf-8", "gzip", "aws-chunked,gzip"])
+async def test_a_stored_content_encoding_says_nothing_of_the_bytes(
+    moto: S3Server, monkeypatch: pytest.MonkeyPatch, coding: str
+) -> None:
+    """An object's Content-Encoding is metadata: the manifest is read as stored, and every file is as long as listed."""
+    bucket = use(moto, monkeypatch)
+    manifest = Manifest.build([FileEntry("w", Digest.of(b"abc").hex, 3)])
+    for key, data in (("p/holdfast.json", manifest.canonical()), ("p/w", b"abc"), ("m/w", b"abc")):
+        moto.client().put_object(Bucket=bucket, Key=key, Body=data, ContentEncoding=coding)
+    client = HttpClient(HttpSettings())
+    for uri in (f"s3://{bucket}/p/", f"s3://{bucket}/m/", f"s3://{bucket}/m/w"):
+        target = await target_of(uri, "w")
+        assert client.fetch(target, 10, Cancellation()).body == b"abc"
+    client.close()
 
 
 async def test_an_unfinished_publish_is_no_version(moto: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -131,6 +131,45 @@ def test_a_range_under_status_200(client: HttpClient, origin: HostileOrigin, url
         assert read_all(body) == DATA[1000:1050]
 
 
+@pytest.mark.parametrize("coding", ["aws-chunked", "AWS-Chunked, identity", "utf-8", "binary", ""])
+def test_what_codes_nothing_is_no_content_encoding(
+    client: HttpClient, origin: HostileOrigin, url: str, coding: str
+) -> None:
+    """A Content-Encoding that names no coding changes nothing, in a GET or a HEAD."""
+    origin.script("/model.bin", Headers({"Content-Encoding": coding}), Headers({"Content-Encoding": coding}))
+    assert client.head(HttpTarget(url), Cancellation()).size == len(DATA)
+    assert get(client, url, 1000, 50) == DATA[1000:1050]
+
+
+@pytest.mark.parametrize("length", [50, None])
+@pytest.mark.parametrize("coding", ["gzip", "aws-chunked,gzip", "br", "x-unheard-of"])
+def test_a_stored_objects_encoding_is_metadata(
+    client: HttpClient, origin: HostileOrigin, url: str, coding: str, length: int | None
+) -> None:
+    """Where the answer is as long as what is stored, its bytes are the stored ones whatever they are said to be."""
+    target = HttpTarget(url, stored_bytes=len(DATA))
+    origin.script("/model.bin", Headers({"Content-Encoding": coding}))
+    assert read_all(client.get(target, 0, length, Cancellation())) == DATA[:length]
+
+
+@pytest.mark.parametrize(
+    ("fault", "stored"),
+    [
+        (Headers({"Content-Encoding": "gzip"}), None),
+        (Headers({"Content-Encoding": "aws-chunked, gzip"}), None),
+        (Headers({"Content-Encoding": "gzip"}), len(DATA) + 1),
+        (Both(InChunks(1000), Headers({"Content-Encoding": "gzip"})), len(DATA)),
+    ],
+)
+def test_an_encoding_on_the_way_is_a_bad_response(
+    client: HttpClient, origin: HostileOrigin, url: str, fault: Fault, stored: int | None
+) -> None:
+    """A coding of an object whose stored size is unknown, or another, is refused by its name."""
+    origin.script("/model.bin", fault)
+    error = error_of(client, HttpTarget(url, stored_bytes=stored))
+    assert isinstance(error, Transient) and error.code == "bad_response" and "'gzip'" in error.message
+
+
 @pytest.mark.parametrize(
     "fault",
     [
