@@ -32,7 +32,7 @@ _CANONICAL = re.compile(
 )
 _REPR = reprlib.Repr()
 _REPR.maxstring = 100
-_HIDDEN_CATEGORIES = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
+_HIDDEN_CATEGORIES = frozenset({"Cc", "Cf", "Zl", "Zp"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +123,8 @@ def check_path(path: object) -> None:
         raise _refuse(f"{shown} has a backslash; paths are written with `/`")
     if not (path.isascii() and path.isprintable()):  # most are: a start reads tens of thousands
         for character in path:
+            if "\ud800" <= character <= "\udfff":  # how Python writes bytes that it cannot decode (PEP 383)
+                raise _refuse(f"{shown} has bytes that are not UTF-8 (U+{ord(character):04X})")
             if unicodedata.category(character) in _HIDDEN_CATEGORIES:
                 raise _refuse(f"{shown} has a control or hidden character (U+{ord(character):04X})")
     if not unicodedata.is_normalized("NFC", path):

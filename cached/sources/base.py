@@ -10,17 +10,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from cached.contract.errors import HoldfastError
 from cached.contract.manifest import Manifest
 
 
 @dataclass(frozen=True, slots=True)
 class RemoteFile:
-    """One file at a source.
+    """One file at a source, as it is listed there: whether a version may hold it is judged when it is chosen.
 
     `path`: its path in the snapshot. `key`: the source's own address of it (an object key, a URL, a path).
     `size`: bytes, None while unknown. `validator`: changes whenever the bytes may have changed (ETag, generation,
     commit, mtime); empty where the source has none. `sha256`: 64 hex digits only where the source vouches for them
     (a manifest, a Git LFS oid), never an ETag. `git_oid`: the Git blob id (sha1 of `blob <size>\\0` + bytes), if known.
+    `problem`: why nothing can be fetched for it, None where something can; raised only if the file is chosen.
     """
 
     path: str
@@ -29,18 +31,30 @@ class RemoteFile:
     validator: str = ""
     sha256: str | None = None
     git_oid: str | None = None
+    problem: HoldfastError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Unlisted:
+    """A folder whose files the source cannot tell. `path` ends in `/`; `problem` says why, and is raised only if a file
+    below it could be chosen."""
+
+    path: str
+    problem: HoldfastError
 
 
 @dataclass(frozen=True, slots=True)
 class Listing:
     """The files of one version. `manifest` where the source carries one (`holdfast.json`); then `files` mirror it.
 
-    `revision` is what a moving name was resolved to (a commit), for status and logs.
+    `revision` is what a moving name was resolved to (a commit), for status and logs. `unlisted`: folders without files
+    here. A listing may hold what no version may: `filters.choose` judges what it chooses, and nothing else.
     """
 
     files: tuple[RemoteFile, ...]
     manifest: Manifest | None = None
     revision: str | None = None
+    unlisted: tuple[Unlisted, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +98,7 @@ class Source(Protocol):
     def display(self) -> str: ...
 
     async def resolve(self) -> Listing:
-        """List the version. Raises `Transient`, or `Permanent` with a remedy."""
+        """List the version, whatever the names. Raises `Transient`, or `Permanent` with a remedy."""
 
     async def locate(self, file: RemoteFile) -> Target:
         """Say where `file`'s bytes can be read now, freshly signed. Raises as `resolve` does."""

@@ -27,7 +27,7 @@ from huggingface_hub import constants, get_token, hf_raise_for_status
 from huggingface_hub.errors import OIDCError
 
 from cached.contract.digest import is_hex
-from cached.contract.errors import InvalidManifest, Permanent, Transient
+from cached.contract.errors import HoldfastError, InvalidManifest, Permanent, Transient
 from cached.contract.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, FileEntry, Manifest, check_size
 from cached.sources.base import HttpTarget, Listing, RemoteFile
 from cached.sources.hub_address import HubAddress
@@ -42,7 +42,7 @@ from cached.sources.hub_errors import (
     too_many_files,
     translated,
 )
-from cached.sources.naming import check_names, is_reserved
+from cached.sources.naming import is_reserved
 from cached.wire.aside import aside
 from cached.wire.cancel import Cancellation
 from cached.wire.client import HttpClient, Response
@@ -92,7 +92,6 @@ class HuggingFaceSource:
             raise Permanent(
                 "not_found", f"{self.display}: expected files, found none", f"look at the files on {hub.asked().page}"
             )
-        check_names(self.display, (file.path for file in files))
         listed = next((file for file in files if file.path == MANIFEST_NAME), None)
         if listed is None:
             return Listing(files, revision=commit)
@@ -106,15 +105,17 @@ class HuggingFaceSource:
     def _confirmed(self, entry: FileEntry, found: RemoteFile | None) -> RemoteFile:
         where = f"{self.display}: {MANIFEST_NAME} lists {entry.path!r}"
         remedy = "publish the version again with `holdfast publish`, and upload the whole of it in one commit"
+        problem: HoldfastError | None = None
         if found is None:
-            raise InvalidManifest(f"{where}, which the repository lacks", remedy)
-        if found.size != entry.size or found.sha256 not in (None, entry.sha256):
-            raise InvalidManifest(
+            found = RemoteFile(entry.path, "", entry.size)
+            problem = InvalidManifest(f"{where}, which the repository lacks", remedy)
+        elif found.size != entry.size or found.sha256 not in (None, entry.sha256):
+            problem = InvalidManifest(
                 f"{where} with {entry.size} bytes, sha256 {entry.sha256}; the repository has {found.size} bytes, "
                 f"sha256 {found.sha256 or 'not listed'}",
                 remedy,
             )
-        return replace(found, sha256=entry.sha256)
+        return replace(found, sha256=entry.sha256, problem=found.problem or problem)
 
 
 @dataclass(frozen=True, slots=True)
@@ -311,14 +312,15 @@ def _remote_file(asked: Asked, key: str, path: str, entry: dict[str, Any]) -> Re
     lfs = entry.get("lfs")
     described = entry if lfs is None else lfs
     if not isinstance(described, dict):
-        raise bad_response(asked, f"no Git LFS record for {path[:200]!r}")
+        return RemoteFile(path, key, None, problem=bad_response(asked, f"no Git LFS record for {path[:200]!r}"))
     oid, size = described.get("oid"), described.get("size")
     if not isinstance(oid, str) or not (is_hex(oid) if lfs is not None else _SHA1.fullmatch(oid)):
-        raise bad_response(asked, f"the id {str(oid)[:80]!r} for {path[:200]!r}")
+        problem = bad_response(asked, f"the id {str(oid)[:80]!r} for {path[:200]!r}")
+        return RemoteFile(path, key, None, problem=problem)
     try:
         check_size(path, size)
     except InvalidManifest as error:
-        raise bad_response(asked, error.message) from error
+        return RemoteFile(path, key, None, problem=bad_response(asked, error.message))
     if lfs is None:
         return RemoteFile(path, key, size, validator=oid, git_oid=oid)
     return RemoteFile(path, key, size, validator=oid, sha256=oid)

@@ -22,23 +22,22 @@ _TITLE = re.compile(r"<title[^<>]*>([^<]{0,1000})", re.IGNORECASE)
 _LINK = re.compile(r"<a(\s[^<>]*)>", re.IGNORECASE)
 _HREF = re.compile(r"""\shref\s*=\s*(?:"([^"]*)"|'([^']*)'|([^\s"'>]+))""", re.IGNORECASE)
 _MAX_HREF = 4096  # characters: more than any path has, fewer than the digits that Python refuses in `&#…;`
-_RENAME = "rename it at the source, or publish the version with `holdfast publish`, which writes a manifest"
+_RENAME = "rename it at the source, leave it out with `exclude`, or publish the version with `holdfast publish`"
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One name in an index. `path`: relative to the index, NFC; `url`: where it is; `is_folder`: it has an index."""
+    """One name in an index. `path`: relative to the index, NFC; `url`: where it is; `is_folder`: it has an index.
+    `problem`: why the name cannot be read, None where it can."""
 
     path: str
     url: str
     is_folder: bool
+    problem: Permanent | None = None
 
 
 def read_index(body: bytes, content_type: str, url: str) -> list[Entry] | None:
-    """The entries of the index at `url` (which ends in `/`), or None if `body` is not an index.
-
-    Raises `Permanent` (`bad_name`) for a name that cannot be decoded.
-    """
+    """The entries of the index at `url` (which ends in `/`), or None if `body` is not an index."""
     if content_type.startswith("application/json"):
         hrefs = _json_hrefs(body)
     elif content_type.startswith("text/html"):
@@ -51,15 +50,25 @@ def read_index(body: bytes, content_type: str, url: str) -> list[Entry] | None:
     return list(entries.values())
 
 
-def path_of(encoded: str, where: str) -> str:
-    """Decode a percent-encoded path, in NFC, without checking it further; raises `Permanent` (`bad_name`)."""
-    try:
-        path = unicodedata.normalize("NFC", unquote(encoded, errors="strict"))
-    except UnicodeDecodeError as error:
-        raise Permanent("bad_name", f"{where}: expected a name in UTF-8, found {encoded[:200]!r}", _RENAME) from error
+def path_of(encoded: str, where: str) -> tuple[str, Permanent | None]:
+    """Decode a percent-encoded path, in NFC, without checking it further; beside it what is wrong with its encoding.
+
+    Bytes that are not UTF-8 are lone surrogates in the path, as in the names of files (PEP 383).
+    """
+    path = unicodedata.normalize("NFC", unquote(encoded, errors="surrogateescape"))
+    if not _is_text(path):
+        return path, Permanent("bad_name", f"{where}: expected a name in UTF-8, found {encoded[:200]!r}", _RENAME)
     if path.count("/") != encoded.count("/"):
-        raise Permanent("bad_name", f"{where}: the name {path[:200]!r} has an encoded slash in it", _RENAME)
-    return path
+        return path, Permanent("bad_name", f"{where}: the name {path[:200]!r} has an encoded slash in it", _RENAME)
+    return path, None
+
+
+def _is_text(path: str) -> bool:
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _entry(href: str, base: str) -> Entry | None:
@@ -74,8 +83,8 @@ def _entry(href: str, base: str) -> Entry | None:
     if not parts.path.startswith(own.path) or parts.path == own.path:
         return None
     relative = parts.path[len(own.path) :]
-    path = path_of(relative.removesuffix("/"), base)
-    return Entry(path, url, is_folder=relative.endswith("/"))
+    path, problem = path_of(relative.removesuffix("/"), base)
+    return Entry(path, url, relative.endswith("/"), problem)
 
 
 def _json_hrefs(body: bytes) -> list[str] | None:

@@ -12,10 +12,10 @@ import stat
 from pathlib import Path
 from urllib.parse import unquote
 
-from cached.contract.errors import Permanent, Transient
+from cached.contract.errors import HoldfastError, Permanent, Transient
 from cached.contract.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, PUBLISHING_NAME, FileEntry, Manifest
 from cached.sources.base import Listing, LocalTarget, RemoteFile, Target
-from cached.sources.tree import PlainFile, file_error, look_at, look_inside, validator, walk
+from cached.sources.tree import PlainFile, Tree, file_error, look_at, look_inside, validator, walk
 
 _SCHEME = "file://"
 
@@ -59,12 +59,13 @@ class LocalSource:
                 f"{self._base / PUBLISHING_NAME}: a publish is under way, or was interrupted before its manifest",
                 "let it finish, or run `holdfast publish` again",
             )
-        files = walk(self._base)
-        if not files:
+        tree = walk(self._base)
+        if tree == Tree((), (), ()):
             raise Permanent(
                 "not_found", f"{self._base}: expected {MANIFEST_NAME} or files, found none", "check the path"
             )
-        return Listing(tuple(_remote(file) for file in files))
+        odd = (RemoteFile(entry.path, "", None, problem=entry.problem) for entry in tree.odd)
+        return Listing((*map(_remote, tree.files), *odd), unlisted=tree.unlisted)
 
     def _manifest(self) -> Manifest | None:
         path = self._base / MANIFEST_NAME
@@ -79,13 +80,16 @@ class LocalSource:
             raise file_error(error, path) from error
 
     def _published(self, entry: FileEntry) -> RemoteFile:
-        file = look_inside(self._base, entry.path)
-        if file.size != entry.size:
-            raise Permanent(
-                "size_mismatch",
-                f"{self._base / entry.path}: expected {entry.size} bytes as in {MANIFEST_NAME}, found {file.size}",
-                "publish the version again with `holdfast publish`",
-            )
+        try:
+            file = look_inside(self._base, entry.path)
+            if file.size != entry.size:
+                raise Permanent(
+                    "size_mismatch",
+                    f"{self._base / entry.path}: expected {entry.size} bytes as in {MANIFEST_NAME}, found {file.size}",
+                    "publish the version again with `holdfast publish`",
+                )
+        except HoldfastError as error:
+            return RemoteFile(entry.path, "", entry.size, "", entry.sha256, problem=error)
         return RemoteFile(entry.path, str(file.real), entry.size, file.validator, entry.sha256)
 
 

@@ -14,7 +14,7 @@ from cached.s3.address import S3Address
 from cached.s3.client import S3Client, quoted
 from cached.s3.errors import bad_response
 from cached.sources.base import HttpTarget, Listing, RemoteFile, Target
-from cached.sources.naming import check_names, is_reserved
+from cached.sources.naming import is_reserved
 
 # A signed URL also ends with the credentials that signed it: whoever reads asks for a fresh one after a 403.
 _URL_LIFETIME_S = 12 * 3600
@@ -84,7 +84,6 @@ class S3Source:
                 )
             if not is_reserved(path):
                 files.append(RemoteFile(path, item.key, item.size, item.etag))
-        check_names(self._address.uri(prefix), (file.path for file in files))
         return tuple(sorted(files, key=lambda file: file.path))
 
     async def _single(self) -> tuple[RemoteFile, ...]:
@@ -93,7 +92,6 @@ class S3Source:
         if found is None:
             return ()
         name = key.rpartition("/")[2]
-        check_names(self._address.uri(key), (name,))
         size = found.get("ContentLength")
         if not isinstance(size, int) or not 0 <= size <= MAX_FILE_BYTES:
             raise bad_response(self._address.uri(key), f"the size {str(size)[:40]}")

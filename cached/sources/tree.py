@@ -14,8 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cached.contract.errors import HoldfastError, Permanent, Transient
-from cached.sources.naming import check_names, is_reserved
+from cached.sources.base import Unlisted
+from cached.sources.naming import check_names, is_reserved, shown
 
+LOST_AND_FOUND = "lost+found"  # fsck's own, at the top of an ext file system: root's alone, and no content
 _MISSING = frozenset({errno.ENOENT, errno.ENOTDIR})
 _FORBIDDEN = frozenset({errno.EACCES, errno.EPERM})
 
@@ -30,43 +32,76 @@ class PlainFile:
     validator: str
 
 
-def walk(base: Path) -> tuple[PlainFile, ...]:
-    """List the plain files under `base`, sorted by path, without `.holdfast/`.
+@dataclass(frozen=True, slots=True)
+class OddEntry:
+    """An entry that is no content: a dangling or escaping link, a socket, what cannot be looked at. `problem`: why."""
+
+    path: str
+    problem: HoldfastError
+
+
+@dataclass(frozen=True, slots=True)
+class Tree:
+    """What lies in a folder, without `.holdfast/`, whatever its names: who chooses judges."""
+
+    files: tuple[PlainFile, ...]
+    odd: tuple[OddEntry, ...]
+    unlisted: tuple[Unlisted, ...]
+
+
+class _LinkedFolder(Permanent):
+    """A symlink that ends at a folder, where a plain file was expected."""
+
+    def __init__(self, message: str, remedy: str) -> None:
+        super().__init__("bad_file", message, remedy)
+
+
+def walk(base: Path) -> Tree:
+    """List what is under `base`, sorted by path. Raises `HoldfastError` only where `base` itself cannot be listed."""
+    root = Path(os.path.realpath(base))
+    found = _Walk(_inside(root))
+    try:
+        found.add(root, "")
+    except OSError as error:
+        raise file_error(error, root) from error
+    while found.folders:
+        prefix = found.folders.pop()
+        try:
+            found.add(root / prefix, prefix)
+        except OSError as error:
+            found.unlisted.append(Unlisted(prefix, file_error(error, root / prefix)))
+    return Tree(
+        tuple(sorted(found.files, key=lambda file: file.path)),
+        tuple(sorted(found.odd, key=lambda entry: entry.path)),
+        tuple(sorted(found.unlisted, key=lambda folder: folder.path)),
+    )
+
+
+def plain_files(base: Path) -> tuple[PlainFile, ...]:
+    """The files under `base`, less `lost+found/`: all of them belong to a version.
 
     Raises `Permanent` with the path for what is no content (an escaping or dangling link, a socket, a device, a name
     no manifest may carry) or cannot be read, and `Transient` for what changed or failed meanwhile.
     """
-    root = Path(os.path.realpath(base))
-    inside = _inside(root)
-    found: list[PlainFile] = []
-    folders = [root]
-    while folders:
-        folder = folders.pop()
-        try:
-            with os.scandir(folder) as entries:
-                for entry in entries:
-                    name = os.path.relpath(entry.path, root)
-                    if is_reserved(name):
-                        continue
-                    if entry.is_dir(follow_symlinks=False):
-                        folders.append(Path(entry.path))
-                    else:
-                        found.append(_look(Path(entry.path), name, inside))
-        except OSError as error:
-            raise file_error(error, folder) from error
-    found.sort(key=lambda file: file.path)
-    check_names(str(base), (file.path for file in found))
-    return tuple(found)
+    tree = walk(base)
+    problems = [(entry.path, entry.problem) for entry in tree.odd]
+    problems += [(folder.path, folder.problem) for folder in tree.unlisted]
+    for path, problem in problems:
+        if not _is_lost(path):
+            raise problem
+    files = tuple(file for file in tree.files if not _is_lost(file.path))
+    check_names(str(base), (file.path for file in files))
+    return files
 
 
 def look_inside(base: Path, name: str) -> PlainFile:
-    """Look at the file `name` of the folder `base`, which a manifest lists. Raises as `walk` does."""
+    """Look at the file `name` of the folder `base`, which a manifest lists. Raises as `plain_files` does."""
     root = Path(os.path.realpath(base))
     return _follow(root / name, name, _inside(root))
 
 
 def look_at(path: Path) -> PlainFile:
-    """Look at one file, following links wherever they lead: its user named it. Raises as `walk` does."""
+    """Look at one file, following links wherever they lead: its user named it. Raises as `plain_files` does."""
     real = Path(os.path.realpath(path))
     try:
         return _plain(real, path.name, os.stat(real), path)
@@ -81,20 +116,56 @@ def validator(found: os.stat_result) -> str:
 
 def file_error(error: OSError, path: Path) -> HoldfastError:
     """Our error for a failed look at `path`."""
-    reason = error.strerror or type(error).__name__
+    problem = f"{shown(str(path))}: {error.strerror or type(error).__name__}"
     if error.errno in _MISSING:
-        return Permanent("not_found", f"{path}: {reason}", "check the path, and that the volume is mounted there")
+        return Permanent("not_found", problem, "check the path, and that the volume is mounted there")
     if error.errno in _FORBIDDEN:
-        return Permanent("forbidden", f"{path}: {reason}", "let the user that runs this process read it")
+        return Permanent("forbidden", problem, "let the user that runs this process read it, or leave it out")
     if error.errno in (errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL):
-        return Permanent("bad_path", f"{path}: {reason}", "mend the path or the links on it")
-    return Transient("read", f"{path}: {reason}", "check the volume, or the NFS server behind it")
+        return Permanent("bad_path", problem, "mend the path or the links on it")
+    return Transient("read", problem, "check the volume, or the NFS server behind it")
+
+
+class _Walk:
+    """What was found so far, and the folders that are still to be listed."""
+
+    def __init__(self, inside: tuple[Path, ...]) -> None:
+        self._inside = inside
+        self.folders: list[str] = []
+        self.files: list[PlainFile] = []
+        self.odd: list[OddEntry] = []
+        self.unlisted: list[Unlisted] = []
+
+    def add(self, folder: Path, prefix: str) -> None:
+        """List one folder; raises OSError where it cannot be listed, with what came before that kept."""
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                name = prefix + entry.name
+                if not is_reserved(name):
+                    self._add_entry(entry, name)
+
+    def _add_entry(self, entry: os.DirEntry[str], name: str) -> None:
+        try:
+            if entry.is_dir(follow_symlinks=False):
+                self.folders.append(f"{name}/")
+            else:
+                self.files.append(_look(Path(entry.path), name, self._inside))
+        except _LinkedFolder as error:
+            self.unlisted.append(Unlisted(f"{name}/", error))
+        except OSError as error:
+            self.odd.append(OddEntry(name, file_error(error, Path(entry.path))))
+        except HoldfastError as error:
+            self.odd.append(OddEntry(name, error))
 
 
 def _inside(root: Path) -> tuple[Path, ...]:
     if root.parent.name == "snapshots":
         return root, root.parent.parent / "blobs"
     return (root,)
+
+
+def _is_lost(path: str) -> bool:
+    return path.startswith(f"{LOST_AND_FOUND}/")
 
 
 def _look(path: Path, name: str, inside: tuple[Path, ...]) -> PlainFile:
@@ -111,20 +182,23 @@ def _follow(path: Path, name: str, inside: tuple[Path, ...]) -> PlainFile:
     except OSError as error:
         if error.errno in _MISSING and path.is_symlink():
             raise Permanent(
-                "bad_file", f"{path} is a symlink to nothing ({os.readlink(path)})", "mend or remove the link"
+                "bad_file",
+                f"{shown(str(path))} is a symlink to nothing ({shown(os.readlink(path))})",
+                "mend or remove the link, or leave it out",
             ) from error
         raise file_error(error, path) from error
     if not any(real.is_relative_to(folder) for folder in inside):
-        raise Permanent(
-            "bad_file",
-            f"{path} is a symlink that leaves {inside[0]}, to {real}",
-            "put the file itself there (`cp -rL` copies a tree with its links read through)",
-        )
+        problem = f"{shown(str(path))} is a symlink that leaves {shown(str(inside[0]))}, to {shown(str(real))}"
+        remedy = "put the file itself there (`cp -rL` copies a tree with its links read through), or leave it out"
+        raise _LinkedFolder(problem, remedy) if stat.S_ISDIR(found.st_mode) else Permanent("bad_file", problem, remedy)
     return _plain(real, name, found, path)
 
 
-def _plain(real: Path, name: str, found: os.stat_result, shown: Path) -> PlainFile:
+def _plain(real: Path, name: str, found: os.stat_result, shown_as: Path) -> PlainFile:
+    if stat.S_ISDIR(found.st_mode):
+        problem = f"{shown(str(shown_as))}: expected a plain file, found a folder behind a symlink"
+        raise _LinkedFolder(problem, "put the folder itself there, or leave it out")
     if not stat.S_ISREG(found.st_mode):
-        kind = "a folder behind a symlink" if stat.S_ISDIR(found.st_mode) else "a socket, pipe or device"
-        raise Permanent("bad_file", f"{shown}: expected a plain file, found {kind}", "remove it from the folder")
+        problem = f"{shown(str(shown_as))}: expected a plain file, found a socket, pipe or device"
+        raise Permanent("bad_file", problem, "remove it from the folder, or leave it out")
     return PlainFile(name, real, found.st_size, validator(found))

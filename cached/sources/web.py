@@ -6,12 +6,12 @@ Law: resolves and locates; carries no bulk bytes. Credentials in the URI become 
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from urllib.parse import quote, urlsplit
 
-from cached.contract.errors import Permanent
+from cached.contract.errors import HoldfastError, Permanent
 from cached.contract.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, Manifest
-from cached.sources.base import HttpTarget, Listing, RemoteFile
+from cached.sources.base import HttpTarget, Listing, RemoteFile, Unlisted
 from cached.sources.indexes import Entry, path_of, read_index
 from cached.sources.naming import check_names, is_reserved
 from cached.wire.aside import aside
@@ -107,73 +107,104 @@ class WebSource:
             return None
         if urlsplit(head.url).path.endswith("/"):
             return None  # servers redirect a folder to its index
-        name = path_of(urlsplit(self._place).path.rpartition("/")[2], self.display)
-        check_names(self.display, [name])
-        return Listing((_file(name, self._place, head),))
+        name, problem = path_of(urlsplit(self._place).path.rpartition("/")[2], self.display)
+        return Listing((replace(_file(name, self._place, head), problem=problem),))
 
     def _from_index(self, folder: str, cancellation: Cancellation) -> Listing | None:
         found = self._crawl(folder, cancellation)
-        if not found:
+        if not found.files and not found.unlisted:
             return None
-        check_names(self.display, found)
+
+        def ask(listed: RemoteFile) -> RemoteFile:
+            return self._asked(listed, cancellation)
+
         pool = ThreadPoolExecutor(_HEADS_AT_ONCE, thread_name_prefix="web-head")
         try:
-            heads = pool.map(lambda url: self._client.head(self._target(url), cancellation), found.values())
-            files = [_file(path, url, head) for (path, url), head in zip(found.items(), heads, strict=True)]
+            files = list(pool.map(ask, found.files.values()))
         finally:
             pool.shutdown(cancel_futures=True)
-        return Listing(tuple(sorted(files, key=lambda file: file.path)))
+        return Listing(tuple(sorted(files, key=lambda file: file.path)), unlisted=tuple(found.unlisted))
 
-    def _crawl(self, folder: str, cancellation: Cancellation) -> dict[str, str]:
-        """URLs by path of all that the index of `folder`, and of the folders in it, list."""
-        files: dict[str, str] = {}
-        folders = {"": folder}
-        waiting = [""]
+    def _asked(self, listed: RemoteFile, cancellation: Cancellation) -> RemoteFile:
+        """The file of an index with what a HEAD says of it; an error that is about this file alone is kept with it."""
+        if listed.problem is not None:
+            return listed
+        try:
+            head = self._client.head(self._target(listed.key), cancellation)
+        except HoldfastError as error:
+            if not _is_of_one_file(error):
+                raise
+            return replace(listed, problem=error)
+        return _file(listed.path, listed.key, head)
+
+    def _crawl(self, folder: str, cancellation: Cancellation) -> _Index:
+        """All that the index of `folder`, and of the folders in it, list."""
+        found, folders, waiting = _Index(), {"": folder}, [""]
         while waiting:
             prefix = waiting.pop()
-            for entry in self._read_folder(folders[prefix], cancellation, is_root=prefix == ""):
+            for entry in self._read_folder(folders[prefix], prefix, found, cancellation):
                 path = prefix + entry.path
                 if is_reserved(path):
                     continue
-                check_names(display_url(folders[prefix]), [path])
+                problem = entry.problem or _bad_name(display_url(folders[prefix]), path)
                 if not entry.is_folder:
-                    self._check_new(files, path, entry.url)
-                    files[path] = entry.url
+                    found.files[path, entry.url] = RemoteFile(path, entry.url, None, problem=problem)
+                elif problem is not None:
+                    found.unlisted.append(Unlisted(f"{path}/", problem))
                 elif f"{path}/" not in folders:
                     folders[f"{path}/"] = entry.url
                     waiting.append(f"{path}/")
-            if len(files) > _MAX_FILES or len(folders) > _MAX_FOLDERS or prefix.count("/") > _MAX_DEPTH:
+            if len(found.files) > _MAX_FILES or len(folders) > _MAX_FOLDERS or prefix.count("/") > _MAX_DEPTH:
                 raise Permanent(
                     "too_large",
                     f"{self.display}: expected at most {_MAX_FILES} files in {_MAX_FOLDERS} folders, "
                     f"{_MAX_DEPTH} deep, found more at {prefix or '/'}",
                     "name the version's own folder, or publish it with `holdfast publish`",
                 )
-        return files
+        return found
 
-    def _check_new(self, files: dict[str, str], path: str, url: str) -> None:
-        if files.get(path, url) != url:
-            raise Permanent(
-                "bad_name",
-                f"{self.display}: two files are named {path!r} in Unicode normal form C",
-                "rename one at the source",
-            )
-
-    def _read_folder(self, url: str, cancellation: Cancellation, *, is_root: bool) -> list[Entry]:
+    def _read_folder(self, url: str, prefix: str, found: _Index, cancellation: Cancellation) -> list[Entry]:
+        """The entries of one folder; an error that is about a folder within the version's own is kept in `found`."""
         try:
             page = self._client.fetch(self._target(url), _MAX_INDEX_BYTES, cancellation)
-        except Permanent as error:
-            if is_root and error.code in _ABSENT:
+        except HoldfastError as error:
+            if not prefix and error.code in _ABSENT:
                 return []
-            raise
+            if not prefix or not _is_of_one_file(error):
+                raise
+            found.unlisted.append(Unlisted(prefix, error))
+            return []
         entries = read_index(page.body, page.headers.get_content_type(), page.url.partition("?")[0])
-        if entries is None and not is_root:
-            raise Permanent(
-                "bad_listing",
-                f"{display_url(page.url)}: expected a directory index, found another page",
-                "publish the version with `holdfast publish`, which writes a manifest",
-            )
+        if entries is None and prefix:
+            problem = f"{display_url(page.url)}: expected a directory index, found another page"
+            remedy = "publish the version with `holdfast publish`, which writes a manifest, or leave the folder out"
+            found.unlisted.append(Unlisted(prefix, Permanent("bad_listing", problem, remedy)))
         return entries or []
+
+
+@dataclass(slots=True)
+class _Index:
+    """What indexes list: files by path and URL, and the folders that could not be listed."""
+
+    files: dict[tuple[str, str], RemoteFile] = field(default_factory=dict)
+    unlisted: list[Unlisted] = field(default_factory=list)
+
+
+def _is_of_one_file(error: HoldfastError) -> bool:
+    """Tell whether an error is about the address that was asked for, and not about the server as a whole.
+
+    503 and 429 ask for a pause, and a broken connection may break for every file: then the listing is tried again.
+    """
+    return error.permanent or (error.code.startswith("http_5") and error.code != "http_503")
+
+
+def _bad_name(where: str, path: str) -> HoldfastError | None:
+    """Why nothing of this name, or below it, can be content: then the server is not asked for it either."""
+    try:
+        check_names(where, [path])
+    except Permanent as error:
+        return error
+    return None
 
 
 def _file(path: str, url: str, head: Head) -> RemoteFile:

@@ -13,7 +13,7 @@ from pathlib import Path
 from cached.contract.errors import Permanent
 from cached.contract.manifest import MANIFEST_NAME, RESERVED, FileEntry, Manifest
 from cached.contract.verify import hash_file
-from cached.sources.tree import PlainFile, file_error, walk
+from cached.sources.tree import LOST_AND_FOUND, PlainFile, file_error, plain_files
 from cached.uploads.base import Progress, Upload
 
 
@@ -39,10 +39,10 @@ class Folder:
 
 def look_through(base: Path) -> Folder:
     """List what there is to publish. Raises `Permanent` for an empty folder and for what is no content."""
-    files = tuple(file for file in walk(base) if file.path != MANIFEST_NAME)
+    files = tuple(file for file in plain_files(base) if file.path != MANIFEST_NAME)
     if not files:
         raise Permanent("empty", f"{base}: expected files to publish, found none", "name the model's folder")
-    left_out = tuple(name for name in (MANIFEST_NAME, RESERVED) if (base / name).exists())
+    left_out = tuple(name for name in (MANIFEST_NAME, RESERVED, LOST_AND_FOUND) if (base / name).exists())
     return Folder(files, left_out)
 
 

@@ -114,8 +114,8 @@ AUTOINDEX: list[dict[str, Any]] = [{"name": "a.bin", "type": "file", "size": 3},
 def test_an_index_leads_only_below_itself(body: bytes, kind: str) -> None:
     """The names of an index that are taken for files stay below it, at the same origin."""
     base = "http://host/m/"
+    entries = [entry for entry in read_index(body, kind, base) or [] if entry.problem is None]
     try:
-        entries = read_index(body, kind, base) or []
         check_names(base, (entry.path for entry in entries))
     except HoldfastError:
         return

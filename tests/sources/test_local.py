@@ -18,6 +18,7 @@ from cached.contract.manifest import FileEntry, Manifest
 from cached.sources.base import Listing, LocalTarget, RemoteFile
 from cached.sources.local import LocalSource
 from cached.sources.tree import file_error
+from tests.support.choosing import chosen
 
 
 def put(path: Path, data: bytes = b"x") -> Path:
@@ -44,7 +45,7 @@ async def resolve(uri: str | Path) -> Listing:
 
 async def refusal(uri: str | Path) -> HoldfastError:
     with pytest.raises(HoldfastError) as caught:
-        await resolve(uri)
+        await chosen(LocalSource(str(uri)))
     assert caught.value.remedy
     return caught.value
 

@@ -21,6 +21,7 @@ from cached.sources.s3 import S3Source
 from cached.wire.cancel import Cancellation
 from cached.wire.client import HttpClient
 from cached.wire.settings import HttpSettings
+from tests.support.choosing import chosen
 from tests.support.s3 import (
     ACCESS_KEY,
     SECRET_KEY,
@@ -86,7 +87,8 @@ async def resolve(uri: str) -> dict[str, RemoteFile]:
 
 async def refusal(uri: str) -> HoldfastError:
     with pytest.raises(HoldfastError) as caught:
-        await resolve(uri)
+        async with opened(uri) as source:
+            await chosen(source)
     assert caught.value.remedy
     assert SECRET_KEY not in repr(caught.value) and SECRET_KEY not in str(caught.value)
     return caught.value

@@ -16,7 +16,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import IO, Any
@@ -37,7 +37,10 @@ _LISTENING = "listening on http://127.0.0.1:"
 class DaemonProcess:
     """One root and one catalog, and the daemon on them; it may be started again and again."""
 
-    def __init__(self, folder: Path, *options: str, environment: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, folder: Path, *options: str, environment: Mapping[str, str] | None = None, under: Sequence[str] = ()
+    ) -> None:
+        """`under`: the command that the daemon is started with, as `setpriv` and its options."""
         self.layout = Layout(folder / "root")
         self.catalog = folder / "catalog" / "catalog.yaml"
         self.catalog.parent.mkdir(parents=True)
@@ -45,6 +48,7 @@ class DaemonProcess:
         self._log = folder / "daemon.log"
         self._options = options
         self._environment = environment or {}
+        self._under = under
         self._process: subprocess.Popen[bytes] | None = None
         self._log_start = 0
         self._port = 0
@@ -54,7 +58,7 @@ class DaemonProcess:
     def launch_into(self, log: IO[bytes] | int, *more: str) -> None:
         """Start the process, writing into `log`, and wait for nothing."""
         self._process = subprocess.Popen(
-            [*daemon_command(self.layout.root, self.catalog), *self._options, *more],
+            [*self._under, *daemon_command(self.layout.root, self.catalog), *self._options, *more],
             env={**bare_environment(), **self._environment},
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -241,10 +245,10 @@ class DaemonProcess:
 
 @contextlib.contextmanager
 def daemon_process(
-    folder: Path, *options: str, environment: Mapping[str, str] | None = None
+    folder: Path, *options: str, environment: Mapping[str, str] | None = None, under: Sequence[str] = ()
 ) -> Iterator[DaemonProcess]:
     """A daemon to start, which is not running any more afterwards."""
-    daemon = DaemonProcess(folder, *options, environment=environment)
+    daemon = DaemonProcess(folder, *options, environment=environment, under=under)
     try:
         yield daemon
     finally:

@@ -1,0 +1,17 @@
+"""What a version gets of a source, as the daemon takes it: the listing first, then the catalog's filters.
+
+Law: calls the product's own two steps and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from cached import filters
+from cached.sources.base import RemoteFile, Source
+
+
+async def chosen(source: Source, include: Sequence[str] = (), exclude: Sequence[str] = ()) -> dict[str, RemoteFile]:
+    """The files by path that a version with these filters has; raises `HoldfastError`."""
+    files = filters.choose(await source.resolve(), source.display, include, exclude)
+    return {file.path: file for file in files}
