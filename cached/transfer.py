@@ -29,7 +29,7 @@ from cached.flight import Flight, Observer
 from cached.flights import Flights
 from cached.janitor import Janitor
 from cached.ledger import NoSpace, Stake
-from cached.sources.base import Listing, RemoteFile, Source, Target
+from cached.sources.base import Listing, RemoteFile, Source, Target, expecting
 from cached.store import blobs
 from cached.store.ingest import IngestKey, allocated_bytes
 from cached.wire.cancel import Cancellation, Cancelled
@@ -248,7 +248,7 @@ class Transfers:
             asked = asyncio.run_coroutine_threadsafe(source.locate(file), loop)
             try:
                 with cancellation.calling(asked.cancel):
-                    return asked.result(_LOCATE_TIMEOUT_S)
+                    return expecting(asked.result(_LOCATE_TIMEOUT_S), file)
             except CancelledError as error:
                 raise Cancelled from error
             except TimeoutError as error:

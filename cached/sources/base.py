@@ -6,7 +6,7 @@ or a log line.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -58,6 +58,16 @@ class Listing:
 
 
 @dataclass(frozen=True, slots=True)
+class Expected:
+    """The file that an answer should hold: its `name` in the version, its `size` in bytes if known, and whether its
+    content is promised, so that a wrong one is noticed in the end."""
+
+    name: str
+    size: int | None
+    promised: bool
+
+
+@dataclass(frozen=True, slots=True)
 class HttpTarget:
     """A ranged GET: `url` with `headers` (these may carry credentials and go to that origin only).
 
@@ -65,7 +75,7 @@ class HttpTarget:
     no strong ETag. Both None where the URL itself is immutable. `chosen_by`: the URL that redirected to `url`, where
     the source followed that itself; None where it was told to ask there. `stored_bytes`: the size of the object as it
     is stored, where its bytes are what is wanted whatever `Content-Encoding` is kept with them: on an object store, and
-    where the content is promised.
+    where the content is promised. `expected`: the file of a version that is asked for; None for anything else.
     """
 
     url: str = field(repr=False)
@@ -74,6 +84,7 @@ class HttpTarget:
     if_unmodified_since: str | None = None
     chosen_by: str | None = field(default=None, repr=False)
     stored_bytes: int | None = None
+    expected: Expected | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +96,14 @@ class LocalTarget:
 
 
 Target = HttpTarget | LocalTarget
+
+
+def expecting(target: Target, file: RemoteFile) -> Target:
+    """The target with what its answer should hold: so a web page in the place of the file is told from it."""
+    if not isinstance(target, HttpTarget):
+        return target
+    promised = file.sha256 is not None or file.git_oid is not None
+    return replace(target, expected=Expected(file.path, file.size, promised))
 
 
 class Source(Protocol):

@@ -14,6 +14,7 @@ from cached.s3.address import S3Address
 from cached.s3.client import S3Client, quoted
 from cached.s3.errors import bad_response
 from cached.sources.base import HttpTarget, Listing, RemoteFile, Target
+from cached.sources.manifests import read_manifest
 from cached.sources.naming import is_reserved
 
 # A signed URL also ends with the credentials that signed it: whoever reads asks for a fresh one after a 403.
@@ -42,7 +43,8 @@ class S3Source:
         """Read `holdfast.json`, else list the prefix, else look for a single object with exactly this key."""
         data = await self._client.manifest()
         if data is not None:
-            return self._published(Manifest.parse(data))
+            where = self._address.uri(self._address.prefix + MANIFEST_NAME)
+            return self._published(read_manifest(data, where))
         files = await self._list()
         if not files and self._address.key and not self._address.key.endswith("/"):
             files = await self._single()

@@ -10,14 +10,16 @@ from dataclasses import dataclass, field, replace
 from urllib.parse import quote, urlsplit
 
 from cached.contract.errors import HoldfastError, Permanent
-from cached.contract.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, Manifest
+from cached.contract.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES
 from cached.sources.base import HttpTarget, Listing, RemoteFile, Unlisted
 from cached.sources.indexes import Entry, path_of, read_index
+from cached.sources.manifests import read_manifest
 from cached.sources.naming import check_names, is_reserved
 from cached.wire.aside import aside
 from cached.wire.cancel import Cancellation
-from cached.wire.client import Head, HttpClient
+from cached.wire.client import Head, HttpClient, Response
 from cached.wire.credentials import basic
+from cached.wire.pages import SIGN_IN, page_in
 from cached.wire.urls import Address, display_url
 
 _MAX_INDEX_BYTES = 16 * 1024 * 1024
@@ -76,20 +78,25 @@ class WebSource:
             if error.code not in _ABSENT:
                 raise
             absent = error
-        listing = self._from_file(cancellation) or self._from_index(folder, cancellation)
+        listing = self._from_file(cancellation)
         if listing is not None:
             return listing
+        index = self._crawl(folder, cancellation)
+        if index.files or index.unlisted:
+            return self._described(index, cancellation)
         if absent.code == "forbidden":
             raise absent
-        raise Permanent(
-            "not_found",
-            f"{self.display}: expected {MANIFEST_NAME} there, a file, or a folder that the server lists; found none",
-            "publish the version there with `holdfast publish`, or check the address for typing errors",
-        )
+        expected = f"expected {MANIFEST_NAME} there, a file, or a folder that the server lists"
+        remedy = "publish the version there with `holdfast publish`, or check the address for typing errors"
+        if index.page is None:
+            raise Permanent("not_found", f"{self.display}: {expected}; found none", remedy)
+        found = f"found a web page that lists no folder, at {index.page}"
+        raise Permanent("not_found", f"{self.display}: {expected}; {found}", f"{remedy}; perhaps {SIGN_IN}")
 
     def _from_manifest(self, folder: str, cancellation: Cancellation) -> Listing:
-        response = self._client.fetch(self._target(folder + MANIFEST_NAME), MAX_MANIFEST_BYTES, cancellation)
-        manifest = Manifest.parse(response.body)
+        url = folder + MANIFEST_NAME
+        response = self._client.fetch(self._target(url), MAX_MANIFEST_BYTES, cancellation)
+        manifest = read_manifest(response.body, _where(url, response))
         files = tuple(
             RemoteFile(entry.path, folder + quote(entry.path), entry.size, entry.sha256, entry.sha256)
             for entry in manifest.files
@@ -110,10 +117,8 @@ class WebSource:
         name, problem = path_of(urlsplit(self._place).path.rpartition("/")[2], self.display)
         return Listing((replace(_file(name, self._place, head), problem=problem),))
 
-    def _from_index(self, folder: str, cancellation: Cancellation) -> Listing | None:
-        found = self._crawl(folder, cancellation)
-        if not found.files and not found.unlisted:
-            return None
+    def _described(self, found: _Index, cancellation: Cancellation) -> Listing:
+        """What an index lists, with sizes and validators."""
 
         def ask(listed: RemoteFile) -> RemoteFile:
             return self._asked(listed, cancellation)
@@ -175,6 +180,8 @@ class WebSource:
             found.unlisted.append(Unlisted(prefix, error))
             return []
         entries = read_index(page.body, page.headers.get_content_type(), page.url.partition("?")[0])
+        if entries is None and not prefix and page_in(page.body) is not None:
+            found.page = display_url(page.url)
         if entries is None and prefix:
             problem = f"{display_url(page.url)}: expected a directory index, found another page"
             remedy = "publish the version with `holdfast publish`, which writes a manifest, or leave the folder out"
@@ -184,10 +191,18 @@ class WebSource:
 
 @dataclass(slots=True)
 class _Index:
-    """What indexes list: files by path and URL, and the folders that could not be listed."""
+    """What indexes list: files by path and URL, and the folders that could not be listed. `page`: where a web page came
+    instead of the first of them."""
 
     files: dict[tuple[str, str], RemoteFile] = field(default_factory=dict)
     unlisted: list[Unlisted] = field(default_factory=list)
+    page: str | None = None
+
+
+def _where(asked: str, response: Response) -> str:
+    """The address that was asked, and the one that answered where a redirect led there."""
+    shown_as, answered = display_url(asked), display_url(response.url)
+    return shown_as if answered == shown_as else f"{shown_as}, redirected to {answered}"
 
 
 def _is_of_one_file(error: HoldfastError) -> bool:

@@ -13,6 +13,7 @@ from email.utils import parsedate_to_datetime
 
 from cached.contract.errors import HoldfastError, Permanent, Transient
 from cached.sources.base import HttpTarget
+from cached.wire.pages import is_page_type
 from cached.wire.stream import Stream
 
 _STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-9]\d\d)(?: [^\r\n]*)?\r?\n")
@@ -151,6 +152,15 @@ def check_encoding(answer: Answer, target: HttpTarget, total: int | None, where:
         "let the server, and any proxy before it, send files as they are stored; where `holdfast publish` wrote a "
         "manifest, an encoding that is stored does no harm",
     )
+
+
+def check_no_page_length(answer: Answer, target: HttpTarget, total: int | None, where: str) -> None:
+    """Raise `bad_response` for an answer of a page's type with another length (`total`) than the expected file's."""
+    expected = target.expected
+    if expected is None or not is_page_type(expected, answer.headers.get_content_type()):
+        return
+    if total is not None and expected.size is not None and total != expected.size:
+        raise bad_response(where, f"expected {expected.name!r} of {expected.size} bytes, found {total} bytes")
 
 
 def _bytes(size: int | None) -> str:

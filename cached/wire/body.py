@@ -11,8 +11,10 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from cached.contract.errors import HoldfastError, Transient
+from cached.sources.base import Expected
 from cached.wire.answers import Answer, Extent, bad_response
 from cached.wire.cancel import Cancellation, Cancelled
+from cached.wire.pages import LOOKED_AT_BYTES, page_error, page_instead
 from cached.wire.pool import IdlePool, Route
 from cached.wire.stream import EndOfStream, Idle, Stream
 from cached.wire.urls import display_url
@@ -123,7 +125,15 @@ class Body:
     counts what has come so far.
     """
 
-    def __init__(self, exchange: Exchange, extent: Extent, pool: IdlePool, cancellation: Cancellation) -> None:
+    def __init__(
+        self,
+        exchange: Exchange,
+        extent: Extent,
+        pool: IdlePool,
+        cancellation: Cancellation,
+        expected: Expected | None = None,
+    ) -> None:
+        """`expected`: the file that this should be; a page in its place is refused."""
         self.start = extent.start
         self.length = extent.length
         self.total = extent.total
@@ -136,6 +146,8 @@ class Body:
         self._closed = False
         self._pool = pool
         self._cancellation = cancellation
+        self._expected = expected if extent.start == 0 else None
+        self._page: str | None = None
 
     def readinto(self, view: memoryview) -> int:
         """Fill `view` unless the body ends first; 0 only at the clean end of the body.
@@ -147,17 +159,18 @@ class Body:
         try:
             self._cancellation.check()
             window = view if self.length is None else view[: self.length - self.received]
-            while filled < len(window) and not self._ended:
+            count = 1
+            while count and filled < len(window) and not self._ended:
                 count = self._framing.read(window[filled:])
                 filled += count
                 self.received += count
-                if count == 0:
-                    self._end()
-            if self.received == self.length and not self._ended:
+            self._judge(view[:filled])
+            if (not count or self.received == self.length) and not self._ended:
                 self._end()
         except (HoldfastError, Cancelled, OSError) as error:
             self._give_up()
             self._cancellation.check()  # a cancelled connection also fails in other ways
+            self._judge(view[:filled])
             if isinstance(error, OSError):
                 raise self._broken(error) from error
             raise
@@ -189,7 +202,20 @@ class Body:
             raise EndOfStream(f"the body ended {self.length - self.received} bytes early")
         if self._exchange.stream.look() is Idle.DATA:
             raise bad_response(where, f"bytes after the end of a body of {self.received} bytes")
+        if self._page is not None and self._expected is not None and self._expected.size not in (None, self.received):
+            raise page_error(f"the file {self._expected.name!r}", where, self._page)
         self._ended = True
+
+    def _judge(self, came: memoryview) -> None:
+        """Look at the first bytes that came. Of a page they are not given out: nobody is to keep them as the file's."""
+        expected = self._expected
+        if expected is None or self.received != len(came):
+            return
+        content_type = self._exchange.answer.headers.get_content_type()
+        self._page = page_instead(expected, content_type, bytes(came[:LOOKED_AT_BYTES]))
+        if self._page is not None and not expected.promised:
+            self.received = 0
+            raise page_error(f"the file {expected.name!r}", self._exchange.where, self._page)
 
     def _give_up(self) -> None:
         if not self._closed:

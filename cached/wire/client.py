@@ -13,12 +13,13 @@ import time
 from dataclasses import dataclass, field, replace
 
 from cached.contract.errors import Permanent, Transient
-from cached.sources.base import HttpTarget
+from cached.sources.base import Expected, HttpTarget
 from cached.wire.answers import (
     Asked,
     Extent,
     bad_response,
     check_encoding,
+    check_no_page_length,
     check_unchanged,
     extent_of,
     read_answer,
@@ -27,6 +28,7 @@ from cached.wire.body import Body, Exchange
 from cached.wire.cancel import Cancellation
 from cached.wire.connect import Connector
 from cached.wire.credentials import NetrcFile, basic
+from cached.wire.pages import LOOKED_AT_BYTES, is_page_type, page_error, page_instead
 from cached.wire.pool import IdlePool, Route
 from cached.wire.refusals import refusal
 from cached.wire.settings import HttpSettings
@@ -37,6 +39,7 @@ _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 # Some servers know no HEAD, and a URL that is signed for GET refuses it.
 _NO_HEAD = frozenset({403, 405, 501})
 _EXCERPT_BYTES = 4096  # of an error's body: the code in S3's XML comes first
+_MAX_PAGE_BYTES = 1024 * 1024  # what is longer, and of no page's type, is not looked into to explain an error
 _HEADER = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+: [^\r\n\0]*")
 _OURS = frozenset({"host", "connection", "range", "accept-encoding", "if-match", "if-unmodified-since"})
 
@@ -152,10 +155,32 @@ class HttpClient:
             self._check_status(exchange, cancellation)
             extent = extent_of(exchange.answer, request.asked, exchange.where)
             check_encoding(exchange.answer, request.target, extent.total, exchange.where)
+            check_no_page_length(exchange.answer, request.target, extent.total, exchange.where)
+        except Transient as error:
+            self._raise_page(exchange, request, cancellation, error)
+            raise
         except BaseException:
             exchange.drop()
             raise
-        return self._body(exchange, extent, cancellation)
+        return self._body(exchange, extent, cancellation, request.target.expected)
+
+    def _raise_page(self, exchange: Exchange, request: _Request, cancellation: Cancellation, error: Transient) -> None:
+        """Raise the error for a web page in place of the expected file, where that is why the answer is wrong in itself
+        (`error`); the exchange is over."""
+        answer, expected = exchange.answer, request.target.expected
+        content_type = answer.headers.get_content_type()
+        if expected is None or answer.status not in (200, 206) or request.asked.offset:
+            exchange.drop()
+            return
+        if not is_page_type(expected, content_type) and (answer.length is None or answer.length > _MAX_PAGE_BYTES):
+            exchange.drop()
+            return
+        excerpt = b""
+        with contextlib.suppress(Transient):
+            excerpt = _read(self._body(exchange, Extent(0, answer.length, None), cancellation), LOOKED_AT_BYTES)
+        found = page_instead(expected, content_type, excerpt)
+        if found is not None:
+            raise page_error(f"the file {expected.name!r}", exchange.where, found) from error
 
     def _check_status(self, exchange: Exchange, cancellation: Cancellation) -> None:
         answer = exchange.answer
@@ -167,10 +192,12 @@ class HttpClient:
                 excerpt = _read(self._body(exchange, Extent(0, answer.length, None), cancellation), _EXCERPT_BYTES)
         raise refusal(answer, exchange.where, excerpt, time.time())
 
-    def _body(self, exchange: Exchange, extent: Extent, cancellation: Cancellation) -> Body:
+    def _body(
+        self, exchange: Exchange, extent: Extent, cancellation: Cancellation, expected: Expected | None = None
+    ) -> Body:
         settings = self.settings
         exchange.stream.wait_with(StallClock(settings.stall_window_s, settings.stall_min_bytes, exchange.where))
-        return Body(exchange, extent, self._pool, cancellation)
+        return Body(exchange, extent, self._pool, cancellation, expected)
 
     def _follow(self, request: _Request, cancellation: Cancellation) -> Exchange:
         """Ask, and go where redirects lead."""

@@ -93,6 +93,30 @@ def test_bytes_that_are_not_what_the_manifest_says_are_never_published(
     assert not [path for path in daemon.layout.blobs.rglob("*") if path.is_file()]
 
 
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_web_page_in_place_of_a_file_is_never_published(
+    daemon: DaemonProcess, origin: HostileOrigin, whole: bool
+) -> None:
+    """A login page with status 200 is never a version's file, though nobody promised its bytes; the real one is."""
+    page = b"<!DOCTYPE html><title>Sign in</title>" + b"x" * (9_000_000 if not whole else 0)
+    index = "<title>Index of /tiny/</title>" + "".join(f'<a href="{name}">x</a>' for name in ("a.json", "b.bin"))
+    origin.put("/tiny/", index.encode(), content_type="text/html")
+    origin.put("/tiny/a.json", b"{}", content_type="text/html")  # some servers call every file so
+    origin.put("/tiny/b.bin", page, content_type="text/html")
+    daemon.write_catalog({"tiny": prefetched(origin.url("/tiny/")), "one": prefetched(origin.url("/tiny/b.bin"))})
+    daemon.start()
+    for ref in (V1, ModelRef("one", "v1")):
+        error = daemon.wait_state(ref, "failed")["error"]
+        assert error["code"] == "bad_response"
+        assert origin.url("/tiny/b.bin") in error["message"] and "a web page (HTML)" in error["message"]
+        assert not daemon.path(ref).is_symlink()
+    assert not [path for path in daemon.layout.ingest.glob("*/data") if page[:20] in path.read_bytes()]
+    origin.put("/tiny/b.bin", b"weights", content_type="text/html")
+    daemon.pull("tiny@v1")
+    daemon.wait(lambda: daemon.state(V1) == "ready", "the file itself")
+    assert daemon.files(V1) == {"a.json": b"{}", "b.bin": b"weights"}
+
+
 def test_a_source_that_answers_nonsense_fails_its_own_version_only(
     daemon: DaemonProcess, origin: HostileOrigin, source: Path
 ) -> None:

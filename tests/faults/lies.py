@@ -61,7 +61,17 @@ def _lying_manifests() -> list[Case]:
         "spaced": b" " + _manifest(file("a")),
     }
     return [
-        Case(f"lie-manifest-{name}", Wrong("invalid_manifest"), (), Content(body), "manifest", False, ("http", "s3"))
+        Case(
+            f"lie-manifest-{name}",
+            Wrong("bad_response", "a web page (HTML)")
+            if name == "page"
+            else Wrong("invalid_manifest", "holdfast.json"),
+            (),
+            Content(body),
+            "manifest",
+            False,
+            ("http", "s3"),
+        )
         for name, body in bodies.items()
     ]
 

@@ -102,9 +102,26 @@ async def test_a_manifest_is_the_listing(client: HttpClient, tree: Path, tmp_pat
 
 
 async def test_a_page_is_no_manifest(client: HttpClient, origin: HostileOrigin) -> None:
-    """A server that answers something else for `holdfast.json` is refused, not guessed about."""
+    """A server that answers something else for `holdfast.json` is refused by what it is, not guessed about."""
     origin.put("/v1/holdfast.json", b"<html>Welcome</html>", content_type="text/html")
-    assert isinstance(await _error(origin.url("/v1"), client), InvalidManifest)
+    error = await _error(origin.url("/v1?sig=s3cret"), client)
+    assert (error.code, error.permanent) == ("bad_response", False)
+    assert f"{origin.url('/v1/holdfast.json')}: expected holdfast.json, found a web page (HTML)" == error.message
+    assert "netrc" in error.remedy and "NO_PROXY" in error.remedy
+    origin.put("/v1/holdfast.json", b'{"files": 7}', content_type="application/json")
+    error = await _error(origin.url("/v1"), client)
+    assert isinstance(error, InvalidManifest)
+    assert origin.url("/v1/holdfast.json") in error.message
+
+
+async def test_a_login_that_a_redirect_leads_to_is_named(client: HttpClient, origin: HostileOrigin) -> None:
+    """A login page in place of the manifest is told with both addresses, without the query that a redirect adds."""
+    origin.script("/v1/holdfast.json", Redirect("/login?next=s3cret"))
+    origin.put("/login", b"\n<!-- portal -->\n<!DOCTYPE html><title>Sign in</title>", content_type="text/html")
+    error = await _error(origin.url("/v1/"), client)
+    assert error.code == "bad_response"
+    assert f"redirected to {origin.url('/login')}:" in error.message
+    assert "s3cret" not in str(error)
 
 
 async def test_errors_of_the_manifest_are_told(client: HttpClient, origin: HostileOrigin) -> None:
@@ -291,7 +308,9 @@ async def test_nothing_there(client: HttpClient, origin: HostileOrigin) -> None:
 async def test_a_home_page_is_no_index(client: HttpClient, origin: HostileOrigin) -> None:
     """An ordinary page with links is not taken for a list of weights."""
     origin.put("/", b'<title>Welcome</title><a href="about.html">about</a>', content_type="text/html")
-    assert (await _error(origin.url("/"), client)).code == "not_found"
+    error = await _error(origin.url("/"), client)
+    assert error.code == "not_found"
+    assert f"a web page that lists no folder, at {origin.url('/')}" in error.message
 
 
 async def test_forbidden_is_told(client: HttpClient, origin: HostileOrigin) -> None:

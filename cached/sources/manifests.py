@@ -1,0 +1,24 @@
+"""Read a source's `holdfast.json`, saying where it was read when it is none.
+
+Law: pure.
+"""
+
+from __future__ import annotations
+
+from cached.contract.errors import InvalidManifest
+from cached.contract.manifest import MANIFEST_NAME, Manifest
+from cached.wire.pages import page_error, page_in
+
+
+def read_manifest(data: bytes, where: str) -> Manifest:
+    """Parse the bytes that `where` (an address without credentials) gave for `holdfast.json`.
+
+    Raises `Transient` (`bad_response`) for a web page, `InvalidManifest` for everything else that is no manifest.
+    """
+    page = page_in(data)
+    if page is not None:
+        raise page_error(MANIFEST_NAME, where, page)
+    try:
+        return Manifest.parse(data)
+    except InvalidManifest as error:
+        raise InvalidManifest(f"{where}: {error.message}", error.remedy) from error
