@@ -1,4 +1,4 @@
-"""S3 locations: `s3://bucket/prefix/?endpoint_url=…&region=…&addressing_style=…&anonymous=…&profile=…`.
+"""S3 locations: `s3://bucket/prefix/?endpoint_url=…&region=…&profile=…`, and more parameters:
 
 | parameter | meaning |
 | --- | --- |
@@ -7,6 +7,9 @@
 | `addressing_style` | `path`, `virtual` or `auto` (default): where the bucket's name goes |
 | `anonymous` | `true`: requests are not signed, for public buckets |
 | `profile` | a profile of the shared AWS configuration files; else `AWS_PROFILE` |
+| `request_payer` | `requester`: whoever asks agrees to pay, as requester-pays buckets demand |
+| `sse` | `AES256`, `aws:kms` or `aws:kms:dsse`: what is published is to be encrypted so, as some policies demand |
+| `kms_key_id` | the KMS key of `sse=aws:kms`; else the bucket's, or the account's own |
 
 Law: pure. There is no parameter for a key or a token, and a location that carries one is refused without being quoted:
 credentials come from botocore's own chain alone. Keys are taken literally, as the AWS command line takes them: no
@@ -20,7 +23,11 @@ from urllib.parse import parse_qsl, quote, urlsplit
 
 from cached.contract.errors import Permanent
 
-_PARAMETERS = ("endpoint_url", "region", "addressing_style", "anonymous", "profile")
+_PARAMETERS = (
+    *("endpoint_url", "region", "addressing_style", "anonymous", "profile"),
+    *("request_payer", "sse", "kms_key_id"),
+)
+_SSE = ("AES256", "aws:kms", "aws:kms:dsse")
 _STYLES = ("auto", "path", "virtual")
 
 
@@ -35,6 +42,9 @@ class S3Address:
     addressing_style: str | None = None
     anonymous: bool = False
     profile: str | None = None
+    request_payer: str | None = None
+    sse: str | None = None
+    kms_key_id: str | None = None
 
     @classmethod
     def parse(cls, uri: str) -> S3Address:
@@ -55,7 +65,19 @@ class S3Address:
         endpoint = given.get("endpoint_url")
         if endpoint is not None:
             _check_endpoint(endpoint)
-        return cls(bucket, key, endpoint, given.get("region"), style, anonymous == "true", given.get("profile"))
+        _check_policies(given)
+        return cls(
+            bucket,
+            key,
+            endpoint,
+            given.get("region"),
+            style,
+            anonymous == "true",
+            given.get("profile"),
+            given.get("request_payer"),
+            given.get("sse"),
+            given.get("kms_key_id"),
+        )
 
     @property
     def prefix(self) -> str:
@@ -67,6 +89,17 @@ class S3Address:
         """The location to show: which server, which bucket, which key."""
         endpoint = f"?endpoint_url={quote(self.endpoint_url, safe=':/')}" if self.endpoint_url else ""
         return f"{self.uri(self.key)}{endpoint}"
+
+    @property
+    def asking(self) -> dict[str, str]:
+        """What every request about the bucket's objects says, as botocore's parameters."""
+        return {"RequestPayer": self.request_payer} if self.request_payer else {}
+
+    @property
+    def storing(self) -> dict[str, str]:
+        """What a request that makes an object says besides."""
+        given = {"ServerSideEncryption": self.sse, "SSEKMSKeyId": self.kms_key_id}
+        return self.asking | {name: value for name, value in given.items() if value}
 
     def uri(self, key: str) -> str:
         """The plain URI of another key in the bucket, for messages."""
@@ -84,6 +117,18 @@ def _parameters(query: str) -> dict[str, str]:
     if len(dict(pairs)) != len(pairs):
         raise _refuse("a parameter is given twice")
     return dict(pairs)
+
+
+def _check_policies(given: dict[str, str]) -> None:
+    payer, sse = given.get("request_payer"), given.get("sse")
+    if payer not in (None, "requester"):
+        raise _refuse("request_payer: expected requester")
+    if payer and given.get("anonymous") == "true":
+        raise _refuse("request_payer and anonymous: nobody can be billed for an anonymous request")
+    if sse is not None and sse not in _SSE:
+        raise _refuse(f"sse: expected one of {', '.join(_SSE)}")
+    if "kms_key_id" in given and (sse is None or not sse.startswith("aws:kms")):
+        raise _refuse("kms_key_id: expected with sse=aws:kms")
 
 
 def _check_endpoint(endpoint: str) -> None:

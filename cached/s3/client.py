@@ -34,11 +34,13 @@ MAX_OBJECTS = 200_000  # about what a manifest can list; a bucket's root may hol
 
 @dataclass(frozen=True, slots=True)
 class S3Object:
-    """One listed object: its whole key, size in bytes, ETag as an HTTP header carries it (in quotes)."""
+    """One listed object: its whole key, size in bytes, ETag as an HTTP header carries it (in quotes), and its storage
+    class where the listing tells."""
 
     key: str
     size: int
     etag: str
+    storage_class: str = ""
 
 
 @dataclass(slots=True)
@@ -68,6 +70,12 @@ class S3Client:
         self._learning = asyncio.Lock()
         self._opened: _Opened | None = None
 
+    @property
+    def signed_headers(self) -> tuple[tuple[str, str], ...]:
+        """The headers that a signed URL must be asked with."""
+        payer = self.address.request_payer
+        return (("x-amz-request-payer", payer),) if payer else ()
+
     async def api(self) -> Any:
         """The client itself; call it inside `translated()`."""
         return (await self._open()).client
@@ -86,7 +94,7 @@ class S3Client:
         with translated(where):
             paginator = (await self.api()).get_paginator("list_objects_v2")
             number = 0
-            async for page in paginator.paginate(Bucket=self.address.bucket, Prefix=prefix):
+            async for page in paginator.paginate(Bucket=self.address.bucket, Prefix=prefix, **self.address.asking):
                 number += 1
                 found += listed(page, prefix, where)
                 if len(found) > MAX_OBJECTS or number > MAX_PAGES:
@@ -102,7 +110,7 @@ class S3Client:
         key = self.address.prefix + MANIFEST_NAME
         with translated(self.address.uri(key)):
             try:
-                answer = await (await self.api()).get_object(Bucket=self.address.bucket, Key=key)
+                answer = await (await self.api()).get_object(Bucket=self.address.bucket, Key=key, **self.address.asking)
             except ClientError as error:
                 if is_missing(error):
                     return None
@@ -121,11 +129,13 @@ class S3Client:
             raise bad_response(self.address.uri(key), f"{len(data)} bytes of {answer['ContentLength']}")
         return bytes(data)
 
-    async def head(self, key: str) -> dict[str, Any] | None:
-        """The attributes of one object as HeadObject gives them; None where there is none."""
+    async def head(self, key: str, **more: str) -> dict[str, Any] | None:
+        """The attributes of one object as HeadObject gives them; None where there is none. `more`: its parameters."""
         with translated(self.address.uri(key)):
             try:
-                found: dict[str, Any] = await (await self.api()).head_object(Bucket=self.address.bucket, Key=key)
+                found: dict[str, Any] = await (await self.api()).head_object(
+                    Bucket=self.address.bucket, Key=key, **self.address.asking, **more
+                )
             except ClientError as error:
                 if is_missing(error):
                     return None
@@ -148,12 +158,12 @@ class S3Client:
         async with self._learning:
             if opened.presigner is None and opened.can_learn:
                 url = await self._presigned_by_botocore(opened, PROBE_KEY, lifetime_s)
-                opened.presigner = Presigner.learn(url, await self._keys(opened), ())
+                opened.presigner = Presigner.learn(url, await self._keys(opened), self.signed_headers)
                 opened.can_learn = opened.presigner is not None
             return opened.presigner
 
     async def _presigned_by_botocore(self, opened: _Opened, key: str, lifetime_s: int, **more: str) -> str:
-        parameters = {"Bucket": self.address.bucket, "Key": key, **more}
+        parameters = {"Bucket": self.address.bucket, "Key": key, **self.address.asking, **more}
         url: str = await opened.client.generate_presigned_url("get_object", Params=parameters, ExpiresIn=lifetime_s)
         return url
 
@@ -217,7 +227,7 @@ def listed(page: dict[str, Any], prefix: str, where: str) -> Iterator[S3Object]:
         if not isinstance(size, int) or not 0 <= size <= MAX_FILE_BYTES:
             raise bad_response(where, f"the size {str(size)[:40]} of {key[:200]!r}")
         if not (key.endswith("/") and size == 0):
-            yield S3Object(key, size, quoted(etag))
+            yield S3Object(key, size, quoted(etag), str(item.get("StorageClass", "")))
 
 
 def quoted(etag: str) -> str:

@@ -15,6 +15,7 @@ from botocore import exceptions as boto
 from botocore.parsers import ResponseParserError
 
 from cached.contract.errors import HoldfastError, Permanent, Transient, http_code
+from cached.s3.archive import refusal
 
 _LIBRARY = (
     *(boto.BotoCoreError, boto.ClientError, ResponseParserError, aiohttp.ClientError, TimeoutError, OSError),
@@ -146,11 +147,15 @@ def _answered(error: boto.ClientError, what: str) -> HoldfastError:
         )
     if code in _ELSEWHERE:
         return _wrong_region(error, what, said)
+    if code == "InvalidObjectState":
+        return refusal(what, str(error.response.get("Error", {}).get("StorageClass", "an archive"))[:40])
     if code in _FORBIDDEN:
         return Permanent(
             "forbidden",
             f"{what}: access denied ({said})",
-            "allow s3:GetObject and s3:ListBucket; to publish, s3:PutObject and s3:DeleteObject too",
+            "allow s3:GetObject and s3:ListBucket; to publish, s3:PutObject and s3:DeleteObject too; where a policy "
+            "demands encryption headers, add sse=… (and kms_key_id=…) to the location, for a requester-pays bucket "
+            "request_payer=requester",
         )
     if code in _THROTTLED or status >= 500 or status in _AGAIN:
         return Transient(http_code(status), f"{what}: the server is busy or failing ({said})", _BUSY)

@@ -6,11 +6,15 @@ is never taken for a checksum, as it is none for multipart and encrypted objects
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
-from cached.contract.errors import Permanent, Transient
+from cached.contract.errors import HoldfastError, Permanent, Transient
 from cached.contract.manifest import MANIFEST_NAME, MAX_FILE_BYTES, PUBLISHING_NAME, Manifest
 from cached.s3.address import S3Address
+from cached.s3.archive import archived, may_be_archived
 from cached.s3.client import S3Client, quoted
 from cached.s3.errors import bad_response
 from cached.sources.base import HttpTarget, Listing, RemoteFile, Target
@@ -61,7 +65,9 @@ class S3Source:
         """Sign a GET of the object as it was listed: `If-Match`, or its version where the bucket keeps versions."""
         etag, _, version = file.validator.partition(" ")
         url = await self._client.presigned(file.key, version, _URL_LIFETIME_S)
-        return HttpTarget(url, if_match=etag if etag.startswith('"') else None, stored_bytes=file.size)
+        return HttpTarget(
+            url, self._client.signed_headers, if_match=etag if etag.startswith('"') else None, stored_bytes=file.size
+        )
 
     async def aclose(self) -> None:
         """Close the client."""
@@ -75,7 +81,8 @@ class S3Source:
 
     async def _list(self) -> tuple[RemoteFile, ...]:
         prefix = self._address.prefix
-        files = []
+        files: list[RemoteFile] = []
+        archive: list[str] = []
         for item in await self._client.objects(prefix):
             path = item.key[len(prefix) :]
             if path in (PUBLISHING_NAME, MANIFEST_NAME):
@@ -86,7 +93,30 @@ class S3Source:
                 )
             if not is_reserved(path):
                 files.append(RemoteFile(path, item.key, item.size, item.etag))
+                if may_be_archived(item.storage_class):
+                    archive.append(item.key)
+        problems = await self._problems(archive)
+        files = [replace(file, problem=problems.get(file.key)) for file in files] if problems else files
         return tuple(sorted(files, key=lambda file: file.path))
+
+    async def _problems(self, keys: Sequence[str]) -> dict[str, HoldfastError]:
+        """Why objects of an archive's storage class cannot be read, by key; a restored copy can."""
+        slots = asyncio.Semaphore(_CONNECTIONS)
+        found: dict[str, HoldfastError] = {}
+
+        async def look(key: str) -> None:
+            async with slots:
+                try:
+                    problem = archived(self._address.uri(key), await self._client.head(key) or {})
+                except HoldfastError as error:  # of a file that nobody may choose
+                    problem = error
+            if problem is not None:
+                found[key] = problem
+
+        async with asyncio.TaskGroup() as tasks:
+            for key in keys:
+                tasks.create_task(look(key))
+        return found
 
     async def _single(self) -> tuple[RemoteFile, ...]:
         key = self._address.key
@@ -97,7 +127,8 @@ class S3Source:
         size = found.get("ContentLength")
         if not isinstance(size, int) or not 0 <= size <= MAX_FILE_BYTES:
             raise bad_response(self._address.uri(key), f"the size {str(size)[:40]}")
-        return (RemoteFile(name, key, size, _validator(found)),)
+        problem = archived(self._address.uri(key), found)
+        return (RemoteFile(name, key, size, _validator(found), problem=problem),)
 
 
 def _validator(found: dict[str, Any]) -> str:

@@ -47,6 +47,12 @@ def refusal(answer: Answer, where: str, excerpt: bytes, now: float) -> HoldfastE
     shown = f"{where} answered {status}" + (f" {named[1].decode('ascii')}" if named else "")
     if status in (400, 403) and any(sign in excerpt for sign in _EXPIRED):
         return Transient("expired_signature", f"{shown}: its signature has expired", "it is signed again")
+    if status == 403 and named is not None and named[1] == b"InvalidObjectState":
+        return Permanent(
+            "archived",
+            f"{shown}: the object is in an archive and cannot be read before it is restored",
+            "restore it (`aws s3api restore-object`), or copy it to another storage class; then pull again",
+        )
     if status in _PERMANENT:
         code, meaning, remedy = _PERMANENT[status]
         return Permanent(code, f"{shown}: {meaning}", remedy)

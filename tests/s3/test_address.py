@@ -27,6 +27,14 @@ def test_every_parameter_is_read() -> None:
     assert S3Address.parse(f"s3://b/k?{query}") == S3Address(
         "b", "k", "http://s3.local:9000", "eu-1", "path", True, "dev"
     )
+    query = "request_payer=requester&sse=aws:kms&kms_key_id=arn:aws:kms:eu-1:1:key%2Fk"
+    address = S3Address.parse(f"s3://b/k?{query}")
+    assert address.asking == {"RequestPayer": "requester"}
+    assert address.storing == {
+        "RequestPayer": "requester",
+        "ServerSideEncryption": "aws:kms",
+        "SSEKMSKeyId": "arn:aws:kms:eu-1:1:key/k",
+    }
 
 
 def test_keys_are_taken_literally() -> None:
@@ -56,6 +64,11 @@ def test_display_shows_where_and_nothing_else() -> None:
         "s3://b/m?endpoint_url=ftp://sesame",
         "s3://b/m?endpoint_url=http://host:sesame",
         "s3://b/m?sesame",
+        "s3://b/m?request_payer=sesame",
+        "s3://b/m?request_payer=requester&anonymous=true",
+        "s3://b/m?sse=sesame",
+        "s3://b/m?kms_key_id=sesame",
+        "s3://b/m?sse=AES256&kms_key_id=sesame",
     ],
 )
 def test_a_bad_location_is_refused_without_being_quoted(uri: str) -> None:

@@ -126,6 +126,18 @@ printf '{{"Version": 1, "AccessKeyId": "AK%d", "SecretAccessKey": "s", "SessionT
     assert parse_qs(first)["X-Amz-Security-Token"] != parse_qs(second)["X-Amz-Security-Token"]
 
 
+async def test_a_requester_who_pays_signs_that_too() -> None:
+    """`request_payer` is a signed header of the URL, as botocore signs it, and told to whoever asks there."""
+    async with opened(f"{_PLACES[0]}&request_payer=requester") as client:
+        url = await client.presigned("m/w", "", 600)
+        keys, at = Keys("AKIDEXAMPLE", "a/secret+key", None), parse_qs(urlsplit(url).query)["X-Amz-Date"][0]
+        probe = await botocores(client, PROBE_KEY, RequestPayer="requester")
+        presigner = Presigner.learn(probe, keys, client.signed_headers)
+    assert presigner is not None and presigner.sign("m/w", keys, 600, at) == url
+    assert client.signed_headers == (("x-amz-request-payer", "requester"),)
+    assert parse_qs(urlsplit(url).query)["X-Amz-SignedHeaders"] == ["host;x-amz-request-payer"]
+
+
 async def test_a_named_version_stays_in_the_url() -> None:
     """An object's version, where one is named, is part of what is signed."""
     async with opened(_PLACES[0]) as client:
