@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import re
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
-from uuid import uuid4
 
 import pytest
 
@@ -22,6 +20,8 @@ from cached.contract.errors import Transient
 from cached.contract.golden import GOLDEN_NAME, Case, Environment, Golden, Tolerance
 from cached.contract.manifest import Manifest
 from cached.sources.local import LocalSource
+from cached.uploads.mark import Mark
+from tests.support.publishing import command, new_bucket, objects, publish, published, tree
 from tests.support.s3 import SECRET_KEY, S3Server, moto_server, rclone_server
 
 FILES = {"config.json": b"{}", "weights/a.safetensors": b"a" * 1000, "weights/empty": b"", "näme.txt": b"n"}
@@ -46,43 +46,6 @@ def model(tmp_path: Path) -> Path:
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / path).write_bytes(data)
     return folder
-
-
-def command(*arguments: object) -> list[str]:
-    return [sys.executable, "-m", "cached.cli", "publish", *map(str, arguments)]
-
-
-def publish(*arguments: object, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "HOLDFAST_"))}
-    return subprocess.run(
-        command(*arguments), env={**clean, **(env or {})}, capture_output=True, text=True, timeout=100, check=False
-    )
-
-
-def published(*arguments: object, env: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """Publish with `--json`, expecting success; returns the JSON object."""
-    done = publish(*arguments, "--json", env=env)
-    assert done.returncode == 0, done.stderr
-    line, digest = done.stdout.splitlines()
-    facts: dict[str, Any] = json.loads(line)
-    assert facts["digest"] == digest
-    return facts
-
-
-def tree(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
-
-
-def new_bucket(server: S3Server) -> str:
-    bucket = f"models-{uuid4().hex[:12]}"
-    server.client().create_bucket(Bucket=bucket)
-    return bucket
-
-
-def objects(server: S3Server, bucket: str) -> dict[str, bytes]:
-    client = server.client()
-    listed = client.list_objects_v2(Bucket=bucket).get("Contents", [])
-    return {o["Key"]: client.get_object(Bucket=bucket, Key=o["Key"])["Body"].read() for o in listed}
 
 
 def test_a_folder_becomes_a_version(model: Path, tmp_path: Path) -> None:
@@ -344,7 +307,8 @@ def test_s3_an_interrupted_publish_goes_on(moto: S3Server, model: Path) -> None:
     for key in ("m/holdfast.json", "m/config.json"):
         client.delete_object(Bucket=bucket, Key=key)
     client.put_object(Bucket=bucket, Key="m/näme.txt", Body=b"?")  # as long as the right one, vouched for by nobody
-    client.put_object(Bucket=bucket, Key="m/.holdfast/publishing", Body=b"")
+    ended = replace(Mark.new(Digest.of(b"")), ended=True)
+    client.put_object(Bucket=bucket, Key="m/.holdfast/publishing", Body=ended.encode())
     facts = published(model, uri, env=env)
     assert (facts["digest"], facts["uploaded_files"]) == (digest, 2)
     stored = objects(moto, bucket)

@@ -14,6 +14,15 @@ from cached.sources.tree import file_error
 from cached.uploads.base import Upload
 
 
+def wrong_bytes(where: str, expected: str, found: str) -> Permanent:
+    """The error for a destination that has stored other bytes than it was sent."""
+    return Permanent(
+        "stored_wrong",
+        f"{where}: sent bytes of sha256 {expected}, the destination has stored sha256 {found}; no manifest was written",
+        "publish again; if it goes on, the disk, the store or a proxy before it changes what it is given",
+    )
+
+
 class CheckedReader:
     """One pass over a file's bytes; `finish()` says whether they were those that the manifest lists."""
 

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
 
 import pytest
 
+from cached.contract.digest import Digest
 from cached.contract.errors import Permanent
 from cached.contract.manifest import FileEntry
 from cached.contract.verify import hash_file
 from cached.uploads.base import PART_BYTES, Destination, Upload
 from cached.uploads.folder import FolderDestination
+from cached.uploads.mark import Mark
 from cached.uploads.s3 import S3Destination
 from tests.support.s3 import S3Server, moto_server
+from tests.support.s3_policy import everything, guarded
+
+MARK = Mark.new(Digest.of(b""))
 
 
 @dataclass
@@ -82,11 +88,13 @@ async def test_a_file_arrives_whole_and_vouched_for(place: Place, tmp_path: Path
     """What was put is there with its size and sha256, and every byte was counted once."""
     upload = upload_of(tmp_path / "in" / "w", size)
     counted: list[int] = []
-    await place.destination.mark()
-    await place.destination.put(upload, counted.append)
-    assert sum(counted) == size
-    assert await place.destination.sizes([upload.entry]) == {"w": size}
+    await place.destination.claim(MARK, print)
+    stored = await place.destination.put(upload, counted.append)
+    assert sum(counted) == size and stored.size == size
+    assert await place.destination.listing([upload.entry]) == {"w": stored}
+    assert await place.destination.vouches_for(upload, stored)
     assert await place.destination.sha256("w") == upload.entry.sha256
+    assert await place.destination.sha256("gone") is None
 
 
 @pytest.mark.parametrize("size", [100, PART_BYTES + 100])
@@ -101,7 +109,7 @@ async def test_a_file_that_changed_after_hashing_never_appears(
             file.write(b"x")
     else:
         os.truncate(upload.real, size + (1 if change == "longer" else -1))
-    await place.destination.mark()
+    await place.destination.claim(MARK, print)
     with pytest.raises(Permanent) as caught:
         await place.destination.put(upload, lambda _size: None)
     assert caught.value.code == "changed_while_publishing" and str(upload.real) in caught.value.message
@@ -113,12 +121,51 @@ async def test_marks_manifest_and_files_come_and_go(place: Place) -> None:
     """Each step shows at the destination, and every removal may be repeated."""
     destination = place.destination
     assert await destination.manifest() is None
-    await destination.mark()
+    await destination.claim(MARK, print)
     await destination.seal(b"{}")
     assert await destination.manifest() == b"{}"
     assert set(place.stored()) == {".holdfast/publishing", "holdfast.json"}
+    await destination.keep_claim()
     again: list[Callable[[], Awaitable[None]]] = [destination.withdraw, destination.withdraw, destination.unmark]
     for step in again:
         await step()
     await destination.delete("never/was")
     assert place.stored() == {}
+
+
+@pytest.mark.parametrize("size", [100, PART_BYTES + 100])
+@pytest.mark.parametrize("kind", ["folder", "s3"])
+async def test_a_destination_that_stores_other_bytes_is_found_out(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, size: int
+) -> None:
+    """Bytes that change on their way to the disk, or to the store, are read back or known by the store's checksum."""
+    upload = upload_of(tmp_path / "in" / "w", size)
+    with spoiling(kind, request, tmp_path, monkeypatch) as destination:
+        with pytest.raises(Permanent) as caught:
+            await destination.put(upload, lambda _size: None)
+        await destination.aclose()
+    assert caught.value.code == "stored_wrong" and "w" in caught.value.message and caught.value.remedy
+
+
+@contextmanager
+def spoiling(
+    kind: str, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Destination]:
+    """A destination that flips a bit of every file, behind every check of what is sent."""
+    if kind == "folder":
+        write = os.write
+        monkeypatch.setattr("cached.uploads.folder.os.write", lambda descriptor, data: write(descriptor, flipped(data)))
+        (tmp_path / "out" / ".holdfast").mkdir(parents=True)
+        yield FolderDestination(tmp_path / "out")
+        return
+    server: S3Server = request.getfixturevalue("moto")
+    for name, value in server.environment.items():
+        monkeypatch.setenv(name, value)
+    bucket = f"models-{uuid4().hex[:12]}"
+    server.client().create_bucket(Bucket=bucket)
+    with guarded(server.url, everything, lambda method, _path, body: flipped(body) if method == "PUT" else body) as url:
+        yield S3Destination(f"s3://{bucket}/m?endpoint_url={url}&addressing_style=path", 3)
+
+
+def flipped(data: bytes) -> bytes:
+    return bytes([data[0] ^ 1]) + bytes(data[1:])

@@ -2,57 +2,80 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
 from cached.contract.digest import Digest
 from cached.contract.errors import Permanent, Transient
 from cached.contract.manifest import FileEntry, Manifest
-from cached.uploads.base import Progress, Upload
+from cached.uploads.base import Progress, Say, Stored, Upload
 from cached.uploads.content import Content
-from cached.uploads.publishing import Plan, plan, refuse_replacing, run
+from cached.uploads.mark import Mark, another_publisher
+from cached.uploads.publishing import Judges, Plan, by_checksum, by_sha256, by_size, plan, refuse_replacing, run
+
+PLAIN = Judges(sealed=by_size, unsealed=by_checksum)
+FORCED = Judges(sealed=by_sha256, unsealed=by_checksum)
 
 
 class Recorder:
     """A destination in memory that writes down what is asked of it."""
 
     display = "mem://v1"
+    sources: ClassVar[dict[str, bytes]] = {}  # what uploads read, by sha256
 
     def __init__(self, files: dict[str, bytes], manifest: bytes | None = None) -> None:
         self.files = files
         self.there = manifest
         self.steps: list[str] = []
         self.failing: dict[str, Exception] = {}
+        self.lost = False  # another publisher has the mark
+        self.then: dict[str, Callable[[], None]] = {}  # what others do right after a step
 
     def step(self, text: str) -> None:
         self.steps.append(text)
         if text in self.failing:
             raise self.failing[text]
+        self.then.get(text, lambda: None)()
 
     async def manifest(self) -> bytes | None:
         return self.there
 
-    async def sizes(self, files: Sequence[FileEntry]) -> dict[str, int]:
-        return {f.path: len(self.files[f.path]) for f in files if f.path in self.files}
+    async def listing(self, files: Sequence[FileEntry]) -> dict[str, Stored]:
+        there = {f.path: self.files[f.path] for f in files if f.path in self.files}
+        return {path: Stored(len(data), Digest.of(data).hex) for path, data in there.items()}
+
+    async def vouches_for(self, upload: Upload, stored: Stored) -> bool:
+        return stored.tag == upload.entry.sha256
 
     async def sha256(self, path: str) -> str | None:
-        return Digest.of(self.files[path]).hex
+        return Digest.of(self.files[path]).hex if path in self.files else None
 
-    async def mark(self) -> None:
-        self.step("mark")
+    async def claim(self, mark: Mark, say: Say) -> None:
+        self.step("claim")
+
+    async def keep_claim(self) -> None:
+        if self.lost:
+            raise another_publisher(self.display, None)
+
+    async def give_up(self) -> None:
+        self.step("give up")
 
     async def withdraw(self) -> None:
+        self.there = None
         self.step("withdraw")
 
-    async def put(self, upload: Upload, progress: Progress) -> None:
-        self.step(f"put {upload.entry.path}")
+    async def put(self, upload: Upload, progress: Progress) -> Stored:
+        self.files[upload.entry.path] = self.sources[upload.entry.sha256]
         progress(upload.entry.size)
+        self.step(f"put {upload.entry.path}")
+        return Stored(upload.entry.size, upload.entry.sha256)
 
     async def seal(self, manifest: bytes) -> None:
-        self.step("seal")
         self.there = manifest
+        self.step("seal")
 
     async def delete(self, path: str) -> None:
         self.step(f"delete {path}")
@@ -65,22 +88,29 @@ class Recorder:
 
 
 def content(**files: bytes) -> Content:
+    Recorder.sources |= {Digest.of(data).hex: data for data in files.values()}
     entries = [FileEntry(path, Digest.of(data).hex, len(data)) for path, data in files.items()]
     return Content(Manifest.build(entries), tuple(Upload(entry, Path("/in") / entry.path) for entry in entries))
 
 
-async def carry_out(what: Content, destination: Recorder) -> tuple[Plan, list[str]]:
+async def carry_out(what: Content, destination: Recorder, judges: Judges = FORCED) -> tuple[Plan, list[str]]:
     said: list[str] = []
-    decided = await plan(what, destination, 2)
-    await run(decided, destination, 1, lambda _size: None, said.append)
-    return decided, said
+
+    async def decide() -> Plan:
+        decided = await plan(what, destination, 2, judges)
+        if judges is PLAIN:
+            refuse_replacing(decided, destination.display)
+        return decided
+
+    done = await run(await decide(), decide, destination, 1, lambda _size: None, said.append)
+    return done, said
 
 
 async def test_a_first_publish_is_marked_until_its_manifest_is_there() -> None:
     """The mark comes before the first file, the manifest after the last, and the mark goes after the manifest."""
     destination = Recorder({})
     await carry_out(content(a=b"1", b=b"22"), destination)
-    assert destination.steps == ["mark", "put b", "put a", "seal", "unmark"]
+    assert destination.steps == ["claim", "put b", "put a", "seal", "unmark"]
 
 
 async def test_replacing_removes_the_old_manifest_before_it_could_lie() -> None:
@@ -88,7 +118,7 @@ async def test_replacing_removes_the_old_manifest_before_it_could_lie() -> None:
     old = content(a=b"1", gone=b"x")
     destination = Recorder({"a": b"1", "gone": b"x"}, old.manifest.canonical())
     await carry_out(content(a=b"1", b=b"2"), destination)
-    assert destination.steps == ["mark", "withdraw", "put b", "seal", "delete gone", "unmark"]
+    assert destination.steps == ["claim", "withdraw", "put b", "seal", "delete gone", "unmark"]
 
 
 async def test_the_same_version_asks_for_nothing() -> None:
@@ -105,7 +135,7 @@ async def test_a_failed_upload_writes_no_manifest() -> None:
     destination.failing["put a"] = Transient("connect", "no connection", "later")
     with pytest.raises(Transient):
         await carry_out(content(a=b"1", b=b"22"), destination)
-    assert "seal" not in destination.steps and "unmark" not in destination.steps
+    assert destination.steps == ["claim", "put b", "put a", "give up"]
 
 
 async def test_a_publisher_that_may_not_delete_still_publishes() -> None:
@@ -119,8 +149,66 @@ async def test_a_publisher_that_may_not_delete_still_publishes() -> None:
 async def test_a_manifest_nobody_can_read_is_another_version() -> None:
     """What is no manifest of ours counts as another version, and names no file to delete."""
     destination = Recorder({"a": b"1"}, b"{}")
-    decided = await plan(content(a=b"1"), destination, 2)
+    decided = await plan(content(a=b"1"), destination, 2, PLAIN)
     assert decided.replaced == Digest.of(b"{}") and decided.obsolete == ()
     with pytest.raises(Permanent) as caught:
         refuse_replacing(decided, destination.display)
     assert caught.value.code == "already_published" and "--force" in caught.value.remedy
+
+
+@pytest.mark.parametrize("judges", [PLAIN, FORCED], ids=["plain", "force"])
+async def test_a_damaged_file_under_the_right_manifest_is_mended_with_force(judges: Judges) -> None:
+    """Sizes are believed without --force; with it a file of other bytes is put again, under the same manifest."""
+    what = content(a=b"1", b=b"22")
+    destination = Recorder({"a": b"x", "b": b"22"}, what.manifest.canonical())
+    decided, _ = await carry_out(what, destination, judges)
+    assert decided.is_done == (judges is PLAIN)
+    assert destination.steps == ([] if judges is PLAIN else ["claim", "put a", "unmark"])
+
+
+@pytest.mark.parametrize("after", ["put a", "put b"])
+async def test_bytes_of_another_publisher_are_never_sealed(after: str) -> None:
+    """A file that another program writes after it was checked keeps the manifest away."""
+    destination = Recorder({})
+    destination.then[after] = lambda: destination.files.update(b=b"xx")
+    with pytest.raises(Permanent) as caught:
+        await carry_out(content(a=b"1", b=b"22"), destination)
+    assert caught.value.code == "another_publisher" and destination.there is None
+    assert "seal" not in destination.steps or after == "put b"
+    assert destination.steps[-1] == "give up"
+
+
+async def test_bytes_that_change_while_the_manifest_is_written_take_it_back() -> None:
+    """What another program writes between the last look and the manifest is noticed after it, and the manifest goes."""
+    destination = Recorder({})
+    destination.then["seal"] = lambda: destination.files.update(a=b"x")
+    with pytest.raises(Permanent):
+        await carry_out(content(a=b"1"), destination)
+    assert destination.there is None and destination.steps[-2:] == ["withdraw", "give up"]
+
+
+async def test_a_publisher_that_lost_the_mark_stops() -> None:
+    """Once the mark is another's nothing is sealed, and the manifest of the other is left alone."""
+    destination = Recorder({})
+
+    def lose() -> None:
+        destination.lost, destination.there = True, b"the other's"
+
+    destination.then["put a"] = lose
+    with pytest.raises(Permanent) as caught:
+        await carry_out(content(a=b"1"), destination)
+    assert caught.value.code == "another_publisher" and destination.there == b"the other's"
+
+
+async def test_a_version_published_in_between_is_not_replaced() -> None:
+    """Another publisher that ended between the plan and the mark is found: refused as it would have been before."""
+    destination, other = Recorder({}), content(a=b"2")
+
+    def end() -> None:
+        destination.there, destination.files = other.manifest.canonical(), {"a": b"2"}
+
+    destination.then["claim"] = end
+    with pytest.raises(Permanent) as caught:
+        await carry_out(content(a=b"1"), destination, PLAIN)
+    assert caught.value.code == "already_published"
+    assert destination.steps == ["claim", "unmark"] and destination.files == {"a": b"2"}

@@ -1,0 +1,226 @@
+"""Several publishers of one version: one publishes, the others are told, and no manifest describes a mixture."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import signal
+import subprocess
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from cached.contract.digest import Digest
+from cached.contract.errors import Permanent
+from cached.contract.manifest import PUBLISHING_NAME
+from cached.s3.address import S3Address
+from cached.s3.client import S3Client
+from cached.uploads import s3_mark
+from cached.uploads.folder import FolderDestination
+from cached.uploads.mark import Mark
+from cached.uploads.s3_mark import S3Mark
+from cached.uploads.s3_writing import S3Writer
+from tests.support.publishing import command, environment, new_bucket, objects, publish, published, tree
+from tests.support.s3 import S3Server, moto_server, rclone_server
+
+
+@dataclass
+class Place:
+    """Where is published, and what lies there."""
+
+    uri: str
+    env: Mapping[str, str]
+    files: Callable[[], dict[str, bytes]]
+
+
+@pytest.fixture(scope="module")
+def moto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    with moto_server(tmp_path_factory.mktemp("moto")) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def rclone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    with rclone_server(tmp_path_factory.mktemp("rclone")) as server:
+        yield server
+
+
+@pytest.fixture(params=["folder", "moto", "rclone"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
+    if request.param == "folder":
+        return Place(str(tmp_path / "out"), {}, lambda: tree(tmp_path / "out"))
+    server: S3Server = request.getfixturevalue(request.param)
+    bucket = new_bucket(server)
+    return Place(
+        f"s3://{bucket}/m/",
+        server.environment,
+        lambda: {key.removeprefix("m/"): data for key, data in objects(server, bucket).items()},
+    )
+
+
+def model(folder: Path, letter: str, files: int = 6, size: int = 300_000) -> Path:
+    folder.mkdir()
+    for number in range(files):
+        (folder / f"s{number}.bin").write_bytes(letter.encode() * size)
+    return folder
+
+
+def begin(folder: Path, place: Place, *options: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        command(folder, place.uri, *options),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(place.env),
+    )
+
+
+@pytest.mark.parametrize("again", range(2))
+def test_two_at_once_never_mix(tmp_path: Path, place: Place, again: int) -> None:
+    """Of two that begin together one publishes whole, the other exits 1 and says why; the manifest is true."""
+    models = [model(tmp_path / letter, letter) for letter in "AB"]
+    both = [begin(each, place, "--threads", "2") for each in models]
+    errors = [process.communicate(timeout=100)[1] for process in both]
+    assert sorted(process.returncode for process in both) == [0, 1], errors
+    loser = errors[[process.returncode for process in both].index(1)]
+    assert "another publisher" in loser or "holds another version" in loser
+    stored = place.files()
+    listed = {file["path"]: file["sha256"] for file in json.loads(stored.pop("holdfast.json"))["files"]}
+    assert {path: hashlib.sha256(data).hexdigest() for path, data in stored.items() if path in listed} == listed
+
+
+def test_a_killed_publisher_is_taken_over_from(tmp_path: Path, place: Place) -> None:
+    """After SIGKILL the same publish goes on, says whose place it takes, and leaves no mark."""
+    folder = model(tmp_path / "A", "A", files=3, size=20_000_000)
+    process = begin(folder, place, "--threads", "1")
+    deadline = time.monotonic() + 60
+    while Mark.parse(place.files().get(PUBLISHING_NAME, b"")) is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.kill()
+    process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGKILL
+    if "holdfast.json" in place.files():
+        pytest.skip("it was done before the kill")
+    done = publish(folder, place.uri, env=place.env)
+    assert done.returncode == 0 and "taking over" in done.stderr, done.stderr
+    assert set(place.files()) == {"holdfast.json", "s0.bin", "s1.bin", "s2.bin"}
+
+
+def test_a_publisher_that_gave_up_is_followed_at_once(tmp_path: Path, place: Place) -> None:
+    """A publish that failed by itself says so in its mark: the next one need not wait."""
+    folder = model(tmp_path / "A", "A", files=3, size=20_000_000)
+    process = begin(folder, place, "--threads", "1")
+    deadline = time.monotonic() + 60
+    while Mark.parse(place.files().get(PUBLISHING_NAME, b"")) is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.terminate()
+    process.communicate(timeout=60)
+    assert process.returncode in (0, 1)
+    assert "looking" not in publish(folder, place.uri, env=place.env).stderr
+
+
+async def test_a_folder_is_locked_while_it_is_published(tmp_path: Path) -> None:
+    """A second publisher is told who publishes, and may begin once the first has let go."""
+    first, second = FolderDestination(tmp_path / "out"), FolderDestination(tmp_path / "out")
+    mark = Mark.new(Digest.of(b"first"))
+    await first.claim(mark, print)
+    with pytest.raises(Permanent) as caught:
+        await second.claim(Mark.new(Digest.of(b"second")), print)
+    assert caught.value.code == "another_publisher" and mark.host in caught.value.message
+    await first.give_up()
+    said: list[str] = []
+    await second.claim(Mark.new(Digest.of(b"second")), said.append)
+    assert len(said) == 1 and mark.host in said[0]
+    await second.unmark()
+    assert not (tmp_path / "out" / ".holdfast").exists()
+
+
+async def test_a_mark_that_was_removed_by_hand_stops_its_publisher(tmp_path: Path) -> None:
+    """A publisher whose mark is gone, or is another file, does not go on."""
+    destination = FolderDestination(tmp_path / "out")
+    await destination.claim(Mark.new(Digest.of(b"")), print)
+    (tmp_path / "out" / PUBLISHING_NAME).unlink()
+    with pytest.raises(Permanent) as caught:
+        await destination.keep_claim()
+    assert caught.value.code == "another_publisher"
+    await destination.aclose()
+
+
+@pytest.fixture(params=["moto", "rclone"])
+async def marks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Callable[[], S3Mark]]:
+    """Marks of several publishers at one place, with little patience."""
+    server: S3Server = request.getfixturevalue(request.param)
+    for name, value in server.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(s3_mark, "_SILENCE_S", 1.0)
+    monkeypatch.setattr(s3_mark, "_LOOK_S", 0.1)
+    monkeypatch.setattr(s3_mark, "_SETTLE_S", 0.2)
+    clients: list[S3Client] = []
+    bucket = new_bucket(server)
+
+    def make() -> S3Mark:
+        client = S3Client(S3Address.parse(f"s3://{bucket}/m/"), attempts=2, connections=2, read_timeout_s=10)
+        clients.append(client)
+        return S3Mark(client, S3Writer(client), f"m/{PUBLISHING_NAME}")
+
+    yield make
+    for client in clients:
+        await client.aclose()
+
+
+async def test_a_living_publisher_is_not_taken_over_from(marks: Callable[[], S3Mark]) -> None:
+    """A mark that is written again while another publisher looks at it keeps that one away."""
+    first, second = marks(), marks()
+    await first.claim(Mark.new(Digest.of(b"1")), print)
+
+    async def live() -> None:
+        while True:
+            await asyncio.sleep(0.2)
+            await first.keep()
+
+    living = asyncio.create_task(live())
+    with pytest.raises(Permanent) as caught:
+        await second.claim(Mark.new(Digest.of(b"2")), print)
+    living.cancel()
+    assert caught.value.code == "another_publisher" and caught.value.remedy
+    await first.keep()
+    await first.remove()
+
+
+async def test_a_publisher_that_stood_still_finds_that_it_lost(marks: Callable[[], S3Mark]) -> None:
+    """One that was taken for dead and wakes up stops at its next look, and leaves the other's mark alone."""
+    first, second = marks(), marks()
+    await first.claim(Mark.new(Digest.of(b"1")), print)
+    said: list[str] = []
+    await second.claim(Mark.new(Digest.of(b"2")), said.append)
+    assert any("taking over" in text for text in said)
+    for stop in (first.keep, first.remove):
+        with pytest.raises(Permanent) as caught:
+            await stop()
+        assert caught.value.code == "another_publisher" and str(Digest.of(b"2")) in caught.value.message
+    await first.give_up()
+    await second.keep()
+
+
+async def test_of_many_that_begin_together_one_goes_on(marks: Callable[[], S3Mark]) -> None:
+    """Whether or not the store knows conditions, claims at the same moment leave one publisher."""
+    several = [marks() for _ in range(4)]
+    claims = [each.claim(Mark.new(Digest.of(b"1")), lambda _text: None) for each in several]
+    ended = await asyncio.gather(*claims, return_exceptions=True)
+    looks = await asyncio.gather(*(each.keep() for each in several), return_exceptions=True)
+    won = [claim is None and look is None for claim, look in zip(ended, looks, strict=True)]
+    assert won.count(True) == 1
+    assert all(isinstance(error, Permanent | AssertionError) for error in (*ended, *looks) if error is not None)
+
+
+def test_another_version_is_told_by_its_digest(tmp_path: Path, place: Place) -> None:
+    """One after the other is no race: the second is refused as ever, and leaves no mark."""
+    published(model(tmp_path / "A", "A"), place.uri, env=place.env)
+    before = place.files()
+    refused = publish(model(tmp_path / "B", "B"), place.uri, env=place.env)
+    assert refused.returncode == 1 and "holds another version" in refused.stderr
+    assert place.files() == before
