@@ -1,7 +1,9 @@
-"""Addresses on a Hub: `hf://org/repo@revision/folder/`, as huggingface_hub writes them, for model repositories only.
+"""Addresses on a Hub: `hf://[models/]org/repo[@revision][/folder]`, as huggingface_hub reads and writes them, for model
+repositories only.
 
-Law: pure. Stricter than `huggingface_hub.parse_hf_uri` (2.4), which lets `..`, queries and control characters through
-and refuses `hf://repo@revision`. What looks like credentials is refused without being repeated.
+Law: pure. Grammar: `huggingface_hub.parse_hf_uri` (2.4), `hf://[<TYPE>/]<ID>[@<REVISION>][/<PATH>]`. Stricter, as that
+lets `..`, queries and control characters through; beyond it, `hf://repo@revision` names one of the Hub's oldest models.
+What looks like credentials is refused without being repeated.
 """
 
 from __future__ import annotations
@@ -21,7 +23,9 @@ _REPO = re.compile(
 _REVISION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+/-]{0,254}")
 # The only names with a `/` that are written as they are: elsewhere the first `/` ends the revision.
 _SPECIAL_REVISION = re.compile(r"refs/(?:pr/[0-9]+|convert/[A-Za-z0-9_.-]+)(?=/|$)")
-_OTHER_KINDS = frozenset({"models", "datasets", "spaces", "buckets", "kernels"})
+_MODELS = "models"
+_OTHER_KINDS = {"datasets": "a dataset", "spaces": "a Space", "buckets": "a bucket", "kernels": "a kernel"}
+_SINGULAR = frozenset({"model", "dataset", "space", "bucket", "kernel"})  # huggingface_hub refuses these too
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +44,8 @@ class HubAddress:
         # A colon has no place in the body but in user:password.
         if uri[: len(SCHEME)].lower() != SCHEME or ":" in body:
             raise _refuse("expected a source `hf://…` without credentials", f"{_EXAMPLE}; a token goes into HF_TOKEN")
-        repo, at, rest = body.partition("@")
+        repo, revision, folder = _parts(_without_kind(body if body.endswith("//") else body.removesuffix("/")))
         _check_repo(repo)
-        revision, folder = _split(rest) if at else (DEFAULT_REVISION, "")
         _check_revision(uri, revision)
         return cls(repo, revision, _checked_folder(uri, folder))
 
@@ -56,8 +59,25 @@ def _check_repo(repo: str) -> None:
     legal = _REPO.fullmatch(repo) and "--" not in repo and ".." not in repo and not repo.endswith(".git")
     if not legal:
         raise _refuse(f"expected a repository `org/name` or `name` on the Hub, found {repo[:200]!r}", _EXAMPLE)
-    if repo.partition("/")[0] in _OTHER_KINDS:
-        raise _refuse(f"expected a model repository, found {repo!r}", "leave the kind out: only models are served")
+
+
+def _without_kind(body: str) -> str:
+    kind, slash, rest = body.partition("/")
+    if kind in _OTHER_KINDS:
+        found = f"{_OTHER_KINDS[kind]} (`{kind}/`)"
+        raise _refuse(f"expected a model repository, found {found}", f"{_EXAMPLE}: only models are served")
+    if kind in _SINGULAR and slash:
+        raise _refuse(f"expected `models/` or no kind at all, found `{kind}/`", _EXAMPLE)
+    return rest if kind == _MODELS else body
+
+
+def _parts(body: str) -> tuple[str, str, str]:
+    """Repository, revision and folder. A `@` past the second name belongs to the folder."""
+    repo, at, rest = body.partition("@")
+    if at and repo.count("/") <= 1:
+        return repo, *_split(rest)
+    names = body.split("/", 2)
+    return "/".join(names[:2]), DEFAULT_REVISION, names[2] if len(names) > 2 else ""
 
 
 def _split(rest: str) -> tuple[str, str]:
