@@ -26,6 +26,8 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import parse_ratelimit_headers  # type: ignore[attr-defined]  # documented, not in __all__
 
 from cached.contract.errors import HoldfastError, Permanent, Transient, http_code
+from cached.wire.client import Response
+from cached.wire.pages import SIGN_IN
 
 _RETRIED = frozenset({408, 425, 429})
 _SHOWN_CHARACTERS = 200
@@ -98,6 +100,39 @@ def bad_response(asked: Asked, found: str) -> Transient:
         f"{asked.what}: expected an answer of the Hub's API from {asked.endpoint}, found {found}",
         "check that HF_ENDPOINT is a Hub, or a mirror that passes its API and headers through unchanged",
     )
+
+
+def web_page(asked: Asked, page: str, where: str) -> Transient:
+    """A page for people, from whatever stands between this node and the Hub; `where` it was found, without a query."""
+    return Transient(
+        "bad_response",
+        f"{asked.what}: expected an answer of the Hub's API from {asked.endpoint}, found {page} at {where}",
+        f"check HF_ENDPOINT; {SIGN_IN}",
+    )
+
+
+def lacks_api(answer: Response) -> bool:
+    """Tell whether a refusal may mean that this mirror has no such part of the Hub's API.
+
+    A Hub names what it lacks in `X-Error-Code`, and says when to come back where it is only busy.
+    """
+    if answer.headers.get("X-Error-Code") is not None:
+        return False
+    return answer.status in (404, 405, 410, 501) or (answer.status == 503 and "Retry-After" not in answer.headers)
+
+
+def lacks_commit(answer: Response) -> bool:
+    """Tell whether a refusal about the commit that a revision was said to be may mean that this mirror has no such part
+    of the API, or knows branches only."""
+    return lacks_api(answer) or answer.headers.get("X-Error-Code") == "RevisionNotFound"
+
+
+def without_api(error: HoldfastError, part: str) -> HoldfastError:
+    """The refusal, with what it means where a mirror has no `part` (`tree`, `revision`) of the Hub's API."""
+    remedy = "use a mirror that passes the Hub's `/api/models/` through, or leave HF_ENDPOINT out to ask the Hub itself"
+    if isinstance(error, Transient):
+        return Transient(error.code, f"{error.message}; it is busy, or this mirror has no {part} API", remedy)
+    return Permanent(error.code, f"{error.message}; this mirror has no {part} API", remedy)
 
 
 def too_many_files(asked: Asked, files: int, pages: int) -> Permanent:

@@ -4,7 +4,8 @@ Law: huggingface_hub finds the token and reads what a refusal means; it sends no
 cache. Questions go out through our own HTTP client, with its patience and its rules for redirects. One resolution asks
 once what a moving revision points to, and from then on names the commit only. A file's sha256 is what the Hub's API
 lists for Git LFS, or what a manifest says, never an ETag. Bytes are asked for with the token at the Hub's own origin,
-and without it anywhere else.
+and without it anywhere else. Every file has an id that its bytes are checked against, so a mirror need not have all of
+the Hub's API, nor its headers.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import parse_qs, quote, urlsplit
 
 # Before the import, which reads it: without it the first request would also fetch a list for the user agent from the
 # Hub and write that under HF_HOME.
@@ -24,34 +25,41 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 import httpx2
 from huggingface_hub import constants, get_token, hf_raise_for_status
-from huggingface_hub.errors import OIDCError
+from huggingface_hub.errors import EntryNotFoundError, OIDCError, RepositoryNotFoundError
 
 from cached.contract.digest import is_hex
 from cached.contract.errors import HoldfastError, InvalidManifest, Permanent, Transient
 from cached.contract.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, FileEntry, Manifest, check_size
 from cached.sources.base import HttpTarget, Listing, RemoteFile
-from cached.sources.hub_address import HubAddress
+from cached.sources.hub_address import DEFAULT_REVISION, HubAddress
 from cached.sources.hub_errors import (
     Asked,
     asking,
     bad_response,
     insecure,
     joined,
+    lacks_api,
+    lacks_commit,
     offline,
     source_changed,
     too_many_files,
     translated,
+    web_page,
+    without_api,
 )
 from cached.sources.naming import is_reserved
 from cached.wire.aside import aside
 from cached.wire.cancel import Cancellation
 from cached.wire.client import HttpClient, Response
 from cached.wire.gitblob import git_blob_hasher
+from cached.wire.pages import page_in
+from cached.wire.urls import display_url
 
 _MAX_ANSWER_BYTES = 16 * 1024 * 1024  # a page of the tree, or what is told about a repository: some 300 KB
 _MAX_FILES = 50_000
 _MAX_PAGES = 1_000
 _MAX_HOPS = 10
+_TREE_QUERY = "?recursive=true&expand=false"
 _SHA1 = re.compile(r"[0-9a-f]{40}")
 _TRUE = frozenset({"1", "ON", "YES", "TRUE"})  # as huggingface_hub reads its variables
 
@@ -149,8 +157,7 @@ class _Hub:
     def commit(self) -> str:
         """The commit that the revision names now."""
         asked, address = self.asked(), self.address
-        revision = quote(address.revision, safe="")
-        found = self._document(f"{self.endpoint}/api/models/{address.repo}/revision/{revision}")
+        found = self._revision("")
         commit = found.get("sha") if isinstance(found, dict) else None
         pinned = _SHA1.fullmatch(address.revision) is not None
         if not isinstance(commit, str) or not _SHA1.fullmatch(commit) or (pinned and commit != address.revision):
@@ -160,7 +167,7 @@ class _Hub:
     def files(self, commit: str) -> Iterator[RemoteFile]:
         """The files under the address's folder, with paths relative to it."""
         asked = self.asked()
-        for entry in self._tree(commit):
+        for entry in self._entries(commit):
             if not isinstance(entry, dict) or not isinstance(entry.get("path"), str):
                 raise bad_response(asked, "a tree entry without a path")
             if entry.get("type") != "file":
@@ -172,25 +179,82 @@ class _Hub:
             if not is_reserved(relative):
                 yield _remote_file(asked, f"{commit}:{path}", relative, entry)
 
-    def _tree(self, commit: str) -> Iterator[Any]:
+    def _revision(self, query: str) -> Any:
+        """What the Hub says about the revision; about the repository where a mirror knows only that."""
+        asked = self.asked()
+        repository = f"{self.endpoint}/api/models/{self.address.repo}"
+        url = f"{repository}/revision/{quote(self.address.revision, safe='')}{query}"
+        answer = self._ask(asked, url)
+        if lacks_api(answer) and self.address.revision == DEFAULT_REVISION:
+            other = self._ask(asked, repository + query)
+            answer = other if other.status == 200 else answer
+        try:
+            return _read_json(asked, _judged(asked, url, answer))
+        except HoldfastError as error:
+            raise (without_api(error, "revision") if lacks_api(answer) else error) from error
+
+    def _entries(self, commit: str) -> Iterator[Any]:
+        """The entries of the repository's tree, or of what stands in for it on a mirror that has no tree."""
+        asked = self.asked()
         folder = quote(self.address.folder.rstrip("/"), safe="")
         url = f"{self.endpoint}/api/models/{self.address.repo}/tree/{commit}" + (f"/{folder}" if folder else "")
-        url += "?recursive=true&expand=false"
-        asked, seen, entries = self.asked(), set[str](), 0
+        url += _TREE_QUERY
+        first = self._ask(asked, url)
+        if lacks_commit(first):
+            return iter(self._siblings(asked, url, commit, first))
+        return self._tree(asked, url, first)
+
+    def _tree(self, asked: Asked, first_url: str, answer: Response) -> Iterator[Any]:
+        url, seen, entries = first_url, set[str](), 0
         while url:
             seen.add(url)
-            answer = self._get(asked, url)
-            page = _read_json(asked, answer)
+            judged = _judged(asked, url, answer)
+            page = _read_json(asked, judged)
             if not isinstance(page, list):
                 raise bad_response(asked, f"{type(page).__name__} where the list of files should be")
             entries += len(page)
             if entries > _MAX_FILES or len(seen) > _MAX_PAGES:
                 raise too_many_files(asked, _MAX_FILES, _MAX_PAGES)
             yield from page
-            following = answer.links.get("next", {}).get("url")
-            url = joined(asked, url, following) if following else ""
-            if url in seen or (url and _origin(url) != _origin(self.endpoint)):
-                raise bad_response(asked, "a next page that is the same again, or on another host")
+            following = judged.links.get("next", {}).get("url")
+            url = self._next_page(asked, first_url, joined(asked, url, following)) if following else ""
+            if url in seen:
+                raise bad_response(asked, "a next page that is the same again")
+            if url:
+                answer = self._ask(asked, url)
+
+    def _next_page(self, asked: Asked, first_url: str, following: str) -> str:
+        """The next page, at this endpoint: a mirror may pass the Hub's own link on, whose cursor is all that counts."""
+        if following.startswith(f"{self.endpoint}/api/"):
+            return following
+        cursor = parse_qs(urlsplit(following).query).get("cursor")
+        if not cursor:
+            raise bad_response(asked, "a next page on another host")
+        return f"{first_url}&cursor={quote(cursor[0], safe='')}"
+
+    def _siblings(self, asked: Asked, url: str, commit: str, refused: Response) -> list[dict[str, Any]]:
+        """The files as the answer about the revision lists them, as entries of a tree; for a mirror that has no tree.
+
+        Raises what the tree was refused with where that lists no files with their ids.
+        """
+        try:
+            _judged(asked, url, refused)
+            raise bad_response(asked, f"HTTP {refused.status} for the list of files")
+        except HoldfastError as error:
+            no_tree = error
+        try:
+            found = self._revision("?blobs=true")
+            listed = found.get("siblings") if isinstance(found, dict) else None
+            if not isinstance(listed, list) or not any(isinstance(each, dict) and "blobId" in each for each in listed):
+                raise bad_response(asked, "files without ids")
+        except HoldfastError as error:
+            raise without_api(no_tree, "tree") from error
+        if found.get("sha") != commit:
+            raise source_changed(asked, f"commit {commit}", f"commit {str(found.get('sha'))[:80]}")
+        if len(listed) >= _MAX_FILES:  # from there on the Hub may leave some out
+            raise too_many_files(asked, _MAX_FILES, _MAX_PAGES)
+        entries = [_as_tree_entry(asked, each) for each in listed]
+        return [entry for entry in entries if entry["path"].startswith(self.address.folder)]
 
     def read_manifest(self, listed: RemoteFile) -> bytes:
         """The bytes of a listed `holdfast.json`, checked against the listing."""
@@ -201,7 +265,11 @@ class _Hub:
                 f"{asked.what}: expected at most {MAX_MANIFEST_BYTES} bytes, found {listed.size}",
                 "publish the version again with `holdfast publish`",
             )
-        data = self._get(asked, self._url(listed), MAX_MANIFEST_BYTES).content
+        url = self._url(listed)
+        found = self._ask(asked, url, MAX_MANIFEST_BYTES)
+        if lacks_commit(found):
+            found = self._ask(asked, self._url_by_name(listed), MAX_MANIFEST_BYTES)
+        data = _judged(asked, url, found).content
         hasher = hashlib.sha256() if listed.sha256 else git_blob_hasher(listed.size)
         hasher.update(data)
         if len(data) != listed.size or hasher.hexdigest() != listed.validator:
@@ -209,15 +277,34 @@ class _Hub:
         return data
 
     def target(self, file: RemoteFile) -> HttpTarget:
-        """Where the file's bytes are now. No `If-Match`: a commit's content never changes."""
+        """Where the file's bytes are now. No `If-Match` where a commit is named: its content never changes.
+
+        A mirror need not say which commit it gives, as the listed id decides. One that knows the file by the revision's
+        name only is asked so.
+        """
         asked = self.asked(file.path)
-        answer, location = self._look(asked, self._url(file))
-        commit, found = file.key.partition(":")[0], answer.headers.get("X-Repo-Commit")
-        if found is None:
-            raise bad_response(asked, "an answer without the header X-Repo-Commit")
-        if found != commit:
+        try:
+            answer, location = self._look(asked, self._url(file))
+            return self._target(asked, file, answer, location)
+        except Permanent as error:
+            named = isinstance(error.__cause__, (EntryNotFoundError, RepositoryNotFoundError))
+            if error.code != "not_found" or named or self._url_by_name(file) == self._url(file):
+                raise
+            try:
+                answer, location = self._look(asked, self._url_by_name(file))
+            except HoldfastError:
+                raise error from None
+        target = self._target(asked, file, answer, location)
+        etag = answer.headers.get("ETag", "")
+        return replace(target, if_match=etag) if etag.startswith('"') and target.chosen_by is None else target
+
+    def _target(self, asked: Asked, file: RemoteFile, answer: httpx2.Response, location: str) -> HttpTarget:
+        commit, found = file.key.partition(":")[0], answer.headers.get("X-Repo-Commit", "")
+        if found not in ("", commit):
             raise source_changed(asked, f"commit {commit}", f"commit {found[:80]}")
-        size = answer.headers.get("X-Linked-Size", "" if answer.is_redirect else answer.headers.get("Content-Length"))
+        # Some mirrors say 0 where they don't know yet.
+        told = answer.headers.get("Content-Length") if answer.status_code == 200 else None
+        size = answer.headers.get("X-Linked-Size") or (told if told != "0" else None)
         if size and file.size is not None and size != str(file.size):
             raise source_changed(asked, f"{file.size} bytes", f"{size[:80]} bytes")
         if _origin(location)[0] not in ("http", "https"):
@@ -229,28 +316,34 @@ class _Hub:
             return HttpTarget(location, chosen_by=self.endpoint, stored_bytes=stored_bytes)
         return replace(self._own(location), stored_bytes=stored_bytes)
 
+    def _url_by_name(self, file: RemoteFile) -> str:
+        path = file.key.partition(":")[2]
+        return f"{self.endpoint}/{self.address.repo}/resolve/{quote(self.address.revision, safe='')}/{quote(path)}"
+
     def _url(self, file: RemoteFile) -> str:
         commit, _, path = file.key.partition(":")
         return f"{self.endpoint}/{self.address.repo}/resolve/{commit}/{quote(path)}"
 
-    def _document(self, url: str) -> Any:
-        asked = self.asked()
-        return _read_json(asked, self._get(asked, url))
-
-    def _get(self, asked: Asked, url: str, limit_bytes: int = _MAX_ANSWER_BYTES) -> httpx2.Response:
-        """The whole answer, once the Hub's refusals were read from it."""
+    def _ask(self, asked: Asked, url: str, limit_bytes: int = _MAX_ANSWER_BYTES) -> Response:
+        """The whole answer, whatever its status; raises for a web page in its place."""
         with asking(asked):
             found = self.client.ask(self._own(url), limit_bytes, self.cancellation)
-        return _judged(asked, url, found)
+        page = page_in(found.body) if found.status == 200 else None
+        if page is not None:
+            raise web_page(asked, page, display_url(found.url))
+        return found
 
     def _look(self, asked: Asked, url: str) -> tuple[httpx2.Response, str]:
         """The head of the Hub's own answer about a file, and where that says the bytes are.
 
-        A redirect within the Hub is followed; one away from it is the answer: it says what the Hub knows of the file.
+        A redirect within the Hub is followed; one away from it is the answer: it says what the Hub knows of the file. A
+        mirror that knows no HEAD is believed to have it: the bytes are checked.
         """
         for _ in range(_MAX_HOPS):
             with asking(asked):
                 found = self.client.look(self._own(url), self.cancellation)
+            if found.status in (405, 501):
+                return httpx2.Response(found.status), url
             answer = _judged(asked, url, found)
             location = joined(asked, url, answer.headers["Location"]) if answer.has_redirect_location else url
             if location == url or _origin(location) != _origin(self.endpoint):
@@ -305,6 +398,18 @@ def _token(address: HubAddress) -> str | None:
             f"copy it again into HF_TOKEN, or into {constants.HF_TOKEN_PATH}",
         )
     return token
+
+
+def _as_tree_entry(asked: Asked, sibling: Any) -> dict[str, Any]:
+    """One of the `siblings` of `GET /api/models/{repo}/revision/{revision}?blobs=true` as the tree would list it:
+    `{rfilename, size, blobId, lfs?: {sha256, size}}`."""
+    if not isinstance(sibling, dict) or not isinstance(sibling.get("rfilename"), str):
+        raise bad_response(asked, "a listed file without a name")
+    size, lfs = sibling.get("size"), sibling.get("lfs")
+    entry = {"type": "file", "path": sibling["rfilename"], "size": size, "oid": sibling.get("blobId")}
+    if isinstance(lfs, dict):
+        lfs = {"oid": lfs.get("sha256", lfs.get("oid")), "size": lfs.get("size", size)}
+    return entry if lfs is None else {**entry, "lfs": lfs}
 
 
 def _remote_file(asked: Asked, key: str, path: str, entry: dict[str, Any]) -> RemoteFile:

@@ -9,7 +9,8 @@ import pytest
 
 from cached.contract.manifest import FileEntry, Manifest
 from cached.contract.reference import ModelRef
-from tests.support.daemon import DaemonProcess, prefetched, publish_files, write_files
+from tests.support.daemon import DaemonProcess, daemon_process, prefetched, publish_files, write_files
+from tests.support.fake_hub import FakeHub, Reply, Request
 from tests.support.nginx import nginx
 from tests.wire.faults import Headers, Status
 from tests.wire.origin import HostileOrigin
@@ -91,6 +92,30 @@ def test_bytes_that_are_not_what_the_manifest_says_are_never_published(
     assert daemon.metric("holdfast_verify_failures_total", where="fetch") == 2
     assert not daemon.path(V1).exists()
     assert not [path for path in daemon.layout.blobs.rglob("*") if path.is_file()]
+
+
+def test_a_mirror_with_less_than_a_hub_is_a_source(tmp_path: Path) -> None:
+    """A mirror without the tree API, that names no commit and streams whole files whatever the range, gives every byte;
+    what the daemon was told is an address as huggingface_hub writes it."""
+
+    class Mirror(FakeHub):
+        def answer(self, request: Request) -> Reply:
+            reply = super().answer(request)
+            if "/tree/" in request.path:
+                return Reply(404, {"Content-Type": "text/plain"}, b"404 page not found")
+            headers = {name: value for name, value in reply.headers.items() if name != "X-Repo-Commit"}
+            file = reply.file
+            if reply.status == 302:
+                file = self._blobs[reply.headers["X-Linked-Etag"].strip('"')].disk
+                headers = {}
+            return Reply(200 if file else reply.status, headers, file.read_bytes() if file else reply.body)
+
+    write_files(tmp_path / "hub", CHOSEN)
+    with Mirror() as hub:
+        hub.add("acme/tiny", tmp_path / "hub")
+        environment = {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path / "home"), "HF_TOKEN": ""}
+        with daemon_process(tmp_path, environment=environment) as daemon:
+            assert _fetched(daemon, "hf://models/acme/tiny@main/") == CHOSEN
 
 
 @pytest.mark.parametrize("whole", [True, False])

@@ -171,15 +171,7 @@ def _lying_trees() -> list[Case]:
         Case("lie-revision-list", Wrong("bad_response"), (), Content(b"[]"), "revision", True, ("hf",)),
         Case("locate-silence", Right("stalled"), (Stall(None),), None, "locate", True, ("hf",)),
         Case("locate-503", Right("http_503"), (Status(503, {"Retry-After": "1"}),), None, "locate", True, ("hf",)),
-        Case(
-            "locate-no-commit",
-            Right("bad_response"),
-            (Headers({"X-Repo-Commit": None}),),
-            None,
-            "locate",
-            True,
-            ("hf",),
-        ),
+        Case("locate-no-commit", Right(), (), Headers({"X-Repo-Commit": None}), "locate", True, ("hf",)),
         Case(
             "locate-other-size",
             Right("source_changed"),
@@ -207,5 +199,14 @@ def _lying_trees() -> list[Case]:
             True,
             ("hf",),
         ),
-        Case("locate-gone", Wrong("not_found"), (), Status(404), "locate", True, ("hf",)),
+        Case(
+            "locate-gone",
+            Wrong("not_found"),
+            (),
+            Status(404, {"X-Error-Code": "EntryNotFound"}),
+            "locate",
+            True,
+            ("hf",),
+        ),
+        Case("locate-no-such-commit", Right(), (), Status(404), "locate", True, ("hf",)),
     ]
