@@ -17,8 +17,9 @@ from cached.contract.errors import Permanent
 from cached.sources.base import Listing, RemoteFile, Unlisted
 from cached.sources.naming import check_names, shown
 
-_CLUTTER_FOLDERS = frozenset({".git", ".cache"})
+_CLUTTER_FOLDERS = frozenset({".git", ".cache", "__MACOSX"})
 _CLUTTER_FILES = frozenset({".gitattributes", ".gitignore", ".DS_Store", "Thumbs.db"})
+_APPLE_DOUBLE = "._"  # what macOS keeps beside a file on a foreign file system
 _LOST_AND_FOUND = "lost+found/"  # fsck's own, at the top of an ext file system
 _SAFETENSORS = "model*.safetensors"
 # The same weights again in other frameworks' formats, as transformers names them, with the indexes of their shards.
@@ -87,13 +88,24 @@ def without_clutter(paths: Iterable[str]) -> tuple[str, ...]:
 
     The same folder, because elsewhere a `pytorch_model.bin` may be the only copy of its part of the model.
     """
-    kept = [path for path in paths if not _is_clutter(path)]
+    kept = [path for path in paths if not is_clutter(path)]
     twice = {_folder(path) for path in kept if fnmatchcase(_name(path), _SAFETENSORS)}
     return tuple(
         path
         for path in kept
         if not (_folder(path) in twice and _OTHER_FORMATS.match(_name(path)))
         and not ("" in twice and path.startswith("original/"))
+    )
+
+
+def is_clutter(path: str) -> bool:
+    """Tell whether version control, a cache, a desktop or `fsck` left this file behind."""
+    *folders, name = path.split("/")
+    return (
+        name in _CLUTTER_FILES
+        or name.startswith(_APPLE_DOUBLE)
+        or path.startswith(_LOST_AND_FOUND)
+        or not _CLUTTER_FOLDERS.isdisjoint(folders)
     )
 
 
@@ -141,11 +153,6 @@ def _reaches_below(folder: str, pattern: str) -> bool:
     """
     ends = range(len(pattern) + 1 if pattern.endswith("*") else len(pattern))
     return any(fnmatchcase(folder, pattern[:end]) for end in ends)
-
-
-def _is_clutter(path: str) -> bool:
-    *folders, name = path.split("/")
-    return name in _CLUTTER_FILES or path.startswith(_LOST_AND_FOUND) or not _CLUTTER_FOLDERS.isdisjoint(folders)
 
 
 def _folder(path: str) -> str:

@@ -30,6 +30,7 @@ from cached.uploads.progress import ProgressLine
 from cached.uploads.publishing import Judges, Plan, by_checksum, by_sha256, by_size, plan, refuse_replacing, run
 
 _READ_ONLY = {"http": "a web server", "https": "a web server", "hf": "the Hugging Face Hub"}
+_SHOWN = 20
 _USE = "s3://bucket/model/version/, file:///folder or a path"
 
 
@@ -104,8 +105,10 @@ def _read(options: argparse.Namespace, destination: Destination) -> Content:
     if isinstance(destination, FolderDestination):
         destination.refuse_inside(folder)
     found = with_golden(look_through(folder), options.golden)
-    for name in found.left_out:
-        _say(f"left out: {folder / name}, a record of Holdfast's own")
+    for name, why in found.left_out[:_SHOWN]:
+        _say(f"left out: {folder / name}, {why}")
+    if len(found.left_out) > _SHOWN:
+        _say(f"left out: {len(found.left_out) - _SHOWN} more like these")
     with ProgressLine(sys.stderr, f"hashing {_files(len(found.files))}", found.total_bytes) as progress:
         return hash_all(found.files, options.threads, progress.add)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +18,6 @@ from cached.contract.errors import HoldfastError, Permanent, Transient
 from cached.sources.base import Unlisted
 from cached.sources.naming import check_names, is_reserved, shown
 
-LOST_AND_FOUND = "lost+found"  # fsck's own, at the top of an ext file system: root's alone, and no content
 _MISSING = frozenset({errno.ENOENT, errno.ENOTDIR})
 _FORBIDDEN = frozenset({errno.EACCES, errno.EPERM})
 
@@ -77,19 +77,19 @@ def walk(base: Path) -> Tree:
     )
 
 
-def plain_files(base: Path) -> tuple[PlainFile, ...]:
-    """The files under `base`, less `lost+found/`: all of them belong to a version.
+def plain_files(base: Path, left_out: Callable[[str], bool]) -> tuple[PlainFile, ...]:
+    """The files under `base`, less those that are `left_out`: all of them belong to a version.
 
     Raises `Permanent` with the path for what is no content (an escaping or dangling link, a socket, a device, a name
     no manifest may carry) or cannot be read, and `Transient` for what changed or failed meanwhile.
     """
     tree = walk(base)
     problems = [(entry.path, entry.problem) for entry in tree.odd]
-    problems += [(folder.path, folder.problem) for folder in tree.unlisted]
+    problems += [(f"{folder.path}x", folder.problem) for folder in tree.unlisted]
     for path, problem in problems:
-        if not _is_lost(path):
+        if not left_out(path):
             raise problem
-    files = tuple(file for file in tree.files if not _is_lost(file.path))
+    files = tuple(file for file in tree.files if not left_out(file.path))
     check_names(str(base), (file.path for file in files))
     return files
 
@@ -162,10 +162,6 @@ def _inside(root: Path) -> tuple[Path, ...]:
     if root.parent.name == "snapshots":
         return root, root.parent.parent / "blobs"
     return (root,)
-
-
-def _is_lost(path: str) -> bool:
-    return path.startswith(f"{LOST_AND_FOUND}/")
 
 
 def _look(path: Path, name: str, inside: tuple[Path, ...]) -> PlainFile:

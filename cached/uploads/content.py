@@ -13,8 +13,10 @@ from pathlib import Path
 from cached.contract.errors import Permanent
 from cached.contract.manifest import MANIFEST_NAME, RESERVED, FileEntry, Manifest
 from cached.contract.verify import hash_file
-from cached.sources.tree import LOST_AND_FOUND, PlainFile, file_error, plain_files
+from cached.filters import is_clutter
+from cached.sources.tree import PlainFile, file_error, plain_files
 from cached.uploads.base import Progress, Upload
+from cached.uploads.usable import refuse_unusable
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,10 +29,10 @@ class Content:
 
 @dataclass(frozen=True, slots=True)
 class Folder:
-    """The files of a folder that will be published, and the names at its top that will not."""
+    """The files of a folder that will be published, and the names in it that will not, each with the reason."""
 
     files: tuple[PlainFile, ...]
-    left_out: tuple[str, ...]
+    left_out: tuple[tuple[str, str], ...]
 
     @property
     def total_bytes(self) -> int:
@@ -38,12 +40,31 @@ class Folder:
 
 
 def look_through(base: Path) -> Folder:
-    """List what there is to publish. Raises `Permanent` for an empty folder and for what is no content."""
-    files = tuple(file for file in plain_files(base) if file.path != MANIFEST_NAME)
+    """List what there is to publish. Raises `Permanent` for an empty folder and for what is no content.
+
+    What version control, caches and desktops leave behind is no content: two downloads of one commit differ in it.
+    """
+    clutter: set[str] = set()
+
+    def is_left_out(path: str) -> bool:
+        if is_clutter(path):
+            clutter.add(_root_of_clutter(path))
+            return True
+        return path == MANIFEST_NAME
+
+    files = plain_files(base, is_left_out)
     if not files:
         raise Permanent("empty", f"{base}: expected files to publish, found none", "name the model's folder")
-    left_out = tuple(name for name in (MANIFEST_NAME, RESERVED, LOST_AND_FOUND) if (base / name).exists())
-    return Folder(files, left_out)
+    records = [(name, "a record of Holdfast's own") for name in (MANIFEST_NAME, RESERVED) if (base / name).exists()]
+    refuse_unusable(files)
+    return Folder(files, (*records, *((name, "no part of a model") for name in sorted(clutter))))
+
+
+def _root_of_clutter(path: str) -> str:
+    """The folder that is clutter as a whole, or the file."""
+    parts = path.split("/")
+    folders = ["/".join(parts[:end]) for end in range(1, len(parts))]
+    return next((folder for folder in folders if is_clutter(f"{folder}/x")), path)
 
 
 def hash_all(files: Sequence[PlainFile], threads: int, progress: Progress) -> Content:

@@ -1,0 +1,105 @@
+"""What `holdfast publish` leaves out, and what it refuses because no server could load it."""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from pathlib import Path
+
+import pytest
+
+from tests.support.publishing import publish, published, tree
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"a" * 64 + b"\nsize 12345\n"
+
+
+def shard(size: int = 1000) -> bytes:
+    header = json.dumps({"w": {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}}).encode()
+    return struct.pack("<Q", len(header)) + header + bytes(size)
+
+
+def index(*names: str) -> bytes:
+    return json.dumps({"metadata": {}, "weight_map": {f"w{n}": name for n, name in enumerate(names)}}).encode()
+
+
+def write(folder: Path, files: dict[str, bytes]) -> Path:
+    for path, data in files.items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes(data)
+    return folder
+
+
+MODEL = {
+    "config.json": b"{}",
+    "1.safetensors": shard(),
+    "2.safetensors": shard(),
+    "model.safetensors.index.json": index("1.safetensors", "2.safetensors"),
+}
+
+
+def test_what_downloads_leave_behind_gives_no_other_digest(tmp_path: Path) -> None:
+    """Two copies of one model that differ in version control, caches and a desktop's files are one version."""
+    clutter = {
+        ".git/HEAD": b"ref: refs/heads/main",
+        ".cache/huggingface/download/config.json.metadata": os.urandom(20),
+        "._config.json": b"\0\5\x16\7",
+        "sub/.DS_Store": b"x",
+        "__MACOSX/._1.safetensors": b"x",
+        ".gitattributes": b"*.safetensors filter=lfs",
+    }
+    clean = published(write(tmp_path / "clean", MODEL), tmp_path / "out")
+    folder = write(tmp_path / "folder", MODEL | clutter)
+    (folder / ".git" / "bad\\name").touch()
+    (folder / ".cache" / "dangling").symlink_to("nowhere")
+    done = publish(folder, tmp_path / "again")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == clean["digest"]
+    assert set(tree(tmp_path / "again")) == {*MODEL, "holdfast.json"}
+    for name in (".git", ".cache", "._config.json", "sub/.DS_Store", "__MACOSX", ".gitattributes"):
+        assert f"left out: {folder / name}," in done.stderr
+
+
+@pytest.mark.parametrize("path", ["1.safetensors", "tokenizer.json"])
+def test_a_pointer_of_git_lfs_is_refused_by_name(tmp_path: Path, path: str) -> None:
+    """A clone without its large files is no model: the file and `git lfs pull` are named, and nothing is published."""
+    done = publish(write(tmp_path / "model", MODEL | {path: POINTER}), tmp_path / "out")
+    assert done.returncode == 1 and repr(path) in done.stderr and "git lfs pull" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def without(*paths: str) -> dict[str, bytes]:
+    return {path: data for path, data in MODEL.items() if path not in paths}
+
+
+@pytest.mark.parametrize(
+    ("files", "named"),
+    [
+        (without("2.safetensors"), "2.safetensors"),
+        (MODEL | {"2.safetensors": shard()[:-1]}, "2.safetensors"),
+        (MODEL | {"2.safetensors": shard()[:20]}, "2.safetensors"),
+        ({"sub/a.safetensors.index.json": index("1.safetensors"), "1.safetensors": shard()}, "1.safetensors"),
+        ({"pytorch_model.bin.index.json": index("p-1.bin"), "config.json": b"{}"}, "p-1.bin"),
+    ],
+    ids=["missing", "cut short", "cut in its header", "elsewhere", "another format"],
+)
+def test_a_set_of_shards_that_is_not_whole_is_refused(tmp_path: Path, files: dict[str, bytes], named: str) -> None:
+    """A shard that the index names and that is not there, or is shorter than its header says, is named."""
+    done = publish(write(tmp_path / "model", files), tmp_path / "out")
+    assert done.returncode == 1 and named in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        MODEL | {"pytorch_model.bin.index.json": index("gone.bin")},
+        {"a.safetensors.index.json": b"{", "b.safetensors.index.json": b"[1]", "c.safetensors.index.json": b"{}"},
+        {"a.safetensors": b"", "b.safetensors": b"a" * 1000, "c.safetensors": struct.pack("<Q", 2) + b"{}"},
+        {"LFS.md": b"A pointer begins with " + POINTER},
+    ],
+    ids=["an index that outlived its shards", "no indexes", "no or empty safetensors", "a text about pointers"],
+)
+def test_what_only_looks_odd_is_published(tmp_path: Path, files: dict[str, bytes]) -> None:
+    """What is not certainly wrong is nobody's business here."""
+    assert published(write(tmp_path / "model", files), tmp_path / "out")["files"] == len(files)
