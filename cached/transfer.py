@@ -10,7 +10,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from concurrent.futures import CancelledError
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from urllib.parse import urlsplit
 
@@ -109,14 +109,15 @@ class Transfers:
         source = await self._blocking.run(self._open_source, want.source)
         try:
             self._board.resolve(want.ref, source.display, want.pin)
-            files = await self._resolve(want, source)
-            entries = await self._bring(want, source, files, partial(self._start, want.ref, source, urgency, got_space))
+            listing = await self._resolve(want, source)
+            start = partial(self._start, want.ref, source, listing.identity, urgency, got_space)
+            entries = await self._bring(want, listing, start)
             manifest = Manifest.build(entries)
             _check_pin(want, manifest)
             self._board.move(
                 want.ref, State.PUBLISHING, Progress(manifest.total_bytes, manifest.total_bytes, None, None)
             )
-            notes = [_partial_id(file, source.display) for file in files if file.sha256 is None]
+            notes = [_partial_id(file, listing.identity) for file in listing.files if file.sha256 is None]
             digest = await self._janitor.publish(want.ref, manifest, partial(self._unshared, want.ref, notes))
             return Published(digest, manifest)
         except NoSpace as error:
@@ -126,11 +127,11 @@ class Transfers:
         finally:
             await source.aclose()
 
-    async def _resolve(self, want: Want, source: Source) -> tuple[RemoteFile, ...]:
+    async def _resolve(self, want: Want, source: Source) -> Listing:
         """The files of the version; refused early where their promised digests already miss the pin."""
         try:
             listing = await self._listing(source)
-            return await self._blocking.run(_chosen, listing, want, source.display)
+            return replace(listing, files=await self._blocking.run(_chosen, listing, want, source.display))
         except HoldfastError as error:
             self._observer.fetch_failed(source.kind, error.code)
             raise
@@ -146,20 +147,19 @@ class Transfers:
                 "it is tried again; if it goes on, look at the source's server, or raise --stall-timeout",
             ) from error
 
-    async def _bring(
-        self, want: Want, source: Source, files: tuple[RemoteFile, ...], start: _Starts
-    ) -> list[FileEntry]:
+    async def _bring(self, want: Want, listing: Listing, start: _Starts) -> list[FileEntry]:
         """Have every file's blob committed: join what is under way, start what is not, wait for all."""
+        files, identity = listing.files, listing.identity
         promised = [file.sha256 for file in files if file.sha256 is not None]
-        self._claims.begin(want.ref, promised, [_partial_id(file, source.display) for file in files])
-        known = await self._blocking.run(self._already_here, files, source.display)
+        self._claims.begin(want.ref, promised, [_partial_id(file, identity) for file in files])
+        known = await self._blocking.run(self._already_here, files, identity)
         self._claims.found(want.ref, {verified.sha256: verified.size for verified in known.values()})
         here = sum(verified.size for verified in known.values())
         missing = [file for file in files if file.path not in known]
         total = here + sum(f.size or 0 for f in missing) if all(f.size is not None for f in missing) else None
         if total is not None:
             sizes = {verified.sha256: verified.size for verified in known.values()}
-            sizes |= {_partial_id(file, source.display): file.size or 0 for file in missing}
+            sizes |= {_partial_id(file, identity): file.size or 0 for file in missing}
             self._flights.require_capacity(sum(sizes.values()))
         self._board.move(want.ref, State.FETCHING, Progress(total, here, None, None))
         cargo, begun = start(missing)
@@ -190,11 +190,12 @@ class Transfers:
         self,
         ref: ModelRef,
         source: Source,
+        identity: str,
         urgency: Callable[[], int],
         got_space: Callable[[], None],
         missing: list[RemoteFile],
     ) -> tuple[list[_Cargo], list[asyncio.Future[Verified]]]:
-        specs = [_spec(file, source) for file in missing]
+        specs = [_spec(file, source, identity) for file in missing]
         allotments = self._flights.reserve(specs)
         if all(spec.key.size is not None for spec in specs):  # else it may lack space later yet
             got_space()
@@ -261,14 +262,14 @@ class Transfers:
 
         return locate
 
-    def _already_here(self, files: tuple[RemoteFile, ...], display: str) -> dict[str, Verified]:
+    def _already_here(self, files: tuple[RemoteFile, ...], identity: str) -> dict[str, Verified]:
         """Files whose blob is committed already, by path. All are claimed by now."""
         self._claims.settle()
         known = {}
         for file in files:
             sha256 = file.sha256
             if sha256 is None and file.validator:  # without one, nothing says that it is still the same object
-                sha256 = blobs.committed_before(self._layout, ingest_id(display, file.path, file.validator))
+                sha256 = blobs.committed_before(self._layout, _partial_id(file, identity))
             size = None if sha256 is None else blobs.size(self._layout, sha256)
             if sha256 is not None and size is not None and file.size in (None, size):
                 known[file.path] = Verified(sha256, size, fresh=False)
@@ -284,11 +285,11 @@ def _chosen(listing: Listing, want: Want, display: str) -> tuple[RemoteFile, ...
     return files
 
 
-def _spec(file: RemoteFile, source: Source) -> BlobSpec:
+def _spec(file: RemoteFile, source: Source, identity: str) -> BlobSpec:
     origin = source.kind if source.kind == "hf" else f"{source.kind}://{urlsplit(source.display).netloc}"
     return BlobSpec(
         name=file.path,
-        key=IngestKey(_partial_id(file, source.display), file.validator, file.size),
+        key=IngestKey(_partial_id(file, identity), file.sha256 or file.validator, file.size),
         sha256=file.sha256,
         git_oid=file.git_oid,
         kind=source.kind,
@@ -296,8 +297,9 @@ def _spec(file: RemoteFile, source: Source) -> BlobSpec:
     )
 
 
-def _partial_id(file: RemoteFile, display: str) -> str:
-    return file.sha256 or ingest_id(display, file.path, file.validator)
+def _partial_id(file: RemoteFile, identity: str) -> str:
+    """What names a file's flight and its partial blob: its content where that is promised, else the very object."""
+    return file.sha256 or ingest_id(identity, file.key, file.validator)
 
 
 def _check_pin(want: Want, manifest: Manifest) -> None:

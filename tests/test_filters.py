@@ -106,7 +106,7 @@ AWKWARD = {
 
 
 def listing(*paths: str, unlisted: tuple[Unlisted, ...] = ()) -> Listing:
-    return Listing(tuple(RemoteFile(path, path, 1, "v") for path in paths), unlisted=unlisted)
+    return Listing(tuple(RemoteFile(path, path, 1, "v") for path in paths), "here", unlisted=unlisted)
 
 
 def names(found: tuple[RemoteFile, ...]) -> list[str]:
@@ -139,7 +139,7 @@ def test_the_same_path_twice_is_judged_only_where_it_is_chosen() -> None:
 def test_a_problem_is_raised_only_where_its_file_is_chosen() -> None:
     """What cannot be fetched fails the version that would hold it, with its own error, and no other."""
     problem = Permanent("bad_file", "a dangling link", "mend it")
-    found = Listing((*listing(*WEIGHTS).files, RemoteFile("old.bin", "", None, problem=problem)))
+    found = Listing((*listing(*WEIGHTS).files, RemoteFile("old.bin", "", None, problem=problem)), "here")
     assert refusal(found) is problem
     assert names(choose(found, "s3://b/m/", WEIGHTS, ())) == list(WEIGHTS)
     assert names(choose(found, "s3://b/m/", (), ("old*",))) == list(WEIGHTS)
@@ -148,7 +148,7 @@ def test_a_problem_is_raised_only_where_its_file_is_chosen() -> None:
 def test_what_may_be_a_folder_is_not_passed_over_where_a_pattern_goes_into_it() -> None:
     """A dangling link that a pattern names as a folder fails the version: nobody knows what would lie there."""
     problem = Permanent("bad_file", "a dangling link", "mend it")
-    found = Listing((*listing(*WEIGHTS).files, RemoteFile("onnx", "", None, problem=problem)))
+    found = Listing((*listing(*WEIGHTS).files, RemoteFile("onnx", "", None, problem=problem)), "here")
     assert refusal(found, ("*.json", "onnx/")) is problem
     assert refusal(found, ("*.json", "onnx/*.onnx")) is problem
 

@@ -121,6 +121,8 @@ class Layout:
         return self.blobs / sha256[:2] / sha256
 
 
-def ingest_id(source: str, path: str, validator: str) -> str:
-    """The name of a partial blob whose sha256 is not known yet: a hash of source, path and validator."""
-    return hashlib.sha256("\0".join(("holdfast-ingest", source, path, validator)).encode()).hexdigest()
+def ingest_id(identity: str, key: str, version: str) -> str:
+    """The name of a partial blob whose sha256 is not known yet: a hash of its source's identity, its key there, and
+    which version of it that is."""
+    parts = ("holdfast-ingest", identity, key, version)
+    return hashlib.sha256("\0".join(parts).encode(errors="surrogateescape")).hexdigest()

@@ -142,6 +142,23 @@ class S3Client:
                 raise
             return found
 
+    async def asked(self) -> tuple[str, ...]:
+        """Who answers for a key, and as whom we ask: what the location, the environment and the profile come to.
+
+        Without a session token an access key is one user's for long, and some servers give each user buckets of their
+        own. Keys of a session change every hour and read the same: there the profile stands for the user.
+        """
+        with translated(self.address.uri(self.address.key)):
+            opened = await self._open()
+            keys = await self._keys_found(opened)
+            user = keys.access_key if keys is not None and keys.token is None else ""
+            profile = str(opened.session.get_config_variable("profile") or "")
+            meta, style = opened.client.meta, opened.client.meta.config.s3 or {}
+        return (
+            *(str(meta.endpoint_url), str(meta.region_name), str(style.get("addressing_style", ""))),
+            *(self.address.bucket, profile, str(self.address.anonymous), user),
+        )
+
     async def presigned(self, key: str, version: str, lifetime_s: int) -> str:
         """A URL that gives an object, in its current or one named version, to whoever has it for `lifetime_s`."""
         with translated(self.address.uri(key)):
@@ -169,11 +186,15 @@ class S3Client:
 
     async def _keys(self, opened: _Opened) -> Keys | None:
         """The credentials as they are now: botocore's chain renews those that are about to end."""
-        if self.address.anonymous:
-            return None
-        credentials = await opened.session.get_credentials()
-        if credentials is None:
+        keys = await self._keys_found(opened)
+        if keys is None and not self.address.anonymous:
             raise NoCredentialsError
+        return keys
+
+    async def _keys_found(self, opened: _Opened) -> Keys | None:
+        credentials = None if self.address.anonymous else await opened.session.get_credentials()
+        if credentials is None:
+            return None
         frozen = await credentials.get_frozen_credentials()
         return Keys(frozen.access_key, frozen.secret_key, frozen.token)
 

@@ -1,12 +1,15 @@
 """What every source is: something that lists the files of one version and says where their bytes can be read.
 
 Law: values and one Protocol. Credentials live in `HttpTarget.headers` and nowhere else: never in `display`, an error,
-or a log line.
+or a log line. `display` is for people and decides nothing: what tells two files apart is `Listing.identity`.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
 
@@ -18,7 +21,8 @@ from cached.contract.manifest import Manifest
 class RemoteFile:
     """One file at a source, as it is listed there: whether a version may hold it is judged when it is chosen.
 
-    `path`: its path in the snapshot. `key`: the source's own address of it (an object key, a URL, a path).
+    `path`: its path in the snapshot. `key`: the source's own address of it (an object key, a URL, a path), which with
+    the listing's `identity` names one object and no other.
     `size`: bytes, None while unknown. `validator`: changes whenever the bytes may have changed (ETag, generation,
     commit, mtime); empty where the source has none. `sha256`: 64 hex digits only where the source vouches for them
     (a manifest, a Git LFS oid), never an ETag. `git_oid`: the Git blob id (sha1 of `blob <size>\\0` + bytes), if known.
@@ -47,14 +51,31 @@ class Unlisted:
 class Listing:
     """The files of one version. `manifest` where the source carries one (`holdfast.json`); then `files` mirror it.
 
+    `identity`: made by `identity_of` from everything that decides what the server answers for a file's `key`: its
+    address, the query, the user, the environment. Equal for two listings only if equal keys are one object.
     `revision` is what a moving name was resolved to (a commit), for status and logs. `unlisted`: folders without files
     here. A listing may hold what no version may: `filters.choose` judges what it chooses, and nothing else.
     """
 
     files: tuple[RemoteFile, ...]
+    identity: str
     manifest: Manifest | None = None
     revision: str | None = None
     unlisted: tuple[Unlisted, ...] = ()
+
+
+def identity_of(*parts: str) -> str:
+    """One name, 64 hex digits, for what a source's `parts` are together: they may be secret, so only this is kept.
+
+    A password is stretched first (`stretched`): whoever sees the name must not be able to try out likely ones.
+    """
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+@lru_cache(maxsize=64)
+def stretched(secret: str) -> str:
+    """A stand-in for a secret that people chose, from which it cannot be found by trying; takes some 50 ms, once."""
+    return hashlib.pbkdf2_hmac("sha256", secret.encode(), b"holdfast-identity", 100_000).hex()
 
 
 @dataclass(frozen=True, slots=True)

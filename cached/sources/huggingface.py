@@ -30,7 +30,7 @@ from huggingface_hub.errors import EntryNotFoundError, OIDCError, RepositoryNotF
 from cached.contract.digest import is_hex
 from cached.contract.errors import HoldfastError, InvalidManifest, Permanent, Transient
 from cached.contract.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, FileEntry, Manifest, check_size
-from cached.sources.base import HttpTarget, Listing, RemoteFile
+from cached.sources.base import HttpTarget, Listing, RemoteFile, identity_of
 from cached.sources.hub_address import DEFAULT_REVISION, HubAddress
 from cached.sources.hub_errors import (
     Asked,
@@ -102,9 +102,9 @@ class HuggingFaceSource:
             )
         listed = next((file for file in files if file.path == MANIFEST_NAME), None)
         if listed is None:
-            return Listing(files, revision=commit)
+            return Listing(files, hub.identity(), revision=commit)
         manifest = Manifest.parse(hub.read_manifest(listed))
-        return Listing(self._mirrored(manifest, files), manifest, commit)
+        return Listing(self._mirrored(manifest, files), hub.identity(), manifest, commit)
 
     def _mirrored(self, manifest: Manifest, files: tuple[RemoteFile, ...]) -> tuple[RemoteFile, ...]:
         by_path = {file.path: file for file in files}
@@ -153,6 +153,11 @@ class _Hub:
     def asked(self, what: str = "") -> Asked:
         shown = f"{self.address}: {what}" if what else str(self.address)
         return Asked(self.endpoint, self.address.repo, self.address.revision, shown, self.token is not None)
+
+    def identity(self) -> str:
+        """What decides an answer about `commit:path`. Of the token only whether there is one: renewed, it reads the
+        same, and a file that has no sha256 here has the id of its content."""
+        return identity_of("hf", self.endpoint, self.address.repo, "token" if self.token else "")
 
     def commit(self) -> str:
         """The commit that the revision names now."""

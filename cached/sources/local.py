@@ -14,10 +14,11 @@ from urllib.parse import unquote
 
 from cached.contract.errors import HoldfastError, Permanent, Transient
 from cached.contract.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, PUBLISHING_NAME, FileEntry, Manifest
-from cached.sources.base import Listing, LocalTarget, RemoteFile, Target
+from cached.sources.base import Listing, LocalTarget, RemoteFile, Target, identity_of
 from cached.sources.tree import PlainFile, Tree, file_error, look_at, look_inside, validator, walk
 
 _SCHEME = "file://"
+_IDENTITY = identity_of("file")  # a key is the file's real path: it says all
 
 
 class LocalSource:
@@ -49,10 +50,10 @@ class LocalSource:
         except OSError as error:
             raise file_error(error, self._base) from error
         if not stat.S_ISDIR(kind):
-            return Listing((_remote(look_at(self._base)),))
+            return Listing((_remote(look_at(self._base)),), _IDENTITY)
         manifest = self._manifest()
         if manifest is not None:
-            return Listing(tuple(self._published(entry) for entry in manifest.files), manifest)
+            return Listing(tuple(self._published(entry) for entry in manifest.files), _IDENTITY, manifest)
         if os.path.lexists(self._base / PUBLISHING_NAME):
             raise Transient(
                 "publishing",
@@ -65,7 +66,7 @@ class LocalSource:
                 "not_found", f"{self._base}: expected {MANIFEST_NAME} or files, found none", "check the path"
             )
         odd = (RemoteFile(entry.path, "", None, problem=entry.problem) for entry in tree.odd)
-        return Listing((*map(_remote, tree.files), *odd), unlisted=tree.unlisted)
+        return Listing((*map(_remote, tree.files), *odd), _IDENTITY, unlisted=tree.unlisted)
 
     def _manifest(self) -> Manifest | None:
         path = self._base / MANIFEST_NAME

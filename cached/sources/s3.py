@@ -17,7 +17,7 @@ from cached.s3.address import S3Address
 from cached.s3.archive import archived, may_be_archived
 from cached.s3.client import S3Client, quoted
 from cached.s3.errors import bad_response
-from cached.sources.base import HttpTarget, Listing, RemoteFile, Target
+from cached.sources.base import HttpTarget, Listing, RemoteFile, Target, identity_of
 from cached.sources.manifests import read_manifest
 from cached.sources.naming import is_reserved
 
@@ -48,7 +48,7 @@ class S3Source:
         data = await self._client.manifest()
         if data is not None:
             where = self._address.uri(self._address.prefix + MANIFEST_NAME)
-            return self._published(read_manifest(data, where))
+            return self._published(read_manifest(data, where), await self._identity())
         files = await self._list()
         if not files and self._address.key and not self._address.key.endswith("/"):
             files = await self._single()
@@ -59,7 +59,7 @@ class S3Source:
                 f"expected {prefix}{MANIFEST_NAME}, objects under {prefix}, or one object of that name; found none",
                 "check the bucket, the prefix and endpoint_url",
             )
-        return Listing(files)
+        return Listing(files, await self._identity())
 
     async def locate(self, file: RemoteFile) -> Target:
         """Sign a GET of the object as it was listed: `If-Match`, or its version where the bucket keeps versions."""
@@ -73,11 +73,14 @@ class S3Source:
         """Close the client."""
         await self._client.aclose()
 
-    def _published(self, manifest: Manifest) -> Listing:
+    async def _identity(self) -> str:
+        return identity_of(self.kind, *await self._client.asked())
+
+    def _published(self, manifest: Manifest, identity: str) -> Listing:
         # No validator: the sha256 decides, wherever the objects were copied since.
         prefix = self._address.prefix
         files = tuple(RemoteFile(f.path, prefix + f.path, f.size, sha256=f.sha256) for f in manifest.files)
-        return Listing(files, manifest)
+        return Listing(files, identity, manifest)
 
     async def _list(self) -> tuple[RemoteFile, ...]:
         prefix = self._address.prefix

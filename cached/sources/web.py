@@ -11,7 +11,7 @@ from urllib.parse import quote, urlsplit
 
 from cached.contract.errors import HoldfastError, Permanent
 from cached.contract.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES
-from cached.sources.base import HttpTarget, Listing, RemoteFile, Unlisted
+from cached.sources.base import HttpTarget, Listing, RemoteFile, Unlisted, identity_of, stretched
 from cached.sources.indexes import Entry, path_of, read_index
 from cached.sources.manifests import read_manifest
 from cached.sources.naming import check_names, is_reserved
@@ -40,7 +40,10 @@ class WebSource:
         """Raises `Permanent` (`bad_url`)."""
         address = Address.parse(uri)
         self.display = display_url(address.url)
+        _check_fragment(uri, self.display)
         self._client = client
+        user = stretched("\0".join(address.userinfo)) if address.userinfo else ""
+        self._identity = identity_of(self.kind, address.url, user)
         self._origin = address.origin
         self._headers = (("Authorization", basic(*address.userinfo)),) if address.userinfo else ()
         self._place, _, query = address.url.partition("?")
@@ -101,7 +104,7 @@ class WebSource:
             RemoteFile(entry.path, folder + quote(entry.path), entry.size, entry.sha256, entry.sha256)
             for entry in manifest.files
         )
-        return Listing(files, manifest)
+        return Listing(files, self._identity, manifest)
 
     def _from_file(self, cancellation: Cancellation) -> Listing | None:
         if self._place.endswith("/"):
@@ -115,7 +118,7 @@ class WebSource:
         if urlsplit(head.url).path.endswith("/"):
             return None  # servers redirect a folder to its index
         name, problem = path_of(urlsplit(self._place).path.rpartition("/")[2], self.display)
-        return Listing((replace(_file(name, self._place, head), problem=problem),))
+        return Listing((replace(_file(name, self._place, head), problem=problem),), self._identity)
 
     def _described(self, found: _Index, cancellation: Cancellation) -> Listing:
         """What an index lists, with sizes and validators."""
@@ -128,7 +131,8 @@ class WebSource:
             files = list(pool.map(ask, found.files.values()))
         finally:
             pool.shutdown(cancel_futures=True)
-        return Listing(tuple(sorted(files, key=lambda file: file.path)), unlisted=tuple(found.unlisted))
+        by_path = tuple(sorted(files, key=lambda file: file.path))
+        return Listing(by_path, self._identity, unlisted=tuple(found.unlisted))
 
     def _asked(self, listed: RemoteFile, cancellation: Cancellation) -> RemoteFile:
         """The file of an index with what a HEAD says of it; an error that is about this file alone is kept with it."""
@@ -224,3 +228,13 @@ def _bad_name(where: str, path: str) -> HoldfastError | None:
 
 def _file(path: str, url: str, head: Head) -> RemoteFile:
     return RemoteFile(path, url, head.size, head.etag or head.last_modified or "")
+
+
+def _check_fragment(uri: str, shown: str) -> None:
+    """Refuse what no server ever sees: sources that differ in it alone would be the same bytes under several names."""
+    if "#" in uri:
+        raise Permanent(
+            "bad_url",
+            f"{shown}: expected no `#` in the address, found one: what follows it is never sent to a server",
+            "write %23 where the `#` belongs to a name; put what selects a version into the path or the query",
+        )

@@ -41,7 +41,7 @@ from cached.ledger import DiskSpace, Ledger, Reservation
 from cached.metrics import Figures, Metrics
 from cached.root import Root
 from cached.scheduler import Parts, Scheduler
-from cached.sources.base import Listing, RemoteFile, Source, Target
+from cached.sources.base import Listing, RemoteFile, Source, Target, identity_of
 from cached.store import blobs, ingest, recovery, removal
 from cached.transfer import TransferParts, Transfers
 
@@ -201,7 +201,7 @@ class _Place:
         await asyncio.sleep(0)
         if self.origin.down is not None:
             raise self.origin.down
-        return Listing(tuple(blob.remote() for blob in self.origin.contents[self.display]))
+        return Listing(tuple(blob.remote() for blob in self.origin.contents[self.display]), identity_of(self.display))
 
     async def locate(self, file: RemoteFile) -> Target:
         raise AssertionError("nothing here asks where bytes are")

@@ -335,3 +335,21 @@ def test_the_fake_hub_runs_as_a_program(model: Path, tmp_path: Path) -> None:
         finally:
             served.terminate()
     assert {file.rfilename: file.size for file in info.siblings or ()}["model.safetensors"] == len(WEIGHTS)
+
+
+async def test_what_tells_repositories_apart(hub: FakeHub, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One repository's name at two Hubs, or with and without a token, is two places; a revision is in the keys."""
+    hub.add(NAME, model)
+    first = await hub_source(URI).resolve()
+    assert (await hub_source(URI).resolve()).identity == first.identity
+    assert all(file.key.startswith(f"{first.revision}:") for file in first.files)
+    hub.tokens |= {"hf_one", "hf_renewed"}
+    monkeypatch.setenv("HF_TOKEN", "hf_one")
+    with_token = (await hub_source(URI).resolve()).identity
+    monkeypatch.setenv("HF_TOKEN", "hf_renewed")
+    assert (await hub_source(URI).resolve()).identity == with_token != first.identity
+    with FakeHub() as other:
+        other.add(NAME, model)
+        monkeypatch.delenv("HF_TOKEN")
+        monkeypatch.setenv("HF_ENDPOINT", other.endpoint)
+        assert (await hub_source(URI).resolve()).identity not in (first.identity, with_token)

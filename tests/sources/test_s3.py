@@ -345,3 +345,52 @@ async def test_display_names_the_place_without_credentials() -> None:
     """What is shown of a source is where it is."""
     async with opened("s3://models/m/v1/?profile=dev&region=eu-west-1") as source:
         assert (source.display, source.kind) == ("s3://models/m/v1/", "s3")
+
+
+async def identity_at(uri: str) -> str:
+    """What tells the listing's objects from all others."""
+    async with opened(uri) as source:
+        return (await source.resolve()).identity
+
+
+async def test_one_location_in_two_environments_is_two_places(
+    moto: S3Server, rclone: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A bucket's name means another bucket at another server, wherever the server's address comes from, and for
+    another user or profile; for the same of all it is the same one."""
+    bucket = use(moto, monkeypatch)
+    rclone.client().create_bucket(Bucket=bucket)
+    for server in (moto, rclone):
+        put(server, bucket, **{"m/w": b"abc"})
+    uri = f"s3://{bucket}/m/"
+    first = await identity_at(uri)
+    assert await identity_at(uri) == first
+    found = {first, await identity_at(f"s3://{bucket}/m/?region=eu-west-1")}
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", rclone.url)
+    found.add(await identity_at(uri))
+    monkeypatch.delenv("AWS_ENDPOINT_URL_S3")
+    found.add(await identity_at(f"s3://{bucket}/m/?endpoint_url={moto.url}/"))  # written differently: at worst apart
+    monkeypatch.setenv("AWS_ENDPOINT_URL", moto.url)
+    assert await identity_at(uri) == first
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIAANOTHERUSER")
+    found.add(await identity_at(uri))
+    configuration = tmp_path / "config"
+    keys = f"aws_access_key_id = {ACCESS_KEY}\naws_secret_access_key = {SECRET_KEY}\n"
+    configuration.write_text(f"[profile one]\n{keys}[profile two]\n{keys}")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(configuration))
+    found.add(await identity_at(f"{uri}?profile=one"))
+    monkeypatch.setenv("AWS_PROFILE", "two")
+    found.add(await identity_at(uri))
+    assert len(found) == 7
+
+
+async def test_a_session_that_is_renewed_is_the_same_user(moto: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keys that come with a session token change every hour: a fetch goes on with the new ones."""
+    bucket = use(moto, monkeypatch)
+    put(moto, bucket, **{"m/w": b"abc"})
+    found = set()
+    for number in (1, 2):
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", f"ASIASESSION{number}")
+        monkeypatch.setenv("AWS_SESSION_TOKEN", f"token{number}")
+        found.add(await identity_at(f"s3://{bucket}/m/"))
+    assert len(found) == 1

@@ -190,6 +190,42 @@ async def test_credentials_in_the_uri(client: HttpClient, origin: HostileOrigin)
     assert "s3cret" not in str(caught.value)
 
 
+async def test_what_is_not_shown_is_part_of_the_identity(client: HttpClient, origin: HostileOrigin) -> None:
+    """Sources that are shown alike are told apart by query, user, password, parameters and encoding; nothing of these
+    can be read from the identity, and the same address is the same."""
+    origin.put("/a.bin", b"12345")
+    origin.put("/a.bin;v=1", b"12345")
+    plain = origin.url("/a.bin")
+    host = plain.removeprefix("http://")
+    uris = [plain, f"{plain}?v=1", f"{plain}?v=2", f"{plain};v=1"]
+    uris += [f"http://{user}@{host}" for user in ("me:s3cret", "me:other", "you:s3cret")]
+    identities = [(await WebSource(uri, client).resolve()).identity for uri in uris]
+    assert len(set(identities)) == len(uris)
+    assert (await WebSource(uris[-1], client).resolve()).identity == identities[-1]
+    assert all(len(identity) == 64 for identity in identities)
+
+
+async def test_a_query_reaches_all_that_is_asked(client: HttpClient, origin: HostileOrigin) -> None:
+    """Manifest, index, folders and files are asked for with the query of the source, which is in no file's name."""
+    page = '<title>Index of /v1/</title><a href="a.bin">a</a><a href="sub/">s</a>'
+    origin.put("/v1/", page.encode(), content_type="text/html")
+    origin.put("/v1/sub/", b'<title>Index of /</title><a href="b%20c.bin">b</a>', content_type="text/html")
+    origin.put("/v1/a.bin", b"a")
+    origin.put("/v1/sub/b%20c.bin", b"b")
+    source = WebSource(origin.url("/v1/?model=acme/m&rev=1"), client)
+    listing = await source.resolve()
+    assert await _contents(source, client, listing) == {"a.bin": b"a", "sub/b c.bin": b"b"}
+    assert {seen.path.partition("?")[2] for seen in origin.requests} == {"model=acme/m&rev=1"}
+
+
+@pytest.mark.parametrize("uri", ["http://host/m.bin#v1", "http://host/#", "http://host/m.bin?x=1#y"])
+def test_a_fragment_is_refused(client: HttpClient, uri: str) -> None:
+    """What no server is told cannot select a version."""
+    with pytest.raises(Permanent) as caught:
+        WebSource(uri, client)
+    assert caught.value.code == "bad_url" and "v1" not in caught.value.message and "%23" in caught.value.remedy
+
+
 # --- a folder that the server lists --------------------------------------------------------------------------------
 
 

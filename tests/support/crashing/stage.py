@@ -20,6 +20,7 @@ from cached.contract.errors import HoldfastError
 from cached.contract.layout import ingest_id
 from cached.contract.manifest import MANIFEST_NAME, FileEntry, Manifest
 from cached.contract.reference import ModelRef
+from cached.sources.base import identity_of
 from tests.support.crashing.checks import settled, visible
 from tests.support.crashing.journal import renew_inodes
 from tests.support.crashing.points import Plan
@@ -163,8 +164,8 @@ def check_fetched(on: Stage, kept: Kept, since: int) -> None:
             continue
         sha256 = hashlib.sha256(data).hexdigest()
         assert sha256 not in kept.blobs, f"{seen.path} was committed and is fetched again"
-        folder, _, name = seen.path.lstrip("/").partition("/")
-        unlisted = ingest_id(on.origin.url(f"/{folder}/"), name, _etag(data))
+        place = on.origin.url(f"/{seen.path.split('/')[1]}/")
+        unlisted = ingest_id(identity_of("http", place, ""), on.origin.url(seen.path), _etag(data))
         done = kept.ranges.get(sha256) or kept.ranges.get(unlisted) or []
         match = re.fullmatch(r"bytes=(\d+)-(\d+)", seen.headers.get("range", "bytes=0-"))
         start, end = (int(match[1]), int(match[2]) + 1) if match else (0, len(data))
