@@ -15,11 +15,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+from cached import crowd
 from cached.blocking import Blocking
 from cached.board import Board
 from cached.catalog import EMPTY_CATALOG, Catalog, ParsedCatalog, parse_catalog
 from cached.config import Config, parse_config
+from cached.contract import limits
 from cached.contract.digest import Digest
 from cached.contract.errors import HoldfastError, Permanent
 from cached.contract.layout import Layout
@@ -38,7 +41,9 @@ from cached.janitor import Janitor, NodeParts
 from cached.kube.kubeconfig import find_cluster
 from cached.kube.membership import Membership
 from cached.ledger import Ledger
+from cached.pools import started_pool
 from cached.root import Root
+from cached.saying import Saying
 from cached.scheduler import Parts, Scheduler
 from cached.scrub import Scrub, ScrubParts
 from cached.sources.base import Source
@@ -61,6 +66,9 @@ _SPACE_A_LOOK = 3  # leases and files are looked at every 12 s (the design asks 
 _LOOK_S = 5.0  # where no watch tells of a new catalog
 _DELETING_S = 1.0  # whoever deletes a root may not be done with the rest of it
 _SETTLE_S = 0.05  # a catalog is written in several steps
+_LEAST_FILES = 128  # open at once, beside two a connection: partial blobs, idle connections, the daemon's own
+_LEAST_STANDING = 16  # clients at each door, whatever the limit
+_LOOKUPS = 8  # threads for names in the DNS, and for folders that are sources
 _SWITCH_S = 0.0005  # a thread that hashes gets the interpreter back soon: at Python's 5 ms it would wait more than work
 _LISTING_STALLS = 20  # a listing of many pages may take ten minutes, where 30 s without progress end a connection
 _UNFINISHED = frozenset({State.QUEUED, State.RESOLVING, State.FETCHING, State.VERIFYING, State.PUBLISHING})
@@ -73,13 +81,27 @@ def main(argv: Sequence[str]) -> int:
     sys.setswitchinterval(_SWITCH_S)
     os.umask(0o022)  # folders get their modes as they are made: a crash finds none with another
     ending = Ending(_PATIENCE_S, partial(_leave, Layout(config.root)))
-    ending.start()
     try:
-        asyncio.run(_run(config, ending))
-    except HoldfastError as error:
-        sys.stderr.write(f"holdfast daemon: {error}\n")
+        limits.start(ending, "the daemon")
+        standing = _standing(limits.raise_open_files(_LEAST_FILES + 2 * config.connections))
+        asyncio.run(_run(config, ending, standing))
+    except (HoldfastError, OSError, RuntimeError) as error:
+        told = error if isinstance(error, HoldfastError) else limits.shortage(error, "the daemon")
+        if told is None:
+            raise
+        if ending.asked:
+            return EXIT_DONE  # asyncio takes a thread to end its own pool, after everything of ours has ended
+        sys.stderr.write(f"holdfast daemon: {told}\n")
         return EXIT_FAILED
     return EXIT_DONE
+
+
+def _standing(files: int) -> int:
+    """How many clients may stand at each door where the process may have so many files open: fetches come first."""
+    most = min(crowd.MOST_CONNECTIONS, max(_LEAST_STANDING, (files - _LEAST_FILES) // 4))
+    if most < crowd.MOST_CONNECTIONS:
+        _log.warning("the limit of open files is %d: at most %d connections at each door", files, most)
+    return most
 
 
 def _log_to_stderr(level: int) -> None:
@@ -98,17 +120,31 @@ def _leave(layout: Layout, why: str) -> None:
     layout.socket.unlink(missing_ok=True)
 
 
-async def _run(config: Config, ending: Ending) -> None:
+def _explain(saying: Saying, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Say once that a door can let nobody in for want of descriptors: asyncio tries again each second, and would tell
+    each time, with a traceback."""
+    error = context.get("exception")
+    short = None if error is None else limits.shortage(error, "letting a client in")
+    if short is None:
+        loop.default_exception_handler(context)
+    else:
+        saying.trouble("doors", str(short))
+
+
+async def _run(config: Config, ending: Ending, standing: int) -> None:
     """One life on one root. Where somebody deletes the root there is nothing to go on with: begin with a new one."""
     layout = Layout(config.root)
     stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(partial(_explain, Saying(_log)))
+    loop.set_default_executor(started_pool(_LOOKUPS, "lookup"))
     while True:
         recovery.prepare(layout)
         root, blocking = Root(layout), Blocking(4)
         for remark in ground.remarks(layout):
             _log.warning("%s", remark)
         try:
-            address = await _work(config, _Ground(layout, root, blocking), ending, stop)
+            address = await _work(config, _Ground(layout, root, blocking), ending, stop, standing)
         finally:
             blocking.close()
             root.close()
@@ -127,7 +163,7 @@ class _Ground:
     blocking: Blocking
 
 
-async def _work(config: Config, on: _Ground, ending: Ending, stop: asyncio.Event) -> tuple[str, int]:
+async def _work(config: Config, on: _Ground, ending: Ending, stop: asyncio.Event, standing: int) -> tuple[str, int]:
     """Recover what is there, make the parts, know each other, and run; returns the address that was listened on."""
     layout, root, blocking = on.layout, on.root, on.blocking
     sealing = await blocking.run(verity.choose, layout, config.fs_verity)
@@ -141,8 +177,8 @@ async def _work(config: Config, on: _Ground, ending: Ending, stop: asyncio.Event
     daemon = Daemon(node)
     patience = HttpSettings(header_timeout_s=config.stall_timeout_s, stall_window_s=config.stall_timeout_s)
     client = HttpClient(patience)
-    limits = WorkerSettings(config.connections, config.connections_per_origin, config.max_bandwidth, sealing)
-    workers = Workers(layout, client, limits, daemon.counters)
+    bounds = WorkerSettings(config.connections, config.connections_per_origin, config.max_bandwidth, sealing)
+    workers = Workers(layout, client, bounds, daemon.counters)
     try:
         flights = Flights(layout, workers, ledger)
         janitor = Janitor(node)
@@ -169,7 +205,7 @@ async def _work(config: Config, on: _Ground, ending: Ending, stop: asyncio.Event
         )
         inspection = Inspection(node, janitor, lambda lost: scheduler.resume(dict.fromkeys(lost)))
         ending.farewell(partial(asyncio.get_running_loop().call_soon_threadsafe, stop.set))
-        async with open_doors(config.listen, layout, reads(daemon), control(daemon)) as doors:
+        async with open_doors(config.listen, layout, reads(daemon), control(daemon), standing) as doors:
             await _live(config, _Tasks(daemon, node, scheduler, scrub, inspection, doors.control), stop)
             return doors.address
     finally:
@@ -220,7 +256,7 @@ async def _follow_catalog(path: Path, daemon: Daemon, scheduler: Scheduler) -> N
     loop = asyncio.get_running_loop()
     changed = asyncio.Event()
     catalog, text, trouble = EMPTY_CATALOG, None, None
-    with watched(path, partial(loop.call_soon_threadsafe, changed.set)):
+    with watched(path, partial(loop.call_soon_threadsafe, changed.set), _LOOK_S):
         while True:
             changed.clear()
             try:
@@ -247,7 +283,7 @@ def _read_catalog(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise Permanent(
+        raise limits.shortage(error, f"catalog {path}") or Permanent(
             "no_catalog", f"catalog {path}: {error}", "write the file, or name another with --catalog"
         ) from error
 
@@ -346,6 +382,6 @@ def _recover(layout: Layout) -> recovery.Recovered:
     try:
         return recovery.recover(layout)
     except OSError as error:
-        raise durable.refuse_root(
+        raise limits.shortage(error, f"reading {layout.root}") or durable.refuse_root(
             f"{error.filename or layout.root}: {error.strerror or error}", "check the node's disk and kernel log"
         ) from error

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from cached.contract import limits
 from cached.contract.errors import DigestMismatch, HoldfastError, Transient
 from cached.contract.layout import Layout
 from cached.contract.verify import hash_file
@@ -105,7 +106,12 @@ class Attempt:
         self._record_queued = False
         self._recording = 0
         self._recorded_bytes = self.resumed_bytes
-        threading.Thread(target=self._follow, name=f"hash {spec.name}"[:15], daemon=True).start()
+        follower = threading.Thread(target=self._follow, name=f"hash {spec.name}"[:15], daemon=True)
+        try:
+            limits.start(follower, f"hashing {spec.name}")
+        except Transient:
+            self._ingest.close()
+            raise
 
     # --- what the workers do ---------------------------------------------------------------------------------------
 

@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import ParamSpec, TypeVar
+
+from cached.pools import started_pool
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
 class Blocking:
-    """A pool of `threads` threads."""
+    """A pool of `threads` threads; making it raises `Transient` (`no_thread`) where they cannot be had."""
 
     def __init__(self, threads: int) -> None:
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="store")
+        self._pool = started_pool(threads, "store")
 
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Call `function` on a thread of the pool."""

@@ -11,7 +11,6 @@ import logging
 import os
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
@@ -22,6 +21,7 @@ from cached.contract.errors import HoldfastError, Transient
 from cached.contract.layout import PublicLayout
 from cached.contract.reference import ModelRef
 from cached.contract.status import DaemonStatus, ModelStatus, State, StatusError, encode, timestamp
+from cached.pools import started_pool
 from cached.saying import Saying
 from cached.store import durable
 from cached.store.snapshots import remove_empty
@@ -55,7 +55,7 @@ class Board:
         self._beating_since: float | None = None  # on the monotonic clock, while a heartbeat is not written yet
         self.news = asyncio.Event()  # set whenever a status changes; whoever waits for it clears it
         self._statuses: dict[ModelRef, ModelStatus] = {}
-        self._writer = ThreadPoolExecutor(1, thread_name_prefix="status")
+        self._writer = started_pool(1, "status")
         now = timestamp(time.time())
         self._daemon = DaemonStatus(node, version("holdfast"), os.getpid(), now, now)
 

@@ -31,22 +31,23 @@ def runner(app: web.Application) -> web.AppRunner:
     return web.AppRunner(app, access_log=None, logger=_log, keepalive_timeout=SILENCE_S, shutdown_timeout=FAREWELL_S)
 
 
-def admission(runner: web.AppRunner) -> Callable[[], asyncio.Protocol]:
-    """The protocol factory of a runner that is set up, within the bound on numbers."""
+def admission(runner: web.AppRunner, standing: int) -> Callable[[], asyncio.Protocol]:
+    """The protocol factory of a runner that is set up, for `standing` clients at once."""
     server = runner.server
     assert server is not None
 
     def admit() -> asyncio.Protocol:
-        asyncio.get_running_loop().call_soon(_thin_out, server)  # when those that came with it stand there too
+        # Later, when those that came with it stand there too.
+        asyncio.get_running_loop().call_soon(_thin_out, server, standing)
         return server()
 
     return admit
 
 
-def _thin_out(server: web.Server) -> None:
+def _thin_out(server: web.Server, most: int) -> None:
     found = (each.transport for each in server.connections)
     standing = [transport for transport in found if transport is not None and not transport.is_closing()]
-    for transport in standing[: max(0, len(standing) - MOST_CONNECTIONS)]:
+    for transport in standing[: max(0, len(standing) - most)]:
         transport.abort()
 
 

@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from cached.board import Board
+from cached.contract import limits
 from cached.contract.errors import HoldfastError, Permanent, Transient
 from cached.contract.status import State
 from cached.demand import Priority, Want
@@ -102,6 +103,10 @@ class Delivery:
             trouble.__cause__ = error
             return trouble
         except Exception as error:  # noqa: BLE001 - a bug that one version brings out must not end the others
+            short = limits.shortage(error, f"fetching {ref}")
+            if short is not None:
+                short.__cause__ = error
+                return short
             _log.exception("%s", ref)
             return Permanent("internal", f"{ref}: {error!r}", "report this with the daemon's log")
         size = published.manifest.total_bytes

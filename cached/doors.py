@@ -29,8 +29,9 @@ _BACKLOG = 256
 class ControlDoor:
     """The control socket."""
 
-    def __init__(self, layout: Layout, runner: web.AppRunner) -> None:
+    def __init__(self, layout: Layout, runner: web.AppRunner, standing: int) -> None:
         self._path = layout.socket
+        self._standing = standing
         self._runner = runner
         self._listener: asyncio.Server | None = None
         self._made: os.stat_result | None = None
@@ -74,8 +75,9 @@ class ControlDoor:
                 self._listener.close()
                 self._listener = None
             self._path.unlink(missing_ok=True)
+            admitted = crowd.admission(self._runner, self._standing)
             self._listener = await asyncio.get_running_loop().create_unix_server(
-                crowd.admission(self._runner), f"/proc/self/fd/{folder}/{self._path.name}", backlog=_BACKLOG
+                admitted, f"/proc/self/fd/{folder}/{self._path.name}", backlog=_BACKLOG
             )
             self._path.chmod(0o600)
             self._made = os.lstat(self._path)
@@ -93,11 +95,12 @@ class Doors:
 
 @contextlib.asynccontextmanager
 async def open_doors(
-    listen: tuple[str, int], layout: Layout, reads: web.Application, control: web.Application
+    listen: tuple[str, int], layout: Layout, reads: web.Application, control: web.Application, standing: int
 ) -> AsyncIterator[Doors]:
-    """Open both; raises `Permanent` (`cannot_listen`). At the end nobody is waited for longer than a moment."""
+    """Open both, each for `standing` clients at once; raises `Permanent` (`cannot_listen`). At the end
+    nobody is waited for longer than a moment."""
     tcp, unix = crowd.runner(reads), crowd.runner(control)
-    door = ControlDoor(layout, unix)
+    door = ControlDoor(layout, unix, standing)
     port: asyncio.Server | None = None
     try:
         await tcp.setup()
@@ -105,7 +108,7 @@ async def open_doors(
         await door.ensure()
         try:
             loop = asyncio.get_running_loop()
-            port = await loop.create_server(crowd.admission(tcp), *listen, backlog=_BACKLOG)
+            port = await loop.create_server(crowd.admission(tcp, standing), *listen, backlog=_BACKLOG)
         except OSError as error:
             raise Permanent(
                 "cannot_listen", f"{listen[0]}:{listen[1]}: {error}", "choose another --listen, or end who has it"

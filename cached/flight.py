@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from cached.attempt import Attempt, BlobSpec, NoRanges, Segment, Shared, Verified
+from cached.contract import limits
 from cached.contract.errors import HoldfastError, Permanent, Transient
 from cached.sources.base import HttpTarget, Target
 from cached.store.durable import disk_error
@@ -146,7 +147,9 @@ class Flight:
 
     def crash(self, cause: Exception) -> None:
         """A worker met an error that nobody foresaw: the flight fails with it, and says so."""
-        error = Permanent("internal", f"{self.spec.name}: {cause!r}", "report this with the daemon's log")
+        error = limits.shortage(cause, self.spec.name) or Permanent(
+            "internal", f"{self.spec.name}: {cause!r}", "report this with the daemon's log"
+        )
         error.__cause__ = cause
         with self._lock:
             attempt = self._attempt

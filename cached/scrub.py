@@ -20,7 +20,6 @@ import platform
 import threading
 import time
 from collections.abc import Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -33,6 +32,7 @@ from cached.contract.status import parse_timestamp, timestamp
 from cached.contract.verified import VerifiedFile, VerifiedRecord
 from cached.holdings import Holdings
 from cached.metrics import Metrics
+from cached.pools import started_pool
 from cached.store import snapshots, verity
 from cached.store.verity import Sealing
 
@@ -83,7 +83,7 @@ class Scrub:
         self._stopping = threading.Event()
         # When each snapshot's oldest file was hashed, on the monotonic clock: reading that is not cheap.
         self._checked: dict[Digest, float] = {}
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="scrub", initializer=_yield_to_everybody)
+        self._thread = started_pool(1, "scrub", _yield_to_everybody)
 
     async def run(self) -> None:
         """Scrub until cancelled."""
@@ -280,8 +280,11 @@ def _open(path: Path) -> int:
 
 
 def _yield_to_everybody() -> None:
-    """Give this thread the lowest claim on processor and disk that there is."""
-    os.setpriority(os.PRIO_PROCESS, 0, _NICE)  # on Linux, of the calling thread
+    """Give this thread the lowest claim on processor and disk that there is, as far as the kernel lets it."""
+    try:
+        os.setpriority(os.PRIO_PROCESS, 0, _NICE)  # on Linux, of the calling thread
+    except OSError as error:  # a seccomp profile may refuse it
+        _log.info("scrub: works at the ordinary priority: setpriority: %s", error.strerror)
     number = _IOPRIO_SET.get(platform.machine())
     if number is not None and ctypes.CDLL(None).syscall(number, 1, 0, _IOPRIO_IDLE) != 0:
         _log.info("scrub: this kernel has no idle class for disk access")

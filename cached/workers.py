@@ -9,11 +9,13 @@ import logging
 import threading
 import time
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import wait
 from dataclasses import dataclass
 
+from cached.contract import limits
 from cached.contract.layout import Layout
 from cached.flight import Flight, Observer
+from cached.pools import started_pool
 from cached.store.verity import Sealing
 from cached.wire.buffers import BufferPool
 from cached.wire.client import HttpClient
@@ -49,7 +51,7 @@ class Workers:
         self.limit = BandwidthLimit(settings.bandwidth, time.monotonic, time.sleep)
         self.buffers = BufferPool(settings.connections + _HELD + MAX_OPEN, BUFFER_BYTES)
         self.hold_slots = threading.Semaphore(_HELD)
-        self.recorder = ThreadPoolExecutor(2, thread_name_prefix="record")
+        self.recorder = started_pool(2, "record")
         self._per_origin = settings.per_origin
         self._condition = threading.Condition()
         self._flights: list[Flight] = []
@@ -60,7 +62,7 @@ class Workers:
             threading.Thread(target=self._run, name=f"carry {n}", daemon=True) for n in range(settings.connections)
         ]
         for thread in self._threads:
-            thread.start()
+            limits.start(thread, f"the {settings.connections} threads of --connections")
 
     def submit(self, flight: Flight) -> None:
         """Let the workers carry a flight until its result is there."""

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING
 
-from cached.contract import process
+from cached.contract import limits, process
 
 if TYPE_CHECKING:
     from watchdog.events import FileSystemEvent
@@ -82,8 +82,8 @@ class Changes:
             added = [self._follow(folder) for folder in folders]
         except ImportError:
             self.trouble = "the package watchdog is missing"
-        except OSError as error:  # ENOSPC: no watch left; EMFILE: no inotify instance left
-            self.trouble = f"inotify: {error.strerror} (raise fs.inotify.max_user_watches or max_user_instances)"
+        except (OSError, RuntimeError) as error:  # RuntimeError: no thread
+            self.trouble = f"inotify: {limits.why_none(error)}"
         else:
             return any(added)
         self._stop()
@@ -125,8 +125,13 @@ class Changes:
 
             # Without a handler Python prints watchdog's messages of a watch that ended, which no reader can use.
             logging.getLogger("watchdog").addHandler(logging.NullHandler())
-            self._observer = InotifyObserver()
-            self._observer.start()
+            observer = InotifyObserver()
+            try:
+                observer.start()
+            except RuntimeError:
+                observer.stop()
+                raise
+            self._observer = observer
         return self._observer
 
     def _stop(self) -> None:

@@ -91,6 +91,7 @@ class Ending(threading.Thread):
         self._leave = leave
         self._lock = threading.Lock()
         self._farewell: Callable[[], object] | None = None
+        self.asked = False  # whether a signal asked the process to end
 
     def farewell(self, farewell: Callable[[], object]) -> None:
         """From now on a signal calls this, from the thread that waits for it; it must not block."""
@@ -99,6 +100,7 @@ class Ending(threading.Thread):
 
     def run(self) -> None:
         signal.sigwait(ENDING)
+        self.asked = True
         with self._lock:
             if self._farewell is None:
                 os._exit(0)

@@ -14,6 +14,7 @@ import aiohttp
 from botocore import exceptions as boto
 from botocore.parsers import ResponseParserError
 
+from cached.contract import limits
 from cached.contract.errors import HoldfastError, Permanent, Transient, http_code
 from cached.s3.archive import refusal
 
@@ -76,6 +77,9 @@ def translate(error: Exception, what: str) -> HoldfastError:
     """Our error for `error`, which happened at `what`."""
     if isinstance(error, boto.ClientError):
         return _answered(error, what)
+    short = limits.shortage(error, what)
+    if short is not None:
+        return short
     name = type(error).__name__
     if isinstance(error, _CREDENTIALS):
         return Permanent("unauthorized", f"{what}: no usable AWS credentials ({_clean(str(error))})", _SIGN_IN)

@@ -27,6 +27,7 @@ import httpx2
 from huggingface_hub import constants, get_token, hf_raise_for_status
 from huggingface_hub.errors import EntryNotFoundError, OIDCError, RepositoryNotFoundError
 
+from cached.contract import limits
 from cached.contract.digest import is_hex
 from cached.contract.errors import HoldfastError, InvalidManifest, Permanent, Transient
 from cached.contract.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, FileEntry, Manifest, check_size
@@ -390,7 +391,7 @@ def _token(address: HubAddress) -> str | None:
             "check the network, or set HF_TOKEN to a token that needs no renewal",
         ) from error
     except (OSError, UnicodeError, OIDCError) as error:
-        raise Permanent(
+        raise limits.shortage(error, f"{address}: reading the token for the Hub") or Permanent(
             "unauthorized",
             f"{address}: the token for the Hub cannot be read ({type(error).__name__})",
             f"check HF_TOKEN, or the file {constants.HF_TOKEN_PATH}",

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from cached.contract import limits
 from cached.contract.errors import HoldfastError, Permanent, Transient
 from cached.sources.base import Unlisted
 from cached.sources.naming import check_names, is_reserved, shown
@@ -116,6 +117,9 @@ def validator(found: os.stat_result) -> str:
 
 def file_error(error: OSError, path: Path) -> HoldfastError:
     """Our error for a failed look at `path`."""
+    short = limits.shortage(error, f"looking at {shown(str(path))}")
+    if short is not None:
+        return short
     problem = f"{shown(str(path))}: {error.strerror or type(error).__name__}"
     if error.errno in _MISSING:
         return Permanent("not_found", problem, "check the path, and that the volume is mounted there")

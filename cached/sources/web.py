@@ -5,12 +5,12 @@ Law: resolves and locates; carries no bulk bytes. Credentials in the URI become 
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from urllib.parse import quote, urlsplit
 
 from cached.contract.errors import HoldfastError, Permanent
 from cached.contract.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES
+from cached.pools import started_pool
 from cached.sources.base import HttpTarget, Listing, RemoteFile, Unlisted, identity_of, stretched
 from cached.sources.indexes import Entry, path_of, read_index
 from cached.sources.manifests import read_manifest
@@ -126,7 +126,7 @@ class WebSource:
         def ask(listed: RemoteFile) -> RemoteFile:
             return self._asked(listed, cancellation)
 
-        pool = ThreadPoolExecutor(_HEADS_AT_ONCE, thread_name_prefix="web-head")
+        pool = started_pool(min(_HEADS_AT_ONCE, max(1, len(found.files))), "web-head")
         try:
             files = list(pool.map(ask, found.files.values()))
         finally:

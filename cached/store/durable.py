@@ -13,6 +13,7 @@ import secrets
 import stat
 from pathlib import Path
 
+from cached.contract import limits
 from cached.contract.errors import HoldfastError, Permanent, Transient
 from cached.contract.layout import TEMPORARY_PREFIX
 
@@ -132,7 +133,11 @@ def temporary_beside(path: Path) -> Path:
 
 
 def disk_error(error: OSError, what: str) -> HoldfastError:
-    """Our error for a failed step on the disk: full is worth waiting for, the rest needs a person."""
+    """Our error for a failed step on the disk: full is worth waiting for, the rest needs a person. A process that may
+    not open another file says nothing of the disk."""
+    short = limits.shortage(error, what)
+    if short is not None:
+        return short
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         if _lacks_inodes(error):
             return Transient(

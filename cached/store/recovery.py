@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from cached.contract import limits
 from cached.contract.digest import Digest, is_hex
 from cached.contract.errors import HoldfastError, InvalidReference, Permanent
 from cached.contract.layout import LAYOUT_VERSION, TEMPORARY_PREFIX, Layout
@@ -158,7 +159,9 @@ def _read_snapshots(layout: Layout) -> tuple[dict[Digest, Manifest], list[Digest
             if _has_quarantined(layout, digest, manifest, quarantined):
                 raise Permanent("digest_mismatch", f"{name}: a file of it is in quarantine", "")
             manifests[digest] = manifest
-        except (OSError, HoldfastError):
+        except (OSError, HoldfastError) as error:
+            if limits.shortage(error, str(digest)) is not None:
+                raise  # that says nothing of what is on the disk
             damaged.append(digest)
     return manifests, damaged
 

@@ -13,13 +13,15 @@ import threading
 from collections.abc import Callable
 from typing import TypeVar
 
+from cached.contract import limits
 from cached.wire.cancel import Cancellation
 
 T = TypeVar("T")
 
 
 async def aside(call: Callable[[Cancellation], T]) -> T:
-    """Return what `call` does; its argument is cancelled when the caller is."""
+    """Return what `call` does; its argument is cancelled when the caller is. Raises `Transient` (`no_thread`) where no
+    thread can be had for it."""
     loop = asyncio.get_running_loop()
     outcome: asyncio.Future[T] = loop.create_future()
     cancellation = Cancellation()
@@ -41,7 +43,7 @@ async def aside(call: Callable[[Cancellation], T]) -> T:
         with contextlib.suppress(RuntimeError):  # the loop is closed: the process ends
             loop.call_soon_threadsafe(settle, result, failure)
 
-    threading.Thread(target=run, name="aside", daemon=True).start()
+    limits.start(threading.Thread(target=run, name="aside", daemon=True), "a call to a source")
     try:
         return await outcome
     finally:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.request import getproxies, proxy_bypass
 
+from cached.contract import limits
 from cached.contract.errors import HoldfastError, Permanent, Transient
 from cached.wire.answers import read_answer
 from cached.wire.cancel import Cancellation
@@ -190,6 +191,9 @@ def _connect_error(error: OSError, origin: Origin, place: str) -> HoldfastError:
             f"the certificate of {origin.netloc} is not trusted: {error.verify_message}",
             f"check the name {origin.host} and the node's clock, or name the file of its authority in SSL_CERT_FILE",
         )
+    short = limits.shortage(error, f"connecting to {place}")
+    if short is not None:
+        return short
     reason = "timed out" if isinstance(error, TimeoutError) else error.strerror or type(error).__name__
     if isinstance(error, ssl.SSLError):
         reason = f"TLS: {error.reason or 'the connection ended in the handshake'}"

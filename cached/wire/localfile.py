@@ -10,6 +10,7 @@ import errno
 import os
 from types import TracebackType
 
+from cached.contract import limits
 from cached.contract.errors import HoldfastError, Permanent, Transient
 from cached.sources.base import LocalTarget
 
@@ -100,4 +101,7 @@ def _local_error(error: OSError, target: LocalTarget) -> HoldfastError:
         return Permanent("forbidden", f"{target.path}: {error.strerror}", "let the daemon's user read the source")
     if error.errno == errno.ELOOP:
         return _changed(target, "it is a symlink now")
+    short = limits.shortage(error, f"opening {target.path}")
+    if short is not None:
+        return short
     return Transient("read", f"{target.path}: {error.strerror or error}", "check the file system the source is on")

@@ -20,6 +20,7 @@ from aiohttp import web
 from cached import crowd, doors
 from cached.contract.layout import Layout
 from cached.contract.reference import ModelRef
+from cached.crowd import MOST_CONNECTIONS
 from cached.http import Rendered
 from cached.store import recovery
 from tests.support.daemon import DaemonProcess, prefetched, publish_files
@@ -76,14 +77,14 @@ def test_clients_that_say_nothing_are_bounded(daemon: DaemonProcess) -> None:
     with contextlib.ExitStack() as stack:
         for connect in (_to_port, _to_socket):
             silent = []
-            for number in range(crowd.MOST_CONNECTIONS + 150):
+            for number in range(MOST_CONNECTIONS + 150):
                 silent.append(stack.enter_context(connect(daemon)))
                 silent[-1].sendall(b"" if number % 2 else b"GET /v1/status HTTP/1.1\r\n")
             assert daemon.get("/healthz")[0] == 200
             assert daemon.control.status()["daemon"]["node"] == "node-a"
             daemon.wait(lambda: _is_over(silent[0]), "the end of the oldest connection")  # noqa: B023 - called at once
             assert not _is_over(silent[-1])
-        assert len(os.listdir(f"/proc/{daemon.pid}/fd")) < 2 * crowd.MOST_CONNECTIONS + 100
+        assert len(os.listdir(f"/proc/{daemon.pid}/fd")) < 2 * MOST_CONNECTIONS + 100
 
 
 @pytest.mark.slow
@@ -136,7 +137,7 @@ async def test_a_client_that_reads_nothing_is_cut_off(tmp_path: Path, monkeypatc
         return web.Response(body=bytes(64 * _MIB))
 
     control.router.add_get("/much", much)
-    async with doors.open_doors(("127.0.0.1", 0), layout, reads, control):
+    async with doors.open_doors(("127.0.0.1", 0), layout, reads, control, MOST_CONNECTIONS):
         reader, writer = await asyncio.open_unix_connection(layout.socket, limit=1000)
         writer.write(b"GET /much HTTP/1.1\r\nHost: x\r\n\r\n")
         await reader.readexactly(15)
@@ -156,7 +157,10 @@ async def test_an_end_does_not_wait_for_slow_readers(tmp_path: Path) -> None:
         return web.Response(body=bytes(64 * _MIB))
 
     control.router.add_get("/much", much)
-    async with asyncio.timeout(20), doors.open_doors(("127.0.0.1", 0), layout, web.Application(), control):
+    async with (
+        asyncio.timeout(20),
+        doors.open_doors(("127.0.0.1", 0), layout, web.Application(), control, MOST_CONNECTIONS),
+    ):
         reader, writer = await asyncio.open_unix_connection(layout.socket, limit=1000)
         writer.write(b"GET /much HTTP/1.1\r\nHost: x\r\n\r\n")
         await reader.readexactly(15)
