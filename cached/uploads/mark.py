@@ -67,6 +67,6 @@ def another_publisher(where: str, other: Mark | None) -> Permanent:
     """The error of the publisher that has to stop, because another one publishes at the same place."""
     return Permanent(
         "another_publisher",
-        f"{where}: another publisher is at work there ({describe(other)}); this one stopped and wrote no manifest",
+        f"{where}: another publisher is at work there ({describe(other)}); this one stopped",
         "let one publisher publish a version at a time: wait until the other has ended, then publish again",
     )

@@ -133,10 +133,11 @@ async def run(
         await destination.claim(Mark.new(decided.content.manifest.digest), say)
         with ungrouped():
             async with asyncio.TaskGroup() as tasks:
-                living = tasks.create_task(_live(destination))
+                ended = asyncio.Event()
+                tasks.create_task(_live(destination, ended))
                 plan = await _current(decided, decide, destination)
                 await _carry_out(plan, destination, requests, progress)
-                living.cancel()
+                ended.set()
         await _tidy(plan, destination, requests, say)
     except BaseException as error:
         await _end(destination, error)
@@ -144,10 +145,13 @@ async def run(
     return plan
 
 
-async def _live(destination: Destination) -> None:
-    while True:
-        await asyncio.sleep(BEAT_S)
-        await destination.keep_claim()
+async def _live(destination: Destination, ended: asyncio.Event) -> None:
+    """Show signs of life until `ended`; never cut off in one, which could arrive after the mark is removed."""
+    while not ended.is_set():
+        try:
+            await asyncio.wait_for(ended.wait(), BEAT_S)
+        except TimeoutError:
+            await destination.keep_claim()
 
 
 async def _end(destination: Destination, error: BaseException) -> None:
@@ -180,21 +184,33 @@ async def _carry_out(plan: Plan, destination: Destination, requests: int, progre
 
     largest_first = sorted(plan.uploads, key=lambda upload: upload.entry.size, reverse=True)
     await in_parallel(requests, (partial(put, upload) for upload in largest_first))
+    await destination.keep_claim()
     await _check_untouched(plan.content.manifest, checked, destination)
-    if plan.sealed:
-        return
-    await destination.seal(plan.content.manifest.canonical())
+    if not plan.sealed:
+        await _seal(plan.content.manifest, checked, destination)
+    await destination.keep_claim()
+
+
+async def _seal(manifest: Manifest, checked: dict[str, Stored], destination: Destination) -> None:
+    """Write the manifest, and take one away that describes other bytes than are there."""
     try:
-        await _check_untouched(plan.content.manifest, checked, destination)
+        await destination.seal(manifest.canonical())
+    except Permanent as error:
+        if error.code == "another_publisher":
+            # Written by one that had lost its mark to us; we have changed files since.
+            await destination.keep_claim()
+            await destination.withdraw()
+        raise
+    try:
+        await _check_untouched(manifest, checked, destination)
     except Permanent:
-        if await destination.manifest() == plan.content.manifest.canonical():
+        if await destination.manifest() == manifest.canonical():
             await destination.withdraw()
         raise
 
 
 async def _check_untouched(manifest: Manifest, checked: dict[str, Stored], destination: Destination) -> None:
-    """Raise unless the mark is ours and every file is the one that was checked."""
-    await destination.keep_claim()
+    """Raise unless every file is the one that was checked."""
     found = await destination.listing(manifest.files)
     for file in manifest.files:
         if found.get(file.path) != checked[file.path]:
@@ -212,6 +228,7 @@ async def _tidy(plan: Plan, destination: Destination, requests: int, say: Say) -
     except Permanent as error:
         # The version is published: a role that may put but not delete leaves some litter, which no reader minds.
         say(f"published, but not tidied up: {error}")
+        await destination.give_up()
 
 
 def _obsolete(there: bytes, manifest: Manifest) -> tuple[str, ...]:

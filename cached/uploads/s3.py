@@ -40,7 +40,9 @@ class S3Destination:
 
     def __init__(self, uri: str, requests: int) -> None:
         self._address = S3Address.parse(uri)
-        self._client = S3Client(self._address, attempts=_ATTEMPTS, connections=requests, read_timeout_s=_READ_TIMEOUT_S)
+        self._client = S3Client(
+            self._address, attempts=_ATTEMPTS, connections=requests + 1, read_timeout_s=_READ_TIMEOUT_S
+        )
         self._writer = S3Writer(self._client)
         self._mark = S3Mark(self._client, self._writer, self._key(PUBLISHING_NAME))
         self._slots = asyncio.Semaphore(requests)

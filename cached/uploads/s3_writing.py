@@ -16,6 +16,7 @@ from cached.s3.client import S3Client, quoted
 from cached.s3.errors import is_missing, translated
 
 _TAKEN = frozenset({"PreconditionFailed", "412", "ConditionalRequestConflict"})
+_SMALL_BYTES = 64 * 1024
 _UNKNOWN = frozenset({400, 501})  # what stores answer about a header that they do not implement
 
 
@@ -57,11 +58,15 @@ class S3Writer:
             Bucket=address.bucket,
             Key=key,
             Body=data,
-            ContentMD5=base64.b64encode(await asyncio.to_thread(md5, data)).decode("ascii"),
+            ContentMD5=base64.b64encode(await self._md5(data)).decode("ascii"),
             **address.storing,
             **more,
         )
         return quoted(answer.get("ETag", ""))
+
+    async def _md5(self, data: bytes) -> bytes:
+        # A sign of life is small, and must not wait for a thread while all of them hash files.
+        return md5(data) if len(data) <= _SMALL_BYTES else await asyncio.to_thread(md5, data)
 
 
 def md5(data: bytes) -> bytes:

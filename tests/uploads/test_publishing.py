@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import ClassVar
@@ -212,3 +213,47 @@ async def test_a_version_published_in_between_is_not_replaced() -> None:
         await carry_out(content(a=b"1"), destination, PLAIN)
     assert caught.value.code == "already_published"
     assert destination.steps == ["claim", "unmark"] and destination.files == {"a": b"2"}
+
+
+async def test_a_manifest_of_one_that_lost_the_mark_is_taken_away() -> None:
+    """The holder of the mark finds another's manifest over files that it has changed: neither manifest stays."""
+    destination = Recorder({})
+    destination.failing["seal"] = another_publisher(destination.display, None)
+    with pytest.raises(Permanent):
+        await carry_out(content(a=b"1"), destination)
+    assert destination.there is None
+    assert destination.steps == ["claim", "put a", "seal", "withdraw", "give up"]
+
+
+async def test_a_mark_that_is_lost_after_the_manifest_leaves_the_manifest() -> None:
+    """Whoever has the mark by then has seen the manifest, or will; the files are still those that it lists."""
+    destination = Recorder({})
+
+    def lose() -> None:
+        destination.lost = True
+
+    destination.then["seal"] = lose
+    with pytest.raises(Permanent) as caught:
+        await carry_out(content(a=b"1"), destination)
+    assert caught.value.code == "another_publisher" and destination.there is not None
+    assert "withdraw" not in destination.steps
+
+
+async def test_a_publisher_shows_that_it_lives(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a file is long on its way the mark is kept, and a mark that is lost meanwhile ends the upload."""
+    monkeypatch.setattr("cached.uploads.publishing.BEAT_S", 0.01)
+    destination = Recorder({})
+    waited: list[bool] = []
+
+    async def put(upload: Upload, progress: Progress) -> Stored:
+        destination.lost = True
+        try:
+            await asyncio.sleep(60)
+        finally:
+            waited.append(True)
+        raise AssertionError
+
+    monkeypatch.setattr(destination, "put", put)
+    with pytest.raises(Permanent) as caught:
+        await carry_out(content(a=b"1"), destination)
+    assert caught.value.code == "another_publisher" and waited == [True]
