@@ -181,7 +181,9 @@ def _refused(error: HfHubHTTPError, asked: Asked) -> HoldfastError:
         )
     if isinstance(error, EntryNotFoundError):
         return Permanent(
-            "not_found", f"{asked.what}: not in {asked.repo} at {asked.revision}", f"look at the files on {asked.page}"
+            "not_found",
+            f"{asked.what}: not in {asked.repo} at {asked.revision}",
+            f"look at the files on {asked.page}; single ones are chosen with `include`",
         )
     # Over plain HTTP huggingface_hub leaves a 401 unnamed (2.4, REPO_API_REGEX), though without a token it means this.
     if isinstance(error, RepositoryNotFoundError) or (status == 401 and not asked.with_token):

@@ -31,7 +31,7 @@ from cached.contract import limits
 from cached.contract.digest import is_hex
 from cached.contract.errors import HoldfastError, InvalidManifest, Permanent, Transient
 from cached.contract.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, FileEntry, Manifest, check_size
-from cached.sources.base import HttpTarget, Listing, RemoteFile, identity_of
+from cached.sources.base import Expected, HttpTarget, Listing, RemoteFile, identity_of
 from cached.sources.hub_address import DEFAULT_REVISION, HubAddress
 from cached.sources.hub_errors import (
     Asked,
@@ -53,7 +53,7 @@ from cached.wire.aside import aside
 from cached.wire.cancel import Cancellation
 from cached.wire.client import HttpClient, Response
 from cached.wire.gitblob import git_blob_hasher
-from cached.wire.pages import page_in
+from cached.wire.pages import HTML, is_page_type, page_in
 from cached.wire.urls import display_url
 
 _MAX_ANSWER_BYTES = 16 * 1024 * 1024  # a page of the tree, or what is told about a repository: some 300 KB
@@ -312,6 +312,8 @@ class _Hub:
         told = answer.headers.get("Content-Length") if answer.status_code == 200 else None
         size = answer.headers.get("X-Linked-Size") or (told if told != "0" else None)
         if size and file.size is not None and size != str(file.size):
+            if is_page_type(Expected(file.path, file.size, promised=True), answer.headers.get("Content-Type", "")):
+                raise web_page(asked, HTML, display_url(location))
             raise source_changed(asked, f"{file.size} bytes", f"{size[:80]} bytes")
         if _origin(location)[0] not in ("http", "https"):
             raise bad_response(asked, "a location that is no http(s) URL")

@@ -15,7 +15,7 @@ from cached.contract.errors import HoldfastError, Permanent, Transient
 from cached.contract.manifest import MANIFEST_NAME, MAX_FILE_BYTES, PUBLISHING_NAME, Manifest
 from cached.s3.address import S3Address
 from cached.s3.archive import archived, may_be_archived
-from cached.s3.client import S3Client, quoted
+from cached.s3.client import S3Client, S3Object, quoted
 from cached.s3.errors import bad_response
 from cached.sources.base import HttpTarget, Listing, RemoteFile, Target, identity_of
 from cached.sources.manifests import read_manifest
@@ -83,10 +83,17 @@ class S3Source:
         return Listing(files, identity, manifest)
 
     async def _list(self) -> tuple[RemoteFile, ...]:
+        objects = await self._client.objects(self._address.prefix)
+        files, archive = await asyncio.to_thread(self._read, objects)  # half a second for 100,000 objects
+        problems = await self._problems(archive)
+        return tuple(replace(file, problem=problems.get(file.key)) for file in files) if problems else files
+
+    def _read(self, objects: Sequence[S3Object]) -> tuple[tuple[RemoteFile, ...], list[str]]:
+        """The files of a listing by path, and the keys of those that an archive may hold."""
         prefix = self._address.prefix
         files: list[RemoteFile] = []
         archive: list[str] = []
-        for item in await self._client.objects(prefix):
+        for item in objects:
             path = item.key[len(prefix) :]
             if path in (PUBLISHING_NAME, MANIFEST_NAME):
                 raise Transient(
@@ -98,9 +105,7 @@ class S3Source:
                 files.append(RemoteFile(path, item.key, item.size, item.etag))
                 if may_be_archived(item.storage_class):
                     archive.append(item.key)
-        problems = await self._problems(archive)
-        files = [replace(file, problem=problems.get(file.key)) for file in files] if problems else files
-        return tuple(sorted(files, key=lambda file: file.path))
+        return tuple(sorted(files, key=lambda file: file.path)), archive
 
     async def _problems(self, keys: Sequence[str]) -> dict[str, HoldfastError]:
         """Why objects of an archive's storage class cannot be read, by key; a restored copy can."""

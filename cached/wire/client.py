@@ -169,7 +169,8 @@ class HttpClient:
         (`error`); the exchange is over."""
         answer, expected = exchange.answer, request.target.expected
         content_type = answer.headers.get_content_type()
-        if expected is None or answer.status not in (200, 206) or request.asked.offset:
+        from_the_start = answer.status == 200 or (answer.status == 206 and request.asked.offset == 0)
+        if expected is None or not from_the_start:
             exchange.drop()
             return
         if not is_page_type(expected, content_type) and (answer.length is None or answer.length > _MAX_PAGE_BYTES):

@@ -13,13 +13,15 @@ from cached.contract.errors import Transient
 from cached.sources.base import Expected
 
 LOOKED_AT_BYTES = 4096
+HTML = "a web page (HTML)"
 SIGN_IN = (
     "a proxy, a portal or a login stands in between: give the source its credentials (a netrc file, or its token), "
     "or let this node pass (NO_PROXY)"
 )
 _HTML_TYPES = frozenset({"text/html", "application/xhtml+xml"})
 _XML_TYPES = frozenset({"application/xml", "text/xml"})
-_PAGES = (".html", ".htm", ".xhtml", ".shtml", ".xml", ".svg")
+_HTML_NAMES = (".html", ".htm", ".xhtml", ".shtml")
+_XML_NAMES = (".xml", ".svg")  # may be any document in XML, and no web page
 # Formats that never begin with `<`: what does so is not the file, whatever its type is called.
 _NEVER_MARKUP = (
     *(
@@ -55,23 +57,26 @@ def page_in(beginning: bytes) -> str | None:
     error = _ERROR.match(text)
     if error is not None:
         return f"an error document in XML, {error[1].decode('ascii')}"
-    return "a web page (HTML)" if _HTML.match(text) else None
+    return HTML if _HTML.match(text) else None
 
 
 def page_instead(expected: Expected, content_type: str, beginning: bytes) -> str | None:
     """What stands in the place of the expected file, in words for a message; None where it may be the file itself."""
     name = expected.name.lower()
-    if name.endswith(_PAGES):
+    if name.endswith(_HTML_NAMES):
         return None
     found = page_in(beginning)
+    if name.endswith(_XML_NAMES):
+        return found if found == HTML and content_type in _HTML_TYPES else None
     if name.endswith(_NEVER_MARKUP):
         return found or ("an XML document" if _XML.match(beginning) else None)
     return found if content_type in _HTML_TYPES | _XML_TYPES else None
 
 
 def is_page_type(expected: Expected, content_type: str) -> bool:
-    """Tell whether an answer of this type is a page where the expected file is none."""
-    return content_type in _HTML_TYPES and not expected.name.lower().endswith(_PAGES)
+    """Tell whether an answer of this type (with or without parameters) is a page where the expected file is none."""
+    is_html = content_type.partition(";")[0].strip().lower() in _HTML_TYPES
+    return is_html and not expected.name.lower().endswith(_HTML_NAMES)
 
 
 def page_error(what: str, where: str, found: str) -> Transient:

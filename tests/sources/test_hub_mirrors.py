@@ -238,6 +238,25 @@ async def test_a_mirror_that_knows_no_head(tmp_path: Path, monkeypatch: pytest.M
         assert await _contents() == MODEL
 
 
+async def test_a_login_page_in_place_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file whose address leads to a login at the mirror itself is told as a web page, not as another file."""
+
+    class Portal(Mirror):
+        def answer(self, request: Request) -> Reply:
+            if request.path == "/login":
+                return Reply(200, {"Content-Type": "text/html; charset=utf-8"}, PAGE)
+            if "/resolve/" in request.path:
+                return Reply(302, {"Location": "/login?next=s3cret"})
+            return super().answer(request)
+
+    with Portal() as mirror:
+        _use(mirror, tmp_path, monkeypatch)
+        source = hub_source(URI)
+        error = await refusal(source, (await chosen(source))["model.safetensors"])
+        assert error.code == "bad_response"
+        assert f"a web page (HTML) at {mirror.endpoint}/login" in error.message and "s3cret" not in str(error)
+
+
 PAGE = b"<!DOCTYPE html><html><title>Sign in</title></html>"
 
 

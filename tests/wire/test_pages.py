@@ -9,7 +9,7 @@ from cached.sources.base import Expected, HttpTarget
 from cached.wire.cancel import Cancellation
 from cached.wire.client import HttpClient
 from cached.wire.pages import page_in
-from tests.wire.faults import Fault, InChunks, Redirect, ResetAfter
+from tests.wire.faults import Content, Fault, InChunks, Redirect, ResetAfter
 from tests.wire.origin import HostileOrigin
 from tests.wire.reading import error_of, read_all
 
@@ -70,6 +70,7 @@ def _refused(client: HttpClient, target: HttpTarget, length: int | None) -> tupl
         ("README.md", PAGE, "text/html"),
         ("merges.txt", ERROR, "application/xml"),
         ("tokenizer", ERROR, "text/xml"),
+        ("openvino_model.xml", PAGE, "text/html"),
     ],
 )
 @pytest.mark.parametrize("length", [None, 1_000_000])
@@ -117,6 +118,14 @@ def test_a_page_of_another_length_is_told_as_one(
     assert (error.code, "a web page (HTML)" in error.message) == ("bad_response", True), error
     if isinstance(fault, Redirect):
         assert origin.url("/login") in error.message
+
+
+def test_a_page_in_place_of_a_later_range_is_told_as_one(client: HttpClient, origin: HostileOrigin) -> None:
+    """A session that ends in the middle of a file is told as a web page, not taken for a lack of ranges."""
+    target = _target(origin, "model.safetensors", b"x" * 100_000, "application/octet-stream", size=100_000)
+    origin.script("/file", Content(PAGE, {"Content-Type": "text/html"}))
+    error = error_of(client, target, 50_000, 1000)
+    assert (error.code, "a web page (HTML)" in error.message) == ("bad_response", True)
 
 
 def test_a_page_that_breaks_off_leaves_nothing(client: HttpClient, origin: HostileOrigin) -> None:
