@@ -48,6 +48,7 @@ from cached.sources.hub_errors import (
     web_page,
     without_api,
 )
+from cached.sources.manifests import read_manifest
 from cached.sources.naming import is_reserved
 from cached.wire.aside import aside
 from cached.wire.cancel import Cancellation
@@ -104,7 +105,7 @@ class HuggingFaceSource:
         listed = next((file for file in files if file.path == MANIFEST_NAME), None)
         if listed is None:
             return Listing(files, hub.identity(), revision=commit)
-        manifest = Manifest.parse(hub.read_manifest(listed))
+        manifest = read_manifest(hub.read_manifest(listed), f"{self.display}: {MANIFEST_NAME}")
         return Listing(self._mirrored(manifest, files), hub.identity(), manifest, commit)
 
     def _mirrored(self, manifest: Manifest, files: tuple[RemoteFile, ...]) -> tuple[RemoteFile, ...]:

@@ -12,7 +12,7 @@ import stat
 from pathlib import Path
 from urllib.parse import unquote
 
-from cached.contract.errors import HoldfastError, Permanent, Transient
+from cached.contract.errors import HoldfastError, InvalidManifest, Permanent, Transient
 from cached.contract.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, PUBLISHING_NAME, FileEntry, Manifest
 from cached.sources.base import Listing, LocalTarget, RemoteFile, Target, identity_of
 from cached.sources.tree import PlainFile, Tree, file_error, look_at, look_inside, validator, walk
@@ -75,6 +75,8 @@ class LocalSource:
             real = look_inside(self._base, MANIFEST_NAME).real
             with open(os.open(real, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as opened:
                 return Manifest.parse(opened.read(MAX_MANIFEST_BYTES + 1))
+        except InvalidManifest as error:
+            raise InvalidManifest(f"{path}: {error.message}", error.remedy) from error
         except FileNotFoundError:
             return None
         except OSError as error:

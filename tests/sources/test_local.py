@@ -113,7 +113,8 @@ async def test_a_manifest_that_is_none_is_refused(tmp_path: Path) -> None:
     """A broken `holdfast.json` is an error, not a reason to list the folder instead."""
     put(tmp_path / "w.bin")
     put(tmp_path / "holdfast.json", b"{}")
-    assert (await refusal(tmp_path)).code == "invalid_manifest"
+    error = await refusal(tmp_path)
+    assert error.code == "invalid_manifest" and str(tmp_path / "holdfast.json") in error.message
 
 
 async def test_a_manifest_is_a_plain_file_of_the_folder(tmp_path: Path) -> None:
