@@ -40,7 +40,7 @@ from cached.inspection import Inspection
 from cached.janitor import Janitor, NodeParts
 from cached.kube.kubeconfig import find_cluster
 from cached.kube.membership import Membership
-from cached.ledger import Ledger
+from cached.ledger import Ledger, OnDisk
 from cached.pools import started_pool
 from cached.root import Root
 from cached.saying import Saying
@@ -171,7 +171,7 @@ async def _work(config: Config, on: _Ground, ending: Ending, stop: asyncio.Event
     board = Board(layout.public, config.node, root.check)
     holdings = Holdings(layout, recovered)
     ledger = Ledger(config.quota, root.space)
-    ledger.set_held(sum(recovered.blobs.values()), sum(recovered.ingests.values()) + recovered.quarantined)
+    ledger.count_all(OnDisk(recovered.blobs, recovered.ingests, recovered.quarantined))
     around = _surroundings(config)
     node = NodeParts(layout, root, holdings, board, ledger, blocking, around)
     daemon = Daemon(node)

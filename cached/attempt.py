@@ -88,7 +88,7 @@ class Attempt:
         self.stream = stream or self.size is None
         self.cancellation = Cancellation()
         self.outcome: Future[Verified] = Future()
-        self.placed_bytes = 0  # of a new blob that got its name, also where the disk failed after that
+        self.placed: Verified | None = None  # the blob that got its name, also where the disk failed after that
         self._shared = shared
         if stream:
             forget(shared.layout, spec.key.id)
@@ -327,11 +327,11 @@ class Attempt:
         if self.spec.sha256 is None:
             note_committed(self._shared.layout, self.spec.key, sha256)
         fresh = blobs.place(self._shared.layout, finished, sha256)
-        self.placed_bytes = self.size if fresh else 0
+        self.placed = Verified(sha256, self.size, fresh)
         blobs.settle(self._shared.layout, finished, sha256)
         if self.spec.sha256 is not None:
             forget(self._shared.layout, self.spec.key.id)
-        return Verified(sha256, self.size, fresh)
+        return self.placed
 
     def _read_back(self, sealed: Path, sha256: str) -> None:
         """Hash the file once more, now through its seal: what was hashed before came from memory, what was sealed from

@@ -79,7 +79,7 @@ class Flight:
         self.result: Future[Verified] = Future()
         self.not_before = 0.0  # on the monotonic clock
         self.last_error: HoldfastError | None = None
-        self.placed_bytes = 0  # as in `Attempt`, once there is a result
+        self.placed: Verified | None = None  # as in `Attempt`, once there is a result
         self._locate = locate
         self._carrier = carrier
         self._lock = threading.Lock()
@@ -336,7 +336,7 @@ class Flight:
         self._carrier.changed()
 
     def _ended(self, attempt: Attempt) -> None:
-        self.placed_bytes = attempt.placed_bytes
+        self.placed = attempt.placed
         error = attempt.outcome.exception()
         if error is None:
             if self._started is not None:

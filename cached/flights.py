@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Collection, Iterable
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -27,79 +26,49 @@ _STEP_BYTES = 64 * 1024 * 1024  # what a stream of unknown length reserves at a 
 
 
 class Allotment:
-    """The reservations of one flight: one where the size is known, growing where it is not. Thread-safe.
+    """What one flight may fill: all of it from the start where the size is known, growing where it is not. Thread-safe.
 
     The file system shows as taken what it has given to `folder` already: the ledger is told, or it would count that
     twice and evict others for it.
     """
 
-    def __init__(self, ledger: Ledger, folder: Path, size: int | None) -> None:
+    def __init__(self, ledger: Ledger, reservation: Reservation, folder: Path) -> None:
         self._ledger = ledger
+        self._reservation = reservation
         self._folder = folder
         self._lock = threading.Lock()
-        self._stack = ExitStack()
-        self._parts: list[Reservation] = []
-        self._reserved = self._on_disk = 0
-        resumed = allocated_bytes(folder)
-        if size is not None:
-            self._on_disk = min(resumed, size)
-            self._reserve(size, self._on_disk)
-            ledger.trash_deleted(resumed - self._on_disk)  # a file takes whole blocks: what is over is not dying
-        else:
-            ledger.trash_deleted(resumed)  # a stream cannot resume: the ingest deletes what an earlier one left
 
     def grow(self, size: int) -> None:
         """Make sure that `size` bytes may be written; raises `NoSpace` or `Permanent` (`too_large`)."""
         with self._lock:
-            if size > self._reserved:
+            if size > self._reservation.size:
                 self._grow(size)
-            self._tell_allocated(min(allocated_bytes(self._folder), self._reserved))
+            self._ledger.count_partial(self._reservation.id, allocated_bytes(self._folder))
 
     @property
     def reserved(self) -> int:
         """What is set aside, in bytes."""
-        with self._lock:
-            return sum(part.size for part in self._parts)
+        return self._reservation.size
 
-    def settle(self, committed: int, left: int) -> None:
-        """The flight is over: `committed` bytes became a new blob, `left` bytes stay as a partial one; the rest is
-        given back."""
-        for part in self._parts:
-            taken = min(part.size, committed)
-            part.commit(taken)
-            committed -= taken
-            taken = min(part.size, left)
-            part.leave(taken)
-            left -= taken
-        self._stack.close()
-        self._ledger.found_dying(left)
-
-    def _tell_allocated(self, size: int) -> None:
-        """The disk has given `size` bytes by now: of the parts in their order."""
-        end = 0
-        for part in self._parts:
-            start, end = end, end + part.size
-            if end > self._on_disk and size > self._on_disk:
-                step = min(end, size) - max(start, self._on_disk)
-                part.allocated(step)
-                self._on_disk += step
+    def settle(self, placed: Verified | None, left: int) -> None:
+        """The flight is over: `placed` is a committed blob, `left` bytes stay as a partial one; the rest is given
+        back."""
+        if placed is None:
+            self._reservation.settle(left, None, 0)
+        else:
+            self._reservation.settle(left, placed.sha256, placed.size)
 
     def _grow(self, size: int) -> None:
         """In large steps while there is room for them; what is missing at the end is told for the whole stream, since
         another try begins at its start."""
         self._ledger.require_capacity(size)
-        missing = size - self._reserved
-        for step in (max(_STEP_BYTES, missing), missing):
+        for step in (max(self._reservation.size + _STEP_BYTES, size), size):
             try:
-                self._reserve(step, 0)
+                self._reservation.grow(step)
             except HoldfastError:
                 continue
             return
         raise NoSpace(size, 0, self._ledger.use())
-
-    def _reserve(self, size: int, resumed: int) -> None:
-        self._parts.append(self._stack.enter_context(self._ledger.reserve(size, resumed)))
-        self._reserved += size
 
 
 @dataclass(slots=True)
@@ -127,20 +96,11 @@ class Flights:
         new = {spec.key.id: spec for spec in specs if spec.key.id not in self._entries}
         if new:
             self._ledger.require_files(_files_made(new.values()))
-        resumed = {id_: allocated_bytes(self._layout.ingest / id_) for id_ in new}
-        sizes = {id_: spec.key.size or 0 for id_, spec in new.items()}
-        there = sum(min(resumed[id_], sizes[id_]) for id_ in new)
-        with self._ledger.reserve(sum(sizes.values()), there) as whole:
-            whole.leave(there)  # it fits: now part by part, with nothing in between
-        allotments: dict[str, Allotment] = {}
-        try:
-            for id_, spec in new.items():
-                allotments[id_] = Allotment(self._ledger, self._layout.ingest / id_, spec.key.size)
-        except BaseException:  # a growing stream took the space in between
-            for id_, allotment in allotments.items():
-                allotment.settle(0, resumed[id_])
-            raise
-        return allotments
+        reservations = self._ledger.reserve({id_: spec.key.size or 0 for id_, spec in new.items()})
+        return {
+            id_: Allotment(self._ledger, reservation, self._layout.ingest / id_)
+            for id_, reservation in reservations.items()
+        }
 
     def join(
         self,
@@ -197,6 +157,10 @@ class Flights:
         """The bytes set aside for the blobs that `who` waits for, by the id of the partial blob."""
         return {id_: entry.allotment.reserved for id_, entry in self._entries.items() if who in entry.waiters}
 
+    def left_by(self, ids: Iterable[str]) -> dict[str, int]:
+        """The bytes that these partial blobs take of the disk."""
+        return {id_: self._ledger.partial_bytes(id_) for id_ in ids}
+
     def busy(self) -> frozenset[str]:
         """The ids of the partial blobs that are under way."""
         return frozenset(self._entries)
@@ -211,7 +175,7 @@ class Flights:
         entry = self._entries.pop(id_)
         failed = entry.result.exception() is not None
         left = allocated_bytes(self._layout.ingest / id_) if failed else 0
-        entry.allotment.settle(entry.flight.placed_bytes, left)
+        entry.allotment.settle(entry.flight.placed, left)
 
 
 def _files_made(specs: Collection[BlobSpec]) -> int:

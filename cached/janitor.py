@@ -65,6 +65,7 @@ class Janitor:
         self._surroundings = parts.surroundings
         self._saying = Saying(_log)
         self.claims = Claims()
+        self._deletion = removal.Deletion(parts.layout, self.claims, parts.ledger)
         self._turn = asyncio.Lock()
 
     async def look_at_leases(self) -> None:
@@ -111,7 +112,6 @@ class Janitor:
                 return None
             if tells:
                 self._board.drop(ref)
-            self._give_back(freed)
             self._saying.fine(f"eviction of {ref}")
             _log.info("%s: evicted, %d bytes given back", ref, freed)
             return freed
@@ -123,7 +123,7 @@ class Janitor:
         async with self._surroundings.withdrawn(digest) if last else contextlib.nullcontext():
             if stays():
                 return None
-            freed = await self._do(removal.evict, self._layout, ref, digest, manifest, self.claims)
+            freed = await self._do(removal.evict, self._deletion, ref, digest, manifest)
             if freed is not None:
                 self._holdings.remove(ref)
                 if last:
@@ -138,12 +138,7 @@ class Janitor:
         blobs stay, to be linked again.
         """
         async with self._turn:
-            bad, replaced = await self._do(blobs.quarantine, self._layout, sha256)
-            # The blob as it was counted, its remains as they are: whoever spoiled it may have cut or deleted it.
-            counted = next((sizes[sha256] for sizes in self._holdings.blobs.values() if sha256 in sizes), bad)
-            self._ledger.found_dying(bad)
-            self._ledger.lost(counted)
-            self._ledger.trash_deleted(replaced)
+            await self._do(removal.quarantine, self._layout, self._ledger, sha256)
             gone: list[ModelRef] = []
             for digest in [digest for digest, sizes in self._holdings.blobs.items() if sha256 in sizes]:
                 async with self._surroundings.withdrawn(digest):
@@ -162,18 +157,14 @@ class Janitor:
         """Put back what somebody deleted of these snapshots; returns the names of those whose bytes are gone: they are
         here no more."""
         gone: list[ModelRef] = []
-        missing: set[str] = set()
         async with self._turn:
             for digest in [digest for digest in suspects if self._holdings.names(digest)]:
                 refs, manifest = self._holdings.names(digest), self._holdings.manifests[digest]
                 _log.error("snapshot %s (%s): somebody deleted it, or a part of it", digest, ", ".join(map(str, refs)))
-                lost = await self._do(mending.restore, self._layout, refs, digest, manifest)
+                lost = await self._do(_restore, self._layout, self._ledger, refs, digest, manifest)
                 if not lost:
                     _log.warning("snapshot %s: is whole again", digest)
                     continue
-                sizes = manifest.blob_sizes()
-                self._ledger.lost(sum(sizes[sha256] for sha256 in lost - missing))
-                missing |= lost
                 async with self._surroundings.withdrawn(digest):
                     gone += await self._lose(digest, "somebody deleted files of it on this node")
         return gone
@@ -206,18 +197,15 @@ class Janitor:
         async with self._turn:
             for digest in self._holdings.unnamed():
                 manifest = self._holdings.manifests[digest]
-                freed = await self._do(removal.delete_unnamed, self._layout, digest, manifest, self.claims)
+                freed = await self._do(removal.delete_unnamed, self._deletion, digest, manifest)
                 if freed is not None:
                     self._holdings.drop_snapshot(digest)
-                    self._give_back(freed)
 
     async def sweep(self) -> int:
         """Delete blobs that nothing links and partial blobs, except what versions under way claim, and the quarantine;
-        returns the bytes given back. What went before the disk refused is given back too."""
+        returns the bytes given back."""
         async with self._turn:
-            swept = await self._do(removal.sweep, self._layout, self.claims)
-            self._give_back(swept.committed)
-            self._ledger.trash_deleted(swept.dying)
+            swept = await self._do(removal.sweep, self._deletion)
             if swept.trouble is not None:
                 raise swept.trouble
             return swept.committed + swept.dying
@@ -231,10 +219,6 @@ class Janitor:
         self._root.check()
         return await self._blocking.run(step, *args, **kwargs)
 
-    def _give_back(self, size: int) -> None:
-        self._ledger.moved_to_trash(size)
-        self._ledger.trash_deleted(size)
-
 
 def _publish(layout: Layout, ref: ModelRef, manifest: Manifest, notes: Collection[str]) -> Digest:
     digest = snapshots.publish(layout, manifest, timestamp(time.time()))
@@ -242,6 +226,18 @@ def _publish(layout: Layout, ref: ModelRef, manifest: Manifest, notes: Collectio
     for note in notes:
         forget(layout, note)
     return digest
+
+
+def _restore(
+    layout: Layout, account: removal.Account, refs: Collection[ModelRef], digest: Digest, manifest: Manifest
+) -> frozenset[str]:
+    """Restore a snapshot, and count its blobs as they are then."""
+    try:
+        return mending.restore(layout, refs, digest, manifest)
+    finally:
+        with contextlib.suppress(OSError):  # a disk that does not say: the next recount finds out
+            for sha256 in manifest.blob_sizes():
+                account.count_blob(sha256, blobs.size(layout, sha256) or 0)
 
 
 def _withdraw(layout: Layout, refs: Collection[ModelRef], digest: Digest) -> None:

@@ -1,14 +1,16 @@
 """The ledger: the account of every byte under the root, so that no fetch begins that cannot end.
 
-Law: in memory and thread-safe; does no I/O of its own, the disk's numbers come from a callable. Space is reserved
-before it is written, and a reservation gives itself back. Whatever a byte is (committed, reserved, on its way out),
-it is in exactly one of those accounts.
+Law: in memory and thread-safe; does no I/O of its own, the disk's numbers come from a callable. It is a map from
+content to size: whoever changes the disk says what is there now (`count_…`), never by how much that differs, so that
+saying the same twice changes nothing and a recount can correct whatever somebody else did to the disk. Space is
+reserved before it is written, and a reservation gives itself back. Each call costs the same however much is counted.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -46,6 +48,15 @@ class SpaceUse:
     free: int
     budget: int
     files_free: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class OnDisk:
+    """What lies under the root, in bytes: committed blobs by sha256, partial ones by id, and the quarantine by name."""
+
+    blobs: Mapping[str, int]
+    partials: Mapping[str, int]
+    quarantined: Mapping[str, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,54 +115,74 @@ class Ledger:
         self._quota = quota_bytes
         self._disk = disk
         self._lock = threading.Lock()
-        self._committed = 0
-        self._dying = 0
-        self._open: set[Reservation] = set()
+        self._blobs: dict[str, int] = {}
+        self._partials: dict[str, int] = {}
+        self._quarantined: dict[str, int] = {}
+        self._open: dict[str, Reservation] = {}
+        self._committed = self._dying = self._reserved = self._allocated = 0  # the sums, kept up to date
+        self._said: set[tuple[int, str]] | None = None  # what was counted since a recount began, while one runs
 
-    def set_held(self, committed: int, dying: int) -> None:
-        """Say what is on disk, as recovery found it. `dying` are trash, quarantine, and partial blobs."""
+    # --- what is on the disk ---------------------------------------------------------------------------------------
+
+    def count_blob(self, sha256: str, size: int) -> None:
+        """A committed blob has `size` bytes; 0: it is not there."""
         with self._lock:
-            self._committed, self._dying = committed, dying
+            self._count_blob(sha256, size)
 
-    def moved_to_trash(self, size: int) -> None:
-        """`size` committed bytes are in trash (or quarantine) now."""
+    def count_partial(self, id_: str, size: int) -> None:
+        """A partial blob takes `size` bytes of the disk; 0: it is not there. While it is reserved they are part of the
+        reservation, else they are dying."""
         with self._lock:
-            self._committed = _less(self._committed, size)
-            self._dying += size
+            self._count_partial(id_, size)
 
-    def trash_deleted(self, size: int) -> None:
-        """`size` dying bytes are gone from the disk. They may be more than were said to die: what a partial blob takes
-        is measured in the file system's blocks."""
+    def count_quarantined(self, name: str, size: int) -> None:
+        """A file in quarantine has `size` bytes; 0: it is not there."""
         with self._lock:
-            self._dying = max(0, self._dying - size)
+            self._count_quarantined(name, size)
 
-    def found_dying(self, size: int) -> None:
-        """`size` bytes more are dying than was known: the last block of a partial blob, or a blob that went bad."""
+    def count_all(self, found: OnDisk) -> None:
+        """This is what is on the disk, and nothing else: what recovery found."""
+        with self.recounting() as correct:
+            correct(found)
+
+    @contextmanager
+    def recounting(self) -> Iterator[Callable[[OnDisk], int]]:
+        """Compare the account with the disk, while others go on: begin this before the first look at the disk, and
+        call its value with all that was found. What others counted meanwhile stays as they said, for the look may be
+        older. Returns how many entries were wrong. One at a time."""
         with self._lock:
-            self._dying += size
+            if self._said is not None:
+                raise ValueError("a recount is under way already")
+            self._said = set()
+        try:
+            yield self._correct
+        finally:
+            with self._lock:
+                self._said = None
 
-    def lost(self, size: int) -> None:
-        """`size` committed bytes were deleted by somebody else, or went bad."""
+    def partial_bytes(self, id_: str) -> int:
+        """What a partial blob takes of the disk."""
         with self._lock:
-            self._committed = max(0, self._committed - size)
+            return self._partials.get(id_, 0)
 
-    def reserve(self, size: int, resumed: int = 0) -> Reservation:
-        """Set `size` bytes aside, of which a partial blob already has `resumed` on disk: they are dying no more.
+    # --- what is set aside -----------------------------------------------------------------------------------------
+
+    def reserve(self, sizes: Mapping[str, int]) -> dict[str, Reservation]:
+        """Set space aside for blobs, by the id of their partial blob: for all of them, or for none. What is on disk of
+        one is dying no more.
 
         Raises `Permanent` (`too_large`) where they could never fit, `NoSpace` where they do not fit now.
         """
-        if not 0 <= resumed <= size:
-            raise ValueError(f"expected 0 <= resumed <= size, found resumed {resumed}, size {size}")
+        size = sum(sizes.values())
         with self._lock:
-            use = self._use(self._disk())
-            if size > use.capacity:
-                raise self._too_large(size, use.capacity)
-            if size - resumed > use.free:
-                raise NoSpace(size, resumed, use)
-            self._dying = max(0, self._dying - resumed)
-            reservation = Reservation(self, size, resumed)
-            self._open.add(reservation)
-            return reservation
+            if wrong := [id_ for id_, each in sizes.items() if each < 0 or id_ in self._open]:
+                raise ValueError(f"{wrong[0]} is reserved already, or of negative size")
+            resumed = sum(min(self._partials.get(id_, 0), each) for id_, each in sizes.items())
+            self._require(size, size - resumed)
+            reservations = {id_: Reservation(self, id_, each) for id_, each in sizes.items()}
+            for reservation in reservations.values():
+                self._begin(reservation)
+            return reservations
 
     def require_capacity(self, size: int) -> None:
         """Make sure that `size` bytes can be held at all; raises `Permanent` (`too_large`)."""
@@ -172,6 +203,8 @@ class Ledger:
             )
         raise NoInodes(count, disk.files_free)
 
+    # --- what that comes to ----------------------------------------------------------------------------------------
+
     def shortage(self, error: Transient) -> Shortage:
         """What would have to be free for whoever met this `no_space`."""
         if isinstance(error, NoSpace):
@@ -191,14 +224,87 @@ class Ledger:
         with self._lock:
             return self._use(DiskSpace(0, 0))
 
+    # --- inside; all of it with the lock held ----------------------------------------------------------------------
+
     def _use(self, disk: DiskSpace) -> SpaceUse:
         capacity = disk.capacity if self._quota is None else min(self._quota, disk.capacity)
-        reserved = sum(reservation._size for reservation in self._open)
-        allocated = sum(reservation._allocated for reservation in self._open)
-        on_disk = self._committed + self._dying + allocated
+        on_disk = self._committed + self._dying + self._allocated
         budget = min(capacity, on_disk + disk.free)
-        free = max(0, budget - self._committed - self._dying - reserved)
-        return SpaceUse(capacity, self._committed, reserved, self._dying, free, budget, disk.files_free)
+        free = max(0, budget - self._committed - self._dying - self._reserved)
+        return SpaceUse(capacity, self._committed, self._reserved, self._dying, free, budget, disk.files_free)
+
+    def _require(self, size: int, needed: int) -> None:
+        """Make sure that `size` bytes fit, of which `needed` are not on the disk yet."""
+        use = self._use(self._disk())
+        if size > use.capacity:
+            raise self._too_large(size, use.capacity)
+        if needed > use.free:
+            raise NoSpace(size, size - needed, use)
+
+    def _put(self, table: dict[str, int], key: str, size: int) -> int:
+        """Replace an entry; returns by how much it grew."""
+        if size < 0:
+            raise ValueError(f"{key}: {size} bytes")
+        if self._said is not None:
+            self._said.add((id(table), key))
+        before = table.pop(key, 0)
+        if size:
+            table[key] = size
+        return size - before
+
+    def _count_blob(self, sha256: str, size: int) -> None:
+        self._committed += self._put(self._blobs, sha256, size)
+
+    def _count_partial(self, id_: str, size: int) -> None:
+        reservation = self._open.get(id_)
+        grown = self._put(self._partials, id_, size)
+        if reservation is None:
+            self._dying += grown
+        else:
+            self._allocated += min(size, reservation._size) - min(size - grown, reservation._size)
+
+    def _begin(self, reservation: Reservation) -> None:
+        there = self._partials.get(reservation.id, 0)
+        self._dying -= there
+        self._reserved += reservation._size
+        self._allocated += min(there, reservation._size)
+        self._open[reservation.id] = reservation
+
+    def _end(self, reservation: Reservation) -> None:
+        there = self._partials.get(reservation.id, 0)
+        self._dying += there
+        self._reserved -= reservation._size
+        self._allocated -= min(there, reservation._size)
+        del self._open[reservation.id]
+
+    def _grow(self, reservation: Reservation, size: int) -> None:
+        self._require(size, size - reservation._size)
+        there = self._partials.get(reservation.id, 0)
+        self._reserved += size - reservation._size
+        self._allocated += min(there, size) - min(there, reservation._size)
+        reservation._size = size
+
+    def _correct(self, found: OnDisk) -> int:
+        """End a recount, table by table: the differences are looked for beside the lock, and looked at once more."""
+        tables: list[tuple[dict[str, int], Mapping[str, int], Callable[[str, int], None]]] = [
+            (self._blobs, found.blobs, self._count_blob),
+            (self._partials, found.partials, self._count_partial),
+            (self._quarantined, found.quarantined, self._count_quarantined),
+        ]
+        corrected = 0
+        for table, there, count in tables:
+            with self._lock:
+                known = dict(table)
+            differing = [key for key in known.keys() | there.keys() if known.get(key, 0) != there.get(key, 0)]
+            with self._lock:
+                for key in differing:
+                    if self._said is not None and (id(table), key) not in self._said:
+                        count(key, there.get(key, 0))
+                        corrected += 1
+        return corrected
+
+    def _count_quarantined(self, name: str, size: int) -> None:
+        self._dying += self._put(self._quarantined, name, size)
 
     def _too_large(self, size: int, capacity: int) -> Permanent:
         limit = "the quota" if capacity == self._quota else "the file system"
@@ -210,61 +316,51 @@ class Ledger:
 
 
 class Reservation:
-    """Bytes set aside. Leave the `with` block, and what was not committed is given back."""
+    """Bytes set aside for one blob, given back when the `with` block is left, or by `close` or `settle`."""
 
-    def __init__(self, ledger: Ledger, size: int, allocated: int) -> None:
+    def __init__(self, ledger: Ledger, id_: str, size: int) -> None:
+        self.id = id_
         self._ledger = ledger
         self._size = size
-        self._allocated = allocated
 
     @property
     def size(self) -> int:
-        """What is still set aside, in bytes."""
+        """What is set aside, in bytes; 0 when it was given back."""
         with self._ledger._lock:
-            return self._size
+            return self._size if self._is_open() else 0
 
-    def allocated(self, size: int) -> None:
-        """The file system has given `size` bytes of this to a file (`fallocate`, or writing): they are missing from its
-        free space by now and must not be counted twice."""
+    def grow(self, size: int) -> None:
+        """Set `size` bytes aside in all, unless so many are. Raises `Permanent` (`too_large`) or `NoSpace`, and then
+        stays as it is."""
         with self._ledger._lock:
-            self._check_open()
-            if not 0 <= size <= self._size - self._allocated:
-                raise ValueError(f"{size} bytes allocated of {self._size - self._allocated} reserved and not allocated")
-            self._allocated += size
+            if not self._is_open():
+                raise ValueError("the reservation was given back already")
+            if size > self._size:
+                self._ledger._grow(self, size)
 
-    def commit(self, size: int) -> None:
-        """`size` bytes of this are committed blobs now."""
+    def settle(self, left: int, sha256: str | None, size: int) -> None:
+        """The fetch is over: `left` bytes stay on disk as a partial blob, dying; where `sha256` is given it is a
+        committed blob of `size` bytes now. The rest is given back, all in one moment."""
         with self._ledger._lock:
-            self._take(size)
-            self._ledger._committed += size
+            self._ledger._count_partial(self.id, left)
+            if sha256 is not None:
+                self._ledger._count_blob(sha256, size)
+            self._close()
 
-    def leave(self, size: int) -> None:
-        """`size` bytes of this stay on disk uncommitted, as trash or as a partial blob to resume: they are dying."""
+    def close(self) -> None:
+        """Give everything back; what is on the disk of it is dying. Nothing happens the second time."""
         with self._ledger._lock:
-            self._take(size)
-            self._ledger._dying += size
+            self._close()
 
     def __enter__(self) -> Reservation:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        with self._ledger._lock:
-            self._ledger._open.discard(self)
-            self._size = self._allocated = 0
+        self.close()
 
-    def _take(self, size: int) -> None:
-        self._check_open()
-        self._size = _less(self._size, size)
-        self._allocated = max(0, self._allocated - size)
+    def _close(self) -> None:
+        if self._is_open():
+            self._ledger._end(self)
 
-    def _check_open(self) -> None:
-        if self not in self._ledger._open:
-            raise ValueError("the reservation was given back already")
-
-
-def _less(account: int, size: int) -> int:
-    """What is left of an account. More taken than was there: account and disk have parted, and going on would overfill
-    the disk."""
-    if not 0 <= size <= account:
-        raise ValueError(f"{size} bytes taken from an account of {account}")
-    return account - size
+    def _is_open(self) -> bool:
+        return self._ledger._open.get(self.id) is self

@@ -31,7 +31,7 @@ from cached.janitor import Janitor
 from cached.ledger import NoSpace, Stake
 from cached.sources.base import Listing, RemoteFile, Source, Target, expecting
 from cached.store import blobs
-from cached.store.ingest import IngestKey, allocated_bytes
+from cached.store.ingest import IngestKey
 from cached.wire.cancel import Cancellation, Cancelled
 
 _LOCATE_TIMEOUT_S = 120.0
@@ -93,7 +93,7 @@ class Transfers:
         return Stake(
             blobs=self._claims.blobs_of(ref),
             reserved=self._flights.reserved_for(ref),
-            left={id_: allocated_bytes(self._layout.ingest / id_) for id_ in left},
+            left=self._flights.left_by(left),
         )
 
     def forget(self, ref: ModelRef) -> None:

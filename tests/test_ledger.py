@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from cached.contract.errors import Permanent, Transient
-from cached.ledger import DiskSpace, Ledger, NoSpace, Reservation
+from cached.ledger import DiskSpace, Ledger, NoSpace, OnDisk, Reservation, SpaceUse
 
 
 class Disk:
@@ -30,26 +30,68 @@ class Disk:
         return DiskSpace(self.capacity, self.free)
 
 
+def _one(ledger: Ledger, size: int, id_: str = "one") -> Reservation:
+    return ledger.reserve({id_: size})[id_]
+
+
+def _accounts(use: SpaceUse) -> tuple[int, int, int]:
+    return use.used, use.reserved, use.dying
+
+
 def test_what_was_not_committed_comes_back() -> None:
-    """Leaving the block gives back all that was not committed, an exception or not."""
+    """Leaving the block gives back all that is set aside, an exception or not."""
     ledger = Ledger(100, Disk(1000))
-    with pytest.raises(RuntimeError), ledger.reserve(80) as space:
-        space.commit(30)
-        assert (space.size, ledger.use().reserved, ledger.use().free) == (50, 50, 20)
+    with pytest.raises(RuntimeError), _one(ledger, 80) as space:
+        assert (space.size, ledger.use().reserved, ledger.use().free) == (80, 80, 20)
         raise RuntimeError
-    use = ledger.use()
-    assert (use.used, use.reserved, use.free) == (30, 0, 70)
+    assert (_accounts(ledger.use()), ledger.use().free, space.size) == ((0, 0, 0), 100, 0)
+
+
+def test_saying_the_same_twice_changes_nothing() -> None:
+    """Whatever is said of a content, only the last word about it counts, however often it is said."""
+    ledger = Ledger(100, Disk(1000))
+    for _ in range(2):
+        ledger.count_blob("a", 30)
+        ledger.count_partial("p", 20)
+        ledger.count_quarantined("q", 10)
+    assert _accounts(ledger.use()) == (30, 0, 30)
+    for _ in range(2):
+        ledger.count_blob("a", 5)
+        ledger.count_partial("p", 0)
+        ledger.count_quarantined("q", 0)
+    assert _accounts(ledger.use()) == (5, 0, 0)
+    space = _one(ledger, 40)
+    for _ in range(2):
+        space.settle(7, "b", 33)
+        space.close()
+    assert _accounts(ledger.use()) == (38, 0, 7)
 
 
 def test_reservations_add_up() -> None:
     """What one fetch has set aside, no other one gets; a refusal takes nothing."""
     ledger = Ledger(100, Disk(1000))
-    with ledger.reserve(60), ledger.reserve(40):
+    with _one(ledger, 60), _one(ledger, 40, "two"):
         with pytest.raises(NoSpace):
-            ledger.reserve(1)
+            _one(ledger, 1, "three")
         assert ledger.use().reserved == 100
-    with ledger.reserve(100):
+    with _one(ledger, 100):
         pass
+
+
+def test_many_are_reserved_at_once_or_none() -> None:
+    """Space for many blobs is set aside for all of them or for none, as one sum."""
+    ledger = Ledger(100, Disk(1000))
+    ledger.count_blob("a", 40)
+    with pytest.raises(NoSpace) as caught:
+        ledger.reserve({"x": 30, "y": 31})
+    assert caught.value.needed_bytes == 61
+    with pytest.raises(Permanent):
+        ledger.reserve({"x": 30, "y": 71})
+    assert ledger.use().reserved == 0
+    both = ledger.reserve({"x": 30, "y": 30})
+    assert [(id_, space.id, space.size) for id_, space in both.items()] == [("x", "x", 30), ("y", "y", 30)]
+    both["x"].close()
+    assert ledger.use().reserved == 30
 
 
 @pytest.mark.parametrize(
@@ -60,7 +102,7 @@ def test_too_large_is_permanent_and_names_both_sizes(quota: int | None, disk: in
     """What can never fit is refused for good, with what is needed and what there is."""
     ledger = Ledger(quota, Disk(disk))
     with pytest.raises(Permanent) as caught:
-        ledger.reserve(101)
+        _one(ledger, 101)
     assert caught.value.code == "too_large"
     for part in ("101 B", limit, size):
         assert part in caught.value.message
@@ -70,32 +112,22 @@ def test_too_large_is_permanent_and_names_both_sizes(quota: int | None, disk: in
 def test_no_space_is_transient() -> None:
     """What would fit once others are gone is refused for now, and says how much was needed."""
     ledger = Ledger(100, Disk(1000))
-    ledger.set_held(committed=70, dying=20)
+    ledger.count_all(OnDisk({"a": 70}, {"p": 15}, {"q": 5}))
     with pytest.raises(Transient) as caught:
-        ledger.reserve(50)
+        _one(ledger, 50)
     assert isinstance(caught.value, NoSpace)
     assert (caught.value.code, caught.value.needed_bytes) == ("no_space", 50)
     for part in ("50 B", "70 B", "20 B", "10 B"):
         assert part in caught.value.message
 
 
-def test_trash_counts_until_it_is_gone() -> None:
-    """Bytes moved to trash free nothing before they are deleted."""
-    ledger = Ledger(100, Disk(1000))
-    ledger.set_held(committed=100, dying=0)
-    ledger.moved_to_trash(60)
-    assert (ledger.use().used, ledger.use().dying, ledger.use().free) == (40, 60, 0)
-    ledger.trash_deleted(60)
-    assert (ledger.use().dying, ledger.use().free) == (0, 60)
-
-
 def test_others_on_the_file_system_count() -> None:
     """What others took of the file system cannot be reserved, though the quota would allow it."""
     ledger = Ledger(100, Disk(200, others=170))
-    with ledger.reserve(30):
+    with _one(ledger, 30):
         pass
     with pytest.raises(NoSpace):
-        ledger.reserve(31)
+        _one(ledger, 31)
     use = ledger.use()
     assert (use.capacity, use.budget, use.free) == (100, 30, 30)
 
@@ -104,76 +136,96 @@ def test_allocated_bytes_are_not_counted_twice() -> None:
     """A file that the disk has given already lessens both the disk's free bytes and what is still to be taken."""
     disk = Disk(100)
     ledger = Ledger(None, disk)
-    with ledger.reserve(60) as space:
+    with _one(ledger, 60) as space:
         disk.ours = 60
-        space.allocated(60)
+        ledger.count_partial("one", 60)
         assert ledger.use().free == 40
-        with ledger.reserve(40):
+        with _one(ledger, 40, "two"):
             assert ledger.use().free == 0
-        space.commit(60)
+        space.settle(0, "a", 60)
         assert ledger.use().free == 40
 
 
 def test_bytes_not_yet_allocated_are_kept_from_others() -> None:
     """What is reserved and not written is not given to another fetch, though the disk still shows it free."""
     ledger = Ledger(None, Disk(100))
-    with ledger.reserve(60), pytest.raises(NoSpace):
-        ledger.reserve(41)
+    with _one(ledger, 60), pytest.raises(NoSpace):
+        _one(ledger, 41, "two")
 
 
 def test_a_partial_blob_is_resumed_without_new_space() -> None:
-    """A partial blob that nobody fetches is dying; whoever resumes it needs only the rest, even on a full disk."""
+    """A partial blob that nobody fetches is dying; whoever resumes it needs only the rest, even on a full disk. What
+    its file takes beyond the blob's size, in whole blocks, is not dying while it is resumed."""
     disk = Disk(100)
     ledger = Ledger(100, disk)
-    with ledger.reserve(90) as space:
-        disk.ours = 70
-        space.allocated(70)
-        space.leave(70)
+    space = _one(ledger, 90)
+    disk.ours = 70
+    space.settle(70, None, 0)
     assert (ledger.use().dying, ledger.use().free) == (70, 30)
     with pytest.raises(NoSpace):
-        ledger.reserve(90)
-    with ledger.reserve(90, resumed=70) as space:
+        _one(ledger, 31, "two")
+    with _one(ledger, 90) as space:
         assert (ledger.use().dying, ledger.use().reserved, ledger.use().free) == (0, 90, 10)
-        space.commit(90)
+        space.settle(0, "a", 90)
     assert ledger.use().used == 90
+    _one(ledger, 5).settle(64, None, 0)
+    with _one(ledger, 5):
+        assert _accounts(ledger.use()) == (90, 5, 0)
 
 
-def test_accounts_that_do_not_add_up_are_refused() -> None:
-    """Nobody commits, allocates or trashes more than there is, nor uses what was given back."""
+def test_a_reservation_grows_while_there_is_room() -> None:
+    """A blob of unknown size sets more and more aside; a refusal leaves it as it was."""
     ledger = Ledger(100, Disk(1000))
-    with ledger.reserve(10) as space:
-        for act in (space.commit, space.leave, space.allocated):
-            for size in (11, -1):
-                with pytest.raises(ValueError, match="bytes"):
-                    act(size)
-        space.allocated(10)
-        with pytest.raises(ValueError, match="allocated"):
-            space.allocated(1)
-    for act in (space.commit, space.leave, space.allocated):
-        with pytest.raises(ValueError, match="given back"):
-            act(0)
-    for size in (1, -1):
-        with pytest.raises(ValueError, match="account"):
-            ledger.moved_to_trash(size)
-    for size, resumed in ((-1, 0), (1, 2), (1, -1)):
-        with pytest.raises(ValueError, match="resumed"):
-            ledger.reserve(size, resumed)
+    with _one(ledger, 0) as space, _one(ledger, 30, "two"):
+        space.grow(50)
+        space.grow(20)
+        with pytest.raises(NoSpace):
+            space.grow(71)
+        with pytest.raises(Permanent):
+            space.grow(101)
+        assert (space.size, ledger.use().free) == (50, 20)
+
+
+def test_accounts_that_make_no_sense_are_refused() -> None:
+    """Nobody counts less than nothing, reserves the same blob twice, or grows what was given back."""
+    ledger = Ledger(100, Disk(1000))
+    for count in (ledger.count_blob, ledger.count_partial, ledger.count_quarantined):
+        with pytest.raises(ValueError, match="-1 bytes"):
+            count("x", -1)
+    with pytest.raises(ValueError, match="negative"):
+        _one(ledger, -1)
+    with _one(ledger, 10) as space, pytest.raises(ValueError, match="reserved already"):
+        ledger.reserve({"two": 1, "one": 1})
+    with pytest.raises(ValueError, match="given back"):
+        space.grow(11)
     use = ledger.use()
-    assert (use.used, use.reserved, use.dying, use.free) == (0, 0, 0, 100)
+    assert (_accounts(use), use.free) == ((0, 0, 0), 100)
 
 
-def test_a_partial_blob_may_take_more_than_was_said() -> None:
-    """Partial blobs are measured in blocks: deleting or resuming more than was said to die leaves nothing dying."""
-    disk = Disk(1000)
-    ledger = Ledger(100, disk)
-    with ledger.reserve(5) as space:
-        space.leave(5)
-    ledger.trash_deleted(64)
-    assert ledger.use().dying == 0
-    with ledger.reserve(5) as space:
-        space.leave(5)
-    with ledger.reserve(64, resumed=64):
-        assert (ledger.use().dying, ledger.use().reserved, ledger.use().free) == (0, 64, 36)
+def test_a_recount_corrects_what_nobody_said() -> None:
+    """Whatever somebody else did to the disk is in the account after a recount; what was counted meanwhile stays."""
+    ledger = Ledger(None, Disk(1000))
+    ledger.count_all(OnDisk({"deleted": 10, "cut": 20, "same": 5}, {"partial": 7}, {"bad": 3}))
+    with ledger.recounting() as correct:
+        found = OnDisk({"cut": 2, "grown": 40, "same": 5, "evicted": 11}, {"late": 9}, {"bad": 4})
+        ledger.count_blob("evicted", 0)
+        ledger.count_blob("committed", 100)
+        ledger.count_partial("late", 1)
+        assert correct(found) == 5
+    assert _accounts(ledger.use()) == (2 + 40 + 5 + 100, 0, 1 + 4)
+    with ledger.recounting() as correct:
+        assert correct(OnDisk({"cut": 2, "grown": 40, "same": 5, "committed": 100}, {"late": 1}, {"bad": 4})) == 0
+
+
+def test_a_recount_sees_what_is_reserved() -> None:
+    """What a recount finds of a partial blob that is under way is part of its reservation, and of nothing else."""
+    ledger = Ledger(None, Disk(1000))
+    with _one(ledger, 50):
+        with ledger.recounting() as correct:
+            correct(OnDisk({}, {"one": 30}, {}))
+        assert _accounts(ledger.use()) == (0, 50, 0)
+        assert ledger.partial_bytes("one") == 30
+    assert _accounts(ledger.use()) == (0, 0, 30)
 
 
 def test_threads_share_one_budget() -> None:
@@ -181,9 +233,9 @@ def test_threads_share_one_budget() -> None:
     ledger = Ledger(100, Disk(1000))
     with ExitStack() as kept, ThreadPoolExecutor(8) as pool:
 
-        def reserve(_number: int) -> int:
+        def reserve(number: int) -> int:
             try:
-                kept.enter_context(ledger.reserve(7))
+                kept.enter_context(_one(ledger, 7, str(number)))
             except NoSpace:
                 return 0
             return 7
@@ -204,18 +256,26 @@ class LedgerMachine(RuleBasedStateMachine):
         self.quota = quota
         self.disk = Disk(capacity, data.draw(st.integers(0, capacity)))
         self.limit = min(quota if quota is not None else capacity, capacity)
-        committed = data.draw(st.integers(0, min(self.limit, self.disk.free)))
-        self.disk.ours = committed
+        self.blobs = {"first": data.draw(st.integers(0, min(self.limit, self.disk.free)))}
+        self.partials: dict[str, int] = {}
+        self.open: dict[str, Reservation] = {}
+        self.names = 0
         self.ledger = Ledger(quota, self.disk)
-        self.ledger.set_held(committed, 0)
-        self.open: list[tuple[Reservation, int]] = []  # with the bytes it has on disk
+        self.ledger.count_all(OnDisk(self.blobs, {}, {}))
+        self._settle_disk()
+
+    def _settle_disk(self) -> None:
+        self.disk.ours = sum(self.blobs.values()) + sum(self.partials.values())
 
     @rule(size=sizes, data=st.data())
     def reserve(self, size: int, data: st.DataObject) -> None:
         before = self.ledger.use()
-        resumed = data.draw(st.integers(0, min(size, before.dying)))
+        resumable = sorted(id_ for id_, there in self.partials.items() if id_ not in self.open and there <= size)
+        self.names += 1
+        id_ = data.draw(st.sampled_from([*resumable, f"new {self.names}"]))
+        resumed = self.partials.get(id_, 0)
         try:
-            self.open.append((self.ledger.reserve(size, resumed), resumed))
+            self.open[id_] = _one(self.ledger, size, id_)
         except NoSpace as error:
             assert size <= self.limit
             assert size - resumed > before.free
@@ -228,40 +288,52 @@ class LedgerMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.open)
     @rule(data=st.data())
     def write(self, data: st.DataObject) -> None:
-        at = data.draw(st.integers(0, len(self.open) - 1))
-        space, on_disk = self.open[at]
-        size = data.draw(st.integers(0, space.size - on_disk))
-        assert self.disk.free >= size, "what was reserved must be there"
-        self.disk.ours += size
-        space.allocated(size)
-        self.open[at] = (space, on_disk + size)
+        id_ = data.draw(st.sampled_from(sorted(self.open)))
+        there = self.partials.get(id_, 0)
+        size = data.draw(st.integers(there, self.open[id_].size))
+        assert self.disk.free >= size - there, "what was reserved must be there"
+        self.partials[id_] = size
+        self._settle_disk()
+        self.ledger.count_partial(id_, size)
+
+    @precondition(lambda self: self.open)
+    @rule(data=st.data())
+    def grow(self, data: st.DataObject) -> None:
+        space = self.open[data.draw(st.sampled_from(sorted(self.open)))]
+        before, size = self.ledger.use(), data.draw(sizes)
+        try:
+            space.grow(size)
+        except (NoSpace, Permanent):
+            assert self.ledger.use() == before
+            assert size - space.size > before.free
 
     @precondition(lambda self: self.open)
     @rule(data=st.data(), leave=st.booleans())
-    def finish_a_blob(self, data: st.DataObject, leave: bool) -> None:
-        at = data.draw(st.integers(0, len(self.open) - 1))
-        space, on_disk = self.open[at]
-        size = data.draw(st.integers(0, on_disk))
-        (space.leave if leave else space.commit)(size)
-        self.open[at] = (space, on_disk - size)
-
-    @precondition(lambda self: self.open)
-    @rule(data=st.data())
-    def give_back(self, data: st.DataObject) -> None:
-        space, on_disk = self.open.pop(data.draw(st.integers(0, len(self.open) - 1)))
-        self.disk.ours -= on_disk
-        with space:
-            pass
-
-    @rule(data=st.data())
-    def trash(self, data: st.DataObject) -> None:
-        self.ledger.moved_to_trash(data.draw(st.integers(0, self.ledger.use().used)))
+    def end(self, data: st.DataObject, leave: bool) -> None:
+        id_ = data.draw(st.sampled_from(sorted(self.open)))
+        space, there = self.open.pop(id_), self.partials.get(id_, 0)
+        if leave:
+            left = self.partials[id_] = data.draw(st.integers(0, there))
+            space.settle(left, None, 0)
+        else:
+            self.blobs[id_] = self.partials.pop(id_, 0)
+            space.settle(0, id_, self.blobs[id_])
+        self._settle_disk()
 
     @rule(data=st.data())
     def delete(self, data: st.DataObject) -> None:
-        size = data.draw(st.integers(0, self.ledger.use().dying))
-        self.disk.ours -= size
-        self.ledger.trash_deleted(size)
+        sha256 = data.draw(st.sampled_from(sorted(self.blobs)))
+        self.blobs[sha256] = 0
+        self._settle_disk()
+        self.ledger.count_blob(sha256, 0)
+
+    @rule(data=st.data())
+    def somebody_deletes(self, data: st.DataObject) -> None:
+        sha256 = data.draw(st.sampled_from(sorted(self.blobs)))
+        self.blobs[sha256] = data.draw(st.integers(0, self.blobs[sha256]))
+        self._settle_disk()
+        with self.ledger.recounting() as correct:
+            correct(OnDisk(self.blobs, self.partials, {}))
 
     @rule(data=st.data())
     def others_delete(self, data: st.DataObject) -> None:
@@ -273,9 +345,11 @@ class LedgerMachine(RuleBasedStateMachine):
         assert use.capacity == self.limit
         assert use.used + use.reserved + use.dying <= use.budget <= use.capacity
         assert use.free == use.budget - use.used - use.reserved - use.dying
-        assert use.reserved == sum(space.size for space, _ in self.open)
-        assert use.used + use.dying + sum(on_disk for _, on_disk in self.open) == self.disk.ours
-        assert self.disk.free >= use.reserved - sum(on_disk for _, on_disk in self.open)
+        assert use.used == sum(self.blobs.values())
+        assert use.reserved == sum(space.size for space in self.open.values())
+        assert use.dying == sum(size for id_, size in self.partials.items() if id_ not in self.open)
+        under_way = sum(size for id_, size in self.partials.items() if id_ in self.open)
+        assert self.disk.free >= use.reserved - under_way
 
 
 LedgerMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)

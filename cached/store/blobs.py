@@ -116,18 +116,11 @@ def remove_unlinked(layout: Layout, sha256: str) -> int | None:
     return found.st_size
 
 
-def quarantine(layout: Layout, sha256: str) -> tuple[int, int]:
-    """Take a blob whose bytes went bad out of use; of one that did so before, the newer remains are kept.
-
-    Returns sizes in bytes: of the blob, 0 where it is gone already, and of what its remains replaced.
-    """
-    place = layout.quarantine / sha256
+def quarantine(layout: Layout, sha256: str) -> None:
+    """Take a blob whose bytes went bad out of use; of one that did so before, the newer remains are kept."""
     try:
-        found = os.lstat(layout.blob(sha256)).st_size
-        replaced = os.lstat(place).st_size if place.exists() else 0
-        durable.rename(layout.blob(sha256), place)
+        durable.rename(layout.blob(sha256), layout.quarantine / sha256)
     except FileNotFoundError:
-        return 0, 0
+        return
     except OSError as error:
         raise durable.disk_error(error, f"quarantining blob {sha256}") from error
-    return found, replaced

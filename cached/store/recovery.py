@@ -36,7 +36,7 @@ class Recovered:
     manifests: dict[Digest, Manifest]
     blobs: dict[str, int]
     ingests: dict[str, int]
-    quarantined: int
+    quarantined: dict[str, int]
     damaged: tuple[Digest, ...]
 
 
@@ -82,7 +82,7 @@ def recover(layout: Layout) -> Recovered:
     manifests, damaged = _read_snapshots(layout)
     blobs = {blob.name: blob.stat(follow_symlinks=False).st_size for blob in committed.listed(layout)}
     ingests = {name: ingest.allocated_bytes(layout.ingest / name) for name in _names(layout.ingest)}
-    quarantined = sum(os.lstat(layout.quarantine / name).st_size for name in _names(layout.quarantine))
+    quarantined = {name: os.lstat(layout.quarantine / name).st_size for name in _names(layout.quarantine)}
     # Asked file by file: of two views of keys, `-` goes through the larger one, and there are hundreds of snapshots.
     for digest in [digest for digest, manifest in manifests.items() if not _are_all_in(manifest, blobs)]:
         mending.relink(layout, digest, manifests[digest])

@@ -6,10 +6,13 @@ crash leaves only what recovery sweeps.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from cached.contract.digest import Digest
 from cached.contract.errors import HoldfastError
@@ -23,6 +26,26 @@ from cached.store.claims import Claims
 _log = logging.getLogger(__name__)
 
 
+class Account(Protocol):
+    """Who is told what is on the disk, as soon as it changed and before the next thing is decided: whoever fetches a
+    blob anew that is just being deleted counts it after this."""
+
+    def count_blob(self, sha256: str, size: int) -> None: ...
+
+    def count_partial(self, id_: str, size: int) -> None: ...
+
+    def count_quarantined(self, name: str, size: int) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Deletion:
+    """What every deletion needs: the tree, what must stay, and who counts what is there afterwards."""
+
+    layout: Layout
+    claims: Claims
+    account: Account
+
+
 @dataclass(frozen=True, slots=True)
 class Swept:
     """Bytes given back: by committed blobs, and by what was dying (partial blobs, the quarantine); and what ended the
@@ -33,19 +56,20 @@ class Swept:
     trouble: HoldfastError | None = None
 
 
-def evict(layout: Layout, ref: ModelRef, digest: Digest, manifest: Manifest | None, claims: Claims) -> int | None:
+def evict(within: Deletion, ref: ModelRef, digest: Digest, manifest: Manifest | None) -> int | None:
     """Remove the name `ref`, and its snapshot unless `manifest` is None (another name points there too).
 
     Blobs that no snapshot links and nobody claims are deleted. Returns the bytes given back; None, with nothing done,
     where the snapshot is in use.
     """
+    layout = within.layout
     try:
         lease = take_exclusive(layout.public.snapshot(digest).lease)
         if lease is None and layout.public.snapshot(digest).path.exists():
             return None
         try:
             snapshots.unpoint(layout, ref)
-            return 0 if manifest is None else _delete(layout, digest, manifest, claims)
+            return 0 if manifest is None else _delete(within, digest, manifest)
         finally:
             if lease is not None:
                 lease.close()
@@ -53,33 +77,32 @@ def evict(layout: Layout, ref: ModelRef, digest: Digest, manifest: Manifest | No
         raise durable.disk_error(error, f"evicting {ref}") from error
 
 
-def delete_unnamed(layout: Layout, digest: Digest, manifest: Manifest, claims: Claims) -> int | None:
+def delete_unnamed(within: Deletion, digest: Digest, manifest: Manifest) -> int | None:
     """Remove a snapshot that no name points at; returns the bytes given back, None where it is in use."""
     try:
-        lease = take_exclusive(layout.public.snapshot(digest).lease)
+        lease = take_exclusive(within.layout.public.snapshot(digest).lease)
         if lease is None:
             return None
         with lease:
-            return _delete(layout, digest, manifest, claims)
+            return _delete(within, digest, manifest)
     except OSError as error:
         raise durable.disk_error(error, f"deleting snapshot {digest}") from error
 
 
-def sweep(layout: Layout, claims: Claims) -> Swept:
+def sweep(within: Deletion) -> Swept:
     """Delete blobs that no snapshot links and partial blobs, except what is claimed; and the quarantine."""
+    layout = within.layout
     committed = dying = 0
     trouble: HoldfastError | None = None
     try:
         for name in sorted(os.listdir(layout.trash)):
             _delete_trash(layout.trash / name)
         for blob in blobs.listed(layout):
-            committed += _remove_unclaimed(layout, blob.name, claims) or 0
+            committed += _remove_unclaimed(within, blob.name) or 0
         for name in sorted(os.listdir(layout.ingest)):
-            dying += _forget_unclaimed(layout, name, claims)
+            dying += _forget_unclaimed(within, name)
         for name in sorted(os.listdir(layout.quarantine)):
-            size = os.lstat(layout.quarantine / name).st_size
-            durable.unlink(layout.quarantine / name)
-            dying += size
+            dying += _remove_quarantined(within, name)
     except OSError as error:
         trouble = durable.disk_error(error, "sweeping")
         trouble.__cause__ = error
@@ -88,13 +111,19 @@ def sweep(layout: Layout, claims: Claims) -> Swept:
     return Swept(committed, dying, trouble)
 
 
-def _delete(layout: Layout, digest: Digest, manifest: Manifest, claims: Claims) -> int:
-    trashed = snapshots.trash(layout, digest)
+def quarantine(layout: Layout, account: Account, sha256: str) -> None:
+    """Take a blob whose bytes went bad out of use, and count what lies where then, also where the disk fails."""
+    with _counting_blob(layout, account, sha256), _counting_quarantined(layout, account, sha256):
+        blobs.quarantine(layout, sha256)
+
+
+def _delete(within: Deletion, digest: Digest, manifest: Manifest) -> int:
+    trashed = snapshots.trash(within.layout, digest)
     if trashed is not None:
         _delete_trash(trashed)
     # As they were counted, whatever somebody has made of their files meanwhile.
     sizes = manifest.blob_sizes()
-    return sum(size for sha256, size in sizes.items() if _remove_unclaimed(layout, sha256, claims) is not None)
+    return sum(size for sha256, size in sizes.items() if _remove_unclaimed(within, sha256) is not None)
 
 
 def _delete_trash(path: Path) -> None:
@@ -105,25 +134,66 @@ def _delete_trash(path: Path) -> None:
         _log.warning("cannot delete %s, tried again later: %s", path, error)
 
 
-def _forget_unclaimed(layout: Layout, id_: str, claims: Claims) -> int:
-    with claims.deciding():
-        if claims.has_partial(id_):
+def _forget_unclaimed(within: Deletion, id_: str) -> int:
+    with within.claims.deciding():
+        if within.claims.has_partial(id_):
             return 0
-        size = ingest.allocated_bytes(layout.ingest / id_)
-        ingest.forget(layout, id_)
+        folder = within.layout.ingest / id_
+        size = ingest.allocated_bytes(folder)
+        try:
+            ingest.forget(within.layout, id_)
+        finally:
+            within.account.count_partial(id_, ingest.allocated_bytes(folder))
         return size
 
 
-def _remove_unclaimed(layout: Layout, sha256: str, claims: Claims) -> int | None:
+def _remove_quarantined(within: Deletion, name: str) -> int:
+    path = within.layout.quarantine / name
+    size = os.lstat(path).st_size
+    with _counting_quarantined(within.layout, within.account, name):
+        durable.unlink(path)
+    return size
+
+
+def _remove_unclaimed(within: Deletion, sha256: str) -> int | None:
     """Delete a blob that nothing links, unless it is claimed, by its digest or as what a partial blob became: that is
     noted before the blob appears. Returns its size, None where it stays."""
+    layout, claims = within.layout, within.claims
     if not blobs.is_unlinked(layout, sha256):
         return None
     try:
         with claims.deciding():
             if claims.has_blob(sha256) or sha256 in {ingest.committed_as(layout, id_) for id_ in claims.unpromised()}:
                 return None
-            return blobs.remove_unlinked(layout, sha256)
+            with _counting_blob(layout, within.account, sha256):
+                return blobs.remove_unlinked(layout, sha256)
     except PermissionError as error:
         _log.warning("cannot delete blob %s, tried again later: %s", sha256, error)
         return None
+
+
+@contextlib.contextmanager
+def _counting_blob(layout: Layout, account: Account, sha256: str) -> Iterator[None]:
+    """Count a blob as it is after this block, however that ends: an unlink may be done and its sync fail. Where the
+    disk does not even say, the next recount finds out."""
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            account.count_blob(sha256, blobs.size(layout, sha256) or 0)
+
+
+@contextlib.contextmanager
+def _counting_quarantined(layout: Layout, account: Account, name: str) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            account.count_quarantined(name, _size(layout.quarantine / name))
+
+
+def _size(path: Path) -> int:
+    try:
+        return os.lstat(path).st_size
+    except FileNotFoundError:
+        return 0

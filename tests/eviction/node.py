@@ -37,7 +37,7 @@ from cached.flight import Flight
 from cached.flights import Allotment, Flights
 from cached.holdings import Holdings
 from cached.janitor import Janitor, NodeParts
-from cached.ledger import DiskSpace, Ledger, Reservation
+from cached.ledger import DiskSpace, Ledger, OnDisk, Reservation
 from cached.metrics import Figures, Metrics
 from cached.root import Root
 from cached.scheduler import Parts, Scheduler
@@ -258,7 +258,7 @@ class Bytes:
             ingest.note_committed(self._layout, flight.spec.key, blob.sha256)
         os.truncate(folder / "data", blob.size)
         fresh = blobs.commit(self._layout, folder / "data", blob.sha256)
-        flight.placed_bytes = blob.size if fresh else 0
+        flight.placed = Verified(blob.sha256, blob.size, fresh)
         if flight.spec.sha256 is not None:
             ingest.forget(self._layout, flight.spec.key.id)
         self._disk.changed()
@@ -279,12 +279,13 @@ def allotment_of(flight: Flight) -> Allotment:
 class WatchedLedger(Ledger):
     """A ledger that says so where it hands out what is not there."""
 
-    def reserve(self, size: int, resumed: int = 0) -> Reservation:
-        reservation = super().reserve(size, resumed)
+    def reserve(self, sizes: Mapping[str, int]) -> dict[str, Reservation]:
+        asks = any(self.partial_bytes(id_) < size for id_, size in sizes.items())
+        reservations = super().reserve(sizes)
         use = self.use()
         held = use.used + use.reserved + use.dying
-        assert held <= use.budget or size == resumed, f"{held} bytes held of {use.budget}"
-        return reservation
+        assert held <= use.budget or not asks, f"{held} bytes held of {use.budget}"
+        return reservations
 
 
 @dataclass
@@ -360,7 +361,7 @@ class Node:
         self.holdings = Holdings(self.layout, recovered)
         self.holdings.last_used = {ref: self._last_used.get(ref, 0.0) for ref in self.holdings.models}
         self.ledger = WatchedLedger(limits.quota, self.disk)
-        self.ledger.set_held(sum(recovered.blobs.values()), sum(recovered.ingests.values()) + recovered.quarantined)
+        self.ledger.count_all(OnDisk(recovered.blobs, recovered.ingests, recovered.quarantined))
         self.lock = Root(self.layout)
         parts = NodeParts(self.layout, self.lock, self.holdings, self.board, self.ledger, pool, self.cluster)
         metrics = Metrics(_no_figures)

@@ -11,7 +11,9 @@ from cached.contract.digest import Digest
 from cached.contract.layout import Layout
 from cached.contract.manifest import FileEntry, Manifest
 from cached.contract.reference import ModelRef
-from cached.store import blobs, snapshots
+from cached.ledger import DiskSpace, Ledger
+from cached.store import blobs, removal, snapshots
+from cached.store.claims import Claims
 from cached.store.ingest import Ingest, IngestKey
 
 VERIFIED_AT = "2026-11-20T18:00:00Z"
@@ -46,6 +48,11 @@ def publish(layout: Layout, ref: ModelRef, files: Mapping[str, bytes]) -> Digest
     digest = snapshots.publish(layout, manifest_of(files), VERIFIED_AT)
     snapshots.point(layout, ref, digest)
     return digest
+
+
+def deleting(layout: Layout, claims: Claims) -> removal.Deletion:
+    """What a deletion needs, with an account of its own."""
+    return removal.Deletion(layout, claims, Ledger(None, lambda: DiskSpace(0, 0)))
 
 
 def tree(folder: Path) -> set[str]:

@@ -11,7 +11,7 @@ from cached.contract.layout import Layout
 from cached.store import blobs, ingest, removal
 from cached.store.claims import Claims
 from cached.store.ingest import IngestKey
-from tests.store.filling import add_blob
+from tests.store.filling import add_blob, deleting
 
 ROUNDS = 300
 
@@ -22,14 +22,14 @@ def test_a_claim_holds_from_begin_to_drop(layout: Layout) -> None:
     (layout.ingest / "half").mkdir()
     claims.begin("v1", [sha256], ["half"])
     claims.begin("v2", [sha256], [])
-    removal.sweep(layout, claims)
+    removal.sweep(deleting(layout, claims))
     claims.drop("v2")
-    removal.sweep(layout, claims)
+    removal.sweep(deleting(layout, claims))
     assert blobs.has(layout, sha256)
     assert (layout.ingest / "half").exists()
     claims.begin("v1", [], [])
     claims.found("over", {sha256: 1})
-    removal.sweep(layout, claims)
+    removal.sweep(deleting(layout, claims))
     assert not blobs.has(layout, sha256)
     assert not (layout.ingest / "half").exists()
 
@@ -39,10 +39,10 @@ def test_what_nobody_promised_is_kept_by_its_note(layout: Layout) -> None:
     sha256, claims = add_blob(layout, b"a"), Claims()
     ingest.note_committed(layout, IngestKey("half", "v", 1), sha256)
     claims.begin("v1", [], ["half"])
-    removal.sweep(layout, claims)
+    removal.sweep(deleting(layout, claims))
     assert blobs.has(layout, sha256)
     claims.drop("v1")
-    removal.sweep(layout, claims)
+    removal.sweep(deleting(layout, claims))
     assert not blobs.has(layout, sha256)
 
 
@@ -53,7 +53,7 @@ def test_who_looks_after_settling_sees_what_stays(layout: Layout) -> None:
 
     def sweep() -> None:
         start.wait()
-        removal.sweep(layout, claims)
+        removal.sweep(deleting(layout, claims))
 
     def look(sha256: str) -> bool:
         start.wait()
@@ -71,6 +71,6 @@ def test_who_looks_after_settling_sees_what_stays(layout: Layout) -> None:
             assert blobs.has(layout, sha256) == found
             kept, gone = kept + found, gone + (not found)
             claims.drop("v1")
-            removal.sweep(layout, claims)
+            removal.sweep(deleting(layout, claims))
     assert kept
     assert gone

@@ -24,6 +24,7 @@ from cached.contract.digest import Digest
 from cached.contract.layout import Layout, PublicLayout
 from cached.contract.manifest import FileEntry, Manifest
 from cached.contract.reference import ModelRef
+from cached.ledger import DiskSpace, Ledger
 from cached.store import blobs, recovery, removal, snapshots
 from cached.store.claims import Claims
 from sidecar import exits
@@ -84,10 +85,19 @@ def _publish(layout: Layout, ref: ModelRef, files: dict[str, bytes]) -> None:
     snapshots.point(layout, ref, digest)
 
 
+def _no_disk() -> DiskSpace:
+    return DiskSpace(0, 0)
+
+
 def _evict(layout: Layout, ref: ModelRef, manifest: Manifest) -> bool:
     digest = manifest.digest
     others = [other for other in REFS if other != ref and snapshots.pointed(layout, other) == digest]
-    gone = removal.evict(layout, ref, digest, None if others else manifest, Claims()) is not None
+    gone = (
+        removal.evict(
+            removal.Deletion(layout, Claims(), Ledger(None, _no_disk)), ref, digest, None if others else manifest
+        )
+        is not None
+    )
     print("evicted" if gone else "in use", flush=True)
     return gone
 
