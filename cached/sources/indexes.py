@@ -100,8 +100,9 @@ def _json_hrefs(body: bytes) -> list[str] | None:
         if not isinstance(item, dict) or not isinstance(item.get("name"), str):
             return None
         if item.get("type") in ("file", "directory"):
-            # `./` so that a colon in the name is not taken for a scheme.
-            hrefs.append("./" + quote(item["name"]) + ("/" if item["type"] == "directory" else ""))
+            # `./` so that a colon in the name is not taken for a scheme. JSON may escape what is no text in UTF-8.
+            name = quote(item["name"], errors="surrogatepass")
+            hrefs.append(f"./{name}/" if item["type"] == "directory" else f"./{name}")
     return hrefs
 
 

@@ -289,6 +289,17 @@ async def test_bad_names_are_refused(client: HttpClient, origin: HostileOrigin, 
     assert {seen.path for seen in origin.requests} <= {"/v1/", "/v1/holdfast.json", "/v1/good"}
 
 
+async def test_a_json_index_with_a_name_that_is_no_text(client: HttpClient, origin: HostileOrigin) -> None:
+    """A name that JSON can escape and no file system has is refused by name, and left out with the rest."""
+    page = (
+        b'[{"name":"\\ud800.txt","type":"file"},{"name":"\\udcff","type":"directory"},{"name":"a.bin","type":"file"}]'
+    )
+    origin.put("/v1/", page, content_type="application/json")
+    origin.put("/v1/a.bin", b"a")
+    assert (await _error(origin.url("/v1/"), client)).code == "bad_name"
+    assert list(await chosen(WebSource(origin.url("/v1/"), client), ["a.bin"])) == ["a.bin"]
+
+
 async def test_names_that_collide_are_refused(client: HttpClient, origin: HostileOrigin) -> None:
     """Two files that are one name in NFC, or without case, are refused where both are chosen."""
     for one, two in (("%C3%A4", "a%CC%88"), ("Model.bin", "model.bin")):
