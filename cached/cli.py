@@ -32,8 +32,19 @@ EXIT_USAGE = 2
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one subcommand; returns its exit code."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    """Run one subcommand; returns its exit code. Without `argv` it is the process's own: its streams and interrupts
+    are taken care of."""
+    if argv is not None:
+        return _dispatch(list(argv), for_itself=False)
+    from cached.contract import output
+
+    output.use_streams()
+    arguments = sys.argv[1:]
+    name = " ".join(["holdfast", *(word for word in arguments[:1] if word in COMMANDS)])
+    return output.guarded(name, lambda: _dispatch(arguments, for_itself=True))
+
+
+def _dispatch(arguments: list[str], *, for_itself: bool) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         sys.stdout.write(_usage())
         return 0 if arguments else EXIT_USAGE
@@ -46,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if command is None:
         sys.stderr.write(f"holdfast: no command {arguments[0]!r}\n\n{_usage()}")
         return EXIT_USAGE
-    if arguments[0] in _RUN_FOR_LONG and argv is None:
+    if arguments[0] in _RUN_FOR_LONG and for_itself:
         from cached.contract import process
 
         process.prepare()

@@ -6,15 +6,23 @@ are `{"error": {code, message, remedy, permanent}}`.
 
 from __future__ import annotations
 
+import asyncio
 import json
+import select
+import time
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from aiohttp import web
 
 from cached.contract.digest import Digest
-from cached.contract.errors import Permanent
+from cached.contract.errors import Permanent, Transient
+from cached.contract.options import DEADLINE_HEADER
 from cached.contract.reference import ModelRef
 from cached.http import errors, status_handler
+
+# Raises where whoever asked is gone or waits no longer: then nothing more is done for it.
+Check = Callable[[], None]
 
 
 class Commands(Protocol):
@@ -23,15 +31,17 @@ class Commands(Protocol):
     async def pull(self, ref: ModelRef, pin: Digest | None) -> str:
         """Want a version; returns the state it is in now."""
 
-    async def gc(self) -> list[dict[str, Any]]:
-        """Evict what nobody wants or uses; returns what went."""
+    async def gc(self, check: Check) -> list[dict[str, Any]]:
+        """Evict what nobody wants or uses; returns what went. `check` is called before each step."""
 
     async def gc_plan(self) -> list[dict[str, Any]]:
         """What `gc` would evict now."""
 
-    async def pin(self, ref: ModelRef) -> None: ...
+    async def pin(self, ref: ModelRef, check: Check) -> None:
+        """Keep a version; raises where it is neither here nor in the catalog."""
 
-    async def unpin(self, ref: ModelRef) -> None: ...
+    async def unpin(self, ref: ModelRef, check: Check) -> tuple[bool, bool]:
+        """Let a version go; returns whether the catalog still pins it, and whether it was pinned."""
 
     def status(self) -> dict[str, Any]: ...
 
@@ -44,6 +54,7 @@ def control(commands: Commands) -> web.Application:
         body = await _body(request)
         digest = body.get("digest")
         pin = None if digest is None else Digest.parse(_text(body, "digest"))
+        _check_of(request)()
         return web.json_response({"state": await commands.pull(_ref(body), pin)})
 
     async def gc(request: web.Request) -> web.Response:
@@ -51,21 +62,48 @@ def control(commands: Commands) -> web.Application:
         dry_run = body.get("dry_run", False)
         if not isinstance(dry_run, bool):
             raise _bad(f"expected `dry_run` as true or false, found {dry_run!r}")
-        gone = await (commands.gc_plan() if dry_run else commands.gc())
+        check = _check_of(request)
+        check()
+        gone = await (commands.gc_plan() if dry_run else commands.gc(check))
         return web.json_response({"versions": gone, "bytes": sum(each["bytes"] for each in gone)})
 
     async def pin(request: web.Request) -> web.Response:
-        await commands.pin(_ref(await _body(request)))
+        await commands.pin(_ref(await _body(request)), _check_of(request))
         return web.json_response({"pinned": True})
 
     async def unpin(request: web.Request) -> web.Response:
-        await commands.unpin(_ref(await _body(request)))
-        return web.json_response({"pinned": False})
+        pinned, was_pinned = await commands.unpin(_ref(await _body(request)), _check_of(request))
+        return web.json_response({"pinned": pinned, "was_pinned": was_pinned})
 
     for name, handler in (("pull", pull), ("gc", gc), ("pin", pin), ("unpin", unpin)):
         app.router.add_post(f"/v1/{name}", handler)
     app.router.add_get("/v1/status", status_handler(commands.status))
     return app
+
+
+def _check_of(request: web.Request) -> Check:
+    """Raises `Transient` (`client_gone`) where nobody waits for the answer to `request` any more.
+
+    Asked of the kernel: asyncio learns of a closed connection only after it has read what was sent before.
+    """
+    text = request.headers.get(DEADLINE_HEADER)
+    try:
+        deadline = float("inf") if text is None else float(text)
+    except ValueError as error:
+        raise _bad(f"expected `{DEADLINE_HEADER}` as seconds, found {text!r}") from error
+
+    def check() -> None:
+        transport = request.transport
+        if transport is None or transport.is_closing() or time.monotonic() > deadline or _is_hung_up(transport):
+            raise Transient("client_gone", f"{request.path}: whoever asked waits no longer", "ask again")
+
+    return check
+
+
+def _is_hung_up(transport: asyncio.Transport) -> bool:
+    poll = select.poll()
+    poll.register(transport.get_extra_info("socket").fileno(), 0)  # POLLHUP is told unasked
+    return any(event & select.POLLHUP for _, event in poll.poll(0))
 
 
 async def _body(request: web.Request) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from typing import Any
 from cached.contract.digest import Digest
 from cached.contract.errors import HoldfastError, Permanent, Transient
 from cached.contract.layout import Layout
+from cached.contract.options import DEADLINE_HEADER
 from cached.contract.reference import ModelRef
 from cached.contract.status import State
 
@@ -44,8 +45,17 @@ class GcReport:
     bytes: int
 
 
+@dataclass(frozen=True, slots=True)
+class Unpinned:
+    """What holds after `unpin`: whether it is pinned all the same, by the catalog, and whether it was by `pin`."""
+
+    pinned: bool
+    was_pinned: bool
+
+
 class ControlClient:
-    """The daemon that owns `layout`, over one connection a request. `timeout_s` is for each answer, in seconds."""
+    """The daemon that owns `layout`, over one connection a request. `timeout_s` is for the whole of each, in seconds:
+    the daemon is told, and carries nothing out after that."""
 
     def __init__(self, layout: Layout, timeout_s: float = 30.0) -> None:
         self._socket = layout.socket
@@ -70,27 +80,29 @@ class ControlClient:
         """Keep `ref` from eviction; returns whether it is pinned now."""
         return bool(self._ask("POST", "/v1/pin", _named(ref))["pinned"])
 
-    def unpin(self, ref: ModelRef) -> bool:
-        """Let `ref` be evicted again; returns whether it is pinned now."""
-        return bool(self._ask("POST", "/v1/unpin", _named(ref))["pinned"])
+    def unpin(self, ref: ModelRef) -> Unpinned:
+        """Let `ref` be evicted again."""
+        answer = self._ask("POST", "/v1/unpin", _named(ref))
+        return Unpinned(bool(answer["pinned"]), bool(answer["was_pinned"]))
 
     def status(self) -> dict[str, Any]:
         """The daemon's own view: `{"daemon", "disk", "models"}` (design, section 8)."""
         return self._ask("GET", "/v1/status", None)
 
     def _ask(self, method: str, path: str, body: dict[str, Any] | None) -> dict[str, Any]:
+        deadline = time.monotonic() + self._timeout_s
+        headers = {"Content-Type": "application/json", DEADLINE_HEADER: f"{deadline:.3f}"}
         with closing(_UnixConnection(self._socket, self._timeout_s)) as connection:
             try:
-                connection.request(
-                    method, path, None if body is None else json.dumps(body), {"Content-Type": "application/json"}
-                )
+                connection.request(method, path, None if body is None else json.dumps(body), headers)
+                connection.sock.settimeout(max(0.001, deadline - time.monotonic()))
                 response = connection.getresponse()
                 status, data = response.status, response.read(_MAX_ANSWER_BYTES)
             except TimeoutError as error:
                 raise Transient(
                     "daemon_silent",
                     f"the daemon did not answer {path} within {self._timeout_s:g} s on {self._socket}",
-                    "look at its log: it may be busy recovering, or stuck on a disk",
+                    "look at its log: it may be busy recovering, stopped, or stuck on a disk; nothing is done later",
                 ) from error
             except (OSError, http.client.HTTPException) as error:
                 raise self._unreachable(error) from error

@@ -13,6 +13,7 @@ from cached.contract.digest import Digest
 from cached.contract.errors import HoldfastError
 from cached.contract.reference import ModelRef
 from cached.contract.status import StatusError, timestamp
+from cached.control import Check
 from cached.eviction import reclaimable
 from cached.holdings import write_pins
 from cached.janitor import NodeParts
@@ -85,15 +86,18 @@ class Daemon:
         await self._board.flushed()
         return state
 
-    async def gc(self) -> list[dict[str, Any]]:
+    async def gc(self, check: Check) -> list[dict[str, Any]]:
         await self._scheduler.look_at_leases()
+        check()
         gone = []
         for victim in self._scheduler.evictable():
             if self._scheduler.wanted(victim.ref):
                 continue  # since it was listed
+            check()
             freed = await self._scheduler.evict(victim.ref, victim.digest, "gc")
             if freed is not None:
                 gone.append(_evicted(victim.ref, victim.digest, freed))
+        check()
         await self._scheduler.sweep()
         return gone
 
@@ -107,13 +111,19 @@ class Daemon:
             before = freed
         return plan
 
-    async def pin(self, ref: ModelRef) -> None:
+    async def pin(self, ref: ModelRef, check: Check) -> None:
         async with self._pinning:
+            check()
+            self._scheduler.require_known(ref)
             await self._keep(self._holdings.pins | {ref})
 
-    async def unpin(self, ref: ModelRef) -> None:
+    async def unpin(self, ref: ModelRef, check: Check) -> tuple[bool, bool]:
         async with self._pinning:
-            await self._keep(self._holdings.pins - {ref})
+            check()
+            was_pinned = ref in self._holdings.pins
+            if was_pinned:
+                await self._keep(self._holdings.pins - {ref})
+            return self._scheduler.is_kept(ref), was_pinned
 
     async def _keep(self, pins: set[ModelRef]) -> None:
         await self._blocking.run(write_pins, self._layout, pins)

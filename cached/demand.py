@@ -99,7 +99,7 @@ def compute_demand(
     refused: dict[ModelRef, Permanent] = {}
     for ref in sorted(asks):
         entry = catalog.find(ref)
-        outcome = _unknown(catalog, ref) if entry is None else _merge(entry, sorted(asks[ref]))
+        outcome = unknown_model(catalog, ref) if entry is None else _merge(entry, sorted(asks[ref]))
         if isinstance(outcome, Want):
             wants[ref] = outcome
         else:
@@ -158,7 +158,8 @@ def _mismatch(ref: ModelRef, expected: str, found: Digest, reason: str) -> Perma
     )
 
 
-def _unknown(catalog: Catalog, ref: ModelRef) -> Permanent:
+def unknown_model(catalog: Catalog, ref: ModelRef) -> Permanent:
+    """The refusal of a version that the catalog lacks, with what is nearest to it."""
     model = catalog.models.get(ref.name)
     if model is None:
         close = difflib.get_close_matches(ref.name, catalog.models, n=1)

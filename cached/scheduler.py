@@ -17,11 +17,11 @@ from cached.answers import Answers
 from cached.board import Board
 from cached.catalog import Catalog
 from cached.contract.digest import Digest
-from cached.contract.errors import HoldfastError
+from cached.contract.errors import HoldfastError, Transient
 from cached.contract.reference import ModelRef
 from cached.contract.status import State
 from cached.delivery import Delivery, Turns
-from cached.demand import Demand, Priority, Want, compute_demand
+from cached.demand import Demand, Priority, Want, compute_demand, keeps, unknown_model
 from cached.eviction import Holding, by_age, over_watermark
 from cached.flights import Flights
 from cached.holdings import Holdings, as_holdings
@@ -144,6 +144,21 @@ class Scheduler:
         """Tell whether the catalog has this version, or the node holds it: what metrics may name."""
         held = ref in self._parts.holdings.models
         return held or (self._catalog is not None and self._catalog.find(ref) is not None)
+
+    def require_known(self, ref: ModelRef) -> None:
+        """Raise `Permanent` (`unknown_model`) unless this version is here or in the catalog; `Transient`
+        (`no_catalog`) where it is not here and there is no catalog yet."""
+        if self.knows(ref):
+            return
+        if self._catalog is None:
+            raise Transient(
+                "no_catalog", f"{ref} is not on this node, and the catalog is not read yet", "ask again in a moment"
+            )
+        raise unknown_model(self._catalog, ref)
+
+    def is_kept(self, ref: ModelRef) -> bool:
+        """Tell whether the catalog keeps this version from eviction."""
+        return self._catalog is not None and keeps(self._catalog, ref, self._parts.surroundings.labels)
 
     def evictable(self) -> list[Holding]:
         """What nobody wants, uses or keeps, least recently used first."""

@@ -24,6 +24,27 @@ def command_parser(name: str, description: str) -> OptionParser:
     return parser
 
 
+def ask_within(parser: OptionParser, default_s: float) -> None:
+    """Add `--timeout`: how long the daemon may take to answer."""
+    parser.option(
+        "--timeout",
+        type=seconds,
+        default=default_s,
+        help=f"seconds to wait for the daemon's answer (default {default_s:g}); past that it does nothing",
+    )
+
+
+def seconds(text: str) -> float:
+    """Seconds, more than 0; raises ValueError."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 < value < float("inf"):
+        raise ValueError(f"expected seconds, more than 0, found {text!r}")
+    return value
+
+
 def reference(text: str) -> ModelRef:
     """An argument `NAME@VERSION`; a bad one is a usage error."""
     return _argument(ModelRef.parse, text)
@@ -51,9 +72,6 @@ def report_errors(name: str, body: Callable[[], int]) -> int:
         tell_error(name, error.message, error.remedy)
     except PermissionError as error:
         tell_error(name, f"{error.filename}: {error.strerror}", "run as the daemon's user, often root")
-    except BrokenPipeError:
-        # The reader went away (`holdfast ls | head`). Python would complain again when it flushes at exit.
-        sys.stdout = None
     return EXIT_FAILED
 
 

@@ -8,20 +8,21 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from cached.commands.common import command_parser, layout_of, report_errors, table
+from cached.commands.common import ask_within, command_parser, layout_of, report_errors, table
 from cached.contract.options import EXIT_DONE
 from cached.contract.units import format_size
 from cached.control_client import ControlClient, GcReport
 
 
 def main(argv: Sequence[str]) -> int:
-    """`holdfast gc [--dry-run]`; returns the exit code."""
+    """`holdfast gc [--dry-run] [--timeout S]`; returns the exit code."""
     parser = command_parser("gc", "Evict the versions that nobody wants, uses or has pinned.")
     parser.switch("--dry-run", help="say what would go, and remove nothing")
+    ask_within(parser, 600)
     options = parser.parse_args(argv)
 
     def body() -> int:
-        report = ControlClient(layout_of(options), timeout_s=600).gc(dry_run=options.dry_run)
+        report = ControlClient(layout_of(options), timeout_s=options.timeout).gc(dry_run=options.dry_run)
         sys.stdout.write(_describe(report, "would be evicted" if options.dry_run else "evicted"))
         return EXIT_DONE
 

@@ -8,19 +8,20 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from cached.commands.common import command_parser, layout_of, reference, report_errors
+from cached.commands.common import ask_within, command_parser, layout_of, reference, report_errors
 from cached.contract.options import EXIT_DONE
-from cached.control_client import ControlClient
+from cached.control_client import ControlClient, Unpinned
 
 
 def main(argv: Sequence[str]) -> int:
-    """`holdfast pin NAME@VERSION`; returns the exit code."""
+    """`holdfast pin NAME@VERSION [--timeout S]`; returns the exit code."""
     parser = command_parser("pin", "Keep a version from eviction, also across restarts of the daemon.")
     parser.add_argument("ref", metavar="NAME@VERSION", type=reference)
+    ask_within(parser, 30)
     options = parser.parse_args(argv)
 
     def body() -> int:
-        ControlClient(layout_of(options)).pin(options.ref)
+        ControlClient(layout_of(options), options.timeout).pin(options.ref)
         sys.stdout.write(f"{options.ref} is pinned: it stays until `holdfast unpin {options.ref}`\n")
         return EXIT_DONE
 
@@ -28,15 +29,21 @@ def main(argv: Sequence[str]) -> int:
 
 
 def unpin(argv: Sequence[str]) -> int:
-    """`holdfast unpin NAME@VERSION`; returns the exit code."""
+    """`holdfast unpin NAME@VERSION [--timeout S]`; returns the exit code."""
     parser = command_parser("unpin", "Let a version be evicted again.")
     parser.add_argument("ref", metavar="NAME@VERSION", type=reference)
+    ask_within(parser, 30)
     options = parser.parse_args(argv)
 
     def body() -> int:
-        pinned = ControlClient(layout_of(options)).unpin(options.ref)
-        held = "still pinned by the catalog (`pin: true` there)" if pinned else "no longer pinned"
-        sys.stdout.write(f"{options.ref} is {held}\n")
+        found = ControlClient(layout_of(options), options.timeout).unpin(options.ref)
+        sys.stdout.write(f"{options.ref} {_describe(found)}\n")
         return EXIT_DONE
 
     return report_errors("unpin", body)
+
+
+def _describe(found: Unpinned) -> str:
+    if found.pinned:
+        return "is still pinned by the catalog (`pin: true` there)"
+    return "is no longer pinned" if found.was_pinned else "was not pinned: nothing changed"

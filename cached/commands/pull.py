@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Sequence
 
-from cached.commands.common import command_parser, digest, layout_of, reference, report_errors
+from cached.commands.common import command_parser, digest, layout_of, reference, report_errors, seconds
 from cached.commands.progress import ProgressLine, describe
 from cached.commands.tree import daemon_status, held_version, model_status, seconds_since
 from cached.contract.errors import DigestMismatch, Permanent, Transient
@@ -23,6 +23,7 @@ from cached.contract.units import format_duration
 from cached.control_client import ControlClient
 
 _POLL_S = 0.1
+_ANSWER_S = 30.0
 _HEARTBEAT_LOST_S = 20.0  # it moves at least every 5 s (design, section 3)
 
 
@@ -32,7 +33,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("ref", metavar="NAME@VERSION", type=reference)
     parser.option("--digest", type=digest, help="the manifest digest it must have, sha256:…")
     parser.switch("--no-wait", help="return once the daemon knows")
-    parser.option("--timeout", type=_seconds, help="stop waiting after this many seconds (the daemon goes on)")
+    parser.option("--timeout", type=seconds, help="stop waiting after this many seconds (the daemon goes on)")
     options = parser.parse_args(argv)
 
     def body() -> int:
@@ -47,13 +48,15 @@ def main(argv: Sequence[str]) -> int:
 
 def _pull(layout: Layout, options: argparse.Namespace) -> int:
     ref: ModelRef = options.ref
-    state = ControlClient(layout).pull(ref, options.digest)
+    started = time.monotonic()
+    patience_s = _ANSWER_S if options.timeout is None else min(_ANSWER_S, options.timeout)
+    state = ControlClient(layout, patience_s).pull(ref, options.digest)
     if options.no_wait:
         sys.stdout.write(f"{ref} is {state.value}; `holdfast status --watch` follows it\n")
         return EXIT_DONE
     progress = ProgressLine(sys.stderr)
     try:
-        _wait(layout.public, ref, options.timeout, progress)
+        _wait(layout.public, ref, options.timeout, started, progress)
     finally:
         progress.end()
     held = held_version(layout.public, ref)
@@ -70,9 +73,9 @@ def _pull(layout: Layout, options: argparse.Namespace) -> int:
     return EXIT_DONE
 
 
-def _wait(public: PublicLayout, ref: ModelRef, timeout_s: float | None, progress: ProgressLine) -> None:
+def _wait(public: PublicLayout, ref: ModelRef, timeout_s: float | None, started: float, progress: ProgressLine) -> None:
     """Follow the status of `ref` until it is ready; raises the daemon's reason where it never will be."""
-    deadline = None if timeout_s is None else time.monotonic() + timeout_s
+    deadline = None if timeout_s is None else started + timeout_s
     while True:
         status = model_status(public, ref)
         if status is not None:
@@ -108,13 +111,3 @@ def _raise_if_daemon_lost(public: PublicLayout, ref: ModelRef) -> None:
             f"waiting for {ref}, but the daemon's heartbeat stopped {format_duration(silent_s)} ago",
             "start the daemon and pull again: what it fetched so far is kept",
         )
-
-
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = -1.0
-    if not 0 < seconds < float("inf"):
-        raise ValueError(f"expected seconds, more than 0, found {text!r}")
-    return seconds

@@ -17,6 +17,8 @@ from cached.contract.errors import HoldfastError
 EXIT_DONE = 0
 EXIT_FAILED = 1
 EXIT_USAGE = 2
+# Of a request to the control socket: until when its client waits, on the monotonic clock of the machine.
+DEADLINE_HEADER = "Holdfast-Deadline"
 
 
 class OptionParser(argparse.ArgumentParser):

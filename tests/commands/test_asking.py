@@ -116,9 +116,9 @@ def test_pull_gives_up_after_its_timeout(
 ) -> None:
     """`--timeout` ends the wait with 1, says where things stand, and that the daemon goes on."""
     control.answers["POST /v1/pull"] = answer_queued(layout)
-    assert pull.main(["minilm@1", "--root", str(layout.root), "--timeout", "0.01"]) == 1
+    assert pull.main(["minilm@1", "--root", str(layout.root), "--timeout", "1"]) == 1
     errors = capsys.readouterr().err
-    assert "not ready after 0.01 s: queued" in errors
+    assert "not ready after 1 s: queued" in errors
     assert "the daemon goes on" in errors
 
 
@@ -222,7 +222,7 @@ def test_gc_with_nothing_to_do_says_so(
 def test_pin_and_unpin(layout: Layout, control: ControlServer, capsys: pytest.CaptureFixture[str]) -> None:
     """`pin` and `unpin` name the version to the daemon and say what holds now."""
     control.answers["POST /v1/pin"] = 200, {"pinned": True}
-    control.answers["POST /v1/unpin"] = 200, {"pinned": False}
+    control.answers["POST /v1/unpin"] = 200, {"pinned": False, "was_pinned": True}
     assert pin.main(["minilm@1", "--root", str(layout.root)]) == 0
     assert pin.unpin(["minilm@1", "--root", str(layout.root)]) == 0
     named = {"model": "minilm", "version": "1"}
@@ -236,6 +236,6 @@ def test_unpin_says_when_the_catalog_still_pins(
     layout: Layout, control: ControlServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Where the catalog pins the version, `unpin` says that it stays."""
-    control.answers["POST /v1/unpin"] = 200, {"pinned": True}
+    control.answers["POST /v1/unpin"] = 200, {"pinned": True, "was_pinned": True}
     assert pin.unpin(["minilm@1", "--root", str(layout.root)]) == 0
     assert "still pinned by the catalog" in capsys.readouterr().out

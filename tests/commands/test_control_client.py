@@ -12,7 +12,7 @@ from cached.contract.errors import Permanent, Transient
 from cached.contract.layout import Layout
 from cached.contract.reference import ModelRef
 from cached.contract.status import State
-from cached.control_client import ControlClient, Evicted
+from cached.control_client import ControlClient, Evicted, Unpinned
 from tests.support.control import ControlServer
 
 REF = ModelRef("acme/llama", "v3")
@@ -45,9 +45,9 @@ def test_gc_reads_every_version(layout: Layout, control: ControlServer) -> None:
 def test_pin_and_unpin_return_what_holds_now(layout: Layout, control: ControlServer) -> None:
     """`pin` and `unpin` return whether the version is pinned afterwards."""
     control.answers["POST /v1/pin"] = 200, {"pinned": True}
-    control.answers["POST /v1/unpin"] = 200, {"pinned": False}
+    control.answers["POST /v1/unpin"] = 200, {"pinned": False, "was_pinned": True}
     client = ControlClient(layout)
-    assert (client.pin(REF), client.unpin(REF)) == (True, False)
+    assert (client.pin(REF), client.unpin(REF)) == (True, Unpinned(pinned=False, was_pinned=True))
 
 
 def test_status_is_handed_on(layout: Layout, control: ControlServer) -> None:
