@@ -22,7 +22,8 @@ help:
 	@echo 'make test-slow  the tests marked slow: soaks and large files'
 	@echo 'make soak       hours of a node in fast motion, its daemon watched for leaks: make soak DURATION=2h'
 	@echo 'make test-verity  the tests of fs-verity in a virtual machine, whose kernel VERITY_KERNEL names'
-	@echo 'make e2e        install, use and remove Holdfast in the cluster of KUBECONFIG, whose nodes have its images'
+	@echo 'make e2e        install, use and remove Holdfast in the cluster of KUBECONFIG, whose nodes have its images;'
+	@echo '                evicts from the nodes: refuses where they hold versions, unless E2E_EVICT=yes'
 	@echo 'make clean      remove .venv and the caches'
 	@echo "ARGS passes on: make run ARGS=--exit, make test ARGS='tests/contract -x'"
 
@@ -54,7 +55,8 @@ test-verity: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -m slow --timeout 1800 tests/verity $(ARGS)
 
 # Not part of `make test`: whoever has KUBECONFIG set for other work must not find Holdfast in that cluster. First the tests
-# that want a cluster without it.
+# that want a cluster without it. The end-to-end tests evict what nobody uses from every node's root: they look first, and
+# refuse where a node holds versions that are not their own, unless E2E_EVICT=yes.
 e2e: $(VENV)/installed-dev
 	$(BIN)/python -m pytest tests/manifests/test_on_a_cluster.py tests/e2e $(ARGS)
 

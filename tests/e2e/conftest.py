@@ -1,11 +1,13 @@
 """One Holdfast and one S3 server for all of these tests, in the cluster of KUBECONFIG; skipped where there is none.
 
 The images must be on the nodes: those of the laptop overlay, or HOLDFAST_E2E_DAEMON_IMAGE and HOLDFAST_E2E_GATE_IMAGE.
+They evict what nobody uses from every node, and so refuse to run where a node holds versions, unless E2E_EVICT=yes.
 What was measured on the way is printed at the end, and asserted nowhere.
 """
 
 from __future__ import annotations
 
+import os
 import statistics
 import uuid
 from collections.abc import Iterator
@@ -29,7 +31,7 @@ class Models:
     run: str = field(default_factory=lambda: uuid.uuid4().hex[:8])
 
     def __getitem__(self, name: str) -> str:
-        return f"e2e-{self.run}-{name}"
+        return f"{installation.OWN}{self.run}-{name}"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -83,7 +85,17 @@ def origin(namespace: str) -> Iterator[Origin]:
 
 
 @pytest.fixture(scope="session")
-def holdfast(origin: Origin, models: Models, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Holdfast]:
+def spared(namespace: str) -> None:
+    """Nothing is installed on nodes that hold versions: these tests evict."""
+    refusal = installation.refusal(installation.versions_on_nodes(namespace), os.environ.get("E2E_EVICT"))
+    if refusal is not None:
+        pytest.exit(refusal, returncode=1)
+
+
+@pytest.fixture(scope="session")
+def holdfast(
+    spared: None, origin: Origin, models: Models, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Holdfast]:
     names = [models[name] for name in ("first", "kept", "rolling", "warm")]
     folder = installation.overlay(tmp_path_factory.mktemp("overlay"), origin, names, models["wrong"])
     with installation.installed(folder) as here:

@@ -1,4 +1,4 @@
-"""What the end-to-end tests put into a cluster: an S3 server of their own, Holdfast, and pods.
+"""What the end-to-end tests put into a cluster: an S3 server of their own, Holdfast, and pods; and what they spare.
 
 Law: names carry the run's own mark; what is made in a `with` is removed at its end, the weights on the nodes excepted.
 """
@@ -9,19 +9,29 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
 
+from cached.contract.layout import DEFAULT_ROOT
 from tests.support.cluster import Json, Pod, create, exists, get, kubectl, raw, select, wait_for
 
 DAEMON_IMAGE = os.environ.get("HOLDFAST_E2E_DAEMON_IMAGE", "localhost/holdfast/daemon:0.1.0")
 GATE_IMAGE = os.environ.get("HOLDFAST_E2E_GATE_IMAGE", "localhost/holdfast/gate:0.1.0")
 LAPTOP = Path(__file__).parents[2] / "manifests" / "overlays" / "laptop"
 GATE, MAIN = "holdfast-gate", "main"
+OWN = "e2e-"  # how the names of these tests' own models begin
+_SHOWN = 5
+# A name is a symlink two folders down; a node that never ran the daemon has no such folder.
+_LOOK = f"""
+set -e
+[ -e /host/{DEFAULT_ROOT.name}/public/models ] || exit 0
+cd /host/{DEFAULT_ROOT.name}/public/models
+find . -mindepth 2 -maxdepth 2 -type l | sed 's#^\\./##; s#/\\([^/]*\\)$#@\\1#'
+"""
 _ZEROES = f"sha256:{'0' * 64}"
 _KEYS = {
     "AWS_ACCESS_KEY_ID": "HOLDFASTTESTKEY",
@@ -43,6 +53,52 @@ s3.put_object(Bucket="models", Key=sys.argv[1] + "/.holdfast/publishing", Body=b
 """
 # It says when it started (the kubelet's own times are whole seconds), and ends when it is told to.
 _MAIN = "trap 'exit 0' TERM; date +%s.%N; sleep 1000000 & wait"
+
+
+def versions_on_nodes(within: str) -> dict[str, list[str]]:
+    """The versions that the roots of the cluster's nodes hold, as the disk has them, by node; those of these tests' own
+    earlier runs excepted. Looked at from a pod in the namespace `within` on each node, which mounts read-only."""
+    found: dict[str, list[str]] = {}
+    for node in json.loads(kubectl("get", "nodes", "-o", "json").stdout)["items"]:
+        name = node["metadata"]["name"]
+        look = Pod(within, f"look-{name}"[:63].rstrip("-."))
+        container = {
+            "name": MAIN,
+            "image": DAEMON_IMAGE,
+            "command": ["sh", "-c", _LOOK],
+            "securityContext": {"runAsUser": 0},
+            "volumeMounts": [{"name": "host", "mountPath": "/host", "readOnly": True}],
+        }
+        spec = {
+            "nodeName": name,
+            "restartPolicy": "Never",
+            "tolerations": [{"operator": "Exists"}],
+            "containers": [container],
+            "volumes": [{"name": "host", "hostPath": {"path": str(DEFAULT_ROOT.parent), "type": "Directory"}}],
+        }
+        create(_pod(look, spec))
+        try:
+            look.wait_phase("Succeeded")
+            held = [line for line in look.log(MAIN).splitlines() if not line.startswith(OWN)]
+        finally:
+            look.delete()
+        if held:
+            found[name] = sorted(held)
+    return found
+
+
+def refusal(held: Mapping[str, Sequence[str]], allowed: str | None) -> str | None:
+    """Why these tests may not run on nodes that hold these versions; None where they may. `allowed`: E2E_EVICT."""
+    if not held or allowed == "yes":
+        return None
+    shown = "; ".join(
+        f"{node}: {', '.join(versions[:_SHOWN])}" + (f" and {len(versions) - _SHOWN} more" if versions[_SHOWN:] else "")
+        for node, versions in held.items()
+    )
+    return (
+        f"these tests evict what nobody uses from {DEFAULT_ROOT} of every node, and there are versions ({shown}): "
+        "use another cluster, or allow it with E2E_EVICT=yes"
+    )
 
 
 @dataclass(frozen=True, slots=True)
