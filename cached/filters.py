@@ -8,12 +8,13 @@ normal form C: an editor writes that into the catalog, and macOS another one int
 
 from __future__ import annotations
 
+import json
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase, translate
 
-from cached.contract.errors import Permanent
+from cached.contract.errors import HoldfastError, Permanent
 from cached.sources.base import Listing, RemoteFile, Unlisted
 from cached.sources.naming import check_names, shown
 
@@ -127,11 +128,22 @@ def _raise_problems(
         if file.problem is not None:
             raise file.problem
     for folder in folders:
-        raise folder.problem
+        raise _with_the_way_out(folder)
     for file in listing.files:
         # Nobody knows whether a dangling link is meant to be a folder: a pattern that names it as one says so.
         if file.problem is not None and any(pattern.startswith(f"{file.path}/") for pattern in include):
             raise file.problem
+
+
+def _with_the_way_out(folder: Unlisted) -> HoldfastError:
+    """The folder's problem, with the pattern that leaves the folder out: its name alone would match no file."""
+    problem = folder.problem
+    if not isinstance(problem, Permanent):
+        return problem
+    remedy = f"{problem.remedy}; a version without it has `exclude: [{json.dumps(folder.path)}]` in the catalog"
+    error = Permanent(problem.code, problem.message, remedy)
+    error.__cause__ = problem
+    return error
 
 
 def _form(path: str) -> str:

@@ -157,9 +157,10 @@ def test_an_unlisted_folder_fails_what_could_lie_in_it() -> None:
     """A folder that cannot be listed fails a version that could have a file below it, and no other."""
     problem = Permanent("forbidden", "may not be read", "let it be read")
     found = listing(*WEIGHTS, unlisted=(Unlisted("private/", problem),))
-    assert refusal(found) is problem
-    assert refusal(found, ("*.safetensors",)) is problem
-    assert refusal(found, ("config.json", "private/a/b.json")) is problem
+    for include in ((), ("*.safetensors",), ("config.json", "private/a/b.json")):
+        error = refusal(found, include)
+        assert error.__cause__ is problem
+        assert (error.code, 'exclude: ["private/"]' in error.remedy) == ("forbidden", True)
     assert names(choose(found, "s3://b/m/", WEIGHTS, ())) == list(WEIGHTS)
     assert names(choose(found, "s3://b/m/", ("*.safetensors", "*.json"), ("private/",))) == list(WEIGHTS)
     assert names(choose(found, "s3://b/m/", (), ("priv*",))) == list(WEIGHTS)
