@@ -12,6 +12,7 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
+from cached.contract import limits
 from cached.contract.errors import HoldfastError
 from server import hostmemory
 from server.safetensors import list_shards
@@ -26,7 +27,7 @@ class ReadAhead:
 
     def __init__(self, folders: Sequence[Path]) -> None:
         self._left: set[Path] = set()
-        threading.Thread(target=self._run, args=(folders,), name="holdfast-ahead", daemon=True).start()
+        limits.start_some([threading.Thread(target=self._run, args=(folders,), name="holdfast-ahead", daemon=True)])
 
     def leave(self, folder: Path) -> None:
         """Go no further in a folder: it is being loaded, past the cache where its bytes are not there yet."""

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
 
+from cached.contract import limits
 from cached.contract.errors import Permanent
 
 _REQUEST_BYTES = 8192
@@ -57,8 +58,8 @@ class Probe:
         return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
     def start(self) -> None:
-        """Answer from now on."""
-        threading.Thread(target=self._accept, name="probe", daemon=True).start()
+        """Answer from now on; raises `Transient` (`no_thread`)."""
+        limits.start(threading.Thread(target=self._accept, name="probe", daemon=True), "answering probes")
 
     def _accept(self) -> None:
         while True:
@@ -68,7 +69,9 @@ class Probe:
                 time.sleep(0.05)
                 continue
             self._admit(connection)
-            threading.Thread(target=self._serve, args=(connection,), name="probe-answer", daemon=True).start()
+            answering = threading.Thread(target=self._serve, args=(connection,), name="probe-answer", daemon=True)
+            if not limits.start_some([answering]):
+                self._serve(connection)  # one at a time, rather than none ever again
 
     def _admit(self, connection: socket.socket) -> None:
         with self._lock:

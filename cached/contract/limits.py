@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import resource
 import threading
+from collections.abc import Sequence
 
 from cached.contract.errors import Permanent, Transient
 
@@ -28,6 +29,18 @@ def start(thread: threading.Thread, what: str) -> None:
         thread.start()
     except RuntimeError as error:
         raise no_thread(what) from error
+
+
+def start_some(threads: Sequence[threading.Thread]) -> list[threading.Thread]:
+    """Start `threads` until the kernel refuses one; returns those that run, for work that any of them can do alone."""
+    running = []
+    for thread in threads:
+        try:
+            thread.start()
+        except RuntimeError:
+            break
+        running.append(thread)
+    return running
 
 
 def no_thread(what: str) -> Transient:

@@ -12,6 +12,7 @@ import os
 import sys
 from collections.abc import Callable
 
+from cached.contract import limits
 from cached.contract.options import EXIT_FAILED
 
 _EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells say it
@@ -26,7 +27,8 @@ class OutputLost(Exception):
 
 
 def guarded(name: str, command: Callable[[], int]) -> int:
-    """Run `command`; returns its exit code, or that of a lost output or an interrupt, which are told in a sentence."""
+    """Run `command`; returns its exit code, or that of a lost output, an interrupt, or a limit of
+    the process, which are told in a sentence."""
     try:
         code = _run(command)
         sys.stdout.flush()
@@ -37,6 +39,12 @@ def guarded(name: str, command: Callable[[], int]) -> int:
                 f"{name}: cannot write to standard output: {lost}\n"
                 "  what to do: run it again with somewhere to write to; what it has done stays done\n"
             )
+        return EXIT_FAILED
+    except (RuntimeError, OSError) as error:
+        short = limits.shortage(error, name)
+        if short is None:
+            raise
+        sys.stderr.write(f"{short.message}\n  what to do: {short.remedy}\n")
         return EXIT_FAILED
     except KeyboardInterrupt:
         _discard_output()

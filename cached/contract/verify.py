@@ -20,6 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from queue import SimpleQueue
 
+from cached.contract import limits
 from cached.contract.digest import Digest
 from cached.contract.errors import DigestMismatch, HoldfastError, Permanent
 from cached.contract.layout import SnapshotLayout
@@ -108,16 +109,17 @@ def check_full(
             outcomes.put(None)
 
     workers = [threading.Thread(target=work, name=f"verify-{n}") for n in range(max(1, min(threads, len(waiting))))]
-    for worker in workers:
-        worker.start()
+    running = limits.start_some(workers)
+    if not running:  # the limit of processes is reached: then this thread hashes
+        work()
     try:
-        for _ in workers:
+        for _ in running or workers[:1]:
             failure = outcomes.get()
             if failure is not None:
                 raise failure
     finally:
         stop.set()
-        for worker in workers:
+        for worker in running:
             worker.join()
 
 

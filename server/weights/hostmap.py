@@ -14,6 +14,7 @@ from collections.abc import Iterable
 
 import torch
 
+from cached.contract import limits
 from cached.contract.errors import Permanent
 from server.weights.checkpoint import Checkpoint, Located, WeightFile
 from server.weights.dtypes import of
@@ -57,7 +58,10 @@ class HostMap:
         opened = {file: self._files[file].descriptor for file in spans}
         lacking = [(os.dup(opened[file]), *span) for file, span in spans.items() if _lacks(opened[file], *span)]
         if lacking:
-            threading.Thread(target=_read_ahead, args=(lacking,), name="holdfast-ahead", daemon=True).start()
+            ahead = threading.Thread(target=_read_ahead, args=(lacking,), name="holdfast-ahead", daemon=True)
+            if not limits.start_some([ahead]):  # the pages come when they are touched
+                for descriptor, _, _ in lacking:
+                    os.close(descriptor)
 
 
 def _read_ahead(spans: list[tuple[int, int, int]]) -> None:

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from cached.contract import limits
 from cached.contract.errors import Transient
 from server.weights.accelerator import Accelerator
 from server.weights.plan import Chunk, Plan, Range
@@ -152,7 +153,11 @@ class _Flow:
         while len(self._threads) < self._wanted:
             stream = self._streams[len(self._threads) % len(self._streams)]
             thread = threading.Thread(target=self._thread, args=(stream,), name="holdfast-load", daemon=True)
-            thread.start()
+            if not self._threads:
+                limits.start(thread, "loading")
+            elif not limits.start_some([thread]):
+                self._wanted = len(self._threads)  # no more threads to be had: these carry all of it
+                break
             self._threads.append(thread)
 
     def finish(self) -> tuple[Range, torch.Tensor]:

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 
+from cached.contract import limits
 from cached.contract.errors import Permanent
 from server.weights.runtime import Runtime
 
@@ -118,7 +119,5 @@ def _touch(address: int, nbytes: int, processors: frozenset[int]) -> None:
 
     count = min(_FAULT_THREADS, max(1, len(processors)))
     threads = [threading.Thread(target=touch, args=(number,), name="holdfast-touch") for number in range(count)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
+    for thread in limits.start_some(threads):  # pages that nobody touched are made when they are used
         thread.join()

@@ -103,3 +103,19 @@ def test_ctrl_c_is_no_traceback(layout: Layout, tmp_path: Path, command: str) ->
             _, errors = waiting.communicate(timeout=60)
     assert waiting.returncode in (0, 130)
     assert "Traceback" not in errors
+
+
+def test_a_command_without_threads_says_so(tmp_path: Path) -> None:
+    """A command that may not start a thread ends with 1 and the limit to raise."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import threading\n"
+        "def refuse(*arguments):\n"
+        '    raise RuntimeError("can\'t start new thread")\n'
+        "threading._start_new_thread = refuse\n"
+    )
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    done = shell(f"PYTHONPATH={tmp_path} {HOLDFAST} publish {tmp_path}/model {tmp_path}/there")
+    assert done.returncode == 1
+    assert "podPidsLimit" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -107,3 +107,27 @@ def test_an_interruption_ends_it(snapshot: SnapshotLayout, manifest: Manifest) -
     with pytest.raises(Enough):
         check_full(snapshot, manifest, 2, refuse)
     assert threading.active_count() == before
+
+
+@pytest.mark.parametrize("allowed", [0, 1, 3])
+def test_fewer_threads_than_asked_for_hash_everything(
+    snapshot: SnapshotLayout, manifest: Manifest, monkeypatch: pytest.MonkeyPatch, allowed: int
+) -> None:
+    """Where the kernel refuses threads those that run, or the caller's own, hash every file and find a bad one."""
+    start, left = threading.Thread.start, [allowed]
+
+    def limited(thread: threading.Thread) -> None:
+        left[0] -= 1
+        if left[0] < 0:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", limited)
+    told: list[int] = []
+    check_full(snapshot, manifest, 8, told.append)
+    assert sum(told) == manifest.total_bytes
+    (snapshot.path / "5.bin").chmod(0o644)
+    (snapshot.path / "5.bin").write_bytes(bytes(1 << 20))
+    left[0] = allowed
+    with pytest.raises(DigestMismatch, match=r"5\.bin"):
+        check_full(snapshot, manifest, 8)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from cached.contract.layout import DEFAULT_ROOT
 from tests.support import installation
 
 # It knows two nodes, keeps what it is told to create, and runs a pod's command on a node's folder instead of /host.
@@ -78,7 +79,7 @@ def test_the_root_that_is_looked_at_is_the_one_that_is_installed() -> None:
     manifest = Path(__file__).parents[2] / "manifests" / "base" / "daemon" / "daemonset.yaml"
     volumes = yaml.safe_load(manifest.read_text())["spec"]["template"]["spec"]["volumes"]
     paths = [volume["hostPath"]["path"] for volume in volumes if "hostPath" in volume]
-    assert str(installation.DEFAULT_ROOT) in paths
+    assert str(DEFAULT_ROOT) in paths
 
 
 def test_nodes_with_versions_are_refused_unless_allowed() -> None:

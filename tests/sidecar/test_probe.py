@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import http.client
 import socket
+import threading
 import time
 
 import pytest
 
 from cached.contract.layout import PublicLayout
 from cached.contract.status import State
+from sidecar.probe import Probe, Readiness
 from tests.support.gates import FILES, REF, Gates, RunningGate
 from tests.support.snapshots import link_model, make_snapshot, write_status
 
@@ -109,3 +111,22 @@ def test_once_listens_nowhere_unless_asked(public: PublicLayout, gates: Gates) -
     silent, asked = gates.start("--once"), gates.start("--once", "--listen", "127.0.0.1:0")
     assert (silent.wait(), asked.wait()) == (0, 0)
     assert "probes on" not in silent.said() and "probes on" in asked.said()
+
+
+def test_probes_are_answered_without_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no thread can be had for a connection the listener answers it itself, and goes on listening."""
+    probe = Probe(("127.0.0.1", 0), Readiness())
+    probe.start()
+    start = threading.Thread.start
+
+    def refuse(thread: threading.Thread) -> None:
+        if thread.name == "probe-answer":
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    for _ in range(3):
+        connection = http.client.HTTPConnection(probe.address, timeout=10)
+        connection.request("GET", "/healthz")
+        assert connection.getresponse().status == 200
+        connection.close()
