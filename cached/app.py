@@ -83,6 +83,7 @@ def main(argv: Sequence[str]) -> int:
     ending = Ending(_PATIENCE_S, partial(_leave, Layout(config.root)))
     try:
         limits.start(ending, "the daemon")
+        _require_proc()
         standing = _standing(limits.raise_open_files(_LEAST_FILES + 2 * config.connections))
         asyncio.run(_run(config, ending, standing))
     except (HoldfastError, OSError, RuntimeError) as error:
@@ -94,6 +95,12 @@ def main(argv: Sequence[str]) -> int:
         sys.stderr.write(f"holdfast daemon: {told}\n")
         return EXIT_FAILED
     return EXIT_DONE
+
+
+def _require_proc() -> None:
+    """Refuse to start without /proc, whose short names of open folders the socket and the scrub go by."""
+    if not os.path.exists("/proc/self/fd"):
+        raise Permanent("no_proc", "/proc is not mounted here", "mount proc at /proc in the daemon's container")
 
 
 def _standing(files: int) -> int:

@@ -10,11 +10,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import json
 import os
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from cached.contract.digest import is_hex
 from cached.contract.errors import HoldfastError, Transient
@@ -26,6 +29,7 @@ from cached.store.ranges import Ranges
 
 ALIGNMENT = 4096  # what O_DIRECT asks of offset, length and memory; the page size of every machine we run on
 _STATE_MODE = 0o600
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +85,7 @@ class Ingest:
             length = padded
         try:
             while length > 0:
-                written = os.pwrite(self._write_fd, buffer[:length], offset)
+                written = self._whichever_way(os.pwrite, self._write_fd, buffer[:length], offset)
                 buffer, length, offset = buffer[written:], length - written, offset + written
         except OSError as error:
             raise durable.disk_error(error, f"writing {self.folder / 'data'}") from error
@@ -89,7 +93,7 @@ class Ingest:
     def read(self, buffer: memoryview, offset: int) -> int:
         """Read back into a page-aligned `buffer` from `offset`, a multiple of ALIGNMENT; returns bytes read."""
         try:
-            return os.preadv(self._read_fd, [buffer], offset)
+            return self._whichever_way(os.preadv, self._read_fd, [buffer], offset)
         except OSError as error:
             if error.errno == errno.EIO:
                 raise Transient(
@@ -98,6 +102,18 @@ class Ingest:
                     "check the node's disk",
                 ) from error
             raise durable.disk_error(error, f"reading {self.folder / 'data'}") from error
+
+    def _whichever_way(self, step: Callable[[int, T, int], int], descriptor: int, data: T, offset: int) -> int:
+        """Take a step; through the page cache from then on where a file system opens with O_DIRECT and refuses it after
+        that (EINVAL, open(2): larger blocks, some network and FUSE file systems)."""
+        try:
+            return step(descriptor, data, offset)
+        except OSError as error:
+            if error.errno != errno.EINVAL or not self.direct:
+                raise
+            flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)  # another thread may have been here already
+            fcntl.fcntl(descriptor, fcntl.F_SETFL, flags & ~os.O_DIRECT)
+        return step(descriptor, data, offset)
 
     def record(self, ranges: list[tuple[int, int]]) -> None:
         """Make the bytes of `ranges`, all written before this call, durable; then write that down.

@@ -174,6 +174,24 @@ def test_too_few_open_files_are_refused_with_a_sentence(tmp_path: Path) -> None:
         assert "Traceback" not in daemon.log()
 
 
+def test_without_proc_the_start_is_refused_with_a_sentence(tmp_path: Path) -> None:
+    """Where /proc is not mounted the daemon ends with 1 and says what to mount."""
+    hidden = ["unshare", "-Urm", "sh", "-c", 'mount -t tmpfs none /proc && exec "$@"', "sh"]
+    if subprocess.run([*hidden, "true"], check=False).returncode != 0:
+        pytest.skip("/proc cannot be hidden here")
+    done = subprocess.run(
+        [*hidden, *daemon_command(tmp_path / "root", tmp_path / "catalog.yaml")],
+        env=bare_environment(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "/proc is not mounted" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 @pytest.mark.parametrize("kind", ["instances", "watches"])
 def test_without_inotify_the_catalog_is_looked_at(tmp_path: Path, kind: str) -> None:
     """Where no inotify instance or watch is left the daemon says so once, with the limit's name, and polls."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import stat
@@ -54,6 +55,28 @@ def test_bytes_land_where_they_belong(layout: Layout) -> None:
 
 def test_reading_back(layout: Layout) -> None:
     """What was written is read back, past the page cache too."""
+    with opened(layout) as made:
+        made.write(aligned(b"x" * MIB), MIB, MIB)
+        buffer = aligned(bytes(MIB))
+        assert made.read(buffer, MIB) == MIB
+        assert bytes(buffer) == b"x" * MIB
+
+
+def test_a_file_system_that_refuses_direct_writes_is_written_through_the_cache(
+    layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where O_DIRECT can be opened with but not written or read with, bytes go through the page cache."""
+
+    def refusing(step: Callable[..., int]) -> Callable[..., int]:
+        def refuse(descriptor: int, *rest: object) -> int:
+            if fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_DIRECT:
+                raise OSError(errno.EINVAL, "Invalid argument")
+            return step(descriptor, *rest)
+
+        return refuse
+
+    monkeypatch.setattr(os, "pwrite", refusing(os.pwrite))
+    monkeypatch.setattr(os, "preadv", refusing(os.preadv))
     with opened(layout) as made:
         made.write(aligned(b"x" * MIB), MIB, MIB)
         buffer = aligned(bytes(MIB))
