@@ -6,7 +6,8 @@ Law: writes to the board what the holdings and what was settled say; decides not
 from __future__ import annotations
 
 from cached.board import Board
-from cached.catalog import Catalog
+from cached.catalog import Catalog, CatalogVersion
+from cached.contract.digest import Digest
 from cached.contract.errors import HoldfastError, Permanent
 from cached.contract.reference import ModelRef
 from cached.contract.status import State
@@ -45,17 +46,26 @@ class Answers:
         else:
             self._board.drop(ref)
 
-    def pinned(self, catalog: Catalog, around: Surroundings) -> None:
-        """Say of what is here whether anybody promises its digest now: the catalog, a pod, or who pulled it last."""
+    def here(self, catalog: Catalog, around: Surroundings) -> None:
+        """Say of what is here whether it is what the catalog asks for, and whether anybody promises its digest now: the
+        catalog, a pod, or who pulled it last."""
         pods = {(pod.ref, pod.pin) for pod in around.pods()}
         for ref, digest in self._holdings.models.items():
             entry = catalog.find(ref)
             promised = (ref, digest) in pods or self._pulls.pins.get(ref) == digest
             pinned = promised or (entry is not None and entry.digest == digest)
+            self._board.know(ref, str(digest), None if entry is None else self._stale(ref, digest, entry))
             status = self._board.get(ref)
             if status is not None and status.state is State.READY and status.pinned != pinned:
                 self._ready(ref, pinned=pinned)
 
+    def _stale(self, ref: ModelRef, digest: Digest, entry: CatalogVersion) -> tuple[str, str | None] | None:
+        """Why what is here is not what the catalog asks for; unknown origins are told when they are resolved."""
+        if entry.digest is not None:
+            return None if entry.digest == digest else ("catalog_changed", str(entry.digest))
+        request = self._holdings.fetched[ref].request
+        return None if request in (None, entry.request) else ("catalog_changed", None)
+
     def _ready(self, ref: ModelRef, *, pinned: bool) -> None:
         held = self._holdings
-        self._board.ready(ref, held.models[ref], held.size(ref), pinned)
+        self._board.ready(ref, held.models[ref], held.size(ref), pinned, held.fetched[ref].source)

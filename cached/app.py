@@ -369,9 +369,19 @@ def _take_up(layout: Layout, board: Board, holdings: Holdings) -> dict[ModelRef,
         else:
             board.drop(ref)
     for ref, digest in holdings.models.items():
-        board.ready(ref, digest, holdings.size(ref), ref in before and before[ref].pinned)
+        old_status = before.get(ref)
+        holdings.adopt(ref, _told_source(old_status, digest))
+        pinned = old_status is not None and old_status.pinned
+        board.ready(ref, digest, holdings.size(ref), pinned, holdings.fetched[ref].source)
     board.sweep()
     return unfinished
+
+
+def _told_source(status: ModelStatus | None, digest: Digest) -> str:
+    """Where an older release got `digest` from; only what it called ready tells."""
+    if status is None or status.state is not State.READY or status.digest != str(digest):
+        return ""
+    return status.source
 
 
 def _pin_of(status: ModelStatus) -> Digest | None:

@@ -20,7 +20,7 @@ from cached.contract.digest import Digest
 from cached.contract.errors import HoldfastError, Transient
 from cached.contract.layout import PublicLayout
 from cached.contract.reference import ModelRef
-from cached.contract.status import DaemonStatus, ModelStatus, State, StatusError, encode, timestamp
+from cached.contract.status import DaemonStatus, ModelStatus, Stale, State, StatusError, encode, timestamp
 from cached.pools import started_pool
 from cached.saying import Saying
 from cached.store import durable
@@ -43,6 +43,17 @@ class Progress:
     eta_s: float | None
 
 
+@dataclass(frozen=True, slots=True)
+class _Facts:
+    """What holds of a version whatever its state."""
+
+    held: str | None
+    stale: Stale | None
+
+
+_NO_FACTS = _Facts(None, None)
+
+
 class Board:
     """What the daemon says of every version."""
 
@@ -55,6 +66,7 @@ class Board:
         self._beating_since: float | None = None  # on the monotonic clock, while a heartbeat is not written yet
         self.news = asyncio.Event()  # set whenever a status changes; whoever waits for it clears it
         self._statuses: dict[ModelRef, ModelStatus] = {}
+        self._facts: dict[ModelRef, _Facts] = {}
         self._writer = started_pool(1, "status")
         now = timestamp(time.time())
         self._daemon = DaemonStatus(node, version("holdfast"), os.getpid(), now, now)
@@ -104,9 +116,22 @@ class Board:
         old = self._statuses[ref]
         self._put(ref, state, replace(old, error=StatusError.of(error), rate_bytes_per_s=None, eta_s=None))
 
-    def ready(self, ref: ModelRef, digest: Digest, size: int, pinned: bool) -> None:
-        """A version is published."""
-        source = self._statuses[ref].source if ref in self._statuses else ""
+    def know(self, ref: ModelRef, held: str | None, stale: tuple[str, str | None] | None) -> None:
+        """What holds of a version whatever its state: the digest that its name leads to, and why that is not what it
+        should be (reason and digest of `Stale`). Nothing happens where it is known already."""
+        old = self._facts.get(ref, _NO_FACTS)
+        known = None if old.stale is None else (old.stale.reason, old.stale.digest)
+        if (old.held, known) == (held, stale):
+            return
+        since = None if stale is None else Stale(*stale, timestamp(time.time()))
+        self._facts[ref] = _Facts(held, since)
+        status = self._statuses.get(ref)
+        if status is not None:
+            self._put(ref, status.state, status)
+
+    def ready(self, ref: ModelRef, digest: Digest, size: int, pinned: bool, source: str) -> None:
+        """A version is published; `source` is where its content came from."""
+        self._facts[ref] = replace(self._facts.get(ref, _NO_FACTS), held=str(digest))
         done = replace(_status(ref, State.READY, source, str(digest), pinned), bytes_total=size, bytes_done=size)
         self._put(ref, State.READY, done)
 
@@ -116,6 +141,7 @@ class Board:
 
     def drop(self, ref: ModelRef) -> None:
         """A version is neither here nor wanted."""
+        self._facts.pop(ref, None)
         if self._statuses.pop(ref, None) is not None:
             self.news.set()
             self._submit(partial(self._remove, ref))
@@ -154,7 +180,8 @@ class Board:
         now = timestamp(time.time())
         old = self._statuses.get(ref)
         since = old.since if old is not None and old.state == state else now
-        status = replace(status, state=state, since=since, updated=now)
+        facts = self._facts.get(ref, _NO_FACTS)
+        status = replace(status, state=state, since=since, updated=now, held=facts.held, stale=facts.stale)
         self._statuses[ref] = status
         self.news.set()
         self._submit(partial(self._write, self._public.model_status(ref), status.document()))

@@ -6,9 +6,12 @@ credential. Format: section 6 of the design.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 
 import yaml
 
@@ -42,6 +45,22 @@ class CatalogVersion:
     include: tuple[str, ...]
     exclude: tuple[str, ...]
     keep: bool
+
+    @property
+    def request(self) -> str:
+        """What a fetch of this version asks for: `request_of` its source and filters."""
+        return request_of(self.source, self.include, self.exclude)
+
+
+@lru_cache(maxsize=1 << 14)  # asked for each version whenever anything happens
+def request_of(source: str, include: tuple[str, ...], exclude: tuple[str, ...]) -> str:
+    """The identity of a fetch request, to be kept with what it brought: a hash, since `source` may carry credentials.
+
+    Everything counts that may change what the source answers, credentials and parameters too: a source that differs
+    only in those is listed again, which is cheap, and not taken for the same.
+    """
+    text = json.dumps(["holdfast-request", source, include, exclude])
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)

@@ -160,6 +160,7 @@ class Daemon:
                     status.version,
                     ready=ref in held.models,
                     pinned=status.pinned,
+                    stale=status.stale is not None,
                     size=held.size(ref) if ref in held.models else 0,
                     last_used=held.used_at(ref),
                 )

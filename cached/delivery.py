@@ -110,7 +110,7 @@ class Delivery:
             _log.exception("%s", ref)
             return Permanent("internal", f"{ref}: {error!r}", "report this with the daemon's log")
         size = published.manifest.total_bytes
-        self._board.ready(ref, published.digest, size, self.want.pin is not None)
+        self._board.ready(ref, published.digest, size, self.want.pin is not None, published.source)
         _log.info("%s: ready, %d bytes, %s", ref, size, published.digest)
         return None
 

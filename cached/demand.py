@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 
-from cached.catalog import Catalog, CatalogVersion
+from cached.catalog import Catalog, CatalogVersion, request_of
 from cached.contract.digest import Digest
 from cached.contract.errors import DigestMismatch, Permanent
 from cached.contract.reference import ModelRef
@@ -56,6 +56,18 @@ class Want:
     priority: Priority
     reasons: tuple[str, ...]
     keep: bool
+
+    @property
+    def request(self) -> str:
+        """The identity of what is asked for: `catalog.request_of` source and filters."""
+        return request_of(self.source, self.include, self.exclude)
+
+    def is_met_by(self, digest: Digest | None, request: str | None) -> bool:
+        """Tell whether content of `digest`, fetched for `request`, is what is wanted: a pin is met by its digest, no
+        pin by what was fetched for the same request. None: there is nothing, or its origin is unknown."""
+        if self.pin is not None:
+            return digest == self.pin
+        return digest is not None and request == self.request
 
     def same_fetch(self, other: Want) -> bool:
         """Tell whether fetching for `other` gives the same bytes or the same failure."""

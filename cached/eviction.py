@@ -18,7 +18,8 @@ from cached.ledger import SpaceUse
 class Holding:
     """A published version. `blobs`: bytes by sha256. `last_used`: seconds on a clock that never goes back. `in_use`: a
     lease, or a pod, or nobody knows. `wanted`: the demand has it. `keep`: pinned against eviction. `prefetched`: a
-    prefetch wants it, and nobody else."""
+    prefetch wants it, and nobody else. `request`: what it was fetched for (`catalog.request_of`); None: unknown, or it
+    is to be resolved again."""
 
     ref: ModelRef
     digest: Digest
@@ -28,6 +29,7 @@ class Holding:
     wanted: bool
     keep: bool
     prefetched: bool = False
+    request: str | None = None
 
     @property
     def evictable(self) -> bool:

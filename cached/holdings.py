@@ -13,6 +13,7 @@ import logging
 import os
 import time
 from collections.abc import Iterable
+from dataclasses import replace
 
 from cached.catalog import Catalog
 from cached.contract import lease
@@ -25,7 +26,8 @@ from cached.contract.status import encode
 from cached.demand import keeps
 from cached.eviction import Holding
 from cached.saying import Saying
-from cached.store import durable
+from cached.store import durable, fetched
+from cached.store.fetched import FetchRecord
 from cached.store.recovery import Recovered
 from cached.surroundings import Surroundings
 from cached.waits import used
@@ -34,22 +36,29 @@ _saying = Saying(logging.getLogger(__name__))
 
 
 class Holdings:
-    """The versions of this node. `blobs`: what each snapshot links, bytes by sha256. `last_used`: monotonic seconds."""
+    """The versions of this node. `blobs`: what each snapshot links, bytes by sha256. `last_used`: monotonic seconds.
+    `fetched`: what each version was fetched for; the files are left to the disk."""
 
     def __init__(self, layout: Layout, recovered: Recovered) -> None:
         self._layout = layout
         self.models = dict(recovered.models)
         self.manifests = dict(recovered.manifests)
         self.blobs = {digest: manifest.blob_sizes() for digest, manifest in self.manifests.items()}
+        self.fetched = dict(recovered.fetched)
         self.pins = read_pins(layout)
         self.last_used = {ref: self._used_before(ref, digest) for ref, digest in self.models.items()}
         self.leased: frozenset[Digest] = frozenset()
 
-    def add(self, ref: ModelRef, digest: Digest, manifest: Manifest) -> None:
-        """A version was published."""
-        self.add_snapshot(digest, manifest)
-        self.models[ref] = digest
+    def add(self, ref: ModelRef, manifest: Manifest, record: FetchRecord) -> None:
+        """A version was published, fetched as `record` says."""
+        self.add_snapshot(record.digest, manifest)
+        self.models[ref] = record.digest
+        self.fetched[ref] = replace(record, files={})
         self.last_used[ref] = time.monotonic()
+
+    def adopt(self, ref: ModelRef, source: str) -> None:
+        """A version has no record, since an older release published it, from `source` as far as its status told."""
+        self.fetched.setdefault(ref, fetched.unknown(self.models[ref], source))
 
     def add_snapshot(self, digest: Digest, manifest: Manifest) -> None:
         """A snapshot is there, whether or not a name points at it."""
@@ -69,6 +78,7 @@ class Holdings:
     def remove(self, ref: ModelRef) -> Digest | None:
         """A version's name is gone; returns its digest where no other name points there any more."""
         digest = self.models.pop(ref)
+        self.fetched.pop(ref, None)
         self.last_used.pop(ref, None)
         return None if digest in self.models.values() else digest
 
@@ -123,6 +133,7 @@ def as_holdings(held: Holdings, around: Surroundings, catalog: Catalog | None) -
             in_use=digest in held.leased or not around.synced,
             wanted=ref in asked,
             keep=ref in held.pins or (catalog is not None and keeps(catalog, ref, around.labels)),
+            request=held.fetched[ref].request,
         )
         for ref, digest in held.models.items()
     ]

@@ -27,8 +27,9 @@ from cached.holdings import Holdings, look_at_leases
 from cached.ledger import Ledger
 from cached.root import Root
 from cached.saying import Saying
-from cached.store import blobs, durable, mending, removal, snapshots
+from cached.store import blobs, durable, fetched, mending, removal, snapshots
 from cached.store.claims import Claims
+from cached.store.fetched import FetchRecord
 from cached.store.ingest import forget
 from cached.surroundings import Surroundings
 
@@ -73,20 +74,30 @@ class Janitor:
         digests = frozenset(self._holdings.models.values())
         self._holdings.saw_leases(await self._blocking.run(look_at_leases, self._layout, digests))
 
-    async def publish(self, ref: ModelRef, manifest: Manifest, notes: Ids) -> Digest:
+    async def publish(self, ref: ModelRef, manifest: Manifest, record: FetchRecord, notes: Ids) -> Digest:
         """Give `ref` the snapshot of `manifest`, whose blobs are all committed, and forget the `notes` (ids of partial
-        blobs) that said which they are. Once begun it goes through, cancelled or not."""
+        blobs) that said which they are. `record` says what it was fetched for. Content that had the name stays for
+        whoever holds its lease. Once begun it goes through, cancelled or not."""
         async with self._turn:
             self._root.check()
             try:
-                digest = await self._blocking.finish(_publish, self._layout, ref, manifest, notes())
+                digest = await self._blocking.finish(_publish, self._layout, ref, manifest, record, notes())
             except BaseException:  # a snapshot that the disk refused its name is known too, or nobody would sweep it
                 if snapshots.is_there(self._layout, manifest.digest):
                     self._holdings.add_snapshot(manifest.digest, manifest)
                 raise
-            self._holdings.add(ref, digest, manifest)
+            before = self._holdings.models.get(ref)
+            self._holdings.add(ref, manifest, record)
+            self._board.know(ref, str(digest), None)
+            if before not in (None, digest):
+                _log.warning("%s: leads to %s now, no longer to %s", ref, digest, before)
             self.tell()
             return digest
+
+    def held(self, ref: ModelRef) -> tuple[FetchRecord, Manifest] | None:
+        """What `ref` was fetched for, without the files, and its content; None where it is not here."""
+        digest = self._holdings.models.get(ref)
+        return None if digest is None else (self._holdings.fetched[ref], self._holdings.manifests[digest])
 
     async def evict(self, ref: ModelRef, digest: Digest, stays: Callable[[], bool]) -> int | None:
         """Remove a version; returns the bytes given back, None where it is in use or is another by now.
@@ -108,8 +119,9 @@ class Janitor:
                 freed = None
             if freed is None:
                 if tells and before is not None:
-                    self._board.ready(ref, digest, size, before.pinned)
+                    self._board.ready(ref, digest, size, before.pinned, before.source)
                 return None
+            self._board.know(ref, None, None)
             if tells:
                 self._board.drop(ref)
             self._saying.fine(f"eviction of {ref}")
@@ -178,6 +190,7 @@ class Janitor:
         await self._do(_withdraw, self._layout, refs, digest)
         for ref in refs:
             self._holdings.remove(ref)
+            self._board.know(ref, None, None)
             status = self._board.get(ref)
             if status is not None and status.state is State.READY:
                 self._board.drop(ref)
@@ -220,8 +233,9 @@ class Janitor:
         return await self._blocking.run(step, *args, **kwargs)
 
 
-def _publish(layout: Layout, ref: ModelRef, manifest: Manifest, notes: Collection[str]) -> Digest:
+def _publish(layout: Layout, ref: ModelRef, manifest: Manifest, record: FetchRecord, notes: Collection[str]) -> Digest:
     digest = snapshots.publish(layout, manifest, timestamp(time.time()))
+    fetched.write(layout, ref, record)  # before the name: a record of other content than the name's counts for nothing
     snapshots.point(layout, ref, digest)
     for note in notes:
         forget(layout, note)

@@ -41,6 +41,7 @@ class ModelFigures:
     version: str
     ready: bool
     pinned: bool
+    stale: bool
     size: int
     last_used: float | None
 
@@ -147,13 +148,15 @@ class _Figures(Collector):
         ready = GaugeMetricFamily("holdfast_model_ready", "1 where the version is published.", labels=labels)
         size = GaugeMetricFamily("holdfast_model_bytes", "The version's size in bytes.", labels=labels)
         pinned = GaugeMetricFamily("holdfast_model_pinned", "1 where a digest was promised.", labels=labels)
+        stale = GaugeMetricFamily("holdfast_model_stale", "1 where it is not what it should be.", labels=labels)
         used = GaugeMetricFamily("holdfast_model_last_used_timestamp_seconds", "When it was last used.", labels=labels)
         for each in models:
             key = [each.model, each.version]
             ready.add_metric(key, int(each.ready))
             pinned.add_metric(key, int(each.pinned))
+            stale.add_metric(key, int(each.stale))
             if each.ready:
                 size.add_metric(key, each.size)
             if each.last_used is not None:
                 used.add_metric(key, each.last_used)
-        yield from (ready, size, pinned, used)
+        yield from (ready, size, pinned, stale, used)

@@ -108,7 +108,7 @@ class Situation:
 
 def plan(situation: Situation) -> tuple[Step, ...]:
     """The steps to take, in order: first what gives back, last what takes, sooner wants before later ones."""
-    held = {holding.ref: holding.digest for holding in situation.holdings}
+    held = {holding.ref: holding for holding in situation.holdings}
     missing = [want for want in situation.demand.wants.values() if not _meets(held.get(want.ref), want)]
     return (
         *_cancels(situation),
@@ -120,13 +120,17 @@ def plan(situation: Situation) -> tuple[Step, ...]:
     )
 
 
-def protected(holdings: Iterable[Holding], demand: Demand) -> list[Holding]:
-    """The holdings, wanted also where the demand has them, even if the fetch was refused: somebody asks for them."""
-    return [_protected(holding, demand) for holding in holdings]
+def protected(holdings: Iterable[Holding], demand: Demand, lacking: Collection[ModelRef]) -> list[Holding]:
+    """The holdings, wanted also where the demand has them, even if the fetch was refused: somebody asks for them.
+
+    What is here under a wanted name, and is to be resolved again, stays meanwhile, unless its own fetch is among those
+    that lack space.
+    """
+    return [_protected(holding, demand, lacking) for holding in holdings]
 
 
-def _meets(digest: Digest | None, want: Want) -> bool:
-    return digest is not None and want.pin in (None, digest)
+def _meets(holding: Holding | None, want: Want) -> bool:
+    return holding is not None and want.is_met_by(holding.digest, holding.request)
 
 
 def _cancels(situation: Situation) -> Iterator[Cancel]:
@@ -150,7 +154,7 @@ def _refusals(situation: Situation) -> Iterator[Refuse]:
 
 
 def _evictions(situation: Situation) -> Iterator[Evict | GiveWay | LetPass]:
-    holdings = protected(situation.holdings, situation.demand)
+    holdings = protected(situation.holdings, situation.demand, situation.lacking)
     over = over_watermark(situation.space, situation.high_watermark, situation.low_watermark)
     if over == 0 and not situation.lacking:
         return
@@ -173,9 +177,11 @@ def _evictions(situation: Situation) -> Iterator[Evict | GiveWay | LetPass]:
         yield LetPass(ref)
 
 
-def _protected(holding: Holding, demand: Demand) -> Holding:
+def _protected(holding: Holding, demand: Demand, lacking: Collection[ModelRef]) -> Holding:
     want = demand.wants.get(holding.ref)
-    met = want is not None and _meets(holding.digest, want)
+    met = want is not None and (
+        _meets(holding, want) or (want.pin in (None, holding.digest) and holding.ref not in lacking)
+    )
     if want is not None and met and want.priority is Priority.PREFETCH:
         return replace(holding, prefetched=True)
     return replace(holding, wanted=holding.wanted or met or holding.ref in demand.refused)

@@ -256,7 +256,7 @@ class Scheduler:
         if met:
             self._pulls.met(met)
             self._demand = self._demanded(self._catalog)
-        self._answers.pinned(self._catalog, self._parts.surroundings)
+        self._answers.here(self._catalog, self._parts.surroundings)
 
     def _look_at_pods(self) -> None:
         """A pod uses what it wants; a new one has an earlier failure tried again."""
@@ -331,6 +331,13 @@ class Scheduler:
             return  # its last flight is still coming down; its end plans again
         self._settled.begun(want.ref)
         self._pulls.begun(want.ref)
+        held = self._parts.holdings.models.get(want.ref)
+        if held is not None:
+            _log.info(
+                "%s: what is here is not what is asked for now: resolving again; it stays until then: %s",
+                want.ref,
+                held,
+            )
         self._parts.board.begin(want.ref, State.QUEUED, "", want.pin)
         delivery = Delivery(want, self._parts.board, self._parts.transfers, self._turns)
         task = self._group.create_task(self._deliver(delivery), name=f"fetch {want.ref}")
@@ -390,18 +397,20 @@ class Scheduler:
         if reason == "watermark" and over_watermark(self._parts.ledger.use(), self._low, self._low) == 0:
             return True
         for_pod = reason == "space" and lacking[0].want.priority is Priority.WAITING
-        found = [h for h in protected(self.holdings(), self._demand) if (h.ref, h.digest) == (ref, digest)]
+        found = [
+            h
+            for h in protected(self.holdings(), self._demand, {each.want.ref for each in lacking})
+            if (h.ref, h.digest) == (ref, digest)
+        ]
         return not any(h.evictable or (for_pod and h.yields_to_pods) for h in found)
 
-    def wanted(self, ref: ModelRef, digest: Digest | None = None) -> bool:
-        """Tell whether anybody asks for `ref`; given a digest, whether as this one."""
-        want = self._demand.wants.get(ref)
-        return ref in self._demand.refused or (want is not None and (digest is None or want.pin in (None, digest)))
+    def wanted(self, ref: ModelRef) -> bool:
+        """Tell whether anybody asks for `ref`."""
+        return ref in self._demand.refused or ref in self._demand.wants
 
     def _met(self, ref: ModelRef) -> bool:
-        digest = self._parts.holdings.models.get(ref)
-        want = self._demand.wants.get(ref)
-        return digest is not None and want is not None and want.pin in (None, digest)
+        held, want = self._parts.holdings, self._demand.wants.get(ref)
+        return ref in held.models and want is not None and want.is_met_by(held.models[ref], held.fetched[ref].request)
 
     def _count_new(self) -> None:
         """Every new want counts once in `holdfast_requests_total`."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import CancelledError
 from dataclasses import dataclass, replace
 from functools import partial
@@ -23,14 +23,15 @@ from cached.contract.errors import DigestMismatch, HoldfastError, Transient
 from cached.contract.layout import Layout, ingest_id
 from cached.contract.manifest import FileEntry, Manifest
 from cached.contract.reference import ModelRef
-from cached.contract.status import State
+from cached.contract.status import State, timestamp
 from cached.demand import Want
 from cached.flight import Flight, Observer
 from cached.flights import Flights
 from cached.janitor import Janitor
 from cached.ledger import NoSpace, Stake
 from cached.sources.base import Listing, RemoteFile, Source, Target, expecting
-from cached.store import blobs
+from cached.store import blobs, fetched
+from cached.store.fetched import FetchRecord
 from cached.store.ingest import IngestKey
 from cached.wire.cancel import Cancellation, Cancelled
 
@@ -45,6 +46,7 @@ class Published:
 
     digest: Digest
     manifest: Manifest
+    source: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,17 +111,26 @@ class Transfers:
         source = await self._blocking.run(self._open_source, want.source)
         try:
             self._board.resolve(want.ref, source.display, want.pin)
+            resolved_at = timestamp(time.time())
             listing = await self._resolve(want, source)
             start = partial(self._start, want.ref, source, listing.identity, urgency, got_space)
-            entries = await self._bring(want, listing, start)
+            entries = await self._bring(want, source.display, listing, start)
             manifest = Manifest.build(entries)
             _check_pin(want, manifest)
             self._board.move(
                 want.ref, State.PUBLISHING, Progress(manifest.total_bytes, manifest.total_bytes, None, None)
             )
             notes = [_partial_id(file, listing.identity) for file in listing.files if file.sha256 is None]
-            digest = await self._janitor.publish(want.ref, manifest, partial(self._unshared, want.ref, notes))
-            return Published(digest, manifest)
+            record = FetchRecord(
+                digest=manifest.digest,
+                request=want.request,
+                source=source.display,
+                revision=listing.revision,
+                resolved_at=resolved_at,
+                files=await self._blocking.run(_unpromised, listing.files, manifest, listing.identity),
+            )
+            digest = await self._janitor.publish(want.ref, manifest, record, partial(self._unshared, want.ref, notes))
+            return Published(digest, manifest, source.display)
         except NoSpace as error:
             stake = self.stake(want.ref)
             self._flights.require_capacity(stake.total() + error.needed_bytes)
@@ -147,12 +158,14 @@ class Transfers:
                 "it is tried again; if it goes on, look at the source's server, or raise --stall-timeout",
             ) from error
 
-    async def _bring(self, want: Want, listing: Listing, start: _Starts) -> list[FileEntry]:
+    async def _bring(self, want: Want, display: str, listing: Listing, start: _Starts) -> list[FileEntry]:
         """Have every file's blob committed: join what is under way, start what is not, wait for all."""
         files, identity = listing.files, listing.identity
+        noted = await self._noted(want.ref, display, listing)
+        ids = [_partial_id(file, identity) for file in files]
         promised = [file.sha256 for file in files if file.sha256 is not None]
-        self._claims.begin(want.ref, promised, [_partial_id(file, identity) for file in files])
-        known = await self._blocking.run(self._already_here, files, identity)
+        self._claims.begin(want.ref, [*promised, *(noted[id_] for id_ in ids if id_ in noted)], ids)
+        known = await self._blocking.run(self._already_here, files, identity, noted)
         self._claims.found(want.ref, {verified.sha256: verified.size for verified in known.values()})
         here = sum(verified.size for verified in known.values())
         missing = [file for file in files if file.path not in known]
@@ -172,6 +185,20 @@ class Transfers:
             await self._leave(want.ref, cargo, begun)
         verified = known | {each.file.path: each.result.result() for each in cargo}
         return [FileEntry(f.path, verified[f.path].sha256, verified[f.path].size) for f in files]
+
+    async def _noted(self, ref: ModelRef, display: str, listing: Listing) -> Mapping[str, str]:
+        """The sha256 of files that were fetched before as they are listed now, by the id of their partial blob.
+
+        A version that an older release published has no record: it is taken for what is listed where its status named
+        this source and all paths and sizes agree.
+        """
+        record = await self._blocking.run(fetched.read, self._layout, ref)
+        if record is not None:
+            return record.files
+        held = self._janitor.held(ref)
+        if held is None or held[0].source != display:
+            return {}
+        return await self._blocking.run(_taken_over, held[1], listing.files, listing.identity)
 
     async def _leave(self, ref: ModelRef, cargo: list[_Cargo], begun: list[asyncio.Future[Verified]]) -> None:
         down = [self._flights.leave(each.spec, ref) for each in cargo]
@@ -262,14 +289,17 @@ class Transfers:
 
         return locate
 
-    def _already_here(self, files: tuple[RemoteFile, ...], identity: str) -> dict[str, Verified]:
+    def _already_here(
+        self, files: tuple[RemoteFile, ...], identity: str, noted: Mapping[str, str]
+    ) -> dict[str, Verified]:
         """Files whose blob is committed already, by path. All are claimed by now."""
         self._claims.settle()
         known = {}
         for file in files:
             sha256 = file.sha256
             if sha256 is None and file.validator:  # without one, nothing says that it is still the same object
-                sha256 = blobs.committed_before(self._layout, _partial_id(file, identity))
+                id_ = _partial_id(file, identity)
+                sha256 = noted.get(id_) or blobs.committed_before(self._layout, id_)
             size = None if sha256 is None else blobs.size(self._layout, sha256)
             if sha256 is not None and size is not None and file.size in (None, size):
                 known[file.path] = Verified(sha256, size, fresh=False)
@@ -300,6 +330,24 @@ def _spec(file: RemoteFile, source: Source, identity: str) -> BlobSpec:
 def _partial_id(file: RemoteFile, identity: str) -> str:
     """What names a file's flight and its partial blob: its content where that is promised, else the very object."""
     return file.sha256 or ingest_id(identity, file.key, file.validator)
+
+
+def _unpromised(files: tuple[RemoteFile, ...], manifest: Manifest, identity: str) -> dict[str, str]:
+    """The sha256 of the files that the source promised none for, by the id of their partial blob."""
+    sha256s = {entry.path: entry.sha256 for entry in manifest.files}
+    return {
+        _partial_id(file, identity): sha256s[file.path]
+        for file in files
+        if file.sha256 is None and file.validator  # without one, nothing says that it is still the same object
+    }
+
+
+def _taken_over(manifest: Manifest, files: tuple[RemoteFile, ...], identity: str) -> dict[str, str]:
+    """The same of a version without a record, where the listing agrees with what it has; else nothing."""
+    sha256s = {(entry.path, entry.size): entry.sha256 for entry in manifest.files}
+    if {(file.path, file.size) for file in files} != sha256s.keys():
+        return {}
+    return {_partial_id(file, identity): sha256s[file.path, file.size or 0] for file in files if file.sha256 is None}
 
 
 def _check_pin(want: Want, manifest: Manifest) -> None:

@@ -28,6 +28,7 @@ def want(name: str, priority: Priority = Priority.WAITING, **changes: Any) -> Wa
 
 def held(name: str, digest: Digest = A, size: int = 10, **changes: Any) -> Holding:
     made = Holding(ModelRef(name, "v1"), digest, {f"{name}{digest.hex}": size}, 0.0, False, False, False)
+    made = replace(made, request=want(name).request)
     return replace(made, **changes)
 
 
@@ -71,8 +72,27 @@ def test_missing_versions_start_in_order_of_priority() -> None:
 
 @pytest.mark.parametrize("pin", [None, A])
 def test_a_held_version_meets_its_want(pin: Digest | None) -> None:
-    """A version that is held meets an unpinned want always, and a pinned one where the digest is the pin."""
-    assert plan(situation(demand(want("m", pin=pin)), holdings=[held("m", A)])) == ()
+    """A version that is held meets an unpinned want it was fetched for, a pinned one by its digest."""
+    wanted = want("m", pin=pin)
+    request = wanted.request if pin is None else None
+    assert plan(situation(demand(wanted), holdings=[held("m", A, request=request)])) == ()
+
+
+@pytest.mark.parametrize("change", [{"source": "s3://other"}, {"include": ("*",)}, {"exclude": ("x",)}])
+def test_what_was_fetched_for_something_else_is_fetched_again(change: dict[str, Any]) -> None:
+    """Where source or filters changed since, what is held does not meet an unpinned want; nor where nobody knows."""
+    wanted, before = want("m", **change), want("m").request
+    assert plan(situation(demand(wanted), holdings=[held("m", A, request=before)])) == (Start(wanted),)
+    assert plan(situation(demand(wanted), holdings=[held("m", A, request=None)])) == (Start(wanted),)
+
+
+def test_what_is_resolved_again_stays_meanwhile() -> None:
+    """What is here under a wanted name is not evicted because it is to be resolved again: its source may be away. It
+    goes where its own fetch has no room beside it."""
+    wanted, before = want("m", Priority.PREFETCH), held("m", size=95, request=None)
+    assert plan(situation(demand(wanted), holdings=[before], space=FULL)) == (Start(wanted),)
+    short = lacking(wanted, size=50, holdings=[before], space=replace(EMPTY, used=60, free=40))
+    assert plan(short) == (Evict(wanted.ref, A, "space"),)
 
 
 def test_another_digest_than_the_pin_is_fetched_again() -> None:

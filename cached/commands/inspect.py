@@ -8,10 +8,11 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from cached.commands.common import command_parser, layout_of, reference, report_errors, table
+from cached.commands.progress import told_stale
 from cached.commands.tree import check_root, model_status, required_snapshot
 from cached.contract.errors import HoldfastError, Permanent
 from cached.contract.golden import GOLDEN_NAME, Golden
@@ -82,6 +83,7 @@ def _as_json(facts: _Facts) -> str:
         "digest": str(facts.manifest.digest),
         "pinned": None if facts.status is None else facts.status.pinned,
         "source": None if facts.status is None else facts.status.source,
+        "stale": None if facts.status is None or facts.status.stale is None else asdict(facts.status.stale),
         "path": str(facts.snapshot.path),
         "bytes": facts.manifest.total_bytes,
         "files": [
@@ -110,6 +112,7 @@ def _as_text(facts: _Facts) -> str:
         f"digest   {manifest.digest}",
         f"pinned   {pin}",
         f"source   {'unknown' if status is None else status.source or 'unknown'}",
+        *([] if status is None or status.stale is None else [f"stale    {told_stale(status.stale)}"]),
         f"size     {format_size(manifest.total_bytes)} in {len(manifest.files)} files",
         f"path     {facts.snapshot.path}",
         "",

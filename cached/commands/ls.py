@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
 
 from cached.commands.common import command_parser, layout_of, report_errors, table
 from cached.commands.tree import HeldVersion, check_root, held_versions, model_statuses
@@ -16,7 +18,7 @@ from cached.contract.options import EXIT_DONE
 from cached.contract.status import ModelStatus
 from cached.contract.units import format_size
 
-_Held = list[tuple[HeldVersion, bool | None]]  # with whether its digest is pinned; None where no status says
+_Held = list[tuple[HeldVersion, ModelStatus | None]]  # with its status, if there is one
 
 
 def main(argv: Sequence[str]) -> int:
@@ -40,13 +42,15 @@ def _versions(public: PublicLayout) -> tuple[_Held, list[ModelStatus]]:
     statuses = {(status.model, status.version): status for status in model_statuses(public)}
     held: _Held = []
     for version in held_versions(public):
-        status = statuses.pop((version.ref.name, version.ref.version), None)
-        held.append((version, None if status is None else status.pinned))
+        held.append((version, statuses.pop((version.ref.name, version.ref.version), None)))
     return held, list(statuses.values())
 
 
 def _as_json(held: _Held, others: list[ModelStatus]) -> str:
-    documents = [version.document(pinned) for version, pinned in held]
+    documents = [
+        version.document(None if status is None else status.pinned) | {"stale": _stale(status)}
+        for version, status in held
+    ]
     documents += [
         {
             "model": status.model,
@@ -57,6 +61,7 @@ def _as_json(held: _Held, others: list[ModelStatus]) -> str:
             "bytes": status.bytes_total,
             "files": None,
             "path": None,
+            "stale": None,
         }
         for status in others
     ]
@@ -65,7 +70,9 @@ def _as_json(held: _Held, others: list[ModelStatus]) -> str:
 
 def _as_table(held: _Held, others: list[ModelStatus]) -> str:
     rows = [("VERSION", "STATE", "SIZE", "FILES", "DIGEST")]
-    rows += [(str(v.ref), "ready", format_size(v.bytes), str(v.files), _short(str(v.digest))) for v, _ in held]
+    rows += [
+        (str(v.ref), _state(status), format_size(v.bytes), str(v.files), _short(str(v.digest))) for v, status in held
+    ]
     rows += [
         (
             f"{status.model}@{status.version}",
@@ -79,6 +86,15 @@ def _as_table(held: _Held, others: list[ModelStatus]) -> str:
     if len(rows) == 1:
         return "no versions on this node yet: annotate a pod, or `holdfast pull NAME@VERSION`\n"
     return table(rows)
+
+
+def _state(status: ModelStatus | None) -> str:
+    """What is held serves, whatever is fetched for its name; said where it is not what it should be."""
+    return "ready" if status is None or status.stale is None else "ready, stale"
+
+
+def _stale(status: ModelStatus | None) -> dict[str, Any] | None:
+    return None if status is None or status.stale is None else asdict(status.stale)
 
 
 def _short(digest: str) -> str:

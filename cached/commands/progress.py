@@ -9,7 +9,7 @@ import shutil
 import time
 from typing import TextIO
 
-from cached.contract.status import ModelStatus, State
+from cached.contract.status import ModelStatus, Stale, State
 from cached.contract.units import format_duration, format_size
 
 _LINE_EVERY_S = 2.0  # where the stream is no terminal: a line a state, and one every so often
@@ -21,6 +21,12 @@ def describe(status: ModelStatus) -> str:
         again = "" if status.error.permanent else ", the daemon tries again"
         return f"{status.state.value}{again}: {status.error.message}"
     return f"{status.state.value} {amounts(status)}".rstrip()
+
+
+def told_stale(stale: Stale) -> str:
+    """Why what is here is not what it should be: `source_changed since 2026-11-20T18:00:00Z, sha256:… there now`."""
+    now = "" if stale.digest is None else f", {stale.digest} there now"
+    return f"{stale.reason} since {stale.since}{now}"
 
 
 def amounts(status: ModelStatus) -> str:

@@ -113,6 +113,14 @@ class Layout:
         return self.private / "daemon.sock"
 
     @property
+    def fetched(self) -> Path:
+        """What each published name was fetched for."""
+        return self.private / "fetched"
+
+    def fetch_record(self, ref: ModelRef) -> Path:
+        return self.fetched / ref.path_segment / f"{ref.version}.json"
+
+    @property
     def pins(self) -> Path:
         """What `holdfast pin` keeps, as a JSON list of references."""
         return self.private / "pins.json"

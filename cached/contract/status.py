@@ -42,10 +42,24 @@ class StatusError:
 
 
 @dataclass(frozen=True, slots=True)
+class Stale:
+    """The content that is here is not what the catalog asks for, or the source has now.
+
+    `reason`: `catalog_changed` or `source_changed`. `digest`: what it should be, None where that is not known without
+    a fetch. `since`: when this was found, as `timestamp()` writes it.
+    """
+
+    reason: str
+    digest: str | None
+    since: str
+
+
+@dataclass(frozen=True, slots=True)
 class ModelStatus:
     """One version's status. Sizes in bytes, `rate_bytes_per_s` in bytes a second, `eta_s` in seconds.
 
-    `digest` is None until known; `since` and `updated` are UTC times as `timestamp()` writes them.
+    `digest` is None until known; `since` and `updated` are UTC times as `timestamp()` writes them. `held` is the digest
+    of the content that the version's name leads to now, whatever is fetched meanwhile; None where it is not here.
     """
 
     model: str
@@ -61,6 +75,8 @@ class ModelStatus:
     since: str
     updated: str
     error: StatusError | None
+    held: str | None = None
+    stale: Stale | None = None
 
     def document(self) -> dict[str, Any]:
         """The JSON object of this status."""
@@ -76,6 +92,8 @@ class ModelStatus:
             if known.get("error") is not None:
                 names = {f.name for f in fields(StatusError)}
                 known["error"] = StatusError(**{k: v for k, v in known["error"].items() if k in names})
+            if known.get("stale") is not None:
+                known["stale"] = Stale(**{f.name: known["stale"][f.name] for f in fields(Stale)})
             return cls(**known)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise _invalid(str(error)) from error

@@ -12,7 +12,7 @@ import os
 import shutil
 import stat
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cached.contract import limits
@@ -23,20 +23,26 @@ from cached.contract.manifest import Manifest
 from cached.contract.reference import ModelRef, name_from_path_segment
 from cached.contract.status import ModelStatus
 from cached.store import blobs as committed
-from cached.store import durable, ground, ingest, mending, snapshots
+from cached.store import durable, fetched, ground, ingest, mending, snapshots
+from cached.store.fetched import FetchRecord
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Recovered:
-    """What the tree holds. Sizes in bytes; `damaged` are snapshots whose manifest does not hash to their name."""
+    """What the tree holds. Sizes in bytes; `damaged` are snapshots whose manifest does not hash to their name.
+
+    `fetched`: what each name was fetched for, without the files; of unknown origin where the record is of other
+    content, absent where a name has no record (an older release published it).
+    """
 
     models: dict[ModelRef, Digest]
     manifests: dict[Digest, Manifest]
     blobs: dict[str, int]
     ingests: dict[str, int]
     quarantined: dict[str, int]
+    fetched: dict[ModelRef, FetchRecord]
     damaged: tuple[Digest, ...]
 
 
@@ -64,7 +70,7 @@ def prepare(layout: Layout) -> None:
 def make_tree(layout: Layout) -> None:
     """Make the folders that are missing, and give every one its mode."""
     public = layout.public
-    private = (layout.private, layout.ingest, layout.blobs, layout.quarantine, layout.trash)
+    private = (layout.private, layout.ingest, layout.blobs, layout.quarantine, layout.trash, layout.fetched)
     modes = dict.fromkeys(private, durable.PRIVATE_DIR_MODE)
     modes |= dict.fromkeys((public.path, public.snapshots, public.models, public.status), durable.PUBLIC_DIR_MODE)
     for folder, mode in modes.items():
@@ -92,7 +98,8 @@ def recover(layout: Layout) -> Recovered:
             del manifests[digest]
             damaged.append(digest)
     models = _read_models(layout, manifests)
-    return Recovered(models, manifests, blobs, ingests, quarantined, tuple(damaged))
+    records = _read_fetched(layout, models)
+    return Recovered(models, manifests, blobs, ingests, quarantined, records, tuple(damaged))
 
 
 def read_statuses(layout: Layout) -> dict[ModelRef, ModelStatus]:
@@ -122,7 +129,11 @@ def _check_version(layout: Layout) -> None:
 def _sweep(layout: Layout) -> None:
     public = layout.public
     flat = [layout.root, layout.private, public.path, public.snapshots, public.status]
-    nested = [parent / name for parent in (public.models, public.status, layout.ingest) for name in _names(parent)]
+    nested = [
+        parent / name
+        for parent in (public.models, public.status, layout.ingest, layout.fetched)
+        for name in _names(parent)
+    ]
     records = [public.snapshots / name / ".holdfast" for name in _names(public.snapshots)]
     for folder in (*flat, *nested, *records):
         for name in _names(folder):
@@ -136,9 +147,10 @@ def _settle(layout: Layout) -> None:
     """Make durable what is here: a daemon that was killed may have renamed and not synced, and all that is built on
     such a name from now on would be lost with it."""
     public = layout.public
-    nested = [parent / name for parent in (layout.blobs, public.models, layout.ingest) for name in _names(parent)]
+    nesting = (layout.blobs, public.models, layout.ingest, layout.fetched)
+    nested = [parent / name for parent in nesting for name in _names(parent)]
     flat = (layout.root, layout.private, layout.ingest, layout.blobs, layout.quarantine, layout.trash, public.path)
-    for folder in (*flat, public.snapshots, public.models, *nested):
+    for folder in (*flat, layout.fetched, public.snapshots, public.models, *nested):
         if folder.is_dir():
             durable.fsync_dir(folder)
 
@@ -198,6 +210,25 @@ def _read_models(layout: Layout, manifests: dict[Digest, Manifest]) -> dict[Mode
             elif digest is not None:
                 durable.unlink(layout.public.model_link(ref))  # a crash between two steps of an eviction
     return models
+
+
+def _read_fetched(layout: Layout, models: Mapping[ModelRef, Digest]) -> dict[ModelRef, FetchRecord]:
+    """The records of the names that are here; others are left of a publication or an eviction that a crash cut off."""
+    records: dict[ModelRef, FetchRecord] = {}
+    for segment in _names(layout.fetched):
+        for name in _names(layout.fetched / segment):
+            try:
+                ref = ModelRef(name_from_path_segment(segment), name.removesuffix(".json"))
+            except InvalidReference:
+                continue  # not a record of ours: left alone
+            digest = models.get(ref)
+            if digest is None:
+                fetched.remove(layout, ref)
+                continue
+            record = fetched.read(layout, ref)
+            known = record is not None and record.digest == digest
+            records[ref] = replace(record, files={}) if record and known else fetched.unknown(digest, "")
+    return records
 
 
 def _names(folder: Path) -> list[str]:

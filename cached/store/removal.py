@@ -20,7 +20,7 @@ from cached.contract.layout import Layout
 from cached.contract.lease import take_exclusive
 from cached.contract.manifest import Manifest
 from cached.contract.reference import ModelRef
-from cached.store import blobs, durable, ingest, snapshots
+from cached.store import blobs, durable, fetched, ingest, snapshots
 from cached.store.claims import Claims
 
 _log = logging.getLogger(__name__)
@@ -69,6 +69,7 @@ def evict(within: Deletion, ref: ModelRef, digest: Digest, manifest: Manifest | 
             return None
         try:
             snapshots.unpoint(layout, ref)
+            fetched.remove(layout, ref)
             return 0 if manifest is None else _delete(within, digest, manifest)
         finally:
             if lease is not None:

@@ -31,13 +31,13 @@ def test_an_empty_root(tmp_path: Path) -> None:
     recovery.prepare(layout)
     recovery.prepare(layout)
     assert layout.version.read_bytes() == b"1\n"
-    private = {"", "ingest", "blobs", "quarantine", "trash"}
+    private = {"", "fetched", "ingest", "blobs", "quarantine", "trash"}
     public = {"", "snapshots", "models", "status"}
     modes = {path: stat.S_IMODE((layout.private / path).stat().st_mode) for path in private}
     assert modes == dict.fromkeys(private, 0o700)
     modes = {path: stat.S_IMODE((layout.public.path / path).stat().st_mode) for path in public}
     assert modes == dict.fromkeys(public, 0o755)
-    assert len(tree(layout.root)) == 2 + 4 + 3 + 1
+    assert len(tree(layout.root)) == 2 + 5 + 3 + 1
     found = recovery.recover(layout)
     assert (found.models, found.manifests, found.blobs, found.ingests) == ({}, {}, {}, {})
 

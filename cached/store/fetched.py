@@ -1,0 +1,97 @@
+"""Fetch records: what each published name was fetched for, so that a later want can be compared with it.
+
+Law: one file for each name under `private/fetched/`, durable before the name moves. A record counts only where it names
+the digest that the name leads to: between the two steps of a publication, the origin of what is there is unknown.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from cached.contract.digest import Digest, is_hex
+from cached.contract.errors import HoldfastError, InvalidManifest
+from cached.contract.layout import Layout
+from cached.contract.reference import ModelRef
+from cached.contract.status import encode
+from cached.store import durable
+from cached.store.snapshots import remove_empty
+
+
+@dataclass(frozen=True, slots=True)
+class FetchRecord:
+    """What a name's content was fetched for.
+
+    `request`: the hash of source, include and exclude; None where it is unknown, which matches nothing. `source`: the
+    URI to show, without credentials. `revision`: what a moving name was resolved to. `resolved_at`: when the source was
+    listed, as `timestamp` writes it. `files`: sha256 by the id of the partial blob, of files whose sha256 the source
+    does not promise; the id is a hash of source, path and validator, so an unchanged file is not fetched again.
+    """
+
+    digest: Digest
+    request: str | None
+    source: str
+    revision: str | None
+    resolved_at: str
+    files: Mapping[str, str]
+
+    def encode(self) -> bytes:
+        """The bytes of the record's file."""
+        return encode({**asdict(self), "digest": str(self.digest)})
+
+    @classmethod
+    def parse(cls, data: bytes) -> FetchRecord:
+        """Read a record; raises ValueError where it is not one."""
+        try:
+            return _record(json.loads(data))
+        except (KeyError, TypeError, AttributeError, RecursionError, HoldfastError) as error:
+            raise ValueError(f"not a fetch record: {error!r}") from error
+
+
+def unknown(digest: Digest, source: str) -> FetchRecord:
+    """The record of content whose origin is unknown; `source` is empty unless an older release said what it was."""
+    return FetchRecord(digest, None, source, None, "", {})
+
+
+def write(layout: Layout, ref: ModelRef, record: FetchRecord) -> None:
+    """Replace the record of `ref` durably; raises `Transient`."""
+    path = layout.fetch_record(ref)
+    try:
+        durable.make_dir(path.parent, durable.PRIVATE_DIR_MODE)
+        durable.replace(path, record.encode(), 0o600)
+    except OSError as error:
+        raise durable.disk_error(error, f"publishing {ref}") from error
+
+
+def read(layout: Layout, ref: ModelRef) -> FetchRecord | None:
+    """The record of `ref`; None where there is none that can be read."""
+    try:
+        return FetchRecord.parse(layout.fetch_record(ref).read_bytes())
+    except (OSError, ValueError):
+        return None
+
+
+def remove(layout: Layout, ref: ModelRef) -> None:
+    """Delete the record of a name that is gone."""
+    path = layout.fetch_record(ref)
+    durable.unlink(path)
+    remove_empty(path.parent)
+
+
+def _record(document: dict[str, Any]) -> FetchRecord:
+    files = {str(id_): str(sha256) for id_, sha256 in document["files"].items()}
+    if not all(is_hex(text) for pair in files.items() for text in pair):
+        raise InvalidManifest("expected 64 hex digits in `files`", "")
+    texts = {key: document[key] for key in ("request", "revision") if document[key] is not None}
+    if not all(isinstance(text, str) for text in (*texts.values(), document["source"], document["resolved_at"])):
+        raise TypeError("expected texts")
+    return FetchRecord(
+        digest=Digest.parse(document["digest"]),
+        request=document["request"],
+        source=document["source"],
+        revision=document["revision"],
+        resolved_at=document["resolved_at"],
+        files=files,
+    )

@@ -1,0 +1,174 @@
+"""What is here is what is asked for now: compared at every change of the catalog, and after every start."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cached.contract.reference import ModelRef
+from tests.support.daemon import DaemonProcess, model, prefetched, publish_files, write_files
+
+V1 = ModelRef("tiny", "v1")
+WEIGHTS = bytes(range(256)) * 4000
+FILES = {"config.json": b"{}", "extra.bin": b"x", "model.safetensors": WEIGHTS}
+
+
+def _wait_for(daemon: DaemonProcess, digest: object) -> dict[str, Any]:
+    daemon.wait(lambda: daemon.path(V1).exists() and daemon.digest(V1) == digest, f"the name to lead to {digest}")
+    return daemon.wait_state(V1, "ready")
+
+
+def test_another_source_is_fetched_and_takes_the_name(daemon: DaemonProcess, source: Path) -> None:
+    """A version that is here is resolved again when its source in the catalog changes, and its name moves at once."""
+    old = write_files(source / "old", FILES)
+    new = write_files(source / "new", {**FILES, "model.safetensors": b"new"})
+    daemon.write_catalog({"tiny": prefetched(f"file://{source}/old")})
+    daemon.start()
+    daemon.wait_ready(V1)
+    daemon.write_catalog({"tiny": prefetched(f"file://{source}/new")})
+    status = _wait_for(daemon, new.digest)
+    assert (status["digest"], status["held"], status["stale"]) == (str(new.digest), str(new.digest), None)
+    assert status["source"] == f"file://{source}/new"
+    assert f"no longer to {old.digest}" in daemon.log()
+
+
+@pytest.mark.parametrize(
+    ("filters", "left"),
+    [({"include": ["*.json"]}, {"config.json"}), ({"exclude": ["extra.bin"]}, {"config.json", "model.safetensors"})],
+)
+def test_other_filters_select_again(
+    daemon: DaemonProcess, source: Path, filters: dict[str, Any], left: set[str]
+) -> None:
+    """A changed `include` or `exclude` gives another version, without a byte that is here being fetched again."""
+    write_files(source, FILES)
+    daemon.write_catalog({"tiny": prefetched(f"file://{source}")})
+    daemon.start()
+    daemon.wait_ready(V1)
+    before = daemon.metric("holdfast_fetch_bytes_total")
+    daemon.write_catalog({"tiny": {**prefetched(f"file://{source}"), **filters}})
+    daemon.wait(lambda: set(daemon.files(V1)) == left, f"{left} alone")
+    daemon.wait_state(V1, "ready")
+    assert daemon.metric("holdfast_fetch_bytes_total") == before
+
+
+def test_removed_and_back_with_another_source(daemon: DaemonProcess, source: Path) -> None:
+    """A version that leaves the catalog and comes back from elsewhere is what it is listed as then, once it is asked
+    for; until then its status says that it is not."""
+    old = write_files(source / "old", FILES)
+    new = write_files(source / "new", {"config.json": b"[]"})
+    daemon.write_catalog({"tiny": prefetched(f"file://{source}/old")})
+    daemon.start()
+    daemon.wait_ready(V1)
+    daemon.write_catalog({"other": model(f"file://{source}/new")})
+    daemon.write_catalog({"tiny": model(f"file://{source}/new")})
+    daemon.wait(lambda: bool((daemon.status(V1) or {})["stale"]), "`stale`")
+    status = daemon.status(V1) or {}
+    assert (status["state"], status["digest"]) == ("ready", str(old.digest))
+    assert (status["stale"]["reason"], status["stale"]["digest"]) == ("catalog_changed", None)
+    assert daemon.pull("tiny@v1") == "queued"
+    assert _wait_for(daemon, new.digest)["stale"] is None
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_change_while_the_daemon_is_away(daemon: DaemonProcess, source: Path, *, killed: bool) -> None:
+    """What a version was fetched for outlives the daemon: a change made meanwhile is found at the next start."""
+    write_files(source / "old", FILES)
+    new = write_files(source / "new", {**FILES, "config.json": b"[]"})
+    daemon.write_catalog({"tiny": prefetched(f"file://{source}/old")})
+    daemon.start()
+    daemon.wait_ready(V1)
+    daemon.kill() if killed else daemon.stop()
+    daemon.write_catalog({"tiny": prefetched(f"file://{source}/new")})
+    daemon.start()
+    _wait_for(daemon, new.digest)
+
+
+def test_nothing_changed_asks_no_source(daemon: DaemonProcess, source: Path) -> None:
+    """After a restart with the same catalog nothing is resolved again: the source may be away."""
+    old = write_files(source, FILES)
+    daemon.write_catalog({"tiny": prefetched(f"file://{source}")})
+    daemon.start()
+    daemon.wait_ready(V1)
+    daemon.stop()
+    shutil.rmtree(source)
+    daemon.start()
+    assert daemon.pull("tiny@v1") == "ready"
+    assert (daemon.status(V1) or {})["digest"] == str(old.digest)
+
+
+def test_the_old_content_stays_until_the_new_is_there(daemon: DaemonProcess, source: Path) -> None:
+    """Where the new source fails for good, the name leads to the old content; the status says `failed`, what is held,
+    and that it is not what is asked for."""
+    old = write_files(source / "old", FILES)
+    daemon.write_catalog({"tiny": prefetched(f"file://{source}/old")})
+    daemon.start()
+    daemon.wait_ready(V1)
+    daemon.write_catalog({"tiny": prefetched(f"file://{source}/nowhere")})
+    status = daemon.wait_state(V1, "failed")
+    assert (status["error"]["code"], status["held"]) == ("not_found", str(old.digest))
+    assert status["stale"]["reason"] == "catalog_changed"
+    assert daemon.digest(V1) == old.digest
+    daemon.write_catalog({"tiny": prefetched(f"file://{source}/old")})
+    status = daemon.wait_state(V1, "ready")
+    assert (status["digest"], status["source"], status["stale"]) == (str(old.digest), f"file://{source}/old", None)
+
+
+def test_a_pin_is_met_wherever_it_came_from(daemon: DaemonProcess, source: Path) -> None:
+    """A pinned version whose digest is here is not resolved again when its source changes."""
+    old = publish_files(source / "old", FILES)
+    daemon.write_catalog({"tiny": prefetched(f"file://{source}/old", digest=old.digest)})
+    daemon.start()
+    daemon.wait_ready(V1)
+    daemon.write_catalog({"tiny": prefetched(f"file://{source}/nowhere", digest=old.digest)})
+    daemon.write_catalog({"tiny": prefetched(f"file://{source}/nowhere", digest=old.digest), "x": {"versions": {}}})
+    daemon.wait(lambda: daemon.log().count("catalog: ") >= 2, "the edit to be read")
+    assert daemon.state(V1) == "ready"
+
+
+@pytest.mark.parametrize("moved", [False, True])
+def test_an_older_releases_version_is_taken_over(daemon: DaemonProcess, source: Path, *, moved: bool) -> None:
+    """A name without a record is resolved again; nothing is fetched twice where its status named the same source and
+    all paths and sizes agree, and everything where the catalog names another."""
+    write_files(source / "old", FILES)
+    write_files(source / "new", {**FILES, "model.safetensors": bytes(len(WEIGHTS))})
+    daemon.write_catalog({"tiny": prefetched(f"file://{source}/old")})
+    daemon.start()
+    daemon.wait_ready(V1)
+    daemon.stop()
+    shutil.rmtree(daemon.layout.private / "fetched")
+    daemon.write_catalog({"tiny": prefetched(f"file://{source}/{'new' if moved else 'old'}")})
+    daemon.start()
+    daemon.wait(lambda: _record(daemon) is not None, "a record")
+    daemon.wait_state(V1, "ready")
+    assert daemon.files(V1)["model.safetensors"] == (bytes(len(WEIGHTS)) if moved else WEIGHTS)
+    assert (daemon.metric("holdfast_fetch_bytes_total") > 0) is moved
+
+
+def test_a_record_of_other_content_counts_for_nothing(daemon: DaemonProcess, source: Path) -> None:
+    """Between the record and the name a crash leaves a record that is ahead: the old content is not taken for what
+    it was about to be replaced with."""
+    write_files(source / "old", FILES)
+    new = write_files(source / "new", {**FILES, "model.safetensors": bytes(len(WEIGHTS))})
+    daemon.write_catalog({"tiny": prefetched(f"file://{source}/old")})
+    daemon.start()
+    daemon.wait_ready(V1)
+    target = daemon.path(V1).readlink()
+    daemon.write_catalog({"tiny": prefetched(f"file://{source}/new")})
+    _wait_for(daemon, new.digest)
+    daemon.stop()
+    daemon.path(V1).unlink()
+    daemon.path(V1).symlink_to(target)
+    daemon.start()
+    _wait_for(daemon, new.digest)
+
+
+def _record(daemon: DaemonProcess) -> dict[str, Any] | None:
+    try:
+        document: dict[str, Any] = json.loads((daemon.layout.private / "fetched" / "tiny" / "v1.json").read_text())
+    except FileNotFoundError:
+        return None
+    return document
