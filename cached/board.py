@@ -49,9 +49,10 @@ class _Facts:
 
     held: str | None
     stale: Stale | None
+    refused_pins: dict[str, StatusError]
 
 
-_NO_FACTS = _Facts(None, None)
+_NO_FACTS = _Facts(None, None, {})
 
 
 class Board:
@@ -124,7 +125,19 @@ class Board:
         if (old.held, known) == (held, stale):
             return
         since = None if stale is None else Stale(*stale, timestamp(time.time()))
-        self._facts[ref] = _Facts(held, since)
+        self._learn(ref, replace(old, held=held, stale=since))
+
+    def refuse_pins(self, ref: ModelRef, pins: dict[str, StatusError]) -> None:
+        """These pins of pods cannot be met."""
+        old = self._facts.get(ref, _NO_FACTS)
+        if old.refused_pins != pins:
+            self._learn(ref, replace(old, refused_pins=pins))
+
+    def _learn(self, ref: ModelRef, facts: _Facts) -> None:
+        if facts == _NO_FACTS:
+            self._facts.pop(ref, None)
+        else:
+            self._facts[ref] = facts
         status = self._statuses.get(ref)
         if status is not None:
             self._put(ref, status.state, status)
@@ -182,6 +195,7 @@ class Board:
         since = old.since if old is not None and old.state == state else now
         facts = self._facts.get(ref, _NO_FACTS)
         status = replace(status, state=state, since=since, updated=now, held=facts.held, stale=facts.stale)
+        status = replace(status, refused_pins=facts.refused_pins)
         self._statuses[ref] = status
         self.news.set()
         self._submit(partial(self._write, self._public.model_status(ref), status.document()))

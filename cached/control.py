@@ -28,8 +28,11 @@ Check = Callable[[], None]
 class Commands(Protocol):
     """What a person may tell the daemon."""
 
-    async def pull(self, ref: ModelRef, pin: Digest | None) -> str:
-        """Want a version; returns the state it is in now."""
+    async def pull(self, ref: ModelRef, pin: Digest | None) -> dict[str, Any]:
+        """Want a version; returns the answer so far: `{"pull": id, "state", "digest", "error"}`."""
+
+    def pulled(self, id_: str) -> dict[str, Any] | None:
+        """The answer of the pull of this id so far; None where it is not known."""
 
     async def gc(self, check: Check) -> list[dict[str, Any]]:
         """Evict what nobody wants or uses; returns what went. `check` is called before each step."""
@@ -55,7 +58,15 @@ def control(commands: Commands) -> web.Application:
         digest = body.get("digest")
         pin = None if digest is None else Digest.parse(_text(body, "digest"))
         _check_of(request)()
-        return web.json_response({"state": await commands.pull(_ref(body), pin)})
+        return web.json_response(await commands.pull(_ref(body), pin))
+
+    async def pulled(request: web.Request) -> web.Response:
+        answer = commands.pulled(request.match_info["id"])
+        if answer is None:
+            raise Permanent(
+                "unknown_pull", "expected the id of a pull of the last ten minutes, found none", "pull again"
+            )
+        return web.json_response(answer)
 
     async def gc(request: web.Request) -> web.Response:
         body = await _body(request)
@@ -77,6 +88,7 @@ def control(commands: Commands) -> web.Application:
 
     for name, handler in (("pull", pull), ("gc", gc), ("pin", pin), ("unpin", unpin)):
         app.router.add_post(f"/v1/{name}", handler)
+    app.router.add_get("/v1/pull/{id}", pulled)
     app.router.add_get("/v1/status", status_handler(commands.status))
     return app
 

@@ -53,6 +53,17 @@ class Unpinned:
     was_pinned: bool
 
 
+@dataclass(frozen=True, slots=True)
+class PullAnswer:
+    """What a daemon says of one pull. `id` is empty where an older daemon answers by the version's status alone;
+    `digest`: it is here, as this; `error`: this pull cannot be met."""
+
+    id: str
+    state: State
+    digest: str | None
+    error: HoldfastError | None
+
+
 class ControlClient:
     """The daemon that owns `layout`, over one connection a request. `timeout_s` is for the whole of each, in seconds:
     the daemon is told, and carries nothing out after that."""
@@ -62,10 +73,14 @@ class ControlClient:
         self._root = layout.root
         self._timeout_s = timeout_s
 
-    def pull(self, ref: ModelRef, digest: Digest | None) -> State:
-        """Want `ref`, pinned to `digest` if given; returns where it stands now."""
+    def pull(self, ref: ModelRef, digest: Digest | None) -> PullAnswer:
+        """Want `ref`, pinned to `digest` if given; returns the answer so far."""
         body = {**_named(ref), "digest": None if digest is None else str(digest)}
-        return State(self._ask("POST", "/v1/pull", body)["state"])
+        return _pull_answer(self._ask("POST", "/v1/pull", body))
+
+    def pulled(self, id_: str) -> PullAnswer:
+        """The answer of a pull so far; raises `Permanent` (`unknown_pull`) where the daemon knows it no more."""
+        return _pull_answer(self._ask("GET", f"/v1/pull/{id_}", None))
 
     def gc(self, *, dry_run: bool) -> GcReport:
         """Evict what nobody wants or uses; with `dry_run` only say what that would be."""
@@ -161,6 +176,21 @@ class _UnixConnection(http.client.HTTPConnection):
                 if time.monotonic() > deadline:
                     raise TimeoutError from None
                 time.sleep(_FULL_S)
+
+
+def _pull_answer(document: dict[str, Any]) -> PullAnswer:
+    error = document.get("error")
+    return PullAnswer(
+        id=document.get("pull", ""),
+        state=State(document["state"]),
+        digest=document.get("digest"),
+        error=None if error is None else _as_error(error),
+    )
+
+
+def _as_error(error: dict[str, Any]) -> HoldfastError:
+    kind = Permanent if error.get("permanent", True) else Transient
+    return kind(error.get("code", "unknown"), error.get("message", "no message"), error.get("remedy", ""))
 
 
 def _named(ref: ModelRef) -> dict[str, Any]:

@@ -12,13 +12,14 @@ from typing import Any
 from cached.contract.digest import Digest
 from cached.contract.errors import HoldfastError
 from cached.contract.reference import ModelRef
-from cached.contract.status import StatusError, timestamp
+from cached.contract.status import State, StatusError, timestamp
 from cached.control import Check
 from cached.eviction import reclaimable
 from cached.holdings import write_pins
 from cached.janitor import NodeParts
 from cached.ledger import SpaceUse
 from cached.metrics import Figures, Metrics, ModelFigures
+from cached.pulls import Pull
 from cached.scheduler import Scheduler
 from cached.waits import waiting
 from cached.workers import Workers
@@ -81,10 +82,24 @@ class Daemon:
 
     # --- commands --------------------------------------------------------------------------------------------------
 
-    async def pull(self, ref: ModelRef, pin: Digest | None) -> str:
-        state = self._scheduler.pull(ref, pin)
+    async def pull(self, ref: ModelRef, pin: Digest | None) -> dict[str, Any]:
+        pull = self._scheduler.pull(ref, pin)
         await self._board.flushed()
-        return state
+        return self._answer(pull)
+
+    def pulled(self, id_: str) -> dict[str, Any] | None:
+        pull = self._scheduler.pulled(id_)
+        return None if pull is None else self._answer(pull)
+
+    def _answer(self, pull: Pull) -> dict[str, Any]:
+        status = self._board.get(pull.want.ref)
+        state = State.QUEUED if pull.error is None else State.FAILED
+        return {
+            "pull": pull.id,
+            "state": str(state if status is None else status.state),
+            "digest": None if pull.digest is None else str(pull.digest),
+            "error": None if pull.error is None else asdict(StatusError.of(pull.error)),
+        }
 
     async def gc(self, check: Check) -> list[dict[str, Any]]:
         await self._scheduler.look_at_leases()

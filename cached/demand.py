@@ -46,7 +46,7 @@ class PullWant:
 @dataclass(frozen=True, slots=True)
 class Want:
     """One version to have, with all that it takes to fetch it. `source` may carry credentials; `reasons` are for a
-    person; `keep`: never evicted."""
+    person; `keep`: never evicted; `pin_promised`: the pin is the catalog's, and not only of those who ask."""
 
     ref: ModelRef
     source: str = field(repr=False)
@@ -56,6 +56,7 @@ class Want:
     priority: Priority
     reasons: tuple[str, ...]
     keep: bool
+    pin_promised: bool = False
 
     @property
     def request(self) -> str:
@@ -79,10 +80,14 @@ class Want:
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """What this node wants, and what it was asked for but cannot want, with why. No version is in both."""
+    """What this node wants, and what it was asked for but cannot want, with why. No version is in both.
+
+    `verdicts`: pins that cannot be met, each a matter of those alone who pin so.
+    """
 
     wants: Mapping[ModelRef, Want]
     refused: Mapping[ModelRef, Permanent]
+    verdicts: Mapping[tuple[ModelRef, Digest], Permanent] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -93,12 +98,17 @@ class _Ask:
 
 
 def compute_demand(
-    catalog: Catalog, pods: Iterable[PodWant], pulls: Iterable[PullWant], node_labels: Mapping[str, str]
+    catalog: Catalog,
+    pods: Iterable[PodWant],
+    pulls: Iterable[PullWant],
+    node_labels: Mapping[str, str],
+    failed_pins: Mapping[tuple[ModelRef, Digest], Permanent],
 ) -> Demand:
     """Merge what pods, pulls and the catalog's prefetch rules ask for into one want for each version.
 
-    Refused are versions that the catalog lacks (`unknown_model`), and versions of which everybody pins another digest
-    than the catalog has (`digest_mismatch`). Without one in the catalog a pin decides where all pods and pulls agree.
+    Refused are versions that the catalog lacks (`unknown_model`), and versions of which pods ask, and everybody pins a
+    digest that cannot be met: another than the catalog has, or one of `failed_pins` where it has none. Without one in
+    the catalog a pin decides where all pods and pulls agree.
     """
     asks: defaultdict[ModelRef, list[_Ask]] = defaultdict(list)
     for pod in pods:
@@ -109,14 +119,21 @@ def compute_demand(
         asks[ref].append(_Ask(Priority.PREFETCH, "prefetch", None))
     wants: dict[ModelRef, Want] = {}
     refused: dict[ModelRef, Permanent] = {}
+    verdicts: dict[tuple[ModelRef, Digest], Permanent] = {}
     for ref in sorted(asks):
         entry = catalog.find(ref)
-        outcome = unknown_model(catalog, ref) if entry is None else _merge(entry, sorted(asks[ref]))
-        if isinstance(outcome, Want):
-            wants[ref] = outcome
-        else:
-            refused[ref] = outcome
-    return Demand(wants, refused)
+        if entry is None:
+            refused[ref] = unknown_model(catalog, ref)
+            continue
+        asking = sorted(asks[ref])
+        wrong = _wrong_pins(entry, asking, failed_pins)
+        verdicts.update({(ref, pin): error for pin, error in wrong.items()})
+        left = [ask for ask in asking if ask.pin is None or ask.pin not in wrong]
+        if left:
+            wants[ref] = _merge(entry, left)
+        elif asking[0].priority is Priority.WAITING and asking[0].pin is not None:
+            refused[ref] = wrong[asking[0].pin]
+    return Demand(wants, refused, verdicts)
 
 
 def keeps(catalog: Catalog, ref: ModelRef, node_labels: Mapping[str, str] | None) -> bool:
@@ -135,18 +152,26 @@ def _prefetched(catalog: Catalog, node_labels: Mapping[str, str]) -> Iterator[Mo
             yield from (ModelRef(model.name, version) for version in rule.versions)
 
 
-def _merge(entry: CatalogVersion, asks: Sequence[_Ask]) -> Want | Permanent:
-    pins = {ask.pin: ask.reason for ask in reversed(asks) if ask.pin is not None}
+def _wrong_pins(
+    entry: CatalogVersion, asks: Sequence[_Ask], failed_pins: Mapping[tuple[ModelRef, Digest], Permanent]
+) -> dict[Digest, Permanent]:
+    """The pins that cannot be met. The catalog's digest decides; without one it is what the source was found to have.
+    Who pins so is left out, so that one's mistake fails nobody else."""
+    wrong: dict[Digest, Permanent] = {}
+    for ask in asks:
+        if ask.pin is None or ask.pin == entry.digest or ask.pin in wrong:
+            continue
+        if entry.digest is not None:
+            wrong[ask.pin] = _mismatch(entry.ref, f"{entry.digest} (the catalog's digest)", ask.pin, ask.reason)
+        elif (entry.ref, ask.pin) in failed_pins:
+            wrong[ask.pin] = failed_pins[entry.ref, ask.pin]
+    return wrong
+
+
+def _merge(entry: CatalogVersion, asks: Sequence[_Ask]) -> Want:
     pin = entry.digest
-    if pin is not None:
-        # The catalog's digest decides. Who pins another is left out, so that one pod's mistake fails no other pod: its
-        # own gate compares the pin with what is published, and its Events say so.
-        asks = [ask for ask in asks if ask.pin in (None, pin)]
-        if not asks:
-            found, reason = next(iter(pins.items()))
-            return _mismatch(entry.ref, f"{pin} (the catalog's digest)", found, reason)
-    elif len({ask.pin for ask in asks if ask.priority is not Priority.PREFETCH}) == 1:
-        pin = next(iter(pins), None)
+    if pin is None and len({ask.pin for ask in asks if ask.priority is not Priority.PREFETCH}) == 1:
+        pin = next((ask.pin for ask in asks if ask.pin is not None), None)
     # Else some pin and some do not, or they pin differently, and nobody can say who is right: the version is what the
     # source has, and each one compares for himself, as above.
     return Want(
@@ -158,6 +183,7 @@ def _merge(entry: CatalogVersion, asks: Sequence[_Ask]) -> Want | Permanent:
         priority=asks[0].priority,
         reasons=tuple(dict.fromkeys(ask.reason for ask in asks)),
         keep=entry.keep,
+        pin_promised=entry.digest is not None,
     )
 
 

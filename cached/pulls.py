@@ -1,66 +1,113 @@
-"""What people pulled, until it is here, or the answer that it never will be is old.
+"""What people pulled, and the answer of each pull: until it is here, or the answer that it never will be is old.
 
-Law: remembers; decides nothing. What was on its way when the daemon stopped, or went bad, is wanted like a pull.
+Law: remembers; decides nothing. A verdict on a pull's pin is that pull's own. What was on its way when the daemon
+stopped, or went bad, is wanted like a pull.
 """
 
 from __future__ import annotations
 
+import secrets
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from cached.contract.digest import Digest
+from cached.contract.errors import DigestMismatch, HoldfastError, Permanent
 from cached.contract.reference import ModelRef
 from cached.demand import PullWant
 
-_KEPT_S = 600.0  # how long a pull that cannot be met keeps its answer
+_KEPT_S = 600.0  # how long a pull keeps its answer
+_KEPT = 4096  # answers kept at most
 
 
 @dataclass(slots=True)
-class _Pull:
+class Pull:
+    """One `holdfast pull`. `digest`: it is here, as this. `error`: why it cannot be met, as far as anybody knows."""
+
     want: PullWant
-    failed_at: float | None = None  # on the monotonic clock
+    id: str = field(default_factory=lambda: secrets.token_hex(8))
+    digest: Digest | None = None
+    error: HoldfastError | None = None
+    settled_at: float | None = None  # on the monotonic clock
 
 
 class Pulls:
-    """The pulls that have not run out. `pins`: what the last pull of each version asked for, met or not."""
+    """The pulls that have not run out. `pins`: what the last pull of each version that was met asked for."""
 
     def __init__(self) -> None:
         self.pins: dict[ModelRef, Digest | None] = {}
-        self._pulls: dict[ModelRef, _Pull] = {}
+        self._known: dict[str, Pull] = {}  # the oldest first
+        self._wanted: dict[ModelRef, list[Pull]] = {}
 
-    def ask(self, ref: ModelRef, pin: Digest | None) -> None:
+    def ask(self, ref: ModelRef, pin: Digest | None) -> Pull:
         """A person wants this now."""
-        self._pulls[ref] = _Pull(PullWant(ref, pin))
-        self.pins[ref] = pin
+        pull = Pull(PullWant(ref, pin))
+        self._known[pull.id] = pull
+        self._wanted.setdefault(ref, []).append(pull)
+        return pull
 
     def resume(self, ref: ModelRef, pin: Digest | None) -> None:
         """This is wanted again, unless somebody pulls it already."""
-        if ref not in self._pulls:
+        if ref not in self._wanted:
             self.ask(ref, pin)
+
+    def find(self, id_: str) -> Pull | None:
+        """The pull of this id; None where its answer is old, or an earlier daemon was asked."""
+        return self._known.get(id_)
 
     def wants(self) -> list[PullWant]:
         """What is wanted."""
-        return [pull.want for pull in self._pulls.values()]
+        return [pull.want for pulls in self._wanted.values() for pull in pulls]
 
-    def met(self, refs: Iterable[ModelRef]) -> None:
-        """These are here."""
-        for ref in refs:
-            del self._pulls[ref]
+    def met(self, here: Mapping[ModelRef, Digest]) -> None:
+        """These are here as they are wanted; whoever pinned another digest is told so."""
+        for ref, digest in here.items():
+            for pull in self._wanted.pop(ref, ()):
+                if pull.want.pin in (None, digest):
+                    pull.digest, pull.error = digest, None
+                    self.pins[ref] = pull.want.pin
+                else:
+                    pull.error = _other(pull.want, digest)
+                pull.settled_at = time.monotonic()
 
-    def failed(self, ref: ModelRef) -> None:
-        """This cannot be met, as far as anybody knows."""
-        if ref in self._pulls:
-            self._pulls[ref].failed_at = time.monotonic()
+    def refused(self, verdicts: Mapping[tuple[ModelRef, Digest], Permanent]) -> None:
+        """Whoever pinned one of these cannot have it, which is nobody else's matter."""
+        for (ref, pin), error in verdicts.items():
+            for pull in [pull for pull in self._wanted.get(ref, ()) if pull.want.pin == pin]:
+                pull.error, pull.settled_at = error, time.monotonic()
+                self._drop(pull)
+
+    def failed(self, ref: ModelRef, error: HoldfastError) -> None:
+        """This cannot be met by anybody, as far as is known; it stays wanted until the answer is old."""
+        for pull in self._wanted.get(ref, ()):
+            pull.error, pull.settled_at = error, time.monotonic()
 
     def begun(self, ref: ModelRef) -> None:
         """This is tried again."""
-        if ref in self._pulls:
-            self._pulls[ref].failed_at = None
+        for pull in self._wanted.get(ref, ()):
+            pull.error = pull.settled_at = None
 
     def expire(self) -> None:
         """Old answers go."""
         now = time.monotonic()
-        for ref, pull in list(self._pulls.items()):
-            if pull.failed_at is not None and now - pull.failed_at >= _KEPT_S:
-                del self._pulls[ref]
+        settled = [pull for pull in self._known.values() if pull.settled_at is not None]
+        for count, pull in enumerate(settled):
+            if now - (pull.settled_at or 0.0) >= _KEPT_S or count < len(settled) - _KEPT:
+                del self._known[pull.id]
+                self._drop(pull)
+
+    def _drop(self, pull: Pull) -> None:
+        left = [each for each in self._wanted.get(pull.want.ref, ()) if each is not pull]
+        if left:
+            self._wanted[pull.want.ref] = left
+        else:
+            self._wanted.pop(pull.want.ref, None)
+
+
+def _other(want: PullWant, found: Digest) -> DigestMismatch:
+    return DigestMismatch(
+        f"{want.ref}: the manifest digest",
+        f"{want.pin} (the pull's pin)",
+        f"{found} (on this node)",
+        "correct the digest, or ask for another version",
+    )

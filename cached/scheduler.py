@@ -30,11 +30,11 @@ from cached.lacking import Lacking
 from cached.ledger import Ledger, NoInodes, NoSpace
 from cached.metrics import Metrics
 from cached.planner import Evict, GiveWay, LetPass, Situation, Step, plan, protected
-from cached.pulls import Pulls
+from cached.pulls import Pull, Pulls
 from cached.saying import Saying
 from cached.settled import Settled
 from cached.surroundings import Surroundings
-from cached.transfer import Transfers
+from cached.transfer import PinMismatch, Transfers
 from cached.waits import Waits, used
 
 _log = logging.getLogger(__name__)
@@ -94,9 +94,9 @@ class Scheduler:
             self._pulls.resume(ref, pin)
         self._work.set()
 
-    def pull(self, ref: ModelRef, pin: Digest | None) -> str:
-        """Want a version now; an earlier failure of it is forgotten. Returns the state it is in."""
-        self._pulls.ask(ref, pin)
+    def pull(self, ref: ModelRef, pin: Digest | None) -> Pull:
+        """Want a version now; an earlier failure of it is forgotten. Returns the pull, which gets its own answer."""
+        pull = self._pulls.ask(ref, pin)
         self._counted.discard(ref)
         if ref in self._active:
             self._active[ref].delivery.nudge()
@@ -104,11 +104,13 @@ class Scheduler:
             self._answers.over(ref)
         self._refresh()
         self._work.set()
-        status = self._parts.board.get(ref)
-        if status is None:  # there is no catalog yet, so there is no more to say
+        if self._catalog is None and self._parts.board.get(ref) is None:  # so there is no more to say
             self._parts.board.begin(ref, State.QUEUED, "", pin)
-            return str(State.QUEUED)
-        return str(status.state)
+        return pull
+
+    def pulled(self, id_: str) -> Pull | None:
+        """The pull of this id; None where it is not known, or not any more."""
+        return self._pulls.find(id_)
 
     async def look_at_leases(self) -> None:
         """See what is in use now."""
@@ -248,11 +250,14 @@ class Scheduler:
         self._pulls.expire()
         self._look_at_pods()
         self._demand = self._demanded(self._catalog)
+        self._pulls.refused(self._demand.verdicts)
+        self._answers.pins(self._demand.verdicts, self._parts.surroundings)
         self._count_new()
         for step in self._plan():
             if isinstance(step, planner.Refuse | planner.Start):
                 self._apply(step)
-        met = [want.ref for want in self._pulls.wants() if self._met(want.ref)]
+        held = self._parts.holdings.models
+        met = {want.ref: held[want.ref] for want in self._pulls.wants() if self._met(want.ref)}
         if met:
             self._pulls.met(met)
             self._demand = self._demanded(self._catalog)
@@ -271,7 +276,7 @@ class Scheduler:
 
     def _demanded(self, catalog: Catalog) -> Demand:
         around = self._parts.surroundings
-        return compute_demand(catalog, around.pods(), self._pulls.wants(), around.labels or {})
+        return compute_demand(catalog, around.pods(), self._pulls.wants(), around.labels or {}, self._settled.pins)
 
     def _plan(self) -> tuple[Step, ...]:
         if self._catalog is None:
@@ -316,7 +321,8 @@ class Scheduler:
                 self._parts.flights.reprioritize(want.ref, want.priority)
             case planner.Refuse(ref, error):
                 self._settled.refused(ref, error)
-                self._fail(ref, error)
+                if ref not in self._active:
+                    self._answers.refused(ref, error)
             case planner.Forget(ref):
                 self._settled.forget(ref)
                 if ref not in self._active:
@@ -355,9 +361,14 @@ class Scheduler:
         error = await delivery.run()
         if error is None:
             self._settled.forget(ref)
+            return
+        _log.error("%s: %s", ref, error)
+        want = delivery.want
+        if isinstance(error, PinMismatch) and want.pin is not None and not want.pin_promised:
+            self._settled.pin_failed(ref, want.pin, error)
+            self._answers.over(ref)
         else:
-            _log.error("%s: %s", ref, error)
-            self._settled.failed(delivery.want)
+            self._settled.failed(want)
             self._fail(ref, error)
 
     def _ended(self, delivery: Delivery, _task: asyncio.Task[None]) -> None:

@@ -9,27 +9,34 @@ from __future__ import annotations
 
 import time
 
+from cached.contract.digest import Digest
 from cached.contract.errors import Permanent
 from cached.contract.reference import ModelRef
 from cached.demand import Want
 
+_Key = ModelRef | tuple[ModelRef, Digest]
 _KEPT_S, _KEPT_CAP_S = 300.0, 3600.0
 
 
 class Settled:
-    """Failures and refusals. `outcomes`: the want that failed for good, or the refusal that was told."""
+    """Failures and refusals. `outcomes`: the want that failed for good, or the refusal that was told. `pins`: the
+    verdicts on pins that are not the catalog's, which concern whoever pins so and nobody else."""
 
     def __init__(self) -> None:
         self.outcomes: dict[ModelRef, Want | Permanent] = {}
-        self._until: dict[ModelRef, float] = {}  # on the monotonic clock
-        self._patience_s: dict[ModelRef, float] = {}
+        self.pins: dict[tuple[ModelRef, Digest], Permanent] = {}
+        self._until: dict[_Key, float] = {}  # on the monotonic clock
+        self._patience_s: dict[_Key, float] = {}
 
     def failed(self, want: Want) -> None:
         """This could not be fetched."""
-        patience_s = self._patience_s.get(want.ref, _KEPT_S)
         self.outcomes[want.ref] = want
-        self._until[want.ref] = time.monotonic() + patience_s
-        self._patience_s[want.ref] = min(2 * patience_s, _KEPT_CAP_S)
+        self._keep(want.ref)
+
+    def pin_failed(self, ref: ModelRef, pin: Digest, error: Permanent) -> None:
+        """The source has another content than this pin, which the catalog does not promise, asks for."""
+        self.pins[ref, pin] = error
+        self._keep((ref, pin))
 
     def refused(self, ref: ModelRef, error: Permanent) -> None:
         """This was refused, and whoever asks was told."""
@@ -42,6 +49,10 @@ class Settled:
 
     def forget(self, ref: ModelRef) -> bool:
         """It is here, nobody wants it any more, or somebody asks anew; tells whether there was anything."""
+        for pinned in [key for key in self.pins if key[0] == ref]:
+            del self.pins[pinned]
+            self._until.pop(pinned, None)
+            self._patience_s.pop(pinned, None)
         self._until.pop(ref, None)
         self._patience_s.pop(ref, None)
         return self.outcomes.pop(ref, None) is not None
@@ -49,5 +60,13 @@ class Settled:
     def expire(self) -> None:
         """What failed long enough ago is settled no more."""
         now = time.monotonic()
-        for ref in [ref for ref, until in self._until.items() if now >= until]:
-            self.begun(ref)
+        for key in [key for key, until in self._until.items() if now >= until]:
+            if isinstance(key, ModelRef):
+                self.begun(key)
+            else:
+                del self.pins[key], self._until[key]
+
+    def _keep(self, key: _Key) -> None:
+        patience_s = self._patience_s.get(key, _KEPT_S)
+        self._until[key] = time.monotonic() + patience_s
+        self._patience_s[key] = min(2 * patience_s, _KEPT_CAP_S)

@@ -350,9 +350,13 @@ def _taken_over(manifest: Manifest, files: tuple[RemoteFile, ...], identity: str
     return {_partial_id(file, identity): sha256s[file.path, file.size or 0] for file in files if file.sha256 is None}
 
 
+class PinMismatch(DigestMismatch):
+    """The source has another content than the pin asks for."""
+
+
 def _check_pin(want: Want, manifest: Manifest) -> None:
     if want.pin is not None and manifest.digest != want.pin:
-        raise DigestMismatch(
+        raise PinMismatch(
             f"{want.ref}: the manifest digest",
             f"{want.pin} (the pin)",
             f"{manifest.digest} (at the source)",

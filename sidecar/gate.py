@@ -141,7 +141,11 @@ class Gate:
         if status is None:
             self._say(want, Progress("waiting", f"for {format_duration(waited_s)}, no status yet"))
             return
-        if status.state is State.FAILED and status.error is not None and status.error.permanent:
+        refused = status.refused_pins.get(str(want.pin))
+        if refused is not None:
+            raise exits.Refused(want, refused)
+        failed = status.state is State.FAILED and status.error is not None and status.error.permanent
+        if failed and status.error is not None and status.error not in status.refused_pins.values():
             raise exits.Refused(want, status.error)
         self._say(want, of_status(status))
 

@@ -42,15 +42,15 @@ def names(demand: Demand) -> list[str]:
 
 def test_prefetch_is_wanted_where_the_selector_matches(catalog: Catalog) -> None:
     """A rule without a selector holds on every node, one with a selector where the node has all of its labels."""
-    assert names(compute_demand(catalog, [], [], {})) == ["everywhere@v1"]
-    assert names(compute_demand(catalog, [], [], {"gpu": "h100"})) == ["everywhere@v1"]
+    assert names(compute_demand(catalog, [], [], {}, {})) == ["everywhere@v1"]
+    assert names(compute_demand(catalog, [], [], {"gpu": "h100"}, {})) == ["everywhere@v1"]
     labels = {"gpu": "h100", "zone": "a", "other": "x"}
-    assert names(compute_demand(catalog, [], [], labels)) == ["everywhere@v1", "somewhere@v1", "somewhere@v2"]
+    assert names(compute_demand(catalog, [], [], labels, {})) == ["everywhere@v1", "somewhere@v1", "somewhere@v2"]
 
 
 def test_a_want_carries_all_it_takes_to_fetch(catalog: Catalog) -> None:
     """Source, filters and the promise to keep come from the catalog; the pod's pin is the want's."""
-    want = compute_demand(catalog, [pod("p", "open@v7", A)], [], {}).wants[ModelRef("open", "v7")]
+    want = compute_demand(catalog, [pod("p", "open@v7", A)], [], {}, {}).wants[ModelRef("open", "v7")]
     assert (want.source, want.include, want.exclude, want.keep) == ("s3://models/open/v7", ("*.json",), ("x*",), True)
     assert (want.pin, want.priority, want.reasons) == (A, Priority.WAITING, ("pod default/p",))
 
@@ -60,7 +60,7 @@ def test_many_reasons_make_one_want_at_the_soonest_priority(catalog: Catalog) ->
     ref = ModelRef("everywhere", "v1")
     priorities = []
     for pods, pulls in (([], []), ([], [pull("everywhere@v1")] * 2), ([pod("p", "everywhere@v1")], [pull(str(ref))])):
-        want = compute_demand(catalog, pods, pulls, {}).wants[ref]
+        want = compute_demand(catalog, pods, pulls, {}, {}).wants[ref]
         priorities.append(want.priority)
     assert priorities == [Priority.PREFETCH, Priority.PULL, Priority.WAITING]
     assert want.reasons == ("pod default/p", "pull", "prefetch")
@@ -73,7 +73,7 @@ def test_many_reasons_make_one_want_at_the_soonest_priority(catalog: Catalog) ->
 def test_what_the_catalog_lacks_is_refused(ref: str, says: str) -> None:
     """A want for a version that the catalog lacks is refused as unknown, with what is there."""
     catalog = parse_catalog(LISTED + "  fixed: {source: 's3://f/', versions: [v1]}\n", EMPTY_CATALOG).catalog
-    demand = compute_demand(catalog, [pod("p", ref)], [pull(ref)], {})
+    demand = compute_demand(catalog, [pod("p", ref)], [pull(ref)], {}, {})
     error = demand.refused[ModelRef.parse(ref)]
     assert error.code == "unknown_model"
     assert says in error.message
@@ -83,19 +83,19 @@ def test_what_the_catalog_lacks_is_refused(ref: str, says: str) -> None:
 def test_a_rejected_version_is_refused_as_such() -> None:
     """The refusal of a version whose catalog entry is bad says that it is the entry."""
     catalog = parse_catalog("models: {m: {source: 's3://b/{version}', versions: {v1: []}}}", EMPTY_CATALOG).catalog
-    assert "rejected" in compute_demand(catalog, [pod("p", "m@v1")], [], {}).refused[ModelRef("m", "v1")].message
+    assert "rejected" in compute_demand(catalog, [pod("p", "m@v1")], [], {}, {}).refused[ModelRef("m", "v1")].message
 
 
 def test_the_catalogs_digest_is_the_pin(catalog: Catalog) -> None:
     """A version with a digest in the catalog is pinned to it, whether or not the pod says so too."""
     for pin in (None, A):
-        demand = compute_demand(catalog, [pod("p", "pinned@v1", pin)], [], {})
+        demand = compute_demand(catalog, [pod("p", "pinned@v1", pin)], [], {}, {})
         assert demand.wants[ModelRef("pinned", "v1")].pin == A
 
 
 def test_a_pin_against_the_catalog_is_refused_with_both_digests(catalog: Catalog) -> None:
     """Where everybody who asks pins another digest than the catalog's, nothing is fetched and both are named."""
-    demand = compute_demand(catalog, [pod("p", "pinned@v1", B)], [pull("pinned@v1", B)], {})
+    demand = compute_demand(catalog, [pod("p", "pinned@v1", B)], [pull("pinned@v1", B)], {}, {})
     error = demand.refused[ModelRef("pinned", "v1")]
     assert isinstance(error, DigestMismatch)
     assert error.code == "digest_mismatch"
@@ -105,7 +105,7 @@ def test_a_pin_against_the_catalog_is_refused_with_both_digests(catalog: Catalog
 
 def test_one_pods_wrong_pin_fails_no_other_pod(catalog: Catalog) -> None:
     """A pod that agrees with the catalog gets its version, though another pod pins a different digest."""
-    demand = compute_demand(catalog, [pod("wrong", "pinned@v1", B), pod("right", "pinned@v1")], [], {})
+    demand = compute_demand(catalog, [pod("wrong", "pinned@v1", B), pod("right", "pinned@v1")], [], {}, {})
     want = demand.wants[ModelRef("pinned", "v1")]
     assert (want.pin, want.reasons) == (A, ("pod default/right",))
     assert not demand.refused
@@ -116,26 +116,26 @@ def test_nobodys_pin_decides_for_others(catalog: Catalog, pins: tuple[Digest | N
     """Where the catalog does not decide and those who ask do not agree, the version is wanted as the source has it:
     no pod's pin fails another pod, or changes what it gets."""
     pods = [pod(f"p{number}", "open@v1", pin) for number, pin in enumerate(pins)]
-    demand = compute_demand(catalog, pods, [], {})
+    demand = compute_demand(catalog, pods, [], {}, {})
     want = demand.wants[ModelRef("open", "v1")]
     assert want.pin is None
     assert want.reasons == tuple(f"pod default/p{number}" for number in range(len(pins)))
-    assert compute_demand(catalog, pods[:1], [pull("open@v1", B)], {}).wants[want.ref].pin is None
+    assert compute_demand(catalog, pods[:1], [pull("open@v1", B)], {}, {}).wants[want.ref].pin is None
 
 
 def test_a_pin_that_all_share_decides(catalog: Catalog) -> None:
     """Where all pods and pulls that ask pin the same digest, nothing else will do for them; a prefetch has no say."""
     pods = [pod("p", "everywhere@v1", B), pod("q", "everywhere@v1", B)]
-    demand = compute_demand(catalog, pods, [pull("everywhere@v1", B)], {})
+    demand = compute_demand(catalog, pods, [pull("everywhere@v1", B)], {}, {})
     assert demand.wants[ModelRef("everywhere", "v1")].pin == B
 
 
 def test_same_fetch_is_about_the_bytes(catalog: Catalog) -> None:
     """Another priority or reason leaves a fetch as it is; another pin makes it another."""
     ref = ModelRef("everywhere", "v1")
-    prefetch = compute_demand(catalog, [], [], {}).wants[ref]
-    waiting = compute_demand(catalog, [pod("p", str(ref))], [], {}).wants[ref]
-    pinned = compute_demand(catalog, [pod("p", str(ref), A)], [], {}).wants[ref]
+    prefetch = compute_demand(catalog, [], [], {}, {}).wants[ref]
+    waiting = compute_demand(catalog, [pod("p", str(ref))], [], {}, {}).wants[ref]
+    pinned = compute_demand(catalog, [pod("p", str(ref), A)], [], {}, {}).wants[ref]
     assert prefetch.same_fetch(waiting)
     assert not prefetch.same_fetch(pinned)
 
@@ -149,8 +149,8 @@ pods = st.lists(st.builds(PodWant, st.just("u"), st.sampled_from(["n/p", "n/q"])
 def test_order_does_not_matter(pods: list[PodWant], pulls: list[PullWant]) -> None:
     """The demand depends on who asks, not on the order, and every version asked for is either wanted or refused."""
     catalog = parse_catalog(LISTED, EMPTY_CATALOG).catalog
-    demand = compute_demand(catalog, pods, pulls, {})
-    again = compute_demand(catalog, reversed(pods), reversed(pulls), {})
+    demand = compute_demand(catalog, pods, pulls, {}, {})
+    again = compute_demand(catalog, reversed(pods), reversed(pulls), {}, {})
     assert demand.wants == again.wants
     assert {ref: e.code for ref, e in demand.refused.items()} == {ref: e.code for ref, e in again.refused.items()}
     assert not demand.wants.keys() & demand.refused.keys()

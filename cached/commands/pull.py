@@ -7,6 +7,7 @@ it replaces an older `failed` status before it answers.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 import time
 from collections.abc import Sequence
@@ -14,16 +15,19 @@ from collections.abc import Sequence
 from cached.commands.common import command_parser, digest, layout_of, reference, report_errors, seconds
 from cached.commands.progress import ProgressLine, describe
 from cached.commands.tree import daemon_status, held_version, model_status, seconds_since
-from cached.contract.errors import DigestMismatch, Permanent, Transient
+from cached.contract.digest import Digest
+from cached.contract.errors import DigestMismatch, HoldfastError, Permanent, Transient
 from cached.contract.layout import Layout, PublicLayout
 from cached.contract.options import EXIT_DONE, EXIT_FAILED
 from cached.contract.reference import ModelRef
 from cached.contract.status import ModelStatus, State
 from cached.contract.units import format_duration
-from cached.control_client import ControlClient
+from cached.control_client import ControlClient, PullAnswer
 
 _POLL_S = 0.1
 _ANSWER_S = 30.0
+_ASK_S = 0.25
+_LATER_ANSWER_S = 2.0
 _HEARTBEAT_LOST_S = 20.0  # it moves at least every 5 s (design, section 3)
 
 
@@ -50,13 +54,17 @@ def _pull(layout: Layout, options: argparse.Namespace) -> int:
     ref: ModelRef = options.ref
     started = time.monotonic()
     patience_s = _ANSWER_S if options.timeout is None else min(_ANSWER_S, options.timeout)
-    state = ControlClient(layout, patience_s).pull(ref, options.digest)
+    client = ControlClient(layout, patience_s)
+    answer = client.pull(ref, options.digest)
     if options.no_wait:
-        sys.stdout.write(f"{ref} is {state.value}; `holdfast status --watch` follows it\n")
+        if answer.error is not None:
+            raise answer.error
+        sys.stdout.write(f"{ref} is {answer.state.value}; `holdfast status --watch` follows it\n")
         return EXIT_DONE
     progress = ProgressLine(sys.stderr)
     try:
-        _wait(layout.public, ref, options.timeout, started, progress)
+        asked = _Asked(ControlClient(layout, min(patience_s, _LATER_ANSWER_S)), ref, options.digest, answer)
+        _wait(layout.public, asked, options.timeout, started, progress)
     finally:
         progress.end()
     held = held_version(layout.public, ref)
@@ -73,16 +81,52 @@ def _pull(layout: Layout, options: argparse.Namespace) -> int:
     return EXIT_DONE
 
 
-def _wait(public: PublicLayout, ref: ModelRef, timeout_s: float | None, started: float, progress: ProgressLine) -> None:
-    """Follow the status of `ref` until it is ready; raises the daemon's reason where it never will be."""
+class _Asked:
+    """One pull at the daemon, whose answer is this pull's own: the version's status may speak of others."""
+
+    def __init__(self, client: ControlClient, ref: ModelRef, digest: Digest | None, answer: PullAnswer) -> None:
+        self.ref = ref
+        self._client = client
+        self._digest = digest
+        self._answer = answer
+        self._asked_at = time.monotonic()
+
+    def is_met(self, status: ModelStatus | None) -> bool:
+        """Tell whether the version is here; raises the daemon's reason where it never will be."""
+        if self._answer.id == "":  # an older daemon: its status is all there is
+            if status is not None:
+                _raise_if_failed(status)
+            return status is not None and status.state is State.READY
+        if time.monotonic() - self._asked_at >= _ASK_S:
+            self._ask()
+        if self._answer.error is not None:
+            raise self._answer.error
+        return self._answer.digest is not None
+
+    def _ask(self) -> None:
+        """Ask again how far it is; a daemon that was started meanwhile is asked for the version anew. One that does not
+        answer is told by its heartbeat."""
+        try:
+            self._answer = self._client.pulled(self._answer.id)
+        except HoldfastError as error:
+            if error.code == "unknown_pull":
+                with contextlib.suppress(HoldfastError):
+                    self._answer = self._client.pull(self.ref, self._digest)
+        self._asked_at = time.monotonic()
+
+
+def _wait(public: PublicLayout, asked: _Asked, timeout_s: float | None, started: float, progress: ProgressLine) -> None:
+    """Show the status of the version until it is here; raises the daemon's reason where it never will be."""
+    ref = asked.ref
+    deadline = None if timeout_s is None else time.monotonic() + timeout_s
     deadline = None if timeout_s is None else started + timeout_s
     while True:
         status = model_status(public, ref)
+        met = asked.is_met(status)
         if status is not None:
-            _raise_if_failed(status)
             progress.show(status.state.value, f"{ref}: {describe(status)}")
-            if status.state is State.READY and held_version(public, ref) is not None:
-                return
+        if met and held_version(public, ref) is not None:
+            return
         _raise_if_daemon_lost(public, ref)
         if deadline is not None and time.monotonic() >= deadline:
             where = "no status yet" if status is None else describe(status)

@@ -6,7 +6,7 @@ Law: pure values, their JSON, and nothing else. Readers ignore keys they do not 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
@@ -60,6 +60,7 @@ class ModelStatus:
 
     `digest` is None until known; `since` and `updated` are UTC times as `timestamp()` writes them. `held` is the digest
     of the content that the version's name leads to now, whatever is fetched meanwhile; None where it is not here.
+    `refused_pins`: pins of pods that cannot be met, by digest; they concern nobody who pins otherwise, or not.
     """
 
     model: str
@@ -77,6 +78,7 @@ class ModelStatus:
     error: StatusError | None
     held: str | None = None
     stale: Stale | None = None
+    refused_pins: dict[str, StatusError] = field(default_factory=dict)
 
     def document(self) -> dict[str, Any]:
         """The JSON object of this status."""
@@ -90,8 +92,9 @@ class ModelStatus:
         try:
             known["state"] = State(known["state"])
             if known.get("error") is not None:
-                names = {f.name for f in fields(StatusError)}
-                known["error"] = StatusError(**{k: v for k, v in known["error"].items() if k in names})
+                known["error"] = _error(known["error"])
+            refused = known.get("refused_pins") or {}
+            known["refused_pins"] = {str(pin): _error(error) for pin, error in refused.items()}
             if known.get("stale") is not None:
                 known["stale"] = Stale(**{f.name: known["stale"][f.name] for f in fields(Stale)})
             return cls(**known)
@@ -121,6 +124,11 @@ class DaemonStatus:
             return cls(**{f.name: document[f.name] for f in fields(cls)})
         except (KeyError, TypeError) as error:
             raise _invalid(str(error)) from error
+
+
+def _error(document: dict[str, Any]) -> StatusError:
+    names = {f.name for f in fields(StatusError)}
+    return StatusError(**{key: value for key, value in document.items() if key in names})
 
 
 def encode(document: dict[str, Any]) -> bytes:

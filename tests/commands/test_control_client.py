@@ -12,7 +12,7 @@ from cached.contract.errors import Permanent, Transient
 from cached.contract.layout import Layout
 from cached.contract.reference import ModelRef
 from cached.contract.status import State
-from cached.control_client import ControlClient, Evicted, Unpinned
+from cached.control_client import ControlClient, Evicted, PullAnswer, Unpinned
 from tests.support.control import ControlServer
 
 REF = ModelRef("acme/llama", "v3")
@@ -20,9 +20,9 @@ DIGEST = Digest("ab" * 32)
 
 
 def test_pull_sends_the_reference_and_the_pin(layout: Layout, control: ControlServer) -> None:
-    """`pull` posts name, version and digest, and returns the state in the answer."""
+    """`pull` posts name, version and digest, and returns the answer; an older daemon's has a state alone."""
     control.answers["POST /v1/pull"] = 200, {"state": "queued"}
-    assert ControlClient(layout).pull(REF, DIGEST) is State.QUEUED
+    assert ControlClient(layout).pull(REF, DIGEST) == PullAnswer("", State.QUEUED, None, None)
     assert control.asked == [("POST /v1/pull", {"model": "acme/llama", "version": "v3", "digest": str(DIGEST)})]
 
 

@@ -48,6 +48,7 @@ def test_ls_json_is_for_machines(layout: Layout, capsys: pytest.CaptureFixture[s
         "bytes": 5002,
         "files": 2,
         "path": str(layout.public.model_link(BASE)),
+        "stale": None,
     }
 
 

@@ -35,7 +35,7 @@ def test_the_keys_of_the_design() -> None:
     """A status has the keys that section 3 of the design lists, and no others."""
     assert list(STATUS.document()) == [
         *("model", "version", "state", "digest", "pinned", "source", "bytes_total", "bytes_done"),
-        *("rate_bytes_per_s", "eta_s", "since", "updated", "error", "held", "stale"),
+        *("rate_bytes_per_s", "eta_s", "since", "updated", "error", "held", "stale", "refused_pins"),
     ]
     assert [state.value for state in State] == [
         *("queued", "resolving", "fetching", "verifying", "publishing", "ready", "failed", "evicting")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from cached.contract.digest import Digest
+from cached.contract.manifest import Manifest
 from cached.contract.reference import ModelRef
 from tests.support.daemon import DaemonProcess, model, prefetched, publish_files, write_files
 
@@ -66,16 +68,83 @@ def test_a_wrong_pin_publishes_nothing(daemon: DaemonProcess, source: Path, kind
 
 
 def test_a_pull_may_pin(daemon: DaemonProcess, source: Path) -> None:
-    """A pull's pin holds where the catalog has none: a wrong one fails, the right one is met."""
+    """A pull's pin holds where the catalog has none: a wrong one fails that pull, the right one is met."""
     manifest = publish_files(source, FILES)
     daemon.write_catalog({"tiny": model(f"file://{source}")})
     daemon.start()
-    daemon.pull("tiny@v1", WRONG)
-    assert daemon.wait_state(V1, "failed")["error"]["code"] == "digest_mismatch"
+    assert _verdict(daemon, WRONG) == "digest_mismatch"
     assert _nothing_is_published(daemon)
+    daemon.wait_state(V1, None)
     daemon.pull("tiny@v1", manifest.digest)
     daemon.wait_ready(V1)
     assert (daemon.status(V1) or {})["pinned"] is True
+
+
+@pytest.mark.parametrize("kind", [publish_files, write_files])
+@pytest.mark.parametrize("prefetches", [False, True])
+def test_a_pulls_wrong_pin_is_its_own(
+    daemon: DaemonProcess, source: Path, kind: Callable[..., Manifest], *, prefetches: bool
+) -> None:
+    """A pull that pins wrong is told so, and nobody else: what is here stays ready, also after a restart."""
+    manifest = kind(source, FILES)
+    daemon.write_catalog({"tiny": (prefetched if prefetches else model)(f"file://{source}")})
+    daemon.start()
+    daemon.pull("tiny@v1")
+    daemon.wait_ready(V1)
+    assert _verdict(daemon, WRONG) == "digest_mismatch"
+    status = daemon.wait_state(V1, "ready")
+    assert (status["digest"], status["error"], status["refused_pins"]) == (str(manifest.digest), None, {})
+    assert daemon.pull("tiny@v1") == "ready"
+    daemon.stop()
+    daemon.start()
+    assert daemon.pull("tiny@v1") == "ready"
+
+
+def test_a_pull_and_a_catalog_that_pin_differently(daemon: DaemonProcess, source: Path) -> None:
+    """A pull that pins another digest than the catalog is refused by itself; the status stays that of the version."""
+    manifest = publish_files(source, FILES)
+    daemon.write_catalog({"tiny": model(f"file://{source}", digest=manifest.digest)})
+    daemon.start()
+    assert _verdict(daemon, WRONG) == "digest_mismatch"
+    assert daemon.state(V1) is None
+    daemon.pull("tiny@v1")
+    daemon.wait_ready(V1)
+    assert _verdict(daemon, WRONG) == "digest_mismatch"
+    assert daemon.state(V1) == "ready"
+
+
+def test_two_pulls_each_get_their_answer(daemon: DaemonProcess, source: Path) -> None:
+    """Of two pulls at once that pin differently, the one that is right is met, and the other told what is here."""
+    manifest = write_files(source, FILES)
+    daemon.write_catalog({"tiny": model(f"file://{source}")})
+    daemon.start("--max-bandwidth", "200KiB/s")
+    wrong = daemon.control.pull(V1, WRONG)
+    right = daemon.control.pull(V1, manifest.digest)
+    daemon.wait(lambda: daemon.control.pulled(right.id).digest == str(manifest.digest), "the right pin to be met")
+    error = daemon.control.pulled(wrong.id).error
+    assert error is not None and error.code == "digest_mismatch"
+    daemon.wait_state(V1, "ready")
+
+
+def test_what_the_catalog_lacks_and_is_here_stays_ready(daemon: DaemonProcess, source: Path) -> None:
+    """Whoever pulls a version that left the catalog is told `unknown_model`; its status stays `ready`: it is here."""
+    write_files(source, FILES)
+    daemon.write_catalog({"tiny": prefetched(f"file://{source}")})
+    daemon.start()
+    daemon.wait_ready(V1)
+    daemon.write_catalog({"other": model(f"file://{source}")})
+    daemon.wait(lambda: daemon.log().count("catalog: ") == 2, "the edit to be read")
+    assert _verdict(daemon, None) == "unknown_model"
+    assert daemon.state(V1) == "ready"
+
+
+def _verdict(daemon: DaemonProcess, pin: Digest | None) -> str:
+    """The code of the error that a pull with this pin ends with."""
+    asked = daemon.control.pull(V1, pin)
+    daemon.wait(lambda: daemon.control.pulled(asked.id).error is not None, "the pull's own answer")
+    error = daemon.control.pulled(asked.id).error
+    assert error is not None
+    return error.code
 
 
 def test_a_pin_that_comes_later_is_told(daemon: DaemonProcess, source: Path) -> None:

@@ -426,7 +426,7 @@ class Lives(RuleBasedStateMachine):
 
     def _demand(self) -> Demand:
         pulls = self.node.scheduler._pulls.wants()
-        return compute_demand(self.node.catalog, self.node.cluster.pods(), pulls, {})
+        return compute_demand(self.node.catalog, self.node.cluster.pods(), pulls, {}, self.node.scheduler._settled.pins)
 
     def _capacity(self) -> int:
         """The most that the root may ever hold, in bytes."""

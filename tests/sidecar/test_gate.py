@@ -126,6 +126,18 @@ def test_a_mismatch_at_the_daemon_ends_it_as_one(public: PublicLayout, gates: Ga
     assert gates.start().wait() == 65
 
 
+def test_somebody_elses_wrong_pin_is_waited_out(public: PublicLayout, gates: Gates) -> None:
+    """Where pods pin what cannot be met, the gate that pins so ends with 65; one that does not waits, and opens."""
+    wrong = "sha256:" + "0" * 64
+    error = StatusError("digest_mismatch", "expected sha256:00, found sha256:bb", "correct the pin", permanent=True)
+    write_status(public, REF, State.FAILED, error, refused_pins={wrong: error})
+    assert gates.start("--digest", wrong).wait() == 65
+    gate = gates.start("--once")
+    gate.wait_said("failed")
+    link_model(public, REF, make_snapshot(public, FILES))
+    assert gate.wait() == 0
+
+
 def test_a_passing_failure_is_waited_out(public: PublicLayout, gates: Gates) -> None:
     """A failure that is not permanent is shown, and the gate opens when the version comes all the same."""
     error = StatusError("timeout", "no answer from the bucket", "", permanent=False)

@@ -84,6 +84,7 @@ def write_status(
     state: State,
     error: StatusError | None = None,
     done: tuple[int, int] | None = None,
+    refused_pins: Mapping[str, StatusError] | None = None,
 ) -> None:
     """What the daemon says of `ref`; `done`: bytes done and bytes in all."""
     now = timestamp(time.time())
@@ -101,6 +102,7 @@ def write_status(
         since=now,
         updated=now,
         error=error,
+        refused_pins=dict(refused_pins or {}),
     )
     _replace(public.model_status(ref), encode(status.document()))
 
