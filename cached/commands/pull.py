@@ -118,7 +118,6 @@ class _Asked:
 def _wait(public: PublicLayout, asked: _Asked, timeout_s: float | None, started: float, progress: ProgressLine) -> None:
     """Show the status of the version until it is here; raises the daemon's reason where it never will be."""
     ref = asked.ref
-    deadline = None if timeout_s is None else time.monotonic() + timeout_s
     deadline = None if timeout_s is None else started + timeout_s
     while True:
         status = model_status(public, ref)

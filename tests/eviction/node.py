@@ -355,7 +355,7 @@ class Node:
         recovered = recovery.recover(self.layout)
         self.disk.changed()
         self.jobs = Jobs(self._on_job)
-        with patch.object(blocking, "ThreadPoolExecutor", lambda *_, **__: self.jobs):
+        with patch.object(blocking, "started_pool", lambda *_, **__: self.jobs):
             pool = Blocking(4)
         self.board = Board(self.layout.public, "node", _nothing)
         self.holdings = Holdings(self.layout, recovered)
