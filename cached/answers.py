@@ -5,8 +5,7 @@ Law: writes to the board what the holdings and what was settled say; decides not
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from cached.board import Board
 from cached.catalog import Catalog, CatalogVersion
@@ -14,10 +13,13 @@ from cached.contract.digest import Digest
 from cached.contract.errors import HoldfastError, Permanent
 from cached.contract.reference import ModelRef
 from cached.contract.status import State, StatusError
+from cached.demand import PodWant
 from cached.holdings import Holdings
 from cached.pulls import Pulls
 from cached.settled import Settled
-from cached.surroundings import Surroundings
+
+Pods = Callable[[ModelRef], Iterable[PodWant]]  # those of this node that want a version
+Verdicts = Mapping[tuple[ModelRef, Digest], Permanent]
 
 
 class Answers:
@@ -28,7 +30,7 @@ class Answers:
         self._holdings = holdings
         self._settled = settled
         self._pulls = pulls
-        self._pinned_wrong: frozenset[ModelRef] = frozenset()
+        self._pinned_wrong: set[ModelRef] = set()
 
     def failed(self, ref: ModelRef, error: HoldfastError, *, under_way: bool) -> None:
         """A version can never be; what its fetch said of source and progress stays, where there was one."""
@@ -57,25 +59,27 @@ class Answers:
         else:
             self._board.drop(ref)
 
-    def pins(self, verdicts: Mapping[tuple[ModelRef, Digest], Permanent], around: Surroundings) -> None:
-        """Tell who waits behind a gate that his pin cannot be met; pulls have an answer of their own."""
-        wrong: defaultdict[ModelRef, dict[str, StatusError]] = defaultdict(dict)
-        for pod in around.pods() if verdicts else ():
-            if pod.pin is not None and (pod.ref, pod.pin) in verdicts:
-                wrong[pod.ref][str(pod.pin)] = StatusError.of(verdicts[pod.ref, pod.pin])
-        for ref in self._pinned_wrong - wrong.keys():
-            self._board.refuse_pins(ref, {})
-        for ref, pins in wrong.items():
-            self._board.refuse_pins(ref, pins)
-        self._pinned_wrong = frozenset(wrong)
+    def pins(self, refs: Iterable[ModelRef], pods: Pods, verdicts: Verdicts) -> None:
+        """Tell those who wait for `refs` behind a gate that their pin cannot be met; pulls have an answer of their
+        own."""
+        for ref in refs:
+            pinned = {pod.pin for pod in pods(ref) if pod.pin is not None and (ref, pod.pin) in verdicts}
+            if pinned or ref in self._pinned_wrong:
+                self._board.refuse_pins(ref, {str(pin): StatusError.of(verdicts[ref, pin]) for pin in pinned})
+            if pinned:
+                self._pinned_wrong.add(ref)
+            else:
+                self._pinned_wrong.discard(ref)
 
-    def here(self, catalog: Catalog, around: Surroundings) -> None:
-        """Say of what is here whether it is what the catalog asks for, and whether anybody promises its digest now: the
-        catalog, a pod, or who pulled it last."""
-        pods = {(pod.ref, pod.pin) for pod in around.pods()}
-        for ref, digest in self._holdings.models.items():
+    def here(self, refs: Iterable[ModelRef], pods: Pods, catalog: Catalog) -> None:
+        """Say of those of `refs` that are here whether they are what the catalog asks for, and whether anybody promises
+        their digest now: the catalog, a pod, or who pulled it last."""
+        for ref in refs:
+            digest = self._holdings.models.get(ref)
+            if digest is None:
+                continue
             entry = catalog.find(ref)
-            promised = (ref, digest) in pods or self._pulls.pins.get(ref) == digest
+            promised = any(pod.pin == digest for pod in pods(ref)) or self._pulls.pins.get(ref) == digest
             pinned = promised or (entry is not None and entry.digest == digest)
             self._board.know(ref, str(digest), None if entry is None else self._stale(ref, digest, entry))
             status = self._board.get(ref)

@@ -8,9 +8,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import os
 import sys
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -49,6 +51,7 @@ from cached.scrub import Scrub, ScrubParts
 from cached.sources.base import Source
 from cached.sources.registry import open_source
 from cached.store import durable, ground, recovery, verity
+from cached.store.digest_journal import DigestJournal
 from cached.surroundings import NoCluster, Surroundings
 from cached.transfer import TransferParts, Transfers
 from cached.watching import watched
@@ -180,19 +183,20 @@ async def _work(config: Config, on: _Ground, ending: Ending, stop: asyncio.Event
     ledger = Ledger(config.quota, root.space)
     ledger.count_all(OnDisk(recovered.blobs, recovered.ingests, recovered.quarantined))
     around = _surroundings(config)
-    node = NodeParts(layout, root, holdings, board, ledger, blocking, around)
+    journal = DigestJournal(layout.digests, recovered.digests)
+    node = NodeParts(layout, root, holdings, board, ledger, blocking, around, journal)
     daemon = Daemon(node)
     patience = HttpSettings(header_timeout_s=config.stall_timeout_s, stall_window_s=config.stall_timeout_s)
     client = HttpClient(patience)
     bounds = WorkerSettings(config.connections, config.connections_per_origin, config.max_bandwidth, sealing)
-    workers = Workers(layout, client, bounds, daemon.counters)
+    workers = Workers(layout, client, bounds, daemon.counters, journal)
     try:
         flights = Flights(layout, workers, ledger)
         janitor = Janitor(node)
         await janitor.discard(recovered.damaged)
         janitor.tell()
         listing_timeout_s = _LISTING_STALLS * config.stall_timeout_s
-        fetching = TransferParts(layout, flights, board, janitor, blocking, daemon.counters, listing_timeout_s)
+        fetching = TransferParts(layout, flights, board, janitor, blocking, daemon.counters, journal, listing_timeout_s)
         transfers = Transfers(fetching, partial(_open, client))
         parts = Parts(board, holdings, ledger, flights, transfers, janitor, daemon.counters, around)
         scheduler = Scheduler(parts, config.high_watermark, config.low_watermark)
@@ -324,13 +328,17 @@ async def _beat(board: Board, scheduler: Scheduler) -> None:
 async def _tell_around(node: NodeParts) -> None:
     """Tell pods and people what is new, at once: a fetch may be over in less than any period. Each hears each thing
     once."""
+    summarised = -math.inf
     while True:
         node.board.news.clear()
-        try:
-            use = node.ledger.use()
-        except HoldfastError:  # whoever works on the disk says so
-            use = node.ledger.use_unseen()
-        node.surroundings.look(node.board.all(), use.used + use.dying, use.capacity)
+        node.surroundings.tell_pods(node.board.get)
+        if time.monotonic() - summarised >= _TELL_S:
+            summarised = time.monotonic()
+            try:
+                use = node.ledger.use()
+            except HoldfastError:  # whoever works on the disk says so
+                use = node.ledger.use_unseen()
+            node.surroundings.summarise(node.board.all(), use.used + use.dying, use.capacity)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_TELL_S):
                 await node.board.news.wait()
@@ -348,7 +356,7 @@ async def _look_at_disk(scheduler: Scheduler, inspection: Inspection) -> None:
     while True:
         await inspection.look()
         await scheduler.look_at_leases()
-        scheduler.wake()
+        scheduler.plan_all()
         for _ in range(_SPACE_A_LOOK):
             scheduler.try_what_fits()
             await asyncio.sleep(_SPACE_S)

@@ -12,15 +12,15 @@ import threading
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 from cached.contract import limits
 from cached.contract.errors import DigestMismatch, HoldfastError, Transient
 from cached.contract.layout import Layout
-from cached.contract.verify import hash_file
+from cached.group_commit import read_back
 from cached.store import blobs
-from cached.store.ingest import ALIGNMENT, Ingest, IngestKey, forget, note_committed
+from cached.store.digest_journal import DigestJournal
+from cached.store.ingest import ALIGNMENT, Ingest, IngestKey, allocated_bytes, forget
 from cached.store.ranges import Ranges
 from cached.store.verity import Sealing, seal
 from cached.wire.buffers import BufferPool
@@ -74,6 +74,7 @@ class Shared(Protocol):
 
     layout: Layout
     sealing: Sealing
+    journal: DigestJournal
     buffers: BufferPool
     hold_slots: threading.Semaphore
     recorder: ThreadPoolExecutor
@@ -89,10 +90,12 @@ class Attempt:
         self.cancellation = Cancellation()
         self.outcome: Future[Verified] = Future()
         self.placed: Verified | None = None  # the blob that got its name, also where the disk failed after that
+        self.left_bytes = 0  # on the disk, of a partial blob, once it failed
         self._shared = shared
         if stream:
             forget(shared.layout, spec.key.id)
-        self._ingest = Ingest(shared.layout.ingest / spec.key.id, spec.key)
+        is_whole = shared.journal.find(spec.key.id) is not None
+        self._ingest = Ingest(shared.layout.ingest / spec.key.id, spec.key, is_whole=is_whole)
         self._changed = threading.Condition()
         self._written = Ranges(self._ingest.recorded())
         self.resumed_bytes = self._written.total()
@@ -112,6 +115,11 @@ class Attempt:
         except Transient:
             self._ingest.close()
             raise
+
+    @property
+    def committing(self) -> bool:
+        """Never: it counts among the blobs that are received at once until it has its name."""
+        return False
 
     # --- what the workers do ---------------------------------------------------------------------------------------
 
@@ -318,38 +326,19 @@ class Attempt:
 
     def _commit(self, sha256: str, git_oid: str | None) -> Verified:
         assert self.size is not None
-        _compare(self.spec, sha256, git_oid)
+        compare_digests(self.spec, sha256, git_oid)
         if self._shared.sealing is not Sealing.NONE and not self.stream and self.size >= RECORD_FROM_BYTES:
             self._ingest.record([(0, self.size)])  # the seal takes its time: a crash meanwhile must not cost the rest
         finished = self._ingest.finish(self.size)
         if seal(finished, self._shared.sealing):
-            self._read_back(finished, sha256)
+            read_back(self.spec.name, finished, sha256, lambda _size: self.cancellation.check())
         if self.spec.sha256 is None:
-            note_committed(self._shared.layout, self.spec.key, sha256)
+            self._shared.journal.record({self.spec.key.id: sha256})
         fresh = blobs.place(self._shared.layout, finished, sha256)
         self.placed = Verified(sha256, self.size, fresh)
         blobs.settle(self._shared.layout, finished, sha256)
-        if self.spec.sha256 is not None:
-            forget(self._shared.layout, self.spec.key.id)
+        forget(self._shared.layout, self.spec.key.id)
         return self.placed
-
-    def _read_back(self, sealed: Path, sha256: str) -> None:
-        """Hash the file once more, now through its seal: what was hashed before came from memory, what was sealed from
-        the disk.
-
-        The pages are the ones that the kernel has just read to seal them, so this costs one sha256 and no disk. To
-        build the kernel's tree of 4 KiB blocks ourselves, on the way in, would spare it, but each block would take the
-        interpreter's lock: next to one busy Python thread that runs at 40 MB/s, hashing in large pieces at 1600.
-        """
-        try:
-            found = hash_file(sealed, lambda _size: self.cancellation.check())
-        except OSError as error:
-            raise Transient("lost_bytes", f"{sealed}: {error.strerror}", "check the node's disk") from error
-        if found != sha256:
-            what = f"{self.spec.name}: sha256 of what the disk gave back"
-            raise DigestMismatch(
-                what, sha256, found, "check the node's disk and memory: the source sent the right bytes"
-            )
 
     def _abandon(self, error: BaseException) -> None:
         """Stop the workers, wait until none touches the files any more, keep or delete the bytes, tell the outcome."""
@@ -372,6 +361,7 @@ class Attempt:
         except HoldfastError:  # the disk refuses this too: what was recorded before stays
             self._ingest.close()
         finally:
+            self.left_bytes = allocated_bytes(self._ingest.folder)
             self.outcome.set_exception(error)
 
 
@@ -381,7 +371,8 @@ def _worthless(error: BaseException) -> bool:
     return isinstance(error, HoldfastError) and error.code in _WORTHLESS
 
 
-def _compare(spec: BlobSpec, sha256: str, git_oid: str | None) -> None:
+def compare_digests(spec: BlobSpec, sha256: str, git_oid: str | None) -> None:
+    """Compare what was received with what the source promised; raises `DigestMismatch`."""
     remedy = "publish the version again, or mend its digests: the source does not hold what it promises"
     if spec.sha256 is not None and spec.sha256 != sha256:
         raise DigestMismatch(f"{spec.name}: sha256", spec.sha256, sha256, remedy)

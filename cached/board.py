@@ -68,6 +68,7 @@ class Board:
         self.news = asyncio.Event()  # set whenever a status changes; whoever waits for it clears it
         self._statuses: dict[ModelRef, ModelStatus] = {}
         self._facts: dict[ModelRef, _Facts] = {}
+        self._pending: dict[ModelRef, ModelStatus] = {}  # to be written: only the newest of a version is
         self._writer = started_pool(1, "status")
         now = timestamp(time.time())
         self._daemon = DaemonStatus(node, version("holdfast"), os.getpid(), now, now)
@@ -156,6 +157,7 @@ class Board:
         """A version is neither here nor wanted."""
         self._facts.pop(ref, None)
         if self._statuses.pop(ref, None) is not None:
+            self._pending.pop(ref, None)
             self.news.set()
             self._submit(partial(self._remove, ref))
 
@@ -198,10 +200,18 @@ class Board:
         status = replace(status, refused_pins=facts.refused_pins)
         self._statuses[ref] = status
         self.news.set()
-        self._submit(partial(self._write, self._public.model_status(ref), status.document()))
+        is_queued = ref in self._pending
+        self._pending[ref] = status
+        if not is_queued:
+            self._submit(partial(self._write_newest, ref))
 
     def _submit(self, job: Callable[[], object]) -> None:
         self._writer.submit(job)
+
+    def _write_newest(self, ref: ModelRef) -> None:
+        status = self._pending.pop(ref, None)
+        if status is not None:
+            self._write(self._public.model_status(ref), status.document())
 
     def _beat(self, document: dict[str, object]) -> None:
         self._trouble = self._write(self._public.daemon_status, document)

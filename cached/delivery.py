@@ -7,9 +7,11 @@ transfer's. Whatever a try meets ends up in this version's status: no other vers
 from __future__ import annotations
 
 import asyncio
+import heapq
 import itertools
 import logging
 import random
+from collections import Counter, deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -27,6 +29,7 @@ _log = logging.getLogger(__name__)
 
 _BACKOFF_S, _BACKOFF_CAP_S = 1.0, 60.0
 _SHORT_S = 300.0
+_LOOKS = 8  # deliveries in trouble that are looked at again in each step
 _AT_ONCE = {Priority.WAITING: 16, Priority.PULL: 16, Priority.PREFETCH: 4}  # versions, so that the first ones finish
 
 
@@ -134,13 +137,16 @@ class Turns:
     """Who may try now: at each priority so many at once, whoever came first. `short` is set where one needs space.
 
     While room is made for one, none that comes after it may begin: it would take that space, and have it made again.
+    Each step looks at those that run and at the heads of queues, however many wait.
     """
 
     def __init__(self, short: asyncio.Event) -> None:
         self._short = short
-        self._waiting: dict[Delivery, asyncio.Event] = {}
-        self._running: set[Delivery] = set()
-        self._lacking: set[Delivery] = set()
+        self._queues: dict[Priority, list[tuple[int, Delivery]]] = {priority: [] for priority in Priority}  # heaps
+        self._waiting: dict[Delivery, tuple[Priority, asyncio.Event]] = {}  # entries of the heaps that differ are void
+        self._running: set[Delivery] = set()  # as far as known, none of them is in trouble
+        self._troubled: deque[Delivery] = deque()  # running, and in trouble when last looked at
+        self.lacking: set[Delivery] = set()  # those that wait for space, and those that try again for it
         self._orders = itertools.count()
 
     def next_order(self) -> int:
@@ -149,19 +155,26 @@ class Turns:
 
     def lacks_space(self, delivery: Delivery) -> None:
         """A delivery waits for space: the next plan makes room."""
-        self._lacking.add(delivery)
+        self.lacking.add(delivery)
         self._short.set()
 
     def has_space(self, delivery: Delivery) -> None:
         """A delivery has what it lacked, or waits for something else, or is over."""
-        if delivery in self._lacking:
-            self._lacking.discard(delivery)
+        if delivery in self.lacking:
+            self.lacking.discard(delivery)
             self.admit()
+
+    def reprioritized(self, delivery: Delivery) -> None:
+        """A delivery's want has another priority."""
+        if delivery in self._waiting:
+            self._enqueue(delivery, self._waiting[delivery][1])
+        self.admit()
 
     @asynccontextmanager
     async def turn(self, delivery: Delivery) -> AsyncIterator[None]:
         """Wait for a turn at the delivery's priority, as it is or becomes, and keep it for the `with` block."""
-        self._waiting[delivery] = go = asyncio.Event()
+        go = asyncio.Event()
+        self._enqueue(delivery, go)
         self.admit()
         try:
             await go.wait()
@@ -169,15 +182,49 @@ class Turns:
         finally:
             self._waiting.pop(delivery, None)
             self._running.discard(delivery)
+            if delivery in self._troubled:
+                self._troubled.remove(delivery)
             self.admit()
 
     def admit(self) -> None:
-        """Let those begin for whom there is room; call it where a priority changed, and now and then: whoever is in
-        trouble takes no room, or one dead origin would keep versions of all others waiting."""
-        first = min((each.urgency for each in self._lacking if not each.passed), default=None)
+        """Let those begin for whom there is room; call it now and then: whoever is in trouble takes no room, or one
+        dead origin would keep versions of all others waiting."""
+        self._look_for_trouble()
+        first = min((each.urgency for each in self.lacking if not each.passed), default=None)
+        running = Counter(delivery.want.priority for delivery in self._running)
         for priority, at_once in _AT_ONCE.items():
-            room = at_once - sum(1 for d in self._running if d.want.priority is priority and not d.in_trouble)
-            ready = [d for d in self._waiting if d.want.priority is priority and (first is None or d.urgency <= first)]
-            for delivery in ready[: max(0, room)]:
+            while running[priority] < at_once:
+                delivery = self._head(priority)
+                if delivery is None or (first is not None and delivery.urgency > first):
+                    break
+                heapq.heappop(self._queues[priority])
                 self._running.add(delivery)
-                self._waiting.pop(delivery).set()
+                running[priority] += 1
+                self._waiting.pop(delivery)[1].set()
+
+    def _look_for_trouble(self) -> None:
+        """Tell who is in trouble: of those that run all, of those that were a few each time."""
+        for _ in range(min(_LOOKS, len(self._troubled))):
+            delivery = self._troubled.popleft()
+            if delivery.in_trouble:
+                self._troubled.append(delivery)
+            else:
+                self._running.add(delivery)
+        for delivery in [each for each in self._running if each.in_trouble]:
+            self._running.discard(delivery)
+            self._troubled.append(delivery)
+
+    def _enqueue(self, delivery: Delivery, go: asyncio.Event) -> None:
+        priority = delivery.want.priority
+        self._waiting[delivery] = priority, go
+        heapq.heappush(self._queues[priority], (delivery.order, delivery))
+
+    def _head(self, priority: Priority) -> Delivery | None:
+        queue = self._queues[priority]
+        while queue:
+            delivery = queue[0][1]
+            waits = self._waiting.get(delivery)
+            if waits is not None and waits[0] is priority:
+                return delivery
+            heapq.heappop(queue)
+        return None

@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
+from typing import TypeVar
 
 from cached.catalog import Catalog, CatalogVersion, request_of
 from cached.contract.digest import Digest
@@ -110,30 +111,74 @@ def compute_demand(
     digest that cannot be met: another than the catalog has, or one of `failed_pins` where it has none. Without one in
     the catalog a pin decides where all pods and pulls agree.
     """
-    asks: defaultdict[ModelRef, list[_Ask]] = defaultdict(list)
-    for pod in pods:
-        asks[pod.ref].append(_Ask(Priority.WAITING, f"pod {pod.pod}", pod.pin))
-    for pull in pulls:
-        asks[pull.ref].append(_Ask(Priority.PULL, "pull", pull.pin))
-    for ref in _prefetched(catalog, node_labels):
-        asks[ref].append(_Ask(Priority.PREFETCH, "prefetch", None))
+    by_pods, by_pulls = group_by_version(pods), group_by_version(pulls)
+    prefetched = prefetched_versions(catalog, node_labels)
     wants: dict[ModelRef, Want] = {}
     refused: dict[ModelRef, Permanent] = {}
     verdicts: dict[tuple[ModelRef, Digest], Permanent] = {}
-    for ref in sorted(asks):
-        entry = catalog.find(ref)
-        if entry is None:
-            refused[ref] = unknown_model(catalog, ref)
-            continue
-        asking = sorted(asks[ref])
-        wrong = _wrong_pins(entry, asking, failed_pins)
-        verdicts.update({(ref, pin): error for pin, error in wrong.items()})
-        left = [ask for ask in asking if ask.pin is None or ask.pin not in wrong]
-        if left:
-            wants[ref] = _merge(entry, left)
-        elif asking[0].priority is Priority.WAITING and asking[0].pin is not None:
-            refused[ref] = wrong[asking[0].pin]
+    for ref in sorted({*by_pods, *by_pulls, *prefetched}):
+        theirs = by_pods.get(ref, ()), by_pulls.get(ref, ())
+        outcome = compute_outcome(catalog, ref, *theirs, failed_pins, prefetched=ref in prefetched)
+        if outcome.want is not None:
+            wants[ref] = outcome.want
+        if outcome.refused is not None:
+            refused[ref] = outcome.refused
+        verdicts.update({(ref, pin): error for pin, error in outcome.verdicts.items()})
     return Demand(wants, refused, verdicts)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What becomes of all that is asked about one version: a want, a refusal, or neither where nobody asks; and the
+    verdicts on pins that cannot be met."""
+
+    want: Want | None
+    refused: Permanent | None
+    verdicts: Mapping[Digest, Permanent]
+
+
+def compute_outcome(
+    catalog: Catalog,
+    ref: ModelRef,
+    pods: Iterable[PodWant],
+    pulls: Iterable[PullWant],
+    failed_pins: Mapping[tuple[ModelRef, Digest], Permanent],
+    *,
+    prefetched: bool,
+) -> Outcome:
+    """What `compute_demand` makes of one version."""
+    asks = [_Ask(Priority.WAITING, f"pod {pod.pod}", pod.pin) for pod in pods]
+    asks += [_Ask(Priority.PULL, "pull", pull.pin) for pull in pulls]
+    if prefetched:
+        asks.append(_Ask(Priority.PREFETCH, "prefetch", None))
+    if not asks:
+        return Outcome(None, None, {})
+    entry = catalog.find(ref)
+    if entry is None:
+        return Outcome(None, unknown_model(catalog, ref), {})
+    asks.sort()
+    wrong = _wrong_pins(entry, asks, failed_pins)
+    left = [ask for ask in asks if ask.pin is None or ask.pin not in wrong]
+    if left:
+        return Outcome(_merge(entry, left), None, wrong)
+    waits = asks[0].priority is Priority.WAITING and asks[0].pin is not None
+    return Outcome(None, wrong[asks[0].pin] if waits and asks[0].pin is not None else None, wrong)
+
+
+W = TypeVar("W", PodWant, PullWant)
+
+
+def group_by_version(wants: Iterable[W]) -> dict[ModelRef, list[W]]:
+    """The pods, or the pulls, that want each version."""
+    found: defaultdict[ModelRef, list[W]] = defaultdict(list)
+    for want in wants:
+        found[want.ref].append(want)
+    return dict(found)
+
+
+def prefetched_versions(catalog: Catalog, node_labels: Mapping[str, str]) -> frozenset[ModelRef]:
+    """The versions that the catalog's prefetch rules want on a node with these labels."""
+    return frozenset(_prefetched(catalog, node_labels))
 
 
 def keeps(catalog: Catalog, ref: ModelRef, node_labels: Mapping[str, str] | None) -> bool:

@@ -17,6 +17,7 @@ from typing import Protocol
 from cached.attempt import Attempt, BlobSpec, NoRanges, Segment, Shared, Verified
 from cached.contract import limits
 from cached.contract.errors import HoldfastError, Permanent, Transient
+from cached.small_attempt import SharedBySmall, SmallAttempt, is_small
 from cached.sources.base import HttpTarget, Target
 from cached.store.durable import disk_error
 from cached.store.ingest import ALIGNMENT
@@ -53,7 +54,7 @@ class Space(Protocol):
         """Make sure that `size` bytes may be written; raises `Transient` (`no_space`) or `Permanent`."""
 
 
-class Carrier(Shared, Protocol):
+class Carrier(Shared, SharedBySmall, Protocol):
     """What a flight needs of the workers."""
 
     client: HttpClient
@@ -63,8 +64,11 @@ class Carrier(Shared, Protocol):
     def outranked(self, flight: Flight) -> bool:
         """Tell whether something more urgent could use this worker now."""
 
-    def changed(self) -> None:
-        """A flight has new work, or ended: look again."""
+    def changed(self, flight: Flight) -> None:
+        """This flight has new work, or ended: look again."""
+
+
+AnyAttempt = Attempt | SmallAttempt
 
 
 class Flight:
@@ -80,10 +84,11 @@ class Flight:
         self.not_before = 0.0  # on the monotonic clock
         self.last_error: HoldfastError | None = None
         self.placed: Verified | None = None  # as in `Attempt`, once there is a result
+        self.left_bytes: int | None = None  # as in `Attempt`; None where no attempt touched what was there
         self._locate = locate
         self._carrier = carrier
         self._lock = threading.Lock()
-        self._attempt: Attempt | None = None
+        self._attempt: AnyAttempt | None = None
         self._stream = False
         self._target: tuple[Target, float] | None = None
         self._failures = self._bad_responses = self._wrong_digests = 0
@@ -100,8 +105,9 @@ class Flight:
 
     @property
     def opened(self) -> bool:
-        """Tell whether an attempt is open."""
-        return self._attempt is not None
+        """Tell whether an attempt is open, and waits for more than its commit."""
+        attempt = self._attempt
+        return attempt is not None and not attempt.committing
 
     def has_work(self) -> bool:
         """Tell whether another worker could help now."""
@@ -170,22 +176,23 @@ class Flight:
 
     # --- carrying --------------------------------------------------------------------------------------------------
 
-    def _open(self) -> Attempt | None:
+    def _open(self) -> AnyAttempt | None:
         with self._lock:
             if self._cancelled or self.result.done():
                 return None
             if self._attempt is not None:
                 return self._attempt
             self._started = self._started or time.monotonic()
-            attempt = Attempt(self.spec, self._carrier, stream=self._stream)
+            kind = SmallAttempt if is_small(self.spec) else Attempt
+            attempt = kind(self.spec, self._carrier, stream=self._stream)
             self._attempt = attempt
             self._received = attempt.resumed_bytes
         # Not within the lock: one that is over by now calls back at once.
         attempt.outcome.add_done_callback(lambda _: self._ended(attempt))
-        self._carrier.changed()  # it has segments for others now
+        self._carrier.changed(self)  # it has segments for others now
         return attempt
 
-    def _carry(self, attempt: Attempt, segment: Segment) -> Segment | None:
+    def _carry(self, attempt: AnyAttempt, segment: Segment) -> Segment | None:
         """Receive a segment; returns what is left of it where something more urgent took over."""
         at = _Position(segment.start, attempt.stream)
         try:
@@ -209,7 +216,7 @@ class Flight:
         attempt.record_soon()
         return None
 
-    def _receive(self, attempt: Attempt, body: LocalBody | Body, at: _Position, end: int | None) -> bool:
+    def _receive(self, attempt: AnyAttempt, body: LocalBody | Body, at: _Position, end: int | None) -> bool:
         """Receive one buffer and pass it on; False at the end of the body. What came before an error is kept."""
         buffer = self._carrier.buffers.take()
         wanted = len(buffer) if end is None else min(len(buffer), end - at.offset)
@@ -237,7 +244,7 @@ class Flight:
                 self._carrier.buffers.give(buffer)
         return length == wanted
 
-    def _body(self, segment: Segment, streaming: bool, attempt: Attempt) -> LocalBody | Body:
+    def _body(self, segment: Segment, streaming: bool, attempt: AnyAttempt) -> LocalBody | Body:
         target = self._current_target(attempt.cancellation)
         length = None if streaming else _length(segment)
         if not isinstance(target, HttpTarget):
@@ -261,7 +268,7 @@ class Flight:
             )
         return segment.end if not streaming else expected if expected is not None else found
 
-    def _check_end(self, attempt: Attempt, body: LocalBody | Body, position: int, end: int | None) -> None:
+    def _check_end(self, attempt: AnyAttempt, body: LocalBody | Body, position: int, end: int | None) -> None:
         if end is not None and position < end:
             raise Transient("bad_response", f"{self.spec.name}: the body ended at byte {position}, expected {end}", "")
         if body.length is None and body.readinto(memoryview(bytearray(1))):
@@ -269,7 +276,7 @@ class Flight:
         if attempt.size is None:
             attempt.end_of_stream(position)
 
-    def _fill(self, attempt: Attempt, body: LocalBody | Body, view: memoryview) -> None:
+    def _fill(self, attempt: AnyAttempt, body: LocalBody | Body, view: memoryview) -> None:
         """Receive into `view`, within the bandwidth limit; less than all of it only at the end of the body."""
         limit, filled = self._carrier.limit, 0
         while filled < len(view):
@@ -313,7 +320,7 @@ class Flight:
                 self._failures = self._bad_responses = 0
                 self._located_again = False
 
-    def _retry_or_fail(self, attempt: Attempt, error: HoldfastError) -> None:
+    def _retry_or_fail(self, attempt: AnyAttempt, error: HoldfastError) -> None:
         self._carrier.observer.fetch_failed(self.spec.kind, error.code)
         with self._lock:
             self.last_error = error
@@ -333,10 +340,11 @@ class Flight:
             attempt.fail(error)
         elif attempt.stream:
             attempt.fail(NoRanges())
-        self._carrier.changed()
+        self._carrier.changed(self)
 
-    def _ended(self, attempt: Attempt) -> None:
+    def _ended(self, attempt: AnyAttempt) -> None:
         self.placed = attempt.placed
+        self.left_bytes = attempt.left_bytes
         error = attempt.outcome.exception()
         if error is None:
             if self._started is not None:
@@ -361,7 +369,7 @@ class Flight:
         if self._cancelled:
             self._settle(Cancelled())
         elif again:
-            self._carrier.changed()
+            self._carrier.changed(self)
         else:
             self._settle(error)
 
@@ -378,7 +386,7 @@ class Flight:
             self.result.set_result(outcome)
         else:
             self.result.set_exception(outcome)
-        self._carrier.changed()
+        self._carrier.changed(self)
 
 
 def _length(segment: Segment) -> int | None:

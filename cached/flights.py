@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from cached.attempt import BlobSpec, Verified
@@ -17,6 +17,7 @@ from cached.contract.errors import HoldfastError
 from cached.contract.layout import Layout
 from cached.flight import Flight
 from cached.ledger import Ledger, NoSpace, Reservation
+from cached.small_attempt import is_small
 from cached.sources.base import Target
 from cached.store.ingest import allocated_bytes
 from cached.wire.cancel import Cancellation
@@ -29,10 +30,10 @@ class Allotment:
     """What one flight may fill: all of it from the start where the size is known, growing where it is not. Thread-safe.
 
     The file system shows as taken what it has given to `folder` already: the ledger is told, or it would count that
-    twice and evict others for it.
+    twice and evict others for it. `folder` is None for a small blob, which is on the disk for a moment only.
     """
 
-    def __init__(self, ledger: Ledger, reservation: Reservation, folder: Path) -> None:
+    def __init__(self, ledger: Ledger, reservation: Reservation, folder: Path | None) -> None:
         self._ledger = ledger
         self._reservation = reservation
         self._folder = folder
@@ -43,12 +44,17 @@ class Allotment:
         with self._lock:
             if size > self._reservation.size:
                 self._grow(size)
-            self._ledger.count_partial(self._reservation.id, allocated_bytes(self._folder))
+            if self._folder is not None:
+                self._ledger.count_partial(self._reservation.id, allocated_bytes(self._folder))
 
     @property
     def reserved(self) -> int:
         """What is set aside, in bytes."""
         return self._reservation.size
+
+    def give_back(self) -> None:
+        """No flight began: what an earlier one left stays as it is."""
+        self._reservation.close()
 
     def settle(self, placed: Verified | None, left: int) -> None:
         """The flight is over: `placed` is a committed blob, `left` bytes stay as a partial one; the rest is given
@@ -76,55 +82,62 @@ class _Entry:
     flight: Flight
     allotment: Allotment
     result: asyncio.Future[Verified]
-    waiters: dict[object, int] = field(default_factory=dict)  # who waits -> how urgently
+    waiters: dict[object, int]  # who waits -> how urgently
 
 
 class Flights:
-    """All flights of this node, by the id of their partial blob."""
+    """All flights of this node, by the id of their partial blob. `starting`: held from a look at what is under way
+    until what is not has been started, which takes an answer of the disk in between."""
 
     def __init__(self, layout: Layout, workers: Workers, ledger: Ledger) -> None:
+        self.starting = asyncio.Lock()
         self._layout = layout
         self._workers = workers
         self._ledger = ledger
         self._entries: dict[str, _Entry] = {}
 
-    def reserve(self, specs: list[BlobSpec]) -> dict[str, Allotment]:
-        """Set aside the space of those blobs that are not under way yet: of all, or of none.
-
-        Raises `NoSpace`, `NoInodes` or `Permanent` (`too_large`).
-        """
-        new = {spec.key.id: spec for spec in specs if spec.key.id not in self._entries}
-        if new:
-            self._ledger.require_files(_files_made(new.values()))
-        reservations = self._ledger.reserve({id_: spec.key.size or 0 for id_, spec in new.items()})
-        return {
-            id_: Allotment(self._ledger, reservation, self._layout.ingest / id_)
-            for id_, reservation in reservations.items()
-        }
-
-    def join(
-        self,
-        spec: BlobSpec,
-        locate: Callable[[Cancellation], Target],
-        allotment: Allotment | None,
-        who: object,
-        priority: int,
-    ) -> tuple[Flight, asyncio.Future[Verified]]:
-        """Wait for a blob on behalf of `who`, starting its flight with `allotment` if nobody has yet.
+    def join(self, spec: BlobSpec, who: object, priority: int) -> tuple[Flight, asyncio.Future[Verified]] | None:
+        """Wait on behalf of `who` for a blob that is under way; None where it is not.
 
         Returns the flight and its result, which is shared: wait for it, never cancel it.
         """
         entry = self._entries.get(spec.key.id)
         if entry is None:
-            assert allotment is not None
-            flight = Flight(spec, locate, allotment, self._workers, priority)
-            entry = _Entry(flight, allotment, asyncio.wrap_future(flight.result))
-            entry.result.add_done_callback(lambda _: self._over(spec.key.id))
-            self._entries[spec.key.id] = entry
-            self._workers.submit(flight)
+            return None
         entry.waiters[who] = priority
         self._reprioritize([entry])
         return entry.flight, entry.result
+
+    def reserve(self, specs: Sequence[BlobSpec], allotments: dict[str, Allotment]) -> None:
+        """Set aside the space of these blobs, of which none is under way: of all, or of none. `allotments` gets them,
+        by the id of the partial blob, also where nobody waits for this call any more. Blocking: the disk is asked what
+        it has.
+
+        Raises `NoSpace`, `NoInodes` or `Permanent` (`too_large`).
+        """
+        new = {spec.key.id: spec for spec in specs}
+        if new:
+            self._ledger.require_files(_files_made(new.values()))
+        reservations = self._ledger.reserve({id_: spec.key.size or 0 for id_, spec in new.items()})
+        for id_, spec in new.items():
+            folder = None if is_small(spec) else self._layout.ingest / id_
+            allotments[id_] = Allotment(self._ledger, reservations[id_], folder)
+
+    def start(
+        self,
+        spec: BlobSpec,
+        locate: Callable[[Cancellation], Target],
+        allotment: Allotment,
+        who: object,
+        priority: int,
+    ) -> tuple[Flight, asyncio.Future[Verified]]:
+        """Begin the flight of a blob that is not under way, in the space of `allotment`. Returns what `join` does."""
+        flight = Flight(spec, locate, allotment, self._workers, priority)
+        entry = _Entry(flight, allotment, asyncio.wrap_future(flight.result), {who: priority})
+        entry.result.add_done_callback(lambda _: self._over(spec.key.id))
+        self._entries[spec.key.id] = entry
+        self._workers.submit([flight])
+        return flight, entry.result
 
     def leave(self, spec: BlobSpec, who: object) -> asyncio.Future[Verified] | None:
         """`who` waits no longer. The last one to go cancels the flight; returns what to wait for until it is down."""
@@ -168,13 +181,17 @@ class Flights:
     def _reprioritize(self, entries: Iterable[_Entry]) -> None:
         """Each flight is as urgent as the most urgent of those who wait for it."""
         for entry in entries:
-            entry.flight.priority = min(entry.waiters.values())
-        self._workers.changed()
+            priority = min(entry.waiters.values())
+            if entry.flight.priority != priority:
+                entry.flight.priority = priority
+                self._workers.changed(entry.flight)
 
     def _over(self, id_: str) -> None:
         entry = self._entries.pop(id_)
-        failed = entry.result.exception() is not None
-        left = allocated_bytes(self._layout.ingest / id_) if failed else 0
+        left = 0
+        if entry.result.exception() is not None:
+            touched = entry.flight.left_bytes
+            left = self._ledger.partial_bytes(id_) if touched is None else touched
         entry.allotment.settle(entry.flight.placed, left)
 
 

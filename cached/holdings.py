@@ -124,19 +124,31 @@ class Holdings:
 def as_holdings(held: Holdings, around: Surroundings, catalog: Catalog | None) -> list[Holding]:
     """What this node holds, as the planner sees it."""
     asked = used(around.pods(), held.models, catalog)
-    return [
-        Holding(
-            ref=ref,
-            digest=digest,
-            blobs=held.blobs[digest],
-            last_used=held.last_used[ref],
-            in_use=digest in held.leased or not around.synced,
-            wanted=ref in asked,
-            keep=ref in held.pins or (catalog is not None and keeps(catalog, ref, around.labels)),
-            request=held.fetched[ref].request,
-        )
-        for ref, digest in held.models.items()
-    ]
+    return [_as_holding(held, ref, around, catalog, wanted=ref in asked) for ref in held.models]
+
+
+def find_holding(held: Holdings, ref: ModelRef, around: Surroundings, catalog: Catalog | None) -> Holding | None:
+    """One of them; None where it is not here."""
+    if ref not in held.models:
+        return None
+    asked = used((pod for pod in around.pods() if pod.ref == ref), held.models, catalog)
+    return _as_holding(held, ref, around, catalog, wanted=ref in asked)
+
+
+def _as_holding(
+    held: Holdings, ref: ModelRef, around: Surroundings, catalog: Catalog | None, *, wanted: bool
+) -> Holding:
+    digest = held.models[ref]
+    return Holding(
+        ref=ref,
+        digest=digest,
+        blobs=held.blobs[digest],
+        last_used=held.last_used[ref],
+        in_use=digest in held.leased or not around.synced,
+        wanted=wanted,
+        keep=ref in held.pins or (catalog is not None and keeps(catalog, ref, around.labels)),
+        request=held.fetched[ref].request,
+    )
 
 
 def look_at_leases(layout: Layout, digests: Iterable[Digest]) -> frozenset[Digest]:

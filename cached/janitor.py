@@ -29,8 +29,8 @@ from cached.root import Root
 from cached.saying import Saying
 from cached.store import blobs, durable, fetched, mending, removal, snapshots
 from cached.store.claims import Claims
+from cached.store.digest_journal import DigestJournal
 from cached.store.fetched import FetchRecord
-from cached.store.ingest import forget
 from cached.surroundings import Surroundings
 
 _log = logging.getLogger(__name__)
@@ -51,6 +51,7 @@ class NodeParts:
     ledger: Ledger
     blocking: Blocking
     surroundings: Surroundings
+    journal: DigestJournal
 
 
 class Janitor:
@@ -65,7 +66,7 @@ class Janitor:
         self._blocking = parts.blocking
         self._surroundings = parts.surroundings
         self._saying = Saying(_log)
-        self.claims = Claims()
+        self.claims = Claims(parts.journal)
         self._deletion = removal.Deletion(parts.layout, self.claims, parts.ledger)
         self._turn = asyncio.Lock()
 
@@ -75,13 +76,14 @@ class Janitor:
         self._holdings.saw_leases(await self._blocking.run(look_at_leases, self._layout, digests))
 
     async def publish(self, ref: ModelRef, manifest: Manifest, record: FetchRecord, notes: Ids) -> Digest:
-        """Give `ref` the snapshot of `manifest`, whose blobs are all committed, and forget the `notes` (ids of partial
-        blobs) that said which they are. `record` says what it was fetched for. Content that had the name stays for
-        whoever holds its lease. Once begun it goes through, cancelled or not."""
+        """Give `ref` the snapshot of `manifest`, whose blobs are all committed, and forget the `notes`: the ids in the
+        digest journal that said which they are. `record` says what it was fetched for. Content that had the name stays
+        for whoever holds its lease. Once begun it goes through, cancelled or not."""
         async with self._turn:
             self._root.check()
             try:
-                digest = await self._blocking.finish(_publish, self._layout, ref, manifest, record, notes())
+                journal = self.claims.journal
+                digest = await self._blocking.finish(_publish, self._layout, journal, ref, manifest, record, notes())
             except BaseException:  # a snapshot that the disk refused its name is known too, or nobody would sweep it
                 if snapshots.is_there(self._layout, manifest.digest):
                     self._holdings.add_snapshot(manifest.digest, manifest)
@@ -233,12 +235,18 @@ class Janitor:
         return await self._blocking.run(step, *args, **kwargs)
 
 
-def _publish(layout: Layout, ref: ModelRef, manifest: Manifest, record: FetchRecord, notes: Collection[str]) -> Digest:
+def _publish(
+    layout: Layout,
+    journal: DigestJournal,
+    ref: ModelRef,
+    manifest: Manifest,
+    record: FetchRecord,
+    notes: Collection[str],
+) -> Digest:
     digest = snapshots.publish(layout, manifest, timestamp(time.time()))
     fetched.write(layout, ref, record)  # before the name: a record of other content than the name's counts for nothing
     snapshots.point(layout, ref, digest)
-    for note in notes:
-        forget(layout, note)
+    journal.forget(notes)
     return digest
 
 

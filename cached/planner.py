@@ -106,18 +106,48 @@ class Situation:
     low_watermark: float
 
 
+@dataclass(frozen=True, slots=True)
+class Held:
+    """Content that is here, and the request it was fetched for; None where that is not known."""
+
+    digest: Digest
+    request: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Versions:
+    """What is known of some versions, whatever the space: fields as in `Situation`, `held` what is here.
+
+    What one version needs depends on no other: whoever knows which ones changed plans those, and not all of a node.
+    """
+
+    demand: Demand
+    held: Mapping[ModelRef, Held]
+    active: Mapping[ModelRef, Want]
+    settled: Mapping[ModelRef, Want | Permanent]
+
+
 def plan(situation: Situation) -> tuple[Step, ...]:
     """The steps to take, in order: first what gives back, last what takes, sooner wants before later ones."""
-    held = {holding.ref: holding for holding in situation.holdings}
-    missing = [want for want in situation.demand.wants.values() if not _meets(held.get(want.ref), want)]
-    return (
-        *_cancels(situation),
-        *_forgets(situation, {want.ref for want in missing}),
-        *_refusals(situation),
-        *_evictions(situation),
-        *_priorities(situation),
-        *_starts(situation, missing),
-    )
+    held = {holding.ref: Held(holding.digest, holding.request) for holding in situation.holdings}
+    versions = Versions(situation.demand, held, situation.active, situation.settled)
+    return (*_give_back(versions), *plan_space(situation), *_take(versions))
+
+
+def plan_versions(versions: Versions) -> tuple[Step, ...]:
+    """The steps that these versions need, in the order of `plan`; none of them evicts."""
+    return (*_give_back(versions), *_take(versions))
+
+
+def _give_back(versions: Versions) -> Iterator[Step]:
+    yield from _cancels(versions)
+    yield from _forgets(versions)
+    yield from _refusals(versions)
+
+
+def _take(versions: Versions) -> Iterator[Step]:
+    yield from _priorities(versions)
+    yield from _starts(versions)
 
 
 def protected(holdings: Iterable[Holding], demand: Demand, lacking: Collection[ModelRef]) -> list[Holding]:
@@ -129,35 +159,38 @@ def protected(holdings: Iterable[Holding], demand: Demand, lacking: Collection[M
     return [_protected(holding, demand, lacking) for holding in holdings]
 
 
-def _meets(holding: Holding | None, want: Want) -> bool:
-    return holding is not None and want.is_met_by(holding.digest, holding.request)
+def _meets(held: Held | None, want: Want) -> bool:
+    return held is not None and want.is_met_by(held.digest, held.request)
 
 
-def _cancels(situation: Situation) -> Iterator[Cancel]:
-    for ref, flying in sorted(situation.active.items(), key=lambda item: item[0]):
-        want = situation.demand.wants.get(ref)
+def _cancels(versions: Versions) -> Iterator[Cancel]:
+    for ref, flying in sorted(versions.active.items(), key=lambda item: item[0]):
+        want = versions.demand.wants.get(ref)
         if want is None or not want.same_fetch(flying):
             yield Cancel(ref)
 
 
-def _forgets(situation: Situation, missing: Collection[ModelRef]) -> Iterator[Forget]:
-    for ref in sorted(situation.settled):
-        if ref not in missing and ref not in situation.demand.refused:
+def _forgets(versions: Versions) -> Iterator[Forget]:
+    for ref in sorted(versions.settled):
+        want = versions.demand.wants.get(ref)
+        missing = want is not None and not _meets(versions.held.get(ref), want)
+        if not missing and ref not in versions.demand.refused:
             yield Forget(ref)
 
 
-def _refusals(situation: Situation) -> Iterator[Refuse]:
-    for ref, error in sorted(situation.demand.refused.items(), key=lambda item: item[0]):
-        told = situation.settled.get(ref)
+def _refusals(versions: Versions) -> Iterator[Refuse]:
+    for ref, error in sorted(versions.demand.refused.items(), key=lambda item: item[0]):
+        told = versions.settled.get(ref)
         if not isinstance(told, Permanent) or (told.code, told.message) != (error.code, error.message):
             yield Refuse(ref, error)
 
 
-def _evictions(situation: Situation) -> Iterator[Evict | GiveWay | LetPass]:
-    holdings = protected(situation.holdings, situation.demand, situation.lacking)
+def plan_space(situation: Situation) -> Iterator[Evict | GiveWay | LetPass]:
+    """The steps that make room, where it is short."""
     over = over_watermark(situation.space, situation.high_watermark, situation.low_watermark)
     if over == 0 and not situation.lacking:
         return
+    holdings = protected(situation.holdings, situation.demand, situation.lacking)
     sizes = _sizes(holdings, situation.stakes.values())
     fetches = {ref: _as_holding(ref, stake, sizes) for ref, stake in situation.stakes.items()}
     everything = [*holdings, *fetches.values()]
@@ -180,7 +213,8 @@ def _evictions(situation: Situation) -> Iterator[Evict | GiveWay | LetPass]:
 def _protected(holding: Holding, demand: Demand, lacking: Collection[ModelRef]) -> Holding:
     want = demand.wants.get(holding.ref)
     met = want is not None and (
-        _meets(holding, want) or (want.pin in (None, holding.digest) and holding.ref not in lacking)
+        want.is_met_by(holding.digest, holding.request)
+        or (want.pin in (None, holding.digest) and holding.ref not in lacking)
     )
     if want is not None and met and want.priority is Priority.PREFETCH:
         return replace(holding, prefetched=True)
@@ -240,15 +274,16 @@ def _among(one: Holding, holdings: Collection[Holding]) -> bool:
     return any((one.ref, one.digest) == (each.ref, each.digest) for each in holdings)
 
 
-def _priorities(situation: Situation) -> Iterator[Reprioritize]:
-    for ref, flying in sorted(situation.active.items(), key=lambda item: item[0]):
-        want = situation.demand.wants.get(ref)
+def _priorities(versions: Versions) -> Iterator[Reprioritize]:
+    for ref, flying in sorted(versions.active.items(), key=lambda item: item[0]):
+        want = versions.demand.wants.get(ref)
         if want is not None and want.same_fetch(flying) and want.priority is not flying.priority:
             yield Reprioritize(want)
 
 
-def _starts(situation: Situation, missing: Collection[Want]) -> Iterator[Start]:
+def _starts(versions: Versions) -> Iterator[Start]:
+    missing = [want for want in versions.demand.wants.values() if not _meets(versions.held.get(want.ref), want)]
     for want in sorted(missing, key=lambda w: (w.priority, w.ref)):
-        known = situation.active.get(want.ref, situation.settled.get(want.ref))
+        known = versions.active.get(want.ref, versions.settled.get(want.ref))
         if not isinstance(known, Want) or not want.same_fetch(known):
             yield Start(want)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from cached.contract.digest import Digest
@@ -36,14 +36,17 @@ class Pulls:
 
     def __init__(self) -> None:
         self.pins: dict[ModelRef, Digest | None] = {}
-        self._known: dict[str, Pull] = {}  # the oldest first
+        self._known: dict[str, Pull] = {}
         self._wanted: dict[ModelRef, list[Pull]] = {}
+        self._settled: dict[str, Pull] = {}  # those of `_known` that have an answer, the oldest answer first
+        self._changed: set[ModelRef] = set()
 
     def ask(self, ref: ModelRef, pin: Digest | None) -> Pull:
         """A person wants this now."""
         pull = Pull(PullWant(ref, pin))
         self._known[pull.id] = pull
         self._wanted.setdefault(ref, []).append(pull)
+        self._changed.add(ref)
         return pull
 
     def resume(self, ref: ModelRef, pin: Digest | None) -> None:
@@ -55,46 +58,58 @@ class Pulls:
         """The pull of this id; None where its answer is old, or an earlier daemon was asked."""
         return self._known.get(id_)
 
-    def wants(self) -> list[PullWant]:
-        """What is wanted."""
-        return [pull.want for pulls in self._wanted.values() for pull in pulls]
+    def take_changes(self) -> dict[ModelRef, Sequence[PullWant]]:
+        """The pulls of those versions for which they changed since the last call; none where it is pulled no more."""
+        changed, self._changed = self._changed, set()
+        return {ref: [pull.want for pull in self._wanted.get(ref, ())] for ref in changed}
+
+    def has(self, ref: ModelRef) -> bool:
+        """Tell whether the version is pulled."""
+        return ref in self._wanted
 
     def met(self, here: Mapping[ModelRef, Digest]) -> None:
         """These are here as they are wanted; whoever pinned another digest is told so."""
         for ref, digest in here.items():
             for pull in self._wanted.pop(ref, ()):
                 if pull.want.pin in (None, digest):
-                    pull.digest, pull.error = digest, None
+                    self._settle(pull, digest, None)
                     self.pins[ref] = pull.want.pin
                 else:
-                    pull.error = _other(pull.want, digest)
-                pull.settled_at = time.monotonic()
+                    self._settle(pull, None, _other(pull.want, digest))
+            self._changed.add(ref)
 
     def refused(self, verdicts: Mapping[tuple[ModelRef, Digest], Permanent]) -> None:
         """Whoever pinned one of these cannot have it, which is nobody else's matter."""
         for (ref, pin), error in verdicts.items():
             for pull in [pull for pull in self._wanted.get(ref, ()) if pull.want.pin == pin]:
-                pull.error, pull.settled_at = error, time.monotonic()
+                self._settle(pull, None, error)
                 self._drop(pull)
 
     def failed(self, ref: ModelRef, error: HoldfastError) -> None:
         """This cannot be met by anybody, as far as is known; it stays wanted until the answer is old."""
         for pull in self._wanted.get(ref, ()):
-            pull.error, pull.settled_at = error, time.monotonic()
+            self._settle(pull, None, error)
 
     def begun(self, ref: ModelRef) -> None:
         """This is tried again."""
         for pull in self._wanted.get(ref, ()):
             pull.error = pull.settled_at = None
+            self._settled.pop(pull.id, None)
 
     def expire(self) -> None:
         """Old answers go."""
         now = time.monotonic()
-        settled = [pull for pull in self._known.values() if pull.settled_at is not None]
-        for count, pull in enumerate(settled):
-            if now - (pull.settled_at or 0.0) >= _KEPT_S or count < len(settled) - _KEPT:
-                del self._known[pull.id]
-                self._drop(pull)
+        while self._settled:
+            pull = next(iter(self._settled.values()))
+            if now - (pull.settled_at or 0.0) < _KEPT_S and len(self._settled) <= _KEPT:
+                return
+            del self._known[pull.id], self._settled[pull.id]
+            self._drop(pull)
+
+    def _settle(self, pull: Pull, digest: Digest | None, error: HoldfastError | None) -> None:
+        pull.digest, pull.error, pull.settled_at = digest, error, time.monotonic()
+        self._settled.pop(pull.id, None)
+        self._settled[pull.id] = pull
 
     def _drop(self, pull: Pull) -> None:
         left = [each for each in self._wanted.get(pull.want.ref, ()) if each is not pull]
@@ -102,6 +117,7 @@ class Pulls:
             self._wanted[pull.want.ref] = left
         else:
             self._wanted.pop(pull.want.ref, None)
+        self._changed.add(pull.want.ref)
 
 
 def _other(want: PullWant, found: Digest) -> DigestMismatch:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeVar
 
 from cached import planner
 from cached.answers import Answers
@@ -21,15 +22,27 @@ from cached.contract.errors import HoldfastError, Transient
 from cached.contract.reference import ModelRef
 from cached.contract.status import State
 from cached.delivery import Delivery, Turns
-from cached.demand import Demand, Priority, Want, compute_demand, keeps, unknown_model
+from cached.demand import Demand, PodWant, Priority, Want, keeps, unknown_model
+from cached.demand_index import DemandIndex
 from cached.eviction import Holding, by_age, over_watermark
 from cached.flights import Flights
-from cached.holdings import Holdings, as_holdings
+from cached.holdings import Holdings, as_holdings, find_holding
 from cached.janitor import Janitor
 from cached.lacking import Lacking
 from cached.ledger import Ledger, NoInodes, NoSpace
 from cached.metrics import Metrics
-from cached.planner import Evict, GiveWay, LetPass, Situation, Step, plan, protected
+from cached.planner import (
+    Evict,
+    GiveWay,
+    Held,
+    LetPass,
+    Situation,
+    Step,
+    Versions,
+    plan_space,
+    plan_versions,
+    protected,
+)
 from cached.pulls import Pull, Pulls
 from cached.saying import Saying
 from cached.settled import Settled
@@ -38,6 +51,8 @@ from cached.transfer import PinMismatch, Transfers
 from cached.waits import Waits, used
 
 _log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +87,11 @@ class Scheduler:
         self._settled = Settled()
         self._waits = Waits()
         self._counted: set[ModelRef] = set()
-        self._demand = Demand({}, {})
+        self._index = DemandIndex()
+        self._demand = self._index.demand
+        self._dirty: set[ModelRef] = set()  # versions of which something changed since they were last planned
+        self._all_dirty = True
+        self._pods_seen: Sequence[PodWant] | None = None
         self._work = asyncio.Event()
         self._turns = Turns(self._work)
         self._litter = True  # whether anything may lie about that a sweep would find: an earlier life's, to begin with
@@ -86,7 +105,7 @@ class Scheduler:
     def use_catalog(self, catalog: Catalog) -> None:
         """This catalog is in force from now on."""
         self._catalog = catalog
-        self._work.set()
+        self.plan_all()
 
     def resume(self, pins: Mapping[ModelRef, Digest | None]) -> None:
         """These were on their way when the daemon last stopped, or went bad: go on as if they had been pulled."""
@@ -128,6 +147,11 @@ class Scheduler:
 
     def wake(self) -> None:
         """Something changed: plan again."""
+        self._work.set()
+
+    def plan_all(self) -> None:
+        """Plan every version again, whatever is known to have changed."""
+        self._all_dirty = True
         self._work.set()
 
     def try_again(self) -> None:
@@ -172,6 +196,7 @@ class Scheduler:
         """Evict one version unless it is in use; returns the bytes given back, None where it stays."""
         stays = partial(self._stays, ref, digest, reason)
         freed = await self._parts.janitor.evict(ref, digest, stays)
+        self._dirty.add(ref)
         if freed is not None:
             self._parts.metrics.evicted(reason)
             self._counted.discard(ref)
@@ -201,6 +226,7 @@ class Scheduler:
         """Plan and carry out until cancelled; then every fetch is called off, keeping what is durable."""
         async with asyncio.TaskGroup() as group:
             self._group = group
+            self._all_dirty = True  # what could not be started before
             try:
                 while True:
                     await self._work.wait()
@@ -217,10 +243,14 @@ class Scheduler:
         self._refresh()
         if self._litter and self._is_tight():
             await self.sweep()  # what nobody can use goes before what somebody might
-        steps = self._plan()
+        await self._make_room()
+
+    async def _make_room(self) -> None:
+        steps = self._plan_space()
         if any(isinstance(step, Evict) for step in steps):
             await self.look_at_leases()
-            steps = self._plan()
+            self._refresh()
+            steps = self._plan_space()
         for step in steps:
             if not isinstance(step, Evict):
                 self._apply(step)
@@ -243,62 +273,81 @@ class Scheduler:
         return bool(self._waiting()) or over_watermark(self._parts.ledger.use(), self._high, self._low) > 0
 
     def _refresh(self) -> None:
-        """What is wanted now, and what can be told about it at once."""
+        """Know what is wanted now, and take the steps of the versions for which something changed."""
         if self._catalog is None:
             return
-        self._settled.expire()
+        self._dirty.update(self._settled.expire())
         self._pulls.expire()
         self._look_at_pods()
-        self._demand = self._demanded(self._catalog)
-        self._pulls.refused(self._demand.verdicts)
-        self._answers.pins(self._demand.verdicts, self._parts.surroundings)
-        self._count_new()
-        for step in self._plan():
-            if isinstance(step, planner.Refuse | planner.Start):
-                self._apply(step)
+        self._update_demand(self._catalog)
+        if self._all_dirty:
+            self._all_dirty = False
+            self._dirty.update(self._demand.wants, self._demand.refused, self._active, self._settled.outcomes)
+            self._dirty.update(self._parts.holdings.models)
+        dirty, self._dirty = self._dirty, set()
+        verdicts = {key: error for ref in dirty for key, error in self._index.verdicts(ref).items()}
+        self._pulls.refused(verdicts)
+        self._answers.pins(dirty, self._index.pods, verdicts)
+        self._count_new(dirty)
+        for step in plan_versions(self._versions(dirty)):
+            self._apply(step)
         held = self._parts.holdings.models
-        met = {want.ref: held[want.ref] for want in self._pulls.wants() if self._met(want.ref)}
-        if met:
-            self._pulls.met(met)
-            self._demand = self._demanded(self._catalog)
-        self._answers.here(self._catalog, self._parts.surroundings)
+        met = {ref: held[ref] for ref in dirty if self._pulls.has(ref) and self._met(ref)}
+        self._pulls.met(met)
+        self._update_demand(self._catalog)  # less the pulls that have their answer
+        self._answers.here(dirty, self._index.pods, self._catalog)
 
     def _look_at_pods(self) -> None:
         """A pod uses what it wants; a new one has an earlier failure tried again."""
         pods, held = self._parts.surroundings.pods(), self._parts.holdings
         for seconds in self._waits.over(held.models):
             self._parts.metrics.gate_waited(seconds)
+        if pods is self._pods_seen and not self._all_dirty:
+            return
+        self._pods_seen = pods
         for ref in self._waits.look(pods, held.models):
-            if ref not in self._active:
-                self._settled.forget(ref)
+            if ref not in self._active and self._settled.forget(ref):
+                self._dirty.add(ref)
         for ref in used(pods, held.models, self._catalog):
             held.used(ref)
 
-    def _demanded(self, catalog: Catalog) -> Demand:
-        around = self._parts.surroundings
-        return compute_demand(catalog, around.pods(), self._pulls.wants(), around.labels or {}, self._settled.pins)
+    def _update_demand(self, catalog: Catalog) -> None:
+        around, settled = self._parts.surroundings, self._settled
+        changes = self._pulls.take_changes(), settled.pins, settled.take_changed_pins()
+        self._dirty.update(self._index.update(catalog, around.labels or {}, around.pods(), *changes))
 
-    def _plan(self) -> tuple[Step, ...]:
-        if self._catalog is None:
+    def _versions(self, refs: Collection[ModelRef]) -> Versions:
+        wants, refused = self._demand.wants, self._demand.refused
+        held, settled = self._parts.holdings, self._settled.outcomes
+        return Versions(
+            demand=Demand(_among(refs, wants), _among(refs, refused)),
+            held={ref: Held(held.models[ref], held.fetched[ref].request) for ref in refs if ref in held.models},
+            active={ref: self._active[ref].delivery.want for ref in refs if ref in self._active},
+            settled=_among(refs, settled),
+        )
+
+    def _plan_space(self) -> tuple[Step, ...]:
+        if self._catalog is None or not self._is_tight():
             return ()
-        tight = self._is_tight()
-        return plan(
-            Situation(
-                demand=self._demand,
-                holdings=self.holdings(),
-                active={ref: active.delivery.want for ref, active in self._active.items()},
-                settled=self._settled.outcomes,
-                space=self._parts.ledger.use(),
-                lacking=self._lacking.shortages(self._deliveries()),
-                stakes=self._lacking.stakes(self._deliveries()) if tight else {},
-                high_watermark=self._high,
-                low_watermark=self._low,
+        return tuple(
+            plan_space(
+                Situation(
+                    demand=self._demand,
+                    holdings=self.holdings(),
+                    active={ref: active.delivery.want for ref, active in self._active.items()},
+                    settled=self._settled.outcomes,
+                    space=self._parts.ledger.use(),
+                    lacking=self._lacking.shortages(self._turns.lacking),
+                    stakes=self._lacking.stakes(self._deliveries()),
+                    high_watermark=self._high,
+                    low_watermark=self._low,
+                )
             )
         )
 
     def _waiting(self) -> list[Delivery]:
         """Those that wait for space, the most urgent first."""
-        return self._lacking.among(self._deliveries())
+        return self._lacking.among(self._turns.lacking)
 
     def _deliveries(self) -> list[Delivery]:
         return [active.delivery for active in self._active.values()]
@@ -318,6 +367,7 @@ class Scheduler:
                 return  # those who ask for a turn are told in _reconcile
             case planner.Reprioritize(want):
                 self._active[want.ref].delivery.want = want
+                self._turns.reprioritized(self._active[want.ref].delivery)
                 self._parts.flights.reprioritize(want.ref, want.priority)
             case planner.Refuse(ref, error):
                 self._settled.refused(ref, error)
@@ -374,6 +424,7 @@ class Scheduler:
     def _ended(self, delivery: Delivery, _task: asyncio.Task[None]) -> None:
         ref = delivery.want.ref
         del self._active[ref]
+        self._dirty.add(ref)
         self._parts.transfers.forget(ref)
         self._litter = True
         for other in self._waiting():  # what it had reserved and did not use is free, what it brought is here
@@ -408,12 +459,11 @@ class Scheduler:
         if reason == "watermark" and over_watermark(self._parts.ledger.use(), self._low, self._low) == 0:
             return True
         for_pod = reason == "space" and lacking[0].want.priority is Priority.WAITING
-        found = [
-            h
-            for h in protected(self.holdings(), self._demand, {each.want.ref for each in lacking})
-            if (h.ref, h.digest) == (ref, digest)
-        ]
-        return not any(h.evictable or (for_pod and h.yields_to_pods) for h in found)
+        found = find_holding(self._parts.holdings, ref, self._parts.surroundings, self._catalog)
+        if found is None or found.digest != digest:
+            return True
+        (holding,) = protected([found], self._demand, {each.want.ref for each in lacking})
+        return not (holding.evictable or (for_pod and holding.yields_to_pods))
 
     def wanted(self, ref: ModelRef) -> bool:
         """Tell whether anybody asks for `ref`."""
@@ -423,12 +473,16 @@ class Scheduler:
         held, want = self._parts.holdings, self._demand.wants.get(ref)
         return ref in held.models and want is not None and want.is_met_by(held.models[ref], held.fetched[ref].request)
 
-    def _count_new(self) -> None:
+    def _count_new(self, refs: Iterable[ModelRef]) -> None:
         """Every new want counts once in `holdfast_requests_total`."""
-        for ref in self._demand.wants:
-            if ref in self._counted:
-                continue
-            self._counted.add(ref)
-            result = "hit" if self._met(ref) else "joined" if ref in self._active else "miss"
-            self._parts.metrics.requested(result)
-        self._counted &= self._demand.wants.keys()
+        for ref in refs:
+            if ref not in self._demand.wants:
+                self._counted.discard(ref)
+            elif ref not in self._counted:
+                self._counted.add(ref)
+                result = "hit" if self._met(ref) else "joined" if ref in self._active else "miss"
+                self._parts.metrics.requested(result)
+
+
+def _among(refs: Iterable[ModelRef], all_: Mapping[ModelRef, T]) -> dict[ModelRef, T]:
+    return {ref: all_[ref] for ref in refs if ref in all_}

@@ -7,6 +7,7 @@ others for that.
 
 from __future__ import annotations
 
+import math
 import time
 
 from cached.contract.digest import Digest
@@ -25,7 +26,10 @@ class Settled:
     def __init__(self) -> None:
         self.outcomes: dict[ModelRef, Want | Permanent] = {}
         self.pins: dict[tuple[ModelRef, Digest], Permanent] = {}
+        self._pins_of: dict[ModelRef, set[Digest]] = {}
+        self._pins_changed: set[ModelRef] = set()
         self._until: dict[_Key, float] = {}  # on the monotonic clock
+        self._next = math.inf  # no earlier than this does one of them end
         self._patience_s: dict[_Key, float] = {}
 
     def failed(self, want: Want) -> None:
@@ -36,7 +40,14 @@ class Settled:
     def pin_failed(self, ref: ModelRef, pin: Digest, error: Permanent) -> None:
         """The source has another content than this pin, which the catalog does not promise, asks for."""
         self.pins[ref, pin] = error
+        self._pins_of.setdefault(ref, set()).add(pin)
+        self._pins_changed.add(ref)
         self._keep((ref, pin))
+
+    def take_changed_pins(self) -> set[ModelRef]:
+        """The versions for which `pins` changed since the last call."""
+        changed, self._pins_changed = self._pins_changed, set()
+        return changed
 
     def refused(self, ref: ModelRef, error: Permanent) -> None:
         """This was refused, and whoever asks was told."""
@@ -49,24 +60,36 @@ class Settled:
 
     def forget(self, ref: ModelRef) -> bool:
         """It is here, nobody wants it any more, or somebody asks anew; tells whether there was anything."""
-        for pinned in [key for key in self.pins if key[0] == ref]:
-            del self.pins[pinned]
-            self._until.pop(pinned, None)
-            self._patience_s.pop(pinned, None)
+        for pin in list(self._pins_of.get(ref, ())):
+            self._drop_pin(ref, pin)
+            self._patience_s.pop((ref, pin), None)
         self._until.pop(ref, None)
         self._patience_s.pop(ref, None)
         return self.outcomes.pop(ref, None) is not None
 
-    def expire(self) -> None:
-        """What failed long enough ago is settled no more."""
+    def expire(self) -> list[ModelRef]:
+        """What failed long enough ago is settled no more; returns which versions."""
         now = time.monotonic()
-        for key in [key for key, until in self._until.items() if now >= until]:
+        if now < self._next:
+            return []
+        over = [key for key, until in self._until.items() if now >= until]
+        for key in over:
             if isinstance(key, ModelRef):
                 self.begun(key)
             else:
-                del self.pins[key], self._until[key]
+                self._drop_pin(*key)
+        self._next = min(self._until.values(), default=math.inf)
+        return [key for key in over if isinstance(key, ModelRef)]
 
     def _keep(self, key: _Key) -> None:
         patience_s = self._patience_s.get(key, _KEPT_S)
-        self._until[key] = time.monotonic() + patience_s
+        self._until[key] = until = time.monotonic() + patience_s
+        self._next = min(self._next, until)
         self._patience_s[key] = min(2 * patience_s, _KEPT_CAP_S)
+
+    def _drop_pin(self, ref: ModelRef, pin: Digest) -> None:
+        del self.pins[ref, pin], self._until[ref, pin]
+        self._pins_of[ref].discard(pin)
+        if not self._pins_of[ref]:
+            del self._pins_of[ref]
+        self._pins_changed.add(ref)

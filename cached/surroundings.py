@@ -36,8 +36,11 @@ class Surroundings(Protocol):
     def withdrawn(self, digest: Digest) -> AbstractAsyncContextManager[object]:
         """While inside, nobody is told that the snapshot is here; wrap its deletion in this."""
 
-    def look(self, statuses: Iterable[ModelStatus], used: int, capacity: int) -> None:
-        """Tell pods and people what is new. Sizes in bytes."""
+    def tell_pods(self, find: Callable[[ModelRef], ModelStatus | None]) -> None:
+        """Tell the pods what is new of the versions that they want; `find` gives a version's status."""
+
+    def summarise(self, statuses: Iterable[ModelStatus], used: int, capacity: int) -> None:
+        """Tell people how the node is. Sizes in bytes. Costs something for each version."""
 
     def lost(self, refs: Iterable[ModelRef], reason: str) -> None:
         """Tell the pods that use these versions that their bytes went bad."""
@@ -65,7 +68,10 @@ class NoCluster:
     async def withdrawn(self, digest: Digest) -> AsyncIterator[None]:  # noqa: ARG002 - nobody was told
         yield
 
-    def look(self, statuses: Iterable[ModelStatus], used: int, capacity: int) -> None:
+    def tell_pods(self, find: Callable[[ModelRef], ModelStatus | None]) -> None:
+        """Nobody is told."""
+
+    def summarise(self, statuses: Iterable[ModelStatus], used: int, capacity: int) -> None:
         """Nobody is told."""
 
     def lost(self, refs: Iterable[ModelRef], reason: str) -> None:

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
-from concurrent.futures import CancelledError
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from urllib.parse import urlsplit
 
@@ -26,17 +25,20 @@ from cached.contract.reference import ModelRef
 from cached.contract.status import State, timestamp
 from cached.demand import Want
 from cached.flight import Flight, Observer
-from cached.flights import Flights
+from cached.flights import Allotment, Flights
 from cached.janitor import Janitor
 from cached.ledger import NoSpace, Stake
-from cached.sources.base import Listing, RemoteFile, Source, Target, expecting
+from cached.locator import Locator
+from cached.small_attempt import is_small
+from cached.sources.base import Listing, RemoteFile, Source
 from cached.store import blobs, fetched
+from cached.store.digest_journal import DigestJournal
 from cached.store.fetched import FetchRecord
 from cached.store.ingest import IngestKey
-from cached.wire.cancel import Cancellation, Cancelled
+from cached.wire.cancel import Cancelled
 
-_LOCATE_TIMEOUT_S = 120.0
 _PROGRESS_S = 1.0
+_AT_A_TIME = 256  # flights begun, or left, in one turn of the event loop
 _NEWEST = 0.3  # the weight of the newest second in the rate that is shown
 
 
@@ -50,13 +52,31 @@ class Published:
 
 
 @dataclass(frozen=True, slots=True)
-class _Cargo:
-    """One blob that a version waits for: the files it stands for, its flight, and whether the flight was begun here."""
+class _Fetch:
+    """One try at a version: `urgency` gives its priority now, `got_space` is called once all its space is reserved."""
+
+    want: Want
+    source: Source
+    urgency: Callable[[], int]
+    got_space: Callable[[], None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A file of the version at its source, and what fetching it asks for."""
 
     file: RemoteFile
     spec: BlobSpec
+
+
+@dataclass(frozen=True, slots=True)
+class _Cargo:
+    """One blob that a version waits for: its flight, and whether that was begun here."""
+
+    spec: BlobSpec
     flight: Flight
     result: asyncio.Future[Verified]
+    begun: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,10 +89,8 @@ class TransferParts:
     janitor: Janitor
     blocking: Blocking
     observer: Observer
+    journal: DigestJournal
     listing_timeout_s: float
-
-
-_Starts = Callable[[list[RemoteFile]], tuple[list[_Cargo], list[asyncio.Future[Verified]]]]
 
 
 class Transfers:
@@ -85,6 +103,7 @@ class Transfers:
         self._janitor = parts.janitor
         self._blocking = parts.blocking
         self._observer = parts.observer
+        self._journal = parts.journal
         self._listing_timeout_s = parts.listing_timeout_s
         self._open_source = open_source
         self._claims = parts.janitor.claims
@@ -112,24 +131,24 @@ class Transfers:
         try:
             self._board.resolve(want.ref, source.display, want.pin)
             resolved_at = timestamp(time.time())
-            listing = await self._resolve(want, source)
-            start = partial(self._start, want.ref, source, listing.identity, urgency, got_space)
-            entries = await self._bring(want, source.display, listing, start)
-            manifest = Manifest.build(entries)
+            listing, asked = await self._resolve(want, source)
+            verified = await self._bring(_Fetch(want, source, urgency, got_space), asked)
+            manifest = await self._blocking.run(_manifest_of, asked, verified)
             _check_pin(want, manifest)
             self._board.move(
                 want.ref, State.PUBLISHING, Progress(manifest.total_bytes, manifest.total_bytes, None, None)
             )
-            notes = [_partial_id(file, listing.identity) for file in listing.files if file.sha256 is None]
+            found_out = [each.spec.key.id for each in asked if each.spec.sha256 is None]
             record = FetchRecord(
                 digest=manifest.digest,
                 request=want.request,
                 source=source.display,
                 revision=listing.revision,
                 resolved_at=resolved_at,
-                files=await self._blocking.run(_unpromised, listing.files, manifest, listing.identity),
+                files=await self._blocking.run(_unpromised, asked, manifest),
             )
-            digest = await self._janitor.publish(want.ref, manifest, record, partial(self._unshared, want.ref, notes))
+            unshared = partial(self._unshared, want.ref, found_out)
+            digest = await self._janitor.publish(want.ref, manifest, record, unshared)
             return Published(digest, manifest, source.display)
         except NoSpace as error:
             stake = self.stake(want.ref)
@@ -138,11 +157,12 @@ class Transfers:
         finally:
             await source.aclose()
 
-    async def _resolve(self, want: Want, source: Source) -> Listing:
-        """The files of the version; refused early where their promised digests already miss the pin."""
+    async def _resolve(self, want: Want, source: Source) -> tuple[Listing, tuple[_Asked, ...]]:
+        """What the source lists, and the files of it that belong to the version; refused early where their promised
+        digests already miss the pin."""
         try:
             listing = await self._listing(source)
-            return replace(listing, files=await self._blocking.run(_chosen, listing, want, source.display))
+            return listing, await self._blocking.run(_select, listing, want, source)
         except HoldfastError as error:
             self._observer.fetch_failed(source.kind, error.code)
             raise
@@ -158,35 +178,36 @@ class Transfers:
                 "it is tried again; if it goes on, look at the source's server, or raise --stall-timeout",
             ) from error
 
-    async def _bring(self, want: Want, display: str, listing: Listing, start: _Starts) -> list[FileEntry]:
-        """Have every file's blob committed: join what is under way, start what is not, wait for all."""
-        files, identity = listing.files, listing.identity
-        noted = await self._noted(want.ref, display, listing)
-        ids = [_partial_id(file, identity) for file in files]
-        promised = [file.sha256 for file in files if file.sha256 is not None]
-        self._claims.begin(want.ref, [*promised, *(noted[id_] for id_ in ids if id_ in noted)], ids)
-        known = await self._blocking.run(self._already_here, files, identity, noted)
-        self._claims.found(want.ref, {verified.sha256: verified.size for verified in known.values()})
+    async def _bring(self, fetch: _Fetch, asked: tuple[_Asked, ...]) -> dict[str, Verified]:
+        """Have every file's blob committed: join what is under way, start what is not, wait for all. By path."""
+        ref = fetch.want.ref
+        noted = await self._noted(ref, fetch.source.display, asked)
+        ids = [each.spec.key.id for each in asked]
+        promised = [each.spec.sha256 for each in asked if each.spec.sha256 is not None]
+        self._claims.begin(ref, [*promised, *(noted[id_] for id_ in ids if id_ in noted)], ids)
+        known = await self._blocking.run(self._already_here, asked, noted)
+        self._claims.found(ref, {verified.sha256: verified.size for verified in known.values()})
         here = sum(verified.size for verified in known.values())
-        missing = [file for file in files if file.path not in known]
-        total = here + sum(f.size or 0 for f in missing) if all(f.size is not None for f in missing) else None
-        if total is not None:
+        missing = [each for each in asked if each.spec.name not in known]
+        sized = all(each.spec.key.size is not None for each in missing)
+        total = here + sum(each.spec.key.size or 0 for each in missing) if sized else None
+        if sized:
             sizes = {verified.sha256: verified.size for verified in known.values()}
-            sizes |= {_partial_id(file, identity): file.size or 0 for file in missing}
+            sizes |= {each.spec.key.id: each.spec.key.size or 0 for each in missing}
             self._flights.require_capacity(sum(sizes.values()))
-        self._board.move(want.ref, State.FETCHING, Progress(total, here, None, None))
-        cargo, begun = start(missing)
+        self._board.move(ref, State.FETCHING, Progress(total, here, None, None))
+        cargo: list[_Cargo] = []
         try:
-            await self._wait(want, cargo, here, total)
+            await self._start(fetch, missing, cargo)
+            await self._wait(ref, cargo, here, total)
         except NoSpace as error:
-            await self._leave(want.ref, cargo, begun)
-            raise self._short_in_all(want.ref, cargo, error) from error
+            await self._leave(ref, cargo)
+            raise self._short_in_all(ref, cargo, error) from error
         finally:
-            await self._leave(want.ref, cargo, begun)
-        verified = known | {each.file.path: each.result.result() for each in cargo}
-        return [FileEntry(f.path, verified[f.path].sha256, verified[f.path].size) for f in files]
+            await self._leave(ref, cargo)
+        return known | {each.spec.name: each.result.result() for each in cargo}
 
-    async def _noted(self, ref: ModelRef, display: str, listing: Listing) -> Mapping[str, str]:
+    async def _noted(self, ref: ModelRef, display: str, asked: tuple[_Asked, ...]) -> Mapping[str, str]:
         """The sha256 of files that were fetched before as they are listed now, by the id of their partial blob.
 
         A version that an older release published has no record: it is taken for what is listed where its status named
@@ -198,12 +219,17 @@ class Transfers:
         held = self._janitor.held(ref)
         if held is None or held[0].source != display:
             return {}
-        return await self._blocking.run(_taken_over, held[1], listing.files, listing.identity)
+        return await self._blocking.run(_taken_over, held[1], asked)
 
-    async def _leave(self, ref: ModelRef, cargo: list[_Cargo], begun: list[asyncio.Future[Verified]]) -> None:
-        down = [self._flights.leave(each.spec, ref) for each in cargo]
-        # A flight that others wait for goes on, and needs this source open.
-        ending = {result for result in (*down, *begun) if result is not None and not result.done()}
+    async def _leave(self, ref: ModelRef, cargo: list[_Cargo]) -> None:
+        ending: set[asyncio.Future[Verified]] = set()
+        for number, each in enumerate(cargo, 1):
+            down = self._flights.leave(each.spec, ref)
+            # A flight that others wait for goes on, and needs this source open.
+            ending.update(result for result in (down, each.result if each.begun else None) if result is not None)
+            if number % _AT_A_TIME == 0:
+                await asyncio.sleep(0)
+        ending = {result for result in ending if not result.done()}
         if ending:
             await asyncio.wait(ending)
 
@@ -213,35 +239,44 @@ class Transfers:
         missing = {spec.key.id: spec.key.size or 0 for spec in failed}
         return self._flights.no_space(error.needed_bytes + sum(missing.values()), sum(self.stake(ref).left.values()))
 
-    def _start(
-        self,
-        ref: ModelRef,
-        source: Source,
-        identity: str,
-        urgency: Callable[[], int],
-        got_space: Callable[[], None],
-        missing: list[RemoteFile],
-    ) -> tuple[list[_Cargo], list[asyncio.Future[Verified]]]:
-        specs = [_spec(file, source, identity) for file in missing]
-        allotments = self._flights.reserve(specs)
-        if all(spec.key.size is not None for spec in specs):  # else it may lack space later yet
-            got_space()
-        priority, cargo, begun = urgency(), [], []
-        for file, spec in zip(missing, specs, strict=True):
-            allotment = allotments.pop(spec.key.id, None)
-            flight, result = self._flights.join(spec, self._locator(source, file), allotment, ref, priority)
-            # At once, not when the wait below looks: a sweep may come first.
-            result.add_done_callback(partial(self._note_needed, ref))
-            cargo.append(_Cargo(file, spec, flight, result))
-            if allotment is not None:
-                begun.append(result)
-        return cargo, begun
+    async def _start(self, fetch: _Fetch, missing: Sequence[_Asked], cargo: list[_Cargo]) -> None:
+        """Join or begin the flights of all that is missing, a bounded number in each turn of the event loop; `cargo`
+        grows with each."""
+        ref, allotments = fetch.want.ref, dict[str, Allotment]()
+        async with self._flights.starting:
+            new: dict[str, list[_Asked]] = {}  # two files may have the same content
+            for each in missing:
+                joined = self._flights.join(each.spec, ref, fetch.urgency())
+                if joined is None:
+                    new.setdefault(each.spec.key.id, []).append(each)
+                else:
+                    self._load(ref, cargo, _Cargo(each.spec, *joined, begun=False))
+            try:
+                await self._blocking.run(self._flights.reserve, [files[0].spec for files in new.values()], allotments)
+                if all(each.spec.key.size is not None for each in missing):  # else it may lack space later yet
+                    fetch.got_space()
+                locator = Locator(fetch.source, [files[0].file for files in new.values() if is_small(files[0].spec)])
+                for number, (id_, files) in enumerate(new.items(), 1):
+                    locate = partial(locator.locate, files[0].file)
+                    started = self._flights.start(files[0].spec, locate, allotments.pop(id_), ref, fetch.urgency())
+                    for each in files:
+                        self._load(ref, cargo, _Cargo(each.spec, *started, begun=True))
+                    if number % _AT_A_TIME == 0:
+                        await asyncio.sleep(0)
+            finally:
+                for allotment in allotments.values():
+                    allotment.give_back()
+
+    def _load(self, ref: ModelRef, cargo: list[_Cargo], one: _Cargo) -> None:
+        # At once, not when the wait looks: a sweep may come first.
+        one.result.add_done_callback(partial(self._note_needed, ref))
+        cargo.append(one)
 
     def _note_needed(self, ref: ModelRef, result: asyncio.Future[Verified]) -> None:
         if result.exception() is None:
             self._claims.found(ref, {result.result().sha256: result.result().size})
 
-    async def _wait(self, want: Want, cargo: list[_Cargo], here: int, total: int | None) -> None:
+    async def _wait(self, ref: ModelRef, cargo: list[_Cargo], here: int, total: int | None) -> None:
         """Wait for all flights, telling the board once a second; raises the first error."""
         pending = {each.result for each in cargo}
         flights = [each.flight for each in cargo]  # one that stands for two files counts twice, as in the total
@@ -251,7 +286,7 @@ class Transfers:
             for result in done:
                 error = result.exception()
                 if isinstance(error, Cancelled):
-                    raise Transient("interrupted", f"{want.ref}: a flight it had joined was called off", "") from error
+                    raise Transient("interrupted", f"{ref}: a flight it had joined was called off", "") from error
                 if error is not None:
                     raise error
             now, moved = time.monotonic(), sum(flight.bytes_done for flight in flights)
@@ -263,56 +298,40 @@ class Transfers:
             eta_s = left / rate if left is not None and rate else None
             state = State.FETCHING if any(flight.receiving() for flight in flights) else State.VERIFYING
             trouble = next((f.last_error for f in flights if f.last_error is not None), None)
-            self._board.move(want.ref, state, Progress(total, here + moved, rate, eta_s), trouble)
+            self._board.move(ref, state, Progress(total, here + moved, rate, eta_s), trouble)
 
     def _unshared(self, ref: ModelRef, notes: list[str]) -> frozenset[str]:
         """The notes that no other version under way goes on from."""
         return self._claims.partials_alone(ref).intersection(notes)
 
-    def _locator(self, source: Source, file: RemoteFile) -> Callable[[Cancellation], Target]:
-        loop = asyncio.get_running_loop()
-
-        def locate(cancellation: Cancellation) -> Target:
-            asked = asyncio.run_coroutine_threadsafe(source.locate(file), loop)
-            try:
-                with cancellation.calling(asked.cancel):
-                    return expecting(asked.result(_LOCATE_TIMEOUT_S), file)
-            except CancelledError as error:
-                raise Cancelled from error
-            except TimeoutError as error:
-                asked.cancel()
-                raise Transient(
-                    "locate_timeout",
-                    f"{source.display}: no address for {file.path} within {_LOCATE_TIMEOUT_S:.0f} s",
-                    "check the source and the way there",
-                ) from error
-
-        return locate
-
-    def _already_here(
-        self, files: tuple[RemoteFile, ...], identity: str, noted: Mapping[str, str]
-    ) -> dict[str, Verified]:
+    def _already_here(self, asked: tuple[_Asked, ...], noted: Mapping[str, str]) -> dict[str, Verified]:
         """Files whose blob is committed already, by path. All are claimed by now."""
         self._claims.settle()
         known = {}
-        for file in files:
-            sha256 = file.sha256
-            if sha256 is None and file.validator:  # without one, nothing says that it is still the same object
-                id_ = _partial_id(file, identity)
-                sha256 = noted.get(id_) or blobs.committed_before(self._layout, id_)
+        for spec in (each.spec for each in asked):
+            sha256 = spec.sha256
+            if sha256 is None and spec.key.validator:  # without one, nothing says that it is still the same object
+                sha256 = noted.get(spec.key.id) or self._journal.find(spec.key.id)
             size = None if sha256 is None else blobs.size(self._layout, sha256)
-            if sha256 is not None and size is not None and file.size in (None, size):
-                known[file.path] = Verified(sha256, size, fresh=False)
+            if sha256 is not None and size is not None and spec.key.size in (None, size):
+                known[spec.name] = Verified(sha256, size, fresh=False)
         return known
 
 
-def _chosen(listing: Listing, want: Want, display: str) -> tuple[RemoteFile, ...]:
-    """The files of the listing that belong to the version. Takes a second for 100,000 names: not for the event loop."""
-    files = filters.choose(listing, display, want.include, want.exclude)
+def _select(listing: Listing, want: Want, source: Source) -> tuple[_Asked, ...]:
+    """The files of the listing that belong to the version, and what fetching each asks for. Takes a while for
+    thousands of files: not for an event loop."""
+    files = filters.choose(listing, source.display, want.include, want.exclude)
     if all(file.sha256 is not None and file.size is not None for file in files):
         promised = Manifest.build(FileEntry(f.path, f.sha256 or "", f.size or 0) for f in files)
         _check_pin(want, promised)
-    return files
+    return tuple(_Asked(file, _spec(file, source, listing.identity)) for file in files)
+
+
+def _manifest_of(asked: tuple[_Asked, ...], verified: dict[str, Verified]) -> Manifest:
+    return Manifest.build(
+        FileEntry(name, verified[name].sha256, verified[name].size) for name in (each.spec.name for each in asked)
+    )
 
 
 def _spec(file: RemoteFile, source: Source, identity: str) -> BlobSpec:
@@ -332,22 +351,23 @@ def _partial_id(file: RemoteFile, identity: str) -> str:
     return file.sha256 or ingest_id(identity, file.key, file.validator)
 
 
-def _unpromised(files: tuple[RemoteFile, ...], manifest: Manifest, identity: str) -> dict[str, str]:
+def _unpromised(asked: tuple[_Asked, ...], manifest: Manifest) -> dict[str, str]:
     """The sha256 of the files that the source promised none for, by the id of their partial blob."""
     sha256s = {entry.path: entry.sha256 for entry in manifest.files}
     return {
-        _partial_id(file, identity): sha256s[file.path]
-        for file in files
-        if file.sha256 is None and file.validator  # without one, nothing says that it is still the same object
+        spec.key.id: sha256s[spec.name]
+        for spec in (each.spec for each in asked)
+        if spec.sha256 is None and spec.key.validator  # without one, nothing says that it is still the same object
     }
 
 
-def _taken_over(manifest: Manifest, files: tuple[RemoteFile, ...], identity: str) -> dict[str, str]:
+def _taken_over(manifest: Manifest, asked: tuple[_Asked, ...]) -> dict[str, str]:
     """The same of a version without a record, where the listing agrees with what it has; else nothing."""
     sha256s = {(entry.path, entry.size): entry.sha256 for entry in manifest.files}
-    if {(file.path, file.size) for file in files} != sha256s.keys():
+    specs = [each.spec for each in asked]
+    if {(spec.name, spec.key.size) for spec in specs} != sha256s.keys():
         return {}
-    return {_partial_id(file, identity): sha256s[file.path, file.size or 0] for file in files if file.sha256 is None}
+    return {spec.key.id: sha256s[spec.name, spec.key.size or 0] for spec in specs if spec.sha256 is None}
 
 
 class PinMismatch(DigestMismatch):

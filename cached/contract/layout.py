@@ -125,6 +125,11 @@ class Layout:
         """What `holdfast pin` keeps, as a JSON list of references."""
         return self.private / "pins.json"
 
+    @property
+    def digests(self) -> Path:
+        """The digests of objects for which nobody promised one, as JSON lines."""
+        return self.private / "digests.jsonl"
+
     def blob(self, sha256: str) -> Path:
         return self.blobs / sha256[:2] / sha256
 

@@ -48,10 +48,11 @@ class Membership:
     def withdrawn(self, digest: Digest) -> AbstractAsyncContextManager[object]:
         return self._report.withdrawn(digest)
 
-    def look(self, statuses: Iterable[ModelStatus], used: int, capacity: int) -> None:
-        told = tuple(statuses)
-        self._telling.look(self._watch.pods(), told)
-        self._report.summarise(summary(told, used, capacity))
+    def tell_pods(self, find: Callable[[ModelRef], ModelStatus | None]) -> None:
+        self._telling.look(self._watch.pods(), find)
+
+    def summarise(self, statuses: Iterable[ModelStatus], used: int, capacity: int) -> None:
+        self._report.summarise(summary(statuses, used, capacity))
 
     def lost(self, refs: Iterable[ModelRef], reason: str) -> None:
         for ref in refs:

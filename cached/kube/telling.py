@@ -54,15 +54,15 @@ class Telling:
         self._find = find
         self._heard: dict[tuple[str, ModelRef], _Heard] = {}
 
-    def look(self, pods: Iterable[PodWant], statuses: Iterable[ModelStatus]) -> None:
-        """Tell the pods what is new to them. Call it when anything changed, and as often as one likes."""
+    def look(self, pods: Iterable[PodWant], find: Callable[[ModelRef], ModelStatus | None]) -> None:
+        """Tell the pods what is new to them; `find` gives a version's status. Call it when anything changed, and as
+        often as one likes."""
         now = time.monotonic()
-        by_ref = {(status.model, status.version): status for status in statuses}
         current: dict[tuple[str, ModelRef], _Heard] = {}
         for want in pods:
             heard = self._heard.get((want.uid, want.ref)) or _Heard(now)
             current[want.uid, want.ref] = heard
-            status = by_ref.get((want.ref.name, want.ref.version))
+            status = find(want.ref)
             if status is None or status.state != State.READY:
                 self._waits(heard, now)
             if status is not None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from cached.contract.digest import is_hex
 from cached.contract.layout import Layout
-from cached.store import durable, ingest
+from cached.store import durable
 
 _one_at_a_time = threading.Lock()  # two flights may find at the same moment that they have the same bytes
 
@@ -76,20 +76,13 @@ def settle(layout: Layout, finished: Path, sha256: str) -> None:
         raise durable.disk_error(error, f"committing blob {sha256}") from error
 
 
-def committed_before(layout: Layout, ingest_id: str) -> str | None:
-    """The sha256 of the blob that this ingest of unknown digest became in an earlier try, if the blob is there."""
-    sha256 = ingest.committed_as(layout, ingest_id)
-    return sha256 if sha256 is not None and has(layout, sha256) else None
-
-
-def commit_noted(layout: Layout, ingest_id: str) -> None:
-    """Do the rename that a crash came before: an ingest that is noted as a blob is whole, synced and verified.
+def commit_noted(layout: Layout, ingest_id: str, sha256: str) -> None:
+    """Do the rename that a crash came before: an ingest whose digest is in the journal is whole, synced and verified.
 
     For recovery, before anybody accounts for what is on the disk.
     """
-    sha256 = ingest.committed_as(layout, ingest_id)
     finished = layout.ingest / ingest_id / "data"
-    if sha256 is None or not finished.exists():
+    if not finished.exists():
         return
     if stat.S_IMODE(os.lstat(finished).st_mode) == durable.READ_ONLY_MODE:  # else a later try has opened it again
         commit(layout, finished, sha256)

@@ -12,6 +12,8 @@ from collections.abc import Collection, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from cached.store.digest_journal import DigestJournal
+
 
 @dataclass(slots=True)
 class _Claim:
@@ -20,9 +22,13 @@ class _Claim:
 
 
 class Claims:
-    """Blobs by sha256, partial blobs by id, and who claims them. A blob's size is 0 until it is known to be here."""
+    """Blobs by sha256, partial blobs by id, and who claims them. A blob's size is 0 until it is known to be here.
 
-    def __init__(self) -> None:
+    `journal` tells what a claimed partial blob of unknown digest became.
+    """
+
+    def __init__(self, journal: DigestJournal) -> None:
+        self.journal = journal
         self._lock = threading.Lock()  # never held while anybody waits
         self._deciding = threading.Lock()  # held while one thing is deleted: only threads that may wait take it
         self._claims: dict[Hashable, _Claim] = {}
@@ -61,19 +67,16 @@ class Claims:
             yield
 
     def has_blob(self, sha256: str) -> bool:
-        """Tell whether anybody claims this blob."""
+        """Tell whether anybody claims this blob, by its digest or as what a partial blob became."""
         with self._lock:
-            return any(sha256 in claim.blobs for claim in self._claims.values())
+            if any(sha256 in claim.blobs for claim in self._claims.values()):
+                return True
+        return any(self.has_partial(id_) for id_ in self.journal.ids_of(sha256))
 
     def has_partial(self, id_: str) -> bool:
         """Tell whether anybody claims this partial blob."""
         with self._lock:
             return any(id_ in claim.partials for claim in self._claims.values())
-
-    def unpromised(self) -> frozenset[str]:
-        """The claimed partial blobs whose digest nobody promised: what they became is noted with them."""
-        with self._lock:
-            return frozenset(id_ for claim in self._claims.values() for id_ in claim.partials if id_ not in claim.blobs)
 
     def blobs_of(self, who: Hashable) -> dict[str, int]:
         """The blobs that `who` claims, with their sizes."""

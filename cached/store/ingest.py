@@ -47,13 +47,14 @@ class IngestKey:
 class Ingest:
     """An open partial blob. `write` and `record` may be called from several threads; close it when done."""
 
-    def __init__(self, folder: Path, key: IngestKey) -> None:
+    def __init__(self, folder: Path, key: IngestKey, *, is_whole: bool = False) -> None:
+        """`is_whole`: all of it was received and verified before, and its digest is known; only its rename failed."""
         self.key = key
         self.folder = folder
         self._record_lock = threading.Lock()
         self._unsure = False
         self._write_fd = self._read_fd = -1
-        done = _resumable(folder, key)
+        done = _resumable(folder, key, is_whole)
         self._recorded = Ranges(done)
         if not done:
             _remove(folder)
@@ -181,7 +182,7 @@ class Ingest:
         self._read_fd = os.open(data, os.O_RDONLY | os.O_CLOEXEC | (os.O_DIRECT if self.direct else 0))
 
 
-def _resumable(folder: Path, key: IngestKey) -> tuple[tuple[int, int], ...]:
+def _resumable(folder: Path, key: IngestKey, is_whole: bool) -> tuple[tuple[int, int], ...]:
     """The ranges that can be trusted to be bytes of the object that `key` names."""
     state = _read_state(folder)
     if state is None or key.size is None:
@@ -196,26 +197,16 @@ def _resumable(folder: Path, key: IngestKey) -> tuple[tuple[int, int], ...]:
         return ()
     if there == key.size and verity.digest(folder / "data") is not None:
         return ((0, there),)  # only what is whole is sealed
-    if state.committed is not None:  # whole and verified, but it could not be renamed: it is only hashed again
+    if is_whole or state.committed is not None:  # it could not be renamed: it is only hashed again
         return ((0, there),) if there == key.size else ()
     return state.done if all(end <= there for _, end in state.done) else ()
 
 
 def committed_as(layout: Layout, ingest_id: str) -> str | None:
-    """The sha256 that a finished ingest of unknown digest turned out to have, if it finished."""
+    """The sha256 that a finished ingest of unknown digest turned out to have, as releases before the digest journal
+    wrote it into the record."""
     state = _read_state(layout.ingest / ingest_id)
     return state.committed if state is not None else None
-
-
-def note_committed(layout: Layout, key: IngestKey, sha256: str) -> None:
-    """Remember durably which blob a source's file became, until its version is published."""
-    folder = layout.ingest / key.id
-    state: dict[str, object] = {"committed": sha256, "done": [], "size": key.size, "validator": key.validator}
-    try:
-        durable.make_dir(folder, durable.PRIVATE_DIR_MODE)
-        durable.replace(folder / "state.json", encode(state), _STATE_MODE)
-    except OSError as error:
-        raise durable.disk_error(error, f"recording {folder}") from error
 
 
 def forget(layout: Layout, ingest_id: str) -> None:

@@ -23,7 +23,7 @@ from cached.contract.manifest import Manifest
 from cached.contract.reference import ModelRef, name_from_path_segment
 from cached.contract.status import ModelStatus
 from cached.store import blobs as committed
-from cached.store import durable, fetched, ground, ingest, mending, snapshots
+from cached.store import digest_journal, durable, fetched, ground, ingest, mending, snapshots
 from cached.store.fetched import FetchRecord
 
 _log = logging.getLogger(__name__)
@@ -34,7 +34,8 @@ class Recovered:
     """What the tree holds. Sizes in bytes; `damaged` are snapshots whose manifest does not hash to their name.
 
     `fetched`: what each name was fetched for, without the files; of unknown origin where the record is of other
-    content, absent where a name has no record (an older release published it).
+    content, absent where a name has no record (an older release published it). `digests`: the sha256 of objects for
+    which nobody promised one, by ingest id.
     """
 
     models: dict[ModelRef, Digest]
@@ -44,6 +45,7 @@ class Recovered:
     quarantined: dict[str, int]
     fetched: dict[ModelRef, FetchRecord]
     damaged: tuple[Digest, ...]
+    digests: dict[str, str]
 
 
 def prepare(layout: Layout) -> None:
@@ -83,8 +85,9 @@ def recover(layout: Layout) -> Recovered:
     """Sweep what a crash left and read the rest."""
     _sweep(layout)
     _settle(layout)
-    for name in _names(layout.ingest):
-        committed.commit_noted(layout, name)
+    digests = _read_digests(layout)
+    for id_, sha256 in digests.items():
+        committed.commit_noted(layout, id_, sha256)
     manifests, damaged = _read_snapshots(layout)
     blobs = {blob.name: blob.stat(follow_symlinks=False).st_size for blob in committed.listed(layout)}
     ingests = {name: ingest.allocated_bytes(layout.ingest / name) for name in _names(layout.ingest)}
@@ -99,7 +102,16 @@ def recover(layout: Layout) -> Recovered:
             damaged.append(digest)
     models = _read_models(layout, manifests)
     records = _read_fetched(layout, models)
-    return Recovered(models, manifests, blobs, ingests, quarantined, records, tuple(damaged))
+    known = {id_: sha256 for id_, sha256 in digests.items() if sha256 in blobs}
+    if not known:
+        durable.unlink(layout.digests)
+    return Recovered(models, manifests, blobs, ingests, quarantined, records, tuple(damaged), known)
+
+
+def _read_digests(layout: Layout) -> dict[str, str]:
+    """The digest journal, and what releases before it wrote into the records of partial blobs."""
+    noted = {name: ingest.committed_as(layout, name) for name in _names(layout.ingest)}
+    return {id_: sha256 for id_, sha256 in noted.items() if sha256 is not None} | digest_journal.read(layout.digests)
 
 
 def read_statuses(layout: Layout) -> dict[ModelRef, ModelStatus]:
@@ -128,7 +140,7 @@ def _check_version(layout: Layout) -> None:
 
 def _sweep(layout: Layout) -> None:
     public = layout.public
-    flat = [layout.root, layout.private, public.path, public.snapshots, public.status]
+    flat = [layout.root, layout.private, layout.ingest, public.path, public.snapshots, public.status]
     nested = [
         parent / name
         for parent in (public.models, public.status, layout.ingest, layout.fetched)

@@ -16,7 +16,7 @@ from typing import Protocol
 
 from cached.contract.digest import Digest
 from cached.contract.errors import HoldfastError
-from cached.contract.layout import Layout
+from cached.contract.layout import TEMPORARY_PREFIX, Layout
 from cached.contract.lease import take_exclusive
 from cached.contract.manifest import Manifest
 from cached.contract.reference import ModelRef
@@ -101,7 +101,11 @@ def sweep(within: Deletion) -> Swept:
         for blob in blobs.listed(layout):
             committed += _remove_unclaimed(within, blob.name) or 0
         for name in sorted(os.listdir(layout.ingest)):
-            dying += _forget_unclaimed(within, name)
+            if not name.startswith(TEMPORARY_PREFIX):
+                dying += _forget_unclaimed(within, name)
+        with within.claims.deciding():
+            journal = within.claims.journal
+            journal.forget([id_ for id_ in journal.ids() if not within.claims.has_partial(id_)])
         for name in sorted(os.listdir(layout.quarantine)):
             dying += _remove_quarantined(within, name)
     except OSError as error:
@@ -157,14 +161,13 @@ def _remove_quarantined(within: Deletion, name: str) -> int:
 
 
 def _remove_unclaimed(within: Deletion, sha256: str) -> int | None:
-    """Delete a blob that nothing links, unless it is claimed, by its digest or as what a partial blob became: that is
-    noted before the blob appears. Returns its size, None where it stays."""
+    """Delete a blob that nothing links, unless it is claimed. Returns its size, None where it stays."""
     layout, claims = within.layout, within.claims
     if not blobs.is_unlinked(layout, sha256):
         return None
     try:
         with claims.deciding():
-            if claims.has_blob(sha256) or sha256 in {ingest.committed_as(layout, id_) for id_ in claims.unpromised()}:
+            if claims.has_blob(sha256):
                 return None
             with _counting_blob(layout, within.account, sha256):
                 return blobs.remove_unlinked(layout, sha256)

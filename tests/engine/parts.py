@@ -20,6 +20,7 @@ from cached.contract.layout import Layout, ingest_id
 from cached.flight import Flight, Space
 from cached.sources.base import HttpTarget, LocalTarget, Target
 from cached.store import recovery
+from cached.store.digest_journal import DigestJournal
 from cached.store.ingest import IngestKey
 from cached.store.verity import Sealing
 from cached.wire.client import HttpClient
@@ -121,7 +122,8 @@ class Engine:
         self.counts = Counts()
         self.client = HttpClient(http)
         self._connections = settings.connections
-        self.workers = Workers(self.layout, self.client, settings, self.counts)
+        self.journal = DigestJournal(self.layout.digests, {})
+        self.workers = Workers(self.layout, self.client, settings, self.counts, self.journal)
 
     def launch(
         self, spec: BlobSpec, target: Target | Callable[[], Target], priority: int = 0, space: Space | None = None
@@ -129,7 +131,7 @@ class Engine:
         """Start a flight."""
         locate = target if callable(target) else lambda: target
         flight = Flight(spec, lambda _: locate(), space or Plenty(), self.workers, priority)
-        self.workers.submit(flight)
+        self.workers.submit([flight])
         return flight
 
     def fetch(self, spec: BlobSpec, target: Target | Callable[[], Target]) -> Verified:

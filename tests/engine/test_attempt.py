@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from cached.contract.errors import HoldfastError
-from cached.store import blobs
+from cached.store import recovery
 from tests.engine.parts import (
     DEADLINE_S,
     MIB,
@@ -144,11 +144,8 @@ def test_an_unknown_digest_is_noted(tmp_path: Path, origin: HostileOrigin) -> No
         spec = spec_of(data, sha256=None)
         verified = engine.fetch(spec, http(origin.url("/f")))
         check_committed(engine.layout, data, verified)
-        assert private_files(engine.layout) == {
-            f"blobs/{verified.sha256[:2]}/{verified.sha256}",
-            f"ingest/{spec.key.id}/state.json",
-        }
-        assert blobs.committed_before(engine.layout, spec.key.id) == verified.sha256
+        assert private_files(engine.layout) == {f"blobs/{verified.sha256[:2]}/{verified.sha256}", "digests.jsonl"}
+        assert recovery.recover(engine.layout).digests == {spec.key.id: verified.sha256}
 
 
 @pytest.mark.parametrize("size_known", [True, False])

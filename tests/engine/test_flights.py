@@ -6,7 +6,7 @@ import asyncio
 import errno
 import hashlib
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -15,7 +15,7 @@ import pytest
 from cached.attempt import BlobSpec, Verified
 from cached.contract.errors import HoldfastError, Permanent
 from cached.flight import Flight
-from cached.flights import Flights
+from cached.flights import Allotment, Flights
 from cached.ledger import DiskSpace, Ledger, NoSpace
 from cached.store import blobs, durable
 from cached.wire.cancel import Cancelled
@@ -30,9 +30,9 @@ _CAPACITY = 200 * MIB
 class Table:
     """Flights over an engine, with a ledger over a disk of 200 MiB that holds this root alone."""
 
-    def __init__(self, engine: Engine, quota: int | None = None) -> None:
+    def __init__(self, engine: Engine, quota: int | None = None, disk: Callable[[], DiskSpace] | None = None) -> None:
         self.engine = engine
-        self.ledger = Ledger(quota, self._disk)
+        self.ledger = Ledger(quota, disk or self._disk)
         self.flights = Flights(engine.layout, engine.workers, self.ledger)
 
     def _disk(self) -> DiskSpace:
@@ -41,8 +41,21 @@ class Table:
         return DiskSpace(_CAPACITY, _CAPACITY - taken)
 
     def join(self, spec: BlobSpec, url: str, who: str, priority: int = 0) -> tuple[Flight, asyncio.Future[Verified]]:
-        allotment = self.flights.reserve([spec]).get(spec.key.id)
-        return self.flights.join(spec, lambda _cancellation: http(url), allotment, who, priority)
+        joined = self.flights.join(spec, who, priority)
+        if joined is not None:
+            return joined
+        allotment = self.reserve(spec)[spec.key.id]
+        return self.flights.start(spec, lambda _cancellation: http(url), allotment, who, priority)
+
+    def reserve(self, *specs: BlobSpec) -> dict[str, Allotment]:
+        allotments: dict[str, Allotment] = {}
+        try:
+            self.flights.reserve(specs, allotments)
+        except BaseException:
+            for allotment in allotments.values():
+                allotment.give_back()
+            raise
+        return allotments
 
     def accounts(self) -> tuple[int, int, int]:
         """Bytes committed, reserved, dying."""
@@ -70,7 +83,6 @@ async def test_several_wait_for_one_flight(tmp_path: Path, origin: HostileOrigin
     async with tables(tmp_path / "root") as table:
         spec = spec_of(data)
         first = table.join(spec, url, "a")
-        assert table.flights.reserve([spec]) == {}
         second = table.join(spec, url, "b", priority=-1)
         assert first == second
         assert (table.accounts(), first[0].priority) == ((0, len(data), 0), -1)
@@ -233,16 +245,16 @@ async def test_reserving_is_all_or_nothing(tmp_path: Path) -> None:
     small, large = noise()[: 40 * MIB], noise()[1 : 40 * MIB + 1]
     async with tables(tmp_path / "root", quota=70 * MIB) as table:
         with pytest.raises(Permanent) as never:
-            table.flights.reserve([spec_of(small), spec_of(large)])
+            table.reserve(spec_of(small), spec_of(large))
         assert never.value.code == "too_large"
         assert table.accounts() == (0, 0, 0)
-        held = table.flights.reserve([spec_of(small), spec_of(small, name="same content")])
+        held = table.reserve(spec_of(small), spec_of(small, name="same content"))
         assert table.accounts() == (0, len(small), 0)
         with pytest.raises(NoSpace):
-            table.flights.reserve([spec_of(noise()[:MIB]), spec_of(large)])
+            table.reserve(spec_of(noise()[:MIB]), spec_of(large))
         assert table.accounts() == (0, len(small), 0)
         for allotment in held.values():
-            allotment.settle(None, 0)
+            allotment.give_back()
         assert table.accounts() == (0, 0, 0)
 
 

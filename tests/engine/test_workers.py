@@ -72,7 +72,7 @@ def test_priority_may_change_under_way(tmp_path: Path, origin: HostileOrigin) ->
         assert paused.reached.wait(DEADLINE_S)
         late = engine.launch(spec_of(other, name="other"), http(origin.url("/late")), priority=2)
         late.priority = 0
-        engine.workers.changed()
+        engine.workers.changed(late)
         paused.let_go.set()
         late.result.result(DEADLINE_S)
         assert not slow.result.done()

@@ -43,6 +43,7 @@ from cached.root import Root
 from cached.scheduler import Parts, Scheduler
 from cached.sources.base import Listing, RemoteFile, Source, Target, identity_of
 from cached.store import blobs, ingest, recovery, removal
+from cached.store.digest_journal import DigestJournal
 from cached.transfer import TransferParts, Transfers
 
 P = ParamSpec("P")
@@ -213,22 +214,25 @@ class _Place:
 class Bytes:
     """Stands for the workers: a flight has the bytes that the test gives it."""
 
-    def __init__(self, layout: Layout, disk: Disk) -> None:
+    def __init__(self, layout: Layout, disk: Disk, journal: DigestJournal) -> None:
         self._layout = layout
         self._disk = disk
+        self._journal = journal
         self.flights: list[Flight] = []
         self.begun = 0
 
-    def submit(self, flight: Flight) -> None:
-        self.flights.append(flight)
-        self.begun += 1
+    def submit(self, flights: Iterable[Flight]) -> None:
+        for flight in flights:
+            self.flights.append(flight)
+            self.begun += 1
 
-    def changed(self) -> None:
+    def changed(self, _flight: Flight) -> None:
         """A flight ended: what is called off before its first record leaves nothing on the disk."""
         for flight in [each for each in self.flights if each.result.done()]:
             self.flights.remove(flight)
             if flight.result.exception() is not None and flight.spec.key.size is None:
                 ingest.forget(self._layout, flight.spec.key.id)
+                flight.left_bytes = 0
                 self._disk.changed()
 
     def give(self, flight: Flight, size: int) -> bool:
@@ -244,6 +248,7 @@ class Bytes:
             total = flight.spec.key.size or size
             if total:
                 os.posix_fallocate(data.fileno(), 0, total)
+        flight.left_bytes = ingest.allocated_bytes(folder)
         self._disk.changed()
         assert self._disk.others + self._disk.ours <= self._disk.capacity, "the disk is overfull"
         allotment_of(flight).grow(size)
@@ -255,17 +260,17 @@ class Bytes:
             return
         folder = self._layout.ingest / flight.spec.key.id
         if flight.spec.sha256 is None:
-            ingest.note_committed(self._layout, flight.spec.key, blob.sha256)
+            self._journal.record({flight.spec.key.id: blob.sha256})
         os.truncate(folder / "data", blob.size)
         fresh = blobs.commit(self._layout, folder / "data", blob.sha256)
         flight.placed = Verified(blob.sha256, blob.size, fresh)
-        if flight.spec.sha256 is not None:
-            ingest.forget(self._layout, flight.spec.key.id)
+        ingest.forget(self._layout, flight.spec.key.id)
         self._disk.changed()
         flight._settle(Verified(blob.sha256, blob.size, fresh))
 
     def fail(self, flight: Flight, error: HoldfastError) -> None:
         ingest.forget(self._layout, flight.spec.key.id)
+        flight.left_bytes = 0
         self._disk.changed()
         flight._settle(error)
 
@@ -313,7 +318,10 @@ class Cluster:
         finally:
             self.held_back.remove(digest)
 
-    def look(self, statuses: Iterable[ModelStatus], used: int, capacity: int) -> None:
+    def tell_pods(self, find: Callable[[ModelRef], ModelStatus | None]) -> None:
+        """Nobody listens."""
+
+    def summarise(self, statuses: Iterable[ModelStatus], used: int, capacity: int) -> None:
         """Nobody listens."""
 
     def lost(self, refs: Iterable[ModelRef], reason: str) -> None:
@@ -363,12 +371,13 @@ class Node:
         self.ledger = WatchedLedger(limits.quota, self.disk)
         self.ledger.count_all(OnDisk(recovered.blobs, recovered.ingests, recovered.quarantined))
         self.lock = Root(self.layout)
-        parts = NodeParts(self.layout, self.lock, self.holdings, self.board, self.ledger, pool, self.cluster)
+        journal = DigestJournal(self.layout.digests, recovered.digests)
+        parts = NodeParts(self.layout, self.lock, self.holdings, self.board, self.ledger, pool, self.cluster, journal)
         metrics = Metrics(_no_figures)
-        self.bytes = Bytes(self.layout, self.disk)
+        self.bytes = Bytes(self.layout, self.disk, journal)
         self.flights = Flights(self.layout, self.bytes, self.ledger)  # type: ignore[arg-type]  # what it uses of them
         self.janitor = Janitor(parts)
-        fetching = TransferParts(self.layout, self.flights, self.board, self.janitor, pool, metrics, 600.0)
+        fetching = TransferParts(self.layout, self.flights, self.board, self.janitor, pool, metrics, journal, 600.0)
         self.transfers = Transfers(fetching, self.origin.open)
         self.scheduler = Scheduler(
             Parts(
@@ -465,6 +474,7 @@ def fake_time(clock: Clock) -> Iterator[None]:
         patch.object(holdings, "time", clock),
         patch.object(waits, "time", clock),
         patch.object(flights, "_STEP_BYTES", 2 * UNIT),
+        patch.object(flights, "is_small", lambda _spec: False),  # these blobs stand for large ones
     ):
         yield
 

@@ -425,7 +425,8 @@ class Lives(RuleBasedStateMachine):
         self.node.turn()
 
     def _demand(self) -> Demand:
-        pulls = self.node.scheduler._pulls.wants()
+        wanted = self.node.scheduler._pulls._wanted.values()
+        pulls = [pull.want for pulls in wanted for pull in pulls]
         return compute_demand(self.node.catalog, self.node.cluster.pods(), pulls, {}, self.node.scheduler._settled.pins)
 
     def _capacity(self) -> int:

@@ -39,7 +39,8 @@ class Pods:
 
     def look(self, *statuses: ModelStatus, wants: tuple[PodWant, ...] = (WANT,)) -> list[tuple[str, str, str, str]]:
         before = len(self.heard)
-        self.telling.look(wants, statuses)
+        by_ref = {ModelRef(status.model, status.version): status for status in statuses}
+        self.telling.look(wants, by_ref.get)
         return self.heard[before:]
 
 

@@ -14,6 +14,7 @@ from cached.contract.reference import ModelRef
 from cached.ledger import DiskSpace, Ledger
 from cached.store import blobs, removal, snapshots
 from cached.store.claims import Claims
+from cached.store.digest_journal import DigestJournal
 from cached.store.ingest import Ingest, IngestKey
 
 VERIFIED_AT = "2026-11-20T18:00:00Z"
@@ -61,3 +62,8 @@ def tree(folder: Path) -> set[str]:
         f"{path.relative_to(folder)}{'/' if path.is_dir() and not path.is_symlink() else ''}"
         for path in folder.rglob("*")
     }
+
+
+def no_claims(layout: Layout) -> Claims:
+    """Nobody is under way."""
+    return Claims(DigestJournal(layout.digests, {}))

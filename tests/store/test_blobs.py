@@ -13,7 +13,8 @@ import pytest
 
 from cached.contract.errors import Transient
 from cached.contract.layout import Layout
-from cached.store import blobs, ingest
+from cached.store import blobs, recovery
+from cached.store.digest_journal import DigestJournal
 from cached.store.ingest import Ingest, IngestKey
 from tests.store.filling import add_blob, aligned, tree
 
@@ -81,30 +82,31 @@ def test_a_commit_the_disk_refuses(layout: Layout) -> None:
 def test_a_crash_before_the_rename_is_made_up_for(layout: Layout) -> None:
     """After a crash between the note and the rename the blob is committed by the note, and nothing is fetched again."""
     made = _finished(layout, "c" * 64)
-    ingest.note_committed(layout, made.key, SHA256)
-    assert blobs.committed_before(layout, made.key.id) is None
-    blobs.commit_noted(layout, made.key.id)
+    DigestJournal(layout.digests, {}).record({made.key.id: SHA256})
+    found = recovery.recover(layout)
     assert layout.blob(SHA256).read_bytes() == DATA
-    assert os.listdir(made.folder) == ["state.json"]
-    assert blobs.committed_before(layout, made.key.id) == SHA256
+    assert os.listdir(made.folder) == []
+    assert found.digests == {made.key.id: SHA256}
 
 
 def test_a_note_without_its_blob_is_nothing(layout: Layout) -> None:
     """A note whose blob was deleted since promises nothing."""
     made = _finished(layout, "c" * 64)
-    ingest.note_committed(layout, made.key, SHA256)
+    DigestJournal(layout.digests, {}).record({made.key.id: SHA256})
     (made.folder / "data").unlink()
-    assert blobs.committed_before(layout, made.key.id) is None
-    assert blobs.committed_before(layout, "d" * 64) is None
+    assert recovery.recover(layout).digests == {}
+    assert not layout.digests.exists()
 
 
 def test_a_noted_file_that_was_opened_again_is_hashed_again(layout: Layout) -> None:
     """A whole file whose rename was refused is resumed without a byte fetched, and its note commits nothing now."""
     made = _finished(layout, "c" * 64)
-    ingest.note_committed(layout, made.key, SHA256)
-    with closing(Ingest(made.folder, made.key)) as again:
+    made_again = Ingest(made.folder, made.key)
+    made_again.record([(0, 4096)])
+    made_again.finish(len(DATA))
+    with closing(Ingest(made.folder, made.key, is_whole=True)) as again:
         assert again.recorded() == [(0, len(DATA))]
-        blobs.commit_noted(layout, made.key.id)
+        blobs.commit_noted(layout, made.key.id, SHA256)
         assert not blobs.has(layout, SHA256)
 
 
@@ -115,7 +117,7 @@ def test_an_unfinished_file_is_not_committed_by_a_note(layout: Layout) -> None:
     made.write(aligned(DATA[:4096]), 4096, 0)
     made.record([(0, 4096)])
     made.close()
-    assert blobs.committed_before(layout, key.id) is None
+    assert recovery.recover(layout).digests == {}
     assert tree(layout.blobs) == set()
 
 

@@ -8,17 +8,15 @@ from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
 
 from cached.contract.layout import Layout
-from cached.store import blobs, ingest, removal
-from cached.store.claims import Claims
-from cached.store.ingest import IngestKey
-from tests.store.filling import add_blob, deleting
+from cached.store import blobs, removal
+from tests.store.filling import add_blob, deleting, no_claims
 
 ROUNDS = 300
 
 
 def test_a_claim_holds_from_begin_to_drop(layout: Layout) -> None:
     """A claimed blob and a claimed partial blob outlive every sweep until the claim is dropped or made anew."""
-    sha256, claims = add_blob(layout, b"a"), Claims()
+    sha256, claims = add_blob(layout, b"a"), no_claims(layout)
     (layout.ingest / "half").mkdir()
     claims.begin("v1", [sha256], ["half"])
     claims.begin("v2", [sha256], [])
@@ -36,8 +34,8 @@ def test_a_claim_holds_from_begin_to_drop(layout: Layout) -> None:
 
 def test_what_nobody_promised_is_kept_by_its_note(layout: Layout) -> None:
     """A blob whose digest was not known beforehand is kept by the note of what its partial blob became."""
-    sha256, claims = add_blob(layout, b"a"), Claims()
-    ingest.note_committed(layout, IngestKey("half", "v", 1), sha256)
+    sha256, claims = add_blob(layout, b"a"), no_claims(layout)
+    claims.journal.record({"half": sha256})
     claims.begin("v1", [], ["half"])
     removal.sweep(deleting(layout, claims))
     assert blobs.has(layout, sha256)
@@ -48,7 +46,7 @@ def test_what_nobody_promised_is_kept_by_its_note(layout: Layout) -> None:
 
 def test_who_looks_after_settling_sees_what_stays(layout: Layout) -> None:
     """However a claim and a deletion meet: what whoever claimed finds after `settle` is there for good."""
-    claims, start = Claims(), Barrier(2)
+    claims, start = no_claims(layout), Barrier(2)
     kept = gone = 0
 
     def sweep() -> None:

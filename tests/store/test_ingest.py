@@ -251,7 +251,6 @@ def test_a_disk_that_refuses_is_an_error_of_ours(layout: Layout) -> None:
             made.discard,
             lambda: made.record([(0, MIB)]),
             lambda: ingest.forget(layout, KEY.id),
-            lambda: ingest.note_committed(layout, KEY, "b" * 64),
             lambda: Ingest(folder, IngestKey(KEY.id, "v2", KEY.size)),
         ]
         for step in steps:
@@ -268,16 +267,6 @@ def test_what_never_fits_is_refused_and_leaves_nothing(layout: Layout) -> None:
         Ingest(layout.ingest / key.id, key)
     assert caught.value.code in ("no_space", "disk")
     assert tree(layout.ingest) == set()
-
-
-def test_notes_of_what_it_became(layout: Layout) -> None:
-    """What an ingest of unknown digest became is remembered until it is forgotten; other words are no note."""
-    assert ingest.committed_as(layout, KEY.id) is None
-    ingest.note_committed(layout, KEY, "b" * 64)
-    assert ingest.committed_as(layout, KEY.id) == "b" * 64
-    ingest.forget(layout, KEY.id)
-    ingest.forget(layout, KEY.id)
-    assert ingest.committed_as(layout, KEY.id) is None
 
 
 @pytest.mark.parametrize("committed", ["../../x", 7, None, "B" * 64, ["b" * 64]])

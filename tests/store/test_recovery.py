@@ -17,6 +17,7 @@ from cached.contract.layout import Layout
 from cached.contract.reference import ModelRef
 from cached.contract.status import ModelStatus, State, encode
 from cached.store import blobs, ingest, recovery, snapshots
+from cached.store.digest_journal import DigestJournal
 from cached.store.ingest import Ingest, IngestKey
 from tests.store.filling import add_blob, aligned, manifest_of, publish, tree
 from tests.support.mounts import mounted_image, mounted_tmpfs
@@ -227,6 +228,6 @@ def test_a_noted_blob_is_counted_as_committed(layout: Layout) -> None:
     made = ingest.Ingest(layout.ingest / key.id, key)
     made.write(aligned(b"whole"), 5, 0)
     made.finish(5)
-    ingest.note_committed(layout, key, sha256)
+    DigestJournal(layout.digests, {}).record({key.id: sha256})
     found = recovery.recover(layout)
     assert (found.blobs, found.ingests) == ({sha256: 5}, {key.id: 0})

@@ -26,7 +26,6 @@ from cached.contract.manifest import FileEntry, Manifest
 from cached.contract.reference import ModelRef
 from cached.ledger import DiskSpace, Ledger
 from cached.store import blobs, recovery, removal, snapshots
-from cached.store.claims import Claims
 from sidecar import exits
 from sidecar.gate import Gate
 from sidecar.holding import Held
@@ -34,6 +33,7 @@ from sidecar.probe import Readiness
 from sidecar.progress import Narrator
 from sidecar.settings import parse
 from sidecar.waiting import Bell
+from tests.store.filling import no_claims
 
 REFS = (ModelRef("acme/tiny", "v1"), ModelRef("acme/other", "v1"))
 _SHARED = b"both have it" * 100
@@ -92,12 +92,8 @@ def _no_disk() -> DiskSpace:
 def _evict(layout: Layout, ref: ModelRef, manifest: Manifest) -> bool:
     digest = manifest.digest
     others = [other for other in REFS if other != ref and snapshots.pointed(layout, other) == digest]
-    gone = (
-        removal.evict(
-            removal.Deletion(layout, Claims(), Ledger(None, _no_disk)), ref, digest, None if others else manifest
-        )
-        is not None
-    )
+    within = removal.Deletion(layout, no_claims(layout), Ledger(None, _no_disk))
+    gone = removal.evict(within, ref, digest, None if others else manifest) is not None
     print("evicted" if gone else "in use", flush=True)
     return gone
 

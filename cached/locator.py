@@ -1,0 +1,67 @@
+"""Ask a source where its files are, from the threads that carry bytes: sources live on the event loop.
+
+Law: a way to the event loop and back costs more than a small file. So one way fetches the addresses of small files
+that come next too, and those find theirs waiting.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from concurrent.futures import CancelledError
+
+from cached.contract.errors import Transient
+from cached.sources.base import RemoteFile, Source, Target, expecting
+from cached.wire.cancel import Cancellation, Cancelled
+
+_TIMEOUT_S = 120.0
+_AHEAD = 32  # addresses asked for at once: used within a second or so, long before any of them expires
+
+
+class Locator:
+    """The files of one version at its source. Make it on the event loop; `locate` is for other threads."""
+
+    def __init__(self, source: Source, ahead: Sequence[RemoteFile]) -> None:
+        """`ahead`: the files that are asked for together, in the order in which they will be needed."""
+        self._source = source
+        self._loop = asyncio.get_running_loop()
+        self._ahead = ahead
+        self._places = {file.path: number for number, file in enumerate(ahead)}
+        self._found: dict[str, Target] = {}  # each operation on it is atomic, and each entry is taken once
+        self._next = 0
+
+    def locate(self, file: RemoteFile, cancellation: Cancellation) -> Target:
+        """The address of `file` now; raises as `Source.locate` does, `Transient` (`locate_timeout`), or `Cancelled`."""
+        found = self._found.pop(file.path, None)
+        if found is not None:
+            return expecting(found, file)
+        asked = asyncio.run_coroutine_threadsafe(self._locate(file), self._loop)
+        try:
+            with cancellation.calling(asked.cancel):
+                return expecting(asked.result(_TIMEOUT_S), file)
+        except CancelledError as error:
+            raise Cancelled from error
+        except TimeoutError as error:
+            asked.cancel()
+            raise Transient(
+                "locate_timeout",
+                f"{self._source.display}: no address for {file.path} within {_TIMEOUT_S:.0f} s",
+                "check the source and the way there",
+            ) from error
+
+    async def _locate(self, file: RemoteFile) -> Target:
+        found = self._found.pop(file.path, None)
+        if found is not None:  # another file brought it meanwhile
+            return found
+        place = self._places.get(file.path)
+        if place is None or place < self._next:
+            return await self._source.locate(file)
+        others = self._ahead[place + 1 : place + _AHEAD]
+        self._next = place + len(others) + 1
+        answers = await asyncio.gather(*map(self._source.locate, (file, *others)), return_exceptions=True)
+        for other, answer in zip(others, answers[1:], strict=True):
+            if not isinstance(answer, BaseException):  # whoever wants one that failed asks again, and hears why
+                self._found[other.path] = answer
+        if isinstance(answers[0], BaseException):
+            raise answers[0]
+        return answers[0]

@@ -1,0 +1,145 @@
+"""The digests that were found out by fetching: which blob each object of unknown sha256 became.
+
+Law: an entry is durable before its blob gets its name, so a restart neither fetches such an object again nor takes its
+blob for litter. An entry holds until its version is published or nobody wants it any more.
+
+Format: `private/digests.jsonl`, one JSON object a line, `{"id": <ingest id>, "sha256": <64 hex digits>}`, appended and
+synced once for a group of blobs. Later lines win. A line that a crash cut short is no entry. The file is there only
+while it has entries that hold.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from cached.contract.digest import is_hex
+from cached.store import durable
+
+_MODE = 0o600
+_SLACK = 4096  # lines that hold no more, past which the file is written anew
+
+
+class DigestJournal:
+    """Entries in memory and in the file. Thread-safe; everything but `find` and `ids_of` may wait for the disk."""
+
+    def __init__(self, path: Path, entries: Mapping[str, str]) -> None:
+        """`entries`: sha256 by ingest id, as `read` and recovery found them."""
+        self._path = path
+        self._lock = threading.Lock()
+        self._writing = threading.Lock()  # held over the disk's answer: `find` never waits for it
+        self._digests: dict[str, str] = {}
+        self._ids: dict[str, set[str]] = {}
+        self._lines = len(entries)
+        for id_, sha256 in entries.items():
+            self._add(id_, sha256)
+
+    def find(self, id_: str) -> str | None:
+        """The sha256 that the object of this ingest id had, if that is known."""
+        with self._lock:
+            return self._digests.get(id_)
+
+    def ids_of(self, sha256: str) -> frozenset[str]:
+        """The ingest ids of the objects that had this content."""
+        with self._lock:
+            return frozenset(self._ids.get(sha256, ()))
+
+    def record(self, entries: Mapping[str, str]) -> None:
+        """Keep sha256 by ingest id, durably; raises `HoldfastError`, and then none of them is kept."""
+        if not entries:
+            return
+        with self._writing:
+            with self._lock:  # first: whoever sweeps asks here before the blob has its name
+                for id_, sha256 in entries.items():
+                    self._add(id_, sha256)
+            try:
+                self._append(entries)
+            except OSError as error:
+                with self._lock:
+                    for id_ in entries:
+                        self._drop(id_)
+                raise durable.disk_error(error, f"writing {self._path}") from error
+
+    def forget(self, ids: Iterable[str]) -> None:
+        """These hold no more; raises `HoldfastError` where the file cannot follow: what is left there does no harm."""
+        with self._writing:
+            with self._lock:
+                held = len(self._digests)
+                for id_ in ids:
+                    self._drop(id_)
+                rest = dict(self._digests)
+            if len(rest) == held:
+                return
+            try:
+                self._tidy(rest)
+            except OSError as error:
+                raise durable.disk_error(error, f"writing {self._path}") from error
+
+    def ids(self) -> list[str]:
+        """Every id that has an entry."""
+        with self._lock:
+            return list(self._digests)
+
+    def _append(self, entries: Mapping[str, str]) -> None:
+        try:
+            descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, _MODE)
+            fresh = True
+        except FileExistsError:
+            descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+            fresh = False
+        try:
+            # A line that a crash or a full disk cut short is ended first.
+            data = memoryview((b"" if fresh else b"\n") + _encode(entries))
+            while data:
+                data = data[os.write(descriptor, data) :]
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        if fresh:
+            durable.fsync_dir(self._path.parent)
+        self._lines += len(entries)
+
+    def _tidy(self, rest: Mapping[str, str]) -> None:
+        if not rest:
+            durable.unlink(self._path)
+            self._lines = 0
+        elif self._lines - len(rest) > _SLACK + len(rest):
+            durable.replace(self._path, _encode(rest), _MODE)
+            self._lines = len(rest)
+
+    def _add(self, id_: str, sha256: str) -> None:
+        self._drop(id_)
+        self._digests[id_] = sha256
+        self._ids.setdefault(sha256, set()).add(id_)
+
+    def _drop(self, id_: str) -> None:
+        sha256 = self._digests.pop(id_, None)
+        if sha256 is not None:
+            self._ids[sha256].discard(id_)
+            if not self._ids[sha256]:
+                del self._ids[sha256]
+
+
+def read(path: Path) -> dict[str, str]:
+    """The entries of the file, sha256 by ingest id; lines that are no entries are left out. Raises OSError."""
+    entries: dict[str, str] = {}
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return entries
+    for line in data.splitlines():
+        try:
+            document = json.loads(line)
+            id_, sha256 = document["id"], document["sha256"]
+        except (ValueError, KeyError, TypeError, RecursionError):
+            continue
+        if isinstance(id_, str) and isinstance(sha256, str) and is_hex(id_) and is_hex(sha256):
+            entries[id_] = sha256
+    return entries
+
+
+def _encode(entries: Mapping[str, str]) -> bytes:
+    return "".join(f'{{"id": "{id_}", "sha256": "{sha256}"}}\n' for id_, sha256 in entries.items()).encode()
