@@ -12,6 +12,7 @@ import stat
 from collections.abc import Collection
 from pathlib import Path
 
+from cached.contract import limits
 from cached.contract.digest import Digest
 from cached.contract.errors import HoldfastError
 from cached.contract.layout import Layout
@@ -75,7 +76,9 @@ def relink(layout: Layout, digest: Digest, manifest: Manifest) -> None:
         return
     try:
         record = VerifiedRecord.parse(snapshot.verified.read_bytes()).files
-    except (OSError, HoldfastError):
+    except (OSError, HoldfastError) as error:
+        if limits.shortage(error, "reading a record") is not None:
+            raise  # else a file that is there would pass for lost
         return
     for entry in missing:
         path, blob = snapshot.path / entry.path, layout.blob(entry.sha256)
