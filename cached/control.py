@@ -28,8 +28,9 @@ Check = Callable[[], None]
 class Commands(Protocol):
     """What a person may tell the daemon."""
 
-    async def pull(self, ref: ModelRef, pin: Digest | None) -> dict[str, Any]:
-        """Want a version; returns the answer so far: `{"pull": id, "state", "digest", "error"}`."""
+    async def pull(self, ref: ModelRef, pin: Digest | None, *, refresh: bool) -> dict[str, Any]:
+        """Want a version, with `refresh` as its source has it now; returns the answer so far:
+        `{"pull": id, "state", "digest", "error"}`."""
 
     def pulled(self, id_: str) -> dict[str, Any] | None:
         """The answer of the pull of this id so far; None where it is not known."""
@@ -58,7 +59,7 @@ def control(commands: Commands) -> web.Application:
         digest = body.get("digest")
         pin = None if digest is None else Digest.parse(_text(body, "digest"))
         _check_of(request)()
-        return web.json_response(await commands.pull(_ref(body), pin))
+        return web.json_response(await commands.pull(_ref(body), pin, refresh=_flag(body, "refresh")))
 
     async def pulled(request: web.Request) -> web.Response:
         answer = commands.pulled(request.match_info["id"])
@@ -70,9 +71,7 @@ def control(commands: Commands) -> web.Application:
 
     async def gc(request: web.Request) -> web.Response:
         body = await _body(request)
-        dry_run = body.get("dry_run", False)
-        if not isinstance(dry_run, bool):
-            raise _bad(f"expected `dry_run` as true or false, found {dry_run!r}")
+        dry_run = _flag(body, "dry_run")
         check = _check_of(request)
         check()
         gone = await (commands.gc_plan() if dry_run else commands.gc(check))
@@ -130,6 +129,13 @@ async def _body(request: web.Request) -> dict[str, Any]:
 
 def _ref(body: dict[str, Any]) -> ModelRef:
     return ModelRef(_text(body, "model"), _text(body, "version"))
+
+
+def _flag(body: dict[str, Any], key: str) -> bool:
+    value = body.get(key, False)
+    if not isinstance(value, bool):
+        raise _bad(f"expected `{key}` as true or false, found {value!r}")
+    return value
 
 
 def _text(body: dict[str, Any], key: str) -> str:

@@ -73,9 +73,10 @@ class ControlClient:
         self._root = layout.root
         self._timeout_s = timeout_s
 
-    def pull(self, ref: ModelRef, digest: Digest | None) -> PullAnswer:
-        """Want `ref`, pinned to `digest` if given; returns the answer so far."""
-        body = {**_named(ref), "digest": None if digest is None else str(digest)}
+    def pull(self, ref: ModelRef, digest: Digest | None, *, refresh: bool) -> PullAnswer:
+        """Want `ref`, pinned to `digest` if given, with `refresh` as its source has it now; returns the answer so
+        far."""
+        body = {**_named(ref), "digest": None if digest is None else str(digest), "refresh": refresh}
         return _pull_answer(self._ask("POST", "/v1/pull", body))
 
     def pulled(self, id_: str) -> PullAnswer:

@@ -82,8 +82,8 @@ class Daemon:
 
     # --- commands --------------------------------------------------------------------------------------------------
 
-    async def pull(self, ref: ModelRef, pin: Digest | None) -> dict[str, Any]:
-        pull = self._scheduler.pull(ref, pin)
+    async def pull(self, ref: ModelRef, pin: Digest | None, *, refresh: bool) -> dict[str, Any]:
+        pull = self._scheduler.pull(ref, pin, refresh=refresh)
         await self._board.flushed()
         return self._answer(pull)
 

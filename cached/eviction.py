@@ -18,8 +18,7 @@ from cached.ledger import SpaceUse
 class Holding:
     """A published version. `blobs`: bytes by sha256. `last_used`: seconds on a clock that never goes back. `in_use`: a
     lease, or a pod, or nobody knows. `wanted`: the demand has it. `keep`: pinned against eviction. `prefetched`: a
-    prefetch wants it, and nobody else. `request`: what it was fetched for (`catalog.request_of`); None: unknown, or it
-    is to be resolved again."""
+    prefetch wants it, and nobody else. `request`: what it was fetched for (`catalog.request_of`); None: unknown."""
 
     ref: ModelRef
     digest: Digest

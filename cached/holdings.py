@@ -37,7 +37,8 @@ _saying = Saying(logging.getLogger(__name__))
 
 class Holdings:
     """The versions of this node. `blobs`: what each snapshot links, bytes by sha256. `last_used`: monotonic seconds.
-    `fetched`: what each version was fetched for; the files are left to the disk."""
+    `fetched`: what each version was fetched for; the files are left to the disk. `drifted`: versions whose source was
+    seen to have other content since, and its digest where that is known without a fetch."""
 
     def __init__(self, layout: Layout, recovered: Recovered) -> None:
         self._layout = layout
@@ -45,6 +46,7 @@ class Holdings:
         self.manifests = dict(recovered.manifests)
         self.blobs = {digest: manifest.blob_sizes() for digest, manifest in self.manifests.items()}
         self.fetched = dict(recovered.fetched)
+        self.drifted: dict[ModelRef, Digest | None] = {}
         self.pins = read_pins(layout)
         self.last_used = {ref: self._used_before(ref, digest) for ref, digest in self.models.items()}
         self.leased: frozenset[Digest] = frozenset()
@@ -54,6 +56,7 @@ class Holdings:
         self.add_snapshot(record.digest, manifest)
         self.models[ref] = record.digest
         self.fetched[ref] = replace(record, files={})
+        self.drifted.pop(ref, None)
         self.last_used[ref] = time.monotonic()
 
     def adopt(self, ref: ModelRef, source: str) -> None:
@@ -79,6 +82,7 @@ class Holdings:
         """A version's name is gone; returns its digest where no other name points there any more."""
         digest = self.models.pop(ref)
         self.fetched.pop(ref, None)
+        self.drifted.pop(ref, None)
         self.last_used.pop(ref, None)
         return None if digest in self.models.values() else digest
 

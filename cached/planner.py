@@ -108,10 +108,12 @@ class Situation:
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """Content that is here, and the request it was fetched for; None where that is not known."""
+    """Content that is here, and the request it was fetched for; None where that is not known. `recheck`: it is to be
+    resolved again, whatever it was fetched for."""
 
     digest: Digest
     request: str | None
+    recheck: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +131,7 @@ class Versions:
 
 def plan(situation: Situation) -> tuple[Step, ...]:
     """The steps to take, in order: first what gives back, last what takes, sooner wants before later ones."""
-    held = {holding.ref: Held(holding.digest, holding.request) for holding in situation.holdings}
+    held = {holding.ref: Held(holding.digest, holding.request, recheck=False) for holding in situation.holdings}
     versions = Versions(situation.demand, held, situation.active, situation.settled)
     return (*_give_back(versions), *plan_space(situation), *_take(versions))
 
@@ -160,7 +162,7 @@ def protected(holdings: Iterable[Holding], demand: Demand, lacking: Collection[M
 
 
 def _meets(held: Held | None, want: Want) -> bool:
-    return held is not None and want.is_met_by(held.digest, held.request)
+    return held is not None and not held.recheck and want.is_met_by(held.digest, held.request)
 
 
 def _cancels(versions: Versions) -> Iterator[Cancel]:

@@ -22,9 +22,11 @@ _KEPT = 4096  # answers kept at most
 
 @dataclass(slots=True)
 class Pull:
-    """One `holdfast pull`. `digest`: it is here, as this. `error`: why it cannot be met, as far as anybody knows."""
+    """One `holdfast pull`. `digest`: it is here, as this. `error`: why it cannot be met, as far as anybody knows.
+    `refresh`: the source is to be asked again, although the version is here."""
 
     want: PullWant
+    refresh: bool
     id: str = field(default_factory=lambda: secrets.token_hex(8))
     digest: Digest | None = None
     error: HoldfastError | None = None
@@ -41,9 +43,9 @@ class Pulls:
         self._settled: dict[str, Pull] = {}  # those of `_known` that have an answer, the oldest answer first
         self._changed: set[ModelRef] = set()
 
-    def ask(self, ref: ModelRef, pin: Digest | None) -> Pull:
+    def ask(self, ref: ModelRef, pin: Digest | None, *, refresh: bool) -> Pull:
         """A person wants this now."""
-        pull = Pull(PullWant(ref, pin))
+        pull = Pull(PullWant(ref, pin), refresh)
         self._known[pull.id] = pull
         self._wanted.setdefault(ref, []).append(pull)
         self._changed.add(ref)
@@ -52,7 +54,7 @@ class Pulls:
     def resume(self, ref: ModelRef, pin: Digest | None) -> None:
         """This is wanted again, unless somebody pulls it already."""
         if ref not in self._wanted:
-            self.ask(ref, pin)
+            self.ask(ref, pin, refresh=False)
 
     def find(self, id_: str) -> Pull | None:
         """The pull of this id; None where its answer is old, or an earlier daemon was asked."""
@@ -84,6 +86,13 @@ class Pulls:
             for pull in [pull for pull in self._wanted.get(ref, ()) if pull.want.pin == pin]:
                 self._settle(pull, None, error)
                 self._drop(pull)
+
+    def not_refreshed(self, ref: ModelRef, error: HoldfastError) -> None:
+        """The source could not be asked again, or has what may not be taken; what is here stays, so this concerns
+        nobody else."""
+        for pull in [pull for pull in self._wanted.get(ref, ()) if pull.refresh]:
+            pull.error, pull.settled_at = error, time.monotonic()
+            self._drop(pull)
 
     def failed(self, ref: ModelRef, error: HoldfastError) -> None:
         """This cannot be met by anybody, as far as is known; it stays wanted until the answer is old."""

@@ -92,6 +92,7 @@ class Scheduler:
         self._dirty: set[ModelRef] = set()  # versions of which something changed since they were last planned
         self._all_dirty = True
         self._pods_seen: Sequence[PodWant] | None = None
+        self._rechecks: set[ModelRef] = set()  # held, and to be resolved again
         self._work = asyncio.Event()
         self._turns = Turns(self._work)
         self._litter = True  # whether anything may lie about that a sweep would find: an earlier life's, to begin with
@@ -113,11 +114,17 @@ class Scheduler:
             self._pulls.resume(ref, pin)
         self._work.set()
 
-    def pull(self, ref: ModelRef, pin: Digest | None) -> Pull:
-        """Want a version now; an earlier failure of it is forgotten. Returns the pull, which gets its own answer."""
-        pull = self._pulls.ask(ref, pin)
+    def pull(self, ref: ModelRef, pin: Digest | None, *, refresh: bool) -> Pull:
+        """Want a version now, with `refresh` as its source has it now, although it is here; an earlier failure of it is
+        forgotten. Returns the pull, which gets its own answer."""
+        pull = self._pulls.ask(ref, pin, refresh=refresh)
         self._counted.discard(ref)
-        if ref in self._active:
+        if refresh and ref in self._parts.holdings.models:
+            self._rechecks.add(ref)
+            self._dirty.add(ref)
+        if ref in self._active and refresh:
+            self._call_off(ref)  # its source was listed before: it starts over, with what is here of it
+        elif ref in self._active:
             self._active[ref].delivery.nudge()
         elif self._settled.forget(ref):
             self._answers.over(ref)
@@ -285,6 +292,9 @@ class Scheduler:
             self._dirty.update(self._demand.wants, self._demand.refused, self._active, self._settled.outcomes)
             self._dirty.update(self._parts.holdings.models)
         dirty, self._dirty = self._dirty, set()
+        self._rechecks -= {
+            ref for ref in dirty if ref not in self._demand.wants or ref not in self._parts.holdings.models
+        }
         verdicts = {key: error for ref in dirty for key, error in self._index.verdicts(ref).items()}
         self._pulls.refused(verdicts)
         self._answers.pins(dirty, self._index.pods, verdicts)
@@ -321,7 +331,11 @@ class Scheduler:
         held, settled = self._parts.holdings, self._settled.outcomes
         return Versions(
             demand=Demand(_among(refs, wants), _among(refs, refused)),
-            held={ref: Held(held.models[ref], held.fetched[ref].request) for ref in refs if ref in held.models},
+            held={
+                ref: Held(held.models[ref], held.fetched[ref].request, ref in self._rechecks)
+                for ref in refs
+                if ref in held.models
+            },
             active={ref: self._active[ref].delivery.want for ref in refs if ref in self._active},
             settled=_among(refs, settled),
         )
@@ -409,12 +423,18 @@ class Scheduler:
     async def _deliver(self, delivery: Delivery) -> None:
         ref = delivery.want.ref
         error = await delivery.run()
+        rechecked = ref in self._rechecks
+        self._rechecks.discard(ref)
         if error is None:
             self._settled.forget(ref)
             return
         _log.error("%s: %s", ref, error)
         want = delivery.want
-        if isinstance(error, PinMismatch) and want.pin is not None and not want.pin_promised:
+        if rechecked and self._met(ref):  # what is here is what is asked for: that its source has other content, or
+            self._pulls.not_refreshed(ref, error)  # none, is for those who asked it again
+            self._settled.forget(ref)
+            self._answers.over(ref)
+        elif isinstance(error, PinMismatch) and want.pin is not None and not want.pin_promised:
             self._settled.pin_failed(ref, want.pin, error)
             self._answers.over(ref)
         else:
@@ -471,6 +491,8 @@ class Scheduler:
 
     def _met(self, ref: ModelRef) -> bool:
         held, want = self._parts.holdings, self._demand.wants.get(ref)
+        if ref in self._rechecks:
+            return False
         return ref in held.models and want is not None and want.is_met_by(held.models[ref], held.fetched[ref].request)
 
     def _count_new(self, refs: Iterable[ModelRef]) -> None:

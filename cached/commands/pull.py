@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from cached.commands.common import command_parser, digest, layout_of, reference, report_errors, seconds
 from cached.commands.progress import ProgressLine, describe
 from cached.commands.tree import daemon_status, held_version, model_status, seconds_since
-from cached.contract.digest import Digest
 from cached.contract.errors import DigestMismatch, HoldfastError, Permanent, Transient
 from cached.contract.layout import Layout, PublicLayout
 from cached.contract.options import EXIT_DONE, EXIT_FAILED
@@ -32,10 +31,11 @@ _HEARTBEAT_LOST_S = 20.0  # it moves at least every 5 s (design, section 3)
 
 
 def main(argv: Sequence[str]) -> int:
-    """`holdfast pull NAME@VERSION [--digest D] [--no-wait] [--timeout S]`; returns the exit code."""
+    """`holdfast pull NAME@VERSION [--digest D] [--refresh] [--no-wait] [--timeout S]`; returns the exit code."""
     parser = command_parser("pull", "Ask the daemon of this node for a version, and wait until it is ready.")
     parser.add_argument("ref", metavar="NAME@VERSION", type=reference)
     parser.option("--digest", type=digest, help="the manifest digest it must have, sha256:…")
+    parser.switch("--refresh", help="ask the source again, although the version is here, and take what it has now")
     parser.switch("--no-wait", help="return once the daemon knows")
     parser.option("--timeout", type=seconds, help="stop waiting after this many seconds (the daemon goes on)")
     options = parser.parse_args(argv)
@@ -55,7 +55,7 @@ def _pull(layout: Layout, options: argparse.Namespace) -> int:
     started = time.monotonic()
     patience_s = _ANSWER_S if options.timeout is None else min(_ANSWER_S, options.timeout)
     client = ControlClient(layout, patience_s)
-    answer = client.pull(ref, options.digest)
+    answer = client.pull(ref, options.digest, refresh=options.refresh)
     if options.no_wait:
         if answer.error is not None:
             raise answer.error
@@ -63,7 +63,7 @@ def _pull(layout: Layout, options: argparse.Namespace) -> int:
         return EXIT_DONE
     progress = ProgressLine(sys.stderr)
     try:
-        asked = _Asked(ControlClient(layout, min(patience_s, _LATER_ANSWER_S)), ref, options.digest, answer)
+        asked = _Asked(ControlClient(layout, min(patience_s, _LATER_ANSWER_S)), options, answer)
         _wait(layout.public, asked, options.timeout, started, progress)
     finally:
         progress.end()
@@ -84,10 +84,10 @@ def _pull(layout: Layout, options: argparse.Namespace) -> int:
 class _Asked:
     """One pull at the daemon, whose answer is this pull's own: the version's status may speak of others."""
 
-    def __init__(self, client: ControlClient, ref: ModelRef, digest: Digest | None, answer: PullAnswer) -> None:
-        self.ref = ref
+    def __init__(self, client: ControlClient, options: argparse.Namespace, answer: PullAnswer) -> None:
+        self.ref: ModelRef = options.ref
         self._client = client
-        self._digest = digest
+        self._options = options
         self._answer = answer
         self._asked_at = time.monotonic()
 
@@ -111,7 +111,7 @@ class _Asked:
         except HoldfastError as error:
             if error.code == "unknown_pull":
                 with contextlib.suppress(HoldfastError):
-                    self._answer = self._client.pull(self.ref, self._digest)
+                    self._answer = self._client.pull(self.ref, self._options.digest, refresh=self._options.refresh)
         self._asked_at = time.monotonic()
 
 

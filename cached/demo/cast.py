@@ -94,7 +94,7 @@ class Cast:
     def pull(self, node: Node) -> None:
         """Want the version on `node`; returns when its daemon knows."""
         self._report.command(self._typed("pull", str(REF), "--no-wait", "--root", str(node.layout.root)))
-        ControlClient(node.layout).pull(REF, None)
+        ControlClient(node.layout).pull(REF, None, refresh=False)
 
     def until_published(self, node: Node, gate: Process) -> None:
         """Wait for the version's symlink; raises as soon as the daemon says that there will be none."""

@@ -22,14 +22,16 @@ DIGEST = Digest("ab" * 32)
 def test_pull_sends_the_reference_and_the_pin(layout: Layout, control: ControlServer) -> None:
     """`pull` posts name, version and digest, and returns the answer; an older daemon's has a state alone."""
     control.answers["POST /v1/pull"] = 200, {"state": "queued"}
-    assert ControlClient(layout).pull(REF, DIGEST) == PullAnswer("", State.QUEUED, None, None)
-    assert control.asked == [("POST /v1/pull", {"model": "acme/llama", "version": "v3", "digest": str(DIGEST)})]
+    assert ControlClient(layout).pull(REF, DIGEST, refresh=True) == PullAnswer("", State.QUEUED, None, None)
+    assert control.asked == [
+        ("POST /v1/pull", {"model": "acme/llama", "version": "v3", "digest": str(DIGEST), "refresh": True})
+    ]
 
 
 def test_pull_without_a_pin_sends_null(layout: Layout, control: ControlServer) -> None:
     """`pull` without a digest posts null for it."""
     control.answers["POST /v1/pull"] = 200, {"state": "ready"}
-    ControlClient(layout).pull(REF, None)
+    ControlClient(layout).pull(REF, None, refresh=False)
     assert control.asked[0][1]["digest"] is None
 
 
@@ -64,7 +66,7 @@ def test_an_error_keeps_its_code_and_remedy(
     error = {"code": "unknown_model", "message": "no acme/llama", "remedy": "add it", "permanent": permanent}
     control.answers["POST /v1/pull"] = 404, {"error": error}
     with pytest.raises(kind, match="no acme/llama") as raised:
-        ControlClient(layout).pull(REF, None)
+        ControlClient(layout).pull(REF, None, refresh=False)
     assert isinstance(raised.value, (Permanent, Transient))
     assert (raised.value.code, raised.value.remedy) == ("unknown_model", "add it")
 

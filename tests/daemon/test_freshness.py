@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from cached.contract.reference import ModelRef
+from cached.control_client import PullAnswer
 from tests.support.daemon import DaemonProcess, model, prefetched, publish_files, write_files
 
 V1 = ModelRef("tiny", "v1")
@@ -172,3 +173,71 @@ def _record(daemon: DaemonProcess) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     return document
+
+
+def test_a_refresh_takes_what_the_source_has_now(daemon: DaemonProcess, source: Path) -> None:
+    """A version whose source was published over is ready as it is; `pull --refresh` fetches what differs and moves the
+    name. Asked again, nothing is fetched."""
+    old = publish_files(source, FILES)
+    daemon.write_catalog({"tiny": prefetched(f"file://{source}")})
+    daemon.start()
+    daemon.wait_ready(V1)
+    new = publish_files(source, {**FILES, "config.json": b"[]"})
+    assert daemon.pull("tiny@v1") == "ready"
+    assert daemon.digest(V1) == old.digest
+    assert _refreshed(daemon).digest == str(new.digest)
+    assert daemon.digest(V1) == new.digest
+    fetched = daemon.metric("holdfast_fetch_bytes_total")
+    assert _refreshed(daemon).digest == str(new.digest)
+    assert daemon.metric("holdfast_fetch_bytes_total") == fetched
+    assert fetched == sum(map(len, FILES.values())) + 2
+
+
+def test_a_refresh_without_promised_digests_fetches_what_changed(daemon: DaemonProcess, source: Path) -> None:
+    """Where no sha256 is promised, a refresh fetches the files whose validators changed, and no other."""
+    write_files(source, FILES)
+    daemon.write_catalog({"tiny": prefetched(f"file://{source}")})
+    daemon.start()
+    daemon.wait_ready(V1)
+    write_files(source, {"config.json": b"[1]"})
+    assert _refreshed(daemon).error is None
+    assert daemon.files(V1) == {**FILES, "config.json": b"[1]"}
+    assert daemon.metric("holdfast_fetch_bytes_total") == sum(map(len, FILES.values())) + 3
+
+
+def test_a_refresh_of_a_pinned_version(daemon: DaemonProcess, source: Path) -> None:
+    """A pin stays a pin: whoever refreshes a pinned version whose source has other content is told so, and what is here
+    stays ready."""
+    old = publish_files(source, FILES)
+    daemon.write_catalog({"tiny": prefetched(f"file://{source}", digest=old.digest)})
+    daemon.start()
+    daemon.wait_ready(V1)
+    publish_files(source, {**FILES, "config.json": b"[]"})
+    error = _refreshed(daemon).error
+    assert error is not None and error.code == "digest_mismatch"
+    status = daemon.wait_state(V1, "ready")
+    assert (status["digest"], status["error"], status["pinned"]) == (str(old.digest), None, True)
+
+
+def test_a_refresh_of_what_is_gone_at_its_source(daemon: DaemonProcess, source: Path) -> None:
+    """A refresh whose source has nothing any more fails for who asked; what is here stays ready."""
+    old = write_files(source / "m", FILES)
+    daemon.write_catalog({"tiny": prefetched(f"file://{source}/m")})
+    daemon.start()
+    daemon.wait_ready(V1)
+    shutil.rmtree(source / "m")
+    error = _refreshed(daemon).error
+    assert error is not None and error.code == "not_found"
+    status = daemon.wait_state(V1, "ready")
+    assert (status["digest"], status["error"]) == (str(old.digest), None)
+
+
+def _refreshed(daemon: DaemonProcess) -> PullAnswer:
+    """The answer of a pull that refreshes."""
+    asked = daemon.control.pull(V1, None, refresh=True)
+
+    def answer() -> PullAnswer:
+        return daemon.control.pulled(asked.id)
+
+    daemon.wait(lambda: answer().digest is not None or answer().error is not None, "the answer of the refresh")
+    return answer()

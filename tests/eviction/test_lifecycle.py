@@ -50,7 +50,7 @@ def _refuse(*_: object) -> None:
 def test_called_off_before_it_began(node: Node) -> None:
     """A fetch that is called off before its task ran a single step is over all the same: the next one begins."""
     node.scheduler.wake()  # so that the plan comes before the fetch's first step
-    node.scheduler.pull(REF, None)
+    node.scheduler.pull(REF, None, refresh=False)
     pinned = f"models: {{a: {{versions: {{v1: {{source: '{ORIGIN}a/v1', digest: '{manifest_of(CONTENT).digest}'}}}}}}}}"
     node.use_catalog(pinned)
     node.turn()
@@ -102,7 +102,7 @@ def test_a_snapshot_that_never_got_its_name_goes(node: Node, monkeypatch: pytest
     """Where the disk refuses the name of a version that nobody wants any more by then, its snapshot is swept."""
     with monkeypatch.context() as full:
         full.setattr(snapshots, "point", _refuse)
-        node.scheduler.pull(REF, None)
+        node.scheduler.pull(REF, None, refresh=False)
         _work_off(node)
         status = node.board.get(REF)
         assert status is not None and status.error is not None and status.error.code == "disk"
@@ -116,7 +116,7 @@ def test_a_snapshot_that_never_got_its_name_goes(node: Node, monkeypatch: pytest
 
 def test_a_blob_that_is_gone_is_counted_no_more(node: Node) -> None:
     """Where the scrub finds that somebody deleted a blob, the account has it once: as what was fetched instead."""
-    node.scheduler.pull(REF, None)
+    node.scheduler.pull(REF, None, refresh=False)
     _work_off(node)
     node.layout.blob(CONTENT[0].sha256).unlink()
     node.begin(node.scheduler.lost_blob(CONTENT[0].sha256))
@@ -127,7 +127,7 @@ def test_a_blob_that_is_gone_is_counted_no_more(node: Node) -> None:
 
 def test_a_blob_that_has_grown_is_taken_out_of_use(node: Node) -> None:
     """Where the scrub finds that somebody wrote to a blob, the account loses what it had, and gains what is there."""
-    node.scheduler.pull(REF, None)
+    node.scheduler.pull(REF, None, refresh=False)
     _work_off(node)
     os.truncate(node.layout.blob(CONTENT[0].sha256), 5 * UNIT)
     node.begin(node.scheduler.lost_blob(CONTENT[0].sha256))

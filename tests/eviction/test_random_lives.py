@@ -136,7 +136,7 @@ class Lives(RuleBasedStateMachine):
 
     @rule(ref=refs)
     def pull(self, ref: ModelRef) -> None:
-        self.node.scheduler.pull(ref, None)
+        self.node.scheduler.pull(ref, None, refresh=False)
         self.node.turn()
 
     @rule(ref=refs, keep=st.booleans())

@@ -88,7 +88,7 @@ def _disturb(daemon: DaemonProcess, chance: random.Random, until: float) -> None
     while time.monotonic() < until:
         if daemon.layout.socket.exists():
             try:
-                daemon.control.pull(chance.choice(REFS), None)
+                daemon.control.pull(chance.choice(REFS), None, refresh=False)
                 if chance.random() < 0.2:
                     daemon.control.gc(dry_run=False)
             except HoldfastError:

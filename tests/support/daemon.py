@@ -240,7 +240,7 @@ class DaemonProcess:
 
     def pull(self, text: str, pin: Digest | None = None) -> str:
         """Pull `name@version`; returns the state that the daemon answers."""
-        return str(self.control.pull(ModelRef.parse(text), pin).state)
+        return str(self.control.pull(ModelRef.parse(text), pin, refresh=False).state)
 
 
 @contextlib.contextmanager
