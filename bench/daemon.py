@@ -60,7 +60,7 @@ class Daemon:
 
     def pull(self, ref: ModelRef) -> None:
         """Ask for a version over the control socket, as `holdfast pull --no-wait` does."""
-        ControlClient(self.layout).pull(ref, None)
+        ControlClient(self.layout).pull(ref, None, refresh=False)
 
     def wait_published(self, ref: ModelRef, digest: Digest, timeout_s: float) -> None:
         """Return once the version's symlink names the snapshot `digest`."""

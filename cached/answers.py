@@ -91,7 +91,12 @@ class Answers:
         if entry.digest is not None:
             return None if entry.digest == digest else ("catalog_changed", str(entry.digest))
         request = self._holdings.fetched[ref].request
-        return None if request in (None, entry.request) else ("catalog_changed", None)
+        if request not in (None, entry.request):
+            return "catalog_changed", None
+        if ref in self._holdings.drifted:
+            drifted = self._holdings.drifted[ref]
+            return "source_changed", None if drifted is None else str(drifted)
+        return None
 
     def _show_ready(self, ref: ModelRef) -> None:
         status = self._board.get(ref)

@@ -36,6 +36,7 @@ from cached.control import control
 from cached.daemon import Daemon
 from cached.doors import ControlDoor, open_doors
 from cached.flights import Flights
+from cached.freshness import Freshness
 from cached.holdings import Holdings
 from cached.http import reads
 from cached.inspection import Inspection
@@ -217,7 +218,8 @@ async def _work(config: Config, on: _Ground, ending: Ending, stop: asyncio.Event
         inspection = Inspection(node, janitor, lambda lost: scheduler.resume(dict.fromkeys(lost)))
         ending.farewell(partial(asyncio.get_running_loop().call_soon_threadsafe, stop.set))
         async with open_doors(config.listen, layout, reads(daemon), control(daemon), standing) as doors:
-            await _live(config, _Tasks(daemon, node, scheduler, scrub, inspection, doors.control), stop)
+            freshness = Freshness(scheduler, transfers, config.resolve_interval_s or 0.0)
+            await _live(config, _Tasks(daemon, node, scheduler, scrub, freshness, inspection, doors.control), stop)
             return doors.address
     finally:
         await asyncio.to_thread(workers.stop)
@@ -233,6 +235,7 @@ class _Tasks:
     node: NodeParts
     scheduler: Scheduler
     scrub: Scrub
+    freshness: Freshness
     inspection: Inspection
     socket: ControlDoor
 
@@ -252,6 +255,8 @@ async def _live(config: Config, parts: _Tasks, stop: asyncio.Event) -> None:
         ]
         if config.scrub_rate > 0:
             tasks.append(group.create_task(scrub.run(), name="scrub"))
+        if config.resolve_interval_s is not None:
+            tasks.append(group.create_task(parts.freshness.run(), name="freshness"))
         await _end(node.root, stop)
         if stop.is_set():
             _log.info("stopping: what is under way is recorded and goes on at the next start")

@@ -22,8 +22,8 @@ from cached.contract.reference import ModelRef, check_name, check_version
 from cached.yaml_nodes import Refused
 
 _SOURCE = re.compile(r"[a-z][a-z0-9+.-]*://.+")
-_MODEL_KEYS = ("exclude", "include", "pin", "prefetch", "source", "versions")
-_VERSION_KEYS = ("digest", "source")
+_MODEL_KEYS = ("exclude", "follow", "include", "pin", "prefetch", "source", "versions")
+_VERSION_KEYS = ("digest", "follow", "source")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class PrefetchRule:
 @dataclass(frozen=True, slots=True)
 class CatalogVersion:
     """One version with all that applies to it. `source` has `{name}` and `{version}` filled in and may carry
-    credentials; `keep` is the model's `pin: true`: never evicted."""
+    credentials; `keep` is the model's `pin: true`: never evicted; `follow`: what its source has later is taken too."""
 
     ref: ModelRef
     source: str = field(repr=False)
@@ -45,6 +45,7 @@ class CatalogVersion:
     include: tuple[str, ...]
     exclude: tuple[str, ...]
     keep: bool
+    follow: bool
 
     @property
     def request(self) -> str:
@@ -77,6 +78,7 @@ class CatalogModel:
     versions: Mapping[str, CatalogVersion]
     prefetch: PrefetchRule | None
     pin: bool
+    follow: bool
     source: str | None = field(repr=False)
     rejected: frozenset[str]
 
@@ -180,6 +182,7 @@ def _model(name: str, node: yaml.Node, known: Catalog, rejected: list[Rejection]
         versions={},
         prefetch=None,
         pin=nodes.flag(fields.get("pin"), "`pin`"),
+        follow=nodes.flag(fields.get("follow"), "`follow`"),
         source=_template(fields.get("source")),
         rejected=frozenset(),
     )
@@ -227,7 +230,9 @@ def _version(
     template = _template(fields.get("source")) or model.source or default_source
     if template is None:
         raise Refused(nodes.line_of(key), "no `source`: neither the version, nor its model, nor `defaults` has one")
-    return _apply(model, ModelRef(model.name, version), template, _digest(fields.get("digest")))
+    follow = nodes.flag(fields["follow"], "`follow`") if "follow" in fields else model.follow
+    found = _apply(model, ModelRef(model.name, version), template, _digest(fields.get("digest")))
+    return replace(found, follow=follow)
 
 
 def _version_text(node: yaml.Node) -> str:
@@ -288,7 +293,7 @@ def _find(model: CatalogModel, version: str, default_source: str | None) -> Cata
 
 def _apply(model: CatalogModel, ref: ModelRef, template: str, digest: Digest | None) -> CatalogVersion:
     source = template.replace("{name}", ref.name).replace("{version}", ref.version)
-    return CatalogVersion(ref, source, digest, model.include, model.exclude, model.pin)
+    return CatalogVersion(ref, source, digest, model.include, model.exclude, model.pin, model.follow)
 
 
 def _include(node: yaml.Node | None) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from cached.contract.layout import DEFAULT_ROOT
 from cached.contract.options import OptionParser, parse_address
-from cached.contract.units import parse_rate, parse_size
+from cached.contract.units import parse_duration, parse_rate, parse_size
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +34,7 @@ class Config:
     scrub_rate: int
     fs_verity: str
     stall_timeout_s: float
+    resolve_interval_s: float | None
     log_level: str
 
 
@@ -64,6 +65,11 @@ def parse_config(arguments: Sequence[str]) -> Config:
         help="seal blobs where the kernel and the file system can; require: do not start where they cannot",
     )
     parser.option("--stall-timeout", type=_seconds, default=30.0, help="seconds without progress that end a connection")
+    parser.option(
+        "--resolve-interval",
+        type=_interval,
+        help="look so often whether the source of an unpinned version changed, as 6h; off: never (default)",
+    )
     parser.option("--log-level", choices=("debug", "info", "warning", "error"), default="info", help="how much to log")
     given = parser.parse_args(arguments)
     if not given.low_watermark <= given.high_watermark:
@@ -85,8 +91,13 @@ def parse_config(arguments: Sequence[str]) -> Config:
         scrub_rate=given.scrub_rate,
         fs_verity=given.fs_verity,
         stall_timeout_s=given.stall_timeout,
+        resolve_interval_s=given.resolve_interval,
         log_level=given.log_level,
     )
+
+
+def _interval(text: str) -> float | None:
+    return None if text == "off" else parse_duration(text)
 
 
 def _share(text: str) -> float:

@@ -16,7 +16,7 @@ from typing import TypeVar
 from cached import planner
 from cached.answers import Answers
 from cached.board import Board
-from cached.catalog import Catalog
+from cached.catalog import EMPTY_CATALOG, Catalog, CatalogVersion
 from cached.contract.digest import Digest
 from cached.contract.errors import HoldfastError, Transient
 from cached.contract.reference import ModelRef
@@ -47,7 +47,7 @@ from cached.pulls import Pull, Pulls
 from cached.saying import Saying
 from cached.settled import Settled
 from cached.surroundings import Surroundings
-from cached.transfer import PinMismatch, Transfers
+from cached.transfer import PinMismatch, Seen, Transfers
 from cached.waits import Waits, used
 
 _log = logging.getLogger(__name__)
@@ -137,6 +137,36 @@ class Scheduler:
     def pulled(self, id_: str) -> Pull | None:
         """The pull of this id; None where it is not known, or not any more."""
         return self._pulls.find(id_)
+
+    def resolvable(self) -> dict[ModelRef, CatalogVersion]:
+        """The versions whose sources may change: here as the catalog asks for them, unpinned, not under way."""
+        found = ((ref, self.to_resolve(ref)) for ref in self._parts.holdings.models)
+        return {ref: entry for ref, entry in found if entry is not None}
+
+    def to_resolve(self, ref: ModelRef) -> CatalogVersion | None:
+        """What the catalog says of one of those; None where it is none of them."""
+        held, entry = self._parts.holdings, (self._catalog or EMPTY_CATALOG).find(ref)
+        if entry is None or entry.digest is not None or ref in self._active or ref not in held.models:
+            return None
+        return entry if held.fetched[ref].request == entry.request else None
+
+    def seen(self, ref: ModelRef, seen: Seen) -> None:
+        """A source was asked what it has now: tell where that is not what is here, and take it where the catalog says
+        `follow`."""
+        held, entry = self._parts.holdings, self.to_resolve(ref)
+        if entry is None or held.models[ref] != seen.held:
+            return  # it moved meanwhile
+        if not seen.changed:
+            held.drifted.pop(ref, None)
+        elif ref not in held.drifted or held.drifted[ref] != seen.digest:
+            held.drifted[ref] = seen.digest
+            now = "not known without a fetch" if seen.digest is None else str(seen.digest)
+            _log.warning("%s: its source has other content now: here %s, there %s", ref, seen.held, now)
+        if seen.changed and entry.follow:
+            self._rechecks.add(ref)
+            self._pulls.resume(ref, None)
+        self._dirty.add(ref)
+        self._work.set()
 
     async def look_at_leases(self) -> None:
         """See what is in use now."""

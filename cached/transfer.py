@@ -17,6 +17,7 @@ from cached import filters
 from cached.attempt import BlobSpec, Verified
 from cached.blocking import Blocking
 from cached.board import Board, Progress
+from cached.catalog import CatalogVersion
 from cached.contract.digest import Digest
 from cached.contract.errors import DigestMismatch, HoldfastError, Transient
 from cached.contract.layout import Layout, ingest_id
@@ -93,6 +94,16 @@ class TransferParts:
     listing_timeout_s: float
 
 
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What a source has beside the content `held` here: whether it is other content, and its digest, None where that is
+    not known without a fetch."""
+
+    held: Digest
+    changed: bool
+    digest: Digest | None
+
+
 class Transfers:
     """Fetches versions; several at a time, sharing blobs."""
 
@@ -166,6 +177,24 @@ class Transfers:
         except HoldfastError as error:
             self._observer.fetch_failed(source.kind, error.code)
             raise
+
+    async def look(self, entry: CatalogVersion) -> Seen | None:
+        """Ask the source of a version that is here what it has now, without a byte of its files; raises
+        `HoldfastError`. None where the version went meanwhile."""
+        held = self._janitor.held(entry.ref)
+        if held is None:
+            return None
+        source = await self._blocking.run(self._open_source, entry.source)
+        try:
+            listing = await self._listing(source)
+            record = await self._blocking.run(fetched.read, self._layout, entry.ref)
+            known = {} if record is None else record.files
+            return await self._blocking.run(_compare, entry, listing, source.display, held[1], known)
+        except HoldfastError as error:
+            self._observer.fetch_failed(source.kind, error.code)
+            raise
+        finally:
+            await source.aclose()
 
     async def _listing(self, source: Source) -> Listing:
         try:
@@ -372,6 +401,25 @@ def _taken_over(manifest: Manifest, asked: tuple[_Asked, ...]) -> dict[str, str]
 
 class PinMismatch(DigestMismatch):
     """The source has another content than the pin asks for."""
+
+
+def _compare(
+    entry: CatalogVersion, listing: Listing, display: str, manifest: Manifest, known: Mapping[str, str]
+) -> Seen:
+    """Compare a listing with what is here. A file without a sha256 is the one that was fetched where its validator is;
+    one without a validator either counts as unchanged where its size is."""
+    files = filters.choose(listing, display, entry.include, entry.exclude)
+    here = {file.path: file for file in manifest.files}
+    sha256s = {file.path: file.sha256 or known.get(_partial_id(file, listing.identity)) for file in files}
+    changed = here.keys() != sha256s.keys() or any(
+        file.size not in (None, here[file.path].size)
+        or (sha256s[file.path] != here[file.path].sha256 and bool(file.sha256 or file.validator))
+        for file in files
+    )
+    digest = None
+    if changed and all(file.size is not None and sha256s[file.path] for file in files):
+        digest = Manifest.build(FileEntry(f.path, sha256s[f.path] or "", f.size or 0) for f in files).digest
+    return Seen(manifest.digest, changed, digest)
 
 
 def _check_pin(want: Want, manifest: Manifest) -> None:

@@ -150,10 +150,11 @@ def test_a_file_that_cannot_be_read_as_a_whole(text: str, line: int, says: str) 
     ("entry", "says"),
     [
         ("[v1]", "mapping"),
-        ("{version: [v1]}", "known: exclude, include, pin, prefetch, source, versions"),
+        ("{version: [v1]}", "known: exclude, follow, include, pin, prefetch, source, versions"),
         ("{pin: true, pin: false}", "twice"),
         ("{pin: 'true'}", "true or false"),
         ("{pin: 1}", "true or false"),
+        ('{follow: "true"}', "true or false"),
         ("{include: '*.json'}", "list"),
         ("{include: []}", "selects nothing"),
         ("{exclude: [/abs]}", "matches nothing"),
@@ -197,7 +198,7 @@ def test_a_bad_name_is_rejected_alone(name: str) -> None:
         ("v2", "{digest: abc}", "sha256:"),
         ("v2", f"{{digest: 'sha256:{'AB' * 32}'}}", "lower-case"),
         ("v2", "{source: nowhere}", "URI"),
-        ("v2", "{sourc: 's3://b'}", "known: digest, source"),
+        ("v2", "{sourc: 's3://b'}", "known: digest, follow, source"),
         ("v2", "[]", "mapping"),
         ("v/2", "{}", "not a version"),
         ("~", "{}", "text"),
@@ -363,3 +364,18 @@ def test_any_text_is_a_catalog_or_refused(text: str) -> None:
             assert found == result.catalog.find(ModelRef(name, version))
     assert len({name.casefold() for name in result.catalog.models}) == len(result.catalog.models)
     assert all(rejection.line >= 1 and rejection.reason for rejection in result.rejected)
+
+
+def test_a_version_follows_as_its_model_unless_it_says_so() -> None:
+    """`follow` of a version wins over that of its model; versions of a template have the model's."""
+    text = (
+        "models:\n  m:\n    source: 's3://b/{version}/'\n    follow: true\n"
+        "    versions: {v1: {}, v2: {follow: false}}\n"
+    )
+    catalog = parsed(text).catalog
+    found = {version: catalog.find(ModelRef("m", version)) for version in ("v1", "v2", "v3")}
+    assert {version: entry is not None and entry.follow for version, entry in found.items()} == {
+        "v1": True,
+        "v2": False,
+        "v3": True,
+    }

@@ -1,4 +1,4 @@
-"""Sizes and rates as people write them: `512MiB`, `2TB`, `200MiB/s`.
+"""Sizes, rates and durations as people write them: `512MiB`, `2TB`, `200MiB/s`, `15m`.
 
 Law: pure. IEC prefixes are powers of 1024, SI prefixes powers of 1000.
 """
@@ -9,6 +9,8 @@ import re
 from fractions import Fraction
 
 _SIZE = re.compile(r"([0-9]{1,18}(?:\.[0-9]{1,18})?)\s*([kKMGTP]?)(i?)(B?)")
+_DURATION = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)([smhd])")
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4, "P": 5}
 
 
@@ -26,6 +28,15 @@ def parse_rate(text: str) -> int:
     if slash and second != "s":
         raise ValueError(f"expected a rate such as 200MiB/s, found {text!r}")
     return parse_size(size)
+
+
+def parse_duration(text: str) -> float:
+    """Read seconds as `90s`, `15m`, `6h` or `1d`, above 0; raises ValueError that says how to write one."""
+    match = _DURATION.fullmatch(text.strip())
+    seconds = 0.0 if match is None else float(match[1]) * _SECONDS[match[2]]
+    if seconds <= 0:
+        raise ValueError(f"expected a duration above 0 such as 90s, 15m, 6h or 1d, found {text!r}")
+    return seconds
 
 
 def format_size(size: float) -> str:

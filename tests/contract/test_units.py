@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cached.contract.units import format_duration, format_size, parse_rate, parse_size
+from cached.contract.units import format_duration, format_size, parse_duration, parse_rate, parse_size
 
 
 @pytest.mark.parametrize(
@@ -101,3 +101,16 @@ def test_any_text_is_a_size_or_a_value_error(text: str) -> None:
         assert parse_size(text) >= 0
     except ValueError as error:
         assert "expected a size" in str(error)
+
+
+@pytest.mark.parametrize(("text", "expected"), [("90s", 90), ("15m", 900), ("0.5h", 1800), (" 1d ", 86400)])
+def test_durations(text: str, expected: float) -> None:
+    """Seconds, minutes, hours and days are read."""
+    assert parse_duration(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "0s", "5", "-1s", "1w", "1h30m", "inf"])
+def test_not_a_duration(text: str) -> None:
+    """Anything else is refused with how to write one."""
+    with pytest.raises(ValueError, match="90s, 15m, 6h or 1d"):
+        parse_duration(text)

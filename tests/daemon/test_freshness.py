@@ -232,6 +232,73 @@ def test_a_refresh_of_what_is_gone_at_its_source(daemon: DaemonProcess, source: 
     assert (status["digest"], status["error"]) == (str(old.digest), None)
 
 
+def test_drift_is_told_and_not_taken(daemon: DaemonProcess, source: Path) -> None:
+    """With `--resolve-interval` a version whose source was published over is told as stale with both digests, in
+    status, log and metric; what is here stays, until somebody refreshes it."""
+    old = publish_files(source, FILES)
+    daemon.write_catalog({"tiny": prefetched(f"file://{source}")})
+    daemon.start("--resolve-interval", "0.2s")
+    daemon.wait_ready(V1)
+    new = publish_files(source, {**FILES, "config.json": b"[]"})
+    stale = _stale(daemon)
+    assert (stale["reason"], stale["digest"]) == ("source_changed", str(new.digest))
+    assert (daemon.status(V1) or {})["digest"] == str(old.digest)
+    assert daemon.metric("holdfast_model_stale", model="tiny", version="v1") == 1
+    assert f"here {old.digest}, there {new.digest}" in daemon.log()
+    assert daemon.digest(V1) == old.digest
+    assert _refreshed(daemon).digest == str(new.digest)
+    assert daemon.wait_state(V1, "ready")["stale"] is None
+
+
+def test_drift_without_promised_digests(daemon: DaemonProcess, source: Path) -> None:
+    """Where the source promises no sha256, another validator is told as a change whose digest is not known; what comes
+    back to what it was is not stale any more."""
+    write_files(source, FILES)
+    daemon.write_catalog({"tiny": prefetched(f"file://{source}")})
+    daemon.start("--resolve-interval", "0.2s")
+    daemon.wait_ready(V1)
+    write_files(source, {"more.json": b"[1]"})
+    assert (_stale(daemon)["reason"], _stale(daemon)["digest"]) == ("source_changed", None)
+    (source / "more.json").unlink()
+    daemon.wait(lambda: (daemon.status(V1) or {})["stale"] is None, "no `stale`")
+    assert daemon.metric("holdfast_fetch_bytes_total") == sum(map(len, FILES.values()))
+
+
+def test_a_version_that_follows_takes_what_its_source_has(daemon: DaemonProcess, source: Path) -> None:
+    """With `follow: true` what the source has later takes the name by itself."""
+    publish_files(source, FILES)
+    daemon.write_catalog({"tiny": {**prefetched(f"file://{source}"), "follow": True}})
+    daemon.start("--resolve-interval", "0.2s")
+    daemon.wait_ready(V1)
+    new = publish_files(source, {**FILES, "config.json": b"[]"})
+    assert _wait_for(daemon, new.digest)["digest"] == str(new.digest)
+
+
+def test_a_pinned_version_follows_nothing(daemon: DaemonProcess, source: Path) -> None:
+    """A pin stays a pin, also with `follow: true`."""
+    old = publish_files(source / "old", FILES)
+    publish_files(source / "new", FILES)
+    models = {
+        "tiny": {**prefetched(f"file://{source}/old", digest=old.digest), "follow": True},
+        "other": prefetched(f"file://{source}/new"),
+    }
+    daemon.write_catalog(models)
+    daemon.start("--resolve-interval", "0.2s")
+    other = ModelRef("other", "v1")
+    daemon.wait_ready(V1, other)
+    for folder in ("old", "new"):
+        publish_files(source / folder, {**FILES, "config.json": b"[]"})
+    daemon.wait(lambda: bool((daemon.status(other) or {})["stale"]), "`stale` of the unpinned one")
+    assert (daemon.state(V1), daemon.digest(V1)) == ("ready", old.digest)
+    assert (daemon.status(V1) or {})["stale"] is None
+
+
+def _stale(daemon: DaemonProcess) -> dict[str, Any]:
+    daemon.wait(lambda: bool((daemon.status(V1) or {})["stale"]), "`stale`")
+    stale: dict[str, Any] = (daemon.status(V1) or {})["stale"]
+    return stale
+
+
 def _refreshed(daemon: DaemonProcess) -> PullAnswer:
     """The answer of a pull that refreshes."""
     asked = daemon.control.pull(V1, None, refresh=True)
