@@ -12,6 +12,7 @@ from typing import IO
 import pytest
 
 from cached.contract.reference import ModelRef
+from cached.small_attempt import SMALL_BYTES
 from tests.support.daemon import (
     REPOSITORY,
     DaemonProcess,
@@ -23,7 +24,9 @@ from tests.support.daemon import (
 )
 
 REF = ModelRef("acme/tiny", "v1")
-FILES = {f"shard-{number}.bin": os.urandom(200_000) for number in range(12)}
+# Each more than what is received into memory and hashed by the thread that receives it.
+FILES = {f"shard-{number}.bin": os.urandom(SMALL_BYTES + 4097) for number in range(4)}
+SMALL_FILES = {f"small-{number}.bin": os.urandom(2000) for number in range(50)}
 # Python imports this first. One file says how many threads may still start, another that a call is refused.
 CONFINED = """
 import os, threading
@@ -95,6 +98,17 @@ def test_no_thread_is_transient_and_leaks_nothing(daemon: DaemonProcess, confine
     assert "Traceback" not in daemon.log()
 
 
+def test_small_files_need_no_thread_of_their_own(daemon: DaemonProcess, confined: Path, tmp_path: Path) -> None:
+    """Where no thread can be started, small files from a folder arrive all the same."""
+    publish_files(tmp_path / "small", SMALL_FILES)
+    daemon.write_catalog({"acme/tiny": model(f"file://{tmp_path}/small")})
+    daemon.start()
+    (confined / "threads").write_text("0")
+    daemon.pull("acme/tiny@v1")
+    daemon.wait_ready(REF)
+    assert daemon.files(REF) == SMALL_FILES
+
+
 def test_no_thread_for_a_listing_is_transient(daemon: DaemonProcess, confined: Path) -> None:
     """A call to a source that gets no thread is tried again, and SIGTERM still ends the daemon with 0."""
     daemon.write_catalog({"acme/tiny": model("http://127.0.0.1:9/nothing")})
@@ -122,7 +136,7 @@ def test_too_few_threads_at_the_start_are_refused_with_a_sentence(
 def test_no_descriptor_is_transient_and_no_rot(tmp_path: Path, confined: Path) -> None:
     """A daemon at its limit of open files tells fetches to wait, takes nothing for rotten, and goes on once there is
     room."""
-    publish_files(tmp_path / "source", FILES)
+    publish_files(tmp_path / "source", FILES | SMALL_FILES)
     publish_files(tmp_path / "other", {"a.bin": b"a" * 5000})
     with daemon_process(tmp_path) as daemon:
         daemon.write_catalog(
@@ -141,7 +155,7 @@ def test_no_descriptor_is_transient_and_no_rot(tmp_path: Path, confined: Path) -
         resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, (hard, hard))
         daemon.wait_ready(REF, ModelRef("acme/held", "v1"))
         daemon.wait(lambda: daemon.get("/readyz")[0] == 200, "200 from /readyz")
-        assert daemon.files(REF) == FILES
+        assert daemon.files(REF) == FILES | SMALL_FILES
         assert daemon.metric("holdfast_verify_failures_total") == 0
         assert "Traceback" not in daemon.log()
         assert daemon.stop() == 0
