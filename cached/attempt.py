@@ -47,6 +47,11 @@ class BlobSpec:
     kind: str
     origin: str
 
+    @property
+    def is_bound(self) -> bool:
+        """Tell whether two answers can be known to be parts of one content: else one answer must bring it all."""
+        return self.sha256 is not None or self.git_oid is not None or bool(self.key.validator)
+
 
 @dataclass(frozen=True, slots=True)
 class Verified:

@@ -21,7 +21,7 @@ from cached.small_attempt import SharedBySmall, SmallAttempt, is_small
 from cached.sources.base import HttpTarget, Target
 from cached.store.durable import disk_error
 from cached.store.ingest import ALIGNMENT
-from cached.wire.answers import MAX_BAD_RESPONSES, hopeless
+from cached.wire.answers import MAX_BAD_RESPONSES, hopeless, source_changed
 from cached.wire.body import Body
 from cached.wire.cancel import Cancellation, Cancelled
 from cached.wire.client import HttpClient
@@ -32,6 +32,7 @@ MAX_WRONG_DIGESTS = 2
 _TARGET_LIFE_S = 600.0  # signed URLs are asked for again well before any source lets them expire
 _BACKOFF_S, _BACKOFF_CAP_S = 0.5, 60.0
 _REFUSALS = frozenset({"expired_signature", "forbidden"})
+_ONE_READ_BYTES = 64 * 1024  # what a server reads of a file at once, at the least
 _ENDS_FLIGHT = frozenset({"source_changed", "no_space", "not_writable", "disk"})
 
 
@@ -89,7 +90,7 @@ class Flight:
         self._carrier = carrier
         self._lock = threading.Lock()
         self._attempt: AnyAttempt | None = None
-        self._stream = False
+        self._stream = not spec.is_bound
         self._target: tuple[Target, float] | None = None
         self._failures = self._bad_responses = self._wrong_digests = 0
         self._located_again = False
@@ -140,16 +141,14 @@ class Flight:
             self._finish_with(error)
             return
         rest: Segment | None = segment
-        failure: HoldfastError | None = None
         try:
             rest = self._carry(attempt, segment)
         except _Interrupted as interrupted:
             rest = interrupted.rest
-            failure = interrupted.error
+            if interrupted.error is not None:  # before the worker leaves: what has all its bytes then is committed
+                self._retry_or_fail(attempt, interrupted.error)
         finally:
             attempt.leave(rest)
-        if failure is not None:
-            self._retry_or_fail(attempt, failure)
 
     def crash(self, cause: Exception) -> None:
         """A worker met an error that nobody foresaw: the flight fails with it, and says so."""
@@ -202,11 +201,16 @@ class Flight:
                         raise Transient("bad_response", f"{self.spec.name}: not the range that was asked for", "")
                     attempt.become_stream(segment)
                     at.streaming = True
+                elif not at.streaming:
+                    self._check_proven(body, segment)
                 end = self._end(segment, at.streaming, body)
                 while (end is None or at.offset < end) and self._receive(attempt, body, at, end):
                     if not at.streaming and at.offset < (end or 0) and self._carrier.outranked(self):
                         return Segment(at.offset, end)
-                self._check_end(attempt, body, at.offset, end)
+                self._check_end(body, at.offset, end)
+            self._check_after(attempt, at.offset)
+            if attempt.size is None:
+                attempt.end_of_stream(at.offset)
         except NoRanges as stop:
             attempt.fail(stop)
             raise _Interrupted(None, None) from stop
@@ -261,20 +265,48 @@ class Flight:
         expected = self.spec.key.size
         found = body.total if body.total is not None or not streaming else body.length
         if expected is not None and found is not None and found != expected:
-            raise Transient(
-                "bad_response",
-                f"{self.spec.name}: expected {expected} bytes, the origin has {found}",
-                "publish the version again if its files at the source were changed",
-            )
+            raise self._unlike_listing(f"expected {expected} bytes, the origin has {found}")
         return segment.end if not streaming else expected if expected is not None else found
 
-    def _check_end(self, attempt: AnyAttempt, body: LocalBody | Body, position: int, end: int | None) -> None:
+    def _check_end(self, body: LocalBody | Body, position: int, end: int | None) -> None:
         if end is not None and position < end:
             raise Transient("bad_response", f"{self.spec.name}: the body ended at byte {position}, expected {end}", "")
         if body.length is None and body.readinto(memoryview(bytearray(1))):
-            raise Transient("bad_response", f"{self.spec.name}: the body goes on after byte {position}", "")
-        if attempt.size is None:
-            attempt.end_of_stream(position)
+            raise self._unlike_listing(f"the body goes on after byte {position}")
+
+    def _check_after(self, attempt: AnyAttempt, received: int) -> None:
+        """Once all came in one answer that nothing binds to one content: see that the object is still the same.
+
+        A server that reads a file while somebody writes into it sends some of both; what comes from one read does not.
+        """
+        target = self._current_target(attempt.cancellation)
+        if self.spec.is_bound or received <= _ONE_READ_BYTES or not isinstance(target, HttpTarget):
+            return
+        try:
+            head = self._carrier.client.head(target, attempt.cancellation)
+        except Permanent as error:
+            raise source_changed(self.spec.name, f"after it was read: {error.message}") from error
+        if head.size not in (None, received):
+            raise source_changed(self.spec.name, f"{received} bytes were read, now it has {head.size}")
+
+    def _check_proven(self, body: LocalBody | Body, segment: Segment) -> None:
+        """Raise `NoRanges` unless a range is known to be of the listed object: a server that gives no ETag with it, as
+        RFC 9110, 15.3.7 asks, may have ignored `If-Match`. What is the whole object needs no proof."""
+        if self.spec.sha256 is not None or self.spec.git_oid is not None or not isinstance(body, Body):
+            return
+        with self._lock:
+            target = self._target[0] if self._target is not None else None
+        expected = target.if_match if isinstance(target, HttpTarget) else None
+        if expected is not None and body.etag != expected and _length(segment) != self.spec.key.size:
+            raise NoRanges
+
+    def _unlike_listing(self, problem: str) -> Transient:
+        """The error for an answer of another length than was listed: where nothing says that the object is still the
+        same, it is another one."""
+        if not self.spec.is_bound:
+            return source_changed(self.spec.name, problem)
+        remedy = "publish the version again if its files at the source were changed"
+        return Transient("bad_response", f"{self.spec.name}: {problem}", remedy)
 
     def _fill(self, attempt: AnyAttempt, body: LocalBody | Body, view: memoryview) -> None:
         """Receive into `view`, within the bandwidth limit; less than all of it only at the end of the body."""

@@ -377,7 +377,7 @@ def _spec(file: RemoteFile, source: Source, identity: str) -> BlobSpec:
 
 def _partial_id(file: RemoteFile, identity: str) -> str:
     """What names a file's flight and its partial blob: its content where that is promised, else the very object."""
-    return file.sha256 or ingest_id(identity, file.key, file.validator)
+    return file.sha256 or ingest_id(identity, file.key, file.version)
 
 
 def _unpromised(asked: tuple[_Asked, ...], manifest: Manifest) -> dict[str, str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import secrets
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -18,14 +19,32 @@ from cached.contract.manifest import Manifest
 
 
 @dataclass(frozen=True, slots=True)
+class Signs:
+    """What an answer said of an object that can show a change and never proves that there was none.
+
+    `etag`: a weak ETag as it came. `last_modified`: an HTTP date: it is the file's mtime at most servers, which `cp -p`
+    and `rsync -t` give to other content, so RFC 9110, 8.8.2.2, which calls it strong when it is old, is not followed.
+    `origin`: who said it (`scheme://host[:port]`): a redirect may lead to another host next time, with others.
+    `listing`: random; what one listing found may be another object than what the next one finds.
+    """
+
+    etag: str | None = None
+    last_modified: str | None = None
+    origin: str | None = None
+    listing: str = field(default_factory=lambda: secrets.token_hex(16), compare=False)
+
+
+@dataclass(frozen=True, slots=True)
 class RemoteFile:
     """One file at a source, as it is listed there: whether a version may hold it is judged when it is chosen.
 
     `path`: its path in the snapshot. `key`: the source's own address of it (an object key, a URL, a path), which with
     the listing's `identity` names one object and no other.
-    `size`: bytes, None while unknown. `validator`: changes whenever the bytes may have changed (ETag, generation,
-    commit, mtime); empty where the source has none. `sha256`: 64 hex digits only where the source vouches for them
-    (a manifest, a Git LFS oid), never an ETag. `git_oid`: the Git blob id (sha1 of `blob <size>\\0` + bytes), if known.
+    `size`: bytes, None while unknown. `validator`: a strong one, which is another whenever a byte is (a strong ETag, a
+    version, a blob id, mtime with size and inode); empty where the source has none. `signs`: what there is instead, at
+    HTTP. A file that has neither validator nor promised content comes in one answer or not at all. `sha256`: 64 hex
+    digits only where the source vouches for them (a manifest, a Git LFS oid), never an ETag. `git_oid`: the Git blob id
+    (sha1 of `blob <size>\\0` + bytes), if known.
     `problem`: why nothing can be fetched for it, None where something can; raised only if the file is chosen.
     """
 
@@ -36,6 +55,12 @@ class RemoteFile:
     sha256: str | None = None
     git_oid: str | None = None
     problem: HoldfastError | None = None
+    signs: Signs | None = None
+
+    @property
+    def version(self) -> str:
+        """What names this version of the object among all that its key had or will have."""
+        return self.validator or (self.signs.listing if self.signs is not None else "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,17 +117,18 @@ class Expected:
 class HttpTarget:
     """A ranged GET: `url` with `headers` (these may carry credentials and go to that origin only).
 
-    `if_match`: a strong ETag sent as `If-Match` with every range; `if_unmodified_since`: an HTTP date, where there is
-    no strong ETag. Both None where the URL itself is immutable. `chosen_by`: the URL that redirected to `url`, where
-    the source followed that itself; None where it was told to ask there. `stored_bytes`: the size of the object as it
-    is stored, where its bytes are what is wanted whatever `Content-Encoding` is kept with them: on an object store, and
-    where the content is promised. `expected`: the file of a version that is asked for; None for anything else.
+    `if_match`: a strong ETag sent as `If-Match` with every range. `signs`: where there is none, what must not be seen
+    to change. Both None where the URL itself is immutable, or the content is promised. `chosen_by`: the URL that
+    redirected to `url`, where the source followed that itself; None where it was told to ask there. `stored_bytes`: the
+    size of the object as it is stored, where its bytes are what is wanted whatever `Content-Encoding` is kept with
+    them: on an object store, and where the content is promised. `expected`: the file of a version that is asked for;
+    None for anything else.
     """
 
     url: str = field(repr=False)
     headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)
     if_match: str | None = None
-    if_unmodified_since: str | None = None
+    signs: Signs | None = None
     chosen_by: str | None = field(default=None, repr=False)
     stored_bytes: int | None = None
     expected: Expected | None = None

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 from cached.contract.errors import HoldfastError, Permanent, Transient
 from cached.contract.manifest import MANIFEST_NAME, MAX_FILE_BYTES, PUBLISHING_NAME, Manifest
@@ -17,7 +16,7 @@ from cached.s3.address import S3Address
 from cached.s3.archive import archived, may_be_archived
 from cached.s3.client import S3Client, S3Object, quoted
 from cached.s3.errors import bad_response
-from cached.sources.base import HttpTarget, Listing, RemoteFile, Target, identity_of
+from cached.sources.base import HttpTarget, Listing, RemoteFile, Signs, Target, identity_of
 from cached.sources.manifests import read_manifest
 from cached.sources.naming import is_reserved
 
@@ -66,7 +65,7 @@ class S3Source:
         etag, _, version = file.validator.partition(" ")
         url = await self._client.presigned(file.key, version, _URL_LIFETIME_S)
         return HttpTarget(
-            url, self._client.signed_headers, if_match=etag if etag.startswith('"') else None, stored_bytes=file.size
+            url, self._client.signed_headers, if_match=etag or None, stored_bytes=file.size, signs=file.signs
         )
 
     async def aclose(self) -> None:
@@ -102,7 +101,7 @@ class S3Source:
                     "let it finish, or run `holdfast publish` again",
                 )
             if not is_reserved(path):
-                files.append(RemoteFile(path, item.key, item.size, item.etag))
+                files.append(_remote_file(path, item.key, item.size, item.etag, None))
                 if may_be_archived(item.storage_class):
                     archive.append(item.key)
         return tuple(sorted(files, key=lambda file: file.path)), archive
@@ -136,10 +135,13 @@ class S3Source:
         if not isinstance(size, int) or not 0 <= size <= MAX_FILE_BYTES:
             raise bad_response(self._address.uri(key), f"the size {str(size)[:40]}")
         problem = archived(self._address.uri(key), found)
-        return (RemoteFile(name, key, size, _validator(found), problem=problem),)
+        file = _remote_file(name, key, size, quoted(found.get("ETag", "")), found.get("VersionId"))
+        return (replace(file, problem=problem),)
 
 
-def _validator(found: dict[str, Any]) -> str:
-    etag, version = quoted(found.get("ETag", "")), found.get("VersionId")
+def _remote_file(path: str, key: str, size: int, etag: str, version: str | None) -> RemoteFile:
+    """One object. Its validator is the ETag, if that is a strong one, and its version in a bucket that keeps them."""
+    strong = etag if etag.startswith('"') else ""
     # A bucket whose versioning is off, or suspended, says `null`: that names whatever is there.
-    return f"{etag} {version}" if version and version != "null" else etag
+    validator = f"{strong} {version}" if version and version != "null" else strong
+    return RemoteFile(path, key, size, validator, signs=None if validator else Signs(etag or None))

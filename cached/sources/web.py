@@ -11,7 +11,7 @@ from urllib.parse import quote, urlsplit
 from cached.contract.errors import HoldfastError, Permanent
 from cached.contract.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES
 from cached.pools import started_pool
-from cached.sources.base import HttpTarget, Listing, RemoteFile, Unlisted, identity_of, stretched
+from cached.sources.base import HttpTarget, Listing, RemoteFile, Signs, Unlisted, identity_of, stretched
 from cached.sources.indexes import Entry, path_of, read_index
 from cached.sources.manifests import read_manifest
 from cached.sources.naming import check_names, is_reserved
@@ -20,7 +20,7 @@ from cached.wire.cancel import Cancellation
 from cached.wire.client import Head, HttpClient, Response
 from cached.wire.credentials import basic
 from cached.wire.pages import SIGN_IN, page_in
-from cached.wire.urls import Address, display_url
+from cached.wire.urls import Address, display_url, origin_of
 
 _MAX_INDEX_BYTES = 16 * 1024 * 1024
 _MAX_DEPTH = 16
@@ -54,15 +54,11 @@ class WebSource:
         return await aside(self._resolve)
 
     async def locate(self, file: RemoteFile) -> HttpTarget:
-        """The URL of `file`, and the validator it was listed with."""
+        """The URL of `file`, and the validator or the signs that it was listed with."""
         target = self._target(file.key)
         if file.sha256 is not None:
             return replace(target, stored_bytes=file.size)
-        if not file.validator:
-            return target
-        if file.validator.startswith('"'):
-            return HttpTarget(target.url, target.headers, if_match=file.validator)
-        return HttpTarget(target.url, target.headers, if_unmodified_since=file.validator)
+        return replace(target, if_match=file.validator or None, signs=file.signs)
 
     async def aclose(self) -> None:
         """Nothing is held here."""
@@ -227,7 +223,9 @@ def _bad_name(where: str, path: str) -> HoldfastError | None:
 
 
 def _file(path: str, url: str, head: Head) -> RemoteFile:
-    return RemoteFile(path, url, head.size, head.etag or head.last_modified or "")
+    if head.etag is not None:
+        return RemoteFile(path, url, head.size, head.etag)
+    return RemoteFile(path, url, head.size, signs=Signs(head.weak_etag, head.last_modified, origin_of(head.url)))
 
 
 def _check_fragment(uri: str, shown: str) -> None:

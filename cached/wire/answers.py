@@ -15,6 +15,7 @@ from cached.contract.errors import HoldfastError, Permanent, Transient
 from cached.sources.base import HttpTarget
 from cached.wire.pages import is_page_type
 from cached.wire.stream import Stream
+from cached.wire.urls import origin_of
 
 _STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-9]\d\d)(?: [^\r\n]*)?\r?\n")
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)", re.IGNORECASE | re.ASCII)
@@ -68,6 +69,12 @@ class Answer:
         return value if _STRONG_ETAG.fullmatch(value) else None
 
     @property
+    def weak_etag(self) -> str | None:
+        """The ETag if it is no strong one."""
+        value = (self.headers.get("ETag") or "").strip()
+        return value if value and self.etag is None else None
+
+    @property
     def last_modified(self) -> str | None:
         return self.headers.get("Last-Modified")
 
@@ -115,16 +122,32 @@ def extent_of(answer: Answer, asked: Asked, where: str) -> Extent:
     return _partial(given, asked, where, answer.length)
 
 
-def check_unchanged(answer: Answer, target: HttpTarget, where: str) -> None:
-    """Raise `source_changed` if the validators of `answer` are not those of `target`."""
+def check_unchanged(answer: Answer, target: HttpTarget, where: str, url: str) -> None:
+    """Raise `source_changed` if the validators of `answer`, which came from `url`, are not those of `target`."""
     if answer.status not in (200, 206, 416):
         return  # those of an error page are the page's own
     if target.if_match is not None and answer.etag not in (None, target.if_match):
         raise source_changed(where, f"expected the ETag {target.if_match}, found {answer.etag}")
-    if target.if_unmodified_since is not None and answer.last_modified is not None:
-        expected, found = _instant(target.if_unmodified_since), _instant(answer.last_modified)
-        if expected is not None and found is not None and expected != found:
-            raise source_changed(where, f"last modified {answer.last_modified}, not {target.if_unmodified_since}")
+    _check_etag(answer, target.if_match, where)
+    if target.signs is not None and target.signs.origin in (None, origin_of(url)):
+        _check_etag(answer, target.signs.etag, where)
+        _check_date(answer, target.signs.last_modified, where)
+
+
+def _check_etag(answer: Answer, expected: str | None, where: str) -> None:
+    """Compare weakly, as RFC 9110, 8.8.3.2 says: a proxy that changes an encoding may have made one of them weak."""
+    found = answer.etag or answer.weak_etag
+    if expected is not None and found is not None and found.removeprefix("W/") != expected.removeprefix("W/"):
+        raise source_changed(where, f"expected the ETag {expected[:200]}, found {found[:200]}")
+
+
+def _check_date(answer: Answer, expected: str | None, where: str) -> None:
+    found = answer.last_modified
+    if expected is None or found is None or found == expected:
+        return
+    before, now = _instant(expected), _instant(found)
+    if before is not None and now is not None and before != now:
+        raise source_changed(where, f"last modified {found[:80]}, not {expected[:80]}")
 
 
 def source_changed(where: str, problem: str) -> Transient:

@@ -56,11 +56,12 @@ class Response:
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """What a HEAD says. `size` in bytes; `etag` only if strong; `accepts_ranges` None where nothing is said;
-    `url`: where it is after redirects, without user information."""
+    """What a HEAD says. `size` in bytes; `etag` only if strong, else `weak_etag`; `accepts_ranges` None where nothing
+    is said; `url`: where it is after redirects, without user information."""
 
     size: int | None
     etag: str | None
+    weak_etag: str | None
     last_modified: str | None
     accepts_ranges: bool | None
     url: str = field(repr=False)
@@ -127,7 +128,7 @@ class HttpClient:
         return Response(exchange.answer.status, b"", exchange.answer.headers, exchange.url)
 
     def head(self, target: HttpTarget, cancellation: Cancellation) -> Head:
-        """Ask for the size and the validators of an object; raises as `get` does."""
+        """Ask for the size and the validators of an object, and compare these with the target's; raises as `get`."""
         exchange = self._follow(_Request("HEAD", Asked(0, None), target), cancellation)
         exchange.keep(self._pool, cancellation)
         answer, size = exchange.answer, exchange.answer.length
@@ -139,10 +140,11 @@ class HttpClient:
                 answer, size = exchange.answer, body.total
         elif answer.status != 200:
             raise refusal(answer, exchange.where, b"", time.time())
+        check_unchanged(answer, target, exchange.where, exchange.url)
         check_encoding(answer, target, size, exchange.where)
         ranges = answer.headers.get("Accept-Ranges")
         accepts = "bytes" in ranges.lower() if ranges is not None else True if answer.status == 206 else None
-        return Head(size, answer.etag, answer.last_modified, accepts, exchange.url)
+        return Head(size, answer.etag, answer.weak_etag, answer.last_modified, accepts, exchange.url)
 
     def close(self) -> None:
         """Close the idle connections; a body that is still open closes its own."""
@@ -151,7 +153,7 @@ class HttpClient:
     def _checked(self, exchange: Exchange, request: _Request, cancellation: Cancellation) -> Body:
         """The body, once the head says what was asked for."""
         try:
-            check_unchanged(exchange.answer, request.target, exchange.where)
+            check_unchanged(exchange.answer, request.target, exchange.where, exchange.url)
             self._check_status(exchange, cancellation)
             extent = extent_of(exchange.answer, request.asked, exchange.where)
             check_encoding(exchange.answer, request.target, extent.total, exchange.where)
@@ -297,8 +299,6 @@ class HttpClient:
             headers.append(("Range", request.asked.header))
         if request.target.if_match is not None:
             headers.append(("If-Match", request.target.if_match))
-        elif request.target.if_unmodified_since is not None:
-            headers.append(("If-Unmodified-Since", request.target.if_unmodified_since))
         headers.extend((name, value) for name, value in own if name.lower() not in _OURS)
         lines = [f"{name}: {value}" for name, value in headers]
         for (name, _), line in zip(headers, lines, strict=True):

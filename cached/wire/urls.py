@@ -84,6 +84,12 @@ def display_url(url: str) -> str:
     return f"{parts.scheme}://{host}{parts.path}" if parts.scheme or host else parts.path
 
 
+def origin_of(url: str) -> str:
+    """Who answers for an http(s) `url`: `scheme://host[:port]`."""
+    origin = Address.parse(url).origin
+    return f"{origin.scheme}://{origin.netloc}"
+
+
 def next_hop(current: Address, location: str) -> Address:
     """Where a redirect from `current` leads; raises `Permanent` for an insecure or foreign one.
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from cached.contract.errors import Transient
-from cached.sources.base import HttpTarget
+from cached.sources.base import HttpTarget, Signs
 from cached.wire.cancel import Cancellation
 from cached.wire.client import HttpClient
 from cached.wire.stream import StallClock
@@ -300,43 +300,52 @@ def test_an_empty_object(client: HttpClient, origin: HostileOrigin) -> None:
     assert get(client, origin.put("/empty", b"")) == b""
 
 
-@pytest.mark.parametrize(("etag", "since"), [('"v1"', None), (None, MODIFIED)])
+@pytest.mark.parametrize(("etag", "signs"), [('"v1"', None), (None, Signs('W/"v1"', MODIFIED)), (None, Signs())])
 def test_validators_go_with_every_range(
-    client: HttpClient, origin: HostileOrigin, url: str, etag: str | None, since: str | None
+    client: HttpClient, origin: HostileOrigin, url: str, etag: str | None, signs: Signs | None
 ) -> None:
-    """An object that is still the one that was listed is read."""
-    target = HttpTarget(url, if_match=etag, if_unmodified_since=since)
+    """An object that is still the one that was listed is read; only a strong validator is sent."""
+    target = HttpTarget(url, if_match=etag, signs=signs)
     assert read_all(client.get(target, 5, 10, Cancellation())) == DATA[5:15]
     sent = origin.requests[0].headers
-    assert (sent.get("if-match"), sent.get("if-unmodified-since")) == (etag, since)
+    assert (sent.get("if-match"), sent.get("if-unmodified-since")) == (etag, None)
 
 
 @pytest.mark.parametrize(
-    ("etag", "since", "fault"),
+    ("etag", "signs", "fault"),
     [
         ('"v0"', None, Headers({})),  # 412
-        (None, "Fri, 20 Nov 2026 09:00:00 GMT", Headers({})),  # 412
+        ('"v1"', None, Headers({"ETag": 'W/"v2"'})),
+        (None, Signs('W/"v0"'), Headers({"ETag": 'W/"v1"'})),
+        (None, Signs('W/"v0"'), Headers({})),
         ('"v1"', None, Headers({"ETag": '"v2"'})),  # a server that does not know If-Match
-        (None, MODIFIED, Headers({"Last-Modified": LATER})),
+        (None, Signs(None, MODIFIED), Headers({"Last-Modified": LATER})),
+        (None, Signs(None, LATER), Headers({})),
         ('"v1"', None, Status(416, {"ETag": '"v2"'})),
     ],
 )
 def test_a_changed_object_is_noticed(
-    client: HttpClient, origin: HostileOrigin, url: str, etag: str | None, since: str | None, fault: Fault
+    client: HttpClient, origin: HostileOrigin, url: str, etag: str | None, signs: Signs | None, fault: Fault
 ) -> None:
     """An object that is not the one that was listed gives `source_changed` and no byte."""
     origin.script("/model.bin", fault)
-    error = error_of(client, HttpTarget(url, if_match=etag, if_unmodified_since=since), 5, 10)
+    error = error_of(client, HttpTarget(url, if_match=etag, signs=signs), 5, 10)
     assert isinstance(error, Transient)
     assert error.code == "source_changed"
 
 
-def test_weak_etags_are_not_compared(client: HttpClient, origin: HostileOrigin, url: str) -> None:
-    """A weak ETag says nothing about bytes: it is not reported, and not held against the object."""
-    origin.script("/model.bin", Headers({"ETag": 'W/"v9"'}))
+def test_a_strong_etag_made_weak_is_no_change(client: HttpClient, origin: HostileOrigin, url: str) -> None:
+    """A proxy may have made the listed ETag a weak one: it proves nothing, and is not held against the object."""
+    origin.script("/model.bin", Headers({"ETag": 'W/"v1"'}))
     with client.get(HttpTarget(url, if_match='"v1"'), 5, 10, Cancellation()) as body:
         assert body.etag is None
         assert read_all(body) == DATA[5:15]
+
+
+def test_another_hosts_signs_are_not_compared(client: HttpClient, origin: HostileOrigin, url: str) -> None:
+    """Weak validators are compared with those of the host that was listed: a mirror has its own for the same file."""
+    target = HttpTarget(url, signs=Signs('W/"elsewhere"', LATER, "http://mirror.example"))
+    assert read_all(client.get(target, 5, 10, Cancellation())) == DATA[5:15]
 
 
 def test_a_range_of_nothing_is_refused(client: HttpClient, url: str) -> None:
