@@ -16,13 +16,12 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from cached import crowd
 from cached.blocking import Blocking
 from cached.board import Board
-from cached.catalog import EMPTY_CATALOG, Catalog, ParsedCatalog, parse_catalog
+from cached.catalog_file import CatalogFile
 from cached.config import Config, parse_config
 from cached.contract import limits
 from cached.contract.digest import Digest
@@ -55,7 +54,6 @@ from cached.store import durable, ground, recovery, verity
 from cached.store.digest_journal import DigestJournal
 from cached.surroundings import NoCluster, Surroundings
 from cached.transfer import TransferParts, Transfers
-from cached.watching import watched
 from cached.wire.client import HttpClient
 from cached.wire.settings import HttpSettings
 from cached.workers import Workers, WorkerSettings
@@ -67,9 +65,7 @@ _HEARTBEAT_S = 2.0  # the design asks for 5 at most
 _TELL_S = 1.0
 _SPACE_S = 4.0
 _SPACE_A_LOOK = 3  # leases and files are looked at every 12 s (the design asks for 15): hundreds of versions cost more
-_LOOK_S = 5.0  # where no watch tells of a new catalog
 _DELETING_S = 1.0  # whoever deletes a root may not be done with the rest of it
-_SETTLE_S = 0.05  # a catalog is written in several steps
 _LEAST_FILES = 128  # open at once, beside two a connection: partial blobs, idle connections, the daemon's own
 _LEAST_STANDING = 16  # clients at each door, whatever the limit
 _LOOKUPS = 8  # threads for names in the DNS, and for folders that are sources
@@ -201,7 +197,8 @@ async def _work(config: Config, on: _Ground, ending: Ending, stop: asyncio.Event
         transfers = Transfers(fetching, partial(_open, client))
         parts = Parts(board, holdings, ledger, flights, transfers, janitor, daemon.counters, around)
         scheduler = Scheduler(parts, config.high_watermark, config.low_watermark)
-        daemon.drive(scheduler, workers)
+        catalog = CatalogFile(config.catalog, scheduler.use_catalog, daemon.waits_for)
+        daemon.drive(scheduler, workers, catalog)
         scheduler.resume(_take_up(layout, board, holdings))
         scrub = Scrub(
             ScrubParts(
@@ -219,7 +216,9 @@ async def _work(config: Config, on: _Ground, ending: Ending, stop: asyncio.Event
         ending.farewell(partial(asyncio.get_running_loop().call_soon_threadsafe, stop.set))
         async with open_doors(config.listen, layout, reads(daemon), control(daemon), standing) as doors:
             freshness = Freshness(scheduler, transfers, config.resolve_interval_s or 0.0)
-            await _live(config, _Tasks(daemon, node, scheduler, scrub, freshness, inspection, doors.control), stop)
+            await _live(
+                config, _Tasks(daemon, node, scheduler, catalog, scrub, freshness, inspection, doors.control), stop
+            )
             return doors.address
     finally:
         await asyncio.to_thread(workers.stop)
@@ -234,6 +233,7 @@ class _Tasks:
     daemon: Daemon
     node: NodeParts
     scheduler: Scheduler
+    catalog: CatalogFile
     scrub: Scrub
     freshness: Freshness
     inspection: Inspection
@@ -246,7 +246,7 @@ async def _live(config: Config, parts: _Tasks, stop: asyncio.Event) -> None:
     async with asyncio.TaskGroup() as group:
         tasks = [
             group.create_task(scheduler.run(), name="scheduler"),
-            group.create_task(_follow_catalog(config.catalog, daemon, scheduler), name="catalog"),
+            group.create_task(parts.catalog.run(), name="catalog"),
             group.create_task(_beat(node.board, scheduler), name="heartbeat"),
             group.create_task(_look_at_disk(scheduler, parts.inspection), name="disk"),
             group.create_task(parts.socket.keep(), name="socket"),
@@ -265,50 +265,6 @@ async def _live(config: Config, parts: _Tasks, stop: asyncio.Event) -> None:
         daemon.waits_for("stopping")
         for task in tasks:
             task.cancel()
-
-
-async def _follow_catalog(path: Path, daemon: Daemon, scheduler: Scheduler) -> None:
-    """Keep the catalog in force, reading it whenever its folder changes, and now and then in case nobody told."""
-    loop = asyncio.get_running_loop()
-    changed = asyncio.Event()
-    catalog, text, trouble = EMPTY_CATALOG, None, None
-    with watched(path, partial(loop.call_soon_threadsafe, changed.set), _LOOK_S):
-        while True:
-            changed.clear()
-            try:
-                found = await asyncio.to_thread(_read_catalog, path)
-                if found != text:
-                    text = found
-                    catalog = _accept(await asyncio.to_thread(parse_catalog, text, catalog))
-                    trouble = None
-                    scheduler.use_catalog(catalog)
-                    daemon.waits_for(None)
-            except HoldfastError as error:
-                if str(error) != trouble:
-                    _log.error("%s", error)
-                trouble = str(error)
-                if catalog is EMPTY_CATALOG:
-                    daemon.waits_for(f"no catalog: {error}")
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_LOOK_S):
-                    await changed.wait()
-            await asyncio.sleep(_SETTLE_S)
-
-
-def _read_catalog(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise limits.shortage(error, f"catalog {path}") or Permanent(
-            "no_catalog", f"catalog {path}: {error}", "write the file, or name another with --catalog"
-        ) from error
-
-
-def _accept(parsed: ParsedCatalog) -> Catalog:
-    for rejection in parsed.rejected:
-        _log.error("catalog, line %d: %s: %s", rejection.line, rejection.where, rejection.reason)
-    _log.info("catalog: %d models, %d entries rejected", len(parsed.catalog.models), len(parsed.rejected))
-    return parsed.catalog
 
 
 async def _end(root: Root, stop: asyncio.Event) -> None:

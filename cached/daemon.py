@@ -9,6 +9,7 @@ import asyncio
 from dataclasses import asdict
 from typing import Any
 
+from cached.catalog_file import CatalogFile
 from cached.contract.digest import Digest
 from cached.contract.errors import HoldfastError
 from cached.contract.reference import ModelRef
@@ -39,6 +40,7 @@ class Daemon:
         self._pinning = asyncio.Lock()  # two writes at once could end with the older list
         self._scheduler: Scheduler
         self._workers: Workers
+        self._catalog: CatalogFile
         self._metrics = Metrics(self._figures)
 
     @property
@@ -46,8 +48,9 @@ class Daemon:
         """Where everybody counts."""
         return self._metrics
 
-    def drive(self, scheduler: Scheduler, workers: Workers) -> None:
+    def drive(self, scheduler: Scheduler, workers: Workers, catalog: CatalogFile) -> None:
         """Answer for these from now on."""
+        self._catalog = catalog
         self._scheduler = scheduler
         self._workers = workers
 
@@ -83,6 +86,7 @@ class Daemon:
     # --- commands --------------------------------------------------------------------------------------------------
 
     async def pull(self, ref: ModelRef, pin: Digest | None, *, refresh: bool) -> dict[str, Any]:
+        await self._catalog.caught_up()
         pull = self._scheduler.pull(ref, pin, refresh=refresh)
         await self._board.flushed()
         return self._answer(pull)

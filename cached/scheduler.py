@@ -169,8 +169,9 @@ class Scheduler:
         self._work.set()
 
     async def look_at_leases(self) -> None:
-        """See what is in use now."""
+        """See what is in use now. What lost its name, and was in use when that was swept, may not be any more."""
         await self._parts.janitor.look_at_leases()
+        self._litter = self._litter or bool(self._parts.holdings.unnamed())
 
     async def lost_blob(self, sha256: str) -> None:
         """A blob's bytes went bad: take it out of use, and fetch again what it belonged to."""

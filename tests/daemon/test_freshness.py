@@ -56,6 +56,17 @@ def test_other_filters_select_again(
     assert daemon.metric("holdfast_fetch_bytes_total") == before
 
 
+def test_a_pull_right_after_an_edit(daemon: DaemonProcess, source: Path) -> None:
+    """Whoever edits the catalog and pulls at once is answered with what it says now, every time."""
+    digests = [write_files(source / name, {**FILES, "config.json": name.encode()}).digest for name in ("a", "b")]
+    daemon.write_catalog({"tiny": prefetched(f"file://{source}/a")})
+    daemon.start()
+    daemon.wait_ready(V1)
+    for turn in range(1, 9):
+        daemon.write_catalog({"tiny": prefetched(f"file://{source}/{'ab'[turn % 2]}")})
+        assert _pulled(daemon, refresh=False).digest == str(digests[turn % 2])
+
+
 def test_removed_and_back_with_another_source(daemon: DaemonProcess, source: Path) -> None:
     """A version that leaves the catalog and comes back from elsewhere is what it is listed as then, once it is asked
     for; until then its status says that it is not."""
@@ -185,10 +196,10 @@ def test_a_refresh_takes_what_the_source_has_now(daemon: DaemonProcess, source: 
     new = publish_files(source, {**FILES, "config.json": b"[]"})
     assert daemon.pull("tiny@v1") == "ready"
     assert daemon.digest(V1) == old.digest
-    assert _refreshed(daemon).digest == str(new.digest)
+    assert _pulled(daemon, refresh=True).digest == str(new.digest)
     assert daemon.digest(V1) == new.digest
     fetched = daemon.metric("holdfast_fetch_bytes_total")
-    assert _refreshed(daemon).digest == str(new.digest)
+    assert _pulled(daemon, refresh=True).digest == str(new.digest)
     assert daemon.metric("holdfast_fetch_bytes_total") == fetched
     assert fetched == sum(map(len, FILES.values())) + 2
 
@@ -200,7 +211,7 @@ def test_a_refresh_without_promised_digests_fetches_what_changed(daemon: DaemonP
     daemon.start()
     daemon.wait_ready(V1)
     write_files(source, {"config.json": b"[1]"})
-    assert _refreshed(daemon).error is None
+    assert _pulled(daemon, refresh=True).error is None
     assert daemon.files(V1) == {**FILES, "config.json": b"[1]"}
     assert daemon.metric("holdfast_fetch_bytes_total") == sum(map(len, FILES.values())) + 3
 
@@ -213,7 +224,7 @@ def test_a_refresh_of_a_pinned_version(daemon: DaemonProcess, source: Path) -> N
     daemon.start()
     daemon.wait_ready(V1)
     publish_files(source, {**FILES, "config.json": b"[]"})
-    error = _refreshed(daemon).error
+    error = _pulled(daemon, refresh=True).error
     assert error is not None and error.code == "digest_mismatch"
     status = daemon.wait_state(V1, "ready")
     assert (status["digest"], status["error"], status["pinned"]) == (str(old.digest), None, True)
@@ -226,7 +237,7 @@ def test_a_refresh_of_what_is_gone_at_its_source(daemon: DaemonProcess, source: 
     daemon.start()
     daemon.wait_ready(V1)
     shutil.rmtree(source / "m")
-    error = _refreshed(daemon).error
+    error = _pulled(daemon, refresh=True).error
     assert error is not None and error.code == "not_found"
     status = daemon.wait_state(V1, "ready")
     assert (status["digest"], status["error"]) == (str(old.digest), None)
@@ -246,7 +257,7 @@ def test_drift_is_told_and_not_taken(daemon: DaemonProcess, source: Path) -> Non
     assert daemon.metric("holdfast_model_stale", model="tiny", version="v1") == 1
     assert f"here {old.digest}, there {new.digest}" in daemon.log()
     assert daemon.digest(V1) == old.digest
-    assert _refreshed(daemon).digest == str(new.digest)
+    assert _pulled(daemon, refresh=True).digest == str(new.digest)
     assert daemon.wait_state(V1, "ready")["stale"] is None
 
 
@@ -299,12 +310,12 @@ def _stale(daemon: DaemonProcess) -> dict[str, Any]:
     return stale
 
 
-def _refreshed(daemon: DaemonProcess) -> PullAnswer:
-    """The answer of a pull that refreshes."""
-    asked = daemon.control.pull(V1, None, refresh=True)
+def _pulled(daemon: DaemonProcess, *, refresh: bool) -> PullAnswer:
+    """The answer of a pull, once it has one."""
+    asked = daemon.control.pull(V1, None, refresh=refresh)
 
     def answer() -> PullAnswer:
         return daemon.control.pulled(asked.id)
 
-    daemon.wait(lambda: answer().digest is not None or answer().error is not None, "the answer of the refresh")
+    daemon.wait(lambda: answer().digest is not None or answer().error is not None, "the answer of the pull")
     return answer()
