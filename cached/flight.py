@@ -14,6 +14,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Protocol
 
+from cached.addresses import Addresses
 from cached.attempt import Attempt, BlobSpec, NoRanges, Segment, Shared, Verified
 from cached.contract import limits
 from cached.contract.errors import HoldfastError, Permanent, Transient
@@ -29,9 +30,7 @@ from cached.wire.limits import BandwidthLimit
 from cached.wire.localfile import LocalBody
 
 MAX_WRONG_DIGESTS = 2
-_TARGET_LIFE_S = 600.0  # signed URLs are asked for again well before any source lets them expire
 _BACKOFF_S, _BACKOFF_CAP_S = 0.5, 60.0
-_REFUSALS = frozenset({"expired_signature", "forbidden"})
 _ONE_READ_BYTES = 64 * 1024  # what a server reads of a file at once, at the least
 _ENDS_FLIGHT = frozenset({"source_changed", "no_space", "not_writable", "disk"})
 
@@ -86,14 +85,12 @@ class Flight:
         self.last_error: HoldfastError | None = None
         self.placed: Verified | None = None  # as in `Attempt`, once there is a result
         self.left_bytes: int | None = None  # as in `Attempt`; None where no attempt touched what was there
-        self._locate = locate
+        self._addresses = Addresses(locate, time.monotonic)
         self._carrier = carrier
         self._lock = threading.Lock()
         self._attempt: AnyAttempt | None = None
         self._stream = not spec.is_bound
-        self._target: tuple[Target, float] | None = None
         self._failures = self._bad_responses = self._wrong_digests = 0
-        self._located_again = False
         self._received = 0
         self._started: float | None = None
         self._cancelled = False
@@ -201,8 +198,6 @@ class Flight:
                         raise Transient("bad_response", f"{self.spec.name}: not the range that was asked for", "")
                     attempt.become_stream(segment)
                     at.streaming = True
-                elif not at.streaming:
-                    self._check_proven(body, segment)
                 end = self._end(segment, at.streaming, body)
                 while (end is None or at.offset < end) and self._receive(attempt, body, at, end):
                     if not at.streaming and at.offset < (end or 0) and self._carrier.outranked(self):
@@ -249,16 +244,21 @@ class Flight:
         return length == wanted
 
     def _body(self, segment: Segment, streaming: bool, attempt: AnyAttempt) -> LocalBody | Body:
-        target = self._current_target(attempt.cancellation)
+        target = self._addresses.current(attempt.cancellation)
         length = None if streaming else _length(segment)
         if not isinstance(target, HttpTarget):
             return LocalBody(target, segment.start, length)
         try:
-            return self._carrier.client.get(target, segment.start, length, attempt.cancellation)
+            body = self._carrier.client.get(target, segment.start, length, attempt.cancellation)
         except HoldfastError as error:
-            if error.code in _REFUSALS and self._locates_again(target):
-                raise Transient(error.code, error.message, error.remedy) from error
+            if self._addresses.refused(target, error.code):
+                raise Transient(error.code, error.message, "another address is asked for") from error
             raise
+        self._addresses.worked(target)
+        if not streaming and not self._is_proven(target, body):
+            body.close()
+            raise NoRanges
+        return body
 
     def _end(self, segment: Segment, streaming: bool, body: LocalBody | Body) -> int | None:
         """Where the body ends, None while that is unknown; raises where the object is not as long as it should be."""
@@ -279,8 +279,10 @@ class Flight:
 
         A server that reads a file while somebody writes into it sends some of both; what comes from one read does not.
         """
-        target = self._current_target(attempt.cancellation)
-        if self.spec.is_bound or received <= _ONE_READ_BYTES or not isinstance(target, HttpTarget):
+        if self.spec.is_bound or received <= _ONE_READ_BYTES:
+            return
+        target = self._addresses.current(attempt.cancellation)
+        if not isinstance(target, HttpTarget):
             return
         try:
             head = self._carrier.client.head(target, attempt.cancellation)
@@ -289,16 +291,13 @@ class Flight:
         if head.size not in (None, received):
             raise source_changed(self.spec.name, f"{received} bytes were read, now it has {head.size}")
 
-    def _check_proven(self, body: LocalBody | Body, segment: Segment) -> None:
-        """Raise `NoRanges` unless a range is known to be of the listed object: a server that gives no ETag with it, as
-        RFC 9110, 15.3.7 asks, may have ignored `If-Match`. What is the whole object needs no proof."""
-        if self.spec.sha256 is not None or self.spec.git_oid is not None or not isinstance(body, Body):
-            return
-        with self._lock:
-            target = self._target[0] if self._target is not None else None
-        expected = target.if_match if isinstance(target, HttpTarget) else None
-        if expected is not None and body.etag != expected and _length(segment) != self.spec.key.size:
-            raise NoRanges
+    def _is_proven(self, target: HttpTarget, body: Body) -> bool:
+        """Tell whether an answer is known to be of the listed object: a server that gives no ETag with a range, as RFC
+        9110, 15.3.7 asks, may have ignored `If-Match`. What holds the whole object, or is promised, needs no proof."""
+        if self.spec.sha256 is not None or self.spec.git_oid is not None or target.if_match is None:
+            return True
+        is_whole = body.start == 0 and body.length in (None, self.spec.key.size)
+        return is_whole or body.etag == target.if_match
 
     def _unlike_listing(self, problem: str) -> Transient:
         """The error for an answer of another length than was listed: where nothing says that the object is still the
@@ -320,29 +319,6 @@ class Flight:
                 break
         attempt.cancellation.check()
 
-    def _current_target(self, cancellation: Cancellation) -> Target:
-        with self._lock:
-            cached = self._target
-        if cached is not None and time.monotonic() - cached[1] < _TARGET_LIFE_S:
-            return cached[0]
-        target = self._locate(cancellation)
-        with self._lock:
-            self._target = (target, time.monotonic())
-        return target
-
-    def _locates_again(self, refused: HttpTarget) -> bool:
-        """Ask for a fresh address, once: a CDN refuses a signed URL that has run out like one that was never right.
-
-        Other connections may be refused with the same address later; they take the fresh one too.
-        """
-        with self._lock:
-            if self._target is not None and self._target[0] is refused:
-                if self._located_again:
-                    return False
-                self._located_again = True
-                self._target = None
-            return True
-
     # --- outcomes --------------------------------------------------------------------------------------------------
 
     def _progressed(self, size: int, streaming: bool) -> None:
@@ -350,7 +326,6 @@ class Flight:
             self._received += size
             if not streaming:  # a stream that breaks off begins again: that is no progress
                 self._failures = self._bad_responses = 0
-                self._located_again = False
 
     def _retry_or_fail(self, attempt: AnyAttempt, error: HoldfastError) -> None:
         self._carrier.observer.fetch_failed(self.spec.kind, error.code)
@@ -361,7 +336,7 @@ class Flight:
                 self._failures += 1
                 self._bad_responses += error.code == "bad_response"
                 if self._failures > 1:
-                    self._target = None  # another address may lead to a server that is well
+                    self._addresses.drop()  # another address may lead to a server that is well
                 asked = error.retry_after_s if isinstance(error, Transient) else None
                 backoff = min(_BACKOFF_CAP_S, _BACKOFF_S * 2 ** (self._failures - 1))
                 self.not_before = now + max(asked or 0.0, backoff * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
@@ -392,7 +367,7 @@ class Flight:
                 self._stream = again = True
             elif isinstance(error, HoldfastError) and error.code == "digest_mismatch":
                 self._wrong_digests += 1
-                self._target = None
+                self._addresses.drop()
                 again = self._wrong_digests < MAX_WRONG_DIGESTS
         if isinstance(error, HoldfastError) and error.code == "digest_mismatch":
             self._carrier.observer.verify_failed("fetch")

@@ -7,9 +7,12 @@ Law: never reads a model's bytes. The credential chain is botocore's own; nothin
 from __future__ import annotations
 
 import asyncio
+import math
+import time
 from collections.abc import Iterator
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cache
 from typing import Any
 
@@ -190,6 +193,14 @@ class S3Client:
         if keys is None and not self.address.anonymous:
             raise NoCredentialsError
         return keys
+
+    async def keys_end_in_s(self) -> float:
+        """How long the credentials still sign what is accepted, in seconds: a signed URL ends with them."""
+        with translated(self.address.uri(self.address.key)):
+            opened = await self._open()
+            credentials = None if self.address.anonymous else await opened.session.get_credentials()
+        end = getattr(credentials, "_expiry_time", None)  # botocore's, where they are renewed; it has no other door
+        return max(0.0, end.timestamp() - time.time()) if isinstance(end, datetime) else math.inf
 
     async def _keys_found(self, opened: _Opened) -> Keys | None:
         credentials = None if self.address.anonymous else await opened.session.get_credentials()

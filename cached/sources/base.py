@@ -122,7 +122,10 @@ class HttpTarget:
     redirected to `url`, where the source followed that itself; None where it was told to ask there. `stored_bytes`: the
     size of the object as it is stored, where its bytes are what is wanted whatever `Content-Encoding` is kept with
     them: on an object store, and where the content is promised. `expected`: the file of a version that is asked for;
-    None for anything else.
+    None for anything else. `lifetime_s`: how long after `locate` was called the address is good, as far as the source
+    knows (a signed URL's expiry, a token's, that of the credentials that signed it); None where it knows of no end. It
+    is renewed (`locate` is called again) after four fifths of that, after ten minutes at the most, and once a server
+    that took it says 401 or 403.
     """
 
     url: str = field(repr=False)
@@ -132,6 +135,7 @@ class HttpTarget:
     chosen_by: str | None = field(default=None, repr=False)
     stored_bytes: int | None = None
     expected: Expected | None = None
+    lifetime_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,8 +14,10 @@ import hashlib
 import json
 import os
 import re
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import parse_qs, quote, urlsplit
 
@@ -50,6 +52,7 @@ from cached.sources.hub_errors import (
 )
 from cached.sources.manifests import read_manifest
 from cached.sources.naming import is_reserved
+from cached.sources.signed_urls import lifetime_s
 from cached.wire.aside import aside
 from cached.wire.cancel import Cancellation
 from cached.wire.client import HttpClient, Response
@@ -322,7 +325,8 @@ class _Hub:
             raise insecure(asked)
         stored_bytes = None if file.sha256 is None and file.git_oid is None else file.size
         if _origin(location) != _origin(self.endpoint):
-            return HttpTarget(location, chosen_by=self.endpoint, stored_bytes=stored_bytes)
+            ends_in_s = lifetime_s(location, _sent_at(answer))
+            return HttpTarget(location, chosen_by=self.endpoint, stored_bytes=stored_bytes, lifetime_s=ends_in_s)
         return replace(self._own(location), stored_bytes=stored_bytes)
 
     def _url_by_name(self, file: RemoteFile) -> str:
@@ -372,6 +376,14 @@ def _judged(asked: Asked, url: str, response: Response) -> httpx2.Response:
     with translated(asked):
         hf_raise_for_status(answer)
     return answer
+
+
+def _sent_at(answer: httpx2.Response) -> float:
+    """When a Hub answered, by the clock that it signs with."""
+    try:
+        return parsedate_to_datetime(answer.headers.get("Date", "")).timestamp()
+    except ValueError:
+        return time.time()
 
 
 def _read_json(asked: Asked, answer: httpx2.Response) -> Any:

@@ -65,7 +65,12 @@ class S3Source:
         etag, _, version = file.validator.partition(" ")
         url = await self._client.presigned(file.key, version, _URL_LIFETIME_S)
         return HttpTarget(
-            url, self._client.signed_headers, if_match=etag or None, stored_bytes=file.size, signs=file.signs
+            url,
+            self._client.signed_headers,
+            if_match=etag or None,
+            stored_bytes=file.size,
+            signs=file.signs,
+            lifetime_s=min(_URL_LIFETIME_S, await self._client.keys_end_in_s()),
         )
 
     async def aclose(self) -> None:

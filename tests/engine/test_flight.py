@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from concurrent.futures import wait
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -227,6 +228,73 @@ def test_a_lasting_refusal_is_asked_about_once(tmp_path: Path, origin: HostileOr
     with open_engine(tmp_path / "root", 2) as engine:
         assert _codes(engine.launch(spec_of(data), locate)) == ("forbidden", True)
     assert (len(given), len(origin.requests)) == (2, 2)
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_addresses_that_end_in_the_middle_are_renewed(tmp_path: Path, origin: HostileOrigin, status: int) -> None:
+    """A blob outlasts its addresses: each is refused after one range, and the next is asked for once, however many
+    there must be."""
+    data, given = noise(), list[str]()
+
+    def locate() -> Target:
+        given.append(f"/{len(given)}")
+        origin.put(given[-1], data, etag='"v1"')
+        origin.script(given[-1], Headers({}))
+        origin.always(given[-1], Status(status))
+        return http(origin.url(given[-1]))
+
+    with open_engine(tmp_path / "root", 1) as engine:
+        check_committed(engine.layout, data, engine.fetch(spec_of(data), locate))
+    assert len(given) == 3  # ranges of 32 MiB
+    assert len(origin.requests) == 5
+
+
+def test_an_address_is_renewed_before_it_ends(tmp_path: Path, origin: HostileOrigin) -> None:
+    """With a lifetime that is over at once every range has an address of its own, and none is refused."""
+    data, given = noise(), list[str]()
+
+    def locate() -> Target:
+        given.append(f"/{len(given)}")
+        url = origin.put(given[-1], data, etag='"v1"')
+        origin.script(given[-1], Headers({}))
+        origin.always(given[-1], Status(401))
+        return replace(http(url), lifetime_s=0.0)
+
+    with open_engine(tmp_path / "root", 3) as engine:
+        check_committed(engine.layout, data, engine.fetch(spec_of(data), locate))
+        assert engine.counts.failures == []
+    assert len(given) == len(origin.requests) == 3
+
+
+def test_an_unauthorized_fresh_address_is_permanent(tmp_path: Path, origin: HostileOrigin) -> None:
+    """401 to an address that was just given, and never worked, is the answer."""
+    data, given = noise()[:MIB], list[Target]()
+    origin.put("/f", data)
+    origin.always("/f", Status(401))
+
+    def locate() -> Target:
+        given.append(http(origin.url("/f")))
+        return given[-1]
+
+    with open_engine(tmp_path / "root", 2) as engine:
+        assert _codes(engine.launch(spec_of(data), locate)) == ("unauthorized", True)
+    assert len(given) == 1
+
+
+def test_after_one_that_ran_out_a_fresh_address_is_permanent(tmp_path: Path, origin: HostileOrigin) -> None:
+    """Access that is taken away in the middle ends the flight: the address that replaces the refused one was fresh."""
+    data, given = noise(), list[Target]()
+    origin.put("/f", data, etag='"v1"')
+    origin.script("/f", Headers({}))
+    origin.always("/f", Status(403))
+
+    def locate() -> Target:
+        given.append(http(origin.url("/f")))
+        return given[-1]
+
+    with open_engine(tmp_path / "root", 1) as engine:
+        assert _codes(engine.launch(spec_of(data), locate)) == ("forbidden", True)
+    assert (len(given), len(origin.requests)) == (2, 3)
 
 
 def test_a_locator_that_fails_is_tried_again(tmp_path: Path, origin: HostileOrigin) -> None:

@@ -1,0 +1,44 @@
+"""How long a signed URL is good, as its own parameters say.
+
+Law: pure. Knows S3 and Google Cloud Storage (`X-Amz-`/`X-Goog-Date` with `-Expires`), CloudFront and older S3
+(`Expires`, POSIX time) and Azure (`se`, ISO 8601).
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from urllib.parse import parse_qsl, urlsplit
+
+
+def lifetime_s(url: str, now: float) -> float | None:
+    """Seconds from `now` (POSIX time, by the clock that signed) until `url` ends; 0 where it has, None where its
+    parameters do not say."""
+    try:
+        given = {name.lower(): value for name, value in parse_qsl(urlsplit(url).query)}
+        ends = [end for end in (_by_date(given), _by_time(given), _by_iso(given)) if end is not None]
+    except (ValueError, OverflowError):
+        return None
+    return max(0.0, min(ends) - now) if ends else None
+
+
+def _by_date(given: dict[str, str]) -> float | None:
+    for prefix in ("x-amz", "x-goog"):
+        at, seconds = given.get(f"{prefix}-date"), given.get(f"{prefix}-expires")
+        if at is not None and seconds is not None:
+            signed = datetime.strptime(at, "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC)
+            return signed.timestamp() + int(seconds)
+    return None
+
+
+def _by_time(given: dict[str, str]) -> float | None:
+    at = given.get("expires")
+    # Anything else by that name is not a time: a number of this century's seconds is.
+    return float(at) if at is not None and at.isdecimal() and 10**9 <= int(at) < 10**11 else None
+
+
+def _by_iso(given: dict[str, str]) -> float | None:
+    at = given.get("se")
+    if at is None or "sig" not in given:
+        return None
+    found = datetime.fromisoformat(at)
+    return (found if found.tzinfo is not None else found.replace(tzinfo=UTC)).timestamp()
