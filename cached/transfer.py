@@ -19,7 +19,7 @@ from cached.blocking import Blocking
 from cached.board import Board, Progress
 from cached.catalog import CatalogVersion
 from cached.contract.digest import Digest
-from cached.contract.errors import DigestMismatch, HoldfastError, Transient
+from cached.contract.errors import DigestMismatch, HoldfastError, Permanent, Transient
 from cached.contract.layout import Layout, ingest_id
 from cached.contract.manifest import FileEntry, Manifest
 from cached.contract.reference import ModelRef
@@ -210,7 +210,7 @@ class Transfers:
     async def _bring(self, fetch: _Fetch, asked: tuple[_Asked, ...]) -> dict[str, Verified]:
         """Have every file's blob committed: join what is under way, start what is not, wait for all. By path."""
         ref = fetch.want.ref
-        noted = await self._noted(ref, fetch.source.display, asked)
+        noted = await self._noted(fetch, asked)
         ids = [each.spec.key.id for each in asked]
         promised = [each.spec.sha256 for each in asked if each.spec.sha256 is not None]
         self._claims.begin(ref, [*promised, *(noted[id_] for id_ in ids if id_ in noted)], ids)
@@ -236,17 +236,21 @@ class Transfers:
             await self._leave(ref, cargo)
         return known | {each.spec.name: each.result.result() for each in cargo}
 
-    async def _noted(self, ref: ModelRef, display: str, asked: tuple[_Asked, ...]) -> Mapping[str, str]:
+    async def _noted(self, fetch: _Fetch, asked: tuple[_Asked, ...]) -> Mapping[str, str]:
         """The sha256 of files that were fetched before as they are listed now, by the id of their partial blob.
 
         A version that an older release published has no record: it is taken for what is listed where its status named
-        this source and all paths and sizes agree.
+        this source and all paths and sizes agree. Not from a web server where a query or a user may decide what it
+        answers: a status shows neither.
         """
+        ref = fetch.want.ref
         record = await self._blocking.run(fetched.read, self._layout, ref)
         if record is not None:
             return record.files
         held = self._janitor.held(ref)
-        if held is None or held[0].source != display:
+        if held is None or held[0].source != fetch.source.display:
+            return {}
+        if fetch.source.kind == "http" and not set("?@").isdisjoint(fetch.want.source):
             return {}
         return await self._blocking.run(_taken_over, held[1], asked)
 
@@ -317,7 +321,7 @@ class Transfers:
                 if isinstance(error, Cancelled):
                     raise Transient("interrupted", f"{ref}: a flight it had joined was called off", "") from error
                 if error is not None:
-                    raise error
+                    raise _own_error(ref, error, [each for each in cargo if each.result is result])
             now, moved = time.monotonic(), sum(flight.bytes_done for flight in flights)
             if before is not None and now > before[0]:
                 newest = max(0.0, (moved - before[1]) / (now - before[0]))
@@ -345,6 +349,15 @@ class Transfers:
             if sha256 is not None and size is not None and spec.key.size in (None, size):
                 known[spec.name] = Verified(sha256, size, fresh=False)
         return known
+
+
+def _own_error(ref: ModelRef, error: BaseException, cargo: list[_Cargo]) -> BaseException:
+    """What the end of a flight means for `ref`: what another version's source will never give, its own source may."""
+    if any(each.begun for each in cargo) or not isinstance(error, Permanent):
+        return error
+    own = Transient("interrupted", f"{ref}: a fetch that it had joined failed: {error.message}", "it fetches by itself")
+    own.__cause__ = error
+    return own
 
 
 def _select(listing: Listing, want: Want, source: Source) -> tuple[_Asked, ...]:

@@ -42,8 +42,8 @@ class WebSource:
         self.display = display_url(address.url)
         _check_fragment(uri, self.display)
         self._client = client
-        user = stretched("\0".join(address.userinfo)) if address.userinfo else ""
-        self._identity = identity_of(self.kind, address.url, user)
+        credentials = client.credentials(uri)
+        self._identity = identity_of(self.kind, address.url, stretched(credentials) if credentials else "")
         self._origin = address.origin
         self._headers = (("Authorization", basic(*address.userinfo)),) if address.userinfo else ()
         self._place, _, query = address.url.partition("?")

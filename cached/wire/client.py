@@ -88,6 +88,10 @@ class HttpClient:
         self._connector = Connector(settings)
         self._pool = IdlePool()
 
+    def credentials(self, url: str) -> str | None:
+        """The `Authorization` value that goes to `url` of itself: its user information, or the netrc file's for it."""
+        return dict(self._own_headers(Address.parse(url), HttpTarget(url))).get("Authorization")
+
     def get(self, target: HttpTarget, offset: int, length: int | None, cancellation: Cancellation) -> Body:
         """Ask for `length` bytes (at least one; None: all) from `offset`. Close the body.
 

@@ -8,7 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from cached.contract.reference import ModelRef
+from tests.engine.parts import Hold
 from tests.support.daemon import DaemonProcess, model, prefetched, publish_files, write_files
+from tests.wire.faults import Both, Status
+from tests.wire.origin import HostileOrigin
 
 A1, B1 = ModelRef("a", "v1"), ModelRef("b", "v1")
 SHARD = random.Random(1).randbytes(3_000_000)
@@ -81,3 +84,23 @@ def test_versions_of_one_place_do_not_disturb_each_other(daemon: DaemonProcess, 
     daemon.wait_ready(*(ModelRef("a", version) for version in versions))
     assert daemon.samples("holdfast_fetch_errors_total") == {}
     assert "WARNING" not in daemon.log()
+
+
+def test_another_versions_source_fails_that_version_alone(daemon: DaemonProcess, source: Path) -> None:
+    """A version that joined the fetch of a shard from a source that turns out not to have it takes its own source."""
+    published = publish_files(source, {"shard.bin": SHARD})
+    with HostileOrigin(host="127.0.0.1") as origin:
+        for folder in ("bad", "good"):
+            origin.put(f"/{folder}/holdfast.json", published.canonical())
+            origin.put(f"/{folder}/shard.bin", SHARD)
+        hold = Hold()
+        origin.script("/bad/shard.bin", Both(hold, Status(404)))
+        daemon.write_catalog({"a": prefetched(origin.url("/bad/")), "b": model(origin.url("/good/"))})
+        daemon.start()
+        assert hold.reached.wait(60)
+        daemon.pull("b@v1")
+        daemon.wait_state(B1, "fetching")
+        daemon.wait(lambda: daemon.metric("holdfast_fetch_in_progress") == 1, "both wait for one fetch")
+        hold.let_go.set()
+        daemon.wait_ready(B1)
+        assert daemon.wait_state(A1, "failed")["error"]["code"] == "not_found"

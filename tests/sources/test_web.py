@@ -206,6 +206,20 @@ async def test_what_is_not_shown_is_part_of_the_identity(client: HttpClient, ori
     assert all(len(identity) == 64 for identity in identities)
 
 
+async def test_a_netrc_files_user_is_part_of_the_identity(
+    origin: HostileOrigin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whom a netrc file makes us may decide what is there."""
+    url, found = origin.put("/a.bin", b"12345"), set()
+    for number, user in enumerate(("ann", "bob")):
+        (tmp_path / user).write_text(f"machine localhost login {user} password s3cret\n")
+        monkeypatch.setenv("NETRC", str(tmp_path / user))
+        client = HttpClient(HttpSettings())
+        found.add((await WebSource(url, client).resolve()).identity)
+        client.close()
+        assert len(found) == number + 1
+
+
 async def test_a_query_reaches_all_that_is_asked(client: HttpClient, origin: HostileOrigin) -> None:
     """Manifest, index, folders and files are asked for with the query of the source, which is in no file's name."""
     page = '<title>Index of /v1/</title><a href="a.bin">a</a><a href="sub/">s</a>'
