@@ -27,6 +27,7 @@ from cached.contract.reference import ModelRef
 from cached.contract.status import ModelStatus, State
 from cached.control_client import ControlClient
 
+_REPOSITORY = Path(__file__).resolve().parent.parent
 _READY_TIMEOUT_S = 60
 _STATUS_EVERY_S = 0.25
 
@@ -132,8 +133,13 @@ class Daemon:
 
 
 @contextmanager
-def daemon(root: Path, catalog: Path, environment: Mapping[str, str], options: Sequence[str] = ()) -> Iterator[Daemon]:
-    """Start a daemon on `root`, and end it on the way out. Its log lies beside the catalog. Not yet ready."""
+def daemon(
+    root: Path, catalog: Path, environment: Mapping[str, str], options: Sequence[str] = (), checkout: Path | None = None
+) -> Iterator[Daemon]:
+    """Start a daemon on `root`, and end it on the way out. Its log lies beside the catalog. Not yet ready.
+
+    `checkout`: another checkout of this repository, whose code runs; None: this one's.
+    """
     port, log = free_port(), catalog.with_suffix(".log")
     argv = [
         *(sys.executable, "-m", "cached.cli", "daemon", "--root", str(root), "--catalog", str(catalog)),
@@ -142,7 +148,9 @@ def daemon(root: Path, catalog: Path, environment: Mapping[str, str], options: S
         *("--high-watermark", "0.99", "--low-watermark", "0.98", *options),
     ]
     with log.open("ab") as output:
-        process = subprocess.Popen(argv, env=dict(environment), stdout=output, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(
+            argv, env=dict(environment), cwd=checkout or _REPOSITORY, stdout=output, stderr=subprocess.STDOUT
+        )
     try:
         yield Daemon(process, Layout(root), port, log)
     finally:
