@@ -36,6 +36,7 @@ from cached.daemon import Daemon
 from cached.doors import ControlDoor, open_doors
 from cached.flights import Flights
 from cached.freshness import Freshness
+from cached.garbage import collect_when_quiet
 from cached.holdings import Holdings
 from cached.http import reads
 from cached.inspection import Inspection
@@ -252,6 +253,7 @@ async def _live(config: Config, parts: _Tasks, stop: asyncio.Event) -> None:
             group.create_task(parts.socket.keep(), name="socket"),
             group.create_task(node.surroundings.run(scheduler.wake), name="cluster"),
             group.create_task(_tell_around(node), name="telling"),
+            group.create_task(collect_when_quiet(scheduler.is_fetching), name="garbage"),
         ]
         if config.scrub_rate > 0:
             tasks.append(group.create_task(scrub.run(), name="scrub"))

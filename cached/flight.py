@@ -184,7 +184,7 @@ class Flight:
             self._attempt = attempt
             self._received = attempt.resumed_bytes
         # Not within the lock: one that is over by now calls back at once.
-        attempt.outcome.add_done_callback(lambda _: self._ended(attempt))
+        attempt.outcome.add_done_callback(self._ended)
         self._carrier.changed(self)  # it has segments for others now
         return attempt
 
@@ -349,15 +349,18 @@ class Flight:
             attempt.fail(NoRanges())
         self._carrier.changed(self)
 
-    def _ended(self, attempt: AnyAttempt) -> None:
+    def _ended(self, outcome: Future[Verified]) -> None:
+        attempt = self._attempt
+        assert attempt is not None
         self.placed = attempt.placed
         self.left_bytes = attempt.left_bytes
-        error = attempt.outcome.exception()
+        error = outcome.exception()
         if error is None:
             if self._started is not None:
                 self._carrier.observer.fetched(self.spec.kind, time.monotonic() - self._started)
             self.last_error = None
-            self._settle(attempt.outcome.result())
+            self._settle(outcome.result())
+            self._attempt = None  # they refer to each other: thousands of them would be garbage in cycles
             return
         with self._lock:
             self._attempt = None

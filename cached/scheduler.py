@@ -204,6 +204,10 @@ class Scheduler:
             if self._lacking.fits(delivery):
                 delivery.nudge()
 
+    def is_fetching(self) -> bool:
+        """Tell whether a version is being fetched, or waits to be tried again."""
+        return bool(self._active)
+
     def knows(self, ref: ModelRef) -> bool:
         """Tell whether the catalog has this version, or the node holds it: what metrics may name."""
         held = ref in self._parts.holdings.models

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import os
+import weakref
 from concurrent.futures import wait
 from dataclasses import replace
 from pathlib import Path
@@ -385,3 +387,20 @@ def test_an_attempt_that_is_over_before_anybody_looks(
         flight = engine.launch(spec_of(b""), http(url))
         check_committed(engine.layout, b"", flight.result.result(DEADLINE_S))
         flight.cancel()
+
+
+@pytest.mark.parametrize("size", [5000, 5 * MIB])
+def test_a_flight_that_ended_is_no_garbage_in_cycles(tmp_path: Path, origin: HostileOrigin, size: int) -> None:
+    """A flight goes with its last reference: thousands of them never wait for a look through all that there is."""
+    data = noise()[:size]
+    url = origin.put("/f", data, etag='"v1"')
+    with open_engine(tmp_path / "root", 1) as engine:
+        gc.disable()
+        try:
+            flight = engine.launch(spec_of(data), http(url))
+            flight.result.result(DEADLINE_S)
+            ended = weakref.ref(flight)
+            del flight
+            eventually(lambda: ended() is None)
+        finally:
+            gc.enable()

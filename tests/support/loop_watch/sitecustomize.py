@@ -24,8 +24,9 @@ def _watched(handle: asyncio.events.Handle) -> None:
     took = time.thread_time() - began
     if took > _longest and _FILE is not None:
         _longest = took
-        Path(_FILE).write_text(f"{took:.3f} {handle!r}")
+        doing = getattr(handle._callback, "__self__", handle)  # type: ignore[attr-defined]  # a task, by its name
+        Path(_FILE).write_text(f"{took:.3f} {doing!r}")
 
 
 if _FILE is not None:
-    asyncio.events.Handle._run = _watched  # type: ignore[method-assign]
+    asyncio.events.Handle._run = _watched  # type: ignore[method-assign,assignment]
