@@ -73,18 +73,25 @@ class GroupCommit:
         self._thread.join()
 
     def _run(self) -> None:
-        while group := self._next_group():
-            try:
-                self._commit(group)
-            except Exception as error:  # noqa: BLE001 - every blob hears of its end
-                _log.exception("committing %d blobs", len(group))
-                failure = Permanent("internal", f"committing: {error!r}", "report this with the daemon's log")
-                for pending in group:
-                    pending.failure = pending.failure or failure
+        while self._commit_next():
+            pass
+
+    def _commit_next(self) -> bool:
+        """Commit the next group; False at the end. A method, so that a group is let go before the next is waited
+        for."""
+        group = self._next_group()
+        try:
+            self._commit(group)
+        except Exception as error:  # noqa: BLE001 - every blob hears of its end
+            _log.exception("committing %d blobs", len(group))
+            failure = Permanent("internal", f"committing: {error!r}", "report this with the daemon's log")
             for pending in group:
-                if pending.failure is not None and not pending.placed:
-                    _remove(pending.temporary)
-                pending.done(pending, pending.failure)
+                pending.failure = pending.failure or failure
+        for pending in group:
+            if pending.failure is not None and not pending.placed:
+                _remove(pending.temporary)
+            pending.done(pending, pending.failure)
+        return bool(group)
 
     def _next_group(self) -> list[PendingBlob]:
         with self._changed:

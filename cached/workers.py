@@ -129,15 +129,24 @@ class Workers:
         self.recorder.shutdown()
 
     def _run(self) -> None:
-        while (flight := self._next()) is not None:
-            try:
-                flight.work()
-            except Exception as error:  # noqa: BLE001 - a thread that dies takes a connection with it
-                _log.exception("carrying %s", flight.spec.name)
-                flight.crash(error)
-            finally:
-                with self._condition:
-                    self._flights.left(flight)
+        while self._carry_one():
+            pass
+
+    def _carry_one(self) -> bool:
+        """Carry the next segment; False when there is none any more. A method, so that the flight is let go before the
+        next one is waited for."""
+        flight = self._next()
+        if flight is None:
+            return False
+        try:
+            flight.work()
+        except Exception as error:  # noqa: BLE001 - a thread that dies takes a connection with it
+            _log.exception("carrying %s", flight.spec.name)
+            flight.crash(error)
+        finally:
+            with self._condition:
+                self._flights.left(flight)
+        return True
 
     def _next(self) -> Flight | None:
         with self._condition:
