@@ -45,6 +45,7 @@ from cached.kube.kubeconfig import find_cluster
 from cached.kube.membership import Membership
 from cached.ledger import Ledger, OnDisk
 from cached.pools import started_pool
+from cached.recount import Recount
 from cached.root import Root
 from cached.saying import Saying
 from cached.scheduler import Parts, Scheduler
@@ -210,16 +211,17 @@ async def _work(config: Config, on: _Ground, ending: Ending, stop: asyncio.Event
                 busy=workers.busy,
                 bad_blob=scheduler.lost_blob,
                 bad_snapshot=scheduler.lost_snapshot,
+                apart=scheduler.put_together,
             ),
             config.scrub_rate,
         )
-        inspection = Inspection(node, janitor, lambda lost: scheduler.resume(dict.fromkeys(lost)))
+        recount = Recount(node)
+        inspection = Inspection(node, janitor, lambda lost: scheduler.resume(dict.fromkeys(lost)), recount.soon)
         ending.farewell(partial(asyncio.get_running_loop().call_soon_threadsafe, stop.set))
         async with open_doors(config.listen, layout, reads(daemon), control(daemon), standing) as doors:
             freshness = Freshness(scheduler, transfers, config.resolve_interval_s or 0.0)
-            await _live(
-                config, _Tasks(daemon, node, scheduler, catalog, scrub, freshness, inspection, doors.control), stop
-            )
+            tasks = _Tasks(daemon, node, scheduler, catalog, scrub, freshness, inspection, recount, doors.control)
+            await _live(config, tasks, stop)
             return doors.address
     finally:
         await asyncio.to_thread(workers.stop)
@@ -238,6 +240,7 @@ class _Tasks:
     scrub: Scrub
     freshness: Freshness
     inspection: Inspection
+    recount: Recount
     socket: ControlDoor
 
 
@@ -250,6 +253,7 @@ async def _live(config: Config, parts: _Tasks, stop: asyncio.Event) -> None:
             group.create_task(parts.catalog.run(), name="catalog"),
             group.create_task(_beat(node.board, scheduler), name="heartbeat"),
             group.create_task(_look_at_disk(scheduler, parts.inspection), name="disk"),
+            group.create_task(parts.recount.run(), name="recount"),
             group.create_task(parts.socket.keep(), name="socket"),
             group.create_task(node.surroundings.run(scheduler.wake), name="cluster"),
             group.create_task(_tell_around(node), name="telling"),

@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import time
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
 
@@ -36,9 +37,10 @@ _saying = Saying(logging.getLogger(__name__))
 
 
 class Holdings:
-    """The versions of this node. `blobs`: what each snapshot links, bytes by sha256. `last_used`: monotonic seconds.
-    `fetched`: what each version was fetched for; the files are left to the disk. `drifted`: versions whose source was
-    seen to have other content since, and its digest where that is known without a fetch."""
+    """The versions of this node. `blobs`: what each snapshot links, bytes by sha256. `links`: how many snapshots link
+    each; threads may look it up. `last_used`: monotonic seconds. `fetched`: what each version was fetched for; the
+    files are left to the disk. `drifted`: versions whose source was seen to have other content since, and its digest
+    where that is known without a fetch."""
 
     def __init__(self, layout: Layout, recovered: Recovered) -> None:
         self._layout = layout
@@ -47,6 +49,7 @@ class Holdings:
         self.blobs = {digest: manifest.blob_sizes() for digest, manifest in self.manifests.items()}
         self.fetched = dict(recovered.fetched)
         self.drifted: dict[ModelRef, Digest | None] = {}
+        self.links = Counter(sha256 for sizes in self.blobs.values() for sha256 in sizes)
         self.pins = read_pins(layout)
         self.last_used = {ref: self._used_before(ref, digest) for ref, digest in self.models.items()}
         self.leased: frozenset[Digest] = frozenset()
@@ -65,8 +68,10 @@ class Holdings:
 
     def add_snapshot(self, digest: Digest, manifest: Manifest) -> None:
         """A snapshot is there, whether or not a name points at it."""
-        self.manifests[digest] = manifest
-        self.blobs[digest] = manifest.blob_sizes()
+        if digest not in self.manifests:
+            self.manifests[digest] = manifest
+            self.blobs[digest] = manifest.blob_sizes()
+            self.links.update(self.blobs[digest].keys())
 
     def used(self, ref: ModelRef) -> None:
         """A pod of this node wants the version now."""
@@ -88,7 +93,10 @@ class Holdings:
 
     def drop_snapshot(self, digest: Digest) -> None:
         """A snapshot is gone."""
-        del self.manifests[digest], self.blobs[digest]
+        del self.manifests[digest]
+        self.links.subtract(blobs := self.blobs.pop(digest).keys())
+        for sha256 in [sha256 for sha256 in blobs if not self.links[sha256]]:
+            del self.links[sha256]
 
     def names(self, digest: Digest) -> list[ModelRef]:
         """The versions that have this content."""

@@ -24,12 +24,20 @@ _SUBJECT = "looking after the root"
 
 
 class Inspection:
-    """Call `look` now and then. `again` is told which versions are lost and must be fetched again."""
+    """Call `look` now and then. `again` is told which versions are lost and must be fetched again, `found` that
+    anything was not as it should be."""
 
-    def __init__(self, parts: NodeParts, janitor: Janitor, again: Callable[[Iterable[ModelRef]], None]) -> None:
+    def __init__(
+        self,
+        parts: NodeParts,
+        janitor: Janitor,
+        again: Callable[[Iterable[ModelRef]], None],
+        found: Callable[[], None],
+    ) -> None:
         self._parts = parts
         self._janitor = janitor
         self._again = again
+        self._found = found
         self._turn = 0
         self._saying = Saying(_log)
 
@@ -44,6 +52,7 @@ class Inspection:
             self._parts.root.check()
             suspects = await self._parts.blocking.run(_examine, self._parts.layout, named, manifests)
             if suspects:
+                self._found()
                 self._again(await self._janitor.restore(suspects))
         except HoldfastError as error:
             self._saying.trouble(_SUBJECT, str(error))

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import ParamSpec, TypeVar
@@ -22,7 +21,7 @@ from cached.contract.errors import HoldfastError
 from cached.contract.layout import Layout
 from cached.contract.manifest import Manifest
 from cached.contract.reference import ModelRef
-from cached.contract.status import State, timestamp
+from cached.contract.status import State
 from cached.holdings import Holdings, look_at_leases
 from cached.ledger import Ledger
 from cached.root import Root
@@ -67,7 +66,7 @@ class Janitor:
         self._surroundings = parts.surroundings
         self._saying = Saying(_log)
         self.claims = Claims(parts.journal)
-        self._deletion = removal.Deletion(parts.layout, self.claims, parts.ledger)
+        self._deletion = removal.Deletion(parts.layout, self.claims, parts.ledger, parts.holdings.links)
         self._turn = asyncio.Lock()
 
     async def look_at_leases(self) -> None:
@@ -160,7 +159,8 @@ class Janitor:
             return gone
 
     async def lose(self, digest: Digest) -> list[ModelRef]:
-        """Take away a snapshot whose own manifest went bad; returns its names. Its blobs stay, to be linked again."""
+        """Take away a snapshot whose own manifest went bad; returns its names. Its blobs stay, to be linked again, and
+        so does what its files alone have."""
         async with self._turn:
             if digest not in self._holdings.manifests:
                 return []
@@ -168,19 +168,27 @@ class Janitor:
                 return await self._lose(digest)
 
     async def restore(self, suspects: Collection[Digest]) -> list[ModelRef]:
-        """Put back what somebody deleted of these snapshots; returns the names of those whose bytes are gone: they are
-        here no more."""
+        """Put back what somebody deleted or replaced of these snapshots; returns the names of those whose bytes are
+        gone: they are here no more."""
         gone: list[ModelRef] = []
         async with self._turn:
-            for digest in [digest for digest in suspects if self._holdings.names(digest)]:
-                refs, manifest = self._holdings.names(digest), self._holdings.manifests[digest]
-                _log.error("snapshot %s (%s): somebody deleted it, or a part of it", digest, ", ".join(map(str, refs)))
-                lost = await self._do(_restore, self._layout, self._ledger, refs, digest, manifest)
-                if not lost:
-                    _log.warning("snapshot %s: is whole again", digest)
+            todo = list(suspects)
+            while todo:
+                digest = todo.pop(0)
+                if (manifest := self._holdings.manifests.get(digest)) is None:
                     continue
-                async with self._surroundings.withdrawn(digest):
-                    gone += await self._lose(digest, "somebody deleted files of it on this node")
+                refs = self._holdings.names(digest)
+                _log.error(
+                    "snapshot %s (%s): somebody deleted or replaced a part of it", digest, ", ".join(map(str, refs))
+                )
+                restored = await self._do(_restore, self._layout, self._ledger, refs, digest, manifest)
+                if restored.lost:
+                    async with self._surroundings.withdrawn(digest):
+                        gone += await self._lose(digest, "somebody deleted files of it on this node")
+                else:
+                    _log.warning("snapshot %s: is whole again", digest)
+                sharing = (each for each, sizes in self._holdings.blobs.items() if restored.condemned & sizes.keys())
+                todo += [each for each in sharing if each != digest and each not in todo]
         return gone
 
     async def _lose(self, digest: Digest, why: str = "a file of it went bad on this node's disk") -> list[ModelRef]:
@@ -189,7 +197,8 @@ class Janitor:
         for ref in refs:
             _log.error("%s: withdrawn: %s; it is fetched again", ref, why)
         self._surroundings.lost(refs, f"{why}; it is fetched again")
-        await self._do(_withdraw, self._layout, refs, digest)
+        belongs = self._holdings.blobs[digest].__contains__
+        await self._do(_withdraw, self._layout, self._ledger, refs, digest, belongs)
         for ref in refs:
             self._holdings.remove(ref)
             self._board.know(ref, None, None)
@@ -205,7 +214,7 @@ class Janitor:
         async with self._turn:
             for digest in damaged:
                 _log.error("snapshot %s: it is damaged, or was left when a file of it went bad; it is removed", digest)
-                await self._do(_withdraw, self._layout, (), digest)
+                await self._do(_withdraw, self._layout, self._ledger, (), digest, _anything)
 
     async def drop_unnamed(self) -> None:
         """Remove snapshots that no name points at, in use excepted."""
@@ -243,7 +252,9 @@ def _publish(
     record: FetchRecord,
     notes: Collection[str],
 ) -> Digest:
-    digest = snapshots.publish(layout, manifest, timestamp(time.time()))
+    if snapshots.is_there(layout, manifest.digest):
+        mending.rejoin(layout, manifest.digest, manifest)  # what is made anew may have a file that no blob has
+    digest = snapshots.publish(layout, manifest, snapshots.now())
     fetched.write(layout, ref, record)  # before the name: a record of other content than the name's counts for nothing
     snapshots.point(layout, ref, digest)
     journal.forget(notes)
@@ -252,7 +263,7 @@ def _publish(
 
 def _restore(
     layout: Layout, account: removal.Account, refs: Collection[ModelRef], digest: Digest, manifest: Manifest
-) -> frozenset[str]:
+) -> mending.Restored:
     """Restore a snapshot, and count its blobs as they are then."""
     try:
         return mending.restore(layout, refs, digest, manifest)
@@ -260,13 +271,28 @@ def _restore(
         with contextlib.suppress(OSError):  # a disk that does not say: the next recount finds out
             for sha256 in manifest.blob_sizes():
                 account.count_blob(sha256, blobs.size(layout, sha256) or 0)
+                account.count_quarantined(sha256, removal.quarantined_bytes(layout, sha256))
 
 
-def _withdraw(layout: Layout, refs: Collection[ModelRef], digest: Digest) -> None:
-    """Remove names and their snapshot, in use or not: whoever has its files open keeps them, nobody new gets them."""
+def _anything(_sha256: str) -> bool:
+    """Nobody knows what belongs to a snapshot whose manifest cannot be read."""
+    return True
+
+
+def _withdraw(
+    layout: Layout,
+    account: removal.Account,
+    refs: Collection[ModelRef],
+    digest: Digest,
+    belongs: Callable[[str], bool],
+) -> None:
+    """Remove names and their snapshot, in use or not: whoever has its files open keeps them, nobody new gets them. What
+    only it had of what `belongs` to it stays, as blobs."""
     try:
         for ref in refs:
             snapshots.unpoint(layout, ref)
+        for sha256 in mending.rescue(layout, digest, belongs):
+            account.count_blob(sha256, blobs.size(layout, sha256) or 0)
         trashed = snapshots.trash(layout, digest)
         if trashed is not None:
             snapshots.delete_trash(trashed)

@@ -178,6 +178,11 @@ class Scheduler:
         self._litter = True
         self.resume(dict.fromkeys(await self._parts.janitor.quarantine(sha256)))
 
+    async def put_together(self, digest: Digest) -> None:
+        """Somebody deleted or replaced files of a snapshot: put it together again, or fetch what is nowhere."""
+        self._litter = True
+        self.resume(dict.fromkeys(await self._parts.janitor.restore((digest,))))
+
     async def lost_snapshot(self, digest: Digest) -> None:
         """A snapshot's manifest went bad: take it away, and publish again what it was."""
         self._litter = True

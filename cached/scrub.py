@@ -34,6 +34,7 @@ from cached.holdings import Holdings
 from cached.metrics import Metrics
 from cached.pools import started_pool
 from cached.store import snapshots, verity
+from cached.store.mending import ROTTEN
 from cached.store.verity import Sealing
 
 _log = logging.getLogger(__name__)
@@ -45,13 +46,13 @@ _NOTE_S = 60.0  # between two notes of what was hashed, within a snapshot
 _NICE = 19
 _IOPRIO_SET = {"x86_64": 251, "aarch64": 30}  # the system call's number
 _IOPRIO_IDLE = 3 << 13  # IOPRIO_CLASS_IDLE, ioprio_set(2)
-_ROTTEN = frozenset({errno.EIO, errno.EUCLEAN, errno.EBADMSG, errno.EILSEQ, errno.ENODATA})  # what disks say of it
 
 
 @dataclass(frozen=True, slots=True)
 class ScrubParts:
     """What the scrub works with. `busy` tells whether a fetch is under way; `bad_blob` takes a blob out of use with all
-    that links it, `bad_snapshot` a snapshot whose manifest has changed."""
+    that links it, `bad_snapshot` a snapshot whose manifest has changed; `apart` puts a snapshot together again of
+    which a file is not its blob's any more, by what their bytes are."""
 
     layout: Layout
     holdings: Holdings
@@ -60,17 +61,42 @@ class ScrubParts:
     busy: Callable[[], bool]
     bad_blob: Callable[[str], Awaitable[None]]
     bad_snapshot: Callable[[Digest], Awaitable[None]]
+    apart: Callable[[Digest], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True)
-class _Damaged:
-    """A snapshot, and its first blob that does not match; None where its manifest does not."""
+class _BadBlob:
+    """A blob that was hashed and found wrong, and the snapshot where it was."""
 
     digest: Digest
-    sha256: str | None
+    sha256: str
 
     def __str__(self) -> str:
-        return f"snapshot {self.digest}" if self.sha256 is None else f"blob {self.sha256}"
+        return f"blob {self.sha256} is bad and still in use"
+
+
+@dataclass(frozen=True, slots=True)
+class _BadManifest:
+    """A snapshot whose manifest does not hash to its name, or is gone."""
+
+    digest: Digest
+
+    def __str__(self) -> str:
+        return f"the manifest of snapshot {self.digest} is bad and still in use"
+
+
+@dataclass(frozen=True, slots=True)
+class _Apart:
+    """A snapshot of which a file and its blob are not the same file: one is gone, or was replaced. Missing is not
+    rotten: which of them is right is for a hash to say."""
+
+    digest: Digest
+
+    def __str__(self) -> str:
+        return f"snapshot {self.digest} is not what it should be"
+
+
+_Finding = _BadBlob | _BadManifest | _Apart
 
 
 class Scrub:
@@ -94,26 +120,30 @@ class Scrub:
                 manifests = dict(self._parts.holdings.manifests)
                 if self._parts.busy() or not manifests:
                     continue
-                damaged = await loop.run_in_executor(self._thread, partial(self._check_oldest, manifests))
-                if damaged is not None:
-                    await self._condemn(damaged)
+                finding = await loop.run_in_executor(self._thread, partial(self._check_oldest, manifests))
+                if finding is not None:
+                    await self._act_on(finding)
         finally:
             self._stopping.set()
             self._thread.shutdown()
 
-    async def _condemn(self, damaged: _Damaged) -> None:
-        self._parts.metrics.verify_failed("scrub")
+    async def _act_on(self, finding: _Finding) -> None:
         try:
-            if damaged.sha256 is None:
-                await self._parts.bad_snapshot(damaged.digest)
-            else:
-                await self._parts.bad_blob(damaged.sha256)
+            match finding:
+                case _BadBlob(_, sha256):
+                    self._parts.metrics.verify_failed("scrub")
+                    await self._parts.bad_blob(sha256)
+                case _BadManifest(digest):
+                    self._parts.metrics.verify_failed("scrub")
+                    await self._parts.bad_snapshot(digest)
+                case _Apart(digest):
+                    await self._parts.apart(digest)
         except HoldfastError as error:
-            _log.error("scrub: %s is bad and still in use: %s", damaged, error)
+            _log.error("scrub: %s: %s", finding, error)
         else:
-            self._checked.pop(damaged.digest, None)  # what lies beside it is looked at as soon as it is back
+            self._checked.pop(finding.digest, None)  # what lies beside it is looked at as soon as it is back
 
-    def _check_oldest(self, manifests: dict[Digest, Manifest]) -> _Damaged | None:
+    def _check_oldest(self, manifests: dict[Digest, Manifest]) -> _Finding | None:
         """Hash the snapshot whose record is oldest, its oldest file first, up to the first that does not match."""
         self._checked = {digest: self._checked.get(digest) or self._last_checked(digest) for digest in manifests}
         digest = min(manifests, key=self._checked.__getitem__)
@@ -121,14 +151,14 @@ class Scrub:
         snapshot = self._parts.layout.public.snapshot(digest)
         try:
             if not self._manifest_is_right(snapshot, digest):
-                return _Damaged(digest, None)
+                return _BadManifest(digest)
             return self._check_files(snapshot, digest, manifests[digest])
         except OSError as error:
             if snapshot.path.exists():  # else it was evicted meanwhile
                 _log.warning("scrub: snapshot %s: %s", digest, error)
         return None
 
-    def _check_files(self, snapshot: SnapshotLayout, digest: Digest, manifest: Manifest) -> _Damaged | None:
+    def _check_files(self, snapshot: SnapshotLayout, digest: Digest, manifest: Manifest) -> _Finding | None:
         before = self._recorded(digest)
         # The folder itself: evicted and fetched again meanwhile, another has its name, with other inodes in its record.
         folder = os.open(snapshot.path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -137,11 +167,11 @@ class Scrub:
             notes = _Notes(here, {entry.path: before.get(entry.path) for entry in manifest.files})
             for entry in sorted(manifest.files, key=lambda e: -_age_s(before.get(e.path))):
                 try:
-                    seen = self._check(snapshot, entry)
+                    seen = self._check(snapshot, digest, entry)
                 except InterruptedError:
                     break
-                if seen is None:
-                    return _Damaged(digest, entry.sha256)
+                if not isinstance(seen, VerifiedFile):
+                    return seen
                 notes.add(entry.path, seen)
             notes.write()
         finally:
@@ -154,7 +184,7 @@ class Scrub:
         except FileNotFoundError:
             return not snapshot.path.exists()
         except OSError as error:
-            if error.errno not in _ROTTEN:
+            if error.errno not in ROTTEN:
                 raise
             _log.error("scrub: %s: %s", snapshot.manifest, error.strerror)
             return False
@@ -162,30 +192,29 @@ class Scrub:
             _log.error("scrub: %s: expected sha256 %s, found %s", snapshot.manifest, digest.hex, found.hex)
         return found == digest
 
-    def _check(self, snapshot: SnapshotLayout, entry: FileEntry) -> VerifiedFile | None:
-        """Hash one file; None where it is not what it should be. Raises OSError where that cannot be told."""
+    def _check(self, snapshot: SnapshotLayout, digest: Digest, entry: FileEntry) -> VerifiedFile | _Finding:
+        """Hash one file. Raises OSError where nobody can tell what it is."""
         path, blob = snapshot.path / entry.path, self._parts.layout.blob(entry.sha256)
         seal = None
         try:
             before = os.lstat(path)
-            if before.st_ino == os.lstat(blob).st_ino:
-                self._seal(blob)
-                seal = verity.digest(path)
-                found = self._hash(path, sealed=seal is not None)
-            else:
-                found = "not computed: it is not the blob's own file"
+            if not os.path.samestat(before, os.lstat(blob)):
+                return _Apart(digest)
+            self._seal(blob)
+            seal = verity.digest(path)
+            found = self._hash(path, sealed=seal is not None)
         except FileNotFoundError:
             if not snapshot.path.exists():
                 raise
-            found = "not computed: the file is gone"
+            return _Apart(digest)
         except OSError as error:
-            if error.errno not in _ROTTEN:
+            if error.errno not in ROTTEN:
                 raise
             found = f"not computed: {error.strerror}"
         if found == entry.sha256:
             return VerifiedFile.of(before, timestamp(time.time()), seal)
         _log.error("scrub: %s: expected sha256 %s, found %s", path, entry.sha256, found)
-        return None
+        return _BadBlob(digest, entry.sha256)
 
     def _seal(self, blob: Path) -> None:
         """Seal a blob that was committed when that could not be had yet; it is hashed through its seal right after."""

@@ -37,7 +37,7 @@ def listed(layout: Layout) -> Iterator[os.DirEntry[str]]:
         try:
             with os.scandir(layout.blobs / prefix) as entries:
                 found = sorted((entry for entry in entries if is_hex(entry.name)), key=lambda entry: entry.name)
-        except NotADirectoryError:
+        except (NotADirectoryError, FileNotFoundError):
             continue
         yield from found
 
@@ -58,7 +58,8 @@ def place(layout: Layout, finished: Path, sha256: str) -> bool:
     try:
         durable.make_dir(target.parent, durable.PRIVATE_DIR_MODE)
         with _one_at_a_time:
-            if not target.exists():
+            there = size(layout, sha256)
+            if there != os.lstat(finished).st_size:  # not there, or cut short by somebody, and certainly not this
                 os.rename(finished, target)
                 return True
         durable.unlink(finished)

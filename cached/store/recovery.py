@@ -1,11 +1,12 @@
 """Rebuild what the daemon knows from the tree: disk is the truth.
 
-Law: hashes no blob and downloads nothing. Sweeps only what a crash can leave: temporary names, trash, names that
-point at nothing.
+Law: downloads nothing, and hashes nothing but a snapshot's file that has lost its blob. Sweeps only what a crash can
+leave: temporary names, trash, names that point at nothing.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
@@ -23,7 +24,7 @@ from cached.contract.manifest import Manifest
 from cached.contract.reference import ModelRef, name_from_path_segment
 from cached.contract.status import ModelStatus
 from cached.store import blobs as committed
-from cached.store import digest_journal, durable, fetched, ground, ingest, mending, snapshots
+from cached.store import digest_journal, durable, fetched, ground, ingest, mending, removal, snapshots
 from cached.store.fetched import FetchRecord
 
 _log = logging.getLogger(__name__)
@@ -89,12 +90,10 @@ def recover(layout: Layout) -> Recovered:
     for id_, sha256 in digests.items():
         committed.commit_noted(layout, id_, sha256)
     manifests, damaged = _read_snapshots(layout)
-    blobs = {blob.name: blob.stat(follow_symlinks=False).st_size for blob in committed.listed(layout)}
-    ingests = {name: ingest.allocated_bytes(layout.ingest / name) for name in _names(layout.ingest)}
-    quarantined = {name: os.lstat(layout.quarantine / name).st_size for name in _names(layout.quarantine)}
+    blobs, ingests, quarantined = measure(layout)
     # Asked file by file: of two views of keys, `-` goes through the larger one, and there are hundreds of snapshots.
     for digest in [digest for digest, manifest in manifests.items() if not _are_all_in(manifest, blobs)]:
-        mending.relink(layout, digest, manifests[digest])
+        mending.rejoin(layout, digest, manifests[digest])
         sizes = manifests[digest].blob_sizes()
         blobs.update((sha256, size) for sha256, size in sizes.items() if layout.blob(sha256).exists())
         if not _are_all_in(manifests[digest], blobs):  # somebody deleted what it is made of
@@ -112,6 +111,18 @@ def _read_digests(layout: Layout) -> dict[str, str]:
     """The digest journal, and what releases before it wrote into the records of partial blobs."""
     noted = {name: ingest.committed_as(layout, name) for name in _names(layout.ingest)}
     return {id_: sha256 for id_, sha256 in noted.items() if sha256 is not None} | digest_journal.read(layout.digests)
+
+
+def measure(layout: Layout) -> tuple[dict[str, int], dict[str, int], dict[str, int]]:
+    """What is on the disk, in bytes: committed blobs by sha256, partial ones by id, and the quarantine by name. What
+    goes while it is looked at is left out."""
+    blobs: dict[str, int] = {}
+    for blob in committed.listed(layout):
+        with contextlib.suppress(FileNotFoundError):
+            blobs[blob.name] = blob.stat(follow_symlinks=False).st_size
+    partials = {name: ingest.allocated_bytes(layout.ingest / name) for name in _names(layout.ingest)}
+    quarantined = {name: removal.quarantined_bytes(layout, name) for name in _names(layout.quarantine)}
+    return blobs, partials, quarantined
 
 
 def read_statuses(layout: Layout) -> dict[ModelRef, ModelStatus]:

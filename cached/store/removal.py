@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -39,11 +39,13 @@ class Account(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Deletion:
-    """What every deletion needs: the tree, what must stay, and who counts what is there afterwards."""
+    """What every deletion needs: the tree, what must stay, and who counts what is there afterwards. `held` has, by
+    sha256, of how many snapshots a blob is a part: one that has lost its link there, by hand, still is."""
 
     layout: Layout
     claims: Claims
     account: Account
+    held: Mapping[str, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +101,7 @@ def sweep(within: Deletion) -> Swept:
         for name in sorted(os.listdir(layout.trash)):
             _delete_trash(layout.trash / name)
         for blob in blobs.listed(layout):
-            committed += _remove_unclaimed(within, blob.name) or 0
+            committed += _remove_unclaimed(within, blob.name, 0) or 0
         for name in sorted(os.listdir(layout.ingest)):
             if not name.startswith(TEMPORARY_PREFIX):
                 dying += _forget_unclaimed(within, name)
@@ -128,7 +130,7 @@ def _delete(within: Deletion, digest: Digest, manifest: Manifest) -> int:
         _delete_trash(trashed)
     # As they were counted, whatever somebody has made of their files meanwhile.
     sizes = manifest.blob_sizes()
-    return sum(size for sha256, size in sizes.items() if _remove_unclaimed(within, sha256) is not None)
+    return sum(size for sha256, size in sizes.items() if _remove_unclaimed(within, sha256, 1) is not None)
 
 
 def _delete_trash(path: Path) -> None:
@@ -160,10 +162,11 @@ def _remove_quarantined(within: Deletion, name: str) -> int:
     return size
 
 
-def _remove_unclaimed(within: Deletion, sha256: str) -> int | None:
-    """Delete a blob that nothing links, unless it is claimed. Returns its size, None where it stays."""
+def _remove_unclaimed(within: Deletion, sha256: str, going: int) -> int | None:
+    """Delete a blob that nothing links, unless it is claimed, or more snapshots than the `going` one hold it. Returns
+    its size, None where it stays."""
     layout, claims = within.layout, within.claims
-    if not blobs.is_unlinked(layout, sha256):
+    if within.held.get(sha256, 0) > going or not blobs.is_unlinked(layout, sha256):
         return None
     try:
         with claims.deciding():
@@ -193,11 +196,12 @@ def _counting_quarantined(layout: Layout, account: Account, name: str) -> Iterat
         yield
     finally:
         with contextlib.suppress(OSError):
-            account.count_quarantined(name, _size(layout.quarantine / name))
+            account.count_quarantined(name, quarantined_bytes(layout, name))
 
 
-def _size(path: Path) -> int:
+def quarantined_bytes(layout: Layout, name: str) -> int:
+    """The size of a file in quarantine; 0 where it is not there."""
     try:
-        return os.lstat(path).st_size
+        return os.lstat(layout.quarantine / name).st_size
     except FileNotFoundError:
         return 0

@@ -9,6 +9,7 @@ import os
 import secrets
 import shutil
 import threading
+import time
 from pathlib import Path
 
 from cached.contract.digest import Digest
@@ -50,6 +51,11 @@ def publish(layout: Layout, manifest: Manifest, verified_at: str) -> Digest:
                 failure = Transient("blob_gone", problem, "it is fetched again")
             raise failure from error
     return digest
+
+
+def now() -> str:
+    """The present time, as records hold it."""
+    return timestamp(time.time())
 
 
 def is_there(layout: Layout, digest: Digest) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -53,6 +54,46 @@ def _agrees(daemon: DaemonProcess) -> bool:
         and disk["free"] == disk["capacity"] - held
         and daemon.metric("holdfast_store_capacity_bytes") == QUOTA
     )
+
+
+def _empty(path: Path) -> None:
+    path.chmod(0o644)
+    path.write_bytes(b"")
+
+
+def test_the_account_follows_what_people_do_to_the_files(daemon: DaemonProcess, source: Path) -> None:
+    """Whatever somebody deletes, cuts or adds to in the store while the daemon runs is in its account soon after,
+    without a restart."""
+    daemon.write_catalog({"m": {"versions": {name: _place(source, name, 2) for name in "abc"}}})
+    daemon.start()
+    for name in "abc":
+        daemon.pull(f"m@{name}")
+        daemon.wait_ready(ModelRef("m", name))
+    blobs = [(daemon.path(ref) / "a.bin").stat().st_ino for ref in (A, B, C)]
+    cut, grown, gone = (
+        next(path for path in daemon.layout.blobs.glob("*/*") if path.stat().st_ino == inode) for inode in blobs
+    )
+    _empty(cut)
+    with grown.open("ab") as file:
+        file.truncate(3 * MIB)
+    shutil.rmtree(daemon.path(C).resolve())
+    gone.unlink()
+    shutil.rmtree(source)
+    (daemon.layout.quarantine / ("f" * 64)).write_bytes(bytes(MIB))
+    partial = daemon.layout.ingest / "somebody"
+    partial.mkdir()
+    (partial / "data").write_bytes(bytes(MIB))
+    dying = 2 * MIB
+    daemon.wait(lambda: _accounts(daemon) == (3 * MIB, dying), f"the account that the disk gives: {_accounts(daemon)}")
+    shutil.rmtree(partial)
+    (daemon.layout.quarantine / ("f" * 64)).unlink()
+    daemon.wait(lambda: _accounts(daemon) == (3 * MIB, 0), f"the account that the disk gives: {_accounts(daemon)}")
+
+
+def _accounts(daemon: DaemonProcess) -> tuple[float, float]:
+    """What the daemon says is committed and dying."""
+    committed, dying = (daemon.metric("holdfast_store_bytes", state=state) for state in ("committed", "dying"))
+    return committed, dying
 
 
 def test_what_can_never_fit_is_refused(daemon: DaemonProcess, source: Path) -> None:

@@ -53,7 +53,7 @@ def publish(layout: Layout, ref: ModelRef, files: Mapping[str, bytes]) -> Digest
 
 def deleting(layout: Layout, claims: Claims) -> removal.Deletion:
     """What a deletion needs, with an account of its own."""
-    return removal.Deletion(layout, claims, Ledger(None, lambda: DiskSpace(0, 0)))
+    return removal.Deletion(layout, claims, Ledger(None, lambda: DiskSpace(0, 0)), {})
 
 
 def tree(folder: Path) -> set[str]:

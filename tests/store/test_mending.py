@@ -32,5 +32,5 @@ def test_a_lack_of_descriptors_is_not_taken_for_lost_bytes(layout: Layout, monke
         with pytest.raises(Transient) as raised:
             mending.restore(layout, (), digest, manifest)
     assert raised.value.code == "no_descriptor"
-    assert mending.restore(layout, (), digest, manifest) == frozenset()
+    assert mending.restore(layout, (), digest, manifest).lost == frozenset()
     assert blob.read_bytes() == DATA

@@ -92,7 +92,7 @@ def _no_disk() -> DiskSpace:
 def _evict(layout: Layout, ref: ModelRef, manifest: Manifest) -> bool:
     digest = manifest.digest
     others = [other for other in REFS if other != ref and snapshots.pointed(layout, other) == digest]
-    within = removal.Deletion(layout, no_claims(layout), Ledger(None, _no_disk))
+    within = removal.Deletion(layout, no_claims(layout), Ledger(None, _no_disk), {})
     gone = removal.evict(within, ref, digest, None if others else manifest) is not None
     print("evicted" if gone else "in use", flush=True)
     return gone
