@@ -17,7 +17,7 @@ from tests.wire.origin import HostileOrigin
 V1 = ModelRef("tiny", "v1")
 _KEYS = {
     *("model", "version", "state", "digest", "pinned", "source", "bytes_total", "bytes_done"),
-    *("rate_bytes_per_s", "eta_s", "since", "updated", "error"),
+    *("rate_bytes_per_s", "eta_s", "since", "updated", "error", "held", "stale", "refused_pins"),
 }
 _SIZE = 24_000_000
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
