@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import ParamSpec, TypeVar
 from urllib.parse import urlsplit
 
 from cached import filters
@@ -38,7 +39,11 @@ from cached.store.fetched import FetchRecord
 from cached.store.ingest import IngestKey
 from cached.wire.cancel import Cancelled
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
 _PROGRESS_S = 1.0
+_FEW_FILES = 64
 _AT_A_TIME = 256  # flights begun, or left, in one turn of the event loop
 _NEWEST = 0.3  # the weight of the newest second in the rate that is shown
 
@@ -144,7 +149,7 @@ class Transfers:
             resolved_at = timestamp(time.time())
             listing, asked = await self._resolve(want, source)
             verified = await self._bring(_Fetch(want, source, urgency, got_space), asked)
-            manifest = await self._blocking.run(_manifest_of, asked, verified)
+            manifest = await self._compute(len(asked), _manifest_of, asked, verified)
             _check_pin(want, manifest)
             self._board.move(
                 want.ref, State.PUBLISHING, Progress(manifest.total_bytes, manifest.total_bytes, None, None)
@@ -156,7 +161,7 @@ class Transfers:
                 source=source.display,
                 revision=listing.revision,
                 resolved_at=resolved_at,
-                files=await self._blocking.run(_unpromised, asked, manifest),
+                files=await self._compute(len(asked), _unpromised, asked, manifest),
             )
             unshared = partial(self._unshared, want.ref, found_out)
             digest = await self._janitor.publish(want.ref, manifest, record, unshared)
@@ -173,7 +178,7 @@ class Transfers:
         digests already miss the pin."""
         try:
             listing = await self._listing(source)
-            return listing, await self._blocking.run(_select, listing, want, source)
+            return listing, await self._compute(len(listing.files), _select, listing, want, source)
         except HoldfastError as error:
             self._observer.fetch_failed(source.kind, error.code)
             raise
@@ -195,6 +200,12 @@ class Transfers:
             raise
         finally:
             await source.aclose()
+
+    async def _compute(self, files: int, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call a pure function of so many files: on a thread, unless the way there would cost more than the work."""
+        if files <= _FEW_FILES:
+            return function(*args, **kwargs)
+        return await self._blocking.run(function, *args, **kwargs)
 
     async def _listing(self, source: Source) -> Listing:
         try:

@@ -4,8 +4,8 @@ Law: an entry is durable before its blob gets its name, so a restart neither fet
 blob for litter. An entry holds until its version is published or nobody wants it any more.
 
 Format: `private/digests.jsonl`, one JSON object a line, `{"id": <ingest id>, "sha256": <64 hex digits>}`, appended and
-synced once for a group of blobs. Later lines win. A line that a crash cut short is no entry. The file is there only
-while it has entries that hold.
+synced once for a group of blobs. Later lines win. A line that a crash cut short is no entry; one that holds no more is
+as true as before, and goes with the next sweep. A sweep leaves no file without entries.
 """
 
 from __future__ import annotations
@@ -64,19 +64,23 @@ class DigestJournal:
                 raise durable.disk_error(error, f"writing {self._path}") from error
 
     def forget(self, ids: Iterable[str]) -> None:
-        """These hold no more; raises `HoldfastError` where the file cannot follow: what is left there does no harm."""
+        """These hold no more. What the file says of them does no harm, and goes with `tidy`, or where it is too much;
+        raises `HoldfastError` where the file cannot follow."""
+        with self._writing:
+            with self._lock:
+                for id_ in ids:
+                    self._drop(id_)
+                held = len(self._digests)
+            if self._lines - held > _SLACK + held:
+                self._rewrite()
+
+    def tidy(self) -> None:
+        """Have the file say what holds and nothing else; raises `HoldfastError`."""
         with self._writing:
             with self._lock:
                 held = len(self._digests)
-                for id_ in ids:
-                    self._drop(id_)
-                rest = dict(self._digests)
-            if len(rest) == held:
-                return
-            try:
-                self._tidy(rest)
-            except OSError as error:
-                raise durable.disk_error(error, f"writing {self._path}") from error
+            if self._lines > held:
+                self._rewrite()
 
     def ids(self) -> list[str]:
         """Every id that has an entry."""
@@ -102,13 +106,17 @@ class DigestJournal:
             durable.fsync_dir(self._path.parent)
         self._lines += len(entries)
 
-    def _tidy(self, rest: Mapping[str, str]) -> None:
-        if not rest:
-            durable.unlink(self._path)
-            self._lines = 0
-        elif self._lines - len(rest) > _SLACK + len(rest):
-            durable.replace(self._path, _encode(rest), _MODE)
-            self._lines = len(rest)
+    def _rewrite(self) -> None:
+        with self._lock:
+            rest = dict(self._digests)
+        try:
+            if rest:
+                durable.replace(self._path, _encode(rest), _MODE)
+            else:
+                durable.unlink(self._path)
+        except OSError as error:
+            raise durable.disk_error(error, f"writing {self._path}") from error
+        self._lines = len(rest)
 
     def _add(self, id_: str, sha256: str) -> None:
         self._drop(id_)

@@ -108,6 +108,7 @@ def sweep(within: Deletion) -> Swept:
         with within.claims.deciding():
             journal = within.claims.journal
             journal.forget([id_ for id_ in journal.ids() if not within.claims.has_partial(id_)])
+        journal.tidy()
         for name in sorted(os.listdir(layout.quarantine)):
             dying += _remove_quarantined(within, name)
     except OSError as error:
