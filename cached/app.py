@@ -33,6 +33,7 @@ from cached.contract.reference import ModelRef
 from cached.contract.status import ModelStatus, State
 from cached.control import control
 from cached.daemon import Daemon
+from cached.diskwatch import DiskWatch
 from cached.doors import ControlDoor, open_doors
 from cached.flights import Flights
 from cached.freshness import Freshness
@@ -63,6 +64,7 @@ from cached.workers import Workers, WorkerSettings
 _log = logging.getLogger("holdfast")
 
 _PATIENCE_S = 15.0  # for a farewell: half of the kubelet's usual grace
+_LEAVING_S = 0.5  # for a last call to the disk
 _HEARTBEAT_S = 2.0  # the design asks for 5 at most
 _TELL_S = 1.0
 _SPACE_S = 4.0
@@ -70,6 +72,7 @@ _SPACE_A_LOOK = 3  # leases and files are looked at every 12 s (the design asks 
 _DELETING_S = 1.0  # whoever deletes a root may not be done with the rest of it
 _LEAST_FILES = 128  # open at once, beside two a connection: partial blobs, idle connections, the daemon's own
 _LEAST_STANDING = 16  # clients at each door, whatever the limit
+_DISK = "the root's disk"
 _LOOKUPS = 8  # threads for names in the DNS, and for folders that are sources
 _SWITCH_S = 0.0005  # a thread that hashes gets the interpreter back soon: at Python's 5 ms it would wait more than work
 _LISTING_STALLS = 20  # a listing of many pages may take ten minutes, where 30 s without progress end a connection
@@ -126,7 +129,15 @@ def _leave(layout: Layout, why: str) -> None:
     """Something does not end (a hung disk, a library that waits): what is durable stays, as after a kill."""
     threads = ", ".join(sorted(thread.name for thread in threading.enumerate()))
     _log.warning("%s: leaving at once; threads: %s", why, threads)
-    layout.socket.unlink(missing_ok=True)
+    unlinking = threading.Thread(target=_unlink_socket, args=(layout,), name="leaving", daemon=True)
+    with contextlib.suppress(HoldfastError):  # no thread to be had: the next start replaces the socket
+        limits.start(unlinking, "leaving")
+        unlinking.join(_LEAVING_S)  # the disk may be what does not answer
+
+
+def _unlink_socket(layout: Layout) -> None:
+    with contextlib.suppress(OSError):
+        layout.socket.unlink(missing_ok=True)
 
 
 def _explain(saying: Saying, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
@@ -155,7 +166,7 @@ async def _run(config: Config, ending: Ending, standing: int) -> None:
         try:
             address = await _work(config, _Ground(layout, root, blocking), ending, stop, standing)
         finally:
-            blocking.close()
+            await asyncio.to_thread(blocking.close)
             root.close()
         if stop.is_set():
             return
@@ -179,7 +190,8 @@ async def _work(config: Config, on: _Ground, ending: Ending, stop: asyncio.Event
     recovered = await blocking.run(_recover, layout)
     board = Board(layout.public, config.node, root.check)
     holdings = Holdings(layout, recovered)
-    ledger = Ledger(config.quota, root.space)
+    watch = await blocking.run(DiskWatch, root)
+    ledger = Ledger(config.quota, watch.space)
     ledger.count_all(OnDisk(recovered.blobs, recovered.ingests, recovered.quarantined))
     around = _surroundings(config)
     journal = DigestJournal(layout.digests, recovered.digests)
@@ -217,16 +229,19 @@ async def _work(config: Config, on: _Ground, ending: Ending, stop: asyncio.Event
         )
         recount = Recount(node)
         inspection = Inspection(node, janitor, lambda lost: scheduler.resume(dict.fromkeys(lost)), recount.soon)
-        ending.farewell(partial(asyncio.get_running_loop().call_soon_threadsafe, stop.set))
-        async with open_doors(config.listen, layout, reads(daemon), control(daemon), standing) as doors:
+        loop, gone = asyncio.get_running_loop(), asyncio.Event()
+        watch.follow(ledger, partial(_tell, loop, gone))
+        ending.farewell(partial(loop.call_soon_threadsafe, stop.set))
+        async with open_doors(config.listen, (layout, blocking), reads(daemon), control(daemon), standing) as doors:
             freshness = Freshness(scheduler, transfers, config.resolve_interval_s or 0.0)
             tasks = _Tasks(daemon, node, scheduler, catalog, scrub, freshness, inspection, recount, doors.control)
-            await _live(config, tasks, stop)
+            await _live(config, tasks, gone, stop)
             return doors.address
     finally:
         await asyncio.to_thread(workers.stop)
         client.close()
-        board.close()
+        await asyncio.to_thread(board.close)
+        watch.close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,8 +259,8 @@ class _Tasks:
     socket: ControlDoor
 
 
-async def _live(config: Config, parts: _Tasks, stop: asyncio.Event) -> None:
-    """Run every task until a signal asks to stop, or the root is deleted."""
+async def _live(config: Config, parts: _Tasks, gone: asyncio.Event, stop: asyncio.Event) -> None:
+    """Run every task until a signal asks to stop, or the root is gone for good."""
     daemon, node, scheduler, scrub = parts.daemon, parts.node, parts.scheduler, parts.scrub
     async with asyncio.TaskGroup() as group:
         tasks = [
@@ -263,7 +278,7 @@ async def _live(config: Config, parts: _Tasks, stop: asyncio.Event) -> None:
             tasks.append(group.create_task(scrub.run(), name="scrub"))
         if config.resolve_interval_s is not None:
             tasks.append(group.create_task(parts.freshness.run(), name="freshness"))
-        await _end(node.root, stop)
+        await _end(gone, stop)
         if stop.is_set():
             _log.info("stopping: what is under way is recorded and goes on at the next start")
         else:
@@ -273,9 +288,15 @@ async def _live(config: Config, parts: _Tasks, stop: asyncio.Event) -> None:
             task.cancel()
 
 
-async def _end(root: Root, stop: asyncio.Event) -> None:
+def _tell(loop: asyncio.AbstractEventLoop, event: asyncio.Event) -> None:
+    """Set an event of the loop from a thread; nothing where the loop has ended."""
+    with contextlib.suppress(RuntimeError):
+        loop.call_soon_threadsafe(event.set)
+
+
+async def _end(gone: asyncio.Event, stop: asyncio.Event) -> None:
     """Wait until this life is over."""
-    while not stop.is_set() and not root.deleted:
+    while not stop.is_set() and not gone.is_set():
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_HEARTBEAT_S):
                 await stop.wait()
@@ -283,9 +304,13 @@ async def _end(root: Root, stop: asyncio.Event) -> None:
 
 async def _beat(board: Board, scheduler: Scheduler) -> None:
     """Show that the daemon lives, and see by that whether the disk takes what it is given."""
-    well = True
+    well, saying = True, Saying(_log)
     while True:
         board.beat()
+        if (hanging := board.hanging) is None:
+            saying.fine(_DISK)
+        else:
+            saying.trouble(_DISK, f"it does not answer ({hanging.remedy})")
         await asyncio.sleep(_HEARTBEAT_S)
         if not well and board.trouble_writing is None:
             scheduler.try_again()

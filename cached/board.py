@@ -21,6 +21,7 @@ from cached.contract.errors import HoldfastError, Transient
 from cached.contract.layout import PublicLayout
 from cached.contract.reference import ModelRef
 from cached.contract.status import DaemonStatus, ModelStatus, Stale, State, StatusError, encode, timestamp
+from cached.diskwatch import HANGING_S
 from cached.pools import started_pool
 from cached.saying import Saying
 from cached.store import durable
@@ -28,7 +29,6 @@ from cached.store.snapshots import remove_empty
 
 _log = logging.getLogger(__name__)
 _FILE_MODE = 0o644
-_HANGING_S = 20.0
 _SUBJECT = "status files"
 _CANNOT = "they cannot be written"
 
@@ -81,14 +81,19 @@ class Board:
     @property
     def trouble_writing(self) -> HoldfastError | None:
         """Why the last heartbeat could not be written; None where it could."""
+        return self.hanging or self._trouble
+
+    @property
+    def hanging(self) -> Transient | None:
+        """The error of a disk that has not taken a heartbeat for long; None where it answers."""
         since = self._beating_since
-        if since is not None and (waited_s := time.monotonic() - since) > _HANGING_S:
+        if since is not None and (waited_s := time.monotonic() - since) > HANGING_S:
             return Transient(
                 "disk",
                 f"{self._public.path}: the disk has not answered for {waited_s:.0f} s",
-                "check the node's disk and kernel log",
+                "check the node's disk and kernel log; it goes on by itself when the disk answers",
             )
-        return self._trouble
+        return None
 
     def all(self) -> tuple[ModelStatus, ...]:
         """Every status, by model and version."""

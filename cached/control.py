@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from aiohttp import web
+from aiohttp.typedefs import Handler, Middleware
 
 from cached.contract.digest import Digest
 from cached.contract.errors import Permanent, Transient
@@ -23,6 +24,9 @@ from cached.http import errors, status_handler
 
 # Raises where whoever asked is gone or waits no longer: then nothing more is done for it.
 Check = Callable[[], None]
+
+_LOOK_S = 1.0
+_called_off: set[asyncio.Future[web.StreamResponse]] = set()  # the loop itself keeps no task alive
 
 
 class Commands(Protocol):
@@ -49,10 +53,13 @@ class Commands(Protocol):
 
     def status(self) -> dict[str, Any]: ...
 
+    def disk_hangs(self) -> Transient | None:
+        """Why no command can be carried out now: the root's disk does not answer; None where it does."""
+
 
 def control(commands: Commands) -> web.Application:
     """The application of the control socket."""
-    app = web.Application(middlewares=[errors])
+    app = web.Application(middlewares=[errors, _answering(commands)])
 
     async def pull(request: web.Request) -> web.Response:
         body = await _body(request)
@@ -90,6 +97,35 @@ def control(commands: Commands) -> web.Application:
     app.router.add_get("/v1/pull/{id}", pulled)
     app.router.add_get("/v1/status", status_handler(commands.status))
     return app
+
+
+def _answering(commands: Commands) -> Middleware:
+    """Answer commands also where the root's disk does not, with that; what was begun by then is called off, and ends
+    with the step it is in."""
+
+    @web.middleware
+    async def answer(request: web.Request, handler: Handler) -> web.StreamResponse:
+        if request.method != "POST":
+            return await handler(request)
+        work = asyncio.ensure_future(handler(request))
+        try:
+            while not work.done():
+                if (trouble := commands.disk_hangs()) is not None:
+                    raise trouble
+                await asyncio.wait([work], timeout=_LOOK_S)
+            return work.result()
+        finally:
+            work.cancel()
+            _called_off.add(work)
+            work.add_done_callback(_forget)
+
+    return answer
+
+
+def _forget(work: asyncio.Future[web.StreamResponse]) -> None:
+    _called_off.discard(work)
+    if not work.cancelled():
+        work.exception()  # whoever waited has it, or has been told of the disk
 
 
 def _check_of(request: web.Request) -> Check:

@@ -11,7 +11,7 @@ from typing import Any
 
 from cached.catalog_file import CatalogFile
 from cached.contract.digest import Digest
-from cached.contract.errors import HoldfastError
+from cached.contract.errors import HoldfastError, Transient
 from cached.contract.reference import ModelRef
 from cached.contract.status import State, StatusError, timestamp
 from cached.control import Check
@@ -154,6 +154,9 @@ class Daemon:
             return self._ledger.use(), self._board.trouble_writing
         except HoldfastError as error:
             return self._ledger.use_unseen(), error
+
+    def disk_hangs(self) -> Transient | None:
+        return self._board.hanging
 
     # --- figures ---------------------------------------------------------------------------------------------------
 

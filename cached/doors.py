@@ -10,12 +10,15 @@ import asyncio
 import contextlib
 import logging
 import os
+import socket
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from aiohttp import web
 
 from cached import crowd
+from cached.blocking import Blocking
 from cached.contract.errors import Permanent
 from cached.contract.layout import Layout
 from cached.saying import Saying
@@ -29,8 +32,9 @@ _BACKLOG = 256
 class ControlDoor:
     """The control socket."""
 
-    def __init__(self, layout: Layout, runner: web.AppRunner, standing: int) -> None:
+    def __init__(self, layout: Layout, blocking: Blocking, runner: web.AppRunner, standing: int) -> None:
         self._path = layout.socket
+        self._blocking = blocking
         self._standing = standing
         self._runner = runner
         self._listener: asyncio.Server | None = None
@@ -46,43 +50,66 @@ class ControlDoor:
     async def ensure(self) -> None:
         """Make the socket unless it is there."""
         try:
-            if not self._is_there():
-                await self._make()
+            made = await self._blocking.run(_bound_unless_there, self._path, self._made)
+            if made is None:
+                self._saying.fine(f"control socket {self._path}")
+                return
+            await self._listen(*made)
         except OSError as error:
             self._saying.trouble(f"control socket {self._path}", error.strerror or str(error))
         else:
             self._saying.fine(f"control socket {self._path}")
 
-    def close(self) -> None:
+    async def _listen(self, bound: socket.socket, made: os.stat_result) -> None:
+        if self._listener is not None:
+            self._listener.close()
+            self._listener = None
+        admitted = crowd.admission(self._runner, self._standing)
+        try:
+            self._listener = await asyncio.get_running_loop().create_unix_server(admitted, sock=bound, backlog=_BACKLOG)
+        except BaseException:
+            bound.close()
+            raise
+        self._made = made
+
+    async def close(self) -> None:
         """Let nobody in any more, and leave no socket behind that nobody answers."""
         if self._listener is not None:
             self._listener.close()
-        with contextlib.suppress(OSError):
-            if self._is_there():
-                self._path.unlink()
+        await self._blocking.run(_unlink_if, self._path, self._made)
 
-    def _is_there(self) -> bool:
-        try:
-            return self._made is not None and os.path.samestat(self._made, os.lstat(self._path))
-        except (FileNotFoundError, NotADirectoryError):
-            return False
 
-    async def _make(self) -> None:
-        # A deep root does not fit a Unix address (107 bytes); its folder, opened, has a short name.
-        folder = os.open(self._path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            if self._listener is not None:
-                self._listener.close()
-                self._listener = None
-            self._path.unlink(missing_ok=True)
-            admitted = crowd.admission(self._runner, self._standing)
-            self._listener = await asyncio.get_running_loop().create_unix_server(
-                admitted, f"/proc/self/fd/{folder}/{self._path.name}", backlog=_BACKLOG
-            )
-            self._path.chmod(0o600)
-            self._made = os.lstat(self._path)
-        finally:
-            os.close(folder)
+def _is_there(path: Path, made: os.stat_result | None) -> bool:
+    try:
+        return made is not None and os.path.samestat(made, os.lstat(path))
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+
+
+def _unlink_if(path: Path, made: os.stat_result | None) -> None:
+    with contextlib.suppress(OSError):
+        if _is_there(path, made):
+            path.unlink()
+
+
+def _bound_unless_there(path: Path, made: os.stat_result | None) -> tuple[socket.socket, os.stat_result] | None:
+    """A socket that is bound there, and what it is on the disk; None where `made` is there still. Blocking."""
+    if _is_there(path, made):
+        return None
+    # A deep root does not fit a Unix address (107 bytes); its folder, opened, has a short name.
+    folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    bound = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        path.unlink(missing_ok=True)
+        bound.bind(f"/proc/self/fd/{folder}/{path.name}")
+        path.chmod(0o600)
+        bound.setblocking(False)
+        return bound, os.lstat(path)
+    except BaseException:
+        bound.close()
+        raise
+    finally:
+        os.close(folder)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,12 +122,16 @@ class Doors:
 
 @contextlib.asynccontextmanager
 async def open_doors(
-    listen: tuple[str, int], layout: Layout, reads: web.Application, control: web.Application, standing: int
+    listen: tuple[str, int],
+    socket_of: tuple[Layout, Blocking],
+    reads: web.Application,
+    control: web.Application,
+    standing: int,
 ) -> AsyncIterator[Doors]:
-    """Open both, each for `standing` clients at once; raises `Permanent` (`cannot_listen`). At the end
-    nobody is waited for longer than a moment."""
+    """Open both, each for `standing` clients at once, the socket with threads that may block; raises `Permanent`
+    (`cannot_listen`). At the end nobody is waited for longer than a moment."""
     tcp, unix = crowd.runner(reads), crowd.runner(control)
-    door = ControlDoor(layout, unix, standing)
+    door = ControlDoor(*socket_of, unix, standing)
     port: asyncio.Server | None = None
     try:
         await tcp.setup()
@@ -119,6 +150,6 @@ async def open_doors(
     finally:
         if port is not None:
             port.close()
-        door.close()
+        await door.close()
         await tcp.cleanup()
         await unix.cleanup()

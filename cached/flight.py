@@ -21,7 +21,7 @@ from cached.contract.errors import HoldfastError, Permanent, Transient
 from cached.small_attempt import SharedBySmall, SmallAttempt, is_small
 from cached.sources.base import HttpTarget, Target
 from cached.store.durable import disk_error
-from cached.store.ingest import ALIGNMENT
+from cached.store.ingest import ALIGNMENT, allocated_bytes
 from cached.wire.answers import MAX_BAD_RESPONSES, hopeless, source_changed
 from cached.wire.body import Body
 from cached.wire.cancel import Cancellation, Cancelled
@@ -384,6 +384,8 @@ class Flight:
             self._settle(error)
 
     def _finish_with(self, error: HoldfastError) -> None:
+        """No attempt could be opened, or the flight broke: what lies there is measured on this thread."""
+        self.left_bytes = allocated_bytes(self._carrier.layout.ingest / self.spec.key.id)
         self._carrier.observer.fetch_failed(self.spec.kind, error.code)
         self._settle(error)
 

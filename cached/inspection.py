@@ -15,6 +15,7 @@ from cached.contract.layout import Layout
 from cached.contract.manifest import Manifest
 from cached.contract.reference import ModelRef
 from cached.janitor import Janitor, NodeParts
+from cached.root import Root
 from cached.saying import Saying
 from cached.store import durable, mending, recovery
 
@@ -49,8 +50,7 @@ class Inspection:
         thorough = list(named)[self._turn % len(named)] if named else None
         manifests = {digest: held.manifests[digest] for digest in named if digest == thorough}
         try:
-            self._parts.root.check()
-            suspects = await self._parts.blocking.run(_examine, self._parts.layout, named, manifests)
+            suspects = await self._parts.blocking.run(_examine, self._parts.root, self._parts.layout, named, manifests)
             if suspects:
                 self._found()
                 self._again(await self._janitor.restore(suspects))
@@ -62,9 +62,10 @@ class Inspection:
 
 
 def _examine(
-    layout: Layout, named: dict[Digest, list[ModelRef]], manifests: dict[Digest, Manifest]
+    root: Root, layout: Layout, named: dict[Digest, list[ModelRef]], manifests: dict[Digest, Manifest]
 ) -> tuple[Digest, ...]:
     """The snapshots that are not what they should be; folders of the tree that are missing are made."""
+    root.check()
     try:
         recovery.make_tree(layout)
         return tuple(

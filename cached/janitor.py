@@ -12,6 +12,7 @@ import contextlib
 import logging
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from functools import partial
 from typing import ParamSpec, TypeVar
 
 from cached.blocking import Blocking
@@ -79,12 +80,12 @@ class Janitor:
         digest journal that said which they are. `record` says what it was fetched for. Content that had the name stays
         for whoever holds its lease. Once begun it goes through, cancelled or not."""
         async with self._turn:
-            self._root.check()
             try:
                 journal = self.claims.journal
-                digest = await self._blocking.finish(_publish, self._layout, journal, ref, manifest, record, notes())
+                publish = partial(_publish, self._layout, journal, ref, manifest, record, notes())
+                digest = await self._blocking.finish(_on_root, self._root, publish)
             except BaseException:  # a snapshot that the disk refused its name is known too, or nobody would sweep it
-                if snapshots.is_there(self._layout, manifest.digest):
+                if await self._blocking.run(snapshots.is_there, self._layout, manifest.digest):
                     self._holdings.add_snapshot(manifest.digest, manifest)
                 raise
             before = self._holdings.models.get(ref)
@@ -240,8 +241,13 @@ class Janitor:
 
     async def _do(self, step: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Take a step on the disk, if it is the one that is known here."""
-        self._root.check()
-        return await self._blocking.run(step, *args, **kwargs)
+        return await self._blocking.run(_on_root, self._root, partial(step, *args, **kwargs))
+
+
+def _on_root(root: Root, step: Callable[[], T]) -> T:
+    """Take a step unless another root, or none, is at this one's path."""
+    root.check()
+    return step()
 
 
 def _publish(

@@ -22,13 +22,16 @@ from cached.contract.units import format_size
 class DiskSpace:
     """The root's file system: all of it in bytes, and what an unprivileged writer may still take (`f_bavail`).
 
-    `files` and `files_free`: the same in inodes; 0 in all where the file system makes them as it needs them.
+    `files` and `files_free`: the same in inodes; 0 in all where the file system makes them as it needs them. `counted`:
+    what the ledger had on this disk at that moment, so that its own changes since then do not look like others'; None:
+    these are the numbers of now.
     """
 
     capacity: int
     free: int
     files: int = 0
     files_free: int = 0
+    counted: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +163,12 @@ class Ledger:
             with self._lock:
                 self._said = None
 
+    @property
+    def on_disk(self) -> int:
+        """All that is counted on the disk, in bytes."""
+        with self._lock:
+            return self._committed + self._dying + self._allocated
+
     def partial_bytes(self, id_: str) -> int:
         """What a partial blob takes of the disk."""
         with self._lock:
@@ -215,7 +224,7 @@ class Ledger:
         return Shortage(use.free + 1, use.files_free + 1)
 
     def use(self) -> SpaceUse:
-        """The account now, with the disk's numbers of now; raises `Transient` where the disk does not tell them."""
+        """The account now, with the disk's numbers; raises `Transient` where the disk does not tell them."""
         with self._lock:
             return self._use(self._disk())
 
@@ -228,8 +237,8 @@ class Ledger:
 
     def _use(self, disk: DiskSpace) -> SpaceUse:
         capacity = disk.capacity if self._quota is None else min(self._quota, disk.capacity)
-        on_disk = self._committed + self._dying + self._allocated
-        budget = min(capacity, on_disk + disk.free)
+        counted = self._committed + self._dying + self._allocated if disk.counted is None else disk.counted
+        budget = min(capacity, counted + disk.free)
         free = max(0, budget - self._committed - self._dying - self._reserved)
         return SpaceUse(capacity, self._committed, self._reserved, self._dying, free, budget, disk.files_free)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+from pathlib import Path
 
 from cached.contract.errors import Transient
 from cached.contract.layout import Layout
@@ -47,9 +48,18 @@ class Root:
             ) from error
 
     @property
+    def path(self) -> Path:
+        """Where it is."""
+        return self._layout.root
+
+    @property
     def deleted(self) -> bool:
-        """Tell whether the folder was deleted: then it never comes back, and what is known of it means nothing."""
-        return os.fstat(self._descriptor).st_nlink == 0
+        """Tell whether the folder was deleted: then it never comes back, and what is known of it means nothing. Where
+        the disk does not say, it was not."""
+        try:
+            return os.fstat(self._descriptor).st_nlink == 0
+        except OSError:
+            return False
 
     def check(self) -> None:
         """Raise `Transient` (`root_gone`) unless the root's path still leads to what was locked; `disk` where the disk
@@ -60,7 +70,10 @@ class Root:
             raise self._gone("it is not there any more") from error
         except OSError as error:
             raise durable.disk_error(error, f"looking at {self._layout.private}") from error
-        own = os.fstat(self._descriptor)
+        try:
+            own = os.fstat(self._descriptor)
+        except OSError as error:
+            raise durable.disk_error(error, f"looking at {self._layout.private}") from error
         if (found.st_dev, found.st_ino) != (own.st_dev, own.st_ino):
             raise self._gone("another folder is there now than the one this daemon began with")
 

@@ -125,7 +125,7 @@ class Scrub:
                     await self._act_on(finding)
         finally:
             self._stopping.set()
-            self._thread.shutdown()
+            await asyncio.to_thread(self._thread.shutdown)
 
     async def _act_on(self, finding: _Finding) -> None:
         try:

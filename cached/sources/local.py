@@ -6,7 +6,6 @@ absolute path (taken literally); both name the version's folder, or one file.
 
 from __future__ import annotations
 
-import asyncio
 import os
 import stat
 from pathlib import Path
@@ -16,6 +15,7 @@ from cached.contract.errors import HoldfastError, InvalidManifest, Permanent, Tr
 from cached.contract.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, PUBLISHING_NAME, FileEntry, Manifest
 from cached.sources.base import Listing, LocalTarget, RemoteFile, Target, identity_of
 from cached.sources.tree import PlainFile, Tree, file_error, look_at, look_inside, validator, walk
+from cached.wire.aside import aside
 
 _SCHEME = "file://"
 _IDENTITY = identity_of("file")  # a key is the file's real path: it says all
@@ -35,11 +35,11 @@ class LocalSource:
 
     async def resolve(self) -> Listing:
         """List the folder; in a thread, as a network file system may take its time."""
-        return await asyncio.to_thread(self._resolve)
+        return await aside(lambda _cancellation: self._resolve())
 
     async def locate(self, file: RemoteFile) -> Target:
         """Give the file's real path, once it is seen to be what was listed; else `Transient` (`source_changed`)."""
-        return await asyncio.to_thread(_locate, file)
+        return await aside(lambda _cancellation: _locate(file))
 
     async def aclose(self) -> None:
         """Nothing is held."""

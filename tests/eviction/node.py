@@ -231,6 +231,7 @@ class Bytes:
         for flight in [each for each in self.flights if each.result.done()]:
             self.flights.remove(flight)
             if flight.result.exception() is not None and flight.spec.key.size is None:
+                flight.left_bytes = 0
                 ingest.forget(self._layout, flight.spec.key.id)
                 flight.left_bytes = 0
                 self._disk.changed()
@@ -269,6 +270,7 @@ class Bytes:
         flight._settle(Verified(blob.sha256, blob.size, fresh))
 
     def fail(self, flight: Flight, error: HoldfastError) -> None:
+        flight.left_bytes = 0
         ingest.forget(self._layout, flight.spec.key.id)
         flight.left_bytes = 0
         self._disk.changed()
@@ -459,9 +461,10 @@ class Node:
 
 def is_eviction(job: partial[Any]) -> tuple[ModelRef, Digest] | None:
     """What a job evicts, if it does."""
-    if job.func is not removal.evict:
+    step = next((arg for arg in job.args if isinstance(arg, partial)), job)
+    if step.func is not removal.evict:
         return None
-    _, ref, digest, *_ = job.args
+    _, ref, digest, *_ = step.args
     return ref, digest
 
 

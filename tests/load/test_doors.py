@@ -18,6 +18,7 @@ import pytest
 from aiohttp import web
 
 from cached import crowd, doors
+from cached.blocking import Blocking
 from cached.contract.layout import Layout
 from cached.contract.reference import ModelRef
 from cached.crowd import MOST_CONNECTIONS
@@ -131,13 +132,13 @@ async def test_a_client_that_reads_nothing_is_cut_off(tmp_path: Path, monkeypatc
     monkeypatch.setattr(crowd, "ANSWER_S", 0.2)
     layout = Layout(tmp_path / "root")
     recovery.prepare(layout)
-    reads, control = web.Application(), web.Application()
+    reads, control, blocking = web.Application(), web.Application(), Blocking(1)
 
     async def much(_request: web.Request) -> web.Response:
         return web.Response(body=bytes(64 * _MIB))
 
     control.router.add_get("/much", much)
-    async with doors.open_doors(("127.0.0.1", 0), layout, reads, control, MOST_CONNECTIONS):
+    async with doors.open_doors(("127.0.0.1", 0), (layout, blocking), reads, control, MOST_CONNECTIONS):
         reader, writer = await asyncio.open_unix_connection(layout.socket, limit=1000)
         writer.write(b"GET /much HTTP/1.1\r\nHost: x\r\n\r\n")
         await reader.readexactly(15)
@@ -145,13 +146,14 @@ async def test_a_client_that_reads_nothing_is_cut_off(tmp_path: Path, monkeypatc
         with pytest.raises((asyncio.IncompleteReadError, ConnectionError)):
             await reader.readexactly(64 * _MIB)
         writer.close()
+    blocking.close()
 
 
 async def test_an_end_does_not_wait_for_slow_readers(tmp_path: Path) -> None:
     """The doors close within seconds while a client leaves its answer lying."""
     layout = Layout(tmp_path / "root")
     recovery.prepare(layout)
-    control = web.Application()
+    control, blocking = web.Application(), Blocking(1)
 
     async def much(_request: web.Request) -> web.Response:
         return web.Response(body=bytes(64 * _MIB))
@@ -159,13 +161,14 @@ async def test_an_end_does_not_wait_for_slow_readers(tmp_path: Path) -> None:
     control.router.add_get("/much", much)
     async with (
         asyncio.timeout(20),
-        doors.open_doors(("127.0.0.1", 0), layout, web.Application(), control, MOST_CONNECTIONS),
+        doors.open_doors(("127.0.0.1", 0), (layout, blocking), web.Application(), control, MOST_CONNECTIONS),
     ):
         reader, writer = await asyncio.open_unix_connection(layout.socket, limit=1000)
         writer.write(b"GET /much HTTP/1.1\r\nHost: x\r\n\r\n")
         await reader.readexactly(15)
     assert not layout.socket.exists()
     writer.close()
+    blocking.close()
 
 
 def test_a_page_takes_a_share_of_the_time() -> None:

@@ -137,9 +137,9 @@ class DaemonProcess:
 
     # --- what it says ----------------------------------------------------------------------------------------------
 
-    def request(self, method: str, path: str) -> tuple[int, str]:
+    def request(self, method: str, path: str, patience_s: float = PATIENCE_S) -> tuple[int, str]:
         """Status and body of a request to the TCP port."""
-        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=PATIENCE_S)
+        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=patience_s)
         with contextlib.closing(connection):
             connection.request(method, path)
             answer = connection.getresponse()

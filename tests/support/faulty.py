@@ -44,6 +44,8 @@ class FaultyFolder:
 
     def __init__(self, backing: Path) -> None:
         self.fail: dict[str, int] = {}
+        self.answers = threading.Event()  # cleared: requests wait, as where a server hangs; the next one is still taken
+        self.answers.set()
         self.device = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
         self._nodes = [-1, os.open(backing, os.O_PATH | os.O_CLOEXEC)]
         self._known = {self._key(self._nodes[1]): 1}
@@ -68,6 +70,7 @@ class FaultyFolder:
 
     def _serve(self) -> None:
         while True:
+            self.answers.wait()
             try:
                 request = os.read(self.device, _MAX_WRITE + 4096)
             except OSError as error:
@@ -277,5 +280,6 @@ def mounted_faulty(folder: Path, *refused: str) -> Iterator[FaultyFolder]:
     try:
         yield server
     finally:
+        server.answers.set()
         subprocess.run(["umount", "-l", folder], check=True)
         server.close()
