@@ -13,7 +13,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -213,7 +213,7 @@ async def _work(config: Config, on: _Ground, ending: Ending, stop: asyncio.Event
         scheduler = Scheduler(parts, config.high_watermark, config.low_watermark)
         catalog = CatalogFile(config.catalog, scheduler.use_catalog, daemon.waits_for)
         daemon.drive(scheduler, workers, catalog)
-        scheduler.resume(_take_up(layout, board, holdings))
+        scheduler.resume(_take_up(layout, board, holdings, recovered.lost))
         scrub = Scrub(
             ScrubParts(
                 layout=layout,
@@ -354,20 +354,23 @@ async def _look_at_disk(scheduler: Scheduler, inspection: Inspection) -> None:
             await asyncio.sleep(_SPACE_S)
 
 
-def _take_up(layout: Layout, board: Board, holdings: Holdings) -> dict[ModelRef, Digest | None]:
-    """Show what is here, and find what was on its way when the daemon last stopped, with its pin; other status files
-    go."""
+def _take_up(
+    layout: Layout, board: Board, holdings: Holdings, lost: Collection[ModelRef]
+) -> dict[ModelRef, Digest | None]:
+    """Show what is here, and find what was on its way when the daemon last stopped, with its pin, or was `lost` since;
+    other status files go."""
     before = recovery.read_statuses(layout)
     unfinished: dict[ModelRef, Digest | None] = {}
     for ref, old in before.items():
         board.adopt(ref, old)
         if ref in holdings.models:
             continue
-        if old.state in _UNFINISHED:
+        if old.state in _UNFINISHED or ref in lost:
             unfinished[ref] = _pin_of(old)
             board.begin(ref, State.QUEUED, old.source, unfinished[ref])
         else:
             board.drop(ref)
+    unfinished |= {ref: None for ref in lost if ref not in before}
     for ref, digest in holdings.models.items():
         old_status = before.get(ref)
         holdings.adopt(ref, _told_source(old_status, digest))

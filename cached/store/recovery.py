@@ -12,7 +12,7 @@ import logging
 import os
 import shutil
 import stat
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -32,7 +32,8 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Recovered:
-    """What the tree holds. Sizes in bytes; `damaged` are snapshots whose manifest does not hash to their name.
+    """What the tree holds. Sizes in bytes; `damaged` are snapshots whose manifest does not hash to their name,
+    `lost` the names that led to one: taken away, and wanted all the same.
 
     `fetched`: what each name was fetched for, without the files; of unknown origin where the record is of other
     content, absent where a name has no record (an older release published it). `digests`: the sha256 of objects for
@@ -46,6 +47,7 @@ class Recovered:
     quarantined: dict[str, int]
     fetched: dict[ModelRef, FetchRecord]
     damaged: tuple[Digest, ...]
+    lost: tuple[ModelRef, ...]
     digests: dict[str, str]
 
 
@@ -99,12 +101,12 @@ def recover(layout: Layout) -> Recovered:
         if not _are_all_in(manifests[digest], blobs):  # somebody deleted what it is made of
             del manifests[digest]
             damaged.append(digest)
-    models = _read_models(layout, manifests)
+    models, lost = _read_models(layout, manifests, damaged)
     records = _read_fetched(layout, models)
     known = {id_: sha256 for id_, sha256 in digests.items() if sha256 in blobs}
     if not known:
         durable.unlink(layout.digests)
-    return Recovered(models, manifests, blobs, ingests, quarantined, records, tuple(damaged), known)
+    return Recovered(models, manifests, blobs, ingests, quarantined, records, tuple(damaged), tuple(lost), known)
 
 
 def _read_digests(layout: Layout) -> dict[str, str]:
@@ -219,8 +221,12 @@ def _has_quarantined(layout: Layout, digest: Digest, manifest: Manifest, quarant
     return False
 
 
-def _read_models(layout: Layout, manifests: dict[Digest, Manifest]) -> dict[ModelRef, Digest]:
+def _read_models(
+    layout: Layout, manifests: Mapping[Digest, Manifest], damaged: Collection[Digest]
+) -> tuple[dict[ModelRef, Digest], list[ModelRef]]:
+    """The names and what they lead to; and those that led to a damaged snapshot."""
     models: dict[ModelRef, Digest] = {}
+    lost: list[ModelRef] = []
     for segment in _names(layout.public.models):
         for version in _names(layout.public.models / segment):
             try:
@@ -228,11 +234,13 @@ def _read_models(layout: Layout, manifests: dict[Digest, Manifest]) -> dict[Mode
                 digest = snapshots.pointed(layout, ref)
             except (OSError, InvalidReference):
                 continue  # not a name of ours: left alone
-            if digest in manifests:
+            if digest is not None and digest in manifests:
                 models[ref] = digest
             elif digest is not None:
-                durable.unlink(layout.public.model_link(ref))  # a crash between two steps of an eviction
-    return models
+                durable.unlink(layout.public.model_link(ref))  # a crash between two steps of an eviction, or damage
+                if digest in damaged:
+                    lost.append(ref)
+    return models, lost
 
 
 def _read_fetched(layout: Layout, models: Mapping[ModelRef, Digest]) -> dict[ModelRef, FetchRecord]:

@@ -125,6 +125,18 @@ def test_what_a_bad_manifest_took_along_is_kept(daemon: DaemonProcess) -> None:
     assert daemon.metric("holdfast_fetch_bytes_total") == fetched
 
 
+def test_a_manifest_that_rots_while_nothing_runs_loses_no_version(daemon: DaemonProcess) -> None:
+    """A version that was only pulled, whose manifest is found damaged at a start, is here again without a byte."""
+    daemon.pull("other@v1")
+    daemon.wait_ready(OTHER)
+    daemon.kill()
+    flip(daemon.path(OTHER) / ".holdfast" / "manifest.json", 5)
+    daemon.start()
+    daemon.wait(partial(_is_joined, daemon, OTHER, SHARED), "the whole version")
+    daemon.wait_state(OTHER, "ready")
+    assert daemon.metric("holdfast_fetch_bytes_total") == 0
+
+
 def test_a_file_goes_and_the_version_that_shares_its_blob_is_evicted(daemon: DaemonProcess, source: Path) -> None:
     """A version that has lost its link to a shared blob still needs it: the other one's eviction leaves it."""
     daemon.pull("other@v1")

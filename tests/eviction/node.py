@@ -395,7 +395,7 @@ class Node:
             limits.high,
             limits.low,
         )
-        self.scheduler.resume(_take_up(self.layout, self.board, self.holdings))
+        self.scheduler.resume(_take_up(self.layout, self.board, self.holdings, recovered.lost))
         self.scheduler.use_catalog(self.catalog)
         self.tasks = [self.loop.create_task(self.scheduler.run())]
         self.turn()
