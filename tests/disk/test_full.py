@@ -9,7 +9,7 @@ import pytest
 
 from cached.contract.reference import ModelRef
 from tests.disk.conftest import MIB, OPTIONS, Place, Start, check_public, error_of, told, wait_told
-from tests.support.daemon import DaemonProcess, daemon_process
+from tests.support.daemon import DaemonProcess, daemon_process, model
 from tests.support.mounts import Filler, mounted_tmpfs
 
 A, B = ModelRef("m", "a"), ModelRef("m", "b")
@@ -129,7 +129,7 @@ def test_the_disks_own_refusal_evicts_too(on_ext4: Start, place: Place) -> None:
 def test_the_commands_of_a_full_disk_say_so(on_ext4: Start) -> None:
     """A pin that cannot be kept is refused with the reason; it can be repeated when there is space."""
     with on_ext4(16 * MIB) as daemon:
-        daemon.write_catalog({})
+        daemon.write_catalog({"m": model("file:///nowhere", "a")})
         daemon.start()
         filler = Filler(daemon.layout.root)
         filler.leave(0)

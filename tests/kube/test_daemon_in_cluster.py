@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from cached.contract.digest import Digest
+from tests.support.bitrot import flip
 from tests.support.joined import NODE, PODS, Joined, Noted, joined, label, ref
 from tests.support.kube_shapes import make_pod
 
@@ -188,9 +189,7 @@ def test_bit_rot_is_told_to_the_pods_that_use_it(tmp_path: Path) -> None:
         digest = daemon.digest(A)
         daemon.wait(partial(node.is_labelled, digest), "the label")
         node.api.asked = noted = Noted(daemon.path(A))
-        victim = daemon.path(A) / "a.bin"
-        victim.unlink()
-        victim.write_bytes(bytes(100_000))
+        flip(daemon.path(A) / "a.bin")
         assert "went bad" in node.wait_told(uid, "WeightsFailed")
         daemon.wait(lambda: node.times(uid, "WeightsReady") == 2, "ready again")
         daemon.wait(partial(node.is_labelled, digest), "the label again")

@@ -85,7 +85,7 @@ class Filler:
         most = found.f_bfree * found.f_frsize
         with self._path.open("wb") as file:
             step = 1 << 24
-            while step >= 4096:
+            while step >= found.f_frsize:
                 try:
                     at = file.seek(0, os.SEEK_END)
                     if at + step > most:
