@@ -98,13 +98,16 @@ def test_no_thread_is_transient_and_leaks_nothing(daemon: DaemonProcess, confine
     assert "Traceback" not in daemon.log()
 
 
-def test_small_files_need_no_thread_of_their_own(daemon: DaemonProcess, confined: Path, tmp_path: Path) -> None:
-    """Where no thread can be started, small files from a folder arrive all the same."""
+def test_no_thread_for_a_folder_is_transient(daemon: DaemonProcess, confined: Path, tmp_path: Path) -> None:
+    """A folder is asked in threads of its own, as it may hang: without one its files wait, and come with one."""
     publish_files(tmp_path / "small", SMALL_FILES)
     daemon.write_catalog({"acme/tiny": model(f"file://{tmp_path}/small")})
     daemon.start()
     (confined / "threads").write_text("0")
     daemon.pull("acme/tiny@v1")
+    daemon.wait(lambda: daemon.error(REF).get("code") == "no_thread", "no_thread")
+    assert not daemon.error(REF)["permanent"]
+    (confined / "threads").unlink()
     daemon.wait_ready(REF)
     assert daemon.files(REF) == SMALL_FILES
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 from cached.contract.reference import ModelRef
@@ -10,6 +11,7 @@ from tests.support.daemon import daemon_process
 from tests.support.mounts import mounted_tmpfs
 
 A, B = ModelRef("m", "a"), ModelRef("m", "b")
+SAMPLE_AGE_S = 4  # the daemon plans with what the disk told up to this long ago
 
 
 def _use_up(folder: Path, leave: int) -> Path:
@@ -35,6 +37,7 @@ def test_a_lack_of_inodes_is_called_one(on_ext4: Start, place: Place) -> None:
         daemon.write_catalog({"m": {"versions": {"a": place("a", *[1000 + n for n in range(60)])}}})
         daemon.start()
         litter = _use_up(daemon.layout.root, 30)
+        time.sleep(SAMPLE_AGE_S)
         daemon.pull("m@a")
         daemon.wait(lambda: error_of(daemon, A).get("code") == "no_space", "no_space")
         assert "inodes" in error_of(daemon, A)["message"]
