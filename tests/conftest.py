@@ -1,9 +1,14 @@
-"""What every test shares: one Hypothesis profile, without deadlines (a loaded machine is no failure), and Ctrl-C."""
+"""What every test shares: one Hypothesis profile, without deadlines (a loaded machine is no failure), Ctrl-C, and real
+S3 servers."""
 
 import signal
 import threading
+from collections.abc import Iterator
 
+import pytest
 from hypothesis import settings
+
+from tests.support.s3 import S3Server, moto_server, rclone_server
 
 settings.register_profile("holdfast", deadline=None, print_blob=True)
 settings.load_profile("holdfast")
@@ -11,3 +16,15 @@ settings.load_profile("holdfast")
 # Whoever runs the tests in the background has them ignore SIGINT, and so would every program they start and interrupt.
 if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="module")
+def moto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    with moto_server(tmp_path_factory.mktemp("moto")) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def rclone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    with rclone_server(tmp_path_factory.mktemp("rclone")) as server:
+        yield server

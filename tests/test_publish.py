@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,21 +21,9 @@ from cached.contract.manifest import Manifest
 from cached.sources.local import LocalSource
 from cached.uploads.mark import Mark
 from tests.support.publishing import command, new_bucket, objects, publish, published, tree
-from tests.support.s3 import SECRET_KEY, S3Server, moto_server, rclone_server
+from tests.support.s3 import SECRET_KEY, S3Server
 
 FILES = {"config.json": b"{}", "weights/a.safetensors": b"a" * 1000, "weights/empty": b"", "näme.txt": b"n"}
-
-
-@pytest.fixture(scope="module")
-def rclone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    with rclone_server(tmp_path_factory.mktemp("rclone")) as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def moto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    with moto_server(tmp_path_factory.mktemp("moto")) as server:
-        yield server
 
 
 @pytest.fixture

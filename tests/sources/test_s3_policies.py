@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,14 +16,8 @@ from cached.wire.cancel import Cancellation
 from cached.wire.client import HttpClient
 from cached.wire.settings import HttpSettings
 from tests.support.publishing import new_bucket, publish, published
-from tests.support.s3 import S3Server, moto_server
+from tests.support.s3 import S3Server
 from tests.support.s3_policy import Policy, encrypted_with, guarded, requester_pays
-
-
-@pytest.fixture(scope="module")
-def moto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    with moto_server(tmp_path_factory.mktemp("moto")) as server:
-        yield server
 
 
 @pytest.fixture

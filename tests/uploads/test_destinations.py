@@ -19,7 +19,7 @@ from cached.uploads.base import PART_BYTES, Destination, Upload
 from cached.uploads.folder import FolderDestination
 from cached.uploads.mark import Mark
 from cached.uploads.s3 import S3Destination
-from tests.support.s3 import S3Server, moto_server
+from tests.support.s3 import S3Server
 from tests.support.s3_policy import everything, guarded
 
 MARK = Mark.new(Digest.of(b""))
@@ -32,12 +32,6 @@ class Place:
     destination: Destination
     stored: Callable[[], dict[str, int]]
     litter: Callable[[], list[str]]
-
-
-@pytest.fixture(scope="module")
-def moto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    with moto_server(tmp_path_factory.mktemp("moto")) as server:
-        yield server
 
 
 @pytest.fixture(params=["folder", "s3"])

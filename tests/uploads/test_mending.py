@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,7 @@ import pytest
 
 from cached.uploads.base import PART_BYTES
 from tests.support.publishing import new_bucket, publish, published, tree
-from tests.support.s3 import S3Server, moto_server, rclone_server
+from tests.support.s3 import S3Server
 
 FILES = {"a.bin": b"a" * 1000, "config.json": b"{}", "sub/big.bin": b"b" * (PART_BYTES + 1)}
 
@@ -26,18 +26,6 @@ class Origin:
     env: Mapping[str, str]
     write: Callable[[str, bytes], None]
     files: Callable[[], dict[str, bytes]]
-
-
-@pytest.fixture(scope="module")
-def moto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    with moto_server(tmp_path_factory.mktemp("moto")) as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def rclone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    with rclone_server(tmp_path_factory.mktemp("rclone")) as server:
-        yield server
 
 
 @pytest.fixture

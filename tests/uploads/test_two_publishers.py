@@ -8,7 +8,7 @@ import json
 import signal
 import subprocess
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from cached.uploads.mark import Mark
 from cached.uploads.s3_mark import S3Mark
 from cached.uploads.s3_writing import S3Writer
 from tests.support.publishing import command, environment, new_bucket, objects, publish, published, tree
-from tests.support.s3 import S3Server, moto_server, rclone_server
+from tests.support.s3 import S3Server
 
 
 @dataclass
@@ -35,18 +35,6 @@ class Place:
     uri: str
     env: Mapping[str, str]
     files: Callable[[], dict[str, bytes]]
-
-
-@pytest.fixture(scope="module")
-def moto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    with moto_server(tmp_path_factory.mktemp("moto")) as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def rclone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    with rclone_server(tmp_path_factory.mktemp("rclone")) as server:
-        yield server
 
 
 @pytest.fixture(params=["folder", "moto", "rclone"])
@@ -93,13 +81,18 @@ def test_two_at_once_never_mix(tmp_path: Path, place: Place, again: int) -> None
     assert {path: hashlib.sha256(data).hexdigest() for path, data in stored.items() if path in listed} == listed
 
 
+def wait_for_mark(place: Place) -> None:
+    """Wait, for a minute at most, until a publisher has left its mark."""
+    deadline = time.monotonic() + 60
+    while Mark.parse(place.files().get(PUBLISHING_NAME, b"")) is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
 def test_a_killed_publisher_is_taken_over_from(tmp_path: Path, place: Place) -> None:
     """After SIGKILL the same publish goes on, says whose place it takes, and leaves no mark."""
     folder = model(tmp_path / "A", "A", files=3, size=20_000_000)
     process = begin(folder, place, "--threads", "1")
-    deadline = time.monotonic() + 60
-    while Mark.parse(place.files().get(PUBLISHING_NAME, b"")) is None and time.monotonic() < deadline:
-        time.sleep(0.01)
+    wait_for_mark(place)
     process.kill()
     process.communicate(timeout=60)
     assert process.returncode == -signal.SIGKILL
@@ -114,9 +107,7 @@ def test_a_publisher_that_gave_up_is_followed_at_once(tmp_path: Path, place: Pla
     """A publish that failed by itself says so in its mark: the next one need not wait."""
     folder = model(tmp_path / "A", "A", files=3, size=20_000_000)
     process = begin(folder, place, "--threads", "1")
-    deadline = time.monotonic() + 60
-    while Mark.parse(place.files().get(PUBLISHING_NAME, b"")) is None and time.monotonic() < deadline:
-        time.sleep(0.01)
+    wait_for_mark(place)
     process.terminate()
     process.communicate(timeout=60)
     assert process.returncode in (0, 1)
