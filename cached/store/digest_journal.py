@@ -96,9 +96,7 @@ class DigestJournal:
             fresh = False
         try:
             # A line that a crash or a full disk cut short is ended first.
-            data = memoryview((b"" if fresh else b"\n") + _encode(entries))
-            while data:
-                data = data[os.write(descriptor, data) :]
+            durable.write_all(descriptor, (b"" if fresh else b"\n") + _encode(entries))
             os.fsync(descriptor)
         finally:
             os.close(descriptor)

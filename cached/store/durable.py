@@ -45,11 +45,18 @@ def make_dir(path: Path, mode: int) -> None:
     fsync_dir(path.parent)
 
 
+def write_all(descriptor: int, data: bytes | bytearray) -> None:
+    """Write all of `data` where the file stands, however many calls that takes; not durable by itself."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]
+
+
 def write_file(path: Path, data: bytes, mode: int) -> None:
     """Write a new file under a name nobody looks at yet; durable except for its name in the directory."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
-        _write_all(descriptor, data)
+        write_all(descriptor, data)
         os.fchmod(descriptor, mode)
         os.fsync(descriptor)
     finally:
@@ -60,7 +67,7 @@ def write_volatile(path: Path, data: bytes | bytearray, mode: int) -> None:
     """Write a new file under a name nobody looks at yet, without a sync: whoever gives it its name syncs it first."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
-        _write_all(descriptor, data)
+        write_all(descriptor, data)
         os.fchmod(descriptor, mode)
     except BaseException:
         path.unlink(missing_ok=True)
@@ -189,9 +196,3 @@ def _lacks_inodes(error: OSError) -> bool:
 def refuse_root(message: str, remedy: str) -> Permanent:
     """The error for a root the daemon cannot work on."""
     return Permanent("bad_root", message, remedy)
-
-
-def _write_all(descriptor: int, data: bytes | bytearray) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(descriptor, view) :]

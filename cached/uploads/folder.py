@@ -211,7 +211,7 @@ class FolderDestination:
             try:
                 for start in range(0, upload.entry.size, PART_BYTES):
                     data = reader.read(min(PART_BYTES, upload.entry.size - start))
-                    _write_all(descriptor, data)
+                    durable.write_all(descriptor, data)
                     progress(len(data))
                 reader.finish()
                 os.fchmod(descriptor, _FILE_MODE)
@@ -297,9 +297,3 @@ def _write_error(error: OSError, path: Path) -> HoldfastError:
     if error.errno in (errno.EEXIST, errno.EISDIR, errno.ENOTDIR, errno.ENOTEMPTY, errno.ENAMETOOLONG):
         return Permanent("bad_destination", f"{path}: {reason}", "remove what is in the way, or name another folder")
     return Transient("write", f"{path}: {reason}", "check the volume, or the NFS server behind it")
-
-
-def _write_all(descriptor: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(descriptor, view) :]

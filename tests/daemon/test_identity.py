@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import base64
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
 from cached.contract.reference import ModelRef
 from tests.support.daemon import DaemonProcess
+from tests.support.http_server import serve_http
 
 SIZE = 3_000_000
 PIECE = 500_000
@@ -62,15 +62,8 @@ def _answering(choose: Callable[[BaseHTTPRequestHandler], str | None], validator
                 self.wfile.write(chosen.encode() * (min(end, at + PIECE) - at))
                 time.sleep(0.1)
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    try:
-        yield f"127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    with serve_http(Handler) as host:
+        yield host
 
 
 def _contents(daemon: DaemonProcess, model: str) -> dict[str, set[bytes]]:

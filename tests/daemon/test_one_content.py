@@ -6,12 +6,13 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 
 import pytest
 
 from cached.contract.reference import ModelRef
 from tests.support.daemon import DaemonProcess, prefetched
+from tests.support.http_server import serve_http
 
 V1 = ModelRef("m", "v1")
 MIB = 1024 * 1024
@@ -90,16 +91,9 @@ def served(place: Place) -> Iterator[Place]:
             return place.letter
 
     in_place = bool(getattr(place.hook, "in_place", False))
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    place.url = f"http://127.0.0.1:{server.server_port}/m.bin"
-    try:
+    with serve_http(Handler) as host:
+        place.url = f"http://{host}/m.bin"
         yield place
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
 
 
 def _fetched(daemon: DaemonProcess, place: Place) -> bytes:

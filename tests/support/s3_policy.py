@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import http.client
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from urllib.parse import urlsplit
+
+from tests.support.http_server import serve_http
 
 Policy = Callable[[str, str, Mapping[str, str]], bool]  # method, path and query, headers: is it allowed?
 Change = Callable[[str, str, bytes], bytes]  # method, path and query, body: what arrives
@@ -79,12 +80,5 @@ def guarded(url: str, policy: Policy, change: Change = unchanged) -> Iterator[st
 
         do_HEAD = do_PUT = do_POST = do_DELETE = do_GET
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    with serve_http(Handler) as host:
+        yield f"http://{host}"
