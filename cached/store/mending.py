@@ -55,13 +55,7 @@ def is_named(layout: Layout, refs: Collection[ModelRef], digest: Digest) -> bool
 def is_whole(layout: Layout, digest: Digest, manifest: Manifest) -> bool:
     """Tell whether each file of the snapshot is there and is its blob: two looks a file."""
     snapshot = layout.public.snapshot(digest)
-    try:
-        return all(
-            os.path.samestat(os.lstat(snapshot.path / entry.path), os.lstat(layout.blob(entry.sha256)))
-            for entry in manifest.files
-        )
-    except (FileNotFoundError, NotADirectoryError):
-        return False
+    return all(_is_same(snapshot.path / entry.path, layout.blob(entry.sha256)) for entry in manifest.files)
 
 
 def restore(layout: Layout, refs: Collection[ModelRef], digest: Digest, manifest: Manifest) -> Restored:
