@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
@@ -66,9 +67,10 @@ class Board:
         self._stale = False  # whether some file does not say what holds
         self._beating_since: float | None = None  # on the monotonic clock, while a heartbeat is not written yet
         self.news = asyncio.Event()  # set whenever a status changes; whoever waits for it clears it
-        self._statuses: dict[ModelRef, ModelStatus] = {}
         self._facts: dict[ModelRef, _Facts] = {}
-        self._pending: dict[ModelRef, ModelStatus] = {}  # to be written: only the newest of a version is
+        self._lock = threading.Lock()  # of the two below, which the writer reads too
+        self._statuses: dict[ModelRef, ModelStatus] = {}
+        self._pending: dict[ModelRef, ModelStatus | None] = {}  # to be written, or removed: one job for each version
         self._writer = started_pool(1, "status")
         now = timestamp(time.time())
         self._daemon = DaemonStatus(node, version("holdfast"), os.getpid(), now, now)
@@ -156,20 +158,18 @@ class Board:
 
     def adopt(self, ref: ModelRef, status: ModelStatus) -> None:
         """A version's status as the last daemon left it; its file is there already."""
-        self._statuses[ref] = status
+        with self._lock:
+            self._statuses[ref] = status
 
     def drop(self, ref: ModelRef) -> None:
         """A version is neither here nor wanted."""
         self._facts.pop(ref, None)
-        if self._statuses.pop(ref, None) is not None:
-            self._pending.pop(ref, None)
-            self.news.set()
-            self._submit(partial(self._remove, ref))
+        if ref in self._statuses:
+            self._say(ref, None)
 
     def sweep(self) -> None:
         """Remove the files of versions that nothing is said of: what a crash or somebody else left."""
-        kept = frozenset(self._public.model_status(ref) for ref in self._statuses)
-        self._submit(partial(self._sweep, kept))
+        self._submit(self._sweep)
 
     def beat(self) -> None:
         """Move the heartbeat; where the disk did not take what was said, say it all again once it does."""
@@ -180,13 +180,13 @@ class Board:
             self._stale = False
             self.sweep()
             for ref, status in self._statuses.items():
-                self._submit(partial(self._write, self._public.model_status(ref), status.document()))
+                self._queue(ref, status)
         self._beating_since = time.monotonic()
         self._submit(partial(self._beat, self._daemon.document()))
 
     def restore(self) -> None:
         """Write those files again that somebody deleted."""
-        self._submit(partial(self._write_missing, dict(self._statuses)))
+        self._submit(self._write_missing)
 
     async def flushed(self) -> None:
         """Wait until everything said so far is in its file."""
@@ -203,10 +203,22 @@ class Board:
         facts = self._facts.get(ref, _NO_FACTS)
         status = replace(status, state=state, since=since, updated=now, held=facts.held, stale=facts.stale)
         status = replace(status, refused_pins=facts.refused_pins)
-        self._statuses[ref] = status
+        self._say(ref, status)
+
+    def _say(self, ref: ModelRef, status: ModelStatus | None) -> None:
+        with self._lock:
+            if status is None:
+                del self._statuses[ref]
+            else:
+                self._statuses[ref] = status
         self.news.set()
-        is_queued = ref in self._pending
-        self._pending[ref] = status
+        self._queue(ref, status)
+
+    def _queue(self, ref: ModelRef, status: ModelStatus | None) -> None:
+        """Have the file of a version say this, or nothing; what it waited to say is not said any more."""
+        with self._lock:
+            is_queued = ref in self._pending
+            self._pending[ref] = status
         if not is_queued:
             self._submit(partial(self._write_newest, ref))
 
@@ -214,8 +226,11 @@ class Board:
         self._writer.submit(job)
 
     def _write_newest(self, ref: ModelRef) -> None:
-        status = self._pending.pop(ref, None)
-        if status is not None:
+        with self._lock:
+            status = self._pending.pop(ref)
+        if status is None:
+            self._unlink(self._public.model_status(ref))
+        else:
             self._write(self._public.model_status(ref), status.document())
 
     def _beat(self, document: dict[str, object]) -> None:
@@ -237,20 +252,27 @@ class Board:
             return self._failed(error)
         return None
 
-    def _write_missing(self, statuses: Mapping[ModelRef, ModelStatus]) -> None:
-        for ref, status in statuses.items():
+    def _write_missing(self) -> None:
+        for ref, status in self._said().items():
             path = self._public.model_status(ref)
             if not path.exists():
                 self._write(path, status.document())
+
+    def _said(self) -> dict[ModelRef, ModelStatus]:
+        """What holds by the time a job runs, not when it was asked for: files of versions that were said of in between
+        are written before it. What changes from here on has a job that comes after."""
+        with self._lock:
+            return dict(self._statuses)
 
     def _failed(self, error: HoldfastError) -> HoldfastError:
         self._stale = True
         self._saying.trouble(_SUBJECT, str(error))
         return error
 
-    def _sweep(self, kept: frozenset[Path]) -> None:
+    def _sweep(self) -> None:
         try:
             self._check()
+            kept = frozenset(self._public.model_status(ref) for ref in self._said())
             found = [path for path in self._public.status.glob("*/*") if path not in kept]
         except OSError as error:
             self._failed(durable.disk_error(error, _CANNOT))
@@ -260,9 +282,6 @@ class Board:
             return
         for path in found:
             self._unlink(path)
-
-    def _remove(self, ref: ModelRef) -> None:
-        self._unlink(self._public.model_status(ref))
 
     def _unlink(self, path: Path) -> None:
         try:
