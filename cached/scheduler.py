@@ -126,7 +126,7 @@ class Scheduler:
             self._call_off(ref)  # its source was listed before: it starts over, with what is here of it
         elif ref in self._active:
             self._active[ref].delivery.nudge()
-        elif self._settled.forget(ref):
+        elif self._settled.asked_anew(ref):
             self._answers.over(ref)
         self._refresh()
         self._work.set()
@@ -356,7 +356,7 @@ class Scheduler:
             return
         self._pods_seen = pods
         for ref in self._waits.look(pods, held.models):
-            if ref not in self._active and self._settled.forget(ref):
+            if ref not in self._active and self._settled.asked_anew(ref):
                 self._dirty.add(ref)
         for ref in used(pods, held.models, self._catalog):
             held.used(ref)
@@ -466,7 +466,7 @@ class Scheduler:
         rechecked = ref in self._rechecks
         self._rechecks.discard(ref)
         if error is None:
-            self._settled.forget(ref)
+            self._settled.published(ref, self._parts.holdings.models.get(ref))
             return
         _log.error("%s: %s", ref, error)
         want = delivery.want

@@ -58,11 +58,21 @@ class Settled:
         self.outcomes.pop(ref, None)
         self._until.pop(ref, None)
 
-    def forget(self, ref: ModelRef) -> bool:
-        """It is here, nobody wants it any more, or somebody asks anew; tells whether there was anything."""
+    def asked_anew(self, ref: ModelRef) -> bool:
+        """A pod or a pull came: all of it is tried again, pins too; tells whether it had come to nothing."""
         for pin in list(self._pins_of.get(ref, ())):
-            self._drop_pin(ref, pin)
-            self._patience_s.pop((ref, pin), None)
+            self._forget_pin(ref, pin)
+        return self.forget(ref)
+
+    def published(self, ref: ModelRef, digest: Digest | None) -> None:
+        """It came, as `digest` (None: it went again). Other pins are as wrong as before: to try them again would fetch
+        it again."""
+        if digest is not None and (ref, digest) in self.pins:
+            self._forget_pin(ref, digest)
+        self.forget(ref)
+
+    def forget(self, ref: ModelRef) -> bool:
+        """It is here, or nobody wants it any more; tells whether it had come to nothing. Verdicts on pins stay."""
         self._until.pop(ref, None)
         self._patience_s.pop(ref, None)
         return self.outcomes.pop(ref, None) is not None
@@ -86,6 +96,10 @@ class Settled:
         self._until[key] = until = time.monotonic() + patience_s
         self._next = min(self._next, until)
         self._patience_s[key] = min(2 * patience_s, _KEPT_CAP_S)
+
+    def _forget_pin(self, ref: ModelRef, pin: Digest) -> None:
+        self._drop_pin(ref, pin)
+        self._patience_s.pop((ref, pin), None)
 
     def _drop_pin(self, ref: ModelRef, pin: Digest) -> None:
         del self.pins[ref, pin], self._until[ref, pin]

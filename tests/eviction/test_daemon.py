@@ -6,7 +6,10 @@ import os
 import random
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler
 from pathlib import Path
 
 import pytest
@@ -14,6 +17,7 @@ import pytest
 from cached.contract import lease
 from cached.contract.reference import ModelRef
 from tests.support.daemon import REPOSITORY, DaemonProcess, daemon_process, prefetched, publish_files
+from tests.support.http_server import serve_http
 from tests.support.joined import Joined, Noted, joined, label, ref
 from tests.support.mounts import mounted_image
 
@@ -223,6 +227,36 @@ def test_a_prefetch_under_way_gives_way_to_a_pod(tmp_path: Path) -> None:
         node.daemon.wait(lambda: node.daemon.error(A).get("code") == "no_space", "the prefetch waits")
         node.end("p")
         node.daemon.wait_ready(A)
+
+
+class _SlowListing(SimpleHTTPRequestHandler):
+    """A source that takes its time to say what it has."""
+
+    def do_GET(self) -> None:
+        if self.path.endswith("/holdfast.json"):
+            time.sleep(1)
+        super().do_GET()
+
+    def log_message(self, format: str, *args: object) -> None:
+        return
+
+
+def test_a_wrong_pin_does_not_have_a_prefetch_fetched_again_and_again(tmp_path: Path) -> None:
+    """Above the high watermark, a version that is prefetched stays and is fetched once, though a pod pins it wrong."""
+    options = ("--quota", "10MiB", "--high-watermark", "0.5", "--low-watermark", "0.4", "--scrub-rate", "0")
+    with joined(tmp_path, *options) as node, serve_http(partial(_SlowListing, directory=str(node.source))) as host:
+        versions = {"a": node.entry("a", 8 * MIB), "b": node.entry("b", 1 * MIB)}
+        versions["a"]["source"] = f"http://{host}/a/"
+        node.daemon.write_catalog({"m": {"versions": versions, "prefetch": {"versions": ["a"]}}})
+        wrong = node.pod("wrong", "a", digest="sha256:" + "f" * 64)
+        node.daemon.start()
+        node.wait_told(wrong, "WeightsFailed")
+        node.daemon.wait_ready(A)
+        time.sleep(3)  # more than it takes to list the source once more
+        node.wait_told(node.pod("good", "b"), "WeightsReady")
+        assert node.daemon.state(A) == "ready"
+        assert node.daemon.metric("holdfast_evictions_total") == 0
+        assert node.daemon.metric("holdfast_fetch_bytes_total") == 9 * MIB
 
 
 def test_one_pods_wrong_pin_is_told_to_that_pod_alone(node: Joined) -> None:
