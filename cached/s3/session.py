@@ -15,6 +15,7 @@ from aiobotocore.httpsession import AIOHTTPSession
 from cached.s3.errors import StrangeAnswer
 
 _MAX_ANSWER_BYTES = 8 * 1024 * 1024  # a page of a thousand keys of the longest has less than 4 MB
+_ERRORS_FROM = 300
 
 
 class StrictSession(AIOHTTPSession):  # type: ignore[misc]  # aiobotocore has no types
@@ -31,7 +32,10 @@ class _Strict:
         self._session = session
 
     async def request(self, method: str, **options: Any) -> _Answer:
-        return _Answer(await self._session.request(method, allow_redirects=False, **options))
+        answer = _Answer(await self._session.request(method, allow_redirects=False, **options))
+        if answer.status >= _ERRORS_FROM:
+            await answer.read()  # here a broken connection is retried; botocore reads a streamed call's error too late
+        return answer
 
 
 class _Answer:
@@ -39,18 +43,24 @@ class _Answer:
 
     def __init__(self, answer: aiohttp.ClientResponse) -> None:
         self._answer = answer
+        self._whole: bytes | None = None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._answer, name)
 
     async def read(self) -> bytes:
+        if self._whole is None:
+            async with self._answer:
+                self._whole = await self._read()
+        return self._whole
+
+    async def _read(self) -> bytes:
         data = bytearray()
         async for part in self._answer.content.iter_any():
             data += part
             if len(data) > _MAX_ANSWER_BYTES:
                 self._answer.close()
                 raise StrangeAnswer(f"more than {_MAX_ANSWER_BYTES} bytes")
-        self._answer.release()
         if data and self._answer.status == 200:
             _check_xml(data)  # botocore would take anything else for a failure of the server's own, a 500
         return bytes(data)

@@ -19,7 +19,8 @@ from tests.support.s3 import SECRET_KEY, isolated_environment, key_environment
 
 @dataclass
 class Refusing:
-    """One answer to everything, and the headers of the requests that came."""
+    """One answer to everything, and the headers of the requests that came. `broken`: the first so many answers end
+    with half their body."""
 
     status: int
     code: str = ""
@@ -27,6 +28,7 @@ class Refusing:
     more: str = ""
     frame: str = "<Error>{}</Error>"
     headers: dict[str, str] = field(default_factory=dict)
+    broken: int = 0
     asked: list[dict[str, str]] = field(default_factory=list)
 
     @property
@@ -45,7 +47,11 @@ def answering(answer: Refusing) -> Iterator[str]:
                 self.send_header(name, value)
             self.send_header("Content-Length", str(len(answer.body)))
             self.end_headers()
-            self.wfile.write(answer.body)
+            if len(answer.asked) <= answer.broken:
+                self.wfile.write(answer.body[: len(answer.body) // 2])
+                self.close_connection = True
+            else:
+                self.wfile.write(answer.body)
 
         def do_POST(self) -> None:
             self.rfile.read(int(self.headers["Content-Length"]))
@@ -138,6 +144,15 @@ async def test_a_busy_server_is_asked_again_once_and_no_more() -> None:
     with answering(answer) as endpoint:
         await refusal(endpoint)
     assert len(answer.asked) == 2
+
+
+async def test_a_refusal_that_breaks_off_is_asked_for_again() -> None:
+    """A refusal whose body ends early is a broken connection: what the server says the next time is what counts."""
+    answer = Refusing(403, "AccessDenied", broken=1)
+    with answering(answer) as endpoint:
+        error = await refusal(endpoint)
+    assert error.code == "forbidden"
+    assert len(answer.asked) >= 2
 
 
 async def test_an_answer_that_is_not_s3s_is_transient() -> None:
