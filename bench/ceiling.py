@@ -38,9 +38,9 @@ def pinned_copy(nbytes: int, device: str) -> float:
     """Seconds to copy `nbytes` from a ring of pinned memory onto the device."""
     import torch
 
-    from server.weights.cudart import CudaRuntime, load_library
-    from server.weights.processors import near
-    from server.weights.ring import Ring
+    from server.weights.cuda.cudart import CudaRuntime, load_library
+    from server.weights.cuda.processors import near
+    from server.weights.cuda.ring import Ring
 
     index = torch.device(device).index or 0
     runtime = CudaRuntime(load_library(), index)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from bench.measure import failed
-from cached.contract.units import format_size
+from cached.contract.program.units import format_size
 
 if TYPE_CHECKING:
     import torch
@@ -102,7 +102,7 @@ def real() -> Checkpoint | None:
 
 def fingerprint_of_files(files: Iterable[Path]) -> str:
     """What `fingerprint` gives for tensors that were read right, from the bytes of the files themselves."""
-    from server.weights.dtypes import NAMES
+    from server.weights.format.dtypes import NAMES
 
     lines: list[tuple[str, str, tuple[int, ...], str]] = []
     for path in files:

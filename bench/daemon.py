@@ -21,11 +21,11 @@ from typing import Any
 
 from bench.measure import failed, stop, tail, wait_until
 from bench.origins import free_port
+from cached.commands.control_client import ControlClient
 from cached.contract.digest import Digest
 from cached.contract.layout import Layout
 from cached.contract.reference import ModelRef
 from cached.contract.status import ModelStatus, State
-from cached.control_client import ControlClient
 
 _REPOSITORY = Path(__file__).resolve().parent.parent
 _READY_TIMEOUT_S = 60

@@ -28,8 +28,8 @@ from bench.measure import Usage, cpu_seconds, peak_memory
 from bench.origins import BUCKET, Corpus, loopback_environment, nginx, random_corpus, s3_environment, s3_server
 from bench.peers import CURL, HTTP_PEERS, S3_PEERS, Job, Peer
 from cached.contract.errors import HoldfastError
+from cached.contract.program.units import format_size
 from cached.contract.reference import ModelRef
-from cached.contract.units import format_size
 
 HOLDFAST_HTTP, HOLDFAST_S3 = "holdfast (http)", "holdfast (s3)"
 _REF = ModelRef("bench", "v1")

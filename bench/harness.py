@@ -18,7 +18,7 @@ from pathlib import Path
 from types import FrameType
 
 from cached.contract.errors import HoldfastError
-from cached.contract.units import parse_size
+from cached.contract.program.units import parse_size
 
 # Not /tmp, which is often a file system in memory: these measure disks.
 _SCRATCH_PARENT = Path("/var/tmp")

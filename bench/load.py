@@ -29,7 +29,7 @@ from bench.machine import append_section, describe, require_space
 from bench.measure import failed
 from bench.sweep import sweep
 from cached.contract.errors import HoldfastError
-from cached.contract.units import format_size
+from cached.contract.program.units import format_size
 
 _GIB = 1024**3
 _SMALL = 1024 * 1024

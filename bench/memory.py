@@ -21,8 +21,8 @@ from bench.harness import Workplace, bench_main, size_argument, workplace
 from bench.machine import append_section, require_space
 from bench.measure import peak_memory
 from bench.origins import BUCKET, Corpus, loopback_environment, nginx, sparse_corpora
+from cached.contract.program.units import format_size
 from cached.contract.reference import ModelRef
-from cached.contract.units import format_size
 
 _MIB = 1024 * 1024
 _SPARE_BYTES = 1024**3

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from server.weights.pagecache import count_cached
+from server.weights.host.page_cache import count_cached
 
 _BLOCK = 8 * 1024 * 1024
 _TRIES = 3

@@ -23,8 +23,8 @@ from bench.harness import Workplace, bench_main, size_argument, workplace
 from bench.machine import append_section, require_space
 from bench.measure import failed, io_count, wait_until
 from bench.origins import BUCKET, Corpus, loopback_environment, nginx, random_corpus
+from cached.contract.program.units import format_size
 from cached.contract.reference import ModelRef
-from cached.contract.units import format_size
 
 _REF = ModelRef("bench", "v1")
 _MIB = 1024 * 1024

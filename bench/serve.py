@@ -28,7 +28,7 @@ from bench.machine import append_section, describe
 from bench.measure import failed
 from bench.servers import OURS, SERVERS, Running, Server, first_token, running, text_of
 from cached.contract.errors import HoldfastError
-from cached.contract.units import format_size
+from cached.contract.program.units import format_size
 
 _TIMEOUT_S = 600
 _PROMPT_WORDS = 900  # of the synthetic model's words, all of which every shape has

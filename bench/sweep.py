@@ -22,7 +22,7 @@ from bench.measure import failed
 from server.weights.settings import MIB, Io, Settings
 
 if TYPE_CHECKING:
-    from server.weights.accelerator import Accelerator
+    from server.weights.cuda.accelerator import Accelerator
 
     Make = Callable[[Settings], Accelerator]
 
@@ -130,8 +130,8 @@ def _timed(files: Sequence[Path], state: State, accelerator: Accelerator) -> flo
 def _maker(device: str) -> Make:
     import torch
 
-    from server.weights.accelerator import Accelerator, TorchMemory
-    from server.weights.cudart import CudaRuntime, load_library
+    from server.weights.cuda.accelerator import Accelerator, TorchMemory
+    from server.weights.cuda.cudart import CudaRuntime, load_library
 
     named = torch.device(device)
     if named.type != "cuda":

@@ -11,11 +11,11 @@ from importlib import import_module
 
 # name -> (module:function taking the arguments and returning the exit code, one line of help)
 COMMANDS = {
-    "daemon": ("cached.app:main", "run the node daemon: fetch, verify, publish, evict, report"),
-    "gate": ("sidecar.gate:main", "hold until a version is present and verified, then hold its lease"),
-    "inject": ("sidecar.inject:main", "answer the API server's reviews of pods: add the gate to the annotated"),
+    "daemon": ("cached.daemon.main:main", "run the node daemon: fetch, verify, publish, evict, report"),
+    "gate": ("sidecar.gate.main:main", "hold until a version is present and verified, then hold its lease"),
+    "inject": ("sidecar.injector.main:main", "answer the API server's reviews of pods: add the gate to the annotated"),
     "serve": ("server.app:main", "load a version and answer inference requests"),
-    "publish": ("cached.publish:main", "hash a folder and upload it as one version"),
+    "publish": ("cached.publish.command:main", "hash a folder and upload it as one version"),
     "golden": ("cached.commands.golden:main", "record golden predictions from a running server"),
     "pull": ("cached.commands.pull:main", "ask the daemon of this node for a version and wait"),
     "ls": ("cached.commands.ls:main", "list the versions on this node"),
@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     are taken care of."""
     if argv is not None:
         return _dispatch(list(argv), for_itself=False)
-    from cached.contract import output
+    from cached.contract.program import output
 
     output.use_streams()
     arguments = sys.argv[1:]
@@ -58,7 +58,7 @@ def _dispatch(arguments: list[str], *, for_itself: bool) -> int:
         sys.stderr.write(f"holdfast: no command {arguments[0]!r}\n\n{_usage()}")
         return EXIT_USAGE
     if arguments[0] in _RUN_FOR_LONG and for_itself:
-        from cached.contract import process
+        from cached.contract.program import process
 
         process.prepare()
     return _load(arguments[0], command[0])(arguments[1:])

@@ -11,20 +11,20 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from server.pretrained import load_pretrained
     from server.weights.files import iter_tensors, load_file
+    from server.weights.format.shards import Shards
     from server.weights.handle import safe_open
     from server.weights.modules import load_model
-    from server.weights.shards import Shards
+    from server.weights.pretrained import load_pretrained
 
 __all__ = ["Shards", "iter_tensors", "load_file", "load_model", "load_pretrained", "safe_open"]
 
 _HOMES = {
-    "Shards": "server.weights.shards",
+    "Shards": "server.weights.format.shards",
     "iter_tensors": "server.weights.files",
     "load_file": "server.weights.files",
     "load_model": "server.weights.modules",
-    "load_pretrained": "server.pretrained",
+    "load_pretrained": "server.weights.pretrained",
     "safe_open": "server.weights.handle",
 }
 

@@ -18,20 +18,22 @@ from functools import partial
 from typing import TypeVar
 
 from cached.contract.errors import HoldfastError, Permanent
-from cached.contract.options import EXIT_DONE, EXIT_FAILED
-from server import api, options, usercode, workshop
-from server.admission import Rules, judge
-from server.entries import read_followed
-from server.fleet import Fleet
-from server.frontdoor import FrontDoor
-from server.golden import Mode, read, replay
-from server.jobs import call_in_thread
-from server.metrics import Metrics
-from server.operations import REHEARSAL_HEADER, Draining, Loading, Operations, Ready
-from server.options import Settings
-from server.pulse import Pulse
-from server.served import Catalog
-from server.snapshot import Holding, hold
+from cached.contract.program.options import EXIT_DONE, EXIT_FAILED
+from server import options
+from server.api import routes
+from server.api.listener import FrontDoor
+from server.engine.engine import call_in_thread
+from server.lifecycle import loading, user_app
+from server.lifecycle.admission import Rules, judge
+from server.lifecycle.entries import read_followed
+from server.lifecycle.fleet import Fleet
+from server.lifecycle.golden import Mode, read, replay
+from server.lifecycle.health import Pulse
+from server.lifecycle.metrics import Metrics
+from server.lifecycle.readiness import REHEARSAL_HEADER, Draining, Loading, Operations, Ready
+from server.lifecycle.registry import Catalog
+from server.lifecycle.settings import Settings
+from server.lifecycle.snapshot import Holding, hold
 
 _LOG = logging.getLogger("holdfast.serve")
 _THREADS_END_WITHIN_S = 0.5
@@ -100,7 +102,7 @@ class _Server:
             return
         fleet = Fleet(self._settings, self._held, self._catalog, self._operations, self._metrics)
         await fleet.start()
-        await door.serve(api.application(self._catalog, self._settings.limits), cancel_when_gone=True)
+        await door.serve(routes.application(self._catalog, self._settings.limits), cancel_when_gone=True)
         self._ready(started)
         pulse = Pulse(self._catalog, self._operations, self._settings.probe_interval_s, self._settings.probe_timeout_s)
         async with asyncio.TaskGroup() as group:
@@ -116,11 +118,11 @@ class _Server:
         """Build and serve somebody's application; tells whether it may be ready."""
         entry = self._settings.models[0]
         snapshot = self._held[entry.name].snapshot
-        device = await self._step("device", partial(workshop.select_device_for_user_code, self._settings.device))
+        device = await self._step("device", partial(loading.select_device_for_user_code, self._settings.device))
         self._operations.device = device
         self._operations.enter(Loading("app"))
         with self._metrics.stage("app"):
-            application = await usercode.build(target, snapshot.path, device)
+            application = await user_app.build(target, snapshot.path, device)
             self._metrics.model(entry.name).describe(snapshot, None)
             await door.serve(application, cancel_when_gone=False)
         golden = None if self._settings.golden is Mode.OFF else read(snapshot.path)

@@ -7,56 +7,21 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from cached.contract.digest import Digest
 from cached.contract.errors import HoldfastError
 from cached.contract.layout import DEFAULT_MOUNT, PublicLayout
-from cached.contract.options import OptionParser, parse_address
-from cached.contract.reference import ModelRef
-from cached.contract.units import parse_size
-from cached.contract.wanted import parse_models, pinned
-from server.entries import Entry, entries_of
-from server.golden import Mode
+from cached.contract.program.options import OptionParser, parse_address
+from cached.contract.program.units import parse_size
+from cached.contract.reference import ModelRef, parse_models, pinned
+from server.engine.types import Limits
+from server.lifecycle.entries import Entry, entries_of
+from server.lifecycle.golden import Mode
+from server.lifecycle.settings import Settings
 
 _SOURCES = ("--follow", "--models", "--model-path", "--model")  # which models: the first that is there
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What one client may ask: `body_bytes` a request, `queue` requests waiting, `max_tokens` generated a choice.
-
-    `batch` sequences are generated at once, in at most `cache_bytes` of memory beside the weights; None: what is free.
-    """
-
-    body_bytes: int
-    queue: int
-    max_tokens: int | None
-    batch: int
-    cache_bytes: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """One server. `models` is empty where the file `follow` names them; `app` is None for our own API.
-
-    An idle model is asked something every `probe_interval_s`, and is ill when that takes `probe_timeout_s`.
-    """
-
-    models: tuple[Entry, ...]
-    follow: Path | None
-    root: Path
-    host: str
-    port: int
-    device: str
-    dtype: str
-    app: str | None
-    drain_timeout_s: float
-    probe_interval_s: float
-    probe_timeout_s: float
-    golden: Mode
-    limits: Limits
 
 
 def parse(argv: Sequence[str]) -> Settings:

@@ -8,9 +8,9 @@ from __future__ import annotations
 import sys
 from importlib import import_module
 
-from cached.contract import process
+from cached.contract.program import process
 
-COMMANDS = {"gate": "sidecar.gate"}
+COMMANDS = {"gate": "sidecar.gate.main"}
 EXIT_USAGE = 2
 
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from cached.blocking import Blocking
+from cached.node.threads import Blocking
 
 
 @contextmanager

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from cached.board import Board
 from cached.contract.layout import PublicLayout
 from cached.contract.reference import ModelRef
 from cached.contract.status import State
+from cached.node.status_files import Board
 
 A, OTHER = ModelRef("m", "a"), ModelRef("m", "other")
 

@@ -7,11 +7,11 @@ import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from cached.catalog import EMPTY_CATALOG, Catalog, ParsedCatalog, parse_catalog
 from cached.contract.digest import Digest
 from cached.contract.errors import Permanent
 from cached.contract.reference import ModelRef
-from cached.yaml_nodes import MAX_CHARACTERS
+from cached.core.catalog import EMPTY_CATALOG, Catalog, ParsedCatalog, parse_catalog
+from cached.core.yaml_nodes import MAX_CHARACTERS
 
 DIGEST = "sha256:" + "ab" * 32
 

@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cached.catalog import EMPTY_CATALOG, Catalog, parse_catalog
 from cached.contract.digest import Digest
 from cached.contract.errors import DigestMismatch
 from cached.contract.reference import ModelRef
-from cached.demand import Demand, PodWant, Priority, PullWant, compute_demand
+from cached.core.catalog import EMPTY_CATALOG, Catalog, parse_catalog
+from cached.core.demand import Demand, PodWant, Priority, PullWant, compute_demand
 
 A, B = Digest("a" * 64), Digest("b" * 64)
 LISTED = f"""

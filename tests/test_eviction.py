@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from cached.contract.digest import Digest
 from cached.contract.reference import ModelRef
-from cached.eviction import Choice, Holding, by_age, choose_victims, over_watermark, reclaimable, short_of
-from cached.ledger import SpaceUse
+from cached.core.eviction import Choice, Holding, by_age, choose_victims, over_watermark, reclaimable, short_of
+from cached.core.space import SpaceUse
 
 
 def holding(

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cached.contract.errors import HoldfastError, Permanent
-from cached.filters import choose, may_select_below, nothing_selected, select, without_clutter
-from cached.sources.base import Listing, RemoteFile, Unlisted
+from cached.core.filters import choose, may_select_below, nothing_selected, select, without_clutter
+from cached.core.listing import Listing, RemoteFile, Unlisted
 
 FILES = ("config.json", "model.safetensors", "onnx/model.onnx", "onnx/config.json", "README.md", "tokenizer.model")
 

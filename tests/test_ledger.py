@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from cached.contract.errors import Permanent, Transient
-from cached.ledger import DiskSpace, Ledger, NoSpace, OnDisk, Reservation, SpaceUse
+from cached.core.space import DiskSpace, Ledger, NoSpace, OnDisk, Reservation, SpaceUse
 
 
 class Disk:

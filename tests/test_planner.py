@@ -10,10 +10,10 @@ import pytest
 from cached.contract.digest import Digest
 from cached.contract.errors import Permanent
 from cached.contract.reference import ModelRef
-from cached.demand import Demand, Priority, Want
-from cached.eviction import Holding
-from cached.ledger import Shortage, SpaceUse, Stake
-from cached.planner import Cancel, Evict, Forget, GiveWay, LetPass, Refuse, Reprioritize, Situation, Start, plan
+from cached.core.demand import Demand, Priority, Want
+from cached.core.eviction import Holding
+from cached.core.planner import Cancel, Evict, Forget, GiveWay, LetPass, Refuse, Reprioritize, Situation, Start, plan
+from cached.core.space import Shortage, SpaceUse, Stake
 
 A, B = Digest("a" * 64), Digest("b" * 64)
 EMPTY = SpaceUse(capacity=100, used=0, reserved=0, dying=0, free=100, budget=100)

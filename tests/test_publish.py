@@ -18,8 +18,8 @@ from cached.contract.digest import Digest
 from cached.contract.errors import Transient
 from cached.contract.golden import GOLDEN_NAME, Case, Environment, Golden, Tolerance
 from cached.contract.manifest import Manifest
-from cached.sources.local import LocalSource
-from cached.uploads.mark import Mark
+from cached.publish.mark import Mark
+from cached.sources.local.source import LocalSource
 from tests.support.publishing import command, new_bucket, objects, publish, published, tree
 from tests.support.s3 import SECRET_KEY, S3Server
 
@@ -247,7 +247,7 @@ def test_bad_options_are_usage_errors(model: Path, tmp_path: Path) -> None:
 
 def test_publishing_to_a_folder_imports_no_aws_library() -> None:
     """The command pays for aiobotocore only where it publishes to S3."""
-    program = "import sys, cached.publish; sys.exit('botocore' in sys.modules or 'aiohttp' in sys.modules)"
+    program = "import sys, cached.publish.command; sys.exit('botocore' in sys.modules or 'aiohttp' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
 

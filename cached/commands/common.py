@@ -13,7 +13,7 @@ from pathlib import Path
 from cached.contract.digest import Digest
 from cached.contract.errors import HoldfastError
 from cached.contract.layout import DEFAULT_ROOT, Layout
-from cached.contract.options import EXIT_FAILED, OptionParser
+from cached.contract.program.options import EXIT_FAILED, OptionParser
 from cached.contract.reference import ModelRef
 
 

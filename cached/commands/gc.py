@@ -9,9 +9,9 @@ import sys
 from collections.abc import Sequence
 
 from cached.commands.common import ask_within, command_parser, layout_of, report_errors, table
-from cached.contract.options import EXIT_DONE
-from cached.contract.units import format_size
-from cached.control_client import ControlClient, GcReport
+from cached.commands.control_client import ControlClient, GcReport
+from cached.contract.program.options import EXIT_DONE
+from cached.contract.program.units import format_size
 
 
 def main(argv: Sequence[str]) -> int:

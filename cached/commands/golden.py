@@ -20,7 +20,7 @@ from typing import Any
 from cached.commands.common import report_errors
 from cached.contract.errors import HoldfastError, Permanent, Transient
 from cached.contract.golden import Case, Environment, Golden, Tolerance, compare
-from cached.contract.options import EXIT_DONE, OptionParser
+from cached.contract.program.options import EXIT_DONE, OptionParser
 from cached.contract.status import timestamp
 
 _ANSWER_WITHIN_S = 600.0

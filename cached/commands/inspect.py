@@ -18,10 +18,10 @@ from cached.contract.errors import HoldfastError, Permanent
 from cached.contract.golden import GOLDEN_NAME, Golden
 from cached.contract.layout import PublicLayout, SnapshotLayout
 from cached.contract.manifest import Manifest
-from cached.contract.options import EXIT_DONE
+from cached.contract.program.options import EXIT_DONE
+from cached.contract.program.units import format_size
 from cached.contract.reference import ModelRef
 from cached.contract.status import ModelStatus
-from cached.contract.units import format_size
 from cached.contract.verified import VerifiedRecord
 from cached.contract.verify import load_manifest
 

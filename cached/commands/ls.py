@@ -14,9 +14,9 @@ from typing import Any
 from cached.commands.common import command_parser, layout_of, report_errors, table
 from cached.commands.tree import HeldVersion, check_root, held_versions, model_statuses
 from cached.contract.layout import PublicLayout
-from cached.contract.options import EXIT_DONE
+from cached.contract.program.options import EXIT_DONE
+from cached.contract.program.units import format_size
 from cached.contract.status import ModelStatus
-from cached.contract.units import format_size
 
 _Held = list[tuple[HeldVersion, ModelStatus | None]]  # with its status, if there is one
 

@@ -9,8 +9,8 @@ import sys
 from collections.abc import Sequence
 
 from cached.commands.common import ask_within, command_parser, layout_of, reference, report_errors
-from cached.contract.options import EXIT_DONE
-from cached.control_client import ControlClient, Unpinned
+from cached.commands.control_client import ControlClient, Unpinned
+from cached.contract.program.options import EXIT_DONE
 
 
 def main(argv: Sequence[str]) -> int:

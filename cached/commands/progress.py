@@ -9,8 +9,8 @@ import shutil
 import time
 from typing import TextIO
 
+from cached.contract.program.units import format_duration, format_size
 from cached.contract.status import ModelStatus, Stale, State
-from cached.contract.units import format_duration, format_size
 
 _LINE_EVERY_S = 2.0  # where the stream is no terminal: a line a state, and one every so often
 

@@ -13,15 +13,15 @@ import time
 from collections.abc import Sequence
 
 from cached.commands.common import command_parser, digest, layout_of, reference, report_errors, seconds
+from cached.commands.control_client import ControlClient, PullAnswer
 from cached.commands.progress import ProgressLine, describe
 from cached.commands.tree import daemon_status, held_version, model_status, seconds_since
 from cached.contract.errors import DigestMismatch, HoldfastError, Permanent, Transient
 from cached.contract.layout import Layout, PublicLayout
-from cached.contract.options import EXIT_DONE, EXIT_FAILED
+from cached.contract.program.options import EXIT_DONE, EXIT_FAILED
+from cached.contract.program.units import format_duration
 from cached.contract.reference import ModelRef
 from cached.contract.status import ModelStatus, State
-from cached.contract.units import format_duration
-from cached.control_client import ControlClient, PullAnswer
 
 _POLL_S = 0.1
 _ANSWER_S = 30.0

@@ -16,9 +16,9 @@ from cached.commands.common import command_parser, layout_of, report_errors, tab
 from cached.commands.progress import amounts
 from cached.commands.tree import check_root, daemon_status, disk, model_statuses, seconds_since
 from cached.contract.layout import PublicLayout
-from cached.contract.options import EXIT_DONE
+from cached.contract.program.options import EXIT_DONE
+from cached.contract.program.units import format_duration, format_size
 from cached.contract.status import DaemonStatus, ModelStatus, StatusError, parse_timestamp
-from cached.contract.units import format_duration, format_size
 
 _REFRESH_S = 1.0
 _HEARTBEAT_LATE_S = 15.0  # it moves at least every 5 s (design, section 3)

@@ -16,9 +16,9 @@ from cached.contract import lease
 from cached.contract.errors import HoldfastError, Transient
 from cached.contract.layout import PublicLayout
 from cached.contract.manifest import Manifest
-from cached.contract.options import EXIT_DONE, EXIT_FAILED
+from cached.contract.program.options import EXIT_DONE, EXIT_FAILED
+from cached.contract.program.units import format_size
 from cached.contract.reference import ModelRef
-from cached.contract.units import format_size
 from cached.contract.verify import check_full, load_manifest
 
 

@@ -14,8 +14,7 @@ from typing import Literal, NoReturn
 
 from cached.contract.errors import InvalidReference, Permanent
 from cached.contract.layout import DEFAULT_MOUNT
-from cached.contract.reference import ModelRef
-from cached.contract.wanted import Wanted, parse_models, pinned, variable_suffix
+from cached.contract.reference import ModelRef, Wanted, parse_models, pinned, variable_suffix
 
 PREFIX = "holdfast.dev/"
 MODEL = PREFIX + "model"

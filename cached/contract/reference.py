@@ -6,8 +6,10 @@ Law: pure; the grammar is section 2 of the design and nothing else is accepted.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
+from cached.contract.digest import Digest
 from cached.contract.errors import InvalidReference
 
 _SEGMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
@@ -84,3 +86,88 @@ def name_from_path_segment(segment: str) -> str:
     name = segment.replace("--", "/")
     check_name(name)
     return name
+
+
+_ALIAS = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+_REMEDY = "write them as in `base=llama-3.1-8b@v3,adapter=support-lora@v7`; `alias=` may be left out"
+_PINS_REMEDY = "write `sha256:…` for one model, and for several `base=sha256:…,adapter=sha256:…`"
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """One version that must be there; `pin` is the only manifest digest it may have, `alias` the pod's name for it."""
+
+    ref: ModelRef
+    pin: Digest | None = None
+    alias: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.alias}={self.ref}" if self.alias else str(self.ref)
+
+
+def parse_models(text: str) -> tuple[Wanted, ...]:
+    """Read `alias=name@version,…`; raises `InvalidReference`, also where an alias or a reference comes twice."""
+    found = tuple(_parse_one(item.strip()) for item in text.split(","))
+    for names in ([w.alias for w in found if w.alias], [str(w.ref) for w in found]):
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise InvalidReference(f"expected each model once, found {', '.join(twice)} more than once", _REMEDY)
+    return found
+
+
+def pinned(models: Sequence[Wanted], text: str) -> tuple[Wanted, ...]:
+    """Add the pins in `text`: one digest for one model, or `alias=sha256:…,name@version=sha256:…` for any of them.
+
+    Raises `InvalidReference`, also for a bare digest where there are several models.
+    """
+    items = [item.strip() for item in text.split(",")]
+    if len(items) == 1 and "=" not in items[0]:
+        if len(models) != 1:
+            raise InvalidReference(f"one digest cannot pin {len(models)} models", _PINS_REMEDY)
+        return (replace(models[0], pin=Digest.parse(items[0])),)
+    pins: dict[str, Digest] = {}
+    for item in items:
+        key, equals, digest = item.partition("=")
+        if not equals or key in pins:
+            problem = "comes twice" if equals else "does not say which model it pins"
+            raise InvalidReference(f"{item[:200]!r} {problem}", _PINS_REMEDY)
+        pins[key] = Digest.parse(digest)
+    found = tuple(replace(w, pin=_take(pins, w)) for w in models)
+    if pins:
+        names = ", ".join(_key(wanted) for wanted in models)
+        raise InvalidReference(f"no model {next(iter(pins))[:200]!r} among {names}", _PINS_REMEDY)
+    return found
+
+
+def write_pins(models: Sequence[Wanted]) -> str | None:
+    """Write the pins so that `pinned` reads them; None where there are none."""
+    if len(models) == 1:
+        return str(models[0].pin) if models[0].pin is not None else None
+    return ",".join(f"{_key(wanted)}={wanted.pin}" for wanted in models if wanted.pin is not None) or None
+
+
+def write_models(models: Iterable[Wanted]) -> str:
+    """Write the models so that `parse_models` reads them; without the pins."""
+    return ",".join(map(str, models))
+
+
+def variable_suffix(alias: str) -> str:
+    """The end of `HOLDFAST_MODEL_PATH_<ALIAS>`: upper case, `_` for whatever a variable's name cannot have."""
+    return re.sub(r"[^A-Z0-9]", "_", alias.upper())
+
+
+def _key(wanted: Wanted) -> str:
+    return wanted.alias or str(wanted.ref)
+
+
+def _take(pins: dict[str, Digest], wanted: Wanted) -> Digest | None:
+    """The pin by alias or by reference, taken out of `pins`."""
+    by_alias = pins.pop(wanted.alias, None) if wanted.alias else None
+    return by_alias or pins.pop(str(wanted.ref), None)
+
+
+def _parse_one(item: str) -> Wanted:
+    alias, equals, reference = item.rpartition("=")
+    if equals and not _ALIAS.fullmatch(alias):
+        raise InvalidReference(f"not an alias: {alias[:100]!r} in {item[:200]!r}", _REMEDY)
+    return Wanted(ModelRef.parse(reference), alias=alias or None)

@@ -20,11 +20,11 @@ from collections.abc import Callable
 from pathlib import Path
 from queue import SimpleQueue
 
-from cached.contract import limits
 from cached.contract.digest import Digest
 from cached.contract.errors import DigestMismatch, HoldfastError, Permanent
 from cached.contract.layout import SnapshotLayout
 from cached.contract.manifest import FileEntry, Manifest
+from cached.contract.program import limits
 from cached.contract.verified import VerifiedFile, VerifiedRecord
 from cached.contract.verity import NoSeal, measure
 

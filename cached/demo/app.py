@@ -14,12 +14,12 @@ from pathlib import Path
 
 from cached.commands.common import tell_error
 from cached.contract.errors import HoldfastError, Permanent
-from cached.contract.options import EXIT_DONE, EXIT_FAILED, OptionParser
-from cached.contract.units import parse_rate
-from cached.demo.acts import Demo, Settings
+from cached.contract.program.options import EXIT_DONE, EXIT_FAILED, OptionParser
+from cached.contract.program.units import parse_rate
 from cached.demo.processes import Processes, ProcessFailed, Stopped
 from cached.demo.report import Report
-from cached.demo.stage import Stage
+from cached.demo.steps import Demo, Settings
+from cached.demo.workspace import Stage
 
 _GRACE_S = 10.0
 _OPENING = """Holdfast, from end to end on this machine: a real sentence encoder (all-MiniLM-L6-v2) goes into a real S3

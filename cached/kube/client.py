@@ -7,6 +7,7 @@ request, and once more on 401, so a rotation is never noticed. Nothing is retrie
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from typing import Any, Self
 
 import aiohttp
 
-from cached.contract.errors import HoldfastError
+from cached.contract.errors import HoldfastError, Transient
 from cached.kube.cluster import Cluster
 from cached.kube.errors import Unreachable, bad_answer, of_status
 
@@ -170,3 +171,24 @@ async def _refusal(answer: aiohttp.ClientResponse, call: Call) -> HoldfastError:
     body = await answer.content.read(_ERROR_BODY)
     after = answer.headers.get("Retry-After", "")
     return of_status(answer.status, body, str(call), float(after) if after.isascii() and after.isdigit() else None)
+
+
+class Backoff:
+    """The pauses between the tries at one thing. Full jitter: a thousand daemons that lost the API at once come back
+    spread out."""
+
+    def __init__(self, first_s: float, cap_s: float) -> None:
+        self._first_s, self._cap_s = first_s, cap_s
+        self._next_s = first_s
+
+    def reset(self) -> None:
+        """It worked."""
+        self._next_s = self._first_s
+
+    def pause_s(self, error: HoldfastError | None = None) -> float:
+        """It did not: seconds to wait now."""
+        ceiling, self._next_s = self._next_s, min(self._cap_s, self._next_s * 2)
+        asked = error.retry_after_s if isinstance(error, Transient) else None
+        if asked is not None:
+            return min(asked, self._cap_s) * random.uniform(1.0, 1.5)  # noqa: S311 - jitter
+        return ceiling * random.uniform(0.5, 1.0)  # noqa: S311 - jitter

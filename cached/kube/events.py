@@ -15,8 +15,7 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 
 from cached.contract.errors import HoldfastError, Transient
-from cached.kube.backoff import Backoff
-from cached.kube.client import MERGE_PATCH, Call, KubeClient
+from cached.kube.client import MERGE_PATCH, Backoff, Call, KubeClient
 from cached.kube.errors import NotFound
 from cached.kube.names import PodName
 

@@ -20,8 +20,7 @@ from cached.contract.annotations import SUMMARY
 from cached.contract.digest import Digest
 from cached.contract.errors import HoldfastError
 from cached.contract.labels import PREFIX, READY, weights_label
-from cached.kube.backoff import Backoff
-from cached.kube.client import MERGE_PATCH, METADATA, Call, KubeClient
+from cached.kube.client import MERGE_PATCH, METADATA, Backoff, Call, KubeClient
 from cached.kube.errors import bad_answer
 
 _log = logging.getLogger(__name__)

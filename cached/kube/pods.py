@@ -19,9 +19,8 @@ from typing import Any
 from cached.contract.annotations import PREFIX, asks, parse
 from cached.contract.errors import HoldfastError, Permanent
 from cached.contract.reference import ModelRef
-from cached.demand import PodWant
-from cached.kube.backoff import Backoff
-from cached.kube.client import METADATA, METADATA_LIST, Call, KubeClient
+from cached.core.demand import PodWant
+from cached.kube.client import METADATA, METADATA_LIST, Backoff, Call, KubeClient
 from cached.kube.errors import Gone, bad_answer
 from cached.kube.names import PodName
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from cached.contract.errors import InvalidManifest
 from cached.contract.manifest import MANIFEST_NAME, Manifest
-from cached.wire.pages import page_error, page_in
+from cached.transport.pages import page_error, page_in
 
 
 def read_manifest(data: bytes, where: str) -> Manifest:

@@ -13,7 +13,7 @@ from cached.contract.errors import Permanent
 from cached.sources.base import Source
 
 if TYPE_CHECKING:
-    from cached.wire.client import HttpClient
+    from cached.transport.client import HttpClient
 
 SUPPORTED = "s3://, hf://, https://, http://, file:// or an absolute path"
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
@@ -29,19 +29,19 @@ def open_source(uri: str, client: HttpClient) -> Source:
     match = _SCHEME.match(uri)
     scheme = match[1].lower() if match else ""
     if scheme == "s3":
-        from cached.sources.s3 import S3Source
+        from cached.sources.s3.source import S3Source
 
         return S3Source(uri, client.settings.stall_window_s)
     if scheme == "hf":
-        from cached.sources.huggingface import HuggingFaceSource
+        from cached.sources.huggingface.source import HuggingFaceSource
 
         return HuggingFaceSource(uri, client)
     if scheme in ("http", "https"):
-        from cached.sources.web import WebSource
+        from cached.sources.http.source import WebSource
 
         return WebSource(uri, client)
     if scheme == "file" or uri.startswith("/"):
-        from cached.sources.local import LocalSource
+        from cached.sources.local.source import LocalSource
 
         return LocalSource(uri)
     found = f"the scheme {scheme!r}" if scheme else "none of these"

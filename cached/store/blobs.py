@@ -13,7 +13,7 @@ from pathlib import Path
 
 from cached.contract.digest import is_hex
 from cached.contract.layout import Layout
-from cached.store import durable
+from cached.store.disk import durable
 
 _one_at_a_time = threading.Lock()  # two flights may find at the same moment that they have the same bytes
 

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from cached.contract.digest import is_hex
-from cached.store import durable
+from cached.store.disk import durable
 
 _MODE = 0o600
 _SLACK = 4096  # lines that hold no more, past which the file is written anew

@@ -16,7 +16,7 @@ from cached.contract.errors import HoldfastError, InvalidManifest
 from cached.contract.layout import Layout
 from cached.contract.reference import ModelRef
 from cached.contract.status import encode
-from cached.store import durable
+from cached.store.disk import durable
 from cached.store.snapshots import remove_empty
 
 

@@ -24,7 +24,7 @@ from cached.contract.errors import HoldfastError, Transient
 from cached.contract.layout import Layout
 from cached.contract.manifest import MAX_FILE_BYTES
 from cached.contract.status import encode
-from cached.store import durable, verity
+from cached.store.disk import durable, verity
 from cached.store.ranges import Ranges
 
 ALIGNMENT = 4096  # what O_DIRECT asks of offset, length and memory; the page size of every machine we run on

@@ -16,15 +16,16 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from cached.contract import limits
 from cached.contract.digest import Digest, is_hex
 from cached.contract.errors import HoldfastError, InvalidReference, Permanent
 from cached.contract.layout import LAYOUT_VERSION, TEMPORARY_PREFIX, Layout
 from cached.contract.manifest import Manifest
+from cached.contract.program import limits
 from cached.contract.reference import ModelRef, name_from_path_segment
 from cached.contract.status import ModelStatus
 from cached.store import blobs as committed
-from cached.store import digest_journal, durable, fetched, ground, ingest, mending, removal, snapshots
+from cached.store import deletion, digest_journal, fetched, ingest, repair, snapshots
+from cached.store.disk import durable, preflight
 from cached.store.fetched import FetchRecord
 
 _log = logging.getLogger(__name__)
@@ -60,7 +61,7 @@ def prepare(layout: Layout) -> None:
         layout.root.mkdir(parents=True, exist_ok=True)
         _check_version(layout)
         make_tree(layout)
-        ground.check(layout)
+        preflight.check(layout)
         if not layout.version.exists():
             durable.replace(layout.version, LAYOUT_VERSION.encode(), 0o644)
     except OSError as error:
@@ -95,7 +96,7 @@ def recover(layout: Layout) -> Recovered:
     blobs, ingests, quarantined = measure(layout)
     # Asked file by file: of two views of keys, `-` goes through the larger one, and there are hundreds of snapshots.
     for digest in [digest for digest, manifest in manifests.items() if not _are_all_in(manifest, blobs)]:
-        mending.rejoin(layout, digest, manifests[digest])
+        repair.rejoin(layout, digest, manifests[digest])
         sizes = manifests[digest].blob_sizes()
         blobs.update((sha256, size) for sha256, size in sizes.items() if layout.blob(sha256).exists())
         if not _are_all_in(manifests[digest], blobs):  # somebody deleted what it is made of
@@ -123,7 +124,7 @@ def measure(layout: Layout) -> tuple[dict[str, int], dict[str, int], dict[str, i
         with contextlib.suppress(FileNotFoundError):
             blobs[blob.name] = blob.stat(follow_symlinks=False).st_size
     partials = {name: ingest.allocated_bytes(layout.ingest / name) for name in _names(layout.ingest)}
-    quarantined = {name: removal.quarantined_bytes(layout, name) for name in _names(layout.quarantine)}
+    quarantined = {name: deletion.quarantined_bytes(layout, name) for name in _names(layout.quarantine)}
     return blobs, partials, quarantined
 
 

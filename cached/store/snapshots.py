@@ -19,7 +19,7 @@ from cached.contract.manifest import Manifest
 from cached.contract.reference import ModelRef
 from cached.contract.status import timestamp
 from cached.contract.verified import VerifiedFile, VerifiedRecord
-from cached.store import durable, verity
+from cached.store.disk import durable, verity
 
 _one_at_a_time = threading.Lock()  # two names may have the same content, and be published at the same moment
 

@@ -13,14 +13,15 @@ from typing import TypeAlias
 import torch
 
 from cached.contract.errors import Permanent
-from server.weights import dtypes, report
-from server.weights.accelerator import Accelerator, DeviceLike, find
-from server.weights.checkpoint import Checkpoint, Source, open_checkpoint
-from server.weights.delivery import Item, Options, deliver, item
-from server.weights.hostmap import HostMap
+from server.weights import report
+from server.weights.cuda.accelerator import Accelerator, DeviceLike, find
+from server.weights.format import dtypes
+from server.weights.format.checkpoint import Checkpoint, Source, open_checkpoint
+from server.weights.format.selection import Box
+from server.weights.format.shards import Shards
+from server.weights.host.mapping import HostMap
+from server.weights.load import Item, Options, deliver, item
 from server.weights.report import Bound, LoadReport, Stages
-from server.weights.selection import Box
-from server.weights.shards import Shards
 
 
 def load_file(

@@ -14,13 +14,13 @@ from typing import Any, Protocol
 import torch
 
 from cached.contract.errors import Permanent
-from server.safetensors import Header, TensorEntry
-from server.weights import dtypes
-from server.weights.accelerator import Accelerator, DeviceLike, find
-from server.weights.checkpoint import Checkpoint, open_checkpoint
-from server.weights.delivery import Options, deliver, item
-from server.weights.hostmap import HostMap
-from server.weights.selection import box
+from server.weights.cuda.accelerator import Accelerator, DeviceLike, find
+from server.weights.format import dtypes
+from server.weights.format.checkpoint import Checkpoint, open_checkpoint
+from server.weights.format.safetensors import Header, TensorEntry
+from server.weights.format.selection import box
+from server.weights.host.mapping import HostMap
+from server.weights.load import Options, deliver, item
 
 _FRAMEWORKS = ("pt", "torch", "pytorch")
 _BACKENDS = ("mmap", "pread")

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from server.weights.accelerator import DeviceLike, find
-from server.weights.checkpoint import Checkpoint, Source, open_checkpoint
-from server.weights.delivery import Options
-from server.weights.dtypes import of
+from server.weights.cuda.accelerator import DeviceLike, find
 from server.weights.files import choose, load_open
+from server.weights.format.checkpoint import Checkpoint, Source, open_checkpoint
+from server.weights.format.dtypes import of
+from server.weights.load import Options
 
 if TYPE_CHECKING:
     from torch.nn.modules.module import _IncompatibleKeys

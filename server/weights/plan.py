@@ -15,7 +15,7 @@ from functools import cached_property
 from itertools import chain
 from typing import NamedTuple
 
-from server.weights.selection import Run, clip
+from server.weights.format.selection import Run, clip
 from server.weights.settings import PAGE
 
 ALIGNMENT = 16

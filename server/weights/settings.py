@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from cached.contract.errors import Permanent
-from cached.contract.units import parse_size
+from cached.contract.program.units import parse_size
 
 PAGE = 4096
 MIB = 1024 * 1024

@@ -17,7 +17,7 @@ from bench.load_report import Run, State, targets, text
 from bench.loaders import INSTANTTENSOR, OURS
 from bench.loading import Job, Timing, Watched, watch
 from cached.contract.errors import Permanent
-from server.weights.accelerator import Accelerator
+from server.weights.cuda.accelerator import Accelerator
 from server.weights.settings import Settings
 from tests.support.fake_cuda import FakeRuntime, fake_accelerator
 

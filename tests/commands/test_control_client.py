@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from cached.commands.control_client import ControlClient, Evicted, PullAnswer, Unpinned
 from cached.contract.digest import Digest
 from cached.contract.errors import Permanent, Transient
 from cached.contract.layout import Layout
 from cached.contract.reference import ModelRef
 from cached.contract.status import State
-from cached.control_client import ControlClient, Evicted, PullAnswer, Unpinned
 from tests.support.control import ControlServer
 
 REF = ModelRef("acme/llama", "v3")

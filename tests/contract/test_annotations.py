@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 from cached.contract.annotations import KNOWN, parse
 from cached.contract.digest import Digest
 from cached.contract.errors import HoldfastError, Permanent
-from cached.contract.reference import ModelRef
-from cached.contract.wanted import Wanted, parse_models, pinned, write_models, write_pins
+from cached.contract.reference import ModelRef, Wanted, parse_models, pinned, write_models, write_pins
 
 A, B = Digest("a" * 64), Digest("b" * 64)
 

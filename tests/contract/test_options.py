@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from cached.contract.options import EXIT_USAGE, OptionParser, parse_address
-from cached.contract.units import parse_size
+from cached.contract.program.options import EXIT_USAGE, OptionParser, parse_address
+from cached.contract.program.units import parse_size
 
 
 def parser() -> OptionParser:

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from cached.commands.control_client import PullAnswer
 from cached.contract.reference import ModelRef
-from cached.control_client import PullAnswer
 from tests.support.daemon import DaemonProcess, model, prefetched, publish_files, write_files
 
 V1 = ModelRef("tiny", "v1")

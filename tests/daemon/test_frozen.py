@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from cached.commands.control_client import ControlClient
 from cached.contract.errors import Permanent, Transient
 from cached.contract.reference import ModelRef
-from cached.control_client import ControlClient
 from tests.support.daemon import DaemonProcess, model, publish_files
 
 REF = ModelRef("acme/tiny", "v1")

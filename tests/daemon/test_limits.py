@@ -12,7 +12,7 @@ from typing import IO
 import pytest
 
 from cached.contract.reference import ModelRef
-from cached.small_attempt import SMALL_BYTES
+from cached.fetch.small_attempt import SMALL_BYTES
 from tests.support.daemon import (
     REPOSITORY,
     DaemonProcess,

@@ -82,7 +82,7 @@ def test_a_failing_process_shows_its_last_lines(folder: Path, tmp_path: Path) ->
     broken.chmod(0o755)
     script = (
         "import sys\n"
-        "import cached.demo.cast as cast\n"
+        "import cached.demo.components as cast\n"
         f"cast.rclone = lambda: {str(broken)!r}\n"
         "from cached.demo import main\n"
         f"sys.exit(main(['--exit', '--root', {str(folder)!r}]))\n"

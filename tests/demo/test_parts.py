@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from cached.contract.errors import Permanent
-from cached.demo import doors
+from cached.demo import daemon_client
 from cached.demo.app import main
 from cached.demo.report import cosine
-from cached.demo.stage import Keys, Stage, model_folder, plain_environment
+from cached.demo.workspace import Keys, Stage, model_folder, plain_environment
 
 EXPOSITION = """\
 # HELP holdfast_fetch_bytes_total Bytes received from sources.
@@ -24,31 +24,31 @@ holdfast_fetch_bytes_created{source="s3"} 1.7e+09
 
 def test_a_metric_is_summed_over_its_labels() -> None:
     """Samples of one name add up; other names and comments do not count."""
-    assert doors.metric(EXPOSITION, "holdfast_fetch_bytes_total") == 91_000_005
+    assert daemon_client.metric(EXPOSITION, "holdfast_fetch_bytes_total") == 91_000_005
 
 
 def test_a_metric_can_be_picked_by_label() -> None:
     """Only the samples with the label count."""
-    assert doors.metric(EXPOSITION, "holdfast_fetch_bytes_total", 'source="http"') == 5
+    assert daemon_client.metric(EXPOSITION, "holdfast_fetch_bytes_total", 'source="http"') == 5
 
 
 def test_a_metric_that_is_not_there_is_zero() -> None:
     """A counter nobody touched has no sample: that is zero."""
-    assert doors.metric(EXPOSITION, "holdfast_evictions_total") == 0
+    assert daemon_client.metric(EXPOSITION, "holdfast_evictions_total") == 0
 
 
 def test_a_taken_port_is_not_handed_out() -> None:
     """Where the preferred port is taken, another one is found."""
     with socket.socket() as taken:
-        taken.bind((doors.HOST, 0))
+        taken.bind((daemon_client.HOST, 0))
         taken.listen()
         port = taken.getsockname()[1]
-        assert doors.free_address(port)[1] != port
+        assert daemon_client.free_address(port)[1] != port
 
 
 def test_a_closed_door_does_not_answer() -> None:
     """A port nobody listens on is a plain False."""
-    assert not doors.answers(doors.free_address(0), "/readyz")
+    assert not daemon_client.answers(daemon_client.free_address(0), "/readyz")
 
 
 def test_cosine_of_equal_and_of_orthogonal_vectors() -> None:
@@ -94,7 +94,7 @@ def test_a_folder_in_use_is_refused(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 def test_a_missing_model_package_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the demo's extra, the error names it."""
-    monkeypatch.setattr("cached.demo.stage.MODEL_PACKAGE", "no_such_package_at_all")
+    monkeypatch.setattr("cached.demo.workspace.MODEL_PACKAGE", "no_such_package_at_all")
     with pytest.raises(Permanent) as raised:
         model_folder()
     assert "holdfast[demo]" in raised.value.remedy

@@ -20,7 +20,7 @@ A = ModelRef("m", "a")
 # Another user may not even be able to read this checkout: what is needed is loaded before.
 _AS_NOBODY = f"""
 import os, sys
-import cached.app
+import cached.daemon.main
 from cached.cli import main
 os.setgroups([])
 os.setgid({NOBODY})

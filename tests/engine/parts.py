@@ -15,17 +15,17 @@ from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
-from cached.attempt import BlobSpec, Verified
 from cached.contract.layout import Layout, ingest_id
-from cached.flight import Flight, Space
-from cached.sources.base import HttpTarget, LocalTarget, Target
+from cached.fetch.attempt import BlobSpec, Verified
+from cached.fetch.download import Flight, Space
+from cached.fetch.workers import _HELD, MAX_OPEN, Workers, WorkerSettings
 from cached.store import recovery
 from cached.store.digest_journal import DigestJournal
+from cached.store.disk.verity import Sealing
 from cached.store.ingest import IngestKey
-from cached.store.verity import Sealing
-from cached.wire.client import HttpClient
-from cached.wire.settings import HttpSettings
-from cached.workers import _HELD, MAX_OPEN, Workers, WorkerSettings
+from cached.transport.client import HttpClient
+from cached.transport.connection.settings import HttpSettings
+from cached.transport.target import HttpTarget, LocalTarget, Target
 from tests.wire.faults import Fault, Reply
 from tests.wire.origin import Seen
 

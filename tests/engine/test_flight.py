@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
-from cached.attempt import Attempt
 from cached.contract.errors import DigestMismatch, HoldfastError, Permanent, Transient
-from cached.flight import Flight
-from cached.sources.base import Target
-from cached.wire.cancel import Cancelled
+from cached.fetch.attempt import Attempt
+from cached.fetch.download import Flight
+from cached.transport.connection.cancel import Cancelled
+from cached.transport.target import Target
 from tests.engine.parts import (
     DEADLINE_S,
     MIB,
@@ -381,7 +381,7 @@ def test_an_attempt_that_is_over_before_anybody_looks(
             super().__init__(*args, **kwargs)
             wait([self.outcome], DEADLINE_S)
 
-    monkeypatch.setattr("cached.flight.Attempt", AtOnce)
+    monkeypatch.setattr("cached.fetch.download.Attempt", AtOnce)
     url = origin.put("/f", b"", etag='"v1"')
     with open_engine(tmp_path / "root", 1) as engine:
         flight = engine.launch(spec_of(b""), http(url))

@@ -12,14 +12,16 @@ from pathlib import Path
 
 import pytest
 
-from cached.attempt import BlobSpec, Verified
 from cached.contract.errors import HoldfastError, Permanent
-from cached.flight import Flight
-from cached.flights import Allotment, Flights
-from cached.ledger import DiskSpace, Ledger, NoSpace
-from cached.store import blobs, durable
-from cached.wire.cancel import Cancelled
-from cached.wire.settings import HttpSettings
+from cached.core.space import DiskSpace, Ledger, NoSpace
+from cached.fetch.attempt import BlobSpec, Verified
+from cached.fetch.download import Flight
+from cached.fetch.downloads import Flights
+from cached.fetch.reservation import Allotment
+from cached.store import blobs
+from cached.store.disk import durable
+from cached.transport.connection.cancel import Cancelled
+from cached.transport.connection.settings import HttpSettings
 from tests.engine.parts import MIB, Engine, Hold, check_committed, http, noise, open_engine, spec_of
 from tests.wire.faults import FlipBit, InChunks, ResetAfter, Status
 from tests.wire.origin import HostileOrigin

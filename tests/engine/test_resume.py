@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from cached.attempt import BlobSpec
-from cached.wire.cancel import Cancelled
+from cached.fetch.attempt import BlobSpec
+from cached.transport.connection.cancel import Cancelled
 from tests.engine.parts import (
     DEADLINE_S,
     MIB,
@@ -35,9 +35,9 @@ _CHILD = """
 import sys
 from pathlib import Path
 from cached.sources.base import HttpTarget
-from cached.store.verity import Sealing
-from cached.wire.settings import HttpSettings
-from cached.workers import WorkerSettings
+from cached.store.disk.verity import Sealing
+from cached.transport.connection.settings import HttpSettings
+from cached.fetch.workers import WorkerSettings
 from tests.engine.parts import Engine, spec_of_size
 root, url, sha256, size, connections = sys.argv[1:]
 engine = Engine(Path(root), WorkerSettings(int(connections), int(connections), 60 << 20, Sealing.NONE), HttpSettings())

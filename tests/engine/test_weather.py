@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cached.contract.errors import HoldfastError
-from cached.wire.cancel import Cancelled
+from cached.transport.connection.cancel import Cancelled
 from tests.engine.parts import DEADLINE_S, MIB, check_committed, http, noise, open_engine, spec_of
 from tests.wire.faults import (
     Both,

@@ -20,31 +20,36 @@ from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 from unittest.mock import patch
 
-from cached import blocking, flights, holdings, pulls, settled, waits
-from cached.app import _take_up
-from cached.attempt import Verified
-from cached.blocking import Blocking
-from cached.board import Board
-from cached.catalog import EMPTY_CATALOG, Catalog, parse_catalog
 from cached.contract.digest import Digest
 from cached.contract.errors import HoldfastError, Permanent, Transient
 from cached.contract.layout import Layout
 from cached.contract.manifest import FileEntry, Manifest
 from cached.contract.reference import ModelRef
 from cached.contract.status import ModelStatus
-from cached.demand import PodWant
-from cached.flight import Flight
-from cached.flights import Allotment, Flights
-from cached.holdings import Holdings
-from cached.janitor import Janitor, NodeParts
-from cached.ledger import DiskSpace, Ledger, OnDisk, Reservation
-from cached.metrics import Figures, Metrics
-from cached.root import Root
-from cached.scheduler import Parts, Scheduler
-from cached.sources.base import Listing, RemoteFile, Source, Target, identity_of
-from cached.store import blobs, ingest, recovery, removal
+from cached.core import pulls, settled, waits
+from cached.core.catalog import EMPTY_CATALOG, Catalog, parse_catalog
+from cached.core.demand import PodWant
+from cached.core.listing import Listing, RemoteFile
+from cached.core.space import DiskSpace, Ledger, OnDisk, Reservation
+from cached.daemon.main import _take_up
+from cached.daemon.metrics import Figures, Metrics
+from cached.daemon.reconciler import Parts, Scheduler
+from cached.fetch import downloads
+from cached.fetch.attempt import Verified
+from cached.fetch.download import Flight
+from cached.fetch.downloads import Flights
+from cached.fetch.reservation import Allotment
+from cached.fetch.version import TransferParts, Transfers
+from cached.node import inventory, threads
+from cached.node.inventory import Holdings
+from cached.node.publisher import Janitor, NodeParts
+from cached.node.status_files import Board
+from cached.node.threads import Blocking
+from cached.sources.base import Source, identity_of
+from cached.store import blobs, deletion, ingest, recovery
 from cached.store.digest_journal import DigestJournal
-from cached.transfer import TransferParts, Transfers
+from cached.store.disk.root import Root
+from cached.transport.target import Target
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -365,7 +370,7 @@ class Node:
         recovered = recovery.recover(self.layout)
         self.disk.changed()
         self.jobs = Jobs(self._on_job)
-        with patch.object(blocking, "started_pool", lambda *_, **__: self.jobs):
+        with patch.object(threads, "started_pool", lambda *_, **__: self.jobs):
             pool = Blocking(4)
         self.board = Board(self.layout.public, "node", _nothing)
         self.holdings = Holdings(self.layout, recovered)
@@ -462,7 +467,7 @@ class Node:
 def is_eviction(job: partial[Any]) -> tuple[ModelRef, Digest] | None:
     """What a job evicts, if it does."""
     step = next((arg for arg in job.args if isinstance(arg, partial)), job)
-    if step.func is not removal.evict:
+    if step.func is not deletion.evict:
         return None
     _, ref, digest, *_ = step.args
     return ref, digest
@@ -474,10 +479,10 @@ def fake_time(clock: Clock) -> Iterator[None]:
     with (
         patch.object(settled, "time", clock),
         patch.object(pulls, "time", clock),
-        patch.object(holdings, "time", clock),
+        patch.object(inventory, "time", clock),
         patch.object(waits, "time", clock),
-        patch.object(flights, "_STEP_BYTES", 2 * UNIT),
-        patch.object(flights, "is_small", lambda _spec: False),  # these blobs stand for large ones
+        patch.object(downloads, "_STEP_BYTES", 2 * UNIT),
+        patch.object(downloads, "is_small", lambda _spec: False),  # these blobs stand for large ones
     ):
         yield
 

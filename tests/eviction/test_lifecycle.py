@@ -13,7 +13,7 @@ from cached.contract.errors import HoldfastError
 from cached.contract.reference import ModelRef
 from cached.contract.status import State
 from cached.store import ingest, snapshots
-from cached.store.durable import disk_error
+from cached.store.disk.durable import disk_error
 from tests.eviction.node import ORIGIN, UNIT, Blob, Limits, Node, fake_time, manifest_of, refused
 
 REF = ModelRef("a", "v1")

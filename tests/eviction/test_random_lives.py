@@ -28,11 +28,11 @@ from hypothesis.stateful import (
 from cached.contract.digest import Digest
 from cached.contract.reference import ModelRef
 from cached.contract.status import State
-from cached.demand import Demand, PodWant, Priority, compute_demand
-from cached.holdings import write_pins
-from cached.recount import _recount
+from cached.core.demand import Demand, PodWant, Priority, compute_demand
+from cached.node.inventory import write_pins
+from cached.node.recount import _recount
 from cached.store.ingest import allocated_bytes
-from sidecar.holding import Held, hold
+from sidecar.gate.snapshot import Held, hold
 from tests.eviction.node import (
     ORIGIN,
     UNIT,

@@ -14,13 +14,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cached.contract.errors import HoldfastError
-from cached.s3.client import listed
-from cached.sources.base import HttpTarget
-from cached.sources.indexes import read_index
-from cached.sources.naming import check_names
-from cached.wire.cancel import Cancellation
-from cached.wire.client import HttpClient
-from cached.wire.settings import HttpSettings
+from cached.core.listing import check_names
+from cached.sources.http.index import read_index
+from cached.sources.s3.client import listed
+from cached.transport.client import HttpClient
+from cached.transport.connection.cancel import Cancellation
+from cached.transport.connection.settings import HttpSettings
+from cached.transport.target import HttpTarget
 from tests.fuzz.mutations import HOSTILE, spoiled, spoiled_bytes
 from tests.wire.reading import read_all
 

@@ -12,21 +12,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cached.catalog import EMPTY_CATALOG, parse_catalog
 from cached.contract import annotations as pod_annotations
-from cached.contract import options, units, wanted
+from cached.contract import reference
 from cached.contract.digest import Digest
 from cached.contract.errors import HoldfastError
 from cached.contract.golden import Golden
 from cached.contract.layout import PublicLayout
 from cached.contract.manifest import Manifest
+from cached.contract.program import options, units
 from cached.contract.reference import ModelRef
 from cached.contract.status import DaemonStatus, ModelStatus
 from cached.contract.verified import VerifiedRecord
-from cached.s3.address import S3Address
-from cached.sources.hub_address import HubAddress
-from cached.wire.urls import Address, next_hop
-from sidecar.webhook import Reviewer
+from cached.core.catalog import EMPTY_CATALOG, parse_catalog
+from cached.sources.huggingface.address import HubAddress
+from cached.sources.s3.address import S3Address
+from cached.transport.urls import Address, next_hop
+from sidecar.injector.webhook import Reviewer
 from tests.fuzz.mutations import HOSTILE, spoiled, spoiled_bytes
 from tests.support.pods import SETTINGS
 
@@ -195,7 +196,7 @@ def _hop(location: str) -> object:
 TEXTS: tuple[tuple[Callable[[str], object], tuple[str, ...]], ...] = (
     (ModelRef.parse, ("acme/llama-3.1-8b@v3",)),
     (Digest.parse, (f"sha256:{SHA}",)),
-    (wanted.parse_models, ("base=llama@v3,adapter=lora@v7",)),
+    (reference.parse_models, ("base=llama@v3,adapter=lora@v7",)),
     (units.parse_size, ("512MiB", "2TB", "1.5GiB")),
     (units.parse_rate, ("200MiB/s",)),
     (options.parse_address, ("0.0.0.0:9400", "[::1]:80")),

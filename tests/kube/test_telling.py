@@ -9,9 +9,9 @@ from cached.contract.digest import Digest
 from cached.contract.errors import HoldfastError, Permanent, Transient
 from cached.contract.reference import ModelRef
 from cached.contract.status import ModelStatus, State, StatusError
-from cached.demand import PodWant
+from cached.core.demand import PodWant
 from cached.kube.names import PodName
-from cached.kube.telling import Telling, refusal, summary
+from cached.kube.pod_events import Telling, refusal, summary
 
 LLAMA = ModelRef("llama", "v3")
 A, B = Digest("a" * 64), Digest("b" * 64)

@@ -17,10 +17,10 @@ from cached.contract.layout import Layout
 from cached.contract.reference import ModelRef
 from cached.contract.status import parse_timestamp, timestamp
 from cached.contract.verified import VerifiedFile, VerifiedRecord
-from cached.wire.client import HttpClient
-from cached.wire.settings import HttpSettings
-from sidecar.certificates import next_keys
-from sidecar.observing import Heartbeat
+from cached.transport.client import HttpClient
+from cached.transport.connection.settings import HttpSettings
+from sidecar.gate.daemon_status import Heartbeat
+from sidecar.injector.certificates import next_keys
 from tests.support.certificates import make_certificates
 from tests.support.clocks import WallClock
 from tests.support.daemon import DaemonProcess, daemon_process, model, prefetched, publish_files

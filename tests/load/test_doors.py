@@ -17,12 +17,12 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
-from cached import crowd, doors
-from cached.blocking import Blocking
 from cached.contract.layout import Layout
 from cached.contract.reference import ModelRef
-from cached.crowd import MOST_CONNECTIONS
-from cached.http import Rendered
+from cached.daemon import connection_limits, listeners
+from cached.daemon.connection_limits import MOST_CONNECTIONS
+from cached.daemon.read_api import Rendered
+from cached.node.threads import Blocking
 from cached.store import recovery
 from tests.support.daemon import DaemonProcess, prefetched, publish_files
 from tests.support.gates import Gates
@@ -47,8 +47,8 @@ def test_two_hundred_clients_do_not_stop_a_fetch(daemon: DaemonProcess, origin: 
     daemon.start("--max-bandwidth", "8MiB/s")
     before = memory(daemon.pid)["Anonymous"]
     over = threading.Event()
-    with ThreadPoolExecutor(200) as crowd:
-        asking = [crowd.submit(_ask_until, daemon, over, number % 2 == 0) for number in range(200)]
+    with ThreadPoolExecutor(200) as connection_limits:
+        asking = [connection_limits.submit(_ask_until, daemon, over, number % 2 == 0) for number in range(200)]
         daemon.write_catalog({REF.name: prefetched(origin.url("/m/"))})
         daemon.wait_ready(REF)
         over.set()
@@ -129,7 +129,7 @@ def test_what_is_too_much_is_refused(daemon: DaemonProcess, sent: bytes, answers
 
 async def test_a_client_that_reads_nothing_is_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An answer that nobody takes is given up after a while, and its connection with it."""
-    monkeypatch.setattr(crowd, "ANSWER_S", 0.2)
+    monkeypatch.setattr(connection_limits, "ANSWER_S", 0.2)
     layout = Layout(tmp_path / "root")
     recovery.prepare(layout)
     reads, control, blocking = web.Application(), web.Application(), Blocking(1)
@@ -138,7 +138,7 @@ async def test_a_client_that_reads_nothing_is_cut_off(tmp_path: Path, monkeypatc
         return web.Response(body=bytes(64 * _MIB))
 
     control.router.add_get("/much", much)
-    async with doors.open_doors(("127.0.0.1", 0), (layout, blocking), reads, control, MOST_CONNECTIONS):
+    async with listeners.open_doors(("127.0.0.1", 0), (layout, blocking), reads, control, MOST_CONNECTIONS):
         reader, writer = await asyncio.open_unix_connection(layout.socket, limit=1000)
         writer.write(b"GET /much HTTP/1.1\r\nHost: x\r\n\r\n")
         await reader.readexactly(15)
@@ -161,7 +161,7 @@ async def test_an_end_does_not_wait_for_slow_readers(tmp_path: Path) -> None:
     control.router.add_get("/much", much)
     async with (
         asyncio.timeout(20),
-        doors.open_doors(("127.0.0.1", 0), (layout, blocking), web.Application(), control, MOST_CONNECTIONS),
+        listeners.open_doors(("127.0.0.1", 0), (layout, blocking), web.Application(), control, MOST_CONNECTIONS),
     ):
         reader, writer = await asyncio.open_unix_connection(layout.socket, limit=1000)
         writer.write(b"GET /much HTTP/1.1\r\nHost: x\r\n\r\n")

@@ -270,7 +270,7 @@ def test_an_injector_ends_however_often_it_is_told(tmp_path: Path) -> None:
 def test_a_farewell_has_an_end() -> None:
     """A program whose farewell hangs is ended by a second signal, or by its patience, with 0."""
     program = (
-        "import time; from cached.contract.process import Ending\n"
+        "import time; from cached.contract.program.process import Ending\n"
         "ending = Ending({patience}, lambda why: print(why, flush=True)); ending.start()\n"
         "ending.farewell(lambda: print('asked', flush=True)); print('up', flush=True); time.sleep(60)"
     )

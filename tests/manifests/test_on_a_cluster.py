@@ -19,9 +19,9 @@ import jsonpatch
 import pytest
 import yaml
 
-from sidecar import inject_settings
-from sidecar.digests import NO_CATALOG
-from sidecar.patching import patch_pod
+from sidecar.injector import settings
+from sidecar.injector.catalog_digests import NO_CATALOG
+from sidecar.injector.patch import patch_pod
 from tests.manifests.conftest import EVERYTHING, objects, one
 from tests.support.kustomize import Json
 
@@ -211,7 +211,7 @@ def _create(namespace: str, notes: dict[str, str], spec: Json) -> subprocess.Com
 def _injected(pod: Json) -> Json:
     policy = one(objects("overlays/policy"), "MutatingAdmissionPolicy", "holdfast-gate")["spec"]
     image = next(v for v in policy["variables"] if v["name"] == "gateImage")["expression"].strip("'")
-    gate = inject_settings.parse(["--gate-image", image, "--namespace", "x"]).gate
+    gate = settings.parse(["--gate-image", image, "--namespace", "x"]).gate
     patch = patch_pod(pod, gate, NO_CATALOG, "policy")
     patched: Json = jsonpatch.apply_patch(pod, list(patch.operations))
     return patched

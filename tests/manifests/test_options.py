@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cached.config import parse_config
+from cached.daemon.config import parse_config
 from server import options as server_options
-from sidecar import inject_settings
-from sidecar import settings as gate_settings
+from sidecar.gate import settings as gate_settings
+from sidecar.injector import settings as inject_settings
 from tests.manifests.conftest import EVERYTHING, MANIFESTS, objects, one
 from tests.support.kustomize import Json, containers
 

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from cached.contract.annotations import Asked, parse
-from sidecar import inject_settings
-from sidecar.gatespec import NAME, gate_container, mount
-from sidecar.keeping import Place
+from sidecar.injector import settings as inject_settings
+from sidecar.injector.certificate_store import Place
+from sidecar.injector.gate_container import NAME, gate_container, mount
 from tests.manifests.conftest import EVERYTHING, OVERLAYS, objects, one
 from tests.support.kustomize import Json, containers
 

@@ -19,21 +19,21 @@ def importable_vllm() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         if not REAL:
             patch.syspath_prepend(STUBS)
-        from server.vllm_plugin import register
+        from server.vllm.plugin import register
 
         register()
         yield
     if not REAL:
         for name in [name for name in sys.modules if name.partition(".")[0] == "vllm"]:
             del sys.modules[name]
-        del sys.modules["server.vllm_loader"]
+        del sys.modules["server.vllm.loader"]
 
 
 @pytest.fixture
 def vllm(importable_vllm: None) -> Iterator[None]:
     """vLLM with the load format, and no lease left from another test."""
     yield
-    held = sys.modules["server.vllm_loader"]._HELD
+    held = sys.modules["server.vllm.loader"]._HELD
     for holding in held.values():
         holding.close()
     held.clear()

@@ -114,7 +114,7 @@ PLUGGED = """
 import logging, sys
 from vllm.plugins import load_general_plugins
 load_general_plugins()
-from server.vllm_plugin import register
+from server.vllm.plugin import register
 register()
 from vllm.config.load import LoadConfig
 from vllm.model_executor.model_loader import get_model_loader
@@ -125,7 +125,7 @@ print(type(get_model_loader(LoadConfig(load_format="holdfast"))).__name__)
 def test_vllm_finds_the_load_format_by_itself() -> None:
     """The installed package's entry point is what vLLM calls at start, and a second call changes nothing."""
     (entry,) = [point for point in entry_points(group="vllm.general_plugins") if point.name == "holdfast"]
-    assert entry.value == "server.vllm_plugin:register"
+    assert entry.value == "server.vllm.plugin:register"
     paths = str(REPOSITORY) if REAL else f"{REPOSITORY}:{STUBS}"
     done = subprocess.run(
         [sys.executable, "-c", PLUGGED],
@@ -139,7 +139,7 @@ def test_vllm_finds_the_load_format_by_itself() -> None:
 
 def test_a_vllm_that_is_too_old_still_starts(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     """Where vLLM has no load formats of others' the plugin says so and raises nothing."""
-    from server.vllm_plugin import register
+    from server.vllm.plugin import register
 
     monkeypatch.setitem(sys.modules, "vllm.model_executor.model_loader", None)
     logging.getLogger("vllm").propagate = True
@@ -313,7 +313,7 @@ def test_the_lease_is_held_once_the_weights_are_there(tmp_path: Path) -> None:
 @pytest.fixture
 def on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[FakeRuntime, Settings]]]:
     """A rank of vLLM's whose GPU is the fake one; what was asked of it, oldest first."""
-    import server.vllm_loader as module
+    import server.vllm.loader as module
 
     made: list[tuple[FakeRuntime, Settings]] = []
 
@@ -364,7 +364,7 @@ def test_on_a_real_gpu_a_model_is_what_the_files_say(folder: Path, monkeypatch: 
     """Weights arrive in parameters on the GPU, to the bit."""
     if not torch.cuda.is_available():
         pytest.skip("torch finds no GPU")
-    import server.vllm_loader as module
+    import server.vllm.loader as module
 
     monkeypatch.setattr(module, "current_platform", SimpleNamespace(device_type="cuda", is_cuda=lambda: True))
     loader = loader_for(model_loader_extra_config={"slot_size": "64KiB"})

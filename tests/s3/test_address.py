@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cached.contract.errors import Permanent
-from cached.s3.address import S3Address
+from cached.sources.s3.address import S3Address
 
 
 def test_a_plain_location_is_bucket_and_key() -> None:

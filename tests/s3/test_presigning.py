@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cached.s3.address import S3Address
-from cached.s3.client import S3Client
-from cached.s3.presigning import PROBE_KEY, Keys, Presigner
+from cached.sources.s3.address import S3Address
+from cached.sources.s3.client import S3Client
+from cached.sources.s3.presigning import PROBE_KEY, Keys, Presigner
 from tests.support.s3 import isolated_environment
 
 _PLACES = (

@@ -16,16 +16,24 @@ import aiohttp
 import pytest
 from yarl import URL
 
-from server.api import application
-from server.events import About, Delta, Finished, GenerationEvent, Kind
-from server.frontdoor import FrontDoor
-from server.jobs import Job, Load
-from server.metrics import Metrics
-from server.operations import Draining, Loading, Operations, Ready
-from server.options import Limits
-from server.requests import CompletionRequest, Continuation, GenerationRequest
-from server.served import Card, Catalog, ServedGenerator
-from server.snapshot import Snapshot
+from server.api.listener import FrontDoor
+from server.api.routes import application
+from server.engine.engine import Job, Load
+from server.engine.types import (
+    About,
+    CompletionRequest,
+    Continuation,
+    Delta,
+    Finished,
+    GenerationEvent,
+    GenerationRequest,
+    Kind,
+    Limits,
+)
+from server.lifecycle.metrics import Metrics
+from server.lifecycle.readiness import Draining, Loading, Operations, Ready
+from server.lifecycle.registry import Card, Catalog, ServedGenerator
+from server.lifecycle.snapshot import Snapshot
 
 ABOUT = About(Kind.COMPLETIONS, 100, "cpu", "float32", 1)
 BODY = {"prompt": "x"}

@@ -12,10 +12,10 @@ import torch
 import transformers
 
 from cached.contract.errors import Permanent
-from server.cache import SPARE_COLUMNS
-from server.generator import Generator
-from server.jobs import Load
-from server.requests import Sampling
+from server.engine.engine import Load
+from server.engine.generation.generator import Generator
+from server.engine.generation.kv_cache import SPARE_COLUMNS
+from server.engine.types import Sampling
 from tests.server.conftest import save_tokenizer
 from tests.support.generating import GREEDY, Watched, ask, completion, engine, limits, load, save, started
 from tests.support.generating import read as read_events

@@ -9,9 +9,8 @@ import openai
 import pytest
 import transformers
 
-from server.fields import InvalidRequest
-from server.generator import Generator
-from server.requests import ChatRequest
+from server.engine.generation.generator import Generator
+from server.engine.types import ChatRequest, InvalidRequest
 from tests.support.generating import Watched, completion, limits
 from tests.support.serving import ServerProcess, eventually
 

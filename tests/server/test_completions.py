@@ -13,7 +13,7 @@ import torch
 import transformers
 
 from cached.contract.lease import is_held
-from server.generator import Generator
+from server.engine.generation.generator import Generator
 from tests.support.generating import Watched, limits
 from tests.support.serving import Published, ServerProcess, eventually
 

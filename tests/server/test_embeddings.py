@@ -15,15 +15,14 @@ import torch
 import transformers
 
 from cached.contract.errors import Permanent
-from server import api, responses
-from server.encoder import EmbeddingJob, Encoder, Recipe, pool, read_recipe
-from server.events import About, Embedded, Kind
-from server.frontdoor import FrontDoor
-from server.metrics import Metrics
-from server.operations import Operations, Ready
-from server.requests import EmbeddingRequest
-from server.served import Card, Catalog, ServedEncoder
-from server.snapshot import Snapshot
+from server.api import responses, routes
+from server.api.listener import FrontDoor
+from server.engine.encoder import EmbeddingJob, Encoder, Recipe, pool, read_recipe
+from server.engine.types import About, Embedded, EmbeddingRequest, Kind
+from server.lifecycle.metrics import Metrics
+from server.lifecycle.readiness import Operations, Ready
+from server.lifecycle.registry import Card, Catalog, ServedEncoder
+from server.lifecycle.snapshot import Snapshot
 from tests.support.generating import limits
 from tests.support.serving import ServerProcess
 
@@ -161,7 +160,7 @@ async def test_many_vectors_are_written_without_holding_others_up(monkeypatch: p
     served = ServedEncoder(card, Prepared(embedded), 8, metrics.model("m"))
     async with FrontDoor(operations) as door:
         url = await door.listen("127.0.0.1", 0)
-        await door.serve(api.application(Catalog.of_one(served), limits()), cancel_when_gone=True)
+        await door.serve(routes.application(Catalog.of_one(served), limits()), cancel_when_gone=True)
         operations.enter(Ready())
 
         async def others() -> None:

@@ -11,12 +11,13 @@ from pathlib import Path
 import pytest
 
 from cached.contract.layout import PublicLayout
-from server import fleet, options
-from server.fleet import Fleet
-from server.metrics import Metrics
-from server.operations import Operations, Ready
-from server.served import Catalog
-from server.snapshot import hold
+from server import options
+from server.lifecycle import fleet
+from server.lifecycle.fleet import Fleet
+from server.lifecycle.metrics import Metrics
+from server.lifecycle.readiness import Operations, Ready
+from server.lifecycle.registry import Catalog
+from server.lifecycle.snapshot import hold
 from tests.support.snapshots import make_public
 from tests.support.versions import add_version, with_other_weights
 

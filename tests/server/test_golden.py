@@ -14,7 +14,7 @@ from aiohttp import web
 from cached.commands import golden as command
 from cached.contract.errors import Permanent
 from cached.contract.golden import GOLDEN_NAME, Case, Environment, Golden, Tolerance
-from server.golden import explain, privately, read, replay
+from server.lifecycle.golden import explain, privately, read, replay
 from tests.support.serving import ServerProcess
 
 RECORDED_AT = "2026-11-20T18:00:00Z"

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cached.contract.errors import Permanent
-from server.gpu import GpuFacts, look, select, why_none
+from server.weights.cuda.device import GpuFacts, look, select, why_none
 
 DRIVERLESS = GpuFacts("2.13.0+cu130", "13.0", None, False, 0, None)
 

@@ -14,7 +14,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from cached.contract.errors import Permanent
-from server.loader import load_causal_lm, load_encoder
+from server.engine.model_files import load_causal_lm, load_encoder
 from tests.support.serving import REPOSITORY
 
 IDS = torch.tensor([[5, 77, 200, 13, 90]])
@@ -59,7 +59,7 @@ import sys
 from pathlib import Path
 import torch
 from transformers import BertModel
-from server.encoder import Encoder
+from server.engine.encoder import Encoder
 
 def anonymous():
     text = Path("/proc/self/smaps_rollup").read_text()
@@ -136,7 +136,7 @@ def test_an_unexpected_tensor_is_a_warning_that_names_it(
 ) -> None:
     """A tensor the model has no place for is reported by name, and the model is served."""
     folder = altered(gpt2, tmp_path / "m", add="left.over")
-    with caplog.at_level(logging.WARNING, logger="server.loader"):
+    with caplog.at_level(logging.WARNING, logger="server.engine.model_files"):
         load_causal_lm(folder, "cpu", "auto")
     assert "left.over" in caplog.text
 

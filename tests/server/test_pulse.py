@@ -8,16 +8,15 @@ from pathlib import Path
 
 import aiohttp
 
-from server import api
-from server.events import About, Finished, GenerationEvent, Kind
-from server.frontdoor import FrontDoor
-from server.jobs import Job
-from server.metrics import Metrics
-from server.operations import Operations, Ready
-from server.pulse import Pulse
-from server.requests import Continuation, GenerationRequest, Sampling
-from server.served import Card, Catalog, ServedGenerator
-from server.snapshot import Snapshot
+from server.api import routes
+from server.api.listener import FrontDoor
+from server.engine.engine import Job
+from server.engine.types import About, Continuation, Finished, GenerationEvent, GenerationRequest, Kind, Sampling
+from server.lifecycle.health import Pulse
+from server.lifecycle.metrics import Metrics
+from server.lifecycle.readiness import Operations, Ready
+from server.lifecycle.registry import Card, Catalog, ServedGenerator
+from server.lifecycle.snapshot import Snapshot
 from tests.support.generating import limits
 
 DEADLINE_S = 30
@@ -92,7 +91,7 @@ async def serving(**models: Wedging) -> AsyncIterator[Server]:
         catalog.put(ServedGenerator(card, model, QUEUE, metrics.model(name)))
     async with FrontDoor(operations) as door, aiohttp.ClientSession() as session, asyncio.TaskGroup() as group:
         url = await door.listen("127.0.0.1", 0)
-        await door.serve(api.application(catalog, limits()), cancel_when_gone=True)
+        await door.serve(routes.application(catalog, limits()), cancel_when_gone=True)
         operations.enter(Ready())
         watching = group.create_task(Pulse(catalog, operations, 0.05, 1.0).watch())
         try:

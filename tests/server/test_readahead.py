@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from server import hostmemory, load_file, readahead
-from server.readahead import ReadAhead
-from server.weights.pagecache import AHEAD, read_ahead
+from server import load_file
+from server.weights.host import memory, readahead
+from server.weights.host.page_cache import AHEAD, read_ahead
+from server.weights.host.readahead import ReadAhead
 from tests.support.checkpoints import random_raw, write
 from tests.support.cold import cached, drop
 from tests.support.serving import eventually
@@ -62,7 +63,7 @@ def test_a_folder_without_weights_keeps_no_other_waiting(weights: Path, tmp_path
 def test_what_memory_does_not_hold_stays_on_the_disk(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where half of the free memory is less than the weights, nothing of them is read ahead."""
     drop(weights)
-    monkeypatch.setattr(hostmemory, "free_bytes", lambda: weights.stat().st_size)
+    monkeypatch.setattr(memory, "free_bytes", lambda: weights.stat().st_size)
     ReadAhead([weights.parent])
     eventually(lambda: "holdfast-ahead" not in {thread.name for thread in threading.enumerate()}, "an end")
     assert cached(weights) == 0

@@ -7,17 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.fields import InvalidRequest
-from server.requests import (
-    MAX_INPUTS,
-    CompletionRequest,
-    EmbeddingRequest,
-    Sampling,
-    Wanted,
-    parse_chat,
-    parse_completion,
-    parse_embeddings,
-)
+from server.api.requests import MAX_INPUTS, parse_chat, parse_completion, parse_embeddings
+from server.engine.types import CompletionRequest, EmbeddingRequest, InvalidRequest, Sampling, Wanted
 
 _FIELDS = [
     *("prompt", "messages", "role", "content", "type", "text", "stop", "seed", "n", "logit_bias", "stream"),

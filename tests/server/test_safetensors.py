@@ -13,7 +13,7 @@ from safetensors import deserialize
 from safetensors.numpy import save
 
 from cached.contract.errors import Permanent
-from server.safetensors import MAX_HEADER_BYTES, find_shards, parse_header, read_header
+from server.weights.format.safetensors import MAX_HEADER_BYTES, find_shards, parse_header, read_header
 
 F32 = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
 

@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-from server import sampling
-from server.requests import Sampling
-from server.sampling import Chosen, Dice, dice
+from server.engine.generation import sampling
+from server.engine.generation.sampling import Chosen, Dice, dice
+from server.engine.types import Sampling
 
 LOGITS = torch.tensor([[2.0, 1.0, 0.0, -1.0]])
 

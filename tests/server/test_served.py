@@ -5,13 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from server.events import About, GenerationEvent, Kind
-from server.fields import InvalidRequest
-from server.jobs import Job
-from server.metrics import Metrics
-from server.requests import Continuation, GenerationRequest, Sampling
-from server.served import Card, Catalog, ServedGenerator
-from server.snapshot import Snapshot
+from server.engine.engine import Job
+from server.engine.types import About, Continuation, GenerationEvent, GenerationRequest, InvalidRequest, Kind, Sampling
+from server.lifecycle.metrics import Metrics
+from server.lifecycle.registry import Card, Catalog, ServedGenerator
+from server.lifecycle.snapshot import Snapshot
 from tests.support.generating import completion
 
 

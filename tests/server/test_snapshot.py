@@ -9,7 +9,7 @@ import pytest
 
 from cached.contract.errors import Permanent
 from cached.contract.lease import is_held, take_exclusive
-from server.snapshot import hold, names
+from server.lifecycle.snapshot import hold, names
 from tests.support.serving import publish
 
 

@@ -9,8 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from server.fields import InvalidRequest
-from server.tokens import GrowingText, Tokens
+from server.engine.tokenizer import GrowingText, Tokens
+from server.engine.types import InvalidRequest
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import pytest
 
 from cached.contract.errors import Permanent
 from cached.contract.reference import ModelRef
-from sidecar.digests import NO_CATALOG, read_digests
+from sidecar.injector.catalog_digests import NO_CATALOG, read_digests
 from tests.support.pods import DIGEST, OTHER_DIGEST
 
 

@@ -10,7 +10,7 @@ import pytest
 from cryptography import x509
 
 from cached.contract.errors import Permanent
-from sidecar.certificates import CA_LIFE, CERTIFICATE_LIFE, SPREAD, Keys, next_keys
+from sidecar.injector.certificates import CA_LIFE, CERTIFICATE_LIFE, SPREAD, Keys, next_keys
 
 NAMES = ("holdfast-injector.holdfast.svc", "holdfast-injector.holdfast.svc.cluster.local")
 START = datetime(2026, 11, 20, tzinfo=UTC)

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from cached.contract.errors import HoldfastError
-from sidecar.certificates import CA_LIFE, CERTIFICATE_LIFE, SPREAD, Keys
-from sidecar.keeping import Keeper, Place
-from sidecar.kubeapi import KubeApi
-from sidecar.serving_tls import ServingTls
+from sidecar.injector.certificate_store import Keeper, Place
+from sidecar.injector.certificates import CA_LIFE, CERTIFICATE_LIFE, SPREAD, Keys
+from sidecar.injector.kube import KubeApi
+from sidecar.injector.tls import ServingTls
 from tests.support.certificates import make_certificates
 from tests.support.fake_api import FakeApi
 

@@ -10,8 +10,8 @@ import pytest
 from cached.contract.annotations import DIGEST as DIGEST_ANNOTATION
 from cached.contract.annotations import INJECTED, MODELS
 from cached.contract.reference import ModelRef
-from sidecar.digests import NO_CATALOG, Digests
-from sidecar.patching import Patch, patch_pod
+from sidecar.injector.catalog_digests import NO_CATALOG, Digests
+from sidecar.injector.patch import Patch, patch_pod
 from tests.support.pods import (
     ASK,
     DIGEST,

@@ -11,7 +11,7 @@ import pytest
 
 from cached.contract.layout import PublicLayout
 from cached.contract.status import State
-from sidecar.probe import Probe, Readiness
+from sidecar.gate.probe import Probe, Readiness
 from tests.support.gates import FILES, REF, Gates, RunningGate
 from tests.support.snapshots import link_model, make_snapshot, write_status
 

@@ -6,7 +6,7 @@ import pytest
 from huggingface_hub import HfUri, parse_hf_uri
 
 from cached.contract.errors import Permanent
-from cached.sources.hub_address import HubAddress
+from cached.sources.huggingface.address import HubAddress
 
 COMMIT = "0e9e39f249a16976918f6564b8830bc894c89659"
 

@@ -8,10 +8,10 @@ from urllib.parse import quote
 import pytest
 
 from cached.contract.errors import HoldfastError
-from cached.sources.base import HttpTarget
-from cached.wire.cancel import Cancellation
-from cached.wire.client import HttpClient
-from cached.wire.settings import HttpSettings
+from cached.transport.client import HttpClient
+from cached.transport.connection.cancel import Cancellation
+from cached.transport.connection.settings import HttpSettings
+from cached.transport.target import HttpTarget
 from tests.support.choosing import chosen
 from tests.support.fake_hub import FakeHub, Reply, Request
 from tests.support.hub_cases import CONFIG, NAME, TOKEN, URI, WEIGHTS, hub_source, manifest_of, refusal, write

@@ -13,7 +13,7 @@ import huggingface_hub
 import pytest
 
 from cached.contract.errors import InvalidManifest
-from cached.wire.gitblob import git_blob_hasher
+from cached.transport.git_blob import git_blob_hasher
 from tests.support.fake_hub import FakeHub
 from tests.support.fake_hub_repos import Access
 from tests.support.hub_cases import (

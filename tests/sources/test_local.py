@@ -15,9 +15,10 @@ import pytest
 from cached.contract.digest import Digest
 from cached.contract.errors import HoldfastError, Permanent, Transient
 from cached.contract.manifest import FileEntry, Manifest
-from cached.sources.base import Listing, LocalTarget, RemoteFile
-from cached.sources.local import LocalSource
-from cached.sources.tree import file_error
+from cached.core.listing import Listing, RemoteFile
+from cached.sources.local.source import LocalSource
+from cached.sources.local.tree import file_error
+from cached.transport.target import LocalTarget
 from tests.support.choosing import chosen
 
 

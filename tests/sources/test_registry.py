@@ -9,8 +9,8 @@ import pytest
 
 from cached.contract.errors import Permanent
 from cached.sources.registry import open_source
-from cached.wire.client import HttpClient
-from cached.wire.settings import HttpSettings
+from cached.transport.client import HttpClient
+from cached.transport.connection.settings import HttpSettings
 
 NO_CLIENT = HttpClient(HttpSettings())
 NO_CLIENT.close()  # opening contacts nobody

@@ -16,11 +16,12 @@ import pytest
 from cached.contract.digest import Digest
 from cached.contract.errors import HoldfastError, Permanent, Transient
 from cached.contract.manifest import FileEntry, Manifest
-from cached.sources.base import HttpTarget, RemoteFile
-from cached.sources.s3 import S3Source
-from cached.wire.cancel import Cancellation
-from cached.wire.client import HttpClient
-from cached.wire.settings import HttpSettings
+from cached.core.listing import RemoteFile
+from cached.sources.s3.source import S3Source
+from cached.transport.client import HttpClient
+from cached.transport.connection.cancel import Cancellation
+from cached.transport.connection.settings import HttpSettings
+from cached.transport.target import HttpTarget
 from tests.support.choosing import chosen
 from tests.support.s3 import (
     ACCESS_KEY,

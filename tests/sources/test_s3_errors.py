@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from cached.contract.errors import HoldfastError
-from cached.sources.s3 import S3Source
+from cached.sources.s3.source import S3Source
 from tests.support.http_server import serve_http
 from tests.support.s3 import SECRET_KEY, isolated_environment, key_environment
 

@@ -6,15 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from cached import filters
 from cached.contract.errors import HoldfastError, Permanent, Transient
-from cached.s3.archive import archived
-from cached.sources.base import HttpTarget, RemoteFile
-from cached.sources.s3 import S3Source
-from cached.uploads.base import PART_BYTES
-from cached.wire.cancel import Cancellation
-from cached.wire.client import HttpClient
-from cached.wire.settings import HttpSettings
+from cached.core import filters
+from cached.core.listing import RemoteFile
+from cached.publish.destination import PART_BYTES
+from cached.sources.s3.archive import archived
+from cached.sources.s3.source import S3Source
+from cached.transport.client import HttpClient
+from cached.transport.connection.cancel import Cancellation
+from cached.transport.connection.settings import HttpSettings
+from cached.transport.target import HttpTarget
 from tests.support.publishing import new_bucket, publish, published
 from tests.support.s3 import S3Server
 from tests.support.s3_policy import Policy, encrypted_with, guarded, requester_pays

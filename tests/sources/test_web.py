@@ -14,12 +14,14 @@ import pytest
 
 from cached.contract.errors import HoldfastError, InvalidManifest, Permanent
 from cached.contract.manifest import FileEntry, Manifest
-from cached.sources.base import HttpTarget, Listing, Signs, Source
-from cached.sources.web import WebSource
-from cached.wire.cancel import Cancellation
-from cached.wire.client import HttpClient
-from cached.wire.credentials import basic
-from cached.wire.settings import HttpSettings
+from cached.core.listing import Listing, Signs
+from cached.sources.base import Source
+from cached.sources.http.source import WebSource
+from cached.transport.client import HttpClient
+from cached.transport.connection.cancel import Cancellation
+from cached.transport.connection.settings import HttpSettings
+from cached.transport.credentials import basic
+from cached.transport.target import HttpTarget
 from tests.support.choosing import chosen
 from tests.support.nginx import nginx
 from tests.wire.faults import Redirect, Stall, Status

@@ -11,8 +11,8 @@ from cached.contract.digest import Digest
 from cached.contract.layout import Layout
 from cached.contract.manifest import FileEntry, Manifest
 from cached.contract.reference import ModelRef
-from cached.ledger import DiskSpace, Ledger
-from cached.store import blobs, removal, snapshots
+from cached.core.space import DiskSpace, Ledger
+from cached.store import blobs, deletion, snapshots
 from cached.store.claims import Claims
 from cached.store.digest_journal import DigestJournal
 from cached.store.ingest import Ingest, IngestKey
@@ -51,9 +51,9 @@ def publish(layout: Layout, ref: ModelRef, files: Mapping[str, bytes]) -> Digest
     return digest
 
 
-def deleting(layout: Layout, claims: Claims) -> removal.Deletion:
+def deleting(layout: Layout, claims: Claims) -> deletion.Deletion:
     """What a deletion needs, with an account of its own."""
-    return removal.Deletion(layout, claims, Ledger(None, lambda: DiskSpace(0, 0)), {})
+    return deletion.Deletion(layout, claims, Ledger(None, lambda: DiskSpace(0, 0)), {})
 
 
 def tree(folder: Path) -> set[str]:

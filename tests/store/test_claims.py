@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
 
 from cached.contract.layout import Layout
-from cached.store import blobs, removal
+from cached.store import blobs, deletion
 from tests.store.filling import add_blob, deleting, no_claims
 
 ROUNDS = 300
@@ -20,14 +20,14 @@ def test_a_claim_holds_from_begin_to_drop(layout: Layout) -> None:
     (layout.ingest / "half").mkdir()
     claims.begin("v1", [sha256], ["half"])
     claims.begin("v2", [sha256], [])
-    removal.sweep(deleting(layout, claims))
+    deletion.sweep(deleting(layout, claims))
     claims.drop("v2")
-    removal.sweep(deleting(layout, claims))
+    deletion.sweep(deleting(layout, claims))
     assert blobs.has(layout, sha256)
     assert (layout.ingest / "half").exists()
     claims.begin("v1", [], [])
     claims.found("over", {sha256: 1})
-    removal.sweep(deleting(layout, claims))
+    deletion.sweep(deleting(layout, claims))
     assert not blobs.has(layout, sha256)
     assert not (layout.ingest / "half").exists()
 
@@ -37,10 +37,10 @@ def test_what_nobody_promised_is_kept_by_its_note(layout: Layout) -> None:
     sha256, claims = add_blob(layout, b"a"), no_claims(layout)
     claims.journal.record({"half": sha256})
     claims.begin("v1", [], ["half"])
-    removal.sweep(deleting(layout, claims))
+    deletion.sweep(deleting(layout, claims))
     assert blobs.has(layout, sha256)
     claims.drop("v1")
-    removal.sweep(deleting(layout, claims))
+    deletion.sweep(deleting(layout, claims))
     assert not blobs.has(layout, sha256)
 
 
@@ -51,7 +51,7 @@ def test_who_looks_after_settling_sees_what_stays(layout: Layout) -> None:
 
     def sweep() -> None:
         start.wait()
-        removal.sweep(deleting(layout, claims))
+        deletion.sweep(deleting(layout, claims))
 
     def look(sha256: str) -> bool:
         start.wait()
@@ -69,6 +69,6 @@ def test_who_looks_after_settling_sees_what_stays(layout: Layout) -> None:
             assert blobs.has(layout, sha256) == found
             kept, gone = kept + found, gone + (not found)
             claims.drop("v1")
-            removal.sweep(deleting(layout, claims))
+            deletion.sweep(deleting(layout, claims))
     assert kept
     assert gone

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cached.store import durable
+from cached.store.disk import durable
 from tests.store.filling import tree
 
 

@@ -16,7 +16,8 @@ import pytest
 
 from cached.contract.errors import HoldfastError, Transient
 from cached.contract.layout import Layout
-from cached.store import durable, ingest
+from cached.store import ingest
+from cached.store.disk import durable
 from cached.store.ingest import Ingest, IngestKey
 from tests.store.filling import aligned, tree
 

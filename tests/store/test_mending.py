@@ -11,7 +11,7 @@ import pytest
 from cached.contract.errors import Transient
 from cached.contract.layout import Layout
 from cached.contract.reference import ModelRef
-from cached.store import mending
+from cached.store import repair
 from tests.store.filling import manifest_of, publish
 
 REF, DATA = ModelRef("acme/tiny", "v1"), b"weights"
@@ -30,7 +30,7 @@ def test_a_lack_of_descriptors_is_not_taken_for_lost_bytes(layout: Layout, monke
     with monkeypatch.context() as patched:
         patched.setattr(Path, "read_bytes", refuse)
         with pytest.raises(Transient) as raised:
-            mending.restore(layout, (), digest, manifest)
+            repair.restore(layout, (), digest, manifest)
     assert raised.value.code == "no_descriptor"
-    assert mending.restore(layout, (), digest, manifest).lost == frozenset()
+    assert repair.restore(layout, (), digest, manifest).lost == frozenset()
     assert blob.read_bytes() == DATA

@@ -12,7 +12,7 @@ from cached.contract.digest import Digest
 from cached.contract.layout import Layout
 from cached.contract.lease import take_shared
 from cached.contract.reference import ModelRef
-from cached.store import blobs, recovery, removal, snapshots
+from cached.store import blobs, deletion, recovery, snapshots
 from cached.store.claims import Claims
 from cached.store.ingest import Ingest, IngestKey, allocated_bytes
 from tests.store.filling import add_blob, deleting, manifest_of, no_claims, publish, tree
@@ -36,7 +36,7 @@ def _claims(layout: Layout, blobs: set[str], partials: Collection[str] = ()) -> 
 def test_eviction_gives_back_what_is_not_shared(layout: Layout) -> None:
     """An evicted version's name, snapshot and own blobs are gone; a blob that another snapshot links stays."""
     one, two = publish(layout, ONE, FILES), publish(layout, TWO, OTHERS)
-    assert removal.evict(deleting(layout, no_claims(layout)), ONE, one, manifest_of(FILES)) == len(MINE)
+    assert deletion.evict(deleting(layout, no_claims(layout)), ONE, one, manifest_of(FILES)) == len(MINE)
     assert snapshots.pointed(layout, ONE) is None
     assert os.listdir(layout.public.snapshots) == [two.hex]
     assert (blobs.has(layout, _sha(MINE)), blobs.has(layout, _sha(SHARED))) == (False, True)
@@ -51,7 +51,7 @@ def test_what_is_given_back_is_what_was_counted(layout: Layout, now: bytes) -> N
     blob = layout.blob(_sha(MINE))
     blob.chmod(0o644)
     blob.write_bytes(now)
-    assert removal.evict(deleting(layout, no_claims(layout)), ONE, one, manifest_of(FILES)) == len(SHARED) + len(MINE)
+    assert deletion.evict(deleting(layout, no_claims(layout)), ONE, one, manifest_of(FILES)) == len(SHARED) + len(MINE)
     assert not blobs.has(layout, _sha(MINE))
 
 
@@ -62,10 +62,10 @@ def test_a_lease_keeps_a_version(layout: Layout) -> None:
     lease = take_shared(layout.public.snapshot(digest).lease)
     assert lease is not None
     with lease:
-        assert removal.evict(deleting(layout, no_claims(layout)), ONE, digest, manifest_of(FILES)) is None
-        assert removal.delete_unnamed(deleting(layout, no_claims(layout)), digest, manifest_of(FILES)) is None
+        assert deletion.evict(deleting(layout, no_claims(layout)), ONE, digest, manifest_of(FILES)) is None
+        assert deletion.delete_unnamed(deleting(layout, no_claims(layout)), digest, manifest_of(FILES)) is None
         assert tree(layout.public.path) == before
-    assert removal.evict(deleting(layout, no_claims(layout)), ONE, digest, manifest_of(FILES)) == len(SHARED) + len(
+    assert deletion.evict(deleting(layout, no_claims(layout)), ONE, digest, manifest_of(FILES)) == len(SHARED) + len(
         MINE
     )
 
@@ -73,7 +73,7 @@ def test_a_lease_keeps_a_version(layout: Layout) -> None:
 def test_what_is_needed_stays(layout: Layout) -> None:
     """A blob that a version under way will link outlives the eviction of the last snapshot that links it."""
     digest = publish(layout, ONE, FILES)
-    assert removal.evict(deleting(layout, _claims(layout, {_sha(SHARED)})), ONE, digest, manifest_of(FILES)) == len(
+    assert deletion.evict(deleting(layout, _claims(layout, {_sha(SHARED)})), ONE, digest, manifest_of(FILES)) == len(
         MINE
     )
     assert blobs.has(layout, _sha(SHARED))
@@ -83,7 +83,7 @@ def test_one_of_two_names(layout: Layout) -> None:
     """Evicting one of two names of the same content takes the name alone."""
     digest = publish(layout, ONE, FILES)
     publish(layout, TWO, FILES)
-    assert removal.evict(deleting(layout, no_claims(layout)), ONE, digest, None) == 0
+    assert deletion.evict(deleting(layout, no_claims(layout)), ONE, digest, None) == 0
     assert snapshots.pointed(layout, TWO) == digest
     assert (layout.public.model_link(TWO) / "mine").read_bytes() == MINE
 
@@ -92,7 +92,7 @@ def test_evicting_what_is_gone(layout: Layout) -> None:
     """An eviction that a crash broke off after its snapshot went is carried to its end."""
     digest = publish(layout, ONE, FILES)
     assert snapshots.trash(layout, digest) is not None
-    assert removal.evict(deleting(layout, no_claims(layout)), ONE, digest, manifest_of(FILES)) is not None
+    assert deletion.evict(deleting(layout, no_claims(layout)), ONE, digest, manifest_of(FILES)) is not None
     assert snapshots.pointed(layout, ONE) is None
 
 
@@ -100,11 +100,11 @@ def test_unnamed_snapshots_go(layout: Layout) -> None:
     """A snapshot that no name points at is deleted with its blobs; one that is gone already gives nothing back."""
     digest = publish(layout, ONE, FILES)
     snapshots.unpoint(layout, ONE)
-    assert removal.delete_unnamed(deleting(layout, no_claims(layout)), digest, manifest_of(FILES)) == len(SHARED) + len(
-        MINE
-    )
+    assert deletion.delete_unnamed(deleting(layout, no_claims(layout)), digest, manifest_of(FILES)) == len(
+        SHARED
+    ) + len(MINE)
     assert tree(layout.blobs) == {f"{_sha(data)[:2]}/" for data in (SHARED, MINE)}
-    assert removal.delete_unnamed(deleting(layout, no_claims(layout)), Digest("0" * 64), manifest_of(FILES)) is None
+    assert deletion.delete_unnamed(deleting(layout, no_claims(layout)), Digest("0" * 64), manifest_of(FILES)) is None
 
 
 def test_a_sweep(layout: Layout) -> None:
@@ -116,8 +116,8 @@ def test_a_sweep(layout: Layout) -> None:
     for id_ in ("idle", "busy"):
         Ingest(layout.ingest / id_, IngestKey(id_, "v1", 5000)).close()
     idle = allocated_bytes(layout.ingest / "idle")
-    swept = removal.sweep(deleting(layout, _claims(layout, {needed}, {"busy"})))
-    assert swept == removal.Swept(committed=len(SHARED), dying=idle + 3)
+    swept = deletion.sweep(deleting(layout, _claims(layout, {needed}, {"busy"})))
+    assert swept == deletion.Swept(committed=len(SHARED), dying=idle + 3)
     assert os.listdir(layout.ingest) == ["busy"]
     assert os.listdir(layout.quarantine) == []
     assert not blobs.has(layout, loose)
@@ -133,6 +133,6 @@ def test_a_foreign_name_among_the_blobs_is_left(layout: Layout, keep: bool) -> N
     for other in others:
         other.write_bytes(b"")
     assert recovery.recover(layout).blobs == {sha256: len(MINE)}
-    removal.sweep(deleting(layout, _claims(layout, {sha256} if keep else set())))
+    deletion.sweep(deleting(layout, _claims(layout, {sha256} if keep else set())))
     assert all(other.exists() for other in others)
     assert blobs.has(layout, sha256) is keep

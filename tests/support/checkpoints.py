@@ -16,8 +16,8 @@ from pathlib import Path
 import torch
 from hypothesis import strategies as st
 
-from server.safetensors import DTYPE_BITS
-from server.weights import dtypes
+from server.weights.format import dtypes
+from server.weights.format.safetensors import DTYPE_BITS
 
 # F4 needs an even last length and F6 has no torch dtype: both have tests of their own.
 PLAIN = sorted(set(DTYPE_BITS) - {"F4", "F6_E2M3", "F6_E3M2"})

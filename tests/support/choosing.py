@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from cached import filters
-from cached.sources.base import RemoteFile, Source
+from cached.core import filters
+from cached.core.listing import RemoteFile
+from cached.sources.base import Source
 
 
 async def chosen(source: Source, include: Sequence[str] = (), exclude: Sequence[str] = ()) -> dict[str, RemoteFile]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from server.weights.pagecache import count_cached
+from server.weights.host.page_cache import count_cached
 from server.weights.settings import PAGE
 
 _TRIES = 30

@@ -23,11 +23,11 @@ from typing import IO, Any
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from cached.commands.control_client import ControlClient
 from cached.contract.digest import Digest
 from cached.contract.layout import Layout
 from cached.contract.manifest import MANIFEST_NAME, FileEntry, Manifest
 from cached.contract.reference import ModelRef
-from cached.control_client import ControlClient
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PATIENCE_S = 60.0

@@ -21,8 +21,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from server.weights.accelerator import Accelerator
-from server.weights.runtime import HOST_REGISTER_READ_ONLY_SUPPORTED, CudaError, Rows
+from server.weights.cuda.accelerator import Accelerator
+from server.weights.cuda.runtime import HOST_REGISTER_READ_ONLY_SUPPORTED, CudaError, Rows
 from server.weights.settings import Settings
 
 ALIGNMENT = 512  # of what a real allocator gives

@@ -7,11 +7,19 @@ from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
-from server.events import Delta, Finished, GenerationEvent
-from server.generator import Generator
-from server.jobs import Engine
-from server.options import Limits
-from server.requests import CompletionRequest, Continuation, GenerationRequest, Sampling, Wanted
+from server.engine.engine import Engine
+from server.engine.generation.generator import Generator
+from server.engine.types import (
+    CompletionRequest,
+    Continuation,
+    Delta,
+    Finished,
+    GenerationEvent,
+    GenerationRequest,
+    Limits,
+    Sampling,
+    Wanted,
+)
 
 GREEDY = Sampling(temperature=0.0)
 Generating = Engine[GenerationRequest, Continuation, GenerationEvent]

@@ -11,10 +11,12 @@ import pytest
 
 from cached.contract.errors import HoldfastError
 from cached.contract.manifest import FileEntry, Manifest
-from cached.sources.base import HttpTarget, Listing, RemoteFile, Source
-from cached.sources.huggingface import HuggingFaceSource
-from cached.wire.client import HttpClient
-from cached.wire.settings import HttpSettings
+from cached.core.listing import Listing, RemoteFile
+from cached.sources.base import Source
+from cached.sources.huggingface.source import HuggingFaceSource
+from cached.transport.client import HttpClient
+from cached.transport.connection.settings import HttpSettings
+from cached.transport.target import HttpTarget
 from tests.support.choosing import chosen
 
 WEIGHTS = bytes(range(256)) * 4096

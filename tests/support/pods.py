@@ -12,9 +12,9 @@ from cached.contract.annotations import MODEL, VERSION
 from cached.contract.digest import Digest
 from cached.contract.errors import Permanent
 from cached.contract.reference import ModelRef
-from sidecar.digests import NO_CATALOG, Digests
-from sidecar.gatespec import GateMode, GateResources, GateSettings
-from sidecar.patching import Patch, patch_pod
+from sidecar.injector.catalog_digests import NO_CATALOG, Digests
+from sidecar.injector.gate_container import GateMode, GateResources, GateSettings
+from sidecar.injector.patch import Patch, patch_pod
 
 Json = dict[str, Any]
 

@@ -24,15 +24,15 @@ from cached.contract.digest import Digest
 from cached.contract.layout import Layout, PublicLayout
 from cached.contract.manifest import FileEntry, Manifest
 from cached.contract.reference import ModelRef
-from cached.ledger import DiskSpace, Ledger
-from cached.store import blobs, recovery, removal, snapshots
-from sidecar import exits
-from sidecar.gate import Gate
-from sidecar.holding import Held
-from sidecar.probe import Readiness
-from sidecar.progress import Narrator
-from sidecar.settings import parse
-from sidecar.waiting import Bell
+from cached.core.space import DiskSpace, Ledger
+from cached.store import blobs, deletion, recovery, snapshots
+from sidecar.gate import exit_codes
+from sidecar.gate.main import Gate
+from sidecar.gate.probe import Readiness
+from sidecar.gate.progress import Narrator
+from sidecar.gate.settings import parse
+from sidecar.gate.snapshot import Held
+from sidecar.gate.wakeup import Bell
 from tests.store.filling import no_claims
 
 REFS = (ModelRef("acme/tiny", "v1"), ModelRef("acme/other", "v1"))
@@ -92,8 +92,8 @@ def _no_disk() -> DiskSpace:
 def _evict(layout: Layout, ref: ModelRef, manifest: Manifest) -> bool:
     digest = manifest.digest
     others = [other for other in REFS if other != ref and snapshots.pointed(layout, other) == digest]
-    within = removal.Deletion(layout, no_claims(layout), Ledger(None, _no_disk), {})
-    gone = removal.evict(within, ref, digest, None if others else manifest) is not None
+    within = deletion.Deletion(layout, no_claims(layout), Ledger(None, _no_disk), {})
+    gone = deletion.evict(within, ref, digest, None if others else manifest) is not None
     print("evicted" if gone else "in use", flush=True)
     return gone
 
@@ -128,7 +128,7 @@ def hold_gates(root: Path, verify: str) -> None:
             asked = ["--root", str(public.path), "--model", ref.name, "--version", ref.version, "--once"]
             settings = parse([*asked, "--verify", verify, "--threads", "1", "--timeout", "60"])
             gate = Gate(settings, bell, Narrator(quiet), Readiness(), time.monotonic())
-            with contextlib.suppress(exits.Stopped):
+            with contextlib.suppress(exit_codes.Stopped):
                 gate.open()
                 with _held(gate) as held:
                     _look(public, ref, held)

@@ -15,10 +15,10 @@ from cached.contract.digest import Digest
 from cached.contract.errors import Permanent
 from cached.contract.manifest import FileEntry
 from cached.contract.verify import hash_file
-from cached.uploads.base import PART_BYTES, Destination, Upload
-from cached.uploads.folder import FolderDestination
-from cached.uploads.mark import Mark
-from cached.uploads.s3 import S3Destination
+from cached.publish.destination import PART_BYTES, Destination, Upload
+from cached.publish.folder import FolderDestination
+from cached.publish.mark import Mark
+from cached.publish.s3.destination import S3Destination
 from tests.support.s3 import S3Server
 from tests.support.s3_policy import everything, guarded
 
@@ -148,7 +148,7 @@ def spoiling(
     """A destination that flips a bit of every file, behind every check of what is sent."""
     if kind == "folder":
         write = os.write
-        monkeypatch.setattr("cached.uploads.folder.os.write", lambda descriptor, data: write(descriptor, flipped(data)))
+        monkeypatch.setattr("cached.publish.folder.os.write", lambda descriptor, data: write(descriptor, flipped(data)))
         (tmp_path / "out" / ".holdfast").mkdir(parents=True)
         yield FolderDestination(tmp_path / "out")
         return

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from cached.uploads.base import PART_BYTES
+from cached.publish.destination import PART_BYTES
 from tests.support.publishing import new_bucket, publish, published, tree
 from tests.support.s3 import S3Server
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 
-from cached.uploads.progress import ProgressLine
+from cached.publish.progress import ProgressLine
 
 
 class Terminal(io.StringIO):

@@ -12,10 +12,10 @@ import pytest
 from cached.contract.digest import Digest
 from cached.contract.errors import Permanent, Transient
 from cached.contract.manifest import FileEntry, Manifest
-from cached.uploads.base import Progress, Say, Stored, Upload
-from cached.uploads.content import Content
-from cached.uploads.mark import Mark, another_publisher
-from cached.uploads.publishing import Judges, Plan, by_checksum, by_sha256, by_size, plan, refuse_replacing, run
+from cached.publish.content import Content
+from cached.publish.destination import Progress, Say, Stored, Upload
+from cached.publish.mark import Mark, another_publisher
+from cached.publish.plan import Judges, Plan, by_checksum, by_sha256, by_size, plan, refuse_replacing, run
 
 PLAIN = Judges(sealed=by_size, unsealed=by_checksum)
 FORCED = Judges(sealed=by_sha256, unsealed=by_checksum)
@@ -241,7 +241,7 @@ async def test_a_mark_that_is_lost_after_the_manifest_leaves_the_manifest() -> N
 
 async def test_a_publisher_shows_that_it_lives(monkeypatch: pytest.MonkeyPatch) -> None:
     """While a file is long on its way the mark is kept, and a mark that is lost meanwhile ends the upload."""
-    monkeypatch.setattr("cached.uploads.publishing.BEAT_S", 0.01)
+    monkeypatch.setattr("cached.publish.plan.BEAT_S", 0.01)
     destination = Recorder({})
     waited: list[bool] = []
 

@@ -17,13 +17,13 @@ import pytest
 from cached.contract.digest import Digest
 from cached.contract.errors import Permanent
 from cached.contract.manifest import PUBLISHING_NAME
-from cached.s3.address import S3Address
-from cached.s3.client import S3Client
-from cached.uploads import s3_mark
-from cached.uploads.folder import FolderDestination
-from cached.uploads.mark import Mark
-from cached.uploads.s3_mark import S3Mark
-from cached.uploads.s3_writing import S3Writer
+from cached.publish.folder import FolderDestination
+from cached.publish.mark import Mark
+from cached.publish.s3 import mark as s3_mark
+from cached.publish.s3.mark import S3Mark
+from cached.publish.s3.writing import S3Writer
+from cached.sources.s3.address import S3Address
+from cached.sources.s3.client import S3Client
 from tests.support.publishing import command, environment, new_bucket, objects, publish, published, tree
 from tests.support.s3 import S3Server
 

@@ -18,11 +18,12 @@ from cached.contract.manifest import Manifest
 from cached.contract.reference import ModelRef
 from cached.contract.verified import VerifiedRecord
 from cached.contract.verify import check_full, check_record
-from cached.store import blobs, recovery, snapshots, verity
+from cached.fetch.workers import WorkerSettings
+from cached.store import blobs, recovery, snapshots
+from cached.store.disk import verity
+from cached.store.disk.verity import Sealing
 from cached.store.ingest import Ingest, IngestKey
-from cached.store.verity import Sealing
-from cached.wire.settings import HttpSettings
-from cached.workers import WorkerSettings
+from cached.transport.connection.settings import HttpSettings
 from tests.engine.parts import MIB, Engine, Paused, check_committed, local, spec_of
 from tests.store.filling import VERIFIED_AT, aligned, manifest_of
 from tests.support.bitrot import flip_on_disk, forget_pages
@@ -99,7 +100,7 @@ def test_sealing_needs_no_capability(layout: Layout) -> None:
     folder.mkdir()
     os.chown(folder, 65532, 65532)
     code = (
-        "import os,sys;from pathlib import Path;from cached.store.verity import Sealing,digest,seal;"
+        "import os,sys;from pathlib import Path;from cached.store.disk.verity import Sealing,digest,seal;"
         "path=Path(sys.argv[1]);path.write_bytes(b'x'*5000);path.chmod(0o444);"
         "assert seal(path,Sealing.ALWAYS) and seal(path,Sealing.ALWAYS);"
         "print(digest(path),oct(path.stat().st_mode))"

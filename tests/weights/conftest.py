@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from server.weights.accelerator import Accelerator, TorchMemory
-from server.weights.cudart import CudaRuntime, load_library
+from server.weights.cuda.accelerator import Accelerator, TorchMemory
+from server.weights.cuda.cudart import CudaRuntime, load_library
 from server.weights.settings import Settings
 from tests.support.fake_cuda import FakeRuntime, fake_accelerator
 

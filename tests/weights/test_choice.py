@@ -8,7 +8,7 @@ import pytest
 
 from server import load_file
 from server.weights import report
-from server.weights.accelerator import Accelerator
+from server.weights.cuda.accelerator import Accelerator
 from tests.support.checkpoints import Raw, random_raw, same, write
 from tests.support.fake_cuda import FakeRuntime, fake_accelerator
 from tests.weights.conftest import SMALL

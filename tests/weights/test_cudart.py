@@ -10,9 +10,9 @@ import torch
 
 from cached.contract.errors import Permanent
 from server import load_file
-from server.weights.accelerator import Accelerator
-from server.weights.cudart import CudaRuntime, load_library
-from server.weights.runtime import CudaError
+from server.weights.cuda.accelerator import Accelerator
+from server.weights.cuda.cudart import CudaRuntime, load_library
+from server.weights.cuda.runtime import CudaError
 from tests.support.checkpoints import random_raw, same, write
 from tests.support.fake_cuda import FakeMemory, FakeRuntime
 from tests.weights.conftest import SMALL

@@ -10,8 +10,8 @@ import torch
 
 from cached.contract.errors import HoldfastError, Permanent, Transient
 from server import iter_tensors, load_file
-from server.weights.accelerator import Accelerator
-from server.weights.runtime import CudaError
+from server.weights.cuda.accelerator import Accelerator
+from server.weights.cuda.runtime import CudaError
 from tests.support.checkpoints import Raw, random_raw, same, write
 from tests.support.fake_cuda import FakeRuntime, fake_accelerator
 from tests.weights.conftest import SMALL

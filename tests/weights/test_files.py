@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from cached.contract.errors import Permanent, Transient
 from server import iter_tensors, load_file
 from server.weights import report
-from server.weights.accelerator import Accelerator
+from server.weights.cuda.accelerator import Accelerator
 from tests.support.checkpoints import PLAIN, Raw, contents, descriptors, random_raw, same, write
 from tests.support.fake_cuda import FakeRuntime, fake_accelerator
 from tests.weights.conftest import SMALL

@@ -14,7 +14,7 @@ from safetensors import safe_open as reference_safe_open
 
 from cached.contract.errors import Permanent
 from server import safe_open
-from server.weights.accelerator import Accelerator
+from server.weights.cuda.accelerator import Accelerator
 from tests.support.checkpoints import descriptors, random_raw, same, write
 from tests.support.fake_cuda import FakeRuntime, fake_accelerator
 from tests.weights.conftest import SMALL

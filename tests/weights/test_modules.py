@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from server import load_model
-from server.weights.accelerator import Accelerator
+from server.weights.cuda.accelerator import Accelerator
 from tests.support.checkpoints import same
 
 

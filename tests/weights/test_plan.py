@@ -5,8 +5,8 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
+from server.weights.format.selection import Run
 from server.weights.plan import ALIGNMENT, Plan, Sizes, Want, make_plan
-from server.weights.selection import Run
 from server.weights.settings import PAGE
 
 SIZES = st.builds(

@@ -10,7 +10,7 @@ import pytest
 
 from server import load_file
 from server.weights import report
-from server.weights.pagecache import PageCache, count_cached
+from server.weights.host.page_cache import PageCache, count_cached
 from server.weights.settings import Io, Settings
 from tests.support.checkpoints import random_raw, same, write
 from tests.support.cold import cached, drop

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.weights.selection import Box, Run, box, clip, runs
+from server.weights.format.selection import Box, Run, box, clip, runs
 
 _ITEM = (
     st.integers(-5, 5)

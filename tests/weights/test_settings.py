@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from cached.contract.errors import Permanent
-from server.weights.processors import near, parse_list
+from server.weights.cuda.processors import near, parse_list
 from server.weights.settings import MIB, Io, Settings
 
 

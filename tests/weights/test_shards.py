@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from cached.contract.errors import Permanent
 from server import Shards, iter_tensors, load_file, safe_open
 from server.weights import report
-from server.weights.accelerator import Accelerator
+from server.weights.cuda.accelerator import Accelerator
 from tests.support.checkpoints import random_raw, same, write
 from tests.support.fake_cuda import fake_accelerator
 from tests.weights.conftest import SMALL

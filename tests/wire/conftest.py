@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from cached.wire.client import HttpClient
-from cached.wire.settings import HttpSettings
+from cached.transport.client import HttpClient
+from cached.transport.connection.settings import HttpSettings
 from tests.support.certificates import Certificates, make_certificates
 from tests.wire.origin import HostileOrigin
 from tests.wire.reading import HASTY, MakeClient

@@ -7,11 +7,11 @@ from collections.abc import Callable
 import pytest
 
 from cached.contract.errors import HoldfastError
-from cached.sources.base import HttpTarget
-from cached.wire.body import Body
-from cached.wire.cancel import Cancellation
-from cached.wire.client import HttpClient
-from cached.wire.settings import HttpSettings
+from cached.transport.body import Body
+from cached.transport.client import HttpClient
+from cached.transport.connection.cancel import Cancellation
+from cached.transport.connection.settings import HttpSettings
+from cached.transport.target import HttpTarget
 
 HASTY = HttpSettings(header_timeout_s=1.0, stall_window_s=0.4, stall_min_bytes=1000)  # for servers that stall
 MakeClient = Callable[[HttpSettings], HttpClient]

@@ -9,7 +9,7 @@ from itertools import pairwise
 
 import pytest
 
-from cached.wire.buffers import BufferPool
+from cached.transport.connection.buffers import BufferPool
 
 
 def test_they_are_aligned_and_apart() -> None:

@@ -1,4 +1,4 @@
-"""`cached.wire.gitblob` against Git itself."""
+"""`cached.transport.git_blob` against Git itself."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cached.wire.gitblob import git_blob_hasher
+from cached.transport.git_blob import git_blob_hasher
 
 
 @pytest.mark.parametrize("content", [b"", b"{}\n", bytes(range(256)) * 300])

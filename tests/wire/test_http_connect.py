@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 from cached.contract.errors import HoldfastError, Permanent, Transient
-from cached.sources.base import HttpTarget
-from cached.wire.cancel import Cancellation, Cancelled
-from cached.wire.client import HttpClient
-from cached.wire.credentials import basic
-from cached.wire.settings import HttpSettings
+from cached.transport.client import HttpClient
+from cached.transport.connection.cancel import Cancellation, Cancelled
+from cached.transport.connection.settings import HttpSettings
+from cached.transport.credentials import basic
+from cached.transport.target import HttpTarget
 from tests.support.certificates import Certificates, make_certificates
 from tests.wire.faults import Extra, Redirect, ResetAfter, Stall, Truncate
 from tests.wire.origin import HostileOrigin

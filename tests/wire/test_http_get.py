@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 
 from cached.contract.errors import Transient
-from cached.sources.base import HttpTarget, Signs
-from cached.wire.cancel import Cancellation
-from cached.wire.client import HttpClient
-from cached.wire.stream import StallClock
+from cached.core.listing import Signs
+from cached.transport.client import HttpClient
+from cached.transport.connection.cancel import Cancellation
+from cached.transport.connection.stream import StallClock
+from cached.transport.target import HttpTarget
 from tests.support.nginx import nginx
 from tests.wire.faults import (
     Both,

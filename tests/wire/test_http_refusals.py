@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from cached.contract.errors import Permanent, Transient
-from cached.sources.base import HttpTarget
-from cached.wire.client import HttpClient
+from cached.transport.client import HttpClient
+from cached.transport.target import HttpTarget
 from tests.wire.faults import Both, Stall, Status
 from tests.wire.origin import HostileOrigin
 from tests.wire.reading import error_of

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from cached.contract.errors import Permanent, Transient
-from cached.sources.base import HttpTarget
-from cached.wire.cancel import Cancellation
-from cached.wire.client import HttpClient
-from cached.wire.credentials import basic
-from cached.wire.settings import HttpSettings
-from cached.wire.urls import display_url
+from cached.transport.client import HttpClient
+from cached.transport.connection.cancel import Cancellation
+from cached.transport.connection.settings import HttpSettings
+from cached.transport.credentials import basic
+from cached.transport.target import HttpTarget
+from cached.transport.urls import display_url
 from tests.wire.faults import Redirect, Status
 from tests.wire.origin import HostileOrigin
 from tests.wire.reading import MakeClient, error_of, read_all

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from cached.contract.errors import Permanent
-from cached.sources.base import HttpTarget
-from cached.wire.cancel import Cancellation
-from cached.wire.client import HttpClient
-from cached.wire.inward import is_inward
+from cached.transport.client import HttpClient
+from cached.transport.connection.cancel import Cancellation
+from cached.transport.connection.ssrf import is_inward
+from cached.transport.target import HttpTarget
 from tests.wire.faults import Redirect
 from tests.wire.origin import HostileOrigin
 from tests.wire.reading import error_of, get

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from cached.contract.errors import HoldfastError
-from cached.sources.base import LocalTarget
-from cached.wire.localfile import LocalBody
+from cached.fetch.local_file import LocalBody
+from cached.transport.target import LocalTarget
 
 DATA = bytes(range(256)) * 40
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from cached.contract.errors import HoldfastError
-from cached.sources.base import Expected, HttpTarget
-from cached.wire.cancel import Cancellation
-from cached.wire.client import HttpClient
-from cached.wire.pages import page_in
+from cached.transport.client import HttpClient
+from cached.transport.connection.cancel import Cancellation
+from cached.transport.pages import page_in
+from cached.transport.target import Expected, HttpTarget
 from tests.wire.faults import Content, Fault, InChunks, Redirect, ResetAfter
 from tests.wire.origin import HostileOrigin
 from tests.wire.reading import error_of, read_all

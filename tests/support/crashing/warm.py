@@ -160,16 +160,16 @@ class WarmDaemon(DaemonProcess):
 
 
 def _serve() -> None:
-    import cached.app
-    import cached.attempt
-    import cached.scrub
-    import cached.sources.web
+    from cached.daemon import main
+    from cached.fetch import attempt
+    from cached.node import scrub
+    from cached.sources.http import source
     from tests.support.crashing import wrapping
 
-    assert cached.app and cached.sources.web and wrapping
-    cached.attempt.SEGMENT_BYTES = SEGMENT_BYTES
-    cached.attempt.RECORD_FROM_BYTES = RECORD_FROM_BYTES
-    cached.scrub._PAUSE_S = _SCRUB_PAUSE_S
+    assert main and source and wrapping
+    attempt.SEGMENT_BYTES = SEGMENT_BYTES
+    attempt.RECORD_FROM_BYTES = RECORD_FROM_BYTES
+    scrub._PAUSE_S = _SCRUB_PAUSE_S
     gc.freeze()
     for line in sys.stdin:
         request = json.loads(line)

@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from cached.store import durable
+from cached.store.disk import durable
 from tests.support.crashing.journal import Journal
 from tests.support.crashing.places import place
 from tests.support.crashing.points import Plan, Point

@@ -1,0 +1,216 @@
+"""Ask the daemon of this node through its control socket: pull, gc, pin, unpin, status.
+
+Law: HTTP/1.1 over a Unix socket, standard library only; every failure is a `HoldfastError` with a remedy.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import socket
+import time
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cached.contract.digest import Digest
+from cached.contract.errors import HoldfastError, Permanent, Transient
+from cached.contract.layout import Layout
+from cached.contract.program.options import DEADLINE_HEADER
+from cached.contract.reference import ModelRef
+from cached.contract.status import State
+
+_MAX_ANSWER_BYTES = 64 * 1024 * 1024
+_FULL_S = 0.01
+_SUN_PATH_BYTES = 107  # sun_path in unix(7), less its final NUL
+
+
+@dataclass(frozen=True, slots=True)
+class Evicted:
+    """One version that `gc` evicted, or would: `bytes` is what its removal frees."""
+
+    ref: ModelRef
+    digest: str
+    bytes: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class GcReport:
+    """What `gc` evicted, or would, and the bytes that frees in all."""
+
+    versions: tuple[Evicted, ...]
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Unpinned:
+    """What holds after `unpin`: whether it is pinned all the same, by the catalog, and whether it was by `pin`."""
+
+    pinned: bool
+    was_pinned: bool
+
+
+@dataclass(frozen=True, slots=True)
+class PullAnswer:
+    """What a daemon says of one pull. `id` is empty where an older daemon answers by the version's status alone;
+    `digest`: it is here, as this; `error`: this pull cannot be met."""
+
+    id: str
+    state: State
+    digest: str | None
+    error: HoldfastError | None
+
+
+class ControlClient:
+    """The daemon that owns `layout`, over one connection a request. `timeout_s` is for the whole of each, in seconds:
+    the daemon is told, and carries nothing out after that."""
+
+    def __init__(self, layout: Layout, timeout_s: float = 30.0) -> None:
+        self._socket = layout.socket
+        self._root = layout.root
+        self._timeout_s = timeout_s
+
+    def pull(self, ref: ModelRef, digest: Digest | None, *, refresh: bool) -> PullAnswer:
+        """Want `ref`, pinned to `digest` if given, with `refresh` as its source has it now; returns the answer so
+        far."""
+        body = {**_named(ref), "digest": None if digest is None else str(digest), "refresh": refresh}
+        return _pull_answer(self._ask("POST", "/v1/pull", body))
+
+    def pulled(self, id_: str) -> PullAnswer:
+        """The answer of a pull so far; raises `Permanent` (`unknown_pull`) where the daemon knows it no more."""
+        return _pull_answer(self._ask("GET", f"/v1/pull/{id_}", None))
+
+    def gc(self, *, dry_run: bool) -> GcReport:
+        """Evict what nobody wants or uses; with `dry_run` only say what that would be."""
+        answer = self._ask("POST", "/v1/gc", {"dry_run": dry_run})
+        versions = tuple(
+            Evicted(ModelRef(item["model"], item["version"]), item["digest"], item["bytes"], item["reason"])
+            for item in answer["versions"]
+        )
+        return GcReport(versions, answer["bytes"])
+
+    def pin(self, ref: ModelRef) -> bool:
+        """Keep `ref` from eviction; returns whether it is pinned now."""
+        return bool(self._ask("POST", "/v1/pin", _named(ref))["pinned"])
+
+    def unpin(self, ref: ModelRef) -> Unpinned:
+        """Let `ref` be evicted again."""
+        answer = self._ask("POST", "/v1/unpin", _named(ref))
+        return Unpinned(bool(answer["pinned"]), bool(answer["was_pinned"]))
+
+    def status(self) -> dict[str, Any]:
+        """The daemon's own view: `{"daemon", "disk", "models"}` (design, section 8)."""
+        return self._ask("GET", "/v1/status", None)
+
+    def _ask(self, method: str, path: str, body: dict[str, Any] | None) -> dict[str, Any]:
+        deadline = time.monotonic() + self._timeout_s
+        headers = {"Content-Type": "application/json", DEADLINE_HEADER: f"{deadline:.3f}"}
+        with closing(_UnixConnection(self._socket, self._timeout_s)) as connection:
+            try:
+                connection.request(method, path, None if body is None else json.dumps(body), headers)
+                connection.sock.settimeout(max(0.001, deadline - time.monotonic()))
+                response = connection.getresponse()
+                status, data = response.status, response.read(_MAX_ANSWER_BYTES)
+            except TimeoutError as error:
+                raise Transient(
+                    "daemon_silent",
+                    f"the daemon did not answer {path} within {self._timeout_s:g} s on {self._socket}",
+                    "look at its log: it may be busy recovering, stopped, or stuck on a disk; nothing is done later",
+                ) from error
+            except (OSError, http.client.HTTPException) as error:
+                raise self._unreachable(error) from error
+        return _read_answer(status, data, path)
+
+    def _unreachable(self, error: Exception) -> HoldfastError:
+        if isinstance(error, FileNotFoundError):
+            return Permanent(
+                "no_daemon",
+                f"no daemon here: {self._socket} does not exist",
+                f"start it with `holdfast daemon --root {self._root} --catalog FILE`, or name its root with --root",
+            )
+        if isinstance(error, ConnectionRefusedError):
+            return Permanent(
+                "no_daemon",
+                f"the daemon of {self._root} is not running (its socket is there, nobody answers)",
+                f"start it with `holdfast daemon --root {self._root} --catalog FILE`",
+            )
+        if isinstance(error, PermissionError):
+            return Permanent(
+                "no_permission",
+                f"may not open {self._socket}: {error.strerror}",
+                "run as the daemon's user, often root: only it may change what is cached",
+            )
+        return Transient(
+            "daemon_unreachable", f"talking to the daemon on {self._socket} failed: {error!r}", "try again"
+        )
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path: Path, timeout_s: float) -> None:
+        super().__init__("localhost", timeout=timeout_s)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        if len(os.fsencode(self._path)) <= _SUN_PATH_BYTES:
+            self._connect(os.fspath(self._path))
+            return
+        # A deep root does not fit the address; its folder, opened, has a short name.
+        folder = os.open(self._path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            self._connect(f"/proc/self/fd/{folder}/{self._path.name}")
+        finally:
+            os.close(folder)
+
+    def _connect(self, address: str) -> None:
+        """Wait for room in the daemon's backlog too, which a Unix socket with a timeout does not by itself."""
+        deadline = time.monotonic() + (self.timeout or 0)
+        while True:
+            try:
+                self.sock.connect(address)
+                return
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise TimeoutError from None
+                time.sleep(_FULL_S)
+
+
+def _pull_answer(document: dict[str, Any]) -> PullAnswer:
+    error = document.get("error")
+    return PullAnswer(
+        id=document.get("pull", ""),
+        state=State(document["state"]),
+        digest=document.get("digest"),
+        error=None if error is None else _as_error(error),
+    )
+
+
+def _as_error(error: dict[str, Any]) -> HoldfastError:
+    kind = Permanent if error.get("permanent", True) else Transient
+    return kind(error.get("code", "unknown"), error.get("message", "no message"), error.get("remedy", ""))
+
+
+def _named(ref: ModelRef) -> dict[str, Any]:
+    return {"model": ref.name, "version": ref.version}
+
+
+def _read_answer(status: int, data: bytes, path: str) -> dict[str, Any]:
+    try:
+        answer = json.loads(data)
+    except ValueError:
+        answer = None
+    if status == 200 and isinstance(answer, dict):
+        return answer
+    error = answer.get("error") if isinstance(answer, dict) else None
+    if not isinstance(error, dict):
+        raise Permanent(
+            "bad_answer",
+            f"expected JSON from the daemon at {path}, found status {status} and {data[:80]!r}",
+            "check that the daemon and this command are of the same version (`holdfast --version`)",
+        )
+    kind = Permanent if error.get("permanent", True) else Transient
+    raise kind(error.get("code", "unknown"), error.get("message", f"status {status}"), error.get("remedy", ""))

@@ -1,0 +1,115 @@
+"""The limits that a kernel or a container puts on a process: threads and open files.
+
+Law: standard library only, cheap to import. Running into a limit is `Transient`: it says nothing about the bytes or the
+disk that were at hand, and it passes when other processes end or somebody raises the limit.
+"""
+
+from __future__ import annotations
+
+import errno
+import resource
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from cached.contract.errors import Permanent, Transient
+
+NO_THREAD = "no_thread"
+NO_DESCRIPTOR = "no_descriptor"
+_THREAD_REMEDY = (
+    "raise the limit of processes: podPidsLimit of the kubelet, pids.max of the cgroup, or `ulimit -u` of the user"
+)
+_FILES_REMEDY = "raise the limit of open files: `ulimit -n`, LimitNOFILE of the unit, or that of the container runtime"
+_CAUSES = 8  # looked through: libraries wrap an error two or three times
+_SYSTEM_REMEDY = "raise fs.file-max on the node, or end what holds so many files open (`lsof`)"
+
+
+def start(thread: threading.Thread, what: str) -> None:
+    """Start `thread`; raises `Transient` (`no_thread`) where the kernel refuses another one."""
+    try:
+        thread.start()
+    except RuntimeError as error:
+        raise no_thread(what) from error
+
+
+def start_some(threads: Sequence[threading.Thread]) -> list[threading.Thread]:
+    """Start `threads` until the kernel refuses one; returns those that run, for work that any of them can do alone."""
+    running = []
+    for thread in threads:
+        try:
+            thread.start()
+        except RuntimeError:
+            break
+        running.append(thread)
+    return running
+
+
+def no_thread(what: str) -> Transient:
+    """The error of `what`, for which no thread could be started."""
+    return Transient(NO_THREAD, f"{what}: cannot start a thread: the limit of processes is reached", _THREAD_REMEDY)
+
+
+def shortage(error: BaseException, what: str) -> Transient | None:
+    """Our error where `error`, or what caused it in a library, says that a limit of the process or of the system is
+    reached; None where it says anything else."""
+    reached: BaseException | None = error
+    for _ in range(_CAUSES):
+        if isinstance(reached, RuntimeError) and "can't start new thread" in str(reached):  # CPython has no type for it
+            return no_thread(what)
+        if isinstance(reached, OSError) and reached.errno == errno.EMFILE:
+            soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+            return Transient(NO_DESCRIPTOR, f"{what}: this process has {soft} open files, its limit", _FILES_REMEDY)
+        if isinstance(reached, OSError) and reached.errno == errno.ENFILE:
+            return Transient(NO_DESCRIPTOR, f"{what}: the system's limit of open files is reached", _SYSTEM_REMEDY)
+        if reached is None:
+            return None
+        reached = reached.__cause__ or reached.__context__
+    return None
+
+
+def why_none(error: OSError | RuntimeError) -> str:
+    """Why there is no inotify watch, and what would bring one; `error` is watchdog's (codes: inotify(7)).
+
+    EMFILE is told for instances and for open files alike: the remedy names both.
+    """
+    if isinstance(error, RuntimeError):
+        return f"{error} ({_THREAD_REMEDY})"
+    remedy = {
+        errno.ENOSPC: "raise fs.inotify.max_user_watches",
+        errno.EMFILE: "raise fs.inotify.max_user_instances, shared by all processes of a user on the node",
+    }.get(error.errno or 0, "look at the seccomp profile and the kernel's log")
+    return f"{error.strerror or error} ({remedy})"
+
+
+def raise_open_files(needed: int) -> int:
+    """Raise the soft limit of open files to the hard one; returns what holds now.
+
+    Raises `Permanent` (`few_files`) where that is less than `needed`.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    if hard < needed:
+        raise Permanent("few_files", f"the limit of open files is {hard}, and {needed} are needed", _FILES_REMEDY)
+    return hard
+
+
+def started_pool(threads: int, name: str, initializer: Callable[[], object] | None = None) -> ThreadPoolExecutor:
+    """A pool of `threads` running threads; raises `Transient` (`no_thread`) and leaves none where one is refused."""
+    pool = ThreadPoolExecutor(threads, thread_name_prefix=name, initializer=initializer)
+    together = threading.Barrier(threads)  # a thread that waits here takes no second job: each job gets its own
+
+    def arrive() -> None:
+        try:
+            together.wait()
+        except threading.BrokenBarrierError:
+            return
+
+    try:
+        for _ in range(threads):
+            pool.submit(arrive)
+    except RuntimeError as error:
+        together.abort()
+        pool.shutdown(cancel_futures=True)
+        raise no_thread(f"the pool of {threads} threads {name!r}") from error
+    return pool

@@ -1,0 +1,335 @@
+"""The catalog: which models there are, where their versions come from, and which are fetched ahead of any pod.
+
+Law: pure: text in, `Catalog` out; never opens a file. No message repeats a source, since its user information is a
+credential. Format: section 6 of the design.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+
+import yaml
+
+from cached.contract.digest import Digest
+from cached.contract.errors import InvalidReference, Permanent
+from cached.contract.reference import ModelRef, check_name, check_version
+from cached.core import yaml_nodes as nodes
+from cached.core.yaml_nodes import Refused
+
+_SOURCE = re.compile(r"[a-z][a-z0-9+.-]*://.+")
+_MODEL_KEYS = ("exclude", "follow", "include", "pin", "prefetch", "source", "versions")
+_VERSION_KEYS = ("digest", "follow", "source")
+
+
+@dataclass(frozen=True, slots=True)
+class PrefetchRule:
+    """Versions to fetch before anybody asks, on nodes that carry every label of `node_selector` (empty: all nodes)."""
+
+    versions: tuple[str, ...]
+    node_selector: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class CatalogVersion:
+    """One version with all that applies to it. `source` has `{name}` and `{version}` filled in and may carry
+    credentials; `keep` is the model's `pin: true`: never evicted; `follow`: what its source has later is taken too."""
+
+    ref: ModelRef
+    source: str = field(repr=False)
+    digest: Digest | None
+    include: tuple[str, ...]
+    exclude: tuple[str, ...]
+    keep: bool
+    follow: bool
+
+    @property
+    def request(self) -> str:
+        """What a fetch of this version asks for: `request_of` its source and filters."""
+        return request_of(self.source, self.include, self.exclude)
+
+
+@lru_cache(maxsize=1 << 14)  # asked for each version whenever anything happens
+def request_of(source: str, include: tuple[str, ...], exclude: tuple[str, ...]) -> str:
+    """The identity of a fetch request, to be kept with what it brought: a hash, since `source` may carry credentials.
+
+    Everything counts that may change what the source answers, credentials and parameters too: a source that differs
+    only in those is listed again, which is cheap, and not taken for the same.
+    """
+    text = json.dumps(["holdfast-request", source, include, exclude])
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class CatalogModel:
+    """One entry under `models`. `source` is the entry's own template, which wins over the catalog's default.
+
+    `rejected` are versions whose own entry is bad and never was good: no template may stand in for them, since what
+    the entry got wrong may be the pin.
+    """
+
+    name: str
+    include: tuple[str, ...]
+    exclude: tuple[str, ...]
+    versions: Mapping[str, CatalogVersion]
+    prefetch: PrefetchRule | None
+    pin: bool
+    follow: bool
+    source: str | None = field(repr=False)
+    rejected: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Catalog:
+    """All models by name, and the source template of `defaults`."""
+
+    models: Mapping[str, CatalogModel]
+    default_source: str | None = field(repr=False)
+
+    def find(self, ref: ModelRef) -> CatalogVersion | None:
+        """What the catalog says of `ref`: a listed version, or any other version of a listed model for which a
+        source template with `{version}` applies. None where it says nothing."""
+        model = self.models.get(ref.name)
+        return None if model is None else _find(model, ref.version, self.default_source)
+
+
+EMPTY_CATALOG = Catalog({}, None)
+
+
+@dataclass(frozen=True, slots=True)
+class Rejection:
+    """One entry that was refused alone. `where`: the model, or `model@version`; `line` counts from 1."""
+
+    where: str
+    line: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ParsedCatalog:
+    """The catalog that is in force now, and what of the file is not."""
+
+    catalog: Catalog
+    rejected: tuple[Rejection, ...]
+
+
+def parse_catalog(text: str, last_good: Catalog) -> ParsedCatalog:
+    """Read a catalog. A bad model or version is rejected alone and keeps its definition in `last_good`, if any.
+
+    Raises `Permanent` (`invalid_catalog`, with the line) where the file as a whole cannot be read: the caller goes on
+    with the last good catalog. A file of the largest size allowed takes seconds: not for an event
+    loop.
+    """
+    rejected: list[Rejection] = []
+    try:
+        top = nodes.fields(nodes.compose(text), "the catalog", ("defaults", "models"))
+        default_source = _template(nodes.fields(top.get("defaults"), "`defaults`", ("source",)).get("source"))
+        listed = nodes.required(top, "models", "the catalog", 1)
+        models = _models(listed, Catalog(last_good.models, default_source), rejected)
+    except Refused as error:
+        raise Permanent(
+            "invalid_catalog",
+            f"catalog, line {error.line}: {error.reason}",
+            "correct the file; until then the last good catalog stays in force",
+        ) from error
+    return ParsedCatalog(Catalog(models, default_source), tuple(rejected))
+
+
+def _models(node: yaml.Node, known: Catalog, rejected: list[Rejection]) -> dict[str, CatalogModel]:
+    """`known` holds the last good models, and the default source of this file."""
+    models: dict[str, CatalogModel] = {}
+    claimed: dict[str, str] = {}
+    for key, value in nodes.pairs(node, "`models`"):
+        try:
+            name = _model_name(key, claimed)
+        except Refused as error:
+            rejected.append(Rejection(nodes.shown(key), error.line, error.reason))
+            continue
+        try:
+            models[name] = _model(name, value, known, rejected)
+        except Refused as error:
+            rejected.append(Rejection(name, error.line, error.reason))
+            if name in known.models:
+                models[name] = known.models[name]
+    return models
+
+
+def _model_name(key: yaml.Node, claimed: dict[str, str]) -> str:
+    """The name under `models`; refused where it, or one that differs only in case, was `claimed` before."""
+    name = nodes.text(key, "a model's name")
+    try:
+        check_name(name)
+    except InvalidReference as error:
+        raise Refused(nodes.line_of(key), str(error)) from error
+    first = claimed.get(name.casefold())
+    if first is not None:
+        problem = "is listed twice" if first == name else f"differs from {first!r}, listed before it, in case only"
+        raise Refused(nodes.line_of(key), f"the model {name!r} {problem}; the first stands")
+    claimed[name.casefold()] = name
+    return name
+
+
+def _model(name: str, node: yaml.Node, known: Catalog, rejected: list[Rejection]) -> CatalogModel:
+    fields = nodes.fields(node, "a model", _MODEL_KEYS)
+    model = CatalogModel(
+        name=name,
+        include=_include(fields.get("include")),
+        exclude=_patterns(fields.get("exclude"), "`exclude`"),
+        versions={},
+        prefetch=None,
+        pin=nodes.flag(fields.get("pin"), "`pin`"),
+        follow=nodes.flag(fields.get("follow"), "`follow`"),
+        source=_template(fields.get("source")),
+        rejected=frozenset(),
+    )
+    prefetch = _prefetch(fields.get("prefetch"))
+    model = _with_versions(model, fields.get("versions"), known, rejected)
+    return replace(model, prefetch=_findable(model, prefetch, known.default_source, rejected))
+
+
+def _with_versions(
+    model: CatalogModel, node: yaml.Node | None, known: Catalog, rejected: list[Rejection]
+) -> CatalogModel:
+    last_good = known.models[model.name].versions if model.name in known.models else {}
+    good: dict[str, CatalogVersion] = {}
+    bad: set[str] = set()
+    for key, value in _version_pairs(node):
+        version = nodes.shown(key)
+        where = f"{model.name}@{version}"
+        if version in good or version in bad:
+            rejected.append(Rejection(where, nodes.line_of(key), "this version is listed twice; the first stands"))
+            continue
+        try:
+            good[version] = _version(model, key, value, known.default_source)
+        except Refused as error:
+            rejected.append(Rejection(where, error.line, error.reason))
+            if version in last_good:
+                good[version] = last_good[version]
+            else:
+                bad.add(version)
+    return replace(model, versions=good, rejected=frozenset(bad))
+
+
+def _version_pairs(node: yaml.Node | None) -> Iterator[tuple[yaml.Node, yaml.Node | None]]:
+    """`versions` as a mapping, or as a list of versions about which there is nothing more to say."""
+    if isinstance(node, yaml.SequenceNode):
+        yield from ((item, None) for item in nodes.items(node, "`versions`"))
+    else:
+        yield from nodes.pairs(node, "`versions`")
+
+
+def _version(
+    model: CatalogModel, key: yaml.Node, value: yaml.Node | None, default_source: str | None
+) -> CatalogVersion:
+    version = _version_text(key)
+    fields = nodes.fields(value, "a version", _VERSION_KEYS)
+    template = _template(fields.get("source")) or model.source or default_source
+    if template is None:
+        raise Refused(nodes.line_of(key), "no `source`: neither the version, nor its model, nor `defaults` has one")
+    follow = nodes.flag(fields["follow"], "`follow`") if "follow" in fields else model.follow
+    found = _apply(model, ModelRef(model.name, version), template, _digest(fields.get("digest")))
+    return replace(found, follow=follow)
+
+
+def _version_text(node: yaml.Node) -> str:
+    version = nodes.text(node, "a version")
+    try:
+        check_version(version)
+    except InvalidReference as error:
+        raise Refused(nodes.line_of(node), str(error)) from error
+    return version
+
+
+@dataclass(frozen=True, slots=True)
+class _Prefetch:
+    versions: tuple[yaml.Node, ...]
+    node_selector: Mapping[str, str]
+
+
+def _prefetch(node: yaml.Node | None) -> _Prefetch:
+    if node is None or nodes.is_null(node):
+        return _Prefetch((), {})
+    fields = nodes.fields(node, "`prefetch`", ("nodeSelector", "versions"))
+    versions = nodes.required(fields, "versions", "`prefetch`", nodes.line_of(node))
+    selector: dict[str, str] = {}
+    for key, value in nodes.pairs(fields.get("nodeSelector"), "`nodeSelector`"):
+        label = nodes.text(key, "a label")
+        if label in selector:
+            raise Refused(nodes.line_of(key), f"the label {label[:200]!r} is there twice in `nodeSelector`")
+        selector[label] = nodes.text(value, "a label's value")
+    return _Prefetch(tuple(nodes.items(versions, "`prefetch.versions`")), selector)
+
+
+def _findable(
+    model: CatalogModel, rule: _Prefetch, default_source: str | None, rejected: list[Rejection]
+) -> PrefetchRule | None:
+    """The rule less the versions that the catalog has no source for; each of those is rejected alone."""
+    versions: dict[str, None] = {}
+    for node in rule.versions:
+        try:
+            version = _version_text(node)
+        except Refused as error:
+            rejected.append(Rejection(model.name, error.line, f"`prefetch.versions`: {error.reason}"))
+            continue
+        if _find(model, version, default_source) is not None:
+            versions[version] = None
+        elif version not in model.rejected:  # that was said already, with the better reason
+            reason = f"`prefetch.versions`: {version!r} is not listed, and no `source` with {{version}} applies to it"
+            rejected.append(Rejection(model.name, nodes.line_of(node), reason))
+    return PrefetchRule(tuple(versions), rule.node_selector) if versions else None
+
+
+def _find(model: CatalogModel, version: str, default_source: str | None) -> CatalogVersion | None:
+    listed = model.versions.get(version)
+    template = model.source or default_source
+    if listed is not None or version in model.rejected or template is None or "{version}" not in template:
+        return listed
+    return _apply(model, ModelRef(model.name, version), template, None)
+
+
+def _apply(model: CatalogModel, ref: ModelRef, template: str, digest: Digest | None) -> CatalogVersion:
+    source = template.replace("{name}", ref.name).replace("{version}", ref.version)
+    return CatalogVersion(ref, source, digest, model.include, model.exclude, model.pin, model.follow)
+
+
+def _include(node: yaml.Node | None) -> tuple[str, ...]:
+    patterns = _patterns(node, "`include`")
+    if isinstance(node, yaml.SequenceNode) and not patterns:
+        raise Refused(nodes.line_of(node), "an empty `include` selects nothing; leave the key out to select everything")
+    return patterns
+
+
+def _patterns(node: yaml.Node | None, what: str) -> tuple[str, ...]:
+    patterns = []
+    for item in nodes.items(node, what):
+        pattern = nodes.text(item, f"a pattern of {what}")
+        if not pattern or pattern.startswith(("/", "./", "../")):
+            raise Refused(
+                nodes.line_of(item), f"{what}: {pattern[:200]!r} matches nothing; paths look like `folder/file.json`"
+            )
+        patterns.append(pattern)
+    return tuple(patterns)
+
+
+def _template(node: yaml.Node | None) -> str | None:
+    if node is None or nodes.is_null(node):
+        return None
+    source = nodes.uri_text(node, "`source`")
+    if re.search(r"[{}]", source.replace("{name}", "").replace("{version}", "")):
+        raise Refused(nodes.line_of(node), "`source` may have {name} and {version} in braces, and nothing else")
+    if not _SOURCE.fullmatch(source):
+        raise Refused(nodes.line_of(node), "expected `source` to be a URI such as s3://bucket/folder/, found none")
+    return source
+
+
+def _digest(node: yaml.Node | None) -> Digest | None:
+    if node is None or nodes.is_null(node):
+        return None
+    try:
+        return Digest.parse(nodes.text(node, "`digest`"))
+    except InvalidReference as error:
+        raise Refused(nodes.line_of(node), str(error)) from error

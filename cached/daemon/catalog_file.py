@@ -1,0 +1,96 @@
+"""The catalog's file: read again whenever it may have changed, and put in force.
+
+Law: reads in a thread and hands on; a file that cannot be read, or is no catalog, leaves the last good one in force.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from cached.contract.errors import HoldfastError, Permanent
+from cached.contract.program import limits
+from cached.core.catalog import EMPTY_CATALOG, Catalog, ParsedCatalog, parse_catalog
+from cached.daemon.file_watch import watched
+
+_log = logging.getLogger("holdfast")
+
+_LOOK_S = 5.0  # where no watch tells of a new catalog
+_SETTLE_S = 0.05  # a catalog is written in several steps
+_CAUGHT_UP_S = 2.0
+
+
+class CatalogFile:
+    """Follows one file. `use` is told of each catalog, `waits_for` why there is none; None once there is one."""
+
+    def __init__(self, path: Path, use: Callable[[Catalog], None], waits_for: Callable[[str | None], None]) -> None:
+        self._path = path
+        self._use = use
+        self._waits_for = waits_for
+        self._catalog = EMPTY_CATALOG
+        self._text: str | None = None
+        self._trouble: str | None = None
+        self._changed = asyncio.Event()
+        self._waiting: list[asyncio.Future[None]] = []
+
+    async def run(self) -> None:
+        """Read it whenever its folder changes, now and then in case nobody told, and when somebody asks."""
+        loop = asyncio.get_running_loop()
+        with watched(self._path, partial(loop.call_soon_threadsafe, self._changed.set), _LOOK_S):
+            while True:
+                self._changed.clear()
+                waiting, self._waiting = self._waiting, []
+                await self._read()
+                for future in waiting:
+                    if not future.done():
+                        future.set_result(None)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(_LOOK_S):
+                        await self._changed.wait()
+                if not self._waiting:
+                    await asyncio.sleep(_SETTLE_S)
+
+    async def caught_up(self) -> None:
+        """Return once the file as it is now is in force: whoever has just written it may ask for what it says. After
+        two seconds in any case."""
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append(future)
+        self._changed.set()
+        await asyncio.wait([future], timeout=_CAUGHT_UP_S)
+
+    async def _read(self) -> None:
+        try:
+            text = await asyncio.to_thread(_read, self._path)
+            if text == self._text:
+                return
+            self._text = text
+            self._catalog = _accept(await asyncio.to_thread(parse_catalog, text, self._catalog))
+            self._trouble = None
+            self._use(self._catalog)
+            self._waits_for(None)
+        except HoldfastError as error:
+            if str(error) != self._trouble:
+                _log.error("%s", error)
+            self._trouble = str(error)
+            if self._catalog is EMPTY_CATALOG:
+                self._waits_for(f"no catalog: {error}")
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise limits.shortage(error, f"catalog {path}") or Permanent(
+            "no_catalog", f"catalog {path}: {error}", "write the file, or name another with --catalog"
+        ) from error
+
+
+def _accept(parsed: ParsedCatalog) -> Catalog:
+    for rejection in parsed.rejected:
+        _log.error("catalog, line %d: %s: %s", rejection.line, rejection.where, rejection.reason)
+    _log.info("catalog: %d models, %d entries rejected", len(parsed.catalog.models), len(parsed.rejected))
+    return parsed.catalog

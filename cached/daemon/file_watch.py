@@ -1,0 +1,66 @@
+"""Watch a file through its folder: a ConfigMap's update swaps a symlink there, and never touches the file itself.
+
+Law: tells that something may have changed, never what; the reader compares. It may miss a change (the folder is not
+there yet, is swapped itself, or the kernel gives no watch): whoever must not, looks now and then as well.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from watchdog.events import (
+    EVENT_TYPE_CREATED,
+    EVENT_TYPE_DELETED,
+    EVENT_TYPE_MODIFIED,
+    EVENT_TYPE_MOVED,
+    FileSystemEvent,
+    FileSystemEventHandler,
+)
+from watchdog.observers import Observer
+from watchdog.observers.api import BaseObserver
+
+from cached.contract.program.limits import why_none
+
+_log = logging.getLogger(__name__)
+_CHANGES = frozenset({EVENT_TYPE_CREATED, EVENT_TYPE_DELETED, EVENT_TYPE_MODIFIED, EVENT_TYPE_MOVED})
+
+
+@contextmanager
+def watched(file: Path, changed: Callable[[], object], look_s: float) -> Iterator[None]:
+    """Call `changed`, from another thread, when anything happens in the file's folder.
+
+    Where the kernel gives no watch, that is logged once and nothing is called: the reader looks every `look_s` seconds.
+    """
+    observer = _started(file.parent, _Handler(changed), look_s)
+    try:
+        yield
+    finally:
+        if observer is not None:
+            observer.stop()
+            observer.join()
+
+
+def _started(folder: Path, handler: FileSystemEventHandler, look_s: float) -> BaseObserver | None:
+    observer: BaseObserver | None = None
+    try:
+        observer = Observer()  # takes an inotify instance at once
+        observer.schedule(handler, str(folder))
+        observer.start()
+    except (OSError, RuntimeError) as error:  # RuntimeError: no thread
+        if observer is not None:
+            observer.stop()
+        _log.warning("%s: no inotify watch: %s; it is looked at every %g s instead", folder, why_none(error), look_s)
+        return None
+    return observer
+
+
+class _Handler(FileSystemEventHandler):
+    def __init__(self, changed: Callable[[], object]) -> None:
+        self._changed = changed
+
+    def on_any_event(self, event: FileSystemEvent) -> None:
+        if event.event_type in _CHANGES:  # reading the file is an event too
+            self._changed()

@@ -1,0 +1,155 @@
+"""The two doors of the daemon: the TCP port for reads, the socket under `private/` for commands.
+
+Law: a port that cannot be had ends the start; a socket that cannot be made (a full or read-only disk) is tried again
+and again, and made anew where somebody deleted it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from aiohttp import web
+
+from cached.contract.errors import Permanent
+from cached.contract.layout import Layout
+from cached.daemon import connection_limits
+from cached.node.log_once import Saying
+from cached.node.threads import Blocking
+
+_log = logging.getLogger("holdfast")
+
+_LOOK_S = 5.0
+_BACKLOG = 256
+
+
+class ControlDoor:
+    """The control socket."""
+
+    def __init__(self, layout: Layout, blocking: Blocking, runner: web.AppRunner, standing: int) -> None:
+        self._path = layout.socket
+        self._blocking = blocking
+        self._standing = standing
+        self._runner = runner
+        self._listener: asyncio.Server | None = None
+        self._made: os.stat_result | None = None
+        self._saying = Saying(_log)
+
+    async def keep(self) -> None:
+        """Have the socket there until cancelled."""
+        while True:
+            await self.ensure()
+            await asyncio.sleep(_LOOK_S)
+
+    async def ensure(self) -> None:
+        """Make the socket unless it is there."""
+        try:
+            made = await self._blocking.run(_bound_unless_there, self._path, self._made)
+            if made is None:
+                self._saying.fine(f"control socket {self._path}")
+                return
+            await self._listen(*made)
+        except OSError as error:
+            self._saying.trouble(f"control socket {self._path}", error.strerror or str(error))
+        else:
+            self._saying.fine(f"control socket {self._path}")
+
+    async def _listen(self, bound: socket.socket, made: os.stat_result) -> None:
+        if self._listener is not None:
+            self._listener.close()
+            self._listener = None
+        admitted = connection_limits.admission(self._runner, self._standing)
+        try:
+            self._listener = await asyncio.get_running_loop().create_unix_server(admitted, sock=bound, backlog=_BACKLOG)
+        except BaseException:
+            bound.close()
+            raise
+        self._made = made
+
+    async def close(self) -> None:
+        """Let nobody in any more, and leave no socket behind that nobody answers."""
+        if self._listener is not None:
+            self._listener.close()
+        await self._blocking.run(_unlink_if, self._path, self._made)
+
+
+def _is_there(path: Path, made: os.stat_result | None) -> bool:
+    try:
+        return made is not None and os.path.samestat(made, os.lstat(path))
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+
+
+def _unlink_if(path: Path, made: os.stat_result | None) -> None:
+    with contextlib.suppress(OSError):
+        if _is_there(path, made):
+            path.unlink()
+
+
+def _bound_unless_there(path: Path, made: os.stat_result | None) -> tuple[socket.socket, os.stat_result] | None:
+    """A socket that is bound there, and what it is on the disk; None where `made` is there still. Blocking."""
+    if _is_there(path, made):
+        return None
+    # A deep root does not fit a Unix address (107 bytes); its folder, opened, has a short name.
+    folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    bound = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        path.unlink(missing_ok=True)
+        bound.bind(f"/proc/self/fd/{folder}/{path.name}")
+        path.chmod(0o600)
+        bound.setblocking(False)
+        return bound, os.lstat(path)
+    except BaseException:
+        bound.close()
+        raise
+    finally:
+        os.close(folder)
+
+
+@dataclass(frozen=True, slots=True)
+class Doors:
+    """What is open: the address that the port has, and the socket, to be kept."""
+
+    address: tuple[str, int]
+    control: ControlDoor
+
+
+@contextlib.asynccontextmanager
+async def open_doors(
+    listen: tuple[str, int],
+    socket_of: tuple[Layout, Blocking],
+    reads: web.Application,
+    control: web.Application,
+    standing: int,
+) -> AsyncIterator[Doors]:
+    """Open both, each for `standing` clients at once, the socket with threads that may block; raises `Permanent`
+    (`cannot_listen`). At the end nobody is waited for longer than a moment."""
+    tcp, unix = connection_limits.runner(reads), connection_limits.runner(control)
+    door = ControlDoor(*socket_of, unix, standing)
+    port: asyncio.Server | None = None
+    try:
+        await tcp.setup()
+        await unix.setup()
+        await door.ensure()
+        try:
+            loop = asyncio.get_running_loop()
+            port = await loop.create_server(connection_limits.admission(tcp, standing), *listen, backlog=_BACKLOG)
+        except OSError as error:
+            raise Permanent(
+                "cannot_listen", f"{listen[0]}:{listen[1]}: {error}", "choose another --listen, or end who has it"
+            ) from error
+        bound = port.sockets[0].getsockname()
+        _log.info("listening on http://%s:%d", bound[0], bound[1])
+        yield Doors((bound[0], bound[1]), door)
+    finally:
+        if port is not None:
+            port.close()
+        await door.close()
+        await tcp.cleanup()
+        await unix.cleanup()

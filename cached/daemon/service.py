@@ -1,0 +1,203 @@
+"""The daemon's answers and commands: what the two doors, TCP and the control socket, reach.
+
+Law: on the event loop; translates between the doors' words and the scheduler's, and decides nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import asdict
+from typing import Any
+
+from cached.contract.digest import Digest
+from cached.contract.errors import HoldfastError, Transient
+from cached.contract.reference import ModelRef
+from cached.contract.status import State, StatusError, timestamp
+from cached.core.eviction import reclaimable
+from cached.core.pulls import Pull
+from cached.core.space import SpaceUse
+from cached.core.waits import waiting
+from cached.daemon.catalog_file import CatalogFile
+from cached.daemon.control_api import Check
+from cached.daemon.metrics import Figures, Metrics, ModelFigures
+from cached.daemon.reconciler import Scheduler
+from cached.fetch.workers import Workers
+from cached.node.inventory import write_pins
+from cached.node.publisher import NodeParts
+
+
+class Daemon:
+    """`http.Reports` and `control.Commands`."""
+
+    def __init__(self, parts: NodeParts) -> None:
+        self._layout = parts.layout
+        self._holdings = parts.holdings
+        self._board = parts.board
+        self._ledger = parts.ledger
+        self._blocking = parts.blocking
+        self._surroundings = parts.surroundings
+        self._waiting_for: str | None = "starting"
+        self._pinning = asyncio.Lock()  # two writes at once could end with the older list
+        self._scheduler: Scheduler
+        self._workers: Workers
+        self._catalog: CatalogFile
+        self._metrics = Metrics(self._figures)
+
+    @property
+    def counters(self) -> Metrics:
+        """Where everybody counts."""
+        return self._metrics
+
+    def drive(self, scheduler: Scheduler, workers: Workers, catalog: CatalogFile) -> None:
+        """Answer for these from now on."""
+        self._catalog = catalog
+        self._scheduler = scheduler
+        self._workers = workers
+
+    def waits_for(self, reason: str | None) -> None:
+        """Say why the daemon is not ready; None when it is."""
+        self._waiting_for = reason
+
+    # --- reads -----------------------------------------------------------------------------------------------------
+
+    def metrics(self) -> bytes:
+        return self._metrics.text()
+
+    def not_ready(self) -> str | None:
+        if self._waiting_for is None and not self._surroundings.synced:
+            return "waiting for the first list of this node's pods"
+        trouble = self._board.trouble_writing
+        return self._waiting_for or (None if trouble is None else f"the root cannot be written: {trouble}")
+
+    def status(self) -> dict[str, Any]:
+        use, error = self._use()
+        return {
+            "daemon": self._board.daemon.document(),
+            "disk": {
+                "capacity": use.capacity,
+                "used": use.used + use.dying,
+                "reserved": use.reserved,
+                "free": use.free,
+                "error": None if error is None else asdict(StatusError.of(error)),
+            },
+            "models": [self._model(status.document(), status.model, status.version) for status in self._board.all()],
+        }
+
+    # --- commands --------------------------------------------------------------------------------------------------
+
+    async def pull(self, ref: ModelRef, pin: Digest | None, *, refresh: bool) -> dict[str, Any]:
+        await self._catalog.caught_up()
+        pull = self._scheduler.pull(ref, pin, refresh=refresh)
+        await self._board.flushed()
+        return self._answer(pull)
+
+    def pulled(self, id_: str) -> dict[str, Any] | None:
+        pull = self._scheduler.pulled(id_)
+        return None if pull is None else self._answer(pull)
+
+    def _answer(self, pull: Pull) -> dict[str, Any]:
+        status = self._board.get(pull.want.ref)
+        state = State.QUEUED if pull.error is None else State.FAILED
+        return {
+            "pull": pull.id,
+            "state": str(state if status is None else status.state),
+            "digest": None if pull.digest is None else str(pull.digest),
+            "error": None if pull.error is None else asdict(StatusError.of(pull.error)),
+        }
+
+    async def gc(self, check: Check) -> list[dict[str, Any]]:
+        await self._scheduler.look_at_leases()
+        check()
+        gone = []
+        for victim in self._scheduler.evictable():
+            if self._scheduler.wanted(victim.ref):
+                continue  # since it was listed
+            check()
+            freed = await self._scheduler.evict(victim.ref, victim.digest, "gc")
+            if freed is not None:
+                gone.append(_evicted(victim.ref, victim.digest, freed))
+        check()
+        await self._scheduler.sweep()
+        return gone
+
+    async def gc_plan(self) -> list[dict[str, Any]]:
+        await self._scheduler.look_at_leases()
+        victims, holdings = self._scheduler.evictable(), self._scheduler.holdings()
+        plan, before = [], 0
+        for count, victim in enumerate(victims, 1):
+            freed = reclaimable(victims[:count], holdings)
+            plan.append(_evicted(victim.ref, victim.digest, freed - before))
+            before = freed
+        return plan
+
+    async def pin(self, ref: ModelRef, check: Check) -> None:
+        async with self._pinning:
+            check()
+            self._scheduler.require_known(ref)
+            await self._keep(self._holdings.pins | {ref})
+
+    async def unpin(self, ref: ModelRef, check: Check) -> tuple[bool, bool]:
+        async with self._pinning:
+            check()
+            was_pinned = ref in self._holdings.pins
+            if was_pinned:
+                await self._keep(self._holdings.pins - {ref})
+            return self._scheduler.is_kept(ref), was_pinned
+
+    async def _keep(self, pins: set[ModelRef]) -> None:
+        await self._blocking.run(write_pins, self._layout, pins)
+        self._holdings.pins = pins
+
+    def _use(self) -> tuple[SpaceUse, HoldfastError | None]:
+        """The account, and what is wrong with the disk: it is told while there is one, whatever the disk does."""
+        try:
+            return self._ledger.use(), self._board.trouble_writing
+        except HoldfastError as error:
+            return self._ledger.use_unseen(), error
+
+    def disk_hangs(self) -> Transient | None:
+        return self._board.hanging
+
+    # --- figures ---------------------------------------------------------------------------------------------------
+
+    def _model(self, document: dict[str, Any], name: str, version: str) -> dict[str, Any]:
+        ref = ModelRef(name, version)
+        used = self._holdings.used_at(ref)
+        document["last_used"] = None if used is None else timestamp(used)
+        document["leased"] = self._holdings.models.get(ref) in self._holdings.leased
+        return document
+
+    def _figures(self) -> Figures:
+        use, _error = self._use()
+        held = self._holdings
+        return Figures(
+            capacity=use.capacity,
+            store_bytes={"committed": use.used, "reserved": use.reserved, "dying": use.dying},
+            in_progress=self._workers.in_progress(),
+            pods_waiting=waiting(self._surroundings.pods(), held.models),
+            surroundings=self._surroundings.figures(),
+            models=tuple(
+                ModelFigures(
+                    status.model,
+                    status.version,
+                    ready=ref in held.models,
+                    pinned=status.pinned,
+                    stale=status.stale is not None,
+                    size=held.size(ref) if ref in held.models else 0,
+                    last_used=held.used_at(ref),
+                )
+                for status in self._board.all()
+                for ref in (ModelRef(status.model, status.version),)
+                if self._scheduler.knows(ref)
+            ),
+        )
+
+
+def _evicted(ref: ModelRef, digest: Digest, size: int) -> dict[str, Any]:
+    return {
+        "model": ref.name,
+        "version": ref.version,
+        "digest": str(digest),
+        "bytes": size,
+        "reason": "not wanted",
+    }

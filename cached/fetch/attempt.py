@@ -1,0 +1,385 @@
+"""One attempt at one blob: ranges arrive in any order, are written where they belong, and are hashed in order.
+
+Law: the hash follows the contiguous front, from the buffers while they are still in memory, from the disk where they
+had to be let go; there is no second pass. Memory is bounded by the pool, whatever the blob's size. A blob leaves here
+verified, or not at all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Protocol
+
+from cached.contract.errors import DigestMismatch, HoldfastError, Transient
+from cached.contract.layout import Layout
+from cached.contract.program import limits
+from cached.store import blobs
+from cached.store.digest_journal import DigestJournal
+from cached.store.disk.verity import Sealing, seal
+from cached.store.group_commit import read_back
+from cached.store.ingest import ALIGNMENT, Ingest, IngestKey, allocated_bytes, forget
+from cached.store.ranges import Ranges
+from cached.transport.connection.buffers import BufferPool
+from cached.transport.connection.cancel import Cancellation
+from cached.transport.git_blob import git_blob_hasher
+
+SEGMENT_BYTES = 32 * 1024 * 1024  # one ranged request
+_BEHIND_BYTES = 8 * 1024 * 1024
+_WORTHLESS = frozenset({"digest_mismatch", "source_changed", "bad_response", "lost_bytes"})
+RECORD_FROM_BYTES = 2 * SEGMENT_BYTES  # smaller blobs are simply fetched again after a crash
+
+
+@dataclass(frozen=True, slots=True)
+class BlobSpec:
+    """What is to be fetched. `name` is for people; `kind` and `origin` name the source and the host it is counted to.
+
+    `sha256` and `git_oid` where the source vouches for them.
+    """
+
+    name: str
+    key: IngestKey
+    sha256: str | None
+    git_oid: str | None
+    kind: str
+    origin: str
+
+    @property
+    def is_bound(self) -> bool:
+        """Tell whether two answers can be known to be parts of one content: else one answer must bring it all."""
+        return self.sha256 is not None or self.git_oid is not None or bool(self.key.validator)
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """A committed blob: its sha256 as 64 hex digits, its size in bytes, and whether the store had it not yet."""
+
+    sha256: str
+    size: int
+    fresh: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A range to ask for: `[start, end)`; `end` None for a stream of unknown length."""
+
+    start: int
+    end: int | None
+
+
+class NoRanges(Exception):
+    """The origin answers with the whole object whatever range is asked for: control flow, not an error."""
+
+
+class Shared(Protocol):
+    """What all attempts share: see `workers.Workers`."""
+
+    layout: Layout
+    sealing: Sealing
+    journal: DigestJournal
+    buffers: BufferPool
+    hold_slots: threading.Semaphore
+    recorder: ThreadPoolExecutor
+
+
+class Attempt:
+    """The state of one attempt; workers feed it, its own thread hashes and commits."""
+
+    def __init__(self, spec: BlobSpec, shared: Shared, *, stream: bool) -> None:
+        self.spec = spec
+        self.size = spec.key.size
+        self.stream = stream or self.size is None
+        self.cancellation = Cancellation()
+        self.outcome: Future[Verified] = Future()
+        self.placed: Verified | None = None  # the blob that got its name, also where the disk failed after that
+        self.left_bytes = 0  # on the disk, of a partial blob, once it failed
+        self._shared = shared
+        if stream:
+            forget(shared.layout, spec.key.id)
+        is_whole = shared.journal.find(spec.key.id) is not None
+        self._ingest = Ingest(shared.layout.ingest / spec.key.id, spec.key, is_whole=is_whole)
+        self._changed = threading.Condition()
+        self._written = Ranges(self._ingest.recorded())
+        self.resumed_bytes = self._written.total()
+        self._unassigned = deque(self._segments())
+        self._held: dict[int, tuple[memoryview, int]] = {}
+        self._hashing = False
+        self._front = 0
+        self._users = 0
+        self._failure: BaseException | None = None
+        self._finished = False
+        self._record_queued = False
+        self._recording = 0
+        self._recorded_bytes = self.resumed_bytes
+        follower = threading.Thread(target=self._follow, name=f"hash {spec.name}"[:15], daemon=True)
+        try:
+            limits.start(follower, f"hashing {spec.name}")
+        except Transient:
+            self._ingest.close()
+            raise
+
+    @property
+    def committing(self) -> bool:
+        """Never: it counts among the blobs that are received at once until it has its name."""
+        return False
+
+    # --- what the workers do ---------------------------------------------------------------------------------------
+
+    def take_segment(self) -> Segment | None:
+        """The next range to ask for, in order; None where all are under way or done."""
+        with self._changed:
+            if self._failure is not None or not self._unassigned:
+                return None
+            self._users += 1
+            return self._unassigned.popleft()
+
+    def has_work(self) -> bool:
+        """Tell whether `take_segment` would give one."""
+        with self._changed:
+            return self._failure is None and bool(self._unassigned)
+
+    def receiving(self) -> bool:
+        """Tell whether bytes are still to come, under way or not yet asked for."""
+        with self._changed:
+            return self._failure is None and (bool(self._unassigned) or self._users > 0)
+
+    def hash_is_behind(self) -> bool:
+        """Tell whether bytes wait for the hash: then more connections bring nothing but work for the processor."""
+        with self._changed:
+            return self._written.end_at(self._front) - self._front >= _BEHIND_BYTES
+
+    def leave(self, rest: Segment | None) -> None:
+        """End a worker's turn, giving back what it did not receive of its segment."""
+        with self._changed:
+            self._users -= 1
+            if rest is not None and rest.start != rest.end:
+                self._unassigned.appendleft(rest)
+            self._changed.notify_all()
+
+    def become_stream(self, segment: Segment) -> None:
+        """The origin has no ranges and sends everything from the start: its one worker goes on with that.
+
+        Raises `NoRanges` where the attempt has bytes already, or another worker that may bring some: it must start
+        over, for a byte that is written twice is hashed once, and the disk may keep the other one.
+        """
+        with self._changed:
+            if segment.start != 0 or self._users > 1 or len(self._written):
+                raise NoRanges
+            self.stream = True
+            self._unassigned.clear()
+
+    def accept(self, buffer: memoryview, length: int, offset: int) -> None:
+        """Write a piece that was received into `buffer`, and pass it on to the hash; the buffer is no longer the
+        caller's."""
+        kept = False
+        try:
+            self._ingest.write(buffer, length, offset)
+            with self._changed:
+                kept = self._hold(buffer, length, offset)
+                self._written.add(offset, offset + length)  # last: from here on the hash may read it from the disk
+                self._changed.notify_all()
+        finally:
+            if not kept:
+                self._shared.buffers.give(buffer)
+
+    def end_of_stream(self, size: int) -> None:
+        """A stream of unknown length ended cleanly after `size` bytes."""
+        with self._changed:
+            self.size = size
+            self._changed.notify_all()
+
+    def record_soon(self) -> None:
+        """Have what is written made durable and recorded; waits only where too much would be lost by a crash.
+
+        A worker begins its next segment with at most one segment a connection unrecorded, so that a crash costs at most
+        two segments a connection.
+        """
+        if self.stream or self.size is None or self.size < RECORD_FROM_BYTES:
+            return
+        with self._changed:
+            while self._failure is None:
+                if not self._record_queued:
+                    self._record_queued = True
+                    self._shared.recorder.submit(self._record)
+                if self._written.total() - self._recorded_bytes <= SEGMENT_BYTES * self._users:
+                    return
+                self._changed.wait()
+
+    def fail(self, error: BaseException) -> None:
+        """End the attempt: what was written so far is recorded, every worker is woken, the outcome is `error`."""
+        with self._changed:
+            if self._failure is None:
+                self._failure = error
+            self._changed.notify_all()
+        self.cancellation.cancel()
+
+    # --- recording -------------------------------------------------------------------------------------------------
+
+    def _record(self) -> None:
+        with self._changed:
+            self._record_queued = False
+            if self._failure is not None or self._finished:
+                return
+            written = list(self._written)
+            self._recording += 1  # so that the files stay open
+        try:
+            self._ingest.record(written)
+        except HoldfastError as error:
+            self.fail(error)
+        finally:
+            with self._changed:
+                self._recording -= 1
+                self._recorded_bytes = sum(end - start for start, end in written)
+                self._changed.notify_all()
+
+    def _idle(self) -> bool:
+        """Tell whether nobody touches the files; call with the lock held."""
+        return self._users == 0 and self._recording == 0
+
+    def _segments(self) -> list[Segment]:
+        if self.stream or self.size is None:
+            return [] if self.size == 0 else [Segment(0, self.size)]
+        return [
+            Segment(at, min(at + SEGMENT_BYTES, end))
+            for start, end in self._written.missing(self.size)
+            for at in range(start, end, SEGMENT_BYTES)
+        ]
+
+    # --- hashing ---------------------------------------------------------------------------------------------------
+
+    def _hold(self, buffer: memoryview, length: int, offset: int) -> bool:
+        """Keep a written piece in memory for the hash if there is room; call with the lock held.
+
+        While the hash is busy with pieces of ours, wait for it: it is the bottleneck and reading back would only cost
+        more. While it waits for a piece that has not arrived, never wait: let the buffer go and read it back later.
+        """
+        while self._failure is None and offset >= self._front and offset not in self._held:
+            if self._shared.hold_slots.acquire(blocking=False):
+                self._held[offset] = (buffer, length)
+                return True
+            if not self._hashing:
+                return False
+            self._changed.wait()
+        return False
+
+    def _follow(self) -> None:
+        sha = hashlib.sha256()
+        hashes = [sha]
+        git = None
+        if self.spec.git_oid is not None and self.size is not None:
+            git = git_blob_hasher(self.size)
+            hashes.append(git)
+        try:
+            while (piece := self._next_piece()) is not None:
+                held, offset, length = piece
+                if held is None:
+                    length = self._hash_from_disk(hashes, offset, length)
+                else:
+                    try:
+                        for each in hashes:
+                            each.update(held[:length])
+                    finally:
+                        self._shared.buffers.give(held)
+                        self._shared.hold_slots.release()
+                with self._changed:
+                    self._front += length
+                    self._changed.notify_all()
+            verified = self._commit(sha.hexdigest(), git.hexdigest() if git is not None else None)
+        except BaseException as error:  # noqa: BLE001 - every ending becomes the outcome, none is lost
+            self._abandon(error)
+        else:
+            self.outcome.set_result(verified)
+
+    def _next_piece(self) -> tuple[memoryview | None, int, int] | None:
+        """Wait for the piece at the front: (buffer or None for the disk, offset, length); None at the end."""
+        with self._changed:
+            while True:
+                if self._failure is not None:
+                    raise self._failure
+                held = self._held.pop(self._front, None)
+                if held is not None:
+                    self._hashing = True
+                    return held[0], self._front, held[1]
+                end = self._written.end_at(self._front)
+                if end > self._front:
+                    self._hashing = True
+                    upto = min([end, *(offset for offset in self._held if offset > self._front)])
+                    return None, self._front, upto - self._front
+                if self._hashing:
+                    self._hashing = False
+                    self._changed.notify_all()
+                if self.size is not None and self._front >= self.size and self._idle():
+                    self._finished = True
+                    return None
+                self._changed.wait()
+
+    def _hash_from_disk(self, hashes: list[hashlib._Hash], offset: int, length: int) -> int:
+        with self._shared.buffers.lent() as buffer:
+            wanted = min(length, len(buffer))
+            aligned = min(len(buffer), (wanted + ALIGNMENT - 1) // ALIGNMENT * ALIGNMENT)
+            found = min(wanted, self._ingest.read(buffer[:aligned], offset))
+            if found <= 0:
+                raise Transient("disk", f"{self._ingest.folder}: written bytes cannot be read back", "check the disk")
+            if found % ALIGNMENT and offset + found != self.size:
+                found -= found % ALIGNMENT
+            for each in hashes:
+                each.update(buffer[:found])
+            return found
+
+    def _commit(self, sha256: str, git_oid: str | None) -> Verified:
+        assert self.size is not None
+        compare_digests(self.spec, sha256, git_oid)
+        if self._shared.sealing is not Sealing.NONE and not self.stream and self.size >= RECORD_FROM_BYTES:
+            self._ingest.record([(0, self.size)])  # the seal takes its time: a crash meanwhile must not cost the rest
+        finished = self._ingest.finish(self.size)
+        if seal(finished, self._shared.sealing):
+            read_back(self.spec.name, finished, sha256, lambda _size: self.cancellation.check())
+        if self.spec.sha256 is None:
+            self._shared.journal.record({self.spec.key.id: sha256})
+        fresh = blobs.place(self._shared.layout, finished, sha256)
+        self.placed = Verified(sha256, self.size, fresh)
+        blobs.settle(self._shared.layout, finished, sha256)
+        forget(self._shared.layout, self.spec.key.id)
+        return self.placed
+
+    def _abandon(self, error: BaseException) -> None:
+        """Stop the workers, wait until none touches the files any more, keep or delete the bytes, tell the outcome."""
+        self.fail(error)
+        with self._changed:
+            while not self._idle():
+                self._changed.wait()
+            for buffer, _length in self._held.values():
+                self._shared.buffers.give(buffer)
+                self._shared.hold_slots.release()
+            self._held.clear()
+            written = list(self._written)
+        resumable = not self.stream and (self.size or 0) >= RECORD_FROM_BYTES and bool(written)
+        try:
+            if resumable and not isinstance(error, NoRanges) and not _worthless(error):
+                self._ingest.record(written)
+                self._ingest.close()
+            else:
+                self._ingest.discard()
+        except HoldfastError:  # the disk refuses this too: what was recorded before stays
+            self._ingest.close()
+        finally:
+            self.left_bytes = allocated_bytes(self._ingest.folder)
+            self.outcome.set_exception(error)
+
+
+def _worthless(error: BaseException) -> bool:
+    """Wrong bytes, bytes of an object that has changed, or that the disk lost are not kept; those behind a lost
+    permission are."""
+    return isinstance(error, HoldfastError) and error.code in _WORTHLESS
+
+
+def compare_digests(spec: BlobSpec, sha256: str, git_oid: str | None) -> None:
+    """Compare what was received with what the source promised; raises `DigestMismatch`."""
+    remedy = "publish the version again, or mend its digests: the source does not hold what it promises"
+    if spec.sha256 is not None and spec.sha256 != sha256:
+        raise DigestMismatch(f"{spec.name}: sha256", spec.sha256, sha256, remedy)
+    if spec.git_oid is not None and git_oid is not None and spec.git_oid != git_oid:
+        raise DigestMismatch(f"{spec.name}: git blob id", spec.git_oid, git_oid, remedy)

@@ -1,0 +1,422 @@
+"""One blob's flight: attempts at it until it is verified, cannot be, or nobody wants it any more.
+
+Law: one flight per blob, however many ask. Network errors are retried here with jittered backoff; errors that ask for
+a new listing or more disk end the flight, and the version decides. Blocking; runs on the workers' threads.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Protocol
+
+from cached.contract.errors import HoldfastError, Permanent, Transient
+from cached.contract.program import limits
+from cached.fetch.addresses import Addresses
+from cached.fetch.attempt import Attempt, BlobSpec, NoRanges, Segment, Shared, Verified
+from cached.fetch.local_file import LocalBody
+from cached.fetch.small_attempt import SharedBySmall, SmallAttempt, is_small
+from cached.store.disk.durable import disk_error
+from cached.store.ingest import ALIGNMENT, allocated_bytes
+from cached.transport.body import Body
+from cached.transport.client import HttpClient
+from cached.transport.connection.cancel import Cancellation, Cancelled
+from cached.transport.connection.limits import BandwidthLimit
+from cached.transport.response import MAX_BAD_RESPONSES, hopeless, source_changed
+from cached.transport.target import HttpTarget, Target
+
+MAX_WRONG_DIGESTS = 2
+_BACKOFF_S, _BACKOFF_CAP_S = 0.5, 60.0
+_ONE_READ_BYTES = 64 * 1024  # what a server reads of a file at once, at the least
+_ENDS_FLIGHT = frozenset({"source_changed", "no_space", "not_writable", "disk"})
+
+
+class Observer(Protocol):
+    """Who counts what happens to a flight. `kind` is the source's metric label."""
+
+    def received(self, kind: str, size: int) -> None: ...
+
+    def fetch_failed(self, kind: str, code: str) -> None: ...
+
+    def fetched(self, kind: str, seconds: float) -> None: ...
+
+    def verify_failed(self, where: str) -> None: ...
+
+
+class Space(Protocol):
+    """The disk space that a flight may fill."""
+
+    def grow(self, size: int) -> None:
+        """Make sure that `size` bytes may be written; raises `Transient` (`no_space`) or `Permanent`."""
+
+
+class Carrier(Shared, SharedBySmall, Protocol):
+    """What a flight needs of the workers."""
+
+    client: HttpClient
+    limit: BandwidthLimit
+    observer: Observer
+
+    def outranked(self, flight: Flight) -> bool:
+        """Tell whether something more urgent could use this worker now."""
+
+    def changed(self, flight: Flight) -> None:
+        """This flight has new work, or ended: look again."""
+
+
+AnyAttempt = Attempt | SmallAttempt
+
+
+class Flight:
+    """A blob on its way. `result` is its outcome; `priority` may change at any time (lower is sooner)."""
+
+    def __init__(
+        self, spec: BlobSpec, locate: Callable[[Cancellation], Target], space: Space, carrier: Carrier, priority: int
+    ) -> None:
+        self.spec = spec
+        self._space = space
+        self.priority = priority
+        self.result: Future[Verified] = Future()
+        self.not_before = 0.0  # on the monotonic clock
+        self.last_error: HoldfastError | None = None
+        self.placed: Verified | None = None  # as in `Attempt`, once there is a result
+        self.left_bytes: int | None = None  # as in `Attempt`; None where no attempt touched what was there
+        self._addresses = Addresses(locate, time.monotonic)
+        self._carrier = carrier
+        self._lock = threading.Lock()
+        self._attempt: AnyAttempt | None = None
+        self._stream = not spec.is_bound
+        self._failures = self._bad_responses = self._wrong_digests = 0
+        self._received = 0
+        self._started: float | None = None
+        self._cancelled = False
+        self._settled = False
+
+    @property
+    def bytes_done(self) -> int:
+        """Bytes written so far, those of an earlier life included."""
+        return self._received
+
+    @property
+    def opened(self) -> bool:
+        """Tell whether an attempt is open, and waits for more than its commit."""
+        attempt = self._attempt
+        return attempt is not None and not attempt.committing
+
+    def has_work(self) -> bool:
+        """Tell whether another worker could help now."""
+        attempt = self._attempt
+        return not self.result.done() and (attempt is None or attempt.has_work())
+
+    def hash_is_behind(self) -> bool:
+        """Tell whether another worker would only make bytes wait for the hash."""
+        attempt = self._attempt
+        return attempt is not None and attempt.hash_is_behind()
+
+    def receiving(self) -> bool:
+        """Tell whether bytes are still to come."""
+        attempt = self._attempt
+        return not self.result.done() and (attempt is None or attempt.receiving())
+
+    def work(self) -> None:
+        """Carry one segment, or find there is none. Every error ends up in the flight's own state."""
+        try:
+            attempt = self._open()
+            if attempt is None:
+                return
+            segment = attempt.take_segment()
+            if segment is None:
+                return
+        except OSError as error:
+            self._finish_with(disk_error(error, f"opening a partial blob for {self.spec.name}"))
+            return
+        except HoldfastError as error:
+            self._finish_with(error)
+            return
+        rest: Segment | None = segment
+        try:
+            rest = self._carry(attempt, segment)
+        except _Interrupted as interrupted:
+            rest = interrupted.rest
+            if interrupted.error is not None:  # before the worker leaves: what has all its bytes then is committed
+                self._retry_or_fail(attempt, interrupted.error)
+        finally:
+            attempt.leave(rest)
+
+    def crash(self, cause: Exception) -> None:
+        """A worker met an error that nobody foresaw: the flight fails with it, and says so."""
+        error = limits.shortage(cause, self.spec.name) or Permanent(
+            "internal", f"{self.spec.name}: {cause!r}", "report this with the daemon's log"
+        )
+        error.__cause__ = cause
+        with self._lock:
+            attempt = self._attempt
+        if attempt is not None:
+            attempt.fail(error)
+        else:
+            self._settle(error)
+
+    def cancel(self) -> None:
+        """Nobody wants it any more: stop, keeping what is durable."""
+        with self._lock:
+            self._cancelled = True
+            attempt = self._attempt
+        if attempt is not None:
+            attempt.fail(Cancelled())
+        else:
+            self._settle(Cancelled())
+
+    # --- carrying --------------------------------------------------------------------------------------------------
+
+    def _open(self) -> AnyAttempt | None:
+        with self._lock:
+            if self._cancelled or self.result.done():
+                return None
+            if self._attempt is not None:
+                return self._attempt
+            self._started = self._started or time.monotonic()
+            kind = SmallAttempt if is_small(self.spec) else Attempt
+            attempt = kind(self.spec, self._carrier, stream=self._stream)
+            self._attempt = attempt
+            self._received = attempt.resumed_bytes
+        # Not within the lock: one that is over by now calls back at once.
+        attempt.outcome.add_done_callback(self._ended)
+        self._carrier.changed(self)  # it has segments for others now
+        return attempt
+
+    def _carry(self, attempt: AnyAttempt, segment: Segment) -> Segment | None:
+        """Receive a segment; returns what is left of it where something more urgent took over."""
+        at = _Position(segment.start, attempt.stream)
+        try:
+            with self._body(segment, at.streaming, attempt) as body:
+                if not at.streaming and (body.start, body.length) != (segment.start, _length(segment)):
+                    if body.start != 0:
+                        raise Transient("bad_response", f"{self.spec.name}: not the range that was asked for", "")
+                    attempt.become_stream(segment)
+                    at.streaming = True
+                end = self._end(segment, at.streaming, body)
+                while (end is None or at.offset < end) and self._receive(attempt, body, at, end):
+                    if not at.streaming and at.offset < (end or 0) and self._carrier.outranked(self):
+                        return Segment(at.offset, end)
+                self._check_end(body, at.offset, end)
+            self._check_after(attempt, at.offset)
+            if attempt.size is None:
+                attempt.end_of_stream(at.offset)
+        except NoRanges as stop:
+            attempt.fail(stop)
+            raise _Interrupted(None, None) from stop
+        except (Cancelled, HoldfastError) as error:
+            rest = None if at.streaming else Segment(at.offset, segment.end)
+            raise _Interrupted(rest, error if isinstance(error, HoldfastError) else None) from error
+        attempt.record_soon()
+        return None
+
+    def _receive(self, attempt: AnyAttempt, body: LocalBody | Body, at: _Position, end: int | None) -> bool:
+        """Receive one buffer and pass it on; False at the end of the body. What came before an error is kept."""
+        buffer = self._carrier.buffers.take()
+        wanted = len(buffer) if end is None else min(len(buffer), end - at.offset)
+        before, length = body.received, 0
+        try:
+            if end is not None:
+                self._space.grow(at.offset + wanted)
+            self._fill(attempt, body, buffer[:wanted])
+        finally:
+            length = body.received - before
+            self._carrier.observer.received(self.spec.kind, length)
+            if length < wanted and end is not None:
+                length -= length % ALIGNMENT  # whatever comes next begins where O_DIRECT can write
+            try:
+                if end is None:  # only now it is known how much there is to write
+                    self._space.grow(at.offset + length)
+            except HoldfastError:
+                self._carrier.buffers.give(buffer)
+                raise
+            if length:
+                attempt.accept(buffer, length, at.offset)
+                at.offset += length
+                self._progressed(length, at.streaming)
+            else:
+                self._carrier.buffers.give(buffer)
+        return length == wanted
+
+    def _body(self, segment: Segment, streaming: bool, attempt: AnyAttempt) -> LocalBody | Body:
+        target = self._addresses.current(attempt.cancellation)
+        length = None if streaming else _length(segment)
+        if not isinstance(target, HttpTarget):
+            return LocalBody(target, segment.start, length)
+        try:
+            body = self._carrier.client.get(target, segment.start, length, attempt.cancellation)
+        except HoldfastError as error:
+            if self._addresses.refused(target, error.code):
+                raise Transient(error.code, error.message, "another address is asked for") from error
+            raise
+        self._addresses.worked(target)
+        if not streaming and not self._is_proven(target, body):
+            body.close()
+            raise NoRanges
+        return body
+
+    def _end(self, segment: Segment, streaming: bool, body: LocalBody | Body) -> int | None:
+        """Where the body ends, None while that is unknown; raises where the object is not as long as it should be."""
+        expected = self.spec.key.size
+        found = body.total if body.total is not None or not streaming else body.length
+        if expected is not None and found is not None and found != expected:
+            raise self._unlike_listing(f"expected {expected} bytes, the origin has {found}")
+        return segment.end if not streaming else expected if expected is not None else found
+
+    def _check_end(self, body: LocalBody | Body, position: int, end: int | None) -> None:
+        if end is not None and position < end:
+            raise Transient("bad_response", f"{self.spec.name}: the body ended at byte {position}, expected {end}", "")
+        if body.length is None and body.readinto(memoryview(bytearray(1))):
+            raise self._unlike_listing(f"the body goes on after byte {position}")
+
+    def _check_after(self, attempt: AnyAttempt, received: int) -> None:
+        """Once all came in one answer that nothing binds to one content: see that the object is still the same.
+
+        A server that reads a file while somebody writes into it sends some of both; what comes from one read does not.
+        """
+        if self.spec.is_bound or received <= _ONE_READ_BYTES:
+            return
+        target = self._addresses.current(attempt.cancellation)
+        if not isinstance(target, HttpTarget):
+            return
+        try:
+            head = self._carrier.client.head(target, attempt.cancellation)
+        except Permanent as error:
+            raise source_changed(self.spec.name, f"after it was read: {error.message}") from error
+        if head.size not in (None, received):
+            raise source_changed(self.spec.name, f"{received} bytes were read, now it has {head.size}")
+
+    def _is_proven(self, target: HttpTarget, body: Body) -> bool:
+        """Tell whether an answer is known to be of the listed object: a server that gives no ETag with a range, as RFC
+        9110, 15.3.7 asks, may have ignored `If-Match`. What holds the whole object, or is promised, needs no proof."""
+        if self.spec.sha256 is not None or self.spec.git_oid is not None or target.if_match is None:
+            return True
+        is_whole = body.start == 0 and body.length in (None, self.spec.key.size)
+        return is_whole or body.etag == target.if_match
+
+    def _unlike_listing(self, problem: str) -> Transient:
+        """The error for an answer of another length than was listed: where nothing says that the object is still the
+        same, it is another one."""
+        if not self.spec.is_bound:
+            return source_changed(self.spec.name, problem)
+        remedy = "publish the version again if its files at the source were changed"
+        return Transient("bad_response", f"{self.spec.name}: {problem}", remedy)
+
+    def _fill(self, attempt: AnyAttempt, body: LocalBody | Body, view: memoryview) -> None:
+        """Receive into `view`, within the bandwidth limit; less than all of it only at the end of the body."""
+        limit, filled = self._carrier.limit, 0
+        while filled < len(view):
+            chunk = limit.chunk(len(view) - filled)
+            limit.take(chunk, attempt.cancellation)
+            count = body.readinto(view[filled : filled + chunk])
+            filled += count
+            if count < chunk:
+                break
+        attempt.cancellation.check()
+
+    # --- outcomes --------------------------------------------------------------------------------------------------
+
+    def _progressed(self, size: int, streaming: bool) -> None:
+        with self._lock:
+            self._received += size
+            if not streaming:  # a stream that breaks off begins again: that is no progress
+                self._failures = self._bad_responses = 0
+
+    def _retry_or_fail(self, attempt: AnyAttempt, error: HoldfastError) -> None:
+        self._carrier.observer.fetch_failed(self.spec.kind, error.code)
+        with self._lock:
+            self.last_error = error
+            now = time.monotonic()
+            if now >= self.not_before:  # one failure of many connections at once is one failure
+                self._failures += 1
+                self._bad_responses += error.code == "bad_response"
+                if self._failures > 1:
+                    self._addresses.drop()  # another address may lead to a server that is well
+                asked = error.retry_after_s if isinstance(error, Transient) else None
+                backoff = min(_BACKOFF_CAP_S, _BACKOFF_S * 2 ** (self._failures - 1))
+                self.not_before = now + max(asked or 0.0, backoff * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
+            given_up = self._bad_responses >= MAX_BAD_RESPONSES
+        if given_up:
+            error = hopeless(error)
+        if error.permanent or error.code in _ENDS_FLIGHT:
+            attempt.fail(error)
+        elif attempt.stream:
+            attempt.fail(NoRanges())
+        self._carrier.changed(self)
+
+    def _ended(self, outcome: Future[Verified]) -> None:
+        attempt = self._attempt
+        assert attempt is not None
+        self.placed = attempt.placed
+        self.left_bytes = attempt.left_bytes
+        error = outcome.exception()
+        if error is None:
+            if self._started is not None:
+                self._carrier.observer.fetched(self.spec.kind, time.monotonic() - self._started)
+            self.last_error = None
+            self._settle(outcome.result())
+            self._attempt = None  # they refer to each other: thousands of them would be garbage in cycles
+            return
+        with self._lock:
+            self._attempt = None
+            self._received = 0
+            again = False
+            if isinstance(error, NoRanges):
+                self._stream = again = True
+            elif isinstance(error, HoldfastError) and error.code == "digest_mismatch":
+                self._wrong_digests += 1
+                self._addresses.drop()
+                again = self._wrong_digests < MAX_WRONG_DIGESTS
+        if isinstance(error, HoldfastError) and error.code == "digest_mismatch":
+            self._carrier.observer.verify_failed("fetch")
+            self._carrier.observer.fetch_failed(self.spec.kind, error.code)
+            self.last_error = error
+        if self._cancelled:
+            self._settle(Cancelled())
+        elif again:
+            self._carrier.changed(self)
+        else:
+            self._settle(error)
+
+    def _finish_with(self, error: HoldfastError) -> None:
+        """No attempt could be opened, or the flight broke: what lies there is measured on this thread."""
+        self.left_bytes = allocated_bytes(self._carrier.layout.ingest / self.spec.key.id)
+        self._carrier.observer.fetch_failed(self.spec.kind, error.code)
+        self._settle(error)
+
+    def _settle(self, outcome: Verified | BaseException) -> None:
+        with self._lock:
+            if self._settled:
+                return
+            self._settled = True
+        if isinstance(outcome, Verified):
+            self.result.set_result(outcome)
+        else:
+            self.result.set_exception(outcome)
+        self._carrier.changed(self)
+
+
+def _length(segment: Segment) -> int | None:
+    return None if segment.end is None else segment.end - segment.start
+
+
+@dataclass(slots=True)
+class _Position:
+    """How far a connection has come, and whether it receives the whole object in one stream."""
+
+    offset: int
+    streaming: bool
+
+
+class _Interrupted(Exception):
+    """A segment that was not received whole: what is left of it, and the error, if it was one."""
+
+    def __init__(self, rest: Segment | None, error: HoldfastError | None) -> None:
+        super().__init__()
+        self.rest = rest
+        self.error = error

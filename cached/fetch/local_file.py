@@ -1,0 +1,107 @@
+"""A local file (also NFS or a mounted volume) with the interface of an HTTP body.
+
+Law: reads only; a file that changed since it was listed is noticed at every range, before it and after it. What took
+its place, a link or a pipe, is neither followed nor waited for.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from types import TracebackType
+
+from cached.contract.errors import HoldfastError, Permanent, Transient
+from cached.contract.program import limits
+from cached.transport.target import LocalTarget
+
+
+class LocalBody:
+    """The bytes of a file from `start` on, `length` of them."""
+
+    def __init__(self, target: LocalTarget, offset: int, length: int | None) -> None:
+        try:
+            self._descriptor = os.open(target.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        except OSError as error:
+            raise _local_error(error, target) from error
+        self._target = target
+        self._validator = target.validator
+        try:
+            found = self._look()
+        except HoldfastError:
+            self.close()
+            raise
+        self.start = offset
+        self.total: int | None = found.st_size
+        self.length: int | None = found.st_size - offset if length is None else length
+        self._position = offset
+        self._end = offset + self.length
+        os.posix_fadvise(self._descriptor, offset, self.length, os.POSIX_FADV_SEQUENTIAL)
+
+    def readinto(self, view: memoryview) -> int:
+        """Fill `view` unless the range ends first; 0 at the end."""
+        wanted = min(len(view), self._end - self._position)
+        filled = 0
+        while filled < wanted:
+            try:
+                count = os.preadv(self._descriptor, [view[filled:wanted]], self._position)
+            except OSError as error:
+                raise _local_error(error, self._target) from error
+            if count == 0:
+                raise Transient(
+                    "bad_response", f"{self._target.path}: ended at byte {self._position}, expected {self._end}", ""
+                )
+            filled += count
+            self._position += count
+        if self._position == self._end:
+            self._look()  # nor did it change while it was read
+        return filled
+
+    @property
+    def received(self) -> int:
+        """Bytes given so far, also by a `readinto` that raised."""
+        return self._position - self.start
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def __enter__(self) -> LocalBody:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def _look(self) -> os.stat_result:
+        """Look at the open file; raises where it is not the one that was listed, or as it was at the first look."""
+        try:
+            found = os.fstat(self._descriptor)
+        except OSError as error:
+            raise _local_error(error, self._target) from error
+        self._validator = self._validator or _validator(found)
+        if _validator(found) != self._validator:
+            raise _changed(self._target, f"expected {self._validator}, found {_validator(found)}")
+        return found
+
+
+def _changed(target: LocalTarget, how: str) -> Transient:
+    problem = f"{target.path}: changed since it was listed ({how})"
+    return Transient("source_changed", problem, "publish a changed model as a new version")
+
+
+def _validator(found: os.stat_result) -> str:
+    return f"{found.st_mtime_ns}-{found.st_size}-{found.st_ino}"
+
+
+def _local_error(error: OSError, target: LocalTarget) -> HoldfastError:
+    if isinstance(error, FileNotFoundError):
+        return Permanent("not_found", f"{target.path}: no such file", "check the source's path and its mount")
+    if isinstance(error, PermissionError):
+        return Permanent("forbidden", f"{target.path}: {error.strerror}", "let the daemon's user read the source")
+    if error.errno == errno.ELOOP:
+        return _changed(target, "it is a symlink now")
+    short = limits.shortage(error, f"opening {target.path}")
+    if short is not None:
+        return short
+    return Transient("read", f"{target.path}: {error.strerror or error}", "check the file system the source is on")

@@ -1,0 +1,82 @@
+"""Ask a source where its files are, from the threads that carry bytes: sources live on the event loop.
+
+Law: a way to the event loop and back costs more than a small file. So one way fetches the addresses of small files
+that come next too, and those find theirs waiting.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from concurrent.futures import CancelledError
+from dataclasses import replace
+
+from cached.contract.errors import Transient
+from cached.core.listing import RemoteFile
+from cached.sources.base import Source, expecting
+from cached.transport.connection.cancel import Cancellation, Cancelled
+from cached.transport.target import HttpTarget, Target
+
+_TIMEOUT_S = 120.0
+_AHEAD = 32  # addresses asked for at once: used within a second or so, long before any of them expires
+
+
+class Locator:
+    """The files of one version at its source. Make it on the event loop; `locate` is for other threads."""
+
+    def __init__(self, source: Source, ahead: Sequence[RemoteFile]) -> None:
+        """`ahead`: the files that are asked for together, in the order in which they will be needed."""
+        self._source = source
+        self._loop = asyncio.get_running_loop()
+        self._ahead = ahead
+        self._places = {file.path: number for number, file in enumerate(ahead)}
+        # And when each was asked for. Each operation on it is atomic, and each entry is taken once.
+        self._found: dict[str, tuple[Target, float]] = {}
+        self._next = 0
+
+    def locate(self, file: RemoteFile, cancellation: Cancellation) -> Target:
+        """The address of `file` now; raises as `Source.locate` does, `Transient` (`locate_timeout`), or `Cancelled`."""
+        found = self._take(file)
+        if found is not None:
+            return expecting(found, file)
+        asked = asyncio.run_coroutine_threadsafe(self._locate(file), self._loop)
+        try:
+            with cancellation.calling(asked.cancel):
+                return expecting(asked.result(_TIMEOUT_S), file)
+        except CancelledError as error:
+            raise Cancelled from error
+        except TimeoutError as error:
+            asked.cancel()
+            raise Transient(
+                "locate_timeout",
+                f"{self._source.display}: no address for {file.path} within {_TIMEOUT_S:.0f} s",
+                "check the source and the way there",
+            ) from error
+
+    def _take(self, file: RemoteFile) -> Target | None:
+        """An address that came with another file's, with what is left of its lifetime; None where that is less than
+        half."""
+        target, began = self._found.pop(file.path, (None, 0.0))
+        if not isinstance(target, HttpTarget) or target.lifetime_s is None:
+            return target
+        left_s = target.lifetime_s - (time.monotonic() - began)
+        return replace(target, lifetime_s=left_s) if left_s > target.lifetime_s / 2 else None
+
+    async def _locate(self, file: RemoteFile) -> Target:
+        found = self._take(file)
+        if found is not None:  # another file brought it meanwhile
+            return found
+        place = self._places.get(file.path)
+        if place is None or place < self._next:
+            return await self._source.locate(file)
+        others = self._ahead[place + 1 : place + _AHEAD]
+        self._next = place + len(others) + 1
+        began = time.monotonic()
+        answers = await asyncio.gather(*map(self._source.locate, (file, *others)), return_exceptions=True)
+        for other, answer in zip(others, answers[1:], strict=True):
+            if not isinstance(answer, BaseException):  # whoever wants one that failed asks again, and hears why
+                self._found[other.path] = answer, began
+        if isinstance(answers[0], BaseException):
+            raise answers[0]
+        return answers[0]

@@ -1,0 +1,177 @@
+"""One attempt at a blob that is small: received into memory, hashed there, and written once, in a group with others.
+
+Law: the interface of `attempt.Attempt`, without its thread, its folder and its record: a small blob that a crash
+interrupts is fetched again. A blob leaves here verified, or not at all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from concurrent.futures import Future
+from typing import Protocol
+
+from cached.contract.errors import HoldfastError
+from cached.contract.layout import Layout
+from cached.fetch.attempt import BlobSpec, NoRanges, Segment, Verified, compare_digests
+from cached.store.disk import durable
+from cached.store.group_commit import GroupCommit, PendingBlob
+from cached.transport.connection.buffers import BufferPool
+from cached.transport.connection.cancel import Cancellation
+from cached.transport.git_blob import git_blob_hasher
+
+SMALL_BYTES = 1024 * 1024  # up to here a file's own steps on the disk cost more than its bytes
+
+
+class SharedBySmall(Protocol):
+    """What these attempts share: see `workers.Workers`."""
+
+    layout: Layout
+    buffers: BufferPool
+    group_commit: GroupCommit
+
+
+def is_small(spec: BlobSpec) -> bool:
+    """Tell whether the blob's size is known, and small."""
+    return spec.key.size is not None and spec.key.size <= SMALL_BYTES
+
+
+class SmallAttempt:
+    """The state of one attempt. One worker at a time feeds it; the committing thread ends it."""
+
+    resumed_bytes = left_bytes = 0  # as in `Attempt`: nothing is ever resumed, or left
+
+    def __init__(self, spec: BlobSpec, shared: SharedBySmall, *, stream: bool) -> None:
+        assert spec.key.size is not None
+        self.spec = spec
+        self.size: int = spec.key.size
+        self.stream = stream
+        self.cancellation = Cancellation()
+        self.outcome: Future[Verified] = Future()
+        self.placed: Verified | None = None  # the blob that got its name, also where the disk failed after that
+        self._shared = shared
+        self._lock = threading.Lock()
+        self._data = bytearray()
+        self._rest: Segment | None = Segment(0, self.size) if self.size else None
+        self._receiving = False
+        self._committing = False
+        self._failure: BaseException | None = None
+        self._ended = False
+        if not self.size:
+            self._complete()
+
+    @property
+    def committing(self) -> bool:
+        """Tell whether all bytes are here: nothing but the disk is waited for."""
+        return self._committing
+
+    def take_segment(self) -> Segment | None:
+        """What is still to be asked for; None while another worker receives it, and at the end."""
+        with self._lock:
+            if self._failure is not None or self._rest is None:
+                return None
+            segment, self._rest = self._rest, None
+            self._receiving = True
+            return segment
+
+    def has_work(self) -> bool:
+        """Tell whether `take_segment` would give one."""
+        with self._lock:
+            return self._failure is None and self._rest is not None
+
+    def receiving(self) -> bool:
+        """Tell whether bytes are still to come, under way or not yet asked for."""
+        with self._lock:
+            return self._failure is None and (self._rest is not None or self._receiving)
+
+    def hash_is_behind(self) -> bool:
+        """Nothing is hashed before all of it is here."""
+        return False
+
+    def become_stream(self, segment: Segment) -> None:
+        """The origin sends everything from the start; raises `NoRanges` where there are bytes already."""
+        if segment.start != 0 or self._data:
+            raise NoRanges
+        self.stream = True
+
+    def accept(self, buffer: memoryview, length: int, offset: int) -> None:
+        """Keep a piece that was received into `buffer`, which is given back."""
+        try:
+            assert offset == len(self._data)
+            self._data += buffer[:length]
+        finally:
+            self._shared.buffers.give(buffer)
+
+    def end_of_stream(self, size: int) -> None:
+        """The size was known before."""
+
+    def record_soon(self) -> None:
+        """There is no record of a small blob."""
+
+    def leave(self, rest: Segment | None) -> None:
+        """End a worker's turn, giving back what it did not receive of its segment."""
+        with self._lock:
+            self._receiving = False
+            failure = self._failure
+            whole = failure is None and len(self._data) == self.size
+            if failure is None and not whole and rest is not None:
+                self._rest = rest
+        if failure is not None:
+            self._end(failure)
+        elif whole:
+            self._complete()
+
+    def fail(self, error: BaseException) -> None:
+        """End the attempt with `error`, unless all of it is here and being committed."""
+        with self._lock:
+            if self._failure is None and not self._committing:
+                self._failure = error
+            ends = self._failure is error and not self._receiving
+        self.cancellation.cancel()
+        if ends:
+            self._end(error)
+
+    def _complete(self) -> None:
+        """Compare, write, and hand over: on the worker's thread, so that several blobs are hashed at once."""
+        with self._lock:
+            if self._failure is not None:
+                return
+            self._committing = True
+        try:
+            sha256 = hashlib.sha256(self._data).hexdigest()
+            compare_digests(self.spec, sha256, self._git_oid())
+            temporary = durable.temporary_beside(self._shared.layout.ingest / "any")
+            try:
+                durable.write_volatile(temporary, self._data, durable.READ_ONLY_MODE)
+            except OSError as error:
+                raise durable.disk_error(error, f"writing {temporary}") from error
+        except HoldfastError as error:
+            self._end(error)
+            return
+        self._data = bytearray()
+        journal_id = self.spec.key.id if self.spec.sha256 is None else None
+        self._shared.group_commit.submit(PendingBlob(self.spec.name, temporary, sha256, journal_id, self._committed))
+
+    def _git_oid(self) -> str | None:
+        if self.spec.git_oid is None:
+            return None
+        hasher = git_blob_hasher(self.size)
+        hasher.update(self._data)
+        return hasher.hexdigest()
+
+    def _committed(self, pending: PendingBlob, failure: BaseException | None) -> None:
+        verified = Verified(pending.sha256, self.size, pending.fresh)
+        self.placed = verified if pending.placed else None
+        if failure is not None:
+            self._end(failure)
+        else:
+            self.outcome.set_result(verified)
+
+    def _end(self, error: BaseException) -> None:
+        """Tell the failure, once: a worker that leaves and whoever fails the attempt may come at the same moment."""
+        with self._lock:
+            if self._ended:
+                return
+            self._ended = True
+            self._data = bytearray()
+        self.outcome.set_exception(error)

@@ -1,0 +1,76 @@
+"""This node's place in its cluster: the pod watch, the node's labels and summary, and the Events, as one.
+
+Law: implements `surroundings.Surroundings`; the only module that makes the parts of this package.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractAsyncContextManager
+
+from cached.contract.digest import Digest
+from cached.contract.reference import ModelRef
+from cached.contract.status import ModelStatus
+from cached.core.demand import PodWant
+from cached.kube.client import KubeClient
+from cached.kube.cluster import Cluster
+from cached.kube.events import FAILED, Events
+from cached.kube.node import NodeReport
+from cached.kube.pod_events import Telling, refusal, summary
+from cached.kube.pods import PodWatch
+
+
+class Membership:
+    """A node of a cluster."""
+
+    def __init__(self, cluster: Cluster, node: str) -> None:
+        self._client = KubeClient(cluster)
+        self._events = Events(self._client, node)
+        self._watch = PodWatch(self._client, node, refusal(self._events.tell))
+        self._report = NodeReport(self._client, node)
+        self._telling = Telling(self._events.tell, self._watch.find)
+
+    @property
+    def synced(self) -> bool:
+        return self._watch.synced
+
+    @property
+    def labels(self) -> Mapping[str, str] | None:
+        return self._report.labels or None  # no node is without any
+
+    def pods(self) -> tuple[PodWant, ...]:
+        return self._watch.pods()
+
+    def published(self, digests: frozenset[Digest]) -> None:
+        self._report.publish(digests)
+
+    def withdrawn(self, digest: Digest) -> AbstractAsyncContextManager[object]:
+        return self._report.withdrawn(digest)
+
+    def tell_pods(self, find: Callable[[ModelRef], ModelStatus | None]) -> None:
+        self._telling.look(self._watch.pods(), find)
+
+    def summarise(self, statuses: Iterable[ModelStatus], used: int, capacity: int) -> None:
+        self._report.summarise(summary(statuses, used, capacity))
+
+    def lost(self, refs: Iterable[ModelRef], reason: str) -> None:
+        for ref in refs:
+            for pod in self._watch.wanting(ref):
+                self._events.tell(pod, FAILED, f"{ref}: {reason}", "Warning")
+
+    def figures(self) -> Mapping[str, float]:
+        watch, events, node = self._watch.statistics(), self._events.statistics(), self._report.statistics()
+        return {
+            "kube_connected": float(watch.connected),
+            "kube_connection_changed_timestamp_seconds": watch.since,
+            "kube_relists": float(max(0, watch.lists - 1)),
+            "kube_events_dropped": float(events.dropped),
+            "kube_node_in_force": float(node.in_force),
+        }
+
+    async def run(self, changed: Callable[[], None]) -> None:
+        async with self._client, asyncio.TaskGroup() as group:
+            group.create_task(self._watch.run(changed), name="pods")
+            group.create_task(self._report.run(changed), name="node")
+            group.create_task(self._events.run(), name="events")

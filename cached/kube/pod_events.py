@@ -1,0 +1,148 @@
+"""Turn the statuses of versions into what pods and node are told: each pod hears each thing once.
+
+Law: reads statuses and pods, decides what is new, and hands it on; does no I/O. Nothing here names a source's
+credentials, since a status carries none.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from cached.contract.errors import HoldfastError
+from cached.contract.program.units import format_size
+from cached.contract.reference import ModelRef
+from cached.contract.status import ModelStatus, State
+from cached.core.demand import PodWant
+from cached.kube.events import FAILED, FETCHING, READY, Type
+from cached.kube.names import PodName
+
+_UNDER_WAY = (State.FETCHING, State.VERIFYING, State.PUBLISHING)
+_COARSE_PERCENT = 5  # a summary that moves with every percent is a write to every node with every percent
+
+
+class Tells(Protocol):
+    """Where events go: `Events.tell`."""
+
+    def __call__(self, pod: PodName, reason: str, message: str, type: Type = ...) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _News:
+    """`key` tells one thing from another that may have other words: told once."""
+
+    key: str
+    reason: str
+    message: str
+    type: Type = "Normal"
+
+
+@dataclass(slots=True)
+class _Heard:
+    since: float  # when it began to wait, on the monotonic clock
+    waited: bool = False
+    keys: set[str] = field(default_factory=set)
+
+
+class Telling:
+    """What each pod of this node has heard of each version it wants."""
+
+    def __init__(self, tell: Tells, find: Callable[[str], PodName | None]) -> None:
+        self._tell = tell
+        self._find = find
+        self._heard: dict[tuple[str, ModelRef], _Heard] = {}
+
+    def look(self, pods: Iterable[PodWant], find: Callable[[ModelRef], ModelStatus | None]) -> None:
+        """Tell the pods what is new to them; `find` gives a version's status. Call it when anything changed, and as
+        often as one likes."""
+        now = time.monotonic()
+        current: dict[tuple[str, ModelRef], _Heard] = {}
+        for want in pods:
+            heard = self._heard.get((want.uid, want.ref)) or _Heard(now)
+            current[want.uid, want.ref] = heard
+            status = find(want.ref)
+            if status is None or status.state != State.READY:
+                self._waits(heard, now)
+            if status is not None:
+                self._one(want, status, heard, now - heard.since if heard.waited else None)
+        self._heard = current
+
+    def _waits(self, heard: _Heard, now: float) -> None:
+        heard.waited = True
+        if READY in heard.keys:  # it was here and is lost: all of it is news again
+            heard.keys.clear()
+            heard.since = now
+
+    def _one(self, want: PodWant, status: ModelStatus, heard: _Heard, waited_s: float | None) -> None:
+        if status.state == State.READY and READY in heard.keys and _is_as_pinned(want, status):
+            return  # as nearly all are, nearly always: no words are made for them
+        news = _news(want, status, waited_s)
+        if news is None or news.key in heard.keys:
+            return
+        pod = self._find(want.uid)
+        if pod is None:
+            return
+        heard.keys.add(news.key)
+        self._tell(pod, news.reason, news.message, news.type)
+
+
+def refusal(tell: Tells) -> Callable[[PodName, HoldfastError], None]:
+    """What `PodWatch` calls for pods whose annotations are wrong."""
+
+    def refused(pod: PodName, error: HoldfastError) -> None:
+        tell(pod, FAILED, str(error), "Warning")
+
+    return refused
+
+
+def summary(statuses: Iterable[ModelStatus], used: int, capacity: int) -> str:
+    """One line for a person: `12 versions, 1.2 TiB of 3.5 TiB; fetching llama@v3 45 %; 1 failed`. Sizes in bytes."""
+    by_state: dict[State, list[ModelStatus]] = {}
+    for status in statuses:
+        by_state.setdefault(status.state, []).append(status)
+    ready = len(by_state.get(State.READY, ()))
+    parts = [f"{ready} {'version' if ready == 1 else 'versions'}, {format_size(used)} of {format_size(capacity)}"]
+    fetching = [status for state in _UNDER_WAY for status in by_state.get(state, ())]
+    if fetching:
+        more = f" and {len(fetching) - 1} more" if len(fetching) > 1 else ""
+        parts.append(f"fetching {_progress(fetching[0])}{more}")
+    queued = len(by_state.get(State.QUEUED, ())) + len(by_state.get(State.RESOLVING, ()))
+    parts += [f"{queued} queued"] if queued else []
+    failed = by_state.get(State.FAILED, ())
+    parts += [f"{len(failed)} failed ({failed[0].model}@{failed[0].version})"] if failed else []
+    return "; ".join(parts)
+
+
+def _news(want: PodWant, status: ModelStatus, waited_s: float | None) -> _News | None:
+    """What there is to say. `waited_s`: how long the pod waited, None where it did not have to."""
+    error = status.error
+    if status.state == State.READY:
+        if not _is_as_pinned(want, status):
+            problem = f"{want.ref}: the pod pins {want.pin}, here and in the catalog is {status.digest}"
+            return _News("pin", FAILED, f"{problem} (correct the pin, or ask for another version)", "Warning")
+        took = f"after {waited_s:.1f} s" if waited_s is not None else "was on this node already"
+        return _News(READY, READY, f"{want.ref} is ready: {format_size(status.bytes_done)}, {took}")
+    if error is not None and status.state == State.FAILED:
+        said = f"{want.ref}: {error.message} ({error.remedy})"
+        return _News(f"failed {error.code}", FAILED, said, "Warning")
+    if error is not None:
+        said = f"{want.ref}: trying again: {error.message} ({error.remedy})"
+        return _News(f"retry {error.code}", FETCHING, said, "Warning")
+    if status.state in _UNDER_WAY and status.bytes_total is not None:
+        size = format_size(status.bytes_total)
+        return _News("fetching", FETCHING, f"fetching {want.ref}: {size} from {status.source}")
+    return None
+
+
+def _is_as_pinned(want: PodWant, status: ModelStatus) -> bool:
+    return want.pin is None or status.digest in (None, str(want.pin))
+
+
+def _progress(status: ModelStatus) -> str:
+    name = f"{status.model}@{status.version}"
+    if not status.bytes_total:
+        return name
+    percent = 100 * status.bytes_done // status.bytes_total // _COARSE_PERCENT * _COARSE_PERCENT
+    return f"{name} {percent} %"

@@ -1,0 +1,320 @@
+"""Hash what is on the disk again, slowly and for ever, and take out of use what no longer matches.
+
+Law: reads what pods read, past the page cache, since bit rot sits on the disk; at idle priority, within its rate, and
+not at all while a fetch is under way. Oldest record first, and what was hashed is written down every minute, so that a
+restart goes on where the last life was. Only wrong bytes, or a disk that says it cannot read them, condemn a blob: any
+other trouble is logged and looked at in the next round. Blobs that have no fs-verity seal yet get it here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import errno
+import hashlib
+import logging
+import math
+import mmap
+import os
+import platform
+import threading
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from cached.contract.digest import Digest
+from cached.contract.errors import HoldfastError
+from cached.contract.layout import Layout, SnapshotLayout
+from cached.contract.manifest import FileEntry, Manifest
+from cached.contract.program.limits import started_pool
+from cached.contract.status import parse_timestamp, timestamp
+from cached.contract.verified import VerifiedFile, VerifiedRecord
+from cached.daemon.metrics import Metrics
+from cached.node.inventory import Holdings
+from cached.store import snapshots
+from cached.store.disk import verity
+from cached.store.disk.verity import Sealing
+from cached.store.repair import ROTTEN
+
+_log = logging.getLogger(__name__)
+
+_PIECE = 1024 * 1024
+_FILE_COST_BYTES = 256 * 1024  # what opening a file costs the processor, as if it were bytes: many small files are work
+_PAUSE_S = 2.0  # between snapshots, and while a fetch is under way
+_NOTE_S = 60.0  # between two notes of what was hashed, within a snapshot
+_NICE = 19
+_IOPRIO_SET = {"x86_64": 251, "aarch64": 30}  # the system call's number
+_IOPRIO_IDLE = 3 << 13  # IOPRIO_CLASS_IDLE, ioprio_set(2)
+
+
+@dataclass(frozen=True, slots=True)
+class ScrubParts:
+    """What the scrub works with. `busy` tells whether a fetch is under way; `bad_blob` takes a blob out of use with all
+    that links it, `bad_snapshot` a snapshot whose manifest has changed; `apart` puts a snapshot together again of
+    which a file is not its blob's any more, by what their bytes are."""
+
+    layout: Layout
+    holdings: Holdings
+    metrics: Metrics
+    sealing: Sealing
+    busy: Callable[[], bool]
+    bad_blob: Callable[[str], Awaitable[None]]
+    bad_snapshot: Callable[[Digest], Awaitable[None]]
+    apart: Callable[[Digest], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True)
+class _BadBlob:
+    """A blob that was hashed and found wrong, and the snapshot where it was."""
+
+    digest: Digest
+    sha256: str
+
+    def __str__(self) -> str:
+        return f"blob {self.sha256} is bad and still in use"
+
+
+@dataclass(frozen=True, slots=True)
+class _BadManifest:
+    """A snapshot whose manifest does not hash to its name, or is gone."""
+
+    digest: Digest
+
+    def __str__(self) -> str:
+        return f"the manifest of snapshot {self.digest} is bad and still in use"
+
+
+@dataclass(frozen=True, slots=True)
+class _Apart:
+    """A snapshot of which a file and its blob are not the same file: one is gone, or was replaced. Missing is not
+    rotten: which of them is right is for a hash to say."""
+
+    digest: Digest
+
+    def __str__(self) -> str:
+        return f"snapshot {self.digest} is not what it should be"
+
+
+_Finding = _BadBlob | _BadManifest | _Apart
+
+
+class Scrub:
+    """One thread, `rate` bytes a second."""
+
+    def __init__(self, parts: ScrubParts, rate: int) -> None:
+        self._parts = parts
+        self._rate = rate
+        self._piece = memoryview(mmap.mmap(-1, _PIECE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
+        self._stopping = threading.Event()
+        # When each snapshot's oldest file was hashed, on the monotonic clock: reading that is not cheap.
+        self._checked: dict[Digest, float] = {}
+        self._thread = started_pool(1, "scrub", _yield_to_everybody)
+
+    async def run(self) -> None:
+        """Scrub until cancelled."""
+        loop = asyncio.get_running_loop()
+        try:
+            while True:
+                await asyncio.sleep(_PAUSE_S)
+                manifests = dict(self._parts.holdings.manifests)
+                if self._parts.busy() or not manifests:
+                    continue
+                finding = await loop.run_in_executor(self._thread, partial(self._check_oldest, manifests))
+                if finding is not None:
+                    await self._act_on(finding)
+        finally:
+            self._stopping.set()
+            await asyncio.to_thread(self._thread.shutdown)
+
+    async def _act_on(self, finding: _Finding) -> None:
+        try:
+            match finding:
+                case _BadBlob(_, sha256):
+                    self._parts.metrics.verify_failed("scrub")
+                    await self._parts.bad_blob(sha256)
+                case _BadManifest(digest):
+                    self._parts.metrics.verify_failed("scrub")
+                    await self._parts.bad_snapshot(digest)
+                case _Apart(digest):
+                    await self._parts.apart(digest)
+        except HoldfastError as error:
+            _log.error("scrub: %s: %s", finding, error)
+        else:
+            self._checked.pop(finding.digest, None)  # what lies beside it is looked at as soon as it is back
+
+    def _check_oldest(self, manifests: dict[Digest, Manifest]) -> _Finding | None:
+        """Hash the snapshot whose record is oldest, its oldest file first, up to the first that does not match."""
+        self._checked = {digest: self._checked.get(digest) or self._last_checked(digest) for digest in manifests}
+        digest = min(manifests, key=self._checked.__getitem__)
+        self._checked[digest] = time.monotonic()  # whatever comes of it: one bad folder must not be all it does
+        snapshot = self._parts.layout.public.snapshot(digest)
+        try:
+            if not self._manifest_is_right(snapshot, digest):
+                return _BadManifest(digest)
+            return self._check_files(snapshot, digest, manifests[digest])
+        except OSError as error:
+            if snapshot.path.exists():  # else it was evicted meanwhile
+                _log.warning("scrub: snapshot %s: %s", digest, error)
+        return None
+
+    def _check_files(self, snapshot: SnapshotLayout, digest: Digest, manifest: Manifest) -> _Finding | None:
+        before = self._recorded(digest)
+        # The folder itself: evicted and fetched again meanwhile, another has its name, with other inodes in its record.
+        folder = os.open(snapshot.path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            here = SnapshotLayout(Path(f"/proc/self/fd/{folder}"))
+            notes = _Notes(here, {entry.path: before.get(entry.path) for entry in manifest.files})
+            for entry in sorted(manifest.files, key=lambda e: -_age_s(before.get(e.path))):
+                try:
+                    seen = self._check(snapshot, digest, entry)
+                except InterruptedError:
+                    break
+                if not isinstance(seen, VerifiedFile):
+                    return seen
+                notes.add(entry.path, seen)
+            notes.write()
+        finally:
+            os.close(folder)
+        return None
+
+    def _manifest_is_right(self, snapshot: SnapshotLayout, digest: Digest) -> bool:
+        try:
+            found = Digest.of(snapshot.manifest.read_bytes())
+        except FileNotFoundError:
+            return not snapshot.path.exists()
+        except OSError as error:
+            if error.errno not in ROTTEN:
+                raise
+            _log.error("scrub: %s: %s", snapshot.manifest, error.strerror)
+            return False
+        if found != digest:
+            _log.error("scrub: %s: expected sha256 %s, found %s", snapshot.manifest, digest.hex, found.hex)
+        return found == digest
+
+    def _check(self, snapshot: SnapshotLayout, digest: Digest, entry: FileEntry) -> VerifiedFile | _Finding:
+        """Hash one file. Raises OSError where nobody can tell what it is."""
+        path, blob = snapshot.path / entry.path, self._parts.layout.blob(entry.sha256)
+        seal = None
+        try:
+            before = os.lstat(path)
+            if not os.path.samestat(before, os.lstat(blob)):
+                return _Apart(digest)
+            self._seal(blob)
+            seal = verity.digest(path)
+            found = self._hash(path, sealed=seal is not None)
+        except FileNotFoundError:
+            if not snapshot.path.exists():
+                raise
+            return _Apart(digest)
+        except OSError as error:
+            if error.errno not in ROTTEN:
+                raise
+            found = f"not computed: {error.strerror}"
+        if found == entry.sha256:
+            return VerifiedFile.of(before, timestamp(time.time()), seal)
+        _log.error("scrub: %s: expected sha256 %s, found %s", path, entry.sha256, found)
+        return _BadBlob(digest, entry.sha256)
+
+    def _seal(self, blob: Path) -> None:
+        """Seal a blob that was committed when that could not be had yet; it is hashed through its seal right after."""
+        if self._parts.sealing is not Sealing.NONE:
+            self._wait(0)
+            verity.seal(blob, Sealing.WHERE_POSSIBLE)
+
+    def _recorded(self, digest: Digest) -> dict[str, VerifiedFile]:
+        try:
+            return VerifiedRecord.parse(self._parts.layout.public.snapshot(digest).verified.read_bytes()).files
+        except (OSError, HoldfastError):
+            return {}  # no record, or none that can be read: nothing of it was ever hashed, for all we know
+
+    def _last_checked(self, digest: Digest) -> float:
+        return time.monotonic() - max((_age_s(entry) for entry in self._recorded(digest).values()), default=math.inf)
+
+    def _hash(self, path: Path, *, sealed: bool) -> str:
+        sha = hashlib.sha256()
+        descriptor = _open(path)
+        try:
+            if sealed:  # what is read ahead would have to be dropped and read once more
+                os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)
+            size = os.fstat(descriptor).st_size
+            offset, view = 0, self._piece
+            while offset < size:
+                if sealed:  # its file system reads it through the page cache, whatever was asked for
+                    os.posix_fadvise(descriptor, offset, _PIECE, os.POSIX_FADV_DONTNEED)
+                if not (count := os.preadv(descriptor, [view], offset)):
+                    break
+                started = time.monotonic()
+                sha.update(view[:count])
+                offset += count
+                self._parts.metrics.scrubbed(count)
+                self._wait((count + _FILE_COST_BYTES) / self._rate - (time.monotonic() - started))
+        finally:
+            os.close(descriptor)
+        return sha.hexdigest()
+
+    def _wait(self, seconds: float) -> None:
+        """Keep to the rate, and step aside while a fetch is under way. Raises InterruptedError at the end."""
+        self._stopping.wait(max(0.0, seconds))
+        while self._parts.busy() and not self._stopping.is_set():
+            self._stopping.wait(0.2)
+        if self._stopping.is_set():
+            raise InterruptedError
+
+
+def _age_s(seen: VerifiedFile | None) -> float:
+    """How long ago a file was hashed. A time that is yet to come tells nothing, only that a clock was set back since:
+    that file comes first of all, or it would come last until the clock is there again."""
+    try:
+        age_s = -1.0 if seen is None else time.time() - parse_timestamp(seen.verified_at)
+    except ValueError:
+        return math.inf
+    return age_s if age_s >= 0 else math.inf
+
+
+class _Notes:
+    """A snapshot's record as it is being renewed. Written only while it speaks of every file: gates go by it."""
+
+    def __init__(self, snapshot: SnapshotLayout, before: dict[str, VerifiedFile | None]) -> None:
+        self._snapshot = snapshot
+        self._files = before
+        self._written = time.monotonic()
+
+    def add(self, path: str, seen: VerifiedFile) -> None:
+        self._files[path] = seen
+        if time.monotonic() - self._written >= _NOTE_S:
+            self.write()
+
+    def write(self) -> None:
+        files = {path: entry for path, entry in self._files.items() if entry is not None}
+        if len(files) == len(self._files):
+            snapshots.write_verified(self._snapshot, VerifiedRecord(files))
+            self._written = time.monotonic()
+
+
+def _open(path: Path) -> int:
+    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
+    try:
+        return os.open(path, flags | os.O_DIRECT)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
+            raise
+    try:
+        return os.open(path, flags)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EMSGSIZE):
+            raise
+        # Nothing else is wrong with this call (fs/verity/open.c).
+        raise OSError(errno.EUCLEAN, "its fs-verity seal is damaged") from error
+
+
+def _yield_to_everybody() -> None:
+    """Give this thread the lowest claim on processor and disk that there is, as far as the kernel lets it."""
+    try:
+        os.setpriority(os.PRIO_PROCESS, 0, _NICE)  # on Linux, of the calling thread
+    except OSError as error:  # a seccomp profile may refuse it
+        _log.info("scrub: works at the ordinary priority: setpriority: %s", error.strerror)
+    number = _IOPRIO_SET.get(platform.machine())
+    if number is not None and ctypes.CDLL(None).syscall(number, 1, 0, _IOPRIO_IDLE) != 0:
+        _log.info("scrub: this kernel has no idle class for disk access")

@@ -1,0 +1,201 @@
+"""`holdfast publish DIR URI`: hash a folder and upload it as one version.
+
+Law: standard output carries the manifest digest as its last line (after one line of JSON with `--json`), and nothing
+else; everything for people goes to standard error. The folder is only read. With `--force` over another version its
+`holdfast.json` is removed first: until the new one is there, the old must not describe new bytes. `--check` only reads.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import re
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from cached.contract.errors import HoldfastError, Permanent
+from cached.contract.manifest import MANIFEST_NAME
+from cached.contract.program.options import EXIT_DONE, EXIT_FAILED, EXIT_USAGE, OptionParser
+from cached.contract.program.units import format_size
+from cached.publish.content import Content, hash_all, look_through
+from cached.publish.destination import Destination
+from cached.publish.folder import FolderDestination
+from cached.publish.golden import with_golden
+from cached.publish.plan import Judges, Plan, by_checksum, by_sha256, by_size, plan, refuse_replacing, run
+from cached.publish.progress import ProgressLine
+from cached.sources.local.source import local_path
+
+_READ_ONLY = {"http": "a web server", "https": "a web server", "hf": "the Hugging Face Hub"}
+_SHOWN = 20
+_USE = "s3://bucket/model/version/, file:///folder or a path"
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command; returns its exit code: 0 done, 1 failed, 2 usage."""
+    options = _parse(argv)
+    try:
+        destination = _open(options.uri, options.threads)
+    except Permanent as error:
+        _say(str(error))
+        return EXIT_USAGE
+    try:
+        content = _read(options, destination)
+        if options.check:
+            return asyncio.run(_check(content, destination, options))
+        done = asyncio.run(_publish(content, destination, options))
+    except HoldfastError as error:
+        _say("\n".join((error.message, *getattr(error, "__notes__", ()), *([error.remedy] if error.remedy else ()))))
+        return EXIT_FAILED
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        _say(
+            "interrupted"
+            if options.check
+            else "interrupted, no manifest was written; publish again to go on where it stopped"
+        )
+        return EXIT_FAILED
+    _report(done, destination.display, options)
+    return EXIT_DONE
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = OptionParser(prog="holdfast publish", description="Hash a folder and upload it as one version.")
+    parser.add_argument("folder", metavar="DIR", type=Path, help="the folder with the model's files")
+    parser.add_argument("uri", metavar="URI", help=f"the version's own folder: {_USE}")
+    parser.switch("--force", help="replace another version that is published there, and mend damaged files of this one")
+    parser.switch("--check", help="only compare the contents of what is published there with the folder")
+    parser.option("--golden", type=Path, help="publish this file with it as its golden predictions")
+    parser.switch("--json", help="print a line of JSON about the publish before the digest")
+    parser.option("--threads", type=_count, default=_default_threads(), help="threads that hash, and uploads at once")
+    options = parser.parse_args(argv)
+    if options.check and options.force:
+        parser.error("--check changes nothing, --force does: give one of them")
+    return options
+
+
+def _count(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= 256:
+        raise ValueError(f"expected a number from 1 to 256, found {text!r}")
+    return int(text)
+
+
+def _default_threads() -> int:
+    return min(16, max(4, len(os.sched_getaffinity(0))))
+
+
+def _open(uri: str, requests: int) -> Destination:
+    match = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", uri)
+    scheme = match[1].lower() if match else "file"
+    if scheme == "s3":
+        from cached.publish.s3.destination import S3Destination
+
+        return S3Destination(uri, requests)
+    if scheme in _READ_ONLY:
+        raise Permanent("read_only", f"{_READ_ONLY[scheme]} ({scheme}://) can only be read from", f"publish to {_USE}")
+    if scheme != "file":
+        raise Permanent("unknown_scheme", f"cannot publish to {scheme}://", f"publish to {_USE}")
+    return FolderDestination(local_path(uri) if match else Path(os.path.abspath(uri)))
+
+
+def _read(options: argparse.Namespace, destination: Destination) -> Content:
+    folder: Path = options.folder
+    if isinstance(destination, FolderDestination):
+        destination.refuse_inside(folder)
+    found = with_golden(look_through(folder), options.golden)
+    for name, why in found.left_out[:_SHOWN]:
+        _say(f"left out: {folder / name}, {why}")
+    if len(found.left_out) > _SHOWN:
+        _say(f"left out: {len(found.left_out) - _SHOWN} more like these")
+    with ProgressLine(sys.stderr, f"hashing {_files(len(found.files))}", found.total_bytes) as progress:
+        return hash_all(found.files, options.threads, progress.add)
+
+
+async def _publish(content: Content, destination: Destination, options: argparse.Namespace) -> Plan:
+    judges = Judges(sealed=by_sha256 if options.force else by_size, unsealed=by_checksum)
+
+    async def decide() -> Plan:
+        decided = await plan(content, destination, options.threads, judges)
+        if not options.force:
+            refuse_replacing(decided, destination.display)
+        if decided.replaced is not None:
+            _say(f"replacing {decided.replaced} at {destination.display}")
+        return decided
+
+    _end_on_sigterm()
+    try:
+        decided = await decide()
+        if decided.is_done:
+            return decided
+        label = f"uploading {_files(len(decided.uploads))}"
+        with ProgressLine(sys.stderr, label, decided.upload_bytes) as progress:
+            return await run(decided, decide, destination, options.threads, progress.add, _say)
+    finally:
+        await destination.aclose()
+
+
+async def _check(content: Content, destination: Destination, options: argparse.Namespace) -> int:
+    """Compare what is published with the folder, by sha256; returns the exit code."""
+    _end_on_sigterm()
+    try:
+        found = await plan(content, destination, options.threads, Judges(sealed=by_sha256, unsealed=by_sha256))
+    finally:
+        await destination.aclose()
+    display, digest = destination.display, content.manifest.digest
+    if found.replaced is not None:
+        _say(f"{display}: expected the version {digest}, found {found.replaced}")
+    elif not found.sealed:
+        _say(f"{display}: expected the version {digest}, found no {MANIFEST_NAME}")
+    differing = sorted((upload.entry.path, how) for upload, how in found.uploads.items())
+    for path, how in differing:
+        _say(f"{path}: {how}")
+    if not found.is_done:
+        _say(f"{_files(len(differing))} of {len(content.uploads)} differ; publish with --force to mend what is there")
+    else:
+        _say(f"as it should be, contents compared: {_whole(found, display)}")
+    facts = {"right": found.is_done, "differing": [{"path": path, "difference": how} for path, how in differing]}
+    _answer(found, display, facts if options.json else None)
+    return EXIT_DONE if found.is_done else EXIT_FAILED
+
+
+def _end_on_sigterm() -> None:
+    task = asyncio.current_task()
+    assert task is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+
+
+def _report(done: Plan, display: str, options: argparse.Namespace) -> None:
+    whole = _whole(done, display)
+    if not done.is_done:
+        _say(f"published: {whole}; uploaded {_files(len(done.uploads))}, {format_size(done.upload_bytes)}")
+    elif options.force:
+        _say(f"already published, contents compared: {whole}")
+    else:
+        _say(f"already published: {whole}; only names and sizes were compared, --check compares contents")
+    facts: dict[str, object] = {"uploaded_files": len(done.uploads), "uploaded_bytes": done.upload_bytes}
+    _answer(done, display, facts if options.json else None)
+
+
+def _whole(plan: Plan, display: str) -> str:
+    manifest = plan.content.manifest
+    return f"{_files(len(manifest.files))}, {format_size(manifest.total_bytes)}, at {display}"
+
+
+def _answer(plan: Plan, display: str, facts: dict[str, object] | None) -> None:
+    """What a program reads: a line of JSON where it was asked for, and the digest."""
+    manifest = plan.content.manifest
+    if facts is not None:
+        common = {"digest": str(manifest.digest), "uri": display, "files": len(manifest.files)}
+        sys.stdout.write(f"{json.dumps({**common, 'bytes': manifest.total_bytes, **facts})}\n")
+    sys.stdout.write(f"{manifest.digest}\n")
+    sys.stdout.flush()
+
+
+def _files(count: int) -> str:
+    return "1 file" if count == 1 else f"{count} files"
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(f"holdfast publish: {text}\n")

@@ -1,0 +1,86 @@
+"""Read a folder as a version: its files, their sha256, the manifest.
+
+Law: reads only. What is left out is named, what cannot be published is refused by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from cached.contract.errors import Permanent
+from cached.contract.manifest import MANIFEST_NAME, RESERVED, FileEntry, Manifest
+from cached.contract.verify import hash_file
+from cached.core.filters import is_clutter
+from cached.publish.destination import Progress, Upload
+from cached.publish.usable import refuse_unusable
+from cached.sources.local.tree import PlainFile, file_error, plain_files
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """A folder's manifest, and where each of its files is read."""
+
+    manifest: Manifest
+    uploads: tuple[Upload, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Folder:
+    """The files of a folder that will be published, and the names in it that will not, each with the reason."""
+
+    files: tuple[PlainFile, ...]
+    left_out: tuple[tuple[str, str], ...]
+
+    @property
+    def total_bytes(self) -> int:
+        return sum(file.size for file in self.files)
+
+
+def look_through(base: Path) -> Folder:
+    """List what there is to publish. Raises `Permanent` for an empty folder and for what is no content.
+
+    What version control, caches and desktops leave behind is no content: two downloads of one commit differ in it.
+    """
+    clutter: set[str] = set()
+
+    def is_left_out(path: str) -> bool:
+        if is_clutter(path):
+            clutter.add(_root_of_clutter(path))
+            return True
+        return path == MANIFEST_NAME
+
+    files = plain_files(base, is_left_out)
+    if not files:
+        raise Permanent("empty", f"{base}: expected files to publish, found none", "name the model's folder")
+    records = [(name, "a record of Holdfast's own") for name in (MANIFEST_NAME, RESERVED) if (base / name).exists()]
+    refuse_unusable(files)
+    return Folder(files, (*records, *((name, "no part of a model") for name in sorted(clutter))))
+
+
+def _root_of_clutter(path: str) -> str:
+    """The folder that is clutter as a whole, or the file."""
+    parts = path.split("/")
+    folders = ["/".join(parts[:end]) for end in range(1, len(parts))]
+    return next((folder for folder in folders if is_clutter(f"{folder}/x")), path)
+
+
+def hash_all(files: Sequence[PlainFile], threads: int, progress: Progress) -> Content:
+    """Hash the files with `threads` threads, largest first, and build the manifest."""
+
+    def hash_one(file: PlainFile) -> Upload:
+        try:
+            return Upload(FileEntry(file.path, hash_file(file.real, progress), file.size), file.real)
+        except OSError as error:
+            raise file_error(error, file.real) from error
+
+    with ThreadPoolExecutor(threads, thread_name_prefix="hash") as pool:
+        largest_first = sorted(files, key=lambda file: file.size, reverse=True)
+        try:
+            uploads = list(pool.map(hash_one, largest_first))
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return Content(Manifest.build(upload.entry for upload in uploads), tuple(uploads))

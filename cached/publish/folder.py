@@ -1,0 +1,299 @@
+"""Publish into a folder: a local disk, NFS, a mounted volume.
+
+Law: a file appears under its name only by rename, whole, fsynced and read back from the disk; unfinished ones lie under
+`.holdfast/`, on the same file system, and go when the publish is done. A publisher holds flock LOCK_EX on the mark: the
+kernel drops it when the process dies, so a locked mark is a live publisher's, also across NFS clients.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import fcntl
+import os
+import secrets
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from cached.contract.errors import HoldfastError, Permanent, Transient
+from cached.contract.layout import TEMPORARY_PREFIX
+from cached.contract.manifest import MANIFEST_NAME, PUBLISHING_NAME, RESERVED, FileEntry
+from cached.contract.verify import hash_file
+from cached.publish.destination import PART_BYTES, Progress, Say, Stored, Upload
+from cached.publish.mark import MAX_MARK_BYTES, Mark, another_publisher, describe
+from cached.publish.reading import CheckedReader, wrong_bytes
+from cached.sources.local.tree import look_inside
+from cached.store.disk import durable
+
+_FILE_MODE = 0o644
+_FOLDER_MODE = 0o755
+
+
+class FolderDestination:
+    """A `Destination` in a folder, which is made where it is missing."""
+
+    def __init__(self, base: Path) -> None:
+        self._base = base
+        self._held: tuple[Mark, int] | None = None  # ours, and its locked descriptor
+        self._deleting = threading.Lock()  # a folder that one deletion finds empty may be the one another is syncing
+
+    @property
+    def display(self) -> str:
+        return self._base.as_uri()
+
+    def refuse_inside(self, folder: Path) -> None:
+        """Raise `Permanent` if this destination lies within `folder`: the next publish would publish it too."""
+        inner, outer = Path(os.path.realpath(self._base)), Path(os.path.realpath(folder))
+        if inner != outer and inner.is_relative_to(outer):
+            raise Permanent("bad_destination", f"{inner} lies within {outer}", "publish to a folder outside of it")
+
+    async def manifest(self) -> bytes | None:
+        return await asyncio.to_thread(self._read_manifest)
+
+    async def listing(self, files: Sequence[FileEntry]) -> dict[str, Stored]:
+        return await asyncio.to_thread(self._listing, files)
+
+    async def vouches_for(self, upload: Upload, stored: Stored) -> bool:
+        """Hash the file that is there: a folder keeps no checksum."""
+        return stored.size == upload.entry.size and await self.sha256(upload.entry.path) == upload.entry.sha256
+
+    async def sha256(self, path: str) -> str | None:
+        return await asyncio.to_thread(self._hash, path)
+
+    async def claim(self, mark: Mark, say: Say) -> None:
+        await asyncio.to_thread(self._claim, mark, say)
+
+    async def keep_claim(self) -> None:
+        await asyncio.to_thread(self._check_mark)
+
+    async def withdraw(self) -> None:
+        await asyncio.to_thread(self._unlink, self._base / MANIFEST_NAME)
+
+    async def put(self, upload: Upload, progress: Progress) -> Stored:
+        return await asyncio.to_thread(self._copy, upload, progress)
+
+    async def seal(self, manifest: bytes) -> None:
+        await asyncio.to_thread(self._write, self._base / MANIFEST_NAME, manifest)
+
+    async def delete(self, path: str) -> None:
+        await asyncio.to_thread(self._delete, path)
+
+    async def unmark(self) -> None:
+        await asyncio.to_thread(self._unmark)
+
+    async def give_up(self) -> None:
+        """Nothing to say: letting go of the lock says it."""
+        self._let_go()
+
+    async def aclose(self) -> None:
+        self._let_go()
+
+    def _read_manifest(self) -> bytes | None:
+        path = self._base / MANIFEST_NAME
+        with _writing(path):
+            try:
+                return path.read_bytes()
+            except FileNotFoundError:
+                return None
+
+    def _listing(self, files: Sequence[FileEntry]) -> dict[str, Stored]:
+        found = {}
+        for entry in files:
+            try:
+                found[entry.path] = self._stored(entry.path)
+            except Permanent:  # missing, or not a plain file: then it is put there
+                continue
+        return found
+
+    def _stored(self, path: str) -> Stored:
+        file = look_inside(self._base, path)
+        with _writing(file.real):
+            # In steps of two seconds: what is shown before a file system has rounded a time is finer than afterwards.
+            return Stored(file.size, str(os.stat(file.real).st_mtime_ns // 2_000_000_000))
+
+    def _hash(self, path: str) -> str | None:
+        try:
+            real = look_inside(self._base, path).real
+        except Permanent as error:
+            if error.code != "not_found":
+                raise
+            return None
+        with _writing(real):
+            _drop_cache(real)
+            return hash_file(real)
+
+    def _claim(self, mark: Mark, say: Say) -> None:
+        """Lock the mark, which is the same file until it is removed; then write whose it is."""
+        path = self._base / PUBLISHING_NAME
+        descriptor = None
+        while descriptor is None:  # another publisher removed it in between: look again
+            self._make_folders(path.parent)
+            descriptor = self._locked(path)
+        self._held = mark, descriptor
+        with _writing(path):
+            before = os.pread(descriptor, MAX_MARK_BYTES, 0)
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, mark.encode(), 0)
+            os.fsync(descriptor)
+            durable.fsync_dir(path.parent)
+        if before:
+            say(f"taking over from a publish that did not end ({describe(Mark.parse(before))})")
+
+    def _locked(self, path: Path) -> int | None:
+        """The mark, open and locked; None if it, or its folder, is removed meanwhile."""
+        with _writing(path):
+            try:
+                descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, _FILE_MODE)
+            except FileNotFoundError:
+                return None
+            try:
+                self._lock(descriptor, path)
+                if _is_at(path, descriptor):
+                    return descriptor
+            except BaseException:
+                os.close(descriptor)
+                raise
+            os.close(descriptor)
+            return None
+
+    def _lock(self, descriptor: int, path: Path) -> None:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                raise another_publisher(self.display, Mark.parse(os.pread(descriptor, MAX_MARK_BYTES, 0))) from error
+            if error.errno in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+                raise Permanent(
+                    "no_locks",
+                    f"{path}: the file system has no locks ({error.strerror}), which keep two publishers apart",
+                    "mount it with locks (NFS: without `nolock`, its lock service reachable), or publish elsewhere",
+                ) from error
+            raise
+
+    def _check_mark(self) -> None:
+        assert self._held is not None
+        mark, descriptor = self._held
+        path = self._base / PUBLISHING_NAME
+        with _writing(path):
+            if not _is_at(path, descriptor):
+                raise another_publisher(self.display, self._other(path))
+            found = Mark.parse(os.pread(descriptor, MAX_MARK_BYTES, 0))
+        if found != mark:
+            raise another_publisher(self.display, found)
+
+    def _other(self, path: Path) -> Mark | None:
+        try:
+            return Mark.parse(path.read_bytes())
+        except FileNotFoundError:
+            return None
+
+    def _let_go(self) -> None:
+        held, self._held = self._held, None
+        if held is not None:
+            os.close(held[1])
+
+    def _write(self, path: Path, data: bytes) -> None:
+        with _writing(path):
+            durable.replace(path, data, _FILE_MODE)
+
+    def _unlink(self, path: Path) -> None:
+        with _writing(path):
+            durable.unlink(path)
+
+    def _copy(self, upload: Upload, progress: Progress) -> Stored:
+        target = self._base / upload.entry.path
+        temporary = self._base / RESERVED / f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}"
+        self._make_folders(target.parent)
+        with CheckedReader(upload) as reader, _writing(target):
+            descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, _FILE_MODE)
+            try:
+                for start in range(0, upload.entry.size, PART_BYTES):
+                    data = reader.read(min(PART_BYTES, upload.entry.size - start))
+                    durable.write_all(descriptor, data)
+                    progress(len(data))
+                reader.finish()
+                os.fchmod(descriptor, _FILE_MODE)
+                os.fsync(descriptor)
+                self._read_back(temporary, upload.entry, target)
+                durable.rename(temporary, target)
+            except BaseException:
+                temporary.unlink(missing_ok=True)
+                raise
+            finally:
+                os.close(descriptor)
+        return self._stored(upload.entry.path)
+
+    def _read_back(self, written: Path, entry: FileEntry, target: Path) -> None:
+        """Hash what the disk has, not what is in memory."""
+        _drop_cache(written)
+        found = hash_file(written)
+        if found != entry.sha256:
+            raise wrong_bytes(str(target), entry.sha256, found)
+
+    def _make_folders(self, folder: Path) -> None:
+        missing = []
+        while not folder.is_dir():
+            missing.append(folder)
+            folder = folder.parent
+        for each in reversed(missing):
+            with _writing(each):
+                durable.make_dir(each, _FOLDER_MODE)
+
+    def _delete(self, path: str) -> None:
+        with self._deleting:
+            self._unlink(self._base / path)
+            for folder in list((self._base / path).parents)[: path.count("/")]:
+                try:
+                    folder.rmdir()
+                except OSError:  # not empty: something else lives there
+                    return
+
+    def _unmark(self) -> None:
+        self._check_mark()
+        records = self._base / RESERVED
+        with _writing(records):
+            for left in records.glob(f"{TEMPORARY_PREFIX}*"):
+                left.unlink(missing_ok=True)
+            durable.unlink(self._base / PUBLISHING_NAME)
+            if not os.listdir(records):
+                records.rmdir()
+                durable.fsync_dir(self._base)
+        self._let_go()
+
+
+def _is_at(path: Path, descriptor: int) -> bool:
+    """Tell whether the open file is still the one at `path`."""
+    try:
+        return os.path.samestat(os.stat(path, follow_symlinks=False), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
+
+
+def _drop_cache(path: Path) -> None:
+    """Have the next read of a file come from the disk, or the server behind it."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise _write_error(error, path) from error
+
+
+def _write_error(error: OSError, path: Path) -> HoldfastError:
+    reason = error.strerror or type(error).__name__
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return Transient("no_space", f"{path}: the destination is full", "free space there, then publish again")
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return Permanent("forbidden", f"{path}: {reason}", "let the user that publishes write there")
+    if error.errno in (errno.EEXIST, errno.EISDIR, errno.ENOTDIR, errno.ENOTEMPTY, errno.ENAMETOOLONG):
+        return Permanent("bad_destination", f"{path}: {reason}", "remove what is in the way, or name another folder")
+    return Transient("write", f"{path}: {reason}", "check the volume, or the NFS server behind it")

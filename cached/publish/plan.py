@@ -1,0 +1,240 @@
+"""Decide what a publish has to do at its destination, then do it.
+
+Law: `plan` changes nothing. `run` changes in an order that a crash may cut anywhere: mark, remove a manifest that will
+not hold any more, files, the new manifest, files that only the old manifest named, unmark. So a manifest never
+describes bytes that are not there, and between the mark and the manifest no source takes the files for a version.
+One publisher at a time per version: the mark says whose turn it is, and before and after the manifest is written every
+file must still be the one that was checked.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from functools import partial
+
+from cached.contract.digest import Digest
+from cached.contract.errors import HoldfastError, InvalidManifest, Permanent
+from cached.contract.manifest import Manifest
+from cached.publish.content import Content
+from cached.publish.destination import Destination, Progress, Say, Stored, Upload
+from cached.publish.mark import Mark
+from cached.publish.parallel import in_parallel, ungrouped
+
+BEAT_S = 5.0
+
+# How a file of the right size differs from the upload; None where it does not.
+Judge = Callable[[Destination, Upload, Stored], Awaitable[str | None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Judges:
+    """How files are compared: under the right manifest (`sealed`), and where there is none or another."""
+
+    sealed: Judge
+    unsealed: Judge
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is missing at the destination. `replaced`: the digest of another version's manifest there, if any.
+
+    `uploads`: how each differs. `sealed`: the right manifest is there already. `obsolete`: paths that only the replaced
+    manifest names. `manifest` and `listing`: what was there when it was decided.
+    """
+
+    content: Content
+    uploads: dict[Upload, str]
+    sealed: bool
+    replaced: Digest | None = None
+    obsolete: tuple[str, ...] = ()
+    manifest: bytes | None = field(default=None, repr=False)
+    listing: dict[str, Stored] = field(default_factory=dict, repr=False)
+
+    @property
+    def is_done(self) -> bool:
+        return self.sealed and not self.uploads
+
+    @property
+    def upload_bytes(self) -> int:
+        return sum(upload.entry.size for upload in self.uploads)
+
+
+async def by_size(_destination: Destination, _upload: Upload, _stored: Stored) -> str | None:
+    """Believe a size: what the right manifest names was checked before it was written."""
+    return None
+
+
+async def by_checksum(destination: Destination, upload: Upload, stored: Stored) -> str | None:
+    """Believe the destination's own checksum."""
+    return None if await destination.vouches_for(upload, stored) else "other contents"
+
+
+async def by_sha256(destination: Destination, upload: Upload, _stored: Stored) -> str | None:
+    """Believe a sha256 alone."""
+    found = await destination.sha256(upload.entry.path)
+    if found == upload.entry.sha256:
+        return None
+    return "missing" if found is None else f"other contents: expected sha256 {upload.entry.sha256}, found {found}"
+
+
+async def plan(content: Content, destination: Destination, requests: int, judges: Judges) -> Plan:
+    """Compare the content with what is there."""
+    there = await destination.manifest()
+    listing = await destination.listing(content.manifest.files)
+    sealed = there == content.manifest.canonical()
+    judge = judges.sealed if sealed else judges.unsealed
+    uploads: dict[Upload, str] = {}
+
+    async def compare(upload: Upload) -> None:
+        stored = listing.get(upload.entry.path)
+        if stored is None:
+            difference: str | None = "missing"
+        elif stored.size != upload.entry.size:
+            difference = f"expected {upload.entry.size} bytes, found {stored.size}"
+        else:
+            difference = await judge(destination, upload, stored)
+        if difference is not None:
+            uploads[upload] = difference
+
+    await in_parallel(requests, (partial(compare, upload) for upload in content.uploads))
+    if there is None or sealed:
+        return Plan(content, uploads, sealed, manifest=there, listing=listing)
+    return Plan(content, uploads, False, Digest.of(there), _obsolete(there, content.manifest), there, listing)
+
+
+def refuse_replacing(plan: Plan, display: str) -> None:
+    """Raise `Permanent` (`already_published`) if the plan would replace another version."""
+    if plan.replaced is not None:
+        raise Permanent(
+            "already_published",
+            f"{display} holds another version: found {plan.replaced}, this folder is {plan.content.manifest.digest}",
+            "publish under a new version, or replace what is there with --force",
+        )
+
+
+async def run(
+    decided: Plan,
+    decide: Callable[[], Awaitable[Plan]],
+    destination: Destination,
+    requests: int,
+    progress: Progress,
+    say: Say,
+) -> Plan:
+    """Carry the plan out as the only publisher there; returns the one that was carried out.
+
+    `decide` plans again, and may refuse, where the destination changed before the mark was there. `say` is told what a
+    person should know though it is no failure.
+    """
+    if decided.is_done:
+        return decided
+    try:
+        await destination.claim(Mark.new(decided.content.manifest.digest), say)
+        with ungrouped():
+            async with asyncio.TaskGroup() as tasks:
+                ended = asyncio.Event()
+                tasks.create_task(_live(destination, ended))
+                plan = await _current(decided, decide, destination)
+                await _carry_out(plan, destination, requests, progress)
+                ended.set()
+        await _tidy(plan, destination, requests, say)
+    except BaseException as error:
+        await _end(destination, error)
+        raise
+    return plan
+
+
+async def _live(destination: Destination, ended: asyncio.Event) -> None:
+    """Show signs of life until `ended`; never cut off in one, which could arrive after the mark is removed."""
+    while not ended.is_set():
+        try:
+            await asyncio.wait_for(ended.wait(), BEAT_S)
+        except TimeoutError:
+            await destination.keep_claim()
+
+
+async def _end(destination: Destination, error: BaseException) -> None:
+    """Let the next publisher go on at once; a refusal has changed nothing, so that it leaves no mark either."""
+    try:
+        if isinstance(error, HoldfastError) and error.code == "already_published":
+            await destination.unmark()
+        else:
+            await destination.give_up()
+    except HoldfastError as second:
+        error.add_note(f"the mark of this publish stays as it is: {second.message}")
+
+
+async def _current(decided: Plan, decide: Callable[[], Awaitable[Plan]], destination: Destination) -> Plan:
+    """The plan, made again if another publisher ended between the look at the destination and the mark."""
+    there = await destination.manifest(), await destination.listing(decided.content.manifest.files)
+    return decided if there == (decided.manifest, decided.listing) else await decide()
+
+
+async def _carry_out(plan: Plan, destination: Destination, requests: int, progress: Progress) -> None:
+    if plan.is_done:
+        return
+    await destination.keep_claim()
+    if plan.replaced is not None:
+        await destination.withdraw()
+    checked = dict(plan.listing)
+
+    async def put(upload: Upload) -> None:
+        checked[upload.entry.path] = await destination.put(upload, progress)
+
+    largest_first = sorted(plan.uploads, key=lambda upload: upload.entry.size, reverse=True)
+    await in_parallel(requests, (partial(put, upload) for upload in largest_first))
+    await destination.keep_claim()
+    await _check_untouched(plan.content.manifest, checked, destination)
+    if not plan.sealed:
+        await _seal(plan.content.manifest, checked, destination)
+    await destination.keep_claim()
+
+
+async def _seal(manifest: Manifest, checked: dict[str, Stored], destination: Destination) -> None:
+    """Write the manifest, and take one away that describes other bytes than are there."""
+    try:
+        await destination.seal(manifest.canonical())
+    except Permanent as error:
+        if error.code == "another_publisher":
+            # Written by one that had lost its mark to us; we have changed files since.
+            await destination.keep_claim()
+            await destination.withdraw()
+        raise
+    try:
+        await _check_untouched(manifest, checked, destination)
+    except Permanent:
+        if await destination.manifest() == manifest.canonical():
+            await destination.withdraw()
+        raise
+
+
+async def _check_untouched(manifest: Manifest, checked: dict[str, Stored], destination: Destination) -> None:
+    """Raise unless every file is the one that was checked."""
+    found = await destination.listing(manifest.files)
+    for file in manifest.files:
+        if found.get(file.path) != checked[file.path]:
+            raise Permanent(
+                "another_publisher",
+                f"{destination.display}: {file.path} was written or removed by another program during this publish",
+                "publish again once nothing else writes there",
+            )
+
+
+async def _tidy(plan: Plan, destination: Destination, requests: int, say: Say) -> None:
+    try:
+        await in_parallel(requests, (partial(destination.delete, path) for path in plan.obsolete))
+        await destination.unmark()
+    except Permanent as error:
+        # The version is published: a role that may put but not delete leaves some litter, which no reader minds.
+        say(f"published, but not tidied up: {error}")
+        await destination.give_up()
+
+
+def _obsolete(there: bytes, manifest: Manifest) -> tuple[str, ...]:
+    try:
+        old = Manifest.parse(there)
+    except InvalidManifest:
+        return ()  # what it named is unknown: nothing is deleted on a guess
+    kept = {file.path for file in manifest.files}
+    return tuple(file.path for file in old.files if file.path not in kept)

@@ -1,0 +1,68 @@
+"""Read a file that is being published, part by part, and notice when it is not what was hashed.
+
+Law: sequential, bounded reads; hashing happens in the thread that reads. Never follows a symlink.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from types import TracebackType
+
+from cached.contract.errors import Permanent
+from cached.publish.destination import Upload
+from cached.sources.local.tree import file_error
+
+
+def wrong_bytes(where: str, expected: str, found: str) -> Permanent:
+    """The error for a destination that has stored other bytes than it was sent."""
+    return Permanent(
+        "stored_wrong",
+        f"{where}: sent bytes of sha256 {expected}, the destination has stored sha256 {found}; no manifest was written",
+        "publish again; if it goes on, the disk, the store or a proxy before it changes what it is given",
+    )
+
+
+class CheckedReader:
+    """One pass over a file's bytes; `finish()` says whether they were those that the manifest lists."""
+
+    def __init__(self, upload: Upload) -> None:
+        self._upload = upload
+        self._sha = hashlib.sha256()
+        try:
+            self._descriptor = os.open(upload.real, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except OSError as error:
+            raise file_error(error, upload.real) from error
+
+    def read(self, length: int) -> bytes:
+        """The next `length` bytes, hashed. Raises `Permanent` where the file ends before."""
+        try:
+            data = os.read(self._descriptor, length)
+            while len(data) < length and (more := os.read(self._descriptor, length - len(data))):
+                data += more
+        except OSError as error:
+            raise file_error(error, self._upload.real) from error
+        if len(data) < length:
+            raise self._changed("it is shorter now")
+        self._sha.update(data)
+        return data
+
+    def finish(self) -> None:
+        """Raise `Permanent` unless the whole file was read and has the sha256 that was promised."""
+        if os.read(self._descriptor, 1):
+            raise self._changed("it is longer now")
+        if self._sha.hexdigest() != self._upload.entry.sha256:
+            raise self._changed(f"expected sha256 {self._upload.entry.sha256}, found {self._sha.hexdigest()}")
+
+    def _changed(self, how: str) -> Permanent:
+        return Permanent(
+            "changed_while_publishing",
+            f"{self._upload.real}: changed after it was hashed: {how}; no manifest was written",
+            "publish again once nothing writes to the folder",
+        )
+
+    def __enter__(self) -> CheckedReader:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        os.close(self._descriptor)

@@ -1,0 +1,224 @@
+"""Publish to S3: parallel parts, each checked by the server, and an object appears only when it is whole.
+
+Law: memory is bounded by `requests` parts; an upload that fails is aborted, so that no unseen parts are paid for.
+What was sent is known to be stored by the ETag, which is the MD5 of what the server has (of its parts, for a large
+object); where it is not, as for objects encrypted with KMS, the object is read back. Every object carries its sha256 as
+metadata (`x-amz-meta-holdfast-sha256`), for people: it says what was sent, and proves nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from cached.contract.errors import HoldfastError, Permanent
+from cached.contract.manifest import MANIFEST_NAME, PUBLISHING_NAME, FileEntry
+from cached.publish.destination import PART_BYTES, Progress, Say, Stored, Upload
+from cached.publish.mark import Mark, another_publisher
+from cached.publish.parallel import ungrouped
+from cached.publish.reading import CheckedReader, wrong_bytes
+from cached.publish.s3.mark import S3Mark
+from cached.publish.s3.reading import stored_sha256
+from cached.publish.s3.writing import S3Writer, Taken, etag_of_parts, etag_of_whole, md5
+from cached.sources.local.tree import file_error
+from cached.sources.s3.address import S3Address
+from cached.sources.s3.client import S3Client, quoted
+from cached.sources.s3.errors import translated
+
+_METADATA = "holdfast-sha256"
+_MOST_PARTS = 10_000  # S3's limit
+_ATTEMPTS = 5  # nobody else retries a publish
+_READ_TIMEOUT_S = 60
+
+
+class S3Destination:
+    """A `Destination` under a prefix; at most `requests` requests at once."""
+
+    def __init__(self, uri: str, requests: int) -> None:
+        self._address = S3Address.parse(uri)
+        self._client = S3Client(
+            self._address, attempts=_ATTEMPTS, connections=requests + 1, read_timeout_s=_READ_TIMEOUT_S
+        )
+        self._writer = S3Writer(self._client)
+        self._mark = S3Mark(self._client, self._writer, self._key(PUBLISHING_NAME))
+        self._slots = asyncio.Semaphore(requests)
+
+    @property
+    def display(self) -> str:
+        return self._address.display
+
+    async def manifest(self) -> bytes | None:
+        return await self._client.manifest()
+
+    async def listing(self, files: Sequence[FileEntry]) -> dict[str, Stored]:
+        prefix = self._address.prefix
+        wanted = {file.path for file in files}
+        found = {item.key[len(prefix) :]: item for item in await self._client.objects(prefix)}
+        return {path: Stored(item.size, item.etag) for path, item in found.items() if path in wanted}
+
+    async def vouches_for(self, upload: Upload, stored: Stored) -> bool:
+        """Compare the ETag with that of the local file; an object whose ETag is no MD5 is read."""
+        async with self._slots:
+            if stored.tag in await asyncio.to_thread(_etags, upload.real, upload.entry.size):
+                return True
+            found = await self._client.head(self._key(upload.entry.path))
+            if found is None or not _is_encrypted(found):
+                return False
+            checked = await stored_sha256(self._client, self._key(upload.entry.path))
+            return checked == (upload.entry.sha256, stored)
+
+    async def sha256(self, path: str) -> str | None:
+        async with self._slots:
+            found = await stored_sha256(self._client, self._key(path))
+        return None if found is None else found[0]
+
+    async def claim(self, mark: Mark, say: Say) -> None:
+        await self._mark.claim(mark, say)
+
+    async def keep_claim(self) -> None:
+        await self._mark.keep()
+
+    async def withdraw(self) -> None:
+        await self.delete(MANIFEST_NAME)
+
+    async def put(self, upload: Upload, progress: Progress) -> Stored:
+        with await asyncio.to_thread(CheckedReader, upload) as reader:
+            if upload.entry.size > PART_BYTES:
+                return await self._multipart(upload, reader, progress)
+            async with self._slots:
+                data = await asyncio.to_thread(reader.read, upload.entry.size)
+                reader.finish()
+                tag = await self._writer.put(
+                    self._key(upload.entry.path), data, Metadata={_METADATA: upload.entry.sha256}
+                )
+                progress(len(data))
+                if tag == etag_of_whole(md5(data)):
+                    return Stored(len(data), tag)
+                return await self._read_back(upload)
+
+    async def seal(self, manifest: bytes) -> None:
+        try:
+            tag = await self._writer.put_if(self._key(MANIFEST_NAME), manifest, IfNoneMatch="*")
+        except Taken as error:
+            if await self.manifest() == manifest:  # our own request, sent twice
+                return
+            raise another_publisher(self.display, None) from error
+        if tag != etag_of_whole(md5(manifest)) and (found := await self.manifest()) != manifest:
+            sent, stored = (hashlib.sha256(data or b"").hexdigest() for data in (manifest, found))
+            raise wrong_bytes(self._address.uri(self._key(MANIFEST_NAME)), sent, stored)
+
+    async def delete(self, path: str) -> None:
+        key = self._key(path)
+        with translated(self._address.uri(key)):
+            await (await self._client.api()).delete_object(Bucket=self._address.bucket, Key=key, **self._address.asking)
+
+    async def unmark(self) -> None:
+        await self._mark.remove()
+
+    async def give_up(self) -> None:
+        await self._mark.give_up()
+
+    async def aclose(self) -> None:
+        await self._client.aclose()
+
+    def _key(self, path: str) -> str:
+        return self._address.prefix + path
+
+    async def _read_back(self, upload: Upload) -> Stored:
+        key = self._key(upload.entry.path)
+        found = await stored_sha256(self._client, key)
+        if found is None:
+            raise Permanent("not_found", f"{self._address.uri(key)}: gone right after it was sent", "publish again")
+        if found[0] != upload.entry.sha256:
+            raise wrong_bytes(self._address.uri(key), upload.entry.sha256, found[0])
+        return found[1]
+
+    async def _multipart(self, upload: Upload, reader: CheckedReader, progress: Progress) -> Stored:
+        key = self._key(upload.entry.path)
+        target = {"Bucket": self._address.bucket, "Key": key, **self._address.asking}
+        with translated(self._address.uri(key)):
+            created = await (await self._client.api()).create_multipart_upload(
+                **target | self._address.storing, Metadata={_METADATA: upload.entry.sha256}
+            )
+        target["UploadId"] = created["UploadId"]
+        try:
+            parts, sums = await self._parts(upload.entry.size, reader, target, progress)
+            reader.finish()
+            with translated(self._address.uri(key)):
+                await (await self._client.api()).complete_multipart_upload(**target, MultipartUpload={"Parts": parts})
+        except BaseException as error:
+            await self._abort(target, error)
+            raise
+        async with self._slots:
+            found = await self._client.head(key)  # some servers list another ETag than they answered
+            if found is not None and quoted(found.get("ETag", "")) == etag_of_parts(sums):
+                return Stored(int(found.get("ContentLength", -1)), quoted(found["ETag"]))
+            return await self._read_back(upload)
+
+    async def _parts(
+        self, size: int, reader: CheckedReader, target: dict[str, str], progress: Progress
+    ) -> tuple[list[dict[str, Any]], list[bytes]]:
+        """Send the parts side by side, read one after the other: the sha256 needs them in order. Returns their MD5s
+        too."""
+        tags: dict[int, str] = {}
+        sums: dict[int, bytes] = {}
+
+        async def send(number: int, data: bytes) -> None:
+            sums[number] = await asyncio.to_thread(md5, data)
+            with translated(self._address.uri(target["Key"])):
+                answer = await (await self._client.api()).upload_part(
+                    **target, PartNumber=number, Body=data, ContentMD5=base64.b64encode(sums[number]).decode("ascii")
+                )
+            tags[number] = answer["ETag"]
+            progress(len(data))
+
+        part_bytes = _part_bytes(size)
+        with ungrouped():
+            async with asyncio.TaskGroup() as tasks:
+                for number, start in enumerate(range(0, size, part_bytes), 1):
+                    await self._slots.acquire()
+                    try:
+                        data = await asyncio.to_thread(reader.read, min(part_bytes, size - start))
+                        sending = tasks.create_task(send(number, data))
+                    except BaseException:
+                        self._slots.release()
+                        raise
+                    # Not in `send`: a task cancelled before its first step never reaches its own `finally`.
+                    sending.add_done_callback(lambda _: self._slots.release())
+        return [{"PartNumber": n, "ETag": tags[n]} for n in sorted(tags)], [sums[n] for n in sorted(sums)]
+
+    async def _abort(self, target: dict[str, str], cause: BaseException) -> None:
+        try:
+            with translated(self._address.uri(target["Key"])):
+                await (await self._client.api()).abort_multipart_upload(**target)
+        except HoldfastError as error:
+            cause.add_note(
+                f"the unfinished upload {target['UploadId']} stays at the bucket ({error.message}); a lifecycle rule "
+                "AbortIncompleteMultipartUpload removes such"
+            )
+
+
+def _part_bytes(size: int) -> int:
+    return max(PART_BYTES, -(-size // _MOST_PARTS))
+
+
+def _etags(path: Path, size: int) -> set[str]:
+    """The ETags that an unencrypted object with this file's bytes has: sent whole, or in the parts that we send."""
+    whole, sums = hashlib.md5(usedforsecurity=False), []
+    try:
+        with path.open("rb") as file:
+            while part := file.read(_part_bytes(size)):
+                whole.update(part)
+                sums.append(md5(part))
+    except OSError as error:
+        raise file_error(error, path) from error
+    return {etag_of_whole(whole.digest()), etag_of_parts(sums)}
+
+
+def _is_encrypted(found: dict[str, Any]) -> bool:
+    """Tell whether an object's ETag is no MD5 for what encrypts it."""
+    return str(found.get("ServerSideEncryption", "")).startswith("aws:kms") or "SSECustomerAlgorithm" in found

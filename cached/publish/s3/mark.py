@@ -1,0 +1,160 @@
+"""The mark of a publish in a bucket, which has no locks.
+
+Law: whoever wrote the mark last is the publisher, and everybody else stops at the next look. A publisher writes it
+again and again while it lives; one that stands still is dead and is taken over from. The clocks of two machines are
+never compared.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, replace
+from datetime import datetime
+from email.utils import parsedate_to_datetime
+
+from botocore.exceptions import ClientError
+
+from cached.publish.destination import Say
+from cached.publish.mark import MAX_MARK_BYTES, Mark, another_publisher, describe
+from cached.publish.s3.writing import S3Writer, Taken
+from cached.sources.s3.client import S3Client, quoted
+from cached.sources.s3.errors import is_missing, translated
+
+_SILENCE_S = 20.0  # four beats
+_LOOK_S = 2.0
+_LONG_AGO_S = 120.0
+_SETTLE_S = 1.0
+_TURNS = 10
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """A mark as it is there; `mark` None where it cannot be read. `age_s`: by the server's own clock, if it tells."""
+
+    mark: Mark | None
+    tag: str
+    age_s: float | None
+
+    @property
+    def is_over(self) -> bool:
+        """Tell whether its publisher is known to have ended."""
+        return (self.mark is not None and self.mark.ended) or (self.age_s is not None and self.age_s > _LONG_AGO_S)
+
+
+class S3Mark:
+    """The mark at `key`; `claim` comes first."""
+
+    def __init__(self, client: S3Client, writer: S3Writer, key: str) -> None:
+        self._client = client
+        self._writer = writer
+        self._key = key
+        self._where = client.address.display
+        self._own: Mark | None = None
+        self._busy = asyncio.Lock()
+
+    async def claim(self, mark: Mark, say: Say) -> None:
+        """Become the publisher; raises `another_publisher` where another one lives."""
+        self._own = mark  # before it is there: whoever is interrupted from here on says that it ended
+        for _ in range(_TURNS):
+            found = await self._read()
+            if found is not None and found.mark != mark and not await self._has_died(found, say):
+                continue
+            condition = {"IfNoneMatch": "*"} if found is None else {"IfMatch": found.tag}
+            try:
+                await self._writer.put_if(self._key, mark.encode(), **condition)
+            except Taken:
+                continue
+            await self._settle(mark)
+            if found is not None and found.mark != mark:
+                say(f"taking over from a publish that did not end ({describe(found.mark)})")
+            return
+        raise another_publisher(self._where, None)
+
+    async def keep(self) -> None:
+        """Write it again; raises `another_publisher` where it is another's."""
+        async with self._busy:
+            found = await self._check()
+            assert self._own is not None
+            beaten = replace(self._own, beat=self._own.beat + 1)
+            try:
+                await self._writer.put_if(self._key, beaten.encode(), IfMatch=found.tag)
+            except Taken:  # or our own request, sent twice
+                await self._check()
+            self._own = beaten
+
+    async def give_up(self) -> None:
+        """Say that its publisher has ended, for the next one to begin at once."""
+        async with self._busy:
+            found = await self._read()
+            if self._own is not None and found is not None and self._is_own(found):
+                try:
+                    await self._writer.put_if(self._key, replace(self._own, ended=True).encode(), IfMatch=found.tag)
+                except Taken:
+                    return  # it is another's by now
+
+    async def remove(self) -> None:
+        """Remove it, unless it is another's."""
+        async with self._busy:
+            await self._check()
+            with translated(self._client.address.uri(self._key)):
+                address = self._client.address
+                await (await self._client.api()).delete_object(Bucket=address.bucket, Key=self._key, **address.asking)
+
+    async def _check(self) -> _Found:
+        found = await self._read()
+        if found is None or not self._is_own(found):
+            raise another_publisher(self._where, None if found is None else found.mark)
+        return found
+
+    def _is_own(self, found: _Found) -> bool:
+        return self._own is not None and found.mark is not None and found.mark.publisher == self._own.publisher
+
+    async def _has_died(self, found: _Found, say: Say) -> bool:
+        """Wait for a sign of life: raise `another_publisher` at one; False where the mark went, True where it stays."""
+        if found.is_over:
+            return True
+        say(f"found the mark of another publish ({describe(found.mark)}); looking {_SILENCE_S:.0f} s whether it lives")
+        end = asyncio.get_running_loop().time() + _SILENCE_S
+        while asyncio.get_running_loop().time() < end:
+            await asyncio.sleep(_LOOK_S)
+            now = await self._read()
+            if now is None or now.is_over:
+                return False
+            if now.tag != found.tag or now.mark != found.mark:
+                raise another_publisher(self._where, now.mark)
+        return True
+
+    async def _settle(self, mark: Mark) -> None:
+        """On a store that writes whatever the condition, two may have begun together: the last to write goes on."""
+        try:
+            await self._writer.put_if(self._key, mark.encode(), IfNoneMatch="*")
+        except Taken:
+            return  # it knows conditions: nobody else can have begun
+        self._writer.conditional = False
+        await asyncio.sleep(_SETTLE_S)
+        found = await self._read()
+        if found is None or found.mark != mark:
+            raise another_publisher(self._where, None if found is None else found.mark)
+
+    async def _read(self) -> _Found | None:
+        address = self._client.address
+        with translated(address.uri(self._key)):
+            try:
+                answer = await (await self._client.api()).get_object(
+                    Bucket=address.bucket, Key=self._key, **address.asking
+                )
+            except ClientError as error:
+                if is_missing(error):
+                    return None
+                raise
+            async with answer["Body"] as body:
+                data = await body.read(MAX_MARK_BYTES)
+            written = answer.get("LastModified")
+            now = answer["ResponseMetadata"]["HTTPHeaders"].get("date")
+        age_s = None
+        if isinstance(written, datetime) and now is not None:
+            try:
+                age_s = (parsedate_to_datetime(now) - written).total_seconds()
+            except (ValueError, TypeError):  # a date that is none: then nobody knows
+                age_s = None
+        return _Found(Mark.parse(data), quoted(answer.get("ETag", "")), age_s)

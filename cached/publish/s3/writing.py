@@ -1,0 +1,84 @@
+"""Write small objects to S3, on a condition where the store knows conditions.
+
+Law: what was written is known by the ETag that the server answers. A condition that does not hold is `Taken`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+from typing import Any
+
+from botocore.exceptions import ClientError
+
+from cached.sources.s3.client import S3Client, quoted
+from cached.sources.s3.errors import is_missing, translated
+
+_TAKEN = frozenset({"PreconditionFailed", "412", "ConditionalRequestConflict"})
+_SMALL_BYTES = 64 * 1024
+_UNKNOWN = frozenset({400, 501})  # what stores answer about a header that they do not implement
+
+
+class Taken(Exception):
+    """Control flow: another writer was there first."""
+
+
+class S3Writer:
+    """Writes objects of one bucket. `conditional`: False once the store is known to write whatever the condition."""
+
+    def __init__(self, client: S3Client) -> None:
+        self._client = client
+        self.conditional = True
+
+    async def put(self, key: str, data: bytes, **more: Any) -> str:
+        """Write an object; returns its ETag. `more`: botocore's parameters."""
+        with translated(self._client.address.uri(key)):
+            return await self._put(key, data, more)
+
+    async def put_if(self, key: str, data: bytes, **condition: str) -> str:
+        """Write an object if `IfMatch` or `IfNoneMatch` holds, else raise `Taken`; returns its ETag."""
+        with translated(self._client.address.uri(key)):
+            if not self.conditional:
+                return await self._put(key, data, {})
+            try:
+                return await self._put(key, data, condition)
+            except ClientError as error:
+                if error.response.get("Error", {}).get("Code") in _TAKEN or is_missing(error):
+                    raise Taken from error
+                if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") not in _UNKNOWN:
+                    raise
+            written = await self._put(key, data, {})
+            self.conditional = False
+            return written
+
+    async def _put(self, key: str, data: bytes, more: dict[str, Any]) -> str:
+        address = self._client.address
+        answer = await (await self._client.api()).put_object(
+            Bucket=address.bucket,
+            Key=key,
+            Body=data,
+            ContentMD5=base64.b64encode(await self._md5(data)).decode("ascii"),
+            **address.storing,
+            **more,
+        )
+        return quoted(answer.get("ETag", ""))
+
+    async def _md5(self, data: bytes) -> bytes:
+        # A sign of life is small, and must not wait for a thread while all of them hash files.
+        return md5(data) if len(data) <= _SMALL_BYTES else await asyncio.to_thread(md5, data)
+
+
+def md5(data: bytes) -> bytes:
+    """For the server to check what arrived; the one checksum that every S3 server knows."""
+    return hashlib.md5(data, usedforsecurity=False).digest()
+
+
+def etag_of_whole(md5_digest: bytes) -> str:
+    """The ETag of an object that was sent in one request, where it is not encrypted with a key of KMS or a client."""
+    return f'"{md5_digest.hex()}"'
+
+
+def etag_of_parts(md5_digests: list[bytes]) -> str:
+    """The ETag of an object that was sent in parts, likewise."""
+    return f'"{md5(b"".join(md5_digests)).hex()}-{len(md5_digests)}"'

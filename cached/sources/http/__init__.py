@@ -1,0 +1,1 @@
+"""The source `http://` and `https://`: a folder with `holdfast.json`, or an index page that a server generates."""

@@ -1,0 +1,239 @@
+"""`http://` and `https://`: a folder with a manifest, one file, or a folder that the server lists.
+
+Law: resolves and locates; carries no bulk bytes. Credentials in the URI become a header for its own origin.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from urllib.parse import quote, urlsplit
+
+from cached.contract.errors import HoldfastError, Permanent
+from cached.contract.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES
+from cached.contract.program.limits import started_pool
+from cached.core.listing import Listing, RemoteFile, Signs, Unlisted, check_names, is_reserved
+from cached.sources.base import identity_of, stretched
+from cached.sources.http.index import Entry, path_of, read_index
+from cached.sources.manifests import read_manifest
+from cached.transport.client import Head, HttpClient, Response
+from cached.transport.connection.cancel import Cancellation
+from cached.transport.connection.thread_call import aside
+from cached.transport.credentials import basic
+from cached.transport.pages import SIGN_IN, page_in
+from cached.transport.target import HttpTarget
+from cached.transport.urls import Address, display_url, origin_of
+
+_MAX_INDEX_BYTES = 16 * 1024 * 1024
+_MAX_DEPTH = 16
+_MAX_FOLDERS = 1_000
+_MAX_FILES = 10_000
+_HEADS_AT_ONCE = 8
+# What servers answer about something that is not there: S3-like ones say 403 unless one may list.
+_ABSENT = frozenset({"not_found", "gone", "forbidden"})
+
+
+class WebSource:
+    """One version at a web server. Blocking requests run in threads; `client` stays the caller's."""
+
+    kind = "http"
+
+    def __init__(self, uri: str, client: HttpClient) -> None:
+        """Raises `Permanent` (`bad_url`)."""
+        address = Address.parse(uri)
+        self.display = display_url(address.url)
+        _check_fragment(uri, self.display)
+        self._client = client
+        credentials = client.credentials(uri)
+        self._identity = identity_of(self.kind, address.url, stretched(credentials) if credentials else "")
+        self._origin = address.origin
+        self._headers = (("Authorization", basic(*address.userinfo)),) if address.userinfo else ()
+        self._place, _, query = address.url.partition("?")
+        self._query = f"?{query}" if query else ""
+
+    async def resolve(self) -> Listing:
+        """List the version; raises as `Source.resolve` says."""
+        return await aside(self._resolve)
+
+    async def locate(self, file: RemoteFile) -> HttpTarget:
+        """The URL of `file`, and the validator or the signs that it was listed with."""
+        target = self._target(file.key)
+        if file.sha256 is not None:
+            return replace(target, stored_bytes=file.size)
+        return replace(target, if_match=file.validator or None, signs=file.signs)
+
+    async def aclose(self) -> None:
+        """Nothing is held here."""
+
+    def _target(self, url: str) -> HttpTarget:
+        # An index may have been redirected to another origin: what the URI carried does not go there.
+        if Address.parse(url).origin != self._origin:
+            return HttpTarget(url)
+        return HttpTarget(url + self._query, self._headers)
+
+    def _resolve(self, cancellation: Cancellation) -> Listing:
+        folder = self._place if self._place.endswith("/") else self._place + "/"
+        try:
+            return self._from_manifest(folder, cancellation)
+        except Permanent as error:
+            if error.code not in _ABSENT:
+                raise
+            absent = error
+        listing = self._from_file(cancellation)
+        if listing is not None:
+            return listing
+        index = self._crawl(folder, cancellation)
+        if index.files or index.unlisted:
+            return self._described(index, cancellation)
+        if absent.code == "forbidden":
+            raise absent
+        expected = f"expected {MANIFEST_NAME} there, a file, or a folder that the server lists"
+        remedy = "publish the version there with `holdfast publish`, or check the address for typing errors"
+        if index.page is None:
+            raise Permanent("not_found", f"{self.display}: {expected}; found none", remedy)
+        found = f"found a web page that lists no folder, at {index.page}"
+        raise Permanent("not_found", f"{self.display}: {expected}; {found}", f"{remedy}; perhaps {SIGN_IN}")
+
+    def _from_manifest(self, folder: str, cancellation: Cancellation) -> Listing:
+        url = folder + MANIFEST_NAME
+        response = self._client.fetch(self._target(url), MAX_MANIFEST_BYTES, cancellation)
+        manifest = read_manifest(response.body, _where(url, response))
+        files = tuple(
+            RemoteFile(entry.path, folder + quote(entry.path), entry.size, entry.sha256, entry.sha256)
+            for entry in manifest.files
+        )
+        return Listing(files, self._identity, manifest)
+
+    def _from_file(self, cancellation: Cancellation) -> Listing | None:
+        if self._place.endswith("/"):
+            return None
+        try:
+            head = self._client.head(self._target(self._place), cancellation)
+        except Permanent as error:
+            if error.code not in _ABSENT:
+                raise
+            return None
+        if urlsplit(head.url).path.endswith("/"):
+            return None  # servers redirect a folder to its index
+        name, problem = path_of(urlsplit(self._place).path.rpartition("/")[2], self.display)
+        return Listing((replace(_file(name, self._place, head), problem=problem),), self._identity)
+
+    def _described(self, found: _Index, cancellation: Cancellation) -> Listing:
+        """What an index lists, with sizes and validators."""
+
+        def ask(listed: RemoteFile) -> RemoteFile:
+            return self._asked(listed, cancellation)
+
+        pool = started_pool(min(_HEADS_AT_ONCE, max(1, len(found.files))), "web-head")
+        try:
+            files = list(pool.map(ask, found.files.values()))
+        finally:
+            pool.shutdown(cancel_futures=True)
+        by_path = tuple(sorted(files, key=lambda file: file.path))
+        return Listing(by_path, self._identity, unlisted=tuple(found.unlisted))
+
+    def _asked(self, listed: RemoteFile, cancellation: Cancellation) -> RemoteFile:
+        """The file of an index with what a HEAD says of it; an error that is about this file alone is kept with it."""
+        if listed.problem is not None:
+            return listed
+        try:
+            head = self._client.head(self._target(listed.key), cancellation)
+        except HoldfastError as error:
+            if not _is_of_one_file(error):
+                raise
+            return replace(listed, problem=error)
+        return _file(listed.path, listed.key, head)
+
+    def _crawl(self, folder: str, cancellation: Cancellation) -> _Index:
+        """All that the index of `folder`, and of the folders in it, list."""
+        found, folders, waiting = _Index(), {"": folder}, [""]
+        while waiting:
+            prefix = waiting.pop()
+            for entry in self._read_folder(folders[prefix], prefix, found, cancellation):
+                path = prefix + entry.path
+                if is_reserved(path):
+                    continue
+                problem = entry.problem or _bad_name(display_url(folders[prefix]), path)
+                if not entry.is_folder:
+                    found.files[path, entry.url] = RemoteFile(path, entry.url, None, problem=problem)
+                elif problem is not None:
+                    found.unlisted.append(Unlisted(f"{path}/", problem))
+                elif f"{path}/" not in folders:
+                    folders[f"{path}/"] = entry.url
+                    waiting.append(f"{path}/")
+            if len(found.files) > _MAX_FILES or len(folders) > _MAX_FOLDERS or prefix.count("/") > _MAX_DEPTH:
+                raise Permanent(
+                    "too_large",
+                    f"{self.display}: expected at most {_MAX_FILES} files in {_MAX_FOLDERS} folders, "
+                    f"{_MAX_DEPTH} deep, found more at {prefix or '/'}",
+                    "name the version's own folder, or publish it with `holdfast publish`",
+                )
+        return found
+
+    def _read_folder(self, url: str, prefix: str, found: _Index, cancellation: Cancellation) -> list[Entry]:
+        """The entries of one folder; an error that is about a folder within the version's own is kept in `found`."""
+        try:
+            page = self._client.fetch(self._target(url), _MAX_INDEX_BYTES, cancellation)
+        except HoldfastError as error:
+            if not prefix and error.code in _ABSENT:
+                return []
+            if not prefix or not _is_of_one_file(error):
+                raise
+            found.unlisted.append(Unlisted(prefix, error))
+            return []
+        entries = read_index(page.body, page.headers.get_content_type(), page.url.partition("?")[0])
+        if entries is None and not prefix and page_in(page.body) is not None:
+            found.page = display_url(page.url)
+        if entries is None and prefix:
+            problem = f"{display_url(page.url)}: expected a directory index, found another page"
+            remedy = "publish the version with `holdfast publish`, which writes a manifest, or leave the folder out"
+            found.unlisted.append(Unlisted(prefix, Permanent("bad_listing", problem, remedy)))
+        return entries or []
+
+
+@dataclass(slots=True)
+class _Index:
+    """What indexes list: files by path and URL, and the folders that could not be listed. `page`: where a web page came
+    instead of the first of them."""
+
+    files: dict[tuple[str, str], RemoteFile] = field(default_factory=dict)
+    unlisted: list[Unlisted] = field(default_factory=list)
+    page: str | None = None
+
+
+def _where(asked: str, response: Response) -> str:
+    """The address that was asked, and the one that answered where a redirect led there."""
+    shown_as, answered = display_url(asked), display_url(response.url)
+    return shown_as if answered == shown_as else f"{shown_as}, redirected to {answered}"
+
+
+def _is_of_one_file(error: HoldfastError) -> bool:
+    """Tell whether an error is about the address that was asked for, and not about the server as a whole.
+
+    503 and 429 ask for a pause, and a broken connection may break for every file: then the listing is tried again.
+    """
+    return error.permanent or (error.code.startswith("http_5") and error.code != "http_503")
+
+
+def _bad_name(where: str, path: str) -> HoldfastError | None:
+    """Why nothing of this name, or below it, can be content: then the server is not asked for it either."""
+    try:
+        check_names(where, [path])
+    except Permanent as error:
+        return error
+    return None
+
+
+def _file(path: str, url: str, head: Head) -> RemoteFile:
+    if head.etag is not None:
+        return RemoteFile(path, url, head.size, head.etag)
+    return RemoteFile(path, url, head.size, signs=Signs(head.weak_etag, head.last_modified, origin_of(head.url)))
+
+
+def _check_fragment(uri: str, shown: str) -> None:
+    """Refuse what no server ever sees: sources that differ in it alone would be the same bytes under several names."""
+    if "#" in uri:
+        raise Permanent(
+            "bad_url",
+            f"{shown}: expected no `#` in the address, found one: what follows it is never sent to a server",
+            "write %23 where the `#` belongs to a name; put what selects a version into the path or the query",
+        )

@@ -1,0 +1,269 @@
+"""What a Hub refused, said so that a person knows what to do: huggingface_hub's errors as ours.
+
+Law: translates and nothing else. A message never holds a token or a signed URL; the Hub's own words are quoted only
+where they say more than the status, and cut short.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from urllib.parse import urljoin
+
+import httpx2
+from huggingface_hub.errors import (
+    DisabledRepoError,
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.utils import parse_ratelimit_headers  # type: ignore[attr-defined]  # documented, not in __all__
+
+from cached.contract.errors import HoldfastError, Permanent, Transient, http_code
+from cached.transport.client import Response
+from cached.transport.pages import SIGN_IN
+
+_RETRIED = frozenset({408, 425, 429})
+_SHOWN_CHARACTERS = 200
+_BEARER = re.compile(r"hf_\w*|bearer\s+\S*", re.IGNORECASE)
+_MAX_RETRY_AFTER_S = 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What was asked of which Hub: `what` for the message (`hf://org/repo@main`, or a file of it)."""
+
+    endpoint: str
+    repo: str
+    revision: str
+    what: str
+    with_token: bool
+
+    @property
+    def page(self) -> str:
+        return f"{self.endpoint}/{self.repo}"
+
+
+@contextmanager
+def translated(asked: Asked) -> Iterator[None]:
+    """Raise what huggingface_hub raises inside, or what reading its answer raises, as a `HoldfastError`, chained."""
+    try:
+        yield
+    except HfHubHTTPError as error:  # also an httpx2.HTTPError and an OSError: first
+        raise _refused(error, asked) from error
+    except (httpx2.HTTPError, httpx2.InvalidURL, ValueError) as error:
+        raise bad_response(asked, f"an answer that cannot be read ({type(error).__name__})") from error
+
+
+@contextmanager
+def asking(asked: Asked) -> Iterator[None]:
+    """Raise what keeps a question from the Hub, or its answer from us, with what was asked and where to look."""
+    try:
+        yield
+    except Transient as error:
+        raise Transient(
+            error.code,
+            f"{asked.what}: {error.message}",
+            "it is tried again; if it goes on, check the network, HTTPS_PROXY and NO_PROXY, and HF_ENDPOINT",
+        ) from error
+    except Permanent as error:
+        raise Permanent(error.code, f"{asked.what}: {error.message}", f"check HF_ENDPOINT; {error.remedy}") from error
+
+
+def joined(asked: Asked, base: str, location: str) -> str:
+    """The URL that `location` means in an answer from `base`; raises `bad_response` where it means none."""
+    try:
+        return urljoin(base, location)
+    except ValueError as error:
+        raise bad_response(asked, "a location that is no URL") from error
+
+
+def offline(what: str) -> Permanent:
+    """The Hub may not be asked: this process was told to stay offline."""
+    return Permanent(
+        "offline",
+        f"{what}: the Hub may not be asked, as HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set",
+        "unset HF_HUB_OFFLINE and TRANSFORMERS_OFFLINE for this process, or name a source that it may reach",
+    )
+
+
+def bad_response(asked: Asked, found: str) -> Transient:
+    """An answer that no Hub gives, perhaps from a proxy or a half-way mirror."""
+    return Transient(
+        "bad_response",
+        f"{asked.what}: expected an answer of the Hub's API from {asked.endpoint}, found {found}",
+        "check that HF_ENDPOINT is a Hub, or a mirror that passes its API and headers through unchanged",
+    )
+
+
+def web_page(asked: Asked, page: str, where: str) -> Transient:
+    """A page for people, from whatever stands between this node and the Hub; `where` it was found, without a query."""
+    return Transient(
+        "bad_response",
+        f"{asked.what}: expected an answer of the Hub's API from {asked.endpoint}, found {page} at {where}",
+        f"check HF_ENDPOINT; {SIGN_IN}",
+    )
+
+
+def lacks_api(answer: Response) -> bool:
+    """Tell whether a refusal may mean that this mirror has no such part of the Hub's API.
+
+    A Hub names what it lacks in `X-Error-Code`, and says when to come back where it is only busy.
+    """
+    if answer.headers.get("X-Error-Code") is not None:
+        return False
+    return answer.status in (404, 405, 410, 501) or (answer.status == 503 and "Retry-After" not in answer.headers)
+
+
+def lacks_commit(answer: Response) -> bool:
+    """Tell whether a refusal about the commit that a revision was said to be may mean that this mirror has no such part
+    of the API, or knows branches only."""
+    return lacks_api(answer) or answer.headers.get("X-Error-Code") == "RevisionNotFound"
+
+
+def without_api(error: HoldfastError, part: str) -> HoldfastError:
+    """The refusal, with what it means where a mirror has no `part` (`tree`, `revision`) of the Hub's API."""
+    remedy = "use a mirror that passes the Hub's `/api/models/` through, or leave HF_ENDPOINT out to ask the Hub itself"
+    if isinstance(error, Transient):
+        return Transient(error.code, f"{error.message}; it is busy, or this mirror has no {part} API", remedy)
+    return Permanent(error.code, f"{error.message}; this mirror has no {part} API", remedy)
+
+
+def too_many_files(asked: Asked, files: int, pages: int) -> Permanent:
+    """A listing that is no model's, or never ends."""
+    return Permanent(
+        "too_many_files",
+        f"{asked.what}: expected at most {files} files, on {pages} pages, found more",
+        "name the folder of the repository that holds the version",
+    )
+
+
+def insecure(asked: Asked) -> Permanent:
+    """Bytes that were asked for over TLS are not taken from elsewhere."""
+    return Permanent(
+        "insecure_redirect",
+        f"{asked.what}: {asked.endpoint} redirects from TLS to plain HTTP",
+        "use a Hub, or a mirror, that keeps to https",
+    )
+
+
+def source_changed(asked: Asked, expected: str, found: str) -> Transient:
+    """The Hub contradicts what it listed."""
+    return Transient(
+        "source_changed",
+        f"{asked.what}: expected {expected} as listed, found {found}",
+        "it is listed and read again from the start",
+    )
+
+
+def _refused(error: HfHubHTTPError, asked: Asked) -> HoldfastError:
+    status = error.response.status_code
+    # A gated repository is a kind of missing one to huggingface_hub, so it is asked for before that one.
+    if isinstance(error, GatedRepoError):
+        return _gated(asked)
+    if isinstance(error, DisabledRepoError):
+        return Permanent(
+            "disabled",
+            f"{asked.what}: the Hub has disabled access to {asked.repo}",
+            f"read why at {asked.page}, or name another source",
+        )
+    if isinstance(error, RevisionNotFoundError):
+        return Permanent(
+            "not_found",
+            f"{asked.what}: {asked.repo} has no revision {asked.revision!r}",
+            f"take a branch, tag or commit from {asked.page}/commits/main",
+        )
+    if isinstance(error, EntryNotFoundError):
+        return Permanent(
+            "not_found",
+            f"{asked.what}: not in {asked.repo} at {asked.revision}",
+            f"look at the files on {asked.page}; single ones are chosen with `include`",
+        )
+    # Over plain HTTP huggingface_hub leaves a 401 unnamed (2.4, REPO_API_REGEX), though without a token it means this.
+    if isinstance(error, RepositoryNotFoundError) or (status == 401 and not asked.with_token):
+        return _missing(asked)
+    return _by_status(error, status, asked)
+
+
+def _by_status(error: HfHubHTTPError, status: int, asked: Asked) -> HoldfastError:
+    quoted = _BEARER.sub("…", _short(error.server_message or ""))  # some repeat what they were sent
+    said = f"HTTP {status}" + (f", {quoted}" if quoted else "")
+    if status == 401:
+        return Permanent(
+            "unauthorized",
+            f"{asked.what}: {asked.endpoint} refuses the token ({said})",
+            "set HF_TOKEN, or the file at HF_TOKEN_PATH, to a token that is still valid there",
+        )
+    if status == 403:
+        return Permanent(
+            "forbidden",
+            f"{asked.what}: {asked.endpoint} refuses access ({said})",
+            f"use a token with read access to {asked.repo}"
+            + ("" if asked.with_token else "; none was sent: set HF_TOKEN"),
+        )
+    if status in (404, 410):
+        return Permanent(
+            "not_found", f"{asked.what}: not at {asked.endpoint} ({said})", "check the source, and HF_ENDPOINT"
+        )
+    if status in _RETRIED or status >= 500:
+        return Transient(
+            http_code(status),
+            f"{asked.what}: {asked.endpoint} cannot answer now ({said})",
+            "" if asked.with_token else "with a token in HF_TOKEN the Hub allows more requests",
+            retry_after_s=_retry_after_s(error.response),
+        )
+    return Permanent(
+        http_code(status),
+        f"{asked.what}: {asked.endpoint} refuses the request ({said})",
+        "check the source, HF_ENDPOINT",
+    )
+
+
+def _gated(asked: Asked) -> Permanent:
+    sent = "the account of the token that was sent has no access" if asked.with_token else "no token was sent"
+    return Permanent(
+        "gated",
+        f"{asked.what}: {asked.repo} is gated, and {sent}",
+        f"request access at {asked.page}, then set HF_TOKEN to a token of an account that has it",
+    )
+
+
+def _missing(asked: Asked) -> Permanent:
+    token = (
+        "the account of the token that was sent may not see it: use another token"
+        if asked.with_token
+        else "no token was sent: set HF_TOKEN to a token of an account that may read it"
+    )
+    return Permanent(
+        "not_found",
+        f"{asked.what}: {asked.endpoint} shows no repository {asked.repo}: either there is none, or it is private",
+        f"check the name; if it is private, {token}",
+    )
+
+
+def _retry_after_s(response: httpx2.Response) -> float | None:
+    """The wait asked for in seconds, at most an hour: `Retry-After`, or the Hub's own `RateLimit` when used up."""
+    value = response.headers.get("Retry-After", "").strip()
+    limit = parse_ratelimit_headers(response.headers)
+    if value.isascii() and value.isdigit():
+        wait_s = float(value[:9])
+    elif value:
+        try:
+            wait_s = parsedate_to_datetime(value).timestamp() - time.time()
+        except ValueError:
+            return None
+    elif limit is not None and limit.remaining == 0:
+        wait_s = float(limit.reset_in_seconds)
+    else:
+        return None
+    return min(max(wait_s, 0.0), _MAX_RETRY_AFTER_S)
+
+
+def _short(text: str) -> str:
+    return " ".join(text.split())[:_SHOWN_CHARACTERS]

@@ -1,0 +1,462 @@
+"""Versions in a model repository of the Hugging Face Hub, or of a Hub at HF_ENDPOINT.
+
+Law: huggingface_hub finds the token and reads what a refusal means; it sends nothing, and nothing here writes to its
+cache. Questions go out through our own HTTP client, with its patience and its rules for redirects. One resolution asks
+once what a moving revision points to, and from then on names the commit only. A file's sha256 is what the Hub's API
+lists for Git LFS, or what a manifest says, never an ETag. Bytes are asked for with the token at the Hub's own origin,
+and without it anywhere else. Every file has an id that its bytes are checked against, so a mirror need not have all of
+the Hub's API, nor its headers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from email.utils import parsedate_to_datetime
+from typing import Any
+from urllib.parse import parse_qs, quote, urlsplit
+
+# Before the import, which reads it: without it the first request would also fetch a list for the user agent from the
+# Hub and write that under HF_HOME.
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+import httpx2
+from huggingface_hub import constants, get_token, hf_raise_for_status
+from huggingface_hub.errors import EntryNotFoundError, OIDCError, RepositoryNotFoundError
+
+from cached.contract.digest import is_hex
+from cached.contract.errors import HoldfastError, InvalidManifest, Permanent, Transient
+from cached.contract.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, FileEntry, Manifest, check_size
+from cached.contract.program import limits
+from cached.core.listing import Listing, RemoteFile, is_reserved
+from cached.sources.base import identity_of
+from cached.sources.huggingface.address import DEFAULT_REVISION, HubAddress
+from cached.sources.huggingface.errors import (
+    Asked,
+    asking,
+    bad_response,
+    insecure,
+    joined,
+    lacks_api,
+    lacks_commit,
+    offline,
+    source_changed,
+    too_many_files,
+    translated,
+    web_page,
+    without_api,
+)
+from cached.sources.manifests import read_manifest
+from cached.sources.signed_urls import lifetime_s
+from cached.transport.client import HttpClient, Response
+from cached.transport.connection.cancel import Cancellation
+from cached.transport.connection.thread_call import aside
+from cached.transport.git_blob import git_blob_hasher
+from cached.transport.pages import HTML, is_page_type, page_in
+from cached.transport.target import Expected, HttpTarget
+from cached.transport.urls import display_url
+
+_MAX_ANSWER_BYTES = 16 * 1024 * 1024  # a page of the tree, or what is told about a repository: some 300 KB
+_MAX_FILES = 50_000
+_MAX_PAGES = 1_000
+_MAX_HOPS = 10
+_TREE_QUERY = "?recursive=true&expand=false"
+_SHA1 = re.compile(r"[0-9a-f]{40}")
+_TRUE = frozenset({"1", "ON", "YES", "TRUE"})  # as huggingface_hub reads its variables
+
+
+class HuggingFaceSource:
+    """A `Source` over a repository, or a folder of it, at one revision."""
+
+    kind = "hf"
+
+    def __init__(self, uri: str, client: HttpClient) -> None:
+        """`client` stays the caller's. Raises `Permanent` (`invalid_source`)."""
+        self._address = HubAddress.parse(uri)
+        self._client = client
+
+    @property
+    def display(self) -> str:
+        return str(self._address)
+
+    async def resolve(self) -> Listing:
+        """Resolve the revision to a commit and list its files."""
+        return await aside(self._resolve)
+
+    async def locate(self, file: RemoteFile) -> HttpTarget:
+        """Say where a listed file is now: on the Hub itself, with the token, or at a signed URL elsewhere, without."""
+        return await aside(lambda cancellation: self._hub(cancellation).target(file))
+
+    async def aclose(self) -> None:
+        """Nothing is held here."""
+
+    def _hub(self, cancellation: Cancellation) -> _Hub:
+        return _Hub.from_environment(self._address, self._client, cancellation)
+
+    def _resolve(self, cancellation: Cancellation) -> Listing:
+        hub = self._hub(cancellation)
+        commit = hub.commit()
+        files = tuple(sorted(hub.files(commit), key=lambda file: file.path))
+        if not files:
+            raise Permanent(
+                "not_found", f"{self.display}: expected files, found none", f"look at the files on {hub.asked().page}"
+            )
+        listed = next((file for file in files if file.path == MANIFEST_NAME), None)
+        if listed is None:
+            return Listing(files, hub.identity(), revision=commit)
+        manifest = read_manifest(hub.read_manifest(listed), f"{self.display}: {MANIFEST_NAME}")
+        return Listing(self._mirrored(manifest, files), hub.identity(), manifest, commit)
+
+    def _mirrored(self, manifest: Manifest, files: tuple[RemoteFile, ...]) -> tuple[RemoteFile, ...]:
+        by_path = {file.path: file for file in files}
+        return tuple(self._confirmed(entry, by_path.get(entry.path)) for entry in manifest.files)
+
+    def _confirmed(self, entry: FileEntry, found: RemoteFile | None) -> RemoteFile:
+        where = f"{self.display}: {MANIFEST_NAME} lists {entry.path!r}"
+        remedy = "publish the version again with `holdfast publish`, and upload the whole of it in one commit"
+        problem: HoldfastError | None = None
+        if found is None:
+            found = RemoteFile(entry.path, "", entry.size)
+            problem = InvalidManifest(f"{where}, which the repository lacks", remedy)
+        elif found.size != entry.size or found.sha256 not in (None, entry.sha256):
+            problem = InvalidManifest(
+                f"{where} with {entry.size} bytes, sha256 {entry.sha256}; the repository has {found.size} bytes, "
+                f"sha256 {found.sha256 or 'not listed'}",
+                remedy,
+            )
+        return replace(found, sha256=entry.sha256, problem=found.problem or problem)
+
+
+@dataclass(frozen=True, slots=True)
+class _Hub:
+    """One Hub and what may be asked of it, as the environment says at the moment: a rotated token counts at once."""
+
+    address: HubAddress
+    endpoint: str
+    token: str | None = field(repr=False)
+    client: HttpClient = field(repr=False)
+    cancellation: Cancellation = field(repr=False)
+
+    @classmethod
+    def from_environment(cls, address: HubAddress, client: HttpClient, cancellation: Cancellation) -> _Hub:
+        if any(os.environ.get(name, "").upper() in _TRUE for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")):
+            raise offline(str(address))
+        endpoint = (os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/")
+        scheme, host, _ = _origin(endpoint)
+        if scheme not in ("http", "https") or not host or "@" in endpoint:
+            raise Permanent(
+                "invalid_source",
+                f"{address}: expected HF_ENDPOINT as an http(s) URL without credentials",
+                "set HF_ENDPOINT to the Hub's address, as https://hub.example.com, or unset it",
+            )
+        return cls(address, endpoint, _token(address), client, cancellation)
+
+    def asked(self, what: str = "") -> Asked:
+        shown = f"{self.address}: {what}" if what else str(self.address)
+        return Asked(self.endpoint, self.address.repo, self.address.revision, shown, self.token is not None)
+
+    def identity(self) -> str:
+        """What decides an answer about `commit:path`. Of the token only whether there is one: renewed, it reads the
+        same, and a file that has no sha256 here has the id of its content."""
+        return identity_of("hf", self.endpoint, self.address.repo, "token" if self.token else "")
+
+    def commit(self) -> str:
+        """The commit that the revision names now."""
+        asked, address = self.asked(), self.address
+        found = self._revision("")
+        commit = found.get("sha") if isinstance(found, dict) else None
+        pinned = _SHA1.fullmatch(address.revision) is not None
+        if not isinstance(commit, str) or not _SHA1.fullmatch(commit) or (pinned and commit != address.revision):
+            raise bad_response(asked, f"the commit {str(commit)[:80]!r} for {address.revision!r}")
+        return commit
+
+    def files(self, commit: str) -> Iterator[RemoteFile]:
+        """The files under the address's folder, with paths relative to it."""
+        asked = self.asked()
+        for entry in self._entries(commit):
+            if not isinstance(entry, dict) or not isinstance(entry.get("path"), str):
+                raise bad_response(asked, "a tree entry without a path")
+            if entry.get("type") != "file":
+                continue
+            path = entry["path"]
+            relative = path.removeprefix(self.address.folder)
+            if self.address.folder and relative == path:
+                raise bad_response(asked, f"the path {path[:200]!r}, outside the folder that was asked for")
+            if not is_reserved(relative):
+                yield _remote_file(asked, f"{commit}:{path}", relative, entry)
+
+    def _revision(self, query: str) -> Any:
+        """What the Hub says about the revision; about the repository where a mirror knows only that."""
+        asked = self.asked()
+        repository = f"{self.endpoint}/api/models/{self.address.repo}"
+        url = f"{repository}/revision/{quote(self.address.revision, safe='')}{query}"
+        answer = self._ask(asked, url)
+        if lacks_api(answer) and self.address.revision == DEFAULT_REVISION:
+            other = self._ask(asked, repository + query)
+            answer = other if other.status == 200 else answer
+        try:
+            return _read_json(asked, _judged(asked, url, answer))
+        except HoldfastError as error:
+            raise (without_api(error, "revision") if lacks_api(answer) else error) from error
+
+    def _entries(self, commit: str) -> Iterator[Any]:
+        """The entries of the repository's tree, or of what stands in for it on a mirror that has no tree."""
+        asked = self.asked()
+        folder = quote(self.address.folder.rstrip("/"), safe="")
+        url = f"{self.endpoint}/api/models/{self.address.repo}/tree/{commit}" + (f"/{folder}" if folder else "")
+        url += _TREE_QUERY
+        first = self._ask(asked, url)
+        if lacks_commit(first):
+            return iter(self._siblings(asked, url, commit, first))
+        return self._tree(asked, url, first)
+
+    def _tree(self, asked: Asked, first_url: str, answer: Response) -> Iterator[Any]:
+        url, seen, entries = first_url, set[str](), 0
+        while url:
+            seen.add(url)
+            judged = _judged(asked, url, answer)
+            page = _read_json(asked, judged)
+            if not isinstance(page, list):
+                raise bad_response(asked, f"{type(page).__name__} where the list of files should be")
+            entries += len(page)
+            if entries > _MAX_FILES or len(seen) > _MAX_PAGES:
+                raise too_many_files(asked, _MAX_FILES, _MAX_PAGES)
+            yield from page
+            following = judged.links.get("next", {}).get("url")
+            url = self._next_page(asked, first_url, joined(asked, url, following)) if following else ""
+            if url in seen:
+                raise bad_response(asked, "a next page that is the same again")
+            if url:
+                answer = self._ask(asked, url)
+
+    def _next_page(self, asked: Asked, first_url: str, following: str) -> str:
+        """The next page, at this endpoint: a mirror may pass the Hub's own link on, whose cursor is all that counts."""
+        if following.startswith(f"{self.endpoint}/api/"):
+            return following
+        cursor = parse_qs(urlsplit(following).query).get("cursor")
+        if not cursor:
+            raise bad_response(asked, "a next page on another host")
+        return f"{first_url}&cursor={quote(cursor[0], safe='')}"
+
+    def _siblings(self, asked: Asked, url: str, commit: str, refused: Response) -> list[dict[str, Any]]:
+        """The files as the answer about the revision lists them, as entries of a tree; for a mirror that has no tree.
+
+        Raises what the tree was refused with where that lists no files with their ids.
+        """
+        try:
+            _judged(asked, url, refused)
+            raise bad_response(asked, f"HTTP {refused.status} for the list of files")
+        except HoldfastError as error:
+            no_tree = error
+        try:
+            found = self._revision("?blobs=true")
+            listed = found.get("siblings") if isinstance(found, dict) else None
+            if not isinstance(listed, list) or not any(isinstance(each, dict) and "blobId" in each for each in listed):
+                raise bad_response(asked, "files without ids")
+        except HoldfastError as error:
+            raise without_api(no_tree, "tree") from error
+        if found.get("sha") != commit:
+            raise source_changed(asked, f"commit {commit}", f"commit {str(found.get('sha'))[:80]}")
+        if len(listed) >= _MAX_FILES:  # from there on the Hub may leave some out
+            raise too_many_files(asked, _MAX_FILES, _MAX_PAGES)
+        entries = [_as_tree_entry(asked, each) for each in listed]
+        return [entry for entry in entries if entry["path"].startswith(self.address.folder)]
+
+    def read_manifest(self, listed: RemoteFile) -> bytes:
+        """The bytes of a listed `holdfast.json`, checked against the listing."""
+        asked = self.asked(MANIFEST_NAME)
+        assert listed.size is not None  # what a Hub lists always has a size
+        if listed.size > MAX_MANIFEST_BYTES:
+            raise InvalidManifest(
+                f"{asked.what}: expected at most {MAX_MANIFEST_BYTES} bytes, found {listed.size}",
+                "publish the version again with `holdfast publish`",
+            )
+        url = self._url(listed)
+        found = self._ask(asked, url, MAX_MANIFEST_BYTES)
+        if lacks_commit(found):
+            found = self._ask(asked, self._url_by_name(listed), MAX_MANIFEST_BYTES)
+        data = _judged(asked, url, found).content
+        hasher = hashlib.sha256() if listed.sha256 else git_blob_hasher(listed.size)
+        hasher.update(data)
+        if len(data) != listed.size or hasher.hexdigest() != listed.validator:
+            raise source_changed(asked, f"{listed.size} bytes with the id {listed.validator}", "other bytes")
+        return data
+
+    def target(self, file: RemoteFile) -> HttpTarget:
+        """Where the file's bytes are now. No `If-Match` where a commit is named: its content never changes.
+
+        A mirror need not say which commit it gives, as the listed id decides. One that knows the file by the revision's
+        name only is asked so.
+        """
+        asked = self.asked(file.path)
+        try:
+            answer, location = self._look(asked, self._url(file))
+            return self._target(asked, file, answer, location)
+        except Permanent as error:
+            named = isinstance(error.__cause__, (EntryNotFoundError, RepositoryNotFoundError))
+            if error.code != "not_found" or named or self._url_by_name(file) == self._url(file):
+                raise
+            try:
+                answer, location = self._look(asked, self._url_by_name(file))
+            except HoldfastError:
+                raise error from None
+        target = self._target(asked, file, answer, location)
+        etag = answer.headers.get("ETag", "")
+        return replace(target, if_match=etag) if etag.startswith('"') and target.chosen_by is None else target
+
+    def _target(self, asked: Asked, file: RemoteFile, answer: httpx2.Response, location: str) -> HttpTarget:
+        commit, found = file.key.partition(":")[0], answer.headers.get("X-Repo-Commit", "")
+        if found not in ("", commit):
+            raise source_changed(asked, f"commit {commit}", f"commit {found[:80]}")
+        # Some mirrors say 0 where they don't know yet.
+        told = answer.headers.get("Content-Length") if answer.status_code == 200 else None
+        size = answer.headers.get("X-Linked-Size") or (told if told != "0" else None)
+        if size and file.size is not None and size != str(file.size):
+            if is_page_type(Expected(file.path, file.size, promised=True), answer.headers.get("Content-Type", "")):
+                raise web_page(asked, HTML, display_url(location))
+            raise source_changed(asked, f"{file.size} bytes", f"{size[:80]} bytes")
+        if _origin(location)[0] not in ("http", "https"):
+            raise bad_response(asked, "a location that is no http(s) URL")
+        if _origin(location)[0] == "http" and _origin(self.endpoint)[0] == "https":
+            raise insecure(asked)
+        stored_bytes = None if file.sha256 is None and file.git_oid is None else file.size
+        if _origin(location) != _origin(self.endpoint):
+            ends_in_s = lifetime_s(location, _sent_at(answer))
+            return HttpTarget(location, chosen_by=self.endpoint, stored_bytes=stored_bytes, lifetime_s=ends_in_s)
+        return replace(self._own(location), stored_bytes=stored_bytes)
+
+    def _url_by_name(self, file: RemoteFile) -> str:
+        path = file.key.partition(":")[2]
+        return f"{self.endpoint}/{self.address.repo}/resolve/{quote(self.address.revision, safe='')}/{quote(path)}"
+
+    def _url(self, file: RemoteFile) -> str:
+        commit, _, path = file.key.partition(":")
+        return f"{self.endpoint}/{self.address.repo}/resolve/{commit}/{quote(path)}"
+
+    def _ask(self, asked: Asked, url: str, limit_bytes: int = _MAX_ANSWER_BYTES) -> Response:
+        """The whole answer, whatever its status; raises for a web page in its place."""
+        with asking(asked):
+            found = self.client.ask(self._own(url), limit_bytes, self.cancellation)
+        page = page_in(found.body) if found.status == 200 else None
+        if page is not None:
+            raise web_page(asked, page, display_url(found.url))
+        return found
+
+    def _look(self, asked: Asked, url: str) -> tuple[httpx2.Response, str]:
+        """The head of the Hub's own answer about a file, and where that says the bytes are.
+
+        A redirect within the Hub is followed; one away from it is the answer: it says what the Hub knows of the file. A
+        mirror that knows no HEAD is believed to have it: the bytes are checked.
+        """
+        for _ in range(_MAX_HOPS):
+            with asking(asked):
+                found = self.client.look(self._own(url), self.cancellation)
+            if found.status in (405, 501):
+                return httpx2.Response(found.status), url
+            answer = _judged(asked, url, found)
+            location = joined(asked, url, answer.headers["Location"]) if answer.has_redirect_location else url
+            if location == url or _origin(location) != _origin(self.endpoint):
+                return answer, location
+            url = location
+        raise bad_response(asked, f"more than {_MAX_HOPS} redirects")
+
+    def _own(self, url: str) -> HttpTarget:
+        return HttpTarget(url, (("Authorization", f"Bearer {self.token}"),) if self.token else ())
+
+
+def _judged(asked: Asked, url: str, response: Response) -> httpx2.Response:
+    """The answer in huggingface_hub's terms, which knows the Hub's refusals by their headers; raises those as ours."""
+    headers = [(name, value) for name, value in response.headers.items() if name.lower() != "content-encoding"]
+    answer = httpx2.Response(response.status, headers=headers, content=response.body)
+    answer.request = httpx2.Request("GET", url)
+    with translated(asked):
+        hf_raise_for_status(answer)
+    return answer
+
+
+def _sent_at(answer: httpx2.Response) -> float:
+    """When a Hub answered, by the clock that it signs with."""
+    try:
+        return parsedate_to_datetime(answer.headers.get("Date", "")).timestamp()
+    except ValueError:
+        return time.time()
+
+
+def _read_json(asked: Asked, answer: httpx2.Response) -> Any:
+    try:
+        return json.loads(answer.content)
+    except (ValueError, RecursionError) as error:
+        raise bad_response(asked, f"something else than JSON ({type(error).__name__})") from error
+
+
+def _token(address: HubAddress) -> str | None:
+    """HF_TOKEN, or the token file, as huggingface_hub finds it; None where there is none, or it may not be sent."""
+    if constants.HF_HUB_DISABLE_IMPLICIT_TOKEN:
+        return None
+    try:
+        token = get_token()
+    except httpx2.HTTPError as error:  # also an OSError, in huggingface_hub's: first
+        raise Transient(
+            "connect",
+            f"{address}: the token for the Hub cannot be renewed ({type(error).__name__})",
+            "check the network, or set HF_TOKEN to a token that needs no renewal",
+        ) from error
+    except (OSError, UnicodeError, OIDCError) as error:
+        raise limits.shortage(error, f"{address}: reading the token for the Hub") or Permanent(
+            "unauthorized",
+            f"{address}: the token for the Hub cannot be read ({type(error).__name__})",
+            f"check HF_TOKEN, or the file {constants.HF_TOKEN_PATH}",
+        ) from error
+    # An HTTP library would refuse such a header with an error that quotes it.
+    if token is not None and (not token.isascii() or not token.isprintable() or " " in token):
+        raise Permanent(
+            "unauthorized",
+            f"{address}: the token for the Hub has characters that no token has",
+            f"copy it again into HF_TOKEN, or into {constants.HF_TOKEN_PATH}",
+        )
+    return token
+
+
+def _as_tree_entry(asked: Asked, sibling: Any) -> dict[str, Any]:
+    """One of the `siblings` of `GET /api/models/{repo}/revision/{revision}?blobs=true` as the tree would list it:
+    `{rfilename, size, blobId, lfs?: {sha256, size}}`."""
+    if not isinstance(sibling, dict) or not isinstance(sibling.get("rfilename"), str):
+        raise bad_response(asked, "a listed file without a name")
+    size, lfs = sibling.get("size"), sibling.get("lfs")
+    entry = {"type": "file", "path": sibling["rfilename"], "size": size, "oid": sibling.get("blobId")}
+    if isinstance(lfs, dict):
+        lfs = {"oid": lfs.get("sha256", lfs.get("oid")), "size": lfs.get("size", size)}
+    return entry if lfs is None else {**entry, "lfs": lfs}
+
+
+def _remote_file(asked: Asked, key: str, path: str, entry: dict[str, Any]) -> RemoteFile:
+    """Read one file of `GET /api/models/{repo}/tree/{commit}`: `{path, size, oid, lfs?: {oid, size}}`."""
+    lfs = entry.get("lfs")
+    described = entry if lfs is None else lfs
+    if not isinstance(described, dict):
+        return RemoteFile(path, key, None, problem=bad_response(asked, f"no Git LFS record for {path[:200]!r}"))
+    oid, size = described.get("oid"), described.get("size")
+    if not isinstance(oid, str) or not (is_hex(oid) if lfs is not None else _SHA1.fullmatch(oid)):
+        problem = bad_response(asked, f"the id {str(oid)[:80]!r} for {path[:200]!r}")
+        return RemoteFile(path, key, None, problem=problem)
+    try:
+        check_size(path, size)
+    except InvalidManifest as error:
+        return RemoteFile(path, key, None, problem=bad_response(asked, error.message))
+    if lfs is None:
+        return RemoteFile(path, key, size, validator=oid, git_oid=oid)
+    return RemoteFile(path, key, size, validator=oid, sha256=oid)
+
+
+def _origin(url: str) -> tuple[str, str | None, int | None]:
+    """Scheme, host and port; nothing at all where the URL is broken."""
+    try:
+        parts = urlsplit(url)
+        return parts.scheme, parts.hostname, parts.port or {"http": 80, "https": 443}.get(parts.scheme)
+    except ValueError:
+        return "", None, None

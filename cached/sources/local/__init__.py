@@ -1,0 +1,1 @@
+"""The source `file://`: a folder that this machine can read."""

@@ -1,0 +1,136 @@
+"""Versions in a folder that this machine sees: a local disk, NFS, a mounted volume claim.
+
+Law: opens nothing but the manifest, writes nothing. A location is `file:///absolute/path` (percent-encoded) or a plain
+absolute path (taken literally); both name the version's folder, or one file.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+from urllib.parse import unquote
+
+from cached.contract.errors import HoldfastError, InvalidManifest, Permanent, Transient
+from cached.contract.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, PUBLISHING_NAME, FileEntry, Manifest
+from cached.core.listing import Listing, RemoteFile
+from cached.sources.base import identity_of
+from cached.sources.local.tree import PlainFile, Tree, file_error, look_at, look_inside, validator, walk
+from cached.transport.connection.thread_call import aside
+from cached.transport.target import LocalTarget, Target
+
+_SCHEME = "file://"
+_IDENTITY = identity_of("file")  # a key is the file's real path: it says all
+
+
+class LocalSource:
+    """A `Source` over a folder or a single file."""
+
+    kind = "file"
+
+    def __init__(self, uri: str) -> None:
+        self._base = local_path(uri)
+
+    @property
+    def display(self) -> str:
+        return self._base.as_uri()
+
+    async def resolve(self) -> Listing:
+        """List the folder; in a thread, as a network file system may take its time."""
+        return await aside(lambda _cancellation: self._resolve())
+
+    async def locate(self, file: RemoteFile) -> Target:
+        """Give the file's real path, once it is seen to be what was listed; else `Transient` (`source_changed`)."""
+        return await aside(lambda _cancellation: _locate(file))
+
+    async def aclose(self) -> None:
+        """Nothing is held."""
+
+    def _resolve(self) -> Listing:
+        try:
+            kind = os.stat(self._base).st_mode
+        except OSError as error:
+            raise file_error(error, self._base) from error
+        if not stat.S_ISDIR(kind):
+            return Listing((_remote(look_at(self._base)),), _IDENTITY)
+        manifest = self._manifest()
+        if manifest is not None:
+            return Listing(tuple(self._published(entry) for entry in manifest.files), _IDENTITY, manifest)
+        if os.path.lexists(self._base / PUBLISHING_NAME):
+            raise Transient(
+                "publishing",
+                f"{self._base / PUBLISHING_NAME}: a publish is under way, or was interrupted before its manifest",
+                "let it finish, or run `holdfast publish` again",
+            )
+        tree = walk(self._base)
+        if tree == Tree((), (), ()):
+            raise Permanent(
+                "not_found", f"{self._base}: expected {MANIFEST_NAME} or files, found none", "check the path"
+            )
+        odd = (RemoteFile(entry.path, "", None, problem=entry.problem) for entry in tree.odd)
+        return Listing((*map(_remote, tree.files), *odd), _IDENTITY, unlisted=tree.unlisted)
+
+    def _manifest(self) -> Manifest | None:
+        path = self._base / MANIFEST_NAME
+        try:
+            os.lstat(path)
+            real = look_inside(self._base, MANIFEST_NAME).real
+            with open(os.open(real, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as opened:
+                return Manifest.parse(opened.read(MAX_MANIFEST_BYTES + 1))
+        except InvalidManifest as error:
+            raise InvalidManifest(f"{path}: {error.message}", error.remedy) from error
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise file_error(error, path) from error
+
+    def _published(self, entry: FileEntry) -> RemoteFile:
+        try:
+            file = look_inside(self._base, entry.path)
+            if file.size != entry.size:
+                raise Permanent(
+                    "size_mismatch",
+                    f"{self._base / entry.path}: expected {entry.size} bytes as in {MANIFEST_NAME}, found {file.size}",
+                    "publish the version again with `holdfast publish`",
+                )
+        except HoldfastError as error:
+            return RemoteFile(entry.path, "", entry.size, "", entry.sha256, problem=error)
+        return RemoteFile(entry.path, str(file.real), entry.size, file.validator, entry.sha256)
+
+
+def local_path(uri: str) -> Path:
+    """The absolute path that a `file://` URI or a plain absolute path names; raises `Permanent` (`bad_source`)."""
+    text = uri
+    if uri[: len(_SCHEME)].lower() == _SCHEME:
+        host, slash, rest = uri[len(_SCHEME) :].partition("/")
+        if host.lower() not in ("", "localhost"):
+            raise Permanent(
+                "bad_source",
+                f"expected file:///path of this machine, found the host {host[:80]!r}",
+                "mount that host's files here and name the path with three slashes: file:///mnt/…",
+            )
+        text = slash + unquote(rest, errors="surrogateescape")
+    if not text.startswith("/") or "\0" in text:
+        raise Permanent(
+            "bad_source", f"expected an absolute path or file:///path, found {uri[:200]!r}", "write the whole path"
+        )
+    return Path(os.path.normpath(text))
+
+
+def _remote(file: PlainFile) -> RemoteFile:
+    return RemoteFile(file.path, str(file.real), file.size, file.validator)
+
+
+def _locate(file: RemoteFile) -> LocalTarget:
+    path = Path(file.key)
+    try:
+        found = os.lstat(path)
+    except OSError as error:
+        raise file_error(error, path) from error
+    if not stat.S_ISREG(found.st_mode) or validator(found) != file.validator:
+        raise Transient(
+            "source_changed",
+            f"{path}: expected the file as it was listed ({file.validator}), found {validator(found)}",
+            "it is listed and read again from the start",
+        )
+    return LocalTarget(path, file.validator)

@@ -1,0 +1,208 @@
+"""Turn botocore's errors into ours, each with what a person can do about it.
+
+Law: messages quote the server's own words at most, never a key, a token, a header or a signed URL.
+"""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import aiohttp
+from botocore import exceptions as boto
+from botocore.parsers import ResponseParserError
+
+from cached.contract.errors import HoldfastError, Permanent, Transient, http_code
+from cached.contract.program import limits
+from cached.sources.s3.archive import refusal
+
+_LIBRARY = (
+    *(boto.BotoCoreError, boto.ClientError, ResponseParserError, aiohttp.ClientError, TimeoutError, OSError),
+    *(ValueError, RecursionError),
+)
+_CREDENTIALS = (
+    boto.NoCredentialsError,
+    boto.PartialCredentialsError,
+    boto.CredentialRetrievalError,
+    boto.ProfileNotFound,
+    boto.InvalidConfigError,
+    boto.ConfigParseError,
+    boto.ConfigNotFound,
+    boto.NoAuthTokenError,
+    boto.TokenRetrievalError,
+    boto.SSOError,
+)
+_BROKEN = (boto.HTTPClientError, boto.ConnectionError, boto.IncompleteReadError, aiohttp.ClientError)
+_SIGN_IN = (
+    "give the pod a role (IRSA: annotate its service account), or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
+    "or name a profile; for a public bucket add ?anonymous=true"
+)
+_UNAUTHORIZED = frozenset(
+    {"ExpiredToken", "ExpiredTokenException", "InvalidAccessKeyId", "InvalidToken", "SignatureDoesNotMatch"}
+    | {"TokenRefreshRequired", "InvalidIdentityToken", "InvalidIdentityTokenException", "UnrecognizedClientException"}
+    | {"InvalidClientTokenId"}
+)
+_FORBIDDEN = frozenset({"AccessDenied", "AccessDeniedException", "AllAccessDisabled", "AccountProblem", "403"})
+_SKEWED = frozenset({"RequestTimeTooSkewed", "RequestExpired", "RequestInTheFuture"})
+_ELSEWHERE = frozenset(
+    {"PermanentRedirect", "301", "307", "AuthorizationHeaderMalformed", "AuthorizationQueryParametersError"}
+    | {"IllegalLocationConstraintException"}
+)
+_THROTTLED = frozenset(
+    {"SlowDown", "Throttling", "ThrottlingException", "ThrottledException", "RequestThrottled", "TooManyRequests"}
+    | {"TooManyRequestsException", "RequestLimitExceeded", "RequestTimeout", "BandwidthLimitExceeded"}
+)
+_SHOWN_WORD = 128
+_AGAIN = frozenset({408, 425, 429})
+_WHERE = "check endpoint_url, the proxy and the network"
+_BUSY = "it is tried again; if it stays so, look at the server's health and request limits"
+
+
+class StrangeAnswer(Exception):
+    """Our own session's word for what no S3 server sends; botocore wraps it in an error of its own."""
+
+
+@contextmanager
+def translated(what: str) -> Iterator[None]:
+    """Raise what botocore raises inside as a `HoldfastError` about `what` (a plain s3:// URI)."""
+    try:
+        yield
+    except _LIBRARY as error:
+        raise translate(error, what) from error
+
+
+def translate(error: Exception, what: str) -> HoldfastError:
+    """Our error for `error`, which happened at `what`."""
+    if isinstance(error, boto.ClientError):
+        return _answered(error, what)
+    short = limits.shortage(error, what)
+    if short is not None:
+        return short
+    name = type(error).__name__
+    if isinstance(error, _CREDENTIALS):
+        return Permanent("unauthorized", f"{what}: no usable AWS credentials ({_clean(str(error))})", _SIGN_IN)
+    if isinstance(error, (boto.ParamValidationError, boto.InvalidRegionError, boto.UnsupportedS3ConfigurationError)):
+        return Permanent("bad_source", f"{what}: {_clean(str(error))}", "correct the location")
+    strange = next((cause for cause in _causes(error) if isinstance(cause, StrangeAnswer)), None)
+    if strange is not None:
+        return bad_response(what, str(strange))
+    certificate = next((cause for cause in _causes(error) if isinstance(cause, ssl.SSLCertVerificationError)), None)
+    if certificate is not None:
+        return Permanent(
+            "tls_verification",
+            f"{what}: the server's certificate is not trusted ({_clean(str(certificate))})",
+            "check endpoint_url, or name the authority's certificates in AWS_CA_BUNDLE",
+        )
+    if isinstance(error, boto.SSLError):
+        return Transient(
+            "tls",
+            f"{what}: the server's certificate was not accepted, or TLS failed ({_clean(str(error))})",
+            "name the authority's certificates in AWS_CA_BUNDLE",
+        )
+    if isinstance(error, (ResponseParserError, ValueError)):  # the latter from botocore's reading of a number or a date
+        return bad_response(what, f"something that is no S3 server's ({name})")
+    if isinstance(error, RecursionError):  # botocore looks for the bucket's region wherever it is sent
+        return Permanent("redirect_loop", f"{what}: redirected without end", _WHERE)
+    if isinstance(error, boto.PaginationError):
+        return bad_response(what, "a next page that is the same again")
+    if isinstance(error, (boto.ReadTimeoutError, TimeoutError)):
+        return Transient("stalled", f"{what}: the server did not answer in time", _BUSY)
+    if isinstance(error, _BROKEN):
+        return Transient(
+            "connect",
+            f"{what}: no connection, or it broke ({name}: {_clean(str(error))})",
+            _WHERE,
+        )
+    if isinstance(error, OSError):
+        return Permanent(
+            "unauthorized", f"{what}: credentials could not be read ({error.strerror}: {error.filename})", _SIGN_IN
+        )
+    return Permanent("s3", f"{what}: {name}: {_clean(str(error))}", "check the location and the AWS configuration")
+
+
+def bad_response(what: str, found: str) -> Transient:
+    """An answer that no S3 server gives, or that contradicts what was asked."""
+    return Transient("bad_response", f"{what}: expected an answer of an S3 server, found {found}", _WHERE)
+
+
+def is_missing(error: boto.ClientError) -> bool:
+    """Tell whether the answer means that there is no such object (and not: no such bucket)."""
+    return _code(error) in ("NoSuchKey", "404")
+
+
+def _answered(error: boto.ClientError, what: str) -> HoldfastError:
+    code, status = _code(error), _status(error)
+    said = _clean(f"{code}: {error.response.get('Error', {}).get('Message', '')}".rstrip(": "))
+    if code in _SKEWED:
+        return Transient(
+            "clock_skew",
+            f"{what}: the server finds this machine's clock too far from its own ({said})",
+            "synchronise the node's clock (chrony, systemd-timesyncd)",
+        )
+    if code in _UNAUTHORIZED or (status == 401 and code not in _FORBIDDEN):
+        return Permanent("unauthorized", f"{what}: the server refused the credentials ({said})", _SIGN_IN)
+    if error.operation_name.startswith("AssumeRole") and status in (400, 403):
+        return Permanent(
+            "unauthorized",
+            f"{what}: the role could not be assumed ({said})",
+            "let the role's trust policy name this cluster's OIDC provider and the pod's service account",
+        )
+    if code in _ELSEWHERE:
+        return _wrong_region(error, what, said)
+    if code == "InvalidObjectState":
+        return refusal(what, str(error.response.get("Error", {}).get("StorageClass", "an archive"))[:40])
+    if code in _FORBIDDEN:
+        return Permanent(
+            "forbidden",
+            f"{what}: access denied ({said})",
+            "allow s3:GetObject and s3:ListBucket; to publish, s3:PutObject and s3:DeleteObject too; where a policy "
+            "demands encryption headers, add sse=… (and kms_key_id=…) to the location, for a requester-pays bucket "
+            "request_payer=requester",
+        )
+    if code in _THROTTLED or status >= 500 or status in _AGAIN:
+        return Transient(http_code(status), f"{what}: the server is busy or failing ({said})", _BUSY)
+    if code == "NoSuchBucket":
+        return Permanent(
+            "not_found", f"{what}: there is no such bucket ({said})", "correct the bucket's name, or endpoint_url"
+        )
+    if status == 404:
+        return Permanent("not_found", f"{what}: not found ({said})", "check the location")
+    return Permanent(http_code(status), f"{what}: the server refused the request ({said})", "check the location")
+
+
+def _wrong_region(error: boto.ClientError, what: str, said: str) -> Permanent:
+    answer: dict[str, Any] = error.response
+    headers = answer.get("ResponseMetadata", {}).get("HTTPHeaders", {})
+    region = answer.get("Error", {}).get("Region") or headers.get("x-amz-bucket-region") or "another"
+    return Permanent(
+        "wrong_region",
+        f"{what}: the bucket is in the region {_clean(str(region))} ({said})",
+        "add ?region=… to the location, or set AWS_DEFAULT_REGION",
+    )
+
+
+def _code(error: boto.ClientError) -> str:
+    return str(error.response.get("Error", {}).get("Code", ""))
+
+
+def _status(error: boto.ClientError) -> int:
+    return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """`error`, and what it was raised for."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _clean(text: str) -> str:
+    """One printable line of bounded length, without any query: that is where a signed URL keeps its signature.
+
+    Nor any long word: a server that repeats what it was sent would have us show the session token.
+    """
+    words = (word.partition("?")[0] for word in text.split())
+    words = (word if len(word) <= _SHOWN_WORD else "…" for word in words)
+    return "".join(c for c in " ".join(words) if c.isprintable())[:300]

@@ -1,0 +1,153 @@
+"""Versions in S3 and in what speaks its protocol; `cached.sources.s3.address` documents the location's parameters.
+
+Law: lists, heads and signs; never reads a model's bytes and never writes. An ETag says whether an object changed; it
+is never taken for a checksum, as it is none for multipart and encrypted objects.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import replace
+
+from cached.contract.errors import HoldfastError, Permanent, Transient
+from cached.contract.manifest import MANIFEST_NAME, MAX_FILE_BYTES, PUBLISHING_NAME, Manifest
+from cached.core.listing import Listing, RemoteFile, Signs, is_reserved
+from cached.sources.base import identity_of
+from cached.sources.manifests import read_manifest
+from cached.sources.s3.address import S3Address
+from cached.sources.s3.archive import archived, may_be_archived
+from cached.sources.s3.client import S3Client, S3Object, quoted
+from cached.sources.s3.errors import bad_response
+from cached.transport.target import HttpTarget, Target
+
+# A signed URL also ends with the credentials that signed it: whoever reads asks for a fresh one after a 403.
+_URL_LIFETIME_S = 12 * 3600
+_ATTEMPTS = 2  # the scheduler retries with its own backoff; this spares a long listing one hiccup
+_CONNECTIONS = 10
+
+
+class S3Source:
+    """A `Source` over a prefix, or a single object."""
+
+    kind = "s3"
+
+    def __init__(self, uri: str, read_timeout_s: float) -> None:
+        """`read_timeout_s`: how long the server may say nothing. Raises `Permanent` (`bad_source`)."""
+        self._address = S3Address.parse(uri)
+        self._client = S3Client(
+            self._address, attempts=_ATTEMPTS, connections=_CONNECTIONS, read_timeout_s=read_timeout_s
+        )
+
+    @property
+    def display(self) -> str:
+        return self._address.display
+
+    async def resolve(self) -> Listing:
+        """Read `holdfast.json`, else list the prefix, else look for a single object with exactly this key."""
+        data = await self._client.manifest()
+        if data is not None:
+            where = self._address.uri(self._address.prefix + MANIFEST_NAME)
+            return self._published(read_manifest(data, where), await self._identity())
+        files = await self._list()
+        if not files and self._address.key and not self._address.key.endswith("/"):
+            files = await self._single()
+        if not files:
+            prefix = self._address.uri(self._address.prefix)
+            raise Permanent(
+                "not_found",
+                f"expected {prefix}{MANIFEST_NAME}, objects under {prefix}, or one object of that name; found none",
+                "check the bucket, the prefix and endpoint_url",
+            )
+        return Listing(files, await self._identity())
+
+    async def locate(self, file: RemoteFile) -> Target:
+        """Sign a GET of the object as it was listed: `If-Match`, or its version where the bucket keeps versions."""
+        etag, _, version = file.validator.partition(" ")
+        url = await self._client.presigned(file.key, version, _URL_LIFETIME_S)
+        return HttpTarget(
+            url,
+            self._client.signed_headers,
+            if_match=etag or None,
+            stored_bytes=file.size,
+            signs=file.signs,
+            lifetime_s=min(_URL_LIFETIME_S, await self._client.keys_end_in_s()),
+        )
+
+    async def aclose(self) -> None:
+        """Close the client."""
+        await self._client.aclose()
+
+    async def _identity(self) -> str:
+        return identity_of(self.kind, *await self._client.asked())
+
+    def _published(self, manifest: Manifest, identity: str) -> Listing:
+        # No validator: the sha256 decides, wherever the objects were copied since.
+        prefix = self._address.prefix
+        files = tuple(RemoteFile(f.path, prefix + f.path, f.size, sha256=f.sha256) for f in manifest.files)
+        return Listing(files, identity, manifest)
+
+    async def _list(self) -> tuple[RemoteFile, ...]:
+        objects = await self._client.objects(self._address.prefix)
+        files, archive = await asyncio.to_thread(self._read, objects)  # half a second for 100,000 objects
+        problems = await self._problems(archive)
+        return tuple(replace(file, problem=problems.get(file.key)) for file in files) if problems else files
+
+    def _read(self, objects: Sequence[S3Object]) -> tuple[tuple[RemoteFile, ...], list[str]]:
+        """The files of a listing by path, and the keys of those that an archive may hold."""
+        prefix = self._address.prefix
+        files: list[RemoteFile] = []
+        archive: list[str] = []
+        for item in objects:
+            path = item.key[len(prefix) :]
+            if path in (PUBLISHING_NAME, MANIFEST_NAME):
+                raise Transient(
+                    "publishing",
+                    f"{self._address.uri(item.key)}: a publish is under way, or was interrupted before its manifest",
+                    "let it finish, or run `holdfast publish` again",
+                )
+            if not is_reserved(path):
+                files.append(_remote_file(path, item.key, item.size, item.etag, None))
+                if may_be_archived(item.storage_class):
+                    archive.append(item.key)
+        return tuple(sorted(files, key=lambda file: file.path)), archive
+
+    async def _problems(self, keys: Sequence[str]) -> dict[str, HoldfastError]:
+        """Why objects of an archive's storage class cannot be read, by key; a restored copy can."""
+        slots = asyncio.Semaphore(_CONNECTIONS)
+        found: dict[str, HoldfastError] = {}
+
+        async def look(key: str) -> None:
+            async with slots:
+                try:
+                    problem = archived(self._address.uri(key), await self._client.head(key) or {})
+                except HoldfastError as error:  # of a file that nobody may choose
+                    problem = error
+            if problem is not None:
+                found[key] = problem
+
+        async with asyncio.TaskGroup() as tasks:
+            for key in keys:
+                tasks.create_task(look(key))
+        return found
+
+    async def _single(self) -> tuple[RemoteFile, ...]:
+        key = self._address.key
+        found = await self._client.head(key)
+        if found is None:
+            return ()
+        name = key.rpartition("/")[2]
+        size = found.get("ContentLength")
+        if not isinstance(size, int) or not 0 <= size <= MAX_FILE_BYTES:
+            raise bad_response(self._address.uri(key), f"the size {str(size)[:40]}")
+        problem = archived(self._address.uri(key), found)
+        file = _remote_file(name, key, size, quoted(found.get("ETag", "")), found.get("VersionId"))
+        return (replace(file, problem=problem),)
+
+
+def _remote_file(path: str, key: str, size: int, etag: str, version: str | None) -> RemoteFile:
+    """One object. Its validator is the ETag, if that is a strong one, and its version in a bucket that keeps them."""
+    strong = etag if etag.startswith('"') else ""
+    # A bucket whose versioning is off, or suspended, says `null`: that names whatever is there.
+    validator = f"{strong} {version}" if version and version != "null" else strong
+    return RemoteFile(path, key, size, validator, signs=None if validator else Signs(etag or None))

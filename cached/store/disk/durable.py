@@ -1,0 +1,198 @@
+"""The durable steps: every write, link, rename and unlink that publication depends on, each followed by its fsync.
+
+Law: a function returns only when its step would survive a power cut, except `replace_volatile`, which says so.
+A name appears only by rename or link, so nobody ever sees half a file.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import secrets
+import stat
+from pathlib import Path
+
+from cached.contract.errors import HoldfastError, Permanent, Transient
+from cached.contract.layout import TEMPORARY_PREFIX
+from cached.contract.program import limits
+
+PUBLIC_DIR_MODE = 0o755
+PRIVATE_DIR_MODE = 0o700
+READ_ONLY_MODE = 0o444
+_SYNC_FILE_RANGE_WRITE = 2
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def fsync_dir(path: Path) -> None:
+    """Make the entries of a directory durable."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def make_dir(path: Path, mode: int) -> None:
+    """Make one directory with exactly `mode`, durably; one that exists is left as it is."""
+    try:
+        path.mkdir(mode)  # never wider than asked, not even for the moment in which a crash may come
+    except FileExistsError:
+        return
+    if stat.S_IMODE(path.stat().st_mode) != mode:  # the umask took some
+        path.chmod(mode)
+    fsync_dir(path.parent)
+
+
+def write_all(descriptor: int, data: bytes | bytearray) -> None:
+    """Write all of `data` where the file stands, however many calls that takes; not durable by itself."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]
+
+
+def write_file(path: Path, data: bytes, mode: int) -> None:
+    """Write a new file under a name nobody looks at yet; durable except for its name in the directory."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        write_all(descriptor, data)
+        os.fchmod(descriptor, mode)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_volatile(path: Path, data: bytes | bytearray, mode: int) -> None:
+    """Write a new file under a name nobody looks at yet, without a sync: whoever gives it its name syncs it first."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        write_all(descriptor, data)
+        os.fchmod(descriptor, mode)
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+    finally:
+        os.close(descriptor)
+
+
+def start_writeback(descriptor: int) -> None:
+    """Have the kernel begin to write a file's pages, and wait for nothing (sync_file_range(2), SYNC_FILE_RANGE_WRITE).
+
+    A hint: where it cannot be had, the fsync that follows does all the work.
+    """
+    _libc.sync_file_range(descriptor, ctypes.c_int64(0), ctypes.c_int64(0), _SYNC_FILE_RANGE_WRITE)
+
+
+def replace(path: Path, data: bytes, mode: int) -> None:
+    """Replace (or make) a file atomically and durably."""
+    temporary = temporary_beside(path)
+    try:
+        write_file(temporary, data, mode)
+        os.rename(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    fsync_dir(path.parent)
+
+
+def replace_volatile(path: Path, data: bytes, mode: int) -> None:
+    """Replace a file atomically but without fsync: for status files, which a restart writes anew."""
+    temporary = temporary_beside(path)
+    try:
+        write_volatile(temporary, data, mode)
+        os.rename(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def replace_symlink(path: Path, target: str) -> None:
+    """Make `path` a symlink to `target`, atomically and durably, whatever it was before."""
+    temporary = temporary_beside(path)
+    os.symlink(target, temporary)
+    try:
+        os.rename(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    fsync_dir(path.parent)
+
+
+def rename(source: Path, target: Path) -> None:
+    """Rename within the file system; durable in both directories."""
+    os.rename(source, target)
+    fsync_dir(target.parent)
+    if source.parent != target.parent:
+        fsync_dir(source.parent)
+
+
+def unlink(path: Path) -> None:
+    """Remove a name, durably; one that is gone is left so."""
+    try:
+        path.unlink()
+    except FileNotFoundError:
+        return
+    fsync_dir(path.parent)
+
+
+def preallocate(descriptor: int, size: int) -> bool:
+    """Take `size` bytes of disk for a file now; False where the file system cannot.
+
+    fallocate(2) itself, not posix_fallocate(3), which falls back to writing every block.
+    """
+    if size == 0:
+        return True
+    if _libc.fallocate(descriptor, 0, ctypes.c_long(0), ctypes.c_long(size)) == 0:
+        return True
+    code = ctypes.get_errno()
+    if code in (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINTR):
+        return False
+    raise OSError(code, os.strerror(code))
+
+
+def temporary_beside(path: Path) -> Path:
+    """A fresh name in the same directory, which recovery sweeps away."""
+    return path.parent / f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}"
+
+
+def disk_error(error: OSError, what: str) -> HoldfastError:
+    """Our error for a failed step on the disk: full is worth waiting for, the rest needs a person. A process that may
+    not open another file says nothing of the disk."""
+    short = limits.shortage(error, what)
+    if short is not None:
+        return short
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if _lacks_inodes(error):
+            return Transient(
+                "no_space",
+                f"{what}: the file system has no inodes left, though it has free bytes",
+                "delete small files on it, or make it anew with more inodes (mkfs.ext4 -N)",
+            )
+        return Transient("no_space", f"{what}: the disk is full", "free space on the node, or lower --quota")
+    if error.errno == errno.EROFS:
+        return Transient(
+            "not_writable",
+            f"{what}: {error.strerror}",
+            "mount it writable (after a fault the kernel makes a file system read-only: see the kernel log)",
+        )
+    if error.errno in (errno.EACCES, errno.EPERM):
+        remedy = "make the root writable for the daemon; look for immutable files with lsattr"
+        return Transient("not_writable", f"{what}: {error.strerror}", remedy)
+    return Transient("disk", f"{what}: {error.strerror or error}", "check the node's disk and kernel log")
+
+
+def _lacks_inodes(error: OSError) -> bool:
+    """Tell a lack of inodes from one of blocks: it is met only where a name is made, and such an error names it."""
+    if error.errno != errno.ENOSPC or not isinstance(error.filename, str | os.PathLike):
+        return False
+    try:
+        found = os.statvfs(Path(error.filename).parent)
+    except OSError:
+        return False
+    return found.f_files > 0 and found.f_favail == 0 and found.f_bavail > 0
+
+
+def refuse_root(message: str, remedy: str) -> Permanent:
+    """The error for a root the daemon cannot work on."""
+    return Permanent("bad_root", message, remedy)

@@ -1,0 +1,108 @@
+"""The root as this daemon found it: locked, and looked at again before anything is kept there.
+
+Law: what stands at the root's path may change while the daemon runs: renamed, deleted, or its mount taken away, which
+uncovers the empty folder (or an older tree) beneath, on the node's own disk. Nothing is begun there: `check` raises
+until the very folder that was locked is back.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from pathlib import Path
+
+from cached.contract.errors import Transient
+from cached.contract.layout import Layout
+from cached.core.space import DiskSpace
+from cached.store.disk import durable
+from cached.store.disk.preflight import mount_of
+
+_RECORDS_SHARE, _RECORDS_MOST = 64, 64 * 1024 * 1024
+_UNTOLD = 1 << 62
+
+
+class Root:
+    """One daemon a root: the kernel drops the lock when it dies. Thread-safe; close it when done.
+
+    Raises `Permanent` (`bad_root`) where another daemon has it, or the file system has no locks.
+    """
+
+    def __init__(self, layout: Layout) -> None:
+        self._layout = layout
+        try:
+            self._descriptor = os.open(layout.private, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as error:
+            raise durable.refuse_root(f"{layout.private}: {error.strerror}", "run the daemon as its owner") from error
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(self._descriptor)
+            raise durable.refuse_root(
+                f"{layout.root}: another daemon works here", "stop it, or give this one another --root"
+            ) from error
+        except OSError as error:
+            os.close(self._descriptor)
+            raise durable.refuse_root(
+                f"{layout.root}: cannot lock a folder here ({mount_of(layout.root)}): {error.strerror}",
+                "put the whole root on one local file system such as ext4 or xfs",
+            ) from error
+
+    @property
+    def path(self) -> Path:
+        """Where it is."""
+        return self._layout.root
+
+    @property
+    def deleted(self) -> bool:
+        """Tell whether the folder was deleted: then it never comes back, and what is known of it means nothing. Where
+        the disk does not say, it was not."""
+        try:
+            return os.fstat(self._descriptor).st_nlink == 0
+        except OSError:
+            return False
+
+    def check(self) -> None:
+        """Raise `Transient` (`root_gone`) unless the root's path still leads to what was locked; `disk` where the disk
+        does not say."""
+        try:
+            found = os.stat(self._layout.private)
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise self._gone("it is not there any more") from error
+        except OSError as error:
+            raise durable.disk_error(error, f"looking at {self._layout.private}") from error
+        try:
+            own = os.fstat(self._descriptor)
+        except OSError as error:
+            raise durable.disk_error(error, f"looking at {self._layout.private}") from error
+        if (found.st_dev, found.st_ino) != (own.st_dev, own.st_ino):
+            raise self._gone("another folder is there now than the one this daemon began with")
+
+    def space(self) -> DiskSpace:
+        """The file system's numbers, less what the store's own records take when data fills the rest; raises
+        `Transient`."""
+        self.check()
+        try:
+            found = os.statvfs(self._layout.root)
+        except OSError as error:
+            raise durable.disk_error(error, f"looking at {self._layout.root}") from error
+        if found.f_blocks == 0:  # as ramfs does: it tells no size, so only a quota limits what is kept there
+            return DiskSpace(_UNTOLD, _UNTOLD)
+        capacity = found.f_blocks * found.f_frsize
+        records = min(_RECORDS_MOST, capacity // _RECORDS_SHARE)
+        return DiskSpace(
+            capacity=capacity,
+            free=max(0, found.f_bavail * found.f_frsize - records),
+            files=found.f_files,
+            files_free=found.f_favail,
+        )
+
+    def close(self) -> None:
+        """Give the lock back."""
+        os.close(self._descriptor)
+
+    def _gone(self, how: str) -> Transient:
+        return Transient(
+            "root_gone",
+            f"{self._layout.root}: {how}; nothing is written until it is back",
+            "mount it, or move it back; or restart the daemon to begin with what is there now",
+        )

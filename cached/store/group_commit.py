@@ -1,0 +1,190 @@
+"""Commit small blobs in groups: what each costs the disk on its own, a group pays once.
+
+Law: one thread; blobs that come while a group is being synced are the next group, so that none waits for company. The
+order of each step is that of the design, section 3: a blob gets its name after its bytes are durable, and is told of
+after its name is.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cached.contract.errors import DigestMismatch, HoldfastError, Permanent, Transient
+from cached.contract.layout import Layout
+from cached.contract.program import limits
+from cached.contract.verify import hash_file
+from cached.store import blobs
+from cached.store.digest_journal import DigestJournal
+from cached.store.disk import durable
+from cached.store.disk.verity import Sealing, seal
+
+_log = logging.getLogger(__name__)
+
+MAX_GROUP = 128  # blobs: as many descriptors are open at once
+
+
+@dataclass(slots=True)
+class PendingBlob:
+    """A blob whose bytes were compared and written to `temporary`, and are not durable yet.
+
+    `journal_id`: the ingest id under which its digest is to be kept; None where the source promised it. `placed`: it
+    has its name, whatever failed after that; `fresh`: as a new blob. `done` is told once, on the committing thread.
+    """
+
+    name: str
+    temporary: Path
+    sha256: str
+    journal_id: str | None
+    done: Callable[[PendingBlob, BaseException | None], None]
+    placed: bool = False
+    fresh: bool = False
+    failure: BaseException | None = None
+
+
+class GroupCommit:
+    """The committing thread and its queue."""
+
+    def __init__(self, layout: Layout, sealing: Sealing, journal: DigestJournal) -> None:
+        self._layout = layout
+        self._sealing = sealing
+        self._journal = journal
+        self._changed = threading.Condition()
+        self._queue: deque[PendingBlob] = deque()
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="group commit", daemon=True)
+        limits.start(self._thread, "the thread that commits blobs")
+
+    def submit(self, pending: PendingBlob) -> None:
+        """Commit this blob soon."""
+        with self._changed:
+            self._queue.append(pending)
+            self._changed.notify()
+
+    def stop(self) -> None:
+        """Commit what was submitted, and end the thread."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while self._commit_next():
+            pass
+
+    def _commit_next(self) -> bool:
+        """Commit the next group; False at the end. A method, so that a group is let go before the next is waited
+        for."""
+        group = self._next_group()
+        try:
+            self._commit(group)
+        except Exception as error:  # noqa: BLE001 - every blob hears of its end
+            _log.exception("committing %d blobs", len(group))
+            failure = Permanent("internal", f"committing: {error!r}", "report this with the daemon's log")
+            for pending in group:
+                pending.failure = pending.failure or failure
+        for pending in group:
+            if pending.failure is not None and not pending.placed:
+                _remove(pending.temporary)
+            pending.done(pending, pending.failure)
+        return bool(group)
+
+    def _next_group(self) -> list[PendingBlob]:
+        with self._changed:
+            while not self._queue and not self._stopping:
+                self._changed.wait()
+            return [self._queue.popleft() for _ in range(min(MAX_GROUP, len(self._queue)))]
+
+    def _commit(self, group: Sequence[PendingBlob]) -> None:
+        self._sync(group)
+        self._note([pending for pending in group if pending.failure is None])
+        named = [pending for pending in group if pending.failure is None and self._place(pending)]
+        folders: dict[Path, list[PendingBlob]] = {}
+        for pending in named:
+            folders.setdefault(self._layout.blob(pending.sha256).parent, []).append(pending)
+        for folder, concerned in folders.items():
+            try:
+                durable.fsync_dir(folder)
+            except OSError as error:
+                _fail(concerned, durable.disk_error(error, f"committing blobs in {folder}"))
+
+    def _sync(self, group: Sequence[PendingBlob]) -> None:
+        """Make the bytes durable. The disk is given all of them before the first is waited for: the file system then
+        commits their inodes together (0.27 ms a file on ext4 instead of 0.43)."""
+        opened: list[tuple[PendingBlob, int]] = []
+        try:
+            for pending in group:
+                try:
+                    descriptor = os.open(pending.temporary, os.O_RDONLY | os.O_CLOEXEC)
+                    opened.append((pending, descriptor))
+                    durable.start_writeback(descriptor)
+                except OSError as error:
+                    _fail([pending], durable.disk_error(error, f"committing blob {pending.sha256}"))
+            for pending, descriptor in opened:
+                try:
+                    os.fsync(descriptor)
+                except OSError as error:
+                    _fail([pending], durable.disk_error(error, f"committing blob {pending.sha256}"))
+        finally:
+            for _, descriptor in opened:
+                os.close(descriptor)
+        if self._sealing is not Sealing.NONE:
+            for pending in group:
+                if pending.failure is None:
+                    self._seal(pending)
+
+    def _seal(self, pending: PendingBlob) -> None:
+        try:
+            if seal(pending.temporary, self._sealing):
+                read_back(pending.name, pending.temporary, pending.sha256, lambda _size: None)
+        except HoldfastError as error:
+            _fail([pending], error)
+
+    def _note(self, group: Sequence[PendingBlob]) -> None:
+        unpromised = [pending for pending in group if pending.journal_id is not None]
+        try:
+            self._journal.record({p.journal_id: p.sha256 for p in unpromised if p.journal_id is not None})
+        except HoldfastError as error:
+            _fail(unpromised, error)
+
+    def _place(self, pending: PendingBlob) -> bool:
+        try:
+            pending.fresh = blobs.place(self._layout, pending.temporary, pending.sha256)
+            pending.placed = True
+        except HoldfastError as error:
+            _fail([pending], error)
+        return pending.failure is None
+
+
+def read_back(name: str, sealed: Path, sha256: str, check: Callable[[int], None]) -> None:
+    """Hash a sealed file once more, now through its seal: what was hashed before came from memory, what was sealed from
+    the disk. `check` is called with the size of each piece and may raise.
+
+    The pages are the ones that the kernel has just read to seal them, so this costs one sha256 and no disk. To build
+    the kernel's tree of 4 KiB blocks ourselves, on the way in, would spare it, but each block would take the
+    interpreter's lock: next to one busy Python thread that runs at 40 MB/s, hashing in large pieces at 1600.
+    """
+    try:
+        found = hash_file(sealed, check)
+    except OSError as error:
+        raise Transient("lost_bytes", f"{sealed}: {error.strerror}", "check the node's disk") from error
+    if found != sha256:
+        remedy = "check the node's disk and memory: the source sent the right bytes"
+        raise DigestMismatch(f"{name}: sha256 of what the disk gave back", sha256, found, remedy)
+
+
+def _fail(concerned: Sequence[PendingBlob], error: HoldfastError) -> None:
+    for pending in concerned:
+        pending.failure = pending.failure or error
+
+
+def _remove(temporary: Path) -> None:
+    try:
+        temporary.unlink(missing_ok=True)
+    except OSError as error:  # the next start sweeps temporary names
+        _log.warning("cannot delete %s, which is left over: %s", temporary, error)

@@ -1,0 +1,200 @@
+"""Put back what somebody took out of the store by hand: names, snapshots, links; say which bytes are gone for good.
+
+Law: downloads nothing and trusts nothing new. Missing is not rotten: a blob comes back from a snapshot's file, where
+that is the very one that was verified, or hashes to the blob's name now. Nothing that may be the last copy of its
+content is deleted before it was hashed and found wrong. A snapshot comes back only from committed blobs, marked as
+never looked at, so that the scrub hashes it first.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import stat
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from cached.contract.digest import Digest
+from cached.contract.errors import HoldfastError
+from cached.contract.layout import Layout
+from cached.contract.manifest import FileEntry, Manifest
+from cached.contract.program import limits
+from cached.contract.reference import ModelRef
+from cached.contract.verified import VerifiedFile, VerifiedRecord
+from cached.contract.verify import hash_file
+from cached.store import blobs, snapshots
+from cached.store.disk import durable, verity
+
+_log = logging.getLogger(__name__)
+
+ROTTEN = frozenset({errno.EIO, errno.EUCLEAN, errno.EBADMSG, errno.EILSEQ, errno.ENODATA})  # what disks say of rot
+_NEVER = "1970-01-01T00:00:00Z"
+
+
+@dataclass(frozen=True, slots=True)
+class Restored:
+    """What came of a restoration, by sha256. `lost`: blobs that are nowhere any more. `condemned`: blobs that
+    were hashed and found wrong: other snapshots may link the same file."""
+
+    lost: frozenset[str]
+    condemned: frozenset[str]
+
+
+def is_named(layout: Layout, refs: Collection[ModelRef], digest: Digest) -> bool:
+    """Tell whether the names lead to the snapshot and its records are there: a few looks, whatever its size."""
+    snapshot = layout.public.snapshot(digest)
+    try:
+        return all(snapshots.pointed(layout, ref) == digest for ref in refs) and all(
+            stat.S_ISREG(os.lstat(path).st_mode) for path in (snapshot.manifest, snapshot.verified, snapshot.lease)
+        )
+    except (OSError, HoldfastError):  # gone, or something else is there
+        return False
+
+
+def is_whole(layout: Layout, digest: Digest, manifest: Manifest) -> bool:
+    """Tell whether each file of the snapshot is there and is its blob: two looks a file."""
+    snapshot = layout.public.snapshot(digest)
+    return all(_is_same(snapshot.path / entry.path, layout.blob(entry.sha256)) for entry in manifest.files)
+
+
+def restore(layout: Layout, refs: Collection[ModelRef], digest: Digest, manifest: Manifest) -> Restored:
+    """Make a version what it was, as far as its bytes are on the disk; where blobs are lost, its snapshot stays as it
+    is."""
+    try:
+        condemned = rejoin(layout, digest, manifest)
+        lost = frozenset(sha256 for sha256 in manifest.blob_sizes() if not blobs.has(layout, sha256))
+        if lost:
+            return Restored(lost, condemned)
+        if not (is_named(layout, (), digest) and is_whole(layout, digest, manifest)):
+            damaged = snapshots.trash(layout, digest)
+            if damaged is not None:
+                snapshots.delete_trash(damaged)
+            snapshots.publish(layout, manifest, _NEVER)
+        for ref in refs:
+            if not is_named(layout, (ref,), digest):
+                snapshots.point(layout, ref, digest)
+    except OSError as error:
+        raise durable.disk_error(error, f"restoring snapshot {digest}") from error
+    return Restored(lost, condemned)
+
+
+def rejoin(layout: Layout, digest: Digest, manifest: Manifest) -> frozenset[str]:
+    """Where a snapshot's file and its blob are not the same file any more, keep the one that has the right bytes as the
+    blob: a missing blob is linked from the file, a wrong one goes into quarantine first. Returns those that did. Costs
+    two looks a file, and a hash of what is apart."""
+    snapshot = layout.public.snapshot(digest)
+    apart = [entry for entry in manifest.files if not _is_same(snapshot.path / entry.path, layout.blob(entry.sha256))]
+    condemned: set[str] = set()
+    if not apart:
+        return frozenset()
+    try:
+        record = VerifiedRecord.parse(snapshot.verified.read_bytes()).files
+    except (OSError, HoldfastError) as error:
+        if limits.shortage(error, "reading a record") is not None:
+            raise  # else a file that is there would pass for lost
+        record = {}  # none that can be read: each file is hashed
+    renewed = dict(record)
+    for entry in apart:
+        path = snapshot.path / entry.path
+        _log.error("%s: it and blob %s are not the same file any more", path, entry.sha256)
+        if not _is_file(path):
+            continue  # the blob alone is left, if it is: the snapshot is made anew from it, and hashed by the scrub
+        if blobs.has(layout, entry.sha256):
+            if _hashes_to(layout.blob(entry.sha256), entry.sha256):
+                continue
+            blobs.quarantine(layout, entry.sha256)
+            condemned.add(entry.sha256)
+        if entry.path in record and _is_unchanged(path, record[entry.path]) and not _is_condemned(layout, path, entry):
+            _link(layout, path, entry.sha256)
+        elif not _is_condemned(layout, path, entry) and _hashes_to(path, entry.sha256):
+            _link(layout, path, entry.sha256)
+            renewed[entry.path] = VerifiedFile.of(os.lstat(path), snapshots.now(), verity.digest(path))
+    if renewed != record and renewed.keys() == {entry.path for entry in manifest.files}:
+        snapshots.write_verified(snapshot, VerifiedRecord(renewed))
+    return frozenset(condemned)
+
+
+def rescue(layout: Layout, digest: Digest, belongs: Callable[[str], bool]) -> list[str]:
+    """Before a snapshot is taken away: link those of its files that have no other name as the blobs that they are, by
+    what they hash to now, if that `belongs` to it. Returns their sha256. Normally there are none: one look a file."""
+    rescued = []
+    for path in _files_below(layout.public.snapshot(digest).path):
+        found = os.lstat(path)
+        if found.st_nlink > 1 or not stat.S_ISREG(found.st_mode):
+            continue
+        sha256 = _hash(path)
+        if sha256 is not None and belongs(sha256) and not layout.blob(sha256).exists():
+            _log.warning("%s: it is the only copy of its content: kept as blob %s", path, sha256)
+            _link(layout, path, sha256)
+            rescued.append(sha256)
+    return rescued
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    """The files of a snapshot, without its own records."""
+    for at, folders, names in os.walk(folder):
+        if Path(at) == folder and ".holdfast" in folders:
+            folders.remove(".holdfast")
+        yield from (Path(at, name) for name in names)
+
+
+def _is_same(path: Path, blob: Path) -> bool:
+    try:
+        return os.path.samestat(os.lstat(path), os.lstat(blob))
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return stat.S_ISREG(os.lstat(path).st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+
+
+def _is_condemned(layout: Layout, path: Path, entry: FileEntry) -> bool:
+    """Tell whether this very file was hashed and found wrong: a crash came before its snapshot was taken away."""
+    return _is_same(path, layout.quarantine / entry.sha256)
+
+
+def _link(layout: Layout, path: Path, sha256: str) -> None:
+    """Give a snapshot's file its name as a blob, durable and read-only as every blob is."""
+    blob = layout.blob(sha256)
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        if stat.S_IMODE(os.fstat(descriptor).st_mode) != durable.READ_ONLY_MODE:
+            os.fchmod(descriptor, durable.READ_ONLY_MODE)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    durable.make_dir(blob.parent, durable.PRIVATE_DIR_MODE)
+    os.link(path, blob, follow_symlinks=False)
+    durable.fsync_dir(blob.parent)
+
+
+def _hashes_to(path: Path, sha256: str) -> bool:
+    found = _hash(path)
+    if found != sha256:
+        _log.error("%s: expected sha256 %s, found %s", path, sha256, found or "that the disk cannot read it")
+    return found == sha256
+
+
+def _hash(path: Path) -> str | None:
+    """What a file hashes to; None where the disk says that it cannot be read. Raises OSError where nobody can tell."""
+    try:
+        return hash_file(path)
+    except OSError as error:
+        if error.errno not in ROTTEN:
+            raise
+        return None
+
+
+def _is_unchanged(path: Path, seen: VerifiedFile) -> bool:
+    """Tell whether a file is the one that was hashed; a digest of its seal changes nothing in that."""
+    try:
+        found = os.lstat(path)
+    except OSError:
+        return False
+    return stat.S_ISREG(found.st_mode) and VerifiedFile.of(found, seen.verified_at) == replace(seen, verity=None)

@@ -1,0 +1,240 @@
+"""The body of one response, received into the caller's memory.
+
+Law: every byte is copied once, by the kernel or by TLS, into the view that the caller gave. A body ends cleanly only
+where its framing says so, and with nothing behind it.
+"""
+
+from __future__ import annotations
+
+import re
+from types import TracebackType
+from typing import Protocol, Self
+
+from cached.contract.errors import HoldfastError, Transient
+from cached.transport.connection.cancel import Cancellation, Cancelled
+from cached.transport.connection.pool import IdlePool, Route
+from cached.transport.connection.stream import EndOfStream, Idle, Stream
+from cached.transport.pages import LOOKED_AT_BYTES, page_error, page_instead
+from cached.transport.response import Answer, Extent, bad_response
+from cached.transport.target import Expected
+from cached.transport.urls import display_url
+
+_CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\r\n]*)?\r?\n")
+_MAX_TRAILERS = 100
+
+
+class Exchange:
+    """A connection with one answer on it, until that is read or given up."""
+
+    def __init__(self, answer: Answer, stream: Stream, route: Route, url: str) -> None:
+        self.answer = answer
+        self.stream = stream
+        self.url = url
+        self.where = display_url(url)
+        self._route = route
+
+    def keep(self, pool: IdlePool, cancellation: Cancellation) -> None:
+        """Nothing is due any more: keep the connection, unless the server or a cancellation ends it."""
+        self.stream.rest()
+        if self.answer.keep_alive and not cancellation.cancelled:
+            pool.put(self._route, self.stream)
+        else:
+            self.stream.close()
+
+    def drop(self) -> None:
+        self.stream.close()
+
+
+class Framing(Protocol):
+    """How the end of a body is told."""
+
+    def read(self, view: memoryview) -> int:
+        """Receive at least one byte into a non-empty `view`; 0 at the clean end, also when asked again."""
+
+
+class Counted:
+    """A body of a known length."""
+
+    def __init__(self, stream: Stream, length: int) -> None:
+        self._stream = stream
+        self._left = length
+
+    def read(self, view: memoryview) -> int:
+        if self._left == 0:
+            return 0
+        received = self._stream.take(view[: self._left])
+        if received == 0:
+            raise EndOfStream(f"the body ended {self._left} bytes early")
+        self._left -= received
+        return received
+
+
+class UntilClose:
+    """A body that ends with the connection (HTTP/1.0 without a length)."""
+
+    def __init__(self, stream: Stream) -> None:
+        self._stream = stream
+        self._ended = False
+
+    def read(self, view: memoryview) -> int:
+        received = 0 if self._ended else self._stream.take(view)
+        self._ended = received == 0
+        return received
+
+
+class Chunked:
+    """A body in chunks (RFC 9112, section 7.1)."""
+
+    def __init__(self, stream: Stream, where: str) -> None:
+        self._stream = stream
+        self._where = where
+        self._left = 0
+        self._ended = False
+
+    def read(self, view: memoryview) -> int:
+        if self._left == 0 and not self._ended:
+            self._open_chunk()
+        if self._ended:
+            return 0
+        received = self._stream.take(view[: self._left])
+        if received == 0:
+            raise EndOfStream("the body ended within a chunk")
+        self._left -= received
+        if self._left == 0 and self._stream.readline().rstrip(b"\r\n"):
+            raise bad_response(self._where, "a chunk is longer than its size says")
+        return received
+
+    def _open_chunk(self) -> None:
+        match = _CHUNK_SIZE.fullmatch(self._stream.readline())
+        if match is None:
+            raise bad_response(self._where, "the size of a chunk is malformed")
+        self._left = int(match[1], 16)
+        if self._left:
+            return
+        for _ in range(_MAX_TRAILERS):
+            if not self._stream.readline().rstrip(b"\r\n"):
+                self._ended = True
+                return
+        raise bad_response(self._where, "too many trailers")
+
+
+class Body:
+    """The bytes of an object from `start`, `length` of them (None: unknown until the end), out of `total` if known.
+
+    `start` is the offset that was asked for, or 0 where the server knows no ranges and sends the whole. `received`
+    counts what has come so far.
+    """
+
+    def __init__(
+        self,
+        exchange: Exchange,
+        extent: Extent,
+        pool: IdlePool,
+        cancellation: Cancellation,
+        expected: Expected | None = None,
+    ) -> None:
+        """`expected`: the file that this should be; a page in its place is refused."""
+        self.start = extent.start
+        self.length = extent.length
+        self.total = extent.total
+        self.etag = exchange.answer.etag
+        self.last_modified = exchange.answer.last_modified
+        self._exchange = exchange
+        self._framing = _framing(exchange, extent)
+        self.received = 0
+        self._ended = False
+        self._closed = False
+        self._pool = pool
+        self._cancellation = cancellation
+        self._expected = expected if extent.start == 0 else None
+        self._page: str | None = None
+
+    def readinto(self, view: memoryview) -> int:
+        """Fill `view` unless the body ends first; 0 only at the clean end of the body.
+
+        Raises `Transient` (`bad_response`, `reset`, `stalled`), or `Cancelled`; the bytes received before that are in
+        `view`, and counted in `received`. Only time spent in here counts for a stall.
+        """
+        filled = 0
+        try:
+            self._cancellation.check()
+            window = view if self.length is None else view[: self.length - self.received]
+            count = 1
+            while count and filled < len(window) and not self._ended:
+                count = self._framing.read(window[filled:])
+                filled += count
+                self.received += count
+            self._judge(view[:filled])
+            if (not count or self.received == self.length) and not self._ended:
+                self._end()
+        except (HoldfastError, Cancelled, OSError) as error:
+            self._give_up()
+            self._cancellation.check()  # a cancelled connection also fails in other ways
+            self._judge(view[:filled])
+            if isinstance(error, OSError):
+                raise self._broken(error) from error
+            raise
+        return filled
+
+    def close(self) -> None:
+        """Keep the connection for the next request if the body was read to its end, else close it."""
+        if self._closed:
+            return
+        if self._ended:
+            self._closed = True
+            self._exchange.keep(self._pool, self._cancellation)
+        else:
+            self._give_up()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _end(self) -> None:
+        where, answer = self._exchange.where, self._exchange.answer
+        if answer.chunked and self._framing.read(memoryview(bytearray(1))):
+            raise bad_response(where, f"more than the {self.length} bytes that its Content-Range says")
+        if self.length is not None and self.received < self.length:
+            raise EndOfStream(f"the body ended {self.length - self.received} bytes early")
+        if self._exchange.stream.look() is Idle.DATA:
+            raise bad_response(where, f"bytes after the end of a body of {self.received} bytes")
+        if self._page is not None and self._expected is not None and self._expected.size not in (None, self.received):
+            raise page_error(f"the file {self._expected.name!r}", where, self._page)
+        self._ended = True
+
+    def _judge(self, came: memoryview) -> None:
+        """Look at the first bytes that came. Of a page they are not given out: nobody is to keep them as the file's."""
+        expected = self._expected
+        if expected is None or self.received != len(came):
+            return
+        content_type = self._exchange.answer.headers.get_content_type()
+        self._page = page_instead(expected, content_type, bytes(came[:LOOKED_AT_BYTES]))
+        if self._page is not None and not expected.promised:
+            self.received = 0
+            raise page_error(f"the file {expected.name!r}", self._exchange.where, self._page)
+
+    def _give_up(self) -> None:
+        if not self._closed:
+            self._closed = True
+            self._exchange.drop()
+
+    def _broken(self, error: OSError) -> Transient:
+        where = self._exchange.where
+        due = "" if self.length is None else f" of {self.length}"
+        if isinstance(error, EndOfStream):
+            return bad_response(where, f"{error}, after {self.received} bytes{due}")
+        reason = error.strerror or type(error).__name__
+        return Transient("reset", f"{where}: {reason} after {self.received} bytes{due}", "it is tried again")
+
+
+def _framing(exchange: Exchange, extent: Extent) -> Framing:
+    if exchange.answer.chunked:
+        return Chunked(exchange.stream, exchange.where)
+    # A 206 without Content-Length still says in Content-Range how much it gives.
+    if extent.length is not None:
+        return Counted(exchange.stream, extent.length)
+    return UntilClose(exchange.stream)

@@ -1,0 +1,204 @@
+"""Open connections: TCP, TLS with verification, and proxies as the environment names them.
+
+Law: hands out connected streams and keeps none. Certificates are always verified.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import socket
+import ssl
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.request import getproxies, proxy_bypass
+
+from cached.contract.errors import HoldfastError, Permanent, Transient
+from cached.contract.program import limits
+from cached.transport.connection.cancel import Cancellation
+from cached.transport.connection.settings import HttpSettings
+from cached.transport.connection.ssrf import is_inward
+from cached.transport.connection.stream import Deadline, Stream
+from cached.transport.credentials import basic
+from cached.transport.response import read_answer
+from cached.transport.urls import Address, Origin
+
+# What getaddrinfo gives: family, kind, protocol, name, address.
+_Found = tuple[socket.AddressFamily, socket.SocketKind, int, str, Any]
+_NOT_YET_VALID = 9  # X509_V_ERR_CERT_NOT_YET_VALID
+
+
+@dataclass(frozen=True, slots=True)
+class Proxy:
+    """An HTTP proxy and what it wants to know about us."""
+
+    origin: Origin
+    authorization: str | None = field(repr=False)
+
+    @property
+    def headers(self) -> tuple[tuple[str, str], ...]:
+        return (("Proxy-Authorization", self.authorization),) if self.authorization else ()
+
+
+class Connector:
+    """Opens connections to origins, through the proxy where the environment names one. Thread-safe."""
+
+    def __init__(self, settings: HttpSettings) -> None:
+        self._settings = settings
+        self._tls = ssl.create_default_context()  # honours SSL_CERT_FILE and SSL_CERT_DIR
+        self._tls.set_alpn_protocols(["http/1.1"])
+        self._proxies = getproxies()
+
+    def proxy_of(self, origin: Origin) -> Proxy | None:
+        """The proxy for `origin`, None to go there directly; raises `Permanent` (`bad_proxy`)."""
+        url = self._proxies.get(origin.scheme)
+        if not url or proxy_bypass(origin.authority, self._proxies) or self._in_bypassed_network(origin.host):
+            return None
+        address = Address.parse(url if "://" in url else f"http://{url}")
+        if address.origin.scheme != "http":
+            raise Permanent(
+                "bad_proxy",
+                f"expected an http:// proxy, found {address.origin.scheme}://{address.origin.netloc}",
+                f"set {origin.scheme.upper()}_PROXY to http://host:port, or name the host in NO_PROXY",
+            )
+        return Proxy(address.origin, basic(*address.userinfo) if address.userinfo else None)
+
+    def open(self, origin: Origin, chosen_by: Origin | None, cancellation: Cancellation) -> Stream:
+        """Connect to `origin`, with TLS if it is https; raises `Transient`, `Permanent` or `Cancelled`.
+
+        `chosen_by`: which other host redirected here, if one did: not every address is then connected to. The stream is
+        attached to `cancellation`.
+        """
+        proxy = self.proxy_of(origin)
+        place = f"{origin.netloc} through the proxy {proxy.origin.netloc}" if proxy else origin.netloc
+        patience = Deadline(self._settings.header_timeout_s, place)
+        # Whichever socket the connection has got to so far, closed if the next step fails.
+        held: list[socket.socket] = []
+        try:
+            addresses = _resolve(proxy.origin if proxy else origin)
+            if chosen_by is not None:
+                _check_inward(origin, chosen_by, [] if proxy else addresses)
+            held = [_dial(addresses, self._settings.connect_timeout_s, cancellation)]
+            if origin.scheme == "https":
+                if proxy:
+                    self._tunnel(held[0], proxy, origin, cancellation)
+                held = [self._secure(held[0], origin.host, cancellation)]
+            return Stream(held[0], self._settings.tick_s, cancellation, patience)
+        except BaseException as error:
+            for sock in held:
+                cancellation.detach(sock)
+                sock.close()
+            if isinstance(error, OSError):
+                cancellation.check()
+                raise _connect_error(error, origin, place) from error
+            raise
+
+    def _in_bypassed_network(self, host: str) -> bool:
+        """Tell whether `NO_PROXY` has a network (`10.0.0.0/8`) with `host` in it; urllib compares names only."""
+        try:
+            address = ipaddress.ip_address(host)
+        except ValueError:
+            return False
+        for entry in self._proxies.get("no", "").split(","):
+            with contextlib.suppress(ValueError):
+                if "/" in entry and address in ipaddress.ip_network(entry.strip(), strict=False):
+                    return True
+        return False
+
+    def _tunnel(self, sock: socket.socket, proxy: Proxy, origin: Origin, cancellation: Cancellation) -> None:
+        patience = Deadline(self._settings.header_timeout_s, f"the proxy {proxy.origin.netloc}")
+        stream = Stream(sock, self._settings.tick_s, cancellation, patience)
+        headers = (("Host", origin.authority), ("User-Agent", self._settings.user_agent), *proxy.headers)
+        lines = "".join(f"{name}: {value}\r\n" for name, value in headers)
+        stream.send(f"CONNECT {origin.authority} HTTP/1.1\r\n{lines}\r\n".encode("ascii"))
+        status = read_answer(stream, f"the proxy {proxy.origin.netloc}").status
+        shown = f"the proxy {proxy.origin.netloc} answered {status} to CONNECT {origin.authority}"
+        if status == 407:
+            raise Permanent("proxy_unauthorized", shown, "put user and password into HTTPS_PROXY")
+        if status // 100 != 2:
+            raise Transient("connect", shown, "it is tried again; if it goes on, ask whoever runs the proxy")
+
+    def _secure(self, sock: socket.socket, host: str, cancellation: Cancellation) -> ssl.SSLSocket:
+        sock.settimeout(self._settings.connect_timeout_s)
+        # Wrapping moves the descriptor into a new object: the handshake waits until that one can be cancelled.
+        cancellation.detach(sock)
+        # Ragged ends stay errors: over TLS Python tells a reset by nothing else, and a cut body is no end.
+        secured = self._tls.wrap_socket(
+            sock, server_hostname=host, do_handshake_on_connect=False, suppress_ragged_eofs=False
+        )
+        try:
+            cancellation.attach(secured)
+            secured.do_handshake()
+        except BaseException:
+            cancellation.detach(secured)
+            secured.close()
+            raise
+        return secured
+
+
+def _resolve(origin: Origin) -> Sequence[_Found]:
+    return socket.getaddrinfo(origin.host, origin.port, type=socket.SOCK_STREAM)
+
+
+def _check_inward(origin: Origin, chosen_by: Origin, addresses: Sequence[_Found]) -> None:
+    """Refuse a redirect to this machine or its metadata service, unless whoever redirects is as near itself."""
+    hosts = [origin.host, *(str(address[0]) for *_, address in addresses)]
+    if any(map(is_inward, hosts)) and not any(is_inward(str(address[0])) for *_, address in _resolve(chosen_by)):
+        raise Permanent(
+            "insecure_redirect",
+            f"{chosen_by.netloc} redirects to {origin.netloc}, an address of this machine or of its cloud's metadata",
+            "use the address of the file itself; ask whoever runs the source why it leads there",
+        )
+
+
+def _dial(addresses: Sequence[_Found], timeout_s: float, cancellation: Cancellation) -> socket.socket:
+    """Connect to the first address that answers; raises OSError of the last one."""
+    deadline = time.monotonic() + timeout_s
+    failure: OSError = OSError("the name has no address")
+    for left, (family, kind, protocol, _, address) in zip(range(len(addresses), 0, -1), addresses, strict=True):
+        sock = socket.socket(family, kind, protocol)
+        try:
+            cancellation.attach(sock)
+            # A share of what is left: a first address that swallows packets leaves time for the second.
+            sock.settimeout(max(0.001, (deadline - time.monotonic()) / left))
+            sock.connect(address)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            cancellation.check()
+            return sock
+        except BaseException as error:
+            cancellation.detach(sock)
+            sock.close()
+            if not isinstance(error, OSError):
+                raise
+            cancellation.check()
+            failure = error
+    raise failure
+
+
+def _connect_error(error: OSError, origin: Origin, place: str) -> HoldfastError:
+    if isinstance(error, ssl.SSLCertVerificationError) and error.verify_code == _NOT_YET_VALID:
+        return Transient(
+            "tls_verification",
+            f"the certificate of {origin.netloc} is not valid yet",
+            "set the node's clock: it is behind, or the origin's was ahead; it is tried again",
+        )
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return Permanent(
+            "tls_verification",
+            f"the certificate of {origin.netloc} is not trusted: {error.verify_message}",
+            f"check the name {origin.host} and the node's clock, or name the file of its authority in SSL_CERT_FILE",
+        )
+    short = limits.shortage(error, f"connecting to {place}")
+    if short is not None:
+        return short
+    reason = "timed out" if isinstance(error, TimeoutError) else error.strerror or type(error).__name__
+    if isinstance(error, ssl.SSLError):
+        reason = f"TLS: {error.reason or 'the connection ended in the handshake'}"
+    return Transient(
+        "connect",
+        f"cannot connect to {place}: {reason}",
+        "it is tried again; if it goes on, check the host's name, its port and the network policy",
+    )

@@ -1,0 +1,73 @@
+"""Idle connections, kept for the next request to the same place.
+
+Law: gives out only connections that are open and on which nothing has come since; never waits.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass
+
+from cached.transport.connection.connect import Proxy
+from cached.transport.connection.stream import Idle, Stream
+from cached.transport.urls import Origin
+
+_MAX_IDLE = 64
+_MAX_IDLE_S = 60.0  # most servers and load balancers give up at 60 to 75 s
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """What a connection leads to: one to another origin, or through another proxy, is never taken for it, nor one that
+    somebody else's redirect may not have opened."""
+
+    origin: Origin
+    proxy: Proxy | None
+    chosen_by: Origin | None
+
+
+class IdlePool:
+    """Thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._idle: list[tuple[Route, float, Stream]] = []  # the longest idle first
+        self._closed = False
+
+    def take(self, route: Route) -> Stream | None:
+        """The connection to `route` that was used last and is still good, or None."""
+        while True:
+            with self._lock:
+                found = next((entry for entry in reversed(self._idle) if entry[0] == route), None)
+                if found is None:
+                    return None
+                self._idle.remove(found)
+            stream = found[2]
+            if stream.look() is Idle.QUIET:
+                return stream
+            stream.close()
+
+    def put(self, route: Route, stream: Stream) -> None:
+        """Keep `stream`, which nothing is due on; closes those that have been idle too long."""
+        now = time.monotonic()
+        with self._lock:
+            if not self._closed:
+                self._idle.append((route, now, stream))
+            surplus = [stream] if self._closed else self._expire(now)
+        for old in surplus:
+            old.close()
+
+    def close(self) -> None:
+        """Close what is idle, and what comes back later."""
+        with self._lock:
+            self._closed = True
+            idle, self._idle = self._idle, []
+        for _, _, stream in idle:
+            stream.close()
+
+    def _expire(self, now: float) -> list[Stream]:
+        surplus = []
+        while self._idle and (len(self._idle) > _MAX_IDLE or now - self._idle[0][1] > _MAX_IDLE_S):
+            surplus.append(self._idle.pop(0)[2])
+        return surplus

@@ -1,0 +1,88 @@
+"""What a status other than success means: retry, or tell a person what to do.
+
+Law: no I/O. Maps a status, its header and the beginning of its body to one error.
+"""
+
+from __future__ import annotations
+
+import re
+from email.utils import parsedate_to_datetime
+
+from cached.contract.errors import HoldfastError, Permanent, Transient, http_code
+from cached.transport.response import Answer, source_changed
+
+# S3, Google Cloud Storage and Azure say with these that a signature or a session's credentials ran out.
+_EXPIRED = (
+    b"<Code>ExpiredToken</Code>",
+    b"Request has expired",
+    b"Signature not valid in the specified time frame",
+)
+_CODE = re.compile(rb"<Code>([A-Za-z]{1,64})</Code>")  # S3's own name of an error
+_MAX_RETRY_AFTER_S = 3600.0
+_RETRIED = "it is tried again; if it goes on, look at the server"
+_PERMANENT = {
+    401: (
+        "unauthorized",
+        "it asks for credentials",
+        "put a user and password for this host into a netrc file (NETRC), or give the source its token",
+    ),
+    403: ("forbidden", "these credentials may not read it", "grant this node's credentials read access to it"),
+    404: ("not_found", "there is nothing there", "check the address for typing errors, or publish it there"),
+    410: ("gone", "it was removed for good", "point the catalog at where it is now"),
+    407: (
+        "proxy_unauthorized",
+        "the proxy asks for credentials",
+        "put user and password into HTTP_PROXY or HTTPS_PROXY",
+    ),
+}
+
+
+def refusal(answer: Answer, where: str, excerpt: bytes, now: float) -> HoldfastError:
+    """The error for `answer`, whose status is not a success; `excerpt` is the beginning of its body.
+
+    `now` (POSIX time) is what a date in `Retry-After` is counted from.
+    """
+    status = answer.status
+    named = _CODE.search(excerpt)
+    shown = f"{where} answered {status}" + (f" {named[1].decode('ascii')}" if named else "")
+    if status in (400, 403) and any(sign in excerpt for sign in _EXPIRED):
+        return Transient("expired_signature", f"{shown}: its signature has expired", "it is signed again")
+    if status == 403 and named is not None and named[1] == b"InvalidObjectState":
+        return Permanent(
+            "archived",
+            f"{shown}: the object is in an archive and cannot be read before it is restored",
+            "restore it (`aws s3api restore-object`), or copy it to another storage class; then pull again",
+        )
+    if status in _PERMANENT:
+        code, meaning, remedy = _PERMANENT[status]
+        return Permanent(code, f"{shown}: {meaning}", remedy)
+    if status == 412:
+        return source_changed(where, "it is not the object of that ETag or date any more")
+    if status == 416:
+        return Transient("bad_response", f"{shown}: the range asked for is not in it", _RETRIED)
+    if status in (408, 425, 429) or status >= 500:
+        return Transient(http_code(status), shown, _RETRIED, retry_after_s=_retry_after_s(answer, now))
+    if status >= 400:
+        return Permanent(http_code(status), shown, "check the address and what the server expects of requests for it")
+    return Transient("bad_response", f"{shown}, which no request of ours asks for", _RETRIED)
+
+
+def _sent_at(answer: Answer, now: float) -> float:
+    try:
+        return parsedate_to_datetime(answer.headers.get("Date") or "").timestamp()
+    except ValueError:
+        return now
+
+
+def _retry_after_s(answer: Answer, now: float) -> float | None:
+    """The wait that `Retry-After` asks for, in seconds, at most an hour; a date is compared with the answer's own, and
+    with `now` (POSIX time) only where it has none: our clock may be off."""
+    value = (answer.headers.get("Retry-After") or "").strip()
+    if value.isascii() and value.isdigit():
+        wait_s = float(value[:9])
+    else:
+        try:
+            wait_s = parsedate_to_datetime(value).timestamp() - _sent_at(answer, now)
+        except ValueError:
+            return None
+    return min(max(wait_s, 0.0), _MAX_RETRY_AFTER_S)

@@ -1,0 +1,248 @@
+"""What a server answered: the head of a response, and whether it says what was asked.
+
+Law: reads the head and judges; receives no body. A server is not believed: what contradicts itself or the request is
+`bad_response`. Rules: RFC 9110 and 9112, and "Bad answers" in section 9 of the design.
+"""
+
+from __future__ import annotations
+
+import http.client
+import re
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+
+from cached.contract.errors import HoldfastError, Permanent, Transient
+from cached.transport.connection.stream import Stream
+from cached.transport.pages import is_page_type
+from cached.transport.target import HttpTarget
+from cached.transport.urls import origin_of
+
+_STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-9]\d\d)(?: [^\r\n]*)?\r?\n")
+_CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)", re.IGNORECASE | re.ASCII)
+_LENGTH = re.compile(r"\d{1,18}", re.ASCII)
+_STRONG_ETAG = re.compile(r'"[\x21\x23-\x7e\x80-\xff]*"')
+# What stands in Content-Encoding and codes nothing: `aws-chunked` is how an upload was sent (some stores give it back),
+# the others are slips of those who uploaded.
+_NO_CODINGS = frozenset({"", "identity", "aws-chunked", "utf-8", "utf8", "binary", "none"})
+_MAX_INTERIM_ANSWERS = 8
+MAX_BAD_RESPONSES = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """The bytes that were asked for: from `offset`, `length` of them or all that follow."""
+
+    offset: int
+    length: int | None
+
+    @property
+    def header(self) -> str | None:
+        """The `Range` header, None where the whole object is asked for."""
+        if self.length is not None:
+            return f"bytes={self.offset}-{self.offset + self.length - 1}"
+        return f"bytes={self.offset}-" if self.offset else None
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """The bytes that a response gives: from `start`, `length` of them, out of an object of `total`; None: unknown."""
+
+    start: int
+    length: int | None
+    total: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The head of a response. `length`: its Content-Length, None without one."""
+
+    status: int
+    headers: http.client.HTTPMessage
+    keep_alive: bool
+    chunked: bool
+    length: int | None
+
+    @property
+    def etag(self) -> str | None:
+        """The ETag if it is a strong one."""
+        value = (self.headers.get("ETag") or "").strip()
+        return value if _STRONG_ETAG.fullmatch(value) else None
+
+    @property
+    def weak_etag(self) -> str | None:
+        """The ETag if it is no strong one."""
+        value = (self.headers.get("ETag") or "").strip()
+        return value if value and self.etag is None else None
+
+    @property
+    def last_modified(self) -> str | None:
+        return self.headers.get("Last-Modified")
+
+
+def bad_response(where: str, problem: str) -> Transient:
+    """The error for an answer that is wrong in itself or does not fit the request."""
+    return Transient("bad_response", f"{where}: {problem}", "it is tried again; if it goes on, the server is at fault")
+
+
+def hopeless(error: HoldfastError) -> Permanent:
+    """The end of asking a server whose answers were wrong again and again."""
+    return Permanent(
+        error.code,
+        f"{error.message} (after {MAX_BAD_RESPONSES} attempts)",
+        error.remedy or "check the origin and any proxy before it",
+    )
+
+
+def read_answer(stream: Stream, where: str) -> Answer:
+    """Receive one head, past interim ones; raises `bad_response`, and OSError where the connection breaks."""
+    for _ in range(_MAX_INTERIM_ANSWERS):
+        line = stream.readline()
+        match = _STATUS_LINE.fullmatch(line)
+        if match is None:
+            raise bad_response(where, "the answer does not begin as HTTP/1.x does")
+        headers = _read_headers(stream, where)
+        status = int(match[2])
+        if status >= 200:
+            return _answer(status, match[1] == b"1", headers, where)
+    raise bad_response(where, "too many interim answers")
+
+
+def extent_of(answer: Answer, asked: Asked, where: str) -> Extent:
+    """Which bytes a 200 or 206 gives; raises `bad_response` if not those that were asked for, or all."""
+    given = _content_range(answer, where)
+    if answer.status == 206:
+        return _partial(given, asked, where, answer.length)
+    if answer.status != 200:
+        raise bad_response(where, f"expected 200 or 206, found {answer.status}")
+    if given is None or (given.start == 0 and given.length == given.total == answer.length):
+        return Extent(0, answer.length, answer.length)
+    # Some servers (rclone's S3) send the range that was asked for under status 200.
+    if answer.length is None:
+        raise bad_response(where, "status 200 with a Content-Range and no Content-Length")
+    return _partial(given, asked, where, answer.length)
+
+
+def check_unchanged(answer: Answer, target: HttpTarget, where: str, url: str) -> None:
+    """Raise `source_changed` if the validators of `answer`, which came from `url`, are not those of `target`."""
+    if answer.status not in (200, 206, 416):
+        return  # those of an error page are the page's own
+    if target.if_match is not None and answer.etag not in (None, target.if_match):
+        raise source_changed(where, f"expected the ETag {target.if_match}, found {answer.etag}")
+    _check_etag(answer, target.if_match, where)
+    if target.signs is not None and target.signs.origin in (None, origin_of(url)):
+        _check_etag(answer, target.signs.etag, where)
+        _check_date(answer, target.signs.last_modified, where)
+
+
+def _check_etag(answer: Answer, expected: str | None, where: str) -> None:
+    """Compare weakly, as RFC 9110, 8.8.3.2 says: a proxy that changes an encoding may have made one of them weak."""
+    found = answer.etag or answer.weak_etag
+    if expected is not None and found is not None and found.removeprefix("W/") != expected.removeprefix("W/"):
+        raise source_changed(where, f"expected the ETag {expected[:200]}, found {found[:200]}")
+
+
+def _check_date(answer: Answer, expected: str | None, where: str) -> None:
+    found = answer.last_modified
+    if expected is None or found is None or found == expected:
+        return
+    before, now = _instant(expected), _instant(found)
+    if before is not None and now is not None and before != now:
+        raise source_changed(where, f"last modified {found[:80]}, not {expected[:80]}")
+
+
+def source_changed(where: str, problem: str) -> Transient:
+    """The error for an object that is another one than was listed."""
+    return Transient(
+        "source_changed",
+        f"{where} changed since it was listed: {problem}",
+        "it is listed again; publish new content under a new version",
+    )
+
+
+def check_encoding(answer: Answer, target: HttpTarget, total: int | None, where: str) -> None:
+    """Raise `bad_response` for a content encoding: none was asked for.
+
+    Unless the object is as long as what is stored (`total` bytes): then the header is what was stored with it.
+    """
+    given = ",".join(answer.headers.get_all("Content-Encoding", []))
+    codings = [coding for each in given.split(",") if (coding := each.strip().lower()) not in _NO_CODINGS]
+    if not codings or (target.stored_bytes is not None and target.stored_bytes == total):
+        return
+    stored = "" if target.stored_bytes is None else f": {_bytes(total)} instead of the {target.stored_bytes} stored"
+    raise Transient(
+        "bad_response",
+        f"{where}: Content-Encoding {', '.join(codings)[:40]!r}, which was not asked for{stored}",
+        "let the server, and any proxy before it, send files as they are stored; where `holdfast publish` wrote a "
+        "manifest, an encoding that is stored does no harm",
+    )
+
+
+def check_no_page_length(answer: Answer, target: HttpTarget, total: int | None, where: str) -> None:
+    """Raise `bad_response` for an answer of a page's type with another length (`total`) than the expected file's."""
+    expected = target.expected
+    if expected is None or not is_page_type(expected, answer.headers.get_content_type()):
+        return
+    if total is not None and expected.size is not None and total != expected.size:
+        raise bad_response(where, f"expected {expected.name!r} of {expected.size} bytes, found {total} bytes")
+
+
+def _bytes(size: int | None) -> str:
+    return "an unknown length" if size is None else f"{size} bytes"
+
+
+def _read_headers(stream: Stream, where: str) -> http.client.HTTPMessage:
+    try:
+        headers = http.client.parse_headers(stream)
+    except http.client.HTTPException as error:
+        raise bad_response(where, f"the header is too long ({type(error).__name__})") from error
+    if headers.defects:
+        raise bad_response(where, f"the header is malformed ({type(headers.defects[0]).__name__})")
+    return headers
+
+
+def _answer(status: int, is_http11: bool, headers: http.client.HTTPMessage, where: str) -> Answer:
+    lengths = {value.strip() for value in headers.get_all("Content-Length", [])}
+    codings = [value.strip().lower() for value in headers.get_all("Transfer-Encoding", [])]
+    if len(lengths) > 1 or not all(_LENGTH.fullmatch(value) for value in lengths):
+        raise bad_response(where, f"Content-Length {', '.join(sorted(lengths))[:80]!r}")
+    if codings not in ([], ["chunked"]):
+        raise bad_response(where, f"Transfer-Encoding {', '.join(codings)[:80]!r}")
+    if codings and lengths:
+        raise bad_response(where, "both Content-Length and Transfer-Encoding")
+    connection = (headers.get("Connection") or "").lower()
+    keep_alive = "close" not in connection if is_http11 else "keep-alive" in connection
+    return Answer(status, headers, keep_alive, bool(codings), int(lengths.pop()) if lengths else None)
+
+
+def _content_range(answer: Answer, where: str) -> Extent | None:
+    values = answer.headers.get_all("Content-Range", [])
+    if not values:
+        return None
+    match = _CONTENT_RANGE.fullmatch(values[0].strip())
+    if match is None or len(values) > 1:
+        raise bad_response(where, f"Content-Range {', '.join(values)[:80]!r}")
+    start, end = int(match[1]), int(match[2])
+    total = None if match[3] == "*" else int(match[3])
+    if end < start or (total is not None and end >= total):
+        raise bad_response(where, f"Content-Range {values[0][:80]!r} contradicts itself")
+    return Extent(start, end - start + 1, total)
+
+
+def _partial(given: Extent | None, asked: Asked, where: str, content_length: int | None) -> Extent:
+    if given is None or asked.header is None:
+        raise bad_response(where, "a partial answer without Content-Range, or that was not asked for")
+    to_the_end = given.total is None or given.start + (given.length or 0) == given.total
+    fits = given.length == asked.length if asked.length is not None else to_the_end
+    if given.start != asked.offset or not fits:
+        end = given.start + (given.length or 0) - 1
+        raise bad_response(where, f"asked for {asked.header}, answered bytes {given.start}-{end} of {given.total}")
+    if content_length not in (None, given.length):
+        raise bad_response(where, f"Content-Range gives {given.length} bytes, Content-Length {content_length}")
+    return given
+
+
+def _instant(value: str) -> float | None:
+    try:
+        return parsedate_to_datetime(value).timestamp()
+    except ValueError:
+        return None

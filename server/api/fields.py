@@ -1,0 +1,97 @@
+"""Read the fields of a request's JSON, each by its type and range; refuse by name what is anything else.
+
+Law: pure. Every refusal is an `InvalidRequest` whose message begins with the field's name.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping
+from typing import Any, NoReturn
+
+from server.engine.types import InvalidRequest
+
+Document = dict[str, Any]
+
+
+def document(body: bytes) -> Document:
+    """The JSON object of a body."""
+    try:
+        found = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise InvalidRequest(f"the body is not JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise InvalidRequest(f"expected a JSON object, found {show(found)}")
+    return found
+
+
+def refuse_unknown(given: Document, known: Collection[str], neutral: Mapping[str, tuple[object, ...]]) -> None:
+    """Refuse fields that are neither known nor have one of the values under which they change nothing."""
+    for name, value in given.items():
+        if name in known:
+            continue
+        if name not in neutral:
+            refuse(name, "unknown parameter")
+        if value is not None and not any(type(value) is type(same) and value == same for same in neutral[name]):
+            refuse(name, f"not supported here with the value {show(value)}; leave it out")
+
+
+def text(given: Document, name: str) -> str | None:
+    value = given.get(name)
+    if value is not None and not isinstance(value, str):
+        refuse(name, f"expected text, found {show(value)}")
+    return value
+
+
+def integer(given: Document, name: str, low: int, high: int | None) -> int | None:
+    value = given.get(name)
+    if value is not None and (type(value) is not int or value < low or (high is not None and value > high)):
+        upper = "" if high is None else f" to {high}"
+        refuse(name, f"expected a whole number from {low}{upper}, found {show(value)}")
+    return value
+
+
+def number(given: Document, name: str, low: float, high: float, default: float) -> float:
+    value = given.get(name)
+    if value is None:
+        return default
+    if not is_number(value, low, high):
+        refuse(name, f"expected a number from {low:g} to {high:g}, found {show(value)}")
+    return float(value)
+
+
+def is_number(value: object, low: float, high: float) -> bool:
+    return not isinstance(value, bool) and isinstance(value, int | float) and low <= value <= high
+
+
+def boolean(given: Document, name: str) -> bool:
+    value = given.get(name)
+    if value is not None and not isinstance(value, bool):
+        refuse(name, f"expected true or false, found {show(value)}")
+    return bool(value)
+
+
+def texts(given: Document, name: str, most: int) -> tuple[str, ...]:
+    """A text or a list of texts, none empty."""
+    value = given.get(name)
+    found = [] if value is None else [value] if isinstance(value, str) else value
+    if not isinstance(found, list) or len(found) > most or not all(isinstance(one, str) and one for one in found):
+        refuse(name, f"expected text or a list of at most {most} texts, none empty, found {show(value)}")
+    return tuple(found)
+
+
+def encodable(name: str, value: str) -> str:
+    """The text itself; half a surrogate pair is legal JSON and no text."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        refuse(name, "the text has half a surrogate pair, which is no character")
+    return value
+
+
+def show(value: object) -> str:
+    return repr(value)[:60]
+
+
+def refuse(param: str, message: str) -> NoReturn:
+    raise InvalidRequest(f"{param[:60]}: {message}", param[:60])

@@ -1,0 +1,235 @@
+"""What clients may ask, read from the JSON of OpenAI's API; what is not supported is refused by name.
+
+Law: pure; nothing is ignored silently except what cannot change the answer (`user`, `metadata`).
+Format: https://platform.openai.com/docs/api-reference (embeddings, completions, chat).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from server.api import fields
+from server.api.fields import Document, refuse, show
+from server.engine.types import (
+    ChatRequest,
+    CompletionRequest,
+    EmbeddingRequest,
+    Prompt,
+    Sampling,
+    Wanted,
+)
+
+if TYPE_CHECKING:
+    pass
+
+MAX_INPUTS = 2048  # OpenAI's own limit
+MAX_CHOICES = 128  # OpenAI's own limit of `n`
+_MAX_STOPS = 4
+_MAX_LOGPROBS = 20
+_MAX_BIASES = 1024
+_DEFAULT_MAX_TOKENS = 16  # OpenAI's own default for completions
+
+
+_HARMLESS = {"user", "metadata", "safety_identifier", "prompt_cache_key"}
+_COMMON = _HARMLESS | {
+    "model",
+    "n",
+    "temperature",
+    "top_p",
+    "seed",
+    "presence_penalty",
+    "frequency_penalty",
+    "logit_bias",
+    "logprobs",
+    "stop",
+    "stream",
+    "stream_options",
+    "max_tokens",
+}
+# Parameters that would change the answer, with the values that do not.
+_NEUTRAL_COMPLETION: dict[str, tuple[object, ...]] = {"best_of": (1,), "echo": (False,), "suffix": ("",)}
+_NEUTRAL_CHAT: dict[str, tuple[object, ...]] = {
+    "tools": ([],),
+    "tool_choice": ("none", "auto"),
+    "parallel_tool_calls": (True, False),
+    "functions": ([],),
+    "function_call": ("none", "auto"),
+    "response_format": ({"type": "text"},),
+    "modalities": (["text"],),
+    "service_tier": ("auto", "default"),
+    "store": (False,),
+    "audio": (),
+    "prediction": (),
+    "reasoning_effort": (),
+    "verbosity": (),
+    "web_search_options": (),
+}
+_ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
+_MESSAGE_FIELDS = {"role", "content", "name"}
+_NEUTRAL_MESSAGE: dict[str, tuple[object, ...]] = {
+    "refusal": (),
+    "audio": (),
+    "function_call": (),
+    "tool_calls": ([],),
+    "annotations": ([],),
+}
+# What the chat template is given by us; a request that could set `chat_template` would bring code of its own.
+_OUR_VARIABLES = {"messages", "conversation", "tools", "documents", "chat_template", "add_generation_prompt"}
+_TEMPLATE_ARGUMENTS = {"continue_final_message", "tokenize", "padding", "truncation", "max_length", "return_tensors"}
+_TEMPLATE_RESERVED = _OUR_VARIABLES | _TEMPLATE_ARGUMENTS | {"return_dict", "return_assistant_tokens_mask"}
+_TEMPLATE_RESERVED |= {"tokenizer_kwargs", "processor_kwargs"}
+
+
+def parse_embeddings(body: bytes) -> EmbeddingRequest:
+    """Read the body of `/v1/embeddings`; raises `InvalidRequest`."""
+    given = fields.document(body)
+    fields.refuse_unknown(given, _HARMLESS | {"model", "input", "encoding_format"}, {"dimensions": ()})
+    encoding = given.get("encoding_format") or "float"
+    if encoding not in ("float", "base64"):
+        refuse("encoding_format", f"expected float or base64, found {show(encoding)}")
+    return EmbeddingRequest(fields.text(given, "model"), _prompts(given, "input"), encoding == "base64")
+
+
+def parse_completion(body: bytes, max_tokens_limit: int | None) -> CompletionRequest:
+    """Read the body of `/v1/completions`; raises `InvalidRequest`."""
+    given = fields.document(body)
+    fields.refuse_unknown(given, _COMMON | {"prompt"}, _NEUTRAL_COMPLETION)
+    max_tokens = fields.integer(given, "max_tokens", 1, max_tokens_limit)
+    if max_tokens is None:
+        max_tokens = min(_DEFAULT_MAX_TOKENS, max_tokens_limit or _DEFAULT_MAX_TOKENS)
+    prompts = _prompts(given, "prompt")
+    wanted = _wanted(given, max_tokens, fields.integer(given, "logprobs", 0, _MAX_LOGPROBS))
+    if len(prompts) * wanted.choices > MAX_INPUTS:
+        refuse("n", f"{len(prompts)} prompts with {wanted.choices} choices each, at most {MAX_INPUTS} in all")
+    return CompletionRequest(prompts, wanted)
+
+
+def parse_chat(body: bytes, max_tokens_limit: int | None) -> ChatRequest:
+    """Read the body of `/v1/chat/completions`; raises `InvalidRequest`."""
+    given = fields.document(body)
+    known = _COMMON | {"messages", "max_completion_tokens", "top_logprobs", "chat_template_kwargs"}
+    fields.refuse_unknown(given, known, _NEUTRAL_CHAT)
+    old = fields.integer(given, "max_tokens", 1, max_tokens_limit)
+    new = fields.integer(given, "max_completion_tokens", 1, max_tokens_limit)
+    if old is not None and new is not None and old != new:
+        refuse("max_tokens", f"{old}, and max_completion_tokens is {new}: give one of them")
+    top = fields.integer(given, "top_logprobs", 0, _MAX_LOGPROBS)
+    logprobs = fields.boolean(given, "logprobs")
+    if top is not None and not logprobs:
+        refuse("top_logprobs", "only with logprobs: true")
+    wanted = _wanted(given, old if new is None else new, (top or 0) if logprobs else None)
+    return ChatRequest(_messages(given), _template(given), wanted)
+
+
+def _wanted(given: Document, max_tokens: int | None, logprobs: int | None) -> Wanted:
+    stream = fields.boolean(given, "stream")
+    options = given.get("stream_options")
+    if options is not None:
+        if not (stream and isinstance(options, dict)):
+            refuse("stream_options", "expected an object, and only with stream: true")
+        fields.refuse_unknown(options, {"include_usage"}, {"include_obfuscation": (False,)})
+    return Wanted(
+        model=fields.text(given, "model"),
+        max_tokens=max_tokens,
+        choices=fields.integer(given, "n", 1, MAX_CHOICES) or 1,
+        sampling=Sampling(
+            temperature=fields.number(given, "temperature", 0.0, 2.0, 1.0),
+            top_p=fields.number(given, "top_p", 0.0, 1.0, 1.0),
+            seed=fields.integer(given, "seed", -(2**63), 2**63 - 1),
+            presence_penalty=fields.number(given, "presence_penalty", -2.0, 2.0, 0.0),
+            frequency_penalty=fields.number(given, "frequency_penalty", -2.0, 2.0, 0.0),
+            logit_bias=_biases(given),
+            logprobs=logprobs,
+        ),
+        stop=fields.texts(given, "stop", _MAX_STOPS),
+        stream=stream,
+        stream_usage=fields.boolean(options or {}, "include_usage"),
+    )
+
+
+def _prompts(given: Document, name: str) -> tuple[Prompt, ...]:
+    value = given.get(name)
+    single = isinstance(value, str) or _is_token_list(value)
+    items = [value] if single else value
+    if not isinstance(items, list) or not items:
+        refuse(name, f"expected text, token ids, or a list of either, found {show(value)}")
+    if len(items) > MAX_INPUTS:
+        refuse(name, f"{len(items)} inputs, at most {MAX_INPUTS} are taken")
+    prompts: list[Prompt] = []
+    for item in items:
+        if isinstance(item, str):
+            prompts.append(fields.encodable(name, item))
+        elif _is_token_list(item):
+            prompts.append(tuple(item))
+        else:
+            refuse(name, f"expected text, token ids, or a list of either, found {show(item)} in it")
+    return tuple(prompts)
+
+
+def _is_token_list(value: object) -> bool:
+    return isinstance(value, list) and bool(value) and all(type(token) is int for token in value)
+
+
+def _biases(given: Document) -> tuple[tuple[int, float], ...]:
+    value = given.get("logit_bias")
+    if value is None:
+        return ()
+    if not isinstance(value, dict) or len(value) > _MAX_BIASES:
+        refuse("logit_bias", f"expected an object of at most {_MAX_BIASES} token ids, found {show(value)}")
+    biases: list[tuple[int, float]] = []
+    for token, bias in value.items():
+        if not (token.isascii() and token.isdigit() and len(token) < 10 and fields.is_number(bias, -100, 100)):
+            refuse("logit_bias", f"expected token ids with numbers from -100 to 100, found {show({token: bias})}")
+        biases.append((int(token), float(bias)))
+    return tuple(biases)
+
+
+def _messages(given: Document) -> tuple[dict[str, Any], ...]:
+    value = given.get("messages")
+    if not isinstance(value, list) or not value:
+        refuse("messages", f"expected a list of at least one message, found {show(value)}")
+    return tuple(_message(one) for one in value)
+
+
+def _message(value: object) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        refuse("messages", f"expected an object, found {show(value)} in it")
+    role = value.get("role")
+    if not isinstance(role, str) or role not in _ROLES:
+        expected = ", ".join(_ROLES)
+        refuse("messages", f"expected a role of {expected}, found {show(role)} (tools are not supported here)")
+    for name in value:
+        if name not in _MESSAGE_FIELDS | _NEUTRAL_MESSAGE.keys():
+            refuse("messages", f"unknown field {show(name)} in a message")
+    for name, same in _NEUTRAL_MESSAGE.items():
+        if value.get(name) is not None and value[name] not in same:
+            refuse("messages", f"{name} is not supported here")
+    message = {"role": _ROLES[role], "content": _content(value.get("content"))}
+    name = fields.text(value, "name")
+    return message if name is None else {**message, "name": fields.encodable("messages", name)}
+
+
+def _content(value: object) -> str:
+    """The text of a message; parts of text are joined, as chat templates want one text."""
+    if isinstance(value, str):
+        return fields.encodable("messages", value)
+    if not isinstance(value, list) or not value:
+        refuse("messages", f"expected content that is text or a list of parts, found {show(value)}")
+    parts: list[str] = []
+    for part in value:
+        if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
+            refuse("messages", f"expected parts of type text, which is all this model reads, found {show(part)}")
+        parts.append(fields.encodable("messages", part["text"]))
+    return "".join(parts)
+
+
+def _template(given: Document) -> dict[str, Any]:
+    value = given.get("chat_template_kwargs")
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        refuse("chat_template_kwargs", f"expected an object, found {show(value)}")
+    for name in value:
+        if name in _TEMPLATE_RESERVED or not name.isidentifier():
+            refuse("chat_template_kwargs", f"{show(name)} cannot be set by a request")
+    return value

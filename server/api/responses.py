@@ -1,0 +1,90 @@
+"""Answers in the shapes that OpenAI's clients read.
+
+Law: pure values in, responses out. Format: https://platform.openai.com/docs/api-reference (errors, models,
+embeddings).
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+import struct
+from collections.abc import Iterator
+from typing import Any
+
+from aiohttp import web
+
+from server.engine.types import About, Embedded
+from server.lifecycle.snapshot import Snapshot
+
+
+def error_document(message: str, kind: str, param: str | None = None, code: str | None = None) -> dict[str, Any]:
+    """OpenAI's error object."""
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def error_response(
+    status: int,
+    message: str,
+    kind: str,
+    *,
+    param: str | None = None,
+    code: str | None = None,
+    retry_after_s: float | None = None,
+) -> web.Response:
+    """An error as an answer; `retry_after_s` becomes a Retry-After in whole seconds."""
+    headers = {} if retry_after_s is None else {"Retry-After": str(max(1, math.ceil(retry_after_s)))}
+    return web.json_response(error_document(message, kind, param, code), status=status, headers=headers)
+
+
+def model_document(name: str, created: int, snapshot: Snapshot, about: About) -> dict[str, Any]:
+    """One model of `/v1/models`; what OpenAI's clients do not know they ignore."""
+    return {
+        "id": name,
+        "object": "model",
+        "created": created,
+        "owned_by": "holdfast",
+        "version": snapshot.version,
+        "digest": str(snapshot.digest) if snapshot.digest else None,
+        "kind": about.kind,
+        "context_tokens": about.context,
+        "chat": about.chat,
+        "batch": about.batch,
+    }
+
+
+def embeddings_pieces(model: str, embedded: Embedded, as_base64: bool) -> Iterator[str]:
+    """The answer of `/v1/embeddings` as JSON, about a vector at a time: thousands of them as numbers take seconds."""
+    head = {
+        "object": "list",
+        "model": model,
+        "usage": {"prompt_tokens": embedded.prompt_tokens, "total_tokens": embedded.prompt_tokens},
+    }
+    yield json.dumps(head).removesuffix("}") + ', "data": ['
+    for index, vector in enumerate(embedded.vectors):
+        embedding = _base64(vector) if as_base64 else _numbers(vector)
+        yield (", " if index else "") + json.dumps({"object": "embedding", "index": index, "embedding": embedding})
+    yield "]}"
+
+
+def usage(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:
+    """The tokens of a completion."""
+    return {
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": completion_tokens,
+        "total_tokens": prompt_tokens + completion_tokens,
+    }
+
+
+def server_sent(document: dict[str, Any]) -> bytes:
+    """One server-sent event."""
+    return f"data: {json.dumps(document, ensure_ascii=False)}\n\n".encode()
+
+
+def _base64(vector: bytes) -> str:
+    return base64.b64encode(vector).decode("ascii")
+
+
+def _numbers(vector: bytes) -> list[float]:
+    return list(struct.unpack(f"<{len(vector) // 4}f", vector))

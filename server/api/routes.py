@@ -1,0 +1,207 @@
+"""The HTTP API over the models in service: `/v1/models`, `/v1/embeddings`, `/v1/completions`, `/v1/chat/completions`.
+
+Law: reads requests, submits them to the engine of the model they name, writes answers; computes nothing. A client
+that goes away cancels its work. Format: https://platform.openai.com/docs/api-reference.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
+from dataclasses import asdict, dataclass
+from time import monotonic
+
+from aiohttp import web
+
+from cached.contract.errors import HoldfastError, Transient
+from server.api.formats import Answer, ChatFormat, CompletionFormat, Format
+from server.api.requests import parse_chat, parse_completion, parse_embeddings
+from server.api.responses import embeddings_pieces, error_document, error_response, model_document, server_sent, usage
+from server.engine.types import Delta, Finished, GenerationEvent, GenerationRequest, InvalidRequest, Limits
+from server.lifecycle.metrics import ModelMetrics
+from server.lifecycle.readiness import Handler, Work, current_work
+from server.lifecycle.registry import Catalog, Generating, Served
+
+_STREAM_HEADERS = {
+    "Content-Type": "text/event-stream; charset=utf-8",
+    "Cache-Control": "no-cache",
+    "X-Accel-Buffering": "no",  # nginx would hold the stream back
+}
+
+
+def application(catalog: Catalog, limits: Limits) -> web.Application:
+    """The API of all models in the catalog, at each moment."""
+    api = _Api(catalog, limits)
+    found = web.Application(client_max_size=limits.body_bytes, middlewares=[_errors])
+    found.router.add_get("/v1/models", api.models)
+    found.router.add_get("/v1/models/{model:.+}", api.model)
+    found.router.add_post("/v1/embeddings", api.embeddings)
+    found.router.add_post("/v1/completions", api.completions)
+    found.router.add_post("/v1/chat/completions", api.chat)
+    return found
+
+
+@web.middleware
+async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Turn every error into OpenAI's shape."""
+    try:
+        return await handler(request)
+    except InvalidRequest as error:
+        status = 404 if error.code == "model_not_found" else 400
+        return error_response(status, error.message, "invalid_request_error", param=error.param, code=error.code)
+    except Transient as error:
+        return error_response(429, str(error), "rate_limit_error", code=error.code, retry_after_s=error.retry_after_s)
+    except HoldfastError as error:
+        return error_response(500, error.message, "server_error", code=error.code)
+    except web.HTTPException as error:
+        if error.status < 400:
+            raise
+        response = error_response(error.status, error.text or error.reason, "invalid_request_error")
+        response.headers.extend({k: v for k, v in error.headers.items() if k == "Allow"})
+        return response
+
+
+class _Api:
+    def __init__(self, catalog: Catalog, limits: Limits) -> None:
+        self._catalog = catalog
+        self._limits = limits
+
+    async def models(self, _request: web.Request) -> web.Response:
+        data = [self._document(served) for served in self._catalog.all()]
+        return web.json_response({"object": "list", "data": data})
+
+    async def model(self, request: web.Request) -> web.Response:
+        return web.json_response(self._document(self._catalog.find(request.match_info["model"])))
+
+    def _document(self, served: Served) -> dict[str, object]:
+        card = served.card
+        coming = self._catalog.coming.get(card.name)
+        return {
+            **model_document(card.name, card.created, card.snapshot, card.about),
+            "parent": card.parent,
+            "golden": served.golden.document() if served.golden is not None else None,
+            "next": asdict(coming) if coming is not None else None,
+        }
+
+    async def embeddings(self, request: web.Request) -> web.StreamResponse:
+        wanted = parse_embeddings(await request.read())
+        served = self._catalog.encoder(wanted.model)
+        work = current_work()
+        work.model = served.card.name
+        with served.use():
+            async with served.engine.submitted(wanted) as job, aclosing(job.events()) as events:
+                embedded = await anext(events)
+        work.prompt_tokens = embedded.prompt_tokens
+        served.metrics.count_prompt(embedded.prompt_tokens)
+        pieces: list[str] = []
+        for piece in embeddings_pieces(served.card.name, embedded, wanted.as_base64):
+            pieces.append(piece)
+            await asyncio.sleep(0)  # others are answered meanwhile
+        return web.Response(text="".join(pieces), content_type="application/json")
+
+    async def completions(self, request: web.Request) -> web.StreamResponse:
+        return await self._generate(
+            request, parse_completion(await request.read(), self._limits.max_tokens), CompletionFormat
+        )
+
+    async def chat(self, request: web.Request) -> web.StreamResponse:
+        return await self._generate(request, parse_chat(await request.read(), self._limits.max_tokens), ChatFormat)
+
+    async def _generate(
+        self, request: web.Request, wanted: GenerationRequest, written: Callable[[str], Format]
+    ) -> web.StreamResponse:
+        served = self._catalog.generator(wanted.wanted.model)
+        work = current_work()
+        work.model = served.card.name
+        with served.use():
+            return await _answer(request, wanted, served, written(served.card.name), work)
+
+
+async def _answer(
+    request: web.Request, wanted: GenerationRequest, served: Generating, written: Format, work: Work
+) -> web.StreamResponse:
+    async with served.engine.submitted(wanted) as job, aclosing(job.events()) as events:
+        prompts = job.request.prompts[:: wanted.wanted.choices]  # each is there once for each of its choices
+        work.prompt_tokens = sum(map(len, prompts))
+        served.metrics.count_prompt(work.prompt_tokens)
+        progress = _Progress(events, served.metrics, work)
+        # What fails before the first token still has a status of its own.
+        first = await anext(progress.events)
+        answering = _Answering(wanted, written, len(job.request.prompts), first, progress)
+        return await (answering.stream(request) if wanted.wanted.stream else answering.whole())
+
+
+class _Progress:
+    """A generation's events on their way by, counted."""
+
+    def __init__(self, events: AsyncIterator[GenerationEvent], metrics: ModelMetrics, work: Work) -> None:
+        self.work = work
+        self.events = self._counted(events, metrics)
+
+    async def _counted(
+        self, events: AsyncIterator[GenerationEvent], metrics: ModelMetrics
+    ) -> AsyncIterator[GenerationEvent]:
+        first: float | None = None
+        async for event in events:
+            if first is None:
+                first = monotonic()
+                metrics.first_token(first - self.work.started)
+            if isinstance(event, Finished):
+                self.work.completion_tokens += event.tokens
+                metrics.choice(event.tokens, monotonic() - first)
+            yield event
+
+    @property
+    def usage(self) -> dict[str, int]:
+        return usage(self.work.prompt_tokens, self.work.completion_tokens)
+
+
+@dataclass(slots=True)
+class _Answering:
+    """Writes one generation."""
+
+    wanted: GenerationRequest
+    written: Format
+    choices: int
+    first: GenerationEvent
+    progress: _Progress
+
+    async def whole(self) -> web.Response:
+        answers = [Answer() for _ in range(self.choices)]
+        async for event in self._events():
+            match event:
+                case Delta(index, text, logprobs):
+                    answers[index].text += text
+                    answers[index].logprobs += logprobs
+                case Finished(index, reason):
+                    answers[index].reason = reason
+        explained = self.wanted.wanted.sampling.logprobs is not None
+        return web.json_response(self.written.whole(answers, self.progress.usage, logprobs=explained))
+
+    async def stream(self, request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers=_STREAM_HEADERS)
+        await response.prepare(request)
+        for piece in self.written.opening(self.choices):
+            await response.write(server_sent(piece))
+        try:
+            async for event in self._events():
+                match event:
+                    case Delta(index, text, logprobs):
+                        piece = self.written.piece(index, text, logprobs)
+                    case Finished(index, reason):
+                        piece = self.written.ending(index, reason)
+                await response.write(server_sent(piece))
+        except HoldfastError as error:  # too late for a status: the event says it, and no [DONE] follows
+            await response.write(server_sent(error_document(error.message, "server_error", code=error.code)))
+            return response
+        if self.wanted.wanted.stream_usage:
+            await response.write(server_sent(self.written.usage(self.progress.usage)))
+        await response.write(b"data: [DONE]\n\n")
+        await response.write_eof()
+        return response
+
+    async def _events(self) -> AsyncIterator[GenerationEvent]:
+        yield self.first
+        async for event in self.progress.events:
+            yield event

@@ -1,0 +1,1 @@
+"""Text generation: the scheduler of a batch, prefill and decode steps, the KV cache, sampling."""

@@ -1,0 +1,118 @@
+"""The model's forward pass over rows of a batch: read one sequence alone, or one token of every row.
+
+Law: runs in the model's thread only, inside `torch.inference_mode`. What a row's logits are does not depend on the
+other rows beyond rounding: padding is masked, and positions are each row's own.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+
+from server.engine.generation.kv_cache import RowCache, empty_cache
+
+
+class Rows:
+    """Sequences in one cache, and the model that reads them."""
+
+    def __init__(self, module: Any, config: Any, device: str) -> None:
+        self._module = module
+        self._config = config
+        self._device = device
+        self._cache: RowCache | None = None
+        known = inspect.signature(module.forward).parameters
+        self._takes_positions = "position_ids" in known
+        self._last_only = {"logits_to_keep": 1} if "logits_to_keep" in known else {}
+
+    def fresh(self) -> RowCache:
+        """An empty cache for one sequence to be read into."""
+        cache = empty_cache(self._config)
+        assert cache is not None
+        return cache
+
+    def read(self, cache: RowCache, ids: list[int]) -> torch.Tensor:
+        """Read these tokens after what `cache` holds of the same sequence: the logits (1, vocabulary) after them."""
+        begin = cache.get_seq_length()
+        positions = torch.arange(begin, begin + len(ids), device=self._device).unsqueeze(0)
+        mask = torch.ones((1, begin + len(ids)), dtype=torch.long, device=self._device)
+        return self._forward([ids], mask, positions, cache)
+
+    def compose(self, kept: list[int], newcomers: list[RowCache], width: int) -> None:
+        """Keep these rows, add what was read into these caches after them; `width` tokens is the longest then."""
+        if not kept and not newcomers:
+            self._cache = None
+            return
+        if self._cache is None:
+            self._cache = self.fresh()
+        others: list[Any] = [cache.layers for cache in newcomers]
+        for number, layer in enumerate(self._cache.layers):
+            layer.compose(kept, [layers[number] for layers in others], width)
+            for layers in others:  # layer by layer, so that the memory is never taken twice over
+                layers[number] = None
+
+    def decode(self, tokens: list[int], lengths: list[int]) -> torch.Tensor:
+        """Give each row its next token, with which it is so long: the logits (rows, vocabulary) after it."""
+        assert self._cache is not None
+        width = self._cache.get_seq_length() + 1
+        long = torch.tensor(lengths, device=self._device).unsqueeze(1)
+        mask = (torch.arange(width, device=self._device) >= width - long).long()
+        return self._forward([[token] for token in tokens], mask, long - 1, self._cache)
+
+    def _forward(
+        self, tokens: list[list[int]], mask: torch.Tensor, positions: torch.Tensor, cache: RowCache
+    ) -> torch.Tensor:
+        out = self._module(
+            input_ids=torch.tensor(tokens, device=self._device),
+            attention_mask=mask,
+            past_key_values=cache,
+            use_cache=True,
+            **({"position_ids": positions} if self._takes_positions else {}),
+            **self._last_only,
+        )
+        logits: torch.Tensor = out.logits[:, -1]
+        return logits
+
+
+_LENGTHS = (9, 3, 14)  # of the prompts: shorter than the first, then longer, so that columns are padded and moved
+_STEPS = 3
+
+
+def largest_difference(module: Any, rows: Rows, vocabulary: int, device: str) -> float:
+    """The largest root mean square difference of logits in a batch from those alone, as a part of their spread.
+
+    Rows join while others run, one leaves, one is read in two pieces. Tokens are given, not chosen, so that near ties
+    in low precision do not matter. Leaves `rows` empty.
+    """
+    texts = [
+        [(31 * row + 7 * place + 1) % vocabulary for place in range(length + 3 * _STEPS)]
+        for row, length in enumerate(_LENGTHS)
+    ]
+    worst = 0.0
+
+    def compare(logits: torch.Tensor, tokens: list[int]) -> None:
+        nonlocal worst
+        alone = module(input_ids=torch.tensor([tokens], device=device)).logits[0, -1].float()
+        difference = (logits.float() - alone).norm() / (alone - alone.mean()).norm().clamp_min(1e-12)
+        # Not `max`, which loses a NaN.
+        worst = float(difference) if not float(difference) <= worst else worst
+
+    read = list(_LENGTHS)
+    present: list[int] = []
+    for newcomer, kept in ((0, []), (1, [0]), (2, [1])):
+        cache = rows.fresh()
+        first = _LENGTHS[newcomer] // 2
+        rows.read(cache, texts[newcomer][:first])
+        compare(rows.read(cache, texts[newcomer][first : read[newcomer]])[0], texts[newcomer][: read[newcomer]])
+        present = [present[row] for row in kept] + [newcomer]
+        rows.compose(kept, [cache], max(read[row] for row in present))
+        for _ in range(_STEPS):
+            tokens = [texts[row][read[row]] for row in present]
+            for row in present:
+                read[row] += 1
+            logits = rows.decode(tokens, [read[row] for row in present])
+            for number, row in enumerate(present):
+                compare(logits[number], texts[row][: read[row]])
+    rows.compose([], [], 0)
+    return worst

@@ -1,0 +1,226 @@
+"""A causal language model that goes on with prompts and conversations, many at once where its architecture allows.
+
+Law: runs in the model's thread only, but for `prepare`, which has a tokenizer of its own. Sampling is what the request
+says and nothing from the model's folder but its end tokens. Whether rows may be batched is tried at warm-up, not
+assumed: an architecture whose batched logits are not those of the plain forward pass is served one by one.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from cached.contract.errors import HoldfastError, Permanent
+from cached.contract.program.units import format_size
+from server.engine.generation.batch import Batch, Bounds, Observer
+from server.engine.generation.batched_forward import Rows, largest_difference
+from server.engine.generation.kv_cache import SPARE_COLUMNS, empty_cache
+from server.engine.generation.sequence import GenerationJob, Sequence
+from server.engine.generation.sequential import Alone
+from server.engine.lora import Adapter, Adapters
+from server.engine.memory import free_bytes
+from server.engine.model_files import Loaded, load_causal_lm
+from server.engine.tokenizer import Tokens
+from server.engine.types import About, ChatRequest, Continuation, GenerationRequest, Kind, Limits
+
+_LOG = logging.getLogger(__name__)
+_CACHE_SHARE = {"cuda": 0.8, "cpu": 0.5}  # of what is free after the model was loaded; the rest is for one step's work
+# Of the logits' spread. A wrong mask or position changes them by half or more; rounding by 1e-6 and 2e-2 as measured
+# with small models of twenty architectures, more with many layers.
+_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}
+_TOLERANCE_HALF = 0.15
+_NO_CONTEXT_TOKENS = 4096  # generated where neither the request nor the model has a limit
+
+
+class _Runner(Protocol):
+    """What steps sequences: `Batch` or `Alone`."""
+
+    @property
+    def busy(self) -> bool: ...
+
+    @property
+    def room(self) -> int: ...
+
+    def step(self, waiting: deque[Sequence]) -> None: ...
+
+    def reset(self) -> None: ...
+
+
+class Generator:
+    """A causal language model on its device; the model of `/v1/completions` and `/v1/chat/completions`."""
+
+    def __init__(self, loaded: Loaded, device: str, limits: Limits, observer: Observer) -> None:
+        self._loaded = loaded
+        self._device = device
+        self._limits = limits
+        self._observer = observer
+        self._ends = frozenset(_end_tokens(loaded))
+        self._tokens = Tokens(loaded.tokenizer, loaded.config, getattr(loaded.config, "max_position_embeddings", None))
+        padding = min(self._ends, default=self._tokens.padding_id)
+        self._adapters = Adapters(loaded.module, loaded.dtype, device)
+        self._runner: _Runner = Alone(loaded.module, device, padding, observer, self._adapters)
+        self._rows = 1
+        self._token_bytes = 0  # of keys and values, where they are held in a batch
+        self._jobs: list[tuple[GenerationJob, list[Sequence]]] = []
+        self._waiting: deque[Sequence] = deque()
+
+    @classmethod
+    def load(cls, directory: Path, device: str, dtype: str, limits: Limits, observer: Observer) -> Generator:
+        """Load the causal language model of a folder; raises `HoldfastError`."""
+        return cls(load_causal_lm(directory, device, dtype), device, limits, observer)
+
+    @property
+    def about(self) -> About:
+        loaded, tokens = self._loaded, self._tokens
+        return About(
+            Kind.COMPLETIONS,
+            tokens.context,
+            self._device,
+            str(loaded.dtype).removeprefix("torch."),
+            loaded.weight_bytes,
+            tokens.has_chat_template,
+            self._rows,
+        )
+
+    @torch.inference_mode()
+    def warm_up(self) -> None:
+        """Read a token and check the answer, then try whether rows can be batched; raises `Permanent`."""
+        ids = torch.tensor([[min(self._ends, default=0)]], device=self._device)
+        logits = self._loaded.module(input_ids=ids).logits
+        found, vocabulary = tuple(logits.shape), self._tokens.vocabulary
+        if found != (1, 1, vocabulary) or not bool(torch.isfinite(logits).all()):
+            raise Permanent(
+                "bad_model",
+                f"a dummy inference: expected finite logits of shape (1, 1, {vocabulary}), found shape {found}",
+                "check that the weights are the ones that belong to config.json",
+            )
+        self._adapters.survey()
+        if self._limits.batch > 1:
+            self._try_batching()
+
+    def adapter(self, directory: Path) -> Adapter:
+        """Load an adapter for this model, from any thread; raises `HoldfastError`."""
+        return self._adapters.load(directory)
+
+    def share(self, models: int) -> None:
+        """Take what is one model's of so many of the memory for keys and values, from any thread."""
+        if isinstance(self._runner, Batch):
+            self._fit(self._runner, models)
+
+    def prepare(self, request: GenerationRequest) -> Continuation:
+        """A request in tokens; raises `InvalidRequest` where it does not fit."""
+        wanted = request.wanted
+        room = wanted.max_tokens or 1
+        if isinstance(request, ChatRequest):
+            prompts = [self._tokens.encode_chat(request, room=room)]
+        else:
+            prompts = [self._tokens.encode(prompt, "prompt", room=room) for prompt in request.prompts]
+        self._tokens.check(wanted.sampling)
+        each = [
+            (tuple(ids), self._max_tokens(ids, wanted.max_tokens)) for ids in prompts for _ in range(wanted.choices)
+        ]
+        return Continuation(
+            tuple(ids for ids, _ in each),
+            tuple(most for _, most in each),
+            wanted.sampling,
+            wanted.stop,
+            wanted.adapter,
+        )
+
+    @property
+    def busy(self) -> bool:
+        return self._runner.busy or bool(self._waiting)
+
+    @property
+    def room(self) -> int:
+        return max(0, self._runner.room - len(self._waiting))
+
+    def step(self, arrived: list[GenerationJob]) -> None:
+        """Take up the jobs' choices, and go on by a token."""
+        for job in arrived:
+            choices = range(len(job.request.prompts))
+            sequences = [Sequence(job, index, self._loaded.tokenizer, self._ends) for index in choices]
+            self._jobs.append((job, sequences))
+            self._waiting.extend(sequences)
+        if self.busy:
+            self._runner.step(self._waiting)
+        for job, sequences in self._jobs:
+            if all(sequence.done for sequence in sequences):
+                job.finish()
+        self._jobs = [(job, sequences) for job, sequences in self._jobs if not job.ended]
+
+    def reset(self) -> None:
+        self._jobs = []
+        self._waiting.clear()
+        self._runner.reset()
+
+    def _max_tokens(self, ids: list[int], wanted: int | None) -> int:
+        if wanted is not None:
+            return wanted
+        left = _NO_CONTEXT_TOKENS if self._tokens.context is None else self._tokens.context - len(ids)
+        return left if self._limits.max_tokens is None else min(left, self._limits.max_tokens)
+
+    def _try_batching(self) -> None:
+        loaded = self._loaded
+        cache = empty_cache(loaded.config)
+        if cache is None:
+            _LOG.warning(
+                "%s is served one sequence at a time: its cache cannot hold rows", type(loaded.module).__name__
+            )
+            return
+        rows = Rows(loaded.module, loaded.config, self._device)
+        try:
+            difference = largest_difference(loaded.module, rows, self._tokens.vocabulary, self._device)
+            rows.read(cache, [0])
+        except (HoldfastError, RuntimeError, ValueError, TypeError, AttributeError, IndexError, KeyError) as error:
+            _LOG.warning(
+                "%s is served one sequence at a time: batching it fails: %r", type(loaded.module).__name__, error
+            )
+            return
+        if not difference <= _TOLERANCE.get(loaded.dtype, _TOLERANCE_HALF):
+            _LOG.warning(
+                "%s is served one sequence at a time: in a batch its logits differ by %.2g of their spread",
+                type(loaded.module).__name__,
+                difference,
+            )
+            return
+        self._token_bytes = cache.token_bytes()
+        self._rows = self._limits.batch
+        batch = Batch(rows, Bounds(self._rows, 0), self._observer, self._adapters)
+        self._fit(batch, 1)
+        self._runner = batch
+
+    def _fit(self, batch: Batch, models: int) -> None:
+        """Bound a batch by the memory that there is."""
+        most = self._limits.cache_bytes
+        if most is None:
+            kind = torch.device(self._device).type
+            free = free_bytes(self._device) + batch.tokens * self._token_bytes
+            most = int(free * _CACHE_SHARE.get(kind, _CACHE_SHARE["cpu"]))
+        most //= models
+        tokens = most // self._token_bytes
+        if tokens < 2 * SPARE_COLUMNS:
+            raise Permanent(
+                "no_memory",
+                f"expected memory for at least {2 * SPARE_COLUMNS} tokens of {self._token_bytes} bytes beside the "
+                f"weights, found {format_size(most)}",
+                "give the pod more memory or a larger GPU, or raise --cache-limit",
+            )
+        _LOG.info("batches of at most %d sequences, %d tokens, %s", self._limits.batch, tokens, format_size(most))
+        batch.bounds = Bounds(self._limits.batch, tokens)
+        self._tokens.limit(tokens - SPARE_COLUMNS)
+
+
+def _end_tokens(loaded: Loaded) -> list[int]:
+    candidates = (
+        loaded.module.generation_config.eos_token_id,
+        loaded.config.eos_token_id,
+        loaded.tokenizer.eos_token_id,
+    )
+    found: Any = next((candidate for candidate in candidates if candidate is not None), [])
+    ends = [found] if isinstance(found, int) else list(found)
+    return [token for token in ends if 0 <= token < int(loaded.config.vocab_size)]

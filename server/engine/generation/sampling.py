@@ -1,0 +1,119 @@
+"""Choose the next token of each row of a batch, each by what its own request asked for.
+
+Law: what one row gets depends on its own logits and its own random numbers alone, never on who else is in the batch.
+So a row draws one number a token from a generator of its own, and finds its token in the cumulated probabilities in
+the order of the vocabulary: rounding, which does differ with the batch, moves a boundary by its own width and
+nothing else. (torch.multinomial draws from one generator for all rows; sorted probabilities swap with near ties.)
+"""
+
+from __future__ import annotations
+
+import random
+import secrets
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from server.engine.types import Sampling
+
+_GREEDY_BELOW = 1e-5  # dividing by less overflows
+_LEAST_LOGPROB = -9999.0  # OpenAI's own; JSON has no infinity
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """A token; `logprob` and `top`, the likeliest tokens, are the model's own, before temperature and penalties."""
+
+    token: int
+    logprob: float | None = None
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(slots=True)
+class Dice:
+    """How one choice of one request is sampled: what was asked, its random numbers, what it said so far."""
+
+    asked: Sampling
+    random: random.Random
+    said: Counter[int] = field(default_factory=Counter)
+
+    @property
+    def greedy(self) -> bool:
+        return self.asked.temperature < _GREEDY_BELOW or self.asked.top_p < _GREEDY_BELOW
+
+
+def dice(asked: Sampling, index: int) -> Dice:
+    """The dice of the choice numbered `index`: the same for the same seed, different for each choice."""
+    seed = secrets.randbits(63) if asked.seed is None else asked.seed
+    return Dice(asked, random.Random(f"{seed}/{index}"))  # noqa: S311 no secret is made of it
+
+
+def choose(logits: torch.Tensor, rows: Sequence[Dice]) -> list[Chosen | None]:
+    """The next token of each row; `logits` is (rows, vocabulary).
+
+    None where the largest logit is NaN or infinite: the model failed, and any token would be noise.
+    """
+    logits = logits.float()
+    adjusted = _adjusted(logits, rows)
+    tokens = adjusted.argmax(-1)  # a NaN counts as the largest
+    sound: list[bool] = adjusted.gather(-1, tokens.unsqueeze(-1)).isfinite().squeeze(-1).tolist()
+    sampled = [row for row, one in enumerate(rows) if not one.greedy]
+    if sampled:
+        tokens[sampled] = _sample(adjusted[sampled], [rows[row] for row in sampled])
+    chosen: list[int] = tokens.tolist()
+    for one, token in zip(rows, chosen, strict=True):
+        one.said[token] += 1
+    return [
+        _explained(logits[row], token, rows[row].asked.logprobs) if sound[row] else None
+        for row, token in enumerate(chosen)
+    ]
+
+
+def _adjusted(logits: torch.Tensor, rows: Sequence[Dice]) -> torch.Tensor:
+    """Logits with penalties and biases: `- presence - frequency x count` of what the row itself said."""
+    if not any(one.asked.adjusts for one in rows):
+        return logits
+    adjusted = logits.clone()
+    for row, one in enumerate(rows):
+        asked = one.asked
+        if one.said and (asked.presence_penalty or asked.frequency_penalty):
+            tokens = torch.tensor(list(one.said), device=logits.device)
+            counts = torch.tensor(list(one.said.values()), dtype=logits.dtype, device=logits.device)
+            adjusted[row, tokens] -= asked.presence_penalty + asked.frequency_penalty * counts
+        for token, bias in asked.logit_bias:
+            adjusted[row, token] += bias
+    return adjusted
+
+
+def _sample(logits: torch.Tensor, rows: Sequence[Dice]) -> torch.Tensor:
+    def column(values: list[float]) -> torch.Tensor:
+        return torch.tensor(values, dtype=torch.float64, device=logits.device).unsqueeze(1)
+
+    probabilities = (logits.double() / column([one.asked.temperature for one in rows])).softmax(-1)
+    top_p = [one.asked.top_p for one in rows]
+    if min(top_p) < 1.0:
+        probabilities = _nucleus(probabilities, column(top_p))
+    cumulated = probabilities.cumsum(-1)
+    drawn = column([one.random.random() for one in rows]) * cumulated[:, -1:]
+    # `right`: a token of probability 0 is never found. Rounding could lead past the end.
+    return torch.searchsorted(cumulated, drawn, right=True).squeeze(1).clamp_(max=logits.shape[-1] - 1)
+
+
+def _nucleus(probabilities: torch.Tensor, top_p: torch.Tensor) -> torch.Tensor:
+    """Keep each row's likeliest tokens that together reach `top_p`; equals of the last one stay too."""
+    ordered = probabilities.sort(-1, descending=True).values
+    before = ordered.cumsum(-1) - ordered
+    kept = (before < top_p).sum(-1, keepdim=True).clamp_(min=1)
+    least = ordered.gather(-1, kept - 1)
+    return probabilities.where(probabilities >= least, 0.0)
+
+
+def _explained(logits: torch.Tensor, token: int, wanted: int | None) -> Chosen:
+    if wanted is None:
+        return Chosen(token)
+    logprobs = logits.log_softmax(-1).clamp_min(_LEAST_LOGPROB)
+    top = logprobs.topk(wanted)
+    pairs = zip(top.indices.tolist(), top.values.tolist(), strict=True)
+    return Chosen(token, float(logprobs[token]), tuple(pairs))

@@ -1,0 +1,87 @@
+"""One choice of one request on its way through the model: its tokens, its dice, its text, and when it is over.
+
+Law: knows no batch and no tensors. Whoever runs the model gives it tokens one by one until it is done; a sequence
+that was set aside goes on from `ids` as if nothing had been.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from server.engine.engine import Job, fail_without_numbers
+from server.engine.generation.sampling import Chosen, dice
+from server.engine.tokenizer import GrowingText
+from server.engine.types import Continuation, Delta, Finished, GenerationEvent, TokenLogprob
+
+GenerationJob = Job[Continuation, GenerationEvent]
+
+
+class Sequence:
+    """A choice being generated. `ids` are the prompt's tokens and its own."""
+
+    def __init__(self, job: GenerationJob, index: int, tokenizer: Any, ends: frozenset[int]) -> None:
+        asked = job.request
+        self.job = job
+        self.ids = list(asked.prompts[index])
+        self.dice = dice(asked.sampling, index)
+        self.adapter = asked.adapter
+        self.done = False
+        self._index = index
+        self._tokenizer = tokenizer
+        self._ends = ends
+        self._text = GrowingText(tokenizer, self.ids, asked.stop)
+        self._prompt_tokens = len(self.ids)
+        self._limit = asked.max_tokens[index]
+        self._untold: list[TokenLogprob] = []
+
+    @property
+    def over(self) -> bool:
+        """Whether it is complete, or nobody waits for it any more."""
+        return self.done or self.job.ended
+
+    @property
+    def tokens_left(self) -> int:
+        return self._limit - (len(self.ids) - self._prompt_tokens)
+
+    def take(self, chosen: Chosen | None) -> None:
+        """Add a token, tell what of the text is now certain, and see whether it was the last; None is the end of the
+        whole request."""
+        if chosen is None:
+            fail_without_numbers(self.job)
+            return
+        self.ids.append(chosen.token)
+        if chosen.token in self._ends:
+            self._end("stop")
+            return
+        if chosen.logprob is not None:
+            top = tuple((self._shown(token), logprob) for token, logprob in chosen.top)
+            self._untold.append(TokenLogprob(self._shown(chosen.token), chosen.logprob, top))
+        text = self._text.push(chosen.token)
+        if self._text.stopped:
+            self._tell(text, ())
+            self._end("stop")
+            return
+        # A token of which a part may belong to a stop text is not told before that is known.
+        self._tell(text, self._taken() if self._text.settled else ())
+        if self.tokens_left <= 0:
+            self._end("length")
+
+    def _end(self, reason: str) -> None:
+        stopped = self._text.stopped
+        rest = self._text.finish()
+        self._tell(rest, () if stopped else self._taken())
+        reason = "stop" if self._text.stopped else reason
+        self.done = True
+        self.job.emit(Finished(self._index, reason, len(self.ids) - self._prompt_tokens))
+
+    def _tell(self, text: str, logprobs: tuple[TokenLogprob, ...]) -> None:
+        if text or logprobs:
+            self.job.emit(Delta(self._index, text, logprobs))
+
+    def _taken(self) -> tuple[TokenLogprob, ...]:
+        taken, self._untold = tuple(self._untold), []
+        return taken
+
+    def _shown(self, token: int) -> str:
+        text: str = self._tokenizer.decode([token])
+        return text

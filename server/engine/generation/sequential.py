@@ -1,0 +1,87 @@
+"""Generation one sequence at a time, for architectures whose cache cannot hold rows that come and go.
+
+Law: runs in the model's thread only. transformers' own `generate` steps the model, so that every architecture's cache
+is right; which token comes next is decided as in a batch.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from typing import Any
+
+import torch
+import transformers
+
+from server.engine.generation.batch import Observer
+from server.engine.generation.sampling import choose
+from server.engine.generation.sequence import Sequence
+from server.engine.lora import Adapters
+
+_GenerationConfig: Any = transformers.GenerationConfig  # untyped there
+
+
+class Alone:
+    """Runs what `Batch` runs, each sequence from its first token to its last in one step."""
+
+    busy = False
+    room = 1
+
+    def __init__(self, module: Any, device: str, padding_id: int, observer: Observer, adapters: Adapters) -> None:
+        self._module = module
+        self._adapters = adapters
+        self._device = device
+        self._padding_id = padding_id
+        self._observer = observer
+        # What is left unset below, `generate` would take from the model's folder.
+        module.generation_config = _GenerationConfig(pad_token_id=padding_id)
+
+    def reset(self) -> None:
+        """Nothing is kept between steps."""
+
+    @torch.inference_mode()
+    def step(self, waiting: deque[Sequence]) -> None:
+        """Generate one sequence."""
+        sequence = waiting.popleft()
+        if sequence.over:
+            return
+        self._adapters.use([sequence.adapter])
+        ids = torch.tensor([sequence.ids], device=self._device)
+        self._module.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            generation_config=_GenerationConfig(
+                max_new_tokens=sequence.tokens_left, do_sample=False, pad_token_id=self._padding_id
+            ),
+            logits_processor=transformers.LogitsProcessorList([_Choose(sequence, self._observer)]),
+            stopping_criteria=transformers.StoppingCriteriaList([_Stop(sequence)]),
+        )
+
+
+class _Choose(transformers.LogitsProcessor):
+    """Chooses each token in `generate`'s place, and leaves it, which takes the likeliest, that one alone."""
+
+    def __init__(self, sequence: Sequence, observer: Observer) -> None:
+        self._sequence = sequence
+        self._observer = observer
+        self._started = time.perf_counter()
+
+    def __call__(self, _input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        [chosen] = choose(scores, [self._sequence.dice])
+        self._sequence.take(chosen)
+        now = time.perf_counter()
+        self._observer.generated(1, now - self._started)
+        self._started = now
+        forced = torch.full_like(scores, -torch.inf)
+        forced[0, 0 if chosen is None else chosen.token] = 0.0
+        return forced
+
+
+class _Stop(transformers.StoppingCriteria):
+    """Stops where the sequence is over."""
+
+    def __init__(self, sequence: Sequence) -> None:
+        self._sequence = sequence
+
+    def __call__(self, input_ids: torch.Tensor, *_scores: Any, **_more: Any) -> torch.Tensor:
+        return torch.full((1,), self._sequence.over, dtype=torch.bool, device=input_ids.device)

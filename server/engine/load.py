@@ -1,0 +1,45 @@
+"""Decide what a model's folder holds, and load it.
+
+Law: decides by the folder's own files; importing this imports torch and transformers.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from cached.contract.errors import Permanent
+from server.engine.encoder import Encoder
+from server.engine.generation.batch import Observer
+from server.engine.generation.generator import Generator
+from server.engine.types import Kind, Limits
+
+_CAUSAL_SUFFIXES = ("ForCausalLM", "LMHeadModel")
+
+
+def load(directory: Path, device: str, dtype: str, limits: Limits, observer: Observer) -> Encoder | Generator:
+    """Load the model in `directory`; raises `HoldfastError`."""
+    if kind_of(directory) is Kind.COMPLETIONS:
+        return Generator.load(directory, device, dtype, limits, observer)
+    return Encoder.load(directory, device, dtype)
+
+
+def kind_of(directory: Path) -> Kind:
+    """What the model in `directory` answers.
+
+    A folder with `modules.json` embeds, whatever its architecture: sentence encoders made of language models keep
+    the language model's name.
+    """
+    path = directory / "config.json"
+    if (directory / "modules.json").is_file():
+        return Kind.EMBEDDINGS
+    try:
+        architectures = json.loads(path.read_bytes()).get("architectures") or []
+    except (OSError, ValueError, AttributeError) as error:
+        raise Permanent(
+            "invalid_config",
+            f"expected a JSON object in {path}: {error}",
+            "publish the model's config.json with it, or serve the folder with --app",
+        ) from error
+    causal = any(str(name).endswith(_CAUSAL_SUFFIXES) for name in architectures)
+    return Kind.COMPLETIONS if causal else Kind.EMBEDDINGS

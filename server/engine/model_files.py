@@ -1,0 +1,144 @@
+"""The models that the server serves: which class, which dtype, which tokenizer, and that no weight is missing.
+
+Law: opens files for reading only; runs no code that came with the model and never reaches for the network. Weights are
+views of the files on the CPU and read straight onto a GPU, never copied between (`server.weights.pretrained`).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+# Before transformers is imported, which reads them once: nothing is ever looked for on a Hub.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TRANSFORMERS_OFFLINE"] = "1"
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+
+import torch
+import transformers
+
+from cached.contract.errors import Permanent
+from cached.contract.program.units import format_size
+from server.weights.files import load_file
+from server.weights.pretrained import assemble, prevailing_dtype, read_config, read_generation_config
+
+_transformers_logging: Any = transformers.utils.logging  # untyped there
+_LOG = logging.getLogger(__name__)
+_NAMES_SHOWN = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A model in evaluation mode on its device. `weight_bytes` is the size of the tensors in the files."""
+
+    module: Any
+    config: Any
+    tokenizer: Any
+    dtype: torch.dtype
+    weight_bytes: int
+
+
+def load_encoder(directory: Path, device: str, dtype: str) -> Loaded:
+    """Load the bare encoder of `directory`, without any head; raises `HoldfastError`."""
+    config = read_config(directory)
+    if getattr(config, "is_encoder_decoder", False):
+        raise _unsupported(directory, config, "an encoder alone or a causal language model")
+    if type(config) not in transformers.MODEL_MAPPING:
+        raise _unsupported(directory, config, "an architecture that transformers has")
+    model_class: Any = transformers.MODEL_MAPPING[type(config)]
+    if isinstance(model_class, tuple):
+        model_class = model_class[0]
+    # Only hidden states are read: a checkpoint trained with another head has no pooler, and none is missed.
+    return _load(directory, model_class, config, device, dtype, needless="pooler.")
+
+
+def load_causal_lm(directory: Path, device: str, dtype: str) -> Loaded:
+    """Load the causal language model of `directory`; raises `HoldfastError`."""
+    config = read_config(directory)
+    model_class = next((getattr(transformers, name, None) for name in config.architectures or ()), None)
+    if model_class is None:
+        raise _unsupported(directory, config, "an architecture that transformers has")
+    loaded = _load(directory, model_class, config, device, dtype, needless=None)
+    read_generation_config(directory, loaded.module)
+    return loaded
+
+
+def _load(directory: Path, model_class: Any, config: Any, device: str, dtype: str, *, needless: str | None) -> Loaded:
+    started = time.monotonic()
+    tensors = load_file(directory, device)
+    size = sum(tensor.nbytes for tensor in tensors.values())
+    target = _dtype(dtype, tensors.values(), config)
+    tokenizer = _tokenizer(directory)
+    module = _assemble(directory, model_class, config, tensors, target, needless)
+    del tensors
+    # The weights are there already: what moves is what no file holds, such as rotary frequencies.
+    module = module.to(device).eval().requires_grad_(False)
+    _LOG.info(
+        "loaded %s in %s: %s of weights on %s in %.2f s",
+        model_class.__name__,
+        str(target).removeprefix("torch."),
+        format_size(size),
+        device,
+        time.monotonic() - started,
+    )
+    return Loaded(module, config, tokenizer, target, size)
+
+
+def _assemble(
+    directory: Path,
+    model_class: Any,
+    config: Any,
+    tensors: dict[str, torch.Tensor],
+    dtype: torch.dtype,
+    needless: str | None,
+) -> Any:
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    _transformers_logging.disable_progress_bar()
+    module, report = assemble(directory, model_class, config, tensors, {"dtype": dtype})
+    missing = sorted(name for name in report["missing_keys"] if needless is None or not name.startswith(needless))
+    if missing:
+        raise Permanent(
+            "missing_weights",
+            f"{directory}: {model_class.__name__} lacks {len(missing)} tensors in the files: {_some(missing)}",
+            "check that config.json and the weights belong together",
+        )
+    unexpected = sorted(report["unexpected_keys"])
+    if unexpected:
+        _LOG.warning(
+            "%d tensors in the files are not used by %s: %s", len(unexpected), model_class.__name__, _some(unexpected)
+        )
+    return module
+
+
+def _dtype(wanted: str, tensors: Iterable[torch.Tensor], config: Any) -> torch.dtype:
+    if wanted != "auto":
+        found: torch.dtype = getattr(torch, wanted)
+        return found
+    if getattr(config, "quantization_config", None) is not None and isinstance(config.dtype, torch.dtype):
+        return config.dtype  # most bytes are codes, not numbers
+    return prevailing_dtype(tensors)
+
+
+def _tokenizer(directory: Path) -> Any:
+    try:
+        return transformers.AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+        raise Permanent(
+            "no_tokenizer",
+            f"{directory}: the tokenizer cannot be read: {error}",
+            "publish the tokenizer's files (tokenizer.json, tokenizer_config.json) with the model",
+        ) from error
+
+
+def _unsupported(directory: Path, config: Any, expected: str) -> Permanent:
+    found = ", ".join(config.architectures or ()) or config.model_type
+    return Permanent("unsupported_model", f"{directory}: expected {expected}, found {found}", "serve it with --app")
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:_NAMES_SHOWN]) + (", …" if len(names) > _NAMES_SHOWN else "")

@@ -1,0 +1,187 @@
+"""Prompts to token ids, and generated ids back to text as it grows.
+
+Law: a tokenizer keeps settings between calls, so reading prompts has one of its own, used by one thread. Nothing is
+ever cut short: what does not fit is refused.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import jinja2
+
+from server.engine.types import ChatRequest, InvalidRequest, Prompt, Sampling
+
+# Enough for a tokenizer to know, from the prompt's end, whether the next token begins with a space.
+_CONTEXT_TOKENS = 6
+_CUT_TOKENS = 256  # more than a text's beginning can have beyond what it has inside the text: its last word is cut
+_CHARACTERS_A_TOKEN = 8  # most texts have fewer: one that fits is seldom read twice
+_REPLACEMENT = "\ufffd"  # what half a UTF-8 sequence decodes to
+_UNFINISHED = 3  # tokens at the end that may be the beginning of a character: it has four bytes at most
+_MOST_PENDING = 32  # tokens; a character, and what it is joined to, has far fewer
+_NO_LIMIT = 10**9  # tokenizers without a limit say 10^30
+
+
+class Tokens:
+    """A model's tokenizer and its limits.
+
+    `context` is the most tokens the model takes at once: the `positions` it has, else the tokenizer's limit, if any.
+    """
+
+    def __init__(self, tokenizer: Any, config: Any, positions: int | None) -> None:
+        self._tokenizer = copy.deepcopy(tokenizer)
+        self.vocabulary = int(config.vocab_size)
+        limit = tokenizer.model_max_length if positions is None else positions
+        self._own_context: int | None = limit if limit < _NO_LIMIT else None
+        self.context = self._own_context
+        self.padding_id: int = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+
+    @property
+    def has_chat_template(self) -> bool:
+        return bool(self._tokenizer.chat_template)
+
+    def limit(self, tokens: int) -> None:
+        """Bound the context by what there is memory for."""
+        self.context = tokens if self._own_context is None else min(self._own_context, tokens)
+
+    def check(self, sampling: Sampling) -> None:
+        """Refuse biases of tokens that are not there; raises `InvalidRequest`."""
+        wrong = next((token for token, _ in sampling.logit_bias if token >= self.vocabulary), None)
+        if wrong is not None:
+            raise InvalidRequest(
+                f"logit_bias: expected token ids from 0 to {self.vocabulary - 1}, found {wrong}", "logit_bias"
+            )
+
+    def encode(self, prompt: Prompt, param: str, *, room: int = 0) -> list[int]:
+        """Token ids of one prompt, with `room` tokens left in the context; raises `InvalidRequest`."""
+        if isinstance(prompt, str):
+            ids = self._read(prompt, param, special=True)
+            if not ids and self._tokenizer.bos_token_id is not None:
+                ids = [self._tokenizer.bos_token_id]
+        else:
+            ids = list(prompt)
+        return self._checked(ids, param, room)
+
+    def encode_chat(self, request: ChatRequest, *, room: int) -> list[int]:
+        """Token ids of a conversation as its model's chat template writes it; raises `InvalidRequest`."""
+        if not self.has_chat_template:
+            raise InvalidRequest(
+                "messages: this model's tokenizer has no chat template, so how a conversation is written is not "
+                "known: use /v1/completions, or publish the model with its chat_template.jinja",
+                "messages",
+                "no_chat_template",
+            )
+        try:
+            text: str = self._tokenizer.apply_chat_template(
+                list(request.messages), add_generation_prompt=True, tokenize=False, **request.template
+            )
+        except (jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:
+            raise InvalidRequest(f"messages: the model's chat template refuses them: {error}", "messages") from error
+        # The template writes the special tokens itself.
+        return self._checked(self._read(text, "messages", special=False), "messages", room)
+
+    def _read(self, text: str, param: str, *, special: bool) -> list[int]:
+        """Token ids of a text. One far beyond the context is read only until that is certain: others wait for it."""
+        if self.context is not None:
+            certain = self.context + _CUT_TOKENS
+            part = certain * _CHARACTERS_A_TOKEN
+            while part < len(text):
+                if len(self._tokenizer.encode(text[:part], add_special_tokens=special)) > certain:
+                    raise _too_long(self.context, f"more than {certain} in the input", param)
+                part *= 2
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=special)
+        return ids
+
+    def _checked(self, ids: list[int], param: str, room: int) -> list[int]:
+        if not ids:
+            raise InvalidRequest(f"{param}: expected at least one token, found none", param)
+        wrong = next((token for token in ids if not 0 <= token < self.vocabulary), None)
+        if wrong is not None:
+            raise InvalidRequest(f"{param}: expected token ids from 0 to {self.vocabulary - 1}, found {wrong}", param)
+        if self.context is not None and len(ids) + room > self.context:
+            asked = f"{len(ids)} in the input" + (f" and {room} to generate" if room else "")
+            raise _too_long(self.context, asked, param)
+        return ids
+
+
+def _too_long(context: int, asked: str, param: str) -> InvalidRequest:
+    return InvalidRequest(
+        f"this model's maximum context length is {context} tokens, the request has {asked}",
+        param,
+        "context_length_exceeded",
+    )
+
+
+class GrowingText:
+    """Generated tokens as text, given out as soon as it can no longer change; never beyond a stop text."""
+
+    def __init__(self, tokenizer: Any, prompt: list[int], stops: tuple[str, ...]) -> None:
+        self._tokenizer = tokenizer
+        self._stops = stops
+        self._ids = prompt[-_CONTEXT_TOKENS:]
+        self._prefix = 0  # decoding begins here
+        self._read = len(self._ids)  # text up to here was taken
+        self._pending = ""  # decoded, but perhaps the beginning of a stop text
+        self.stopped = False
+
+    @property
+    def settled(self) -> bool:
+        """Whether everything that was pushed was given out."""
+        return not self._pending and self._read == len(self._ids)
+
+    def push(self, token: int) -> str:
+        """Add a token; returns the text that is now certain, often empty."""
+        self._ids.append(token)
+        return self._settle(self._decoded(complete=False))
+
+    def finish(self) -> str:
+        """Return what was held back."""
+        text = self._settle(self._decoded(complete=True))
+        if not self.stopped:
+            text, self._pending = text + self._pending, ""
+        return text
+
+    def _decoded(self, *, complete: bool) -> str:
+        """The text after what was taken. A character may need several tokens: wait for them unless `complete`."""
+        before = self._decode(self._ids[self._prefix : self._read])
+        text = self._decode(self._ids[self._prefix :])
+        if len(text) > len(before) and (complete or not text.endswith(_REPLACEMENT)):
+            self._prefix, self._read = self._read, len(self._ids)
+            return text[len(before) :]
+        return self._resigned(before) if len(self._ids) - self._read > _MOST_PENDING else ""
+
+    def _resigned(self, before: str) -> str:
+        """What tokens that came to no text for long are after all: each token more would have all of them decoded."""
+        if not self._decode(self._ids[self._read :]):  # special ones, which nobody is shown
+            del self._ids[self._read :]
+            return ""
+        end = len(self._ids) - _UNFINISHED
+        text = self._decode(self._ids[self._prefix : end])
+        self._prefix, self._read = self._read, end
+        return text[len(before) :]
+
+    def _decode(self, ids: list[int]) -> str:
+        text: str = self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return text
+
+    def _settle(self, text: str) -> str:
+        if self.stopped:
+            return ""
+        self._pending += text
+        found = [at for stop in self._stops if (at := self._pending.find(stop)) >= 0]
+        if found:
+            self.stopped = True
+            certain, self._pending = self._pending[: min(found)], ""
+            return certain
+        cut = len(self._pending) - self._held()
+        certain, self._pending = self._pending[:cut], self._pending[cut:]
+        return certain
+
+    def _held(self) -> int:
+        """How much of the end may be the beginning of a stop text, in characters."""
+        longest = max((min(len(stop) - 1, len(self._pending)) for stop in self._stops), default=0)
+        for length in range(longest, 0, -1):
+            if any(stop.startswith(self._pending[-length:]) for stop in self._stops):
+                return length
+        return 0

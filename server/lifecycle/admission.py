@@ -1,0 +1,75 @@
+"""What must hold of a loaded model or adapter before any client can see it: at the start, and at each swap.
+
+Law: called once for each, after warm-up and before the catalog has it. Whatever it raises keeps the model out, and
+with it, at the start, the server from being ready.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass
+from functools import partial
+
+from cached.contract.errors import Permanent
+from cached.contract.golden import Golden
+from server.api import routes
+from server.engine.engine import call_in_thread
+from server.engine.types import Limits
+from server.lifecycle.environment import environment
+from server.lifecycle.golden import Mode, Verdict, explain, privately, read, replay
+from server.lifecycle.metrics import Metrics
+from server.lifecycle.readiness import Operations, Ready
+from server.lifecycle.registry import Catalog, Served
+
+_LOG = logging.getLogger("holdfast.serve")
+_ANSWER_WITHIN_S = 300.0  # the first pass through an engine may compile kernels
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What is asked of a model before it is admitted, on which device."""
+
+    golden: Mode
+    limits: Limits
+    device: str
+
+
+async def admit(served: Served, rules: Rules) -> None:
+    """Ask it something through its own engine, and replay its golden predictions; raises `HoldfastError`."""
+    try:
+        async with asyncio.timeout(_ANSWER_WITHIN_S):
+            await served.try_it()
+    except TimeoutError as error:
+        raise Permanent(
+            "no_answer",
+            f"{served.card.name}: expected an answer to a dummy inference, found none in {_ANSWER_WITHIN_S:.0f} s",
+            "see what the GPU does (nvidia-smi) and the node's kernel log for Xid errors",
+        ) from error
+    if rules.golden is Mode.OFF:
+        return
+    golden = await call_in_thread("golden", partial(read, served.card.snapshot.path))
+    if golden is not None:
+        served.golden = await _rehearse(golden, served, rules.limits)
+        await judge(golden, served.golden, served.card.name, rules)
+
+
+async def judge(golden: Golden, verdict: Verdict, name: str, rules: Rules) -> None:
+    """Tell how the answers compare; raises `Permanent` (`golden_mismatch`) where they differ and must not."""
+    if verdict.agrees:
+        _LOG.info("%s: %d golden predictions agree, within %.3g", name, verdict.cases, verdict.largest)
+        return
+    here = await call_in_thread("environment", partial(environment, rules.device))
+    error = explain(golden, verdict, here)
+    if rules.golden is Mode.REQUIRE:
+        raise error
+    _LOG.warning("%s is served all the same: %s", name, error)
+
+
+async def _rehearse(golden: Golden, served: Served, limits: Limits) -> Verdict:
+    operations = Operations(Metrics())  # its own: nobody's probe or request is meant
+    operations.enter(Ready())
+    application = routes.application(Catalog.of_one(served), limits)
+    application.middlewares.insert(0, operations.middleware)
+    async with privately(application) as url:
+        return await replay(golden, url, served.card.name, {})

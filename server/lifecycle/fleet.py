@@ -1,0 +1,355 @@
+"""The models in service, kept as they are wanted: loaded at the start, swapped when a version's weights arrive.
+
+Law: a model that serves goes on until another is loaded, verified, warmed and admitted; then the one takes the other's
+place between two requests, and the old one's weights and lease are let go after its last answer. What fails changes
+nothing but what is told. One model is loaded at a time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Coroutine
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
+
+from cached.contract.errors import HoldfastError, Permanent
+from server.engine.engine import call_in_thread
+from server.lifecycle import loading
+from server.lifecycle.admission import Rules, admit
+from server.lifecycle.discovery import Sighting, base_for, look
+from server.lifecycle.entries import Entry
+from server.lifecycle.metrics import Metrics, ModelMetrics
+from server.lifecycle.readiness import Operations, Ready
+from server.lifecycle.registry import Card, Catalog, Coming, Served, ServedAdapter, ServedEncoder, ServedGenerator
+from server.lifecycle.settings import Settings
+from server.lifecycle.snapshot import Holding, hold, verify
+from server.weights.host.readahead import ReadAhead
+
+if TYPE_CHECKING:
+    from server.engine.encoder import Encoder
+    from server.engine.generation.generator import Generator
+
+_LOG = logging.getLogger("holdfast.serve")
+_LOOK_EVERY_S = 0.5
+_TRY_AGAIN_S = (30.0, 900.0)  # after the first failure, and at most; doubled each time
+ResultT = TypeVar("ResultT")
+
+
+@dataclass(slots=True)
+class _Attached:
+    """An adapter in service."""
+
+    sighting: Sighting
+    holding: Holding
+    served: ServedAdapter
+
+
+@dataclass(slots=True)
+class _Base:
+    """A model in service, and its adapters by name."""
+
+    sighting: Sighting
+    holding: Holding
+    served: ServedEncoder | ServedGenerator
+    model: Encoder | Generator
+    adapters: dict[str, _Attached] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class _Retired:
+    """What was taken out of service, to be let go of after its last answer."""
+
+    served: list[Served]
+    holdings: list[Holding]
+
+
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    """Why a sighting is not in service, and when it is tried again."""
+
+    sighting: Sighting
+    error: HoldfastError
+    wait_s: float
+    again_at: float
+
+
+class Fleet:
+    """What one server serves."""
+
+    def __init__(
+        self, settings: Settings, held: dict[str, Holding], catalog: Catalog, operations: Operations, metrics: Metrics
+    ) -> None:
+        """`held`: leases that were taken before, by the name of their entry."""
+        self._settings = settings
+        self._held = held
+        self._catalog = catalog
+        self._operations = operations
+        self._metrics = metrics
+        self._device = ""
+        self._ahead: ReadAhead | None = None
+        self._bases: dict[str, _Base] = {}
+        self._failures: dict[str, _Failure] = {}
+        self._retired: list[_Retired] = []
+
+    async def start(self) -> None:
+        """Load everything that is wanted; raises `HoldfastError`. Waits for weights that a followed file names."""
+        self._ahead = ReadAhead([holding.snapshot.path for holding in self._held.values()])
+        select = partial(loading.select_device, self._settings.device)
+        self._device = await self._step("device", "device", select)
+        self._operations.device = self._device
+        await self._step("import", "import", partial(loading.prepare, self._metrics.loaded))
+        sightings = await self._look()
+        while missing := [one for one in sightings if one.target is None]:
+            self._operations.progress(f"waiting for {missing[0].entry}")
+            await asyncio.sleep(_LOOK_EVERY_S)
+            sightings = await self._look()
+        await self._bring_about(sightings)
+        while self._failures:
+            failure = next(iter(self._failures.values()))
+            if failure.error.code != "golden_mismatch":
+                raise failure.error
+            # Loaded, and not to be trusted: a restart would only load it again. It is told, and waits to be replaced.
+            _LOG.error("not ready: %s", failure.error)
+            while failure.sighting in sightings and time.monotonic() < failure.again_at:
+                self._operations.progress(f"{failure.sighting.entry.name}: {failure.error}")
+                await asyncio.sleep(_LOOK_EVERY_S)
+                sightings = await self._look()
+            await self._bring_about(sightings)
+
+    @property
+    def _rules(self) -> Rules:
+        return Rules(self._settings.golden, self._settings.limits, self._device)
+
+    async def keep(self, group: asyncio.TaskGroup) -> None:
+        """Swap what changes, for ever."""
+        complaint = ""
+        while True:
+            await asyncio.sleep(_LOOK_EVERY_S)
+            try:
+                sightings = await self._look()
+                complaint = ""
+            except HoldfastError as error:
+                if str(error) != complaint:
+                    _LOG.error("what is to be served cannot be read, and stays as it is: %s", error)
+                complaint = str(error)
+                continue
+            await self._bring_about(sightings)
+            while self._retired:
+                group.create_task(self._retire(self._retired.pop()))
+
+    async def _look(self) -> list[Sighting]:
+        bases = self._bases.values()
+        holdings = [base.holding for base in bases]
+        holdings += [attached.holding for base in bases for attached in base.adapters.values()]
+
+        def see() -> list[Sighting]:
+            for holding in holdings:
+                holding.follow()
+            return look(self._settings)
+
+        return await call_in_thread("look", see)
+
+    async def _bring_about(self, sightings: list[Sighting]) -> None:
+        """Load what is new, models before their adapters, and take out what nobody wants any more."""
+        self._forget_others(sightings)
+        adapters = [one for one in sightings if one.is_adapter]
+        models = [one for one in sightings if one not in adapters]
+        for one in models:
+            await self._try(one, partial(self._load_model, one))
+        for one in adapters:
+            await self._try(one, partial(self._load_adapter, one, [model.entry for model in models]))
+
+    async def _try(self, one: Sighting, load: Callable[[], Coroutine[None, None, None]]) -> None:
+        name, current = one.entry.name, self._in_service(one.entry.name)
+        failure = self._failures.get(name)
+        if current is not None and current.sighting == one:
+            self._catalog.coming.pop(name, None)
+        elif one.target is None:
+            self._catalog.coming[name] = Coming(one.version, "waiting", None)
+        elif failure is None or failure.sighting != one or time.monotonic() >= failure.again_at:
+            self._catalog.coming[name] = Coming(one.version, "loading", None)
+            began = time.monotonic()
+            try:
+                await load()
+            except Exception as error:  # noqa: BLE001 whatever it is, what serves goes on
+                self._failed(one, _explained(one, error))
+                await call_in_thread("clean_up", loading.clean_up)
+            else:
+                self._failures = {}  # of others too: what was missing may be there now
+                self._catalog.coming.pop(name, None)
+                self._tell(name, "done")
+                _LOG.info("serving %s (%s) after %.2f s", name, one.entry, time.monotonic() - began)
+
+    def _failed(self, one: Sighting, error: HoldfastError) -> None:
+        name, before = one.entry.name, self._failures.get(one.entry.name)
+        repeated = before is not None and before.sighting == one
+        # Kept without the frames it went through: what was half loaded lies in them.
+        error.__traceback__ = error.__cause__ = error.__context__ = None
+        wait_s = min(before.wait_s * 2, _TRY_AGAIN_S[1]) if before and repeated else _TRY_AGAIN_S[0]
+        self._failures[name] = _Failure(one, error, wait_s, time.monotonic() + wait_s)
+        self._catalog.coming[name] = Coming(one.version, "failed", str(error))
+        self._tell(name, "failed")
+        if isinstance(self._operations.state, Ready):
+            _LOG.error("%s (%s) cannot be served, tried again in %.0f s: %s", name, one.entry, wait_s, error)
+
+    def _tell(self, name: str, result: str) -> None:
+        if isinstance(self._operations.state, Ready):
+            self._metrics.model(name).swapped(result)
+
+    async def _load_model(self, one: Sighting) -> None:
+        entry, settings = one.entry, self._settings
+        metrics = self._metrics.model(entry.name)
+        with ExitStack() as undo:
+            holding = await self._hold(entry)
+            undo.callback(holding.close)
+            snapshot = holding.snapshot
+            if self._ahead is not None:
+                self._ahead.leave(snapshot.path)
+            load = partial(loading.load, snapshot, self._device, settings.dtype, settings.limits, metrics)
+            model = await self._step(f"load {entry.name}", "load", load)
+            await self._step(f"warm up {entry.name}", "warm_up", partial(loading.warm_up, snapshot, model))
+            served = _served(Card(entry.name, snapshot, model.about, int(time.time())), model, settings, metrics)
+            undo.callback(served.close)
+            await admit(served, self._rules)
+            before = self._bases.get(entry.name)
+            base = _Base(one, holding, served, model)
+            for attached in before.adapters.values() if before is not None else ():
+                # What serves now goes on with the new base, or the old base goes on.
+                name = attached.sighting.entry.name
+                base.adapters[name] = await self._attach(attached.sighting, attached.holding, base)
+            undo.pop_all()
+        # From here to the end nothing is awaited: a request meets all of the old or all of the new.
+        self._retire_current(entry.name)
+        self._bases[entry.name] = base
+        for new in (base.served, *(attached.served for attached in base.adapters.values())):
+            self._catalog.put(new)
+        del before, model, load
+        await self._share()
+
+    async def _load_adapter(self, one: Sighting, models: list[Entry]) -> None:
+        with ExitStack() as undo:
+            holding = await self._hold(one.entry)
+            undo.callback(holding.close)
+            says = await call_in_thread("adapter", partial(loading.base_of, holding.snapshot))
+            base = self._bases.get(base_for(one.entry, says, models))
+            if base is None:
+                raise Permanent("adapter_base", f"{one.entry.name}: its base is not in service", "see its error")
+            attached = await self._attach(one, holding, base)
+            undo.pop_all()
+        self._retire_current(one.entry.name)
+        base.adapters[one.entry.name] = attached
+        self._catalog.put(attached.served)
+
+    async def _attach(self, one: Sighting, holding: Holding, base: _Base) -> _Attached:
+        name, snapshot = one.entry.name, holding.snapshot
+        load = partial(loading.load_adapter, snapshot, base.model)
+        adapter = await self._step(f"load {name}", "adapter", load)
+        about = replace(base.served.card.about, weight_bytes=adapter.weight_bytes)
+        card = Card(name, snapshot, about, int(time.time()), base.served.card.name)
+        assert isinstance(base.served, ServedGenerator)
+        served = ServedAdapter(card, base.served, adapter, self._metrics.model(name))
+        await admit(served, self._rules)
+        return _Attached(one, holding, served)
+
+    async def _hold(self, entry: Entry) -> Holding:
+        """The lease of what an entry leads to, checked as the gate checks it unless that was before our time."""
+        held = self._held.pop(entry.name, None)
+        if held is not None:
+            return held
+        holding = await call_in_thread("hold", partial(hold, entry.path, entry.pin))
+        with ExitStack() as undo:
+            undo.callback(holding.close)
+            await call_in_thread("verify", partial(verify, holding.snapshot))
+            undo.pop_all()
+        return holding
+
+    async def _step(self, shown: str, stage: str, function: Callable[[], ResultT]) -> ResultT:
+        """Do one heavy thing in a thread, while HTTP goes on answering."""
+        self._operations.progress(shown)
+        with self._metrics.stage(stage):
+            return await call_in_thread(stage, function)
+
+    def _in_service(self, name: str) -> _Base | _Attached | None:
+        found = self._bases.get(name)
+        if found is not None:
+            return found
+        return next((base.adapters[name] for base in self._bases.values() if name in base.adapters), None)
+
+    def _forget_others(self, sightings: list[Sighting]) -> None:
+        """Take out of service what is not wanted, or is wanted as another kind of thing."""
+        wanted = {one.entry.name for one in sightings}
+        self._failures = {name: failure for name, failure in self._failures.items() if name in wanted}
+        self._catalog.coming = {name: coming for name, coming in self._catalog.coming.items() if name in wanted}
+        adapters = {one.entry.name for one in sightings if one.is_adapter}
+        models = {one.entry.name for one in sightings if one.target is not None} - adapters
+        for name in list(self._bases):
+            if name not in wanted or name in adapters:
+                for gone in (*self._bases[name].adapters, name):
+                    self._dismiss(gone)
+        for base in self._bases.values():
+            for name in list(base.adapters):
+                if name not in wanted or name in models:
+                    self._dismiss(name)
+
+    def _dismiss(self, name: str) -> None:
+        self._catalog.remove(name)
+        self._retire_current(name)
+        _LOG.info("no longer serving %s", name)
+
+    def _retire_current(self, name: str) -> None:
+        """Take what is in service under this name out of the books, if anything is. An old base's adapters are drained
+        with it, and leave their leases to whoever took them over."""
+        base = self._bases.pop(name, None)
+        if base is not None:
+            adapters = [attached.served for attached in base.adapters.values()]
+            self._retired.append(_Retired([*adapters, base.served], [base.holding]))
+            return
+        for base in self._bases.values():
+            attached = base.adapters.pop(name, None)
+            if attached is not None:
+                self._retired.append(_Retired([attached.served], [attached.holding]))
+
+    async def _retire(self, retired: _Retired) -> None:
+        for served in retired.served:
+            await served.drained()
+        for served in retired.served:
+            served.close()
+            if not isinstance(served, ServedAdapter):
+                await call_in_thread("join", served.engine.join)
+        retired.served.clear()
+        del served
+        await call_in_thread("clean_up", loading.clean_up)
+        for holding in retired.holdings:
+            holding.close()
+        await self._share()
+
+    async def _share(self) -> None:
+        """Divide the memory that is left, and tell clients of the contexts that result."""
+        await call_in_thread("share", partial(loading.share, [base.model for base in self._bases.values()]))
+        for base in self._bases.values():
+            about = base.model.about
+            base.served.card = replace(base.served.card, about=about)
+            for attached in base.adapters.values():
+                card = attached.served.card
+                attached.served.card = replace(card, about=replace(about, weight_bytes=card.about.weight_bytes))
+
+
+def _explained(one: Sighting, error: Exception) -> HoldfastError:
+    if isinstance(error, HoldfastError):
+        return error
+    _LOG.error("%s cannot be served", one.entry, exc_info=error)
+    return Permanent("load_failed", f"{one.entry}: {type(error).__name__}: {error}", "see the traceback above")
+
+
+def _served(
+    card: Card, model: Encoder | Generator, settings: Settings, metrics: ModelMetrics
+) -> ServedEncoder | ServedGenerator:
+    from server.engine.encoder import Encoder
+
+    if isinstance(model, Encoder):
+        return ServedEncoder(card, model, settings.limits.queue, metrics)
+    return ServedGenerator(card, model, settings.limits.queue, metrics)

@@ -1,0 +1,153 @@
+"""Where models are made: every call here takes long, imports torch, and runs in a thread that it is given.
+
+Law: everything that goes wrong is a `HoldfastError`: the models that are served meanwhile must not end for it.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from cached.contract.errors import HoldfastError, Permanent
+from server.engine.types import Limits
+from server.lifecycle.metrics import ModelMetrics
+from server.lifecycle.snapshot import Snapshot
+
+if TYPE_CHECKING:
+    from server.engine.encoder import Encoder
+    from server.engine.generation.generator import Generator
+    from server.engine.lora import Adapter
+    from server.weights.report import LoadReport
+
+_LOG = logging.getLogger(__name__)
+
+
+def select_device(wanted: str) -> str:
+    """The torch device to use; raises `Permanent` where it is not to be had."""
+    with _explained_imports():
+        from server.weights.cuda import device as gpu
+    return gpu.select(wanted)
+
+
+def select_device_for_user_code(wanted: str) -> str:
+    """As for a model, except that user code may do without torch: then `auto` is the CPU."""
+    if wanted == "cpu":
+        return "cpu"
+    try:
+        return select_device(wanted)
+    except Permanent as error:
+        if wanted != "auto" or error.code != "missing_package":
+            raise
+        _LOG.warning("torch is not installed: user code is told that the device is the CPU")
+        return "cpu"
+
+
+def prepare(loaded: Callable[[LoadReport], None]) -> None:
+    """Import what loading needs; `loaded` is told of each load from then on."""
+    with _explained_imports():
+        import server.engine.load  # noqa: F401 - for what it does, which takes seconds
+        from server.weights import report
+    report.subscribe(loaded)
+
+
+def load(snapshot: Snapshot, device: str, dtype: str, limits: Limits, metrics: ModelMetrics) -> Encoder | Generator:
+    """Load a model; raises `HoldfastError`."""
+    from server.engine import load as models
+
+    with _explained_failures(snapshot), _uncollected():
+        return models.load(snapshot.path, device, dtype, limits, metrics)
+
+
+def warm_up(snapshot: Snapshot, model: Encoder | Generator) -> None:
+    """Let a model compute something for the first time; raises `HoldfastError`."""
+    with _explained_failures(snapshot):
+        model.warm_up()
+
+
+def base_of(snapshot: Snapshot) -> str:
+    """What the adapter of a snapshot says it was made for; raises `HoldfastError`."""
+    from server.engine import lora
+
+    return lora.base_of(snapshot.path)
+
+
+def load_adapter(snapshot: Snapshot, base: Encoder | Generator) -> Adapter:
+    """Load an adapter for its base; raises `HoldfastError`."""
+    from server.engine.generation.generator import Generator
+
+    if not isinstance(base, Generator):
+        raise Permanent(
+            "adapter_base", f"{snapshot.path}: expected a base that generates text, found one that embeds", "merge it"
+        )
+    with _explained_failures(snapshot):
+        return base.adapter(snapshot.path)
+
+
+def share(models: list[Encoder | Generator]) -> None:
+    """Divide the memory for keys and values between these models."""
+    from server.engine.generation.generator import Generator
+
+    generators = [model for model in models if isinstance(model, Generator)]
+    for generator in generators:
+        try:
+            generator.share(len(generators))
+        except HoldfastError as error:
+            _LOG.warning("a model keeps the memory it had: %s", error)
+
+
+def clean_up() -> None:
+    """Give back the memory of what nobody refers to any more."""
+    gc.unfreeze()
+    gc.collect()  # a module that was adapted refers to itself
+    gc.freeze()
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Look for no garbage meanwhile, nor ever again among what is there afterwards: libraries and models are a million
+    objects that stay, and going through them again and again took a tenth of a start, and stops the batch later."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
+@contextmanager
+def _explained_imports() -> Iterator[None]:
+    try:
+        with _uncollected():
+            yield
+    except ModuleNotFoundError as error:
+        raise Permanent(
+            "missing_package",
+            f"the package {error.name} is missing",
+            "pip install 'holdfast[transformers]', or serve your own code with --app",
+        ) from error
+    except (ImportError, OSError) as error:
+        raise Permanent(
+            "broken_package", f"a package cannot be imported: {error}", "install torch and transformers anew"
+        ) from error
+
+
+@contextmanager
+def _explained_failures(snapshot: Snapshot) -> Iterator[None]:
+    try:
+        yield
+    except HoldfastError:
+        raise
+    except Exception as error:
+        _LOG.exception("%s cannot be loaded", snapshot.path)
+        raise Permanent(
+            "load_failed",
+            f"{snapshot.path}: {type(error).__name__}: {str(error).partition(chr(10))[0]}",
+            "see the traceback above; where memory is short, a version cannot be loaded beside the one it replaces",
+        ) from error

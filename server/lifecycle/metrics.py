@@ -1,0 +1,230 @@
+"""The server's numbers, under `holdfast_server_`, and the standard `process_*`.
+
+Law: labels are bounded: routes of the application, status codes, the models served. Nothing of a request's content.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from time import monotonic, perf_counter
+from typing import TYPE_CHECKING
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector, generate_latest
+
+from server.engine.engine import Load
+from server.engine.types import About
+from server.lifecycle.snapshot import Snapshot
+
+if TYPE_CHECKING:
+    from server.lifecycle.golden import Verdict
+    from server.weights.report import LoadReport
+
+_LATENCY_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+_LOAD_BUCKETS_S = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2, 3, 5, 10, 20, 60, 180, 600)
+_TOKEN_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.25, 0.5, 1, 2.5)
+_SPEED_BUCKETS = (1, 2, 5, 10, 20, 30, 50, 75, 100, 150, 200, 300, 500, 1000)
+_ROWS_BUCKETS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 256)
+_PREFIX = "holdfast_server_"
+
+
+class ModelMetrics:
+    """One model's numbers, from the event loop and from the model's thread alike."""
+
+    def __init__(self, families: _Families, model: str) -> None:
+        self._families = families
+        self._model = model
+        self.alive_at = 0.0  # when the model last gave a token, on the monotonic clock
+
+    def watch_queue(self, load: Callable[[], Load]) -> None:
+        """Ask `load` at each scrape."""
+        self._families.waiting.labels(self._model).set_function(lambda: load().waiting)
+        self._families.running.labels(self._model).set_function(lambda: load().running)
+
+    def count_prompt(self, tokens: int) -> None:
+        self._families.tokens.labels(self._model, "prompt").inc(tokens)
+
+    def waited(self, seconds: float) -> None:
+        """A request waited so long for the model."""
+        self._families.queue_seconds.labels(self._model).observe(seconds)
+
+    def first_token(self, seconds: float) -> None:
+        """The first token came so long after the request."""
+        self._families.first_token.labels(self._model).observe(seconds)
+
+    def choice(self, tokens: int, seconds: float) -> None:
+        """A choice of so many tokens is complete, so long after its request's first one."""
+        if tokens > 1 and seconds > 0:
+            self._families.speed.labels(self._model).observe((tokens - 1) / seconds)
+
+    def generated(self, rows: int, seconds: float) -> None:
+        """So many sequences got a token each, in so many seconds of one step."""
+        self.alive_at = monotonic()
+        self._families.tokens.labels(self._model, "completion").inc(rows)
+        self._families.batch.labels(self._model).observe(rows)
+        self._families.step.labels(self._model).observe(seconds)
+
+    def describe(self, snapshot: Snapshot, about: About | None) -> None:
+        """Say what is served; `about` is None for user code."""
+        self._families.model.labels(self._model).info(
+            {
+                "version": snapshot.version or "",
+                "digest": str(snapshot.digest or ""),
+                "kind": about.kind if about else "app",
+                "device": about.device if about else "",
+                "dtype": about.dtype if about else "",
+            }
+        )
+        if about is not None:
+            self._families.weights.labels(self._model).set(about.weight_bytes)
+
+    def swapped(self, result: str) -> None:
+        """A version took another's place (`done`), or could not (`failed`)."""
+        self._families.swaps.labels(self._model, result).inc()
+
+    def healthy(self, healthy: bool) -> None:
+        """Whether the model answers, as far as it was last known."""
+        self._families.healthy.labels(self._model).set(healthy)
+
+    def agreed(self, verdict: Verdict | None) -> None:
+        """How the model answered its golden predictions; None: it has none, or nobody asked."""
+        families = self._families
+        if verdict is None:
+            for result in ("agreed", "differed"):
+                families.golden.remove(self._model, result)
+            families.difference.remove(self._model)
+            return
+        families.golden.labels(self._model, "agreed").set(verdict.cases - len(verdict.failures))
+        families.golden.labels(self._model, "differed").set(len(verdict.failures))
+        families.difference.labels(self._model).set(verdict.largest)
+
+    def forget(self) -> None:
+        """Say nothing more of now: the model was taken out of service. What was counted stays."""
+        families = self._families
+        gauges = (families.waiting, families.running, families.weights, families.healthy, families.model)
+        for family in gauges:
+            family.remove(self._model)
+        self.agreed(None)
+
+
+class _Families:
+    """The metrics that have a `model` label."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        def histogram(name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
+            return Histogram(_PREFIX + name, text, ["model"], buckets=buckets, registry=registry)
+
+        def gauge(name: str, text: str) -> Gauge:
+            return Gauge(_PREFIX + name, text, ["model"], registry=registry)
+
+        self.waiting = gauge("queue_waiting", "Requests that wait for the model")
+        self.running = gauge("queue_running", "Requests in the model")
+        self.queue_seconds = histogram("queue_seconds", "Seconds a request waited for the model", _LATENCY_BUCKETS_S)
+        self.first_token = histogram(
+            "first_token_seconds", "Seconds from a request to its first text", _LATENCY_BUCKETS_S
+        )
+        self.speed = histogram("choice_tokens_per_second", "Tokens a second of one choice", _SPEED_BUCKETS)
+        self.step = histogram("step_seconds", "Seconds from token to token of a batch", _TOKEN_BUCKETS_S)
+        self.batch = histogram("batch_sequences", "Sequences in one step of the model", _ROWS_BUCKETS)
+        self.tokens = Counter(
+            _PREFIX + "tokens",
+            "Tokens read (prompt) and generated (completion)",
+            ["model", "kind"],
+            registry=registry,
+        )
+        self.weights = gauge("weights_bytes", "Bytes of the weights' files")
+        self.healthy = gauge("model_healthy", "0 while the model does not answer a dummy inference")
+        self.golden = Gauge(
+            _PREFIX + "golden_cases", "Golden predictions, by result", ["model", "result"], registry=registry
+        )
+        self.difference = gauge("golden_largest_difference", "The largest difference of a number in them")
+        self.swaps = Counter(
+            _PREFIX + "swaps",
+            "Versions that were to take the place of another while serving",
+            ["model", "result"],
+            registry=registry,
+        )
+        self.model = Info(_PREFIX + "model", "What is served", ["model"], registry=registry)
+
+
+class _LoaderFamilies:
+    """What the loader did, in the names that anybody's process may export: `holdfast_load_…`."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._seconds = Histogram(
+            "holdfast_load_seconds",
+            "Seconds a load of weights took, in all and in each of its stages",
+            ["stage"],
+            buckets=_LOAD_BUCKETS_S,
+            registry=registry,
+        )
+        self._bytes = Counter("holdfast_load_bytes", "Bytes of weights loaded", ["method"], registry=registry)
+        self._cold = Counter("holdfast_load_cold_bytes", "Of these, not in the page cache", registry=registry)
+        self._speed = Gauge("holdfast_load_gigabytes_per_second", "Of the last load, decimal", registry=registry)
+        self._bound = Counter("holdfast_load_bound", "Loads by what they waited for most", ["by"], registry=registry)
+
+    def add(self, report: LoadReport) -> None:
+        self._seconds.labels("total").observe(report.seconds)
+        for stage, seconds in asdict(report.stages).items():
+            self._seconds.labels(stage).observe(seconds)
+        self._bytes.labels(report.method).inc(report.bytes)
+        self._cold.inc(report.cold_bytes)
+        self._speed.set(report.gb_per_s)
+        self._bound.labels(report.bound.value).inc()
+
+
+class Metrics:
+    """One server's metrics, in a registry of their own."""
+
+    def __init__(self) -> None:
+        self._registry = CollectorRegistry()
+        ProcessCollector(registry=self._registry)
+        self._families = _Families(self._registry)
+        self._requests = Counter(
+            _PREFIX + "requests", "Requests answered", ["endpoint", "model", "status"], registry=self._registry
+        )
+        self._seconds = Histogram(
+            _PREFIX + "request_seconds",
+            "Seconds from a request's head to the answer's end",
+            ["endpoint", "model"],
+            buckets=_LATENCY_BUCKETS_S,
+            registry=self._registry,
+        )
+        self._in_flight = Gauge(_PREFIX + "in_flight", "Requests being answered", registry=self._registry)
+        self._ready = Gauge(_PREFIX + "ready", "1 while /readyz says so", registry=self._registry)
+        self._load = Gauge(
+            _PREFIX + "load_seconds", "Seconds each stage of the start took", ["stage"], registry=self._registry
+        )
+
+        self._loader = _LoaderFamilies(self._registry)
+
+    def loaded(self, report: LoadReport) -> None:
+        """A load of weights is done; from the thread that loaded."""
+        self._loader.add(report)
+
+    def text(self) -> bytes:
+        """Everything, in Prometheus' text format."""
+        return generate_latest(self._registry)
+
+    def model(self, name: str) -> ModelMetrics:
+        """The metrics of the model that clients call `name`."""
+        return ModelMetrics(self._families, name)
+
+    def count_request(self, endpoint: str, model: str, status: int, seconds: float) -> None:
+        """`model` is empty where the request reached none."""
+        self._requests.labels(endpoint, model, str(status)).inc()
+        self._seconds.labels(endpoint, model).observe(seconds)
+
+    def set_in_flight(self, count: int) -> None:
+        self._in_flight.set(count)
+
+    def set_ready(self, ready: bool) -> None:
+        self._ready.set(1 if ready else 0)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time a stage of the start."""
+        started = perf_counter()
+        yield
+        self._load.labels(name).set(perf_counter() - started)

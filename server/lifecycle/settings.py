@@ -1,0 +1,35 @@
+"""What one server was told to do.
+
+Law: values, checked where they are parsed (`server.options`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from server.engine.types import Limits
+from server.lifecycle.entries import Entry
+from server.lifecycle.golden import Mode
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """One server. `models` is empty where the file `follow` names them; `app` is None for our own API.
+
+    An idle model is asked something every `probe_interval_s`, and is ill when that takes `probe_timeout_s`.
+    """
+
+    models: tuple[Entry, ...]
+    follow: Path | None
+    root: Path
+    host: str
+    port: int
+    device: str
+    dtype: str
+    app: str | None
+    drain_timeout_s: float
+    probe_interval_s: float
+    probe_timeout_s: float
+    golden: Mode
+    limits: Limits

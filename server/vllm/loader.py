@@ -1,0 +1,222 @@
+"""vLLM's weights from a mounted snapshot, read by this loader straight onto the rank's GPU.
+
+Law: reads a folder that is there and never downloads. Which tensors a model wants, what becomes of them and whether
+any is missing is vLLM's own code (`DefaultModelLoader`); only the reading is ours. A snapshot's lease is held until the
+process ends, for vLLM reads weights again when it wakes up or reloads.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+from vllm.logger import init_logger
+from vllm.model_executor.model_loader import weight_utils
+from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
+from vllm.platforms import current_platform
+
+from cached.contract.errors import Permanent
+from cached.contract.program.units import format_size
+from server.lifecycle.snapshot import Holding, hold, target_of
+from server.weights import report
+from server.weights.cuda.accelerator import DeviceLike, find
+from server.weights.files import iter_tensors
+from server.weights.format.safetensors import INDEX_FILE, SINGLE_FILE, list_shards, read_header
+from server.weights.settings import Settings
+
+_LOG = init_logger("vllm.plugins.holdfast")  # vLLM shows what is logged below its own name
+
+# Keys of --model-loader-extra-config, which mean what these variables do.
+_VARIABLES = {
+    "threads": "HOLDFAST_LOADER_THREADS",
+    "slots": "HOLDFAST_LOADER_SLOTS",
+    "slot_size": "HOLDFAST_LOADER_SLOT_SIZE",
+    "io": "HOLDFAST_LOADER_IO",
+}
+_VLLMS = "enable_weights_track"  # newer versions' own
+
+# A folder with an index or a single file, or files that nothing lists.
+Weights: TypeAlias = "Path | list[Path]"
+
+_HELD: dict[Path, Holding] = {}
+
+
+class HoldfastModelLoader(DefaultModelLoader):  # type: ignore[misc] # vLLM has no types where it is not installed
+    """`--load-format holdfast`. Raises `HoldfastError` for what it refuses, and vLLM's own errors for the rest."""
+
+    def __init__(self, load_config: Any) -> None:
+        extra = load_config.model_loader_extra_config
+        if not isinstance(extra, dict) or extra.keys() - _VARIABLES.keys() - {_VLLMS}:
+            raise Permanent(
+                "invalid_setting",
+                f"--model-loader-extra-config: expected an object with any of {', '.join(_VARIABLES)} and {_VLLMS}, "
+                f"found {extra!r}",
+                "correct it, or leave it out",
+            )
+        strategy = getattr(load_config, "safetensors_load_strategy", None)
+        if strategy not in (None, "lazy"):
+            raise Permanent(
+                "invalid_setting",
+                f"--safetensors-load-strategy {strategy} is for other load formats",
+                "leave it out: this one sees for itself what is cached",
+            )
+        self.counter_before_loading_weights = 0.0  # vLLM's own: when the first weight was asked for
+        self._variables = {_VARIABLES[key]: str(value) for key, value in extra.items() if key in _VARIABLES}
+        self._vllm_config: Any = None
+        Settings.from_environment({**os.environ, **self._variables})  # a bad value is told at once
+        theirs = {key: value for key, value in extra.items() if key not in _VARIABLES}
+        super().__init__(dataclasses.replace(load_config, model_loader_extra_config=theirs))
+
+    def load_model(self, vllm_config: Any, model_config: Any, **rest: Any) -> Any:
+        self._vllm_config = vllm_config
+        return super().load_model(vllm_config=vllm_config, model_config=model_config, **rest)
+
+    def download_model(self, model_config: Any) -> None:
+        """Find the weights; nothing is downloaded."""
+        _weights(self.Source(model_config.model, model_config.revision))
+
+    def load_weights(self, model: torch.nn.Module, model_config: Any) -> None:
+        began = time.perf_counter()
+        reports: list[report.LoadReport] = []
+        stop = report.subscribe(reports.append)
+        try:
+            super().load_weights(model, model_config)
+        finally:
+            stop()
+        seconds = time.perf_counter() - began
+        nbytes = sum(found.bytes for found in reports)
+        _LOG.info(
+            "Loading weights with holdfast: %s onto %s in %.2f seconds, %.1f GB/s, %s of it not in the page cache",
+            format_size(nbytes),
+            ", ".join(sorted({found.device for found in reports})),
+            seconds,
+            nbytes / seconds / 1e9,
+            format_size(sum(found.cold_bytes for found in reports)),
+        )
+
+    def _get_weights_iterator(self, source: Any) -> Iterator[tuple[str, torch.Tensor]]:
+        """The weights of one of vLLM's sources; a model may have several."""
+        if self.load_config.safetensors_load_strategy == "torchao":  # set by vLLM once it knows the checkpoint
+            raise Permanent(
+                "unsupported_quantization",
+                f"{source.model_or_path}: torchao's tensors are put together from several by vLLM's own reader",
+                "use --load-format safetensors for this model",
+            )
+        weights = self._without_language_model(_weights(source))
+        keys = self._keys(weights, getattr(source, "is_unused_weight", None))
+        if self.counter_before_loading_weights == 0.0:
+            self.counter_before_loading_weights = time.perf_counter()
+        return _prefixed(source.prefix, iter_tensors(weights, self._device(), keys=keys))
+
+    def _without_language_model(self, weights: Weights) -> Weights:
+        """With --mm-encoder-only, the files that hold more than the language model."""
+        prefixes = getattr(self, "_encoder_only_lm_prefixes", None)
+        if prefixes is None or not isinstance(weights, Path):
+            return weights
+        kept = weight_utils.filter_mm_encoder_only_safetensors_files(
+            [str(path) for path in list_shards(weights).paths],
+            str(weights),
+            INDEX_FILE,
+            prefixes,
+            weights_mapper=self._encoder_only_weights_mapper,
+        )
+        if not kept:
+            raise Permanent(
+                "no_weights",
+                f"{weights}: no file holds anything but the language model ({', '.join(prefixes)})",
+                "leave out --mm-encoder-only",
+            )
+        return [Path(path) for path in kept]
+
+    def _keys(self, weights: Weights, unused: Callable[[str], bool] | None) -> list[str] | None:
+        """The tensors that this rank's model takes, None for all: those of other ranks' experts are not read."""
+        experts = getattr(self, "local_expert_ids", None)
+        if experts is None and unused is None:
+            return None
+        files = list_shards(weights).paths if isinstance(weights, Path) else weights
+        names = [name for path in files for name in read_header(path).tensors]
+        if unused is not None:
+            names = [name for name in names if not unused(name)] or names
+        if experts is not None:
+            from vllm.model_executor.model_loader.ep_weight_filter import should_skip_weight  # newer versions have it
+
+            names = [name for name in names if not should_skip_weight(name, experts)]
+        return names
+
+    def _device(self) -> DeviceLike:
+        """This rank's GPU, or the CPU where vLLM runs on one, or on what this loader does not know."""
+        config = self._vllm_config or _current_config()
+        engram = getattr(config, "engram_config", None)
+        if engram is not None and engram.cpu_offload:  # tables larger than the device
+            return "cpu"
+        wanted = self.load_config.device or (config.device_config.device if config else current_platform.device_type)
+        if torch.device(wanted).type != "cuda" or not current_platform.is_cuda():
+            return "cpu"
+        environment = {**os.environ, **self._variables}
+        if config is not None:
+            environment["LOCAL_WORLD_SIZE"] = str(_local_readers(config.parallel_config))
+        device = torch.device("cuda", torch.cuda.current_device())
+        return find(device, Settings.from_environment(environment)) or "cpu"
+
+
+def _weights(source: Any) -> Weights:
+    """The folder, or the files, that hold what `source` names; raises `Permanent` where it is not mounted here."""
+    folder = _hold(source.model_or_path)
+    subfolder = getattr(source, "subfolder", None)
+    if subfolder is not None:
+        folder /= subfolder
+    if source.allow_patterns_overrides is None and any((folder / name).is_file() for name in (SINGLE_FILE, INDEX_FILE)):
+        return folder
+    patterns = source.allow_patterns_overrides or ["*.safetensors"]
+    # As vLLM does: the first pattern that finds anything decides.
+    found = next((files for pattern in patterns if (files := sorted(folder.glob(pattern)))), [])
+    if not found or any(path.suffix != ".safetensors" for path in found):
+        raise Permanent(
+            "no_weights",
+            f"expected safetensors files in {folder} ({', '.join(patterns)}), found "
+            f"{', '.join(path.name for path in found) or 'none'}",
+            "publish the model's safetensors files, or choose another --load-format",
+        )
+    return found
+
+
+def _hold(model: str) -> Path:
+    """The model's folder without symlinks, leased where it is a snapshot."""
+    path = Path(model)
+    target = target_of(path)
+    if target is None:
+        mounted = os.environ.get("HOLDFAST_MODEL_PATH", "")
+        raise Permanent(
+            "no_model",
+            f"expected the folder of a mounted model, found {model!r}",
+            "annotate the pod with holdfast.dev/model and give vLLM the path, "
+            f"{mounted or '$HOLDFAST_MODEL_PATH'}; --load-format holdfast downloads nothing",
+        )
+    if target not in _HELD:
+        holding = hold(path)
+        target = holding.snapshot.path
+        _HELD[target] = holding
+    return target
+
+
+def _current_config() -> Any:
+    from vllm import config
+
+    known = getattr(config, "get_current_vllm_config_or_none", None)  # newer versions have it
+    return None if known is None else known()
+
+
+def _local_readers(parallel: Any) -> int:
+    """The processes of this node that read the same files now: all ranks of all its replicas."""
+    return max(1, int(parallel.local_world_size)) * max(1, int(parallel.data_parallel_size_local))
+
+
+def _prefixed(prefix: str, tensors: Iterator[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
+    for name, tensor in tensors:
+        yield prefix + name, tensor
+        del tensor  # or it would keep its range of the device while the next one is filled

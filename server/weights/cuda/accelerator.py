@@ -1,0 +1,194 @@
+"""A device that weights are loaded onto: its memory, its copy streams, and the ring that all loads to it share.
+
+Law: one per device and process, made on first use and kept: contexts, streams and pinned memory cost more than a load.
+Everything is made and dropped in the order of the stream that is the consumer's own when a load begins.
+"""
+
+from __future__ import annotations
+
+import threading
+from contextlib import AbstractContextManager
+from functools import cache, cached_property
+from typing import Protocol, TypeAlias
+
+import torch
+
+from cached.contract.errors import Permanent
+from cached.contract.program.units import format_size
+from server.weights.cuda.processors import near
+from server.weights.cuda.ring import Ring
+from server.weights.cuda.runtime import Runtime
+from server.weights.settings import Settings
+
+# What cuBLAS, NCCL and the allocator itself take besides the weights.
+_MARGIN = 256 * 1024 * 1024
+
+
+class Memory(Protocol):
+    """A device's memory as torch hands it out."""
+
+    def allocate(self, nbytes: int) -> torch.Tensor:
+        """Bytes of the device (uint8), 512-byte aligned; raises `Permanent` where there are none."""
+        ...
+
+    def stream(self) -> int:
+        """The stream that the calling thread's torch operations run on."""
+        ...
+
+    def reusable(self) -> int:
+        """Bytes that torch has from the driver and nobody uses."""
+        ...
+
+    def current(self) -> AbstractContextManager[object]:
+        """The device is the calling thread's within the block; the one it had before is its own again afterwards."""
+        ...
+
+
+class TorchMemory:
+    """torch's caching allocator on one GPU."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+
+    def allocate(self, nbytes: int) -> torch.Tensor:
+        try:
+            return torch.empty(nbytes, dtype=torch.uint8, device=self._device)
+        except torch.OutOfMemoryError as error:
+            raise Permanent(
+                "gpu_memory", f"{format_size(nbytes)} on {self._device}: {str(error).splitlines()[0]}", _NO_ROOM
+            ) from error
+
+    def stream(self) -> int:
+        return int(torch.cuda.current_stream(self._device).cuda_stream)
+
+    def reusable(self) -> int:
+        return torch.cuda.memory_reserved(self._device) - torch.cuda.memory_allocated(self._device)
+
+    def current(self) -> AbstractContextManager[object]:
+        return torch.cuda.device(self._device)  # makes no context on the device before, where there was none
+
+
+_NO_ROOM = "serve a smaller model or dtype, share it among several GPUs, or end what else uses this one (nvidia-smi)"
+
+
+class Accelerator:
+    """A device, ready for loads from any number of threads."""
+
+    def __init__(self, device: torch.device, runtime: Runtime, memory: Memory, settings: Settings) -> None:
+        self.device = device
+        self.runtime = runtime
+        self.memory = memory
+        self.settings = settings
+        self._lock = threading.Lock()
+        self._spare: list[int] = []
+        self._ring: Ring | None = None
+
+    @cached_property
+    def processors(self) -> frozenset[int]:
+        """The processors near the device."""
+        return near(self.runtime.pci_bus_id())
+
+    @cached_property
+    def _streams(self) -> tuple[int, ...]:
+        return tuple(self.runtime.new_stream() for _ in range(self.settings.streams))
+
+    def streams(self) -> tuple[int, ...]:
+        """The copy streams."""
+        with self._lock, self.memory.current():
+            return self._streams
+
+    def ring(self) -> Ring:
+        """The pinned memory, made on first use."""
+        with self._lock, self.memory.current():
+            if self._ring is None:
+                self._ring = Ring(self.runtime, self.settings.slots, self.settings.slot_bytes, self.processors)
+            return self._ring
+
+    def follow(self, later: int, earlier: int) -> None:
+        """Have the stream `later` wait for what is on the stream `earlier` now."""
+        with self.memory.current():  # the default stream's handle means the calling thread's device
+            with self._lock:
+                event = self._spare.pop() if self._spare else self.runtime.new_event()
+            try:
+                self.runtime.record(event, earlier)
+                self.runtime.wait(later, event)
+            finally:
+                # A wait keeps to what was recorded when it was queued, so the event may be recorded again at once.
+                with self._lock:
+                    self._spare.append(event)
+
+    def check_room(self, nbytes: int) -> None:
+        """Raise `Permanent` where the device has not `nbytes` for weights, and some for work, left."""
+        free, total = self.memory_free()
+        if nbytes + _MARGIN > free:
+            raise Permanent(
+                "gpu_memory",
+                f"{self.device}: expected {format_size(nbytes)} for the weights and {format_size(_MARGIN)} for work, "
+                f"found {format_size(free)} free of {format_size(total)}",
+                _NO_ROOM,
+            )
+
+    def memory_free(self) -> tuple[int, int]:
+        """Bytes that a load may use now, and all the device has."""
+        with self.memory.current():
+            free, total = self.runtime.memory()
+        return free + self.memory.reusable(), total
+
+    def close(self) -> None:
+        """Give back the ring, streams and events; no load may run."""
+        with self._lock:
+            ring, self._ring = self._ring, None
+            if ring is not None:
+                ring.close()
+            while self._spare:
+                self.runtime.destroy_event(self._spare.pop())
+            for stream in self.__dict__.pop("_streams", ()):
+                self.runtime.destroy_stream(stream)
+
+
+# What a caller may name: `cpu`, `cuda`, `cuda:1`, a number, torch's own, or an accelerator with settings of one's own.
+DeviceLike: TypeAlias = "str | int | torch.device | Accelerator"
+
+
+def find(device: DeviceLike, settings: Settings | None = None) -> Accelerator | None:
+    """The accelerator for `device`, None for the CPU; raises `Permanent` where there is no such device.
+
+    `settings` are the environment's unless given; an accelerator that is handed in keeps its own.
+    """
+    if isinstance(device, Accelerator):
+        return device
+    try:
+        named = torch.device(f"cuda:{device}") if isinstance(device, int) else torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise _unsupported(device) from error
+    if named.type == "cpu":
+        return None
+    if named.type != "cuda":
+        raise _unsupported(device)
+    if named.index is None:
+        named = torch.device("cuda", torch.cuda.current_device() if torch.cuda.is_available() else 0)
+    with _MAKING:
+        return _accelerator(named, settings)
+
+
+_MAKING = threading.Lock()
+
+
+@cache  # one per device of this machine, and per settings that somebody made
+def _accelerator(device: torch.device, settings: Settings | None) -> Accelerator:
+    from server.weights.cuda import device as gpu
+    from server.weights.cuda.cudart import CudaRuntime, load_library
+
+    gpu.select(str(device))
+    memory = TorchMemory(device)
+    with memory.current():
+        runtime = CudaRuntime(load_library(), device.index)
+    return Accelerator(device, runtime, memory, settings or Settings.from_environment())
+
+
+def _unsupported(device: object) -> Permanent:
+    return Permanent(
+        "unsupported_device",
+        f"expected cpu, cuda or cuda:N, found {device!r}",
+        "load onto the CPU and move the tensors",
+    )

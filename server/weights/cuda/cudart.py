@@ -1,0 +1,173 @@
+"""CUDA's runtime, called through ctypes: the library that torch brought, so that there is one and it fits the driver.
+
+Law: checks every return code, and clears the error that the runtime keeps for the thread: left there it would surface
+in some innocent call of torch's. ctypes lets go of the interpreter's lock during every call.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from cached.contract.errors import Permanent
+from server.weights.cuda.runtime import CudaError, Rows
+
+_HOST_TO_DEVICE = 1  # cudaMemcpyHostToDevice
+_STREAM_NON_BLOCKING = 1  # cudaStreamNonBlocking
+_EVENT_FLAGS = 1 | 2  # cudaEventBlockingSync | cudaEventDisableTiming
+_REGISTER_PORTABLE = 1  # cudaHostRegisterPortable
+_REGISTER_READ_ONLY = 8  # cudaHostRegisterReadOnly
+_BUS_ID_BYTES = 32
+
+_ptr, _size, _int, _uint = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_uint
+_SIGNATURES: dict[str, list[type]] = {
+    "cudaSetDevice": [_int],
+    "cudaHostRegister": [_ptr, _size, _uint],
+    "cudaHostUnregister": [_ptr],
+    "cudaStreamCreateWithFlags": [_ptr, _uint],
+    "cudaStreamDestroy": [_ptr],
+    "cudaStreamSynchronize": [_ptr],
+    "cudaStreamWaitEvent": [_ptr, _ptr, _uint],
+    "cudaEventCreateWithFlags": [_ptr, _uint],
+    "cudaEventDestroy": [_ptr],
+    "cudaEventRecord": [_ptr, _ptr],
+    "cudaEventSynchronize": [_ptr],
+    "cudaMemcpyAsync": [_ptr, _ptr, _size, _int, _ptr],
+    "cudaMemcpy2DAsync": [_ptr, _size, _ptr, _size, _size, _size, _int, _ptr],
+    "cudaMemGetInfo": [_ptr, _ptr],
+    "cudaDeviceGetAttribute": [_ptr, _int, _int],
+    "cudaDeviceGetPCIBusId": [_ptr, _int, _int],
+    "cudaGetLastError": [],
+}
+
+
+class CudaRuntime:
+    """The runtime for one device; see `Runtime`."""
+
+    def __init__(self, library: ctypes.CDLL, device: int) -> None:
+        self._device = device
+        self._library = library
+        for name, arguments in _SIGNATURES.items():
+            function = getattr(library, name)
+            function.argtypes, function.restype = arguments, ctypes.c_int
+        library.cudaGetErrorString.argtypes, library.cudaGetErrorString.restype = [_int], ctypes.c_char_p
+        self._copy = library.cudaMemcpyAsync  # looked up once: these run thousands of times a second
+        self._record = library.cudaEventRecord
+        self._synchronize = library.cudaEventSynchronize
+        self.set_device()
+
+    def set_device(self) -> None:
+        self._check("cudaSetDevice", self._library.cudaSetDevice(self._device))
+
+    def register(self, address: int, nbytes: int, *, read_only: bool) -> None:
+        flags = _REGISTER_PORTABLE | (_REGISTER_READ_ONLY if read_only else 0)
+        self._check("cudaHostRegister", self._library.cudaHostRegister(address, nbytes, flags))
+
+    def unregister(self, address: int) -> None:
+        self._check("cudaHostUnregister", self._library.cudaHostUnregister(address))
+
+    def new_stream(self) -> int:
+        stream = ctypes.c_void_p()
+        self._check(
+            "cudaStreamCreateWithFlags",
+            self._library.cudaStreamCreateWithFlags(ctypes.byref(stream), _STREAM_NON_BLOCKING),
+        )
+        return stream.value or 0
+
+    def new_event(self) -> int:
+        event = ctypes.c_void_p()
+        self._check(
+            "cudaEventCreateWithFlags", self._library.cudaEventCreateWithFlags(ctypes.byref(event), _EVENT_FLAGS)
+        )
+        return event.value or 0
+
+    def destroy_stream(self, stream: int) -> None:
+        self._check("cudaStreamDestroy", self._library.cudaStreamDestroy(stream))
+
+    def destroy_event(self, event: int) -> None:
+        self._check("cudaEventDestroy", self._library.cudaEventDestroy(event))
+
+    def copy(self, target: int, source: int, nbytes: int, stream: int) -> None:
+        self._check("cudaMemcpyAsync", self._copy(target, source, nbytes, _HOST_TO_DEVICE, stream))
+
+    def copy_rows(self, rows: Rows, stream: int) -> None:
+        self._check(
+            "cudaMemcpy2DAsync",
+            self._library.cudaMemcpy2DAsync(
+                rows.target,
+                rows.width,
+                rows.source,
+                rows.pitch,
+                rows.width,
+                rows.rows,
+                _HOST_TO_DEVICE,
+                stream,
+            ),
+        )
+
+    def record(self, event: int, stream: int) -> None:
+        self._check("cudaEventRecord", self._record(event, stream))
+
+    def wait(self, stream: int, event: int) -> None:
+        self._check("cudaStreamWaitEvent", self._library.cudaStreamWaitEvent(stream, event, 0))
+
+    def synchronize(self, event: int) -> None:
+        self._check("cudaEventSynchronize", self._synchronize(event))
+
+    def drain(self, stream: int) -> None:
+        self._check("cudaStreamSynchronize", self._library.cudaStreamSynchronize(stream))
+
+    def memory(self) -> tuple[int, int]:
+        free, total = ctypes.c_size_t(), ctypes.c_size_t()
+        self._check("cudaMemGetInfo", self._library.cudaMemGetInfo(ctypes.byref(free), ctypes.byref(total)))
+        return free.value, total.value
+
+    def attribute(self, number: int) -> int:
+        value = ctypes.c_int()
+        self._check(
+            "cudaDeviceGetAttribute",
+            self._library.cudaDeviceGetAttribute(ctypes.byref(value), number, self._device),
+        )
+        return value.value
+
+    def pci_bus_id(self) -> str:
+        text = ctypes.create_string_buffer(_BUS_ID_BYTES)
+        self._check("cudaDeviceGetPCIBusId", self._library.cudaDeviceGetPCIBusId(text, _BUS_ID_BYTES, self._device))
+        return text.value.decode().lower()
+
+    def _check(self, call: str, number: int) -> None:
+        if number != 0:
+            self._library.cudaGetLastError()
+            text = self._library.cudaGetErrorString(number)
+            raise CudaError(call, number, text.decode(errors="replace") if text else "unknown error", self._device)
+
+
+def load_library() -> ctypes.CDLL:
+    """The runtime library this process has, else torch's own, else the system's; raises `Permanent`."""
+    tried = []
+    for name in _candidates():
+        try:
+            return ctypes.CDLL(name)
+        except OSError as error:
+            tried.append(str(error))
+    raise Permanent(
+        "no_cuda_runtime",
+        f"expected libcudart next to torch {torch.__version__}, found none: {'; '.join(tried) or 'nothing to try'}",
+        "install a CUDA build of torch: its wheels bring the runtime",
+    )
+
+
+def _candidates() -> Iterator[str]:
+    with Path("/proc/self/maps").open() as maps:
+        mapped = {line.split(maxsplit=5)[5].strip() for line in maps if "/libcudart.so" in line}
+    yield from sorted(mapped)
+    major = (torch.version.cuda or "").partition(".")[0]
+    packages = Path(torch.__file__).parent.parent
+    for folder in (f"nvidia/cu{major}/lib", "nvidia/cuda_runtime/lib", "torch/lib"):
+        yield from map(str, sorted(packages.glob(f"{folder}/libcudart*.so*")))
+    for number in dict.fromkeys((major, "13", "12")):
+        if number:
+            yield f"libcudart.so.{number}"

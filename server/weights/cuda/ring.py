@@ -1,0 +1,123 @@
+"""Pinned host memory, made once and lent slot by slot: what all bytes pass through on their way to a device.
+
+Law: one anonymous mapping in huge pages, touched by several threads near the device and registered once, for pinning
+per load costs more than the load (0.1 s a GB). A slot is lent again only after the device is done with it. Slots go
+round in the order in which they were given back, which is the order in which the device finishes.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import queue
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+
+from cached.contract.errors import Permanent
+from cached.contract.program import limits
+from server.weights.cuda.runtime import Runtime
+
+_HUGE_PAGE = 2 * 1024 * 1024
+_FAULT_THREADS = 8
+
+
+@dataclass(slots=True)
+class Slot:
+    """`view` lies at `address`. `event` was recorded behind the last copy out of it."""
+
+    address: int
+    view: memoryview
+    event: int
+
+
+@dataclass(frozen=True, slots=True)
+class RingStatistics:
+    """`lent` slots of `slots` are with somebody now."""
+
+    slots: int
+    slot_bytes: int
+    lent: int
+
+
+class Ring:
+    """`slots` slots of `slot_bytes`, a multiple of the page size."""
+
+    def __init__(self, runtime: Runtime, slots: int, slot_bytes: int, processors: frozenset[int]) -> None:
+        self._runtime = runtime
+        self._slots = slots
+        self._slot_bytes = slot_bytes
+        nbytes = slots * slot_bytes
+        self._region = _map(nbytes + _HUGE_PAGE)
+        start = ctypes.addressof(ctypes.c_char.from_buffer(self._region))
+        first = -start % _HUGE_PAGE
+        self._address = start + first
+        whole = memoryview(self._region)[first : first + nbytes]
+        _touch(self._address, nbytes, processors)
+        self._free: queue.SimpleQueue[Slot] = queue.SimpleQueue()
+        with ExitStack() as undo:
+            runtime.register(self._address, nbytes, read_only=False)
+            undo.callback(runtime.unregister, self._address)
+            for at in range(0, nbytes, slot_bytes):
+                event = runtime.new_event()
+                undo.callback(runtime.destroy_event, event)
+                self._free.put(Slot(self._address + at, whole[at : at + slot_bytes], event))
+            undo.pop_all()
+
+    @property
+    def statistics(self) -> RingStatistics:
+        return RingStatistics(self._slots, self._slot_bytes, self._slots - self._free.qsize())
+
+    @contextmanager
+    def lent(self) -> Iterator[tuple[Slot, float]]:
+        """A slot that nothing is copied from any more, and the seconds it was waited for.
+
+        Whoever queues copies from it records its event behind them, within the block.
+        """
+        began = time.perf_counter()
+        slot = self._free.get()
+        try:
+            self._runtime.synchronize(slot.event)
+            yield slot, time.perf_counter() - began
+        finally:
+            self._free.put(slot)
+
+    def close(self) -> None:
+        """Unpin the memory, once every slot is back and the device is done with it."""
+        for _ in range(self._slots):
+            slot = self._free.get()
+            self._runtime.synchronize(slot.event)
+            self._runtime.destroy_event(slot.event)
+        self._runtime.unregister(self._address)
+
+
+def _map(nbytes: int) -> mmap.mmap:
+    try:
+        region = mmap.mmap(-1, nbytes, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except OSError as error:
+        raise Permanent(
+            "no_memory",
+            f"{nbytes} bytes of host memory for the loader's ring: {error.strerror}",
+            "raise the pod's memory limit, or lower HOLDFAST_LOADER_SLOTS",
+        ) from error
+    with suppress(OSError):  # a kernel without huge pages pins small ones
+        region.madvise(mmap.MADV_HUGEPAGE)
+    return region
+
+
+def _touch(address: int, nbytes: int, processors: frozenset[int]) -> None:
+    """Have the pages made by threads near the device: the kernel takes them from the node of whoever touches first."""
+
+    def touch(number: int) -> None:
+        with suppress(OSError):  # a container may forbid it
+            os.sched_setaffinity(0, processors)
+        for at in range(number * _HUGE_PAGE, nbytes, count * _HUGE_PAGE):
+            ctypes.memset(address + at, 0, min(_HUGE_PAGE, nbytes - at))
+
+    count = min(_FAULT_THREADS, max(1, len(processors)))
+    threads = [threading.Thread(target=touch, args=(number,), name="holdfast-touch") for number in range(count)]
+    for thread in limits.start_some(threads):  # pages that nobody touched are made when they are used
+        thread.join()

@@ -1,0 +1,131 @@
+"""Two ways to give the device host memory it reads at full speed: a slot of the ring, or the file's own pages.
+
+Law: memory is used again, or let go, only after the event behind the last copy out of it. The ring costs a copy by the
+processor, and nothing per load; registering the page cache costs no copy, and pinning each time, which was slower where
+it was measured (0.1 s a GB). Which is faster on a device is measured by `pump`.
+"""
+
+from __future__ import annotations
+
+import mmap
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from server.weights.cuda.ring import Ring
+from server.weights.cuda.runtime import CudaError, Runtime
+from server.weights.format.checkpoint import WeightFile
+from server.weights.host.reader import Reader, Taken
+from server.weights.plan import Chunk
+from server.weights.settings import PAGE
+
+_HELD = 3  # chunks of one thread that stay registered while the device may still read them
+
+
+class Staged(NamedTuple):
+    """A chunk where the device can read it: what the plan calls offset 0 of the slot is at `base`.
+
+    `event` is to be recorded behind the copies. The seconds were spent waiting for the device, and reading.
+    """
+
+    base: int
+    event: int
+    taken: Taken
+    wait_s: float
+    read_s: float
+
+
+class Staging(Protocol):
+    """Where one thread gets its chunks from. `staged` may be left by an error only when the copies are done."""
+
+    def staged(self, chunk: Chunk) -> AbstractContextManager[Staged]: ...
+
+    def close(self) -> None:
+        """Let everything go, once the device is done with it."""
+        ...
+
+
+class RingStaging:
+    """Reads into slots of the ring."""
+
+    def __init__(self, ring: Ring, readers: Sequence[Reader]) -> None:
+        self._ring = ring
+        self._readers = readers
+
+    @contextmanager
+    def staged(self, chunk: Chunk) -> Iterator[Staged]:
+        reader = self._readers[chunk.file]
+        with self._ring.lent() as (slot, wait_s):
+            began = time.perf_counter()
+            cold = direct = 0
+            for begin, end, offset in chunk.reads:
+                taken = reader.read(slot.view, begin, end, offset)
+                cold += taken.cold
+                direct += taken.direct
+            yield Staged(slot.address, slot.event, Taken(cold, direct), wait_s, time.perf_counter() - began)
+
+    def close(self) -> None:
+        """The ring outlives every load."""
+
+
+class FilePages:
+    """A file's pages in this process, at `base`, for as long as this lives. The processor never touches them."""
+
+    def __init__(self, file: WeightFile) -> None:
+        self._map = mmap.mmap(file.descriptor, 0, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ)
+        self.base = int(np.frombuffer(self._map, np.uint8).__array_interface__["data"][0])
+
+
+class RegisteredStaging:
+    """Pins the file's pages chunk by chunk, for one thread; what cannot be pinned goes through the ring."""
+
+    def __init__(self, runtime: Runtime, pages: Sequence[FilePages], ring: RingStaging) -> None:
+        self._runtime = runtime
+        self._ring = ring
+        self._pages = pages
+        self._held: deque[tuple[int, int]] = deque()  # (address, event), the oldest first
+        self._spare: list[int] = []
+
+    @contextmanager
+    def staged(self, chunk: Chunk) -> Iterator[Staged]:
+        pinned = self._pin(chunk)
+        if pinned is None:
+            with self._ring.staged(chunk) as staged:
+                yield staged
+            return
+        began, wait_s = time.perf_counter(), 0.0
+        if len(self._held) >= _HELD:
+            self._release()
+            wait_s = time.perf_counter() - began
+        read = chunk.reads[0]
+        event = self._spare.pop() if self._spare else self._runtime.new_event()
+        self._held.append((pinned, event))
+        yield Staged(self._pages[chunk.file].base + read.begin - read.slot, event, Taken(0, 0), wait_s, 0.0)
+
+    def close(self) -> None:
+        while self._held:
+            self._release()
+        while self._spare:
+            self._runtime.destroy_event(self._spare.pop())
+
+    def _pin(self, chunk: Chunk) -> int | None:
+        if len(chunk.reads) > 1:
+            return None
+        begin, end, _ = chunk.reads[0]
+        low = begin - begin % PAGE
+        address = self._pages[chunk.file].base + low
+        try:
+            self._runtime.register(address, -(-end // PAGE) * PAGE - low, read_only=True)
+        except CudaError:  # a page that another chunk has pinned, or pages that this kernel does not let go
+            return None
+        return address
+
+    def _release(self) -> None:
+        address, event = self._held.popleft()
+        self._runtime.synchronize(event)
+        self._runtime.unregister(address)
+        self._spare.append(event)

@@ -1,0 +1,150 @@
+"""The files of a checkpoint, opened once: headers are checked and bytes are read through the same descriptors.
+
+Law: opens for reading only. A file that is replaced meanwhile is still the one that was checked; a file that is
+changed in place is noticed.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, TypeAlias
+
+from cached.contract.errors import Permanent
+from server.weights.format.safetensors import Header, TensorEntry, list_shards, read_header_of, tensor_files
+
+_THREADS = 8
+
+# A file, several files, or a model's folder with `model.safetensors` or an index.
+Source: TypeAlias = "str | os.PathLike[str] | Sequence[str | os.PathLike[str]]"
+
+
+class Identity(NamedTuple):
+    """What tells that a file is what it was."""
+
+    inode: int
+    size: int
+    mtime_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class WeightFile:
+    """One open file and what its header says."""
+
+    path: Path
+    descriptor: int
+    identity: Identity
+    header: Header
+
+    def check(self) -> None:
+        """Raise `Permanent` where the file was changed since its header was read."""
+        now = _identity(self.descriptor)
+        if now != self.identity:
+            raise Permanent(
+                "weights_changed",
+                f"{self.path}: expected {self.identity.size} bytes last changed at {self.identity.mtime_ns} ns, found "
+                f"{now.size} bytes changed at {now.mtime_ns} ns: it was written to while it was loaded",
+                "load it again, from a snapshot that nobody writes to",
+            )
+
+
+class Located(NamedTuple):
+    """A tensor: which file, and where in it."""
+
+    file: int
+    entry: TensorEntry
+
+
+class Checkpoint:
+    """Open files, and their tensors by name in the order of the files and of their bytes. Close it, or use `with`."""
+
+    def __init__(self, files: list[WeightFile]) -> None:
+        self.files = files
+        self.tensors = {
+            name: Located(number, entry)
+            for number, file in enumerate(files)
+            for name, entry in file.header.tensors.items()
+        }
+
+    def __enter__(self) -> Checkpoint:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def check(self) -> None:
+        """Raise `Permanent` where a file was changed since its header was read."""
+        for file in self.files:
+            file.check()
+
+    def close(self) -> None:
+        for file in self.files:
+            os.close(file.descriptor)
+        self.files = []
+
+
+def open_checkpoint(source: Source) -> Checkpoint:
+    """Open and check everything `source` names; raises `Permanent`."""
+    listing = None
+    if isinstance(source, str | os.PathLike):
+        path = Path(source)
+        listing = list_shards(path) if path.is_dir() else None
+        paths = [path] if listing is None else listing.paths
+    else:
+        paths = [Path(item) for item in source]
+    if not paths or len(set(paths)) < len(paths):
+        raise Permanent("no_weights", f"expected one or more different files, found {paths}", "name each file once")
+    files = _open_all(paths)
+    try:
+        headers = {file.path: file.header for file in files}
+        if listing is None:
+            tensor_files(headers)
+        else:
+            listing.check(headers)
+    except BaseException:
+        _close(files)
+        raise
+    return Checkpoint(files)
+
+
+def _open_all(paths: list[Path]) -> list[WeightFile]:
+    if len(paths) == 1:
+        return [_open(paths[0])]
+    with ThreadPoolExecutor(min(_THREADS, len(paths))) as pool:  # cold headers wait for the disk side by side
+        futures = [pool.submit(_open, path) for path in paths]
+    errors = [error for future in futures if (error := future.exception()) is not None]
+    if errors:
+        _close([future.result() for future in futures if future.exception() is None])
+        raise errors[0]
+    return [future.result() for future in futures]
+
+
+def _open(path: Path) -> WeightFile:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise Permanent(
+            "unreadable", f"{path}: {error.strerror}", "check that the version is complete and may be read"
+        ) from error
+    try:
+        # The header and no more: reading ahead would fetch tensors that nobody asked for, or that go past the cache.
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)
+        header = read_header_of(path, descriptor)
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_NORMAL)
+        return WeightFile(path, descriptor, _identity(descriptor), header)
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def _close(files: list[WeightFile]) -> None:
+    for file in files:
+        os.close(file.descriptor)
+
+
+def _identity(descriptor: int) -> Identity:
+    found = os.fstat(descriptor)
+    return Identity(found.st_ino, found.st_size, found.st_mtime_ns)

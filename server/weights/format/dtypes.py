@@ -1,0 +1,64 @@
+"""torch's name for each of the format's types, and the shape a tensor of it has in torch.
+
+Law: a table and its two questions; no tensors are made here.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from cached.contract.errors import Permanent
+from server.weights.format.safetensors import TensorEntry
+
+# The F6 types are read by the parser, but torch has none of their shape.
+NAMES: dict[str, torch.dtype] = {
+    "BOOL": torch.bool,
+    "U8": torch.uint8,
+    "I8": torch.int8,
+    "U16": torch.uint16,
+    "I16": torch.int16,
+    "U32": torch.uint32,
+    "I32": torch.int32,
+    "U64": torch.uint64,
+    "I64": torch.int64,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E4M3FNUZ": torch.float8_e4m3fnuz,
+    "F8_E5M2": torch.float8_e5m2,
+    "F8_E5M2FNUZ": torch.float8_e5m2fnuz,
+    "F8_E8M0": torch.float8_e8m0fnu,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F32": torch.float32,
+    "F64": torch.float64,
+    "C64": torch.complex64,
+}
+_PACKED = "F4"  # two numbers a byte, so torch's tensor has half the columns
+
+# Only these are converted when another dtype is wanted: the rest are codes, indexes or masks, not plain numbers.
+CONVERTED = frozenset({torch.float64, torch.float32, torch.bfloat16, torch.float16})
+
+
+def of(name: str, entry: TensorEntry) -> tuple[torch.dtype, tuple[int, ...]]:
+    """The dtype and shape in torch of the tensor `name`; raises `Permanent` where torch has none."""
+    dtype = NAMES.get(entry.dtype)
+    if dtype is not None:
+        return dtype, entry.shape
+    packed: torch.dtype | None = getattr(torch, "float4_e2m1fn_x2", None)  # newer than the oldest torch we run on
+    if entry.dtype == _PACKED and packed is not None:
+        if not entry.shape or entry.shape[-1] % 2:
+            raise _unsupported(name, entry, "whose last length is odd: torch packs two of them into one element")
+        return packed, (*entry.shape[:-1], entry.shape[-1] // 2)
+    raise _unsupported(name, entry, f"which torch {torch.__version__} does not have")
+
+
+def wanted(dtype: torch.dtype, target: torch.dtype | None) -> torch.dtype:
+    """What a tensor of `dtype` becomes where `target` is wanted."""
+    return target if target is not None and dtype in CONVERTED else dtype
+
+
+def _unsupported(name: str, entry: TensorEntry, why: str) -> Permanent:
+    return Permanent(
+        "unsupported_dtype",
+        f"the tensor {name!r} is {entry.dtype} of shape {list(entry.shape)}, {why}",
+        "convert the model, or leave the tensor out",
+    )

@@ -1,0 +1,1 @@
+"""Files in host memory: maps, the page cache, readers and readahead."""

@@ -1,0 +1,133 @@
+"""Bytes of a weight file into memory: through the page cache where they are in it, past it where they are not.
+
+Law: `preadv` only, never a mapping, so that a file that shrinks is an error and not a signal. Past the cache only while
+nobody else reads the file: two processes that start together each find the other's bytes in the cache, and the disk
+reads each byte once. Who reads is told by a shared lock on the file itself, which needs no right to write.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from contextlib import suppress
+from typing import NamedTuple
+
+from cached.contract.errors import Permanent
+from server.weights.format.checkpoint import WeightFile
+from server.weights.host.page_cache import PageCache, read_ahead
+from server.weights.settings import PAGE, Io, Settings
+
+
+class Taken(NamedTuple):
+    """Bytes that were read: how many were not in the cache, and how many went past it."""
+
+    cold: int
+    direct: int
+
+
+class Reader:
+    """One file of a load. Safe for several threads."""
+
+    def __init__(self, file: WeightFile, settings: Settings) -> None:
+        self._file = file
+        self._cache = PageCache(file.descriptor)
+        self._direct = _open_direct(file.descriptor) if _may_be_direct(settings) else None
+        self._always = settings.io is Io.DIRECT
+        self._lock = _Presence(file.descriptor) if self._direct is not None and not self._always else None
+
+    def read(self, view: memoryview, begin: int, end: int, slot: int) -> Taken:
+        """Put the bytes `begin` to `end` at `slot` in the view; `slot` is `begin` modulo the page size.
+
+        The pages around them in the view may be written too. Raises `Permanent` where the file is shorter.
+        """
+        cold = self._cache.cold(begin, end)
+        if self._direct is not None and (cold or self._always) and (self._lock is None or self._lock.alone()):
+            done = self._read_direct(self._direct, view, begin, end, slot)
+        else:
+            done = 0
+            if cold:
+                # The whole at once: the kernel's own reading ahead asks the disk for a little at a time.
+                with suppress(OSError):
+                    read_ahead(self._file.descriptor, begin, end)
+        self._read_buffered(view[slot + done : slot + end - begin], begin + done)
+        return Taken(end - begin if cold else 0, done)
+
+    def close(self) -> None:
+        self._cache.close()
+        if self._lock is not None:
+            self._lock.close()
+        if self._direct is not None:
+            os.close(self._direct)
+
+    def _read_direct(self, descriptor: int, view: memoryview, begin: int, end: int, slot: int) -> int:
+        """How many of the bytes are there now; the rest, if any, is for the buffered way."""
+        low, high = begin - begin % PAGE, -(-end // PAGE) * PAGE
+        target = view[slot - begin % PAGE :][: high - low]
+        done = 0
+        while done < end - low:
+            try:
+                count = os.preadv(descriptor, [target[done:]], low + done)
+            except OSError:  # a device with larger blocks, or a bad one: the buffered way succeeds, or says why not
+                break
+            done += count
+            if count == 0 or done % PAGE:  # the end of the file, or a file system that gave less
+                break
+        return max(0, min(done, end - low) - begin % PAGE)
+
+    def _read_buffered(self, view: memoryview, offset: int) -> None:
+        while view:
+            try:
+                count = os.preadv(self._file.descriptor, [view], offset)
+            except OSError as error:
+                raise Permanent(
+                    "unreadable",
+                    f"{self._file.path}: cannot be read at byte {offset}: {error.strerror}",
+                    "check the disk (the node's kernel log), and have the version fetched again",
+                ) from error
+            if count == 0:
+                raise Permanent(
+                    "weights_changed",
+                    f"{self._file.path}: expected {self._file.identity.size} bytes, found its end at byte {offset}: "
+                    "it was cut while it was loaded",
+                    "load it again, from a snapshot that nobody writes to",
+                )
+            view, offset = view[count:], offset + count
+
+
+class _Presence:
+    """A shared lock on the file for as long as it is read, and whether anyone else holds one.
+
+    A lock is asked for exclusively, and whatever the answer it is shared again. The kernel lets go of the old lock
+    first, so two who ask at once may both hear no: then both use the cache, which is right.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = os.open(f"/proc/self/fd/{descriptor}", os.O_RDONLY | os.O_CLOEXEC)
+        self._share()
+
+    def alone(self) -> bool:
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:  # somebody reads it too, or the file system has no locks: then nobody knows
+            self._share()
+            return False
+        self._share()
+        return True
+
+    def close(self) -> None:
+        os.close(self._descriptor)
+
+    def _share(self) -> None:
+        with suppress(OSError):
+            fcntl.flock(self._descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+
+
+def _may_be_direct(settings: Settings) -> bool:
+    return settings.io is Io.DIRECT or (settings.io is Io.AUTO and settings.local_readers == 1)
+
+
+def _open_direct(descriptor: int) -> int | None:
+    try:
+        return os.open(f"/proc/self/fd/{descriptor}", os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECT)
+    except OSError:  # tmpfs of older kernels, some network and overlay file systems
+        return None

@@ -1,0 +1,193 @@
+"""transformers' models around weights that this loader read: the bytes are ours, the module is theirs.
+
+Law: opens files for reading only; runs no code that came with the model and never reaches for the network. transformers
+builds the module on the meta device, renames old keys, fills buffers that no checkpoint holds, ties weights and reports
+what is missing. No tensor is copied on the way unless its dtype changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from cached.contract.errors import HoldfastError, Permanent
+from server.weights.cuda.accelerator import find
+from server.weights.files import load_file
+
+# Of what `from_pretrained` takes beyond the configuration's own fields, all that still has a meaning here.
+_PASSED_ON = frozenset({"attn_implementation", "experts_implementation", "ignore_mismatched_sizes", "key_mapping"})
+# What `from_pretrained` would take for a Hub, and would ignore or contradict here.
+_OF_A_HUB = frozenset(
+    {"cache_dir", "code_revision", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token"}
+    | {"return_unused_kwargs", "trust_remote_code"}
+)
+_COMPUTE_DTYPES = frozenset({torch.float64, torch.float32, torch.bfloat16, torch.float16})
+_BUILD_ERRORS = (ImportError, OSError, RuntimeError, ValueError, TypeError, KeyError, AttributeError)
+
+
+def load_pretrained(
+    model_class: Any,
+    folder: str | Path,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: str | torch.dtype = "auto",
+    output_loading_info: bool = False,
+    **overrides: Any,
+) -> Any:
+    """Build `model_class` from a model's folder; the drop-in for `model_class.from_pretrained(folder, …)`.
+
+    `model_class` is one of transformers' classes, an `AutoModelFor…` too. `dtype` is `auto` (what config.json says,
+    else what most of the weights are), a name, or torch's. `overrides` change fields of the configuration, or are
+    `attn_implementation`, `experts_implementation`, `ignore_mismatched_sizes` or `key_mapping`. The model comes back in
+    evaluation mode on `device`, weights tied as they were; with `output_loading_info` as `(model, info)`, where `info`
+    is transformers' own. Raises `HoldfastError`.
+    """
+    path = Path(folder)
+    if not path.is_dir():
+        raise Permanent(
+            "no_model",
+            f"expected a model's folder, found none at {path}",
+            "give the path where the model is mounted (HOLDFAST_MODEL_PATH); nothing is downloaded",
+        )
+    config, passed_on = _configured(path, overrides)
+    model_class, config = _class(path, model_class, config)
+    find(device)  # a device that is not there is told before a byte is read
+    tensors = load_file(path, device)
+    wanted = _dtype(dtype, config, tensors.values())
+    module, info = assemble(path, model_class, config, tensors, {"dtype": wanted, **passed_on})
+    del tensors
+    # The weights are there already: what moves is what no file holds, such as rotary frequencies.
+    module = module.to(device)
+    module.name_or_path = module.config.name_or_path = str(path)
+    read_generation_config(path, module)
+    return (module, info) if output_loading_info else module
+
+
+def assemble(
+    path: Path, model_class: Any, config: Any, tensors: Mapping[str, torch.Tensor], options: Mapping[str, Any]
+) -> tuple[Any, dict[str, Any]]:
+    """Have transformers build `model_class` around `tensors`; returns it with what was missing and unexpected.
+
+    `options` are `from_pretrained`'s. What no file holds is on the CPU. Raises `Permanent`.
+    """
+    # With a state dict and no name transformers assigns the tensors it is given: same storage, no copy, as long as
+    # the dtype is theirs.
+    try:
+        module, info = model_class.from_pretrained(
+            None,
+            config=config,
+            state_dict={name: _Placed(tensor) for name, tensor in tensors.items()},
+            output_loading_info=True,
+            local_files_only=True,
+            **options,
+        )
+    except HoldfastError:
+        raise
+    except _BUILD_ERRORS as error:
+        raise Permanent(
+            "load_failed",
+            f"{path}: {model_class.__name__} cannot be built from these weights: {error}",
+            "check that config.json and the weights belong together, and that what the model's quantization needs is "
+            "installed",
+        ) from error
+    return module, info
+
+
+def read_config(path: Path, **overrides: Any) -> Any:
+    """What config.json says, and with `return_unused_kwargs` which overrides it has no field for."""
+    try:
+        return transformers.AutoConfig.from_pretrained(
+            path, local_files_only=True, trust_remote_code=False, **overrides
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise Permanent(
+            "invalid_config",
+            f"{path / 'config.json'}: {error}",
+            "check that the model has a config.json for an architecture this transformers "
+            f"({transformers.__version__}) knows; code that comes with a model is never run",
+        ) from error
+
+
+def read_generation_config(path: Path, module: Any) -> None:
+    """Give a generating model the defaults that came with it, where some did."""
+    if module.can_generate() and (path / "generation_config.json").is_file():
+        module.generation_config = transformers.GenerationConfig.from_pretrained(path, local_files_only=True)
+
+
+def prevailing_dtype(tensors: Iterable[torch.Tensor]) -> torch.dtype:
+    """What most of the bytes are, of the dtypes that a model computes in."""
+    weights: dict[torch.dtype, int] = {}
+    for tensor in tensors:
+        if tensor.dtype in _COMPUTE_DTYPES:
+            weights[tensor.dtype] = weights.get(tensor.dtype, 0) + tensor.nbytes
+    return max(weights, key=lambda dtype: weights[dtype], default=torch.float32)
+
+
+def _dtype(wanted: str | torch.dtype, config: Any, tensors: Iterable[torch.Tensor]) -> torch.dtype:
+    if isinstance(wanted, str) and wanted != "auto":
+        wanted = getattr(torch, wanted, wanted)
+    if isinstance(wanted, torch.dtype):
+        return wanted
+    if wanted != "auto":
+        raise Permanent("invalid_dtype", f"expected auto or a dtype of torch's, found {wanted!r}", "name another")
+    return config.dtype if isinstance(config.dtype, torch.dtype) else prevailing_dtype(tensors)
+
+
+def _class(path: Path, wanted: Any, config: Any) -> tuple[Any, Any]:
+    """What an `AutoModelFor…` stands for, as it finds it itself: it would look for the folder that we do not name."""
+    if not hasattr(wanted, "_model_mapping"):
+        return wanted, config
+    mapping = wanted._model_mapping
+    if type(config) not in mapping:
+        raise Permanent(
+            "unsupported_model",
+            f"{path}: {wanted.__name__} has no class for {type(config).__name__}",
+            "choose the AutoModelFor… of what the model does, or a class of its own",
+        )
+    found = mapping[type(config)]
+    if isinstance(found, tuple):
+        names = config.architectures or ()
+        found = next((item for item in found if item.__name__ in names), found[0])
+    text = config.sub_configs.get("text_config")
+    if text is not None and getattr(found, "config_class", None) is text:
+        quantization = getattr(config, "quantization_config", None)
+        config = config.get_text_config()
+        if quantization is not None:
+            config.quantization_config = quantization
+    return found, config
+
+
+def _configured(path: Path, overrides: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The configuration with its fields overridden, and what is for `from_pretrained` instead."""
+    fields = {name: value for name, value in overrides.items() if name not in _PASSED_ON | _OF_A_HUB}
+    config, left = read_config(path, return_unused_kwargs=True, **fields)
+    unknown = sorted({*left, *(overrides.keys() & _OF_A_HUB)})
+    if unknown:
+        raise Permanent(
+            "unknown_argument",
+            f"{path}: {type(config).__name__} has no field {unknown[0]!r}, nor is that an argument of load_pretrained",
+            "leave it out, or use transformers' own from_pretrained for it",
+        )
+    return config, {name: value for name, value in overrides.items() if name in _PASSED_ON}
+
+
+class _Placed:
+    """A tensor as transformers takes it from a file: indexed as a whole, then sent to a device, which is the CPU
+    unless accelerate is installed and told otherwise. This one stays where it is; its dtype it does change.
+    """
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self._tensor = tensor
+
+    def __getitem__(self, index: object) -> _Placed:
+        return self
+
+    def to(self, device: object = None, dtype: torch.dtype | None = None) -> torch.Tensor:  # noqa: ARG002 - see above
+        return self._tensor if dtype is None else self._tensor.to(dtype)
+
+    def is_floating_point(self) -> bool:
+        return self._tensor.is_floating_point()

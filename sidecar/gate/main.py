@@ -1,0 +1,220 @@
+"""`holdfast gate`: hold a pod's start until its model versions are on this node and verified, then hold their leases.
+
+Law: reads a read-only mount and talks to nobody: no daemon's port, no token, no Kubernetes API. Standard library and
+watchdog only, and nothing imported that a version already there does not need.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from cached.contract.errors import HoldfastError, Permanent
+from cached.contract.program.units import format_duration, format_size
+from cached.contract.reference import Wanted
+from cached.contract.status import State
+from cached.contract.verify import check_full, check_record, load_manifest
+from sidecar.gate import daemon_status, exit_codes
+from sidecar.gate.probe import Probe, Readiness
+from sidecar.gate.progress import Narrator, Progress, of_hashing, of_status
+from sidecar.gate.settings import Settings, parse
+from sidecar.gate.snapshot import Held, Unsettled, hold, still_named
+from sidecar.gate.wakeup import Bell, Changes
+
+# After an event the next look may come too early (a temporary symlink is created, then renamed, and watchdog may tell
+# of the rename half a second late), so looks follow quickly, and ever more slowly, until the pace of plain polling.
+FIRST_PAUSE_S = 0.005
+LAST_PAUSE_S = 1.0
+TELL_EVERY_S = 0.1
+FOLLOW_EVERY_S = 5.0
+SILENCE_S = 10.0  # after which a model that no status speaks of is worth a hint
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the gate; returns its exit code."""
+    started = time.monotonic()
+    settings = parse(sys.argv[1:] if argv is None else argv)
+    bell = Bell()
+    readiness = Readiness()
+    narrator = Narrator(sys.stderr)
+    try:
+        if settings.listen is not None:
+            probe = Probe(settings.listen, readiness)
+            probe.start()
+            narrator.line(f"probes on http://{probe.address}")
+        gate = Gate(settings, bell, narrator, readiness, started)
+        gate.open()
+    except HoldfastError as error:
+        exit_codes.tell(error, settings.termination_log)
+        return exit_codes.code_of(error)
+    while not settings.once and bell.stopped_by is None:
+        bell.wait(FOLLOW_EVERY_S)
+        gate.follow()
+    return exit_codes.READY
+
+
+class Gate:
+    """One gate: opens once, and holds its leases for as long as the process lives."""
+
+    def __init__(
+        self, settings: Settings, bell: Bell, narrator: Narrator, readiness: Readiness, started: float
+    ) -> None:
+        self._settings = settings
+        self._public = settings.public
+        self._bell = bell
+        self._narrator = narrator
+        self._readiness = readiness
+        self._started = started  # monotonic seconds
+        self._heartbeat = daemon_status.Heartbeat(settings.public, time.monotonic, time.time)
+        self._held: dict[Wanted, Held] = {}
+        self._progress: dict[Wanted, Progress] = {}
+
+    def open(self) -> None:
+        """Return when every version is present, verified and leased; raises `HoldfastError` where that will not be."""
+        with Changes(self._bell) as changes:
+            pause_s = FIRST_PAUSE_S
+            while not self._look():
+                self._check_time()
+                self._tell_trouble(changes)
+                if changes.follow(self._folders()):
+                    continue  # it may have come before the watch was there
+                rang = self._bell.wait(min(pause_s, self._left_s()))
+                pause_s = FIRST_PAUSE_S if rang else min(pause_s * 2, LAST_PAUSE_S)
+        self._readiness.opened_at = time.time()
+        self._narrator.line(
+            f"open after {time.monotonic() - self._started:.2f} s; {_count(len(self._held), 'lease')} held"
+        )
+
+    def follow(self) -> None:
+        """Hold the leases of the snapshots as they are now: one that went bad is made anew under its name."""
+        for want, held in self._held.items():
+            trouble = None
+            try:
+                held.lease.follow(held.snapshot.lease)
+            except OSError as error:
+                trouble = f"{want}: its lease cannot be looked at: {error}; looking again"
+            self._narrator.notice(f"lease {want}", trouble, f"{want}: its lease can be looked at again")
+
+    def _look(self) -> bool:
+        for want in self._settings.wanted:
+            if want not in self._held:
+                self._look_for(want)
+        for want, held in list(self._held.items()):
+            # One may have been replaced while another was awaited; then what the pod would read is not what is held.
+            if not still_named(self._public, want.ref, held):
+                held.lease.close()
+                del self._held[want]
+        return len(self._held) == len(self._settings.wanted)
+
+    def _look_for(self, want: Wanted) -> None:
+        found = hold(self._public, want.ref)
+        if isinstance(found, Held):
+            self._take(want, found)
+        elif isinstance(found, Unsettled):
+            self._say(want, Progress("published, but", found.reason))
+        else:
+            self._listen_to_daemon(want)
+
+    def _take(self, want: Wanted, found: Held) -> None:
+        """Verify a snapshot and hold it. One that the daemon withdrew meanwhile, for rot, is no mismatch of ours: the
+        lease keeps evictions away, not that."""
+        try:
+            self._verify(want, found)
+        except BaseException as error:
+            found.lease.close()
+            if not isinstance(error, exit_codes.Unverified) or still_named(self._public, want.ref, found):
+                raise
+            self._say(want, Progress("withdrawn while it was verified;", "waiting for it to come back"))
+        else:
+            self._held[want] = found
+
+    def _listen_to_daemon(self, want: Wanted) -> None:
+        status = daemon_status.read_status(self._public, want.ref)
+        waited_s = time.monotonic() - self._started
+        silent = status is None and waited_s >= SILENCE_S
+        hint = daemon_status.silence(self._public, want, SILENCE_S) if silent else None
+        self._narrator.notice(f"silence {want}", hint, f"{want}: the daemon speaks of it now")
+        if status is None:
+            self._say(want, Progress("waiting", f"for {format_duration(waited_s)}, no status yet"))
+            return
+        refused = status.refused_pins.get(str(want.pin))
+        if refused is not None:
+            raise exit_codes.Refused(want, refused)
+        failed = status.state is State.FAILED and status.error is not None and status.error.permanent
+        if failed and status.error is not None and status.error not in status.refused_pins.values():
+            raise exit_codes.Refused(want, status.error)
+        self._say(want, of_status(status))
+
+    def _verify(self, want: Wanted, held: Held) -> None:
+        began = time.monotonic()
+        try:
+            manifest = load_manifest(held.snapshot, want.pin)
+            if self._settings.full:
+                check_full(held.snapshot, manifest, self._settings.threads, self._hashing(want, manifest.total_bytes))
+            else:
+                check_record(held.snapshot, manifest)
+        except Permanent as error:
+            raise exit_codes.Unverified(want, error) from error
+        how = "hashed" if self._settings.full else "checked by record"
+        self._progress[want] = Progress("verified")
+        self._narrator.line(
+            f"{want}: {_count(len(manifest.files), 'file')}, {format_size(manifest.total_bytes)}, {how} in "
+            f"{time.monotonic() - began:.2f} s: {manifest.digest}"
+        )
+
+    def _hashing(self, want: Wanted, total: int) -> Callable[[int], None]:
+        began = time.monotonic()
+        lock = threading.Lock()
+        done, told = 0, began
+
+        def tell(size: int) -> None:
+            nonlocal done, told
+            with lock:
+                done += size
+                now = time.monotonic()
+                if now - told < TELL_EVERY_S:  # thousands of calls a second: making the text would slow the hashing
+                    return
+                told = now
+                self._check_time()
+                self._say(want, of_hashing(done, total, now - began))
+
+        return tell
+
+    def _say(self, want: Wanted, progress: Progress) -> None:
+        self._progress[want] = progress
+        self._readiness.text = self._state()
+        self._narrator.progress(str(want), progress)
+
+    def _state(self) -> str:
+        return "; ".join(f"{want}: {progress}" for want, progress in self._progress.items())
+
+    def _tell_trouble(self, changes: Changes) -> None:
+        mount, daemon = daemon_status.mount_trouble(self._public), self._heartbeat.trouble()
+        self._narrator.notice("mount", mount, f"{self._public.path} is there now")
+        self._narrator.notice("daemon", daemon, "the daemon of this node is back")
+        if changes.trouble is not None:
+            self._narrator.notice("inotify", f"{changes.trouble}; looking every {LAST_PAUSE_S:g} s instead")
+
+    def _check_time(self) -> None:
+        if self._bell.stopped_by is not None:
+            raise exit_codes.Stopped(self._bell.stopped_by, self._state())
+        timeout_s = self._settings.timeout_s
+        if timeout_s is not None and self._left_s() <= 0:
+            raise exit_codes.DeadlinePassed(timeout_s, self._state())
+
+    def _left_s(self) -> float:
+        if self._settings.timeout_s is None:
+            return math.inf
+        return self._started + self._settings.timeout_s - time.monotonic()
+
+    def _folders(self) -> list[Path]:
+        links = [self._public.model_link(want.ref) for want in self._settings.wanted if want not in self._held]
+        return [self._public.path, self._public.models, *(link.parent for link in links)]
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

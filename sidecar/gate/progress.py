@@ -1,0 +1,135 @@
+"""Say how the wait goes, in lines that a person likes to read.
+
+Law: writes to one stream and keeps no more than what it last wrote. A terminal gets a line that changes in place; a log
+gets a line per meaningful change, at most one every two seconds for each model.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass
+from os import get_terminal_size
+from typing import TextIO
+
+from cached.contract.program.units import format_duration, format_size
+from cached.contract.status import ModelStatus, State
+
+_LOG_EVERY_S = 2.0
+_TERMINAL_EVERY_S = 0.1
+_REPEAT_S = 60.0  # a log that stands still looks like a process that died
+_PREFIX = "holdfast gate: "
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far one version is. `stage` is what it is doing, `detail` what changes meanwhile, `percent` of its bytes."""
+
+    stage: str
+    detail: str = ""
+    percent: int | None = None
+
+    def __str__(self) -> str:
+        return f"{self.stage} {self.detail}".rstrip()
+
+
+def of_status(status: ModelStatus) -> Progress:
+    """What the daemon says of a version."""
+    if status.state is State.FAILED and status.error is not None:
+        return Progress(f"failed, the daemon tries again: {status.error.message}")
+    if status.state is State.READY:
+        return Progress("ready for the daemon, its symlink not seen yet")
+    if not status.bytes_total:
+        return Progress(status.state.value)
+    rest = _detail(status.bytes_done, status.bytes_total, status.rate_bytes_per_s, status.eta_s)
+    return Progress(status.state.value, rest, status.bytes_done * 100 // status.bytes_total)
+
+
+def of_hashing(done: int, total: int, elapsed_s: float) -> Progress:
+    """How far this gate is in hashing a version itself; sizes in bytes."""
+    rate = done / elapsed_s if elapsed_s > 0 else 0.0
+    eta_s = (total - done) / rate if rate > 0 else None
+    return Progress("hashing", _detail(done, total, rate, eta_s), done * 100 // max(1, total))
+
+
+def _detail(done: int, total: int, rate: float | None, eta_s: float | None) -> str:
+    text = f"{format_size(done)} of {format_size(total)} ({done * 100 // max(1, total)} %)"
+    if rate:
+        text += f", {format_size(rate)}/s"
+    if eta_s is not None and done < total:
+        text += f", {format_duration(eta_s)} left"
+    return text
+
+
+@dataclass(slots=True)
+class _Said:
+    at: float
+    progress: Progress
+
+
+class Narrator:
+    """Writes progress and notices to `stream`; may be called from several threads."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._terminal = stream.isatty()
+        self._lock = threading.Lock()
+        self._said: dict[str, _Said] = {}
+        self._notices: dict[str, str] = {}
+        self._open_line: str | None = None  # whose line the terminal's cursor stands on
+
+    def progress(self, model: str, progress: Progress) -> None:
+        """Say how far `model` is, if that is worth a line by now."""
+        with self._lock:
+            now = time.monotonic()
+            last = self._said.get(model)
+            if last is None or last.progress.stage != progress.stage:
+                self._end_line()
+                self._write(model, progress)
+            elif self._terminal and self._open_line == model:
+                if last.progress == progress or now - last.at < _TERMINAL_EVERY_S:
+                    return
+                self._write(model, progress)
+            elif now - last.at >= _REPEAT_S or (
+                now - last.at >= _LOG_EVERY_S and last.progress.percent != progress.percent
+            ):
+                self._end_line()
+                self._write(model, progress)
+            else:
+                return
+            self._said[model] = _Said(now, progress)
+
+    def line(self, text: str) -> None:
+        """Say `text` once."""
+        with self._lock:
+            self._end_line()
+            self._stream.write(f"{_PREFIX}{text}\n")
+            self._stream.flush()
+
+    def notice(self, topic: str, text: str | None, over: str = "") -> None:
+        """Say `text` when it becomes true of `topic`, and `over`, if any, when it (None) no longer is."""
+        before = self._notices.get(topic)
+        if text == before:
+            return
+        if text is None:
+            del self._notices[topic]
+            if over:
+                self.line(over)
+        else:
+            self._notices[topic] = text
+            self.line(text)
+
+    def _write(self, model: str, progress: Progress) -> None:
+        text = f"{_PREFIX}{model}: {progress}"
+        if self._terminal:
+            width = get_terminal_size(self._stream.fileno()).columns or 80
+            self._stream.write(f"\r\x1b[K{text[: width - 1]}")
+            self._open_line = model
+        else:
+            self._stream.write(f"{text}\n")
+        self._stream.flush()
+
+    def _end_line(self) -> None:
+        if self._open_line is not None:
+            self._stream.write("\n")
+            self._open_line = None

@@ -1,0 +1,118 @@
+"""The gate's options, from the command line and the environment.
+
+Law: values only; every mistake is a usage error (exit 2) that names the option.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cached.contract.errors import HoldfastError
+from cached.contract.layout import DEFAULT_MOUNT, PublicLayout
+from cached.contract.program.options import OptionParser, parse_address
+from cached.contract.reference import ModelRef, Wanted, parse_models, pinned
+
+_TERMINATION_LOG = Path("/dev/termination-log")
+_LISTEN = ("0.0.0.0", 9401)  # noqa: S104 - the kubelet comes from outside the pod
+_CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What one gate was asked. `timeout_s` None: wait for ever; `listen` None: no probes; `full`: hash every file."""
+
+    public: PublicLayout
+    wanted: tuple[Wanted, ...]
+    full: bool
+    threads: int
+    timeout_s: float | None
+    once: bool
+    listen: tuple[str, int] | None
+    termination_log: Path | None
+
+
+def parse(arguments: Sequence[str]) -> Settings:
+    """Read the options; leaves the process with exit code 2 where they are wrong."""
+    parser = _parser()
+    given = parser.parse_args(list(arguments))
+    try:
+        wanted = _wanted(given.model, given.version, given.models, given.digest)
+    except (HoldfastError, ValueError) as error:
+        parser.error(str(error))
+    log: Path | None = given.termination_log
+    if log is None and _TERMINATION_LOG.exists():
+        log = _TERMINATION_LOG
+    return Settings(
+        public=PublicLayout(given.root),
+        wanted=wanted,
+        full=given.verify == "full",
+        threads=given.threads or _allowed_cpus(),
+        timeout_s=given.timeout,
+        once=given.once,
+        listen=given.listen or (None if given.once else _LISTEN),
+        termination_log=log,
+    )
+
+
+def _parser() -> OptionParser:
+    parser = OptionParser(
+        prog="holdfast gate",
+        description="Hold until model versions are on this node and verified, then hold their leases until SIGTERM.",
+        epilog="exit codes: 0 ready, 1 failed, 2 usage, 65 checksum mismatch, 69 the daemon says this can never be, "
+        "75 deadline passed, 128 + N stopped by signal N before the gate was open",
+    )
+    parser.option("--root", type=Path, default=DEFAULT_MOUNT, help=f"the public folder, default {DEFAULT_MOUNT}")
+    parser.option("--model", metavar="NAME", help="the model's name; with --version")
+    parser.option("--version", metavar="V", help="the model's version")
+    parser.option("--models", type=parse_models, help="instead, several: alias=name@version,…; alias= may be left out")
+    pins = "the only manifest digest that will do: sha256:…, or of several models alias=sha256:…,name@version=sha256:…"
+    parser.option("--digest", help=pins)
+    verify = "record: compare size, mtime and inode with the daemon's record; full: hash every file; default record"
+    parser.option("--verify", choices=("record", "full"), default="record", help=verify)
+    parser.option("--threads", type=_parse_threads, help="threads for --verify full, default: all allowed CPUs")
+    parser.option("--timeout", type=_parse_seconds, help="seconds to wait at most, default: for ever")
+    parser.switch("--once", help="exit when ready instead of staying")
+    listen = f"answer /readyz, /healthz and /metrics here, default {_LISTEN[0]}:{_LISTEN[1]}, with --once nowhere"
+    parser.option("--listen", type=parse_address, metavar="HOST:PORT", help=listen)
+    log = f"write the reason of a failure here, default {_TERMINATION_LOG} when that exists"
+    parser.option("--termination-log", type=Path, metavar="FILE", help=log)
+    return parser
+
+
+def _wanted(
+    name: str | None, version: str | None, models: tuple[Wanted, ...] | None, pins: str | None
+) -> tuple[Wanted, ...]:
+    if models is None:
+        if not name or not version:
+            raise ValueError("expected --model and --version, or --models")
+        models = (Wanted(ModelRef(name, version)),)
+    elif name or version:
+        raise ValueError("expected --model and --version, or --models, found both")
+    return pinned(models, pins) if pins else models
+
+
+def _parse_threads(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise ValueError(f"expected a whole number from 1, found {text!r}")
+    return int(text)
+
+
+def _parse_seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0 <= seconds < math.inf:
+        raise ValueError(f"expected seconds from 0, found {text!r}")
+    return seconds
+
+
+def _allowed_cpus() -> int:
+    """The CPUs this process may use: its affinity, and its control group's quota where there is one."""
+    allowed = len(os.sched_getaffinity(0))
+    try:
+        quota, period = _CPU_QUOTA.read_text().split()
+        return max(1, min(allowed, math.ceil(int(quota) / int(period))))
+    except (OSError, ValueError):  # no control group of version 2 here, or `max`: no quota
+        return allowed

@@ -1,0 +1,142 @@
+"""Wait for something to happen: a signal, a change in a folder, or time.
+
+Law: wakes too often rather than too seldom, and never says what changed: whoever waits looks again. watchdog is
+imported only when there is something to wait for, and where it is missing or inotify refuses, time alone wakes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+from collections.abc import Iterable
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import TYPE_CHECKING
+
+from cached.contract.program import limits, process
+
+if TYPE_CHECKING:
+    from watchdog.events import FileSystemEvent
+    from watchdog.observers.api import BaseObserver, ObservedWatch
+
+
+class Bell:
+    """What the one waiting thread sleeps on; signals and other threads ring it.
+
+    A pipe, as a signal handler must not touch a lock that the interrupted thread may hold. `stopped_by` is the signal
+    that asked the process to end, once one did.
+    """
+
+    def __init__(self) -> None:
+        self.stopped_by: int | None = None
+        self._reader, self._writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._poll = select.poll()
+        self._poll.register(self._reader, select.POLLIN)
+        for number in process.ENDING:
+            signal.signal(number, self._stop)
+        process.heed()
+
+    def ring(self) -> None:
+        """Wake the waiting thread, or let its next wait return at once."""
+        with contextlib.suppress(BlockingIOError):  # full of rings that nobody heard yet
+            os.write(self._writer, b"\0")
+
+    def wait(self, timeout_s: float | None) -> bool:
+        """Sleep until the bell rings, at most `timeout_s` seconds; tells whether it rang."""
+        rang = bool(self._poll.poll(None if timeout_s is None else max(0, timeout_s) * 1000))
+        with contextlib.suppress(BlockingIOError):
+            while os.read(self._reader, 4096):
+                pass
+        return rang
+
+    def _stop(self, number: int, _frame: FrameType | None) -> None:
+        self.stopped_by = number
+        self.ring()
+
+
+class Changes:
+    """Rings the bell when an entry appears in a followed folder. Use as a context manager.
+
+    `trouble` says why inotify is not at work, None while it is.
+    """
+
+    def __init__(self, bell: Bell) -> None:
+        self._bell = bell
+        self._observer: BaseObserver | None = None
+        self._watches: dict[Path, tuple[tuple[int, int], ObservedWatch]] = {}
+        self.trouble: str | None = None
+
+    def __enter__(self) -> Changes:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._stop()
+
+    def follow(self, folders: Iterable[Path]) -> bool:
+        """Watch those of `folders` that exist; tells whether one is newly watched, and so must be looked at again."""
+        if self.trouble is not None:
+            return False
+        try:
+            added = [self._follow(folder) for folder in folders]
+        except ImportError:
+            self.trouble = "the package watchdog is missing"
+        except (OSError, RuntimeError) as error:  # RuntimeError: no thread
+            self.trouble = f"inotify: {limits.why_none(error)}"
+        else:
+            return any(added)
+        self._stop()
+        return False
+
+    def _follow(self, folder: Path) -> bool:
+        try:
+            found = os.stat(folder)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        identity = (found.st_dev, found.st_ino)
+        known = self._watches.get(folder)
+        if known is not None and known[0] == identity:
+            return False
+        observer = self._started()
+        if known is not None:
+            observer.unschedule(known[1])
+        self._watches[folder] = (identity, self._schedule(observer, folder))
+        return True
+
+    def _schedule(self, observer: BaseObserver, folder: Path) -> ObservedWatch:
+        from watchdog import events
+
+        bell = self._bell
+
+        class Ringer(events.FileSystemEventHandler):
+            def on_any_event(self, _event: FileSystemEvent) -> None:
+                bell.ring()
+
+        # Not all events: opening a folder to look at it is one too, and would wake us for ever.
+        kinds = [events.FileCreatedEvent, events.DirCreatedEvent, events.FileMovedEvent, events.DirMovedEvent]
+        return observer.schedule(Ringer(), str(folder), event_filter=kinds)
+
+    def _started(self) -> BaseObserver:
+        if self._observer is None:
+            import logging
+
+            from watchdog.observers.inotify import InotifyObserver
+
+            # Without a handler Python prints watchdog's messages of a watch that ended, which no reader can use.
+            logging.getLogger("watchdog").addHandler(logging.NullHandler())
+            observer = InotifyObserver()
+            try:
+                observer.start()
+            except RuntimeError:
+                observer.stop()
+                raise
+            self._observer = observer
+        return self._observer
+
+    def _stop(self) -> None:
+        if self._observer is not None:
+            self._observer.stop()
+            self._observer.join()
+            self._observer = None
+        self._watches.clear()

@@ -1,0 +1,129 @@
+"""Keep the injector's certificate: in a Secret that its replicas share, and its CA in the webhook configuration.
+
+Law: the Secret is the truth. Whoever writes it names the version it read, so of two replicas one wins and the other
+takes what it finds. A Secret that holds anything else is never overwritten. Without the API, what is served stays.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from cached.contract.errors import HoldfastError, Transient
+from sidecar.injector.certificates import Keys, next_keys
+from sidecar.injector.kube import Conflict, Json, KubeApi
+from sidecar.injector.tls import ServingTls
+
+_log = logging.getLogger(__name__)
+_EVERY_S = 15.0  # two small reads; also what it takes until a caBundle that somebody emptied is there again
+_RETRY_S = 2.0
+_ATTEMPTS = 5  # of replicas that write at the same moment, one wins each time
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where the certificate lives and whom it is for: names of objects."""
+
+    namespace: str
+    secret: str
+    webhook: str
+    service: str
+
+    @property
+    def secrets_path(self) -> str:
+        return f"/api/v1/namespaces/{self.namespace}/secrets"
+
+    @property
+    def webhook_path(self) -> str:
+        return f"/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations/{self.webhook}"
+
+    @property
+    def dns_names(self) -> tuple[str, ...]:
+        """What the API server may call the service; it asks for the first."""
+        host = f"{self.service}.{self.namespace}.svc"
+        return (host, f"{host}.cluster.local", f"{self.service}.{self.namespace}")
+
+
+class Keeper:
+    """One replica's part; `clock` tells the time, with its zone."""
+
+    def __init__(self, api: KubeApi, place: Place, tls: ServingTls, clock: Callable[[], datetime]) -> None:
+        self._api = api
+        self._place = place
+        self._tls = tls
+        self._clock = clock
+        self._held: Keys | None = None
+
+    async def run(self) -> None:
+        """Step for ever; says of a trouble once that it is there."""
+        trouble = ""
+        while True:
+            try:
+                await self.step()
+            except HoldfastError as error:
+                if str(error) != trouble:
+                    _log.error("certificate: %s", error)
+                trouble = str(error)
+                await asyncio.sleep(_RETRY_S)
+            else:
+                trouble = ""
+                await asyncio.sleep(_EVERY_S)
+
+    async def step(self) -> None:
+        """Agree with the Secret, serve what it holds, and have the API server trust it. Raises `HoldfastError`."""
+        self._held = await self._agreed()
+        if self._tls.use(self._held.certificate_pem, self._held.key_pem):
+            _log.info("serving a certificate that is good until %s", self._held.certificate.not_valid_after_utc)
+        await self._announce(self._held.bundle)
+
+    async def _agreed(self) -> Keys:
+        path = f"{self._place.secrets_path}/{self._place.secret}"
+        for _ in range(_ATTEMPTS):
+            secret = await self._api.get(path)
+            found = Keys.from_secret(secret["data"]) if secret is not None and secret.get("data") else None
+            # Where the Secret is gone, what is served is put back: nobody has to trust anything new.
+            current = found or self._held
+            wanted = next_keys(current, self._place.dns_names, self._clock()) or current
+            if found is not None and wanted is found:
+                return found
+            assert wanted is not None
+            try:
+                await self._write(path, secret, wanted)
+            except Conflict:
+                continue
+            _log.info("wrote the certificate Secret %s/%s", self._place.namespace, self._place.secret)
+            return wanted
+        raise Transient("kube_conflict", f"{path}: changed at every one of {_ATTEMPTS} attempts to write it", "")
+
+    async def _write(self, path: str, secret: Json | None, keys: Keys) -> None:
+        if secret is not None:
+            await self._api.replace(path, {**secret, "data": keys.to_secret()})
+            return
+        metadata = {"name": self._place.secret, "namespace": self._place.namespace}
+        body = {"apiVersion": "v1", "kind": "Secret", "type": "Opaque", "metadata": metadata, "data": keys.to_secret()}
+        await self._api.create(self._place.secrets_path, body)
+
+    async def _announce(self, bundle: bytes) -> None:
+        found = await self._api.get(self._place.webhook_path)
+        if found is None:
+            raise Transient(
+                "no_webhook",
+                f"no MutatingWebhookConfiguration {self._place.webhook!r}: no pod gets its gate",
+                "apply the injector's manifests, or name it with --webhook-name",
+            )
+        operations = list(_trusting(found.get("webhooks") or (), base64.b64encode(bundle).decode()))
+        if operations:
+            await self._api.patch(self._place.webhook_path, operations)
+            _log.info("wrote the caBundle of %s", self._place.webhook)
+
+
+def _trusting(webhooks: Sequence[Json], bundle: str) -> Iterator[Json]:
+    """Operations that set `caBundle` where it is another; each checks first that the place is still that webhook's."""
+    for index, webhook in enumerate(webhooks):
+        if webhook["clientConfig"].get("caBundle") != bundle:
+            yield {"op": "test", "path": f"/webhooks/{index}/name", "value": webhook["name"]}
+            yield {"op": "add", "path": f"/webhooks/{index}/clientConfig/caBundle", "value": bundle}

@@ -1,0 +1,190 @@
+"""The gate as a container of somebody's pod: what the injector puts first among the init containers.
+
+Law: pure: settings and a pod's spec in, plain JSON values out. Everything the kubelet needs is set here and nothing is
+left to the pod's own defaults, which belong to its other containers (a pod that runs as root, for one).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+from cached.contract.annotations import Asked
+from cached.contract.layout import DEFAULT_MOUNT
+from cached.contract.reference import write_models, write_pins
+
+NAME = "holdfast-gate"
+VOLUME = "holdfast"
+FIRST_PORT = 9401
+HOOK_S = 2  # what `sidecar.poststart` waits at most: the pod cannot be deleted meanwhile
+_PROBE_TIMEOUT_S = 2  # the gate answers at once; a node that starts many pods may not
+_PROBE_GRACE_S = (
+    60  # so that it is the gate that ends at the deadline, with its reason, and not the kubelet without one
+)
+
+Json = dict[str, Any]
+
+
+class GateMode(Enum):
+    """NATIVE: a sidecar that holds its lease as long as the pod lives (Kubernetes 1.29 and later). INIT: a plain init
+    container that ends when the weights are there; the daemon then knows of their use from the pod list alone."""
+
+    NATIVE = "native"
+    INIT = "init"
+
+
+@dataclass(frozen=True, slots=True)
+class GateResources:
+    """Kubernetes quantities. The limits are also the requests in a pod of the class Guaranteed."""
+
+    cpu: str
+    cpu_limit: str
+    memory: str
+    memory_limit: str
+
+
+@dataclass(frozen=True, slots=True)
+class GateSettings:
+    """How gates are made. `host_public`: the public folder on the node; `deadline_s`: whole seconds that a gate waits;
+    `listen_host`: the address that stands for all of a pod's, `0.0.0.0` or `::`."""
+
+    image: str
+    pull_policy: str
+    mode: GateMode
+    user: int
+    resources: GateResources
+    deadline_s: int
+    host_public: str
+    recursive_read_only: str
+    listen_host: str
+
+
+def gate_container(spec: Json, asked: Asked, settings: GateSettings) -> Json:
+    """The gate for a pod with this `spec`; `asked.models` carry the pins that apply."""
+    container: Json = {
+        "name": NAME,
+        "image": settings.image,
+        "imagePullPolicy": settings.pull_policy,
+        "args": [*_arguments(asked), "--timeout", str(settings.deadline_s)],
+        "securityContext": _security(settings.user),
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+        "volumeMounts": [mount(str(DEFAULT_MOUNT), settings.recursive_read_only)],
+    }
+    resources = _resources(spec, settings.resources)
+    if resources:
+        container["resources"] = resources
+    # In the node's network every gate of the node would need a port of its own, and nobody hands those out. A gate that
+    # ends needs none, and the pod list keeps the weights of a living pod from eviction as well as a lease does.
+    if settings.mode is GateMode.INIT or spec.get("hostNetwork"):
+        container["args"].append("--once")
+    else:
+        port = _free_port(spec)
+        host = f"[{settings.listen_host}]" if ":" in settings.listen_host else settings.listen_host
+        container["args"] += ["--listen", f"{host}:{port}"]
+        container.update(_native(port, settings.deadline_s))
+    return container
+
+
+def volume(settings: GateSettings) -> Json:
+    """The public folder of the node, made where it is missing: on a new node a pod may come before the daemon, whose
+    preparation then takes the folder over. With `Directory` the kubelet tries again, after up to two minutes."""
+    return {"name": VOLUME, "hostPath": {"path": settings.host_public, "type": "DirectoryOrCreate"}}
+
+
+def mount(path: str, recursive_read_only: str) -> Json:
+    """A read-only mount of the volume at `path`."""
+    found: Json = {"name": VOLUME, "mountPath": path, "readOnly": True}
+    if recursive_read_only != "Disabled":
+        found["recursiveReadOnly"] = recursive_read_only
+    return found
+
+
+def containers_of(spec: Mapping[str, Any]) -> Iterator[Json]:
+    """The pod's containers and init containers; ephemeral ones come later and get nothing."""
+    yield from spec.get("containers") or ()
+    yield from spec.get("initContainers") or ()
+
+
+def _arguments(asked: Asked) -> list[str]:
+    arguments = ["gate", "--root", str(DEFAULT_MOUNT)]
+    only = asked.models[0]
+    if len(asked.models) == 1 and only.alias is None:
+        arguments += ["--model", only.ref.name, "--version", only.ref.version]
+    else:
+        arguments += ["--models", write_models(asked.models)]
+    pins = write_pins(asked.models)
+    if pins is not None:
+        arguments += ["--digest", pins]
+    return [*arguments, "--verify", asked.verify]
+
+
+def _native(port: int, deadline_s: int) -> Json:
+    """What makes it a sidecar that everything after it waits for.
+
+    The probe alone lets the next container start up to a second after the gate opened (its period, which cannot be
+    shorter): 598 ms at the median. The hook returns when the gate opens, 95 ms, and gives up after two seconds. Not an
+    httpGet hook: that asks once, and a refused connection, as the gate is just starting, kills the container.
+    """
+    return {
+        "restartPolicy": "Always",
+        "ports": [{"name": NAME, "containerPort": port, "protocol": "TCP"}],
+        "startupProbe": {
+            "httpGet": {"path": "/readyz", "port": port},
+            "periodSeconds": 1,
+            "timeoutSeconds": _PROBE_TIMEOUT_S,
+            "failureThreshold": deadline_s + _PROBE_GRACE_S,
+        },
+        "lifecycle": {
+            "postStart": {"exec": {"command": ["python3", "-m", "sidecar.poststart", str(port), str(HOOK_S)]}}
+        },
+    }
+
+
+def _security(user: int) -> Json:
+    """As the profile `restricted` wants it. The user is named, as a pod that names 0 for all contradicts non-root."""
+    return {
+        "runAsNonRoot": True,
+        "runAsUser": user,
+        "runAsGroup": user,
+        "privileged": False,
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+        "seccompProfile": {"type": "RuntimeDefault"},
+    }
+
+
+def _resources(spec: Json, sizes: GateResources) -> Json:
+    """Requests and limits that leave the pod in the class of service it was in, and within its pod-level resources.
+
+    A pod is Guaranteed (whole cores of its own, last to be evicted) only while every container has limits equal to its
+    requests. No limit on the CPU elsewhere, as throttling is the pod's waiting time, unless the pod plays by limits.
+    """
+    if spec.get("resources"):  # pod-level: the sum of the containers' must not exceed them
+        return {}
+    every = [container.get("resources") or {} for container in containers_of(spec)]
+    if _guaranteed(every):
+        both = {"cpu": sizes.cpu_limit, "memory": sizes.memory_limit}
+        return {"requests": both, "limits": both}
+    limits = {"memory": sizes.memory_limit}
+    if all("cpu" in (each.get("limits") or {}) for each in every):
+        limits["cpu"] = sizes.cpu_limit
+    return {"requests": {"cpu": sizes.cpu, "memory": sizes.memory}, "limits": limits}
+
+
+def _guaranteed(every: Iterable[Json]) -> bool:
+    """Tell whether these resources make the class Guaranteed; the API server wrote equal quantities alike."""
+    for each in every:
+        limits, requests = each.get("limits") or {}, each.get("requests") or {}
+        for what in ("cpu", "memory"):
+            if what not in limits or requests.get(what, limits[what]) != limits[what]:
+                return False
+    return True
+
+
+def _free_port(spec: Json) -> int:
+    """The first port from 9401 that no container of the pod says it listens on: they share one network."""
+    taken = {port.get("containerPort") for container in containers_of(spec) for port in container.get("ports") or ()}
+    return next(port for port in range(FIRST_PORT, FIRST_PORT + len(taken) + 1) if port not in taken)

@@ -1,0 +1,155 @@
+"""`holdfast inject`: the mutating webhook that adds the gate to annotated pods. Wires its parts, and runs them.
+
+Law: keeps nothing that another replica would miss. SIGTERM makes it unready first and deaf last, so that an API server
+that has not heard yet still gets its answers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from ssl import SSLContext
+
+from aiohttp import web
+
+from cached.contract.errors import HoldfastError, Permanent
+from cached.contract.program.options import EXIT_DONE, EXIT_FAILED
+from cached.contract.program.process import Ending
+from sidecar.injector.catalog_digests import Digests, read_digests
+from sidecar.injector.certificate_store import Keeper
+from sidecar.injector.file_poll import changes
+from sidecar.injector.http import InjectorMetrics, doors
+from sidecar.injector.kube import KubeApi
+from sidecar.injector.settings import Settings, parse
+from sidecar.injector.tls import ServingTls
+from sidecar.injector.webhook import Reviewer, application
+
+_log = logging.getLogger("holdfast")
+# Longer than the 90 s after which Go gives an idle connection up: else a review may meet a connection just closed.
+_KEEP_ALIVE_S = 120.0
+_CLOSE_S = 2.0  # for answers under way when the doors close
+_PATIENCE_S = 10.0  # for all of the end but the drain
+
+
+class Injector:
+    """The parts, and what state they are in."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._stop = asyncio.Event()
+        self.tls = ServingTls()
+        running = version("holdfast")
+        self.reviewer = Reviewer(settings.gate, running)
+        self.metrics = InjectorMetrics(running, lambda: self.tls.expires)
+
+    def not_ready(self) -> str | None:
+        """Why no review should be sent here, None where one may."""
+        if self._stop.is_set():
+            return "stopping"
+        return None if self.tls.loaded.is_set() else "no certificate yet"
+
+    async def run(self, ending: Ending) -> None:
+        """Answer until a signal asks to stop."""
+        ending.farewell(partial(asyncio.get_running_loop().call_soon_threadsafe, self._stop.set))
+        settings = self._settings
+        plain = doors(self.metrics, self.not_ready)
+        secure = application(self.reviewer, self.metrics.done)
+        async with _served(plain, settings.metrics_listen, None) as metrics:
+            _log.info("health and metrics on http://%s", metrics)
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(self._certificate(), name="certificate")]
+                if settings.catalog is not None:
+                    tasks.append(group.create_task(self._follow_catalog(settings.catalog), name="catalog"))
+                # Without a certificate every handshake is refused, and /readyz says why.
+                async with _served(secure, settings.listen, self.tls.context) as address:
+                    _log.info("reviews on https://%s/mutate", address)
+                    await self._stop.wait()
+                    _log.info("stopping: answering for %g s more", settings.drain_s)
+                    await asyncio.sleep(settings.drain_s)
+                for task in tasks:
+                    task.cancel()
+
+    async def _certificate(self) -> None:
+        where = self._settings.certificate
+        if isinstance(where, Path):
+            await self._follow_certificate(where / "tls.crt", where / "tls.key")
+        else:
+            await Keeper(KubeApi.in_cluster(), where, self.tls, partial(datetime.now, UTC)).run()
+
+    async def _follow_certificate(self, certificate: Path, key: Path) -> None:
+        async for _ in changes(certificate, key):
+            try:
+                if self.tls.use(*await asyncio.to_thread(_read_pair, certificate, key)):
+                    _log.info("serving the certificate in %s", certificate)
+            except HoldfastError as error:
+                _log.error("%s: %s", certificate.parent, error)
+
+    async def _follow_catalog(self, path: Path) -> None:
+        async for _ in changes(path):
+            try:
+                self.reviewer.digests = await asyncio.to_thread(_read_catalog, path)
+            except HoldfastError as error:
+                _log.error("%s: %s", path, error)
+            else:
+                _log.info("catalog: %d pinned versions", len(self.reviewer.digests.pins))
+
+
+def main(argv: Sequence[str]) -> int:
+    """`holdfast inject`."""
+    settings = parse(argv)
+    logging.basicConfig(
+        level=settings.log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s"
+    )
+    ending = Ending(settings.drain_s + _PATIENCE_S, partial(_log.warning, "%s: leaving at once"))
+    ending.start()
+    try:
+        asyncio.run(_run(settings, ending))
+    except HoldfastError as error:
+        sys.stderr.write(f"holdfast inject: {error}\n")
+        return EXIT_FAILED
+    return EXIT_DONE
+
+
+async def _run(settings: Settings, ending: Ending) -> None:
+    try:
+        await Injector(settings).run(ending)
+    except* HoldfastError as errors:
+        raise errors.exceptions[0] from errors
+
+
+def _read_catalog(path: Path) -> Digests:
+    try:
+        return read_digests(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise Permanent("no_catalog", f"cannot read the catalog: {error}", "mount the catalog's ConfigMap") from error
+
+
+def _read_pair(certificate: Path, key: Path) -> tuple[bytes, bytes]:
+    try:
+        return certificate.read_bytes(), key.read_bytes()
+    except OSError as error:
+        raise Permanent("no_certificate", f"{error.filename}: {error.strerror}", "mount the Secret there") from error
+
+
+@asynccontextmanager
+async def _served(app: web.Application, listen: tuple[str, int], tls: SSLContext | None) -> AsyncIterator[str]:
+    """Listen, and give the address; `HOST:PORT`, also where port 0 was asked for."""
+    runner = web.AppRunner(app, access_log=None, keepalive_timeout=_KEEP_ALIVE_S, shutdown_timeout=_CLOSE_S)
+    await runner.setup()
+    try:
+        host, port = listen
+        try:
+            await web.TCPSite(runner, host, port, ssl_context=tls).start()
+        except OSError as error:
+            raise Permanent("cannot_listen", f"{host}:{port}: {error}", "choose another address") from error
+        bound = runner.addresses[0]
+        yield f"[{bound[0]}]:{bound[1]}" if ":" in bound[0] else f"{bound[0]}:{bound[1]}"
+    finally:
+        await runner.cleanup()

@@ -1,0 +1,255 @@
+"""Turn a pod that asks for weights into one that waits for them: a JSON patch (RFC 6902).
+
+Law: pure, and adds only: nothing of the pod is replaced or removed but our own annotations. What it cannot
+do soundly it refuses, as a `Permanent` that says what to write instead.
+"""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from cached.contract.annotations import AFFINITY, CONTAINERS, DIGEST, INJECTED, MOUNT_PATH, PREFIX, Asked, parse
+from cached.contract.digest import Digest
+from cached.contract.errors import Permanent
+from cached.contract.labels import READY, weights_label
+from cached.contract.layout import PublicLayout
+from cached.contract.reference import Wanted, variable_suffix, write_models, write_pins
+from sidecar.injector.catalog_digests import Digests
+from sidecar.injector.gate_container import (
+    NAME,
+    VOLUME,
+    GateSettings,
+    Json,
+    containers_of,
+    gate_container,
+    mount,
+    volume,
+)
+
+VARIABLE = "HOLDFAST_MODEL_PATH"
+_MIRROR = "kubernetes.io/config.mirror"  # a static pod, which runs whatever the API server says of it
+_WEIGHT = 100  # the most there is: a fetch of minutes outweighs what else nodes differ in
+_PREFERRED = "preferredDuringSchedulingIgnoredDuringExecution"
+_REQUIRED = "requiredDuringSchedulingIgnoredDuringExecution"
+
+
+@dataclass(frozen=True, slots=True)
+class Patch:
+    """Operations to apply in this order (none: the pod is left alone), and warnings for whoever creates the pod."""
+
+    operations: tuple[Json, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+def patch_pod(pod: Json, settings: GateSettings, digests: Digests, version: str) -> Patch:
+    """What makes `pod` wait for its weights; `version` marks it as done.
+
+    Raises `Permanent`: `invalid_annotations`, `digest_mismatch` (pod and catalog pin different content),
+    `unsupported_pod`, `unknown_container`, `mount_conflict`, `digest_unknown` (for a required affinity).
+    """
+    spec, notes = pod["spec"], (pod.get("metadata") or {}).get("annotations") or {}
+    if INJECTED in notes or _MIRROR in notes or any(c.get("name") == NAME for c in containers_of(spec)):
+        return Patch()
+    asked = parse(notes)
+    if asked is None:
+        return Patch()
+    if ((spec.get("os") or {}).get("name")) == "windows":
+        raise Permanent(
+            "unsupported_pod",
+            "a pod for Windows asks for weights, and the nodes that cache them run Linux",
+            f"remove the annotations under {PREFIX}, or run the pod on Linux",
+        )
+    asked = replace(asked, models=tuple(_pinned(wanted, digests) for wanted in asked.models))
+    operations = [
+        *_marks(notes, asked, version),
+        *_volumes(spec, settings),
+        *_into_containers(spec, asked, settings),
+        *_affinity(spec, asked),
+        # Last: it moves the other init containers, whose places are named above.
+        *_prepend("/spec/initContainers", spec.get("initContainers"), [gate_container(spec, asked, settings)]),
+    ]
+    unknown = sorted({wanted.ref.name for wanted in asked.models if not digests.knows(wanted.ref.name)})
+    return Patch(tuple(operations), tuple(_no_model(name) for name in unknown))
+
+
+def _pinned(wanted: Wanted, digests: Digests) -> Wanted:
+    """With the catalog's pin, where the pod has none of its own."""
+    catalog = digests.pins.get(wanted.ref)
+    if catalog is not None and wanted.pin not in (None, catalog):
+        raise Permanent(
+            "digest_mismatch",
+            f"{wanted.ref}: {DIGEST} is {wanted.pin}, the catalog pins this version to {catalog}",
+            f"correct the annotation, or leave it out to get the catalog's; {wanted.ref.name!r} may have another "
+            "version with the content that is meant",
+        )
+    return replace(wanted, pin=wanted.pin or catalog)
+
+
+def _marks(notes: Json, asked: Asked, version: str) -> Iterator[Json]:
+    yield _add(f"/metadata/annotations/{_escaped(INJECTED)}", version)
+    pins = write_pins(asked.models)
+    if pins is not None and notes.get(DIGEST) != pins:
+        yield _add(f"/metadata/annotations/{_escaped(DIGEST)}", pins)
+
+
+def _volumes(spec: Json, settings: GateSettings) -> Iterator[Json]:
+    ours = volume(settings)
+    for there in spec.get("volumes") or ():
+        if there.get("name") == VOLUME:
+            if (there.get("hostPath") or {}).get("path") == settings.host_public:
+                return
+            raise Permanent(
+                "mount_conflict",
+                f"the pod has a volume {VOLUME!r} of its own, which is not {settings.host_public} of the node",
+                "rename it: the injector adds a volume of that name",
+            )
+    yield from _append("/spec/volumes", spec.get("volumes"), [ours])
+
+
+def _into_containers(spec: Json, asked: Asked, settings: GateSettings) -> Iterator[Json]:
+    """Mount and variables for the named containers; by default for all but other people's sidecars."""
+    _check_names(spec, asked)
+    variables = _variables(asked)
+    ours = mount(asked.mount_path, settings.recursive_read_only)
+    for kind in ("containers", "initContainers"):
+        for index, container in enumerate(spec.get(kind) or ()):
+            if asked.containers is None:
+                chosen = kind == "containers" or container.get("restartPolicy") != "Always"
+            else:
+                chosen = container.get("name") in asked.containers
+            if chosen:
+                where = f"/spec/{kind}/{index}"
+                if not _mounted(container, asked.mount_path):
+                    yield from _append(f"{where}/volumeMounts", container.get("volumeMounts"), [ours])
+                present = {variable.get("name") for variable in container.get("env") or ()}
+                missing = [variable for variable in variables if variable["name"] not in present]
+                # In front, as a variable may refer only to those before it.
+                yield from _prepend(f"{where}/env", container.get("env"), missing)
+
+
+def _check_names(spec: Json, asked: Asked) -> None:
+    there = [str(container.get("name")) for container in containers_of(spec)]
+    missing = [name for name in asked.containers or () if name not in there]
+    if missing:
+        raise Permanent(
+            "unknown_container",
+            f"{CONTAINERS} names {', '.join(missing)}, the pod has {', '.join(there)}",
+            f"write `{CONTAINERS}: {','.join(there)}` or fewer, or leave it out for all containers",
+        )
+
+
+def _mounted(container: Json, path: str) -> bool:
+    """Tell whether the weights are mounted there already; refuses where something else is, or is below."""
+    for there in container.get("volumeMounts") or ():
+        found = posixpath.normpath(str(there.get("mountPath")))
+        if found == path and there.get("name") == VOLUME:
+            return True
+        if found == path or found.startswith(f"{path}/"):
+            # Below: the runtime could not make the folder to mount on, as ours is read-only.
+            raise Permanent(
+                "mount_conflict",
+                f"the weights are to be mounted at {path} and the container {container.get('name')!r} mounts "
+                f"{there.get('name')!r} at {found}",
+                f"write another path, as in `{MOUNT_PATH}: {path}-weights`",
+            )
+    return False
+
+
+def _variables(asked: Asked) -> list[Json]:
+    layout = PublicLayout(Path(asked.mount_path))
+    found = [{"name": VARIABLE, "value": str(layout.model_link(asked.models[0].ref))}]
+    for wanted in asked.models:
+        if wanted.alias is not None:
+            name = f"{VARIABLE}_{variable_suffix(wanted.alias)}"
+            found.append({"name": name, "value": str(layout.model_link(wanted.ref))})
+    if len(asked.models) > 1 or asked.models[0].alias is not None:
+        # Aliases as they are written, which the names above are not: what `holdfast serve` serves them under.
+        found.append({"name": "HOLDFAST_MODELS", "value": write_models(asked.models)})
+        found.append({"name": "HOLDFAST_ROOT", "value": asked.mount_path})
+    pins = write_pins(asked.models)
+    if pins is not None:
+        found.append({"name": "HOLDFAST_DIGEST", "value": pins})
+    return found
+
+
+def _affinity(spec: Json, asked: Asked) -> Iterator[Json]:
+    digests = list(dict.fromkeys(wanted.pin for wanted in asked.models if wanted.pin is not None))
+    if asked.affinity == "required":
+        unpinned = [str(wanted.ref) for wanted in asked.models if wanted.pin is None]
+        if unpinned:
+            raise Permanent(
+                "digest_unknown",
+                f"`{AFFINITY}: required` asks for nodes that hold {', '.join(unpinned)}, whose digest "
+                "neither the pod nor the catalog says",
+                f"pin it with {DIGEST} or in the catalog, or leave {AFFINITY} out",
+            )
+        yield _add("/spec/affinity", require(spec.get("affinity"), digests))
+    elif digests:
+        yield _add("/spec/affinity", prefer(spec.get("affinity"), digests))
+
+
+def _no_model(name: str) -> str:
+    return f"holdfast: the catalog has no model {name[:100]!r}; the pod cannot start until it has"
+
+
+def _prepend(path: str, there: object, values: Sequence[Json]) -> Iterator[Json]:
+    """Put `values` in front of the list at `path`, which may be missing, null or empty."""
+    if there:
+        yield from (_add(f"{path}/0", value) for value in reversed(values))
+    elif values:
+        yield _add(path, list(values))
+
+
+def _append(path: str, there: object, values: Sequence[Json]) -> Iterator[Json]:
+    if there:
+        yield from (_add(f"{path}/-", value) for value in values)
+    elif values:
+        yield _add(path, list(values))
+
+
+def _add(path: str, value: Any) -> Json:
+    return {"op": "add", "path": path, "value": value}
+
+
+def _escaped(key: str) -> str:
+    """A key as a reference token of a JSON pointer: RFC 6901, section 3."""
+    return key.replace("~", "~0").replace("/", "~1")
+
+
+def prefer(affinity: Json | None, digests: Sequence[Digest]) -> Json:
+    """`affinity` with a preference for nodes that hold each of `digests`: the more of them, the better."""
+    node = dict((affinity or {}).get("nodeAffinity") or {})
+    terms = [{"weight": _WEIGHT, "preference": {"matchExpressions": [_holds(digest)]}} for digest in digests]
+    node[_PREFERRED] = [*(node.get(_PREFERRED) or ()), *terms]
+    return {**(affinity or {}), "nodeAffinity": node}
+
+
+def require(affinity: Json | None, digests: Sequence[Digest]) -> Json:
+    """`affinity` that no node satisfies which does not hold all of `digests`."""
+    node = dict((affinity or {}).get("nodeAffinity") or {})
+    holding = [_holds(digest) for digest in digests]
+    terms = (node.get(_REQUIRED) or {}).get("nodeSelectorTerms")
+    if terms:
+        # Terms are alternatives, so each gets the condition. One that asks for nothing matches no node, and with a
+        # condition in it would match some.
+        both = [_and(term, holding) if _asks(term) else term for term in terms]
+    else:
+        both = [{"matchExpressions": holding}]
+    node[_REQUIRED] = {"nodeSelectorTerms": both}
+    return {**(affinity or {}), "nodeAffinity": node}
+
+
+def _and(term: Json, expressions: Sequence[Json]) -> Json:
+    return {**term, "matchExpressions": [*(term.get("matchExpressions") or ()), *expressions]}
+
+
+def _asks(term: Json) -> bool:
+    return bool(term.get("matchExpressions") or term.get("matchFields"))
+
+
+def _holds(digest: Digest) -> Json:
+    return {"key": weights_label(digest), "operator": "In", "values": [READY]}

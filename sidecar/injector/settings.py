@@ -1,0 +1,163 @@
+"""The injector's options, from the command line and the environment.
+
+Law: values only; every mistake is a usage error (exit 2) that names the option.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cached.contract.layout import DEFAULT_ROOT, Layout
+from cached.contract.program.options import OptionParser, parse_address
+from sidecar.injector.certificate_store import Place
+from sidecar.injector.gate_container import GateMode, GateResources, GateSettings
+from sidecar.injector.kube import ACCOUNT
+
+_LISTEN = ("0.0.0.0", 8443)  # noqa: S104 - the API server comes from outside the pod
+_METRICS = ("0.0.0.0", 8444)  # noqa: S104 - and so do the kubelet and Prometheus
+_OBJECT_NAME = "holdfast-injector"
+_QUANTITY = re.compile(r"[0-9]+(\.[0-9]+)?(m|[kMGT]i?)?")
+_DEADLINE_S = 6 * 3600
+_MAX_USER = 2**31 - 1
+_MAX_DEADLINE_S = 2**31 - 1 - 3600  # a probe's failureThreshold is an int32
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What one injector was asked. `certificate`: a folder with `tls.crt` and `tls.key`, or where to keep our own."""
+
+    gate: GateSettings
+    catalog: Path | None
+    listen: tuple[str, int]
+    metrics_listen: tuple[str, int]
+    certificate: Path | Place
+    drain_s: float
+    log_level: str
+
+
+def parse(arguments: Sequence[str]) -> Settings:
+    """Read the options; leaves the process with exit code 2 where they are wrong."""
+    parser = OptionParser(
+        prog="holdfast inject",
+        description="Answer the API server's reviews of annotated pods: add the gate, the volume, mounts, variables.",
+    )
+    _gate_options(parser)
+    _server_options(parser)
+    given = parser.parse_args(list(arguments))
+    return Settings(
+        gate=_gate(given),
+        catalog=given.catalog,
+        listen=given.listen,
+        metrics_listen=given.metrics_listen,
+        certificate=given.cert_dir or _place(parser, given),
+        drain_s=given.drain,
+        log_level=given.log_level,
+    )
+
+
+def _gate_options(parser: OptionParser) -> None:
+    parser.option("--gate-image", required=True, metavar="IMAGE", help="the image that gates run")
+    pull = "whether the node pulls that image, default IfNotPresent"
+    parser.option("--gate-pull-policy", choices=("Always", "IfNotPresent", "Never"), default="IfNotPresent", help=pull)
+    mode = "native: a sidecar with a lease; init: a plain init container, for clusters before 1.29; default native"
+    parser.option("--gate-mode", choices=[mode.value for mode in GateMode], default="native", help=mode)
+    parser.option("--gate-user", type=_user, default=65532, metavar="UID", help="user and group, default 65532")
+    parser.option("--gate-cpu", type=_quantity, default="10m", metavar="CPU", help="CPU request, default 10m")
+    cpu = "CPU limit where all containers of the pod have one, default 500m"
+    parser.option("--gate-cpu-limit", type=_quantity, default="500m", metavar="CPU", help=cpu)
+    parser.option("--gate-memory", type=_quantity, default="64Mi", metavar="SIZE", help="memory request, default 64Mi")
+    memory = "memory limit, default 256Mi"
+    parser.option("--gate-memory-limit", type=_quantity, default="256Mi", metavar="SIZE", help=memory)
+    address = "the address that gates listen on, `::` where pods have IPv6 alone; default 0.0.0.0"
+    parser.option("--gate-listen-host", choices=("0.0.0.0", "::"), default="0.0.0.0", help=address)  # noqa: S104
+    deadline = f"seconds until a gate gives up and is started again, default {_DEADLINE_S}"
+    parser.option("--startup-deadline", type=_deadline, default=_DEADLINE_S, metavar="S", help=deadline)
+    root = f"the daemon's root on the nodes, default {DEFAULT_ROOT}"
+    parser.option("--host-root", type=_absolute, default=DEFAULT_ROOT, metavar="DIR", help=root)
+    recursive = "mounts' recursiveReadOnly; API servers before 1.30 ignore it; default IfPossible"
+    choices = ("IfPossible", "Enabled", "Disabled")
+    parser.option("--recursive-read-only", choices=choices, default="IfPossible", help=recursive)
+
+
+def _server_options(parser: OptionParser) -> None:
+    parser.option("--catalog", type=Path, metavar="FILE", help="the daemons' catalog, whose pins pods get; watched")
+    listen = f"answer reviews here, on /mutate, default {_LISTEN[0]}:{_LISTEN[1]}"
+    parser.option("--listen", type=parse_address, default=_LISTEN, metavar="HOST:PORT", help=listen)
+    metrics = f"answer /healthz, /readyz and /metrics here, without TLS, default {_METRICS[0]}:{_METRICS[1]}"
+    parser.option("--metrics-listen", type=parse_address, default=_METRICS, metavar="HOST:PORT", help=metrics)
+    folder = "take tls.crt and tls.key from here (cert-manager's, mounted; watched), and write nothing in the cluster"
+    parser.option("--cert-dir", type=Path, metavar="DIR", help=folder)
+    kept = "otherwise, keep a CA and a certificate in this Secret, default holdfast-injector-tls"
+    parser.option("--cert-secret", default=f"{_OBJECT_NAME}-tls", metavar="NAME", help=kept)
+    webhook = f"and the CA in this MutatingWebhookConfiguration, default {_OBJECT_NAME}"
+    parser.option("--webhook-name", default=_OBJECT_NAME, metavar="NAME", help=webhook)
+    parser.option(
+        "--service-name", default=_OBJECT_NAME, metavar="NAME", help=f"of this Service, default {_OBJECT_NAME}"
+    )
+    parser.option("--namespace", metavar="NAME", help="where Secret and Service are, default: the pod's own")
+    drain = "seconds to go on answering after SIGTERM, default 5"
+    parser.option("--drain", type=_seconds, default=5.0, metavar="S", help=drain)
+    parser.option("--log-level", choices=("debug", "info", "warning", "error"), default="info", help="how much to log")
+
+
+def _gate(given: argparse.Namespace) -> GateSettings:
+    return GateSettings(
+        image=given.gate_image,
+        pull_policy=given.gate_pull_policy,
+        mode=GateMode(given.gate_mode),
+        user=given.gate_user,
+        resources=GateResources(given.gate_cpu, given.gate_cpu_limit, given.gate_memory, given.gate_memory_limit),
+        deadline_s=given.startup_deadline,
+        host_public=str(Layout(given.host_root).public.path),
+        recursive_read_only=given.recursive_read_only,
+        listen_host=given.gate_listen_host,
+    )
+
+
+def _place(parser: OptionParser, given: argparse.Namespace) -> Place:
+    namespace: str | None = given.namespace
+    if namespace is None:
+        path = ACCOUNT / "namespace"
+        try:
+            namespace = path.read_text().strip()
+        except OSError as error:
+            parser.error(f"expected --namespace or --cert-dir, found neither, and {path}: {error.strerror}")
+    return Place(namespace, given.cert_secret, given.webhook_name, given.service_name)
+
+
+def _quantity(text: str) -> str:
+    if not _QUANTITY.fullmatch(text):
+        raise ValueError(f"expected a Kubernetes quantity such as 500m or 64Mi, found {text!r}")
+    return text
+
+
+def _user(text: str) -> int:
+    return _whole(text, "a user's number", _MAX_USER)
+
+
+def _deadline(text: str) -> int:
+    return _whole(text, "whole seconds", _MAX_DEADLINE_S)
+
+
+def _whole(text: str, what: str, most: int) -> int:
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= most:
+        raise ValueError(f"expected {what} from 1 to {most}, found {text!r}")
+    return int(text)
+
+
+def _absolute(text: str) -> Path:
+    path = Path(text)
+    if not path.is_absolute() or ".." in path.parts:
+        raise ValueError(f"expected an absolute path without `..`, found {text!r}")
+    return path
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 3600:
+        raise ValueError(f"expected seconds from 0 to 3600, found {text!r}")
+    return value

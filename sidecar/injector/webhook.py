@@ -1,0 +1,131 @@
+"""Admission reviews over HTTP: `admission.k8s.io/v1`, as the API server's documentation of webhooks describes it.
+
+Law: one review in, one answer out, and nothing remembered, so that a dry run needs no care. A pod that asks wrongly is
+denied with what to write instead; only what is no review at all is an HTTP error.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any
+
+from aiohttp import web
+
+from cached.contract.errors import HoldfastError, Permanent
+from sidecar.injector.catalog_digests import NO_CATALOG, Digests
+from sidecar.injector.gate_container import GateSettings
+from sidecar.injector.patch import Patch, patch_pod
+from sidecar.injector.pod_schema import check_pod
+
+_log = logging.getLogger(__name__)
+_API_VERSION = "admission.k8s.io/v1"
+_MAX_REVIEW_BYTES = 8 << 20  # the API server takes requests of 3 MiB, and a review may hold two objects
+_PODS = {"group": "", "version": "v1", "resource": "pods"}
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What to reply; `result` is for the metrics: `injected`, `unchanged` or `denied`."""
+
+    result: str
+    body: bytes
+
+
+class Reviewer:
+    """Answers reviews; `digests` is the catalog in force, and `version` what injected pods are marked with."""
+
+    def __init__(self, settings: GateSettings, version: str) -> None:
+        self._settings = settings
+        self._version = version
+        self.digests: Digests = NO_CATALOG
+
+    def review(self, body: bytes) -> Answer:
+        """Answer one AdmissionReview; raises `Permanent` (`invalid_review`) where it is none."""
+        request = _request(body)
+        uid = request["uid"]
+        if request.get("operation") != "CREATE" or request.get("resource") != _PODS or request.get("subResource"):
+            return _allowed(uid, Patch())
+        pod = request.get("object")
+        if not isinstance(pod, dict) or not isinstance(pod.get("spec"), dict):
+            raise _invalid("`object` is no pod")
+        check_pod(pod)
+        try:
+            return _allowed(uid, patch_pod(pod, self._settings, self.digests, self._version))
+        except HoldfastError as error:
+            _log.info("denied a pod in %s: %s", request.get("namespace"), error)
+            return _denied(uid, error)
+
+
+def application(reviewer: Reviewer, done: Callable[[str, float], None]) -> web.Application:
+    """The webhook's server; `done` is told each result (also `invalid`) and the seconds it took."""
+    app = web.Application(client_max_size=_MAX_REVIEW_BYTES)
+
+    async def mutate(request: web.Request) -> web.Response:
+        body = await request.read()
+        started = time.perf_counter()
+        try:
+            answer = reviewer.review(body)
+        except Permanent as error:
+            done("invalid", time.perf_counter() - started)
+            _log.warning("%s", error)
+            return web.Response(status=HTTPStatus.BAD_REQUEST, text=f"{error}\n")
+        done(answer.result, time.perf_counter() - started)
+        return web.Response(body=answer.body, content_type="application/json")
+
+    app.router.add_post("/mutate", mutate)
+    return app
+
+
+def _request(body: bytes) -> Json:
+    try:
+        review = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise _invalid("not JSON") from error
+    if not isinstance(review, dict) or review.get("kind") != "AdmissionReview":
+        raise _invalid("not an AdmissionReview")
+    if review.get("apiVersion") != _API_VERSION:
+        raise _invalid(f"apiVersion is {str(review.get('apiVersion'))[:100]!r}")
+    request = review.get("request")
+    if not isinstance(request, dict) or not isinstance(request.get("uid"), str):
+        raise _invalid("no `request` with a `uid`")
+    return request
+
+
+def _allowed(uid: str, patch: Patch) -> Answer:
+    response: Json = {"uid": uid, "allowed": True}
+    if patch.operations:
+        response["patchType"] = "JSONPatch"
+        response["patch"] = base64.b64encode(json.dumps(patch.operations).encode()).decode()
+    if patch.warnings:
+        response["warnings"] = list(patch.warnings)
+    return Answer("injected" if patch.operations else "unchanged", _encode(response))
+
+
+def _denied(uid: str, error: HoldfastError) -> Answer:
+    status = {
+        "status": "Failure",
+        "code": HTTPStatus.UNPROCESSABLE_ENTITY.value,
+        "reason": "Invalid",
+        "message": f"{error.message}. What to do: {error.remedy}",
+    }
+    return Answer("denied", _encode({"uid": uid, "allowed": False, "status": status}))
+
+
+def _encode(response: Json) -> bytes:
+    return json.dumps({"apiVersion": _API_VERSION, "kind": "AdmissionReview", "response": response}).encode()
+
+
+def _invalid(problem: str) -> Permanent:
+    return Permanent(
+        "invalid_review",
+        f"expected an AdmissionReview of {_API_VERSION}: {problem}",
+        "the webhook configuration's admissionReviewVersions must be [v1]",
+    )
