@@ -21,16 +21,17 @@ from cached.contract.errors import HoldfastError, Permanent
 from cached.contract.program.options import EXIT_DONE, EXIT_FAILED
 from server import options
 from server.api import routes
-from server.api.listener import FrontDoor
+from server.api.listener import Listener
+from server.api.probes import REHEARSAL_HEADER, Probes
 from server.engine.engine import call_in_thread
 from server.lifecycle import loading, user_app
-from server.lifecycle.admission import Rules, judge
+from server.lifecycle.admission import judge
 from server.lifecycle.entries import read_followed
 from server.lifecycle.fleet import Fleet
 from server.lifecycle.golden import Mode, read, replay
 from server.lifecycle.health import Pulse
 from server.lifecycle.metrics import Metrics
-from server.lifecycle.readiness import REHEARSAL_HEADER, Draining, Loading, Operations, Ready
+from server.lifecycle.readiness import Draining, Loading, Readiness, Ready
 from server.lifecycle.registry import Catalog
 from server.lifecycle.settings import Settings
 from server.lifecycle.snapshot import Holding, hold
@@ -67,7 +68,8 @@ class _Server:
         self._settings = settings
         self._held = held
         self._metrics = Metrics()
-        self._operations = Operations(self._metrics)
+        self._readiness = Readiness(self._metrics)
+        self._probes = Probes(self._readiness, self._metrics)
         self._catalog = Catalog()
         self._url = ""
 
@@ -75,7 +77,7 @@ class _Server:
         stop = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
-        async with FrontDoor(self._operations) as door:
+        async with Listener(self._probes) as door:
             self._url = await self._listen(door)
             sys.stdout.write(f"holdfast serve: listening on {self._url}\n")
             sys.stdout.flush()
@@ -85,7 +87,7 @@ class _Server:
                 await self._drain()
                 serving.cancel()
 
-    async def _listen(self, door: FrontDoor) -> str:
+    async def _listen(self, door: Listener) -> str:
         host, port = self._settings.host, self._settings.port
         try:
             return await door.listen(host, port)
@@ -94,33 +96,34 @@ class _Server:
                 "no_address", f"cannot listen on {host}:{port}: {error.strerror}", "choose another with --listen"
             ) from error
 
-    async def _serve(self, door: FrontDoor) -> None:
+    async def _serve(self, door: Listener) -> None:
         started = time.monotonic()
         if self._settings.app is not None:
             if await self._start_user_code(door, self._settings.app):
                 self._ready(started)
             return
-        fleet = Fleet(self._settings, self._held, self._catalog, self._operations, self._metrics)
+        trial = partial(routes.private_application, limits=self._settings.limits)
+        fleet = Fleet(self._settings, self._held, self._catalog, self._readiness, self._metrics, trial)
         await fleet.start()
         await door.serve(routes.application(self._catalog, self._settings.limits), cancel_when_gone=True)
         self._ready(started)
-        pulse = Pulse(self._catalog, self._operations, self._settings.probe_interval_s, self._settings.probe_timeout_s)
+        pulse = Pulse(self._catalog, self._readiness, self._settings.probe_interval_s, self._settings.probe_timeout_s)
         async with asyncio.TaskGroup() as group:
             group.create_task(fleet.keep(group))
             group.create_task(pulse.watch())
 
     def _ready(self, started: float) -> None:
-        self._operations.enter(Ready())
+        self._readiness.enter(Ready())
         names = ", ".join(served.card.name for served in self._catalog.all()) or self._settings.app
         _LOG.info("ready after %.2f s: %s", time.monotonic() - started, names)
 
-    async def _start_user_code(self, door: FrontDoor, target: str) -> bool:
+    async def _start_user_code(self, door: Listener, target: str) -> bool:
         """Build and serve somebody's application; tells whether it may be ready."""
         entry = self._settings.models[0]
         snapshot = self._held[entry.name].snapshot
         device = await self._step("device", partial(loading.select_device_for_user_code, self._settings.device))
-        self._operations.device = device
-        self._operations.enter(Loading("app"))
+        self._readiness.device = device
+        self._readiness.enter(Loading("app"))
         with self._metrics.stage("app"):
             application = await user_app.build(target, snapshot.path, device)
             self._metrics.model(entry.name).describe(snapshot, None)
@@ -128,32 +131,32 @@ class _Server:
         golden = None if self._settings.golden is Mode.OFF else read(snapshot.path)
         if golden is None:
             return True
-        self._operations.enter(Loading("golden predictions"))
-        verdict = await replay(golden, self._url, entry.name, {REHEARSAL_HEADER: self._operations.rehearsal})
+        self._readiness.enter(Loading("golden predictions"))
+        verdict = await replay(golden, self._url, entry.name, {REHEARSAL_HEADER: self._probes.rehearsal})
         self._metrics.model(entry.name).agreed(verdict)
         try:
-            await judge(golden, verdict, entry.name, Rules(self._settings.golden, self._settings.limits, device))
+            await judge(golden, verdict, entry.name, self._settings.golden, device)
         except Permanent as error:
             _LOG.error("not ready: %s", error)
-            self._operations.enter(Loading(str(error)))
+            self._readiness.enter(Loading(str(error)))
             return False
         return True
 
     async def _step(self, name: str, function: Callable[[], ResultT]) -> ResultT:
-        self._operations.enter(Loading(name))
+        self._readiness.enter(Loading(name))
         with self._metrics.stage(name):
             return await call_in_thread(name, function)
 
     async def _drain(self) -> None:
-        self._operations.enter(Draining())
-        _LOG.info("stopping: %d requests in flight", self._operations.in_flight)
+        self._readiness.enter(Draining())
+        _LOG.info("stopping: %d requests in flight", self._readiness.in_flight)
         try:
             async with asyncio.timeout(self._settings.drain_timeout_s):
-                await self._operations.idle()
+                await self._readiness.idle()
         except TimeoutError:
             _LOG.warning(
                 "%d requests were cut off after %g s (--drain-timeout)",
-                self._operations.in_flight,
+                self._readiness.in_flight,
                 self._settings.drain_timeout_s,
             )
         for served in self._catalog.all():

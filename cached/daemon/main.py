@@ -219,12 +219,13 @@ async def _work(config: Config, on: _Ground, ending: Ending, stop: asyncio.Event
             ScrubParts(
                 layout=layout,
                 holdings=holdings,
-                metrics=daemon.counters,
                 sealing=sealing,
                 busy=workers.busy,
                 bad_blob=scheduler.lost_blob,
                 bad_snapshot=scheduler.lost_snapshot,
                 apart=scheduler.put_together,
+                count_hashed=daemon.counters.scrubbed,
+                count_bad=partial(daemon.counters.verify_failed, "scrub"),
             ),
             config.scrub_rate,
         )

@@ -31,7 +31,6 @@ from cached.contract.manifest import FileEntry, Manifest
 from cached.contract.program.limits import started_pool
 from cached.contract.status import parse_timestamp, timestamp
 from cached.contract.verified import VerifiedFile, VerifiedRecord
-from cached.daemon.metrics import Metrics
 from cached.node.inventory import Holdings
 from cached.store import snapshots
 from cached.store.disk import verity
@@ -53,16 +52,18 @@ _IOPRIO_IDLE = 3 << 13  # IOPRIO_CLASS_IDLE, ioprio_set(2)
 class ScrubParts:
     """What the scrub works with. `busy` tells whether a fetch is under way; `bad_blob` takes a blob out of use with all
     that links it, `bad_snapshot` a snapshot whose manifest has changed; `apart` puts a snapshot together again of
-    which a file is not its blob's any more, by what their bytes are."""
+    which a file is not its blob's any more, by what their bytes are. `count_hashed` is told the bytes that were hashed,
+    `count_bad` of each finding."""
 
     layout: Layout
     holdings: Holdings
-    metrics: Metrics
     sealing: Sealing
     busy: Callable[[], bool]
     bad_blob: Callable[[str], Awaitable[None]]
     bad_snapshot: Callable[[Digest], Awaitable[None]]
     apart: Callable[[Digest], Awaitable[None]]
+    count_hashed: Callable[[int], None]
+    count_bad: Callable[[], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,10 +133,10 @@ class Scrub:
         try:
             match finding:
                 case _BadBlob(_, sha256):
-                    self._parts.metrics.verify_failed("scrub")
+                    self._parts.count_bad()
                     await self._parts.bad_blob(sha256)
                 case _BadManifest(digest):
-                    self._parts.metrics.verify_failed("scrub")
+                    self._parts.count_bad()
                     await self._parts.bad_snapshot(digest)
                 case _Apart(digest):
                     await self._parts.apart(digest)
@@ -248,7 +249,7 @@ class Scrub:
                 started = time.monotonic()
                 sha.update(view[:count])
                 offset += count
-                self._parts.metrics.scrubbed(count)
+                self._parts.count_hashed(count)
                 self._wait((count + _FILE_COST_BYTES) / self._rate - (time.monotonic() - started))
         finally:
             os.close(descriptor)

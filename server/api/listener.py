@@ -14,23 +14,23 @@ from types import TracebackType
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
+from server.api.probes import Handler, Probes
 from server.api.responses import error_response
-from server.lifecycle.readiness import Handler, Operations
 
 _LOG = logging.getLogger(f"{__name__}.http")
 _LOG.addFilter(lambda record: not _is_nonsense(record))
 _CLOSE_WITHIN_S = 1.0  # whoever is still connected has had the drain's whole time
 
 
-class FrontDoor:
+class Listener:
     """Listens for as long as its `async with` block runs."""
 
-    def __init__(self, operations: Operations) -> None:
-        self._operations = operations
+    def __init__(self, probes: Probes) -> None:
+        self._probes = probes
         self._open = AsyncExitStack()
-        self._runner = _runner(_waiting_room(operations), cancel_when_gone=False)
+        self._runner = _runner(_waiting_room(probes), cancel_when_gone=False)
 
-    async def __aenter__(self) -> FrontDoor:
+    async def __aenter__(self) -> Listener:
         await self._set_up(self._runner)
         return self
 
@@ -49,8 +49,8 @@ class FrontDoor:
 
     async def serve(self, application: web.Application, *, cancel_when_gone: bool) -> None:
         """Let `application` answer from now on; `cancel_when_gone` cancels a handler whose client hung up."""
-        application.middlewares.insert(0, self._operations.middleware)
-        application.on_response_prepare.append(self._operations.sign)
+        application.middlewares.insert(0, self._probes.middleware)
+        application.on_response_prepare.append(self._probes.add_request_id)
         runner = _runner(application, cancel_when_gone)
         await self._set_up(runner)
         self._runner = runner
@@ -80,7 +80,7 @@ def _is_nonsense(record: logging.LogRecord) -> bool:
     return isinstance(error, HttpProcessingError | web.RequestPayloadError)
 
 
-def _waiting_room(operations: Operations) -> web.Application:
+def _waiting_room(probes: Probes) -> web.Application:
     """What answers before there is an application."""
 
     @web.middleware
@@ -95,7 +95,7 @@ def _waiting_room(operations: Operations) -> web.Application:
             503, "the connection is from before the start: open a new one", "server_error", retry_after_s=1
         )
 
-    application = web.Application(middlewares=[close_after, operations.middleware])
-    application.on_response_prepare.append(operations.sign)
+    application = web.Application(middlewares=[close_after, probes.middleware])
+    application.on_response_prepare.append(probes.add_request_id)
     application.router.add_route("*", "/{tail:.*}", too_early)
     return application

@@ -16,11 +16,12 @@ from aiohttp import web
 
 from cached.contract.errors import HoldfastError, Transient
 from server.api.formats import Answer, ChatFormat, CompletionFormat, Format
+from server.api.probes import Handler, Probes, Work, current_work
 from server.api.requests import parse_chat, parse_completion, parse_embeddings
 from server.api.responses import embeddings_pieces, error_document, error_response, model_document, server_sent, usage
 from server.engine.types import Delta, Finished, GenerationEvent, GenerationRequest, InvalidRequest, Limits
-from server.lifecycle.metrics import ModelMetrics
-from server.lifecycle.readiness import Handler, Work, current_work
+from server.lifecycle.metrics import Metrics, ModelMetrics
+from server.lifecycle.readiness import Readiness, Ready
 from server.lifecycle.registry import Catalog, Generating, Served
 
 _STREAM_HEADERS = {
@@ -39,6 +40,16 @@ def application(catalog: Catalog, limits: Limits) -> web.Application:
     found.router.add_post("/v1/embeddings", api.embeddings)
     found.router.add_post("/v1/completions", api.completions)
     found.router.add_post("/v1/chat/completions", api.chat)
+    return found
+
+
+def private_application(catalog: Catalog, limits: Limits) -> web.Application:
+    """The API for this process alone, ready from the start: no probe and no metric tells of what it is asked."""
+    metrics = Metrics()
+    readiness = Readiness(metrics)
+    readiness.enter(Ready())
+    found = application(catalog, limits)
+    found.middlewares.insert(0, Probes(readiness, metrics).middleware)
     return found
 
 

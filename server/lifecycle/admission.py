@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
+from aiohttp import web
+
 from cached.contract.errors import Permanent
 from cached.contract.golden import Golden
-from server.api import routes
 from server.engine.engine import call_in_thread
-from server.engine.types import Limits
 from server.lifecycle.environment import environment
 from server.lifecycle.golden import Mode, Verdict, explain, privately, read, replay
-from server.lifecycle.metrics import Metrics
-from server.lifecycle.readiness import Operations, Ready
 from server.lifecycle.registry import Catalog, Served
 
 _LOG = logging.getLogger("holdfast.serve")
@@ -28,11 +27,11 @@ _ANSWER_WITHIN_S = 300.0  # the first pass through an engine may compile kernels
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What is asked of a model before it is admitted, on which device."""
+    """What is asked of a model before it is admitted, on which device; `application` makes the API that answers it."""
 
     golden: Mode
-    limits: Limits
     device: str
+    application: Callable[[Catalog], web.Application]
 
 
 async def admit(served: Served, rules: Rules) -> None:
@@ -50,26 +49,22 @@ async def admit(served: Served, rules: Rules) -> None:
         return
     golden = await call_in_thread("golden", partial(read, served.card.snapshot.path))
     if golden is not None:
-        served.golden = await _rehearse(golden, served, rules.limits)
-        await judge(golden, served.golden, served.card.name, rules)
+        served.golden = await _rehearse(golden, served, rules)
+        await judge(golden, served.golden, served.card.name, rules.golden, rules.device)
 
 
-async def judge(golden: Golden, verdict: Verdict, name: str, rules: Rules) -> None:
+async def judge(golden: Golden, verdict: Verdict, name: str, mode: Mode, device: str) -> None:
     """Tell how the answers compare; raises `Permanent` (`golden_mismatch`) where they differ and must not."""
     if verdict.agrees:
         _LOG.info("%s: %d golden predictions agree, within %.3g", name, verdict.cases, verdict.largest)
         return
-    here = await call_in_thread("environment", partial(environment, rules.device))
+    here = await call_in_thread("environment", partial(environment, device))
     error = explain(golden, verdict, here)
-    if rules.golden is Mode.REQUIRE:
+    if mode is Mode.REQUIRE:
         raise error
     _LOG.warning("%s is served all the same: %s", name, error)
 
 
-async def _rehearse(golden: Golden, served: Served, limits: Limits) -> Verdict:
-    operations = Operations(Metrics())  # its own: nobody's probe or request is meant
-    operations.enter(Ready())
-    application = routes.application(Catalog.of_one(served), limits)
-    application.middlewares.insert(0, operations.middleware)
-    async with privately(application) as url:
+async def _rehearse(golden: Golden, served: Served, rules: Rules) -> Verdict:
+    async with privately(rules.application(Catalog.of_one(served))) as url:
         return await replay(golden, url, served.card.name, {})

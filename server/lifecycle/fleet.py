@@ -16,6 +16,8 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
+from aiohttp import web
+
 from cached.contract.errors import HoldfastError, Permanent
 from server.engine.engine import call_in_thread
 from server.lifecycle import loading
@@ -23,7 +25,7 @@ from server.lifecycle.admission import Rules, admit
 from server.lifecycle.discovery import Sighting, base_for, look
 from server.lifecycle.entries import Entry
 from server.lifecycle.metrics import Metrics, ModelMetrics
-from server.lifecycle.readiness import Operations, Ready
+from server.lifecycle.readiness import Readiness, Ready
 from server.lifecycle.registry import Card, Catalog, Coming, Served, ServedAdapter, ServedEncoder, ServedGenerator
 from server.lifecycle.settings import Settings
 from server.lifecycle.snapshot import Holding, hold, verify
@@ -81,14 +83,21 @@ class Fleet:
     """What one server serves."""
 
     def __init__(
-        self, settings: Settings, held: dict[str, Holding], catalog: Catalog, operations: Operations, metrics: Metrics
+        self,
+        settings: Settings,
+        held: dict[str, Holding],
+        catalog: Catalog,
+        readiness: Readiness,
+        metrics: Metrics,
+        application: Callable[[Catalog], web.Application],
     ) -> None:
-        """`held`: leases that were taken before, by the name of their entry."""
+        """`held`: leases that were taken before, by the name of their entry. `application` makes an API for trials."""
         self._settings = settings
         self._held = held
         self._catalog = catalog
-        self._operations = operations
+        self._readiness = readiness
         self._metrics = metrics
+        self._application = application
         self._device = ""
         self._ahead: ReadAhead | None = None
         self._bases: dict[str, _Base] = {}
@@ -100,11 +109,11 @@ class Fleet:
         self._ahead = ReadAhead([holding.snapshot.path for holding in self._held.values()])
         select = partial(loading.select_device, self._settings.device)
         self._device = await self._step("device", "device", select)
-        self._operations.device = self._device
+        self._readiness.device = self._device
         await self._step("import", "import", partial(loading.prepare, self._metrics.loaded))
         sightings = await self._look()
         while missing := [one for one in sightings if one.target is None]:
-            self._operations.progress(f"waiting for {missing[0].entry}")
+            self._readiness.progress(f"waiting for {missing[0].entry}")
             await asyncio.sleep(_LOOK_EVERY_S)
             sightings = await self._look()
         await self._bring_about(sightings)
@@ -115,14 +124,14 @@ class Fleet:
             # Loaded, and not to be trusted: a restart would only load it again. It is told, and waits to be replaced.
             _LOG.error("not ready: %s", failure.error)
             while failure.sighting in sightings and time.monotonic() < failure.again_at:
-                self._operations.progress(f"{failure.sighting.entry.name}: {failure.error}")
+                self._readiness.progress(f"{failure.sighting.entry.name}: {failure.error}")
                 await asyncio.sleep(_LOOK_EVERY_S)
                 sightings = await self._look()
             await self._bring_about(sightings)
 
     @property
     def _rules(self) -> Rules:
-        return Rules(self._settings.golden, self._settings.limits, self._device)
+        return Rules(self._settings.golden, self._device, self._application)
 
     async def keep(self, group: asyncio.TaskGroup) -> None:
         """Swap what changes, for ever."""
@@ -193,11 +202,11 @@ class Fleet:
         self._failures[name] = _Failure(one, error, wait_s, time.monotonic() + wait_s)
         self._catalog.coming[name] = Coming(one.version, "failed", str(error))
         self._tell(name, "failed")
-        if isinstance(self._operations.state, Ready):
+        if isinstance(self._readiness.state, Ready):
             _LOG.error("%s (%s) cannot be served, tried again in %.0f s: %s", name, one.entry, wait_s, error)
 
     def _tell(self, name: str, result: str) -> None:
-        if isinstance(self._operations.state, Ready):
+        if isinstance(self._readiness.state, Ready):
             self._metrics.model(name).swapped(result)
 
     async def _load_model(self, one: Sighting) -> None:
@@ -269,7 +278,7 @@ class Fleet:
 
     async def _step(self, shown: str, stage: str, function: Callable[[], ResultT]) -> ResultT:
         """Do one heavy thing in a thread, while HTTP goes on answering."""
-        self._operations.progress(shown)
+        self._readiness.progress(shown)
         with self._metrics.stage(stage):
             return await call_in_thread(stage, function)
 

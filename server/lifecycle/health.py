@@ -11,7 +11,7 @@ import logging
 from time import monotonic
 
 from cached.contract.errors import HoldfastError, Transient
-from server.lifecycle.readiness import Operations
+from server.lifecycle.readiness import Readiness
 from server.lifecycle.registry import Catalog, ServedAdapter, ServedEncoder, ServedGenerator
 
 _LOG = logging.getLogger("holdfast.serve")
@@ -21,15 +21,15 @@ _WHILE_ILL_S = 1.0  # between two looks
 class Pulse:
     """Feels all models every `interval_s`; one that takes longer than `timeout_s` for a dummy inference is ill."""
 
-    def __init__(self, catalog: Catalog, operations: Operations, interval_s: float, timeout_s: float) -> None:
+    def __init__(self, catalog: Catalog, readiness: Readiness, interval_s: float, timeout_s: float) -> None:
         self._catalog = catalog
-        self._operations = operations
+        self._readiness = readiness
         self._interval_s = interval_s
         self._timeout_s = timeout_s
         self._ill: dict[str, str] = {}
 
     async def watch(self) -> None:
-        """Go on for ever, telling `operations`."""
+        """Go on for ever, telling `readiness`."""
         while True:
             await asyncio.sleep(min(_WHILE_ILL_S, self._interval_s) if self._ill else self._interval_s)
             async with asyncio.TaskGroup() as group:
@@ -38,7 +38,7 @@ class Pulse:
                         group.create_task(self._feel(served))
             there = {served.card.name for served in self._catalog.all()}
             self._ill = {name: reason for name, reason in self._ill.items() if name in there}
-            self._operations.diagnose(dict(self._ill))
+            self._readiness.diagnose(dict(self._ill))
 
     async def _feel(self, served: ServedEncoder | ServedGenerator) -> None:
         name, reason = served.card.name, await self._complaint(served)
@@ -49,7 +49,7 @@ class Pulse:
         elif name not in self._ill:
             self._ill[name] = reason
             _LOG.error("%s is ill: %s", name, reason)
-            self._operations.diagnose(dict(self._ill))
+            self._readiness.diagnose(dict(self._ill))
 
     async def _complaint(self, served: ServedEncoder | ServedGenerator) -> str | None:
         """Why a model is ill; None where it is well."""

@@ -16,7 +16,8 @@ import aiohttp
 import pytest
 from yarl import URL
 
-from server.api.listener import FrontDoor
+from server.api.listener import Listener
+from server.api.probes import Probes
 from server.api.routes import application
 from server.engine.engine import Job, Load
 from server.engine.types import (
@@ -31,7 +32,7 @@ from server.engine.types import (
     Limits,
 )
 from server.lifecycle.metrics import Metrics
-from server.lifecycle.readiness import Draining, Loading, Operations, Ready
+from server.lifecycle.readiness import Draining, Loading, Readiness, Ready
 from server.lifecycle.registry import Card, Catalog, ServedGenerator
 from server.lifecycle.snapshot import Snapshot
 
@@ -66,7 +67,8 @@ class Server:
 
     def __init__(self, model: ScriptedModel, queue: int) -> None:
         self.metrics = Metrics()
-        self.operations = Operations(self.metrics)
+        self.readiness = Readiness(self.metrics)
+        self.probes = Probes(self.readiness, self.metrics)
         card = Card("m", Snapshot(Path("/m"), "m", None, None), ABOUT, 0)
         self.served = ServedGenerator(card, model, queue, self.metrics.model("m"))
         self.engine = self.served.engine
@@ -80,10 +82,10 @@ async def serving(
     script: Callable[[FakeJob], None], queue: int = 8
 ) -> AsyncIterator[tuple[Server, aiohttp.ClientSession]]:
     server = Server(ScriptedModel(script), queue)
-    async with FrontDoor(server.operations) as door:
+    async with Listener(server.probes) as door:
         url = await door.listen("127.0.0.1", 0)
         await door.serve(server.application, cancel_when_gone=True)
-        server.operations.enter(Ready())
+        server.readiness.enter(Ready())
         async with aiohttp.ClientSession(url) as client:
             yield server, client
         server.served.close()
@@ -169,19 +171,19 @@ async def test_work_is_let_through_only_while_ready() -> None:
     """Loading and draining, work is answered 503 with Retry-After, and a drain is never undone by a late load."""
     async with serving(answer) as (server, client):
         for state in (Loading("load"), Ready(), Draining(), Ready()):
-            server.operations.enter(state)
-            ready = state == Ready() and server.operations.state == state
+            server.readiness.enter(state)
+            ready = state == Ready() and server.readiness.state == state
             async with client.get("/readyz") as probe, client.post("/v1/completions", json=BODY) as response:
                 assert probe.status == (200 if ready else 503)
                 assert response.status == (200 if ready else 503)
                 assert ready or int(response.headers["Retry-After"]) >= 1
-        assert server.operations.state == Draining()
+        assert server.readiness.state == Draining()
 
 
 async def test_no_client_stays_with_what_answered_before_the_model_was_there() -> None:
     """A kept connection that saw the server load is closed, and one opened before is told to come again, not 404."""
     server = Server(ScriptedModel(answer), 8)
-    async with FrontDoor(server.operations) as door:
+    async with Listener(server.probes) as door:
         url = await door.listen("127.0.0.1", 0)
         host, _, port = url.removeprefix("http://").partition(":")
         reader, writer = await asyncio.open_connection(host, int(port))
@@ -189,7 +191,7 @@ async def test_no_client_stays_with_what_answered_before_the_model_was_there() -
             async with client.get("/readyz") as probe:
                 assert probe.status == 503
             await door.serve(server.application, cancel_when_gone=True)
-            server.operations.enter(Ready())
+            server.readiness.enter(Ready())
             async with client.post("/v1/completions", json=BODY) as response:
                 assert response.status == 200
         writer.write(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n")
@@ -258,7 +260,7 @@ async def test_every_answer_has_its_requests_id(path: str) -> None:
     """Streams, answers and errors carry the id that came with the request."""
     async with serving(answer) as (server, client):
         for state in (Ready(), Draining()):
-            server.operations.enter(state)
+            server.readiness.enter(state)
             headers = {"X-Request-Id": "trace-1"}
             async with client.post(path, json={**BODY, "stream": True}, headers=headers) as response:
                 assert response.headers["X-Request-Id"] == "trace-1"
@@ -324,7 +326,7 @@ async def test_a_client_that_hangs_up_in_a_stream_is_no_error(caplog: pytest.Log
             await response.content.readany()
             response.close()
         async with asyncio.timeout(60):
-            await server.operations.idle()
+            await server.readiness.idle()
             await asyncio.sleep(0)
     assert [record.args[2] for record in caplog.records if record.name == "holdfast.access" and record.args] == [499]  # type: ignore[index]
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR]

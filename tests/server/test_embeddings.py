@@ -16,11 +16,12 @@ import transformers
 
 from cached.contract.errors import Permanent
 from server.api import responses, routes
-from server.api.listener import FrontDoor
+from server.api.listener import Listener
+from server.api.probes import Probes
 from server.engine.encoder import EmbeddingJob, Encoder, Recipe, pool, read_recipe
 from server.engine.types import About, Embedded, EmbeddingRequest, Kind
 from server.lifecycle.metrics import Metrics
-from server.lifecycle.readiness import Operations, Ready
+from server.lifecycle.readiness import Readiness, Ready
 from server.lifecycle.registry import Card, Catalog, ServedEncoder
 from server.lifecycle.snapshot import Snapshot
 from tests.support.generating import limits
@@ -154,14 +155,14 @@ async def test_many_vectors_are_written_without_holding_others_up(monkeypatch: p
 
     monkeypatch.setattr(responses, "_numbers", looked)
     metrics = Metrics()
-    operations = Operations(metrics)
+    readiness = Readiness(metrics)
     embedded = Embedded(tuple(np.array([index], np.float32).tobytes() for index in range(100)), 1)
     card = Card("m", Snapshot(Path("/m"), "m", None, None), About(Kind.EMBEDDINGS, 1, "cpu", "float32", 1), 0)
     served = ServedEncoder(card, Prepared(embedded), 8, metrics.model("m"))
-    async with FrontDoor(operations) as door:
+    async with Listener(Probes(readiness, metrics)) as door:
         url = await door.listen("127.0.0.1", 0)
         await door.serve(routes.application(Catalog.of_one(served), limits()), cancel_when_gone=True)
-        operations.enter(Ready())
+        readiness.enter(Ready())
 
         async def others() -> None:
             nonlocal turns

@@ -6,16 +6,18 @@ import asyncio
 import errno
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from cached.contract.layout import PublicLayout
 from server import options
+from server.api.routes import private_application
 from server.lifecycle import fleet
 from server.lifecycle.fleet import Fleet
 from server.lifecycle.metrics import Metrics
-from server.lifecycle.readiness import Operations, Ready
+from server.lifecycle.readiness import Readiness, Ready
 from server.lifecycle.registry import Catalog
 from server.lifecycle.snapshot import hold
 from tests.support.snapshots import make_public
@@ -32,10 +34,10 @@ async def keeping(public: PublicLayout) -> AsyncIterator[Catalog]:
     )
     held = {entry.name: hold(entry.path, entry.pin) for entry in settings.models}
     catalog, metrics = Catalog(), Metrics()
-    operations = Operations(metrics)
-    kept = Fleet(settings, held, catalog, operations, metrics)
+    readiness = Readiness(metrics)
+    kept = Fleet(settings, held, catalog, readiness, metrics, partial(private_application, limits=settings.limits))
     await kept.start()
-    operations.enter(Ready())
+    readiness.enter(Ready())
     try:
         async with asyncio.TaskGroup() as group:
             keeper = group.create_task(kept.keep(group))

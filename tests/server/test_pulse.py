@@ -9,12 +9,13 @@ from pathlib import Path
 import aiohttp
 
 from server.api import routes
-from server.api.listener import FrontDoor
+from server.api.listener import Listener
+from server.api.probes import Probes
 from server.engine.engine import Job
 from server.engine.types import About, Continuation, Finished, GenerationEvent, GenerationRequest, Kind, Sampling
 from server.lifecycle.health import Pulse
 from server.lifecycle.metrics import Metrics
-from server.lifecycle.readiness import Operations, Ready
+from server.lifecycle.readiness import Readiness, Ready
 from server.lifecycle.registry import Card, Catalog, ServedGenerator
 from server.lifecycle.snapshot import Snapshot
 from tests.support.generating import limits
@@ -84,16 +85,20 @@ class Server:
 @asynccontextmanager
 async def serving(**models: Wedging) -> AsyncIterator[Server]:
     metrics, catalog = Metrics(), Catalog()
-    operations = Operations(metrics)
+    readiness = Readiness(metrics)
     for name, model in models.items():
         about = About(Kind.COMPLETIONS, 10, "cpu", "float32", 1)
         card = Card(name, Snapshot(Path("/m"), name, "v1", None), about, 0)
         catalog.put(ServedGenerator(card, model, QUEUE, metrics.model(name)))
-    async with FrontDoor(operations) as door, aiohttp.ClientSession() as session, asyncio.TaskGroup() as group:
+    async with (
+        Listener(Probes(readiness, metrics)) as door,
+        aiohttp.ClientSession() as session,
+        asyncio.TaskGroup() as group,
+    ):
         url = await door.listen("127.0.0.1", 0)
         await door.serve(routes.application(catalog, limits()), cancel_when_gone=True)
-        operations.enter(Ready())
-        watching = group.create_task(Pulse(catalog, operations, 0.05, 1.0).watch())
+        readiness.enter(Ready())
+        watching = group.create_task(Pulse(catalog, readiness, 0.05, 1.0).watch())
         try:
             yield Server(url, session)
         finally:

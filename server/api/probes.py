@@ -1,0 +1,155 @@
+"""What every server here has around its work: `/healthz`, `/readyz`, `/metrics`, `/environment`, request ids, and the
+access log.
+
+Law: knows no model. Work is let through only while the server is ready. The log has a line for each request that is not
+a probe's; what was asked and answered is never in it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import secrets
+from collections.abc import Awaitable, Callable
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import partial
+from time import monotonic
+
+from aiohttp import web
+
+from cached.contract.golden import Environment
+from server.api.responses import error_response
+from server.engine.engine import call_in_thread
+from server.lifecycle.environment import environment
+from server.lifecycle.metrics import Metrics
+from server.lifecycle.readiness import Loading, Readiness
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+_ACCESS = logging.getLogger("holdfast.access")
+REHEARSAL_HEADER = "X-Holdfast-Rehearsal"
+_REQUEST_ID = "X-Request-Id"
+_REQUEST_ID_FORM = re.compile(r"[!-~]{1,128}")  # printable, without spaces: it goes into a log line
+_WORK: ContextVar[Work] = ContextVar("work")  # of the request that this task answers
+_CLIENT_GONE = 499  # nginx's number for a client that closed the connection first
+
+
+@dataclass(slots=True)
+class Work:
+    """What is known of one request: who it is, since when, and, once it is known, for which model how much."""
+
+    id: str
+    started: float
+    model: str = ""
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+def current_work() -> Work:
+    """The account of the request that is being answered, which its handler may add to."""
+    return _WORK.get()
+
+
+class Probes:
+    """Answers probes about `readiness`, and is the gate in front of the work.
+
+    `rehearsal` is a secret of this process: a request that shows it in `REHEARSAL_HEADER` is let through while loading.
+    """
+
+    def __init__(self, readiness: Readiness, metrics: Metrics) -> None:
+        self.rehearsal = secrets.token_urlsafe(32)
+        self._readiness = readiness
+        self._metrics = metrics
+
+    @web.middleware
+    async def middleware(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Answer probes and metrics, whatever the application would; let work through while ready."""
+        _WORK.set(Work(_request_id(request), monotonic()))
+        if request.path == "/healthz":
+            return web.Response(text="ok\n")
+        if request.path == "/readyz":
+            reason = self._readiness.find_obstacle()
+            return web.Response(text=f"{reason or 'ready'}\n", status=503 if reason else 200)
+        if request.path == "/metrics":
+            return web.Response(
+                body=self._metrics.text(), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}
+            )
+        if request.path == "/environment" and self._readiness.device is not None:
+            return web.json_response((await _environment(self._readiness.device)).document())
+        reason = self._readiness.find_obstacle()
+        if reason is not None and not self._is_rehearsal(request):
+            response = error_response(503, reason, "server_error", code="not_ready", retry_after_s=1)
+            response.force_close()  # the next try may reach another pod
+            return response
+        return await self._let_through(request, handler)
+
+    def _is_rehearsal(self, request: web.Request) -> bool:
+        """Whether this process asks itself, before it is ready."""
+        key = request.headers.get(REHEARSAL_HEADER, "")
+        return isinstance(self._readiness.state, Loading) and secrets.compare_digest(
+            key.encode(), self.rehearsal.encode()
+        )
+
+    async def add_request_id(self, _request: web.Request, response: web.StreamResponse) -> None:
+        """Give an answer its request's id; an application calls it for each, before the headers are sent."""
+        response.headers[_REQUEST_ID] = current_work().id
+
+    async def _let_through(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        work = current_work()
+        status = 500
+        self._readiness.count_in_flight(1)
+        try:
+            response = await handler(request)
+            status = response.status
+            return response
+        except web.HTTPException as answer:
+            status = answer.status
+            raise
+        except web.RequestPayloadError:
+            message = "the body cannot be read: it is not what its Content-Encoding or its chunks say"
+            response = error_response(400, message, "invalid_request_error")
+            status = response.status
+            return response
+        except asyncio.CancelledError:
+            status = _CLIENT_GONE
+            raise
+        except ConnectionError:
+            if not _is_gone(request):
+                raise  # user code's own
+            status = _CLIENT_GONE
+            return web.Response(status=status)  # to nobody; raised, it would be logged as an error of ours
+        finally:
+            self._readiness.count_in_flight(-1)
+            self._account(request, work, status)
+
+    def _account(self, request: web.Request, work: Work, status: int) -> None:
+        seconds = monotonic() - work.started
+        resource = request.match_info.route.resource
+        endpoint = resource.canonical if resource is not None else "other"
+        self._metrics.count_request(endpoint, work.model, status, seconds)
+        _ACCESS.info(
+            "%s %s %d %.1f ms model=%s prompt_tokens=%d completion_tokens=%d id=%s",
+            request.method,
+            request.rel_url.raw_path[:200],
+            status,
+            seconds * 1000,
+            work.model or "-",
+            work.prompt_tokens,
+            work.completion_tokens,
+            work.id,
+        )
+
+
+def _is_gone(request: web.Request) -> bool:
+    return request.transport is None or request.transport.is_closing()
+
+
+def _request_id(request: web.Request) -> str:
+    """The id that came with the request, from a client or a proxy, so that their logs and ours can be joined."""
+    given = request.headers.get(_REQUEST_ID, "")
+    return given if _REQUEST_ID_FORM.fullmatch(given) else f"req_{secrets.token_hex(12)}"
+
+
+async def _environment(device: str) -> Environment:
+    return await call_in_thread("environment", partial(environment, device))
