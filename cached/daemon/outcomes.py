@@ -71,9 +71,18 @@ class Answers:
             else:
                 self._pinned_wrong.discard(ref)
 
+    def compare(self, refs: Iterable[ModelRef], catalog: Catalog) -> None:
+        """Say of those of `refs` that are here whether they are what the catalog asks for. Comes before anything else
+        is said of them: `ready` with the staleness of an earlier catalog would be wrong."""
+        for ref in refs:
+            digest = self._holdings.models.get(ref)
+            if digest is not None:
+                entry = catalog.find(ref)
+                self._board.know(ref, str(digest), None if entry is None else self._stale(ref, digest, entry))
+
     def here(self, refs: Iterable[ModelRef], pods: Pods, catalog: Catalog) -> None:
-        """Say of those of `refs` that are here whether they are what the catalog asks for, and whether anybody promises
-        their digest now: the catalog, a pod, or who pulled it last."""
+        """Say of those of `refs` that are here whether anybody promises their digest now: the catalog, a pod, or who
+        pulled it last."""
         for ref in refs:
             digest = self._holdings.models.get(ref)
             if digest is None:
@@ -81,7 +90,6 @@ class Answers:
             entry = catalog.find(ref)
             promised = any(pod.pin == digest for pod in pods(ref)) or self._pulls.pins.get(ref) == digest
             pinned = promised or (entry is not None and entry.digest == digest)
-            self._board.know(ref, str(digest), None if entry is None else self._stale(ref, digest, entry))
             status = self._board.get(ref)
             if status is not None and status.state is State.READY and status.pinned != pinned:
                 self._ready(ref, pinned=pinned)

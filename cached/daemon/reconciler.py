@@ -336,6 +336,7 @@ class Scheduler:
         }
         verdicts = {key: error for ref in dirty for key, error in self._index.verdicts(ref).items()}
         self._pulls.refused(verdicts)
+        self._answers.compare(dirty, self._catalog)
         self._answers.pins(dirty, self._index.pods, verdicts)
         self._count_new(dirty)
         for step in plan_versions(self._versions(dirty)):

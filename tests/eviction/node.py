@@ -34,7 +34,7 @@ from cached.core.space import DiskSpace, Ledger, OnDisk, Reservation
 from cached.daemon.main import _take_up
 from cached.daemon.metrics import Figures, Metrics
 from cached.daemon.reconciler import Parts, Scheduler
-from cached.fetch import downloads
+from cached.fetch import downloads, reservation
 from cached.fetch.attempt import Verified
 from cached.fetch.download import Flight
 from cached.fetch.downloads import Flights
@@ -481,7 +481,7 @@ def fake_time(clock: Clock) -> Iterator[None]:
         patch.object(pulls, "time", clock),
         patch.object(inventory, "time", clock),
         patch.object(waits, "time", clock),
-        patch.object(downloads, "_STEP_BYTES", 2 * UNIT),
+        patch.object(reservation, "_STEP_BYTES", 2 * UNIT),
         patch.object(downloads, "is_small", lambda _spec: False),  # these blobs stand for large ones
     ):
         yield
