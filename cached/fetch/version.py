@@ -240,11 +240,12 @@ class Transfers:
         self._board.move(ref, State.FETCHING, Progress(total, here, None, None))
         cargo: list[_Cargo] = []
         try:
-            await self._start(fetch, missing, cargo)
-            await self._wait(ref, cargo, here, total)
-        except NoSpace as error:
-            await self._leave(ref, cargo)
-            raise self._short_in_all(ref, cargo, error) from error
+            await self._start(fetch, missing, cargo)  # what it lacks is known exactly, less what is here
+            try:
+                await self._wait(ref, cargo, here, total)
+            except NoSpace as error:
+                await self._leave(ref, cargo)
+                raise self._short_in_all(ref, cargo, error) from error
         finally:
             await self._leave(ref, cargo)
         return known | {each.spec.name: each.result.result() for each in cargo}

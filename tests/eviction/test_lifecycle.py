@@ -12,9 +12,10 @@ import pytest
 from cached.contract.errors import HoldfastError
 from cached.contract.reference import ModelRef
 from cached.contract.status import State
+from cached.fetch.download import Flight
 from cached.store import ingest, snapshots
 from cached.store.disk.durable import disk_error
-from tests.eviction.node import ORIGIN, UNIT, Blob, Limits, Node, fake_time, manifest_of, refused
+from tests.eviction.node import ORIGIN, UNIT, Blob, Limits, Node, fake_time, manifest_of, refused, unreachable
 
 REF = ModelRef("a", "v1")
 CONTENT = (Blob("own", 3),)
@@ -58,6 +59,38 @@ def test_called_off_before_it_began(node: Node) -> None:
     status = node.board.get(REF)
     assert status is not None
     assert (status.state, status.pinned) == (State.READY, True)
+
+
+def test_what_a_resumed_fetch_lacks_is_freed(node: Node) -> None:
+    """A fetch that goes on from partial blobs has the space freed that the rest needs: what is on the disk of it counts
+    once."""
+    rest, other = Blob("rest", 4), Blob("other", 4)
+    node.origin.contents[f"{ORIGIN}a/v1"] = (*CONTENT, rest)
+    node.origin.contents[f"{ORIGIN}a/v2"] = (other,)
+    node.use_catalog(f"models: {{a: {{versions: {{v1: {{source: '{ORIGIN}a/v1'}}, v2: {{source: '{ORIGIN}a/v2'}}}}}}}}")
+
+    def flight_of(blob: Blob) -> Flight:
+        while not node.bytes.flights:
+            node.do_job(0)
+        return next(flight for flight in node.bytes.flights if flight.spec.name == blob.name)
+
+    node.scheduler.pull(REF, None, refresh=False)
+    node.turn()
+    node.bytes.give(flight_of(CONTENT[0]), CONTENT[0].size)
+    node.bytes.fail(flight_of(rest), unreachable())
+    node.turn()
+    node.scheduler.pull(ModelRef("a", "v2"), None, refresh=False)
+    node.turn()
+    node.bytes.finish(flight_of(other), other)
+    _work_off(node)
+    assert ModelRef("a", "v2") in node.holdings.models
+    node.scheduler.pull(REF, None, refresh=False)
+    node.turn()
+    for blob in (*CONTENT, rest):
+        node.bytes.finish(flight_of(blob), blob)
+        node.turn()
+    _work_off(node)
+    assert list(node.holdings.models) == [REF]
 
 
 def test_a_failure_is_tried_again_ever_more_rarely(node: Node) -> None:
