@@ -25,7 +25,8 @@ def _watched(handle: asyncio.events.Handle) -> None:
     if took > _longest and _FILE is not None:
         _longest = took
         doing = getattr(handle._callback, "__self__", handle)  # type: ignore[attr-defined]  # a task, by its name
-        Path(_FILE).write_text(f"{took:.3f} {doing!r}")
+        Path(f"{_FILE}.new").write_text(f"{took:.3f} {doing!r}")
+        os.replace(f"{_FILE}.new", _FILE)  # whole at any moment that a test reads it
 
 
 if _FILE is not None:
