@@ -213,7 +213,7 @@ async def _work(config: Config, on: _Ground, ending: Ending, stop: asyncio.Event
         scheduler = Scheduler(parts, config.high_watermark, config.low_watermark)
         catalog = CatalogFile(config.catalog, scheduler.use_catalog, daemon.waits_for)
         daemon.drive(scheduler, workers, catalog)
-        scheduler.resume(_adopt(layout, board, holdings, recovered.lost))
+        scheduler.resume(_take_up(layout, board, holdings, recovered.lost))
         scrub = Scrub(
             ScrubParts(
                 layout=layout,
@@ -350,7 +350,7 @@ async def _check_disk(scheduler: Scheduler, inspection: Inspection) -> None:
             await asyncio.sleep(_SPACE_S)
 
 
-def _adopt(
+def _take_up(
     layout: Layout, board: Board, holdings: Holdings, lost: Collection[ModelRef]
 ) -> dict[ModelRef, Digest | None]:
     """Publish the status of each held version, and remove stale status files. Return the versions to fetch, with their
