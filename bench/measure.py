@@ -122,7 +122,7 @@ def tail(log: Path) -> str:
     return log.read_bytes()[-_LOG_TAIL_BYTES:].decode(errors="replace").strip() or "it printed nothing"
 
 
-def failed(message: str, remedy: str = "look at what the program itself said") -> Permanent:
+def failed(message: str, remedy: str = "read the program's own output") -> Permanent:
     """Return the error of a benchmark that cannot continue."""
     return Permanent("bench_failed", message, remedy)
 

@@ -22,7 +22,7 @@ COMMANDS = {
     "status": ("cached.commands.status:main", "show what the daemon of this node is doing"),
     "inspect": ("cached.commands.inspect:main", "show what a version on this node is made of and was tested with"),
     "verify": ("cached.commands.verify:main", "hash versions again and compare with their manifests"),
-    "gc": ("cached.commands.gc:main", "evict what nobody wants or uses"),
+    "gc": ("cached.commands.gc:main", "evict the versions without a want, a lease or a pin"),
     "pin": ("cached.commands.pin:main", "keep a version from eviction"),
     "unpin": ("cached.commands.pin:unpin", "let a version be evicted again"),
     "demo": ("cached.demo:main", "run the whole path on this machine with a real model"),

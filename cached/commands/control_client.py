@@ -117,7 +117,7 @@ class ControlClient:
                 raise Transient(
                     "daemon_silent",
                     f"the daemon did not answer {path} within {self._timeout_s:g} s on {self._socket}",
-                    "look at its log: it may be busy recovering, stopped, or stuck on a disk; nothing is done later",
+                    "read its log: it may be recovering, stopped, or blocked by a disk; it drops the command",
                 ) from error
             except (OSError, http.client.HTTPException) as error:
                 raise self._unreachable(error) from error
@@ -133,7 +133,7 @@ class ControlClient:
         if isinstance(error, ConnectionRefusedError):
             return Permanent(
                 "no_daemon",
-                f"the daemon of {self._root} is not running (its socket is there, nobody answers)",
+                f"the daemon of {self._root} is not running (its socket exists, without a listener)",
                 f"start it with `holdfast daemon --root {self._root} --catalog FILE`",
             )
         if isinstance(error, PermissionError):

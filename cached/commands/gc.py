@@ -16,7 +16,7 @@ from cached.contract.program.units import format_size
 
 def main(argv: Sequence[str]) -> int:
     """Run `holdfast gc [--dry-run] [--timeout S]`; return the exit code."""
-    parser = command_parser("gc", "Evict the versions that nobody wants, uses or has pinned.")
+    parser = command_parser("gc", "Evict the versions without a want, a lease or a pin.")
     parser.switch("--dry-run", help="say what would go, and remove nothing")
     ask_within(parser, 600)
     options = parser.parse_args(argv)

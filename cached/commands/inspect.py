@@ -131,7 +131,7 @@ def _golden_text(golden: Golden | None) -> str:
     known = [(f"  {name}", version) for name, version in rows if version]
     names = ", ".join(case.name for case in golden.cases)
     head = f"golden predictions: {len(golden.cases)} recorded {golden.recorded_at}: {names}\n"
-    return head + ("recorded with:\n" + table(known) if known else "recorded with versions that nobody wrote down\n")
+    return head + ("recorded with:\n" + table(known) if known else "recorded with: unknown versions\n")
 
 
 def _verified_at(facts: _Facts, path: str) -> str | None:

@@ -141,7 +141,7 @@ def _check_of(request: web.Request) -> Check:
     def check() -> None:
         transport = request.transport
         if transport is None or transport.is_closing() or time.monotonic() > deadline or _is_hung_up(transport):
-            raise Transient("client_gone", f"{request.path}: whoever asked waits no longer", "ask again")
+            raise Transient("client_gone", f"{request.path}: the client waits no longer", "send the command again")
 
     return check
 

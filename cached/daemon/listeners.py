@@ -131,25 +131,27 @@ async def open_doors(
     """Open both, each for `standing` clients at once; raises `Permanent` (`cannot_listen`). Close them on the way out,
     2 s after the last response at most."""
     tcp, unix = connection_limits.runner(reads), connection_limits.runner(control)
-    door = ControlDoor(*socket_of, unix, standing)
+    listener = ControlDoor(*socket_of, unix, standing)
     port: asyncio.Server | None = None
     try:
         await tcp.setup()
         await unix.setup()
-        await door.ensure()
+        await listener.ensure()
         try:
             loop = asyncio.get_running_loop()
             port = await loop.create_server(connection_limits.admission(tcp, standing), *listen, backlog=_BACKLOG)
         except OSError as error:
             raise Permanent(
-                "cannot_listen", f"{listen[0]}:{listen[1]}: {error}", "choose another --listen, or end who has it"
+                "cannot_listen",
+                f"{listen[0]}:{listen[1]}: {error}",
+                "choose another --listen, or end the process that uses it",
             ) from error
         bound = port.sockets[0].getsockname()
         _log.info("listening on http://%s:%d", bound[0], bound[1])
-        yield Doors((bound[0], bound[1]), door)
+        yield Doors((bound[0], bound[1]), listener)
     finally:
         if port is not None:
             port.close()
-        await door.close()
+        await listener.close()
         await tcp.cleanup()
         await unix.cleanup()

@@ -112,7 +112,7 @@ def _standing(files: int) -> int:
     """Return the connection limit of each listener for a limit of open files; downloads come first."""
     most = min(connection_limits.MOST_CONNECTIONS, max(_LEAST_STANDING, (files - _LEAST_FILES) // 4))
     if most < connection_limits.MOST_CONNECTIONS:
-        _log.warning("the limit of open files is %d: at most %d connections at each door", files, most)
+        _log.warning("the limit of open files is %d: at most %d connections a listener", files, most)
     return most
 
 
@@ -144,11 +144,11 @@ def _log_loop_error(saying: Saying, loop: asyncio.AbstractEventLoop, context: di
     """Log once that a listener lacks descriptors to accept: asyncio retries each second and logs a traceback each
     time."""
     error = context.get("exception")
-    short = None if error is None else limits.shortage(error, "letting a client in")
+    short = None if error is None else limits.shortage(error, "accepting a connection")
     if short is None:
         loop.default_exception_handler(context)
     else:
-        saying.trouble("doors", str(short))
+        saying.trouble("listeners", str(short))
 
 
 async def _run(config: Config, ending: Ending, standing: int) -> None:
@@ -284,7 +284,7 @@ async def _run_tasks(config: Config, parts: _Tasks, gone: asyncio.Event, stop: a
                 async with asyncio.timeout(_HEARTBEAT_S):
                     await stop.wait()
         if stop.is_set():
-            _log.info("stopping: what is under way is recorded and goes on at the next start")
+            _log.info("stopping: durable ranges are recorded; the next start resumes from them")
         else:
             _log.error("%s was deleted: beginning anew, with nothing", node.layout.root)
         daemon.waits_for("stopping")

@@ -41,10 +41,10 @@ def reads(reports: Reports) -> web.Application:
         reason = reports.not_ready()
         return web.Response(text="ready\n" if reason is None else f"{reason}\n", status=200 if reason is None else 503)
 
-    counted = Rendered(reports.metrics, time.monotonic)
+    page = Rendered(reports.metrics, time.monotonic)
 
     async def metrics(_request: web.Request) -> web.Response:
-        return web.Response(body=counted.body(), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
+        return web.Response(body=page.body(), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
 
     app.router.add_get("/healthz", healthz)
     app.router.add_get("/readyz", readyz)
@@ -72,10 +72,10 @@ async def errors(
 
 def status_handler(status: Callable[[], dict[str, Any]]) -> Callable[[web.Request], Any]:
     """Return the handler of `GET /v1/status`, for both listeners."""
-    told = Rendered(lambda: json.dumps(status()).encode(), time.monotonic)
+    page = Rendered(lambda: json.dumps(status()).encode(), time.monotonic)
 
     async def handler(_request: web.Request) -> web.Response:
-        return web.Response(body=told.body(), content_type="application/json", charset="utf-8")
+        return web.Response(body=page.body(), content_type="application/json", charset="utf-8")
 
     return handler
 
