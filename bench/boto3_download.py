@@ -1,6 +1,6 @@
 """Download objects with boto3's transfer manager: `boto3_download.py ENDPOINT BUCKET PREFIX FOLDER NAME…`.
 
-Law: a program of its own, so that its CPU time and memory are counted apart from the benchmark's.
+Law: a separate program, so that its CPU time and memory are counted apart from the benchmark's.
 """
 
 from __future__ import annotations
@@ -12,9 +12,7 @@ import boto3
 from boto3.s3.transfer import TransferConfig
 
 _PART_BYTES = 16 * 1024 * 1024
-_THREADS = (
-    10  # boto3's default; several files at once, each with threads of its own, only wait longer for one interpreter
-)
+_THREADS = 10  # boto3's default; several files at once, with more threads, only compete for one interpreter
 
 
 def main(endpoint: str, bucket: str, prefix: str, folder: str, names: list[str]) -> None:

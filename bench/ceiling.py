@@ -1,7 +1,6 @@
-"""What the machine gives without a loader: the same bytes from pinned memory, from the page cache, or off the disk.
+"""Measure the machine's limit without a loader: the same bytes from pinned memory, the page cache, or the disk.
 
-Law: no safetensors and no tensors here. Every ceiling is the best of several sizes in one run, for a ceiling that is
-too low flatters.
+Law: no safetensors and no tensors. Every ceiling is the best of several sizes in one run, since a low ceiling flatters.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ PINNED, HOST = "pinned copy", "read + sum"
 FIO, DIRECT = "fio O_DIRECT", "O_DIRECT reads"
 _MIB = 1024 * 1024
 _PIECE = 64 * _MIB
-_RING = 128 * _MIB  # what the loader's own ring holds
+_RING = 128 * _MIB  # the size of the loader's own ring
 _COPY_SLOTS = (2 * _MIB, 4 * _MIB, 8 * _MIB, 16 * _MIB, 32 * _MIB)
 _COPY_STREAMS = (1, 2)
 _HOST_BUFFERS = (256 * 1024, _MIB, 4 * _MIB)
@@ -35,7 +34,7 @@ _DISK_THREADS = (8, 16, 32)
 
 
 def pinned_copy(nbytes: int, device: str) -> float:
-    """Seconds to copy `nbytes` from a ring of pinned memory onto the device."""
+    """Return the seconds to copy `nbytes` from a ring of pinned memory to the device."""
     import torch
 
     from server.weights.cuda.cudart import CudaRuntime, load_library
@@ -70,7 +69,7 @@ def pinned_copy(nbytes: int, device: str) -> float:
 
 
 def read_and_sum(files: Sequence[Path]) -> float:
-    """Seconds for all processors together to add up every byte: out of buffers they read into, or of the pages."""
+    """Return the seconds in which all cores sum every byte, from read buffers or from mapped pages."""
     jobs = [(path, at) for path in files for at in range(0, path.stat().st_size, _PIECE)]
     count = len(os.sched_getaffinity(0))
 
@@ -84,7 +83,7 @@ def read_and_sum(files: Sequence[Path]) -> float:
 
 
 def direct_reads(files: Sequence[Path], scratch: Path) -> tuple[str, float]:
-    """What reads the files past the cache fastest, fio where it is installed, and its bytes a second."""
+    """Return the name and bytes a second of direct reads: fio where it is installed, else our own."""
     program = shutil.which("fio")
     large = [path for path in files if path.stat().st_size >= _FIO_BLOCK]  # fio refuses a file smaller than a block
     return (FIO, _fio(program, large, scratch)) if program and large else (DIRECT, _own_direct(files))
@@ -115,7 +114,7 @@ def _sum_mapped(job: tuple[Path, int]) -> int:
 
 
 def _fio(program: str, files: Sequence[Path], scratch: Path) -> float:
-    """Each file from its beginning to its end: one after another with a deep queue, and all at once."""
+    """Read each file sequentially: one after another with a deep queue, and all at once; return the better rate."""
     common = [program, "--rw=read", f"--bs={_FIO_BLOCK}", "--direct=1", "--ioengine=libaio", "--readonly"]
     common += ["--group_reporting", "--file_service_type=sequential", "--output-format=json"]
     names = [str(path).replace(":", "\\:") for path in files]

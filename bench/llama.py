@@ -1,7 +1,7 @@
-"""A small Llama of random weights with a tokenizer of its own, for servers to load: nothing comes from a network.
+"""Write a Llama with random weights and a tokenizer, for servers to load without a network.
 
-Law: writes below the folder it is given. Every token is a word of four letters, so that each gives text of its own and
-what is timed is tokens, not a decoder that waits for the rest of a character; and nothing ends a text early.
+Law: writes below the given folder. Every token is a word of four letters, so that each decodes to text at once, without
+a decoder that waits for the rest of a character; no token ends a text early.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _SPACE = "Ġ"  # how byte-level tokenizers write the space that begins a word
 
 
 class Shape(NamedTuple):
-    """How wide and deep, and the rest that follows from it."""
+    """The sizes of a Llama."""
 
     hidden: int
     layers: int
@@ -35,12 +35,12 @@ SHAPES = {
 
 
 def words(count: int) -> list[str]:
-    """The first `count` words of four letters."""
+    """Return the first `count` words of four letters."""
     return ["".join(letters) for letters in itertools.islice(itertools.product(ascii_lowercase, repeat=4), count)]
 
 
 def write(folder: Path, shape: Shape, dtype: str, device: str) -> Path:
-    """Write the model's folder, unless it is there; `dtype` is torch's name, `device` where the weights are drawn."""
+    """Write and return the model's folder, unless it exists; `dtype` is torch's name, `device` draws the weights."""
     if (folder / "tokenizer_config.json").exists():  # written last
         return folder
     import torch
@@ -70,7 +70,7 @@ def write(folder: Path, shape: Shape, dtype: str, device: str) -> Path:
     model.save_pretrained(folder)
     del model
     if device != "cpu":
-        torch.cuda.empty_cache()  # the servers, in processes of their own, count what is free
+        torch.cuda.empty_cache()  # the servers, in other processes, measure the free memory
     _write_tokenizer(folder, shape.vocab)
     return folder
 

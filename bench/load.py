@@ -1,8 +1,7 @@
-"""Load checkpoints with Holdfast and with other loaders, warm and cold, in turns, and print what each took.
+"""Load checkpoints with Holdfast and with other loaders, warm and cold, in turns, and print the cost of each.
 
-Law: every row loads the same files in a fresh process that is warm itself, right after the page cache was filled or
-emptied and found to be so; rows take turns within a round, and so does the ceiling that they are shares of.
-docs/benchmarks.md says what each row and column is.
+Law: every row loads the same files in a new, warmed-up process right after the page cache was filled or emptied, and
+checked; rows and their ceiling take turns within a round. docs/benchmarks.md explains each row and column.
 
 Run `python -m bench.load --help` in the repository's root.
 """
@@ -21,7 +20,7 @@ from pathlib import Path
 
 from bench import ceiling, checkpoints, pages
 from bench.checkpoints import Checkpoint
-from bench.harness import Workplace, bench_main, size_argument, workplace
+from bench.harness import Workplace, bench_main, in_turn, matches, size_argument, workplace
 from bench.load_report import Run, State, document, text
 from bench.loaders import LOADERS
 from bench.loading import Job, Watched, watch
@@ -34,13 +33,13 @@ from cached.contract.program.units import format_size
 _GIB = 1024**3
 _SMALL = 1024 * 1024
 _QUICK = 64 * 1024 * 1024
-_SLOWEST = 50e6  # bytes a second under which a row is given up
+_SLOWEST = 50e6  # bytes a second; a slower row is aborted
 _CGROUP = Path("/sys/fs/cgroup/memory.max")
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is run: `rows` on `device`, in `states`, `rounds` times, unless `deadline` (monotonic) comes first."""
+    """Run `rows` on `device`, in `states`, `rounds` times, until `deadline` (monotonic) at the latest."""
 
     device: str
     rows: tuple[str, ...]
@@ -53,7 +52,7 @@ class Plan:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the benchmark; returns the exit code."""
+    """Run the benchmark; return the exit code."""
     options = _parser().parse_args(argv)
     device = _device(options.device)
     with workplace(options.work) as place:
@@ -97,10 +96,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _plan(options: argparse.Namespace, device: str) -> Plan:
-    words = [word for word in options.only.split(",") if word]
     rows = [ceiling.PINNED if device != "cpu" else ceiling.HOST]
     for loader in LOADERS:
-        if words and not any(word in loader.name for word in words):
+        if not matches(options.only, loader.name):
             continue
         if (reason := loader.missing(device)) is not None:
             print(f"skipped, {loader.name}: {reason}", flush=True)
@@ -126,7 +124,7 @@ def _checkpoints(options: argparse.Namespace, place: Workplace, device: str) -> 
 
 
 def _fitting(folder: Path, device: str) -> int:
-    """As large as disk, memory and device allow: some loaders hold it once beside the page cache."""
+    """Return the bytes that disk, memory and device allow; some loaders need them twice, with the page cache."""
     available = next(
         int(line.split()[1]) * 1024
         for line in Path("/proc/meminfo").read_text().splitlines()
@@ -153,10 +151,9 @@ def _measure(plan: Plan, checkpoint: Checkpoint, place: Workplace) -> tuple[list
             if state is State.COLD:
                 try:
                     runs.append(_disk(checkpoint, round_, place))
-                except HoldfastError as error:  # the rows say something without their ceiling too
+                except HoldfastError as error:  # the rows are useful without their ceiling too
                     notes.append(f"no ceiling for cold rows: {error.message.splitlines()[-1]}")
-            turn = (round_ - 1) % len(rows)
-            for row in [*rows[turn:], *rows[:turn]]:
+            for row in in_turn(rows, round_ - 1):
                 if state is State.COLD and row in (ceiling.PINNED, ceiling.HOST):
                     continue
                 if plan.left() < (slowest if round_ > 1 else 0):
@@ -208,7 +205,7 @@ def _device_free(device: str) -> Callable[[], int]:
 
 
 def _device(wanted: str | None) -> str:
-    """A GPU with its number, without which some loaders take none."""
+    """Return the device, a GPU with its index, which some loaders require."""
     if wanted is None:
         import torch
 

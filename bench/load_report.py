@@ -1,6 +1,6 @@
-"""What the runs of bench.load come to: tables of medians, shares of the ceiling, targets.
+"""Report the runs of bench.load: tables of medians, shares of the ceiling, targets.
 
-Law: pure arithmetic and text; a share and a ratio are between two rows of one round and one state.
+Law: pure arithmetic and text; a share or ratio compares two rows of one round and one state.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from bench.pages import is_cold, is_warm
 _MIB = 1024 * 1024
 _CEILINGS = (PINNED, HOST, FIO, DIRECT)
 _CHUNK = 8 * _MIB  # the slot of our ring
-_H200_GB_PER_S = 48.5  # InstantTensor's own figure, docs/benchmark.md there: 61.1 GB from memory in 1.26 s
+_H200_GB_PER_S = 48.5  # InstantTensor's docs/benchmark.md: 61.1 GB from memory in 1.26 s
 
 
 class State(StrEnum):
-    """Where the bytes are before a row: all in the page cache, or none."""
+    """Whether all bytes are in the page cache before a row, or none."""
 
     WARM = "warm"
     COLD = "cold"
@@ -32,9 +32,9 @@ class State(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One row of one round. `sample` counts the touch too; `cached` is the share of pages cached before.
+    """One row of one round. `sample` includes the touch; `cached` is the share of pages cached before the load.
 
-    `device_bytes` is what was taken of the device, `reserved` what torch's allocator had of that at most.
+    `device_bytes` is the device memory used, `reserved` the peak of torch's allocator in it.
     """
 
     state: State
@@ -64,7 +64,7 @@ class Run:
 
     @property
     def in_state(self) -> bool:
-        """Whether the page cache was as the state says."""
+        """Whether the page cache was in the stated state."""
         return is_warm(self.cached) if self.state is State.WARM else is_cold(self.cached)
 
     def __str__(self) -> str:
@@ -75,7 +75,7 @@ class Run:
 
 
 def text(runs: Sequence[Run], device: str, notes: Sequence[str]) -> str:
-    """Tables, one a state, and what is to be said of them."""
+    """Return one table a state, then targets and notes."""
     parts = []
     for state in State:
         of_state = [run for run in runs if run.state is state]
@@ -86,7 +86,7 @@ def text(runs: Sequence[Run], device: str, notes: Sequence[str]) -> str:
 
 
 def document(runs: Sequence[Run], device: str, notes: Sequence[str]) -> dict[str, Any]:
-    """Everything as one JSON object."""
+    """Return runs, targets and notes as one JSON object."""
     return {
         "runs": [asdict(run) for run in runs],
         "targets": [asdict(target) | {"met": target.met} for target in targets(runs, device)],
@@ -95,7 +95,7 @@ def document(runs: Sequence[Run], device: str, notes: Sequence[str]) -> dict[str
 
 
 def targets(runs: Sequence[Run], device: str) -> list[report.Target]:
-    """What must be reached, as far as these runs say anything of it. What was not in its state says nothing."""
+    """Return the targets that these runs measure; a run outside its state does not count."""
     made = []
     for state in State:
         samples = [run.sample for run in runs if run.state is state and run.in_state]
@@ -158,7 +158,7 @@ def _cells(figure: report.Figures, own: Sequence[Run], references: Sequence[str]
 
 
 def _strays(runs: Sequence[Run]) -> list[str]:
-    """Rows whose pages were not where they should have been, so that nobody takes them for what they are not."""
+    """Return a note for each run outside its state."""
     found = [run for run in runs if not run.in_state]
     return [
         f"{run.sample.row}, round {run.sample.round}: not {run.state}, {run.cached:.1%} of its pages were cached"

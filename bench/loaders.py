@@ -1,8 +1,8 @@
-"""The loaders that are compared: how each is asked for every tensor of some files, on a device.
+"""The compared loaders: how each loads every tensor of some files onto a device.
 
-Law: each is called as its own documentation says is fastest for keeping all tensors, from its own package, found by
-import; none is changed or patched. One that goes past the page cache unless it is told not to is told whether the files
-are `cached`. A loader that this machine lacks, or that cannot do the device, says so.
+Law: each runs unpatched from its installed package, in the way its documentation calls fastest for keeping all tensors.
+A loader that reads past the page cache by default is told whether the files are `cached`. A missing loader, or one
+without support for the device, is skipped with its reason.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
 
 OURS = "holdfast"
 INSTANTTENSOR = "instanttensor"
-# fastsafetensors gives a thread so much at a time; with its default of 16 GiB a file would be read by one thread.
+# The piece of one thread of fastsafetensors; its default of 16 GiB would read a file with one thread.
 _FAST_BLOCK = 64 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
 class Loader:
-    """One row. `module` is what must be importable; `distribution` what it is installed as, for its version."""
+    """One row. `module` must be importable; `distribution` names its package, for the version."""
 
     name: str
     module: str
@@ -39,7 +39,7 @@ class Loader:
     load: Load
 
     def missing(self, device: str) -> str | None:
-        """Why this loader has no row here; None where it has one."""
+        """Return why this loader cannot run here; None where it can."""
         if find_spec(self.module) is None:
             return f"{self.distribution} is not installed"
         kind = device.partition(":")[0]
@@ -49,7 +49,7 @@ class Loader:
     def version(self) -> str:
         try:
             return version(self.distribution)
-        except PackageNotFoundError:  # ours, run out of its repository
+        except PackageNotFoundError:  # ours, from the repository
             return "of this tree"
 
 

@@ -1,8 +1,8 @@
-"""One load in a process of its own, watched from this one: seconds, processor, memory of the host and of the device.
+"""Measure one load in a child process: wall time, CPU time, memory of the host and of the device.
 
-Law: the process is warm before it is timed: interpreter, library, device's context, and one load of a small file, after
-which a loader has what it makes once. It then waits until the page cache is as its row wants it. It is watched from
-outside, so that watching costs it nothing; memory that the files' own pages take is never counted.
+Law: the child is warmed up before it is timed: interpreter, library, device context, and one load of a small file for a
+loader's one-time work. It then waits until the page cache is in its row's state. Memory is sampled from this process,
+at no cost to the child; pages of the mapped files are never counted.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ class _Stage(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """Load `files` (`size` bytes) with `row` onto `device`; `small` is loaded first.
+    """Load `files` (`size` bytes) with `row` onto `device`, after `small`.
 
-    `cached`: the files are in the page cache by then. `check`: hash what came.
+    `cached`: the files are in the page cache. `check`: hash the loaded tensors.
     """
 
     row: str
@@ -64,7 +64,7 @@ class Job:
 class Timing:
     """Seconds and CPU seconds of the load, and of reading every byte afterwards (on the CPU only, else 0).
 
-    `reserved` is what torch's allocator holds of the device at most. `how` is what the loader says it did.
+    `reserved` is the peak of torch's device allocator in bytes. `how` is the loader's own report.
     """
 
     load_s: float
@@ -77,7 +77,7 @@ class Timing:
 
 @dataclass(frozen=True, slots=True)
 class Watched:
-    """`timing`, and the most bytes of host memory and of the device's above what there was before the library came."""
+    """`timing`, and the peak bytes of host and device memory above those before the library's import."""
 
     timing: Timing
     host_bytes: int
@@ -86,7 +86,7 @@ class Watched:
 
 
 def watch(job: Job, log: Path, prepare: Callable[[], None], device_free: Callable[[], int]) -> Watched:
-    """Run `job` in a fresh process; `prepare` is called right before it is timed. Raises `Permanent` where it fails."""
+    """Run `job` in a new process; call `prepare` right before it is timed. Raises `Permanent` where it fails."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=_child, args=(theirs, job, log), name=f"bench {job.row}")
@@ -135,7 +135,7 @@ def _expect(connection: Connection, job: Job, timeout_s: float) -> None:
 
 
 def host_memory(pid: int) -> int:
-    """Anonymous and shared memory of a process in bytes, pinned memory included; not the pages of files it maps."""
+    """Return a process's anonymous and shared memory in bytes, with pinned memory, without mapped files."""
     status = Path(f"/proc/{pid}/status").read_text()
     return sum(
         int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith(("RssAnon:", "RssShmem:"))
@@ -156,7 +156,7 @@ def _child(connection: Connection, job: Job, log: Path) -> None:
     if job.row == PINNED:
         _hand_over(connection, lambda: Timing(pinned_copy(job.size, job.device), 0.0))
     elif job.row == HOST:
-        _hand_over(connection, lambda: _of_host(job))
+        _hand_over(connection, lambda: Timing(0.0, 0.0, read_and_sum(job.files), 0.0))
     else:
         _measure(connection, job, BY_NAME[job.row].load)
 
@@ -166,10 +166,6 @@ def _hand_over(connection: Connection, measure: Callable[[], Timing]) -> None:
     connection.recv()
     connection.send(measure())
     connection.recv()
-
-
-def _of_host(job: Job) -> Timing:
-    return Timing(0.0, 0.0, read_and_sum(job.files), 0.0)
 
 
 def _measure(connection: Connection, job: Job, load: Load) -> None:
@@ -195,9 +191,9 @@ def _measure(connection: Connection, job: Job, load: Load) -> None:
 
 
 def touch(tensors: Iterable[torch.Tensor]) -> int:
-    """Add up every byte of tensors on the CPU with all processors, and without a barrier at each tensor's end.
+    """Sum every byte of CPU tensors on all cores, without a barrier after each tensor.
 
-    torch's own sum has one, at which its threads spin: on a machine with other work that was most of the time seen.
+    torch's own sum has one, at which its threads spin: on a machine with other work that was most of the measured time.
     """
     import torch
 

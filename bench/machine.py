@@ -1,6 +1,6 @@
-"""Say what a benchmark ran on, and append its section to docs/benchmarks.md.
+"""Describe the machine of a benchmark, and append sections to docs/benchmarks.md.
 
-Law: reads what the kernel says of this machine; writes one file, and only when told to.
+Law: reads the kernel's description of this machine; writes one file, and only with `--append`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ BENCHMARKS = Path(__file__).resolve().parent.parent / "docs" / "benchmarks.md"
 
 
 def describe(folder: Path) -> str:
-    """One line: processor, cores, memory, kernel, and the file system of `folder`."""
+    """Return one line: processor, cores, memory, kernel, and the file system of `folder`."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     kernel = os.uname()
     return (
@@ -35,7 +35,7 @@ def require_space(folder: Path, size: int) -> None:
 
 
 def append_section(title: str, folder: Path, body: str) -> None:
-    """Append a dated section, with the machine it was measured on, to docs/benchmarks.md."""
+    """Append a dated section, with the machine's description, to docs/benchmarks.md."""
     now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
     with BENCHMARKS.open("a", encoding="utf-8") as page:
         page.write(f"\n### {title}, {now}\n\n{describe(folder)}\n\n{body}\n")

@@ -1,7 +1,7 @@
-"""Run a program and say what it cost: wall time, CPU time of its whole process tree, peak memory.
+"""Run a program and measure it: wall time, CPU time of its whole process tree, peak memory.
 
-Law: counts the client's processes only, never the server's, and reads the kernel's own accounts: wait4(2) for a
-program that ends, /proc for one that goes on. Knows nothing of Holdfast or of any tool.
+Law: counts the client's processes only, never the server's, from the kernel's accounts: wait4(2) for a program that
+ends, /proc for one that keeps running. Knows neither Holdfast nor any tool.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What a run cost: `wall_s` and `cpu_s` in seconds, `peak_bytes` of resident memory."""
+    """A run's cost: `wall_s` and `cpu_s` in seconds, `peak_bytes` of resident memory."""
 
     wall_s: float
     cpu_s: float
     peak_bytes: int
 
     def then(self, following: Usage) -> Usage:
-        """The cost of this run and of another that followed it: times add up, the larger peak counts."""
+        """Return the cost of this run and the following one: the sum of the times, the larger peak."""
         return Usage(
             self.wall_s + following.wall_s,
             self.cpu_s + following.cpu_s,
@@ -42,7 +42,7 @@ class Usage:
 
 
 def run_program(argv: Sequence[str], environment: Mapping[str, str], log: Path, timeout_s: float) -> Usage:
-    """Run `argv` to its end, its output in `log`; raises `Permanent` where it fails or outlives `timeout_s`."""
+    """Run `argv` with its output in `log`; raises `Permanent` after a failure or past `timeout_s`."""
     started = time.monotonic()
     with log.open("wb") as output:
         process = subprocess.Popen(argv, env=dict(environment), stdout=output, stderr=subprocess.STDOUT)
@@ -61,16 +61,16 @@ def run_program(argv: Sequence[str], environment: Mapping[str, str], log: Path, 
 
 
 def cpu_seconds(pid: int) -> float:
-    """User and system time of a living process and all that descends from it, in seconds."""
-    # After the name in parentheses, which may hold anything: utime, stime, cutime, cstime are fields 14 to 17.
+    """Return the user and system time of a running process and its descendants, in seconds."""
+    # After the name in parentheses, which may contain spaces: utime, stime, cutime, cstime are fields 14 to 17.
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     own = sum(int(ticks) for ticks in fields[11:15]) / _TICKS_PER_S
     return own + sum(cpu_seconds(child) for child in _children(pid))
 
 
 def peak_memory(pid: int) -> int:
-    """Peak resident memory of a living process, and of its living descendants, in bytes; 0 once it is gone."""
-    # Not ru_maxrss: exec(2) leaves there the peak of the process that forked, which is this one.
+    """Return the peak resident bytes of a running process and its descendants; 0 after its end."""
+    # Not ru_maxrss: exec(2) keeps the peak of the forking process there, which is this one.
     try:
         status = Path(f"/proc/{pid}/status").read_text()
         children = _children(pid)
@@ -81,13 +81,13 @@ def peak_memory(pid: int) -> int:
 
 
 def io_count(pid: int, field: str) -> int:
-    """One field of /proc/PID/io in bytes: `read_bytes` came from the disk, `wchar` was handed to write(2)."""
+    """Return a field of /proc/PID/io in bytes: `read_bytes` from the disk, `wchar` passed to write(2)."""
     lines = Path(f"/proc/{pid}/io").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
 
 
 def wait_until(probe: Callable[[], T | None], what: str, timeout_s: float, every_s: float = 0.005) -> T:
-    """Call `probe` until it gives something; raises `Permanent` that names `what` after `timeout_s` seconds."""
+    """Call `probe` until it returns a value; raises `Permanent` that names `what` after `timeout_s` seconds."""
     deadline = time.monotonic() + timeout_s
     while (found := probe()) is None:
         if time.monotonic() > deadline:
@@ -97,7 +97,7 @@ def wait_until(probe: Callable[[], T | None], what: str, timeout_s: float, every
 
 
 def stop(process: subprocess.Popen[bytes], timeout_s: float = 15) -> None:
-    """End a process that this program started: SIGTERM, then SIGKILL after `timeout_s` seconds."""
+    """End a child process: SIGTERM, then SIGKILL after `timeout_s` seconds."""
     if process.poll() is not None:
         return
     process.terminate()
@@ -108,13 +108,22 @@ def stop(process: subprocess.Popen[bytes], timeout_s: float = 15) -> None:
         process.wait()
 
 
+def drop_pages(path: Path) -> None:
+    """Drop a file's clean, unmapped pages from the page cache."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+    finally:
+        os.close(descriptor)
+
+
 def tail(log: Path) -> str:
-    """The end of a log, for an error message."""
+    """Return the end of a log, for an error message."""
     return log.read_bytes()[-_LOG_TAIL_BYTES:].decode(errors="replace").strip() or "it printed nothing"
 
 
-def failed(message: str, remedy: str = "look at what the program itself said") -> Permanent:
-    """The error of a benchmark that cannot go on."""
+def failed(message: str, remedy: str = "read the program's own output") -> Permanent:
+    """Return the error of a benchmark that cannot continue."""
     return Permanent("bench_failed", message, remedy)
 
 
@@ -142,6 +151,6 @@ def _children(pid: int) -> list[int]:
     for task in tasks:
         try:
             found.extend(int(child) for child in Path(f"/proc/{pid}/task/{task}/children").read_text().split())
-        except (FileNotFoundError, ProcessLookupError):  # the thread ended, or the kernel keeps no such list
+        except (FileNotFoundError, ProcessLookupError):  # the thread ended, or the kernel has no such list
             continue
     return found

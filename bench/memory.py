@@ -1,8 +1,8 @@
-"""Measure the daemon's peak memory: one model, and many models one after another in one life of the daemon.
+"""Measure the daemon's peak memory: with one model, and with many models one after another in one process.
 
-Law: the peak is the kernel's own (`VmHWM`), from the daemon's start on. The origin's files are holes with a tail that
-makes each unlike the others, so the origin needs no disk; what the daemon fetches is written for real, and a quota
-makes it evict the oldest model for the next, so that far more is moved than the disk holds.
+Law: the peak is the kernel's own (`VmHWM`), from the daemon's start on. The origin's files are sparse with a unique
+tail, so the origin needs no disk; the daemon writes every byte, and a quota makes it evict the oldest model for the
+next, so that it fetches far more than the disk holds.
 
 Run `python -m bench.memory --help` in the repository's root.
 """
@@ -26,12 +26,12 @@ from cached.contract.reference import ModelRef
 
 _MIB = 1024 * 1024
 _SPARE_BYTES = 1024**3
-_KEPT = 2.5  # models that the quota holds: the one that is fetched, the one before, and room for what is being deleted
+_KEPT = 2.5  # models within the quota: the fetched one, the one before, and room for a deletion in progress
 
 
 @dataclass(frozen=True, slots=True)
 class Peak:
-    """One life of a daemon: bytes fetched, resident memory when ready and idle, and at most."""
+    """One daemon process: bytes fetched, resident memory when ready and idle, and its peak."""
 
     fetched: int
     idle_bytes: int
@@ -39,7 +39,7 @@ class Peak:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the benchmark; returns the exit code."""
+    """Run the benchmark; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m bench.memory", description=__doc__.partition("\n")[0])
     parser.add_argument("--files", type=int, default=4, help="files in each model (default 4)")
     parser.add_argument("--size", type=size_argument, default="2GiB", help="size of each file (default 2GiB)")
@@ -72,7 +72,7 @@ def _fetch_all(corpora: Sequence[Corpus], url: str, place: Workplace) -> Peak:
             idle = peak_memory(running.pid)
             for entry, corpus in zip(wanted, corpora, strict=True):
                 running.pull(entry.ref)
-                running.wait_published(entry.ref, entry.digest, 60 + corpus.size / 50e6)
+                running.wait_published(entry.ref, entry.digest, corpus.timeout_s)
                 print(f"{entry.ref}: {format_size(peak_memory(running.pid))} at most so far", flush=True)
             return Peak(sum(corpus.size for corpus in corpora), idle, peak_memory(running.pid))
     finally:

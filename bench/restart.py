@@ -1,8 +1,8 @@
-"""Start the daemon on a root that already holds many versions, and measure how long until it is ready.
+"""Start the daemon on a root with many versions, and measure the time until it is ready.
 
-Law: the root is made by the store's own publication, once; the blobs' pages are dropped before each start, so that
-reading them again would show in what the process read from the disk. The catalog wants every version, and its source
-is an address where nobody listens: a download would fail.
+Law: the store's own publication makes the root, once; the blobs' pages are dropped before each start, so that hashing
+them again would show in the bytes read from the disk. The catalog wants every version; its source is an address without
+a listener, so that a download would fail.
 
 Run `python -m bench.restart --help` in the repository's root.
 """
@@ -22,7 +22,7 @@ from bench import report
 from bench.daemon import Daemon, Wanted, daemon, write_catalog
 from bench.harness import bench_main, workplace
 from bench.machine import append_section
-from bench.measure import cpu_seconds, failed, io_count, wait_until
+from bench.measure import cpu_seconds, drop_pages, failed, io_count, wait_until
 from bench.origins import free_port, loopback_environment
 from cached.contract.digest import Digest
 from cached.contract.layout import Layout
@@ -38,7 +38,7 @@ _VERSIONS_OF_ONE = 10
 
 @dataclass(frozen=True, slots=True)
 class Restart:
-    """One start: seconds until /readyz answered 200, of the processor until then, until every version was `ready`; and
+    """One start: seconds until /readyz answered 200, CPU seconds until then, seconds until every version was `ready`,
     bytes read from the disk."""
 
     readyz_s: float
@@ -48,7 +48,7 @@ class Restart:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the benchmark; returns the exit code."""
+    """Run the benchmark; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m bench.restart", description=__doc__.partition("\n")[0])
     parser.add_argument("--versions", type=int, default=500, help="versions on the node (default 500)")
     parser.add_argument("--files", type=int, default=100, help="files in each (default 100)")
@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def build(layout: Layout, versions: int, files: int) -> dict[ModelRef, Digest]:
-    """Publish `versions` of `files` small files each, as the store does it; returns their digests."""
+    """Publish `versions` of `files` small files each through the store; return their digests."""
     recovery.prepare(layout)
     published = {}
     verified_at = timestamp(time.time())
@@ -113,15 +113,9 @@ def _all_ready(running: Daemon, published: set[ModelRef]) -> bool | None:
 
 
 def _drop_blobs(layout: Layout) -> None:
-    """Drop the blobs' pages, which only work once they are on the disk."""
-    os.sync()
-    for folder in layout.blobs.iterdir():
-        for blob in folder.iterdir():
-            descriptor = os.open(blob, os.O_RDONLY)
-            try:
-                os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-            finally:
-                os.close(descriptor)
+    os.sync()  # dirty pages cannot be dropped
+    for blob in layout.blobs.glob("*/*"):
+        drop_pages(blob)
 
 
 def _report(starts: Sequence[Restart], blob_bytes: int) -> str:
@@ -138,7 +132,7 @@ def _report(starts: Sequence[Restart], blob_bytes: int) -> str:
     ]
     targets = [
         report.Target("start to /readyz, median", median(s.readyz_s for s in starts), 2, False, " s"),
-        # Hashing the blobs again would read all of them; a tenth leaves room for programs that were not in the cache.
+        # Hashing the blobs again would read all of them; a tenth leaves room for program files outside the cache.
         report.Target(
             f"read from disk, of {blob_bytes / _MIB:.0f} MiB of blobs",
             max(s.disk_bytes for s in starts) / _MIB,

@@ -1,7 +1,7 @@
-"""Kill the daemon in the middle of a fetch, start it again, and count what the origin had to send twice.
+"""Kill the daemon during a fetch, start it again, and count the bytes that the origin sent twice.
 
-Law: the origin's own log is the witness, so bytes that were on their way to a dead process count as sent. Connections
-are those open in the kernel's table just before the kill.
+Law: the origin's own log counts, so bytes in flight to a dead process count as sent. Connections are those open in the
+kernel's table just before the kill.
 
 Run `python -m bench.resume --help` in the repository's root.
 """
@@ -34,7 +34,7 @@ _ESTABLISHED, _IDLE = "01", ("06", "0A")  # the column `st` of /proc/net/tcp; id
 
 @dataclass(frozen=True, slots=True)
 class Resumed:
-    """One killed fetch: `connections` open at the kill, bytes sent until then, and in both lives together."""
+    """One killed fetch: `connections` open at the kill, bytes sent until then, and by both processes."""
 
     connections: int
     sent_before: int
@@ -43,12 +43,12 @@ class Resumed:
 
     @property
     def twice_per_connection(self) -> float:
-        """Bytes sent more than once, per connection that was open."""
+        """Bytes sent twice, per open connection."""
         return (self.sent - self.size) / max(1, self.connections)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the benchmark; returns the exit code."""
+    """Run the benchmark; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m bench.resume", description=__doc__.partition("\n")[0])
     parser.add_argument("--files", type=int, default=4, help="files in the model (default 4)")
     parser.add_argument("--size", type=size_argument, default="2GiB", help="size of each (default 2GiB)")
@@ -80,7 +80,7 @@ def _kill_at(part: float, corpus: Corpus, url: str, log: Path, place: Workplace)
         with daemon(root, catalog, loopback_environment()) as first:
             enough = int(corpus.size * part)
             wait_until(
-                lambda: True if io_count(first.pid, "wchar") >= enough else None, "progress", _timeout_s(corpus), 0.002
+                lambda: True if io_count(first.pid, "wchar") >= enough else None, "progress", corpus.timeout_s, 0.002
             )
             connections = _connections(port)
             first.kill()
@@ -89,7 +89,7 @@ def _kill_at(part: float, corpus: Corpus, url: str, log: Path, place: Workplace)
         _wait_closed(port)
         sent_before = _sent(log) - logged_before
         with daemon(root, catalog, loopback_environment()) as second:
-            second.wait_published(_REF, digest, _timeout_s(corpus))
+            second.wait_published(_REF, digest, corpus.timeout_s)
         _wait_closed(port)
         return Resumed(connections, sent_before, _sent(log) - logged_before, corpus.size)
     finally:
@@ -115,7 +115,7 @@ def _report(parts: Sequence[float], results: Sequence[Resumed]) -> str:
 
 
 def _sent(log: Path) -> int:
-    """Bytes of model files that the origin has sent, finished requests and broken ones."""
+    """Return the bytes of model files that the origin sent, in complete and broken requests."""
     total = 0
     for line in log.read_text().splitlines() if log.exists() else ():
         _connection, _status, size, _complete, path = line.split(maxsplit=4)
@@ -125,12 +125,12 @@ def _sent(log: Path) -> int:
 
 
 def _connections(port: int) -> int:
-    """Established TCP connections of this machine to `port` on loopback."""
+    """Count the established TCP connections to `port` on loopback."""
     return sum(remote.endswith(f":{port:04X}") and state == _ESTABLISHED for _local, remote, state in _sockets())
 
 
 def _wait_closed(port: int) -> None:
-    """Return once the origin has noticed that its clients are gone, and so has logged what it sent them."""
+    """Return once the origin has closed its connections, and so has logged the bytes it sent."""
 
     def closed() -> bool | None:
         held = any(local.endswith(f":{port:04X}") and state not in _IDLE for local, _remote, state in _sockets())
@@ -140,12 +140,8 @@ def _wait_closed(port: int) -> None:
 
 
 def _sockets() -> list[list[str]]:
-    """Local address, remote address and state of every IPv4 TCP socket, in hexadecimal as the kernel prints them."""
+    """Return local address, remote address and state of every IPv4 TCP socket, in the kernel's hexadecimal."""
     return [line.split()[1:4] for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
-
-
-def _timeout_s(corpus: Corpus) -> float:
-    return 60 + corpus.size / 50e6
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Serve one model with Holdfast and with `transformers serve`, in turns: start to first token, then tokens a second.
 
-Law: the same folder, device and requests for every server; one server runs at a time, and within a round each has its
-turn. The model's files are in the page cache before each start. Clients are this process, over loopback.
+Law: the same folder, device and requests for every server; one server runs at a time, all in each round. The model's
+files are in the page cache before each start. The clients run in this process, over loopback.
 
 Run `python -m bench.serve --help` in the repository's root.
 """
@@ -23,7 +23,7 @@ import aiohttp
 
 from bench import llama, pages, report
 from bench.checkpoints import given
-from bench.harness import Workplace, bench_main, workplace
+from bench.harness import Workplace, bench_main, in_turn, matches, workplace
 from bench.machine import append_section, describe
 from bench.measure import failed
 from bench.servers import OURS, SERVERS, Running, Server, first_token, running, text_of
@@ -31,16 +31,16 @@ from cached.contract.errors import HoldfastError
 from cached.contract.program.units import format_size
 
 _TIMEOUT_S = 600
-_PROMPT_WORDS = 900  # of the synthetic model's words, all of which every shape has
+_PROMPT_WORDS = 900  # words of the synthetic model; every shape has at least these
 _TARGET_S = 10.0
 _TARGET_BYTES = 14 * 10**9
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What clients ask of servers on `device`: `streams` at once, of `prompt` words, for `tokens` each.
+    """The clients' requests to servers on `device`: `streams` at once, of `prompt` words, for `tokens` each.
 
-    `threads`: of the processor that a server may use for one computation, None for its own choice.
+    `threads`: CPU threads of a server for one computation; None: its own choice.
     """
 
     device: str
@@ -52,7 +52,7 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """One start, in seconds from the process's own; `stages` as the server names them."""
+    """One start, in seconds from the process's start; `stages` as the server names them."""
 
     row: str
     round: int
@@ -64,7 +64,7 @@ class Start:
 
 @dataclass(frozen=True, slots=True)
 class Throughput:
-    """`tokens` in `wall_s` seconds by so many `streams` at once, and each request's seconds to its first token."""
+    """`tokens` in `wall_s` seconds with `streams` requests at once, and each request's seconds to its first token."""
 
     row: str
     round: int
@@ -81,15 +81,14 @@ class Throughput:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the benchmark; returns the exit code."""
+    """Run the benchmark; return the exit code."""
     options = _parser().parse_args(argv)
     with workplace(options.work) as place:
         folder = options.model or _synthetic(options, place)
         checkpoint = given(folder)
         streams = tuple(int(number) for number in options.streams.split(","))
         load = Load(options.device, options.threads, streams, options.prompt_words, options.tokens)
-        words = [word for word in options.only.split(",") if word]
-        starts, found, notes = _rounds(_servers(words), folder.resolve(), load, options, place)
+        starts, found, notes = _rounds(_servers(options.only), folder.resolve(), load, options, place)
         text = _report(starts, found, notes, checkpoint.size)
         head = (
             f"{checkpoint.title}, {format_size(checkpoint.size)}, on {options.device}; prompts of {load.prompt} words, "
@@ -134,10 +133,10 @@ def _synthetic(options: argparse.Namespace, place: Workplace) -> Path:
     return llama.write(folder, llama.SHAPES[options.shape], options.dtype, options.device)
 
 
-def _servers(words: Sequence[str]) -> list[Server]:
+def _servers(only: str) -> list[Server]:
     found = []
     for server in SERVERS:
-        if words and not any(word in server.row for word in words):
+        if not matches(only, server.row):
             continue
         if (reason := server.missing()) is not None:
             print(f"skipped, {server.row}: {reason}", flush=True)
@@ -154,8 +153,7 @@ def _rounds(
     notes: list[str] = []
     deadline, slowest = time.monotonic() + options.budget_s, 0.0
     for round_ in range(1, options.rounds + 1):
-        turn = (round_ - 1) % max(1, len(servers))
-        for server in [*servers[turn:], *servers[:turn]]:
+        for server in in_turn(servers, round_ - 1):
             began = time.monotonic()
             if began + slowest > deadline:
                 return starts, found, [*notes, f"out of time in round {round_}"]
@@ -182,7 +180,7 @@ def _one(server: Server, folder: Path, load: Load, round_: int, place: Workplace
             f"round {round_}: {server.row}: listening {up.listening_s:.2f} s, first token {first_s:.2f} s", flush=True
         )
         rates = []
-        asyncio.run(_clients(up, load, 1, 1, round_))  # what a server does at its first longer request only
+        asyncio.run(_clients(up, load, 1, 1, round_))  # the one-time work of a first longer request
         for streams in load.streams:
             rates.append(asyncio.run(_clients(up, load, streams, 2 * streams, round_)))
             print(f"round {round_}: {server.row}: {streams} streams: {rates[-1].rate:.1f} tokens/s", flush=True)
@@ -190,7 +188,7 @@ def _one(server: Server, folder: Path, load: Load, round_: int, place: Workplace
 
 
 async def _clients(up: Running, load: Load, streams: int, requests: int, round_: int) -> Throughput:
-    """`requests` requests, `streams` at a time; the same prompts for every server, unlike each other."""
+    """Send `requests` requests, `streams` at a time, each with its own prompt, the same for every server."""
     chosen = random.Random(streams)
     words = llama.words(_PROMPT_WORDS)
     waiting = [" ".join(chosen.choices(words, k=load.prompt)) for _ in range(requests)]
@@ -217,8 +215,8 @@ async def _clients(up: Running, load: Load, streams: int, requests: int, round_:
 
 
 async def _ask(session: aiohttp.ClientSession, up: Running, prompt: str, tokens: int) -> tuple[int, float]:
-    """How many tokens came, and seconds to the first. Each token is one word, so words are counted: a server that says
-    nothing of usage in a stream, or says it otherwise, is counted alike."""
+    """Return the number of tokens and the seconds to the first. Each token is one word, so words are counted: servers
+    differ in the usage they report in a stream."""
     body = {"model": up.model, "prompt": prompt, "max_tokens": tokens, "temperature": 0, "stream": True}
     began, first, text = time.monotonic(), 0.0, []
     async with session.post(f"{up.url}/v1/completions", json=body) as answer:
@@ -286,7 +284,7 @@ def _rate_table(found: Sequence[Throughput]) -> str:
 
 
 def _paired(own: dict[int, float], reference: dict[int, float]) -> str:
-    """The median ratio of a round's figures."""
+    """Format the median ratio of the rounds' figures."""
     ratios = [value / reference[round_] for round_, value in own.items() if reference.get(round_)]
     return f"{median(ratios):.2f}" if ratios else "-"
 

@@ -1,7 +1,7 @@
-"""The servers that bench.serve compares: how each is started on a model's folder, asked, and what it says of its start.
+"""The servers that bench.serve compares: how to start each on a model's folder, query it, and read its start metrics.
 
-Law: each runs as its users run it, a command in a process of its own, with what its documentation offers for many
-clients. Nothing is downloaded: the folder holds the model and the tokenizer.
+Law: each runs as its users run it, as a command in its own process, with its documented options for many clients.
+Nothing is downloaded: the folder has the model and the tokenizer.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _SERVING = ("fastapi", "uvicorn", "pydantic", "rich", "openai", "accelerate")  #
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """One way to serve. `arguments` of a folder, a device and a port; `name` of the folder, as clients give it."""
+    """One way to serve: `arguments(folder, device, port)`, and `name(folder)` as clients send it."""
 
     row: str
     needs: tuple[str, ...]
@@ -41,14 +41,14 @@ class Server:
     name: Callable[[Path], str]
 
     def missing(self) -> str | None:
-        """Why this server has no row here; None where it has one."""
+        """Return why this server cannot run here; None where it can."""
         lacking = [module for module in self.needs if find_spec(module) is None]
         return f"not installed: {', '.join(lacking)}" if lacking else None
 
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """A server that listens; `listening_s` after its process began, at `began` on the monotonic clock."""
+    """A listening server: `listening_s` after its process started, at `began` on the monotonic clock."""
 
     server: Server
     url: str
@@ -61,7 +61,7 @@ class Running:
         return cpu_seconds(self.pid)
 
     def stages(self) -> dict[str, float]:
-        """Seconds of each stage, as the server's own metrics say; none where it has no such metrics."""
+        """Return the seconds of each stage from the server's metrics; empty for a server without them."""
         if self.server.row != OURS:
             return {}
         with urllib.request.urlopen(f"{self.url}/metrics", timeout=10) as answer:
@@ -70,18 +70,12 @@ class Running:
 
 
 def _ours(folder: Path, device: str, port: int) -> list[str]:
-    return [
-        sys.executable,
-        "-m",
-        "server",
-        f"--model-path={folder}",
-        f"--listen=127.0.0.1:{port}",
-        f"--device={device}",
-    ]
+    options = [f"--model-path={folder}", f"--listen=127.0.0.1:{port}", f"--device={device}"]
+    return [sys.executable, "-m", "server", *options]
 
 
 def _theirs(folder: Path, device: str, port: int) -> list[str]:
-    start = "from transformers.cli.transformers import main; main()"  # what their command does, wherever it lies
+    start = "from transformers.cli.transformers import main; main()"  # what their command runs
     address = ["--host", "127.0.0.1", "--port", str(port)]
     return [sys.executable, "-c", start, "serve", str(folder), "--device", device, *address]
 
@@ -95,9 +89,9 @@ SERVERS = (
 
 @contextmanager
 def running(server: Server, folder: Path, device: str, threads: int | None, log: Path) -> Iterator[Running]:
-    """Start `server` on `folder` and wait until it listens; ended when the block is left.
+    """Start `server` on `folder`, wait until it listens, and end it on the way out.
 
-    `threads`: of the processor for one computation; None: as many as torch takes.
+    `threads`: CPU threads for one computation; None: torch's own number.
     """
     port = free_port()
     environment = dict(os.environ) | {"HF_HUB_OFFLINE": "1", "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
@@ -129,7 +123,7 @@ def running(server: Server, folder: Path, device: str, threads: int | None, log:
 
 
 def first_token(found: Running, log: Path) -> float:
-    """Seconds from the process's start to the first text of a completion, asked for until it is given."""
+    """Return the seconds from the process's start to the first text of a completion, retried until it is ready."""
     body = {"model": found.model, "prompt": "aaab aaac", "max_tokens": 2, "temperature": 0, "stream": True}
     request = urllib.request.Request(
         f"{found.url}/v1/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
@@ -147,12 +141,12 @@ def first_token(found: Running, log: Path) -> float:
             raise failed(f"{found.server.row} answered {error.code}: {tail(log)}") from error
         raise failed(f"{found.server.row} answered without a token: {tail(log)}")
 
-    # Ten times a second: asked more often, a server that answers "not yet" spends its start on that.
+    # Ten times a second: more requests would slow a server that is still starting.
     return wait_until(asked, f"token from {found.server.row}", _START_S, 0.1)
 
 
 def text_of(line: bytes) -> str:
-    """The text in one line of an event stream of completions; empty where it has none."""
+    """Return the text in one line of an event stream of completions; empty without text."""
     if not line.startswith(b"data: {"):
         return ""
     event = json.loads(line[6:])

@@ -1,8 +1,8 @@
-"""Fetch thousands of small files, and thousands of small versions, and measure what each costs.
+"""Fetch thousands of small files, and thousands of small versions, and measure the cost of each.
 
-Law: a file counts from the request for its version until the version's symlink names the verified, durable snapshot; a
-version until its own does. Rows take turns within a round. `--before CHECKOUT` runs another checkout of this repository
-as well, whose daemon gets fewer files: older ones take longer for each, the more there are.
+Law: time counts from the request until the version's symlink names the verified, durable snapshot. Rows take turns
+within a round. `--before CHECKOUT` also runs another checkout of this repository, with fewer files: in older daemons a
+file costs more, the more there are.
 
 Run `python -m bench.small --help` in the repository's root.
 """
@@ -20,12 +20,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from statistics import median
 
 from bench import report
 from bench.daemon import Wanted, daemon, write_catalog
-from bench.harness import Workplace, bench_main, workplace
+from bench.harness import Workplace, bench_main, matches, workplace
 from bench.machine import append_section
 from bench.measure import cpu_seconds, wait_until
 from bench.origins import BUCKET, Corpus, loopback_environment, nginx, s3_environment, s3_server
@@ -43,7 +44,7 @@ _S5CMD = next(peer for peer in S3_PEERS if peer.program == "s5cmd")
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What a run took in all, in seconds, for `count` files or versions."""
+    """A run's seconds in all, for `count` files or versions."""
 
     count: int
     wall_s: float
@@ -51,12 +52,12 @@ class Cost:
 
     @property
     def wall_ms(self) -> float:
-        """Milliseconds for each."""
+        """Milliseconds a file or version."""
         return self.wall_s / self.count * 1e3
 
     @property
     def cpu_ms(self) -> float:
-        """Milliseconds of the processor for each."""
+        """CPU milliseconds a file or version."""
         return self.cpu_s / self.count * 1e3
 
 
@@ -69,7 +70,7 @@ class Row:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the benchmark; returns the exit code."""
+    """Run the benchmark; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m bench.small", description=__doc__.partition("\n")[0])
     parser.add_argument("--before", type=Path, help="another checkout of this repository, to run as well")
     parser.add_argument("--files", type=int, default=10_000, help="files of the large version (default 10000)")
@@ -84,9 +85,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--append", action="store_true", help="append the table to docs/benchmarks.md")
     options = parser.parse_args(argv)
-    words = [word for word in options.only.split(",") if word]
     with workplace(None) as place:
-        rows = [row for row in _rows(options, place) if not words or any(word in row.name for word in words)]
+        rows = [row for row in _rows(options, place) if matches(options.only, row.name)]
         costs: dict[str, list[Cost]] = {row.name: [] for row in rows}
         for round_ in range(1, options.rounds + 1):
             for row in rows:
@@ -117,7 +117,7 @@ def _rows(options: argparse.Namespace, place: Workplace) -> list[Row]:
 
 
 def small_corpus(origin: Path, files: int) -> Corpus:
-    """A version of `files` files of 4 KiB each, published at the origin; found again in the next round."""
+    """Return a version of `files` files of 4 KiB each at the origin, new or from the last round."""
     folder = origin / BUCKET / f"small-{files}"
     if (folder / MANIFEST_NAME).exists():
         return Corpus(folder, Manifest.parse((folder / MANIFEST_NAME).read_bytes()))
@@ -170,7 +170,7 @@ def _holdfast(
 
 
 def _versions(place: Workplace, count: int) -> Cost:
-    """`count` versions of one file, wanted all at once by the catalog's prefetch."""
+    """Measure `count` versions of one file, wanted all at once by the catalog's prefetch."""
     folder, catalog = place.origin / f"versions-{count}", place.scratch / "catalog.yaml"
     for number in range(count):
         file = folder / f"v{number}" / "model.safetensors"
@@ -204,12 +204,12 @@ def _all_named(folder: Path, count: int) -> bool | None:
 
 @contextmanager
 def _cleared(place: Workplace) -> Iterator[Path]:
-    """The destination, which is not there before the `with` block and is gone after it."""
+    """Yield the destination, and remove it on the way out."""
     try:
         yield place.destination
     finally:
         shutil.rmtree(place.destination, ignore_errors=True)
-        os.sync()  # the removal's own writes are not the next row's
+        os.sync()  # else the removal's writes would slow the next row
 
 
 def _report(costs: dict[str, list[Cost]]) -> str:
@@ -217,14 +217,13 @@ def _report(costs: dict[str, list[Cost]]) -> str:
         [name, f"{median(c.wall_ms for c in found):.2f}", f"{median(c.cpu_ms for c in found):.2f}"]
         for name, found in costs.items()
     ]
-    parts = [report.grid(["each of", "wall ms", "CPU ms"], body)]
-    targets = _targets(costs)
-    if targets:
-        parts.append(report.bullets(targets))
-    return "\n\n".join(parts)
+    parts = [report.grid(["each of", "wall ms", "CPU ms"], body), report.bullets(_targets(costs))]
+    return "\n\n".join(part for part in parts if part)
 
 
 def _targets(costs: dict[str, list[Cost]]) -> list[report.Target]:
+    wall, cpu = attrgetter("wall_ms"), attrgetter("cpu_ms")
+
     def ratio(over: str, under: str, figure: Callable[[Cost], float]) -> float | None:
         pairs = zip(costs.get(over, ()), costs.get(under, ()), strict=False)
         ratios = [figure(a) / figure(b) for a, b in pairs]
@@ -241,23 +240,15 @@ def _targets(costs: dict[str, list[Cost]]) -> list[report.Target]:
             wanted.append(report.Target(what, found, bound, at_least, unit))
 
     if http and before:
-        want("wall of a file, before over now", ratio(before[0], http[0], _wall), 8, " x", at_least=True)
+        want("wall of a file, before over now", ratio(before[0], http[0], wall), 8, " x", at_least=True)
     if len(http) == 2:
-        want(f"CPU of a file, {http[0]} over {http[1]}", ratio(http[0], http[1], _cpu), 1.15, " x")
+        want(f"CPU of a file, {http[0]} over {http[1]}", ratio(http[0], http[1], cpu), 1.15, " x")
     if len(s3) == 2:
-        want(f"rate, {s3[0]} beside {s3[1]}", ratio(s3[1], s3[0], _wall), 0.5, " x", at_least=True)
+        want(f"rate, {s3[0]} beside {s3[1]}", ratio(s3[1], s3[0], wall), 0.5, " x", at_least=True)
     if len(versions) == 2:
         want(f"CPU, {versions[0]}", median(c.cpu_ms for c in costs[versions[0]]), 6, " ms")
-        want(f"CPU, {versions[0]} over {versions[1]}", ratio(versions[0], versions[1], _cpu), 1.25, " x")
+        want(f"CPU, {versions[0]} over {versions[1]}", ratio(versions[0], versions[1], cpu), 1.25, " x")
     return wanted
-
-
-def _wall(cost: Cost) -> float:
-    return cost.wall_ms
-
-
-def _cpu(cost: Cost) -> float:
-    return cost.cpu_ms
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Try the loader's settings one axis at a time on a device, and say which were fastest.
+"""Try the loader's settings one axis at a time on a device, and report the fastest.
 
-Law: one process, so that a context is made once; on each axis the candidates take turns and keep their medians, and
-the best is kept for the next axis. Twice round the axes, for what is best on one depends on the others.
+Law: one process, so that a context is made once; on each axis the candidates take turns, and the one with the best
+median is kept for the next axis. Two passes over the axes, since the best value of one depends on the others.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _AXES: dict[State, Axes] = {
 
 
 def sweep(files: Sequence[Path], device: str, states: Sequence[State], left: Callable[[], float]) -> str:
-    """Tables of what was tried and the best settings of each state; `left` gives the seconds that are left."""
+    """Return tables of the tried settings and the best ones of each state; `left` returns the remaining seconds."""
     make = _maker(device)
     parts = []
     for state in states:
@@ -61,7 +61,7 @@ def sweep(files: Sequence[Path], device: str, states: Sequence[State], left: Cal
 def search(
     files: Sequence[Path], state: State, axes: Axes, make: Make, left: Callable[[], float]
 ) -> tuple[list[list[str]], Settings]:
-    """The rows of a table, in the order tried, and the settings with the best median."""
+    """Return a table's rows, in the order tried, and the settings with the best median."""
     size = sum(path.stat().st_size for path in files)
     best = Settings.from_environment()
     default_s = 0.0
@@ -82,7 +82,7 @@ def search(
 
 
 def _candidates(best: Settings, axis: str, values: Sequence[Any]) -> Iterator[Settings]:
-    """What is best so far first, then the others; there are always more slots than threads."""
+    """Yield the best settings so far, then the others, always with more slots than threads."""
     yield best
     for value in values:
         if value != getattr(best, axis):
@@ -93,7 +93,7 @@ def _candidates(best: Settings, axis: str, values: Sequence[Any]) -> Iterator[Se
 def _turns(
     files: Sequence[Path], state: State, make: Make, candidates: Sequence[Settings], left: Callable[[], float]
 ) -> dict[Settings, float]:
-    """Medians of the candidates; none where the time does not suffice for a whole turn."""
+    """Return the candidates' medians; empty where the time is too short for a whole turn."""
     times: dict[Settings, list[float]] = {candidate: [] for candidate in candidates}
     turn_s = 0.0
     for _ in range(_TURNS[state]):
@@ -114,7 +114,7 @@ def _timed(files: Sequence[Path], state: State, accelerator: Accelerator) -> flo
 
     if state is State.WARM:
         pages.warm(files)
-        load_file(list(files), accelerator)  # after it the method is chosen, and the allocator has its memory
+        load_file(list(files), accelerator)  # it chooses the method and fills the allocator
     else:
         accelerator.ring()
         if not pages.is_cold(share := pages.drop(files)):

@@ -1,6 +1,6 @@
-"""`python -m cached`: the console script `holdfast`, where the script itself is not on the PATH.
+"""Run `python -m cached`: the console script `holdfast`, where the script itself is not on the PATH.
 
-Law: nothing here but the call.
+Law: only the call.
 """
 
 from __future__ import annotations

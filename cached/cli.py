@@ -1,6 +1,6 @@
-"""The console script `holdfast`: finds the subcommand and imports it, and only it.
+"""The console script `holdfast`: import and run one subcommand.
 
-Law: no import of ours at module level, so that the gate starts without paying for the daemon's libraries.
+Law: no import of ours at module level, so that the gate starts without loading the daemon's libraries.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ COMMANDS = {
     "status": ("cached.commands.status:main", "show what the daemon of this node is doing"),
     "inspect": ("cached.commands.inspect:main", "show what a version on this node is made of and was tested with"),
     "verify": ("cached.commands.verify:main", "hash versions again and compare with their manifests"),
-    "gc": ("cached.commands.gc:main", "evict what nobody wants or uses"),
+    "gc": ("cached.commands.gc:main", "evict the versions without a want, a lease or a pin"),
     "pin": ("cached.commands.pin:main", "keep a version from eviction"),
     "unpin": ("cached.commands.pin:unpin", "let a version be evicted again"),
     "demo": ("cached.demo:main", "run the whole path on this machine with a real model"),
@@ -32,8 +32,8 @@ EXIT_USAGE = 2
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one subcommand; returns its exit code. Without `argv` it is the process's own: its streams and interrupts
-    are taken care of."""
+    """Run one subcommand; return its exit code. Without `argv` take the process's arguments, and handle its streams and
+    interrupts."""
     if argv is not None:
         return _dispatch(list(argv), for_itself=False)
     from cached.contract.program import output

@@ -1,5 +1,5 @@
 """The commands that people type: pull, ls, status, verify, gc, pin, unpin.
 
-Law: standard library and the contract only, so that a command starts at once. They read the public tree; what changes
-anything is asked of the daemon, through its socket.
+Law: standard library and the contract only, so that a command starts fast. They read the public tree; every change goes
+through the daemon's control socket.
 """

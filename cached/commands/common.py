@@ -1,6 +1,6 @@
-"""What the commands share: the `--root` option, references as arguments, and how an error is told.
+"""Shared by the commands: the `--root` option, references as arguments, error output, tables.
 
-Law: prints errors on stderr as reason and remedy; exit 0 done, 1 failed, 2 usage (design, section 8).
+Law: errors go to stderr as reason and remedy; exit 0 done, 1 failed, 2 usage (design, section 8).
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from cached.contract.reference import ModelRef
 
 
 def command_parser(name: str, description: str) -> OptionParser:
-    """A parser for `holdfast NAME` that already has `--root`."""
+    """Return a parser for `holdfast NAME` with `--root`."""
     parser = OptionParser(prog=f"holdfast {name}", description=description)
     parser.option("--root", type=Path, default=DEFAULT_ROOT, help=f"the daemon's root (default {DEFAULT_ROOT})")
     return parser
 
 
 def ask_within(parser: OptionParser, default_s: float) -> None:
-    """Add `--timeout`: how long the daemon may take to answer."""
+    """Add `--timeout`, in seconds for the daemon's answer."""
     parser.option(
         "--timeout",
         type=seconds,
@@ -35,7 +35,7 @@ def ask_within(parser: OptionParser, default_s: float) -> None:
 
 
 def seconds(text: str) -> float:
-    """Seconds, more than 0; raises ValueError."""
+    """Parse seconds above 0; raises ValueError."""
     try:
         value = float(text)
     except ValueError:
@@ -46,12 +46,15 @@ def seconds(text: str) -> float:
 
 
 def reference(text: str) -> ModelRef:
-    """An argument `NAME@VERSION`; a bad one is a usage error."""
-    return _argument(ModelRef.parse, text)
+    """Parse `NAME@VERSION`; raises `ArgumentTypeError`, a usage error."""
+    try:
+        return ModelRef.parse(text)
+    except HoldfastError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def digest(text: str) -> Digest:
-    """A digest `sha256:…`; a bad one raises ValueError, as options want it."""
+    """Parse a digest `sha256:…`; raises ValueError, which an option turns into a usage error."""
     try:
         return Digest.parse(text)
     except HoldfastError as error:
@@ -59,13 +62,13 @@ def digest(text: str) -> Digest:
 
 
 def layout_of(options: argparse.Namespace) -> Layout:
-    """The layout under `--root`."""
+    """Return the layout under `--root`."""
     root: Path = options.root
     return Layout(root.absolute())
 
 
 def report_errors(name: str, body: Callable[[], int]) -> int:
-    """Run `body`; a `HoldfastError` becomes reason and remedy on stderr, and exit code 1."""
+    """Run `body` and return its exit code; print a `HoldfastError` as reason and remedy on stderr and return 1."""
     try:
         return body()
     except HoldfastError as error:
@@ -76,21 +79,14 @@ def report_errors(name: str, body: Callable[[], int]) -> int:
 
 
 def tell_error(name: str, message: str, remedy: str) -> None:
-    """Print an error as a person reads it: what is wrong, then what to do."""
+    """Print an error on stderr: the reason, then the remedy."""
     sys.stderr.write(f"holdfast {name}: {message}\n")
     if remedy:
         sys.stderr.write(f"  what to do: {remedy}\n")
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:
-    """Lay `rows` out in columns as wide as their widest cell; the first row is the heading."""
+    """Format `rows` in columns as wide as their widest cell; the first row is the heading."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
     return "".join(line + "\n" for line in lines)
-
-
-def _argument(parse: Callable[[str], ModelRef], text: str) -> ModelRef:
-    try:
-        return parse(text)
-    except HoldfastError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error

@@ -1,4 +1,4 @@
-"""Ask the daemon of this node through its control socket: pull, gc, pin, unpin, status.
+"""The client of the daemon's control socket: pull, gc, pin, unpin, status.
 
 Law: HTTP/1.1 over a Unix socket, standard library only; every failure is a `HoldfastError` with a remedy.
 """
@@ -29,7 +29,7 @@ _SUN_PATH_BYTES = 107  # sun_path in unix(7), less its final NUL
 
 @dataclass(frozen=True, slots=True)
 class Evicted:
-    """One version that `gc` evicted, or would: `bytes` is what its removal frees."""
+    """One version that `gc` evicted, or would evict, and the bytes that its removal frees."""
 
     ref: ModelRef
     digest: str
@@ -39,7 +39,7 @@ class Evicted:
 
 @dataclass(frozen=True, slots=True)
 class GcReport:
-    """What `gc` evicted, or would, and the bytes that frees in all."""
+    """The versions that `gc` evicted, or would evict, and the bytes freed in all."""
 
     versions: tuple[Evicted, ...]
     bytes: int
@@ -47,7 +47,7 @@ class GcReport:
 
 @dataclass(frozen=True, slots=True)
 class Unpinned:
-    """What holds after `unpin`: whether it is pinned all the same, by the catalog, and whether it was by `pin`."""
+    """The result of `unpin`: whether the catalog still pins the version, and whether `pin` had pinned it."""
 
     pinned: bool
     was_pinned: bool
@@ -55,8 +55,8 @@ class Unpinned:
 
 @dataclass(frozen=True, slots=True)
 class PullAnswer:
-    """What a daemon says of one pull. `id` is empty where an older daemon answers by the version's status alone;
-    `digest`: it is here, as this; `error`: this pull cannot be met."""
+    """The daemon's answer to one pull. `id` is empty from an older daemon, which answers by the version's status alone;
+    `digest` is set once the version is ready, `error` once this pull has failed."""
 
     id: str
     state: State
@@ -65,8 +65,8 @@ class PullAnswer:
 
 
 class ControlClient:
-    """The daemon that owns `layout`, over one connection a request. `timeout_s` is for the whole of each, in seconds:
-    the daemon is told, and carries nothing out after that."""
+    """Sends requests to the daemon of `layout`, each over its own connection. `timeout_s` bounds each request in all;
+    the daemon gets this deadline and stops the command after it."""
 
     def __init__(self, layout: Layout, timeout_s: float = 30.0) -> None:
         self._socket = layout.socket
@@ -74,17 +74,16 @@ class ControlClient:
         self._timeout_s = timeout_s
 
     def pull(self, ref: ModelRef, digest: Digest | None, *, refresh: bool) -> PullAnswer:
-        """Want `ref`, pinned to `digest` if given, with `refresh` as its source has it now; returns the answer so
-        far."""
+        """Want `ref`, pinned to `digest` if given; with `refresh` resolve its source again. Return the first answer."""
         body = {**_named(ref), "digest": None if digest is None else str(digest), "refresh": refresh}
         return _pull_answer(self._ask("POST", "/v1/pull", body))
 
     def pulled(self, id_: str) -> PullAnswer:
-        """The answer of a pull so far; raises `Permanent` (`unknown_pull`) where the daemon knows it no more."""
+        """Return the current answer of a pull; raises `Permanent` (`unknown_pull`) once the daemon has dropped it."""
         return _pull_answer(self._ask("GET", f"/v1/pull/{id_}", None))
 
     def gc(self, *, dry_run: bool) -> GcReport:
-        """Evict what nobody wants or uses; with `dry_run` only say what that would be."""
+        """Evict the versions without want, lease or pin; with `dry_run` only list them."""
         answer = self._ask("POST", "/v1/gc", {"dry_run": dry_run})
         versions = tuple(
             Evicted(ModelRef(item["model"], item["version"]), item["digest"], item["bytes"], item["reason"])
@@ -93,16 +92,16 @@ class ControlClient:
         return GcReport(versions, answer["bytes"])
 
     def pin(self, ref: ModelRef) -> bool:
-        """Keep `ref` from eviction; returns whether it is pinned now."""
+        """Pin `ref`; return whether it is pinned now."""
         return bool(self._ask("POST", "/v1/pin", _named(ref))["pinned"])
 
     def unpin(self, ref: ModelRef) -> Unpinned:
-        """Let `ref` be evicted again."""
+        """Unpin `ref`; return the result."""
         answer = self._ask("POST", "/v1/unpin", _named(ref))
         return Unpinned(bool(answer["pinned"]), bool(answer["was_pinned"]))
 
     def status(self) -> dict[str, Any]:
-        """The daemon's own view: `{"daemon", "disk", "models"}` (design, section 8)."""
+        """Return `{"daemon", "disk", "models"}` (design, section 8)."""
         return self._ask("GET", "/v1/status", None)
 
     def _ask(self, method: str, path: str, body: dict[str, Any] | None) -> dict[str, Any]:
@@ -118,7 +117,7 @@ class ControlClient:
                 raise Transient(
                     "daemon_silent",
                     f"the daemon did not answer {path} within {self._timeout_s:g} s on {self._socket}",
-                    "look at its log: it may be busy recovering, stopped, or stuck on a disk; nothing is done later",
+                    "read its log: it may be recovering, stopped, or blocked by a disk; it drops the command",
                 ) from error
             except (OSError, http.client.HTTPException) as error:
                 raise self._unreachable(error) from error
@@ -134,7 +133,7 @@ class ControlClient:
         if isinstance(error, ConnectionRefusedError):
             return Permanent(
                 "no_daemon",
-                f"the daemon of {self._root} is not running (its socket is there, nobody answers)",
+                f"the daemon of {self._root} is not running (its socket exists, without a listener)",
                 f"start it with `holdfast daemon --root {self._root} --catalog FILE`",
             )
         if isinstance(error, PermissionError):
@@ -159,7 +158,7 @@ class _UnixConnection(http.client.HTTPConnection):
         if len(os.fsencode(self._path)) <= _SUN_PATH_BYTES:
             self._connect(os.fspath(self._path))
             return
-        # A deep root does not fit the address; its folder, opened, has a short name.
+        # A deep root does not fit the address; the opened folder has a short name in /proc.
         folder = os.open(self._path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             self._connect(f"/proc/self/fd/{folder}/{self._path.name}")
@@ -167,7 +166,7 @@ class _UnixConnection(http.client.HTTPConnection):
             os.close(folder)
 
     def _connect(self, address: str) -> None:
-        """Wait for room in the daemon's backlog too, which a Unix socket with a timeout does not by itself."""
+        """Connect, and wait for room in the daemon's backlog, which a Unix socket with a timeout does not do itself."""
         deadline = time.monotonic() + (self.timeout or 0)
         while True:
             try:
@@ -212,5 +211,4 @@ def _read_answer(status: int, data: bytes, path: str) -> dict[str, Any]:
             f"expected JSON from the daemon at {path}, found status {status} and {data[:80]!r}",
             "check that the daemon and this command are of the same version (`holdfast --version`)",
         )
-    kind = Permanent if error.get("permanent", True) else Transient
-    raise kind(error.get("code", "unknown"), error.get("message", f"status {status}"), error.get("remedy", ""))
+    raise _as_error({"message": f"status {status}", **error})

@@ -1,6 +1,6 @@
-"""`holdfast gc`: evict what nobody wants or uses, or say what that would be.
+"""`holdfast gc`: evict the versions without want, lease or pin, or list them.
 
-Law: asks the daemon, which alone knows what is in use; removes nothing itself.
+Law: asks the daemon, the only process that knows all leases; removes nothing itself.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from cached.contract.program.units import format_size
 
 
 def main(argv: Sequence[str]) -> int:
-    """`holdfast gc [--dry-run] [--timeout S]`; returns the exit code."""
-    parser = command_parser("gc", "Evict the versions that nobody wants, uses or has pinned.")
+    """Run `holdfast gc [--dry-run] [--timeout S]`; return the exit code."""
+    parser = command_parser("gc", "Evict the versions without a want, a lease or a pin.")
     parser.switch("--dry-run", help="say what would go, and remove nothing")
     ask_within(parser, 600)
     options = parser.parse_args(argv)

@@ -1,6 +1,6 @@
-"""`holdfast golden record`: ask a running server, and keep its answers as the golden predictions of a version.
+"""`holdfast golden record`: record answers of a running server as the golden predictions of a version.
 
-Law: asks over HTTP and writes one file. What a server does not answer twice alike is no prediction and is refused.
+Law: sends HTTP requests and writes one file. An answer that differs the second time is refused.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from cached.contract.status import timestamp
 
 _ANSWER_WITHIN_S = 600.0
 _EMBEDDINGS, _COMPLETIONS, _CHAT = "/v1/embeddings", "/v1/completions", "/v1/chat/completions"
-# Values of an embedding of length 1, and logarithms of probabilities, in bfloat16 on other hardware.
+# For values of an embedding of length 1, and log probabilities, in bfloat16 on other hardware.
 _TOLERANCES = {_EMBEDDINGS: Tolerance(0.001, 0.01)}
 _TOLERANCE = Tolerance(0.05, 0.02)
 
 
 @dataclass(frozen=True, slots=True)
 class _Wanted:
-    """A request to be recorded."""
+    """A request to record."""
 
     name: str
     path: str
@@ -40,7 +40,7 @@ class _Wanted:
 
 
 def main(argv: Sequence[str]) -> int:
-    """`holdfast golden record URL --output FILE (--input TEXT… | --requests FILE)`; returns the exit code."""
+    """Run `holdfast golden record URL --output FILE (--input TEXT… | --requests FILE)`; return the exit code."""
     options = _parse(argv)
 
     def body() -> int:
@@ -99,13 +99,13 @@ def _tolerance(options: argparse.Namespace, path: str) -> Tolerance:
 
 
 class _Server:
-    """A server that answers JSON."""
+    """A client of the inference server."""
 
     def __init__(self, url: str) -> None:
         self._url = url
 
     def model(self, name: str | None) -> dict[str, Any]:
-        """What it says of the model; raises `Permanent` where it is not clear which."""
+        """Return the entry of the model called `name`, or of the only one; raises `Permanent` unless there is one."""
         models = self.ask("/v1/models", None).get("data")
         found = [m for m in models if name is None or m.get("id") == name] if isinstance(models, list) else []
         if len(found) != 1:
@@ -117,7 +117,7 @@ class _Server:
         return model
 
     def environment(self) -> Environment:
-        """What it runs on; an empty one, with a word on stderr, where it does not tell."""
+        """Return the server's environment; an empty one, with a warning on stderr, where it reports none."""
         try:
             return Environment.read(self.ask("/environment", None))
         except HoldfastError as error:
@@ -125,7 +125,7 @@ class _Server:
             return Environment()
 
     def ask(self, path: str, body: dict[str, Any] | None) -> dict[str, Any]:
-        """POST `body`, or GET where there is none."""
+        """POST `body`, or GET without one; return the JSON object. Raises `Permanent` or `Transient`."""
         data = None if body is None else json.dumps(body).encode()
         if not self._url.startswith(("http://", "https://")):
             raise Permanent("bad_url", f"expected http://HOST:PORT, found {self._url!r}", "name the server's address")
@@ -179,7 +179,7 @@ def _from_file(path: Path | None) -> Iterator[_Wanted]:
 
 
 def _record(server: _Server, wanted: _Wanted, model: str, tolerance: Tolerance) -> Case:
-    # The name is the server's own business: the same version may be served under another.
+    # Without the model's name: another server may serve the version under another name.
     request = {key: value for key, value in wanted.request.items() if key != "model"}
     asked = {"model": model, **request} if wanted.path.startswith("/v1/") else request
     answer = server.ask(wanted.path, asked)
@@ -201,7 +201,7 @@ def _record(server: _Server, wanted: _Wanted, model: str, tolerance: Tolerance) 
 
 
 def _telling(path: str, answer: dict[str, Any]) -> dict[str, Any]:
-    """What of an answer the model decided: the rest is ids, times and counts."""
+    """Return the part of an answer that the model determines: not ids, times and counts."""
     if path == _EMBEDDINGS:
         return {"data": [{"embedding": item["embedding"]} for item in answer["data"]]}
     if path in (_COMPLETIONS, _CHAT):

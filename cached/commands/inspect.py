@@ -1,4 +1,4 @@
-"""`holdfast inspect NAME@VERSION`: what a version on this node is made of, and what it was tested with.
+"""`holdfast inspect NAME@VERSION`: show a held version's files, digests, source and golden predictions.
 
 Law: reads the public tree only; works while no daemon runs.
 """
@@ -28,7 +28,7 @@ from cached.contract.verify import load_manifest
 
 @dataclass(frozen=True, slots=True)
 class _Facts:
-    """A version as its snapshot has it. `golden` is None where it has none."""
+    """A version as its snapshot has it."""
 
     ref: ModelRef
     snapshot: SnapshotLayout
@@ -39,7 +39,7 @@ class _Facts:
 
 
 def main(argv: Sequence[str]) -> int:
-    """`holdfast inspect NAME@VERSION [--json]`; returns the exit code."""
+    """Run `holdfast inspect NAME@VERSION [--json]`; return the exit code."""
     parser = command_parser("inspect", "Show what a version on this node is made of, and what it was tested with.")
     parser.add_argument("ref", metavar="NAME@VERSION", type=reference)
     parser.switch("--json", help="print one JSON object instead of text")
@@ -48,14 +48,14 @@ def main(argv: Sequence[str]) -> int:
     def body() -> int:
         layout = layout_of(options)
         check_root(layout)
-        facts = _look(layout.public, options.ref)
+        facts = _read_facts(layout.public, options.ref)
         sys.stdout.write(_as_json(facts) if options.json else _as_text(facts))
         return EXIT_DONE
 
     return report_errors("inspect", body)
 
 
-def _look(public: PublicLayout, ref: ModelRef) -> _Facts:
+def _read_facts(public: PublicLayout, ref: ModelRef) -> _Facts:
     snapshot = required_snapshot(public, ref)
     manifest = load_manifest(snapshot, None)
     try:
@@ -131,7 +131,7 @@ def _golden_text(golden: Golden | None) -> str:
     known = [(f"  {name}", version) for name, version in rows if version]
     names = ", ".join(case.name for case in golden.cases)
     head = f"golden predictions: {len(golden.cases)} recorded {golden.recorded_at}: {names}\n"
-    return head + ("recorded with:\n" + table(known) if known else "recorded with versions that nobody wrote down\n")
+    return head + ("recorded with:\n" + table(known) if known else "recorded with: unknown versions\n")
 
 
 def _verified_at(facts: _Facts, path: str) -> str | None:

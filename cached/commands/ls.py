@@ -1,4 +1,4 @@
-"""`holdfast ls`: the versions on this node, and those on their way.
+"""`holdfast ls`: list the held versions, and those with a status only.
 
 Law: reads the public tree only; works while no daemon runs.
 """
@@ -18,11 +18,11 @@ from cached.contract.program.options import EXIT_DONE
 from cached.contract.program.units import format_size
 from cached.contract.status import ModelStatus
 
-_Held = list[tuple[HeldVersion, ModelStatus | None]]  # with its status, if there is one
+_Held = list[tuple[HeldVersion, ModelStatus | None]]  # with its status, if any
 
 
 def main(argv: Sequence[str]) -> int:
-    """`holdfast ls [--json]`; returns the exit code."""
+    """Run `holdfast ls [--json]`; return the exit code."""
     parser = command_parser("ls", "List the versions on this node, and those on their way.")
     parser.switch("--json", help="print a JSON list instead of a table")
     options = parser.parse_args(argv)
@@ -38,7 +38,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _versions(public: PublicLayout) -> tuple[_Held, list[ModelStatus]]:
-    """What is held, and what has a status only."""
+    """Return the held versions, and the statuses of the others."""
     statuses = {(status.model, status.version): status for status in model_statuses(public)}
     held: _Held = []
     for version in held_versions(public):
@@ -89,7 +89,7 @@ def _as_table(held: _Held, others: list[ModelStatus]) -> str:
 
 
 def _state(status: ModelStatus | None) -> str:
-    """What is held serves, whatever is fetched for its name; said where it is not what it should be."""
+    """A held version is ready, whatever fetch runs for its name; `stale` as its status says."""
     return "ready" if status is None or status.stale is None else "ready, stale"
 
 

@@ -1,4 +1,4 @@
-"""`holdfast pin` and `holdfast unpin`: keep a version from eviction, or let it go again.
+"""`holdfast pin` and `holdfast unpin`: protect a version from eviction, or end that.
 
 Law: asks the daemon; writes nothing itself.
 """
@@ -14,7 +14,7 @@ from cached.contract.program.options import EXIT_DONE
 
 
 def main(argv: Sequence[str]) -> int:
-    """`holdfast pin NAME@VERSION [--timeout S]`; returns the exit code."""
+    """Run `holdfast pin NAME@VERSION [--timeout S]`; return the exit code."""
     parser = command_parser("pin", "Keep a version from eviction, also across restarts of the daemon.")
     parser.add_argument("ref", metavar="NAME@VERSION", type=reference)
     ask_within(parser, 30)
@@ -29,7 +29,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def unpin(argv: Sequence[str]) -> int:
-    """`holdfast unpin NAME@VERSION [--timeout S]`; returns the exit code."""
+    """Run `holdfast unpin NAME@VERSION [--timeout S]`; return the exit code."""
     parser = command_parser("unpin", "Let a version be evicted again.")
     parser.add_argument("ref", metavar="NAME@VERSION", type=reference)
     ask_within(parser, 30)

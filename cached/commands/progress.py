@@ -1,6 +1,6 @@
-"""Progress of one version, as a person likes to read it: bytes, percent, rate, time that remains.
+"""Format the progress of one version: bytes, percent, rate, remaining time.
 
-Law: turns a status into words; writes only to the stream it is given.
+Law: formats a status; writes only to the stream it is given.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from typing import TextIO
 from cached.contract.program.units import format_duration, format_size
 from cached.contract.status import ModelStatus, Stale, State
 
-_LINE_EVERY_S = 2.0  # where the stream is no terminal: a line a state, and one every so often
+_LINE_EVERY_S = 2.0  # between lines of one state, where the stream is no terminal
 
 
 def describe(status: ModelStatus) -> str:
-    """One line, as the gate says it: `fetching 41.0 MiB of 87.3 MiB (47 %), 120.0 MiB/s, 1s left`."""
+    """Return one line, as the gate prints it: `fetching 41.0 MiB of 87.3 MiB (47 %), 120.0 MiB/s, 1s left`."""
     if status.error is not None:
         again = "" if status.error.permanent else ", the daemon tries again"
         return f"{status.state.value}{again}: {status.error.message}"
@@ -24,13 +24,13 @@ def describe(status: ModelStatus) -> str:
 
 
 def told_stale(stale: Stale) -> str:
-    """Why what is here is not what it should be: `source_changed since 2026-11-20T18:00:00Z, sha256:… there now`."""
+    """Return why a held version is stale: `source_changed since 2026-11-20T18:00:00Z, sha256:… there now`."""
     now = "" if stale.digest is None else f", {stale.digest} there now"
     return f"{stale.reason} since {stale.since}{now}"
 
 
 def amounts(status: ModelStatus) -> str:
-    """The numbers alone; empty where none is known yet."""
+    """Return the numbers alone; empty while none is known."""
     if status.state in (State.FETCHING, State.VERIFYING) and status.bytes_total:
         share = f"{100 * status.bytes_done // status.bytes_total} %"
         parts = [f"{format_size(status.bytes_done)} of {format_size(status.bytes_total)} ({share})"]
@@ -43,7 +43,7 @@ def amounts(status: ModelStatus) -> str:
 
 
 class ProgressLine:
-    """Shows one line of progress: refreshed in place on a terminal, elsewhere a line whenever there is news."""
+    """Prints one line of progress: refreshed in place on a terminal, elsewhere a new line at times."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -53,7 +53,7 @@ class ProgressLine:
         self._shown_at = 0.0
 
     def show(self, kind: str, line: str) -> None:
-        """Show `line`; a new `kind` (a state) is news at once, the rest as time passes."""
+        """Print `line`; off a terminal at once for a new `kind` (a state), else every 2 s at most."""
         if line == self._shown:
             return
         now = time.monotonic()
@@ -68,7 +68,7 @@ class ProgressLine:
         self._shown, self._kind, self._shown_at = line, kind, now
 
     def end(self) -> None:
-        """Leave the last line standing."""
+        """End the line on a terminal, which keeps it visible."""
         if self._in_place and self._shown:
             self._stream.write("\n")
             self._stream.flush()

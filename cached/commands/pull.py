@@ -1,7 +1,6 @@
-"""`holdfast pull`: ask the daemon of this node for a version, and wait until it is ready.
+"""`holdfast pull`: want a version on this node, and wait until it is ready.
 
-Law: asks through the socket, then only reads the public tree. The daemon's answer counts from the moment it is given:
-it replaces an older `failed` status before it answers.
+Law: asks through the socket, then reads the public tree. The daemon replaces an old `failed` status before it answers.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ _HEARTBEAT_LOST_S = 20.0  # it moves at least every 5 s (design, section 3)
 
 
 def main(argv: Sequence[str]) -> int:
-    """`holdfast pull NAME@VERSION [--digest D] [--refresh] [--no-wait] [--timeout S]`; returns the exit code."""
+    """Run `holdfast pull NAME@VERSION [--digest D] [--refresh] [--no-wait] [--timeout S]`; return the exit code."""
     parser = command_parser("pull", "Ask the daemon of this node for a version, and wait until it is ready.")
     parser.add_argument("ref", metavar="NAME@VERSION", type=reference)
     parser.option("--digest", type=digest, help="the manifest digest it must have, sha256:…")
@@ -70,7 +69,7 @@ def _pull(layout: Layout, options: argparse.Namespace) -> int:
     held = held_version(layout.public, ref)
     if held is None:
         raise Transient("gone_again", f"{ref} was ready and is gone again", "pull it again, and `holdfast pin` it")
-    if options.digest is not None and held.digest != options.digest:  # others ask for what is here
+    if options.digest is not None and held.digest != options.digest:  # another want decides what is held
         raise DigestMismatch(
             f"{ref}: the manifest digest",
             f"{options.digest} (--digest)",
@@ -82,7 +81,7 @@ def _pull(layout: Layout, options: argparse.Namespace) -> int:
 
 
 class _Asked:
-    """One pull at the daemon, whose answer is this pull's own: the version's status may speak of others."""
+    """One pull and its own answer: the version's status may belong to other wants."""
 
     def __init__(self, client: ControlClient, options: argparse.Namespace, answer: PullAnswer) -> None:
         self.ref: ModelRef = options.ref
@@ -92,8 +91,8 @@ class _Asked:
         self._asked_at = time.monotonic()
 
     def is_met(self, status: ModelStatus | None) -> bool:
-        """Tell whether the version is here; raises the daemon's reason where it never will be."""
-        if self._answer.id == "":  # an older daemon: its status is all there is
+        """Tell whether the version is ready; raises the daemon's error once the pull has failed."""
+        if self._answer.id == "":  # an older daemon answers by status only
             if status is not None:
                 _raise_if_failed(status)
             return status is not None and status.state is State.READY
@@ -104,8 +103,8 @@ class _Asked:
         return self._answer.digest is not None
 
     def _ask(self) -> None:
-        """Ask again how far it is; a daemon that was started meanwhile is asked for the version anew. One that does not
-        answer is told by its heartbeat."""
+        """Refresh the answer; pull again where the daemon has restarted. A daemon without an answer is detected by its
+        heartbeat."""
         try:
             self._answer = self._client.pulled(self._answer.id)
         except HoldfastError as error:
@@ -116,7 +115,7 @@ class _Asked:
 
 
 def _wait(public: PublicLayout, asked: _Asked, timeout_s: float | None, started: float, progress: ProgressLine) -> None:
-    """Show the status of the version until it is here; raises the daemon's reason where it never will be."""
+    """Print the version's status until it is ready; raises the daemon's error once the pull has failed."""
     ref = asked.ref
     deadline = None if timeout_s is None else started + timeout_s
     while True:
@@ -138,7 +137,7 @@ def _wait(public: PublicLayout, asked: _Asked, timeout_s: float | None, started:
 
 
 def _raise_if_failed(status: ModelStatus) -> None:
-    """A failure that is not permanent is retried by the daemon for as long as somebody wants the version: wait on."""
+    """Raise a permanent failure; the daemon retries the others while the version is wanted."""
     if status.state is State.FAILED and status.error is not None and status.error.permanent:
         raise Permanent(status.error.code, status.error.message, status.error.remedy)
 

@@ -1,6 +1,6 @@
-"""`holdfast status`: what the daemon of this node is doing, once or refreshed in place.
+"""`holdfast status`: show the daemon's heartbeat, the disk and every version's state, once or refreshed in place.
 
-Law: reads the public tree only, so that it tells the truth about a daemon that is down, too.
+Law: reads the public tree only, so that it also works while the daemon is down.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _HEARTBEAT_LATE_S = 15.0  # it moves at least every 5 s (design, section 3)
 
 
 def main(argv: Sequence[str]) -> int:
-    """`holdfast status [--watch] [--json]`; returns the exit code."""
+    """Run `holdfast status [--watch] [--json]`; return the exit code."""
     parser = command_parser("status", "Show what the daemon of this node is doing.")
     parser.switch("--watch", help="refresh every second, until Ctrl-C")
     parser.switch("--json", help="print JSON instead of text (with --watch: one object a line)")
@@ -55,14 +55,14 @@ def _watch(public: PublicLayout, *, as_json: bool) -> int:
 
 
 def _redraw(text: str) -> str:
-    """Draw over what is there, line by line: clearing the whole screen first would flicker."""
+    """Redraw line by line: clearing the whole screen first would flicker."""
     width, height = shutil.get_terminal_size()
     lines = [line[: width - 1] for line in text.splitlines()[: height - 1]]
     return "\x1b[H" + "".join(f"{line}\x1b[K\n" for line in lines) + "\x1b[J"
 
 
 def _document(public: PublicLayout) -> dict[str, Any]:
-    """In the shape of the daemon's `/v1/status`, as far as files tell."""
+    """Return the document of `/v1/status`, as far as the public tree has it."""
     daemon = daemon_status(public)
     return {
         "daemon": None if daemon is None else daemon.document(),
@@ -91,14 +91,14 @@ def _row(status: ModelStatus) -> tuple[str, str, str, str]:
 
 def _errors(statuses: list[ModelStatus]) -> str:
     return "".join(
-        f"\n{_told(status, status.error)}\n  what to do: {status.error.remedy}\n"
+        f"\n{_describe(status, status.error)}\n  what to do: {status.error.remedy}\n"
         for status in statuses
         if status.error is not None
     )
 
 
-def _told(status: ModelStatus, error: StatusError) -> str:
-    """The reason, which often names the version by itself."""
+def _describe(status: ModelStatus, error: StatusError) -> str:
+    """Return the error's message, with the version before it unless it names it."""
     ref = f"{status.model}@{status.version}"
     return error.message if ref in error.message else f"{ref}: {error.message}"
 

@@ -1,6 +1,6 @@
-"""Read what a node holds from its public tree: versions, statuses, heartbeat, disk.
+"""Read a node's public tree: held versions, statuses, heartbeat, disk.
 
-Law: reads files only; needs no daemon, takes no lock. What changes while it reads is read as absent, not as an error.
+Law: reads files only; needs no daemon, takes no lock. A file that changes during the read counts as absent.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from cached.contract.status import DaemonStatus, ModelStatus, State, parse_times
 
 @dataclass(frozen=True, slots=True)
 class HeldVersion:
-    """A version whose symlink is there: its snapshot is complete and was verified."""
+    """A version with a symlink: its snapshot is complete and was verified."""
 
     ref: ModelRef
     digest: Digest
@@ -30,7 +30,7 @@ class HeldVersion:
     files: int
 
     def document(self, pinned: bool | None) -> dict[str, Any]:
-        """As `ls --json` shows it; `path` is what a pod would be given, on the host."""
+        """Return the JSON object of `ls --json`; `path` is the version's symlink on the host."""
         return {
             "model": self.ref.name,
             "version": self.ref.version,
@@ -44,7 +44,7 @@ class HeldVersion:
 
 
 def check_root(layout: Layout) -> None:
-    """Raise `Permanent` (`no_root`) where there is no cache under this root."""
+    """Raise `Permanent` (`no_root`) unless the root has a public tree."""
     if not os.path.isdir(layout.public.path):
         raise Permanent(
             "no_root",
@@ -54,13 +54,13 @@ def check_root(layout: Layout) -> None:
 
 
 def held_versions(public: PublicLayout) -> list[HeldVersion]:
-    """Every version whose symlink leads to a snapshot, sorted by name and version."""
+    """Return every version whose symlink leads to a snapshot, sorted by name and version."""
     found = (held_version(public, ref) for ref in _references(public.models, suffix=""))
     return [version for version in found if version is not None]
 
 
 def held_version(public: PublicLayout, ref: ModelRef) -> HeldVersion | None:
-    """The version that `ref`'s symlink leads to; None where there is none."""
+    """Return the version that `ref`'s symlink leads to; None without one."""
     link = public.model_link(ref)
     try:
         digest = Digest(os.path.basename(os.readlink(link)))
@@ -71,7 +71,7 @@ def held_version(public: PublicLayout, ref: ModelRef) -> HeldVersion | None:
 
 
 def linked_snapshot(public: PublicLayout, ref: ModelRef) -> SnapshotLayout | None:
-    """The snapshot that `ref`'s symlink names, whole or not; None where there is no symlink."""
+    """Return the snapshot that `ref`'s symlink names, complete or not; None without a symlink."""
     try:
         return public.snapshot(Digest(os.path.basename(os.readlink(public.model_link(ref)))))
     except (OSError, HoldfastError):
@@ -79,7 +79,7 @@ def linked_snapshot(public: PublicLayout, ref: ModelRef) -> SnapshotLayout | Non
 
 
 def required_snapshot(public: PublicLayout, ref: ModelRef) -> SnapshotLayout:
-    """The snapshot that `ref`'s symlink names, whole or not; raises `Permanent` (`not_here`) where there is none."""
+    """Return the snapshot that `ref`'s symlink names, complete or not; raises `Permanent` (`not_here`)."""
     snapshot = linked_snapshot(public, ref)
     if snapshot is None:
         raise Permanent(
@@ -91,18 +91,18 @@ def required_snapshot(public: PublicLayout, ref: ModelRef) -> SnapshotLayout:
 
 
 def linked_references(public: PublicLayout) -> list[ModelRef]:
-    """Every reference that has a symlink, sorted."""
+    """Return every reference that has a symlink, sorted."""
     return _references(public.models, suffix="")
 
 
 def model_statuses(public: PublicLayout) -> list[ModelStatus]:
-    """Every version the daemon has a status of, sorted by name and version."""
+    """Return every version's status, sorted by name and version."""
     found = (model_status(public, ref) for ref in _references(public.status, suffix=".json"))
     return [status for status in found if status is not None]
 
 
 def model_status(public: PublicLayout, ref: ModelRef) -> ModelStatus | None:
-    """The daemon's status of `ref`; None where there is none that can be read."""
+    """Return the status of `ref`; None without a readable one."""
     try:
         status = ModelStatus.parse(public.model_status(ref).read_bytes())
         parse_timestamp(status.since)
@@ -112,7 +112,7 @@ def model_status(public: PublicLayout, ref: ModelRef) -> ModelStatus | None:
 
 
 def daemon_status(public: PublicLayout) -> DaemonStatus | None:
-    """The daemon's heartbeat; None where no daemon ever wrote one."""
+    """Return the daemon's heartbeat; None without a readable one."""
     try:
         status = DaemonStatus.parse(public.daemon_status.read_bytes())
         parse_timestamp(status.updated)
@@ -122,12 +122,12 @@ def daemon_status(public: PublicLayout) -> DaemonStatus | None:
 
 
 def seconds_since(moment: str) -> float:
-    """Seconds since a time that a status file gives; never negative."""
+    """Return the seconds since a status file's timestamp; never negative."""
     return max(0.0, time.time() - parse_timestamp(moment))
 
 
 def disk(public: PublicLayout) -> dict[str, int]:
-    """The file system's bytes: `capacity`, `used`, `free` (to an ordinary user)."""
+    """Return the file system's bytes: `capacity`, `used`, `free` (to an ordinary user)."""
     space = os.statvfs(public.path)
     return {
         "capacity": space.f_blocks * space.f_frsize,
@@ -137,7 +137,7 @@ def disk(public: PublicLayout) -> dict[str, int]:
 
 
 def _references(folder: Path, suffix: str) -> list[ModelRef]:
-    """The references that `<folder>/<name>/<version><suffix>` name; what is no reference is not ours and skipped."""
+    """Return the references of `<folder>/<name>/<version><suffix>`, sorted; skip other files."""
     found = []
     for segment in _names(folder):
         for entry in _names(folder / segment):

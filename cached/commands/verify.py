@@ -1,6 +1,6 @@
 """`holdfast verify`: hash versions again and compare every file with its manifest.
 
-Law: reads the public tree only, holding each snapshot's lease meanwhile; repairs nothing (the daemon's scrub does).
+Law: reads the public tree only, under each snapshot's lease; repairs nothing (the daemon's scrub does).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from cached.contract.verify import check_full, load_manifest
 
 
 def main(argv: Sequence[str]) -> int:
-    """`holdfast verify [NAME@VERSION] [--threads N]`; returns the exit code."""
+    """Run `holdfast verify [NAME@VERSION] [--threads N]`; return the exit code."""
     parser = command_parser("verify", "Hash versions again and compare every file with its manifest.")
     parser.add_argument("ref", metavar="NAME@VERSION", nargs="?", type=reference, help="default: every version here")
     cores = len(os.sched_getaffinity(0))
@@ -42,7 +42,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _verify_all(public: PublicLayout, references: list[ModelRef], threads: int) -> int:
-    verified: dict[str, str] = {}  # by snapshot: names that share content are hashed once
+    verified: dict[str, str] = {}  # by manifest hex: shared content is hashed once
     failed = False
     for ref in references:
         started = time.monotonic()

@@ -1,6 +1,6 @@
-"""The catalog's file: read again whenever it may have changed, and put in force.
+"""Follow the catalog's file: read it after each change and put the catalog in force.
 
-Law: reads in a thread and hands on; a file that cannot be read, or is no catalog, leaves the last good one in force.
+Law: reads in a thread; an unreadable file or an invalid catalog leaves the last good one in force.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from cached.daemon.file_watch import watched
 
 _log = logging.getLogger("holdfast")
 
-_LOOK_S = 5.0  # where no watch tells of a new catalog
+_LOOK_S = 5.0  # polling, where inotify gives no watch
 _SETTLE_S = 0.05  # a catalog is written in several steps
 _CAUGHT_UP_S = 2.0
 
 
 class CatalogFile:
-    """Follows one file. `use` is told of each catalog, `waits_for` why there is none; None once there is one."""
+    """Calls `use` with each new catalog, and `waits_for` with the reason for none, or with None once there is one."""
 
     def __init__(self, path: Path, use: Callable[[Catalog], None], waits_for: Callable[[str | None], None]) -> None:
         self._path = path
@@ -38,7 +38,7 @@ class CatalogFile:
         self._waiting: list[asyncio.Future[None]] = []
 
     async def run(self) -> None:
-        """Read it whenever its folder changes, now and then in case nobody told, and when somebody asks."""
+        """Read the file when its folder changes, every 5 s, and for each `caught_up`."""
         loop = asyncio.get_running_loop()
         with watched(self._path, partial(loop.call_soon_threadsafe, self._changed.set), _LOOK_S):
             while True:
@@ -55,8 +55,7 @@ class CatalogFile:
                     await asyncio.sleep(_SETTLE_S)
 
     async def caught_up(self) -> None:
-        """Return once the file as it is now is in force: whoever has just written it may ask for what it says. After
-        two seconds in any case."""
+        """Return once the file's current content is in force, after 2 s at most: a pull may follow an edit at once."""
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append(future)
         self._changed.set()

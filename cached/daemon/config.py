@@ -18,7 +18,7 @@ from cached.contract.program.units import parse_duration, parse_rate, parse_size
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """What the daemon was told. Sizes in bytes, rates in bytes a second, times in seconds."""
+    """The daemon's options. Sizes in bytes, rates in bytes a second, times in seconds."""
 
     root: Path
     catalog: Path
@@ -39,7 +39,7 @@ class Config:
 
 
 def parse_config(arguments: Sequence[str]) -> Config:
-    """Read the daemon's options; exits 2 with the reason where they are wrong."""
+    """Read the daemon's options; exits 2 with the reason for a bad value."""
     parser = OptionParser(prog="holdfast daemon", description="Fetch, verify, publish, evict and report on one node.")
     parser.option("--root", type=Path, default=DEFAULT_ROOT, help="the cache's folder, on one file system")
     parser.option("--catalog", type=Path, required=True, help="the catalog, a YAML file; watched")

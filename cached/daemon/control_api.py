@@ -1,7 +1,7 @@
-"""The control socket: `pull`, `gc` and `pin` for whoever may write to the root.
+"""The control socket: `pull`, `gc`, `pin` and `unpin` over HTTP/1.1 with JSON bodies.
 
-Law: a Unix socket under `private/`, mode 0600: the file system decides who may speak. HTTP/1.1 with JSON bodies; errors
-are `{"error": {code, message, remedy, permanent}}`.
+Law: a Unix socket under `private/`, mode 0600: file permissions are the access control. Errors are
+`{"error": {code, message, remedy, permanent}}`.
 """
 
 from __future__ import annotations
@@ -22,43 +22,42 @@ from cached.contract.program.options import DEADLINE_HEADER
 from cached.contract.reference import ModelRef
 from cached.daemon.read_api import errors, status_handler
 
-# Raises where whoever asked is gone or waits no longer: then nothing more is done for it.
+# Raises once the client has disconnected or its deadline has passed: the command then stops.
 Check = Callable[[], None]
 
 _LOOK_S = 1.0
-_called_off: set[asyncio.Future[web.StreamResponse]] = set()  # the loop itself keeps no task alive
+_called_off: set[asyncio.Future[web.StreamResponse]] = set()  # the loop keeps only weak references to tasks
 
 
 class Commands(Protocol):
-    """What a person may tell the daemon."""
+    """The commands of the control socket."""
 
     async def pull(self, ref: ModelRef, pin: Digest | None, *, refresh: bool) -> dict[str, Any]:
-        """Want a version, with `refresh` as its source has it now; returns the answer so far:
-        `{"pull": id, "state", "digest", "error"}`."""
+        """Want a version; `refresh`: resolve its source again. Return `{"pull": id, "state", "digest", "error"}`."""
 
     def pulled(self, id_: str) -> dict[str, Any] | None:
-        """The answer of the pull of this id so far; None where it is not known."""
+        """Return the current answer of the pull with this id; None for an unknown id."""
 
     async def gc(self, check: Check) -> list[dict[str, Any]]:
-        """Evict what nobody wants or uses; returns what went. `check` is called before each step."""
+        """Evict the versions without want or lease and return them; `check` is called before each step."""
 
     async def gc_plan(self) -> list[dict[str, Any]]:
-        """What `gc` would evict now."""
+        """Return what `gc` would evict now."""
 
     async def pin(self, ref: ModelRef, check: Check) -> None:
-        """Keep a version; raises where it is neither here nor in the catalog."""
+        """Pin a version; raises where neither the inventory nor the catalog has it."""
 
     async def unpin(self, ref: ModelRef, check: Check) -> tuple[bool, bool]:
-        """Let a version go; returns whether the catalog still pins it, and whether it was pinned."""
+        """Unpin a version; return whether the catalog still pins it, and whether it was pinned."""
 
     def status(self) -> dict[str, Any]: ...
 
     def disk_hangs(self) -> Transient | None:
-        """Why no command can be carried out now: the root's disk does not answer; None where it does."""
+        """Return the error while the root's disk does not answer; None while it does."""
 
 
 def control(commands: Commands) -> web.Application:
-    """The application of the control socket."""
+    """Return the application of the control socket."""
     app = web.Application(middlewares=[errors, _answering(commands)])
 
     async def pull(request: web.Request) -> web.Response:
@@ -100,8 +99,8 @@ def control(commands: Commands) -> web.Application:
 
 
 def _answering(commands: Commands) -> Middleware:
-    """Answer commands also where the root's disk does not, with that; what was begun by then is called off, and ends
-    with the step it is in."""
+    """Answer a command with an error while the root's disk hangs; cancel the command, which ends after its current
+    step."""
 
     @web.middleware
     async def answer(request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -125,13 +124,13 @@ def _answering(commands: Commands) -> Middleware:
 def _forget(work: asyncio.Future[web.StreamResponse]) -> None:
     _called_off.discard(work)
     if not work.cancelled():
-        work.exception()  # whoever waited has it, or has been told of the disk
+        work.exception()  # the client has this error, or the disk's
 
 
 def _check_of(request: web.Request) -> Check:
-    """Raises `Transient` (`client_gone`) where nobody waits for the answer to `request` any more.
+    """Return a check that raises `Transient` (`client_gone`) once the client of `request` waits no longer.
 
-    Asked of the kernel: asyncio learns of a closed connection only after it has read what was sent before.
+    It asks the kernel: asyncio reports a closed connection only after it has read all earlier bytes.
     """
     text = request.headers.get(DEADLINE_HEADER)
     try:
@@ -142,14 +141,14 @@ def _check_of(request: web.Request) -> Check:
     def check() -> None:
         transport = request.transport
         if transport is None or transport.is_closing() or time.monotonic() > deadline or _is_hung_up(transport):
-            raise Transient("client_gone", f"{request.path}: whoever asked waits no longer", "ask again")
+            raise Transient("client_gone", f"{request.path}: the client waits no longer", "send the command again")
 
     return check
 
 
 def _is_hung_up(transport: asyncio.Transport) -> bool:
     poll = select.poll()
-    poll.register(transport.get_extra_info("socket").fileno(), 0)  # POLLHUP is told unasked
+    poll.register(transport.get_extra_info("socket").fileno(), 0)  # POLLHUP is reported in any case
     return any(event & select.POLLHUP for _, event in poll.poll(0))
 
 

@@ -1,7 +1,7 @@
 """Watch a file through its folder: a ConfigMap's update swaps a symlink there, and never touches the file itself.
 
-Law: tells that something may have changed, never what; the reader compares. It may miss a change (the folder is not
-there yet, is swapped itself, or the kernel gives no watch): whoever must not, looks now and then as well.
+Law: reports that the file may have changed; the reader compares. A change may go unreported (the folder does not exist
+yet, is swapped itself, or the kernel gives no watch): a reader that needs every change polls as well.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ _CHANGES = frozenset({EVENT_TYPE_CREATED, EVENT_TYPE_DELETED, EVENT_TYPE_MODIFIE
 
 @contextmanager
 def watched(file: Path, changed: Callable[[], object], look_s: float) -> Iterator[None]:
-    """Call `changed`, from another thread, when anything happens in the file's folder.
+    """Call `changed`, from another thread, after each change in the file's folder.
 
-    Where the kernel gives no watch, that is logged once and nothing is called: the reader looks every `look_s` seconds.
+    Without a watch from the kernel a warning is logged once; the reader polls every `look_s` seconds.
     """
     observer = _started(file.parent, _Handler(changed), look_s)
     try:

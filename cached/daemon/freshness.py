@@ -1,7 +1,7 @@
-"""Look now and then whether the sources of what is here still have it: the periodic resolve.
+"""The periodic resolve: compare the listing of each unpinned version's source with the inventory.
 
-Law: asks one source after the other for its listing, never for a model's bytes, and tells the scheduler what it found;
-changes nothing itself. Each version has a time of its own, so that no source is asked by many nodes at once.
+Law: lists one source after the other, never reads a model's bytes, and reports to the reconciler; changes nothing
+itself. Each version has its own random due time, so that many nodes do not list one source at once.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from cached.node.log_once import Saying
 
 _log = logging.getLogger(__name__)
 
-_LOOK_S = 5.0  # how soon a version that is new here, or due, is met
+_LOOK_S = 5.0  # between two checks for new and due versions
 _JITTER = 0.2
 
 
 class Freshness:
-    """The periodic resolve of unpinned versions, each once in about `interval_s`."""
+    """Resolves each unpinned version once in about `interval_s` seconds."""
 
     def __init__(self, scheduler: Scheduler, transfers: Transfers, interval_s: float) -> None:
         self._scheduler = scheduler
@@ -34,11 +34,11 @@ class Freshness:
         self._saying = Saying(_log)
 
     async def run(self) -> None:
-        """Look until cancelled."""
+        """Resolve due versions until cancelled."""
         while True:
             found = self._scheduler.resolvable()
             now = time.monotonic()
-            # What is new here was resolved just now; what a restart found may be of any age.
+            # A new version was resolved just now; one found at a restart may be of any age.
             self._due = {ref: self._due.get(ref, now + self._interval_s * random.random()) for ref in found}  # noqa: S311 - jitter
             for ref in [ref for ref, due in self._due.items() if due <= now]:
                 await self._look(ref)
@@ -49,7 +49,7 @@ class Freshness:
         self._due[ref] = time.monotonic() + interval_s
         entry = self._scheduler.to_resolve(ref)
         if entry is None:
-            return  # since it was listed
+            return  # no longer resolvable
         try:
             seen = await self._transfers.look(entry)
         except HoldfastError as error:

@@ -1,7 +1,7 @@
-"""The two doors of the daemon: the TCP port for reads, the socket under `private/` for commands.
+"""The two listeners of the daemon: the TCP port for reads, the Unix socket under `private/` for commands.
 
-Law: a port that cannot be had ends the start; a socket that cannot be made (a full or read-only disk) is tried again
-and again, and made anew where somebody deleted it.
+Law: a port that cannot be bound ends the start; a socket that cannot be made (full or read-only disk) is retried every
+5 s, and made again after it was deleted.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ class ControlDoor:
         self._saying = Saying(_log)
 
     async def keep(self) -> None:
-        """Have the socket there until cancelled."""
+        """Make the socket again whenever it is missing, until cancelled."""
         while True:
             await self.ensure()
             await asyncio.sleep(_LOOK_S)
 
     async def ensure(self) -> None:
-        """Make the socket unless it is there."""
+        """Make the socket unless it exists; log a failure once."""
         try:
             made = await self._blocking.run(_bound_unless_there, self._path, self._made)
             if made is None:
@@ -73,7 +73,7 @@ class ControlDoor:
         self._made = made
 
     async def close(self) -> None:
-        """Let nobody in any more, and leave no socket behind that nobody answers."""
+        """Stop listening and unlink the socket."""
         if self._listener is not None:
             self._listener.close()
         await self._blocking.run(_unlink_if, self._path, self._made)
@@ -93,7 +93,7 @@ def _unlink_if(path: Path, made: os.stat_result | None) -> None:
 
 
 def _bound_unless_there(path: Path, made: os.stat_result | None) -> tuple[socket.socket, os.stat_result] | None:
-    """A socket that is bound there, and what it is on the disk; None where `made` is there still. Blocking."""
+    """Return a bound socket and its inode's stat; None while `made` is still at `path`. Blocking."""
     if _is_there(path, made):
         return None
     # A deep root does not fit a Unix address (107 bytes); its folder, opened, has a short name.
@@ -114,7 +114,7 @@ def _bound_unless_there(path: Path, made: os.stat_result | None) -> tuple[socket
 
 @dataclass(frozen=True, slots=True)
 class Doors:
-    """What is open: the address that the port has, and the socket, to be kept."""
+    """The open listeners: the TCP port's address, and the control socket, whose `keep` the caller runs."""
 
     address: tuple[str, int]
     control: ControlDoor
@@ -128,28 +128,30 @@ async def open_doors(
     control: web.Application,
     standing: int,
 ) -> AsyncIterator[Doors]:
-    """Open both, each for `standing` clients at once, the socket with threads that may block; raises `Permanent`
-    (`cannot_listen`). At the end nobody is waited for longer than a moment."""
+    """Open both, each for `standing` clients at once; raises `Permanent` (`cannot_listen`). Close them on the way out,
+    2 s after the last response at most."""
     tcp, unix = connection_limits.runner(reads), connection_limits.runner(control)
-    door = ControlDoor(*socket_of, unix, standing)
+    listener = ControlDoor(*socket_of, unix, standing)
     port: asyncio.Server | None = None
     try:
         await tcp.setup()
         await unix.setup()
-        await door.ensure()
+        await listener.ensure()
         try:
             loop = asyncio.get_running_loop()
             port = await loop.create_server(connection_limits.admission(tcp, standing), *listen, backlog=_BACKLOG)
         except OSError as error:
             raise Permanent(
-                "cannot_listen", f"{listen[0]}:{listen[1]}: {error}", "choose another --listen, or end who has it"
+                "cannot_listen",
+                f"{listen[0]}:{listen[1]}: {error}",
+                "choose another --listen, or end the process that uses it",
             ) from error
         bound = port.sockets[0].getsockname()
         _log.info("listening on http://%s:%d", bound[0], bound[1])
-        yield Doors((bound[0], bound[1]), door)
+        yield Doors((bound[0], bound[1]), listener)
     finally:
         if port is not None:
             port.close()
-        await door.close()
+        await listener.close()
         await tcp.cleanup()
         await unix.cleanup()

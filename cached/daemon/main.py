@@ -1,6 +1,6 @@
 """Wire the daemon together and run it: the only module that knows every part.
 
-Law: parts get each other here and nowhere else. SIGTERM stops the fetches, records what is durable, and ends with 0.
+Law: parts are connected here and nowhere else. SIGTERM stops the fetches, records durable ranges, and ends with 0.
 """
 
 from __future__ import annotations
@@ -53,7 +53,6 @@ from cached.node.recount import Recount
 from cached.node.scrub import Scrub, ScrubParts
 from cached.node.status_files import Board
 from cached.node.threads import Blocking
-from cached.sources.base import Source
 from cached.sources.registry import open_source
 from cached.store import recovery
 from cached.store.digest_journal import DigestJournal
@@ -64,29 +63,29 @@ from cached.transport.connection.settings import HttpSettings
 
 _log = logging.getLogger("holdfast")
 
-_PATIENCE_S = 15.0  # for a farewell: half of the kubelet's usual grace
-_LEAVING_S = 0.5  # for a last call to the disk
+_PATIENCE_S = 15.0  # for a shutdown: half of the kubelet's usual grace period
+_LEAVING_S = 0.5  # to unlink the socket at a forced exit
 _HEARTBEAT_S = 2.0  # the design asks for 5 at most
 _TELL_S = 1.0
 _SPACE_S = 4.0
-_SPACE_A_LOOK = 3  # leases and files are looked at every 12 s (the design asks for 15): hundreds of versions cost more
-_DELETING_S = 1.0  # whoever deletes a root may not be done with the rest of it
-_LEAST_FILES = 128  # open at once, beside two a connection: partial blobs, idle connections, the daemon's own
-_LEAST_STANDING = 16  # clients at each door, whatever the limit
+_SPACE_A_LOOK = 3  # leases and files are checked every 12 s (design: 15 at most); more often costs with many versions
+_DELETING_S = 1.0  # an `rm -r` of the root may still be running
+_LEAST_FILES = 128  # open at once, besides two a connection: partial blobs, idle connections, the daemon's own
+_LEAST_STANDING = 16  # clients of each listener, whatever the limit
 _DISK = "the root's disk"
-_LOOKUPS = 8  # threads for names in the DNS, and for folders that are sources
-_SWITCH_S = 0.0005  # a thread that hashes gets the interpreter back soon: at Python's 5 ms it would wait more than work
-_LISTING_STALLS = 20  # a listing of many pages may take ten minutes, where 30 s without progress end a connection
+_LOOKUPS = 8  # threads for DNS lookups and for local sources
+_SWITCH_S = 0.0005  # at Python's 5 ms a hashing thread waits for the interpreter longer than it hashes
+_LISTING_STALLS = 20  # stall timeouts for a listing of many pages: ten minutes at the default of 30 s
 _UNFINISHED = frozenset({State.QUEUED, State.RESOLVING, State.FETCHING, State.VERIFYING, State.PUBLISHING})
 
 
 def main(argv: Sequence[str]) -> int:
-    """`holdfast daemon`."""
+    """Run `holdfast daemon`; return the exit code."""
     config = parse_config(argv)
     _log_to_stderr(logging.getLevelNamesMapping()[config.log_level.upper()])
     sys.setswitchinterval(_SWITCH_S)
-    os.umask(0o022)  # folders get their modes as they are made: a crash finds none with another
-    ending = Ending(_PATIENCE_S, partial(_leave, Layout(config.root)))
+    os.umask(0o022)  # folders get their final mode from mkdir itself, also before a crash
+    ending = Ending(_PATIENCE_S, partial(_force_exit, Layout(config.root)))
     try:
         limits.start(ending, "the daemon")
         _require_proc()
@@ -97,43 +96,43 @@ def main(argv: Sequence[str]) -> int:
         if told is None:
             raise
         if ending.asked:
-            return EXIT_DONE  # asyncio takes a thread to end its own pool, after everything of ours has ended
+            return EXIT_DONE  # no thread for asyncio's own pool shutdown, after all of ours ended
         sys.stderr.write(f"holdfast daemon: {told}\n")
         return EXIT_FAILED
     return EXIT_DONE
 
 
 def _require_proc() -> None:
-    """Refuse to start without /proc, whose short names of open folders the socket and the scrub go by."""
+    """Refuse to start without /proc: the socket and the scrub use its short names of open folders."""
     if not os.path.exists("/proc/self/fd"):
         raise Permanent("no_proc", "/proc is not mounted here", "mount proc at /proc in the daemon's container")
 
 
 def _standing(files: int) -> int:
-    """How many clients may stand at each door where the process may have so many files open: fetches come first."""
+    """Return the connection limit of each listener for a limit of open files; downloads come first."""
     most = min(connection_limits.MOST_CONNECTIONS, max(_LEAST_STANDING, (files - _LEAST_FILES) // 4))
     if most < connection_limits.MOST_CONNECTIONS:
-        _log.warning("the limit of open files is %d: at most %d connections at each door", files, most)
+        _log.warning("the limit of open files is %d: at most %d connections a listener", files, most)
     return most
 
 
 def _log_to_stderr(level: int) -> None:
-    """Log what is ours from `level` on, and of libraries what is wrong and no more: looking for credentials, the S3
-    one writes down what it was answered."""
+    """Log our own messages from `level` on, those of libraries from WARNING on: below that, botocore logs the answers
+    to its credential lookups."""
     form = "%(asctime)s %(levelname)s %(message)s"
     logging.basicConfig(level=max(level, logging.WARNING), stream=sys.stderr, format=form)
     for ours in ("cached", _log.name):
         logging.getLogger(ours).setLevel(level)
 
 
-def _leave(layout: Layout, why: str) -> None:
-    """Something does not end (a hung disk, a library that waits): what is durable stays, as after a kill."""
+def _force_exit(layout: Layout, why: str) -> None:
+    """Log and unlink the socket before a forced exit (hung disk, blocked library); the disk is as after a kill."""
     threads = ", ".join(sorted(thread.name for thread in threading.enumerate()))
     _log.warning("%s: leaving at once; threads: %s", why, threads)
     unlinking = threading.Thread(target=_unlink_socket, args=(layout,), name="leaving", daemon=True)
-    with contextlib.suppress(HoldfastError):  # no thread to be had: the next start replaces the socket
+    with contextlib.suppress(HoldfastError):  # no thread: the next start replaces the socket
         limits.start(unlinking, "leaving")
-        unlinking.join(_LEAVING_S)  # the disk may be what does not answer
+        unlinking.join(_LEAVING_S)  # the disk may hang
 
 
 def _unlink_socket(layout: Layout) -> None:
@@ -141,23 +140,23 @@ def _unlink_socket(layout: Layout) -> None:
         layout.socket.unlink(missing_ok=True)
 
 
-def _explain(saying: Saying, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """Say once that a door can let nobody in for want of descriptors: asyncio tries again each second, and would tell
-    each time, with a traceback."""
+def _log_loop_error(saying: Saying, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Log once that a listener lacks descriptors to accept: asyncio retries each second and logs a traceback each
+    time."""
     error = context.get("exception")
-    short = None if error is None else limits.shortage(error, "letting a client in")
+    short = None if error is None else limits.shortage(error, "accepting a connection")
     if short is None:
         loop.default_exception_handler(context)
     else:
-        saying.trouble("doors", str(short))
+        saying.trouble("listeners", str(short))
 
 
 async def _run(config: Config, ending: Ending, standing: int) -> None:
-    """One life on one root. Where somebody deletes the root there is nothing to go on with: begin with a new one."""
+    """Run on the root until `stop` is set; after the root was deleted start again with an empty one."""
     layout = Layout(config.root)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
-    loop.set_exception_handler(partial(_explain, Saying(_log)))
+    loop.set_exception_handler(partial(_log_loop_error, Saying(_log)))
     loop.set_default_executor(started_pool(_LOOKUPS, "lookup"))
     while True:
         recovery.prepare(layout)
@@ -177,7 +176,7 @@ async def _run(config: Config, ending: Ending, standing: int) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Ground:
-    """What a life works on."""
+    """The root, and the threads that access it."""
 
     layout: Layout
     root: Root
@@ -185,7 +184,7 @@ class _Ground:
 
 
 async def _work(config: Config, on: _Ground, ending: Ending, stop: asyncio.Event, standing: int) -> tuple[str, int]:
-    """Recover what is there, make the parts, know each other, and run; returns the address that was listened on."""
+    """Recover the root, create and connect the parts, and run them; return the TCP listener's address."""
     layout, root, blocking = on.layout, on.root, on.blocking
     sealing = await blocking.run(verity.choose, layout, config.fs_verity)
     recovered = await blocking.run(_recover, layout)
@@ -209,7 +208,7 @@ async def _work(config: Config, on: _Ground, ending: Ending, stop: asyncio.Event
         janitor.tell()
         listing_timeout_s = _LISTING_STALLS * config.stall_timeout_s
         fetching = TransferParts(layout, flights, board, janitor, blocking, daemon.counters, journal, listing_timeout_s)
-        transfers = Transfers(fetching, partial(_open, client))
+        transfers = Transfers(fetching, lambda uri: open_source(uri, client))
         parts = Parts(board, holdings, ledger, flights, transfers, janitor, daemon.counters, around)
         scheduler = Scheduler(parts, config.high_watermark, config.low_watermark)
         catalog = CatalogFile(config.catalog, scheduler.use_catalog, daemon.waits_for)
@@ -232,12 +231,12 @@ async def _work(config: Config, on: _Ground, ending: Ending, stop: asyncio.Event
         recount = Recount(node)
         inspection = Inspection(node, janitor, lambda lost: scheduler.resume(dict.fromkeys(lost)), recount.soon)
         loop, gone = asyncio.get_running_loop(), asyncio.Event()
-        watch.follow(ledger, partial(_tell, loop, gone))
+        watch.follow(ledger, partial(_set_from_thread, loop, gone))
         ending.farewell(partial(loop.call_soon_threadsafe, stop.set))
         async with open_doors(config.listen, (layout, blocking), reads(daemon), control(daemon), standing) as doors:
             freshness = Freshness(scheduler, transfers, config.resolve_interval_s or 0.0)
             tasks = _Tasks(daemon, node, scheduler, catalog, scrub, freshness, inspection, recount, doors.control)
-            await _live(config, tasks, gone, stop)
+            await _run_tasks(config, tasks, gone, stop)
             return doors.address
     finally:
         await asyncio.to_thread(workers.stop)
@@ -248,7 +247,7 @@ async def _work(config: Config, on: _Ground, ending: Ending, stop: asyncio.Event
 
 @dataclass(frozen=True, slots=True)
 class _Tasks:
-    """What runs."""
+    """The parts that run as tasks."""
 
     daemon: Daemon
     node: NodeParts
@@ -261,28 +260,31 @@ class _Tasks:
     socket: ControlDoor
 
 
-async def _live(config: Config, parts: _Tasks, gone: asyncio.Event, stop: asyncio.Event) -> None:
-    """Run every task until a signal asks to stop, or the root is gone for good."""
+async def _run_tasks(config: Config, parts: _Tasks, gone: asyncio.Event, stop: asyncio.Event) -> None:
+    """Run every task until `stop` is set by a signal or `gone` by the disk watch: the root was deleted."""
     daemon, node, scheduler, scrub = parts.daemon, parts.node, parts.scheduler, parts.scrub
     async with asyncio.TaskGroup() as group:
         tasks = [
             group.create_task(scheduler.run(), name="scheduler"),
             group.create_task(parts.catalog.run(), name="catalog"),
-            group.create_task(_beat(node.board, scheduler), name="heartbeat"),
-            group.create_task(_look_at_disk(scheduler, parts.inspection), name="disk"),
+            group.create_task(_write_heartbeats(node.board, scheduler), name="heartbeat"),
+            group.create_task(_check_disk(scheduler, parts.inspection), name="disk"),
             group.create_task(parts.recount.run(), name="recount"),
             group.create_task(parts.socket.keep(), name="socket"),
             group.create_task(node.surroundings.run(scheduler.wake), name="cluster"),
-            group.create_task(_tell_around(node), name="telling"),
+            group.create_task(_tell_cluster(node), name="telling"),
             group.create_task(collect_when_quiet(scheduler.is_fetching), name="garbage"),
         ]
         if config.scrub_rate > 0:
             tasks.append(group.create_task(scrub.run(), name="scrub"))
         if config.resolve_interval_s is not None:
             tasks.append(group.create_task(parts.freshness.run(), name="freshness"))
-        await _end(gone, stop)
+        while not stop.is_set() and not gone.is_set():
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_HEARTBEAT_S):
+                    await stop.wait()
         if stop.is_set():
-            _log.info("stopping: what is under way is recorded and goes on at the next start")
+            _log.info("stopping: durable ranges are recorded; the next start resumes from them")
         else:
             _log.error("%s was deleted: beginning anew, with nothing", node.layout.root)
         daemon.waits_for("stopping")
@@ -290,22 +292,14 @@ async def _live(config: Config, parts: _Tasks, gone: asyncio.Event, stop: asynci
             task.cancel()
 
 
-def _tell(loop: asyncio.AbstractEventLoop, event: asyncio.Event) -> None:
-    """Set an event of the loop from a thread; nothing where the loop has ended."""
+def _set_from_thread(loop: asyncio.AbstractEventLoop, event: asyncio.Event) -> None:
+    """Set an event of the loop from a thread; do nothing once the loop is closed."""
     with contextlib.suppress(RuntimeError):
         loop.call_soon_threadsafe(event.set)
 
 
-async def _end(gone: asyncio.Event, stop: asyncio.Event) -> None:
-    """Wait until this life is over."""
-    while not stop.is_set() and not gone.is_set():
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_HEARTBEAT_S):
-                await stop.wait()
-
-
-async def _beat(board: Board, scheduler: Scheduler) -> None:
-    """Show that the daemon lives, and see by that whether the disk takes what it is given."""
+async def _write_heartbeats(board: Board, scheduler: Scheduler) -> None:
+    """Write the heartbeat every 2 s; after the first write that succeeds again, end the backoffs."""
     well, saying = True, Saying(_log)
     while True:
         board.beat()
@@ -319,9 +313,9 @@ async def _beat(board: Board, scheduler: Scheduler) -> None:
         well = board.trouble_writing is None
 
 
-async def _tell_around(node: NodeParts) -> None:
-    """Tell pods and people what is new, at once: a fetch may be over in less than any period. Each hears each thing
-    once."""
+async def _tell_cluster(node: NodeParts) -> None:
+    """Write Events and the node's summary at each status change: a fetch may be shorter than any polling period. Each
+    change is written once."""
     summarised = -math.inf
     while True:
         node.board.news.clear()
@@ -330,7 +324,7 @@ async def _tell_around(node: NodeParts) -> None:
             summarised = time.monotonic()
             try:
                 use = node.ledger.use()
-            except HoldfastError:  # whoever works on the disk says so
+            except HoldfastError:  # reported by the part that works on the disk
                 use = node.ledger.use_unseen()
             node.surroundings.summarise(node.board.all(), use.used + use.dying, use.capacity)
         with contextlib.suppress(TimeoutError):
@@ -346,7 +340,7 @@ def _surroundings(config: Config) -> Surroundings:
     return Membership(cluster, config.node)
 
 
-async def _look_at_disk(scheduler: Scheduler, inspection: Inspection) -> None:
+async def _check_disk(scheduler: Scheduler, inspection: Inspection) -> None:
     while True:
         await inspection.look()
         await scheduler.look_at_leases()
@@ -359,8 +353,8 @@ async def _look_at_disk(scheduler: Scheduler, inspection: Inspection) -> None:
 def _take_up(
     layout: Layout, board: Board, holdings: Holdings, lost: Collection[ModelRef]
 ) -> dict[ModelRef, Digest | None]:
-    """Show what is here, and find what was on its way when the daemon last stopped, with its pin, or was `lost` since;
-    other status files go."""
+    """Publish the status of each held version, and remove stale status files. Return the versions to fetch, with their
+    pins: unfinished at the last stop, or `lost` since."""
     before = recovery.read_statuses(layout)
     unfinished: dict[ModelRef, Digest | None] = {}
     for ref, old in before.items():
@@ -375,15 +369,15 @@ def _take_up(
     unfinished |= {ref: None for ref in lost if ref not in before}
     for ref, digest in holdings.models.items():
         old_status = before.get(ref)
-        holdings.adopt(ref, _told_source(old_status, digest))
+        holdings.adopt(ref, _old_source(old_status, digest))
         pinned = old_status is not None and old_status.pinned
         board.ready(ref, digest, holdings.size(ref), pinned, holdings.fetched[ref].source)
     board.sweep()
     return unfinished
 
 
-def _told_source(status: ModelStatus | None, digest: Digest) -> str:
-    """Where an older release got `digest` from; only what it called ready tells."""
+def _old_source(status: ModelStatus | None, digest: Digest) -> str:
+    """Return the source of `digest` that an older release wrote in a `ready` status; empty where unknown."""
     if status is None or status.state is not State.READY or status.digest != str(digest):
         return ""
     return status.source
@@ -394,10 +388,6 @@ def _pin_of(status: ModelStatus) -> Digest | None:
         return Digest.parse(status.digest) if status.pinned and status.digest else None
     except HoldfastError:
         return None
-
-
-def _open(client: HttpClient, uri: str) -> Source:
-    return open_source(uri, client)
 
 
 def _recover(layout: Layout) -> recovery.Recovered:

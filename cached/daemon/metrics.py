@@ -1,4 +1,4 @@
-"""What the daemon counts, under the names of section 7 of the design.
+"""The daemon's Prometheus metrics, under the names of section 7 of the design.
 
 Law: labels are bounded: source kinds, error codes, and the versions that are on this node or wanted by it.
 """
@@ -48,7 +48,7 @@ class ModelFigures:
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """What is read at the moment of a scrape: bytes by state, and the versions."""
+    """The gauges, read at each scrape: bytes by state, and the versions."""
 
     capacity: int
     store_bytes: dict[str, int]
@@ -59,10 +59,10 @@ class Figures:
 
 
 class Metrics:
-    """The daemon's registry. Counters may be moved from any thread."""
+    """The daemon's registry. Counters may be incremented from any thread."""
 
     def __init__(self, read: Callable[[], Figures]) -> None:
-        # One series more for each counter, which nobody asked for.
+        # It would add a `_created` series to each counter.
         disable_created_metrics()  # type: ignore[no-untyped-call]  # prometheus_client leaves it bare
         self.registry = CollectorRegistry()
         for make in (ProcessCollector, PlatformCollector, GCCollector):
@@ -116,7 +116,7 @@ class Metrics:
         self._gate_wait.observe(seconds)
 
     def text(self) -> bytes:
-        """The exposition, as Prometheus reads it (text format 0.0.4)."""
+        """Return the exposition in Prometheus' text format 0.0.4."""
         return generate_latest(self.registry)
 
     def _counter(self, name: str, text: str, labels: list[str]) -> Counter:

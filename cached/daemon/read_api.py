@@ -1,6 +1,6 @@
-"""The TCP port: metrics, health and status, for anybody who can reach it.
+"""The TCP port: `/metrics`, `/healthz`, `/readyz` and `/v1/status`, without authentication.
 
-Law: only reads. Nothing here can change anything, so it needs no credentials and gives none away.
+Law: read-only, so it needs no credentials; it shows none.
 """
 
 from __future__ import annotations
@@ -14,24 +14,24 @@ from aiohttp import web
 
 from cached.contract.errors import HoldfastError
 
-_SHARE = 0.1  # of the time, for each page
-_CREDIT_S = 0.25  # that it may take at once when nobody asked for a while
+_SHARE = 0.1  # of the wall time, to render one page
+_CREDIT_S = 0.25  # of rendering in one burst after a pause
 
 
 class Reports(Protocol):
-    """What the daemon can be asked."""
+    """The read-only view of the daemon."""
 
     def metrics(self) -> bytes: ...
 
     def not_ready(self) -> str | None:
-        """Why the daemon is not ready yet; None when it is."""
+        """Return why the daemon is not ready; None when it is."""
 
     def status(self) -> dict[str, Any]:
-        """The document of `GET /v1/status`."""
+        """Return the document of `GET /v1/status`."""
 
 
 def reads(reports: Reports) -> web.Application:
-    """The application of the TCP port."""
+    """Return the application of the TCP port."""
     app = web.Application(middlewares=[errors])
 
     async def healthz(_request: web.Request) -> web.Response:
@@ -41,10 +41,10 @@ def reads(reports: Reports) -> web.Application:
         reason = reports.not_ready()
         return web.Response(text="ready\n" if reason is None else f"{reason}\n", status=200 if reason is None else 503)
 
-    counted = Rendered(reports.metrics, time.monotonic)
+    page = Rendered(reports.metrics, time.monotonic)
 
     async def metrics(_request: web.Request) -> web.Response:
-        return web.Response(body=counted.body(), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
+        return web.Response(body=page.body(), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
 
     app.router.add_get("/healthz", healthz)
     app.router.add_get("/readyz", readyz)
@@ -57,7 +57,7 @@ def reads(reports: Reports) -> web.Application:
 async def errors(
     request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
 ) -> web.StreamResponse:
-    """Answer with the error, on either door: 400 where asking again changes nothing, else 503."""
+    """Answer a `HoldfastError` as JSON, on both listeners: 400 for `Permanent`, 503 for `Transient`."""
     try:
         return await handler(request)
     except HoldfastError as error:
@@ -71,17 +71,17 @@ async def errors(
 
 
 def status_handler(status: Callable[[], dict[str, Any]]) -> Callable[[web.Request], Any]:
-    """The handler of `GET /v1/status`, on either door."""
-    told = Rendered(lambda: json.dumps(status()).encode(), time.monotonic)
+    """Return the handler of `GET /v1/status`, for both listeners."""
+    page = Rendered(lambda: json.dumps(status()).encode(), time.monotonic)
 
     async def handler(_request: web.Request) -> web.Response:
-        return web.Response(body=told.body(), content_type="application/json", charset="utf-8")
+        return web.Response(body=page.body(), content_type="application/json", charset="utf-8")
 
     return handler
 
 
 class Rendered:
-    """A page that takes at most a share of the time to make: past that a crowd is answered with the one before.
+    """A page whose rendering takes at most a tenth of the wall time: past that clients get the last one.
 
     `clock` gives monotonic seconds.
     """
@@ -94,7 +94,7 @@ class Rendered:
         self._body: bytes | None = None
 
     def body(self) -> bytes:
-        """The page, as of now unless too many ask."""
+        """Return the page: rendered now, or the last one when the credit is used up."""
         began = self._clock()
         self._credit_s = min(_CREDIT_S, self._credit_s + _SHARE * (began - self._at))
         self._at = began

@@ -1,6 +1,6 @@
-"""The daemon's answers and commands: what the two doors, TCP and the control socket, reach.
+"""The daemon's answers and commands, which both listeners (TCP and the control socket) call.
 
-Law: on the event loop; translates between the doors' words and the scheduler's, and decides nothing.
+Law: runs on the event loop; translates between requests and the reconciler, and decides nothing.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from cached.node.publisher import NodeParts
 
 
 class Daemon:
-    """`http.Reports` and `control.Commands`."""
+    """Implements `read_api.Reports` and `control_api.Commands`."""
 
     def __init__(self, parts: NodeParts) -> None:
         self._layout = parts.layout
@@ -45,17 +45,17 @@ class Daemon:
 
     @property
     def counters(self) -> Metrics:
-        """Where everybody counts."""
+        """Return the metrics, which every part increments."""
         return self._metrics
 
     def drive(self, scheduler: Scheduler, workers: Workers, catalog: CatalogFile) -> None:
-        """Answer for these from now on."""
+        """Set the parts that answer; they need the metrics first, hence this second step."""
         self._catalog = catalog
         self._scheduler = scheduler
         self._workers = workers
 
     def waits_for(self, reason: str | None) -> None:
-        """Say why the daemon is not ready; None when it is."""
+        """Set the reason why the daemon is not ready; None when it is."""
         self._waiting_for = reason
 
     # --- reads -----------------------------------------------------------------------------------------------------
@@ -111,7 +111,7 @@ class Daemon:
         gone = []
         for victim in self._scheduler.evictable():
             if self._scheduler.wanted(victim.ref):
-                continue  # since it was listed
+                continue  # wanted again since the list was made
             check()
             freed = await self._scheduler.evict(victim.ref, victim.digest, "gc")
             if freed is not None:
@@ -149,7 +149,7 @@ class Daemon:
         self._holdings.pins = pins
 
     def _use(self) -> tuple[SpaceUse, HoldfastError | None]:
-        """The account, and what is wrong with the disk: it is told while there is one, whatever the disk does."""
+        """Return the space accounts and the disk's error, if any; the last known account while the disk fails."""
         try:
             return self._ledger.use(), self._board.trouble_writing
         except HoldfastError as error:

@@ -1,7 +1,7 @@
-"""`holdfast demo`: the whole path on this machine, with a real model, as the separate processes it is made of.
+"""`holdfast demo`: the whole path on this machine, with a real model, as the separate processes it consists of.
 
-Law: starts the same commands a person would type, talks to them through their doors (ports, files, the socket), fakes
-nothing, and leaves nothing behind.
+Law: start the commands a person would type, talk to them through ports, files and the socket, fake nothing, and leave
+nothing behind.
 """
 
 from cached.demo.app import main

