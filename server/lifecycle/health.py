@@ -1,7 +1,7 @@
-"""Whether the models in service still answer: asked of each that had nothing to do for a while.
+"""Check that the served models still answer, by a dummy inference of each that was idle for a while.
 
-Law: never in the way of work: a model that gave a token or a vector lately is well, and is not asked. One that does
-not answer in time, or fails, is ill until it does something well again.
+Law: never delays work: a model that recently gave a token or a vector is healthy and is not asked. A model that fails
+or does not answer in time is unhealthy until a step succeeds again.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from time import monotonic
 
 from cached.contract.errors import HoldfastError, Transient
 from server.lifecycle.readiness import Readiness
-from server.lifecycle.registry import Catalog, ServedAdapter, ServedEncoder, ServedGenerator
+from server.lifecycle.registry import Catalog, ServedAdapter, ServedEncoder, ServedText
 
 _LOG = logging.getLogger("holdfast.serve")
-_WHILE_ILL_S = 1.0  # between two looks
+_WHILE_ILL_S = 1.0  # between two checks
 
 
 class Pulse:
-    """Feels all models every `interval_s`; one that takes longer than `timeout_s` for a dummy inference is ill."""
+    """Checks all models every `interval_s`; one whose dummy inference takes over `timeout_s` is unhealthy."""
 
     def __init__(self, catalog: Catalog, readiness: Readiness, interval_s: float, timeout_s: float) -> None:
         self._catalog = catalog
@@ -29,18 +29,18 @@ class Pulse:
         self._ill: dict[str, str] = {}
 
     async def watch(self) -> None:
-        """Go on for ever, telling `readiness`."""
+        """Check for ever, and report to `readiness`."""
         while True:
             await asyncio.sleep(min(_WHILE_ILL_S, self._interval_s) if self._ill else self._interval_s)
             async with asyncio.TaskGroup() as group:
                 for served in self._catalog.all():
-                    if not isinstance(served, ServedAdapter):  # its base is it
+                    if not isinstance(served, ServedAdapter):  # its base is checked instead
                         group.create_task(self._feel(served))
             there = {served.card.name for served in self._catalog.all()}
             self._ill = {name: reason for name, reason in self._ill.items() if name in there}
             self._readiness.diagnose(dict(self._ill))
 
-    async def _feel(self, served: ServedEncoder | ServedGenerator) -> None:
+    async def _feel(self, served: ServedEncoder | ServedText) -> None:
         name, reason = served.card.name, await self._complaint(served)
         served.metrics.healthy(reason is None)
         if reason is None:
@@ -51,8 +51,8 @@ class Pulse:
             _LOG.error("%s is ill: %s", name, reason)
             self._readiness.diagnose(dict(self._ill))
 
-    async def _complaint(self, served: ServedEncoder | ServedGenerator) -> str | None:
-        """Why a model is ill; None where it is well."""
+    async def _complaint(self, served: ServedEncoder | ServedText) -> str | None:
+        """Return why a model is unhealthy; None where it is healthy."""
         began = monotonic()
         if began - served.alive_at < self._interval_s and served.card.name not in self._ill:
             return None
@@ -61,10 +61,10 @@ class Pulse:
                 await served.try_it()
         except TimeoutError:
             if served.alive_at > began:
-                return None  # busy with others
+                return None  # busy with other requests
             return f"no answer to a dummy inference in {self._timeout_s:g} s"
         except Transient as error:
-            # Its queue is full, or it was replaced meanwhile: only standing still is an illness.
+            # Its queue is full, or it was replaced: only a model without progress is unhealthy.
             still_s = monotonic() - served.alive_at
             patience_s = self._interval_s + self._timeout_s
             return error.message if error.code == "overloaded" and still_s > patience_s else None

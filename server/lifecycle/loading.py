@@ -1,6 +1,6 @@
-"""Where models are made: every call here takes long, imports torch, and runs in a thread that it is given.
+"""Load models: each call takes long, imports torch, and runs in a thread of the caller's choice.
 
-Law: everything that goes wrong is a `HoldfastError`: the models that are served meanwhile must not end for it.
+Law: every failure is a `HoldfastError`, as it must not end the models in service.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ _LOG = logging.getLogger(__name__)
 
 
 def select_device(wanted: str) -> str:
-    """The torch device to use; raises `Permanent` where it is not to be had."""
+    """Return the torch device to use; raises `Permanent` (`no_gpu`) where it is not available."""
     with _explained_imports():
         from server.weights.cuda import device as gpu
     return gpu.select(wanted)
 
 
 def select_device_for_user_code(wanted: str) -> str:
-    """As for a model, except that user code may do without torch: then `auto` is the CPU."""
+    """Select as for a model, but without torch `auto` is the CPU: user code may not need torch."""
     if wanted == "cpu":
         return "cpu"
     try:
@@ -47,9 +47,9 @@ def select_device_for_user_code(wanted: str) -> str:
 
 
 def prepare(loaded: Callable[[LoadReport], None]) -> None:
-    """Import what loading needs; `loaded` is told of each load from then on."""
+    """Import the modules of a load; `loaded` receives the report of each later load."""
     with _explained_imports():
-        import server.engine.load  # noqa: F401 - for what it does, which takes seconds
+        import server.engine.load  # noqa: F401 - the import itself takes seconds
         from server.weights import report
     report.subscribe(loaded)
 
@@ -63,13 +63,13 @@ def load(snapshot: Snapshot, device: str, dtype: str, limits: Limits, metrics: M
 
 
 def warm_up(snapshot: Snapshot, model: Encoder | Generator) -> None:
-    """Let a model compute something for the first time; raises `HoldfastError`."""
+    """Run a model's first computation; raises `HoldfastError`."""
     with _explained_failures(snapshot):
         model.warm_up()
 
 
 def base_of(snapshot: Snapshot) -> str:
-    """What the adapter of a snapshot says it was made for; raises `HoldfastError`."""
+    """Return the base model that a snapshot's adapter names; raises `HoldfastError`."""
     from server.engine import lora
 
     return lora.base_of(snapshot.path)
@@ -88,7 +88,7 @@ def load_adapter(snapshot: Snapshot, base: Encoder | Generator) -> Adapter:
 
 
 def share(models: list[Encoder | Generator]) -> None:
-    """Divide the memory for keys and values between these models."""
+    """Divide the memory for the KV caches between these models."""
     from server.engine.generation.generator import Generator
 
     generators = [model for model in models if isinstance(model, Generator)]
@@ -100,9 +100,9 @@ def share(models: list[Encoder | Generator]) -> None:
 
 
 def clean_up() -> None:
-    """Give back the memory of what nobody refers to any more."""
+    """Release the memory of models without references."""
     gc.unfreeze()
-    gc.collect()  # a module that was adapted refers to itself
+    gc.collect()  # an adapted module refers to itself
     gc.freeze()
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
@@ -111,8 +111,8 @@ def clean_up() -> None:
 
 @contextmanager
 def _uncollected() -> Iterator[None]:
-    """Look for no garbage meanwhile, nor ever again among what is there afterwards: libraries and models are a million
-    objects that stay, and going through them again and again took a tenth of a start, and stops the batch later."""
+    """Disable garbage collection in the block, and exempt its objects for ever: libraries and models are a million
+    objects that stay, and scanning them took a tenth of a start, and stops the batch later."""
     gc.disable()
     try:
         yield
