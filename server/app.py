@@ -1,6 +1,6 @@
-"""`holdfast serve`: the only module that knows all the others.
+"""`holdfast serve`: wires the server's packages.
 
-Law: HTTP answers before anything heavy is imported. Ready is said only of a model that was loaded, warmed and tried.
+Law: HTTP answers before any heavy import. A model is ready only when it is loaded, warmed and admitted.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ ResultT = TypeVar("ResultT")
 
 
 def main(argv: Sequence[str]) -> int:
-    """Serve until SIGTERM or SIGINT; returns the exit code."""
+    """Serve until SIGTERM or SIGINT; return the exit code."""
     settings = options.parse(argv)
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     code = EXIT_DONE
     try:
         with ExitStack() as leases:
             if settings.follow is not None:
-                read_followed(settings.follow, settings.root)  # a mistake is told before anything heavy happens
+                read_followed(settings.follow, settings.root)  # reports a mistake before any heavy work
             held = {entry.name: hold(entry.path, entry.pin) for entry in settings.models}
             for holding in held.values():
                 leases.callback(holding.close)
@@ -118,7 +118,7 @@ class _Server:
         _LOG.info("ready after %.2f s: %s", time.monotonic() - started, names)
 
     async def _start_user_code(self, door: Listener, target: str) -> bool:
-        """Build and serve somebody's application; tells whether it may be ready."""
+        """Build and serve the user's application; return whether it may be ready."""
         entry = self._settings.models[0]
         snapshot = self._held[entry.name].snapshot
         device = await self._step("device", partial(loading.select_device_for_user_code, self._settings.device))
@@ -164,7 +164,7 @@ class _Server:
 
 
 def _errors(group: BaseExceptionGroup[HoldfastError]) -> Iterator[HoldfastError]:
-    """The errors in a group, and in those in it."""
+    """Yield the errors of a group and of its nested groups."""
     for error in group.exceptions:
         if isinstance(error, BaseExceptionGroup):
             yield from _errors(error)
@@ -173,9 +173,9 @@ def _errors(group: BaseExceptionGroup[HoldfastError]) -> Iterator[HoldfastError]
 
 
 def _leave_threads(code: int) -> None:
-    """End the process even where a thread is inside an import or a load, which nothing can interrupt.
+    """End the process even while a thread is in an import or a load, which cannot be interrupted.
 
-    A plain exit would tear Python down under it: native code that then takes the interpreter's lock aborts.
+    A plain exit would finalize Python under it: native code that then takes the interpreter's lock aborts.
     """
     deadline = time.monotonic() + _THREADS_END_WITHIN_S
     for thread in threading.enumerate():
