@@ -1,8 +1,7 @@
-"""Read safetensors headers, strictly: what a file says of its tensors is believed only if all of it fits.
+"""Parse safetensors headers strictly: a header is accepted only if all of it is consistent.
 
-Law: pure parsing and the few reads it needs; no torch, no tensor data. Format: 8 bytes little-endian length N,
-N bytes of JSON (padded with spaces), then the tensors' bytes without a gap
-(https://github.com/huggingface/safetensors#format).
+Law: parsing and the few reads it needs; no torch, no tensor data. Format: 8 bytes little-endian length N, N bytes of
+JSON (padded with spaces), then the tensors' bytes without a gap (https://github.com/huggingface/safetensors#format).
 """
 
 from __future__ import annotations
@@ -30,12 +29,12 @@ _METADATA = "__metadata__"
 _LENGTH_BYTES = 8
 _ENTRY_KEYS = {"dtype", "shape", "data_offsets"}
 _HEADER_THREADS = 8
-# Every string of a JSON text, one after the other; the group says that it is a key.
+# Every string of a JSON text in order; the group marks a key.
 _STRINGS = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"(\s*:)?', re.DOTALL)
 
 _Pairs = Callable[[list[tuple[str, Any]]], dict[str, Any]]
 
-# Bits per element, by the name the format gives the type.
+# Bits per element, by the format's name of the type.
 DTYPE_BITS = {
     "BOOL": 8,
     "U8": 8,
@@ -62,7 +61,7 @@ DTYPE_BITS = {
 }
 
 
-class TensorEntry(NamedTuple):  # a tuple: there are 100 000 of them in some files
+class TensorEntry(NamedTuple):  # a tuple: some files have 100 000 of them
     """One tensor: `dtype` as the format names it, `begin` and `end` in bytes from the start of the file."""
 
     dtype: str
@@ -73,7 +72,7 @@ class TensorEntry(NamedTuple):  # a tuple: there are 100 000 of them in some fil
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What a file holds: its tensors by name, in the order of their bytes, and its metadata, None where it has none."""
+    """A file's tensors by name, in byte order, and its metadata, None where it has none."""
 
     tensors: dict[str, TensorEntry]
     metadata: dict[str, str] | None
@@ -124,8 +123,8 @@ def parse_header(path: Path, data: bytes, file_size: int) -> Header:
         raise _refuse(path, f"expected `{_METADATA}` to map text to text")
     start = _LENGTH_BYTES + len(data)
     entries = {name: _entry(path, name, item, start) for name, item in document.items()}
-    # A key that is there twice is no longer seen in a dict. Counting the keys of the text costs a quarter of having
-    # each object's pairs handed over.
+    # A dict hides a duplicate key. Counting the keys of the text costs a quarter of a hook that gets each object's
+    # pairs.
     keys += len(entries) * len(_ENTRY_KEYS) + len(metadata)
     if sum(map(bool, _STRINGS.findall(data))) != keys:
         _json(path, data, _unique(path))
@@ -143,7 +142,7 @@ def parse_header(path: Path, data: bytes, file_size: int) -> Header:
 
 
 def find_shards(directory: Path) -> dict[Path, Header]:
-    """Find and check the weight files of a model's folder: `model.safetensors`, or the shards its index names.
+    """Find and check the weight files of a model's folder: `model.safetensors`, or the shards of its index.
 
     Raises `Permanent` where there are none, or where the index and the files disagree.
     """
@@ -156,14 +155,14 @@ def find_shards(directory: Path) -> dict[Path, Header]:
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """The weight files of a folder: `weight_map` is what `index` says of them, where there is one."""
+    """The weight files of a folder; `weight_map` is the content of `index`, if there is one."""
 
     paths: list[Path]
     index: Path | None
     weight_map: dict[str, str]
 
     def check(self, shards: dict[Path, Header]) -> None:
-        """Refuse files that disagree with the index; raises `Permanent` too where two hold the same tensor."""
+        """Raise `Permanent` where files disagree with the index, or two hold the same tensor."""
         seen = tensor_files(shards)
         for tensor, name in self.weight_map.items():
             found = seen.get(tensor)
@@ -175,7 +174,7 @@ class Listing:
 
 
 def list_shards(directory: Path) -> Listing:
-    """Name the weight files of a folder without opening them; raises `Permanent` where there are none."""
+    """List the weight files of a folder without opening them; raises `Permanent` where there are none."""
     single, index = directory / SINGLE_FILE, directory / INDEX_FILE
     if single.is_file():
         return Listing([single], None, {})
@@ -190,7 +189,7 @@ def list_shards(directory: Path) -> Listing:
 
 
 def tensor_files(shards: dict[Path, Header]) -> dict[str, Path]:
-    """Which file holds each tensor; raises `Permanent` where two do."""
+    """Map each tensor to its file; raises `Permanent` where two files hold it."""
     seen: dict[str, Path] = {}
     for path, header in shards.items():
         for tensor in header.tensors:
@@ -246,7 +245,7 @@ def _json(path: Path, data: bytes, pairs: _Pairs | None) -> dict[str, Any]:
     def constant(text: str) -> Any:
         raise ValueError(f"{text} is not JSON")
 
-    # Two things that Python's parser lets pass and the reference refuses, each looked for only where it can be.
+    # Python's parser accepts two things that the reference refuses; each is checked only where it can occur.
     whole = _whole if b"-0" in data else None
     try:
         with _uncollected():
@@ -254,7 +253,7 @@ def _json(path: Path, data: bytes, pairs: _Pairs | None) -> dict[str, Any]:
                 data.decode("utf-8"), object_pairs_hook=pairs, parse_int=whole, parse_constant=constant
             )
             if b"\\u" in data:
-                json.dumps(document, ensure_ascii=False).encode()  # half a surrogate pair is no character
+                json.dumps(document, ensure_ascii=False).encode()  # fails for half a surrogate pair
     except (ValueError, RecursionError) as error:
         raise _refuse(path, f"not JSON in UTF-8: {error}") from error
     if not isinstance(document, dict):
@@ -270,9 +269,9 @@ def _whole(text: str) -> int:
 
 @contextmanager
 def _uncollected() -> Iterator[None]:
-    """Without the garbage collector: nothing here is garbage, and looking for it takes longer than parsing.
+    """Disable the garbage collector: parsing makes no garbage, and collection takes longer than parsing.
 
-    Several threads may be in here: the last word is always `enable`.
+    Several threads may be in here: the last one to leave always enables it.
     """
     if not gc.isenabled():
         yield
@@ -289,7 +288,7 @@ def _unique(path: Path) -> _Pairs:
         found = dict(pairs)
         if len(found) != len(pairs):
             for name, _ in pairs:
-                if name not in found:  # its first mention took it out
+                if name not in found:  # its first occurrence removed it
                     raise _refuse(path, f"the key {name[:200]!r} is there twice")
                 del found[name]
         return found
