@@ -1,7 +1,7 @@
-"""`holdfast gate`: hold a pod's start until its model versions are on this node and verified, then hold their leases.
+"""`holdfast gate`: block a pod's start until its versions are on this node and verified, then hold their leases.
 
-Law: reads a read-only mount and talks to nobody: no daemon's port, no token, no Kubernetes API. Standard library and
-watchdog only, and nothing imported that a version already there does not need.
+Law: reads a read-only mount and uses no network: no port of the daemon, no token, no Kubernetes API. Standard library
+and watchdog only, and imports nothing that a version already present does not need.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from sidecar.gate.settings import Settings, parse
 from sidecar.gate.snapshot import Held, Unsettled, hold, still_named
 from sidecar.gate.wakeup import Bell, Changes
 
-# After an event the next look may come too early (a temporary symlink is created, then renamed, and watchdog may tell
-# of the rename half a second late), so looks follow quickly, and ever more slowly, until the pace of plain polling.
+# The first check after an event may be too early (a temporary symlink is created, then renamed, and watchdog may report
+# the rename half a second late), so checks follow quickly, then ever more slowly, down to the rate of plain polling.
 FIRST_PAUSE_S = 0.005
 LAST_PAUSE_S = 1.0
 TELL_EVERY_S = 0.1
 FOLLOW_EVERY_S = 5.0
-SILENCE_S = 10.0  # after which a model that no status speaks of is worth a hint
+SILENCE_S = 10.0  # without a status file, after which the gate prints a hint
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the gate; returns its exit code."""
+    """Run the gate; return its exit code."""
     started = time.monotonic()
     settings = parse(sys.argv[1:] if argv is None else argv)
     bell = Bell()
@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 class Gate:
-    """One gate: opens once, and holds its leases for as long as the process lives."""
+    """One gate: opens once, and holds its leases until the process ends."""
 
     def __init__(
         self, settings: Settings, bell: Bell, narrator: Narrator, readiness: Readiness, started: float
@@ -74,14 +74,14 @@ class Gate:
         self._progress: dict[Wanted, Progress] = {}
 
     def open(self) -> None:
-        """Return when every version is present, verified and leased; raises `HoldfastError` where that will not be."""
+        """Return when every version is present, verified and leased; raises `HoldfastError` where that fails."""
         with Changes(self._bell) as changes:
             pause_s = FIRST_PAUSE_S
             while not self._look():
                 self._check_time()
                 self._tell_trouble(changes)
                 if changes.follow(self._folders()):
-                    continue  # it may have come before the watch was there
+                    continue  # a version may have appeared before the watch began
                 rang = self._bell.wait(min(pause_s, self._left_s()))
                 pause_s = FIRST_PAUSE_S if rang else min(pause_s * 2, LAST_PAUSE_S)
         self._readiness.opened_at = time.time()
@@ -90,7 +90,7 @@ class Gate:
         )
 
     def follow(self) -> None:
-        """Hold the leases of the snapshots as they are now: one that went bad is made anew under its name."""
+        """Move the leases to the snapshots' current folders, as a repair replaces a corrupt one under its name."""
         for want, held in self._held.items():
             trouble = None
             try:
@@ -104,7 +104,7 @@ class Gate:
             if want not in self._held:
                 self._look_for(want)
         for want, held in list(self._held.items()):
-            # One may have been replaced while another was awaited; then what the pod would read is not what is held.
+            # One may be replaced while the gate waits for another; the pod would then read an unleased snapshot.
             if not still_named(self._public, want.ref, held):
                 held.lease.close()
                 del self._held[want]
@@ -120,8 +120,8 @@ class Gate:
             self._listen_to_daemon(want)
 
     def _take(self, want: Wanted, found: Held) -> None:
-        """Verify a snapshot and hold it. One that the daemon withdrew meanwhile, for rot, is no mismatch of ours: the
-        lease keeps evictions away, not that."""
+        """Verify a snapshot and hold it. One that the daemon withdrew meanwhile, as corrupt, is no mismatch: a lease
+        prevents eviction, not that."""
         try:
             self._verify(want, found)
         except BaseException as error:
@@ -176,7 +176,7 @@ class Gate:
             with lock:
                 done += size
                 now = time.monotonic()
-                if now - told < TELL_EVERY_S:  # thousands of calls a second: making the text would slow the hashing
+                if now - told < TELL_EVERY_S:  # thousands of calls a second: formatting would slow the hashing
                     return
                 told = now
                 self._check_time()
