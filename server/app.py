@@ -12,7 +12,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from typing import TypeVar
@@ -55,7 +55,10 @@ def main(argv: Sequence[str]) -> int:
                 leases.callback(holding.close)
             asyncio.run(_Server(settings, held).run())
     except* HoldfastError as group:
-        sys.stderr.write(f"holdfast serve: {next(_errors(group))}\n")
+        error: BaseException = group
+        while isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        sys.stderr.write(f"holdfast serve: {error}\n")
         code = EXIT_FAILED
     _leave_threads(code)
     return code
@@ -163,20 +166,9 @@ class _Server:
             served.close()
 
 
-def _errors(group: BaseExceptionGroup[HoldfastError]) -> Iterator[HoldfastError]:
-    """Yield the errors of a group and of its nested groups."""
-    for error in group.exceptions:
-        if isinstance(error, BaseExceptionGroup):
-            yield from _errors(error)
-        else:
-            yield error
-
-
 def _leave_threads(code: int) -> None:
-    """End the process even while a thread is in an import or a load, which cannot be interrupted.
-
-    A plain exit would finalize Python under it: native code that then takes the interpreter's lock aborts.
-    """
+    """End the process even while a thread is in an import or a load, which cannot be interrupted. A plain exit would
+    finalize Python under it: native code that then takes the interpreter's lock aborts."""
     deadline = time.monotonic() + _THREADS_END_WITHIN_S
     for thread in threading.enumerate():
         if thread.daemon and thread is not threading.current_thread():

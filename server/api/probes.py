@@ -18,7 +18,6 @@ from time import monotonic
 
 from aiohttp import web
 
-from cached.contract.golden import Environment
 from server.api.responses import error_response
 from server.engine.engine import call_in_thread
 from server.lifecycle.environment import environment
@@ -51,10 +50,8 @@ def current_work() -> Work:
 
 
 class Probes:
-    """Answers probes about `readiness`, and admits other requests.
-
-    `rehearsal` is a secret of this process: a request with it in `REHEARSAL_HEADER` is admitted while loading.
-    """
+    """Answers probes about `readiness`, and admits other requests. `rehearsal` is a secret of this process: a request
+    with it in `REHEARSAL_HEADER` is admitted while loading."""
 
     def __init__(self, readiness: Readiness, metrics: Metrics) -> None:
         self.rehearsal = secrets.token_urlsafe(32)
@@ -75,7 +72,8 @@ class Probes:
                 body=self._metrics.text(), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}
             )
         if request.path == "/environment" and self._readiness.device is not None:
-            return web.json_response((await _environment(self._readiness.device)).document())
+            found = await call_in_thread("environment", partial(environment, self._readiness.device))
+            return web.json_response(found.document())
         reason = self._readiness.find_obstacle()
         if reason is not None and not self._is_rehearsal(request):
             response = error_response(503, reason, "server_error", code="not_ready", retry_after_s=1)
@@ -148,7 +146,3 @@ def _request_id(request: web.Request) -> str:
     """Return the id that a client or proxy sent, so that its log and ours can be joined, else a new one."""
     given = request.headers.get(_REQUEST_ID, "")
     return given if _REQUEST_ID_FORM.fullmatch(given) else f"req_{secrets.token_hex(12)}"
-
-
-async def _environment(device: str) -> Environment:
-    return await call_in_thread("environment", partial(environment, device))

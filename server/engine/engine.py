@@ -96,25 +96,20 @@ class Model(Protocol[RequestT_contra, PreparedT, EventT]):
 
     def prepare(self, request: RequestT_contra) -> PreparedT:
         """Turn a request into tokens, in the second thread; raises `InvalidRequest` where it cannot be served."""
-        ...
 
     @property
     def room(self) -> int:
         """Return how many more jobs the next step can admit."""
-        ...
 
     @property
     def busy(self) -> bool:
         """Return whether a step has work without new jobs."""
-        ...
 
     def step(self, arrived: list[Job[PreparedT, EventT]]) -> None:
         """Admit these jobs and run one step of all; finish or fail the jobs that end."""
-        ...
 
     def reset(self) -> None:
         """Drop all jobs, after a step that failed."""
-        ...
 
 
 class Observer(Protocol):
@@ -122,7 +117,6 @@ class Observer(Protocol):
 
     def waited(self, seconds: float) -> None:
         """Record how long a request waited for the model."""
-        ...
 
 
 class Engine(Generic[RequestT, PreparedT, EventT]):
@@ -145,9 +139,7 @@ class Engine(Generic[RequestT, PreparedT, EventT]):
     @asynccontextmanager
     async def submitted(self, request: RequestT) -> AsyncIterator[Job[PreparedT, EventT]]:
         """Prepare and queue a request for as long as the block runs; leaving early, as on a disconnect, cancels it.
-
-        Raises `Transient` (`overloaded`) where the queue is full, and the errors of `prepare`.
-        """
+        Raises `Transient` (`overloaded`) where the queue is full, and the errors of `prepare`."""
         self._admit(self._preparing)
         self._preparing += 1
         try:
@@ -227,9 +219,7 @@ class Engine(Generic[RequestT, PreparedT, EventT]):
 
     def _take(self) -> list[Job[PreparedT, EventT]] | None:
         """Return the queued jobs that the model can admit; None once closed. Waits only where the model has no work.
-
-        Concurrent requests are batched without any delay.
-        """
+        Concurrent requests are batched without any delay."""
         with self._changed:
             self._running = [job for job in self._running if not job.ended]
             while not self._closed:
@@ -280,10 +270,8 @@ def fail_without_numbers(job: Job[PreparedT, EventT]) -> None:
 
 
 def call_in_thread(name: str, function: Callable[[], ResultT]) -> asyncio.Future[ResultT]:
-    """Run `function` in a thread of its own and await its result.
-
-    Not an executor: the loop waits for an executor's threads when it stops, and an import of torch is uninterruptible.
-    """
+    """Run `function` in a thread of its own and await its result. Not an executor: the loop waits for an executor's
+    threads when it stops, and an import of torch is uninterruptible."""
     future: concurrent.futures.Future[ResultT] = concurrent.futures.Future()
     future.set_running_or_notify_cancel()
 

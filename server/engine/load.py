@@ -25,10 +25,8 @@ def load(directory: Path, device: str, dtype: str, limits: Limits, observer: Obs
 
 
 def kind_of(directory: Path) -> Kind:
-    """Return what the model in `directory` computes; raises `Permanent` (`invalid_config`).
-
-    A folder with `modules.json` embeds: a sentence encoder made of a language model keeps that model's architecture.
-    """
+    """Return what the model in `directory` computes; raises `Permanent` (`invalid_config`). A folder with
+    `modules.json` embeds: a sentence encoder made of a language model keeps that model's architecture."""
     path = directory / "config.json"
     if (directory / "modules.json").is_file():
         return Kind.EMBEDDINGS

@@ -24,10 +24,8 @@ _NO_LIMIT = 10**9  # tokenizers without a limit report 10^30
 
 
 class Tokens:
-    """A model's tokenizer and its limits.
-
-    `context` is the most tokens of one sequence: the model's `positions`, else the tokenizer's limit, None for none.
-    """
+    """A model's tokenizer and its limits. `context` is the most tokens of one sequence: the model's `positions`, else
+    the tokenizer's limit, None for none."""
 
     def __init__(self, tokenizer: Any, config: Any, positions: int | None) -> None:
         self._tokenizer = copy.deepcopy(tokenizer)

@@ -24,10 +24,8 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class About:
-    """A loaded model. `context`: the most tokens of one sequence, generated ones included.
-
-    `chat`: its tokenizer has a chat template. `batch`: the most sequences it works on at once.
-    """
+    """A loaded model. `context`: the most tokens of one sequence, generated ones included. `chat`: its tokenizer has a
+    chat template. `batch`: the most sequences it works on at once."""
 
     kind: Kind
     context: int | None
@@ -89,10 +87,8 @@ class EmbeddingRequest:
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How tokens are chosen. `temperature` 0 is greedy; `seed` None is a new seed for each request.
-
-    `logprobs`: how many of the likeliest tokens to report beside the chosen one; None reports no log probabilities.
-    """
+    """How tokens are chosen. `temperature` 0 is greedy; `seed` None is a new seed for each request. `logprobs`: how
+    many of the likeliest tokens to report beside the chosen one; None reports no log probabilities."""
 
     temperature: float = 1.0
     top_p: float = 1.0
@@ -164,9 +160,7 @@ class InvalidRequest(Permanent):
 @dataclass(frozen=True, slots=True)
 class Limits:
     """What one client may ask: `body_bytes` a request, `queue` waiting requests, `max_tokens` generated a choice.
-
-    `batch` sequences are generated at once, in at most `cache_bytes` of KV cache; None: a share of the free memory.
-    """
+    `batch` sequences are generated at once, in at most `cache_bytes` of KV cache; None: a share of the free memory."""
 
     body_bytes: int
     queue: int

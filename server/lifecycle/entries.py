@@ -54,10 +54,8 @@ def entries_of(models: Sequence[Wanted], root: Path) -> tuple[Entry, ...]:
 
 
 def read_followed(path: Path, root: Path) -> tuple[Entry, ...]:
-    """Read the file at `path`: the text of `holdfast.dev/models`, which may be split over lines.
-
-    Raises `Permanent` where it is unreadable, empty or invalid.
-    """
+    """Read the file at `path`: the text of `holdfast.dev/models`, which may be split over lines. Raises `Permanent`
+    where it is unreadable, empty or invalid."""
     remedy = "write references as in holdfast.dev/models: base=llama-3.1-8b@v3,adapter=support-lora@v7"
     try:
         with path.open("rb") as file:

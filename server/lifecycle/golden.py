@@ -37,10 +37,8 @@ class Mode(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """How a version's answers compare. `largest` is the largest difference of a number, in the case `at`.
-
-    `failures` has a line for each case that does not agree.
-    """
+    """How a version's answers compare. `largest` is the largest difference of a number, in the case `at`. `failures`
+    has a line for each case that does not agree."""
 
     cases: int
     largest: float
@@ -117,18 +115,14 @@ async def privately(application: web.Application) -> AsyncIterator[str]:
     runner = web.AppRunner(application, access_log=None)
     await runner.setup()
     try:
-        server = await asyncio.get_running_loop().create_server(_protocols(runner), "127.0.0.1", 0)
+        assert runner.server is not None
+        server = await asyncio.get_running_loop().create_server(runner.server, "127.0.0.1", 0)
         try:
             yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
         finally:
             server.close()
     finally:
         await runner.cleanup()
-
-
-def _protocols(runner: web.AppRunner) -> Any:
-    assert runner.server is not None
-    return runner.server
 
 
 async def _ask(session: aiohttp.ClientSession, case: Case, model: str) -> Any:

@@ -128,10 +128,7 @@ class _Families:
         self.step = histogram("step_seconds", "Seconds from token to token of a batch", _TOKEN_BUCKETS_S)
         self.batch = histogram("batch_sequences", "Sequences in one step of the model", _ROWS_BUCKETS)
         self.tokens = Counter(
-            _PREFIX + "tokens",
-            "Tokens read (prompt) and generated (completion)",
-            ["model", "kind"],
-            registry=registry,
+            _PREFIX + "tokens", "Tokens read (prompt) and generated (completion)", ["model", "kind"], registry=registry
         )
         self.weights = gauge("weights_bytes", "Bytes of the weights' files")
         self.healthy = gauge("model_healthy", "0 while the model does not answer a dummy inference")

@@ -85,10 +85,8 @@ class _Users:
 
 
 class _Served(Generic[RequestT, PreparedT, EventT]):
-    """A model in service, loaded and warmed, over any engine.
-
-    `golden`: how its answers agree with its golden predictions; None where it has none, or they were not replayed.
-    """
+    """A model in service, loaded and warmed, over any engine. `golden`: how its answers agree with its golden
+    predictions; None where it has none, or they were not replayed."""
 
     golden: Verdict | None = None
 

@@ -12,10 +12,8 @@ from server.lifecycle.golden import Mode
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """One server. `models` is empty where the file `follow` names them; `app` is None for our own API.
-
-    A model idle for `probe_interval_s` gets a dummy inference, and is unhealthy where that takes `probe_timeout_s`.
-    """
+    """One server. `models` is empty where the file `follow` names them; `app` is None for our own API. A model idle for
+    `probe_interval_s` gets a dummy inference, and is unhealthy where that takes `probe_timeout_s`."""
 
     models: tuple[Entry, ...]
     follow: Path | None

@@ -48,9 +48,7 @@ class Holding:
 
     def follow(self) -> None:
         """Move the lease to the snapshot's current folder, as a repair replaces a corrupt one under the same name.
-
-        Raises `Permanent` (`no_lease`) where the disk cannot be read.
-        """
+        Raises `Permanent` (`no_lease`) where the disk cannot be read."""
         if self._lease is not None:
             lease = SnapshotLayout(self.snapshot.path).lease
             try:
@@ -88,10 +86,8 @@ def hold(path: Path, pin: Digest | None = None) -> Holding:
 
 
 def verify(snapshot: Snapshot) -> None:
-    """Check a snapshot by its record, as the gate does for those before the start; a plain folder has no record.
-
-    Raises `DigestMismatch`, or `Permanent` where a file cannot be read.
-    """
+    """Check a snapshot by its record, as the gate does for those before the start; a plain folder has no record. Raises
+    `DigestMismatch`, or `Permanent` where a file cannot be read."""
     if snapshot.digest is not None:
         layout = SnapshotLayout(snapshot.path)
         check_record(layout, load_manifest(layout, None))

@@ -43,9 +43,7 @@ class Item:
 @dataclass(frozen=True, slots=True)
 class Options:
     """`dtype`: the target of plain numbers. `kept`: the consumer keeps all tensors, so all ranges may be in progress.
-
-    `headers_s`: seconds spent on opening, for the report.
-    """
+    `headers_s`: seconds spent on opening, for the report."""
 
     dtype: torch.dtype | None = None
     cancel: threading.Event | None = None
@@ -109,13 +107,7 @@ def deliver(
             device_bytes=plan.device_bytes,
             seconds=seconds,
             stages=Stages(
-                options.headers_s,
-                planned_s,
-                outcome.allocate_s,
-                convert_s,
-                tally.read_s,
-                tally.copy_s,
-                tally.wait_s,
+                options.headers_s, planned_s, outcome.allocate_s, convert_s, tally.read_s, tally.copy_s, tally.wait_s
             ),
             bound=_bound(outcome, plan.nbytes),
         )

@@ -71,9 +71,7 @@ def assemble(
     path: Path, model_class: Any, config: Any, tensors: Mapping[str, torch.Tensor], options: Mapping[str, Any]
 ) -> tuple[Any, dict[str, Any]]:
     """Have transformers build `model_class` around `tensors`; return it with its report of missing and unexpected keys.
-
-    `options` are `from_pretrained`'s. What no file holds is on the CPU. Raises `Permanent` (`load_failed`).
-    """
+    `options` are `from_pretrained`'s. What no file holds is on the CPU. Raises `Permanent` (`load_failed`)."""
     # With a state dict and no name, transformers assigns the given tensors without a copy if their dtype is the same.
     try:
         module, info = model_class.from_pretrained(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 
 _KEPT = 64
@@ -71,39 +71,34 @@ class LoadReport:
 Listener = Callable[[LoadReport], None]
 
 
-@dataclass(slots=True)
-class _Registry:
-    lock: threading.Lock = field(default_factory=threading.Lock)
-    recent: deque[LoadReport] = field(default_factory=lambda: deque(maxlen=_KEPT))
-    listeners: list[Listener] = field(default_factory=list)
-
-
-_REGISTRY = _Registry()
+_LOCK = threading.Lock()
+_RECENT: deque[LoadReport] = deque(maxlen=_KEPT)
+_LISTENERS: list[Listener] = []
 
 
 def subscribe(listener: Listener) -> Callable[[], None]:
     """Call `listener` with the report of each later load, in the thread that loaded; return how to stop."""
-    with _REGISTRY.lock:
-        _REGISTRY.listeners.append(listener)
+    with _LOCK:
+        _LISTENERS.append(listener)
 
     def stop() -> None:
-        with _REGISTRY.lock:
-            if listener in _REGISTRY.listeners:
-                _REGISTRY.listeners.remove(listener)
+        with _LOCK:
+            if listener in _LISTENERS:
+                _LISTENERS.remove(listener)
 
     return stop
 
 
 def recent() -> list[LoadReport]:
     """Return the reports of this process's last loads, oldest first."""
-    with _REGISTRY.lock:
-        return list(_REGISTRY.recent)
+    with _LOCK:
+        return list(_RECENT)
 
 
 def publish(report: LoadReport) -> None:
     """Keep the report and call every subscriber."""
-    with _REGISTRY.lock:
-        _REGISTRY.recent.append(report)
-        listeners = list(_REGISTRY.listeners)
+    with _LOCK:
+        _RECENT.append(report)
+        listeners = list(_LISTENERS)
     for listener in listeners:
         listener(report)

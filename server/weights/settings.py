@@ -66,9 +66,7 @@ class Settings:
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Settings:
         """Return this machine's defaults, changed by `HOLDFAST_LOADER_THREADS`, `_SLOTS`, `_SLOT_SIZE` and `_IO`.
-
-        `LOCAL_WORLD_SIZE`, which torchrun sets, is the number of `local_readers`, which share the processors.
-        """
+        `LOCAL_WORLD_SIZE`, which torchrun sets, is the number of `local_readers`, which share the processors."""
         readers = _number(environment, "LOCAL_WORLD_SIZE", 1)
         share = min(_MAX_THREADS, max(2, _processors() // readers))
         threads = _number(environment, "HOLDFAST_LOADER_THREADS", share)

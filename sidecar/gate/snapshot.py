@@ -40,10 +40,8 @@ class Held:
 
 
 def hold(public: PublicLayout, ref: ModelRef) -> Absent | Unsettled | Held:
-    """Take the lease of the snapshot that `ref` names now.
-
-    Raises `Permanent`: `invalid_link` where the symlink is another kind of file or names no snapshot, `unreadable`.
-    """
+    """Take the lease of the snapshot that `ref` names now. Raises `Permanent`: `invalid_link` where the symlink is
+    another kind of file or names no snapshot, `unreadable`."""
     try:
         return _hold(public, ref)
     except OSError as error:

@@ -23,11 +23,8 @@ if TYPE_CHECKING:
 
 
 class Bell:
-    """The wakeup of the one waiting thread, by signals and other threads.
-
-    A pipe, as a signal handler must not use a lock that the interrupted thread may hold. `stopped_by` is the signal
-    that asked the process to end, None before.
-    """
+    """The wakeup of the one waiting thread, by signals and other threads. A pipe, as a signal handler must not use a
+    lock that the interrupted thread may hold. `stopped_by` is the signal that asked the process to end, None before."""
 
     def __init__(self) -> None:
         self.stopped_by: int | None = None
@@ -57,10 +54,8 @@ class Bell:
 
 
 class Changes:
-    """Rings the bell when an entry appears in a followed folder. Use as a context manager.
-
-    `trouble` is why inotify is not in use, None while it is.
-    """
+    """Rings the bell when an entry appears in a followed folder. Use as a context manager. `trouble` is why inotify is
+    not in use, None while it is."""
 
     def __init__(self, bell: Bell) -> None:
         self._bell = bell

@@ -16,9 +16,7 @@ from cached.contract.errors import Permanent
 
 class ServingTls:
     """`context` for a server; each handshake gets the certificate of the latest `use`. The first `use` sets `loaded`.
-
-    `certificate` is in PEM, `expires` is its end in seconds since the epoch; empty and 0 before the first `use`.
-    """
+    `certificate` is in PEM, `expires` is its end in seconds since the epoch; empty and 0 before the first `use`."""
 
     def __init__(self) -> None:
         self.loaded = asyncio.Event()
@@ -32,10 +30,8 @@ class ServingTls:
         self.context.sni_callback = self._choose
 
     def use(self, certificate: bytes, key: bytes) -> bool:
-        """Serve this certificate chain and key (PEM) from now on; return whether they changed.
-
-        Raises `Permanent` (`invalid_certificate`), whose message quotes neither.
-        """
+        """Serve this certificate chain and key (PEM) from now on; return whether they changed. Raises `Permanent`
+        (`invalid_certificate`), whose message quotes neither."""
         if (self.certificate, self._key) == (certificate, key):
             return False
         fresh = _context()

@@ -40,7 +40,6 @@ class Observer(Protocol):
 
     def generated(self, rows: int, seconds: float) -> None:
         """Record a step that gave `rows` sequences a token each."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -124,11 +124,7 @@ class Generator:
             (tuple(ids), self._max_tokens(ids, wanted.max_tokens)) for ids in prompts for _ in range(wanted.choices)
         ]
         return Continuation(
-            tuple(ids for ids, _ in each),
-            tuple(most for _, most in each),
-            wanted.sampling,
-            wanted.stop,
-            wanted.adapter,
+            tuple(ids for ids, _ in each), tuple(most for _, most in each), wanted.sampling, wanted.stop, wanted.adapter
         )
 
     @property

@@ -51,10 +51,8 @@ def dice(asked: Sampling, index: int) -> Dice:
 
 
 def choose(logits: torch.Tensor, rows: Sequence[Dice]) -> list[Chosen | None]:
-    """Return the next token of each row; `logits` is (rows, vocabulary).
-
-    None where the largest logit is NaN or infinite: the model failed, and any token would be noise.
-    """
+    """Return the next token of each row; `logits` is (rows, vocabulary). None where the largest logit is NaN or
+    infinite: the model failed, and any token would be noise."""
     logits = logits.float()
     adjusted = _adjusted(logits, rows)
     tokens = adjusted.argmax(-1)  # a NaN counts as the largest

@@ -29,19 +29,15 @@ class Memory(Protocol):
 
     def allocate(self, nbytes: int) -> torch.Tensor:
         """Return bytes of the device (uint8), 512-byte aligned; raises `Permanent` where too few are free."""
-        ...
 
     def stream(self) -> int:
         """Return the stream of the calling thread's torch operations."""
-        ...
 
     def reusable(self) -> int:
         """Return the bytes that torch holds unused."""
-        ...
 
     def current(self) -> AbstractContextManager[object]:
         """Make the device the calling thread's own for the block, and restore the previous one afterwards."""
-        ...
 
 
 class TorchMemory:
@@ -152,9 +148,7 @@ DeviceLike: TypeAlias = "str | int | torch.device | Accelerator"
 
 def find(device: DeviceLike, settings: Settings | None = None) -> Accelerator | None:
     """Return the accelerator for `device`, None for the CPU; raises `Permanent` where there is no such device.
-
-    `settings` default to the environment's; a given accelerator keeps its own.
-    """
+    `settings` default to the environment's; a given accelerator keeps its own."""
     if isinstance(device, Accelerator):
         return device
     try:

@@ -97,14 +97,7 @@ class CudaRuntime:
         self._check(
             "cudaMemcpy2DAsync",
             self._library.cudaMemcpy2DAsync(
-                rows.target,
-                rows.width,
-                rows.source,
-                rows.pitch,
-                rows.width,
-                rows.rows,
-                _HOST_TO_DEVICE,
-                stream,
+                rows.target, rows.width, rows.source, rows.pitch, rows.width, rows.rows, _HOST_TO_DEVICE, stream
             ),
         )
 
@@ -128,8 +121,7 @@ class CudaRuntime:
     def attribute(self, number: int) -> int:
         value = ctypes.c_int()
         self._check(
-            "cudaDeviceGetAttribute",
-            self._library.cudaDeviceGetAttribute(ctypes.byref(value), number, self._device),
+            "cudaDeviceGetAttribute", self._library.cudaDeviceGetAttribute(ctypes.byref(value), number, self._device)
         )
         return value.value
 

@@ -22,10 +22,8 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class GpuFacts:
-    """The visible facts: torch's build, the driver's files, the number of devices that torch finds.
-
-    `driver_cuda` is the newest CUDA of the driver, in its own form (12040 is 12.4), None without a driver.
-    """
+    """The visible facts: torch's build, the driver's files, the number of devices that torch finds. `driver_cuda` is
+    the newest CUDA of the driver, in its own form (12040 is 12.4), None without a driver."""
 
     torch_version: str
     torch_cuda: str | None
@@ -82,9 +80,7 @@ def why_none(facts: GpuFacts) -> tuple[str, str]:
 
 def why_mismatched(torch_cuda: str, driver_cuda: int | None) -> tuple[str, str] | None:
     """Return that the driver is too old for torch's CUDA, and the remedy; None where it is not, or that is unknown.
-
-    Within a major version an older driver runs newer runtimes (CUDA's minor version compatibility).
-    """
+    Within a major version an older driver runs newer runtimes (CUDA's minor version compatibility)."""
     major = torch_cuda.partition(".")[0]
     if driver_cuda is None or not major.isdigit() or driver_cuda // 1000 >= int(major):
         return None

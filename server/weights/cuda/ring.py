@@ -73,10 +73,8 @@ class Ring:
 
     @contextmanager
     def lent(self) -> Iterator[tuple[Slot, float]]:
-        """Lend a slot that no copy reads any more, and the seconds waited for it.
-
-        The caller records its event after the copies that it queues, within the block.
-        """
+        """Lend a slot that no copy reads any more, and the seconds waited for it. The caller records its event after
+        the copies that it queues, within the block."""
         began = time.perf_counter()
         slot = self._free.get()
         try:

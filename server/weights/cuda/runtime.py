@@ -42,21 +42,17 @@ class Runtime(Protocol):
 
     def set_device(self) -> None:
         """Make the device the calling thread's: without it a thread's first call creates a context on device 0."""
-        ...
 
     def register(self, address: int, nbytes: int, *, read_only: bool) -> None:
         """Pin host memory. `read_only` for pages this process may not write, where the device can (attribute 113)."""
-        ...
 
     def unregister(self, address: int) -> None: ...
 
     def new_stream(self) -> int:
         """Create a stream that does not wait for the default stream."""
-        ...
 
     def new_event(self) -> int:
         """Create an event without timing, whose `synchronize` sleeps instead of spinning."""
-        ...
 
     def destroy_stream(self, stream: int) -> None: ...
 
@@ -64,32 +60,25 @@ class Runtime(Protocol):
 
     def copy(self, target: int, source: int, nbytes: int, stream: int) -> None:
         """Queue a copy from registered host memory to the device; `source` must stay until the copy is done."""
-        ...
 
     def copy_rows(self, rows: Rows, stream: int) -> None:
         """Queue a copy of rows, as `copy` does."""
-        ...
 
     def record(self, event: int, stream: int) -> None: ...
 
     def wait(self, stream: int, event: int) -> None:
         """Make `stream` wait for the last record of `event`; returns at once."""
-        ...
 
     def synchronize(self, event: int) -> None:
         """Block until the last record of `event` is reached; returns at once where it has none."""
-        ...
 
     def drain(self, stream: int) -> None:
         """Block until `stream` is empty."""
-        ...
 
     def memory(self) -> tuple[int, int]:
         """Return the free and total bytes of the device."""
-        ...
 
     def attribute(self, number: int) -> int: ...
 
     def pci_bus_id(self) -> str:
         """Return the bus id as sysfs has it, in lower case: `0000:3b:00.0`."""
-        ...

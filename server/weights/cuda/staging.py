@@ -27,10 +27,8 @@ _HELD = 3  # chunks per thread that stay registered while the device may still r
 
 
 class Staged(NamedTuple):
-    """A chunk where the device can read it: offset 0 of the plan's slot is at `base`.
-
-    Record `event` after the copies. The seconds are those of waiting for the device, and of reading.
-    """
+    """A chunk where the device can read it: offset 0 of the plan's slot is at `base`. Record `event` after the copies.
+    The seconds are those of waiting for the device, and of reading."""
 
     base: int
     event: int
@@ -46,7 +44,6 @@ class Staging(Protocol):
 
     def close(self) -> None:
         """Release everything, once the device has finished with it."""
-        ...
 
 
 class RingStaging:

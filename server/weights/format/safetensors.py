@@ -36,28 +36,11 @@ _Pairs = Callable[[list[tuple[str, Any]]], dict[str, Any]]
 
 # Bits per element, by the format's name of the type.
 DTYPE_BITS = {
-    "BOOL": 8,
-    "U8": 8,
-    "I8": 8,
-    "U16": 16,
-    "I16": 16,
-    "U32": 32,
-    "I32": 32,
-    "U64": 64,
-    "I64": 64,
-    "F4": 4,
-    "F6_E2M3": 6,
-    "F6_E3M2": 6,
-    "F8_E4M3": 8,
-    "F8_E4M3FNUZ": 8,
-    "F8_E5M2": 8,
-    "F8_E5M2FNUZ": 8,
-    "F8_E8M0": 8,
-    "F16": 16,
-    "BF16": 16,
-    "F32": 32,
-    "F64": 64,
-    "C64": 64,
+    **{"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6},
+    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E4M3FNUZ", "F8_E5M2", "F8_E5M2FNUZ", "F8_E8M0"), 8),
+    **dict.fromkeys(("U16", "I16", "F16", "BF16"), 16),
+    **dict.fromkeys(("U32", "I32", "F32"), 32),
+    **dict.fromkeys(("U64", "I64", "F64", "C64"), 64),
 }
 
 
@@ -142,10 +125,8 @@ def parse_header(path: Path, data: bytes, file_size: int) -> Header:
 
 
 def find_shards(directory: Path) -> dict[Path, Header]:
-    """Find and check the weight files of a model's folder: `model.safetensors`, or the shards of its index.
-
-    Raises `Permanent` where there are none, or where the index and the files disagree.
-    """
+    """Find and check the weight files of a model's folder: `model.safetensors`, or the shards of its index. Raises
+    `Permanent` where there are none, or where the index and the files disagree."""
     listing = list_shards(directory)
     with ThreadPoolExecutor(min(_HEADER_THREADS, len(listing.paths))) as pool:
         shards = dict(zip(listing.paths, pool.map(read_header, listing.paths), strict=True))
@@ -269,10 +250,8 @@ def _whole(text: str) -> int:
 
 @contextmanager
 def _uncollected() -> Iterator[None]:
-    """Disable the garbage collector: parsing makes no garbage, and collection takes longer than parsing.
-
-    Several threads may be in here: the last one to leave always enables it.
-    """
+    """Disable the garbage collector: parsing makes no garbage, and collection takes longer than parsing. Several
+    threads may be in here: the last one to leave always enables it."""
     if not gc.isenabled():
         yield
         return

@@ -36,10 +36,8 @@ class Reader:
         self._lock = _Presence(file.descriptor) if self._direct is not None and not self._always else None
 
     def read(self, view: memoryview, begin: int, end: int, slot: int) -> Taken:
-        """Read the bytes `begin` to `end` to `slot` in the view; `slot` is `begin` modulo the page size.
-
-        May also write the pages around them in the view. Raises `Permanent` where the file is shorter.
-        """
+        """Read the bytes `begin` to `end` to `slot` in the view; `slot` is `begin` modulo the page size. May also write
+        the pages around them in the view. Raises `Permanent` where the file is shorter."""
         cold = self._cache.cold(begin, end)
         if self._direct is not None and (cold or self._always) and (self._lock is None or self._lock.alone()):
             done = self._read_direct(self._direct, view, begin, end, slot)
