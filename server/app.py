@@ -124,7 +124,7 @@ class _Server:
         """Build and serve the user's application; return whether it may be ready."""
         entry = self._settings.models[0]
         snapshot = self._held[entry.name].snapshot
-        device = await self._step("device", partial(loading.select_device_for_user_code, self._settings.device))
+        device = await self._run_stage("device", partial(loading.select_device_for_user_code, self._settings.device))
         self._readiness.device = device
         self._readiness.enter(Loading("app"))
         with self._metrics.stage("app"):
@@ -145,7 +145,7 @@ class _Server:
             return False
         return True
 
-    async def _step(self, name: str, function: Callable[[], ResultT]) -> ResultT:
+    async def _run_stage(self, name: str, function: Callable[[], ResultT]) -> ResultT:
         self._readiness.enter(Loading(name))
         with self._metrics.stage(name):
             return await call_in_thread(name, function)

@@ -18,7 +18,7 @@ from server.api.probes import Handler, Probes
 from server.api.responses import error_response
 
 _LOG = logging.getLogger(f"{__name__}.http")
-_LOG.addFilter(lambda record: not _is_nonsense(record))
+_LOG.addFilter(lambda record: not _is_malformed(record))
 _CLOSE_WITHIN_S = 1.0  # the drain has ended: remaining connections had its whole time
 
 
@@ -28,7 +28,7 @@ class Listener:
     def __init__(self, probes: Probes) -> None:
         self._probes = probes
         self._open = AsyncExitStack()
-        self._runner = _runner(_waiting_room(probes), cancel_when_gone=False)
+        self._runner = _runner(_early_application(probes), cancel_when_gone=False)
 
     async def __aenter__(self) -> Listener:
         await self._set_up(self._runner)
@@ -74,13 +74,13 @@ def _runner(application: web.Application, cancel_when_gone: bool) -> web.AppRunn
     )
 
 
-def _is_nonsense(record: logging.LogRecord) -> bool:
+def _is_malformed(record: logging.LogRecord) -> bool:
     """Whether the input was no HTTP or had no valid body: it gets 400, and its traceback would quote the input."""
     error = record.exc_info[1] if record.exc_info is not None else None
     return isinstance(error, HttpProcessingError | web.RequestPayloadError)
 
 
-def _waiting_room(probes: Probes) -> web.Application:
+def _early_application(probes: Probes) -> web.Application:
     """Return the application that answers until the real one is set."""
 
     @web.middleware

@@ -106,11 +106,11 @@ class Adapters:
         seen: set[str] = set()
 
         def watch(name: str) -> Callable[..., None]:
-            def look(_module: Any, inputs: tuple[Any, ...], _output: Any) -> None:
+            def record(_module: Any, inputs: tuple[Any, ...], _output: Any) -> None:
                 if inputs and isinstance(inputs[0], torch.Tensor) and tuple(inputs[0].shape[:-1]) == _SURVEY:
                     seen.add(name)
 
-            return look
+            return record
 
         hooks = [
             module.register_forward_hook(watch(name))
@@ -205,39 +205,39 @@ def base_of(directory: Path) -> str:
 
 
 def _read_config(path: Path) -> _Config:
-    said = _read(path)
-    unlike = [f"{key}={said[key]!r}" for key in _NOT_COMPUTED if said.get(key)]
-    if said.get("peft_type") != "LORA":
-        unlike.append(f"peft_type={said.get('peft_type')!r}")
-    if said.get("bias", "none") != "none":
-        unlike.append(f"bias={said['bias']!r}")
-    begun = said.get("init_lora_weights")
-    if isinstance(begun, str) and begun.lower().startswith(_CHANGING_THE_BASE):
-        unlike.append(f"init_lora_weights={begun!r}")
-    if unlike:
+    config = _read(path)
+    unsupported = [f"{key}={config[key]!r}" for key in _NOT_COMPUTED if config.get(key)]
+    if config.get("peft_type") != "LORA":
+        unsupported.append(f"peft_type={config.get('peft_type')!r}")
+    if config.get("bias", "none") != "none":
+        unsupported.append(f"bias={config['bias']!r}")
+    initialization = config.get("init_lora_weights")
+    if isinstance(initialization, str) and initialization.lower().startswith(_CHANGING_THE_BASE):
+        unsupported.append(f"init_lora_weights={initialization!r}")
+    if unsupported:
         raise Permanent(
             "unsupported_adapter",
-            f"{path}: expected plain LoRA, found {', '.join(unlike)}",
+            f"{path}: expected plain LoRA, found {', '.join(unsupported)}",
             "merge it into its base (PEFT's merge_and_unload) and publish the result as a model",
         )
     try:
-        ranks = {str(key): int(value) for key, value in (said.get("rank_pattern") or {}).items()}
-        alphas = {str(key): float(value) for key, value in (said.get("alpha_pattern") or {}).items()}
+        ranks = {str(key): int(value) for key, value in (config.get("rank_pattern") or {}).items()}
+        alphas = {str(key): float(value) for key, value in (config.get("alpha_pattern") or {}).items()}
         for pattern in (*ranks, *alphas):
             re.compile(pattern)
-        return _Config(int(said["r"]), float(said["lora_alpha"]), ranks, alphas, bool(said.get("use_rslora")))
+        return _Config(int(config["r"]), float(config["lora_alpha"]), ranks, alphas, bool(config.get("use_rslora")))
     except (KeyError, TypeError, ValueError, AttributeError, re.error) as error:
         raise _invalid(path, error) from error
 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        said = json.loads(path.read_bytes())
+        config = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
         raise _invalid(path, error) from error
-    if not isinstance(said, dict):
+    if not isinstance(config, dict):
         raise _invalid(path, TypeError("not a JSON object"))
-    return said
+    return config
 
 
 def _by_pattern(patterns: dict[str, Any], module: str, default: Any) -> Any:

@@ -147,9 +147,9 @@ class GrowingText:
         if len(text) > len(before) and (complete or not text.endswith(_REPLACEMENT)):
             self._prefix, self._read = self._read, len(self._ids)
             return text[len(before) :]
-        return self._resigned(before) if len(self._ids) - self._read > _MOST_PENDING else ""
+        return self._decode_incomplete(before) if len(self._ids) - self._read > _MOST_PENDING else ""
 
-    def _resigned(self, before: str) -> str:
+    def _decode_incomplete(self, before: str) -> str:
         """Decode tokens that gave no text for long as they are: each further token would decode all of them again."""
         if not self._decode(self._ids[self._read :]):  # special tokens, which are not shown
             del self._ids[self._read :]
@@ -172,11 +172,11 @@ class GrowingText:
             self.stopped = True
             certain, self._pending = self._pending[: min(found)], ""
             return certain
-        cut = len(self._pending) - self._held()
+        cut = len(self._pending) - self._count_held_back()
         certain, self._pending = self._pending[:cut], self._pending[cut:]
         return certain
 
-    def _held(self) -> int:
+    def _count_held_back(self) -> int:
         """Return how many characters at the end may begin a stop text."""
         longest = max((min(len(stop) - 1, len(self._pending)) for stop in self._stops), default=0)
         for length in range(longest, 0, -1):

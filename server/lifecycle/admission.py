@@ -49,7 +49,8 @@ async def admit(served: Served, rules: Rules) -> None:
         return
     golden = await call_in_thread("golden", partial(read, served.card.snapshot.path))
     if golden is not None:
-        served.golden = await _rehearse(golden, served, rules)
+        async with privately(rules.application(Catalog.of_one(served))) as url:
+            served.golden = await replay(golden, url, served.card.name, {})
         await judge(golden, served.golden, served.card.name, rules.golden, rules.device)
 
 
@@ -58,13 +59,8 @@ async def judge(golden: Golden, verdict: Verdict, name: str, mode: Mode, device:
     if verdict.agrees:
         _LOG.info("%s: %d golden predictions agree, within %.3g", name, verdict.cases, verdict.largest)
         return
-    here = await call_in_thread("environment", partial(environment, device))
-    error = explain(golden, verdict, here)
+    current = await call_in_thread("environment", partial(environment, device))
+    error = explain(golden, verdict, current)
     if mode is Mode.REQUIRE:
         raise error
     _LOG.warning("%s is served all the same: %s", name, error)
-
-
-async def _rehearse(golden: Golden, served: Served, rules: Rules) -> Verdict:
-    async with privately(rules.application(Catalog.of_one(served))) as url:
-        return await replay(golden, url, served.card.name, {})

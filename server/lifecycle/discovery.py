@@ -50,10 +50,10 @@ def base_for(adapter: Entry, says: str, models: Sequence[Entry]) -> str:
     """
     if len(models) == 1:
         return models[0].name
-    meant = says.rstrip("/").casefold()
-    found = [model.name for model in models if meant and meant in _called(model)]
+    wanted = says.rstrip("/").casefold()
+    found = [model.name for model in models if wanted and wanted in _names_of(model)]
     if len(found) != 1:
-        found = [model.name for model in models if meant.rpartition("/")[2] in _called(model)] if meant else []
+        found = [model.name for model in models if wanted.rpartition("/")[2] in _names_of(model)] if wanted else []
     if len(found) != 1:
         raise Permanent(
             "adapter_base",
@@ -64,6 +64,6 @@ def base_for(adapter: Entry, says: str, models: Sequence[Entry]) -> str:
     return found[0]
 
 
-def _called(model: Entry) -> set[str]:
+def _names_of(model: Entry) -> set[str]:
     name = names(model.path)[0]
     return {called.casefold() for called in (model.name, name, name.rpartition("/")[2])}

@@ -40,16 +40,18 @@ def entries_of(models: Sequence[Wanted], root: Path) -> tuple[Entry, ...]:
     """Return the entries under `root`, named by alias, else by name, with the version where two share a name."""
     layout = PublicLayout(root)
     plain = [wanted.ref.name for wanted in models if wanted.alias is None]
-    called = [
+    aliases = [
         wanted.alias or (wanted.ref.name if plain.count(wanted.ref.name) == 1 else str(wanted.ref)) for wanted in models
     ]
-    twice = sorted({name for name in called if called.count(name) > 1})
-    if twice:
+    duplicates = sorted({name for name in aliases if aliases.count(name) > 1})
+    if duplicates:
         raise Permanent(
-            "same_name", f"expected a name for each model, found {twice[0]!r} for two", "give one of them another alias"
+            "same_name",
+            f"expected a name for each model, found {duplicates[0]!r} for two",
+            "give one of them another alias",
         )
     return tuple(
-        Entry(name, layout.model_link(wanted.ref), wanted.pin) for name, wanted in zip(called, models, strict=True)
+        Entry(name, layout.model_link(wanted.ref), wanted.pin) for name, wanted in zip(aliases, models, strict=True)
     )
 
 
@@ -62,10 +64,10 @@ def read_followed(path: Path, root: Path) -> tuple[Entry, ...]:
             text = file.read(_MAX_FILE_BYTES).decode()
     except (OSError, UnicodeDecodeError) as error:
         raise Permanent("no_models", f"{path}: {error}", "check --follow and the volume it is on") from error
-    said = ",".join(part for line in text.splitlines() if (part := line.strip().strip(",")))
-    if not said:
+    text = ",".join(part for line in text.splitlines() if (part := line.strip().strip(",")))
+    if not text:
         raise Permanent("no_models", f"{path}: expected models, found an empty file", remedy)
     try:
-        return entries_of(parse_models(said), root)
+        return entries_of(parse_models(text), root)
     except HoldfastError as error:
         raise Permanent(error.code, f"{path}: {error.message}", error.remedy) from error

@@ -45,8 +45,8 @@ if TYPE_CHECKING:
     from server.engine.generation.generator import Generator
 
 _LOG = logging.getLogger("holdfast.serve")
-_LOOK_EVERY_S = 0.5
-_TRY_AGAIN_S = (30.0, 900.0)  # backoff: the first and the longest; doubled each time
+_POLL_EVERY_S = 0.5
+_BACKOFF_S = (30.0, 900.0)  # backoff: the first and the longest; doubled each time
 ResultT = TypeVar("ResultT")
 
 
@@ -85,7 +85,7 @@ class _Failure:
     sighting: Sighting
     error: HoldfastError
     wait_s: float
-    again_at: float
+    retry_at: float
 
 
 class Fleet:
@@ -120,23 +120,23 @@ class Fleet:
         self._device = await self._step("device", "device", select)
         self._readiness.device = self._device
         await self._step("import", "import", partial(loading.prepare, self._metrics.loaded))
-        sightings = await self._look()
+        sightings = await self._resolve()
         while missing := [one for one in sightings if one.target is None]:
             self._readiness.progress(f"waiting for {missing[0].entry}")
-            await asyncio.sleep(_LOOK_EVERY_S)
-            sightings = await self._look()
-        await self._bring_about(sightings)
+            await asyncio.sleep(_POLL_EVERY_S)
+            sightings = await self._resolve()
+        await self._reconcile(sightings)
         while self._failures:
             failure = next(iter(self._failures.values()))
             if failure.error.code != "golden_mismatch":
                 raise failure.error
             # A restart would only load the same model again: stay up, report the reason, and wait for a replacement.
             _LOG.error("not ready: %s", failure.error)
-            while failure.sighting in sightings and time.monotonic() < failure.again_at:
+            while failure.sighting in sightings and time.monotonic() < failure.retry_at:
                 self._readiness.progress(f"{failure.sighting.entry.name}: {failure.error}")
-                await asyncio.sleep(_LOOK_EVERY_S)
-                sightings = await self._look()
-            await self._bring_about(sightings)
+                await asyncio.sleep(_POLL_EVERY_S)
+                sightings = await self._resolve()
+            await self._reconcile(sightings)
 
     @property
     def _rules(self) -> Rules:
@@ -144,77 +144,77 @@ class Fleet:
 
     async def keep(self, group: asyncio.TaskGroup) -> None:
         """Swap models as the wanted ones change; never returns."""
-        complaint = ""
+        last_error = ""
         while True:
-            await asyncio.sleep(_LOOK_EVERY_S)
+            await asyncio.sleep(_POLL_EVERY_S)
             try:
-                sightings = await self._look()
-                complaint = ""
+                sightings = await self._resolve()
+                last_error = ""
             except HoldfastError as error:
-                if str(error) != complaint:
+                if str(error) != last_error:
                     _LOG.error("what is to be served cannot be read, and stays as it is: %s", error)
-                complaint = str(error)
+                last_error = str(error)
                 continue
-            await self._bring_about(sightings)
+            await self._reconcile(sightings)
             while self._retired:
                 group.create_task(self._retire(self._retired.pop()))
 
-    async def _look(self) -> list[Sighting]:
+    async def _resolve(self) -> list[Sighting]:
         bases = self._bases.values()
         holdings = [base.holding for base in bases]
         holdings += [attached.holding for base in bases for attached in base.adapters.values()]
 
-        def see() -> list[Sighting]:
+        def follow_and_resolve() -> list[Sighting]:
             for holding in holdings:
                 holding.follow()
             return look(self._settings)
 
-        return await call_in_thread("look", see)
+        return await call_in_thread("look", follow_and_resolve)
 
-    async def _bring_about(self, sightings: list[Sighting]) -> None:
+    async def _reconcile(self, sightings: list[Sighting]) -> None:
         """Load new models, then their adapters, and remove what is no longer wanted."""
-        self._forget_others(sightings)
+        self._remove_unwanted(sightings)
         adapters = [one for one in sightings if one.is_adapter]
         models = [one for one in sightings if one not in adapters]
         for one in models:
-            await self._try(one, partial(self._load_model, one))
+            await self._try_load(one, partial(self._load_model, one))
         for one in adapters:
-            await self._try(one, partial(self._load_adapter, one, [model.entry for model in models]))
+            await self._try_load(one, partial(self._load_adapter, one, [model.entry for model in models]))
 
-    async def _try(self, one: Sighting, load: Callable[[], Coroutine[None, None, None]]) -> None:
+    async def _try_load(self, one: Sighting, load: Callable[[], Coroutine[None, None, None]]) -> None:
         name, current = one.entry.name, self._in_service(one.entry.name)
         failure = self._failures.get(name)
         if current is not None and current.sighting == one:
             self._catalog.coming.pop(name, None)
         elif one.target is None:
             self._catalog.coming[name] = Coming(one.version, "waiting", None)
-        elif failure is None or failure.sighting != one or time.monotonic() >= failure.again_at:
+        elif failure is None or failure.sighting != one or time.monotonic() >= failure.retry_at:
             self._catalog.coming[name] = Coming(one.version, "loading", None)
-            began = time.monotonic()
+            started = time.monotonic()
             try:
                 await load()
             except Exception as error:  # noqa: BLE001 no error of a load may end the served models
-                self._failed(one, _explained(one, error))
+                self._failed(one, _as_holdfast_error(one, error))
                 await call_in_thread("clean_up", loading.clean_up)
             else:
                 self._failures = {}  # of others too: what they lacked may be loaded now
                 self._catalog.coming.pop(name, None)
-                self._tell(name, "done")
-                _LOG.info("serving %s (%s) after %.2f s", name, one.entry, time.monotonic() - began)
+                self._count_swap(name, "done")
+                _LOG.info("serving %s (%s) after %.2f s", name, one.entry, time.monotonic() - started)
 
     def _failed(self, one: Sighting, error: HoldfastError) -> None:
         name, before = one.entry.name, self._failures.get(one.entry.name)
         repeated = before is not None and before.sighting == one
         # Without its frames, which hold a partly loaded model.
         error.__traceback__ = error.__cause__ = error.__context__ = None
-        wait_s = min(before.wait_s * 2, _TRY_AGAIN_S[1]) if before and repeated else _TRY_AGAIN_S[0]
+        wait_s = min(before.wait_s * 2, _BACKOFF_S[1]) if before and repeated else _BACKOFF_S[0]
         self._failures[name] = _Failure(one, error, wait_s, time.monotonic() + wait_s)
         self._catalog.coming[name] = Coming(one.version, "failed", str(error))
-        self._tell(name, "failed")
+        self._count_swap(name, "failed")
         if isinstance(self._readiness.state, Ready):
             _LOG.error("%s (%s) cannot be served, tried again in %.0f s: %s", name, one.entry, wait_s, error)
 
-    def _tell(self, name: str, result: str) -> None:
+    def _count_swap(self, name: str, result: str) -> None:
         if isinstance(self._readiness.state, Ready):
             self._metrics.model(name).swapped(result)
 
@@ -246,7 +246,7 @@ class Fleet:
         for new in (base.served, *(attached.served for attached in base.adapters.values())):
             self._catalog.put(new)
         del before, model, load
-        await self._share()
+        await self._share_memory()
 
     async def _load_adapter(self, one: Sighting, models: list[Entry]) -> None:
         with ExitStack() as undo:
@@ -297,7 +297,7 @@ class Fleet:
             return found
         return next((base.adapters[name] for base in self._bases.values() if name in base.adapters), None)
 
-    def _forget_others(self, sightings: list[Sighting]) -> None:
+    def _remove_unwanted(self, sightings: list[Sighting]) -> None:
         """Remove models that are not wanted, or are now wanted as an adapter instead of a model, or the reverse."""
         wanted = {one.entry.name for one in sightings}
         self._failures = {name: failure for name, failure in self._failures.items() if name in wanted}
@@ -307,13 +307,13 @@ class Fleet:
         for name in list(self._bases):
             if name not in wanted or name in adapters:
                 for gone in (*self._bases[name].adapters, name):
-                    self._dismiss(gone)
+                    self._remove(gone)
         for base in self._bases.values():
             for name in list(base.adapters):
                 if name not in wanted or name in models:
-                    self._dismiss(name)
+                    self._remove(name)
 
-    def _dismiss(self, name: str) -> None:
+    def _remove(self, name: str) -> None:
         self._catalog.remove(name)
         self._retire_current(name)
         _LOG.info("no longer serving %s", name)
@@ -343,9 +343,9 @@ class Fleet:
         await call_in_thread("clean_up", loading.clean_up)
         for holding in retired.holdings:
             holding.close()
-        await self._share()
+        await self._share_memory()
 
-    async def _share(self) -> None:
+    async def _share_memory(self) -> None:
         """Divide the free memory between the models, and update the contexts that clients see."""
         await call_in_thread("share", partial(loading.share, [base.model for base in self._bases.values()]))
         for base in self._bases.values():
@@ -356,7 +356,7 @@ class Fleet:
                 attached.served.card = replace(card, about=replace(about, weight_bytes=card.about.weight_bytes))
 
 
-def _explained(one: Sighting, error: Exception) -> HoldfastError:
+def _as_holdfast_error(one: Sighting, error: Exception) -> HoldfastError:
     if isinstance(error, HoldfastError):
         return error
     _LOG.error("%s cannot be served", one.entry, exc_info=error)

@@ -15,7 +15,7 @@ from server.lifecycle.readiness import Readiness
 from server.lifecycle.registry import Catalog, ServedAdapter, ServedEncoder, ServedText
 
 _LOG = logging.getLogger("holdfast.serve")
-_WHILE_ILL_S = 1.0  # between two checks
+_UNHEALTHY_EVERY_S = 1.0  # between two checks
 
 
 class Pulse:
@@ -26,35 +26,35 @@ class Pulse:
         self._readiness = readiness
         self._interval_s = interval_s
         self._timeout_s = timeout_s
-        self._ill: dict[str, str] = {}
+        self._unhealthy: dict[str, str] = {}
 
     async def watch(self) -> None:
         """Check for ever, and report to `readiness`."""
         while True:
-            await asyncio.sleep(min(_WHILE_ILL_S, self._interval_s) if self._ill else self._interval_s)
+            await asyncio.sleep(min(_UNHEALTHY_EVERY_S, self._interval_s) if self._unhealthy else self._interval_s)
             async with asyncio.TaskGroup() as group:
                 for served in self._catalog.all():
                     if not isinstance(served, ServedAdapter):  # its base is checked instead
-                        group.create_task(self._feel(served))
-            there = {served.card.name for served in self._catalog.all()}
-            self._ill = {name: reason for name, reason in self._ill.items() if name in there}
-            self._readiness.diagnose(dict(self._ill))
+                        group.create_task(self._check(served))
+            names = {served.card.name for served in self._catalog.all()}
+            self._unhealthy = {name: reason for name, reason in self._unhealthy.items() if name in names}
+            self._readiness.diagnose(dict(self._unhealthy))
 
-    async def _feel(self, served: ServedEncoder | ServedText) -> None:
-        name, reason = served.card.name, await self._complaint(served)
+    async def _check(self, served: ServedEncoder | ServedText) -> None:
+        name, reason = served.card.name, await self._diagnose(served)
         served.metrics.healthy(reason is None)
         if reason is None:
-            if self._ill.pop(name, None) is not None:
+            if self._unhealthy.pop(name, None) is not None:
                 _LOG.warning("%s answers again", name)
-        elif name not in self._ill:
-            self._ill[name] = reason
+        elif name not in self._unhealthy:
+            self._unhealthy[name] = reason
             _LOG.error("%s is ill: %s", name, reason)
-            self._readiness.diagnose(dict(self._ill))
+            self._readiness.diagnose(dict(self._unhealthy))
 
-    async def _complaint(self, served: ServedEncoder | ServedText) -> str | None:
+    async def _diagnose(self, served: ServedEncoder | ServedText) -> str | None:
         """Return why a model is unhealthy; None where it is healthy."""
         began = monotonic()
-        if began - served.alive_at < self._interval_s and served.card.name not in self._ill:
+        if began - served.alive_at < self._interval_s and served.card.name not in self._unhealthy:
             return None
         try:
             async with asyncio.timeout(self._timeout_s):

@@ -28,7 +28,7 @@ _LOG = logging.getLogger(__name__)
 
 def select_device(wanted: str) -> str:
     """Return the torch device to use; raises `Permanent` (`no_gpu`) where it is not available."""
-    with _explained_imports():
+    with _import_errors():
         from server.weights.cuda import device as gpu
     return gpu.select(wanted)
 
@@ -48,7 +48,7 @@ def select_device_for_user_code(wanted: str) -> str:
 
 def prepare(loaded: Callable[[LoadReport], None]) -> None:
     """Import the modules of a load; `loaded` receives the report of each later load."""
-    with _explained_imports():
+    with _import_errors():
         import server.engine.load  # noqa: F401 - the import itself takes seconds
         from server.weights import report
     report.subscribe(loaded)
@@ -58,13 +58,13 @@ def load(snapshot: Snapshot, device: str, dtype: str, limits: Limits, metrics: M
     """Load a model; raises `HoldfastError`."""
     from server.engine import load as models
 
-    with _explained_failures(snapshot), _uncollected():
+    with _load_errors(snapshot), _without_garbage_collection():
         return models.load(snapshot.path, device, dtype, limits, metrics)
 
 
 def warm_up(snapshot: Snapshot, model: Encoder | Generator) -> None:
     """Run a model's first computation; raises `HoldfastError`."""
-    with _explained_failures(snapshot):
+    with _load_errors(snapshot):
         model.warm_up()
 
 
@@ -83,7 +83,7 @@ def load_adapter(snapshot: Snapshot, base: Encoder | Generator) -> Adapter:
         raise Permanent(
             "adapter_base", f"{snapshot.path}: expected a base that generates text, found one that embeds", "merge it"
         )
-    with _explained_failures(snapshot):
+    with _load_errors(snapshot):
         return base.adapter(snapshot.path)
 
 
@@ -110,7 +110,7 @@ def clean_up() -> None:
 
 
 @contextmanager
-def _uncollected() -> Iterator[None]:
+def _without_garbage_collection() -> Iterator[None]:
     """Disable garbage collection in the block, and exempt its objects for ever: libraries and models are a million
     objects that stay, and scanning them took a tenth of a start, and stops the batch later."""
     gc.disable()
@@ -122,9 +122,9 @@ def _uncollected() -> Iterator[None]:
 
 
 @contextmanager
-def _explained_imports() -> Iterator[None]:
+def _import_errors() -> Iterator[None]:
     try:
-        with _uncollected():
+        with _without_garbage_collection():
             yield
     except ModuleNotFoundError as error:
         raise Permanent(
@@ -139,7 +139,7 @@ def _explained_imports() -> Iterator[None]:
 
 
 @contextmanager
-def _explained_failures(snapshot: Snapshot) -> Iterator[None]:
+def _load_errors(snapshot: Snapshot) -> Iterator[None]:
     try:
         yield
     except HoldfastError:

@@ -38,7 +38,7 @@ class Readiness:
         self.device: str | None = None  # None: not selected yet
         self._metrics = metrics
         self._state: State = Loading("starting")
-        self._ill: dict[str, str] = {}
+        self._unhealthy: dict[str, str] = {}
         self._in_flight = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -64,7 +64,7 @@ class Readiness:
 
     def diagnose(self, ill: dict[str, str]) -> None:
         """Set the reasons of unhealthy models by name; the server is ready only while there are none."""
-        self._ill = ill
+        self._unhealthy = ill
         self._metrics.set_ready(isinstance(self._state, Ready) and not ill)
 
     async def idle(self) -> None:
@@ -88,4 +88,4 @@ class Readiness:
             case Draining():
                 return "draining: the server is stopping"
             case Ready():
-                return "; ".join(f"{name}: {reason}" for name, reason in self._ill.items()) or None
+                return "; ".join(f"{name}: {reason}" for name, reason in self._unhealthy.items()) or None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Generic, TypeAlias
 
@@ -61,56 +61,58 @@ class Coming:
     error: str | None
 
 
-class _Users:
-    """The requests being answered, each from the start of its work to the end of its answer."""
-
-    def __init__(self) -> None:
-        self._count = 0
-        self._idle = asyncio.Event()
-        self._idle.set()
-
-    @contextmanager
-    def one_more(self) -> Iterator[None]:
-        self._count += 1
-        self._idle.clear()
-        try:
-            yield
-        finally:
-            self._count -= 1
-            if not self._count:
-                self._idle.set()
-
-    async def none(self) -> None:
-        await self._idle.wait()
-
-
-class _Served(Generic[RequestT, PreparedT, EventT]):
-    """A model in service, loaded and warmed, over any engine. `golden`: how its answers agree with its golden
-    predictions; None where it has none, or they were not replayed."""
+class _InService:
+    """A model or adapter in service, and the count of its requests, which a removal waits for. `golden`: how it agrees
+    with its golden predictions; None where it has none, or they were not replayed."""
 
     golden: Verdict | None = None
 
-    def __init__(self, card: Card, engine: InferenceEngine[RequestT, PreparedT, EventT], metrics: ModelMetrics) -> None:
+    def __init__(self, card: Card, metrics: ModelMetrics) -> None:
         self.card = card
-        self.engine = engine
         self.metrics = metrics
-        self._users = _Users()
+        self._requests = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
 
     def announce(self) -> None:
         """Publish this model in the metrics of its name."""
         self.metrics.describe(self.card.snapshot, self.card.about)
+        self.metrics.agreed(self.golden)
+
+    @contextmanager
+    def use(self) -> Iterator[None]:
+        """Count a request while the block runs: from the start of its work to the end of its answer."""
+        self._requests += 1
+        self._idle.clear()
+        try:
+            yield
+        finally:
+            self._requests -= 1
+            if not self._requests:
+                self._idle.set()
+
+    async def drained(self) -> None:
+        """Wait until no request is being answered."""
+        await self._idle.wait()
+
+
+class _Served(_InService, Generic[RequestT, PreparedT, EventT]):
+    """A model in service, loaded and warmed, over any engine."""
+
+    def __init__(self, card: Card, engine: InferenceEngine[RequestT, PreparedT, EventT], metrics: ModelMetrics) -> None:
+        super().__init__(card, metrics)
+        self.engine = engine
+
+    def announce(self) -> None:
+        """Publish this model and its queue in the metrics of its name."""
+        super().announce()
         self.metrics.watch_queue(self.engine.load)
         self.metrics.healthy(True)
-        self.metrics.agreed(self.golden)
 
     @property
     def alive_at(self) -> float:
         """The monotonic time in seconds of the last step or token that succeeded."""
         return max(self.engine.alive_at, self.metrics.alive_at)
-
-    def use(self) -> AbstractContextManager[None]:
-        """Count a request while the block runs: from the start of its work to the end of its answer."""
-        return self._users.one_more()
 
     @asynccontextmanager
     async def submitted(self, request: RequestT) -> AsyncIterator[Submission[PreparedT, EventT]]:
@@ -118,10 +120,6 @@ class _Served(Generic[RequestT, PreparedT, EventT]):
         with self.use():
             async with self.engine.submitted(request) as submission:
                 yield submission
-
-    async def drained(self) -> None:
-        """Wait until no request is being answered."""
-        await self._users.none()
 
     def close(self) -> None:
         """Cancel the requests in the engine and release the model."""
@@ -156,34 +154,21 @@ class ServedGenerator(ServedText):
         super().__init__(card, Engine(model, queue_limit, metrics), metrics)
 
 
-class ServedAdapter:
+class ServedAdapter(_InService):
     """An adapter in service: its requests run in its base's batches, on its base's weights."""
 
-    golden: Verdict | None = None
-
     def __init__(self, card: Card, base: ServedText, adapter: Adapter, metrics: ModelMetrics) -> None:
-        self.card = card
-        self.metrics = metrics
+        super().__init__(card, metrics)
         self._adapter = adapter
         self._base = base
-        self._users = _Users()
-
-    def announce(self) -> None:
-        """Publish this adapter in the metrics of its name."""
-        self.metrics.describe(self.card.snapshot, self.card.about)
-        self.metrics.agreed(self.golden)
 
     @asynccontextmanager
     async def submitted(self, request: GenerationRequest) -> AsyncIterator[Submission[Continuation, GenerationEvent]]:
         """Submit a request that runs with the adapter, counted here and as one of the base's."""
         adapted = replace(request, wanted=replace(request.wanted, adapter=self._adapter))
-        with self._users.one_more():
+        with self.use():
             async with self._base.submitted(adapted) as submission:
                 yield submission
-
-    async def drained(self) -> None:
-        """Wait until no request is being answered."""
-        await self._users.none()
 
     def close(self) -> None:
         """Do nothing: the base's engine ran its requests, and all have ended."""

@@ -42,7 +42,7 @@ def load_model(
         ties = _ties(module)
         current = module.state_dict(keep_vars=True)
         found = _shared(checkpoint.tensors, ties)
-        result: _IncompatibleKeys = module.load_state_dict(_rehearsal(checkpoint, current, found), strict=strict)
+        result: _IncompatibleKeys = module.load_state_dict(_placeholders(checkpoint, current, found), strict=strict)
         # All but the keys that torch rejects: a module's hooks may accept older names, and need those.
         left_out = set(result.unexpected_keys)
         found = {name: source for name, source in found.items() if name not in left_out}
@@ -79,7 +79,7 @@ def _shared(in_files: Any, ties: list[list[str]]) -> dict[str, str]:
     return found
 
 
-def _rehearsal(
+def _placeholders(
     checkpoint: Checkpoint, current: dict[str, torch.Tensor], found: dict[str, str]
 ) -> dict[str, torch.Tensor]:
     """Return tensors that torch checks as it would the files', and whose copying changes nothing."""

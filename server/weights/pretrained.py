@@ -21,7 +21,7 @@ from server.weights.files import load_file
 # The arguments of `from_pretrained`, beyond the configuration's fields, that have an effect here.
 _PASSED_ON = frozenset({"attn_implementation", "experts_implementation", "ignore_mismatched_sizes", "key_mapping"})
 # The arguments of `from_pretrained` for a Hub, which would be ignored or contradicted here.
-_OF_A_HUB = frozenset(
+_HUB_ARGUMENTS = frozenset(
     {"cache_dir", "code_revision", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token"}
     | {"return_unused_kwargs", "trust_remote_code"}
 )
@@ -53,7 +53,7 @@ def load_pretrained(
             f"expected a model's folder, found none at {path}",
             "give the path where the model is mounted (HOLDFAST_MODEL_PATH); nothing is downloaded",
         )
-    config, passed_on = _configured(path, overrides)
+    config, passed_on = _read_overridden_config(path, overrides)
     model_class, config = _class(path, model_class, config)
     find(device)  # raises for a missing device before a byte is read
     tensors = load_file(path, device)
@@ -158,11 +158,11 @@ def _class(path: Path, wanted: Any, config: Any) -> tuple[Any, Any]:
     return found, config
 
 
-def _configured(path: Path, overrides: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+def _read_overridden_config(path: Path, overrides: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
     """Return the configuration with the overridden fields, and the arguments for `from_pretrained`."""
-    fields = {name: value for name, value in overrides.items() if name not in _PASSED_ON | _OF_A_HUB}
+    fields = {name: value for name, value in overrides.items() if name not in _PASSED_ON | _HUB_ARGUMENTS}
     config, left = read_config(path, return_unused_kwargs=True, **fields)
-    unknown = sorted({*left, *(overrides.keys() & _OF_A_HUB)})
+    unknown = sorted({*left, *(overrides.keys() & _HUB_ARGUMENTS)})
     if unknown:
         raise Permanent(
             "unknown_argument",

@@ -68,7 +68,7 @@ class Settings:
         """Return this machine's defaults, changed by `HOLDFAST_LOADER_THREADS`, `_SLOTS`, `_SLOT_SIZE` and `_IO`.
         `LOCAL_WORLD_SIZE`, which torchrun sets, is the number of `local_readers`, which share the processors."""
         readers = _number(environment, "LOCAL_WORLD_SIZE", 1)
-        share = min(_MAX_THREADS, max(2, _processors() // readers))
+        share = min(_MAX_THREADS, max(2, len(os.sched_getaffinity(0)) // readers))
         threads = _number(environment, "HOLDFAST_LOADER_THREADS", share)
         return cls(
             threads=threads,
@@ -77,10 +77,6 @@ class Settings:
             io=_io(environment, "HOLDFAST_LOADER_IO"),
             local_readers=readers,
         )
-
-
-def _processors() -> int:
-    return len(os.sched_getaffinity(0))
 
 
 def _number(environment: Mapping[str, str], name: str, default: int) -> int:

@@ -77,9 +77,9 @@ class Gate:
         """Return when every version is present, verified and leased; raises `HoldfastError` where that fails."""
         with Changes(self._bell) as changes:
             pause_s = FIRST_PAUSE_S
-            while not self._look():
+            while not self._check():
                 self._check_time()
-                self._tell_trouble(changes)
+                self._report_trouble(changes)
                 if changes.follow(self._folders()):
                     continue  # a version may have appeared before the watch began
                 rang = self._bell.wait(min(pause_s, self._left_s()))
@@ -99,10 +99,10 @@ class Gate:
                 trouble = f"{want}: its lease cannot be looked at: {error}; looking again"
             self._narrator.notice(f"lease {want}", trouble, f"{want}: its lease can be looked at again")
 
-    def _look(self) -> bool:
+    def _check(self) -> bool:
         for want in self._settings.wanted:
             if want not in self._held:
-                self._look_for(want)
+                self._find(want)
         for want, held in list(self._held.items()):
             # One may be replaced while the gate waits for another; the pod would then read an unleased snapshot.
             if not still_named(self._public, want.ref, held):
@@ -110,16 +110,16 @@ class Gate:
                 del self._held[want]
         return len(self._held) == len(self._settings.wanted)
 
-    def _look_for(self, want: Wanted) -> None:
+    def _find(self, want: Wanted) -> None:
         found = hold(self._public, want.ref)
         if isinstance(found, Held):
-            self._take(want, found)
+            self._verify_and_hold(want, found)
         elif isinstance(found, Unsettled):
-            self._say(want, Progress("published, but", found.reason))
+            self._report(want, Progress("published, but", found.reason))
         else:
-            self._listen_to_daemon(want)
+            self._report_status(want)
 
-    def _take(self, want: Wanted, found: Held) -> None:
+    def _verify_and_hold(self, want: Wanted, found: Held) -> None:
         """Verify a snapshot and hold it. One that the daemon withdrew meanwhile, as corrupt, is no mismatch: a lease
         prevents eviction, not that."""
         try:
@@ -128,18 +128,18 @@ class Gate:
             found.lease.close()
             if not isinstance(error, exit_codes.Unverified) or still_named(self._public, want.ref, found):
                 raise
-            self._say(want, Progress("withdrawn while it was verified;", "waiting for it to come back"))
+            self._report(want, Progress("withdrawn while it was verified;", "waiting for it to come back"))
         else:
             self._held[want] = found
 
-    def _listen_to_daemon(self, want: Wanted) -> None:
+    def _report_status(self, want: Wanted) -> None:
         status = daemon_status.read_status(self._public, want.ref)
         waited_s = time.monotonic() - self._started
         silent = status is None and waited_s >= SILENCE_S
         hint = daemon_status.silence(self._public, want, SILENCE_S) if silent else None
         self._narrator.notice(f"silence {want}", hint, f"{want}: the daemon speaks of it now")
         if status is None:
-            self._say(want, Progress("waiting", f"for {format_duration(waited_s)}, no status yet"))
+            self._report(want, Progress("waiting", f"for {format_duration(waited_s)}, no status yet"))
             return
         refused = status.refused_pins.get(str(want.pin))
         if refused is not None:
@@ -147,7 +147,7 @@ class Gate:
         failed = status.state is State.FAILED and status.error is not None and status.error.permanent
         if failed and status.error is not None and status.error not in status.refused_pins.values():
             raise exit_codes.Refused(want, status.error)
-        self._say(want, of_status(status))
+        self._report(want, of_status(status))
 
     def _verify(self, want: Wanted, held: Held) -> None:
         began = time.monotonic()
@@ -169,22 +169,22 @@ class Gate:
     def _hashing(self, want: Wanted, total: int) -> Callable[[int], None]:
         began = time.monotonic()
         lock = threading.Lock()
-        done, told = 0, began
+        done, reported_at = 0, began
 
-        def tell(size: int) -> None:
-            nonlocal done, told
+        def report(size: int) -> None:
+            nonlocal done, reported_at
             with lock:
                 done += size
                 now = time.monotonic()
-                if now - told < TELL_EVERY_S:  # thousands of calls a second: formatting would slow the hashing
+                if now - reported_at < TELL_EVERY_S:  # thousands of calls a second: formatting would slow the hashing
                     return
-                told = now
+                reported_at = now
                 self._check_time()
-                self._say(want, of_hashing(done, total, now - began))
+                self._report(want, of_hashing(done, total, now - began))
 
-        return tell
+        return report
 
-    def _say(self, want: Wanted, progress: Progress) -> None:
+    def _report(self, want: Wanted, progress: Progress) -> None:
         self._progress[want] = progress
         self._readiness.text = self._state()
         self._narrator.progress(str(want), progress)
@@ -192,7 +192,7 @@ class Gate:
     def _state(self) -> str:
         return "; ".join(f"{want}: {progress}" for want, progress in self._progress.items())
 
-    def _tell_trouble(self, changes: Changes) -> None:
+    def _report_trouble(self, changes: Changes) -> None:
         mount, daemon = daemon_status.mount_trouble(self._public), self._heartbeat.trouble()
         self._narrator.notice("mount", mount, f"{self._public.path} is there now")
         self._narrator.notice("daemon", daemon, "the daemon of this node is back")

@@ -62,7 +62,7 @@ def _detail(done: int, total: int, rate: float | None, eta_s: float | None) -> s
 
 
 @dataclass(slots=True)
-class _Said:
+class _Printed:
     at: float
     progress: Progress
 
@@ -74,7 +74,7 @@ class Narrator:
         self._stream = stream
         self._terminal = stream.isatty()
         self._lock = threading.Lock()
-        self._said: dict[str, _Said] = {}
+        self._printed: dict[str, _Printed] = {}
         self._notices: dict[str, str] = {}
         self._open_line: str | None = None  # the model of the terminal's current line
 
@@ -82,7 +82,7 @@ class Narrator:
         """Print the progress of `model`, if it changed enough."""
         with self._lock:
             now = time.monotonic()
-            last = self._said.get(model)
+            last = self._printed.get(model)
             if last is None or last.progress.stage != progress.stage:
                 self._end_line()
                 self._write(model, progress)
@@ -97,7 +97,7 @@ class Narrator:
                 self._write(model, progress)
             else:
                 return
-            self._said[model] = _Said(now, progress)
+            self._printed[model] = _Printed(now, progress)
 
     def line(self, text: str) -> None:
         """Print `text`."""

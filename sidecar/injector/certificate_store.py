@@ -75,12 +75,12 @@ class Keeper:
 
     async def step(self) -> None:
         """Adopt or renew the Secret, serve its certificate, and publish its CAs. Raises `HoldfastError`."""
-        self._held = await self._agreed()
+        self._held = await self._reconcile()
         if self._tls.use(self._held.certificate_pem, self._held.key_pem):
             _log.info("serving a certificate that is good until %s", self._held.certificate.not_valid_after_utc)
-        await self._announce(self._held.bundle)
+        await self._publish_bundle(self._held.bundle)
 
-    async def _agreed(self) -> Keys:
+    async def _reconcile(self) -> Keys:
         path = f"{self._place.secrets_path}/{self._place.secret}"
         for _ in range(_ATTEMPTS):
             secret = await self._api.get(path)
@@ -107,7 +107,7 @@ class Keeper:
         body = {"apiVersion": "v1", "kind": "Secret", "type": "Opaque", "metadata": metadata, "data": keys.to_secret()}
         await self._api.create(self._place.secrets_path, body)
 
-    async def _announce(self, bundle: bytes) -> None:
+    async def _publish_bundle(self, bundle: bytes) -> None:
         found = await self._api.get(self._place.webhook_path)
         if found is None:
             raise Transient(
@@ -115,13 +115,13 @@ class Keeper:
                 f"no MutatingWebhookConfiguration {self._place.webhook!r}: no pod gets its gate",
                 "apply the injector's manifests, or name it with --webhook-name",
             )
-        operations = list(_trusting(found.get("webhooks") or (), base64.b64encode(bundle).decode()))
+        operations = list(_bundle_operations(found.get("webhooks") or (), base64.b64encode(bundle).decode()))
         if operations:
             await self._api.patch(self._place.webhook_path, operations)
             _log.info("wrote the caBundle of %s", self._place.webhook)
 
 
-def _trusting(webhooks: Sequence[Json], bundle: str) -> Iterator[Json]:
+def _bundle_operations(webhooks: Sequence[Json], bundle: str) -> Iterator[Json]:
     """Yield operations that set a different `caBundle`; each first tests that the index is still that webhook's."""
     for index, webhook in enumerate(webhooks):
         if webhook["clientConfig"].get("caBundle") != bundle:

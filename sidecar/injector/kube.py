@@ -54,21 +54,21 @@ class KubeApi:
 
     async def get(self, path: str) -> Json | None:
         """Return the object at `path`, None where there is none."""
-        return await self._ask("GET", path)
+        return await self._send("GET", path)
 
     async def create(self, path: str, body: Json) -> Json:
         """Create an object in the collection at `path`; raises `Conflict` where one of its name exists."""
-        return self._there(path, await self._ask("POST", path, body))
+        return self._expect(path, await self._send("POST", path, body))
 
     async def replace(self, path: str, body: Json) -> Json:
         """Replace the object at `path`; raises `Conflict` where its `resourceVersion` is not that in `body`."""
-        return self._there(path, await self._ask("PUT", path, body))
+        return self._expect(path, await self._send("PUT", path, body))
 
     async def patch(self, path: str, operations: Sequence[Json]) -> Json:
         """Apply a JSON patch (RFC 6902) to the object at `path`."""
-        return self._there(path, await self._ask("PATCH", path, list(operations), _JSON_PATCH))
+        return self._expect(path, await self._send("PATCH", path, list(operations), _JSON_PATCH))
 
-    async def _ask(self, method: str, path: str, body: object = None, kind: str = "application/json") -> Json | None:
+    async def _send(self, method: str, path: str, body: object = None, kind: str = "application/json") -> Json | None:
         data = None if body is None else json.dumps(body)
         headers = {"Authorization": f"Bearer {self._token()}", "Accept": "application/json", "Content-Type": kind}
         try:
@@ -97,7 +97,7 @@ class KubeApi:
         found: Json = json.loads(answer)
         return found
 
-    def _there(self, path: str, found: Json | None) -> Json:
+    def _expect(self, path: str, found: Json | None) -> Json:
         if found is None:
             raise Transient("kube_not_found", f"{path}: not there", "apply the injector's manifests")
         return found

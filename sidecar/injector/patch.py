@@ -65,15 +65,18 @@ def patch_pod(pod: Json, settings: GateSettings, digests: Digests, version: str)
         )
     asked = replace(asked, models=tuple(_pinned(wanted, digests) for wanted in asked.models))
     operations = [
-        *_marks(notes, asked, version),
+        *_annotations(notes, asked, version),
         *_volumes(spec, settings),
-        *_into_containers(spec, asked, settings),
+        *_containers(spec, asked, settings),
         *_affinity(spec, asked),
         # Last: it shifts the other init containers, whose indexes the operations above use.
         *_prepend("/spec/initContainers", spec.get("initContainers"), [gate_container(spec, asked, settings)]),
     ]
     unknown = sorted({wanted.ref.name for wanted in asked.models if not digests.knows(wanted.ref.name)})
-    return Patch(tuple(operations), tuple(_no_model(name) for name in unknown))
+    warnings = (
+        f"holdfast: the catalog has no model {name[:100]!r}; the pod cannot start until it has" for name in unknown
+    )
+    return Patch(tuple(operations), tuple(warnings))
 
 
 def _pinned(wanted: Wanted, digests: Digests) -> Wanted:
@@ -89,7 +92,7 @@ def _pinned(wanted: Wanted, digests: Digests) -> Wanted:
     return replace(wanted, pin=wanted.pin or catalog)
 
 
-def _marks(notes: Json, asked: Asked, version: str) -> Iterator[Json]:
+def _annotations(notes: Json, asked: Asked, version: str) -> Iterator[Json]:
     yield _add(f"/metadata/annotations/{_escaped(INJECTED)}", version)
     pins = write_pins(asked.models)
     if pins is not None and notes.get(DIGEST) != pins:
@@ -98,9 +101,9 @@ def _marks(notes: Json, asked: Asked, version: str) -> Iterator[Json]:
 
 def _volumes(spec: Json, settings: GateSettings) -> Iterator[Json]:
     ours = volume(settings)
-    for there in spec.get("volumes") or ():
-        if there.get("name") == VOLUME:
-            if (there.get("hostPath") or {}).get("path") == settings.host_public:
+    for present in spec.get("volumes") or ():
+        if present.get("name") == VOLUME:
+            if (present.get("hostPath") or {}).get("path") == settings.host_public:
                 return
             raise Permanent(
                 "mount_conflict",
@@ -110,7 +113,7 @@ def _volumes(spec: Json, settings: GateSettings) -> Iterator[Json]:
     yield from _append("/spec/volumes", spec.get("volumes"), [ours])
 
 
-def _into_containers(spec: Json, asked: Asked, settings: GateSettings) -> Iterator[Json]:
+def _containers(spec: Json, asked: Asked, settings: GateSettings) -> Iterator[Json]:
     """Add the mount and variables to the named containers; by default to all but other sidecars."""
     _check_names(spec, asked)
     variables = _variables(asked)
@@ -132,28 +135,28 @@ def _into_containers(spec: Json, asked: Asked, settings: GateSettings) -> Iterat
 
 
 def _check_names(spec: Json, asked: Asked) -> None:
-    there = [str(container.get("name")) for container in containers_of(spec)]
-    missing = [name for name in asked.containers or () if name not in there]
+    present = [str(container.get("name")) for container in containers_of(spec)]
+    missing = [name for name in asked.containers or () if name not in present]
     if missing:
         raise Permanent(
             "unknown_container",
-            f"{CONTAINERS} names {', '.join(missing)}, the pod has {', '.join(there)}",
-            f"write `{CONTAINERS}: {','.join(there)}` or fewer, or leave it out for all containers",
+            f"{CONTAINERS} names {', '.join(missing)}, the pod has {', '.join(present)}",
+            f"write `{CONTAINERS}: {','.join(present)}` or fewer, or leave it out for all containers",
         )
 
 
 def _mounted(container: Json, path: str) -> bool:
     """Return whether the weights are mounted at `path`; refuses another mount there or below."""
-    for there in container.get("volumeMounts") or ():
-        found = posixpath.normpath(str(there.get("mountPath")))
-        if found == path and there.get("name") == VOLUME:
+    for present in container.get("volumeMounts") or ():
+        found = posixpath.normpath(str(present.get("mountPath")))
+        if found == path and present.get("name") == VOLUME:
             return True
         if found == path or found.startswith(f"{path}/"):
             # Below: the runtime could not create the mount point, as ours is read-only.
             raise Permanent(
                 "mount_conflict",
                 f"the weights are to be mounted at {path} and the container {container.get('name')!r} mounts "
-                f"{there.get('name')!r} at {found}",
+                f"{present.get('name')!r} at {found}",
                 f"write another path, as in `{MOUNT_PATH}: {path}-weights`",
             )
     return False
@@ -192,20 +195,16 @@ def _affinity(spec: Json, asked: Asked) -> Iterator[Json]:
         yield _add("/spec/affinity", prefer(spec.get("affinity"), digests))
 
 
-def _no_model(name: str) -> str:
-    return f"holdfast: the catalog has no model {name[:100]!r}; the pod cannot start until it has"
-
-
-def _prepend(path: str, there: object, values: Sequence[Json]) -> Iterator[Json]:
+def _prepend(path: str, present: object, values: Sequence[Json]) -> Iterator[Json]:
     """Prepend `values` to the list at `path`, which may be missing, null or empty."""
-    if there:
+    if present:
         yield from (_add(f"{path}/0", value) for value in reversed(values))
     elif values:
         yield _add(path, list(values))
 
 
-def _append(path: str, there: object, values: Sequence[Json]) -> Iterator[Json]:
-    if there:
+def _append(path: str, present: object, values: Sequence[Json]) -> Iterator[Json]:
+    if present:
         yield from (_add(f"{path}/-", value) for value in values)
     elif values:
         yield _add(path, list(values))
@@ -233,22 +232,17 @@ def require(affinity: Json | None, digests: Sequence[Digest]) -> Json:
     node = dict((affinity or {}).get("nodeAffinity") or {})
     holding = [_holds(digest) for digest in digests]
     terms = (node.get(_REQUIRED) or {}).get("nodeSelectorTerms")
-    if terms:
-        # Terms are alternatives, so each gets the condition. An empty term matches no node, and with a condition in it
-        # would match some.
-        both = [_and(term, holding) if _asks(term) else term for term in terms]
-    else:
-        both = [{"matchExpressions": holding}]
+    # Terms are alternatives, so each gets the condition. An empty term matches no node, and would match some with a
+    # condition in it.
+    both = [_and(term, holding) for term in terms] if terms else [{"matchExpressions": holding}]
     node[_REQUIRED] = {"nodeSelectorTerms": both}
     return {**(affinity or {}), "nodeAffinity": node}
 
 
 def _and(term: Json, expressions: Sequence[Json]) -> Json:
+    if not (term.get("matchExpressions") or term.get("matchFields")):
+        return term
     return {**term, "matchExpressions": [*(term.get("matchExpressions") or ()), *expressions]}
-
-
-def _asks(term: Json) -> bool:
-    return bool(term.get("matchExpressions") or term.get("matchFields"))
 
 
 def _holds(digest: Digest) -> Json:

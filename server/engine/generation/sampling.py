@@ -64,7 +64,7 @@ def choose(logits: torch.Tensor, rows: Sequence[Dice]) -> list[Chosen | None]:
     for one, token in zip(rows, chosen, strict=True):
         one.said[token] += 1
     return [
-        _explained(logits[row], token, rows[row].asked.logprobs) if sound[row] else None
+        _chosen(logits[row], token, rows[row].asked.logprobs) if sound[row] else None
         for row, token in enumerate(chosen)
     ]
 
@@ -108,7 +108,7 @@ def _nucleus(probabilities: torch.Tensor, top_p: torch.Tensor) -> torch.Tensor:
     return probabilities.where(probabilities >= least, 0.0)
 
 
-def _explained(logits: torch.Tensor, token: int, wanted: int | None) -> Chosen:
+def _chosen(logits: torch.Tensor, token: int, wanted: int | None) -> Chosen:
     if wanted is None:
         return Chosen(token)
     logprobs = logits.log_softmax(-1).clamp_min(_LEAST_LOGPROB)

@@ -32,7 +32,7 @@ class Sequence:
         self._text = GrowingText(tokenizer, self.ids, asked.stop)
         self._prompt_tokens = len(self.ids)
         self._limit = asked.max_tokens[index]
-        self._untold: list[TokenLogprob] = []
+        self._pending_logprobs: list[TokenLogprob] = []
 
     @property
     def over(self) -> bool:
@@ -53,34 +53,34 @@ class Sequence:
             self._end("stop")
             return
         if chosen.logprob is not None:
-            top = tuple((self._shown(token), logprob) for token, logprob in chosen.top)
-            self._untold.append(TokenLogprob(self._shown(chosen.token), chosen.logprob, top))
+            top = tuple((self._decode(token), logprob) for token, logprob in chosen.top)
+            self._pending_logprobs.append(TokenLogprob(self._decode(chosen.token), chosen.logprob, top))
         text = self._text.push(chosen.token)
         if self._text.stopped:
-            self._tell(text, ())
+            self._emit(text, ())
             self._end("stop")
             return
         # A token that may partly belong to a stop text is not emitted before that is known.
-        self._tell(text, self._taken() if self._text.settled else ())
+        self._emit(text, self._take_logprobs() if self._text.settled else ())
         if self.tokens_left <= 0:
             self._end("length")
 
     def _end(self, reason: str) -> None:
         stopped = self._text.stopped
         rest = self._text.finish()
-        self._tell(rest, () if stopped else self._taken())
+        self._emit(rest, () if stopped else self._take_logprobs())
         reason = "stop" if self._text.stopped else reason
         self.done = True
         self.job.emit(Finished(self._index, reason, len(self.ids) - self._prompt_tokens))
 
-    def _tell(self, text: str, logprobs: tuple[TokenLogprob, ...]) -> None:
+    def _emit(self, text: str, logprobs: tuple[TokenLogprob, ...]) -> None:
         if text or logprobs:
             self.job.emit(Delta(self._index, text, logprobs))
 
-    def _taken(self) -> tuple[TokenLogprob, ...]:
-        taken, self._untold = tuple(self._untold), []
+    def _take_logprobs(self) -> tuple[TokenLogprob, ...]:
+        taken, self._pending_logprobs = tuple(self._pending_logprobs), []
         return taken
 
-    def _shown(self, token: int) -> str:
+    def _decode(self, token: int) -> str:
         text: str = self._tokenizer.decode([token])
         return text

@@ -162,7 +162,7 @@ def list_shards(directory: Path) -> Listing:
     if not index.is_file():
         raise Permanent(
             "no_weights",
-            f"expected {SINGLE_FILE} or {INDEX_FILE} in {directory}, found {_what_there_is(directory)}",
+            f"expected {SINGLE_FILE} or {INDEX_FILE} in {directory}, found {_list_weight_files(directory)}",
             "publish the model's safetensors files; other formats are not read, for they can carry code",
         )
     weight_map = _weight_map(index)
@@ -229,7 +229,7 @@ def _json(path: Path, data: bytes, pairs: _Pairs | None) -> dict[str, Any]:
     # Python's parser accepts two things that the reference refuses; each is checked only where it can occur.
     whole = _whole if b"-0" in data else None
     try:
-        with _uncollected():
+        with _without_garbage_collection():
             document = json.loads(
                 data.decode("utf-8"), object_pairs_hook=pairs, parse_int=whole, parse_constant=constant
             )
@@ -249,7 +249,7 @@ def _whole(text: str) -> int:
 
 
 @contextmanager
-def _uncollected() -> Iterator[None]:
+def _without_garbage_collection() -> Iterator[None]:
     """Disable the garbage collector: parsing makes no garbage, and collection takes longer than parsing. Several
     threads may be in here: the last one to leave always enables it."""
     if not gc.isenabled():
@@ -287,7 +287,7 @@ def _read(descriptor: int, length: int, offset: int) -> bytes:
     return b"".join(parts)
 
 
-def _what_there_is(directory: Path) -> str:
+def _list_weight_files(directory: Path) -> str:
     names = sorted(
         entry.name for entry in directory.iterdir() if entry.suffix in (".safetensors", ".bin", ".pt", ".gguf")
     )

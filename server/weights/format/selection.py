@@ -44,7 +44,7 @@ def box(shape: tuple[int, ...], index: object) -> Box | None:
 
     Supports integers, slices with positive steps and `...`. What torch refuses, and its other indexes, need the tensor.
     """
-    items = _spelled_out(len(shape), index if isinstance(index, tuple) else (index,))
+    items = _expand(len(shape), index if isinstance(index, tuple) else (index,))
     if items is None or not all(_fits(length, item) for length, item in zip(shape, items, strict=True)):
         return None
     starts: list[int] = []
@@ -65,7 +65,7 @@ def box(shape: tuple[int, ...], index: object) -> Box | None:
     return Box(tuple(starts), tuple(lengths), () if plain else tuple(residue))
 
 
-def _spelled_out(rank: int, items: tuple[object, ...]) -> tuple[int | slice, ...] | None:
+def _expand(rank: int, items: tuple[object, ...]) -> tuple[int | slice, ...] | None:
     """Return one integer or slice for each of `rank` axes."""
     dots = [at for at, item in enumerate(items) if item is ...]
     missing = rank - len(items) + len(dots)

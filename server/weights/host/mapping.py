@@ -21,7 +21,7 @@ from server.weights.format.dtypes import of
 from server.weights.host.page_cache import count_cached, read_ahead
 from server.weights.settings import PAGE
 
-_PLACES, _LOOK = 64, PAGE
+_SAMPLES, _SAMPLE_BYTES = 64, PAGE
 
 
 class HostMap:
@@ -56,11 +56,11 @@ class HostMap:
             low, high = spans.get(file, (entry.begin, entry.end))
             spans[file] = min(low, entry.begin), max(high, entry.end)
         opened = {file: self._files[file].descriptor for file in spans}
-        lacking = [(os.dup(opened[file]), *span) for file, span in spans.items() if _lacks(opened[file], *span)]
-        if lacking:
-            ahead = threading.Thread(target=_read_ahead, args=(lacking,), name="holdfast-ahead", daemon=True)
+        uncached = [(os.dup(opened[file]), *span) for file, span in spans.items() if _is_uncached(opened[file], *span)]
+        if uncached:
+            ahead = threading.Thread(target=_read_ahead, args=(uncached,), name="holdfast-ahead", daemon=True)
             if not limits.start_some([ahead]):  # the pages are loaded on access
-                for descriptor, _, _ in lacking:
+                for descriptor, _, _ in uncached:
                     os.close(descriptor)
 
 
@@ -75,11 +75,11 @@ def _read_ahead(spans: list[tuple[int, int, int]]) -> None:
             os.close(descriptor)
 
 
-def _lacks(descriptor: int, begin: int, end: int) -> bool:
+def _is_uncached(descriptor: int, begin: int, end: int) -> bool:
     """Whether any of some evenly spread places is not cached: counting every page takes 10 ms per gigabyte."""
-    step = max(_LOOK, (end - begin) // _PLACES)
+    step = max(_SAMPLE_BYTES, (end - begin) // _SAMPLES)
     try:
-        return any(count_cached(descriptor, at, min(end, at + _LOOK)) == 0 for at in range(begin, end, step))
+        return any(count_cached(descriptor, at, min(end, at + _SAMPLE_BYTES)) == 0 for at in range(begin, end, step))
     except OSError:  # the kernel does not report it
         return True
 

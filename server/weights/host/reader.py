@@ -31,8 +31,9 @@ class Reader:
     def __init__(self, file: WeightFile, settings: Settings) -> None:
         self._file = file
         self._cache = PageCache(file.descriptor)
-        self._direct = _open_direct(file.descriptor) if _may_be_direct(settings) else None
         self._always = settings.io is Io.DIRECT
+        direct = self._always or (settings.io is Io.AUTO and settings.local_readers == 1)
+        self._direct = _open_direct(file.descriptor) if direct else None
         self._lock = _Presence(file.descriptor) if self._direct is not None and not self._always else None
 
     def read(self, view: memoryview, begin: int, end: int, slot: int) -> Taken:
@@ -118,10 +119,6 @@ class _Presence:
     def _share(self) -> None:
         with suppress(OSError):
             fcntl.flock(self._descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-
-
-def _may_be_direct(settings: Settings) -> bool:
-    return settings.io is Io.DIRECT or (settings.io is Io.AUTO and settings.local_readers == 1)
 
 
 def _open_direct(descriptor: int) -> int | None:
