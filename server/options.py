@@ -31,7 +31,7 @@ def parse(argv: Sequence[str]) -> Settings:
     host, port = found.listen
     follow, models = _models(parser, found, argv)
     if follow is not None and found.app is not None:
-        parser.error("expected --app without --follow: what user code loaded is its own to replace")
+        parser.error("expected --app without --follow: user code replaces its models itself")
     return Settings(
         models=models,
         follow=follow,
@@ -162,7 +162,7 @@ def _positive(text: str) -> int:
 def _positive_seconds(text: str) -> float:
     value = _seconds(text)
     if not value:
-        raise ValueError(f"expected more than no time, found {text!r}")
+        raise ValueError(f"expected more than 0 seconds, found {text!r}")
     return value
 
 

@@ -202,7 +202,7 @@ class Engine(Generic[RequestT, PreparedT, EventT]):
             if waiting >= self._queue_limit:
                 raise Transient(
                     "overloaded",
-                    f"{waiting} requests are waiting already, which is all that may",
+                    f"{waiting} requests are waiting already, the limit",
                     "try again later, add replicas, or raise --queue-limit",
                     retry_after_s=1.0,
                 )

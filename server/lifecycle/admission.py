@@ -63,4 +63,4 @@ async def judge(golden: Golden, verdict: Verdict, name: str, mode: Mode, device:
     error = explain(golden, verdict, current)
     if mode is Mode.REQUIRE:
         raise error
-    _LOG.warning("%s is served all the same: %s", name, error)
+    _LOG.warning("%s is served anyway: %s", name, error)

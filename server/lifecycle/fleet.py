@@ -152,7 +152,7 @@ class Fleet:
                 last_error = ""
             except HoldfastError as error:
                 if str(error) != last_error:
-                    _LOG.error("what is to be served cannot be read, and stays as it is: %s", error)
+                    _LOG.error("the wanted models cannot be read; the served set stays as it is: %s", error)
                 last_error = str(error)
                 continue
             await self._reconcile(sightings)

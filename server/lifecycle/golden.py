@@ -105,7 +105,7 @@ def explain(golden: Golden, verdict: Verdict, here: Environment) -> Permanent:
         f"the largest difference is {verdict.largest:.3g} ({verdict.at or 'no number was compared'}). "
         f"Since they were recorded {golden.recorded_at}: {shown or 'no version changed'}",
         "serve with the versions it was tested with; or, where the new answers are right, record them with "
-        "`holdfast golden record` and publish; --golden warn serves all the same",
+        "`holdfast golden record` and publish; --golden warn serves anyway",
     )
 
 

@@ -48,7 +48,7 @@ class Pulse:
                 _LOG.warning("%s answers again", name)
         elif name not in self._unhealthy:
             self._unhealthy[name] = reason
-            _LOG.error("%s is ill: %s", name, reason)
+            _LOG.error("%s is unhealthy: %s", name, reason)
             self._readiness.diagnose(dict(self._unhealthy))
 
     async def _diagnose(self, served: ServedEncoder | ServedText) -> str | None:

@@ -42,7 +42,7 @@ def select_device_for_user_code(wanted: str) -> str:
     except Permanent as error:
         if wanted != "auto" or error.code != "missing_package":
             raise
-        _LOG.warning("torch is not installed: user code is told that the device is the CPU")
+        _LOG.warning("torch is not installed: user code gets the device cpu")
         return "cpu"
 
 
@@ -96,7 +96,7 @@ def share(models: list[Encoder | Generator]) -> None:
         try:
             generator.share(len(generators))
         except HoldfastError as error:
-            _LOG.warning("a model keeps the memory it had: %s", error)
+            _LOG.warning("a model keeps its KV cache limit: %s", error)
 
 
 def clean_up() -> None:

@@ -37,7 +37,7 @@ async def build(target: str, model_path: Path, device: str) -> web.Application:
     except Exception as error:
         _LOG.exception("%s failed", target)
         raise Permanent(
-            "app_failed", f"--app {target}: {_shown(error)}", "mend the factory: see the traceback above"
+            "app_failed", f"--app {target}: {_shown(error)}", "correct the factory: see the traceback above"
         ) from error
     if not isinstance(application, web.Application):
         raise Permanent(

@@ -65,7 +65,7 @@ class Heartbeat:
         if still_s <= (HEARTBEAT_STALE_S if age_s <= HEARTBEAT_STALE_S else HEARTBEAT_MISSED_S):
             return None
         return (
-            f"the daemon of this node ({beat.node}) seems down: its last sign of life is from {beat.updated}; "
+            f"the daemon of this node ({beat.node}) seems down: its last heartbeat is from {beat.updated}; "
             "check its pod and its log; waiting for it to come back"
         )
 
@@ -75,7 +75,7 @@ def silence(public: PublicLayout, want: Wanted, waited_s: float) -> str:
     beating = public.daemon_status.exists()
     return (
         f"{want}: nothing heard of it for {format_duration(waited_s)}: no {public.model_status(want.ref)}. Check that "
-        + ("" if beating else "the daemon runs on this node (it left no sign of life here), ")
+        + ("" if beating else "the daemon runs on this node (it wrote no heartbeat here), ")
         + f"the catalog has {want.ref.name!r} with version {want.ref.version!r}, "
         f"and the mount at {public.path} is this node's public folder; still waiting"
     )

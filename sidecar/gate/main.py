@@ -96,8 +96,8 @@ class Gate:
             try:
                 held.lease.follow(held.snapshot.lease)
             except OSError as error:
-                trouble = f"{want}: its lease cannot be looked at: {error}; looking again"
-            self._narrator.notice(f"lease {want}", trouble, f"{want}: its lease can be looked at again")
+                trouble = f"{want}: its lease cannot be read: {error}; trying again"
+            self._narrator.notice(f"lease {want}", trouble, f"{want}: its lease can be read again")
 
     def _check(self) -> bool:
         for want in self._settings.wanted:

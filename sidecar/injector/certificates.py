@@ -81,7 +81,7 @@ class Keys:
         except KeyError as error:
             raise _invalid(f"no {error.args[0]}") from error
         except (ValueError, TypeError, binascii.Error) as error:
-            raise _invalid("what it holds is no certificates and keys in PEM") from error
+            raise _invalid("expected certificates and keys in PEM, found something else") from error
         for name, certificate, key in (
             (_CA_KEY, found.authorities[0], found.authority_key),
             (_KEY, found.certificate, found.key),

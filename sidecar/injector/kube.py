@@ -30,7 +30,7 @@ class Conflict(Transient):
     """Another writer changed the object first: read it again."""
 
     def __init__(self, path: str) -> None:
-        super().__init__("kube_conflict", f"{path}: changed meanwhile, or there already", "")
+        super().__init__("kube_conflict", f"{path}: another writer changed it, or it exists already", "")
 
 
 @dataclass(frozen=True, slots=True)

@@ -64,7 +64,9 @@ class TorchMemory:
         return torch.cuda.device(self._device)  # creates no context on the thread's previous device
 
 
-_NO_ROOM = "serve a smaller model or dtype, share it among several GPUs, or end what else uses this one (nvidia-smi)"
+_NO_ROOM = (
+    "serve a smaller model or dtype, share it among several GPUs, or stop the other processes on this one (nvidia-smi)"
+)
 
 
 class Accelerator:

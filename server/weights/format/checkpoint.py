@@ -46,7 +46,7 @@ class WeightFile:
                 "weights_changed",
                 f"{self.path}: expected {self.identity.size} bytes last changed at {self.identity.mtime_ns} ns, found "
                 f"{now.size} bytes changed at {now.mtime_ns} ns: it was written to while it was loaded",
-                "load it again, from a snapshot that nobody writes to",
+                "load it again, from a snapshot that no process writes to",
             )
 
 

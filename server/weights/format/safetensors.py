@@ -90,7 +90,7 @@ def read_header_of(path: Path, descriptor: int) -> Header:
         raise _unreadable(path, error) from error
     if len(data) != length:
         raise _refuse(
-            path, f"expected a header of {length} bytes, found {len(data)}: the file was cut while it was read"
+            path, f"expected a header of {length} bytes, found {len(data)}: the file was truncated while it was read"
         )
     return parse_header(path, data, size)
 

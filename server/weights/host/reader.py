@@ -87,8 +87,8 @@ class Reader:
                 raise Permanent(
                     "weights_changed",
                     f"{self._file.path}: expected {self._file.identity.size} bytes, found its end at byte {offset}: "
-                    "it was cut while it was loaded",
-                    "load it again, from a snapshot that nobody writes to",
+                    "it was truncated while it was loaded",
+                    "load it again, from a snapshot that no process writes to",
                 )
             view, offset = view[count:], offset + count
 
