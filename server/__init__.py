@@ -1,8 +1,7 @@
-"""The server of Holdfast: maps a version's safetensors and answers inference requests; and a loader for anyone.
+"""The server: maps a version's safetensors and answers inference requests; also a loader for other programs.
 
-Law: of ours it imports `cached.contract` only. torch and transformers are imported only when they are used, and
-nothing here ever downloads or runs code that came with a model. The names below are looked up when first asked for, so
-that `import server` costs nothing.
+Law: of ours it imports `cached.contract` only. torch and transformers are imported on first use; nothing here
+downloads, or runs code of a model. The names below are imported on first access, so that `import server` is cheap.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""`python -m server`, the same as `holdfast serve`.
-
-Law: starts `server.app` and nothing else.
-"""
+"""`python -m server`, the same as `holdfast serve`. Law: starts `server.app` and nothing else."""
 
 import sys
 

@@ -1,6 +1,6 @@
-"""`holdfast serve`: the only module that knows all the others.
+"""`holdfast serve`: wires the server's packages.
 
-Law: HTTP answers before anything heavy is imported. Ready is said only of a model that was loaded, warmed and tried.
+Law: HTTP answers before any heavy import. A model is ready only when it is loaded, warmed and admitted.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from typing import TypeVar
@@ -42,20 +42,23 @@ ResultT = TypeVar("ResultT")
 
 
 def main(argv: Sequence[str]) -> int:
-    """Serve until SIGTERM or SIGINT; returns the exit code."""
+    """Serve until SIGTERM or SIGINT; return the exit code."""
     settings = options.parse(argv)
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     code = EXIT_DONE
     try:
         with ExitStack() as leases:
             if settings.follow is not None:
-                read_followed(settings.follow, settings.root)  # a mistake is told before anything heavy happens
+                read_followed(settings.follow, settings.root)  # reports a mistake before any heavy work
             held = {entry.name: hold(entry.path, entry.pin) for entry in settings.models}
             for holding in held.values():
                 leases.callback(holding.close)
             asyncio.run(_Server(settings, held).run())
     except* HoldfastError as group:
-        sys.stderr.write(f"holdfast serve: {next(_errors(group))}\n")
+        error: BaseException = group
+        while isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        sys.stderr.write(f"holdfast serve: {error}\n")
         code = EXIT_FAILED
     _leave_threads(code)
     return code
@@ -118,10 +121,10 @@ class _Server:
         _LOG.info("ready after %.2f s: %s", time.monotonic() - started, names)
 
     async def _start_user_code(self, door: Listener, target: str) -> bool:
-        """Build and serve somebody's application; tells whether it may be ready."""
+        """Build and serve the user's application; return whether it may be ready."""
         entry = self._settings.models[0]
         snapshot = self._held[entry.name].snapshot
-        device = await self._step("device", partial(loading.select_device_for_user_code, self._settings.device))
+        device = await self._run_stage("device", partial(loading.select_device_for_user_code, self._settings.device))
         self._readiness.device = device
         self._readiness.enter(Loading("app"))
         with self._metrics.stage("app"):
@@ -142,7 +145,7 @@ class _Server:
             return False
         return True
 
-    async def _step(self, name: str, function: Callable[[], ResultT]) -> ResultT:
+    async def _run_stage(self, name: str, function: Callable[[], ResultT]) -> ResultT:
         self._readiness.enter(Loading(name))
         with self._metrics.stage(name):
             return await call_in_thread(name, function)
@@ -163,20 +166,9 @@ class _Server:
             served.close()
 
 
-def _errors(group: BaseExceptionGroup[HoldfastError]) -> Iterator[HoldfastError]:
-    """The errors in a group, and in those in it."""
-    for error in group.exceptions:
-        if isinstance(error, BaseExceptionGroup):
-            yield from _errors(error)
-        else:
-            yield error
-
-
 def _leave_threads(code: int) -> None:
-    """End the process even where a thread is inside an import or a load, which nothing can interrupt.
-
-    A plain exit would tear Python down under it: native code that then takes the interpreter's lock aborts.
-    """
+    """End the process even while a thread is in an import or a load, which cannot be interrupted. A plain exit would
+    finalize Python under it: native code that then takes the interpreter's lock aborts."""
     deadline = time.monotonic() + _THREADS_END_WITHIN_S
     for thread in threading.enumerate():
         if thread.daemon and thread is not threading.current_thread():

@@ -1,6 +1,6 @@
-"""What `holdfast serve` is told, from the command line and `HOLDFAST_…` variables.
+"""The options of `holdfast serve`, from the command line and `HOLDFAST_…` variables.
 
-Law: parses and checks, imports nothing heavy, touches no disk.
+Law: parses and checks, imports nothing heavy, reads no disk.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from server.lifecycle.entries import Entry, entries_of
 from server.lifecycle.golden import Mode
 from server.lifecycle.settings import Settings
 
-_SOURCES = ("--follow", "--models", "--model-path", "--model")  # which models: the first that is there
+_SOURCES = ("--follow", "--models", "--model-path", "--model")  # of the models: the first that is given
 
 
 def parse(argv: Sequence[str]) -> Settings:
-    """Read the options; exits with 2 where they are wrong."""
+    """Parse the options; exits with 2 where they are invalid."""
     parser = _parser()
     found = parser.parse_args(argv)
     host, port = found.listen
     follow, models = _models(parser, found, argv)
     if follow is not None and found.app is not None:
-        parser.error("expected --app without --follow: what user code loaded is its own to replace")
+        parser.error("expected --app without --follow: user code replaces its models itself")
     return Settings(
         models=models,
         follow=follow,
@@ -96,7 +96,7 @@ def _parser() -> OptionParser:
 def _models(
     parser: OptionParser, found: argparse.Namespace, argv: Sequence[str]
 ) -> tuple[Path | None, tuple[Entry, ...]]:
-    """The file to follow, or the models. The command line wins over the environment, where the injector says them."""
+    """Return the followed file, or the models. The command line overrides the environment, which the injector sets."""
     given = {argument.partition("=")[0] for argument in argv}
     named = [option for option in _SOURCES if option in given]
     if len(named) > 1:
@@ -107,7 +107,7 @@ def _models(
         if "--digest" in given or "--served-name" in given:
             parser.error("expected --follow alone: the file gives the names, the catalog the pins")
         return found.follow, ()
-    # Pins from the environment are of the models from the environment.
+    # Pins in the environment apply to the models in the environment.
     pins = found.digest if "--digest" in given or not named else None
     try:
         return None, _entries(parser, found, source, pins)
@@ -162,7 +162,7 @@ def _positive(text: str) -> int:
 def _positive_seconds(text: str) -> float:
     value = _seconds(text)
     if not value:
-        raise ValueError(f"expected more than no time, found {text!r}")
+        raise ValueError(f"expected more than 0 seconds, found {text!r}")
     return value
 
 

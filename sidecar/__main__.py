@@ -1,6 +1,6 @@
-"""`python -m sidecar COMMAND`: what an image without the console script runs.
+"""`python -m sidecar COMMAND`, for images without the console script.
 
-Law: finds the command and imports it, and only it; a signal that comes meanwhile is kept until it can be heeded.
+Law: imports only the command that it runs; a signal that arrives in that time is kept until the command handles it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ EXIT_USAGE = 2
 
 
 def main() -> int:
-    """Run one command; returns its exit code."""
+    """Run one command; return its exit code."""
     module = COMMANDS.get(sys.argv[1]) if len(sys.argv) > 1 else None
     if module is None:
         sys.stderr.write(f"usage: python -m sidecar {'|'.join(COMMANDS)} [options]\n")

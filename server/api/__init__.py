@@ -1,1 +1,1 @@
-"""OpenAI's HTTP API over engines: routes, requests, responses, probes."""
+"""OpenAI's HTTP API over engines: routes, requests, responses, probes. Law: no torch; computes nothing."""

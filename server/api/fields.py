@@ -1,4 +1,4 @@
-"""Read the fields of a request's JSON, each by its type and range; refuse by name what is anything else.
+"""Read the fields of a request's JSON by type and range; refuse any other by name.
 
 Law: pure. Every refusal is an `InvalidRequest` whose message begins with the field's name.
 """
@@ -15,7 +15,7 @@ Document = dict[str, Any]
 
 
 def document(body: bytes) -> Document:
-    """The JSON object of a body."""
+    """Return the JSON object of a body; raises `InvalidRequest`."""
     try:
         found = json.loads(body)
     except (ValueError, RecursionError) as error:
@@ -26,7 +26,7 @@ def document(body: bytes) -> Document:
 
 
 def refuse_unknown(given: Document, known: Collection[str], neutral: Mapping[str, tuple[object, ...]]) -> None:
-    """Refuse fields that are neither known nor have one of the values under which they change nothing."""
+    """Refuse fields that are not known, except with a value in `neutral`, which has no effect."""
     for name, value in given.items():
         if name in known:
             continue
@@ -72,7 +72,7 @@ def boolean(given: Document, name: str) -> bool:
 
 
 def texts(given: Document, name: str, most: int) -> tuple[str, ...]:
-    """A text or a list of texts, none empty."""
+    """Return a text or a list of at most `most` texts, none empty, as a tuple."""
     value = given.get(name)
     found = [] if value is None else [value] if isinstance(value, str) else value
     if not isinstance(found, list) or len(found) > most or not all(isinstance(one, str) and one for one in found):
@@ -81,7 +81,7 @@ def texts(given: Document, name: str, most: int) -> tuple[str, ...]:
 
 
 def encodable(name: str, value: str) -> str:
-    """The text itself; half a surrogate pair is legal JSON and no text."""
+    """Return the text; refuse half a surrogate pair, which JSON allows and UTF-8 does not."""
     try:
         value.encode()
     except UnicodeEncodeError:

@@ -1,4 +1,4 @@
-"""A generation's answer in OpenAI's two shapes: a completion and a chat, whole or in pieces.
+"""A generation's answer in OpenAI's formats, completion and chat, whole or streamed.
 
 Law: pure values. Format: https://platform.openai.com/docs/api-reference (completions, chat).
 """
@@ -18,7 +18,7 @@ Piece = dict[str, Any]
 
 @dataclass(slots=True)
 class Answer:
-    """One choice as far as it is known."""
+    """One choice as far as it is generated."""
 
     text: str = ""
     reason: str | None = None
@@ -26,7 +26,7 @@ class Answer:
 
 
 class Format(Protocol):
-    """How one answer is written. `logprobs` None: they were not asked for."""
+    """The JSON of one answer. `logprobs` None: the request did not ask for them."""
 
     def whole(self, answers: Sequence[Answer], usage: dict[str, int], *, logprobs: bool) -> Piece: ...
 
@@ -59,7 +59,7 @@ class CompletionFormat:
         return {**self._head, "choices": choices, "usage": usage}
 
     def opening(self, _choices: int) -> Iterator[Piece]:
-        """Nothing comes before the first text."""
+        """Return no piece: a completion's stream begins with its text."""
         return iter(())
 
     def piece(self, index: int, text: str, logprobs: Sequence[TokenLogprob]) -> Piece:
@@ -107,7 +107,7 @@ class ChatFormat:
         return {**self._head, "choices": choices, "usage": usage}
 
     def opening(self, choices: int) -> Iterator[Piece]:
-        """Each choice says first whose text it is."""
+        """Yield each choice's first piece, which names its role."""
         for index in range(choices):
             yield self._choice(index, {"role": "assistant", "content": ""}, None, None)
 

@@ -1,7 +1,7 @@
-"""The listening socket: probes are answered from the first moment, the application comes in when it is ready.
+"""The listening socket: answers probes at once, and the application's requests once it is loaded.
 
-Law: a new connection goes to whichever application was set last. Until there is one, every answer closes its
-connection, so that no client stays in the waiting room.
+Law: a new connection goes to the application that was set last. Before there is one, every answer closes its
+connection, so that no client keeps a connection that only probes answer.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from server.api.probes import Handler, Probes
 from server.api.responses import error_response
 
 _LOG = logging.getLogger(f"{__name__}.http")
-_LOG.addFilter(lambda record: not _is_nonsense(record))
-_CLOSE_WITHIN_S = 1.0  # whoever is still connected has had the drain's whole time
+_LOG.addFilter(lambda record: not _is_malformed(record))
+_CLOSE_WITHIN_S = 1.0  # the drain has ended: remaining connections had its whole time
 
 
 class Listener:
-    """Listens for as long as its `async with` block runs."""
+    """Listens while its `async with` block runs."""
 
     def __init__(self, probes: Probes) -> None:
         self._probes = probes
         self._open = AsyncExitStack()
-        self._runner = _runner(_waiting_room(probes), cancel_when_gone=False)
+        self._runner = _runner(_early_application(probes), cancel_when_gone=False)
 
     async def __aenter__(self) -> Listener:
         await self._set_up(self._runner)
@@ -40,7 +40,7 @@ class Listener:
         await self._open.aclose()
 
     async def listen(self, host: str, port: int) -> str:
-        """Bind and answer; returns the URL. Raises OSError where the address cannot be had."""
+        """Bind and answer; return the URL. Raises OSError where the address is not available."""
         server = await asyncio.get_running_loop().create_server(self._protocol, host, port)
         self._open.callback(server.close)
         bound = server.sockets[0].getsockname()
@@ -48,7 +48,7 @@ class Listener:
         return f"http://{shown}:{bound[1]}"
 
     async def serve(self, application: web.Application, *, cancel_when_gone: bool) -> None:
-        """Let `application` answer from now on; `cancel_when_gone` cancels a handler whose client hung up."""
+        """Serve `application` from now on; `cancel_when_gone` cancels the handler of a client that disconnects."""
         application.middlewares.insert(0, self._probes.middleware)
         application.on_response_prepare.append(self._probes.add_request_id)
         runner = _runner(application, cancel_when_gone)
@@ -74,14 +74,14 @@ def _runner(application: web.Application, cancel_when_gone: bool) -> web.AppRunn
     )
 
 
-def _is_nonsense(record: logging.LogRecord) -> bool:
-    """What is no HTTP, or no body, is answered with 400. Its traceback would quote it, and anybody can send it."""
+def _is_malformed(record: logging.LogRecord) -> bool:
+    """Whether the input was no HTTP or had no valid body: it gets 400, and its traceback would quote the input."""
     error = record.exc_info[1] if record.exc_info is not None else None
     return isinstance(error, HttpProcessingError | web.RequestPayloadError)
 
 
-def _waiting_room(probes: Probes) -> web.Application:
-    """What answers before there is an application."""
+def _early_application(probes: Probes) -> web.Application:
+    """Return the application that answers until the real one is set."""
 
     @web.middleware
     async def close_after(request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -90,7 +90,7 @@ def _waiting_room(probes: Probes) -> web.Application:
         return response
 
     async def too_early(_request: web.Request) -> web.StreamResponse:
-        # Ready by now, but this connection was opened before.
+        # The server is ready now, but this connection was opened before.
         return error_response(
             503, "the connection is from before the start: open a new one", "server_error", retry_after_s=1
         )

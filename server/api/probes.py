@@ -1,8 +1,7 @@
-"""What every server here has around its work: `/healthz`, `/readyz`, `/metrics`, `/environment`, request ids, and the
-access log.
+"""Around every server's work: `/healthz`, `/readyz`, `/metrics`, `/environment`, request ids, and the access log.
 
-Law: knows no model. Work is let through only while the server is ready. The log has a line for each request that is not
-a probe's; what was asked and answered is never in it.
+Law: knows no model. Requests are admitted only while the server is ready. The log has a line for each request except
+probes; request and answer contents are never in it.
 """
 
 from __future__ import annotations
@@ -19,7 +18,6 @@ from time import monotonic
 
 from aiohttp import web
 
-from cached.contract.golden import Environment
 from server.api.responses import error_response
 from server.engine.engine import call_in_thread
 from server.lifecycle.environment import environment
@@ -37,7 +35,7 @@ _CLIENT_GONE = 499  # nginx's number for a client that closed the connection fir
 
 @dataclass(slots=True)
 class Work:
-    """What is known of one request: who it is, since when, and, once it is known, for which model how much."""
+    """One request's account: its id and start, and its model and token counts once known."""
 
     id: str
     started: float
@@ -47,15 +45,13 @@ class Work:
 
 
 def current_work() -> Work:
-    """The account of the request that is being answered, which its handler may add to."""
+    """Return the account of the current request, which its handler completes."""
     return _WORK.get()
 
 
 class Probes:
-    """Answers probes about `readiness`, and is the gate in front of the work.
-
-    `rehearsal` is a secret of this process: a request that shows it in `REHEARSAL_HEADER` is let through while loading.
-    """
+    """Answers probes about `readiness`, and admits other requests. `rehearsal` is a secret of this process: a request
+    with it in `REHEARSAL_HEADER` is admitted while loading."""
 
     def __init__(self, readiness: Readiness, metrics: Metrics) -> None:
         self.rehearsal = secrets.token_urlsafe(32)
@@ -64,7 +60,7 @@ class Probes:
 
     @web.middleware
     async def middleware(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """Answer probes and metrics, whatever the application would; let work through while ready."""
+        """Answer probes and metrics for any application; admit other requests while ready."""
         _WORK.set(Work(_request_id(request), monotonic()))
         if request.path == "/healthz":
             return web.Response(text="ok\n")
@@ -76,23 +72,24 @@ class Probes:
                 body=self._metrics.text(), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}
             )
         if request.path == "/environment" and self._readiness.device is not None:
-            return web.json_response((await _environment(self._readiness.device)).document())
+            found = await call_in_thread("environment", partial(environment, self._readiness.device))
+            return web.json_response(found.document())
         reason = self._readiness.find_obstacle()
         if reason is not None and not self._is_rehearsal(request):
             response = error_response(503, reason, "server_error", code="not_ready", retry_after_s=1)
-            response.force_close()  # the next try may reach another pod
+            response.force_close()  # a retry on a new connection may reach another pod
             return response
         return await self._let_through(request, handler)
 
     def _is_rehearsal(self, request: web.Request) -> bool:
-        """Whether this process asks itself, before it is ready."""
+        """Whether the request is this process's own, before it is ready."""
         key = request.headers.get(REHEARSAL_HEADER, "")
         return isinstance(self._readiness.state, Loading) and secrets.compare_digest(
             key.encode(), self.rehearsal.encode()
         )
 
     async def add_request_id(self, _request: web.Request, response: web.StreamResponse) -> None:
-        """Give an answer its request's id; an application calls it for each, before the headers are sent."""
+        """Set the request id of an answer; the application calls it before the headers are sent."""
         response.headers[_REQUEST_ID] = current_work().id
 
     async def _let_through(self, request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -118,7 +115,7 @@ class Probes:
             if not _is_gone(request):
                 raise  # user code's own
             status = _CLIENT_GONE
-            return web.Response(status=status)  # to nobody; raised, it would be logged as an error of ours
+            return web.Response(status=status)  # the client is gone; an exception would be logged as an error of ours
         finally:
             self._readiness.count_in_flight(-1)
             self._account(request, work, status)
@@ -146,10 +143,6 @@ def _is_gone(request: web.Request) -> bool:
 
 
 def _request_id(request: web.Request) -> str:
-    """The id that came with the request, from a client or a proxy, so that their logs and ours can be joined."""
+    """Return the id that a client or proxy sent, so that its log and ours can be joined, else a new one."""
     given = request.headers.get(_REQUEST_ID, "")
     return given if _REQUEST_ID_FORM.fullmatch(given) else f"req_{secrets.token_hex(12)}"
-
-
-async def _environment(device: str) -> Environment:
-    return await call_in_thread("environment", partial(environment, device))

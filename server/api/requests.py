@@ -1,26 +1,16 @@
-"""What clients may ask, read from the JSON of OpenAI's API; what is not supported is refused by name.
+"""Parse requests of OpenAI's API; unsupported options are refused by name.
 
-Law: pure; nothing is ignored silently except what cannot change the answer (`user`, `metadata`).
+Law: pure; ignores only options that cannot change the answer (`user`, `metadata`).
 Format: https://platform.openai.com/docs/api-reference (embeddings, completions, chat).
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from server.api import fields
 from server.api.fields import Document, refuse, show
-from server.engine.types import (
-    ChatRequest,
-    CompletionRequest,
-    EmbeddingRequest,
-    Prompt,
-    Sampling,
-    Wanted,
-)
-
-if TYPE_CHECKING:
-    pass
+from server.engine.types import ChatRequest, CompletionRequest, EmbeddingRequest, Prompt, Sampling, Wanted
 
 MAX_INPUTS = 2048  # OpenAI's own limit
 MAX_CHOICES = 128  # OpenAI's own limit of `n`
@@ -28,7 +18,6 @@ _MAX_STOPS = 4
 _MAX_LOGPROBS = 20
 _MAX_BIASES = 1024
 _DEFAULT_MAX_TOKENS = 16  # OpenAI's own default for completions
-
 
 _HARMLESS = {"user", "metadata", "safety_identifier", "prompt_cache_key"}
 _COMMON = _HARMLESS | {
@@ -46,7 +35,7 @@ _COMMON = _HARMLESS | {
     "stream_options",
     "max_tokens",
 }
-# Parameters that would change the answer, with the values that do not.
+# Options that would change the answer, with the values that do not.
 _NEUTRAL_COMPLETION: dict[str, tuple[object, ...]] = {"best_of": (1,), "echo": (False,), "suffix": ("",)}
 _NEUTRAL_CHAT: dict[str, tuple[object, ...]] = {
     "tools": ([],),
@@ -73,7 +62,7 @@ _NEUTRAL_MESSAGE: dict[str, tuple[object, ...]] = {
     "tool_calls": ([],),
     "annotations": ([],),
 }
-# What the chat template is given by us; a request that could set `chat_template` would bring code of its own.
+# Variables that the server sets; a request that could set `chat_template` would bring code of its own.
 _OUR_VARIABLES = {"messages", "conversation", "tools", "documents", "chat_template", "add_generation_prompt"}
 _TEMPLATE_ARGUMENTS = {"continue_final_message", "tokenize", "padding", "truncation", "max_length", "return_tensors"}
 _TEMPLATE_RESERVED = _OUR_VARIABLES | _TEMPLATE_ARGUMENTS | {"return_dict", "return_assistant_tokens_mask"}
@@ -81,7 +70,7 @@ _TEMPLATE_RESERVED |= {"tokenizer_kwargs", "processor_kwargs"}
 
 
 def parse_embeddings(body: bytes) -> EmbeddingRequest:
-    """Read the body of `/v1/embeddings`; raises `InvalidRequest`."""
+    """Parse the body of `/v1/embeddings`; raises `InvalidRequest`."""
     given = fields.document(body)
     fields.refuse_unknown(given, _HARMLESS | {"model", "input", "encoding_format"}, {"dimensions": ()})
     encoding = given.get("encoding_format") or "float"
@@ -91,7 +80,7 @@ def parse_embeddings(body: bytes) -> EmbeddingRequest:
 
 
 def parse_completion(body: bytes, max_tokens_limit: int | None) -> CompletionRequest:
-    """Read the body of `/v1/completions`; raises `InvalidRequest`."""
+    """Parse the body of `/v1/completions`; raises `InvalidRequest`."""
     given = fields.document(body)
     fields.refuse_unknown(given, _COMMON | {"prompt"}, _NEUTRAL_COMPLETION)
     max_tokens = fields.integer(given, "max_tokens", 1, max_tokens_limit)
@@ -105,7 +94,7 @@ def parse_completion(body: bytes, max_tokens_limit: int | None) -> CompletionReq
 
 
 def parse_chat(body: bytes, max_tokens_limit: int | None) -> ChatRequest:
-    """Read the body of `/v1/chat/completions`; raises `InvalidRequest`."""
+    """Parse the body of `/v1/chat/completions`; raises `InvalidRequest`."""
     given = fields.document(body)
     known = _COMMON | {"messages", "max_completion_tokens", "top_logprobs", "chat_template_kwargs"}
     fields.refuse_unknown(given, known, _NEUTRAL_CHAT)
@@ -210,7 +199,7 @@ def _message(value: object) -> dict[str, Any]:
 
 
 def _content(value: object) -> str:
-    """The text of a message; parts of text are joined, as chat templates want one text."""
+    """Return the text of a message; joins parts, as chat templates expect one text."""
     if isinstance(value, str):
         return fields.encodable("messages", value)
     if not isinstance(value, list) or not value:

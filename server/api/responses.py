@@ -1,7 +1,6 @@
-"""Answers in the shapes that OpenAI's clients read.
+"""Answers in OpenAI's formats: errors, models, embeddings, usage, server-sent events.
 
-Law: pure values in, responses out. Format: https://platform.openai.com/docs/api-reference (errors, models,
-embeddings).
+Law: pure values in, responses out. Format: https://platform.openai.com/docs/api-reference.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from server.lifecycle.snapshot import Snapshot
 
 
 def error_document(message: str, kind: str, param: str | None = None, code: str | None = None) -> dict[str, Any]:
-    """OpenAI's error object."""
+    """Return OpenAI's error object."""
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
@@ -33,13 +32,13 @@ def error_response(
     code: str | None = None,
     retry_after_s: float | None = None,
 ) -> web.Response:
-    """An error as an answer; `retry_after_s` becomes a Retry-After in whole seconds."""
+    """Return an error response; `retry_after_s` becomes a Retry-After in whole seconds, rounded up."""
     headers = {} if retry_after_s is None else {"Retry-After": str(max(1, math.ceil(retry_after_s)))}
     return web.json_response(error_document(message, kind, param, code), status=status, headers=headers)
 
 
 def model_document(name: str, created: int, snapshot: Snapshot, about: About) -> dict[str, Any]:
-    """One model of `/v1/models`; what OpenAI's clients do not know they ignore."""
+    """Return one model of `/v1/models`, with fields of ours that OpenAI's clients ignore."""
     return {
         "id": name,
         "object": "model",
@@ -55,7 +54,7 @@ def model_document(name: str, created: int, snapshot: Snapshot, about: About) ->
 
 
 def embeddings_pieces(model: str, embedded: Embedded, as_base64: bool) -> Iterator[str]:
-    """The answer of `/v1/embeddings` as JSON, about a vector at a time: thousands of them as numbers take seconds."""
+    """Yield the JSON of `/v1/embeddings`, a vector at a time: thousands of them as numbers take seconds."""
     head = {
         "object": "list",
         "model": model,
@@ -63,13 +62,13 @@ def embeddings_pieces(model: str, embedded: Embedded, as_base64: bool) -> Iterat
     }
     yield json.dumps(head).removesuffix("}") + ', "data": ['
     for index, vector in enumerate(embedded.vectors):
-        embedding = _base64(vector) if as_base64 else _numbers(vector)
+        embedding = base64.b64encode(vector).decode("ascii") if as_base64 else _numbers(vector)
         yield (", " if index else "") + json.dumps({"object": "embedding", "index": index, "embedding": embedding})
     yield "]}"
 
 
 def usage(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:
-    """The tokens of a completion."""
+    """Return the `usage` object of a completion."""
     return {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": completion_tokens,
@@ -78,12 +77,8 @@ def usage(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:
 
 
 def server_sent(document: dict[str, Any]) -> bytes:
-    """One server-sent event."""
+    """Return one server-sent event."""
     return f"data: {json.dumps(document, ensure_ascii=False)}\n\n".encode()
-
-
-def _base64(vector: bytes) -> str:
-    return base64.b64encode(vector).decode("ascii")
 
 
 def _numbers(vector: bytes) -> list[float]:

@@ -1,7 +1,7 @@
-"""The HTTP API over the models in service: `/v1/models`, `/v1/embeddings`, `/v1/completions`, `/v1/chat/completions`.
+"""The HTTP API over the served models: `/v1/models`, `/v1/embeddings`, `/v1/completions`, `/v1/chat/completions`.
 
-Law: reads requests, submits them to the engine of the model they name, writes answers; computes nothing. A client
-that goes away cancels its work. Format: https://platform.openai.com/docs/api-reference.
+Law: parses requests, submits them to the engine of their model, writes answers; computes nothing. A client that
+disconnects cancels its request. Format: https://platform.openai.com/docs/api-reference.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from server.lifecycle.registry import Catalog, Generating, Served
 _STREAM_HEADERS = {
     "Content-Type": "text/event-stream; charset=utf-8",
     "Cache-Control": "no-cache",
-    "X-Accel-Buffering": "no",  # nginx would hold the stream back
+    "X-Accel-Buffering": "no",  # else nginx buffers the stream
 }
 
 
 def application(catalog: Catalog, limits: Limits) -> web.Application:
-    """The API of all models in the catalog, at each moment."""
+    """Return the API of the catalog's models, as it changes."""
     api = _Api(catalog, limits)
     found = web.Application(client_max_size=limits.body_bytes, middlewares=[_errors])
     found.router.add_get("/v1/models", api.models)
@@ -44,7 +44,7 @@ def application(catalog: Catalog, limits: Limits) -> web.Application:
 
 
 def private_application(catalog: Catalog, limits: Limits) -> web.Application:
-    """The API for this process alone, ready from the start: no probe and no metric tells of what it is asked."""
+    """Return the API for golden predictions: ready from the start, and not counted in the server's metrics."""
     metrics = Metrics()
     readiness = Readiness(metrics)
     readiness.enter(Ready())
@@ -55,7 +55,7 @@ def private_application(catalog: Catalog, limits: Limits) -> web.Application:
 
 @web.middleware
 async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Turn every error into OpenAI's shape."""
+    """Convert every error to OpenAI's format."""
     try:
         return await handler(request)
     except InvalidRequest as error:
@@ -100,15 +100,14 @@ class _Api:
         served = self._catalog.encoder(wanted.model)
         work = current_work()
         work.model = served.card.name
-        with served.use():
-            async with served.engine.submitted(wanted) as job, aclosing(job.events()) as events:
-                embedded = await anext(events)
+        async with served.submitted(wanted) as submission, aclosing(submission.events()) as events:
+            embedded = await anext(events)
         work.prompt_tokens = embedded.prompt_tokens
         served.metrics.count_prompt(embedded.prompt_tokens)
         pieces: list[str] = []
         for piece in embeddings_pieces(served.card.name, embedded, wanted.as_base64):
             pieces.append(piece)
-            await asyncio.sleep(0)  # others are answered meanwhile
+            await asyncio.sleep(0)  # between two vectors other requests are answered
         return web.Response(text="".join(pieces), content_type="application/json")
 
     async def completions(self, request: web.Request) -> web.StreamResponse:
@@ -125,26 +124,25 @@ class _Api:
         served = self._catalog.generator(wanted.wanted.model)
         work = current_work()
         work.model = served.card.name
-        with served.use():
-            return await _answer(request, wanted, served, written(served.card.name), work)
+        return await _answer(request, wanted, served, written(served.card.name), work)
 
 
 async def _answer(
     request: web.Request, wanted: GenerationRequest, served: Generating, written: Format, work: Work
 ) -> web.StreamResponse:
-    async with served.engine.submitted(wanted) as job, aclosing(job.events()) as events:
-        prompts = job.request.prompts[:: wanted.wanted.choices]  # each is there once for each of its choices
+    async with served.submitted(wanted) as submission, aclosing(submission.events()) as events:
+        prompts = submission.request.prompts[:: wanted.wanted.choices]  # each occurs once per choice
         work.prompt_tokens = sum(map(len, prompts))
         served.metrics.count_prompt(work.prompt_tokens)
         progress = _Progress(events, served.metrics, work)
-        # What fails before the first token still has a status of its own.
+        # A failure before the first token still gets an HTTP status of its own.
         first = await anext(progress.events)
-        answering = _Answering(wanted, written, len(job.request.prompts), first, progress)
+        answering = _Answering(wanted, written, len(submission.request.prompts), first, progress)
         return await (answering.stream(request) if wanted.wanted.stream else answering.whole())
 
 
 class _Progress:
-    """A generation's events on their way by, counted."""
+    """Counts a generation's events as they pass."""
 
     def __init__(self, events: AsyncIterator[GenerationEvent], metrics: ModelMetrics, work: Work) -> None:
         self.work = work
@@ -170,7 +168,7 @@ class _Progress:
 
 @dataclass(slots=True)
 class _Answering:
-    """Writes one generation."""
+    """Writes one generation's answer, whole or as a stream."""
 
     wanted: GenerationRequest
     written: Format
@@ -203,7 +201,7 @@ class _Answering:
                     case Finished(index, reason):
                         piece = self.written.ending(index, reason)
                 await response.write(server_sent(piece))
-        except HoldfastError as error:  # too late for a status: the event says it, and no [DONE] follows
+        except HoldfastError as error:  # the status is sent: an event reports the error, and no [DONE] follows
             await response.write(server_sent(error_document(error.message, "server_error", code=error.code)))
             return response
         if self.wanted.wanted.stream_usage:

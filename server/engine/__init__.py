@@ -1,4 +1,4 @@
-"""A loaded model and its thread: requests become tokens and vectors.
+"""A loaded model and its thread: turns requests into tokens and vectors.
 
-Law: torch and transformers live here and in `weights`; no HTTP, no asyncio server, no disk beyond the model's folder.
+Law: torch and transformers are used here and in `weights` only; no HTTP, and no disk outside the model's folder.
 """

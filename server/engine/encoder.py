@@ -1,7 +1,7 @@
 """Sentence embeddings: an encoder's hidden states, pooled as the model's own folder says.
 
-Law: runs in the model's thread only. Padding is masked: who else is in a batch does not change a vector beyond
-rounding. Pooling as sentence-transformers defines it (`modules.json`, `1_Pooling/config.json`); the mean without them.
+Law: runs in the model's thread only. Padding is masked: other sequences of a batch change a vector by rounding only.
+Pooling as sentence-transformers defines it (`modules.json`, `1_Pooling/config.json`); the mean without those files.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from server.engine.tokenizer import Tokens
 from server.engine.types import About, Embedded, EmbeddingRequest, Kind
 
 _MAX_BATCH_SEQUENCES = 64
-# Padding included; bounds the memory of one pass, and its time: until it is over the model says nothing, and seems to
-# stand still. On two cores MiniLM takes as long for 8 passes of 2048 as for one of 16384, which is 14 s.
+# Tokens with padding. Bounds the memory of one pass, and its time, in which the model shows no progress to the health
+# check. On two cores MiniLM takes as long for 8 passes of 2048 as for one of 16384, which is 14 s.
 _MAX_BATCH_TOKENS = {"cuda": 16384, "cpu": 2048}
 _POOLING_MODES = {
     "pooling_mode_mean_tokens": "mean",
@@ -35,7 +35,7 @@ _POOLING_MODES = {
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """How hidden states become a vector. `transformer` is the folder of the encoder inside the model's folder."""
+    """How hidden states become a vector. `transformer` is the encoder's folder inside the model's folder."""
 
     transformer: str = ""
     pooling: str = "mean"
@@ -48,7 +48,7 @@ EmbeddingJob = Job[Inputs, Embedded]
 
 @dataclass(slots=True)
 class _Sequence:
-    """One input of one job, and its vector once there is one."""
+    """One input of one job, and its vector once it is computed."""
 
     job: EmbeddingJob
     ids: list[int]
@@ -83,7 +83,7 @@ class Encoder:
         return cls(load_encoder(directory / recipe.transformer, device, dtype), recipe, device)
 
     def warm_up(self) -> None:
-        """Embed a text and check the answer's shape; raises `Permanent` where it is not as expected."""
+        """Embed a text and check the vector's shape; raises `Permanent` (`bad_model`) where it is wrong."""
         vectors = self.embed([self._tokens.encode("ready", "input")])
         found = tuple(vectors.shape)
         if found != (1, self._dimension) or not bool(torch.isfinite(vectors).all()):
@@ -94,12 +94,12 @@ class Encoder:
             )
 
     def prepare(self, request: EmbeddingRequest) -> Inputs:
-        """A request in tokens; raises `InvalidRequest` where it does not fit."""
+        """Turn a request into tokens; raises `InvalidRequest` where an input is longer than the context."""
         return tuple(self._tokens.encode(text, "input") for text in request.inputs)
 
     @property
     def room(self) -> int:
-        """Jobs that are taken up together have their inputs batched together."""
+        """Return how many more jobs can be admitted; the inputs of jobs admitted together are batched together."""
         return max(0, _MAX_BATCH_SEQUENCES - len(self._taken))
 
     @property
@@ -107,7 +107,7 @@ class Encoder:
         return bool(self._passes)
 
     def step(self, arrived: list[EmbeddingJob]) -> None:
-        """Take up the jobs, their inputs batched together by length, and go on by one pass of the model."""
+        """Admit the jobs, batch their inputs by length, and run one pass of the model."""
         taken = {job: [_Sequence(job, ids) for ids in job.request] for job in arrived}
         self._taken.update(taken)
         newcomers = [sequence for sequences in taken.values() for sequence in sequences]
@@ -136,7 +136,7 @@ class Encoder:
 
     @torch.inference_mode()
     def embed(self, sequences: list[list[int]]) -> torch.Tensor:
-        """Embed token sequences in one pass: float32 of shape (sequences, dimension), on the CPU."""
+        """Embed token sequences in one pass; returns float32 of shape (sequences, dimension), on the CPU."""
         width = max(map(len, sequences))
         ids = torch.full((len(sequences), width), self._tokens.padding_id)
         mask = torch.zeros((len(sequences), width), dtype=torch.long)
@@ -152,7 +152,7 @@ class Encoder:
 
 
 def pool(states: torch.Tensor, mask: torch.Tensor, mode: str) -> torch.Tensor:
-    """Reduce hidden states (sequences, tokens, dimension) to one vector each, padding left out."""
+    """Reduce hidden states (sequences, tokens, dimension) to one vector per sequence, without the padding."""
     weights = mask.unsqueeze(-1).to(states.dtype)
     if mode == "mean":
         return (states * weights).sum(1) / weights.sum(1)
@@ -164,7 +164,7 @@ def pool(states: torch.Tensor, mask: torch.Tensor, mode: str) -> torch.Tensor:
 
 
 def context(loaded: Loaded) -> int | None:
-    """The most positions the encoder has; RoBERTa's begin after its padding index."""
+    """Return the encoder's number of positions, None where unbounded; RoBERTa's begin after its padding index."""
     limit = getattr(loaded.config, "max_position_embeddings", None)
     table = getattr(getattr(loaded.module, "embeddings", None), "position_embeddings", None)
     reserved = getattr(table, "padding_idx", None)
@@ -172,7 +172,7 @@ def context(loaded: Loaded) -> int | None:
 
 
 def read_recipe(directory: Path) -> Recipe:
-    """Read `modules.json` and what it names; raises `Permanent` for a module that would be left out."""
+    """Read `modules.json` and the files that it names; raises `Permanent` for a module that is not supported."""
     path = directory / "modules.json"
     if not path.is_file():
         pooling = directory / "1_Pooling" / "config.json"
@@ -235,7 +235,7 @@ def _damaged(path: Path, error: Exception) -> HoldfastError:
 
 
 def _batches(sequences: list[_Sequence], most_tokens: int) -> Iterator[list[_Sequence]]:
-    """Group by length, so that little is padded; each group within the bounds of one pass."""
+    """Group sequences by length, so that little is padded; each group fits one pass."""
     batch: list[_Sequence] = []
     for sequence in sorted(sequences, key=lambda s: len(s.ids)):
         if batch and (len(batch) == _MAX_BATCH_SEQUENCES or (len(batch) + 1) * len(sequence.ids) > most_tokens):

@@ -1,9 +1,7 @@
-"""One thread runs the model, step by step; requests wait for it in a bounded queue, and events flow back to whoever
-asked.
+"""The server's own engine: one thread runs the model step by step behind a bounded queue of requests.
 
-Law: knows nothing of HTTP or of models. Between two steps requests join and leave. A request is prepared (its text
-made into tokens) in a second thread, so that a long one never holds up a step. Everything but `Job.emit`,
-`Job.finish`, `Job.fail` and `Job.ended` belongs to the event loop's thread.
+Law: knows neither HTTP nor models. Requests join and leave between two steps. A second thread turns text into tokens,
+so that a long prompt never delays a step. All but `Job.emit`, `finish`, `fail` and `ended` belongs to the event loop.
 """
 
 from __future__ import annotations
@@ -20,11 +18,12 @@ from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
 from cached.contract.errors import HoldfastError, Permanent, Transient
+from server.engine.protocol import Load as Load
+from server.engine.protocol import RequestT_contra
 
 _LOG = logging.getLogger(__name__)
 
 RequestT = TypeVar("RequestT")
-RequestT_contra = TypeVar("RequestT_contra", contravariant=True)
 PreparedT = TypeVar("PreparedT")
 EventT = TypeVar("EventT")
 ResultT = TypeVar("ResultT")
@@ -32,13 +31,13 @@ ResultT = TypeVar("ResultT")
 
 @dataclass(frozen=True, slots=True)
 class _End:
-    """The last thing a job says; `error` is None where it went well."""
+    """The last item of a job's events; `error` is None where the job succeeded."""
 
     error: HoldfastError | None
 
 
 class Job(Generic[PreparedT, EventT]):
-    """One request on its way through the model, and its events on their way back."""
+    """One request in the engine, and its events. Implements `Submission`."""
 
     def __init__(self, request: PreparedT) -> None:
         self.request = request
@@ -49,28 +48,28 @@ class Job(Generic[PreparedT, EventT]):
 
     @property
     def ended(self) -> bool:
-        """Whether nobody waits for this any more: it is finished, failed or given up. The model looks at each step."""
+        """Whether the job finished, failed or was cancelled. The model checks it at each step."""
         return self._ended.is_set()
 
     def cancel(self) -> None:
-        """Give up: nothing is told any more."""
+        """Cancel the job: it emits no further event."""
         self._ended.set()
 
     def emit(self, event: EventT) -> None:
-        """Hand an event over, from the model's thread."""
+        """Emit an event, from the model's thread."""
         if not self.ended:
             self._put(event)
 
     def finish(self) -> None:
-        """Say that no event follows, from the model's thread."""
+        """End the job's events, from the model's thread."""
         self._end(_End(None))
 
     def fail(self, error: HoldfastError) -> None:
-        """Say that this request failed, from the model's thread."""
+        """End the job with `error`, from the model's thread."""
         self._end(_End(error))
 
     async def events(self) -> AsyncGenerator[EventT, None]:
-        """The events in order; raises the error the job failed with."""
+        """Yield the events in order; raises the error with which the job failed."""
         while True:
             event = await self._events.get()
             if not isinstance(event, _End):
@@ -89,53 +88,39 @@ class Job(Generic[PreparedT, EventT]):
         try:
             self._loop.call_soon_threadsafe(self._events.put_nowait, item)
         except RuntimeError:
-            self._ended.set()  # the loop is closed: the server has ended under the model's last step
+            self._ended.set()  # the loop is closed: the server stopped during the model's last step
 
 
 class Model(Protocol[RequestT_contra, PreparedT, EventT]):
-    """What the threads run."""
+    """A model that the engine's threads run."""
 
     def prepare(self, request: RequestT_contra) -> PreparedT:
-        """Read a request, in the second thread; raises `InvalidRequest` for one that can never be answered."""
-        ...
+        """Turn a request into tokens, in the second thread; raises `InvalidRequest` where it cannot be served."""
 
     @property
     def room(self) -> int:
-        """How many more jobs the next step would take up."""
-        ...
+        """Return how many more jobs the next step can admit."""
 
     @property
     def busy(self) -> bool:
-        """Whether there is something to do without new jobs."""
-        ...
+        """Return whether a step has work without new jobs."""
 
     def step(self, arrived: list[Job[PreparedT, EventT]]) -> None:
-        """Take up these jobs and go one step with all there are; finish or fail those that are over."""
-        ...
+        """Admit these jobs and run one step of all; finish or fail the jobs that end."""
 
     def reset(self) -> None:
-        """Let go of all jobs, after a step that failed."""
-        ...
+        """Drop all jobs, after a step that failed."""
 
 
 class Observer(Protocol):
-    """Who is told how the queue goes."""
+    """Receives the engine's measurements."""
 
     def waited(self, seconds: float) -> None:
-        """A request waited so long for the model."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class Load:
-    """Requests that wait, and requests in the model, at this moment."""
-
-    waiting: int
-    running: int
+        """Record how long a request waited for the model."""
 
 
 class Engine(Generic[RequestT, PreparedT, EventT]):
-    """A bounded queue in front of one thread that runs `model`."""
+    """A bounded queue in front of one thread that runs `model`. Implements `InferenceEngine`."""
 
     def __init__(self, model: Model[RequestT, PreparedT, EventT], queue_limit: int, observer: Observer) -> None:
         self._model = model
@@ -146,22 +131,22 @@ class Engine(Generic[RequestT, PreparedT, EventT]):
         self._running: list[Job[PreparedT, EventT]] = []
         self._changed = threading.Condition()
         self._closed = False
-        self.alive_at = time.monotonic()  # when the model last ended a step well
+        self.alive_at = time.monotonic()  # when the last step succeeded
         self._prepare = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="prepare")
         self._thread = threading.Thread(target=self._run, name="model", daemon=True)
         self._thread.start()
 
     @asynccontextmanager
     async def submitted(self, request: RequestT) -> AsyncIterator[Job[PreparedT, EventT]]:
-        """A queued job for as long as somebody waits for it: leaving early, as a client that hangs up does, cancels
-        it. Raises `Transient` (`overloaded`) where too many wait already, and what `prepare` raises."""
+        """Prepare and queue a request for as long as the block runs; leaving early, as on a disconnect, cancels it.
+        Raises `Transient` (`overloaded`) where the queue is full, and the errors of `prepare`."""
         self._admit(self._preparing)
         self._preparing += 1
         try:
             prepared = await asyncio.get_running_loop().run_in_executor(self._prepare, self._model.prepare, request)
         except HoldfastError:
             raise
-        except Exception as error:  # tokenizers raise no kind of their own, and templates any
+        except Exception as error:  # tokenizers have no error type of their own, and templates raise any
             _LOG.exception("a request could not be made into tokens")
             raise model_failed(error) from error
         finally:
@@ -171,7 +156,7 @@ class Engine(Generic[RequestT, PreparedT, EventT]):
 
     @contextmanager
     def submitted_prepared(self, prepared: PreparedT) -> Iterator[Job[PreparedT, EventT]]:
-        """As `submitted`, past the thread that prepares: whoever tries the model does not wait for others' texts."""
+        """Queue a request in tokens without the tokenizer's thread: a health check does not wait for clients' texts."""
         self._admit(0)
         with self._queued(prepared) as job:
             yield job
@@ -190,12 +175,13 @@ class Engine(Generic[RequestT, PreparedT, EventT]):
             job.cancel()
 
     def load(self) -> Load:
+        """Count the requests that wait and run."""
         with self._changed:
             waiting = sum(not job.ended for job in self._waiting) + self._preparing
             return Load(waiting, sum(not job.ended for job in self._running))
 
     def close(self) -> None:
-        """Cancel everything and let the threads end after what they are in."""
+        """Cancel all jobs and let the threads end after their current step."""
         with self._changed:
             self._closed = True
             for job in (*self._waiting, *self._running):
@@ -204,7 +190,7 @@ class Engine(Generic[RequestT, PreparedT, EventT]):
         self._prepare.shutdown(wait=False, cancel_futures=True)
 
     def join(self) -> None:
-        """Wait, after `close`, until the model's thread is over. Blocks."""
+        """Wait, after `close`, until the model's thread has ended. Blocks."""
         self._thread.join()
 
     def _admit(self, preparing: int) -> None:
@@ -216,7 +202,7 @@ class Engine(Generic[RequestT, PreparedT, EventT]):
             if waiting >= self._queue_limit:
                 raise Transient(
                     "overloaded",
-                    f"{waiting} requests are waiting already, which is all that may",
+                    f"{waiting} requests are waiting already, the limit",
                     "try again later, add replicas, or raise --queue-limit",
                     retry_after_s=1.0,
                 )
@@ -226,16 +212,16 @@ class Engine(Generic[RequestT, PreparedT, EventT]):
             try:
                 self._model.step(jobs)
                 self.alive_at = time.monotonic()
-            except Exception as error:  # noqa: BLE001 the thread serves on, whatever one request met
+            except Exception as error:  # noqa: BLE001 one request's failure must not end the thread
                 _LOG.exception("the model failed")
-                self._fail_all(error)
+                failure = model_failed(error)
+                for job in self._running:
+                    job.fail(failure)
                 self._model.reset()
 
     def _take(self) -> list[Job[PreparedT, EventT]] | None:
-        """What has queued up, as far as there is room for it; waits only where there is nothing else to do.
-
-        None at the end. Concurrent requests batch without any delay.
-        """
+        """Return the queued jobs that the model can admit; None once closed. Waits only where the model has no work.
+        Concurrent requests are batched without any delay."""
         with self._changed:
             self._running = [job for job in self._running if not job.ended]
             while not self._closed:
@@ -256,25 +242,20 @@ class Engine(Generic[RequestT, PreparedT, EventT]):
             self._observer.waited(now - job.submitted)
         return taken
 
-    def _fail_all(self, cause: Exception) -> None:
-        error = model_failed(cause)
-        for job in self._running:
-            job.fail(error)
-
 
 def _closed() -> Transient:
     return Transient("closed", "this model is being taken out of service", "try again", retry_after_s=1.0)
 
 
 def model_failed(cause: Exception) -> Permanent:
-    """What a client is told of an exception inside the model: nothing of the inside."""
+    """Return the error that a client gets for an exception in the model: it reveals no internals."""
     error = Permanent("model_failed", f"the model failed: {type(cause).__name__}", "see the server's log")
     error.__cause__ = cause
     return error
 
 
 def fail_without_numbers(job: Job[PreparedT, EventT]) -> None:
-    """Fail a job for which the model gave logits or vectors that are NaN or infinite."""
+    """Fail a job whose logits or vectors are NaN or infinite."""
     error = Permanent(
         "model_failed",
         "the model's numbers are NaN or infinite",
@@ -286,17 +267,15 @@ def fail_without_numbers(job: Job[PreparedT, EventT]) -> None:
 
 
 def call_in_thread(name: str, function: Callable[[], ResultT]) -> asyncio.Future[ResultT]:
-    """Run `function` in a thread of its own and await its result.
-
-    Not an executor: the loop waits for an executor's threads at its end, and importing torch cannot be interrupted.
-    """
+    """Run `function` in a thread of its own and await its result. Not an executor: the loop waits for an executor's
+    threads when it stops, and an import of torch is uninterruptible."""
     future: concurrent.futures.Future[ResultT] = concurrent.futures.Future()
     future.set_running_or_notify_cancel()
 
     def run() -> None:
         try:
             future.set_result(function())
-        except BaseException as error:  # noqa: BLE001 it is raised again where the result is awaited
+        except BaseException as error:  # noqa: BLE001 raised again by the awaiting caller
             future.set_exception(error)
 
     threading.Thread(target=run, name=name, daemon=True).start()

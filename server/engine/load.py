@@ -1,6 +1,6 @@
-"""Decide what a model's folder holds, and load it.
+"""Find out what kind of model a folder holds, and load it.
 
-Law: decides by the folder's own files; importing this imports torch and transformers.
+Law: decides by the folder's own files; importing this module imports torch and transformers.
 """
 
 from __future__ import annotations
@@ -25,11 +25,8 @@ def load(directory: Path, device: str, dtype: str, limits: Limits, observer: Obs
 
 
 def kind_of(directory: Path) -> Kind:
-    """What the model in `directory` answers.
-
-    A folder with `modules.json` embeds, whatever its architecture: sentence encoders made of language models keep
-    the language model's name.
-    """
+    """Return what the model in `directory` computes; raises `Permanent` (`invalid_config`). A folder with
+    `modules.json` embeds: a sentence encoder made of a language model keeps that model's architecture."""
     path = directory / "config.json"
     if (directory / "modules.json").is_file():
         return Kind.EMBEDDINGS

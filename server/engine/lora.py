@@ -1,11 +1,11 @@
-"""LoRA adapters beside a model's weights: each row of a batch runs with its own, or with none.
+"""LoRA adapters beside a model's weights: each row of a batch runs with its own adapter, or with none.
 
-Law: the model's weights are never changed; what an adapter adds is computed beside them, row by row, in the model's
-thread. Format: PEFT's `adapter_config.json` and `adapter_model.safetensors`. What of it is not computed here is
-refused by name, never left out: https://huggingface.co/docs/peft/package_reference/lora.
+Law: never changes the model's weights; an adapter's part is computed beside them, row by row, in the model's thread.
+Format: PEFT's `adapter_config.json` and `adapter_model.safetensors`; what is not computed here is refused by name,
+never ignored: https://huggingface.co/docs/peft/package_reference/lora.
 
-PEFT itself is not used: it wraps the modules of one model in place, wants all adapters of a batch named before each
-forward pass, and is a package of 500 kB with accelerate behind it for two small matrix products.
+PEFT itself is not used: it wraps one model's modules in place, needs the names of a batch's adapters before each
+forward pass, and is a package of 500 kB that needs accelerate, for two small matrix products.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
 _TENSOR = re.compile(r"(?P<module>.+)\.lora_(?P<half>[AB])\.weight")
-_NOT_COMPUTED = (  # whatever these say other than nothing changes what an adapter computes
+_NOT_COMPUTED = (  # any non-empty value of these changes what an adapter computes
     "alora_invocation_tokens",
     "arrow_config",
     "kasa_config",
@@ -47,13 +47,13 @@ _NOT_COMPUTED = (  # whatever these say other than nothing changes what an adapt
     "use_qalora",
     "velora_config",
 )
-_CHANGING_THE_BASE = ("corda", "loftq", "olora", "pissa")  # ways to begin that leave other weights to add to
-_SURVEY = (2, 3)  # rows and tokens: a shape that nothing else in a model has by chance
+_CHANGING_THE_BASE = ("corda", "loftq", "olora", "pissa")  # initializations that change the base's weights too
+_SURVEY = (2, 3)  # sequences and tokens: a shape that no other dimensions of a model have by chance
 
 
 @dataclass(frozen=True, slots=True)
 class _Delta:
-    """What is added to one linear module's output: `scale` · B · A · input."""
+    """The addition to one linear module's output: `scale` · B · A · input."""
 
     a: torch.Tensor
     b: torch.Tensor
@@ -64,7 +64,7 @@ class _Delta:
 
 
 class Adapter:
-    """One adapter's matrices, by the module they are for. Lives as long as a request that runs with it."""
+    """One adapter's matrices, by module. A request that runs with it keeps it alive."""
 
     def __init__(self, deltas: dict[str, _Delta], weight_bytes: int) -> None:
         self.deltas = deltas
@@ -73,7 +73,7 @@ class Adapter:
 
 @dataclass(frozen=True, slots=True)
 class _Config:
-    """What `adapter_config.json` says of ranks and scales."""
+    """The ranks and scales of `adapter_config.json`."""
 
     rank: int
     alpha: float
@@ -90,7 +90,7 @@ class _Config:
 
 
 class Adapters:
-    """The adapters of one model, and which of its rows run with which in the next forward pass."""
+    """The adapters of one model, and the rows of the next forward pass that each applies to."""
 
     def __init__(self, module: Any, dtype: torch.dtype, device: str) -> None:
         self._module = module
@@ -102,15 +102,15 @@ class Adapters:
 
     @torch.inference_mode()
     def survey(self) -> None:
-        """Find the linear modules that see rows as rows: others, as a mixture's experts, cannot be adapted by row."""
+        """Find the linear modules whose input is separate by sequence; others, as a mixture's experts, are not."""
         seen: set[str] = set()
 
         def watch(name: str) -> Callable[..., None]:
-            def look(_module: Any, inputs: tuple[Any, ...], _output: Any) -> None:
+            def record(_module: Any, inputs: tuple[Any, ...], _output: Any) -> None:
                 if inputs and isinstance(inputs[0], torch.Tensor) and tuple(inputs[0].shape[:-1]) == _SURVEY:
                     seen.add(name)
 
-            return look
+            return record
 
         hooks = [
             module.register_forward_hook(watch(name))
@@ -150,7 +150,7 @@ class Adapters:
         return Adapter(deltas, sum(tensor.nbytes for tensor in tensors.values()))
 
     def use(self, adapters: Sequence[Adapter | None]) -> None:
-        """Run the next forward passes' rows with these; from the model's thread."""
+        """Set the adapter of each row for the next forward passes; from the model's thread."""
         rows: dict[Adapter, list[int]] = {}
         for row, adapter in enumerate(adapters):
             if adapter is not None:
@@ -179,7 +179,7 @@ class Adapters:
         return _Delta(pair["A"], pair["B"], config.scale(module, rank))
 
     def _adapt(self, name: str) -> None:
-        """Let a module add what its rows' adapters say. Set at once: its thread may be in it at this moment."""
+        """Make a module add its rows' adapters. One assignment, as the model's thread may be inside the module now."""
         module = self._module.get_submodule(name)
         plain = module.forward
 
@@ -200,53 +200,53 @@ class Adapters:
 
 
 def base_of(directory: Path) -> str:
-    """The model that the adapter in `directory` was made for, as it says; raises `Permanent`."""
+    """Return the base model that the adapter in `directory` names, `""` for none; raises `Permanent`."""
     return str(_read(directory / CONFIG_FILE).get("base_model_name_or_path") or "")
 
 
 def _read_config(path: Path) -> _Config:
-    said = _read(path)
-    unlike = [f"{key}={said[key]!r}" for key in _NOT_COMPUTED if said.get(key)]
-    if said.get("peft_type") != "LORA":
-        unlike.append(f"peft_type={said.get('peft_type')!r}")
-    if said.get("bias", "none") != "none":
-        unlike.append(f"bias={said['bias']!r}")
-    begun = said.get("init_lora_weights")
-    if isinstance(begun, str) and begun.lower().startswith(_CHANGING_THE_BASE):
-        unlike.append(f"init_lora_weights={begun!r}")
-    if unlike:
+    config = _read(path)
+    unsupported = [f"{key}={config[key]!r}" for key in _NOT_COMPUTED if config.get(key)]
+    if config.get("peft_type") != "LORA":
+        unsupported.append(f"peft_type={config.get('peft_type')!r}")
+    if config.get("bias", "none") != "none":
+        unsupported.append(f"bias={config['bias']!r}")
+    initialization = config.get("init_lora_weights")
+    if isinstance(initialization, str) and initialization.lower().startswith(_CHANGING_THE_BASE):
+        unsupported.append(f"init_lora_weights={initialization!r}")
+    if unsupported:
         raise Permanent(
             "unsupported_adapter",
-            f"{path}: expected plain LoRA, found {', '.join(unlike)}",
+            f"{path}: expected plain LoRA, found {', '.join(unsupported)}",
             "merge it into its base (PEFT's merge_and_unload) and publish the result as a model",
         )
     try:
-        ranks = {str(key): int(value) for key, value in (said.get("rank_pattern") or {}).items()}
-        alphas = {str(key): float(value) for key, value in (said.get("alpha_pattern") or {}).items()}
+        ranks = {str(key): int(value) for key, value in (config.get("rank_pattern") or {}).items()}
+        alphas = {str(key): float(value) for key, value in (config.get("alpha_pattern") or {}).items()}
         for pattern in (*ranks, *alphas):
             re.compile(pattern)
-        return _Config(int(said["r"]), float(said["lora_alpha"]), ranks, alphas, bool(said.get("use_rslora")))
+        return _Config(int(config["r"]), float(config["lora_alpha"]), ranks, alphas, bool(config.get("use_rslora")))
     except (KeyError, TypeError, ValueError, AttributeError, re.error) as error:
         raise _invalid(path, error) from error
 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        said = json.loads(path.read_bytes())
+        config = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
         raise _invalid(path, error) from error
-    if not isinstance(said, dict):
+    if not isinstance(config, dict):
         raise _invalid(path, TypeError("not a JSON object"))
-    return said
+    return config
 
 
 def _by_pattern(patterns: dict[str, Any], module: str, default: Any) -> Any:
-    """As PEFT's `get_pattern_key` chooses: the first that matches the end of the module's name."""
+    """Choose as PEFT's `get_pattern_key` does: the first pattern that matches the end of the module's name."""
     return next((value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", module)), default)
 
 
 def _sizes(target: Any) -> tuple[int, int]:
-    """How many numbers a linear module takes and gives."""
+    """Return a linear module's input and output sizes."""
     if isinstance(target, Conv1D):
         return int(target.weight.shape[0]), int(target.weight.shape[1])
     return int(target.in_features), int(target.out_features)

@@ -1,6 +1,6 @@
-"""How much memory is left on a device, for what a model keeps of the sequences it works on.
+"""The free memory of a device, for the KV cache.
 
-Law: looks, allocates nothing.
+Law: reads counters, allocates nothing.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from server.weights.host import memory
 
 
 def free_bytes(device: str) -> int:
-    """Bytes that can still be had: the GPU's free memory, or what the host and this container's limit have left."""
+    """Return the free bytes of the GPU, or of the host within this container's limit."""
     if torch.device(device).type == "cuda":
-        # What torch has kept of what it freed is as good as free.
+        # Memory that torch has freed and kept counts as free.
         kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(torch.cuda.mem_get_info(device)[0]) + kept
     return memory.free_bytes()

@@ -1,7 +1,7 @@
-"""The models that the server serves: which class, which dtype, which tokenizer, and that no weight is missing.
+"""Load the models that the server serves: their class, dtype and tokenizer, and a check that no weight is missing.
 
-Law: opens files for reading only; runs no code that came with the model and never reaches for the network. Weights are
-views of the files on the CPU and read straight onto a GPU, never copied between (`server.weights.pretrained`).
+Law: opens files for reading only; runs no code of the model and never uses the network. Weights are views of the files
+on the CPU, and are read straight onto a GPU (`server.weights.pretrained`).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-# Before transformers is imported, which reads them once: nothing is ever looked for on a Hub.
+# Set before transformers is imported, which reads them once: no file is ever requested from a Hub.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
@@ -53,7 +53,7 @@ def load_encoder(directory: Path, device: str, dtype: str) -> Loaded:
     model_class: Any = transformers.MODEL_MAPPING[type(config)]
     if isinstance(model_class, tuple):
         model_class = model_class[0]
-    # Only hidden states are read: a checkpoint trained with another head has no pooler, and none is missed.
+    # Only hidden states are read: a checkpoint trained with another head has no pooler, and needs none.
     return _load(directory, model_class, config, device, dtype, needless="pooler.")
 
 
@@ -76,7 +76,7 @@ def _load(directory: Path, model_class: Any, config: Any, device: str, dtype: st
     tokenizer = _tokenizer(directory)
     module = _assemble(directory, model_class, config, tensors, target, needless)
     del tensors
-    # The weights are there already: what moves is what no file holds, such as rotary frequencies.
+    # The weights are on the device: this moves the buffers that no file holds, such as rotary frequencies.
     module = module.to(device).eval().requires_grad_(False)
     _LOG.info(
         "loaded %s in %s: %s of weights on %s in %.2f s",
@@ -120,7 +120,7 @@ def _dtype(wanted: str, tensors: Iterable[torch.Tensor], config: Any) -> torch.d
         found: torch.dtype = getattr(torch, wanted)
         return found
     if getattr(config, "quantization_config", None) is not None and isinstance(config.dtype, torch.dtype):
-        return config.dtype  # most bytes are codes, not numbers
+        return config.dtype  # most bytes are quantization codes, not numbers
     return prevailing_dtype(tensors)
 
 

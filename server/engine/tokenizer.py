@@ -1,7 +1,7 @@
-"""Prompts to token ids, and generated ids back to text as it grows.
+"""Turn prompts into token ids, and generated ids into text as they arrive.
 
-Law: a tokenizer keeps settings between calls, so reading prompts has one of its own, used by one thread. Nothing is
-ever cut short: what does not fit is refused.
+Law: a tokenizer keeps settings between calls, so prompts have a tokenizer of their own, used by one thread. Nothing is
+truncated: a prompt that does not fit is refused.
 """
 
 from __future__ import annotations
@@ -15,19 +15,17 @@ from server.engine.types import ChatRequest, InvalidRequest, Prompt, Sampling
 
 # Enough for a tokenizer to know, from the prompt's end, whether the next token begins with a space.
 _CONTEXT_TOKENS = 6
-_CUT_TOKENS = 256  # more than a text's beginning can have beyond what it has inside the text: its last word is cut
-_CHARACTERS_A_TOKEN = 8  # most texts have fewer: one that fits is seldom read twice
-_REPLACEMENT = "\ufffd"  # what half a UTF-8 sequence decodes to
-_UNFINISHED = 3  # tokens at the end that may be the beginning of a character: it has four bytes at most
-_MOST_PENDING = 32  # tokens; a character, and what it is joined to, has far fewer
-_NO_LIMIT = 10**9  # tokenizers without a limit say 10^30
+_CUT_TOKENS = 256  # a cut text can have more tokens than its part of the whole text: its last word is cut
+_CHARACTERS_A_TOKEN = 8  # most texts have fewer, so a text that fits is seldom encoded twice
+_REPLACEMENT = "\ufffd"  # decoded from an incomplete UTF-8 sequence
+_UNFINISHED = 3  # tokens at the end that may begin a character, which has four bytes at most
+_MOST_PENDING = 32  # tokens; a character with its combining characters has far fewer
+_NO_LIMIT = 10**9  # tokenizers without a limit report 10^30
 
 
 class Tokens:
-    """A model's tokenizer and its limits.
-
-    `context` is the most tokens the model takes at once: the `positions` it has, else the tokenizer's limit, if any.
-    """
+    """A model's tokenizer and its limits. `context` is the most tokens of one sequence: the model's `positions`, else
+    the tokenizer's limit, None for none."""
 
     def __init__(self, tokenizer: Any, config: Any, positions: int | None) -> None:
         self._tokenizer = copy.deepcopy(tokenizer)
@@ -42,11 +40,11 @@ class Tokens:
         return bool(self._tokenizer.chat_template)
 
     def limit(self, tokens: int) -> None:
-        """Bound the context by what there is memory for."""
+        """Bound the context to `tokens`, for which the KV cache has memory."""
         self.context = tokens if self._own_context is None else min(self._own_context, tokens)
 
     def check(self, sampling: Sampling) -> None:
-        """Refuse biases of tokens that are not there; raises `InvalidRequest`."""
+        """Raise `InvalidRequest` where a logit bias names an unknown token."""
         wrong = next((token for token, _ in sampling.logit_bias if token >= self.vocabulary), None)
         if wrong is not None:
             raise InvalidRequest(
@@ -54,7 +52,7 @@ class Tokens:
             )
 
     def encode(self, prompt: Prompt, param: str, *, room: int = 0) -> list[int]:
-        """Token ids of one prompt, with `room` tokens left in the context; raises `InvalidRequest`."""
+        """Return the token ids of one prompt, with `room` tokens left in the context; raises `InvalidRequest`."""
         if isinstance(prompt, str):
             ids = self._read(prompt, param, special=True)
             if not ids and self._tokenizer.bos_token_id is not None:
@@ -64,7 +62,7 @@ class Tokens:
         return self._checked(ids, param, room)
 
     def encode_chat(self, request: ChatRequest, *, room: int) -> list[int]:
-        """Token ids of a conversation as its model's chat template writes it; raises `InvalidRequest`."""
+        """Return the token ids of a conversation, written by the chat template; raises `InvalidRequest`."""
         if not self.has_chat_template:
             raise InvalidRequest(
                 "messages: this model's tokenizer has no chat template, so how a conversation is written is not "
@@ -82,7 +80,7 @@ class Tokens:
         return self._checked(self._read(text, "messages", special=False), "messages", room)
 
     def _read(self, text: str, param: str, *, special: bool) -> list[int]:
-        """Token ids of a text. One far beyond the context is read only until that is certain: others wait for it."""
+        """Encode a text. One far longer than the context is encoded only until that is certain: others wait for it."""
         if self.context is not None:
             certain = self.context + _CUT_TOKENS
             part = certain * _CHARACTERS_A_TOKEN
@@ -114,46 +112,46 @@ def _too_long(context: int, asked: str, param: str) -> InvalidRequest:
 
 
 class GrowingText:
-    """Generated tokens as text, given out as soon as it can no longer change; never beyond a stop text."""
+    """Generated tokens as text, released once it can no longer change; never beyond a stop text."""
 
     def __init__(self, tokenizer: Any, prompt: list[int], stops: tuple[str, ...]) -> None:
         self._tokenizer = tokenizer
         self._stops = stops
         self._ids = prompt[-_CONTEXT_TOKENS:]
-        self._prefix = 0  # decoding begins here
-        self._read = len(self._ids)  # text up to here was taken
-        self._pending = ""  # decoded, but perhaps the beginning of a stop text
+        self._prefix = 0  # where decoding begins
+        self._read = len(self._ids)  # where text not yet taken begins
+        self._pending = ""  # decoded text that may begin a stop text
         self.stopped = False
 
     @property
     def settled(self) -> bool:
-        """Whether everything that was pushed was given out."""
+        """Whether the text of every pushed token is released."""
         return not self._pending and self._read == len(self._ids)
 
     def push(self, token: int) -> str:
-        """Add a token; returns the text that is now certain, often empty."""
+        """Add a token; returns the text that is now final, often empty."""
         self._ids.append(token)
         return self._settle(self._decoded(complete=False))
 
     def finish(self) -> str:
-        """Return what was held back."""
+        """Return the text that was held back."""
         text = self._settle(self._decoded(complete=True))
         if not self.stopped:
             text, self._pending = text + self._pending, ""
         return text
 
     def _decoded(self, *, complete: bool) -> str:
-        """The text after what was taken. A character may need several tokens: wait for them unless `complete`."""
+        """Return the text after what was taken; waits for the rest of a character's tokens unless `complete`."""
         before = self._decode(self._ids[self._prefix : self._read])
         text = self._decode(self._ids[self._prefix :])
         if len(text) > len(before) and (complete or not text.endswith(_REPLACEMENT)):
             self._prefix, self._read = self._read, len(self._ids)
             return text[len(before) :]
-        return self._resigned(before) if len(self._ids) - self._read > _MOST_PENDING else ""
+        return self._decode_incomplete(before) if len(self._ids) - self._read > _MOST_PENDING else ""
 
-    def _resigned(self, before: str) -> str:
-        """What tokens that came to no text for long are after all: each token more would have all of them decoded."""
-        if not self._decode(self._ids[self._read :]):  # special ones, which nobody is shown
+    def _decode_incomplete(self, before: str) -> str:
+        """Decode tokens that gave no text for long as they are: each further token would decode all of them again."""
+        if not self._decode(self._ids[self._read :]):  # special tokens, which are not shown
             del self._ids[self._read :]
             return ""
         end = len(self._ids) - _UNFINISHED
@@ -174,12 +172,12 @@ class GrowingText:
             self.stopped = True
             certain, self._pending = self._pending[: min(found)], ""
             return certain
-        cut = len(self._pending) - self._held()
+        cut = len(self._pending) - self._count_held_back()
         certain, self._pending = self._pending[:cut], self._pending[cut:]
         return certain
 
-    def _held(self) -> int:
-        """How much of the end may be the beginning of a stop text, in characters."""
+    def _count_held_back(self) -> int:
+        """Return how many characters at the end may begin a stop text."""
         longest = max((min(len(stop) - 1, len(self._pending)) for stop in self._stops), default=0)
         for length in range(longest, 0, -1):
             if any(stop.startswith(self._pending[-length:]) for stop in self._stops):

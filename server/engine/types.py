@@ -1,6 +1,6 @@
-"""What is asked of a model, and what it says back: values that cross between its thread and the event loop.
+"""The requests to a model and its answers: values that pass between its thread and the event loop.
 
-Law: plain values; numpy and torch stay on the model's side.
+Law: plain values; numpy and torch stay in the model's thread.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Kind(StrEnum):
-    """What a model answers."""
+    """What a model computes."""
 
     EMBEDDINGS = "embeddings"
     COMPLETIONS = "completions"
@@ -24,10 +24,8 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class About:
-    """A loaded model: `context` is the most tokens of one input (for completions with what is generated).
-
-    `chat`: its tokenizer has a chat template. `batch`: how many sequences it works on at once, at most.
-    """
+    """A loaded model. `context`: the most tokens of one sequence, generated ones included. `chat`: its tokenizer has a
+    chat template. `batch`: the most sequences it works on at once."""
 
     kind: Kind
     context: int | None
@@ -40,7 +38,7 @@ class About:
 
 @dataclass(frozen=True, slots=True)
 class Embedded:
-    """The vectors of a request, in its order: each little-endian float32, and how many tokens were read in all."""
+    """A request's vectors in its order, each little-endian float32, and the number of tokens of all inputs."""
 
     vectors: tuple[bytes, ...]
     prompt_tokens: int
@@ -48,7 +46,7 @@ class Embedded:
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
-    """A token's text and the logarithm of its probability; `top` are the likeliest at its place."""
+    """A token's text and log probability; `top` are the likeliest tokens at its position."""
 
     text: str
     logprob: float
@@ -57,7 +55,7 @@ class TokenLogprob:
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """More text for the choice numbered `index`, and the tokens it is made of where they were asked for."""
+    """More text of the choice numbered `index`, and its tokens where the request asks for log probabilities."""
 
     index: int
     text: str
@@ -75,13 +73,12 @@ class Finished:
 
 GenerationEvent = Delta | Finished
 
-
 Prompt = str | tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class EmbeddingRequest:
-    """Texts, or token ids, to embed; `as_base64` for little-endian float32 in base64."""
+    """Texts, or token ids, to embed; `as_base64`: the answer has little-endian float32 in base64."""
 
     model: str | None
     inputs: tuple[Prompt, ...]
@@ -90,10 +87,8 @@ class EmbeddingRequest:
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How tokens are chosen. `temperature` 0 is greedy; `seed` None is a new one each time.
-
-    `logprobs`: how many of the likeliest tokens to tell at each place, beside the chosen one; None for nothing.
-    """
+    """How tokens are chosen. `temperature` 0 is greedy; `seed` None is a new seed for each request. `logprobs`: how
+    many of the likeliest tokens to report beside the chosen one; None reports no log probabilities."""
 
     temperature: float = 1.0
     top_p: float = 1.0
@@ -111,7 +106,7 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What completions and chats have in common; `choices` of each prompt. `max_tokens` None: what the context has."""
+    """The options that completions and chats share; `choices` per prompt. `max_tokens` None: up to the context."""
 
     model: str | None
     max_tokens: int | None
@@ -120,12 +115,12 @@ class Wanted:
     stop: tuple[str, ...]
     stream: bool
     stream_usage: bool
-    adapter: Adapter | None = None  # no client's word: what the name it asked for stands for
+    adapter: Adapter | None = None  # set by the server from the model's name, never by a client
 
 
 @dataclass(frozen=True, slots=True)
 class CompletionRequest:
-    """Prompts to continue."""
+    """Prompts to complete."""
 
     prompts: tuple[Prompt, ...]
     wanted: Wanted
@@ -133,7 +128,7 @@ class CompletionRequest:
 
 @dataclass(frozen=True, slots=True)
 class ChatRequest:
-    """A conversation to go on with; `template` are the variables its chat template is given."""
+    """A conversation to continue; `template` are the variables of the chat template."""
 
     messages: tuple[dict[str, Any], ...]
     template: dict[str, Any]
@@ -145,7 +140,7 @@ GenerationRequest = CompletionRequest | ChatRequest
 
 @dataclass(frozen=True, slots=True)
 class Continuation:
-    """A request in tokens: a choice for each prompt, in order, each of at most its own number of tokens."""
+    """A request in tokens: one sequence for each choice of each prompt, in order, each with its own token limit."""
 
     prompts: tuple[tuple[int, ...], ...]
     max_tokens: tuple[int, ...]
@@ -155,7 +150,7 @@ class Continuation:
 
 
 class InvalidRequest(Permanent):
-    """A request that can never be answered as it is; `param` names the parameter at fault, if one is."""
+    """A request that cannot be served as it is; `param` names the parameter at fault, if any."""
 
     def __init__(self, message: str, param: str | None = None, code: str = "invalid_request") -> None:
         super().__init__(code, message, "")
@@ -164,10 +159,8 @@ class InvalidRequest(Permanent):
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one client may ask: `body_bytes` a request, `queue` requests waiting, `max_tokens` generated a choice.
-
-    `batch` sequences are generated at once, in at most `cache_bytes` of memory beside the weights; None: what is free.
-    """
+    """What one client may ask: `body_bytes` a request, `queue` waiting requests, `max_tokens` generated a choice.
+    `batch` sequences are generated at once, in at most `cache_bytes` of KV cache; None: a share of the free memory."""
 
     body_bytes: int
     queue: int

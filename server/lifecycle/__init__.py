@@ -1,4 +1,4 @@
-"""Which models are served, and how they come and go: discovery, loading, admission, health, readiness.
+"""The served models, from discovery through loading, admission and health checks to removal.
 
-Law: knows engines by their interface and no HTTP routes.
+Law: uses engines by their interface (`server.engine.protocol`) and knows no HTTP routes.
 """

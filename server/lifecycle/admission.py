@@ -1,7 +1,7 @@
-"""What must hold of a loaded model or adapter before any client can see it: at the start, and at each swap.
+"""Check a loaded model or adapter before any client can use it: at the start, and at each swap.
 
-Law: called once for each, after warm-up and before the catalog has it. Whatever it raises keeps the model out, and
-with it, at the start, the server from being ready.
+Law: runs once per model, after warm-up and before the catalog lists it. An error keeps the model out, and at the start
+keeps the server from being ready.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from server.lifecycle.golden import Mode, Verdict, explain, privately, read, rep
 from server.lifecycle.registry import Catalog, Served
 
 _LOG = logging.getLogger("holdfast.serve")
-_ANSWER_WITHIN_S = 300.0  # the first pass through an engine may compile kernels
+_ANSWER_WITHIN_S = 300.0  # the first pass of an engine may compile kernels
 
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What is asked of a model before it is admitted, on which device; `application` makes the API that answers it."""
+    """How models are admitted on `device`; `application` makes the API that answers their golden predictions."""
 
     golden: Mode
     device: str
@@ -35,7 +35,7 @@ class Rules:
 
 
 async def admit(served: Served, rules: Rules) -> None:
-    """Ask it something through its own engine, and replay its golden predictions; raises `HoldfastError`."""
+    """Run a dummy inference through the model's engine and replay its golden predictions; raises `HoldfastError`."""
     try:
         async with asyncio.timeout(_ANSWER_WITHIN_S):
             await served.try_it()
@@ -49,22 +49,18 @@ async def admit(served: Served, rules: Rules) -> None:
         return
     golden = await call_in_thread("golden", partial(read, served.card.snapshot.path))
     if golden is not None:
-        served.golden = await _rehearse(golden, served, rules)
+        async with privately(rules.application(Catalog.of_one(served))) as url:
+            served.golden = await replay(golden, url, served.card.name, {})
         await judge(golden, served.golden, served.card.name, rules.golden, rules.device)
 
 
 async def judge(golden: Golden, verdict: Verdict, name: str, mode: Mode, device: str) -> None:
-    """Tell how the answers compare; raises `Permanent` (`golden_mismatch`) where they differ and must not."""
+    """Log how the answers compare; raises `Permanent` (`golden_mismatch`) where `mode` requires agreement."""
     if verdict.agrees:
         _LOG.info("%s: %d golden predictions agree, within %.3g", name, verdict.cases, verdict.largest)
         return
-    here = await call_in_thread("environment", partial(environment, device))
-    error = explain(golden, verdict, here)
+    current = await call_in_thread("environment", partial(environment, device))
+    error = explain(golden, verdict, current)
     if mode is Mode.REQUIRE:
         raise error
-    _LOG.warning("%s is served all the same: %s", name, error)
-
-
-async def _rehearse(golden: Golden, served: Served, rules: Rules) -> Verdict:
-    async with privately(rules.application(Catalog.of_one(served))) as url:
-        return await replay(golden, url, served.card.name, {})
+    _LOG.warning("%s is served anyway: %s", name, error)

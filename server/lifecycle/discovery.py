@@ -1,7 +1,7 @@
-"""What can be seen of what is wanted: where each symlink leads at this moment, and which are adapters of which model.
+"""Resolve the wanted entries: where each symlink leads now, and which entries are adapters of which model.
 
-Law: looks, once for each call, and remembers nothing. Not told by inotify: a look costs a few system calls, misses
-nothing that a watch can lose, and loading what it finds takes longer than what is lost until the next look.
+Law: keeps no state between calls. Polling, not inotify: a poll costs a few system calls and misses nothing that a watch
+can lose, and a load takes longer than the wait for the next poll.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ ADAPTER_FILE = "adapter_config.json"
 
 @dataclass(frozen=True, slots=True)
 class Sighting:
-    """Where an entry leads: None where its weights are not there."""
+    """Where an entry leads; `target` is None where its weights are absent."""
 
     entry: Entry
     target: Path | None
@@ -32,28 +32,28 @@ class Sighting:
 
     @property
     def is_adapter(self) -> bool:
-        # Unlike Path.is_file this raises nothing where the folder may not be read: loading it will say so.
+        # Unlike Path.is_file this raises nothing where the folder is unreadable: the load reports that.
         return self.target is not None and os.path.isfile(self.target / ADAPTER_FILE)
 
 
 def look(settings: Settings) -> list[Sighting]:
-    """Look at everything that is wanted; raises `Permanent` where a followed file says nothing that can be served."""
+    """Resolve every wanted entry; raises `Permanent` where the followed file is unreadable or invalid."""
     entries = settings.models or read_followed(settings.follow or Path(), settings.root)
     return [Sighting(entry, target_of(entry.path)) for entry in entries]
 
 
 def base_for(adapter: Entry, says: str, models: Sequence[Entry]) -> str:
-    """The name of the model that an adapter is for, which `says` what it was made for; raises `Permanent`.
+    """Return the name of the adapter's base model; `says` is the base that the adapter names. Raises `Permanent`.
 
-    With one model there is no question. Among several the adapter's own word decides, by their names in the cache, with
-    or without what is before the last `/`, or by what clients call them.
+    A single model is the base. Among several, `says` must match one by its name in the cache, with or without the part
+    before the last `/`, or by its name for clients.
     """
     if len(models) == 1:
         return models[0].name
-    meant = says.rstrip("/").casefold()
-    found = [model.name for model in models if meant and meant in _called(model)]
+    wanted = says.rstrip("/").casefold()
+    found = [model.name for model in models if wanted and wanted in _names_of(model)]
     if len(found) != 1:
-        found = [model.name for model in models if meant.rpartition("/")[2] in _called(model)] if meant else []
+        found = [model.name for model in models if wanted.rpartition("/")[2] in _names_of(model)] if wanted else []
     if len(found) != 1:
         raise Permanent(
             "adapter_base",
@@ -64,6 +64,6 @@ def base_for(adapter: Entry, says: str, models: Sequence[Entry]) -> str:
     return found[0]
 
 
-def _called(model: Entry) -> set[str]:
+def _names_of(model: Entry) -> set[str]:
     name = names(model.path)[0]
     return {called.casefold() for called in (model.name, name, name.rpartition("/")[2])}

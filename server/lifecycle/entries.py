@@ -1,4 +1,4 @@
-"""What is to be served: names for clients, and the symlinks that lead to the weights.
+"""The wanted models: their names for clients, and the symlinks to their weights.
 
 Law: reads names, and the one small file that an operator may change while the server runs; never follows a symlink.
 """
@@ -20,7 +20,7 @@ _MAX_FILE_BYTES = 64 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One model or adapter: what clients call it, where it lies, the only digest it may have if that was said."""
+    """One model or adapter: its name for clients, its path, and its pinned digest if any."""
 
     name: str
     path: Path
@@ -28,7 +28,7 @@ class Entry:
 
     @classmethod
     def at(cls, path: Path, pin: Digest | None) -> Entry:
-        """The folder at `path`, called what it is called in the cache."""
+        """Return the entry of the folder at `path`, under its name in the cache."""
         return cls(names(path)[0], path, pin)
 
     def __str__(self) -> str:
@@ -37,37 +37,37 @@ class Entry:
 
 
 def entries_of(models: Sequence[Wanted], root: Path) -> tuple[Entry, ...]:
-    """The models under `root`, called by their aliases; without one by name, with the version where that is shared."""
+    """Return the entries under `root`, named by alias, else by name, with the version where two share a name."""
     layout = PublicLayout(root)
     plain = [wanted.ref.name for wanted in models if wanted.alias is None]
-    called = [
+    aliases = [
         wanted.alias or (wanted.ref.name if plain.count(wanted.ref.name) == 1 else str(wanted.ref)) for wanted in models
     ]
-    twice = sorted({name for name in called if called.count(name) > 1})
-    if twice:
+    duplicates = sorted({name for name in aliases if aliases.count(name) > 1})
+    if duplicates:
         raise Permanent(
-            "same_name", f"expected a name for each model, found {twice[0]!r} for two", "give one of them another alias"
+            "same_name",
+            f"expected a name for each model, found {duplicates[0]!r} for two",
+            "give one of them another alias",
         )
     return tuple(
-        Entry(name, layout.model_link(wanted.ref), wanted.pin) for name, wanted in zip(called, models, strict=True)
+        Entry(name, layout.model_link(wanted.ref), wanted.pin) for name, wanted in zip(aliases, models, strict=True)
     )
 
 
 def read_followed(path: Path, root: Path) -> tuple[Entry, ...]:
-    """What the file at `path` says is to be served: the text of `holdfast.dev/models`, over lines if one likes.
-
-    Raises `Permanent` where it cannot be read or says nothing that can be served.
-    """
+    """Read the file at `path`: the text of `holdfast.dev/models`, which may be split over lines. Raises `Permanent`
+    where it is unreadable, empty or invalid."""
     remedy = "write references as in holdfast.dev/models: base=llama-3.1-8b@v3,adapter=support-lora@v7"
     try:
         with path.open("rb") as file:
             text = file.read(_MAX_FILE_BYTES).decode()
     except (OSError, UnicodeDecodeError) as error:
         raise Permanent("no_models", f"{path}: {error}", "check --follow and the volume it is on") from error
-    said = ",".join(part for line in text.splitlines() if (part := line.strip().strip(",")))
-    if not said:
+    text = ",".join(part for line in text.splitlines() if (part := line.strip().strip(",")))
+    if not text:
         raise Permanent("no_models", f"{path}: expected models, found an empty file", remedy)
     try:
-        return entries_of(parse_models(said), root)
+        return entries_of(parse_models(text), root)
     except HoldfastError as error:
         raise Permanent(error.code, f"{path}: {error.message}", error.remedy) from error

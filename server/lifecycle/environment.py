@@ -1,6 +1,6 @@
-"""What this server runs on: the versions of everything that can change a number in an answer.
+"""The versions of everything on this server that can change a number in an answer.
 
-Law: looks; never raises, and names no secret: packages, interpreter, device, driver and what the image says it is.
+Law: never raises and reveals no secret: packages, interpreter, device, driver and the image's digest.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from pathlib import Path
 
 from cached.contract.golden import Environment
 
-IMAGE_VARIABLE = "HOLDFAST_IMAGE"  # the image's digest, where whoever deploys it says so
+IMAGE_VARIABLE = "HOLDFAST_IMAGE"  # the image's digest, where the deployment sets it
 _DRIVER_VERSION = Path("/sys/module/nvidia/version")
 
 
 @cache
 def environment(device: str) -> Environment:
-    """The environment of a model on the torch device `device`."""
+    """Return the environment of a model on the torch device `device`."""
     name, cuda = _device(device)
     return Environment(
         python=platform.python_version(),
@@ -33,7 +33,7 @@ def environment(device: str) -> Environment:
 
 
 def _packages() -> dict[str, str]:
-    """As `pip freeze` has them: the first of a name on the path is what is imported."""
+    """List packages as `pip freeze` does: the first of a name on the path is the one that is imported."""
     found: dict[str, str] = {}
     for distribution in distributions():
         name = distribution.metadata["Name"]
@@ -43,8 +43,8 @@ def _packages() -> dict[str, str]:
 
 
 def _device(device: str) -> tuple[str, str]:
-    """The name of the GPU and torch's CUDA; for a CPU its model, and nothing."""
-    torch = sys.modules.get("torch")  # user code may do without
+    """Return the GPU's name and torch's CUDA version; for a CPU its model and `""`."""
+    torch = sys.modules.get("torch")  # user code may run without it
     if torch is None or not device.startswith("cuda"):
         return _processor(), ""
     return str(torch.cuda.get_device_name(device)), str(torch.version.cuda or torch.version.hip or "")
@@ -56,7 +56,7 @@ def _processor() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     except OSError:
-        pass  # no Linux: the architecture is all there is to say
+        pass  # not Linux: report the architecture
     return platform.machine()
 
 

@@ -1,8 +1,8 @@
-"""The models in service, kept as they are wanted: loaded at the start, swapped when a version's weights arrive.
+"""Keep the served models equal to the wanted ones: load at the start, swap when a new version's weights arrive.
 
-Law: a model that serves goes on until another is loaded, verified, warmed and admitted; then the one takes the other's
-place between two requests, and the old one's weights and lease are let go after its last answer. What fails changes
-nothing but what is told. One model is loaded at a time.
+Law: a served model stays until its replacement is loaded, verified, warmed and admitted; the swap happens between two
+requests, and the old model's weights and lease are released after its last answer. A failure changes nothing but the
+reported status. One model is loaded at a time.
 """
 
 from __future__ import annotations
@@ -26,7 +26,16 @@ from server.lifecycle.discovery import Sighting, base_for, look
 from server.lifecycle.entries import Entry
 from server.lifecycle.metrics import Metrics, ModelMetrics
 from server.lifecycle.readiness import Readiness, Ready
-from server.lifecycle.registry import Card, Catalog, Coming, Served, ServedAdapter, ServedEncoder, ServedGenerator
+from server.lifecycle.registry import (
+    Card,
+    Catalog,
+    Coming,
+    Served,
+    ServedAdapter,
+    ServedEncoder,
+    ServedGenerator,
+    ServedText,
+)
 from server.lifecycle.settings import Settings
 from server.lifecycle.snapshot import Holding, hold, verify
 from server.weights.host.readahead import ReadAhead
@@ -36,8 +45,8 @@ if TYPE_CHECKING:
     from server.engine.generation.generator import Generator
 
 _LOG = logging.getLogger("holdfast.serve")
-_LOOK_EVERY_S = 0.5
-_TRY_AGAIN_S = (30.0, 900.0)  # after the first failure, and at most; doubled each time
+_POLL_EVERY_S = 0.5
+_BACKOFF_S = (30.0, 900.0)  # backoff: the first and the longest; doubled each time
 ResultT = TypeVar("ResultT")
 
 
@@ -56,14 +65,14 @@ class _Base:
 
     sighting: Sighting
     holding: Holding
-    served: ServedEncoder | ServedGenerator
+    served: ServedEncoder | ServedText
     model: Encoder | Generator
     adapters: dict[str, _Attached] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
 class _Retired:
-    """What was taken out of service, to be let go of after its last answer."""
+    """Models out of service, to be released after their last answer."""
 
     served: list[Served]
     holdings: list[Holding]
@@ -71,16 +80,16 @@ class _Retired:
 
 @dataclass(frozen=True, slots=True)
 class _Failure:
-    """Why a sighting is not in service, and when it is tried again."""
+    """Why a sighting is not in service, and when its load is retried (`again_at`, monotonic seconds)."""
 
     sighting: Sighting
     error: HoldfastError
     wait_s: float
-    again_at: float
+    retry_at: float
 
 
 class Fleet:
-    """What one server serves."""
+    """The models of one server."""
 
     def __init__(
         self,
@@ -91,7 +100,7 @@ class Fleet:
         metrics: Metrics,
         application: Callable[[Catalog], web.Application],
     ) -> None:
-        """`held`: leases that were taken before, by the name of their entry. `application` makes an API for trials."""
+        """`held`: leases that are already taken, by entry name. `application` makes the API for golden predictions."""
         self._settings = settings
         self._held = held
         self._catalog = catalog
@@ -105,107 +114,107 @@ class Fleet:
         self._retired: list[_Retired] = []
 
     async def start(self) -> None:
-        """Load everything that is wanted; raises `HoldfastError`. Waits for weights that a followed file names."""
+        """Load every wanted model; raises `HoldfastError`. Waits for the weights that a followed file names."""
         self._ahead = ReadAhead([holding.snapshot.path for holding in self._held.values()])
         select = partial(loading.select_device, self._settings.device)
         self._device = await self._step("device", "device", select)
         self._readiness.device = self._device
         await self._step("import", "import", partial(loading.prepare, self._metrics.loaded))
-        sightings = await self._look()
+        sightings = await self._resolve()
         while missing := [one for one in sightings if one.target is None]:
             self._readiness.progress(f"waiting for {missing[0].entry}")
-            await asyncio.sleep(_LOOK_EVERY_S)
-            sightings = await self._look()
-        await self._bring_about(sightings)
+            await asyncio.sleep(_POLL_EVERY_S)
+            sightings = await self._resolve()
+        await self._reconcile(sightings)
         while self._failures:
             failure = next(iter(self._failures.values()))
             if failure.error.code != "golden_mismatch":
                 raise failure.error
-            # Loaded, and not to be trusted: a restart would only load it again. It is told, and waits to be replaced.
+            # A restart would only load the same model again: stay up, report the reason, and wait for a replacement.
             _LOG.error("not ready: %s", failure.error)
-            while failure.sighting in sightings and time.monotonic() < failure.again_at:
+            while failure.sighting in sightings and time.monotonic() < failure.retry_at:
                 self._readiness.progress(f"{failure.sighting.entry.name}: {failure.error}")
-                await asyncio.sleep(_LOOK_EVERY_S)
-                sightings = await self._look()
-            await self._bring_about(sightings)
+                await asyncio.sleep(_POLL_EVERY_S)
+                sightings = await self._resolve()
+            await self._reconcile(sightings)
 
     @property
     def _rules(self) -> Rules:
         return Rules(self._settings.golden, self._device, self._application)
 
     async def keep(self, group: asyncio.TaskGroup) -> None:
-        """Swap what changes, for ever."""
-        complaint = ""
+        """Swap models as the wanted ones change; never returns."""
+        last_error = ""
         while True:
-            await asyncio.sleep(_LOOK_EVERY_S)
+            await asyncio.sleep(_POLL_EVERY_S)
             try:
-                sightings = await self._look()
-                complaint = ""
+                sightings = await self._resolve()
+                last_error = ""
             except HoldfastError as error:
-                if str(error) != complaint:
-                    _LOG.error("what is to be served cannot be read, and stays as it is: %s", error)
-                complaint = str(error)
+                if str(error) != last_error:
+                    _LOG.error("the wanted models cannot be read; the served set stays as it is: %s", error)
+                last_error = str(error)
                 continue
-            await self._bring_about(sightings)
+            await self._reconcile(sightings)
             while self._retired:
                 group.create_task(self._retire(self._retired.pop()))
 
-    async def _look(self) -> list[Sighting]:
+    async def _resolve(self) -> list[Sighting]:
         bases = self._bases.values()
         holdings = [base.holding for base in bases]
         holdings += [attached.holding for base in bases for attached in base.adapters.values()]
 
-        def see() -> list[Sighting]:
+        def follow_and_resolve() -> list[Sighting]:
             for holding in holdings:
                 holding.follow()
             return look(self._settings)
 
-        return await call_in_thread("look", see)
+        return await call_in_thread("look", follow_and_resolve)
 
-    async def _bring_about(self, sightings: list[Sighting]) -> None:
-        """Load what is new, models before their adapters, and take out what nobody wants any more."""
-        self._forget_others(sightings)
+    async def _reconcile(self, sightings: list[Sighting]) -> None:
+        """Load new models, then their adapters, and remove what is no longer wanted."""
+        self._remove_unwanted(sightings)
         adapters = [one for one in sightings if one.is_adapter]
         models = [one for one in sightings if one not in adapters]
         for one in models:
-            await self._try(one, partial(self._load_model, one))
+            await self._try_load(one, partial(self._load_model, one))
         for one in adapters:
-            await self._try(one, partial(self._load_adapter, one, [model.entry for model in models]))
+            await self._try_load(one, partial(self._load_adapter, one, [model.entry for model in models]))
 
-    async def _try(self, one: Sighting, load: Callable[[], Coroutine[None, None, None]]) -> None:
+    async def _try_load(self, one: Sighting, load: Callable[[], Coroutine[None, None, None]]) -> None:
         name, current = one.entry.name, self._in_service(one.entry.name)
         failure = self._failures.get(name)
         if current is not None and current.sighting == one:
             self._catalog.coming.pop(name, None)
         elif one.target is None:
             self._catalog.coming[name] = Coming(one.version, "waiting", None)
-        elif failure is None or failure.sighting != one or time.monotonic() >= failure.again_at:
+        elif failure is None or failure.sighting != one or time.monotonic() >= failure.retry_at:
             self._catalog.coming[name] = Coming(one.version, "loading", None)
-            began = time.monotonic()
+            started = time.monotonic()
             try:
                 await load()
-            except Exception as error:  # noqa: BLE001 whatever it is, what serves goes on
-                self._failed(one, _explained(one, error))
+            except Exception as error:  # noqa: BLE001 no error of a load may end the served models
+                self._failed(one, _as_holdfast_error(one, error))
                 await call_in_thread("clean_up", loading.clean_up)
             else:
-                self._failures = {}  # of others too: what was missing may be there now
+                self._failures = {}  # of others too: what they lacked may be loaded now
                 self._catalog.coming.pop(name, None)
-                self._tell(name, "done")
-                _LOG.info("serving %s (%s) after %.2f s", name, one.entry, time.monotonic() - began)
+                self._count_swap(name, "done")
+                _LOG.info("serving %s (%s) after %.2f s", name, one.entry, time.monotonic() - started)
 
     def _failed(self, one: Sighting, error: HoldfastError) -> None:
         name, before = one.entry.name, self._failures.get(one.entry.name)
         repeated = before is not None and before.sighting == one
-        # Kept without the frames it went through: what was half loaded lies in them.
+        # Without its frames, which hold a partly loaded model.
         error.__traceback__ = error.__cause__ = error.__context__ = None
-        wait_s = min(before.wait_s * 2, _TRY_AGAIN_S[1]) if before and repeated else _TRY_AGAIN_S[0]
+        wait_s = min(before.wait_s * 2, _BACKOFF_S[1]) if before and repeated else _BACKOFF_S[0]
         self._failures[name] = _Failure(one, error, wait_s, time.monotonic() + wait_s)
         self._catalog.coming[name] = Coming(one.version, "failed", str(error))
-        self._tell(name, "failed")
+        self._count_swap(name, "failed")
         if isinstance(self._readiness.state, Ready):
             _LOG.error("%s (%s) cannot be served, tried again in %.0f s: %s", name, one.entry, wait_s, error)
 
-    def _tell(self, name: str, result: str) -> None:
+    def _count_swap(self, name: str, result: str) -> None:
         if isinstance(self._readiness.state, Ready):
             self._metrics.model(name).swapped(result)
 
@@ -227,17 +236,17 @@ class Fleet:
             before = self._bases.get(entry.name)
             base = _Base(one, holding, served, model)
             for attached in before.adapters.values() if before is not None else ():
-                # What serves now goes on with the new base, or the old base goes on.
+                # The adapters in service move to the new base; if one fails, the old base stays.
                 name = attached.sighting.entry.name
                 base.adapters[name] = await self._attach(attached.sighting, attached.holding, base)
             undo.pop_all()
-        # From here to the end nothing is awaited: a request meets all of the old or all of the new.
+        # No await from here to the end: a request sees the old models or the new ones, never both.
         self._retire_current(entry.name)
         self._bases[entry.name] = base
         for new in (base.served, *(attached.served for attached in base.adapters.values())):
             self._catalog.put(new)
         del before, model, load
-        await self._share()
+        await self._share_memory()
 
     async def _load_adapter(self, one: Sighting, models: list[Entry]) -> None:
         with ExitStack() as undo:
@@ -259,13 +268,13 @@ class Fleet:
         adapter = await self._step(f"load {name}", "adapter", load)
         about = replace(base.served.card.about, weight_bytes=adapter.weight_bytes)
         card = Card(name, snapshot, about, int(time.time()), base.served.card.name)
-        assert isinstance(base.served, ServedGenerator)
+        assert isinstance(base.served, ServedText)
         served = ServedAdapter(card, base.served, adapter, self._metrics.model(name))
         await admit(served, self._rules)
         return _Attached(one, holding, served)
 
     async def _hold(self, entry: Entry) -> Holding:
-        """The lease of what an entry leads to, checked as the gate checks it unless that was before our time."""
+        """Return the lease of an entry's snapshot: taken before the start, or new and verified as by the gate."""
         held = self._held.pop(entry.name, None)
         if held is not None:
             return held
@@ -277,7 +286,7 @@ class Fleet:
         return holding
 
     async def _step(self, shown: str, stage: str, function: Callable[[], ResultT]) -> ResultT:
-        """Do one heavy thing in a thread, while HTTP goes on answering."""
+        """Run one long call in a thread, while HTTP is answered."""
         self._readiness.progress(shown)
         with self._metrics.stage(stage):
             return await call_in_thread(stage, function)
@@ -288,8 +297,8 @@ class Fleet:
             return found
         return next((base.adapters[name] for base in self._bases.values() if name in base.adapters), None)
 
-    def _forget_others(self, sightings: list[Sighting]) -> None:
-        """Take out of service what is not wanted, or is wanted as another kind of thing."""
+    def _remove_unwanted(self, sightings: list[Sighting]) -> None:
+        """Remove models that are not wanted, or are now wanted as an adapter instead of a model, or the reverse."""
         wanted = {one.entry.name for one in sightings}
         self._failures = {name: failure for name, failure in self._failures.items() if name in wanted}
         self._catalog.coming = {name: coming for name, coming in self._catalog.coming.items() if name in wanted}
@@ -298,20 +307,20 @@ class Fleet:
         for name in list(self._bases):
             if name not in wanted or name in adapters:
                 for gone in (*self._bases[name].adapters, name):
-                    self._dismiss(gone)
+                    self._remove(gone)
         for base in self._bases.values():
             for name in list(base.adapters):
                 if name not in wanted or name in models:
-                    self._dismiss(name)
+                    self._remove(name)
 
-    def _dismiss(self, name: str) -> None:
+    def _remove(self, name: str) -> None:
         self._catalog.remove(name)
         self._retire_current(name)
         _LOG.info("no longer serving %s", name)
 
     def _retire_current(self, name: str) -> None:
-        """Take what is in service under this name out of the books, if anything is. An old base's adapters are drained
-        with it, and leave their leases to whoever took them over."""
+        """Move the model of this name, if any, to the retired ones. A base's adapters are drained with it, and their
+        leases stay with the adapters of the new base."""
         base = self._bases.pop(name, None)
         if base is not None:
             adapters = [attached.served for attached in base.adapters.values()]
@@ -334,10 +343,10 @@ class Fleet:
         await call_in_thread("clean_up", loading.clean_up)
         for holding in retired.holdings:
             holding.close()
-        await self._share()
+        await self._share_memory()
 
-    async def _share(self) -> None:
-        """Divide the memory that is left, and tell clients of the contexts that result."""
+    async def _share_memory(self) -> None:
+        """Divide the free memory between the models, and update the contexts that clients see."""
         await call_in_thread("share", partial(loading.share, [base.model for base in self._bases.values()]))
         for base in self._bases.values():
             about = base.model.about
@@ -347,7 +356,7 @@ class Fleet:
                 attached.served.card = replace(card, about=replace(about, weight_bytes=card.about.weight_bytes))
 
 
-def _explained(one: Sighting, error: Exception) -> HoldfastError:
+def _as_holdfast_error(one: Sighting, error: Exception) -> HoldfastError:
     if isinstance(error, HoldfastError):
         return error
     _LOG.error("%s cannot be served", one.entry, exc_info=error)

@@ -1,7 +1,7 @@
-"""Replay a version's golden predictions against what is about to be served, over HTTP as clients would.
+"""Replay a version's golden predictions against the model to be served, over HTTP as clients would.
 
-Law: asks and compares; decides nothing but whether the answers agree, and serves nothing. What is asked is in the
-version, under its digest: an answer that differs is a change of the libraries, the driver or the hardware.
+Law: requests and compares; serves nothing. The predictions are part of the version, under its digest: an answer that
+differs is due to the libraries, the driver or the hardware.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _DIFFERENCES_SHOWN = 12
 
 
 class Mode(StrEnum):
-    """What golden predictions decide: readiness, a warning, or nothing."""
+    """The effect of golden predictions: on readiness, a warning, or none."""
 
     REQUIRE = "require"
     WARN = "warn"
@@ -37,10 +37,8 @@ class Mode(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """How a version's answers compare. `largest` is the largest difference of a number, in the case `at`.
-
-    `failures`: a line for each case that does not agree.
-    """
+    """How a version's answers compare. `largest` is the largest difference of a number, in the case `at`. `failures`
+    has a line for each case that does not agree."""
 
     cases: int
     largest: float
@@ -52,7 +50,7 @@ class Verdict:
         return not self.failures
 
     def document(self) -> dict[str, Any]:
-        """As `/v1/models` shows it."""
+        """Return the JSON of `/v1/models`."""
         return {
             "agrees": self.agrees,
             "cases": self.cases,
@@ -63,7 +61,7 @@ class Verdict:
 
 
 def read(directory: Path) -> Golden | None:
-    """The golden predictions of a version, None where it has none; raises `Permanent` where they cannot be read."""
+    """Read a version's golden predictions, None where it has none; raises `Permanent` where they are invalid."""
     path = directory / GOLDEN_NAME
     try:
         with path.open("rb") as file:
@@ -79,7 +77,7 @@ def read(directory: Path) -> Golden | None:
 
 
 async def replay(golden: Golden, url: str, model: str, headers: Mapping[str, str]) -> Verdict:
-    """Ask the server at `url` each case, calling its model `model`, with `headers` on each request."""
+    """Send each case to the server at `url` for its model `model`, with `headers` on each request."""
     largest, at, failures = 0.0, "", []
     timeout = aiohttp.ClientTimeout(total=_ANSWER_WITHIN_S)
     async with aiohttp.ClientSession(url, timeout=timeout, headers=headers) as session:
@@ -98,7 +96,7 @@ async def replay(golden: Golden, url: str, model: str, headers: Mapping[str, str
 
 
 def explain(golden: Golden, verdict: Verdict, here: Environment) -> Permanent:
-    """The error of answers that do not agree: which inputs, how far, and what is another version here than there."""
+    """Return the error of a mismatch: the inputs, the differences, and the versions that changed since recording."""
     changed = golden.environment.differences(here)
     shown = "; ".join(changed[:_DIFFERENCES_SHOWN]) + ("; …" if len(changed) > _DIFFERENCES_SHOWN else "")
     return Permanent(
@@ -107,28 +105,24 @@ def explain(golden: Golden, verdict: Verdict, here: Environment) -> Permanent:
         f"the largest difference is {verdict.largest:.3g} ({verdict.at or 'no number was compared'}). "
         f"Since they were recorded {golden.recorded_at}: {shown or 'no version changed'}",
         "serve with the versions it was tested with; or, where the new answers are right, record them with "
-        "`holdfast golden record` and publish; --golden warn serves all the same",
+        "`holdfast golden record` and publish; --golden warn serves anyway",
     )
 
 
 @asynccontextmanager
 async def privately(application: web.Application) -> AsyncIterator[str]:
-    """Answer with `application` on a port of the loopback interface while the block runs; gives its URL."""
+    """Serve `application` on a port of the loopback interface while the block runs; yields its URL."""
     runner = web.AppRunner(application, access_log=None)
     await runner.setup()
     try:
-        server = await asyncio.get_running_loop().create_server(_protocols(runner), "127.0.0.1", 0)
+        assert runner.server is not None
+        server = await asyncio.get_running_loop().create_server(runner.server, "127.0.0.1", 0)
         try:
             yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
         finally:
             server.close()
     finally:
         await runner.cleanup()
-
-
-def _protocols(runner: web.AppRunner) -> Any:
-    assert runner.server is not None
-    return runner.server
 
 
 async def _ask(session: aiohttp.ClientSession, case: Case, model: str) -> Any:

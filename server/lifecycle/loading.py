@@ -1,6 +1,6 @@
-"""Where models are made: every call here takes long, imports torch, and runs in a thread that it is given.
+"""Load models: each call takes long, imports torch, and runs in a thread of the caller's choice.
 
-Law: everything that goes wrong is a `HoldfastError`: the models that are served meanwhile must not end for it.
+Law: every failure is a `HoldfastError`, as it must not end the models in service.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ _LOG = logging.getLogger(__name__)
 
 
 def select_device(wanted: str) -> str:
-    """The torch device to use; raises `Permanent` where it is not to be had."""
-    with _explained_imports():
+    """Return the torch device to use; raises `Permanent` (`no_gpu`) where it is not available."""
+    with _import_errors():
         from server.weights.cuda import device as gpu
     return gpu.select(wanted)
 
 
 def select_device_for_user_code(wanted: str) -> str:
-    """As for a model, except that user code may do without torch: then `auto` is the CPU."""
+    """Select as for a model, but without torch `auto` is the CPU: user code may not need torch."""
     if wanted == "cpu":
         return "cpu"
     try:
@@ -42,14 +42,14 @@ def select_device_for_user_code(wanted: str) -> str:
     except Permanent as error:
         if wanted != "auto" or error.code != "missing_package":
             raise
-        _LOG.warning("torch is not installed: user code is told that the device is the CPU")
+        _LOG.warning("torch is not installed: user code gets the device cpu")
         return "cpu"
 
 
 def prepare(loaded: Callable[[LoadReport], None]) -> None:
-    """Import what loading needs; `loaded` is told of each load from then on."""
-    with _explained_imports():
-        import server.engine.load  # noqa: F401 - for what it does, which takes seconds
+    """Import the modules of a load; `loaded` receives the report of each later load."""
+    with _import_errors():
+        import server.engine.load  # noqa: F401 - the import itself takes seconds
         from server.weights import report
     report.subscribe(loaded)
 
@@ -58,18 +58,18 @@ def load(snapshot: Snapshot, device: str, dtype: str, limits: Limits, metrics: M
     """Load a model; raises `HoldfastError`."""
     from server.engine import load as models
 
-    with _explained_failures(snapshot), _uncollected():
+    with _load_errors(snapshot), _without_garbage_collection():
         return models.load(snapshot.path, device, dtype, limits, metrics)
 
 
 def warm_up(snapshot: Snapshot, model: Encoder | Generator) -> None:
-    """Let a model compute something for the first time; raises `HoldfastError`."""
-    with _explained_failures(snapshot):
+    """Run a model's first computation; raises `HoldfastError`."""
+    with _load_errors(snapshot):
         model.warm_up()
 
 
 def base_of(snapshot: Snapshot) -> str:
-    """What the adapter of a snapshot says it was made for; raises `HoldfastError`."""
+    """Return the base model that a snapshot's adapter names; raises `HoldfastError`."""
     from server.engine import lora
 
     return lora.base_of(snapshot.path)
@@ -83,12 +83,12 @@ def load_adapter(snapshot: Snapshot, base: Encoder | Generator) -> Adapter:
         raise Permanent(
             "adapter_base", f"{snapshot.path}: expected a base that generates text, found one that embeds", "merge it"
         )
-    with _explained_failures(snapshot):
+    with _load_errors(snapshot):
         return base.adapter(snapshot.path)
 
 
 def share(models: list[Encoder | Generator]) -> None:
-    """Divide the memory for keys and values between these models."""
+    """Divide the memory for the KV caches between these models."""
     from server.engine.generation.generator import Generator
 
     generators = [model for model in models if isinstance(model, Generator)]
@@ -96,13 +96,13 @@ def share(models: list[Encoder | Generator]) -> None:
         try:
             generator.share(len(generators))
         except HoldfastError as error:
-            _LOG.warning("a model keeps the memory it had: %s", error)
+            _LOG.warning("a model keeps its KV cache limit: %s", error)
 
 
 def clean_up() -> None:
-    """Give back the memory of what nobody refers to any more."""
+    """Release the memory of models without references."""
     gc.unfreeze()
-    gc.collect()  # a module that was adapted refers to itself
+    gc.collect()  # an adapted module refers to itself
     gc.freeze()
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
@@ -110,9 +110,9 @@ def clean_up() -> None:
 
 
 @contextmanager
-def _uncollected() -> Iterator[None]:
-    """Look for no garbage meanwhile, nor ever again among what is there afterwards: libraries and models are a million
-    objects that stay, and going through them again and again took a tenth of a start, and stops the batch later."""
+def _without_garbage_collection() -> Iterator[None]:
+    """Disable garbage collection in the block, and exempt its objects for ever: libraries and models are a million
+    objects that stay, and scanning them took a tenth of a start, and stops the batch later."""
     gc.disable()
     try:
         yield
@@ -122,9 +122,9 @@ def _uncollected() -> Iterator[None]:
 
 
 @contextmanager
-def _explained_imports() -> Iterator[None]:
+def _import_errors() -> Iterator[None]:
     try:
-        with _uncollected():
+        with _without_garbage_collection():
             yield
     except ModuleNotFoundError as error:
         raise Permanent(
@@ -139,7 +139,7 @@ def _explained_imports() -> Iterator[None]:
 
 
 @contextmanager
-def _explained_failures(snapshot: Snapshot) -> Iterator[None]:
+def _load_errors(snapshot: Snapshot) -> Iterator[None]:
     try:
         yield
     except HoldfastError:

@@ -1,6 +1,6 @@
-"""The server's numbers, under `holdfast_server_`, and the standard `process_*`.
+"""The server's metrics, under `holdfast_server_`, and the standard `process_*`.
 
-Law: labels are bounded: routes of the application, status codes, the models served. Nothing of a request's content.
+Law: labels are bounded: routes of the application, status codes, model names. No content of a request.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector, generate_latest
 
-from server.engine.engine import Load
+from server.engine.protocol import Load
 from server.engine.types import About
 from server.lifecycle.snapshot import Snapshot
 
@@ -30,15 +30,15 @@ _PREFIX = "holdfast_server_"
 
 
 class ModelMetrics:
-    """One model's numbers, from the event loop and from the model's thread alike."""
+    """One model's metrics, set from the event loop and from the model's thread."""
 
     def __init__(self, families: _Families, model: str) -> None:
         self._families = families
         self._model = model
-        self.alive_at = 0.0  # when the model last gave a token, on the monotonic clock
+        self.alive_at = 0.0  # when the model last generated a token, on the monotonic clock
 
     def watch_queue(self, load: Callable[[], Load]) -> None:
-        """Ask `load` at each scrape."""
+        """Read `load` at each scrape."""
         self._families.waiting.labels(self._model).set_function(lambda: load().waiting)
         self._families.running.labels(self._model).set_function(lambda: load().running)
 
@@ -46,27 +46,27 @@ class ModelMetrics:
         self._families.tokens.labels(self._model, "prompt").inc(tokens)
 
     def waited(self, seconds: float) -> None:
-        """A request waited so long for the model."""
+        """Record how long a request waited for the model."""
         self._families.queue_seconds.labels(self._model).observe(seconds)
 
     def first_token(self, seconds: float) -> None:
-        """The first token came so long after the request."""
+        """Record the time from the request to its first token."""
         self._families.first_token.labels(self._model).observe(seconds)
 
     def choice(self, tokens: int, seconds: float) -> None:
-        """A choice of so many tokens is complete, so long after its request's first one."""
+        """Record a complete choice of `tokens`, `seconds` after its request's first token."""
         if tokens > 1 and seconds > 0:
             self._families.speed.labels(self._model).observe((tokens - 1) / seconds)
 
     def generated(self, rows: int, seconds: float) -> None:
-        """So many sequences got a token each, in so many seconds of one step."""
+        """Record a step that gave `rows` sequences a token each."""
         self.alive_at = monotonic()
         self._families.tokens.labels(self._model, "completion").inc(rows)
         self._families.batch.labels(self._model).observe(rows)
         self._families.step.labels(self._model).observe(seconds)
 
     def describe(self, snapshot: Snapshot, about: About | None) -> None:
-        """Say what is served; `about` is None for user code."""
+        """Describe the served model; `about` is None for user code."""
         self._families.model.labels(self._model).info(
             {
                 "version": snapshot.version or "",
@@ -80,15 +80,15 @@ class ModelMetrics:
             self._families.weights.labels(self._model).set(about.weight_bytes)
 
     def swapped(self, result: str) -> None:
-        """A version took another's place (`done`), or could not (`failed`)."""
+        """Count a swap: `done`, or `failed`."""
         self._families.swaps.labels(self._model, result).inc()
 
     def healthy(self, healthy: bool) -> None:
-        """Whether the model answers, as far as it was last known."""
+        """Set whether the model answered its last health check."""
         self._families.healthy.labels(self._model).set(healthy)
 
     def agreed(self, verdict: Verdict | None) -> None:
-        """How the model answered its golden predictions; None: it has none, or nobody asked."""
+        """Set how the answers agree with the golden predictions; None removes the series."""
         families = self._families
         if verdict is None:
             for result in ("agreed", "differed"):
@@ -100,7 +100,7 @@ class ModelMetrics:
         families.difference.labels(self._model).set(verdict.largest)
 
     def forget(self) -> None:
-        """Say nothing more of now: the model was taken out of service. What was counted stays."""
+        """Remove the gauges of a model out of service. Its counters stay."""
         families = self._families
         gauges = (families.waiting, families.running, families.weights, families.healthy, families.model)
         for family in gauges:
@@ -128,10 +128,7 @@ class _Families:
         self.step = histogram("step_seconds", "Seconds from token to token of a batch", _TOKEN_BUCKETS_S)
         self.batch = histogram("batch_sequences", "Sequences in one step of the model", _ROWS_BUCKETS)
         self.tokens = Counter(
-            _PREFIX + "tokens",
-            "Tokens read (prompt) and generated (completion)",
-            ["model", "kind"],
-            registry=registry,
+            _PREFIX + "tokens", "Tokens read (prompt) and generated (completion)", ["model", "kind"], registry=registry
         )
         self.weights = gauge("weights_bytes", "Bytes of the weights' files")
         self.healthy = gauge("model_healthy", "0 while the model does not answer a dummy inference")
@@ -149,7 +146,7 @@ class _Families:
 
 
 class _LoaderFamilies:
-    """What the loader did, in the names that anybody's process may export: `holdfast_load_…`."""
+    """The loader's metrics, under the names that any process may export: `holdfast_load_…`."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._seconds = Histogram(
@@ -196,23 +193,22 @@ class Metrics:
         self._load = Gauge(
             _PREFIX + "load_seconds", "Seconds each stage of the start took", ["stage"], registry=self._registry
         )
-
         self._loader = _LoaderFamilies(self._registry)
 
     def loaded(self, report: LoadReport) -> None:
-        """A load of weights is done; from the thread that loaded."""
+        """Record a load of weights; from the thread that loaded."""
         self._loader.add(report)
 
     def text(self) -> bytes:
-        """Everything, in Prometheus' text format."""
+        """Return all metrics in Prometheus' text format."""
         return generate_latest(self._registry)
 
     def model(self, name: str) -> ModelMetrics:
-        """The metrics of the model that clients call `name`."""
+        """Return the metrics of the model whose name for clients is `name`."""
         return ModelMetrics(self._families, name)
 
     def count_request(self, endpoint: str, model: str, status: int, seconds: float) -> None:
-        """`model` is empty where the request reached none."""
+        """Count an answered request; `model` is empty where none was selected."""
         self._requests.labels(endpoint, model, str(status)).inc()
         self._seconds.labels(endpoint, model).observe(seconds)
 

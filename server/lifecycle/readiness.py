@@ -1,6 +1,6 @@
-"""What the server is doing: loading, ready or draining, which models are ill, and what is in flight.
+"""The server's state: loading, ready or draining, which models are unhealthy, and the requests in flight.
 
-Law: a state and its count, on the event loop; knows no HTTP. `server.api.probes` tells it to probes.
+Law: a state and a count, on the event loop; knows no HTTP. `server.api.probes` reports it.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ from server.lifecycle.metrics import Metrics
 
 @dataclass(frozen=True, slots=True)
 class Loading:
-    """Not ready yet; `stage` says what is going on."""
+    """Not ready yet; `stage` names the current step."""
 
     stage: str
 
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """Loaded, warmed, tried."""
+    """Loaded, warmed and admitted."""
 
 
 @dataclass(frozen=True, slots=True)
 class Draining:
-    """Finishing what is in flight, taking nothing new."""
+    """Finishing the requests in flight, accepting no new ones."""
 
 
 State = Loading | Ready | Draining
@@ -38,7 +38,7 @@ class Readiness:
         self.device: str | None = None  # None: not selected yet
         self._metrics = metrics
         self._state: State = Loading("starting")
-        self._ill: dict[str, str] = {}
+        self._unhealthy: dict[str, str] = {}
         self._in_flight = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -52,27 +52,27 @@ class Readiness:
         return self._in_flight
 
     def enter(self, state: State) -> None:
-        """Change the state. A server that drains stays so: a load that ends meanwhile changes nothing."""
+        """Change the state. Draining is final: a load that ends later changes nothing."""
         if not isinstance(self._state, Draining):
             self._state = state
             self._metrics.set_ready(isinstance(state, Ready))
 
     def progress(self, stage: str) -> None:
-        """Say how far the start is; after it, nothing."""
+        """Set the stage of the start; no effect after it."""
         if isinstance(self._state, Loading):
             self.enter(Loading(stage))
 
     def diagnose(self, ill: dict[str, str]) -> None:
-        """Be ready only while no model is ill; why each is, by its name."""
-        self._ill = ill
+        """Set the reasons of unhealthy models by name; the server is ready only while there are none."""
+        self._unhealthy = ill
         self._metrics.set_ready(isinstance(self._state, Ready) and not ill)
 
     async def idle(self) -> None:
-        """Wait until nothing is in flight."""
+        """Wait until no request is in flight."""
         await self._idle.wait()
 
     def count_in_flight(self, step: int) -> None:
-        """A request began (1) or ended (-1)."""
+        """Count a request that began (1) or ended (-1)."""
         self._in_flight += step
         self._metrics.set_in_flight(self._in_flight)
         if self._in_flight:
@@ -81,11 +81,11 @@ class Readiness:
             self._idle.set()
 
     def find_obstacle(self) -> str | None:
-        """Return why no work is let through; None where it is."""
+        """Return why work is refused; None where it is accepted."""
         match self._state:
             case Loading(stage):
                 return f"loading: {stage}"
             case Draining():
                 return "draining: the server is stopping"
             case Ready():
-                return "; ".join(f"{name}: {reason}" for name, reason in self._ill.items()) or None
+                return "; ".join(f"{name}: {reason}" for name, reason in self._unhealthy.items()) or None

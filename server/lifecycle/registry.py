@@ -1,7 +1,7 @@
-"""One served model, and the few that a server has: each with an engine, numbers and a drain of its own.
+"""The served models: each with an engine, metrics and a drain of its own.
 
-Law: knows models by what they answer, not how; nothing here touches HTTP or torch. A model is built, joins, is
-drained and closed without the others noticing.
+Law: uses engines by their interface; no HTTP, no torch. A model is built, put, drained and closed without any effect on
+the others.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Generic
+from typing import TYPE_CHECKING, Generic, TypeAlias
 
-from server.engine.engine import Engine, EventT, Job, Model, PreparedT, RequestT
+from server.engine.engine import Engine, EventT, Model, PreparedT, RequestT
+from server.engine.protocol import InferenceEngine, Submission
 from server.engine.types import (
     About,
     Continuation,
@@ -30,171 +31,154 @@ if TYPE_CHECKING:
     from server.engine.lora import Adapter
     from server.lifecycle.golden import Verdict
 
-_SAY_SOMETHING = Continuation(((0,),), (1,), Sampling(temperature=0.0), ())
-_EMBED_SOMETHING = ([0],)
+_EncoderModel: TypeAlias = "Model[EmbeddingRequest, tuple[list[int], ...], Embedded]"
+_TextModel: TypeAlias = "Model[GenerationRequest, Continuation, GenerationEvent]"
+_ONE_TOKEN = Continuation(((0,),), (1,), Sampling(temperature=0.0), ())
 
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """What clients are told of a model; `name` is what they call it."""
+    """A model as clients see it, under its `name`."""
 
     name: str
     snapshot: Snapshot
     about: About
     created: int
-    parent: str | None = None  # of an adapter: the name of the model that it is for
+    parent: str | None = None  # of an adapter: its base's name
 
     @property
     def names(self) -> frozenset[str]:
-        """All that it may be called: its name, its name in the cache, with the version too."""
+        """The names that a request may use: its name, its name in the cache, and that with the version."""
         return frozenset({self.name, self.snapshot.name, f"{self.snapshot.name}@{self.snapshot.version}"})
 
 
 @dataclass(frozen=True, slots=True)
 class Coming:
-    """A version that is to take a served one's place; `error` says why it does not yet."""
+    """A version to be served next; `error` says why it is not served yet."""
 
     version: str | None
     state: str
     error: str | None
 
 
-class _Users:
-    """Requests that are being answered, counted from their first byte of work to their answer's last."""
+class _InService:
+    """A model or adapter in service, and the count of its requests, which a removal waits for. `golden`: how it agrees
+    with its golden predictions; None where it has none, or they were not replayed."""
 
-    def __init__(self) -> None:
-        self._count = 0
+    golden: Verdict | None = None
+
+    def __init__(self, card: Card, metrics: ModelMetrics) -> None:
+        self.card = card
+        self.metrics = metrics
+        self._requests = 0
         self._idle = asyncio.Event()
         self._idle.set()
 
+    def announce(self) -> None:
+        """Publish this model in the metrics of its name."""
+        self.metrics.describe(self.card.snapshot, self.card.about)
+        self.metrics.agreed(self.golden)
+
     @contextmanager
-    def one_more(self) -> Iterator[None]:
-        self._count += 1
+    def use(self) -> Iterator[None]:
+        """Count a request while the block runs: from the start of its work to the end of its answer."""
+        self._requests += 1
         self._idle.clear()
         try:
             yield
         finally:
-            self._count -= 1
-            if not self._count:
+            self._requests -= 1
+            if not self._requests:
                 self._idle.set()
 
-    async def none(self) -> None:
+    async def drained(self) -> None:
+        """Wait until no request is being answered."""
         await self._idle.wait()
 
 
-class _Served(Generic[RequestT, PreparedT, EventT]):
-    """A loaded, warmed model in service; requests use it inside `with served.use()`.
+class _Served(_InService, Generic[RequestT, PreparedT, EventT]):
+    """A model in service, loaded and warmed, over any engine."""
 
-    `golden`: how it answers its golden predictions; None where it has none, or nobody asked.
-    """
-
-    golden: Verdict | None = None
-
-    def __init__(
-        self, card: Card, model: Model[RequestT, PreparedT, EventT], queue_limit: int, metrics: ModelMetrics
-    ) -> None:
-        self.card = card
-        self.metrics = metrics
-        self.engine: Engine[RequestT, PreparedT, EventT] = Engine(model, queue_limit, metrics)
-        self._users = _Users()
+    def __init__(self, card: Card, engine: InferenceEngine[RequestT, PreparedT, EventT], metrics: ModelMetrics) -> None:
+        super().__init__(card, metrics)
+        self.engine = engine
 
     def announce(self) -> None:
-        """Say in the metrics what is served under this name now."""
-        self.metrics.describe(self.card.snapshot, self.card.about)
+        """Publish this model and its queue in the metrics of its name."""
+        super().announce()
         self.metrics.watch_queue(self.engine.load)
         self.metrics.healthy(True)
-        self.metrics.agreed(self.golden)
 
     @property
     def alive_at(self) -> float:
-        """When the model last did something well, on the monotonic clock."""
+        """The monotonic time in seconds of the last step or token that succeeded."""
         return max(self.engine.alive_at, self.metrics.alive_at)
 
-    @contextmanager
-    def use(self) -> Iterator[None]:
-        """Count a request, from its first byte of work to its answer's last."""
-        with self._users.one_more():
-            yield
-
-    async def drained(self) -> None:
-        """Wait until no request uses it."""
-        await self._users.none()
+    @asynccontextmanager
+    async def submitted(self, request: RequestT) -> AsyncIterator[Submission[PreparedT, EventT]]:
+        """Submit a request, counted for as long as the block runs; see `InferenceEngine.submitted`."""
+        with self.use():
+            async with self.engine.submitted(request) as submission:
+                yield submission
 
     def close(self) -> None:
-        """Cut off what is still in it, and let go of the model."""
+        """Cancel the requests in the engine and release the model."""
         self.engine.close()
 
 
 class ServedEncoder(_Served[EmbeddingRequest, "tuple[list[int], ...]", Embedded]):
     """A model of `/v1/embeddings`."""
 
-    async def try_it(self) -> None:
-        """Embed a word; raises what the model does."""
-        with self.engine.submitted_prepared(_EMBED_SOMETHING) as job:
-            await anext(job.events())
-
-
-class ServedGenerator(_Served[GenerationRequest, Continuation, GenerationEvent]):
-    """A model of `/v1/completions` and `/v1/chat/completions`."""
+    def __init__(self, card: Card, model: _EncoderModel, queue_limit: int, metrics: ModelMetrics) -> None:
+        super().__init__(card, Engine(model, queue_limit, metrics), metrics)
 
     async def try_it(self) -> None:
-        """Generate a token; raises what the model does."""
-        with self.engine.submitted_prepared(_SAY_SOMETHING) as job:
-            await anext(job.events())
+        """Embed one token; raises the error of the model."""
+        with self.engine.submitted_prepared(([0],)) as submission:
+            await anext(submission.events())
 
 
-class _Adapting:
-    """A way into a model's engine that has every request run with an adapter."""
+class ServedText(_Served[GenerationRequest, Continuation, GenerationEvent]):
+    """A model of `/v1/completions` and `/v1/chat/completions`, over any engine."""
 
-    def __init__(self, engine: Engine[GenerationRequest, Continuation, GenerationEvent], adapter: Adapter) -> None:
-        self._engine = engine
-        self._adapter = adapter
-
-    @asynccontextmanager
-    async def submitted(self, request: GenerationRequest) -> AsyncIterator[Job[Continuation, GenerationEvent]]:
-        adapted = replace(request, wanted=replace(request.wanted, adapter=self._adapter))
-        async with self._engine.submitted(adapted) as job:
-            yield job
+    async def try_it(self, adapter: Adapter | None = None) -> None:
+        """Generate one token; raises the error of the model."""
+        with self.engine.submitted_prepared(replace(_ONE_TOKEN, adapter=adapter)) as submission:
+            await anext(submission.events())
 
 
-class ServedAdapter:
-    """An adapter in service: requests for it run in its base's batches, on its base's weights."""
+class ServedGenerator(ServedText):
+    """A text model in the server's own engine."""
 
-    golden: Verdict | None = None
+    def __init__(self, card: Card, model: _TextModel, queue_limit: int, metrics: ModelMetrics) -> None:
+        super().__init__(card, Engine(model, queue_limit, metrics), metrics)
 
-    def __init__(self, card: Card, base: ServedGenerator, adapter: Adapter, metrics: ModelMetrics) -> None:
-        self.card = card
-        self.metrics = metrics
-        self.engine = _Adapting(base.engine, adapter)
+
+class ServedAdapter(_InService):
+    """An adapter in service: its requests run in its base's batches, on its base's weights."""
+
+    def __init__(self, card: Card, base: ServedText, adapter: Adapter, metrics: ModelMetrics) -> None:
+        super().__init__(card, metrics)
         self._adapter = adapter
         self._base = base
-        self._users = _Users()
 
-    def announce(self) -> None:
-        """Say in the metrics what is served under this name now."""
-        self.metrics.describe(self.card.snapshot, self.card.about)
-        self.metrics.agreed(self.golden)
-
-    @contextmanager
-    def use(self) -> Iterator[None]:
-        """Count a request, here and as one of the base's."""
-        with self._users.one_more(), self._base.use():
-            yield
-
-    async def drained(self) -> None:
-        """Wait until no request uses it."""
-        await self._users.none()
+    @asynccontextmanager
+    async def submitted(self, request: GenerationRequest) -> AsyncIterator[Submission[Continuation, GenerationEvent]]:
+        """Submit a request that runs with the adapter, counted here and as one of the base's."""
+        adapted = replace(request, wanted=replace(request.wanted, adapter=self._adapter))
+        with self.use():
+            async with self._base.submitted(adapted) as submission:
+                yield submission
 
     def close(self) -> None:
-        """Nothing of it runs by itself: its last request was in the base's engine."""
+        """Do nothing: the base's engine ran its requests, and all have ended."""
 
     async def try_it(self) -> None:
-        """Generate a token; raises what the model does."""
-        with self._base.engine.submitted_prepared(replace(_SAY_SOMETHING, adapter=self._adapter)) as job:
-            await anext(job.events())
+        """Generate one token with the adapter; raises the error of the model."""
+        await self._base.try_it(self._adapter)
 
 
-Generating = ServedGenerator | ServedAdapter
+Generating = ServedText | ServedAdapter
 Served = ServedEncoder | Generating
 
 
@@ -203,24 +187,24 @@ class Catalog:
 
     def __init__(self) -> None:
         self._served: dict[str, Served] = {}
-        self.coming: dict[str, Coming] = {}  # by the name they are to have
+        self.coming: dict[str, Coming] = {}  # by name
 
     @classmethod
     def of_one(cls, served: Served) -> Catalog:
-        """A catalog that nobody is told of: to try a model before it is in service."""
+        """Return a private catalog, to replay golden predictions before the model is in service."""
         found = cls()
         found._served[served.card.name] = served
         return found
 
     def put(self, served: Served) -> Served | None:
-        """Take a model into service; returns the one of that name it takes the place of, to be drained and closed."""
+        """Put a model into service; return the one that it replaces, to be drained and closed."""
         before = self._served.get(served.card.name)
         self._served[served.card.name] = served
         served.announce()
         return before
 
     def remove(self, name: str) -> Served | None:
-        """Take a model out of service; returns it, to be drained and closed."""
+        """Take a model out of service; return it, to be drained and closed."""
         removed = self._served.pop(name, None)
         if removed is not None:
             removed.metrics.forget()
@@ -230,7 +214,7 @@ class Catalog:
         return tuple(self._served.values())
 
     def find(self, model: str | None) -> Served:
-        """The model a request is for; one that names none means the only one. Raises `InvalidRequest`."""
+        """Return the model that a request names, the only one where it names none. Raises `InvalidRequest`."""
         if model is None:
             if len(self._served) == 1:
                 return next(iter(self._served.values()))
@@ -246,14 +230,14 @@ class Catalog:
         return found[0]
 
     def encoder(self, model: str | None) -> ServedEncoder:
-        """The model of an embedding request; raises `InvalidRequest`."""
+        """Return the model of an embedding request; raises `InvalidRequest`."""
         served = self.find(model)
         if isinstance(served, ServedEncoder):
             return served
         raise _wrong_kind(served, "/v1/chat/completions and /v1/completions", "embeddings")
 
     def generator(self, model: str | None) -> Generating:
-        """The model of a completion or a chat; raises `InvalidRequest`."""
+        """Return the model of a completion or a chat; raises `InvalidRequest`."""
         served = self.find(model)
         if not isinstance(served, ServedEncoder):
             return served

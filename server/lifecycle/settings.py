@@ -1,7 +1,4 @@
-"""What one server was told to do.
-
-Law: values, checked where they are parsed (`server.options`).
-"""
+"""The settings of one server. Law: values, checked where they are parsed (`server.options`)."""
 
 from __future__ import annotations
 
@@ -15,10 +12,8 @@ from server.lifecycle.golden import Mode
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """One server. `models` is empty where the file `follow` names them; `app` is None for our own API.
-
-    An idle model is asked something every `probe_interval_s`, and is ill when that takes `probe_timeout_s`.
-    """
+    """One server. `models` is empty where the file `follow` names them; `app` is None for our own API. A model idle for
+    `probe_interval_s` gets a dummy inference, and is unhealthy where that takes `probe_timeout_s`."""
 
     models: tuple[Entry, ...]
     follow: Path | None

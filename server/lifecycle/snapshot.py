@@ -1,4 +1,4 @@
-"""The folder that is served: where it lies, what it is called, and the lease that keeps it there.
+"""The served folder: its path, its name and version, and the lease that keeps it.
 
 Law: reads names and takes a lock; never writes, never reads weights.
 """
@@ -19,13 +19,13 @@ from cached.contract.reference import check_version, name_from_path_segment
 from cached.contract.verify import check_record, load_manifest
 
 _LOG = logging.getLogger(__name__)
-_LEASE_WAIT_S = 10.0  # an eviction holds the lease for moments; then the symlink names another snapshot, or nothing
+_LEASE_WAIT_S = 10.0  # an eviction holds the lease for moments; then the symlink leads elsewhere, or is gone
 _LEASE_POLL_S = 0.05
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """What is served: `path` without symlinks; `digest` where the folder is a Holdfast snapshot."""
+    """A served folder: `path` without symlinks; `digest` where it is a Holdfast snapshot."""
 
     path: Path
     name: str
@@ -34,7 +34,7 @@ class Snapshot:
 
 
 class Holding:
-    """A held snapshot: its lease is given back by `close()`, or at the end of a `with` block."""
+    """A leased snapshot: `close()`, or the end of a `with` block, releases the lease."""
 
     def __init__(self, snapshot: Snapshot, lease: Lease | None) -> None:
         self.snapshot = snapshot
@@ -47,8 +47,8 @@ class Holding:
         self.close()
 
     def follow(self) -> None:
-        """Hold the snapshot as it is now: one that went bad on the disk is made anew under its name. Raises `Permanent`
-        where the disk does not say."""
+        """Move the lease to the snapshot's current folder, as a repair replaces a corrupt one under the same name.
+        Raises `Permanent` (`no_lease`) where the disk cannot be read."""
         if self._lease is not None:
             lease = SnapshotLayout(self.snapshot.path).lease
             try:
@@ -57,16 +57,16 @@ class Holding:
                 raise Permanent("no_lease", f"{lease}: {error.strerror}", "check the node's disk and mount") from error
 
     def close(self) -> None:
-        """Let the snapshot be removed. Calling it again does nothing."""
+        """Release the lease, so that the snapshot can be evicted. A second call does nothing."""
         if self._lease is not None:
             self._lease.close()
 
 
 def hold(path: Path, pin: Digest | None = None) -> Holding:
-    """Take the lease of the snapshot at `path`, which `pin` must be the digest of where it is given.
+    """Take the lease of the snapshot at `path`; `pin` is the digest it must have, None for any.
 
-    A folder that is no snapshot is served as it is, without a lease. Raises `Permanent` where there is no folder or
-    the lease cannot be had, and `DigestMismatch`. Blocks for as long as an eviction holds the lease.
+    A folder that is no snapshot is served without a lease. Blocks while an eviction holds the lease. Raises
+    `Permanent` where the folder is missing or the lease unavailable, and `DigestMismatch`.
     """
     name, version = names(path)
     target, lease = _take(path)
@@ -86,17 +86,15 @@ def hold(path: Path, pin: Digest | None = None) -> Holding:
 
 
 def verify(snapshot: Snapshot) -> None:
-    """Check a snapshot that came while the server ran as the gate checks those from before: by the record.
-
-    Raises `DigestMismatch`, or `Permanent` where a file cannot be read. A folder that is no snapshot has no record.
-    """
+    """Check a snapshot by its record, as the gate does for those before the start; a plain folder has no record. Raises
+    `DigestMismatch`, or `Permanent` where a file cannot be read."""
     if snapshot.digest is not None:
         layout = SnapshotLayout(snapshot.path)
         check_record(layout, load_manifest(layout, None))
 
 
 def target_of(path: Path) -> Path | None:
-    """The folder that `path` leads to at this moment; None where it leads nowhere."""
+    """Return the folder that `path` leads to now; None where there is none."""
     try:
         found = path.resolve(strict=True)
     except (OSError, RuntimeError):
@@ -105,14 +103,14 @@ def target_of(path: Path) -> Path | None:
 
 
 def names(path: Path) -> tuple[str, str | None]:
-    """The name and version that `…/models/<name>/<version>` spells, else the folder's own name and no version."""
+    """Return the name and version of `…/models/<name>/<version>`, else the folder's own name and None."""
     absolute = path.absolute()
     if absolute.parent.parent.name == "models":
         try:
             check_version(absolute.name)
             return name_from_path_segment(absolute.parent.name), absolute.name
         except InvalidReference:
-            pass  # a folder called `models` of somebody else's
+            pass  # an unrelated folder called `models`
     return absolute.name, None
 
 

@@ -1,7 +1,7 @@
-"""User code served instead of ours: `--app package.module:factory`.
+"""User code served instead of our API: `--app package.module:factory`.
 
-Law: `factory(model_path: Path, device: str) -> aiohttp.web.Application`, sync or async, is called once with the
-leased folder and a torch device's name. Needs neither torch nor transformers itself.
+Law: `factory(model_path: Path, device: str) -> aiohttp.web.Application`, sync or async, is called once with the leased
+folder and a torch device's name. This module needs neither torch nor transformers.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ _SIGNATURE = "factory(model_path: Path, device: str) -> aiohttp.web.Application"
 
 
 async def build(target: str, model_path: Path, device: str) -> web.Application:
-    """Import and call the factory; raises `Permanent` that says what went wrong with it."""
+    """Import and call the factory; raises `Permanent` (`app_failed`) where that fails."""
     factory = await call_in_thread("import", lambda: _find(target))
     try:
         if inspect.iscoroutinefunction(factory):
             application = await factory(model_path, device)
-        else:  # it may load for minutes: probes must be answered meanwhile
+        else:  # it may load for minutes, in which probes must be answered
             application = await call_in_thread("factory", lambda: factory(model_path, device))
             if inspect.isawaitable(application):
                 application = await application
     except Exception as error:
         _LOG.exception("%s failed", target)
         raise Permanent(
-            "app_failed", f"--app {target}: {_shown(error)}", "mend the factory: see the traceback above"
+            "app_failed", f"--app {target}: {_shown(error)}", "correct the factory: see the traceback above"
         ) from error
     if not isinstance(application, web.Application):
         raise Permanent(
@@ -51,7 +51,7 @@ async def build(target: str, model_path: Path, device: str) -> web.Application:
 def _find(target: str) -> Callable[[Path, str], Any]:
     module_name, _, name = target.partition(":")
     if str(Path.cwd()) not in sys.path and "" not in sys.path:
-        sys.path.insert(0, os.getcwd())  # as `python -m` does; the console script leaves it out
+        sys.path.insert(0, os.getcwd())  # as `python -m` does, unlike the console script
     try:
         module = importlib.import_module(module_name)
     except Exception as error:

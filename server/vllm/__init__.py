@@ -1,4 +1,4 @@
 """Holdfast's loader as a vLLM plugin.
 
-Law: the only room that imports vLLM, and imported by vLLM only.
+Law: the only package that imports vLLM, and imported by vLLM only.
 """

@@ -1,8 +1,8 @@
-"""vLLM's weights from a mounted snapshot, read by this loader straight onto the rank's GPU.
+"""vLLM's weights from a mounted snapshot, read straight onto the rank's GPU.
 
-Law: reads a folder that is there and never downloads. Which tensors a model wants, what becomes of them and whether
-any is missing is vLLM's own code (`DefaultModelLoader`); only the reading is ours. A snapshot's lease is held until the
-process ends, for vLLM reads weights again when it wakes up or reloads.
+Law: reads a mounted folder and never downloads. vLLM's own code (`DefaultModelLoader`) selects and converts tensors and
+finds missing ones; only the reading is ours. The lease is held until the process ends, as vLLM reads weights again when
+it wakes up or reloads.
 """
 
 from __future__ import annotations
@@ -29,25 +29,25 @@ from server.weights.files import iter_tensors
 from server.weights.format.safetensors import INDEX_FILE, SINGLE_FILE, list_shards, read_header
 from server.weights.settings import Settings
 
-_LOG = init_logger("vllm.plugins.holdfast")  # vLLM shows what is logged below its own name
+_LOG = init_logger("vllm.plugins.holdfast")  # vLLM shows the logs below its own name
 
-# Keys of --model-loader-extra-config, which mean what these variables do.
+# Keys of --model-loader-extra-config, which set these variables.
 _VARIABLES = {
     "threads": "HOLDFAST_LOADER_THREADS",
     "slots": "HOLDFAST_LOADER_SLOTS",
     "slot_size": "HOLDFAST_LOADER_SLOT_SIZE",
     "io": "HOLDFAST_LOADER_IO",
 }
-_VLLMS = "enable_weights_track"  # newer versions' own
+_VLLMS = "enable_weights_track"  # a key of newer vLLM versions
 
-# A folder with an index or a single file, or files that nothing lists.
+# A folder with an index or a single file, or unlisted files.
 Weights: TypeAlias = "Path | list[Path]"
 
 _HELD: dict[Path, Holding] = {}
 
 
 class HoldfastModelLoader(DefaultModelLoader):  # type: ignore[misc] # vLLM has no types where it is not installed
-    """`--load-format holdfast`. Raises `HoldfastError` for what it refuses, and vLLM's own errors for the rest."""
+    """`--load-format holdfast`. Raises `HoldfastError` for what it refuses, and vLLM's own errors otherwise."""
 
     def __init__(self, load_config: Any) -> None:
         extra = load_config.model_loader_extra_config
@@ -65,10 +65,10 @@ class HoldfastModelLoader(DefaultModelLoader):  # type: ignore[misc] # vLLM has 
                 f"--safetensors-load-strategy {strategy} is for other load formats",
                 "leave it out: this one sees for itself what is cached",
             )
-        self.counter_before_loading_weights = 0.0  # vLLM's own: when the first weight was asked for
+        self.counter_before_loading_weights = 0.0  # vLLM's: when the first weight was requested
         self._variables = {_VARIABLES[key]: str(value) for key, value in extra.items() if key in _VARIABLES}
         self._vllm_config: Any = None
-        Settings.from_environment({**os.environ, **self._variables})  # a bad value is told at once
+        Settings.from_environment({**os.environ, **self._variables})  # raises for an invalid value at once
         theirs = {key: value for key, value in extra.items() if key not in _VARIABLES}
         super().__init__(dataclasses.replace(load_config, model_loader_extra_config=theirs))
 
@@ -77,7 +77,7 @@ class HoldfastModelLoader(DefaultModelLoader):  # type: ignore[misc] # vLLM has 
         return super().load_model(vllm_config=vllm_config, model_config=model_config, **rest)
 
     def download_model(self, model_config: Any) -> None:
-        """Find the weights; nothing is downloaded."""
+        """Check that the weights are mounted; downloads nothing."""
         _weights(self.Source(model_config.model, model_config.revision))
 
     def load_weights(self, model: torch.nn.Module, model_config: Any) -> None:
@@ -100,7 +100,7 @@ class HoldfastModelLoader(DefaultModelLoader):  # type: ignore[misc] # vLLM has 
         )
 
     def _get_weights_iterator(self, source: Any) -> Iterator[tuple[str, torch.Tensor]]:
-        """The weights of one of vLLM's sources; a model may have several."""
+        """Yield the weights of one of vLLM's sources; a model may have several."""
         if self.load_config.safetensors_load_strategy == "torchao":  # set by vLLM once it knows the checkpoint
             raise Permanent(
                 "unsupported_quantization",
@@ -114,7 +114,7 @@ class HoldfastModelLoader(DefaultModelLoader):  # type: ignore[misc] # vLLM has 
         return _prefixed(source.prefix, iter_tensors(weights, self._device(), keys=keys))
 
     def _without_language_model(self, weights: Weights) -> Weights:
-        """With --mm-encoder-only, the files that hold more than the language model."""
+        """With --mm-encoder-only, return the files that hold more than the language model."""
         prefixes = getattr(self, "_encoder_only_lm_prefixes", None)
         if prefixes is None or not isinstance(weights, Path):
             return weights
@@ -134,7 +134,7 @@ class HoldfastModelLoader(DefaultModelLoader):  # type: ignore[misc] # vLLM has 
         return [Path(path) for path in kept]
 
     def _keys(self, weights: Weights, unused: Callable[[str], bool] | None) -> list[str] | None:
-        """The tensors that this rank's model takes, None for all: those of other ranks' experts are not read."""
+        """Return the tensors that this rank's model needs, None for all; other ranks' experts are not read."""
         experts = getattr(self, "local_expert_ids", None)
         if experts is None and unused is None:
             return None
@@ -149,7 +149,7 @@ class HoldfastModelLoader(DefaultModelLoader):  # type: ignore[misc] # vLLM has 
         return names
 
     def _device(self) -> DeviceLike:
-        """This rank's GPU, or the CPU where vLLM runs on one, or on what this loader does not know."""
+        """Return this rank's GPU, or the CPU where vLLM runs on one or on a device this loader does not know."""
         config = self._vllm_config or _current_config()
         engram = getattr(config, "engram_config", None)
         if engram is not None and engram.cpu_offload:  # tables larger than the device
@@ -165,7 +165,7 @@ class HoldfastModelLoader(DefaultModelLoader):  # type: ignore[misc] # vLLM has 
 
 
 def _weights(source: Any) -> Weights:
-    """The folder, or the files, that hold what `source` names; raises `Permanent` where it is not mounted here."""
+    """Return the folder or the files of `source`; raises `Permanent` where it is not mounted here."""
     folder = _hold(source.model_or_path)
     subfolder = getattr(source, "subfolder", None)
     if subfolder is not None:
@@ -173,7 +173,7 @@ def _weights(source: Any) -> Weights:
     if source.allow_patterns_overrides is None and any((folder / name).is_file() for name in (SINGLE_FILE, INDEX_FILE)):
         return folder
     patterns = source.allow_patterns_overrides or ["*.safetensors"]
-    # As vLLM does: the first pattern that finds anything decides.
+    # As vLLM does: the first pattern that matches decides.
     found = next((files for pattern in patterns if (files := sorted(folder.glob(pattern)))), [])
     if not found or any(path.suffix != ".safetensors" for path in found):
         raise Permanent(
@@ -186,7 +186,7 @@ def _weights(source: Any) -> Weights:
 
 
 def _hold(model: str) -> Path:
-    """The model's folder without symlinks, leased where it is a snapshot."""
+    """Return the model's folder without symlinks, leased where it is a snapshot."""
     path = Path(model)
     target = target_of(path)
     if target is None:
@@ -212,11 +212,11 @@ def _current_config() -> Any:
 
 
 def _local_readers(parallel: Any) -> int:
-    """The processes of this node that read the same files now: all ranks of all its replicas."""
+    """Return the number of this node's processes that read the same files: all ranks of all local replicas."""
     return max(1, int(parallel.local_world_size)) * max(1, int(parallel.data_parallel_size_local))
 
 
 def _prefixed(prefix: str, tensors: Iterator[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
     for name, tensor in tensors:
         yield prefix + name, tensor
-        del tensor  # or it would keep its range of the device while the next one is filled
+        del tensor  # else it would keep its memory range while the next one is filled

@@ -1,6 +1,6 @@
-"""Whole checkpoints: a file, several, or a model's folder, into a dictionary or one tensor after another.
+"""Whole checkpoints: a file, several files, or a model's folder, as a dictionary or tensor by tensor.
 
-Law: what is returned is the caller's and outlives everything here; nothing is read that was not asked for.
+Law: returned tensors are the caller's and outlive the load; no byte is read that was not asked for.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ def load_file(
     cancel: threading.Event | None = None,
     shards: Shards | None = None,
 ) -> dict[str, torch.Tensor]:
-    """Load every tensor of a file, of several files, or of a model's folder, by name, in the order of the bytes.
+    """Load every tensor of a file, of several files, or of a model's folder, by name, in byte order.
 
-    On the CPU tensors are views of the page cache. `dtype` converts float64, float32, float16 and bfloat16 tensors and
-    no others. `keys` names the only tensors wanted, of which each must be there. `shards` gives this rank's share of
-    each and reads no more of it: contiguous on a GPU, a view on the CPU. Setting `cancel` from another thread ends a
-    load onto a GPU with `Transient` (`load_cancelled`). Raises `HoldfastError`.
+    On the CPU tensors are views of the page cache. `dtype` converts float64, float32, float16 and bfloat16 tensors
+    only. `keys` selects tensors, each of which must exist. `shards` selects this rank's part of each and reads no more:
+    contiguous on a GPU, a view on the CPU. Setting `cancel` from another thread ends a load onto a GPU with `Transient`
+    (`load_cancelled`). Raises `HoldfastError`.
     """
     began = time.perf_counter()
     accelerator = find(device)
@@ -56,9 +56,9 @@ def iter_tensors(
     cancel: threading.Event | None = None,
     shards: Shards | None = None,
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield every tensor with its name, in the order of the bytes, for a consumer that keeps no more than it needs.
+    """Yield every tensor with its name, in byte order, for a consumer that keeps no more than it needs.
 
-    At most three allocations of some 256 MiB are under way; a tensor that is kept keeps the one it lies in. Close the
+    At most three allocations of about 256 MiB are in use at once; a kept tensor keeps its whole allocation. Close the
     iterator to stop early. Otherwise as `load_file`.
     """
     began = time.perf_counter()
@@ -73,7 +73,7 @@ def iter_tensors(
             yield from deliver(accelerator, checkpoint, _items(checkpoint, wanted), options)
 
 
-# The tensors to load, in the order of the bytes; the part of each, None for all of it.
+# The tensors to load, in byte order; the part of each, None for all of it.
 Wanted: TypeAlias = Mapping[str, Box | None]
 
 
@@ -87,7 +87,7 @@ def load_open(
 
 
 def choose(checkpoint: Checkpoint, keys: Collection[str] | None, shards: Shards | None) -> Wanted:
-    """What to load of `keys`, None for every tensor; raises `Permanent` where one is missing or cannot be cut."""
+    """Select `keys`, None for every tensor; raises `Permanent` where one is missing or cannot be sharded."""
     wanted = checkpoint.tensors.keys() if keys is None else set(keys)
     missing = sorted(wanted - checkpoint.tensors.keys())
     if missing:
@@ -110,7 +110,7 @@ def _items(checkpoint: Checkpoint, wanted: Wanted) -> list[Item]:
 def _on_host(checkpoint: Checkpoint, wanted: Wanted, options: Options) -> dict[str, torch.Tensor]:
     began = time.perf_counter()
     mapped = HostMap(checkpoint)
-    if wanted and not any(wanted.values()):  # of parts, what lies between them is not wanted
+    if wanted and not any(wanted.values()):  # with parts, the bytes between them are not wanted
         mapped.read_ahead(checkpoint.tensors[name] for name in wanted)
     tensors = {name: _part(mapped.tensor(name, checkpoint.tensors[name]), part) for name, part in wanted.items()}
     nbytes = sum(tensor.nbytes for tensor in tensors.values())

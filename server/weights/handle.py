@@ -1,7 +1,7 @@
-"""One file, opened lazily, tensors as asked: what `safetensors.safe_open` does, on any device.
+"""One lazily opened file: what `safetensors.safe_open` does, on any device.
 
-Law: any order, any number of times, from any thread; tensors and slices outlive the handle. What torch's indexing
-refuses is refused with torch's error, what the file refuses with ours.
+Law: any order, any number of times, from any thread; tensors and slices outlive the handle. An index that torch refuses
+raises torch's error, an invalid file raises ours.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ _BACKENDS = ("mmap", "pread")
 class safe_open:
     """Open a safetensors file; `with` closes it. Raises `Permanent`.
 
-    `framework` is `pt`. `device` is `cpu`, `cuda`, `cuda:N`, a number, or torch's own. On the CPU tensors are views of
-    the page cache; on a GPU each call reads the bytes it needs. `backend` says how the safetensors package reads, and
-    changes nothing here.
+    `framework` is `pt`. `device` is `cpu`, `cuda`, `cuda:N`, a number, or a torch device. On the CPU tensors are views
+    of the page cache; on a GPU each call reads the bytes it needs. `backend`, which selects how the safetensors package
+    reads, has no effect.
     """
 
     def __init__(
@@ -63,30 +63,30 @@ class safe_open:
         self._tensors = None
 
     def keys(self) -> list[str]:
-        """The tensors' names, sorted."""
+        """Return the tensors' names, sorted."""
         return sorted(self._open()[0].tensors)
 
     def offset_keys(self) -> list[str]:
-        """The tensors' names, in the order of their bytes."""
+        """Return the tensors' names, in byte order."""
         return list(self._open()[0].tensors)
 
     def metadata(self) -> dict[str, str] | None:
-        """What the header says beyond tensors, None where it says nothing."""
+        """Return the header's metadata, None where it has none."""
         metadata = self._open()[0].metadata
         return None if metadata is None else dict(metadata)
 
     def get_tensor(self, name: str) -> torch.Tensor:
-        """The whole tensor; raises `Permanent` where the file has none of that name."""
+        """Return the whole tensor; raises `Permanent` where the file has none of that name."""
         self._entry(name)
         return self._open()[1].all([name])[name]
 
     def get_tensors(self) -> dict[str, torch.Tensor]:
-        """Every tensor by name, in the order of their bytes."""
+        """Return every tensor by name, in byte order."""
         header, tensors = self._open()
         return tensors.all(list(header.tensors))
 
     def get_slice(self, name: str) -> Slice:
-        """The tensor to be indexed, of which nothing is read yet; raises `Permanent` where there is none."""
+        """Return an unread tensor, to be indexed; raises `Permanent` where the file has none of that name."""
         return Slice(name, self._entry(name), self._open()[1])
 
     def _open(self) -> tuple[Header, _Tensors]:
@@ -104,7 +104,7 @@ class safe_open:
 
 
 class Slice:
-    """A tensor of which an index reads its own bytes only."""
+    """A tensor whose index reads only the selected bytes."""
 
     def __init__(self, name: str, entry: TensorEntry, tensors: _Tensors) -> None:
         self._name = name
@@ -112,20 +112,20 @@ class Slice:
         self._tensors = tensors
 
     def get_shape(self) -> list[int]:
-        """The shape as the file has it."""
+        """Return the shape in the file."""
         return list(self._entry.shape)
 
     def get_dtype(self) -> str:
-        """The dtype as the format names it."""
+        """Return the dtype's name in the format."""
         return self._entry.dtype
 
     def __getitem__(self, index: Any) -> torch.Tensor:
-        """What the tensor would give for `index`; raises what torch raises."""
+        """Read what the tensor gives for `index`; raises what torch raises."""
         return self._tensors.part(self._name, index)
 
 
 class _Tensors(Protocol):
-    """Where tensors come from, for as long as a handle or a slice of it is there."""
+    """The tensors of a file, for as long as a handle or a slice refers to them."""
 
     def all(self, names: list[str]) -> dict[str, torch.Tensor]: ...
 
@@ -133,7 +133,7 @@ class _Tensors(Protocol):
 
 
 class _HostTensors:
-    """Views of the map, which needs no open file."""
+    """Views of a file map, which needs no open file."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         with checkpoint:
@@ -148,7 +148,7 @@ class _HostTensors:
 
 
 class _DeviceTensors:
-    """Loads of one or more tensors each; the file stays open until the last slice is gone."""
+    """Loads of one or more tensors each; the file stays open until the last slice is released."""
 
     def __init__(self, checkpoint: Checkpoint, accelerator: Accelerator) -> None:
         self._checkpoint = checkpoint
@@ -163,7 +163,7 @@ class _DeviceTensors:
         _, shape = dtypes.of(name, self._checkpoint.tensors[name].entry)
         found = box(shape, index)
         if found is None:
-            # On the host first: a GPU told to look past a tensor's end is lost to the whole process.
+            # First on the host: an index beyond a tensor's end on a GPU loses the GPU for the whole process.
             torch.empty((), dtype=torch.uint8).expand(shape)[_on_host(index)]
             return self.all([name])[name][index]
         return dict(deliver(self._accelerator, self._checkpoint, [item(self._checkpoint, name, found)], Options()))[

@@ -1,7 +1,7 @@
-"""One load onto a device, from tensors asked for to tensors there: selection, plan, carriage, dtypes, report.
+"""One load onto a device: selection, plan, copies, dtypes, report.
 
-Law: what it yields is torch's own memory, complete in the order of the stream that was current when it began; the raw
-bytes of a converted range are dropped before the range after next is allocated.
+Law: yields torch's own memory, complete in the order of the stream that was current when the load began; the raw bytes
+of a converted range are released before the range after next is allocated.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from server.weights.host.reader import Reader
 from server.weights.plan import ALIGNMENT, Placement, Plan, Sizes, Want, make_plan
 from server.weights.report import Bound, LoadReport, Stages
 
-# Ranges under way beyond the one in hand, where ranges are dropped one by one: the next is read meanwhile.
+# Ranges in progress beyond the one being consumed, where the consumer drops each: the next is read in that time.
 _AHEAD = 1
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """A tensor, or a box of one, to be delivered: `shape` and `residue` are the box's, `dtype` is the file's."""
+    """A tensor, or a box of one, to deliver: `shape` and `residue` are the box's, `dtype` is the file's."""
 
     want: Want
     dtype: torch.dtype
@@ -42,10 +42,8 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """`dtype`: what plain numbers become. `kept`: the consumer keeps everything, so all ranges may be under way.
-
-    `headers_s` is what opening took, for the report.
-    """
+    """`dtype`: the target of plain numbers. `kept`: the consumer keeps all tensors, so all ranges may be in progress.
+    `headers_s`: seconds spent on opening, for the report."""
 
     dtype: torch.dtype | None = None
     cancel: threading.Event | None = None
@@ -54,7 +52,7 @@ class Options:
 
 
 def item(checkpoint: Checkpoint, name: str, part: Box | None = None) -> Item:
-    """The tensor `name`, or `part` of it; raises `Permanent` where torch has none of its dtype."""
+    """Return the tensor `name`, or `part` of it; raises `Permanent` where torch lacks its dtype."""
     file, entry = checkpoint.tensors[name]
     dtype, shape = dtypes.of(name, entry)
     if part is None:
@@ -109,13 +107,7 @@ def deliver(
             device_bytes=plan.device_bytes,
             seconds=seconds,
             stages=Stages(
-                options.headers_s,
-                planned_s,
-                outcome.allocate_s,
-                convert_s,
-                tally.read_s,
-                tally.copy_s,
-                tally.wait_s,
+                options.headers_s, planned_s, outcome.allocate_s, convert_s, tally.read_s, tally.copy_s, tally.wait_s
             ),
             bound=_bound(outcome, plan.nbytes),
         )
@@ -137,7 +129,7 @@ def _plan(accelerator: Accelerator, items: Iterable[Item], options: Options) -> 
 
 
 def _need(accelerator: Accelerator, items: Collection[Item], options: Options) -> int:
-    """The most bytes of the device that the load has at once, as far as it is the loader that keeps them."""
+    """Return the most bytes of the device that the loader itself keeps at once."""
     converts = _converts(items, options)
     raw = [found.want.nbytes + ALIGNMENT for found in items]
     settings = accelerator.settings

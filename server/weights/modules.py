@@ -1,7 +1,7 @@
-"""A checkpoint into a module that was built on the meta device: its parameters become the tensors that were read.
+"""Load a checkpoint into a module that was built on the meta device: the tensors become its parameters.
 
-Law: names and shapes are checked, as torch does and with torch's words, before a byte is read and before the module is
-touched. Tied weights stay tied. What no file holds stays as it is.
+Law: names and shapes are checked as torch does, with torch's messages, before a byte is read and before the module
+changes. Tied weights stay tied. What no file holds stays as it is.
 """
 
 from __future__ import annotations
@@ -32,10 +32,9 @@ def load_model(
     """Replace the module's parameters and persistent buffers by the tensors of a file, several files, or a folder.
 
     Returns torch's `(missing_keys, unexpected_keys)`. Raises torch's RuntimeError where shapes differ, or, with
-    `strict`, where a key is missing or unexpected; else `HoldfastError`. Of weights that are tied one name in the files
-    is enough, and they are tied afterwards. The files' dtypes are kept whatever the module was built with, except that
-    `dtype` converts float64, float32, float16 and bfloat16 tensors. Buffers that are not persistent are in no file:
-    whoever built the module on the meta device fills them.
+    `strict`, where a key is missing or unexpected; else `HoldfastError`. Tied weights need one name in the files, and
+    are tied afterwards. The files' dtypes are kept whatever the module's are, except that `dtype` converts float64,
+    float32, float16 and bfloat16 tensors. Non-persistent buffers are in no file: the caller fills them.
     """
     began = time.perf_counter()
     accelerator = find(device)
@@ -43,8 +42,8 @@ def load_model(
         ties = _ties(module)
         current = module.state_dict(keep_vars=True)
         found = _shared(checkpoint.tensors, ties)
-        result: _IncompatibleKeys = module.load_state_dict(_rehearsal(checkpoint, current, found), strict=strict)
-        # All but what torch has no place for: a module's hooks may know some names by older ones, and want those.
+        result: _IncompatibleKeys = module.load_state_dict(_placeholders(checkpoint, current, found), strict=strict)
+        # All but the keys that torch rejects: a module's hooks may accept older names, and need those.
         left_out = set(result.unexpected_keys)
         found = {name: source for name, source in found.items() if name not in left_out}
         used = sorted(set(found.values()))
@@ -53,14 +52,14 @@ def load_model(
     state = {name: tensors[source] for name, source in found.items()}
     for name, tensor in state.items():
         if name in current and not (tensor.is_floating_point() or tensor.is_complex()):
-            current[name].requires_grad_(False)  # torch would pass it on, and whole numbers have no gradient
+            current[name].requires_grad_(False)  # torch would copy the flag, and whole numbers have no gradient
     module.load_state_dict(state, strict=False, assign=True)
     _tie(module, ties)
     return result
 
 
 def _ties(module: torch.nn.Module) -> list[list[str]]:
-    """The names of each parameter or buffer that has several."""
+    """Return the names of each parameter or buffer that has several."""
     names: dict[int, list[str]] = {}
     for name, tensor in (
         *module.named_parameters(remove_duplicate=False),
@@ -71,7 +70,7 @@ def _ties(module: torch.nn.Module) -> list[list[str]]:
 
 
 def _shared(in_files: Any, ties: list[list[str]]) -> dict[str, str]:
-    """The name in the files for each name in the files, and for those that are tied to one of them."""
+    """Map each name in the files, and each name tied to one of them, to the name in the files."""
     found = {name: name for name in in_files}
     for group in ties:
         present = next((name for name in group if name in in_files), None)
@@ -80,10 +79,10 @@ def _shared(in_files: Any, ties: list[list[str]]) -> dict[str, str]:
     return found
 
 
-def _rehearsal(
+def _placeholders(
     checkpoint: Checkpoint, current: dict[str, torch.Tensor], found: dict[str, str]
 ) -> dict[str, torch.Tensor]:
-    """Tensors that torch judges as it would the files', and that change nothing when it copies them."""
+    """Return tensors that torch checks as it would the files', and whose copying changes nothing."""
     state = {}
     for name, source in found.items():
         dtype, shape = of(source, checkpoint.tensors[source].entry)

@@ -1,10 +1,9 @@
-"""Decide, before a byte is read, what is read from where, and where on the device it goes.
+"""Plan a load before a byte is read: which bytes are read from where, and where on the device they go.
 
-Law: pure; no I/O, no torch. A destination is a few large ranges in which tensors lie one behind the other, each at a
-multiple of 16 bytes (what vector loads and cuBLAS want), whatever their offset in the file: where the file's own
-spacing keeps that, tensors are copied in one go. A range ends at a tensor's end.
-
-The files are cut on a grid of the slot's size, so that what O_DIRECT reads is aligned and never read twice.
+Law: pure; no I/O, no torch. The target is a few large ranges of adjacent tensors, each at a multiple of 16 bytes (what
+vector loads and cuBLAS need), whatever their offset in the file; where the file's spacing equals that, tensors are
+copied in one go. A range ends at a tensor's end. Files are cut on a grid of the slot's size, so that O_DIRECT reads are
+aligned and no byte is read twice.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ ALIGNMENT = 16
 
 @dataclass(frozen=True, slots=True)
 class Want:
-    """`nbytes` of a tensor, asked for under `name`: `runs` of the file number `file`, packed."""
+    """A tensor of `nbytes` to load as `name`: `runs` of the file number `file`, packed."""
 
     name: str
     file: int
@@ -32,7 +31,7 @@ class Want:
 
 
 class Read(NamedTuple):
-    """The bytes `begin` to `end` of the file go to `slot` in the slot, which is `begin` modulo the page size."""
+    """Read the bytes `begin` to `end` of the file to `slot` in the slot, which is `begin` modulo the page size."""
 
     begin: int
     end: int
@@ -40,7 +39,7 @@ class Read(NamedTuple):
 
 
 class Copy(NamedTuple):
-    """`rows` rows of `width` bytes, one every `pitch` from `slot` in the slot, packed to `target` in the range."""
+    """Copy `rows` rows of `width` bytes, one every `pitch` from `slot` in the slot, packed to `target` in the range."""
 
     slot: int
     target: int
@@ -50,7 +49,7 @@ class Copy(NamedTuple):
 
 
 class Chunk(NamedTuple):
-    """What one slot carries."""
+    """The content of one slot."""
 
     file: int
     reads: tuple[Read, ...]
@@ -76,13 +75,13 @@ class Range:
 
     @cached_property
     def chunks(self) -> tuple[Chunk, ...]:
-        """What fills it, worked out when it is asked for: the first bytes move before the last are planned."""
+        """The chunks that fill it, planned on first use: the first bytes move before the last are planned."""
         return tuple(_chunks(_segments(self.wants, self.placements, self.sizes.gap), self.sizes.chunk))
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """`nbytes` is what was asked for; the ranges together are slightly larger."""
+    """`nbytes` is the sum of the tensors; the ranges together are slightly larger."""
 
     ranges: tuple[Range, ...]
     nbytes: int
@@ -92,7 +91,7 @@ class Plan:
         return sum(found.nbytes for found in self.ranges)
 
     def chunk_count(self, most: int) -> int:
-        """The number of chunks, counted no further than `most`."""
+        """Count the chunks, up to `most`."""
         count = 0
         for found in self.ranges:
             if count >= most:
@@ -103,7 +102,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """`chunk`: what a slot holds; `range`: where a range ends; `gap`: unwanted bytes that are read all the same."""
+    """`chunk`: a slot's size; `range`: the size at which a range ends; `gap`: unwanted bytes that are read anyway."""
 
     chunk: int
     range: int
@@ -111,7 +110,7 @@ class Sizes:
 
 
 class _Segment(NamedTuple):
-    """Bytes of one file that are read without a pause, and the runs they serve, with targets in the range."""
+    """A contiguous read of one file, and the runs it serves, with targets in the range."""
 
     file: int
     begin: int
@@ -120,7 +119,7 @@ class _Segment(NamedTuple):
 
 
 def make_plan(wants: Iterable[Want], sizes: Sizes) -> Plan:
-    """Plan for `wants`, which come in the order of the files and of the bytes in them."""
+    """Plan for `wants`, which are in the order of the files and of their bytes."""
     ranges: list[Range] = []
     group: list[Want] = []
     placements: list[Placement] = []
@@ -156,7 +155,7 @@ def _segments(wants: Iterable[Want], placements: Iterable[Placement], gap: int) 
 
 
 def _readable(run: Run, gap: int) -> Iterator[Run]:
-    """Rows far apart are read one by one; rows close together in one go, with what lies between them."""
+    """Split rows that are far apart into reads of their own; keep close rows in one read with the bytes between."""
     if run.rows == 1 or run.pitch - run.width <= gap:
         yield run
     else:
@@ -193,9 +192,9 @@ def _chunks(segments: Iterable[_Segment], size: int) -> Iterator[Chunk]:
 
 
 def _cut(segment: _Segment, size: int) -> Iterator[_Segment]:
-    """Cut a segment on the grid; runs are walked once, for there may be 100 000 of them."""
+    """Cut a segment on the grid in one pass over its runs, of which there may be 100 000."""
     only = segment.runs[0]
-    if len(segment.runs) == 1 and only.rows == 1:  # tensors one behind the other: nearly all of most checkpoints
+    if len(segment.runs) == 1 and only.rows == 1:  # adjacent tensors: nearly all of most checkpoints
         for at in range(segment.begin - segment.begin % size, segment.end, size):
             begin, end = max(at, segment.begin), min(at + size, segment.end)
             yield _Segment(segment.file, begin, end, [Run(begin, only.target + begin - only.begin, end - begin)])

@@ -1,8 +1,8 @@
-"""transformers' models around weights that this loader read: the bytes are ours, the module is theirs.
+"""Build transformers' models around weights that this loader read.
 
-Law: opens files for reading only; runs no code that came with the model and never reaches for the network. transformers
-builds the module on the meta device, renames old keys, fills buffers that no checkpoint holds, ties weights and reports
-what is missing. No tensor is copied on the way unless its dtype changes.
+Law: opens files for reading only; runs no code of the model and never uses the network. transformers builds the module
+on the meta device, renames old keys, fills buffers that no checkpoint holds, ties weights and reports missing ones. No
+tensor is copied unless its dtype changes.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from cached.contract.errors import HoldfastError, Permanent
 from server.weights.cuda.accelerator import find
 from server.weights.files import load_file
 
-# Of what `from_pretrained` takes beyond the configuration's own fields, all that still has a meaning here.
+# The arguments of `from_pretrained`, beyond the configuration's fields, that have an effect here.
 _PASSED_ON = frozenset({"attn_implementation", "experts_implementation", "ignore_mismatched_sizes", "key_mapping"})
-# What `from_pretrained` would take for a Hub, and would ignore or contradict here.
-_OF_A_HUB = frozenset(
+# The arguments of `from_pretrained` for a Hub, which would be ignored or contradicted here.
+_HUB_ARGUMENTS = frozenset(
     {"cache_dir", "code_revision", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token"}
     | {"return_unused_kwargs", "trust_remote_code"}
 )
@@ -40,11 +40,11 @@ def load_pretrained(
 ) -> Any:
     """Build `model_class` from a model's folder; the drop-in for `model_class.from_pretrained(folder, …)`.
 
-    `model_class` is one of transformers' classes, an `AutoModelFor…` too. `dtype` is `auto` (what config.json says,
-    else what most of the weights are), a name, or torch's. `overrides` change fields of the configuration, or are
-    `attn_implementation`, `experts_implementation`, `ignore_mismatched_sizes` or `key_mapping`. The model comes back in
-    evaluation mode on `device`, weights tied as they were; with `output_loading_info` as `(model, info)`, where `info`
-    is transformers' own. Raises `HoldfastError`.
+    `model_class` is one of transformers' classes, also an `AutoModelFor…`. `dtype` is `auto` (config.json's, else the
+    prevailing dtype of the weights), a name, or torch's. `overrides` change fields of the configuration, or are
+    `attn_implementation`, `experts_implementation`, `ignore_mismatched_sizes` or `key_mapping`. Returns the model in
+    evaluation mode on `device`, weights tied; with `output_loading_info` `(model, info)`, where `info` is transformers'
+    own. Raises `HoldfastError`.
     """
     path = Path(folder)
     if not path.is_dir():
@@ -53,14 +53,14 @@ def load_pretrained(
             f"expected a model's folder, found none at {path}",
             "give the path where the model is mounted (HOLDFAST_MODEL_PATH); nothing is downloaded",
         )
-    config, passed_on = _configured(path, overrides)
+    config, passed_on = _read_overridden_config(path, overrides)
     model_class, config = _class(path, model_class, config)
-    find(device)  # a device that is not there is told before a byte is read
+    find(device)  # raises for a missing device before a byte is read
     tensors = load_file(path, device)
     wanted = _dtype(dtype, config, tensors.values())
     module, info = assemble(path, model_class, config, tensors, {"dtype": wanted, **passed_on})
     del tensors
-    # The weights are there already: what moves is what no file holds, such as rotary frequencies.
+    # The weights are on the device: this moves the buffers that no file holds, such as rotary frequencies.
     module = module.to(device)
     module.name_or_path = module.config.name_or_path = str(path)
     read_generation_config(path, module)
@@ -70,12 +70,9 @@ def load_pretrained(
 def assemble(
     path: Path, model_class: Any, config: Any, tensors: Mapping[str, torch.Tensor], options: Mapping[str, Any]
 ) -> tuple[Any, dict[str, Any]]:
-    """Have transformers build `model_class` around `tensors`; returns it with what was missing and unexpected.
-
-    `options` are `from_pretrained`'s. What no file holds is on the CPU. Raises `Permanent`.
-    """
-    # With a state dict and no name transformers assigns the tensors it is given: same storage, no copy, as long as
-    # the dtype is theirs.
+    """Have transformers build `model_class` around `tensors`; return it with its report of missing and unexpected keys.
+    `options` are `from_pretrained`'s. What no file holds is on the CPU. Raises `Permanent` (`load_failed`)."""
+    # With a state dict and no name, transformers assigns the given tensors without a copy if their dtype is the same.
     try:
         module, info = model_class.from_pretrained(
             None,
@@ -98,7 +95,7 @@ def assemble(
 
 
 def read_config(path: Path, **overrides: Any) -> Any:
-    """What config.json says, and with `return_unused_kwargs` which overrides it has no field for."""
+    """Read config.json; with `return_unused_kwargs` also return the overrides for which it has no field."""
     try:
         return transformers.AutoConfig.from_pretrained(
             path, local_files_only=True, trust_remote_code=False, **overrides
@@ -113,13 +110,13 @@ def read_config(path: Path, **overrides: Any) -> Any:
 
 
 def read_generation_config(path: Path, module: Any) -> None:
-    """Give a generating model the defaults that came with it, where some did."""
+    """Set a generating model's defaults from generation_config.json, if there is one."""
     if module.can_generate() and (path / "generation_config.json").is_file():
         module.generation_config = transformers.GenerationConfig.from_pretrained(path, local_files_only=True)
 
 
 def prevailing_dtype(tensors: Iterable[torch.Tensor]) -> torch.dtype:
-    """What most of the bytes are, of the dtypes that a model computes in."""
+    """Return the dtype of most bytes, among the dtypes that a model computes in."""
     weights: dict[torch.dtype, int] = {}
     for tensor in tensors:
         if tensor.dtype in _COMPUTE_DTYPES:
@@ -138,7 +135,7 @@ def _dtype(wanted: str | torch.dtype, config: Any, tensors: Iterable[torch.Tenso
 
 
 def _class(path: Path, wanted: Any, config: Any) -> tuple[Any, Any]:
-    """What an `AutoModelFor…` stands for, as it finds it itself: it would look for the folder that we do not name."""
+    """Resolve an `AutoModelFor…` as it does itself: it would look for the folder, which is not passed."""
     if not hasattr(wanted, "_model_mapping"):
         return wanted, config
     mapping = wanted._model_mapping
@@ -161,11 +158,11 @@ def _class(path: Path, wanted: Any, config: Any) -> tuple[Any, Any]:
     return found, config
 
 
-def _configured(path: Path, overrides: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """The configuration with its fields overridden, and what is for `from_pretrained` instead."""
-    fields = {name: value for name, value in overrides.items() if name not in _PASSED_ON | _OF_A_HUB}
+def _read_overridden_config(path: Path, overrides: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Return the configuration with the overridden fields, and the arguments for `from_pretrained`."""
+    fields = {name: value for name, value in overrides.items() if name not in _PASSED_ON | _HUB_ARGUMENTS}
     config, left = read_config(path, return_unused_kwargs=True, **fields)
-    unknown = sorted({*left, *(overrides.keys() & _OF_A_HUB)})
+    unknown = sorted({*left, *(overrides.keys() & _HUB_ARGUMENTS)})
     if unknown:
         raise Permanent(
             "unknown_argument",
@@ -176,9 +173,8 @@ def _configured(path: Path, overrides: Mapping[str, Any]) -> tuple[Any, dict[str
 
 
 class _Placed:
-    """A tensor as transformers takes it from a file: indexed as a whole, then sent to a device, which is the CPU
-    unless accelerate is installed and told otherwise. This one stays where it is; its dtype it does change.
-    """
+    """A tensor as transformers reads it from a file: indexed whole, then moved to a device, which is the CPU unless
+    accelerate is set otherwise. This one stays on its device and changes its dtype only."""
 
     def __init__(self, tensor: torch.Tensor) -> None:
         self._tensor = tensor

@@ -1,4 +1,4 @@
-"""What a load did, how long each part of it took, and what held it up.
+"""What a load did, the duration of each stage, and its bottleneck.
 
 Law: plain data and a list of listeners; knows neither metrics nor loads.
 """
@@ -8,14 +8,14 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 
 _KEPT = 64
 
 
 class Bound(StrEnum):
-    """What the loader waited for most. `NOTHING`: bytes were mapped, and are read when they are touched."""
+    """The bottleneck of a load. `NOTHING`: the bytes were mapped, and are read on access."""
 
     DISK = "disk"
     COPY = "copy"
@@ -25,11 +25,11 @@ class Bound(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Stages:
-    """Seconds. The last three are the mean over the reading threads, so that they compare with the others.
+    """Seconds per stage. The last three are means over the reading threads, so that they compare with the others.
 
-    `headers`: opened and parsed. `plan`: decided. `allocate`: device memory, and pinning the ring on first use.
-    `convert`: dtype conversions handed to the device, or done on the host. `read`: bytes from file to ring.
-    `copy`: copies handed to the device. `wait`: for the device to be done with a slot.
+    `headers`: open and parse. `plan`: decide. `allocate`: device memory, and pinning the ring on first use. `convert`:
+    dtype conversions queued on the device, or done on the host. `read`: bytes from file to ring. `copy`: copies queued
+    on the device. `wait`: for the device to finish with a slot.
     """
 
     headers: float = 0.0
@@ -43,10 +43,10 @@ class Stages:
 
 @dataclass(frozen=True, slots=True)
 class LoadReport:
-    """One load. `bytes` arrived, of which `cold_bytes` were not in the page cache and `direct_bytes` went past it.
+    """One load of `bytes`, of which `cold_bytes` were not in the page cache and `direct_bytes` bypassed it.
 
-    `path` is the first file's folder or the file. `device_bytes` is what was allocated on the device for them;
-    `method` is `mapped` (host), `ring` or `registered`.
+    `path` is the file, or the folder of several. `device_bytes` were allocated on the device. `method` is `mapped`
+    (host), `ring` or `registered`.
     """
 
     path: str
@@ -64,46 +64,41 @@ class LoadReport:
 
     @property
     def gb_per_s(self) -> float:
-        """Decimal gigabytes a second, from opening the files to the last byte in place."""
+        """Decimal gigabytes per second, from opening the files to the last byte on the device."""
         return self.bytes / self.seconds / 1e9 if self.seconds > 0 else 0.0
 
 
 Listener = Callable[[LoadReport], None]
 
 
-@dataclass(slots=True)
-class _Registry:
-    lock: threading.Lock = field(default_factory=threading.Lock)
-    recent: deque[LoadReport] = field(default_factory=lambda: deque(maxlen=_KEPT))
-    listeners: list[Listener] = field(default_factory=list)
-
-
-_REGISTRY = _Registry()
+_LOCK = threading.Lock()
+_RECENT: deque[LoadReport] = deque(maxlen=_KEPT)
+_LISTENERS: list[Listener] = []
 
 
 def subscribe(listener: Listener) -> Callable[[], None]:
-    """Call `listener` with the report of each load from now on, in the thread that loaded; returns how to stop."""
-    with _REGISTRY.lock:
-        _REGISTRY.listeners.append(listener)
+    """Call `listener` with the report of each later load, in the thread that loaded; return how to stop."""
+    with _LOCK:
+        _LISTENERS.append(listener)
 
     def stop() -> None:
-        with _REGISTRY.lock:
-            if listener in _REGISTRY.listeners:
-                _REGISTRY.listeners.remove(listener)
+        with _LOCK:
+            if listener in _LISTENERS:
+                _LISTENERS.remove(listener)
 
     return stop
 
 
 def recent() -> list[LoadReport]:
-    """The reports of the last loads of this process, oldest first."""
-    with _REGISTRY.lock:
-        return list(_REGISTRY.recent)
+    """Return the reports of this process's last loads, oldest first."""
+    with _LOCK:
+        return list(_RECENT)
 
 
 def publish(report: LoadReport) -> None:
-    """Keep the report and tell everyone who subscribed."""
-    with _REGISTRY.lock:
-        _REGISTRY.recent.append(report)
-        listeners = list(_REGISTRY.listeners)
+    """Keep the report and call every subscriber."""
+    with _LOCK:
+        _RECENT.append(report)
+        listeners = list(_LISTENERS)
     for listener in listeners:
         listener(report)

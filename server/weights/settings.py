@@ -1,6 +1,6 @@
-"""How a loader uses the machine: threads, the ring of pinned memory, the size of what it asks the disk for.
+"""How a loader uses the machine: threads, the ring of pinned memory, read sizes.
 
-Law: numbers and their reasons; reads the environment when asked, nothing else.
+Law: numbers and their reasons; reads the environment on request, nothing else.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _MIN_SLOT = 64 * 1024
 
 
 class Io(StrEnum):
-    """Through the page cache, past it, or whichever is right for the bytes at hand."""
+    """Read through the page cache, past it, or by whether the bytes are cached."""
 
     AUTO = "auto"
     BUFFERED = "buffered"
@@ -33,15 +33,15 @@ class Io(StrEnum):
 class Settings:
     """One loader.
 
-    `threads`: copying out of the page cache runs at some 5 GB/s a core, so a dozen fill a Gen5 link; more only fight
-    for the interpreter. `slot_bytes`: at 8 MiB and 55 GB/s there are 6 600 chunks a second, 150 µs each, which Python
-    manages; smaller ones do not keep an NVMe's queue full. `slots`: as many as threads, and a few to be copied from
-    meanwhile; 16 of 8 MiB stay within the last-level cache of the hosts that carry such GPUs. `range_bytes`: tensors
-    share one allocation up to about this size; the allocator rounds each up by at most 2 MiB, so it is well below 1 %,
-    and a tensor that survives alone holds no more than this. `convert_range_bytes`: smaller where the dtype changes,
-    for then a range exists twice. `merge_gap`: unwanted bytes cheaper to read than to leave out, for a call costs as
-    much as copying these. `local_readers`: processes on this node that read the same files now; above one everything
-    goes through the page cache, so that the disk reads each byte once.
+    `threads`: a core copies some 5 GB/s out of the page cache, so a dozen fill a Gen5 link; more only compete for the
+    interpreter. `slot_bytes`: at 8 MiB and 55 GB/s there are 6 600 chunks a second, 150 µs each, which Python handles;
+    smaller ones do not keep an NVMe's queue full. `slots`: one per thread, and a few for the device to copy from; 16 of
+    8 MiB fit the last-level cache of hosts with such GPUs. `range_bytes`: tensors share one allocation up to about this
+    size; the allocator rounds each up by at most 2 MiB, so well below 1 % is lost, and a tensor that is kept alone
+    keeps no more than this. `convert_range_bytes`: smaller where the dtype changes, as a range then exists twice.
+    `merge_gap`: unwanted bytes that are cheaper to read than to skip, as a call costs as much as copying these.
+    `local_readers`: processes on this node that read the same files now; above one all reads use the page cache, so
+    that the disk reads each byte once.
     """
 
     threads: int = _MAX_THREADS
@@ -65,12 +65,10 @@ class Settings:
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Settings:
-        """Defaults for this machine, changed by `HOLDFAST_LOADER_THREADS`, `_SLOTS`, `_SLOT_SIZE` and `_IO`.
-
-        `LOCAL_WORLD_SIZE`, which torchrun sets, is `local_readers`, which share the processors.
-        """
+        """Return this machine's defaults, changed by `HOLDFAST_LOADER_THREADS`, `_SLOTS`, `_SLOT_SIZE` and `_IO`.
+        `LOCAL_WORLD_SIZE`, which torchrun sets, is the number of `local_readers`, which share the processors."""
         readers = _number(environment, "LOCAL_WORLD_SIZE", 1)
-        share = min(_MAX_THREADS, max(2, _processors() // readers))
+        share = min(_MAX_THREADS, max(2, len(os.sched_getaffinity(0)) // readers))
         threads = _number(environment, "HOLDFAST_LOADER_THREADS", share)
         return cls(
             threads=threads,
@@ -79,10 +77,6 @@ class Settings:
             io=_io(environment, "HOLDFAST_LOADER_IO"),
             local_readers=readers,
         )
-
-
-def _processors() -> int:
-    return len(os.sched_getaffinity(0))
 
 
 def _number(environment: Mapping[str, str], name: str, default: int) -> int:

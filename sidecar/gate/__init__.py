@@ -1,4 +1,4 @@
-"""The gate: block until a version is present and verified, then hold its lease.
+"""The gate: blocks until a version is present and verified, then holds its lease.
 
-Law: the standard library and watchdog; small and quick to start, as each pod pays for it.
+Law: the standard library and watchdog; small and quick to start, as every pod pays for it.
 """

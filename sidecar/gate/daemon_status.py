@@ -1,7 +1,6 @@
-"""Read what the daemon says of itself and of each version, and what is wrong with the mount.
+"""Read the daemon's heartbeat, the status file of each version, and the state of the mount.
 
-Law: reads `status/` and the names in the public folder, nothing else; what cannot be read is a fact to tell, and no
-error.
+Law: reads `status/` and the names in the public folder, nothing else; an unreadable file is reported, not raised.
 """
 
 from __future__ import annotations
@@ -14,12 +13,12 @@ from cached.contract.program.units import format_duration
 from cached.contract.reference import ModelRef, Wanted
 from cached.contract.status import DaemonStatus, ModelStatus, parse_timestamp
 
-HEARTBEAT_STALE_S = 30.0  # the daemon writes one every five seconds at least
-HEARTBEAT_MISSED_S = 6.0  # that one is old already: is there a next one?
+HEARTBEAT_STALE_S = 30.0  # the daemon writes one at least every five seconds
+HEARTBEAT_MISSED_S = 6.0  # where the heartbeat is old already, the time in which a new one must arrive
 
 
 def read_status(public: PublicLayout, ref: ModelRef) -> ModelStatus | None:
-    """What the daemon says of `ref`; None where it says nothing, or nothing that can be read."""
+    """Read the status file of `ref`; None where it is missing or invalid."""
     try:
         return ModelStatus.parse(public.model_status(ref).read_bytes())
     except (OSError, HoldfastError):
@@ -27,7 +26,7 @@ def read_status(public: PublicLayout, ref: ModelRef) -> ModelStatus | None:
 
 
 def mount_trouble(public: PublicLayout) -> str | None:
-    """Why the root cannot be a public folder of Holdfast, None where it can."""
+    """Return why the root is no public folder of Holdfast; None where it is one."""
     if not public.path.is_dir():
         return f"{public.path} is not there: check --root, and that the pod mounts the node's public folder"
     if not public.models.is_dir() and not public.status.is_dir():
@@ -39,10 +38,10 @@ def mount_trouble(public: PublicLayout) -> str | None:
 
 
 class Heartbeat:
-    """The daemon's sign of life, looked at again and again. `clock` gives monotonic seconds, `wall` POSIX time.
+    """The daemon's heartbeat, read repeatedly. `clock` gives monotonic seconds, `wall` POSIX time.
 
-    It is seen to stand still, and not only read to be old: the wall clock may have been set, and then a daemon that
-    lives looks dead until its next beat, or a dead one alive until that time comes.
+    It is stale only when it does not change, not when it looks old: after a change of the wall clock a running daemon
+    looks stale until its next heartbeat, or a stopped one looks fresh until that time.
     """
 
     def __init__(self, public: PublicLayout, clock: Callable[[], float], wall: Callable[[], float]) -> None:
@@ -50,10 +49,10 @@ class Heartbeat:
         self._clock = clock
         self._wall = wall
         self._updated = ""
-        self._since = 0.0  # when `_updated` was first seen
+        self._since = 0.0  # when `_updated` was first read
 
     def trouble(self) -> str | None:
-        """Why the daemon of this node seems down, None where its heartbeat moves or there never was one."""
+        """Return why the daemon of this node seems down; None where its heartbeat changes, or there never was one."""
         try:
             beat = DaemonStatus.parse(self._public.daemon_status.read_bytes())
             age_s = self._wall() - parse_timestamp(beat.updated)
@@ -66,17 +65,17 @@ class Heartbeat:
         if still_s <= (HEARTBEAT_STALE_S if age_s <= HEARTBEAT_STALE_S else HEARTBEAT_MISSED_S):
             return None
         return (
-            f"the daemon of this node ({beat.node}) seems down: its last sign of life is from {beat.updated}; "
+            f"the daemon of this node ({beat.node}) seems down: its last heartbeat is from {beat.updated}; "
             "check its pod and its log; waiting for it to come back"
         )
 
 
 def silence(public: PublicLayout, want: Wanted, waited_s: float) -> str:
-    """What to check where nothing was said of `want` for `waited_s` seconds."""
+    """Return what to check where `want` has had no status file for `waited_s` seconds."""
     beating = public.daemon_status.exists()
     return (
         f"{want}: nothing heard of it for {format_duration(waited_s)}: no {public.model_status(want.ref)}. Check that "
-        + ("" if beating else "the daemon runs on this node (it left no sign of life here), ")
+        + ("" if beating else "the daemon runs on this node (it wrote no heartbeat here), ")
         + f"the catalog has {want.ref.name!r} with version {want.ref.version!r}, "
         f"and the mount at {public.path} is this node's public folder; still waiting"
     )

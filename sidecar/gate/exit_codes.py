@@ -1,10 +1,9 @@
-"""How a gate ends: its exit codes, and the reason for whoever reads the log or the termination log.
+"""The gate's exit codes, and the reason in its log and in the termination log.
 
-Law: decides codes and writes the reason; never decides whether to end.
+Law: maps errors to codes and writes the reason; never decides whether to exit.
 
-`READY` also after SIGTERM once the gate was open. A signal before that: 128 + its number, as a shell reports it.
-`FAILED`: the gate itself could not do its work (its port is taken, the disk refuses to read, a model's symlink names
-something that is no snapshot).
+`READY` also after SIGTERM once the gate was open. A signal before that: 128 + its number, as in a shell. `FAILED`: the
+gate itself failed (its port is in use, the disk is unreadable, a model's symlink leads to no snapshot).
 """
 
 from __future__ import annotations
@@ -19,29 +18,29 @@ from cached.contract.status import StatusError
 
 READY = 0
 FAILED = 1
-MISMATCH = 65  # EX_DATAERR: the bytes are not what was promised
-NEVER = 69  # EX_UNAVAILABLE: the daemon says this can never be
-DEADLINE = 75  # EX_TEMPFAIL: not there in time
-TERMINATION_LOG_BYTES = 4096  # what the kubelet reads of it
+MISMATCH = 65  # EX_DATAERR: the bytes differ from the digest
+NEVER = 69  # EX_UNAVAILABLE: the daemon reports a permanent failure
+DEADLINE = 75  # EX_TEMPFAIL: not ready in time
+TERMINATION_LOG_BYTES = 4096  # the part that the kubelet reads
 _MISMATCH_CODES = frozenset({"digest_mismatch", "invalid_manifest", "invalid_record"})
 
 
 class Refused(Permanent):
-    """The daemon reported that a version can never be on this node."""
+    """The daemon reports that a version can never be on this node."""
 
     def __init__(self, want: Wanted, reason: StatusError) -> None:
         super().__init__(reason.code, f"{want}: the daemon gave up: {reason.message}", reason.remedy)
 
 
 class Unverified(Permanent):
-    """A version is there and is not what it should be; the cause says why."""
+    """A version is present but its verification failed; the cause says why."""
 
     def __init__(self, want: Wanted, cause: Permanent) -> None:
         super().__init__(cause.code, f"{want}: {cause.message}", cause.remedy)
 
 
 class DeadlinePassed(Transient):
-    """The versions were not all there and verified within `--timeout`."""
+    """A version was not present and verified within `--timeout`."""
 
     def __init__(self, timeout_s: float, state: str) -> None:
         super().__init__(
@@ -52,7 +51,7 @@ class DeadlinePassed(Transient):
 
 
 class Stopped(Transient):
-    """A signal came before the gate was open."""
+    """A signal arrived before the gate was open."""
 
     def __init__(self, number: int, state: str) -> None:
         name = signal.Signals(number).name
@@ -61,7 +60,7 @@ class Stopped(Transient):
 
 
 def code_of(error: HoldfastError) -> int:
-    """The exit code that tells of `error`."""
+    """Return the exit code of `error`."""
     if isinstance(error, Stopped):
         return 128 + error.number
     if isinstance(error, DeadlinePassed):
@@ -78,11 +77,7 @@ def tell(error: HoldfastError, termination_log: Path | None) -> None:
     if termination_log is None:
         return
     try:
-        termination_log.write_bytes(_head(text.encode(), TERMINATION_LOG_BYTES))
+        # The first bytes, without a partial character at the end.
+        termination_log.write_bytes(text.encode()[:TERMINATION_LOG_BYTES].decode(errors="ignore").encode())
     except OSError as refused:
         sys.stderr.write(f"holdfast gate: {termination_log}: {refused.strerror}; the reason is only in this log\n")
-
-
-def _head(text: bytes, limit: int) -> bytes:
-    """The first `limit` bytes at most, without half a character at the end."""
-    return text[:limit].decode(errors="ignore").encode()

@@ -1,7 +1,7 @@
-"""`holdfast gate`: hold a pod's start until its model versions are on this node and verified, then hold their leases.
+"""`holdfast gate`: block a pod's start until its versions are on this node and verified, then hold their leases.
 
-Law: reads a read-only mount and talks to nobody: no daemon's port, no token, no Kubernetes API. Standard library and
-watchdog only, and nothing imported that a version already there does not need.
+Law: reads a read-only mount and uses no network: no port of the daemon, no token, no Kubernetes API. Standard library
+and watchdog only, and imports nothing that a version already present does not need.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from sidecar.gate.settings import Settings, parse
 from sidecar.gate.snapshot import Held, Unsettled, hold, still_named
 from sidecar.gate.wakeup import Bell, Changes
 
-# After an event the next look may come too early (a temporary symlink is created, then renamed, and watchdog may tell
-# of the rename half a second late), so looks follow quickly, and ever more slowly, until the pace of plain polling.
+# The first check after an event may be too early (a temporary symlink is created, then renamed, and watchdog may report
+# the rename half a second late), so checks follow quickly, then ever more slowly, down to the rate of plain polling.
 FIRST_PAUSE_S = 0.005
 LAST_PAUSE_S = 1.0
 TELL_EVERY_S = 0.1
 FOLLOW_EVERY_S = 5.0
-SILENCE_S = 10.0  # after which a model that no status speaks of is worth a hint
+SILENCE_S = 10.0  # without a status file, after which the gate prints a hint
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the gate; returns its exit code."""
+    """Run the gate; return its exit code."""
     started = time.monotonic()
     settings = parse(sys.argv[1:] if argv is None else argv)
     bell = Bell()
@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 class Gate:
-    """One gate: opens once, and holds its leases for as long as the process lives."""
+    """One gate: opens once, and holds its leases until the process ends."""
 
     def __init__(
         self, settings: Settings, bell: Bell, narrator: Narrator, readiness: Readiness, started: float
@@ -74,14 +74,14 @@ class Gate:
         self._progress: dict[Wanted, Progress] = {}
 
     def open(self) -> None:
-        """Return when every version is present, verified and leased; raises `HoldfastError` where that will not be."""
+        """Return when every version is present, verified and leased; raises `HoldfastError` where that fails."""
         with Changes(self._bell) as changes:
             pause_s = FIRST_PAUSE_S
-            while not self._look():
+            while not self._check():
                 self._check_time()
-                self._tell_trouble(changes)
+                self._report_trouble(changes)
                 if changes.follow(self._folders()):
-                    continue  # it may have come before the watch was there
+                    continue  # a version may have appeared before the watch began
                 rang = self._bell.wait(min(pause_s, self._left_s()))
                 pause_s = FIRST_PAUSE_S if rang else min(pause_s * 2, LAST_PAUSE_S)
         self._readiness.opened_at = time.time()
@@ -90,56 +90,56 @@ class Gate:
         )
 
     def follow(self) -> None:
-        """Hold the leases of the snapshots as they are now: one that went bad is made anew under its name."""
+        """Move the leases to the snapshots' current folders, as a repair replaces a corrupt one under its name."""
         for want, held in self._held.items():
             trouble = None
             try:
                 held.lease.follow(held.snapshot.lease)
             except OSError as error:
-                trouble = f"{want}: its lease cannot be looked at: {error}; looking again"
-            self._narrator.notice(f"lease {want}", trouble, f"{want}: its lease can be looked at again")
+                trouble = f"{want}: its lease cannot be read: {error}; trying again"
+            self._narrator.notice(f"lease {want}", trouble, f"{want}: its lease can be read again")
 
-    def _look(self) -> bool:
+    def _check(self) -> bool:
         for want in self._settings.wanted:
             if want not in self._held:
-                self._look_for(want)
+                self._find(want)
         for want, held in list(self._held.items()):
-            # One may have been replaced while another was awaited; then what the pod would read is not what is held.
+            # One may be replaced while the gate waits for another; the pod would then read an unleased snapshot.
             if not still_named(self._public, want.ref, held):
                 held.lease.close()
                 del self._held[want]
         return len(self._held) == len(self._settings.wanted)
 
-    def _look_for(self, want: Wanted) -> None:
+    def _find(self, want: Wanted) -> None:
         found = hold(self._public, want.ref)
         if isinstance(found, Held):
-            self._take(want, found)
+            self._verify_and_hold(want, found)
         elif isinstance(found, Unsettled):
-            self._say(want, Progress("published, but", found.reason))
+            self._report(want, Progress("published, but", found.reason))
         else:
-            self._listen_to_daemon(want)
+            self._report_status(want)
 
-    def _take(self, want: Wanted, found: Held) -> None:
-        """Verify a snapshot and hold it. One that the daemon withdrew meanwhile, for rot, is no mismatch of ours: the
-        lease keeps evictions away, not that."""
+    def _verify_and_hold(self, want: Wanted, found: Held) -> None:
+        """Verify a snapshot and hold it. One that the daemon withdrew meanwhile, as corrupt, is no mismatch: a lease
+        prevents eviction, not that."""
         try:
             self._verify(want, found)
         except BaseException as error:
             found.lease.close()
             if not isinstance(error, exit_codes.Unverified) or still_named(self._public, want.ref, found):
                 raise
-            self._say(want, Progress("withdrawn while it was verified;", "waiting for it to come back"))
+            self._report(want, Progress("withdrawn while it was verified;", "waiting for it to come back"))
         else:
             self._held[want] = found
 
-    def _listen_to_daemon(self, want: Wanted) -> None:
+    def _report_status(self, want: Wanted) -> None:
         status = daemon_status.read_status(self._public, want.ref)
         waited_s = time.monotonic() - self._started
         silent = status is None and waited_s >= SILENCE_S
         hint = daemon_status.silence(self._public, want, SILENCE_S) if silent else None
         self._narrator.notice(f"silence {want}", hint, f"{want}: the daemon speaks of it now")
         if status is None:
-            self._say(want, Progress("waiting", f"for {format_duration(waited_s)}, no status yet"))
+            self._report(want, Progress("waiting", f"for {format_duration(waited_s)}, no status yet"))
             return
         refused = status.refused_pins.get(str(want.pin))
         if refused is not None:
@@ -147,7 +147,7 @@ class Gate:
         failed = status.state is State.FAILED and status.error is not None and status.error.permanent
         if failed and status.error is not None and status.error not in status.refused_pins.values():
             raise exit_codes.Refused(want, status.error)
-        self._say(want, of_status(status))
+        self._report(want, of_status(status))
 
     def _verify(self, want: Wanted, held: Held) -> None:
         began = time.monotonic()
@@ -169,22 +169,22 @@ class Gate:
     def _hashing(self, want: Wanted, total: int) -> Callable[[int], None]:
         began = time.monotonic()
         lock = threading.Lock()
-        done, told = 0, began
+        done, reported_at = 0, began
 
-        def tell(size: int) -> None:
-            nonlocal done, told
+        def report(size: int) -> None:
+            nonlocal done, reported_at
             with lock:
                 done += size
                 now = time.monotonic()
-                if now - told < TELL_EVERY_S:  # thousands of calls a second: making the text would slow the hashing
+                if now - reported_at < TELL_EVERY_S:  # thousands of calls a second: formatting would slow the hashing
                     return
-                told = now
+                reported_at = now
                 self._check_time()
-                self._say(want, of_hashing(done, total, now - began))
+                self._report(want, of_hashing(done, total, now - began))
 
-        return tell
+        return report
 
-    def _say(self, want: Wanted, progress: Progress) -> None:
+    def _report(self, want: Wanted, progress: Progress) -> None:
         self._progress[want] = progress
         self._readiness.text = self._state()
         self._narrator.progress(str(want), progress)
@@ -192,7 +192,7 @@ class Gate:
     def _state(self) -> str:
         return "; ".join(f"{want}: {progress}" for want, progress in self._progress.items())
 
-    def _tell_trouble(self, changes: Changes) -> None:
+    def _report_trouble(self, changes: Changes) -> None:
         mount, daemon = daemon_status.mount_trouble(self._public), self._heartbeat.trouble()
         self._narrator.notice("mount", mount, f"{self._public.path} is there now")
         self._narrator.notice("daemon", daemon, "the daemon of this node is back")

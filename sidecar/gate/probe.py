@@ -1,7 +1,7 @@
 """Answer the kubelet's probes and Prometheus over HTTP.
 
-Law: knows three paths and reads one request a connection; never delays or fails the gate once it listens. Written on
-bare sockets: http.server takes 30 ms to import, a fifth of what a gate may take to open.
+Law: serves three paths and reads one request per connection; never delays or fails the gate once it listens. Bare
+sockets: http.server takes 30 ms to import, a fifth of the time in which a gate may open.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from cached.contract.errors import Permanent
 from cached.contract.program import limits
 
 _REQUEST_BYTES = 8192
-_PATIENCE_S = 5.0  # for a whole request, and for the answer to be taken
-_CONNECTIONS = 16  # at a time; the oldest gives way to one more, so that the silent keep nobody waiting
+_PATIENCE_S = 5.0  # for a whole request, and for sending the answer
+_CONNECTIONS = 16  # the connection limit: one more closes the oldest, so that idle clients block no other
 _PLAIN = "text/plain; charset=utf-8"
 _METRICS = "text/plain; version=0.0.4; charset=utf-8"
 
 
 @dataclass(slots=True)
 class Readiness:
-    """What the probes are told. `text` is the state for a person; `opened_at` seconds since the epoch, once open."""
+    """The state that probes report. `text` is for a person; `opened_at`: seconds since the epoch, once open."""
 
     text: str = "starting"
     opened_at: float | None = None
 
 
 class Probe:
-    """Listens on `address` (host, port) and answers from threads of its own until the process ends."""
+    """Listens on `address` (host, port) and answers in threads of its own until the process ends."""
 
     def __init__(self, address: tuple[str, int], readiness: Readiness) -> None:
         host, port = address
@@ -49,35 +49,35 @@ class Probe:
             ) from error
         self._readiness = readiness
         self._lock = threading.Lock()
-        self._standing: list[socket.socket] = []  # the oldest first
+        self._standing: list[socket.socket] = []  # open connections, the oldest first
 
     @property
     def address(self) -> str:
-        """`HOST:PORT` listened on, also where port 0 was asked for."""
+        """The `HOST:PORT` that is bound, also for port 0."""
         host, port = self._listener.getsockname()[:2]
         return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
     def start(self) -> None:
-        """Answer from now on; raises `Transient` (`no_thread`)."""
+        """Start to answer; raises `Transient` (`no_thread`)."""
         limits.start(threading.Thread(target=self._accept, name="probe", daemon=True), "answering probes")
 
     def _accept(self) -> None:
         while True:
             try:
                 connection, _ = self._listener.accept()
-            except OSError:  # the client went away, or no descriptor is free: the next one may do better
+            except OSError:  # the client disconnected, or no descriptor is free: later ones may succeed
                 time.sleep(0.05)
                 continue
             self._admit(connection)
             answering = threading.Thread(target=self._serve, args=(connection,), name="probe-answer", daemon=True)
             if not limits.start_some([answering]):
-                self._serve(connection)  # one at a time, rather than none ever again
+                self._serve(connection)  # without threads, one at a time
 
     def _admit(self, connection: socket.socket) -> None:
         with self._lock:
             self._standing.append(connection)
             while len(self._standing) > _CONNECTIONS:
-                with contextlib.suppress(OSError):  # its thread may be closing it just now
+                with contextlib.suppress(OSError):  # its thread may be closing it
                     self._standing.pop(0).shutdown(socket.SHUT_RDWR)
 
     def _serve(self, connection: socket.socket) -> None:
@@ -87,7 +87,7 @@ class Probe:
                 request = _read_request(connection)
                 if request:
                     connection.sendall(self._answer(request))
-        except OSError:  # too slow, or gone, or given up for another: its own affair
+        except OSError:  # too slow, disconnected, or closed for a newer connection
             return
         finally:
             with self._lock:
@@ -117,7 +117,7 @@ class Probe:
 
 
 def _read_request(connection: socket.socket) -> bytes:
-    """The bytes up to the end of the headers; empty where the client hangs up, sends too much or takes too long."""
+    """Read to the end of the headers; return nothing where the client disconnects, sends too much or is too slow."""
     request = b""
     deadline = time.monotonic() + _PATIENCE_S
     while b"\r\n\r\n" not in request:
@@ -157,7 +157,7 @@ def _metrics(opened_at: float | None) -> str:
 
 
 def _process_start() -> float:
-    """When this process started, in seconds since the epoch: proc(5), field 22 of stat, in ticks after boot."""
+    """Return this process's start in seconds since the epoch: proc(5), field 22 of stat, in ticks after boot."""
     ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
     booted = next(line for line in Path("/proc/stat").read_text().splitlines() if line.startswith("btime "))
     return int(booted.split()[1]) + ticks / os.sysconf("SC_CLK_TCK")

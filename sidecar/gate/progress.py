@@ -1,7 +1,7 @@
-"""Say how the wait goes, in lines that a person likes to read.
+"""Print the progress of the wait in lines for a person.
 
-Law: writes to one stream and keeps no more than what it last wrote. A terminal gets a line that changes in place; a log
-gets a line per meaningful change, at most one every two seconds for each model.
+Law: writes to one stream and keeps only its last output. A terminal gets a line that changes in place; a log gets a
+line per relevant change, at most one every two seconds for each model.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from cached.contract.status import ModelStatus, State
 
 _LOG_EVERY_S = 2.0
 _TERMINAL_EVERY_S = 0.1
-_REPEAT_S = 60.0  # a log that stands still looks like a process that died
+_REPEAT_S = 60.0  # without any line a log looks like that of a dead process
 _PREFIX = "holdfast gate: "
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far one version is. `stage` is what it is doing, `detail` what changes meanwhile, `percent` of its bytes."""
+    """How far one version is: its `stage`, a `detail` that changes during it, and `percent` of its bytes."""
 
     stage: str
     detail: str = ""
@@ -34,7 +34,7 @@ class Progress:
 
 
 def of_status(status: ModelStatus) -> Progress:
-    """What the daemon says of a version."""
+    """Return the progress in a status file."""
     if status.state is State.FAILED and status.error is not None:
         return Progress(f"failed, the daemon tries again: {status.error.message}")
     if status.state is State.READY:
@@ -46,7 +46,7 @@ def of_status(status: ModelStatus) -> Progress:
 
 
 def of_hashing(done: int, total: int, elapsed_s: float) -> Progress:
-    """How far this gate is in hashing a version itself; sizes in bytes."""
+    """Return the progress of this gate's own hashing; sizes in bytes."""
     rate = done / elapsed_s if elapsed_s > 0 else 0.0
     eta_s = (total - done) / rate if rate > 0 else None
     return Progress("hashing", _detail(done, total, rate, eta_s), done * 100 // max(1, total))
@@ -62,7 +62,7 @@ def _detail(done: int, total: int, rate: float | None, eta_s: float | None) -> s
 
 
 @dataclass(slots=True)
-class _Said:
+class _Printed:
     at: float
     progress: Progress
 
@@ -74,15 +74,15 @@ class Narrator:
         self._stream = stream
         self._terminal = stream.isatty()
         self._lock = threading.Lock()
-        self._said: dict[str, _Said] = {}
+        self._printed: dict[str, _Printed] = {}
         self._notices: dict[str, str] = {}
-        self._open_line: str | None = None  # whose line the terminal's cursor stands on
+        self._open_line: str | None = None  # the model of the terminal's current line
 
     def progress(self, model: str, progress: Progress) -> None:
-        """Say how far `model` is, if that is worth a line by now."""
+        """Print the progress of `model`, if it changed enough."""
         with self._lock:
             now = time.monotonic()
-            last = self._said.get(model)
+            last = self._printed.get(model)
             if last is None or last.progress.stage != progress.stage:
                 self._end_line()
                 self._write(model, progress)
@@ -97,17 +97,17 @@ class Narrator:
                 self._write(model, progress)
             else:
                 return
-            self._said[model] = _Said(now, progress)
+            self._printed[model] = _Printed(now, progress)
 
     def line(self, text: str) -> None:
-        """Say `text` once."""
+        """Print `text`."""
         with self._lock:
             self._end_line()
             self._stream.write(f"{_PREFIX}{text}\n")
             self._stream.flush()
 
     def notice(self, topic: str, text: str | None, over: str = "") -> None:
-        """Say `text` when it becomes true of `topic`, and `over`, if any, when it (None) no longer is."""
+        """Print `text` when it changes for `topic`, and `over`, if any, when it becomes None."""
         before = self._notices.get(topic)
         if text == before:
             return

@@ -23,7 +23,7 @@ _CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What one gate was asked. `timeout_s` None: wait for ever; `listen` None: no probes; `full`: hash every file."""
+    """The options of one gate. `timeout_s` None: wait for ever; `listen` None: no probes; `full`: hash every file."""
 
     public: PublicLayout
     wanted: tuple[Wanted, ...]
@@ -36,7 +36,7 @@ class Settings:
 
 
 def parse(arguments: Sequence[str]) -> Settings:
-    """Read the options; leaves the process with exit code 2 where they are wrong."""
+    """Parse the options; exits with 2 where they are invalid."""
     parser = _parser()
     given = parser.parse_args(list(arguments))
     try:
@@ -109,10 +109,10 @@ def _parse_seconds(text: str) -> float:
 
 
 def _allowed_cpus() -> int:
-    """The CPUs this process may use: its affinity, and its control group's quota where there is one."""
+    """Return the number of CPUs of this process's affinity, within its control group's quota if any."""
     allowed = len(os.sched_getaffinity(0))
     try:
         quota, period = _CPU_QUOTA.read_text().split()
         return max(1, min(allowed, math.ceil(int(quota) / int(period))))
-    except (OSError, ValueError):  # no control group of version 2 here, or `max`: no quota
+    except (OSError, ValueError):  # no control group of version 2, or `max`: no quota
         return allowed

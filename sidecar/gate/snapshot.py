@@ -1,7 +1,7 @@
 """Find the snapshot that a model's symlink names, and take its lease.
 
-Law: reads only, never follows a symlink out of the public folder, never waits. That a version goes away between two
-looks is normal (an eviction) and no error: the caller looks again.
+Law: reads only, never follows a symlink out of the public folder, never waits. A version that is evicted between two
+checks is no error: the caller checks again.
 """
 
 from __future__ import annotations
@@ -26,24 +26,22 @@ class Absent:
 
 @dataclass(frozen=True, slots=True)
 class Unsettled:
-    """There is a symlink, but what it names is coming or going; `reason` is for a person."""
+    """There is a symlink, but its snapshot is being published or evicted; `reason` is for a person."""
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """The snapshot that the symlink names, which no eviction removes while `lease` is open."""
+    """The snapshot of a symlink; no eviction removes it while `lease` is open."""
 
     snapshot: SnapshotLayout
     lease: Lease
 
 
 def hold(public: PublicLayout, ref: ModelRef) -> Absent | Unsettled | Held:
-    """Take the lease of the snapshot that `ref` names now.
-
-    Raises `Permanent`: `invalid_link` where the symlink is none or names anything but a snapshot, `unreadable`.
-    """
+    """Take the lease of the snapshot that `ref` names now. Raises `Permanent`: `invalid_link` where the symlink is
+    another kind of file or names no snapshot, `unreadable`."""
     try:
         return _hold(public, ref)
     except OSError as error:
@@ -51,7 +49,7 @@ def hold(public: PublicLayout, ref: ModelRef) -> Absent | Unsettled | Held:
 
 
 def still_named(public: PublicLayout, ref: ModelRef, held: Held) -> bool:
-    """Tell whether `ref` still names the snapshot that is held; raises as `hold` does."""
+    """Return whether `ref` still names the leased snapshot; raises as `hold` does."""
     try:
         return _named(public, public.model_link(ref)) == held.snapshot
     except OSError as error:
@@ -69,7 +67,7 @@ def _hold(public: PublicLayout, ref: ModelRef) -> Absent | Unsettled | Held:
     lease = take_shared(snapshot.lease)
     if lease is None:
         return Unsettled("its lease is not to be had: the daemon is evicting it, or `.holdfast/lease` is missing")
-    if _named(public, link) != snapshot:  # replaced or evicted between the look and the lease
+    if _named(public, link) != snapshot:  # replaced or evicted before the lease was taken
         lease.close()
         return Unsettled("it was replaced just now")
     return Held(snapshot, lease)
@@ -84,8 +82,8 @@ def _named(public: PublicLayout, link: Path) -> SnapshotLayout | None:
         if error.errno != errno.EINVAL:
             raise
         raise _invalid_link(link, "something that is no symlink") from error
-    # By its text alone, so that nothing outside is ever looked at; that no folder on the way is itself a symlink,
-    # which would give the text another meaning, `_is_folder` sees to.
+    # By text alone, so that nothing outside is read; `_is_folder` checks that no folder of the path is a symlink, which
+    # would change the text's meaning.
     resolved = Path(os.path.normpath(link.parent / target))
     if (
         os.path.isabs(target)

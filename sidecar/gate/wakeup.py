@@ -1,7 +1,7 @@
-"""Wait for something to happen: a signal, a change in a folder, or time.
+"""Wait for a signal, a change in a folder, or a timeout.
 
-Law: wakes too often rather than too seldom, and never says what changed: whoever waits looks again. watchdog is
-imported only when there is something to wait for, and where it is missing or inotify refuses, time alone wakes.
+Law: may wake without a reason, and never reports what changed: the waiting caller checks itself. watchdog is imported
+only for a wait; where it is missing or inotify fails, the gate polls.
 """
 
 from __future__ import annotations
@@ -23,11 +23,8 @@ if TYPE_CHECKING:
 
 
 class Bell:
-    """What the one waiting thread sleeps on; signals and other threads ring it.
-
-    A pipe, as a signal handler must not touch a lock that the interrupted thread may hold. `stopped_by` is the signal
-    that asked the process to end, once one did.
-    """
+    """The wakeup of the one waiting thread, by signals and other threads. A pipe, as a signal handler must not use a
+    lock that the interrupted thread may hold. `stopped_by` is the signal that asked the process to end, None before."""
 
     def __init__(self) -> None:
         self.stopped_by: int | None = None
@@ -39,12 +36,12 @@ class Bell:
         process.heed()
 
     def ring(self) -> None:
-        """Wake the waiting thread, or let its next wait return at once."""
-        with contextlib.suppress(BlockingIOError):  # full of rings that nobody heard yet
+        """Wake the waiting thread, or make its next wait return at once."""
+        with contextlib.suppress(BlockingIOError):  # full: the thread will wake anyway
             os.write(self._writer, b"\0")
 
     def wait(self, timeout_s: float | None) -> bool:
-        """Sleep until the bell rings, at most `timeout_s` seconds; tells whether it rang."""
+        """Wait at most `timeout_s` seconds for a ring; return whether there was one."""
         rang = bool(self._poll.poll(None if timeout_s is None else max(0, timeout_s) * 1000))
         with contextlib.suppress(BlockingIOError):
             while os.read(self._reader, 4096):
@@ -57,10 +54,8 @@ class Bell:
 
 
 class Changes:
-    """Rings the bell when an entry appears in a followed folder. Use as a context manager.
-
-    `trouble` says why inotify is not at work, None while it is.
-    """
+    """Rings the bell when an entry appears in a followed folder. Use as a context manager. `trouble` is why inotify is
+    not in use, None while it is."""
 
     def __init__(self, bell: Bell) -> None:
         self._bell = bell
@@ -75,7 +70,7 @@ class Changes:
         self._stop()
 
     def follow(self, folders: Iterable[Path]) -> bool:
-        """Watch those of `folders` that exist; tells whether one is newly watched, and so must be looked at again."""
+        """Watch those of `folders` that exist; return whether one is newly watched, and so must be checked again."""
         if self.trouble is not None:
             return False
         try:
@@ -113,7 +108,7 @@ class Changes:
             def on_any_event(self, _event: FileSystemEvent) -> None:
                 bell.ring()
 
-        # Not all events: opening a folder to look at it is one too, and would wake us for ever.
+        # Not all events: opening a folder to read it is one too, and would wake the gate for ever.
         kinds = [events.FileCreatedEvent, events.DirCreatedEvent, events.FileMovedEvent, events.DirMovedEvent]
         return observer.schedule(Ringer(), str(folder), event_filter=kinds)
 
@@ -123,7 +118,7 @@ class Changes:
 
             from watchdog.observers.inotify import InotifyObserver
 
-            # Without a handler Python prints watchdog's messages of a watch that ended, which no reader can use.
+            # Without a handler Python prints watchdog's messages about ended watches, which help no reader.
             logging.getLogger("watchdog").addHandler(logging.NullHandler())
             observer = InotifyObserver()
             try:

@@ -1,7 +1,7 @@
-"""The catalog as the injector needs it: which models there are, and the digest each version is pinned to.
+"""The catalog as the injector needs it: the models' names, and the digest that each version is pinned to.
 
-Law: text in, values out; never opens a file. Tolerant where the daemon is strict: what the daemon would reject pins
-nothing here, and the daemon says what is wrong with it. Never keeps or repeats a source, which may carry a credential.
+Law: text in, values out; opens no file. Tolerant where the daemon is strict: an entry that the daemon rejects pins
+nothing here, and the daemon reports it. Never keeps or repeats a source, which may contain a credential.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ _Loader: Any = getattr(yaml, "CBaseLoader", yaml.BaseLoader)
 
 @dataclass(frozen=True, slots=True)
 class Digests:
-    """The pins of one catalog, and the names in it; `names` None: there is no catalog to look a name up in."""
+    """The pins of one catalog, and the names in it; `names` None: there is no catalog."""
 
     pins: Mapping[ModelRef, Digest]
     names: frozenset[str] | None
 
     def knows(self, name: str) -> bool:
-        """Tell whether the catalog has this model, as far as one can tell."""
+        """Return whether the catalog has this model; True without a catalog."""
         return self.names is None or name in self.names
 
 
@@ -36,7 +36,7 @@ NO_CATALOG = Digests({}, None)
 
 
 def read_digests(text: str) -> Digests:
-    """Read a catalog; raises `Permanent` (`invalid_catalog`) where it is no YAML mapping."""
+    """Parse a catalog; raises `Permanent` (`invalid_catalog`) where it is no YAML mapping."""
     try:
         document = yaml.load(text, Loader=_Loader)  # noqa: S506 - a base loader makes text, lists and mappings only
     except (yaml.YAMLError, RecursionError) as error:
@@ -56,7 +56,7 @@ def _pins(models: Mapping[Any, Any]) -> Iterator[tuple[ModelRef, Digest]]:
             if isinstance(digest, str):
                 try:
                     yield ModelRef(name, version), Digest.parse(digest)
-                except (HoldfastError, TypeError, AttributeError):  # a key that is a list, or no legal name
+                except (HoldfastError, TypeError, AttributeError):  # a key that is a list, or no valid name
                     continue
 
 

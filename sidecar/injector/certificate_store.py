@@ -1,7 +1,7 @@
-"""Keep the injector's certificate: in a Secret that its replicas share, and its CA in the webhook configuration.
+"""Keep the injector's certificate in a Secret that its replicas share, and its CA in the webhook configuration.
 
-Law: the Secret is the truth. Whoever writes it names the version it read, so of two replicas one wins and the other
-takes what it finds. A Secret that holds anything else is never overwritten. Without the API, what is served stays.
+Law: the Secret is authoritative. A write names the version that was read, so that one of two replicas succeeds and the
+other adopts the result. A Secret with any other content is never overwritten. Without the API the certificate stays.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from sidecar.injector.kube import Conflict, Json, KubeApi
 from sidecar.injector.tls import ServingTls
 
 _log = logging.getLogger(__name__)
-_EVERY_S = 15.0  # two small reads; also what it takes until a caBundle that somebody emptied is there again
+_EVERY_S = 15.0  # two small reads; also the time until a removed caBundle is restored
 _RETRY_S = 2.0
-_ATTEMPTS = 5  # of replicas that write at the same moment, one wins each time
+_ATTEMPTS = 5  # of replicas that write at the same moment, one succeeds each time
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where the certificate lives and whom it is for: names of objects."""
+    """The objects of the certificate: its Secret, the webhook configuration, and the service it is for."""
 
     namespace: str
     secret: str
@@ -43,13 +43,13 @@ class Place:
 
     @property
     def dns_names(self) -> tuple[str, ...]:
-        """What the API server may call the service; it asks for the first."""
+        """The service's DNS names; the API server uses the first."""
         host = f"{self.service}.{self.namespace}.svc"
         return (host, f"{host}.cluster.local", f"{self.service}.{self.namespace}")
 
 
 class Keeper:
-    """One replica's part; `clock` tells the time, with its zone."""
+    """One replica's part; `clock` returns the time with its zone."""
 
     def __init__(self, api: KubeApi, place: Place, tls: ServingTls, clock: Callable[[], datetime]) -> None:
         self._api = api
@@ -59,7 +59,7 @@ class Keeper:
         self._held: Keys | None = None
 
     async def run(self) -> None:
-        """Step for ever; says of a trouble once that it is there."""
+        """Repeat `step` for ever; log an error once."""
         trouble = ""
         while True:
             try:
@@ -74,18 +74,18 @@ class Keeper:
                 await asyncio.sleep(_EVERY_S)
 
     async def step(self) -> None:
-        """Agree with the Secret, serve what it holds, and have the API server trust it. Raises `HoldfastError`."""
-        self._held = await self._agreed()
+        """Adopt or renew the Secret, serve its certificate, and publish its CAs. Raises `HoldfastError`."""
+        self._held = await self._reconcile()
         if self._tls.use(self._held.certificate_pem, self._held.key_pem):
             _log.info("serving a certificate that is good until %s", self._held.certificate.not_valid_after_utc)
-        await self._announce(self._held.bundle)
+        await self._publish_bundle(self._held.bundle)
 
-    async def _agreed(self) -> Keys:
+    async def _reconcile(self) -> Keys:
         path = f"{self._place.secrets_path}/{self._place.secret}"
         for _ in range(_ATTEMPTS):
             secret = await self._api.get(path)
             found = Keys.from_secret(secret["data"]) if secret is not None and secret.get("data") else None
-            # Where the Secret is gone, what is served is put back: nobody has to trust anything new.
+            # A deleted Secret is restored with the served certificate, so that the CAs to trust do not change.
             current = found or self._held
             wanted = next_keys(current, self._place.dns_names, self._clock()) or current
             if found is not None and wanted is found:
@@ -107,7 +107,7 @@ class Keeper:
         body = {"apiVersion": "v1", "kind": "Secret", "type": "Opaque", "metadata": metadata, "data": keys.to_secret()}
         await self._api.create(self._place.secrets_path, body)
 
-    async def _announce(self, bundle: bytes) -> None:
+    async def _publish_bundle(self, bundle: bytes) -> None:
         found = await self._api.get(self._place.webhook_path)
         if found is None:
             raise Transient(
@@ -115,14 +115,14 @@ class Keeper:
                 f"no MutatingWebhookConfiguration {self._place.webhook!r}: no pod gets its gate",
                 "apply the injector's manifests, or name it with --webhook-name",
             )
-        operations = list(_trusting(found.get("webhooks") or (), base64.b64encode(bundle).decode()))
+        operations = list(_bundle_operations(found.get("webhooks") or (), base64.b64encode(bundle).decode()))
         if operations:
             await self._api.patch(self._place.webhook_path, operations)
             _log.info("wrote the caBundle of %s", self._place.webhook)
 
 
-def _trusting(webhooks: Sequence[Json], bundle: str) -> Iterator[Json]:
-    """Operations that set `caBundle` where it is another; each checks first that the place is still that webhook's."""
+def _bundle_operations(webhooks: Sequence[Json], bundle: str) -> Iterator[Json]:
+    """Yield operations that set a different `caBundle`; each first tests that the index is still that webhook's."""
     for index, webhook in enumerate(webhooks):
         if webhook["clientConfig"].get("caBundle") != bundle:
             yield {"op": "test", "path": f"/webhooks/{index}/name", "value": webhook["name"]}

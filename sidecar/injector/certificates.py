@@ -1,11 +1,11 @@
 """The injector's own certificates: a CA, and the serving certificate that it signs.
 
-Law: values and what comes next for them; never talks to anybody. `next_keys` is the whole life cycle, in steps that
-each leave the API server trusting whatever a replica serves:
+Law: pure values; no I/O. `next_keys` is the whole life cycle, in steps after each of which the API server trusts what
+any replica serves:
 
     nothing → CA and certificate
-    CA old → a new CA in front, the old one still trusted, the certificate as it was
-    certificate old → another by the CA in front; or not by that CA, once everybody trusts it
+    CA old → a new CA in front, the old one still trusted, the certificate unchanged
+    certificate old → a new one by the CA in front; likewise if not by that CA, once all API servers trust it
 
 P-256, which API servers of every version verify, and which signs in a tenth of a millisecond where RSA takes one.
 """
@@ -28,16 +28,16 @@ from cached.contract.errors import Permanent
 
 CA_LIFE = timedelta(days=365)
 CERTIFICATE_LIFE = timedelta(days=90)
-SPREAD = timedelta(minutes=10)  # until every API server and every replica has seen a new CA
-_BACKDATED = timedelta(minutes=5)  # for clocks that are behind
-_CA, _CA_KEY, _CERTIFICATE, _KEY = "ca.crt", "ca.key", "tls.crt", "tls.key"  # as cert-manager names them
+SPREAD = timedelta(minutes=10)  # until every API server and every replica has read a new CA
+_BACKDATED = timedelta(minutes=5)  # for clocks that are slow
+_CA, _CA_KEY, _CERTIFICATE, _KEY = "ca.crt", "ca.key", "tls.crt", "tls.key"  # cert-manager's names
 
 PrivateKey = ec.EllipticCurvePrivateKey
 
 
 @dataclass(frozen=True, slots=True)
 class Keys:
-    """`authorities`: the CAs to trust, the newest first, whose key `authority_key` is."""
+    """`authorities`: the CAs to trust, the newest first, whose key is `authority_key`."""
 
     authorities: tuple[x509.Certificate, ...]
     authority_key: PrivateKey
@@ -46,7 +46,7 @@ class Keys:
 
     @property
     def bundle(self) -> bytes:
-        """The CAs in PEM: what the webhook configuration's `caBundle` is to hold."""
+        """The CAs in PEM, for the webhook configuration's `caBundle`."""
         return b"".join(_pem(authority) for authority in self.authorities)
 
     @property
@@ -58,7 +58,7 @@ class Keys:
         return _key_pem(self.key)
 
     def to_secret(self) -> dict[str, str]:
-        """The `data` of a Secret."""
+        """Return the `data` of a Secret."""
         files = {
             _CA: self.bundle,
             _CA_KEY: _key_pem(self.authority_key),
@@ -69,7 +69,7 @@ class Keys:
 
     @classmethod
     def from_secret(cls, data: Mapping[str, str]) -> Keys:
-        """Read what `to_secret` wrote; raises `Permanent` (`invalid_secret`), whose message quotes nothing of it."""
+        """Parse the output of `to_secret`; raises `Permanent` (`invalid_secret`), whose message quotes none of it."""
         try:
             files = {name: base64.b64decode(data[name], validate=True) for name in (_CA, _CA_KEY, _CERTIFICATE, _KEY)}
             found = cls(
@@ -81,7 +81,7 @@ class Keys:
         except KeyError as error:
             raise _invalid(f"no {error.args[0]}") from error
         except (ValueError, TypeError, binascii.Error) as error:
-            raise _invalid("what it holds is no certificates and keys in PEM") from error
+            raise _invalid("expected certificates and keys in PEM, found something else") from error
         for name, certificate, key in (
             (_CA_KEY, found.authorities[0], found.authority_key),
             (_KEY, found.certificate, found.key),
@@ -92,9 +92,10 @@ class Keys:
 
 
 def next_keys(found: Keys | None, names: Sequence[str], now: datetime) -> Keys | None:
-    """What should be there instead of `found` for a server of these DNS names; None where it is good as it is."""
+    """Return the keys that replace `found` for a server of these DNS names; None where `found` needs no change."""
     if found is None or _ended(found.authorities[0], now):
-        return _first(names, now)
+        authority, authority_key = _make_authority(now)
+        return Keys((authority,), authority_key, *_make_certificate(authority, authority_key, names, now))
     if _old(found.authorities[0], now) and not _ended(found.certificate, now):
         authority, key = _make_authority(now)
         kept = [old for old in found.authorities if not _ended(old, now)]
@@ -106,24 +107,14 @@ def next_keys(found: Keys | None, names: Sequence[str], now: datetime) -> Keys |
         spread = now - (newest.not_valid_before_utc + _BACKDATED) >= SPREAD
         due = spread or _ended(found.certificate, now)
     if due or not _is_for(found.certificate, names):
-        return _with_certificate(found, names, now)
+        certificate, key = _make_certificate(newest, found.authority_key, names, now)
+        return replace(found, certificate=certificate, key=key)
     return None
-
-
-def _first(names: Sequence[str], now: datetime) -> Keys:
-    authority, authority_key = _make_authority(now)
-    certificate, key = _make_certificate(authority, authority_key, names, now)
-    return Keys((authority,), authority_key, certificate, key)
-
-
-def _with_certificate(found: Keys, names: Sequence[str], now: datetime) -> Keys:
-    certificate, key = _make_certificate(found.authorities[0], found.authority_key, names, now)
-    return replace(found, certificate=certificate, key=key)
 
 
 def _make_authority(now: datetime) -> tuple[x509.Certificate, PrivateKey]:
     key = ec.generate_private_key(ec.SECP256R1())
-    # Two CAs of one name would be told apart by nothing but trial.
+    # Two CAs of one name could be told apart only by trial.
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"holdfast injector CA {now:%Y-%m-%dT%H:%M:%SZ}")])
     usage = x509.KeyUsage(
         digital_signature=True,
@@ -178,12 +169,12 @@ def _builder(
 
 
 def _ended(certificate: x509.Certificate, now: datetime) -> bool:
-    """Tell whether nobody takes it: it has run out, or was made when a clock was ahead, and is not valid yet."""
+    """Return whether it is not valid now: expired, or not valid yet as it was made by a fast clock."""
     return not certificate.not_valid_before_utc <= now < certificate.not_valid_after_utc
 
 
 def _old(certificate: x509.Certificate, now: datetime) -> bool:
-    """Two thirds of its life are over."""
+    """Return whether two thirds of its life have passed."""
     begin, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
     return now >= begin + (end - begin) * 2 / 3
 

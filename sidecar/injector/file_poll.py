@@ -1,32 +1,28 @@
-"""Notice that files changed, by looking.
+"""Detect changed files by polling.
 
-Law: tells that something may have changed, never what. No inotify: what is followed here comes from ConfigMaps and
-Secrets, which take the kubelet up to a minute, and a look a second costs nothing and misses nothing.
+Law: reports that something may have changed, never what. No inotify: the files come from ConfigMaps and Secrets, which
+take the kubelet up to a minute, and a poll a second costs nothing and misses nothing.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 _EVERY_S = 1.0
 
 
 async def changes(*files: Path) -> AsyncIterator[None]:
-    """Yield at once, and then whenever one of `files` (or what a symlink there leads to) is another than before."""
+    """Yield at once, and then whenever one of `files` (or the target of a symlink there) has changed."""
     before = None
     while True:
-        now = _look(files)
+        now = [_signature(file) for file in files]
         if now != before:
             before = now
             yield
         await asyncio.sleep(_EVERY_S)
-
-
-def _look(files: Sequence[Path]) -> list[tuple[int, int, int, int] | None]:
-    return [_signature(file) for file in files]
 
 
 def _signature(file: Path) -> tuple[int, int, int, int] | None:

@@ -1,7 +1,7 @@
-"""The gate as a container of somebody's pod: what the injector puts first among the init containers.
+"""The gate as a container of a pod: the first of its init containers.
 
-Law: pure: settings and a pod's spec in, plain JSON values out. Everything the kubelet needs is set here and nothing is
-left to the pod's own defaults, which belong to its other containers (a pod that runs as root, for one).
+Law: pure: settings and a pod's spec in, plain JSON values out. Sets everything that the kubelet needs, and leaves
+nothing to the pod's own defaults, which are for its other containers (a pod that runs as root, for example).
 """
 
 from __future__ import annotations
@@ -18,18 +18,16 @@ from cached.contract.reference import write_models, write_pins
 NAME = "holdfast-gate"
 VOLUME = "holdfast"
 FIRST_PORT = 9401
-HOOK_S = 2  # what `sidecar.poststart` waits at most: the pod cannot be deleted meanwhile
-_PROBE_TIMEOUT_S = 2  # the gate answers at once; a node that starts many pods may not
-_PROBE_GRACE_S = (
-    60  # so that it is the gate that ends at the deadline, with its reason, and not the kubelet without one
-)
+HOOK_S = 2  # the longest wait of `sidecar.poststart`, in which the pod cannot be deleted
+_PROBE_TIMEOUT_S = 2  # the gate answers at once; a node that starts many pods may be slower
+_PROBE_GRACE_S = 60  # so that the gate exits at the deadline, with its reason, before the kubelet ends it without one
 
 Json = dict[str, Any]
 
 
 class GateMode(Enum):
-    """NATIVE: a sidecar that holds its lease as long as the pod lives (Kubernetes 1.29 and later). INIT: a plain init
-    container that ends when the weights are there; the daemon then knows of their use from the pod list alone."""
+    """NATIVE: a sidecar that holds its lease as long as the pod lives (Kubernetes 1.29 and later). INIT: an init
+    container that exits when the weights are present; the daemon then knows of their use from the pod list alone."""
 
     NATIVE = "native"
     INIT = "init"
@@ -37,7 +35,7 @@ class GateMode(Enum):
 
 @dataclass(frozen=True, slots=True)
 class GateResources:
-    """Kubernetes quantities. The limits are also the requests in a pod of the class Guaranteed."""
+    """Kubernetes quantities. In a pod of the class Guaranteed the limits are also the requests."""
 
     cpu: str
     cpu_limit: str
@@ -47,8 +45,8 @@ class GateResources:
 
 @dataclass(frozen=True, slots=True)
 class GateSettings:
-    """How gates are made. `host_public`: the public folder on the node; `deadline_s`: whole seconds that a gate waits;
-    `listen_host`: the address that stands for all of a pod's, `0.0.0.0` or `::`."""
+    """How gates are made. `host_public`: the public folder on the node; `deadline_s`: a gate's timeout in whole
+    seconds; `listen_host`: the wildcard address of the pod's network, `0.0.0.0` or `::`."""
 
     image: str
     pull_policy: str
@@ -62,7 +60,7 @@ class GateSettings:
 
 
 def gate_container(spec: Json, asked: Asked, settings: GateSettings) -> Json:
-    """The gate for a pod with this `spec`; `asked.models` carry the pins that apply."""
+    """Return the gate for a pod with this `spec`; `asked.models` include the pins that apply."""
     container: Json = {
         "name": NAME,
         "image": settings.image,
@@ -75,8 +73,8 @@ def gate_container(spec: Json, asked: Asked, settings: GateSettings) -> Json:
     resources = _resources(spec, settings.resources)
     if resources:
         container["resources"] = resources
-    # In the node's network every gate of the node would need a port of its own, and nobody hands those out. A gate that
-    # ends needs none, and the pod list keeps the weights of a living pod from eviction as well as a lease does.
+    # In the node's network every gate of the node would need a port of its own, which nothing assigns. A gate that
+    # exits needs none, and the pod list protects the weights of a living pod from eviction as well as a lease does.
     if settings.mode is GateMode.INIT or spec.get("hostNetwork"):
         container["args"].append("--once")
     else:
@@ -88,13 +86,13 @@ def gate_container(spec: Json, asked: Asked, settings: GateSettings) -> Json:
 
 
 def volume(settings: GateSettings) -> Json:
-    """The public folder of the node, made where it is missing: on a new node a pod may come before the daemon, whose
-    preparation then takes the folder over. With `Directory` the kubelet tries again, after up to two minutes."""
+    """Return the node's public folder as a volume. It is created where missing, as a pod on a new node may start before
+    the daemon, which then adopts it; with `Directory` the kubelet retries only after up to two minutes."""
     return {"name": VOLUME, "hostPath": {"path": settings.host_public, "type": "DirectoryOrCreate"}}
 
 
 def mount(path: str, recursive_read_only: str) -> Json:
-    """A read-only mount of the volume at `path`."""
+    """Return a read-only mount of the volume at `path`."""
     found: Json = {"name": VOLUME, "mountPath": path, "readOnly": True}
     if recursive_read_only != "Disabled":
         found["recursiveReadOnly"] = recursive_read_only
@@ -102,7 +100,7 @@ def mount(path: str, recursive_read_only: str) -> Json:
 
 
 def containers_of(spec: Mapping[str, Any]) -> Iterator[Json]:
-    """The pod's containers and init containers; ephemeral ones come later and get nothing."""
+    """Yield the pod's containers and init containers; ephemeral ones are added later and get no mount."""
     yield from spec.get("containers") or ()
     yield from spec.get("initContainers") or ()
 
@@ -121,11 +119,11 @@ def _arguments(asked: Asked) -> list[str]:
 
 
 def _native(port: int, deadline_s: int) -> Json:
-    """What makes it a sidecar that everything after it waits for.
+    """Return the fields of a native sidecar that all later containers wait for.
 
-    The probe alone lets the next container start up to a second after the gate opened (its period, which cannot be
-    shorter): 598 ms at the median. The hook returns when the gate opens, 95 ms, and gives up after two seconds. Not an
-    httpGet hook: that asks once, and a refused connection, as the gate is just starting, kills the container.
+    With the probe alone the next container starts up to a second after the gate opened (the shortest period): 598 ms at
+    the median. The hook returns when the gate opens, 95 ms, and gives up after two seconds. Not an httpGet hook: that
+    asks once, and a refused connection while the gate starts kills the container.
     """
     return {
         "restartPolicy": "Always",
@@ -143,7 +141,7 @@ def _native(port: int, deadline_s: int) -> Json:
 
 
 def _security(user: int) -> Json:
-    """As the profile `restricted` wants it. The user is named, as a pod that names 0 for all contradicts non-root."""
+    """Return the context of the profile `restricted`. The user is set, as a pod that sets 0 contradicts non-root."""
     return {
         "runAsNonRoot": True,
         "runAsUser": user,
@@ -157,10 +155,10 @@ def _security(user: int) -> Json:
 
 
 def _resources(spec: Json, sizes: GateResources) -> Json:
-    """Requests and limits that leave the pod in the class of service it was in, and within its pod-level resources.
+    """Return requests and limits that keep the pod's class of service, within its pod-level resources.
 
     A pod is Guaranteed (whole cores of its own, last to be evicted) only while every container has limits equal to its
-    requests. No limit on the CPU elsewhere, as throttling is the pod's waiting time, unless the pod plays by limits.
+    requests. Elsewhere no limit on the CPU, as throttling delays the pod, unless all its containers have one.
     """
     if spec.get("resources"):  # pod-level: the sum of the containers' must not exceed them
         return {}
@@ -175,7 +173,7 @@ def _resources(spec: Json, sizes: GateResources) -> Json:
 
 
 def _guaranteed(every: Iterable[Json]) -> bool:
-    """Tell whether these resources make the class Guaranteed; the API server wrote equal quantities alike."""
+    """Return whether these resources make the class Guaranteed; the API server normalizes quantities."""
     for each in every:
         limits, requests = each.get("limits") or {}, each.get("requests") or {}
         for what in ("cpu", "memory"):
@@ -185,6 +183,6 @@ def _guaranteed(every: Iterable[Json]) -> bool:
 
 
 def _free_port(spec: Json) -> int:
-    """The first port from 9401 that no container of the pod says it listens on: they share one network."""
+    """Return the first port from 9401 that no container of the pod declares: they share one network."""
     taken = {port.get("containerPort") for container in containers_of(spec) for port in container.get("ports") or ()}
     return next(port for port in range(FIRST_PORT, FIRST_PORT + len(taken) + 1) if port not in taken)

@@ -1,6 +1,6 @@
 """The injector's plain port: health, readiness and metrics.
 
-Law: only reads; nothing here can change anything. Every label has a handful of values.
+Law: read only; every label has a handful of values.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ _RESULTS = ("injected", "unchanged", "denied", "invalid")
 
 
 class InjectorMetrics:
-    """What the injector counts. `expires` gives the certificate's end, in seconds since the epoch."""
+    """The injector's metrics. `expires` returns the certificate's end, in seconds since the epoch."""
 
     def __init__(self, version: str, expires: Callable[[], float]) -> None:
-        # One series more for each counter, which nobody asked for.
+        # Else each counter has one more series, which is of no use.
         disable_created_metrics()  # type: ignore[no-untyped-call]  # prometheus_client leaves it bare
         self._registry = CollectorRegistry()
         ProcessCollector(registry=self._registry)
         reviews = "Reviews answered, by result."
         self._reviews = Counter("holdfast_injector_reviews", reviews, ["result"], registry=self._registry)
-        for result in _RESULTS:  # so that a rate sees the first of each
+        for result in _RESULTS:  # so that a rate includes the first of each
             self._reviews.labels(result)
         seconds = "Seconds from a review's last byte to its answer."
         self._seconds = Histogram(
@@ -50,12 +50,12 @@ class InjectorMetrics:
         self._seconds.observe(seconds)
 
     def text(self) -> bytes:
-        """For Prometheus, in its text format."""
+        """Return the metrics in Prometheus' text format."""
         return generate_latest(self._registry)
 
 
 def doors(metrics: InjectorMetrics, not_ready: Callable[[], str | None]) -> web.Application:
-    """The application of the plain port; `not_ready` says why reviews are better sent elsewhere, None where not."""
+    """Return the application of the plain port; `not_ready` returns why reviews should go elsewhere, or None."""
     app = web.Application()
 
     async def healthz(_request: web.Request) -> web.Response:

@@ -1,7 +1,7 @@
 """A few requests to the Kubernetes API: get, create, replace, and patch one object.
 
-Law: knows no kind of object and keeps no connection: it is asked a few times a minute, and so the service account's
-token and the cluster's CA are read anew each time, however they rotate. Whether to try again, the caller decides.
+Law: knows no kind of object and keeps no connection: with a few requests a minute, the service account's token and the
+cluster's CA are read anew each time, however they rotate. The caller decides whether to retry.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ Json = dict[str, Any]
 
 
 class Conflict(Transient):
-    """Somebody else wrote the object first: read it again."""
+    """Another writer changed the object first: read it again."""
 
     def __init__(self, path: str) -> None:
-        super().__init__("kube_conflict", f"{path}: changed meanwhile, or there already", "")
+        super().__init__("kube_conflict", f"{path}: another writer changed it, or it exists already", "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class KubeApi:
 
     @classmethod
     def in_cluster(cls) -> KubeApi:
-        """The API server of the cluster that this process runs in; raises `Permanent` (`no_cluster`) elsewhere."""
+        """Return the API server of this process's cluster; raises `Permanent` (`no_cluster`) outside one."""
         host, port = os.environ.get("KUBERNETES_SERVICE_HOST"), os.environ.get("KUBERNETES_SERVICE_PORT", "443")
         if not host:
             raise Permanent(
@@ -53,22 +53,22 @@ class KubeApi:
         return cls(f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}", ACCOUNT)
 
     async def get(self, path: str) -> Json | None:
-        """The object at `path`, None where there is none."""
-        return await self._ask("GET", path)
+        """Return the object at `path`, None where there is none."""
+        return await self._send("GET", path)
 
     async def create(self, path: str, body: Json) -> Json:
-        """Create an object in the collection at `path`; raises `Conflict` where one of its name is there."""
-        return self._there(path, await self._ask("POST", path, body))
+        """Create an object in the collection at `path`; raises `Conflict` where one of its name exists."""
+        return self._expect(path, await self._send("POST", path, body))
 
     async def replace(self, path: str, body: Json) -> Json:
-        """Write the object at `path`; raises `Conflict` where it is not the `resourceVersion` in `body` any more."""
-        return self._there(path, await self._ask("PUT", path, body))
+        """Replace the object at `path`; raises `Conflict` where its `resourceVersion` is not that in `body`."""
+        return self._expect(path, await self._send("PUT", path, body))
 
     async def patch(self, path: str, operations: Sequence[Json]) -> Json:
         """Apply a JSON patch (RFC 6902) to the object at `path`."""
-        return self._there(path, await self._ask("PATCH", path, list(operations), _JSON_PATCH))
+        return self._expect(path, await self._send("PATCH", path, list(operations), _JSON_PATCH))
 
-    async def _ask(self, method: str, path: str, body: object = None, kind: str = "application/json") -> Json | None:
+    async def _send(self, method: str, path: str, body: object = None, kind: str = "application/json") -> Json | None:
         data = None if body is None else json.dumps(body)
         headers = {"Authorization": f"Bearer {self._token()}", "Accept": "application/json", "Content-Type": kind}
         try:
@@ -97,7 +97,7 @@ class KubeApi:
         found: Json = json.loads(answer)
         return found
 
-    def _there(self, path: str, found: Json | None) -> Json:
+    def _expect(self, path: str, found: Json | None) -> Json:
         if found is None:
             raise Transient("kube_not_found", f"{path}: not there", "apply the injector's manifests")
         return found
@@ -118,7 +118,7 @@ class KubeApi:
 
 
 def _message(answer: bytes) -> str:
-    """What a `Status` object says; the answer's first bytes where it is none."""
+    """Return the message of a `Status` object, else the answer's first bytes."""
     try:
         return str(json.loads(answer)["message"])[:500]
     except (ValueError, KeyError, TypeError):

@@ -1,7 +1,7 @@
 """`holdfast inject`: the mutating webhook that adds the gate to annotated pods. Wires its parts, and runs them.
 
-Law: keeps nothing that another replica would miss. SIGTERM makes it unready first and deaf last, so that an API server
-that has not heard yet still gets its answers.
+Law: keeps no state that another replica would need. SIGTERM makes it unready first and stops listening last, so that an
+API server that has not noticed yet still gets its answers.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ from sidecar.injector.tls import ServingTls
 from sidecar.injector.webhook import Reviewer, application
 
 _log = logging.getLogger("holdfast")
-# Longer than the 90 s after which Go gives an idle connection up: else a review may meet a connection just closed.
+# Longer than the 90 s after which Go closes an idle connection: else a review may meet a connection just closed.
 _KEEP_ALIVE_S = 120.0
-_CLOSE_S = 2.0  # for answers under way when the doors close
-_PATIENCE_S = 10.0  # for all of the end but the drain
+_CLOSE_S = 2.0  # for answers in progress when the listeners close
+_PATIENCE_S = 10.0  # for the whole shutdown except the drain
 
 
 class Injector:
-    """The parts, and what state they are in."""
+    """The parts of the injector, and its state."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -50,7 +50,7 @@ class Injector:
         self.metrics = InjectorMetrics(running, lambda: self.tls.expires)
 
     def not_ready(self) -> str | None:
-        """Why no review should be sent here, None where one may."""
+        """Return why reviews should go elsewhere; None where they may come here."""
         if self._stop.is_set():
             return "stopping"
         return None if self.tls.loaded.is_set() else "no certificate yet"
@@ -102,7 +102,7 @@ class Injector:
 
 
 def main(argv: Sequence[str]) -> int:
-    """`holdfast inject`."""
+    """Run `holdfast inject`; return its exit code."""
     settings = parse(argv)
     logging.basicConfig(
         level=settings.log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s"
@@ -140,7 +140,7 @@ def _read_pair(certificate: Path, key: Path) -> tuple[bytes, bytes]:
 
 @asynccontextmanager
 async def _served(app: web.Application, listen: tuple[str, int], tls: SSLContext | None) -> AsyncIterator[str]:
-    """Listen, and give the address; `HOST:PORT`, also where port 0 was asked for."""
+    """Listen while the block runs; yields `HOST:PORT` as bound, also for port 0."""
     runner = web.AppRunner(app, access_log=None, keepalive_timeout=_KEEP_ALIVE_S, shutdown_timeout=_CLOSE_S)
     await runner.setup()
     try:

@@ -1,7 +1,7 @@
-"""Turn a pod that asks for weights into one that waits for them: a JSON patch (RFC 6902).
+"""Make an annotated pod wait for its weights: a JSON patch (RFC 6902).
 
-Law: pure, and adds only: nothing of the pod is replaced or removed but our own annotations. What it cannot
-do soundly it refuses, as a `Permanent` that says what to write instead.
+Law: pure, and adds only: nothing of the pod is replaced or removed but our own annotations. What it cannot do correctly
+it refuses, as a `Permanent` that says what to write instead.
 """
 
 from __future__ import annotations
@@ -31,22 +31,22 @@ from sidecar.injector.gate_container import (
 )
 
 VARIABLE = "HOLDFAST_MODEL_PATH"
-_MIRROR = "kubernetes.io/config.mirror"  # a static pod, which runs whatever the API server says of it
-_WEIGHT = 100  # the most there is: a fetch of minutes outweighs what else nodes differ in
+_MIRROR = "kubernetes.io/config.mirror"  # a static pod, which the node runs whatever the API server answers
+_WEIGHT = 100  # the maximum: a fetch of minutes outweighs other differences between nodes
 _PREFERRED = "preferredDuringSchedulingIgnoredDuringExecution"
 _REQUIRED = "requiredDuringSchedulingIgnoredDuringExecution"
 
 
 @dataclass(frozen=True, slots=True)
 class Patch:
-    """Operations to apply in this order (none: the pod is left alone), and warnings for whoever creates the pod."""
+    """Operations to apply in this order (none: the pod stays as it is), and warnings for the pod's creator."""
 
     operations: tuple[Json, ...] = ()
     warnings: tuple[str, ...] = ()
 
 
 def patch_pod(pod: Json, settings: GateSettings, digests: Digests, version: str) -> Patch:
-    """What makes `pod` wait for its weights; `version` marks it as done.
+    """Return the patch that makes `pod` wait for its weights; `version` marks it as injected.
 
     Raises `Permanent`: `invalid_annotations`, `digest_mismatch` (pod and catalog pin different content),
     `unsupported_pod`, `unknown_container`, `mount_conflict`, `digest_unknown` (for a required affinity).
@@ -65,19 +65,22 @@ def patch_pod(pod: Json, settings: GateSettings, digests: Digests, version: str)
         )
     asked = replace(asked, models=tuple(_pinned(wanted, digests) for wanted in asked.models))
     operations = [
-        *_marks(notes, asked, version),
+        *_annotations(notes, asked, version),
         *_volumes(spec, settings),
-        *_into_containers(spec, asked, settings),
+        *_containers(spec, asked, settings),
         *_affinity(spec, asked),
-        # Last: it moves the other init containers, whose places are named above.
+        # Last: it shifts the other init containers, whose indexes the operations above use.
         *_prepend("/spec/initContainers", spec.get("initContainers"), [gate_container(spec, asked, settings)]),
     ]
     unknown = sorted({wanted.ref.name for wanted in asked.models if not digests.knows(wanted.ref.name)})
-    return Patch(tuple(operations), tuple(_no_model(name) for name in unknown))
+    warnings = (
+        f"holdfast: the catalog has no model {name[:100]!r}; the pod cannot start until it has" for name in unknown
+    )
+    return Patch(tuple(operations), tuple(warnings))
 
 
 def _pinned(wanted: Wanted, digests: Digests) -> Wanted:
-    """With the catalog's pin, where the pod has none of its own."""
+    """Return `wanted` with the catalog's pin, where the pod has none."""
     catalog = digests.pins.get(wanted.ref)
     if catalog is not None and wanted.pin not in (None, catalog):
         raise Permanent(
@@ -89,7 +92,7 @@ def _pinned(wanted: Wanted, digests: Digests) -> Wanted:
     return replace(wanted, pin=wanted.pin or catalog)
 
 
-def _marks(notes: Json, asked: Asked, version: str) -> Iterator[Json]:
+def _annotations(notes: Json, asked: Asked, version: str) -> Iterator[Json]:
     yield _add(f"/metadata/annotations/{_escaped(INJECTED)}", version)
     pins = write_pins(asked.models)
     if pins is not None and notes.get(DIGEST) != pins:
@@ -98,9 +101,9 @@ def _marks(notes: Json, asked: Asked, version: str) -> Iterator[Json]:
 
 def _volumes(spec: Json, settings: GateSettings) -> Iterator[Json]:
     ours = volume(settings)
-    for there in spec.get("volumes") or ():
-        if there.get("name") == VOLUME:
-            if (there.get("hostPath") or {}).get("path") == settings.host_public:
+    for present in spec.get("volumes") or ():
+        if present.get("name") == VOLUME:
+            if (present.get("hostPath") or {}).get("path") == settings.host_public:
                 return
             raise Permanent(
                 "mount_conflict",
@@ -110,8 +113,8 @@ def _volumes(spec: Json, settings: GateSettings) -> Iterator[Json]:
     yield from _append("/spec/volumes", spec.get("volumes"), [ours])
 
 
-def _into_containers(spec: Json, asked: Asked, settings: GateSettings) -> Iterator[Json]:
-    """Mount and variables for the named containers; by default for all but other people's sidecars."""
+def _containers(spec: Json, asked: Asked, settings: GateSettings) -> Iterator[Json]:
+    """Add the mount and variables to the named containers; by default to all but other sidecars."""
     _check_names(spec, asked)
     variables = _variables(asked)
     ours = mount(asked.mount_path, settings.recursive_read_only)
@@ -132,28 +135,28 @@ def _into_containers(spec: Json, asked: Asked, settings: GateSettings) -> Iterat
 
 
 def _check_names(spec: Json, asked: Asked) -> None:
-    there = [str(container.get("name")) for container in containers_of(spec)]
-    missing = [name for name in asked.containers or () if name not in there]
+    present = [str(container.get("name")) for container in containers_of(spec)]
+    missing = [name for name in asked.containers or () if name not in present]
     if missing:
         raise Permanent(
             "unknown_container",
-            f"{CONTAINERS} names {', '.join(missing)}, the pod has {', '.join(there)}",
-            f"write `{CONTAINERS}: {','.join(there)}` or fewer, or leave it out for all containers",
+            f"{CONTAINERS} names {', '.join(missing)}, the pod has {', '.join(present)}",
+            f"write `{CONTAINERS}: {','.join(present)}` or fewer, or leave it out for all containers",
         )
 
 
 def _mounted(container: Json, path: str) -> bool:
-    """Tell whether the weights are mounted there already; refuses where something else is, or is below."""
-    for there in container.get("volumeMounts") or ():
-        found = posixpath.normpath(str(there.get("mountPath")))
-        if found == path and there.get("name") == VOLUME:
+    """Return whether the weights are mounted at `path`; refuses another mount there or below."""
+    for present in container.get("volumeMounts") or ():
+        found = posixpath.normpath(str(present.get("mountPath")))
+        if found == path and present.get("name") == VOLUME:
             return True
         if found == path or found.startswith(f"{path}/"):
-            # Below: the runtime could not make the folder to mount on, as ours is read-only.
+            # Below: the runtime could not create the mount point, as ours is read-only.
             raise Permanent(
                 "mount_conflict",
                 f"the weights are to be mounted at {path} and the container {container.get('name')!r} mounts "
-                f"{there.get('name')!r} at {found}",
+                f"{present.get('name')!r} at {found}",
                 f"write another path, as in `{MOUNT_PATH}: {path}-weights`",
             )
     return False
@@ -167,7 +170,7 @@ def _variables(asked: Asked) -> list[Json]:
             name = f"{VARIABLE}_{variable_suffix(wanted.alias)}"
             found.append({"name": name, "value": str(layout.model_link(wanted.ref))})
     if len(asked.models) > 1 or asked.models[0].alias is not None:
-        # Aliases as they are written, which the names above are not: what `holdfast serve` serves them under.
+        # The aliases as written, which `holdfast serve` uses as names; the variables above change them.
         found.append({"name": "HOLDFAST_MODELS", "value": write_models(asked.models)})
         found.append({"name": "HOLDFAST_ROOT", "value": asked.mount_path})
     pins = write_pins(asked.models)
@@ -192,20 +195,16 @@ def _affinity(spec: Json, asked: Asked) -> Iterator[Json]:
         yield _add("/spec/affinity", prefer(spec.get("affinity"), digests))
 
 
-def _no_model(name: str) -> str:
-    return f"holdfast: the catalog has no model {name[:100]!r}; the pod cannot start until it has"
-
-
-def _prepend(path: str, there: object, values: Sequence[Json]) -> Iterator[Json]:
-    """Put `values` in front of the list at `path`, which may be missing, null or empty."""
-    if there:
+def _prepend(path: str, present: object, values: Sequence[Json]) -> Iterator[Json]:
+    """Prepend `values` to the list at `path`, which may be missing, null or empty."""
+    if present:
         yield from (_add(f"{path}/0", value) for value in reversed(values))
     elif values:
         yield _add(path, list(values))
 
 
-def _append(path: str, there: object, values: Sequence[Json]) -> Iterator[Json]:
-    if there:
+def _append(path: str, present: object, values: Sequence[Json]) -> Iterator[Json]:
+    if present:
         yield from (_add(f"{path}/-", value) for value in values)
     elif values:
         yield _add(path, list(values))
@@ -216,12 +215,12 @@ def _add(path: str, value: Any) -> Json:
 
 
 def _escaped(key: str) -> str:
-    """A key as a reference token of a JSON pointer: RFC 6901, section 3."""
+    """Escape a key as a reference token of a JSON pointer: RFC 6901, section 3."""
     return key.replace("~", "~0").replace("/", "~1")
 
 
 def prefer(affinity: Json | None, digests: Sequence[Digest]) -> Json:
-    """`affinity` with a preference for nodes that hold each of `digests`: the more of them, the better."""
+    """Return `affinity` with a preference for nodes that hold each of `digests`: the more of them, the better."""
     node = dict((affinity or {}).get("nodeAffinity") or {})
     terms = [{"weight": _WEIGHT, "preference": {"matchExpressions": [_holds(digest)]}} for digest in digests]
     node[_PREFERRED] = [*(node.get(_PREFERRED) or ()), *terms]
@@ -229,26 +228,21 @@ def prefer(affinity: Json | None, digests: Sequence[Digest]) -> Json:
 
 
 def require(affinity: Json | None, digests: Sequence[Digest]) -> Json:
-    """`affinity` that no node satisfies which does not hold all of `digests`."""
+    """Return `affinity` restricted to nodes that hold all of `digests`."""
     node = dict((affinity or {}).get("nodeAffinity") or {})
     holding = [_holds(digest) for digest in digests]
     terms = (node.get(_REQUIRED) or {}).get("nodeSelectorTerms")
-    if terms:
-        # Terms are alternatives, so each gets the condition. One that asks for nothing matches no node, and with a
-        # condition in it would match some.
-        both = [_and(term, holding) if _asks(term) else term for term in terms]
-    else:
-        both = [{"matchExpressions": holding}]
+    # Terms are alternatives, so each gets the condition. An empty term matches no node, and would match some with a
+    # condition in it.
+    both = [_and(term, holding) for term in terms] if terms else [{"matchExpressions": holding}]
     node[_REQUIRED] = {"nodeSelectorTerms": both}
     return {**(affinity or {}), "nodeAffinity": node}
 
 
 def _and(term: Json, expressions: Sequence[Json]) -> Json:
+    if not (term.get("matchExpressions") or term.get("matchFields")):
+        return term
     return {**term, "matchExpressions": [*(term.get("matchExpressions") or ()), *expressions]}
-
-
-def _asks(term: Json) -> bool:
-    return bool(term.get("matchExpressions") or term.get("matchFields"))
 
 
 def _holds(digest: Digest) -> Json:

@@ -1,7 +1,7 @@
-"""Refuse a pod whose parts are not of the kinds that the API has: what reads it then need not look twice.
+"""Refuse a pod whose fields have other types than the API's, so that later code need not check them.
 
-Law: pure. Knows the fields that are read here and no others; an absent field and `null` are the same, as in the API.
-The value of an annotation is no field: the API server writes text there, always.
+Law: pure. Knows only the fields that the injector reads; an absent field equals `null`, as in the API. Annotation
+values are not checked: the API server ensures that they are text.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _POD: dict[str, Any] = {
 
 
 def check_pod(pod: object) -> None:
-    """Raise `Permanent` (`invalid_review`) that names the first field of another kind than the API's."""
+    """Raise `Permanent` (`invalid_review`) that names the first field whose type is not the API's."""
     _check("object", pod, _POD)
 
 

@@ -28,7 +28,7 @@ _MAX_DEADLINE_S = 2**31 - 1 - 3600  # a probe's failureThreshold is an int32
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What one injector was asked. `certificate`: a folder with `tls.crt` and `tls.key`, or where to keep our own."""
+    """The options of one injector. `certificate`: a folder with `tls.crt` and `tls.key`, or the objects of our own."""
 
     gate: GateSettings
     catalog: Path | None
@@ -40,7 +40,7 @@ class Settings:
 
 
 def parse(arguments: Sequence[str]) -> Settings:
-    """Read the options; leaves the process with exit code 2 where they are wrong."""
+    """Parse the options; exits with 2 where they are invalid."""
     parser = OptionParser(
         prog="holdfast inject",
         description="Answer the API server's reviews of annotated pods: add the gate, the volume, mounts, variables.",

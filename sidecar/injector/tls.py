@@ -1,6 +1,6 @@
-"""The TLS side of a server whose certificate changes while it runs.
+"""The TLS context of a server whose certificate changes while it runs.
 
-Law: private keys stay in memory, never on a disk. A certificate that cannot be used leaves the one before in force.
+Law: private keys stay in memory, never on a disk. A certificate that is not usable leaves the previous one in force.
 """
 
 from __future__ import annotations
@@ -15,10 +15,8 @@ from cached.contract.errors import Permanent
 
 
 class ServingTls:
-    """`context` for a server; each handshake gets the certificate of the latest `use`. `loaded` is set by the first.
-
-    `certificate` is what that was, in PEM, and `expires` when it ends, in seconds since the epoch; empty and 0 before.
-    """
+    """`context` for a server; each handshake gets the certificate of the latest `use`. The first `use` sets `loaded`.
+    `certificate` is in PEM, `expires` is its end in seconds since the epoch; empty and 0 before the first `use`."""
 
     def __init__(self) -> None:
         self.loaded = asyncio.Event()
@@ -27,15 +25,13 @@ class ServingTls:
         self._key = b""
         self._current: ssl.SSLContext | None = None
         # It has no certificate itself: loading another into a context in use would keep the old one beside it where
-        # the kind of key changes, and break it where key and certificate do not belong together.
+        # the key's type changes, and break it where key and certificate do not match.
         self.context = _context()
         self.context.sni_callback = self._choose
 
     def use(self, certificate: bytes, key: bytes) -> bool:
-        """Serve this certificate chain and key (PEM) from now on; tells whether they are others than before.
-
-        Raises `Permanent` (`invalid_certificate`), whose message quotes neither.
-        """
+        """Serve this certificate chain and key (PEM) from now on; return whether they changed. Raises `Permanent`
+        (`invalid_certificate`), whose message quotes neither."""
         if (self.certificate, self._key) == (certificate, key):
             return False
         fresh = _context()
@@ -54,7 +50,7 @@ class ServingTls:
         return True
 
     def _choose(self, connection: ssl.SSLObject, _name: str | None, _context: ssl.SSLContext) -> int | None:
-        """OpenSSL asks at every handshake, also where the client names no server."""
+        """Select the certificate; OpenSSL calls it at every handshake, also where the client names no server."""
         if self._current is None:
             return ssl.ALERT_DESCRIPTION_INTERNAL_ERROR
         connection.context = self._current

@@ -1,7 +1,7 @@
 """Admission reviews over HTTP: `admission.k8s.io/v1`, as the API server's documentation of webhooks describes it.
 
-Law: one review in, one answer out, and nothing remembered, so that a dry run needs no care. A pod that asks wrongly is
-denied with what to write instead; only what is no review at all is an HTTP error.
+Law: one review in, one answer out, no state, so that a dry run needs no care. An invalid request of a pod is denied
+with what to write instead; only an input that is no review is an HTTP error.
 """
 
 from __future__ import annotations
@@ -13,13 +13,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any
 
 from aiohttp import web
 
 from cached.contract.errors import HoldfastError, Permanent
 from sidecar.injector.catalog_digests import NO_CATALOG, Digests
-from sidecar.injector.gate_container import GateSettings
+from sidecar.injector.gate_container import GateSettings, Json
 from sidecar.injector.patch import Patch, patch_pod
 from sidecar.injector.pod_schema import check_pod
 
@@ -28,19 +27,17 @@ _API_VERSION = "admission.k8s.io/v1"
 _MAX_REVIEW_BYTES = 8 << 20  # the API server takes requests of 3 MiB, and a review may hold two objects
 _PODS = {"group": "", "version": "v1", "resource": "pods"}
 
-Json = dict[str, Any]
-
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What to reply; `result` is for the metrics: `injected`, `unchanged` or `denied`."""
+    """The reply; `result` is for the metrics: `injected`, `unchanged` or `denied`."""
 
     result: str
     body: bytes
 
 
 class Reviewer:
-    """Answers reviews; `digests` is the catalog in force, and `version` what injected pods are marked with."""
+    """Answers reviews; `digests` is the current catalog, and `version` is the mark of injected pods."""
 
     def __init__(self, settings: GateSettings, version: str) -> None:
         self._settings = settings
@@ -65,7 +62,7 @@ class Reviewer:
 
 
 def application(reviewer: Reviewer, done: Callable[[str, float], None]) -> web.Application:
-    """The webhook's server; `done` is told each result (also `invalid`) and the seconds it took."""
+    """Return the webhook's server; `done` receives each result (also `invalid`) and its seconds."""
     app = web.Application(client_max_size=_MAX_REVIEW_BYTES)
 
     async def mutate(request: web.Request) -> web.Response:

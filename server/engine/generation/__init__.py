@@ -1,1 +1,1 @@
-"""Text generation: the scheduler of a batch, prefill and decode steps, the KV cache, sampling."""
+"""Text generation: the batch scheduler, prefill and decode, the KV cache, sampling. Law: no HTTP, no disk."""

@@ -1,15 +1,15 @@
 """Continuous batching: sequences join and leave the running batch between two tokens.
 
-Law: runs in the model's thread only. A newcomer is read alone, in pieces so that the others go on, then joins; a row
-that ends or is given up leaves before the next step. Where memory gets short the newest is set aside and read again
-later, with the same dice: nobody else notices.
+Law: runs in the model's thread only. An admitted sequence is prefilled alone, in pieces so that decoding goes on, then
+joins; a finished or cancelled row leaves before the next step. Where memory is short the newest sequence is preempted
+and prefilled again later, with the same random numbers: no other row changes.
 
 transformers has continuous batching of its own (`generate_batch`, `init_continuous_batching`). As of 5.23 it samples
 all requests from one generator by one setting of `do_sample`, so a seed means nothing and greedy and sampled requests
-cannot share a batch; it has neither stop texts nor penalties per request; it takes its cache's memory whole at the
+cannot share a batch; it has neither stop texts nor penalties per request; it takes all memory of its cache at the
 start and needs psutil on a CPU. Here (a Llama of 42M parameters, two cores, 8 requests of 32 + 64 tokens) it made 361
-tokens/s once warm, transformers' own static batch 428, `generate` alone 54. So the model's forward, its masks and its
-cache's interface are transformers', and the rows are ours.
+tokens/s once warm, transformers' own static batch 428, `generate` alone 54. So the model's forward, masks and cache
+interface are transformers', and the rows are ours.
 """
 
 from __future__ import annotations
@@ -29,32 +29,30 @@ from server.engine.generation.sampling import choose
 from server.engine.generation.sequence import Sequence
 from server.engine.lora import Adapters
 
-_READ_TOKENS = 512  # of newcomers, between two tokens of those that are there
-_HEADROOM_TOKENS = 128  # of each row, so that a newcomer is not set aside at once
-
+_PREFILL_TOKENS = 512  # prefilled between two decode steps
+_HEADROOM_TOKENS = 128  # of each row, so that an admitted sequence is not preempted at once
 
 _LOG = logging.getLogger(__name__)
 
 
 class Observer(Protocol):
-    """Who is told how generation goes."""
+    """Receives the measurements of generation."""
 
     def generated(self, rows: int, seconds: float) -> None:
-        """So many sequences got a token each, in so many seconds of one step."""
-        ...
+        """Record a step that gave `rows` sequences a token each."""
 
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """The most rows of a batch, and the most tokens its cache has memory for, padding included."""
+    """The most rows of a batch, and the most tokens that its KV cache has memory for, padding included."""
 
     rows: int
     tokens: int
 
 
 @dataclass(slots=True)
-class _Reading:
-    """A newcomer of which the first tokens are read, or all of them: then it has its first own token too."""
+class _Prefill:
+    """An admitted sequence during prefill; `whole` once all of its prompt is read and its first token is chosen."""
 
     sequence: Sequence
     cache: RowCache
@@ -62,46 +60,46 @@ class _Reading:
 
 
 class Batch:
-    """The sequences in the model."""
+    """The sequences in the model: at most one in prefill, the others decode."""
 
     def __init__(self, rows: Rows, bounds: Bounds, observer: Observer, adapters: Adapters) -> None:
-        self.bounds = bounds  # set from another thread when other models come or go
+        self.bounds = bounds  # set from another thread when another model is loaded or removed
         self._rows = rows
         self._observer = observer
         self._adapters = adapters
         self._sequences: list[Sequence] = []
-        self._reading: _Reading | None = None
+        self._prefilling: _Prefill | None = None
 
     @property
     def busy(self) -> bool:
-        return bool(self._sequences or self._reading)
+        return bool(self._sequences or self._prefilling)
 
     @property
     def room(self) -> int:
-        """How many more sequences may come."""
-        return self.bounds.rows - len(self._sequences) - (self._reading is not None)
+        """Return how many more sequences can be admitted."""
+        return self.bounds.rows - len(self._sequences) - (self._prefilling is not None)
 
     @property
     def tokens(self) -> int:
-        """How many tokens its cache holds, padding included, as seen from any thread."""
+        """Return how many tokens the KV cache holds, padding included. Any thread may call it."""
         sequences = self._sequences
         return len(sequences) * (max((len(one.ids) for one in sequences), default=0) + SPARE_COLUMNS)
 
     def reset(self) -> None:
-        self._sequences, self._reading = [], None
+        self._sequences, self._prefilling = [], None
         self._rows.compose([], [], 0)
 
     @torch.inference_mode()
     def step(self, waiting: deque[Sequence]) -> None:
-        """Read what there is time for of those who wait, then a token for each row."""
+        """Prefill waiting sequences for a bounded number of tokens, then decode a token for each row."""
         kept = [row for row, sequence in enumerate(self._sequences) if not sequence.over]
         stay = [self._sequences[row] for row in kept]
-        newcomers = self._read(waiting, stay)
-        self._set_aside(stay, newcomers, waiting)
-        if newcomers or len(stay) < len(self._sequences):
-            self._sequences = [*stay, *(one.sequence for one in newcomers)]
+        joining = self._prefill(waiting, stay)
+        self._preempt(stay, joining, waiting)
+        if joining or len(stay) < len(self._sequences):
+            self._sequences = [*stay, *(one.sequence for one in joining)]
             width = max((len(sequence.ids) - 1 for sequence in self._sequences), default=0)
-            self._rows.compose(kept[: len(stay)], [one.cache for one in newcomers], width)
+            self._rows.compose(kept[: len(stay)], [one.cache for one in joining], width)
         if self._sequences:
             self._decode()
 
@@ -115,55 +113,55 @@ class Batch:
             sequence.take(token)
         self._observer.generated(len(chosen), time.perf_counter() - started)
 
-    def _read(self, waiting: deque[Sequence], there: list[Sequence]) -> list[_Reading]:
-        """Read newcomers, a bounded number of tokens; returns those that have their first token and want more."""
-        left = _READ_TOKENS
-        read: list[_Reading] = []
+    def _prefill(self, waiting: deque[Sequence], decoding: list[Sequence]) -> list[_Prefill]:
+        """Prefill a bounded number of tokens; return the sequences that are complete and ready to decode."""
+        left = _PREFILL_TOKENS
+        done: list[_Prefill] = []
         while left > 0:
-            reading = self._reading
-            if reading is None:
-                if not waiting or not self._fits(waiting[0], [*there, *(one.sequence for one in read)]):
+            current = self._prefilling
+            if current is None:
+                if not waiting or not self._fits(waiting[0], [*decoding, *(one.sequence for one in done)]):
                     break
-                reading = self._reading = _Reading(waiting.popleft(), self._rows.fresh())
-            if not reading.sequence.over:
-                left -= self._read_piece(reading, left)
-            if reading.sequence.over:
-                self._reading = None
-            elif reading.whole:
-                self._reading = None
-                read.append(reading)
-        return read
+                current = self._prefilling = _Prefill(waiting.popleft(), self._rows.fresh())
+            if not current.sequence.over:
+                left -= self._prefill_piece(current, left)
+            if current.sequence.over:
+                self._prefilling = None
+            elif current.whole:
+                self._prefilling = None
+                done.append(current)
+        return done
 
-    def _read_piece(self, reading: _Reading, most: int) -> int:
-        sequence, begin = reading.sequence, reading.cache.get_seq_length()
+    def _prefill_piece(self, prefill: _Prefill, most: int) -> int:
+        sequence, begin = prefill.sequence, prefill.cache.get_seq_length()
         piece = sequence.ids[begin : begin + most]
         started = time.perf_counter()
         self._adapters.use([sequence.adapter])
         try:
-            logits = self._rows.read(reading.cache, piece)
-        except RuntimeError as error:  # torch's; out of memory is one: nobody else need fail for it
+            logits = self._rows.read(prefill.cache, piece)
+        except RuntimeError as error:  # torch's, out of memory included: it fails this sequence only
             _LOG.exception("the model failed to read a prompt of %d tokens", len(sequence.ids))
             sequence.job.fail(model_failed(error))
             return len(piece)
         if begin + len(piece) == len(sequence.ids):
-            reading.whole = True
+            prefill.whole = True
             [chosen] = choose(logits, [sequence.dice])
             sequence.take(chosen)
             self._observer.generated(1, time.perf_counter() - started)
         return len(piece)
 
-    def _fits(self, newcomer: Sequence, there: list[Sequence]) -> bool:
-        rows = len(there) + 1
-        longest = max(len(sequence.ids) for sequence in (newcomer, *there))
+    def _fits(self, admitted: Sequence, decoding: list[Sequence]) -> bool:
+        rows = len(decoding) + 1
+        longest = max(len(sequence.ids) for sequence in (admitted, *decoding))
         return rows == 1 or (rows <= self.bounds.rows and self._has_memory(rows, longest + _HEADROOM_TOKENS))
 
-    def _set_aside(self, stay: list[Sequence], newcomers: list[_Reading], waiting: deque[Sequence]) -> None:
-        """Put the newest back where there is no memory for another token of all."""
-        while (rows := len(stay) + len(newcomers)) > 1:
-            longest = max(len(sequence.ids) for sequence in (*stay, *(one.sequence for one in newcomers)))
+    def _preempt(self, stay: list[Sequence], joining: list[_Prefill], waiting: deque[Sequence]) -> None:
+        """Return the newest sequences to `waiting` until the KV cache has memory for one more token of each row."""
+        while (rows := len(stay) + len(joining)) > 1:
+            longest = max(len(sequence.ids) for sequence in (*stay, *(one.sequence for one in joining)))
             if self._has_memory(rows, longest):
                 break
-            waiting.appendleft(newcomers.pop().sequence if newcomers else stay.pop())
+            waiting.appendleft(joining.pop().sequence if joining else stay.pop())
 
     def _has_memory(self, rows: int, longest: int) -> bool:
         return rows * (longest + SPARE_COLUMNS) <= self.bounds.tokens

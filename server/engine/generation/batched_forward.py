@@ -1,7 +1,7 @@
-"""The model's forward pass over rows of a batch: read one sequence alone, or one token of every row.
+"""The model's forward pass over the rows of a batch: prefill of one sequence, or decode of one token of every row.
 
-Law: runs in the model's thread only, inside `torch.inference_mode`. What a row's logits are does not depend on the
-other rows beyond rounding: padding is masked, and positions are each row's own.
+Law: runs in the model's thread only, inside `torch.inference_mode`. A row's logits depend on other rows by rounding
+only: padding is masked, and each row has positions of its own.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from server.engine.generation.kv_cache import RowCache, empty_cache
 
 
 class Rows:
-    """Sequences in one cache, and the model that reads them."""
+    """The sequences of one KV cache, and the model that runs them."""
 
     def __init__(self, module: Any, config: Any, device: str) -> None:
         self._module = module
@@ -27,20 +27,20 @@ class Rows:
         self._last_only = {"logits_to_keep": 1} if "logits_to_keep" in known else {}
 
     def fresh(self) -> RowCache:
-        """An empty cache for one sequence to be read into."""
+        """Return an empty cache for the prefill of one sequence."""
         cache = empty_cache(self._config)
         assert cache is not None
         return cache
 
     def read(self, cache: RowCache, ids: list[int]) -> torch.Tensor:
-        """Read these tokens after what `cache` holds of the same sequence: the logits (1, vocabulary) after them."""
+        """Prefill these tokens after those in `cache`; return the logits (1, vocabulary) after the last."""
         begin = cache.get_seq_length()
         positions = torch.arange(begin, begin + len(ids), device=self._device).unsqueeze(0)
         mask = torch.ones((1, begin + len(ids)), dtype=torch.long, device=self._device)
         return self._forward([ids], mask, positions, cache)
 
     def compose(self, kept: list[int], newcomers: list[RowCache], width: int) -> None:
-        """Keep these rows, add what was read into these caches after them; `width` tokens is the longest then."""
+        """Keep these rows and append the sequences of these caches; `width` is then the longest, in tokens."""
         if not kept and not newcomers:
             self._cache = None
             return
@@ -49,11 +49,11 @@ class Rows:
         others: list[Any] = [cache.layers for cache in newcomers]
         for number, layer in enumerate(self._cache.layers):
             layer.compose(kept, [layers[number] for layers in others], width)
-            for layers in others:  # layer by layer, so that the memory is never taken twice over
+            for layers in others:  # layer by layer, so that no more than one layer is in memory twice
                 layers[number] = None
 
     def decode(self, tokens: list[int], lengths: list[int]) -> torch.Tensor:
-        """Give each row its next token, with which it is so long: the logits (rows, vocabulary) after it."""
+        """Give each row its next token; `lengths` include it. Return the logits (rows, vocabulary) after it."""
         assert self._cache is not None
         width = self._cache.get_seq_length() + 1
         long = torch.tensor(lengths, device=self._device).unsqueeze(1)
@@ -75,15 +75,15 @@ class Rows:
         return logits
 
 
-_LENGTHS = (9, 3, 14)  # of the prompts: shorter than the first, then longer, so that columns are padded and moved
+_LENGTHS = (9, 3, 14)  # of the prompts: one shorter than the first, one longer, so that columns are padded and moved
 _STEPS = 3
 
 
 def largest_difference(module: Any, rows: Rows, vocabulary: int, device: str) -> float:
-    """The largest root mean square difference of logits in a batch from those alone, as a part of their spread.
+    """Return the largest root mean square difference of batched logits from sequential ones, relative to their spread.
 
-    Rows join while others run, one leaves, one is read in two pieces. Tokens are given, not chosen, so that near ties
-    in low precision do not matter. Leaves `rows` empty.
+    Rows join while others run, one leaves, one is prefilled in two pieces. Tokens are given, not chosen, so that near
+    ties in low precision do not matter. Leaves `rows` empty.
     """
     texts = [
         [(31 * row + 7 * place + 1) % vocabulary for place in range(length + 3 * _STEPS)]

@@ -1,8 +1,8 @@
-"""A causal language model that goes on with prompts and conversations, many at once where its architecture allows.
+"""A causal language model for completions and chats, batched where its architecture allows it.
 
-Law: runs in the model's thread only, but for `prepare`, which has a tokenizer of its own. Sampling is what the request
-says and nothing from the model's folder but its end tokens. Whether rows may be batched is tried at warm-up, not
-assumed: an architecture whose batched logits are not those of the plain forward pass is served one by one.
+Law: runs in the model's thread only, except `prepare`, which has a tokenizer of its own. Sampling follows the request;
+only the end tokens come from the model's folder. Warm-up checks whether rows can be batched: an architecture whose
+batched logits differ from those of the plain forward pass runs one sequence at a time.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from server.engine.tokenizer import Tokens
 from server.engine.types import About, ChatRequest, Continuation, GenerationRequest, Kind, Limits
 
 _LOG = logging.getLogger(__name__)
-_CACHE_SHARE = {"cuda": 0.8, "cpu": 0.5}  # of what is free after the model was loaded; the rest is for one step's work
+_CACHE_SHARE = {"cuda": 0.8, "cpu": 0.5}  # of the memory free after the load; a step's work needs the rest
 # Of the logits' spread. A wrong mask or position changes them by half or more; rounding by 1e-6 and 2e-2 as measured
 # with small models of twenty architectures, more with many layers.
 _TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}
 _TOLERANCE_HALF = 0.15
-_NO_CONTEXT_TOKENS = 4096  # generated where neither the request nor the model has a limit
+_NO_CONTEXT_TOKENS = 4096  # generated at most where neither the request nor the model has a limit
 
 
 class _Runner(Protocol):
-    """What steps sequences: `Batch` or `Alone`."""
+    """Steps sequences: `Batch` or `Alone`."""
 
     @property
     def busy(self) -> bool: ...
@@ -64,7 +64,7 @@ class Generator:
         self._adapters = Adapters(loaded.module, loaded.dtype, device)
         self._runner: _Runner = Alone(loaded.module, device, padding, observer, self._adapters)
         self._rows = 1
-        self._token_bytes = 0  # of keys and values, where they are held in a batch
+        self._token_bytes = 0  # of the KV cache of a batch
         self._jobs: list[tuple[GenerationJob, list[Sequence]]] = []
         self._waiting: deque[Sequence] = deque()
 
@@ -88,7 +88,7 @@ class Generator:
 
     @torch.inference_mode()
     def warm_up(self) -> None:
-        """Read a token and check the answer, then try whether rows can be batched; raises `Permanent`."""
+        """Run one token and check the logits, then check whether rows can be batched; raises `Permanent`."""
         ids = torch.tensor([[min(self._ends, default=0)]], device=self._device)
         logits = self._loaded.module(input_ids=ids).logits
         found, vocabulary = tuple(logits.shape), self._tokens.vocabulary
@@ -100,19 +100,19 @@ class Generator:
             )
         self._adapters.survey()
         if self._limits.batch > 1:
-            self._try_batching()
+            self._enable_batching()
 
     def adapter(self, directory: Path) -> Adapter:
         """Load an adapter for this model, from any thread; raises `HoldfastError`."""
         return self._adapters.load(directory)
 
     def share(self, models: int) -> None:
-        """Take what is one model's of so many of the memory for keys and values, from any thread."""
+        """Set the KV cache's limit to one of `models` equal shares of the memory, from any thread."""
         if isinstance(self._runner, Batch):
             self._fit(self._runner, models)
 
     def prepare(self, request: GenerationRequest) -> Continuation:
-        """A request in tokens; raises `InvalidRequest` where it does not fit."""
+        """Turn a request into tokens; raises `InvalidRequest` where it does not fit the context."""
         wanted = request.wanted
         room = wanted.max_tokens or 1
         if isinstance(request, ChatRequest):
@@ -124,11 +124,7 @@ class Generator:
             (tuple(ids), self._max_tokens(ids, wanted.max_tokens)) for ids in prompts for _ in range(wanted.choices)
         ]
         return Continuation(
-            tuple(ids for ids, _ in each),
-            tuple(most for _, most in each),
-            wanted.sampling,
-            wanted.stop,
-            wanted.adapter,
+            tuple(ids for ids, _ in each), tuple(most for _, most in each), wanted.sampling, wanted.stop, wanted.adapter
         )
 
     @property
@@ -140,7 +136,7 @@ class Generator:
         return max(0, self._runner.room - len(self._waiting))
 
     def step(self, arrived: list[GenerationJob]) -> None:
-        """Take up the jobs' choices, and go on by a token."""
+        """Admit the jobs' choices, and run one step."""
         for job in arrived:
             choices = range(len(job.request.prompts))
             sequences = [Sequence(job, index, self._loaded.tokenizer, self._ends) for index in choices]
@@ -164,7 +160,7 @@ class Generator:
         left = _NO_CONTEXT_TOKENS if self._tokens.context is None else self._tokens.context - len(ids)
         return left if self._limits.max_tokens is None else min(left, self._limits.max_tokens)
 
-    def _try_batching(self) -> None:
+    def _enable_batching(self) -> None:
         loaded = self._loaded
         cache = empty_cache(loaded.config)
         if cache is None:
@@ -195,7 +191,7 @@ class Generator:
         self._runner = batch
 
     def _fit(self, batch: Batch, models: int) -> None:
-        """Bound a batch by the memory that there is."""
+        """Bound the KV cache of a batch by the free memory; raises `Permanent` (`no_memory`)."""
         most = self._limits.cache_bytes
         if most is None:
             kind = torch.device(self._device).type

@@ -1,8 +1,8 @@
-"""The keys and values of a batch whose rows come and go: transformers' cache layers with room to spare.
+"""The KV cache of a batch whose rows join and leave: transformers' cache layers with spare columns.
 
-Law: rows end at the same column; a shorter row's columns on the left are padding, zero, and masked by whoever calls.
-A step writes one column in place: transformers' own layer copies everything at each. Every layer keeps all positions,
-also where the model looks at a window of them: the model's mask says what it sees.
+Law: rows end at the same column; a shorter row has zero padding on the left, which the caller masks. A step writes one
+column in place, where transformers' own layer copies everything. Every layer keeps all positions, also where the model
+has a sliding window: the model's mask limits what it reads.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicS
 
 _DynamicLayer: Any = DynamicLayer  # its hook for subclasses is untyped
 
-SPARE_COLUMNS = 128  # tokens a batch can grow by before it is copied once
+SPARE_COLUMNS = 128  # tokens that a batch can grow by before its cache is copied
 
 
 class RoomyLayer(_DynamicLayer):  # type: ignore[misc]  # transformers' layers are untyped
-    """One layer's keys and values, (rows, heads, columns, size), at the left of larger buffers."""
+    """One layer's keys and values, (rows, heads, columns, size), in the left part of larger buffers."""
 
     keys: torch.Tensor
     values: torch.Tensor
@@ -47,7 +47,7 @@ class RoomyLayer(_DynamicLayer):  # type: ignore[misc]  # transformers' layers a
         return self.keys, self.values
 
     def compose(self, kept: list[int], newcomers: Sequence[RoomyLayer], width: int) -> None:
-        """Keep these rows, add the newcomers' after them, all `width` columns wide, cut or padded on the left."""
+        """Keep these rows and append those of `newcomers`, all `width` columns wide, cut or padded on the left."""
         parts = [(layer.keys, layer.values) for layer in newcomers]
         if kept:
             parts.insert(0, (self.keys[kept], self.values[kept]))
@@ -79,12 +79,12 @@ class RoomyLayer(_DynamicLayer):  # type: ignore[misc]  # transformers' layers a
 
 
 class RowCache(Cache):
-    """A cache of roomy layers."""
+    """A KV cache of roomy layers."""
 
-    layers: list[RoomyLayer]  # type: ignore[assignment]  # narrower than any cache's
+    layers: list[RoomyLayer]  # type: ignore[assignment]  # narrower than the base class's
 
     def token_bytes(self) -> int:
-        """Bytes that one more token of one row takes in all layers that were read into."""
+        """Return the bytes of one more token of one row in all layers that hold tokens."""
         return sum(
             int(states.shape[1] * states.shape[3]) * states.element_size()
             for layer in self.layers
@@ -94,10 +94,10 @@ class RowCache(Cache):
 
 
 def empty_cache(config: Any) -> RowCache | None:
-    """A cache for a model of this config, or None where one for several rows cannot be right.
+    """Return a cache for a model of this config; None where no cache of several rows can be correct.
 
-    That is so where layers hold other things than keys and values (state spaces, convolutions), where attention goes
-    by chunks of absolute columns, and where the longest row decides how all rows' positions are turned.
+    That is where layers hold more than keys and values (state spaces, convolutions), where attention works on chunks
+    of absolute columns, and where the longest row decides the rotary positions of all rows.
     """
     text_config = config.get_text_config(decoder=True)
     layers = DynamicCache(config=config).layers

@@ -1,9 +1,9 @@
-"""Choose the next token of each row of a batch, each by what its own request asked for.
+"""Choose the next token of each row of a batch by its own request's options.
 
-Law: what one row gets depends on its own logits and its own random numbers alone, never on who else is in the batch.
-So a row draws one number a token from a generator of its own, and finds its token in the cumulated probabilities in
-the order of the vocabulary: rounding, which does differ with the batch, moves a boundary by its own width and
-nothing else. (torch.multinomial draws from one generator for all rows; sorted probabilities swap with near ties.)
+Law: a row's token depends on its own logits and random numbers only, never on the other rows. So a row draws one
+number per token from a generator of its own, and looks it up in the cumulated probabilities in vocabulary order:
+rounding, which does depend on the batch, moves a boundary by its own width only. (torch.multinomial draws from one
+generator for all rows; sorted probabilities swap at near ties.)
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _LEAST_LOGPROB = -9999.0  # OpenAI's own; JSON has no infinity
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """A token; `logprob` and `top`, the likeliest tokens, are the model's own, before temperature and penalties."""
+    """A token. `logprob` and `top`, the likeliest tokens, are the model's own, before temperature and penalties."""
 
     token: int
     logprob: float | None = None
@@ -33,7 +33,7 @@ class Chosen:
 
 @dataclass(slots=True)
 class Dice:
-    """How one choice of one request is sampled: what was asked, its random numbers, what it said so far."""
+    """The sampling state of one choice: its options, its random numbers, the tokens it generated."""
 
     asked: Sampling
     random: random.Random
@@ -45,16 +45,14 @@ class Dice:
 
 
 def dice(asked: Sampling, index: int) -> Dice:
-    """The dice of the choice numbered `index`: the same for the same seed, different for each choice."""
+    """Return the dice of the choice numbered `index`: equal for equal seeds, different for each choice."""
     seed = secrets.randbits(63) if asked.seed is None else asked.seed
-    return Dice(asked, random.Random(f"{seed}/{index}"))  # noqa: S311 no secret is made of it
+    return Dice(asked, random.Random(f"{seed}/{index}"))  # noqa: S311 not used for secrets
 
 
 def choose(logits: torch.Tensor, rows: Sequence[Dice]) -> list[Chosen | None]:
-    """The next token of each row; `logits` is (rows, vocabulary).
-
-    None where the largest logit is NaN or infinite: the model failed, and any token would be noise.
-    """
+    """Return the next token of each row; `logits` is (rows, vocabulary). None where the largest logit is NaN or
+    infinite: the model failed, and any token would be noise."""
     logits = logits.float()
     adjusted = _adjusted(logits, rows)
     tokens = adjusted.argmax(-1)  # a NaN counts as the largest
@@ -66,13 +64,13 @@ def choose(logits: torch.Tensor, rows: Sequence[Dice]) -> list[Chosen | None]:
     for one, token in zip(rows, chosen, strict=True):
         one.said[token] += 1
     return [
-        _explained(logits[row], token, rows[row].asked.logprobs) if sound[row] else None
+        _chosen(logits[row], token, rows[row].asked.logprobs) if sound[row] else None
         for row, token in enumerate(chosen)
     ]
 
 
 def _adjusted(logits: torch.Tensor, rows: Sequence[Dice]) -> torch.Tensor:
-    """Logits with penalties and biases: `- presence - frequency x count` of what the row itself said."""
+    """Apply penalties and biases: `- presence - frequency x count` of the row's own generated tokens."""
     if not any(one.asked.adjusts for one in rows):
         return logits
     adjusted = logits.clone()
@@ -97,12 +95,12 @@ def _sample(logits: torch.Tensor, rows: Sequence[Dice]) -> torch.Tensor:
         probabilities = _nucleus(probabilities, column(top_p))
     cumulated = probabilities.cumsum(-1)
     drawn = column([one.random.random() for one in rows]) * cumulated[:, -1:]
-    # `right`: a token of probability 0 is never found. Rounding could lead past the end.
+    # `right`: a token of probability 0 is never chosen. Rounding could lead past the last token.
     return torch.searchsorted(cumulated, drawn, right=True).squeeze(1).clamp_(max=logits.shape[-1] - 1)
 
 
 def _nucleus(probabilities: torch.Tensor, top_p: torch.Tensor) -> torch.Tensor:
-    """Keep each row's likeliest tokens that together reach `top_p`; equals of the last one stay too."""
+    """Keep each row's likeliest tokens that together reach `top_p`; ties with the last one are kept too."""
     ordered = probabilities.sort(-1, descending=True).values
     before = ordered.cumsum(-1) - ordered
     kept = (before < top_p).sum(-1, keepdim=True).clamp_(min=1)
@@ -110,7 +108,7 @@ def _nucleus(probabilities: torch.Tensor, top_p: torch.Tensor) -> torch.Tensor:
     return probabilities.where(probabilities >= least, 0.0)
 
 
-def _explained(logits: torch.Tensor, token: int, wanted: int | None) -> Chosen:
+def _chosen(logits: torch.Tensor, token: int, wanted: int | None) -> Chosen:
     if wanted is None:
         return Chosen(token)
     logprobs = logits.log_softmax(-1).clamp_min(_LEAST_LOGPROB)

@@ -1,7 +1,7 @@
-"""One choice of one request on its way through the model: its tokens, its dice, its text, and when it is over.
+"""One choice of one request during generation: its tokens, its dice, its text, and whether it is complete.
 
-Law: knows no batch and no tensors. Whoever runs the model gives it tokens one by one until it is done; a sequence
-that was set aside goes on from `ids` as if nothing had been.
+Law: knows no batch and no tensors. The model's thread adds one token at a time; a preempted sequence is prefilled again
+from `ids` and continues unchanged.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ GenerationJob = Job[Continuation, GenerationEvent]
 
 
 class Sequence:
-    """A choice being generated. `ids` are the prompt's tokens and its own."""
+    """A choice in generation. `ids` are the tokens of the prompt and of the choice."""
 
     def __init__(self, job: GenerationJob, index: int, tokenizer: Any, ends: frozenset[int]) -> None:
         asked = job.request
@@ -32,11 +32,11 @@ class Sequence:
         self._text = GrowingText(tokenizer, self.ids, asked.stop)
         self._prompt_tokens = len(self.ids)
         self._limit = asked.max_tokens[index]
-        self._untold: list[TokenLogprob] = []
+        self._pending_logprobs: list[TokenLogprob] = []
 
     @property
     def over(self) -> bool:
-        """Whether it is complete, or nobody waits for it any more."""
+        """Whether the choice is complete, or its job ended."""
         return self.done or self.job.ended
 
     @property
@@ -44,8 +44,7 @@ class Sequence:
         return self._limit - (len(self.ids) - self._prompt_tokens)
 
     def take(self, chosen: Chosen | None) -> None:
-        """Add a token, tell what of the text is now certain, and see whether it was the last; None is the end of the
-        whole request."""
+        """Add a token, emit the text that is now final, and end after the last token; None fails the whole request."""
         if chosen is None:
             fail_without_numbers(self.job)
             return
@@ -54,34 +53,34 @@ class Sequence:
             self._end("stop")
             return
         if chosen.logprob is not None:
-            top = tuple((self._shown(token), logprob) for token, logprob in chosen.top)
-            self._untold.append(TokenLogprob(self._shown(chosen.token), chosen.logprob, top))
+            top = tuple((self._decode(token), logprob) for token, logprob in chosen.top)
+            self._pending_logprobs.append(TokenLogprob(self._decode(chosen.token), chosen.logprob, top))
         text = self._text.push(chosen.token)
         if self._text.stopped:
-            self._tell(text, ())
+            self._emit(text, ())
             self._end("stop")
             return
-        # A token of which a part may belong to a stop text is not told before that is known.
-        self._tell(text, self._taken() if self._text.settled else ())
+        # A token that may partly belong to a stop text is not emitted before that is known.
+        self._emit(text, self._take_logprobs() if self._text.settled else ())
         if self.tokens_left <= 0:
             self._end("length")
 
     def _end(self, reason: str) -> None:
         stopped = self._text.stopped
         rest = self._text.finish()
-        self._tell(rest, () if stopped else self._taken())
+        self._emit(rest, () if stopped else self._take_logprobs())
         reason = "stop" if self._text.stopped else reason
         self.done = True
         self.job.emit(Finished(self._index, reason, len(self.ids) - self._prompt_tokens))
 
-    def _tell(self, text: str, logprobs: tuple[TokenLogprob, ...]) -> None:
+    def _emit(self, text: str, logprobs: tuple[TokenLogprob, ...]) -> None:
         if text or logprobs:
             self.job.emit(Delta(self._index, text, logprobs))
 
-    def _taken(self) -> tuple[TokenLogprob, ...]:
-        taken, self._untold = tuple(self._untold), []
+    def _take_logprobs(self) -> tuple[TokenLogprob, ...]:
+        taken, self._pending_logprobs = tuple(self._pending_logprobs), []
         return taken
 
-    def _shown(self, token: int) -> str:
+    def _decode(self, token: int) -> str:
         text: str = self._tokenizer.decode([token])
         return text

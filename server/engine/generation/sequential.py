@@ -1,7 +1,7 @@
-"""Generation one sequence at a time, for architectures whose cache cannot hold rows that come and go.
+"""Generation one sequence at a time, for architectures whose KV cache cannot hold several rows.
 
 Law: runs in the model's thread only. transformers' own `generate` steps the model, so that every architecture's cache
-is right; which token comes next is decided as in a batch.
+is correct; tokens are chosen as in a batch.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _GenerationConfig: Any = transformers.GenerationConfig  # untyped there
 
 
 class Alone:
-    """Runs what `Batch` runs, each sequence from its first token to its last in one step."""
+    """Runs each sequence from its first token to its last in one step."""
 
     busy = False
     room = 1
@@ -33,11 +33,11 @@ class Alone:
         self._device = device
         self._padding_id = padding_id
         self._observer = observer
-        # What is left unset below, `generate` would take from the model's folder.
+        # `generate` would take any option that is unset below from the model's folder.
         module.generation_config = _GenerationConfig(pad_token_id=padding_id)
 
     def reset(self) -> None:
-        """Nothing is kept between steps."""
+        """Do nothing: no state is kept between steps."""
 
     @torch.inference_mode()
     def step(self, waiting: deque[Sequence]) -> None:
@@ -59,7 +59,7 @@ class Alone:
 
 
 class _Choose(transformers.LogitsProcessor):
-    """Chooses each token in `generate`'s place, and leaves it, which takes the likeliest, that one alone."""
+    """Chooses each token in place of `generate`, and masks all others, as `generate` takes the likeliest."""
 
     def __init__(self, sequence: Sequence, observer: Observer) -> None:
         self._sequence = sequence
@@ -78,7 +78,7 @@ class _Choose(transformers.LogitsProcessor):
 
 
 class _Stop(transformers.StoppingCriteria):
-    """Stops where the sequence is over."""
+    """Stops `generate` when the sequence is complete or cancelled."""
 
     def __init__(self, sequence: Sequence) -> None:
         self._sequence = sequence

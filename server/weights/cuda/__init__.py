@@ -1,4 +1,4 @@
-"""The way to a GPU: the CUDA runtime by ctypes, staging rings, copies, and which route a file takes.
+"""The path to a GPU: the CUDA runtime through ctypes, staging rings, copies, and the choice of method.
 
-Law: imported only where a GPU is asked for.
+Law: imported only where a GPU is used.
 """

@@ -1,7 +1,7 @@
-"""A device that weights are loaded onto: its memory, its copy streams, and the ring that all loads to it share.
+"""A device that weights are loaded onto: its memory, its copy streams, and the ring that its loads share.
 
-Law: one per device and process, made on first use and kept: contexts, streams and pinned memory cost more than a load.
-Everything is made and dropped in the order of the stream that is the consumer's own when a load begins.
+Law: one per device and process, created on first use and kept: contexts, streams and pinned memory cost more than a
+load. All work is ordered by the stream that is the consumer's own when a load begins.
 """
 
 from __future__ import annotations
@@ -20,28 +20,24 @@ from server.weights.cuda.ring import Ring
 from server.weights.cuda.runtime import Runtime
 from server.weights.settings import Settings
 
-# What cuBLAS, NCCL and the allocator itself take besides the weights.
+# What cuBLAS, NCCL and the allocator need besides the weights.
 _MARGIN = 256 * 1024 * 1024
 
 
 class Memory(Protocol):
-    """A device's memory as torch hands it out."""
+    """A device's memory as torch allocates it."""
 
     def allocate(self, nbytes: int) -> torch.Tensor:
-        """Bytes of the device (uint8), 512-byte aligned; raises `Permanent` where there are none."""
-        ...
+        """Return bytes of the device (uint8), 512-byte aligned; raises `Permanent` where too few are free."""
 
     def stream(self) -> int:
-        """The stream that the calling thread's torch operations run on."""
-        ...
+        """Return the stream of the calling thread's torch operations."""
 
     def reusable(self) -> int:
-        """Bytes that torch has from the driver and nobody uses."""
-        ...
+        """Return the bytes that torch holds unused."""
 
     def current(self) -> AbstractContextManager[object]:
-        """The device is the calling thread's within the block; the one it had before is its own again afterwards."""
-        ...
+        """Make the device the calling thread's own for the block, and restore the previous one afterwards."""
 
 
 class TorchMemory:
@@ -65,10 +61,12 @@ class TorchMemory:
         return torch.cuda.memory_reserved(self._device) - torch.cuda.memory_allocated(self._device)
 
     def current(self) -> AbstractContextManager[object]:
-        return torch.cuda.device(self._device)  # makes no context on the device before, where there was none
+        return torch.cuda.device(self._device)  # creates no context on the thread's previous device
 
 
-_NO_ROOM = "serve a smaller model or dtype, share it among several GPUs, or end what else uses this one (nvidia-smi)"
+_NO_ROOM = (
+    "serve a smaller model or dtype, share it among several GPUs, or stop the other processes on this one (nvidia-smi)"
+)
 
 
 class Accelerator:
@@ -93,32 +91,32 @@ class Accelerator:
         return tuple(self.runtime.new_stream() for _ in range(self.settings.streams))
 
     def streams(self) -> tuple[int, ...]:
-        """The copy streams."""
+        """Return the copy streams."""
         with self._lock, self.memory.current():
             return self._streams
 
     def ring(self) -> Ring:
-        """The pinned memory, made on first use."""
+        """Return the pinned memory, allocated on first use."""
         with self._lock, self.memory.current():
             if self._ring is None:
                 self._ring = Ring(self.runtime, self.settings.slots, self.settings.slot_bytes, self.processors)
             return self._ring
 
     def follow(self, later: int, earlier: int) -> None:
-        """Have the stream `later` wait for what is on the stream `earlier` now."""
-        with self.memory.current():  # the default stream's handle means the calling thread's device
+        """Make the stream `later` wait for the present work of the stream `earlier`."""
+        with self.memory.current():  # the default stream's handle refers to the calling thread's device
             with self._lock:
                 event = self._spare.pop() if self._spare else self.runtime.new_event()
             try:
                 self.runtime.record(event, earlier)
                 self.runtime.wait(later, event)
             finally:
-                # A wait keeps to what was recorded when it was queued, so the event may be recorded again at once.
+                # A wait refers to the record at the time it was queued, so the event can be recorded again at once.
                 with self._lock:
                     self._spare.append(event)
 
     def check_room(self, nbytes: int) -> None:
-        """Raise `Permanent` where the device has not `nbytes` for weights, and some for work, left."""
+        """Raise `Permanent` (`gpu_memory`) where fewer than `nbytes`, and a margin for work, are free."""
         free, total = self.memory_free()
         if nbytes + _MARGIN > free:
             raise Permanent(
@@ -129,13 +127,13 @@ class Accelerator:
             )
 
     def memory_free(self) -> tuple[int, int]:
-        """Bytes that a load may use now, and all the device has."""
+        """Return the bytes that a load may use now, and the device's total."""
         with self.memory.current():
             free, total = self.runtime.memory()
         return free + self.memory.reusable(), total
 
     def close(self) -> None:
-        """Give back the ring, streams and events; no load may run."""
+        """Release the ring, streams and events; no load may run."""
         with self._lock:
             ring, self._ring = self._ring, None
             if ring is not None:
@@ -146,15 +144,13 @@ class Accelerator:
                 self.runtime.destroy_stream(stream)
 
 
-# What a caller may name: `cpu`, `cuda`, `cuda:1`, a number, torch's own, or an accelerator with settings of one's own.
+# A caller's device: `cpu`, `cuda`, `cuda:1`, a number, torch's own, or an accelerator with settings of its own.
 DeviceLike: TypeAlias = "str | int | torch.device | Accelerator"
 
 
 def find(device: DeviceLike, settings: Settings | None = None) -> Accelerator | None:
-    """The accelerator for `device`, None for the CPU; raises `Permanent` where there is no such device.
-
-    `settings` are the environment's unless given; an accelerator that is handed in keeps its own.
-    """
+    """Return the accelerator for `device`, None for the CPU; raises `Permanent` where there is no such device.
+    `settings` default to the environment's; a given accelerator keeps its own."""
     if isinstance(device, Accelerator):
         return device
     try:
@@ -174,7 +170,7 @@ def find(device: DeviceLike, settings: Settings | None = None) -> Accelerator | 
 _MAKING = threading.Lock()
 
 
-@cache  # one per device of this machine, and per settings that somebody made
+@cache  # one per device, and per settings that a caller made
 def _accelerator(device: torch.device, settings: Settings | None) -> Accelerator:
     from server.weights.cuda import device as gpu
     from server.weights.cuda.cudart import CudaRuntime, load_library

@@ -1,9 +1,9 @@
-"""Move the bytes of a plan onto a device: threads read chunks, the device copies them, ranges arrive in order.
+"""Copy the bytes of a plan onto a device: threads read chunks, the device copies them, ranges are returned in order.
 
-Law: nothing is freed while a copy may still be under way, whatever happens: an error, a cancellation, a consumer that
-stops asking. A copy stream first waits for the stream that the destination was allocated on, where the block's last
-user may still run; the consumer's stream waits for the copies before a range is handed over, so that whatever frees it
-later comes after them in that stream's order, and `record_stream` has nothing to add.
+Law: no memory is freed while a copy may use it, also after an error, a cancellation, or a consumer that stops. A copy
+stream first waits for the stream that the target was allocated on, where the block's last user may still run. The
+consumer's stream waits for the copies before it gets a range, so that a later free comes after them in that stream's
+order, and `record_stream` is not needed.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from server.weights.cuda.runtime import CudaError, Rows
 from server.weights.cuda.staging import Staged, Staging
 from server.weights.plan import Chunk, Plan, Range
 
-_INLINE_CHUNKS = 2  # fewer are carried by the caller's own thread: starting others would cost more
+_INLINE_CHUNKS = 2  # up to so many run in the caller's own thread: starting threads would cost more
 
 
 class Cancelled(Transient):
-    """The load was told to stop."""
+    """The load was cancelled by its caller."""
 
     def __init__(self) -> None:
         super().__init__("load_cancelled", "the load was cancelled", "")
@@ -38,7 +38,7 @@ class Cancelled(Transient):
 
 @dataclass(slots=True)
 class Tally:
-    """What threads did: seconds and bytes, added up over all of them."""
+    """The threads' seconds and bytes, summed over all of them."""
 
     read_s: float = 0.0
     copy_s: float = 0.0
@@ -47,7 +47,7 @@ class Tally:
     direct: int = 0
 
     def add(self, other: Tally, threads: int = 1) -> None:
-        """Add the mean over `threads` of what `other` took, and all its bytes."""
+        """Add the mean over `threads` of the seconds of `other`, and all its bytes."""
         self.read_s += other.read_s / threads
         self.copy_s += other.copy_s / threads
         self.wait_s += other.wait_s / threads
@@ -57,7 +57,7 @@ class Tally:
 
 @dataclass(slots=True)
 class _Filling:
-    """A range on its way: `left` chunks are not queued on the device yet."""
+    """A range in progress: `left` chunks are not queued on the device yet."""
 
     range: Range
     buffer: torch.Tensor
@@ -67,7 +67,7 @@ class _Filling:
 
 @dataclass(frozen=True, slots=True)
 class Carriage:
-    """How a plan is carried. `ahead`: ranges that may be under way beyond the one asked for, None for all of them."""
+    """How a plan is copied. `ahead`: ranges in progress beyond the requested one, None for all of them."""
 
     staging: Callable[[], Staging]
     cancel: threading.Event | None
@@ -76,7 +76,7 @@ class Carriage:
 
 @dataclass(slots=True)
 class Outcome:
-    """What a load took so far: seconds as on a clock, the threads' as their mean."""
+    """Totals of a load so far: wall-clock seconds, those of the threads as a mean."""
 
     tally: Tally = field(default_factory=Tally)
     allocate_s: float = 0.0
@@ -94,7 +94,7 @@ def carry(
             buffer = accelerator.memory.allocate(wanted.nbytes)
             outcome.allocate_s += time.perf_counter() - began
             flow.begin(wanted, buffer)
-            del buffer  # the flow's own, until it is handed over: nothing here keeps a range that the consumer dropped
+            del buffer  # owned by the flow until it is handed over: no reference here keeps a range that was dropped
             pending += 1
             while carriage.ahead is not None and pending > carriage.ahead:
                 pending -= 1
@@ -114,7 +114,7 @@ def carry(
 
 
 class _Flow:
-    """Chunks to threads, and ranges back."""
+    """Distributes chunks to threads, and collects ranges."""
 
     def __init__(self, accelerator: Accelerator, carriage: Carriage, chunks: int) -> None:
         self.tally = Tally()
@@ -133,7 +133,7 @@ class _Flow:
 
     @property
     def threads(self) -> int:
-        """The threads that carried chunks."""
+        """The number of threads that copied chunks."""
         return max(1, len(self._threads))
 
     def begin(self, wanted: Range, buffer: torch.Tensor) -> None:
@@ -156,12 +156,12 @@ class _Flow:
             if not self._threads:
                 limits.start(thread, "loading")
             elif not limits.start_some([thread]):
-                self._wanted = len(self._threads)  # no more threads to be had: these carry all of it
+                self._wanted = len(self._threads)  # no more threads available: these copy everything
                 break
             self._threads.append(thread)
 
     def finish(self) -> tuple[Range, torch.Tensor]:
-        """The oldest range, once the consumer's stream waits for the last of its bytes."""
+        """Return the oldest range, once the consumer's stream waits for the last of its bytes."""
         filling = self._fillings[0]
         with self._changed:
             self._changed.wait_for(lambda: filling.left == 0 or self._error is not None)
@@ -173,7 +173,7 @@ class _Flow:
         return filling.range, filling.buffer
 
     def drain(self) -> CudaError | None:
-        """Stop the threads and wait for every copy; only then may buffers go. Returns what went wrong in that."""
+        """Stop the threads and wait for every copy, after which buffers may be freed. Return an error of that."""
         self._stopped = True
         for _ in self._threads:
             self._jobs.put(None)
@@ -188,10 +188,10 @@ class _Flow:
         for stream in self._streams:
             try:
                 self._runtime.drain(stream)
-            except CudaError as error:  # the context is lost, and with it every copy that was under way
+            except CudaError as error:  # the context is lost, and with it every copy in progress
                 failed = error
-        # What is raised knows the threads' frames, and those the buffers: kept here, it would keep them until garbage
-        # is next collected.
+        # An exception holds the threads' frames, and those hold the buffers: kept, it would keep them until the next
+        # garbage collection.
         self._fillings.clear()
         self._error = None
         if interrupt is not None:
@@ -204,7 +204,7 @@ class _Flow:
         try:
             self._runtime.set_device()
             self._work(stream)
-        except BaseException as error:  # noqa: BLE001 - it is raised again in the thread that asked for the load
+        except BaseException as error:  # noqa: BLE001 - raised again in the thread of the load
             with self._changed:
                 self._error = self._error or error
                 self._stopped = True
@@ -224,7 +224,7 @@ class _Flow:
                     filling.left -= 1
                     if filling.left == 0:
                         self._changed.notify_all()
-                # A thread that waits for work keeps no range that the consumer has dropped meanwhile.
+                # A waiting thread must not keep a range that the consumer has dropped.
                 del job, chunk, filling
         finally:
             staging.close()

@@ -1,7 +1,7 @@
-"""CUDA's runtime, called through ctypes: the library that torch brought, so that there is one and it fits the driver.
+"""CUDA's runtime, called through ctypes: torch's own library, so that one copy is loaded and it fits the driver.
 
-Law: checks every return code, and clears the error that the runtime keeps for the thread: left there it would surface
-in some innocent call of torch's. ctypes lets go of the interpreter's lock during every call.
+Law: checks every return code, and clears the error that the runtime keeps for the thread, which would otherwise appear
+in an unrelated call of torch's. ctypes releases the interpreter's lock during every call.
 """
 
 from __future__ import annotations
@@ -97,14 +97,7 @@ class CudaRuntime:
         self._check(
             "cudaMemcpy2DAsync",
             self._library.cudaMemcpy2DAsync(
-                rows.target,
-                rows.width,
-                rows.source,
-                rows.pitch,
-                rows.width,
-                rows.rows,
-                _HOST_TO_DEVICE,
-                stream,
+                rows.target, rows.width, rows.source, rows.pitch, rows.width, rows.rows, _HOST_TO_DEVICE, stream
             ),
         )
 
@@ -128,8 +121,7 @@ class CudaRuntime:
     def attribute(self, number: int) -> int:
         value = ctypes.c_int()
         self._check(
-            "cudaDeviceGetAttribute",
-            self._library.cudaDeviceGetAttribute(ctypes.byref(value), number, self._device),
+            "cudaDeviceGetAttribute", self._library.cudaDeviceGetAttribute(ctypes.byref(value), number, self._device)
         )
         return value.value
 
@@ -146,7 +138,7 @@ class CudaRuntime:
 
 
 def load_library() -> ctypes.CDLL:
-    """The runtime library this process has, else torch's own, else the system's; raises `Permanent`."""
+    """Return the runtime library of this process, else torch's own, else the system's; raises `Permanent`."""
     tried = []
     for name in _candidates():
         try:

@@ -1,6 +1,6 @@
-"""Which device the model goes to, and when there is no GPU: why, and what to check.
+"""Select the model's device, and explain why there is no GPU and what to check.
 
-Law: looks, allocates one element to try the device, changes no setting.
+Law: allocates one element to test the device, changes no setting.
 """
 
 from __future__ import annotations
@@ -22,10 +22,8 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class GpuFacts:
-    """What can be seen from here: torch's build, the driver's files, how many devices torch finds.
-
-    `driver_cuda` is the newest CUDA the driver runs, as it counts (12040 is 12.4), None where there is no driver.
-    """
+    """The visible facts: torch's build, the driver's files, the number of devices that torch finds. `driver_cuda` is
+    the newest CUDA of the driver, in its own form (12040 is 12.4), None without a driver."""
 
     torch_version: str
     torch_cuda: str | None
@@ -37,7 +35,7 @@ class GpuFacts:
 
 
 def look() -> GpuFacts:
-    """Gather the facts; never raises."""
+    """Collect the facts; never raises."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -53,7 +51,7 @@ def look() -> GpuFacts:
 
 
 def why_none(facts: GpuFacts) -> tuple[str, str]:
-    """Say why torch finds no GPU, and what to check, the surest cause first."""
+    """Return why torch finds no GPU, and what to check, the most certain cause first."""
     if facts.torch_cuda is None:
         return (
             f"torch {facts.torch_version} is built without CUDA (torch.version.cuda is None)",
@@ -81,10 +79,8 @@ def why_none(facts: GpuFacts) -> tuple[str, str]:
 
 
 def why_mismatched(torch_cuda: str, driver_cuda: int | None) -> tuple[str, str] | None:
-    """Say that the driver is too old for torch's CUDA, and what to do; None where it is not, or nobody knows.
-
-    Within a major version an older driver runs newer runtimes (CUDA's minor version compatibility).
-    """
+    """Return that the driver is too old for torch's CUDA, and the remedy; None where it is not, or that is unknown.
+    Within a major version an older driver runs newer runtimes (CUDA's minor version compatibility)."""
     major = torch_cuda.partition(".")[0]
     if driver_cuda is None or not major.isdigit() or driver_cuda // 1000 >= int(major):
         return None
@@ -105,10 +101,7 @@ def _driver_cuda() -> int | None:
 
 
 def select(wanted: str) -> str:
-    """Turn `auto`, `cpu`, `cuda` or `cuda:N` into the torch device to use.
-
-    Raises `Permanent` (`no_gpu`) where a GPU is wanted and there is none that works.
-    """
+    """Turn `auto`, `cpu`, `cuda` or `cuda:N` into a torch device; raises `Permanent` (`no_gpu`) where it is missing."""
     if wanted == "cpu":
         return "cpu"
     facts = look()

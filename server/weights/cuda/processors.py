@@ -1,7 +1,4 @@
-"""Which processors are near a device.
-
-Law: reads sysfs; where it says nothing, every processor is as near as any other.
-"""
+"""The processors near a device. Law: reads sysfs; where that has no data, every processor counts as near."""
 
 from __future__ import annotations
 
@@ -13,18 +10,18 @@ _NODES = Path("/sys/devices/system/node")
 
 
 def near(bus_id: str, devices: Path = _DEVICES, nodes: Path = _NODES) -> frozenset[int]:
-    """The processors of the NUMA node of a PCI device that this process may use; all it may use where unknown."""
+    """Return the usable processors of the NUMA node of a PCI device; all usable ones where the node is unknown."""
     allowed = frozenset(os.sched_getaffinity(0))
     try:
         node = int((devices / bus_id / "numa_node").read_text())
         found = parse_list((nodes / f"node{node}" / "cpulist").read_text())
-    except (OSError, ValueError):  # no such device or node, or -1: the firmware does not say
+    except (OSError, ValueError):  # no such device or node, or -1 where the firmware does not report it
         return allowed
     return (allowed & found) or allowed
 
 
 def parse_list(text: str) -> frozenset[int]:
-    """Read a list as the kernel writes it, `0-3,8`; raises ValueError."""
+    """Parse a list in the kernel's form, `0-3,8`; raises ValueError."""
     found: set[int] = set()
     for part in filter(None, text.strip().split(",")):
         first, _, last = part.partition("-")

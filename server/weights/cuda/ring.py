@@ -1,8 +1,8 @@
-"""Pinned host memory, made once and lent slot by slot: what all bytes pass through on their way to a device.
+"""Pinned host memory, allocated once and lent slot by slot, through which all bytes pass on their way to a device.
 
-Law: one anonymous mapping in huge pages, touched by several threads near the device and registered once, for pinning
-per load costs more than the load (0.1 s a GB). A slot is lent again only after the device is done with it. Slots go
-round in the order in which they were given back, which is the order in which the device finishes.
+Law: one anonymous mapping in huge pages, touched by several threads near the device and registered once, as pinning
+per load costs more than the load (0.1 s a GB). A slot is lent again only after the device has finished with it. Slots
+are lent in the order in which they were returned, which is the order in which the device finishes.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _FAULT_THREADS = 8
 
 @dataclass(slots=True)
 class Slot:
-    """`view` lies at `address`. `event` was recorded behind the last copy out of it."""
+    """`view` lies at `address`. `event` was recorded after the last copy out of it."""
 
     address: int
     view: memoryview
@@ -36,7 +36,7 @@ class Slot:
 
 @dataclass(frozen=True, slots=True)
 class RingStatistics:
-    """`lent` slots of `slots` are with somebody now."""
+    """`lent` of `slots` slots are in use now."""
 
     slots: int
     slot_bytes: int
@@ -73,10 +73,8 @@ class Ring:
 
     @contextmanager
     def lent(self) -> Iterator[tuple[Slot, float]]:
-        """A slot that nothing is copied from any more, and the seconds it was waited for.
-
-        Whoever queues copies from it records its event behind them, within the block.
-        """
+        """Lend a slot that no copy reads any more, and the seconds waited for it. The caller records its event after
+        the copies that it queues, within the block."""
         began = time.perf_counter()
         slot = self._free.get()
         try:
@@ -86,7 +84,7 @@ class Ring:
             self._free.put(slot)
 
     def close(self) -> None:
-        """Unpin the memory, once every slot is back and the device is done with it."""
+        """Unpin the memory, once every slot is returned and the device has finished."""
         for _ in range(self._slots):
             slot = self._free.get()
             self._runtime.synchronize(slot.event)
@@ -103,13 +101,13 @@ def _map(nbytes: int) -> mmap.mmap:
             f"{nbytes} bytes of host memory for the loader's ring: {error.strerror}",
             "raise the pod's memory limit, or lower HOLDFAST_LOADER_SLOTS",
         ) from error
-    with suppress(OSError):  # a kernel without huge pages pins small ones
+    with suppress(OSError):  # without huge pages small ones are pinned
         region.madvise(mmap.MADV_HUGEPAGE)
     return region
 
 
 def _touch(address: int, nbytes: int, processors: frozenset[int]) -> None:
-    """Have the pages made by threads near the device: the kernel takes them from the node of whoever touches first."""
+    """Touch the pages from threads near the device: the kernel allocates a page on the node of its first access."""
 
     def touch(number: int) -> None:
         with suppress(OSError):  # a container may forbid it
@@ -119,5 +117,5 @@ def _touch(address: int, nbytes: int, processors: frozenset[int]) -> None:
 
     count = min(_FAULT_THREADS, max(1, len(processors)))
     threads = [threading.Thread(target=touch, args=(number,), name="holdfast-touch") for number in range(count)]
-    for thread in limits.start_some(threads):  # pages that nobody touched are made when they are used
+    for thread in limits.start_some(threads):  # untouched pages are allocated on first use
         thread.join()

@@ -1,6 +1,6 @@
-"""Ring or registered pages: which is faster on a device, found out once with the first load that is large enough.
+"""Ring or registered pages: measure once which is faster on a device, with the first load that is large enough.
 
-Law: measures with the load's own bytes, so that it takes no memory of the device; remembers for the process's life.
+Law: measures with the load's own bytes, so that it needs no device memory; the result is kept for the process's life.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from server.weights.host.reader import Reader
 from server.weights.plan import Plan, Range
 
 _LOG = logging.getLogger(__name__)
-_LEAST_RANGES = 3  # one each to measure, and one to gain from it
+_LEAST_RANGES = 3  # one each to measure, and one that benefits
 
 
 class Method(StrEnum):
@@ -35,7 +35,7 @@ class Method(StrEnum):
 
 
 class Route:
-    """Carries plans of one checkpoint by the better method."""
+    """Copies plans of one checkpoint by the faster method."""
 
     def __init__(
         self,
@@ -53,7 +53,7 @@ class Route:
     def carry(self, plan: Plan, ahead: int | None, outcome: Outcome) -> Iterator[tuple[Range, torch.Tensor]]:
         """Yield each range with its bytes, in order."""
         began = time.perf_counter()
-        self._accelerator.ring()  # not part of what is measured: it is made once
+        self._accelerator.ring()  # allocated once, so not part of the measurement
         outcome.allocate_s += time.perf_counter() - began
         chosen = _known(self._accelerator)
         if chosen is None and len(plan.ranges) >= _LEAST_RANGES:

@@ -1,7 +1,7 @@
-"""What the loader needs of CUDA's runtime, and nothing more.
+"""The calls of CUDA's runtime that the loader needs.
 
-Law: a Protocol, its names and numbers; no implementation. The real one is `cudart`; tests bring one that behaves as
-the documentation says and looks for misuse. Streams and events are plain handles, 0 is the default stream.
+Law: a Protocol, its names and numbers; no implementation. `cudart` is the real one; the tests' own behaves as CUDA's
+documentation says and checks for misuse. Streams and events are plain handles, 0 is the default stream.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Rows(NamedTuple):
 
 
 class CudaError(Permanent):
-    """A call of CUDA's runtime that failed: `call` is its name, `number` its cudaError_t."""
+    """A failed call of CUDA's runtime: `call` is its name, `number` its cudaError_t."""
 
     def __init__(self, call: str, number: int, text: str, device: int) -> None:
         super().__init__(
@@ -41,55 +41,44 @@ class Runtime(Protocol):
     """One device. Every method may be called from any thread; all raise `CudaError`."""
 
     def set_device(self) -> None:
-        """Make the device the calling thread's: without it a thread's first call makes a context on device 0."""
-        ...
+        """Make the device the calling thread's: without it a thread's first call creates a context on device 0."""
 
     def register(self, address: int, nbytes: int, *, read_only: bool) -> None:
         """Pin host memory. `read_only` for pages this process may not write, where the device can (attribute 113)."""
-        ...
 
     def unregister(self, address: int) -> None: ...
 
     def new_stream(self) -> int:
-        """A stream that does not wait for the default stream."""
-        ...
+        """Create a stream that does not wait for the default stream."""
 
     def new_event(self) -> int:
-        """An event without timing, whose `synchronize` sleeps and does not spin."""
-        ...
+        """Create an event without timing, whose `synchronize` sleeps instead of spinning."""
 
     def destroy_stream(self, stream: int) -> None: ...
 
     def destroy_event(self, event: int) -> None: ...
 
     def copy(self, target: int, source: int, nbytes: int, stream: int) -> None:
-        """Queue a copy from registered host memory to the device: `source` is read until the copy is done."""
-        ...
+        """Queue a copy from registered host memory to the device; `source` must stay until the copy is done."""
 
     def copy_rows(self, rows: Rows, stream: int) -> None:
-        """The same for rows."""
-        ...
+        """Queue a copy of rows, as `copy` does."""
 
     def record(self, event: int, stream: int) -> None: ...
 
     def wait(self, stream: int, event: int) -> None:
-        """Have `stream` wait for what `event` recorded last; returns at once."""
-        ...
+        """Make `stream` wait for the last record of `event`; returns at once."""
 
     def synchronize(self, event: int) -> None:
-        """Wait for what `event` recorded last; at once where it recorded nothing."""
-        ...
+        """Block until the last record of `event` is reached; returns at once where it has none."""
 
     def drain(self, stream: int) -> None:
-        """Wait until nothing is left on `stream`."""
-        ...
+        """Block until `stream` is empty."""
 
     def memory(self) -> tuple[int, int]:
-        """Free and total bytes of the device."""
-        ...
+        """Return the free and total bytes of the device."""
 
     def attribute(self, number: int) -> int: ...
 
     def pci_bus_id(self) -> str:
-        """As sysfs has it, in lower case: `0000:3b:00.0`."""
-        ...
+        """Return the bus id as sysfs has it, in lower case: `0000:3b:00.0`."""

@@ -1,8 +1,8 @@
-"""Two ways to give the device host memory it reads at full speed: a slot of the ring, or the file's own pages.
+"""Two kinds of host memory that the device reads at full speed: a slot of the ring, or the file's own pages.
 
-Law: memory is used again, or let go, only after the event behind the last copy out of it. The ring costs a copy by the
-processor, and nothing per load; registering the page cache costs no copy, and pinning each time, which was slower where
-it was measured (0.1 s a GB). Which is faster on a device is measured by `pump`.
+Law: memory is reused or released only after the event that follows its last copy. The ring costs a copy by the
+processor, and nothing per load; registered page cache costs no copy, but pinning each time, which was slower where it
+was measured (0.1 s a GB). `route` measures which is faster on a device.
 """
 
 from __future__ import annotations
@@ -23,14 +23,12 @@ from server.weights.host.reader import Reader, Taken
 from server.weights.plan import Chunk
 from server.weights.settings import PAGE
 
-_HELD = 3  # chunks of one thread that stay registered while the device may still read them
+_HELD = 3  # chunks per thread that stay registered while the device may still read them
 
 
 class Staged(NamedTuple):
-    """A chunk where the device can read it: what the plan calls offset 0 of the slot is at `base`.
-
-    `event` is to be recorded behind the copies. The seconds were spent waiting for the device, and reading.
-    """
+    """A chunk where the device can read it: offset 0 of the plan's slot is at `base`. Record `event` after the copies.
+    The seconds are those of waiting for the device, and of reading."""
 
     base: int
     event: int
@@ -40,13 +38,12 @@ class Staged(NamedTuple):
 
 
 class Staging(Protocol):
-    """Where one thread gets its chunks from. `staged` may be left by an error only when the copies are done."""
+    """The source of one thread's chunks. An error may leave `staged` only when the copies are done."""
 
     def staged(self, chunk: Chunk) -> AbstractContextManager[Staged]: ...
 
     def close(self) -> None:
-        """Let everything go, once the device is done with it."""
-        ...
+        """Release everything, once the device has finished with it."""
 
 
 class RingStaging:
@@ -69,11 +66,11 @@ class RingStaging:
             yield Staged(slot.address, slot.event, Taken(cold, direct), wait_s, time.perf_counter() - began)
 
     def close(self) -> None:
-        """The ring outlives every load."""
+        """Do nothing: the ring outlives every load."""
 
 
 class FilePages:
-    """A file's pages in this process, at `base`, for as long as this lives. The processor never touches them."""
+    """A file's pages in this process, mapped at `base` while this object lives. The processor never touches them."""
 
     def __init__(self, file: WeightFile) -> None:
         self._map = mmap.mmap(file.descriptor, 0, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ)
@@ -120,7 +117,7 @@ class RegisteredStaging:
         address = self._pages[chunk.file].base + low
         try:
             self._runtime.register(address, -(-end // PAGE) * PAGE - low, read_only=True)
-        except CudaError:  # a page that another chunk has pinned, or pages that this kernel does not let go
+        except CudaError:  # a page that another chunk has pinned, or pages that this kernel cannot pin
             return None
         return address
 

@@ -1,4 +1,4 @@
-"""Checkpoints as files say they are: headers, dtypes, shards, and which tensors are chosen.
+"""The safetensors format: headers, dtypes, shards, and the selection of tensors.
 
 Law: reads headers and indexes, never a tensor's bytes.
 """

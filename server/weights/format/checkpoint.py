@@ -1,7 +1,6 @@
-"""The files of a checkpoint, opened once: headers are checked and bytes are read through the same descriptors.
+"""The files of a checkpoint, opened once: the same descriptors serve the header check and the reads.
 
-Law: opens for reading only. A file that is replaced meanwhile is still the one that was checked; a file that is
-changed in place is noticed.
+Law: opens for reading only. A file that is replaced stays the one that was checked; a change in place is detected.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ Source: TypeAlias = "str | os.PathLike[str] | Sequence[str | os.PathLike[str]]"
 
 
 class Identity(NamedTuple):
-    """What tells that a file is what it was."""
+    """The inode, size and mtime by which a changed file is recognized."""
 
     inode: int
     size: int
@@ -32,7 +31,7 @@ class Identity(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class WeightFile:
-    """One open file and what its header says."""
+    """One open file and its header."""
 
     path: Path
     descriptor: int
@@ -40,19 +39,19 @@ class WeightFile:
     header: Header
 
     def check(self) -> None:
-        """Raise `Permanent` where the file was changed since its header was read."""
+        """Raise `Permanent` (`weights_changed`) where the file changed since its header was read."""
         now = _identity(self.descriptor)
         if now != self.identity:
             raise Permanent(
                 "weights_changed",
                 f"{self.path}: expected {self.identity.size} bytes last changed at {self.identity.mtime_ns} ns, found "
                 f"{now.size} bytes changed at {now.mtime_ns} ns: it was written to while it was loaded",
-                "load it again, from a snapshot that nobody writes to",
+                "load it again, from a snapshot that no process writes to",
             )
 
 
 class Located(NamedTuple):
-    """A tensor: which file, and where in it."""
+    """A tensor's file and its entry there."""
 
     file: int
     entry: TensorEntry
@@ -76,7 +75,7 @@ class Checkpoint:
         self.close()
 
     def check(self) -> None:
-        """Raise `Permanent` where a file was changed since its header was read."""
+        """Raise `Permanent` (`weights_changed`) where a file changed since its header was read."""
         for file in self.files:
             file.check()
 
@@ -87,7 +86,7 @@ class Checkpoint:
 
 
 def open_checkpoint(source: Source) -> Checkpoint:
-    """Open and check everything `source` names; raises `Permanent`."""
+    """Open and check every file of `source`; raises `Permanent`."""
     listing = None
     if isinstance(source, str | os.PathLike):
         path = Path(source)
@@ -113,7 +112,7 @@ def open_checkpoint(source: Source) -> Checkpoint:
 def _open_all(paths: list[Path]) -> list[WeightFile]:
     if len(paths) == 1:
         return [_open(paths[0])]
-    with ThreadPoolExecutor(min(_THREADS, len(paths))) as pool:  # cold headers wait for the disk side by side
+    with ThreadPoolExecutor(min(_THREADS, len(paths))) as pool:  # cold headers wait for the disk in parallel
         futures = [pool.submit(_open, path) for path in paths]
     errors = [error for future in futures if (error := future.exception()) is not None]
     if errors:
@@ -130,7 +129,7 @@ def _open(path: Path) -> WeightFile:
             "unreadable", f"{path}: {error.strerror}", "check that the version is complete and may be read"
         ) from error
     try:
-        # The header and no more: reading ahead would fetch tensors that nobody asked for, or that go past the cache.
+        # The header only: reading ahead would fetch tensors that are not wanted, or that are read past the cache.
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)
         header = read_header_of(path, descriptor)
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_NORMAL)

@@ -1,7 +1,4 @@
-"""torch's name for each of the format's types, and the shape a tensor of it has in torch.
-
-Law: a table and its two questions; no tensors are made here.
-"""
+"""The torch dtype and shape of each type of the format. Law: a table and its two lookups; creates no tensors."""
 
 from __future__ import annotations
 
@@ -10,7 +7,7 @@ import torch
 from cached.contract.errors import Permanent
 from server.weights.format.safetensors import TensorEntry
 
-# The F6 types are read by the parser, but torch has none of their shape.
+# The parser reads the F6 types, but torch has no dtype for them.
 NAMES: dict[str, torch.dtype] = {
     "BOOL": torch.bool,
     "U8": torch.uint8,
@@ -34,16 +31,16 @@ NAMES: dict[str, torch.dtype] = {
 }
 _PACKED = "F4"  # two numbers a byte, so torch's tensor has half the columns
 
-# Only these are converted when another dtype is wanted: the rest are codes, indexes or masks, not plain numbers.
+# Only these are converted to another dtype: the others are codes, indexes or masks, not plain numbers.
 CONVERTED = frozenset({torch.float64, torch.float32, torch.bfloat16, torch.float16})
 
 
 def of(name: str, entry: TensorEntry) -> tuple[torch.dtype, tuple[int, ...]]:
-    """The dtype and shape in torch of the tensor `name`; raises `Permanent` where torch has none."""
+    """Return the torch dtype and shape of the tensor `name`; raises `Permanent` where torch has no such dtype."""
     dtype = NAMES.get(entry.dtype)
     if dtype is not None:
         return dtype, entry.shape
-    packed: torch.dtype | None = getattr(torch, "float4_e2m1fn_x2", None)  # newer than the oldest torch we run on
+    packed: torch.dtype | None = getattr(torch, "float4_e2m1fn_x2", None)  # missing in the oldest supported torch
     if entry.dtype == _PACKED and packed is not None:
         if not entry.shape or entry.shape[-1] % 2:
             raise _unsupported(name, entry, "whose last length is odd: torch packs two of them into one element")
@@ -52,7 +49,7 @@ def of(name: str, entry: TensorEntry) -> tuple[torch.dtype, tuple[int, ...]]:
 
 
 def wanted(dtype: torch.dtype, target: torch.dtype | None) -> torch.dtype:
-    """What a tensor of `dtype` becomes where `target` is wanted."""
+    """Return the dtype of a tensor of `dtype` after a conversion to `target`."""
     return target if target is not None and dtype in CONVERTED else dtype
 
 

@@ -1,8 +1,7 @@
-"""Read safetensors headers, strictly: what a file says of its tensors is believed only if all of it fits.
+"""Parse safetensors headers strictly: a header is accepted only if all of it is consistent.
 
-Law: pure parsing and the few reads it needs; no torch, no tensor data. Format: 8 bytes little-endian length N,
-N bytes of JSON (padded with spaces), then the tensors' bytes without a gap
-(https://github.com/huggingface/safetensors#format).
+Law: parsing and the few reads it needs; no torch, no tensor data. Format: 8 bytes little-endian length N, N bytes of
+JSON (padded with spaces), then the tensors' bytes without a gap (https://github.com/huggingface/safetensors#format).
 """
 
 from __future__ import annotations
@@ -30,39 +29,22 @@ _METADATA = "__metadata__"
 _LENGTH_BYTES = 8
 _ENTRY_KEYS = {"dtype", "shape", "data_offsets"}
 _HEADER_THREADS = 8
-# Every string of a JSON text, one after the other; the group says that it is a key.
+# Every string of a JSON text in order; the group marks a key.
 _STRINGS = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"(\s*:)?', re.DOTALL)
 
 _Pairs = Callable[[list[tuple[str, Any]]], dict[str, Any]]
 
-# Bits per element, by the name the format gives the type.
+# Bits per element, by the format's name of the type.
 DTYPE_BITS = {
-    "BOOL": 8,
-    "U8": 8,
-    "I8": 8,
-    "U16": 16,
-    "I16": 16,
-    "U32": 32,
-    "I32": 32,
-    "U64": 64,
-    "I64": 64,
-    "F4": 4,
-    "F6_E2M3": 6,
-    "F6_E3M2": 6,
-    "F8_E4M3": 8,
-    "F8_E4M3FNUZ": 8,
-    "F8_E5M2": 8,
-    "F8_E5M2FNUZ": 8,
-    "F8_E8M0": 8,
-    "F16": 16,
-    "BF16": 16,
-    "F32": 32,
-    "F64": 64,
-    "C64": 64,
+    **{"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6},
+    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E4M3FNUZ", "F8_E5M2", "F8_E5M2FNUZ", "F8_E8M0"), 8),
+    **dict.fromkeys(("U16", "I16", "F16", "BF16"), 16),
+    **dict.fromkeys(("U32", "I32", "F32"), 32),
+    **dict.fromkeys(("U64", "I64", "F64", "C64"), 64),
 }
 
 
-class TensorEntry(NamedTuple):  # a tuple: there are 100 000 of them in some files
+class TensorEntry(NamedTuple):  # a tuple: some files have 100 000 of them
     """One tensor: `dtype` as the format names it, `begin` and `end` in bytes from the start of the file."""
 
     dtype: str
@@ -73,7 +55,7 @@ class TensorEntry(NamedTuple):  # a tuple: there are 100 000 of them in some fil
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What a file holds: its tensors by name, in the order of their bytes, and its metadata, None where it has none."""
+    """A file's tensors by name, in byte order, and its metadata, None where it has none."""
 
     tensors: dict[str, TensorEntry]
     metadata: dict[str, str] | None
@@ -108,7 +90,7 @@ def read_header_of(path: Path, descriptor: int) -> Header:
         raise _unreadable(path, error) from error
     if len(data) != length:
         raise _refuse(
-            path, f"expected a header of {length} bytes, found {len(data)}: the file was cut while it was read"
+            path, f"expected a header of {length} bytes, found {len(data)}: the file was truncated while it was read"
         )
     return parse_header(path, data, size)
 
@@ -124,8 +106,8 @@ def parse_header(path: Path, data: bytes, file_size: int) -> Header:
         raise _refuse(path, f"expected `{_METADATA}` to map text to text")
     start = _LENGTH_BYTES + len(data)
     entries = {name: _entry(path, name, item, start) for name, item in document.items()}
-    # A key that is there twice is no longer seen in a dict. Counting the keys of the text costs a quarter of having
-    # each object's pairs handed over.
+    # A dict hides a duplicate key. Counting the keys of the text costs a quarter of a hook that gets each object's
+    # pairs.
     keys += len(entries) * len(_ENTRY_KEYS) + len(metadata)
     if sum(map(bool, _STRINGS.findall(data))) != keys:
         _json(path, data, _unique(path))
@@ -143,10 +125,8 @@ def parse_header(path: Path, data: bytes, file_size: int) -> Header:
 
 
 def find_shards(directory: Path) -> dict[Path, Header]:
-    """Find and check the weight files of a model's folder: `model.safetensors`, or the shards its index names.
-
-    Raises `Permanent` where there are none, or where the index and the files disagree.
-    """
+    """Find and check the weight files of a model's folder: `model.safetensors`, or the shards of its index. Raises
+    `Permanent` where there are none, or where the index and the files disagree."""
     listing = list_shards(directory)
     with ThreadPoolExecutor(min(_HEADER_THREADS, len(listing.paths))) as pool:
         shards = dict(zip(listing.paths, pool.map(read_header, listing.paths), strict=True))
@@ -156,14 +136,14 @@ def find_shards(directory: Path) -> dict[Path, Header]:
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """The weight files of a folder: `weight_map` is what `index` says of them, where there is one."""
+    """The weight files of a folder; `weight_map` is the content of `index`, if there is one."""
 
     paths: list[Path]
     index: Path | None
     weight_map: dict[str, str]
 
     def check(self, shards: dict[Path, Header]) -> None:
-        """Refuse files that disagree with the index; raises `Permanent` too where two hold the same tensor."""
+        """Raise `Permanent` where files disagree with the index, or two hold the same tensor."""
         seen = tensor_files(shards)
         for tensor, name in self.weight_map.items():
             found = seen.get(tensor)
@@ -175,14 +155,14 @@ class Listing:
 
 
 def list_shards(directory: Path) -> Listing:
-    """Name the weight files of a folder without opening them; raises `Permanent` where there are none."""
+    """List the weight files of a folder without opening them; raises `Permanent` where there are none."""
     single, index = directory / SINGLE_FILE, directory / INDEX_FILE
     if single.is_file():
         return Listing([single], None, {})
     if not index.is_file():
         raise Permanent(
             "no_weights",
-            f"expected {SINGLE_FILE} or {INDEX_FILE} in {directory}, found {_what_there_is(directory)}",
+            f"expected {SINGLE_FILE} or {INDEX_FILE} in {directory}, found {_list_weight_files(directory)}",
             "publish the model's safetensors files; other formats are not read, for they can carry code",
         )
     weight_map = _weight_map(index)
@@ -190,7 +170,7 @@ def list_shards(directory: Path) -> Listing:
 
 
 def tensor_files(shards: dict[Path, Header]) -> dict[str, Path]:
-    """Which file holds each tensor; raises `Permanent` where two do."""
+    """Map each tensor to its file; raises `Permanent` where two files hold it."""
     seen: dict[str, Path] = {}
     for path, header in shards.items():
         for tensor in header.tensors:
@@ -246,15 +226,15 @@ def _json(path: Path, data: bytes, pairs: _Pairs | None) -> dict[str, Any]:
     def constant(text: str) -> Any:
         raise ValueError(f"{text} is not JSON")
 
-    # Two things that Python's parser lets pass and the reference refuses, each looked for only where it can be.
+    # Python's parser accepts two things that the reference refuses; each is checked only where it can occur.
     whole = _whole if b"-0" in data else None
     try:
-        with _uncollected():
+        with _without_garbage_collection():
             document = json.loads(
                 data.decode("utf-8"), object_pairs_hook=pairs, parse_int=whole, parse_constant=constant
             )
             if b"\\u" in data:
-                json.dumps(document, ensure_ascii=False).encode()  # half a surrogate pair is no character
+                json.dumps(document, ensure_ascii=False).encode()  # fails for half a surrogate pair
     except (ValueError, RecursionError) as error:
         raise _refuse(path, f"not JSON in UTF-8: {error}") from error
     if not isinstance(document, dict):
@@ -269,11 +249,9 @@ def _whole(text: str) -> int:
 
 
 @contextmanager
-def _uncollected() -> Iterator[None]:
-    """Without the garbage collector: nothing here is garbage, and looking for it takes longer than parsing.
-
-    Several threads may be in here: the last word is always `enable`.
-    """
+def _without_garbage_collection() -> Iterator[None]:
+    """Disable the garbage collector: parsing makes no garbage, and collection takes longer than parsing. Several
+    threads may be in here: the last one to leave always enables it."""
     if not gc.isenabled():
         yield
         return
@@ -289,7 +267,7 @@ def _unique(path: Path) -> _Pairs:
         found = dict(pairs)
         if len(found) != len(pairs):
             for name, _ in pairs:
-                if name not in found:  # its first mention took it out
+                if name not in found:  # its first occurrence removed it
                     raise _refuse(path, f"the key {name[:200]!r} is there twice")
                 del found[name]
         return found
@@ -309,7 +287,7 @@ def _read(descriptor: int, length: int, offset: int) -> bytes:
     return b"".join(parts)
 
 
-def _what_there_is(directory: Path) -> str:
+def _list_weight_files(directory: Path) -> str:
     names = sorted(
         entry.name for entry in directory.iterdir() if entry.suffix in (".safetensors", ".bin", ".pt", ".gguf")
     )

@@ -1,4 +1,4 @@
-"""Which bytes of a tensor an index needs: a box of it, as runs of rows, and what is left to do once the box is there.
+"""The bytes of a tensor that an index needs: a box, as runs of rows, and the index that remains for the box.
 
 Law: pure arithmetic on shapes; no I/O, no tensors.
 """
@@ -23,7 +23,7 @@ class Run(NamedTuple):
 
     @property
     def end(self) -> int:
-        """Where the last row ends in the file."""
+        """The end of the last row in the file."""
         return self.begin + (self.rows - 1) * self.pitch + self.width
 
 
@@ -32,7 +32,7 @@ Residue: TypeAlias = "tuple[int | slice, ...]"
 
 @dataclass(frozen=True, slots=True)
 class Box:
-    """A rectangular part of a tensor: from `starts`, of `shape`. `residue` indexes it to get what was asked for."""
+    """A rectangular part of a tensor: from `starts`, of `shape`. `residue` indexes it to give the requested part."""
 
     starts: tuple[int, ...]
     shape: tuple[int, ...]
@@ -40,12 +40,11 @@ class Box:
 
 
 def box(shape: tuple[int, ...], index: object) -> Box | None:
-    """The smallest box that holds what `index` asks of a tensor of `shape`; None where the tensor itself must answer.
+    """Return the smallest box that contains `index` of a tensor of `shape`; None where the tensor must be indexed.
 
-    Integers, slices with positive steps and `...` are understood. Whatever torch refuses, and its other ways to
-    index, are for the tensor.
+    Supports integers, slices with positive steps and `...`. What torch refuses, and its other indexes, need the tensor.
     """
-    items = _spelled_out(len(shape), index if isinstance(index, tuple) else (index,))
+    items = _expand(len(shape), index if isinstance(index, tuple) else (index,))
     if items is None or not all(_fits(length, item) for length, item in zip(shape, items, strict=True)):
         return None
     starts: list[int] = []
@@ -66,8 +65,8 @@ def box(shape: tuple[int, ...], index: object) -> Box | None:
     return Box(tuple(starts), tuple(lengths), () if plain else tuple(residue))
 
 
-def _spelled_out(rank: int, items: tuple[object, ...]) -> tuple[int | slice, ...] | None:
-    """One integer or slice for each of `rank` axes."""
+def _expand(rank: int, items: tuple[object, ...]) -> tuple[int | slice, ...] | None:
+    """Return one integer or slice for each of `rank` axes."""
     dots = [at for at, item in enumerate(items) if item is ...]
     missing = rank - len(items) + len(dots)
     if len(dots) > 1 or missing < 0:
@@ -87,7 +86,7 @@ def _fits(length: int, item: int | slice) -> bool:
 
 
 def runs(begin: int, shape: tuple[int, ...], itemsize: int, part: Box) -> Iterator[Run]:
-    """The bytes of `part` of a tensor that begins at byte `begin`, in the order of the file."""
+    """Yield the bytes of `part` of a tensor that begins at byte `begin`, in file order."""
     if math.prod(part.shape) == 0:
         return
     strides = [itemsize * math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
@@ -112,7 +111,7 @@ def runs(begin: int, shape: tuple[int, ...], itemsize: int, part: Box) -> Iterat
 
 
 def clip(run: Run, low: int, high: int) -> Iterator[Run]:
-    """The parts of `run` that lie between the bytes `low` and `high` of the file: at most three."""
+    """Yield the parts of `run` between the bytes `low` and `high` of the file: at most three."""
     if run.rows == 1:
         begin, end = max(run.begin, low), min(run.begin + run.width, high)
         if begin < end:

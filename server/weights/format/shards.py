@@ -1,8 +1,7 @@
-"""One rank's share of a checkpoint: which part of each tensor a tensor-parallel process keeps.
+"""One rank's part of a checkpoint: which part of each tensor a tensor-parallel process keeps.
 
-Law: pure arithmetic on names and shapes. Parts are those of `torch.chunk` along one axis where that divides evenly, as
-Megatron's column- and row-parallel layers want; what does not divide is refused, for frameworks pad or move such axes
-each in a way of its own.
+Law: pure arithmetic on names and shapes. Parts are those of `torch.chunk` along one axis that divides evenly, as in
+Megatron's column- and row-parallel layers; other axes are refused, as each framework pads or moves them its own way.
 """
 
 from __future__ import annotations
@@ -17,11 +16,11 @@ from server.weights.format.selection import Box
 
 @dataclass(frozen=True, slots=True)
 class Shards:
-    """The share of `rank` among `world` ranks, which count from 0.
+    """The part of `rank`, counted from 0, among `world` ranks.
 
-    `dims` maps a tensor's name, or a pattern of names (`*`, `?`, `[…]`), to the axis it is cut along: 0 for what is
-    column-parallel (`torch.nn.Linear` has its outputs first), 1 or -1 for what is row-parallel. The first pattern that
-    fits decides; a tensor that none fits is every rank's as a whole. Raises `Permanent` for a rank out of range.
+    `dims` maps a tensor's name, or a pattern of names (`*`, `?`, `[…]`), to the axis it is cut along: 0 for
+    column-parallel (`torch.nn.Linear` has its outputs first), 1 or -1 for row-parallel. The first matching pattern
+    decides; a tensor that matches none is kept whole. Raises `Permanent` for a rank out of range.
     """
 
     rank: int
@@ -37,7 +36,7 @@ class Shards:
             )
 
     def part(self, name: str, shape: tuple[int, ...]) -> Box | None:
-        """This rank's box of a tensor of `shape`, None for all of it; raises `Permanent` where it cannot be cut."""
+        """Return this rank's box of a tensor of `shape`, None for all of it; raises `Permanent` where it cannot."""
         dim = next((dim for pattern, dim in self.dims.items() if fnmatchcase(name, pattern)), None)
         if dim is None:
             return None
@@ -51,7 +50,7 @@ class Shards:
         return Box(starts, (*shape[:axis], length, *shape[axis + 1 :]), ())
 
     def check(self, names: Mapping[str, object]) -> None:
-        """Raise `Permanent` where a pattern fits none of `names`: its tensors would be on every rank unnoticed."""
+        """Raise `Permanent` where a pattern matches none of `names`: its tensors would be on every rank unnoticed."""
         for pattern in self.dims:
             if pattern not in names and not any(fnmatchcase(name, pattern) for name in names):
                 raise Permanent(

@@ -1,6 +1,6 @@
-"""How much memory this container has left.
+"""The free memory of this container.
 
-Law: looks, allocates nothing; standard library only, for it is asked before torch is imported.
+Law: allocates nothing; standard library only, as it runs before torch is imported.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ _CGROUP = Path("/sys/fs/cgroup")
 
 
 def free_bytes() -> int:
-    """Bytes that can still be had: what the host and this container's limit have left."""
+    """Return the free bytes of the host within this container's limit."""
     return int(min(_host_bytes(), _container_bytes()))
 
 
@@ -24,7 +24,7 @@ def _host_bytes() -> int:
 
 
 def _container_bytes() -> float:
-    """What is left of the cgroup's limit; the page cache counts against it, but gives way."""
+    """Return the rest of the cgroup's limit, inf without one; the page cache counts as free, as it is reclaimable."""
     try:
         limit = (_CGROUP / "memory.max").read_text().strip()
         used = int((_CGROUP / "memory.current").read_text())

@@ -1,7 +1,7 @@
-"""Have the kernel fetch weights from the disk while Python imports what will serve them, which takes as long.
+"""Have the kernel read weights from disk while Python imports the libraries that serve them, which takes as long.
 
-Law: standard library only, for it begins before torch is imported; no byte comes into this process. What goes wrong
-here is no failure: the load reads for itself, and says what is wrong.
+Law: standard library only, as it starts before torch is imported; no byte enters this process. An error here is
+ignored: the load itself reads, and reports it.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from server.weights.host import memory
 from server.weights.host.page_cache import read_ahead
 
 _LOG = logging.getLogger(__name__)
-_SHARE = 0.5  # of the memory that is free: more would push out what was just read, and what others need
+_SHARE = 0.5  # of the free memory: more would evict what was just read, and what other processes need
 
 
 class ReadAhead:
-    """The weights in `folders`, one folder after the other, on their way into the page cache."""
+    """Reads the weights in `folders`, one folder after the other, into the page cache."""
 
     def __init__(self, folders: Sequence[Path]) -> None:
         self._left: set[Path] = set()
         limits.start_some([threading.Thread(target=self._run, args=(folders,), name="holdfast-ahead", daemon=True)])
 
     def leave(self, folder: Path) -> None:
-        """Go no further in a folder: it is being loaded, past the cache where its bytes are not there yet."""
+        """Stop reading a folder: its load has begun, and reads uncached bytes past the cache."""
         self._left.add(folder)
 
     def _run(self, folders: Sequence[Path]) -> None:
@@ -42,11 +42,11 @@ class ReadAhead:
         for folder in folders:
             try:
                 room -= self._read(folder, room)
-            except (OSError, HoldfastError) as error:  # an adapter, for one, has no weights of a model
+            except (OSError, HoldfastError) as error:  # for example an adapter, which has no model's weights
                 _LOG.debug("weights are not read ahead: %s", error)
 
     def _read(self, folder: Path, room: float) -> int:
-        """Read a folder ahead if `room` bytes hold it; returns how many it takes of them."""
+        """Read a folder ahead if it fits `room` bytes; return the bytes it takes."""
         files = list_shards(folder).paths
         size = sum(path.stat().st_size for path in files)
         if size > room:

@@ -1,8 +1,8 @@
-"""Bytes of a weight file into memory: through the page cache where they are in it, past it where they are not.
+"""Read bytes of a weight file into memory: through the page cache where they are cached, past it where they are not.
 
-Law: `preadv` only, never a mapping, so that a file that shrinks is an error and not a signal. Past the cache only while
-nobody else reads the file: two processes that start together each find the other's bytes in the cache, and the disk
-reads each byte once. Who reads is told by a shared lock on the file itself, which needs no right to write.
+Law: `preadv` only, never a mapping, so that a file that shrinks is an error and not a signal. Reads bypass the cache
+only while no other process reads the file: of two that start together each finds the other's bytes in the cache, and
+the disk reads each byte once. A shared lock on the file itself, which needs no write access, marks its readers.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from server.weights.settings import PAGE, Io, Settings
 
 
 class Taken(NamedTuple):
-    """Bytes that were read: how many were not in the cache, and how many went past it."""
+    """Bytes read: how many were not in the cache, and how many bypassed it."""
 
     cold: int
     direct: int
@@ -31,22 +31,21 @@ class Reader:
     def __init__(self, file: WeightFile, settings: Settings) -> None:
         self._file = file
         self._cache = PageCache(file.descriptor)
-        self._direct = _open_direct(file.descriptor) if _may_be_direct(settings) else None
         self._always = settings.io is Io.DIRECT
+        direct = self._always or (settings.io is Io.AUTO and settings.local_readers == 1)
+        self._direct = _open_direct(file.descriptor) if direct else None
         self._lock = _Presence(file.descriptor) if self._direct is not None and not self._always else None
 
     def read(self, view: memoryview, begin: int, end: int, slot: int) -> Taken:
-        """Put the bytes `begin` to `end` at `slot` in the view; `slot` is `begin` modulo the page size.
-
-        The pages around them in the view may be written too. Raises `Permanent` where the file is shorter.
-        """
+        """Read the bytes `begin` to `end` to `slot` in the view; `slot` is `begin` modulo the page size. May also write
+        the pages around them in the view. Raises `Permanent` where the file is shorter."""
         cold = self._cache.cold(begin, end)
         if self._direct is not None and (cold or self._always) and (self._lock is None or self._lock.alone()):
             done = self._read_direct(self._direct, view, begin, end, slot)
         else:
             done = 0
             if cold:
-                # The whole at once: the kernel's own reading ahead asks the disk for a little at a time.
+                # All in one request: the kernel's own readahead requests a little at a time.
                 with suppress(OSError):
                     read_ahead(self._file.descriptor, begin, end)
         self._read_buffered(view[slot + done : slot + end - begin], begin + done)
@@ -60,17 +59,17 @@ class Reader:
             os.close(self._direct)
 
     def _read_direct(self, descriptor: int, view: memoryview, begin: int, end: int, slot: int) -> int:
-        """How many of the bytes are there now; the rest, if any, is for the buffered way."""
+        """Return how many of the bytes were read; the caller reads the rest through the cache."""
         low, high = begin - begin % PAGE, -(-end // PAGE) * PAGE
         target = view[slot - begin % PAGE :][: high - low]
         done = 0
         while done < end - low:
             try:
                 count = os.preadv(descriptor, [target[done:]], low + done)
-            except OSError:  # a device with larger blocks, or a bad one: the buffered way succeeds, or says why not
+            except OSError:  # a device with larger blocks, or a bad one: the buffered read succeeds, or reports why
                 break
             done += count
-            if count == 0 or done % PAGE:  # the end of the file, or a file system that gave less
+            if count == 0 or done % PAGE:  # the end of the file, or a short read
                 break
         return max(0, min(done, end - low) - begin % PAGE)
 
@@ -88,17 +87,17 @@ class Reader:
                 raise Permanent(
                     "weights_changed",
                     f"{self._file.path}: expected {self._file.identity.size} bytes, found its end at byte {offset}: "
-                    "it was cut while it was loaded",
-                    "load it again, from a snapshot that nobody writes to",
+                    "it was truncated while it was loaded",
+                    "load it again, from a snapshot that no process writes to",
                 )
             view, offset = view[count:], offset + count
 
 
 class _Presence:
-    """A shared lock on the file for as long as it is read, and whether anyone else holds one.
+    """A shared lock on the file while it is read, and a check whether another process holds one.
 
-    A lock is asked for exclusively, and whatever the answer it is shared again. The kernel lets go of the old lock
-    first, so two who ask at once may both hear no: then both use the cache, which is right.
+    The check requests an exclusive lock, then a shared one again. The kernel releases the old lock first, so that two
+    checks at once may both find another reader: then both use the cache, which is correct.
     """
 
     def __init__(self, descriptor: int) -> None:
@@ -108,7 +107,7 @@ class _Presence:
     def alone(self) -> bool:
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:  # somebody reads it too, or the file system has no locks: then nobody knows
+        except OSError:  # another reader, or a file system without locks, where that is unknown
             self._share()
             return False
         self._share()
@@ -120,10 +119,6 @@ class _Presence:
     def _share(self) -> None:
         with suppress(OSError):
             fcntl.flock(self._descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-
-
-def _may_be_direct(settings: Settings) -> bool:
-    return settings.io is Io.DIRECT or (settings.io is Io.AUTO and settings.local_readers == 1)
 
 
 def _open_direct(descriptor: int) -> int | None:
