@@ -43,8 +43,7 @@ class Addresses:
         self._renewed = False  # after a refusal, and no address was accepted since
 
     def current(self, cancellation: Cancellation) -> Target:
-        """Return the current address. Raises as `Source.locate`, also the error of another thread's request during this
-        call."""
+        """Return the current address. Raises as `Source.locate`, also another thread's error during this call."""
         asked = self._asked
         target = self._good()
         if target is not None:
@@ -66,11 +65,9 @@ class Addresses:
                 self._renewed = False
 
     def refused(self, target: Target, code: str) -> bool:
-        """Note that `target` was refused with `code`; return whether another address may be accepted.
-
-        An address that worked has expired. One that was never used may have expired while it waited; and a CDN answers
-        403 both to an expired signed URL and to a wrong one. The next address is new: its refusal is final.
-        """
+        """Note that `target` was refused with `code`; return whether another address may be accepted. An address that
+        worked has expired. One that was never used may have expired while it waited; and a CDN answers 403 both to an
+        expired signed URL and to a wrong one. The next address is new: its refusal is final."""
         if code not in _REFUSALS:
             return False
         with self._lock:

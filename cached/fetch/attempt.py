@@ -158,11 +158,9 @@ class Attempt:
             self._changed.notify_all()
 
     def become_stream(self, segment: Segment) -> None:
-        """Continue as one stream from the start: the origin does not support ranges.
-
-        Raises `NoRanges` if the attempt has bytes already, or another worker that may receive some: it must start over,
-        because a byte that is written twice is hashed once, and the disk may keep the other value.
-        """
+        """Continue as one stream from the start: the origin does not support ranges. Raises `NoRanges` if the attempt
+        has bytes already, or another worker that may receive some: it must start over, because a byte that is written
+        twice is hashed once, and the disk may keep the other value."""
         with self._changed:
             if segment.start != 0 or self._users > 1 or len(self._written):
                 raise NoRanges
@@ -245,11 +243,9 @@ class Attempt:
     # --- hashing ---------------------------------------------------------------------------------------------------
 
     def _hold(self, buffer: memoryview, length: int, offset: int) -> bool:
-        """Keep a written piece in memory for the hash if there is room; call with the lock held.
-
-        While the hash works on this blob, wait for it: it is the bottleneck, and reading back would cost more. While it
-        waits for a missing piece, do not wait: free the buffer and read the piece back later.
-        """
+        """Keep a written piece in memory for the hash if there is room; call with the lock held. While the hash works
+        on this blob, wait for it: it is the bottleneck, and reading back would cost more. While it waits for a missing
+        piece, do not wait: free the buffer and read the piece back later."""
         while self._failure is None and offset >= self._front and offset not in self._held:
             if self._shared.hold_slots.acquire(blocking=False):
                 self._held[offset] = (buffer, length)

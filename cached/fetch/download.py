@@ -153,22 +153,20 @@ class Flight:
             "internal", f"{self.spec.name}: {cause!r}", "report this with the daemon's log"
         )
         error.__cause__ = cause
+        self._fail(error)
+
+    def cancel(self) -> None:
+        """Stop with `Cancelled`, keeping durable bytes."""
+        self._cancelled = True  # before `_fail` takes the lock: no attempt is opened after that
+        self._fail(Cancelled())
+
+    def _fail(self, error: BaseException) -> None:
         with self._lock:
             attempt = self._attempt
         if attempt is not None:
             attempt.fail(error)
         else:
             self._settle(error)
-
-    def cancel(self) -> None:
-        """Stop with `Cancelled`, keeping durable bytes."""
-        with self._lock:
-            self._cancelled = True
-            attempt = self._attempt
-        if attempt is not None:
-            attempt.fail(Cancelled())
-        else:
-            self._settle(Cancelled())
 
     # --- receiving -------------------------------------------------------------------------------------------------
 
@@ -261,8 +259,7 @@ class Flight:
         return body
 
     def _find_end(self, segment: Segment, streaming: bool, body: LocalBody | Body) -> int | None:
-        """Return the offset of the body's end, None if unknown; raises `Transient` if the object's size is not the
-        listed one."""
+        """Return the offset of the body's end, None if unknown; raises `Transient` if the object's size has changed."""
         expected = self.spec.key.size
         found = body.total if body.total is not None or not streaming else body.length
         if expected is not None and found is not None and found != expected:
@@ -276,10 +273,8 @@ class Flight:
             raise self._unlike_listing(f"the body goes on after byte {position}")
 
     def _check_after(self, attempt: AnyAttempt, received: int) -> None:
-        """Check that an unbound object, received in one response, still has the same size; raises `HoldfastError`.
-
-        A server that reads a file during a write sends parts of both versions, unless it reads it at once.
-        """
+        """Check that an unbound object, received in one response, still has the same size; raises `HoldfastError`. A
+        server that reads a file during a write sends parts of both versions, unless it reads it at once."""
         if self.spec.is_bound or received <= _ONE_READ_BYTES:
             return
         target = self._addresses.current(attempt.cancellation)

@@ -52,9 +52,8 @@ class Flights:
         return entry.download, entry.result
 
     def reserve(self, specs: Sequence[BlobSpec], allotments: dict[str, Allotment]) -> None:
-        """Reserve the space of these blobs, none of which has a download: of all, or of none. Blocking. `allotments`
-        gets them, by ingest id, also if the caller was cancelled. Raises `NoSpace`, `NoInodes` or `Permanent`
-        (`too_large`)."""
+        """Reserve the space of all these blobs, which have no download, or of none; blocking. `allotments` gets them by
+        ingest id, also if the caller was cancelled. Raises `NoSpace`, `NoInodes` or `Permanent` (`too_large`)."""
         new = {spec.key.id: spec for spec in specs}
         if new:
             self._ledger.require_files(_files_made(new.values()))
@@ -136,6 +135,5 @@ class Flights:
 
 
 def _files_made(specs: Collection[BlobSpec]) -> int:
-    """Return the least number of inodes that these blobs and their snapshot need; for any more, the disk itself raises
-    the error."""
+    """Return the least number of inodes that these blobs and their snapshot need; for more, the disk raises."""
     return len(specs) + len({parent for spec in specs for parent in PurePosixPath(spec.name).parents})

@@ -55,8 +55,7 @@ class Locator:
             ) from error
 
     def _take(self, file: RemoteFile) -> Target | None:
-        """Return an address that came with another file's, with its remaining lifetime; None if less than half
-        remains."""
+        """Return an address that came with another file's, with its remaining lifetime, if that is more than half."""
         target, began = self._found.pop(file.path, (None, 0.0))
         if not isinstance(target, HttpTarget) or target.lifetime_s is None:
             return target

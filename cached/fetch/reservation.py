@@ -17,11 +17,9 @@ _STEP_BYTES = 64 * 1024 * 1024  # what a stream of unknown length reserves at a 
 
 
 class Allotment:
-    """The reserved space of one download: all of it at once if the size is known, else growing. Thread-safe.
-
-    The file system counts the space that `folder` has already as used: the ledger must know it, or it would count these
-    bytes twice and evict versions for them. `folder` is None for a small blob, which is partial for a moment only.
-    """
+    """The reserved space of one download: all of it at once if the size is known, else growing. Thread-safe. The file
+    system counts the space that `folder` has already as used: the ledger must know it, or it would count these bytes
+    twice and evict versions for them. `folder` is None for a small blob, which is partial for a moment only."""
 
     def __init__(self, ledger: Ledger, reservation: Reservation, folder: Path | None) -> None:
         self._ledger = ledger
@@ -47,16 +45,14 @@ class Allotment:
         self._reservation.close()
 
     def settle(self, placed: Verified | None, left: int) -> None:
-        """Account for the end of a download: `placed` is the committed blob, `left` the bytes of the partial one; the
-        rest is released."""
+        """Replace the reservation of an ended download by its committed blob, and `left` bytes of a partial one."""
         if placed is None:
             self._reservation.settle(left, None, 0)
         else:
             self._reservation.settle(left, placed.sha256, placed.size)
 
     def _grow(self, size: int) -> None:
-        """Grow in large steps while there is room; `NoSpace` has the size of the whole stream, since another attempt
-        begins at its start."""
+        """Grow in large steps while there is room; `NoSpace` has the whole size: a new attempt begins at its start."""
         self._ledger.require_capacity(size)
         for step in (max(self._reservation.size + _STEP_BYTES, size), size):
             try:

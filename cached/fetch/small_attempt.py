@@ -141,10 +141,8 @@ class SmallAttempt:
             sha256 = hashlib.sha256(self._data).hexdigest()
             compare_digests(self.spec, sha256, self._git_oid())
             temporary = durable.temporary_beside(self._shared.layout.ingest / "any")
-            try:
+            with durable.disk_errors(f"writing {temporary}"):
                 durable.write_volatile(temporary, self._data, durable.READ_ONLY_MODE)
-            except OSError as error:
-                raise durable.disk_error(error, f"writing {temporary}") from error
         except HoldfastError as error:
             self._end(error)
             return

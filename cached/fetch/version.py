@@ -103,8 +103,7 @@ class TransferParts:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """A source's content compared with the digest `held` on this node: whether it has changed, and its digest, None if
-    unknown without a fetch."""
+    """A source's content, compared with the `held` digest; its own `digest` is None if unknown without a fetch."""
 
     held: Digest
     changed: bool
@@ -140,11 +139,9 @@ class Transfers:
         self._claims.drop(ref)
 
     async def fetch(self, want: Want, urgency: Callable[[], int], got_space: Callable[[], None]) -> Published:
-        """Fetch and publish `want`; raises `HoldfastError`. If cancelled, it keeps durable bytes.
-
-        `urgency` returns its priority, when its downloads start. `got_space` is called once the space for all of them
-        is reserved. The bytes of an earlier attempt stay claimed until `forget`.
-        """
+        """Fetch and publish `want`; raises `HoldfastError`. If cancelled, it keeps durable bytes. `urgency` returns its
+        priority, when its downloads start. `got_space` is called once the space for all of them is reserved. The bytes
+        of an earlier attempt stay claimed until `forget`."""
         source = await self._blocking.run(self._open_source, want.source)
         try:
             self._status_files.resolve(want.ref, source.display, want.pin)
@@ -176,8 +173,8 @@ class Transfers:
             await source.aclose()
 
     async def _resolve(self, want: Want, source: Source) -> tuple[Listing, tuple[_WantedFile, ...]]:
-        """Return the source's listing, and the version's files in it; raises `PinMismatch` at once if their promised
-        digests do not give the pin."""
+        """Return the source's listing, and the version's files in it; raises `PinMismatch` if their promised digests
+        already differ from the pin, and as `Source.resolve`."""
         try:
             listing = await self._list(source)
             return listing, await self._compute(len(listing.files), _select, listing, want, source)
@@ -250,12 +247,9 @@ class Transfers:
         return known | {each.spec.name: each.result.result() for each in awaited}
 
     async def _find_known_digests(self, fetch: _Fetch, wanted: tuple[_WantedFile, ...]) -> Mapping[str, str]:
-        """Return the known sha256 of listed files that were fetched before, by ingest id.
-
-        A version that an older release published has no record: it counts as the listed one if its status has this
-        source and all paths and sizes agree. Not from a web server whose content may depend on a query or a user: a
-        status shows neither.
-        """
+        """Return the known sha256 of listed files that were fetched before, by ingest id. A version that an older
+        release published has no record: it counts as the listed one if its status has this source and all paths and
+        sizes agree. Not from a web server whose content may depend on a query or a user: a status shows neither."""
         ref = fetch.want.ref
         record = await self._blocking.run(fetched.read, self._layout, ref)
         if record is not None:
@@ -286,8 +280,7 @@ class Transfers:
         return self._downloads.no_space(error.needed_bytes + sum(missing.values()), sum(self.stake(ref).left.values()))
 
     async def _start(self, fetch: _Fetch, missing: Sequence[_WantedFile], awaited: list[_Awaited]) -> None:
-        """Join or start the downloads of all missing blobs, a bounded number in each turn of the event loop; append
-        each to `awaited`."""
+        """Join or start the downloads of missing blobs, in bounded turns of the event loop; add all to `awaited`."""
         ref, allotments = fetch.want.ref, dict[str, Allotment]()
         async with self._downloads.starting:
             new: dict[str, list[_WantedFile]] = {}  # two files may have the same content

@@ -133,8 +133,7 @@ class Workers:
             pass
 
     def _receive_one(self) -> bool:
-        """Receive the next segment; return False at the end. A method, so that the download's memory is freed before
-        the next wait."""
+        """Receive the next segment; return False at the end. A method: it frees the download before the next wait."""
         download = self._next()
         if download is None:
             return False

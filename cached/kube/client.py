@@ -80,11 +80,9 @@ class KubeClient:
 
     @asynccontextmanager
     async def watch(self, call: Call, stall_s: float) -> AsyncIterator[AsyncIterator[dict[str, Any]]]:
-        """Open a watch; inside, iterate over its events, including bookmarks, until the server ends it.
-
-        Raises the error of an ERROR event, and `Unreachable` if no byte arrives for `stall_s` seconds: only bookmarks
-        distinguish a quiet peer from a dead one.
-        """
+        """Open a watch; inside, iterate over its events, including bookmarks, until the server ends it. Raises the
+        error of an ERROR event, and `Unreachable` if no byte arrives for `stall_s` seconds: only bookmarks distinguish
+        a quiet peer from a dead one."""
         limits = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_S, sock_read=stall_s)
         with self._errors_are_ours(call):
             answer = await self._open(call, limits)

@@ -22,10 +22,8 @@ _SECTIONS = ("clusters", "users", "contexts")
 
 
 def find_cluster(environment: Mapping[str, str]) -> Cluster | None:
-    """Return the cluster of KUBECONFIG, else the one of this pod, else None; raises `Permanent`.
-
-    `~/.kube/config` is not read: a laptop must not join a cluster because its owner once logged in to it.
-    """
+    """Return the cluster of KUBECONFIG, else the one of this pod, else None; raises `Permanent`. `~/.kube/config` is
+    not read: a laptop must not join a cluster because its owner once logged in to it."""
     files = environment.get("KUBECONFIG")
     return load([Path(name) for name in files.split(":") if name]) if files else in_cluster(environment)
 

@@ -95,8 +95,7 @@ class NodeReport:
 
         Yields True once the API confirms. If the API does not answer, yields False after `withdraw_s`, or at once if
         the last request failed: a label that outlives its snapshot costs a pod one fetch, a disk that cannot be freed
-        costs every pod of the node, and without the API no pod is scheduled by that label. It goes when the API is
-        back.
+        costs every pod of the node, and without the API no pod is scheduled by that label. The label goes later.
         """
         label = weights_label(digest)
         self._held_back[label] += 1

@@ -55,8 +55,7 @@ class Telling:
         self._heard: dict[tuple[str, ModelRef], _Heard] = {}
 
     def look(self, pods: Iterable[PodWant], find: Callable[[ModelRef], ModelStatus | None]) -> None:
-        """Send new events to the pods; `find` returns a version's status. Call it after every change; more calls do no
-        harm."""
+        """Send new events to the pods; `find` returns a version's status. Call it at least after every change."""
         now = time.monotonic()
         current: dict[tuple[str, ModelRef], _Heard] = {}
         for want in pods:
@@ -95,8 +94,7 @@ def refusal(tell: Tells) -> Callable[[PodName, HoldfastError], None]:
 
 
 def summary(statuses: Iterable[ModelStatus], used: int, capacity: int) -> str:
-    """Return one line for people: `12 versions, 1.2 TiB of 3.5 TiB; fetching llama@v3 45 %; 1 failed`. Sizes in
-    bytes."""
+    """Return `12 versions, 1.2 TiB of 3.5 TiB; fetching llama@v3 45 %; 1 failed`, for people. Sizes in bytes."""
     by_state: dict[State, list[ModelStatus]] = {}
     for status in statuses:
         by_state.setdefault(status.state, []).append(status)

@@ -34,10 +34,8 @@ Refused = Callable[[PodName, Permanent], None]
 
 @dataclass(frozen=True, slots=True)
 class WatchPace:
-    """Seconds between attempts, of a watch's requested duration, and of its longest silence; pods a page.
-
-    Bookmarks arrive once a minute, so after 90 s of silence the peer is dead; an error here costs one request.
-    """
+    """Seconds between attempts, of a watch's requested duration, and of its longest silence; pods a page. Bookmarks
+    arrive once a minute, so after 90 s of silence the peer is dead; an error here costs one request."""
 
     backoff_s: float = 0.5
     backoff_cap_s: float = 30.0

@@ -41,8 +41,7 @@ class DiskWatch:
         self._log_once = Saying(_log)
 
     def space(self) -> DiskSpace:
-        """Return the last measurement, in bytes and inodes; raises `Transient` if it failed or the disk hangs. Never
-        blocks."""
+        """Return the last measurement; never blocks. Raises `Transient` if it failed or the disk hangs."""
         with self._lock:
             seen = self.hanging() or self._seen
         if isinstance(seen, HoldfastError):

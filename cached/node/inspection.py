@@ -27,8 +27,7 @@ _SUBJECT = "looking after the root"
 
 
 class Inspection:
-    """Call `look` periodically. It calls `again` with the lost versions, which must be fetched again, and `found` if
-    any snapshot was damaged."""
+    """Call `look` periodically. It calls `again` with lost versions, and `found` if any snapshot was damaged."""
 
     def __init__(
         self,
@@ -68,7 +67,7 @@ def _examine(
 ) -> tuple[Digest, ...]:
     """Create missing folders of the tree; return the damaged snapshots."""
     root.check()
-    try:
+    with durable.disk_errors(f"looking through {layout.root}"):
         recovery.make_tree(layout)
         return tuple(
             digest
@@ -76,5 +75,3 @@ def _examine(
             if not repair.is_named(layout, refs, digest)
             or (digest in manifests and not repair.is_whole(layout, digest, manifests[digest]))
         )
-    except OSError as error:
-        raise durable.disk_error(error, f"looking through {layout.root}") from error

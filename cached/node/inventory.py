@@ -63,8 +63,7 @@ class Holdings:
         self.last_used[ref] = time.monotonic()
 
     def adopt(self, ref: ModelRef, source: str) -> None:
-        """Add a fetch record of unknown origin if a version has none (an older release published it); `source`: the one
-        in its status, or empty."""
+        """Add a fetch record if a version of an older release has none; `source`: from its status, or empty."""
         self.fetched.setdefault(ref, fetched.unknown(self.models[ref], source))
 
     def add_snapshot(self, digest: Digest, manifest: Manifest) -> None:
@@ -198,7 +197,5 @@ def read_pins(layout: Layout) -> set[ModelRef]:
 
 def write_pins(layout: Layout, pins: Iterable[ModelRef]) -> None:
     """Write the pins durably; raises `Transient`."""
-    try:
+    with durable.disk_errors(f"writing {layout.pins}"):
         durable.replace(layout.pins, encode({"pins": sorted(str(ref) for ref in pins)}), 0o600)
-    except OSError as error:
-        raise durable.disk_error(error, f"writing {layout.pins}") from error

@@ -102,10 +102,8 @@ class Janitor:
         return None if digest is None else (self._inventory.fetched[ref], self._inventory.manifests[digest])
 
     async def evict(self, ref: ModelRef, digest: Digest, stays: Callable[[], bool]) -> int | None:
-        """Evict a version; return the bytes freed, None if it is in use or has another digest by now.
-
-        `stays` is called last and returns whether a pod wants it: one may come during the withdrawal of the label.
-        """
+        """Evict a version; return the bytes freed, None if it is in use or has another digest by now. `stays` is called
+        last and returns whether a pod wants it: one may come during the withdrawal of the label."""
         async with self._lock:
             if self._inventory.models.get(ref) != digest:
                 return None
@@ -146,11 +144,8 @@ class Janitor:
             return freed
 
     async def quarantine(self, sha256: str) -> list[ModelRef]:
-        """Move a corrupt blob into quarantine and withdraw every snapshot that links it; return their names.
-
-        The blob goes first: a crash between the two steps must not leave it usable. The snapshots' other blobs stay, to
-        be linked again.
-        """
+        """Move a corrupt blob into quarantine, then withdraw every snapshot that links it; return their names. In this
+        order, a crash between the two steps leaves no usable corrupt blob. Other blobs stay, to be linked again."""
         async with self._lock:
             await self._do(deletion.quarantine, self._layout, self._ledger, sha256)
             gone: list[ModelRef] = []
@@ -160,8 +155,7 @@ class Janitor:
             return gone
 
     async def lose(self, digest: Digest) -> list[ModelRef]:
-        """Withdraw a snapshot with a corrupt manifest; return its names. Its blobs stay, to be linked again; files that
-        have no blob become blobs."""
+        """Withdraw a snapshot with a corrupt manifest; return its names. Its blobs stay; other files become blobs."""
         async with self._lock:
             if digest not in self._inventory.manifests:
                 return []
@@ -179,13 +173,11 @@ class Janitor:
                 if (manifest := self._inventory.manifests.get(digest)) is None:
                     continue
                 refs = self._inventory.names(digest)
-                _log.error(
-                    "snapshot %s (%s): somebody deleted or replaced a part of it", digest, ", ".join(map(str, refs))
-                )
+                _log.error("snapshot %s (%s): a file was deleted or replaced", digest, ", ".join(map(str, refs)))
                 restored = await self._do(_restore, self._layout, self._ledger, refs, digest, manifest)
                 if restored.lost:
                     async with self._cluster.withdrawn(digest):
-                        gone += await self._lose(digest, "somebody deleted files of it on this node")
+                        gone += await self._lose(digest, "files of it were deleted on this node")
                 else:
                     _log.warning("snapshot %s: is whole again", digest)
                 sharing = (each for each, sizes in self._inventory.blobs.items() if restored.condemned & sizes.keys())
@@ -291,9 +283,8 @@ def _withdraw(
     digest: Digest,
     belongs: Callable[[str], bool],
 ) -> None:
-    """Delete names and their snapshot, in use or not: open files stay usable. Files without a blob that `belongs` to
-    the snapshot become blobs."""
-    try:
+    """Delete names and their snapshot, in use or not: open files stay usable. First, `repair.rescue` its files."""
+    with durable.disk_errors(f"withdrawing snapshot {digest}"):
         for ref in refs:
             snapshots.unpoint(layout, ref)
         for sha256 in repair.rescue(layout, digest, belongs):
@@ -301,5 +292,3 @@ def _withdraw(
         trashed = snapshots.trash(layout, digest)
         if trashed is not None:
             snapshots.delete_trash(trashed)
-    except OSError as error:
-        raise durable.disk_error(error, f"withdrawing snapshot {digest}") from error

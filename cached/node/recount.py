@@ -62,18 +62,14 @@ class Recount:
             return
         self._log_once.fine(_SUBJECT)
         if corrected:
-            _log.warning("the account was wrong about %d files: somebody changed the store by hand", corrected)
+            _log.warning("the ledger was wrong about %d files: the store was changed by hand", corrected)
             parts.board.news.set()
 
 
 def _recount(layout: Layout, root: Root, ledger: Ledger) -> int:
-    """Measure the disk and correct the ledger, unless another root was uncovered during the measurement; return the
-    number of corrections."""
-    try:
-        with ledger.recounting() as correct:
-            root.check()
-            blobs, partials, quarantined = recovery.measure(layout)
-            root.check()
-            return correct(OnDisk(blobs, partials, quarantined))
-    except OSError as error:
-        raise durable.disk_error(error, f"looking through {layout.root}") from error
+    """Correct the ledger by the disk, unless another root was uncovered then; return the number of corrections."""
+    with durable.disk_errors(f"looking through {layout.root}"), ledger.recounting() as correct:
+        root.check()
+        blobs, partials, quarantined = recovery.measure(layout)
+        root.check()
+        return correct(OnDisk(blobs, partials, quarantined))

@@ -118,8 +118,7 @@ class Board:
         self._put(ref, state, replace(old, error=StatusError.of(error), rate_bytes_per_s=None, eta_s=None))
 
     def know(self, ref: ModelRef, held: str | None, stale: tuple[str, str | None] | None) -> None:
-        """Set the digest that a version's name points at, and why it is stale (reason and digest of `Stale`), whatever
-        its state."""
+        """Set the digest that a version's name points at, and why that is stale (reason and digest of `Stale`)."""
         old = self._facts.get(ref, _NO_FACTS)
         known = None if old.stale is None else (old.stale.reason, old.stale.digest)
         if (old.held, known) == (held, stale):

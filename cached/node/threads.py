@@ -33,8 +33,7 @@ class Blocking:
             raise
 
     async def finish(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Call `function` on a thread of the pool and return its result; a cancellation during the call counts only if
-        the call failed."""
+        """Call `function` on a thread of the pool and return its result, also if cancelled during a successful call."""
         job = asyncio.get_running_loop().run_in_executor(self._pool, partial(function, *args, **kwargs))
         try:
             return await asyncio.shield(job)

@@ -40,10 +40,8 @@ class Folder:
 
 
 def look_through(base: Path) -> Folder:
-    """Return the files of a folder to publish. Raises `Permanent` for an empty folder and unusable files.
-
-    Files of version control, caches and desktops are excluded: two downloads of one commit differ in them.
-    """
+    """Return the files of a folder to publish. Raises `Permanent` for an empty folder and unusable files. Files of
+    version control, caches and desktops are excluded: two downloads of one commit differ in them."""
     clutter: set[str] = set()
 
     def is_left_out(path: str) -> bool:

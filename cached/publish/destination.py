@@ -32,12 +32,9 @@ class Stored:
 
 
 class Destination(Protocol):
-    """A version's own folder. Every method raises `Transient` or `Permanent`.
-
-    `claim` comes before the first change and `unmark` after the manifest: in between, and after a crash there, a
-    `Source` without a manifest sees the mark and refuses the incomplete version. While the mark is this publisher's,
-    another one is refused (`another_publisher`).
-    """
+    """A version's own folder. Every method raises `Transient` or `Permanent`. `claim` comes before the first change and
+    `unmark` after the manifest: in between, and after a crash there, a `Source` without a manifest sees the mark and
+    refuses the incomplete version. While the mark is this publisher's, another one is refused (`another_publisher`)."""
 
     @property
     def display(self) -> str:
@@ -53,8 +50,7 @@ class Destination(Protocol):
         """Return whether the destination's own checksum proves that it has the upload's bytes."""
 
     async def sha256(self, path: str) -> str | None:
-        """Return the sha256 of a stored file: the store's own if it computed one, else of the bytes read; None if there
-        is no such file."""
+        """Return a stored file's sha256, computed by the store or from the bytes read; None if there is no file."""
 
     async def claim(self, mark: Mark, say: Say) -> None:
         """Write the mark as the only publisher, durably; take over from a dead one, and report that."""

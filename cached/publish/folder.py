@@ -273,11 +273,8 @@ def _is_at(path: Path, descriptor: int) -> bool:
 
 def _drop_cache(path: Path) -> None:
     """Drop a file's page cache, so that the next read comes from the disk, or the server behind it."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    try:
+    with durable.opened(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW) as descriptor:
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager

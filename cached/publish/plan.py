@@ -119,11 +119,9 @@ async def run(
     progress: Progress,
     say: Say,
 ) -> Plan:
-    """Carry out the plan as the only publisher; return the plan that was carried out.
-
-    `decide` plans again, and may refuse, if the destination changed before the mark was written. `say` is called with
-    messages for people that are no failures.
-    """
+    """Carry out the plan as the only publisher; return the plan that was carried out. `decide` plans again, and may
+    refuse, if the destination changed before the mark was written. `say` is called with messages for people that are no
+    failures."""
     if decided.is_done:
         return decided
     try:

@@ -44,9 +44,7 @@ def listed(layout: Layout) -> Iterator[os.DirEntry[str]]:
 
 def commit(layout: Layout, finished: Path, sha256: str) -> bool:
     """Rename a finished, synced file to its blob, durably, or delete it if the blob exists; return whether it is new.
-
-    The caller has compared the sha256 of the bytes with `sha256`. Raises `HoldfastError` for a disk error.
-    """
+    The caller has compared the sha256 of the bytes with `sha256`. Raises `HoldfastError` for a disk error."""
     fresh = place(layout, finished, sha256)
     settle(layout, finished, sha256)
     return fresh
@@ -55,7 +53,7 @@ def commit(layout: Layout, finished: Path, sha256: str) -> bool:
 def place(layout: Layout, finished: Path, sha256: str) -> bool:
     """Do the rename of `commit`: from here on the ledger counts a new blob, synced or not."""
     target = layout.blob(sha256)
-    try:
+    with durable.disk_errors(f"committing blob {sha256}"):
         durable.make_dir(target.parent, durable.PRIVATE_DIR_MODE)
         with _one_at_a_time:
             there = size(layout, sha256)
@@ -63,25 +61,19 @@ def place(layout: Layout, finished: Path, sha256: str) -> bool:
                 os.rename(finished, target)
                 return True
         durable.unlink(finished)
-    except OSError as error:
-        raise durable.disk_error(error, f"committing blob {sha256}") from error
     return False
 
 
 def settle(layout: Layout, finished: Path, sha256: str) -> None:
     """Do the syncs of `commit`: make the rename durable."""
-    try:
+    with durable.disk_errors(f"committing blob {sha256}"):
         durable.fsync_dir(layout.blob(sha256).parent)
         durable.fsync_dir(finished.parent)
-    except OSError as error:
-        raise durable.disk_error(error, f"committing blob {sha256}") from error
 
 
 def commit_noted(layout: Layout, ingest_id: str, sha256: str) -> None:
     """Do the rename that a crash prevented: an ingest whose digest is in the journal is complete, synced and verified.
-
-    For recovery, before the ledger measures the disk.
-    """
+    For recovery, before the ledger measures the disk."""
     finished = layout.ingest / ingest_id / "data"
     if not finished.exists():
         return

@@ -23,9 +23,7 @@ class _Claim:
 
 class Claims:
     """Claimed blobs by sha256 and partial blobs by id, per claimant. A blob's size is 0 until it is known to exist.
-
-    `journal` has the digest that a claimed partial blob of unknown digest turned out to have.
-    """
+    `journal` has the digest that a claimed partial blob of unknown digest turned out to have."""
 
     def __init__(self, journal: DigestJournal) -> None:
         self.journal = journal

@@ -51,8 +51,7 @@ class Deletion:
 
 @dataclass(frozen=True, slots=True)
 class Swept:
-    """Bytes freed: by committed blobs, and by partial blobs and the quarantine (`dying`); and the error that ended the
-    sweep early, if any."""
+    """Bytes freed: by committed blobs, and by partial and quarantined ones (`dying`); and the error that ended it."""
 
     committed: int
     dying: int
@@ -63,7 +62,7 @@ def evict(within: Deletion, ref: ModelRef, digest: Digest, manifest: Manifest | 
     """Delete the name `ref`, its snapshot unless `manifest` is None (another name points there too), and its blobs that
     are neither linked nor claimed. Return the bytes freed; None, with nothing done, if the snapshot is leased."""
     layout = within.layout
-    try:
+    with durable.disk_errors(f"evicting {ref}"):
         lease = take_exclusive(layout.public.snapshot(digest).lease)
         if lease is None and layout.public.snapshot(digest).path.exists():
             return None
@@ -74,20 +73,16 @@ def evict(within: Deletion, ref: ModelRef, digest: Digest, manifest: Manifest | 
         finally:
             if lease is not None:
                 lease.close()
-    except OSError as error:
-        raise durable.disk_error(error, f"evicting {ref}") from error
 
 
 def delete_unnamed(within: Deletion, digest: Digest, manifest: Manifest) -> int | None:
     """Delete a snapshot that no name points at; return the bytes freed, None if it is leased."""
-    try:
+    with durable.disk_errors(f"deleting snapshot {digest}"):
         lease = take_exclusive(within.layout.public.snapshot(digest).lease)
         if lease is None:
             return None
         with lease:
             return _delete(within, digest, manifest)
-    except OSError as error:
-        raise durable.disk_error(error, f"deleting snapshot {digest}") from error
 
 
 def sweep(within: Deletion) -> Swept:
@@ -162,8 +157,7 @@ def _remove_quarantined(within: Deletion, name: str) -> int:
 
 
 def _remove_unclaimed(within: Deletion, sha256: str, going: int) -> int | None:
-    """Delete an unlinked blob, unless it is claimed or more than `going` snapshots contain it; return its size in
-    bytes, None if it stays."""
+    """Delete an unlinked blob, unless claimed or in more than `going` snapshots; return its bytes, None if it stays."""
     layout, claims = within.layout, within.claims
     if within.held.get(sha256, 0) > going or not blobs.is_unlinked(layout, sha256):
         return None

@@ -107,13 +107,11 @@ class DigestJournal:
     def _rewrite(self) -> None:
         with self._lock:
             rest = dict(self._digests)
-        try:
+        with durable.disk_errors(f"writing {self._path}"):
             if rest:
                 durable.replace(self._path, _encode(rest), _MODE)
             else:
                 durable.unlink(self._path)
-        except OSError as error:
-            raise durable.disk_error(error, f"writing {self._path}") from error
         self._lines = len(rest)
 
     def _add(self, id_: str, sha256: str) -> None:

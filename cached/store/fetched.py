@@ -58,11 +58,9 @@ def unknown(digest: Digest, source: str) -> FetchRecord:
 def write(layout: Layout, ref: ModelRef, record: FetchRecord) -> None:
     """Replace the record of `ref` durably; raises `Transient`."""
     path = layout.fetch_record(ref)
-    try:
+    with durable.disk_errors(f"publishing {ref}"):
         durable.make_dir(path.parent, durable.PRIVATE_DIR_MODE)
         durable.replace(path, record.encode(), 0o600)
-    except OSError as error:
-        raise durable.disk_error(error, f"publishing {ref}") from error
 
 
 def read(layout: Layout, ref: ModelRef) -> FetchRecord | None:

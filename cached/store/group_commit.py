@@ -30,12 +30,9 @@ MAX_GROUP = 128  # blobs, and file descriptors open at once
 
 @dataclass(slots=True)
 class PendingBlob:
-    """A blob whose bytes were verified and written to `temporary`, and are not durable yet.
-
-    `journal_id`: the ingest id for its digest's journal entry; None if the source promised the digest. `placed`: the
-    blob has its name, whatever failed after that; `fresh`: as a new blob. `done` is called once, on the committing
-    thread.
-    """
+    """A blob whose bytes were verified and written to `temporary`, and are not durable yet. `journal_id`: the ingest id
+    for its digest's journal entry; None if the source promised the digest. `placed`: it has its name, whatever failed
+    after that; `fresh`: as a new blob. `done` is called once, on the committing thread."""
 
     name: str
     temporary: Path
@@ -78,8 +75,7 @@ class GroupCommit:
             pass
 
     def _commit_next(self) -> bool:
-        """Commit the next group; return False at the end. A method, so that a group's memory is freed before the next
-        wait."""
+        """Commit the next group; return False at the end. A method: it frees the group before the next wait."""
         group = self._next_group()
         try:
             self._commit(group)

@@ -34,10 +34,8 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class IngestKey:
-    """The identity of a partial blob: `id` names its folder, `validator` must be unchanged to resume.
-
-    `size` in bytes, None if the source does not tell it.
-    """
+    """The identity of a partial blob: `id` names its folder, `validator` must be unchanged to resume. `size` in bytes,
+    None if the source does not tell it."""
 
     id: str
     validator: str
@@ -76,21 +74,17 @@ class Ingest:
             return list(self._recorded)
 
     def write(self, buffer: memoryview, length: int, offset: int) -> None:
-        """Write the first `length` bytes of a page-aligned `buffer` at `offset`, a multiple of ALIGNMENT.
-
-        With O_DIRECT a last piece is padded with zeros up to ALIGNMENT (`buffer` must have the room);
-        `finish` truncates the file to size.
-        """
+        """Write the first `length` bytes of a page-aligned `buffer` at `offset`, a multiple of ALIGNMENT. With O_DIRECT
+        a last piece is padded with zeros up to ALIGNMENT (`buffer` must have the room); `finish` truncates the file to
+        size."""
         if self.direct and length % ALIGNMENT:
             padded = (length + ALIGNMENT - 1) // ALIGNMENT * ALIGNMENT
             buffer[length:padded] = bytes(padded - length)
             length = padded
-        try:
+        with durable.disk_errors(f"writing {self.folder / 'data'}"):
             while length > 0:
                 written = self._whichever_way(os.pwrite, self._write_fd, buffer[:length], offset)
                 buffer, length, offset = buffer[written:], length - written, offset + written
-        except OSError as error:
-            raise durable.disk_error(error, f"writing {self.folder / 'data'}") from error
 
     def read(self, buffer: memoryview, offset: int) -> int:
         """Read into a page-aligned `buffer` from `offset`, a multiple of ALIGNMENT; return the number of bytes read."""
@@ -118,32 +112,26 @@ class Ingest:
         return step(descriptor, data, offset)
 
     def record(self, ranges: list[tuple[int, int]]) -> None:
-        """Make the bytes of `ranges`, all written before this call, durable; then record them.
-
-        After a failed sync no other is trusted: the kernel reports lost pages once, and a later success says nothing
-        about them (fsync(2), EIO).
-        """
+        """Make the bytes of `ranges`, all written before this call, durable; then record them. After a failed sync no
+        other is trusted: the kernel reports lost pages once, and a later success says nothing about them (fsync(2),
+        EIO)."""
         if self._sealed:
             return  # its bytes cannot change
         with self._record_lock:
             recorded = Ranges([*self._recorded, *ranges])
             state = {"done": [list(r) for r in recorded], "size": self.key.size, "validator": self.key.validator}
-            try:
+            with durable.disk_errors(f"recording {self.folder}"):
                 self._sync()
                 durable.replace(self.folder / "state.json", encode(state), _STATE_MODE)
-            except OSError as error:
-                raise durable.disk_error(error, f"recording {self.folder}") from error
             self._recorded = recorded
 
     def finish(self, size: int) -> Path:
         """Truncate the file to `size` bytes, make it read-only and durable, close it, and return its path."""
-        try:
+        with durable.disk_errors(f"finishing {self.folder / 'data'}"):
             if not self._sealed:
                 os.ftruncate(self._write_fd, size)
                 os.fchmod(self._write_fd, durable.READ_ONLY_MODE)
                 os.fsync(self._write_fd)
-        except OSError as error:
-            raise durable.disk_error(error, f"finishing {self.folder / 'data'}") from error
         self.close()
         return self.folder / "data"
 

@@ -37,8 +37,7 @@ class Recovered:
     `lost`: the names that pointed at one, deleted here and still wanted.
 
     `fetched`: the fetch records without `files`; of unknown origin if the record is of other content, absent if a name
-    has no record (an older release published it). `digests`: by ingest id, the sha256 of objects whose source promised
-    none.
+    has no record (an older release published it). `digests`: by ingest id, unpromised sha256 from the digest journal.
     """
 
     models: dict[ModelRef, Digest]
@@ -53,8 +52,7 @@ class Recovered:
 
 
 def prepare(layout: Layout) -> None:
-    """Create the missing parts of the tree; raises `Permanent` (`bad_root`) for a root of another layout version or on
-    an unfit file system."""
+    """Create the missing parts of the tree; raises `Permanent` (`bad_root`) for an unfit root or file system."""
     try:
         layout.root.mkdir(parents=True, exist_ok=True)
         _check_version(layout)
@@ -168,8 +166,7 @@ def _sweep(layout: Layout) -> None:
 
 
 def _settle(layout: Layout) -> None:
-    """Sync all folders: a killed daemon may have renamed and not synced, and a power cut would take such a name and all
-    that is built on it."""
+    """Sync all folders: a killed daemon may have renamed without a sync, and a power cut would undo such a rename."""
     public = layout.public
     nesting = (layout.blobs, public.models, layout.ingest, layout.fetched)
     nested = [parent / name for parent in nesting for name in _names(parent)]

@@ -61,10 +61,8 @@ def is_whole(layout: Layout, digest: Digest, manifest: Manifest) -> bool:
 
 def restore(layout: Layout, refs: Collection[ModelRef], digest: Digest, manifest: Manifest) -> Restored:
     """Restore a version's links, snapshot and names from the disk; leave its snapshot as it is if blobs are lost.
-
-    Raises `HoldfastError` for a disk error.
-    """
-    try:
+    Raises `HoldfastError` for a disk error."""
+    with durable.disk_errors(f"restoring snapshot {digest}"):
         condemned = rejoin(layout, digest, manifest)
         lost = frozenset(sha256 for sha256 in manifest.blob_sizes() if not blobs.has(layout, sha256))
         if lost:
@@ -77,8 +75,6 @@ def restore(layout: Layout, refs: Collection[ModelRef], digest: Digest, manifest
         for ref in refs:
             if not is_named(layout, (ref,), digest):
                 snapshots.point(layout, ref, digest)
-    except OSError as error:
-        raise durable.disk_error(error, f"restoring snapshot {digest}") from error
     return Restored(lost, condemned)
 
 
@@ -164,13 +160,10 @@ def _is_condemned(layout: Layout, path: Path, entry: FileEntry) -> bool:
 def _link(layout: Layout, path: Path, sha256: str) -> None:
     """Link a snapshot's file as a blob, durable and read-only."""
     blob = layout.blob(sha256)
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    try:
+    with durable.opened(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW) as descriptor:
         if stat.S_IMODE(os.fstat(descriptor).st_mode) != durable.READ_ONLY_MODE:
             os.fchmod(descriptor, durable.READ_ONLY_MODE)
         os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
     durable.make_dir(blob.parent, durable.PRIVATE_DIR_MODE)
     os.link(path, blob, follow_symlinks=False)
     durable.fsync_dir(blob.parent)

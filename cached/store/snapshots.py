@@ -26,10 +26,8 @@ _one_at_a_time = threading.Lock()  # two names with the same content may be publ
 
 def publish(layout: Layout, manifest: Manifest, verified_at: str) -> Digest:
     """Create the snapshot of `manifest`, whose blobs are all committed, unless it exists undamaged; return its digest.
-
     `verified_at` is when the blobs' sha256 were last computed, as `contract.status.timestamp` writes it. Raises
-    `HoldfastError`: `Transient` (`blob_gone`) if a blob went into quarantine during the call.
-    """
+    `HoldfastError`: `Transient` (`blob_gone`) if a blob went into quarantine during the call."""
     data = manifest.canonical()
     digest = Digest.of(data)
     final = layout.public.snapshot(digest)
@@ -48,7 +46,7 @@ def publish(layout: Layout, manifest: Manifest, verified_at: str) -> Digest:
             shutil.rmtree(temporary, ignore_errors=True)
             gone = [sha256 for sha256 in manifest.blob_sizes() if not layout.blob(sha256).exists()]
             if isinstance(error, FileNotFoundError) and gone and layout.blobs.exists():
-                problem = f"publishing snapshot {digest}: blob {gone[0]} was taken out of use meanwhile"
+                problem = f"publishing snapshot {digest}: blob {gone[0]} was quarantined or deleted"
                 failure = Transient("blob_gone", problem, "it is fetched again")
             raise failure from error
     return digest
@@ -67,11 +65,9 @@ def is_there(layout: Layout, digest: Digest) -> bool:
 def point(layout: Layout, ref: ModelRef, digest: Digest) -> None:
     """Point `models/<name>/<version>` at the snapshot of `digest`, atomically and durably."""
     link = layout.public.model_link(ref)
-    try:
+    with durable.disk_errors(f"publishing {ref}"):
         durable.make_dir(link.parent, durable.PUBLIC_DIR_MODE)
         durable.replace_symlink(link, layout.public.link_target(ref, digest))
-    except OSError as error:
-        raise durable.disk_error(error, f"publishing {ref}") from error
 
 
 def unpoint(layout: Layout, ref: ModelRef) -> None:

@@ -11,6 +11,8 @@ import errno
 import os
 import secrets
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from cached.contract.errors import HoldfastError, Permanent, Transient
@@ -26,13 +28,41 @@ _SYNC_FILE_RANGE_WRITE = 2
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def fsync_dir(path: Path) -> None:
-    """Make the entries of a directory durable."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+@contextmanager
+def opened(path: Path, flags: int, mode: int = 0o600) -> Iterator[int]:
+    """Yield the descriptor of a file, open until the end of the block; arguments as of `os.open`."""
+    descriptor = os.open(path, flags, mode)
     try:
-        os.fsync(descriptor)
+        yield descriptor
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def disk_errors(what: str) -> Iterator[None]:
+    """Raise an OSError of the block as the `disk_error` of the step `what`."""
+    try:
+        yield
+    except OSError as error:
+        raise disk_error(error, what) from error
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; rename it to `path` at the end of the block, or delete it on an error."""
+    temporary = temporary_beside(path)
+    try:
+        yield temporary
+        os.rename(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def fsync_dir(path: Path) -> None:
+    """Make the entries of a directory durable."""
+    with opened(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC) as descriptor:
+        os.fsync(descriptor)
 
 
 def make_dir(path: Path, mode: int) -> None:
@@ -55,68 +85,46 @@ def write_all(descriptor: int, data: bytes | bytearray) -> None:
 
 def write_file(path: Path, data: bytes, mode: int) -> None:
     """Write a new file under a temporary name; durable except for its name in the directory."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    try:
+    with opened(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600) as descriptor:
         write_all(descriptor, data)
         os.fchmod(descriptor, mode)
         os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def write_volatile(path: Path, data: bytes | bytearray, mode: int) -> None:
     """Write a new file under a temporary name, without a sync: sync it before it gets its final name."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    try:
-        write_all(descriptor, data)
-        os.fchmod(descriptor, mode)
-    except BaseException:
-        path.unlink(missing_ok=True)
-        raise
-    finally:
-        os.close(descriptor)
+    with opened(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC) as descriptor:
+        try:
+            write_all(descriptor, data)
+            os.fchmod(descriptor, mode)
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
 
 
 def start_writeback(descriptor: int) -> None:
-    """Start the writeback of a file's pages without waiting (sync_file_range(2), SYNC_FILE_RANGE_WRITE).
-
-    A hint: if it fails, the fsync that follows does all the work.
-    """
+    """Start the writeback of a file's pages without waiting (sync_file_range(2), SYNC_FILE_RANGE_WRITE). A hint: if it
+    fails, the fsync that follows does all the work."""
     _libc.sync_file_range(descriptor, ctypes.c_int64(0), ctypes.c_int64(0), _SYNC_FILE_RANGE_WRITE)
 
 
 def replace(path: Path, data: bytes, mode: int) -> None:
     """Replace or create a file atomically and durably."""
-    temporary = temporary_beside(path)
-    try:
+    with _replacing(path) as temporary:
         write_file(temporary, data, mode)
-        os.rename(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
     fsync_dir(path.parent)
 
 
 def replace_volatile(path: Path, data: bytes, mode: int) -> None:
     """Replace or create a file atomically but without fsync: for status files, which a restart rewrites."""
-    temporary = temporary_beside(path)
-    try:
+    with _replacing(path) as temporary:
         write_volatile(temporary, data, mode)
-        os.rename(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def replace_symlink(path: Path, target: str) -> None:
     """Make `path` a symlink to `target`, atomically and durably, replacing what it was."""
-    temporary = temporary_beside(path)
-    os.symlink(target, temporary)
-    try:
-        os.rename(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with _replacing(path) as temporary:
+        os.symlink(target, temporary)
     fsync_dir(path.parent)
 
 
@@ -138,10 +146,8 @@ def unlink(path: Path) -> None:
 
 
 def preallocate(descriptor: int, size: int) -> bool:
-    """Allocate `size` bytes of disk for a file; return False if the file system cannot. Raises OSError.
-
-    fallocate(2) itself, not posix_fallocate(3), which falls back to writing every block.
-    """
+    """Allocate `size` bytes of disk for a file; return False if the file system cannot. Raises OSError. fallocate(2)
+    itself, not posix_fallocate(3), which falls back to writing every block."""
     if size == 0:
         return True
     if _libc.fallocate(descriptor, 0, ctypes.c_long(0), ctypes.c_long(size)) == 0:
@@ -158,8 +164,7 @@ def temporary_beside(path: Path) -> Path:
 
 
 def disk_error(error: OSError, what: str) -> HoldfastError:
-    """Return the `HoldfastError` for a failed disk step `what`, with its remedy; a lack of file descriptors is not an
-    error of the disk."""
+    """Return the `HoldfastError` for a failed disk step `what`; a lack of file descriptors is no error of the disk."""
     short = limits.shortage(error, what)
     if short is not None:
         return short
@@ -168,7 +173,7 @@ def disk_error(error: OSError, what: str) -> HoldfastError:
             return Transient(
                 "no_space",
                 f"{what}: the file system has no inodes left, though it has free bytes",
-                "delete small files on it, or make it anew with more inodes (mkfs.ext4 -N)",
+                "delete small files on it, or recreate it with more inodes (mkfs.ext4 -N)",
             )
         return Transient("no_space", f"{what}: the disk is full", "free space on the node, or lower --quota")
     if error.errno == errno.EROFS:

@@ -125,11 +125,8 @@ def _check_one_mount(layout: Layout) -> None:
 
 
 def _lock(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
+    with durable.opened(path, os.O_RDONLY | os.O_CLOEXEC) as descriptor:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    finally:
-        os.close(descriptor)
 
 
 def _takes_direct(layout: Layout) -> bool:

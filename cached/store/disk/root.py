@@ -21,10 +21,8 @@ _UNKNOWN_SIZE = 1 << 62
 
 
 class Root:
-    """The lock that keeps a root to one daemon: the kernel drops it when the daemon dies. Thread-safe; close it.
-
-    Raises `Permanent` (`bad_root`) if another daemon has the lock, or the file system has no locks.
-    """
+    """The lock that keeps a root to one daemon: the kernel drops it when the daemon dies. Thread-safe; close it. Raises
+    `Permanent` (`bad_root`) if another daemon has the lock, or the file system has no locks."""
 
     def __init__(self, layout: Layout) -> None:
         self._layout = layout
@@ -73,10 +71,8 @@ class Root:
     def space(self) -> DiskSpace:
         """Return the file system's numbers, less the space kept for the store's own records; raises `Transient`."""
         self.check()
-        try:
+        with durable.disk_errors(f"looking at {self._layout.root}"):
             found = os.statvfs(self._layout.root)
-        except OSError as error:
-            raise durable.disk_error(error, f"looking at {self._layout.root}") from error
         if found.f_blocks == 0:  # ramfs reports no size, so only a quota limits it
             return DiskSpace(_UNKNOWN_SIZE, _UNKNOWN_SIZE)
         capacity = found.f_blocks * found.f_frsize

@@ -55,11 +55,8 @@ def choose(layout: Layout, wish: str) -> Sealing:
 
 
 def seal(path: Path, sealing: Sealing) -> bool:
-    """Seal a finished file, durably; return whether it is sealed. Raises `HoldfastError` under `Sealing.ALWAYS`.
-
-    The kernel reads and hashes the whole file, at the rate of sha256; only SIGKILL interrupts it, and leaves the file
-    unchanged.
-    """
+    """Seal a finished file, durably; return whether it is sealed. Raises `HoldfastError` under `Sealing.ALWAYS`. The
+    kernel reads and hashes the file, at the rate of sha256; only SIGKILL interrupts it, and leaves it unchanged."""
     if sealing is Sealing.NONE:
         return False
     try:
@@ -74,17 +71,13 @@ def seal(path: Path, sealing: Sealing) -> bool:
 
 def digest(path: Path) -> str | None:
     """Return a file's fs-verity digest as `sha256:<hex>`, None if it is not sealed or the kernel cannot tell."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    try:
+    with durable.opened(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW) as descriptor:
         found = measure(descriptor)
-    finally:
-        os.close(descriptor)
     return None if isinstance(found, NoSeal) else found
 
 
 def _seal(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    try:
+    with durable.opened(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW) as descriptor:
         if isinstance(measure(descriptor), NoSeal):
             # The kernel requires write permission, which a daemon without capabilities gets from the mode alone.
             os.fchmod(descriptor, _WRITABLE_MODE)
@@ -95,8 +88,6 @@ def _seal(path: Path) -> None:
             os.fsync(descriptor)
         elif os.fstat(descriptor).st_mode & 0o777 != durable.READ_ONLY_MODE:  # a crash interrupted the branch above
             os.fchmod(descriptor, durable.READ_ONLY_MODE)
-    finally:
-        os.close(descriptor)
 
 
 def _try(folder: Path) -> OSError | None:
@@ -123,6 +114,6 @@ def _explain(root: Path, refusal: OSError) -> tuple[str, str]:
     if kind != "btrfs" and Path(f"/sys/fs/{kind}/features/verity").exists():
         block = os.statvfs(root).f_bsize
         if block != mmap.PAGESIZE:  # before Linux 6.3 such a file system could not even be mounted with the feature
-            return f"{kind} on {device} has blocks of {block} bytes", f"make it anew with blocks of {mmap.PAGESIZE}"
+            return f"{kind} on {device} has blocks of {block} bytes", f"recreate it with blocks of {mmap.PAGESIZE}"
         return f"{kind} on {device} was made without it", f"run `tune2fs -O verity {device}` on the node, once"
     return f"the kernel {os.uname().release} was built without it", "boot one with CONFIG_FS_VERITY"
