@@ -1,4 +1,4 @@
 """Fetch versions: a version fetch has downloads, a download has attempts, an attempt has segments that workers receive.
 
-Law: a blob leaves here verified, or not at all; space is reserved before a byte is written.
+Law: only verified blobs are committed; space is reserved before a byte is written.
 """

@@ -1,7 +1,6 @@
-"""Where one file's bytes are asked for: an address that is used while it is good, and renewed once it is not.
+"""The address of one file at its source, cached while it is valid and then renewed.
 
-Law: one address at a time, and one thread that asks for the next, however many use it. Blocking and thread-safe; no
-clock but the one it is given.
+Law: one address at a time, which one thread renews for all users. Blocking and thread-safe; reads only the given clock.
 """
 
 from __future__ import annotations
@@ -14,10 +13,10 @@ from cached.contract.errors import HoldfastError
 from cached.transport.connection.cancel import Cancellation
 from cached.transport.target import HttpTarget, Target
 
-LONGEST_USE_S = 600.0  # where nothing is known of its end, and at most: who may read is asked anew now and then
-_USED_SHARE = 0.8  # of its lifetime: a request that is on its way must arrive in time
+LONGEST_USE_S = 600.0  # at most, and for an unknown lifetime: the permission to read is checked again periodically
+_USED_SHARE = 0.8  # of its lifetime: a request that was sent must arrive in time
 _FRESH_S = 5.0
-_LOOKS_EXPIRED = frozenset({"expired_signature", "forbidden"})  # a CDN tells a URL that has run out from no other
+_LOOKS_EXPIRED = frozenset({"expired_signature", "forbidden"})  # some CDNs answer 403 to an expired URL
 _REFUSALS = _LOOKS_EXPIRED | {"unauthorized"}
 
 
@@ -30,21 +29,21 @@ class _Located:
 
 
 class Addresses:
-    """The addresses of one file, one after the other."""
+    """The successive addresses of one file."""
 
     def __init__(self, locate: Callable[[Cancellation], Target], clock: Callable[[], float]) -> None:
-        """`clock`: seconds that never go back."""
+        """`clock`: monotonic seconds."""
         self._locate = locate
         self._clock = clock
         self._lock = threading.Lock()
         self._locating = threading.Lock()
         self._located: _Located | None = None
-        self._failures: list[HoldfastError] = []  # at most one: what the last thread that asked was told
+        self._failures: list[HoldfastError] = []  # at most one: the last request's error
         self._asked = 0
-        self._renewed = False  # after a refusal, and none has worked since
+        self._renewed = False  # after a refusal, and no address was accepted since
 
     def current(self, cancellation: Cancellation) -> Target:
-        """The address to use now. Raises as `Source.locate`, also what another thread was told meanwhile."""
+        """Return the current address. Raises as `Source.locate`, also another thread's error during this call."""
         asked = self._asked
         target = self._good()
         if target is not None:
@@ -59,24 +58,22 @@ class Addresses:
             return self._ask(cancellation)
 
     def worked(self, target: Target) -> None:
-        """`target` was accepted: what refuses it from now on is that it has run out."""
+        """Note that `target` was accepted: a later refusal means that it has expired."""
         with self._lock:
             if self._located is not None and self._located.target is target:
                 self._located.worked = True
                 self._renewed = False
 
     def refused(self, target: Target, code: str) -> bool:
-        """`target` was refused with `code`; returns whether another address may be accepted.
-
-        One that worked has run out. One that never did may have, while it waited for its turn; and a CDN says 403 to a
-        signed URL that ran out as to one that was never right. The next one is fresh: its refusal holds.
-        """
+        """Note that `target` was refused with `code`; return whether another address may be accepted. An address that
+        worked has expired. One that was never used may have expired while it waited; and a CDN answers 403 both to an
+        expired signed URL and to a wrong one. The next address is new: its refusal is final."""
         if code not in _REFUSALS:
             return False
         with self._lock:
             held = self._located
             if held is None or held.target is not target:
-                return True  # another connection heard of it first
+                return True  # another connection was refused first
             old = self._clock() >= held.located_at + _FRESH_S
             again = not self._renewed and (held.worked or old or code in _LOOKS_EXPIRED)
             self._renewed = True
@@ -85,7 +82,7 @@ class Addresses:
             return again
 
     def drop(self) -> None:
-        """Ask for another address next time: it may lead to a server that is well."""
+        """Drop the address: the next one may lead to a healthy server."""
         with self._lock:
             self._located = None
 

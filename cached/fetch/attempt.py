@@ -1,8 +1,7 @@
-"""One attempt at one blob: ranges arrive in any order, are written where they belong, and are hashed in order.
+"""One attempt at one blob: ranges arrive in any order, are written at their offsets, and are hashed in order.
 
-Law: the hash follows the contiguous front, from the buffers while they are still in memory, from the disk where they
-had to be let go; there is no second pass. Memory is bounded by the pool, whatever the blob's size. A blob leaves here
-verified, or not at all.
+Law: the hash follows the contiguous front, from buffers still in memory, else from the disk; there is no second pass.
+Memory is bounded by the pool, whatever the blob's size. Only a verified blob is committed.
 """
 
 from __future__ import annotations
@@ -29,16 +28,15 @@ from cached.transport.git_blob import git_blob_hasher
 
 SEGMENT_BYTES = 32 * 1024 * 1024  # one ranged request
 _BEHIND_BYTES = 8 * 1024 * 1024
+# Errors after which the bytes are deleted: wrong, of a changed object, or lost by the disk.
 _WORTHLESS = frozenset({"digest_mismatch", "source_changed", "bad_response", "lost_bytes"})
-RECORD_FROM_BYTES = 2 * SEGMENT_BYTES  # smaller blobs are simply fetched again after a crash
+RECORD_FROM_BYTES = 2 * SEGMENT_BYTES  # smaller blobs are fetched again after a crash
 
 
 @dataclass(frozen=True, slots=True)
 class BlobSpec:
-    """What is to be fetched. `name` is for people; `kind` and `origin` name the source and the host it is counted to.
-
-    `sha256` and `git_oid` where the source vouches for them.
-    """
+    """A blob to fetch. `name` is for people; `kind` is the source's metric label, `origin` the host whose connections
+    are limited. `sha256` and `git_oid` if the source promises them."""
 
     name: str
     key: IngestKey
@@ -49,13 +47,13 @@ class BlobSpec:
 
     @property
     def is_bound(self) -> bool:
-        """Tell whether two answers can be known to be parts of one content: else one answer must bring it all."""
+        """Whether two responses can be verified to be parts of one content; else one response must have all bytes."""
         return self.sha256 is not None or self.git_oid is not None or bool(self.key.validator)
 
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """A committed blob: its sha256 as 64 hex digits, its size in bytes, and whether the store had it not yet."""
+    """A committed blob: its sha256 as 64 hex digits, its size in bytes, and whether it is new in the store."""
 
     sha256: str
     size: int
@@ -64,18 +62,18 @@ class Verified:
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A range to ask for: `[start, end)`; `end` None for a stream of unknown length."""
+    """A byte range `[start, end)` to request; `end` None for a stream of unknown length."""
 
     start: int
     end: int | None
 
 
 class NoRanges(Exception):
-    """The origin answers with the whole object whatever range is asked for: control flow, not an error."""
+    """The origin answers every range request with the whole object: control flow, not an error."""
 
 
 class Shared(Protocol):
-    """What all attempts share: see `workers.Workers`."""
+    """The parts that all attempts share: see `workers.Workers`."""
 
     layout: Layout
     sealing: Sealing
@@ -94,8 +92,8 @@ class Attempt:
         self.stream = stream or self.size is None
         self.cancellation = Cancellation()
         self.outcome: Future[Verified] = Future()
-        self.placed: Verified | None = None  # the blob that got its name, also where the disk failed after that
-        self.left_bytes = 0  # on the disk, of a partial blob, once it failed
+        self.placed: Verified | None = None  # the blob, once it has its name, also if the disk failed after that
+        self.left_bytes = 0  # of the partial blob on the disk, after a failure
         self._shared = shared
         if stream:
             forget(shared.layout, spec.key.id)
@@ -123,13 +121,13 @@ class Attempt:
 
     @property
     def committing(self) -> bool:
-        """Never: it counts among the blobs that are received at once until it has its name."""
+        """False: it counts as receiving until it has its name."""
         return False
 
-    # --- what the workers do ---------------------------------------------------------------------------------------
+    # --- called by the workers -------------------------------------------------------------------------------------
 
     def take_segment(self) -> Segment | None:
-        """The next range to ask for, in order; None where all are under way or done."""
+        """Return the next range to request, in order; None if all are assigned or received."""
         with self._changed:
             if self._failure is not None or not self._unassigned:
                 return None
@@ -137,22 +135,22 @@ class Attempt:
             return self._unassigned.popleft()
 
     def has_work(self) -> bool:
-        """Tell whether `take_segment` would give one."""
+        """Return whether `take_segment` would return a segment."""
         with self._changed:
             return self._failure is None and bool(self._unassigned)
 
     def receiving(self) -> bool:
-        """Tell whether bytes are still to come, under way or not yet asked for."""
+        """Return whether bytes are still to be received, requested or not."""
         with self._changed:
             return self._failure is None and (bool(self._unassigned) or self._users > 0)
 
     def hash_is_behind(self) -> bool:
-        """Tell whether bytes wait for the hash: then more connections bring nothing but work for the processor."""
+        """Return whether bytes wait for the hash: then more connections only cost processor time."""
         with self._changed:
             return self._written.end_at(self._front) - self._front >= _BEHIND_BYTES
 
     def leave(self, rest: Segment | None) -> None:
-        """End a worker's turn, giving back what it did not receive of its segment."""
+        """End a worker's segment, and requeue its unreceived rest."""
         with self._changed:
             self._users -= 1
             if rest is not None and rest.start != rest.end:
@@ -160,11 +158,9 @@ class Attempt:
             self._changed.notify_all()
 
     def become_stream(self, segment: Segment) -> None:
-        """The origin has no ranges and sends everything from the start: its one worker goes on with that.
-
-        Raises `NoRanges` where the attempt has bytes already, or another worker that may bring some: it must start
-        over, for a byte that is written twice is hashed once, and the disk may keep the other one.
-        """
+        """Continue as one stream from the start: the origin does not support ranges. Raises `NoRanges` if the attempt
+        has bytes already, or another worker that may receive some: it must start over, because a byte that is written
+        twice is hashed once, and the disk may keep the other value."""
         with self._changed:
             if segment.start != 0 or self._users > 1 or len(self._written):
                 raise NoRanges
@@ -172,31 +168,27 @@ class Attempt:
             self._unassigned.clear()
 
     def accept(self, buffer: memoryview, length: int, offset: int) -> None:
-        """Write a piece that was received into `buffer`, and pass it on to the hash; the buffer is no longer the
-        caller's."""
+        """Write a received piece and pass it to the hash; takes ownership of `buffer`. Raises `HoldfastError`."""
         kept = False
         try:
             self._ingest.write(buffer, length, offset)
             with self._changed:
                 kept = self._hold(buffer, length, offset)
-                self._written.add(offset, offset + length)  # last: from here on the hash may read it from the disk
+                self._written.add(offset, offset + length)  # last: now the hash may read it from the disk
                 self._changed.notify_all()
         finally:
             if not kept:
                 self._shared.buffers.give(buffer)
 
     def end_of_stream(self, size: int) -> None:
-        """A stream of unknown length ended cleanly after `size` bytes."""
+        """Set the size in bytes of a stream of unknown length, at its clean end."""
         with self._changed:
             self.size = size
             self._changed.notify_all()
 
     def record_soon(self) -> None:
-        """Have what is written made durable and recorded; waits only where too much would be lost by a crash.
-
-        A worker begins its next segment with at most one segment a connection unrecorded, so that a crash costs at most
-        two segments a connection.
-        """
+        """Queue a record of the written bytes; wait only while more than one segment a connection is unrecorded, so
+        that a crash costs at most two segments a connection."""
         if self.stream or self.size is None or self.size < RECORD_FROM_BYTES:
             return
         with self._changed:
@@ -209,7 +201,7 @@ class Attempt:
                 self._changed.wait()
 
     def fail(self, error: BaseException) -> None:
-        """End the attempt: what was written so far is recorded, every worker is woken, the outcome is `error`."""
+        """End the attempt with `error`: record the written bytes and wake every worker."""
         with self._changed:
             if self._failure is None:
                 self._failure = error
@@ -236,7 +228,7 @@ class Attempt:
                 self._changed.notify_all()
 
     def _idle(self) -> bool:
-        """Tell whether nobody touches the files; call with the lock held."""
+        """Return whether no thread uses the files; call with the lock held."""
         return self._users == 0 and self._recording == 0
 
     def _segments(self) -> list[Segment]:
@@ -251,11 +243,9 @@ class Attempt:
     # --- hashing ---------------------------------------------------------------------------------------------------
 
     def _hold(self, buffer: memoryview, length: int, offset: int) -> bool:
-        """Keep a written piece in memory for the hash if there is room; call with the lock held.
-
-        While the hash is busy with pieces of ours, wait for it: it is the bottleneck and reading back would only cost
-        more. While it waits for a piece that has not arrived, never wait: let the buffer go and read it back later.
-        """
+        """Keep a written piece in memory for the hash if there is room; call with the lock held. While the hash works
+        on this blob, wait for it: it is the bottleneck, and reading back would cost more. While it waits for a missing
+        piece, do not wait: free the buffer and read the piece back later."""
         while self._failure is None and offset >= self._front and offset not in self._held:
             if self._shared.hold_slots.acquire(blocking=False):
                 self._held[offset] = (buffer, length)
@@ -288,13 +278,13 @@ class Attempt:
                     self._front += length
                     self._changed.notify_all()
             verified = self._commit(sha.hexdigest(), git.hexdigest() if git is not None else None)
-        except BaseException as error:  # noqa: BLE001 - every ending becomes the outcome, none is lost
+        except BaseException as error:  # noqa: BLE001 - every error becomes the outcome
             self._abandon(error)
         else:
             self.outcome.set_result(verified)
 
     def _next_piece(self) -> tuple[memoryview | None, int, int] | None:
-        """Wait for the piece at the front: (buffer or None for the disk, offset, length); None at the end."""
+        """Wait for the piece at the front; return (buffer or None for the disk, offset, length), or None at the end."""
         with self._changed:
             while True:
                 if self._failure is not None:
@@ -333,7 +323,7 @@ class Attempt:
         assert self.size is not None
         compare_digests(self.spec, sha256, git_oid)
         if self._shared.sealing is not Sealing.NONE and not self.stream and self.size >= RECORD_FROM_BYTES:
-            self._ingest.record([(0, self.size)])  # the seal takes its time: a crash meanwhile must not cost the rest
+            self._ingest.record([(0, self.size)])  # sealing takes long: a crash during it must not cost the bytes
         finished = self._ingest.finish(self.size)
         if seal(finished, self._shared.sealing):
             read_back(self.spec.name, finished, sha256, lambda _size: self.cancellation.check())
@@ -346,7 +336,7 @@ class Attempt:
         return self.placed
 
     def _abandon(self, error: BaseException) -> None:
-        """Stop the workers, wait until none touches the files any more, keep or delete the bytes, tell the outcome."""
+        """Stop the workers, wait until no thread uses the files, keep or delete the bytes, and set the outcome."""
         self.fail(error)
         with self._changed:
             while not self._idle():
@@ -358,26 +348,21 @@ class Attempt:
             written = list(self._written)
         resumable = not self.stream and (self.size or 0) >= RECORD_FROM_BYTES and bool(written)
         try:
-            if resumable and not isinstance(error, NoRanges) and not _worthless(error):
+            worthless = isinstance(error, NoRanges) or (isinstance(error, HoldfastError) and error.code in _WORTHLESS)
+            if resumable and not worthless:
                 self._ingest.record(written)
                 self._ingest.close()
             else:
                 self._ingest.discard()
-        except HoldfastError:  # the disk refuses this too: what was recorded before stays
+        except HoldfastError:  # the disk refuses this too: earlier records stay
             self._ingest.close()
         finally:
             self.left_bytes = allocated_bytes(self._ingest.folder)
             self.outcome.set_exception(error)
 
 
-def _worthless(error: BaseException) -> bool:
-    """Wrong bytes, bytes of an object that has changed, or that the disk lost are not kept; those behind a lost
-    permission are."""
-    return isinstance(error, HoldfastError) and error.code in _WORTHLESS
-
-
 def compare_digests(spec: BlobSpec, sha256: str, git_oid: str | None) -> None:
-    """Compare what was received with what the source promised; raises `DigestMismatch`."""
+    """Compare the received digests with the source's promises; raises `DigestMismatch`."""
     remedy = "publish the version again, or mend its digests: the source does not hold what it promises"
     if spec.sha256 is not None and spec.sha256 != sha256:
         raise DigestMismatch(f"{spec.name}: sha256", spec.sha256, sha256, remedy)

@@ -1,7 +1,7 @@
-"""One blob's flight: attempts at it until it is verified, cannot be, or nobody wants it any more.
+"""One blob's download: attempts until the blob is verified, fails permanently, or is no longer wanted.
 
-Law: one flight per blob, however many ask. Network errors are retried here with jittered backoff; errors that ask for
-a new listing or more disk end the flight, and the version decides. Blocking; runs on the workers' threads.
+Law: one download per blob, for all versions. Network errors are retried here with jittered backoff; errors that need a
+new listing or more disk end the download, and the version fetch decides. Blocking; runs on the workers' threads.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from cached.transport.target import HttpTarget, Target
 
 MAX_WRONG_DIGESTS = 2
 _BACKOFF_S, _BACKOFF_CAP_S = 0.5, 60.0
-_ONE_READ_BYTES = 64 * 1024  # what a server reads of a file at once, at the least
-_ENDS_FLIGHT = frozenset({"source_changed", "no_space", "not_writable", "disk"})
+_ONE_READ_BYTES = 64 * 1024  # a server reads at least so much of a file at once
+_ENDS_DOWNLOAD = frozenset({"source_changed", "no_space", "not_writable", "disk"})
 
 
 class Observer(Protocol):
-    """Who counts what happens to a flight. `kind` is the source's metric label."""
+    """The metrics of downloads. `kind` is the source's metric label."""
 
     def received(self, kind: str, size: int) -> None: ...
 
@@ -48,45 +48,45 @@ class Observer(Protocol):
 
 
 class Space(Protocol):
-    """The disk space that a flight may fill."""
+    """The disk space that a download may fill."""
 
     def grow(self, size: int) -> None:
-        """Make sure that `size` bytes may be written; raises `Transient` (`no_space`) or `Permanent`."""
+        """Reserve `size` bytes in all; raises `Transient` (`no_space`) or `Permanent`."""
 
 
 class Carrier(Shared, SharedBySmall, Protocol):
-    """What a flight needs of the workers."""
+    """The workers, as a download uses them."""
 
     client: HttpClient
     limit: BandwidthLimit
     observer: Observer
 
-    def outranked(self, flight: Flight) -> bool:
-        """Tell whether something more urgent could use this worker now."""
+    def outranked(self, download: Flight) -> bool:
+        """Return whether a more urgent download could use this worker now."""
 
-    def changed(self, flight: Flight) -> None:
-        """This flight has new work, or ended: look again."""
+    def changed(self, download: Flight) -> None:
+        """Requeue a download that has new work, or ended."""
 
 
 AnyAttempt = Attempt | SmallAttempt
 
 
 class Flight:
-    """A blob on its way. `result` is its outcome; `priority` may change at any time (lower is sooner)."""
+    """The download of one blob. `result` is its outcome; `priority` may change at any time (lower is sooner)."""
 
     def __init__(
-        self, spec: BlobSpec, locate: Callable[[Cancellation], Target], space: Space, carrier: Carrier, priority: int
+        self, spec: BlobSpec, locate: Callable[[Cancellation], Target], space: Space, workers: Carrier, priority: int
     ) -> None:
         self.spec = spec
         self._space = space
         self.priority = priority
         self.result: Future[Verified] = Future()
-        self.not_before = 0.0  # on the monotonic clock
+        self.not_before = 0.0  # monotonic seconds
         self.last_error: HoldfastError | None = None
         self.placed: Verified | None = None  # as in `Attempt`, once there is a result
-        self.left_bytes: int | None = None  # as in `Attempt`; None where no attempt touched what was there
+        self.left_bytes: int | None = None  # as in `Attempt`; None if no attempt opened the partial blob
         self._addresses = Addresses(locate, time.monotonic)
-        self._carrier = carrier
+        self._workers = workers
         self._lock = threading.Lock()
         self._attempt: AnyAttempt | None = None
         self._stream = not spec.is_bound
@@ -98,34 +98,34 @@ class Flight:
 
     @property
     def bytes_done(self) -> int:
-        """Bytes written so far, those of an earlier life included."""
+        """The bytes written so far, including resumed ones."""
         return self._received
 
     @property
     def opened(self) -> bool:
-        """Tell whether an attempt is open, and waits for more than its commit."""
+        """Whether an attempt is open and not yet committing."""
         attempt = self._attempt
         return attempt is not None and not attempt.committing
 
     def has_work(self) -> bool:
-        """Tell whether another worker could help now."""
+        """Return whether another worker could help now."""
         attempt = self._attempt
         return not self.result.done() and (attempt is None or attempt.has_work())
 
     def hash_is_behind(self) -> bool:
-        """Tell whether another worker would only make bytes wait for the hash."""
+        """Return whether bytes wait for the hash: then another worker does not help."""
         attempt = self._attempt
         return attempt is not None and attempt.hash_is_behind()
 
     def receiving(self) -> bool:
-        """Tell whether bytes are still to come."""
+        """Return whether bytes are still to be received."""
         attempt = self._attempt
         return not self.result.done() and (attempt is None or attempt.receiving())
 
     def work(self) -> None:
-        """Carry one segment, or find there is none. Every error ends up in the flight's own state."""
+        """Receive one segment, if there is one. Errors change the download's state; none is raised."""
         try:
-            attempt = self._open()
+            attempt = self._open_attempt()
             if attempt is None:
                 return
             segment = attempt.take_segment()
@@ -139,20 +139,28 @@ class Flight:
             return
         rest: Segment | None = segment
         try:
-            rest = self._carry(attempt, segment)
+            rest = self._receive_segment(attempt, segment)
         except _Interrupted as interrupted:
             rest = interrupted.rest
-            if interrupted.error is not None:  # before the worker leaves: what has all its bytes then is committed
+            if interrupted.error is not None:  # before `leave`, which commits an attempt that has all its bytes
                 self._retry_or_fail(attempt, interrupted.error)
         finally:
             attempt.leave(rest)
 
     def crash(self, cause: Exception) -> None:
-        """A worker met an error that nobody foresaw: the flight fails with it, and says so."""
+        """Fail with an unexpected error of a worker."""
         error = limits.shortage(cause, self.spec.name) or Permanent(
             "internal", f"{self.spec.name}: {cause!r}", "report this with the daemon's log"
         )
         error.__cause__ = cause
+        self._fail(error)
+
+    def cancel(self) -> None:
+        """Stop with `Cancelled`, keeping durable bytes."""
+        self._cancelled = True  # before `_fail` takes the lock: no attempt is opened after that
+        self._fail(Cancelled())
+
+    def _fail(self, error: BaseException) -> None:
         with self._lock:
             attempt = self._attempt
         if attempt is not None:
@@ -160,19 +168,9 @@ class Flight:
         else:
             self._settle(error)
 
-    def cancel(self) -> None:
-        """Nobody wants it any more: stop, keeping what is durable."""
-        with self._lock:
-            self._cancelled = True
-            attempt = self._attempt
-        if attempt is not None:
-            attempt.fail(Cancelled())
-        else:
-            self._settle(Cancelled())
+    # --- receiving -------------------------------------------------------------------------------------------------
 
-    # --- carrying --------------------------------------------------------------------------------------------------
-
-    def _open(self) -> AnyAttempt | None:
+    def _open_attempt(self) -> AnyAttempt | None:
         with self._lock:
             if self._cancelled or self.result.done():
                 return None
@@ -180,27 +178,27 @@ class Flight:
                 return self._attempt
             self._started = self._started or time.monotonic()
             kind = SmallAttempt if is_small(self.spec) else Attempt
-            attempt = kind(self.spec, self._carrier, stream=self._stream)
+            attempt = kind(self.spec, self._workers, stream=self._stream)
             self._attempt = attempt
             self._received = attempt.resumed_bytes
-        # Not within the lock: one that is over by now calls back at once.
-        attempt.outcome.add_done_callback(self._ended)
-        self._carrier.changed(self)  # it has segments for others now
+        # Not within the lock: the callback of an attempt that has ended runs at once.
+        attempt.outcome.add_done_callback(self._attempt_ended)
+        self._workers.changed(self)  # it has segments for other workers now
         return attempt
 
-    def _carry(self, attempt: AnyAttempt, segment: Segment) -> Segment | None:
-        """Receive a segment; returns what is left of it where something more urgent took over."""
+    def _receive_segment(self, attempt: AnyAttempt, segment: Segment) -> Segment | None:
+        """Receive a segment; return its rest if a more urgent download preempts it."""
         at = _Position(segment.start, attempt.stream)
         try:
-            with self._body(segment, at.streaming, attempt) as body:
+            with self._request(segment, at.streaming, attempt) as body:
                 if not at.streaming and (body.start, body.length) != (segment.start, _length(segment)):
                     if body.start != 0:
                         raise Transient("bad_response", f"{self.spec.name}: not the range that was asked for", "")
                     attempt.become_stream(segment)
                     at.streaming = True
-                end = self._end(segment, at.streaming, body)
-                while (end is None or at.offset < end) and self._receive(attempt, body, at, end):
-                    if not at.streaming and at.offset < (end or 0) and self._carrier.outranked(self):
+                end = self._find_end(segment, at.streaming, body)
+                while (end is None or at.offset < end) and self._receive_buffer(attempt, body, at, end):
+                    if not at.streaming and at.offset < (end or 0) and self._workers.outranked(self):
                         return Segment(at.offset, end)
                 self._check_end(body, at.offset, end)
             self._check_after(attempt, at.offset)
@@ -215,9 +213,9 @@ class Flight:
         attempt.record_soon()
         return None
 
-    def _receive(self, attempt: AnyAttempt, body: LocalBody | Body, at: _Position, end: int | None) -> bool:
-        """Receive one buffer and pass it on; False at the end of the body. What came before an error is kept."""
-        buffer = self._carrier.buffers.take()
+    def _receive_buffer(self, attempt: AnyAttempt, body: LocalBody | Body, at: _Position, end: int | None) -> bool:
+        """Receive one buffer and pass it on; return False at the end of the body. Bytes before an error are kept."""
+        buffer = self._workers.buffers.take()
         wanted = len(buffer) if end is None else min(len(buffer), end - at.offset)
         before, length = body.received, 0
         try:
@@ -226,30 +224,30 @@ class Flight:
             self._fill(attempt, body, buffer[:wanted])
         finally:
             length = body.received - before
-            self._carrier.observer.received(self.spec.kind, length)
+            self._workers.observer.received(self.spec.kind, length)
             if length < wanted and end is not None:
-                length -= length % ALIGNMENT  # whatever comes next begins where O_DIRECT can write
+                length -= length % ALIGNMENT  # the next segment must begin where O_DIRECT can write
             try:
-                if end is None:  # only now it is known how much there is to write
+                if end is None:  # its size was unknown until now
                     self._space.grow(at.offset + length)
             except HoldfastError:
-                self._carrier.buffers.give(buffer)
+                self._workers.buffers.give(buffer)
                 raise
             if length:
                 attempt.accept(buffer, length, at.offset)
                 at.offset += length
                 self._progressed(length, at.streaming)
             else:
-                self._carrier.buffers.give(buffer)
+                self._workers.buffers.give(buffer)
         return length == wanted
 
-    def _body(self, segment: Segment, streaming: bool, attempt: AnyAttempt) -> LocalBody | Body:
+    def _request(self, segment: Segment, streaming: bool, attempt: AnyAttempt) -> LocalBody | Body:
         target = self._addresses.current(attempt.cancellation)
         length = None if streaming else _length(segment)
         if not isinstance(target, HttpTarget):
             return LocalBody(target, segment.start, length)
         try:
-            body = self._carrier.client.get(target, segment.start, length, attempt.cancellation)
+            body = self._workers.client.get(target, segment.start, length, attempt.cancellation)
         except HoldfastError as error:
             if self._addresses.refused(target, error.code):
                 raise Transient(error.code, error.message, "another address is asked for") from error
@@ -260,8 +258,8 @@ class Flight:
             raise NoRanges
         return body
 
-    def _end(self, segment: Segment, streaming: bool, body: LocalBody | Body) -> int | None:
-        """Where the body ends, None while that is unknown; raises where the object is not as long as it should be."""
+    def _find_end(self, segment: Segment, streaming: bool, body: LocalBody | Body) -> int | None:
+        """Return the offset of the body's end, None if unknown; raises `Transient` if the object's size has changed."""
         expected = self.spec.key.size
         found = body.total if body.total is not None or not streaming else body.length
         if expected is not None and found is not None and found != expected:
@@ -275,41 +273,38 @@ class Flight:
             raise self._unlike_listing(f"the body goes on after byte {position}")
 
     def _check_after(self, attempt: AnyAttempt, received: int) -> None:
-        """Once all came in one answer that nothing binds to one content: see that the object is still the same.
-
-        A server that reads a file while somebody writes into it sends some of both; what comes from one read does not.
-        """
+        """Check that an unbound object, received in one response, still has the same size; raises `HoldfastError`. A
+        server that reads a file during a write sends parts of both versions, unless it reads it at once."""
         if self.spec.is_bound or received <= _ONE_READ_BYTES:
             return
         target = self._addresses.current(attempt.cancellation)
         if not isinstance(target, HttpTarget):
             return
         try:
-            head = self._carrier.client.head(target, attempt.cancellation)
+            head = self._workers.client.head(target, attempt.cancellation)
         except Permanent as error:
             raise source_changed(self.spec.name, f"after it was read: {error.message}") from error
         if head.size not in (None, received):
             raise source_changed(self.spec.name, f"{received} bytes were read, now it has {head.size}")
 
     def _is_proven(self, target: HttpTarget, body: Body) -> bool:
-        """Tell whether an answer is known to be of the listed object: a server that gives no ETag with a range, as RFC
-        9110, 15.3.7 asks, may have ignored `If-Match`. What holds the whole object, or is promised, needs no proof."""
+        """Return whether a response is certainly of the listed object: a server that sends no ETag with a range, as RFC
+        9110, 15.3.7 requires, may have ignored `If-Match`. A whole or promised object needs no proof."""
         if self.spec.sha256 is not None or self.spec.git_oid is not None or target.if_match is None:
             return True
         is_whole = body.start == 0 and body.length in (None, self.spec.key.size)
         return is_whole or body.etag == target.if_match
 
     def _unlike_listing(self, problem: str) -> Transient:
-        """The error for an answer of another length than was listed: where nothing says that the object is still the
-        same, it is another one."""
+        """Return the error for a response of another length than listed; an unbound object counts as changed."""
         if not self.spec.is_bound:
             return source_changed(self.spec.name, problem)
         remedy = "publish the version again if its files at the source were changed"
         return Transient("bad_response", f"{self.spec.name}: {problem}", remedy)
 
     def _fill(self, attempt: AnyAttempt, body: LocalBody | Body, view: memoryview) -> None:
-        """Receive into `view`, within the bandwidth limit; less than all of it only at the end of the body."""
-        limit, filled = self._carrier.limit, 0
+        """Fill `view`, within the bandwidth limit, or less at the end of the body."""
+        limit, filled = self._workers.limit, 0
         while filled < len(view):
             chunk = limit.chunk(len(view) - filled)
             limit.take(chunk, attempt.cancellation)
@@ -324,32 +319,32 @@ class Flight:
     def _progressed(self, size: int, streaming: bool) -> None:
         with self._lock:
             self._received += size
-            if not streaming:  # a stream that breaks off begins again: that is no progress
+            if not streaming:  # a broken stream starts over: that is no progress
                 self._failures = self._bad_responses = 0
 
     def _retry_or_fail(self, attempt: AnyAttempt, error: HoldfastError) -> None:
-        self._carrier.observer.fetch_failed(self.spec.kind, error.code)
+        self._workers.observer.fetch_failed(self.spec.kind, error.code)
         with self._lock:
             self.last_error = error
             now = time.monotonic()
-            if now >= self.not_before:  # one failure of many connections at once is one failure
+            if now >= self.not_before:  # simultaneous failures of many connections count once
                 self._failures += 1
                 self._bad_responses += error.code == "bad_response"
                 if self._failures > 1:
-                    self._addresses.drop()  # another address may lead to a server that is well
+                    self._addresses.drop()  # another address may lead to a healthy server
                 asked = error.retry_after_s if isinstance(error, Transient) else None
                 backoff = min(_BACKOFF_CAP_S, _BACKOFF_S * 2 ** (self._failures - 1))
                 self.not_before = now + max(asked or 0.0, backoff * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
             given_up = self._bad_responses >= MAX_BAD_RESPONSES
         if given_up:
             error = hopeless(error)
-        if error.permanent or error.code in _ENDS_FLIGHT:
+        if error.permanent or error.code in _ENDS_DOWNLOAD:
             attempt.fail(error)
         elif attempt.stream:
             attempt.fail(NoRanges())
-        self._carrier.changed(self)
+        self._workers.changed(self)
 
-    def _ended(self, outcome: Future[Verified]) -> None:
+    def _attempt_ended(self, outcome: Future[Verified]) -> None:
         attempt = self._attempt
         assert attempt is not None
         self.placed = attempt.placed
@@ -357,10 +352,10 @@ class Flight:
         error = outcome.exception()
         if error is None:
             if self._started is not None:
-                self._carrier.observer.fetched(self.spec.kind, time.monotonic() - self._started)
+                self._workers.observer.fetched(self.spec.kind, time.monotonic() - self._started)
             self.last_error = None
             self._settle(outcome.result())
-            self._attempt = None  # they refer to each other: thousands of them would be garbage in cycles
+            self._attempt = None  # breaks a reference cycle: thousands would wait for the garbage collector
             return
         with self._lock:
             self._attempt = None
@@ -373,20 +368,20 @@ class Flight:
                 self._addresses.drop()
                 again = self._wrong_digests < MAX_WRONG_DIGESTS
         if isinstance(error, HoldfastError) and error.code == "digest_mismatch":
-            self._carrier.observer.verify_failed("fetch")
-            self._carrier.observer.fetch_failed(self.spec.kind, error.code)
+            self._workers.observer.verify_failed("fetch")
+            self._workers.observer.fetch_failed(self.spec.kind, error.code)
             self.last_error = error
         if self._cancelled:
             self._settle(Cancelled())
         elif again:
-            self._carrier.changed(self)
+            self._workers.changed(self)
         else:
             self._settle(error)
 
     def _finish_with(self, error: HoldfastError) -> None:
-        """No attempt could be opened, or the flight broke: what lies there is measured on this thread."""
-        self.left_bytes = allocated_bytes(self._carrier.layout.ingest / self.spec.key.id)
-        self._carrier.observer.fetch_failed(self.spec.kind, error.code)
+        """Fail without an attempt, after measuring the partial blob on this thread."""
+        self.left_bytes = allocated_bytes(self._workers.layout.ingest / self.spec.key.id)
+        self._workers.observer.fetch_failed(self.spec.kind, error.code)
         self._settle(error)
 
     def _settle(self, outcome: Verified | BaseException) -> None:
@@ -398,7 +393,7 @@ class Flight:
             self.result.set_result(outcome)
         else:
             self.result.set_exception(outcome)
-        self._carrier.changed(self)
+        self._workers.changed(self)
 
 
 def _length(segment: Segment) -> int | None:
@@ -407,14 +402,14 @@ def _length(segment: Segment) -> int | None:
 
 @dataclass(slots=True)
 class _Position:
-    """How far a connection has come, and whether it receives the whole object in one stream."""
+    """A connection's offset, and whether it receives the whole object in one stream."""
 
     offset: int
     streaming: bool
 
 
 class _Interrupted(Exception):
-    """A segment that was not received whole: what is left of it, and the error, if it was one."""
+    """An incomplete segment: its rest, and the error, if any."""
 
     def __init__(self, rest: Segment | None, error: HoldfastError | None) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
-"""The table of flights: whoever wants a blob joins the one that is under way.
+"""The table of downloads: a version that needs a blob joins its running download.
 
-Law: used from the event loop. A flight lives while somebody waits for it; the disk space it may fill is reserved before
-it starts and accounted for however it ends.
+Law: used from the event loop. A download runs while a version waits for it; its disk space is reserved before it starts
+and accounted for however it ends.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from cached.transport.target import Target
 
 @dataclass(slots=True)
 class _Entry:
-    flight: Flight
+    download: Flight
     allotment: Allotment
     result: asyncio.Future[Verified]
-    waiters: dict[object, int]  # who waits -> how urgently
+    waiters: dict[object, int]  # priority by waiter
 
 
 class Flights:
-    """All flights of this node, by the id of their partial blob. `starting`: held from a look at what is under way
-    until what is not has been started, which takes an answer of the disk in between."""
+    """All downloads of this node, by ingest id. `starting`: held from the first `join` of a fetch until it has started
+    all other downloads, which takes a call to the disk in between."""
 
     def __init__(self, layout: Layout, workers: Workers, ledger: Ledger) -> None:
         self.starting = asyncio.Lock()
@@ -42,24 +42,18 @@ class Flights:
         self._entries: dict[str, _Entry] = {}
 
     def join(self, spec: BlobSpec, who: object, priority: int) -> tuple[Flight, asyncio.Future[Verified]] | None:
-        """Wait on behalf of `who` for a blob that is under way; None where it is not.
-
-        Returns the flight and its result, which is shared: wait for it, never cancel it.
-        """
+        """Add `who` to the waiters of a running download; return None if there is none, else the download and its
+        result, which is shared: wait for it, never cancel it."""
         entry = self._entries.get(spec.key.id)
         if entry is None:
             return None
         entry.waiters[who] = priority
         self._reprioritize([entry])
-        return entry.flight, entry.result
+        return entry.download, entry.result
 
     def reserve(self, specs: Sequence[BlobSpec], allotments: dict[str, Allotment]) -> None:
-        """Set aside the space of these blobs, of which none is under way: of all, or of none. `allotments` gets them,
-        by the id of the partial blob, also where nobody waits for this call any more. Blocking: the disk is asked what
-        it has.
-
-        Raises `NoSpace`, `NoInodes` or `Permanent` (`too_large`).
-        """
+        """Reserve the space of all these blobs, which have no download, or of none; blocking. `allotments` gets them by
+        ingest id, also if the caller was cancelled. Raises `NoSpace`, `NoInodes` or `Permanent` (`too_large`)."""
         new = {spec.key.id: spec for spec in specs}
         if new:
             self._ledger.require_files(_files_made(new.values()))
@@ -76,16 +70,16 @@ class Flights:
         who: object,
         priority: int,
     ) -> tuple[Flight, asyncio.Future[Verified]]:
-        """Begin the flight of a blob that is not under way, in the space of `allotment`. Returns what `join` does."""
-        flight = Flight(spec, locate, allotment, self._workers, priority)
-        entry = _Entry(flight, allotment, asyncio.wrap_future(flight.result), {who: priority})
-        entry.result.add_done_callback(lambda _: self._over(spec.key.id))
+        """Start the download of a blob that has none, in the space of `allotment`; return the same as `join`."""
+        download = Flight(spec, locate, allotment, self._workers, priority)
+        entry = _Entry(download, allotment, asyncio.wrap_future(download.result), {who: priority})
+        entry.result.add_done_callback(lambda _: self._settle(spec.key.id))
         self._entries[spec.key.id] = entry
-        self._workers.submit([flight])
-        return flight, entry.result
+        self._workers.submit([download])
+        return download, entry.result
 
     def leave(self, spec: BlobSpec, who: object) -> asyncio.Future[Verified] | None:
-        """`who` waits no longer. The last one to go cancels the flight; returns what to wait for until it is down."""
+        """Remove `who` from the waiters; cancel the download with the last one, and return the result to wait for."""
         entry = self._entries.get(spec.key.id)
         if entry is None:
             return None
@@ -93,54 +87,53 @@ class Flights:
         if entry.waiters:
             self._reprioritize([entry])
             return None
-        entry.flight.cancel()
+        entry.download.cancel()
         return entry.result
 
     def reprioritize(self, who: object, priority: int) -> None:
-        """`who` waits more, or less, urgently than before."""
+        """Set the priority of `who` in all its downloads."""
         concerned = [entry for entry in self._entries.values() if who in entry.waiters]
         for entry in concerned:
             entry.waiters[who] = priority
         self._reprioritize(concerned)
 
     def require_capacity(self, size: int) -> None:
-        """Make sure that `size` bytes can be held at all; raises `Permanent` (`too_large`)."""
+        """Raise `Permanent` (`too_large`) if `size` bytes can never fit."""
         self._ledger.require_capacity(size)
 
     def no_space(self, size: int, resumed: int) -> NoSpace:
-        """The refusal of `size` bytes, of which `resumed` are on the disk."""
+        """Return the error for a lack of space for `size` bytes, of which `resumed` are on the disk."""
         return NoSpace(size, min(size, resumed), self._ledger.use())
 
     def reserved_for(self, who: object) -> dict[str, int]:
-        """The bytes set aside for the blobs that `who` waits for, by the id of the partial blob."""
+        """Return the reserved bytes of the downloads that `who` waits for, by ingest id."""
         return {id_: entry.allotment.reserved for id_, entry in self._entries.items() if who in entry.waiters}
 
     def left_by(self, ids: Iterable[str]) -> dict[str, int]:
-        """The bytes that these partial blobs take of the disk."""
+        """Return the bytes of these partial blobs on the disk, by ingest id."""
         return {id_: self._ledger.partial_bytes(id_) for id_ in ids}
 
     def busy(self) -> frozenset[str]:
-        """The ids of the partial blobs that are under way."""
+        """Return the ingest ids of running downloads."""
         return frozenset(self._entries)
 
     def _reprioritize(self, entries: Iterable[_Entry]) -> None:
-        """Each flight is as urgent as the most urgent of those who wait for it."""
+        """Set each download's priority to that of its most urgent waiter."""
         for entry in entries:
             priority = min(entry.waiters.values())
-            if entry.flight.priority != priority:
-                entry.flight.priority = priority
-                self._workers.changed(entry.flight)
+            if entry.download.priority != priority:
+                entry.download.priority = priority
+                self._workers.changed(entry.download)
 
-    def _over(self, id_: str) -> None:
+    def _settle(self, id_: str) -> None:
         entry = self._entries.pop(id_)
         left = 0
         if entry.result.exception() is not None:
-            touched = entry.flight.left_bytes
+            touched = entry.download.left_bytes
             left = self._ledger.partial_bytes(id_) if touched is None else touched
-        entry.allotment.settle(entry.flight.placed, left)
+        entry.allotment.settle(entry.download.placed, left)
 
 
 def _files_made(specs: Collection[BlobSpec]) -> int:
-    """How many inodes these blobs and their snapshot take at the least: what comes on top, for a while or in folders
-    of blobs that are there already, the disk itself refuses."""
+    """Return the least number of inodes that these blobs and their snapshot need; for more, the disk raises."""
     return len(specs) + len({parent for spec in specs for parent in PurePosixPath(spec.name).parents})

@@ -1,7 +1,7 @@
 """A local file (also NFS or a mounted volume) with the interface of an HTTP body.
 
-Law: reads only; a file that changed since it was listed is noticed at every range, before it and after it. What took
-its place, a link or a pipe, is neither followed nor waited for.
+Law: reads only; detects a file that changed since its listing, before and after each range. A link or a pipe in its
+place is neither followed nor waited for.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from cached.transport.target import LocalTarget
 
 
 class LocalBody:
-    """The bytes of a file from `start` on, `length` of them."""
+    """`length` bytes of a file from `start`. The constructor and `readinto` raise `HoldfastError`."""
 
     def __init__(self, target: LocalTarget, offset: int, length: int | None) -> None:
         try:
@@ -26,7 +26,7 @@ class LocalBody:
         self._target = target
         self._validator = target.validator
         try:
-            found = self._look()
+            found = self._check_unchanged()
         except HoldfastError:
             self.close()
             raise
@@ -38,7 +38,7 @@ class LocalBody:
         os.posix_fadvise(self._descriptor, offset, self.length, os.POSIX_FADV_SEQUENTIAL)
 
     def readinto(self, view: memoryview) -> int:
-        """Fill `view` unless the range ends first; 0 at the end."""
+        """Fill `view` unless the range ends first; return the number of bytes read, 0 at the end."""
         wanted = min(len(view), self._end - self._position)
         filled = 0
         while filled < wanted:
@@ -53,12 +53,12 @@ class LocalBody:
             filled += count
             self._position += count
         if self._position == self._end:
-            self._look()  # nor did it change while it was read
+            self._check_unchanged()  # nor while it was read
         return filled
 
     @property
     def received(self) -> int:
-        """Bytes given so far, also by a `readinto` that raised."""
+        """The number of bytes read so far, also by a `readinto` that raised."""
         return self._position - self.start
 
     def close(self) -> None:
@@ -73,8 +73,8 @@ class LocalBody:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
 
-    def _look(self) -> os.stat_result:
-        """Look at the open file; raises where it is not the one that was listed, or as it was at the first look."""
+    def _check_unchanged(self) -> os.stat_result:
+        """Return the open file's stat; raises `HoldfastError` if it differs from the listing or the first call."""
         try:
             found = os.fstat(self._descriptor)
         except OSError as error:

@@ -1,7 +1,7 @@
-"""Ask a source where its files are, from the threads that carry bytes: sources live on the event loop.
+"""Request file addresses from a source for the worker threads: sources live on the event loop.
 
-Law: a way to the event loop and back costs more than a small file. So one way fetches the addresses of small files
-that come next too, and those find theirs waiting.
+Law: a round trip to the event loop costs more than a small file. So one round trip also fetches the addresses of the
+next small files.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ from cached.transport.connection.cancel import Cancellation, Cancelled
 from cached.transport.target import HttpTarget, Target
 
 _TIMEOUT_S = 120.0
-_AHEAD = 32  # addresses asked for at once: used within a second or so, long before any of them expires
+_AHEAD = 32  # addresses requested at once: used within about a second, long before one expires
 
 
 class Locator:
-    """The files of one version at its source. Make it on the event loop; `locate` is for other threads."""
+    """The addresses of one version's files. Create it on the event loop; call `locate` from other threads."""
 
     def __init__(self, source: Source, ahead: Sequence[RemoteFile]) -> None:
-        """`ahead`: the files that are asked for together, in the order in which they will be needed."""
+        """`ahead`: the files whose addresses are requested together, in the order of their use."""
         self._source = source
         self._loop = asyncio.get_running_loop()
         self._ahead = ahead
         self._places = {file.path: number for number, file in enumerate(ahead)}
-        # And when each was asked for. Each operation on it is atomic, and each entry is taken once.
+        # Addresses and their request times. Each operation on it is atomic, and each entry is taken once.
         self._found: dict[str, tuple[Target, float]] = {}
         self._next = 0
 
     def locate(self, file: RemoteFile, cancellation: Cancellation) -> Target:
-        """The address of `file` now; raises as `Source.locate` does, `Transient` (`locate_timeout`), or `Cancelled`."""
+        """Return the address of `file`; raises as `Source.locate`, `Transient` (`locate_timeout`), or `Cancelled`."""
         found = self._take(file)
         if found is not None:
             return expecting(found, file)
@@ -55,8 +55,7 @@ class Locator:
             ) from error
 
     def _take(self, file: RemoteFile) -> Target | None:
-        """An address that came with another file's, with what is left of its lifetime; None where that is less than
-        half."""
+        """Return an address that came with another file's, with its remaining lifetime, if that is more than half."""
         target, began = self._found.pop(file.path, (None, 0.0))
         if not isinstance(target, HttpTarget) or target.lifetime_s is None:
             return target
@@ -65,7 +64,7 @@ class Locator:
 
     async def _locate(self, file: RemoteFile) -> Target:
         found = self._take(file)
-        if found is not None:  # another file brought it meanwhile
+        if found is not None:  # it came with another file's
             return found
         place = self._places.get(file.path)
         if place is None or place < self._next:
@@ -75,7 +74,7 @@ class Locator:
         began = time.monotonic()
         answers = await asyncio.gather(*map(self._source.locate, (file, *others)), return_exceptions=True)
         for other, answer in zip(others, answers[1:], strict=True):
-            if not isinstance(answer, BaseException):  # whoever wants one that failed asks again, and hears why
+            if not isinstance(answer, BaseException):  # a failed one is requested again, and then raises
                 self._found[other.path] = answer, began
         if isinstance(answers[0], BaseException):
             raise answers[0]

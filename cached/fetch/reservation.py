@@ -1,4 +1,4 @@
-"""The space that one download may fill.
+"""The disk space that one download may fill.
 
 Law: thread-safe; every byte is reserved in the ledger before it is written.
 """
@@ -17,11 +17,9 @@ _STEP_BYTES = 64 * 1024 * 1024  # what a stream of unknown length reserves at a 
 
 
 class Allotment:
-    """What one flight may fill: all of it from the start where the size is known, growing where it is not. Thread-safe.
-
-    The file system shows as taken what it has given to `folder` already: the ledger is told, or it would count that
-    twice and evict others for it. `folder` is None for a small blob, which is on the disk for a moment only.
-    """
+    """The reserved space of one download: all of it at once if the size is known, else growing. Thread-safe. The file
+    system counts the space that `folder` has already as used: the ledger must know it, or it would count these bytes
+    twice and evict versions for them. `folder` is None for a small blob, which is partial for a moment only."""
 
     def __init__(self, ledger: Ledger, reservation: Reservation, folder: Path | None) -> None:
         self._ledger = ledger
@@ -30,7 +28,7 @@ class Allotment:
         self._lock = threading.Lock()
 
     def grow(self, size: int) -> None:
-        """Make sure that `size` bytes may be written; raises `NoSpace` or `Permanent` (`too_large`)."""
+        """Reserve `size` bytes in all; raises `NoSpace` or `Permanent` (`too_large`)."""
         with self._lock:
             if size > self._reservation.size:
                 self._grow(size)
@@ -39,24 +37,22 @@ class Allotment:
 
     @property
     def reserved(self) -> int:
-        """What is set aside, in bytes."""
+        """The reserved bytes."""
         return self._reservation.size
 
     def give_back(self) -> None:
-        """No flight began: what an earlier one left stays as it is."""
+        """Release the reservation of a download that did not start; an earlier partial blob stays as it is."""
         self._reservation.close()
 
     def settle(self, placed: Verified | None, left: int) -> None:
-        """The flight is over: `placed` is a committed blob, `left` bytes stay as a partial one; the rest is given
-        back."""
+        """Replace the reservation of an ended download by its committed blob, and `left` bytes of a partial one."""
         if placed is None:
             self._reservation.settle(left, None, 0)
         else:
             self._reservation.settle(left, placed.sha256, placed.size)
 
     def _grow(self, size: int) -> None:
-        """In large steps while there is room for them; what is missing at the end is told for the whole stream, since
-        another try begins at its start."""
+        """Grow in large steps while there is room; `NoSpace` has the whole size: a new attempt begins at its start."""
         self._ledger.require_capacity(size)
         for step in (max(self._reservation.size + _STEP_BYTES, size), size):
             try:

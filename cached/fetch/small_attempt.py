@@ -1,7 +1,7 @@
-"""One attempt at a blob that is small: received into memory, hashed there, and written once, in a group with others.
+"""One attempt at a small blob: received into memory, hashed there, and written once, in a group with others.
 
-Law: the interface of `attempt.Attempt`, without its thread, its folder and its record: a small blob that a crash
-interrupts is fetched again. A blob leaves here verified, or not at all.
+Law: the interface of `attempt.Attempt`, without its thread, folder and record: after a crash a small blob is fetched
+again. Only a verified blob is committed.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from cached.transport.connection.buffers import BufferPool
 from cached.transport.connection.cancel import Cancellation
 from cached.transport.git_blob import git_blob_hasher
 
-SMALL_BYTES = 1024 * 1024  # up to here a file's own steps on the disk cost more than its bytes
+SMALL_BYTES = 1024 * 1024  # up to here a file's fixed costs on the disk exceed those of its bytes
 
 
 class SharedBySmall(Protocol):
-    """What these attempts share: see `workers.Workers`."""
+    """The parts that these attempts share: see `workers.Workers`."""
 
     layout: Layout
     buffers: BufferPool
@@ -32,14 +32,14 @@ class SharedBySmall(Protocol):
 
 
 def is_small(spec: BlobSpec) -> bool:
-    """Tell whether the blob's size is known, and small."""
+    """Return whether the blob's size is known and at most `SMALL_BYTES`."""
     return spec.key.size is not None and spec.key.size <= SMALL_BYTES
 
 
 class SmallAttempt:
     """The state of one attempt. One worker at a time feeds it; the committing thread ends it."""
 
-    resumed_bytes = left_bytes = 0  # as in `Attempt`: nothing is ever resumed, or left
+    resumed_bytes = left_bytes = 0  # as in `Attempt`: no bytes are resumed, or left
 
     def __init__(self, spec: BlobSpec, shared: SharedBySmall, *, stream: bool) -> None:
         assert spec.key.size is not None
@@ -48,7 +48,7 @@ class SmallAttempt:
         self.stream = stream
         self.cancellation = Cancellation()
         self.outcome: Future[Verified] = Future()
-        self.placed: Verified | None = None  # the blob that got its name, also where the disk failed after that
+        self.placed: Verified | None = None  # the blob, once it has its name, also if the disk failed after that
         self._shared = shared
         self._lock = threading.Lock()
         self._data = bytearray()
@@ -62,11 +62,11 @@ class SmallAttempt:
 
     @property
     def committing(self) -> bool:
-        """Tell whether all bytes are here: nothing but the disk is waited for."""
+        """Whether all bytes were received, and only the disk is waited for."""
         return self._committing
 
     def take_segment(self) -> Segment | None:
-        """What is still to be asked for; None while another worker receives it, and at the end."""
+        """Return the range to request; None while another worker receives it, and at the end."""
         with self._lock:
             if self._failure is not None or self._rest is None:
                 return None
@@ -75,27 +75,27 @@ class SmallAttempt:
             return segment
 
     def has_work(self) -> bool:
-        """Tell whether `take_segment` would give one."""
+        """Return whether `take_segment` would return a segment."""
         with self._lock:
             return self._failure is None and self._rest is not None
 
     def receiving(self) -> bool:
-        """Tell whether bytes are still to come, under way or not yet asked for."""
+        """Return whether bytes are still to be received, requested or not."""
         with self._lock:
             return self._failure is None and (self._rest is not None or self._receiving)
 
     def hash_is_behind(self) -> bool:
-        """Nothing is hashed before all of it is here."""
+        """Return False: it is hashed after its last byte."""
         return False
 
     def become_stream(self, segment: Segment) -> None:
-        """The origin sends everything from the start; raises `NoRanges` where there are bytes already."""
+        """Continue as one stream from the start; raises `NoRanges` if there are bytes already."""
         if segment.start != 0 or self._data:
             raise NoRanges
         self.stream = True
 
     def accept(self, buffer: memoryview, length: int, offset: int) -> None:
-        """Keep a piece that was received into `buffer`, which is given back."""
+        """Copy a received piece; returns `buffer` to the pool."""
         try:
             assert offset == len(self._data)
             self._data += buffer[:length]
@@ -103,13 +103,13 @@ class SmallAttempt:
             self._shared.buffers.give(buffer)
 
     def end_of_stream(self, size: int) -> None:
-        """The size was known before."""
+        """Do nothing: the size is known."""
 
     def record_soon(self) -> None:
-        """There is no record of a small blob."""
+        """Do nothing: a small blob has no record."""
 
     def leave(self, rest: Segment | None) -> None:
-        """End a worker's turn, giving back what it did not receive of its segment."""
+        """End a worker's segment, and requeue its unreceived rest."""
         with self._lock:
             self._receiving = False
             failure = self._failure
@@ -122,7 +122,7 @@ class SmallAttempt:
             self._complete()
 
     def fail(self, error: BaseException) -> None:
-        """End the attempt with `error`, unless all of it is here and being committed."""
+        """End the attempt with `error`, unless it is being committed."""
         with self._lock:
             if self._failure is None and not self._committing:
                 self._failure = error
@@ -132,7 +132,7 @@ class SmallAttempt:
             self._end(error)
 
     def _complete(self) -> None:
-        """Compare, write, and hand over: on the worker's thread, so that several blobs are hashed at once."""
+        """Verify, write and submit the blob: on the worker's thread, so that several blobs are hashed in parallel."""
         with self._lock:
             if self._failure is not None:
                 return
@@ -141,10 +141,8 @@ class SmallAttempt:
             sha256 = hashlib.sha256(self._data).hexdigest()
             compare_digests(self.spec, sha256, self._git_oid())
             temporary = durable.temporary_beside(self._shared.layout.ingest / "any")
-            try:
+            with durable.disk_errors(f"writing {temporary}"):
                 durable.write_volatile(temporary, self._data, durable.READ_ONLY_MODE)
-            except OSError as error:
-                raise durable.disk_error(error, f"writing {temporary}") from error
         except HoldfastError as error:
             self._end(error)
             return
@@ -168,7 +166,7 @@ class SmallAttempt:
             self.outcome.set_result(verified)
 
     def _end(self, error: BaseException) -> None:
-        """Tell the failure, once: a worker that leaves and whoever fails the attempt may come at the same moment."""
+        """Set the outcome to `error`, once: `leave` and `fail` may run at the same moment."""
         with self._lock:
             if self._ended:
                 return

@@ -1,7 +1,7 @@
-"""One version, from its source to its name on this node: resolve, fetch what is missing, publish.
+"""One version fetch: resolve the source, download missing blobs, publish.
 
-Law: the order of publication of the design, section 3. Nothing appears under `models/` before everything under it is
-verified and durable. Retries of the whole are the scheduler's.
+Law: the order of publication of the design, section 3. A name appears under `models/` after all its files are verified
+and durable. The reconciler retries the whole fetch.
 """
 
 from __future__ import annotations
@@ -46,13 +46,13 @@ T = TypeVar("T")
 
 _PROGRESS_S = 1.0
 _FEW_FILES = 64
-_AT_A_TIME = 256  # flights begun, or left, in one turn of the event loop
-_NEWEST = 0.3  # the weight of the newest second in the rate that is shown
+_AT_A_TIME = 256  # downloads started, or left, in one turn of the event loop
+_NEWEST = 0.3  # the weight of the newest second in the displayed rate
 
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """A version that is on this node now."""
+    """The result of a version fetch."""
 
     digest: Digest
     manifest: Manifest
@@ -61,7 +61,7 @@ class Published:
 
 @dataclass(frozen=True, slots=True)
 class _Fetch:
-    """One try at a version: `urgency` gives its priority now, `got_space` is called once all its space is reserved."""
+    """One version fetch: `urgency` returns its priority now, `got_space` is called once all its space is reserved."""
 
     want: Want
     source: Source
@@ -70,26 +70,26 @@ class _Fetch:
 
 
 @dataclass(frozen=True, slots=True)
-class _Asked:
-    """A file of the version at its source, and what fetching it asks for."""
+class _WantedFile:
+    """A file of the version at its source, and its blob."""
 
     file: RemoteFile
     spec: BlobSpec
 
 
 @dataclass(frozen=True, slots=True)
-class _Cargo:
-    """One blob that a version waits for: its flight, and whether that was begun here."""
+class _Awaited:
+    """A blob that a version waits for: its download, and whether this fetch started that."""
 
     spec: BlobSpec
-    flight: Flight
+    download: Flight
     result: asyncio.Future[Verified]
-    begun: bool
+    started: bool
 
 
 @dataclass(frozen=True, slots=True)
 class TransferParts:
-    """What fetching works with. `listing_timeout_s`: how long a source may take to say what it has."""
+    """The parts that a version fetch uses. `listing_timeout_s`: how long a source may take to list its files."""
 
     layout: Layout
     flights: Flights
@@ -103,8 +103,7 @@ class TransferParts:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What a source has beside the content `held` here: whether it is other content, and its digest, None where that is
-    not known without a fetch."""
+    """A source's content, compared with the `held` digest; its own `digest` is None if unknown without a fetch."""
 
     held: Digest
     changed: bool
@@ -112,13 +111,13 @@ class Seen:
 
 
 class Transfers:
-    """Fetches versions; several at a time, sharing blobs."""
+    """The version fetches of this node; concurrent ones share downloads."""
 
     def __init__(self, parts: TransferParts, open_source: Callable[[str], Source]) -> None:
         self._layout = parts.layout
-        self._flights = parts.flights
-        self._board = parts.board
-        self._janitor = parts.janitor
+        self._downloads = parts.flights
+        self._status_files = parts.board
+        self._publisher = parts.janitor
         self._blocking = parts.blocking
         self._observer = parts.observer
         self._journal = parts.journal
@@ -127,73 +126,71 @@ class Transfers:
         self._claims = parts.janitor.claims
 
     def stake(self, ref: ModelRef) -> Stake:
-        """What the space holds for `ref` while it is under way."""
-        left = self._claims.partials_of(ref) - self._flights.busy()
+        """Return the disk space of a running fetch of `ref`: committed, reserved, and left by earlier attempts."""
+        left = self._claims.partials_of(ref) - self._downloads.busy()
         return Stake(
             blobs=self._claims.blobs_of(ref),
-            reserved=self._flights.reserved_for(ref),
-            left=self._flights.left_by(left),
+            reserved=self._downloads.reserved_for(ref),
+            left=self._downloads.left_by(left),
         )
 
     def forget(self, ref: ModelRef) -> None:
-        """Nobody tries to fetch `ref` any more: what it left behind may be deleted."""
+        """Drop the claims of `ref`, which is no longer fetched: its partial blobs may be deleted."""
         self._claims.drop(ref)
 
     async def fetch(self, want: Want, urgency: Callable[[], int], got_space: Callable[[], None]) -> Published:
-        """Bring `want` onto this node; raises `HoldfastError`. Cancelled, it keeps what is durable.
-
-        `urgency` is the priority it has by the time its bytes are asked for. `got_space` is called once the space for
-        all of them is reserved. What an earlier try brought stays claimed until `forget`.
-        """
+        """Fetch and publish `want`; raises `HoldfastError`. If cancelled, it keeps durable bytes. `urgency` returns its
+        priority, when its downloads start. `got_space` is called once the space for all of them is reserved. The bytes
+        of an earlier attempt stay claimed until `forget`."""
         source = await self._blocking.run(self._open_source, want.source)
         try:
-            self._board.resolve(want.ref, source.display, want.pin)
+            self._status_files.resolve(want.ref, source.display, want.pin)
             resolved_at = timestamp(time.time())
-            listing, asked = await self._resolve(want, source)
-            verified = await self._bring(_Fetch(want, source, urgency, got_space), asked)
-            manifest = await self._compute(len(asked), _manifest_of, asked, verified)
+            listing, wanted = await self._resolve(want, source)
+            verified = await self._fetch_blobs(_Fetch(want, source, urgency, got_space), wanted)
+            manifest = await self._compute(len(wanted), _manifest_of, wanted, verified)
             _check_pin(want, manifest)
-            self._board.move(
+            self._status_files.move(
                 want.ref, State.PUBLISHING, Progress(manifest.total_bytes, manifest.total_bytes, None, None)
             )
-            found_out = [each.spec.key.id for each in asked if each.spec.sha256 is None]
+            unpromised_ids = [each.spec.key.id for each in wanted if each.spec.sha256 is None]
             record = FetchRecord(
                 digest=manifest.digest,
                 request=want.request,
                 source=source.display,
                 revision=listing.revision,
                 resolved_at=resolved_at,
-                files=await self._compute(len(asked), _unpromised, asked, manifest),
+                files=await self._compute(len(wanted), _unpromised, wanted, manifest),
             )
-            unshared = partial(self._unshared, want.ref, found_out)
-            digest = await self._janitor.publish(want.ref, manifest, record, unshared)
+            unshared_ids = partial(self._unshared_ids, want.ref, unpromised_ids)
+            digest = await self._publisher.publish(want.ref, manifest, record, unshared_ids)
             return Published(digest, manifest, source.display)
         except NoSpace as error:
             stake = self.stake(want.ref)
-            self._flights.require_capacity(stake.total() + error.needed_bytes)
+            self._downloads.require_capacity(stake.total() + error.needed_bytes)
             raise
         finally:
             await source.aclose()
 
-    async def _resolve(self, want: Want, source: Source) -> tuple[Listing, tuple[_Asked, ...]]:
-        """What the source lists, and the files of it that belong to the version; refused early where their promised
-        digests already miss the pin."""
+    async def _resolve(self, want: Want, source: Source) -> tuple[Listing, tuple[_WantedFile, ...]]:
+        """Return the source's listing, and the version's files in it; raises `PinMismatch` if their promised digests
+        already differ from the pin, and as `Source.resolve`."""
         try:
-            listing = await self._listing(source)
+            listing = await self._list(source)
             return listing, await self._compute(len(listing.files), _select, listing, want, source)
         except HoldfastError as error:
             self._observer.fetch_failed(source.kind, error.code)
             raise
 
     async def look(self, entry: CatalogVersion) -> Seen | None:
-        """Ask the source of a version that is here what it has now, without a byte of its files; raises
-        `HoldfastError`. None where the version went meanwhile."""
-        held = self._janitor.held(entry.ref)
+        """Compare a version of this node with its source's listing, without fetching files; raises `HoldfastError`.
+        Return None if this node does not have the version."""
+        held = self._publisher.held(entry.ref)
         if held is None:
             return None
         source = await self._blocking.run(self._open_source, entry.source)
         try:
-            listing = await self._listing(source)
+            listing = await self._list(source)
             record = await self._blocking.run(fetched.read, self._layout, entry.ref)
             known = {} if record is None else record.files
             return await self._blocking.run(_compare, entry, listing, source.display, held[1], known)
@@ -204,12 +201,12 @@ class Transfers:
             await source.aclose()
 
     async def _compute(self, files: int, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Call a pure function of so many files: on a thread, unless the way there would cost more than the work."""
+        """Call a pure function of so many files: on a thread, unless the thread call would cost more than the work."""
         if files <= _FEW_FILES:
             return function(*args, **kwargs)
         return await self._blocking.run(function, *args, **kwargs)
 
-    async def _listing(self, source: Source) -> Listing:
+    async def _list(self, source: Source) -> Listing:
         try:
             async with asyncio.timeout(self._listing_timeout_s):
                 return await source.resolve()
@@ -220,173 +217,168 @@ class Transfers:
                 "it is tried again; if it goes on, look at the source's server, or raise --stall-timeout",
             ) from error
 
-    async def _bring(self, fetch: _Fetch, asked: tuple[_Asked, ...]) -> dict[str, Verified]:
-        """Have every file's blob committed: join what is under way, start what is not, wait for all. By path."""
+    async def _fetch_blobs(self, fetch: _Fetch, wanted: tuple[_WantedFile, ...]) -> dict[str, Verified]:
+        """Join or start the download of each missing blob, and wait for all; return every file's blob, by path."""
         ref = fetch.want.ref
-        noted = await self._noted(fetch, asked)
-        ids = [each.spec.key.id for each in asked]
-        promised = [each.spec.sha256 for each in asked if each.spec.sha256 is not None]
-        self._claims.begin(ref, [*promised, *(noted[id_] for id_ in ids if id_ in noted)], ids)
-        known = await self._blocking.run(self._already_here, asked, noted)
+        known_digests = await self._find_known_digests(fetch, wanted)
+        ids = [each.spec.key.id for each in wanted]
+        promised = [each.spec.sha256 for each in wanted if each.spec.sha256 is not None]
+        self._claims.begin(ref, [*promised, *(known_digests[id_] for id_ in ids if id_ in known_digests)], ids)
+        known = await self._blocking.run(self._find_committed, wanted, known_digests)
         self._claims.found(ref, {verified.sha256: verified.size for verified in known.values()})
         here = sum(verified.size for verified in known.values())
-        missing = [each for each in asked if each.spec.name not in known]
+        missing = [each for each in wanted if each.spec.name not in known]
         sized = all(each.spec.key.size is not None for each in missing)
         total = here + sum(each.spec.key.size or 0 for each in missing) if sized else None
         if sized:
             sizes = {verified.sha256: verified.size for verified in known.values()}
             sizes |= {each.spec.key.id: each.spec.key.size or 0 for each in missing}
-            self._flights.require_capacity(sum(sizes.values()))
-        self._board.move(ref, State.FETCHING, Progress(total, here, None, None))
-        cargo: list[_Cargo] = []
+            self._downloads.require_capacity(sum(sizes.values()))
+        self._status_files.move(ref, State.FETCHING, Progress(total, here, None, None))
+        awaited: list[_Awaited] = []
         try:
-            await self._start(fetch, missing, cargo)  # what it lacks is known exactly, less what is here
+            await self._start(fetch, missing, awaited)  # its shortage is exact, less what is on the disk
             try:
-                await self._wait(ref, cargo, here, total)
+                await self._wait(ref, awaited, here, total)
             except NoSpace as error:
-                await self._leave(ref, cargo)
-                raise self._short_in_all(ref, cargo, error) from error
+                await self._leave(ref, awaited)
+                raise self._total_shortage(ref, awaited, error) from error
         finally:
-            await self._leave(ref, cargo)
-        return known | {each.spec.name: each.result.result() for each in cargo}
+            await self._leave(ref, awaited)
+        return known | {each.spec.name: each.result.result() for each in awaited}
 
-    async def _noted(self, fetch: _Fetch, asked: tuple[_Asked, ...]) -> Mapping[str, str]:
-        """The sha256 of files that were fetched before as they are listed now, by the id of their partial blob.
-
-        A version that an older release published has no record: it is taken for what is listed where its status named
-        this source and all paths and sizes agree. Not from a web server where a query or a user may decide what it
-        answers: a status shows neither.
-        """
+    async def _find_known_digests(self, fetch: _Fetch, wanted: tuple[_WantedFile, ...]) -> Mapping[str, str]:
+        """Return the known sha256 of listed files that were fetched before, by ingest id. A version that an older
+        release published has no record: it counts as the listed one if its status has this source and all paths and
+        sizes agree. Not from a web server whose content may depend on a query or a user: a status shows neither."""
         ref = fetch.want.ref
         record = await self._blocking.run(fetched.read, self._layout, ref)
         if record is not None:
             return record.files
-        held = self._janitor.held(ref)
+        held = self._publisher.held(ref)
         if held is None or held[0].source != fetch.source.display:
             return {}
         if fetch.source.kind == "http" and not set("?@").isdisjoint(fetch.want.source):
             return {}
-        return await self._blocking.run(_taken_over, held[1], asked)
+        return await self._blocking.run(_assume_digests, held[1], wanted)
 
-    async def _leave(self, ref: ModelRef, cargo: list[_Cargo]) -> None:
+    async def _leave(self, ref: ModelRef, awaited: list[_Awaited]) -> None:
         ending: set[asyncio.Future[Verified]] = set()
-        for number, each in enumerate(cargo, 1):
-            down = self._flights.leave(each.spec, ref)
-            # A flight that others wait for goes on, and needs this source open.
-            ending.update(result for result in (down, each.result if each.begun else None) if result is not None)
+        for number, each in enumerate(awaited, 1):
+            down = self._downloads.leave(each.spec, ref)
+            # A download that others wait for continues, and needs this source open.
+            ending.update(result for result in (down, each.result if each.started else None) if result is not None)
             if number % _AT_A_TIME == 0:
                 await asyncio.sleep(0)
         ending = {result for result in ending if not result.done()}
         if ending:
             await asyncio.wait(ending)
 
-    def _short_in_all(self, ref: ModelRef, cargo: list[_Cargo], error: NoSpace) -> NoSpace:
-        """What the next try needs, where a stream met the end of the space: the other blobs that are not here too."""
-        failed = [each.spec for each in cargo if each.result.done() and each.result.exception() is not None]
+    def _total_shortage(self, ref: ModelRef, awaited: list[_Awaited], error: NoSpace) -> NoSpace:
+        """Return the error of a stream that ran out of space, with the bytes of the other missing blobs added."""
+        failed = [each.spec for each in awaited if each.result.done() and each.result.exception() is not None]
         missing = {spec.key.id: spec.key.size or 0 for spec in failed}
-        return self._flights.no_space(error.needed_bytes + sum(missing.values()), sum(self.stake(ref).left.values()))
+        return self._downloads.no_space(error.needed_bytes + sum(missing.values()), sum(self.stake(ref).left.values()))
 
-    async def _start(self, fetch: _Fetch, missing: Sequence[_Asked], cargo: list[_Cargo]) -> None:
-        """Join or begin the flights of all that is missing, a bounded number in each turn of the event loop; `cargo`
-        grows with each."""
+    async def _start(self, fetch: _Fetch, missing: Sequence[_WantedFile], awaited: list[_Awaited]) -> None:
+        """Join or start the downloads of missing blobs, in bounded turns of the event loop; add all to `awaited`."""
         ref, allotments = fetch.want.ref, dict[str, Allotment]()
-        async with self._flights.starting:
-            new: dict[str, list[_Asked]] = {}  # two files may have the same content
+        async with self._downloads.starting:
+            new: dict[str, list[_WantedFile]] = {}  # two files may have the same content
             for each in missing:
-                joined = self._flights.join(each.spec, ref, fetch.urgency())
+                joined = self._downloads.join(each.spec, ref, fetch.urgency())
                 if joined is None:
                     new.setdefault(each.spec.key.id, []).append(each)
                 else:
-                    self._load(ref, cargo, _Cargo(each.spec, *joined, begun=False))
+                    self._await_download(ref, awaited, _Awaited(each.spec, *joined, started=False))
             try:
-                await self._blocking.run(self._flights.reserve, [files[0].spec for files in new.values()], allotments)
-                if all(each.spec.key.size is not None for each in missing):  # else it may lack space later yet
+                await self._blocking.run(self._downloads.reserve, [files[0].spec for files in new.values()], allotments)
+                if all(each.spec.key.size is not None for each in missing):  # else it may still run out of space
                     fetch.got_space()
                 locator = Locator(fetch.source, [files[0].file for files in new.values() if is_small(files[0].spec)])
                 for number, (id_, files) in enumerate(new.items(), 1):
                     locate = partial(locator.locate, files[0].file)
-                    started = self._flights.start(files[0].spec, locate, allotments.pop(id_), ref, fetch.urgency())
+                    started = self._downloads.start(files[0].spec, locate, allotments.pop(id_), ref, fetch.urgency())
                     for each in files:
-                        self._load(ref, cargo, _Cargo(each.spec, *started, begun=True))
+                        self._await_download(ref, awaited, _Awaited(each.spec, *started, started=True))
                     if number % _AT_A_TIME == 0:
                         await asyncio.sleep(0)
             finally:
                 for allotment in allotments.values():
                     allotment.give_back()
 
-    def _load(self, ref: ModelRef, cargo: list[_Cargo], one: _Cargo) -> None:
-        # At once, not when the wait looks: a sweep may come first.
-        one.result.add_done_callback(partial(self._note_needed, ref))
-        cargo.append(one)
+    def _await_download(self, ref: ModelRef, awaited: list[_Awaited], one: _Awaited) -> None:
+        # In a callback, not in `_wait`: a sweep may come first.
+        one.result.add_done_callback(partial(self._claim_result, ref))
+        awaited.append(one)
 
-    def _note_needed(self, ref: ModelRef, result: asyncio.Future[Verified]) -> None:
+    def _claim_result(self, ref: ModelRef, result: asyncio.Future[Verified]) -> None:
         if result.exception() is None:
             self._claims.found(ref, {result.result().sha256: result.result().size})
 
-    async def _wait(self, ref: ModelRef, cargo: list[_Cargo], here: int, total: int | None) -> None:
-        """Wait for all flights, telling the board once a second; raises the first error."""
-        pending = {each.result for each in cargo}
-        flights = [each.flight for each in cargo]  # one that stands for two files counts twice, as in the total
+    async def _wait(self, ref: ModelRef, awaited: list[_Awaited], here: int, total: int | None) -> None:
+        """Wait for all downloads, updating the status once a second; raises the first error."""
+        pending = {each.result for each in awaited}
+        downloads = [each.download for each in awaited]  # one of two files counts twice, as in the total
         before, rate = None, None
         while pending:
             done, pending = await asyncio.wait(pending, timeout=_PROGRESS_S, return_when=asyncio.FIRST_EXCEPTION)
             for result in done:
                 error = result.exception()
                 if isinstance(error, Cancelled):
-                    raise Transient("interrupted", f"{ref}: a flight it had joined was called off", "") from error
+                    raise Transient("interrupted", f"{ref}: a download that it had joined was cancelled", "") from error
                 if error is not None:
-                    raise _own_error(ref, error, [each for each in cargo if each.result is result])
-            now, moved = time.monotonic(), sum(flight.bytes_done for flight in flights)
+                    raise _error_for(ref, error, [each for each in awaited if each.result is result])
+            now, moved = time.monotonic(), sum(download.bytes_done for download in downloads)
             if before is not None and now > before[0]:
                 newest = max(0.0, (moved - before[1]) / (now - before[0]))
                 rate = newest if rate is None else _NEWEST * newest + (1 - _NEWEST) * rate
             before = now, moved
             left = None if total is None else max(0, total - here - moved)
             eta_s = left / rate if left is not None and rate else None
-            state = State.FETCHING if any(flight.receiving() for flight in flights) else State.VERIFYING
-            trouble = next((f.last_error for f in flights if f.last_error is not None), None)
-            self._board.move(ref, state, Progress(total, here + moved, rate, eta_s), trouble)
+            state = State.FETCHING if any(download.receiving() for download in downloads) else State.VERIFYING
+            trouble = next((f.last_error for f in downloads if f.last_error is not None), None)
+            self._status_files.move(ref, state, Progress(total, here + moved, rate, eta_s), trouble)
 
-    def _unshared(self, ref: ModelRef, notes: list[str]) -> frozenset[str]:
-        """The notes that no other version under way goes on from."""
-        return self._claims.partials_alone(ref).intersection(notes)
+    def _unshared_ids(self, ref: ModelRef, ids: list[str]) -> frozenset[str]:
+        """Return the ingest ids that no other version claims."""
+        return self._claims.partials_alone(ref).intersection(ids)
 
-    def _already_here(self, asked: tuple[_Asked, ...], noted: Mapping[str, str]) -> dict[str, Verified]:
-        """Files whose blob is committed already, by path. All are claimed by now."""
+    def _find_committed(self, wanted: tuple[_WantedFile, ...], known_digests: Mapping[str, str]) -> dict[str, Verified]:
+        """Return the committed blobs of these files, by path. All must be claimed."""
         self._claims.settle()
         known = {}
-        for spec in (each.spec for each in asked):
+        for spec in (each.spec for each in wanted):
             sha256 = spec.sha256
-            if sha256 is None and spec.key.validator:  # without one, nothing says that it is still the same object
-                sha256 = noted.get(spec.key.id) or self._journal.find(spec.key.id)
+            if sha256 is None and spec.key.validator:  # without one, the object may have changed
+                sha256 = known_digests.get(spec.key.id) or self._journal.find(spec.key.id)
             size = None if sha256 is None else blobs.size(self._layout, sha256)
             if sha256 is not None and size is not None and spec.key.size in (None, size):
                 known[spec.name] = Verified(sha256, size, fresh=False)
         return known
 
 
-def _own_error(ref: ModelRef, error: BaseException, cargo: list[_Cargo]) -> BaseException:
-    """What the end of a flight means for `ref`: what another version's source will never give, its own source may."""
-    if any(each.begun for each in cargo) or not isinstance(error, Permanent):
+def _error_for(ref: ModelRef, error: BaseException, awaited: list[_Awaited]) -> BaseException:
+    """Return the error for `ref` of a failed download: a permanent error of another version's source is transient."""
+    if any(each.started for each in awaited) or not isinstance(error, Permanent):
         return error
     own = Transient("interrupted", f"{ref}: a fetch that it had joined failed: {error.message}", "it fetches by itself")
     own.__cause__ = error
     return own
 
 
-def _select(listing: Listing, want: Want, source: Source) -> tuple[_Asked, ...]:
-    """The files of the listing that belong to the version, and what fetching each asks for. Takes a while for
-    thousands of files: not for an event loop."""
+def _select(listing: Listing, want: Want, source: Source) -> tuple[_WantedFile, ...]:
+    """Return the version's files in the listing. Slow for thousands of files: not for an event loop."""
     files = filters.choose(listing, source.display, want.include, want.exclude)
     if all(file.sha256 is not None and file.size is not None for file in files):
         promised = Manifest.build(FileEntry(f.path, f.sha256 or "", f.size or 0) for f in files)
         _check_pin(want, promised)
-    return tuple(_Asked(file, _spec(file, source, listing.identity)) for file in files)
+    return tuple(_WantedFile(file, _spec(file, source, listing.identity)) for file in files)
 
 
-def _manifest_of(asked: tuple[_Asked, ...], verified: dict[str, Verified]) -> Manifest:
+def _manifest_of(wanted: tuple[_WantedFile, ...], verified: dict[str, Verified]) -> Manifest:
     return Manifest.build(
-        FileEntry(name, verified[name].sha256, verified[name].size) for name in (each.spec.name for each in asked)
+        FileEntry(name, verified[name].sha256, verified[name].size) for name in (each.spec.name for each in wanted)
     )
 
 
@@ -403,38 +395,38 @@ def _spec(file: RemoteFile, source: Source, identity: str) -> BlobSpec:
 
 
 def _partial_id(file: RemoteFile, identity: str) -> str:
-    """What names a file's flight and its partial blob: its content where that is promised, else the very object."""
+    """Return the ingest id of a file: its promised sha256, else a hash of the source's object."""
     return file.sha256 or ingest_id(identity, file.key, file.version)
 
 
-def _unpromised(asked: tuple[_Asked, ...], manifest: Manifest) -> dict[str, str]:
-    """The sha256 of the files that the source promised none for, by the id of their partial blob."""
+def _unpromised(wanted: tuple[_WantedFile, ...], manifest: Manifest) -> dict[str, str]:
+    """Return the sha256 of the files for which the source promised none, by ingest id."""
     sha256s = {entry.path: entry.sha256 for entry in manifest.files}
     return {
         spec.key.id: sha256s[spec.name]
-        for spec in (each.spec for each in asked)
-        if spec.sha256 is None and spec.key.validator  # without one, nothing says that it is still the same object
+        for spec in (each.spec for each in wanted)
+        if spec.sha256 is None and spec.key.validator  # without one, the object may have changed
     }
 
 
-def _taken_over(manifest: Manifest, asked: tuple[_Asked, ...]) -> dict[str, str]:
-    """The same of a version without a record, where the listing agrees with what it has; else nothing."""
+def _assume_digests(manifest: Manifest, wanted: tuple[_WantedFile, ...]) -> dict[str, str]:
+    """Return the same for a version without a record, if the listing has its paths and sizes; else nothing."""
     sha256s = {(entry.path, entry.size): entry.sha256 for entry in manifest.files}
-    specs = [each.spec for each in asked]
+    specs = [each.spec for each in wanted]
     if {(spec.name, spec.key.size) for spec in specs} != sha256s.keys():
         return {}
     return {spec.key.id: sha256s[spec.name, spec.key.size or 0] for spec in specs if spec.sha256 is None}
 
 
 class PinMismatch(DigestMismatch):
-    """The source has another content than the pin asks for."""
+    """The source has other content than the pin."""
 
 
 def _compare(
     entry: CatalogVersion, listing: Listing, display: str, manifest: Manifest, known: Mapping[str, str]
 ) -> Seen:
-    """Compare a listing with what is here. A file without a sha256 is the one that was fetched where its validator is;
-    one without a validator either counts as unchanged where its size is."""
+    """Compare a listing with the published manifest. A file without a sha256 is unchanged if its validator is; one
+    without a validator too, if its size is."""
     files = filters.choose(listing, display, entry.include, entry.exclude)
     here = {file.path: file for file in manifest.files}
     sha256s = {file.path: file.sha256 or known.get(_partial_id(file, listing.identity)) for file in files}

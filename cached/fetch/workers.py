@@ -1,8 +1,8 @@
-"""The threads that carry bytes: a bounded number in all and per origin, each taking the most urgent segment next.
+"""The worker threads: a bounded number in all and per origin, each receiving the most urgent segment next.
 
-Law: a lower priority is served only while no higher one is receiving; a connection gives way at the next buffer's end.
-What to carry next is found among the blobs that are open, a bounded number, and the heads of queues: however many
-blobs wait, a step costs the same.
+Law: a lower priority is served only while no higher one is receiving; a connection is preempted at the end of a buffer.
+The next segment is chosen among a bounded number of open blobs and the heads of queues: a step costs the same, however
+many blobs wait.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ _log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 MAX_OPEN = 8  # blobs received at once: enough to keep the disk and the hash busy, few enough to finish soon
-_MAX_PARKED = 64  # blobs with their files open, those that wait to be tried again included
+_MAX_PARKED = 64  # blobs with open files, including those that wait for a retry
 _HELD = 8  # buffers that may wait for the hash
-BUFFER_BYTES = 4 * 1024 * 1024  # sha256 gives the GIL away and takes it back once per buffer: small ones cost time
+BUFFER_BYTES = 4 * 1024 * 1024  # sha256 releases and retakes the GIL once per buffer: small ones cost time
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ class WorkerSettings:
 
 
 class Workers:
-    """A fixed set of threads over a changing set of flights."""
+    """A fixed set of threads for a changing set of downloads."""
 
     def __init__(
         self,
@@ -73,156 +73,155 @@ class Workers:
         self.group_commit = GroupCommit(layout, settings.sealing, journal)
         self._per_origin = settings.per_origin
         self._condition = threading.Condition()
-        self._flights = _Flights()
+        self._downloads = _DownloadQueues()
         self._idle = 0
         self._stopping = False
         self._threads = [
-            threading.Thread(target=self._run, name=f"carry {n}", daemon=True) for n in range(settings.connections)
+            threading.Thread(target=self._run, name=f"worker {n}", daemon=True) for n in range(settings.connections)
         ]
         for thread in self._threads:
             limits.start(thread, f"the {settings.connections} threads of --connections")
 
-    def submit(self, flights: Iterable[Flight]) -> None:
-        """Let the workers carry flights until their results are there."""
+    def submit(self, downloads: Iterable[Flight]) -> None:
+        """Run downloads until they have results."""
         with self._condition:
-            for flight in flights:
-                self._flights.add(flight)
+            for download in downloads:
+                self._downloads.add(download)
             self._condition.notify()
 
-    def changed(self, flight: Flight) -> None:
-        """A flight has new work, another priority, or ended: look again."""
+    def changed(self, download: Flight) -> None:
+        """Requeue a download that has new work or another priority, or ended."""
         with self._condition:
-            self._flights.refile(flight)
+            self._downloads.requeue(download)
             self._condition.notify()
 
-    def outranked(self, flight: Flight) -> bool:
-        """Tell whether a more urgent flight could use the worker that carries this one."""
+    def outranked(self, download: Flight) -> bool:
+        """Return whether a more urgent download could use this one's worker."""
         with self._condition:
             return any(
-                self._has_room(origin) or origin == flight.spec.origin  # giving way makes room there
-                for origin in self._flights.origins_before(flight.priority, time.monotonic())
+                self._has_room(origin) or origin == download.spec.origin  # a preempted connection frees one there
+                for origin in self._downloads.origins_before(download.priority, time.monotonic())
             )
 
     def in_progress(self) -> int:
-        """How many blobs are under way."""
+        """Return the number of blobs being received."""
         with self._condition:
-            return sum(1 for f in self._flights.begun if f.opened)
+            return sum(1 for f in self._downloads.started if f.opened)
 
     def busy(self) -> bool:
-        """Tell whether bytes are moved now; a flight that waits to be tried again moves none."""
+        """Return whether bytes are received now; a download that waits for a retry receives none."""
         with self._condition:
             now = time.monotonic()
-            return any(f.opened and f.not_before <= now for f in self._flights.begun)
+            return any(f.opened and f.not_before <= now for f in self._downloads.started)
 
     def stop(self) -> None:
-        """Cancel every flight, recording what is durable, and end the threads."""
+        """Cancel every download, recording its bytes, and end the threads."""
         with self._condition:
             self._stopping = True
-            flights = self._flights.all()
+            downloads = self._downloads.all()
             self._condition.notify_all()
-        for flight in flights:
-            flight.cancel()
+        for download in downloads:
+            download.cancel()
         for thread in self._threads:
             thread.join()
         self.group_commit.stop()
-        wait(flight.result for flight in flights)  # each records what it has after its last worker left
+        wait(download.result for download in downloads)  # each records its bytes after its last worker left
         self.recorder.shutdown()
 
     def _run(self) -> None:
-        while self._carry_one():
+        while self._receive_one():
             pass
 
-    def _carry_one(self) -> bool:
-        """Carry the next segment; False when there is none any more. A method, so that the flight is let go before the
-        next one is waited for."""
-        flight = self._next()
-        if flight is None:
+    def _receive_one(self) -> bool:
+        """Receive the next segment; return False at the end. A method: it frees the download before the next wait."""
+        download = self._next()
+        if download is None:
             return False
         try:
-            flight.work()
-        except Exception as error:  # noqa: BLE001 - a thread that dies takes a connection with it
-            _log.exception("carrying %s", flight.spec.name)
-            flight.crash(error)
+            download.work()
+        except Exception as error:  # noqa: BLE001 - a dead thread would cost a connection
+            _log.exception("downloading %s", download.spec.name)
+            download.crash(error)
         finally:
             with self._condition:
-                self._flights.left(flight)
+                self._downloads.remove_worker(download)
         return True
 
     def _next(self) -> Flight | None:
         with self._condition:
             while not self._stopping:
                 now = time.monotonic()
-                flight = self._flights.choose(now, self._has_room)
-                if flight is not None:
-                    self._flights.taken(flight)
-                    if self._idle and self._flights.choose(now, self._has_room) is not None:
-                        self._condition.notify()  # one wakes the next as long as there is work
-                    return flight
+                download = self._downloads.choose(now, self._has_room)
+                if download is not None:
+                    self._downloads.add_worker(download)
+                    if self._idle and self._downloads.choose(now, self._has_room) is not None:
+                        self._condition.notify()  # each worker wakes the next while there is work
+                    return download
                 self._idle += 1
                 try:
-                    self._condition.wait(self._flights.nap(now))
+                    self._condition.wait(self._downloads.next_backoff_s(now))
                 finally:
                     self._idle -= 1
             return None
 
     def _has_room(self, origin: str) -> bool:
-        return self._flights.connections[origin] < self._per_origin
+        return self._downloads.connections[origin] < self._per_origin
 
 
-class _Flights:
-    """Every flight in exactly one place: begun, asleep until it may be tried again, in the queue of its priority and
-    origin, or none of these while all its bytes are here. Not thread-safe: the workers' lock is held."""
+class _DownloadQueues:
+    """Every download in one place: started, waiting for its backoff, in the queue of its priority and origin, or none
+    of these while it is committed. Not thread-safe: call with the workers' lock held."""
 
     def __init__(self) -> None:
-        self.begun: dict[Flight, None] = {}  # an attempt is open, or a worker is about to open one
+        self.started: dict[Flight, None] = {}  # an attempt is open, or a worker is about to open one
         self.connections: Counter[str] = Counter()  # by origin
-        self._turns: dict[Flight, int] = {}  # of all: who came when
+        self._turns: dict[Flight, int] = {}  # the order of arrival, of all
         self._workers: Counter[Flight] = Counter()
         self._queues: dict[int, dict[str, list[tuple[int, int, Flight]]]] = {}  # heaps, by priority and origin
-        self._queued: dict[Flight, tuple[int, str]] = {}  # entries of the heaps that say otherwise are void
-        self._asleep: dict[Flight, float] = {}
-        self._alarms: list[tuple[float, int, Flight]] = []
+        self._queued: dict[Flight, tuple[int, str]] = {}  # other heap entries are stale
+        self._backing_off: dict[Flight, float] = {}
+        self._backoff_ends: list[tuple[float, int, Flight]] = []
         self._count = itertools.count()
 
     def all(self) -> list[Flight]:
-        """Every flight that is not over."""
+        """Return every download without a result."""
         return list(self._turns)
 
-    def add(self, flight: Flight) -> None:
-        """A new flight."""
-        self._turns[flight] = next(self._count)
-        self._file(flight)
+    def add(self, download: Flight) -> None:
+        """Add a download."""
+        self._turns[download] = next(self._count)
+        self._enqueue(download)
 
-    def refile(self, flight: Flight) -> None:
-        """Put a flight where it belongs now; nowhere, once it is over."""
-        if flight not in self._turns:
+    def requeue(self, download: Flight) -> None:
+        """Move a download to its current place; remove it if it has a result."""
+        if download not in self._turns:
             return
-        if flight in self.begun and self._is_begun(flight):
-            return  # it keeps its place among the others
-        self._remove(flight)
-        if flight.result.done():
-            del self._turns[flight]
+        if download in self.started and self._is_started(download):
+            return  # it keeps its position
+        self._remove(download)
+        if download.result.done():
+            del self._turns[download]
         else:
-            self._file(flight)
+            self._enqueue(download)
 
-    def taken(self, flight: Flight) -> None:
-        """A worker carries it."""
-        if flight not in self.begun:
-            self._remove(flight)
-            self.begun[flight] = None
-        self._workers[flight] += 1
-        self.connections[flight.spec.origin] += 1
+    def add_worker(self, download: Flight) -> None:
+        """Count a worker that takes a segment of the download."""
+        if download not in self.started:
+            self._remove(download)
+            self.started[download] = None
+        self._workers[download] += 1
+        self.connections[download.spec.origin] += 1
 
-    def left(self, flight: Flight) -> None:
-        """A worker carries it no more."""
-        _less(self.connections, flight.spec.origin)
-        _less(self._workers, flight)
-        self.refile(flight)
+    def remove_worker(self, download: Flight) -> None:
+        """Uncount a worker that has left the download."""
+        _decrement(self.connections, download.spec.origin)
+        _decrement(self._workers, download)
+        self.requeue(download)
 
     def choose(self, now: float, has_room: Callable[[str], bool]) -> Flight | None:
-        """The flight that a worker should carry now, if there is one."""
-        self._wake(now)
-        awake = [f for f in self.begun if f.not_before <= now]
+        """Return the download that the next worker should take, None if there is none."""
+        self._end_backoffs(now)
+        awake = [f for f in self.started if f.not_before <= now]
         urgent = min([*(f.priority for f in awake if f.receiving()), *self._queues], default=None)
         if urgent is None:
             return None
@@ -238,8 +237,8 @@ class _Flights:
         best = min(able, key=lambda f: self._workers[f], default=None)
         if best is not None and not self._workers[best]:
             return best
-        parked = sum(1 for f in self.begun if f.opened and f.priority == urgent)
-        if sum(1 for f in mine if self._is_begun(f)) < MAX_OPEN and parked < _MAX_PARKED:
+        parked = sum(1 for f in self.started if f.opened and f.priority == urgent)
+        if sum(1 for f in mine if self._is_started(f)) < MAX_OPEN and parked < _MAX_PARKED:
             heads = [head for origin in list(self._queues.get(urgent, ())) if (head := self._head(urgent, origin))]
             able_heads = (head for head in heads if has_room(head[2].spec.origin))
             first = min(able_heads, key=lambda head: head[0], default=None)
@@ -248,45 +247,47 @@ class _Flights:
         return best
 
     def origins_before(self, priority: int, now: float) -> set[str]:
-        """The origins of flights that are more urgent and could use another worker now."""
-        self._wake(now)
+        """Return the origins of more urgent downloads that could use another worker now."""
+        self._end_backoffs(now)
         more_urgent = [(each, origin) for each, queues in self._queues.items() if each < priority for origin in queues]
         waiting = {origin for each, origin in more_urgent if self._head(each, origin)}
-        begun = {f.spec.origin for f in self.begun if f.priority < priority and f.not_before <= now and f.has_work()}
-        return waiting | begun
+        started = {
+            f.spec.origin for f in self.started if f.priority < priority and f.not_before <= now and f.has_work()
+        }
+        return waiting | started
 
-    def nap(self, now: float) -> float | None:
-        """How long nothing changes by itself, in seconds; None: for ever."""
-        later = [f.not_before - now for f in self.begun if f.not_before > now]
-        later += [at - now for at, _, _ in self._alarms[:1]]
+    def next_backoff_s(self, now: float) -> float | None:
+        """Return the seconds until the next backoff ends; None: no download waits for one."""
+        later = [f.not_before - now for f in self.started if f.not_before > now]
+        later += [at - now for at, _, _ in self._backoff_ends[:1]]
         return max(0.0, min(later)) if later else None
 
-    def _is_begun(self, flight: Flight) -> bool:
-        return not flight.result.done() and (flight.opened or self._workers[flight] > 0)
+    def _is_started(self, download: Flight) -> bool:
+        return not download.result.done() and (download.opened or self._workers[download] > 0)
 
-    def _file(self, flight: Flight) -> None:
-        if self._is_begun(flight):
-            self.begun[flight] = None
-        elif not flight.has_work():
-            return  # it is being committed
-        elif flight.not_before > time.monotonic():
-            self._asleep[flight] = flight.not_before
-            heapq.heappush(self._alarms, (flight.not_before, next(self._count), flight))
+    def _enqueue(self, download: Flight) -> None:
+        if self._is_started(download):
+            self.started[download] = None
+        elif not download.has_work():
+            return  # it is committed
+        elif download.not_before > time.monotonic():
+            self._backing_off[download] = download.not_before
+            heapq.heappush(self._backoff_ends, (download.not_before, next(self._count), download))
         else:
-            place = flight.priority, flight.spec.origin
-            self._queued[flight] = place
+            place = download.priority, download.spec.origin
+            self._queued[download] = place
             heap = self._queues.setdefault(place[0], {}).setdefault(place[1], [])
-            heapq.heappush(heap, (self._turns[flight], next(self._count), flight))
+            heapq.heappush(heap, (self._turns[download], next(self._count), download))
 
-    def _remove(self, flight: Flight) -> None:
-        self.begun.pop(flight, None)
-        self._asleep.pop(flight, None)
-        place = self._queued.pop(flight, None)
+    def _remove(self, download: Flight) -> None:
+        self.started.pop(download, None)
+        self._backing_off.pop(download, None)
+        place = self._queued.pop(download, None)
         if place is not None:
             self._head(*place)
 
     def _head(self, priority: int, origin: str) -> tuple[int, int, Flight] | None:
-        """The first of a queue, behind its turn; a queue that is found empty goes."""
+        """Return the first entry of a queue after dropping stale ones; delete an empty queue."""
         heap = self._queues.get(priority, {}).get(origin, [])
         while heap and self._queued.get(heap[0][2]) != (priority, origin):
             heapq.heappop(heap)
@@ -298,15 +299,15 @@ class _Flights:
                 del self._queues[priority]
         return None
 
-    def _wake(self, now: float) -> None:
-        """Queue the flights whose pause is over. An alarm of a flight that was filed anew since rings for nobody."""
-        while self._alarms and self._alarms[0][0] <= now:
-            at, _, flight = heapq.heappop(self._alarms)
-            if self._asleep.get(flight) == at:
-                self.refile(flight)
+    def _end_backoffs(self, now: float) -> None:
+        """Queue the downloads whose backoff has ended; ignore stale ones."""
+        while self._backoff_ends and self._backoff_ends[0][0] <= now:
+            at, _, download = heapq.heappop(self._backoff_ends)
+            if self._backing_off.get(download) == at:
+                self.requeue(download)
 
 
-def _less(counter: Counter[T], key: T) -> None:
+def _decrement(counter: Counter[T], key: T) -> None:
     counter[key] -= 1
     if not counter[key]:
         del counter[key]

@@ -1,5 +1,5 @@
-"""What the daemon hears from the cluster and what it tells it: pods of this node, node labels, Events.
+"""The daemon's view of Kubernetes: it watches this node's pods, and writes node labels and Events.
 
-Law: the only package that speaks the Kubernetes API. It decides nothing about weights, and whatever the API does, the
-rest of the daemon goes on with what it last heard.
+Law: the only package that uses the Kubernetes API. It decides nothing about weights; while the API does not answer, the
+rest of the daemon works with the last known pods and labels.
 """

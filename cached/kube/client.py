@@ -1,7 +1,7 @@
 """A small client of the Kubernetes API on aiohttp: requests, and watches that end instead of hanging.
 
-Law: knows HTTP, tokens and TLS; knows no resource. Every error is a `HoldfastError`. The token is read for every
-request, and once more on 401, so a rotation is never noticed. Nothing is retried here but that 401.
+Law: knows HTTP, tokens and TLS, but no resource. Every error is a `HoldfastError`. The token is read for every request,
+and again on 401, so a rotation causes no error. Nothing else is retried here.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from cached.kube.errors import Unreachable, bad_answer, of_status
 
 JSON = "application/json"
 MERGE_PATCH = "application/merge-patch+json"  # RFC 7396: null removes
-# Names, labels and annotations only: a pod's environment and images are nobody's business here, nor our memory's. A
-# server that cannot (none since 1.15) sends whole objects, whose `metadata` is the same.
+# Names, labels and annotations only: a pod's environment and images are not needed, and cost memory. A server without
+# support (none since 1.15) sends whole objects, whose `metadata` is the same.
 METADATA = f"{JSON};as=PartialObjectMetadata;g=meta.k8s.io;v=v1,{JSON}"
 METADATA_LIST = f"{JSON};as=PartialObjectMetadataList;g=meta.k8s.io;v=v1,{JSON}"
 
 _CONNECT_S = 10.0
-_LONGEST_EVENT = 16 << 20  # etcd stores 1.5 MiB; this only bounds what a confused peer can make us keep
+_LONGEST_EVENT = 16 << 20  # etcd stores 1.5 MiB; this bounds the memory that a faulty peer can use
 _ERROR_BODY = 64 << 10
 
 
@@ -66,7 +66,7 @@ class KubeClient:
         await self._session.close()
 
     async def request(self, call: Call) -> dict[str, Any]:
-        """Send one request and return the object that came back."""
+        """Send one request and return the JSON object of the response; raises `HoldfastError`."""
         with self._errors_are_ours(call):
             async with await self._open(call, self._limits) as answer:
                 body = await answer.read()
@@ -80,21 +80,19 @@ class KubeClient:
 
     @asynccontextmanager
     async def watch(self, call: Call, stall_s: float) -> AsyncIterator[AsyncIterator[dict[str, Any]]]:
-        """Open a watch; inside, iterate over its events, bookmarks among them, until the server ends it.
-
-        An ERROR event is raised as what it says. `Unreachable` where nothing at all comes for `stall_s` seconds: a peer
-        that died says nothing, and only bookmarks tell it from a quiet one.
-        """
+        """Open a watch; inside, iterate over its events, including bookmarks, until the server ends it. Raises the
+        error of an ERROR event, and `Unreachable` if no byte arrives for `stall_s` seconds: only bookmarks distinguish
+        a quiet peer from a dead one."""
         limits = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_S, sock_read=stall_s)
         with self._errors_are_ours(call):
             answer = await self._open(call, limits)
         try:
             yield self._events(answer, call)
         finally:
-            answer.close()  # and its connection: the server would go on sending
+            answer.close()  # and its connection: the server would continue to send
 
     async def _events(self, answer: aiohttp.ClientResponse, call: Call) -> AsyncIterator[dict[str, Any]]:
-        """Split the body at line feeds: aiohttp's own `readline` refuses lines beyond its buffer, as pods can be."""
+        """Split the body at line feeds: aiohttp's own `readline` refuses lines longer than its buffer, as of pods."""
         rest = bytearray()
         with self._errors_are_ours(call):
             async for chunk in answer.content.iter_any():
@@ -119,7 +117,7 @@ class KubeClient:
             raise Unreachable(self._cluster.server, f"{call}: {error or type(error).__name__}") from error
 
     async def _open(self, call: Call, limits: aiohttp.ClientTimeout) -> aiohttp.ClientResponse:
-        """The answer, where it is a success; the caller closes it."""
+        """Return a successful response, which the caller closes; raises `HoldfastError`."""
         token = self._cluster.read_token()
         answer = await self._send(call, limits, token)
         if answer.status == 401:
@@ -147,7 +145,7 @@ class KubeClient:
             data=data,
             headers=headers,
             timeout=limits,
-            allow_redirects=False,  # the token is for this server and no other
+            allow_redirects=False,  # the token is for this server only
             ssl=self._tls if self._tls is not None else True,
             server_hostname=self._cluster.server_name,
         )
@@ -174,19 +172,18 @@ async def _refusal(answer: aiohttp.ClientResponse, call: Call) -> HoldfastError:
 
 
 class Backoff:
-    """The pauses between the tries at one thing. Full jitter: a thousand daemons that lost the API at once come back
-    spread out."""
+    """The pauses between attempts, with jitter: a thousand daemons that lost the API at once return spread out."""
 
     def __init__(self, first_s: float, cap_s: float) -> None:
         self._first_s, self._cap_s = first_s, cap_s
         self._next_s = first_s
 
     def reset(self) -> None:
-        """It worked."""
+        """Note a success: the next pause is the shortest."""
         self._next_s = self._first_s
 
     def pause_s(self, error: HoldfastError | None = None) -> float:
-        """It did not: seconds to wait now."""
+        """Return the seconds to wait after a failure, at least the server's Retry-After within the cap."""
         ceiling, self._next_s = self._next_s, min(self._cap_s, self._next_s * 2)
         asked = error.retry_after_s if isinstance(error, Transient) else None
         if asked is not None:

@@ -1,7 +1,7 @@
-"""Where the API server is and who we are to it: the pod's service account, or a KUBECONFIG file.
+"""The API server's address and the daemon's credentials: the pod's service account, or a KUBECONFIG file.
 
-Law: reads files and the environment; connects to nothing. Credentials never show in a repr. Files are read when they
-are needed, every time: the kubelet rotates tokens and the cluster's CA under a running daemon.
+Law: reads files and the environment; connects to nothing. Credentials never show in a repr. Files are read at each use:
+the kubelet rotates tokens and the cluster's CA while the daemon runs.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ Material = bytes | Path  # PEM, or the file that has it
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """One API server and one identity. `server`: `https://host:port`, perhaps with a path; `server_name`: what its
-    certificate says, where that is not the host; `authority` None: the system's authorities."""
+    """One API server and one identity. `server`: `https://host:port`, with an optional path; `server_name`: the name in
+    its certificate, if that is not the host; `authority` None: the system's authorities."""
 
     server: str
     server_name: str | None = None
@@ -33,7 +33,8 @@ class Cluster:
     token: str | Path | None = field(default=None, repr=False)
 
     def read_token(self) -> str | None:
-        """The bearer token as it is now; a file is read anew, since the kubelet replaces it before it runs out."""
+        """Return the current bearer token; a file is read at each call, since the kubelet replaces it before it
+        expires. Raises `Transient` (`kube_no_token`)."""
         if not isinstance(self.token, Path):
             return self.token
         try:
@@ -44,7 +45,7 @@ class Cluster:
             ) from error
 
     def tls(self) -> ssl.SSLContext | None:
-        """A context from the files as they are now; None for plain HTTP."""
+        """Return a context from the current files, None for plain HTTP; raises `Permanent` (`kube_bad_credentials`)."""
         if not self.server.startswith("https://"):
             return None
         try:
@@ -65,7 +66,7 @@ class Cluster:
 
 
 def in_cluster(environment: Mapping[str, str], folder: Path = _SERVICE_ACCOUNT) -> Cluster | None:
-    """The cluster this pod runs in; None outside of one."""
+    """Return the cluster of this pod, None outside of one."""
     host, port = environment.get("KUBERNETES_SERVICE_HOST"), environment.get("KUBERNETES_SERVICE_PORT", "443")
     if not host:
         return None
@@ -78,7 +79,7 @@ def _read(material: Material) -> bytes:
 
 
 def _load_identity(context: ssl.SSLContext, pem: bytes) -> None:
-    """Load certificate and key, which OpenSSL takes from a file only: one in memory, so that no key touches a disk."""
+    """Load certificate and key; OpenSSL needs a file: an in-memory one, so that no key is written to a disk."""
     descriptor = os.memfd_create("holdfast-identity", os.MFD_CLOEXEC)
     try:
         os.write(descriptor, pem)

@@ -1,6 +1,6 @@
-"""What the API's refusals mean for us, split by remedy.
+"""The API server's status codes as Holdfast's errors, split by remedy.
 
-Law: pure. Messages carry what the API server said, never a token or a certificate.
+Law: pure. Messages contain the API server's text, never a token or a certificate.
 """
 
 from __future__ import annotations
@@ -9,13 +9,13 @@ import json
 
 from cached.contract.errors import HoldfastError, Permanent, Transient
 
-_TELL_NOTHING = 400  # characters of an answer that is no Status: a proxy's page, say
+_EXCERPT = 400  # characters of a response that is no Status, such as a proxy's page
 _RIGHTS = "apply manifests/base: its ClusterRole has what the daemon needs"
 _CREDENTIALS = "check the service account's token, or the user in KUBECONFIG"
 
 
 class Unreachable(Transient):
-    """No answer: refused, reset, timed out, or not to be trusted."""
+    """No response: refused, reset, timed out, or not trusted."""
 
     def __init__(self, server: str, reason: str) -> None:
         super().__init__(
@@ -24,7 +24,7 @@ class Unreachable(Transient):
 
 
 class Gone(Transient):
-    """410: the resourceVersion or the continue token is older than what the API server remembers. List again."""
+    """410: the resourceVersion or the continue token is older than the API server's history. List again."""
 
     def __init__(self, message: str) -> None:
         super().__init__("kube_gone", message, "list again")
@@ -35,11 +35,11 @@ class NotFound(Permanent):
 
 
 class Conflict(Transient):
-    """409: somebody else wrote first, or made it first."""
+    """409: another client wrote or created the object first."""
 
 
 def of_status(status: int, body: bytes, doing: str, retry_after_s: float | None = None) -> HoldfastError:
-    """The error for an HTTP status that is no success, or for the code of an ERROR event."""
+    """Return the error for an HTTP status that is no success, or for the code of an ERROR event."""
     message = f"{doing}: {status} {_said(body)}"
     if status == 410:
         return Gone(message)
@@ -57,13 +57,13 @@ def of_status(status: int, body: bytes, doing: str, retry_after_s: float | None 
 
 
 def bad_answer(doing: str, detail: str) -> Transient:
-    """An answer that is not what the API promises."""
+    """Return the error for a response that does not follow the API."""
     return Transient("kube_bad_answer", f"{doing}: {detail}", "check what answers at the API server's address")
 
 
 def _said(body: bytes) -> str:
-    """The message of a `Status` object, or the beginning of whatever else came."""
+    """Return the message of a `Status` object, or the beginning of another body."""
     try:
         return str(json.loads(body)["message"])
     except (ValueError, KeyError, TypeError, RecursionError):
-        return body[:_TELL_NOTHING].decode("utf-8", "replace").strip()
+        return body[:_EXCERPT].decode("utf-8", "replace").strip()

@@ -1,6 +1,6 @@
-"""Events on pods, as `kubectl describe pod` shows them: said without waiting, merged, limited, dropped when too many.
+"""Events on pods, as `kubectl describe pod` shows them: queued, merged, limited, dropped when too many.
 
-Law: never blocks and never fails whoever tells. An event that says what an earlier one said raises its count instead.
+Law: `tell` neither blocks nor fails. An event equal to an earlier one raises its count instead.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ FAILED = "WeightsFailed"
 Type = Literal["Normal", "Warning"]
 
 _COMPONENT = "holdfast"
-_LONGEST_MESSAGE = 1024  # what the API takes
+_LONGEST_MESSAGE = 1024  # the API's limit
 _LONGEST_NAME = 253
 
 
 @dataclass(frozen=True, slots=True)
 class EventPace:
-    """Events one pod may have at once and seconds until one more; how many wait at most, and are remembered to be
-    counted up; seconds between tries while the API is away."""
+    """Limits: events of one pod at once, and seconds until one more; events queued, and remembered for their counts;
+    seconds between attempts while the API does not answer."""
 
     burst: int = 10
     refill_s: float = 60.0
@@ -46,7 +46,7 @@ class EventPace:
 
 @dataclass(frozen=True, slots=True)
 class EventStatistics:
-    """Counts since the start: written (new or counted up), dropped (too many), refused by the API; and waiting now."""
+    """Counts since the start: written (new or counted up), dropped (too many), refused by the API; and queued now."""
 
     written: int
     dropped: int
@@ -82,7 +82,7 @@ class _Bucket:
 
 
 class Events:
-    """The events that this node's daemon tells."""
+    """The queue of this node's events, and their writer."""
 
     def __init__(self, client: KubeClient, node: str, pace: EventPace | None = None) -> None:
         self._client = client
@@ -95,7 +95,7 @@ class Events:
         self._ok = self._dropped = self._refused = 0
 
     def tell(self, pod: PodName, reason: str, message: str, type: Type = "Normal") -> None:
-        """Say something on a pod. Returns at once; whether it ever shows is the API's business."""
+        """Queue an event on a pod; return at once, without any guarantee that it is written."""
         said = _Said(pod, reason, message[:_LONGEST_MESSAGE], type)
         now = time.time()
         if not self._allowed(pod.uid):
@@ -113,11 +113,11 @@ class Events:
         self._wake.set()
 
     def statistics(self) -> EventStatistics:
-        """What became of what was told."""
+        """Return the counts of written, dropped, refused and queued events."""
         return EventStatistics(self._ok, self._dropped, self._refused, len(self._waiting))
 
     async def run(self) -> None:
-        """Write what was told, oldest first, until cancelled."""
+        """Write queued events, oldest first, until cancelled."""
         backoff = Backoff(self._pace.backoff_s, self._pace.backoff_cap_s)
         while True:
             await self._wake.wait()
@@ -131,14 +131,14 @@ class Events:
             except Transient as error:
                 await asyncio.sleep(backoff.pause_s(error))
                 continue
-            except HoldfastError as error:  # the namespace is going, or we may not: the next one may fare better
+            except HoldfastError as error:  # the namespace ends, or a right is missing: the next event may succeed
                 _log.warning("no event on pod %s: %s", said.pod, error)
                 self._refused += 1
             else:
                 backoff.reset()
                 self._ok += 1
             if waiting.count > count:
-                waiting.count -= count  # told again meanwhile
+                waiting.count -= count  # queued again during the write
             elif self._waiting.get(said) is waiting:
                 del self._waiting[said]
 
@@ -164,7 +164,7 @@ class Events:
             self._written.popitem(last=False)
 
     def _event(self, said: _Said, waiting: _Waiting) -> dict[str, Any]:
-        # The name as client-go makes it; it need only be unique.
+        # The name as client-go builds it; it must only be unique.
         suffix = f".{time.time_ns():x}"
         name = said.pod.name[: _LONGEST_NAME - len(suffix)].rstrip("-.") + suffix
         return {
@@ -184,7 +184,7 @@ class Events:
         }
 
     def _allowed(self, uid: str) -> bool:
-        """Take a token out of the pod's bucket, if there is one."""
+        """Take a token out of the pod's bucket; return whether there was one."""
         now = time.monotonic()
         bucket = self._buckets.pop(uid, None) or _Bucket(self._pace.burst, now)
         bucket.tokens = min(self._pace.burst, bucket.tokens + (now - bucket.at) / self._pace.refill_s)

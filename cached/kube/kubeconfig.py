@@ -1,7 +1,7 @@
 """Read a KUBECONFIG file: the cluster, user and namespace of its current context.
 
-Law: reads the files it is given and nothing else; runs no program, so a user that a plugin logs in is refused with what
-to do instead. Format: `kubectl config` and the v1 `Config` of client-go.
+Law: reads only the given files; runs no program, so a user with a login plugin is refused, with the remedy. Format:
+`kubectl config` and the v1 `Config` of client-go.
 """
 
 from __future__ import annotations
@@ -22,16 +22,14 @@ _SECTIONS = ("clusters", "users", "contexts")
 
 
 def find_cluster(environment: Mapping[str, str]) -> Cluster | None:
-    """The cluster that KUBECONFIG names, else the one this pod runs in, else None.
-
-    `~/.kube/config` is not looked at: nobody's laptop joins a cluster because its owner once logged in to one.
-    """
+    """Return the cluster of KUBECONFIG, else the one of this pod, else None; raises `Permanent`. `~/.kube/config` is
+    not read: a laptop must not join a cluster because its owner once logged in to it."""
     files = environment.get("KUBECONFIG")
     return load([Path(name) for name in files.split(":") if name]) if files else in_cluster(environment)
 
 
 def load(files: list[Path]) -> Cluster:
-    """Read the current context; of several files the first that names a thing wins. Raises `Permanent`."""
+    """Read the current context; of several files the first with a name wins. Raises `Permanent`."""
     merged = _merge(files)
     where = ":".join(map(str, files))
     current = merged["current-context"]
@@ -68,10 +66,9 @@ def _merge(files: list[Path]) -> dict[str, Any]:
         merged["current-context"] = merged["current-context"] or document.get("current-context") or ""
         for section in _SECTIONS:
             for item in document.get(section) or ():
-                body = item.get(section.removesuffix("s")) or {}
-                merged[section].setdefault(
-                    item.get("name"), {**body, "": file.parent}
-                )  # "": what paths are relative to
+                # The key "" has the folder that paths are relative to.
+                body = {**(item.get(section.removesuffix("s")) or {}), "": file.parent}
+                merged[section].setdefault(item.get("name"), body)
     return merged
 
 
@@ -86,7 +83,7 @@ def _document(file: Path) -> dict[str, Any]:
 
 
 def _is_section(found: object, name: str) -> bool:
-    """Whether this is a list of names, each with a mapping."""
+    """Return whether this is a list of names, each with a mapping."""
     return found is None or (
         isinstance(found, list)
         and all(isinstance(item, dict) and isinstance(item.get(name.removesuffix("s")), dict | None) for item in found)
@@ -101,7 +98,7 @@ def _named(merged: dict[str, Any], section: str, name: object, where: str) -> di
 
 
 def _material(entry: dict[str, Any], key: str, where: str) -> Material | None:
-    """`key-data`, which wins as in kubectl, or the file that `key` names."""
+    """Return the bytes of `key-data`, which wins as in kubectl, or the path in `key`."""
     data = entry.get(f"{key}-data")
     if not data:
         return _path(entry, key)

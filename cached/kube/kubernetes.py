@@ -1,6 +1,6 @@
-"""This node's place in its cluster: the pod watch, the node's labels and summary, and the Events, as one.
+"""The Kubernetes cluster of this node: the pod watch, the node's labels and summary, and the Events, as one.
 
-Law: implements `surroundings.Surroundings`; the only module that makes the parts of this package.
+Law: implements the Protocol of `cached.node.cluster`; the only module that creates the parts of this package.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from cached.kube.pods import PodWatch
 
 
 class Membership:
-    """A node of a cluster."""
+    """A node in a Kubernetes cluster. Methods as in the Protocol."""
 
     def __init__(self, cluster: Cluster, node: str) -> None:
         self._client = KubeClient(cluster)
@@ -37,7 +37,7 @@ class Membership:
 
     @property
     def labels(self) -> Mapping[str, str] | None:
-        return self._report.labels or None  # no node is without any
+        return self._report.labels or None  # every node has labels, once they are read
 
     def pods(self) -> tuple[PodWant, ...]:
         return self._watch.pods()

@@ -1,7 +1,4 @@
-"""How the cluster names a pod.
-
-Law: pure.
-"""
+"""The name of a pod. Law: pure."""
 
 from __future__ import annotations
 
@@ -10,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class PodName:
-    """One pod: its name may come again in another life, its uid does not."""
+    """One pod: a later pod may have the same name, but not the same uid."""
 
     uid: str
     namespace: str

@@ -1,8 +1,8 @@
-"""What this node's object says of the cache: a label for each snapshot that is here, and a summary for a person.
+"""The cache's part of this node's object: a label for each published snapshot, and a summary for people.
 
-Law: writes `weights.holdfast.dev/*` labels and the annotation `holdfast.dev/summary` of its own node, nothing else, and
-needs no more rights than get and patch of it. What is written follows what was last asked for, however often that
-changes meanwhile, and is compared with what is there every few minutes.
+Law: writes only the labels `weights.holdfast.dev/*` and the annotation `holdfast.dev/summary` of its own node, and
+needs only the rights to get and patch it. It writes the last requested state, and compares it with the object every few
+minutes.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class NodePace:
-    """Seconds: between looks at the node, between two summaries, that a withdrawal waits at most, between tries."""
+    """Seconds between reads of the node, between summaries, until a withdrawal times out, and between attempts."""
 
     refresh_s: float = 300.0
     summary_s: float = 30.0
@@ -39,7 +39,7 @@ class NodePace:
 
 @dataclass(frozen=True, slots=True)
 class NodeStatistics:
-    """`in_force`: the node's labels are as asked for, as far as is known. Counts since the start."""
+    """`in_force`: the node has the requested labels, as far as is known. Counts since the start."""
 
     in_force: bool
     patches: int
@@ -47,55 +47,55 @@ class NodeStatistics:
 
 
 class NodeReport:
-    """The labels and the summary of one node. Nothing is touched before the first `publish`."""
+    """The labels and the summary of one node. Labels are unchanged before the first `publish`."""
 
     def __init__(self, client: KubeClient, node: str, pace: NodePace | None = None) -> None:
         self._client = client
         self._path = f"/api/v1/nodes/{node}"
         self._pace = pace if pace is not None else NodePace()
         self._backoff = Backoff(self._pace.backoff_s, self._pace.backoff_cap_s)
-        self._ready: frozenset[str] | None = None  # labels of what is here; None: not told yet, so none is judged
+        self._ready: frozenset[str] | None = None  # labels of published snapshots; None: unknown, all labels stay
         self._held_back: Counter[str] = Counter()
         self._summary: str | None = None
-        self._summary_due = 0.0  # on the monotonic clock
+        self._summary_due = 0.0  # monotonic seconds
         self._labels: dict[str, str] = {}  # as last read
         self._told_summary: str | None = None
         self._read_due = 0.0
-        self._asked = self._tried = self._done = 0  # numbers of requests to change something
-        self._failing = True  # until the API answered once, no eviction waits for it
+        self._asked = self._tried = self._done = 0  # numbers of the change requests
+        self._failing = True  # evictions wait for the API only after its first response
         self._wake = asyncio.Event()
         self._progress = asyncio.Condition()
         self._patches = self._failures = 0
 
     @property
     def labels(self) -> Mapping[str, str]:
-        """The node's labels as last read, for the catalog's node selectors."""
+        """The last read labels of the node, for the catalog's node selectors."""
         return self._labels
 
     def statistics(self) -> NodeStatistics:
-        """How well the node's object agrees with what was asked for."""
+        """Return whether the node's object has the requested state, and counts."""
         return NodeStatistics(not self._failing and self._done == self._asked, self._patches, self._failures)
 
     def publish(self, digests: frozenset[Digest]) -> None:
-        """These snapshots are here, and no others. Returns at once."""
+        """Request the labels of these snapshots, and no others. Return at once."""
         ready = frozenset(map(weights_label, digests))
         if ready != self._ready:
             self._ready = ready
             self._ask()
 
     def summarise(self, text: str) -> None:
-        """Say this in the summary, at the next time it may be written. Returns at once."""
+        """Request this summary, written when the next one is due. Return at once."""
         if text != self._summary:
             self._summary = text
             self._ask()
 
     @asynccontextmanager
     async def withdrawn(self, digest: Digest) -> AsyncIterator[bool]:
-        """Keep the label of a snapshot away meanwhile, whatever is published; use it around a deletion.
+        """Withdraw the label of a snapshot while inside, whatever is published; use it around a deletion.
 
-        Yields True once the API confirmed. Where it does not answer, yields False after seconds, or at once while it is
-        known to be away: a label that outlives its snapshot costs a pod one fetch, a disk that cannot be freed costs
-        every pod of the node, and without the API nothing is scheduled by that label. It goes when the API is back.
+        Yields True once the API confirms. If the API does not answer, yields False after `withdraw_s`, or at once if
+        the last request failed: a label that outlives its snapshot costs a pod one fetch, a disk that cannot be freed
+        costs every pod of the node, and without the API no pod is scheduled by that label. The label goes later.
         """
         label = weights_label(digest)
         self._held_back[label] += 1
@@ -111,7 +111,7 @@ class NodeReport:
             self._ask()
 
     async def run(self, changed: Callable[[], None]) -> None:
-        """Keep the node's object as asked until cancelled; `changed` is called when other labels of it changed."""
+        """Write the requested state until cancelled; call `changed` when other labels of the node changed."""
         while True:
             number = self._asked
             self._wake.clear()
@@ -141,7 +141,7 @@ class NodeReport:
         try:
             answer = await self._client.request(patch)
         except HoldfastError:
-            self._read_due = 0.0  # it may have been carried out, or somebody replaced the node
+            self._read_due = 0.0  # the patch may have succeeded, or the node may have been replaced
             raise
         self._patches += 1
         if annotations:
@@ -162,7 +162,7 @@ class NodeReport:
         return {SUMMARY: str(self._summary)}
 
     def _take(self, node: dict[str, Any], changed: Callable[[], None]) -> None:
-        """Remember what the node's object says now."""
+        """Store the labels and the summary of the node's object."""
         try:
             metadata = node["metadata"]
             labels = dict(metadata.get("labels") or {})
@@ -175,7 +175,7 @@ class NodeReport:
             changed()
 
     async def _pause(self) -> None:
-        """Until something is asked for, the summary may be written, or it is time to look again."""
+        """Wait until a change is requested, the summary is due, or the next read is due."""
         until = self._read_due
         if self._summary not in (None, self._told_summary):
             until = min(until, self._summary_due)
@@ -191,7 +191,7 @@ class NodeReport:
         return self._asked
 
     async def _settled(self, number: int) -> bool:
-        """Wait until request `number` was carried out; False where it failed, or takes too long."""
+        """Wait for change request `number`; return False if it fails or takes longer than `withdraw_s`."""
         if self._failing:
             return False
         try:

@@ -1,7 +1,7 @@
-"""Turn the statuses of versions into what pods and node are told: each pod hears each thing once.
+"""Turn the statuses of versions into Events on pods, each once, and into the node's summary.
 
-Law: reads statuses and pods, decides what is new, and hands it on; does no I/O. Nothing here names a source's
-credentials, since a status carries none.
+Law: compares statuses with the events sent before, and passes new ones on; does no I/O. No text contains a source's
+credentials, since a status has none.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from cached.kube.events import FAILED, FETCHING, READY, Type
 from cached.kube.names import PodName
 
 _UNDER_WAY = (State.FETCHING, State.VERIFYING, State.PUBLISHING)
-_COARSE_PERCENT = 5  # a summary that moves with every percent is a write to every node with every percent
+_COARSE_PERCENT = 5  # each change of a summary is a write to the API
 
 
 class Tells(Protocol):
-    """Where events go: `Events.tell`."""
+    """The type of `Events.tell`."""
 
     def __call__(self, pod: PodName, reason: str, message: str, type: Type = ...) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
 class _News:
-    """`key` tells one thing from another that may have other words: told once."""
+    """An event. `key`: equal for events with different words that are sent once."""
 
     key: str
     reason: str
@@ -41,13 +41,13 @@ class _News:
 
 @dataclass(slots=True)
 class _Heard:
-    since: float  # when it began to wait, on the monotonic clock
+    since: float  # when its wait began, monotonic seconds
     waited: bool = False
     keys: set[str] = field(default_factory=set)
 
 
 class Telling:
-    """What each pod of this node has heard of each version it wants."""
+    """The events that each pod of this node got about each version it wants."""
 
     def __init__(self, tell: Tells, find: Callable[[str], PodName | None]) -> None:
         self._tell = tell
@@ -55,8 +55,7 @@ class Telling:
         self._heard: dict[tuple[str, ModelRef], _Heard] = {}
 
     def look(self, pods: Iterable[PodWant], find: Callable[[ModelRef], ModelStatus | None]) -> None:
-        """Tell the pods what is new to them; `find` gives a version's status. Call it when anything changed, and as
-        often as one likes."""
+        """Send new events to the pods; `find` returns a version's status. Call it at least after every change."""
         now = time.monotonic()
         current: dict[tuple[str, ModelRef], _Heard] = {}
         for want in pods:
@@ -64,20 +63,17 @@ class Telling:
             current[want.uid, want.ref] = heard
             status = find(want.ref)
             if status is None or status.state != State.READY:
-                self._waits(heard, now)
+                heard.waited = True
+                if READY in heard.keys:  # a lost version: all its events are new again
+                    heard.keys.clear()
+                    heard.since = now
             if status is not None:
                 self._one(want, status, heard, now - heard.since if heard.waited else None)
         self._heard = current
 
-    def _waits(self, heard: _Heard, now: float) -> None:
-        heard.waited = True
-        if READY in heard.keys:  # it was here and is lost: all of it is news again
-            heard.keys.clear()
-            heard.since = now
-
     def _one(self, want: PodWant, status: ModelStatus, heard: _Heard, waited_s: float | None) -> None:
         if status.state == State.READY and READY in heard.keys and _is_as_pinned(want, status):
-            return  # as nearly all are, nearly always: no words are made for them
+            return  # the usual case, without formatting a message
         news = _news(want, status, waited_s)
         if news is None or news.key in heard.keys:
             return
@@ -89,7 +85,7 @@ class Telling:
 
 
 def refusal(tell: Tells) -> Callable[[PodName, HoldfastError], None]:
-    """What `PodWatch` calls for pods whose annotations are wrong."""
+    """Return the callback of `PodWatch` for pods with invalid annotations."""
 
     def refused(pod: PodName, error: HoldfastError) -> None:
         tell(pod, FAILED, str(error), "Warning")
@@ -98,7 +94,7 @@ def refusal(tell: Tells) -> Callable[[PodName, HoldfastError], None]:
 
 
 def summary(statuses: Iterable[ModelStatus], used: int, capacity: int) -> str:
-    """One line for a person: `12 versions, 1.2 TiB of 3.5 TiB; fetching llama@v3 45 %; 1 failed`. Sizes in bytes."""
+    """Return `12 versions, 1.2 TiB of 3.5 TiB; fetching llama@v3 45 %; 1 failed`, for people. Sizes in bytes."""
     by_state: dict[State, list[ModelStatus]] = {}
     for status in statuses:
         by_state.setdefault(status.state, []).append(status)
@@ -116,7 +112,7 @@ def summary(statuses: Iterable[ModelStatus], used: int, capacity: int) -> str:
 
 
 def _news(want: PodWant, status: ModelStatus, waited_s: float | None) -> _News | None:
-    """What there is to say. `waited_s`: how long the pod waited, None where it did not have to."""
+    """Return the event for a status, None for none. `waited_s`: the pod's wait in seconds, None without a wait."""
     error = status.error
     if status.state == State.READY:
         if not _is_as_pinned(want, status):

@@ -1,8 +1,8 @@
-"""The annotated pods of this node: list, then watch from there, for as long as the daemon lives.
+"""The annotated pods of this node: list, then watch from there, while the daemon runs.
 
-Law: keeps of each pod its name and what it asks for, nothing else, and of pods that ask for nothing not even that.
-While the API is away the last known pods stay. As other informers do, the first list may come from the API server's
-cache (`resourceVersion=0`): a hundred daemons that start together must not each make etcd read every pod there is.
+Law: keeps only the name and the wants of annotated pods. While the API does not answer, the last known pods stay. As in
+other informers, the first list may come from the API server's cache (`resourceVersion=0`): a hundred daemons that start
+together must not each make etcd read every pod.
 https://kubernetes.io/docs/reference/using-api/api-concepts/#efficient-detection-of-changes
 """
 
@@ -26,18 +26,16 @@ from cached.kube.names import PodName
 
 _log = logging.getLogger(__name__)
 _PODS = "/api/v1/pods"
-_FROM_CACHE = "0"  # any version the API server has at hand
-_LATEST = ""  # and this one is what etcd has
+_FROM_CACHE = "0"  # any version that the API server has cached
+_LATEST = ""  # the current version in etcd
 
 Refused = Callable[[PodName, Permanent], None]
 
 
 @dataclass(frozen=True, slots=True)
 class WatchPace:
-    """Seconds between tries, how long a watch is asked to last, and how long it may be silent; pods a page.
-
-    Bookmarks come once a minute, so a silence of one and a half is a dead peer, or at worst costs one request.
-    """
+    """Seconds between attempts, of a watch's requested duration, and of its longest silence; pods a page. Bookmarks
+    arrive once a minute, so after 90 s of silence the peer is dead; an error here costs one request."""
 
     backoff_s: float = 0.5
     backoff_cap_s: float = 30.0
@@ -66,44 +64,44 @@ class _Pod:
 
 
 class PodWatch:
-    """What the pods bound to `node` want. `refused` is told once of every pod whose annotations are wrong."""
+    """The wants of the pods bound to `node`. `refused` is called once for every pod with invalid annotations."""
 
     def __init__(self, client: KubeClient, node: str, refused: Refused, pace: WatchPace | None = None) -> None:
         self._client = client
-        # Finished pods leave the selection, so that the server says "deleted" and their phase need not come along.
+        # Finished pods leave the selection, so that the server sends DELETED and their phase is not needed.
         self._selector = f"spec.nodeName={node},status.phase!=Succeeded,status.phase!=Failed"
         self._refused = refused
         self._pace = pace if pace is not None else WatchPace()
         self._pods: dict[str, _Pod] = {}
-        self._version: str | None = None  # where to watch from; None: list first
+        self._version: str | None = None  # the resourceVersion to watch from; None: list first
         self._list_from = _FROM_CACHE
         self._connected, self._since = False, time.time()
         self._lists = self._watches = self._events = self._failures = 0
 
     @property
     def synced(self) -> bool:
-        """Whether the pods have been listed once: before that nobody knows what is in use."""
+        """Whether the pods were listed once; before that, their wants are unknown."""
         return self._lists > 0
 
     def pods(self) -> tuple[PodWant, ...]:
-        """What the pods want: one entry for each pod and model."""
+        """Return the wants of the pods, one for each pod and model."""
         return tuple(want for pod in self._pods.values() for want in pod.wants)
 
     def find(self, uid: str) -> PodName | None:
-        """The name of a pod that wants something."""
+        """Return the name of an annotated pod, None if there is no such pod."""
         pod = self._pods.get(uid)
         return None if pod is None else pod.name
 
     def wanting(self, ref: ModelRef) -> tuple[PodName, ...]:
-        """The pods that want this version."""
+        """Return the pods that want this version."""
         return tuple(pod.name for pod in self._pods.values() if any(want.ref == ref for want in pod.wants))
 
     def statistics(self) -> WatchStatistics:
-        """How the watch is doing."""
+        """Return the state of the watch, and counts."""
         return WatchStatistics(self._connected, self._since, self._lists, self._watches, self._events, self._failures)
 
     async def run(self, changed: Callable[[], None]) -> None:
-        """Follow the pods until cancelled; calls `changed` after every list and whenever what they want changed."""
+        """Watch the pods until cancelled; call `changed` after every list and every change of their wants."""
         backoff = Backoff(self._pace.backoff_s, self._pace.backoff_cap_s)
         while True:
             events = self._events
@@ -119,16 +117,16 @@ class PodWatch:
             except HoldfastError as failure:
                 self._lost(failure)
                 error = failure
-            if self._events > events:  # it stood and worked
+            if self._events > events:  # the watch worked
                 backoff.reset()
             if error is not None or self._events == events:
                 await asyncio.sleep(backoff.pause_s(error))
 
     async def _list(self) -> None:
-        """Replace all pods by what the API has now."""
+        """Replace all pods by a list from the API."""
         try:
             found, version = await self._pages(self._pace.page)
-        except Gone:  # the pages took longer than the API server remembers
+        except Gone:  # reading the pages took longer than the API server's history
             found, version = await self._pages(None)
         self._pods = found
         self._version = version
@@ -172,13 +170,13 @@ class PodWatch:
                 try:
                     moved = self._apply(event["type"], event["object"]["metadata"])
                 except (KeyError, TypeError, AttributeError) as error:
-                    self._version = None  # what was missed is not known
+                    self._version = None  # the missed changes are unknown
                     raise bad_answer("watching pods", f"not an event: {error!r}") from error
                 if moved:
                     changed()
 
     def _apply(self, kind: str, metadata: Mapping[str, Any]) -> bool:
-        """Take one event in; tells whether anybody wants something else now."""
+        """Apply one event; return whether a pod's wants changed."""
         self._version = metadata["resourceVersion"]
         if kind == "BOOKMARK":
             return False
@@ -192,7 +190,7 @@ class PodWatch:
         return (old.wants if old is not None else ()) != (new.wants if new is not None else ())
 
     def _read(self, metadata: Mapping[str, Any]) -> _Pod | None:
-        """What this pod asks for; None where it asks for nothing, or is being deleted and so asks no more."""
+        """Return the pod with its wants; None if it has none, or is being deleted."""
         asked = metadata.get("annotations") or {}
         if not asks(asked) or metadata.get("deletionTimestamp"):
             return None

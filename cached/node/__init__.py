@@ -1,5 +1,5 @@
-"""What this node holds and says: the inventory, its publisher, status files, scrub, recount, disk watch.
+"""The node's versions: the inventory, its publisher, status files, scrub, recount, disk watch.
 
-Law: the only room that changes what is published. Threads are entered through `threads`; the event loop never waits for
-a disk.
+Law: the only package that changes published versions. It calls blocking code through `threads`; the event loop never
+waits for a disk.
 """

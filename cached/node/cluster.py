@@ -1,7 +1,7 @@
-"""What is around this node's cache: the pods that want versions, and whoever is told what is here.
+"""The cluster as the daemon sees it: the pods that want versions, and reports of the versions on this node.
 
-Law: a Protocol and the surroundings of a node without a cluster. The daemon asks and tells through this alone, so that
-it is the same daemon with and without Kubernetes.
+Law: a Protocol, and its implementation without a cluster. The daemon reaches the cluster only through this, so that it
+is the same daemon with and without Kubernetes.
 """
 
 from __future__ import annotations
@@ -17,43 +17,43 @@ from cached.core.demand import PodWant
 
 
 class Surroundings(Protocol):
-    """Who wants versions here, and who is told of them."""
+    """The pods' wants, and reports to the cluster."""
 
     @property
     def synced(self) -> bool:
-        """Whether it is known what is in use: until then everything is."""
+        """Whether the pods are known; until then every version counts as in use."""
 
     @property
     def labels(self) -> Mapping[str, str] | None:
         """The node's labels, for the catalog's node selectors; None: not known yet."""
 
     def pods(self) -> tuple[PodWant, ...]:
-        """What the pods of this node want."""
+        """Return the wants of this node's pods."""
 
     def published(self, digests: frozenset[Digest]) -> None:
-        """These snapshots are here, and no others."""
+        """Report that this node has these snapshots, and no others."""
 
     def withdrawn(self, digest: Digest) -> AbstractAsyncContextManager[object]:
-        """While inside, nobody is told that the snapshot is here; wrap its deletion in this."""
+        """Withdraw the report of a snapshot while inside; wrap its deletion in this."""
 
     def tell_pods(self, find: Callable[[ModelRef], ModelStatus | None]) -> None:
-        """Tell the pods what is new of the versions that they want; `find` gives a version's status."""
+        """Report status changes to the pods that want the versions; `find` returns a version's status."""
 
     def summarise(self, statuses: Iterable[ModelStatus], used: int, capacity: int) -> None:
-        """Tell people how the node is. Sizes in bytes. Costs something for each version."""
+        """Publish a summary of the node for people. Sizes in bytes. Its cost grows with the number of versions."""
 
     def lost(self, refs: Iterable[ModelRef], reason: str) -> None:
-        """Tell the pods that use these versions that their bytes went bad."""
+        """Report to the pods that use these versions that their bytes are corrupt or lost."""
 
     def figures(self) -> Mapping[str, float]:
-        """How the connection to the cluster does: metric names (without `holdfast_`) and values."""
+        """Return metrics of the connection to the cluster: names (without `holdfast_`) and values."""
 
     async def run(self, changed: Callable[[], None]) -> None:
-        """Follow and tell until cancelled; `changed` is called when what is wanted may have changed."""
+        """Watch and report until cancelled; call `changed` when wants or labels may have changed."""
 
 
 class NoCluster:
-    """A node by itself: only the catalog and pulls want anything."""
+    """A node without a cluster: only the catalog and pulls want versions."""
 
     synced = True
     labels: Mapping[str, str] | None = {}
@@ -62,23 +62,23 @@ class NoCluster:
         return ()
 
     def published(self, digests: frozenset[Digest]) -> None:
-        """Nobody is told."""
+        """Do nothing."""
 
     @asynccontextmanager
-    async def withdrawn(self, digest: Digest) -> AsyncIterator[None]:  # noqa: ARG002 - nobody was told
+    async def withdrawn(self, digest: Digest) -> AsyncIterator[None]:  # noqa: ARG002 - nothing was reported
         yield
 
     def tell_pods(self, find: Callable[[ModelRef], ModelStatus | None]) -> None:
-        """Nobody is told."""
+        """Do nothing."""
 
     def summarise(self, statuses: Iterable[ModelStatus], used: int, capacity: int) -> None:
-        """Nobody is told."""
+        """Do nothing."""
 
     def lost(self, refs: Iterable[ModelRef], reason: str) -> None:
-        """Nobody is told."""
+        """Do nothing."""
 
     def figures(self) -> Mapping[str, float]:
         return {}
 
     async def run(self, changed: Callable[[], None]) -> None:
-        """There is nothing to follow."""
+        """Return at once."""

@@ -1,7 +1,7 @@
-"""What the root's file system says, as a thread of its own saw it last: numbers, and whether the root was deleted.
+"""The root's file system as a thread last measured it: its free space, and whether the root was deleted.
 
-Law: the only one who asks; everybody else is told, at once and also while the disk does not answer, which is an error
-of its own after a while. The thread is never waited for: a disk that hangs must not keep anybody from going on.
+Law: only this thread asks the disk; all callers get the last result at once, also while the disk does not answer, which
+becomes an error after `HANGING_S`. No caller waits for the thread: a hanging disk must block nothing else.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from statistics import median_low
 
 from cached.contract.errors import HoldfastError, Transient
@@ -28,7 +29,7 @@ _SUBJECT = "the root's file system"
 
 
 class DiskWatch:
-    """Looks once when it is made, which may block; then each second, from `follow` on. Close it when done."""
+    """Measures once in the constructor, which may block, and each second after `follow`. Close it when done."""
 
     def __init__(self, root: Root) -> None:
         self._root = root
@@ -37,11 +38,10 @@ class DiskWatch:
         self._asked_at: float | None = None  # on the monotonic clock, while the disk has not answered
         self._rooms: deque[int] = deque(maxlen=3)
         self._stop = threading.Event()
-        self._saying = Saying(_log)
+        self._log_once = Saying(_log)
 
     def space(self) -> DiskSpace:
-        """The numbers as they were seen last; raises `Transient` where the disk did not tell them, or does not answer.
-        Never blocks."""
+        """Return the last measurement; never blocks. Raises `Transient` if it failed or the disk hangs."""
         with self._lock:
             seen = self.hanging() or self._seen
         if isinstance(seen, HoldfastError):
@@ -49,23 +49,16 @@ class DiskWatch:
         return seen
 
     def hanging(self) -> Transient | None:
-        """The error of a disk that has not answered for long; None where it answers."""
-        since = self._asked_at
-        if since is None or (waited_s := time.monotonic() - since) <= HANGING_S:
-            return None
-        return Transient(
-            "disk",
-            f"{self._root.path}: the disk has not answered for {waited_s:.0f} s",
-            "check the node's disk and kernel log; it goes on by itself when the disk answers",
-        )
+        """Return the error of a disk that has not answered for `HANGING_S`, else None."""
+        return hang_error(self._root.path, self._asked_at)
 
     def follow(self, ledger: Ledger, deleted: Callable[[], None]) -> None:
-        """Look each second from now on, beside what `ledger` has counted; call `deleted` once the root is gone for
-        good. Raises `Transient` (`no_thread`)."""
+        """Measure each second from now on, together with the bytes that `ledger` has counted; call `deleted` once the
+        root was deleted. Raises `Transient` (`no_thread`)."""
         limits.start(threading.Thread(target=self._run, args=(ledger, deleted), name="disk", daemon=True), _SUBJECT)
 
     def close(self) -> None:
-        """Look no more."""
+        """Stop the thread, without waiting for it."""
         self._stop.set()
 
     def _run(self, ledger: Ledger, deleted: Callable[[], None]) -> None:
@@ -89,10 +82,22 @@ class DiskWatch:
             return error
 
     def _settled(self, seen: DiskSpace | HoldfastError, counted: int) -> DiskSpace | HoldfastError:
-        """What is to be believed of a look. What is counted is told a moment after the disk has it, or before: of the
-        last three looks the middle one is not off by that, or versions would be evicted for nothing."""
+        """Return the measurement with the median room of the last three: the ledger counts bytes a moment before or
+        after the disk has them, and that difference must not evict versions."""
         if isinstance(seen, HoldfastError):
             self._rooms.clear()
             return seen
         self._rooms.append(seen.free + counted)
         return replace(seen, free=median_low(self._rooms), counted=0)
+
+
+def hang_error(path: Path, asked_at: float | None) -> Transient | None:
+    """Return the error for a disk under `path` that has not answered for `HANGING_S` a call made at `asked_at`
+    (monotonic seconds; None: no call is open), else None."""
+    if asked_at is None or (waited_s := time.monotonic() - asked_at) <= HANGING_S:
+        return None
+    return Transient(
+        "disk",
+        f"{path}: the disk has not answered for {waited_s:.0f} s",
+        "check the node's disk and kernel log; it goes on by itself when the disk answers",
+    )

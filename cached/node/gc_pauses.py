@@ -1,8 +1,8 @@
-"""When Python looks for garbage in cycles: never through all there is while bytes are fetched.
+"""Run Python's full garbage collections between fetches.
 
-Law: a look through everything stops every thread for as long as it takes, a quarter of a second while a version of
-10,000 files is fetched. So the young are looked through as ever, and everything only in a quiet moment, after which
-what is left is looked through no more (`gc.freeze`); at the latest after ten minutes.
+Law: a full collection stops every thread, for a quarter of a second while a version of 10,000 files is fetched. So
+young generations are collected as usual, all objects only while nothing is fetched, or after ten minutes; the
+survivors are then exempt (`gc.freeze`).
 """
 
 from __future__ import annotations
@@ -12,21 +12,21 @@ import gc
 import time
 from collections.abc import Callable
 
-_YOUNG = 5_000  # new objects, and ten times as many for those that have survived one look: 10 ms at most
+_YOUNG = 5_000  # new objects, and ten times as many for the second generation: 10 ms at most
 _NEVER = 1_000_000_000
-_LOOK_S = 30.0
+_CHECK_S = 30.0
 _OVERDUE_S = 600.0
 
 
 async def collect_when_quiet(busy: Callable[[], bool]) -> None:
-    """Look for garbage until cancelled; `busy` tells whether a version is being fetched."""
+    """Collect garbage until cancelled; `busy` returns whether a version is being fetched."""
     gc.set_threshold(_YOUNG, 10, _NEVER)
     collected = time.monotonic()
     gc.collect()
     gc.freeze()
     while True:
-        await asyncio.sleep(_LOOK_S)
-        grown = gc.get_count()[2] > 0  # looks through the young since, each of which has left some that live on
+        await asyncio.sleep(_CHECK_S)
+        grown = gc.get_count()[2] > 0  # collections of the second generation since, each with survivors
         if grown and (not busy() or time.monotonic() - collected > _OVERDUE_S):
             gc.collect()
             gc.freeze()

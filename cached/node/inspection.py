@@ -1,7 +1,8 @@
-"""Look whether what should be on the disk is there, and have it put back: people delete things by hand.
+"""Compare the inventory with the disk, and have missing parts restored: people delete files by hand.
 
-Law: decides nothing of what is wanted. Each look costs a few system calls a version, and two a file of one version, in
-turn: a name or a snapshot is missed at the next look, a single file within as many looks as there are versions.
+Law: does not decide which versions are wanted. A check costs a few system calls a version, and two a file of one
+version, in rotation: it finds a missing name or snapshot at the next check, a missing file within as many checks as
+there are versions.
 """
 
 from __future__ import annotations
@@ -26,8 +27,7 @@ _SUBJECT = "looking after the root"
 
 
 class Inspection:
-    """Call `look` now and then. `again` is told which versions are lost and must be fetched again, `found` that
-    anything was not as it should be."""
+    """Call `look` periodically. It calls `again` with lost versions, and `found` if any snapshot was damaged."""
 
     def __init__(
         self,
@@ -37,14 +37,14 @@ class Inspection:
         found: Callable[[], None],
     ) -> None:
         self._parts = parts
-        self._janitor = janitor
+        self._publisher = janitor
         self._again = again
         self._found = found
         self._turn = 0
-        self._saying = Saying(_log)
+        self._log_once = Saying(_log)
 
     async def look(self) -> None:
-        """Look once, and mend what is missing."""
+        """Check once, and restore missing parts."""
         held = self._parts.holdings
         named = held.named()
         self._turn += 1
@@ -54,20 +54,20 @@ class Inspection:
             suspects = await self._parts.blocking.run(_examine, self._parts.root, self._parts.layout, named, manifests)
             if suspects:
                 self._found()
-                self._again(await self._janitor.restore(suspects))
+                self._again(await self._publisher.restore(suspects))
         except HoldfastError as error:
-            self._saying.trouble(_SUBJECT, str(error))
+            self._log_once.trouble(_SUBJECT, str(error))
             return
         self._parts.board.restore()
-        self._saying.fine(_SUBJECT)
+        self._log_once.fine(_SUBJECT)
 
 
 def _examine(
     root: Root, layout: Layout, named: dict[Digest, list[ModelRef]], manifests: dict[Digest, Manifest]
 ) -> tuple[Digest, ...]:
-    """The snapshots that are not what they should be; folders of the tree that are missing are made."""
+    """Create missing folders of the tree; return the damaged snapshots."""
     root.check()
-    try:
+    with durable.disk_errors(f"looking through {layout.root}"):
         recovery.make_tree(layout)
         return tuple(
             digest
@@ -75,5 +75,3 @@ def _examine(
             if not repair.is_named(layout, refs, digest)
             or (digest in manifests and not repair.is_whole(layout, digest, manifests[digest]))
         )
-    except OSError as error:
-        raise durable.disk_error(error, f"looking through {layout.root}") from error

@@ -1,4 +1,4 @@
-"""Say a trouble when it begins, when it changes and when it is over, not each time it is met.
+"""Log an error when it begins, changes or ends, not each time it occurs.
 
 Law: writes log lines and remembers the last one of each subject; decides nothing. Thread-safe.
 """
@@ -10,7 +10,7 @@ import threading
 
 
 class Saying:
-    """What is wrong just now, by subject: a few words that stay the same while the wording of the trouble changes."""
+    """The current errors, by subject: a few words that stay the same while the error message changes."""
 
     def __init__(self, log: logging.Logger) -> None:
         self._log = log
@@ -18,7 +18,7 @@ class Saying:
         self._said: dict[str, str] = {}
 
     def trouble(self, subject: str, message: str) -> None:
-        """`subject` has this trouble."""
+        """Log an error of `subject`, unless it is its last one."""
         with self._lock:
             if self._said.get(subject) == message:
                 return
@@ -26,7 +26,7 @@ class Saying:
         self._log.error("%s: %s", subject, message)
 
     def fine(self, subject: str) -> bool:
-        """`subject` has none; tells whether it had one until now."""
+        """Log that `subject` works again if it had an error; return whether it had one."""
         with self._lock:
             had = self._said.pop(subject, None) is not None
         if had:

@@ -1,8 +1,7 @@
-"""Keep the store in order: publish, evict, take bad content out of use, sweep what nothing refers to.
+"""The publisher: publish and evict versions, withdraw corrupt content, sweep unused blobs.
 
-Law: the only one who makes or removes what holds on disk, one step at a time: a lock keeps a version from being
-published into a snapshot that is just being deleted. After each step the holdings, the board and the ledger say what
-the disk says.
+Law: the only writer of names and snapshots, one step at a time: a lock keeps a version from being published into a
+snapshot that is being deleted. After each step the inventory, the status files and the ledger agree with the disk.
 """
 
 from __future__ import annotations
@@ -38,12 +37,12 @@ _log = logging.getLogger(__name__)
 
 P = ParamSpec("P")
 T = TypeVar("T")
-Ids = Callable[[], Collection[str]]  # asked when it matters: between asking and the lock things change
+Ids = Callable[[], Collection[str]]  # called under the lock: the ids change before it is taken
 
 
 @dataclass(frozen=True, slots=True)
 class NodeParts:
-    """What holds on this node, and who has to know."""
+    """The node's state, and the parts that each change of it updates."""
 
     layout: Layout
     root: Root
@@ -56,197 +55,188 @@ class NodeParts:
 
 
 class Janitor:
-    """One at a time."""
+    """The steps that change the store, one at a time."""
 
     def __init__(self, parts: NodeParts) -> None:
         self._layout = parts.layout
         self._root = parts.root
-        self._holdings = parts.holdings
-        self._board = parts.board
+        self._inventory = parts.holdings
+        self._status_files = parts.board
         self._ledger = parts.ledger
         self._blocking = parts.blocking
-        self._surroundings = parts.surroundings
-        self._saying = Saying(_log)
+        self._cluster = parts.surroundings
+        self._log_once = Saying(_log)
         self.claims = Claims(parts.journal)
         self._deletion = deletion.Deletion(parts.layout, self.claims, parts.ledger, parts.holdings.links)
-        self._turn = asyncio.Lock()
+        self._lock = asyncio.Lock()
 
     async def look_at_leases(self) -> None:
-        """See which snapshots are in use."""
-        digests = frozenset(self._holdings.models.values())
-        self._holdings.saw_leases(await self._blocking.run(look_at_leases, self._layout, digests))
+        """Update the inventory's leased snapshots."""
+        digests = frozenset(self._inventory.models.values())
+        self._inventory.saw_leases(await self._blocking.run(look_at_leases, self._layout, digests))
 
     async def publish(self, ref: ModelRef, manifest: Manifest, record: FetchRecord, notes: Ids) -> Digest:
-        """Give `ref` the snapshot of `manifest`, whose blobs are all committed, and forget the `notes`: the ids in the
-        digest journal that said which they are. `record` says what it was fetched for. Content that had the name stays
-        for whoever holds its lease. Once begun it goes through, cancelled or not."""
-        async with self._turn:
+        """Publish `manifest`, whose blobs are all committed, as `ref`; return its digest. `notes` gives its ids in the
+        digest journal, which are forgotten. The previous snapshot of the name stays while it is leased. A started
+        publication is completed, cancelled or not. Raises `HoldfastError`."""
+        async with self._lock:
             try:
                 journal = self.claims.journal
                 publish = partial(_publish, self._layout, journal, ref, manifest, record, notes())
                 digest = await self._blocking.finish(_on_root, self._root, publish)
-            except BaseException:  # a snapshot that the disk refused its name is known too, or nobody would sweep it
+            except BaseException:  # a snapshot that did not get its name is added too, so that a sweep deletes it
                 if await self._blocking.run(snapshots.is_there, self._layout, manifest.digest):
-                    self._holdings.add_snapshot(manifest.digest, manifest)
+                    self._inventory.add_snapshot(manifest.digest, manifest)
                 raise
-            before = self._holdings.models.get(ref)
-            self._holdings.add(ref, manifest, record)
-            self._board.know(ref, str(digest), None)
+            before = self._inventory.models.get(ref)
+            self._inventory.add(ref, manifest, record)
+            self._status_files.know(ref, str(digest), None)
             if before not in (None, digest):
                 _log.warning("%s: leads to %s now, no longer to %s", ref, digest, before)
             self.tell()
             return digest
 
     def held(self, ref: ModelRef) -> tuple[FetchRecord, Manifest] | None:
-        """What `ref` was fetched for, without the files, and its content; None where it is not here."""
-        digest = self._holdings.models.get(ref)
-        return None if digest is None else (self._holdings.fetched[ref], self._holdings.manifests[digest])
+        """Return a version's fetch record, without `files`, and its manifest; None if this node does not have it."""
+        digest = self._inventory.models.get(ref)
+        return None if digest is None else (self._inventory.fetched[ref], self._inventory.manifests[digest])
 
     async def evict(self, ref: ModelRef, digest: Digest, stays: Callable[[], bool]) -> int | None:
-        """Remove a version; returns the bytes given back, None where it is in use or is another by now.
-
-        `stays` is asked last of all whether somebody wants it: a pod may come while its label is being withdrawn.
-        """
-        async with self._turn:
-            if self._holdings.models.get(ref) != digest:
+        """Evict a version; return the bytes freed, None if it is in use or has another digest by now. `stays` is called
+        last and returns whether a pod wants it: one may come during the withdrawal of the label."""
+        async with self._lock:
+            if self._inventory.models.get(ref) != digest:
                 return None
-            before = self._board.get(ref)
-            size = self._holdings.size(ref)
-            tells = before is not None and before.state is State.READY  # else its status speaks of a fetch under way
+            before = self._status_files.get(ref)
+            size = self._inventory.size(ref)
+            tells = before is not None and before.state is State.READY  # else its status is that of a running fetch
             if tells:
-                self._board.move(ref, State.EVICTING, Progress(size, size, None, None))
+                self._status_files.move(ref, State.EVICTING, Progress(size, size, None, None))
             try:
                 freed = await self._remove(ref, digest, stays)
             except HoldfastError as error:
-                self._saying.trouble(f"eviction of {ref}", str(error))
+                self._log_once.trouble(f"eviction of {ref}", str(error))
                 freed = None
             if freed is None:
                 if tells and before is not None:
-                    self._board.ready(ref, digest, size, before.pinned, before.source)
+                    self._status_files.ready(ref, digest, size, before.pinned, before.source)
                 return None
-            self._board.know(ref, None, None)
+            self._status_files.know(ref, None, None)
             if tells:
-                self._board.drop(ref)
-            self._saying.fine(f"eviction of {ref}")
+                self._status_files.drop(ref)
+            self._log_once.fine(f"eviction of {ref}")
             _log.info("%s: evicted, %d bytes given back", ref, freed)
             return freed
 
     async def _remove(self, ref: ModelRef, digest: Digest, stays: Callable[[], bool]) -> int | None:
-        """Delete the name, and the snapshot with its last name: then the node's label goes before it."""
-        last = self._holdings.names(digest) == [ref]
-        manifest = self._holdings.manifests[digest] if last else None
-        async with self._surroundings.withdrawn(digest) if last else contextlib.nullcontext():
+        """Delete the name, and with its last name the snapshot, after the node's label."""
+        last = self._inventory.names(digest) == [ref]
+        manifest = self._inventory.manifests[digest] if last else None
+        async with self._cluster.withdrawn(digest) if last else contextlib.nullcontext():
             if stays():
                 return None
             freed = await self._do(deletion.evict, self._deletion, ref, digest, manifest)
             if freed is not None:
-                self._holdings.remove(ref)
+                self._inventory.remove(ref)
                 if last:
-                    self._holdings.drop_snapshot(digest)
+                    self._inventory.drop_snapshot(digest)
                     self.tell()
             return freed
 
     async def quarantine(self, sha256: str) -> list[ModelRef]:
-        """Take a blob whose bytes went bad out of use, with every snapshot that links it; returns their names.
-
-        The blob goes first: after a crash between the two steps nobody takes it for a good one. The snapshots' other
-        blobs stay, to be linked again.
-        """
-        async with self._turn:
+        """Move a corrupt blob into quarantine, then withdraw every snapshot that links it; return their names. In this
+        order, a crash between the two steps leaves no usable corrupt blob. Other blobs stay, to be linked again."""
+        async with self._lock:
             await self._do(deletion.quarantine, self._layout, self._ledger, sha256)
             gone: list[ModelRef] = []
-            for digest in [digest for digest, sizes in self._holdings.blobs.items() if sha256 in sizes]:
-                async with self._surroundings.withdrawn(digest):
+            for digest in [digest for digest, sizes in self._inventory.blobs.items() if sha256 in sizes]:
+                async with self._cluster.withdrawn(digest):
                     gone += await self._lose(digest)
             return gone
 
     async def lose(self, digest: Digest) -> list[ModelRef]:
-        """Take away a snapshot whose own manifest went bad; returns its names. Its blobs stay, to be linked again, and
-        so does what its files alone have."""
-        async with self._turn:
-            if digest not in self._holdings.manifests:
+        """Withdraw a snapshot with a corrupt manifest; return its names. Its blobs stay; other files become blobs."""
+        async with self._lock:
+            if digest not in self._inventory.manifests:
                 return []
-            async with self._surroundings.withdrawn(digest):
+            async with self._cluster.withdrawn(digest):
                 return await self._lose(digest)
 
     async def restore(self, suspects: Collection[Digest]) -> list[ModelRef]:
-        """Put back what somebody deleted or replaced of these snapshots; returns the names of those whose bytes are
-        gone: they are here no more."""
+        """Restore parts of these snapshots that were deleted or replaced by hand; return the names of the snapshots
+        that were withdrawn because blobs are lost."""
         gone: list[ModelRef] = []
-        async with self._turn:
+        async with self._lock:
             todo = list(suspects)
             while todo:
                 digest = todo.pop(0)
-                if (manifest := self._holdings.manifests.get(digest)) is None:
+                if (manifest := self._inventory.manifests.get(digest)) is None:
                     continue
-                refs = self._holdings.names(digest)
-                _log.error(
-                    "snapshot %s (%s): somebody deleted or replaced a part of it", digest, ", ".join(map(str, refs))
-                )
+                refs = self._inventory.names(digest)
+                _log.error("snapshot %s (%s): a file was deleted or replaced", digest, ", ".join(map(str, refs)))
                 restored = await self._do(_restore, self._layout, self._ledger, refs, digest, manifest)
                 if restored.lost:
-                    async with self._surroundings.withdrawn(digest):
-                        gone += await self._lose(digest, "somebody deleted files of it on this node")
+                    async with self._cluster.withdrawn(digest):
+                        gone += await self._lose(digest, "files of it were deleted on this node")
                 else:
                     _log.warning("snapshot %s: is whole again", digest)
-                sharing = (each for each, sizes in self._holdings.blobs.items() if restored.condemned & sizes.keys())
+                sharing = (each for each, sizes in self._inventory.blobs.items() if restored.condemned & sizes.keys())
                 todo += [each for each in sharing if each != digest and each not in todo]
         return gone
 
     async def _lose(self, digest: Digest, why: str = "a file of it went bad on this node's disk") -> list[ModelRef]:
-        """A snapshot has a bad file: take its names and itself away; returns the names."""
-        refs = self._holdings.names(digest)
+        """Withdraw a snapshot with a corrupt or lost file, and its names; return the names."""
+        refs = self._inventory.names(digest)
         for ref in refs:
             _log.error("%s: withdrawn: %s; it is fetched again", ref, why)
-        self._surroundings.lost(refs, f"{why}; it is fetched again")
-        belongs = self._holdings.blobs[digest].__contains__
+        self._cluster.lost(refs, f"{why}; it is fetched again")
+        belongs = self._inventory.blobs[digest].__contains__
         await self._do(_withdraw, self._layout, self._ledger, refs, digest, belongs)
         for ref in refs:
-            self._holdings.remove(ref)
-            self._board.know(ref, None, None)
-            status = self._board.get(ref)
+            self._inventory.remove(ref)
+            self._status_files.know(ref, None, None)
+            status = self._status_files.get(ref)
             if status is not None and status.state is State.READY:
-                self._board.drop(ref)
-        self._holdings.drop_snapshot(digest)
+                self._status_files.drop(ref)
+        self._inventory.drop_snapshot(digest)
         self.tell()
         return refs
 
     async def discard(self, damaged: Collection[Digest]) -> None:
-        """Remove snapshots whose manifest is not what their name says: publishing them again makes them anew."""
-        async with self._turn:
+        """Delete snapshots whose manifest does not hash to their name: publishing them again rebuilds them."""
+        async with self._lock:
             for digest in damaged:
                 _log.error("snapshot %s: it is damaged, or was left when a file of it went bad; it is removed", digest)
                 await self._do(_withdraw, self._layout, self._ledger, (), digest, _anything)
 
     async def drop_unnamed(self) -> None:
-        """Remove snapshots that no name points at, in use excepted."""
-        async with self._turn:
-            for digest in self._holdings.unnamed():
-                manifest = self._holdings.manifests[digest]
+        """Delete the snapshots without a name, except leased ones."""
+        async with self._lock:
+            for digest in self._inventory.unnamed():
+                manifest = self._inventory.manifests[digest]
                 freed = await self._do(deletion.delete_unnamed, self._deletion, digest, manifest)
                 if freed is not None:
-                    self._holdings.drop_snapshot(digest)
+                    self._inventory.drop_snapshot(digest)
 
     async def sweep(self) -> int:
-        """Delete blobs that nothing links and partial blobs, except what versions under way claim, and the quarantine;
-        returns the bytes given back."""
-        async with self._turn:
+        """Delete unlinked and partial blobs that no fetch claims, and the quarantine; return the bytes freed."""
+        async with self._lock:
             swept = await self._do(deletion.sweep, self._deletion)
             if swept.trouble is not None:
                 raise swept.trouble
             return swept.committed + swept.dying
 
     def tell(self) -> None:
-        """Tell the cluster what is here."""
-        self._surroundings.published(frozenset(self._holdings.models.values()))
+        """Report the published digests to the cluster."""
+        self._cluster.published(frozenset(self._inventory.models.values()))
 
     async def _do(self, step: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Take a step on the disk, if it is the one that is known here."""
+        """Call a step on the disk, if the root is the locked one."""
         return await self._blocking.run(_on_root, self._root, partial(step, *args, **kwargs))
 
 
 def _on_root(root: Root, step: Callable[[], T]) -> T:
-    """Take a step unless another root, or none, is at this one's path."""
+    """Call a step unless another root, or none, is at the root's path."""
     root.check()
     return step()
 
@@ -260,9 +250,9 @@ def _publish(
     notes: Collection[str],
 ) -> Digest:
     if snapshots.is_there(layout, manifest.digest):
-        repair.rejoin(layout, manifest.digest, manifest)  # what is made anew may have a file that no blob has
+        repair.rejoin(layout, manifest.digest, manifest)  # a rebuild must not delete a file that has no blob
     digest = snapshots.publish(layout, manifest, snapshots.now())
-    fetched.write(layout, ref, record)  # before the name: a record of other content than the name's counts for nothing
+    fetched.write(layout, ref, record)  # before the name: a record with another digest than the name's is ignored
     snapshots.point(layout, ref, digest)
     journal.forget(notes)
     return digest
@@ -271,18 +261,18 @@ def _publish(
 def _restore(
     layout: Layout, account: deletion.Account, refs: Collection[ModelRef], digest: Digest, manifest: Manifest
 ) -> repair.Restored:
-    """Restore a snapshot, and count its blobs as they are then."""
+    """Restore a snapshot, and count its blobs afterwards."""
     try:
         return repair.restore(layout, refs, digest, manifest)
     finally:
-        with contextlib.suppress(OSError):  # a disk that does not say: the next recount finds out
+        with contextlib.suppress(OSError):  # the next recount corrects the ledger
             for sha256 in manifest.blob_sizes():
                 account.count_blob(sha256, blobs.size(layout, sha256) or 0)
                 account.count_quarantined(sha256, deletion.quarantined_bytes(layout, sha256))
 
 
 def _anything(_sha256: str) -> bool:
-    """Nobody knows what belongs to a snapshot whose manifest cannot be read."""
+    """Accept every blob: without a readable manifest, the snapshot's blobs are unknown."""
     return True
 
 
@@ -293,9 +283,8 @@ def _withdraw(
     digest: Digest,
     belongs: Callable[[str], bool],
 ) -> None:
-    """Remove names and their snapshot, in use or not: whoever has its files open keeps them, nobody new gets them. What
-    only it had of what `belongs` to it stays, as blobs."""
-    try:
+    """Delete names and their snapshot, in use or not: open files stay usable. First, `repair.rescue` its files."""
+    with durable.disk_errors(f"withdrawing snapshot {digest}"):
         for ref in refs:
             snapshots.unpoint(layout, ref)
         for sha256 in repair.rescue(layout, digest, belongs):
@@ -303,5 +292,3 @@ def _withdraw(
         trashed = snapshots.trash(layout, digest)
         if trashed is not None:
             snapshots.delete_trash(trashed)
-    except OSError as error:
-        raise durable.disk_error(error, f"withdrawing snapshot {digest}") from error

@@ -1,7 +1,7 @@
-"""Compare the ledger with the disk now and then: people delete, cut and add to files of the store by hand.
+"""Compare the ledger with the disk periodically: people delete and change files of the store by hand.
 
-Law: changes nothing on the disk. A look costs one system call a blob, on a thread; what others counted meanwhile stays
-as they said. It takes at most a two-hundredth of one thread's time, however much there is to look at.
+Law: changes nothing on the disk. A comparison costs one system call a blob, on a thread; entries that others counted
+during it stay. It takes at most a two-hundredth of one thread's time, whatever the number of blobs.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ _log = logging.getLogger(__name__)
 
 _SUBJECT = "comparing the account with the disk"
 _PAUSE_S = 20.0
-_PAUSES = 200  # times as long as a look took, where that is more
-_SOON_S = 1.0  # after something was found to be missing: more may be
+_PAUSES = 200  # the pause is at least so many times the comparison's duration
+_SOON_S = 1.0  # after a file was found missing: more may be
 
 
 class Recount:
-    """Runs beside the daemon's work; `soon` asks for a look ahead of time."""
+    """The periodic comparison; `soon` makes the next one early."""
 
     def __init__(self, parts: NodeParts) -> None:
         self._parts = parts
         self._asked = asyncio.Event()
-        self._saying = Saying(_log)
+        self._log_once = Saying(_log)
 
     def soon(self) -> None:
-        """Something was not as it should be: look again within seconds."""
+        """Compare again within seconds."""
         self._asked.set()
 
     async def run(self) -> None:
@@ -58,21 +58,18 @@ class Recount:
         try:
             corrected = await parts.blocking.run(_recount, parts.layout, parts.root, parts.ledger)
         except HoldfastError as error:
-            self._saying.trouble(_SUBJECT, str(error))
+            self._log_once.trouble(_SUBJECT, str(error))
             return
-        self._saying.fine(_SUBJECT)
+        self._log_once.fine(_SUBJECT)
         if corrected:
-            _log.warning("the account was wrong about %d files: somebody changed the store by hand", corrected)
+            _log.warning("the ledger was wrong about %d files: the store was changed by hand", corrected)
             parts.board.news.set()
 
 
 def _recount(layout: Layout, root: Root, ledger: Ledger) -> int:
-    """Look at the disk and correct the account; nothing where another root was uncovered meanwhile."""
-    try:
-        with ledger.recounting() as correct:
-            root.check()
-            blobs, partials, quarantined = recovery.measure(layout)
-            root.check()
-            return correct(OnDisk(blobs, partials, quarantined))
-    except OSError as error:
-        raise durable.disk_error(error, f"looking through {layout.root}") from error
+    """Correct the ledger by the disk, unless another root was uncovered then; return the number of corrections."""
+    with durable.disk_errors(f"looking through {layout.root}"), ledger.recounting() as correct:
+        root.check()
+        blobs, partials, quarantined = recovery.measure(layout)
+        root.check()
+        return correct(OnDisk(blobs, partials, quarantined))

@@ -1,9 +1,9 @@
-"""Hash what is on the disk again, slowly and for ever, and take out of use what no longer matches.
+"""The scrub: hash published files again, slowly and for ever, and report corrupt ones.
 
-Law: reads what pods read, past the page cache, since bit rot sits on the disk; at idle priority, within its rate, and
-not at all while a fetch is under way. Oldest record first, and what was hashed is written down every minute, so that a
-restart goes on where the last life was. Only wrong bytes, or a disk that says it cannot read them, condemn a blob: any
-other trouble is logged and looked at in the next round. Blobs that have no fs-verity seal yet get it here.
+Law: reads the files that pods read, past the page cache, since bit rot is on the disk; at idle priority, within its
+rate, and paused during fetches. Oldest record first; the record is written every minute, so that a restart continues.
+Only wrong bytes, or a disk that reports them unreadable, condemn a blob: any other error is logged and checked in the
+next round. Blobs without an fs-verity seal are sealed here.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ from cached.store.repair import ROTTEN
 _log = logging.getLogger(__name__)
 
 _PIECE = 1024 * 1024
-_FILE_COST_BYTES = 256 * 1024  # what opening a file costs the processor, as if it were bytes: many small files are work
-_PAUSE_S = 2.0  # between snapshots, and while a fetch is under way
-_NOTE_S = 60.0  # between two notes of what was hashed, within a snapshot
+_FILE_COST_BYTES = 256 * 1024  # the processor cost of opening a file, as bytes: many small files are work
+_PAUSE_S = 2.0  # between snapshots, and during fetches
+_NOTE_S = 60.0  # between two writes of a snapshot's record
 _NICE = 19
 _IOPRIO_SET = {"x86_64": 251, "aarch64": 30}  # the system call's number
 _IOPRIO_IDLE = 3 << 13  # IOPRIO_CLASS_IDLE, ioprio_set(2)
@@ -50,10 +50,9 @@ _IOPRIO_IDLE = 3 << 13  # IOPRIO_CLASS_IDLE, ioprio_set(2)
 
 @dataclass(frozen=True, slots=True)
 class ScrubParts:
-    """What the scrub works with. `busy` tells whether a fetch is under way; `bad_blob` takes a blob out of use with all
-    that links it, `bad_snapshot` a snapshot whose manifest has changed; `apart` puts a snapshot together again of
-    which a file is not its blob's any more, by what their bytes are. `count_hashed` is told the bytes that were hashed,
-    `count_bad` of each finding."""
+    """The parts that the scrub uses. `busy` returns whether a fetch is running; `bad_blob` quarantines a blob and
+    withdraws its snapshots; `bad_snapshot` withdraws a snapshot with a corrupt manifest; `apart` restores a snapshot of
+    which a file and its blob are different files. `count_hashed` counts hashed bytes, `count_bad` corrupt files."""
 
     layout: Layout
     holdings: Holdings
@@ -68,7 +67,7 @@ class ScrubParts:
 
 @dataclass(frozen=True, slots=True)
 class _BadBlob:
-    """A blob that was hashed and found wrong, and the snapshot where it was."""
+    """A corrupt blob, and the snapshot where it was found."""
 
     digest: Digest
     sha256: str
@@ -79,7 +78,7 @@ class _BadBlob:
 
 @dataclass(frozen=True, slots=True)
 class _BadManifest:
-    """A snapshot whose manifest does not hash to its name, or is gone."""
+    """A snapshot whose manifest does not hash to its name, or is missing."""
 
     digest: Digest
 
@@ -89,8 +88,8 @@ class _BadManifest:
 
 @dataclass(frozen=True, slots=True)
 class _Apart:
-    """A snapshot of which a file and its blob are not the same file: one is gone, or was replaced. Missing is not
-    rotten: which of them is right is for a hash to say."""
+    """A snapshot of which a file and its blob are different files: one was deleted or replaced. Missing is not corrupt:
+    a hash decides which of them is right."""
 
     digest: Digest
 
@@ -109,9 +108,9 @@ class Scrub:
         self._rate = rate
         self._piece = memoryview(mmap.mmap(-1, _PIECE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
         self._stopping = threading.Event()
-        # When each snapshot's oldest file was hashed, on the monotonic clock: reading that is not cheap.
+        # Monotonic times of each snapshot's oldest hash, cached: reading the records is not cheap.
         self._checked: dict[Digest, float] = {}
-        self._thread = started_pool(1, "scrub", _yield_to_everybody)
+        self._thread = started_pool(1, "scrub", _set_idle_priority)
 
     async def run(self) -> None:
         """Scrub until cancelled."""
@@ -143,26 +142,26 @@ class Scrub:
         except HoldfastError as error:
             _log.error("scrub: %s: %s", finding, error)
         else:
-            self._checked.pop(finding.digest, None)  # what lies beside it is looked at as soon as it is back
+            self._checked.pop(finding.digest, None)  # its other files are checked as soon as it is restored
 
     def _check_oldest(self, manifests: dict[Digest, Manifest]) -> _Finding | None:
-        """Hash the snapshot whose record is oldest, its oldest file first, up to the first that does not match."""
+        """Hash the snapshot with the oldest record, its oldest file first, up to the first finding."""
         self._checked = {digest: self._checked.get(digest) or self._last_checked(digest) for digest in manifests}
         digest = min(manifests, key=self._checked.__getitem__)
-        self._checked[digest] = time.monotonic()  # whatever comes of it: one bad folder must not be all it does
+        self._checked[digest] = time.monotonic()  # also if it fails: the other snapshots must be checked too
         snapshot = self._parts.layout.public.snapshot(digest)
         try:
             if not self._manifest_is_right(snapshot, digest):
                 return _BadManifest(digest)
             return self._check_files(snapshot, digest, manifests[digest])
         except OSError as error:
-            if snapshot.path.exists():  # else it was evicted meanwhile
+            if snapshot.path.exists():  # else it was evicted during the check
                 _log.warning("scrub: snapshot %s: %s", digest, error)
         return None
 
     def _check_files(self, snapshot: SnapshotLayout, digest: Digest, manifest: Manifest) -> _Finding | None:
         before = self._recorded(digest)
-        # The folder itself: evicted and fetched again meanwhile, another has its name, with other inodes in its record.
+        # By descriptor: evicted and fetched again during the check, another folder has the name, with other inodes.
         folder = os.open(snapshot.path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             here = SnapshotLayout(Path(f"/proc/self/fd/{folder}"))
@@ -195,7 +194,7 @@ class Scrub:
         return found == digest
 
     def _check(self, snapshot: SnapshotLayout, digest: Digest, entry: FileEntry) -> VerifiedFile | _Finding:
-        """Hash one file. Raises OSError where nobody can tell what it is."""
+        """Hash one file. Raises OSError if it cannot be read for another reason than corrupt data."""
         path, blob = snapshot.path / entry.path, self._parts.layout.blob(entry.sha256)
         seal = None
         try:
@@ -219,7 +218,7 @@ class Scrub:
         return _BadBlob(digest, entry.sha256)
 
     def _seal(self, blob: Path) -> None:
-        """Seal a blob that was committed when that could not be had yet; it is hashed through its seal right after."""
+        """Seal a blob that was committed without a seal; the caller hashes it next."""
         if self._parts.sealing is not Sealing.NONE:
             self._wait(0)
             verity.seal(blob, Sealing.WHERE_POSSIBLE)
@@ -228,7 +227,7 @@ class Scrub:
         try:
             return VerifiedRecord.parse(self._parts.layout.public.snapshot(digest).verified.read_bytes()).files
         except (OSError, HoldfastError):
-            return {}  # no record, or none that can be read: nothing of it was ever hashed, for all we know
+            return {}  # missing or invalid: all files count as never hashed
 
     def _last_checked(self, digest: Digest) -> float:
         return time.monotonic() - max((_age_s(entry) for entry in self._recorded(digest).values()), default=math.inf)
@@ -237,12 +236,12 @@ class Scrub:
         sha = hashlib.sha256()
         descriptor = _open(path)
         try:
-            if sealed:  # what is read ahead would have to be dropped and read once more
+            if sealed:  # pages read ahead would have to be dropped and read again
                 os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)
             size = os.fstat(descriptor).st_size
             offset, view = 0, self._piece
             while offset < size:
-                if sealed:  # its file system reads it through the page cache, whatever was asked for
+                if sealed:  # its file system reads it through the page cache, even with O_DIRECT
                     os.posix_fadvise(descriptor, offset, _PIECE, os.POSIX_FADV_DONTNEED)
                 if not (count := os.preadv(descriptor, [view], offset)):
                     break
@@ -256,7 +255,7 @@ class Scrub:
         return sha.hexdigest()
 
     def _wait(self, seconds: float) -> None:
-        """Keep to the rate, and step aside while a fetch is under way. Raises InterruptedError at the end."""
+        """Wait `seconds` for the rate, and then for running fetches. Raises InterruptedError when the scrub stops."""
         self._stopping.wait(max(0.0, seconds))
         while self._parts.busy() and not self._stopping.is_set():
             self._stopping.wait(0.2)
@@ -265,8 +264,8 @@ class Scrub:
 
 
 def _age_s(seen: VerifiedFile | None) -> float:
-    """How long ago a file was hashed. A time that is yet to come tells nothing, only that a clock was set back since:
-    that file comes first of all, or it would come last until the clock is there again."""
+    """Return the seconds since a file was hashed; infinity for a time in the future (a clock was set back since): that
+    file comes first, or it would come last until the clock reaches that time."""
     try:
         age_s = -1.0 if seen is None else time.time() - parse_timestamp(seen.verified_at)
     except ValueError:
@@ -275,7 +274,7 @@ def _age_s(seen: VerifiedFile | None) -> float:
 
 
 class _Notes:
-    """A snapshot's record as it is being renewed. Written only while it speaks of every file: gates go by it."""
+    """A snapshot's record during its renewal. Written only while it has every file: gates read it."""
 
     def __init__(self, snapshot: SnapshotLayout, before: dict[str, VerifiedFile | None]) -> None:
         self._snapshot = snapshot
@@ -306,12 +305,12 @@ def _open(path: Path) -> int:
     except OSError as error:
         if error.errno not in (errno.EINVAL, errno.EMSGSIZE):
             raise
-        # Nothing else is wrong with this call (fs/verity/open.c).
+        # No other cause is possible for this call (fs/verity/open.c).
         raise OSError(errno.EUCLEAN, "its fs-verity seal is damaged") from error
 
 
-def _yield_to_everybody() -> None:
-    """Give this thread the lowest claim on processor and disk that there is, as far as the kernel lets it."""
+def _set_idle_priority() -> None:
+    """Give this thread the lowest processor and disk priority that the kernel allows."""
     try:
         os.setpriority(os.PRIO_PROCESS, 0, _NICE)  # on Linux, of the calling thread
     except OSError as error:  # a seccomp profile may refuse it

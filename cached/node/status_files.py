@@ -1,7 +1,7 @@
-"""The status files: one for each version that is wanted or here, and the daemon's heartbeat.
+"""The status files: one for each version that is wanted or published, and the daemon's heartbeat.
 
-Law: the only writer of `public/status`. Writes go through one thread, in order, so a slow disk delays no transfer;
-they are atomic and not synced, since a restart writes them anew.
+Law: the only writer of `public/status`. Writes go through one thread, in order, so a slow disk delays no fetch; they
+are atomic and not synced, since a restart rewrites them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -23,7 +22,7 @@ from cached.contract.layout import PublicLayout
 from cached.contract.program.limits import started_pool
 from cached.contract.reference import ModelRef
 from cached.contract.status import DaemonStatus, ModelStatus, Stale, State, StatusError, encode, timestamp
-from cached.node.disk_watch import HANGING_S
+from cached.node.disk_watch import hang_error
 from cached.node.log_once import Saying
 from cached.store.disk import durable
 from cached.store.snapshots import remove_empty
@@ -36,7 +35,7 @@ _CANNOT = "they cannot be written"
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a fetch is. Bytes, bytes a second, seconds."""
+    """The progress of a fetch, in bytes, bytes a second and seconds; None: unknown."""
 
     total: int | None
     done: int
@@ -46,7 +45,7 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class _Facts:
-    """What holds of a version whatever its state."""
+    """The fields of a version's status that do not depend on its state."""
 
     held: str | None
     stale: Stale | None
@@ -57,20 +56,20 @@ _NO_FACTS = _Facts(None, None, {})
 
 
 class Board:
-    """What the daemon says of every version."""
+    """The status of every version, in memory and in its file."""
 
     def __init__(self, public: PublicLayout, node: str, check: Callable[[], None]) -> None:
         self._public = public
         self._check = check
-        self._saying = Saying(_log)
+        self._log_once = Saying(_log)
         self._trouble: HoldfastError | None = None
-        self._stale = False  # whether some file does not say what holds
-        self._beating_since: float | None = None  # on the monotonic clock, while a heartbeat is not written yet
-        self.news = asyncio.Event()  # set whenever a status changes; whoever waits for it clears it
+        self._stale = False  # whether a file may differ from its status
+        self._beating_since: float | None = None  # monotonic seconds, while a heartbeat waits to be written
+        self.news = asyncio.Event()  # set whenever a status changes; the waiter clears it
         self._facts: dict[ModelRef, _Facts] = {}
         self._lock = threading.Lock()  # of the two below, which the writer reads too
         self._statuses: dict[ModelRef, ModelStatus] = {}
-        self._pending: dict[ModelRef, ModelStatus | None] = {}  # to be written, or removed: one job for each version
+        self._pending: dict[ModelRef, ModelStatus | None] = {}  # to write, or to delete: one job for each version
         self._writer = started_pool(1, "status")
         now = timestamp(time.time())
         self._daemon = DaemonStatus(node, version("holdfast"), os.getpid(), now, now)
@@ -82,52 +81,44 @@ class Board:
 
     @property
     def trouble_writing(self) -> HoldfastError | None:
-        """Why the last heartbeat could not be written; None where it could."""
+        """The error of the last heartbeat's write, None if it succeeded."""
         return self.hanging or self._trouble
 
     @property
     def hanging(self) -> Transient | None:
-        """The error of a disk that has not taken a heartbeat for long; None where it answers."""
-        since = self._beating_since
-        if since is not None and (waited_s := time.monotonic() - since) > HANGING_S:
-            return Transient(
-                "disk",
-                f"{self._public.path}: the disk has not answered for {waited_s:.0f} s",
-                "check the node's disk and kernel log; it goes on by itself when the disk answers",
-            )
-        return None
+        """The error of a disk that has not taken a heartbeat for `disk_watch.HANGING_S`, else None."""
+        return hang_error(self._public.path, self._beating_since)
 
     def all(self) -> tuple[ModelStatus, ...]:
-        """Every status, by model and version."""
+        """Return every status, sorted by model and version."""
         return tuple(self._statuses[ref] for ref in sorted(self._statuses))
 
     def get(self, ref: ModelRef) -> ModelStatus | None:
-        """One version's status, if it has one."""
+        """Return a version's status, None if it has none."""
         return self._statuses.get(ref)
 
     def begin(self, ref: ModelRef, state: State, source: str, pin: Digest | None) -> None:
-        """A version enters `state` anew: no error, no progress. `source` carries no credentials."""
+        """Reset a version to `state`, without error or progress. `source` carries no credentials."""
         digest = str(pin) if pin is not None else None
         self._put(ref, state, _status(ref, state, source, digest, pin is not None))
 
     def resolve(self, ref: ModelRef, source: str, pin: Digest | None) -> None:
-        """A version's source is asked what it has; what it is being retried for stays until that is answered."""
+        """Set a version to RESOLVING; the error of its last attempt stays until the source has answered."""
         status = _status(ref, State.RESOLVING, source, None if pin is None else str(pin), pin is not None)
         self._put(ref, State.RESOLVING, replace(status, error=self._statuses[ref].error))
 
     def move(self, ref: ModelRef, state: State, progress: Progress, trouble: HoldfastError | None = None) -> None:
-        """A version is in `state` and this far; `trouble` is what it is retrying now."""
+        """Set a version's state and progress; `trouble` is the error that is being retried."""
         error = None if trouble is None else StatusError.of(trouble)
         self._put(ref, state, _with_progress(replace(self._statuses[ref], error=error), progress))
 
     def trouble(self, ref: ModelRef, state: State, error: HoldfastError) -> None:
-        """A version met an error, in `state`."""
+        """Set a version's state and error."""
         old = self._statuses[ref]
         self._put(ref, state, replace(old, error=StatusError.of(error), rate_bytes_per_s=None, eta_s=None))
 
     def know(self, ref: ModelRef, held: str | None, stale: tuple[str, str | None] | None) -> None:
-        """What holds of a version whatever its state: the digest that its name leads to, and why that is not what it
-        should be (reason and digest of `Stale`). Nothing happens where it is known already."""
+        """Set the digest that a version's name points at, and why that is stale (reason and digest of `Stale`)."""
         old = self._facts.get(ref, _NO_FACTS)
         known = None if old.stale is None else (old.stale.reason, old.stale.digest)
         if (old.held, known) == (held, stale):
@@ -136,7 +127,7 @@ class Board:
         self._learn(ref, replace(old, held=held, stale=since))
 
     def refuse_pins(self, ref: ModelRef, pins: dict[str, StatusError]) -> None:
-        """These pins of pods cannot be met."""
+        """Set the pins of pods that cannot be met, with their errors, by digest."""
         old = self._facts.get(ref, _NO_FACTS)
         if old.refused_pins != pins:
             self._learn(ref, replace(old, refused_pins=pins))
@@ -151,49 +142,49 @@ class Board:
             self._put(ref, status.state, status)
 
     def ready(self, ref: ModelRef, digest: Digest, size: int, pinned: bool, source: str) -> None:
-        """A version is published; `source` is where its content came from."""
+        """Set a version to READY; `source` is the source of its content."""
         self._facts[ref] = replace(self._facts.get(ref, _NO_FACTS), held=str(digest))
         done = replace(_status(ref, State.READY, source, str(digest), pinned), bytes_total=size, bytes_done=size)
         self._put(ref, State.READY, done)
 
     def adopt(self, ref: ModelRef, status: ModelStatus) -> None:
-        """A version's status as the last daemon left it; its file is there already."""
+        """Take over a version's status from the last daemon; its file exists already."""
         with self._lock:
             self._statuses[ref] = status
 
     def drop(self, ref: ModelRef) -> None:
-        """A version is neither here nor wanted."""
+        """Remove the status and the file of a version that is neither published nor wanted."""
         self._facts.pop(ref, None)
         if ref in self._statuses:
-            self._say(ref, None)
+            self._set(ref, None)
 
     def sweep(self) -> None:
-        """Remove the files of versions that nothing is said of: what a crash or somebody else left."""
-        self._submit(self._sweep)
+        """Delete the files of versions without a status, left by a crash or by hand."""
+        self._writer.submit(self._sweep)
 
     def beat(self) -> None:
-        """Move the heartbeat; where the disk did not take what was said, say it all again once it does."""
+        """Write the heartbeat; after failed writes, rewrite all files once one succeeds."""
         self._daemon = replace(self._daemon, updated=timestamp(time.time()))
         if self._beating_since is not None:
-            return  # the last one is not written yet
+            return  # the last heartbeat is not written yet
         if self._stale and self._trouble is None:
             self._stale = False
             self.sweep()
             for ref, status in self._statuses.items():
                 self._queue(ref, status)
         self._beating_since = time.monotonic()
-        self._submit(partial(self._beat, self._daemon.document()))
+        self._writer.submit(self._beat, self._daemon.document())
 
     def restore(self) -> None:
-        """Write those files again that somebody deleted."""
-        self._submit(self._write_missing)
+        """Rewrite files that were deleted by hand."""
+        self._writer.submit(self._write_missing)
 
     async def flushed(self) -> None:
-        """Wait until everything said so far is in its file."""
+        """Wait until every status so far is in its file."""
         await asyncio.get_running_loop().run_in_executor(self._writer, _nothing)
 
     def close(self) -> None:
-        """Write what is left and end the thread."""
+        """Write pending files and end the thread."""
         self._writer.shutdown()
 
     def _put(self, ref: ModelRef, state: State, status: ModelStatus) -> None:
@@ -202,10 +193,9 @@ class Board:
         since = old.since if old is not None and old.state == state else now
         facts = self._facts.get(ref, _NO_FACTS)
         status = replace(status, state=state, since=since, updated=now, held=facts.held, stale=facts.stale)
-        status = replace(status, refused_pins=facts.refused_pins)
-        self._say(ref, status)
+        self._set(ref, replace(status, refused_pins=facts.refused_pins))
 
-    def _say(self, ref: ModelRef, status: ModelStatus | None) -> None:
+    def _set(self, ref: ModelRef, status: ModelStatus | None) -> None:
         with self._lock:
             if status is None:
                 del self._statuses[ref]
@@ -215,15 +205,12 @@ class Board:
         self._queue(ref, status)
 
     def _queue(self, ref: ModelRef, status: ModelStatus | None) -> None:
-        """Have the file of a version say this, or nothing; what it waited to say is not said any more."""
+        """Queue the write of a version's file, or its deletion (None), in place of a pending one."""
         with self._lock:
             is_queued = ref in self._pending
             self._pending[ref] = status
         if not is_queued:
-            self._submit(partial(self._write_newest, ref))
-
-    def _submit(self, job: Callable[[], object]) -> None:
-        self._writer.submit(job)
+            self._writer.submit(self._write_newest, ref)
 
     def _write_newest(self, ref: ModelRef) -> None:
         with self._lock:
@@ -236,62 +223,57 @@ class Board:
     def _beat(self, document: dict[str, object]) -> None:
         self._trouble = self._write(self._public.daemon_status, document)
         if self._trouble is None:
-            self._saying.fine(_SUBJECT)
+            self._log_once.fine(_SUBJECT)
         self._beating_since = None
 
     def _write(self, path: Path, document: dict[str, object]) -> HoldfastError | None:
-        """Write a file; returns what is wrong where it cannot be: the disk may be full or gone, and the daemon goes
-        on."""
-        try:
-            self._check()
+
+        def write() -> None:
             durable.make_dir(path.parent, durable.PUBLIC_DIR_MODE)
             durable.replace_volatile(path, encode(document), _FILE_MODE)
-        except OSError as error:
-            return self._failed(durable.disk_error(error, _CANNOT))
-        except HoldfastError as error:
-            return self._failed(error)
-        return None
+
+        return self._try(write)
 
     def _write_missing(self) -> None:
-        for ref, status in self._said().items():
+        for ref, status in self._current().items():
             path = self._public.model_status(ref)
             if not path.exists():
                 self._write(path, status.document())
 
-    def _said(self) -> dict[ModelRef, ModelStatus]:
-        """What holds by the time a job runs, not when it was asked for: files of versions that were said of in between
-        are written before it. What changes from here on has a job that comes after."""
+    def _current(self) -> dict[ModelRef, ModelStatus]:
+        """Return the statuses when a job runs, not when it was queued: jobs of changes before that have written their
+        files, and changes from now on have later jobs."""
         with self._lock:
             return dict(self._statuses)
 
-    def _failed(self, error: HoldfastError) -> HoldfastError:
-        self._stale = True
-        self._saying.trouble(_SUBJECT, str(error))
-        return error
-
     def _sweep(self) -> None:
-        try:
-            self._check()
-            kept = frozenset(self._public.model_status(ref) for ref in self._said())
-            found = [path for path in self._public.status.glob("*/*") if path not in kept]
-        except OSError as error:
-            self._failed(durable.disk_error(error, _CANNOT))
-            return
-        except HoldfastError as error:
-            self._failed(error)
-            return
-        for path in found:
-            self._unlink(path)
+        def sweep() -> None:
+            kept = frozenset(self._public.model_status(ref) for ref in self._current())
+            for path in [path for path in self._public.status.glob("*/*") if path not in kept]:
+                self._unlink(path)
+
+        self._try(sweep)
 
     def _unlink(self, path: Path) -> None:
-        try:
-            self._check()
+        def unlink() -> None:
             path.unlink(missing_ok=True)
             remove_empty(path.parent)
+
+        self._try(unlink)
+
+    def _try(self, step: Callable[[], None]) -> HoldfastError | None:
+        """Call `step` on the disk; log and return its error: the disk may be full or gone, and the daemon continues."""
+        try:
+            self._check()
+            step()
+            return None
         except OSError as error:
-            self._failed(durable.disk_error(error, _CANNOT))
+            failure = durable.disk_error(error, _CANNOT)
         except HoldfastError as error:
-            self._failed(error)
+            failure = error
+        self._stale = True
+        self._log_once.trouble(_SUBJECT, str(failure))
+        return failure
 
 
 def _status(ref: ModelRef, state: State, source: str, digest: str | None, pinned: bool) -> ModelStatus:
@@ -309,4 +291,4 @@ def _with_progress(status: ModelStatus, progress: Progress) -> ModelStatus:
 
 
 def _nothing() -> None:
-    """The job after which everything before it is done."""
+    """Do nothing: this job ends after all earlier ones."""

@@ -1,7 +1,7 @@
-"""The one door from the event loop into blocking code: the store, and imports that take long.
+"""The only way from the event loop into blocking code: the store, and slow imports.
 
-Law: a bounded pool; a caller that is cancelled still waits for its step to end, so that no step runs unseen.
-A step that was begun with `finish` counts even then.
+Law: a bounded pool; a cancelled caller still waits for its call to end, so that no call runs unobserved. A call made
+with `finish` returns its result even then.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ T = TypeVar("T")
 
 
 class Blocking:
-    """A pool of `threads` threads; making it raises `Transient` (`no_thread`) where they cannot be had."""
+    """A pool of `threads` threads, all started at once; raises `Transient` (`no_thread`)."""
 
     def __init__(self, threads: int) -> None:
         self._pool = started_pool(threads, "store")
 
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Call `function` on a thread of the pool."""
+        """Call `function` on a thread of the pool and return its result."""
         job = asyncio.get_running_loop().run_in_executor(self._pool, partial(function, *args, **kwargs))
         try:
             return await asyncio.shield(job)
@@ -33,10 +33,7 @@ class Blocking:
             raise
 
     async def finish(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Call `function` on a thread of the pool; what it did is done, so a cancellation meanwhile comes too late.
-
-        Where it failed, the cancellation stands.
-        """
+        """Call `function` on a thread of the pool and return its result, also if cancelled during a successful call."""
         job = asyncio.get_running_loop().run_in_executor(self._pool, partial(function, *args, **kwargs))
         try:
             return await asyncio.shield(job)
@@ -47,5 +44,5 @@ class Blocking:
             return job.result()
 
     def close(self) -> None:
-        """Wait for what runs and end the threads."""
+        """Wait for running calls and end the threads."""
         self._pool.shutdown()

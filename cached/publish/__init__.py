@@ -1,4 +1,4 @@
 """Publishing: put one folder's files at a destination as one version.
 
-Law: the manifest is written last, and never describes bytes other than those that were uploaded and checked.
+Law: the manifest is written last, and describes only bytes that were uploaded and checked.
 """

@@ -1,8 +1,8 @@
 """`holdfast publish DIR URI`: hash a folder and upload it as one version.
 
-Law: standard output carries the manifest digest as its last line (after one line of JSON with `--json`), and nothing
-else; everything for people goes to standard error. The folder is only read. With `--force` over another version its
-`holdfast.json` is removed first: until the new one is there, the old must not describe new bytes. `--check` only reads.
+Law: standard output has only the manifest digest as its last line (after one line of JSON with `--json`); messages for
+people go to standard error. The folder is only read. `--force` over another version removes its `holdfast.json` first:
+the old manifest must not describe new bytes. `--check` only reads.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _USE = "s3://bucket/model/version/, file:///folder or a path"
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the command; returns its exit code: 0 done, 1 failed, 2 usage."""
+    """Run the command; return its exit code: 0 done, 1 failed, 2 usage."""
     options = _parse(argv)
     try:
         destination = _open(options.uri, options.threads)
@@ -137,7 +137,7 @@ async def _publish(content: Content, destination: Destination, options: argparse
 
 
 async def _check(content: Content, destination: Destination, options: argparse.Namespace) -> int:
-    """Compare what is published with the folder, by sha256; returns the exit code."""
+    """Compare the published version with the folder, by sha256; return the exit code."""
     _end_on_sigterm()
     try:
         found = await plan(content, destination, options.threads, Judges(sealed=by_sha256, unsealed=by_sha256))
@@ -184,7 +184,7 @@ def _whole(plan: Plan, display: str) -> str:
 
 
 def _answer(plan: Plan, display: str, facts: dict[str, object] | None) -> None:
-    """What a program reads: a line of JSON where it was asked for, and the digest."""
+    """Write the output for programs: a line of JSON with `--json`, and the digest."""
     manifest = plan.content.manifest
     if facts is not None:
         common = {"digest": str(manifest.digest), "uri": display, "files": len(manifest.files)}

@@ -1,6 +1,6 @@
 """Read a folder as a version: its files, their sha256, the manifest.
 
-Law: reads only. What is left out is named, what cannot be published is refused by name.
+Law: reads only. Excluded files are listed; files that cannot be published are refused by name.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from cached.sources.local.tree import PlainFile, file_error, plain_files
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """A folder's manifest, and where each of its files is read."""
+    """A folder's manifest, and the path of each of its files."""
 
     manifest: Manifest
     uploads: tuple[Upload, ...]
@@ -29,7 +29,7 @@ class Content:
 
 @dataclass(frozen=True, slots=True)
 class Folder:
-    """The files of a folder that will be published, and the names in it that will not, each with the reason."""
+    """The files of a folder to publish, and the excluded names, each with the reason."""
 
     files: tuple[PlainFile, ...]
     left_out: tuple[tuple[str, str], ...]
@@ -40,10 +40,8 @@ class Folder:
 
 
 def look_through(base: Path) -> Folder:
-    """List what there is to publish. Raises `Permanent` for an empty folder and for what is no content.
-
-    What version control, caches and desktops leave behind is no content: two downloads of one commit differ in it.
-    """
+    """Return the files of a folder to publish. Raises `Permanent` for an empty folder and unusable files. Files of
+    version control, caches and desktops are excluded: two downloads of one commit differ in them."""
     clutter: set[str] = set()
 
     def is_left_out(path: str) -> bool:
@@ -61,14 +59,14 @@ def look_through(base: Path) -> Folder:
 
 
 def _root_of_clutter(path: str) -> str:
-    """The folder that is clutter as a whole, or the file."""
+    """Return the topmost folder that is clutter, or the file."""
     parts = path.split("/")
     folders = ["/".join(parts[:end]) for end in range(1, len(parts))]
     return next((folder for folder in folders if is_clutter(f"{folder}/x")), path)
 
 
 def hash_all(files: Sequence[PlainFile], threads: int, progress: Progress) -> Content:
-    """Hash the files with `threads` threads, largest first, and build the manifest."""
+    """Hash the files with `threads` threads, largest first, and return the manifest; raises `HoldfastError`."""
 
     def hash_one(file: PlainFile) -> Upload:
         try:

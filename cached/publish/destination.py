@@ -1,7 +1,4 @@
-"""What every destination of `publish` is, and the values it works with.
-
-Law: values and one Protocol.
-"""
+"""The Protocol of a destination of `publish`, and its values. Law: values and one Protocol."""
 
 from __future__ import annotations
 
@@ -14,13 +11,13 @@ from cached.contract.manifest import FileEntry
 from cached.publish.mark import Mark
 
 PART_BYTES = 16 * 1024 * 1024  # read, hashed and sent at a time
-Progress = Callable[[int], None]  # is told bytes done, from any thread
-Say = Callable[[str], None]  # is told what a person should know
+Progress = Callable[[int], None]  # called with the bytes done, from any thread
+Say = Callable[[str], None]  # called with a message for a person
 
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """One file of the version, and the `real` path its bytes are read from."""
+    """One file of the version, and the `real` path of its bytes."""
 
     entry: FileEntry
     real: Path
@@ -28,60 +25,57 @@ class Upload:
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """A file at the destination: `size` in bytes, and a `tag` that changes when somebody writes the file again."""
+    """A file at the destination: `size` in bytes, and a `tag` that changes with each write of the file."""
 
     size: int
     tag: str
 
 
 class Destination(Protocol):
-    """A version's own folder somewhere. Every method raises `Transient` or `Permanent`.
-
-    `claim` comes before the first change and `unmark` after the manifest: in between, and after a crash there, a
-    `Source` without a manifest sees the mark and does not take half a version for a whole one. While the mark is this
-    publisher's, another one stays away (`another_publisher`).
-    """
+    """A version's own folder. Every method raises `Transient` or `Permanent`. `claim` comes before the first change and
+    `unmark` after the manifest: in between, and after a crash there, a `Source` without a manifest sees the mark and
+    refuses the incomplete version. While the mark is this publisher's, another one is refused (`another_publisher`)."""
 
     @property
     def display(self) -> str:
         """The URI to show, without credentials."""
 
     async def manifest(self) -> bytes | None:
-        """The bytes of `holdfast.json` there, if any."""
+        """Return the bytes of `holdfast.json`, None if there is none."""
 
     async def listing(self, files: Sequence[FileEntry]) -> dict[str, Stored]:
-        """Those of `files` that are there, by path."""
+        """Return those of `files` that exist, by path."""
 
     async def vouches_for(self, upload: Upload, stored: Stored) -> bool:
-        """Tell whether the destination's own checksum says that the bytes there are the upload's."""
+        """Return whether the destination's own checksum proves that it has the upload's bytes."""
 
     async def sha256(self, path: str) -> str | None:
-        """The sha256 of the bytes there: the store's own where it computed one, else of what is read; None if gone."""
+        """Return a stored file's sha256, computed by the store or from the bytes read; None if there is no file."""
 
     async def claim(self, mark: Mark, say: Say) -> None:
-        """Leave the mark as the only publisher there, durably; takes over from one that died, and says so."""
+        """Write the mark as the only publisher, durably; take over from a dead one, and report that."""
 
     async def keep_claim(self) -> None:
-        """Show a sign of life; raises `another_publisher` where the mark is not this publisher's any more."""
+        """Renew the mark; raises `another_publisher` if it is no longer this publisher's."""
 
     async def withdraw(self) -> None:
         """Remove `holdfast.json`, durably."""
 
     async def put(self, upload: Upload, progress: Progress) -> Stored:
-        """Put one file, visible only when whole, durable, and of the sha256 that its entry says: what is stored is
-        checked, by the store's own checksum or by reading it back."""
+        """Store one file, visible only when complete and durable; check the stored bytes against its sha256, by the
+        store's own checksum or by reading them back."""
 
     async def seal(self, manifest: bytes) -> None:
-        """Write `holdfast.json`, where there is none, durably."""
+        """Write `holdfast.json`, durably, if there is none."""
 
     async def delete(self, path: str) -> None:
-        """Remove one file; one that is gone is left so."""
+        """Delete one file, if it exists."""
 
     async def unmark(self) -> None:
-        """Remove the mark, if it is this publisher's, and what else this publish left beside the files."""
+        """Delete the mark, if it is this publisher's, and this publish's temporary files."""
 
     async def give_up(self) -> None:
-        """Leave the mark, and say in it that this publisher has ended."""
+        """Keep the mark, and note in it that this publisher has ended."""
 
     async def aclose(self) -> None:
-        """Give back what the destination holds. Calling it again does nothing."""
+        """Release all resources. Calling it again does nothing."""

@@ -1,8 +1,8 @@
 """Publish into a folder: a local disk, NFS, a mounted volume.
 
-Law: a file appears under its name only by rename, whole, fsynced and read back from the disk; unfinished ones lie under
-`.holdfast/`, on the same file system, and go when the publish is done. A publisher holds flock LOCK_EX on the mark: the
-kernel drops it when the process dies, so a locked mark is a live publisher's, also across NFS clients.
+Law: a file appears under its name only by rename, complete, fsynced and read back from the disk; temporary files are
+under `.holdfast/`, on the same file system, and deleted at the end of the publish. A publisher holds flock LOCK_EX on
+the mark: the kernel drops it when the process dies, so a locked mark has a live publisher, also across NFS clients.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ _FOLDER_MODE = 0o755
 
 
 class FolderDestination:
-    """A `Destination` in a folder, which is made where it is missing."""
+    """A `Destination` in a folder, which is created if it is missing."""
 
     def __init__(self, base: Path) -> None:
         self._base = base
         self._held: tuple[Mark, int] | None = None  # ours, and its locked descriptor
-        self._deleting = threading.Lock()  # a folder that one deletion finds empty may be the one another is syncing
+        self._deleting = threading.Lock()  # one deletion may remove an empty folder while another one syncs it
 
     @property
     def display(self) -> str:
@@ -56,7 +56,7 @@ class FolderDestination:
         return await asyncio.to_thread(self._listing, files)
 
     async def vouches_for(self, upload: Upload, stored: Stored) -> bool:
-        """Hash the file that is there: a folder keeps no checksum."""
+        """Hash the stored file: a folder has no checksums."""
         return stored.size == upload.entry.size and await self.sha256(upload.entry.path) == upload.entry.sha256
 
     async def sha256(self, path: str) -> str | None:
@@ -84,11 +84,11 @@ class FolderDestination:
         await asyncio.to_thread(self._unmark)
 
     async def give_up(self) -> None:
-        """Nothing to say: letting go of the lock says it."""
-        self._let_go()
+        """Release the lock, which ends the claim."""
+        self._release()
 
     async def aclose(self) -> None:
-        self._let_go()
+        self._release()
 
     def _read_manifest(self) -> bytes | None:
         path = self._base / MANIFEST_NAME
@@ -103,14 +103,14 @@ class FolderDestination:
         for entry in files:
             try:
                 found[entry.path] = self._stored(entry.path)
-            except Permanent:  # missing, or not a plain file: then it is put there
+            except Permanent:  # missing, or not a plain file: it is uploaded
                 continue
         return found
 
     def _stored(self, path: str) -> Stored:
         file = look_inside(self._base, path)
         with _writing(file.real):
-            # In steps of two seconds: what is shown before a file system has rounded a time is finer than afterwards.
+            # In steps of two seconds: a file system may show a finer time before it has rounded it.
             return Stored(file.size, str(os.stat(file.real).st_mtime_ns // 2_000_000_000))
 
     def _hash(self, path: str) -> str | None:
@@ -125,10 +125,10 @@ class FolderDestination:
             return hash_file(real)
 
     def _claim(self, mark: Mark, say: Say) -> None:
-        """Lock the mark, which is the same file until it is removed; then write whose it is."""
+        """Lock the mark, which is the same file until it is deleted; then write `mark` into it."""
         path = self._base / PUBLISHING_NAME
         descriptor = None
-        while descriptor is None:  # another publisher removed it in between: look again
+        while descriptor is None:  # another publisher deleted it in between: try again
             self._make_folders(path.parent)
             descriptor = self._locked(path)
         self._held = mark, descriptor
@@ -142,7 +142,7 @@ class FolderDestination:
             say(f"taking over from a publish that did not end ({describe(Mark.parse(before))})")
 
     def _locked(self, path: Path) -> int | None:
-        """The mark, open and locked; None if it, or its folder, is removed meanwhile."""
+        """Return the mark's locked descriptor, None if the mark or its folder was deleted during the call."""
         with _writing(path):
             try:
                 descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, _FILE_MODE)
@@ -189,7 +189,7 @@ class FolderDestination:
         except FileNotFoundError:
             return None
 
-    def _let_go(self) -> None:
+    def _release(self) -> None:
         held, self._held = self._held, None
         if held is not None:
             os.close(held[1])
@@ -226,7 +226,7 @@ class FolderDestination:
         return self._stored(upload.entry.path)
 
     def _read_back(self, written: Path, entry: FileEntry, target: Path) -> None:
-        """Hash what the disk has, not what is in memory."""
+        """Hash the bytes on the disk, not those in memory."""
         _drop_cache(written)
         found = hash_file(written)
         if found != entry.sha256:
@@ -247,7 +247,7 @@ class FolderDestination:
             for folder in list((self._base / path).parents)[: path.count("/")]:
                 try:
                     folder.rmdir()
-                except OSError:  # not empty: something else lives there
+                except OSError:  # not empty
                     return
 
     def _unmark(self) -> None:
@@ -260,11 +260,11 @@ class FolderDestination:
             if not os.listdir(records):
                 records.rmdir()
                 durable.fsync_dir(self._base)
-        self._let_go()
+        self._release()
 
 
 def _is_at(path: Path, descriptor: int) -> bool:
-    """Tell whether the open file is still the one at `path`."""
+    """Return whether the open file is still the one at `path`."""
     try:
         return os.path.samestat(os.stat(path, follow_symlinks=False), os.fstat(descriptor))
     except FileNotFoundError:
@@ -272,12 +272,9 @@ def _is_at(path: Path, descriptor: int) -> bool:
 
 
 def _drop_cache(path: Path) -> None:
-    """Have the next read of a file come from the disk, or the server behind it."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    try:
+    """Drop a file's page cache, so that the next read comes from the disk, or the server behind it."""
+    with durable.opened(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW) as descriptor:
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager

@@ -1,6 +1,6 @@
-"""The golden predictions of a version that is being published: its own, or the file that `--golden` names.
+"""The golden predictions of a version to publish: its own file, or that of `--golden`.
 
-Law: reads and checks. A version is never published with golden predictions that no server could replay.
+Law: reads and checks. Golden predictions that no server can replay are refused.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from cached.sources.local.tree import PlainFile, file_error
 
 
 def with_golden(folder: Folder, named: Path | None) -> Folder:
-    """The folder with `named` as its golden file, in place of one that lies there; raises `HoldfastError`."""
+    """Return the folder with `named` as its golden file, in place of its own; raises `HoldfastError`."""
     if named is not None:
         file = PlainFile(GOLDEN_NAME, named, _size(named), validator="")
         others = (other for other in folder.files if other.path != GOLDEN_NAME)

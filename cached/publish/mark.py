@@ -1,7 +1,7 @@
-"""The mark of a publish under way (`.holdfast/publishing`): who publishes, and a sign of life.
+"""The mark of a running publish (`.holdfast/publishing`): its publisher, and a heartbeat.
 
-Law: pure values. The mark's presence alone keeps sources from reading half a version; its content tells publishers
-apart.
+Law: pure values. The mark's presence keeps sources from reading an incomplete version; its content distinguishes
+publishers.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _SHOWN = 100
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """One publisher's claim. `publisher`: a random id. `beat` grows while it lives; `ended`: it gave up by itself."""
+    """One publisher's claim. `publisher`: a random id. `beat` grows while it lives; `ended`: it gave up."""
 
     publisher: str
     host: str
@@ -32,13 +32,13 @@ class Mark:
 
     @classmethod
     def new(cls, digest: Digest) -> Mark:
-        """A claim of this process, to publish the version of that digest."""
+        """Return a new claim of this process for the version of that digest."""
         started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         return cls(secrets.token_hex(16), socket.gethostname(), started, str(digest))
 
     @classmethod
     def parse(cls, data: bytes) -> Mark | None:
-        """Read a mark; None for one that is torn, or that an older `publish` wrote (empty)."""
+        """Parse a mark; return None for a truncated one, or the empty one of an older release."""
         try:
             found = json.loads(data[:MAX_MARK_BYTES])
             mark = cls(**found)
@@ -49,22 +49,22 @@ class Mark:
         return mark if whole and isinstance(mark.beat, int) else None
 
     def encode(self) -> bytes:
-        """The bytes of the mark as they are stored."""
+        """Return the stored bytes of the mark."""
         return json.dumps(asdict(self), sort_keys=True).encode()
 
     def describe(self) -> str:
-        """Who it is, for a person."""
+        """Return the publisher's host, start and version, for people."""
         words = (f"host {self.host}", f"begun {self.started}", f"version {self.digest}")
         return ", ".join("".join(c for c in word if c.isprintable())[:_SHOWN] for word in words)
 
 
 def describe(mark: Mark | None) -> str:
-    """Who left a mark, for a person; None: nobody knows."""
+    """Return the publisher of a mark, for people; `mark` None: unknown."""
     return "an unnamed publisher" if mark is None else mark.describe()
 
 
 def another_publisher(where: str, other: Mark | None) -> Permanent:
-    """The error of the publisher that has to stop, because another one publishes at the same place."""
+    """Return the error of a publisher that must stop, because another one publishes to the same folder."""
     return Permanent(
         "another_publisher",
         f"{where}: another publisher is at work there ({describe(other)}); this one stopped",

@@ -1,6 +1,6 @@
-"""Run jobs side by side, a bounded number at a time.
+"""Run jobs in parallel, a bounded number at a time.
 
-Law: every task lives in a TaskGroup here; the first failure ends the others and comes out as itself, not as a group.
+Law: every task is in a TaskGroup; the first failure ends the others and is raised itself, not as a group.
 """
 
 from __future__ import annotations

@@ -1,10 +1,9 @@
-"""Decide what a publish has to do at its destination, then do it.
+"""Plan the changes of a publish at its destination, and carry them out.
 
-Law: `plan` changes nothing. `run` changes in an order that a crash may cut anywhere: mark, remove a manifest that will
-not hold any more, files, the new manifest, files that only the old manifest named, unmark. So a manifest never
-describes bytes that are not there, and between the mark and the manifest no source takes the files for a version.
-One publisher at a time per version: the mark says whose turn it is, and before and after the manifest is written every
-file must still be the one that was checked.
+Law: `plan` changes nothing. `run` changes in an order that a crash may interrupt anywhere: mark, delete an outdated
+manifest, files, the new manifest, files that only the old manifest lists, unmark. So a manifest never describes missing
+bytes, and between the mark and the manifest no source accepts the files as a version. One publisher at a time per
+version: the mark names it, and before and after the manifest is written every file must be the one that was checked.
 """
 
 from __future__ import annotations
@@ -24,13 +23,13 @@ from cached.publish.parallel import in_parallel, ungrouped
 
 BEAT_S = 5.0
 
-# How a file of the right size differs from the upload; None where it does not.
+# Returns how a file of the right size differs from the upload; None if it does not.
 Judge = Callable[[Destination, Upload, Stored], Awaitable[str | None]]
 
 
 @dataclass(frozen=True, slots=True)
 class Judges:
-    """How files are compared: under the right manifest (`sealed`), and where there is none or another."""
+    """The comparisons of files: under the right manifest (`sealed`), and under another or none."""
 
     sealed: Judge
     unsealed: Judge
@@ -38,11 +37,9 @@ class Judges:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is missing at the destination. `replaced`: the digest of another version's manifest there, if any.
-
-    `uploads`: how each differs. `sealed`: the right manifest is there already. `obsolete`: paths that only the replaced
-    manifest names. `manifest` and `listing`: what was there when it was decided.
-    """
+    """The changes at the destination. `uploads`: files to upload, and how each differs. `sealed`: the right manifest
+    exists already. `replaced`: the digest of another version's manifest, if any; `obsolete`: paths that only that one
+    lists. `manifest` and `listing`: the destination's state when the plan was made."""
 
     content: Content
     uploads: dict[Upload, str]
@@ -62,17 +59,17 @@ class Plan:
 
 
 async def by_size(_destination: Destination, _upload: Upload, _stored: Stored) -> str | None:
-    """Believe a size: what the right manifest names was checked before it was written."""
+    """Accept the size: the files of the right manifest were checked before it was written."""
     return None
 
 
 async def by_checksum(destination: Destination, upload: Upload, stored: Stored) -> str | None:
-    """Believe the destination's own checksum."""
+    """Accept the destination's own checksum."""
     return None if await destination.vouches_for(upload, stored) else "other contents"
 
 
 async def by_sha256(destination: Destination, upload: Upload, _stored: Stored) -> str | None:
-    """Believe a sha256 alone."""
+    """Accept only the sha256."""
     found = await destination.sha256(upload.entry.path)
     if found == upload.entry.sha256:
         return None
@@ -80,7 +77,7 @@ async def by_sha256(destination: Destination, upload: Upload, _stored: Stored) -
 
 
 async def plan(content: Content, destination: Destination, requests: int, judges: Judges) -> Plan:
-    """Compare the content with what is there."""
+    """Compare the content with the destination, with `requests` comparisons at once; return the changes."""
     there = await destination.manifest()
     listing = await destination.listing(content.manifest.files)
     sealed = there == content.manifest.canonical()
@@ -122,11 +119,9 @@ async def run(
     progress: Progress,
     say: Say,
 ) -> Plan:
-    """Carry the plan out as the only publisher there; returns the one that was carried out.
-
-    `decide` plans again, and may refuse, where the destination changed before the mark was there. `say` is told what a
-    person should know though it is no failure.
-    """
+    """Carry out the plan as the only publisher; return the plan that was carried out. `decide` plans again, and may
+    refuse, if the destination changed before the mark was written. `say` is called with messages for people that are no
+    failures."""
     if decided.is_done:
         return decided
     try:
@@ -146,7 +141,7 @@ async def run(
 
 
 async def _live(destination: Destination, ended: asyncio.Event) -> None:
-    """Show signs of life until `ended`; never cut off in one, which could arrive after the mark is removed."""
+    """Renew the mark until `ended`; a renewal is never interrupted, or it could arrive after the mark is deleted."""
     while not ended.is_set():
         try:
             await asyncio.wait_for(ended.wait(), BEAT_S)
@@ -155,7 +150,7 @@ async def _live(destination: Destination, ended: asyncio.Event) -> None:
 
 
 async def _end(destination: Destination, error: BaseException) -> None:
-    """Let the next publisher go on at once; a refusal has changed nothing, so that it leaves no mark either."""
+    """Let the next publisher start at once; a refusal has changed nothing, so it leaves no mark."""
     try:
         if isinstance(error, HoldfastError) and error.code == "already_published":
             await destination.unmark()
@@ -166,7 +161,7 @@ async def _end(destination: Destination, error: BaseException) -> None:
 
 
 async def _current(decided: Plan, decide: Callable[[], Awaitable[Plan]], destination: Destination) -> Plan:
-    """The plan, made again if another publisher ended between the look at the destination and the mark."""
+    """Return the plan, made again if another publisher ended between the comparison and the mark."""
     there = await destination.manifest(), await destination.listing(decided.content.manifest.files)
     return decided if there == (decided.manifest, decided.listing) else await decide()
 
@@ -192,12 +187,12 @@ async def _carry_out(plan: Plan, destination: Destination, requests: int, progre
 
 
 async def _seal(manifest: Manifest, checked: dict[str, Stored], destination: Destination) -> None:
-    """Write the manifest, and take one away that describes other bytes than are there."""
+    """Write the manifest; delete one that describes other bytes than the stored ones."""
     try:
         await destination.seal(manifest.canonical())
     except Permanent as error:
         if error.code == "another_publisher":
-            # Written by one that had lost its mark to us; we have changed files since.
+            # Another publisher, which had lost its mark to this one, wrote it; this one has changed files since.
             await destination.keep_claim()
             await destination.withdraw()
         raise
@@ -226,7 +221,7 @@ async def _tidy(plan: Plan, destination: Destination, requests: int, say: Say) -
         await in_parallel(requests, (partial(destination.delete, path) for path in plan.obsolete))
         await destination.unmark()
     except Permanent as error:
-        # The version is published: a role that may put but not delete leaves some litter, which no reader minds.
+        # The version is published: a role without the right to delete leaves files that no reader uses.
         say(f"published, but not tidied up: {error}")
         await destination.give_up()
 
@@ -235,6 +230,6 @@ def _obsolete(there: bytes, manifest: Manifest) -> tuple[str, ...]:
     try:
         old = Manifest.parse(there)
     except InvalidManifest:
-        return ()  # what it named is unknown: nothing is deleted on a guess
+        return ()  # its files are unknown: none is deleted
     kept = {file.path for file in manifest.files}
     return tuple(file.path for file in old.files if file.path not in kept)

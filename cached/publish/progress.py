@@ -1,6 +1,6 @@
-"""Show a person how far a publish is, on standard error.
+"""Show the progress of a publish on standard error.
 
-Law: writes a line in place on a terminal, and a plain line now and then elsewhere; counts from any thread.
+Law: updates one line in place on a terminal, else writes a line every 10 s; counts from any thread.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _LOG_INTERVAL_S = 10.0
 
 
 class ProgressLine:
-    """Bytes done of `total`, under a `label`; use it with `with` and call `add()`."""
+    """Bytes done of `total`, with a `label`; use it with `with` and call `add()`."""
 
     def __init__(self, stream: TextIO, label: str, total: int) -> None:
         self._stream = stream

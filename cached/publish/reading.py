@@ -1,6 +1,6 @@
-"""Read a file that is being published, part by part, and notice when it is not what was hashed.
+"""Read a file to upload, part by part, and detect changes since it was hashed.
 
-Law: sequential, bounded reads; hashing happens in the thread that reads. Never follows a symlink.
+Law: sequential, bounded reads; the reading thread hashes. Never follows a symlink.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from cached.sources.local.tree import file_error
 
 
 def wrong_bytes(where: str, expected: str, found: str) -> Permanent:
-    """The error for a destination that has stored other bytes than it was sent."""
+    """Return the error for a destination that has stored other bytes than were sent."""
     return Permanent(
         "stored_wrong",
         f"{where}: sent bytes of sha256 {expected}, the destination has stored sha256 {found}; no manifest was written",
@@ -24,7 +24,7 @@ def wrong_bytes(where: str, expected: str, found: str) -> Permanent:
 
 
 class CheckedReader:
-    """One pass over a file's bytes; `finish()` says whether they were those that the manifest lists."""
+    """One pass over a file's bytes; `finish()` checks them against the manifest."""
 
     def __init__(self, upload: Upload) -> None:
         self._upload = upload
@@ -35,7 +35,7 @@ class CheckedReader:
             raise file_error(error, upload.real) from error
 
     def read(self, length: int) -> bytes:
-        """The next `length` bytes, hashed. Raises `Permanent` where the file ends before."""
+        """Return the next `length` bytes, after hashing them. Raises `Permanent` if the file ends before."""
         try:
             data = os.read(self._descriptor, length)
             while len(data) < length and (more := os.read(self._descriptor, length - len(data))):
@@ -48,7 +48,7 @@ class CheckedReader:
         return data
 
     def finish(self) -> None:
-        """Raise `Permanent` unless the whole file was read and has the sha256 that was promised."""
+        """Raise `Permanent` unless the whole file was read and has the manifest's sha256."""
         if os.read(self._descriptor, 1):
             raise self._changed("it is longer now")
         if self._sha.hexdigest() != self._upload.entry.sha256:

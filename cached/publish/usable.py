@@ -1,7 +1,7 @@
-"""Refuse to publish what no server could load: pointers of Git LFS, sets of shards that are not whole.
+"""Refuse to publish files that no server can load: pointers of Git LFS, incomplete sets of shards.
 
-Law: reads beginnings of files and indexes only. Only what is certainly wrong is refused; what is no safetensors file or
-no index at all is somebody else's format.
+Law: reads only the beginnings of files, and indexes. Only certainly wrong files are refused; a file that is no
+safetensors file or index has another format.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _SHOWN = 3
 
 
 def refuse_unusable(files: Sequence[PlainFile]) -> None:
-    """Raise `Permanent` (`lfs_pointer`, `incomplete`) that names the file."""
+    """Raise `Permanent` (`lfs_pointer`, `incomplete`), with the file's name, for a pointer or a missing shard."""
     pointers = [file.path for file in files if file.size <= _MAX_POINTER_BYTES and _begins_with_pointer(file)]
     if pointers:
         raise Permanent(
@@ -41,7 +41,7 @@ def _begins_with_pointer(file: PlainFile) -> bool:
 
 
 def _decides(path: str, paths: set[str]) -> bool:
-    """Tell whether the shards that this index names are the weights: an older format's may have outlived its shards."""
+    """Return whether this index lists the weights: an index of the older format may remain without its shards."""
     if path.endswith(".safetensors.index.json"):
         return True
     folder = path.rpartition("/")[0]
@@ -73,7 +73,7 @@ def _shards(file: PlainFile) -> Iterator[str]:
 
 
 def _check_length(file: PlainFile) -> None:
-    """A safetensors file begins with its header's length, and the header says where the last tensor ends."""
+    """Check a safetensors file's size: it begins with its header's length, and the header has the last tensor's end."""
     length = int.from_bytes(_beginning(file, 8), "little")
     if length > _MAX_HEADER_BYTES or _beginning(file, 9)[8:] != b"{":
         return

@@ -1,6 +1,6 @@
 """Committed blobs: complete and verified by construction, named by their sha256, mode 0444.
 
-Law: a blob appears by one rename of a file that is already whole, synced and read-only; nothing writes to it again.
+Law: a blob appears by one rename of a complete, synced, read-only file; nothing writes to it again.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from cached.contract.digest import is_hex
 from cached.contract.layout import Layout
 from cached.store.disk import durable
 
-_one_at_a_time = threading.Lock()  # two flights may find at the same moment that they have the same bytes
+_one_at_a_time = threading.Lock()  # two downloads may finish with the same bytes at the same moment
 
 
 def has(layout: Layout, sha256: str) -> bool:
-    """Tell whether the blob is committed."""
+    """Return whether the blob is committed."""
     return layout.blob(sha256).exists()
 
 
 def size(layout: Layout, sha256: str) -> int | None:
-    """A committed blob's size in bytes; None where it is not there."""
+    """Return a committed blob's size in bytes, None if there is no such blob."""
     try:
         return os.lstat(layout.blob(sha256)).st_size
     except FileNotFoundError:
@@ -32,7 +32,7 @@ def size(layout: Layout, sha256: str) -> int | None:
 
 
 def listed(layout: Layout) -> Iterator[os.DirEntry[str]]:
-    """Every committed blob, in the order of their names. What else lies there is somebody else's, and left alone."""
+    """Yield every committed blob, sorted by name; ignore files that are not named by a sha256."""
     for prefix in sorted(os.listdir(layout.blobs)):
         try:
             with os.scandir(layout.blobs / prefix) as entries:
@@ -43,54 +43,46 @@ def listed(layout: Layout) -> Iterator[os.DirEntry[str]]:
 
 
 def commit(layout: Layout, finished: Path, sha256: str) -> bool:
-    """Rename a finished, synced file into its place, durably; where the blob is there already, delete the new copy.
-
-    Returns whether the blob is new. The caller has compared the sha256 of the bytes with `sha256`.
-    """
+    """Rename a finished, synced file to its blob, durably, or delete it if the blob exists; return whether it is new.
+    The caller has compared the sha256 of the bytes with `sha256`. Raises `HoldfastError` for a disk error."""
     fresh = place(layout, finished, sha256)
     settle(layout, finished, sha256)
     return fresh
 
 
 def place(layout: Layout, finished: Path, sha256: str) -> bool:
-    """The first half of `commit`: whoever accounts for the disk counts a new blob from here on, synced or not."""
+    """Do the rename of `commit`: from here on the ledger counts a new blob, synced or not."""
     target = layout.blob(sha256)
-    try:
+    with durable.disk_errors(f"committing blob {sha256}"):
         durable.make_dir(target.parent, durable.PRIVATE_DIR_MODE)
         with _one_at_a_time:
             there = size(layout, sha256)
-            if there != os.lstat(finished).st_size:  # not there, or cut short by somebody, and certainly not this
+            if there != os.lstat(finished).st_size:  # missing, or truncated by hand
                 os.rename(finished, target)
                 return True
         durable.unlink(finished)
-    except OSError as error:
-        raise durable.disk_error(error, f"committing blob {sha256}") from error
     return False
 
 
 def settle(layout: Layout, finished: Path, sha256: str) -> None:
-    """The second half of `commit`: make the rename durable."""
-    try:
+    """Do the syncs of `commit`: make the rename durable."""
+    with durable.disk_errors(f"committing blob {sha256}"):
         durable.fsync_dir(layout.blob(sha256).parent)
         durable.fsync_dir(finished.parent)
-    except OSError as error:
-        raise durable.disk_error(error, f"committing blob {sha256}") from error
 
 
 def commit_noted(layout: Layout, ingest_id: str, sha256: str) -> None:
-    """Do the rename that a crash came before: an ingest whose digest is in the journal is whole, synced and verified.
-
-    For recovery, before anybody accounts for what is on the disk.
-    """
+    """Do the rename that a crash prevented: an ingest whose digest is in the journal is complete, synced and verified.
+    For recovery, before the ledger measures the disk."""
     finished = layout.ingest / ingest_id / "data"
     if not finished.exists():
         return
-    if stat.S_IMODE(os.lstat(finished).st_mode) == durable.READ_ONLY_MODE:  # else a later try has opened it again
+    if stat.S_IMODE(os.lstat(finished).st_mode) == durable.READ_ONLY_MODE:  # else a later attempt has reopened it
         commit(layout, finished, sha256)
 
 
 def is_unlinked(layout: Layout, sha256: str) -> bool:
-    """Tell whether the blob is here and no snapshot links it."""
+    """Return whether the blob exists and no snapshot links it."""
     try:
         return os.lstat(layout.blob(sha256)).st_nlink == 1
     except FileNotFoundError:
@@ -98,7 +90,7 @@ def is_unlinked(layout: Layout, sha256: str) -> bool:
 
 
 def remove_unlinked(layout: Layout, sha256: str) -> int | None:
-    """Delete the blob if no snapshot links it any more; returns its size in bytes, None where it stays or is gone."""
+    """Delete the blob if no snapshot links it; return its size in bytes, None if it stays or does not exist."""
     path = layout.blob(sha256)
     try:
         found = os.lstat(path)
@@ -111,7 +103,7 @@ def remove_unlinked(layout: Layout, sha256: str) -> int | None:
 
 
 def quarantine(layout: Layout, sha256: str) -> None:
-    """Take a blob whose bytes went bad out of use; of one that did so before, the newer remains are kept."""
+    """Move a corrupt blob into quarantine, replacing an earlier corrupt copy of the same blob."""
     try:
         durable.rename(layout.blob(sha256), layout.quarantine / sha256)
     except FileNotFoundError:

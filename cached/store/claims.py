@@ -1,8 +1,8 @@
-"""What versions under way go on from, so that no deletion takes it from under them.
+"""The blobs and partial blobs that version fetches reuse; a deletion leaves them.
 
-Law: in memory and thread-safe; does no I/O. Whoever wants something claims it first, then waits out (`settle`) the
-deletion that is being decided, and only then looks whether it is there: from then on it stays until the claim is
-dropped. Whoever deletes asks and deletes each thing within one `deciding`.
+Law: in memory and thread-safe; does no I/O. A fetch claims first, then waits for the deletion in progress (`settle`),
+and only then checks which blobs exist: these stay until the claim is dropped. A deletion checks the claims and deletes
+within one `deciding`.
 """
 
 from __future__ import annotations
@@ -22,76 +22,74 @@ class _Claim:
 
 
 class Claims:
-    """Blobs by sha256, partial blobs by id, and who claims them. A blob's size is 0 until it is known to be here.
-
-    `journal` tells what a claimed partial blob of unknown digest became.
-    """
+    """Claimed blobs by sha256 and partial blobs by id, per claimant. A blob's size is 0 until it is known to exist.
+    `journal` has the digest that a claimed partial blob of unknown digest turned out to have."""
 
     def __init__(self, journal: DigestJournal) -> None:
         self.journal = journal
-        self._lock = threading.Lock()  # never held while anybody waits
-        self._deciding = threading.Lock()  # held while one thing is deleted: only threads that may wait take it
+        self._lock = threading.Lock()  # never held during a blocking call
+        self._deciding = threading.Lock()  # held during one deletion: only threads that may block take it
         self._claims: dict[Hashable, _Claim] = {}
 
     def begin(self, who: Hashable, blobs: Collection[str], partials: Collection[str]) -> None:
-        """`who` goes on from these, where they are there, and from nothing else."""
+        """Set the claims of `who`: these blobs and partial blobs, existing or not."""
         with self._lock:
             self._claims[who] = _Claim(dict.fromkeys(blobs, 0), frozenset(partials))
 
     def found(self, who: Hashable, blobs: Mapping[str, int]) -> None:
-        """These are here, and `who` goes on from them; nothing happens where it is over."""
+        """Add existing blobs, with their sizes in bytes, to the claims of `who`; no effect after `drop`."""
         with self._lock:
             if who in self._claims:
                 self._claims[who].blobs.update(blobs)
 
     def has_claimed(self, who: Hashable) -> bool:
-        """Tell whether `who` has said what it goes on from."""
+        """Return whether `who` claims anything."""
         with self._lock:
             mine = self._claims.get(who)
             return mine is not None and bool(mine.blobs or mine.partials)
 
     def drop(self, who: Hashable) -> None:
-        """`who` is over: what it left behind may be deleted."""
+        """Drop all claims of `who`."""
         with self._lock:
             self._claims.pop(who, None)
 
     def settle(self) -> None:
-        """Wait until whatever deletion was decided before a claim was made is carried out. Blocking."""
+        """Wait for the deletion that was decided before a claim was made. Blocking."""
         with self._deciding:
             return
 
     @contextmanager
     def deciding(self) -> Iterator[None]:
-        """Ask for a claim and delete within this block; one at a time."""
+        """Enclose the check of the claims and the deletion; one caller at a time."""
         with self._deciding:
             yield
 
     def has_blob(self, sha256: str) -> bool:
-        """Tell whether anybody claims this blob, by its digest or as what a partial blob became."""
+        """Return whether this blob is claimed, by its digest or by a partial blob that turned out to have it."""
         with self._lock:
             if any(sha256 in claim.blobs for claim in self._claims.values()):
                 return True
         return any(self.has_partial(id_) for id_ in self.journal.ids_of(sha256))
 
     def has_partial(self, id_: str) -> bool:
-        """Tell whether anybody claims this partial blob."""
+        """Return whether this partial blob is claimed."""
         with self._lock:
             return any(id_ in claim.partials for claim in self._claims.values())
 
     def blobs_of(self, who: Hashable) -> dict[str, int]:
-        """The blobs that `who` claims, with their sizes."""
+        """Return the blobs that `who` claims, with their sizes in bytes."""
         with self._lock:
             mine = self._claims.get(who)
             return {} if mine is None else dict(mine.blobs)
 
     def partials_of(self, who: Hashable) -> frozenset[str]:
-        """The partial blobs that `who` claims."""
+        """Return the partial blobs that `who` claims."""
         with self._lock:
             mine = self._claims.get(who)
             return frozenset() if mine is None else mine.partials
 
     def partials_alone(self, who: Hashable) -> frozenset[str]:
-        """The partial blobs that `who` claims and nobody else does."""
+        """Return the partial blobs that only `who` claims."""
         with self._lock:
             mine = self._claims.get(who)
             others = (claim.partials for key, claim in self._claims.items() if key != who)

@@ -1,7 +1,7 @@
-"""Take versions away: the name first, then the snapshot, then the blobs that nothing links any more.
+"""Delete versions: the name first, then the snapshot, then the blobs that no snapshot links.
 
-Law: never what somebody holds a lease on, nor what a version under way claims. Every step is a rename or an unlink: a
-crash leaves only what recovery sweeps.
+Law: deletes nothing that is leased or claimed. Every step is a rename or an unlink: a crash leaves only what recovery
+sweeps.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -28,8 +28,8 @@ _log = logging.getLogger(__name__)
 
 
 class Account(Protocol):
-    """Who is told what is on the disk, as soon as it changed and before the next thing is decided: whoever fetches a
-    blob anew that is just being deleted counts it after this."""
+    """Count what is on the disk, called after each change and before the next decision: a fetch of a blob that is
+    being deleted counts it after this."""
 
     def count_blob(self, sha256: str, size: int) -> None: ...
 
@@ -40,8 +40,8 @@ class Account(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Deletion:
-    """What every deletion needs: the tree, what must stay, and who counts what is there afterwards. `held` has, by
-    sha256, of how many snapshots a blob is a part: one that has lost its link there, by hand, still is."""
+    """The tree, the claims, and the account of every deletion. `held`: by sha256, the number of snapshots that contain
+    the blob, also if its link there was deleted by hand."""
 
     layout: Layout
     claims: Claims
@@ -51,8 +51,7 @@ class Deletion:
 
 @dataclass(frozen=True, slots=True)
 class Swept:
-    """Bytes given back: by committed blobs, and by what was dying (partial blobs, the quarantine); and what ended the
-    sweep early, if anything did."""
+    """Bytes freed: by committed blobs, and by partial and quarantined ones (`dying`); and the error that ended it."""
 
     committed: int
     dying: int
@@ -60,13 +59,10 @@ class Swept:
 
 
 def evict(within: Deletion, ref: ModelRef, digest: Digest, manifest: Manifest | None) -> int | None:
-    """Remove the name `ref`, and its snapshot unless `manifest` is None (another name points there too).
-
-    Blobs that no snapshot links and nobody claims are deleted. Returns the bytes given back; None, with nothing done,
-    where the snapshot is in use.
-    """
+    """Delete the name `ref`, its snapshot unless `manifest` is None (another name points there too), and its blobs that
+    are neither linked nor claimed. Return the bytes freed; None, with nothing done, if the snapshot is leased."""
     layout = within.layout
-    try:
+    with durable.disk_errors(f"evicting {ref}"):
         lease = take_exclusive(layout.public.snapshot(digest).lease)
         if lease is None and layout.public.snapshot(digest).path.exists():
             return None
@@ -77,24 +73,20 @@ def evict(within: Deletion, ref: ModelRef, digest: Digest, manifest: Manifest | 
         finally:
             if lease is not None:
                 lease.close()
-    except OSError as error:
-        raise durable.disk_error(error, f"evicting {ref}") from error
 
 
 def delete_unnamed(within: Deletion, digest: Digest, manifest: Manifest) -> int | None:
-    """Remove a snapshot that no name points at; returns the bytes given back, None where it is in use."""
-    try:
+    """Delete a snapshot that no name points at; return the bytes freed, None if it is leased."""
+    with durable.disk_errors(f"deleting snapshot {digest}"):
         lease = take_exclusive(within.layout.public.snapshot(digest).lease)
         if lease is None:
             return None
         with lease:
             return _delete(within, digest, manifest)
-    except OSError as error:
-        raise durable.disk_error(error, f"deleting snapshot {digest}") from error
 
 
 def sweep(within: Deletion) -> Swept:
-    """Delete blobs that no snapshot links and partial blobs, except what is claimed; and the quarantine."""
+    """Delete the quarantine, and the unlinked and partial blobs that are not claimed."""
     layout = within.layout
     committed = dying = 0
     trouble: HoldfastError | None = None
@@ -121,8 +113,9 @@ def sweep(within: Deletion) -> Swept:
 
 
 def quarantine(layout: Layout, account: Account, sha256: str) -> None:
-    """Take a blob whose bytes went bad out of use, and count what lies where then, also where the disk fails."""
-    with _counting_blob(layout, account, sha256), _counting_quarantined(layout, account, sha256):
+    """Move a corrupt blob into quarantine and count the result, also if the disk fails."""
+    counting_blob = _counting(account.count_blob, blobs.size, layout, sha256)
+    with counting_blob, _counting(account.count_quarantined, quarantined_bytes, layout, sha256):
         blobs.quarantine(layout, sha256)
 
 
@@ -130,13 +123,12 @@ def _delete(within: Deletion, digest: Digest, manifest: Manifest) -> int:
     trashed = snapshots.trash(within.layout, digest)
     if trashed is not None:
         _delete_trash(trashed)
-    # As they were counted, whatever somebody has made of their files meanwhile.
-    sizes = manifest.blob_sizes()
+    sizes = manifest.blob_sizes()  # as counted, also if the files were changed by hand since
     return sum(size for sha256, size in sizes.items() if _remove_unclaimed(within, sha256, 1) is not None)
 
 
 def _delete_trash(path: Path) -> None:
-    """The version is gone when it is in the trash: what cannot be deleted there (`chattr +i`) waits for a sweep."""
+    """Delete a tree in the trash; what cannot be deleted (`chattr +i`) waits for a sweep."""
     try:
         snapshots.delete_trash(path)
     except PermissionError as error:
@@ -159,14 +151,13 @@ def _forget_unclaimed(within: Deletion, id_: str) -> int:
 def _remove_quarantined(within: Deletion, name: str) -> int:
     path = within.layout.quarantine / name
     size = os.lstat(path).st_size
-    with _counting_quarantined(within.layout, within.account, name):
+    with _counting(within.account.count_quarantined, quarantined_bytes, within.layout, name):
         durable.unlink(path)
     return size
 
 
 def _remove_unclaimed(within: Deletion, sha256: str, going: int) -> int | None:
-    """Delete a blob that nothing links, unless it is claimed, or more snapshots than the `going` one hold it. Returns
-    its size, None where it stays."""
+    """Delete an unlinked blob, unless claimed or in more than `going` snapshots; return its bytes, None if it stays."""
     layout, claims = within.layout, within.claims
     if within.held.get(sha256, 0) > going or not blobs.is_unlinked(layout, sha256):
         return None
@@ -174,7 +165,7 @@ def _remove_unclaimed(within: Deletion, sha256: str, going: int) -> int | None:
         with claims.deciding():
             if claims.has_blob(sha256):
                 return None
-            with _counting_blob(layout, within.account, sha256):
+            with _counting(within.account.count_blob, blobs.size, layout, sha256):
                 return blobs.remove_unlinked(layout, sha256)
     except PermissionError as error:
         _log.warning("cannot delete blob %s, tried again later: %s", sha256, error)
@@ -182,27 +173,20 @@ def _remove_unclaimed(within: Deletion, sha256: str, going: int) -> int | None:
 
 
 @contextlib.contextmanager
-def _counting_blob(layout: Layout, account: Account, sha256: str) -> Iterator[None]:
-    """Count a blob as it is after this block, however that ends: an unlink may be done and its sync fail. Where the
-    disk does not even say, the next recount finds out."""
+def _counting(
+    count: Callable[[str, int], None], measure: Callable[[Layout, str], int | None], layout: Layout, name: str
+) -> Iterator[None]:
+    """Count a file after this block, also if it fails: the unlink may succeed and its sync fail. If its size cannot be
+    read, the next recount corrects the account."""
     try:
         yield
     finally:
         with contextlib.suppress(OSError):
-            account.count_blob(sha256, blobs.size(layout, sha256) or 0)
-
-
-@contextlib.contextmanager
-def _counting_quarantined(layout: Layout, account: Account, name: str) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        with contextlib.suppress(OSError):
-            account.count_quarantined(name, quarantined_bytes(layout, name))
+            count(name, measure(layout, name) or 0)
 
 
 def quarantined_bytes(layout: Layout, name: str) -> int:
-    """The size of a file in quarantine; 0 where it is not there."""
+    """Return the size of a file in quarantine in bytes, 0 if it does not exist."""
     try:
         return os.lstat(layout.quarantine / name).st_size
     except FileNotFoundError:

@@ -1,11 +1,11 @@
 """The digests that were found out by fetching: which blob each object of unknown sha256 became.
 
-Law: an entry is durable before its blob gets its name, so a restart neither fetches such an object again nor takes its
-blob for litter. An entry holds until its version is published or nobody wants it any more.
+Law: an entry is durable before its blob gets its name, so a restart neither fetches such an object again nor sweeps its
+blob. An entry is kept until its version is published or no longer wanted.
 
 Format: `private/digests.jsonl`, one JSON object a line, `{"id": <ingest id>, "sha256": <64 hex digits>}`, appended and
-synced once for a group of blobs. Later lines win. A line that a crash cut short is no entry; one that holds no more is
-as true as before, and goes with the next sweep. A sweep leaves no file without entries.
+synced once for a group of blobs. Later lines win. A truncated line is ignored; an entry that was forgotten is still
+true, and the next sweep removes it. A sweep deletes a file without entries.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from cached.contract.digest import is_hex
 from cached.store.disk import durable
 
 _MODE = 0o600
-_SLACK = 4096  # lines that hold no more, past which the file is written anew
+_SLACK = 4096  # forgotten lines beyond which the file is rewritten
 
 
 class DigestJournal:
-    """Entries in memory and in the file. Thread-safe; everything but `find` and `ids_of` may wait for the disk."""
+    """Entries in memory and in the file. Thread-safe; only `find`, `ids_of` and `ids` never block on the disk."""
 
     def __init__(self, path: Path, entries: Mapping[str, str]) -> None:
         """`entries`: sha256 by ingest id, as `read` and recovery found them."""
         self._path = path
         self._lock = threading.Lock()
-        self._writing = threading.Lock()  # held over the disk's answer: `find` never waits for it
+        self._writing = threading.Lock()  # held during disk writes: `find` never takes it
         self._digests: dict[str, str] = {}
         self._ids: dict[str, set[str]] = {}
         self._lines = len(entries)
@@ -38,21 +38,21 @@ class DigestJournal:
             self._add(id_, sha256)
 
     def find(self, id_: str) -> str | None:
-        """The sha256 that the object of this ingest id had, if that is known."""
+        """Return the sha256 of the object with this ingest id, None if unknown."""
         with self._lock:
             return self._digests.get(id_)
 
     def ids_of(self, sha256: str) -> frozenset[str]:
-        """The ingest ids of the objects that had this content."""
+        """Return the ingest ids of the objects with this content."""
         with self._lock:
             return frozenset(self._ids.get(sha256, ()))
 
     def record(self, entries: Mapping[str, str]) -> None:
-        """Keep sha256 by ingest id, durably; raises `HoldfastError`, and then none of them is kept."""
+        """Add sha256 by ingest id, durably; raises `HoldfastError`, and then none of them is added."""
         if not entries:
             return
         with self._writing:
-            with self._lock:  # first: whoever sweeps asks here before the blob has its name
+            with self._lock:  # before the write: a sweep may ask before the blob has its name
                 for id_, sha256 in entries.items():
                     self._add(id_, sha256)
             try:
@@ -64,8 +64,8 @@ class DigestJournal:
                 raise durable.disk_error(error, f"writing {self._path}") from error
 
     def forget(self, ids: Iterable[str]) -> None:
-        """These hold no more. What the file says of them does no harm, and goes with `tidy`, or where it is too much;
-        raises `HoldfastError` where the file cannot follow."""
+        """Remove entries from memory. Their lines, which do no harm, go with `tidy` or when there are too many; raises
+        `HoldfastError` if the file cannot be rewritten."""
         with self._writing:
             with self._lock:
                 for id_ in ids:
@@ -75,7 +75,7 @@ class DigestJournal:
                 self._rewrite()
 
     def tidy(self) -> None:
-        """Have the file say what holds and nothing else; raises `HoldfastError`."""
+        """Remove forgotten entries from the file; raises `HoldfastError`."""
         with self._writing:
             with self._lock:
                 held = len(self._digests)
@@ -83,7 +83,7 @@ class DigestJournal:
                 self._rewrite()
 
     def ids(self) -> list[str]:
-        """Every id that has an entry."""
+        """Return every ingest id that has an entry."""
         with self._lock:
             return list(self._digests)
 
@@ -95,7 +95,7 @@ class DigestJournal:
             descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
             fresh = False
         try:
-            # A line that a crash or a full disk cut short is ended first.
+            # End a line that a crash or a full disk truncated.
             durable.write_all(descriptor, (b"" if fresh else b"\n") + _encode(entries))
             os.fsync(descriptor)
         finally:
@@ -107,13 +107,11 @@ class DigestJournal:
     def _rewrite(self) -> None:
         with self._lock:
             rest = dict(self._digests)
-        try:
+        with durable.disk_errors(f"writing {self._path}"):
             if rest:
                 durable.replace(self._path, _encode(rest), _MODE)
             else:
                 durable.unlink(self._path)
-        except OSError as error:
-            raise durable.disk_error(error, f"writing {self._path}") from error
         self._lines = len(rest)
 
     def _add(self, id_: str, sha256: str) -> None:
@@ -130,7 +128,7 @@ class DigestJournal:
 
 
 def read(path: Path) -> dict[str, str]:
-    """The entries of the file, sha256 by ingest id; lines that are no entries are left out. Raises OSError."""
+    """Return the entries of the file, sha256 by ingest id; skip invalid lines. Raises OSError."""
     entries: dict[str, str] = {}
     try:
         data = path.read_bytes()

@@ -1,7 +1,7 @@
-"""Fetch records: what each published name was fetched for, so that a later want can be compared with it.
+"""Fetch records: the request that each published name was fetched for, to compare with later requests.
 
-Law: one file for each name under `private/fetched/`, durable before the name moves. A record counts only where it names
-the digest that the name leads to: between the two steps of a publication, the origin of what is there is unknown.
+Law: one file for each name under `private/fetched/`, durable before the name moves. A record is valid only if it has
+the digest that the name points at: between the two steps of a publication, the content's origin is unknown.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from cached.store.snapshots import remove_empty
 
 @dataclass(frozen=True, slots=True)
 class FetchRecord:
-    """What a name's content was fetched for.
+    """The request that a name's content was fetched for.
 
-    `request`: the hash of source, include and exclude; None where it is unknown, which matches nothing. `source`: the
-    URI to show, without credentials. `revision`: what a moving name was resolved to. `resolved_at`: when the source was
-    listed, as `timestamp` writes it. `files`: sha256 by the id of the partial blob, of files whose sha256 the source
-    does not promise; the id is a hash of source, path and validator, so an unchanged file is not fetched again.
+    `request`: the hash of source, include and exclude; None if unknown, which matches nothing. `source`: the URI to
+    show, without credentials. `revision`: the commit of a moving name. `resolved_at`: when the source was listed, as
+    `timestamp` writes it. `files`: sha256 by ingest id, of files whose sha256 the source does not promise; the id is a
+    hash of source, path and validator, so an unchanged file is not fetched again.
     """
 
     digest: Digest
@@ -38,12 +38,12 @@ class FetchRecord:
     files: Mapping[str, str]
 
     def encode(self) -> bytes:
-        """The bytes of the record's file."""
+        """Return the bytes of the record's file."""
         return encode({**asdict(self), "digest": str(self.digest)})
 
     @classmethod
     def parse(cls, data: bytes) -> FetchRecord:
-        """Read a record; raises ValueError where it is not one."""
+        """Parse a record; raises ValueError if it is not one."""
         try:
             return _record(json.loads(data))
         except (KeyError, TypeError, AttributeError, RecursionError, HoldfastError) as error:
@@ -51,22 +51,20 @@ class FetchRecord:
 
 
 def unknown(digest: Digest, source: str) -> FetchRecord:
-    """The record of content whose origin is unknown; `source` is empty unless an older release said what it was."""
+    """Return the record of content of unknown origin; `source` is empty unless an older release recorded it."""
     return FetchRecord(digest, None, source, None, "", {})
 
 
 def write(layout: Layout, ref: ModelRef, record: FetchRecord) -> None:
     """Replace the record of `ref` durably; raises `Transient`."""
     path = layout.fetch_record(ref)
-    try:
+    with durable.disk_errors(f"publishing {ref}"):
         durable.make_dir(path.parent, durable.PRIVATE_DIR_MODE)
         durable.replace(path, record.encode(), 0o600)
-    except OSError as error:
-        raise durable.disk_error(error, f"publishing {ref}") from error
 
 
 def read(layout: Layout, ref: ModelRef) -> FetchRecord | None:
-    """The record of `ref`; None where there is none that can be read."""
+    """Return the record of `ref`, None if it is missing or invalid."""
     try:
         return FetchRecord.parse(layout.fetch_record(ref).read_bytes())
     except (OSError, ValueError):
@@ -74,7 +72,7 @@ def read(layout: Layout, ref: ModelRef) -> FetchRecord | None:
 
 
 def remove(layout: Layout, ref: ModelRef) -> None:
-    """Delete the record of a name that is gone."""
+    """Delete the record of `ref`."""
     path = layout.fetch_record(ref)
     durable.unlink(path)
     remove_empty(path.parent)

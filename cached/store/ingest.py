@@ -1,9 +1,9 @@
-"""One partial blob: its bytes, and which of them are durable. Resumes where the record says, and only there.
+"""One partial blob: its bytes, and the record of the durable ones, from which it resumes.
 
-Law: bytes count only once `record` has synced them and then written them down, in that order. O_DIRECT where the file
-system takes it: at 4 MiB it writes 2.7 GB/s for 0.04 CPU seconds a GB on an NVMe-backed ext4, a sixth of what the page
-cache costs, and leaves the node's memory to the models. A file that is sealed already was whole when a crash came
-between its seal and its commit: it is read again, and never written.
+Law: bytes count only once `record` has synced them and then recorded them, in that order. O_DIRECT where the file
+system supports it: at 4 MiB it writes 2.7 GB/s for 0.04 CPU seconds a GB on an NVMe-backed ext4, a sixth of what the
+page cache costs, and leaves the node's memory to the models. A sealed file is complete (a crash came between its seal
+and its commit): it is read again, and never written.
 """
 
 from __future__ import annotations
@@ -27,17 +27,15 @@ from cached.contract.status import encode
 from cached.store.disk import durable, verity
 from cached.store.ranges import Ranges
 
-ALIGNMENT = 4096  # what O_DIRECT asks of offset, length and memory; the page size of every machine we run on
+ALIGNMENT = 4096  # bytes, of offset, length and memory for O_DIRECT; the page size of every supported machine
 _STATE_MODE = 0o600
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class IngestKey:
-    """What identifies a partial blob: `id` names its folder, `validator` must be unchanged to resume.
-
-    `size` in bytes, None where the source does not say.
-    """
+    """The identity of a partial blob: `id` names its folder, `validator` must be unchanged to resume. `size` in bytes,
+    None if the source does not tell it."""
 
     id: str
     validator: str
@@ -48,7 +46,8 @@ class Ingest:
     """An open partial blob. `write` and `record` may be called from several threads; close it when done."""
 
     def __init__(self, folder: Path, key: IngestKey, *, is_whole: bool = False) -> None:
-        """`is_whole`: all of it was received and verified before, and its digest is known; only its rename failed."""
+        """Open or create the partial blob; raises `HoldfastError`. `is_whole`: all bytes were received and verified
+        before, and the digest is known; only the rename failed."""
         self.key = key
         self.folder = folder
         self._record_lock = threading.Lock()
@@ -65,34 +64,30 @@ class Ingest:
             if not done and key.size is not None:
                 durable.preallocate(self._write_fd, key.size)
         except OSError as error:
-            with contextlib.suppress(HoldfastError):  # the first failure is the one to tell
+            with contextlib.suppress(HoldfastError):  # report the first failure
                 self.close() if done else self.discard()
             raise durable.disk_error(error, f"opening {folder} for {key.size} bytes") from error
 
     def recorded(self) -> list[tuple[int, int]]:
-        """The ranges that are durable and written down."""
+        """Return the ranges that are durable and recorded."""
         with self._record_lock:
             return list(self._recorded)
 
     def write(self, buffer: memoryview, length: int, offset: int) -> None:
-        """Write the first `length` bytes of a page-aligned `buffer` at `offset`, a multiple of ALIGNMENT.
-
-        With O_DIRECT a last piece is padded with zeros up to ALIGNMENT (`buffer` must have the room);
-        `finish` cuts the file to size.
-        """
+        """Write the first `length` bytes of a page-aligned `buffer` at `offset`, a multiple of ALIGNMENT. With O_DIRECT
+        a last piece is padded with zeros up to ALIGNMENT (`buffer` must have the room); `finish` truncates the file to
+        size."""
         if self.direct and length % ALIGNMENT:
             padded = (length + ALIGNMENT - 1) // ALIGNMENT * ALIGNMENT
             buffer[length:padded] = bytes(padded - length)
             length = padded
-        try:
+        with durable.disk_errors(f"writing {self.folder / 'data'}"):
             while length > 0:
                 written = self._whichever_way(os.pwrite, self._write_fd, buffer[:length], offset)
                 buffer, length, offset = buffer[written:], length - written, offset + written
-        except OSError as error:
-            raise durable.disk_error(error, f"writing {self.folder / 'data'}") from error
 
     def read(self, buffer: memoryview, offset: int) -> int:
-        """Read back into a page-aligned `buffer` from `offset`, a multiple of ALIGNMENT; returns bytes read."""
+        """Read into a page-aligned `buffer` from `offset`, a multiple of ALIGNMENT; return the number of bytes read."""
         try:
             return self._whichever_way(os.preadv, self._read_fd, [buffer], offset)
         except OSError as error:
@@ -105,44 +100,38 @@ class Ingest:
             raise durable.disk_error(error, f"reading {self.folder / 'data'}") from error
 
     def _whichever_way(self, step: Callable[[int, T, int], int], descriptor: int, data: T, offset: int) -> int:
-        """Take a step; through the page cache from then on where a file system opens with O_DIRECT and refuses it after
-        that (EINVAL, open(2): larger blocks, some network and FUSE file systems)."""
+        """Call `step`; use the page cache from then on if the file system opens with O_DIRECT and then refuses it
+        (EINVAL, open(2): larger blocks, some network and FUSE file systems)."""
         try:
             return step(descriptor, data, offset)
         except OSError as error:
             if error.errno != errno.EINVAL or not self.direct:
                 raise
-            flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)  # another thread may have been here already
+            flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)  # another thread may have done this already
             fcntl.fcntl(descriptor, fcntl.F_SETFL, flags & ~os.O_DIRECT)
         return step(descriptor, data, offset)
 
     def record(self, ranges: list[tuple[int, int]]) -> None:
-        """Make the bytes of `ranges`, all written before this call, durable; then write that down.
-
-        After a sync that failed none is believed: the kernel tells of lost pages once, and a later success says nothing
-        about them (fsync(2), EIO).
-        """
+        """Make the bytes of `ranges`, all written before this call, durable; then record them. After a failed sync no
+        other is trusted: the kernel reports lost pages once, and a later success says nothing about them (fsync(2),
+        EIO)."""
         if self._sealed:
-            return  # none of it can change any more
+            return  # its bytes cannot change
         with self._record_lock:
             recorded = Ranges([*self._recorded, *ranges])
             state = {"done": [list(r) for r in recorded], "size": self.key.size, "validator": self.key.validator}
-            try:
+            with durable.disk_errors(f"recording {self.folder}"):
                 self._sync()
                 durable.replace(self.folder / "state.json", encode(state), _STATE_MODE)
-            except OSError as error:
-                raise durable.disk_error(error, f"recording {self.folder}") from error
             self._recorded = recorded
 
     def finish(self, size: int) -> Path:
-        """Cut the file to `size` bytes, make it read-only and durable, close it; returns its path."""
-        try:
+        """Truncate the file to `size` bytes, make it read-only and durable, close it, and return its path."""
+        with durable.disk_errors(f"finishing {self.folder / 'data'}"):
             if not self._sealed:
                 os.ftruncate(self._write_fd, size)
                 os.fchmod(self._write_fd, durable.READ_ONLY_MODE)
                 os.fsync(self._write_fd)
-        except OSError as error:
-            raise durable.disk_error(error, f"finishing {self.folder / 'data'}") from error
         self.close()
         return self.folder / "data"
 
@@ -152,7 +141,7 @@ class Ingest:
         _remove(self.folder)
 
     def close(self) -> None:
-        """Close the files. What was recorded stays for the next time."""
+        """Close the files; recorded ranges stay for the next attempt."""
         for descriptor in (self._write_fd, self._read_fd):
             if descriptor >= 0:
                 os.close(descriptor)
@@ -171,7 +160,7 @@ class Ingest:
             self._read_fd = os.open(data, os.O_RDONLY | os.O_CLOEXEC)
             return
         with contextlib.suppress(FileNotFoundError):
-            data.chmod(_STATE_MODE)  # finished and not committed before a crash: only root may write to it as it is
+            data.chmod(_STATE_MODE)  # finished and read-only, but a crash came before the commit
         try:
             self._write_fd = os.open(data, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_DIRECT, _STATE_MODE)
         except OSError as error:
@@ -183,11 +172,11 @@ class Ingest:
 
 
 def _resumable(folder: Path, key: IngestKey, is_whole: bool) -> tuple[tuple[int, int], ...]:
-    """The ranges that can be trusted to be bytes of the object that `key` names."""
+    """Return the recorded ranges that are bytes of the object that `key` identifies."""
     state = _read_state(folder)
     if state is None or key.size is None:
         return ()
-    if not key.validator:  # without one, nothing says that it is still the same object
+    if not key.validator:  # without one, the object may have changed
         return ()
     if (state.size, state.validator) != (key.size, key.validator):
         return ()
@@ -196,29 +185,28 @@ def _resumable(folder: Path, key: IngestKey, is_whole: bool) -> tuple[tuple[int,
     except FileNotFoundError:
         return ()
     if there == key.size and verity.digest(folder / "data") is not None:
-        return ((0, there),)  # only what is whole is sealed
-    if is_whole or state.committed is not None:  # it could not be renamed: it is only hashed again
+        return ((0, there),)  # only complete files are sealed
+    if is_whole or state.committed is not None:  # only its rename failed: hash it again
         return ((0, there),) if there == key.size else ()
     return state.done if all(end <= there for _, end in state.done) else ()
 
 
 def committed_as(layout: Layout, ingest_id: str) -> str | None:
-    """The sha256 that a finished ingest of unknown digest turned out to have, as releases before the digest journal
-    wrote it into the record."""
+    """Return the sha256 of a finished ingest of unknown digest, as releases before the digest journal recorded it."""
     state = _read_state(layout.ingest / ingest_id)
     return state.committed if state is not None else None
 
 
 def forget(layout: Layout, ingest_id: str) -> None:
-    """Remove an ingest's folder and all in it; one that is gone is left so."""
+    """Delete an ingest's folder, if it exists."""
     _remove(layout.ingest / ingest_id)
 
 
 def allocated_bytes(folder: Path) -> int:
-    """What an ingest's data takes on the disk, in bytes."""
+    """Return the bytes that an ingest's data takes on the disk."""
     try:
         return os.lstat(folder / "data").st_blocks * 512
-    except OSError:  # not there, or a disk that does not answer: whoever writes next hears it
+    except OSError:  # missing, or a disk error, which the next write reports
         return 0
 
 
@@ -231,7 +219,7 @@ class _State:
 
 
 def _read_state(folder: Path) -> _State | None:
-    """Read a record; None where there is none, or one that is no record: then nothing is trusted."""
+    """Read a record; return None if it is missing or invalid: then no bytes are trusted."""
     try:
         document = json.loads((folder / "state.json").read_bytes())
         size = document["size"]

@@ -1,6 +1,6 @@
 """A set of byte ranges, half-open, kept sorted and merged.
 
-Law: pure; not thread-safe: whoever owns one holds its lock.
+Law: pure; not thread-safe: its owner holds a lock.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ class Ranges:
         self._ends[low:high] = [end]
 
     def end_at(self, offset: int) -> int:
-        """The end of the range that holds `offset`; `offset` itself where none does."""
+        """Return the end of the range that contains `offset`, or `offset` if none does."""
         index = bisect_right(self._starts, offset) - 1
         return max(offset, self._ends[index]) if index >= 0 else offset
 
     def missing(self, size: int) -> Iterator[tuple[int, int]]:
-        """What is not covered of `[0, size)`, in order."""
+        """Yield the parts of `[0, size)` that are not covered, in order."""
         position = 0
         for start, end in self:
             if position >= size:
@@ -51,7 +51,7 @@ class Ranges:
             yield position, size
 
     def total(self) -> int:
-        """How many bytes are covered."""
+        """Return the number of bytes covered."""
         return sum(self._ends) - sum(self._starts)
 
     def __iter__(self) -> Iterator[tuple[int, int]]:

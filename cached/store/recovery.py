@@ -1,7 +1,7 @@
-"""Rebuild what the daemon knows from the tree: disk is the truth.
+"""Rebuild the daemon's state from the tree: disk is the truth.
 
-Law: downloads nothing, and hashes nothing but a snapshot's file that has lost its blob. Sweeps only what a crash can
-leave: temporary names, trash, names that point at nothing.
+Law: downloads nothing, and hashes only snapshot files that have lost their blob. Sweeps only what a crash can leave:
+temporary names, trash, names without a snapshot.
 """
 
 from __future__ import annotations
@@ -33,12 +33,11 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Recovered:
-    """What the tree holds. Sizes in bytes; `damaged` are snapshots whose manifest does not hash to their name,
-    `lost` the names that led to one: taken away, and wanted all the same.
+    """The contents of the tree. Sizes in bytes. `damaged`: snapshots whose manifest does not hash to their name;
+    `lost`: the names that pointed at one, deleted here and still wanted.
 
-    `fetched`: what each name was fetched for, without the files; of unknown origin where the record is of other
-    content, absent where a name has no record (an older release published it). `digests`: the sha256 of objects for
-    which nobody promised one, by ingest id.
+    `fetched`: the fetch records without `files`; of unknown origin if the record is of other content, absent if a name
+    has no record (an older release published it). `digests`: by ingest id, unpromised sha256 from the digest journal.
     """
 
     models: dict[ModelRef, Digest]
@@ -53,10 +52,7 @@ class Recovered:
 
 
 def prepare(layout: Layout) -> None:
-    """Make the tree where it is missing; refuse a root that is not ours or cannot hold us.
-
-    Raises `Permanent` (`bad_root`) with what to do.
-    """
+    """Create the missing parts of the tree; raises `Permanent` (`bad_root`) for an unfit root or file system."""
     try:
         layout.root.mkdir(parents=True, exist_ok=True)
         _check_version(layout)
@@ -67,14 +63,14 @@ def prepare(layout: Layout) -> None:
     except OSError as error:
         remedy = "give the daemon a writable folder on a local file system"
         if error.errno == errno.EROFS:
-            remedy = "mount it writable (after a fault the kernel makes a file system read-only: see the kernel log)"
+            remedy = durable.READ_ONLY_REMEDY
         elif error.errno == errno.ENOSPC:
             remedy = "free space on the node, then start the daemon again"
         raise durable.refuse_root(f"{error.filename or layout.root}: {error.strerror or error}", remedy) from error
 
 
 def make_tree(layout: Layout) -> None:
-    """Make the folders that are missing, and give every one its mode."""
+    """Create the missing folders and set the mode of each."""
     public = layout.public
     private = (layout.private, layout.ingest, layout.blobs, layout.quarantine, layout.trash, layout.fetched)
     modes = dict.fromkeys(private, durable.PRIVATE_DIR_MODE)
@@ -86,7 +82,7 @@ def make_tree(layout: Layout) -> None:
 
 
 def recover(layout: Layout) -> Recovered:
-    """Sweep what a crash left and read the rest."""
+    """Sweep what a crash left and return the rest; raises `HoldfastError` or OSError."""
     _sweep(layout)
     _settle(layout)
     digests = _read_digests(layout)
@@ -94,12 +90,12 @@ def recover(layout: Layout) -> Recovered:
         committed.commit_noted(layout, id_, sha256)
     manifests, damaged = _read_snapshots(layout)
     blobs, ingests, quarantined = measure(layout)
-    # Asked file by file: of two views of keys, `-` goes through the larger one, and there are hundreds of snapshots.
+    # Not a difference of key views: it iterates over the larger one, and there are hundreds of snapshots.
     for digest in [digest for digest, manifest in manifests.items() if not _are_all_in(manifest, blobs)]:
         repair.rejoin(layout, digest, manifests[digest])
         sizes = manifests[digest].blob_sizes()
         blobs.update((sha256, size) for sha256, size in sizes.items() if layout.blob(sha256).exists())
-        if not _are_all_in(manifests[digest], blobs):  # somebody deleted what it is made of
+        if not _are_all_in(manifests[digest], blobs):  # deleted by hand
             del manifests[digest]
             damaged.append(digest)
     models, lost = _read_models(layout, manifests, damaged)
@@ -111,14 +107,14 @@ def recover(layout: Layout) -> Recovered:
 
 
 def _read_digests(layout: Layout) -> dict[str, str]:
-    """The digest journal, and what releases before it wrote into the records of partial blobs."""
+    """Return the digest journal, and what releases before it wrote into the records of partial blobs."""
     noted = {name: ingest.committed_as(layout, name) for name in _names(layout.ingest)}
     return {id_: sha256 for id_, sha256 in noted.items() if sha256 is not None} | digest_journal.read(layout.digests)
 
 
 def measure(layout: Layout) -> tuple[dict[str, int], dict[str, int], dict[str, int]]:
-    """What is on the disk, in bytes: committed blobs by sha256, partial ones by id, and the quarantine by name. What
-    goes while it is looked at is left out."""
+    """Return the bytes on the disk: committed blobs by sha256, partial blobs by id, the quarantine by name; without
+    those deleted during the call."""
     blobs: dict[str, int] = {}
     for blob in committed.listed(layout):
         with contextlib.suppress(FileNotFoundError):
@@ -129,7 +125,7 @@ def measure(layout: Layout) -> tuple[dict[str, int], dict[str, int], dict[str, i
 
 
 def read_statuses(layout: Layout) -> dict[ModelRef, ModelStatus]:
-    """What the last daemon said of every version; files that are no status are left out."""
+    """Return the last daemon's status of every version; skip invalid files."""
     statuses: dict[ModelRef, ModelStatus] = {}
     for segment in _names(layout.public.status):
         for name in _names(layout.public.status / segment):
@@ -137,7 +133,7 @@ def read_statuses(layout: Layout) -> dict[ModelRef, ModelStatus]:
                 ref = ModelRef(name_from_path_segment(segment), name.removesuffix(".json"))
                 statuses[ref] = ModelStatus.parse(layout.public.model_status(ref).read_bytes())
             except (OSError, HoldfastError):
-                continue  # not a status of ours, or half of one from a crash: written anew where it matters
+                continue  # not a status file, or truncated by a crash: a current version's is rewritten
     return statuses
 
 
@@ -170,8 +166,7 @@ def _sweep(layout: Layout) -> None:
 
 
 def _settle(layout: Layout) -> None:
-    """Make durable what is here: a daemon that was killed may have renamed and not synced, and all that is built on
-    such a name from now on would be lost with it."""
+    """Sync all folders: a killed daemon may have renamed without a sync, and a power cut would undo such a rename."""
     public = layout.public
     nesting = (layout.blobs, public.models, layout.ingest, layout.fetched)
     nested = [parent / name for parent in nesting for name in _names(parent)]
@@ -199,7 +194,7 @@ def _read_snapshots(layout: Layout) -> tuple[dict[Digest, Manifest], list[Digest
             manifests[digest] = manifest
         except (OSError, HoldfastError) as error:
             if limits.shortage(error, str(digest)) is not None:
-                raise  # that says nothing of what is on the disk
+                raise  # it says nothing about the disk
             damaged.append(digest)
     return manifests, damaged
 
@@ -209,7 +204,7 @@ def _are_all_in(manifest: Manifest, blobs: Mapping[str, int]) -> bool:
 
 
 def _has_quarantined(layout: Layout, digest: Digest, manifest: Manifest, quarantined: frozenset[str]) -> bool:
-    """Tell whether a crash came after a blob went into quarantine and before the snapshots that link it went too."""
+    """Return whether a crash came between the quarantine of a blob and the withdrawal of a snapshot that links it."""
     for entry in manifest.files:
         if entry.sha256 not in quarantined:
             continue
@@ -225,7 +220,7 @@ def _has_quarantined(layout: Layout, digest: Digest, manifest: Manifest, quarant
 def _read_models(
     layout: Layout, manifests: Mapping[Digest, Manifest], damaged: Collection[Digest]
 ) -> tuple[dict[ModelRef, Digest], list[ModelRef]]:
-    """The names and what they lead to; and those that led to a damaged snapshot."""
+    """Return the names with their digests, and the names that pointed at a damaged snapshot."""
     models: dict[ModelRef, Digest] = {}
     lost: list[ModelRef] = []
     for segment in _names(layout.public.models):
@@ -234,7 +229,7 @@ def _read_models(
                 ref = ModelRef(name_from_path_segment(segment), version)
                 digest = snapshots.pointed(layout, ref)
             except (OSError, InvalidReference):
-                continue  # not a name of ours: left alone
+                continue  # not a model's name: left alone
             if digest is not None and digest in manifests:
                 models[ref] = digest
             elif digest is not None:
@@ -245,14 +240,14 @@ def _read_models(
 
 
 def _read_fetched(layout: Layout, models: Mapping[ModelRef, Digest]) -> dict[ModelRef, FetchRecord]:
-    """The records of the names that are here; others are left of a publication or an eviction that a crash cut off."""
+    """Return the records of published names; delete others, left by a publication or an eviction that crashed."""
     records: dict[ModelRef, FetchRecord] = {}
     for segment in _names(layout.fetched):
         for name in _names(layout.fetched / segment):
             try:
                 ref = ModelRef(name_from_path_segment(segment), name.removesuffix(".json"))
             except InvalidReference:
-                continue  # not a record of ours: left alone
+                continue  # not a fetch record: left alone
             digest = models.get(ref)
             if digest is None:
                 fetched.remove(layout, ref)
@@ -271,7 +266,7 @@ def _names(folder: Path) -> list[str]:
 
 
 def _delete(path: Path) -> None:
-    """Delete litter; what cannot be deleted (somebody made it immutable) stays, and stops nobody."""
+    """Delete a leftover; one that cannot be deleted (made immutable by hand) stays and is logged."""
     try:
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)

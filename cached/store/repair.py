@@ -1,9 +1,9 @@
-"""Put back what somebody took out of the store by hand: names, snapshots, links; say which bytes are gone for good.
+"""Restore names, snapshots and links that were deleted from the store by hand; report which blobs are lost.
 
-Law: downloads nothing and trusts nothing new. Missing is not rotten: a blob comes back from a snapshot's file, where
-that is the very one that was verified, or hashes to the blob's name now. Nothing that may be the last copy of its
-content is deleted before it was hashed and found wrong. A snapshot comes back only from committed blobs, marked as
-never looked at, so that the scrub hashes it first.
+Law: downloads nothing and trusts nothing new. Missing is not corrupt: a blob is restored from a snapshot's file, if
+that is the file that was verified, or hashes to the blob's name now. A possible last copy of its content is deleted
+only after its hash was wrong. A snapshot is restored only from committed blobs, marked as never verified, so that the
+scrub hashes it first.
 """
 
 from __future__ import annotations
@@ -29,40 +29,40 @@ from cached.store.disk import durable, verity
 
 _log = logging.getLogger(__name__)
 
-ROTTEN = frozenset({errno.EIO, errno.EUCLEAN, errno.EBADMSG, errno.EILSEQ, errno.ENODATA})  # what disks say of rot
+ROTTEN = frozenset({errno.EIO, errno.EUCLEAN, errno.EBADMSG, errno.EILSEQ, errno.ENODATA})  # a read of corrupt data
 _NEVER = "1970-01-01T00:00:00Z"
 
 
 @dataclass(frozen=True, slots=True)
 class Restored:
-    """What came of a restoration, by sha256. `lost`: blobs that are nowhere any more. `condemned`: blobs that
-    were hashed and found wrong: other snapshots may link the same file."""
+    """The result of a restoration, by sha256. `lost`: blobs without any copy. `condemned`: blobs with a wrong hash:
+    other snapshots may link the same file."""
 
     lost: frozenset[str]
     condemned: frozenset[str]
 
 
 def is_named(layout: Layout, refs: Collection[ModelRef], digest: Digest) -> bool:
-    """Tell whether the names lead to the snapshot and its records are there: a few looks, whatever its size."""
+    """Return whether the names point at the snapshot and its records exist: a few system calls, whatever its size."""
     snapshot = layout.public.snapshot(digest)
     try:
         return all(snapshots.pointed(layout, ref) == digest for ref in refs) and all(
             stat.S_ISREG(os.lstat(path).st_mode) for path in (snapshot.manifest, snapshot.verified, snapshot.lease)
         )
-    except (OSError, HoldfastError):  # gone, or something else is there
+    except (OSError, HoldfastError):  # missing or replaced
         return False
 
 
 def is_whole(layout: Layout, digest: Digest, manifest: Manifest) -> bool:
-    """Tell whether each file of the snapshot is there and is its blob: two looks a file."""
+    """Return whether each file of the snapshot exists and is its blob: two system calls a file."""
     snapshot = layout.public.snapshot(digest)
     return all(_is_same(snapshot.path / entry.path, layout.blob(entry.sha256)) for entry in manifest.files)
 
 
 def restore(layout: Layout, refs: Collection[ModelRef], digest: Digest, manifest: Manifest) -> Restored:
-    """Make a version what it was, as far as its bytes are on the disk; where blobs are lost, its snapshot stays as it
-    is."""
-    try:
+    """Restore a version's links, snapshot and names from the disk; leave its snapshot as it is if blobs are lost.
+    Raises `HoldfastError` for a disk error."""
+    with durable.disk_errors(f"restoring snapshot {digest}"):
         condemned = rejoin(layout, digest, manifest)
         lost = frozenset(sha256 for sha256 in manifest.blob_sizes() if not blobs.has(layout, sha256))
         if lost:
@@ -75,15 +75,13 @@ def restore(layout: Layout, refs: Collection[ModelRef], digest: Digest, manifest
         for ref in refs:
             if not is_named(layout, (ref,), digest):
                 snapshots.point(layout, ref, digest)
-    except OSError as error:
-        raise durable.disk_error(error, f"restoring snapshot {digest}") from error
     return Restored(lost, condemned)
 
 
 def rejoin(layout: Layout, digest: Digest, manifest: Manifest) -> frozenset[str]:
-    """Where a snapshot's file and its blob are not the same file any more, keep the one that has the right bytes as the
-    blob: a missing blob is linked from the file, a wrong one goes into quarantine first. Returns those that did. Costs
-    two looks a file, and a hash of what is apart."""
+    """If a snapshot's file and its blob are different files, keep the one with the right bytes as the blob: a missing
+    blob is linked from the file, a corrupt one goes into quarantine first. Return the sha256 of the quarantined blobs.
+    Costs two system calls a file, and a hash of each different one."""
     snapshot = layout.public.snapshot(digest)
     apart = [entry for entry in manifest.files if not _is_same(snapshot.path / entry.path, layout.blob(entry.sha256))]
     condemned: set[str] = set()
@@ -93,14 +91,14 @@ def rejoin(layout: Layout, digest: Digest, manifest: Manifest) -> frozenset[str]
         record = VerifiedRecord.parse(snapshot.verified.read_bytes()).files
     except (OSError, HoldfastError) as error:
         if limits.shortage(error, "reading a record") is not None:
-            raise  # else a file that is there would pass for lost
-        record = {}  # none that can be read: each file is hashed
+            raise  # else an existing file would count as lost
+        record = {}  # missing or invalid: each file is hashed
     renewed = dict(record)
     for entry in apart:
         path = snapshot.path / entry.path
         _log.error("%s: it and blob %s are not the same file any more", path, entry.sha256)
         if not _is_file(path):
-            continue  # the blob alone is left, if it is: the snapshot is made anew from it, and hashed by the scrub
+            continue  # the snapshot is rebuilt from the blob, if that exists, and hashed by the scrub
         if blobs.has(layout, entry.sha256):
             if _hashes_to(layout.blob(entry.sha256), entry.sha256):
                 continue
@@ -117,8 +115,8 @@ def rejoin(layout: Layout, digest: Digest, manifest: Manifest) -> frozenset[str]
 
 
 def rescue(layout: Layout, digest: Digest, belongs: Callable[[str], bool]) -> list[str]:
-    """Before a snapshot is taken away: link those of its files that have no other name as the blobs that they are, by
-    what they hash to now, if that `belongs` to it. Returns their sha256. Normally there are none: one look a file."""
+    """Before a snapshot is deleted: hash its files with a single link, and link each as the blob of its hash if that
+    `belongs` to it. Return their sha256. Normally there are none: one system call a file."""
     rescued = []
     for path in _files_below(layout.public.snapshot(digest).path):
         found = os.lstat(path)
@@ -133,7 +131,7 @@ def rescue(layout: Layout, digest: Digest, belongs: Callable[[str], bool]) -> li
 
 
 def _files_below(folder: Path) -> Iterator[Path]:
-    """The files of a snapshot, without its own records."""
+    """Yield the files of a snapshot, without its own records."""
     for at, folders, names in os.walk(folder):
         if Path(at) == folder and ".holdfast" in folders:
             folders.remove(".holdfast")
@@ -155,20 +153,17 @@ def _is_file(path: Path) -> bool:
 
 
 def _is_condemned(layout: Layout, path: Path, entry: FileEntry) -> bool:
-    """Tell whether this very file was hashed and found wrong: a crash came before its snapshot was taken away."""
+    """Return whether this file is in quarantine: a crash came before its snapshot was withdrawn."""
     return _is_same(path, layout.quarantine / entry.sha256)
 
 
 def _link(layout: Layout, path: Path, sha256: str) -> None:
-    """Give a snapshot's file its name as a blob, durable and read-only as every blob is."""
+    """Link a snapshot's file as a blob, durable and read-only."""
     blob = layout.blob(sha256)
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    try:
+    with durable.opened(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW) as descriptor:
         if stat.S_IMODE(os.fstat(descriptor).st_mode) != durable.READ_ONLY_MODE:
             os.fchmod(descriptor, durable.READ_ONLY_MODE)
         os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
     durable.make_dir(blob.parent, durable.PRIVATE_DIR_MODE)
     os.link(path, blob, follow_symlinks=False)
     durable.fsync_dir(blob.parent)
@@ -182,7 +177,7 @@ def _hashes_to(path: Path, sha256: str) -> bool:
 
 
 def _hash(path: Path) -> str | None:
-    """What a file hashes to; None where the disk says that it cannot be read. Raises OSError where nobody can tell."""
+    """Return a file's sha256, None if its data is corrupt on the disk. Raises OSError for any other error."""
     try:
         return hash_file(path)
     except OSError as error:
@@ -192,7 +187,7 @@ def _hash(path: Path) -> str | None:
 
 
 def _is_unchanged(path: Path, seen: VerifiedFile) -> bool:
-    """Tell whether a file is the one that was hashed; a digest of its seal changes nothing in that."""
+    """Return whether a file is the one that was hashed; ignore the fs-verity digest."""
     try:
         found = os.lstat(path)
     except OSError:

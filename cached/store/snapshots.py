@@ -21,14 +21,13 @@ from cached.contract.status import timestamp
 from cached.contract.verified import VerifiedFile, VerifiedRecord
 from cached.store.disk import durable, verity
 
-_one_at_a_time = threading.Lock()  # two names may have the same content, and be published at the same moment
+_one_at_a_time = threading.Lock()  # two names with the same content may be published at the same moment
 
 
 def publish(layout: Layout, manifest: Manifest, verified_at: str) -> Digest:
-    """Make the snapshot of `manifest`, whose blobs are all committed; one that is there, and not damaged, is left.
-
-    `verified_at` is when the blobs' sha256 were last computed, as `contract.status.timestamp` writes it.
-    """
+    """Create the snapshot of `manifest`, whose blobs are all committed, unless it exists undamaged; return its digest.
+    `verified_at` is when the blobs' sha256 were last computed, as `contract.status.timestamp` writes it. Raises
+    `HoldfastError`: `Transient` (`blob_gone`) if a blob went into quarantine during the call."""
     data = manifest.canonical()
     digest = Digest.of(data)
     final = layout.public.snapshot(digest)
@@ -43,45 +42,43 @@ def publish(layout: Layout, manifest: Manifest, verified_at: str) -> Digest:
             _build(layout, SnapshotLayout(temporary), manifest, verified_at)
             durable.rename(temporary, final.path)
         except OSError as error:
-            failure = durable.disk_error(error, f"publishing snapshot {digest}")  # while the disk is as it was met
+            failure = durable.disk_error(error, f"publishing snapshot {digest}")  # before the cleanup changes the disk
             shutil.rmtree(temporary, ignore_errors=True)
             gone = [sha256 for sha256 in manifest.blob_sizes() if not layout.blob(sha256).exists()]
             if isinstance(error, FileNotFoundError) and gone and layout.blobs.exists():
-                problem = f"publishing snapshot {digest}: blob {gone[0]} was taken out of use meanwhile"
+                problem = f"publishing snapshot {digest}: blob {gone[0]} was quarantined or deleted"
                 failure = Transient("blob_gone", problem, "it is fetched again")
             raise failure from error
     return digest
 
 
 def now() -> str:
-    """The present time, as records hold it."""
+    """Return the current time as `contract.status.timestamp` writes it."""
     return timestamp(time.time())
 
 
 def is_there(layout: Layout, digest: Digest) -> bool:
-    """Tell whether there is a snapshot of this digest, named or not."""
+    """Return whether there is a snapshot of this digest, named or not."""
     return os.path.exists(layout.public.snapshot(digest).path)
 
 
 def point(layout: Layout, ref: ModelRef, digest: Digest) -> None:
-    """Make `models/<name>/<version>` name the snapshot of `digest`, atomically."""
+    """Point `models/<name>/<version>` at the snapshot of `digest`, atomically and durably."""
     link = layout.public.model_link(ref)
-    try:
+    with durable.disk_errors(f"publishing {ref}"):
         durable.make_dir(link.parent, durable.PUBLIC_DIR_MODE)
         durable.replace_symlink(link, layout.public.link_target(ref, digest))
-    except OSError as error:
-        raise durable.disk_error(error, f"publishing {ref}") from error
 
 
 def unpoint(layout: Layout, ref: ModelRef) -> None:
-    """Take the name away; the snapshot stays."""
+    """Delete the name; the snapshot stays."""
     link = layout.public.model_link(ref)
     durable.unlink(link)
     remove_empty(link.parent)
 
 
 def pointed(layout: Layout, ref: ModelRef) -> Digest | None:
-    """The digest that a model's name points at, None where the name is not there."""
+    """Return the digest that a model's name points at, None if there is no such name."""
     try:
         return Digest(Path(os.readlink(layout.public.model_link(ref))).name)
     except FileNotFoundError:
@@ -89,7 +86,7 @@ def pointed(layout: Layout, ref: ModelRef) -> Digest | None:
 
 
 def trash(layout: Layout, digest: Digest) -> Path | None:
-    """Rename a snapshot into the trash, where no pod sees it; None where it is gone already."""
+    """Rename a snapshot into the trash, where no pod sees it; return its path there, None if it does not exist."""
     target = layout.trash / f"{digest.hex}-{secrets.token_hex(4)}"
     try:
         durable.rename(layout.public.snapshot(digest).path, target)
@@ -99,16 +96,16 @@ def trash(layout: Layout, digest: Digest) -> Path | None:
 
 
 def delete_trash(path: Path) -> None:
-    """Delete a tree in the trash. Its blobs stay: they are links of their own."""
+    """Delete a tree in the trash. Its blobs stay: they are hard links."""
     shutil.rmtree(path)
     durable.fsync_dir(path.parent)
 
 
 def remove_empty(folder: Path) -> None:
-    """Remove a folder if nothing is in it."""
+    """Delete a folder if it is empty."""
     try:
         folder.rmdir()
-    except OSError:  # not empty, or gone: both fine
+    except OSError:  # not empty, or missing
         return
     durable.fsync_dir(folder.parent)
 
@@ -119,8 +116,8 @@ def write_verified(snapshot: SnapshotLayout, record: VerifiedRecord) -> None:
 
 
 def _is_whole(layout: Layout, snapshot: SnapshotLayout, manifest: Manifest) -> bool:
-    """Tell whether the snapshot is there with the manifest that its name promises, and links the blobs of now: what
-    links another file was left when a blob went bad, and has its bytes."""
+    """Return whether the snapshot has the manifest of its name and links the current blobs: a snapshot that links
+    another file was left when a blob was quarantined, and has its bytes."""
     try:
         return snapshot.manifest.read_bytes() == manifest.canonical() and all(
             os.lstat(snapshot.path / entry.path).st_ino == os.lstat(layout.blob(entry.sha256)).st_ino
@@ -143,7 +140,7 @@ def _build(layout: Layout, snapshot: SnapshotLayout, manifest: Manifest, verifie
         path = snapshot.path / entry.path
         os.link(layout.blob(entry.sha256), path, follow_symlinks=False)
         found = os.lstat(path)
-        # A blob that was here before was hashed when it was written, whatever has happened to it since.
+        # A blob from before this publication was last hashed when it was written.
         hashed_at = min(verified_at, timestamp(found.st_mtime))
         record[entry.path] = VerifiedFile.of(found, hashed_at, verity.digest(path))
     durable.write_file(snapshot.manifest, manifest.canonical(), durable.READ_ONLY_MODE)

@@ -1,9 +1,9 @@
-"""Publish to S3: parallel parts, each checked by the server, and an object appears only when it is whole.
+"""Publish to S3: parallel parts, each checked by the server; an object appears only when it is complete.
 
-Law: memory is bounded by `requests` parts; an upload that fails is aborted, so that no unseen parts are paid for.
-What was sent is known to be stored by the ETag, which is the MD5 of what the server has (of its parts, for a large
-object); where it is not, as for objects encrypted with KMS, the object is read back. Every object carries its sha256 as
-metadata (`x-amz-meta-holdfast-sha256`), for people: it says what was sent, and proves nothing.
+Law: memory is bounded by `requests` parts; a failed upload is aborted, so that invisible parts cost nothing. The ETag
+proves the stored bytes, if it is the MD5 of the object (or of its parts' MD5s); else, as for objects encrypted with
+KMS, the object is read back. Every object has its sha256 as metadata (`x-amz-meta-holdfast-sha256`), for people: it is
+what was sent, and proves nothing.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from cached.sources.s3.errors import translated
 
 _METADATA = "holdfast-sha256"
 _MOST_PARTS = 10_000  # S3's limit
-_ATTEMPTS = 5  # nobody else retries a publish
+_ATTEMPTS = 5  # a publish is not retried elsewhere
 _READ_TIMEOUT_S = 60
 
 
@@ -61,7 +61,7 @@ class S3Destination:
         return {path: Stored(item.size, item.etag) for path, item in found.items() if path in wanted}
 
     async def vouches_for(self, upload: Upload, stored: Stored) -> bool:
-        """Compare the ETag with that of the local file; an object whose ETag is no MD5 is read."""
+        """Compare the ETag with the local file's; read an object whose ETag is no MD5."""
         async with self._slots:
             if stored.tag in await asyncio.to_thread(_etags, upload.real, upload.entry.size):
                 return True
@@ -154,7 +154,7 @@ class S3Destination:
             await self._abort(target, error)
             raise
         async with self._slots:
-            found = await self._client.head(key)  # some servers list another ETag than they answered
+            found = await self._client.head(key)  # some servers list another ETag than the one in the response
             if found is not None and quoted(found.get("ETag", "")) == etag_of_parts(sums):
                 return Stored(int(found.get("ContentLength", -1)), quoted(found["ETag"]))
             return await self._read_back(upload)
@@ -162,8 +162,7 @@ class S3Destination:
     async def _parts(
         self, size: int, reader: CheckedReader, target: dict[str, str], progress: Progress
     ) -> tuple[list[dict[str, Any]], list[bytes]]:
-        """Send the parts side by side, read one after the other: the sha256 needs them in order. Returns their MD5s
-        too."""
+        """Send the parts in parallel, but read them in order, for the sha256; return their ETags and MD5s."""
         tags: dict[int, str] = {}
         sums: dict[int, bytes] = {}
 
@@ -207,7 +206,7 @@ def _part_bytes(size: int) -> int:
 
 
 def _etags(path: Path, size: int) -> set[str]:
-    """The ETags that an unencrypted object with this file's bytes has: sent whole, or in the parts that we send."""
+    """Return the possible ETags of an unencrypted object with this file's bytes: sent whole, or in `_part_bytes`."""
     whole, sums = hashlib.md5(usedforsecurity=False), []
     try:
         with path.open("rb") as file:
@@ -220,5 +219,5 @@ def _etags(path: Path, size: int) -> set[str]:
 
 
 def _is_encrypted(found: dict[str, Any]) -> bool:
-    """Tell whether an object's ETag is no MD5 for what encrypts it."""
+    """Return whether an object's ETag is no MD5 because of its encryption."""
     return str(found.get("ServerSideEncryption", "")).startswith("aws:kms") or "SSECustomerAlgorithm" in found

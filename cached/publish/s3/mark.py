@@ -1,8 +1,8 @@
 """The mark of a publish in a bucket, which has no locks.
 
-Law: whoever wrote the mark last is the publisher, and everybody else stops at the next look. A publisher writes it
-again and again while it lives; one that stands still is dead and is taken over from. The clocks of two machines are
-never compared.
+Law: the last writer of the mark is the publisher; every other one stops at its next check. A live publisher rewrites
+the mark periodically; an unchanged mark has a dead publisher, and is taken over. The clocks of two machines are never
+compared.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _TURNS = 10
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """A mark as it is there; `mark` None where it cannot be read. `age_s`: by the server's own clock, if it tells."""
+    """A stored mark; `mark` None if it is invalid. `age_s`: by the server's own clock, None if unknown."""
 
     mark: Mark | None
     tag: str
@@ -37,7 +37,7 @@ class _Found:
 
     @property
     def is_over(self) -> bool:
-        """Tell whether its publisher is known to have ended."""
+        """Whether its publisher has certainly ended."""
         return (self.mark is not None and self.mark.ended) or (self.age_s is not None and self.age_s > _LONG_AGO_S)
 
 
@@ -53,8 +53,8 @@ class S3Mark:
         self._busy = asyncio.Lock()
 
     async def claim(self, mark: Mark, say: Say) -> None:
-        """Become the publisher; raises `another_publisher` where another one lives."""
-        self._own = mark  # before it is there: whoever is interrupted from here on says that it ended
+        """Become the publisher; raises `another_publisher` if another one lives."""
+        self._own = mark  # before the write: `give_up` after an interruption needs it
         for _ in range(_TURNS):
             found = await self._read()
             if found is not None and found.mark != mark and not await self._has_died(found, say):
@@ -71,7 +71,7 @@ class S3Mark:
         raise another_publisher(self._where, None)
 
     async def keep(self) -> None:
-        """Write it again; raises `another_publisher` where it is another's."""
+        """Rewrite the mark; raises `another_publisher` if it is another publisher's."""
         async with self._busy:
             found = await self._check()
             assert self._own is not None
@@ -83,17 +83,17 @@ class S3Mark:
             self._own = beaten
 
     async def give_up(self) -> None:
-        """Say that its publisher has ended, for the next one to begin at once."""
+        """Note in the mark that its publisher has ended, so that the next one can start at once."""
         async with self._busy:
             found = await self._read()
             if self._own is not None and found is not None and self._is_own(found):
                 try:
                     await self._writer.put_if(self._key, replace(self._own, ended=True).encode(), IfMatch=found.tag)
                 except Taken:
-                    return  # it is another's by now
+                    return  # it is another publisher's by now
 
     async def remove(self) -> None:
-        """Remove it, unless it is another's."""
+        """Delete the mark; raises `another_publisher` if it is another publisher's."""
         async with self._busy:
             await self._check()
             with translated(self._client.address.uri(self._key)):
@@ -110,7 +110,8 @@ class S3Mark:
         return self._own is not None and found.mark is not None and found.mark.publisher == self._own.publisher
 
     async def _has_died(self, found: _Found, say: Say) -> bool:
-        """Wait for a sign of life: raise `another_publisher` at one; False where the mark went, True where it stays."""
+        """Wait `_SILENCE_S` for a change of the mark, which raises `another_publisher`; return False if its publisher
+        ended it or it was deleted, True if it stays unchanged."""
         if found.is_over:
             return True
         say(f"found the mark of another publish ({describe(found.mark)}); looking {_SILENCE_S:.0f} s whether it lives")
@@ -125,11 +126,11 @@ class S3Mark:
         return True
 
     async def _settle(self, mark: Mark) -> None:
-        """On a store that writes whatever the condition, two may have begun together: the last to write goes on."""
+        """On a store that ignores conditions, two publishers may have started together: the last writer continues."""
         try:
             await self._writer.put_if(self._key, mark.encode(), IfNoneMatch="*")
         except Taken:
-            return  # it knows conditions: nobody else can have begun
+            return  # the store supports conditions: no other publisher can have started
         self._writer.conditional = False
         await asyncio.sleep(_SETTLE_S)
         found = await self._read()
@@ -155,6 +156,6 @@ class S3Mark:
         if isinstance(written, datetime) and now is not None:
             try:
                 age_s = (parsedate_to_datetime(now) - written).total_seconds()
-            except (ValueError, TypeError):  # a date that is none: then nobody knows
+            except (ValueError, TypeError):  # an invalid date
                 age_s = None
         return _Found(Mark.parse(data), quoted(answer.get("ETag", "")), age_s)

@@ -1,7 +1,7 @@
-"""What S3 has stored: its own sha256 where it computed one over the whole object, else that of the bytes it gives.
+"""The sha256 of a stored object: S3's own if it computed one over the whole object, else that of the bytes read.
 
-Law: reads only, in bounded memory. A claim that was sent along (metadata, or a checksum that the server only repeats)
-is no proof: `rclone serve s3` gives back whatever `x-amz-checksum-sha256` it was sent, without the type that S3 adds.
+Law: reads only, in bounded memory. A value that the client sent (metadata, or a checksum that the server only repeats)
+is no proof: `rclone serve s3` returns any `x-amz-checksum-sha256` it was sent, without the type that S3 adds.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _WAIT_S = 1.0
 
 
 async def stored_sha256(client: S3Client, key: str) -> tuple[str, Stored] | None:
-    """The sha256 of an object's bytes, and the object it is of; None where there is none."""
+    """Return the sha256 of an object's bytes and the object, None if there is no such object."""
     found = await client.head(key, ChecksumMode="ENABLED")
     if found is None:
         return None
@@ -33,7 +33,7 @@ async def stored_sha256(client: S3Client, key: str) -> tuple[str, Stored] | None
 
 
 def _own_checksum(found: dict[str, Any]) -> str | None:
-    """Only of type FULL_OBJECT: a composite one is over the checksums of parts."""
+    """Return the checksum of type FULL_OBJECT: a composite one is over the checksums of parts."""
     if found.get("ChecksumType") != "FULL_OBJECT":
         return None
     try:
@@ -60,7 +60,7 @@ async def _read(client: S3Client, key: str, stored: Stored) -> str:
 
 
 async def _parts(client: S3Client, key: str, stored: Stored, start: int) -> AsyncIterator[bytes]:
-    """The bytes from `start` on, all of one object: it is asked for by its ETag."""
+    """Yield the bytes from `start`, all of one object: it is requested by its ETag."""
     address = client.address
     asked: dict[str, str] = {"IfMatch": stored.tag} if stored.tag else {}
     if start:

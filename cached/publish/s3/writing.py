@@ -1,6 +1,6 @@
-"""Write small objects to S3, on a condition where the store knows conditions.
+"""Write small objects to S3, conditionally if the store supports conditions.
 
-Law: what was written is known by the ETag that the server answers. A condition that does not hold is `Taken`.
+Law: the response's ETag identifies the written object. A failed condition raises `Taken`.
 """
 
 from __future__ import annotations
@@ -17,27 +17,27 @@ from cached.sources.s3.errors import is_missing, translated
 
 _TAKEN = frozenset({"PreconditionFailed", "412", "ConditionalRequestConflict"})
 _SMALL_BYTES = 64 * 1024
-_UNKNOWN = frozenset({400, 501})  # what stores answer about a header that they do not implement
+_UNKNOWN = frozenset({400, 501})  # the responses of stores to a header that they do not implement
 
 
 class Taken(Exception):
-    """Control flow: another writer was there first."""
+    """Control flow: another writer was first."""
 
 
 class S3Writer:
-    """Writes objects of one bucket. `conditional`: False once the store is known to write whatever the condition."""
+    """The writer of one bucket's objects. `conditional`: False once the store is known to ignore conditions."""
 
     def __init__(self, client: S3Client) -> None:
         self._client = client
         self.conditional = True
 
     async def put(self, key: str, data: bytes, **more: Any) -> str:
-        """Write an object; returns its ETag. `more`: botocore's parameters."""
+        """Write an object; return its ETag. `more`: botocore's parameters."""
         with translated(self._client.address.uri(key)):
             return await self._put(key, data, more)
 
     async def put_if(self, key: str, data: bytes, **condition: str) -> str:
-        """Write an object if `IfMatch` or `IfNoneMatch` holds, else raise `Taken`; returns its ETag."""
+        """Write an object if `IfMatch` or `IfNoneMatch` holds, else raise `Taken`; return its ETag."""
         with translated(self._client.address.uri(key)):
             if not self.conditional:
                 return await self._put(key, data, {})
@@ -65,20 +65,20 @@ class S3Writer:
         return quoted(answer.get("ETag", ""))
 
     async def _md5(self, data: bytes) -> bytes:
-        # A sign of life is small, and must not wait for a thread while all of them hash files.
+        # A heartbeat is small, and must not wait for a thread while all threads hash files.
         return md5(data) if len(data) <= _SMALL_BYTES else await asyncio.to_thread(md5, data)
 
 
 def md5(data: bytes) -> bytes:
-    """For the server to check what arrived; the one checksum that every S3 server knows."""
+    """Return the MD5, with which the server checks the request: the only checksum that every S3 server supports."""
     return hashlib.md5(data, usedforsecurity=False).digest()
 
 
 def etag_of_whole(md5_digest: bytes) -> str:
-    """The ETag of an object that was sent in one request, where it is not encrypted with a key of KMS or a client."""
+    """Return the ETag of an object sent in one request, if it is not encrypted with a key of KMS or a client."""
     return f'"{md5_digest.hex()}"'
 
 
 def etag_of_parts(md5_digests: list[bytes]) -> str:
-    """The ETag of an object that was sent in parts, likewise."""
+    """Return the ETag of an object sent in parts, likewise."""
     return f'"{md5(b"".join(md5_digests)).hex()}-{len(md5_digests)}"'

@@ -1,4 +1,4 @@
-"""What the store asks of a file system: durability, fs-verity, the root's lock, and the checks at the start.
+"""The file system under the store: durable steps, fs-verity, the root's lock, the checks at the start.
 
-Law: blocking calls; knows paths and file descriptors, nothing of blobs or snapshots.
+Law: blocking calls; knows paths and file descriptors, not blobs or snapshots.
 """

@@ -1,7 +1,7 @@
 """The durable steps: every write, link, rename and unlink that publication depends on, each followed by its fsync.
 
-Law: a function returns only when its step would survive a power cut, except `replace_volatile`, which says so.
-A name appears only by rename or link, so nobody ever sees half a file.
+Law: a function returns only when its step survives a power cut, except `write_volatile` and `replace_volatile`. A name
+appears only by rename or link, so no reader sees a partial file.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ import errno
 import os
 import secrets
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from cached.contract.errors import HoldfastError, Permanent, Transient
@@ -20,102 +22,109 @@ from cached.contract.program import limits
 PUBLIC_DIR_MODE = 0o755
 PRIVATE_DIR_MODE = 0o700
 READ_ONLY_MODE = 0o444
+READ_ONLY_REMEDY = "mount it writable (after a fault the kernel makes a file system read-only: see the kernel log)"
 _SYNC_FILE_RANGE_WRITE = 2
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def fsync_dir(path: Path) -> None:
-    """Make the entries of a directory durable."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+@contextmanager
+def opened(path: Path, flags: int, mode: int = 0o600) -> Iterator[int]:
+    """Yield the descriptor of a file, open until the end of the block; arguments as of `os.open`."""
+    descriptor = os.open(path, flags, mode)
     try:
-        os.fsync(descriptor)
+        yield descriptor
     finally:
         os.close(descriptor)
 
 
-def make_dir(path: Path, mode: int) -> None:
-    """Make one directory with exactly `mode`, durably; one that exists is left as it is."""
+@contextmanager
+def disk_errors(what: str) -> Iterator[None]:
+    """Raise an OSError of the block as the `disk_error` of the step `what`."""
     try:
-        path.mkdir(mode)  # never wider than asked, not even for the moment in which a crash may come
+        yield
+    except OSError as error:
+        raise disk_error(error, what) from error
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; rename it to `path` at the end of the block, or delete it on an error."""
+    temporary = temporary_beside(path)
+    try:
+        yield temporary
+        os.rename(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def fsync_dir(path: Path) -> None:
+    """Make the entries of a directory durable."""
+    with opened(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC) as descriptor:
+        os.fsync(descriptor)
+
+
+def make_dir(path: Path, mode: int) -> None:
+    """Create one directory with exactly `mode`, durably, unless it exists."""
+    try:
+        path.mkdir(mode)  # never wider than asked, also if a crash comes next
     except FileExistsError:
         return
-    if stat.S_IMODE(path.stat().st_mode) != mode:  # the umask took some
+    if stat.S_IMODE(path.stat().st_mode) != mode:  # the umask removed bits
         path.chmod(mode)
     fsync_dir(path.parent)
 
 
 def write_all(descriptor: int, data: bytes | bytearray) -> None:
-    """Write all of `data` where the file stands, however many calls that takes; not durable by itself."""
+    """Write all of `data` at the file's position, in as many calls as needed; not durable by itself."""
     view = memoryview(data)
     while view:
         view = view[os.write(descriptor, view) :]
 
 
 def write_file(path: Path, data: bytes, mode: int) -> None:
-    """Write a new file under a name nobody looks at yet; durable except for its name in the directory."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    try:
+    """Write a new file under a temporary name; durable except for its name in the directory."""
+    with opened(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600) as descriptor:
         write_all(descriptor, data)
         os.fchmod(descriptor, mode)
         os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def write_volatile(path: Path, data: bytes | bytearray, mode: int) -> None:
-    """Write a new file under a name nobody looks at yet, without a sync: whoever gives it its name syncs it first."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    try:
-        write_all(descriptor, data)
-        os.fchmod(descriptor, mode)
-    except BaseException:
-        path.unlink(missing_ok=True)
-        raise
-    finally:
-        os.close(descriptor)
+    """Write a new file under a temporary name, without a sync: sync it before it gets its final name."""
+    with opened(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC) as descriptor:
+        try:
+            write_all(descriptor, data)
+            os.fchmod(descriptor, mode)
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
 
 
 def start_writeback(descriptor: int) -> None:
-    """Have the kernel begin to write a file's pages, and wait for nothing (sync_file_range(2), SYNC_FILE_RANGE_WRITE).
-
-    A hint: where it cannot be had, the fsync that follows does all the work.
-    """
+    """Start the writeback of a file's pages without waiting (sync_file_range(2), SYNC_FILE_RANGE_WRITE). A hint: if it
+    fails, the fsync that follows does all the work."""
     _libc.sync_file_range(descriptor, ctypes.c_int64(0), ctypes.c_int64(0), _SYNC_FILE_RANGE_WRITE)
 
 
 def replace(path: Path, data: bytes, mode: int) -> None:
-    """Replace (or make) a file atomically and durably."""
-    temporary = temporary_beside(path)
-    try:
+    """Replace or create a file atomically and durably."""
+    with _replacing(path) as temporary:
         write_file(temporary, data, mode)
-        os.rename(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
     fsync_dir(path.parent)
 
 
 def replace_volatile(path: Path, data: bytes, mode: int) -> None:
-    """Replace a file atomically but without fsync: for status files, which a restart writes anew."""
-    temporary = temporary_beside(path)
-    try:
+    """Replace or create a file atomically but without fsync: for status files, which a restart rewrites."""
+    with _replacing(path) as temporary:
         write_volatile(temporary, data, mode)
-        os.rename(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def replace_symlink(path: Path, target: str) -> None:
-    """Make `path` a symlink to `target`, atomically and durably, whatever it was before."""
-    temporary = temporary_beside(path)
-    os.symlink(target, temporary)
-    try:
-        os.rename(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    """Make `path` a symlink to `target`, atomically and durably, replacing what it was."""
+    with _replacing(path) as temporary:
+        os.symlink(target, temporary)
     fsync_dir(path.parent)
 
 
@@ -128,7 +137,7 @@ def rename(source: Path, target: Path) -> None:
 
 
 def unlink(path: Path) -> None:
-    """Remove a name, durably; one that is gone is left so."""
+    """Remove a name, durably, if it exists."""
     try:
         path.unlink()
     except FileNotFoundError:
@@ -137,10 +146,8 @@ def unlink(path: Path) -> None:
 
 
 def preallocate(descriptor: int, size: int) -> bool:
-    """Take `size` bytes of disk for a file now; False where the file system cannot.
-
-    fallocate(2) itself, not posix_fallocate(3), which falls back to writing every block.
-    """
+    """Allocate `size` bytes of disk for a file; return False if the file system cannot. Raises OSError. fallocate(2)
+    itself, not posix_fallocate(3), which falls back to writing every block."""
     if size == 0:
         return True
     if _libc.fallocate(descriptor, 0, ctypes.c_long(0), ctypes.c_long(size)) == 0:
@@ -152,13 +159,12 @@ def preallocate(descriptor: int, size: int) -> bool:
 
 
 def temporary_beside(path: Path) -> Path:
-    """A fresh name in the same directory, which recovery sweeps away."""
+    """Return a new temporary path in the same directory; recovery sweeps it."""
     return path.parent / f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}"
 
 
 def disk_error(error: OSError, what: str) -> HoldfastError:
-    """Our error for a failed step on the disk: full is worth waiting for, the rest needs a person. A process that may
-    not open another file says nothing of the disk."""
+    """Return the `HoldfastError` for a failed disk step `what`; a lack of file descriptors is no error of the disk."""
     short = limits.shortage(error, what)
     if short is not None:
         return short
@@ -167,15 +173,11 @@ def disk_error(error: OSError, what: str) -> HoldfastError:
             return Transient(
                 "no_space",
                 f"{what}: the file system has no inodes left, though it has free bytes",
-                "delete small files on it, or make it anew with more inodes (mkfs.ext4 -N)",
+                "delete small files on it, or recreate it with more inodes (mkfs.ext4 -N)",
             )
         return Transient("no_space", f"{what}: the disk is full", "free space on the node, or lower --quota")
     if error.errno == errno.EROFS:
-        return Transient(
-            "not_writable",
-            f"{what}: {error.strerror}",
-            "mount it writable (after a fault the kernel makes a file system read-only: see the kernel log)",
-        )
+        return Transient("not_writable", f"{what}: {error.strerror}", READ_ONLY_REMEDY)
     if error.errno in (errno.EACCES, errno.EPERM):
         remedy = "make the root writable for the daemon; look for immutable files with lsattr"
         return Transient("not_writable", f"{what}: {error.strerror}", remedy)
@@ -183,7 +185,7 @@ def disk_error(error: OSError, what: str) -> HoldfastError:
 
 
 def _lacks_inodes(error: OSError) -> bool:
-    """Tell a lack of inodes from one of blocks: it is met only where a name is made, and such an error names it."""
+    """Return whether inodes are missing, not blocks: only the creation of a name lacks inodes, and its error has it."""
     if error.errno != errno.ENOSPC or not isinstance(error.filename, str | os.PathLike):
         return False
     try:
@@ -194,5 +196,5 @@ def _lacks_inodes(error: OSError) -> bool:
 
 
 def refuse_root(message: str, remedy: str) -> Permanent:
-    """The error for a root the daemon cannot work on."""
+    """Return the error for a root that the daemon cannot use."""
     return Permanent("bad_root", message, remedy)

@@ -1,8 +1,7 @@
-"""What the store stands on: the file system under the root, tried before anything is kept there.
+"""Test the file system under the root before the store uses it.
 
-Law: every ability that the store relies on is tried by doing it, between the very folders that need it; what is missing
-is refused with the mount, the ability and the remedy. Nothing stays of the attempts. A disk that is only full is no
-reason to refuse: the daemon makes room.
+Law: each required ability is tested by using it, between the folders that need it; a missing one is refused with the
+mount, the ability and the remedy. The tests leave no files. A full disk is not refused: the daemon makes room.
 """
 
 from __future__ import annotations
@@ -27,31 +26,33 @@ _LOCAL = "put the whole root on one local file system such as ext4 or xfs"
 
 @dataclass(frozen=True, slots=True)
 class Mount:
-    """A mounted file system: its kind (`ext4`), and where it is mounted."""
+    """A mounted file system: its kind (`ext4`), its mount point, and its device (`/dev/sda1`)."""
 
     kind: str
     point: str
+    device: str
 
     def __str__(self) -> str:
         return f"{self.kind}, mounted at {self.point}"
 
 
 def mount_of(path: Path) -> Mount:
-    """The mount that `path` lies on (proc(5), mountinfo): the longest mount point above it, the last of equals."""
+    """Return the mount of `path` (proc(5), mountinfo): the longest mount point above it, the last of equals."""
     place = os.path.realpath(path)
-    found = Mount("unknown", "/")
+    found = Mount("unknown", "/", "its device")
     length = 0
     for line in _MOUNTS.read_text(errors="surrogateescape").splitlines():
         before, _, after = line.partition(" - ")
         point = re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), before.split()[4])
         inside = place == point or place.startswith(point.rstrip("/") + "/")
         if inside and len(point) >= length:
-            found, length = Mount(after.split()[0], point), len(point)
+            kind, device = after.split()[:2]
+            found, length = Mount(kind, point, device), len(point)
     return found
 
 
 def check(layout: Layout) -> None:
-    """Try what the store needs of the file system; raises `Permanent` (`bad_root`)."""
+    """Test every required ability of the file system; raises `Permanent` (`bad_root`)."""
     _check_one_mount(layout)
     first, second = durable.temporary_beside(layout.ingest), durable.temporary_beside(layout.public.models)
     third = durable.temporary_beside(layout.trash / "any")
@@ -70,7 +71,7 @@ def check(layout: Layout) -> None:
 
 
 def remarks(layout: Layout) -> list[str]:
-    """What a person should know of a file system that does, but not well."""
+    """Return warnings about a file system that works, but not well."""
     found = []
     mount = mount_of(layout.root)
     if _NETWORK.fullmatch(mount.kind):
@@ -87,7 +88,7 @@ def remarks(layout: Layout) -> list[str]:
 
 
 class _Full(Exception):
-    """The disk is full: then nothing can be tried."""
+    """The disk is full: then nothing can be tested."""
 
 
 def _try(layout: Layout, ability: str, act: Callable[[], None]) -> None:
@@ -103,14 +104,14 @@ def _try(layout: Layout, ability: str, act: Callable[[], None]) -> None:
 
 def _remedy(error: OSError) -> str:
     if error.errno == errno.EROFS:
-        return "mount it writable (after a fault the kernel makes a file system read-only: see the kernel log)"
+        return durable.READ_ONLY_REMEDY
     if error.errno == errno.EACCES:
         return "give the daemon a folder that its user may write to"
     return _LOCAL
 
 
 def _check_one_mount(layout: Layout) -> None:
-    """A mount inside the root parts it: links and renames do not cross mounts, not even within one file system."""
+    """Refuse a mount inside the root: links and renames do not cross mounts, even within one file system."""
     public = layout.public
     whole = mount_of(layout.root)
     inside = (layout.private, layout.ingest, layout.blobs, layout.quarantine, layout.trash)
@@ -124,11 +125,8 @@ def _check_one_mount(layout: Layout) -> None:
 
 
 def _lock(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
+    with durable.opened(path, os.O_RDONLY | os.O_CLOEXEC) as descriptor:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    finally:
-        os.close(descriptor)
 
 
 def _takes_direct(layout: Layout) -> bool:

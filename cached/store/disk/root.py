@@ -1,8 +1,7 @@
-"""The root as this daemon found it: locked, and looked at again before anything is kept there.
+"""The root folder that this daemon locked, checked again before each write.
 
-Law: what stands at the root's path may change while the daemon runs: renamed, deleted, or its mount taken away, which
-uncovers the empty folder (or an older tree) beneath, on the node's own disk. Nothing is begun there: `check` raises
-until the very folder that was locked is back.
+Law: while the daemon runs, the root may be renamed, deleted or unmounted, which uncovers the empty folder (or an older
+tree) beneath, on the node's own disk. Nothing is written there: `check` raises until the locked folder is back.
 """
 
 from __future__ import annotations
@@ -18,14 +17,12 @@ from cached.store.disk import durable
 from cached.store.disk.preflight import mount_of
 
 _RECORDS_SHARE, _RECORDS_MOST = 64, 64 * 1024 * 1024
-_UNTOLD = 1 << 62
+_UNKNOWN_SIZE = 1 << 62
 
 
 class Root:
-    """One daemon a root: the kernel drops the lock when it dies. Thread-safe; close it when done.
-
-    Raises `Permanent` (`bad_root`) where another daemon has it, or the file system has no locks.
-    """
+    """The lock that keeps a root to one daemon: the kernel drops it when the daemon dies. Thread-safe; close it. Raises
+    `Permanent` (`bad_root`) if another daemon has the lock, or the file system has no locks."""
 
     def __init__(self, layout: Layout) -> None:
         self._layout = layout
@@ -49,44 +46,35 @@ class Root:
 
     @property
     def path(self) -> Path:
-        """Where it is."""
+        """The root's path."""
         return self._layout.root
 
     @property
     def deleted(self) -> bool:
-        """Tell whether the folder was deleted: then it never comes back, and what is known of it means nothing. Where
-        the disk does not say, it was not."""
+        """Return whether the folder was deleted for good; False if the disk does not answer."""
         try:
             return os.fstat(self._descriptor).st_nlink == 0
         except OSError:
             return False
 
     def check(self) -> None:
-        """Raise `Transient` (`root_gone`) unless the root's path still leads to what was locked; `disk` where the disk
-        does not say."""
+        """Raise `Transient` (`root_gone`) unless the root's path leads to the locked folder, and for a disk error."""
         try:
-            found = os.stat(self._layout.private)
+            found, own = os.stat(self._layout.private), os.fstat(self._descriptor)
         except (FileNotFoundError, NotADirectoryError) as error:
             raise self._gone("it is not there any more") from error
-        except OSError as error:
-            raise durable.disk_error(error, f"looking at {self._layout.private}") from error
-        try:
-            own = os.fstat(self._descriptor)
         except OSError as error:
             raise durable.disk_error(error, f"looking at {self._layout.private}") from error
         if (found.st_dev, found.st_ino) != (own.st_dev, own.st_ino):
             raise self._gone("another folder is there now than the one this daemon began with")
 
     def space(self) -> DiskSpace:
-        """The file system's numbers, less what the store's own records take when data fills the rest; raises
-        `Transient`."""
+        """Return the file system's numbers, less the space kept for the store's own records; raises `Transient`."""
         self.check()
-        try:
+        with durable.disk_errors(f"looking at {self._layout.root}"):
             found = os.statvfs(self._layout.root)
-        except OSError as error:
-            raise durable.disk_error(error, f"looking at {self._layout.root}") from error
-        if found.f_blocks == 0:  # as ramfs does: it tells no size, so only a quota limits what is kept there
-            return DiskSpace(_UNTOLD, _UNTOLD)
+        if found.f_blocks == 0:  # ramfs reports no size, so only a quota limits it
+            return DiskSpace(_UNKNOWN_SIZE, _UNKNOWN_SIZE)
         capacity = found.f_blocks * found.f_frsize
         records = min(_RECORDS_MOST, capacity // _RECORDS_SHARE)
         return DiskSpace(
@@ -97,7 +85,7 @@ class Root:
         )
 
     def close(self) -> None:
-        """Give the lock back."""
+        """Release the lock."""
         os.close(self._descriptor)
 
     def _gone(self, how: str) -> Transient:
