@@ -148,7 +148,7 @@ def _check_date(answer: Answer, expected: str | None, where: str) -> None:
     found = answer.last_modified
     if expected is None or found is None or found == expected:
         return
-    before, now = _instant(expected), _instant(found)
+    before, now = parse_http_date(expected), parse_http_date(found)
     if before is not None and now is not None and before != now:
         raise source_changed(where, f"last modified {found[:80]}, not {expected[:80]}")
 
@@ -163,10 +163,8 @@ def source_changed(where: str, problem: str) -> Transient:
 
 
 def check_encoding(answer: Answer, target: HttpTarget, total: int | None, where: str) -> None:
-    """Raise `Transient` (`bad_response`) for a content encoding, as none is requested.
-
-    An object as long as the stored one (`total` bytes) is accepted: the header was stored with it.
-    """
+    """Raise `Transient` (`bad_response`) for a content encoding, as none is requested. An object as long as the stored
+    one (`total` bytes) is accepted: the header was stored with it."""
     given = ",".join(answer.headers.get_all("Content-Encoding", []))
     codings = [coding for each in given.split(",") if (coding := each.strip().lower()) not in _NO_CODINGS]
     if not codings or (target.stored_bytes is not None and target.stored_bytes == total):
@@ -245,7 +243,8 @@ def _partial(given: Extent | None, asked: Asked, where: str, content_length: int
     return given
 
 
-def _instant(value: str) -> float | None:
+def parse_http_date(value: str) -> float | None:
+    """Return the POSIX time of an HTTP date; None if it is invalid."""
     try:
         return parsedate_to_datetime(value).timestamp()
     except ValueError:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import string
 from dataclasses import dataclass, field
-from urllib.parse import SplitResult, quote, unquote, urljoin, urlsplit
+from urllib.parse import quote, unquote, urljoin, urlsplit
 
 from cached.contract.errors import Permanent
 
@@ -40,10 +40,8 @@ class Origin:
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """A parsed URL. `resource`: path and query as sent; `userinfo`: user and password, decoded.
-
-    `chosen_by`: the origin whose redirects led here; None for a configured address.
-    """
+    """A parsed URL. `resource`: path and query as sent; `userinfo`: user and password, decoded. `chosen_by`: the origin
+    whose redirects led here; None for a configured address."""
 
     origin: Origin
     resource: str = field(repr=False)
@@ -65,7 +63,8 @@ class Address:
         path = quote(parts.path or "/", safe=string.punctuation)
         query = quote(parts.query, safe=string.punctuation)
         origin = Origin(parts.scheme, host, port or DEFAULT_PORTS[parts.scheme])
-        return cls(origin, f"{path}?{query}" if query else path, _userinfo(parts))
+        user = None if parts.username is None else (unquote(parts.username), unquote(parts.password or ""))
+        return cls(origin, f"{path}?{query}" if query else path, user)
 
     @property
     def url(self) -> str:
@@ -90,10 +89,8 @@ def origin_of(url: str) -> str:
 
 
 def next_hop(current: Address, location: str) -> Address:
-    """Return the target of a redirect from `current`. Raises `Permanent` for an insecure or foreign one.
-
-    User information in `location` is dropped: a server does not choose our credentials.
-    """
+    """Return the target of a redirect from `current`. Raises `Permanent` for an insecure or foreign one. User
+    information in `location` is dropped: a server does not choose our credentials."""
     # Header bytes arrive decoded as Latin-1; many servers send raw UTF-8.
     target = urljoin(current.url, quote(location, encoding="latin-1", safe=string.punctuation))
     scheme = urlsplit(target).scheme
@@ -114,9 +111,3 @@ def _ascii_host(host: str, url: str) -> str:
     if not _HOST.fullmatch(name):
         raise Permanent("bad_url", f"the host of {display_url(url)} is not a host name", _WRITE_URL)
     return name
-
-
-def _userinfo(parts: SplitResult) -> tuple[str, str] | None:
-    if parts.username is None:
-        return None
-    return unquote(parts.username), unquote(parts.password or "")
