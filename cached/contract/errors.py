@@ -18,11 +18,8 @@ def http_code(status: int) -> str:
 
 
 class HoldfastError(Exception):
-    """An error with a stable code, a message (expected, found, where) and a remedy (what to do next).
-
-    `code` is one lower-case word with underscores, as in status files and in the label `reason` of
-    `holdfast_fetch_errors_total`.
-    """
+    """An error with a stable code, a message (expected, found, where) and a remedy (what to do next). `code` is one
+    lower-case word with underscores, as in status files and in the label `reason` of `holdfast_fetch_errors_total`."""
 
     permanent: ClassVar[bool]
 

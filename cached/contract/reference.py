@@ -114,9 +114,7 @@ def parse_models(text: str) -> tuple[Wanted, ...]:
 
 def pinned(models: Sequence[Wanted], text: str) -> tuple[Wanted, ...]:
     """Add the pins in `text`: one digest for one model, or `alias=sha256:…,name@version=sha256:…` for any of them.
-
-    Raises `InvalidReference`, also for a bare digest with several models.
-    """
+    Raises `InvalidReference`, also for a bare digest with several models."""
     items = [item.strip() for item in text.split(",")]
     if len(items) == 1 and "=" not in items[0]:
         if len(models) != 1:

@@ -132,10 +132,8 @@ def _error(document: dict[str, Any]) -> StatusError:
 
 
 def encode(document: dict[str, Any]) -> bytes:
-    """Return the JSON of a status or record file: UTF-8, sorted keys, a final newline.
-
-    A lone surrogate, as in a file name that is not UTF-8, becomes its JSON escape.
-    """
+    """Return the JSON of a status or record file: UTF-8, sorted keys, a final newline. A lone surrogate, as in a file
+    name that is not UTF-8, becomes its JSON escape."""
     return (json.dumps(document, ensure_ascii=False, sort_keys=True) + "\n").encode("utf-8", "backslashreplace")
 
 

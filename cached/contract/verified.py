@@ -15,10 +15,8 @@ from cached.contract.status import encode
 
 @dataclass(frozen=True, slots=True)
 class VerifiedFile:
-    """One file at the time `verified_at` when its sha256 was computed: inode, size in bytes, mtime.
-
-    `verity`: the fs-verity digest of its seal at that time, as `sha256:<hex>`; None without a seal.
-    """
+    """One file at the time `verified_at` when its sha256 was computed: inode, size in bytes, mtime. `verity`: the
+    fs-verity digest of its seal at that time, as `sha256:<hex>`; None without a seal."""
 
     ino: int
     size: int
@@ -52,10 +50,8 @@ class VerifiedRecord:
             listed = json.loads(data)["files"]
             return cls(
                 {
-                    path: VerifiedFile(
-                        entry["ino"], entry["size"], entry["mtime_ns"], entry["verified_at"], entry.get("verity")
-                    )
-                    for path, entry in listed.items()
+                    path: VerifiedFile(e["ino"], e["size"], e["mtime_ns"], e["verified_at"], e.get("verity"))
+                    for path, e in listed.items()
                 }
             )
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

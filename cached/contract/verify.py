@@ -83,10 +83,8 @@ def check_record(snapshot: SnapshotLayout, manifest: Manifest) -> None:
 def check_full(
     snapshot: SnapshotLayout, manifest: Manifest, threads: int, progress: Callable[[int], None] = lambda _size: None
 ) -> None:
-    """Hash every file with `threads` threads, the largest first, and stop at the first failure, which is raised.
-
-    The threads call `progress` with the bytes hashed since its last call; an exception in it ends the check.
-    """
+    """Hash every file with `threads` threads, the largest first, and stop at the first failure, which is raised. The
+    threads call `progress` with the bytes hashed since its last call; an exception in it ends the check."""
     # Plain threads: concurrent.futures imports logging, 9 ms at every gate's start, and cannot stop a running file.
     waiting = deque(sorted(manifest.files, key=lambda f: f.size, reverse=True))
     outcomes: SimpleQueue[BaseException | None] = SimpleQueue()
@@ -124,10 +122,8 @@ def check_full(
 
 
 def hash_file(path: Path, progress: Callable[[int], None] = lambda _size: None) -> str:
-    """Return the sha256 of a file as hexadecimal digits, without following a symlink at `path`.
-
-    Calls `progress` with the bytes hashed since its last call. Raises OSError if the file cannot be read to its end.
-    """
+    """Return the sha256 of a file as hexadecimal digits, without following a symlink at `path`. Calls `progress` with
+    the bytes hashed since its last call. Raises OSError if the file cannot be read to its end."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
         if _POPULATES_FOR_EVER:

@@ -22,7 +22,7 @@ class NoSeal(Enum):
     """Why there is no digest."""
 
     NONE = "not sealed"
-    UNKNOWN = "not to be told here"
+    UNKNOWN = "not reported by this kernel"
 
 
 def measure(descriptor: int) -> str | NoSeal:

@@ -81,10 +81,8 @@ class Want:
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """The wants of this node, and the refused versions with the error. No version is in both.
-
-    `verdicts`: the errors of pins that cannot be met; each concerns only the pods and pulls with that pin.
-    """
+    """The wants of this node, and the refused versions with the error. No version is in both. `verdicts`: the errors of
+    pins that cannot be met; each concerns only the pods and pulls with that pin."""
 
     wants: Mapping[ModelRef, Want]
     refused: Mapping[ModelRef, Permanent]
@@ -204,7 +202,12 @@ def _wrong_pins(
         if ask.pin is None or ask.pin == entry.digest or ask.pin in wrong:
             continue
         if entry.digest is not None:
-            wrong[ask.pin] = _mismatch(entry.ref, f"{entry.digest} (the catalog's digest)", ask.pin, ask.reason)
+            wrong[ask.pin] = DigestMismatch(
+                f"{entry.ref}: pins that cannot both be met",
+                f"{entry.digest} (the catalog's digest)",
+                f"{ask.pin} (the pin of {ask.reason})",
+                "correct the pin that is wrong, or ask for another version",
+            )
         elif (entry.ref, ask.pin) in failed_pins:
             wrong[ask.pin] = failed_pins[entry.ref, ask.pin]
     return wrong
@@ -226,15 +229,6 @@ def _merge(entry: CatalogVersion, asks: Sequence[_Ask]) -> Want:
         reasons=tuple(dict.fromkeys(ask.reason for ask in asks)),
         keep=entry.keep,
         pin_promised=entry.digest is not None,
-    )
-
-
-def _mismatch(ref: ModelRef, expected: str, found: Digest, reason: str) -> Permanent:
-    return DigestMismatch(
-        f"{ref}: pins that cannot both be met",
-        expected,
-        f"{found} (the pin of {reason})",
-        "correct the pin that is wrong, or ask for another version",
     )
 
 

@@ -157,10 +157,8 @@ def _matcher(patterns: Sequence[str]) -> re.Pattern[str]:
 
 
 def _reaches_below(folder: str, pattern: str) -> bool:
-    """Return whether a prefix of `pattern` matches `folder`, so that the rest may match a name below it.
-
-    A prefix that ends within a `[…]` reads it as text, which can only give a wrong True.
-    """
+    """Return whether a prefix of `pattern` matches `folder`, so that the rest may match a name below it. A prefix that
+    ends within a `[…]` reads it as text, which can only give a wrong True."""
     ends = range(len(pattern) + 1 if pattern.endswith("*") else len(pattern))
     return any(fnmatchcase(folder, pattern[:end]) for end in ends)
 

@@ -117,10 +117,8 @@ class Held:
 
 @dataclass(frozen=True, slots=True)
 class Versions:
-    """The state of some versions, without the space: fields as in `Situation`, and the `held` content.
-
-    The steps of one version depend on no other, so a caller may plan the changed versions only.
-    """
+    """The state of some versions, without the space: fields as in `Situation`, and the `held` content. The steps of one
+    version depend on no other, so a caller may plan the changed versions only."""
 
     demand: Demand
     held: Mapping[ModelRef, Held]
@@ -153,10 +151,8 @@ def _fetch_steps(versions: Versions) -> Iterator[Step]:
 
 
 def protected(holdings: Iterable[Holding], demand: Demand, lacking: Collection[ModelRef]) -> list[Holding]:
-    """Mark the versions in the demand as wanted or prefetched, also those whose fetch was refused.
-
-    Content under a wanted name that is resolved again is kept until then, unless its own fetch is in `lacking`.
-    """
+    """Mark the versions in the demand as wanted or prefetched, also those whose fetch was refused. Content under a
+    wanted name that is resolved again is kept until then, unless its own fetch is in `lacking`."""
     return [_protected(holding, demand, lacking) for holding in holdings]
 
 

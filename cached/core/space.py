@@ -117,7 +117,7 @@ class Ledger:
     def __init__(self, quota_bytes: int | None, disk: Callable[[], DiskSpace]) -> None:
         self._quota = quota_bytes
         self._disk = disk
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a reservation records several sizes in one step
         self._blobs: dict[str, int] = {}
         self._partials: dict[str, int] = {}
         self._quarantined: dict[str, int] = {}
@@ -130,18 +130,23 @@ class Ledger:
     def count_blob(self, sha256: str, size: int) -> None:
         """Record that a committed blob has `size` bytes; 0: it does not exist."""
         with self._lock:
-            self._count_blob(sha256, size)
+            self._committed += self._put(self._blobs, sha256, size)
 
     def count_partial(self, id_: str, size: int) -> None:
         """Record that a partial blob takes `size` bytes of the disk; 0: it does not exist. The bytes are part of its
         reservation, or dying without one."""
         with self._lock:
-            self._count_partial(id_, size)
+            reservation = self._open.get(id_)
+            grown = self._put(self._partials, id_, size)
+            if reservation is None:
+                self._dying += grown
+            else:
+                self._allocated += min(size, reservation._size) - min(size - grown, reservation._size)
 
     def count_quarantined(self, name: str, size: int) -> None:
         """Record that a file in quarantine has `size` bytes; 0: it does not exist."""
         with self._lock:
-            self._count_quarantined(name, size)
+            self._dying += self._put(self._quarantined, name, size)
 
     def count_all(self, found: OnDisk) -> None:
         """Replace all entries with those that recovery found."""
@@ -262,17 +267,6 @@ class Ledger:
             table[key] = size
         return size - before
 
-    def _count_blob(self, sha256: str, size: int) -> None:
-        self._committed += self._put(self._blobs, sha256, size)
-
-    def _count_partial(self, id_: str, size: int) -> None:
-        reservation = self._open.get(id_)
-        grown = self._put(self._partials, id_, size)
-        if reservation is None:
-            self._dying += grown
-        else:
-            self._allocated += min(size, reservation._size) - min(size - grown, reservation._size)
-
     def _open_reservation(self, reservation: Reservation) -> None:
         partial = self._partials.get(reservation.id, 0)
         self._dying -= partial
@@ -297,9 +291,9 @@ class Ledger:
     def _correct(self, found: OnDisk) -> int:
         """Correct each table: compute the differences without the lock, then apply those not recorded since."""
         tables: list[tuple[dict[str, int], Mapping[str, int], Callable[[str, int], None]]] = [
-            (self._blobs, found.blobs, self._count_blob),
-            (self._partials, found.partials, self._count_partial),
-            (self._quarantined, found.quarantined, self._count_quarantined),
+            (self._blobs, found.blobs, self.count_blob),
+            (self._partials, found.partials, self.count_partial),
+            (self._quarantined, found.quarantined, self.count_quarantined),
         ]
         corrected = 0
         for table, actual, count in tables:
@@ -312,9 +306,6 @@ class Ledger:
                         count(key, actual.get(key, 0))
                         corrected += 1
         return corrected
-
-    def _count_quarantined(self, name: str, size: int) -> None:
-        self._dying += self._put(self._quarantined, name, size)
 
     def _too_large(self, size: int, capacity: int) -> Permanent:
         limit = "the quota" if capacity == self._quota else "the file system"
@@ -352,25 +343,22 @@ class Reservation:
         """Release after the fetch, atomically: record `left` bytes on disk as a partial blob, dying, and with `sha256`
         a committed blob of `size` bytes."""
         with self._ledger._lock:
-            self._ledger._count_partial(self.id, left)
+            self._ledger.count_partial(self.id, left)
             if sha256 is not None:
-                self._ledger._count_blob(sha256, size)
-            self._close()
+                self._ledger.count_blob(sha256, size)
+            self.close()
 
     def close(self) -> None:
         """Release all bytes; those on disk are dying. Idempotent."""
         with self._ledger._lock:
-            self._close()
+            if self._is_open():
+                self._ledger._close_reservation(self)
 
     def __enter__(self) -> Reservation:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
-
-    def _close(self) -> None:
-        if self._is_open():
-            self._ledger._close_reservation(self)
 
     def _is_open(self) -> bool:
         return self._ledger._open.get(self.id) is self

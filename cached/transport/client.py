@@ -93,10 +93,8 @@ class HttpClient:
         return dict(self._own_headers(Address.parse(url), HttpTarget(url))).get("Authorization")
 
     def get(self, target: HttpTarget, offset: int, length: int | None, cancellation: Cancellation) -> Body:
-        """Request `length` bytes (at least one; None: all) from `offset`. The caller closes the body.
-
-        Raises `Transient`, `Permanent` or `Cancelled`; ValueError for a `length` below 1.
-        """
+        """Request `length` bytes (at least one; None: all) from `offset`. The caller closes the body. Raises
+        `Transient`, `Permanent` or `Cancelled`; ValueError for a `length` below 1."""
         if length is not None and length < 1:
             raise ValueError(f"HTTP has no range of {length} bytes")
         request = _Request("GET", Asked(offset, length), target)
@@ -109,10 +107,8 @@ class HttpClient:
         return _whole(exchange, self._checked(exchange, request, cancellation), limit_bytes)
 
     def ask(self, target: HttpTarget, limit_bytes: int, cancellation: Cancellation) -> Response:
-        """Fetch a small response of any status, for a caller that knows the meaning of this server's statuses.
-
-        Raises as `fetch` does, but for statuses.
-        """
+        """Fetch a small response of any status, for a caller that knows the meaning of this server's statuses. Raises
+        as `fetch` does, but for statuses."""
         exchange = self._follow(_Request("GET", Asked(0, None), target), cancellation)
         try:
             check_encoding(exchange.answer, target, exchange.answer.length, exchange.where)

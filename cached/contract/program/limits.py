@@ -67,10 +67,8 @@ def shortage(error: BaseException, what: str) -> Transient | None:
 
 
 def why_none(error: OSError | RuntimeError) -> str:
-    """Return why watchdog could not set an inotify watch, and the remedy (codes: inotify(7)).
-
-    EMFILE stands for instances and for open files: the remedy names both.
-    """
+    """Return why watchdog could not set an inotify watch, and the remedy (codes: inotify(7)). EMFILE stands for
+    instances and for open files: the remedy names both."""
     if isinstance(error, RuntimeError):
         return f"{error} ({_THREAD_REMEDY})"
     remedy = {
@@ -81,10 +79,8 @@ def why_none(error: OSError | RuntimeError) -> str:
 
 
 def raise_open_files(needed: int) -> int:
-    """Raise the soft limit of open files to the hard one and return it.
-
-    Raises `Permanent` (`few_files`) if that is less than `needed`.
-    """
+    """Raise the soft limit of open files to the hard one and return it. Raises `Permanent` (`few_files`) if that is
+    less than `needed`."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

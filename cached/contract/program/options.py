@@ -27,10 +27,8 @@ class OptionParser(argparse.ArgumentParser):
     def option(
         self, name: str, *, type: Callable[[str], Any] = str, default: Any = None, help: str, **more: Any
     ) -> None:
-        """Add `--name VALUE`, by default the value of `HOLDFAST_NAME`.
-
-        `type` converts the text and raises ValueError or `HoldfastError` with a message for a person.
-        """
+        """Add `--name VALUE`, by default the value of `HOLDFAST_NAME`. `type` converts the text and raises ValueError
+        or `HoldfastError` with a message for a person."""
         variable = _variable(name)
         convert = _converter(type)
         text = os.environ.get(variable)

@@ -54,10 +54,8 @@ def guarded(name: str, command: Callable[[], int]) -> int:
 
 
 def use_streams() -> None:
-    """Replace `sys.stdout` and `sys.stderr` as this module's law says.
-
-    Opens closed descriptors read-only first, else the next opened file would get that number and the text.
-    """
+    """Replace `sys.stdout` and `sys.stderr` as this module's law says. Opens closed descriptors read-only first, else
+    the next opened file would get that number and the text."""
     while (descriptor := os.open(os.devnull, os.O_RDONLY)) <= 2:
         os.set_inheritable(descriptor, True)
     os.close(descriptor)

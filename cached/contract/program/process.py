@@ -46,9 +46,7 @@ def heed() -> None:
 
 class Voice(io.TextIOBase):
     """A text stream to a descriptor whose reader may be slow, stuck or gone: drops lines, and counts them in the log.
-
-    It has no buffer, so the flush at the end of the process cannot fail.
-    """
+    It has no buffer, so the flush at the end of the process cannot fail."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
@@ -60,7 +58,7 @@ class Voice(io.TextIOBase):
     def write(self, text: str) -> int:
         """Write all of `text`, or drop it."""
         with self._lock:
-            if self._lost and self._put(f"(lines that nobody took: {self._lost})\n"):
+            if self._lost and self._put(f"(log lines dropped: {self._lost})\n"):
                 self._lost = 0
             if self._lost or not self._put(text):
                 self._lost += max(1, text.count("\n"))

@@ -118,7 +118,7 @@ class Connector:
         if status == 407:
             raise Permanent("proxy_unauthorized", shown, "put user and password into HTTPS_PROXY")
         if status // 100 != 2:
-            raise Transient("connect", shown, "it is tried again; if it goes on, ask whoever runs the proxy")
+            raise Transient("connect", shown, "it is tried again; if it goes on, ask the operator of the proxy")
 
     def _secure(self, sock: socket.socket, host: str, cancellation: Cancellation) -> ssl.SSLSocket:
         sock.settimeout(self._settings.connect_timeout_s)
@@ -151,7 +151,7 @@ def _check_inward(origin: Origin, chosen_by: Origin, addresses: Sequence[_Found]
         raise Permanent(
             "insecure_redirect",
             f"{chosen_by.netloc} redirects to {origin.netloc}, an address of this machine or of its cloud's metadata",
-            "use the address of the file itself; ask whoever runs the source why it leads there",
+            "use the address of the file itself; ask the operator of the source for the reason",
         )
 
 

@@ -14,10 +14,8 @@ _BURST_S = 0.1
 
 
 class BandwidthLimit:
-    """At most `rate` bytes a second over all callers; None means no limit.
-
-    `clock` returns monotonic seconds, `sleep` waits for seconds.
-    """
+    """At most `rate` bytes a second over all callers; None means no limit. `clock` returns monotonic seconds, `sleep`
+    waits for seconds."""
 
     def __init__(self, rate: int | None, clock: Callable[[], float], sleep: Callable[[float], None]) -> None:
         self.rate = rate

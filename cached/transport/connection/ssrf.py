@@ -15,9 +15,7 @@ _METADATA = frozenset({ipaddress.ip_address("fd00:ec2::254"), ipaddress.ip_addre
 
 def is_inward(host: str) -> bool:
     """Return whether `host`, an address in text, is loopback, link-local, multicast, unspecified or a metadata service.
-
-    False for a name: its addresses count instead.
-    """
+    False for a name: its addresses count instead."""
     try:
         address = ipaddress.ip_address(host.partition("%")[0])
     except ValueError:
