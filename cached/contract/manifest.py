@@ -151,7 +151,7 @@ def check_tree(paths: Iterable[str]) -> None:
     """Raise `InvalidManifest` if two paths are equal, or one is a file and a folder, after case folding."""
     folded: dict[str, str] = {}
     for path in paths:
-        key = _fold(path)
+        key = unicodedata.normalize("NFC", path).casefold()
         if key in folded:
             raise _refuse(f"{path!r} and {folded[key]!r} are the same path on a file system that folds case")
         folded[key] = path
@@ -161,10 +161,6 @@ def check_tree(paths: Iterable[str]) -> None:
             parent = parent[:cut]
             if parent in folded:
                 raise _refuse(f"{folded[parent]!r} is a file and also the folder of {path!r}")
-
-
-def _fold(path: str) -> str:
-    return unicodedata.normalize("NFC", path).casefold()
 
 
 def _refuse(message: str) -> InvalidManifest:

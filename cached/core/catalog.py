@@ -185,9 +185,10 @@ def _model(name: str, node: yaml.Node, known: Catalog, rejected: list[Rejection]
         source=_template(fields.get("source")),
         rejected=frozenset(),
     )
-    prefetch = _prefetch(fields.get("prefetch"))
+    listed, selector = _prefetch(fields.get("prefetch"))
     model = _with_versions(model, fields.get("versions"), known, rejected)
-    return replace(model, prefetch=_prefetch_rule(model, prefetch, known.default_source, rejected))
+    prefetched = _prefetched(model, listed, known.default_source, rejected)
+    return replace(model, prefetch=PrefetchRule(prefetched, selector)) if prefetched else model
 
 
 def _with_versions(
@@ -243,15 +244,10 @@ def _version_text(node: yaml.Node) -> str:
     return version
 
 
-@dataclass(frozen=True, slots=True)
-class _Prefetch:
-    versions: tuple[yaml.Node, ...]
-    node_selector: Mapping[str, str]
-
-
-def _prefetch(node: yaml.Node | None) -> _Prefetch:
+def _prefetch(node: yaml.Node | None) -> tuple[list[yaml.Node], dict[str, str]]:
+    """Return the items of `versions`, and the node selector."""
     if node is None or nodes.is_null(node):
-        return _Prefetch((), {})
+        return [], {}
     fields = nodes.fields(node, "`prefetch`", ("nodeSelector", "versions"))
     versions = nodes.required(fields, "versions", "`prefetch`", nodes.line_of(node))
     selector: dict[str, str] = {}
@@ -260,15 +256,15 @@ def _prefetch(node: yaml.Node | None) -> _Prefetch:
         if label in selector:
             raise Refused(nodes.line_of(key), f"the label {label[:200]!r} is there twice in `nodeSelector`")
         selector[label] = nodes.text(value, "a label's value")
-    return _Prefetch(tuple(nodes.items(versions, "`prefetch.versions`")), selector)
+    return nodes.items(versions, "`prefetch.versions`"), selector
 
 
-def _prefetch_rule(
-    model: CatalogModel, rule: _Prefetch, default_source: str | None, rejected: list[Rejection]
-) -> PrefetchRule | None:
-    """Return the rule without the versions that have no source; each of those is rejected alone."""
+def _prefetched(
+    model: CatalogModel, listed: list[yaml.Node], default_source: str | None, rejected: list[Rejection]
+) -> tuple[str, ...]:
+    """Return the listed versions that have a source; each of the others is rejected alone."""
     versions: dict[str, None] = {}
-    for node in rule.versions:
+    for node in listed:
         try:
             version = _version_text(node)
         except Refused as error:
@@ -279,7 +275,7 @@ def _prefetch_rule(
         elif version not in model.rejected:  # whose own rejection has the more precise reason
             reason = f"`prefetch.versions`: {version!r} is not listed, and no `source` with {{version}} applies to it"
             rejected.append(Rejection(model.name, nodes.line_of(node), reason))
-    return PrefetchRule(tuple(versions), rule.node_selector) if versions else None
+    return tuple(versions)
 
 
 def _find(model: CatalogModel, version: str, default_source: str | None) -> CatalogVersion | None:

@@ -24,20 +24,7 @@ _LOST_AND_FOUND = "lost+found/"  # by fsck, at the top of an ext file system
 _SAFETENSORS = "model*.safetensors"
 # The same weights in other frameworks' formats, as transformers names them, with the indexes of their shards.
 _OTHER_FORMATS = re.compile(
-    "|".join(
-        map(
-            translate,
-            (
-                "pytorch_model*.bin",
-                "pytorch_model*.bin.index.json",
-                "tf_model*.h5",
-                "tf_model*.h5.index.json",
-                "flax_model*.msgpack",
-                "flax_model*.msgpack.index.json",
-                "rust_model.ot",
-            ),
-        )
-    )
+    r"(?:pytorch_model.*\.bin|tf_model.*\.h5|flax_model.*\.msgpack)(?:\.index\.json)?|rust_model\.ot", re.DOTALL
 )
 
 
@@ -92,7 +79,7 @@ def without_clutter(paths: Iterable[str]) -> tuple[str, ...]:
     return tuple(
         path
         for path in kept
-        if not (_folder(path) in twice and _OTHER_FORMATS.match(_name(path)))
+        if not (_folder(path) in twice and _OTHER_FORMATS.fullmatch(_name(path)))
         and not ("" in twice and path.startswith("original/"))
     )
 

@@ -23,16 +23,9 @@ _LIBRARY = (
     *(ValueError, RecursionError),
 )
 _CREDENTIALS = (
-    boto.NoCredentialsError,
-    boto.PartialCredentialsError,
-    boto.CredentialRetrievalError,
-    boto.ProfileNotFound,
-    boto.InvalidConfigError,
-    boto.ConfigParseError,
-    boto.ConfigNotFound,
-    boto.NoAuthTokenError,
-    boto.TokenRetrievalError,
-    boto.SSOError,
+    *(boto.NoCredentialsError, boto.PartialCredentialsError, boto.CredentialRetrievalError, boto.ProfileNotFound),
+    *(boto.InvalidConfigError, boto.ConfigParseError, boto.ConfigNotFound),
+    *(boto.NoAuthTokenError, boto.TokenRetrievalError, boto.SSOError),
 )
 _BROKEN = (boto.HTTPClientError, boto.ConnectionError, boto.IncompleteReadError, aiohttp.ClientError)
 _SIGN_IN = (
