@@ -1,4 +1,4 @@
-"""What daemon, gate and server agree on: names, digests, the layout on disk, leases, errors.
+"""The contract between daemon, gate and server: names, digests, the layout on disk, leases, errors.
 
-Law: standard library only, and nothing of ours outside this package is imported from here.
+Law: standard library only; imports nothing of ours outside this package.
 """

@@ -1,7 +1,7 @@
-"""What a pod asks for in its annotations (design, section 2): the injector and the daemon read them alike.
+"""The annotations of a pod (design, section 2), parsed in one place for the injector and the daemon.
 
-Law: pure. A pod without `holdfast.dev/model` or `holdfast.dev/models` asks for nothing; one that asks is read whole or
-refused, with a message that says how to write it.
+Law: pure. A pod without `holdfast.dev/model` or `holdfast.dev/models` requests nothing; the annotations of any other
+pod are valid as a whole or refused, with a message that says how to write them.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ VERIFY = PREFIX + "verify"
 CONTAINERS = PREFIX + "containers"
 MOUNT_PATH = PREFIX + "mount-path"
 AFFINITY = PREFIX + "affinity"
-INJECTED = PREFIX + "injected"  # written by whoever adds the gate, so that nobody adds it again
+INJECTED = PREFIX + "injected"  # the injector's mark, so that no second injector adds the gate again
 KNOWN = (MODEL, VERSION, MODELS, DIGEST, VERIFY, CONTAINERS, MOUNT_PATH, AFFINITY, INJECTED)
 
-SUMMARY = PREFIX + "summary"  # on a node, not on a pod: what the cache holds, for a person
+SUMMARY = PREFIX + "summary"  # on a node, not on a pod: the cache's contents, for a person
 
 _CONTAINER = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")  # RFC 1123 label, as Kubernetes names containers
 _HOW_ONE = f"write `{MODEL}: llama-3.1-8b` and `{VERSION}: v3`"
@@ -37,7 +37,7 @@ _HOW_MANY = f"`{MODELS}: base=llama-3.1-8b@v3,adapter=support-lora@v7`"
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What one pod asks for. `containers` None: all of them; `injected`: the value of the injector's own mark."""
+    """The request of one pod. `containers`: None for all of them; `injected`: the value of the injector's mark."""
 
     models: tuple[Wanted, ...]
     verify: Literal["record", "full"]
@@ -48,12 +48,12 @@ class Asked:
 
 
 def asks(annotations: Mapping[str, str]) -> bool:
-    """Tell whether these annotations ask for weights, well or badly: what the webhook's conditions match too."""
+    """Return whether these annotations request weights, valid or not. The webhook's `matchConditions` test the same."""
     return MODEL in annotations or MODELS in annotations
 
 
 def parse(annotations: Mapping[str, str]) -> Asked | None:
-    """Read a pod's annotations; None where it asks for nothing. Raises `Permanent` (`invalid_annotations`)."""
+    """Parse a pod's annotations; None without a request. Raises `Permanent` (`invalid_annotations`)."""
     if not asks(annotations):
         return None
     unknown = sorted(key for key in annotations if key.startswith(PREFIX) and key not in KNOWN)
@@ -116,7 +116,7 @@ def _several(text: str) -> tuple[Wanted, ...]:
 
 
 def _choice(annotations: Mapping[str, str], key: str, choices: Sequence[str]) -> str:
-    """The annotation's value, by default the first of `choices`."""
+    """Return the annotation's value, by default the first of `choices`."""
     found = annotations.get(key, choices[0])
     if found not in choices:
         _refuse(f"{key}: expected {' or '.join(choices)}, found {found[:100]!r}", f"write `{key}: {choices[0]}`")
@@ -138,7 +138,7 @@ def _containers(text: str | None) -> tuple[str, ...] | None:
 
 def _mount_path(text: str) -> str:
     good = text.startswith("/") and not text.startswith("//") and posixpath.normpath(text) == text and text != "/"
-    # A colon would end the path for the container runtime, and Kubernetes refuses it.
+    # The container runtime ends the path at a colon, and Kubernetes refuses one.
     if not good or ":" in text or not text.isprintable():
         _refuse(
             f"{MOUNT_PATH}: expected an absolute path without `.`, `..`, `//` or `:` and not ending in `/`, "

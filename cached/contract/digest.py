@@ -1,7 +1,4 @@
-"""Digests: `sha256:` and 64 lower-case hexadecimal digits, as the OCI image specification writes them.
-
-Law: pure values and one function that hashes a file it is given.
-"""
+"""Digests: `sha256:` and 64 lower-case hexadecimal digits, as the OCI image specification writes them. Law: pure."""
 
 from __future__ import annotations
 
@@ -17,7 +14,7 @@ _PREFIX = "sha256:"
 
 @dataclass(frozen=True, slots=True, order=True)
 class Digest:
-    """A sha256, kept as its 64 hexadecimal digits; `str()` gives the form with the prefix."""
+    """A sha256 as 64 hexadecimal digits; `str()` returns the form with the prefix."""
 
     hex: str
 
@@ -30,7 +27,7 @@ class Digest:
 
     @classmethod
     def parse(cls, text: str) -> Digest:
-        """Read `sha256:<64 hex>`; raises `InvalidReference` for anything else."""
+        """Parse `sha256:<64 hex>`. Raises `InvalidReference`."""
         if not text.startswith(_PREFIX):
             raise InvalidReference(
                 f"expected a digest `sha256:<64 hexadecimal digits>`, found {text[:80]!r}",
@@ -40,7 +37,7 @@ class Digest:
 
     @classmethod
     def of(cls, data: bytes) -> Digest:
-        """Hash `data`."""
+        """Return the digest of `data`."""
         return cls(hashlib.sha256(data).hexdigest())
 
     def __str__(self) -> str:
@@ -48,5 +45,5 @@ class Digest:
 
 
 def is_hex(text: str) -> bool:
-    """Tell whether `text` is 64 lower-case hexadecimal digits."""
+    """Return whether `text` is 64 lower-case hexadecimal digits."""
     return _HEX.fullmatch(text) is not None

@@ -12,17 +12,14 @@ _STATUSES = frozenset(int(status) for status in HTTPStatus)
 
 
 def http_code(status: int) -> str:
-    """The code for an HTTP status that has no name of its own here. Those that no registry knows share one a class, so
-    that no server can make up more values of a metric's label than there are."""
+    """Return the error code of an HTTP status. Unregistered statuses share one code per class, which bounds the values
+    of a metric's label whatever a server sends."""
     return f"http_{status}" if status in _STATUSES else f"http_{min(status // 100, 5)}xx"
 
 
 class HoldfastError(Exception):
-    """An error with a stable code, a message (expected, found, where) and a remedy (what to do next).
-
-    `code` is one lower-case word with underscores, stable for machines: it is what status files carry and what
-    the label `reason` of `holdfast_fetch_errors_total` holds.
-    """
+    """An error with a stable code, a message (expected, found, where) and a remedy (what to do next). `code` is one
+    lower-case word with underscores, as in status files and in the label `reason` of `holdfast_fetch_errors_total`."""
 
     permanent: ClassVar[bool]
 
@@ -37,7 +34,7 @@ class HoldfastError(Exception):
 
 
 class Transient(HoldfastError):
-    """Worth trying again. `retry_after_s` is the wait the other side asked for, in seconds, if it did."""
+    """A retry may succeed. `retry_after_s`: the delay in seconds that the server asked for, or None."""
 
     permanent = False
 
@@ -47,27 +44,27 @@ class Transient(HoldfastError):
 
 
 class Permanent(HoldfastError):
-    """Trying again changes nothing: somebody must act as `remedy` says."""
+    """A retry cannot succeed: a person must act as `remedy` says."""
 
     permanent = True
 
 
 class InvalidReference(Permanent):
-    """A model reference, name, version or digest that the grammar refuses."""
+    """A model reference, name, version or digest outside the grammar."""
 
     def __init__(self, message: str, remedy: str) -> None:
         super().__init__("invalid_reference", message, remedy)
 
 
 class InvalidManifest(Permanent):
-    """A manifest, or a path in one, that the schema refuses."""
+    """A manifest, or a path in one, outside the schema."""
 
     def __init__(self, message: str, remedy: str) -> None:
         super().__init__("invalid_manifest", message, remedy)
 
 
 class DigestMismatch(Permanent):
-    """Bytes, or a manifest, whose sha256 is not the one that was promised."""
+    """Bytes or a manifest whose sha256 differs from the expected one."""
 
     def __init__(self, what: str, expected: str, found: str, remedy: str) -> None:
         super().__init__("digest_mismatch", f"{what}: expected {expected}, found {found}", remedy)

@@ -1,8 +1,7 @@
-"""Golden predictions: requests a version must answer as it did when it was tested, kept among the version's own files.
+"""Golden predictions: recorded requests and their expected answers, one of the version's own files.
 
 Law: pure. Format: `holdfast.dev/golden/v1`, section 9 of the design. A number agrees within
-`absolute + relative * |expected|`, anything else only when it is equal; what an answer holds beside the expected keys
-is not looked at.
+`absolute + relative * |expected|`, any other value if it is equal; additional keys of an answer are ignored.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from cached.contract.errors import Permanent
@@ -26,7 +25,7 @@ _MAX_DEPTH = 32
 
 @dataclass(frozen=True, slots=True)
 class Tolerance:
-    """How far a number may be from the expected one."""
+    """The largest accepted distance of a number from the expected one."""
 
     absolute: float
     relative: float
@@ -39,7 +38,7 @@ class Tolerance:
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One request (`path`, JSON `request`) and what has to be in its answer."""
+    """One request (`path`, JSON `request`) and the expected content of its answer."""
 
     name: str
     path: str
@@ -50,7 +49,7 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class Environment:
-    """What answered: versions of everything that can change a number. Empty text where it has no such thing."""
+    """The environment of a recording: versions of everything that can change a number; empty text where absent."""
 
     python: str = ""
     device: str = ""
@@ -60,19 +59,12 @@ class Environment:
     packages: dict[str, str] = field(default_factory=dict)
 
     def document(self) -> dict[str, Any]:
-        """As JSON has it."""
-        return {
-            "python": self.python,
-            "device": self.device,
-            "cuda": self.cuda,
-            "driver": self.driver,
-            "image": self.image,
-            "packages": self.packages,
-        }
+        """Return the JSON object."""
+        return asdict(self)
 
     @classmethod
     def read(cls, document: object) -> Environment:
-        """Read one; raises `Permanent` (`invalid_golden`)."""
+        """Parse the JSON object. Raises `Permanent` (`invalid_golden`)."""
         if not isinstance(document, dict):
             raise _refuse(f"expected `environment` to be an object, found {_kind(document)}")
         packages = document.get("packages", {})
@@ -82,7 +74,7 @@ class Environment:
         return cls(**texts, packages=packages)
 
     def differences(self, other: Environment) -> list[str]:
-        """What is another version there than here, as `name here -> there`, a line each; the telling ones first."""
+        """Return the versions that differ as `name mine -> theirs`, one line each; hardware and Python first."""
         lines = [
             f"{name} {mine or 'none'} -> {theirs or 'none'}"
             for name in ("device", "driver", "cuda", "python", "image")
@@ -114,7 +106,7 @@ class Golden:
 
     @classmethod
     def parse(cls, data: bytes) -> Golden:
-        """Read a golden file; raises `Permanent` (`invalid_golden`). Keys it does not know it ignores."""
+        """Parse a golden file, ignoring unknown keys. Raises `Permanent` (`invalid_golden`)."""
         document = _load(data)
         if document.get("schema") != SCHEMA:
             raise _refuse(f"expected schema {SCHEMA!r}, found {str(document.get('schema'))[:100]!r}")
@@ -132,7 +124,7 @@ class Golden:
         return cls(tuple(_case(number, item) for number, item in enumerate(cases)), environment, model, recorded_at)
 
     def encode(self) -> bytes:
-        """The file's bytes: JSON that a person can read, and a review can compare."""
+        """Return the file's bytes: indented JSON, so that a review can compare two."""
         document = {
             "schema": SCHEMA,
             "model": self.model,
@@ -154,7 +146,7 @@ class Golden:
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """How an answer compares: the largest difference of a number and `at` which key; `mismatch` says what is wrong."""
+    """The result of a comparison: the largest difference of a number, its key (`at`), and `mismatch`, None if equal."""
 
     largest: float
     at: str
@@ -166,17 +158,17 @@ class Agreement:
 
 
 def compare(case: Case, answer: object) -> Agreement:
-    """Compare an answer with what the case expects. Of what is no number the first that differs is told; else the worst
-    number, by how far it exceeds its tolerance."""
+    """Compare an answer with the expected one. `mismatch` names the first differing value that is no number, else the
+    number that exceeds its tolerance most."""
     largest, at, mismatch, worst = 0.0, "", None, 0.0
     other: str | None = None
     for where, expected, found in _pairs(case.expected, answer, ""):
         if not (_is_number(expected) and _is_number(found)):
             if other is None and (expected != found or type(expected) is not type(found)):
                 other = f"{where}: expected {_shown(expected)}, found {_shown(found)}"
-            continue  # another text has numbers that tell how far off it is
+            continue  # even where a text differs, the numbers show by how much
         difference = _distance(expected, found)
-        if not difference <= largest:  # so that NaN is the largest of all
+        if not difference <= largest:  # NaN counts as the largest
             largest, at = difference, where
         allowed = case.tolerance.absolute + case.tolerance.relative * _distance(0.0, expected)
         excess = difference - allowed
@@ -187,7 +179,7 @@ def compare(case: Case, answer: object) -> Agreement:
 
 
 class _Missing:
-    """Stands for what an answer does not have."""
+    """The value of a key that the answer lacks."""
 
     def __repr__(self) -> str:
         return "nothing"
@@ -197,7 +189,7 @@ _MISSING = _Missing()
 
 
 def _pairs(expected: object, found: object, where: str) -> Iterator[tuple[str, Any, Any]]:
-    """Every leaf of `expected` beside what is found there; a structure that differs is a leaf itself."""
+    """Yield every leaf of `expected` with the found value; a structure that differs is a leaf itself."""
     if isinstance(expected, dict) and isinstance(found, dict):
         for key, value in expected.items():
             yield from _pairs(value, found.get(key, _MISSING), f"{where}.{key}" if where else key)
@@ -211,7 +203,7 @@ def _pairs(expected: object, found: object, where: str) -> Iterator[tuple[str, A
 def _distance(expected: float, found: float) -> float:
     try:
         return abs(float(found) - float(expected))
-    except OverflowError:  # whole numbers of any length are JSON
+    except OverflowError:  # JSON has integers of any length
         return math.inf
 
 

@@ -1,6 +1,6 @@
-"""The node label that says a version is here: `weights.holdfast.dev/<first 40 hex of the manifest digest>=ready`.
+"""The node label of a ready version: `weights.holdfast.dev/<first 40 hex of the manifest digest>=ready`.
 
-Law: pure. The daemon sets it, the injector's affinity asks for it.
+Law: pure. The daemon sets the label, the injector's node affinity selects it.
 """
 
 from __future__ import annotations
@@ -13,5 +13,5 @@ _HEX_DIGITS = 40  # a label's name may have 63 characters; 160 bits are as many 
 
 
 def weights_label(digest: Digest) -> str:
-    """The label's key for a snapshot; its value is `READY`."""
+    """Return the label's key for a snapshot; its value is `READY`."""
     return PREFIX + digest.hex[:_HEX_DIGITS]

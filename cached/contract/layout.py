@@ -1,6 +1,6 @@
-"""Where everything lies under the root: layout version 1, section 3 of the design.
+"""The paths under the root: layout version 1, section 3 of the design.
 
-Law: names only; nothing here touches the disk. `PublicLayout` is all that a pod sees.
+Law: names only, no access to the disk. A pod sees `PublicLayout` only.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ TEMPORARY_PREFIX = ".tmp-"
 
 @dataclass(frozen=True, slots=True)
 class SnapshotLayout:
-    """One snapshot: a tree of hard links, and its own records under `.holdfast/`."""
+    """One snapshot: a tree of hard links to blobs, and its records under `.holdfast/`."""
 
     path: Path
 
@@ -40,7 +40,7 @@ class SnapshotLayout:
 
 @dataclass(frozen=True, slots=True)
 class PublicLayout:
-    """The part that pods mount read-only."""
+    """The folder that pods mount read-only."""
 
     path: Path
 
@@ -70,7 +70,7 @@ class PublicLayout:
         return self.status / ref.path_segment / f"{ref.version}.json"
 
     def link_target(self, ref: ModelRef, digest: Digest) -> str:
-        """The relative target of a model's symlink."""
+        """Return the relative target of a model's symlink."""
         return os.path.relpath(self.snapshot(digest).path, self.model_link(ref).parent)
 
 
@@ -114,7 +114,7 @@ class Layout:
 
     @property
     def fetched(self) -> Path:
-        """What each published name was fetched for."""
+        """The fetch records of published names."""
         return self.private / "fetched"
 
     def fetch_record(self, ref: ModelRef) -> Path:
@@ -122,12 +122,12 @@ class Layout:
 
     @property
     def pins(self) -> Path:
-        """What `holdfast pin` keeps, as a JSON list of references."""
+        """The references that `holdfast pin` keeps, as a JSON list."""
         return self.private / "pins.json"
 
     @property
     def digests(self) -> Path:
-        """The digests of objects for which nobody promised one, as JSON lines."""
+        """The computed digests of objects whose source gives none, as JSON lines."""
         return self.private / "digests.jsonl"
 
     def blob(self, sha256: str) -> Path:
@@ -135,7 +135,6 @@ class Layout:
 
 
 def ingest_id(identity: str, key: str, version: str) -> str:
-    """The name of a partial blob whose sha256 is not known yet: a hash of its source's identity, its key there, and
-    which version of it that is."""
+    """Return the id of a partial blob of unknown sha256: a hash of its source's identity, its key and its version."""
     parts = ("holdfast-ingest", identity, key, version)
     return hashlib.sha256("\0".join(parts).encode(errors="surrogateescape")).hexdigest()

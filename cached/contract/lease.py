@@ -1,7 +1,7 @@
-"""Leases: `flock` on a snapshot's `.holdfast/lease`, dropped by the kernel when its holder dies.
+"""Leases: `flock` on a snapshot's `.holdfast/lease`, which the kernel drops when the holder dies.
 
-Law: opens read-only, never writes; works through read-only bind mounts. flock(2), not POSIX locks, which refuse
-an exclusive lock on a read-only descriptor.
+Law: opens read-only, never writes; works through read-only bind mounts. flock(2), because POSIX locks refuse an
+exclusive lock on a read-only descriptor.
 """
 
 from __future__ import annotations
@@ -12,20 +12,20 @@ import threading
 from pathlib import Path
 from types import TracebackType
 
-_looking = threading.Lock()  # a look takes the lease for a moment: our own eviction must not take that for a use
+_probe = threading.Lock()  # `is_held` locks the lease for a moment: our own eviction must not count that as a holder
 
 
 class Lease:
-    """A held lock on a lease file; give it back with `close()` or by leaving the `with` block."""
+    """A held lock on a lease file, released by `close()` or at the end of the `with` block."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
 
     def follow(self, path: Path) -> None:
-        """Lock the file that `path` names now, where it is another one: a snapshot that was made anew, because a file
-        of it rotted or was deleted, keeps its name and nothing else.
+        """Move the lock to the file that `path` names now, if it is another one: a snapshot that is rebuilt after bit
+        rot or a deletion keeps its name only.
 
-        Where nothing is there, or an eviction has it, the lock stays what it was: look again. Raises OSError.
+        Without such a file, or while an eviction holds it, keep the old lock: the caller tries again. Raises OSError.
         """
         if self._descriptor < 0:
             return
@@ -40,7 +40,7 @@ class Lease:
             self._descriptor, newer._descriptor = newer._descriptor, -1
 
     def close(self) -> None:
-        """Give the lease back. Calling it again does nothing."""
+        """Release the lease. Idempotent."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
@@ -53,27 +53,27 @@ class Lease:
 
 
 def take_shared(path: Path) -> Lease | None:
-    """Hold the lease at `path` together with its other users.
+    """Take the lease at `path` together with its other holders. Raises OSError.
 
-    `None` where the path names nothing any more, or another file than the one that was locked, or where an eviction
-    holds it exclusively: the caller looks the model up again and starts over.
+    Return None if the path no longer exists, names another file than the locked one, or an eviction holds the lease:
+    the caller resolves the model again and starts over.
     """
     return _take(path, fcntl.LOCK_SH)
 
 
 def take_exclusive(path: Path) -> Lease | None:
-    """Hold the lease at `path` alone, as an eviction must; `None` where somebody uses it or it is gone."""
-    with _looking:
+    """Take the lease at `path` exclusively, for an eviction; None if it has a holder or is gone. Raises OSError."""
+    with _probe:
         return _take(path, fcntl.LOCK_EX)
 
 
 def is_held(path: Path) -> bool:
-    """Tell whether anybody holds the lease at `path` at this moment."""
+    """Return whether the lease at `path` has a holder now. Raises OSError."""
     try:
         descriptor = _open(path)
     except FileNotFoundError:
         return False
-    with _looking:
+    with _probe:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -92,16 +92,15 @@ def _take(path: Path, kind: int) -> Lease | None:
         descriptor = _open(path)
     except FileNotFoundError:
         return None
+    lease = Lease(descriptor)
     try:
         fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
-        held, named = os.fstat(descriptor), os.stat(path, follow_symlinks=False)
+        if os.path.samestat(os.fstat(descriptor), os.stat(path, follow_symlinks=False)):
+            return lease
     except (BlockingIOError, FileNotFoundError):
-        os.close(descriptor)
-        return None
+        pass
     except BaseException:
-        os.close(descriptor)
+        lease.close()
         raise
-    if not os.path.samestat(held, named):
-        os.close(descriptor)
-        return None
-    return Lease(descriptor)
+    lease.close()
+    return None

@@ -1,4 +1,4 @@
-"""Manifests: the list of files of one version, in canonical JSON, whose sha256 names the version's content.
+"""Manifests: the files of one version in canonical JSON, whose sha256 names the version's content.
 
 Law: pure. Format: `holdfast.dev/manifest/v1`, section 2 of the design; strict, so that one content has one digest.
 """
@@ -19,14 +19,14 @@ from cached.contract.errors import HoldfastError, InvalidManifest
 SCHEMA = "holdfast.dev/manifest/v1"
 MANIFEST_NAME = "holdfast.json"  # at a source
 RESERVED = ".holdfast"
-PUBLISHING_NAME = f"{RESERVED}/publishing"  # at a source, while `publish` puts files there and no manifest holds yet
+PUBLISHING_NAME = f"{RESERVED}/publishing"  # at a source, while `publish` uploads files and no manifest is valid yet
 MAX_SEGMENT_BYTES = 255  # NAME_MAX on Linux
 MAX_PATH_BYTES = 1024  # S3's limit on a key
-MAX_FILE_BYTES = 2**53 - 1  # the largest whole number every JSON reader keeps exact
+MAX_FILE_BYTES = 2**53 - 1  # the largest integer that every JSON reader keeps exact
 MAX_MANIFEST_BYTES = 16 * 1024 * 1024  # more than 100,000 files
-# JSON of a few bytes an item takes a hundred times its size in memory. Nothing long is parsed that is no list of files;
-# what is short is told more precisely what is wrong with it.
-_PARSED_AS_IT_IS_BYTES = 64 * 1024
+# JSON with a few bytes an item takes a hundred times its size in memory, so long input is parsed only if it matches
+# `_CANONICAL`. Short input is always parsed, which gives a more precise message.
+_ALWAYS_PARSED_BYTES = 64 * 1024
 _CANONICAL = re.compile(
     rb'\{"files":\[(?:\{"path":"(?:[^"\\]|\\.)*+","sha256":"[0-9a-f]{64}","size":\d{1,16}\},?)*+\],"schema":"[^"]{1,99}"\}'
 )
@@ -52,7 +52,7 @@ class FileEntry:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """The files of one version, sorted by path. Construction validates the whole."""
+    """The files of one version, sorted by path. The constructor validates all of them."""
 
     files: tuple[FileEntry, ...]
 
@@ -68,12 +68,12 @@ class Manifest:
 
     @classmethod
     def build(cls, files: Iterable[FileEntry]) -> Manifest:
-        """Make a manifest of `files` in any order; raises `InvalidManifest`."""
+        """Return a manifest of `files` in any order. Raises `InvalidManifest`."""
         return cls(tuple(sorted(files, key=lambda f: f.path)))
 
     @classmethod
     def parse(cls, data: bytes) -> Manifest:
-        """Read canonical bytes; raises `InvalidManifest` for anything that is not exactly that."""
+        """Parse canonical bytes. Raises `InvalidManifest`, also for JSON that is not canonical."""
         document = _load(data)
         if not isinstance(document, dict):
             raise _refuse(f"expected a JSON object, found {type(document).__name__}")
@@ -90,7 +90,7 @@ class Manifest:
         return manifest
 
     def canonical(self) -> bytes:
-        """The canonical bytes, whose sha256 is the manifest digest."""
+        """Return the canonical bytes, whose sha256 is the manifest digest."""
         document = {
             "files": [{"path": f.path, "sha256": f.sha256, "size": f.size} for f in self.files],
             "schema": SCHEMA,
@@ -108,12 +108,12 @@ class Manifest:
         return sum(f.size for f in self.files)
 
     def blob_sizes(self) -> dict[str, int]:
-        """Size in bytes of each distinct blob, by sha256."""
+        """Return the size in bytes of each distinct blob, by sha256."""
         return {f.sha256: f.size for f in self.files}
 
 
 def check_path(path: object) -> None:
-    """Raise `InvalidManifest` unless `path` is a legal path of a file in a version."""
+    """Raise `InvalidManifest` unless `path` is a valid path of a file in a version."""
     if not isinstance(path, str):
         raise _refuse(f"expected a path as text, found {_shown(path)}")
     shown = repr(path[:200])
@@ -121,9 +121,9 @@ def check_path(path: object) -> None:
         raise _refuse(f"expected a relative path, found {shown}")
     if "\\" in path:
         raise _refuse(f"{shown} has a backslash; paths are written with `/`")
-    if not (path.isascii() and path.isprintable()):  # most are: a start reads tens of thousands
+    if not (path.isascii() and path.isprintable()):  # the fast path: a start checks tens of thousands
         for character in path:
-            if "\ud800" <= character <= "\udfff":  # how Python writes bytes that it cannot decode (PEP 383)
+            if "\ud800" <= character <= "\udfff":  # bytes that Python cannot decode (PEP 383)
                 raise _refuse(f"{shown} has bytes that are not UTF-8 (U+{ord(character):04X})")
             if unicodedata.category(character) in _HIDDEN_CATEGORIES:
                 raise _refuse(f"{shown} has a control or hidden character (U+{ord(character):04X})")
@@ -142,16 +142,16 @@ def check_path(path: object) -> None:
 
 
 def check_size(path: str, size: object) -> None:
-    """Raise `InvalidManifest` unless `size` is a whole number of bytes from 0 to 2^53 - 1."""
+    """Raise `InvalidManifest` unless `size` is an integer number of bytes from 0 to 2^53 - 1."""
     if isinstance(size, bool) or not isinstance(size, int) or not 0 <= size <= MAX_FILE_BYTES:
         raise _refuse(f"{path!r}: expected a size from 0 to {MAX_FILE_BYTES} bytes, found {_shown(size)}")
 
 
 def check_tree(paths: Iterable[str]) -> None:
-    """Raise `InvalidManifest` if two paths collide, or one is a file and also a folder, also after case folding."""
+    """Raise `InvalidManifest` if two paths are equal, or one is a file and a folder, after case folding."""
     folded: dict[str, str] = {}
     for path in paths:
-        key = _fold(path)
+        key = unicodedata.normalize("NFC", path).casefold()
         if key in folded:
             raise _refuse(f"{path!r} and {folded[key]!r} are the same path on a file system that folds case")
         folded[key] = path
@@ -163,10 +163,6 @@ def check_tree(paths: Iterable[str]) -> None:
                 raise _refuse(f"{folded[parent]!r} is a file and also the folder of {path!r}")
 
 
-def _fold(path: str) -> str:
-    return unicodedata.normalize("NFC", path).casefold()
-
-
 def _refuse(message: str) -> InvalidManifest:
     return InvalidManifest(message, "publish the version again with `holdfast publish`, or mend the file names")
 
@@ -174,7 +170,7 @@ def _refuse(message: str) -> InvalidManifest:
 def _load(data: bytes) -> Any:
     if len(data) > MAX_MANIFEST_BYTES:
         raise _refuse(f"a manifest of {len(data)} bytes, at most {MAX_MANIFEST_BYTES} are read")
-    if len(data) > _PARSED_AS_IT_IS_BYTES and _CANONICAL.fullmatch(data) is None:
+    if len(data) > _ALWAYS_PARSED_BYTES and _CANONICAL.fullmatch(data) is None:
         raise _refuse("the bytes are not the canonical JSON of a list of files")
     try:
         return json.loads(data.decode("utf-8"), object_pairs_hook=_object)
@@ -205,7 +201,7 @@ def _check_keys(what: str, found: dict[str, Any], expected: set[str]) -> None:
 
 
 def _shown(value: object) -> str:
-    """A value of any kind and length, for a message."""
-    if isinstance(value, int) and value.bit_length() > 256:  # it may have more digits than Python agrees to write
+    """Shorten a value of any type for a message."""
+    if isinstance(value, int) and value.bit_length() > 256:  # may exceed Python's limit of digits for `str()`
         return f"a number of {value.bit_length()} bits"
     return _REPR.repr(value)[:400]

@@ -1,7 +1,4 @@
-"""Model references: `name@version`, and how a name is written as one path segment.
-
-Law: pure; the grammar is section 2 of the design and nothing else is accepted.
-"""
+"""Model references: `name@version`, and names as one path segment. Law: pure. Grammar: section 2 of the design."""
 
 from __future__ import annotations
 
@@ -15,7 +12,7 @@ from cached.contract.errors import InvalidReference
 _SEGMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 _VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _MAX_NAME_SEGMENTS = 3
-_HEARTBEAT = "daemon.json"  # under `status/`, where every model has a folder of its name
+_HEARTBEAT = "daemon.json"  # in `status/`, where every model has a folder of its name
 _MAX_PATH_SEGMENT_BYTES = 255  # NAME_MAX on Linux
 _NAME_REMEDY = (
     "write one to three segments joined by `/`, each of letters, digits, `.`, `_` and `-`, "
@@ -25,7 +22,7 @@ _NAME_REMEDY = (
 
 @dataclass(frozen=True, slots=True, order=True)
 class ModelRef:
-    """One version of one model. Construction validates: a `ModelRef` that exists is well-formed."""
+    """One version of one model. The constructor validates."""
 
     name: str
     version: str
@@ -36,7 +33,7 @@ class ModelRef:
 
     @classmethod
     def parse(cls, text: str) -> ModelRef:
-        """Read `name@version`; raises `InvalidReference`."""
+        """Parse `name@version`. Raises `InvalidReference`."""
         name, at, version = text.partition("@")
         if not at:
             raise InvalidReference(
@@ -55,7 +52,7 @@ class ModelRef:
 
 
 def check_name(name: str) -> None:
-    """Raise `InvalidReference` unless `name` follows the grammar of model names."""
+    """Raise `InvalidReference` unless `name` is a valid model name."""
     segments = name.split("/")
     good = len(segments) <= _MAX_NAME_SEGMENTS and all(
         _SEGMENT.fullmatch(s) and "--" not in s and s[-1] not in ".-" for s in segments
@@ -73,7 +70,7 @@ def check_name(name: str) -> None:
 
 
 def check_version(version: str) -> None:
-    """Raise `InvalidReference` unless `version` follows the grammar of versions."""
+    """Raise `InvalidReference` unless `version` is a valid version."""
     if not _VERSION.fullmatch(version):
         raise InvalidReference(
             f"not a version: {version[:200]!r}",
@@ -82,7 +79,7 @@ def check_version(version: str) -> None:
 
 
 def name_from_path_segment(segment: str) -> str:
-    """Turn `acme--llama` back into `acme/llama`; raises `InvalidReference` if the result is no name."""
+    """Return `acme/llama` for `acme--llama`. Raises `InvalidReference` if the result is no valid name."""
     name = segment.replace("--", "/")
     check_name(name)
     return name
@@ -95,7 +92,7 @@ _PINS_REMEDY = "write `sha256:…` for one model, and for several `base=sha256:�
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """One version that must be there; `pin` is the only manifest digest it may have, `alias` the pod's name for it."""
+    """One requested version; `pin` is the only accepted manifest digest, `alias` the pod's name for the version."""
 
     ref: ModelRef
     pin: Digest | None = None
@@ -106,7 +103,7 @@ class Wanted:
 
 
 def parse_models(text: str) -> tuple[Wanted, ...]:
-    """Read `alias=name@version,…`; raises `InvalidReference`, also where an alias or a reference comes twice."""
+    """Parse `alias=name@version,…`. Raises `InvalidReference`, also for a duplicate alias or reference."""
     found = tuple(_parse_one(item.strip()) for item in text.split(","))
     for names in ([w.alias for w in found if w.alias], [str(w.ref) for w in found]):
         twice = sorted({name for name in names if names.count(name) > 1})
@@ -117,9 +114,7 @@ def parse_models(text: str) -> tuple[Wanted, ...]:
 
 def pinned(models: Sequence[Wanted], text: str) -> tuple[Wanted, ...]:
     """Add the pins in `text`: one digest for one model, or `alias=sha256:…,name@version=sha256:…` for any of them.
-
-    Raises `InvalidReference`, also for a bare digest where there are several models.
-    """
+    Raises `InvalidReference`, also for a bare digest with several models."""
     items = [item.strip() for item in text.split(",")]
     if len(items) == 1 and "=" not in items[0]:
         if len(models) != 1:
@@ -140,19 +135,19 @@ def pinned(models: Sequence[Wanted], text: str) -> tuple[Wanted, ...]:
 
 
 def write_pins(models: Sequence[Wanted]) -> str | None:
-    """Write the pins so that `pinned` reads them; None where there are none."""
+    """Format the pins for `pinned`; None without any."""
     if len(models) == 1:
         return str(models[0].pin) if models[0].pin is not None else None
     return ",".join(f"{_key(wanted)}={wanted.pin}" for wanted in models if wanted.pin is not None) or None
 
 
 def write_models(models: Iterable[Wanted]) -> str:
-    """Write the models so that `parse_models` reads them; without the pins."""
+    """Format the models, without the pins, for `parse_models`."""
     return ",".join(map(str, models))
 
 
 def variable_suffix(alias: str) -> str:
-    """The end of `HOLDFAST_MODEL_PATH_<ALIAS>`: upper case, `_` for whatever a variable's name cannot have."""
+    """Return the end of `HOLDFAST_MODEL_PATH_<ALIAS>`: upper case, `_` for characters invalid in a variable's name."""
     return re.sub(r"[^A-Z0-9]", "_", alias.upper())
 
 
@@ -161,7 +156,7 @@ def _key(wanted: Wanted) -> str:
 
 
 def _take(pins: dict[str, Digest], wanted: Wanted) -> Digest | None:
-    """The pin by alias or by reference, taken out of `pins`."""
+    """Remove the pin by alias or by reference from `pins` and return it."""
     by_alias = pins.pop(wanted.alias, None) if wanted.alias else None
     return by_alias or pins.pop(str(wanted.ref), None)
 

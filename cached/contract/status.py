@@ -1,6 +1,6 @@
-"""Status files: what the daemon says of each version, and its heartbeat, as JSON under `public/status`.
+"""Status files: the status of each version and the daemon's heartbeat, as JSON under `public/status`.
 
-Law: pure values, their JSON, and nothing else. Readers ignore keys they do not know (design, section 3).
+Law: pure values and their JSON. Readers ignore unknown keys (design, section 3).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from cached.contract.errors import HoldfastError, Permanent
 
 
 class State(StrEnum):
-    """Where a version stands on this node."""
+    """The state of a version on this node."""
 
     QUEUED = "queued"
     RESOLVING = "resolving"
@@ -29,7 +29,7 @@ class State(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class StatusError:
-    """Why a version failed, and what a person can do about it."""
+    """Why a version failed, and what a person can do."""
 
     code: str
     message: str
@@ -43,10 +43,10 @@ class StatusError:
 
 @dataclass(frozen=True, slots=True)
 class Stale:
-    """The content that is here is not what the catalog asks for, or the source has now.
+    """The held content differs from what the catalog requests, or from what the source has now.
 
-    `reason`: `catalog_changed` or `source_changed`. `digest`: what it should be, None where that is not known without
-    a fetch. `since`: when this was found, as `timestamp()` writes it.
+    `reason`: `catalog_changed` or `source_changed`. `digest`: the expected one, None if unknown without a fetch.
+    `since`: the time of detection, as `timestamp()` writes it.
     """
 
     reason: str
@@ -59,8 +59,8 @@ class ModelStatus:
     """One version's status. Sizes in bytes, `rate_bytes_per_s` in bytes a second, `eta_s` in seconds.
 
     `digest` is None until known; `since` and `updated` are UTC times as `timestamp()` writes them. `held` is the digest
-    of the content that the version's name leads to now, whatever is fetched meanwhile; None where it is not here.
-    `refused_pins`: pins of pods that cannot be met, by digest; they concern nobody who pins otherwise, or not.
+    that the version's symlink leads to now, also during a fetch of another one; None if the version is not held.
+    `refused_pins`: pins of pods that cannot be met, by digest; they concern only the pods with that pin.
     """
 
     model: str
@@ -81,12 +81,12 @@ class ModelStatus:
     refused_pins: dict[str, StatusError] = field(default_factory=dict)
 
     def document(self) -> dict[str, Any]:
-        """The JSON object of this status."""
+        """Return the JSON object of this status."""
         return asdict(self)
 
     @classmethod
     def parse(cls, data: bytes) -> ModelStatus:
-        """Read a status file; raises `Permanent` (`invalid_status`) where it is not one."""
+        """Parse a status file. Raises `Permanent` (`invalid_status`)."""
         document = _object(data)
         known = {f.name: document[f.name] for f in fields(cls) if f.name in document}
         try:
@@ -104,7 +104,7 @@ class ModelStatus:
 
 @dataclass(frozen=True, slots=True)
 class DaemonStatus:
-    """The daemon's heartbeat: `updated` moves at least every 5 seconds while it lives."""
+    """The daemon's heartbeat: `updated` changes at least every 5 seconds."""
 
     node: str
     version: str
@@ -113,12 +113,12 @@ class DaemonStatus:
     updated: str
 
     def document(self) -> dict[str, Any]:
-        """The JSON object of this heartbeat."""
+        """Return the JSON object of this heartbeat."""
         return asdict(self)
 
     @classmethod
     def parse(cls, data: bytes) -> DaemonStatus:
-        """Read `status/daemon.json`; raises `Permanent` (`invalid_status`) where it is not one."""
+        """Parse `status/daemon.json`. Raises `Permanent` (`invalid_status`)."""
         document = _object(data)
         try:
             return cls(**{f.name: document[f.name] for f in fields(cls)})
@@ -132,20 +132,18 @@ def _error(document: dict[str, Any]) -> StatusError:
 
 
 def encode(document: dict[str, Any]) -> bytes:
-    """JSON as Holdfast's status and record files hold it: UTF-8, sorted keys, a final newline.
-
-    Half a surrogate pair, as in the name of a file that is not UTF-8, is written as its JSON escape.
-    """
+    """Return the JSON of a status or record file: UTF-8, sorted keys, a final newline. A lone surrogate, as in a file
+    name that is not UTF-8, becomes its JSON escape."""
     return (json.dumps(document, ensure_ascii=False, sort_keys=True) + "\n").encode("utf-8", "backslashreplace")
 
 
 def timestamp(seconds: float) -> str:
-    """Write seconds since the epoch as `2026-11-20T18:00:00Z`."""
+    """Format seconds since the epoch as `2026-11-20T18:00:00Z`."""
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def parse_timestamp(text: str) -> float:
-    """Read what `timestamp` wrote, as seconds since the epoch; raises ValueError."""
+    """Parse the format of `timestamp` as seconds since the epoch. Raises ValueError."""
     return datetime.strptime(text, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC).timestamp()
 
 

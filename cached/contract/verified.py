@@ -1,4 +1,4 @@
-"""Verified records: what the daemon saw of each file when its full sha256 was last computed.
+"""Verified records: each file's metadata when the daemon last computed its full sha256.
 
 Law: pure values and their JSON. Format: `.holdfast/verified.json`, design, section 3.
 """
@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from cached.contract.errors import Permanent
 from cached.contract.status import encode
@@ -16,10 +15,8 @@ from cached.contract.status import encode
 
 @dataclass(frozen=True, slots=True)
 class VerifiedFile:
-    """What one file was when its sha256 was computed: inode, size in bytes, mtime, and when that was.
-
-    `verity`: the fs-verity digest that it was sealed with then, as `sha256:<hex>`; None where it was not.
-    """
+    """One file at the time `verified_at` when its sha256 was computed: inode, size in bytes, mtime. `verity`: the
+    fs-verity digest of its seal at that time, as `sha256:<hex>`; None without a seal."""
 
     ino: int
     size: int
@@ -39,20 +36,22 @@ class VerifiedRecord:
     files: dict[str, VerifiedFile]
 
     def encode(self) -> bytes:
-        """The bytes of `verified.json`."""
-        return encode({"files": {path: _document(entry) for path, entry in self.files.items()}})
+        """Return the bytes of `verified.json`."""
+        files = {path: asdict(entry) for path, entry in self.files.items()}
+        for document in files.values():
+            if document["verity"] is None:
+                del document["verity"]
+        return encode({"files": files})
 
     @classmethod
     def parse(cls, data: bytes) -> VerifiedRecord:
-        """Read `verified.json`; raises `Permanent` (`invalid_record`) where it is not one."""
+        """Parse `verified.json`. Raises `Permanent` (`invalid_record`)."""
         try:
             listed = json.loads(data)["files"]
             return cls(
                 {
-                    path: VerifiedFile(
-                        entry["ino"], entry["size"], entry["mtime_ns"], entry["verified_at"], entry.get("verity")
-                    )
-                    for path, entry in listed.items()
+                    path: VerifiedFile(e["ino"], e["size"], e["mtime_ns"], e["verified_at"], e.get("verity"))
+                    for path, e in listed.items()
                 }
             )
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -61,7 +60,3 @@ class VerifiedRecord:
                 f"not a verified record: {error!r}",
                 "check that only the daemon writes the root; `holdfast verify` tells whether the bytes are intact",
             ) from error
-
-
-def _document(entry: VerifiedFile) -> dict[str, Any]:
-    return {key: value for key, value in asdict(entry).items() if value is not None}

@@ -1,8 +1,8 @@
-"""Check a snapshot against its manifest: by the record, or by hashing everything again.
+"""Verification of a snapshot against its manifest: by the verified record, or by hashing all files.
 
-Law: reads only, through the same read-only mount a pod has. Every mismatch is a `DigestMismatch` that names the file;
-what the disk refuses to read is a `Permanent` (`unreadable`) that names it too. Where a file is sealed with fs-verity,
-what the kernel says of its seal counts for more than what the record says of its inode and mtime.
+Law: reads only, through the read-only mount of a pod. A mismatch is a `DigestMismatch` that names the file, a read
+error a `Permanent` (`unreadable`) that names it. For a file sealed with fs-verity the kernel's seal takes precedence
+over inode and mtime of the record.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from cached.contract.verified import VerifiedFile, VerifiedRecord
 from cached.contract.verity import NoSeal, measure
 
 _WINDOW_BYTES = 16 << 20  # mapped, populated and hashed at a time
-_BUFFER_BYTES = 512 << 10  # where maps are refused; half of a common second-level cache
+_BUFFER_BYTES = 512 << 10  # for read(2), where maps are refused; half of a common second-level cache
 _MADV_POPULATE_READ = 22  # linux/mman.h; the module mmap names it from Python 3.14 on
-# Linux before 6.9 tries a page that cannot be read again and again, within the call, instead of failing with EFAULT
-# ("mm/madvise: make MADV_POPULATE_(READ|WRITE) handle VM_FAULT_RETRY properly"): a bad block would hang us for ever.
+# Linux before 6.9 retries an unreadable page within the call for ever instead of failing with EFAULT
+# ("mm/madvise: make MADV_POPULATE_(READ|WRITE) handle VM_FAULT_RETRY properly"): a bad block would hang the process.
 _POPULATES_FOR_EVER = tuple(int(part) for part in re.findall(r"\d+", os.uname().release)[:2]) < (6, 9)
 _REMEDY = "the bytes on the node changed after they were verified: `holdfast verify` on the node, then look at its disk"
 
@@ -40,7 +40,8 @@ _REMEDY = "the bytes on the node changed after they were verified: `holdfast ver
 def load_manifest(snapshot: SnapshotLayout, pin: Digest | None) -> Manifest:
     """Read the snapshot's manifest and check it against the snapshot's name and, if given, the pin.
 
-    Raises `DigestMismatch`, or `InvalidManifest` where the bytes hash right but are no manifest.
+    Raises `DigestMismatch`, `Permanent` (`unreadable`), or `InvalidManifest` for bytes of the right hash that are no
+    manifest.
     """
     data = _read(snapshot.manifest)
     found = Digest.of(data)
@@ -57,12 +58,11 @@ def load_manifest(snapshot: SnapshotLayout, pin: Digest | None) -> Manifest:
 
 
 def check_record(snapshot: SnapshotLayout, manifest: Manifest) -> None:
-    """Check that every file is there, a plain file, and as `verified.json` recorded it. Hashes nothing.
+    """Check that every file exists, is a plain file, and matches `verified.json`. Hashes nothing.
 
-    A file that was sealed with fs-verity must be sealed with the same digest now: then the kernel lets nobody read
-    other bytes, and neither inode nor mtime matter. Where the kernel cannot tell (a sandbox that passes no ioctls on)
-    they do.
-    Raises `DigestMismatch`, or `Permanent` (`invalid_record`) where the record cannot be read as one.
+    A file recorded as sealed with fs-verity must have the same seal now: then the kernel returns no other bytes, and
+    inode and mtime do not matter. They do where the kernel cannot report the seal (a sandbox without ioctls).
+    Raises `DigestMismatch`, or `Permanent` (`invalid_record`, `unreadable`).
     """
     record = VerifiedRecord.parse(_read(snapshot.verified))
     for entry in manifest.files:
@@ -83,16 +83,14 @@ def check_record(snapshot: SnapshotLayout, manifest: Manifest) -> None:
 def check_full(
     snapshot: SnapshotLayout, manifest: Manifest, threads: int, progress: Callable[[int], None] = lambda _size: None
 ) -> None:
-    """Hash every file again with `threads` threads, the largest first, and stop at the first failure.
-
-    `progress` is told bytes hashed, from those threads; what it raises ends the check and is raised here.
-    """
-    # Plain threads: concurrent.futures imports logging, 9 ms that every gate would pay, and cannot stop a running file.
+    """Hash every file with `threads` threads, the largest first, and stop at the first failure, which is raised. The
+    threads call `progress` with the bytes hashed since its last call; an exception in it ends the check."""
+    # Plain threads: concurrent.futures imports logging, 9 ms at every gate's start, and cannot stop a running file.
     waiting = deque(sorted(manifest.files, key=lambda f: f.size, reverse=True))
     outcomes: SimpleQueue[BaseException | None] = SimpleQueue()
     stop = threading.Event()
 
-    def tell(size: int) -> None:
+    def report(size: int) -> None:
         if stop.is_set():
             raise _Stopped
         progress(size)
@@ -100,17 +98,17 @@ def check_full(
     def work() -> None:
         try:
             while (entry := _next(waiting)) is not None and not stop.is_set():
-                _check_file(snapshot, entry, tell)
+                _check_file(snapshot, entry, report)
         except _Stopped:
             outcomes.put(None)
-        except BaseException as error:  # noqa: BLE001 - raised again by the thread that asked
+        except BaseException as error:  # noqa: BLE001 - raised again by the calling thread
             outcomes.put(error)
         else:
             outcomes.put(None)
 
     workers = [threading.Thread(target=work, name=f"verify-{n}") for n in range(max(1, min(threads, len(waiting))))]
     running = limits.start_some(workers)
-    if not running:  # the limit of processes is reached: then this thread hashes
+    if not running:  # the limit of processes is reached: this thread hashes
         work()
     try:
         for _ in running or workers[:1]:
@@ -124,17 +122,15 @@ def check_full(
 
 
 def hash_file(path: Path, progress: Callable[[int], None] = lambda _size: None) -> str:
-    """The sha256 of a file as hexadecimal digits, never following a symlink at `path`.
-
-    `progress` is told the bytes hashed since it was last told. Raises OSError where the file cannot be read to its end.
-    """
+    """Return the sha256 of a file as hexadecimal digits, without following a symlink at `path`. Calls `progress` with
+    the bytes hashed since its last call. Raises OSError if the file cannot be read to its end."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
         if _POPULATES_FOR_EVER:
             return _hash_copied(descriptor, progress)
         return _hash_mapped(descriptor, progress)
     except OSError as error:
-        # A file system without maps; a page that cannot be had: read(2) says why.
+        # A file system without maps, or an unreadable page, for which read(2) gives the reason.
         if error.errno not in (errno.EINVAL, errno.ENODEV, errno.EFAULT):
             raise
         return _hash_copied(descriptor, progress)
@@ -143,18 +139,18 @@ def hash_file(path: Path, progress: Callable[[int], None] = lambda _size: None) 
 
 
 def _hash_mapped(descriptor: int, progress: Callable[[int], None]) -> str:
-    """Hash the page cache where it lies: the copy that read(2) makes costs 6 % of the hash's own time.
+    """Hash the page cache in place: the copy of read(2) costs 6 % of the hash's own time.
 
-    A map alone would turn a bad block or a truncated file into SIGBUS, which ends a process without a word. Populating
-    each window first turns them into an OSError; only what breaks within the milliseconds of one window is left.
+    With a map alone a bad block or a truncated file raises SIGBUS, which ends the process without a message. Populating
+    each window first turns both into an OSError, except within the milliseconds of one window.
     """
     sha = hashlib.sha256()
     size = os.fstat(descriptor).st_size
     for start in range(0, size, _WINDOW_BYTES):
         length = min(_WINDOW_BYTES, size - start)
         with _map(descriptor, start, length) as window:
-            # What is not in memory yet is read in pieces of 2 MiB: 1.7 times as fast from the disk as without, and
-            # faster to map from then on. A kernel without huge pages refuses, which costs only that.
+            # Reads in pieces of 2 MiB: 1.7 times as fast from the disk, and faster to map afterwards. A kernel without
+            # huge pages refuses, which costs only this gain.
             with contextlib.suppress(OSError):
                 window.madvise(mmap.MADV_HUGEPAGE)
             window.madvise(_MADV_POPULATE_READ)
@@ -172,7 +168,7 @@ def _map(descriptor: int, start: int, length: int) -> mmap.mmap:
 
 def _hash_copied(descriptor: int, progress: Callable[[int], None]) -> str:
     sha = hashlib.sha256()
-    # An anonymous map, as only that is page-aligned: the kernel copies into it faster than into a bytearray.
+    # An anonymous map is page-aligned: the kernel copies into it faster than into a bytearray.
     size, done = os.fstat(descriptor).st_size, 0
     with mmap.mmap(-1, _BUFFER_BYTES) as buffer, memoryview(buffer) as view:
         while count := os.readv(descriptor, [view]):
@@ -192,7 +188,7 @@ class _Stopped(Exception):
 def _next(waiting: deque[FileEntry]) -> FileEntry | None:
     try:
         return waiting.popleft()
-    except IndexError:  # asking first would race with the other threads
+    except IndexError:  # a test before the call would race with the other threads
         return None
 
 

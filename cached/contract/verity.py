@@ -1,8 +1,7 @@
-"""Ask the kernel which fs-verity digest a file is sealed with.
+"""The fs-verity digest of a sealed file, from the kernel.
 
-Law: reads only, and works through a read-only mount. The digest is the kernel's, of the seal: that the bytes still
-match it, the kernel checks whenever they are read, and refuses those that do not (EIO).
-Format: struct fsverity_digest, https://docs.kernel.org/filesystems/fsverity.html.
+Law: reads only, works through a read-only mount. The kernel checks the bytes against the seal at each read, and fails
+the read with EIO if they differ. Format: struct fsverity_digest, https://docs.kernel.org/filesystems/fsverity.html.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from enum import Enum
 _MEASURE = 0xC0046686  # FS_IOC_MEASURE_VERITY
 _LONGEST_DIGEST = 64
 _ALGORITHMS = {1: "sha256", 2: "sha512"}
-# A kernel or file system without fs-verity, a sandbox that passes no ioctls on (gVisor, virtiofs), a seccomp profile.
+# A kernel or file system without fs-verity, a sandbox without ioctls (gVisor, virtiofs), a seccomp profile.
 _CANNOT_TELL = frozenset({errno.ENOTTY, errno.EOPNOTSUPP, errno.ENOSYS, errno.EPERM, errno.EINVAL})
 
 
@@ -23,11 +22,11 @@ class NoSeal(Enum):
     """Why there is no digest."""
 
     NONE = "not sealed"
-    UNKNOWN = "not to be told here"
+    UNKNOWN = "not reported by this kernel"
 
 
 def measure(descriptor: int) -> str | NoSeal:
-    """The fs-verity digest of an open file, as `sha256:<hex>`. Raises OSError where the disk refuses."""
+    """Return the fs-verity digest of an open file, as `sha256:<hex>`. Raises OSError for a disk error."""
     buffer = bytearray(struct.pack("<HH", 0, _LONGEST_DIGEST) + bytes(_LONGEST_DIGEST))
     try:
         fcntl.ioctl(descriptor, _MEASURE, buffer, True)

@@ -1,4 +1,4 @@
-"""Decide: what is wanted, which files belong to it, what is fetched next, what is evicted, what space is left.
+"""Decisions: the demand, the files of a version, the next fetches, evictions, disk space.
 
-Law: no I/O, no asyncio, no network. Values in, values out; the clock is handed in or only compared with.
+Law: no I/O, no asyncio, no network. Values in, values out; a clock is a parameter.
 """

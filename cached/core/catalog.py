@@ -1,6 +1,6 @@
-"""The catalog: which models there are, where their versions come from, and which are fetched ahead of any pod.
+"""The catalog: the models, the sources of their versions, and the versions to prefetch.
 
-Law: pure: text in, `Catalog` out; never opens a file. No message repeats a source, since its user information is a
+Law: pure: text in, `Catalog` out; opens no file. No message repeats a source, because its user information is a
 credential. Format: section 6 of the design.
 """
 
@@ -28,7 +28,7 @@ _VERSION_KEYS = ("digest", "follow", "source")
 
 @dataclass(frozen=True, slots=True)
 class PrefetchRule:
-    """Versions to fetch before anybody asks, on nodes that carry every label of `node_selector` (empty: all nodes)."""
+    """Versions to prefetch on nodes that have every label of `node_selector` (empty: all nodes)."""
 
     versions: tuple[str, ...]
     node_selector: Mapping[str, str]
@@ -36,8 +36,8 @@ class PrefetchRule:
 
 @dataclass(frozen=True, slots=True)
 class CatalogVersion:
-    """One version with all that applies to it. `source` has `{name}` and `{version}` filled in and may carry
-    credentials; `keep` is the model's `pin: true`: never evicted; `follow`: what its source has later is taken too."""
+    """One version with the settings that apply to it. `source` has `{name}` and `{version}` filled in and may carry
+    credentials; `keep`: the model's `pin: true`, never evict; `follow`: fetch what the source has later, too."""
 
     ref: ModelRef
     source: str = field(repr=False)
@@ -49,16 +49,16 @@ class CatalogVersion:
 
     @property
     def request(self) -> str:
-        """What a fetch of this version asks for: `request_of` its source and filters."""
+        """The hash of this version's fetch request: `request_of` source and filters."""
         return request_of(self.source, self.include, self.exclude)
 
 
-@lru_cache(maxsize=1 << 14)  # asked for each version whenever anything happens
+@lru_cache(maxsize=1 << 14)  # called for each version in each plan
 def request_of(source: str, include: tuple[str, ...], exclude: tuple[str, ...]) -> str:
-    """The identity of a fetch request, to be kept with what it brought: a hash, since `source` may carry credentials.
+    """Return the hash of a fetch request for the fetch record: a hash, because `source` may carry credentials.
 
-    Everything counts that may change what the source answers, credentials and parameters too: a source that differs
-    only in those is listed again, which is cheap, and not taken for the same.
+    It covers everything that may change the source's answer, credentials and parameters too: a source that differs in
+    these only counts as another one and is listed again, which is cheap.
     """
     text = json.dumps(["holdfast-request", source, include, exclude])
     return hashlib.sha256(text.encode()).hexdigest()
@@ -66,10 +66,10 @@ def request_of(source: str, include: tuple[str, ...], exclude: tuple[str, ...]) 
 
 @dataclass(frozen=True, slots=True)
 class CatalogModel:
-    """One entry under `models`. `source` is the entry's own template, which wins over the catalog's default.
+    """One entry under `models`. `source`: the entry's own template, which takes precedence over the catalog's default.
 
-    `rejected` are versions whose own entry is bad and never was good: no template may stand in for them, since what
-    the entry got wrong may be the pin.
+    `rejected`: versions whose own entry is bad and was never good. No template applies to them, because the error in
+    the entry may concern the pin.
     """
 
     name: str
@@ -91,8 +91,8 @@ class Catalog:
     default_source: str | None = field(repr=False)
 
     def find(self, ref: ModelRef) -> CatalogVersion | None:
-        """What the catalog says of `ref`: a listed version, or any other version of a listed model for which a
-        source template with `{version}` applies. None where it says nothing."""
+        """Return the entry of `ref`: a listed version, or any other version of a listed model with a source template
+        that has `{version}`; else None."""
         model = self.models.get(ref.name)
         return None if model is None else _find(model, ref.version, self.default_source)
 
@@ -102,7 +102,7 @@ EMPTY_CATALOG = Catalog({}, None)
 
 @dataclass(frozen=True, slots=True)
 class Rejection:
-    """One entry that was refused alone. `where`: the model, or `model@version`; `line` counts from 1."""
+    """One rejected entry. `where`: the model, or `model@version`; `line` counts from 1."""
 
     where: str
     line: int
@@ -111,18 +111,17 @@ class Rejection:
 
 @dataclass(frozen=True, slots=True)
 class ParsedCatalog:
-    """The catalog that is in force now, and what of the file is not."""
+    """The catalog in force, and the rejected entries of the file."""
 
     catalog: Catalog
     rejected: tuple[Rejection, ...]
 
 
 def parse_catalog(text: str, last_good: Catalog) -> ParsedCatalog:
-    """Read a catalog. A bad model or version is rejected alone and keeps its definition in `last_good`, if any.
+    """Parse a catalog. A bad model or version is rejected alone and keeps its definition in `last_good`, if any.
 
-    Raises `Permanent` (`invalid_catalog`, with the line) where the file as a whole cannot be read: the caller goes on
-    with the last good catalog. A file of the largest size allowed takes seconds: not for an event
-    loop.
+    Raises `Permanent` (`invalid_catalog`, with the line) if the whole file is unreadable: the caller keeps the last
+    good catalog. A file of the maximum size takes seconds: do not call this on the event loop.
     """
     rejected: list[Rejection] = []
     try:
@@ -140,7 +139,7 @@ def parse_catalog(text: str, last_good: Catalog) -> ParsedCatalog:
 
 
 def _models(node: yaml.Node, known: Catalog, rejected: list[Rejection]) -> dict[str, CatalogModel]:
-    """`known` holds the last good models, and the default source of this file."""
+    """`known` has the last good models and the default source of this file."""
     models: dict[str, CatalogModel] = {}
     claimed: dict[str, str] = {}
     for key, value in nodes.pairs(node, "`models`"):
@@ -159,7 +158,7 @@ def _models(node: yaml.Node, known: Catalog, rejected: list[Rejection]) -> dict[
 
 
 def _model_name(key: yaml.Node, claimed: dict[str, str]) -> str:
-    """The name under `models`; refused where it, or one that differs only in case, was `claimed` before."""
+    """Return the name of an entry. Raises `Refused` if `claimed` has it already, also in another case."""
     name = nodes.text(key, "a model's name")
     try:
         check_name(name)
@@ -186,9 +185,10 @@ def _model(name: str, node: yaml.Node, known: Catalog, rejected: list[Rejection]
         source=_template(fields.get("source")),
         rejected=frozenset(),
     )
-    prefetch = _prefetch(fields.get("prefetch"))
+    listed, selector = _prefetch(fields.get("prefetch"))
     model = _with_versions(model, fields.get("versions"), known, rejected)
-    return replace(model, prefetch=_findable(model, prefetch, known.default_source, rejected))
+    prefetched = _prefetched(model, listed, known.default_source, rejected)
+    return replace(model, prefetch=PrefetchRule(prefetched, selector)) if prefetched else model
 
 
 def _with_versions(
@@ -215,7 +215,7 @@ def _with_versions(
 
 
 def _version_pairs(node: yaml.Node | None) -> Iterator[tuple[yaml.Node, yaml.Node | None]]:
-    """`versions` as a mapping, or as a list of versions about which there is nothing more to say."""
+    """Yield the entries of `versions`, a mapping, or a list of versions without settings."""
     if isinstance(node, yaml.SequenceNode):
         yield from ((item, None) for item in nodes.items(node, "`versions`"))
     else:
@@ -244,15 +244,10 @@ def _version_text(node: yaml.Node) -> str:
     return version
 
 
-@dataclass(frozen=True, slots=True)
-class _Prefetch:
-    versions: tuple[yaml.Node, ...]
-    node_selector: Mapping[str, str]
-
-
-def _prefetch(node: yaml.Node | None) -> _Prefetch:
+def _prefetch(node: yaml.Node | None) -> tuple[list[yaml.Node], dict[str, str]]:
+    """Return the items of `versions`, and the node selector."""
     if node is None or nodes.is_null(node):
-        return _Prefetch((), {})
+        return [], {}
     fields = nodes.fields(node, "`prefetch`", ("nodeSelector", "versions"))
     versions = nodes.required(fields, "versions", "`prefetch`", nodes.line_of(node))
     selector: dict[str, str] = {}
@@ -261,15 +256,15 @@ def _prefetch(node: yaml.Node | None) -> _Prefetch:
         if label in selector:
             raise Refused(nodes.line_of(key), f"the label {label[:200]!r} is there twice in `nodeSelector`")
         selector[label] = nodes.text(value, "a label's value")
-    return _Prefetch(tuple(nodes.items(versions, "`prefetch.versions`")), selector)
+    return nodes.items(versions, "`prefetch.versions`"), selector
 
 
-def _findable(
-    model: CatalogModel, rule: _Prefetch, default_source: str | None, rejected: list[Rejection]
-) -> PrefetchRule | None:
-    """The rule less the versions that the catalog has no source for; each of those is rejected alone."""
+def _prefetched(
+    model: CatalogModel, listed: list[yaml.Node], default_source: str | None, rejected: list[Rejection]
+) -> tuple[str, ...]:
+    """Return the listed versions that have a source; each of the others is rejected alone."""
     versions: dict[str, None] = {}
-    for node in rule.versions:
+    for node in listed:
         try:
             version = _version_text(node)
         except Refused as error:
@@ -277,10 +272,10 @@ def _findable(
             continue
         if _find(model, version, default_source) is not None:
             versions[version] = None
-        elif version not in model.rejected:  # that was said already, with the better reason
+        elif version not in model.rejected:  # whose own rejection has the more precise reason
             reason = f"`prefetch.versions`: {version!r} is not listed, and no `source` with {{version}} applies to it"
             rejected.append(Rejection(model.name, nodes.line_of(node), reason))
-    return PrefetchRule(tuple(versions), rule.node_selector) if versions else None
+    return tuple(versions)
 
 
 def _find(model: CatalogModel, version: str, default_source: str | None) -> CatalogVersion | None:

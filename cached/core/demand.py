@@ -1,13 +1,13 @@
-"""Demand: which versions this node wants now, for whom, and how soon.
+"""Demand: the versions this node wants, for which pods, pulls and prefetch rules, at which priority.
 
-Law: pure: no I/O, no clock. The same catalog, pods, pulls and labels always give the same demand.
+Law: pure: no I/O, no clock. The same catalog, pods, pulls and labels give the same demand.
 """
 
 from __future__ import annotations
 
 import difflib
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import TypeVar
@@ -19,16 +19,16 @@ from cached.core.catalog import Catalog, CatalogVersion, request_of
 
 
 class Priority(IntEnum):
-    """How soon a version is wanted; lower is sooner."""
+    """The priority of a want; lower is more urgent."""
 
-    WAITING = 0  # a pod
-    PULL = 1  # a person
-    PREFETCH = 2  # nobody yet
+    WAITING = 0  # a waiting pod
+    PULL = 1  # `holdfast pull`
+    PREFETCH = 2  # a prefetch rule
 
 
 @dataclass(frozen=True, slots=True)
 class PodWant:
-    """An annotated pod of this node: its uid, `namespace/name`, and the version and pin that it asks for."""
+    """An annotated pod of this node: its uid, `namespace/name`, and the requested version and pin."""
 
     uid: str
     pod: str
@@ -38,7 +38,7 @@ class PodWant:
 
 @dataclass(frozen=True, slots=True)
 class PullWant:
-    """A `holdfast pull` that has not run out."""
+    """A `holdfast pull` that has not expired."""
 
     ref: ModelRef
     pin: Digest | None
@@ -46,8 +46,8 @@ class PullWant:
 
 @dataclass(frozen=True, slots=True)
 class Want:
-    """One version to have, with all that it takes to fetch it. `source` may carry credentials; `reasons` are for a
-    person; `keep`: never evicted; `pin_promised`: the pin is the catalog's, and not only of those who ask."""
+    """One wanted version with everything its fetch needs. `source` may carry credentials; `reasons` are for a person;
+    `keep`: never evict; `pin_promised`: the pin comes from the catalog, not from pods or pulls only."""
 
     ref: ModelRef
     source: str = field(repr=False)
@@ -61,18 +61,18 @@ class Want:
 
     @property
     def request(self) -> str:
-        """The identity of what is asked for: `catalog.request_of` source and filters."""
+        """The hash of the fetch request: `catalog.request_of` source and filters."""
         return request_of(self.source, self.include, self.exclude)
 
     def is_met_by(self, digest: Digest | None, request: str | None) -> bool:
-        """Tell whether content of `digest`, fetched for `request`, is what is wanted: a pin is met by its digest, no
-        pin by what was fetched for the same request. None: there is nothing, or its origin is unknown."""
+        """Return whether content of `digest`, fetched for `request`, meets this want: a pin by its digest, without a
+        pin by the same request. None: no content, or of unknown origin."""
         if self.pin is not None:
             return digest == self.pin
         return digest is not None and request == self.request
 
     def same_fetch(self, other: Want) -> bool:
-        """Tell whether fetching for `other` gives the same bytes or the same failure."""
+        """Return whether a fetch for `other` gives the same bytes or the same failure."""
         return self._fetch() == other._fetch()
 
     def _fetch(self) -> tuple[object, ...]:
@@ -81,10 +81,8 @@ class Want:
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """What this node wants, and what it was asked for but cannot want, with why. No version is in both.
-
-    `verdicts`: pins that cannot be met, each a matter of those alone who pin so.
-    """
+    """The wants of this node, and the refused versions with the error. No version is in both. `verdicts`: the errors of
+    pins that cannot be met; each concerns only the pods and pulls with that pin."""
 
     wants: Mapping[ModelRef, Want]
     refused: Mapping[ModelRef, Permanent]
@@ -105,11 +103,11 @@ def compute_demand(
     node_labels: Mapping[str, str],
     failed_pins: Mapping[tuple[ModelRef, Digest], Permanent],
 ) -> Demand:
-    """Merge what pods, pulls and the catalog's prefetch rules ask for into one want for each version.
+    """Merge pods, pulls and the catalog's prefetch rules into one want for each version.
 
-    Refused are versions that the catalog lacks (`unknown_model`), and versions of which pods ask, and everybody pins a
-    digest that cannot be met: another than the catalog has, or one of `failed_pins` where it has none. Without one in
-    the catalog a pin decides where all pods and pulls agree.
+    Refused are versions that the catalog lacks (`unknown_model`), and versions requested by pods of which every request
+    pins a digest that cannot be met: another than the catalog's, or one of `failed_pins` if the catalog has none.
+    Without a digest in the catalog a pin decides if all pods and pulls agree on it.
     """
     by_pods, by_pulls = group_by_version(pods), group_by_version(pulls)
     prefetched = prefetched_versions(catalog, node_labels)
@@ -129,8 +127,7 @@ def compute_demand(
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What becomes of all that is asked about one version: a want, a refusal, or neither where nobody asks; and the
-    verdicts on pins that cannot be met."""
+    """The demand for one version: a want, a refusal, or neither; and the errors of pins that cannot be met."""
 
     want: Want | None
     refused: Permanent | None
@@ -146,7 +143,7 @@ def compute_outcome(
     *,
     prefetched: bool,
 ) -> Outcome:
-    """What `compute_demand` makes of one version."""
+    """Return the part of `compute_demand` that concerns one version."""
     asks = [_Ask(Priority.WAITING, f"pod {pod.pod}", pod.pin) for pod in pods]
     asks += [_Ask(Priority.PULL, "pull", pull.pin) for pull in pulls]
     if prefetched:
@@ -161,15 +158,15 @@ def compute_outcome(
     left = [ask for ask in asks if ask.pin is None or ask.pin not in wrong]
     if left:
         return Outcome(_merge(entry, left), None, wrong)
-    waits = asks[0].priority is Priority.WAITING and asks[0].pin is not None
-    return Outcome(None, wrong[asks[0].pin] if waits and asks[0].pin is not None else None, wrong)
+    first = asks[0]
+    return Outcome(None, wrong[first.pin] if first.priority is Priority.WAITING and first.pin else None, wrong)
 
 
 W = TypeVar("W", PodWant, PullWant)
 
 
 def group_by_version(wants: Iterable[W]) -> dict[ModelRef, list[W]]:
-    """The pods, or the pulls, that want each version."""
+    """Return the pods, or the pulls, of each version."""
     found: defaultdict[ModelRef, list[W]] = defaultdict(list)
     for want in wants:
         found[want.ref].append(want)
@@ -177,37 +174,40 @@ def group_by_version(wants: Iterable[W]) -> dict[ModelRef, list[W]]:
 
 
 def prefetched_versions(catalog: Catalog, node_labels: Mapping[str, str]) -> frozenset[ModelRef]:
-    """The versions that the catalog's prefetch rules want on a node with these labels."""
-    return frozenset(_prefetched(catalog, node_labels))
+    """Return the versions that the catalog prefetches on a node with these labels."""
+    return frozenset(
+        ModelRef(model.name, version)
+        for model in catalog.models.values()
+        if model.prefetch is not None and model.prefetch.node_selector.items() <= node_labels.items()
+        for version in model.prefetch.versions
+    )
 
 
 def keeps(catalog: Catalog, ref: ModelRef, node_labels: Mapping[str, str] | None) -> bool:
-    """Tell whether the catalog keeps a version that nobody may ask for: by `pin: true`, or, while the node's labels are
-    not known (None), by a prefetch rule that may turn out to select the node."""
+    """Return whether the catalog keeps a version without a want: by `pin: true`, or, while the node's labels are
+    unknown (None), by a prefetch rule that may select the node."""
     model = catalog.models.get(ref.name)
     if model is None:
         return False
     return model.pin or (node_labels is None and model.prefetch is not None and ref.version in model.prefetch.versions)
 
 
-def _prefetched(catalog: Catalog, node_labels: Mapping[str, str]) -> Iterator[ModelRef]:
-    for model in catalog.models.values():
-        rule = model.prefetch
-        if rule is not None and rule.node_selector.items() <= node_labels.items():
-            yield from (ModelRef(model.name, version) for version in rule.versions)
-
-
 def _wrong_pins(
     entry: CatalogVersion, asks: Sequence[_Ask], failed_pins: Mapping[tuple[ModelRef, Digest], Permanent]
 ) -> dict[Digest, Permanent]:
-    """The pins that cannot be met. The catalog's digest decides; without one it is what the source was found to have.
-    Who pins so is left out, so that one's mistake fails nobody else."""
+    """Return the errors of pins that cannot be met, by the catalog's digest, else by the source's content. Their
+    requests are left out of the want, so that one wrong pin fails no other request."""
     wrong: dict[Digest, Permanent] = {}
     for ask in asks:
         if ask.pin is None or ask.pin == entry.digest or ask.pin in wrong:
             continue
         if entry.digest is not None:
-            wrong[ask.pin] = _mismatch(entry.ref, f"{entry.digest} (the catalog's digest)", ask.pin, ask.reason)
+            wrong[ask.pin] = DigestMismatch(
+                f"{entry.ref}: pins that cannot both be met",
+                f"{entry.digest} (the catalog's digest)",
+                f"{ask.pin} (the pin of {ask.reason})",
+                "correct the pin that is wrong, or ask for another version",
+            )
         elif (entry.ref, ask.pin) in failed_pins:
             wrong[ask.pin] = failed_pins[entry.ref, ask.pin]
     return wrong
@@ -217,8 +217,8 @@ def _merge(entry: CatalogVersion, asks: Sequence[_Ask]) -> Want:
     pin = entry.digest
     if pin is None and len({ask.pin for ask in asks if ask.priority is not Priority.PREFETCH}) == 1:
         pin = next((ask.pin for ask in asks if ask.pin is not None), None)
-    # Else some pin and some do not, or they pin differently, and nobody can say who is right: the version is what the
-    # source has, and each one compares for himself, as above.
+    # Else the requests disagree on the pin, and none is known to be right: the version is the source's content, and
+    # `_wrong_pins` then judges each pin by it.
     return Want(
         ref=entry.ref,
         source=entry.source,
@@ -232,17 +232,8 @@ def _merge(entry: CatalogVersion, asks: Sequence[_Ask]) -> Want:
     )
 
 
-def _mismatch(ref: ModelRef, expected: str, found: Digest, reason: str) -> Permanent:
-    return DigestMismatch(
-        f"{ref}: pins that cannot both be met",
-        expected,
-        f"{found} (the pin of {reason})",
-        "correct the pin that is wrong, or ask for another version",
-    )
-
-
 def unknown_model(catalog: Catalog, ref: ModelRef) -> Permanent:
-    """The refusal of a version that the catalog lacks, with what is nearest to it."""
+    """Return the error of a version that the catalog lacks, with the closest entry."""
     model = catalog.models.get(ref.name)
     if model is None:
         close = difflib.get_close_matches(ref.name, catalog.models, n=1)

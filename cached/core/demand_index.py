@@ -1,7 +1,7 @@
-"""The demand, kept up to date: what changed is computed anew, version by version, and nothing else.
+"""The incremental demand: an update computes only the changed versions.
 
-Law: gives what `demand.compute_demand` gives, for any order of changes. In memory; reads no clock. One change costs the
-same whether a node knows ten versions or ten thousand; only a new catalog, or new labels of the node, cost all of them.
+Law: gives the result of `demand.compute_demand` for any order of changes. In memory; reads no clock. The cost of one
+change does not depend on the number of versions; only a new catalog, or new labels of the node, cost all of them.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ Verdicts = Mapping[tuple[ModelRef, Digest], Permanent]
 
 
 class DemandIndex:
-    """`demand` is the demand now: its mappings change with each update."""
+    """`demand` is the current demand: each update changes its mappings in place."""
 
     def __init__(self) -> None:
         self._wants: dict[ModelRef, Want] = {}
         self._refused: dict[ModelRef, Permanent] = {}
         self._verdicts: dict[tuple[ModelRef, Digest], Permanent] = {}
         self.demand = Demand(self._wants, self._refused, self._verdicts)
-        self._pins: dict[ModelRef, Collection[Digest]] = {}  # on which there is a verdict
+        self._pins: dict[ModelRef, Collection[Digest]] = {}  # those with a verdict
         self._catalog = EMPTY_CATALOG
         self._labels: Mapping[str, str] | None = None
         self._prefetched: frozenset[ModelRef] = frozenset()
@@ -42,10 +42,10 @@ class DemandIndex:
         failed_pins: Verdicts,
         changed: Iterable[ModelRef],
     ) -> set[ModelRef]:
-        """Take what holds now in; returns the versions that were computed anew.
+        """Update the demand and return the versions that were computed again.
 
-        `pulls`: those of the versions for which they changed since the last update, none where it is pulled no more.
-        `changed`: versions of which `failed_pins` changed since.
+        `pulls`: all pulls of each version whose pulls changed since the last update, empty without any left.
+        `changed`: versions whose `failed_pins` changed since then.
         """
         concerned = {*pulls, *changed}
         self._by_pulls.update(pulls)
@@ -65,11 +65,11 @@ class DemandIndex:
         return concerned
 
     def pods(self, ref: ModelRef) -> Sequence[PodWant]:
-        """The pods that want a version."""
+        """Return the pods that want a version."""
         return self._by_pods.get(ref, ())
 
     def verdicts(self, ref: ModelRef) -> dict[tuple[ModelRef, Digest], Permanent]:
-        """The verdicts on pins of a version."""
+        """Return the verdicts on pins of a version."""
         return {(ref, pin): self._verdicts[ref, pin] for pin in self._pins.get(ref, ())}
 
     def _compute(self, ref: ModelRef, failed_pins: Verdicts) -> None:

@@ -1,6 +1,6 @@
-"""Which versions to evict: least recently used first, and only what nobody uses, wants or keeps.
+"""The choice of versions to evict: least recently used first, none that is in use, wanted or kept.
 
-Law: pure. Decides and frees nothing itself; who counts as using a version is the caller's to say.
+Law: pure. Frees nothing itself; the caller determines which versions are in use.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from cached.core.space import SpaceUse
 
 @dataclass(frozen=True, slots=True)
 class Holding:
-    """A published version. `blobs`: bytes by sha256. `last_used`: seconds on a clock that never goes back. `in_use`: a
-    lease, or a pod, or nobody knows. `wanted`: the demand has it. `keep`: pinned against eviction. `prefetched`: a
-    prefetch wants it, and nobody else. `request`: what it was fetched for (`catalog.request_of`); None: unknown."""
+    """A published version. `blobs`: bytes by sha256. `last_used`: seconds on a monotonic clock. `in_use`: by a lease or
+    a pod, or unknown. `wanted`: in the demand. `keep`: pinned against eviction. `prefetched`: wanted by a prefetch rule
+    only. `request`: the hash of its fetch request (`catalog.request_of`); None: unknown."""
 
     ref: ModelRef
     digest: Digest
@@ -32,40 +32,41 @@ class Holding:
 
     @property
     def evictable(self) -> bool:
-        """Tell whether this may go."""
+        """Whether this version may be evicted."""
         return not (self.in_use or self.wanted or self.keep or self.prefetched)
 
     @property
     def yields_to_pods(self) -> bool:
-        """Tell whether this may go for a pod that waits, and for nothing less."""
+        """Whether this version may be evicted for a waiting pod only."""
         return self.prefetched and not (self.in_use or self.wanted or self.keep)
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """Versions to evict together, in order, and the bytes that frees: fewer than needed where there is no more."""
+    """Versions to evict together, in order, and the bytes this frees, which may be fewer than needed."""
 
     victims: tuple[Holding, ...]
     freed: int
 
 
 def reclaimable(victims: Collection[Holding], holdings: Collection[Holding]) -> int:
-    """The bytes that evicting `victims` frees: blobs that no surviving holding shares."""
+    """Return the bytes that evicting `victims` frees: their blobs that no remaining version shares."""
     gone = {victim.ref for victim in victims}
     kept = {sha for holding in holdings if holding.ref not in gone for sha in holding.blobs}
-    return sum(size for sha, size in _all_blobs(victims).items() if sha not in kept)
+    blobs = {sha: size for victim in victims for sha, size in victim.blobs.items()}
+    return sum(size for sha, size in blobs.items() if sha not in kept)
 
 
 def by_age(holdings: Iterable[Holding]) -> list[Holding]:
-    """Least recently used first."""
+    """Sort the least recently used first."""
     return sorted(holdings, key=lambda h: (h.last_used, h.ref))
 
 
 def choose_victims(candidates: Sequence[Holding], holdings: Collection[Holding], need_bytes: int) -> Choice:
-    """Choose of the candidates, in their order, until they free `need_bytes`, and none that is not needed for that.
-    Where all of them together free less, all that free anything."""
+    """Choose candidates in their order until they free `need_bytes`, none that is not needed for that. If all of them
+    free less, choose all that free any bytes."""
     if need_bytes <= 0:
-        return Choice((), 0)  # without a look at every blob of the node, as most plans are made when nothing is short
+        return Choice((), 0)  # most plans: skips the count of every blob of the node
     links = Counter(sha for holding in holdings for sha in holding.blobs)
     freed = 0
     chosen: list[Holding] = []
@@ -73,12 +74,13 @@ def choose_victims(candidates: Sequence[Holding], holdings: Collection[Holding],
         if freed >= need_bytes:
             break
         chosen.append(holding)
-        freed += _unlink(holding, links)
-    # Blobs are shared, and the last one chosen may free much: take back what is not needed, in the reverse order.
+        links.subtract(holding.blobs.keys())
+        freed += _unlinked_bytes(holding, links)
+    # Blobs are shared, and the last choice may free many: drop the choices that are not needed, in reverse order.
     enough = min(freed, need_bytes)
     needed: list[Holding] = []
     for holding in reversed(chosen):
-        gain = sum(size for sha, size in holding.blobs.items() if links[sha] == 0)
+        gain = _unlinked_bytes(holding, links)
         if freed - gain >= enough:
             links.update(holding.blobs.keys())
             freed -= gain
@@ -88,21 +90,16 @@ def choose_victims(candidates: Sequence[Holding], holdings: Collection[Holding],
 
 
 def over_watermark(use: SpaceUse, high: float, low: float) -> int:
-    """The bytes to free, as the kubelet frees images: none up to the `high` share of the capacity, beyond it down to
-    the `low` one. What others took from the file system counts; what is dying already does not."""
+    """Return the bytes to free, by the kubelet's rule for images: none up to the `high` share of the capacity, above
+    it down to the `low` one. Includes bytes of other users of the file system, excludes bytes already dying."""
     full = max(use.used + use.reserved, use.capacity - use.free - use.dying)
     return 0 if full <= high * use.capacity else full - int(low * use.capacity)
 
 
 def short_of(use: SpaceUse, needed_bytes: int) -> int:
-    """The bytes to free so that `needed_bytes` can be reserved once what is dying is gone."""
+    """Return the bytes to free so that `needed_bytes` can be reserved once the dying bytes are deleted."""
     return max(0, needed_bytes - (use.budget - use.used - use.reserved))
 
 
-def _unlink(holding: Holding, links: Counter[str]) -> int:
-    links.subtract(holding.blobs.keys())
+def _unlinked_bytes(holding: Holding, links: Counter[str]) -> int:
     return sum(size for sha, size in holding.blobs.items() if links[sha] == 0)
-
-
-def _all_blobs(holdings: Collection[Holding]) -> dict[str, int]:
-    return {sha: size for holding in holdings for sha, size in holding.blobs.items()}

@@ -1,9 +1,9 @@
-"""Which files of a listing belong to a version: a catalog entry's globs, and what no server ever reads.
+"""The files of a listing that belong to a version: a catalog entry's globs, and the built-in filter of clutter.
 
-Law: pure. First select, then judge: what the filters leave out is no reason to refuse a version, whatever it is called.
-Globs are those of the Hugging Face Hub, which the field knows: `fnmatch` on the whole path, case-sensitive, so that `*`
-crosses `/`; a pattern that ends in `/` means everything under that folder. Patterns and paths are compared in Unicode
-normal form C: an editor writes that into the catalog, and macOS another one into file names.
+Law: pure. First select, then judge: a file that the filters leave out never fails a version, whatever its name.
+Globs are those of the Hugging Face Hub: `fnmatch` on the whole path, case-sensitive, so that `*` crosses `/`; a pattern
+that ends in `/` selects everything under that folder. Patterns and paths are compared in Unicode normal form C: an
+editor writes NFC into the catalog, macOS another form into file names.
 """
 
 from __future__ import annotations
@@ -19,38 +19,25 @@ from cached.core.listing import Listing, RemoteFile, Unlisted, check_names, show
 
 _CLUTTER_FOLDERS = frozenset({".git", ".cache", "__MACOSX"})
 _CLUTTER_FILES = frozenset({".gitattributes", ".gitignore", ".DS_Store", "Thumbs.db"})
-_APPLE_DOUBLE = "._"  # what macOS keeps beside a file on a foreign file system
-_LOST_AND_FOUND = "lost+found/"  # fsck's own, at the top of an ext file system
+_APPLE_DOUBLE = "._"  # macOS's metadata of a file on a foreign file system
+_LOST_AND_FOUND = "lost+found/"  # by fsck, at the top of an ext file system
 _SAFETENSORS = "model*.safetensors"
-# The same weights again in other frameworks' formats, as transformers names them, with the indexes of their shards.
+# The same weights in other frameworks' formats, as transformers names them, with the indexes of their shards.
 _OTHER_FORMATS = re.compile(
-    "|".join(
-        map(
-            translate,
-            (
-                "pytorch_model*.bin",
-                "pytorch_model*.bin.index.json",
-                "tf_model*.h5",
-                "tf_model*.h5.index.json",
-                "flax_model*.msgpack",
-                "flax_model*.msgpack.index.json",
-                "rust_model.ot",
-            ),
-        )
-    )
+    r"(?:pytorch_model.*\.bin|tf_model.*\.h5|flax_model.*\.msgpack)(?:\.index\.json)?|rust_model\.ot", re.DOTALL
 )
 
 
 def choose(listing: Listing, where: str, include: Sequence[str], exclude: Sequence[str]) -> tuple[RemoteFile, ...]:
-    """The files of `listing` that belong to a version; `where` is the source without credentials.
+    """Return the files of `listing` that belong to a version; `where` is the source without credentials.
 
-    The built-in filter spares what a manifest lists. Raises `Permanent` (`bad_name`) for a chosen name that no manifest
-    may carry, the `problem` of what was chosen, and `nothing_selected`.
+    The built-in filter does not apply to a manifest. Raises `Permanent` (`bad_name`) for a chosen name that is invalid
+    in a manifest, the `problem` of a chosen file, and `Permanent` (`nothing_selected`).
     """
     own = set(select((file.path for file in listing.files), include, exclude))
     open_folders = [folder for folder in listing.unlisted if may_select_below(folder.path, include, exclude)]
     if listing.manifest is None:
-        # A folder that cannot be listed stands for one file in it: is that clutter, so is every other.
+        # One file represents a folder that cannot be listed: if it is clutter, all files below are.
         inside = {f"{folder.path}x": folder for folder in open_folders}
         kept = set(without_clutter([*own, *inside]))
         own &= kept
@@ -64,7 +51,7 @@ def choose(listing: Listing, where: str, include: Sequence[str], exclude: Sequen
 
 
 def select(paths: Iterable[str], include: Sequence[str], exclude: Sequence[str]) -> tuple[str, ...]:
-    """The paths that match any of `include` (empty: all do) and none of `exclude`, in their order."""
+    """Return the paths that match any of `include` (empty: all paths) and none of `exclude`, in their order."""
     wanted, unwanted = _matcher(include), _matcher(exclude)
 
     def is_selected(form: str) -> bool:
@@ -74,7 +61,7 @@ def select(paths: Iterable[str], include: Sequence[str], exclude: Sequence[str])
 
 
 def may_select_below(folder: str, include: Sequence[str], exclude: Sequence[str]) -> bool:
-    """Tell whether a path under `folder` (which ends in `/`) could be selected; where it says no, none could."""
+    """Return whether a path under `folder` (which ends in `/`) could be selected; False is certain, True is not."""
     place = _form(folder)
     if any(pattern.endswith("*") and fnmatchcase(place, pattern) for pattern in map(_whole, exclude)):
         return False
@@ -82,9 +69,8 @@ def may_select_below(folder: str, include: Sequence[str], exclude: Sequence[str]
 
 
 def without_clutter(paths: Iterable[str]) -> tuple[str, ...]:
-    """The paths less what version control, caches, desktops and `fsck` leave behind, and less weights that are there
-    again in another format: next to `model*.safetensors` in the same folder, or under `original/` where the root has
-    those.
+    """Return the paths without files of version control, caches, desktops and `fsck`, and without duplicate weights in
+    another format: next to `model*.safetensors` in the same folder, or under `original/` if the root has those.
 
     The same folder, because elsewhere a `pytorch_model.bin` may be the only copy of its part of the model.
     """
@@ -93,13 +79,13 @@ def without_clutter(paths: Iterable[str]) -> tuple[str, ...]:
     return tuple(
         path
         for path in kept
-        if not (_folder(path) in twice and _OTHER_FORMATS.match(_name(path)))
+        if not (_folder(path) in twice and _OTHER_FORMATS.fullmatch(_name(path)))
         and not ("" in twice and path.startswith("original/"))
     )
 
 
 def is_clutter(path: str) -> bool:
-    """Tell whether version control, a cache, a desktop or `fsck` left this file behind."""
+    """Return whether this is a file of version control, a cache, a desktop or `fsck`."""
     *folders, name = path.split("/")
     return (
         name in _CLUTTER_FILES
@@ -110,7 +96,7 @@ def is_clutter(path: str) -> bool:
 
 
 def nothing_selected(where: str, paths: Sequence[str], include: Sequence[str], exclude: Sequence[str]) -> Permanent:
-    """The error for a version of which the filters leave no file; `where` is the source without credentials."""
+    """Return the error of a version without selected files; `where` is the source without credentials."""
     found = ", ".join(map(shown, paths[:5])) + (", …" if len(paths) > 5 else "") if paths else "none"
     return Permanent(
         "nothing_selected",
@@ -127,15 +113,15 @@ def _raise_problems(
         if file.problem is not None:
             raise file.problem
     for folder in folders:
-        raise _with_the_way_out(folder)
+        raise _with_exclude_remedy(folder)
     for file in listing.files:
-        # Nobody knows whether a dangling link is meant to be a folder: a pattern that names it as one says so.
+        # A dangling link may stand for a folder: a pattern that names it as one selects it.
         if file.problem is not None and any(pattern.startswith(f"{file.path}/") for pattern in include):
             raise file.problem
 
 
-def _with_the_way_out(folder: Unlisted) -> HoldfastError:
-    """The folder's problem, with the pattern that leaves the folder out: its name alone would match no file."""
+def _with_exclude_remedy(folder: Unlisted) -> HoldfastError:
+    """Add the pattern that excludes the folder to its problem: the name alone would match no file."""
     problem = folder.problem
     if not isinstance(problem, Permanent):
         return problem
@@ -158,10 +144,8 @@ def _matcher(patterns: Sequence[str]) -> re.Pattern[str]:
 
 
 def _reaches_below(folder: str, pattern: str) -> bool:
-    """Tell whether the beginning of `pattern` uses up `folder`, so that its rest may match a name in there.
-
-    A cut within a `[…]` reads that as text, which can only err towards yes.
-    """
+    """Return whether a prefix of `pattern` matches `folder`, so that the rest may match a name below it. A prefix that
+    ends within a `[…]` reads it as text, which can only give a wrong True."""
     ends = range(len(pattern) + 1 if pattern.endswith("*") else len(pattern))
     return any(fnmatchcase(folder, pattern[:end]) for end in ends)
 

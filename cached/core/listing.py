@@ -1,7 +1,7 @@
-"""What a source lists: the files of one version, and the names that a version may hold.
+"""The listing of a source: the files of one version, and the check of their names.
 
-Law: pure. A chosen file with a name that no manifest could carry is refused by name, never skipped: a version with a
-file silently missing is worse than none. What a version leaves out may have any name.
+Law: pure. A chosen file with a name that is invalid in a manifest is refused, never skipped: a version with a silently
+missing file is worse than none. Files that the filters leave out may have any name.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _REMEDY = "rename it at the source, or leave it out with `exclude` in the model'
 
 
 def check_names(where: str, paths: Iterable[str]) -> None:
-    """Raise `Permanent` (`bad_name`) that names the place and the first path that no manifest could carry."""
+    """Raise `Permanent` (`bad_name`) with the place and the first path that is invalid in a manifest."""
     listed = list(paths)
     try:
         for path in listed:
@@ -28,23 +28,23 @@ def check_names(where: str, paths: Iterable[str]) -> None:
 
 
 def is_reserved(path: str) -> bool:
-    """Tell whether `path` is a record of Holdfast's own at a source, and so no content."""
+    """Return whether `path` is one of Holdfast's own records at a source, and so no content."""
     return path == RESERVED or path.startswith(f"{RESERVED}/")
 
 
 def shown(path: str) -> str:
-    """`path` for a message: as it is, or escaped where it holds what no terminal or log should be given."""
+    """Return `path` for a message, escaped if it has characters unsafe for a terminal or log."""
     return path if path.isprintable() else repr(path)
 
 
 @dataclass(frozen=True, slots=True)
 class Signs:
-    """What an answer said of an object that can show a change and never proves that there was none.
+    """Weak validators of an object: they can show a change, never prove that there was none.
 
-    `etag`: a weak ETag as it came. `last_modified`: an HTTP date: it is the file's mtime at most servers, which `cp -p`
-    and `rsync -t` give to other content, so RFC 9110, 8.8.2.2, which calls it strong when it is old, is not followed.
-    `origin`: who said it (`scheme://host[:port]`): a redirect may lead to another host next time, with others.
-    `listing`: random; what one listing found may be another object than what the next one finds.
+    `etag`: a weak ETag, verbatim. `last_modified`: an HTTP date, at most servers the file's mtime, which `cp -p` and
+    `rsync -t` give to other content, so RFC 9110, 8.8.2.2, which calls an old one strong, is not followed.
+    `origin`: the answering host (`scheme://host[:port]`): a redirect may lead to another one next time.
+    `listing`: random; two listings may find different objects.
     """
 
     etag: str | None = None
@@ -55,16 +55,16 @@ class Signs:
 
 @dataclass(frozen=True, slots=True)
 class RemoteFile:
-    """One file at a source, as it is listed there: whether a version may hold it is judged when it is chosen.
+    """One file in a source's listing; its name is checked when a version chooses it.
 
-    `path`: its path in the snapshot. `key`: the source's own address of it (an object key, a URL, a path), which with
-    the listing's `identity` names one object and no other.
-    `size`: bytes, None while unknown. `validator`: a strong one, which is another whenever a byte is (a strong ETag, a
-    version, a blob id, mtime with size and inode); empty where the source has none. `signs`: what there is instead, at
-    HTTP. A file that has neither validator nor promised content comes in one answer or not at all. `sha256`: 64 hex
-    digits only where the source vouches for them (a manifest, a Git LFS oid), never an ETag. `git_oid`: the Git blob id
-    (sha1 of `blob <size>\\0` + bytes), if known.
-    `problem`: why nothing can be fetched for it, None where something can; raised only if the file is chosen.
+    `path`: its path in the snapshot. `key`: its address at the source (an object key, a URL, a path), unique together
+    with the listing's `identity`.
+    `size`: bytes, None while unknown. `validator`: a strong one, which changes with every change of a byte (a strong
+    ETag, a version, a blob id, mtime with size and inode); empty if the source has none. `signs`: the weak validators
+    then, over HTTP. A file with neither validator nor promised content is fetched in a single answer. `sha256`: 64 hex
+    digits promised by the source (a manifest, a Git LFS oid), never an ETag. `git_oid`: the Git blob id (sha1 of
+    `blob <size>\\0` + bytes), if known.
+    `problem`: why the file cannot be fetched, else None; raised only if the file is chosen.
     """
 
     path: str
@@ -78,14 +78,14 @@ class RemoteFile:
 
     @property
     def version(self) -> str:
-        """What names this version of the object among all that its key had or will have."""
+        """The name of this version of the object, unique among all versions under its key."""
         return self.validator or (self.signs.listing if self.signs is not None else "")
 
 
 @dataclass(frozen=True, slots=True)
 class Unlisted:
-    """A folder whose files the source cannot tell. `path` ends in `/`; `problem` says why, and is raised only if a file
-    below it could be chosen."""
+    """A folder that the source cannot list. `path` ends in `/`; `problem`: the reason, raised only if a file below the
+    folder could be chosen."""
 
     path: str
     problem: HoldfastError
@@ -93,12 +93,12 @@ class Unlisted:
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """The files of one version. `manifest` where the source carries one (`holdfast.json`); then `files` mirror it.
+    """The files of one version. `manifest`: the source's own (`holdfast.json`), if any; `files` then mirror it.
 
-    `identity`: made by `identity_of` from everything that decides what the server answers for a file's `key`: its
-    address, the query, the user, the environment. Equal for two listings only if equal keys are one object.
-    `revision` is what a moving name was resolved to (a commit), for status and logs. `unlisted`: folders without files
-    here. A listing may hold what no version may: `filters.choose` judges what it chooses, and nothing else.
+    `identity`: made by `identity_of` from everything that decides the server's answer for a file's `key`: address,
+    query, user, environment. Equal for two listings only if equal keys are one object.
+    `revision`: the commit that a moving name was resolved to, for status and logs. `unlisted`: folders without files
+    here. A listing may have names invalid in a version: `filters.choose` checks the files it chooses only.
     """
 
     files: tuple[RemoteFile, ...]

@@ -1,7 +1,7 @@
-"""The planner: what to do next, given what is wanted, what is held, what is under way, and the space.
+"""The planner: the next steps, from the demand, the held versions, the running fetches, and the disk space.
 
-Law: pure: no I/O, no clock, and no memory: what was done before is in the `Situation`. Planning the same situation
-again gives the same steps, so a step that was not carried out comes back.
+Law: pure: no I/O, no clock, no memory. The same `Situation` gives the same steps, so the next plan repeats a step that
+was not carried out.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ from cached.core.space import Shortage, SpaceUse, Stake
 EvictionReason = Literal["watermark", "space"]
 
 _POD = Priority.WAITING
-_NONE = Digest("0" * 64)  # of what is under way, and has no digest yet
+_NONE = Digest("0" * 64)  # stands for the unknown digest of a running fetch
 
 
 @dataclass(frozen=True, slots=True)
 class Cancel:
-    """Stop the flight of `ref`: nobody wants it any more, or not from there."""
+    """Cancel the fetch of `ref`: it is no longer wanted, or not from that source."""
 
     ref: ModelRef
 
 
 @dataclass(frozen=True, slots=True)
 class Forget:
-    """The failure or refusal of `ref` is settled no more: its want is gone, or met."""
+    """Forget the failure or refusal of `ref`: its want is gone, or met."""
 
     ref: ModelRef
 
 
 @dataclass(frozen=True, slots=True)
 class Refuse:
-    """Tell whoever asks for `ref` that this can never be."""
+    """Report to all pods and pulls of `ref` that it can never be fetched."""
 
     ref: ModelRef
     error: Permanent
@@ -47,7 +47,7 @@ class Refuse:
 
 @dataclass(frozen=True, slots=True)
 class Evict:
-    """Withdraw and delete the version `ref`, as long as it is `digest`."""
+    """Withdraw and delete the version `ref` if its digest is `digest`."""
 
     ref: ModelRef
     digest: Digest
@@ -56,28 +56,28 @@ class Evict:
 
 @dataclass(frozen=True, slots=True)
 class GiveWay:
-    """Call the fetch of `ref` off, with all it has on the disk, for one that is more urgent; later it starts over."""
+    """Preempt the fetch of `ref` and delete its partial blobs, for a more urgent fetch; it starts over later."""
 
     ref: ModelRef
 
 
 @dataclass(frozen=True, slots=True)
 class LetPass:
-    """No room can be made for the fetch of `ref` now: those after it need not wait for that."""
+    """No space can be freed for the fetch of `ref` now: the fetches after it need not wait for it."""
 
     ref: ModelRef
 
 
 @dataclass(frozen=True, slots=True)
 class Reprioritize:
-    """Go on with the flight of `want.ref`, at the priority of `want`."""
+    """Continue the fetch of `want.ref` at the priority of `want`."""
 
     want: Want
 
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """Begin to fetch `want`."""
+    """Start the fetch of `want`."""
 
     want: Want
 
@@ -87,12 +87,12 @@ Step = Cancel | Forget | Refuse | Evict | GiveWay | LetPass | Reprioritize | Sta
 
 @dataclass(frozen=True, slots=True)
 class Situation:
-    """All that a plan depends on.
+    """All inputs of a plan.
 
-    `active`: what is being fetched, as it was wanted when last told. `settled`: what failed permanently with the want
-    it failed for, or was refused with the error that was told; it is tried again when the want changes, or when the
-    caller leaves it out. `lacking`: the fetches that wait for space, the most urgent first and of equals the one that
-    asked first, and what each of them needs. `stakes`: of those in `active`, where space is short.
+    `active`: the running fetches with their want as last updated. `settled`: permanent failures with their want, and
+    refusals with the reported error; a retry starts when the want changes or the caller removes the entry. `lacking`:
+    the fetches blocked on disk space, the most urgent first, then the oldest, and what each of them needs. `stakes`: of
+    those in `active`, if space is short.
     """
 
     demand: Demand
@@ -108,8 +108,7 @@ class Situation:
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """Content that is here, and the request it was fetched for; None where that is not known. `recheck`: it is to be
-    resolved again, whatever it was fetched for."""
+    """Held content, and the hash of its fetch request; None if unknown. `recheck`: resolve it again in any case."""
 
     digest: Digest
     request: str | None
@@ -118,10 +117,8 @@ class Held:
 
 @dataclass(frozen=True, slots=True)
 class Versions:
-    """What is known of some versions, whatever the space: fields as in `Situation`, `held` what is here.
-
-    What one version needs depends on no other: whoever knows which ones changed plans those, and not all of a node.
-    """
+    """The state of some versions, without the space: fields as in `Situation`, and the `held` content. The steps of one
+    version depend on no other, so a caller may plan the changed versions only."""
 
     demand: Demand
     held: Mapping[ModelRef, Held]
@@ -130,34 +127,32 @@ class Versions:
 
 
 def plan(situation: Situation) -> tuple[Step, ...]:
-    """The steps to take, in order: first what gives back, last what takes, sooner wants before later ones."""
+    """Return the steps in order: first those that release resources, then those that free space, then fetches by
+    urgency."""
     held = {holding.ref: Held(holding.digest, holding.request, recheck=False) for holding in situation.holdings}
     versions = Versions(situation.demand, held, situation.active, situation.settled)
-    return (*_give_back(versions), *plan_space(situation), *_take(versions))
+    return (*_release_steps(versions), *plan_space(situation), *_fetch_steps(versions))
 
 
 def plan_versions(versions: Versions) -> tuple[Step, ...]:
-    """The steps that these versions need, in the order of `plan`; none of them evicts."""
-    return (*_give_back(versions), *_take(versions))
+    """Return the steps of these versions, in the order of `plan`, without evictions."""
+    return (*_release_steps(versions), *_fetch_steps(versions))
 
 
-def _give_back(versions: Versions) -> Iterator[Step]:
+def _release_steps(versions: Versions) -> Iterator[Step]:
     yield from _cancels(versions)
     yield from _forgets(versions)
     yield from _refusals(versions)
 
 
-def _take(versions: Versions) -> Iterator[Step]:
+def _fetch_steps(versions: Versions) -> Iterator[Step]:
     yield from _priorities(versions)
     yield from _starts(versions)
 
 
 def protected(holdings: Iterable[Holding], demand: Demand, lacking: Collection[ModelRef]) -> list[Holding]:
-    """The holdings, wanted also where the demand has them, even if the fetch was refused: somebody asks for them.
-
-    What is here under a wanted name, and is to be resolved again, stays meanwhile, unless its own fetch is among those
-    that lack space.
-    """
+    """Mark the versions in the demand as wanted or prefetched, also those whose fetch was refused. Content under a
+    wanted name that is resolved again is kept until then, unless its own fetch is in `lacking`."""
     return [_protected(holding, demand, lacking) for holding in holdings]
 
 
@@ -166,9 +161,9 @@ def _meets(held: Held | None, want: Want) -> bool:
 
 
 def _cancels(versions: Versions) -> Iterator[Cancel]:
-    for ref, flying in sorted(versions.active.items(), key=lambda item: item[0]):
+    for ref, active in sorted(versions.active.items(), key=lambda item: item[0]):
         want = versions.demand.wants.get(ref)
-        if want is None or not want.same_fetch(flying):
+        if want is None or not want.same_fetch(active):
             yield Cancel(ref)
 
 
@@ -182,13 +177,13 @@ def _forgets(versions: Versions) -> Iterator[Forget]:
 
 def _refusals(versions: Versions) -> Iterator[Refuse]:
     for ref, error in sorted(versions.demand.refused.items(), key=lambda item: item[0]):
-        told = versions.settled.get(ref)
-        if not isinstance(told, Permanent) or (told.code, told.message) != (error.code, error.message):
+        known = versions.settled.get(ref)
+        if not isinstance(known, Permanent) or (known.code, known.message) != (error.code, error.message):
             yield Refuse(ref, error)
 
 
 def plan_space(situation: Situation) -> Iterator[Evict | GiveWay | LetPass]:
-    """The steps that make room, where it is short."""
+    """Yield the steps that free space, if it is short."""
     over = over_watermark(situation.space, situation.high_watermark, situation.low_watermark)
     if over == 0 and not situation.lacking:
         return
@@ -202,13 +197,13 @@ def plan_space(situation: Situation) -> Iterator[Evict | GiveWay | LetPass]:
     for ref, short in situation.lacking.items():
         spare = by_age(h for h in holdings if h.yields_to_pods) if situation.active[ref].priority is _POD else []
         yielding = [fetches[other] for other in _less_urgent(situation, ref)]
-        chosen = _make_room(situation, short, [*free, *yielding, *spare], everything)
+        chosen = _choose_for_shortage(situation, short, [*free, *yielding, *spare], everything)
         if chosen is not None:
             yield from (GiveWay(each.ref) for each in chosen if each.digest == _NONE)
             gone = {victim.ref for victim in victims}
             evicted = (each for each in chosen if each.digest != _NONE and each.ref not in gone)
             yield from (Evict(each.ref, each.digest, "space") for each in evicted)
-            return  # what the next one lacks then, a later plan finds out
+            return  # a later plan computes what the next one then lacks
         yield LetPass(ref)
 
 
@@ -224,22 +219,22 @@ def _protected(holding: Holding, demand: Demand, lacking: Collection[ModelRef]) 
 
 
 def _sizes(holdings: Iterable[Holding], stakes: Iterable[Stake]) -> dict[str, int]:
-    """The blobs that are here, with their sizes: who only promised itself one does not know that it is."""
+    """Return the sizes of the committed blobs; a fetch that only claims one has no size for it."""
     known = [holding.blobs for holding in holdings] + [stake.blobs for stake in stakes]
     return {sha256: size for blobs in known for sha256, size in blobs.items() if size}
 
 
 def _as_holding(ref: ModelRef, stake: Stake, sizes: Mapping[str, int]) -> Holding:
-    """A fetch as if it were a version: it keeps its blobs from being deleted, and gives all back when it goes."""
-    flights = {f"flight {id_}": size for id_, size in stake.reserved.items()}
+    """Represent a fetch as a version: it protects its blobs, and its preemption frees all its space."""
+    downloads = {f"flight {id_}": size for id_, size in stake.reserved.items()}
     partials = {f"partial {id_}": size for id_, size in stake.left.items()}
     blobs = {sha256: sizes.get(sha256, 0) for sha256 in stake.blobs}
-    return Holding(ref, _NONE, {**blobs, **flights, **partials}, 0.0, True, True, True)
+    return Holding(ref, _NONE, {**blobs, **downloads, **partials}, 0.0, True, True, True)
 
 
 def _less_urgent(situation: Situation, ref: ModelRef) -> list[ModelRef]:
-    """The fetches that give way to that of `ref`, the least urgent first: those of a lower priority, and of its own
-    those that ask for space themselves, and asked later."""
+    """Return the fetches to preempt for that of `ref`, the least urgent first: those of a lower priority, and those of
+    its own priority that began to lack space after it."""
     priority = situation.active[ref].priority
     asked = list(situation.lacking)
     later = asked[asked.index(ref) + 1 :]
@@ -253,10 +248,10 @@ def _less_urgent(situation: Situation, ref: ModelRef) -> list[ModelRef]:
     return less
 
 
-def _make_room(
+def _choose_for_shortage(
     situation: Situation, short: Shortage, candidates: Sequence[Holding], everything: Sequence[Holding]
 ) -> list[Holding] | None:
-    """What goes so that so much is free; None where all the candidates are not enough, as then none is worth it."""
+    """Return the candidates to evict or preempt for `short`; None if all of them free too little, so that none goes."""
     kept = {id_: size for stake in situation.stakes.values() for id_, size in stake.left.items()}
     need = short_of(situation.space, short.bytes + sum(kept.values())) if short.bytes else 0
     chosen = choose_victims(candidates, everything, need)
@@ -277,9 +272,9 @@ def _among(one: Holding, holdings: Collection[Holding]) -> bool:
 
 
 def _priorities(versions: Versions) -> Iterator[Reprioritize]:
-    for ref, flying in sorted(versions.active.items(), key=lambda item: item[0]):
+    for ref, active in sorted(versions.active.items(), key=lambda item: item[0]):
         want = versions.demand.wants.get(ref)
-        if want is not None and want.same_fetch(flying) and want.priority is not flying.priority:
+        if want is not None and want.same_fetch(active) and want.priority is not active.priority:
             yield Reprioritize(want)
 
 

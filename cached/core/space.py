@@ -1,9 +1,9 @@
-"""The ledger: the account of every byte under the root, so that no fetch begins that cannot end.
+"""The ledger: the account of every byte under the root, so that no fetch starts that cannot complete.
 
-Law: in memory and thread-safe; does no I/O of its own, the disk's numbers come from a callable. It is a map from
-content to size: whoever changes the disk says what is there now (`count_…`), never by how much that differs, so that
-saying the same twice changes nothing and a recount can correct whatever somebody else did to the disk. Space is
-reserved before it is written, and a reservation gives itself back. Each call costs the same however much is counted.
+Law: in memory and thread-safe; does no I/O of its own, a callable returns the disk's numbers. The ledger maps content
+to size: after each change of the disk the caller records the new size (`count_…`), never a difference, so that a
+repeated record changes nothing and a recount can correct changes by others. Space is reserved before it is written, and
+every reservation is released. The cost of a call does not depend on the number of entries.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from cached.contract.program.units import format_size
 
 @dataclass(frozen=True, slots=True)
 class DiskSpace:
-    """The root's file system: all of it in bytes, and what an unprivileged writer may still take (`f_bavail`).
+    """The root's file system: capacity in bytes, and the bytes free for an unprivileged writer (`f_bavail`).
 
-    `files` and `files_free`: the same in inodes; 0 in all where the file system makes them as it needs them. `counted`:
-    what the ledger had on this disk at that moment, so that its own changes since then do not look like others'; None:
-    these are the numbers of now.
+    `files` and `files_free`: the same in inodes; `files` is 0 if the file system creates inodes as needed. `counted`:
+    the ledger's bytes on this disk at the time of measurement, so that later changes by the ledger do not count as
+    changes by others; None: the numbers are current.
     """
 
     capacity: int
@@ -36,12 +36,12 @@ class DiskSpace:
 
 @dataclass(frozen=True, slots=True)
 class SpaceUse:
-    """The ledger at one moment, in bytes.
+    """The state of the ledger, in bytes.
 
-    `capacity`: the quota, or the file system where that is smaller. `used`: committed blobs. `reserved`: what fetches
-    have set aside, written or not. `dying`: on disk, but trash or a partial blob that nobody fetches. `budget`: the
-    most that may be held now, which is less than the capacity where others fill the file system. `free`: what of the
-    budget can still be reserved. `files_free`: inodes.
+    `capacity`: the smaller of quota and file system. `used`: committed blobs. `reserved`: reservations of fetches,
+    written or not. `dying`: on disk, but quarantine or a partial blob without a fetch. `budget`: the most that may be
+    held now, less than the capacity if others fill the file system. `free`: the part of the budget that can still be
+    reserved. `files_free`: inodes.
     """
 
     capacity: int
@@ -55,7 +55,7 @@ class SpaceUse:
 
 @dataclass(frozen=True, slots=True)
 class OnDisk:
-    """What lies under the root, in bytes: committed blobs by sha256, partial ones by id, and the quarantine by name."""
+    """The sizes under the root, in bytes: committed blobs by sha256, partial ones by id, the quarantine by name."""
 
     blobs: Mapping[str, int]
     partials: Mapping[str, int]
@@ -64,7 +64,7 @@ class OnDisk:
 
 @dataclass(frozen=True, slots=True)
 class Shortage:
-    """What must be free before a fetch can go on: bytes, and files (inodes)."""
+    """The free bytes and files (inodes) that a fetch needs to continue."""
 
     bytes: int
     files: int
@@ -72,20 +72,20 @@ class Shortage:
 
 @dataclass(frozen=True, slots=True)
 class Stake:
-    """What the space holds for a version under way, in bytes; others may go on from the same. `blobs`: committed ones,
-    by sha256. `reserved`: what its flights set aside, `left`: partial blobs, dying but not deleted meanwhile; by id."""
+    """The space held for a running fetch, in bytes; fetches may share it. `blobs`: committed ones, by sha256.
+    `reserved`: reservations of its downloads, `left`: partial blobs, dying but not deleted while it runs; by id."""
 
     blobs: Mapping[str, int]
     reserved: Mapping[str, int]
     left: Mapping[str, int]
 
     def total(self) -> int:
-        """All of it."""
+        """Return the sum, in bytes."""
         return sum(sum(part.values()) for part in (self.blobs, self.reserved, self.left))
 
 
 class NoSpace(Transient):
-    """Too much is held just now for `size` bytes, of which `resumed` are on disk: `needed_bytes` must be free."""
+    """Too little space is free now for `size` bytes, of which `resumed` are on disk: `needed_bytes` must be free."""
 
     def __init__(self, size: int, resumed: int, use: SpaceUse) -> None:
         super().__init__(
@@ -99,7 +99,7 @@ class NoSpace(Transient):
 
 
 class NoInodes(Transient):
-    """The file system has too few inodes just now for `needed_files` new files."""
+    """The file system has too few free inodes now for `needed_files` new files."""
 
     def __init__(self, needed_files: int, free: int) -> None:
         super().__init__(
@@ -112,75 +112,81 @@ class NoInodes(Transient):
 
 
 class Ledger:
-    """Hands out reservations within a quota and within what the file system has."""
+    """Grants reservations within a quota and within the file system's free space."""
 
     def __init__(self, quota_bytes: int | None, disk: Callable[[], DiskSpace]) -> None:
         self._quota = quota_bytes
         self._disk = disk
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a reservation records several sizes in one step
         self._blobs: dict[str, int] = {}
         self._partials: dict[str, int] = {}
         self._quarantined: dict[str, int] = {}
         self._open: dict[str, Reservation] = {}
         self._committed = self._dying = self._reserved = self._allocated = 0  # the sums, kept up to date
-        self._said: set[tuple[int, str]] | None = None  # what was counted since a recount began, while one runs
+        self._recorded: set[tuple[int, str]] | None = None  # the entries recorded since a running recount began
 
-    # --- what is on the disk ---------------------------------------------------------------------------------------
+    # --- the content of the disk -----------------------------------------------------------------------------------
 
     def count_blob(self, sha256: str, size: int) -> None:
-        """A committed blob has `size` bytes; 0: it is not there."""
+        """Record that a committed blob has `size` bytes; 0: it does not exist."""
         with self._lock:
-            self._count_blob(sha256, size)
+            self._committed += self._put(self._blobs, sha256, size)
 
     def count_partial(self, id_: str, size: int) -> None:
-        """A partial blob takes `size` bytes of the disk; 0: it is not there. While it is reserved they are part of the
-        reservation, else they are dying."""
+        """Record that a partial blob takes `size` bytes of the disk; 0: it does not exist. The bytes are part of its
+        reservation, or dying without one."""
         with self._lock:
-            self._count_partial(id_, size)
+            reservation = self._open.get(id_)
+            grown = self._put(self._partials, id_, size)
+            if reservation is None:
+                self._dying += grown
+            else:
+                self._allocated += min(size, reservation._size) - min(size - grown, reservation._size)
 
     def count_quarantined(self, name: str, size: int) -> None:
-        """A file in quarantine has `size` bytes; 0: it is not there."""
+        """Record that a file in quarantine has `size` bytes; 0: it does not exist."""
         with self._lock:
-            self._count_quarantined(name, size)
+            self._dying += self._put(self._quarantined, name, size)
 
     def count_all(self, found: OnDisk) -> None:
-        """This is what is on the disk, and nothing else: what recovery found."""
+        """Replace all entries with those that recovery found."""
         with self.recounting() as correct:
             correct(found)
 
     @contextmanager
     def recounting(self) -> Iterator[Callable[[OnDisk], int]]:
-        """Compare the account with the disk, while others go on: begin this before the first look at the disk, and
-        call its value with all that was found. What others counted meanwhile stays as they said, for the look may be
-        older. Returns how many entries were wrong. One at a time."""
+        """Correct the account after a scan of the disk, concurrently with other calls: enter before the scan, and call
+        the yielded function with its result; it returns the number of wrong entries. Entries recorded since then
+        stay, because the scan may be older. Raises ValueError during another recount."""
         with self._lock:
-            if self._said is not None:
+            if self._recorded is not None:
                 raise ValueError("a recount is under way already")
-            self._said = set()
+            self._recorded = set()
         try:
             yield self._correct
         finally:
             with self._lock:
-                self._said = None
+                self._recorded = None
 
     @property
     def on_disk(self) -> int:
-        """All that is counted on the disk, in bytes."""
+        """The recorded bytes on the disk."""
         with self._lock:
             return self._committed + self._dying + self._allocated
 
     def partial_bytes(self, id_: str) -> int:
-        """What a partial blob takes of the disk."""
+        """Return the bytes that a partial blob takes of the disk."""
         with self._lock:
             return self._partials.get(id_, 0)
 
-    # --- what is set aside -----------------------------------------------------------------------------------------
+    # --- reservations ----------------------------------------------------------------------------------------------
 
     def reserve(self, sizes: Mapping[str, int]) -> dict[str, Reservation]:
-        """Set space aside for blobs, by the id of their partial blob: for all of them, or for none. What is on disk of
-        one is dying no more.
+        """Reserve space for blobs, by the id of their partial blob: for all of them, or for none. Their bytes on disk
+        are no longer dying.
 
-        Raises `Permanent` (`too_large`) where they could never fit, `NoSpace` where they do not fit now.
+        Raises `Permanent` (`too_large`) if they can never fit, `NoSpace` if they do not fit now, ValueError for a
+        negative size or an id with a reservation.
         """
         size = sum(sizes.values())
         with self._lock:
@@ -190,17 +196,17 @@ class Ledger:
             self._require(size, size - resumed)
             reservations = {id_: Reservation(self, id_, each) for id_, each in sizes.items()}
             for reservation in reservations.values():
-                self._begin(reservation)
+                self._open_reservation(reservation)
             return reservations
 
     def require_capacity(self, size: int) -> None:
-        """Make sure that `size` bytes can be held at all; raises `Permanent` (`too_large`)."""
+        """Raise `Permanent` (`too_large`) if `size` bytes can never be held."""
         use = self.use()
         if size > use.capacity:
             raise self._too_large(size, use.capacity)
 
     def require_files(self, count: int) -> None:
-        """Make sure that `count` new files can be made now; raises `NoInodes` or `Permanent` (`too_large`)."""
+        """Raise `NoInodes` if `count` new files cannot be created now, `Permanent` (`too_large`) if they never can."""
         disk = self._disk()
         if disk.files == 0 or count <= disk.files_free:
             return
@@ -212,10 +218,10 @@ class Ledger:
             )
         raise NoInodes(count, disk.files_free)
 
-    # --- what that comes to ----------------------------------------------------------------------------------------
+    # --- the balance -----------------------------------------------------------------------------------------------
 
     def shortage(self, error: Transient) -> Shortage:
-        """What would have to be free for whoever met this `no_space`."""
+        """Return what must be free for the fetch that failed with this `no_space` error."""
         if isinstance(error, NoSpace):
             return Shortage(error.needed_bytes, 0)
         if isinstance(error, NoInodes):
@@ -224,16 +230,16 @@ class Ledger:
         return Shortage(use.free + 1, use.files_free + 1)
 
     def use(self) -> SpaceUse:
-        """The account now, with the disk's numbers; raises `Transient` where the disk does not tell them."""
+        """Return the account with the disk's numbers. Raises `Transient` if the disk does not report them."""
         with self._lock:
             return self._use(self._disk())
 
     def use_unseen(self) -> SpaceUse:
-        """The account alone, where the disk does not tell its numbers: nothing is free."""
+        """Return the account without the disk's numbers, with nothing free."""
         with self._lock:
             return self._use(DiskSpace(0, 0))
 
-    # --- inside; all of it with the lock held ----------------------------------------------------------------------
+    # --- internal; the caller holds the lock, except for `_correct` ------------------------------------------------
 
     def _use(self, disk: DiskSpace) -> SpaceUse:
         capacity = disk.capacity if self._quota is None else min(self._quota, disk.capacity)
@@ -243,7 +249,7 @@ class Ledger:
         return SpaceUse(capacity, self._committed, self._reserved, self._dying, free, budget, disk.files_free)
 
     def _require(self, size: int, needed: int) -> None:
-        """Make sure that `size` bytes fit, of which `needed` are not on the disk yet."""
+        """Raise `Permanent` or `NoSpace` unless `size` bytes fit, of which `needed` are not on the disk yet."""
         use = self._use(self._disk())
         if size > use.capacity:
             raise self._too_large(size, use.capacity)
@@ -251,69 +257,55 @@ class Ledger:
             raise NoSpace(size, size - needed, use)
 
     def _put(self, table: dict[str, int], key: str, size: int) -> int:
-        """Replace an entry; returns by how much it grew."""
+        """Replace an entry and return its growth in bytes."""
         if size < 0:
             raise ValueError(f"{key}: {size} bytes")
-        if self._said is not None:
-            self._said.add((id(table), key))
+        if self._recorded is not None:
+            self._recorded.add((id(table), key))
         before = table.pop(key, 0)
         if size:
             table[key] = size
         return size - before
 
-    def _count_blob(self, sha256: str, size: int) -> None:
-        self._committed += self._put(self._blobs, sha256, size)
-
-    def _count_partial(self, id_: str, size: int) -> None:
-        reservation = self._open.get(id_)
-        grown = self._put(self._partials, id_, size)
-        if reservation is None:
-            self._dying += grown
-        else:
-            self._allocated += min(size, reservation._size) - min(size - grown, reservation._size)
-
-    def _begin(self, reservation: Reservation) -> None:
-        there = self._partials.get(reservation.id, 0)
-        self._dying -= there
+    def _open_reservation(self, reservation: Reservation) -> None:
+        partial = self._partials.get(reservation.id, 0)
+        self._dying -= partial
         self._reserved += reservation._size
-        self._allocated += min(there, reservation._size)
+        self._allocated += min(partial, reservation._size)
         self._open[reservation.id] = reservation
 
-    def _end(self, reservation: Reservation) -> None:
-        there = self._partials.get(reservation.id, 0)
-        self._dying += there
+    def _close_reservation(self, reservation: Reservation) -> None:
+        partial = self._partials.get(reservation.id, 0)
+        self._dying += partial
         self._reserved -= reservation._size
-        self._allocated -= min(there, reservation._size)
+        self._allocated -= min(partial, reservation._size)
         del self._open[reservation.id]
 
     def _grow(self, reservation: Reservation, size: int) -> None:
         self._require(size, size - reservation._size)
-        there = self._partials.get(reservation.id, 0)
+        partial = self._partials.get(reservation.id, 0)
         self._reserved += size - reservation._size
-        self._allocated += min(there, size) - min(there, reservation._size)
+        self._allocated += min(partial, size) - min(partial, reservation._size)
         reservation._size = size
 
     def _correct(self, found: OnDisk) -> int:
-        """End a recount, table by table: the differences are looked for beside the lock, and looked at once more."""
+        """Correct each table: compute the differences without the lock, then apply those not recorded since."""
         tables: list[tuple[dict[str, int], Mapping[str, int], Callable[[str, int], None]]] = [
-            (self._blobs, found.blobs, self._count_blob),
-            (self._partials, found.partials, self._count_partial),
-            (self._quarantined, found.quarantined, self._count_quarantined),
+            (self._blobs, found.blobs, self.count_blob),
+            (self._partials, found.partials, self.count_partial),
+            (self._quarantined, found.quarantined, self.count_quarantined),
         ]
         corrected = 0
-        for table, there, count in tables:
+        for table, actual, count in tables:
             with self._lock:
                 known = dict(table)
-            differing = [key for key in known.keys() | there.keys() if known.get(key, 0) != there.get(key, 0)]
+            differing = [key for key in known.keys() | actual.keys() if known.get(key, 0) != actual.get(key, 0)]
             with self._lock:
                 for key in differing:
-                    if self._said is not None and (id(table), key) not in self._said:
-                        count(key, there.get(key, 0))
+                    if self._recorded is not None and (id(table), key) not in self._recorded:
+                        count(key, actual.get(key, 0))
                         corrected += 1
         return corrected
-
-    def _count_quarantined(self, name: str, size: int) -> None:
-        self._dying += self._put(self._quarantined, name, size)
 
     def _too_large(self, size: int, capacity: int) -> Permanent:
         limit = "the quota" if capacity == self._quota else "the file system"
@@ -325,7 +317,7 @@ class Ledger:
 
 
 class Reservation:
-    """Bytes set aside for one blob, given back when the `with` block is left, or by `close` or `settle`."""
+    """Bytes reserved for one blob, released at the end of the `with` block, by `close` or by `settle`."""
 
     def __init__(self, ledger: Ledger, id_: str, size: int) -> None:
         self.id = id_
@@ -334,13 +326,13 @@ class Reservation:
 
     @property
     def size(self) -> int:
-        """What is set aside, in bytes; 0 when it was given back."""
+        """The reserved bytes; 0 after the release."""
         with self._ledger._lock:
             return self._size if self._is_open() else 0
 
     def grow(self, size: int) -> None:
-        """Set `size` bytes aside in all, unless so many are. Raises `Permanent` (`too_large`) or `NoSpace`, and then
-        stays as it is."""
+        """Grow to `size` bytes, unless it has as many. Raises `Permanent` (`too_large`) or `NoSpace` without effect,
+        ValueError after the release."""
         with self._ledger._lock:
             if not self._is_open():
                 raise ValueError("the reservation was given back already")
@@ -348,28 +340,25 @@ class Reservation:
                 self._ledger._grow(self, size)
 
     def settle(self, left: int, sha256: str | None, size: int) -> None:
-        """The fetch is over: `left` bytes stay on disk as a partial blob, dying; where `sha256` is given it is a
-        committed blob of `size` bytes now. The rest is given back, all in one moment."""
+        """Release after the fetch, atomically: record `left` bytes on disk as a partial blob, dying, and with `sha256`
+        a committed blob of `size` bytes."""
         with self._ledger._lock:
-            self._ledger._count_partial(self.id, left)
+            self._ledger.count_partial(self.id, left)
             if sha256 is not None:
-                self._ledger._count_blob(sha256, size)
-            self._close()
+                self._ledger.count_blob(sha256, size)
+            self.close()
 
     def close(self) -> None:
-        """Give everything back; what is on the disk of it is dying. Nothing happens the second time."""
+        """Release all bytes; those on disk are dying. Idempotent."""
         with self._ledger._lock:
-            self._close()
+            if self._is_open():
+                self._ledger._close_reservation(self)
 
     def __enter__(self) -> Reservation:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
-
-    def _close(self) -> None:
-        if self._is_open():
-            self._ledger._end(self)
 
     def _is_open(self) -> bool:
         return self._ledger._open.get(self.id) is self

@@ -1,8 +1,8 @@
-"""YAML read as nodes that know their line, for files that people write and that may be hostile.
+"""YAML nodes with their line, from files that people write and that may be hostile.
 
-Law: pure: text in, nodes and values out. Composes only, so no tag ever builds an object; bounded in size and depth, and
-without aliases. Scalars are read as the text that stands in the file, because YAML takes the versions `1.0` and
-`2024-07-23` for a float and a date. No message repeats a URI: its user information is a credential.
+Law: pure: text in, nodes and values out. Composes only, so no tag builds an object; bounded in size and depth, without
+aliases. Scalars keep their text, because YAML takes the versions `1.0` and `2024-07-23` for a float and a date. No
+message repeats a URI: its user information is a credential.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _BOOL_TAG = "tag:yaml.org,2002:bool"
 
 
 class Refused(Exception):
-    """Something in the file that is refused, with its line from 1. Whoever knows how much falls with it catches it."""
+    """A refused part of the file, with its line from 1; caught where the affected entry is known."""
 
     def __init__(self, line: int, reason: str) -> None:
         super().__init__(reason)
@@ -30,7 +30,7 @@ class Refused(Exception):
 
 
 class _Loader(yaml.SafeLoader):
-    """Composes nodes without aliases (the billion laughs) and not deep (the interpreter's stack)."""
+    """Composes nodes without aliases (the billion laughs) and of limited depth (the interpreter's stack)."""
 
     depth = 0
 
@@ -50,11 +50,11 @@ class _Loader(yaml.SafeLoader):
 
 
 def compose(text: str) -> yaml.Node | None:
-    """Read the one document in `text`; None where there is none. Raises `Refused`."""
+    """Parse the one document in `text`; None without any. Raises `Refused`."""
     if len(text) > MAX_CHARACTERS:
         raise Refused(1, f"the file has {len(text)} characters, at most {MAX_CHARACTERS} are read")
     try:
-        # A stream, because marks made from a string quote it in the error's own message, credentials and all.
+        # A stream, because the marks of a string quote it in the error's message, with credentials.
         return yaml.compose(io.StringIO(text), Loader=_Loader)
     except yaml.MarkedYAMLError as error:
         hint = "; a pattern that begins with `*` needs quotes" if "alias" in (error.context or "") else ""
@@ -64,12 +64,12 @@ def compose(text: str) -> yaml.Node | None:
         line = text.count("\n", 0, error.position) + 1
         raise Refused(line, f"not YAML: {error.reason}") from error
     except (ValueError, OverflowError) as error:
-        # PyYAML 6.0 lets these out of `"\UFFFFFFFF"` and of a `%YAML` directive with thousands of digits.
+        # PyYAML 6.0 raises these for `"\UFFFFFFFF"` and for a `%YAML` directive with thousands of digits.
         raise Refused(1, "not YAML: a number or an escape out of range") from error
 
 
 def pairs(node: yaml.Node | None, what: str) -> list[tuple[yaml.Node, yaml.Node]]:
-    """The keys and values of a mapping, duplicates included; nothing and `null` are an empty one."""
+    """Return the keys and values of a mapping, with duplicates; empty for None and `null`. Raises `Refused`."""
     if node is None or is_null(node):
         return []
     if not isinstance(node, yaml.MappingNode):
@@ -79,7 +79,7 @@ def pairs(node: yaml.Node | None, what: str) -> list[tuple[yaml.Node, yaml.Node]
 
 
 def fields(node: yaml.Node | None, what: str, known: tuple[str, ...]) -> dict[str, yaml.Node]:
-    """The values of a mapping by key. Keys that are not `known`, and keys given twice, are refused."""
+    """Return the values of a mapping by key. Raises `Refused`, also for duplicate keys and keys not in `known`."""
     found: dict[str, yaml.Node] = {}
     for key, value in pairs(node, what):
         name = text(key, f"a key of {what}")
@@ -92,14 +92,14 @@ def fields(node: yaml.Node | None, what: str, known: tuple[str, ...]) -> dict[st
 
 
 def required(found: dict[str, yaml.Node], key: str, what: str, line: int) -> yaml.Node:
-    """The value of `key` among the `fields` of `what`, which begins on `line`."""
+    """Return the value of `key` in the `fields` of `what`, which begins on `line`. Raises `Refused`."""
     if key not in found:
         raise Refused(line, f"{what} needs the key `{key}`")
     return found[key]
 
 
 def items(node: yaml.Node | None, what: str) -> list[yaml.Node]:
-    """The items of a list; nothing and `null` are an empty one."""
+    """Return the items of a list; empty for None and `null`. Raises `Refused`."""
     if node is None or is_null(node):
         return []
     if not isinstance(node, yaml.SequenceNode):
@@ -109,7 +109,7 @@ def items(node: yaml.Node | None, what: str) -> list[yaml.Node]:
 
 
 def text(node: yaml.Node, what: str) -> str:
-    """A scalar as it stands in the file; refused where it is a URI, since messages repeat such texts."""
+    """Return a scalar's text. Raises `Refused`, also for a URI, since messages repeat such texts."""
     value = uri_text(node, what)
     if "://" in value:
         raise Refused(line_of(node), f"expected {what}, found a URI")
@@ -117,7 +117,7 @@ def text(node: yaml.Node, what: str) -> str:
 
 
 def uri_text(node: yaml.Node, what: str) -> str:
-    """A scalar as it stands in the file, which may be a URI with credentials: not to be repeated."""
+    """Return a scalar's text, which may be a URI with credentials: no message may repeat it. Raises `Refused`."""
     if not isinstance(node, yaml.ScalarNode) or is_null(node):
         raise Refused(line_of(node), f"expected {what} as text, found {kind(node)}")
     value: str = node.value
@@ -127,7 +127,7 @@ def uri_text(node: yaml.Node, what: str) -> str:
 
 
 def flag(node: yaml.Node | None, what: str) -> bool:
-    """A YAML boolean; nothing and `null` are false. A quoted `"true"` is a text and refused."""
+    """Return a YAML boolean; False for None and `null`. Raises `Refused`, also for a quoted `"true"`."""
     if node is None or is_null(node):
         return False
     if node.tag != _BOOL_TAG or not isinstance(node, yaml.ScalarNode) or node.value.lower() not in _FLAGS:
@@ -136,28 +136,28 @@ def flag(node: yaml.Node | None, what: str) -> bool:
 
 
 def shown(node: yaml.Node) -> str:
-    """A key for a person to recognize, whatever it is."""
+    """Return a key of any kind for a message."""
     if not isinstance(node, yaml.ScalarNode):
         return kind(node)
     return "a URI" if "://" in node.value else str(node.value[:200])
 
 
 def kind(node: yaml.Node) -> str:
-    """What a node is, for a person."""
+    """Return the kind of a node for a message."""
     if isinstance(node, yaml.ScalarNode):
         return "nothing" if is_null(node) else "a text or number"
     return "a list" if isinstance(node, yaml.SequenceNode) else "a mapping"
 
 
 def is_null(node: yaml.Node) -> bool:
-    """Tell whether a node is YAML's null, written out or left empty."""
+    """Return whether a node is YAML's null, explicit or empty."""
     return isinstance(node, yaml.ScalarNode) and node.tag == _NULL_TAG
 
 
 def line_of(node: yaml.Node) -> int:
-    """The line a node begins on, from 1."""
+    """Return the first line of a node, from 1."""
     return _line(node.start_mark)
 
 
-def _line(mark: Any) -> int:  # there are two classes of marks, PyYAML's own and libyaml's, with no base
+def _line(mark: Any) -> int:  # PyYAML's and libyaml's marks have no common base class
     return 1 if mark is None else int(mark.line) + 1

@@ -1,1 +1,4 @@
-"""Where weights come from. Law: sources resolve, list and sign; they carry no bulk bytes and do not know each other."""
+"""The sources of weights.
+
+Law: sources resolve, list and sign; they transfer no bulk bytes and do not know each other.
+"""

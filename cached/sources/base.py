@@ -1,7 +1,7 @@
-"""What every source is: something that lists the files of one version and says where their bytes can be read.
+"""The source Protocol: lists the files of one version and locates their bytes.
 
-Law: values and one Protocol. Credentials live in `HttpTarget.headers` and nowhere else: never in `display`, an error,
-or a log line. `display` is for people and decides nothing: what tells two files apart is `Listing.identity`.
+Law: values and one Protocol. Credentials are in `HttpTarget.headers` only: never in `display`, an error, or a log line.
+`display` is for people and decides nothing: `Listing.identity` distinguishes files.
 """
 
 from __future__ import annotations
@@ -17,21 +17,19 @@ from cached.transport.target import Expected, HttpTarget, Target
 
 
 def identity_of(*parts: str) -> str:
-    """One name, 64 hex digits, for what a source's `parts` are together: they may be secret, so only this is kept.
-
-    A password is stretched first (`stretched`): whoever sees the name must not be able to try out likely ones.
-    """
+    """Return the hash of `parts`, 64 hex digits: parts may be secret, so only their hash is kept. Pass a password
+    through `stretched` first: the hash must not allow guessing likely passwords."""
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 @lru_cache(maxsize=64)
 def stretched(secret: str) -> str:
-    """A stand-in for a secret that people chose, from which it cannot be found by trying; takes some 50 ms, once."""
+    """Return a slow hash of a secret that a person chose, which resists guessing; takes some 50 ms, once."""
     return hashlib.pbkdf2_hmac("sha256", secret.encode(), b"holdfast-identity", 100_000).hex()
 
 
 def expecting(target: Target, file: RemoteFile) -> Target:
-    """The target with what its answer should hold: so a web page in the place of the file is told from it."""
+    """Add the expected file to the target, so that a web page in place of the file is detected."""
     if not isinstance(target, HttpTarget):
         return target
     promised = file.sha256 is not None or file.git_oid is not None
@@ -39,8 +37,8 @@ def expecting(target: Target, file: RemoteFile) -> Target:
 
 
 class Source(Protocol):
-    """One version's place. `kind` is the bounded metric label (`s3`, `hf`, `http`, `file`); `display` is the URI to
-    show, without credentials."""
+    """One version at a source. `kind` is the bounded metric label (`s3`, `hf`, `http`, `file`); `display` is the URI
+    for messages, without credentials."""
 
     @property
     def kind(self) -> str: ...
@@ -49,10 +47,10 @@ class Source(Protocol):
     def display(self) -> str: ...
 
     async def resolve(self) -> Listing:
-        """List the version, whatever the names. Raises `Transient`, or `Permanent` with a remedy."""
+        """List the version, also files with invalid names. Raises `Transient`, or `Permanent` with a remedy."""
 
     async def locate(self, file: RemoteFile) -> Target:
-        """Say where `file`'s bytes can be read now, freshly signed. Raises as `resolve` does."""
+        """Return the current address of `file`'s bytes, freshly signed. Raises as `resolve` does."""
 
     async def aclose(self) -> None:
-        """Give back what the source holds. Calling it again does nothing."""
+        """Release the source's resources. Idempotent."""

@@ -1,7 +1,4 @@
-"""Read a source's `holdfast.json`, saying where it was read when it is none.
-
-Law: pure.
-"""
+"""The parsing of a source's `holdfast.json`, with its address in errors. Law: pure."""
 
 from __future__ import annotations
 
@@ -11,10 +8,8 @@ from cached.transport.pages import page_error, page_in
 
 
 def read_manifest(data: bytes, where: str) -> Manifest:
-    """Parse the bytes that `where` (an address without credentials) gave for `holdfast.json`.
-
-    Raises `Transient` (`bad_response`) for a web page, `InvalidManifest` for everything else that is no manifest.
-    """
+    """Parse the bytes of `holdfast.json` from `where` (an address without credentials). Raises `Transient`
+    (`bad_response`) for a web page, `InvalidManifest` for anything else that is no manifest."""
     page = page_in(data)
     if page is not None:
         raise page_error(MANIFEST_NAME, where, page)

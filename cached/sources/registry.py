@@ -1,7 +1,7 @@
-"""Open the source that a location names, by its scheme.
+"""The choice of a source by the scheme of its URI.
 
-Law: the only module that knows every source, and it imports one only when a location asks for it: a node that reads
-from S3 never pays for huggingface_hub. An import may take half a second: call this from a thread where that matters.
+Law: the only module that knows every source, and it imports one only when needed: a node that reads from S3 never loads
+huggingface_hub. An import may take half a second: call this from a thread where that matters.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 
 
 def open_source(uri: str, client: HttpClient) -> Source:
-    """The source that `uri` names; nothing is contacted yet. `client` reads manifests, indexes and a Hub's answers,
-    and its patience is every source's.
+    """Return the source that `uri` names, without contacting it. `client` reads manifests, indexes and a Hub's answers;
+    its stall timeout applies to every source.
 
-    Raises `Permanent`: `unknown_scheme`, or what the source itself refuses. The location may carry credentials, so
-    messages quote its scheme and no more.
+    Raises `Permanent`: `unknown_scheme`, or an error of the source itself. The URI may carry credentials, so messages
+    quote its scheme only.
     """
     match = _SCHEME.match(uri)
     scheme = match[1].lower() if match else ""

@@ -1,4 +1,4 @@
-"""How long a signed URL is good, as its own parameters say.
+"""The lifetime of a signed URL, from its own parameters.
 
 Law: pure. Knows S3 and Google Cloud Storage (`X-Amz-`/`X-Goog-Date` with `-Expires`), CloudFront and older S3
 (`Expires`, POSIX time) and Azure (`se`, ISO 8601).
@@ -11,8 +11,8 @@ from urllib.parse import parse_qsl, urlsplit
 
 
 def lifetime_s(url: str, now: float) -> float | None:
-    """Seconds from `now` (POSIX time, by the clock that signed) until `url` ends; 0 where it has, None where its
-    parameters do not say."""
+    """Return the seconds from `now` (POSIX time, by the signer's clock) until `url` expires; 0 after that, None without
+    parameters that state it."""
     try:
         given = {name.lower(): value for name, value in parse_qsl(urlsplit(url).query)}
         ends = [end for end in (_by_date(given), _by_time(given), _by_iso(given)) if end is not None]
@@ -32,7 +32,7 @@ def _by_date(given: dict[str, str]) -> float | None:
 
 def _by_time(given: dict[str, str]) -> float | None:
     at = given.get("expires")
-    # Anything else by that name is not a time: a number of this century's seconds is.
+    # Only a number of this century's seconds is a time; the name has other uses.
     return float(at) if at is not None and at.isdecimal() and 10**9 <= int(at) < 10**11 else None
 
 

@@ -1,4 +1,4 @@
-"""Bytes over HTTP, in threads: connections, requests, checked responses, and what bounds them.
+"""HTTP in threads: connections, requests, checked responses, and their limits.
 
-Law: blocking calls that a `Cancellation` ends. Knows neither sources nor the store; follows only what a target names.
+Law: blocking calls that a `Cancellation` ends. Knows neither sources nor the store; requests only what a target names.
 """

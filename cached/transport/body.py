@@ -1,7 +1,7 @@
 """The body of one response, received into the caller's memory.
 
-Law: every byte is copied once, by the kernel or by TLS, into the view that the caller gave. A body ends cleanly only
-where its framing says so, and with nothing behind it.
+Law: the kernel or TLS copies every byte once, into the caller's view. A body ends cleanly only as its framing says,
+with no bytes after it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _MAX_TRAILERS = 100
 
 
 class Exchange:
-    """A connection with one answer on it, until that is read or given up."""
+    """A connection with one response on it, until the response is read or dropped."""
 
     def __init__(self, answer: Answer, stream: Stream, route: Route, url: str) -> None:
         self.answer = answer
@@ -34,7 +34,7 @@ class Exchange:
         self._route = route
 
     def keep(self, pool: IdlePool, cancellation: Cancellation) -> None:
-        """Nothing is due any more: keep the connection, unless the server or a cancellation ends it."""
+        """Return the idle connection to the pool, unless the server or a cancellation ends it."""
         self.stream.rest()
         if self.answer.keep_alive and not cancellation.cancelled:
             pool.put(self._route, self.stream)
@@ -46,14 +46,15 @@ class Exchange:
 
 
 class Framing(Protocol):
-    """How the end of a body is told."""
+    """The framing of a body, which determines its end."""
 
     def read(self, view: memoryview) -> int:
-        """Receive at least one byte into a non-empty `view`; 0 at the clean end, also when asked again."""
+        """Receive at least one byte into a non-empty `view`; 0 at the clean end, also in later calls. Raises
+        OSError."""
 
 
 class Counted:
-    """A body of a known length."""
+    """A body of known length."""
 
     def __init__(self, stream: Stream, length: int) -> None:
         self._stream = stream
@@ -121,8 +122,8 @@ class Chunked:
 class Body:
     """The bytes of an object from `start`, `length` of them (None: unknown until the end), out of `total` if known.
 
-    `start` is the offset that was asked for, or 0 where the server knows no ranges and sends the whole. `received`
-    counts what has come so far.
+    `start` is the requested offset, or 0 if the server ignores ranges and sends the whole object. `received` counts the
+    bytes so far.
     """
 
     def __init__(
@@ -133,7 +134,7 @@ class Body:
         cancellation: Cancellation,
         expected: Expected | None = None,
     ) -> None:
-        """`expected`: the file that this should be; a page in its place is refused."""
+        """`expected`: the expected file; a web page in its place is refused."""
         self.start = extent.start
         self.length = extent.length
         self.total = extent.total
@@ -150,10 +151,10 @@ class Body:
         self._page: str | None = None
 
     def readinto(self, view: memoryview) -> int:
-        """Fill `view` unless the body ends first; 0 only at the clean end of the body.
+        """Fill `view` unless the body ends first; return the bytes received, 0 only at the clean end of the body.
 
         Raises `Transient` (`bad_response`, `reset`, `stalled`), or `Cancelled`; the bytes received before that are in
-        `view`, and counted in `received`. Only time spent in here counts for a stall.
+        `view`, and counted in `received`. Only time spent in this call counts for a stall.
         """
         filled = 0
         try:
@@ -164,27 +165,27 @@ class Body:
                 count = self._framing.read(window[filled:])
                 filled += count
                 self.received += count
-            self._judge(view[:filled])
+            self._check_page(view[:filled])
             if (not count or self.received == self.length) and not self._ended:
                 self._end()
         except (HoldfastError, Cancelled, OSError) as error:
-            self._give_up()
-            self._cancellation.check()  # a cancelled connection also fails in other ways
-            self._judge(view[:filled])
+            self._drop()
+            self._cancellation.check()  # a cancelled connection may fail with another error
+            self._check_page(view[:filled])
             if isinstance(error, OSError):
                 raise self._broken(error) from error
             raise
         return filled
 
     def close(self) -> None:
-        """Keep the connection for the next request if the body was read to its end, else close it."""
+        """Return the connection to the pool if the body was read to its end, else close it. Idempotent."""
         if self._closed:
             return
         if self._ended:
             self._closed = True
             self._exchange.keep(self._pool, self._cancellation)
         else:
-            self._give_up()
+            self._drop()
 
     def __enter__(self) -> Self:
         return self
@@ -206,18 +207,19 @@ class Body:
             raise page_error(f"the file {self._expected.name!r}", where, self._page)
         self._ended = True
 
-    def _judge(self, came: memoryview) -> None:
-        """Look at the first bytes that came. Of a page they are not given out: nobody is to keep them as the file's."""
+    def _check_page(self, first: memoryview) -> None:
+        """Check the first bytes for a page. Of a page no byte counts as received, so that no caller keeps it as the
+        file's."""
         expected = self._expected
-        if expected is None or self.received != len(came):
+        if expected is None or self.received != len(first):
             return
         content_type = self._exchange.answer.headers.get_content_type()
-        self._page = page_instead(expected, content_type, bytes(came[:LOOKED_AT_BYTES]))
+        self._page = page_instead(expected, content_type, bytes(first[:LOOKED_AT_BYTES]))
         if self._page is not None and not expected.promised:
             self.received = 0
             raise page_error(f"the file {expected.name!r}", self._exchange.where, self._page)
 
-    def _give_up(self) -> None:
+    def _drop(self) -> None:
         if not self._closed:
             self._closed = True
             self._exchange.drop()
@@ -234,7 +236,7 @@ class Body:
 def _framing(exchange: Exchange, extent: Extent) -> Framing:
     if exchange.answer.chunked:
         return Chunked(exchange.stream, exchange.where)
-    # A 206 without Content-Length still says in Content-Range how much it gives.
+    # Content-Range gives the length of a 206 without Content-Length.
     if extent.length is not None:
         return Counted(exchange.stream, extent.length)
     return UntilClose(exchange.stream)

@@ -1,7 +1,7 @@
 """The HTTP client: ranged GETs into the caller's buffers, small fetches, and HEADs.
 
-Law: blocking, for threads. Headers and credentials of a target go to the target's own origin and are dropped for good
-by a redirect away from it. Every error is a `HoldfastError` that shows no credentials, or `Cancelled`.
+Law: blocking, for threads. Headers and credentials of a target go to its own origin only; a redirect to another origin
+drops them for the rest of the request. Every error is a `HoldfastError` that shows no credentials, or `Cancelled`.
 """
 
 from __future__ import annotations
@@ -36,17 +36,17 @@ from cached.transport.target import Expected, HttpTarget
 from cached.transport.urls import Address, Origin, display_url, next_hop
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
-# Some servers know no HEAD, and a URL that is signed for GET refuses it.
+# Some servers do not implement HEAD, and a URL that is signed for GET refuses it.
 _NO_HEAD = frozenset({403, 405, 501})
 _EXCERPT_BYTES = 4096  # of an error's body: the code in S3's XML comes first
-_MAX_PAGE_BYTES = 1024 * 1024  # what is longer, and of no page's type, is not looked into to explain an error
+_MAX_PAGE_BYTES = 1024 * 1024  # a longer body of no page's type is not read to explain an error
 _HEADER = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+: [^\r\n\0]*")
 _OURS = frozenset({"host", "connection", "range", "accept-encoding", "if-match", "if-unmodified-since"})
 
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """A small body, whole. `url`: where it came from after redirects, without user information."""
+    """A complete small response. `url`: its address after redirects, without user information."""
 
     status: int
     body: bytes = field(repr=False)
@@ -56,8 +56,8 @@ class Response:
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """What a HEAD says. `size` in bytes; `etag` only if strong, else `weak_etag`; `accepts_ranges` None where nothing
-    is said; `url`: where it is after redirects, without user information."""
+    """The metadata of an object from HEAD. `size` in bytes; `etag` only if strong, else `weak_etag`; `accepts_ranges`:
+    None without `Accept-Ranges`; `url`: its address after redirects, without user information."""
 
     size: int | None
     etag: str | None
@@ -75,12 +75,12 @@ class _Request:
 
 
 class _Stale(Exception):
-    """Control flow: the connection was closed before it gave one byte of an answer."""
+    """Control flow: the connection was closed before the first byte of a response."""
 
 
 class HttpClient:
-    """Thread-safe. Connections are kept alive and reused; proxies, netrc and TLS authorities are read from the
-    environment when it is made."""
+    """Thread-safe. Keeps connections alive and reuses them; the constructor reads proxies, netrc and TLS authorities
+    from the environment."""
 
     def __init__(self, settings: HttpSettings) -> None:
         self.settings = settings
@@ -89,30 +89,26 @@ class HttpClient:
         self._pool = IdlePool()
 
     def credentials(self, url: str) -> str | None:
-        """The `Authorization` value that goes to `url` of itself: its user information, or the netrc file's for it."""
+        """Return the default `Authorization` value for `url`: from its user information, or from the netrc file."""
         return dict(self._own_headers(Address.parse(url), HttpTarget(url))).get("Authorization")
 
     def get(self, target: HttpTarget, offset: int, length: int | None, cancellation: Cancellation) -> Body:
-        """Ask for `length` bytes (at least one; None: all) from `offset`. Close the body.
-
-        Raises `Transient`, `Permanent` or `Cancelled`.
-        """
+        """Request `length` bytes (at least one; None: all) from `offset`. The caller closes the body. Raises
+        `Transient`, `Permanent` or `Cancelled`; ValueError for a `length` below 1."""
         if length is not None and length < 1:
             raise ValueError(f"HTTP has no range of {length} bytes")
         request = _Request("GET", Asked(offset, length), target)
         return self._checked(self._follow(request, cancellation), request, cancellation)
 
     def fetch(self, target: HttpTarget, limit_bytes: int, cancellation: Cancellation) -> Response:
-        """Read a whole small object; raises as `get` does, and `Permanent` (`too_large`) beyond `limit_bytes`."""
+        """Fetch a small object. Raises as `get` does, and `Permanent` (`too_large`) beyond `limit_bytes`."""
         request = _Request("GET", Asked(0, None), target)
         exchange = self._follow(request, cancellation)
         return _whole(exchange, self._checked(exchange, request, cancellation), limit_bytes)
 
     def ask(self, target: HttpTarget, limit_bytes: int, cancellation: Cancellation) -> Response:
-        """Read a whole small answer, whatever its status: for a caller that knows what this server means by each.
-
-        Raises as `fetch` does, but for statuses.
-        """
+        """Fetch a small response of any status, for a caller that knows the meaning of this server's statuses. Raises
+        as `fetch` does, but for statuses."""
         exchange = self._follow(_Request("GET", Asked(0, None), target), cancellation)
         try:
             check_encoding(exchange.answer, target, exchange.answer.length, exchange.where)
@@ -124,7 +120,7 @@ class HttpClient:
         )
 
     def look(self, target: HttpTarget, cancellation: Cancellation) -> Response:
-        """The head of an answer to HEAD, whatever its status; a redirect is not followed but given. Raises as `ask`."""
+        """Return the response to HEAD, of any status, without following a redirect. Raises as `ask` does."""
         address = _address(target)
         own = self._own_headers(address, target)
         exchange = self._ask(address, _Request("HEAD", Asked(0, None), target), own, cancellation)
@@ -132,7 +128,7 @@ class HttpClient:
         return Response(exchange.answer.status, b"", exchange.answer.headers, exchange.url)
 
     def head(self, target: HttpTarget, cancellation: Cancellation) -> Head:
-        """Ask for the size and the validators of an object, and compare these with the target's; raises as `get`."""
+        """Return the size and the validators of an object, compared with the target's. Raises as `get` does."""
         exchange = self._follow(_Request("HEAD", Asked(0, None), target), cancellation)
         exchange.keep(self._pool, cancellation)
         answer, size = exchange.answer, exchange.answer.length
@@ -151,11 +147,11 @@ class HttpClient:
         return Head(size, answer.etag, answer.weak_etag, answer.last_modified, accepts, exchange.url)
 
     def close(self) -> None:
-        """Close the idle connections; a body that is still open closes its own."""
+        """Close the idle connections; an open body closes its own."""
         self._pool.close()
 
     def _checked(self, exchange: Exchange, request: _Request, cancellation: Cancellation) -> Body:
-        """The body, once the head says what was asked for."""
+        """Return the body after the head is checked against the request."""
         try:
             check_unchanged(exchange.answer, request.target, exchange.where, exchange.url)
             self._check_status(exchange, cancellation)
@@ -171,8 +167,8 @@ class HttpClient:
         return self._body(exchange, extent, cancellation, request.target.expected)
 
     def _raise_page(self, exchange: Exchange, request: _Request, cancellation: Cancellation, error: Transient) -> None:
-        """Raise the error for a web page in place of the expected file, where that is why the answer is wrong in itself
-        (`error`); the exchange is over."""
+        """Raise the page error in place of `error` if the response is a web page and not the expected file. Ends the
+        exchange."""
         answer, expected = exchange.answer, request.target.expected
         content_type = answer.headers.get_content_type()
         from_the_start = answer.status == 200 or (answer.status == 206 and request.asked.offset == 0)
@@ -195,7 +191,7 @@ class HttpClient:
             return
         excerpt = b""
         if answer.status in (400, 403):
-            with contextlib.suppress(Transient):  # else the status alone must do
+            with contextlib.suppress(Transient):  # else the error has the status only
                 excerpt = _read(self._body(exchange, Extent(0, answer.length, None), cancellation), _EXCERPT_BYTES)
         raise refusal(answer, exchange.where, excerpt, time.time())
 
@@ -207,7 +203,7 @@ class HttpClient:
         return Body(exchange, extent, self._pool, cancellation, expected)
 
     def _follow(self, request: _Request, cancellation: Cancellation) -> Exchange:
-        """Ask, and go where redirects lead."""
+        """Send the request and follow redirects."""
         address = _address(request.target)
         own: tuple[tuple[str, str], ...] = self._own_headers(address, request.target)
         seen = {address.url}
@@ -215,7 +211,7 @@ class HttpClient:
             exchange = self._ask(address, request, own, cancellation)
             if exchange.answer.status not in _REDIRECTS:
                 return exchange
-            self._leave(exchange, request, cancellation)
+            self._finish_redirect(exchange, request, cancellation)
             location = exchange.answer.headers.get("Location")
             if location is None:
                 raise bad_response(exchange.where, "a redirect without Location")
@@ -232,8 +228,8 @@ class HttpClient:
             seen.add(following.url)
             address = following
 
-    def _leave(self, exchange: Exchange, request: _Request, cancellation: Cancellation) -> None:
-        """Keep the connection that gave a redirect where little is left on it: every range comes this way."""
+    def _finish_redirect(self, exchange: Exchange, request: _Request, cancellation: Cancellation) -> None:
+        """Keep the connection of a redirect with a short body: every range request passes through it."""
         length = exchange.answer.length
         if request.method == "HEAD":
             exchange.keep(self._pool, cancellation)
@@ -244,7 +240,7 @@ class HttpClient:
             exchange.drop()
 
     def _own_headers(self, address: Address, target: HttpTarget) -> tuple[tuple[str, str], ...]:
-        """What only the target's own origin gets to see."""
+        """Return the headers for the target's own origin only."""
         if any(name.lower() == "authorization" for name, _ in target.headers):
             return target.headers
         if address.userinfo is not None:
@@ -255,25 +251,25 @@ class HttpClient:
     def _ask(
         self, address: Address, request: _Request, own: tuple[tuple[str, str], ...], cancellation: Cancellation
     ) -> Exchange:
-        """One request and the head of its answer, on a kept connection or a new one."""
+        """Send one request on an idle or a new connection, and read the head of its response."""
         cancellation.check()
-        route = Route(address.origin, self._connector.proxy_of(address.origin), _led_by(address))
+        route = Route(address.origin, self._connector.proxy_of(address.origin), _redirected_by(address))
         data = self._encode(address, route, request, own)
-        kept = self._pool.take(route)
-        if kept is not None:
+        idle = self._pool.take(route)
+        if idle is not None:
             try:
-                return self._talk(kept, data, address, route, cancellation)
+                return self._exchange(idle, data, address, route, cancellation)
             except _Stale:
-                # The server closed it while it was idle, as it may: no fault, so no attempt is counted for it.
+                # A server may close an idle connection: no fault, so it does not count as an attempt.
                 cancellation.check()
         try:
             stream = self._connector.open(address.origin, route.chosen_by, cancellation)
-            return self._talk(stream, data, address, route, cancellation)
+            return self._exchange(stream, data, address, route, cancellation)
         except _Stale as error:
             where = display_url(address.url)
             raise Transient("reset", f"{where}: closed without an answer", "it is tried again") from error.__cause__
 
-    def _talk(
+    def _exchange(
         self, stream: Stream, data: bytes, address: Address, route: Route, cancellation: Cancellation
     ) -> Exchange:
         where = display_url(address.url)
@@ -317,8 +313,8 @@ def _address(target: HttpTarget) -> Address:
     return replace(address, chosen_by=None if target.chosen_by is None else Address.parse(target.chosen_by).origin)
 
 
-def _led_by(address: Address) -> Origin | None:
-    """Which other host's redirects led here."""
+def _redirected_by(address: Address) -> Origin | None:
+    """Return the other host whose redirect led here, if any."""
     by = address.chosen_by
     return None if by is None or by.host == address.origin.host else by
 
@@ -335,7 +331,7 @@ def _whole(exchange: Exchange, body: Body, limit_bytes: int) -> Response:
 
 
 def _read(body: Body, limit_bytes: int) -> bytes:
-    """At most `limit_bytes` of `body`, which is closed afterwards."""
+    """Return at most `limit_bytes` of `body` and close it."""
     data = bytearray()
     with body:
         while len(data) < limit_bytes:

@@ -1,17 +1,16 @@
-"""What a status other than success means: retry, or tell a person what to do.
+"""Errors for HTTP statuses other than success: retry, or tell a person what to do.
 
-Law: no I/O. Maps a status, its header and the beginning of its body to one error.
+Law: no I/O. Maps a status, its headers and the beginning of its body to one error.
 """
 
 from __future__ import annotations
 
 import re
-from email.utils import parsedate_to_datetime
 
 from cached.contract.errors import HoldfastError, Permanent, Transient, http_code
-from cached.transport.response import Answer, source_changed
+from cached.transport.response import Answer, parse_http_date, source_changed
 
-# S3, Google Cloud Storage and Azure say with these that a signature or a session's credentials ran out.
+# S3, Google Cloud Storage and Azure report an expired signature or session with these.
 _EXPIRED = (
     b"<Code>ExpiredToken</Code>",
     b"Request has expired",
@@ -38,10 +37,8 @@ _PERMANENT = {
 
 
 def refusal(answer: Answer, where: str, excerpt: bytes, now: float) -> HoldfastError:
-    """The error for `answer`, whose status is not a success; `excerpt` is the beginning of its body.
-
-    `now` (POSIX time) is what a date in `Retry-After` is counted from.
-    """
+    """Return the error for `answer`, whose status is not a success; `excerpt` is the beginning of its body. A date in
+    `Retry-After` is relative to the answer's own date, or to `now` (POSIX time) without one."""
     status = answer.status
     named = _CODE.search(excerpt)
     shown = f"{where} answered {status}" + (f" {named[1].decode('ascii')}" if named else "")
@@ -67,22 +64,16 @@ def refusal(answer: Answer, where: str, excerpt: bytes, now: float) -> HoldfastE
     return Transient("bad_response", f"{shown}, which no request of ours asks for", _RETRIED)
 
 
-def _sent_at(answer: Answer, now: float) -> float:
-    try:
-        return parsedate_to_datetime(answer.headers.get("Date") or "").timestamp()
-    except ValueError:
-        return now
-
-
 def _retry_after_s(answer: Answer, now: float) -> float | None:
-    """The wait that `Retry-After` asks for, in seconds, at most an hour; a date is compared with the answer's own, and
-    with `now` (POSIX time) only where it has none: our clock may be off."""
+    """Return the delay of `Retry-After` in seconds, at most an hour. A date is compared with the answer's own, and with
+    `now` (POSIX time) only without one: our clock may be wrong."""
     value = (answer.headers.get("Retry-After") or "").strip()
     if value.isascii() and value.isdigit():
         wait_s = float(value[:9])
     else:
-        try:
-            wait_s = parsedate_to_datetime(value).timestamp() - _sent_at(answer, now)
-        except ValueError:
+        until = parse_http_date(value)
+        if until is None:
             return None
+        sent = parse_http_date(answer.headers.get("Date") or "")
+        wait_s = until - (now if sent is None else sent)
     return min(max(wait_s, 0.0), _MAX_RETRY_AFTER_S)

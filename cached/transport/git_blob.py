@@ -1,7 +1,7 @@
-"""Git's own name of a file's content, which is all that a Hub promises for files outside Git LFS.
+"""Git blob ids, the only promise of a Hub for the content of files outside Git LFS.
 
-Law: pure. Format: `git hash-object`, https://git-scm.com/book/en/v2/Git-Internals-Git-Objects (sha1 of
-`blob <size>\\0` and the bytes). Sha1 no longer resists a forger: this finds damage, and the sha256 names the content.
+Law: pure. Format: `git hash-object`, https://git-scm.com/book/en/v2/Git-Internals-Git-Objects (sha1 of `blob <size>\\0`
+and the bytes). Sha1 no longer resists forgery: the id detects damage, the sha256 names the content.
 """
 
 from __future__ import annotations
@@ -10,5 +10,6 @@ import hashlib
 
 
 def git_blob_hasher(size: int) -> hashlib._Hash:
-    """Start the Git blob id of `size` bytes: `update()` with exactly those, then `hexdigest()` is 40 hex digits."""
+    """Return a hasher for the Git blob id of `size` bytes: `update()` with exactly those, then `hexdigest()` is 40 hex
+    digits."""
     return hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)

@@ -1,8 +1,8 @@
-"""Web pages and error documents that come with status 200 where a file was asked for.
+"""Web pages and error documents with status 200 in place of a file.
 
-Law: pure. A portal, a proxy or an expired session answers with its own page and calls that a success; bytes that no
-digest was promised for would be published as weights. The type alone does not tell, as some servers call every unknown
-file `text/html`; how the body begins does, together with the type or with a name that never begins so.
+Law: pure. A portal, a proxy or an expired session answers with its own page and status 200; without a promised digest
+the daemon would publish that page as weights. The content type alone does not decide, as some servers call every
+unknown file `text/html`; the beginning of the body does, with the type, or with a name whose format never begins so.
 """
 
 from __future__ import annotations
@@ -21,36 +21,23 @@ SIGN_IN = (
 _HTML_TYPES = frozenset({"text/html", "application/xhtml+xml"})
 _XML_TYPES = frozenset({"application/xml", "text/xml"})
 _HTML_NAMES = (".html", ".htm", ".xhtml", ".shtml")
-_XML_NAMES = (".xml", ".svg")  # may be any document in XML, and no web page
-# Formats that never begin with `<`: what does so is not the file, whatever its type is called.
+_XML_NAMES = (".xml", ".svg")  # may be any XML document, but no web page
+# Formats that never begin with `<`: a body that does is not the file, whatever its content type.
 _NEVER_MARKUP = (
-    *(
-        ".safetensors",
-        ".bin",
-        ".gguf",
-        ".ggml",
-        ".pt",
-        ".pth",
-        ".ckpt",
-        ".onnx",
-        ".h5",
-        ".msgpack",
-        ".npz",
-        ".npy",
-        ".pb",
-    ),
-    *(".tflite", ".model", ".tiktoken", ".json", ".jsonl", ".ot", ".pkl", ".zip", ".tar", ".gz", ".zst", ".parquet"),
+    *(".safetensors", ".bin", ".gguf", ".ggml", ".pt", ".pth", ".ckpt", ".onnx", ".h5", ".msgpack", ".npz", ".npy"),
+    *(".pb", ".tflite", ".model", ".tiktoken", ".json", ".jsonl", ".ot", ".pkl", ".zip", ".tar", ".gz", ".zst"),
+    ".parquet",
 )
 _BEFORE = rb"(?>\xef\xbb\xbf)?(?>\s+|<!--.*?-->|<\?.*?\?>)*+"
 _HTML = re.compile(_BEFORE + rb"<(?:!doctype\s+html|html|head|body|title|script|meta)\b", re.IGNORECASE | re.DOTALL)
-# What S3, Google Cloud Storage and Azure answer where they give no object.
+# The error document of S3, Google Cloud Storage and Azure.
 _ERROR = re.compile(_BEFORE + rb"<Error>\s*<Code>([A-Za-z]{1,64})</Code>", re.DOTALL)
 _XML = re.compile(rb"\s*+<\?xml\s")
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 
 
 def page_in(beginning: bytes) -> str | None:
-    """What a body that begins so is, in words for a message, if it is a web page or a store's error document."""
+    """Return what the body is, in words for a message, if it is a web page or a store's error document, else None."""
     text = beginning[:LOOKED_AT_BYTES]
     if text.startswith(_UTF16):
         text = text.decode("utf-16", "replace").encode()
@@ -61,7 +48,7 @@ def page_in(beginning: bytes) -> str | None:
 
 
 def page_instead(expected: Expected, content_type: str, beginning: bytes) -> str | None:
-    """What stands in the place of the expected file, in words for a message; None where it may be the file itself."""
+    """Return what came in place of the expected file, in words for a message; None if it may be the file itself."""
     name = expected.name.lower()
     if name.endswith(_HTML_NAMES):
         return None
@@ -74,11 +61,11 @@ def page_instead(expected: Expected, content_type: str, beginning: bytes) -> str
 
 
 def is_page_type(expected: Expected, content_type: str) -> bool:
-    """Tell whether an answer of this type (with or without parameters) is a page where the expected file is none."""
+    """Return whether a content type (with or without parameters) is a page's, and the expected file is no page."""
     is_html = content_type.partition(";")[0].strip().lower() in _HTML_TYPES
     return is_html and not expected.name.lower().endswith(_HTML_NAMES)
 
 
 def page_error(what: str, where: str, found: str) -> Transient:
-    """The error for a page that came instead of `what`. `where`: the place that answered, as people may see it."""
+    """Return the error for a page in place of `what`. `where`: the answering address, without credentials."""
     return Transient("bad_response", f"{where}: expected {what}, found {found}", SIGN_IN)

@@ -1,6 +1,6 @@
-"""What a server answered: the head of a response, and whether it says what was asked.
+"""The head of a response, and its check against the request.
 
-Law: reads the head and judges; receives no body. A server is not believed: what contradicts itself or the request is
+Law: reads and checks the head; receives no body. No answer is trusted: one that contradicts itself or the request is
 `bad_response`. Rules: RFC 9110 and 9112, and "Bad answers" in section 9 of the design.
 """
 
@@ -21,8 +21,8 @@ _STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-9]\d\d)(?: [^\r\n]*)?\r?\n")
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)", re.IGNORECASE | re.ASCII)
 _LENGTH = re.compile(r"\d{1,18}", re.ASCII)
 _STRONG_ETAG = re.compile(r'"[\x21\x23-\x7e\x80-\xff]*"')
-# What stands in Content-Encoding and codes nothing: `aws-chunked` is how an upload was sent (some stores give it back),
-# the others are slips of those who uploaded.
+# Values of Content-Encoding that are no coding: `aws-chunked` describes an upload (some stores return it), the others
+# are mistakes of an upload.
 _NO_CODINGS = frozenset({"", "identity", "aws-chunked", "utf-8", "utf8", "binary", "none"})
 _MAX_INTERIM_ANSWERS = 8
 MAX_BAD_RESPONSES = 3
@@ -30,14 +30,14 @@ MAX_BAD_RESPONSES = 3
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """The bytes that were asked for: from `offset`, `length` of them or all that follow."""
+    """The requested bytes: from `offset`, `length` of them, or all that follow."""
 
     offset: int
     length: int | None
 
     @property
     def header(self) -> str | None:
-        """The `Range` header, None where the whole object is asked for."""
+        """The `Range` header, None for the whole object."""
         if self.length is not None:
             return f"bytes={self.offset}-{self.offset + self.length - 1}"
         return f"bytes={self.offset}-" if self.offset else None
@@ -45,7 +45,7 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class Extent:
-    """The bytes that a response gives: from `start`, `length` of them, out of an object of `total`; None: unknown."""
+    """The bytes of a response: from `start`, `length` of them, out of an object of `total`; None: unknown."""
 
     start: int
     length: int | None
@@ -64,13 +64,13 @@ class Answer:
 
     @property
     def etag(self) -> str | None:
-        """The ETag if it is a strong one."""
+        """The ETag if it is strong."""
         value = (self.headers.get("ETag") or "").strip()
         return value if _STRONG_ETAG.fullmatch(value) else None
 
     @property
     def weak_etag(self) -> str | None:
-        """The ETag if it is no strong one."""
+        """The ETag if it is weak or malformed."""
         value = (self.headers.get("ETag") or "").strip()
         return value if value and self.etag is None else None
 
@@ -80,12 +80,12 @@ class Answer:
 
 
 def bad_response(where: str, problem: str) -> Transient:
-    """The error for an answer that is wrong in itself or does not fit the request."""
+    """Return the error for an answer that is malformed or does not fit the request."""
     return Transient("bad_response", f"{where}: {problem}", "it is tried again; if it goes on, the server is at fault")
 
 
 def hopeless(error: HoldfastError) -> Permanent:
-    """The end of asking a server whose answers were wrong again and again."""
+    """Return the permanent error after `MAX_BAD_RESPONSES` bad answers."""
     return Permanent(
         error.code,
         f"{error.message} (after {MAX_BAD_RESPONSES} attempts)",
@@ -94,7 +94,8 @@ def hopeless(error: HoldfastError) -> Permanent:
 
 
 def read_answer(stream: Stream, where: str) -> Answer:
-    """Receive one head, past interim ones; raises `bad_response`, and OSError where the connection breaks."""
+    """Read one head, skipping interim ones. Raises `Transient` (`bad_response`), and OSError if the connection
+    breaks."""
     for _ in range(_MAX_INTERIM_ANSWERS):
         line = stream.readline()
         match = _STATUS_LINE.fullmatch(line)
@@ -108,7 +109,8 @@ def read_answer(stream: Stream, where: str) -> Answer:
 
 
 def extent_of(answer: Answer, asked: Asked, where: str) -> Extent:
-    """Which bytes a 200 or 206 gives; raises `bad_response` if not those that were asked for, or all."""
+    """Return the bytes that a 200 or 206 contains. Raises `Transient` (`bad_response`) unless they are the requested
+    ones, or all."""
     given = _content_range(answer, where)
     if answer.status == 206:
         return _partial(given, asked, where, answer.length)
@@ -116,16 +118,17 @@ def extent_of(answer: Answer, asked: Asked, where: str) -> Extent:
         raise bad_response(where, f"expected 200 or 206, found {answer.status}")
     if given is None or (given.start == 0 and given.length == given.total == answer.length):
         return Extent(0, answer.length, answer.length)
-    # Some servers (rclone's S3) send the range that was asked for under status 200.
+    # Some servers (rclone's S3) send the requested range with status 200.
     if answer.length is None:
         raise bad_response(where, "status 200 with a Content-Range and no Content-Length")
     return _partial(given, asked, where, answer.length)
 
 
 def check_unchanged(answer: Answer, target: HttpTarget, where: str, url: str) -> None:
-    """Raise `source_changed` if the validators of `answer`, which came from `url`, are not those of `target`."""
+    """Raise `Transient` (`source_changed`) if the validators of `answer`, which came from `url`, differ from those of
+    `target`."""
     if answer.status not in (200, 206, 416):
-        return  # those of an error page are the page's own
+        return  # an error page has validators of its own
     if target.if_match is not None and answer.etag not in (None, target.if_match):
         raise source_changed(where, f"expected the ETag {target.if_match}, found {answer.etag}")
     _check_etag(answer, target.if_match, where)
@@ -135,7 +138,7 @@ def check_unchanged(answer: Answer, target: HttpTarget, where: str, url: str) ->
 
 
 def _check_etag(answer: Answer, expected: str | None, where: str) -> None:
-    """Compare weakly, as RFC 9110, 8.8.3.2 says: a proxy that changes an encoding may have made one of them weak."""
+    """Compare weakly (RFC 9110, 8.8.3.2): a proxy that changes an encoding may have made one of them weak."""
     found = answer.etag or answer.weak_etag
     if expected is not None and found is not None and found.removeprefix("W/") != expected.removeprefix("W/"):
         raise source_changed(where, f"expected the ETag {expected[:200]}, found {found[:200]}")
@@ -145,13 +148,13 @@ def _check_date(answer: Answer, expected: str | None, where: str) -> None:
     found = answer.last_modified
     if expected is None or found is None or found == expected:
         return
-    before, now = _instant(expected), _instant(found)
+    before, now = parse_http_date(expected), parse_http_date(found)
     if before is not None and now is not None and before != now:
         raise source_changed(where, f"last modified {found[:80]}, not {expected[:80]}")
 
 
 def source_changed(where: str, problem: str) -> Transient:
-    """The error for an object that is another one than was listed."""
+    """Return the error for an object that differs from the listed one."""
     return Transient(
         "source_changed",
         f"{where} changed since it was listed: {problem}",
@@ -160,10 +163,8 @@ def source_changed(where: str, problem: str) -> Transient:
 
 
 def check_encoding(answer: Answer, target: HttpTarget, total: int | None, where: str) -> None:
-    """Raise `bad_response` for a content encoding: none was asked for.
-
-    Unless the object is as long as what is stored (`total` bytes): then the header is what was stored with it.
-    """
+    """Raise `Transient` (`bad_response`) for a content encoding, as none is requested. An object as long as the stored
+    one (`total` bytes) is accepted: the header was stored with it."""
     given = ",".join(answer.headers.get_all("Content-Encoding", []))
     codings = [coding for each in given.split(",") if (coding := each.strip().lower()) not in _NO_CODINGS]
     if not codings or (target.stored_bytes is not None and target.stored_bytes == total):
@@ -178,7 +179,8 @@ def check_encoding(answer: Answer, target: HttpTarget, total: int | None, where:
 
 
 def check_no_page_length(answer: Answer, target: HttpTarget, total: int | None, where: str) -> None:
-    """Raise `bad_response` for an answer of a page's type with another length (`total`) than the expected file's."""
+    """Raise `Transient` (`bad_response`) for a page's content type with another length (`total`) than the expected
+    file's."""
     expected = target.expected
     if expected is None or not is_page_type(expected, answer.headers.get_content_type()):
         return
@@ -241,7 +243,8 @@ def _partial(given: Extent | None, asked: Asked, where: str, content_length: int
     return given
 
 
-def _instant(value: str) -> float | None:
+def parse_http_date(value: str) -> float | None:
+    """Return the POSIX time of an HTTP date; None if it is invalid."""
     try:
         return parsedate_to_datetime(value).timestamp()
     except ValueError:

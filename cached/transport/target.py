@@ -1,6 +1,6 @@
-"""Where a file's bytes are asked for, and what their answer should hold.
+"""The address of a file's bytes, and the expected content.
 
-Law: values. Credentials live in `HttpTarget.headers` and `url` and are never shown.
+Law: values. Credentials are in `HttpTarget.headers` and `url` only, and never shown.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from cached.core.listing import Signs
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """The file that an answer should hold: its `name` in the version, its `size` in bytes if known, and whether its
-    content is promised, so that a wrong one is noticed in the end."""
+    """The expected file: its `name` in the version, its `size` in bytes if known, and whether the source promises its
+    content, so that wrong content is detected in the end."""
 
     name: str
     size: int | None
@@ -25,15 +25,15 @@ class Expected:
 class HttpTarget:
     """A ranged GET: `url` with `headers` (these may carry credentials and go to that origin only).
 
-    `if_match`: a strong ETag sent as `If-Match` with every range. `signs`: where there is none, what must not be seen
-    to change. Both None where the URL itself is immutable, or the content is promised. `chosen_by`: the URL that
-    redirected to `url`, where the source followed that itself; None where it was told to ask there. `stored_bytes`: the
-    size of the object as it is stored, where its bytes are what is wanted whatever `Content-Encoding` is kept with
-    them: on an object store, and where the content is promised. `expected`: the file of a version that is asked for;
-    None for anything else. `lifetime_s`: how long after `locate` was called the address is good, as far as the source
-    knows (a signed URL's expiry, a token's, that of the credentials that signed it); None where it knows of no end. It
-    is renewed (`locate` is called again) after four fifths of that, after ten minutes at the most, and once a server
-    that took it says 401 or 403.
+    `if_match`: a strong ETag, sent as `If-Match` with every range. `signs`: weak validators, without a strong one, that
+    must not change. Both None if the URL itself is immutable, or the content is promised.
+    `chosen_by`: the URL that redirected to `url`, if the source followed that redirect itself; else None.
+    `stored_bytes`: the stored size of the object, if its bytes are wanted whatever `Content-Encoding` is stored with
+    them: on an object store, and for promised content. `expected`: the requested file of a version; None for anything
+    else.
+    `lifetime_s`: how long the address is valid after `locate` returns it, as far as the source knows (the expiry of a
+    signed URL, a token, or the credentials that signed it); None if unlimited. It is renewed (`locate` is called again)
+    after four fifths of that, after ten minutes at most, and once if a server that accepted it answers 401 or 403.
     """
 
     url: str = field(repr=False)
@@ -48,7 +48,7 @@ class HttpTarget:
 
 @dataclass(frozen=True, slots=True)
 class LocalTarget:
-    """A file that this machine can open. `validator` as in `RemoteFile`: checked again before each range is read."""
+    """A file on this machine. `validator` as in `RemoteFile`: compared again before each range is read."""
 
     path: Path
     validator: str

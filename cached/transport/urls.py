@@ -1,7 +1,6 @@
-"""URLs: where to connect, what to ask for, and how to show them.
+"""URLs: the origin to connect to, the resource to request, and the display form.
 
-Law: pure. User information, query and fragment never reach anything that is displayed: signed URLs carry their
-signature in the query.
+Law: pure. User information, query and fragment are never displayed: signed URLs have their signature in the query.
 """
 
 from __future__ import annotations
@@ -9,7 +8,7 @@ from __future__ import annotations
 import re
 import string
 from dataclasses import dataclass, field
-from urllib.parse import SplitResult, quote, unquote, urljoin, urlsplit
+from urllib.parse import quote, unquote, urljoin, urlsplit
 
 from cached.contract.errors import Permanent
 
@@ -20,7 +19,7 @@ _WRITE_URL = "write it as http(s)://host[:port]/path, with special characters pe
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Who is asked: credentials and connections belong to exactly one of these."""
+    """A server: credentials and connections belong to exactly one origin."""
 
     scheme: str
     host: str
@@ -28,23 +27,21 @@ class Origin:
 
     @property
     def netloc(self) -> str:
-        """Host and port as the `Host` header writes them."""
+        """Host and port as in the `Host` header."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return host if self.port == DEFAULT_PORTS[self.scheme] else f"{host}:{self.port}"
 
     @property
     def authority(self) -> str:
-        """Host and port as `CONNECT` writes them: the port always."""
+        """Host and port as in `CONNECT`, always with the port."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{host}:{self.port}"
 
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """A URL taken apart. `resource`: path and query as sent; `userinfo`: user and password, decoded.
-
-    `chosen_by`: whose redirects led here; None where we were told to ask here.
-    """
+    """A parsed URL. `resource`: path and query as sent; `userinfo`: user and password, decoded. `chosen_by`: the origin
+    whose redirects led here; None for a configured address."""
 
     origin: Origin
     resource: str = field(repr=False)
@@ -53,7 +50,7 @@ class Address:
 
     @classmethod
     def parse(cls, url: str) -> Address:
-        """Take `url` apart; raises `Permanent` (`bad_url`) unless it is http or https with a host."""
+        """Parse `url`. Raises `Permanent` (`bad_url`) unless it is http or https with a host."""
         try:
             parts = urlsplit(url)
             port = parts.port
@@ -62,11 +59,12 @@ class Address:
         if parts.scheme not in DEFAULT_PORTS or not parts.hostname:
             raise Permanent("bad_url", f"expected an http(s) URL with a host, found {display_url(url)}", _WRITE_URL)
         host = _ascii_host(parts.hostname, url)
-        # Only what may not stand in a request line is encoded; what is encoded already stays as it is.
+        # Encodes only characters invalid in a request line; existing percent-encoding stays.
         path = quote(parts.path or "/", safe=string.punctuation)
         query = quote(parts.query, safe=string.punctuation)
         origin = Origin(parts.scheme, host, port or DEFAULT_PORTS[parts.scheme])
-        return cls(origin, f"{path}?{query}" if query else path, _userinfo(parts))
+        user = None if parts.username is None else (unquote(parts.username), unquote(parts.password or ""))
+        return cls(origin, f"{path}?{query}" if query else path, user)
 
     @property
     def url(self) -> str:
@@ -75,7 +73,7 @@ class Address:
 
 
 def display_url(url: str) -> str:
-    """Write `url` for people: without user information, query and fragment. Never raises."""
+    """Return `url` for a message: without user information, query and fragment. Never raises."""
     try:
         parts = urlsplit(url)
     except ValueError:
@@ -85,16 +83,14 @@ def display_url(url: str) -> str:
 
 
 def origin_of(url: str) -> str:
-    """Who answers for an http(s) `url`: `scheme://host[:port]`."""
+    """Return the origin of an http(s) `url`: `scheme://host[:port]`. Raises `Permanent` (`bad_url`)."""
     origin = Address.parse(url).origin
     return f"{origin.scheme}://{origin.netloc}"
 
 
 def next_hop(current: Address, location: str) -> Address:
-    """Where a redirect from `current` leads; raises `Permanent` for an insecure or foreign one.
-
-    User information in `location` is dropped: the other side does not choose our credentials.
-    """
+    """Return the target of a redirect from `current`. Raises `Permanent` for an insecure or foreign one. User
+    information in `location` is dropped: a server does not choose our credentials."""
     # Header bytes arrive decoded as Latin-1; many servers send raw UTF-8.
     target = urljoin(current.url, quote(location, encoding="latin-1", safe=string.punctuation))
     scheme = urlsplit(target).scheme
@@ -115,9 +111,3 @@ def _ascii_host(host: str, url: str) -> str:
     if not _HOST.fullmatch(name):
         raise Permanent("bad_url", f"the host of {display_url(url)} is not a host name", _WRITE_URL)
     return name
-
-
-def _userinfo(parts: SplitResult) -> tuple[str, str] | None:
-    if parts.username is None:
-        return None
-    return unquote(parts.username), unquote(parts.password or "")

@@ -1,4 +1,4 @@
-"""What every program of Holdfast shares: options, units, output, signals, and the limits of a process.
+"""Common parts of all Holdfast programs: options, units, output, signals, process limits.
 
-Law: standard library only; knows nothing of models.
+Law: standard library only; knows no models.
 """

@@ -1,7 +1,7 @@
-"""The limits that a kernel or a container puts on a process: threads and open files.
+"""The limits of a process by kernel or container: threads and open files.
 
-Law: standard library only, cheap to import. Running into a limit is `Transient`: it says nothing about the bytes or the
-disk that were at hand, and it passes when other processes end or somebody raises the limit.
+Law: standard library only, cheap to import. Reaching a limit is `Transient`: it is no fault of the bytes or the disk,
+and it passes when other processes end or a person raises the limit.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ _THREAD_REMEDY = (
     "raise the limit of processes: podPidsLimit of the kubelet, pids.max of the cgroup, or `ulimit -u` of the user"
 )
 _FILES_REMEDY = "raise the limit of open files: `ulimit -n`, LimitNOFILE of the unit, or that of the container runtime"
-_CAUSES = 8  # looked through: libraries wrap an error two or three times
+_MAX_CAUSES = 8  # libraries wrap an error two or three times
 _SYSTEM_REMEDY = "raise fs.file-max on the node, or end what holds so many files open (`lsof`)"
 
 
 def start(thread: threading.Thread, what: str) -> None:
-    """Start `thread`; raises `Transient` (`no_thread`) where the kernel refuses another one."""
+    """Start `thread`. Raises `Transient` (`no_thread`) if the kernel refuses another thread."""
     try:
         thread.start()
     except RuntimeError as error:
@@ -33,7 +33,7 @@ def start(thread: threading.Thread, what: str) -> None:
 
 
 def start_some(threads: Sequence[threading.Thread]) -> list[threading.Thread]:
-    """Start `threads` until the kernel refuses one; returns those that run, for work that any of them can do alone."""
+    """Start `threads` until the kernel refuses one; return the running ones, any of which can do the work alone."""
     running = []
     for thread in threads:
         try:
@@ -45,15 +45,14 @@ def start_some(threads: Sequence[threading.Thread]) -> list[threading.Thread]:
 
 
 def no_thread(what: str) -> Transient:
-    """The error of `what`, for which no thread could be started."""
+    """Return the error of `what`, for which no thread could be started."""
     return Transient(NO_THREAD, f"{what}: cannot start a thread: the limit of processes is reached", _THREAD_REMEDY)
 
 
 def shortage(error: BaseException, what: str) -> Transient | None:
-    """Our error where `error`, or what caused it in a library, says that a limit of the process or of the system is
-    reached; None where it says anything else."""
+    """Return our error if `error` or one of its causes reports a limit of the process or the system, else None."""
     reached: BaseException | None = error
-    for _ in range(_CAUSES):
+    for _ in range(_MAX_CAUSES):
         if isinstance(reached, RuntimeError) and "can't start new thread" in str(reached):  # CPython has no type for it
             return no_thread(what)
         if isinstance(reached, OSError) and reached.errno == errno.EMFILE:
@@ -68,10 +67,8 @@ def shortage(error: BaseException, what: str) -> Transient | None:
 
 
 def why_none(error: OSError | RuntimeError) -> str:
-    """Why there is no inotify watch, and what would bring one; `error` is watchdog's (codes: inotify(7)).
-
-    EMFILE is told for instances and for open files alike: the remedy names both.
-    """
+    """Return why watchdog could not set an inotify watch, and the remedy (codes: inotify(7)). EMFILE stands for
+    instances and for open files: the remedy names both."""
     if isinstance(error, RuntimeError):
         return f"{error} ({_THREAD_REMEDY})"
     remedy = {
@@ -82,10 +79,8 @@ def why_none(error: OSError | RuntimeError) -> str:
 
 
 def raise_open_files(needed: int) -> int:
-    """Raise the soft limit of open files to the hard one; returns what holds now.
-
-    Raises `Permanent` (`few_files`) where that is less than `needed`.
-    """
+    """Raise the soft limit of open files to the hard one and return it. Raises `Permanent` (`few_files`) if that is
+    less than `needed`."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -95,9 +90,9 @@ def raise_open_files(needed: int) -> int:
 
 
 def started_pool(threads: int, name: str, initializer: Callable[[], object] | None = None) -> ThreadPoolExecutor:
-    """A pool of `threads` running threads; raises `Transient` (`no_thread`) and leaves none where one is refused."""
+    """Return a pool of `threads` running threads. Raises `Transient` (`no_thread`), with no thread left running."""
     pool = ThreadPoolExecutor(threads, thread_name_prefix=name, initializer=initializer)
-    together = threading.Barrier(threads)  # a thread that waits here takes no second job: each job gets its own
+    together = threading.Barrier(threads)  # a thread at the barrier takes no second job, so each job starts a thread
 
     def arrive() -> None:
         try:

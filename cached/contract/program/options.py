@@ -1,7 +1,7 @@
-"""Command-line options that an environment variable `HOLDFAST_…` can give too.
+"""Command-line options with a default from the environment variable `HOLDFAST_…`.
 
-Law: standard library only, no work at import. The command line wins over the environment; a bad value in either is a
-usage error (exit 2) that names where it came from.
+Law: standard library only, no work at import. The command line takes precedence; a bad value in either is a usage error
+(exit 2) that names its origin.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from cached.contract.errors import HoldfastError
 EXIT_DONE = 0
 EXIT_FAILED = 1
 EXIT_USAGE = 2
-# Of a request to the control socket: until when its client waits, on the monotonic clock of the machine.
+# The deadline of a request to the control socket, on the machine's monotonic clock.
 DEADLINE_HEADER = "Holdfast-Deadline"
 
 
@@ -27,10 +27,8 @@ class OptionParser(argparse.ArgumentParser):
     def option(
         self, name: str, *, type: Callable[[str], Any] = str, default: Any = None, help: str, **more: Any
     ) -> None:
-        """Add `--name VALUE`, read from `HOLDFAST_NAME` where the command line does not give it.
-
-        `type` turns text into the value and raises ValueError or `HoldfastError` with a message for a person.
-        """
+        """Add `--name VALUE`, by default the value of `HOLDFAST_NAME`. `type` converts the text and raises ValueError
+        or `HoldfastError` with a message for a person."""
         variable = _variable(name)
         convert = _converter(type)
         text = os.environ.get(variable)
@@ -46,7 +44,7 @@ class OptionParser(argparse.ArgumentParser):
         self.add_argument(name, type=convert, default=default, help=f"{help} [{variable}]", **more)
 
     def switch(self, name: str, *, help: str) -> None:
-        """Add `--name`, also switched on by `HOLDFAST_NAME=1` (or true, yes, on)."""
+        """Add `--name`, also enabled by `HOLDFAST_NAME=1` (or true, yes, on)."""
         variable = _variable(name)
         text = os.environ.get(variable, "").lower()
         if text not in ("", "0", "false", "no", "off", "1", "true", "yes", "on"):
@@ -60,7 +58,7 @@ class OptionParser(argparse.ArgumentParser):
 
 
 def parse_address(text: str) -> tuple[str, int]:
-    """Read `HOST:PORT` (IPv6 hosts in brackets, port 0 for any free one); raises ValueError."""
+    """Parse `HOST:PORT` (IPv6 hosts in brackets, port 0 for any free one). Raises ValueError."""
     host, colon, port = text.rpartition(":")
     if not colon or not port.isascii() or not port.isdigit() or int(port) > 65535:
         raise ValueError(f"expected HOST:PORT such as 0.0.0.0:9400, found {text!r}")

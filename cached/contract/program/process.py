@@ -1,8 +1,7 @@
-"""What a program that runs for long does before anything else: keep signals until it can heed them, and speak to a log
-that neither stops nor ends it.
+"""Start and end of a long-running process: block signals until handlers exist, write logs without blocking, exit.
 
-Law: standard library only, cheap to import. Here the process ends itself: nowhere else. That is allowed at any moment,
-because whatever matters is durable step by step, and a kill leaves nothing that the next start does not mend.
+Law: standard library only, cheap to import. Only this module ends the process. It may do so at any moment, because all
+state is durable step by step, and the next start repairs what a kill leaves.
 """
 
 from __future__ import annotations
@@ -21,19 +20,19 @@ from collections.abc import Callable
 from typing import NoReturn
 
 ENDING = (signal.SIGTERM, signal.SIGINT)
-_PIECE_BYTES = select.PIPE_BUF  # a pipe that poll(2) calls writable takes so much without waiting
+_PIECE_BYTES = select.PIPE_BUF  # a pipe that poll(2) reports writable takes this much without blocking
 _CLONE = {"x86_64": 56, "aarch64": 220}  # the system call's number
 _CLONE_FILES = 0x400  # clone(2)
 _PARENT_ENDS_S = 10
-_PATIENCE_MS = 100  # for a reader that lags; one that does not come back within it gets no more until it does
+_READER_TIMEOUT_MS = 100  # for a slow reader; after it, lines are dropped until the reader reads again
 
 
 def prepare() -> None:
-    """Make signals wait from now on, until `heed` or an `Ending`; ignore SIGHUP; let stderr lose lines, not time.
+    """Block SIGTERM and SIGINT until `heed` or an `Ending`; ignore SIGHUP; let stderr drop lines instead of blocking.
 
-    As process 1 of a container a program without a handler does not even get SIGTERM, and the kubelet would wait out
-    the whole grace for one that is still importing; what is blocked is kept. SIGHUP asks daemons to read their
-    configuration again: there is nothing to read that is not watched.
+    Process 1 of a container does not get SIGTERM without a handler, so the kubelet would wait out the whole grace
+    period of a program that still imports; a blocked signal stays pending. SIGHUP asks a daemon to read its
+    configuration again, which is watched already.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -41,15 +40,13 @@ def prepare() -> None:
 
 
 def heed() -> None:
-    """Let the signals come that were kept: handlers are there."""
+    """Unblock the signals after the handlers are installed."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
 
 
 class Voice(io.TextIOBase):
-    """Text to a descriptor whose reader may be slow, stuck or gone: what it does not take is lost, and told later.
-
-    No buffer, so nothing is left for the end of the process to fail at.
-    """
+    """A text stream to a descriptor whose reader may be slow, stuck or gone: drops lines, and counts them in the log.
+    It has no buffer, so the flush at the end of the process cannot fail."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
@@ -61,7 +58,7 @@ class Voice(io.TextIOBase):
     def write(self, text: str) -> int:
         """Write all of `text`, or drop it."""
         with self._lock:
-            if self._lost and self._put(f"(lines that nobody took: {self._lost})\n"):
+            if self._lost and self._put(f"(log lines dropped: {self._lost})\n"):
                 self._lost = 0
             if self._lost or not self._put(text):
                 self._lost += max(1, text.count("\n"))
@@ -76,21 +73,20 @@ class Voice(io.TextIOBase):
     def _put(self, text: str) -> bool:
         data = memoryview(text.encode("utf-8", "backslashreplace"))
         while data:
-            if not self._poll.poll(0 if self._lost else _PATIENCE_MS):
+            if not self._poll.poll(0 if self._lost else _READER_TIMEOUT_MS):
                 return False
             try:
                 data = data[os.write(self._descriptor, data[:_PIECE_BYTES]) :]
-            except OSError:  # EPIPE: its reader is gone; EIO: its terminal is; ENOSPC: its disk is full
+            except OSError:  # EPIPE: no reader; EIO: no terminal; ENOSPC: the disk is full
                 return False
         return True
 
 
 class Ending(threading.Thread):
-    """Waits for the signals that ask the process to end. Start it before any other thread, and once.
+    """The thread that waits for SIGTERM and SIGINT. Start it once, before any other thread.
 
-    Before a `farewell` is known the process ends there and then, with 0. With one, it is called, and has `patience_s`
-    seconds: past that, or at a second signal, `leave` is called and the process ends with 0 whatever still runs, also
-    where a file system does not answer.
+    Without a `farewell` the process exits at once with 0. Otherwise the signal calls it; after `patience_s` seconds, or
+    at a second signal, the thread calls `leave` and exits with 0 whatever still runs, also with a hung file system.
     """
 
     def __init__(self, patience_s: float, leave: Callable[[str], None]) -> None:
@@ -100,10 +96,10 @@ class Ending(threading.Thread):
         self._leave = leave
         self._lock = threading.Lock()
         self._farewell: Callable[[], object] | None = None
-        self.asked = False  # whether a signal asked the process to end
+        self.asked = False  # whether a signal arrived
 
     def farewell(self, farewell: Callable[[], object]) -> None:
-        """From now on a signal calls this, from the thread that waits for it; it must not block."""
+        """Set the function that a signal calls, in this thread; it must not block."""
         with self._lock:
             self._farewell = farewell
 
@@ -120,15 +116,15 @@ class Ending(threading.Thread):
 
 
 def _exit_now() -> NoReturn:
-    """End the process with 0, and leave the closing of its files to another one.
+    """Exit with 0, and leave the closing of open files to a child process.
 
-    The kernel closes what a process that ends has open, and for a file on FUSE or NFS waits until its server has
-    answered that: a server that hangs keeps the process from ending, SIGKILL or not. So a child that shares the table
-    of open files (CLONE_FILES) is left behind, and whoever waits for this process is told at once.
+    When a process ends the kernel closes its files, and for one on FUSE or NFS waits for the answer of its server: a
+    hung server keeps the process alive, even after SIGKILL. A child that shares the table of open files (CLONE_FILES)
+    stays behind instead, and the parent process sees this one exit at once.
     """
     number, parent = _CLONE.get(os.uname().machine), os.getpid()
     if number is not None and _has_files():
-        # PyDLL keeps the interpreter's lock, so that the child has it: its other threads do not exist.
+        # PyDLL keeps the interpreter's lock, so the child holds it: the child has no other threads.
         child = ctypes.PyDLL(None).syscall(ctypes.c_long(number), ctypes.c_long(_CLONE_FILES), None, None, None, None)
         if child == 0:
             _close_the_rest(parent)
@@ -136,7 +132,7 @@ def _exit_now() -> NoReturn:
 
 
 def _open_files() -> list[tuple[int, str]]:
-    """The open descriptors, and what they lead to: asks no file system but /proc."""
+    """Return the open descriptors and their targets; accesses no file system but /proc."""
     found = []
     for name in os.listdir("/proc/self/fd"):
         with contextlib.suppress(OSError):
@@ -145,7 +141,7 @@ def _open_files() -> list[tuple[int, str]]:
 
 
 def _is_plain(descriptor: int, place: str) -> bool:
-    """Tell a file, which the kernel may wait for when it closes it, from sockets, pipes, folders, locks and devices."""
+    """Return whether this is a file, whose close may block the kernel, and no socket, pipe, folder, lock or device."""
     if not place.startswith("/") or place.startswith(("/dev/", "/proc/", "/sys/")):
         return False
     return not fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_DIRECTORY
@@ -159,8 +155,8 @@ def _has_files() -> bool:
 
 
 def _close_the_rest(parent: int) -> NoReturn:
-    """In the child: give back the ports, locks and pipes, wait until the parent is gone, and end; that is when the
-    files are closed, whenever that may be."""
+    """In the child: close the sockets, locks and pipes, wait until the parent is gone, and exit, which closes the
+    files, however long that takes."""
     for descriptor, place in _open_files():
         with contextlib.suppress(OSError):
             if descriptor <= 2 or not _is_plain(descriptor, place):

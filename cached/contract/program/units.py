@@ -1,4 +1,4 @@
-"""Sizes, rates and durations as people write them: `512MiB`, `2TB`, `200MiB/s`, `15m`.
+"""Sizes, rates and durations in text: `512MiB`, `2TB`, `200MiB/s`, `15m`.
 
 Law: pure. IEC prefixes are powers of 1024, SI prefixes powers of 1000.
 """
@@ -15,7 +15,7 @@ _POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4, "P": 5}
 
 
 def parse_size(text: str) -> int:
-    """Read a size in bytes; raises ValueError that says how to write one."""
+    """Parse a size in bytes. Raises ValueError with an example."""
     match = _SIZE.fullmatch(text.strip())
     if match is None or (match[3] and not match[2]):
         raise ValueError(f"expected a size such as 512MiB, 2TB or 1048576 (bytes), found {text!r}")
@@ -23,7 +23,7 @@ def parse_size(text: str) -> int:
 
 
 def parse_rate(text: str) -> int:
-    """Read a rate in bytes a second, as `200MiB/s`; raises ValueError that says how to write one."""
+    """Parse a rate in bytes a second, as `200MiB/s`. Raises ValueError with an example."""
     size, slash, second = text.strip().partition("/")
     if slash and second != "s":
         raise ValueError(f"expected a rate such as 200MiB/s, found {text!r}")
@@ -31,7 +31,7 @@ def parse_rate(text: str) -> int:
 
 
 def parse_duration(text: str) -> float:
-    """Read seconds as `90s`, `15m`, `6h` or `1d`, above 0; raises ValueError that says how to write one."""
+    """Parse a duration above 0, as `90s`, `15m`, `6h` or `1d`, in seconds. Raises ValueError with an example."""
     match = _DURATION.fullmatch(text.strip())
     seconds = 0.0 if match is None else float(match[1]) * _SECONDS[match[2]]
     if seconds <= 0:
@@ -40,7 +40,7 @@ def parse_duration(text: str) -> float:
 
 
 def format_size(size: float) -> str:
-    """Write bytes for a person: `1.5 GiB`."""
+    """Format bytes for a person: `1.5 GiB`."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if abs(size) < 1024:
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
@@ -49,7 +49,7 @@ def format_size(size: float) -> str:
 
 
 def format_duration(seconds: float) -> str:
-    """Write seconds for a person: `8s`, `3m05s`, `2h10m`."""
+    """Format seconds for a person: `8s`, `3m05s`, `2h10m`."""
     whole = max(0, round(seconds))
     if whole < 60:
         return f"{whole}s"

@@ -1,7 +1,6 @@
-"""Directory indexes that web servers generate: nginx's JSON, and the HTML of nginx, Apache and `python -m http.server`.
+"""Directory indexes of web servers: nginx's JSON, and the HTML of nginx, Apache and `python -m http.server`.
 
-Law: pure. Only what lies strictly below the index itself is listed; whether its name is a legal path is not checked
-here.
+Law: pure. Lists only entries strictly below the index itself; does not check whether a name is a valid path.
 """
 
 from __future__ import annotations
@@ -16,19 +15,19 @@ from urllib.parse import quote, unquote, urljoin, urlsplit
 from cached.contract.errors import Permanent
 
 _TITLES = ("index of", "directory listing")
-# Not html.parser, whose time grows with the square of the input where tags do not end: a page of 16 MB took hours. What
-# servers generate has no `<` or `>` within a tag.
+# Not html.parser, whose time grows with the square of the input if tags do not end: a page of 16 MB took hours.
+# Generated indexes have no `<` or `>` within a tag.
 _TITLE = re.compile(r"<title[^<>]*>([^<]{0,1000})", re.IGNORECASE)
 _LINK = re.compile(r"<a(\s[^<>]*)>", re.IGNORECASE)
 _HREF = re.compile(r"""\shref\s*=\s*(?:"([^"]*)"|'([^']*)'|([^\s"'>]+))""", re.IGNORECASE)
-_MAX_HREF = 4096  # characters: more than any path has, fewer than the digits that Python refuses in `&#…;`
+_MAX_HREF = 4096  # characters: longer than any path, shorter than Python's limit of digits in `&#…;`
 _RENAME = "rename it at the source, leave it out with `exclude`, or publish the version with `holdfast publish`"
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One name in an index. `path`: relative to the index, NFC; `url`: where it is; `is_folder`: it has an index.
-    `problem`: why the name cannot be read, None where it can."""
+    """One entry of an index. `path`: relative to the index, NFC; `url`: its address; `is_folder`: it has an index.
+    `problem`: why the name is invalid, else None."""
 
     path: str
     url: str
@@ -37,7 +36,7 @@ class Entry:
 
 
 def read_index(body: bytes, content_type: str, url: str) -> list[Entry] | None:
-    """The entries of the index at `url` (which ends in `/`), or None if `body` is not an index."""
+    """Return the entries of the index at `url` (which ends in `/`), or None if `body` is no index."""
     if content_type.startswith("application/json"):
         hrefs = _json_hrefs(body)
     elif content_type.startswith("text/html"):
@@ -51,24 +50,16 @@ def read_index(body: bytes, content_type: str, url: str) -> list[Entry] | None:
 
 
 def path_of(encoded: str, where: str) -> tuple[str, Permanent | None]:
-    """Decode a percent-encoded path, in NFC, without checking it further; beside it what is wrong with its encoding.
-
-    Bytes that are not UTF-8 are lone surrogates in the path, as in the names of files (PEP 383).
-    """
+    """Return a percent-encoded path, decoded, in NFC, not checked further, and the error in its encoding or None. Bytes
+    that are not UTF-8 become lone surrogates, as in file names (PEP 383)."""
     path = unicodedata.normalize("NFC", unquote(encoded, errors="surrogateescape"))
-    if not _is_text(path):
+    try:
+        path.encode()
+    except UnicodeEncodeError:
         return path, Permanent("bad_name", f"{where}: expected a name in UTF-8, found {encoded[:200]!r}", _RENAME)
     if path.count("/") != encoded.count("/"):
         return path, Permanent("bad_name", f"{where}: the name {path[:200]!r} has an encoded slash in it", _RENAME)
     return path, None
-
-
-def _is_text(path: str) -> bool:
-    try:
-        path.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _entry(href: str, base: str) -> Entry | None:
@@ -100,7 +91,7 @@ def _json_hrefs(body: bytes) -> list[str] | None:
         if not isinstance(item, dict) or not isinstance(item.get("name"), str):
             return None
         if item.get("type") in ("file", "directory"):
-            # `./` so that a colon in the name is not taken for a scheme. JSON may escape what is no text in UTF-8.
+            # `./`, else a colon in the name ends a scheme. JSON may escape text that is not valid in UTF-8.
             name = quote(item["name"], errors="surrogatepass")
             hrefs.append(f"./{name}/" if item["type"] == "directory" else f"./{name}")
     return hrefs
@@ -109,7 +100,7 @@ def _json_hrefs(body: bytes) -> list[str] | None:
 def _html_hrefs(body: bytes) -> list[str] | None:
     page = body.decode("utf-8", errors="replace")
     title = _TITLE.search(page)
-    # Any other page has links too; to take those for weights would go wrong quietly.
+    # Any other page has links too, which must not silently become weights.
     if title is None or not any(sign in title[1].lower() for sign in _TITLES):
         return None
     found = (_HREF.search(link[1]) for link in _LINK.finditer(page))

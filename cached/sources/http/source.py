@@ -1,6 +1,6 @@
-"""`http://` and `https://`: a folder with a manifest, one file, or a folder that the server lists.
+"""`http://` and `https://`: a folder with a manifest, one file, or a folder with a directory index.
 
-Law: resolves and locates; carries no bulk bytes. Credentials in the URI become a header for its own origin.
+Law: resolves and locates; transfers no bulk bytes. Credentials in the URI become a header for its own origin.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ _MAX_DEPTH = 16
 _MAX_FOLDERS = 1_000
 _MAX_FILES = 10_000
 _HEADS_AT_ONCE = 8
-# What servers answer about something that is not there: S3-like ones say 403 unless one may list.
+# Answers for a missing object: S3-like servers answer 403 without the right to list.
 _ABSENT = frozenset({"not_found", "gone", "forbidden"})
 
 
 class WebSource:
-    """One version at a web server. Blocking requests run in threads; `client` stays the caller's."""
+    """One version at a web server. Blocking requests run in threads; the caller closes `client`."""
 
     kind = "http"
 
@@ -51,21 +51,21 @@ class WebSource:
         self._query = f"?{query}" if query else ""
 
     async def resolve(self) -> Listing:
-        """List the version; raises as `Source.resolve` says."""
+        """List the version. Raises as `Source.resolve` says."""
         return await aside(self._resolve)
 
     async def locate(self, file: RemoteFile) -> HttpTarget:
-        """The URL of `file`, and the validator or the signs that it was listed with."""
+        """Return the URL of `file`, with its listed strong or weak validators."""
         target = self._target(file.key)
         if file.sha256 is not None:
             return replace(target, stored_bytes=file.size)
         return replace(target, if_match=file.validator or None, signs=file.signs)
 
     async def aclose(self) -> None:
-        """Nothing is held here."""
+        """Do nothing: the source holds no resources."""
 
     def _target(self, url: str) -> HttpTarget:
-        # An index may have been redirected to another origin: what the URI carried does not go there.
+        # An index may have been redirected to another origin, which must not get the URI's query and credentials.
         if Address.parse(url).origin != self._origin:
             return HttpTarget(url)
         return HttpTarget(url + self._query, self._headers)
@@ -83,7 +83,7 @@ class WebSource:
             return listing
         index = self._crawl(folder, cancellation)
         if index.files or index.unlisted:
-            return self._described(index, cancellation)
+            return self._listing(index, cancellation)
         if absent.code == "forbidden":
             raise absent
         expected = f"expected {MANIFEST_NAME} there, a file, or a folder that the server lists"
@@ -113,26 +113,24 @@ class WebSource:
                 raise
             return None
         if urlsplit(head.url).path.endswith("/"):
-            return None  # servers redirect a folder to its index
+            return None  # a server redirects a folder to its index
         name, problem = path_of(urlsplit(self._place).path.rpartition("/")[2], self.display)
         return Listing((replace(_file(name, self._place, head), problem=problem),), self._identity)
 
-    def _described(self, found: _Index, cancellation: Cancellation) -> Listing:
-        """What an index lists, with sizes and validators."""
-
-        def ask(listed: RemoteFile) -> RemoteFile:
-            return self._asked(listed, cancellation)
+    def _listing(self, found: _Index, cancellation: Cancellation) -> Listing:
+        """Return the files of an index with their sizes and validators."""
 
         pool = started_pool(min(_HEADS_AT_ONCE, max(1, len(found.files))), "web-head")
         try:
-            files = list(pool.map(ask, found.files.values()))
+            files = list(pool.map(lambda listed: self._with_head(listed, cancellation), found.files.values()))
         finally:
             pool.shutdown(cancel_futures=True)
         by_path = tuple(sorted(files, key=lambda file: file.path))
         return Listing(by_path, self._identity, unlisted=tuple(found.unlisted))
 
-    def _asked(self, listed: RemoteFile, cancellation: Cancellation) -> RemoteFile:
-        """The file of an index with what a HEAD says of it; an error that is about this file alone is kept with it."""
+    def _with_head(self, listed: RemoteFile, cancellation: Cancellation) -> RemoteFile:
+        """Return the file of an index with its metadata from HEAD; an error that concerns this file only becomes its
+        `problem`."""
         if listed.problem is not None:
             return listed
         try:
@@ -144,7 +142,7 @@ class WebSource:
         return _file(listed.path, listed.key, head)
 
     def _crawl(self, folder: str, cancellation: Cancellation) -> _Index:
-        """All that the index of `folder`, and of the folders in it, list."""
+        """Return the entries of the index of `folder`, and of the folders below it."""
         found, folders, waiting = _Index(), {"": folder}, [""]
         while waiting:
             prefix = waiting.pop()
@@ -170,7 +168,8 @@ class WebSource:
         return found
 
     def _read_folder(self, url: str, prefix: str, found: _Index, cancellation: Cancellation) -> list[Entry]:
-        """The entries of one folder; an error that is about a folder within the version's own is kept in `found`."""
+        """Return the entries of one folder; an error that concerns a folder below the version's own is recorded in
+        `found`."""
         try:
             page = self._client.fetch(self._target(url), _MAX_INDEX_BYTES, cancellation)
         except HoldfastError as error:
@@ -192,8 +191,8 @@ class WebSource:
 
 @dataclass(slots=True)
 class _Index:
-    """What indexes list: files by path and URL, and the folders that could not be listed. `page`: where a web page came
-    instead of the first of them."""
+    """The result of a crawl: files by path and URL, and folders that could not be listed. `page`: the address of a web
+    page in place of the first index."""
 
     files: dict[tuple[str, str], RemoteFile] = field(default_factory=dict)
     unlisted: list[Unlisted] = field(default_factory=list)
@@ -201,21 +200,19 @@ class _Index:
 
 
 def _where(asked: str, response: Response) -> str:
-    """The address that was asked, and the one that answered where a redirect led there."""
+    """Return the requested address, and the answering one after a redirect."""
     shown_as, answered = display_url(asked), display_url(response.url)
     return shown_as if answered == shown_as else f"{shown_as}, redirected to {answered}"
 
 
 def _is_of_one_file(error: HoldfastError) -> bool:
-    """Tell whether an error is about the address that was asked for, and not about the server as a whole.
-
-    503 and 429 ask for a pause, and a broken connection may break for every file: then the listing is tried again.
-    """
+    """Return whether an error concerns one address and not the whole server. 503 and 429 ask for a pause, and a broken
+    connection may break for every file: then the listing is retried."""
     return error.permanent or (error.code.startswith("http_5") and error.code != "http_503")
 
 
 def _bad_name(where: str, path: str) -> HoldfastError | None:
-    """Why nothing of this name, or below it, can be content: then the server is not asked for it either."""
+    """Return the error of a name that is invalid in a manifest: then the server is not asked for it either."""
     try:
         check_names(where, [path])
     except Permanent as error:
@@ -230,7 +227,8 @@ def _file(path: str, url: str, head: Head) -> RemoteFile:
 
 
 def _check_fragment(uri: str, shown: str) -> None:
-    """Refuse what no server ever sees: sources that differ in it alone would be the same bytes under several names."""
+    """Refuse a fragment, which no server receives: sources that differ in it only would be the same bytes under several
+    names."""
     if "#" in uri:
         raise Permanent(
             "bad_url",

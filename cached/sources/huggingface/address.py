@@ -1,9 +1,9 @@
-"""Addresses on a Hub: `hf://[models/]org/repo[@revision][/folder]`, as huggingface_hub reads and writes them, for model
+"""Addresses on a Hub: `hf://[models/]org/repo[@revision][/folder]`, in huggingface_hub's grammar, for model
 repositories only.
 
 Law: pure. Grammar: `huggingface_hub.parse_hf_uri` (2.4), `hf://[<TYPE>/]<ID>[@<REVISION>][/<PATH>]`. Stricter, as that
-lets `..`, queries and control characters through; beyond it, `hf://repo@revision` names one of the Hub's oldest models.
-What looks like credentials is refused without being repeated.
+accepts `..`, queries and control characters; in addition, `hf://repo@revision` names one of the Hub's oldest models.
+Text that looks like credentials is refused and not repeated.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _REPO = re.compile(
     r"(?:[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?/)?[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?"
 )
 _REVISION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+/-]{0,254}")
-# The only names with a `/` that are written as they are: elsewhere the first `/` ends the revision.
+# The only revisions written with a plain `/`: elsewhere the first `/` ends the revision.
 _SPECIAL_REVISION = re.compile(r"refs/(?:pr/[0-9]+|convert/[A-Za-z0-9_.-]+)(?=/|$)")
 _MODELS = "models"
 _OTHER_KINDS = {"datasets": "a dataset", "spaces": "a Space", "buckets": "a bucket", "kernels": "a kernel"}
@@ -39,9 +39,9 @@ class HubAddress:
 
     @classmethod
     def parse(cls, uri: str) -> HubAddress:
-        """Read a URI; raises `Permanent` `invalid_source` for anything malformed."""
+        """Parse a URI. Raises `Permanent` (`invalid_source`)."""
         body = uri[len(SCHEME) :]
-        # A colon has no place in the body but in user:password.
+        # A colon in the body can only be part of user:password.
         if uri[: len(SCHEME)].lower() != SCHEME or ":" in body:
             raise _refuse("expected a source `hf://…` without credentials", f"{_EXAMPLE}; a token goes into HF_TOKEN")
         repo, revision, folder = _parts(_without_kind(body if body.endswith("//") else body.removesuffix("/")))
@@ -72,7 +72,7 @@ def _without_kind(body: str) -> str:
 
 
 def _parts(body: str) -> tuple[str, str, str]:
-    """Repository, revision and folder. A `@` past the second name belongs to the folder."""
+    """Return repository, revision and folder. A `@` after the second name belongs to the folder."""
     repo, at, rest = body.partition("@")
     if at and repo.count("/") <= 1:
         return repo, *_split(rest)
@@ -89,7 +89,7 @@ def _split(rest: str) -> tuple[str, str]:
 
 
 def _check_revision(uri: str, revision: str) -> None:
-    # The refusals of git-check-ref-format that could change the meaning of a URL or a path.
+    # The rules of git-check-ref-format whose violation could change the meaning of a URL or a path.
     broken = any(part in ("", ".", "..") for part in revision.split("/")) or ".." in revision
     if broken or not _REVISION.fullmatch(revision):
         raise _refuse(

@@ -1,7 +1,7 @@
-"""What a Hub refused, said so that a person knows what to do: huggingface_hub's errors as ours.
+"""The errors of a Hub, with remedies for a person: huggingface_hub's errors as ours.
 
-Law: translates and nothing else. A message never holds a token or a signed URL; the Hub's own words are quoted only
-where they say more than the status, and cut short.
+Law: translates only. A message never has a token or a signed URL; it quotes the Hub's own text only if that says more
+than the status, shortened.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
 from urllib.parse import urljoin
 
 import httpx2
@@ -28,6 +27,7 @@ from huggingface_hub.utils import parse_ratelimit_headers  # type: ignore[attr-d
 from cached.contract.errors import HoldfastError, Permanent, Transient, http_code
 from cached.transport.client import Response
 from cached.transport.pages import SIGN_IN
+from cached.transport.response import parse_http_date
 
 _RETRIED = frozenset({408, 425, 429})
 _SHOWN_CHARACTERS = 200
@@ -37,7 +37,7 @@ _MAX_RETRY_AFTER_S = 3600.0
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What was asked of which Hub: `what` for the message (`hf://org/repo@main`, or a file of it)."""
+    """A request to a Hub, for messages: `what` is `hf://org/repo@main`, or a file of it."""
 
     endpoint: str
     repo: str
@@ -52,10 +52,10 @@ class Asked:
 
 @contextmanager
 def translated(asked: Asked) -> Iterator[None]:
-    """Raise what huggingface_hub raises inside, or what reading its answer raises, as a `HoldfastError`, chained."""
+    """Raise the errors of huggingface_hub, and those of parsing its answer, as a chained `HoldfastError`."""
     try:
         yield
-    except HfHubHTTPError as error:  # also an httpx2.HTTPError and an OSError: first
+    except HfHubHTTPError as error:  # first, as it is also an httpx2.HTTPError and an OSError
         raise _refused(error, asked) from error
     except (httpx2.HTTPError, httpx2.InvalidURL, ValueError) as error:
         raise bad_response(asked, f"an answer that cannot be read ({type(error).__name__})") from error
@@ -63,7 +63,7 @@ def translated(asked: Asked) -> Iterator[None]:
 
 @contextmanager
 def asking(asked: Asked) -> Iterator[None]:
-    """Raise what keeps a question from the Hub, or its answer from us, with what was asked and where to look."""
+    """Raise the errors of a request to the Hub with its subject and a remedy."""
     try:
         yield
     except Transient as error:
@@ -77,7 +77,8 @@ def asking(asked: Asked) -> Iterator[None]:
 
 
 def joined(asked: Asked, base: str, location: str) -> str:
-    """The URL that `location` means in an answer from `base`; raises `bad_response` where it means none."""
+    """Return the absolute URL of `location` in an answer from `base`. Raises `Transient` (`bad_response`) if it is
+    invalid."""
     try:
         return urljoin(base, location)
     except ValueError as error:
@@ -85,7 +86,7 @@ def joined(asked: Asked, base: str, location: str) -> str:
 
 
 def offline(what: str) -> Permanent:
-    """The Hub may not be asked: this process was told to stay offline."""
+    """Return the error of a process in offline mode."""
     return Permanent(
         "offline",
         f"{what}: the Hub may not be asked, as HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set",
@@ -94,7 +95,7 @@ def offline(what: str) -> Permanent:
 
 
 def bad_response(asked: Asked, found: str) -> Transient:
-    """An answer that no Hub gives, perhaps from a proxy or a half-way mirror."""
+    """Return the error of an answer that no Hub sends, perhaps from a proxy or an incomplete mirror."""
     return Transient(
         "bad_response",
         f"{asked.what}: expected an answer of the Hub's API from {asked.endpoint}, found {found}",
@@ -103,7 +104,7 @@ def bad_response(asked: Asked, found: str) -> Transient:
 
 
 def web_page(asked: Asked, page: str, where: str) -> Transient:
-    """A page for people, from whatever stands between this node and the Hub; `where` it was found, without a query."""
+    """Return the error of a web page from a proxy or portal before the Hub; `where` it was found, without a query."""
     return Transient(
         "bad_response",
         f"{asked.what}: expected an answer of the Hub's API from {asked.endpoint}, found {page} at {where}",
@@ -112,23 +113,21 @@ def web_page(asked: Asked, page: str, where: str) -> Transient:
 
 
 def lacks_api(answer: Response) -> bool:
-    """Tell whether a refusal may mean that this mirror has no such part of the Hub's API.
-
-    A Hub names what it lacks in `X-Error-Code`, and says when to come back where it is only busy.
-    """
+    """Return whether an error status may mean that this mirror lacks this part of the Hub's API. A Hub names a missing
+    object in `X-Error-Code`, and sends `Retry-After` if it is only busy."""
     if answer.headers.get("X-Error-Code") is not None:
         return False
     return answer.status in (404, 405, 410, 501) or (answer.status == 503 and "Retry-After" not in answer.headers)
 
 
 def lacks_commit(answer: Response) -> bool:
-    """Tell whether a refusal about the commit that a revision was said to be may mean that this mirror has no such part
-    of the API, or knows branches only."""
+    """Return whether an error status for a commit may mean that this mirror lacks this part of the API, or knows
+    branches only."""
     return lacks_api(answer) or answer.headers.get("X-Error-Code") == "RevisionNotFound"
 
 
 def without_api(error: HoldfastError, part: str) -> HoldfastError:
-    """The refusal, with what it means where a mirror has no `part` (`tree`, `revision`) of the Hub's API."""
+    """Add to an error that a mirror may lack the `part` (`tree`, `revision`) of the Hub's API."""
     remedy = "use a mirror that passes the Hub's `/api/models/` through, or leave HF_ENDPOINT out to ask the Hub itself"
     if isinstance(error, Transient):
         return Transient(error.code, f"{error.message}; it is busy, or this mirror has no {part} API", remedy)
@@ -136,7 +135,7 @@ def without_api(error: HoldfastError, part: str) -> HoldfastError:
 
 
 def too_many_files(asked: Asked, files: int, pages: int) -> Permanent:
-    """A listing that is no model's, or never ends."""
+    """Return the error of a listing that is too large for a model, or endless."""
     return Permanent(
         "too_many_files",
         f"{asked.what}: expected at most {files} files, on {pages} pages, found more",
@@ -145,7 +144,7 @@ def too_many_files(asked: Asked, files: int, pages: int) -> Permanent:
 
 
 def insecure(asked: Asked) -> Permanent:
-    """Bytes that were asked for over TLS are not taken from elsewhere."""
+    """Return the error of a redirect from TLS to plain HTTP."""
     return Permanent(
         "insecure_redirect",
         f"{asked.what}: {asked.endpoint} redirects from TLS to plain HTTP",
@@ -154,7 +153,7 @@ def insecure(asked: Asked) -> Permanent:
 
 
 def source_changed(asked: Asked, expected: str, found: str) -> Transient:
-    """The Hub contradicts what it listed."""
+    """Return the error of an answer that contradicts the listing."""
     return Transient(
         "source_changed",
         f"{asked.what}: expected {expected} as listed, found {found}",
@@ -164,7 +163,7 @@ def source_changed(asked: Asked, expected: str, found: str) -> Transient:
 
 def _refused(error: HfHubHTTPError, asked: Asked) -> HoldfastError:
     status = error.response.status_code
-    # A gated repository is a kind of missing one to huggingface_hub, so it is asked for before that one.
+    # First, because huggingface_hub derives a gated repository from a missing one.
     if isinstance(error, GatedRepoError):
         return _gated(asked)
     if isinstance(error, DisabledRepoError):
@@ -185,14 +184,16 @@ def _refused(error: HfHubHTTPError, asked: Asked) -> HoldfastError:
             f"{asked.what}: not in {asked.repo} at {asked.revision}",
             f"look at the files on {asked.page}; single ones are chosen with `include`",
         )
-    # Over plain HTTP huggingface_hub leaves a 401 unnamed (2.4, REPO_API_REGEX), though without a token it means this.
+    # Over plain HTTP huggingface_hub does not classify a 401 (2.4, REPO_API_REGEX), though without a token it means
+    # this.
     if isinstance(error, RepositoryNotFoundError) or (status == 401 and not asked.with_token):
         return _missing(asked)
     return _by_status(error, status, asked)
 
 
 def _by_status(error: HfHubHTTPError, status: int, asked: Asked) -> HoldfastError:
-    quoted = _BEARER.sub("…", _short(error.server_message or ""))  # some repeat what they were sent
+    # Some servers repeat the request's headers.
+    quoted = _BEARER.sub("…", " ".join((error.server_message or "").split())[:_SHOWN_CHARACTERS])
     said = f"HTTP {status}" + (f", {quoted}" if quoted else "")
     if status == 401:
         return Permanent(
@@ -248,22 +249,19 @@ def _missing(asked: Asked) -> Permanent:
 
 
 def _retry_after_s(response: httpx2.Response) -> float | None:
-    """The wait asked for in seconds, at most an hour: `Retry-After`, or the Hub's own `RateLimit` when used up."""
+    """Return the requested delay in seconds, at most an hour: `Retry-After`, or the Hub's own `RateLimit` when used
+    up."""
     value = response.headers.get("Retry-After", "").strip()
     limit = parse_ratelimit_headers(response.headers)
     if value.isascii() and value.isdigit():
         wait_s = float(value[:9])
     elif value:
-        try:
-            wait_s = parsedate_to_datetime(value).timestamp() - time.time()
-        except ValueError:
+        until = parse_http_date(value)
+        if until is None:
             return None
+        wait_s = until - time.time()
     elif limit is not None and limit.remaining == 0:
         wait_s = float(limit.reset_in_seconds)
     else:
         return None
     return min(max(wait_s, 0.0), _MAX_RETRY_AFTER_S)
-
-
-def _short(text: str) -> str:
-    return " ".join(text.split())[:_SHOWN_CHARACTERS]

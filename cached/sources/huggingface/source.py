@@ -1,11 +1,10 @@
 """Versions in a model repository of the Hugging Face Hub, or of a Hub at HF_ENDPOINT.
 
-Law: huggingface_hub finds the token and reads what a refusal means; it sends nothing, and nothing here writes to its
-cache. Questions go out through our own HTTP client, with its patience and its rules for redirects. One resolution asks
-once what a moving revision points to, and from then on names the commit only. A file's sha256 is what the Hub's API
-lists for Git LFS, or what a manifest says, never an ETag. Bytes are asked for with the token at the Hub's own origin,
-and without it anywhere else. Every file has an id that its bytes are checked against, so a mirror need not have all of
-the Hub's API, nor its headers.
+Law: huggingface_hub finds the token and interprets error answers; it sends nothing, and nothing here writes to its
+cache. Our own HTTP client sends the requests, with its timeouts and its rules for redirects. One resolution resolves a
+moving revision once, and from then on names the commit only. A file's sha256 comes from the Hub's API for Git LFS, or
+from a manifest, never from an ETag. The token goes to the Hub's own origin only. Every file has an id that its bytes
+are checked against, so a mirror may lack parts of the Hub's API, and its headers.
 """
 
 from __future__ import annotations
@@ -17,7 +16,6 @@ import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import parse_qs, quote, urlsplit
 
@@ -31,7 +29,7 @@ from huggingface_hub.errors import EntryNotFoundError, OIDCError, RepositoryNotF
 
 from cached.contract.digest import is_hex
 from cached.contract.errors import HoldfastError, InvalidManifest, Permanent, Transient
-from cached.contract.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, FileEntry, Manifest, check_size
+from cached.contract.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, FileEntry, check_size
 from cached.contract.program import limits
 from cached.core.listing import Listing, RemoteFile, is_reserved
 from cached.sources.base import identity_of
@@ -58,16 +56,17 @@ from cached.transport.connection.cancel import Cancellation
 from cached.transport.connection.thread_call import aside
 from cached.transport.git_blob import git_blob_hasher
 from cached.transport.pages import HTML, is_page_type, page_in
+from cached.transport.response import parse_http_date
 from cached.transport.target import Expected, HttpTarget
 from cached.transport.urls import display_url
 
-_MAX_ANSWER_BYTES = 16 * 1024 * 1024  # a page of the tree, or what is told about a repository: some 300 KB
+_MAX_ANSWER_BYTES = 16 * 1024 * 1024  # a page of the tree, or the metadata of a repository: some 300 KB
 _MAX_FILES = 50_000
 _MAX_PAGES = 1_000
 _MAX_HOPS = 10
 _TREE_QUERY = "?recursive=true&expand=false"
 _SHA1 = re.compile(r"[0-9a-f]{40}")
-_TRUE = frozenset({"1", "ON", "YES", "TRUE"})  # as huggingface_hub reads its variables
+_TRUE = frozenset({"1", "ON", "YES", "TRUE"})  # as huggingface_hub parses its variables
 
 
 class HuggingFaceSource:
@@ -76,7 +75,7 @@ class HuggingFaceSource:
     kind = "hf"
 
     def __init__(self, uri: str, client: HttpClient) -> None:
-        """`client` stays the caller's. Raises `Permanent` (`invalid_source`)."""
+        """The caller closes `client`. Raises `Permanent` (`invalid_source`)."""
         self._address = HubAddress.parse(uri)
         self._client = client
 
@@ -89,11 +88,12 @@ class HuggingFaceSource:
         return await aside(self._resolve)
 
     async def locate(self, file: RemoteFile) -> HttpTarget:
-        """Say where a listed file is now: on the Hub itself, with the token, or at a signed URL elsewhere, without."""
+        """Return the address of a listed file: on the Hub itself, with the token, or at a signed URL elsewhere,
+        without."""
         return await aside(lambda cancellation: self._hub(cancellation).target(file))
 
     async def aclose(self) -> None:
-        """Nothing is held here."""
+        """Do nothing: the source holds no resources."""
 
     def _hub(self, cancellation: Cancellation) -> _Hub:
         return _Hub.from_environment(self._address, self._client, cancellation)
@@ -110,11 +110,9 @@ class HuggingFaceSource:
         if listed is None:
             return Listing(files, hub.identity(), revision=commit)
         manifest = read_manifest(hub.read_manifest(listed), f"{self.display}: {MANIFEST_NAME}")
-        return Listing(self._mirrored(manifest, files), hub.identity(), manifest, commit)
-
-    def _mirrored(self, manifest: Manifest, files: tuple[RemoteFile, ...]) -> tuple[RemoteFile, ...]:
         by_path = {file.path: file for file in files}
-        return tuple(self._confirmed(entry, by_path.get(entry.path)) for entry in manifest.files)
+        mirrored = tuple(self._confirmed(entry, by_path.get(entry.path)) for entry in manifest.files)
+        return Listing(mirrored, hub.identity(), manifest, commit)
 
     def _confirmed(self, entry: FileEntry, found: RemoteFile | None) -> RemoteFile:
         where = f"{self.display}: {MANIFEST_NAME} lists {entry.path!r}"
@@ -134,7 +132,7 @@ class HuggingFaceSource:
 
 @dataclass(frozen=True, slots=True)
 class _Hub:
-    """One Hub and what may be asked of it, as the environment says at the moment: a rotated token counts at once."""
+    """One Hub with the token and settings of the current environment, so that a rotated token applies at once."""
 
     address: HubAddress
     endpoint: str
@@ -161,12 +159,12 @@ class _Hub:
         return Asked(self.endpoint, self.address.repo, self.address.revision, shown, self.token is not None)
 
     def identity(self) -> str:
-        """What decides an answer about `commit:path`. Of the token only whether there is one: renewed, it reads the
-        same, and a file that has no sha256 here has the id of its content."""
+        """Return the identity of answers for `commit:path`. Of the token only its presence counts: a renewed one reads
+        the same, and a file without sha256 has the id of its content."""
         return identity_of("hf", self.endpoint, self.address.repo, "token" if self.token else "")
 
     def commit(self) -> str:
-        """The commit that the revision names now."""
+        """Return the commit that the revision names now."""
         asked, address = self.asked(), self.address
         found = self._revision("")
         commit = found.get("sha") if isinstance(found, dict) else None
@@ -176,7 +174,7 @@ class _Hub:
         return commit
 
     def files(self, commit: str) -> Iterator[RemoteFile]:
-        """The files under the address's folder, with paths relative to it."""
+        """Yield the files under the address's folder, with paths relative to it."""
         asked = self.asked()
         for entry in self._entries(commit):
             if not isinstance(entry, dict) or not isinstance(entry.get("path"), str):
@@ -191,7 +189,7 @@ class _Hub:
                 yield _remote_file(asked, f"{commit}:{path}", relative, entry)
 
     def _revision(self, query: str) -> Any:
-        """What the Hub says about the revision; about the repository where a mirror knows only that."""
+        """Return the Hub's metadata of the revision, or of the repository from a mirror that has only that."""
         asked = self.asked()
         repository = f"{self.endpoint}/api/models/{self.address.repo}"
         url = f"{repository}/revision/{quote(self.address.revision, safe='')}{query}"
@@ -205,7 +203,7 @@ class _Hub:
             raise (without_api(error, "revision") if lacks_api(answer) else error) from error
 
     def _entries(self, commit: str) -> Iterator[Any]:
-        """The entries of the repository's tree, or of what stands in for it on a mirror that has no tree."""
+        """Return the entries of the repository's tree, or of its substitute on a mirror without trees."""
         asked = self.asked()
         folder = quote(self.address.folder.rstrip("/"), safe="")
         url = f"{self.endpoint}/api/models/{self.address.repo}/tree/{commit}" + (f"/{folder}" if folder else "")
@@ -235,7 +233,8 @@ class _Hub:
                 answer = self._ask(asked, url)
 
     def _next_page(self, asked: Asked, first_url: str, following: str) -> str:
-        """The next page, at this endpoint: a mirror may pass the Hub's own link on, whose cursor is all that counts."""
+        """Return the URL of the next page at this endpoint: a mirror may pass the Hub's own link, of which only the
+        cursor counts."""
         if following.startswith(f"{self.endpoint}/api/"):
             return following
         cursor = parse_qs(urlsplit(following).query).get("cursor")
@@ -244,10 +243,8 @@ class _Hub:
         return f"{first_url}&cursor={quote(cursor[0], safe='')}"
 
     def _siblings(self, asked: Asked, url: str, commit: str, refused: Response) -> list[dict[str, Any]]:
-        """The files as the answer about the revision lists them, as entries of a tree; for a mirror that has no tree.
-
-        Raises what the tree was refused with where that lists no files with their ids.
-        """
+        """Return the files in the revision's metadata as tree entries, for a mirror without trees. Raises the error of
+        the tree request if the metadata has no files with ids."""
         try:
             _judged(asked, url, refused)
             raise bad_response(asked, f"HTTP {refused.status} for the list of files")
@@ -262,15 +259,15 @@ class _Hub:
             raise without_api(no_tree, "tree") from error
         if found.get("sha") != commit:
             raise source_changed(asked, f"commit {commit}", f"commit {str(found.get('sha'))[:80]}")
-        if len(listed) >= _MAX_FILES:  # from there on the Hub may leave some out
+        if len(listed) >= _MAX_FILES:  # above this the Hub may omit some
             raise too_many_files(asked, _MAX_FILES, _MAX_PAGES)
         entries = [_as_tree_entry(asked, each) for each in listed]
         return [entry for entry in entries if entry["path"].startswith(self.address.folder)]
 
     def read_manifest(self, listed: RemoteFile) -> bytes:
-        """The bytes of a listed `holdfast.json`, checked against the listing."""
+        """Return the bytes of a listed `holdfast.json`, checked against the listing."""
         asked = self.asked(MANIFEST_NAME)
-        assert listed.size is not None  # what a Hub lists always has a size
+        assert listed.size is not None  # a Hub's listing always has a size
         if listed.size > MAX_MANIFEST_BYTES:
             raise InvalidManifest(
                 f"{asked.what}: expected at most {MAX_MANIFEST_BYTES} bytes, found {listed.size}",
@@ -288,10 +285,10 @@ class _Hub:
         return data
 
     def target(self, file: RemoteFile) -> HttpTarget:
-        """Where the file's bytes are now. No `If-Match` where a commit is named: its content never changes.
+        """Return the current address of the file's bytes. No `If-Match` with a commit: its content never changes.
 
-        A mirror need not say which commit it gives, as the listed id decides. One that knows the file by the revision's
-        name only is asked so.
+        A mirror need not send its commit, as the listed id decides. A mirror that knows the file under the revision's
+        name only is asked for that.
         """
         asked = self.asked(file.path)
         try:
@@ -313,9 +310,9 @@ class _Hub:
         commit, found = file.key.partition(":")[0], answer.headers.get("X-Repo-Commit", "")
         if found not in ("", commit):
             raise source_changed(asked, f"commit {commit}", f"commit {found[:80]}")
-        # Some mirrors say 0 where they don't know yet.
-        told = answer.headers.get("Content-Length") if answer.status_code == 200 else None
-        size = answer.headers.get("X-Linked-Size") or (told if told != "0" else None)
+        # Some mirrors send 0 for an unknown size.
+        sent = answer.headers.get("Content-Length") if answer.status_code == 200 else None
+        size = answer.headers.get("X-Linked-Size") or (sent if sent != "0" else None)
         if size and file.size is not None and size != str(file.size):
             if is_page_type(Expected(file.path, file.size, promised=True), answer.headers.get("Content-Type", "")):
                 raise web_page(asked, HTML, display_url(location))
@@ -339,7 +336,7 @@ class _Hub:
         return f"{self.endpoint}/{self.address.repo}/resolve/{commit}/{quote(path)}"
 
     def _ask(self, asked: Asked, url: str, limit_bytes: int = _MAX_ANSWER_BYTES) -> Response:
-        """The whole answer, whatever its status; raises for a web page in its place."""
+        """Return the answer of any status. Raises for a web page in its place."""
         with asking(asked):
             found = self.client.ask(self._own(url), limit_bytes, self.cancellation)
         page = page_in(found.body) if found.status == 200 else None
@@ -348,10 +345,10 @@ class _Hub:
         return found
 
     def _look(self, asked: Asked, url: str) -> tuple[httpx2.Response, str]:
-        """The head of the Hub's own answer about a file, and where that says the bytes are.
+        """Return the head of the Hub's own answer for a file, and the address of its bytes.
 
-        A redirect within the Hub is followed; one away from it is the answer: it says what the Hub knows of the file. A
-        mirror that knows no HEAD is believed to have it: the bytes are checked.
+        Follows redirects within the Hub; a redirect away from it is the answer, with the Hub's metadata of the file. A
+        mirror without HEAD is assumed to have the file: its bytes are checked.
         """
         for _ in range(_MAX_HOPS):
             with asking(asked):
@@ -370,7 +367,8 @@ class _Hub:
 
 
 def _judged(asked: Asked, url: str, response: Response) -> httpx2.Response:
-    """The answer in huggingface_hub's terms, which knows the Hub's refusals by their headers; raises those as ours."""
+    """Return the answer in huggingface_hub's type, which knows the Hub's errors by their headers; raise those as
+    ours."""
     headers = [(name, value) for name, value in response.headers.items() if name.lower() != "content-encoding"]
     answer = httpx2.Response(response.status, headers=headers, content=response.body)
     answer.request = httpx2.Request("GET", url)
@@ -380,11 +378,9 @@ def _judged(asked: Asked, url: str, response: Response) -> httpx2.Response:
 
 
 def _sent_at(answer: httpx2.Response) -> float:
-    """When a Hub answered, by the clock that it signs with."""
-    try:
-        return parsedate_to_datetime(answer.headers.get("Date", "")).timestamp()
-    except ValueError:
-        return time.time()
+    """Return the time of the answer, by the clock that signs the URLs."""
+    sent = parse_http_date(answer.headers.get("Date", ""))
+    return time.time() if sent is None else sent
 
 
 def _read_json(asked: Asked, answer: httpx2.Response) -> Any:
@@ -395,12 +391,12 @@ def _read_json(asked: Asked, answer: httpx2.Response) -> Any:
 
 
 def _token(address: HubAddress) -> str | None:
-    """HF_TOKEN, or the token file, as huggingface_hub finds it; None where there is none, or it may not be sent."""
+    """Return HF_TOKEN, or the token file's, as huggingface_hub finds it; None without one, or if it may not be sent."""
     if constants.HF_HUB_DISABLE_IMPLICIT_TOKEN:
         return None
     try:
         token = get_token()
-    except httpx2.HTTPError as error:  # also an OSError, in huggingface_hub's: first
+    except httpx2.HTTPError as error:  # first, as huggingface_hub's is also an OSError
         raise Transient(
             "connect",
             f"{address}: the token for the Hub cannot be renewed ({type(error).__name__})",
@@ -423,7 +419,7 @@ def _token(address: HubAddress) -> str | None:
 
 
 def _as_tree_entry(asked: Asked, sibling: Any) -> dict[str, Any]:
-    """One of the `siblings` of `GET /api/models/{repo}/revision/{revision}?blobs=true` as the tree would list it:
+    """Return one of the `siblings` of `GET /api/models/{repo}/revision/{revision}?blobs=true` as a tree entry:
     `{rfilename, size, blobId, lfs?: {sha256, size}}`."""
     if not isinstance(sibling, dict) or not isinstance(sibling.get("rfilename"), str):
         raise bad_response(asked, "a listed file without a name")
@@ -435,7 +431,7 @@ def _as_tree_entry(asked: Asked, sibling: Any) -> dict[str, Any]:
 
 
 def _remote_file(asked: Asked, key: str, path: str, entry: dict[str, Any]) -> RemoteFile:
-    """Read one file of `GET /api/models/{repo}/tree/{commit}`: `{path, size, oid, lfs?: {oid, size}}`."""
+    """Parse one file of `GET /api/models/{repo}/tree/{commit}`: `{path, size, oid, lfs?: {oid, size}}`."""
     lfs = entry.get("lfs")
     described = entry if lfs is None else lfs
     if not isinstance(described, dict):
@@ -454,7 +450,7 @@ def _remote_file(asked: Asked, key: str, path: str, entry: dict[str, Any]) -> Re
 
 
 def _origin(url: str) -> tuple[str, str | None, int | None]:
-    """Scheme, host and port; nothing at all where the URL is broken."""
+    """Return scheme, host and port; empty values for an invalid URL."""
     try:
         parts = urlsplit(url)
         return parts.scheme, parts.hostname, parts.port or {"http": 80, "https": 443}.get(parts.scheme)

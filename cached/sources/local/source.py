@@ -1,7 +1,7 @@
-"""Versions in a folder that this machine sees: a local disk, NFS, a mounted volume claim.
+"""Versions in a folder of this machine: a local disk, NFS, a mounted volume claim.
 
-Law: opens nothing but the manifest, writes nothing. A location is `file:///absolute/path` (percent-encoded) or a plain
-absolute path (taken literally); both name the version's folder, or one file.
+Law: opens only the manifest, writes nothing. A location is `file:///absolute/path` (percent-encoded) or a plain
+absolute path (literal); both name the version's folder, or one file.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from cached.transport.connection.thread_call import aside
 from cached.transport.target import LocalTarget, Target
 
 _SCHEME = "file://"
-_IDENTITY = identity_of("file")  # a key is the file's real path: it says all
+_IDENTITY = identity_of("file")  # a key is the file's real path, unique alone
 
 
 class LocalSource:
@@ -36,15 +36,15 @@ class LocalSource:
         return self._base.as_uri()
 
     async def resolve(self) -> Listing:
-        """List the folder; in a thread, as a network file system may take its time."""
+        """List the folder, in a thread, as a network file system may be slow."""
         return await aside(lambda _cancellation: self._resolve())
 
     async def locate(self, file: RemoteFile) -> Target:
-        """Give the file's real path, once it is seen to be what was listed; else `Transient` (`source_changed`)."""
+        """Return the file's real path if it is unchanged since the listing. Raises `Transient` (`source_changed`)."""
         return await aside(lambda _cancellation: _locate(file))
 
     async def aclose(self) -> None:
-        """Nothing is held."""
+        """Do nothing: the source holds no resources."""
 
     def _resolve(self) -> Listing:
         try:
@@ -99,7 +99,7 @@ class LocalSource:
 
 
 def local_path(uri: str) -> Path:
-    """The absolute path that a `file://` URI or a plain absolute path names; raises `Permanent` (`bad_source`)."""
+    """Return the absolute path of a `file://` URI or a plain absolute path. Raises `Permanent` (`bad_source`)."""
     text = uri
     if uri[: len(_SCHEME)].lower() == _SCHEME:
         host, slash, rest = uri[len(_SCHEME) :].partition("/")

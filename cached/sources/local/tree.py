@@ -1,8 +1,8 @@
-"""Walk a folder of plain files, as a version's content.
+"""The files of a local folder, as a version's content.
 
-Law: reads names and attributes, never bytes, and never leaves the folder: a symlink is read through only where it ends
-at a plain file inside. In a folder laid out as huggingface_hub's cache (`<repo>/snapshots/<commit>`, whose files are
-links into `<repo>/blobs`), that `blobs` folder counts as inside.
+Law: reads names and attributes, never bytes, and never leaves the folder: a symlink is followed only to a plain file
+inside. In a folder laid out as huggingface_hub's cache (`<repo>/snapshots/<commit>`, whose files are links into
+`<repo>/blobs`), that `blobs` folder counts as inside.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ class PlainFile:
 
 @dataclass(frozen=True, slots=True)
 class OddEntry:
-    """An entry that is no content: a dangling or escaping link, a socket, what cannot be looked at. `problem`: why."""
+    """An entry that is no content: a dangling or escaping link, a socket, an unreadable entry. `problem`: the
+    reason."""
 
     path: str
     problem: HoldfastError
@@ -42,7 +43,7 @@ class OddEntry:
 
 @dataclass(frozen=True, slots=True)
 class Tree:
-    """What lies in a folder, without `.holdfast/`, whatever its names: who chooses judges."""
+    """The entries of a folder, without `.holdfast/`, also with invalid names: the check follows the choice."""
 
     files: tuple[PlainFile, ...]
     odd: tuple[OddEntry, ...]
@@ -50,14 +51,14 @@ class Tree:
 
 
 class _LinkedFolder(Permanent):
-    """A symlink that ends at a folder, where a plain file was expected."""
+    """A symlink to a folder, where a plain file was expected."""
 
     def __init__(self, message: str, remedy: str) -> None:
         super().__init__("bad_file", message, remedy)
 
 
 def walk(base: Path) -> Tree:
-    """List what is under `base`, sorted by path. Raises `HoldfastError` only where `base` itself cannot be listed."""
+    """List the entries under `base`, sorted by path. Raises `HoldfastError` only if `base` itself cannot be listed."""
     root = Path(os.path.realpath(base))
     found = _Walk(_inside(root))
     try:
@@ -78,10 +79,10 @@ def walk(base: Path) -> Tree:
 
 
 def plain_files(base: Path, left_out: Callable[[str], bool]) -> tuple[PlainFile, ...]:
-    """The files under `base`, less those that are `left_out`: all of them belong to a version.
+    """Return the files under `base` without those that are `left_out`: all of them belong to a version.
 
-    Raises `Permanent` with the path for what is no content (an escaping or dangling link, a socket, a device, a name
-    no manifest may carry) or cannot be read, and `Transient` for what changed or failed meanwhile.
+    Raises `Permanent` with the path for an entry that is no content (an escaping or dangling link, a socket, a device,
+    a name invalid in a manifest) or unreadable, and `Transient` for a change or failure during the walk.
     """
     tree = walk(base)
     problems = [(entry.path, entry.problem) for entry in tree.odd]
@@ -95,13 +96,13 @@ def plain_files(base: Path, left_out: Callable[[str], bool]) -> tuple[PlainFile,
 
 
 def look_inside(base: Path, name: str) -> PlainFile:
-    """Look at the file `name` of the folder `base`, which a manifest lists. Raises as `plain_files` does."""
+    """Return the file `name` in the folder `base`, which a manifest lists. Raises as `plain_files` does."""
     root = Path(os.path.realpath(base))
     return _follow(root / name, name, _inside(root))
 
 
 def look_at(path: Path) -> PlainFile:
-    """Look at one file, following links wherever they lead: its user named it. Raises as `plain_files` does."""
+    """Return one file, following links to any place: its user named it. Raises as `plain_files` does."""
     real = Path(os.path.realpath(path))
     try:
         return _plain(real, path.name, os.stat(real), path)
@@ -110,12 +111,12 @@ def look_at(path: Path) -> PlainFile:
 
 
 def validator(found: os.stat_result) -> str:
-    """What changes whenever a file's bytes may have changed."""
+    """Return a validator, which changes whenever a file's bytes may have changed."""
     return f"{found.st_mtime_ns}-{found.st_size}-{found.st_ino}"
 
 
 def file_error(error: OSError, path: Path) -> HoldfastError:
-    """Our error for a failed look at `path`."""
+    """Return our error for an `OSError` at `path`."""
     short = limits.shortage(error, f"looking at {shown(str(path))}")
     if short is not None:
         return short
@@ -130,7 +131,7 @@ def file_error(error: OSError, path: Path) -> HoldfastError:
 
 
 class _Walk:
-    """What was found so far, and the folders that are still to be listed."""
+    """The state of a walk: the entries found, and the folders still to list."""
 
     def __init__(self, inside: tuple[Path, ...]) -> None:
         self._inside = inside
@@ -140,7 +141,7 @@ class _Walk:
         self.unlisted: list[Unlisted] = []
 
     def add(self, folder: Path, prefix: str) -> None:
-        """List one folder; raises OSError where it cannot be listed, with what came before that kept."""
+        """List one folder. Raises OSError if it cannot be listed, and keeps the entries before that."""
         with os.scandir(folder) as entries:
             for entry in entries:
                 name = prefix + entry.name

@@ -1,4 +1,4 @@
-"""The source `s3://`, and what publishing to S3 shares with it: addresses, clients, errors.
+"""The source `s3://`, and the parts that publishing to S3 shares with it: addresses, clients, errors.
 
-Law: botocore and aiobotocore appear here and in `cached.publish.s3`, and nowhere else.
+Law: only this package and `cached.publish.s3` import botocore and aiobotocore.
 """

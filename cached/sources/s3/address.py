@@ -7,13 +7,12 @@
 | `addressing_style` | `path`, `virtual` or `auto` (default): where the bucket's name goes |
 | `anonymous` | `true`: requests are not signed, for public buckets |
 | `profile` | a profile of the shared AWS configuration files; else `AWS_PROFILE` |
-| `request_payer` | `requester`: whoever asks agrees to pay, as requester-pays buckets demand |
-| `sse` | `AES256`, `aws:kms` or `aws:kms:dsse`: what is published is to be encrypted so, as some policies demand |
+| `request_payer` | `requester`: the requester agrees to pay, as requester-pays buckets require |
+| `sse` | `AES256`, `aws:kms` or `aws:kms:dsse`: the encryption of published objects, as some policies require |
 | `kms_key_id` | the KMS key of `sse=aws:kms`; else the bucket's, or the account's own |
 
-Law: pure. There is no parameter for a key or a token, and a location that carries one is refused without being quoted:
-credentials come from botocore's own chain alone. Keys are taken literally, as the AWS command line takes them: no
-percent-encoding before the `?`.
+Law: pure. No parameter takes a key or a token, and a location with one is refused without being quoted: credentials
+come from botocore's own chain only. Keys are literal, as on the AWS command line: no percent-encoding before the `?`.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ _STYLES = ("auto", "path", "virtual")
 
 @dataclass(frozen=True, slots=True)
 class S3Address:
-    """A bucket, a key (as written, perhaps empty), and how to reach them."""
+    """A bucket, a key (as written, perhaps empty), and the settings of the client."""
 
     bucket: str
     key: str
@@ -48,7 +47,7 @@ class S3Address:
 
     @classmethod
     def parse(cls, uri: str) -> S3Address:
-        """Read a location; raises `Permanent` (`bad_source`) that names the part and never its value."""
+        """Parse a location. Raises `Permanent` (`bad_source`), which names the part and never its value."""
         location, _, query = uri.partition("?")
         scheme, separator, rest = location.partition("://")
         bucket, _, key = rest.partition("/")
@@ -81,28 +80,28 @@ class S3Address:
 
     @property
     def prefix(self) -> str:
-        """The key as a folder: empty, or ending in a slash."""
+        """The key as a folder: empty, or with a slash at its end."""
         return self.key if not self.key or self.key.endswith("/") else f"{self.key}/"
 
     @property
     def display(self) -> str:
-        """The location to show: which server, which bucket, which key."""
+        """The location for messages: server, bucket and key."""
         endpoint = f"?endpoint_url={quote(self.endpoint_url, safe=':/')}" if self.endpoint_url else ""
         return f"{self.uri(self.key)}{endpoint}"
 
     @property
     def asking(self) -> dict[str, str]:
-        """What every request about the bucket's objects says, as botocore's parameters."""
+        """The botocore parameters of every request for the bucket's objects."""
         return {"RequestPayer": self.request_payer} if self.request_payer else {}
 
     @property
     def storing(self) -> dict[str, str]:
-        """What a request that makes an object says besides."""
+        """The botocore parameters of a request that creates an object."""
         given = {"ServerSideEncryption": self.sse, "SSEKMSKeyId": self.kms_key_id}
         return self.asking | {name: value for name, value in given.items() if value}
 
     def uri(self, key: str) -> str:
-        """The plain URI of another key in the bucket, for messages."""
+        """Return the plain URI of another key in the bucket, for messages."""
         return f"s3://{self.bucket}/{key}"
 
 
@@ -124,7 +123,7 @@ def _check_policies(given: dict[str, str]) -> None:
     if payer not in (None, "requester"):
         raise _refuse("request_payer: expected requester")
     if payer and given.get("anonymous") == "true":
-        raise _refuse("request_payer and anonymous: nobody can be billed for an anonymous request")
+        raise _refuse("request_payer and anonymous: an anonymous request has no payer")
     if sse is not None and sse not in _SSE:
         raise _refuse(f"sse: expected one of {', '.join(_SSE)}")
     if "kms_key_id" in given and (sse is None or not sse.startswith("aws:kms")):

@@ -1,6 +1,6 @@
-"""Objects that S3 has put where nobody can read them: Glacier, Deep Archive, Intelligent-Tiering's archive tiers.
+"""Objects in S3's archives, unreadable until restored: Glacier, Deep Archive, Intelligent-Tiering's archive tiers.
 
-Law: pure. A listing names the storage class, HeadObject says whether a copy is restored.
+Law: pure. A listing has the storage class, HeadObject the state of a restored copy.
 """
 
 from __future__ import annotations
@@ -9,17 +9,17 @@ from typing import Any
 
 from cached.contract.errors import HoldfastError, Permanent, Transient
 
-_CLASSES = frozenset({"GLACIER", "DEEP_ARCHIVE"})  # GLACIER_IR is read at once, like any other
+_CLASSES = frozenset({"GLACIER", "DEEP_ARCHIVE"})  # GLACIER_IR is readable at once, like any other
 _SHOWN = 40
 
 
 def may_be_archived(storage_class: str) -> bool:
-    """Tell whether an object of this class is unreadable unless a copy was restored."""
+    """Return whether an object of this class is unreadable without a restored copy."""
     return storage_class in _CLASSES
 
 
 def archived(what: str, found: dict[str, Any]) -> HoldfastError | None:
-    """Why an object cannot be read, from what HeadObject gives; None where it can."""
+    """Return why an object is unreadable, from the result of HeadObject; None if it is readable."""
     restore = str(found.get("Restore", "")).replace(" ", "")
     place = str(found.get("ArchiveStatus") or found.get("StorageClass", ""))[:_SHOWN]
     if not found.get("ArchiveStatus") and not may_be_archived(place):
@@ -34,7 +34,7 @@ def archived(what: str, found: dict[str, Any]) -> HoldfastError | None:
 
 
 def refusal(what: str, place: str) -> Permanent:
-    """The error for an object that lies in an archive."""
+    """Return the error of an archived object."""
     return Permanent(
         "archived",
         f"{what}: archived ({place}): it cannot be read before it is restored",

@@ -1,6 +1,6 @@
-"""Open clients for one S3 location, and read what is small: listings and manifests.
+"""The client of one S3 location, which reads listings and manifests.
 
-Law: never reads a model's bytes. The credential chain is botocore's own; nothing here takes a key. Errors leave as
+Law: never reads a model's bytes. The credential chain is botocore's own; nothing here takes a key. Every error is a
 `HoldfastError`.
 """
 
@@ -31,14 +31,14 @@ from cached.sources.s3.session import StrictSession
 
 _CONNECT_TIMEOUT_S = 10
 _PART_BYTES = 1024 * 1024
-MAX_PAGES = 10_000  # some servers answer with pages of any size, and a lying one with no end
-MAX_OBJECTS = 200_000  # about what a manifest can list; a bucket's root may hold any number
+MAX_PAGES = 10_000  # some servers send pages of any size, a faulty one endlessly
+MAX_OBJECTS = 200_000  # about a manifest's maximum; a bucket's root may have any number
 
 
 @dataclass(frozen=True, slots=True)
 class S3Object:
-    """One listed object: its whole key, size in bytes, ETag as an HTTP header carries it (in quotes), and its storage
-    class where the listing tells."""
+    """One listed object: its full key, size in bytes, ETag as in the HTTP header (in quotes), and its storage class if
+    listed."""
 
     key: str
     size: int
@@ -48,7 +48,7 @@ class S3Object:
 
 @dataclass(slots=True)
 class _Opened:
-    """An open client, and its way to sign URLs once learned. `can_learn`: False where only botocore can sign."""
+    """An open client, and its presigner once learned. `can_learn`: False if only botocore can sign."""
 
     session: AioSession
     context: AbstractAsyncContextManager[Any]
@@ -60,8 +60,8 @@ class _Opened:
 class S3Client:
     """One aiobotocore client, opened at first use and closed by `aclose()`.
 
-    `attempts`: how often botocore sends a request before the error reaches us (its `standard` retry mode).
-    `connections`: the most it keeps open. `read_timeout_s`: how long a server may say nothing.
+    `attempts`: how often botocore sends a request before it raises the error (its `standard` retry mode).
+    `connections`: the maximum of open ones. `read_timeout_s`: the maximum silence of a server.
     """
 
     def __init__(self, address: S3Address, *, attempts: int, connections: int, read_timeout_s: float) -> None:
@@ -75,23 +75,23 @@ class S3Client:
 
     @property
     def signed_headers(self) -> tuple[tuple[str, str], ...]:
-        """The headers that a signed URL must be asked with."""
+        """The headers that a request for a signed URL needs."""
         payer = self.address.request_payer
         return (("x-amz-request-payer", payer),) if payer else ()
 
     async def api(self) -> Any:
-        """The client itself; call it inside `translated()`."""
+        """Return the client itself; call this inside `translated()`."""
         return (await self._open()).client
 
     async def aclose(self) -> None:
-        """Close the client's connections. Calling it again does nothing."""
+        """Close the client's connections. Idempotent."""
         async with self._opening:
             opened, self._opened = self._opened, None
             if opened is not None:
                 await opened.context.__aexit__(None, None, None)
 
     async def objects(self, prefix: str) -> list[S3Object]:
-        """Every object under `prefix`, without the empty `…/` keys that consoles make for folders."""
+        """Return every object under `prefix`, without the empty `…/` keys that consoles create for folders."""
         where = self.address.uri(prefix)
         found: list[S3Object] = []
         with translated(where):
@@ -109,7 +109,7 @@ class S3Client:
         return found
 
     async def manifest(self) -> bytes | None:
-        """The bytes of the version's `holdfast.json`, of bounded size; None where there is none."""
+        """Return the bytes of the version's `holdfast.json`, of bounded size; None without one."""
         key = self.address.prefix + MANIFEST_NAME
         with translated(self.address.uri(key)):
             try:
@@ -133,7 +133,8 @@ class S3Client:
         return bytes(data)
 
     async def head(self, key: str, **more: str) -> dict[str, Any] | None:
-        """The attributes of one object as HeadObject gives them; None where there is none. `more`: its parameters."""
+        """Return the attributes of one object from HeadObject, None if it is missing. `more`: parameters of the
+        request."""
         with translated(self.address.uri(key)):
             try:
                 found: dict[str, Any] = await (await self.api()).head_object(
@@ -146,10 +147,10 @@ class S3Client:
             return found
 
     async def asked(self) -> tuple[str, ...]:
-        """Who answers for a key, and as whom we ask: what the location, the environment and the profile come to.
+        """Return the identity of the server and the user, from location, environment and profile.
 
-        Without a session token an access key is one user's for long, and some servers give each user buckets of their
-        own. Keys of a session change every hour and read the same: there the profile stands for the user.
+        An access key without a session token belongs to one user for long, and some servers give each user buckets of
+        their own. Session keys change every hour and read the same: the profile identifies the user then.
         """
         with translated(self.address.uri(self.address.key)):
             opened = await self._open()
@@ -163,7 +164,7 @@ class S3Client:
         )
 
     async def presigned(self, key: str, version: str, lifetime_s: int) -> str:
-        """A URL that gives an object, in its current or one named version, to whoever has it for `lifetime_s`."""
+        """Return a URL that reads an object, the current or one named version, without credentials for `lifetime_s`."""
         with translated(self.address.uri(key)):
             opened = await self._open()
             if version:
@@ -174,7 +175,7 @@ class S3Client:
             return presigner.sign(key, await self._keys(opened), lifetime_s)
 
     async def _learn(self, opened: _Opened, lifetime_s: int) -> Presigner | None:
-        """What botocore's way costs for each of thousands of files (0.2 ms of the event loop) is paid once."""
+        """Learn once, because botocore takes 0.2 ms of the event loop for each of thousands of files."""
         async with self._learning:
             if opened.presigner is None and opened.can_learn:
                 url = await self._presigned_by_botocore(opened, PROBE_KEY, lifetime_s)
@@ -188,18 +189,18 @@ class S3Client:
         return url
 
     async def _keys(self, opened: _Opened) -> Keys | None:
-        """The credentials as they are now: botocore's chain renews those that are about to end."""
+        """Return the current credentials: botocore's chain renews those that expire soon."""
         keys = await self._keys_found(opened)
         if keys is None and not self.address.anonymous:
             raise NoCredentialsError
         return keys
 
     async def keys_end_in_s(self) -> float:
-        """How long the credentials still sign what is accepted, in seconds: a signed URL ends with them."""
+        """Return how long the credentials remain valid, in seconds: a signed URL expires with them."""
         with translated(self.address.uri(self.address.key)):
             opened = await self._open()
             credentials = None if self.address.anonymous else await opened.session.get_credentials()
-        end = getattr(credentials, "_expiry_time", None)  # botocore's, where they are renewed; it has no other door
+        end = getattr(credentials, "_expiry_time", None)  # renewed credentials have it, and no public attribute
         return max(0.0, end.timestamp() - time.time()) if isinstance(end, datetime) else math.inf
 
     async def _keys_found(self, opened: _Opened) -> Keys | None:
@@ -212,15 +213,11 @@ class S3Client:
     async def _open(self) -> _Opened:
         async with self._opening:
             if self._opened is None:
-                session = self._new_session()
+                session = AioSession(profile=self.address.profile)
+                session.register_component("data_loader", _library())
                 context = self._create(session)
                 self._opened = _Opened(session, context, await context.__aenter__())
             return self._opened
-
-    def _new_session(self) -> AioSession:
-        session = AioSession(profile=self.address.profile)
-        session.register_component("data_loader", _library())
-        return session
 
     def _create(self, session: AioSession) -> AbstractAsyncContextManager[Any]:
         address = self.address
@@ -233,7 +230,7 @@ class S3Client:
             http_session_cls=StrictSession,
             max_pool_connections=self._connections,
             retries={"mode": "standard", "total_max_attempts": self._attempts},
-            # CRC trailers are unknown to many servers that speak S3; sha256 and Content-MD5 are what is checked here.
+            # Many servers that speak S3 do not know CRC trailers; sha256 and Content-MD5 are checked here.
             request_checksum_calculation="when_required",
             response_checksum_validation="when_required",
         )
@@ -245,13 +242,14 @@ class S3Client:
 
 @cache
 def _library() -> Loader:
-    """botocore's description of S3, read once: that takes a tenth of a second of the event loop, and every try at a
-    version has a client of its own, so that credentials that were changed count at once."""
+    """Return botocore's description of S3, read once: reading takes a tenth of a second of the event loop, and every
+    attempt at a version opens its own client, so that changed credentials apply at once."""
     return create_loader()
 
 
 def listed(page: dict[str, Any], prefix: str, where: str) -> Iterator[S3Object]:
-    """The objects of one page of a listing; raises `bad_response` for what no listing of `prefix` has."""
+    """Yield the objects of one page of a listing. Raises `Transient` (`bad_response`) for entries that no listing of
+    `prefix` has."""
     for item in page.get("Contents", ()):
         key, size, etag = item.get("Key"), item.get("Size"), item.get("ETag", "")
         if not isinstance(key, str) or not key.startswith(prefix):
@@ -263,5 +261,5 @@ def listed(page: dict[str, Any], prefix: str, where: str) -> Iterator[S3Object]:
 
 
 def quoted(etag: str) -> str:
-    """An ETag with its quotes, which rclone's listings leave out."""
+    """Return an ETag with quotes, which rclone's listings omit."""
     return etag if not etag or etag.endswith('"') else f'"{etag}"'

@@ -1,6 +1,6 @@
-"""Turn botocore's errors into ours, each with what a person can do about it.
+"""botocore's errors as ours, each with a remedy for a person.
 
-Law: messages quote the server's own words at most, never a key, a token, a header or a signed URL.
+Law: messages quote at most the server's own text, never a key, a token, a header or a signed URL.
 """
 
 from __future__ import annotations
@@ -23,16 +23,9 @@ _LIBRARY = (
     *(ValueError, RecursionError),
 )
 _CREDENTIALS = (
-    boto.NoCredentialsError,
-    boto.PartialCredentialsError,
-    boto.CredentialRetrievalError,
-    boto.ProfileNotFound,
-    boto.InvalidConfigError,
-    boto.ConfigParseError,
-    boto.ConfigNotFound,
-    boto.NoAuthTokenError,
-    boto.TokenRetrievalError,
-    boto.SSOError,
+    *(boto.NoCredentialsError, boto.PartialCredentialsError, boto.CredentialRetrievalError, boto.ProfileNotFound),
+    *(boto.InvalidConfigError, boto.ConfigParseError, boto.ConfigNotFound),
+    *(boto.NoAuthTokenError, boto.TokenRetrievalError, boto.SSOError),
 )
 _BROKEN = (boto.HTTPClientError, boto.ConnectionError, boto.IncompleteReadError, aiohttp.ClientError)
 _SIGN_IN = (
@@ -61,12 +54,12 @@ _BUSY = "it is tried again; if it stays so, look at the server's health and requ
 
 
 class StrangeAnswer(Exception):
-    """Our own session's word for what no S3 server sends; botocore wraps it in an error of its own."""
+    """Our session's error for an answer that no S3 server sends; botocore wraps it in an error of its own."""
 
 
 @contextmanager
 def translated(what: str) -> Iterator[None]:
-    """Raise what botocore raises inside as a `HoldfastError` about `what` (a plain s3:// URI)."""
+    """Raise botocore's errors as a `HoldfastError` about `what` (a plain s3:// URI)."""
     try:
         yield
     except _LIBRARY as error:
@@ -74,7 +67,7 @@ def translated(what: str) -> Iterator[None]:
 
 
 def translate(error: Exception, what: str) -> HoldfastError:
-    """Our error for `error`, which happened at `what`."""
+    """Return our error for `error`, which happened at `what`."""
     if isinstance(error, boto.ClientError):
         return _answered(error, what)
     short = limits.shortage(error, what)
@@ -101,9 +94,9 @@ def translate(error: Exception, what: str) -> HoldfastError:
             f"{what}: the server's certificate was not accepted, or TLS failed ({_clean(str(error))})",
             "name the authority's certificates in AWS_CA_BUNDLE",
         )
-    if isinstance(error, (ResponseParserError, ValueError)):  # the latter from botocore's reading of a number or a date
+    if isinstance(error, (ResponseParserError, ValueError)):  # the latter when botocore parses a number or a date
         return bad_response(what, f"something that is no S3 server's ({name})")
-    if isinstance(error, RecursionError):  # botocore looks for the bucket's region wherever it is sent
+    if isinstance(error, RecursionError):  # botocore follows every redirect to find the bucket's region
         return Permanent("redirect_loop", f"{what}: redirected without end", _WHERE)
     if isinstance(error, boto.PaginationError):
         return bad_response(what, "a next page that is the same again")
@@ -123,12 +116,12 @@ def translate(error: Exception, what: str) -> HoldfastError:
 
 
 def bad_response(what: str, found: str) -> Transient:
-    """An answer that no S3 server gives, or that contradicts what was asked."""
+    """Return the error of an answer that no S3 server sends, or that contradicts the request."""
     return Transient("bad_response", f"{what}: expected an answer of an S3 server, found {found}", _WHERE)
 
 
 def is_missing(error: boto.ClientError) -> bool:
-    """Tell whether the answer means that there is no such object (and not: no such bucket)."""
+    """Return whether the answer means a missing object (not a missing bucket)."""
     return _code(error) in ("NoSuchKey", "404")
 
 
@@ -192,17 +185,15 @@ def _status(error: boto.ClientError) -> int:
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """`error`, and what it was raised for."""
+    """Yield `error` and its chain of causes."""
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
 
 
 def _clean(text: str) -> str:
-    """One printable line of bounded length, without any query: that is where a signed URL keeps its signature.
-
-    Nor any long word: a server that repeats what it was sent would have us show the session token.
-    """
+    """Return one printable line of bounded length, without queries, which have the signature of a signed URL. Without
+    long words too: a server that repeats the request would make us show the session token."""
     words = (word.partition("?")[0] for word in text.split())
     words = (word if len(word) <= _SHOWN_WORD else "…" for word in words)
     return "".join(c for c in " ".join(words) if c.isprintable())[:300]

@@ -1,8 +1,8 @@
-"""Sign many GETs of one bucket's objects, as botocore would, without its machinery for each.
+"""Signing of many GETs of one bucket's objects, as botocore does, without its cost for each.
 
-Law: pure. Where a bucket is, and in whose name it is asked, is learned from one URL that botocore signed itself; a URL
-that this module could not have signed to the same letter is never imitated. The format: AWS Signature Version 4,
-"Authenticating Requests: Using Query Parameters".
+Law: pure. The bucket's address and the signing scope come from one URL that botocore signed itself; if this module
+cannot reproduce that URL exactly, botocore signs. The format: AWS Signature Version 4, "Authenticating Requests: Using
+Query Parameters".
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from urllib.parse import parse_qsl, quote, urlsplit
 
-# Everything a key can hold that is written differently in a URL than in a key.
+# All characters of a key that a URL writes differently.
 PROBE_KEY = "/a b/./../+%ä~'()*:@&=$,;#?"
 _ALGORITHM = "AWS4-HMAC-SHA256"
 _SIGNED = ("X-Amz-Algorithm", "X-Amz-Credential", "X-Amz-Date", "X-Amz-Expires", "X-Amz-SignedHeaders")
@@ -22,7 +22,7 @@ _TOKEN, _SIGNATURE = "X-Amz-Security-Token", "X-Amz-Signature"
 
 @dataclass(frozen=True, slots=True)
 class Keys:
-    """An access key, its secret, and the session's token where they have one."""
+    """An access key, its secret, and the session token, if any."""
 
     access_key: str
     secret_key: str = field(repr=False)
@@ -31,17 +31,17 @@ class Keys:
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """What requests are signed for."""
+    """The scope of a signature."""
 
     region: str
     service: str
 
 
 class Presigner:
-    """Signs GETs below `base`, a URL that ends where the key begins. `headers` are sent along, and signed."""
+    """Signs GETs below `base`, a URL that ends where the key begins. `headers` are sent and signed."""
 
     def __init__(self, base: str, scope: Scope | None, headers: tuple[tuple[str, str], ...]) -> None:
-        """`scope`: None for URLs that are not signed."""
+        """`scope`: None for unsigned URLs."""
         parts = urlsplit(base)
         self._base = base
         self._path = parts.path
@@ -53,7 +53,8 @@ class Presigner:
 
     @classmethod
     def learn(cls, url: str, keys: Keys | None, headers: tuple[tuple[str, str], ...]) -> Presigner | None:
-        """Learn from `url`, botocore's for `PROBE_KEY` signed with `keys`; None where its ways are not known here."""
+        """Return a presigner from `url`, botocore's for `PROBE_KEY` signed with `keys`; None if it cannot reproduce the
+        URL."""
         parts, ending = urlsplit(url), _quoted(PROBE_KEY)
         if not parts.path.endswith(ending):
             return None
@@ -69,10 +70,8 @@ class Presigner:
         return presigner if presigner.sign(PROBE_KEY, keys, int(lifetime), given.get("X-Amz-Date")) == url else None
 
     def sign(self, key: str, keys: Keys | None, lifetime_s: int, at: str | None = None) -> str:
-        """A URL that gives the object `key` to whoever has it. `at`: the time as `20261129T181239Z`, else now.
-
-        `keys`: None only where nothing is signed.
-        """
+        """Return a URL that reads the object `key` without credentials. `at`: the time as `20261129T181239Z`, else now.
+        `keys`: None only for unsigned URLs."""
         if self._scope is None:
             return self._base + _quoted(key)
         assert keys is not None
@@ -91,7 +90,7 @@ class Presigner:
         return f"{self._base}{path}?{query}&{_SIGNATURE}={signature}"
 
     def _key(self, keys: Keys, day: str, scope: Scope) -> bytes:
-        """The signing key, which is the same all day."""
+        """Return the signing key, which is the same all day."""
         if self._derived is None or self._derived[0] != (keys.secret_key, day):
             derived = f"AWS4{keys.secret_key}".encode()
             for part in (day, scope.region, scope.service, "aws4_request"):

@@ -1,7 +1,7 @@
-"""What botocore's requests go out through: aiobotocore's own session, made strict.
+"""The HTTP session of botocore: aiobotocore's own, made strict.
 
-Law: follows no redirect, as botocore expects (aiohttp would, and would give the next host the session token), and reads
-no answer beyond a bound: what is asked for here are listings and attributes, never a model's bytes.
+Law: follows no redirect, as botocore expects (aiohttp would, and would send the session token to the next host), and
+bounds every answer: the requests are for listings and attributes, never for a model's bytes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _ERRORS_FROM = 300
 
 
 class StrictSession(AIOHTTPSession):  # type: ignore[misc]  # aiobotocore has no types
-    """Named in a client's configuration; botocore makes it."""
+    """The session class in a client's configuration; botocore creates it."""
 
     async def _get_session(self, proxy_url: str | None) -> _Strict:
         return _Strict(await super()._get_session(proxy_url))
@@ -39,7 +39,7 @@ class _Strict:
 
 
 class _Answer:
-    """An `aiohttp.ClientResponse` that is not read without end: whole up to a bound, or as a stream by its reader."""
+    """An `aiohttp.ClientResponse` of bounded size: read whole up to the bound, or as a stream by the caller."""
 
     def __init__(self, answer: aiohttp.ClientResponse) -> None:
         self._answer = answer
@@ -62,7 +62,7 @@ class _Answer:
                 self._answer.close()
                 raise StrangeAnswer(f"more than {_MAX_ANSWER_BYTES} bytes")
         if data and self._answer.status == 200:
-            _check_xml(data)  # botocore would take anything else for a failure of the server's own, a 500
+            _check_xml(data)  # botocore would report anything else as a failure of the server, a 500
         return bytes(data)
 
 

@@ -1,7 +1,7 @@
-"""Versions in S3 and in what speaks its protocol; `cached.sources.s3.address` documents the location's parameters.
+"""Versions in S3 and compatible servers; `cached.sources.s3.address` documents the location's parameters.
 
-Law: lists, heads and signs; never reads a model's bytes and never writes. An ETag says whether an object changed; it
-is never taken for a checksum, as it is none for multipart and encrypted objects.
+Law: lists, heads and signs; never reads a model's bytes and never writes. An ETag shows a change of an object; it never
+counts as a checksum, as it is none for multipart and encrypted objects.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from cached.sources.s3.client import S3Client, S3Object, quoted
 from cached.sources.s3.errors import bad_response
 from cached.transport.target import HttpTarget, Target
 
-# A signed URL also ends with the credentials that signed it: whoever reads asks for a fresh one after a 403.
+# A signed URL also expires with the credentials that signed it: the reader asks for a fresh one after a 403.
 _URL_LIFETIME_S = 12 * 3600
-_ATTEMPTS = 2  # the scheduler retries with its own backoff; this spares a long listing one hiccup
+_ATTEMPTS = 2  # the fetch queue retries with its own backoff; this saves a long listing from one failure
 _CONNECTIONS = 10
 
 
@@ -33,7 +33,7 @@ class S3Source:
     kind = "s3"
 
     def __init__(self, uri: str, read_timeout_s: float) -> None:
-        """`read_timeout_s`: how long the server may say nothing. Raises `Permanent` (`bad_source`)."""
+        """`read_timeout_s`: the maximum silence of the server. Raises `Permanent` (`bad_source`)."""
         self._address = S3Address.parse(uri)
         self._client = S3Client(
             self._address, attempts=_ATTEMPTS, connections=_CONNECTIONS, read_timeout_s=read_timeout_s
@@ -44,7 +44,8 @@ class S3Source:
         return self._address.display
 
     async def resolve(self) -> Listing:
-        """Read `holdfast.json`, else list the prefix, else look for a single object with exactly this key."""
+        """List the version from `holdfast.json`, else from the prefix, else as a single object with exactly this
+        key."""
         data = await self._client.manifest()
         if data is not None:
             where = self._address.uri(self._address.prefix + MANIFEST_NAME)
@@ -62,7 +63,7 @@ class S3Source:
         return Listing(files, await self._identity())
 
     async def locate(self, file: RemoteFile) -> Target:
-        """Sign a GET of the object as it was listed: `If-Match`, or its version where the bucket keeps versions."""
+        """Sign a GET of the listed object: with `If-Match`, or for its version if the bucket keeps versions."""
         etag, _, version = file.validator.partition(" ")
         url = await self._client.presigned(file.key, version, _URL_LIFETIME_S)
         return HttpTarget(
@@ -82,7 +83,7 @@ class S3Source:
         return identity_of(self.kind, *await self._client.asked())
 
     def _published(self, manifest: Manifest, identity: str) -> Listing:
-        # No validator: the sha256 decides, wherever the objects were copied since.
+        # No validator: the sha256 decides, also after a copy of the objects.
         prefix = self._address.prefix
         files = tuple(RemoteFile(f.path, prefix + f.path, f.size, sha256=f.sha256) for f in manifest.files)
         return Listing(files, identity, manifest)
@@ -94,7 +95,7 @@ class S3Source:
         return tuple(replace(file, problem=problems.get(file.key)) for file in files) if problems else files
 
     def _read(self, objects: Sequence[S3Object]) -> tuple[tuple[RemoteFile, ...], list[str]]:
-        """The files of a listing by path, and the keys of those that an archive may hold."""
+        """Return the files of a listing by path, and the keys of those that may be archived."""
         prefix = self._address.prefix
         files: list[RemoteFile] = []
         archive: list[str] = []
@@ -113,7 +114,8 @@ class S3Source:
         return tuple(sorted(files, key=lambda file: file.path)), archive
 
     async def _problems(self, keys: Sequence[str]) -> dict[str, HoldfastError]:
-        """Why objects of an archive's storage class cannot be read, by key; a restored copy can."""
+        """Return the errors of unreadable objects in an archive's storage class, by key; a restored copy is
+        readable."""
         slots = asyncio.Semaphore(_CONNECTIONS)
         found: dict[str, HoldfastError] = {}
 
@@ -121,7 +123,7 @@ class S3Source:
             async with slots:
                 try:
                     problem = archived(self._address.uri(key), await self._client.head(key) or {})
-                except HoldfastError as error:  # of a file that nobody may choose
+                except HoldfastError as error:  # of a file that may not be chosen
                     problem = error
             if problem is not None:
                 found[key] = problem
@@ -146,8 +148,8 @@ class S3Source:
 
 
 def _remote_file(path: str, key: str, size: int, etag: str, version: str | None) -> RemoteFile:
-    """One object. Its validator is the ETag, if that is a strong one, and its version in a bucket that keeps them."""
+    """Return one object. Its validator is the ETag, if strong, and its version in a bucket that keeps versions."""
     strong = etag if etag.startswith('"') else ""
-    # A bucket whose versioning is off, or suspended, says `null`: that names whatever is there.
+    # A bucket with versioning off or suspended reports `null`, which names no fixed version.
     validator = f"{strong} {version}" if version and version != "null" else strong
     return RemoteFile(path, key, size, validator, signs=None if validator else Signs(etag or None))

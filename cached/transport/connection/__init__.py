@@ -1,4 +1,4 @@
-"""Connections: how one is made, kept, limited and cancelled.
+"""Connections: opening, reuse, limits and cancellation.
 
-Law: blocking sockets and the threads that wait on them; knows no HTTP semantics beyond reading a response's frame.
+Law: blocking sockets and the threads that wait on them; knows no HTTP semantics beyond the framing of a response.
 """

@@ -1,8 +1,8 @@
-"""Page-aligned buffers, made once and lent out: what bounds the daemon's memory whatever a model's size.
+"""Page-aligned buffers, allocated once and reused, which bound the daemon's memory whatever a model's size.
 
-Law: one anonymous mapping, because O_DIRECT asks for page alignment and `bytearray` does not promise it; in huge pages
-where the kernel has them, which spares it a page table walk for every 4 KiB it copies. Last in, first out, so that only
-as many pages are ever touched as were needed at once.
+Law: one anonymous mapping, because O_DIRECT requires page alignment and `bytearray` does not guarantee it; in huge
+pages if the kernel has them, which saves a page table walk for every 4 KiB copied. Last in, first out, so that only as
+many pages are touched as were in use at once.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class BufferPool:
     def __init__(self, count: int, size: int) -> None:
         self.size = size
         region = mmap.mmap(-1, count * size + _HUGE_PAGE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        with suppress(OSError):  # a kernel without huge pages copies into small ones
+        with suppress(OSError):  # a kernel without huge pages uses small ones
             region.madvise(mmap.MADV_HUGEPAGE)
         first = -ctypes.addressof(ctypes.c_char.from_buffer(region)) % _HUGE_PAGE
         whole = memoryview(region)
@@ -30,7 +30,7 @@ class BufferPool:
         self._available = threading.Condition()
 
     def take(self) -> memoryview:
-        """Borrow a buffer, waiting until one is free. Give it back with `give`."""
+        """Borrow a buffer, waiting until one is free. The caller returns it with `give`."""
         with self._available:
             while not self._free:
                 self._available.wait()

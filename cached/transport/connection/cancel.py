@@ -1,7 +1,7 @@
-"""Cancel what blocks: a thread that waits in `recv` comes back at once when somebody else cancels it.
+"""Cancellation of blocking calls: a thread that waits in `recv` returns at once when another one cancels it.
 
-Law: holds sockets only while they are attached; it shuts them down, and never closes or reads them. What waits for
-something else than a socket is woken by a call.
+Law: holds sockets only while they are attached; it shuts them down, and never closes or reads them. A callback wakes a
+thread that waits for something else than a socket.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from collections.abc import Callable, Iterator
 
 
 class Cancelled(Exception):
-    """The caller asked to stop. Not a `HoldfastError`: nothing went wrong."""
+    """The caller cancelled. Not a `HoldfastError`, because nothing failed."""
 
 
 class Cancellation:
-    """One decision to stop, shared by any number of threads and connections."""
+    """One request to stop, shared by any number of threads and connections."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -30,7 +30,7 @@ class Cancellation:
         return self._cancelled
 
     def check(self) -> None:
-        """Raise `Cancelled` if it was cancelled."""
+        """Raise `Cancelled` after `cancel`."""
         if self._cancelled:
             raise Cancelled
 
@@ -48,14 +48,15 @@ class Cancellation:
             call()
 
     def attach(self, sock: socket.socket) -> None:
-        """Shut `sock` down when cancelled; raises `Cancelled` if that has happened already."""
+        """Shut `sock` down on `cancel`. Raises `Cancelled` after it."""
         with self._lock:
             self.check()
             self._sockets.add(sock)
 
     @contextlib.contextmanager
     def calling(self, stop: Callable[[], object]) -> Iterator[None]:
-        """Call `stop`, from whichever thread cancels, during the `with` block; raises `Cancelled` as `attach` does."""
+        """Call `stop` on `cancel`, in the cancelling thread, during the `with` block. Raises `Cancelled` as `attach`
+        does."""
         with self._lock:
             self.check()
             self._calls.append(stop)
@@ -66,6 +67,6 @@ class Cancellation:
                 self._calls.remove(stop)
 
     def detach(self, sock: socket.socket) -> None:
-        """Forget `sock`. Do so before closing it: its number may name another file a moment later."""
+        """Forget `sock`. Call this before closing it: its descriptor may soon belong to another file."""
         with self._lock:
             self._sockets.discard(sock)

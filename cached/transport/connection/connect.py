@@ -1,6 +1,6 @@
-"""Open connections: TCP, TLS with verification, and proxies as the environment names them.
+"""The opening of connections: TCP, TLS with verification, and the proxies of the environment.
 
-Law: hands out connected streams and keeps none. Certificates are always verified.
+Law: returns connected streams and keeps none. Certificates are always verified.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from cached.transport.credentials import basic
 from cached.transport.response import read_answer
 from cached.transport.urls import Address, Origin
 
-# What getaddrinfo gives: family, kind, protocol, name, address.
+# The result of getaddrinfo: family, kind, protocol, name, address.
 _Found = tuple[socket.AddressFamily, socket.SocketKind, int, str, Any]
 _NOT_YET_VALID = 9  # X509_V_ERR_CERT_NOT_YET_VALID
 
 
 @dataclass(frozen=True, slots=True)
 class Proxy:
-    """An HTTP proxy and what it wants to know about us."""
+    """An HTTP proxy and its `Proxy-Authorization` value."""
 
     origin: Origin
     authorization: str | None = field(repr=False)
@@ -43,7 +43,7 @@ class Proxy:
 
 
 class Connector:
-    """Opens connections to origins, through the proxy where the environment names one. Thread-safe."""
+    """Opens connections to origins, through the proxy that the environment names, if any. Thread-safe."""
 
     def __init__(self, settings: HttpSettings) -> None:
         self._settings = settings
@@ -52,7 +52,7 @@ class Connector:
         self._proxies = getproxies()
 
     def proxy_of(self, origin: Origin) -> Proxy | None:
-        """The proxy for `origin`, None to go there directly; raises `Permanent` (`bad_proxy`)."""
+        """Return the proxy for `origin`, None for a direct connection. Raises `Permanent` (`bad_proxy`)."""
         url = self._proxies.get(origin.scheme)
         if not url or proxy_bypass(origin.authority, self._proxies) or self._in_bypassed_network(origin.host):
             return None
@@ -66,15 +66,15 @@ class Connector:
         return Proxy(address.origin, basic(*address.userinfo) if address.userinfo else None)
 
     def open(self, origin: Origin, chosen_by: Origin | None, cancellation: Cancellation) -> Stream:
-        """Connect to `origin`, with TLS if it is https; raises `Transient`, `Permanent` or `Cancelled`.
+        """Connect to `origin`, with TLS if it is https. Raises `Transient`, `Permanent` or `Cancelled`.
 
-        `chosen_by`: which other host redirected here, if one did: not every address is then connected to. The stream is
+        `chosen_by`: the other host that redirected here, if any, which excludes internal addresses. The stream is
         attached to `cancellation`.
         """
         proxy = self.proxy_of(origin)
         place = f"{origin.netloc} through the proxy {proxy.origin.netloc}" if proxy else origin.netloc
         patience = Deadline(self._settings.header_timeout_s, place)
-        # Whichever socket the connection has got to so far, closed if the next step fails.
+        # The current socket of the connection, closed if the next step fails.
         held: list[socket.socket] = []
         try:
             addresses = _resolve(proxy.origin if proxy else origin)
@@ -96,7 +96,7 @@ class Connector:
             raise
 
     def _in_bypassed_network(self, host: str) -> bool:
-        """Tell whether `NO_PROXY` has a network (`10.0.0.0/8`) with `host` in it; urllib compares names only."""
+        """Return whether `NO_PROXY` has a network (`10.0.0.0/8`) with `host` in it; urllib compares names only."""
         try:
             address = ipaddress.ip_address(host)
         except ValueError:
@@ -118,13 +118,14 @@ class Connector:
         if status == 407:
             raise Permanent("proxy_unauthorized", shown, "put user and password into HTTPS_PROXY")
         if status // 100 != 2:
-            raise Transient("connect", shown, "it is tried again; if it goes on, ask whoever runs the proxy")
+            raise Transient("connect", shown, "it is tried again; if it goes on, ask the operator of the proxy")
 
     def _secure(self, sock: socket.socket, host: str, cancellation: Cancellation) -> ssl.SSLSocket:
         sock.settimeout(self._settings.connect_timeout_s)
-        # Wrapping moves the descriptor into a new object: the handshake waits until that one can be cancelled.
+        # Wrapping moves the descriptor into a new object: the handshake starts only after that one can be cancelled.
         cancellation.detach(sock)
-        # Ragged ends stay errors: over TLS Python tells a reset by nothing else, and a cut body is no end.
+        # Ragged ends stay errors: over TLS Python reports a reset by nothing else, and a truncated body has no clean
+        # end.
         secured = self._tls.wrap_socket(
             sock, server_hostname=host, do_handshake_on_connect=False, suppress_ragged_eofs=False
         )
@@ -143,25 +144,26 @@ def _resolve(origin: Origin) -> Sequence[_Found]:
 
 
 def _check_inward(origin: Origin, chosen_by: Origin, addresses: Sequence[_Found]) -> None:
-    """Refuse a redirect to this machine or its metadata service, unless whoever redirects is as near itself."""
+    """Refuse a redirect to this machine or its metadata service, unless the redirecting host has such an address
+    itself."""
     hosts = [origin.host, *(str(address[0]) for *_, address in addresses)]
     if any(map(is_inward, hosts)) and not any(is_inward(str(address[0])) for *_, address in _resolve(chosen_by)):
         raise Permanent(
             "insecure_redirect",
             f"{chosen_by.netloc} redirects to {origin.netloc}, an address of this machine or of its cloud's metadata",
-            "use the address of the file itself; ask whoever runs the source why it leads there",
+            "use the address of the file itself; ask the operator of the source for the reason",
         )
 
 
 def _dial(addresses: Sequence[_Found], timeout_s: float, cancellation: Cancellation) -> socket.socket:
-    """Connect to the first address that answers; raises OSError of the last one."""
+    """Connect to the first address that answers. Raises OSError of the last one."""
     deadline = time.monotonic() + timeout_s
     failure: OSError = OSError("the name has no address")
     for left, (family, kind, protocol, _, address) in zip(range(len(addresses), 0, -1), addresses, strict=True):
         sock = socket.socket(family, kind, protocol)
         try:
             cancellation.attach(sock)
-            # A share of what is left: a first address that swallows packets leaves time for the second.
+            # A share of the remaining time: a first address that drops packets leaves time for the second.
             sock.settimeout(max(0.001, (deadline - time.monotonic()) / left))
             sock.connect(address)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -1,6 +1,6 @@
 """The bandwidth limit: a token bucket that all connections share.
 
-Law: `take` waits outside the lock and at most as long as the rate asks; priorities are the workers' business.
+Law: `take` waits outside the lock, only as long as the rate requires; the workers handle priorities.
 """
 
 from __future__ import annotations
@@ -14,10 +14,8 @@ _BURST_S = 0.1
 
 
 class BandwidthLimit:
-    """At most `rate` bytes a second over all callers; None means no limit.
-
-    `clock` gives seconds that never go back, `sleep` waits for some.
-    """
+    """At most `rate` bytes a second over all callers; None means no limit. `clock` returns monotonic seconds, `sleep`
+    waits for seconds."""
 
     def __init__(self, rate: int | None, clock: Callable[[], float], sleep: Callable[[float], None]) -> None:
         self.rate = rate
@@ -27,7 +25,7 @@ class BandwidthLimit:
         self._free_at = clock()
 
     def chunk(self, size: int) -> int:
-        """How many bytes to ask for at once, so that a slow rate is spread out instead of coming in bursts."""
+        """Return how many bytes to receive at once, so that a slow rate is spread out instead of coming in bursts."""
         if self.rate is None:
             return size
         return max(1, min(size, max(16 * 1024, int(self.rate * _BURST_S))))

@@ -1,6 +1,6 @@
-"""Idle connections, kept for the next request to the same place.
+"""Idle connections, kept for the next request on the same route.
 
-Law: gives out only connections that are open and on which nothing has come since; never waits.
+Law: returns only open connections without unread bytes; never waits.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from cached.transport.connection.stream import Idle, Stream
 from cached.transport.urls import Origin
 
 _MAX_IDLE = 64
-_MAX_IDLE_S = 60.0  # most servers and load balancers give up at 60 to 75 s
+_MAX_IDLE_S = 60.0  # most servers and load balancers close at 60 to 75 s
 
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """What a connection leads to: one to another origin, or through another proxy, is never taken for it, nor one that
-    somebody else's redirect may not have opened."""
+    """The key of a connection: one to another origin, through another proxy, or opened for another host's redirect is
+    never reused."""
 
     origin: Origin
     proxy: Proxy | None
@@ -36,7 +36,7 @@ class IdlePool:
         self._closed = False
 
     def take(self, route: Route) -> Stream | None:
-        """The connection to `route` that was used last and is still good, or None."""
+        """Return the last used open connection to `route`, or None."""
         while True:
             with self._lock:
                 found = next((entry for entry in reversed(self._idle) if entry[0] == route), None)
@@ -49,7 +49,7 @@ class IdlePool:
             stream.close()
 
     def put(self, route: Route, stream: Stream) -> None:
-        """Keep `stream`, which nothing is due on; closes those that have been idle too long."""
+        """Keep `stream`, which has no pending response; close connections that were idle too long."""
         now = time.monotonic()
         with self._lock:
             if not self._closed:
@@ -59,7 +59,7 @@ class IdlePool:
             old.close()
 
     def close(self) -> None:
-        """Close what is idle, and what comes back later."""
+        """Close the idle connections, and those that come back later."""
         with self._lock:
             self._closed = True
             idle, self._idle = self._idle, []

@@ -1,7 +1,4 @@
-"""How patient the HTTP client is.
-
-Law: values only.
-"""
+"""The timeouts of the HTTP client. Law: values only."""
 
 from __future__ import annotations
 
@@ -10,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class HttpSettings:
-    """Times in seconds. A body stalls when a window passes with fewer than `stall_min_bytes`, however long it is."""
+    """Times in seconds. A body stalls if fewer than `stall_min_bytes` arrive within a window of any phase."""
 
     connect_timeout_s: float = 10.0
     header_timeout_s: float = 30.0
@@ -21,5 +18,5 @@ class HttpSettings:
 
     @property
     def tick_s(self) -> float:
-        """The longest a receive blocks before the clocks are looked at."""
+        """The maximum time that a receive blocks before a check of the clocks."""
         return min(1.0, self.stall_window_s / 4, self.header_timeout_s / 4)

@@ -1,8 +1,8 @@
-"""Where a redirect may not lead: to this machine itself, or to what its cloud keeps there for it alone.
+"""Forbidden targets of a redirect: this machine itself, and its cloud's metadata service.
 
-Law: pure. Whoever owns a source chooses where its redirects go, and what they lead to is published to every pod of the
-node: credentials from a metadata service must not be. Networks of one's own (10.0.0.0/8 and the like) are no such
-place: object stores live there.
+Law: pure. The owner of a source chooses the targets of its redirects, and the daemon publishes their content to every
+pod of the node: credentials from a metadata service must not get there. Private networks (10.0.0.0/8 and the like) are
+allowed: object stores are there.
 """
 
 from __future__ import annotations
@@ -14,10 +14,8 @@ _METADATA = frozenset({ipaddress.ip_address("fd00:ec2::254"), ipaddress.ip_addre
 
 
 def is_inward(host: str) -> bool:
-    """Tell whether `host`, an address in text, is loopback, link-local, unspecified or a metadata service.
-
-    A name is not: its addresses are, or are not.
-    """
+    """Return whether `host`, an address in text, is loopback, link-local, multicast, unspecified or a metadata service.
+    False for a name: its addresses count instead."""
     try:
         address = ipaddress.ip_address(host.partition("%")[0])
     except ValueError:

@@ -1,7 +1,7 @@
-"""One connection's bytes, in and out: blocking, with a clock that notices silence and a cancellation that wakes it.
+"""A connected socket: blocking, with a clock that detects silence and a cancellation that wakes it.
 
-Law: knows sockets, not HTTP. Everything received goes into the caller's memory, except the few KiB read with a
-response's head. Errors of the socket pass through; whoever knows the URL gives them a name.
+Law: knows sockets, not HTTP. Received bytes go into the caller's memory, except the few KiB read with a response's
+head. Errors of the socket pass through to the caller, which knows the URL.
 """
 
 from __future__ import annotations
@@ -20,31 +20,31 @@ _HEAD_READ_BYTES = 16 * 1024
 
 
 class EndOfStream(ConnectionError):
-    """The other side closed where more bytes were due."""
+    """The peer closed the connection before the expected bytes."""
 
 
 class Patience(Protocol):
-    """Decides how long to wait."""
+    """The limit of a wait."""
 
     def spent(self, seconds: float, received: int) -> None:
-        """Account for one wait; raises `Transient` (`stalled`) when it has been enough."""
+        """Record one wait. Raises `Transient` (`stalled`) at the limit."""
 
 
 class Deadline:
-    """So many seconds of waiting in all."""
+    """A limit of waiting time in total."""
 
     def __init__(self, seconds: float, what: str) -> None:
         self._limit_s = self._left_s = seconds
         self._what = what
 
-    def spent(self, seconds: float, received: int) -> None:  # noqa: ARG002 - trickling a head byte by byte is no progress
+    def spent(self, seconds: float, received: int) -> None:  # noqa: ARG002 - a head that arrives byte by byte is no progress
         self._left_s -= seconds
         if self._left_s <= 0:
             raise Transient("stalled", f"{self._what}: no answer within {self._limit_s:g} s", "it is tried again")
 
 
 class StallClock:
-    """So many bytes in each window of waiting; the time between two receives does not count."""
+    """A minimum of bytes in each window of waiting; the time between two receives does not count."""
 
     def __init__(self, window_s: float, min_bytes: int, what: str) -> None:
         self._window_s = window_s
@@ -68,7 +68,7 @@ class StallClock:
 
 
 class Idle(enum.Enum):
-    """What a connection on which nothing is due holds."""
+    """The state of an idle connection: open, closed, or with unexpected bytes."""
 
     QUIET = enum.auto()
     CLOSED = enum.auto()
@@ -89,7 +89,7 @@ class Stream:
         if self._tls:
             sock.settimeout(tick_s)
         else:
-            # A Python timeout makes the descriptor non-blocking, and MSG_WAITALL then returns whatever is there. A
+            # A Python timeout makes the descriptor non-blocking, and MSG_WAITALL then returns what has arrived. A
             # blocking descriptor with the kernel's own timeout fills 4 MiB in one system call.
             sock.settimeout(None)
             tick = struct.pack("@ll", int(tick_s), int(tick_s % 1 * 1_000_000))
@@ -103,11 +103,11 @@ class Stream:
         cancellation.attach(self._sock)
 
     def wait_with(self, patience: Patience) -> None:
-        """Go on with another clock."""
+        """Replace the limit of waiting."""
         self._patience = patience
 
     def rest(self) -> None:
-        """End an exchange: the connection is idle and no longer cancelled with it."""
+        """End an exchange: the connection is idle, and the cancellation no longer covers it."""
         self._cancellation.detach(self._sock)
 
     def close(self) -> None:
@@ -118,13 +118,17 @@ class Stream:
         self._sock.sendall(data)
 
     def take(self, view: memoryview) -> int:
-        """Receive into a non-empty `view`: all of it where the socket allows, at least one byte, or 0 at the end."""
-        if self._held:
-            return self._take_held(view)
-        return self._wait(view, socket.MSG_WAITALL)
+        """Receive into a non-empty `view` and return the count: all of it if the socket can, at least one byte, or 0 at
+        the end."""
+        if not self._held:
+            return self._wait(view, socket.MSG_WAITALL)
+        size = min(len(view), len(self._held))
+        view[:size] = self._held[:size]
+        del self._held[:size]
+        return size
 
     def readline(self, limit: int = 64 * 1024) -> bytes:
-        """One line with its end, or `limit` bytes of it; raises `EndOfStream` if the other side closes before."""
+        """Read one line with its end, or `limit` bytes of it. Raises `EndOfStream` if the peer closes before."""
         searched = 0
         while True:
             end = self._held.find(b"\n", searched, limit)
@@ -141,11 +145,11 @@ class Stream:
             self._held += scratch[:received]
 
     def look(self) -> Idle:
-        """Say, without waiting, whether anything came that nobody asked for."""
+        """Return the state of an idle connection without waiting."""
         if self._held:
             return Idle.DATA
         try:
-            # MSG_PEEK works on the ciphertext, where a TLS session ticket looks like data: read for real there.
+            # MSG_PEEK works on the ciphertext, where a TLS session ticket looks like data, so TLS needs a real read.
             found = self._look_tls() if self._tls else self._sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
         except (BlockingIOError, ssl.SSLWantReadError):
             return Idle.QUIET
@@ -160,24 +164,18 @@ class Stream:
         finally:
             self._sock.settimeout(self._tick_s)
 
-    def _take_held(self, view: memoryview) -> int:
-        size = min(len(view), len(self._held))
-        view[:size] = self._held[:size]
-        del self._held[:size]
-        return size
-
     def _wait(self, view: memoryview, flags: int) -> int:
         while True:
             began = time.monotonic()
             received = self._receive(view, flags)
-            self._cancellation.check()  # a socket that was shut down still gives what it had received
+            self._cancellation.check()  # a socket that was shut down still returns received bytes
             self._patience.spent(time.monotonic() - began, received or 0)
             if received is not None:
                 self.answered = self.answered or received > 0
                 return received
 
     def _receive(self, view: memoryview, flags: int) -> int | None:
-        """One system call: bytes received, 0 at the end, None if a tick passed with nothing."""
+        """Make one system call; return the bytes received, 0 at the end, None for a tick without any."""
         try:
             return self._sock.recv_into(view) if self._tls else self._sock.recv_into(view, 0, flags)
         except (BlockingIOError, TimeoutError):

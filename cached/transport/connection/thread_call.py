@@ -1,8 +1,8 @@
-"""Make blocking network calls beside the event loop.
+"""Blocking network calls from the event loop.
 
-Law: each call has a thread of its own that nothing waits for, neither the loop's end nor the process's. A caller that
-is cancelled, or out of time, cancels the call and goes on at once; a few calls that hang (a name server that says
-nothing, say) never keep those of others waiting, as they would on a pool.
+Law: each call has its own thread that neither the loop's end nor the process's waits for. A caller that is cancelled,
+or out of time, cancels the call and continues at once; a few hung calls (of a silent name server, say) never delay
+others, as they would on a pool.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ T = TypeVar("T")
 
 
 async def aside(call: Callable[[Cancellation], T]) -> T:
-    """Return what `call` does; its argument is cancelled when the caller is. Raises `Transient` (`no_thread`) where no
-    thread can be had for it."""
+    """Return the result of `call`; its argument is cancelled when the caller is. Raises `Transient` (`no_thread`) if no
+    thread can start."""
     loop = asyncio.get_running_loop()
     outcome: asyncio.Future[T] = loop.create_future()
     cancellation = Cancellation()
 
     def settle(result: T | None, error: BaseException | None) -> None:
         if outcome.done():
-            return  # nobody waits any more
+            return  # the caller was cancelled
         if error is None:
-            outcome.set_result(result)  # type: ignore[arg-type]  # None only where T has it
+            outcome.set_result(result)  # type: ignore[arg-type]  # None only if T includes it
         else:
             outcome.set_exception(error)
 
@@ -38,7 +38,7 @@ async def aside(call: Callable[[Cancellation], T]) -> T:
         result, failure = None, None
         try:
             result = call(cancellation)
-        except BaseException as error:  # noqa: BLE001 - every ending becomes the outcome, none is lost
+        except BaseException as error:  # noqa: BLE001 - every end becomes the outcome, none is lost
             failure = error
         with contextlib.suppress(RuntimeError):  # the loop is closed: the process ends
             loop.call_soon_threadsafe(settle, result, failure)
