@@ -23,6 +23,7 @@ from cached.contract.errors import HoldfastError, Permanent
 from cached.contract.layout import Layout
 from cached.contract.program import limits
 from cached.contract.program.limits import started_pool
+from cached.contract.program.logs import log_to_stderr
 from cached.contract.program.options import EXIT_DONE, EXIT_FAILED
 from cached.contract.program.process import Ending
 from cached.contract.reference import ModelRef
@@ -83,7 +84,8 @@ _UNFINISHED = frozenset({State.QUEUED, State.RESOLVING, State.FETCHING, State.VE
 def main(argv: Sequence[str]) -> int:
     """`holdfast daemon`."""
     config = parse_config(argv)
-    _log_to_stderr(logging.getLevelNamesMapping()[config.log_level.upper()])
+    # Of libraries what is wrong and no more: looking for credentials, the S3 one writes down what it was answered.
+    log_to_stderr(config.log_level, ours=("cached", _log.name))
     sys.setswitchinterval(_SWITCH_S)
     os.umask(0o022)  # folders get their modes as they are made: a crash finds none with another
     ending = Ending(_PATIENCE_S, partial(_leave, Layout(config.root)))
@@ -115,15 +117,6 @@ def _standing(files: int) -> int:
     if most < connection_limits.MOST_CONNECTIONS:
         _log.warning("the limit of open files is %d: at most %d connections at each door", files, most)
     return most
-
-
-def _log_to_stderr(level: int) -> None:
-    """Log what is ours from `level` on, and of libraries what is wrong and no more: looking for credentials, the S3
-    one writes down what it was answered."""
-    form = "%(asctime)s %(levelname)s %(message)s"
-    logging.basicConfig(level=max(level, logging.WARNING), stream=sys.stderr, format=form)
-    for ours in ("cached", _log.name):
-        logging.getLogger(ours).setLevel(level)
 
 
 def _leave(layout: Layout, why: str) -> None:
