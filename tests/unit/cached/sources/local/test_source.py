@@ -91,31 +91,12 @@ async def test_one_file_is_a_version_of_one_file(tmp_path: Path) -> None:
     assert [(f.path, f.size, f.key) for f in listing.files] == [("model.gguf", 3, os.path.realpath(path))]
 
 
-async def test_a_manifest_decides_what_is_listed(tmp_path: Path) -> None:
-    """With a `holdfast.json` the listing is the manifest's, sha256 included, whatever else lies there."""
-    put(tmp_path / "w.bin", b"abc")
-    put(tmp_path / "other")
-    manifest = Manifest.build([FileEntry("w.bin", Digest.of(b"abc").hex, 3)])
-    put(tmp_path / "holdfast.json", manifest.canonical())
-    listing = await resolve(tmp_path)
-    assert listing.manifest == manifest
-    assert [(f.path, f.sha256) for f in listing.files] == [("w.bin", Digest.of(b"abc").hex)]
-
-
 async def test_a_file_of_another_size_than_the_manifest_says_is_named(tmp_path: Path) -> None:
     """A truncated file of a published version is refused before a byte is read."""
     put(tmp_path / "w.bin", b"ab")
     put(tmp_path / "holdfast.json", Manifest.build([FileEntry("w.bin", Digest.of(b"abc").hex, 3)]).canonical())
     error = await refusal(tmp_path)
     assert error.code == "size_mismatch" and "w.bin" in error.message
-
-
-async def test_a_manifest_that_is_none_is_refused(tmp_path: Path) -> None:
-    """A broken `holdfast.json` is an error, not a reason to list the folder instead."""
-    put(tmp_path / "w.bin")
-    put(tmp_path / "holdfast.json", b"{}")
-    error = await refusal(tmp_path)
-    assert error.code == "invalid_manifest" and str(tmp_path / "holdfast.json") in error.message
 
 
 async def test_a_manifest_is_a_plain_file_of_the_folder(tmp_path: Path) -> None:
@@ -130,14 +111,6 @@ async def test_a_manifest_is_a_plain_file_of_the_folder(tmp_path: Path) -> None:
     os.mkfifo(manifest)
     async with asyncio.timeout(10):
         assert (await refusal(tmp_path / "m")).code == "bad_file"
-
-
-async def test_an_unfinished_publish_is_no_version(tmp_path: Path) -> None:
-    """While `.holdfast/publishing` is there and no manifest, the files are not taken for a version."""
-    put(tmp_path / "w.bin")
-    put(tmp_path / ".holdfast" / "publishing", b"")
-    error = await refusal(tmp_path)
-    assert isinstance(error, Transient) and error.code == "publishing"
 
 
 async def test_holdfasts_own_records_are_no_content(tmp_path: Path) -> None:
@@ -206,13 +179,6 @@ async def test_a_name_no_manifest_may_carry_is_refused(tmp_path: Path) -> None:
     put(tmp_path / "bad\nname")
     error = await refusal(tmp_path)
     assert error.code == "bad_name" and "bad\\nname" in error.message
-
-
-async def test_names_that_collide_after_case_folding_are_refused(tmp_path: Path) -> None:
-    """Two names that differ only in case are refused."""
-    put(tmp_path / "A")
-    put(tmp_path / "a")
-    assert (await refusal(tmp_path)).code == "bad_name"
 
 
 async def test_missing_and_empty_say_not_found(tmp_path: Path) -> None:

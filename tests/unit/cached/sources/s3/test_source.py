@@ -14,7 +14,7 @@ from uuid import uuid4
 import pytest
 
 from cached.contract.digest import Digest
-from cached.contract.errors import HoldfastError, Permanent, Transient
+from cached.contract.errors import HoldfastError, Permanent
 from cached.contract.manifest import FileEntry, Manifest
 from cached.core.listing import RemoteFile
 from cached.sources.s3.source import S3Source
@@ -182,14 +182,6 @@ async def test_a_stored_content_encoding_says_nothing_of_the_bytes(
         target = await target_of(uri, "w")
         assert client.fetch(target, 10, Cancellation()).body == b"abc"
     client.close()
-
-
-async def test_an_unfinished_publish_is_no_version(moto: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    """While the mark of a publish is there and no manifest, the objects are not taken for a version."""
-    bucket = use(moto, monkeypatch)
-    put(moto, bucket, **{"m/w": b"abc", "m/.holdfast/publishing": b""})
-    error = await refusal(f"s3://{bucket}/m/")
-    assert isinstance(error, Transient) and error.code == "publishing"
 
 
 async def test_a_signed_url_gives_ranges_to_anybody(moto: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
