@@ -44,7 +44,18 @@ _LOAD = Scenario(
     _serve,
     _catalog,
     lambda on: None,
-    options=("--scrub-rate", "0", "--connections", "4", "--quota", "3MB", "--high-watermark", "0.8"),
+    options=(
+        "--scrub-rate",
+        "0",
+        "--connections",
+        "4",
+        "--quota",
+        "3MB",
+        "--high-watermark",
+        "0.8",
+        "--low-watermark",
+        "0.8",
+    ),
 )
 
 
