@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check -c constraints.txt
 
-# Arguments for the program behind a target: `make run ARGS=--exit`, `make test ARGS='tests/contract -x'`.
+# Arguments for the program behind a target: `make run ARGS=--exit`, `make test ARGS='tests/unit/cached/contract -x'`.
 ARGS ?=
 
 .DEFAULT_GOAL := help
@@ -25,7 +25,7 @@ help:
 	@echo 'make e2e        install, use and remove Holdfast in the cluster of KUBECONFIG, whose nodes have its images;'
 	@echo '                evicts from the nodes: refuses where they hold versions, unless E2E_EVICT=yes'
 	@echo 'make clean      remove .venv and the caches'
-	@echo "ARGS passes on: make run ARGS=--exit, make test ARGS='tests/contract -x'"
+	@echo "ARGS passes on: make run ARGS=--exit, make test ARGS='tests/unit/cached/contract -x'"
 
 run: $(VENV)/installed-demo
 	@$(BIN)/holdfast demo $(ARGS)
@@ -36,7 +36,7 @@ test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -m 'not slow and not e2e' -n $(WORKERS) --dist loadfile $(ARGS)
 
 test-gpu: $(VENV)/installed-dev
-	$(BIN)/python -m pytest -m gpu tests/weights $(ARGS)
+	$(BIN)/python -m pytest -m gpu tests/unit/server/weights $(ARGS)
 
 test-slow: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -m slow --timeout 1800 $(ARGS)
@@ -47,18 +47,18 @@ test-slow: $(VENV)/installed-dev
 # or where SIGTERM does not end the daemon with 0. `ARGS='--seed N'` repeats a run's choices.
 DURATION ?= 2h
 soak: $(VENV)/installed-dev
-	$(BIN)/python -m tests.soak --duration $(DURATION) $(ARGS)
+	$(BIN)/python -m tests.system.load.soak --duration $(DURATION) $(ARGS)
 
 # The tests of fs-verity in a kernel that has it, on QEMU without acceleration: some three minutes. VERITY_KERNEL is a folder with
 # boot/ and lib/modules/ of a kernel package, unpacked (dpkg -x); without it, this machine's own kernels are looked through.
 test-verity: $(VENV)/installed-dev
-	$(BIN)/python -m pytest -m slow --timeout 1800 tests/verity $(ARGS)
+	$(BIN)/python -m pytest -m slow --timeout 1800 tests/system/verity $(ARGS)
 
 # Not part of `make test`: whoever has KUBECONFIG set for other work must not find Holdfast in that cluster. First the tests
 # that want a cluster without it. The end-to-end tests evict what nobody uses from every node's root: they look first, and
 # refuse where a node holds versions that are not their own, unless E2E_EVICT=yes.
 e2e: $(VENV)/installed-dev
-	$(BIN)/python -m pytest tests/manifests/test_on_a_cluster.py tests/e2e $(ARGS)
+	$(BIN)/python -m pytest tests/system/kube/test_on_a_cluster.py tests/system/e2e $(ARGS)
 
 # The tests come last: their summary is the last word.
 check: lint test

@@ -18,6 +18,7 @@ from functools import partial
 from typing import TypeVar
 
 from cached.contract.errors import HoldfastError, Permanent
+from cached.contract.program.logs import LINE_WITH_NAME, log_to_stderr
 from cached.contract.program.options import EXIT_DONE, EXIT_FAILED
 from server import options
 from server.api import routes
@@ -44,7 +45,7 @@ ResultT = TypeVar("ResultT")
 def main(argv: Sequence[str]) -> int:
     """Serve until SIGTERM or SIGINT; return the exit code."""
     settings = options.parse(argv)
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    log_to_stderr("INFO", line=LINE_WITH_NAME)
     code = EXIT_DONE
     try:
         with ExitStack() as leases:

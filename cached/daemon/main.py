@@ -23,6 +23,7 @@ from cached.contract.errors import HoldfastError, Permanent
 from cached.contract.layout import Layout
 from cached.contract.program import limits
 from cached.contract.program.limits import started_pool
+from cached.contract.program.logs import log_to_stderr
 from cached.contract.program.options import EXIT_DONE, EXIT_FAILED
 from cached.contract.program.process import Ending
 from cached.contract.reference import ModelRef
@@ -82,7 +83,8 @@ _UNFINISHED = frozenset({State.QUEUED, State.RESOLVING, State.FETCHING, State.VE
 def main(argv: Sequence[str]) -> int:
     """Run `holdfast daemon`; return the exit code."""
     config = parse_config(argv)
-    _log_to_stderr(logging.getLevelNamesMapping()[config.log_level.upper()])
+    # Of libraries what is wrong and no more: looking for credentials, the S3 one writes down what it was answered.
+    log_to_stderr(config.log_level, ours=("cached", _log.name))
     sys.setswitchinterval(_SWITCH_S)
     os.umask(0o022)  # folders get their final mode from mkdir itself, also before a crash
     ending = Ending(_PATIENCE_S, partial(_force_exit, Layout(config.root)))
@@ -114,15 +116,6 @@ def _standing(files: int) -> int:
     if most < connection_limits.MOST_CONNECTIONS:
         _log.warning("the limit of open files is %d: at most %d connections a listener", files, most)
     return most
-
-
-def _log_to_stderr(level: int) -> None:
-    """Log our own messages from `level` on, those of libraries from WARNING on: below that, botocore logs the answers
-    to its credential lookups."""
-    form = "%(asctime)s %(levelname)s %(message)s"
-    logging.basicConfig(level=max(level, logging.WARNING), stream=sys.stderr, format=form)
-    for ours in ("cached", _log.name):
-        logging.getLogger(ours).setLevel(level)
 
 
 def _force_exit(layout: Layout, why: str) -> None:

@@ -20,6 +20,7 @@ from ssl import SSLContext
 from aiohttp import web
 
 from cached.contract.errors import HoldfastError, Permanent
+from cached.contract.program.logs import log_to_stderr
 from cached.contract.program.options import EXIT_DONE, EXIT_FAILED
 from cached.contract.program.process import Ending
 from sidecar.injector.catalog_digests import Digests, read_digests
@@ -104,9 +105,7 @@ class Injector:
 def main(argv: Sequence[str]) -> int:
     """Run `holdfast inject`; return its exit code."""
     settings = parse(argv)
-    logging.basicConfig(
-        level=settings.log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s"
-    )
+    log_to_stderr(settings.log_level)
     ending = Ending(settings.drain_s + _PATIENCE_S, partial(_log.warning, "%s: leaving at once"))
     ending.start()
     try:

@@ -33,7 +33,7 @@ from sidecar.gate.progress import Narrator
 from sidecar.gate.settings import parse
 from sidecar.gate.snapshot import Held
 from sidecar.gate.wakeup import Bell
-from tests.store.filling import no_claims
+from tests.support.filling import no_claims
 
 REFS = (ModelRef("acme/tiny", "v1"), ModelRef("acme/other", "v1"))
 _SHARED = b"both have it" * 100

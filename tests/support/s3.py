@@ -16,9 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import boto3
-from botocore.config import Config
-
 ACCESS_KEY = "HOLDFASTTESTKEY"
 SECRET_KEY = "holdfast-test-secret-0123456789"
 REGION = "us-east-1"
@@ -41,6 +38,9 @@ class S3Server:
 
     def client(self) -> Any:
         """A boto3 client, to arrange and look at what the code under test does."""
+        import boto3  # here: every run of pytest imports this file, also the one in the machine of tests/system/verity
+        from botocore.config import Config
+
         return boto3.client(
             "s3",
             endpoint_url=self.url,

@@ -20,7 +20,7 @@ from tests.support.crashing.journal import replace_bytes
 from tests.support.crashing.stage import Scenario, Stage, manifest_of
 from tests.support.crashing.warm import SEGMENT_BYTES
 from tests.support.daemon import prefetched
-from tests.wire.faults import Stall
+from tests.support.origin_faults import Stall
 
 ONE, TWO, THREE = (ModelRef("acme/tiny", version) for version in ("v1", "v2", "v3"))
 _NAME = "acme/tiny"

@@ -25,7 +25,7 @@ from tests.support.crashing.checks import settled, visible
 from tests.support.crashing.journal import renew_inodes
 from tests.support.crashing.points import Plan
 from tests.support.crashing.warm import Died, WarmDaemon, WarmParent
-from tests.wire.origin import HostileOrigin
+from tests.support.origin import HostileOrigin
 
 Files = Mapping[str, bytes]
 

@@ -1,0 +1,210 @@
+"""The commands that only read the public tree: ls, status, verify."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from cached.commands import ls, status, verify
+from cached.contract import lease
+from cached.contract.layout import Layout
+from cached.contract.reference import ModelRef
+from cached.contract.status import State, StatusError
+from tests.support.control import model_status, write_heartbeat, write_status
+from tests.unit.cached.commands.conftest import publish
+
+BASE = ModelRef("acme/llama", "v3")
+OTHER = ModelRef("minilm", "1")
+FILES = {"config.json": b"{}", "weights/model.safetensors": b"w" * 5000}
+NO_MODEL = StatusError("unknown_model", "the catalog has no minilm", "add minilm to the catalog", permanent=True)
+
+
+def test_ls_lists_versions_without_a_daemon(layout: Layout, capsys: pytest.CaptureFixture[str]) -> None:
+    """`ls` shows name, version, size, number of files and digest of each version, with no daemon about."""
+    digest = publish(layout, BASE, FILES)
+    assert ls.main(["--root", str(layout.root)]) == 0
+    _, row = capsys.readouterr().out.splitlines()
+    assert row.split() == ["acme/llama@v3", "ready", "4.9", "KiB", "2", str(digest)[:19]]
+
+
+def test_ls_json_is_for_machines(layout: Layout, capsys: pytest.CaptureFixture[str]) -> None:
+    """`ls --json` gives whole digests, sizes in bytes and the folder of each version."""
+    digest = publish(layout, BASE, FILES)
+    assert ls.main(["--root", str(layout.root), "--json"]) == 0
+    (found,) = json.loads(capsys.readouterr().out)
+    assert found == {
+        "model": "acme/llama",
+        "version": "v3",
+        "state": "ready",
+        "digest": str(digest),
+        "pinned": None,
+        "bytes": 5002,
+        "files": 2,
+        "path": str(layout.public.model_link(BASE)),
+        "stale": None,
+    }
+
+
+def test_ls_shows_what_is_on_its_way(layout: Layout, capsys: pytest.CaptureFixture[str]) -> None:
+    """`ls` also lists versions that have a status and no symlink yet, with their state."""
+    write_status(layout, model_status(OTHER, State.FETCHING, bytes_total=2048, bytes_done=1024))
+    assert ls.main(["--root", str(layout.root)]) == 0
+    assert capsys.readouterr().out.splitlines()[1].split() == ["minilm@1", "fetching", "2.0", "KiB", "-", "-"]
+
+
+def test_ls_skips_what_is_not_ours(layout: Layout, capsys: pytest.CaptureFixture[str]) -> None:
+    """Names in the tree that are no references, and links that lead nowhere, are skipped."""
+    (layout.public.models / ".tmp-x").mkdir()
+    (layout.public.models / "minilm").mkdir()
+    (layout.public.models / "minilm" / "1").symlink_to("../../snapshots/" + "0" * 64)
+    (layout.public.models / "minilm" / ".tmp-1").symlink_to("x")
+    assert ls.main(["--root", str(layout.root), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == []
+
+
+def test_ls_of_an_empty_node_says_what_to_do(layout: Layout, capsys: pytest.CaptureFixture[str]) -> None:
+    """An empty node is no error, and `ls` says how to get a version."""
+    assert ls.main(["--root", str(layout.root)]) == 0
+    assert "holdfast pull" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", [ls, status, verify])
+def test_a_root_that_is_none_fails_with_a_remedy(
+    command: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without a cache under the root, reading commands exit 1, name the path and say what to do."""
+    assert command.main(["--root", str(tmp_path / "none")]) == 1
+    error = capsys.readouterr().err
+    assert str(tmp_path / "none") in error
+    assert "--root" in error
+
+
+def test_root_comes_from_the_environment(
+    layout: Layout, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """HOLDFAST_ROOT names the root where --root does not."""
+    publish(layout, BASE, FILES)
+    monkeypatch.setenv("HOLDFAST_ROOT", str(layout.root))
+    assert ls.main([]) == 0
+    assert "acme/llama@v3" in capsys.readouterr().out
+
+
+def test_status_shows_heartbeat_disk_and_progress(layout: Layout, capsys: pytest.CaptureFixture[str]) -> None:
+    """`status` shows the daemon, the disk, and each version's state, bytes, rate and remaining time."""
+    write_heartbeat(layout, time.time())
+    write_status(
+        layout,
+        model_status(BASE, State.FETCHING, bytes_total=4096, bytes_done=1024, rate_bytes_per_s=1024.0, eta_s=3.0),
+    )
+    assert status.main(["--root", str(layout.root)]) == 0
+    out = capsys.readouterr().out
+    assert "0.1.0 on node-a, pid 4242" in out
+    assert "NOT RUNNING" not in out
+    assert "free of" in out
+    assert "1.0 KiB of 4.0 KiB (25 %), 1.0 KiB/s, 3s left" in out
+
+
+def test_status_tells_errors_with_their_remedy(layout: Layout, capsys: pytest.CaptureFixture[str]) -> None:
+    """A failed version shows its reason and what to do about it."""
+    write_status(layout, model_status(OTHER, State.FAILED, error=NO_MODEL))
+    assert status.main(["--root", str(layout.root)]) == 0
+    assert "minilm@1: the catalog has no minilm\n  what to do: add minilm to the catalog" in capsys.readouterr().out
+
+
+def test_status_says_when_the_heartbeat_stopped(layout: Layout, capsys: pytest.CaptureFixture[str]) -> None:
+    """An old heartbeat is called out."""
+    write_heartbeat(layout, time.time() - 3600)
+    assert status.main(["--root", str(layout.root)]) == 0
+    assert "NOT RUNNING?" in capsys.readouterr().out
+
+
+def test_status_json_has_the_shape_of_the_daemons(layout: Layout, capsys: pytest.CaptureFixture[str]) -> None:
+    """`status --json` has `daemon`, `disk` and `models`, the models as their status files are."""
+    shown = model_status(OTHER, State.FAILED, error=NO_MODEL)
+    write_heartbeat(layout, time.time())
+    write_status(layout, shown)
+    assert status.main(["--root", str(layout.root), "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["daemon"]["node"] == "node-a"
+    assert set(document["disk"]) == {"capacity", "used", "free"}
+    assert document["models"] == [json.loads(json.dumps(shown.document()))]
+
+
+def test_a_broken_status_file_is_read_as_absent(layout: Layout, capsys: pytest.CaptureFixture[str]) -> None:
+    """Garbage in a status file neither stops `status` nor shows up."""
+    write_status(layout, model_status(OTHER, State.FETCHING))
+    layout.public.model_status(OTHER).write_bytes(b"{")
+    layout.public.daemon_status.write_bytes(b'{"updated": "yesterday"}')
+    assert status.main(["--root", str(layout.root)]) == 0
+    assert "minilm" not in capsys.readouterr().out
+
+
+def test_watch_ends_well_with_ctrl_c(layout: Layout) -> None:
+    """`status --watch` prints again and again, and exits 0 on SIGINT."""
+    write_heartbeat(layout, time.time())
+    command = [sys.executable, "-m", "cached", "status", "--watch", "--json", "--root", str(layout.root)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as watching:
+        assert watching.stdout is not None
+        assert json.loads(watching.stdout.readline())["daemon"]["pid"] == 4242
+        assert json.loads(watching.stdout.readline())["daemon"]["pid"] == 4242
+        watching.send_signal(signal.SIGINT)
+        _, errors = watching.communicate(timeout=30)
+    assert (watching.returncode, errors) == (0, "")
+
+
+def test_verify_passes_whole_versions(layout: Layout, capsys: pytest.CaptureFixture[str]) -> None:
+    """`verify` exits 0 and says ok for each version, hashing shared content once."""
+    publish(layout, BASE, FILES)
+    publish(layout, OTHER, FILES)
+    assert verify.main(["--root", str(layout.root), "--threads", "2"]) == 0
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.startswith("acme/llama@v3  ok  2 files, 4.9 KiB")
+    assert second == "minilm@1  ok  the same content as acme/llama@v3"
+
+
+def test_verify_names_the_file_that_changed(layout: Layout, capsys: pytest.CaptureFixture[str]) -> None:
+    """One flipped byte makes `verify` exit 1 and name version and file; the others are checked all the same."""
+    digest = publish(layout, BASE, FILES)
+    publish(layout, OTHER, {"a": b"a"})
+    victim = layout.public.snapshot(digest).path / "weights" / "model.safetensors"
+    victim.chmod(0o644)
+    victim.write_bytes(b"W" + FILES["weights/model.safetensors"][1:])
+    assert verify.main(["--root", str(layout.root)]) == 1
+    shown = capsys.readouterr()
+    assert "acme/llama@v3  MISMATCH  weights/model.safetensors: sha256" in shown.out
+    assert "minilm@1  ok" in shown.out
+    assert "what to do" in shown.err
+
+
+@pytest.mark.parametrize("gone", ["config.json", ".holdfast/manifest.json"])
+def test_verify_names_a_file_that_is_gone(gone: str, layout: Layout, capsys: pytest.CaptureFixture[str]) -> None:
+    """A missing file or manifest is a mismatch that names it."""
+    digest = publish(layout, BASE, FILES)
+    (layout.public.snapshot(digest).path / gone).unlink()
+    assert verify.main(["acme/llama@v3", "--root", str(layout.root)]) == 1
+    out = capsys.readouterr().out
+    assert "MISMATCH" in out
+    assert Path(gone).name in out
+
+
+def test_verify_of_what_is_not_here_says_so(layout: Layout, capsys: pytest.CaptureFixture[str]) -> None:
+    """A version that is not on the node exits 1 and says how to fetch it."""
+    assert verify.main(["minilm@1", "--root", str(layout.root)]) == 1
+    assert "holdfast pull minilm@1" in capsys.readouterr().err
+
+
+def test_verify_does_not_touch_what_is_being_evicted(layout: Layout, capsys: pytest.CaptureFixture[str]) -> None:
+    """Where an eviction holds the lease, `verify` reports that instead of hashing."""
+    digest = publish(layout, BASE, FILES)
+    held = lease.take_exclusive(layout.public.snapshot(digest).lease)
+    assert held is not None
+    with held:
+        assert verify.main(["--root", str(layout.root)]) == 1
+    assert "being evicted" in capsys.readouterr().out

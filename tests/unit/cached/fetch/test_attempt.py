@@ -1,0 +1,181 @@
+"""Ranges in any order, hashed behind the contiguous front: from memory, or from the disk where memory is short."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import threading
+from pathlib import Path
+
+import pytest
+
+from cached.contract.errors import HoldfastError
+from cached.store import recovery
+from tests.support.fetching import (
+    DEADLINE_S,
+    MIB,
+    Hold,
+    check_committed,
+    eventually,
+    http,
+    noise,
+    open_engine,
+    private_files,
+    ranges_of,
+    spec_of,
+)
+from tests.support.mounts import mounted_image, mounted_ramfs
+from tests.support.origin import HostileOrigin
+
+_SEGMENT = 32 * MIB
+
+
+def test_the_first_range_last(tmp_path: Path, origin: HostileOrigin) -> None:
+    """With the first range held back the others are written all the same, in bounded memory, and hashed afterwards."""
+    data, hold = noise(), Hold()
+    origin.put("/f", data, etag='"v1"')
+    origin.script("/f", hold)
+    with open_engine(tmp_path / "root", 2) as engine:
+        flight = engine.launch(spec_of(data), http(origin.url("/f")))
+        try:
+            rest = len(data) - _SEGMENT
+            eventually(lambda: engine.counts.received_bytes >= rest)
+            assert not flight.result.done()
+        finally:
+            hold.let_go.set()
+        check_committed(engine.layout, data, flight.result.result(DEADLINE_S))
+        assert engine.counts.received_bytes == len(data)
+
+
+def test_several_with_their_first_ranges_last(tmp_path: Path, origin: HostileOrigin) -> None:
+    """Blobs that share the memory for what is out of order do not wait for each other's pieces."""
+    holds, flights = [Hold() for _ in range(3)], []
+    with open_engine(tmp_path / "root", 4) as engine:
+        for n, hold in enumerate(holds):
+            data = noise()[n : n + 40 * MIB]
+            origin.put(f"/{n}", data, etag='"v1"')
+            origin.script(f"/{n}", hold)
+            flights.append((data, engine.launch(spec_of(data, name=str(n)), http(origin.url(f"/{n}")))))
+        try:
+            eventually(lambda: engine.counts.received_bytes >= 3 * 8 * MIB)
+        finally:
+            for hold in reversed(holds):
+                hold.let_go.set()
+        for data, flight in flights:
+            check_committed(engine.layout, data, flight.result.result(DEADLINE_S))
+
+
+def test_a_crash_loses_little(tmp_path: Path, origin: HostileOrigin, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However slow the disk syncs, a connection begins no range that would make a crash cost it more than 64 MiB."""
+    data = noise() + noise()[: 58 * MIB]
+    synced, real = threading.Event(), os.fdatasync
+
+    def slow(descriptor: int) -> None:
+        assert synced.wait(DEADLINE_S)
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fdatasync", slow)
+    origin.put("/f", data, etag='"v1"')
+    with open_engine(tmp_path / "root", 1) as engine:
+        flight = engine.launch(spec_of(data), http(origin.url("/f")))
+        try:
+            eventually(lambda: engine.counts.received_bytes >= 2 * _SEGMENT)
+            assert not threading.Event().wait(0.3)
+            assert ranges_of(origin.requests) == [(0, _SEGMENT - 1), (_SEGMENT, 2 * _SEGMENT - 1)]
+        finally:
+            synced.set()
+        check_committed(engine.layout, data, flight.result.result(DEADLINE_S))
+
+
+def test_a_sync_that_fails_ends_the_flight(
+    tmp_path: Path, origin: HostileOrigin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the disk cannot make bytes durable the flight ends with that, and none of those bytes is believed later."""
+    data, failures, real = noise(), [1], os.fdatasync
+
+    def fail_once(descriptor: int) -> None:
+        if failures:
+            failures.pop()
+            raise OSError(errno.EIO, "Input/output error")
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fdatasync", fail_once)
+    origin.put("/f", data, etag='"v1"')
+    with open_engine(tmp_path / "root", 1) as engine:
+        spec = spec_of(data)
+        error = engine.error_of(spec, http(origin.url("/f")))
+        assert isinstance(error, HoldfastError)
+        assert (error.code, error.permanent) == ("disk", False)
+        before = engine.counts.received_bytes
+        check_committed(engine.layout, data, engine.fetch(spec, http(origin.url("/f"))))
+        assert engine.counts.received_bytes - before == len(data)
+
+
+@pytest.mark.parametrize("sha256", ["", None])
+def test_a_disk_that_refuses_the_last_step(
+    tmp_path: Path, origin: HostileOrigin, monkeypatch: pytest.MonkeyPatch, sha256: str | None
+) -> None:
+    """A commit that the disk refuses ends the flight with an error of ours, and the next one goes through."""
+    data, real = noise(), os.rename
+    broken = [True]
+
+    def full(source: object, target: object) -> None:
+        if broken and str(target).endswith("state.json" if sha256 is None else hashlib.sha256(data).hexdigest()):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(source, target)  # type: ignore[arg-type]
+
+    origin.put("/f", data, etag='"v1"')
+    with open_engine(tmp_path / "root", 2) as engine:
+        monkeypatch.setattr(os, "rename", full)
+        spec = spec_of(data, sha256=sha256)
+        error = engine.error_of(spec, http(origin.url("/f")))
+        assert isinstance(error, HoldfastError)
+        assert (error.code, error.permanent) == ("no_space", False)
+        broken.clear()
+        check_committed(engine.layout, data, engine.fetch(spec, http(origin.url("/f"))))
+
+
+def test_an_unknown_digest_is_noted(tmp_path: Path, origin: HostileOrigin) -> None:
+    """A file whose digest nobody promised leaves a note of what it became, and the next start takes its word."""
+    data = noise()[:5000]
+    origin.put("/f", data, etag='"v1"')
+    with open_engine(tmp_path / "root", 1) as engine:
+        spec = spec_of(data, sha256=None)
+        verified = engine.fetch(spec, http(origin.url("/f")))
+        check_committed(engine.layout, data, verified)
+        assert private_files(engine.layout) == {f"blobs/{verified.sha256[:2]}/{verified.sha256}", "digests.jsonl"}
+        assert recovery.recover(engine.layout).digests == {spec.key.id: verified.sha256}
+
+
+@pytest.mark.parametrize("size_known", [True, False])
+def test_a_full_disk(tmp_path: Path, origin: HostileOrigin, size_known: bool) -> None:
+    """A disk that is full ends the flight with that, keeps nothing of it, and once there is room it goes through."""
+    data = noise()[: 40 * MIB]
+    origin.put("/f", data, etag='"v1"')
+    with mounted_image(tmp_path / "disk", "ext4", 100 * MIB) as disk, open_engine(disk / "root", 2) as engine:
+        filler = disk / "filler"
+        filler.write_bytes(bytes(60 * MIB))
+        spec = spec_of(data, size=len(data) if size_known else None)
+        error = engine.error_of(spec, http(origin.url("/f")))
+        assert isinstance(error, HoldfastError)
+        assert (error.code, error.permanent) == ("no_space", False)
+        assert os.listdir(engine.layout.ingest) == []
+        filler.unlink()
+        check_committed(engine.layout, data, engine.fetch(spec, http(origin.url("/f"))))
+
+
+def test_without_direct_access_and_preallocation(tmp_path: Path, origin: HostileOrigin) -> None:
+    """A file system that knows neither O_DIRECT nor fallocate is written through the page cache, as rightly."""
+    data, hold = noise()[: 70 * MIB - 3], Hold()
+    origin.put("/f", data, etag='"v1"')
+    origin.script("/f", hold)
+    with mounted_ramfs(tmp_path / "disk") as disk, open_engine(disk / "root", 2) as engine:
+        with pytest.raises(OSError, match="Invalid argument"):
+            os.open(disk / "probe", os.O_CREAT | os.O_WRONLY | os.O_DIRECT)
+        flight = engine.launch(spec_of(data), http(origin.url("/f")))
+        try:
+            eventually(lambda: engine.counts.received_bytes >= len(data) - _SEGMENT)
+        finally:
+            hold.let_go.set()
+        check_committed(engine.layout, data, flight.result.result(DEADLINE_S))

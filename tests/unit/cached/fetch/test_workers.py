@@ -1,0 +1,163 @@
+"""Who is carried next: all connections help at once, the urgent goes first, a host gets no more than its share."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+
+from cached.contract.errors import HoldfastError
+from cached.transport.connection.cancel import Cancelled
+from tests.support.fetching import (
+    DEADLINE_S,
+    MIB,
+    Hold,
+    Paused,
+    check_committed,
+    eventually,
+    http,
+    noise,
+    open_engine,
+    ranges_of,
+    spec_of,
+)
+from tests.support.origin import HostileOrigin
+from tests.support.origin_faults import Status
+
+_SEGMENT = 32 * MIB
+
+
+def test_all_connections_begin_at_once(tmp_path: Path, origin: HostileOrigin) -> None:
+    """The second connection does not wait for the first one's segment to end."""
+    data, hold = noise(), Hold()
+    origin.put("/f", data, etag='"v1"')
+    origin.script("/f", hold)
+    with open_engine(tmp_path / "root", 3) as engine:
+        flight = engine.launch(spec_of(data), http(origin.url("/f")))
+        try:
+            eventually(lambda: len(origin.requests) == 3)
+        finally:
+            hold.let_go.set()
+        check_committed(engine.layout, data, flight.result.result(DEADLINE_S))
+
+
+@pytest.mark.parametrize("per_origin", [1, 8])
+def test_the_urgent_takes_over_at_the_next_buffer(tmp_path: Path, origin: HostileOrigin, per_origin: int) -> None:
+    """A more urgent flight gets the connection within its segment, at the same host too; the other one ends right."""
+    data, other = noise(), noise()[:MIB]
+    origin.put("/slow", data, etag='"v1"')
+    origin.put("/fast", other, etag='"v1"')
+    with open_engine(tmp_path / "root", 1, per_origin=per_origin) as engine:
+        paused = Paused(8 * MIB)
+        slow = engine.launch(spec_of(data), http(origin.url("/slow")), priority=2, space=paused)
+        assert paused.reached.wait(DEADLINE_S)
+        fast = engine.launch(spec_of(other, name="other"), http(origin.url("/fast")), priority=1)
+        paused.let_go.set()
+        check_committed(engine.layout, other, fast.result.result(DEADLINE_S))
+        check_committed(engine.layout, data, slow.result.result(DEADLINE_S))
+    slow_ranges = ranges_of(seen for seen in origin.requests if seen.path == "/slow")
+    assert [seen.path for seen in origin.requests][:3] == ["/slow", "/fast", "/slow"]
+    assert slow_ranges[1] == (12 * MIB, _SEGMENT - 1)
+
+
+def test_priority_may_change_under_way(tmp_path: Path, origin: HostileOrigin) -> None:
+    """A flight that becomes urgent overtakes one that began before it."""
+    data, other = noise(), noise()[:MIB]
+    origin.put("/slow", data, etag='"v1"')
+    origin.put("/late", other, etag='"v1"')
+    with open_engine(tmp_path / "root", 1) as engine:
+        paused = Paused(8 * MIB)
+        slow = engine.launch(spec_of(data), http(origin.url("/slow")), priority=1, space=paused)
+        assert paused.reached.wait(DEADLINE_S)
+        late = engine.launch(spec_of(other, name="other"), http(origin.url("/late")), priority=2)
+        late.priority = 0
+        engine.workers.changed(late)
+        paused.let_go.set()
+        late.result.result(DEADLINE_S)
+        assert not slow.result.done()
+        check_committed(engine.layout, data, slow.result.result(DEADLINE_S))
+
+
+def test_a_host_gets_its_share_only(tmp_path: Path, origin: HostileOrigin) -> None:
+    """No more than `per_origin` connections go to one host at once; another host gets its own meanwhile."""
+    lock, now, most = threading.Lock(), [0], [0]
+
+    class Counting(Hold):
+        def apply(self, reply, whole):  # type: ignore[no-untyped-def]
+            with lock:
+                now[0] += 1
+                most[0] = max(most[0], now[0])
+            try:
+                return super().apply(reply, whole)
+            finally:
+                with lock:
+                    now[0] -= 1
+
+    holds = [Counting() for _ in range(6)]
+    with open_engine(tmp_path / "root", 4, per_origin=2) as engine:
+        flights = []
+        for n, hold in enumerate(holds):
+            data = noise()[n : n + 5000]
+            origin.put(f"/{n}", data, etag='"v1"')
+            origin.script(f"/{n}", hold)
+            flights.append(engine.launch(spec_of(data, name=str(n)), http(origin.url(f"/{n}"))))
+        eventually(lambda: now[0] == 2)
+        elsewhere = noise()[:MIB]
+        origin.put("/elsewhere", elsewhere, etag='"v1"')
+        engine.fetch(spec_of(elsewhere, name="e", origin="http://elsewhere"), http(origin.url("/elsewhere")))
+        for hold in holds:
+            hold.let_go.set()
+        for flight in flights:
+            flight.result.result(DEADLINE_S)
+    assert most[0] == 2
+
+
+def test_a_dead_host_does_not_hold_up_another(tmp_path: Path, origin: HostileOrigin) -> None:
+    """Blobs that wait to be tried again leave room for those of a host that answers."""
+    with open_engine(tmp_path / "root", 2) as engine:
+        waiting = []
+        for n in range(12):
+            data = noise()[n : n + 5000]
+            origin.put(f"/{n}", data, etag='"v1"')
+            origin.script(f"/{n}", Status(503, {"Retry-After": "3000"}))
+            waiting.append(engine.launch(spec_of(data, name=str(n)), http(origin.url(f"/{n}"))))
+        eventually(lambda: len(origin.requests) >= 8)
+        good = noise()[: 5 * MIB]
+        origin.put("/good", good, etag='"v1"')
+        fine = engine.launch(spec_of(good, name="good", origin="http://alive"), http(origin.url("/good")))
+        check_committed(engine.layout, good, fine.result.result(10))
+        assert not any(flight.result.done() for flight in waiting)
+
+
+def test_stop_waits_until_all_is_recorded(tmp_path: Path, origin: HostileOrigin) -> None:
+    """When `stop` returns, every flight has ended and its record is on the disk."""
+    data = noise()
+    origin.put("/f", data, etag='"v1"')
+    with open_engine(tmp_path / "root", 2) as engine:
+        paused = Paused(60 * MIB)
+        spec = spec_of(data)
+        flight = engine.launch(spec, http(origin.url("/f")), space=paused)
+        queued = engine.launch(spec_of(data[:9], name="queued"), http(origin.url("/f")), priority=7)
+        assert paused.reached.wait(DEADLINE_S)
+        threading.Timer(0.05, paused.let_go.set).start()
+        engine.workers.stop()
+        assert flight.result.done()
+        assert (engine.folder(spec) / "state.json").exists()
+        assert isinstance(flight.result.exception(), Cancelled)
+        assert isinstance(queued.result.exception(0), Cancelled)
+
+
+def test_an_unforeseen_error_ends_its_flight_alone(tmp_path: Path, origin: HostileOrigin) -> None:
+    """A bug in one flight is that flight's permanent error; the connections go on with the others."""
+
+    def broken() -> None:
+        raise ZeroDivisionError("no such luck")
+
+    data = noise()[:MIB]
+    origin.put("/f", data, etag='"v1"')
+    with open_engine(tmp_path / "root", 1) as engine:
+        error = engine.error_of(spec_of(b"x", name="broken"), broken)  # type: ignore[arg-type]
+        assert isinstance(error, HoldfastError)
+        assert (error.code, error.permanent) == ("internal", True)
+        check_committed(engine.layout, data, engine.fetch(spec_of(data), http(origin.url("/f"))))

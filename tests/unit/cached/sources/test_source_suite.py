@@ -1,0 +1,293 @@
+"""What every `Source` promises, asked of a folder, of nginx's index, of two S3 servers and of a Hub."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+
+from cached.contract.errors import HoldfastError, Permanent, Transient
+from cached.core.listing import Listing, RemoteFile
+from cached.fetch.local_file import LocalBody
+from cached.sources.base import Source
+from cached.sources.registry import open_source
+from cached.transport.client import HttpClient
+from cached.transport.connection.cancel import Cancellation
+from cached.transport.connection.settings import HttpSettings
+from cached.transport.target import LocalTarget
+from tests.support.choosing import chosen
+from tests.support.fake_hub import FakeHub
+from tests.support.hub_cases import NAME, manifest_of, write
+from tests.support.nginx import nginx
+from tests.support.s3 import SECRET_KEY, S3Server
+
+FILES = {
+    "config.json": b'{"hidden_size": 8}\n',
+    "model.safetensors": bytes(range(256)) * 5000,
+    "sub dir/deep/späß #1%+.txt": b"x",
+    "w.bin": b"weights",
+}
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a version lies, and how a test puts files there. `at`: the place as errors show it; `gone`: the location
+    of nothing, of the same kind."""
+
+    kind: str
+    uri: str
+    gone: str
+    at: str
+    put: Callable[[Mapping[str, bytes]], None]
+
+
+def putting(folder: Path) -> Callable[[Mapping[str, bytes]], None]:
+    def put(files: Mapping[str, bytes]) -> None:
+        write(folder, dict(files))
+
+    return put
+
+
+def in_folder(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
+    folder = tmp_path / "models" / "m"
+    folder.mkdir(parents=True)
+    gone = (tmp_path / "models" / "gone").as_uri()
+    yield Place("file", folder.as_uri(), gone, str(folder), putting(folder))
+
+
+def at_nginx(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
+    folder = tmp_path / "models" / "m"
+    folder.mkdir(parents=True)
+    with nginx(tmp_path / "nginx", tmp_path / "models", "autoindex on;") as base:
+        yield Place("http", f"{base}/m", f"{base}/gone", f"{base}/m", putting(folder))
+
+
+def in_bucket(request: pytest.FixtureRequest, server: S3Server) -> Iterator[Place]:
+    monkeypatch = request.getfixturevalue("monkeypatch")
+    for name in ("AWS_SESSION_TOKEN", "AWS_PROFILE", "AWS_ENDPOINT_URL"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in server.environment.items():
+        monkeypatch.setenv(name, value)
+    client, bucket = server.client(), f"models-{uuid4().hex[:12]}"
+    client.create_bucket(Bucket=bucket)
+
+    def put(files: Mapping[str, bytes]) -> None:
+        for path, data in files.items():
+            client.put_object(Bucket=bucket, Key=f"m/{path}", Body=data)
+
+    yield Place("s3", f"s3://{bucket}/m/", f"s3://{bucket}/gone/", f"s3://{bucket}/m", put)
+
+
+def at_moto(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
+    return in_bucket(request, request.getfixturevalue("moto"))
+
+
+def at_rclone(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
+    return in_bucket(request, request.getfixturevalue("rclone"))
+
+
+def at_a_hub(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
+    hub: FakeHub = request.getfixturevalue("hub")
+    (tmp_path / "commits" / "0").mkdir(parents=True)
+    hub.add(NAME, tmp_path / "commits" / "0")
+    files: dict[str, bytes] = {}
+
+    def put(more: Mapping[str, bytes]) -> None:
+        files.update(more)  # each commit's folder stays as it is
+        hub.commit(NAME, write(tmp_path / "commits" / uuid4().hex, files))
+
+    yield Place("hf", f"hf://{NAME}@main", f"hf://{NAME}@gone", NAME, put)
+
+
+EVERYWHERE = {"folder": in_folder, "nginx": at_nginx, "moto": at_moto, "rclone": at_rclone, "hub": at_a_hub}
+
+
+@pytest.fixture(params=EVERYWHERE)
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
+    yield from EVERYWHERE[request.param](request, tmp_path)
+
+
+@pytest.fixture(params=["folder", "moto", "rclone"])
+def published_to(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
+    """The places that `holdfast publish` writes to."""
+    yield from EVERYWHERE[request.param](request, tmp_path)
+
+
+@pytest.fixture
+def client(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HttpClient]:
+    for name in ("http_proxy", "HTTP_PROXY", "NETRC"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    client = HttpClient(HttpSettings())
+    yield client
+    client.close()
+
+
+@asynccontextmanager
+async def opened(uri: str, client: HttpClient) -> AsyncIterator[Source]:
+    source = open_source(uri, client)
+    try:
+        yield source
+    finally:
+        await source.aclose()
+
+
+async def resolve(place: Place, client: HttpClient) -> Listing:
+    async with opened(place.uri, client) as source:
+        return await source.resolve()
+
+
+async def refusal(uri: str, client: HttpClient) -> HoldfastError:
+    """Why a version cannot be had there: with a remedy, and without a secret."""
+    with pytest.raises(HoldfastError) as caught:
+        async with opened(uri, client) as source:
+            await chosen(source)
+    assert caught.value.remedy
+    assert SECRET_KEY not in repr(caught.value) + str(caught.value)
+    return caught.value
+
+
+async def read(source: Source, file: RemoteFile, client: HttpClient) -> bytes:
+    """A file's bytes, from where the source says that they are."""
+    target = await source.locate(file)
+    if not isinstance(target, LocalTarget):
+        return (await asyncio.to_thread(client.fetch, target, 1 << 24, Cancellation())).body
+    found, body = bytearray(os.stat(target.path).st_size), LocalBody(target, 0, None)
+    try:
+        assert body.readinto(memoryview(found)) == len(found)
+    finally:
+        body.close()
+    return bytes(found)
+
+
+def by_path(listing: Listing) -> dict[str, RemoteFile]:
+    return {file.path: file for file in listing.files}
+
+
+async def test_every_file_is_listed_once_with_its_size(place: Place, client: HttpClient) -> None:
+    """Files below the location are listed by their paths there, however deep and odd; folders are not."""
+    place.put(FILES)
+    listing = await resolve(place, client)
+    assert sorted((file.path, file.size) for file in listing.files) == sorted((p, len(d)) for p, d in FILES.items())
+    assert listing.manifest is None
+    assert all(file.problem is None for file in listing.files)
+
+
+async def test_located_files_have_the_bytes_that_were_put_there(place: Place, client: HttpClient) -> None:
+    """What is read from where `locate` says is the file, whole, also for another source."""
+    place.put(FILES)
+    async with opened(place.uri, client) as source:
+        listing = await source.resolve()
+        assert {path: await read(source, file, client) for path, file in by_path(listing).items()} == FILES
+    async with opened(place.uri, client) as another:
+        assert {path: await read(another, file, client) for path, file in by_path(listing).items()} == FILES
+
+
+async def test_a_promise_is_kept(place: Place, client: HttpClient) -> None:
+    """A sha256 or a Git id that a listing vouches for is that of the bytes."""
+    place.put(FILES)
+    for path, file in by_path(await resolve(place, client)).items():
+        data = FILES[path]
+        if file.sha256 is not None:
+            assert file.sha256 == hashlib.sha256(data).hexdigest()
+        if file.git_oid is not None:
+            assert file.git_oid == hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+
+
+async def test_a_manifest_decides_what_the_version_is(place: Place, client: HttpClient) -> None:
+    """With a `holdfast.json` the listing is the manifest's, sha256 included, whatever else lies there."""
+    manifest = manifest_of({path: FILES[path] for path in ("w.bin", "sub dir/deep/späß #1%+.txt")})
+    place.put({**FILES, "holdfast.json": manifest.canonical()})
+    async with opened(place.uri, client) as source:
+        listing = await source.resolve()
+        assert listing.manifest == manifest
+        assert [(file.path, file.sha256, file.size) for file in listing.files] == [
+            (entry.path, entry.sha256, entry.size) for entry in manifest.files
+        ]
+        for file in listing.files:
+            assert await read(source, file, client) == FILES[file.path]
+
+
+async def test_a_manifest_that_is_none_is_refused(place: Place, client: HttpClient) -> None:
+    """A broken `holdfast.json` is an error that says where it lies, not a reason to list the folder instead."""
+    place.put({"w.bin": b"x", "holdfast.json": b"{}"})
+    error = await refusal(place.uri, client)
+    assert (error.code, error.permanent) == ("invalid_manifest", True)
+    assert place.at in error.message and "holdfast.json" in error.message
+
+
+async def test_holdfasts_own_records_are_no_content(place: Place, client: HttpClient) -> None:
+    """What lies in `.holdfast/` is no file of a version."""
+    place.put({"w.bin": b"x", ".holdfast/verified.json": b"{}"})
+    async with opened(place.uri, client) as source:
+        assert list(await chosen(source)) == ["w.bin"]
+
+
+async def test_an_unfinished_publish_is_no_version(published_to: Place, client: HttpClient) -> None:
+    """While the mark of a publish is there and no manifest, the files are not taken for a version."""
+    published_to.put({"w.bin": b"abc", ".holdfast/publishing": b""})
+    error = await refusal(published_to.uri, client)
+    assert isinstance(error, Transient) and error.code == "publishing"
+
+
+async def test_what_is_nowhere_is_not_found(place: Place, client: HttpClient) -> None:
+    """A location without a version is permanent: no time brings it."""
+    place.put({"w.bin": b"x"})
+    error = await refusal(place.gone, client)
+    assert isinstance(error, Permanent) and error.code == "not_found"
+
+
+@pytest.mark.parametrize("other", ["W.BIN", "a\\b"])
+async def test_a_name_that_no_version_may_have_is_refused_where_it_is_chosen(
+    place: Place, client: HttpClient, other: str
+) -> None:
+    """A bad name, or one that differs only in case, is `bad_name` by name; left out by the filters it harms nobody."""
+    place.put({"w.bin": b"abc", other: b"x"})
+    error = await refusal(place.uri, client)
+    assert isinstance(error, Permanent) and error.code == "bad_name"
+    async with opened(place.uri, client) as source:
+        (file,) = (await chosen(source, ["w.bin"])).values()
+        assert await read(source, file, client) == b"abc"
+
+
+async def test_the_same_is_named_the_same(place: Place, client: HttpClient) -> None:
+    """Two listings of one place have one identity, 64 hex digits, and the same keys; another place has neither."""
+    place.put(FILES)
+    first, again = await resolve(place, client), await resolve(place, client)
+    assert first.identity == again.identity
+    assert len(first.identity) == 64 and not set(first.identity) - set("0123456789abcdef")
+    assert {path: file.key for path, file in by_path(first).items()} == {
+        path: file.key for path, file in by_path(again).items()
+    }
+    assert len({(first.identity, file.key) for file in first.files}) == len(FILES)
+
+
+async def test_a_replaced_file_is_of_another_version(place: Place, client: HttpClient) -> None:
+    """A file with other bytes never goes by what named the old ones."""
+    place.put(FILES)
+    before = await resolve(place, client)
+    place.put({"w.bin": b"other weights"})
+    after = await resolve(place, client)
+    old, new = by_path(before)["w.bin"], by_path(after)["w.bin"]
+    assert (before.identity, old.key, old.version) != (after.identity, new.key, new.version)
+    async with opened(place.uri, client) as source:
+        assert await read(source, new, client) == b"other weights"
+
+
+async def test_a_source_says_what_it_is_and_ends_twice(place: Place, client: HttpClient) -> None:
+    """Its kind is the metric label, what it shows leads there without a secret, and closing it again does nothing."""
+    source = open_source(place.uri, client)
+    assert source.kind == place.kind
+    assert source.display.rstrip("/") == place.uri.rstrip("/")
+    assert SECRET_KEY not in source.display + repr(source)
+    place.put({"w.bin": b"x"})
+    await source.resolve()
+    await source.aclose()
+    await source.aclose()

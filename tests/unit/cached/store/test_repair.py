@@ -1,0 +1,36 @@
+"""Putting back what was deleted by hand, where the process runs into its own limits."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from cached.contract.errors import Transient
+from cached.contract.layout import Layout
+from cached.contract.reference import ModelRef
+from cached.store import repair
+from tests.support.filling import manifest_of, publish
+
+REF, DATA = ModelRef("acme/tiny", "v1"), b"weights"
+
+
+def test_a_lack_of_descriptors_is_not_taken_for_lost_bytes(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the record cannot be read for want of a descriptor, nothing is called lost: it is tried again."""
+    digest = publish(layout, REF, {"a.bin": DATA})
+    manifest = manifest_of({"a.bin": DATA})
+    blob = layout.blob(manifest.files[0].sha256)
+    blob.unlink()
+
+    def refuse(_path: Path) -> bytes:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "read_bytes", refuse)
+        with pytest.raises(Transient) as raised:
+            repair.restore(layout, (), digest, manifest)
+    assert raised.value.code == "no_descriptor"
+    assert repair.restore(layout, (), digest, manifest).lost == frozenset()
+    assert blob.read_bytes() == DATA

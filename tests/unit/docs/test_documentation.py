@@ -1,0 +1,59 @@
+"""The pages that promise: what they name is there."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[3]
+PAGES = sorted(page.name for page in (ROOT / "docs").glob("*.md"))
+
+# `tests/a/test_b.py`, `tests/a/test_b.py::test_c`; `test_b.py::test_c`, of the one file of this name; `…::test_c`, of
+# the file that the page named last; `test_c`, of any file.
+_NAMED = re.compile(r"`(?:(tests/[\w/]+\.py|test_\w+\.py|…(?=::)|(?=::)))?(?:(?:::)?(test_\w+))?`")
+
+
+@cache
+def _functions(file: Path) -> frozenset[str]:
+    return frozenset(re.findall(r"^(?:async )?def (test_\w+)", file.read_text(), re.MULTILINE))
+
+
+def _files(name: str) -> list[Path]:
+    return [ROOT / name] if "/" in name else list((ROOT / "tests").rglob(name))
+
+
+def _missing(text: str) -> list[str]:
+    """The names in a page that lead to no test, or to more than one."""
+    missing, last = [], list[Path]()
+    for match in _NAMED.finditer(text):
+        file, test = match.groups()
+        if file is None and test is None:
+            continue
+        if file is None:
+            found = list((ROOT / "tests").rglob("test_*.py"))
+            good = any(test in _functions(each) for each in found)
+        else:
+            last = _files(file) if file and file != "…" else last
+            good = len(last) == 1 and last[0].is_file() and (test is None or test in _functions(last[0]))
+        if not good:
+            missing.append(match.group())
+    return missing
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_test_that_a_page_names_is_there(page: str) -> None:
+    """A promise names the test that shows it, and that test exists under its name."""
+    assert _missing((ROOT / "docs" / page).read_text()) == []
+
+
+def test_a_name_of_no_test_is_noticed() -> None:
+    """The check reads every form in which the pages name tests."""
+    here = "tests/unit/docs/test_documentation.py"
+    good = f"`{here}`, `{here}::test_a_name_of_no_test_is_noticed`, `…::test_every_test_that_a_page_names_is_there`"
+    assert _missing(good) == []
+    assert _missing("`test_documentation.py::test_a_name_of_no_test_is_noticed`") == []
+    wrong = ["`tests/test_gone.py`", "`test_gone.py::test_it`", "`…::test_it`", "`::test_it`", "`test_that_is_nowhere`"]
+    assert _missing(" ".join(wrong)) == wrong

@@ -1,0 +1,106 @@
+"""What every container that we write is held to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support.kustomize import Json, containers
+from tests.support.manifests import EVERYTHING, objects
+
+CACHE = "/var/lib/holdfast"
+# Other people's images, which run as root or write where they please: theirs to change.
+FOREIGN = ("vllm/vllm-openai:", "nvcr.io/nvidia/tritonserver:", "pytorch/torchserve:")
+
+
+def workloads(kustomization: str) -> Iterator[tuple[Json, Json]]:
+    """Each pod's spec with each of its containers."""
+    for found in objects(kustomization):
+        spec = found["spec"] if found["kind"] == "Pod" else found.get("spec", {}).get("template", {}).get("spec")
+        for container in containers(found):
+            assert spec is not None
+            yield spec, container
+
+
+@pytest.mark.parametrize("kustomization", EVERYTHING)
+def test_containers_are_confined(kustomization: str) -> None:
+    """No container gains privileges, keeps capabilities it was not given, or runs without seccomp."""
+    for spec, container in workloads(kustomization):
+        own = container["securityContext"]
+        assert own["allowPrivilegeEscalation"] is False
+        assert own["capabilities"]["drop"] == ["ALL"]
+        assert not own.get("privileged")
+        assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        assert not any(spec.get(shared) for shared in ("hostNetwork", "hostPID", "hostIPC"))
+
+
+@pytest.mark.parametrize("kustomization", EVERYTHING)
+def test_our_containers_run_as_nobody_on_a_read_only_root(kustomization: str) -> None:
+    """Our containers are not root and write to volumes only; the one that prepares the folder is root, no more."""
+    for spec, container in workloads(kustomization):
+        own = container["securityContext"]
+        if container["image"].startswith(FOREIGN):
+            continue
+        assert own["readOnlyRootFilesystem"] is True
+        if container["name"] == "prepare":
+            assert own["runAsUser"] == 0
+            assert own["capabilities"]["add"] == ["CHOWN", "DAC_OVERRIDE", "FOWNER"]
+        else:
+            assert "add" not in own["capabilities"]
+            assert {**spec["securityContext"], **own}["runAsNonRoot"] is True
+            assert {**spec["securityContext"], **own}["runAsUser"] == 65532
+
+
+@pytest.mark.parametrize("kustomization", EVERYTHING)
+def test_containers_ask_for_what_they_need(kustomization: str) -> None:
+    """Every container has requests and a memory limit, so that the scheduler and the kernel know what to expect."""
+    for _spec, container in workloads(kustomization):
+        assert {"cpu", "memory"} <= set(container["resources"]["requests"])
+        assert "memory" in container["resources"]["limits"]
+
+
+@pytest.mark.parametrize("kustomization", EVERYTHING)
+def test_containers_that_stay_are_probed(kustomization: str) -> None:
+    """Every container that stays has a startup, a readiness and a liveness probe on a port it declares."""
+    for spec, container in workloads(kustomization):
+        native = container.get("restartPolicy") == "Always"
+        if container in spec.get("initContainers", ()) and not native:
+            continue
+        names = {port["name"] for port in container["ports"]} | {port["containerPort"] for port in container["ports"]}
+        # A gate is opened by its startup probe, and nothing should restart it once it holds its lease.
+        for probe in ("startupProbe",) if native else ("startupProbe", "readinessProbe", "livenessProbe"):
+            check = container[probe].get("httpGet") or container[probe]["tcpSocket"]
+            assert check["port"] in names
+
+
+@pytest.mark.parametrize("kustomization", EVERYTHING)
+def test_images_are_named_by_version(kustomization: str) -> None:
+    """No image floats on `latest` or on no tag at all."""
+    for _spec, container in workloads(kustomization):
+        _, colon, tag = container["image"].rpartition(":")
+        assert colon
+        assert tag not in ("latest", "main")
+
+
+@pytest.mark.parametrize("kustomization", EVERYTHING)
+def test_the_host_is_touched_in_one_place(kustomization: str) -> None:
+    """Only the cache's folder of the node is mounted; pods see the public part, and only to read."""
+    for spec, container in workloads(kustomization):
+        host = {v["name"]: v["hostPath"]["path"] for v in spec.get("volumes", ()) if "hostPath" in v}
+        assert set(host.values()) <= {CACHE, f"{CACHE}/public"}
+        for mount in container.get("volumeMounts", ()):
+            if host.get(mount["name"]) == f"{CACHE}/public":
+                assert mount["readOnly"] is True
+                assert "subPath" not in mount
+
+
+@pytest.mark.parametrize("kustomization", EVERYTHING)
+def test_a_pod_has_time_to_stop(kustomization: str) -> None:
+    """A pod that serves is told late and has time to finish: preStop and drain fit the grace period."""
+    for spec, container in workloads(kustomization):
+        hook = container.get("lifecycle", {}).get("preStop")
+        if hook is not None:
+            command, seconds = hook["exec"]["command"]
+            assert command == "sleep"
+            assert int(seconds) + 30 < spec["terminationGracePeriodSeconds"]

@@ -1,0 +1,173 @@
+"""That the objects mean each other, and the three ways to a gate the same gate."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from cached.contract.annotations import Asked, parse
+from sidecar.injector import settings as inject_settings
+from sidecar.injector.certificate_store import Place
+from sidecar.injector.gate_container import NAME, gate_container, mount
+from tests.support.kustomize import Json, containers
+from tests.support.manifests import EVERYTHING, OVERLAYS, objects, one
+
+
+@pytest.mark.parametrize("kustomization", EVERYTHING)
+def test_selectors_select(kustomization: str) -> None:
+    """Every selector of labels finds pods of the same kustomization."""
+    found = objects(kustomization)
+    pods = [o["spec"]["template"]["metadata"]["labels"] for o in found if "template" in o.get("spec", {})]
+    for each in found:
+        selector = each.get("spec", {}).get("selector") or each.get("spec", {}).get("podSelector")
+        if selector is not None:
+            wanted = selector.get("matchLabels", selector)
+            assert [labels for labels in pods if wanted.items() <= labels.items()], each["metadata"]
+
+
+@pytest.mark.parametrize("kustomization", EVERYTHING)
+def test_ports_by_name_exist(kustomization: str) -> None:
+    """Services and network policies name ports that the pods they select have."""
+    found = objects(kustomization)
+    names = {port["name"] for o in found for c in containers(o) for port in c.get("ports", ())}
+    for each in found:
+        if each["kind"] == "Service":
+            assert {port["targetPort"] for port in each["spec"]["ports"]} <= names
+        if each["kind"] == "NetworkPolicy":
+            assert {port["port"] for rule in each["spec"]["ingress"] for port in rule["ports"]} <= names
+
+
+@pytest.mark.parametrize("kustomization", OVERLAYS)
+def test_pods_find_what_they_name(kustomization: str) -> None:
+    """Accounts, priority classes, ConfigMaps and Secrets that pods name are made along with them."""
+    found = objects(kustomization)
+    for spec in (o["spec"]["template"]["spec"] for o in found if "template" in o.get("spec", {})):
+        one(found, "ServiceAccount", spec["serviceAccountName"])
+        one(found, "PriorityClass", spec["priorityClassName"])
+        for volume in spec["volumes"]:
+            if "configMap" in volume:
+                one(found, "ConfigMap", volume["configMap"]["name"])
+
+
+@pytest.mark.parametrize("kustomization", EVERYTHING)
+def test_mounts_have_volumes(kustomization: str) -> None:
+    """Every mount names a volume of its pod."""
+    for found in objects(kustomization):
+        spec = found["spec"] if found["kind"] == "Pod" else found.get("spec", {}).get("template", {}).get("spec", {})
+        volumes = {volume["name"] for volume in spec.get("volumes", ())}
+        for container in containers(found):
+            assert {m["name"] for m in container.get("volumeMounts", ())} <= volumes
+
+
+def test_the_webhook_leads_to_the_injector() -> None:
+    """The webhook calls the injector's Service at the path it answers, with the names its certificate is for."""
+    found = objects("base")
+    (webhook,) = one(found, "MutatingWebhookConfiguration", "holdfast-injector")["webhooks"]
+    service = one(found, "Service", webhook["clientConfig"]["service"]["name"])
+    assert webhook["clientConfig"]["service"] == {
+        "name": "holdfast-injector",
+        "namespace": service["metadata"]["namespace"],
+        "path": "/mutate",
+        "port": service["spec"]["ports"][0]["port"],
+    }
+    settings = inject_settings.parse(["--gate-image", "x", "--namespace", "holdfast"])
+    place = settings.certificate
+    assert place == Place("holdfast", "holdfast-injector-tls", "holdfast-injector", "holdfast-injector")
+
+
+def test_other_pods_do_not_depend_on_the_webhook() -> None:
+    """It fails closed, and only for annotated pods, none of them in its own namespace or kube-system."""
+    (webhook,) = one(objects("base"), "MutatingWebhookConfiguration", "holdfast-injector")["webhooks"]
+    assert (webhook["failurePolicy"], webhook["sideEffects"], webhook["timeoutSeconds"]) == ("Fail", "None", 5)
+    assert webhook["reinvocationPolicy"] == "IfNeeded"
+    assert "'holdfast.dev/model' in object.metadata.annotations" in webhook["matchConditions"][0]["expression"]
+    (excluded,) = webhook["namespaceSelector"]["matchExpressions"]
+    assert excluded == {
+        "key": "kubernetes.io/metadata.name",
+        "operator": "NotIn",
+        "values": ["kube-system", "holdfast"],
+    }
+
+
+def test_webhook_and_policies_are_asked_about_the_same_pods() -> None:
+    """The policy in place of the webhook has its rules, its namespaces and its conditions."""
+    (webhook,) = one(objects("base"), "MutatingWebhookConfiguration", "holdfast-injector")["webhooks"]
+    found = objects("overlays/policy")
+    for kind, name in (
+        ("MutatingAdmissionPolicy", "holdfast-gate"),
+        ("ValidatingAdmissionPolicy", "holdfast-annotations"),
+    ):
+        policy, binding = one(found, kind, name)["spec"], one(found, f"{kind}Binding", name)["spec"]
+        assert policy["matchConstraints"]["resourceRules"] == webhook["rules"]
+        assert policy["matchConditions"][:2] == webhook["matchConditions"]
+        assert binding["matchResources"]["namespaceSelector"] == webhook["namespaceSelector"]
+        assert binding["policyName"] == name
+        assert policy["failurePolicy"] == "Fail"
+        # A parameter that is gone would refuse every pod of the cluster.
+        assert "paramKind" not in policy
+        assert "paramRef" not in binding
+
+
+def test_the_policys_constants_are_the_injectors() -> None:
+    """The policy waits as long, looks in the same folder and asks for as much as the injector by default."""
+    policy = one(objects("overlays/policy"), "MutatingAdmissionPolicy", "holdfast-gate")["spec"]
+    constants = {v["name"]: v["expression"].strip("'") for v in policy["variables"]}
+    gate = _defaults()
+    assert constants["hostPublic"] == gate.host_public
+    assert constants["timeoutSeconds"] == str(gate.deadline_s)
+    text = policy["mutations"][-1]["jsonPatch"]["expression"]
+    sizes = gate.resources
+    assert f"requests: {{'cpu': '{sizes.cpu}', 'memory': '{sizes.memory}'}}" in text
+    assert f": {{'memory': '{sizes.memory_limit}'}}" in text
+    assert text.count(f"'cpu': '{sizes.cpu_limit}', 'memory': '{sizes.memory_limit}'") == 3
+    assert f"runAsUser: {gate.user}" in text
+
+
+@pytest.mark.parametrize("example", ["gate-by-hand", "restricted-namespace"])
+def test_the_gate_by_hand_is_the_injectors(example: str) -> None:
+    """The gate that the examples write out is the one the injector makes, to the last field."""
+    pod = next(o for o in objects(f"examples/{example}") if o["kind"] == "Pod")
+    by_hand = pod["spec"]["initContainers"][0]
+    made = gate_container({"containers": pod["spec"]["containers"]}, _asked(pod), _defaults(by_hand["image"]))
+    made["imagePullPolicy"] = by_hand.get("imagePullPolicy", made["imagePullPolicy"])
+    assert {**by_hand, "imagePullPolicy": made["imagePullPolicy"], "args": None} == {**made, "args": None}
+    assert _pairs(by_hand["args"]) == _pairs(made["args"]) - {("--verify", "record")}
+    assert pod["spec"]["containers"][0]["volumeMounts"][0] == mount("/holdfast", "IfPossible")
+
+
+def test_the_injector_leaves_the_examples_alone() -> None:
+    """A pod with a gate of its own carries the name by which the injector and the policy know it."""
+    for example in ("gate-by-hand", "gate-once", "restricted-namespace"):
+        pod = next(o for o in objects(f"examples/{example}") if o["kind"] == "Pod")
+        assert pod["spec"]["initContainers"][0]["name"] == NAME
+
+
+@pytest.mark.parametrize("kustomization", EVERYTHING)
+def test_annotations_are_well_written(kustomization: str) -> None:
+    """Every annotated pod in an example asks for weights in words that the injector accepts."""
+    for found in objects(kustomization):
+        if found["kind"] in ("Deployment", "Pod") and kustomization.startswith("examples/"):
+            assert _asked(found if found["kind"] == "Pod" else found["spec"]["template"]).models
+
+
+def test_examples_in_the_catalog_exist() -> None:
+    """What the examples ask for is what the catalog of the overlay `gpu` names."""
+    catalog = one(objects("overlays/gpu"), "ConfigMap", "holdfast-catalog")["data"]["catalog.yaml"]
+    for example in ("server", "vllm", "triton", "torchserve"):
+        for found in (o for o in objects(f"examples/{example}") if o["kind"] == "Deployment"):
+            assert f"  {_asked(found['spec']['template']).models[0].ref.name}:" in catalog
+
+
+def _asked(pod: Json) -> Asked:
+    asked = parse(pod["metadata"]["annotations"])
+    assert asked is not None
+    return asked
+
+
+def _defaults(image: str = "x") -> Any:
+    return inject_settings.parse(["--gate-image", image, "--namespace", "holdfast"]).gate
+
+
+def _pairs(arguments: list[str]) -> set[tuple[str, str]]:
+    return set(zip(arguments[1::2], arguments[2::2], strict=True))
