@@ -214,9 +214,7 @@ class Engine(Generic[RequestT, PreparedT, EventT]):
                 self.alive_at = time.monotonic()
             except Exception as error:  # noqa: BLE001 one request's failure must not end the thread
                 _LOG.exception("the model failed")
-                failure = model_failed(error)
-                for job in self._running:
-                    job.fail(failure)
+                self._fail_all(error)
                 self._model.reset()
 
     def _take(self) -> list[Job[PreparedT, EventT]] | None:
@@ -241,6 +239,11 @@ class Engine(Generic[RequestT, PreparedT, EventT]):
         for job in taken:
             self._observer.waited(now - job.submitted)
         return taken
+
+    def _fail_all(self, cause: Exception) -> None:
+        error = model_failed(cause)
+        for job in self._running:
+            job.fail(error)
 
 
 def _closed() -> Transient:
