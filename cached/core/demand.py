@@ -26,6 +26,14 @@ class Priority(IntEnum):
     PREFETCH = 2  # nobody yet
 
 
+@dataclass(frozen=True, slots=True, order=True)
+class Urgency:
+    """Which fetch comes first, the lower one: by priority, and of equals the one that began first (`order`)."""
+
+    priority: Priority
+    order: int
+
+
 @dataclass(frozen=True, slots=True)
 class PodWant:
     """An annotated pod of this node: its uid, `namespace/name`, and the version and pin that it asks for."""
@@ -112,13 +120,16 @@ def compute_demand(
     the catalog a pin decides where all pods and pulls agree.
     """
     by_pods, by_pulls = group_by_version(pods), group_by_version(pulls)
+    failed: defaultdict[ModelRef, dict[Digest, Permanent]] = defaultdict(dict)
+    for (ref, pin), error in failed_pins.items():
+        failed[ref][pin] = error
     prefetched = prefetched_versions(catalog, node_labels)
     wants: dict[ModelRef, Want] = {}
     refused: dict[ModelRef, Permanent] = {}
     verdicts: dict[tuple[ModelRef, Digest], Permanent] = {}
     for ref in sorted({*by_pods, *by_pulls, *prefetched}):
         theirs = by_pods.get(ref, ()), by_pulls.get(ref, ())
-        outcome = compute_outcome(catalog, ref, *theirs, failed_pins, prefetched=ref in prefetched)
+        outcome = compute_outcome(catalog, ref, *theirs, failed[ref], prefetched=ref in prefetched)
         if outcome.want is not None:
             wants[ref] = outcome.want
         if outcome.refused is not None:
@@ -142,11 +153,11 @@ def compute_outcome(
     ref: ModelRef,
     pods: Iterable[PodWant],
     pulls: Iterable[PullWant],
-    failed_pins: Mapping[tuple[ModelRef, Digest], Permanent],
+    failed_pins: Mapping[Digest, Permanent],
     *,
     prefetched: bool,
 ) -> Outcome:
-    """What `compute_demand` makes of one version."""
+    """What `compute_demand` makes of one version; `failed_pins` are its own."""
     asks = [_Ask(Priority.WAITING, f"pod {pod.pod}", pod.pin) for pod in pods]
     asks += [_Ask(Priority.PULL, "pull", pull.pin) for pull in pulls]
     if prefetched:
@@ -176,6 +187,25 @@ def group_by_version(wants: Iterable[W]) -> dict[ModelRef, list[W]]:
     return dict(found)
 
 
+def used(wants: Iterable[PodWant], here: Mapping[ModelRef, Digest], catalog: Catalog | None) -> frozenset[ModelRef]:
+    """The versions that are here as some pod wants them: as the digest it pins, or else the catalog, if either does."""
+    found = frozenset(want.ref for want in wants if _has(want, here))
+    if catalog is None:
+        return found
+    promised = {ref: entry.digest for ref in found if (entry := catalog.find(ref)) is not None}
+    return frozenset(ref for ref in found if promised.get(ref) in (None, here[ref]))
+
+
+def waiting(wants: Iterable[PodWant], here: Mapping[ModelRef, Digest]) -> int:
+    """How many pods want what is not here."""
+    return len({want.uid for want in wants if not _has(want, here)})
+
+
+def _has(want: PodWant, here: Mapping[ModelRef, Digest]) -> bool:
+    digest = here.get(want.ref)
+    return digest is not None and want.pin in (None, digest)
+
+
 def prefetched_versions(catalog: Catalog, node_labels: Mapping[str, str]) -> frozenset[ModelRef]:
     """The versions that the catalog's prefetch rules want on a node with these labels."""
     return frozenset(_prefetched(catalog, node_labels))
@@ -198,7 +228,7 @@ def _prefetched(catalog: Catalog, node_labels: Mapping[str, str]) -> Iterator[Mo
 
 
 def _wrong_pins(
-    entry: CatalogVersion, asks: Sequence[_Ask], failed_pins: Mapping[tuple[ModelRef, Digest], Permanent]
+    entry: CatalogVersion, asks: Sequence[_Ask], failed_pins: Mapping[Digest, Permanent]
 ) -> dict[Digest, Permanent]:
     """The pins that cannot be met. The catalog's digest decides; without one it is what the source was found to have.
     Who pins so is left out, so that one's mistake fails nobody else."""
@@ -208,8 +238,8 @@ def _wrong_pins(
             continue
         if entry.digest is not None:
             wrong[ask.pin] = _mismatch(entry.ref, f"{entry.digest} (the catalog's digest)", ask.pin, ask.reason)
-        elif (entry.ref, ask.pin) in failed_pins:
-            wrong[ask.pin] = failed_pins[entry.ref, ask.pin]
+        elif ask.pin in failed_pins:
+            wrong[ask.pin] = failed_pins[ask.pin]
     return wrong
 
 

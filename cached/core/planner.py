@@ -82,7 +82,8 @@ class Start:
     want: Want
 
 
-Step = Cancel | Forget | Refuse | Evict | GiveWay | LetPass | Reprioritize | Start
+VersionStep = Cancel | Forget | Refuse | Reprioritize | Start
+SpaceStep = Evict | GiveWay | LetPass
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,47 +108,43 @@ class Situation:
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
-    """Content that is here, and the request it was fetched for; None where that is not known. `recheck`: it is to be
-    resolved again, whatever it was fetched for."""
-
-    digest: Digest
-    request: str | None
-    recheck: bool
-
-
-@dataclass(frozen=True, slots=True)
 class Versions:
-    """What is known of some versions, whatever the space: fields as in `Situation`, `held` what is here.
+    """What is known of some versions, whatever the space: fields as in `Situation`; `met`: those that are here as they
+    are wanted, and need not be resolved again.
 
     What one version needs depends on no other: whoever knows which ones changed plans those, and not all of a node.
     """
 
     demand: Demand
-    held: Mapping[ModelRef, Held]
+    met: Collection[ModelRef]
     active: Mapping[ModelRef, Want]
     settled: Mapping[ModelRef, Want | Permanent]
 
 
-def plan(situation: Situation) -> tuple[Step, ...]:
+def plan(situation: Situation) -> tuple[VersionStep | SpaceStep, ...]:
     """The steps to take, in order: first what gives back, last what takes, sooner wants before later ones."""
-    held = {holding.ref: Held(holding.digest, holding.request, recheck=False) for holding in situation.holdings}
-    versions = Versions(situation.demand, held, situation.active, situation.settled)
+    wants = situation.demand.wants
+    met = {
+        holding.ref
+        for holding in situation.holdings
+        if holding.ref in wants and wants[holding.ref].is_met_by(holding.digest, holding.request)
+    }
+    versions = Versions(situation.demand, met, situation.active, situation.settled)
     return (*_give_back(versions), *plan_space(situation), *_take(versions))
 
 
-def plan_versions(versions: Versions) -> tuple[Step, ...]:
+def plan_versions(versions: Versions) -> tuple[VersionStep, ...]:
     """The steps that these versions need, in the order of `plan`; none of them evicts."""
     return (*_give_back(versions), *_take(versions))
 
 
-def _give_back(versions: Versions) -> Iterator[Step]:
+def _give_back(versions: Versions) -> Iterator[VersionStep]:
     yield from _cancels(versions)
     yield from _forgets(versions)
     yield from _refusals(versions)
 
 
-def _take(versions: Versions) -> Iterator[Step]:
+def _take(versions: Versions) -> Iterator[VersionStep]:
     yield from _priorities(versions)
     yield from _starts(versions)
 
@@ -161,10 +158,6 @@ def protected(holdings: Iterable[Holding], demand: Demand, lacking: Collection[M
     return [_protected(holding, demand, lacking) for holding in holdings]
 
 
-def _meets(held: Held | None, want: Want) -> bool:
-    return held is not None and not held.recheck and want.is_met_by(held.digest, held.request)
-
-
 def _cancels(versions: Versions) -> Iterator[Cancel]:
     for ref, flying in sorted(versions.active.items(), key=lambda item: item[0]):
         want = versions.demand.wants.get(ref)
@@ -174,8 +167,7 @@ def _cancels(versions: Versions) -> Iterator[Cancel]:
 
 def _forgets(versions: Versions) -> Iterator[Forget]:
     for ref in sorted(versions.settled):
-        want = versions.demand.wants.get(ref)
-        missing = want is not None and not _meets(versions.held.get(ref), want)
+        missing = ref in versions.demand.wants and ref not in versions.met
         if not missing and ref not in versions.demand.refused:
             yield Forget(ref)
 
@@ -187,7 +179,7 @@ def _refusals(versions: Versions) -> Iterator[Refuse]:
             yield Refuse(ref, error)
 
 
-def plan_space(situation: Situation) -> Iterator[Evict | GiveWay | LetPass]:
+def plan_space(situation: Situation) -> Iterator[SpaceStep]:
     """The steps that make room, where it is short."""
     over = over_watermark(situation.space, situation.high_watermark, situation.low_watermark)
     if over == 0 and not situation.lacking:
@@ -284,7 +276,7 @@ def _priorities(versions: Versions) -> Iterator[Reprioritize]:
 
 
 def _starts(versions: Versions) -> Iterator[Start]:
-    missing = [want for want in versions.demand.wants.values() if not _meets(versions.held.get(want.ref), want)]
+    missing = [want for want in versions.demand.wants.values() if want.ref not in versions.met]
     for want in sorted(missing, key=lambda w: (w.priority, w.ref)):
         known = versions.active.get(want.ref, versions.settled.get(want.ref))
         if not isinstance(known, Want) or not want.same_fetch(known):
