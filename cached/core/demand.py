@@ -13,7 +13,7 @@ from enum import IntEnum
 from typing import TypeVar
 
 from cached.contract.digest import Digest
-from cached.contract.errors import DigestMismatch, Permanent
+from cached.contract.errors import Permanent
 from cached.contract.reference import ModelRef
 from cached.core.catalog import Catalog, CatalogVersion, request_of
 
@@ -24,6 +24,14 @@ class Priority(IntEnum):
     WAITING = 0  # a waiting pod
     PULL = 1  # `holdfast pull`
     PREFETCH = 2  # a prefetch rule
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Urgency:
+    """Which fetch comes first, the lower one: by priority, and of equals the one that began first (`order`)."""
+
+    priority: Priority
+    order: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,13 +118,16 @@ def compute_demand(
     Without a digest in the catalog a pin decides if all pods and pulls agree on it.
     """
     by_pods, by_pulls = group_by_version(pods), group_by_version(pulls)
+    failed: defaultdict[ModelRef, dict[Digest, Permanent]] = defaultdict(dict)
+    for (ref, pin), error in failed_pins.items():
+        failed[ref][pin] = error
     prefetched = prefetched_versions(catalog, node_labels)
     wants: dict[ModelRef, Want] = {}
     refused: dict[ModelRef, Permanent] = {}
     verdicts: dict[tuple[ModelRef, Digest], Permanent] = {}
     for ref in sorted({*by_pods, *by_pulls, *prefetched}):
         theirs = by_pods.get(ref, ()), by_pulls.get(ref, ())
-        outcome = compute_outcome(catalog, ref, *theirs, failed_pins, prefetched=ref in prefetched)
+        outcome = compute_outcome(catalog, ref, *theirs, failed[ref], prefetched=ref in prefetched)
         if outcome.want is not None:
             wants[ref] = outcome.want
         if outcome.refused is not None:
@@ -139,11 +150,11 @@ def compute_outcome(
     ref: ModelRef,
     pods: Iterable[PodWant],
     pulls: Iterable[PullWant],
-    failed_pins: Mapping[tuple[ModelRef, Digest], Permanent],
+    failed_pins: Mapping[Digest, Permanent],
     *,
     prefetched: bool,
 ) -> Outcome:
-    """Return the part of `compute_demand` that concerns one version."""
+    """Return the part of `compute_demand` that concerns one version; `failed_pins` are its own."""
     asks = [_Ask(Priority.WAITING, f"pod {pod.pod}", pod.pin) for pod in pods]
     asks += [_Ask(Priority.PULL, "pull", pull.pin) for pull in pulls]
     if prefetched:
@@ -173,6 +184,25 @@ def group_by_version(wants: Iterable[W]) -> dict[ModelRef, list[W]]:
     return dict(found)
 
 
+def used(wants: Iterable[PodWant], here: Mapping[ModelRef, Digest], catalog: Catalog | None) -> frozenset[ModelRef]:
+    """The versions that are here as some pod wants them: as the digest it pins, or else the catalog, if either does."""
+    found = frozenset(want.ref for want in wants if _has(want, here))
+    if catalog is None:
+        return found
+    promised = {ref: entry.digest for ref in found if (entry := catalog.find(ref)) is not None}
+    return frozenset(ref for ref in found if promised.get(ref) in (None, here[ref]))
+
+
+def waiting(wants: Iterable[PodWant], here: Mapping[ModelRef, Digest]) -> int:
+    """How many pods want what is not here."""
+    return len({want.uid for want in wants if not _has(want, here)})
+
+
+def _has(want: PodWant, here: Mapping[ModelRef, Digest]) -> bool:
+    digest = here.get(want.ref)
+    return digest is not None and want.pin in (None, digest)
+
+
 def prefetched_versions(catalog: Catalog, node_labels: Mapping[str, str]) -> frozenset[ModelRef]:
     """Return the versions that the catalog prefetches on a node with these labels."""
     return frozenset(
@@ -193,7 +223,7 @@ def keeps(catalog: Catalog, ref: ModelRef, node_labels: Mapping[str, str] | None
 
 
 def _wrong_pins(
-    entry: CatalogVersion, asks: Sequence[_Ask], failed_pins: Mapping[tuple[ModelRef, Digest], Permanent]
+    entry: CatalogVersion, asks: Sequence[_Ask], failed_pins: Mapping[Digest, Permanent]
 ) -> dict[Digest, Permanent]:
     """Return the errors of pins that cannot be met, by the catalog's digest, else by the source's content. Their
     requests are left out of the want, so that one wrong pin fails no other request."""
@@ -208,8 +238,8 @@ def _wrong_pins(
                 f"{ask.pin} (the pin of {ask.reason})",
                 "correct the pin that is wrong, or ask for another version",
             )
-        elif (entry.ref, ask.pin) in failed_pins:
-            wrong[ask.pin] = failed_pins[entry.ref, ask.pin]
+        elif ask.pin in failed_pins:
+            wrong[ask.pin] = failed_pins[ask.pin]
     return wrong
 
 

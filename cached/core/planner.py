@@ -82,7 +82,8 @@ class Start:
     want: Want
 
 
-Step = Cancel | Forget | Refuse | Evict | GiveWay | LetPass | Reprioritize | Start
+VersionStep = Cancel | Forget | Refuse | Reprioritize | Start
+SpaceStep = Evict | GiveWay | LetPass
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,45 +108,42 @@ class Situation:
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
-    """Held content, and the hash of its fetch request; None if unknown. `recheck`: resolve it again in any case."""
-
-    digest: Digest
-    request: str | None
-    recheck: bool
-
-
-@dataclass(frozen=True, slots=True)
 class Versions:
-    """The state of some versions, without the space: fields as in `Situation`, and the `held` content. The steps of one
-    version depend on no other, so a caller may plan the changed versions only."""
+    """The state of some versions, without the space: fields as in `Situation`; `met`: those that are on the node as
+    wanted, without a pending recheck. The steps of one version depend on no other, so a caller may plan the changed
+    versions only."""
 
     demand: Demand
-    held: Mapping[ModelRef, Held]
+    met: Collection[ModelRef]
     active: Mapping[ModelRef, Want]
     settled: Mapping[ModelRef, Want | Permanent]
 
 
-def plan(situation: Situation) -> tuple[Step, ...]:
+def plan(situation: Situation) -> tuple[VersionStep | SpaceStep, ...]:
     """Return the steps in order: first those that release resources, then those that free space, then fetches by
     urgency."""
-    held = {holding.ref: Held(holding.digest, holding.request, recheck=False) for holding in situation.holdings}
-    versions = Versions(situation.demand, held, situation.active, situation.settled)
+    wants = situation.demand.wants
+    met = {
+        holding.ref
+        for holding in situation.holdings
+        if holding.ref in wants and wants[holding.ref].is_met_by(holding.digest, holding.request)
+    }
+    versions = Versions(situation.demand, met, situation.active, situation.settled)
     return (*_release_steps(versions), *plan_space(situation), *_fetch_steps(versions))
 
 
-def plan_versions(versions: Versions) -> tuple[Step, ...]:
+def plan_versions(versions: Versions) -> tuple[VersionStep, ...]:
     """Return the steps of these versions, in the order of `plan`, without evictions."""
     return (*_release_steps(versions), *_fetch_steps(versions))
 
 
-def _release_steps(versions: Versions) -> Iterator[Step]:
+def _release_steps(versions: Versions) -> Iterator[VersionStep]:
     yield from _cancels(versions)
     yield from _forgets(versions)
     yield from _refusals(versions)
 
 
-def _fetch_steps(versions: Versions) -> Iterator[Step]:
+def _fetch_steps(versions: Versions) -> Iterator[VersionStep]:
     yield from _priorities(versions)
     yield from _starts(versions)
 
@@ -154,10 +152,6 @@ def protected(holdings: Iterable[Holding], demand: Demand, lacking: Collection[M
     """Mark the versions in the demand as wanted or prefetched, also those whose fetch was refused. Content under a
     wanted name that is resolved again is kept until then, unless its own fetch is in `lacking`."""
     return [_protected(holding, demand, lacking) for holding in holdings]
-
-
-def _meets(held: Held | None, want: Want) -> bool:
-    return held is not None and not held.recheck and want.is_met_by(held.digest, held.request)
 
 
 def _cancels(versions: Versions) -> Iterator[Cancel]:
@@ -169,8 +163,7 @@ def _cancels(versions: Versions) -> Iterator[Cancel]:
 
 def _forgets(versions: Versions) -> Iterator[Forget]:
     for ref in sorted(versions.settled):
-        want = versions.demand.wants.get(ref)
-        missing = want is not None and not _meets(versions.held.get(ref), want)
+        missing = ref in versions.demand.wants and ref not in versions.met
         if not missing and ref not in versions.demand.refused:
             yield Forget(ref)
 
@@ -182,7 +175,7 @@ def _refusals(versions: Versions) -> Iterator[Refuse]:
             yield Refuse(ref, error)
 
 
-def plan_space(situation: Situation) -> Iterator[Evict | GiveWay | LetPass]:
+def plan_space(situation: Situation) -> Iterator[SpaceStep]:
     """Yield the steps that free space, if it is short."""
     over = over_watermark(situation.space, situation.high_watermark, situation.low_watermark)
     if over == 0 and not situation.lacking:
@@ -279,7 +272,7 @@ def _priorities(versions: Versions) -> Iterator[Reprioritize]:
 
 
 def _starts(versions: Versions) -> Iterator[Start]:
-    missing = [want for want in versions.demand.wants.values() if not _meets(versions.held.get(want.ref), want)]
+    missing = [want for want in versions.demand.wants.values() if want.ref not in versions.met]
     for want in sorted(missing, key=lambda w: (w.priority, w.ref)):
         known = versions.active.get(want.ref, versions.settled.get(want.ref))
         if not isinstance(known, Want) or not want.same_fetch(known):

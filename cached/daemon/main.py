@@ -202,7 +202,7 @@ async def _work(config: Config, on: _Ground, ending: Ending, stop: asyncio.Event
         listing_timeout_s = _LISTING_STALLS * config.stall_timeout_s
         fetching = TransferParts(layout, flights, board, janitor, blocking, daemon.counters, journal, listing_timeout_s)
         transfers = Transfers(fetching, lambda uri: open_source(uri, client))
-        parts = Parts(board, holdings, ledger, flights, transfers, janitor, daemon.counters, around)
+        parts = Parts(board, holdings, ledger, flights, transfers, janitor, daemon.counters, around, time.monotonic)
         scheduler = Scheduler(parts, config.high_watermark, config.low_watermark)
         catalog = CatalogFile(config.catalog, scheduler.use_catalog, daemon.waits_for)
         daemon.drive(scheduler, workers, catalog)

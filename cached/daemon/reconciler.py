@@ -1,48 +1,68 @@
-"""Carry out the plan: start, cancel and evict until what this node holds is what it wants.
+"""Keep what this node holds at what it wants: report events to the versions' records, and carry out the steps.
 
-Law: one task a version. Decisions are the planner's; this module keeps what it has to remember (pulls, failures, what
-is under way) and applies each step. Runs on the event loop.
+Law: decides nothing. What becomes of one version is `core.versions`'s, what is done about several the planner's; this
+module keeps the tasks, one a try, and looks up what those need to know. Runs on the event loop.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+import random
+import secrets
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
+from math import inf
 from typing import TypeVar
 
 from cached.contract.digest import Digest
 from cached.contract.errors import HoldfastError, Transient
 from cached.contract.reference import ModelRef
 from cached.contract.status import State
-from cached.core import planner
 from cached.core.catalog import EMPTY_CATALOG, Catalog, CatalogVersion
-from cached.core.demand import Demand, PodWant, Priority, Want, keeps, unknown_model
+from cached.core.demand import Demand, PodWant, Priority, PullWant, Want, keeps, unknown_model, used
 from cached.core.demand_index import DemandIndex
 from cached.core.eviction import Holding, by_age, over_watermark
 from cached.core.planner import (
+    Cancel,
     Evict,
+    Forget,
     GiveWay,
-    Held,
     LetPass,
+    Refuse,
+    Reprioritize,
     Situation,
-    Step,
+    SpaceStep,
+    Start,
     Versions,
+    VersionStep,
     plan_space,
     plan_versions,
     protected,
 )
-from cached.core.pulls import Pull, Pulls
-from cached.core.settled import Settled
-from cached.core.space import Ledger, NoInodes, NoSpace
-from cached.core.waits import Waits, used
+from cached.core.space import Ledger, NoInodes, NoSpace, Shortage
+from cached.core.versions import messages
+from cached.core.versions.messages import (
+    Arrived,
+    Asked,
+    Event,
+    Evicted,
+    Looked,
+    NeedFound,
+    Resumed,
+    SpaceReserved,
+    Step,
+    Stopped,
+    TryFailed,
+)
+from cached.core.versions.record import Blocked, Held, Pull
+from cached.core.versions.table import VersionTable
 from cached.daemon.metrics import Metrics
 from cached.daemon.outcomes import Answers
 from cached.fetch.downloads import Flights
-from cached.fetch.queue import Delivery, Lacking, Turns
-from cached.fetch.version import PinMismatch, Seen, Transfers
+from cached.fetch.outcome import try_fetch
+from cached.fetch.version import Published, Seen, Transfers
 from cached.node.cluster import Surroundings
 from cached.node.inventory import Holdings, as_holdings, find_holding
 from cached.node.log_once import Saying
@@ -55,14 +75,8 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class _Active:
-    delivery: Delivery
-    task: asyncio.Task[None]
-
-
-@dataclass(frozen=True, slots=True)
 class Parts:
-    """What the scheduler works with."""
+    """What the scheduler works with. `clock`: the event loop's, in seconds."""
 
     board: Board
     holdings: Holdings
@@ -72,6 +86,15 @@ class Parts:
     janitor: Janitor
     metrics: Metrics
     surroundings: Surroundings
+    clock: Callable[[], float]
+
+
+@dataclass(frozen=True, slots=True)
+class _Running:
+    """Where tasks and timers begin."""
+
+    group: asyncio.TaskGroup
+    loop: asyncio.AbstractEventLoop
 
 
 class Scheduler:
@@ -81,24 +104,19 @@ class Scheduler:
         self._parts = parts
         self._high, self._low = high_watermark, low_watermark
         self._catalog: Catalog | None = None
-        self._pulls = Pulls()
-        self._active: dict[ModelRef, _Active] = {}
-        self._settled = Settled()
-        self._waits = Waits()
-        self._counted: set[ModelRef] = set()
+        self._versions = VersionTable(self._in_trouble)
+        self._tries: dict[ModelRef, asyncio.Task[Published | HoldfastError]] = {}
+        self._timer: asyncio.TimerHandle | None = None
         self._index = DemandIndex()
         self._demand = self._index.demand
         self._dirty: set[ModelRef] = set()  # versions of which something changed since they were last planned
         self._all_dirty = True
         self._pods_seen: Sequence[PodWant] | None = None
-        self._rechecks: set[ModelRef] = set()  # held, and to be resolved again
         self._work = asyncio.Event()
-        self._turns = Turns(self._work)
         self._litter = True  # whether anything may lie about that a sweep would find: an earlier life's, to begin with
-        self._group: asyncio.TaskGroup | None = None
+        self._running: _Running | None = None
         self._saying = Saying(_log)
-        self._lacking = Lacking(parts.ledger, parts.transfers)
-        self._answers = Answers(parts.board, parts.holdings, self._settled, self._pulls)
+        self._answers = Answers(parts.board, parts.holdings)
 
     # --- what comes in ---------------------------------------------------------------------------------------------
 
@@ -110,23 +128,14 @@ class Scheduler:
     def resume(self, pins: Mapping[ModelRef, Digest | None]) -> None:
         """These were on their way when the daemon last stopped, or went bad: go on as if they had been pulled."""
         for ref, pin in pins.items():
-            self._pulls.resume(ref, pin)
+            self._resume(ref, pin, recheck=False)
         self._work.set()
 
     def pull(self, ref: ModelRef, pin: Digest | None, *, refresh: bool) -> Pull:
         """Want a version now, with `refresh` as its source has it now, although it is here; an earlier failure of it is
         forgotten. Returns the pull, which gets its own answer."""
-        pull = self._pulls.ask(ref, pin, refresh=refresh)
-        self._counted.discard(ref)
-        if refresh and ref in self._parts.holdings.models:
-            self._rechecks.add(ref)
-            self._dirty.add(ref)
-        if ref in self._active and refresh:
-            self._call_off(ref)  # its source was listed before: it starts over, with what is here of it
-        elif ref in self._active:
-            self._active[ref].delivery.nudge()
-        elif self._settled.asked_anew(ref):
-            self._answers.over(ref)
+        pull = _pull(ref, pin, refresh=refresh)
+        self._handle(ref, Asked(pull, ref in self._parts.holdings.models))
         self._refresh()
         self._work.set()
         if self._catalog is None and self._parts.board.get(ref) is None:  # so there is no more to say
@@ -135,7 +144,7 @@ class Scheduler:
 
     def pulled(self, id_: str) -> Pull | None:
         """The pull of this id; None where it is not known, or not any more."""
-        return self._pulls.find(id_)
+        return self._versions.find_pull(id_)
 
     def resolvable(self) -> dict[ModelRef, CatalogVersion]:
         """The versions whose sources may change: here as the catalog asks for them, unpinned, not under way."""
@@ -145,7 +154,7 @@ class Scheduler:
     def to_resolve(self, ref: ModelRef) -> CatalogVersion | None:
         """What the catalog says of one of those; None where it is none of them."""
         held, entry = self._parts.holdings, (self._catalog or EMPTY_CATALOG).find(ref)
-        if entry is None or entry.digest is not None or ref in self._active or ref not in held.models:
+        if entry is None or entry.digest is not None or ref in self._versions.fetching or ref not in held.models:
             return None
         return entry if held.fetched[ref].request == entry.request else None
 
@@ -162,8 +171,7 @@ class Scheduler:
             now = "not known without a fetch" if seen.digest is None else str(seen.digest)
             _log.warning("%s: its source has other content now: here %s, there %s", ref, seen.held, now)
         if seen.changed and entry.follow:
-            self._rechecks.add(ref)
-            self._pulls.resume(ref, None)
+            self._resume(ref, None, recheck=True)
         self._dirty.add(ref)
         self._work.set()
 
@@ -198,19 +206,17 @@ class Scheduler:
 
     def try_again(self) -> None:
         """The disk takes again what it is given: nobody waits out a pause."""
-        for active in self._active.values():
-            active.delivery.nudge()
+        self._carry_out(self._versions.nudge(tuple(self._versions.fetching), self._parts.clock()))
         self._work.set()
 
     def try_what_fits(self) -> None:
         """Others may have freed space that somebody waits for."""
-        for delivery in self._waiting():
-            if self._lacking.fits(delivery):
-                delivery.nudge()
+        fitting = [ref for ref, blocked in self._versions.blocked if self._fits(ref, blocked)]
+        self._carry_out(self._versions.nudge(fitting, self._parts.clock()))
 
     def is_fetching(self) -> bool:
         """Tell whether a version is being fetched, or waits to be tried again."""
-        return bool(self._active)
+        return bool(self._versions.fetching)
 
     def knows(self, ref: ModelRef) -> bool:
         """Tell whether the catalog has this version, or the node holds it: what metrics may name."""
@@ -245,8 +251,7 @@ class Scheduler:
         self._dirty.add(ref)
         if freed is not None:
             self._parts.metrics.evicted(reason)
-            self._counted.discard(ref)
-            self._pulls.pins.pop(ref, None)
+            self._handle(ref, Evicted())
             self._litter = True
             self._space_was_freed()
         return freed
@@ -257,7 +262,7 @@ class Scheduler:
         Nothing while a version that is wanted has not yet said what it goes on from, unless space is lacking: after a
         restart its partial blobs, and what it had committed, look like litter.
         """
-        if self._unlisted() and not self._waiting():
+        if self._unlisted() and not self._versions.blocked:
             return 0
         self._litter = False
         await self._parts.janitor.drop_unnamed()
@@ -271,7 +276,7 @@ class Scheduler:
     async def run(self) -> None:
         """Plan and carry out until cancelled; then every fetch is called off, keeping what is durable."""
         async with asyncio.TaskGroup() as group:
-            self._group = group
+            self._running = _Running(group, asyncio.get_running_loop())
             self._all_dirty = True  # what could not be started before
             try:
                 while True:
@@ -283,7 +288,9 @@ class Scheduler:
                     except HoldfastError as error:  # the disk refuses: the next look at the leases plans again
                         self._saying.trouble("planning", str(error))
             finally:
-                self._group = None
+                self._running = None
+                if self._timer is not None:
+                    self._timer.cancel()
 
     async def _reconcile(self) -> None:
         self._refresh()
@@ -298,12 +305,11 @@ class Scheduler:
             self._refresh()
             steps = self._plan_space()
         for step in steps:
-            if not isinstance(step, Evict):
-                self._apply(step)
+            if isinstance(step, GiveWay):
+                self._handle(step.ref, step)
         hopeless = {step.ref for step in steps if isinstance(step, LetPass)}
-        for delivery in self._waiting():
-            delivery.passed = delivery.want.ref in hopeless
-        self._turns.admit()
+        now = self._parts.clock()
+        self._carry_out([*self._versions.seek_room(hopeless, now), *self._versions.admit(now)])
         for step in steps:  # last, because these take their time, and meanwhile the situation changes
             if isinstance(step, Evict) and not self._stays(step.ref, step.digest, step.reason):
                 await self.evict(step.ref, step.digest, step.reason)
@@ -312,75 +318,63 @@ class Scheduler:
         """Tell whether what lies about may belong to a version whose files are not known yet, but may soon be."""
         claims = self._parts.janitor.claims
         return self._catalog is None or any(
-            not claims.has_claimed(ref) and not active.delivery.in_trouble for ref, active in self._active.items()
+            not claims.has_claimed(ref) and not self._in_trouble(ref) for ref in self._versions.fetching
         )
 
     def _is_tight(self) -> bool:
-        return bool(self._waiting()) or over_watermark(self._parts.ledger.use(), self._high, self._low) > 0
+        return bool(self._versions.blocked) or over_watermark(self._parts.ledger.use(), self._high, self._low) > 0
 
     def _refresh(self) -> None:
         """Know what is wanted now, and take the steps of the versions for which something changed."""
         if self._catalog is None:
             return
-        self._dirty.update(self._settled.expire())
-        self._pulls.expire()
+        self._carry_out(self._versions.pass_time(self._parts.clock()))
         self._look_at_pods()
         self._update_demand(self._catalog)
+        held, records = self._parts.holdings.models, self._versions.records
         if self._all_dirty:
             self._all_dirty = False
-            self._dirty.update(self._demand.wants, self._demand.refused, self._active, self._settled.outcomes)
-            self._dirty.update(self._parts.holdings.models)
+            self._dirty.update(self._demand.wants, self._demand.refused, records, held)
         dirty, self._dirty = self._dirty, set()
-        self._rechecks -= {
-            ref for ref in dirty if ref not in self._demand.wants or ref not in self._parts.holdings.models
-        }
-        verdicts = {key: error for ref in dirty for key, error in self._index.verdicts(ref).items()}
-        self._pulls.refused(verdicts)
         self._answers.compare(dirty, self._catalog)
-        self._answers.pins(dirty, self._index.pods, verdicts)
-        self._count_new(dirty)
-        for step in plan_versions(self._versions(dirty)):
+        for ref in dirty:
+            self._answers.show_pins(self._versions.get(ref), self._index.verdicts(ref))
+        looks = {ref: self._looked(ref) for ref in dirty}
+        self._carry_out(self._versions.handle_all(looks, self._parts.clock()))
+        for step in plan_versions(self._planned(dirty)):
             self._apply(step)
-        held = self._parts.holdings.models
-        met = {ref: held[ref] for ref in dirty if self._pulls.has(ref) and self._met(ref)}
-        self._pulls.met(met)
         self._update_demand(self._catalog)  # less the pulls that have their answer
-        self._answers.here(dirty, self._index.pods, self._catalog)
+        for ref in dirty:
+            self._answers.show_pinned(self._versions.get(ref), self._catalog)
 
     def _look_at_pods(self) -> None:
-        """A pod uses what it wants; a new one has an earlier failure tried again."""
+        """A pod uses what it wants."""
         pods, held = self._parts.surroundings.pods(), self._parts.holdings
-        for seconds in self._waits.over(held.models):
-            self._parts.metrics.gate_waited(seconds)
         if pods is self._pods_seen and not self._all_dirty:
             return
         self._pods_seen = pods
-        for ref in self._waits.look(pods, held.models):
-            if ref not in self._active and self._settled.asked_anew(ref):
-                self._dirty.add(ref)
+        self._carry_out(self._versions.see_pods(pods, held.models, self._parts.clock()))
         for ref in used(pods, held.models, self._catalog):
             held.used(ref)
 
     def _update_demand(self, catalog: Catalog) -> None:
-        around, settled = self._parts.surroundings, self._settled
-        changes = self._pulls.take_changes(), settled.pins, settled.take_changed_pins()
-        self._dirty.update(self._index.update(catalog, around.labels or {}, around.pods(), *changes))
+        labels, versions = self._parts.surroundings.labels or {}, self._versions
+        self._dirty.update(self._index.update(catalog, labels, versions.records, versions.take_changed_asks()))
 
-    def _versions(self, refs: Collection[ModelRef]) -> Versions:
-        wants, refused = self._demand.wants, self._demand.refused
-        held, settled = self._parts.holdings, self._settled.outcomes
+    def _looked(self, ref: ModelRef) -> Looked:
+        want, refused = self._demand.wants.get(ref), ref in self._demand.refused
+        return Looked(want, refused, self._index.verdicts(ref), self._held(ref))
+
+    def _planned(self, refs: Collection[ModelRef]) -> Versions:
+        wants, versions = self._demand.wants, {ref: self._versions.get(ref) for ref in refs}
         return Versions(
-            demand=Demand(_among(refs, wants), _among(refs, refused)),
-            held={
-                ref: Held(held.models[ref], held.fetched[ref].request, ref in self._rechecks)
-                for ref in refs
-                if ref in held.models
-            },
-            active={ref: self._active[ref].delivery.want for ref in refs if ref in self._active},
-            settled=_among(refs, settled),
+            demand=Demand(_among(refs, wants), _among(refs, self._demand.refused)),
+            met={ref for ref, version in versions.items() if version.is_met(wants.get(ref), self._held(ref))},
+            active=_among(refs, self._versions.fetching),
+            settled={ref: version.settled for ref, version in versions.items() if version.settled is not None},
         )
 
-    def _plan_space(self) -> tuple[Step, ...]:
+    def _plan_space(self) -> tuple[SpaceStep, ...]:
         if self._catalog is None or not self._is_tight():
             return ()
         return tuple(
@@ -388,121 +382,174 @@ class Scheduler:
                 Situation(
                     demand=self._demand,
                     holdings=self.holdings(),
-                    active={ref: active.delivery.want for ref, active in self._active.items()},
-                    settled=self._settled.outcomes,
+                    active=self._versions.fetching,
+                    settled={},
                     space=self._parts.ledger.use(),
-                    lacking=self._lacking.shortages(self._turns.lacking),
-                    stakes=self._lacking.stakes(self._deliveries()),
+                    lacking={ref: self._shortage(ref, blocked) for ref, blocked in self._versions.blocked},
+                    stakes={ref: self._parts.transfers.stake(ref) for ref in self._versions.fetching},
                     high_watermark=self._high,
                     low_watermark=self._low,
                 )
             )
         )
 
-    def _waiting(self) -> list[Delivery]:
-        """Those that wait for space, the most urgent first."""
-        return self._lacking.among(self._turns.lacking)
-
-    def _deliveries(self) -> list[Delivery]:
-        return [active.delivery for active in self._active.values()]
-
-    def _apply(self, step: Step) -> None:
+    def _apply(self, step: VersionStep) -> None:
         match step:
-            case planner.Start(want):
-                self._start(want)
-            case planner.Cancel(ref):
-                self._call_off(ref)
-            case GiveWay(ref):
-                if not self._active[ref].delivery.called_off:
-                    _log.info("%s: gives way to one that is more urgent", ref)
-                self._active[ref].delivery.gives_way = True
-                self._call_off(ref)
-            case LetPass():
-                return  # those who ask for a turn are told in _reconcile
-            case planner.Reprioritize(want):
-                self._active[want.ref].delivery.want = want
-                self._turns.reprioritized(self._active[want.ref].delivery)
-                self._parts.flights.reprioritize(want.ref, want.priority)
-            case planner.Refuse(ref, error):
-                self._settled.refused(ref, error)
-                if ref not in self._active:
-                    self._answers.refused(ref, error)
-            case planner.Forget(ref):
-                self._settled.forget(ref)
-                if ref not in self._active:
-                    self._answers.over(ref)
-            case Evict():
-                raise AssertionError("evictions are awaited, in _reconcile")
+            case Start(want):
+                if self._running is not None:  # else `run` plans all
+                    self._carry_out(self._versions.start(want, self._parts.clock()))
+            case Reprioritize(want):
+                self._handle(want.ref, step)
+            case Cancel(ref) | Refuse(ref, _) | Forget(ref):
+                self._handle(ref, step)
 
-    # --- one version -----------------------------------------------------------------------------------------------
+    # --- events, and the steps that follow -------------------------------------------------------------------------
 
-    def _start(self, want: Want) -> None:
-        if want.ref in self._active or self._group is None:
-            return  # its last flight is still coming down; its end plans again
-        self._settled.begun(want.ref)
-        self._pulls.begun(want.ref)
-        held = self._parts.holdings.models.get(want.ref)
-        if held is not None:
-            _log.info(
-                "%s: what is here is not what is asked for now: resolving again; it stays until then: %s",
-                want.ref,
-                held,
-            )
-        self._parts.board.begin(want.ref, State.QUEUED, "", want.pin)
-        delivery = Delivery(want, self._parts.board, self._parts.transfers, self._turns)
-        task = self._group.create_task(self._deliver(delivery), name=f"fetch {want.ref}")
-        self._active[want.ref] = _Active(delivery, task)
-        task.add_done_callback(partial(self._ended, delivery))  # also where it is called off before it began to run
+    def _handle(self, ref: ModelRef, event: Event) -> None:
+        self._carry_out(self._versions.handle(ref, event, self._parts.clock()))
 
-    def _call_off(self, ref: ModelRef) -> None:
-        active = self._active[ref]
-        if not active.delivery.called_off:
-            active.delivery.called_off = True
-            active.task.cancel()
+    def _carry_out(self, steps: Iterable[Step]) -> None:
+        for step in steps:
+            self._show(step)
+            self._act(step)
+        self._set_timer()
 
-    async def _deliver(self, delivery: Delivery) -> None:
-        ref = delivery.want.ref
-        error = await delivery.run()
-        rechecked = ref in self._rechecks
-        self._rechecks.discard(ref)
-        if error is None:
-            self._settled.published(ref, self._parts.holdings.models.get(ref))
+    def _act(self, step: Step) -> None:
+        match step:
+            case messages.Run(_, want):
+                self._try(want)
+            case messages.Stop(ref, gives_way):
+                self._stop(ref, gives_way=gives_way)
+            case messages.Hasten(ref, want):
+                self._parts.flights.reprioritize(ref, want.priority)
+            case messages.MakeRoom():
+                self._work.set()
+            case messages.Plan(ref):
+                self._dirty.add(ref)
+                self._work.set()
+            case messages.Ended(ref):
+                self._parts.transfers.forget(ref)
+                self._litter = True
+                self._dirty.add(ref)
+                self._work.set()
+
+    def _show(self, step: Step) -> None:
+        board, metrics = self._parts.board, self._parts.metrics
+        match step:
+            case messages.ShowQueued(ref, want):
+                if (held := self._parts.holdings.models.get(ref)) is not None:
+                    _log.info(
+                        "%s: what is here is not what is asked for now: resolving again; it stays until then: %s",
+                        ref,
+                        held,
+                    )
+                board.begin(ref, State.QUEUED, "", want.pin)
+            case messages.ShowTrouble(ref, error):
+                _log.warning("%s: %s", ref, error)
+                board.trouble(ref, State.QUEUED, error)
+            case messages.LogFailure(ref, failure):
+                _log.error("%s: %s", ref, failure)
+            case messages.ShowFailed(ref, failure):
+                self._answers.show_failed(ref, failure)
+            case messages.ShowRefused(ref, refusal):
+                self._answers.show_refused(ref, refusal)
+            case messages.ShowIdle(ref):
+                self._answers.show_idle(ref)
+            case messages.CountWant(_, result):
+                metrics.requested(result)
+            case messages.CountWait(_, seconds):
+                metrics.gate_waited(seconds)
+
+    def _set_timer(self) -> None:
+        """Have time pass for the versions when the next thing is due."""
+        due = self._versions.due
+        if self._running is None or (self._timer is not None and self._timer.when() == due):
             return
-        _log.error("%s: %s", ref, error)
-        want = delivery.want
-        if rechecked and self._met(ref):  # what is here is what is asked for: that its source has other content, or
-            self._pulls.not_refreshed(ref, error)  # none, is for those who asked it again
-            self._settled.forget(ref)
-            self._answers.over(ref)
-        elif isinstance(error, PinMismatch) and want.pin is not None and not want.pin_promised:
-            self._settled.pin_failed(ref, want.pin, error)
-            self._answers.over(ref)
-        else:
-            self._settled.failed(want)
-            self._fail(ref, error)
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = None if due == inf else self._running.loop.call_at(due, self._pass_time)
 
-    def _ended(self, delivery: Delivery, _task: asyncio.Task[None]) -> None:
-        ref = delivery.want.ref
-        del self._active[ref]
-        self._dirty.add(ref)
-        self._parts.transfers.forget(ref)
-        self._litter = True
-        for other in self._waiting():  # what it had reserved and did not use is free, what it brought is here
-            other.nudge()
-        if not delivery.gives_way:
-            self._lacking.forget(ref)
-        if delivery.called_off:
-            self._answers.over(ref)
-        self._work.set()
+    def _pass_time(self) -> None:
+        self._timer = None
+        self._carry_out(self._versions.pass_time(self._parts.clock()))
+
+    # --- tries -----------------------------------------------------------------------------------------------------
+
+    def _try(self, want: Want) -> None:
+        if self._running is None:
+            return  # the daemon ends
+        task = self._running.group.create_task(self._fetch(want), name=f"fetch {want.ref}")
+        self._tries[want.ref] = task
+        task.add_done_callback(partial(self._tried, want.ref))  # also where it is stopped before it began to run
+
+    async def _fetch(self, want: Want) -> Published | HoldfastError:
+        ref, board = want.ref, self._parts.board
+        got_space = partial(self._handle, ref, SpaceReserved())
+        outcome = await try_fetch(self._parts.transfers, want, partial(self._priority, want), got_space)
+        if isinstance(outcome, Published):
+            size = outcome.manifest.total_bytes
+            board.ready(ref, outcome.digest, size, want.pin is not None, outcome.source)
+            _log.info("%s: ready, %d bytes, %s", ref, size, outcome.digest)
+        return outcome
+
+    def _tried(self, ref: ModelRef, task: asyncio.Task[Published | HoldfastError]) -> None:
+        del self._tries[ref]
+        if task.cancelled() or task.exception() is not None:  # an exception ends the daemon
+            self._handle(ref, Stopped())
+            return
+        outcome = task.result()
+        if isinstance(outcome, Published):
+            self._handle(ref, Arrived(self._parts.holdings.models.get(ref)))
+        else:
+            jitter = random.uniform(0.5, 1.0)  # noqa: S311 - jitter
+            self._handle(ref, TryFailed(outcome, jitter, self._held(ref), self._demand.wants.get(ref)))
+
+    def _stop(self, ref: ModelRef, *, gives_way: bool) -> None:
+        if gives_way:
+            _log.info("%s: gives way to one that is more urgent", ref)
+        if ref in self._tries:
+            self._tries[ref].cancel()
+        elif self._running is not None:
+            self._running.loop.call_soon(self._handle, ref, Stopped())
+
+    def _priority(self, want: Want) -> Priority:
+        """The priority that a fetch has by now."""
+        return self._versions.fetching.get(want.ref, want).priority
+
+    def _in_trouble(self, ref: ModelRef) -> bool:
+        """Tell whether a version's source keeps it waiting just now."""
+        status = self._parts.board.get(ref)
+        return status is not None and status.error is not None
+
+    def _resume(self, ref: ModelRef, pin: Digest | None, *, recheck: bool) -> None:
+        self._handle(ref, Resumed(_pull(ref, pin, refresh=False), recheck))
+
+    # --- space -----------------------------------------------------------------------------------------------------
 
     def _space_was_freed(self) -> None:
         """Whoever has what it lacks by now tries again; so does whom the disk refused, which names no size."""
-        for delivery in self._waiting():
-            if not isinstance(delivery.short, NoSpace | NoInodes) or self._lacking.fits(delivery):
-                delivery.nudge()
+        tries = [
+            ref
+            for ref, blocked in self._versions.blocked
+            if not isinstance(blocked.error, NoSpace | NoInodes) or self._fits(ref, blocked)
+        ]
+        self._carry_out(self._versions.nudge(tries, self._parts.clock()))
 
-    def _fail(self, ref: ModelRef, error: HoldfastError) -> None:
-        self._answers.failed(ref, error, under_way=ref in self._active)
+    def _fits(self, ref: ModelRef, blocked: Blocked) -> bool:
+        """Tell whether what a fetch lacks is free by now; False where nobody knows."""
+        try:
+            needed, use = self._shortage(ref, blocked), self._parts.ledger.use()
+        except Transient:
+            return False
+        return use.free >= needed.bytes and use.files_free >= needed.files
+
+    def _shortage(self, ref: ModelRef, blocked: Blocked) -> Shortage:
+        told = self._parts.ledger.shortage(blocked.error)
+        if not isinstance(blocked.error, NoSpace):
+            return told
+        here = self._parts.transfers.stake(ref).total()
+        self._handle(ref, NeedFound(here + told.bytes))
+        return replace(told, bytes=self._versions.get(ref).needs_bytes - here)
 
     # --- what is here ----------------------------------------------------------------------------------------------
 
@@ -513,37 +560,29 @@ class Scheduler:
     def _stays(self, ref: ModelRef, digest: Digest, reason: str) -> bool:
         """Tell whether a version need not or must not go any more, now that its turn comes."""
         self._refresh()
-        lacking = self._waiting()
-        if reason == "space" and not lacking:
+        blocked = self._versions.blocked
+        if reason == "space" and not blocked:
             return True
         if reason == "watermark" and over_watermark(self._parts.ledger.use(), self._low, self._low) == 0:
             return True
-        for_pod = reason == "space" and lacking[0].want.priority is Priority.WAITING
+        for_pod = reason == "space" and blocked[0][1].fetch.want.priority is Priority.WAITING
         found = find_holding(self._parts.holdings, ref, self._parts.surroundings, self._catalog)
         if found is None or found.digest != digest:
             return True
-        (holding,) = protected([found], self._demand, {each.want.ref for each in lacking})
+        (holding,) = protected([found], self._demand, {each for each, _ in blocked})
         return not (holding.evictable or (for_pod and holding.yields_to_pods))
 
     def wanted(self, ref: ModelRef) -> bool:
         """Tell whether anybody asks for `ref`."""
         return ref in self._demand.refused or ref in self._demand.wants
 
-    def _met(self, ref: ModelRef) -> bool:
-        held, want = self._parts.holdings, self._demand.wants.get(ref)
-        if ref in self._rechecks:
-            return False
-        return ref in held.models and want is not None and want.is_met_by(held.models[ref], held.fetched[ref].request)
+    def _held(self, ref: ModelRef) -> Held | None:
+        held = self._parts.holdings
+        return Held(held.models[ref], held.fetched[ref].request) if ref in held.models else None
 
-    def _count_new(self, refs: Iterable[ModelRef]) -> None:
-        """Every new want counts once in `holdfast_requests_total`."""
-        for ref in refs:
-            if ref not in self._demand.wants:
-                self._counted.discard(ref)
-            elif ref not in self._counted:
-                self._counted.add(ref)
-                result = "hit" if self._met(ref) else "joined" if ref in self._active else "miss"
-                self._parts.metrics.requested(result)
+
+def _pull(ref: ModelRef, pin: Digest | None, *, refresh: bool) -> Pull:
+    return Pull(secrets.token_hex(8), PullWant(ref, pin), refresh)
 
 
 def _among(refs: Iterable[ModelRef], all_: Mapping[ModelRef, T]) -> dict[ModelRef, T]:

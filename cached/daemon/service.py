@@ -13,10 +13,10 @@ from cached.contract.digest import Digest
 from cached.contract.errors import HoldfastError, Transient
 from cached.contract.reference import ModelRef
 from cached.contract.status import State, StatusError, timestamp
+from cached.core.demand import waiting
 from cached.core.eviction import reclaimable
-from cached.core.pulls import Pull
 from cached.core.space import SpaceUse
-from cached.core.waits import waiting
+from cached.core.versions.record import Pull
 from cached.daemon.catalog_file import CatalogFile
 from cached.daemon.control_api import Check
 from cached.daemon.metrics import Figures, Metrics, ModelFigures
@@ -89,7 +89,7 @@ class Daemon:
         await self._catalog.caught_up()
         pull = self._scheduler.pull(ref, pin, refresh=refresh)
         await self._board.flushed()
-        return self._answer(pull)
+        return self._answer(self._scheduler.pulled(pull.id) or pull)
 
     def pulled(self, id_: str) -> dict[str, Any] | None:
         pull = self._scheduler.pulled(id_)

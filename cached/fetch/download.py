@@ -16,6 +16,7 @@ from typing import Protocol
 
 from cached.contract.errors import HoldfastError, Permanent, Transient
 from cached.contract.program import limits
+from cached.core.retries import MAX_BAD_RESPONSES, backoff_s, hopeless
 from cached.fetch.addresses import Addresses
 from cached.fetch.attempt import Attempt, BlobSpec, NoRanges, Segment, Shared, Verified
 from cached.fetch.local_file import LocalBody
@@ -26,7 +27,7 @@ from cached.transport.body import Body
 from cached.transport.client import HttpClient
 from cached.transport.connection.cancel import Cancellation, Cancelled
 from cached.transport.connection.limits import BandwidthLimit
-from cached.transport.response import MAX_BAD_RESPONSES, hopeless, source_changed
+from cached.transport.response import source_changed
 from cached.transport.target import HttpTarget, Target
 
 MAX_WRONG_DIGESTS = 2
@@ -333,8 +334,8 @@ class Flight:
                 if self._failures > 1:
                     self._addresses.drop()  # another address may lead to a healthy server
                 asked = error.retry_after_s if isinstance(error, Transient) else None
-                backoff = min(_BACKOFF_CAP_S, _BACKOFF_S * 2 ** (self._failures - 1))
-                self.not_before = now + max(asked or 0.0, backoff * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
+                own_s = backoff_s(_BACKOFF_S, _BACKOFF_CAP_S, self._failures)
+                self.not_before = now + max(asked or 0.0, own_s * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
             given_up = self._bad_responses >= MAX_BAD_RESPONSES
         if given_up:
             error = hopeless(error)

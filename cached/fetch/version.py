@@ -15,7 +15,7 @@ from typing import ParamSpec, TypeVar
 from urllib.parse import urlsplit
 
 from cached.contract.digest import Digest
-from cached.contract.errors import DigestMismatch, HoldfastError, Permanent, Transient
+from cached.contract.errors import HoldfastError, Permanent, Transient
 from cached.contract.layout import Layout, ingest_id
 from cached.contract.manifest import FileEntry, Manifest
 from cached.contract.reference import ModelRef
@@ -25,6 +25,7 @@ from cached.core.catalog import CatalogVersion
 from cached.core.demand import Want
 from cached.core.listing import Listing, RemoteFile
 from cached.core.space import NoSpace, Stake
+from cached.core.versions.record import PinMismatch
 from cached.fetch.attempt import BlobSpec, Verified
 from cached.fetch.download import Flight, Observer
 from cached.fetch.downloads import Flights
@@ -416,10 +417,6 @@ def _assume_digests(manifest: Manifest, wanted: tuple[_WantedFile, ...]) -> dict
     if {(spec.name, spec.key.size) for spec in specs} != sha256s.keys():
         return {}
     return {spec.key.id: sha256s[spec.name, spec.key.size or 0] for spec in specs if spec.sha256 is None}
-
-
-class PinMismatch(DigestMismatch):
-    """The source has other content than the pin."""
 
 
 def _compare(

@@ -24,9 +24,8 @@ from cached.contract.manifest import Manifest
 from cached.contract.reference import ModelRef
 from cached.contract.status import encode
 from cached.core.catalog import Catalog
-from cached.core.demand import keeps
+from cached.core.demand import keeps, used
 from cached.core.eviction import Holding
-from cached.core.waits import used
 from cached.node.cluster import Surroundings
 from cached.node.log_once import Saying
 from cached.store import fetched

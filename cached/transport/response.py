@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 
-from cached.contract.errors import HoldfastError, Permanent, Transient
+from cached.contract.errors import Transient
 from cached.transport.connection.stream import Stream
 from cached.transport.pages import is_page_type
 from cached.transport.target import HttpTarget
@@ -25,7 +25,6 @@ _STRONG_ETAG = re.compile(r'"[\x21\x23-\x7e\x80-\xff]*"')
 # are mistakes of an upload.
 _NO_CODINGS = frozenset({"", "identity", "aws-chunked", "utf-8", "utf8", "binary", "none"})
 _MAX_INTERIM_ANSWERS = 8
-MAX_BAD_RESPONSES = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,15 +81,6 @@ class Answer:
 def bad_response(where: str, problem: str) -> Transient:
     """Return the error for an answer that is malformed or does not fit the request."""
     return Transient("bad_response", f"{where}: {problem}", "it is tried again; if it goes on, the server is at fault")
-
-
-def hopeless(error: HoldfastError) -> Permanent:
-    """Return the permanent error after `MAX_BAD_RESPONSES` bad answers."""
-    return Permanent(
-        error.code,
-        f"{error.message} (after {MAX_BAD_RESPONSES} attempts)",
-        error.remedy or "check the origin and any proxy before it",
-    )
 
 
 def read_answer(stream: Stream, where: str) -> Answer:

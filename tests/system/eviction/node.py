@@ -26,7 +26,6 @@ from cached.contract.layout import Layout
 from cached.contract.manifest import FileEntry, Manifest
 from cached.contract.reference import ModelRef
 from cached.contract.status import ModelStatus
-from cached.core import pulls, settled, waits
 from cached.core.catalog import EMPTY_CATALOG, Catalog, parse_catalog
 from cached.core.demand import PodWant
 from cached.core.listing import Listing, RemoteFile
@@ -396,6 +395,7 @@ class Node:
                 self.janitor,
                 metrics,
                 self.cluster,
+                self.clock.monotonic,
             ),
             limits.high,
             limits.low,
@@ -475,12 +475,9 @@ def is_eviction(job: partial[Any]) -> tuple[ModelRef, Digest] | None:
 
 @contextmanager
 def fake_time(clock: Clock) -> Iterator[None]:
-    """Let the scheduler's patience follow the clock, and streams grow in small steps."""
+    """Let last uses follow the clock, and streams grow in small steps."""
     with (
-        patch.object(settled, "time", clock),
-        patch.object(pulls, "time", clock),
         patch.object(inventory, "time", clock),
-        patch.object(waits, "time", clock),
         patch.object(reservation, "_STEP_BYTES", 2 * UNIT),
         patch.object(downloads, "is_small", lambda _spec: False),  # these blobs stand for large ones
     ):

@@ -447,9 +447,10 @@ class Lives(RuleBasedStateMachine):
         self.node.turn()
 
     def _demand(self) -> Demand:
-        wanted = self.node.scheduler._pulls._wanted.values()
-        pulls = [pull.want for pulls in wanted for pull in pulls]
-        return compute_demand(self.node.catalog, self.node.cluster.pods(), pulls, {}, self.node.scheduler._settled.pins)
+        versions = self.node.scheduler._versions.records.values()
+        pulls = [pull.want for version in versions for pull in version.pulls]
+        failed = {(version.ref, pin): error for version in versions for pin, error in version.verdicts.items()}
+        return compute_demand(self.node.catalog, self.node.cluster.pods(), pulls, {}, failed)
 
     def _capacity(self) -> int:
         """The most that the root may ever hold, in bytes."""

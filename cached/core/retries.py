@@ -1,0 +1,46 @@
+"""When a failure is tried again, and when it is given up.
+
+Law: pure. Times are seconds; `jitter` is a factor that the caller draws, so that many nodes don't try at once.
+"""
+
+from __future__ import annotations
+
+from cached.contract.errors import HoldfastError, Permanent, Transient
+from cached.core.space import NoInodes, NoSpace
+
+MAX_BAD_RESPONSES = 3
+_MOST_DOUBLINGS = 20  # far beyond any cap
+_TRY_S, _TRY_CAP_S = 1.0, 60.0
+_SHORT_S = 300.0
+_FAILED_S, _FAILED_CAP_S = 300.0, 3600.0
+
+
+def backoff_s(first_s: float, cap_s: float, failures: int) -> float:
+    """The pause after so many failures in a row: `first_s`, doubled with each further one, up to `cap_s`."""
+    return min(cap_s, first_s * 2.0 ** min(failures - 1, _MOST_DOUBLINGS))
+
+
+def pause_s(error: Transient, failures: int, jitter: float) -> float:
+    """The pause between two tries at a version: with backoff, and at least as long as the source asks.
+
+    A fetch that lacks space is told when there is some, and tries by itself but rarely: each try at a stream receives
+    it anew.
+    """
+    short = isinstance(error, NoSpace | NoInodes)
+    own_s = _SHORT_S if short else backoff_s(_TRY_S, _TRY_CAP_S, failures) * jitter
+    return max(own_s, error.retry_after_s or 0.0)
+
+
+def failed_s(failures: int) -> float:
+    """For how long a version that failed for good is left alone: it may be published or allowed by then, but a try may
+    fetch all of it, and evict others for that."""
+    return backoff_s(_FAILED_S, _FAILED_CAP_S, failures)
+
+
+def hopeless(error: HoldfastError) -> Permanent:
+    """The end of asking a server whose answers were wrong again and again."""
+    return Permanent(
+        error.code,
+        f"{error.message} (after {MAX_BAD_RESPONSES} attempts)",
+        error.remedy or "check the origin and any proxy before it",
+    )
