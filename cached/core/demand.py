@@ -13,7 +13,7 @@ from enum import IntEnum
 from typing import TypeVar
 
 from cached.contract.digest import Digest
-from cached.contract.errors import Permanent
+from cached.contract.errors import DigestMismatch, Permanent
 from cached.contract.reference import ModelRef
 from cached.core.catalog import Catalog, CatalogVersion, request_of
 
