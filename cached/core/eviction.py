@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
 
 from cached.contract.digest import Digest
 from cached.contract.reference import ModelRef
@@ -41,11 +42,25 @@ class Holding:
         return self.prefetched and not (self.in_use or self.wanted or self.keep)
 
 
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """Versions to evict together, in order, and the bytes that frees: fewer than needed where there is no more."""
+class Occupant(Protocol):
+    """What takes space of the disk, and gives it back when it goes, as far as no other one shares it. `blobs`: bytes by
+    sha256."""
 
-    victims: tuple[Holding, ...]
+    @property
+    def ref(self) -> ModelRef: ...
+
+    @property
+    def blobs(self) -> Mapping[str, int]: ...
+
+
+T = TypeVar("T", bound=Occupant)
+
+
+@dataclass(frozen=True, slots=True)
+class Choice(Generic[T]):
+    """What is to go together, in order, and the bytes that frees: fewer than needed where there is no more."""
+
+    victims: tuple[T, ...]
     freed: int
 
 
@@ -61,14 +76,14 @@ def by_age(holdings: Iterable[Holding]) -> list[Holding]:
     return sorted(holdings, key=lambda h: (h.last_used, h.ref))
 
 
-def choose_victims(candidates: Sequence[Holding], holdings: Collection[Holding], need_bytes: int) -> Choice:
+def choose_victims(candidates: Sequence[T], holdings: Collection[Occupant], need_bytes: int) -> Choice[T]:
     """Choose of the candidates, in their order, until they free `need_bytes`, and none that is not needed for that.
     Where all of them together free less, all that free anything."""
     if need_bytes <= 0:
         return Choice((), 0)  # without a look at every blob of the node, as most plans are made when nothing is short
     links = Counter(sha for holding in holdings for sha in holding.blobs)
     freed = 0
-    chosen: list[Holding] = []
+    chosen: list[T] = []
     for holding in candidates:
         if freed >= need_bytes:
             break
@@ -76,7 +91,7 @@ def choose_victims(candidates: Sequence[Holding], holdings: Collection[Holding],
         freed += _unlink(holding, links)
     # Blobs are shared, and the last one chosen may free much: take back what is not needed, in the reverse order.
     enough = min(freed, need_bytes)
-    needed: list[Holding] = []
+    needed: list[T] = []
     for holding in reversed(chosen):
         gain = sum(size for sha, size in holding.blobs.items() if links[sha] == 0)
         if freed - gain >= enough:
@@ -99,7 +114,7 @@ def short_of(use: SpaceUse, needed_bytes: int) -> int:
     return max(0, needed_bytes - (use.budget - use.used - use.reserved))
 
 
-def _unlink(holding: Holding, links: Counter[str]) -> int:
+def _unlink(holding: Occupant, links: Counter[str]) -> int:
     links.subtract(holding.blobs.keys())
     return sum(size for sha, size in holding.blobs.items() if links[sha] == 0)
 

@@ -122,6 +122,7 @@ class Ledger:
         self._partials: dict[str, int] = {}
         self._quarantined: dict[str, int] = {}
         self._open: dict[str, Reservation] = {}
+        self._sizes: dict[str, int] = {}  # what is set aside for each of those
         self._committed = self._dying = self._reserved = self._allocated = 0  # the sums, kept up to date
         self._said: set[tuple[int, str]] | None = None  # what was counted since a recount began, while one runs
 
@@ -188,10 +189,38 @@ class Ledger:
                 raise ValueError(f"{wrong[0]} is reserved already, or of negative size")
             resumed = sum(min(self._partials.get(id_, 0), each) for id_, each in sizes.items())
             self._require(size, size - resumed)
-            reservations = {id_: Reservation(self, id_, each) for id_, each in sizes.items()}
-            for reservation in reservations.values():
-                self._begin(reservation)
+            reservations = {id_: Reservation(self, id_) for id_ in sizes}
+            for id_, reservation in reservations.items():
+                self._begin(reservation, sizes[id_])
             return reservations
+
+    def reserved_by(self, reservation: Reservation) -> int:
+        """What is set aside, in bytes; 0 when it was given back."""
+        with self._lock:
+            return self._sizes[reservation.id] if self._is_open(reservation) else 0
+
+    def grow(self, reservation: Reservation, size: int) -> None:
+        """Set `size` bytes aside in all, unless so many are. Raises `Permanent` (`too_large`) or `NoSpace`, and then
+        the reservation stays as it is."""
+        with self._lock:
+            if not self._is_open(reservation):
+                raise ValueError("the reservation was given back already")
+            if size > self._sizes[reservation.id]:
+                self._grow(reservation.id, size)
+
+    def settle(self, reservation: Reservation, left: int, sha256: str | None, size: int) -> None:
+        """The fetch is over: `left` bytes stay on disk as a partial blob, dying; where `sha256` is given it is a
+        committed blob of `size` bytes now. The rest is given back, all in one moment."""
+        with self._lock:
+            self._count_partial(reservation.id, left)
+            if sha256 is not None:
+                self._count_blob(sha256, size)
+            self._end(reservation)
+
+    def give_back(self, reservation: Reservation) -> None:
+        """Give everything back; what is on the disk of it is dying. Nothing happens the second time."""
+        with self._lock:
+            self._end(reservation)
 
     def require_capacity(self, size: int) -> None:
         """Make sure that `size` bytes can be held at all; raises `Permanent` (`too_large`)."""
@@ -265,33 +294,40 @@ class Ledger:
         self._committed += self._put(self._blobs, sha256, size)
 
     def _count_partial(self, id_: str, size: int) -> None:
-        reservation = self._open.get(id_)
+        reserved = self._sizes.get(id_)
         grown = self._put(self._partials, id_, size)
-        if reservation is None:
+        if reserved is None:
             self._dying += grown
         else:
-            self._allocated += min(size, reservation._size) - min(size - grown, reservation._size)
+            self._allocated += min(size, reserved) - min(size - grown, reserved)
 
-    def _begin(self, reservation: Reservation) -> None:
+    def _is_open(self, reservation: Reservation) -> bool:
+        return self._open.get(reservation.id) is reservation
+
+    def _begin(self, reservation: Reservation, size: int) -> None:
         there = self._partials.get(reservation.id, 0)
         self._dying -= there
-        self._reserved += reservation._size
-        self._allocated += min(there, reservation._size)
+        self._reserved += size
+        self._allocated += min(there, size)
         self._open[reservation.id] = reservation
+        self._sizes[reservation.id] = size
 
     def _end(self, reservation: Reservation) -> None:
-        there = self._partials.get(reservation.id, 0)
+        if not self._is_open(reservation):
+            return
+        there, size = self._partials.get(reservation.id, 0), self._sizes.pop(reservation.id)
         self._dying += there
-        self._reserved -= reservation._size
-        self._allocated -= min(there, reservation._size)
+        self._reserved -= size
+        self._allocated -= min(there, size)
         del self._open[reservation.id]
 
-    def _grow(self, reservation: Reservation, size: int) -> None:
-        self._require(size, size - reservation._size)
-        there = self._partials.get(reservation.id, 0)
-        self._reserved += size - reservation._size
-        self._allocated += min(there, size) - min(there, reservation._size)
-        reservation._size = size
+    def _grow(self, id_: str, size: int) -> None:
+        before = self._sizes[id_]
+        self._require(size, size - before)
+        there = self._partials.get(id_, 0)
+        self._reserved += size - before
+        self._allocated += min(there, size) - min(there, before)
+        self._sizes[id_] = size
 
     def _correct(self, found: OnDisk) -> int:
         """End a recount, table by table: the differences are looked for beside the lock, and looked at once more."""
@@ -327,49 +363,29 @@ class Ledger:
 class Reservation:
     """Bytes set aside for one blob, given back when the `with` block is left, or by `close` or `settle`."""
 
-    def __init__(self, ledger: Ledger, id_: str, size: int) -> None:
+    def __init__(self, ledger: Ledger, id_: str) -> None:
         self.id = id_
         self._ledger = ledger
-        self._size = size
 
     @property
     def size(self) -> int:
-        """What is set aside, in bytes; 0 when it was given back."""
-        with self._ledger._lock:
-            return self._size if self._is_open() else 0
+        """As of `Ledger.reserved_by`."""
+        return self._ledger.reserved_by(self)
 
     def grow(self, size: int) -> None:
-        """Set `size` bytes aside in all, unless so many are. Raises `Permanent` (`too_large`) or `NoSpace`, and then
-        stays as it is."""
-        with self._ledger._lock:
-            if not self._is_open():
-                raise ValueError("the reservation was given back already")
-            if size > self._size:
-                self._ledger._grow(self, size)
+        """As of `Ledger.grow`."""
+        self._ledger.grow(self, size)
 
     def settle(self, left: int, sha256: str | None, size: int) -> None:
-        """The fetch is over: `left` bytes stay on disk as a partial blob, dying; where `sha256` is given it is a
-        committed blob of `size` bytes now. The rest is given back, all in one moment."""
-        with self._ledger._lock:
-            self._ledger._count_partial(self.id, left)
-            if sha256 is not None:
-                self._ledger._count_blob(sha256, size)
-            self._close()
+        """As of `Ledger.settle`."""
+        self._ledger.settle(self, left, sha256, size)
 
     def close(self) -> None:
-        """Give everything back; what is on the disk of it is dying. Nothing happens the second time."""
-        with self._ledger._lock:
-            self._close()
+        """As of `Ledger.give_back`."""
+        self._ledger.give_back(self)
 
     def __enter__(self) -> Reservation:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
-
-    def _close(self) -> None:
-        if self._is_open():
-            self._ledger._end(self)
-
-    def _is_open(self) -> bool:
-        return self._ledger._open.get(self.id) is self
