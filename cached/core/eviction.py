@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
 
 from cached.contract.digest import Digest
 from cached.contract.reference import ModelRef
@@ -41,11 +42,24 @@ class Holding:
         return self.prefetched and not (self.in_use or self.wanted or self.keep)
 
 
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """Versions to evict together, in order, and the bytes this frees, which may be fewer than needed."""
+class Occupant(Protocol):
+    """A user of disk space, which frees what it shares with no other. `blobs`: bytes by sha256."""
 
-    victims: tuple[Holding, ...]
+    @property
+    def ref(self) -> ModelRef: ...
+
+    @property
+    def blobs(self) -> Mapping[str, int]: ...
+
+
+T = TypeVar("T", bound=Occupant)
+
+
+@dataclass(frozen=True, slots=True)
+class Choice(Generic[T]):
+    """Occupants that go together, in order, and the bytes this frees, which may be fewer than needed."""
+
+    victims: tuple[T, ...]
     freed: int
 
 
@@ -62,14 +76,14 @@ def by_age(holdings: Iterable[Holding]) -> list[Holding]:
     return sorted(holdings, key=lambda h: (h.last_used, h.ref))
 
 
-def choose_victims(candidates: Sequence[Holding], holdings: Collection[Holding], need_bytes: int) -> Choice:
+def choose_victims(candidates: Sequence[T], holdings: Collection[Occupant], need_bytes: int) -> Choice[T]:
     """Choose candidates in their order until they free `need_bytes`, none that is not needed for that. If all of them
     free less, choose all that free any bytes."""
     if need_bytes <= 0:
         return Choice((), 0)  # most plans: skips the count of every blob of the node
     links = Counter(sha for holding in holdings for sha in holding.blobs)
     freed = 0
-    chosen: list[Holding] = []
+    chosen: list[T] = []
     for holding in candidates:
         if freed >= need_bytes:
             break
@@ -78,7 +92,7 @@ def choose_victims(candidates: Sequence[Holding], holdings: Collection[Holding],
         freed += _unlinked_bytes(holding, links)
     # Blobs are shared, and the last choice may free many: drop the choices that are not needed, in reverse order.
     enough = min(freed, need_bytes)
-    needed: list[Holding] = []
+    needed: list[T] = []
     for holding in reversed(chosen):
         gain = _unlinked_bytes(holding, links)
         if freed - gain >= enough:
@@ -101,5 +115,5 @@ def short_of(use: SpaceUse, needed_bytes: int) -> int:
     return max(0, needed_bytes - (use.budget - use.used - use.reserved))
 
 
-def _unlinked_bytes(holding: Holding, links: Counter[str]) -> int:
+def _unlinked_bytes(holding: Occupant, links: Counter[str]) -> int:
     return sum(size for sha, size in holding.blobs.items() if links[sha] == 0)

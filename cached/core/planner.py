@@ -13,14 +13,13 @@ from typing import Literal
 from cached.contract.digest import Digest
 from cached.contract.errors import Permanent
 from cached.contract.reference import ModelRef
-from cached.core.demand import Demand, Priority, Want
+from cached.core.demand import Demand, Priority, Urgency, Want
 from cached.core.eviction import Holding, by_age, choose_victims, over_watermark, short_of
 from cached.core.space import Shortage, SpaceUse, Stake
 
 EvictionReason = Literal["watermark", "space"]
 
 _POD = Priority.WAITING
-_NONE = Digest("0" * 64)  # stands for the unknown digest of a running fetch
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +83,17 @@ class Start:
 
 VersionStep = Cancel | Forget | Refuse | Reprioritize | Start
 SpaceStep = Evict | GiveWay | LetPass
+
+
+@dataclass(frozen=True, slots=True)
+class _Fetch:
+    """A running fetch as an occupant: it protects its blobs, and its preemption frees all its space."""
+
+    ref: ModelRef
+    blobs: Mapping[str, int]
+
+
+_Occupant = Holding | _Fetch
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,8 +192,8 @@ def plan_space(situation: Situation) -> Iterator[SpaceStep]:
         return
     holdings = protected(situation.holdings, situation.demand, situation.lacking)
     sizes = _sizes(holdings, situation.stakes.values())
-    fetches = {ref: _as_holding(ref, stake, sizes) for ref, stake in situation.stakes.items()}
-    everything = [*holdings, *fetches.values()]
+    fetches = {ref: _as_occupant(ref, stake, sizes) for ref, stake in situation.stakes.items()}
+    everything: list[_Occupant] = [*holdings, *fetches.values()]
     free = by_age(h for h in holdings if h.evictable)
     victims = choose_victims(free, everything, over).victims
     yield from (Evict(victim.ref, victim.digest, "watermark") for victim in victims)
@@ -192,9 +202,9 @@ def plan_space(situation: Situation) -> Iterator[SpaceStep]:
         yielding = [fetches[other] for other in _less_urgent(situation, ref)]
         chosen = _choose_for_shortage(situation, short, [*free, *yielding, *spare], everything)
         if chosen is not None:
-            yield from (GiveWay(each.ref) for each in chosen if each.digest == _NONE)
+            yield from (GiveWay(each.ref) for each in chosen if isinstance(each, _Fetch))
             gone = {victim.ref for victim in victims}
-            evicted = (each for each in chosen if each.digest != _NONE and each.ref not in gone)
+            evicted = (each for each in chosen if isinstance(each, Holding) and each.ref not in gone)
             yield from (Evict(each.ref, each.digest, "space") for each in evicted)
             return  # a later plan computes what the next one then lacks
         yield LetPass(ref)
@@ -217,33 +227,27 @@ def _sizes(holdings: Iterable[Holding], stakes: Iterable[Stake]) -> dict[str, in
     return {sha256: size for blobs in known for sha256, size in blobs.items() if size}
 
 
-def _as_holding(ref: ModelRef, stake: Stake, sizes: Mapping[str, int]) -> Holding:
-    """Represent a fetch as a version: it protects its blobs, and its preemption frees all its space."""
+def _as_occupant(ref: ModelRef, stake: Stake, sizes: Mapping[str, int]) -> _Fetch:
     downloads = {f"flight {id_}": size for id_, size in stake.reserved.items()}
     partials = {f"partial {id_}": size for id_, size in stake.left.items()}
     blobs = {sha256: sizes.get(sha256, 0) for sha256 in stake.blobs}
-    return Holding(ref, _NONE, {**blobs, **downloads, **partials}, 0.0, True, True, True)
+    return _Fetch(ref, {**blobs, **downloads, **partials})
 
 
 def _less_urgent(situation: Situation, ref: ModelRef) -> list[ModelRef]:
     """Return the fetches to preempt for that of `ref`, the least urgent first: those of a lower priority, and those of
     its own priority that began to lack space after it."""
-    priority = situation.active[ref].priority
+    urgencies = {other: Urgency(want.priority, order) for order, (other, want) in enumerate(situation.active.items())}
     asked = list(situation.lacking)
     later = asked[asked.index(ref) + 1 :]
-    less = [
-        other
-        for other, want in situation.active.items()
-        if want.priority > priority or (want.priority is priority and other in later)
-    ]
-    less.reverse()  # the latest first
-    less.sort(key=lambda other: -situation.active[other].priority)
-    return less
+    priority = situation.active[ref].priority
+    less = [other for other, each in urgencies.items() if each.priority > priority or other in later]
+    return sorted(less, key=urgencies.__getitem__, reverse=True)
 
 
 def _choose_for_shortage(
-    situation: Situation, short: Shortage, candidates: Sequence[Holding], everything: Sequence[Holding]
-) -> list[Holding] | None:
+    situation: Situation, short: Shortage, candidates: Sequence[_Occupant], everything: Sequence[_Occupant]
+) -> list[_Occupant] | None:
     """Return the candidates to evict or preempt for `short`; None if all of them free too little, so that none goes."""
     kept = {id_: size for stake in situation.stakes.values() for id_, size in stake.left.items()}
     need = short_of(situation.space, short.bytes + sum(kept.values())) if short.bytes else 0
@@ -260,8 +264,8 @@ def _choose_for_shortage(
     return [one for one in candidates if _among(one, chosen.victims) or _among(one, for_files.victims)]
 
 
-def _among(one: Holding, holdings: Collection[Holding]) -> bool:
-    return any((one.ref, one.digest) == (each.ref, each.digest) for each in holdings)
+def _among(one: _Occupant, occupants: Collection[_Occupant]) -> bool:
+    return any(type(one) is type(each) and one.ref == each.ref for each in occupants)
 
 
 def _priorities(versions: Versions) -> Iterator[Reprioritize]:

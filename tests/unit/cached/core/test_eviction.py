@@ -22,7 +22,7 @@ def holding(
     return Holding(ModelRef(name, "v1"), digest, blobs, last_used, in_use, wanted, keep)
 
 
-def choose(held: Collection[Holding], need: int) -> Choice:
+def choose(held: Collection[Holding], need: int) -> Choice[Holding]:
     return choose_victims(by_age(h for h in held if h.evictable), held, need)
 
 
