@@ -120,11 +120,14 @@ class Flights:
 
     def _reprioritize(self, entries: Iterable[_Entry]) -> None:
         """Set each download's priority to that of its most urgent waiter."""
+        changed = []
         for entry in entries:
             priority = min(entry.waiters.values())
             if entry.download.priority != priority:
                 entry.download.priority = priority
-                self._workers.changed(entry.download)
+                changed.append(entry.download)
+        if changed:
+            self._workers.changed(*changed)
 
     def _settle(self, id_: str) -> None:
         entry = self._entries.pop(id_)
