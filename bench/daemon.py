@@ -136,11 +136,13 @@ class Daemon:
 def daemon(
     root: Path, catalog: Path, environment: Mapping[str, str], options: Sequence[str] = (), checkout: Path | None = None
 ) -> Iterator[Daemon]:
-    """Start a daemon on `root`, not yet ready, and end it on the way out; its log lies beside the catalog.
+    """Start a daemon on `root`, not yet ready, and end it on the way out. Its log lies in a folder beside the catalog:
+    the daemon watches the catalog's own folder, where each line of a log would be a change.
 
     `checkout`: another checkout of this repository to run; None: this one.
     """
-    port, log = free_port(), catalog.with_suffix(".log")
+    port, log = free_port(), catalog.parent / "log" / f"{catalog.stem}.log"
+    log.parent.mkdir(exist_ok=True)
     argv = [
         *(sys.executable, "-m", "cached.cli", "daemon", "--root", str(root), "--catalog", str(catalog)),
         *("--listen", f"127.0.0.1:{port}", "--kube", "off", "--node", "bench"),

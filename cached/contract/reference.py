@@ -47,6 +47,9 @@ class ModelRef:
         """The name as one path segment: `/` written `--`."""
         return self.name.replace("/", "--")
 
+    def __hash__(self) -> int:
+        return hash(self.name) ^ hash(self.version)  # a str caches its hash, a tuple does not
+
     def __str__(self) -> str:
         return f"{self.name}@{self.version}"
 

@@ -32,7 +32,7 @@ class _Entry:
 
 class Flights:
     """All downloads of this node, by ingest id. `starting`: held from the first `join` of a fetch until it has started
-    all other downloads, which takes a call to the disk in between."""
+    all other downloads, which may take a thread call in between."""
 
     def __init__(self, layout: Layout, workers: Workers, ledger: Ledger) -> None:
         self.starting = asyncio.Lock()
@@ -52,8 +52,9 @@ class Flights:
         return entry.download, entry.result
 
     def reserve(self, specs: Sequence[BlobSpec], allotments: dict[str, Allotment]) -> None:
-        """Reserve the space of all these blobs, which have no download, or of none; blocking. `allotments` gets them by
-        ingest id, also if the caller was cancelled. Raises `NoSpace`, `NoInodes` or `Permanent` (`too_large`)."""
+        """Reserve the space of all these blobs, which have no download, or of none; slow for thousands, but waits for
+        nothing. `allotments` gets them by ingest id, also if the caller was cancelled. Raises `NoSpace`, `NoInodes` or
+        `Permanent` (`too_large`)."""
         new = {spec.key.id: spec for spec in specs}
         if new:
             self._ledger.require_files(_files_made(new.values()))
@@ -119,11 +120,14 @@ class Flights:
 
     def _reprioritize(self, entries: Iterable[_Entry]) -> None:
         """Set each download's priority to that of its most urgent waiter."""
+        changed = []
         for entry in entries:
             priority = min(entry.waiters.values())
             if entry.download.priority != priority:
                 entry.download.priority = priority
-                self._workers.changed(entry.download)
+                changed.append(entry.download)
+        if changed:
+            self._workers.changed(*changed)
 
     def _settle(self, id_: str) -> None:
         entry = self._entries.pop(id_)

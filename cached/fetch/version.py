@@ -62,10 +62,12 @@ class Published:
 
 @dataclass(frozen=True, slots=True)
 class _Fetch:
-    """One version fetch: `urgency` returns its priority now, `got_space` is called once all its space is reserved."""
+    """One version fetch: `before` is the record of the version that has the name now, `urgency` returns its priority
+    now, `got_space` is called once all its space is reserved."""
 
     want: Want
     source: Source
+    before: FetchRecord | None
     urgency: Callable[[], int]
     got_space: Callable[[], None]
 
@@ -143,12 +145,12 @@ class Transfers:
         """Fetch and publish `want`; raises `HoldfastError`. If cancelled, it keeps durable bytes. `urgency` returns its
         priority, when its downloads start. `got_space` is called once the space for all of them is reserved. The bytes
         of an earlier attempt stay claimed until `forget`."""
-        source = await self._blocking.run(self._open_source, want.source)
+        source, before = await self._blocking.run(self._open, want)
         try:
             self._status_files.resolve(want.ref, source.display, want.pin)
             resolved_at = timestamp(time.time())
             listing, wanted = await self._resolve(want, source)
-            verified = await self._fetch_blobs(_Fetch(want, source, urgency, got_space), wanted)
+            verified = await self._fetch_blobs(_Fetch(want, source, before, urgency, got_space), wanted)
             manifest = await self._compute(len(wanted), _manifest_of, wanted, verified)
             _check_pin(want, manifest)
             self._status_files.move(
@@ -172,6 +174,11 @@ class Transfers:
             raise
         finally:
             await source.aclose()
+
+    def _open(self, want: Want) -> tuple[Source, FetchRecord | None]:
+        """Return the source, and the record of the version that has the name now."""
+        before = fetched.read(self._layout, want.ref)
+        return self._open_source(want.source), before
 
     async def _resolve(self, want: Want, source: Source) -> tuple[Listing, tuple[_WantedFile, ...]]:
         """Return the source's listing, and the version's files in it; raises `PinMismatch` if their promised digests
@@ -202,7 +209,8 @@ class Transfers:
             await source.aclose()
 
     async def _compute(self, files: int, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Call a pure function of so many files: on a thread, unless the thread call would cost more than the work."""
+        """Call a function of so many files that waits for nothing: on a thread, unless the thread call would cost more
+        than the work."""
         if files <= _FEW_FILES:
             return function(*args, **kwargs)
         return await self._blocking.run(function, *args, **kwargs)
@@ -225,7 +233,7 @@ class Transfers:
         ids = [each.spec.key.id for each in wanted]
         promised = [each.spec.sha256 for each in wanted if each.spec.sha256 is not None]
         self._claims.begin(ref, [*promised, *(known_digests[id_] for id_ in ids if id_ in known_digests)], ids)
-        known = await self._blocking.run(self._find_committed, wanted, known_digests)
+        known = await self._find_committed(wanted, known_digests)
         self._claims.found(ref, {verified.sha256: verified.size for verified in known.values()})
         here = sum(verified.size for verified in known.values())
         missing = [each for each in wanted if each.spec.name not in known]
@@ -253,9 +261,8 @@ class Transfers:
         release published has no record: it counts as the listed one if its status has this source and all paths and
         sizes agree. Not from a web server whose content may depend on a query or a user: a status shows neither."""
         ref = fetch.want.ref
-        record = await self._blocking.run(fetched.read, self._layout, ref)
-        if record is not None:
-            return record.files
+        if fetch.before is not None:
+            return fetch.before.files
         held = self._publisher.held(ref)
         if held is None or held[0].source != fetch.source.display:
             return {}
@@ -293,7 +300,8 @@ class Transfers:
                 else:
                     self._await_download(ref, awaited, _Awaited(each.spec, *joined, started=False))
             try:
-                await self._blocking.run(self._downloads.reserve, [files[0].spec for files in new.values()], allotments)
+                specs = [files[0].spec for files in new.values()]
+                await self._compute(len(specs), self._downloads.reserve, specs, allotments)
                 if all(each.spec.key.size is not None for each in missing):  # else it may still run out of space
                     fetch.got_space()
                 locator = Locator(fetch.source, [files[0].file for files in new.values() if is_small(files[0].spec)])
@@ -345,18 +353,31 @@ class Transfers:
         """Return the ingest ids that no other version claims."""
         return self._claims.partials_alone(ref).intersection(ids)
 
-    def _find_committed(self, wanted: tuple[_WantedFile, ...], known_digests: Mapping[str, str]) -> dict[str, Verified]:
+    async def _find_committed(
+        self, wanted: tuple[_WantedFile, ...], known_digests: Mapping[str, str]
+    ) -> dict[str, Verified]:
         """Return the committed blobs of these files, by path. All must be claimed."""
+        specs = [each.spec for each in wanted]
+        is_settled = len(specs) <= _FEW_FILES and self._claims.is_settled()
+        if is_settled and not any(self._known_digest(spec, known_digests) for spec in specs):
+            return {}  # there is nothing to look for, and no deletion to wait for: no thread call
+        return await self._blocking.run(self._look_for_committed, specs, known_digests)
+
+    def _look_for_committed(self, specs: Sequence[BlobSpec], known_digests: Mapping[str, str]) -> dict[str, Verified]:
         self._claims.settle()
-        known = {}
-        for spec in (each.spec for each in wanted):
-            sha256 = spec.sha256
-            if sha256 is None and spec.key.validator:  # without one, the object may have changed
-                sha256 = known_digests.get(spec.key.id) or self._journal.find(spec.key.id)
+        found = {}
+        for spec in specs:
+            sha256 = self._known_digest(spec, known_digests)
             size = None if sha256 is None else blobs.size(self._layout, sha256)
             if sha256 is not None and size is not None and spec.key.size in (None, size):
-                known[spec.name] = Verified(sha256, size, fresh=False)
-        return known
+                found[spec.name] = Verified(sha256, size, fresh=False)
+        return found
+
+    def _known_digest(self, spec: BlobSpec, known_digests: Mapping[str, str]) -> str | None:
+        """Return the sha256 of a file that its source promises or an earlier fetch found, None if unknown."""
+        if spec.sha256 is not None or not spec.key.validator:  # without one, the object may have changed
+            return spec.sha256
+        return known_digests.get(spec.key.id) or self._journal.find(spec.key.id)
 
 
 def _error_for(ref: ModelRef, error: BaseException, awaited: list[_Awaited]) -> BaseException:

@@ -89,11 +89,18 @@ class Workers:
                 self._downloads.add(download)
             self._condition.notify()
 
-    def changed(self, download: Flight) -> None:
-        """Requeue a download that has new work or another priority, or ended."""
+    def changed(self, *downloads: Flight) -> None:
+        """Requeue downloads that have new work or another priority, or ended. Wake an idle worker only if there is
+        work, or if it may sleep longer than a backoff lasts."""
         with self._condition:
-            self._downloads.requeue(download)
-            self._condition.notify()
+            for download in downloads:
+                self._downloads.requeue(download)
+            now = time.monotonic()
+            if self._idle and (
+                any(download.not_before > now for download in downloads)
+                or self._downloads.choose(now, self._has_room) is not None
+            ):
+                self._condition.notify()
 
     def outranked(self, download: Flight) -> bool:
         """Return whether a more urgent download could use this one's worker."""

@@ -44,6 +44,7 @@ class Holdings:
     def __init__(self, layout: Layout, recovered: Recovered) -> None:
         self._layout = layout
         self.models = dict(recovered.models)
+        self._names = dict(Counter(self.models.values()))  # the number of names of each named snapshot
         self.manifests = dict(recovered.manifests)
         self.blobs = {digest: manifest.blob_sizes() for digest, manifest in self.manifests.items()}
         self.fetched = dict(recovered.fetched)
@@ -56,7 +57,11 @@ class Holdings:
     def add(self, ref: ModelRef, manifest: Manifest, record: FetchRecord) -> None:
         """Add a published version with its fetch record."""
         self.add_snapshot(record.digest, manifest)
+        before = self.models.get(ref)
+        if before is not None:
+            self._remove_name(before)
         self.models[ref] = record.digest
+        self._names[record.digest] = self._names.get(record.digest, 0) + 1
         self.fetched[ref] = replace(record, files={})
         self.drifted.pop(ref, None)
         self.last_used[ref] = time.monotonic()
@@ -85,10 +90,16 @@ class Holdings:
     def remove(self, ref: ModelRef) -> Digest | None:
         """Remove a version; return its digest if no other name points at that snapshot."""
         digest = self.models.pop(ref)
+        self._remove_name(digest)
         self.fetched.pop(ref, None)
         self.drifted.pop(ref, None)
         self.last_used.pop(ref, None)
-        return None if digest in self.models.values() else digest
+        return None if digest in self._names else digest
+
+    @property
+    def digests(self) -> frozenset[Digest]:
+        """The named snapshots."""
+        return frozenset(self._names)
 
     def drop_snapshot(self, digest: Digest) -> None:
         """Remove a snapshot."""
@@ -103,7 +114,7 @@ class Holdings:
 
     def named(self) -> dict[Digest, list[ModelRef]]:
         """Return each named digest, sorted, with its versions."""
-        found: dict[Digest, list[ModelRef]] = {digest: [] for digest in sorted(set(self.models.values()))}
+        found: dict[Digest, list[ModelRef]] = {digest: [] for digest in sorted(self._names)}
         for ref in sorted(self.models):
             found[self.models[ref]].append(ref)
         return found
@@ -114,7 +125,7 @@ class Holdings:
 
     def unnamed(self) -> list[Digest]:
         """Return the snapshots without a name: a crash or a failing disk leaves them between two steps."""
-        return sorted(set(self.manifests) - set(self.models.values()))
+        return sorted(self.manifests.keys() - self._names.keys())
 
     def saw_leases(self, leased: frozenset[Digest]) -> None:
         """Replace the set of leased snapshots, and set their last use to now."""
@@ -123,6 +134,11 @@ class Holdings:
         for ref, digest in self.models.items():
             if digest in leased:
                 self.last_used[ref] = now
+
+    def _remove_name(self, digest: Digest) -> None:
+        self._names[digest] -= 1
+        if not self._names[digest]:
+            del self._names[digest]
 
     def _used_before(self, ref: ModelRef, digest: Digest) -> float:
         """Return the last use from the files' mtimes; a future time, after a clock was set back, counts as now."""

@@ -28,7 +28,7 @@ class Claims:
     def __init__(self, journal: DigestJournal) -> None:
         self.journal = journal
         self._lock = threading.Lock()  # never held during a blocking call
-        self._deciding = threading.Lock()  # held during one deletion: only threads that may block take it
+        self._deciding = threading.Lock()  # held during one deletion: only threads that may block wait for it
         self._claims: dict[Hashable, _Claim] = {}
 
     def begin(self, who: Hashable, blobs: Collection[str], partials: Collection[str]) -> None:
@@ -57,6 +57,13 @@ class Claims:
         """Wait for the deletion that was decided before a claim was made. Blocking."""
         with self._deciding:
             return
+
+    def is_settled(self) -> bool:
+        """Return whether `settle` would not wait: no deletion is in progress. Never waits."""
+        settled = self._deciding.acquire(blocking=False)
+        if settled:
+            self._deciding.release()
+        return settled
 
     @contextmanager
     def deciding(self) -> Iterator[None]:

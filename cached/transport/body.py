@@ -32,9 +32,11 @@ class Exchange:
         self.url = url
         self.where = display_url(url)
         self._route = route
+        self._kept = False
 
     def keep(self, pool: IdlePool, cancellation: Cancellation) -> None:
         """Return the idle connection to the pool, unless the server or a cancellation ends it."""
+        self._kept = True
         self.stream.rest()
         if self.answer.keep_alive and not cancellation.cancelled:
             pool.put(self._route, self.stream)
@@ -42,7 +44,9 @@ class Exchange:
             self.stream.close()
 
     def drop(self) -> None:
-        self.stream.close()
+        """Close the connection, unless it was kept: another exchange may use it by now."""
+        if not self._kept:
+            self.stream.close()
 
 
 class Framing(Protocol):

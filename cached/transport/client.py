@@ -23,6 +23,7 @@ from cached.transport.credentials import NetrcFile, basic
 from cached.transport.errors import refusal
 from cached.transport.pages import LOOKED_AT_BYTES, is_page_type, page_error, page_instead
 from cached.transport.response import (
+    Answer,
     Asked,
     Extent,
     bad_response,
@@ -189,11 +190,11 @@ class HttpClient:
         answer = exchange.answer
         if answer.status in (200, 206):
             return
-        excerpt = b""
-        if answer.status in (400, 403):
+        excerpt, has_code = b"", answer.status in (400, 403)
+        if has_code or _is_short(answer):  # a body that is read to its end leaves its connection to the next request
             with contextlib.suppress(Transient):  # else the error has the status only
                 excerpt = _read(self._body(exchange, Extent(0, answer.length, None), cancellation), _EXCERPT_BYTES)
-        raise refusal(answer, exchange.where, excerpt, time.time())
+        raise refusal(answer, exchange.where, excerpt if has_code else b"", time.time())
 
     def _body(
         self, exchange: Exchange, extent: Extent, cancellation: Cancellation, expected: Expected | None = None
@@ -233,9 +234,9 @@ class HttpClient:
         length = exchange.answer.length
         if request.method == "HEAD":
             exchange.keep(self._pool, cancellation)
-        elif length is not None and length <= _EXCERPT_BYTES:
+        elif _is_short(exchange.answer):
             with contextlib.suppress(Transient):
-                _read(self._body(exchange, Extent(0, length, None), cancellation), length + 1)
+                _read(self._body(exchange, Extent(0, length, None), cancellation), _EXCERPT_BYTES)
         else:
             exchange.drop()
 
@@ -310,7 +311,13 @@ class HttpClient:
 
 def _address(target: HttpTarget) -> Address:
     address = Address.parse(target.url)
-    return replace(address, chosen_by=None if target.chosen_by is None else Address.parse(target.chosen_by).origin)
+    return address if target.chosen_by is None else replace(address, chosen_by=Address.parse(target.chosen_by).origin)
+
+
+def _is_short(answer: Answer) -> bool:
+    """Return whether a body is short enough to be read for the sake of its connection."""
+    has_body = answer.status not in (204, 304)  # these may have a Content-Length nevertheless
+    return has_body and answer.length is not None and answer.length <= _EXCERPT_BYTES
 
 
 def _redirected_by(address: Address) -> Origin | None:

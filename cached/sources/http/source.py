@@ -46,6 +46,7 @@ class WebSource:
         credentials = client.credentials(uri)
         self._identity = identity_of(self.kind, address.url, stretched(credentials) if credentials else "")
         self._origin = address.origin
+        self._root = f"{address.origin.scheme}://{address.origin.netloc}/"
         self._headers = (("Authorization", basic(*address.userinfo)),) if address.userinfo else ()
         self._place, _, query = address.url.partition("?")
         self._query = f"?{query}" if query else ""
@@ -56,6 +57,10 @@ class WebSource:
 
     async def locate(self, file: RemoteFile) -> HttpTarget:
         """Return the URL of `file`, with its listed strong or weak validators."""
+        return self.address_of(file)
+
+    def address_of(self, file: RemoteFile) -> HttpTarget:
+        """Return what `locate` returns."""
         target = self._target(file.key)
         if file.sha256 is not None:
             return replace(target, stored_bytes=file.size)
@@ -66,7 +71,7 @@ class WebSource:
 
     def _target(self, url: str) -> HttpTarget:
         # An index may have been redirected to another origin, which must not get the URI's query and credentials.
-        if Address.parse(url).origin != self._origin:
+        if not url.startswith(self._root) and Address.parse(url).origin != self._origin:
             return HttpTarget(url)
         return HttpTarget(url + self._query, self._headers)
 

@@ -230,7 +230,7 @@ class Bytes:
             self.flights.append(flight)
             self.begun += 1
 
-    def changed(self, _flight: Flight) -> None:
+    def changed(self, *_flights: Flight) -> None:
         """A flight ended: what is called off before its first record leaves nothing on the disk."""
         for flight in [each for each in self.flights if each.result.done()]:
             self.flights.remove(flight)
