@@ -33,7 +33,7 @@ _STATUS_EVERY_S = 0.25
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class CatalogEntry:
     """A catalog entry: one version, its source, its pin, whether it is prefetched."""
 
     ref: ModelRef
@@ -159,7 +159,7 @@ def daemon(
         stop(process)
 
 
-def write_catalog(path: Path, entries: Sequence[Wanted]) -> None:
+def write_catalog(path: Path, entries: Sequence[CatalogEntry]) -> None:
     """Write a catalog of `entries` (JSON, which is YAML too)."""
     models: dict[str, Any] = {}
     for entry in entries:

@@ -16,7 +16,7 @@ from cached.core.space import SpaceUse
 
 
 @dataclass(frozen=True, slots=True)
-class Holding:
+class InventoryEntry:
     """A published version. `blobs`: bytes by sha256. `last_used`: seconds on a monotonic clock. `in_use`: by a lease or
     a pod, or unknown. `wanted`: in the demand. `keep`: pinned against eviction. `prefetched`: wanted by a prefetch rule
     only. `request`: the hash of its fetch request (`catalog.request_of`); None: unknown."""
@@ -37,7 +37,7 @@ class Holding:
         return not (self.in_use or self.wanted or self.keep or self.prefetched)
 
     @property
-    def yields_to_pods(self) -> bool:
+    def evictable_for_pod(self) -> bool:
         """Whether this version may be evicted for a waiting pod only."""
         return self.prefetched and not (self.in_use or self.wanted or self.keep)
 
@@ -63,7 +63,7 @@ class Choice(Generic[T]):
     freed: int
 
 
-def reclaimable(victims: Collection[Holding], holdings: Collection[Holding]) -> int:
+def reclaimable(victims: Collection[InventoryEntry], holdings: Collection[InventoryEntry]) -> int:
     """Return the bytes that evicting `victims` frees: their blobs that no remaining version shares."""
     gone = {victim.ref for victim in victims}
     kept = {sha for holding in holdings if holding.ref not in gone for sha in holding.blobs}
@@ -71,7 +71,7 @@ def reclaimable(victims: Collection[Holding], holdings: Collection[Holding]) -> 
     return sum(size for sha, size in blobs.items() if sha not in kept)
 
 
-def by_age(holdings: Iterable[Holding]) -> list[Holding]:
+def by_age(holdings: Iterable[InventoryEntry]) -> list[InventoryEntry]:
     """Sort the least recently used first."""
     return sorted(holdings, key=lambda h: (h.last_used, h.ref))
 
@@ -103,14 +103,14 @@ def choose_victims(candidates: Sequence[T], holdings: Collection[Occupant], need
     return Choice(tuple(reversed(needed)), freed)
 
 
-def over_watermark(use: SpaceUse, high: float, low: float) -> int:
+def count_excess(use: SpaceUse, high: float, low: float) -> int:
     """Return the bytes to free, by the kubelet's rule for images: none up to the `high` share of the capacity, above
     it down to the `low` one. Includes bytes of other users of the file system, excludes bytes already dying."""
     full = max(use.used + use.reserved, use.capacity - use.free - use.dying)
     return 0 if full <= high * use.capacity else full - int(low * use.capacity)
 
 
-def short_of(use: SpaceUse, needed_bytes: int) -> int:
+def count_shortfall(use: SpaceUse, needed_bytes: int) -> int:
     """Return the bytes to free so that `needed_bytes` can be reserved once the dying bytes are deleted."""
     return max(0, needed_bytes - (use.budget - use.used - use.reserved))
 

@@ -71,7 +71,7 @@ class Shortage:
 
 
 @dataclass(frozen=True, slots=True)
-class Stake:
+class FetchSpace:
     """The space held for a running fetch, in bytes; fetches may share it. `blobs`: committed ones, by sha256.
     `reserved`: reservations of its downloads, `left`: partial blobs, dying but not deleted while it runs; by id."""
 
@@ -151,11 +151,11 @@ class Ledger:
 
     def count_all(self, found: OnDisk) -> None:
         """Replace all entries with those that recovery found."""
-        with self.recounting() as correct:
+        with self.begin_recount() as correct:
             correct(found)
 
     @contextmanager
-    def recounting(self) -> Iterator[Callable[[OnDisk], int]]:
+    def begin_recount(self) -> Iterator[Callable[[OnDisk], int]]:
         """Correct the account after a scan of the disk, concurrently with other calls: enter before the scan, and call
         the yielded function with its result; it returns the number of wrong entries. Entries recorded since then
         stay, because the scan may be older. Raises ValueError during another recount."""
@@ -240,7 +240,7 @@ class Ledger:
 
     def require_capacity(self, size: int) -> None:
         """Raise `Permanent` (`too_large`) if `size` bytes can never be held."""
-        use = self.use()
+        use = self.compute_use()
         if size > use.capacity:
             raise self._too_large(size, use.capacity)
 
@@ -259,21 +259,23 @@ class Ledger:
 
     # --- the balance -----------------------------------------------------------------------------------------------
 
-    def shortage(self, error: Transient) -> Shortage:
+    def compute_shortage(self, error: Transient) -> Shortage:
         """Return what must be free for the fetch that failed with this `no_space` error."""
         if isinstance(error, NoSpace):
             return Shortage(error.needed_bytes, 0)
         if isinstance(error, NoInodes):
             return Shortage(0, error.needed_files)
-        use = self.use()  # the disk itself refused what the account allowed: more than seems to be free, one by one
+        use = (
+            self.compute_use()
+        )  # the disk itself refused what the account allowed: more than seems to be free, one by one
         return Shortage(use.free + 1, use.files_free + 1)
 
-    def use(self) -> SpaceUse:
+    def compute_use(self) -> SpaceUse:
         """Return the account with the disk's numbers. Raises `Transient` if the disk does not report them."""
         with self._lock:
             return self._use(self._disk())
 
-    def use_unseen(self) -> SpaceUse:
+    def compute_use_without_disk(self) -> SpaceUse:
         """Return the account without the disk's numbers, with nothing free."""
         with self._lock:
             return self._use(DiskSpace(0, 0))
@@ -361,7 +363,7 @@ class Reservation:
         """Grow to `size` bytes, as `Ledger.grow` does."""
         self._ledger.grow(self, size)
 
-    def settle(self, left: int, sha256: str | None, size: int) -> None:
+    def finish(self, left: int, sha256: str | None, size: int) -> None:
         """Release after the fetch, as `Ledger.settle` does."""
         self._ledger.settle(self, left, sha256, size)
 

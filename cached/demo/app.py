@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from cached.commands.common import tell_error
+from cached.commands.common import print_error
 from cached.contract.errors import HoldfastError, Permanent
 from cached.contract.program.options import EXIT_DONE, EXIT_FAILED, OptionParser, parse_address
 from cached.contract.program.units import parse_rate
@@ -56,7 +56,7 @@ def main(argv: Sequence[str]) -> int:
     except HoldfastError as error:
         if isinstance(error, ProcessFailed):
             report.text("\n".join(["", *(f"   {line}" for line in error.tail)]))
-        tell_error("demo", error.message, error.remedy)
+        print_error("demo", error.message, error.remedy)
     return EXIT_FAILED
 
 

@@ -45,7 +45,7 @@ class Locator:
             return expecting(found, file)
         asked = asyncio.run_coroutine_threadsafe(self._locate(file), self._loop)
         try:
-            with cancellation.calling(asked.cancel):
+            with cancellation.on_cancel(asked.cancel):
                 return expecting(asked.result(_TIMEOUT_S), file)
         except CancelledError as error:
             raise Cancelled from error

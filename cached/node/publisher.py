@@ -22,10 +22,10 @@ from cached.contract.manifest import Manifest
 from cached.contract.reference import ModelRef
 from cached.contract.status import State
 from cached.core.space import Ledger
-from cached.node.cluster import Surroundings
-from cached.node.inventory import Holdings, look_at_leases
-from cached.node.log_once import Saying
-from cached.node.status_files import Board, Progress
+from cached.node.cluster import Cluster
+from cached.node.inventory import Inventory, find_leased
+from cached.node.log_once import LogOnce
+from cached.node.status_files import FetchProgress, StatusFiles
 from cached.node.threads import Blocking
 from cached.store import blobs, deletion, repair, snapshots
 from cached.store.claims import Claims
@@ -49,11 +49,11 @@ class NodeParts:
 
     layout: Layout
     root: Root
-    holdings: Holdings
-    board: Board
+    inventory: Inventory
+    status_files: StatusFiles
     ledger: Ledger
     blocking: Blocking
-    surroundings: Surroundings
+    cluster: Cluster
     journal: DigestJournal
 
 
@@ -67,27 +67,27 @@ class _Waiting:
     started: bool = False
 
 
-class Janitor:
+class Publisher:
     """The steps that change the store, one at a time."""
 
     def __init__(self, parts: NodeParts) -> None:
         self._layout = parts.layout
         self._root = parts.root
-        self._inventory = parts.holdings
-        self._status_files = parts.board
+        self._inventory = parts.inventory
+        self._status_files = parts.status_files
         self._ledger = parts.ledger
         self._blocking = parts.blocking
-        self._cluster = parts.surroundings
-        self._log_once = Saying(_log)
+        self._cluster = parts.cluster
+        self._log_once = LogOnce(_log)
         self.claims = Claims(parts.journal)
-        self._deletion = deletion.Deletion(parts.layout, self.claims, parts.ledger, parts.holdings.links)
+        self._deletion = deletion.Deletion(parts.layout, self.claims, parts.ledger, parts.inventory.links)
         self._lock = asyncio.Lock()
         self._waiting: deque[_Waiting] = deque()
 
-    async def look_at_leases(self) -> None:
+    async def update_leases(self) -> None:
         """Update the inventory's leased snapshots."""
         digests = self._inventory.digests
-        self._inventory.saw_leases(await self._blocking.run(look_at_leases, self._layout, digests))
+        self._inventory.set_leased(await self._blocking.run(find_leased, self._layout, digests))
 
     async def publish(self, ref: ModelRef, manifest: Manifest, record: FetchRecord, notes: Ids) -> Digest:
         """Publish `manifest`, whose blobs are all committed, as `ref`; return its digest. `notes` gives its ids in the
@@ -138,7 +138,7 @@ class Janitor:
             await self._blocking.finish(publish_all, self._layout, self.claims.journal, self._root.check, publications)
             for publication in publications:
                 self._record(publication)
-            self.tell()
+            self.report_published()
             error = None
         except Exception as unexpected:  # noqa: BLE001 - raised to every caller
             error = unexpected
@@ -159,7 +159,7 @@ class Janitor:
             return
         before = self._inventory.models.get(ref)
         self._inventory.add(ref, publication.manifest, publication.record)
-        self._status_files.know(ref, str(digest), None)
+        self._status_files.set_content(ref, str(digest), None)
         if before not in (None, digest):
             _log.warning("%s: leads to %s now, no longer to %s", ref, digest, before)
 
@@ -178,20 +178,20 @@ class Janitor:
             size = self._inventory.size(ref)
             tells = before is not None and before.state is State.READY  # else its status is that of a running fetch
             if tells:
-                self._status_files.move(ref, State.EVICTING, Progress(size, size, None, None))
+                self._status_files.set_progress(ref, State.EVICTING, FetchProgress(size, size, None, None))
             try:
                 freed = await self._remove(ref, digest, stays)
             except HoldfastError as error:
-                self._log_once.trouble(f"eviction of {ref}", str(error))
+                self._log_once.log_error(f"eviction of {ref}", str(error))
                 freed = None
             if freed is None:
                 if tells and before is not None:
-                    self._status_files.ready(ref, digest, size, before.pinned, before.source)
+                    self._status_files.set_ready(ref, digest, size, before.pinned, before.source)
                 return None
-            self._status_files.know(ref, None, None)
+            self._status_files.set_content(ref, None, None)
             if tells:
                 self._status_files.drop(ref)
-            self._log_once.fine(f"eviction of {ref}")
+            self._log_once.log_recovery(f"eviction of {ref}")
             _log.info("%s: evicted, %d bytes given back", ref, freed)
             return freed
 
@@ -207,7 +207,7 @@ class Janitor:
                 self._inventory.remove(ref)
                 if last:
                     self._inventory.drop_snapshot(digest)
-                    self.tell()
+                    self.report_published()
             return freed
 
     async def quarantine(self, sha256: str) -> list[ModelRef]:
@@ -221,7 +221,7 @@ class Janitor:
                     gone += await self._lose(digest)
             return gone
 
-    async def lose(self, digest: Digest) -> list[ModelRef]:
+    async def withdraw_snapshot(self, digest: Digest) -> list[ModelRef]:
         """Withdraw a snapshot with a corrupt manifest; return its names. Its blobs stay; other files become blobs."""
         async with self._lock:
             if digest not in self._inventory.manifests:
@@ -261,12 +261,12 @@ class Janitor:
         await self._do(_withdraw, self._layout, self._ledger, refs, digest, belongs)
         for ref in refs:
             self._inventory.remove(ref)
-            self._status_files.know(ref, None, None)
+            self._status_files.set_content(ref, None, None)
             status = self._status_files.get(ref)
             if status is not None and status.state is State.READY:
                 self._status_files.drop(ref)
         self._inventory.drop_snapshot(digest)
-        self.tell()
+        self.report_published()
         return refs
 
     async def discard(self, damaged: Collection[Digest]) -> None:
@@ -293,7 +293,7 @@ class Janitor:
                 raise swept.trouble
             return swept.committed + swept.dying
 
-    def tell(self) -> None:
+    def report_published(self) -> None:
         """Report the published digests to the cluster."""
         self._cluster.published(self._inventory.digests)
 
@@ -336,7 +336,7 @@ def _withdraw(
     """Delete names and their snapshot, in use or not: open files stay usable. First, `repair.rescue` its files."""
     with durable.disk_errors(f"withdrawing snapshot {digest}"):
         for ref in refs:
-            snapshots.unpoint(layout, ref)
+            snapshots.delete_name(layout, ref)
         for sha256 in repair.rescue(layout, digest, belongs):
             account.count_blob(sha256, blobs.size(layout, sha256) or 0)
         trashed = snapshots.trash(layout, digest)

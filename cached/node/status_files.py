@@ -21,11 +21,11 @@ from typing import Any
 from cached.contract.digest import Digest
 from cached.contract.errors import HoldfastError, Transient
 from cached.contract.layout import PublicLayout
-from cached.contract.program.limits import started_pool
+from cached.contract.program.limits import start_pool
 from cached.contract.reference import ModelRef
 from cached.contract.status import DaemonStatus, ModelStatus, Stale, State, StatusError, encode, timestamp
 from cached.node.disk_watch import hang_error
-from cached.node.log_once import Saying
+from cached.node.log_once import LogOnce
 from cached.store.disk import durable
 from cached.store.snapshots import remove_empty
 
@@ -37,7 +37,7 @@ _PAUSE_S = 0.1  # between two rounds of writes: the first change is written at o
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
+class FetchProgress:
     """The progress of a fetch, in bytes, bytes a second and seconds; None: unknown."""
 
     total: int | None
@@ -58,13 +58,13 @@ class _Facts:
 _NO_FACTS = _Facts(None, None, {})
 
 
-class Board:
+class StatusFiles:
     """The status of every version, in memory and in its file."""
 
     def __init__(self, public: PublicLayout, node: str, check: Callable[[], None]) -> None:
         self._public = public
         self._check = check
-        self._log_once = Saying(_log)
+        self._log_once = LogOnce(_log)
         self._trouble: HoldfastError | None = None
         self._stale = False  # whether a file may differ from its status
         self._beating_since: float | None = None  # monotonic seconds, while a heartbeat waits to be written
@@ -76,7 +76,7 @@ class Board:
         self._round_queued = False  # whether a round of writes is queued and has not taken what is pending
         self._hurry = threading.Event()  # a caller waits: the next round starts at once
         self._next_round = 0.0  # monotonic seconds; used by the writer only
-        self._writer = started_pool(1, "status")
+        self._writer = start_pool(1, "status")
         now = timestamp(time.time())
         self._daemon = DaemonStatus(node, version("holdfast"), os.getpid(), now, now)
 
@@ -103,7 +103,7 @@ class Board:
         """Return a version's status, None if it has none."""
         return self._statuses.get(ref)
 
-    def begin(self, ref: ModelRef, state: State, source: str, pin: Digest | None) -> None:
+    def reset(self, ref: ModelRef, state: State, source: str, pin: Digest | None) -> None:
         """Reset a version to `state`, without error or progress. `source` carries no credentials."""
         digest = str(pin) if pin is not None else None
         self._put(ref, state, _status(ref, state, source, digest, pin is not None))
@@ -113,7 +113,9 @@ class Board:
         status = _status(ref, State.RESOLVING, source, None if pin is None else str(pin), pin is not None)
         self._put(ref, State.RESOLVING, status, error=self._statuses[ref].error)
 
-    def move(self, ref: ModelRef, state: State, progress: Progress, trouble: HoldfastError | None = None) -> None:
+    def set_progress(
+        self, ref: ModelRef, state: State, progress: FetchProgress, trouble: HoldfastError | None = None
+    ) -> None:
         """Set a version's state and progress; `trouble` is the error that is being retried."""
         self._put(
             ref,
@@ -126,11 +128,11 @@ class Board:
             eta_s=progress.eta_s,
         )
 
-    def trouble(self, ref: ModelRef, state: State, error: HoldfastError) -> None:
+    def set_error(self, ref: ModelRef, state: State, error: HoldfastError) -> None:
         """Set a version's state and error."""
         self._put(ref, state, self._statuses[ref], error=StatusError.of(error), rate_bytes_per_s=None, eta_s=None)
 
-    def know(self, ref: ModelRef, held: str | None, stale: tuple[str, str | None] | None) -> None:
+    def set_content(self, ref: ModelRef, held: str | None, stale: tuple[str, str | None] | None) -> None:
         """Set the digest that a version's name points at, and why that is stale (reason and digest of `Stale`)."""
         old = self._facts.get(ref, _NO_FACTS)
         known = None if old.stale is None else (old.stale.reason, old.stale.digest)
@@ -154,7 +156,7 @@ class Board:
         if status is not None:
             self._put(ref, status.state, status)
 
-    def ready(self, ref: ModelRef, digest: Digest, size: int, pinned: bool, source: str) -> None:
+    def set_ready(self, ref: ModelRef, digest: Digest, size: int, pinned: bool, source: str) -> None:
         """Set a version to READY; `source` is the source of its content."""
         self._facts[ref] = replace(self._facts.get(ref, _NO_FACTS), held=str(digest))
         status = _status(ref, State.READY, source, str(digest), pinned)
@@ -175,7 +177,7 @@ class Board:
         """Delete the files of versions without a status, left by a crash or by hand."""
         self._writer.submit(self._sweep)
 
-    def beat(self) -> None:
+    def write_heartbeat(self) -> None:
         """Write the heartbeat; after failed writes, rewrite all files once one succeeds."""
         self._daemon = replace(self._daemon, updated=timestamp(time.time()))
         if self._beating_since is not None:
@@ -259,7 +261,7 @@ class Board:
     def _beat(self, document: dict[str, object]) -> None:
         self._trouble = self._write(self._public.daemon_status, document)
         if self._trouble is None:
-            self._log_once.fine(_SUBJECT)
+            self._log_once.log_recovery(_SUBJECT)
         self._beating_since = None
 
     def _write(self, path: Path, document: dict[str, object]) -> HoldfastError | None:
@@ -312,7 +314,7 @@ class Board:
         except HoldfastError as error:
             failure = error
         self._stale = True
-        self._log_once.trouble(_SUBJECT, str(failure))
+        self._log_once.log_error(_SUBJECT, str(failure))
         return failure
 
 

@@ -31,12 +31,12 @@ class Claims:
         self._deciding = threading.Lock()  # held during one deletion: only threads that may block wait for it
         self._claims: dict[Hashable, _Claim] = {}
 
-    def begin(self, who: Hashable, blobs: Collection[str], partials: Collection[str]) -> None:
+    def claim(self, who: Hashable, blobs: Collection[str], partials: Collection[str]) -> None:
         """Set the claims of `who`: these blobs and partial blobs, existing or not."""
         with self._lock:
             self._claims[who] = _Claim(dict.fromkeys(blobs, 0), frozenset(partials))
 
-    def found(self, who: Hashable, blobs: Mapping[str, int]) -> None:
+    def add_existing(self, who: Hashable, blobs: Mapping[str, int]) -> None:
         """Add existing blobs, with their sizes in bytes, to the claims of `who`; no effect after `drop`."""
         with self._lock:
             if who in self._claims:
@@ -53,7 +53,7 @@ class Claims:
         with self._lock:
             self._claims.pop(who, None)
 
-    def settle(self) -> None:
+    def wait_for_deletion(self) -> None:
         """Wait for the deletion that was decided before a claim was made. Blocking."""
         with self._deciding:
             return

@@ -52,7 +52,7 @@ def _make_snapshot(layout: Layout, publication: Publication, verified_at: str) -
     manifest, digest = publication.manifest, publication.record.digest
     if snapshots.is_there(layout, digest):
         with durable.disk_errors(f"publishing snapshot {digest}"):
-            repair.rejoin(layout, digest, manifest)  # a rebuild must not delete a file that has no blob
+            repair.relink(layout, digest, manifest)  # a rebuild must not delete a file that has no blob
     snapshots.publish_unsynced(layout, manifest, verified_at)
     return layout.public.snapshots
 

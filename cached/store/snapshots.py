@@ -71,7 +71,7 @@ def is_there(layout: Layout, digest: Digest) -> bool:
     return os.path.exists(layout.public.snapshot(digest).path)
 
 
-def point(layout: Layout, ref: ModelRef, digest: Digest) -> None:
+def set_name(layout: Layout, ref: ModelRef, digest: Digest) -> None:
     """Point `models/<name>/<version>` at the snapshot of `digest`, atomically and durably."""
     folder = point_unsynced(layout, ref, digest)
     with durable.disk_errors(f"publishing {ref}"):
@@ -87,14 +87,14 @@ def point_unsynced(layout: Layout, ref: ModelRef, digest: Digest) -> Path:
     return link.parent
 
 
-def unpoint(layout: Layout, ref: ModelRef) -> None:
+def delete_name(layout: Layout, ref: ModelRef) -> None:
     """Delete the name; the snapshot stays."""
     link = layout.public.model_link(ref)
     durable.unlink(link)
     remove_empty(link.parent)
 
 
-def pointed(layout: Layout, ref: ModelRef) -> Digest | None:
+def read_name(layout: Layout, ref: ModelRef) -> Digest | None:
     """Return the digest that a model's name points at, None if there is no such name."""
     try:
         return Digest(Path(os.readlink(layout.public.model_link(ref))).name)

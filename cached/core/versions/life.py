@@ -12,7 +12,7 @@ from dataclasses import replace
 from cached.contract.digest import Digest
 from cached.contract.errors import DigestMismatch, HoldfastError, Permanent, Transient
 from cached.core.demand import PullWant
-from cached.core.planner import Cancel, Forget, GiveWay, Refuse, Reprioritize
+from cached.core.planner import Cancel, Forget, Preempt, Refuse, Reprioritize
 from cached.core.retries import MAX_BAD_RESPONSES, failed_s, hopeless, pause_s
 from cached.core.versions.messages import (
     Admitted,
@@ -212,7 +212,7 @@ def _reopen_pulls(version: Version) -> Result:
 def _handle_fetch(
     version: Version,
     event: (
-        Started | Cancel | Forget | Refuse | GiveWay | Reprioritize | Admitted | SpaceReserved | Nudged | RoomSought
+        Started | Cancel | Forget | Refuse | Preempt | Reprioritize | Admitted | SpaceReserved | Nudged | RoomSought
     ),
 ) -> Result:
     state = version.state
@@ -224,7 +224,7 @@ def _handle_fetch(
             return replace(version, state=Running(fetch)), (Run(version.ref, fetch.want),)
         case Cancel(), _:
             return _stop(version, gives_way=False)
-        case GiveWay(), _:
+        case Preempt(), _:
             return _stop(version, gives_way=True)
         case Refuse(_, error), _:
             return _refuse(version, error)

@@ -175,7 +175,7 @@ def temporary_beside(path: Path) -> Path:
 
 def disk_error(error: OSError, what: str) -> HoldfastError:
     """Return the `HoldfastError` for a failed disk step `what`; a lack of file descriptors is no error of the disk."""
-    short = limits.shortage(error, what)
+    short = limits.find_limit_error(error, what)
     if short is not None:
         return short
     if error.errno in (errno.ENOSPC, errno.EDQUOT):

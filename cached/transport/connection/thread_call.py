@@ -25,7 +25,7 @@ _IDLE_S = 5.0
 _MAX_IDLE = 16
 
 
-async def aside(call: Callable[[Cancellation], T]) -> T:
+async def call_in_thread(call: Callable[[Cancellation], T]) -> T:
     """Return the result of `call`; its argument is cancelled when the caller is. Raises `Transient` (`no_thread`) if no
     thread can start."""
     loop = asyncio.get_running_loop()
@@ -69,7 +69,7 @@ class _Threads:
             jobs = self._idle.pop() if self._idle else None
         if jobs is None:
             jobs = queue.SimpleQueue()
-            limits.start(
+            limits.start_thread(
                 threading.Thread(target=self._work, args=(jobs,), name="aside", daemon=True), "a call to a source"
             )
         jobs.put(job)  # not as an argument: a thread keeps its arguments, and with the job its result, to its end

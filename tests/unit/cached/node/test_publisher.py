@@ -14,9 +14,9 @@ from cached.contract.layout import Layout
 from cached.contract.reference import ModelRef
 from cached.core.space import DiskSpace, Ledger
 from cached.node import publisher
-from cached.node.inventory import Holdings
-from cached.node.publisher import Janitor, NodeParts
-from cached.node.status_files import Board
+from cached.node.inventory import Inventory
+from cached.node.publisher import NodeParts, Publisher
+from cached.node.status_files import StatusFiles
 from cached.node.threads import Blocking
 from cached.store import recovery, snapshots
 from cached.store.digest_journal import DigestJournal
@@ -39,13 +39,13 @@ class Publishing:
         self.groups: list[list[str]] = []
         self.started = threading.Semaphore(0)
         self.may_go_on = threading.Semaphore(0)
-        self.inventory = Holdings(layout, recovered)
-        self.board = Board(layout.public, "node", lambda: None)
+        self.inventory = Inventory(layout, recovered)
+        self.board = StatusFiles(layout.public, "node", lambda: None)
         self.blocking = Blocking(2)
         ledger = Ledger(None, lambda: DiskSpace(1 << 30, 1 << 30, 1 << 20, 1 << 20))
         journal = DigestJournal(layout.digests, {})
         self._root = Root(layout)
-        self.janitor = Janitor(
+        self.janitor = Publisher(
             NodeParts(layout, self._root, self.inventory, self.board, ledger, self.blocking, Cluster(), journal)
         )
 
@@ -59,7 +59,7 @@ class Publishing:
     def published(self) -> list[str]:
         """The versions in the inventory, all of which have their name on the disk."""
         refs = sorted(self.inventory.models)
-        assert [snapshots.pointed(self.layout, ref) for ref in refs] == [self.inventory.models[ref] for ref in refs]
+        assert [snapshots.read_name(self.layout, ref) for ref in refs] == [self.inventory.models[ref] for ref in refs]
         return [ref.version for ref in refs]
 
     async def group(self) -> None:

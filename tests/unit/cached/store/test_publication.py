@@ -37,7 +37,7 @@ def test_an_error_concerns_one_version(layout: Layout) -> None:
     add_blob(layout, b"a")
     group = [_publication(REFS[0], {"f": b"a"}), _publication(REFS[1], {"f": b"b"}), _publication(REFS[2], {"f": b"a"})]
     assert _publish(layout, group) == [None, "blob_gone", None]
-    named = [snapshots.pointed(layout, ref) for ref in REFS]
+    named = [snapshots.read_name(layout, ref) for ref in REFS]
     assert named == [group[0].record.digest, None, group[2].record.digest]
     assert [fetched.read(layout, ref) for ref in REFS] == [group[0].record, None, group[2].record]
     assert os.listdir(layout.public.snapshots) == [group[0].record.digest.hex]
@@ -53,7 +53,7 @@ def test_a_folder_is_synced_once_before_the_next_step(layout: Layout, monkeypatc
 
     def sync(path: Path) -> None:
         if path in shared:
-            synced.append((path, sum(snapshots.pointed(layout, ref) is not None for ref in REFS)))
+            synced.append((path, sum(snapshots.read_name(layout, ref) is not None for ref in REFS)))
 
     monkeypatch.setattr(durable, "fsync_dir", sync)
     assert _publish(layout, [_publication(REFS[0], {"f": b"a"}), _publication(REFS[1], {"f": b"b"})]) == [None, None]

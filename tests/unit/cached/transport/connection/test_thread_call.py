@@ -8,7 +8,7 @@ import threading
 import weakref
 
 from cached.transport.connection.cancel import Cancellation
-from cached.transport.connection.thread_call import aside
+from cached.transport.connection.thread_call import call_in_thread
 
 
 def _thread(_: Cancellation) -> int:
@@ -17,10 +17,10 @@ def _thread(_: Cancellation) -> int:
 
 async def test_successive_calls_share_a_thread() -> None:
     """A thread whose call has ended takes the next one."""
-    first = await aside(_thread)
+    first = await call_in_thread(_thread)
     for _ in range(100):
         await asyncio.sleep(0.001)
-        if await aside(_thread) == first:
+        if await call_in_thread(_thread) == first:
             return
     raise AssertionError("each call got a new thread")
 
@@ -33,9 +33,9 @@ async def test_hung_calls_delay_no_other() -> None:
         hanging.wait(30)
         release.wait(30)
 
-    tasks = [asyncio.create_task(aside(hang)) for _ in range(40)]
+    tasks = [asyncio.create_task(call_in_thread(hang)) for _ in range(40)]
     await asyncio.to_thread(hanging.wait, 30)
-    assert await aside(_thread) != threading.get_ident()
+    assert await call_in_thread(_thread) != threading.get_ident()
     for task in tasks:
         task.cancel()
     assert all(
@@ -50,7 +50,7 @@ async def test_an_idle_thread_keeps_no_result() -> None:
     class Result:
         pass
 
-    result = await aside(lambda _: Result())
+    result = await call_in_thread(lambda _: Result())
     gone = weakref.ref(result)
     del result
     for _ in range(100):
