@@ -23,7 +23,7 @@ from prometheus_client import (
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-_AROUND = {  # `Surroundings.figures`
+_AROUND = {  # `Cluster.figures`
     "kube_connected": "1 while the watch of this node's pods stands.",
     "kube_connection_changed_timestamp_seconds": "When that last changed.",
     "kube_relists": "Lists of the pods after the first one.",
