@@ -2,7 +2,8 @@
 
 Law: the only writer of `public/status`. Writes go through one thread, in order, so a slow disk delays no fetch; they
 are atomic and not synced, since a restart rewrites them. Versions that change at the same time are written in one
-round, each with its newest status: while many versions are fetched, no reader needs a state of a few milliseconds.
+round, each with its newest status: while many versions are fetched, no reader needs a state of a few milliseconds. A
+version that appears, goes, succeeds or fails is written at once.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ _log = logging.getLogger(__name__)
 _FILE_MODE = 0o644
 _SUBJECT = "status files"
 _CANNOT = "they cannot be written"
-_PAUSE_S = 0.1  # between two rounds of writes: the first change is written at once, those during the pause after it
+_PAUSE_S = 0.1  # between two rounds of writes
+_SETTLED = (State.READY, State.FAILED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,11 +72,12 @@ class StatusFiles:
         self._beating_since: float | None = None  # monotonic seconds, while a heartbeat waits to be written
         self.news = asyncio.Event()  # set whenever a status changes; the waiter clears it
         self._facts: dict[ModelRef, _Facts] = {}
-        self._lock = threading.Lock()  # of the three below, which the writer reads too
+        self._lock = threading.Condition()  # of the five below, which the writer uses too
         self._statuses: dict[ModelRef, ModelStatus] = {}
         self._pending: dict[ModelRef, ModelStatus | None] = {}  # to write, or to delete
         self._round_queued = False  # whether a round of writes is queued and has not taken what is pending
-        self._hurry = threading.Event()  # a caller waits: the next round starts at once
+        self._urgent: set[ModelRef] = set()  # pending ones to write before the next round
+        self._hurry = False  # whether the next round starts at once
         self._next_round = 0.0  # monotonic seconds; used by the writer only
         self._writer = start_pool(1, "status")
         now = timestamp(time.time())
@@ -196,12 +199,12 @@ class StatusFiles:
 
     async def flushed(self) -> None:
         """Wait until every status so far is in its file."""
-        self._hurry.set()
+        self._end_pause()
         await asyncio.get_running_loop().run_in_executor(self._writer, _nothing)
 
     def close(self) -> None:
         """Write pending files and end the thread."""
-        self._hurry.set()
+        self._end_pause()
         self._writer.shutdown()
 
     def _put(self, ref: ModelRef, state: State, status: ModelStatus, **more: Any) -> None:
@@ -223,36 +226,50 @@ class StatusFiles:
         self._set(ref, status)
 
     def _set(self, ref: ModelRef, status: ModelStatus | None) -> None:
+        old = self._statuses.get(ref)
         with self._lock:
             if status is None:
                 del self._statuses[ref]
             else:
                 self._statuses[ref] = status
         self.news.set()
-        self._queue(ref, status)
+        is_end = status is None or (status.state in _SETTLED and (old is None or old.state is not status.state))
+        self._queue(ref, status, urgent=old is None or is_end)
 
-    def _queue(self, ref: ModelRef, status: ModelStatus | None) -> None:
+    def _queue(self, ref: ModelRef, status: ModelStatus | None, *, urgent: bool = False) -> None:
         """Queue the write of a version's file, or its deletion (None), in place of a pending one."""
         with self._lock:
             is_first, self._round_queued = not self._round_queued, True
             self._pending[ref] = status
+            if urgent:
+                self._urgent.add(ref)
+                self._lock.notify()
         if is_first:
             self._writer.submit(self._write_round)
 
     def _write_round(self) -> None:
-        """Write or delete the file of every version with a pending status."""
-        self._hurry.wait(max(0.0, self._next_round - time.monotonic()))
-        self._hurry.clear()  # before the pending ones are taken: a caller that hurries later has a later round
-        with self._lock:
-            self._round_queued = False
-            refs = list(self._pending)
-        for ref in refs:
-            self._write_newest(ref)
+        """Write or delete the files of all pending versions: the urgent ones at once, the others after the pause."""
+        is_over = False
+        while not is_over:
+            with self._lock:
+                self._lock.wait_for(lambda: self._hurry or self._urgent, self._next_round - time.monotonic())
+                is_over = self._hurry or time.monotonic() >= self._next_round
+                if is_over:
+                    self._hurry = self._round_queued = False
+                refs = list(self._pending if is_over else self._urgent)
+            for ref in refs:
+                self._write_newest(ref)
         self._next_round = time.monotonic() + _PAUSE_S
+
+    def _end_pause(self) -> None:
+        with self._lock:
+            self._hurry = True
+            self._lock.notify()
 
     def _write_newest(self, ref: ModelRef) -> None:
         with self._lock:
             status = self._pending.pop(ref)
+            self._urgent.discard(ref)
         if status is None:
             self._unlink(self._public.model_status(ref))
         else:

@@ -41,7 +41,7 @@ def publish_all(
     _sync(_step(group, lambda each: _make_snapshot(layout, each, verified_at)))
     # Before the name: a record with another digest than the name's is ignored.
     _sync(_step(group, lambda each: fetched.write_unsynced(layout, each.ref, each.record)))
-    _sync(_step(group, lambda each: snapshots.point_unsynced(layout, each.ref, each.record.digest)))
+    _sync(_step(group, lambda each: snapshots.set_name_unsynced(layout, each.ref, each.record.digest)))
     _step(group, lambda each: journal.forget(each.notes))
     for each in group:
         if each.failure is not None:

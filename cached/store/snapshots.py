@@ -73,12 +73,12 @@ def is_there(layout: Layout, digest: Digest) -> bool:
 
 def set_name(layout: Layout, ref: ModelRef, digest: Digest) -> None:
     """Point `models/<name>/<version>` at the snapshot of `digest`, atomically and durably."""
-    folder = point_unsynced(layout, ref, digest)
+    folder = set_name_unsynced(layout, ref, digest)
     with durable.disk_errors(f"publishing {ref}"):
         durable.fsync_dir(folder)
 
 
-def point_unsynced(layout: Layout, ref: ModelRef, digest: Digest) -> Path:
+def set_name_unsynced(layout: Layout, ref: ModelRef, digest: Digest) -> Path:
     """Do the same, except that the name is durable only after an `fsync_dir` of the returned folder."""
     link = layout.public.model_link(ref)
     with durable.disk_errors(f"publishing {ref}"):

@@ -134,7 +134,7 @@ def test_a_sweep_that_the_disk_stops_counts_what_it_took(node: Node, monkeypatch
 def test_a_snapshot_that_never_got_its_name_goes(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the disk refuses the name of a version that nobody wants any more by then, its snapshot is swept."""
     with monkeypatch.context() as full:
-        full.setattr(snapshots, "set_name", _refuse)
+        full.setattr(snapshots, "set_name_unsynced", _refuse)
         node.scheduler.pull(REF, None, refresh=False)
         _work_off(node)
         status = node.board.get(REF)

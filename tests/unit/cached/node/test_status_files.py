@@ -11,9 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from cached.contract.digest import Digest
+from cached.contract.errors import Transient
 from cached.contract.layout import PublicLayout
 from cached.contract.reference import ModelRef
 from cached.contract.status import State
+from cached.node import status_files
 from cached.node.status_files import StatusFiles
 
 A, OTHER = ModelRef("m", "a"), ModelRef("m", "other")
@@ -108,3 +111,28 @@ async def test_the_last_word_is_written(public: PublicLayout) -> None:
     await board.flushed()
     assert json.loads(public.model_status(A).read_bytes())["source"] == "19999"
     board.close()
+
+
+async def test_what_a_reader_waits_for_is_written_at_once(
+    public: PublicLayout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A version that appears, goes, succeeds or fails is written without the pause between two rounds."""
+    monkeypatch.setattr(status_files, "_PAUSE_S", 60.0)
+    board = StatusFiles(public, "node", lambda: None)
+    for _ in range(20):
+        board.reset(A, State.QUEUED, "", None)
+        await _until(lambda: _state(public, A) == "queued")
+        board.reset(A, State.RESOLVING, "", None)  # its round waits
+        board.set_error(A, State.FAILED, Transient("disk", "", ""))
+        await _until(lambda: _state(public, A) == "failed")
+        board.set_ready(A, Digest("a" * 64), 1, False, "")
+        await _until(lambda: _state(public, A) == "ready")
+        board.drop(A)
+        await _until(lambda: _state(public, A) is None)
+    board.close()
+
+
+async def _until(holds: Callable[[], bool]) -> None:
+    async with asyncio.timeout(30):
+        while not holds():
+            await asyncio.sleep(0.001)
