@@ -33,7 +33,7 @@ _STATUS_EVERY_S = 0.25
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class CatalogEntry:
     """A catalog entry: one version, its source, its pin, whether it is prefetched."""
 
     ref: ModelRef
@@ -136,11 +136,13 @@ class Daemon:
 def daemon(
     root: Path, catalog: Path, environment: Mapping[str, str], options: Sequence[str] = (), checkout: Path | None = None
 ) -> Iterator[Daemon]:
-    """Start a daemon on `root`, not yet ready, and end it on the way out; its log lies beside the catalog.
+    """Start a daemon on `root`, not yet ready, and end it on the way out. Its log lies in a folder beside the catalog:
+    the daemon watches the catalog's own folder, where each line of a log would be a change.
 
     `checkout`: another checkout of this repository to run; None: this one.
     """
-    port, log = free_port(), catalog.with_suffix(".log")
+    port, log = free_port(), catalog.parent / "log" / f"{catalog.stem}.log"
+    log.parent.mkdir(exist_ok=True)
     argv = [
         *(sys.executable, "-m", "cached.cli", "daemon", "--root", str(root), "--catalog", str(catalog)),
         *("--listen", f"127.0.0.1:{port}", "--kube", "off", "--node", "bench"),
@@ -157,7 +159,7 @@ def daemon(
         stop(process)
 
 
-def write_catalog(path: Path, entries: Sequence[Wanted]) -> None:
+def write_catalog(path: Path, entries: Sequence[CatalogEntry]) -> None:
     """Write a catalog of `entries` (JSON, which is YAML too)."""
     models: dict[str, Any] = {}
     for entry in entries:

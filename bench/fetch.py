@@ -21,7 +21,7 @@ from functools import partial
 from pathlib import Path
 
 from bench import report
-from bench.daemon import Wanted, daemon, write_catalog
+from bench.daemon import CatalogEntry, daemon, write_catalog
 from bench.harness import Workplace, bench_main, in_turn, matches, size_argument, workplace
 from bench.machine import append_section, require_space
 from bench.measure import Usage, cpu_seconds, peak_memory
@@ -114,7 +114,7 @@ def _peer(peer: Peer, server: Server, place: Workplace, folder: Path) -> Usage:
 def _holdfast(server: Server, place: Workplace, folder: Path) -> Usage:
     """Measure an idle daemon from the pull until the version's symlink names the verified snapshot."""
     catalog, digest = place.scratch / "catalog.yaml", server.corpus.manifest.digest
-    write_catalog(catalog, [Wanted(_REF, server.source, digest)])
+    write_catalog(catalog, [CatalogEntry(_REF, server.source, digest)])
     with daemon(folder, catalog, server.environment) as running:
         running.wait_ready()
         started, cpu_before_s = time.monotonic(), cpu_seconds(running.pid)

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bench import report
-from bench.daemon import Wanted, daemon, write_catalog
+from bench.daemon import CatalogEntry, daemon, write_catalog
 from bench.harness import bench_main, workplace
 from bench.machine import append_section
 from bench.measure import cpu_seconds, peak_memory
@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with workplace(None) as place, FakeApi() as api:
         layout, catalog = Layout(place.destination), place.scratch / "catalog.yaml"
         published = build(layout, options.versions, options.files)
-        write_catalog(catalog, [Wanted(ref, "http://127.0.0.1:9/", digest) for ref, digest in published.items()])
+        write_catalog(catalog, [CatalogEntry(ref, "http://127.0.0.1:9/", digest) for ref, digest in published.items()])
         api.create("/api/v1/nodes", {"metadata": {"name": _NODE, "labels": {}}})
         refs = sorted(published)
         for number in range(options.pods):

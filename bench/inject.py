@@ -30,7 +30,7 @@ from bench.harness import bench_main, workplace
 from bench.machine import append_section, describe
 from bench.measure import cpu_seconds, failed, peak_memory, wait_until
 from cached.contract.annotations import MODEL, VERSION
-from sidecar.injector.certificates import Keys, next_keys
+from sidecar.injector.certificates import CertificateKeys, next_keys
 
 _HOST = "localhost"
 _START_S = 30.0
@@ -130,7 +130,7 @@ def _port(log: Path) -> int | None:
     return int(said.partition("reviews on https://127.0.0.1:")[2].partition("/")[0])
 
 
-def _trusting(keys: Keys) -> ssl.SSLContext:
+def _trusting(keys: CertificateKeys) -> ssl.SSLContext:
     return ssl.create_default_context(cadata=keys.bundle.decode())
 
 

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bench import report
-from bench.daemon import Wanted, daemon, write_catalog
+from bench.daemon import CatalogEntry, daemon, write_catalog
 from bench.harness import Workplace, bench_main, size_argument, workplace
 from bench.machine import append_section, require_space
 from bench.measure import peak_memory
@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _fetch_all(corpora: Sequence[Corpus], url: str, place: Workplace) -> Peak:
     root, catalog = place.destination, place.scratch / "catalog.yaml"
     wanted = [
-        Wanted(ModelRef("bench", corpus.version), f"{url}/{BUCKET}/{corpus.version}/", corpus.manifest.digest)
+        CatalogEntry(ModelRef("bench", corpus.version), f"{url}/{BUCKET}/{corpus.version}/", corpus.manifest.digest)
         for corpus in corpora
     ]
     write_catalog(catalog, wanted)

@@ -19,7 +19,7 @@ from pathlib import Path
 from statistics import median
 
 from bench import report
-from bench.daemon import Daemon, Wanted, daemon, write_catalog
+from bench.daemon import CatalogEntry, Daemon, daemon, write_catalog
 from bench.harness import bench_main, workplace
 from bench.machine import append_section
 from bench.measure import cpu_seconds, drop_pages, failed, io_count, wait_until
@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"making {options.versions} versions of {options.files} files", flush=True)
         published = build(layout, options.versions, options.files)
         nowhere = f"http://127.0.0.1:{free_port()}/"
-        write_catalog(catalog, [Wanted(ref, nowhere, digest, prefetch=True) for ref, digest in published.items()])
+        write_catalog(catalog, [CatalogEntry(ref, nowhere, digest, prefetch=True) for ref, digest in published.items()])
         starts = [_start(layout, catalog, set(published)) for _ in range(options.rounds)]
         text = _report(starts, options.versions * options.files * _FILE_BYTES)
         print(text)
@@ -87,7 +87,7 @@ def build(layout: Layout, versions: int, files: int) -> dict[ModelRef, Digest]:
             entries.append(entry)
         ref = ModelRef(f"model-{number // _VERSIONS_OF_ONE:03d}", f"v{number % _VERSIONS_OF_ONE}")
         digest = snapshots.publish(layout, Manifest.build(entries), verified_at)
-        snapshots.point(layout, ref, digest)
+        snapshots.set_name(layout, ref, digest)
         published[ref] = digest
     return published
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from bench import report
-from bench.daemon import Wanted, daemon, write_catalog
+from bench.daemon import CatalogEntry, daemon, write_catalog
 from bench.harness import Workplace, bench_main, size_argument, workplace
 from bench.machine import append_section, require_space
 from bench.measure import failed, io_count, wait_until
@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _kill_at(part: float, corpus: Corpus, url: str, log: Path, place: Workplace) -> Resumed:
     root, catalog, port = place.destination, place.scratch / "catalog.yaml", urlsplit(url).port or 0
     digest = corpus.manifest.digest
-    write_catalog(catalog, [Wanted(_REF, f"{url}/{BUCKET}/{corpus.version}/", digest, prefetch=True)])
+    write_catalog(catalog, [CatalogEntry(_REF, f"{url}/{BUCKET}/{corpus.version}/", digest, prefetch=True)])
     corpus.warm()
     logged_before = _sent(log)
     try:

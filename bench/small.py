@@ -25,7 +25,7 @@ from pathlib import Path
 from statistics import median
 
 from bench import report
-from bench.daemon import Wanted, daemon, write_catalog
+from bench.daemon import CatalogEntry, daemon, write_catalog
 from bench.harness import Workplace, bench_main, matches, workplace
 from bench.machine import append_section
 from bench.measure import cpu_seconds, wait_until
@@ -159,7 +159,7 @@ def _holdfast(
     place: Workplace, corpus: Corpus, source: str, environment: dict[str, str], checkout: Path | None
 ) -> Cost:
     catalog, digest = place.scratch / "catalog.yaml", corpus.manifest.digest
-    write_catalog(catalog, [Wanted(_REF, source, digest)])
+    write_catalog(catalog, [CatalogEntry(_REF, source, digest)])
     with _cleared(place) as root, daemon(root, catalog, environment, ("--scrub-rate", "0"), checkout) as running:
         running.wait_ready()
         started, cpu_before_s = time.monotonic(), cpu_seconds(running.pid)
@@ -177,7 +177,7 @@ def _versions(place: Workplace, count: int) -> Cost:
         if not file.exists():
             file.parent.mkdir(parents=True)
             file.write_bytes(os.urandom(_FILE_BYTES))
-    nothing = [Wanted(_REF, "file:///nowhere", Digest("0" * 64))]
+    nothing = [CatalogEntry(_REF, "file:///nowhere", Digest("0" * 64))]
     write_catalog(catalog, nothing)
     with (
         nginx(folder, place.scratch / "nginx") as url,

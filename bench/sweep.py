@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from bench import pages, report
 from bench.load_report import State
 from bench.measure import failed
-from server.weights.settings import MIB, Io, Settings
+from server.weights.settings import MIB, Io, LoaderSettings
 
 if TYPE_CHECKING:
     from server.weights.cuda.accelerator import Accelerator
 
-    Make = Callable[[Settings], Accelerator]
+    Make = Callable[[LoaderSettings], Accelerator]
 
 _PASSES = 2
 _TURNS = {State.WARM: 3, State.COLD: 1}
@@ -60,10 +60,10 @@ def sweep(files: Sequence[Path], device: str, states: Sequence[State], left: Cal
 
 def search(
     files: Sequence[Path], state: State, axes: Axes, make: Make, left: Callable[[], float]
-) -> tuple[list[list[str]], Settings]:
+) -> tuple[list[list[str]], LoaderSettings]:
     """Return a table's rows, in the order tried, and the settings with the best median."""
     size = sum(path.stat().st_size for path in files)
-    best = Settings.from_environment()
+    best = LoaderSettings.from_environment()
     default_s = 0.0
     rows: list[list[str]] = []
     for _, (axis, values) in itertools.product(range(_PASSES), axes):
@@ -81,7 +81,7 @@ def search(
     return rows, best
 
 
-def _candidates(best: Settings, axis: str, values: Sequence[Any]) -> Iterator[Settings]:
+def _candidates(best: LoaderSettings, axis: str, values: Sequence[Any]) -> Iterator[LoaderSettings]:
     """Yield the best settings so far, then the others, always with more slots than threads."""
     yield best
     for value in values:
@@ -91,10 +91,10 @@ def _candidates(best: Settings, axis: str, values: Sequence[Any]) -> Iterator[Se
 
 
 def _turns(
-    files: Sequence[Path], state: State, make: Make, candidates: Sequence[Settings], left: Callable[[], float]
-) -> dict[Settings, float]:
+    files: Sequence[Path], state: State, make: Make, candidates: Sequence[LoaderSettings], left: Callable[[], float]
+) -> dict[LoaderSettings, float]:
     """Return the candidates' medians; empty where the time is too short for a whole turn."""
-    times: dict[Settings, list[float]] = {candidate: [] for candidate in candidates}
+    times: dict[LoaderSettings, list[float]] = {candidate: [] for candidate in candidates}
     turn_s = 0.0
     for _ in range(_TURNS[state]):
         if left() < turn_s:

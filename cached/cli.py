@@ -38,10 +38,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _dispatch(list(argv), for_itself=False)
     from cached.contract.program import output
 
-    output.use_streams()
+    output.replace_streams()
     arguments = sys.argv[1:]
     name = " ".join(["holdfast", *(word for word in arguments[:1] if word in COMMANDS)])
-    return output.guarded(name, lambda: _dispatch(arguments, for_itself=True))
+    return output.run_guarded(name, lambda: _dispatch(arguments, for_itself=True))
 
 
 def _dispatch(arguments: list[str], *, for_itself: bool) -> int:
@@ -60,7 +60,7 @@ def _dispatch(arguments: list[str], *, for_itself: bool) -> int:
     if arguments[0] in _RUN_FOR_LONG and for_itself:
         from cached.contract.program import process
 
-        process.prepare()
+        process.prepare_process()
     return _load(arguments[0], command[0])(arguments[1:])
 
 

@@ -28,14 +28,14 @@ from server.engine.engine import call_in_thread
 from server.lifecycle import loading, user_app
 from server.lifecycle.admission import judge
 from server.lifecycle.entries import read_followed
-from server.lifecycle.fleet import Fleet
+from server.lifecycle.fleet import ModelManager
 from server.lifecycle.golden import Mode, read, replay
-from server.lifecycle.health import Pulse
-from server.lifecycle.metrics import Metrics
-from server.lifecycle.readiness import Draining, Loading, Readiness, Ready
-from server.lifecycle.registry import Catalog
-from server.lifecycle.settings import Settings
-from server.lifecycle.snapshot import Holding, hold
+from server.lifecycle.health import HealthMonitor
+from server.lifecycle.metrics import ServerMetrics
+from server.lifecycle.readiness import Draining, Loading, Ready, ServerReadiness
+from server.lifecycle.registry import ModelRegistry
+from server.lifecycle.settings import ServeOptions
+from server.lifecycle.snapshot import HeldFolder, hold
 
 _LOG = logging.getLogger("holdfast.serve")
 _THREADS_END_WITHIN_S = 0.5
@@ -68,13 +68,13 @@ def main(argv: Sequence[str]) -> int:
 class _Server:
     """One run of the server, from the listening socket to the last answer."""
 
-    def __init__(self, settings: Settings, held: dict[str, Holding]) -> None:
+    def __init__(self, settings: ServeOptions, held: dict[str, HeldFolder]) -> None:
         self._settings = settings
         self._held = held
-        self._metrics = Metrics()
-        self._readiness = Readiness(self._metrics)
+        self._metrics = ServerMetrics()
+        self._readiness = ServerReadiness(self._metrics)
         self._probes = Probes(self._readiness, self._metrics)
-        self._catalog = Catalog()
+        self._catalog = ModelRegistry()
         self._url = ""
 
     async def run(self) -> None:
@@ -107,18 +107,20 @@ class _Server:
                 self._ready(started)
             return
         trial = partial(routes.private_application, limits=self._settings.limits)
-        fleet = Fleet(self._settings, self._held, self._catalog, self._readiness, self._metrics, trial)
+        fleet = ModelManager(self._settings, self._held, self._catalog, self._readiness, self._metrics, trial)
         await fleet.start()
         await door.serve(routes.application(self._catalog, self._settings.limits), cancel_when_gone=True)
         self._ready(started)
-        pulse = Pulse(self._catalog, self._readiness, self._settings.probe_interval_s, self._settings.probe_timeout_s)
+        pulse = HealthMonitor(
+            self._catalog, self._readiness, self._settings.probe_interval_s, self._settings.probe_timeout_s
+        )
         async with asyncio.TaskGroup() as group:
             group.create_task(fleet.keep(group))
             group.create_task(pulse.watch())
 
     def _ready(self, started: float) -> None:
         self._readiness.enter(Ready())
-        names = ", ".join(served.card.name for served in self._catalog.all()) or self._settings.app
+        names = ", ".join(served.card.name for served in self._catalog.list_models()) or self._settings.app
         _LOG.info("ready after %.2f s: %s", time.monotonic() - started, names)
 
     async def _start_user_code(self, door: Listener, target: str) -> bool:
@@ -163,7 +165,7 @@ class _Server:
                 self._readiness.in_flight,
                 self._settings.drain_timeout_s,
             )
-        for served in self._catalog.all():
+        for served in self._catalog.list_models():
             served.close()
 
 

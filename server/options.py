@@ -15,16 +15,16 @@ from cached.contract.errors import HoldfastError
 from cached.contract.layout import DEFAULT_MOUNT, PublicLayout
 from cached.contract.program.options import OptionParser, parse_address
 from cached.contract.program.units import parse_size
-from cached.contract.reference import ModelRef, parse_models, pinned
+from cached.contract.reference import ModelRef, add_pins, parse_models
 from server.engine.types import Limits
-from server.lifecycle.entries import Entry, entries_of
+from server.lifecycle.entries import ModelEntry, entries_of
 from server.lifecycle.golden import Mode
-from server.lifecycle.settings import Settings
+from server.lifecycle.settings import ServeOptions
 
 _SOURCES = ("--follow", "--models", "--model-path", "--model")  # of the models: the first that is given
 
 
-def parse(argv: Sequence[str]) -> Settings:
+def parse(argv: Sequence[str]) -> ServeOptions:
     """Parse the options; exits with 2 where they are invalid."""
     parser = _parser()
     found = parser.parse_args(argv)
@@ -32,7 +32,7 @@ def parse(argv: Sequence[str]) -> Settings:
     follow, models = _models(parser, found, argv)
     if follow is not None and found.app is not None:
         parser.error("expected --app without --follow: user code replaces its models itself")
-    return Settings(
+    return ServeOptions(
         models=models,
         follow=follow,
         root=found.root,
@@ -95,7 +95,7 @@ def _parser() -> OptionParser:
 
 def _models(
     parser: OptionParser, found: argparse.Namespace, argv: Sequence[str]
-) -> tuple[Path | None, tuple[Entry, ...]]:
+) -> tuple[Path | None, tuple[ModelEntry, ...]]:
     """Return the followed file, or the models. The command line overrides the environment, which the injector sets."""
     given = {argument.partition("=")[0] for argument in argv}
     named = [option for option in _SOURCES if option in given]
@@ -117,15 +117,15 @@ def _models(
 
 def _entries(
     parser: OptionParser, found: argparse.Namespace, source: str | None, pins: str | None
-) -> tuple[Entry, ...]:
+) -> tuple[ModelEntry, ...]:
     if source == "--models":
         models = parse_models(found.models)
-        entries = entries_of(pinned(models, pins) if pins else models, found.root)
+        entries = entries_of(add_pins(models, pins) if pins else models, found.root)
     elif source == "--model-path":
-        entries = (Entry.at(found.model_path, Digest.parse(pins) if pins else None),)
+        entries = (ModelEntry.at(found.model_path, Digest.parse(pins) if pins else None),)
     elif source == "--model" and found.version is not None:
         link = PublicLayout(found.root).model_link(ModelRef(found.model, found.version))
-        entries = (Entry.at(link, Digest.parse(pins) if pins else None),)
+        entries = (ModelEntry.at(link, Digest.parse(pins) if pins else None),)
     else:
         parser.error(
             "expected --model-path DIR (or HOLDFAST_MODEL_PATH), --model NAME with --version VERSION, "

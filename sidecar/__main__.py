@@ -20,7 +20,7 @@ def main() -> int:
     if module is None:
         sys.stderr.write(f"usage: python -m sidecar {'|'.join(COMMANDS)} [options]\n")
         return EXIT_USAGE
-    process.prepare()
+    process.prepare_process()
     code: int = import_module(module).main(sys.argv[2:])
     return code
 

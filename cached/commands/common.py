@@ -24,17 +24,17 @@ def command_parser(name: str, description: str) -> OptionParser:
     return parser
 
 
-def ask_within(parser: OptionParser, default_s: float) -> None:
+def add_timeout_option(parser: OptionParser, default_s: float) -> None:
     """Add `--timeout`, in seconds for the daemon's answer."""
     parser.option(
         "--timeout",
-        type=seconds,
+        type=parse_seconds,
         default=default_s,
         help=f"seconds to wait for the daemon's answer (default {default_s:g}); past that it does nothing",
     )
 
 
-def seconds(text: str) -> float:
+def parse_seconds(text: str) -> float:
     """Parse seconds above 0; raises ValueError."""
     try:
         value = float(text)
@@ -45,7 +45,7 @@ def seconds(text: str) -> float:
     return value
 
 
-def reference(text: str) -> ModelRef:
+def parse_reference(text: str) -> ModelRef:
     """Parse `NAME@VERSION`; raises `ArgumentTypeError`, a usage error."""
     try:
         return ModelRef.parse(text)
@@ -53,7 +53,7 @@ def reference(text: str) -> ModelRef:
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
-def digest(text: str) -> Digest:
+def parse_digest(text: str) -> Digest:
     """Parse a digest `sha256:…`; raises ValueError, which an option turns into a usage error."""
     try:
         return Digest.parse(text)
@@ -61,7 +61,7 @@ def digest(text: str) -> Digest:
         raise ValueError(str(error)) from error
 
 
-def layout_of(options: argparse.Namespace) -> Layout:
+def get_layout(options: argparse.Namespace) -> Layout:
     """Return the layout under `--root`."""
     root: Path = options.root
     return Layout(root.absolute())
@@ -72,20 +72,20 @@ def report_errors(name: str, body: Callable[[], int]) -> int:
     try:
         return body()
     except HoldfastError as error:
-        tell_error(name, error.message, error.remedy)
+        print_error(name, error.message, error.remedy)
     except PermissionError as error:
-        tell_error(name, f"{error.filename}: {error.strerror}", "run as the daemon's user, often root")
+        print_error(name, f"{error.filename}: {error.strerror}", "run as the daemon's user, often root")
     return EXIT_FAILED
 
 
-def tell_error(name: str, message: str, remedy: str) -> None:
+def print_error(name: str, message: str, remedy: str) -> None:
     """Print an error on stderr: the reason, then the remedy."""
     sys.stderr.write(f"holdfast {name}: {message}\n")
     if remedy:
         sys.stderr.write(f"  what to do: {remedy}\n")
 
 
-def table(rows: Sequence[Sequence[str]]) -> str:
+def format_table(rows: Sequence[Sequence[str]]) -> str:
     """Format `rows` in columns as wide as their widest cell; the first row is the heading."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)

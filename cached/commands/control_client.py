@@ -28,7 +28,7 @@ _SUN_PATH_BYTES = 107  # sun_path in unix(7), less its final NUL
 
 
 @dataclass(frozen=True, slots=True)
-class Evicted:
+class EvictedVersion:
     """One version that `gc` evicted, or would evict, and the bytes that its removal frees."""
 
     ref: ModelRef
@@ -41,12 +41,12 @@ class Evicted:
 class GcReport:
     """The versions that `gc` evicted, or would evict, and the bytes freed in all."""
 
-    versions: tuple[Evicted, ...]
+    versions: tuple[EvictedVersion, ...]
     bytes: int
 
 
 @dataclass(frozen=True, slots=True)
-class Unpinned:
+class UnpinResult:
     """The result of `unpin`: whether the catalog still pins the version, and whether `pin` had pinned it."""
 
     pinned: bool
@@ -78,7 +78,7 @@ class ControlClient:
         body = {**_named(ref), "digest": None if digest is None else str(digest), "refresh": refresh}
         return _pull_answer(self._ask("POST", "/v1/pull", body))
 
-    def pulled(self, id_: str) -> PullAnswer:
+    def get_pull(self, id_: str) -> PullAnswer:
         """Return the current answer of a pull; raises `Permanent` (`unknown_pull`) once the daemon has dropped it."""
         return _pull_answer(self._ask("GET", f"/v1/pull/{id_}", None))
 
@@ -86,7 +86,7 @@ class ControlClient:
         """Evict the versions without want, lease or pin; with `dry_run` only list them."""
         answer = self._ask("POST", "/v1/gc", {"dry_run": dry_run})
         versions = tuple(
-            Evicted(ModelRef(item["model"], item["version"]), item["digest"], item["bytes"], item["reason"])
+            EvictedVersion(ModelRef(item["model"], item["version"]), item["digest"], item["bytes"], item["reason"])
             for item in answer["versions"]
         )
         return GcReport(versions, answer["bytes"])
@@ -95,10 +95,10 @@ class ControlClient:
         """Pin `ref`; return whether it is pinned now."""
         return bool(self._ask("POST", "/v1/pin", _named(ref))["pinned"])
 
-    def unpin(self, ref: ModelRef) -> Unpinned:
+    def unpin(self, ref: ModelRef) -> UnpinResult:
         """Unpin `ref`; return the result."""
         answer = self._ask("POST", "/v1/unpin", _named(ref))
-        return Unpinned(bool(answer["pinned"]), bool(answer["was_pinned"]))
+        return UnpinResult(bool(answer["pinned"]), bool(answer["was_pinned"]))
 
     def status(self) -> dict[str, Any]:
         """Return `{"daemon", "disk", "models"}` (design, section 8)."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from cached.commands.common import ask_within, command_parser, layout_of, report_errors, table
+from cached.commands.common import add_timeout_option, command_parser, format_table, get_layout, report_errors
 from cached.commands.control_client import ControlClient, GcReport
 from cached.contract.program.options import EXIT_DONE
 from cached.contract.program.units import format_size
@@ -18,11 +18,11 @@ def main(argv: Sequence[str]) -> int:
     """Run `holdfast gc [--dry-run] [--timeout S]`; return the exit code."""
     parser = command_parser("gc", "Evict the versions without a want, a lease or a pin.")
     parser.switch("--dry-run", help="say what would go, and remove nothing")
-    ask_within(parser, 600)
+    add_timeout_option(parser, 600)
     options = parser.parse_args(argv)
 
     def body() -> int:
-        report = ControlClient(layout_of(options), timeout_s=options.timeout).gc(dry_run=options.dry_run)
+        report = ControlClient(get_layout(options), timeout_s=options.timeout).gc(dry_run=options.dry_run)
         sys.stdout.write(_describe(report, "would be evicted" if options.dry_run else "evicted"))
         return EXIT_DONE
 
@@ -35,4 +35,4 @@ def _describe(report: GcReport, done: str) -> str:
     rows = [("VERSION", "FREES", "REASON")]
     rows += [(str(item.ref), format_size(item.bytes), item.reason) for item in report.versions]
     count = len(report.versions)
-    return f"{table(rows)}{count} version{'s' * (count != 1)} {done}, {format_size(report.bytes)} in all\n"
+    return f"{format_table(rows)}{count} version{'s' * (count != 1)} {done}, {format_size(report.bytes)} in all\n"

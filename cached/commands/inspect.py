@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from cached.commands.common import command_parser, layout_of, reference, report_errors, table
-from cached.commands.progress import told_stale
-from cached.commands.tree import check_root, model_status, required_snapshot
+from cached.commands.common import command_parser, format_table, get_layout, parse_reference, report_errors
+from cached.commands.progress import describe_stale
+from cached.commands.tree import check_root, read_model_status, required_snapshot
 from cached.contract.errors import HoldfastError, Permanent
 from cached.contract.golden import GOLDEN_NAME, Golden
 from cached.contract.layout import PublicLayout, SnapshotLayout
@@ -41,12 +41,12 @@ class _Facts:
 def main(argv: Sequence[str]) -> int:
     """Run `holdfast inspect NAME@VERSION [--json]`; return the exit code."""
     parser = command_parser("inspect", "Show what a version on this node is made of, and what it was tested with.")
-    parser.add_argument("ref", metavar="NAME@VERSION", type=reference)
+    parser.add_argument("ref", metavar="NAME@VERSION", type=parse_reference)
     parser.switch("--json", help="print one JSON object instead of text")
     options = parser.parse_args(argv)
 
     def body() -> int:
-        layout = layout_of(options)
+        layout = get_layout(options)
         check_root(layout)
         facts = _read_facts(layout.public, options.ref)
         sys.stdout.write(_as_json(facts) if options.json else _as_text(facts))
@@ -63,7 +63,7 @@ def _read_facts(public: PublicLayout, ref: ModelRef) -> _Facts:
         golden = _golden(snapshot, manifest)
     except OSError as error:
         raise Permanent("unreadable", f"{error.filename}: {error.strerror}", "run inspect again") from error
-    return _Facts(ref, snapshot, manifest, record, golden, model_status(public, ref))
+    return _Facts(ref, snapshot, manifest, record, golden, read_model_status(public, ref))
 
 
 def _golden(snapshot: SnapshotLayout, manifest: Manifest) -> Golden | None:
@@ -112,14 +112,14 @@ def _as_text(facts: _Facts) -> str:
         f"digest   {manifest.digest}",
         f"pinned   {pin}",
         f"source   {'unknown' if status is None else status.source or 'unknown'}",
-        *([] if status is None or status.stale is None else [f"stale    {told_stale(status.stale)}"]),
+        *([] if status is None or status.stale is None else [f"stale    {describe_stale(status.stale)}"]),
         f"size     {format_size(manifest.total_bytes)} in {len(manifest.files)} files",
         f"path     {facts.snapshot.path}",
         "",
     ]
     rows = [("FILE", "SIZE", "VERIFIED", "SHA256")]
     rows += [(f.path, format_size(f.size), _verified_at(facts, f.path) or "-", f.sha256) for f in manifest.files]
-    return "\n".join(lines) + "\n" + table(rows) + "\n" + _golden_text(facts.golden)
+    return "\n".join(lines) + "\n" + format_table(rows) + "\n" + _golden_text(facts.golden)
 
 
 def _golden_text(golden: Golden | None) -> str:
@@ -131,7 +131,7 @@ def _golden_text(golden: Golden | None) -> str:
     known = [(f"  {name}", version) for name, version in rows if version]
     names = ", ".join(case.name for case in golden.cases)
     head = f"golden predictions: {len(golden.cases)} recorded {golden.recorded_at}: {names}\n"
-    return head + ("recorded with:\n" + table(known) if known else "recorded with: unknown versions\n")
+    return head + ("recorded with:\n" + format_table(known) if known else "recorded with: unknown versions\n")
 
 
 def _verified_at(facts: _Facts, path: str) -> str | None:

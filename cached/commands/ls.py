@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from cached.commands.common import command_parser, layout_of, report_errors, table
+from cached.commands.common import command_parser, format_table, get_layout, report_errors
 from cached.commands.tree import HeldVersion, check_root, held_versions, model_statuses
 from cached.contract.layout import PublicLayout
 from cached.contract.program.options import EXIT_DONE
@@ -28,7 +28,7 @@ def main(argv: Sequence[str]) -> int:
     options = parser.parse_args(argv)
 
     def body() -> int:
-        layout = layout_of(options)
+        layout = get_layout(options)
         check_root(layout)
         held, others = _versions(layout.public)
         sys.stdout.write(_as_json(held, others) if options.json else _as_table(held, others))
@@ -85,7 +85,7 @@ def _as_table(held: _Held, others: list[ModelStatus]) -> str:
     ]
     if len(rows) == 1:
         return "no versions on this node yet: annotate a pod, or `holdfast pull NAME@VERSION`\n"
-    return table(rows)
+    return format_table(rows)
 
 
 def _state(status: ModelStatus | None) -> str:

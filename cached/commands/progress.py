@@ -20,16 +20,16 @@ def describe(status: ModelStatus) -> str:
     if status.error is not None:
         again = "" if status.error.permanent else ", the daemon tries again"
         return f"{status.state.value}{again}: {status.error.message}"
-    return f"{status.state.value} {amounts(status)}".rstrip()
+    return f"{status.state.value} {describe_amounts(status)}".rstrip()
 
 
-def told_stale(stale: Stale) -> str:
+def describe_stale(stale: Stale) -> str:
     """Return why a held version is stale: `source_changed since 2026-11-20T18:00:00Z, sha256:… there now`."""
     now = "" if stale.digest is None else f", {stale.digest} there now"
     return f"{stale.reason} since {stale.since}{now}"
 
 
-def amounts(status: ModelStatus) -> str:
+def describe_amounts(status: ModelStatus) -> str:
     """Return the numbers alone; empty while none is known."""
     if status.state in (State.FETCHING, State.VERIFYING) and status.bytes_total:
         share = f"{100 * status.bytes_done // status.bytes_total} %"
@@ -42,7 +42,7 @@ def amounts(status: ModelStatus) -> str:
     return "" if status.bytes_total is None else format_size(status.bytes_total)
 
 
-class ProgressLine:
+class PullProgressLine:
     """Prints one line of progress: refreshed in place on a terminal, elsewhere a new line at times."""
 
     def __init__(self, stream: TextIO) -> None:

@@ -11,10 +11,17 @@ import sys
 import time
 from collections.abc import Sequence
 
-from cached.commands.common import command_parser, digest, layout_of, reference, report_errors, seconds
+from cached.commands.common import (
+    command_parser,
+    get_layout,
+    parse_digest,
+    parse_reference,
+    parse_seconds,
+    report_errors,
+)
 from cached.commands.control_client import ControlClient, PullAnswer
-from cached.commands.progress import ProgressLine, describe
-from cached.commands.tree import daemon_status, held_version, model_status, seconds_since
+from cached.commands.progress import PullProgressLine, describe
+from cached.commands.tree import held_version, read_daemon_status, read_model_status, seconds_since
 from cached.contract.errors import DigestMismatch, HoldfastError, Permanent, Transient
 from cached.contract.layout import Layout, PublicLayout
 from cached.contract.program.options import EXIT_DONE, EXIT_FAILED
@@ -32,16 +39,16 @@ _HEARTBEAT_LOST_S = 20.0  # it moves at least every 5 s (design, section 3)
 def main(argv: Sequence[str]) -> int:
     """Run `holdfast pull NAME@VERSION [--digest D] [--refresh] [--no-wait] [--timeout S]`; return the exit code."""
     parser = command_parser("pull", "Ask the daemon of this node for a version, and wait until it is ready.")
-    parser.add_argument("ref", metavar="NAME@VERSION", type=reference)
-    parser.option("--digest", type=digest, help="the manifest digest it must have, sha256:…")
+    parser.add_argument("ref", metavar="NAME@VERSION", type=parse_reference)
+    parser.option("--digest", type=parse_digest, help="the manifest digest it must have, sha256:…")
     parser.switch("--refresh", help="ask the source again, although the version is here, and take what it has now")
     parser.switch("--no-wait", help="return once the daemon knows")
-    parser.option("--timeout", type=seconds, help="stop waiting after this many seconds (the daemon goes on)")
+    parser.option("--timeout", type=parse_seconds, help="stop waiting after this many seconds (the daemon goes on)")
     options = parser.parse_args(argv)
 
     def body() -> int:
         try:
-            return _pull(layout_of(options), options)
+            return _pull(get_layout(options), options)
         except KeyboardInterrupt:
             sys.stderr.write(f"\nholdfast pull: stopped waiting; the daemon goes on fetching {options.ref}\n")
             return EXIT_FAILED
@@ -60,7 +67,7 @@ def _pull(layout: Layout, options: argparse.Namespace) -> int:
             raise answer.error
         sys.stdout.write(f"{ref} is {answer.state.value}; `holdfast status --watch` follows it\n")
         return EXIT_DONE
-    progress = ProgressLine(sys.stderr)
+    progress = PullProgressLine(sys.stderr)
     try:
         asked = _Asked(ControlClient(layout, min(patience_s, _LATER_ANSWER_S)), options, answer)
         _wait(layout.public, asked, options.timeout, started, progress)
@@ -106,7 +113,7 @@ class _Asked:
         """Refresh the answer; pull again where the daemon has restarted. A daemon without an answer is detected by its
         heartbeat."""
         try:
-            self._answer = self._client.pulled(self._answer.id)
+            self._answer = self._client.get_pull(self._answer.id)
         except HoldfastError as error:
             if error.code == "unknown_pull":
                 with contextlib.suppress(HoldfastError):
@@ -114,12 +121,14 @@ class _Asked:
         self._asked_at = time.monotonic()
 
 
-def _wait(public: PublicLayout, asked: _Asked, timeout_s: float | None, started: float, progress: ProgressLine) -> None:
+def _wait(
+    public: PublicLayout, asked: _Asked, timeout_s: float | None, started: float, progress: PullProgressLine
+) -> None:
     """Print the version's status until it is ready; raises the daemon's error once the pull has failed."""
     ref = asked.ref
     deadline = None if timeout_s is None else started + timeout_s
     while True:
-        status = model_status(public, ref)
+        status = read_model_status(public, ref)
         met = asked.is_met(status)
         if status is not None:
             progress.show(status.state.value, f"{ref}: {describe(status)}")
@@ -143,7 +152,7 @@ def _raise_if_failed(status: ModelStatus) -> None:
 
 
 def _raise_if_daemon_lost(public: PublicLayout, ref: ModelRef) -> None:
-    daemon = daemon_status(public)
+    daemon = read_daemon_status(public)
     if daemon is None:
         return
     silent_s = seconds_since(daemon.updated)

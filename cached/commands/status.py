@@ -12,9 +12,9 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from cached.commands.common import command_parser, layout_of, report_errors, table
-from cached.commands.progress import amounts
-from cached.commands.tree import check_root, daemon_status, disk, model_statuses, seconds_since
+from cached.commands.common import command_parser, format_table, get_layout, report_errors
+from cached.commands.progress import describe_amounts
+from cached.commands.tree import check_root, model_statuses, read_daemon_status, read_disk_space, seconds_since
 from cached.contract.layout import PublicLayout
 from cached.contract.program.options import EXIT_DONE
 from cached.contract.program.units import format_duration, format_size
@@ -32,8 +32,8 @@ def main(argv: Sequence[str]) -> int:
     options = parser.parse_args(argv)
 
     def body() -> int:
-        public = layout_of(options).public
-        check_root(layout_of(options))
+        public = get_layout(options).public
+        check_root(get_layout(options))
         if options.watch:
             return _watch(public, as_json=options.json)
         sys.stdout.write(json.dumps(_document(public), indent=2) + "\n" if options.json else _text(public))
@@ -63,30 +63,30 @@ def _redraw(text: str) -> str:
 
 def _document(public: PublicLayout) -> dict[str, Any]:
     """Return the document of `/v1/status`, as far as the public tree has it."""
-    daemon = daemon_status(public)
+    daemon = read_daemon_status(public)
     return {
         "daemon": None if daemon is None else daemon.document(),
-        "disk": disk(public),
+        "disk": read_disk_space(public),
         "models": [status.document() for status in model_statuses(public)],
     }
 
 
 def _text(public: PublicLayout) -> str:
-    space = disk(public)
+    space = read_disk_space(public)
     used = 100 * space["used"] / max(1, space["capacity"])
-    lines = _daemon_line(daemon_status(public))
+    lines = _daemon_line(read_daemon_status(public))
     lines += f"disk    {format_size(space['free'])} free of {format_size(space['capacity'])}, {used:.0f} % used\n\n"
     statuses = model_statuses(public)
     if not statuses:
         return lines + "no version is wanted here yet\n"
     rows = [("VERSION", "STATE", "FOR", "PROGRESS")]
     rows += [_row(status) for status in statuses]
-    return lines + table(rows) + _errors(statuses)
+    return lines + format_table(rows) + _errors(statuses)
 
 
 def _row(status: ModelStatus) -> tuple[str, str, str, str]:
     since = format_duration(seconds_since(status.since))
-    return f"{status.model}@{status.version}", status.state.value, since, amounts(status)
+    return f"{status.model}@{status.version}", status.state.value, since, describe_amounts(status)
 
 
 def _errors(statuses: list[ModelStatus]) -> str:

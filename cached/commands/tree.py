@@ -97,11 +97,11 @@ def linked_references(public: PublicLayout) -> list[ModelRef]:
 
 def model_statuses(public: PublicLayout) -> list[ModelStatus]:
     """Return every version's status, sorted by name and version."""
-    found = (model_status(public, ref) for ref in _references(public.status, suffix=".json"))
+    found = (read_model_status(public, ref) for ref in _references(public.status, suffix=".json"))
     return [status for status in found if status is not None]
 
 
-def model_status(public: PublicLayout, ref: ModelRef) -> ModelStatus | None:
+def read_model_status(public: PublicLayout, ref: ModelRef) -> ModelStatus | None:
     """Return the status of `ref`; None without a readable one."""
     try:
         status = ModelStatus.parse(public.model_status(ref).read_bytes())
@@ -111,7 +111,7 @@ def model_status(public: PublicLayout, ref: ModelRef) -> ModelStatus | None:
     return status
 
 
-def daemon_status(public: PublicLayout) -> DaemonStatus | None:
+def read_daemon_status(public: PublicLayout) -> DaemonStatus | None:
     """Return the daemon's heartbeat; None without a readable one."""
     try:
         status = DaemonStatus.parse(public.daemon_status.read_bytes())
@@ -126,7 +126,7 @@ def seconds_since(moment: str) -> float:
     return max(0.0, time.time() - parse_timestamp(moment))
 
 
-def disk(public: PublicLayout) -> dict[str, int]:
+def read_disk_space(public: PublicLayout) -> dict[str, int]:
     """Return the file system's bytes: `capacity`, `used`, `free` (to an ordinary user)."""
     space = os.statvfs(public.path)
     return {

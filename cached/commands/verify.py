@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Sequence
 
-from cached.commands.common import command_parser, layout_of, reference, report_errors, tell_error
+from cached.commands.common import command_parser, get_layout, parse_reference, print_error, report_errors
 from cached.commands.tree import check_root, linked_references, linked_snapshot, required_snapshot
 from cached.contract import lease
 from cached.contract.errors import HoldfastError, Transient
@@ -25,13 +25,15 @@ from cached.contract.verify import check_full, load_manifest
 def main(argv: Sequence[str]) -> int:
     """Run `holdfast verify [NAME@VERSION] [--threads N]`; return the exit code."""
     parser = command_parser("verify", "Hash versions again and compare every file with its manifest.")
-    parser.add_argument("ref", metavar="NAME@VERSION", nargs="?", type=reference, help="default: every version here")
+    parser.add_argument(
+        "ref", metavar="NAME@VERSION", nargs="?", type=parse_reference, help="default: every version here"
+    )
     cores = len(os.sched_getaffinity(0))
     parser.option("--threads", type=_threads, default=cores, help=f"hash with this many threads (default {cores})")
     options = parser.parse_args(argv)
 
     def body() -> int:
-        layout = layout_of(options)
+        layout = get_layout(options)
         check_root(layout)
         references = [options.ref] if options.ref else linked_references(layout.public)
         if not references:
@@ -57,7 +59,7 @@ def _verify_all(public: PublicLayout, references: list[ModelRef], threads: int) 
             mismatch = error.code in ("digest_mismatch", "invalid_manifest")
             sys.stdout.write(f"{ref}  {'MISMATCH' if mismatch else 'FAILED'}  {error.message}\n")
             sys.stdout.flush()
-            tell_error("verify", f"{ref}: {error.message}", error.remedy)
+            print_error("verify", f"{ref}: {error.message}", error.remedy)
             continue
         verified[manifest.digest.hex] = str(ref)
         elapsed = time.monotonic() - started

@@ -14,7 +14,7 @@ from typing import Literal, NoReturn
 
 from cached.contract.errors import InvalidReference, Permanent
 from cached.contract.layout import DEFAULT_MOUNT
-from cached.contract.reference import ModelRef, Wanted, parse_models, pinned, variable_suffix
+from cached.contract.reference import ModelRef, ModelRequest, add_pins, parse_models, variable_suffix
 
 PREFIX = "holdfast.dev/"
 MODEL = PREFIX + "model"
@@ -36,10 +36,10 @@ _HOW_MANY = f"`{MODELS}: base=llama-3.1-8b@v3,adapter=support-lora@v7`"
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class WeightsRequest:
     """The request of one pod. `containers`: None for all of them; `injected`: the value of the injector's mark."""
 
-    models: tuple[Wanted, ...]
+    models: tuple[ModelRequest, ...]
     verify: Literal["record", "full"]
     containers: tuple[str, ...] | None
     mount_path: str
@@ -47,21 +47,21 @@ class Asked:
     injected: str | None
 
 
-def asks(annotations: Mapping[str, str]) -> bool:
+def requests_weights(annotations: Mapping[str, str]) -> bool:
     """Return whether these annotations request weights, valid or not. The webhook's `matchConditions` test the same."""
     return MODEL in annotations or MODELS in annotations
 
 
-def parse(annotations: Mapping[str, str]) -> Asked | None:
+def parse(annotations: Mapping[str, str]) -> WeightsRequest | None:
     """Parse a pod's annotations; None without a request. Raises `Permanent` (`invalid_annotations`)."""
-    if not asks(annotations):
+    if not requests_weights(annotations):
         return None
     unknown = sorted(key for key in annotations if key.startswith(PREFIX) and key not in KNOWN)
     if unknown:
         _refuse(
             f"no such annotation: {', '.join(key[:100] for key in unknown[:5])}", f"there are {', '.join(KNOWN[:-1])}"
         )
-    return Asked(
+    return WeightsRequest(
         models=_models(annotations),
         verify="full" if _choice(annotations, VERIFY, ("record", "full")) == "full" else "record",
         containers=_containers(annotations.get(CONTAINERS)),
@@ -71,8 +71,8 @@ def parse(annotations: Mapping[str, str]) -> Asked | None:
     )
 
 
-def _models(annotations: Mapping[str, str]) -> tuple[Wanted, ...]:
-    models: tuple[Wanted, ...]
+def _models(annotations: Mapping[str, str]) -> tuple[ModelRequest, ...]:
+    models: tuple[ModelRequest, ...]
     if MODELS not in annotations:
         models = (_one(annotations),)
     else:
@@ -84,23 +84,23 @@ def _models(annotations: Mapping[str, str]) -> tuple[Wanted, ...]:
     if pins is None:
         return models
     try:
-        return pinned(models, pins)
+        return add_pins(models, pins)
     except InvalidReference as error:
         _refuse(f"{DIGEST}: {error.message}", error.remedy, error)
 
 
-def _one(annotations: Mapping[str, str]) -> Wanted:
+def _one(annotations: Mapping[str, str]) -> ModelRequest:
     if VERSION not in annotations:
         name, at, version = annotations[MODEL].partition("@")
         how = f"write `{MODEL}: {name[:100]}` and `{VERSION}: {version[:100]}`" if at else _HOW_ONE
         _refuse(f"{MODEL} without {VERSION}", how)
     try:
-        return Wanted(ModelRef(annotations[MODEL], annotations[VERSION]))
+        return ModelRequest(ModelRef(annotations[MODEL], annotations[VERSION]))
     except InvalidReference as error:
         _refuse(f"{MODEL} and {VERSION}: {error.message}", f"{_HOW_ONE}; {error.remedy}", error)
 
 
-def _several(text: str) -> tuple[Wanted, ...]:
+def _several(text: str) -> tuple[ModelRequest, ...]:
     try:
         models = parse_models(text)
     except InvalidReference as error:

@@ -40,6 +40,9 @@ class Digest:
         """Return the digest of `data`."""
         return cls(hashlib.sha256(data).hexdigest())
 
+    def __hash__(self) -> int:
+        return hash(self.hex)  # a str caches its hash, a tuple does not
+
     def __str__(self) -> str:
         return _PREFIX + self.hex
 

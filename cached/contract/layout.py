@@ -27,15 +27,15 @@ class SnapshotLayout:
 
     @property
     def manifest(self) -> Path:
-        return self.path / ".holdfast" / "manifest.json"
+        return self.path.joinpath(".holdfast", "manifest.json")
 
     @property
     def verified(self) -> Path:
-        return self.path / ".holdfast" / "verified.json"
+        return self.path.joinpath(".holdfast", "verified.json")
 
     @property
     def lease(self) -> Path:
-        return self.path / ".holdfast" / "lease"
+        return self.path.joinpath(".holdfast", "lease")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,13 +61,13 @@ class PublicLayout:
         return self.status / "daemon.json"
 
     def snapshot(self, digest: Digest) -> SnapshotLayout:
-        return SnapshotLayout(self.snapshots / digest.hex)
+        return SnapshotLayout(self.path.joinpath("snapshots", digest.hex))
 
     def model_link(self, ref: ModelRef) -> Path:
-        return self.models / ref.path_segment / ref.version
+        return self.path.joinpath("models", ref.path_segment, ref.version)
 
     def model_status(self, ref: ModelRef) -> Path:
-        return self.status / ref.path_segment / f"{ref.version}.json"
+        return self.path.joinpath("status", ref.path_segment, f"{ref.version}.json")
 
     def link_target(self, ref: ModelRef, digest: Digest) -> str:
         """Return the relative target of a model's symlink."""
@@ -94,7 +94,7 @@ class Layout:
 
     @property
     def ingest(self) -> Path:
-        return self.private / "ingest"
+        return self.root.joinpath("private", "ingest")
 
     @property
     def blobs(self) -> Path:
@@ -118,7 +118,7 @@ class Layout:
         return self.private / "fetched"
 
     def fetch_record(self, ref: ModelRef) -> Path:
-        return self.fetched / ref.path_segment / f"{ref.version}.json"
+        return self.root.joinpath("private", "fetched", ref.path_segment, f"{ref.version}.json")
 
     @property
     def pins(self) -> Path:
@@ -131,7 +131,7 @@ class Layout:
         return self.private / "digests.jsonl"
 
     def blob(self, sha256: str) -> Path:
-        return self.blobs / sha256[:2] / sha256
+        return self.root.joinpath("private", "blobs", sha256[:2], sha256)
 
 
 def ingest_id(identity: str, key: str, version: str) -> str:

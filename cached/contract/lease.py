@@ -21,7 +21,7 @@ class Lease:
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
 
-    def follow(self, path: Path) -> None:
+    def relock(self, path: Path) -> None:
         """Move the lock to the file that `path` names now, if it is another one: a snapshot that is rebuilt after bit
         rot or a deletion keeps its name only.
 

@@ -47,6 +47,9 @@ class ModelRef:
         """The name as one path segment: `/` written `--`."""
         return self.name.replace("/", "--")
 
+    def __hash__(self) -> int:
+        return hash(self.name) ^ hash(self.version)  # a str caches its hash, a tuple does not
+
     def __str__(self) -> str:
         return f"{self.name}@{self.version}"
 
@@ -91,7 +94,7 @@ _PINS_REMEDY = "write `sha256:…` for one model, and for several `base=sha256:�
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class ModelRequest:
     """One requested version; `pin` is the only accepted manifest digest, `alias` the pod's name for the version."""
 
     ref: ModelRef
@@ -102,7 +105,7 @@ class Wanted:
         return f"{self.alias}={self.ref}" if self.alias else str(self.ref)
 
 
-def parse_models(text: str) -> tuple[Wanted, ...]:
+def parse_models(text: str) -> tuple[ModelRequest, ...]:
     """Parse `alias=name@version,…`. Raises `InvalidReference`, also for a duplicate alias or reference."""
     found = tuple(_parse_one(item.strip()) for item in text.split(","))
     for names in ([w.alias for w in found if w.alias], [str(w.ref) for w in found]):
@@ -112,7 +115,7 @@ def parse_models(text: str) -> tuple[Wanted, ...]:
     return found
 
 
-def pinned(models: Sequence[Wanted], text: str) -> tuple[Wanted, ...]:
+def add_pins(models: Sequence[ModelRequest], text: str) -> tuple[ModelRequest, ...]:
     """Add the pins in `text`: one digest for one model, or `alias=sha256:…,name@version=sha256:…` for any of them.
     Raises `InvalidReference`, also for a bare digest with several models."""
     items = [item.strip() for item in text.split(",")]
@@ -134,14 +137,14 @@ def pinned(models: Sequence[Wanted], text: str) -> tuple[Wanted, ...]:
     return found
 
 
-def write_pins(models: Sequence[Wanted]) -> str | None:
+def write_pins(models: Sequence[ModelRequest]) -> str | None:
     """Format the pins for `pinned`; None without any."""
     if len(models) == 1:
         return str(models[0].pin) if models[0].pin is not None else None
     return ",".join(f"{_key(wanted)}={wanted.pin}" for wanted in models if wanted.pin is not None) or None
 
 
-def write_models(models: Iterable[Wanted]) -> str:
+def write_models(models: Iterable[ModelRequest]) -> str:
     """Format the models, without the pins, for `parse_models`."""
     return ",".join(map(str, models))
 
@@ -151,18 +154,18 @@ def variable_suffix(alias: str) -> str:
     return re.sub(r"[^A-Z0-9]", "_", alias.upper())
 
 
-def _key(wanted: Wanted) -> str:
+def _key(wanted: ModelRequest) -> str:
     return wanted.alias or str(wanted.ref)
 
 
-def _take(pins: dict[str, Digest], wanted: Wanted) -> Digest | None:
+def _take(pins: dict[str, Digest], wanted: ModelRequest) -> Digest | None:
     """Remove the pin by alias or by reference from `pins` and return it."""
     by_alias = pins.pop(wanted.alias, None) if wanted.alias else None
     return by_alias or pins.pop(str(wanted.ref), None)
 
 
-def _parse_one(item: str) -> Wanted:
+def _parse_one(item: str) -> ModelRequest:
     alias, equals, reference = item.rpartition("=")
     if equals and not _ALIAS.fullmatch(alias):
         raise InvalidReference(f"not an alias: {alias[:100]!r} in {item[:200]!r}", _REMEDY)
-    return Wanted(ModelRef.parse(reference), alias=alias or None)
+    return ModelRequest(ModelRef.parse(reference), alias=alias or None)

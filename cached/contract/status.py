@@ -6,9 +6,11 @@ Law: pure values and their JSON. Readers ignore unknown keys (design, section 3)
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from enum import StrEnum
+from functools import lru_cache
 from typing import Any
 
 from cached.contract.errors import HoldfastError, Permanent
@@ -82,7 +84,11 @@ class ModelStatus:
 
     def document(self) -> dict[str, Any]:
         """Return the JSON object of this status."""
-        return asdict(self)
+        document = {name: getattr(self, name) for name in _MODEL_KEYS}
+        document["error"] = None if self.error is None else asdict(self.error)
+        document["stale"] = None if self.stale is None else asdict(self.stale)
+        document["refused_pins"] = {pin: asdict(error) for pin, error in self.refused_pins.items()}
+        return document
 
     @classmethod
     def parse(cls, data: bytes) -> ModelStatus:
@@ -100,6 +106,9 @@ class ModelStatus:
             return cls(**known)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise _invalid(str(error)) from error
+
+
+_MODEL_KEYS = tuple(f.name for f in fields(ModelStatus))
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +148,12 @@ def encode(document: dict[str, Any]) -> bytes:
 
 def timestamp(seconds: float) -> str:
     """Format seconds since the epoch as `2026-11-20T18:00:00Z`."""
+    return _timestamp(math.floor(seconds))
+
+
+@lru_cache(maxsize=16)
+def _timestamp(seconds: int) -> str:
+    # Cached: most calls format the current second, thousands of them in that second.
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 
 from cached.contract.errors import Permanent
 from cached.contract.status import encode
@@ -29,6 +29,9 @@ class VerifiedFile:
         return cls(stat.st_ino, stat.st_size, stat.st_mtime_ns, verified_at, verity)
 
 
+_KEYS = tuple(f.name for f in fields(VerifiedFile))
+
+
 @dataclass(frozen=True, slots=True)
 class VerifiedRecord:
     """The record of one snapshot, by path."""
@@ -37,10 +40,10 @@ class VerifiedRecord:
 
     def encode(self) -> bytes:
         """Return the bytes of `verified.json`."""
-        files = {path: asdict(entry) for path, entry in self.files.items()}
-        for document in files.values():
-            if document["verity"] is None:
-                del document["verity"]
+        files = {
+            path: {key: value for key in _KEYS if (value := getattr(entry, key)) is not None}
+            for path, entry in self.files.items()
+        }
         return encode({"files": files})
 
     @classmethod

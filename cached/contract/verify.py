@@ -107,7 +107,7 @@ def check_full(
             outcomes.put(None)
 
     workers = [threading.Thread(target=work, name=f"verify-{n}") for n in range(max(1, min(threads, len(waiting))))]
-    running = limits.start_some(workers)
+    running = limits.start_threads(workers)
     if not running:  # the limit of processes is reached: this thread hashes
         work()
     try:

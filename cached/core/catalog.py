@@ -19,7 +19,7 @@ from cached.contract.digest import Digest
 from cached.contract.errors import InvalidReference, Permanent
 from cached.contract.reference import ModelRef, check_name, check_version
 from cached.core import yaml_nodes as nodes
-from cached.core.yaml_nodes import Refused
+from cached.core.yaml_nodes import InvalidNode
 
 _SOURCE = re.compile(r"[a-z][a-z0-9+.-]*://.+")
 _MODEL_KEYS = ("exclude", "follow", "include", "pin", "prefetch", "source", "versions")
@@ -50,11 +50,11 @@ class CatalogVersion:
     @property
     def request(self) -> str:
         """The hash of this version's fetch request: `request_of` source and filters."""
-        return request_of(self.source, self.include, self.exclude)
+        return hash_request(self.source, self.include, self.exclude)
 
 
 @lru_cache(maxsize=1 << 14)  # called for each version in each plan
-def request_of(source: str, include: tuple[str, ...], exclude: tuple[str, ...]) -> str:
+def hash_request(source: str, include: tuple[str, ...], exclude: tuple[str, ...]) -> str:
     """Return the hash of a fetch request for the fetch record: a hash, because `source` may carry credentials.
 
     It covers everything that may change the source's answer, credentials and parameters too: a source that differs in
@@ -129,7 +129,7 @@ def parse_catalog(text: str, last_good: Catalog) -> ParsedCatalog:
         default_source = _template(nodes.fields(top.get("defaults"), "`defaults`", ("source",)).get("source"))
         listed = nodes.required(top, "models", "the catalog", 1)
         models = _models(listed, Catalog(last_good.models, default_source), rejected)
-    except Refused as error:
+    except InvalidNode as error:
         raise Permanent(
             "invalid_catalog",
             f"catalog, line {error.line}: {error.reason}",
@@ -145,12 +145,12 @@ def _models(node: yaml.Node, known: Catalog, rejected: list[Rejection]) -> dict[
     for key, value in nodes.pairs(node, "`models`"):
         try:
             name = _model_name(key, claimed)
-        except Refused as error:
+        except InvalidNode as error:
             rejected.append(Rejection(nodes.shown(key), error.line, error.reason))
             continue
         try:
             models[name] = _model(name, value, known, rejected)
-        except Refused as error:
+        except InvalidNode as error:
             rejected.append(Rejection(name, error.line, error.reason))
             if name in known.models:
                 models[name] = known.models[name]
@@ -158,16 +158,16 @@ def _models(node: yaml.Node, known: Catalog, rejected: list[Rejection]) -> dict[
 
 
 def _model_name(key: yaml.Node, claimed: dict[str, str]) -> str:
-    """Return the name of an entry. Raises `Refused` if `claimed` has it already, also in another case."""
+    """Return the name of an entry. Raises `InvalidNode` if `claimed` has it already, also in another case."""
     name = nodes.text(key, "a model's name")
     try:
         check_name(name)
     except InvalidReference as error:
-        raise Refused(nodes.line_of(key), str(error)) from error
+        raise InvalidNode(nodes.line_of(key), str(error)) from error
     first = claimed.get(name.casefold())
     if first is not None:
         problem = "is listed twice" if first == name else f"differs from {first!r}, listed before it, in case only"
-        raise Refused(nodes.line_of(key), f"the model {name!r} {problem}; the first stands")
+        raise InvalidNode(nodes.line_of(key), f"the model {name!r} {problem}; the first stands")
     claimed[name.casefold()] = name
     return name
 
@@ -205,7 +205,7 @@ def _with_versions(
             continue
         try:
             good[version] = _version(model, key, value, known.default_source)
-        except Refused as error:
+        except InvalidNode as error:
             rejected.append(Rejection(where, error.line, error.reason))
             if version in last_good:
                 good[version] = last_good[version]
@@ -229,7 +229,7 @@ def _version(
     fields = nodes.fields(value, "a version", _VERSION_KEYS)
     template = _template(fields.get("source")) or model.source or default_source
     if template is None:
-        raise Refused(nodes.line_of(key), "no `source`: neither the version, nor its model, nor `defaults` has one")
+        raise InvalidNode(nodes.line_of(key), "no `source`: neither the version, nor its model, nor `defaults` has one")
     follow = nodes.flag(fields["follow"], "`follow`") if "follow" in fields else model.follow
     found = _apply(model, ModelRef(model.name, version), template, _digest(fields.get("digest")))
     return replace(found, follow=follow)
@@ -240,7 +240,7 @@ def _version_text(node: yaml.Node) -> str:
     try:
         check_version(version)
     except InvalidReference as error:
-        raise Refused(nodes.line_of(node), str(error)) from error
+        raise InvalidNode(nodes.line_of(node), str(error)) from error
     return version
 
 
@@ -254,7 +254,7 @@ def _prefetch(node: yaml.Node | None) -> tuple[list[yaml.Node], dict[str, str]]:
     for key, value in nodes.pairs(fields.get("nodeSelector"), "`nodeSelector`"):
         label = nodes.text(key, "a label")
         if label in selector:
-            raise Refused(nodes.line_of(key), f"the label {label[:200]!r} is there twice in `nodeSelector`")
+            raise InvalidNode(nodes.line_of(key), f"the label {label[:200]!r} is there twice in `nodeSelector`")
         selector[label] = nodes.text(value, "a label's value")
     return nodes.items(versions, "`prefetch.versions`"), selector
 
@@ -267,7 +267,7 @@ def _prefetched(
     for node in listed:
         try:
             version = _version_text(node)
-        except Refused as error:
+        except InvalidNode as error:
             rejected.append(Rejection(model.name, error.line, f"`prefetch.versions`: {error.reason}"))
             continue
         if _find(model, version, default_source) is not None:
@@ -294,7 +294,9 @@ def _apply(model: CatalogModel, ref: ModelRef, template: str, digest: Digest | N
 def _include(node: yaml.Node | None) -> tuple[str, ...]:
     patterns = _patterns(node, "`include`")
     if isinstance(node, yaml.SequenceNode) and not patterns:
-        raise Refused(nodes.line_of(node), "an empty `include` selects nothing; leave the key out to select everything")
+        raise InvalidNode(
+            nodes.line_of(node), "an empty `include` selects nothing; leave the key out to select everything"
+        )
     return patterns
 
 
@@ -303,7 +305,7 @@ def _patterns(node: yaml.Node | None, what: str) -> tuple[str, ...]:
     for item in nodes.items(node, what):
         pattern = nodes.text(item, f"a pattern of {what}")
         if not pattern or pattern.startswith(("/", "./", "../")):
-            raise Refused(
+            raise InvalidNode(
                 nodes.line_of(item), f"{what}: {pattern[:200]!r} matches nothing; paths look like `folder/file.json`"
             )
         patterns.append(pattern)
@@ -315,9 +317,9 @@ def _template(node: yaml.Node | None) -> str | None:
         return None
     source = nodes.uri_text(node, "`source`")
     if re.search(r"[{}]", source.replace("{name}", "").replace("{version}", "")):
-        raise Refused(nodes.line_of(node), "`source` may have {name} and {version} in braces, and nothing else")
+        raise InvalidNode(nodes.line_of(node), "`source` may have {name} and {version} in braces, and nothing else")
     if not _SOURCE.fullmatch(source):
-        raise Refused(nodes.line_of(node), "expected `source` to be a URI such as s3://bucket/folder/, found none")
+        raise InvalidNode(nodes.line_of(node), "expected `source` to be a URI such as s3://bucket/folder/, found none")
     return source
 
 
@@ -327,4 +329,4 @@ def _digest(node: yaml.Node | None) -> Digest | None:
     try:
         return Digest.parse(nodes.text(node, "`digest`"))
     except InvalidReference as error:
-        raise Refused(nodes.line_of(node), str(error)) from error
+        raise InvalidNode(nodes.line_of(node), str(error)) from error

@@ -15,7 +15,7 @@ from typing import TypeVar
 from cached.contract.digest import Digest
 from cached.contract.errors import DigestMismatch, Permanent
 from cached.contract.reference import ModelRef
-from cached.core.catalog import Catalog, CatalogVersion, request_of
+from cached.core.catalog import Catalog, CatalogVersion, hash_request
 
 
 class Priority(IntEnum):
@@ -70,7 +70,7 @@ class Want:
     @property
     def request(self) -> str:
         """The hash of the fetch request: `catalog.request_of` source and filters."""
-        return request_of(self.source, self.include, self.exclude)
+        return hash_request(self.source, self.include, self.exclude)
 
     def is_met_by(self, digest: Digest | None, request: str | None) -> bool:
         """Return whether content of `digest`, fetched for `request`, meets this want: a pin by its digest, without a
@@ -127,7 +127,7 @@ def compute_demand(
     verdicts: dict[tuple[ModelRef, Digest], Permanent] = {}
     for ref in sorted({*by_pods, *by_pulls, *prefetched}):
         theirs = by_pods.get(ref, ()), by_pulls.get(ref, ())
-        outcome = compute_outcome(catalog, ref, *theirs, failed[ref], prefetched=ref in prefetched)
+        outcome = compute_version_demand(catalog, ref, *theirs, failed[ref], prefetched=ref in prefetched)
         if outcome.want is not None:
             wants[ref] = outcome.want
         if outcome.refused is not None:
@@ -137,7 +137,7 @@ def compute_demand(
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class VersionDemand:
     """The demand for one version: a want, a refusal, or neither; and the errors of pins that cannot be met."""
 
     want: Want | None
@@ -145,7 +145,7 @@ class Outcome:
     verdicts: Mapping[Digest, Permanent]
 
 
-def compute_outcome(
+def compute_version_demand(
     catalog: Catalog,
     ref: ModelRef,
     pods: Iterable[PodWant],
@@ -153,24 +153,24 @@ def compute_outcome(
     failed_pins: Mapping[Digest, Permanent],
     *,
     prefetched: bool,
-) -> Outcome:
+) -> VersionDemand:
     """Return the part of `compute_demand` that concerns one version; `failed_pins` are its own."""
     asks = [_Ask(Priority.WAITING, f"pod {pod.pod}", pod.pin) for pod in pods]
     asks += [_Ask(Priority.PULL, "pull", pull.pin) for pull in pulls]
     if prefetched:
         asks.append(_Ask(Priority.PREFETCH, "prefetch", None))
     if not asks:
-        return Outcome(None, None, {})
+        return VersionDemand(None, None, {})
     entry = catalog.find(ref)
     if entry is None:
-        return Outcome(None, unknown_model(catalog, ref), {})
+        return VersionDemand(None, unknown_model(catalog, ref), {})
     asks.sort()
     wrong = _wrong_pins(entry, asks, failed_pins)
     left = [ask for ask in asks if ask.pin is None or ask.pin not in wrong]
     if left:
-        return Outcome(_merge(entry, left), None, wrong)
+        return VersionDemand(_merge(entry, left), None, wrong)
     first = asks[0]
-    return Outcome(None, wrong[first.pin] if first.priority is Priority.WAITING and first.pin else None, wrong)
+    return VersionDemand(None, wrong[first.pin] if first.priority is Priority.WAITING and first.pin else None, wrong)
 
 
 W = TypeVar("W", PodWant, PullWant)
@@ -213,7 +213,7 @@ def prefetched_versions(catalog: Catalog, node_labels: Mapping[str, str]) -> fro
     )
 
 
-def keeps(catalog: Catalog, ref: ModelRef, node_labels: Mapping[str, str] | None) -> bool:
+def is_kept(catalog: Catalog, ref: ModelRef, node_labels: Mapping[str, str] | None) -> bool:
     """Return whether the catalog keeps a version without a want: by `pin: true`, or, while the node's labels are
     unknown (None), by a prefetch rule that may select the node."""
     model = catalog.models.get(ref.name)

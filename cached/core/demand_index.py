@@ -12,7 +12,7 @@ from cached.contract.digest import Digest
 from cached.contract.errors import Permanent
 from cached.contract.reference import ModelRef
 from cached.core.catalog import EMPTY_CATALOG, Catalog
-from cached.core.demand import Demand, Want, compute_outcome, prefetched_versions
+from cached.core.demand import Demand, Want, compute_version_demand, prefetched_versions
 from cached.core.versions.record import Version
 
 
@@ -57,7 +57,9 @@ class DemandIndex:
     def _compute(self, version: Version) -> None:
         ref, pulls = version.ref, [pull.want for pull in version.pulls]
         prefetched = ref in self._prefetched
-        outcome = compute_outcome(self._catalog, ref, version.pods, pulls, version.verdicts, prefetched=prefetched)
+        outcome = compute_version_demand(
+            self._catalog, ref, version.pods, pulls, version.verdicts, prefetched=prefetched
+        )
         self._wants.pop(ref, None)
         self._refused.pop(ref, None)
         for pin in self._pins.pop(ref, ()):

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
 
 from cached.contract.digest import Digest
 from cached.contract.reference import ModelRef
@@ -15,7 +16,7 @@ from cached.core.space import SpaceUse
 
 
 @dataclass(frozen=True, slots=True)
-class Holding:
+class InventoryEntry:
     """A published version. `blobs`: bytes by sha256. `last_used`: seconds on a monotonic clock. `in_use`: by a lease or
     a pod, or unknown. `wanted`: in the demand. `keep`: pinned against eviction. `prefetched`: wanted by a prefetch rule
     only. `request`: the hash of its fetch request (`catalog.request_of`); None: unknown."""
@@ -36,20 +37,33 @@ class Holding:
         return not (self.in_use or self.wanted or self.keep or self.prefetched)
 
     @property
-    def yields_to_pods(self) -> bool:
+    def evictable_for_pod(self) -> bool:
         """Whether this version may be evicted for a waiting pod only."""
         return self.prefetched and not (self.in_use or self.wanted or self.keep)
 
 
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """Versions to evict together, in order, and the bytes this frees, which may be fewer than needed."""
+class Occupant(Protocol):
+    """A user of disk space, which frees what it shares with no other. `blobs`: bytes by sha256."""
 
-    victims: tuple[Holding, ...]
+    @property
+    def ref(self) -> ModelRef: ...
+
+    @property
+    def blobs(self) -> Mapping[str, int]: ...
+
+
+T = TypeVar("T", bound=Occupant)
+
+
+@dataclass(frozen=True, slots=True)
+class Choice(Generic[T]):
+    """Occupants that go together, in order, and the bytes this frees, which may be fewer than needed."""
+
+    victims: tuple[T, ...]
     freed: int
 
 
-def reclaimable(victims: Collection[Holding], holdings: Collection[Holding]) -> int:
+def reclaimable(victims: Collection[InventoryEntry], holdings: Collection[InventoryEntry]) -> int:
     """Return the bytes that evicting `victims` frees: their blobs that no remaining version shares."""
     gone = {victim.ref for victim in victims}
     kept = {sha for holding in holdings if holding.ref not in gone for sha in holding.blobs}
@@ -57,19 +71,19 @@ def reclaimable(victims: Collection[Holding], holdings: Collection[Holding]) -> 
     return sum(size for sha, size in blobs.items() if sha not in kept)
 
 
-def by_age(holdings: Iterable[Holding]) -> list[Holding]:
+def by_age(holdings: Iterable[InventoryEntry]) -> list[InventoryEntry]:
     """Sort the least recently used first."""
     return sorted(holdings, key=lambda h: (h.last_used, h.ref))
 
 
-def choose_victims(candidates: Sequence[Holding], holdings: Collection[Holding], need_bytes: int) -> Choice:
+def choose_victims(candidates: Sequence[T], holdings: Collection[Occupant], need_bytes: int) -> Choice[T]:
     """Choose candidates in their order until they free `need_bytes`, none that is not needed for that. If all of them
     free less, choose all that free any bytes."""
     if need_bytes <= 0:
         return Choice((), 0)  # most plans: skips the count of every blob of the node
     links = Counter(sha for holding in holdings for sha in holding.blobs)
     freed = 0
-    chosen: list[Holding] = []
+    chosen: list[T] = []
     for holding in candidates:
         if freed >= need_bytes:
             break
@@ -78,7 +92,7 @@ def choose_victims(candidates: Sequence[Holding], holdings: Collection[Holding],
         freed += _unlinked_bytes(holding, links)
     # Blobs are shared, and the last choice may free many: drop the choices that are not needed, in reverse order.
     enough = min(freed, need_bytes)
-    needed: list[Holding] = []
+    needed: list[T] = []
     for holding in reversed(chosen):
         gain = _unlinked_bytes(holding, links)
         if freed - gain >= enough:
@@ -89,17 +103,17 @@ def choose_victims(candidates: Sequence[Holding], holdings: Collection[Holding],
     return Choice(tuple(reversed(needed)), freed)
 
 
-def over_watermark(use: SpaceUse, high: float, low: float) -> int:
+def count_excess(use: SpaceUse, high: float, low: float) -> int:
     """Return the bytes to free, by the kubelet's rule for images: none up to the `high` share of the capacity, above
     it down to the `low` one. Includes bytes of other users of the file system, excludes bytes already dying."""
     full = max(use.used + use.reserved, use.capacity - use.free - use.dying)
     return 0 if full <= high * use.capacity else full - int(low * use.capacity)
 
 
-def short_of(use: SpaceUse, needed_bytes: int) -> int:
+def count_shortfall(use: SpaceUse, needed_bytes: int) -> int:
     """Return the bytes to free so that `needed_bytes` can be reserved once the dying bytes are deleted."""
     return max(0, needed_bytes - (use.budget - use.used - use.reserved))
 
 
-def _unlinked_bytes(holding: Holding, links: Counter[str]) -> int:
+def _unlinked_bytes(holding: Occupant, links: Counter[str]) -> int:
     return sum(size for sha, size in holding.blobs.items() if links[sha] == 0)

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase, translate
 
 from cached.contract.errors import HoldfastError, Permanent
-from cached.core.listing import Listing, RemoteFile, Unlisted, check_names, shown
+from cached.core.listing import Listing, RemoteFile, Unlisted, check_names, format_path
 
 _CLUTTER_FOLDERS = frozenset({".git", ".cache", "__MACOSX"})
 _CLUTTER_FILES = frozenset({".gitattributes", ".gitignore", ".DS_Store", "Thumbs.db"})
@@ -28,13 +28,15 @@ _OTHER_FORMATS = re.compile(
 )
 
 
-def choose(listing: Listing, where: str, include: Sequence[str], exclude: Sequence[str]) -> tuple[RemoteFile, ...]:
+def choose_files(
+    listing: Listing, where: str, include: Sequence[str], exclude: Sequence[str]
+) -> tuple[RemoteFile, ...]:
     """Return the files of `listing` that belong to a version; `where` is the source without credentials.
 
     The built-in filter does not apply to a manifest. Raises `Permanent` (`bad_name`) for a chosen name that is invalid
     in a manifest, the `problem` of a chosen file, and `Permanent` (`nothing_selected`).
     """
-    own = set(select((file.path for file in listing.files), include, exclude))
+    own = set(select_paths((file.path for file in listing.files), include, exclude))
     open_folders = [folder for folder in listing.unlisted if may_select_below(folder.path, include, exclude)]
     if listing.manifest is None:
         # One file represents a folder that cannot be listed: if it is clutter, all files below are.
@@ -50,7 +52,7 @@ def choose(listing: Listing, where: str, include: Sequence[str], exclude: Sequen
     return chosen
 
 
-def select(paths: Iterable[str], include: Sequence[str], exclude: Sequence[str]) -> tuple[str, ...]:
+def select_paths(paths: Iterable[str], include: Sequence[str], exclude: Sequence[str]) -> tuple[str, ...]:
     """Return the paths that match any of `include` (empty: all paths) and none of `exclude`, in their order."""
     wanted, unwanted = _matcher(include), _matcher(exclude)
 
@@ -97,7 +99,7 @@ def is_clutter(path: str) -> bool:
 
 def nothing_selected(where: str, paths: Sequence[str], include: Sequence[str], exclude: Sequence[str]) -> Permanent:
     """Return the error of a version without selected files; `where` is the source without credentials."""
-    found = ", ".join(map(shown, paths[:5])) + (", …" if len(paths) > 5 else "") if paths else "none"
+    found = ", ".join(map(format_path, paths[:5])) + (", …" if len(paths) > 5 else "") if paths else "none"
     return Permanent(
         "nothing_selected",
         f"{where}: expected files that match include {list(include)} and not exclude {list(exclude)}, "

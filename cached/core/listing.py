@@ -32,13 +32,13 @@ def is_reserved(path: str) -> bool:
     return path == RESERVED or path.startswith(f"{RESERVED}/")
 
 
-def shown(path: str) -> str:
+def format_path(path: str) -> str:
     """Return `path` for a message, escaped if it has characters unsafe for a terminal or log."""
     return path if path.isprintable() else repr(path)
 
 
 @dataclass(frozen=True, slots=True)
-class Signs:
+class WeakValidators:
     """Weak validators of an object: they can show a change, never prove that there was none.
 
     `etag`: a weak ETag, verbatim. `last_modified`: an HTTP date, at most servers the file's mtime, which `cp -p` and
@@ -74,12 +74,12 @@ class RemoteFile:
     sha256: str | None = None
     git_oid: str | None = None
     problem: HoldfastError | None = None
-    signs: Signs | None = None
+    weak_validators: WeakValidators | None = None
 
     @property
     def version(self) -> str:
         """The name of this version of the object, unique among all versions under its key."""
-        return self.validator or (self.signs.listing if self.signs is not None else "")
+        return self.validator or (self.weak_validators.listing if self.weak_validators is not None else "")
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,14 +13,13 @@ from typing import Literal
 from cached.contract.digest import Digest
 from cached.contract.errors import Permanent
 from cached.contract.reference import ModelRef
-from cached.core.demand import Demand, Priority, Want
-from cached.core.eviction import Holding, by_age, choose_victims, over_watermark, short_of
-from cached.core.space import Shortage, SpaceUse, Stake
+from cached.core.demand import Demand, Priority, Urgency, Want
+from cached.core.eviction import InventoryEntry, by_age, choose_victims, count_excess, count_shortfall
+from cached.core.space import FetchSpace, Shortage, SpaceUse
 
 EvictionReason = Literal["watermark", "space"]
 
 _POD = Priority.WAITING
-_NONE = Digest("0" * 64)  # stands for the unknown digest of a running fetch
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,14 +54,14 @@ class Evict:
 
 
 @dataclass(frozen=True, slots=True)
-class GiveWay:
+class Preempt:
     """Preempt the fetch of `ref` and delete its partial blobs, for a more urgent fetch; it starts over later."""
 
     ref: ModelRef
 
 
 @dataclass(frozen=True, slots=True)
-class LetPass:
+class AllowOthers:
     """No space can be freed for the fetch of `ref` now: the fetches after it need not wait for it."""
 
     ref: ModelRef
@@ -76,14 +75,25 @@ class Reprioritize:
 
 
 @dataclass(frozen=True, slots=True)
-class Start:
+class StartFetch:
     """Start the fetch of `want`."""
 
     want: Want
 
 
-VersionStep = Cancel | Forget | Refuse | Reprioritize | Start
-SpaceStep = Evict | GiveWay | LetPass
+VersionStep = Cancel | Forget | Refuse | Reprioritize | StartFetch
+SpaceStep = Evict | Preempt | AllowOthers
+
+
+@dataclass(frozen=True, slots=True)
+class _Fetch:
+    """A running fetch as an occupant: it protects its blobs, and its preemption frees all its space."""
+
+    ref: ModelRef
+    blobs: Mapping[str, int]
+
+
+_Occupant = InventoryEntry | _Fetch
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,12 +107,12 @@ class Situation:
     """
 
     demand: Demand
-    holdings: Collection[Holding]
+    holdings: Collection[InventoryEntry]
     active: Mapping[ModelRef, Want]
     settled: Mapping[ModelRef, Want | Permanent]
     space: SpaceUse
     lacking: Mapping[ModelRef, Shortage]
-    stakes: Mapping[ModelRef, Stake]
+    stakes: Mapping[ModelRef, FetchSpace]
     high_watermark: float
     low_watermark: float
 
@@ -148,7 +158,9 @@ def _fetch_steps(versions: Versions) -> Iterator[VersionStep]:
     yield from _starts(versions)
 
 
-def protected(holdings: Iterable[Holding], demand: Demand, lacking: Collection[ModelRef]) -> list[Holding]:
+def mark_protected(
+    holdings: Iterable[InventoryEntry], demand: Demand, lacking: Collection[ModelRef]
+) -> list[InventoryEntry]:
     """Mark the versions in the demand as wanted or prefetched, also those whose fetch was refused. Content under a
     wanted name that is resolved again is kept until then, unless its own fetch is in `lacking`."""
     return [_protected(holding, demand, lacking) for holding in holdings]
@@ -177,30 +189,30 @@ def _refusals(versions: Versions) -> Iterator[Refuse]:
 
 def plan_space(situation: Situation) -> Iterator[SpaceStep]:
     """Yield the steps that free space, if it is short."""
-    over = over_watermark(situation.space, situation.high_watermark, situation.low_watermark)
+    over = count_excess(situation.space, situation.high_watermark, situation.low_watermark)
     if over == 0 and not situation.lacking:
         return
-    holdings = protected(situation.holdings, situation.demand, situation.lacking)
+    holdings = mark_protected(situation.holdings, situation.demand, situation.lacking)
     sizes = _sizes(holdings, situation.stakes.values())
-    fetches = {ref: _as_holding(ref, stake, sizes) for ref, stake in situation.stakes.items()}
-    everything = [*holdings, *fetches.values()]
+    fetches = {ref: _as_occupant(ref, stake, sizes) for ref, stake in situation.stakes.items()}
+    everything: list[_Occupant] = [*holdings, *fetches.values()]
     free = by_age(h for h in holdings if h.evictable)
     victims = choose_victims(free, everything, over).victims
     yield from (Evict(victim.ref, victim.digest, "watermark") for victim in victims)
     for ref, short in situation.lacking.items():
-        spare = by_age(h for h in holdings if h.yields_to_pods) if situation.active[ref].priority is _POD else []
+        spare = by_age(h for h in holdings if h.evictable_for_pod) if situation.active[ref].priority is _POD else []
         yielding = [fetches[other] for other in _less_urgent(situation, ref)]
         chosen = _choose_for_shortage(situation, short, [*free, *yielding, *spare], everything)
         if chosen is not None:
-            yield from (GiveWay(each.ref) for each in chosen if each.digest == _NONE)
+            yield from (Preempt(each.ref) for each in chosen if isinstance(each, _Fetch))
             gone = {victim.ref for victim in victims}
-            evicted = (each for each in chosen if each.digest != _NONE and each.ref not in gone)
+            evicted = (each for each in chosen if isinstance(each, InventoryEntry) and each.ref not in gone)
             yield from (Evict(each.ref, each.digest, "space") for each in evicted)
             return  # a later plan computes what the next one then lacks
-        yield LetPass(ref)
+        yield AllowOthers(ref)
 
 
-def _protected(holding: Holding, demand: Demand, lacking: Collection[ModelRef]) -> Holding:
+def _protected(holding: InventoryEntry, demand: Demand, lacking: Collection[ModelRef]) -> InventoryEntry:
     want = demand.wants.get(holding.ref)
     met = want is not None and (
         want.is_met_by(holding.digest, holding.request)
@@ -211,42 +223,36 @@ def _protected(holding: Holding, demand: Demand, lacking: Collection[ModelRef]) 
     return replace(holding, wanted=holding.wanted or met or holding.ref in demand.refused)
 
 
-def _sizes(holdings: Iterable[Holding], stakes: Iterable[Stake]) -> dict[str, int]:
+def _sizes(holdings: Iterable[InventoryEntry], stakes: Iterable[FetchSpace]) -> dict[str, int]:
     """Return the sizes of the committed blobs; a fetch that only claims one has no size for it."""
     known = [holding.blobs for holding in holdings] + [stake.blobs for stake in stakes]
     return {sha256: size for blobs in known for sha256, size in blobs.items() if size}
 
 
-def _as_holding(ref: ModelRef, stake: Stake, sizes: Mapping[str, int]) -> Holding:
-    """Represent a fetch as a version: it protects its blobs, and its preemption frees all its space."""
+def _as_occupant(ref: ModelRef, stake: FetchSpace, sizes: Mapping[str, int]) -> _Fetch:
     downloads = {f"flight {id_}": size for id_, size in stake.reserved.items()}
     partials = {f"partial {id_}": size for id_, size in stake.left.items()}
     blobs = {sha256: sizes.get(sha256, 0) for sha256 in stake.blobs}
-    return Holding(ref, _NONE, {**blobs, **downloads, **partials}, 0.0, True, True, True)
+    return _Fetch(ref, {**blobs, **downloads, **partials})
 
 
 def _less_urgent(situation: Situation, ref: ModelRef) -> list[ModelRef]:
     """Return the fetches to preempt for that of `ref`, the least urgent first: those of a lower priority, and those of
     its own priority that began to lack space after it."""
-    priority = situation.active[ref].priority
+    urgencies = {other: Urgency(want.priority, order) for order, (other, want) in enumerate(situation.active.items())}
     asked = list(situation.lacking)
     later = asked[asked.index(ref) + 1 :]
-    less = [
-        other
-        for other, want in situation.active.items()
-        if want.priority > priority or (want.priority is priority and other in later)
-    ]
-    less.reverse()  # the latest first
-    less.sort(key=lambda other: -situation.active[other].priority)
-    return less
+    priority = situation.active[ref].priority
+    less = [other for other, each in urgencies.items() if each.priority > priority or other in later]
+    return sorted(less, key=urgencies.__getitem__, reverse=True)
 
 
 def _choose_for_shortage(
-    situation: Situation, short: Shortage, candidates: Sequence[Holding], everything: Sequence[Holding]
-) -> list[Holding] | None:
+    situation: Situation, short: Shortage, candidates: Sequence[_Occupant], everything: Sequence[_Occupant]
+) -> list[_Occupant] | None:
     """Return the candidates to evict or preempt for `short`; None if all of them free too little, so that none goes."""
     kept = {id_: size for stake in situation.stakes.values() for id_, size in stake.left.items()}
-    need = short_of(situation.space, short.bytes + sum(kept.values())) if short.bytes else 0
+    need = count_shortfall(situation.space, short.bytes + sum(kept.values())) if short.bytes else 0
     chosen = choose_victims(candidates, everything, need)
     need_files = short.files - situation.space.files_free
     if chosen.freed < need:
@@ -260,8 +266,8 @@ def _choose_for_shortage(
     return [one for one in candidates if _among(one, chosen.victims) or _among(one, for_files.victims)]
 
 
-def _among(one: Holding, holdings: Collection[Holding]) -> bool:
-    return any((one.ref, one.digest) == (each.ref, each.digest) for each in holdings)
+def _among(one: _Occupant, occupants: Collection[_Occupant]) -> bool:
+    return any(type(one) is type(each) and one.ref == each.ref for each in occupants)
 
 
 def _priorities(versions: Versions) -> Iterator[Reprioritize]:
@@ -271,9 +277,9 @@ def _priorities(versions: Versions) -> Iterator[Reprioritize]:
             yield Reprioritize(want)
 
 
-def _starts(versions: Versions) -> Iterator[Start]:
+def _starts(versions: Versions) -> Iterator[StartFetch]:
     missing = [want for want in versions.demand.wants.values() if want.ref not in versions.met]
     for want in sorted(missing, key=lambda w: (w.priority, w.ref)):
         known = versions.active.get(want.ref, versions.settled.get(want.ref))
         if not isinstance(known, Want) or not want.same_fetch(known):
-            yield Start(want)
+            yield StartFetch(want)

@@ -71,7 +71,7 @@ class Shortage:
 
 
 @dataclass(frozen=True, slots=True)
-class Stake:
+class FetchSpace:
     """The space held for a running fetch, in bytes; fetches may share it. `blobs`: committed ones, by sha256.
     `reserved`: reservations of its downloads, `left`: partial blobs, dying but not deleted while it runs; by id."""
 
@@ -122,6 +122,7 @@ class Ledger:
         self._partials: dict[str, int] = {}
         self._quarantined: dict[str, int] = {}
         self._open: dict[str, Reservation] = {}
+        self._sizes: dict[str, int] = {}  # what is set aside for each of those
         self._committed = self._dying = self._reserved = self._allocated = 0  # the sums, kept up to date
         self._recorded: set[tuple[int, str]] | None = None  # the entries recorded since a running recount began
 
@@ -136,12 +137,12 @@ class Ledger:
         """Record that a partial blob takes `size` bytes of the disk; 0: it does not exist. The bytes are part of its
         reservation, or dying without one."""
         with self._lock:
-            reservation = self._open.get(id_)
+            reserved = self._sizes.get(id_)
             grown = self._put(self._partials, id_, size)
-            if reservation is None:
+            if reserved is None:
                 self._dying += grown
             else:
-                self._allocated += min(size, reservation._size) - min(size - grown, reservation._size)
+                self._allocated += min(size, reserved) - min(size - grown, reserved)
 
     def count_quarantined(self, name: str, size: int) -> None:
         """Record that a file in quarantine has `size` bytes; 0: it does not exist."""
@@ -150,11 +151,11 @@ class Ledger:
 
     def count_all(self, found: OnDisk) -> None:
         """Replace all entries with those that recovery found."""
-        with self.recounting() as correct:
+        with self.begin_recount() as correct:
             correct(found)
 
     @contextmanager
-    def recounting(self) -> Iterator[Callable[[OnDisk], int]]:
+    def begin_recount(self) -> Iterator[Callable[[OnDisk], int]]:
         """Correct the account after a scan of the disk, concurrently with other calls: enter before the scan, and call
         the yielded function with its result; it returns the number of wrong entries. Entries recorded since then
         stay, because the scan may be older. Raises ValueError during another recount."""
@@ -194,14 +195,52 @@ class Ledger:
                 raise ValueError(f"{wrong[0]} is reserved already, or of negative size")
             resumed = sum(min(self._partials.get(id_, 0), each) for id_, each in sizes.items())
             self._require(size, size - resumed)
-            reservations = {id_: Reservation(self, id_, each) for id_, each in sizes.items()}
-            for reservation in reservations.values():
-                self._open_reservation(reservation)
+            reservations = {id_: Reservation(self, id_) for id_ in sizes}
+            for id_, reservation in reservations.items():
+                self._open_reservation(reservation, sizes[id_])
             return reservations
+
+    def reserved_by(self, reservation: Reservation) -> int:
+        """Return the reserved bytes; 0 after the release."""
+        with self._lock:
+            return self._sizes[reservation.id] if self._is_open(reservation) else 0
+
+    def grow(self, reservation: Reservation, size: int) -> None:
+        """Grow to `size` bytes, unless it has as many. Raises `Permanent` (`too_large`) or `NoSpace` without effect,
+        ValueError after the release."""
+        with self._lock:
+            if not self._is_open(reservation):
+                raise ValueError("the reservation was given back already")
+            before = self._sizes[reservation.id]
+            if size > before:
+                self._require(size, size - before)
+                partial = self._partials.get(reservation.id, 0)
+                self._reserved += size - before
+                self._allocated += min(partial, size) - min(partial, before)
+                self._sizes[reservation.id] = size
+
+    def settle(self, reservation: Reservation, left: int, sha256: str | None, size: int) -> None:
+        """Release after the fetch, atomically: record `left` bytes on disk as a partial blob, dying, and with `sha256`
+        a committed blob of `size` bytes."""
+        with self._lock:
+            self.count_partial(reservation.id, left)
+            if sha256 is not None:
+                self.count_blob(sha256, size)
+            self.give_back(reservation)
+
+    def give_back(self, reservation: Reservation) -> None:
+        """Release all bytes; those on disk are dying. Idempotent."""
+        with self._lock:
+            if self._is_open(reservation):
+                partial, size = self._partials.get(reservation.id, 0), self._sizes.pop(reservation.id)
+                self._dying += partial
+                self._reserved -= size
+                self._allocated -= min(partial, size)
+                del self._open[reservation.id]
 
     def require_capacity(self, size: int) -> None:
         """Raise `Permanent` (`too_large`) if `size` bytes can never be held."""
-        use = self.use()
+        use = self.compute_use()
         if size > use.capacity:
             raise self._too_large(size, use.capacity)
 
@@ -220,21 +259,23 @@ class Ledger:
 
     # --- the balance -----------------------------------------------------------------------------------------------
 
-    def shortage(self, error: Transient) -> Shortage:
+    def compute_shortage(self, error: Transient) -> Shortage:
         """Return what must be free for the fetch that failed with this `no_space` error."""
         if isinstance(error, NoSpace):
             return Shortage(error.needed_bytes, 0)
         if isinstance(error, NoInodes):
             return Shortage(0, error.needed_files)
-        use = self.use()  # the disk itself refused what the account allowed: more than seems to be free, one by one
+        use = (
+            self.compute_use()
+        )  # the disk itself refused what the account allowed: more than seems to be free, one by one
         return Shortage(use.free + 1, use.files_free + 1)
 
-    def use(self) -> SpaceUse:
+    def compute_use(self) -> SpaceUse:
         """Return the account with the disk's numbers. Raises `Transient` if the disk does not report them."""
         with self._lock:
             return self._use(self._disk())
 
-    def use_unseen(self) -> SpaceUse:
+    def compute_use_without_disk(self) -> SpaceUse:
         """Return the account without the disk's numbers, with nothing free."""
         with self._lock:
             return self._use(DiskSpace(0, 0))
@@ -267,26 +308,16 @@ class Ledger:
             table[key] = size
         return size - before
 
-    def _open_reservation(self, reservation: Reservation) -> None:
+    def _open_reservation(self, reservation: Reservation, size: int) -> None:
         partial = self._partials.get(reservation.id, 0)
         self._dying -= partial
-        self._reserved += reservation._size
-        self._allocated += min(partial, reservation._size)
+        self._reserved += size
+        self._allocated += min(partial, size)
         self._open[reservation.id] = reservation
+        self._sizes[reservation.id] = size
 
-    def _close_reservation(self, reservation: Reservation) -> None:
-        partial = self._partials.get(reservation.id, 0)
-        self._dying += partial
-        self._reserved -= reservation._size
-        self._allocated -= min(partial, reservation._size)
-        del self._open[reservation.id]
-
-    def _grow(self, reservation: Reservation, size: int) -> None:
-        self._require(size, size - reservation._size)
-        partial = self._partials.get(reservation.id, 0)
-        self._reserved += size - reservation._size
-        self._allocated += min(partial, size) - min(partial, reservation._size)
-        reservation._size = size
+    def _is_open(self, reservation: Reservation) -> bool:
+        return self._open.get(reservation.id) is reservation
 
     def _correct(self, found: OnDisk) -> int:
         """Correct each table: compute the differences without the lock, then apply those not recorded since."""
@@ -319,46 +350,29 @@ class Ledger:
 class Reservation:
     """Bytes reserved for one blob, released at the end of the `with` block, by `close` or by `settle`."""
 
-    def __init__(self, ledger: Ledger, id_: str, size: int) -> None:
+    def __init__(self, ledger: Ledger, id_: str) -> None:
         self.id = id_
         self._ledger = ledger
-        self._size = size
 
     @property
     def size(self) -> int:
-        """The reserved bytes; 0 after the release."""
-        with self._ledger._lock:
-            return self._size if self._is_open() else 0
+        """Return the reserved bytes; 0 after the release."""
+        return self._ledger.reserved_by(self)
 
     def grow(self, size: int) -> None:
-        """Grow to `size` bytes, unless it has as many. Raises `Permanent` (`too_large`) or `NoSpace` without effect,
-        ValueError after the release."""
-        with self._ledger._lock:
-            if not self._is_open():
-                raise ValueError("the reservation was given back already")
-            if size > self._size:
-                self._ledger._grow(self, size)
+        """Grow to `size` bytes, as `Ledger.grow` does."""
+        self._ledger.grow(self, size)
 
-    def settle(self, left: int, sha256: str | None, size: int) -> None:
-        """Release after the fetch, atomically: record `left` bytes on disk as a partial blob, dying, and with `sha256`
-        a committed blob of `size` bytes."""
-        with self._ledger._lock:
-            self._ledger.count_partial(self.id, left)
-            if sha256 is not None:
-                self._ledger.count_blob(sha256, size)
-            self.close()
+    def finish(self, left: int, sha256: str | None, size: int) -> None:
+        """Release after the fetch, as `Ledger.settle` does."""
+        self._ledger.settle(self, left, sha256, size)
 
     def close(self) -> None:
-        """Release all bytes; those on disk are dying. Idempotent."""
-        with self._ledger._lock:
-            if self._is_open():
-                self._ledger._close_reservation(self)
+        """Release all bytes, as `Ledger.give_back` does."""
+        self._ledger.give_back(self)
 
     def __enter__(self) -> Reservation:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
-
-    def _is_open(self) -> bool:
-        return self._ledger._open.get(self.id) is self

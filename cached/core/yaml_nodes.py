@@ -20,7 +20,7 @@ _NULL_TAG = "tag:yaml.org,2002:null"
 _BOOL_TAG = "tag:yaml.org,2002:bool"
 
 
-class Refused(Exception):
+class InvalidNode(Exception):
     """A refused part of the file, with its line from 1; caught where the affected entry is known."""
 
     def __init__(self, line: int, reason: str) -> None:
@@ -38,100 +38,100 @@ class _Loader(yaml.SafeLoader):
         event: yaml.Event = self.peek_event()  # type: ignore[no-untyped-call]  # types-PyYAML leaves it bare
         line = _line(event.start_mark)
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None) is not None:
-            raise Refused(
+            raise InvalidNode(
                 line, "anchors (`&`) and aliases (`*`) are not read; a pattern that begins with `*` needs quotes"
             )
         self.depth += 1
         if self.depth > MAX_DEPTH:
-            raise Refused(line, f"nested more than {MAX_DEPTH} deep")
+            raise InvalidNode(line, f"nested more than {MAX_DEPTH} deep")
         node: yaml.Node | None = super().compose_node(parent, index)
         self.depth -= 1
         return node
 
 
 def compose(text: str) -> yaml.Node | None:
-    """Parse the one document in `text`; None without any. Raises `Refused`."""
+    """Parse the one document in `text`; None without any. Raises `InvalidNode`."""
     if len(text) > MAX_CHARACTERS:
-        raise Refused(1, f"the file has {len(text)} characters, at most {MAX_CHARACTERS} are read")
+        raise InvalidNode(1, f"the file has {len(text)} characters, at most {MAX_CHARACTERS} are read")
     try:
         # A stream, because the marks of a string quote it in the error's message, with credentials.
         return yaml.compose(io.StringIO(text), Loader=_Loader)
     except yaml.MarkedYAMLError as error:
         hint = "; a pattern that begins with `*` needs quotes" if "alias" in (error.context or "") else ""
         reason = ", ".join(filter(None, (error.context, error.problem)))
-        raise Refused(_line(error.problem_mark or error.context_mark), f"not YAML: {reason}{hint}") from error
+        raise InvalidNode(_line(error.problem_mark or error.context_mark), f"not YAML: {reason}{hint}") from error
     except ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
-        raise Refused(line, f"not YAML: {error.reason}") from error
+        raise InvalidNode(line, f"not YAML: {error.reason}") from error
     except (ValueError, OverflowError) as error:
         # PyYAML 6.0 raises these for `"\UFFFFFFFF"` and for a `%YAML` directive with thousands of digits.
-        raise Refused(1, "not YAML: a number or an escape out of range") from error
+        raise InvalidNode(1, "not YAML: a number or an escape out of range") from error
 
 
 def pairs(node: yaml.Node | None, what: str) -> list[tuple[yaml.Node, yaml.Node]]:
-    """Return the keys and values of a mapping, with duplicates; empty for None and `null`. Raises `Refused`."""
+    """Return the keys and values of a mapping, with duplicates; empty for None and `null`. Raises `InvalidNode`."""
     if node is None or is_null(node):
         return []
     if not isinstance(node, yaml.MappingNode):
-        raise Refused(line_of(node), f"expected {what} to be a mapping, found {kind(node)}")
+        raise InvalidNode(line_of(node), f"expected {what} to be a mapping, found {kind(node)}")
     listed: list[tuple[yaml.Node, yaml.Node]] = node.value
     return listed
 
 
 def fields(node: yaml.Node | None, what: str, known: tuple[str, ...]) -> dict[str, yaml.Node]:
-    """Return the values of a mapping by key. Raises `Refused`, also for duplicate keys and keys not in `known`."""
+    """Return the values of a mapping by key. Raises `InvalidNode`, also for duplicate keys and keys not in `known`."""
     found: dict[str, yaml.Node] = {}
     for key, value in pairs(node, what):
         name = text(key, f"a key of {what}")
         if name not in known:
-            raise Refused(line_of(key), f"unknown key {name[:200]!r} in {what}; known: {', '.join(known)}")
+            raise InvalidNode(line_of(key), f"unknown key {name[:200]!r} in {what}; known: {', '.join(known)}")
         if name in found:
-            raise Refused(line_of(key), f"the key {name!r} is there twice in {what}")
+            raise InvalidNode(line_of(key), f"the key {name!r} is there twice in {what}")
         found[name] = value
     return found
 
 
 def required(found: dict[str, yaml.Node], key: str, what: str, line: int) -> yaml.Node:
-    """Return the value of `key` in the `fields` of `what`, which begins on `line`. Raises `Refused`."""
+    """Return the value of `key` in the `fields` of `what`, which begins on `line`. Raises `InvalidNode`."""
     if key not in found:
-        raise Refused(line, f"{what} needs the key `{key}`")
+        raise InvalidNode(line, f"{what} needs the key `{key}`")
     return found[key]
 
 
 def items(node: yaml.Node | None, what: str) -> list[yaml.Node]:
-    """Return the items of a list; empty for None and `null`. Raises `Refused`."""
+    """Return the items of a list; empty for None and `null`. Raises `InvalidNode`."""
     if node is None or is_null(node):
         return []
     if not isinstance(node, yaml.SequenceNode):
-        raise Refused(line_of(node), f"expected {what} to be a list, found {kind(node)}")
+        raise InvalidNode(line_of(node), f"expected {what} to be a list, found {kind(node)}")
     listed: list[yaml.Node] = node.value
     return listed
 
 
 def text(node: yaml.Node, what: str) -> str:
-    """Return a scalar's text. Raises `Refused`, also for a URI, since messages repeat such texts."""
+    """Return a scalar's text. Raises `InvalidNode`, also for a URI, since messages repeat such texts."""
     value = uri_text(node, what)
     if "://" in value:
-        raise Refused(line_of(node), f"expected {what}, found a URI")
+        raise InvalidNode(line_of(node), f"expected {what}, found a URI")
     return value
 
 
 def uri_text(node: yaml.Node, what: str) -> str:
-    """Return a scalar's text, which may be a URI with credentials: no message may repeat it. Raises `Refused`."""
+    """Return a scalar's text, which may be a URI with credentials: no message may repeat it. Raises `InvalidNode`."""
     if not isinstance(node, yaml.ScalarNode) or is_null(node):
-        raise Refused(line_of(node), f"expected {what} as text, found {kind(node)}")
+        raise InvalidNode(line_of(node), f"expected {what} as text, found {kind(node)}")
     value: str = node.value
     if not value.isprintable():
-        raise Refused(line_of(node), f"{what} has a control character, or another that cannot be shown")
+        raise InvalidNode(line_of(node), f"{what} has a control character, or another that cannot be shown")
     return value
 
 
 def flag(node: yaml.Node | None, what: str) -> bool:
-    """Return a YAML boolean; False for None and `null`. Raises `Refused`, also for a quoted `"true"`."""
+    """Return a YAML boolean; False for None and `null`. Raises `InvalidNode`, also for a quoted `"true"`."""
     if node is None or is_null(node):
         return False
     if node.tag != _BOOL_TAG or not isinstance(node, yaml.ScalarNode) or node.value.lower() not in _FLAGS:
-        raise Refused(line_of(node), f"expected {what} to be true or false, found {kind(node)}")
+        raise InvalidNode(line_of(node), f"expected {what} to be true or false, found {kind(node)}")
     return _FLAGS[node.value.lower()]
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from cached.contract.errors import HoldfastError, Permanent
 from cached.contract.program import limits
 from cached.core.catalog import EMPTY_CATALOG, Catalog, ParsedCatalog, parse_catalog
-from cached.daemon.file_watch import watched
+from cached.daemon.file_watch import watch_file
 
 _log = logging.getLogger("holdfast")
 
@@ -40,7 +40,7 @@ class CatalogFile:
     async def run(self) -> None:
         """Read the file when its folder changes, every 5 s, and for each `caught_up`."""
         loop = asyncio.get_running_loop()
-        with watched(self._path, partial(loop.call_soon_threadsafe, self._changed.set), _LOOK_S):
+        with watch_file(self._path, partial(loop.call_soon_threadsafe, self._changed.set), _LOOK_S):
             while True:
                 self._changed.clear()
                 waiting, self._waiting = self._waiting, []
@@ -54,7 +54,7 @@ class CatalogFile:
                 if not self._waiting:
                     await asyncio.sleep(_SETTLE_S)
 
-    async def caught_up(self) -> None:
+    async def wait_until_current(self) -> None:
         """Return once the file's current content is in force, after 2 s at most: a pull may follow an edit at once."""
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append(future)
@@ -83,7 +83,7 @@ def _read(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise limits.shortage(error, f"catalog {path}") or Permanent(
+        raise limits.find_limit_error(error, f"catalog {path}") or Permanent(
             "no_catalog", f"catalog {path}: {error}", "write the file, or name another with --catalog"
         ) from error
 

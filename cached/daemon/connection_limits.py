@@ -24,14 +24,14 @@ _log = logging.getLogger(f"{__name__}.server")
 _log.addFilter(lambda record: not _is_nonsense(record))
 
 
-def runner(app: web.Application) -> web.AppRunner:
+def make_runner(app: web.Application) -> web.AppRunner:
     """Return a runner of `app` with the time limits; the caller sets it up."""
     app.middlewares.append(_patient)
     # aiohttp counts this timeout from the accept, with half a request or none.
     return web.AppRunner(app, access_log=None, logger=_log, keepalive_timeout=SILENCE_S, shutdown_timeout=FAREWELL_S)
 
 
-def admission(runner: web.AppRunner, standing: int) -> Callable[[], asyncio.Protocol]:
+def make_protocol_factory(runner: web.AppRunner, standing: int) -> Callable[[], asyncio.Protocol]:
     """Return the protocol factory of a runner that is set up, for `standing` clients at once."""
     server = runner.server
     assert server is not None

@@ -20,7 +20,7 @@ from cached.contract.digest import Digest
 from cached.contract.errors import Permanent, Transient
 from cached.contract.program.options import DEADLINE_HEADER
 from cached.contract.reference import ModelRef
-from cached.daemon.read_api import errors, status_handler
+from cached.daemon.read_api import answer_errors, make_status_handler
 
 # Raises once the client has disconnected or its deadline has passed: the command then stops.
 Check = Callable[[], None]
@@ -35,13 +35,13 @@ class Commands(Protocol):
     async def pull(self, ref: ModelRef, pin: Digest | None, *, refresh: bool) -> dict[str, Any]:
         """Want a version; `refresh`: resolve its source again. Return `{"pull": id, "state", "digest", "error"}`."""
 
-    def pulled(self, id_: str) -> dict[str, Any] | None:
+    def get_pull(self, id_: str) -> dict[str, Any] | None:
         """Return the current answer of the pull with this id; None for an unknown id."""
 
     async def gc(self, check: Check) -> list[dict[str, Any]]:
         """Evict the versions without want or lease and return them; `check` is called before each step."""
 
-    async def gc_plan(self) -> list[dict[str, Any]]:
+    async def plan_gc(self) -> list[dict[str, Any]]:
         """Return what `gc` would evict now."""
 
     async def pin(self, ref: ModelRef, check: Check) -> None:
@@ -52,13 +52,13 @@ class Commands(Protocol):
 
     def status(self) -> dict[str, Any]: ...
 
-    def disk_hangs(self) -> Transient | None:
+    def disk_error(self) -> Transient | None:
         """Return the error while the root's disk does not answer; None while it does."""
 
 
-def control(commands: Commands) -> web.Application:
+def make_control_app(commands: Commands) -> web.Application:
     """Return the application of the control socket."""
-    app = web.Application(middlewares=[errors, _answering(commands)])
+    app = web.Application(middlewares=[answer_errors, _answering(commands)])
 
     async def pull(request: web.Request) -> web.Response:
         body = await _body(request)
@@ -68,7 +68,7 @@ def control(commands: Commands) -> web.Application:
         return web.json_response(await commands.pull(_ref(body), pin, refresh=_flag(body, "refresh")))
 
     async def pulled(request: web.Request) -> web.Response:
-        answer = commands.pulled(request.match_info["id"])
+        answer = commands.get_pull(request.match_info["id"])
         if answer is None:
             raise Permanent(
                 "unknown_pull", "expected the id of a pull of the last ten minutes, found none", "pull again"
@@ -80,7 +80,7 @@ def control(commands: Commands) -> web.Application:
         dry_run = _flag(body, "dry_run")
         check = _check_of(request)
         check()
-        gone = await (commands.gc_plan() if dry_run else commands.gc(check))
+        gone = await (commands.plan_gc() if dry_run else commands.gc(check))
         return web.json_response({"versions": gone, "bytes": sum(each["bytes"] for each in gone)})
 
     async def pin(request: web.Request) -> web.Response:
@@ -94,7 +94,7 @@ def control(commands: Commands) -> web.Application:
     for name, handler in (("pull", pull), ("gc", gc), ("pin", pin), ("unpin", unpin)):
         app.router.add_post(f"/v1/{name}", handler)
     app.router.add_get("/v1/pull/{id}", pulled)
-    app.router.add_get("/v1/status", status_handler(commands.status))
+    app.router.add_get("/v1/status", make_status_handler(commands.status))
     return app
 
 
@@ -109,7 +109,7 @@ def _answering(commands: Commands) -> Middleware:
         work = asyncio.ensure_future(handler(request))
         try:
             while not work.done():
-                if (trouble := commands.disk_hangs()) is not None:
+                if (trouble := commands.disk_error()) is not None:
                     raise trouble
                 await asyncio.wait([work], timeout=_LOOK_S)
             return work.result()

@@ -22,14 +22,14 @@ from watchdog.events import (
 from watchdog.observers import Observer
 from watchdog.observers.api import BaseObserver
 
-from cached.contract.program.limits import why_none
+from cached.contract.program.limits import explain_no_inotify
 
 _log = logging.getLogger(__name__)
 _CHANGES = frozenset({EVENT_TYPE_CREATED, EVENT_TYPE_DELETED, EVENT_TYPE_MODIFIED, EVENT_TYPE_MOVED})
 
 
 @contextmanager
-def watched(file: Path, changed: Callable[[], object], look_s: float) -> Iterator[None]:
+def watch_file(file: Path, changed: Callable[[], object], look_s: float) -> Iterator[None]:
     """Call `changed`, from another thread, after each change in the file's folder.
 
     Without a watch from the kernel a warning is logged once; the reader polls every `look_s` seconds.
@@ -52,7 +52,9 @@ def _started(folder: Path, handler: FileSystemEventHandler, look_s: float) -> Ba
     except (OSError, RuntimeError) as error:  # RuntimeError: no thread
         if observer is not None:
             observer.stop()
-        _log.warning("%s: no inotify watch: %s; it is looked at every %g s instead", folder, why_none(error), look_s)
+        _log.warning(
+            "%s: no inotify watch: %s; it is looked at every %g s instead", folder, explain_no_inotify(error), look_s
+        )
         return None
     return observer
 

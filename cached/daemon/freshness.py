@@ -13,9 +13,9 @@ import time
 
 from cached.contract.errors import HoldfastError
 from cached.contract.reference import ModelRef
-from cached.daemon.reconciler import Scheduler
-from cached.fetch.version import Transfers
-from cached.node.log_once import Saying
+from cached.daemon.reconciler import Reconciler
+from cached.fetch.version import VersionFetches
+from cached.node.log_once import LogOnce
 
 _log = logging.getLogger(__name__)
 
@@ -23,15 +23,15 @@ _LOOK_S = 5.0  # between two checks for new and due versions
 _JITTER = 0.2
 
 
-class Freshness:
+class PeriodicResolve:
     """Resolves each unpinned version once in about `interval_s` seconds."""
 
-    def __init__(self, scheduler: Scheduler, transfers: Transfers, interval_s: float) -> None:
+    def __init__(self, scheduler: Reconciler, transfers: VersionFetches, interval_s: float) -> None:
         self._scheduler = scheduler
         self._transfers = transfers
         self._interval_s = interval_s
         self._due: dict[ModelRef, float] = {}  # on the monotonic clock
-        self._saying = Saying(_log)
+        self._saying = LogOnce(_log)
 
     async def run(self) -> None:
         """Resolve due versions until cancelled."""
@@ -51,10 +51,10 @@ class Freshness:
         if entry is None:
             return  # no longer resolvable
         try:
-            seen = await self._transfers.look(entry)
+            seen = await self._transfers.compare_source(entry)
         except HoldfastError as error:
-            self._saying.trouble(f"{ref}: looking whether its source changed", str(error))
+            self._saying.log_error(f"{ref}: looking whether its source changed", str(error))
             return
-        self._saying.fine(f"{ref}: looking whether its source changed")
+        self._saying.log_recovery(f"{ref}: looking whether its source changed")
         if seen is not None:
             self._scheduler.seen(ref, seen)

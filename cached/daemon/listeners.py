@@ -20,7 +20,7 @@ from aiohttp import web
 from cached.contract.errors import Permanent
 from cached.contract.layout import Layout
 from cached.daemon import connection_limits
-from cached.node.log_once import Saying
+from cached.node.log_once import LogOnce
 from cached.node.threads import Blocking
 
 _log = logging.getLogger("holdfast")
@@ -29,7 +29,7 @@ _LOOK_S = 5.0
 _BACKLOG = 256
 
 
-class ControlDoor:
+class ControlListener:
     """The control socket."""
 
     def __init__(self, layout: Layout, blocking: Blocking, runner: web.AppRunner, standing: int) -> None:
@@ -39,32 +39,32 @@ class ControlDoor:
         self._runner = runner
         self._listener: asyncio.Server | None = None
         self._made: os.stat_result | None = None
-        self._saying = Saying(_log)
+        self._saying = LogOnce(_log)
 
-    async def keep(self) -> None:
+    async def keep_open(self) -> None:
         """Make the socket again whenever it is missing, until cancelled."""
         while True:
-            await self.ensure()
+            await self.ensure_open()
             await asyncio.sleep(_LOOK_S)
 
-    async def ensure(self) -> None:
+    async def ensure_open(self) -> None:
         """Make the socket unless it exists; log a failure once."""
         try:
             made = await self._blocking.run(_bound_unless_there, self._path, self._made)
             if made is None:
-                self._saying.fine(f"control socket {self._path}")
+                self._saying.log_recovery(f"control socket {self._path}")
                 return
             await self._listen(*made)
         except OSError as error:
-            self._saying.trouble(f"control socket {self._path}", error.strerror or str(error))
+            self._saying.log_error(f"control socket {self._path}", error.strerror or str(error))
         else:
-            self._saying.fine(f"control socket {self._path}")
+            self._saying.log_recovery(f"control socket {self._path}")
 
     async def _listen(self, bound: socket.socket, made: os.stat_result) -> None:
         if self._listener is not None:
             self._listener.close()
             self._listener = None
-        admitted = connection_limits.admission(self._runner, self._standing)
+        admitted = connection_limits.make_protocol_factory(self._runner, self._standing)
         try:
             self._listener = await asyncio.get_running_loop().create_unix_server(admitted, sock=bound, backlog=_BACKLOG)
         except BaseException:
@@ -113,33 +113,35 @@ def _bound_unless_there(path: Path, made: os.stat_result | None) -> tuple[socket
 
 
 @dataclass(frozen=True, slots=True)
-class Doors:
+class Listeners:
     """The open listeners: the TCP port's address, and the control socket, whose `keep` the caller runs."""
 
     address: tuple[str, int]
-    control: ControlDoor
+    control: ControlListener
 
 
 @contextlib.asynccontextmanager
-async def open_doors(
+async def open_listeners(
     listen: tuple[str, int],
     socket_of: tuple[Layout, Blocking],
     reads: web.Application,
     control: web.Application,
     standing: int,
-) -> AsyncIterator[Doors]:
+) -> AsyncIterator[Listeners]:
     """Open both, each for `standing` clients at once; raises `Permanent` (`cannot_listen`). Close them on the way out,
     2 s after the last response at most."""
-    tcp, unix = connection_limits.runner(reads), connection_limits.runner(control)
-    listener = ControlDoor(*socket_of, unix, standing)
+    tcp, unix = connection_limits.make_runner(reads), connection_limits.make_runner(control)
+    listener = ControlListener(*socket_of, unix, standing)
     port: asyncio.Server | None = None
     try:
         await tcp.setup()
         await unix.setup()
-        await listener.ensure()
+        await listener.ensure_open()
         try:
             loop = asyncio.get_running_loop()
-            port = await loop.create_server(connection_limits.admission(tcp, standing), *listen, backlog=_BACKLOG)
+            port = await loop.create_server(
+                connection_limits.make_protocol_factory(tcp, standing), *listen, backlog=_BACKLOG
+            )
         except OSError as error:
             raise Permanent(
                 "cannot_listen",
@@ -148,7 +150,7 @@ async def open_doors(
             ) from error
         bound = port.sockets[0].getsockname()
         _log.info("listening on http://%s:%d", bound[0], bound[1])
-        yield Doors((bound[0], bound[1]), listener)
+        yield Listeners((bound[0], bound[1]), listener)
     finally:
         if port is not None:
             port.close()

@@ -22,37 +22,37 @@ from cached.contract.digest import Digest
 from cached.contract.errors import HoldfastError, Permanent
 from cached.contract.layout import Layout
 from cached.contract.program import limits
-from cached.contract.program.limits import started_pool
+from cached.contract.program.limits import start_pool
 from cached.contract.program.logs import log_to_stderr
 from cached.contract.program.options import EXIT_DONE, EXIT_FAILED
-from cached.contract.program.process import Ending
+from cached.contract.program.process import SignalThread
 from cached.contract.reference import ModelRef
 from cached.contract.status import ModelStatus, State
 from cached.core.space import Ledger, OnDisk
 from cached.daemon import connection_limits
 from cached.daemon.catalog_file import CatalogFile
 from cached.daemon.config import Config, parse_config
-from cached.daemon.control_api import control
-from cached.daemon.freshness import Freshness
-from cached.daemon.listeners import ControlDoor, open_doors
-from cached.daemon.read_api import reads
-from cached.daemon.reconciler import Parts, Scheduler
-from cached.daemon.service import Daemon
-from cached.fetch.downloads import Flights
-from cached.fetch.version import TransferParts, Transfers
+from cached.daemon.control_api import make_control_app
+from cached.daemon.freshness import PeriodicResolve
+from cached.daemon.listeners import ControlListener, open_listeners
+from cached.daemon.read_api import make_read_app
+from cached.daemon.reconciler import Reconciler, ReconcilerParts
+from cached.daemon.service import DaemonService
+from cached.fetch.downloads import Downloads
+from cached.fetch.version import VersionFetches, VersionFetchParts
 from cached.fetch.workers import Workers, WorkerSettings
 from cached.kube.kubeconfig import find_cluster
-from cached.kube.kubernetes import Membership
-from cached.node.cluster import NoCluster, Surroundings
+from cached.kube.kubernetes import KubernetesCluster
+from cached.node.cluster import Cluster, NoCluster
 from cached.node.disk_watch import DiskWatch
 from cached.node.gc_pauses import collect_when_quiet
 from cached.node.inspection import Inspection
-from cached.node.inventory import Holdings
-from cached.node.log_once import Saying
-from cached.node.publisher import Janitor, NodeParts
+from cached.node.inventory import Inventory
+from cached.node.log_once import LogOnce
+from cached.node.publisher import NodeParts, Publisher
 from cached.node.recount import Recount
 from cached.node.scrub import Scrub, ScrubParts
-from cached.node.status_files import Board
+from cached.node.status_files import StatusFiles
 from cached.node.threads import Blocking
 from cached.sources.registry import open_source
 from cached.store import recovery
@@ -87,17 +87,17 @@ def main(argv: Sequence[str]) -> int:
     log_to_stderr(config.log_level, ours=("cached", _log.name))
     sys.setswitchinterval(_SWITCH_S)
     os.umask(0o022)  # folders get their final mode from mkdir itself, also before a crash
-    ending = Ending(_PATIENCE_S, partial(_force_exit, Layout(config.root)))
+    ending = SignalThread(_PATIENCE_S, partial(_force_exit, Layout(config.root)))
     try:
-        limits.start(ending, "the daemon")
+        limits.start_thread(ending, "the daemon")
         _require_proc()
         standing = _standing(limits.raise_open_files(_LEAST_FILES + 2 * config.connections))
         asyncio.run(_run(config, ending, standing))
     except (HoldfastError, OSError, RuntimeError) as error:
-        told = error if isinstance(error, HoldfastError) else limits.shortage(error, "the daemon")
+        told = error if isinstance(error, HoldfastError) else limits.find_limit_error(error, "the daemon")
         if told is None:
             raise
-        if ending.asked:
+        if ending.signalled:
             return EXIT_DONE  # no thread for asyncio's own pool shutdown, after all of ours ended
         sys.stderr.write(f"holdfast daemon: {told}\n")
         return EXIT_FAILED
@@ -124,7 +124,7 @@ def _force_exit(layout: Layout, why: str) -> None:
     _log.warning("%s: leaving at once; threads: %s", why, threads)
     unlinking = threading.Thread(target=_unlink_socket, args=(layout,), name="leaving", daemon=True)
     with contextlib.suppress(HoldfastError):  # no thread: the next start replaces the socket
-        limits.start(unlinking, "leaving")
+        limits.start_thread(unlinking, "leaving")
         unlinking.join(_LEAVING_S)  # the disk may hang
 
 
@@ -133,24 +133,24 @@ def _unlink_socket(layout: Layout) -> None:
         layout.socket.unlink(missing_ok=True)
 
 
-def _log_loop_error(saying: Saying, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+def _log_loop_error(saying: LogOnce, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
     """Log once that a listener lacks descriptors to accept: asyncio retries each second and logs a traceback each
     time."""
     error = context.get("exception")
-    short = None if error is None else limits.shortage(error, "accepting a connection")
+    short = None if error is None else limits.find_limit_error(error, "accepting a connection")
     if short is None:
         loop.default_exception_handler(context)
     else:
-        saying.trouble("listeners", str(short))
+        saying.log_error("listeners", str(short))
 
 
-async def _run(config: Config, ending: Ending, standing: int) -> None:
+async def _run(config: Config, ending: SignalThread, standing: int) -> None:
     """Run on the root until `stop` is set; after the root was deleted start again with an empty one."""
     layout = Layout(config.root)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
-    loop.set_exception_handler(partial(_log_loop_error, Saying(_log)))
-    loop.set_default_executor(started_pool(_LOOKUPS, "lookup"))
+    loop.set_exception_handler(partial(_log_loop_error, LogOnce(_log)))
+    loop.set_default_executor(start_pool(_LOOKUPS, "lookup"))
     while True:
         recovery.prepare(layout)
         root, blocking = Root(layout), Blocking(4)
@@ -176,47 +176,53 @@ class _Ground:
     blocking: Blocking
 
 
-async def _work(config: Config, on: _Ground, ending: Ending, stop: asyncio.Event, standing: int) -> tuple[str, int]:
+async def _work(
+    config: Config, on: _Ground, ending: SignalThread, stop: asyncio.Event, standing: int
+) -> tuple[str, int]:
     """Recover the root, create and connect the parts, and run them; return the TCP listener's address."""
     layout, root, blocking = on.layout, on.root, on.blocking
     sealing = await blocking.run(verity.choose, layout, config.fs_verity)
     recovered = await blocking.run(_recover, layout)
-    board = Board(layout.public, config.node, root.check)
-    holdings = Holdings(layout, recovered)
+    board = StatusFiles(layout.public, config.node, root.check)
+    holdings = Inventory(layout, recovered)
     watch = await blocking.run(DiskWatch, root)
     ledger = Ledger(config.quota, watch.space)
     ledger.count_all(OnDisk(recovered.blobs, recovered.ingests, recovered.quarantined))
     around = _surroundings(config)
     journal = DigestJournal(layout.digests, recovered.digests)
     node = NodeParts(layout, root, holdings, board, ledger, blocking, around, journal)
-    daemon = Daemon(node)
+    daemon = DaemonService(node)
     patience = HttpSettings(header_timeout_s=config.stall_timeout_s, stall_window_s=config.stall_timeout_s)
     client = HttpClient(patience)
     bounds = WorkerSettings(config.connections, config.connections_per_origin, config.max_bandwidth, sealing)
     workers = Workers(layout, client, bounds, daemon.counters, journal)
     try:
-        flights = Flights(layout, workers, ledger)
-        janitor = Janitor(node)
+        flights = Downloads(layout, workers, ledger)
+        janitor = Publisher(node)
         await janitor.discard(recovered.damaged)
-        janitor.tell()
+        janitor.report_published()
         listing_timeout_s = _LISTING_STALLS * config.stall_timeout_s
-        fetching = TransferParts(layout, flights, board, janitor, blocking, daemon.counters, journal, listing_timeout_s)
-        transfers = Transfers(fetching, lambda uri: open_source(uri, client))
-        parts = Parts(board, holdings, ledger, flights, transfers, janitor, daemon.counters, around, time.monotonic)
-        scheduler = Scheduler(parts, config.high_watermark, config.low_watermark)
-        catalog = CatalogFile(config.catalog, scheduler.use_catalog, daemon.waits_for)
-        daemon.drive(scheduler, workers, catalog)
-        scheduler.resume(_take_up(layout, board, holdings, recovered.lost))
+        fetching = VersionFetchParts(
+            layout, flights, board, janitor, blocking, daemon.counters, journal, listing_timeout_s
+        )
+        transfers = VersionFetches(fetching, lambda uri: open_source(uri, client))
+        parts = ReconcilerParts(
+            board, holdings, ledger, flights, transfers, janitor, daemon.counters, around, time.monotonic
+        )
+        scheduler = Reconciler(parts, config.high_watermark, config.low_watermark)
+        catalog = CatalogFile(config.catalog, scheduler.use_catalog, daemon.set_not_ready_reason)
+        daemon.connect_parts(scheduler, workers, catalog)
+        scheduler.resume(_adopt_statuses(layout, board, holdings, recovered.lost))
         scrub = Scrub(
             ScrubParts(
                 layout=layout,
-                holdings=holdings,
+                inventory=holdings,
                 sealing=sealing,
                 busy=workers.busy,
                 bad_blob=scheduler.lost_blob,
                 bad_snapshot=scheduler.lost_snapshot,
-                apart=scheduler.put_together,
-                count_hashed=daemon.counters.scrubbed,
+                restore_snapshot=scheduler.put_together,
+                count_hashed=daemon.counters.count_scrubbed_bytes,
                 count_bad=partial(daemon.counters.verify_failed, "scrub"),
             ),
             config.scrub_rate,
@@ -225,9 +231,11 @@ async def _work(config: Config, on: _Ground, ending: Ending, stop: asyncio.Event
         inspection = Inspection(node, janitor, lambda lost: scheduler.resume(dict.fromkeys(lost)), recount.soon)
         loop, gone = asyncio.get_running_loop(), asyncio.Event()
         watch.follow(ledger, partial(_set_from_thread, loop, gone))
-        ending.farewell(partial(loop.call_soon_threadsafe, stop.set))
-        async with open_doors(config.listen, (layout, blocking), reads(daemon), control(daemon), standing) as doors:
-            freshness = Freshness(scheduler, transfers, config.resolve_interval_s or 0.0)
+        ending.set_handler(partial(loop.call_soon_threadsafe, stop.set))
+        async with open_listeners(
+            config.listen, (layout, blocking), make_read_app(daemon), make_control_app(daemon), standing
+        ) as doors:
+            freshness = PeriodicResolve(scheduler, transfers, config.resolve_interval_s or 0.0)
             tasks = _Tasks(daemon, node, scheduler, catalog, scrub, freshness, inspection, recount, doors.control)
             await _run_tasks(config, tasks, gone, stop)
             return doors.address
@@ -242,15 +250,15 @@ async def _work(config: Config, on: _Ground, ending: Ending, stop: asyncio.Event
 class _Tasks:
     """The parts that run as tasks."""
 
-    daemon: Daemon
+    daemon: DaemonService
     node: NodeParts
-    scheduler: Scheduler
+    scheduler: Reconciler
     catalog: CatalogFile
     scrub: Scrub
-    freshness: Freshness
+    freshness: PeriodicResolve
     inspection: Inspection
     recount: Recount
-    socket: ControlDoor
+    socket: ControlListener
 
 
 async def _run_tasks(config: Config, parts: _Tasks, gone: asyncio.Event, stop: asyncio.Event) -> None:
@@ -260,11 +268,11 @@ async def _run_tasks(config: Config, parts: _Tasks, gone: asyncio.Event, stop: a
         tasks = [
             group.create_task(scheduler.run(), name="scheduler"),
             group.create_task(parts.catalog.run(), name="catalog"),
-            group.create_task(_write_heartbeats(node.board, scheduler), name="heartbeat"),
+            group.create_task(_write_heartbeats(node.status_files, scheduler), name="heartbeat"),
             group.create_task(_check_disk(scheduler, parts.inspection), name="disk"),
             group.create_task(parts.recount.run(), name="recount"),
-            group.create_task(parts.socket.keep(), name="socket"),
-            group.create_task(node.surroundings.run(scheduler.wake), name="cluster"),
+            group.create_task(parts.socket.keep_open(), name="socket"),
+            group.create_task(node.cluster.run(scheduler.wake), name="cluster"),
             group.create_task(_tell_cluster(node), name="telling"),
             group.create_task(collect_when_quiet(scheduler.is_fetching), name="garbage"),
         ]
@@ -280,7 +288,7 @@ async def _run_tasks(config: Config, parts: _Tasks, gone: asyncio.Event, stop: a
             _log.info("stopping: durable ranges are recorded; the next start resumes from them")
         else:
             _log.error("%s was deleted: beginning anew, with nothing", node.layout.root)
-        daemon.waits_for("stopping")
+        daemon.set_not_ready_reason("stopping")
         for task in tasks:
             task.cancel()
 
@@ -291,15 +299,15 @@ def _set_from_thread(loop: asyncio.AbstractEventLoop, event: asyncio.Event) -> N
         loop.call_soon_threadsafe(event.set)
 
 
-async def _write_heartbeats(board: Board, scheduler: Scheduler) -> None:
+async def _write_heartbeats(board: StatusFiles, scheduler: Reconciler) -> None:
     """Write the heartbeat every 2 s; after the first write that succeeds again, end the backoffs."""
-    well, saying = True, Saying(_log)
+    well, saying = True, LogOnce(_log)
     while True:
-        board.beat()
+        board.write_heartbeat()
         if (hanging := board.hanging) is None:
-            saying.fine(_DISK)
+            saying.log_recovery(_DISK)
         else:
-            saying.trouble(_DISK, f"it does not answer ({hanging.remedy})")
+            saying.log_error(_DISK, f"it does not answer ({hanging.remedy})")
         await asyncio.sleep(_HEARTBEAT_S)
         if not well and board.trouble_writing is None:
             scheduler.try_again()
@@ -311,31 +319,31 @@ async def _tell_cluster(node: NodeParts) -> None:
     change is written once."""
     summarised = -math.inf
     while True:
-        node.board.news.clear()
-        node.surroundings.tell_pods(node.board.get)
+        node.status_files.news.clear()
+        node.cluster.tell_pods(node.status_files.get)
         if time.monotonic() - summarised >= _TELL_S:
             summarised = time.monotonic()
             try:
-                use = node.ledger.use()
+                use = node.ledger.compute_use()
             except HoldfastError:  # reported by the part that works on the disk
-                use = node.ledger.use_unseen()
-            node.surroundings.summarise(node.board.all(), use.used + use.dying, use.capacity)
+                use = node.ledger.compute_use_without_disk()
+            node.cluster.summarise(node.status_files.all(), use.used + use.dying, use.capacity)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_TELL_S):
-                await node.board.news.wait()
+                await node.status_files.news.wait()
 
 
-def _surroundings(config: Config) -> Surroundings:
+def _surroundings(config: Config) -> Cluster:
     cluster = find_cluster(os.environ) if config.kube == "auto" else None
     if cluster is None:
         return NoCluster()
     _log.info("cluster: %s, as node %s", cluster.server, config.node)
-    return Membership(cluster, config.node)
+    return KubernetesCluster(cluster, config.node)
 
 
-async def _check_disk(scheduler: Scheduler, inspection: Inspection) -> None:
+async def _check_disk(scheduler: Reconciler, inspection: Inspection) -> None:
     while True:
-        await inspection.look()
+        await inspection.check()
         await scheduler.look_at_leases()
         scheduler.plan_all()
         for _ in range(_SPACE_A_LOOK):
@@ -343,8 +351,8 @@ async def _check_disk(scheduler: Scheduler, inspection: Inspection) -> None:
             await asyncio.sleep(_SPACE_S)
 
 
-def _take_up(
-    layout: Layout, board: Board, holdings: Holdings, lost: Collection[ModelRef]
+def _adopt_statuses(
+    layout: Layout, board: StatusFiles, holdings: Inventory, lost: Collection[ModelRef]
 ) -> dict[ModelRef, Digest | None]:
     """Publish the status of each held version, and remove stale status files. Return the versions to fetch, with their
     pins: unfinished at the last stop, or `lost` since."""
@@ -356,7 +364,7 @@ def _take_up(
             continue
         if old.state in _UNFINISHED or ref in lost:
             unfinished[ref] = _pin_of(old)
-            board.begin(ref, State.QUEUED, old.source, unfinished[ref])
+            board.reset(ref, State.QUEUED, old.source, unfinished[ref])
         else:
             board.drop(ref)
     unfinished |= {ref: None for ref in lost if ref not in before}
@@ -364,7 +372,7 @@ def _take_up(
         old_status = before.get(ref)
         holdings.adopt(ref, _old_source(old_status, digest))
         pinned = old_status is not None and old_status.pinned
-        board.ready(ref, digest, holdings.size(ref), pinned, holdings.fetched[ref].source)
+        board.set_ready(ref, digest, holdings.size(ref), pinned, holdings.fetched[ref].source)
     board.sweep()
     return unfinished
 
@@ -387,6 +395,6 @@ def _recover(layout: Layout) -> recovery.Recovered:
     try:
         return recovery.recover(layout)
     except OSError as error:
-        raise limits.shortage(error, f"reading {layout.root}") or durable.refuse_root(
+        raise limits.find_limit_error(error, f"reading {layout.root}") or durable.refuse_root(
             f"{error.filename or layout.root}: {error.strerror or error}", "check the node's disk and kernel log"
         ) from error

@@ -34,7 +34,7 @@ _SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 36
 
 
 @dataclass(frozen=True, slots=True)
-class ModelFigures:
+class ModelGauges:
     """One version for the metrics: size in bytes, last use in seconds since the epoch."""
 
     model: str
@@ -47,21 +47,21 @@ class ModelFigures:
 
 
 @dataclass(frozen=True, slots=True)
-class Figures:
+class DaemonGauges:
     """The gauges, read at each scrape: bytes by state, and the versions."""
 
     capacity: int
     store_bytes: dict[str, int]
     in_progress: int
     pods_waiting: int
-    surroundings: Mapping[str, float]
-    models: tuple[ModelFigures, ...]
+    cluster: Mapping[str, float]
+    models: tuple[ModelGauges, ...]
 
 
-class Metrics:
+class DaemonMetrics:
     """The daemon's registry. Counters may be incremented from any thread."""
 
-    def __init__(self, read: Callable[[], Figures]) -> None:
+    def __init__(self, read: Callable[[], DaemonGauges]) -> None:
         # It would add a `_created` series to each counter.
         disable_created_metrics()  # type: ignore[no-untyped-call]  # prometheus_client leaves it bare
         self.registry = CollectorRegistry()
@@ -103,19 +103,19 @@ class Metrics:
     def verify_failed(self, where: str) -> None:
         self._verify_failures.labels(where).inc()
 
-    def requested(self, result: str) -> None:
+    def count_request(self, result: str) -> None:
         self._requests.labels(result).inc()
 
-    def evicted(self, reason: str) -> None:
+    def count_eviction(self, reason: str) -> None:
         self._evictions.labels(reason).inc()
 
-    def scrubbed(self, size: int) -> None:
+    def count_scrubbed_bytes(self, size: int) -> None:
         self._scrub_bytes.inc(size)
 
-    def gate_waited(self, seconds: float) -> None:
+    def observe_gate_wait(self, seconds: float) -> None:
         self._gate_wait.observe(seconds)
 
-    def text(self) -> bytes:
+    def render(self) -> bytes:
         """Return the exposition in Prometheus' text format 0.0.4."""
         return generate_latest(self.registry)
 
@@ -124,7 +124,7 @@ class Metrics:
 
 
 class _Figures(Collector):
-    def __init__(self, read: Callable[[], Figures]) -> None:
+    def __init__(self, read: Callable[[], DaemonGauges]) -> None:
         self._read = read
 
     def describe(self) -> Iterable[Metric]:
@@ -139,11 +139,11 @@ class _Figures(Collector):
         yield GaugeMetricFamily("holdfast_store_capacity_bytes", "What the store may fill.", value=now.capacity)
         yield GaugeMetricFamily("holdfast_fetch_in_progress", "Blobs under way.", value=now.in_progress)
         yield GaugeMetricFamily("holdfast_pods_waiting", "Pods whose weights are not here yet.", value=now.pods_waiting)
-        for name, value in now.surroundings.items():
+        for name, value in now.cluster.items():
             yield GaugeMetricFamily(f"holdfast_{name}", _AROUND[name], value=value)
         yield from self._models(now.models)
 
-    def _models(self, models: Iterable[ModelFigures]) -> Iterable[Metric]:
+    def _models(self, models: Iterable[ModelGauges]) -> Iterable[Metric]:
         labels = ["model", "version"]
         ready = GaugeMetricFamily("holdfast_model_ready", "1 where the version is published.", labels=labels)
         size = GaugeMetricFamily("holdfast_model_bytes", "The version's size in bytes.", labels=labels)

@@ -13,22 +13,22 @@ from cached.contract.reference import ModelRef
 from cached.contract.status import State, StatusError
 from cached.core.catalog import Catalog, CatalogVersion
 from cached.core.versions.record import Version
-from cached.node.inventory import Holdings
-from cached.node.status_files import Board
+from cached.node.inventory import Inventory
+from cached.node.status_files import StatusFiles
 
 
-class Answers:
+class VersionStatuses:
     """The board, as far as no fetch writes to it."""
 
-    def __init__(self, board: Board, holdings: Holdings) -> None:
+    def __init__(self, board: StatusFiles, holdings: Inventory) -> None:
         self._board = board
         self._holdings = holdings
 
     def show_failed(self, ref: ModelRef, error: HoldfastError) -> None:
         """The fetch of a version failed for good; what it said of source and progress stays."""
         if self._board.get(ref) is None:
-            self._board.begin(ref, State.FAILED, "", None)
-        self._board.trouble(ref, State.FAILED, error)
+            self._board.reset(ref, State.FAILED, "", None)
+        self._board.set_error(ref, State.FAILED, error)
 
     def show_refused(self, ref: ModelRef, error: Permanent) -> None:
         """No one who asks for a version can have it: the catalog lacks it, or their pins are wrong. What is here stays
@@ -36,8 +36,8 @@ class Answers:
         if ref in self._holdings.models:
             self._show_ready(ref)
         else:
-            self._board.begin(ref, State.FAILED, "", None)
-            self._board.trouble(ref, State.FAILED, error)
+            self._board.reset(ref, State.FAILED, "", None)
+            self._board.set_error(ref, State.FAILED, error)
 
     def show_idle(self, ref: ModelRef) -> None:
         """A version is neither fetched nor refused: it is here, or there is nothing to say."""
@@ -59,7 +59,7 @@ class Answers:
             digest = self._holdings.models.get(ref)
             if digest is not None:
                 entry = catalog.find(ref)
-                self._board.know(ref, str(digest), None if entry is None else self._stale(ref, digest, entry))
+                self._board.set_content(ref, str(digest), None if entry is None else self._stale(ref, digest, entry))
 
     def show_pinned(self, version: Version, catalog: Catalog) -> None:
         """Say of a version that is here whether its digest is promised now: by the catalog, by a pod, or by the last
@@ -94,4 +94,4 @@ class Answers:
 
     def _ready(self, ref: ModelRef, *, pinned: bool) -> None:
         held = self._holdings
-        self._board.ready(ref, held.models[ref], held.size(ref), pinned, held.fetched[ref].source)
+        self._board.set_ready(ref, held.models[ref], held.size(ref), pinned, held.fetched[ref].source)

@@ -23,38 +23,38 @@ class Reports(Protocol):
 
     def metrics(self) -> bytes: ...
 
-    def not_ready(self) -> str | None:
+    def not_ready_reason(self) -> str | None:
         """Return why the daemon is not ready; None when it is."""
 
     def status(self) -> dict[str, Any]:
         """Return the document of `GET /v1/status`."""
 
 
-def reads(reports: Reports) -> web.Application:
+def make_read_app(reports: Reports) -> web.Application:
     """Return the application of the TCP port."""
-    app = web.Application(middlewares=[errors])
+    app = web.Application(middlewares=[answer_errors])
 
     async def healthz(_request: web.Request) -> web.Response:
         return web.Response(text="ok\n")
 
     async def readyz(_request: web.Request) -> web.Response:
-        reason = reports.not_ready()
+        reason = reports.not_ready_reason()
         return web.Response(text="ready\n" if reason is None else f"{reason}\n", status=200 if reason is None else 503)
 
-    page = Rendered(reports.metrics, time.monotonic)
+    page = RenderedPage(reports.metrics, time.monotonic)
 
     async def metrics(_request: web.Request) -> web.Response:
-        return web.Response(body=page.body(), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
+        return web.Response(body=page.get_body(), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
 
     app.router.add_get("/healthz", healthz)
     app.router.add_get("/readyz", readyz)
     app.router.add_get("/metrics", metrics)
-    app.router.add_get("/v1/status", status_handler(reports.status))
+    app.router.add_get("/v1/status", make_status_handler(reports.status))
     return app
 
 
 @web.middleware
-async def errors(
+async def answer_errors(
     request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
 ) -> web.StreamResponse:
     """Answer a `HoldfastError` as JSON, on both listeners: 400 for `Permanent`, 503 for `Transient`."""
@@ -70,17 +70,17 @@ async def errors(
         return web.json_response({"error": document}, status=400 if error.permanent else 503)
 
 
-def status_handler(status: Callable[[], dict[str, Any]]) -> Callable[[web.Request], Any]:
+def make_status_handler(status: Callable[[], dict[str, Any]]) -> Callable[[web.Request], Any]:
     """Return the handler of `GET /v1/status`, for both listeners."""
-    page = Rendered(lambda: json.dumps(status()).encode(), time.monotonic)
+    page = RenderedPage(lambda: json.dumps(status()).encode(), time.monotonic)
 
     async def handler(_request: web.Request) -> web.Response:
-        return web.Response(body=page.body(), content_type="application/json", charset="utf-8")
+        return web.Response(body=page.get_body(), content_type="application/json", charset="utf-8")
 
     return handler
 
 
-class Rendered:
+class RenderedPage:
     """A page whose rendering takes at most a tenth of the wall time: past that clients get the last one.
 
     `clock` gives monotonic seconds.
@@ -93,7 +93,7 @@ class Rendered:
         self._at = clock()
         self._body: bytes | None = None
 
-    def body(self) -> bytes:
+    def get_body(self) -> bytes:
         """Return the page: rendered now, or the last one when the credit is used up."""
         began = self._clock()
         self._credit_s = min(_CREDIT_S, self._credit_s + _SHARE * (began - self._at))

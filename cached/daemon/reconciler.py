@@ -21,25 +21,25 @@ from cached.contract.errors import HoldfastError, Transient
 from cached.contract.reference import ModelRef
 from cached.contract.status import State
 from cached.core.catalog import EMPTY_CATALOG, Catalog, CatalogVersion
-from cached.core.demand import Demand, PodWant, Priority, PullWant, Want, keeps, unknown_model, used
+from cached.core.demand import Demand, PodWant, Priority, PullWant, Want, is_kept, unknown_model, used
 from cached.core.demand_index import DemandIndex
-from cached.core.eviction import Holding, by_age, over_watermark
+from cached.core.eviction import InventoryEntry, by_age, count_excess
 from cached.core.planner import (
+    AllowOthers,
     Cancel,
     Evict,
     Forget,
-    GiveWay,
-    LetPass,
+    Preempt,
     Refuse,
     Reprioritize,
     Situation,
     SpaceStep,
-    Start,
+    StartFetch,
     Versions,
     VersionStep,
+    mark_protected,
     plan_space,
     plan_versions,
-    protected,
 )
 from cached.core.space import Ledger, NoInodes, NoSpace, Shortage
 from cached.core.versions import messages
@@ -58,16 +58,16 @@ from cached.core.versions.messages import (
 )
 from cached.core.versions.record import Blocked, Held, Pull
 from cached.core.versions.table import VersionTable
-from cached.daemon.metrics import Metrics
-from cached.daemon.outcomes import Answers
-from cached.fetch.downloads import Flights
+from cached.daemon.metrics import DaemonMetrics
+from cached.daemon.outcomes import VersionStatuses
+from cached.fetch.downloads import Downloads
 from cached.fetch.outcome import try_fetch
-from cached.fetch.version import Published, Seen, Transfers
-from cached.node.cluster import Surroundings
-from cached.node.inventory import Holdings, as_holdings, find_holding
-from cached.node.log_once import Saying
-from cached.node.publisher import Janitor
-from cached.node.status_files import Board
+from cached.fetch.version import Published, SourceComparison, VersionFetches
+from cached.node.cluster import Cluster
+from cached.node.inventory import Inventory, find_holding, list_holdings
+from cached.node.log_once import LogOnce
+from cached.node.publisher import Publisher
+from cached.node.status_files import StatusFiles
 
 _log = logging.getLogger(__name__)
 
@@ -75,17 +75,17 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class Parts:
+class ReconcilerParts:
     """What the scheduler works with. `clock`: the event loop's, in seconds."""
 
-    board: Board
-    holdings: Holdings
+    board: StatusFiles
+    holdings: Inventory
     ledger: Ledger
-    flights: Flights
-    transfers: Transfers
-    janitor: Janitor
-    metrics: Metrics
-    surroundings: Surroundings
+    flights: Downloads
+    transfers: VersionFetches
+    janitor: Publisher
+    metrics: DaemonMetrics
+    surroundings: Cluster
     clock: Callable[[], float]
 
 
@@ -97,10 +97,10 @@ class _Running:
     loop: asyncio.AbstractEventLoop
 
 
-class Scheduler:
+class Reconciler:
     """Keeps demand and holdings together."""
 
-    def __init__(self, parts: Parts, high_watermark: float, low_watermark: float) -> None:
+    def __init__(self, parts: ReconcilerParts, high_watermark: float, low_watermark: float) -> None:
         self._parts = parts
         self._high, self._low = high_watermark, low_watermark
         self._catalog: Catalog | None = None
@@ -115,8 +115,8 @@ class Scheduler:
         self._work = asyncio.Event()
         self._litter = True  # whether anything may lie about that a sweep would find: an earlier life's, to begin with
         self._running: _Running | None = None
-        self._saying = Saying(_log)
-        self._answers = Answers(parts.board, parts.holdings)
+        self._saying = LogOnce(_log)
+        self._answers = VersionStatuses(parts.board, parts.holdings)
 
     # --- what comes in ---------------------------------------------------------------------------------------------
 
@@ -139,7 +139,7 @@ class Scheduler:
         self._refresh()
         self._work.set()
         if self._catalog is None and self._parts.board.get(ref) is None:  # so there is no more to say
-            self._parts.board.begin(ref, State.QUEUED, "", pin)
+            self._parts.board.reset(ref, State.QUEUED, "", pin)
         return pull
 
     def pulled(self, id_: str) -> Pull | None:
@@ -158,7 +158,7 @@ class Scheduler:
             return None
         return entry if held.fetched[ref].request == entry.request else None
 
-    def seen(self, ref: ModelRef, seen: Seen) -> None:
+    def seen(self, ref: ModelRef, seen: SourceComparison) -> None:
         """A source was asked what it has now: tell where that is not what is here, and take it where the catalog says
         `follow`."""
         held, entry = self._parts.holdings, self.to_resolve(ref)
@@ -177,7 +177,7 @@ class Scheduler:
 
     async def look_at_leases(self) -> None:
         """See what is in use now. What lost its name, and was in use when that was swept, may not be any more."""
-        await self._parts.janitor.look_at_leases()
+        await self._parts.janitor.update_leases()
         self._litter = self._litter or bool(self._parts.holdings.unnamed())
 
     async def lost_blob(self, sha256: str) -> None:
@@ -193,7 +193,7 @@ class Scheduler:
     async def lost_snapshot(self, digest: Digest) -> None:
         """A snapshot's manifest went bad: take it away, and publish again what it was."""
         self._litter = True
-        self.resume(dict.fromkeys(await self._parts.janitor.lose(digest)))
+        self.resume(dict.fromkeys(await self._parts.janitor.withdraw_snapshot(digest)))
 
     def wake(self) -> None:
         """Something changed: plan again."""
@@ -236,9 +236,9 @@ class Scheduler:
 
     def is_kept(self, ref: ModelRef) -> bool:
         """Tell whether the catalog keeps this version from eviction."""
-        return self._catalog is not None and keeps(self._catalog, ref, self._parts.surroundings.labels)
+        return self._catalog is not None and is_kept(self._catalog, ref, self._parts.surroundings.labels)
 
-    def evictable(self) -> list[Holding]:
+    def evictable(self) -> list[InventoryEntry]:
         """What nobody wants, uses or keeps, least recently used first."""
         self._refresh()
         holdings = [h for h in self.holdings() if h.evictable and not self.wanted(h.ref)]
@@ -250,7 +250,7 @@ class Scheduler:
         freed = await self._parts.janitor.evict(ref, digest, stays)
         self._dirty.add(ref)
         if freed is not None:
-            self._parts.metrics.evicted(reason)
+            self._parts.metrics.count_eviction(reason)
             self._handle(ref, Evicted())
             self._litter = True
             self._space_was_freed()
@@ -284,9 +284,9 @@ class Scheduler:
                     self._work.clear()
                     try:
                         await self._reconcile()
-                        self._saying.fine("planning")
+                        self._saying.log_recovery("planning")
                     except HoldfastError as error:  # the disk refuses: the next look at the leases plans again
-                        self._saying.trouble("planning", str(error))
+                        self._saying.log_error("planning", str(error))
             finally:
                 self._running = None
                 if self._timer is not None:
@@ -305,9 +305,9 @@ class Scheduler:
             self._refresh()
             steps = self._plan_space()
         for step in steps:
-            if isinstance(step, GiveWay):
+            if isinstance(step, Preempt):
                 self._handle(step.ref, step)
-        hopeless = {step.ref for step in steps if isinstance(step, LetPass)}
+        hopeless = {step.ref for step in steps if isinstance(step, AllowOthers)}
         now = self._parts.clock()
         self._carry_out([*self._versions.seek_room(hopeless, now), *self._versions.admit(now)])
         for step in steps:  # last, because these take their time, and meanwhile the situation changes
@@ -322,7 +322,7 @@ class Scheduler:
         )
 
     def _is_tight(self) -> bool:
-        return bool(self._versions.blocked) or over_watermark(self._parts.ledger.use(), self._high, self._low) > 0
+        return bool(self._versions.blocked) or count_excess(self._parts.ledger.compute_use(), self._high, self._low) > 0
 
     def _refresh(self) -> None:
         """Know what is wanted now, and take the steps of the versions for which something changed."""
@@ -355,7 +355,7 @@ class Scheduler:
         self._pods_seen = pods
         self._carry_out(self._versions.see_pods(pods, held.models, self._parts.clock()))
         for ref in used(pods, held.models, self._catalog):
-            held.used(ref)
+            held.mark_used(ref)
 
     def _update_demand(self, catalog: Catalog) -> None:
         labels, versions = self._parts.surroundings.labels or {}, self._versions
@@ -384,7 +384,7 @@ class Scheduler:
                     holdings=self.holdings(),
                     active=self._versions.fetching,
                     settled={},
-                    space=self._parts.ledger.use(),
+                    space=self._parts.ledger.compute_use(),
                     lacking={ref: self._shortage(ref, blocked) for ref, blocked in self._versions.blocked},
                     stakes={ref: self._parts.transfers.stake(ref) for ref in self._versions.fetching},
                     high_watermark=self._high,
@@ -395,7 +395,7 @@ class Scheduler:
 
     def _apply(self, step: VersionStep) -> None:
         match step:
-            case Start(want):
+            case StartFetch(want):
                 if self._running is not None:  # else `run` plans all
                     self._carry_out(self._versions.start(want, self._parts.clock()))
             case Reprioritize(want):
@@ -443,10 +443,10 @@ class Scheduler:
                         ref,
                         held,
                     )
-                board.begin(ref, State.QUEUED, "", want.pin)
+                board.reset(ref, State.QUEUED, "", want.pin)
             case messages.ShowTrouble(ref, error):
                 _log.warning("%s: %s", ref, error)
-                board.trouble(ref, State.QUEUED, error)
+                board.set_error(ref, State.QUEUED, error)
             case messages.LogFailure(ref, failure):
                 _log.error("%s: %s", ref, failure)
             case messages.ShowFailed(ref, failure):
@@ -456,9 +456,9 @@ class Scheduler:
             case messages.ShowIdle(ref):
                 self._answers.show_idle(ref)
             case messages.CountWant(_, result):
-                metrics.requested(result)
+                metrics.count_request(result)
             case messages.CountWait(_, seconds):
-                metrics.gate_waited(seconds)
+                metrics.observe_gate_wait(seconds)
 
     def _set_timer(self) -> None:
         """Have time pass for the versions when the next thing is due."""
@@ -488,7 +488,7 @@ class Scheduler:
         outcome = await try_fetch(self._parts.transfers, want, partial(self._priority, want), got_space)
         if isinstance(outcome, Published):
             size = outcome.manifest.total_bytes
-            board.ready(ref, outcome.digest, size, want.pin is not None, outcome.source)
+            board.set_ready(ref, outcome.digest, size, want.pin is not None, outcome.source)
             _log.info("%s: ready, %d bytes, %s", ref, size, outcome.digest)
         return outcome
 
@@ -538,13 +538,13 @@ class Scheduler:
     def _fits(self, ref: ModelRef, blocked: Blocked) -> bool:
         """Tell whether what a fetch lacks is free by now; False where nobody knows."""
         try:
-            needed, use = self._shortage(ref, blocked), self._parts.ledger.use()
+            needed, use = self._shortage(ref, blocked), self._parts.ledger.compute_use()
         except Transient:
             return False
         return use.free >= needed.bytes and use.files_free >= needed.files
 
     def _shortage(self, ref: ModelRef, blocked: Blocked) -> Shortage:
-        told = self._parts.ledger.shortage(blocked.error)
+        told = self._parts.ledger.compute_shortage(blocked.error)
         if not isinstance(blocked.error, NoSpace):
             return told
         here = self._parts.transfers.stake(ref).total()
@@ -553,9 +553,9 @@ class Scheduler:
 
     # --- what is here ----------------------------------------------------------------------------------------------
 
-    def holdings(self) -> list[Holding]:
+    def holdings(self) -> list[InventoryEntry]:
         """What this node holds, as the planner sees it."""
-        return as_holdings(self._parts.holdings, self._parts.surroundings, self._catalog)
+        return list_holdings(self._parts.holdings, self._parts.surroundings, self._catalog)
 
     def _stays(self, ref: ModelRef, digest: Digest, reason: str) -> bool:
         """Tell whether a version need not or must not go any more, now that its turn comes."""
@@ -563,14 +563,14 @@ class Scheduler:
         blocked = self._versions.blocked
         if reason == "space" and not blocked:
             return True
-        if reason == "watermark" and over_watermark(self._parts.ledger.use(), self._low, self._low) == 0:
+        if reason == "watermark" and count_excess(self._parts.ledger.compute_use(), self._low, self._low) == 0:
             return True
         for_pod = reason == "space" and blocked[0][1].fetch.want.priority is Priority.WAITING
         found = find_holding(self._parts.holdings, ref, self._parts.surroundings, self._catalog)
         if found is None or found.digest != digest:
             return True
-        (holding,) = protected([found], self._demand, {each for each, _ in blocked})
-        return not (holding.evictable or (for_pod and holding.yields_to_pods))
+        (holding,) = mark_protected([found], self._demand, {each for each, _ in blocked})
+        return not (holding.evictable or (for_pod and holding.evictable_for_pod))
 
     def wanted(self, ref: ModelRef) -> bool:
         """Tell whether anybody asks for `ref`."""

@@ -19,51 +19,51 @@ from cached.core.space import SpaceUse
 from cached.core.versions.record import Pull
 from cached.daemon.catalog_file import CatalogFile
 from cached.daemon.control_api import Check
-from cached.daemon.metrics import Figures, Metrics, ModelFigures
-from cached.daemon.reconciler import Scheduler
+from cached.daemon.metrics import DaemonGauges, DaemonMetrics, ModelGauges
+from cached.daemon.reconciler import Reconciler
 from cached.fetch.workers import Workers
 from cached.node.inventory import write_pins
 from cached.node.publisher import NodeParts
 
 
-class Daemon:
+class DaemonService:
     """Implements `read_api.Reports` and `control_api.Commands`."""
 
     def __init__(self, parts: NodeParts) -> None:
         self._layout = parts.layout
-        self._holdings = parts.holdings
-        self._board = parts.board
+        self._holdings = parts.inventory
+        self._board = parts.status_files
         self._ledger = parts.ledger
         self._blocking = parts.blocking
-        self._surroundings = parts.surroundings
+        self._surroundings = parts.cluster
         self._waiting_for: str | None = "starting"
         self._pinning = asyncio.Lock()  # two writes at once could end with the older list
-        self._scheduler: Scheduler
+        self._scheduler: Reconciler
         self._workers: Workers
         self._catalog: CatalogFile
-        self._metrics = Metrics(self._figures)
+        self._metrics = DaemonMetrics(self._figures)
 
     @property
-    def counters(self) -> Metrics:
+    def counters(self) -> DaemonMetrics:
         """Return the metrics, which every part increments."""
         return self._metrics
 
-    def drive(self, scheduler: Scheduler, workers: Workers, catalog: CatalogFile) -> None:
+    def connect_parts(self, scheduler: Reconciler, workers: Workers, catalog: CatalogFile) -> None:
         """Set the parts that answer; they need the metrics first, hence this second step."""
         self._catalog = catalog
         self._scheduler = scheduler
         self._workers = workers
 
-    def waits_for(self, reason: str | None) -> None:
+    def set_not_ready_reason(self, reason: str | None) -> None:
         """Set the reason why the daemon is not ready; None when it is."""
         self._waiting_for = reason
 
     # --- reads -----------------------------------------------------------------------------------------------------
 
     def metrics(self) -> bytes:
-        return self._metrics.text()
+        return self._metrics.render()
 
-    def not_ready(self) -> str | None:
+    def not_ready_reason(self) -> str | None:
         if self._waiting_for is None and not self._surroundings.synced:
             return "waiting for the first list of this node's pods"
         trouble = self._board.trouble_writing
@@ -86,12 +86,12 @@ class Daemon:
     # --- commands --------------------------------------------------------------------------------------------------
 
     async def pull(self, ref: ModelRef, pin: Digest | None, *, refresh: bool) -> dict[str, Any]:
-        await self._catalog.caught_up()
+        await self._catalog.wait_until_current()
         pull = self._scheduler.pull(ref, pin, refresh=refresh)
         await self._board.flushed()
         return self._answer(self._scheduler.pulled(pull.id) or pull)
 
-    def pulled(self, id_: str) -> dict[str, Any] | None:
+    def get_pull(self, id_: str) -> dict[str, Any] | None:
         pull = self._scheduler.pulled(id_)
         return None if pull is None else self._answer(pull)
 
@@ -120,7 +120,7 @@ class Daemon:
         await self._scheduler.sweep()
         return gone
 
-    async def gc_plan(self) -> list[dict[str, Any]]:
+    async def plan_gc(self) -> list[dict[str, Any]]:
         await self._scheduler.look_at_leases()
         victims, holdings = self._scheduler.evictable(), self._scheduler.holdings()
         plan, before = [], 0
@@ -151,40 +151,40 @@ class Daemon:
     def _use(self) -> tuple[SpaceUse, HoldfastError | None]:
         """Return the space accounts and the disk's error, if any; the last known account while the disk fails."""
         try:
-            return self._ledger.use(), self._board.trouble_writing
+            return self._ledger.compute_use(), self._board.trouble_writing
         except HoldfastError as error:
-            return self._ledger.use_unseen(), error
+            return self._ledger.compute_use_without_disk(), error
 
-    def disk_hangs(self) -> Transient | None:
+    def disk_error(self) -> Transient | None:
         return self._board.hanging
 
     # --- figures ---------------------------------------------------------------------------------------------------
 
     def _model(self, document: dict[str, Any], name: str, version: str) -> dict[str, Any]:
         ref = ModelRef(name, version)
-        used = self._holdings.used_at(ref)
+        used = self._holdings.last_used_at(ref)
         document["last_used"] = None if used is None else timestamp(used)
         document["leased"] = self._holdings.models.get(ref) in self._holdings.leased
         return document
 
-    def _figures(self) -> Figures:
+    def _figures(self) -> DaemonGauges:
         use, _error = self._use()
         held = self._holdings
-        return Figures(
+        return DaemonGauges(
             capacity=use.capacity,
             store_bytes={"committed": use.used, "reserved": use.reserved, "dying": use.dying},
             in_progress=self._workers.in_progress(),
             pods_waiting=waiting(self._surroundings.pods(), held.models),
-            surroundings=self._surroundings.figures(),
+            cluster=self._surroundings.figures(),
             models=tuple(
-                ModelFigures(
+                ModelGauges(
                     status.model,
                     status.version,
                     ready=ref in held.models,
                     pinned=status.pinned,
                     stale=status.stale is not None,
                     size=held.size(ref) if ref in held.models else 0,
-                    last_used=held.used_at(ref),
+                    last_used=held.last_used_at(ref),
                 )
                 for status in self._board.all()
                 for ref in (ModelRef(status.model, status.version),)

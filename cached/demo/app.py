@@ -19,7 +19,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from cached.commands.common import tell_error
+from cached.commands.common import print_error
 from cached.commands.control_client import ControlClient
 from cached.commands.tree import held_version
 from cached.contract.errors import HoldfastError, Permanent
@@ -108,7 +108,7 @@ def main(argv: Sequence[str]) -> int:
     except KeyboardInterrupt:
         say("\nstopped before the end; everything was cleaned up")
     except HoldfastError as error:
-        tell_error("demo", error.message, error.remedy)
+        print_error("demo", error.message, error.remedy)
     return EXIT_FAILED
 
 

@@ -57,14 +57,14 @@ class Addresses:
                 raise self._failures[0]
             return self._ask(cancellation)
 
-    def worked(self, target: Target) -> None:
+    def mark_accepted(self, target: Target) -> None:
         """Note that `target` was accepted: a later refusal means that it has expired."""
         with self._lock:
             if self._located is not None and self._located.target is target:
                 self._located.worked = True
                 self._renewed = False
 
-    def refused(self, target: Target, code: str) -> bool:
+    def mark_refused(self, target: Target, code: str) -> bool:
         """Note that `target` was refused with `code`; return whether another address may be accepted. An address that
         worked has expired. One that was never used may have expired while it waited; and a CDN answers 403 both to an
         expired signed URL and to a wrong one. The next address is new: its refusal is final."""

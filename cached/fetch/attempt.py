@@ -114,7 +114,7 @@ class Attempt:
         self._recorded_bytes = self.resumed_bytes
         follower = threading.Thread(target=self._follow, name=f"hash {spec.name}"[:15], daemon=True)
         try:
-            limits.start(follower, f"hashing {spec.name}")
+            limits.start_thread(follower, f"hashing {spec.name}")
         except Transient:
             self._ingest.close()
             raise
@@ -149,7 +149,7 @@ class Attempt:
         with self._changed:
             return self._written.end_at(self._front) - self._front >= _BEHIND_BYTES
 
-    def leave(self, rest: Segment | None) -> None:
+    def end_segment(self, rest: Segment | None) -> None:
         """End a worker's segment, and requeue its unreceived rest."""
         with self._changed:
             self._users -= 1
@@ -331,7 +331,7 @@ class Attempt:
             self._shared.journal.record({self.spec.key.id: sha256})
         fresh = blobs.place(self._shared.layout, finished, sha256)
         self.placed = Verified(sha256, self.size, fresh)
-        blobs.settle(self._shared.layout, finished, sha256)
+        blobs.sync(self._shared.layout, finished, sha256)
         forget(self._shared.layout, self.spec.key.id)
         return self.placed
 

@@ -36,7 +36,7 @@ _ONE_READ_BYTES = 64 * 1024  # a server reads at least so much of a file at once
 _ENDS_DOWNLOAD = frozenset({"source_changed", "no_space", "not_writable", "disk"})
 
 
-class Observer(Protocol):
+class DownloadMetrics(Protocol):
     """The metrics of downloads. `kind` is the source's metric label."""
 
     def received(self, kind: str, size: int) -> None: ...
@@ -55,28 +55,33 @@ class Space(Protocol):
         """Reserve `size` bytes in all; raises `Transient` (`no_space`) or `Permanent`."""
 
 
-class Carrier(Shared, SharedBySmall, Protocol):
+class DownloadWorkers(Shared, SharedBySmall, Protocol):
     """The workers, as a download uses them."""
 
     client: HttpClient
     limit: BandwidthLimit
-    observer: Observer
+    observer: DownloadMetrics
 
-    def outranked(self, download: Flight) -> bool:
+    def outranked(self, download: Download) -> bool:
         """Return whether a more urgent download could use this worker now."""
 
-    def changed(self, download: Flight) -> None:
+    def changed(self, download: Download) -> None:
         """Requeue a download that has new work, or ended."""
 
 
 AnyAttempt = Attempt | SmallAttempt
 
 
-class Flight:
+class Download:
     """The download of one blob. `result` is its outcome; `priority` may change at any time (lower is sooner)."""
 
     def __init__(
-        self, spec: BlobSpec, locate: Callable[[Cancellation], Target], space: Space, workers: Carrier, priority: int
+        self,
+        spec: BlobSpec,
+        locate: Callable[[Cancellation], Target],
+        space: Space,
+        workers: DownloadWorkers,
+        priority: int,
     ) -> None:
         self.spec = spec
         self._space = space
@@ -123,7 +128,7 @@ class Flight:
         attempt = self._attempt
         return not self.result.done() and (attempt is None or attempt.receiving())
 
-    def work(self) -> None:
+    def receive_once(self) -> None:
         """Receive one segment, if there is one. Errors change the download's state; none is raised."""
         try:
             attempt = self._open_attempt()
@@ -146,11 +151,11 @@ class Flight:
             if interrupted.error is not None:  # before `leave`, which commits an attempt that has all its bytes
                 self._retry_or_fail(attempt, interrupted.error)
         finally:
-            attempt.leave(rest)
+            attempt.end_segment(rest)
 
     def crash(self, cause: Exception) -> None:
         """Fail with an unexpected error of a worker."""
-        error = limits.shortage(cause, self.spec.name) or Permanent(
+        error = limits.find_limit_error(cause, self.spec.name) or Permanent(
             "internal", f"{self.spec.name}: {cause!r}", "report this with the daemon's log"
         )
         error.__cause__ = cause
@@ -250,10 +255,10 @@ class Flight:
         try:
             body = self._workers.client.get(target, segment.start, length, attempt.cancellation)
         except HoldfastError as error:
-            if self._addresses.refused(target, error.code):
+            if self._addresses.mark_refused(target, error.code):
                 raise Transient(error.code, error.message, "another address is asked for") from error
             raise
-        self._addresses.worked(target)
+        self._addresses.mark_accepted(target)
         if not streaming and not self._is_proven(target, body):
             body.close()
             raise NoRanges

@@ -14,8 +14,8 @@ from pathlib import PurePosixPath
 from cached.contract.layout import Layout
 from cached.core.space import Ledger, NoSpace
 from cached.fetch.attempt import BlobSpec, Verified
-from cached.fetch.download import Flight
-from cached.fetch.reservation import Allotment
+from cached.fetch.download import Download
+from cached.fetch.reservation import DownloadSpace
 from cached.fetch.small_attempt import is_small
 from cached.fetch.workers import Workers
 from cached.transport.connection.cancel import Cancellation
@@ -24,15 +24,15 @@ from cached.transport.target import Target
 
 @dataclass(slots=True)
 class _Entry:
-    download: Flight
-    allotment: Allotment
+    download: Download
+    allotment: DownloadSpace
     result: asyncio.Future[Verified]
     waiters: dict[object, int]  # priority by waiter
 
 
-class Flights:
+class Downloads:
     """All downloads of this node, by ingest id. `starting`: held from the first `join` of a fetch until it has started
-    all other downloads, which takes a call to the disk in between."""
+    all other downloads, which may take a thread call in between."""
 
     def __init__(self, layout: Layout, workers: Workers, ledger: Ledger) -> None:
         self.starting = asyncio.Lock()
@@ -41,7 +41,7 @@ class Flights:
         self._ledger = ledger
         self._entries: dict[str, _Entry] = {}
 
-    def join(self, spec: BlobSpec, who: object, priority: int) -> tuple[Flight, asyncio.Future[Verified]] | None:
+    def join(self, spec: BlobSpec, who: object, priority: int) -> tuple[Download, asyncio.Future[Verified]] | None:
         """Add `who` to the waiters of a running download; return None if there is none, else the download and its
         result, which is shared: wait for it, never cancel it."""
         entry = self._entries.get(spec.key.id)
@@ -51,27 +51,28 @@ class Flights:
         self._reprioritize([entry])
         return entry.download, entry.result
 
-    def reserve(self, specs: Sequence[BlobSpec], allotments: dict[str, Allotment]) -> None:
-        """Reserve the space of all these blobs, which have no download, or of none; blocking. `allotments` gets them by
-        ingest id, also if the caller was cancelled. Raises `NoSpace`, `NoInodes` or `Permanent` (`too_large`)."""
+    def reserve(self, specs: Sequence[BlobSpec], allotments: dict[str, DownloadSpace]) -> None:
+        """Reserve the space of all these blobs, which have no download, or of none; slow for thousands, but waits for
+        nothing. `allotments` gets them by ingest id, also if the caller was cancelled. Raises `NoSpace`, `NoInodes` or
+        `Permanent` (`too_large`)."""
         new = {spec.key.id: spec for spec in specs}
         if new:
             self._ledger.require_files(_files_made(new.values()))
         reservations = self._ledger.reserve({id_: spec.key.size or 0 for id_, spec in new.items()})
         for id_, spec in new.items():
             folder = None if is_small(spec) else self._layout.ingest / id_
-            allotments[id_] = Allotment(self._ledger, reservations[id_], folder)
+            allotments[id_] = DownloadSpace(self._ledger, reservations[id_], folder)
 
     def start(
         self,
         spec: BlobSpec,
         locate: Callable[[Cancellation], Target],
-        allotment: Allotment,
+        allotment: DownloadSpace,
         who: object,
         priority: int,
-    ) -> tuple[Flight, asyncio.Future[Verified]]:
+    ) -> tuple[Download, asyncio.Future[Verified]]:
         """Start the download of a blob that has none, in the space of `allotment`; return the same as `join`."""
-        download = Flight(spec, locate, allotment, self._workers, priority)
+        download = Download(spec, locate, allotment, self._workers, priority)
         entry = _Entry(download, allotment, asyncio.wrap_future(download.result), {who: priority})
         entry.result.add_done_callback(lambda _: self._settle(spec.key.id))
         self._entries[spec.key.id] = entry
@@ -103,7 +104,7 @@ class Flights:
 
     def no_space(self, size: int, resumed: int) -> NoSpace:
         """Return the error for a lack of space for `size` bytes, of which `resumed` are on the disk."""
-        return NoSpace(size, min(size, resumed), self._ledger.use())
+        return NoSpace(size, min(size, resumed), self._ledger.compute_use())
 
     def reserved_for(self, who: object) -> dict[str, int]:
         """Return the reserved bytes of the downloads that `who` waits for, by ingest id."""
@@ -119,11 +120,14 @@ class Flights:
 
     def _reprioritize(self, entries: Iterable[_Entry]) -> None:
         """Set each download's priority to that of its most urgent waiter."""
+        changed = []
         for entry in entries:
             priority = min(entry.waiters.values())
             if entry.download.priority != priority:
                 entry.download.priority = priority
-                self._workers.changed(entry.download)
+                changed.append(entry.download)
+        if changed:
+            self._workers.changed(*changed)
 
     def _settle(self, id_: str) -> None:
         entry = self._entries.pop(id_)

@@ -101,7 +101,7 @@ def _local_error(error: OSError, target: LocalTarget) -> HoldfastError:
         return Permanent("forbidden", f"{target.path}: {error.strerror}", "let the daemon's user read the source")
     if error.errno == errno.ELOOP:
         return _changed(target, "it is a symlink now")
-    short = limits.shortage(error, f"opening {target.path}")
+    short = limits.find_limit_error(error, f"opening {target.path}")
     if short is not None:
         return short
     return Transient("read", f"{target.path}: {error.strerror or error}", "check the file system the source is on")

@@ -1,7 +1,7 @@
 """Request file addresses from a source for the worker threads: sources live on the event loop.
 
-Law: a round trip to the event loop costs more than a small file. So one round trip also fetches the addresses of the
-next small files.
+Law: a round trip to the event loop costs more than a small file. So none is made for an address that follows from the
+listing, and any other also fetches the addresses of the next small files.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import replace
 
 from cached.contract.errors import Transient
 from cached.core.listing import RemoteFile
-from cached.sources.base import Source, expecting
+from cached.sources.base import Addressed, Source, expecting
 from cached.transport.connection.cancel import Cancellation, Cancelled
 from cached.transport.target import HttpTarget, Target
 
@@ -28,6 +28,7 @@ class Locator:
     def __init__(self, source: Source, ahead: Sequence[RemoteFile]) -> None:
         """`ahead`: the files whose addresses are requested together, in the order of their use."""
         self._source = source
+        self._address_of = source.address_of if isinstance(source, Addressed) else None
         self._loop = asyncio.get_running_loop()
         self._ahead = ahead
         self._places = {file.path: number for number, file in enumerate(ahead)}
@@ -37,12 +38,14 @@ class Locator:
 
     def locate(self, file: RemoteFile, cancellation: Cancellation) -> Target:
         """Return the address of `file`; raises as `Source.locate`, `Transient` (`locate_timeout`), or `Cancelled`."""
+        if self._address_of is not None:
+            return expecting(self._address_of(file), file)
         found = self._take(file)
         if found is not None:
             return expecting(found, file)
         asked = asyncio.run_coroutine_threadsafe(self._locate(file), self._loop)
         try:
-            with cancellation.calling(asked.cancel):
+            with cancellation.on_cancel(asked.cancel):
                 return expecting(asked.result(_TIMEOUT_S), file)
         except CancelledError as error:
             raise Cancelled from error

@@ -11,16 +11,16 @@ from collections.abc import Callable
 from cached.contract.errors import HoldfastError, Permanent
 from cached.contract.program import limits
 from cached.core.demand import Want
-from cached.fetch.version import Published, Transfers
+from cached.fetch.version import Published, VersionFetches
 from cached.store.disk.durable import disk_error
 
 _log = logging.getLogger(__name__)
 
 
 async def try_fetch(
-    transfers: Transfers, want: Want, urgency: Callable[[], int], got_space: Callable[[], None]
+    transfers: VersionFetches, want: Want, urgency: Callable[[], int], got_space: Callable[[], None]
 ) -> Published | HoldfastError:
-    """Call `Transfers.fetch`, and return its error: `Transient` where another try may do better."""
+    """Call `VersionFetches.fetch`, and return its error: `Transient` where another try may do better."""
     doing = f"fetching {want.ref}"
     try:
         return await transfers.fetch(want, urgency, got_space)
@@ -29,7 +29,7 @@ async def try_fetch(
     except OSError as error:
         return _caused(disk_error(error, doing), error)
     except Exception as error:  # noqa: BLE001 - a bug that one version brings out must not end the others
-        short = limits.shortage(error, doing)
+        short = limits.find_limit_error(error, doing)
         if short is not None:
             return _caused(short, error)
         _log.exception("%s", want.ref)

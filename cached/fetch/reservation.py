@@ -16,7 +16,7 @@ from cached.store.ingest import allocated_bytes
 _STEP_BYTES = 64 * 1024 * 1024  # what a stream of unknown length reserves at a time
 
 
-class Allotment:
+class DownloadSpace:
     """The reserved space of one download: all of it at once if the size is known, else growing. Thread-safe. The file
     system counts the space that `folder` has already as used: the ledger must know it, or it would count these bytes
     twice and evict versions for them. `folder` is None for a small blob, which is partial for a moment only."""
@@ -47,9 +47,9 @@ class Allotment:
     def settle(self, placed: Verified | None, left: int) -> None:
         """Replace the reservation of an ended download by its committed blob, and `left` bytes of a partial one."""
         if placed is None:
-            self._reservation.settle(left, None, 0)
+            self._reservation.finish(left, None, 0)
         else:
-            self._reservation.settle(left, placed.sha256, placed.size)
+            self._reservation.finish(left, placed.sha256, placed.size)
 
     def _grow(self, size: int) -> None:
         """Grow in large steps while there is room; `NoSpace` has the whole size: a new attempt begins at its start."""
@@ -60,4 +60,4 @@ class Allotment:
             except HoldfastError:
                 continue
             return
-        raise NoSpace(size, 0, self._ledger.use())
+        raise NoSpace(size, 0, self._ledger.compute_use())

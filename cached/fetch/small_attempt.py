@@ -108,7 +108,7 @@ class SmallAttempt:
     def record_soon(self) -> None:
         """Do nothing: a small blob has no record."""
 
-    def leave(self, rest: Segment | None) -> None:
+    def end_segment(self, rest: Segment | None) -> None:
         """End a worker's segment, and requeue its unreceived rest."""
         with self._lock:
             self._receiving = False

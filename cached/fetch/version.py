@@ -24,16 +24,16 @@ from cached.core import filters
 from cached.core.catalog import CatalogVersion
 from cached.core.demand import Want
 from cached.core.listing import Listing, RemoteFile
-from cached.core.space import NoSpace, Stake
+from cached.core.space import FetchSpace, NoSpace
 from cached.core.versions.record import PinMismatch
 from cached.fetch.attempt import BlobSpec, Verified
-from cached.fetch.download import Flight, Observer
-from cached.fetch.downloads import Flights
+from cached.fetch.download import Download, DownloadMetrics
+from cached.fetch.downloads import Downloads
 from cached.fetch.locator import Locator
-from cached.fetch.reservation import Allotment
+from cached.fetch.reservation import DownloadSpace
 from cached.fetch.small_attempt import is_small
-from cached.node.publisher import Janitor
-from cached.node.status_files import Board, Progress
+from cached.node.publisher import Publisher
+from cached.node.status_files import FetchProgress, StatusFiles
 from cached.node.threads import Blocking
 from cached.sources.base import Source
 from cached.store import blobs, fetched
@@ -62,10 +62,12 @@ class Published:
 
 @dataclass(frozen=True, slots=True)
 class _Fetch:
-    """One version fetch: `urgency` returns its priority now, `got_space` is called once all its space is reserved."""
+    """One version fetch: `before` is the record of the version that has the name now, `urgency` returns its priority
+    now, `got_space` is called once all its space is reserved."""
 
     want: Want
     source: Source
+    before: FetchRecord | None
     urgency: Callable[[], int]
     got_space: Callable[[], None]
 
@@ -83,27 +85,27 @@ class _Awaited:
     """A blob that a version waits for: its download, and whether this fetch started that."""
 
     spec: BlobSpec
-    download: Flight
+    download: Download
     result: asyncio.Future[Verified]
     started: bool
 
 
 @dataclass(frozen=True, slots=True)
-class TransferParts:
+class VersionFetchParts:
     """The parts that a version fetch uses. `listing_timeout_s`: how long a source may take to list its files."""
 
     layout: Layout
-    flights: Flights
-    board: Board
-    janitor: Janitor
+    downloads: Downloads
+    status_files: StatusFiles
+    publisher: Publisher
     blocking: Blocking
-    observer: Observer
+    observer: DownloadMetrics
     journal: DigestJournal
     listing_timeout_s: float
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class SourceComparison:
     """A source's content, compared with the `held` digest; its own `digest` is None if unknown without a fetch."""
 
     held: Digest
@@ -111,25 +113,25 @@ class Seen:
     digest: Digest | None
 
 
-class Transfers:
+class VersionFetches:
     """The version fetches of this node; concurrent ones share downloads."""
 
-    def __init__(self, parts: TransferParts, open_source: Callable[[str], Source]) -> None:
+    def __init__(self, parts: VersionFetchParts, open_source: Callable[[str], Source]) -> None:
         self._layout = parts.layout
-        self._downloads = parts.flights
-        self._status_files = parts.board
-        self._publisher = parts.janitor
+        self._downloads = parts.downloads
+        self._status_files = parts.status_files
+        self._publisher = parts.publisher
         self._blocking = parts.blocking
         self._observer = parts.observer
         self._journal = parts.journal
         self._listing_timeout_s = parts.listing_timeout_s
         self._open_source = open_source
-        self._claims = parts.janitor.claims
+        self._claims = parts.publisher.claims
 
-    def stake(self, ref: ModelRef) -> Stake:
+    def stake(self, ref: ModelRef) -> FetchSpace:
         """Return the disk space of a running fetch of `ref`: committed, reserved, and left by earlier attempts."""
         left = self._claims.partials_of(ref) - self._downloads.busy()
-        return Stake(
+        return FetchSpace(
             blobs=self._claims.blobs_of(ref),
             reserved=self._downloads.reserved_for(ref),
             left=self._downloads.left_by(left),
@@ -143,16 +145,16 @@ class Transfers:
         """Fetch and publish `want`; raises `HoldfastError`. If cancelled, it keeps durable bytes. `urgency` returns its
         priority, when its downloads start. `got_space` is called once the space for all of them is reserved. The bytes
         of an earlier attempt stay claimed until `forget`."""
-        source = await self._blocking.run(self._open_source, want.source)
+        source, before = await self._blocking.run(self._open, want)
         try:
             self._status_files.resolve(want.ref, source.display, want.pin)
             resolved_at = timestamp(time.time())
             listing, wanted = await self._resolve(want, source)
-            verified = await self._fetch_blobs(_Fetch(want, source, urgency, got_space), wanted)
+            verified = await self._fetch_blobs(_Fetch(want, source, before, urgency, got_space), wanted)
             manifest = await self._compute(len(wanted), _manifest_of, wanted, verified)
             _check_pin(want, manifest)
-            self._status_files.move(
-                want.ref, State.PUBLISHING, Progress(manifest.total_bytes, manifest.total_bytes, None, None)
+            self._status_files.set_progress(
+                want.ref, State.PUBLISHING, FetchProgress(manifest.total_bytes, manifest.total_bytes, None, None)
             )
             unpromised_ids = [each.spec.key.id for each in wanted if each.spec.sha256 is None]
             record = FetchRecord(
@@ -173,6 +175,11 @@ class Transfers:
         finally:
             await source.aclose()
 
+    def _open(self, want: Want) -> tuple[Source, FetchRecord | None]:
+        """Return the source, and the record of the version that has the name now."""
+        before = fetched.read(self._layout, want.ref)
+        return self._open_source(want.source), before
+
     async def _resolve(self, want: Want, source: Source) -> tuple[Listing, tuple[_WantedFile, ...]]:
         """Return the source's listing, and the version's files in it; raises `PinMismatch` if their promised digests
         already differ from the pin, and as `Source.resolve`."""
@@ -183,7 +190,7 @@ class Transfers:
             self._observer.fetch_failed(source.kind, error.code)
             raise
 
-    async def look(self, entry: CatalogVersion) -> Seen | None:
+    async def compare_source(self, entry: CatalogVersion) -> SourceComparison | None:
         """Compare a version of this node with its source's listing, without fetching files; raises `HoldfastError`.
         Return None if this node does not have the version."""
         held = self._publisher.held(entry.ref)
@@ -202,7 +209,8 @@ class Transfers:
             await source.aclose()
 
     async def _compute(self, files: int, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Call a pure function of so many files: on a thread, unless the thread call would cost more than the work."""
+        """Call a function of so many files that waits for nothing: on a thread, unless the thread call would cost more
+        than the work."""
         if files <= _FEW_FILES:
             return function(*args, **kwargs)
         return await self._blocking.run(function, *args, **kwargs)
@@ -224,9 +232,9 @@ class Transfers:
         known_digests = await self._find_known_digests(fetch, wanted)
         ids = [each.spec.key.id for each in wanted]
         promised = [each.spec.sha256 for each in wanted if each.spec.sha256 is not None]
-        self._claims.begin(ref, [*promised, *(known_digests[id_] for id_ in ids if id_ in known_digests)], ids)
-        known = await self._blocking.run(self._find_committed, wanted, known_digests)
-        self._claims.found(ref, {verified.sha256: verified.size for verified in known.values()})
+        self._claims.claim(ref, [*promised, *(known_digests[id_] for id_ in ids if id_ in known_digests)], ids)
+        known = await self._find_committed(wanted, known_digests)
+        self._claims.add_existing(ref, {verified.sha256: verified.size for verified in known.values()})
         here = sum(verified.size for verified in known.values())
         missing = [each for each in wanted if each.spec.name not in known]
         sized = all(each.spec.key.size is not None for each in missing)
@@ -235,7 +243,7 @@ class Transfers:
             sizes = {verified.sha256: verified.size for verified in known.values()}
             sizes |= {each.spec.key.id: each.spec.key.size or 0 for each in missing}
             self._downloads.require_capacity(sum(sizes.values()))
-        self._status_files.move(ref, State.FETCHING, Progress(total, here, None, None))
+        self._status_files.set_progress(ref, State.FETCHING, FetchProgress(total, here, None, None))
         awaited: list[_Awaited] = []
         try:
             await self._start(fetch, missing, awaited)  # its shortage is exact, less what is on the disk
@@ -253,9 +261,8 @@ class Transfers:
         release published has no record: it counts as the listed one if its status has this source and all paths and
         sizes agree. Not from a web server whose content may depend on a query or a user: a status shows neither."""
         ref = fetch.want.ref
-        record = await self._blocking.run(fetched.read, self._layout, ref)
-        if record is not None:
-            return record.files
+        if fetch.before is not None:
+            return fetch.before.files
         held = self._publisher.held(ref)
         if held is None or held[0].source != fetch.source.display:
             return {}
@@ -283,7 +290,7 @@ class Transfers:
 
     async def _start(self, fetch: _Fetch, missing: Sequence[_WantedFile], awaited: list[_Awaited]) -> None:
         """Join or start the downloads of missing blobs, in bounded turns of the event loop; add all to `awaited`."""
-        ref, allotments = fetch.want.ref, dict[str, Allotment]()
+        ref, allotments = fetch.want.ref, dict[str, DownloadSpace]()
         async with self._downloads.starting:
             new: dict[str, list[_WantedFile]] = {}  # two files may have the same content
             for each in missing:
@@ -293,7 +300,8 @@ class Transfers:
                 else:
                     self._await_download(ref, awaited, _Awaited(each.spec, *joined, started=False))
             try:
-                await self._blocking.run(self._downloads.reserve, [files[0].spec for files in new.values()], allotments)
+                specs = [files[0].spec for files in new.values()]
+                await self._compute(len(specs), self._downloads.reserve, specs, allotments)
                 if all(each.spec.key.size is not None for each in missing):  # else it may still run out of space
                     fetch.got_space()
                 locator = Locator(fetch.source, [files[0].file for files in new.values() if is_small(files[0].spec)])
@@ -315,7 +323,7 @@ class Transfers:
 
     def _claim_result(self, ref: ModelRef, result: asyncio.Future[Verified]) -> None:
         if result.exception() is None:
-            self._claims.found(ref, {result.result().sha256: result.result().size})
+            self._claims.add_existing(ref, {result.result().sha256: result.result().size})
 
     async def _wait(self, ref: ModelRef, awaited: list[_Awaited], here: int, total: int | None) -> None:
         """Wait for all downloads, updating the status once a second; raises the first error."""
@@ -339,24 +347,37 @@ class Transfers:
             eta_s = left / rate if left is not None and rate else None
             state = State.FETCHING if any(download.receiving() for download in downloads) else State.VERIFYING
             trouble = next((f.last_error for f in downloads if f.last_error is not None), None)
-            self._status_files.move(ref, state, Progress(total, here + moved, rate, eta_s), trouble)
+            self._status_files.set_progress(ref, state, FetchProgress(total, here + moved, rate, eta_s), trouble)
 
     def _unshared_ids(self, ref: ModelRef, ids: list[str]) -> frozenset[str]:
         """Return the ingest ids that no other version claims."""
         return self._claims.partials_alone(ref).intersection(ids)
 
-    def _find_committed(self, wanted: tuple[_WantedFile, ...], known_digests: Mapping[str, str]) -> dict[str, Verified]:
+    async def _find_committed(
+        self, wanted: tuple[_WantedFile, ...], known_digests: Mapping[str, str]
+    ) -> dict[str, Verified]:
         """Return the committed blobs of these files, by path. All must be claimed."""
-        self._claims.settle()
-        known = {}
-        for spec in (each.spec for each in wanted):
-            sha256 = spec.sha256
-            if sha256 is None and spec.key.validator:  # without one, the object may have changed
-                sha256 = known_digests.get(spec.key.id) or self._journal.find(spec.key.id)
+        specs = [each.spec for each in wanted]
+        is_settled = len(specs) <= _FEW_FILES and self._claims.is_settled()
+        if is_settled and not any(self._known_digest(spec, known_digests) for spec in specs):
+            return {}  # there is nothing to look for, and no deletion to wait for: no thread call
+        return await self._blocking.run(self._look_for_committed, specs, known_digests)
+
+    def _look_for_committed(self, specs: Sequence[BlobSpec], known_digests: Mapping[str, str]) -> dict[str, Verified]:
+        self._claims.wait_for_deletion()
+        found = {}
+        for spec in specs:
+            sha256 = self._known_digest(spec, known_digests)
             size = None if sha256 is None else blobs.size(self._layout, sha256)
             if sha256 is not None and size is not None and spec.key.size in (None, size):
-                known[spec.name] = Verified(sha256, size, fresh=False)
-        return known
+                found[spec.name] = Verified(sha256, size, fresh=False)
+        return found
+
+    def _known_digest(self, spec: BlobSpec, known_digests: Mapping[str, str]) -> str | None:
+        """Return the sha256 of a file that its source promises or an earlier fetch found, None if unknown."""
+        if spec.sha256 is not None or not spec.key.validator:  # without one, the object may have changed
+            return spec.sha256
+        return known_digests.get(spec.key.id) or self._journal.find(spec.key.id)
 
 
 def _error_for(ref: ModelRef, error: BaseException, awaited: list[_Awaited]) -> BaseException:
@@ -370,7 +391,7 @@ def _error_for(ref: ModelRef, error: BaseException, awaited: list[_Awaited]) -> 
 
 def _select(listing: Listing, want: Want, source: Source) -> tuple[_WantedFile, ...]:
     """Return the version's files in the listing. Slow for thousands of files: not for an event loop."""
-    files = filters.choose(listing, source.display, want.include, want.exclude)
+    files = filters.choose_files(listing, source.display, want.include, want.exclude)
     if all(file.sha256 is not None and file.size is not None for file in files):
         promised = Manifest.build(FileEntry(f.path, f.sha256 or "", f.size or 0) for f in files)
         _check_pin(want, promised)
@@ -421,10 +442,10 @@ def _assume_digests(manifest: Manifest, wanted: tuple[_WantedFile, ...]) -> dict
 
 def _compare(
     entry: CatalogVersion, listing: Listing, display: str, manifest: Manifest, known: Mapping[str, str]
-) -> Seen:
+) -> SourceComparison:
     """Compare a listing with the published manifest. A file without a sha256 is unchanged if its validator is; one
     without a validator too, if its size is."""
-    files = filters.choose(listing, display, entry.include, entry.exclude)
+    files = filters.choose_files(listing, display, entry.include, entry.exclude)
     here = {file.path: file for file in manifest.files}
     sha256s = {file.path: file.sha256 or known.get(_partial_id(file, listing.identity)) for file in files}
     changed = here.keys() != sha256s.keys() or any(
@@ -435,7 +456,7 @@ def _compare(
     digest = None
     if changed and all(file.size is not None and sha256s[file.path] for file in files):
         digest = Manifest.build(FileEntry(f.path, sha256s[f.path] or "", f.size or 0) for f in files).digest
-    return Seen(manifest.digest, changed, digest)
+    return SourceComparison(manifest.digest, changed, digest)
 
 
 def _check_pin(want: Want, manifest: Manifest) -> None:

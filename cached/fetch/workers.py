@@ -20,8 +20,8 @@ from typing import TypeVar
 
 from cached.contract.layout import Layout
 from cached.contract.program import limits
-from cached.contract.program.limits import started_pool
-from cached.fetch.download import Flight, Observer
+from cached.contract.program.limits import start_pool
+from cached.fetch.download import Download, DownloadMetrics
 from cached.store.digest_journal import DigestJournal
 from cached.store.disk.verity import Sealing
 from cached.store.group_commit import GroupCommit
@@ -58,7 +58,7 @@ class Workers:
         layout: Layout,
         client: HttpClient,
         settings: WorkerSettings,
-        observer: Observer,
+        observer: DownloadMetrics,
         journal: DigestJournal,
     ) -> None:
         self.layout = layout
@@ -69,7 +69,7 @@ class Workers:
         self.limit = BandwidthLimit(settings.bandwidth, time.monotonic, time.sleep)
         self.buffers = BufferPool(settings.connections + _HELD + MAX_OPEN, BUFFER_BYTES)
         self.hold_slots = threading.Semaphore(_HELD)
-        self.recorder = started_pool(2, "record")
+        self.recorder = start_pool(2, "record")
         self.group_commit = GroupCommit(layout, settings.sealing, journal)
         self._per_origin = settings.per_origin
         self._condition = threading.Condition()
@@ -80,22 +80,29 @@ class Workers:
             threading.Thread(target=self._run, name=f"worker {n}", daemon=True) for n in range(settings.connections)
         ]
         for thread in self._threads:
-            limits.start(thread, f"the {settings.connections} threads of --connections")
+            limits.start_thread(thread, f"the {settings.connections} threads of --connections")
 
-    def submit(self, downloads: Iterable[Flight]) -> None:
+    def submit(self, downloads: Iterable[Download]) -> None:
         """Run downloads until they have results."""
         with self._condition:
             for download in downloads:
                 self._downloads.add(download)
             self._condition.notify()
 
-    def changed(self, download: Flight) -> None:
-        """Requeue a download that has new work or another priority, or ended."""
+    def changed(self, *downloads: Download) -> None:
+        """Requeue downloads that have new work or another priority, or ended. Wake an idle worker only if there is
+        work, or if it may sleep longer than a backoff lasts."""
         with self._condition:
-            self._downloads.requeue(download)
-            self._condition.notify()
+            for download in downloads:
+                self._downloads.requeue(download)
+            now = time.monotonic()
+            if self._idle and (
+                any(download.not_before > now for download in downloads)
+                or self._downloads.choose(now, self._has_room) is not None
+            ):
+                self._condition.notify()
 
-    def outranked(self, download: Flight) -> bool:
+    def outranked(self, download: Download) -> bool:
         """Return whether a more urgent download could use this one's worker."""
         with self._condition:
             return any(
@@ -138,7 +145,7 @@ class Workers:
         if download is None:
             return False
         try:
-            download.work()
+            download.receive_once()
         except Exception as error:  # noqa: BLE001 - a dead thread would cost a connection
             _log.exception("downloading %s", download.spec.name)
             download.crash(error)
@@ -147,7 +154,7 @@ class Workers:
                 self._downloads.remove_worker(download)
         return True
 
-    def _next(self) -> Flight | None:
+    def _next(self) -> Download | None:
         with self._condition:
             while not self._stopping:
                 now = time.monotonic()
@@ -173,26 +180,26 @@ class _DownloadQueues:
     of these while it is committed. Not thread-safe: call with the workers' lock held."""
 
     def __init__(self) -> None:
-        self.started: dict[Flight, None] = {}  # an attempt is open, or a worker is about to open one
+        self.started: dict[Download, None] = {}  # an attempt is open, or a worker is about to open one
         self.connections: Counter[str] = Counter()  # by origin
-        self._turns: dict[Flight, int] = {}  # the order of arrival, of all
-        self._workers: Counter[Flight] = Counter()
-        self._queues: dict[int, dict[str, list[tuple[int, int, Flight]]]] = {}  # heaps, by priority and origin
-        self._queued: dict[Flight, tuple[int, str]] = {}  # other heap entries are stale
-        self._backing_off: dict[Flight, float] = {}
-        self._backoff_ends: list[tuple[float, int, Flight]] = []
+        self._turns: dict[Download, int] = {}  # the order of arrival, of all
+        self._workers: Counter[Download] = Counter()
+        self._queues: dict[int, dict[str, list[tuple[int, int, Download]]]] = {}  # heaps, by priority and origin
+        self._queued: dict[Download, tuple[int, str]] = {}  # other heap entries are stale
+        self._backing_off: dict[Download, float] = {}
+        self._backoff_ends: list[tuple[float, int, Download]] = []
         self._count = itertools.count()
 
-    def all(self) -> list[Flight]:
+    def all(self) -> list[Download]:
         """Return every download without a result."""
         return list(self._turns)
 
-    def add(self, download: Flight) -> None:
+    def add(self, download: Download) -> None:
         """Add a download."""
         self._turns[download] = next(self._count)
         self._enqueue(download)
 
-    def requeue(self, download: Flight) -> None:
+    def requeue(self, download: Download) -> None:
         """Move a download to its current place; remove it if it has a result."""
         if download not in self._turns:
             return
@@ -204,7 +211,7 @@ class _DownloadQueues:
         else:
             self._enqueue(download)
 
-    def add_worker(self, download: Flight) -> None:
+    def add_worker(self, download: Download) -> None:
         """Count a worker that takes a segment of the download."""
         if download not in self.started:
             self._remove(download)
@@ -212,13 +219,13 @@ class _DownloadQueues:
         self._workers[download] += 1
         self.connections[download.spec.origin] += 1
 
-    def remove_worker(self, download: Flight) -> None:
+    def remove_worker(self, download: Download) -> None:
         """Uncount a worker that has left the download."""
         _decrement(self.connections, download.spec.origin)
         _decrement(self._workers, download)
         self.requeue(download)
 
-    def choose(self, now: float, has_room: Callable[[str], bool]) -> Flight | None:
+    def choose(self, now: float, has_room: Callable[[str], bool]) -> Download | None:
         """Return the download that the next worker should take, None if there is none."""
         self._end_backoffs(now)
         awake = [f for f in self.started if f.not_before <= now]
@@ -262,10 +269,10 @@ class _DownloadQueues:
         later += [at - now for at, _, _ in self._backoff_ends[:1]]
         return max(0.0, min(later)) if later else None
 
-    def _is_started(self, download: Flight) -> bool:
+    def _is_started(self, download: Download) -> bool:
         return not download.result.done() and (download.opened or self._workers[download] > 0)
 
-    def _enqueue(self, download: Flight) -> None:
+    def _enqueue(self, download: Download) -> None:
         if self._is_started(download):
             self.started[download] = None
         elif not download.has_work():
@@ -279,14 +286,14 @@ class _DownloadQueues:
             heap = self._queues.setdefault(place[0], {}).setdefault(place[1], [])
             heapq.heappush(heap, (self._turns[download], next(self._count), download))
 
-    def _remove(self, download: Flight) -> None:
+    def _remove(self, download: Download) -> None:
         self.started.pop(download, None)
         self._backing_off.pop(download, None)
         place = self._queued.pop(download, None)
         if place is not None:
             self._head(*place)
 
-    def _head(self, priority: int, origin: str) -> tuple[int, int, Flight] | None:
+    def _head(self, priority: int, origin: str) -> tuple[int, int, Download] | None:
         """Return the first entry of a queue after dropping stale ones; delete an empty queue."""
         heap = self._queues.get(priority, {}).get(origin, [])
         while heap and self._queued.get(heap[0][2]) != (priority, origin):

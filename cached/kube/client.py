@@ -17,7 +17,7 @@ from typing import Any, Self
 import aiohttp
 
 from cached.contract.errors import HoldfastError, Transient
-from cached.kube.cluster import Cluster
+from cached.kube.cluster import ApiServer
 from cached.kube.errors import Unreachable, bad_answer, of_status
 
 JSON = "application/json"
@@ -50,7 +50,7 @@ class Call:
 class KubeClient:
     """Use as `async with KubeClient(cluster) as client`. `timeout_s` bounds one request, not a watch."""
 
-    def __init__(self, cluster: Cluster, timeout_s: float = 30.0) -> None:
+    def __init__(self, cluster: ApiServer, timeout_s: float = 30.0) -> None:
         self._cluster = cluster
         self._tls = cluster.tls()
         self._limits = aiohttp.ClientTimeout(total=timeout_s, sock_connect=_CONNECT_S)

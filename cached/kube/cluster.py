@@ -20,7 +20,7 @@ Material = bytes | Path  # PEM, or the file that has it
 
 
 @dataclass(frozen=True, slots=True)
-class Cluster:
+class ApiServer:
     """One API server and one identity. `server`: `https://host:port`, with an optional path; `server_name`: the name in
     its certificate, if that is not the host; `authority` None: the system's authorities."""
 
@@ -65,13 +65,13 @@ class Cluster:
         return context
 
 
-def in_cluster(environment: Mapping[str, str], folder: Path = _SERVICE_ACCOUNT) -> Cluster | None:
+def in_cluster(environment: Mapping[str, str], folder: Path = _SERVICE_ACCOUNT) -> ApiServer | None:
     """Return the cluster of this pod, None outside of one."""
     host, port = environment.get("KUBERNETES_SERVICE_HOST"), environment.get("KUBERNETES_SERVICE_PORT", "443")
     if not host:
         return None
     shown = f"[{host}]" if ":" in host else host
-    return Cluster(f"https://{shown}:{port}", authority=folder / "ca.crt", token=folder / "token")
+    return ApiServer(f"https://{shown}:{port}", authority=folder / "ca.crt", token=folder / "token")
 
 
 def _read(material: Material) -> bytes:

@@ -81,7 +81,7 @@ class _Bucket:
     at: float
 
 
-class Events:
+class EventQueue:
     """The queue of this node's events, and their writer."""
 
     def __init__(self, client: KubeClient, node: str, pace: EventPace | None = None) -> None:
@@ -94,7 +94,7 @@ class Events:
         self._wake = asyncio.Event()
         self._ok = self._dropped = self._refused = 0
 
-    def tell(self, pod: PodName, reason: str, message: str, type: Type = "Normal") -> None:
+    def add(self, pod: PodName, reason: str, message: str, type: Type = "Normal") -> None:
         """Queue an event on a pod; return at once, without any guarantee that it is written."""
         said = _Said(pod, reason, message[:_LONGEST_MESSAGE], type)
         now = time.time()

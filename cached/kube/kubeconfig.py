@@ -15,20 +15,20 @@ from typing import Any, NoReturn
 import yaml
 
 from cached.contract.errors import Permanent
-from cached.kube.cluster import Cluster, Material, in_cluster
+from cached.kube.cluster import ApiServer, Material, in_cluster
 
 _FOREIGN = ("exec", "auth-provider", "username", "as")
 _SECTIONS = ("clusters", "users", "contexts")
 
 
-def find_cluster(environment: Mapping[str, str]) -> Cluster | None:
+def find_cluster(environment: Mapping[str, str]) -> ApiServer | None:
     """Return the cluster of KUBECONFIG, else the one of this pod, else None; raises `Permanent`. `~/.kube/config` is
     not read: a laptop must not join a cluster because its owner once logged in to it."""
     files = environment.get("KUBECONFIG")
     return load([Path(name) for name in files.split(":") if name]) if files else in_cluster(environment)
 
 
-def load(files: list[Path]) -> Cluster:
+def load(files: list[Path]) -> ApiServer:
     """Read the current context; of several files the first with a name wins. Raises `Permanent`."""
     merged = _merge(files)
     where = ":".join(map(str, files))
@@ -48,7 +48,7 @@ def load(files: list[Path]) -> Cluster:
     if cluster.get("proxy-url"):
         _refuse(where, "the cluster has a `proxy-url`, which Holdfast does not use", "name the API server directly")
     token_file = _path(user, "tokenFile")
-    return Cluster(
+    return ApiServer(
         server=str(cluster.get("server", "")).rstrip("/") or _refuse(where, "the cluster has no server", "name it"),
         server_name=cluster.get("tls-server-name"),
         authority=_material(cluster, "certificate-authority", where),

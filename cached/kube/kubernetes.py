@@ -14,22 +14,22 @@ from cached.contract.reference import ModelRef
 from cached.contract.status import ModelStatus
 from cached.core.demand import PodWant
 from cached.kube.client import KubeClient
-from cached.kube.cluster import Cluster
-from cached.kube.events import FAILED, Events
+from cached.kube.cluster import ApiServer
+from cached.kube.events import FAILED, EventQueue
 from cached.kube.node import NodeReport
-from cached.kube.pod_events import Telling, refusal, summary
+from cached.kube.pod_events import PodEvents, refusal, summary
 from cached.kube.pods import PodWatch
 
 
-class Membership:
+class KubernetesCluster:
     """A node in a Kubernetes cluster. Methods as in the Protocol."""
 
-    def __init__(self, cluster: Cluster, node: str) -> None:
+    def __init__(self, cluster: ApiServer, node: str) -> None:
         self._client = KubeClient(cluster)
-        self._events = Events(self._client, node)
-        self._watch = PodWatch(self._client, node, refusal(self._events.tell))
+        self._events = EventQueue(self._client, node)
+        self._watch = PodWatch(self._client, node, refusal(self._events.add))
         self._report = NodeReport(self._client, node)
-        self._telling = Telling(self._events.tell, self._watch.find)
+        self._telling = PodEvents(self._events.add, self._watch.find)
 
     @property
     def synced(self) -> bool:
@@ -49,7 +49,7 @@ class Membership:
         return self._report.withdrawn(digest)
 
     def tell_pods(self, find: Callable[[ModelRef], ModelStatus | None]) -> None:
-        self._telling.look(self._watch.pods(), find)
+        self._telling.send_new(self._watch.pods(), find)
 
     def summarise(self, statuses: Iterable[ModelStatus], used: int, capacity: int) -> None:
         self._report.summarise(summary(statuses, used, capacity))
@@ -57,7 +57,7 @@ class Membership:
     def lost(self, refs: Iterable[ModelRef], reason: str) -> None:
         for ref in refs:
             for pod in self._watch.wanting(ref):
-                self._events.tell(pod, FAILED, f"{ref}: {reason}", "Warning")
+                self._events.add(pod, FAILED, f"{ref}: {reason}", "Warning")
 
     def figures(self) -> Mapping[str, float]:
         watch, events, node = self._watch.statistics(), self._events.statistics(), self._report.statistics()

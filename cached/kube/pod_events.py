@@ -46,7 +46,7 @@ class _Heard:
     keys: set[str] = field(default_factory=set)
 
 
-class Telling:
+class PodEvents:
     """The events that each pod of this node got about each version it wants."""
 
     def __init__(self, tell: Tells, find: Callable[[str], PodName | None]) -> None:
@@ -54,7 +54,7 @@ class Telling:
         self._find = find
         self._heard: dict[tuple[str, ModelRef], _Heard] = {}
 
-    def look(self, pods: Iterable[PodWant], find: Callable[[ModelRef], ModelStatus | None]) -> None:
+    def send_new(self, pods: Iterable[PodWant], find: Callable[[ModelRef], ModelStatus | None]) -> None:
         """Send new events to the pods; `find` returns a version's status. Call it at least after every change."""
         now = time.monotonic()
         current: dict[tuple[str, ModelRef], _Heard] = {}

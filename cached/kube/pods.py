@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from cached.contract.annotations import PREFIX, asks, parse
+from cached.contract.annotations import PREFIX, parse, requests_weights
 from cached.contract.errors import HoldfastError, Permanent
 from cached.contract.reference import ModelRef
 from cached.core.demand import PodWant
@@ -192,7 +192,7 @@ class PodWatch:
     def _read(self, metadata: Mapping[str, Any]) -> _Pod | None:
         """Return the pod with its wants; None if it has none, or is being deleted."""
         asked = metadata.get("annotations") or {}
-        if not asks(asked) or metadata.get("deletionTimestamp"):
+        if not requests_weights(asked) or metadata.get("deletionTimestamp"):
             return None
         ours = {key: value for key, value in asked.items() if key.startswith(PREFIX)}
         name = PodName(metadata["uid"], metadata["namespace"], metadata["name"])

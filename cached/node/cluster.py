@@ -16,7 +16,7 @@ from cached.contract.status import ModelStatus
 from cached.core.demand import PodWant
 
 
-class Surroundings(Protocol):
+class Cluster(Protocol):
     """The pods' wants, and reports to the cluster."""
 
     @property

@@ -18,7 +18,7 @@ from statistics import median_low
 from cached.contract.errors import HoldfastError, Transient
 from cached.contract.program import limits
 from cached.core.space import DiskSpace, Ledger
-from cached.node.log_once import Saying
+from cached.node.log_once import LogOnce
 from cached.store.disk.root import Root
 
 _log = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ class DiskWatch:
         self._asked_at: float | None = None  # on the monotonic clock, while the disk has not answered
         self._rooms: deque[int] = deque(maxlen=3)
         self._stop = threading.Event()
-        self._log_once = Saying(_log)
+        self._log_once = LogOnce(_log)
 
     def space(self) -> DiskSpace:
         """Return the last measurement; never blocks. Raises `Transient` if it failed or the disk hangs."""
@@ -55,7 +55,9 @@ class DiskWatch:
     def follow(self, ledger: Ledger, deleted: Callable[[], None]) -> None:
         """Measure each second from now on, together with the bytes that `ledger` has counted; call `deleted` once the
         root was deleted. Raises `Transient` (`no_thread`)."""
-        limits.start(threading.Thread(target=self._run, args=(ledger, deleted), name="disk", daemon=True), _SUBJECT)
+        limits.start_thread(
+            threading.Thread(target=self._run, args=(ledger, deleted), name="disk", daemon=True), _SUBJECT
+        )
 
     def close(self) -> None:
         """Stop the thread, without waiting for it."""

@@ -15,8 +15,8 @@ from cached.contract.errors import HoldfastError
 from cached.contract.layout import Layout
 from cached.contract.manifest import Manifest
 from cached.contract.reference import ModelRef
-from cached.node.log_once import Saying
-from cached.node.publisher import Janitor, NodeParts
+from cached.node.log_once import LogOnce
+from cached.node.publisher import NodeParts, Publisher
 from cached.store import recovery, repair
 from cached.store.disk import durable
 from cached.store.disk.root import Root
@@ -32,7 +32,7 @@ class Inspection:
     def __init__(
         self,
         parts: NodeParts,
-        janitor: Janitor,
+        janitor: Publisher,
         again: Callable[[Iterable[ModelRef]], None],
         found: Callable[[], None],
     ) -> None:
@@ -41,11 +41,11 @@ class Inspection:
         self._again = again
         self._found = found
         self._turn = 0
-        self._log_once = Saying(_log)
+        self._log_once = LogOnce(_log)
 
-    async def look(self) -> None:
+    async def check(self) -> None:
         """Check once, and restore missing parts."""
-        held = self._parts.holdings
+        held = self._parts.inventory
         named = held.named()
         self._turn += 1
         thorough = list(named)[self._turn % len(named)] if named else None
@@ -56,10 +56,10 @@ class Inspection:
                 self._found()
                 self._again(await self._publisher.restore(suspects))
         except HoldfastError as error:
-            self._log_once.trouble(_SUBJECT, str(error))
+            self._log_once.log_error(_SUBJECT, str(error))
             return
-        self._parts.board.restore()
-        self._log_once.fine(_SUBJECT)
+        self._parts.status_files.restore()
+        self._log_once.log_recovery(_SUBJECT)
 
 
 def _examine(

@@ -24,19 +24,19 @@ from cached.contract.manifest import Manifest
 from cached.contract.reference import ModelRef
 from cached.contract.status import encode
 from cached.core.catalog import Catalog
-from cached.core.demand import keeps, used
-from cached.core.eviction import Holding
-from cached.node.cluster import Surroundings
-from cached.node.log_once import Saying
+from cached.core.demand import is_kept, used
+from cached.core.eviction import InventoryEntry
+from cached.node.cluster import Cluster
+from cached.node.log_once import LogOnce
 from cached.store import fetched
 from cached.store.disk import durable
 from cached.store.fetched import FetchRecord
 from cached.store.recovery import Recovered
 
-_log_once = Saying(logging.getLogger(__name__))
+_log_once = LogOnce(logging.getLogger(__name__))
 
 
-class Holdings:
+class Inventory:
     """The versions of this node. `blobs`: the blobs of each snapshot, bytes by sha256. `links`: the number of snapshots
     that link each blob; threads may read it. `last_used`: monotonic seconds. `fetched`: fetch records, without `files`.
     `drifted`: versions whose source has other content now, and its digest if that is known without a fetch."""
@@ -44,6 +44,7 @@ class Holdings:
     def __init__(self, layout: Layout, recovered: Recovered) -> None:
         self._layout = layout
         self.models = dict(recovered.models)
+        self._names = dict(Counter(self.models.values()))  # the number of names of each named snapshot
         self.manifests = dict(recovered.manifests)
         self.blobs = {digest: manifest.blob_sizes() for digest, manifest in self.manifests.items()}
         self.fetched = dict(recovered.fetched)
@@ -56,7 +57,11 @@ class Holdings:
     def add(self, ref: ModelRef, manifest: Manifest, record: FetchRecord) -> None:
         """Add a published version with its fetch record."""
         self.add_snapshot(record.digest, manifest)
+        before = self.models.get(ref)
+        if before is not None:
+            self._remove_name(before)
         self.models[ref] = record.digest
+        self._names[record.digest] = self._names.get(record.digest, 0) + 1
         self.fetched[ref] = replace(record, files={})
         self.drifted.pop(ref, None)
         self.last_used[ref] = time.monotonic()
@@ -72,12 +77,12 @@ class Holdings:
             self.blobs[digest] = manifest.blob_sizes()
             self.links.update(self.blobs[digest].keys())
 
-    def used(self, ref: ModelRef) -> None:
+    def mark_used(self, ref: ModelRef) -> None:
         """Set a version's last use to now: a pod wants it."""
         if ref in self.last_used:
             self.last_used[ref] = time.monotonic()
 
-    def used_at(self, ref: ModelRef) -> float | None:
+    def last_used_at(self, ref: ModelRef) -> float | None:
         """Return a version's last use in seconds since the epoch, by the current wall clock; None if unknown."""
         used = self.last_used.get(ref)
         return None if used is None else time.time() - (time.monotonic() - used)
@@ -85,10 +90,16 @@ class Holdings:
     def remove(self, ref: ModelRef) -> Digest | None:
         """Remove a version; return its digest if no other name points at that snapshot."""
         digest = self.models.pop(ref)
+        self._remove_name(digest)
         self.fetched.pop(ref, None)
         self.drifted.pop(ref, None)
         self.last_used.pop(ref, None)
-        return None if digest in self.models.values() else digest
+        return None if digest in self._names else digest
+
+    @property
+    def digests(self) -> frozenset[Digest]:
+        """The named snapshots."""
+        return frozenset(self._names)
 
     def drop_snapshot(self, digest: Digest) -> None:
         """Remove a snapshot."""
@@ -103,7 +114,7 @@ class Holdings:
 
     def named(self) -> dict[Digest, list[ModelRef]]:
         """Return each named digest, sorted, with its versions."""
-        found: dict[Digest, list[ModelRef]] = {digest: [] for digest in sorted(set(self.models.values()))}
+        found: dict[Digest, list[ModelRef]] = {digest: [] for digest in sorted(self._names)}
         for ref in sorted(self.models):
             found[self.models[ref]].append(ref)
         return found
@@ -114,15 +125,20 @@ class Holdings:
 
     def unnamed(self) -> list[Digest]:
         """Return the snapshots without a name: a crash or a failing disk leaves them between two steps."""
-        return sorted(set(self.manifests) - set(self.models.values()))
+        return sorted(self.manifests.keys() - self._names.keys())
 
-    def saw_leases(self, leased: frozenset[Digest]) -> None:
+    def set_leased(self, leased: frozenset[Digest]) -> None:
         """Replace the set of leased snapshots, and set their last use to now."""
         self.leased = leased
         now = time.monotonic()
         for ref, digest in self.models.items():
             if digest in leased:
                 self.last_used[ref] = now
+
+    def _remove_name(self, digest: Digest) -> None:
+        self._names[digest] -= 1
+        if not self._names[digest]:
+            del self._names[digest]
 
     def _used_before(self, ref: ModelRef, digest: Digest) -> float:
         """Return the last use from the files' mtimes; a future time, after a clock was set back, counts as now."""
@@ -132,13 +148,15 @@ class Holdings:
         return time.monotonic() - max(0.0, time.time() - used)
 
 
-def as_holdings(inventory: Holdings, cluster: Surroundings, catalog: Catalog | None) -> list[Holding]:
+def list_holdings(inventory: Inventory, cluster: Cluster, catalog: Catalog | None) -> list[InventoryEntry]:
     """Return every version for the planner."""
     asked = used(cluster.pods(), inventory.models, catalog)
     return [_as_holding(inventory, ref, cluster, catalog, wanted=ref in asked) for ref in inventory.models]
 
 
-def find_holding(inventory: Holdings, ref: ModelRef, cluster: Surroundings, catalog: Catalog | None) -> Holding | None:
+def find_holding(
+    inventory: Inventory, ref: ModelRef, cluster: Cluster, catalog: Catalog | None
+) -> InventoryEntry | None:
     """Return one version for the planner, None if this node does not have it."""
     if ref not in inventory.models:
         return None
@@ -147,22 +165,22 @@ def find_holding(inventory: Holdings, ref: ModelRef, cluster: Surroundings, cata
 
 
 def _as_holding(
-    inventory: Holdings, ref: ModelRef, cluster: Surroundings, catalog: Catalog | None, *, wanted: bool
-) -> Holding:
+    inventory: Inventory, ref: ModelRef, cluster: Cluster, catalog: Catalog | None, *, wanted: bool
+) -> InventoryEntry:
     digest = inventory.models[ref]
-    return Holding(
+    return InventoryEntry(
         ref=ref,
         digest=digest,
         blobs=inventory.blobs[digest],
         last_used=inventory.last_used[ref],
         in_use=digest in inventory.leased or not cluster.synced,
         wanted=wanted,
-        keep=ref in inventory.pins or (catalog is not None and keeps(catalog, ref, cluster.labels)),
+        keep=ref in inventory.pins or (catalog is not None and is_kept(catalog, ref, cluster.labels)),
         request=inventory.fetched[ref].request,
     )
 
 
-def look_at_leases(layout: Layout, digests: Iterable[Digest]) -> frozenset[Digest]:
+def find_leased(layout: Layout, digests: Iterable[Digest]) -> frozenset[Digest]:
     """Return the leased ones of these snapshots, and set their lease files' mtimes to now. Blocking."""
     held = set()
     for digest in digests:
@@ -174,10 +192,10 @@ def look_at_leases(layout: Layout, digests: Iterable[Digest]) -> frozenset[Diges
         except FileNotFoundError:
             continue  # evicted during the call
         except OSError as error:  # without an answer it counts as leased; the mtime is optional
-            _log_once.trouble(f"lease {path}", error.strerror or str(error))
+            _log_once.log_error(f"lease {path}", error.strerror or str(error))
             held.add(digest)
         else:
-            _log_once.fine(f"lease {path}")
+            _log_once.log_recovery(f"lease {path}")
     return frozenset(held)
 
 

@@ -9,7 +9,7 @@ import logging
 import threading
 
 
-class Saying:
+class LogOnce:
     """The current errors, by subject: a few words that stay the same while the error message changes."""
 
     def __init__(self, log: logging.Logger) -> None:
@@ -17,7 +17,7 @@ class Saying:
         self._lock = threading.Lock()
         self._said: dict[str, str] = {}
 
-    def trouble(self, subject: str, message: str) -> None:
+    def log_error(self, subject: str, message: str) -> None:
         """Log an error of `subject`, unless it is its last one."""
         with self._lock:
             if self._said.get(subject) == message:
@@ -25,7 +25,7 @@ class Saying:
             self._said[subject] = message
         self._log.error("%s: %s", subject, message)
 
-    def fine(self, subject: str) -> bool:
+    def log_recovery(self, subject: str) -> bool:
         """Log that `subject` works again if it had an error; return whether it had one."""
         with self._lock:
             had = self._said.pop(subject, None) is not None

@@ -9,34 +9,37 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections import deque
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import partial
 from typing import ParamSpec, TypeVar
 
 from cached.contract.digest import Digest
-from cached.contract.errors import HoldfastError
+from cached.contract.errors import HoldfastError, Transient
 from cached.contract.layout import Layout
 from cached.contract.manifest import Manifest
 from cached.contract.reference import ModelRef
 from cached.contract.status import State
 from cached.core.space import Ledger
-from cached.node.cluster import Surroundings
-from cached.node.inventory import Holdings, look_at_leases
-from cached.node.log_once import Saying
-from cached.node.status_files import Board, Progress
+from cached.node.cluster import Cluster
+from cached.node.inventory import Inventory, find_leased
+from cached.node.log_once import LogOnce
+from cached.node.status_files import FetchProgress, StatusFiles
 from cached.node.threads import Blocking
-from cached.store import blobs, deletion, fetched, repair, snapshots
+from cached.store import blobs, deletion, repair, snapshots
 from cached.store.claims import Claims
 from cached.store.digest_journal import DigestJournal
 from cached.store.disk import durable
 from cached.store.disk.root import Root
 from cached.store.fetched import FetchRecord
+from cached.store.publication import Publication, publish_all
 
 _log = logging.getLogger(__name__)
 
 P = ParamSpec("P")
 T = TypeVar("T")
+_GROUP_FILES = 256  # in all versions published together: the first one waits for the last one's
 Ids = Callable[[], Collection[str]]  # called under the lock: the ids change before it is taken
 
 
@@ -46,55 +49,119 @@ class NodeParts:
 
     layout: Layout
     root: Root
-    holdings: Holdings
-    board: Board
+    inventory: Inventory
+    status_files: StatusFiles
     ledger: Ledger
     blocking: Blocking
-    surroundings: Surroundings
+    cluster: Cluster
     journal: DigestJournal
 
 
-class Janitor:
+@dataclass(slots=True, eq=False)
+class _Waiting:
+    """A publication that waits for the lock, until it is `started`."""
+
+    publication: Publication
+    notes: Ids
+    result: asyncio.Future[Digest]
+    started: bool = False
+
+
+class Publisher:
     """The steps that change the store, one at a time."""
 
     def __init__(self, parts: NodeParts) -> None:
         self._layout = parts.layout
         self._root = parts.root
-        self._inventory = parts.holdings
-        self._status_files = parts.board
+        self._inventory = parts.inventory
+        self._status_files = parts.status_files
         self._ledger = parts.ledger
         self._blocking = parts.blocking
-        self._cluster = parts.surroundings
-        self._log_once = Saying(_log)
+        self._cluster = parts.cluster
+        self._log_once = LogOnce(_log)
         self.claims = Claims(parts.journal)
-        self._deletion = deletion.Deletion(parts.layout, self.claims, parts.ledger, parts.holdings.links)
+        self._deletion = deletion.Deletion(parts.layout, self.claims, parts.ledger, parts.inventory.links)
         self._lock = asyncio.Lock()
+        self._waiting: deque[_Waiting] = deque()
 
-    async def look_at_leases(self) -> None:
+    async def update_leases(self) -> None:
         """Update the inventory's leased snapshots."""
-        digests = frozenset(self._inventory.models.values())
-        self._inventory.saw_leases(await self._blocking.run(look_at_leases, self._layout, digests))
+        digests = self._inventory.digests
+        self._inventory.set_leased(await self._blocking.run(find_leased, self._layout, digests))
 
     async def publish(self, ref: ModelRef, manifest: Manifest, record: FetchRecord, notes: Ids) -> Digest:
         """Publish `manifest`, whose blobs are all committed, as `ref`; return its digest. `notes` gives its ids in the
         digest journal, which are forgotten. The previous snapshot of the name stays while it is leased. A started
-        publication is completed, cancelled or not. Raises `HoldfastError`."""
-        async with self._lock:
-            try:
-                journal = self.claims.journal
-                publish = partial(_publish, self._layout, journal, ref, manifest, record, notes())
-                digest = await self._blocking.finish(_on_root, self._root, publish)
-            except BaseException:  # a snapshot that did not get its name is added too, so that a sweep deletes it
-                if await self._blocking.run(snapshots.is_there, self._layout, manifest.digest):
-                    self._inventory.add_snapshot(manifest.digest, manifest)
+        publication is completed, cancelled or not. Raises `HoldfastError`.
+
+        Versions that wait for the lock at the same time are published together, in the turn of the first."""
+        mine = _Waiting(Publication(ref, manifest, record), notes, asyncio.get_running_loop().create_future())
+        self._waiting.append(mine)
+        turn = asyncio.ensure_future(self._take_turn(mine))  # a task of its own: no cancelled caller interrupts others
+        try:
+            return await asyncio.shield(mine.result)
+        except asyncio.CancelledError:
+            if not mine.started:
+                self._waiting.remove(mine)
+                turn.cancel()
                 raise
-            before = self._inventory.models.get(ref)
-            self._inventory.add(ref, manifest, record)
-            self._status_files.know(ref, str(digest), None)
-            if before not in (None, digest):
-                _log.warning("%s: leads to %s now, no longer to %s", ref, digest, before)
-            self.tell()
-            return digest
+            await asyncio.wait([mine.result])
+            if mine.result.exception() is not None:
+                raise
+            return mine.result.result()
+
+    async def _take_turn(self, mine: _Waiting) -> None:
+        async with self._lock:
+            while not mine.started:
+                await self._publish_group(self._take_group())
+
+    def _take_group(self) -> list[_Waiting]:
+        """Take the first waiting publication, and the next ones up to `_GROUP_FILES` files in all."""
+        group: list[_Waiting] = []
+        files = 0
+        for each in self._waiting:
+            files += len(each.publication.manifest.files)
+            if group and files > _GROUP_FILES:
+                break
+            group.append(each)
+        for each in group:
+            each.started = True
+            self._waiting.popleft()
+        return group
+
+    async def _publish_group(self, group: list[_Waiting]) -> None:
+        publications = [each.publication for each in group]
+        error: Exception | None = Transient("interrupted", "the publication was cancelled", "it is tried again")
+        try:
+            for each in group:
+                each.publication.notes = each.notes()
+            await self._blocking.finish(publish_all, self._layout, self.claims.journal, self._root.check, publications)
+            for publication in publications:
+                self._record(publication)
+            self.report_published()
+            error = None
+        except Exception as unexpected:  # noqa: BLE001 - raised to every caller
+            error = unexpected
+        finally:
+            for each in group:
+                failure = each.publication.failure or error
+                if failure is None:
+                    each.result.set_result(each.publication.record.digest)
+                else:
+                    each.result.set_exception(failure)
+
+    def _record(self, publication: Publication) -> None:
+        """Record the result of a publication in the inventory and the status file."""
+        ref, digest = publication.ref, publication.record.digest
+        if publication.failure is not None:
+            if publication.has_snapshot:  # without its name it is added too, so that a sweep deletes it
+                self._inventory.add_snapshot(digest, publication.manifest)
+            return
+        before = self._inventory.models.get(ref)
+        self._inventory.add(ref, publication.manifest, publication.record)
+        self._status_files.set_content(ref, str(digest), None)
+        if before not in (None, digest):
+            _log.warning("%s: leads to %s now, no longer to %s", ref, digest, before)
 
     def held(self, ref: ModelRef) -> tuple[FetchRecord, Manifest] | None:
         """Return a version's fetch record, without `files`, and its manifest; None if this node does not have it."""
@@ -111,20 +178,20 @@ class Janitor:
             size = self._inventory.size(ref)
             tells = before is not None and before.state is State.READY  # else its status is that of a running fetch
             if tells:
-                self._status_files.move(ref, State.EVICTING, Progress(size, size, None, None))
+                self._status_files.set_progress(ref, State.EVICTING, FetchProgress(size, size, None, None))
             try:
                 freed = await self._remove(ref, digest, stays)
             except HoldfastError as error:
-                self._log_once.trouble(f"eviction of {ref}", str(error))
+                self._log_once.log_error(f"eviction of {ref}", str(error))
                 freed = None
             if freed is None:
                 if tells and before is not None:
-                    self._status_files.ready(ref, digest, size, before.pinned, before.source)
+                    self._status_files.set_ready(ref, digest, size, before.pinned, before.source)
                 return None
-            self._status_files.know(ref, None, None)
+            self._status_files.set_content(ref, None, None)
             if tells:
                 self._status_files.drop(ref)
-            self._log_once.fine(f"eviction of {ref}")
+            self._log_once.log_recovery(f"eviction of {ref}")
             _log.info("%s: evicted, %d bytes given back", ref, freed)
             return freed
 
@@ -140,7 +207,7 @@ class Janitor:
                 self._inventory.remove(ref)
                 if last:
                     self._inventory.drop_snapshot(digest)
-                    self.tell()
+                    self.report_published()
             return freed
 
     async def quarantine(self, sha256: str) -> list[ModelRef]:
@@ -154,7 +221,7 @@ class Janitor:
                     gone += await self._lose(digest)
             return gone
 
-    async def lose(self, digest: Digest) -> list[ModelRef]:
+    async def withdraw_snapshot(self, digest: Digest) -> list[ModelRef]:
         """Withdraw a snapshot with a corrupt manifest; return its names. Its blobs stay; other files become blobs."""
         async with self._lock:
             if digest not in self._inventory.manifests:
@@ -194,12 +261,12 @@ class Janitor:
         await self._do(_withdraw, self._layout, self._ledger, refs, digest, belongs)
         for ref in refs:
             self._inventory.remove(ref)
-            self._status_files.know(ref, None, None)
+            self._status_files.set_content(ref, None, None)
             status = self._status_files.get(ref)
             if status is not None and status.state is State.READY:
                 self._status_files.drop(ref)
         self._inventory.drop_snapshot(digest)
-        self.tell()
+        self.report_published()
         return refs
 
     async def discard(self, damaged: Collection[Digest]) -> None:
@@ -226,9 +293,9 @@ class Janitor:
                 raise swept.trouble
             return swept.committed + swept.dying
 
-    def tell(self) -> None:
+    def report_published(self) -> None:
         """Report the published digests to the cluster."""
-        self._cluster.published(frozenset(self._inventory.models.values()))
+        self._cluster.published(self._inventory.digests)
 
     async def _do(self, step: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Call a step on the disk, if the root is the locked one."""
@@ -239,23 +306,6 @@ def _on_root(root: Root, step: Callable[[], T]) -> T:
     """Call a step unless another root, or none, is at the root's path."""
     root.check()
     return step()
-
-
-def _publish(
-    layout: Layout,
-    journal: DigestJournal,
-    ref: ModelRef,
-    manifest: Manifest,
-    record: FetchRecord,
-    notes: Collection[str],
-) -> Digest:
-    if snapshots.is_there(layout, manifest.digest):
-        repair.rejoin(layout, manifest.digest, manifest)  # a rebuild must not delete a file that has no blob
-    digest = snapshots.publish(layout, manifest, snapshots.now())
-    fetched.write(layout, ref, record)  # before the name: a record with another digest than the name's is ignored
-    snapshots.point(layout, ref, digest)
-    journal.forget(notes)
-    return digest
 
 
 def _restore(
@@ -286,7 +336,7 @@ def _withdraw(
     """Delete names and their snapshot, in use or not: open files stay usable. First, `repair.rescue` its files."""
     with durable.disk_errors(f"withdrawing snapshot {digest}"):
         for ref in refs:
-            snapshots.unpoint(layout, ref)
+            snapshots.delete_name(layout, ref)
         for sha256 in repair.rescue(layout, digest, belongs):
             account.count_blob(sha256, blobs.size(layout, sha256) or 0)
         trashed = snapshots.trash(layout, digest)

@@ -14,7 +14,7 @@ import time
 from cached.contract.errors import HoldfastError
 from cached.contract.layout import Layout
 from cached.core.space import Ledger, OnDisk
-from cached.node.log_once import Saying
+from cached.node.log_once import LogOnce
 from cached.node.publisher import NodeParts
 from cached.store import recovery
 from cached.store.disk import durable
@@ -34,7 +34,7 @@ class Recount:
     def __init__(self, parts: NodeParts) -> None:
         self._parts = parts
         self._asked = asyncio.Event()
-        self._log_once = Saying(_log)
+        self._log_once = LogOnce(_log)
 
     def soon(self) -> None:
         """Compare again within seconds."""
@@ -58,17 +58,17 @@ class Recount:
         try:
             corrected = await parts.blocking.run(_recount, parts.layout, parts.root, parts.ledger)
         except HoldfastError as error:
-            self._log_once.trouble(_SUBJECT, str(error))
+            self._log_once.log_error(_SUBJECT, str(error))
             return
-        self._log_once.fine(_SUBJECT)
+        self._log_once.log_recovery(_SUBJECT)
         if corrected:
             _log.warning("the ledger was wrong about %d files: the store was changed by hand", corrected)
-            parts.board.news.set()
+            parts.status_files.news.set()
 
 
 def _recount(layout: Layout, root: Root, ledger: Ledger) -> int:
     """Correct the ledger by the disk, unless another root was uncovered then; return the number of corrections."""
-    with durable.disk_errors(f"looking through {layout.root}"), ledger.recounting() as correct:
+    with durable.disk_errors(f"looking through {layout.root}"), ledger.begin_recount() as correct:
         root.check()
         blobs, partials, quarantined = recovery.measure(layout)
         root.check()

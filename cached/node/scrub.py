@@ -28,10 +28,10 @@ from cached.contract.digest import Digest
 from cached.contract.errors import HoldfastError
 from cached.contract.layout import Layout, SnapshotLayout
 from cached.contract.manifest import FileEntry, Manifest
-from cached.contract.program.limits import started_pool
+from cached.contract.program.limits import start_pool
 from cached.contract.status import parse_timestamp, timestamp
 from cached.contract.verified import VerifiedFile, VerifiedRecord
-from cached.node.inventory import Holdings
+from cached.node.inventory import Inventory
 from cached.store import snapshots
 from cached.store.disk import verity
 from cached.store.disk.verity import Sealing
@@ -55,12 +55,12 @@ class ScrubParts:
     which a file and its blob are different files. `count_hashed` counts hashed bytes, `count_bad` corrupt files."""
 
     layout: Layout
-    holdings: Holdings
+    inventory: Inventory
     sealing: Sealing
     busy: Callable[[], bool]
     bad_blob: Callable[[str], Awaitable[None]]
     bad_snapshot: Callable[[Digest], Awaitable[None]]
-    apart: Callable[[Digest], Awaitable[None]]
+    restore_snapshot: Callable[[Digest], Awaitable[None]]
     count_hashed: Callable[[int], None]
     count_bad: Callable[[], None]
 
@@ -110,7 +110,7 @@ class Scrub:
         self._stopping = threading.Event()
         # Monotonic times of each snapshot's oldest hash, cached: reading the records is not cheap.
         self._checked: dict[Digest, float] = {}
-        self._thread = started_pool(1, "scrub", _set_idle_priority)
+        self._thread = start_pool(1, "scrub", _set_idle_priority)
 
     async def run(self) -> None:
         """Scrub until cancelled."""
@@ -118,7 +118,7 @@ class Scrub:
         try:
             while True:
                 await asyncio.sleep(_PAUSE_S)
-                manifests = dict(self._parts.holdings.manifests)
+                manifests = dict(self._parts.inventory.manifests)
                 if self._parts.busy() or not manifests:
                     continue
                 finding = await loop.run_in_executor(self._thread, partial(self._check_oldest, manifests))
@@ -138,7 +138,7 @@ class Scrub:
                     self._parts.count_bad()
                     await self._parts.bad_snapshot(digest)
                 case _Apart(digest):
-                    await self._parts.apart(digest)
+                    await self._parts.restore_snapshot(digest)
         except HoldfastError as error:
             _log.error("scrub: %s: %s", finding, error)
         else:

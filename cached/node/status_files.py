@@ -1,7 +1,8 @@
 """The status files: one for each version that is wanted or published, and the daemon's heartbeat.
 
 Law: the only writer of `public/status`. Writes go through one thread, in order, so a slow disk delays no fetch; they
-are atomic and not synced, since a restart rewrites them.
+are atomic and not synced, since a restart rewrites them. Versions that change at the same time are written in one
+round, each with its newest status: while many versions are fetched, no reader needs a state of a few milliseconds.
 """
 
 from __future__ import annotations
@@ -15,15 +16,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from cached.contract.digest import Digest
 from cached.contract.errors import HoldfastError, Transient
 from cached.contract.layout import PublicLayout
-from cached.contract.program.limits import started_pool
+from cached.contract.program.limits import start_pool
 from cached.contract.reference import ModelRef
 from cached.contract.status import DaemonStatus, ModelStatus, Stale, State, StatusError, encode, timestamp
 from cached.node.disk_watch import hang_error
-from cached.node.log_once import Saying
+from cached.node.log_once import LogOnce
 from cached.store.disk import durable
 from cached.store.snapshots import remove_empty
 
@@ -31,10 +33,11 @@ _log = logging.getLogger(__name__)
 _FILE_MODE = 0o644
 _SUBJECT = "status files"
 _CANNOT = "they cannot be written"
+_PAUSE_S = 0.1  # between two rounds of writes: the first change is written at once, those during the pause after it
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
+class FetchProgress:
     """The progress of a fetch, in bytes, bytes a second and seconds; None: unknown."""
 
     total: int | None
@@ -55,22 +58,25 @@ class _Facts:
 _NO_FACTS = _Facts(None, None, {})
 
 
-class Board:
+class StatusFiles:
     """The status of every version, in memory and in its file."""
 
     def __init__(self, public: PublicLayout, node: str, check: Callable[[], None]) -> None:
         self._public = public
         self._check = check
-        self._log_once = Saying(_log)
+        self._log_once = LogOnce(_log)
         self._trouble: HoldfastError | None = None
         self._stale = False  # whether a file may differ from its status
         self._beating_since: float | None = None  # monotonic seconds, while a heartbeat waits to be written
         self.news = asyncio.Event()  # set whenever a status changes; the waiter clears it
         self._facts: dict[ModelRef, _Facts] = {}
-        self._lock = threading.Lock()  # of the two below, which the writer reads too
+        self._lock = threading.Lock()  # of the three below, which the writer reads too
         self._statuses: dict[ModelRef, ModelStatus] = {}
-        self._pending: dict[ModelRef, ModelStatus | None] = {}  # to write, or to delete: one job for each version
-        self._writer = started_pool(1, "status")
+        self._pending: dict[ModelRef, ModelStatus | None] = {}  # to write, or to delete
+        self._round_queued = False  # whether a round of writes is queued and has not taken what is pending
+        self._hurry = threading.Event()  # a caller waits: the next round starts at once
+        self._next_round = 0.0  # monotonic seconds; used by the writer only
+        self._writer = start_pool(1, "status")
         now = timestamp(time.time())
         self._daemon = DaemonStatus(node, version("holdfast"), os.getpid(), now, now)
 
@@ -97,7 +103,7 @@ class Board:
         """Return a version's status, None if it has none."""
         return self._statuses.get(ref)
 
-    def begin(self, ref: ModelRef, state: State, source: str, pin: Digest | None) -> None:
+    def reset(self, ref: ModelRef, state: State, source: str, pin: Digest | None) -> None:
         """Reset a version to `state`, without error or progress. `source` carries no credentials."""
         digest = str(pin) if pin is not None else None
         self._put(ref, state, _status(ref, state, source, digest, pin is not None))
@@ -105,19 +111,28 @@ class Board:
     def resolve(self, ref: ModelRef, source: str, pin: Digest | None) -> None:
         """Set a version to RESOLVING; the error of its last attempt stays until the source has answered."""
         status = _status(ref, State.RESOLVING, source, None if pin is None else str(pin), pin is not None)
-        self._put(ref, State.RESOLVING, replace(status, error=self._statuses[ref].error))
+        self._put(ref, State.RESOLVING, status, error=self._statuses[ref].error)
 
-    def move(self, ref: ModelRef, state: State, progress: Progress, trouble: HoldfastError | None = None) -> None:
+    def set_progress(
+        self, ref: ModelRef, state: State, progress: FetchProgress, trouble: HoldfastError | None = None
+    ) -> None:
         """Set a version's state and progress; `trouble` is the error that is being retried."""
-        error = None if trouble is None else StatusError.of(trouble)
-        self._put(ref, state, _with_progress(replace(self._statuses[ref], error=error), progress))
+        self._put(
+            ref,
+            state,
+            self._statuses[ref],
+            error=None if trouble is None else StatusError.of(trouble),
+            bytes_total=progress.total,
+            bytes_done=progress.done,
+            rate_bytes_per_s=progress.rate,
+            eta_s=progress.eta_s,
+        )
 
-    def trouble(self, ref: ModelRef, state: State, error: HoldfastError) -> None:
+    def set_error(self, ref: ModelRef, state: State, error: HoldfastError) -> None:
         """Set a version's state and error."""
-        old = self._statuses[ref]
-        self._put(ref, state, replace(old, error=StatusError.of(error), rate_bytes_per_s=None, eta_s=None))
+        self._put(ref, state, self._statuses[ref], error=StatusError.of(error), rate_bytes_per_s=None, eta_s=None)
 
-    def know(self, ref: ModelRef, held: str | None, stale: tuple[str, str | None] | None) -> None:
+    def set_content(self, ref: ModelRef, held: str | None, stale: tuple[str, str | None] | None) -> None:
         """Set the digest that a version's name points at, and why that is stale (reason and digest of `Stale`)."""
         old = self._facts.get(ref, _NO_FACTS)
         known = None if old.stale is None else (old.stale.reason, old.stale.digest)
@@ -141,11 +156,11 @@ class Board:
         if status is not None:
             self._put(ref, status.state, status)
 
-    def ready(self, ref: ModelRef, digest: Digest, size: int, pinned: bool, source: str) -> None:
+    def set_ready(self, ref: ModelRef, digest: Digest, size: int, pinned: bool, source: str) -> None:
         """Set a version to READY; `source` is the source of its content."""
         self._facts[ref] = replace(self._facts.get(ref, _NO_FACTS), held=str(digest))
-        done = replace(_status(ref, State.READY, source, str(digest), pinned), bytes_total=size, bytes_done=size)
-        self._put(ref, State.READY, done)
+        status = _status(ref, State.READY, source, str(digest), pinned)
+        self._put(ref, State.READY, status, bytes_total=size, bytes_done=size)
 
     def adopt(self, ref: ModelRef, status: ModelStatus) -> None:
         """Take over a version's status from the last daemon; its file exists already."""
@@ -162,7 +177,7 @@ class Board:
         """Delete the files of versions without a status, left by a crash or by hand."""
         self._writer.submit(self._sweep)
 
-    def beat(self) -> None:
+    def write_heartbeat(self) -> None:
         """Write the heartbeat; after failed writes, rewrite all files once one succeeds."""
         self._daemon = replace(self._daemon, updated=timestamp(time.time()))
         if self._beating_since is not None:
@@ -181,19 +196,31 @@ class Board:
 
     async def flushed(self) -> None:
         """Wait until every status so far is in its file."""
+        self._hurry.set()
         await asyncio.get_running_loop().run_in_executor(self._writer, _nothing)
 
     def close(self) -> None:
         """Write pending files and end the thread."""
+        self._hurry.set()
         self._writer.shutdown()
 
-    def _put(self, ref: ModelRef, state: State, status: ModelStatus) -> None:
+    def _put(self, ref: ModelRef, state: State, status: ModelStatus, **more: Any) -> None:
+        """Set `status`, in `state`, with the other fields `more`."""
         now = timestamp(time.time())
         old = self._statuses.get(ref)
         since = old.since if old is not None and old.state == state else now
         facts = self._facts.get(ref, _NO_FACTS)
-        status = replace(status, state=state, since=since, updated=now, held=facts.held, stale=facts.stale)
-        self._set(ref, replace(status, refused_pins=facts.refused_pins))
+        status = replace(
+            status,
+            state=state,
+            since=since,
+            updated=now,
+            held=facts.held,
+            stale=facts.stale,
+            refused_pins=facts.refused_pins,
+            **more,
+        )
+        self._set(ref, status)
 
     def _set(self, ref: ModelRef, status: ModelStatus | None) -> None:
         with self._lock:
@@ -207,10 +234,21 @@ class Board:
     def _queue(self, ref: ModelRef, status: ModelStatus | None) -> None:
         """Queue the write of a version's file, or its deletion (None), in place of a pending one."""
         with self._lock:
-            is_queued = ref in self._pending
+            is_first, self._round_queued = not self._round_queued, True
             self._pending[ref] = status
-        if not is_queued:
-            self._writer.submit(self._write_newest, ref)
+        if is_first:
+            self._writer.submit(self._write_round)
+
+    def _write_round(self) -> None:
+        """Write or delete the file of every version with a pending status."""
+        self._hurry.wait(max(0.0, self._next_round - time.monotonic()))
+        self._hurry.clear()  # before the pending ones are taken: a caller that hurries later has a later round
+        with self._lock:
+            self._round_queued = False
+            refs = list(self._pending)
+        for ref in refs:
+            self._write_newest(ref)
+        self._next_round = time.monotonic() + _PAUSE_S
 
     def _write_newest(self, ref: ModelRef) -> None:
         with self._lock:
@@ -223,14 +261,18 @@ class Board:
     def _beat(self, document: dict[str, object]) -> None:
         self._trouble = self._write(self._public.daemon_status, document)
         if self._trouble is None:
-            self._log_once.fine(_SUBJECT)
+            self._log_once.log_recovery(_SUBJECT)
         self._beating_since = None
 
     def _write(self, path: Path, document: dict[str, object]) -> HoldfastError | None:
 
         def write() -> None:
-            durable.make_dir(path.parent, durable.PUBLIC_DIR_MODE)
-            durable.replace_volatile(path, encode(document), _FILE_MODE)
+            data = encode(document)
+            try:
+                durable.replace_volatile(path, data, _FILE_MODE)
+            except FileNotFoundError:  # the first version of its model
+                durable.make_dir(path.parent, durable.PUBLIC_DIR_MODE)
+                durable.replace_volatile(path, data, _FILE_MODE)
 
         return self._try(write)
 
@@ -272,22 +314,12 @@ class Board:
         except HoldfastError as error:
             failure = error
         self._stale = True
-        self._log_once.trouble(_SUBJECT, str(failure))
+        self._log_once.log_error(_SUBJECT, str(failure))
         return failure
 
 
 def _status(ref: ModelRef, state: State, source: str, digest: str | None, pinned: bool) -> ModelStatus:
     return ModelStatus(ref.name, ref.version, state, digest, pinned, source, None, 0, None, None, "", "", None)
-
-
-def _with_progress(status: ModelStatus, progress: Progress) -> ModelStatus:
-    return replace(
-        status,
-        bytes_total=progress.total,
-        bytes_done=progress.done,
-        rate_bytes_per_s=progress.rate,
-        eta_s=progress.eta_s,
-    )
 
 
 def _nothing() -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import ParamSpec, TypeVar
 
-from cached.contract.program.limits import started_pool
+from cached.contract.program.limits import start_pool
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -21,7 +21,7 @@ class Blocking:
     """A pool of `threads` threads, all started at once; raises `Transient` (`no_thread`)."""
 
     def __init__(self, threads: int) -> None:
-        self._pool = started_pool(threads, "store")
+        self._pool = start_pool(threads, "store")
 
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Call `function` on a thread of the pool and return its result."""

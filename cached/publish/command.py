@@ -25,8 +25,8 @@ from cached.publish.content import Content, hash_all, look_through
 from cached.publish.destination import Destination
 from cached.publish.folder import FolderDestination
 from cached.publish.golden import with_golden
-from cached.publish.plan import Judges, Plan, by_checksum, by_sha256, by_size, plan, refuse_replacing, run
-from cached.publish.progress import ProgressLine
+from cached.publish.plan import Judges, PublishPlan, by_checksum, by_sha256, by_size, plan, refuse_replacing, run
+from cached.publish.progress import PublishProgress
 from cached.sources.local.source import local_path
 
 _READ_ONLY = {"http": "a web server", "https": "a web server", "hf": "the Hugging Face Hub"}
@@ -109,14 +109,14 @@ def _read(options: argparse.Namespace, destination: Destination) -> Content:
         _say(f"left out: {folder / name}, {why}")
     if len(found.left_out) > _SHOWN:
         _say(f"left out: {len(found.left_out) - _SHOWN} more like these")
-    with ProgressLine(sys.stderr, f"hashing {_files(len(found.files))}", found.total_bytes) as progress:
+    with PublishProgress(sys.stderr, f"hashing {_files(len(found.files))}", found.total_bytes) as progress:
         return hash_all(found.files, options.threads, progress.add)
 
 
-async def _publish(content: Content, destination: Destination, options: argparse.Namespace) -> Plan:
+async def _publish(content: Content, destination: Destination, options: argparse.Namespace) -> PublishPlan:
     judges = Judges(sealed=by_sha256 if options.force else by_size, unsealed=by_checksum)
 
-    async def decide() -> Plan:
+    async def decide() -> PublishPlan:
         decided = await plan(content, destination, options.threads, judges)
         if not options.force:
             refuse_replacing(decided, destination.display)
@@ -130,7 +130,7 @@ async def _publish(content: Content, destination: Destination, options: argparse
         if decided.is_done:
             return decided
         label = f"uploading {_files(len(decided.uploads))}"
-        with ProgressLine(sys.stderr, label, decided.upload_bytes) as progress:
+        with PublishProgress(sys.stderr, label, decided.upload_bytes) as progress:
             return await run(decided, decide, destination, options.threads, progress.add, _say)
     finally:
         await destination.aclose()
@@ -166,7 +166,7 @@ def _end_on_sigterm() -> None:
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
 
 
-def _report(done: Plan, display: str, options: argparse.Namespace) -> None:
+def _report(done: PublishPlan, display: str, options: argparse.Namespace) -> None:
     whole = _whole(done, display)
     if not done.is_done:
         _say(f"published: {whole}; uploaded {_files(len(done.uploads))}, {format_size(done.upload_bytes)}")
@@ -178,12 +178,12 @@ def _report(done: Plan, display: str, options: argparse.Namespace) -> None:
     _answer(done, display, facts if options.json else None)
 
 
-def _whole(plan: Plan, display: str) -> str:
+def _whole(plan: PublishPlan, display: str) -> str:
     manifest = plan.content.manifest
     return f"{_files(len(manifest.files))}, {format_size(manifest.total_bytes)}, at {display}"
 
 
-def _answer(plan: Plan, display: str, facts: dict[str, object] | None) -> None:
+def _answer(plan: PublishPlan, display: str, facts: dict[str, object] | None) -> None:
     """Write the output for programs: a line of JSON with `--json`, and the digest."""
     manifest = plan.content.manifest
     if facts is not None:

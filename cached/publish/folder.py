@@ -24,7 +24,7 @@ from cached.contract.verify import hash_file
 from cached.publish.destination import PART_BYTES, Progress, Say, Stored, Upload
 from cached.publish.mark import MAX_MARK_BYTES, Mark, another_publisher, describe
 from cached.publish.reading import CheckedReader, wrong_bytes
-from cached.sources.local.tree import look_inside
+from cached.sources.local.tree import find_inside
 from cached.store.disk import durable
 
 _FILE_MODE = 0o644
@@ -108,14 +108,14 @@ class FolderDestination:
         return found
 
     def _stored(self, path: str) -> Stored:
-        file = look_inside(self._base, path)
+        file = find_inside(self._base, path)
         with _writing(file.real):
             # In steps of two seconds: a file system may show a finer time before it has rounded it.
             return Stored(file.size, str(os.stat(file.real).st_mtime_ns // 2_000_000_000))
 
     def _hash(self, path: str) -> str | None:
         try:
-            real = look_inside(self._base, path).real
+            real = find_inside(self._base, path).real
         except Permanent as error:
             if error.code != "not_found":
                 raise

@@ -36,7 +36,7 @@ class Judges:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class PublishPlan:
     """The changes at the destination. `uploads`: files to upload, and how each differs. `sealed`: the right manifest
     exists already. `replaced`: the digest of another version's manifest, if any; `obsolete`: paths that only that one
     lists. `manifest` and `listing`: the destination's state when the plan was made."""
@@ -76,7 +76,7 @@ async def by_sha256(destination: Destination, upload: Upload, _stored: Stored) -
     return "missing" if found is None else f"other contents: expected sha256 {upload.entry.sha256}, found {found}"
 
 
-async def plan(content: Content, destination: Destination, requests: int, judges: Judges) -> Plan:
+async def plan(content: Content, destination: Destination, requests: int, judges: Judges) -> PublishPlan:
     """Compare the content with the destination, with `requests` comparisons at once; return the changes."""
     there = await destination.manifest()
     listing = await destination.listing(content.manifest.files)
@@ -97,11 +97,11 @@ async def plan(content: Content, destination: Destination, requests: int, judges
 
     await in_parallel(requests, (partial(compare, upload) for upload in content.uploads))
     if there is None or sealed:
-        return Plan(content, uploads, sealed, manifest=there, listing=listing)
-    return Plan(content, uploads, False, Digest.of(there), _obsolete(there, content.manifest), there, listing)
+        return PublishPlan(content, uploads, sealed, manifest=there, listing=listing)
+    return PublishPlan(content, uploads, False, Digest.of(there), _obsolete(there, content.manifest), there, listing)
 
 
-def refuse_replacing(plan: Plan, display: str) -> None:
+def refuse_replacing(plan: PublishPlan, display: str) -> None:
     """Raise `Permanent` (`already_published`) if the plan would replace another version."""
     if plan.replaced is not None:
         raise Permanent(
@@ -112,13 +112,13 @@ def refuse_replacing(plan: Plan, display: str) -> None:
 
 
 async def run(
-    decided: Plan,
-    decide: Callable[[], Awaitable[Plan]],
+    decided: PublishPlan,
+    decide: Callable[[], Awaitable[PublishPlan]],
     destination: Destination,
     requests: int,
     progress: Progress,
     say: Say,
-) -> Plan:
+) -> PublishPlan:
     """Carry out the plan as the only publisher; return the plan that was carried out. `decide` plans again, and may
     refuse, if the destination changed before the mark was written. `say` is called with messages for people that are no
     failures."""
@@ -160,13 +160,15 @@ async def _end(destination: Destination, error: BaseException) -> None:
         error.add_note(f"the mark of this publish stays as it is: {second.message}")
 
 
-async def _current(decided: Plan, decide: Callable[[], Awaitable[Plan]], destination: Destination) -> Plan:
+async def _current(
+    decided: PublishPlan, decide: Callable[[], Awaitable[PublishPlan]], destination: Destination
+) -> PublishPlan:
     """Return the plan, made again if another publisher ended between the comparison and the mark."""
     there = await destination.manifest(), await destination.listing(decided.content.manifest.files)
     return decided if there == (decided.manifest, decided.listing) else await decide()
 
 
-async def _carry_out(plan: Plan, destination: Destination, requests: int, progress: Progress) -> None:
+async def _carry_out(plan: PublishPlan, destination: Destination, requests: int, progress: Progress) -> None:
     if plan.is_done:
         return
     await destination.keep_claim()
@@ -216,7 +218,7 @@ async def _check_untouched(manifest: Manifest, checked: dict[str, Stored], desti
             )
 
 
-async def _tidy(plan: Plan, destination: Destination, requests: int, say: Say) -> None:
+async def _tidy(plan: PublishPlan, destination: Destination, requests: int, say: Say) -> None:
     try:
         await in_parallel(requests, (partial(destination.delete, path) for path in plan.obsolete))
         await destination.unmark()

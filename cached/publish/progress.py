@@ -16,7 +16,7 @@ _TERMINAL_INTERVAL_S = 0.2
 _LOG_INTERVAL_S = 10.0
 
 
-class ProgressLine:
+class PublishProgress:
     """Bytes done of `total`, with a `label`; use it with `with` and call `add()`."""
 
     def __init__(self, stream: TextIO, label: str, total: int) -> None:
@@ -45,7 +45,7 @@ class ProgressLine:
         self._stream.write(f"\r\x1b[2K{text}" if self._on_terminal else f"{text}\n")
         self._stream.flush()
 
-    def __enter__(self) -> ProgressLine:
+    def __enter__(self) -> PublishProgress:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:

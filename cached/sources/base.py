@@ -1,6 +1,6 @@
 """The source Protocol: lists the files of one version and locates their bytes.
 
-Law: values and one Protocol. Credentials are in `HttpTarget.headers` only: never in `display`, an error, or a log line.
+Law: values and Protocols. Credentials are in `HttpTarget.headers` only: never in `display`, an error, or a log line.
 `display` is for people and decides nothing: `Listing.identity` distinguishes files.
 """
 
@@ -10,7 +10,7 @@ import hashlib
 import json
 from dataclasses import replace
 from functools import lru_cache
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from cached.core.listing import Listing, RemoteFile
 from cached.transport.target import Expected, HttpTarget, Target
@@ -54,3 +54,11 @@ class Source(Protocol):
 
     async def aclose(self) -> None:
         """Release the source's resources. Idempotent."""
+
+
+@runtime_checkable
+class Addressed(Protocol):
+    """A source whose addresses follow from its listing, without a request."""
+
+    def address_of(self, file: RemoteFile) -> Target:
+        """Return what `locate` returns; from any thread, without waiting."""

@@ -46,7 +46,7 @@ def commit(layout: Layout, finished: Path, sha256: str) -> bool:
     """Rename a finished, synced file to its blob, durably, or delete it if the blob exists; return whether it is new.
     The caller has compared the sha256 of the bytes with `sha256`. Raises `HoldfastError` for a disk error."""
     fresh = place(layout, finished, sha256)
-    settle(layout, finished, sha256)
+    sync(layout, finished, sha256)
     return fresh
 
 
@@ -64,7 +64,7 @@ def place(layout: Layout, finished: Path, sha256: str) -> bool:
     return False
 
 
-def settle(layout: Layout, finished: Path, sha256: str) -> None:
+def sync(layout: Layout, finished: Path, sha256: str) -> None:
     """Do the syncs of `commit`: make the rename durable."""
     with durable.disk_errors(f"committing blob {sha256}"):
         durable.fsync_dir(layout.blob(sha256).parent)

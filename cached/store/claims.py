@@ -28,15 +28,15 @@ class Claims:
     def __init__(self, journal: DigestJournal) -> None:
         self.journal = journal
         self._lock = threading.Lock()  # never held during a blocking call
-        self._deciding = threading.Lock()  # held during one deletion: only threads that may block take it
+        self._deciding = threading.Lock()  # held during one deletion: only threads that may block wait for it
         self._claims: dict[Hashable, _Claim] = {}
 
-    def begin(self, who: Hashable, blobs: Collection[str], partials: Collection[str]) -> None:
+    def claim(self, who: Hashable, blobs: Collection[str], partials: Collection[str]) -> None:
         """Set the claims of `who`: these blobs and partial blobs, existing or not."""
         with self._lock:
             self._claims[who] = _Claim(dict.fromkeys(blobs, 0), frozenset(partials))
 
-    def found(self, who: Hashable, blobs: Mapping[str, int]) -> None:
+    def add_existing(self, who: Hashable, blobs: Mapping[str, int]) -> None:
         """Add existing blobs, with their sizes in bytes, to the claims of `who`; no effect after `drop`."""
         with self._lock:
             if who in self._claims:
@@ -53,10 +53,17 @@ class Claims:
         with self._lock:
             self._claims.pop(who, None)
 
-    def settle(self) -> None:
+    def wait_for_deletion(self) -> None:
         """Wait for the deletion that was decided before a claim was made. Blocking."""
         with self._deciding:
             return
+
+    def is_settled(self) -> bool:
+        """Return whether `settle` would not wait: no deletion is in progress. Never waits."""
+        settled = self._deciding.acquire(blocking=False)
+        if settled:
+            self._deciding.release()
+        return settled
 
     @contextmanager
     def deciding(self) -> Iterator[None]:

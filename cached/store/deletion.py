@@ -67,7 +67,7 @@ def evict(within: Deletion, ref: ModelRef, digest: Digest, manifest: Manifest | 
         if lease is None and layout.public.snapshot(digest).path.exists():
             return None
         try:
-            snapshots.unpoint(layout, ref)
+            snapshots.delete_name(layout, ref)
             fetched.remove(layout, ref)
             return 0 if manifest is None else _delete(within, digest, manifest)
         finally:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 from cached.contract.digest import Digest, is_hex
@@ -39,7 +40,8 @@ class FetchRecord:
 
     def encode(self) -> bytes:
         """Return the bytes of the record's file."""
-        return encode({**asdict(self), "digest": str(self.digest)})
+        known = {f.name: getattr(self, f.name) for f in fields(self)}
+        return encode({**known, "digest": str(self.digest), "files": dict(self.files)})
 
     @classmethod
     def parse(cls, data: bytes) -> FetchRecord:
@@ -55,12 +57,13 @@ def unknown(digest: Digest, source: str) -> FetchRecord:
     return FetchRecord(digest, None, source, None, "", {})
 
 
-def write(layout: Layout, ref: ModelRef, record: FetchRecord) -> None:
-    """Replace the record of `ref` durably; raises `Transient`."""
+def write_unsynced(layout: Layout, ref: ModelRef, record: FetchRecord) -> Path:
+    """Replace the record of `ref`; durable after an `fsync_dir` of the returned folder. Raises `Transient`."""
     path = layout.fetch_record(ref)
     with durable.disk_errors(f"publishing {ref}"):
         durable.make_dir(path.parent, durable.PRIVATE_DIR_MODE)
-        durable.replace(path, record.encode(), 0o600)
+        durable.replace_unsynced(path, record.encode(), 0o600)
+    return path.parent
 
 
 def read(layout: Layout, ref: ModelRef) -> FetchRecord | None:

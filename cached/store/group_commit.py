@@ -55,7 +55,7 @@ class GroupCommit:
         self._queue: deque[PendingBlob] = deque()
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="group commit", daemon=True)
-        limits.start(self._thread, "the thread that commits blobs")
+        limits.start_thread(self._thread, "the thread that commits blobs")
 
     def submit(self, pending: PendingBlob) -> None:
         """Queue this blob for the next group."""

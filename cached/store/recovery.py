@@ -92,7 +92,7 @@ def recover(layout: Layout) -> Recovered:
     blobs, ingests, quarantined = measure(layout)
     # Not a difference of key views: it iterates over the larger one, and there are hundreds of snapshots.
     for digest in [digest for digest, manifest in manifests.items() if not _are_all_in(manifest, blobs)]:
-        repair.rejoin(layout, digest, manifests[digest])
+        repair.relink(layout, digest, manifests[digest])
         sizes = manifests[digest].blob_sizes()
         blobs.update((sha256, size) for sha256, size in sizes.items() if layout.blob(sha256).exists())
         if not _are_all_in(manifests[digest], blobs):  # deleted by hand
@@ -193,7 +193,7 @@ def _read_snapshots(layout: Layout) -> tuple[dict[Digest, Manifest], list[Digest
                 raise Permanent("digest_mismatch", f"{name}: a file of it is in quarantine", "")
             manifests[digest] = manifest
         except (OSError, HoldfastError) as error:
-            if limits.shortage(error, str(digest)) is not None:
+            if limits.find_limit_error(error, str(digest)) is not None:
                 raise  # it says nothing about the disk
             damaged.append(digest)
     return manifests, damaged
@@ -227,7 +227,7 @@ def _read_models(
         for version in _names(layout.public.models / segment):
             try:
                 ref = ModelRef(name_from_path_segment(segment), version)
-                digest = snapshots.pointed(layout, ref)
+                digest = snapshots.read_name(layout, ref)
             except (OSError, InvalidReference):
                 continue  # not a model's name: left alone
             if digest is not None and digest in manifests:

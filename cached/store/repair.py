@@ -46,7 +46,7 @@ def is_named(layout: Layout, refs: Collection[ModelRef], digest: Digest) -> bool
     """Return whether the names point at the snapshot and its records exist: a few system calls, whatever its size."""
     snapshot = layout.public.snapshot(digest)
     try:
-        return all(snapshots.pointed(layout, ref) == digest for ref in refs) and all(
+        return all(snapshots.read_name(layout, ref) == digest for ref in refs) and all(
             stat.S_ISREG(os.lstat(path).st_mode) for path in (snapshot.manifest, snapshot.verified, snapshot.lease)
         )
     except (OSError, HoldfastError):  # missing or replaced
@@ -63,7 +63,7 @@ def restore(layout: Layout, refs: Collection[ModelRef], digest: Digest, manifest
     """Restore a version's links, snapshot and names from the disk; leave its snapshot as it is if blobs are lost.
     Raises `HoldfastError` for a disk error."""
     with durable.disk_errors(f"restoring snapshot {digest}"):
-        condemned = rejoin(layout, digest, manifest)
+        condemned = relink(layout, digest, manifest)
         lost = frozenset(sha256 for sha256 in manifest.blob_sizes() if not blobs.has(layout, sha256))
         if lost:
             return Restored(lost, condemned)
@@ -74,11 +74,11 @@ def restore(layout: Layout, refs: Collection[ModelRef], digest: Digest, manifest
             snapshots.publish(layout, manifest, _NEVER)
         for ref in refs:
             if not is_named(layout, (ref,), digest):
-                snapshots.point(layout, ref, digest)
+                snapshots.set_name(layout, ref, digest)
     return Restored(lost, condemned)
 
 
-def rejoin(layout: Layout, digest: Digest, manifest: Manifest) -> frozenset[str]:
+def relink(layout: Layout, digest: Digest, manifest: Manifest) -> frozenset[str]:
     """If a snapshot's file and its blob are different files, keep the one with the right bytes as the blob: a missing
     blob is linked from the file, a corrupt one goes into quarantine first. Return the sha256 of the quarantined blobs.
     Costs two system calls a file, and a hash of each different one."""
@@ -90,7 +90,7 @@ def rejoin(layout: Layout, digest: Digest, manifest: Manifest) -> frozenset[str]
     try:
         record = VerifiedRecord.parse(snapshot.verified.read_bytes()).files
     except (OSError, HoldfastError) as error:
-        if limits.shortage(error, "reading a record") is not None:
+        if limits.find_limit_error(error, "reading a record") is not None:
             raise  # else an existing file would count as lost
         record = {}  # missing or invalid: each file is hashed
     renewed = dict(record)

@@ -28,19 +28,28 @@ def publish(layout: Layout, manifest: Manifest, verified_at: str) -> Digest:
     """Create the snapshot of `manifest`, whose blobs are all committed, unless it exists undamaged; return its digest.
     `verified_at` is when the blobs' sha256 were last computed, as `contract.status.timestamp` writes it. Raises
     `HoldfastError`: `Transient` (`blob_gone`) if a blob went into quarantine during the call."""
+    digest = publish_unsynced(layout, manifest, verified_at)
+    with durable.disk_errors(f"publishing snapshot {digest}"):
+        durable.fsync_dir(layout.public.snapshots)
+    return digest
+
+
+def publish_unsynced(layout: Layout, manifest: Manifest, verified_at: str) -> Digest:
+    """Do the same, except that the snapshot is durable only after an `fsync_dir` of the folder of snapshots."""
     data = manifest.canonical()
     digest = Digest.of(data)
     final = layout.public.snapshot(digest)
     temporary = layout.public.snapshots / f"{TEMPORARY_PREFIX}{digest.hex[:16]}-{secrets.token_hex(4)}"
     with _one_at_a_time:
         try:
-            if _is_whole(layout, final, manifest):
-                return digest
-            damaged = trash(layout, digest)
-            if damaged is not None:
-                delete_trash(damaged)
+            if os.path.lexists(final.path):
+                if _is_whole(layout, final, manifest):
+                    return digest
+                damaged = trash(layout, digest)
+                if damaged is not None:
+                    delete_trash(damaged)
             _build(layout, SnapshotLayout(temporary), manifest, verified_at)
-            durable.rename(temporary, final.path)
+            os.rename(temporary, final.path)
         except OSError as error:
             failure = durable.disk_error(error, f"publishing snapshot {digest}")  # before the cleanup changes the disk
             shutil.rmtree(temporary, ignore_errors=True)
@@ -62,22 +71,30 @@ def is_there(layout: Layout, digest: Digest) -> bool:
     return os.path.exists(layout.public.snapshot(digest).path)
 
 
-def point(layout: Layout, ref: ModelRef, digest: Digest) -> None:
+def set_name(layout: Layout, ref: ModelRef, digest: Digest) -> None:
     """Point `models/<name>/<version>` at the snapshot of `digest`, atomically and durably."""
+    folder = point_unsynced(layout, ref, digest)
+    with durable.disk_errors(f"publishing {ref}"):
+        durable.fsync_dir(folder)
+
+
+def point_unsynced(layout: Layout, ref: ModelRef, digest: Digest) -> Path:
+    """Do the same, except that the name is durable only after an `fsync_dir` of the returned folder."""
     link = layout.public.model_link(ref)
     with durable.disk_errors(f"publishing {ref}"):
         durable.make_dir(link.parent, durable.PUBLIC_DIR_MODE)
-        durable.replace_symlink(link, layout.public.link_target(ref, digest))
+        durable.replace_symlink_unsynced(link, layout.public.link_target(ref, digest))
+    return link.parent
 
 
-def unpoint(layout: Layout, ref: ModelRef) -> None:
+def delete_name(layout: Layout, ref: ModelRef) -> None:
     """Delete the name; the snapshot stays."""
     link = layout.public.model_link(ref)
     durable.unlink(link)
     remove_empty(link.parent)
 
 
-def pointed(layout: Layout, ref: ModelRef) -> Digest | None:
+def read_name(layout: Layout, ref: ModelRef) -> Digest | None:
     """Return the digest that a model's name points at, None if there is no such name."""
     try:
         return Digest(Path(os.readlink(layout.public.model_link(ref))).name)
@@ -128,16 +145,14 @@ def _is_whole(layout: Layout, snapshot: SnapshotLayout, manifest: Manifest) -> b
 
 
 def _build(layout: Layout, snapshot: SnapshotLayout, manifest: Manifest, verified_at: str) -> None:
-    folders = {snapshot.path, snapshot.manifest.parent}
-    for entry in manifest.files:
-        folders.update((snapshot.path / entry.path).parents)
-    inside = sorted(f for f in folders if f == snapshot.path or snapshot.path in f.parents)
-    for folder in inside:  # parents sort before their children
+    top = snapshot.path
+    inside = [top, snapshot.manifest.parent, *(top / folder for folder in _folders(manifest))]
+    for folder in inside:
         folder.mkdir()
         folder.chmod(durable.PUBLIC_DIR_MODE)
     record = {}
     for entry in manifest.files:
-        path = snapshot.path / entry.path
+        path = top / entry.path
         os.link(layout.blob(entry.sha256), path, follow_symlinks=False)
         found = os.lstat(path)
         # A blob from before this publication was last hashed when it was written.
@@ -148,3 +163,14 @@ def _build(layout: Layout, snapshot: SnapshotLayout, manifest: Manifest, verifie
     durable.write_file(snapshot.lease, b"", durable.READ_ONLY_MODE)
     for folder in reversed(inside):
         durable.fsync_dir(folder)
+
+
+def _folders(manifest: Manifest) -> list[str]:
+    """Return the folders of a version's files, each after its parent."""
+    found = set()
+    for entry in manifest.files:
+        folder = os.path.dirname(entry.path)
+        while folder and folder not in found:
+            found.add(folder)
+            folder = os.path.dirname(folder)
+    return sorted(found)

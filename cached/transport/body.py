@@ -12,10 +12,10 @@ from typing import Protocol, Self
 
 from cached.contract.errors import HoldfastError, Transient
 from cached.transport.connection.cancel import Cancellation, Cancelled
-from cached.transport.connection.pool import IdlePool, Route
+from cached.transport.connection.pool import ConnectionKey, IdlePool
 from cached.transport.connection.stream import EndOfStream, Idle, Stream
 from cached.transport.pages import LOOKED_AT_BYTES, page_error, page_instead
-from cached.transport.response import Answer, Extent, bad_response
+from cached.transport.response import Extent, ResponseHead, bad_response
 from cached.transport.target import Expected
 from cached.transport.urls import display_url
 
@@ -26,23 +26,27 @@ _MAX_TRAILERS = 100
 class Exchange:
     """A connection with one response on it, until the response is read or dropped."""
 
-    def __init__(self, answer: Answer, stream: Stream, route: Route, url: str) -> None:
+    def __init__(self, answer: ResponseHead, stream: Stream, route: ConnectionKey, url: str) -> None:
         self.answer = answer
         self.stream = stream
         self.url = url
         self.where = display_url(url)
         self._route = route
+        self._kept = False
 
     def keep(self, pool: IdlePool, cancellation: Cancellation) -> None:
         """Return the idle connection to the pool, unless the server or a cancellation ends it."""
-        self.stream.rest()
+        self._kept = True
+        self.stream.end_exchange()
         if self.answer.keep_alive and not cancellation.cancelled:
             pool.put(self._route, self.stream)
         else:
             self.stream.close()
 
     def drop(self) -> None:
-        self.stream.close()
+        """Close the connection, unless it was kept: another exchange may use it by now."""
+        if not self._kept:
+            self.stream.close()
 
 
 class Framing(Protocol):
@@ -63,7 +67,7 @@ class Counted:
     def read(self, view: memoryview) -> int:
         if self._left == 0:
             return 0
-        received = self._stream.take(view[: self._left])
+        received = self._stream.receive(view[: self._left])
         if received == 0:
             raise EndOfStream(f"the body ended {self._left} bytes early")
         self._left -= received
@@ -78,7 +82,7 @@ class UntilClose:
         self._ended = False
 
     def read(self, view: memoryview) -> int:
-        received = 0 if self._ended else self._stream.take(view)
+        received = 0 if self._ended else self._stream.receive(view)
         self._ended = received == 0
         return received
 
@@ -97,7 +101,7 @@ class Chunked:
             self._open_chunk()
         if self._ended:
             return 0
-        received = self._stream.take(view[: self._left])
+        received = self._stream.receive(view[: self._left])
         if received == 0:
             raise EndOfStream("the body ended within a chunk")
         self._left -= received
@@ -201,7 +205,7 @@ class Body:
             raise bad_response(where, f"more than the {self.length} bytes that its Content-Range says")
         if self.length is not None and self.received < self.length:
             raise EndOfStream(f"the body ended {self.length - self.received} bytes early")
-        if self._exchange.stream.look() is Idle.DATA:
+        if self._exchange.stream.check_idle() is Idle.DATA:
             raise bad_response(where, f"bytes after the end of a body of {self.received} bytes")
         if self._page is not None and self._expected is not None and self._expected.size not in (None, self.received):
             raise page_error(f"the file {self._expected.name!r}", where, self._page)

@@ -16,21 +16,22 @@ from cached.contract.errors import Permanent, Transient
 from cached.transport.body import Body, Exchange
 from cached.transport.connection.cancel import Cancellation
 from cached.transport.connection.connect import Connector
-from cached.transport.connection.pool import IdlePool, Route
+from cached.transport.connection.pool import ConnectionKey, IdlePool
 from cached.transport.connection.settings import HttpSettings
 from cached.transport.connection.stream import Deadline, StallClock, Stream
 from cached.transport.credentials import NetrcFile, basic
-from cached.transport.errors import refusal
+from cached.transport.errors import status_error
 from cached.transport.pages import LOOKED_AT_BYTES, is_page_type, page_error, page_instead
 from cached.transport.response import (
-    Asked,
     Extent,
+    RequestedRange,
+    ResponseHead,
     bad_response,
     check_encoding,
     check_no_page_length,
     check_unchanged,
     extent_of,
-    read_answer,
+    read_head,
 )
 from cached.transport.target import Expected, HttpTarget
 from cached.transport.urls import Address, Origin, display_url, next_hop
@@ -70,7 +71,7 @@ class Head:
 @dataclass(frozen=True, slots=True)
 class _Request:
     method: str
-    asked: Asked
+    asked: RequestedRange
     target: HttpTarget
 
 
@@ -97,19 +98,19 @@ class HttpClient:
         `Transient`, `Permanent` or `Cancelled`; ValueError for a `length` below 1."""
         if length is not None and length < 1:
             raise ValueError(f"HTTP has no range of {length} bytes")
-        request = _Request("GET", Asked(offset, length), target)
+        request = _Request("GET", RequestedRange(offset, length), target)
         return self._checked(self._follow(request, cancellation), request, cancellation)
 
     def fetch(self, target: HttpTarget, limit_bytes: int, cancellation: Cancellation) -> Response:
         """Fetch a small object. Raises as `get` does, and `Permanent` (`too_large`) beyond `limit_bytes`."""
-        request = _Request("GET", Asked(0, None), target)
+        request = _Request("GET", RequestedRange(0, None), target)
         exchange = self._follow(request, cancellation)
         return _whole(exchange, self._checked(exchange, request, cancellation), limit_bytes)
 
-    def ask(self, target: HttpTarget, limit_bytes: int, cancellation: Cancellation) -> Response:
+    def fetch_any_status(self, target: HttpTarget, limit_bytes: int, cancellation: Cancellation) -> Response:
         """Fetch a small response of any status, for a caller that knows the meaning of this server's statuses. Raises
         as `fetch` does, but for statuses."""
-        exchange = self._follow(_Request("GET", Asked(0, None), target), cancellation)
+        exchange = self._follow(_Request("GET", RequestedRange(0, None), target), cancellation)
         try:
             check_encoding(exchange.answer, target, exchange.answer.length, exchange.where)
         except BaseException:
@@ -119,27 +120,27 @@ class HttpClient:
             exchange, self._body(exchange, Extent(0, exchange.answer.length, None), cancellation), limit_bytes
         )
 
-    def look(self, target: HttpTarget, cancellation: Cancellation) -> Response:
+    def head_any_status(self, target: HttpTarget, cancellation: Cancellation) -> Response:
         """Return the response to HEAD, of any status, without following a redirect. Raises as `ask` does."""
         address = _address(target)
         own = self._own_headers(address, target)
-        exchange = self._ask(address, _Request("HEAD", Asked(0, None), target), own, cancellation)
+        exchange = self._ask(address, _Request("HEAD", RequestedRange(0, None), target), own, cancellation)
         exchange.keep(self._pool, cancellation)
         return Response(exchange.answer.status, b"", exchange.answer.headers, exchange.url)
 
     def head(self, target: HttpTarget, cancellation: Cancellation) -> Head:
         """Return the size and the validators of an object, compared with the target's. Raises as `get` does."""
-        exchange = self._follow(_Request("HEAD", Asked(0, None), target), cancellation)
+        exchange = self._follow(_Request("HEAD", RequestedRange(0, None), target), cancellation)
         exchange.keep(self._pool, cancellation)
         answer, size = exchange.answer, exchange.answer.length
         if answer.status in _NO_HEAD:
-            request = _Request("GET", Asked(0, 1), target)
+            request = _Request("GET", RequestedRange(0, 1), target)
             exchange = self._follow(request, cancellation)
             with self._checked(exchange, request, cancellation) as body:
                 body.readinto(memoryview(bytearray(1)))
                 answer, size = exchange.answer, body.total
         elif answer.status != 200:
-            raise refusal(answer, exchange.where, b"", time.time())
+            raise status_error(answer, exchange.where, b"", time.time())
         check_unchanged(answer, target, exchange.where, exchange.url)
         check_encoding(answer, target, size, exchange.where)
         ranges = answer.headers.get("Accept-Ranges")
@@ -189,17 +190,17 @@ class HttpClient:
         answer = exchange.answer
         if answer.status in (200, 206):
             return
-        excerpt = b""
-        if answer.status in (400, 403):
+        excerpt, has_code = b"", answer.status in (400, 403)
+        if has_code or _is_short(answer):  # a body that is read to its end leaves its connection to the next request
             with contextlib.suppress(Transient):  # else the error has the status only
                 excerpt = _read(self._body(exchange, Extent(0, answer.length, None), cancellation), _EXCERPT_BYTES)
-        raise refusal(answer, exchange.where, excerpt, time.time())
+        raise status_error(answer, exchange.where, excerpt if has_code else b"", time.time())
 
     def _body(
         self, exchange: Exchange, extent: Extent, cancellation: Cancellation, expected: Expected | None = None
     ) -> Body:
         settings = self.settings
-        exchange.stream.wait_with(StallClock(settings.stall_window_s, settings.stall_min_bytes, exchange.where))
+        exchange.stream.set_wait_limit(StallClock(settings.stall_window_s, settings.stall_min_bytes, exchange.where))
         return Body(exchange, extent, self._pool, cancellation, expected)
 
     def _follow(self, request: _Request, cancellation: Cancellation) -> Exchange:
@@ -233,9 +234,9 @@ class HttpClient:
         length = exchange.answer.length
         if request.method == "HEAD":
             exchange.keep(self._pool, cancellation)
-        elif length is not None and length <= _EXCERPT_BYTES:
+        elif _is_short(exchange.answer):
             with contextlib.suppress(Transient):
-                _read(self._body(exchange, Extent(0, length, None), cancellation), length + 1)
+                _read(self._body(exchange, Extent(0, length, None), cancellation), _EXCERPT_BYTES)
         else:
             exchange.drop()
 
@@ -253,7 +254,7 @@ class HttpClient:
     ) -> Exchange:
         """Send one request on an idle or a new connection, and read the head of its response."""
         cancellation.check()
-        route = Route(address.origin, self._connector.proxy_of(address.origin), _redirected_by(address))
+        route = ConnectionKey(address.origin, self._connector.proxy_of(address.origin), _redirected_by(address))
         data = self._encode(address, route, request, own)
         idle = self._pool.take(route)
         if idle is not None:
@@ -270,13 +271,13 @@ class HttpClient:
             raise Transient("reset", f"{where}: closed without an answer", "it is tried again") from error.__cause__
 
     def _exchange(
-        self, stream: Stream, data: bytes, address: Address, route: Route, cancellation: Cancellation
+        self, stream: Stream, data: bytes, address: Address, route: ConnectionKey, cancellation: Cancellation
     ) -> Exchange:
         where = display_url(address.url)
         try:
             stream.begin(cancellation, Deadline(self.settings.header_timeout_s, where))
             stream.send(data)
-            return Exchange(read_answer(stream, where), stream, route, address.url)
+            return Exchange(read_head(stream, where), stream, route, address.url)
         except BaseException as error:
             stream.close()
             if not isinstance(error, OSError):
@@ -289,7 +290,9 @@ class HttpClient:
                 "reset", f"{where}: {reason} before the answer was complete", "it is tried again"
             ) from error
 
-    def _encode(self, address: Address, route: Route, request: _Request, own: tuple[tuple[str, str], ...]) -> bytes:
+    def _encode(
+        self, address: Address, route: ConnectionKey, request: _Request, own: tuple[tuple[str, str], ...]
+    ) -> bytes:
         via_proxy = route.proxy is not None and address.origin.scheme == "http"
         headers = [("Host", address.origin.netloc), ("User-Agent", self.settings.user_agent), ("Accept", "*/*")]
         headers.append(("Accept-Encoding", "identity"))
@@ -310,7 +313,13 @@ class HttpClient:
 
 def _address(target: HttpTarget) -> Address:
     address = Address.parse(target.url)
-    return replace(address, chosen_by=None if target.chosen_by is None else Address.parse(target.chosen_by).origin)
+    return address if target.chosen_by is None else replace(address, chosen_by=Address.parse(target.chosen_by).origin)
+
+
+def _is_short(answer: ResponseHead) -> bool:
+    """Return whether a body is short enough to be read for the sake of its connection."""
+    has_body = answer.status not in (204, 304)  # these may have a Content-Length nevertheless
+    return has_body and answer.length is not None and answer.length <= _EXCERPT_BYTES
 
 
 def _redirected_by(address: Address) -> Origin | None:

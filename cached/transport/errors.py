@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 
 from cached.contract.errors import HoldfastError, Permanent, Transient, http_code
-from cached.transport.response import Answer, parse_http_date, source_changed
+from cached.transport.response import ResponseHead, parse_http_date, source_changed
 
 # S3, Google Cloud Storage and Azure report an expired signature or session with these.
 _EXPIRED = (
@@ -36,7 +36,7 @@ _PERMANENT = {
 }
 
 
-def refusal(answer: Answer, where: str, excerpt: bytes, now: float) -> HoldfastError:
+def status_error(answer: ResponseHead, where: str, excerpt: bytes, now: float) -> HoldfastError:
     """Return the error for `answer`, whose status is not a success; `excerpt` is the beginning of its body. A date in
     `Retry-After` is relative to the answer's own date, or to `now` (POSIX time) without one."""
     status = answer.status
@@ -64,7 +64,7 @@ def refusal(answer: Answer, where: str, excerpt: bytes, now: float) -> HoldfastE
     return Transient("bad_response", f"{shown}, which no request of ours asks for", _RETRIED)
 
 
-def _retry_after_s(answer: Answer, now: float) -> float | None:
+def _retry_after_s(answer: ResponseHead, now: float) -> float | None:
     """Return the delay of `Retry-After` in seconds, at most an hour. A date is compared with the answer's own, and with
     `now` (POSIX time) only without one: our clock may be wrong."""
     value = (answer.headers.get("Retry-After") or "").strip()

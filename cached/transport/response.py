@@ -28,7 +28,7 @@ _MAX_INTERIM_ANSWERS = 8
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class RequestedRange:
     """The requested bytes: from `offset`, `length` of them, or all that follow."""
 
     offset: int
@@ -52,7 +52,7 @@ class Extent:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class ResponseHead:
     """The head of a response. `length`: its Content-Length, None without one."""
 
     status: int
@@ -83,7 +83,7 @@ def bad_response(where: str, problem: str) -> Transient:
     return Transient("bad_response", f"{where}: {problem}", "it is tried again; if it goes on, the server is at fault")
 
 
-def read_answer(stream: Stream, where: str) -> Answer:
+def read_head(stream: Stream, where: str) -> ResponseHead:
     """Read one head, skipping interim ones. Raises `Transient` (`bad_response`), and OSError if the connection
     breaks."""
     for _ in range(_MAX_INTERIM_ANSWERS):
@@ -98,7 +98,7 @@ def read_answer(stream: Stream, where: str) -> Answer:
     raise bad_response(where, "too many interim answers")
 
 
-def extent_of(answer: Answer, asked: Asked, where: str) -> Extent:
+def extent_of(answer: ResponseHead, asked: RequestedRange, where: str) -> Extent:
     """Return the bytes that a 200 or 206 contains. Raises `Transient` (`bad_response`) unless they are the requested
     ones, or all."""
     given = _content_range(answer, where)
@@ -114,7 +114,7 @@ def extent_of(answer: Answer, asked: Asked, where: str) -> Extent:
     return _partial(given, asked, where, answer.length)
 
 
-def check_unchanged(answer: Answer, target: HttpTarget, where: str, url: str) -> None:
+def check_unchanged(answer: ResponseHead, target: HttpTarget, where: str, url: str) -> None:
     """Raise `Transient` (`source_changed`) if the validators of `answer`, which came from `url`, differ from those of
     `target`."""
     if answer.status not in (200, 206, 416):
@@ -122,19 +122,19 @@ def check_unchanged(answer: Answer, target: HttpTarget, where: str, url: str) ->
     if target.if_match is not None and answer.etag not in (None, target.if_match):
         raise source_changed(where, f"expected the ETag {target.if_match}, found {answer.etag}")
     _check_etag(answer, target.if_match, where)
-    if target.signs is not None and target.signs.origin in (None, origin_of(url)):
-        _check_etag(answer, target.signs.etag, where)
-        _check_date(answer, target.signs.last_modified, where)
+    if target.weak_validators is not None and target.weak_validators.origin in (None, origin_of(url)):
+        _check_etag(answer, target.weak_validators.etag, where)
+        _check_date(answer, target.weak_validators.last_modified, where)
 
 
-def _check_etag(answer: Answer, expected: str | None, where: str) -> None:
+def _check_etag(answer: ResponseHead, expected: str | None, where: str) -> None:
     """Compare weakly (RFC 9110, 8.8.3.2): a proxy that changes an encoding may have made one of them weak."""
     found = answer.etag or answer.weak_etag
     if expected is not None and found is not None and found.removeprefix("W/") != expected.removeprefix("W/"):
         raise source_changed(where, f"expected the ETag {expected[:200]}, found {found[:200]}")
 
 
-def _check_date(answer: Answer, expected: str | None, where: str) -> None:
+def _check_date(answer: ResponseHead, expected: str | None, where: str) -> None:
     found = answer.last_modified
     if expected is None or found is None or found == expected:
         return
@@ -152,7 +152,7 @@ def source_changed(where: str, problem: str) -> Transient:
     )
 
 
-def check_encoding(answer: Answer, target: HttpTarget, total: int | None, where: str) -> None:
+def check_encoding(answer: ResponseHead, target: HttpTarget, total: int | None, where: str) -> None:
     """Raise `Transient` (`bad_response`) for a content encoding, as none is requested. An object as long as the stored
     one (`total` bytes) is accepted: the header was stored with it."""
     given = ",".join(answer.headers.get_all("Content-Encoding", []))
@@ -168,7 +168,7 @@ def check_encoding(answer: Answer, target: HttpTarget, total: int | None, where:
     )
 
 
-def check_no_page_length(answer: Answer, target: HttpTarget, total: int | None, where: str) -> None:
+def check_no_page_length(answer: ResponseHead, target: HttpTarget, total: int | None, where: str) -> None:
     """Raise `Transient` (`bad_response`) for a page's content type with another length (`total`) than the expected
     file's."""
     expected = target.expected
@@ -192,7 +192,7 @@ def _read_headers(stream: Stream, where: str) -> http.client.HTTPMessage:
     return headers
 
 
-def _answer(status: int, is_http11: bool, headers: http.client.HTTPMessage, where: str) -> Answer:
+def _answer(status: int, is_http11: bool, headers: http.client.HTTPMessage, where: str) -> ResponseHead:
     lengths = {value.strip() for value in headers.get_all("Content-Length", [])}
     codings = [value.strip().lower() for value in headers.get_all("Transfer-Encoding", [])]
     if len(lengths) > 1 or not all(_LENGTH.fullmatch(value) for value in lengths):
@@ -203,10 +203,10 @@ def _answer(status: int, is_http11: bool, headers: http.client.HTTPMessage, wher
         raise bad_response(where, "both Content-Length and Transfer-Encoding")
     connection = (headers.get("Connection") or "").lower()
     keep_alive = "close" not in connection if is_http11 else "keep-alive" in connection
-    return Answer(status, headers, keep_alive, bool(codings), int(lengths.pop()) if lengths else None)
+    return ResponseHead(status, headers, keep_alive, bool(codings), int(lengths.pop()) if lengths else None)
 
 
-def _content_range(answer: Answer, where: str) -> Extent | None:
+def _content_range(answer: ResponseHead, where: str) -> Extent | None:
     values = answer.headers.get_all("Content-Range", [])
     if not values:
         return None
@@ -220,7 +220,7 @@ def _content_range(answer: Answer, where: str) -> Extent | None:
     return Extent(start, end - start + 1, total)
 
 
-def _partial(given: Extent | None, asked: Asked, where: str, content_length: int | None) -> Extent:
+def _partial(given: Extent | None, asked: RequestedRange, where: str, content_length: int | None) -> Extent:
     if given is None or asked.header is None:
         raise bad_response(where, "a partial answer without Content-Range, or that was not asked for")
     to_the_end = given.total is None or given.start + (given.length or 0) == given.total

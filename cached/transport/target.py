@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cached.core.listing import Signs
+from cached.core.listing import WeakValidators
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class HttpTarget:
     url: str = field(repr=False)
     headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)
     if_match: str | None = None
-    signs: Signs | None = None
+    weak_validators: WeakValidators | None = None
     chosen_by: str | None = field(default=None, repr=False)
     stored_bytes: int | None = None
     expected: Expected | None = None

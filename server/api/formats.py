@@ -17,7 +17,7 @@ Piece = dict[str, Any]
 
 
 @dataclass(slots=True)
-class Answer:
+class ChoiceAnswer:
     """One choice as far as it is generated."""
 
     text: str = ""
@@ -28,7 +28,7 @@ class Answer:
 class Format(Protocol):
     """The JSON of one answer. `logprobs` None: the request did not ask for them."""
 
-    def whole(self, answers: Sequence[Answer], usage: dict[str, int], *, logprobs: bool) -> Piece: ...
+    def whole(self, answers: Sequence[ChoiceAnswer], usage: dict[str, int], *, logprobs: bool) -> Piece: ...
 
     def opening(self, choices: int, /) -> Iterator[Piece]: ...
 
@@ -46,7 +46,7 @@ class CompletionFormat:
         self._head = _head("cmpl", "text_completion", model)
         self._offsets: dict[int, int] = {}
 
-    def whole(self, answers: Sequence[Answer], usage: dict[str, int], *, logprobs: bool) -> Piece:
+    def whole(self, answers: Sequence[ChoiceAnswer], usage: dict[str, int], *, logprobs: bool) -> Piece:
         choices = [
             {
                 "index": index,
@@ -94,7 +94,7 @@ class ChatFormat:
         self._head = _head("chatcmpl", "chat.completion", model)
         self._chunk = {**self._head, "object": "chat.completion.chunk"}
 
-    def whole(self, answers: Sequence[Answer], usage: dict[str, int], *, logprobs: bool) -> Piece:
+    def whole(self, answers: Sequence[ChoiceAnswer], usage: dict[str, int], *, logprobs: bool) -> Piece:
         choices = [
             {
                 "index": index,

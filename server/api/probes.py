@@ -21,8 +21,8 @@ from aiohttp import web
 from server.api.responses import error_response
 from server.engine.engine import call_in_thread
 from server.lifecycle.environment import environment
-from server.lifecycle.metrics import Metrics
-from server.lifecycle.readiness import Loading, Readiness
+from server.lifecycle.metrics import ServerMetrics
+from server.lifecycle.readiness import Loading, ServerReadiness
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 _ACCESS = logging.getLogger("holdfast.access")
@@ -53,7 +53,7 @@ class Probes:
     """Answers probes about `readiness`, and admits other requests. `rehearsal` is a secret of this process: a request
     with it in `REHEARSAL_HEADER` is admitted while loading."""
 
-    def __init__(self, readiness: Readiness, metrics: Metrics) -> None:
+    def __init__(self, readiness: ServerReadiness, metrics: ServerMetrics) -> None:
         self.rehearsal = secrets.token_urlsafe(32)
         self._readiness = readiness
         self._metrics = metrics

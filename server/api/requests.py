@@ -10,7 +10,7 @@ from typing import Any
 
 from server.api import fields
 from server.api.fields import Document, refuse, show
-from server.engine.types import ChatRequest, CompletionRequest, EmbeddingRequest, Prompt, Sampling, Wanted
+from server.engine.types import ChatRequest, CompletionRequest, EmbeddingRequest, GenerationOptions, Prompt, Sampling
 
 MAX_INPUTS = 2048  # OpenAI's own limit
 MAX_CHOICES = 128  # OpenAI's own limit of `n`
@@ -110,14 +110,14 @@ def parse_chat(body: bytes, max_tokens_limit: int | None) -> ChatRequest:
     return ChatRequest(_messages(given), _template(given), wanted)
 
 
-def _wanted(given: Document, max_tokens: int | None, logprobs: int | None) -> Wanted:
+def _wanted(given: Document, max_tokens: int | None, logprobs: int | None) -> GenerationOptions:
     stream = fields.boolean(given, "stream")
     options = given.get("stream_options")
     if options is not None:
         if not (stream and isinstance(options, dict)):
             refuse("stream_options", "expected an object, and only with stream: true")
         fields.refuse_unknown(options, {"include_usage"}, {"include_obfuscation": (False,)})
-    return Wanted(
+    return GenerationOptions(
         model=fields.text(given, "model"),
         max_tokens=max_tokens,
         choices=fields.integer(given, "n", 1, MAX_CHOICES) or 1,

@@ -15,14 +15,14 @@ from time import monotonic
 from aiohttp import web
 
 from cached.contract.errors import HoldfastError, Transient
-from server.api.formats import Answer, ChatFormat, CompletionFormat, Format
+from server.api.formats import ChatFormat, ChoiceAnswer, CompletionFormat, Format
 from server.api.probes import Handler, Probes, Work, current_work
 from server.api.requests import parse_chat, parse_completion, parse_embeddings
 from server.api.responses import embeddings_pieces, error_document, error_response, model_document, server_sent, usage
 from server.engine.types import Delta, Finished, GenerationEvent, GenerationRequest, InvalidRequest, Limits
-from server.lifecycle.metrics import Metrics, ModelMetrics
-from server.lifecycle.readiness import Readiness, Ready
-from server.lifecycle.registry import Catalog, Generating, Served
+from server.lifecycle.metrics import ModelMetrics, ServerMetrics
+from server.lifecycle.readiness import Ready, ServerReadiness
+from server.lifecycle.registry import Generating, ModelRegistry, Served
 
 _STREAM_HEADERS = {
     "Content-Type": "text/event-stream; charset=utf-8",
@@ -31,7 +31,7 @@ _STREAM_HEADERS = {
 }
 
 
-def application(catalog: Catalog, limits: Limits) -> web.Application:
+def application(catalog: ModelRegistry, limits: Limits) -> web.Application:
     """Return the API of the catalog's models, as it changes."""
     api = _Api(catalog, limits)
     found = web.Application(client_max_size=limits.body_bytes, middlewares=[_errors])
@@ -43,10 +43,10 @@ def application(catalog: Catalog, limits: Limits) -> web.Application:
     return found
 
 
-def private_application(catalog: Catalog, limits: Limits) -> web.Application:
+def private_application(catalog: ModelRegistry, limits: Limits) -> web.Application:
     """Return the API for golden predictions: ready from the start, and not counted in the server's metrics."""
-    metrics = Metrics()
-    readiness = Readiness(metrics)
+    metrics = ServerMetrics()
+    readiness = ServerReadiness(metrics)
     readiness.enter(Ready())
     found = application(catalog, limits)
     found.middlewares.insert(0, Probes(readiness, metrics).middleware)
@@ -74,12 +74,12 @@ async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
 
 
 class _Api:
-    def __init__(self, catalog: Catalog, limits: Limits) -> None:
+    def __init__(self, catalog: ModelRegistry, limits: Limits) -> None:
         self._catalog = catalog
         self._limits = limits
 
     async def models(self, _request: web.Request) -> web.Response:
-        data = [self._document(served) for served in self._catalog.all()]
+        data = [self._document(served) for served in self._catalog.list_models()]
         return web.json_response({"object": "list", "data": data})
 
     async def model(self, request: web.Request) -> web.Response:
@@ -100,7 +100,7 @@ class _Api:
         served = self._catalog.encoder(wanted.model)
         work = current_work()
         work.model = served.card.name
-        async with served.submitted(wanted) as submission, aclosing(submission.events()) as events:
+        async with served.submit(wanted) as submission, aclosing(submission.stream()) as events:
             embedded = await anext(events)
         work.prompt_tokens = embedded.prompt_tokens
         served.metrics.count_prompt(embedded.prompt_tokens)
@@ -130,7 +130,7 @@ class _Api:
 async def _answer(
     request: web.Request, wanted: GenerationRequest, served: Generating, written: Format, work: Work
 ) -> web.StreamResponse:
-    async with served.submitted(wanted) as submission, aclosing(submission.events()) as events:
+    async with served.submit(wanted) as submission, aclosing(submission.stream()) as events:
         prompts = submission.request.prompts[:: wanted.wanted.choices]  # each occurs once per choice
         work.prompt_tokens = sum(map(len, prompts))
         served.metrics.count_prompt(work.prompt_tokens)
@@ -177,7 +177,7 @@ class _Answering:
     progress: _Progress
 
     async def whole(self) -> web.Response:
-        answers = [Answer() for _ in range(self.choices)]
+        answers = [ChoiceAnswer() for _ in range(self.choices)]
         async for event in self._events():
             match event:
                 case Delta(index, text, logprobs):

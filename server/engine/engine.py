@@ -68,7 +68,7 @@ class Job(Generic[PreparedT, EventT]):
         """End the job with `error`, from the model's thread."""
         self._end(_End(error))
 
-    async def events(self) -> AsyncGenerator[EventT, None]:
+    async def stream(self) -> AsyncGenerator[EventT, None]:
         """Yield the events in order; raises the error with which the job failed."""
         while True:
             event = await self._events.get()
@@ -112,17 +112,17 @@ class Model(Protocol[RequestT_contra, PreparedT, EventT]):
         """Drop all jobs, after a step that failed."""
 
 
-class Observer(Protocol):
+class QueueObserver(Protocol):
     """Receives the engine's measurements."""
 
     def waited(self, seconds: float) -> None:
         """Record how long a request waited for the model."""
 
 
-class Engine(Generic[RequestT, PreparedT, EventT]):
+class ThreadedEngine(Generic[RequestT, PreparedT, EventT]):
     """A bounded queue in front of one thread that runs `model`. Implements `InferenceEngine`."""
 
-    def __init__(self, model: Model[RequestT, PreparedT, EventT], queue_limit: int, observer: Observer) -> None:
+    def __init__(self, model: Model[RequestT, PreparedT, EventT], queue_limit: int, observer: QueueObserver) -> None:
         self._model = model
         self._queue_limit = queue_limit
         self._observer = observer
@@ -137,7 +137,7 @@ class Engine(Generic[RequestT, PreparedT, EventT]):
         self._thread.start()
 
     @asynccontextmanager
-    async def submitted(self, request: RequestT) -> AsyncIterator[Job[PreparedT, EventT]]:
+    async def submit(self, request: RequestT) -> AsyncIterator[Job[PreparedT, EventT]]:
         """Prepare and queue a request for as long as the block runs; leaving early, as on a disconnect, cancels it.
         Raises `Transient` (`overloaded`) where the queue is full, and the errors of `prepare`."""
         self._admit(self._preparing)
@@ -155,7 +155,7 @@ class Engine(Generic[RequestT, PreparedT, EventT]):
             yield job
 
     @contextmanager
-    def submitted_prepared(self, prepared: PreparedT) -> Iterator[Job[PreparedT, EventT]]:
+    def submit_prepared(self, prepared: PreparedT) -> Iterator[Job[PreparedT, EventT]]:
         """Queue a request in tokens without the tokenizer's thread: a health check does not wait for clients' texts."""
         self._admit(0)
         with self._queued(prepared) as job:
@@ -174,7 +174,7 @@ class Engine(Generic[RequestT, PreparedT, EventT]):
         finally:
             job.cancel()
 
-    def load(self) -> Load:
+    def capacity(self) -> Load:
         """Count the requests that wait and run."""
         with self._changed:
             waiting = sum(not job.ended for job in self._waiting) + self._preparing

@@ -10,17 +10,19 @@ from pathlib import Path
 
 from cached.contract.errors import Permanent
 from server.engine.encoder import Encoder
-from server.engine.generation.batch import Observer
-from server.engine.generation.generator import Generator
+from server.engine.generation.batch import GenerationObserver
+from server.engine.generation.generator import TextGenerator
 from server.engine.types import Kind, Limits
 
 _CAUSAL_SUFFIXES = ("ForCausalLM", "LMHeadModel")
 
 
-def load(directory: Path, device: str, dtype: str, limits: Limits, observer: Observer) -> Encoder | Generator:
+def load(
+    directory: Path, device: str, dtype: str, limits: Limits, observer: GenerationObserver
+) -> Encoder | TextGenerator:
     """Load the model in `directory`; raises `HoldfastError`."""
     if kind_of(directory) is Kind.COMPLETIONS:
-        return Generator.load(directory, device, dtype, limits, observer)
+        return TextGenerator.load(directory, device, dtype, limits, observer)
     return Encoder.load(directory, device, dtype)
 
 

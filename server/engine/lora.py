@@ -149,7 +149,7 @@ class Adapters:
             self._adapt(module)
         return Adapter(deltas, sum(tensor.nbytes for tensor in tensors.values()))
 
-    def use(self, adapters: Sequence[Adapter | None]) -> None:
+    def set_rows(self, adapters: Sequence[Adapter | None]) -> None:
         """Set the adapter of each row for the next forward passes; from the model's thread."""
         rows: dict[Adapter, list[int]] = {}
         for row, adapter in enumerate(adapters):

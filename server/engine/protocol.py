@@ -32,7 +32,7 @@ class Submission(Protocol[PreparedT_co, EventT_co]):
     def request(self) -> PreparedT_co:
         """The request in tokens."""
 
-    def events(self) -> AsyncGenerator[EventT_co, None]:
+    def stream(self) -> AsyncGenerator[EventT_co, None]:
         """Stream the events in order; raises the `HoldfastError` with which the request failed."""
 
 
@@ -43,14 +43,14 @@ class InferenceEngine(Protocol[RequestT_contra, PreparedT, EventT_co]):
     def alive_at(self) -> float:
         """The monotonic time in seconds of the last step that succeeded."""
 
-    def submitted(self, request: RequestT_contra) -> AbstractAsyncContextManager[Submission[PreparedT, EventT_co]]:
+    def submit(self, request: RequestT_contra) -> AbstractAsyncContextManager[Submission[PreparedT, EventT_co]]:
         """Submit `request` for as long as the block runs; leaving the block early cancels it. Raises `InvalidRequest`,
         and `Transient`: `overloaded` where the queue is full, `closed` after `close`."""
 
-    def submitted_prepared(self, prepared: PreparedT) -> AbstractContextManager[Submission[PreparedT, EventT_co]]:
+    def submit_prepared(self, prepared: PreparedT) -> AbstractContextManager[Submission[PreparedT, EventT_co]]:
         """Submit a request in tokens, as `submitted` does, without the queue of texts that wait for the tokenizer."""
 
-    def load(self) -> Load:
+    def capacity(self) -> Load:
         """Count the requests that wait and run at this moment."""
 
     def close(self) -> None:

@@ -105,7 +105,7 @@ class Sampling:
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class GenerationOptions:
     """The options that completions and chats share; `choices` per prompt. `max_tokens` None: up to the context."""
 
     model: str | None
@@ -123,7 +123,7 @@ class CompletionRequest:
     """Prompts to complete."""
 
     prompts: tuple[Prompt, ...]
-    wanted: Wanted
+    wanted: GenerationOptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +132,7 @@ class ChatRequest:
 
     messages: tuple[dict[str, Any], ...]
     template: dict[str, Any]
-    wanted: Wanted
+    wanted: GenerationOptions
 
 
 GenerationRequest = CompletionRequest | ChatRequest

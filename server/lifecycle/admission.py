@@ -19,7 +19,7 @@ from cached.contract.golden import Golden
 from server.engine.engine import call_in_thread
 from server.lifecycle.environment import environment
 from server.lifecycle.golden import Mode, Verdict, explain, privately, read, replay
-from server.lifecycle.registry import Catalog, Served
+from server.lifecycle.registry import ModelRegistry, Served
 
 _LOG = logging.getLogger("holdfast.serve")
 _ANSWER_WITHIN_S = 300.0  # the first pass of an engine may compile kernels
@@ -31,14 +31,14 @@ class Rules:
 
     golden: Mode
     device: str
-    application: Callable[[Catalog], web.Application]
+    application: Callable[[ModelRegistry], web.Application]
 
 
 async def admit(served: Served, rules: Rules) -> None:
     """Run a dummy inference through the model's engine and replay its golden predictions; raises `HoldfastError`."""
     try:
         async with asyncio.timeout(_ANSWER_WITHIN_S):
-            await served.try_it()
+            await served.run_dummy_inference()
     except TimeoutError as error:
         raise Permanent(
             "no_answer",
@@ -49,7 +49,7 @@ async def admit(served: Served, rules: Rules) -> None:
         return
     golden = await call_in_thread("golden", partial(read, served.card.snapshot.path))
     if golden is not None:
-        async with privately(rules.application(Catalog.of_one(served))) as url:
+        async with privately(rules.application(ModelRegistry.of_one(served))) as url:
             served.golden = await replay(golden, url, served.card.name, {})
         await judge(golden, served.golden, served.card.name, rules.golden, rules.device)
 

@@ -12,18 +12,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cached.contract.errors import Permanent
-from server.lifecycle.entries import Entry, read_followed
-from server.lifecycle.settings import Settings
+from server.lifecycle.entries import ModelEntry, read_followed
+from server.lifecycle.settings import ServeOptions
 from server.lifecycle.snapshot import names, target_of
 
 ADAPTER_FILE = "adapter_config.json"
 
 
 @dataclass(frozen=True, slots=True)
-class Sighting:
+class ResolvedEntry:
     """Where an entry leads; `target` is None where its weights are absent."""
 
-    entry: Entry
+    entry: ModelEntry
     target: Path | None
 
     @property
@@ -36,13 +36,13 @@ class Sighting:
         return self.target is not None and os.path.isfile(self.target / ADAPTER_FILE)
 
 
-def look(settings: Settings) -> list[Sighting]:
+def resolve_entries(settings: ServeOptions) -> list[ResolvedEntry]:
     """Resolve every wanted entry; raises `Permanent` where the followed file is unreadable or invalid."""
     entries = settings.models or read_followed(settings.follow or Path(), settings.root)
-    return [Sighting(entry, target_of(entry.path)) for entry in entries]
+    return [ResolvedEntry(entry, target_of(entry.path)) for entry in entries]
 
 
-def base_for(adapter: Entry, says: str, models: Sequence[Entry]) -> str:
+def base_for(adapter: ModelEntry, says: str, models: Sequence[ModelEntry]) -> str:
     """Return the name of the adapter's base model; `says` is the base that the adapter names. Raises `Permanent`.
 
     A single model is the base. Among several, `says` must match one by its name in the cache, with or without the part
@@ -64,6 +64,6 @@ def base_for(adapter: Entry, says: str, models: Sequence[Entry]) -> str:
     return found[0]
 
 
-def _names_of(model: Entry) -> set[str]:
+def _names_of(model: ModelEntry) -> set[str]:
     name = names(model.path)[0]
     return {called.casefold() for called in (model.name, name, name.rpartition("/")[2])}

@@ -12,14 +12,14 @@ from pathlib import Path
 from cached.contract.digest import Digest
 from cached.contract.errors import HoldfastError, Permanent
 from cached.contract.layout import PublicLayout
-from cached.contract.reference import Wanted, parse_models
+from cached.contract.reference import ModelRequest, parse_models
 from server.lifecycle.snapshot import names
 
 _MAX_FILE_BYTES = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class ModelEntry:
     """One model or adapter: its name for clients, its path, and its pinned digest if any."""
 
     name: str
@@ -27,7 +27,7 @@ class Entry:
     pin: Digest | None = None
 
     @classmethod
-    def at(cls, path: Path, pin: Digest | None) -> Entry:
+    def at(cls, path: Path, pin: Digest | None) -> ModelEntry:
         """Return the entry of the folder at `path`, under its name in the cache."""
         return cls(names(path)[0], path, pin)
 
@@ -36,7 +36,7 @@ class Entry:
         return f"{name}@{version}" if version else str(self.path)
 
 
-def entries_of(models: Sequence[Wanted], root: Path) -> tuple[Entry, ...]:
+def entries_of(models: Sequence[ModelRequest], root: Path) -> tuple[ModelEntry, ...]:
     """Return the entries under `root`, named by alias, else by name, with the version where two share a name."""
     layout = PublicLayout(root)
     plain = [wanted.ref.name for wanted in models if wanted.alias is None]
@@ -51,11 +51,12 @@ def entries_of(models: Sequence[Wanted], root: Path) -> tuple[Entry, ...]:
             "give one of them another alias",
         )
     return tuple(
-        Entry(name, layout.model_link(wanted.ref), wanted.pin) for name, wanted in zip(aliases, models, strict=True)
+        ModelEntry(name, layout.model_link(wanted.ref), wanted.pin)
+        for name, wanted in zip(aliases, models, strict=True)
     )
 
 
-def read_followed(path: Path, root: Path) -> tuple[Entry, ...]:
+def read_followed(path: Path, root: Path) -> tuple[ModelEntry, ...]:
     """Read the file at `path`: the text of `holdfast.dev/models`, which may be split over lines. Raises `Permanent`
     where it is unreadable, empty or invalid."""
     remedy = "write references as in holdfast.dev/models: base=llama-3.1-8b@v3,adapter=support-lora@v7"

@@ -22,27 +22,27 @@ from cached.contract.errors import HoldfastError, Permanent
 from server.engine.engine import call_in_thread
 from server.lifecycle import loading
 from server.lifecycle.admission import Rules, admit
-from server.lifecycle.discovery import Sighting, base_for, look
-from server.lifecycle.entries import Entry
-from server.lifecycle.metrics import Metrics, ModelMetrics
-from server.lifecycle.readiness import Readiness, Ready
+from server.lifecycle.discovery import ResolvedEntry, base_for, resolve_entries
+from server.lifecycle.entries import ModelEntry
+from server.lifecycle.metrics import ModelMetrics, ServerMetrics
+from server.lifecycle.readiness import Ready, ServerReadiness
 from server.lifecycle.registry import (
     Card,
-    Catalog,
-    Coming,
+    ModelRegistry,
+    PendingVersion,
     Served,
     ServedAdapter,
     ServedEncoder,
     ServedGenerator,
     ServedText,
 )
-from server.lifecycle.settings import Settings
-from server.lifecycle.snapshot import Holding, hold, verify
+from server.lifecycle.settings import ServeOptions
+from server.lifecycle.snapshot import HeldFolder, hold, verify
 from server.weights.host.readahead import ReadAhead
 
 if TYPE_CHECKING:
     from server.engine.encoder import Encoder
-    from server.engine.generation.generator import Generator
+    from server.engine.generation.generator import TextGenerator
 
 _LOG = logging.getLogger("holdfast.serve")
 _POLL_EVERY_S = 0.5
@@ -54,8 +54,8 @@ ResultT = TypeVar("ResultT")
 class _Attached:
     """An adapter in service."""
 
-    sighting: Sighting
-    holding: Holding
+    sighting: ResolvedEntry
+    holding: HeldFolder
     served: ServedAdapter
 
 
@@ -63,10 +63,10 @@ class _Attached:
 class _Base:
     """A model in service, and its adapters by name."""
 
-    sighting: Sighting
-    holding: Holding
+    sighting: ResolvedEntry
+    holding: HeldFolder
     served: ServedEncoder | ServedText
-    model: Encoder | Generator
+    model: Encoder | TextGenerator
     adapters: dict[str, _Attached] = field(default_factory=dict)
 
 
@@ -75,30 +75,30 @@ class _Retired:
     """Models out of service, to be released after their last answer."""
 
     served: list[Served]
-    holdings: list[Holding]
+    holdings: list[HeldFolder]
 
 
 @dataclass(frozen=True, slots=True)
 class _Failure:
     """Why a sighting is not in service, and when its load is retried (`again_at`, monotonic seconds)."""
 
-    sighting: Sighting
+    sighting: ResolvedEntry
     error: HoldfastError
     wait_s: float
     retry_at: float
 
 
-class Fleet:
+class ModelManager:
     """The models of one server."""
 
     def __init__(
         self,
-        settings: Settings,
-        held: dict[str, Holding],
-        catalog: Catalog,
-        readiness: Readiness,
-        metrics: Metrics,
-        application: Callable[[Catalog], web.Application],
+        settings: ServeOptions,
+        held: dict[str, HeldFolder],
+        catalog: ModelRegistry,
+        readiness: ServerReadiness,
+        metrics: ServerMetrics,
+        application: Callable[[ModelRegistry], web.Application],
     ) -> None:
         """`held`: leases that are already taken, by entry name. `application` makes the API for golden predictions."""
         self._settings = settings
@@ -159,19 +159,19 @@ class Fleet:
             while self._retired:
                 group.create_task(self._retire(self._retired.pop()))
 
-    async def _resolve(self) -> list[Sighting]:
+    async def _resolve(self) -> list[ResolvedEntry]:
         bases = self._bases.values()
         holdings = [base.holding for base in bases]
         holdings += [attached.holding for base in bases for attached in base.adapters.values()]
 
-        def follow_and_resolve() -> list[Sighting]:
+        def follow_and_resolve() -> list[ResolvedEntry]:
             for holding in holdings:
                 holding.follow()
-            return look(self._settings)
+            return resolve_entries(self._settings)
 
         return await call_in_thread("look", follow_and_resolve)
 
-    async def _reconcile(self, sightings: list[Sighting]) -> None:
+    async def _reconcile(self, sightings: list[ResolvedEntry]) -> None:
         """Load new models, then their adapters, and remove what is no longer wanted."""
         self._remove_unwanted(sightings)
         adapters = [one for one in sightings if one.is_adapter]
@@ -181,15 +181,15 @@ class Fleet:
         for one in adapters:
             await self._try_load(one, partial(self._load_adapter, one, [model.entry for model in models]))
 
-    async def _try_load(self, one: Sighting, load: Callable[[], Coroutine[None, None, None]]) -> None:
+    async def _try_load(self, one: ResolvedEntry, load: Callable[[], Coroutine[None, None, None]]) -> None:
         name, current = one.entry.name, self._in_service(one.entry.name)
         failure = self._failures.get(name)
         if current is not None and current.sighting == one:
             self._catalog.coming.pop(name, None)
         elif one.target is None:
-            self._catalog.coming[name] = Coming(one.version, "waiting", None)
+            self._catalog.coming[name] = PendingVersion(one.version, "waiting", None)
         elif failure is None or failure.sighting != one or time.monotonic() >= failure.retry_at:
-            self._catalog.coming[name] = Coming(one.version, "loading", None)
+            self._catalog.coming[name] = PendingVersion(one.version, "loading", None)
             started = time.monotonic()
             try:
                 await load()
@@ -202,14 +202,14 @@ class Fleet:
                 self._count_swap(name, "done")
                 _LOG.info("serving %s (%s) after %.2f s", name, one.entry, time.monotonic() - started)
 
-    def _failed(self, one: Sighting, error: HoldfastError) -> None:
+    def _failed(self, one: ResolvedEntry, error: HoldfastError) -> None:
         name, before = one.entry.name, self._failures.get(one.entry.name)
         repeated = before is not None and before.sighting == one
         # Without its frames, which hold a partly loaded model.
         error.__traceback__ = error.__cause__ = error.__context__ = None
         wait_s = min(before.wait_s * 2, _BACKOFF_S[1]) if before and repeated else _BACKOFF_S[0]
         self._failures[name] = _Failure(one, error, wait_s, time.monotonic() + wait_s)
-        self._catalog.coming[name] = Coming(one.version, "failed", str(error))
+        self._catalog.coming[name] = PendingVersion(one.version, "failed", str(error))
         self._count_swap(name, "failed")
         if isinstance(self._readiness.state, Ready):
             _LOG.error("%s (%s) cannot be served, tried again in %.0f s: %s", name, one.entry, wait_s, error)
@@ -218,7 +218,7 @@ class Fleet:
         if isinstance(self._readiness.state, Ready):
             self._metrics.model(name).swapped(result)
 
-    async def _load_model(self, one: Sighting) -> None:
+    async def _load_model(self, one: ResolvedEntry) -> None:
         entry, settings = one.entry, self._settings
         metrics = self._metrics.model(entry.name)
         with ExitStack() as undo:
@@ -248,7 +248,7 @@ class Fleet:
         del before, model, load
         await self._share_memory()
 
-    async def _load_adapter(self, one: Sighting, models: list[Entry]) -> None:
+    async def _load_adapter(self, one: ResolvedEntry, models: list[ModelEntry]) -> None:
         with ExitStack() as undo:
             holding = await self._hold(one.entry)
             undo.callback(holding.close)
@@ -262,7 +262,7 @@ class Fleet:
         base.adapters[one.entry.name] = attached
         self._catalog.put(attached.served)
 
-    async def _attach(self, one: Sighting, holding: Holding, base: _Base) -> _Attached:
+    async def _attach(self, one: ResolvedEntry, holding: HeldFolder, base: _Base) -> _Attached:
         name, snapshot = one.entry.name, holding.snapshot
         load = partial(loading.load_adapter, snapshot, base.model)
         adapter = await self._step(f"load {name}", "adapter", load)
@@ -273,7 +273,7 @@ class Fleet:
         await admit(served, self._rules)
         return _Attached(one, holding, served)
 
-    async def _hold(self, entry: Entry) -> Holding:
+    async def _hold(self, entry: ModelEntry) -> HeldFolder:
         """Return the lease of an entry's snapshot: taken before the start, or new and verified as by the gate."""
         held = self._held.pop(entry.name, None)
         if held is not None:
@@ -297,7 +297,7 @@ class Fleet:
             return found
         return next((base.adapters[name] for base in self._bases.values() if name in base.adapters), None)
 
-    def _remove_unwanted(self, sightings: list[Sighting]) -> None:
+    def _remove_unwanted(self, sightings: list[ResolvedEntry]) -> None:
         """Remove models that are not wanted, or are now wanted as an adapter instead of a model, or the reverse."""
         wanted = {one.entry.name for one in sightings}
         self._failures = {name: failure for name, failure in self._failures.items() if name in wanted}
@@ -333,7 +333,7 @@ class Fleet:
 
     async def _retire(self, retired: _Retired) -> None:
         for served in retired.served:
-            await served.drained()
+            await served.wait_drained()
         for served in retired.served:
             served.close()
             if not isinstance(served, ServedAdapter):
@@ -356,7 +356,7 @@ class Fleet:
                 attached.served.card = replace(card, about=replace(about, weight_bytes=card.about.weight_bytes))
 
 
-def _as_holdfast_error(one: Sighting, error: Exception) -> HoldfastError:
+def _as_holdfast_error(one: ResolvedEntry, error: Exception) -> HoldfastError:
     if isinstance(error, HoldfastError):
         return error
     _LOG.error("%s cannot be served", one.entry, exc_info=error)
@@ -364,7 +364,7 @@ def _as_holdfast_error(one: Sighting, error: Exception) -> HoldfastError:
 
 
 def _served(
-    card: Card, model: Encoder | Generator, settings: Settings, metrics: ModelMetrics
+    card: Card, model: Encoder | TextGenerator, settings: ServeOptions, metrics: ModelMetrics
 ) -> ServedEncoder | ServedGenerator:
     from server.engine.encoder import Encoder
 

@@ -11,17 +11,17 @@ import logging
 from time import monotonic
 
 from cached.contract.errors import HoldfastError, Transient
-from server.lifecycle.readiness import Readiness
-from server.lifecycle.registry import Catalog, ServedAdapter, ServedEncoder, ServedText
+from server.lifecycle.readiness import ServerReadiness
+from server.lifecycle.registry import ModelRegistry, ServedAdapter, ServedEncoder, ServedText
 
 _LOG = logging.getLogger("holdfast.serve")
 _UNHEALTHY_EVERY_S = 1.0  # between two checks
 
 
-class Pulse:
+class HealthMonitor:
     """Checks all models every `interval_s`; one whose dummy inference takes over `timeout_s` is unhealthy."""
 
-    def __init__(self, catalog: Catalog, readiness: Readiness, interval_s: float, timeout_s: float) -> None:
+    def __init__(self, catalog: ModelRegistry, readiness: ServerReadiness, interval_s: float, timeout_s: float) -> None:
         self._catalog = catalog
         self._readiness = readiness
         self._interval_s = interval_s
@@ -33,10 +33,10 @@ class Pulse:
         while True:
             await asyncio.sleep(min(_UNHEALTHY_EVERY_S, self._interval_s) if self._unhealthy else self._interval_s)
             async with asyncio.TaskGroup() as group:
-                for served in self._catalog.all():
+                for served in self._catalog.list_models():
                     if not isinstance(served, ServedAdapter):  # its base is checked instead
                         group.create_task(self._check(served))
-            names = {served.card.name for served in self._catalog.all()}
+            names = {served.card.name for served in self._catalog.list_models()}
             self._unhealthy = {name: reason for name, reason in self._unhealthy.items() if name in names}
             self._readiness.diagnose(dict(self._unhealthy))
 
@@ -58,7 +58,7 @@ class Pulse:
             return None
         try:
             async with asyncio.timeout(self._timeout_s):
-                await served.try_it()
+                await served.run_dummy_inference()
         except TimeoutError:
             if served.alive_at > began:
                 return None  # busy with other requests

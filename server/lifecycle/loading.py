@@ -19,7 +19,7 @@ from server.lifecycle.snapshot import Snapshot
 
 if TYPE_CHECKING:
     from server.engine.encoder import Encoder
-    from server.engine.generation.generator import Generator
+    from server.engine.generation.generator import TextGenerator
     from server.engine.lora import Adapter
     from server.weights.report import LoadReport
 
@@ -54,7 +54,7 @@ def prepare(loaded: Callable[[LoadReport], None]) -> None:
     report.subscribe(loaded)
 
 
-def load(snapshot: Snapshot, device: str, dtype: str, limits: Limits, metrics: ModelMetrics) -> Encoder | Generator:
+def load(snapshot: Snapshot, device: str, dtype: str, limits: Limits, metrics: ModelMetrics) -> Encoder | TextGenerator:
     """Load a model; raises `HoldfastError`."""
     from server.engine import load as models
 
@@ -62,7 +62,7 @@ def load(snapshot: Snapshot, device: str, dtype: str, limits: Limits, metrics: M
         return models.load(snapshot.path, device, dtype, limits, metrics)
 
 
-def warm_up(snapshot: Snapshot, model: Encoder | Generator) -> None:
+def warm_up(snapshot: Snapshot, model: Encoder | TextGenerator) -> None:
     """Run a model's first computation; raises `HoldfastError`."""
     with _load_errors(snapshot):
         model.warm_up()
@@ -75,11 +75,11 @@ def base_of(snapshot: Snapshot) -> str:
     return lora.base_of(snapshot.path)
 
 
-def load_adapter(snapshot: Snapshot, base: Encoder | Generator) -> Adapter:
+def load_adapter(snapshot: Snapshot, base: Encoder | TextGenerator) -> Adapter:
     """Load an adapter for its base; raises `HoldfastError`."""
-    from server.engine.generation.generator import Generator
+    from server.engine.generation.generator import TextGenerator
 
-    if not isinstance(base, Generator):
+    if not isinstance(base, TextGenerator):
         raise Permanent(
             "adapter_base", f"{snapshot.path}: expected a base that generates text, found one that embeds", "merge it"
         )
@@ -87,11 +87,11 @@ def load_adapter(snapshot: Snapshot, base: Encoder | Generator) -> Adapter:
         return base.adapter(snapshot.path)
 
 
-def share(models: list[Encoder | Generator]) -> None:
+def share(models: list[Encoder | TextGenerator]) -> None:
     """Divide the memory for the KV caches between these models."""
-    from server.engine.generation.generator import Generator
+    from server.engine.generation.generator import TextGenerator
 
-    generators = [model for model in models if isinstance(model, Generator)]
+    generators = [model for model in models if isinstance(model, TextGenerator)]
     for generator in generators:
         try:
             generator.share(len(generators))

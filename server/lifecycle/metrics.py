@@ -171,7 +171,7 @@ class _LoaderFamilies:
         self._bound.labels(report.bound.value).inc()
 
 
-class Metrics:
+class ServerMetrics:
     """One server's metrics, in a registry of their own."""
 
     def __init__(self) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 
-from server.lifecycle.metrics import Metrics
+from server.lifecycle.metrics import ServerMetrics
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,10 +31,10 @@ class Draining:
 State = Loading | Ready | Draining
 
 
-class Readiness:
+class ServerReadiness:
     """The server's state, which probes read, and the count of requests in flight."""
 
-    def __init__(self, metrics: Metrics) -> None:
+    def __init__(self, metrics: ServerMetrics) -> None:
         self.device: str | None = None  # None: not selected yet
         self._metrics = metrics
         self._state: State = Loading("starting")

@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Generic, TypeAlias
 
-from server.engine.engine import Engine, EventT, Model, PreparedT, RequestT
+from server.engine.engine import EventT, Model, PreparedT, RequestT, ThreadedEngine
 from server.engine.protocol import InferenceEngine, Submission
 from server.engine.types import (
     About,
@@ -53,7 +53,7 @@ class Card:
 
 
 @dataclass(frozen=True, slots=True)
-class Coming:
+class PendingVersion:
     """A version to be served next; `error` says why it is not served yet."""
 
     version: str | None
@@ -91,7 +91,7 @@ class _InService:
             if not self._requests:
                 self._idle.set()
 
-    async def drained(self) -> None:
+    async def wait_drained(self) -> None:
         """Wait until no request is being answered."""
         await self._idle.wait()
 
@@ -106,7 +106,7 @@ class _Served(_InService, Generic[RequestT, PreparedT, EventT]):
     def announce(self) -> None:
         """Publish this model and its queue in the metrics of its name."""
         super().announce()
-        self.metrics.watch_queue(self.engine.load)
+        self.metrics.watch_queue(self.engine.capacity)
         self.metrics.healthy(True)
 
     @property
@@ -115,10 +115,10 @@ class _Served(_InService, Generic[RequestT, PreparedT, EventT]):
         return max(self.engine.alive_at, self.metrics.alive_at)
 
     @asynccontextmanager
-    async def submitted(self, request: RequestT) -> AsyncIterator[Submission[PreparedT, EventT]]:
+    async def submit(self, request: RequestT) -> AsyncIterator[Submission[PreparedT, EventT]]:
         """Submit a request, counted for as long as the block runs; see `InferenceEngine.submitted`."""
         with self.use():
-            async with self.engine.submitted(request) as submission:
+            async with self.engine.submit(request) as submission:
                 yield submission
 
     def close(self) -> None:
@@ -130,28 +130,28 @@ class ServedEncoder(_Served[EmbeddingRequest, "tuple[list[int], ...]", Embedded]
     """A model of `/v1/embeddings`."""
 
     def __init__(self, card: Card, model: _EncoderModel, queue_limit: int, metrics: ModelMetrics) -> None:
-        super().__init__(card, Engine(model, queue_limit, metrics), metrics)
+        super().__init__(card, ThreadedEngine(model, queue_limit, metrics), metrics)
 
-    async def try_it(self) -> None:
+    async def run_dummy_inference(self) -> None:
         """Embed one token; raises the error of the model."""
-        with self.engine.submitted_prepared(([0],)) as submission:
-            await anext(submission.events())
+        with self.engine.submit_prepared(([0],)) as submission:
+            await anext(submission.stream())
 
 
 class ServedText(_Served[GenerationRequest, Continuation, GenerationEvent]):
     """A model of `/v1/completions` and `/v1/chat/completions`, over any engine."""
 
-    async def try_it(self, adapter: Adapter | None = None) -> None:
+    async def run_dummy_inference(self, adapter: Adapter | None = None) -> None:
         """Generate one token; raises the error of the model."""
-        with self.engine.submitted_prepared(replace(_ONE_TOKEN, adapter=adapter)) as submission:
-            await anext(submission.events())
+        with self.engine.submit_prepared(replace(_ONE_TOKEN, adapter=adapter)) as submission:
+            await anext(submission.stream())
 
 
 class ServedGenerator(ServedText):
     """A text model in the server's own engine."""
 
     def __init__(self, card: Card, model: _TextModel, queue_limit: int, metrics: ModelMetrics) -> None:
-        super().__init__(card, Engine(model, queue_limit, metrics), metrics)
+        super().__init__(card, ThreadedEngine(model, queue_limit, metrics), metrics)
 
 
 class ServedAdapter(_InService):
@@ -163,34 +163,34 @@ class ServedAdapter(_InService):
         self._base = base
 
     @asynccontextmanager
-    async def submitted(self, request: GenerationRequest) -> AsyncIterator[Submission[Continuation, GenerationEvent]]:
+    async def submit(self, request: GenerationRequest) -> AsyncIterator[Submission[Continuation, GenerationEvent]]:
         """Submit a request that runs with the adapter, counted here and as one of the base's."""
         adapted = replace(request, wanted=replace(request.wanted, adapter=self._adapter))
         with self.use():
-            async with self._base.submitted(adapted) as submission:
+            async with self._base.submit(adapted) as submission:
                 yield submission
 
     def close(self) -> None:
         """Do nothing: the base's engine ran its requests, and all have ended."""
 
-    async def try_it(self) -> None:
+    async def run_dummy_inference(self) -> None:
         """Generate one token with the adapter; raises the error of the model."""
-        await self._base.try_it(self._adapter)
+        await self._base.run_dummy_inference(self._adapter)
 
 
 Generating = ServedText | ServedAdapter
 Served = ServedEncoder | Generating
 
 
-class Catalog:
+class ModelRegistry:
     """The models in service, by what clients call them."""
 
     def __init__(self) -> None:
         self._served: dict[str, Served] = {}
-        self.coming: dict[str, Coming] = {}  # by name
+        self.coming: dict[str, PendingVersion] = {}  # by name
 
     @classmethod
-    def of_one(cls, served: Served) -> Catalog:
+    def of_one(cls, served: Served) -> ModelRegistry:
         """Return a private catalog, to replay golden predictions before the model is in service."""
         found = cls()
         found._served[served.card.name] = served
@@ -210,7 +210,7 @@ class Catalog:
             removed.metrics.forget()
         return removed
 
-    def all(self) -> tuple[Served, ...]:
+    def list_models(self) -> tuple[Served, ...]:
         return tuple(self._served.values())
 
     def find(self, model: str | None) -> Served:

@@ -6,16 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from server.engine.types import Limits
-from server.lifecycle.entries import Entry
+from server.lifecycle.entries import ModelEntry
 from server.lifecycle.golden import Mode
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class ServeOptions:
     """One server. `models` is empty where the file `follow` names them; `app` is None for our own API. A model idle for
     `probe_interval_s` gets a dummy inference, and is unhealthy where that takes `probe_timeout_s`."""
 
-    models: tuple[Entry, ...]
+    models: tuple[ModelEntry, ...]
     follow: Path | None
     root: Path
     host: str

@@ -33,7 +33,7 @@ class Snapshot:
     digest: Digest | None
 
 
-class Holding:
+class HeldFolder:
     """A leased snapshot: `close()`, or the end of a `with` block, releases the lease."""
 
     def __init__(self, snapshot: Snapshot, lease: Lease | None) -> None:
@@ -52,7 +52,7 @@ class Holding:
         if self._lease is not None:
             lease = SnapshotLayout(self.snapshot.path).lease
             try:
-                self._lease.follow(lease)
+                self._lease.relock(lease)
             except OSError as error:
                 raise Permanent("no_lease", f"{lease}: {error.strerror}", "check the node's disk and mount") from error
 
@@ -62,7 +62,7 @@ class Holding:
             self._lease.close()
 
 
-def hold(path: Path, pin: Digest | None = None) -> Holding:
+def hold(path: Path, pin: Digest | None = None) -> HeldFolder:
     """Take the lease of the snapshot at `path`; `pin` is the digest it must have, None for any.
 
     A folder that is no snapshot is served without a lease. Blocks while an eviction holds the lease. Raises
@@ -73,7 +73,7 @@ def hold(path: Path, pin: Digest | None = None) -> Holding:
     if lease is None:
         _LOG.warning("%s is not a Holdfast snapshot: no lease is held, nothing keeps it from being removed", target)
     digest = Digest(target.name) if lease is not None and is_hex(target.name) else None
-    holding = Holding(Snapshot(target, name, version, digest), lease)
+    holding = HeldFolder(Snapshot(target, name, version, digest), lease)
     if pin is not None and pin != digest:
         holding.close()
         raise DigestMismatch(

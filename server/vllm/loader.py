@@ -22,12 +22,12 @@ from vllm.platforms import current_platform
 
 from cached.contract.errors import Permanent
 from cached.contract.program.units import format_size
-from server.lifecycle.snapshot import Holding, hold, target_of
+from server.lifecycle.snapshot import HeldFolder, hold, target_of
 from server.weights import report
 from server.weights.cuda.accelerator import DeviceLike, find
 from server.weights.files import iter_tensors
 from server.weights.format.safetensors import INDEX_FILE, SINGLE_FILE, list_shards, read_header
-from server.weights.settings import Settings
+from server.weights.settings import LoaderSettings
 
 _LOG = init_logger("vllm.plugins.holdfast")  # vLLM shows the logs below its own name
 
@@ -43,7 +43,7 @@ _VLLMS = "enable_weights_track"  # a key of newer vLLM versions
 # A folder with an index or a single file, or unlisted files.
 Weights: TypeAlias = "Path | list[Path]"
 
-_HELD: dict[Path, Holding] = {}
+_HELD: dict[Path, HeldFolder] = {}
 
 
 class HoldfastModelLoader(DefaultModelLoader):  # type: ignore[misc] # vLLM has no types where it is not installed
@@ -68,7 +68,7 @@ class HoldfastModelLoader(DefaultModelLoader):  # type: ignore[misc] # vLLM has 
         self.counter_before_loading_weights = 0.0  # vLLM's: when the first weight was requested
         self._variables = {_VARIABLES[key]: str(value) for key, value in extra.items() if key in _VARIABLES}
         self._vllm_config: Any = None
-        Settings.from_environment({**os.environ, **self._variables})  # raises for an invalid value at once
+        LoaderSettings.from_environment({**os.environ, **self._variables})  # raises for an invalid value at once
         theirs = {key: value for key, value in extra.items() if key not in _VARIABLES}
         super().__init__(dataclasses.replace(load_config, model_loader_extra_config=theirs))
 
@@ -161,7 +161,7 @@ class HoldfastModelLoader(DefaultModelLoader):  # type: ignore[misc] # vLLM has 
         if config is not None:
             environment["LOCAL_WORLD_SIZE"] = str(_local_readers(config.parallel_config))
         device = torch.device("cuda", torch.cuda.current_device())
-        return find(device, Settings.from_environment(environment)) or "cpu"
+        return find(device, LoaderSettings.from_environment(environment)) or "cpu"
 
 
 def _weights(source: Any) -> Weights:

@@ -17,13 +17,13 @@ import torch
 
 from server.weights import report
 from server.weights.cuda.accelerator import Accelerator
-from server.weights.cuda.copier import Outcome
-from server.weights.cuda.route import Route
+from server.weights.cuda.copier import LoadTotals
+from server.weights.cuda.route import MethodChoice
 from server.weights.format import dtypes
 from server.weights.format.checkpoint import Checkpoint
 from server.weights.format.selection import Box, Residue, Run, runs
 from server.weights.host.reader import Reader
-from server.weights.plan import ALIGNMENT, Placement, Plan, Sizes, Want, make_plan
+from server.weights.plan import ALIGNMENT, LoadPlan, Placement, Sizes, WantedTensor, make_plan
 from server.weights.report import Bound, LoadReport, Stages
 
 # Ranges in progress beyond the one being consumed, where the consumer drops each: the next is read in that time.
@@ -34,7 +34,7 @@ _AHEAD = 1
 class Item:
     """A tensor, or a box of one, to deliver: `shape` and `residue` are the box's, `dtype` is the file's."""
 
-    want: Want
+    want: WantedTensor
     dtype: torch.dtype
     shape: tuple[int, ...]
     residue: Residue
@@ -58,10 +58,10 @@ def item(checkpoint: Checkpoint, name: str, part: Box | None = None) -> Item:
     if part is None:
         nbytes = entry.end - entry.begin
         one = (Run(entry.begin, 0, nbytes),) if nbytes else ()
-        return Item(Want(name, file, nbytes, one), dtype, shape, ())
+        return Item(WantedTensor(name, file, nbytes, one), dtype, shape, ())
     nbytes = math.prod(part.shape) * dtype.itemsize
     found = tuple(runs(entry.begin, shape, dtype.itemsize, part))
-    return Item(Want(name, file, nbytes, found), dtype, part.shape, part.residue)
+    return Item(WantedTensor(name, file, nbytes, found), dtype, part.shape, part.residue)
 
 
 def deliver(
@@ -73,14 +73,14 @@ def deliver(
     accelerator.check_room(_need(accelerator, by_name.values(), options))
     plan = _plan(accelerator, by_name.values(), options)
     planned_s = time.perf_counter() - began
-    outcome, convert_s = Outcome(), 0.0
+    outcome, convert_s = LoadTotals(), 0.0
     ahead = None if options.kept and not _converts(by_name.values(), options) else _AHEAD
     with ExitStack() as stack:
         readers = []
         for file in checkpoint.files:
             readers.append(Reader(file, accelerator.settings))
             stack.callback(readers[-1].close)
-        route = Route(accelerator, checkpoint.files, readers, options.cancel)
+        route = MethodChoice(accelerator, checkpoint.files, readers, options.cancel)
         for wanted, buffer in route.carry(plan, ahead, outcome):
             for placement in wanted.placements:
                 found = by_name[placement.name]
@@ -122,7 +122,7 @@ def _view(buffer: torch.Tensor, placement: Placement, found: Item) -> torch.Tens
     return tensor[found.residue] if found.residue else tensor
 
 
-def _plan(accelerator: Accelerator, items: Iterable[Item], options: Options) -> Plan:
+def _plan(accelerator: Accelerator, items: Iterable[Item], options: Options) -> LoadPlan:
     settings = accelerator.settings
     end = settings.convert_range_bytes if _converts(items, options) else settings.range_bytes
     return make_plan([found.want for found in items], Sizes(settings.slot_bytes, end, settings.merge_gap))
@@ -147,7 +147,7 @@ def _converts(items: Iterable[Item], options: Options) -> bool:
     return any(dtypes.wanted(found.dtype, options.dtype) != found.dtype for found in items)
 
 
-def _bound(outcome: Outcome, nbytes: int) -> Bound:
+def _bound(outcome: LoadTotals, nbytes: int) -> Bound:
     tally = outcome.tally
     if tally.wait_s >= max(tally.read_s, tally.copy_s):
         return Bound.PCIE

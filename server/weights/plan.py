@@ -21,7 +21,7 @@ ALIGNMENT = 16
 
 
 @dataclass(frozen=True, slots=True)
-class Want:
+class WantedTensor:
     """A tensor of `nbytes` to load as `name`: `runs` of the file number `file`, packed."""
 
     name: str
@@ -70,7 +70,7 @@ class Range:
 
     nbytes: int
     placements: tuple[Placement, ...]
-    wants: tuple[Want, ...]
+    wants: tuple[WantedTensor, ...]
     sizes: Sizes
 
     @cached_property
@@ -80,7 +80,7 @@ class Range:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class LoadPlan:
     """`nbytes` is the sum of the tensors; the ranges together are slightly larger."""
 
     ranges: tuple[Range, ...]
@@ -118,10 +118,10 @@ class _Segment(NamedTuple):
     runs: list[Run]
 
 
-def make_plan(wants: Iterable[Want], sizes: Sizes) -> Plan:
+def make_plan(wants: Iterable[WantedTensor], sizes: Sizes) -> LoadPlan:
     """Plan for `wants`, which are in the order of the files and of their bytes."""
     ranges: list[Range] = []
-    group: list[Want] = []
+    group: list[WantedTensor] = []
     placements: list[Placement] = []
     nbytes = total = 0
     for want in wants:
@@ -135,10 +135,10 @@ def make_plan(wants: Iterable[Want], sizes: Sizes) -> Plan:
             group, placements, nbytes = [], [], 0
     if group:
         ranges.append(Range(nbytes, tuple(placements), tuple(group), sizes))
-    return Plan(tuple(ranges), total)
+    return LoadPlan(tuple(ranges), total)
 
 
-def _segments(wants: Iterable[Want], placements: Iterable[Placement], gap: int) -> Iterator[_Segment]:
+def _segments(wants: Iterable[WantedTensor], placements: Iterable[Placement], gap: int) -> Iterator[_Segment]:
     current: _Segment | None = None
     for want, placement in zip(wants, placements, strict=True):
         for run in chain.from_iterable(_readable(run, gap) for run in want.runs):

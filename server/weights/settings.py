@@ -30,7 +30,7 @@ class Io(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class LoaderSettings:
     """One loader.
 
     `threads`: a core copies some 5 GB/s out of the page cache, so a dozen fill a Gen5 link; more only compete for the
@@ -64,7 +64,7 @@ class Settings:
             raise _refuse(f"merge_gap = {self.merge_gap}", "at least 0")
 
     @classmethod
-    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Settings:
+    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> LoaderSettings:
         """Return this machine's defaults, changed by `HOLDFAST_LOADER_THREADS`, `_SLOTS`, `_SLOT_SIZE` and `_IO`.
         `LOCAL_WORLD_SIZE`, which torchrun sets, is the number of `local_readers`, which share the processors."""
         readers = _number(environment, "LOCAL_WORLD_SIZE", 1)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from cached.contract.errors import HoldfastError
 from cached.contract.layout import PublicLayout
 from cached.contract.program.units import format_duration
-from cached.contract.reference import ModelRef, Wanted
+from cached.contract.reference import ModelRef, ModelRequest
 from cached.contract.status import DaemonStatus, ModelStatus, parse_timestamp
 
 HEARTBEAT_STALE_S = 30.0  # the daemon writes one at least every five seconds
@@ -70,7 +70,7 @@ class Heartbeat:
         )
 
 
-def silence(public: PublicLayout, want: Wanted, waited_s: float) -> str:
+def silence(public: PublicLayout, want: ModelRequest, waited_s: float) -> str:
     """Return what to check where `want` has had no status file for `waited_s` seconds."""
     beating = public.daemon_status.exists()
     return (

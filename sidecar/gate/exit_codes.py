@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from cached.contract.errors import HoldfastError, Permanent, Transient
-from cached.contract.reference import Wanted
+from cached.contract.reference import ModelRequest
 from cached.contract.status import StatusError
 
 READY = 0
@@ -25,17 +25,17 @@ TERMINATION_LOG_BYTES = 4096  # the part that the kubelet reads
 _MISMATCH_CODES = frozenset({"digest_mismatch", "invalid_manifest", "invalid_record"})
 
 
-class Refused(Permanent):
+class DaemonRefused(Permanent):
     """The daemon reports that a version can never be on this node."""
 
-    def __init__(self, want: Wanted, reason: StatusError) -> None:
+    def __init__(self, want: ModelRequest, reason: StatusError) -> None:
         super().__init__(reason.code, f"{want}: the daemon gave up: {reason.message}", reason.remedy)
 
 
 class Unverified(Permanent):
     """A version is present but its verification failed; the cause says why."""
 
-    def __init__(self, want: Wanted, cause: Permanent) -> None:
+    def __init__(self, want: ModelRequest, cause: Permanent) -> None:
         super().__init__(cause.code, f"{want}: {cause.message}", cause.remedy)
 
 
@@ -50,7 +50,7 @@ class DeadlinePassed(Transient):
         )
 
 
-class Stopped(Transient):
+class GateStopped(Transient):
     """A signal arrived before the gate was open."""
 
     def __init__(self, number: int, state: str) -> None:
@@ -61,16 +61,16 @@ class Stopped(Transient):
 
 def code_of(error: HoldfastError) -> int:
     """Return the exit code of `error`."""
-    if isinstance(error, Stopped):
+    if isinstance(error, GateStopped):
         return 128 + error.number
     if isinstance(error, DeadlinePassed):
         return DEADLINE
     if error.code in _MISMATCH_CODES:
         return MISMATCH
-    return NEVER if isinstance(error, Refused) else FAILED
+    return NEVER if isinstance(error, DaemonRefused) else FAILED
 
 
-def tell(error: HoldfastError, termination_log: Path | None) -> None:
+def write_reason(error: HoldfastError, termination_log: Path | None) -> None:
     """Write the reason and the remedy to stderr, and to the termination log if there is one."""
     text = f"{error.message}\n" + (f"What to do: {error.remedy}\n" if error.remedy else "")
     sys.stderr.write(f"holdfast gate: {text}")

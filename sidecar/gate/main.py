@@ -15,15 +15,15 @@ from pathlib import Path
 
 from cached.contract.errors import HoldfastError, Permanent
 from cached.contract.program.units import format_duration, format_size
-from cached.contract.reference import Wanted
+from cached.contract.reference import ModelRequest
 from cached.contract.status import State
 from cached.contract.verify import check_full, check_record, load_manifest
 from sidecar.gate import daemon_status, exit_codes
-from sidecar.gate.probe import Probe, Readiness
-from sidecar.gate.progress import Narrator, Progress, of_hashing, of_status
-from sidecar.gate.settings import Settings, parse
-from sidecar.gate.snapshot import Held, Unsettled, hold, still_named
-from sidecar.gate.wakeup import Bell, Changes
+from sidecar.gate.probe import GateReadiness, Probe
+from sidecar.gate.progress import GateProgress, ProgressPrinter, of_hashing, of_status
+from sidecar.gate.settings import GateOptions, parse
+from sidecar.gate.snapshot import HeldSnapshot, Unsettled, hold, still_named
+from sidecar.gate.wakeup import Changes, Wakeup
 
 # The first check after an event may be too early (a temporary symlink is created, then renamed, and watchdog may report
 # the rename half a second late), so checks follow quickly, then ever more slowly, down to the rate of plain polling.
@@ -38,9 +38,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the gate; return its exit code."""
     started = time.monotonic()
     settings = parse(sys.argv[1:] if argv is None else argv)
-    bell = Bell()
-    readiness = Readiness()
-    narrator = Narrator(sys.stderr)
+    bell = Wakeup()
+    readiness = GateReadiness()
+    narrator = ProgressPrinter(sys.stderr)
     try:
         if settings.listen is not None:
             probe = Probe(settings.listen, readiness)
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         gate = Gate(settings, bell, narrator, readiness, started)
         gate.open()
     except HoldfastError as error:
-        exit_codes.tell(error, settings.termination_log)
+        exit_codes.write_reason(error, settings.termination_log)
         return exit_codes.code_of(error)
     while not settings.once and bell.stopped_by is None:
         bell.wait(FOLLOW_EVERY_S)
@@ -61,7 +61,7 @@ class Gate:
     """One gate: opens once, and holds its leases until the process ends."""
 
     def __init__(
-        self, settings: Settings, bell: Bell, narrator: Narrator, readiness: Readiness, started: float
+        self, settings: GateOptions, bell: Wakeup, narrator: ProgressPrinter, readiness: GateReadiness, started: float
     ) -> None:
         self._settings = settings
         self._public = settings.public
@@ -70,8 +70,8 @@ class Gate:
         self._readiness = readiness
         self._started = started  # monotonic seconds
         self._heartbeat = daemon_status.Heartbeat(settings.public, time.monotonic, time.time)
-        self._held: dict[Wanted, Held] = {}
-        self._progress: dict[Wanted, Progress] = {}
+        self._held: dict[ModelRequest, HeldSnapshot] = {}
+        self._progress: dict[ModelRequest, GateProgress] = {}
 
     def open(self) -> None:
         """Return when every version is present, verified and leased; raises `HoldfastError` where that fails."""
@@ -94,7 +94,7 @@ class Gate:
         for want, held in self._held.items():
             trouble = None
             try:
-                held.lease.follow(held.snapshot.lease)
+                held.lease.relock(held.snapshot.lease)
             except OSError as error:
                 trouble = f"{want}: its lease cannot be read: {error}; trying again"
             self._narrator.notice(f"lease {want}", trouble, f"{want}: its lease can be read again")
@@ -110,16 +110,16 @@ class Gate:
                 del self._held[want]
         return len(self._held) == len(self._settings.wanted)
 
-    def _find(self, want: Wanted) -> None:
+    def _find(self, want: ModelRequest) -> None:
         found = hold(self._public, want.ref)
-        if isinstance(found, Held):
+        if isinstance(found, HeldSnapshot):
             self._verify_and_hold(want, found)
         elif isinstance(found, Unsettled):
-            self._report(want, Progress("published, but", found.reason))
+            self._report(want, GateProgress("published, but", found.reason))
         else:
             self._report_status(want)
 
-    def _verify_and_hold(self, want: Wanted, found: Held) -> None:
+    def _verify_and_hold(self, want: ModelRequest, found: HeldSnapshot) -> None:
         """Verify a snapshot and hold it. One that the daemon withdrew meanwhile, as corrupt, is no mismatch: a lease
         prevents eviction, not that."""
         try:
@@ -128,28 +128,28 @@ class Gate:
             found.lease.close()
             if not isinstance(error, exit_codes.Unverified) or still_named(self._public, want.ref, found):
                 raise
-            self._report(want, Progress("withdrawn while it was verified;", "waiting for it to come back"))
+            self._report(want, GateProgress("withdrawn while it was verified;", "waiting for it to come back"))
         else:
             self._held[want] = found
 
-    def _report_status(self, want: Wanted) -> None:
+    def _report_status(self, want: ModelRequest) -> None:
         status = daemon_status.read_status(self._public, want.ref)
         waited_s = time.monotonic() - self._started
         silent = status is None and waited_s >= SILENCE_S
         hint = daemon_status.silence(self._public, want, SILENCE_S) if silent else None
         self._narrator.notice(f"silence {want}", hint, f"{want}: the daemon speaks of it now")
         if status is None:
-            self._report(want, Progress("waiting", f"for {format_duration(waited_s)}, no status yet"))
+            self._report(want, GateProgress("waiting", f"for {format_duration(waited_s)}, no status yet"))
             return
         refused = status.refused_pins.get(str(want.pin))
         if refused is not None:
-            raise exit_codes.Refused(want, refused)
+            raise exit_codes.DaemonRefused(want, refused)
         failed = status.state is State.FAILED and status.error is not None and status.error.permanent
         if failed and status.error is not None and status.error not in status.refused_pins.values():
-            raise exit_codes.Refused(want, status.error)
+            raise exit_codes.DaemonRefused(want, status.error)
         self._report(want, of_status(status))
 
-    def _verify(self, want: Wanted, held: Held) -> None:
+    def _verify(self, want: ModelRequest, held: HeldSnapshot) -> None:
         began = time.monotonic()
         try:
             manifest = load_manifest(held.snapshot, want.pin)
@@ -160,13 +160,13 @@ class Gate:
         except Permanent as error:
             raise exit_codes.Unverified(want, error) from error
         how = "hashed" if self._settings.full else "checked by record"
-        self._progress[want] = Progress("verified")
+        self._progress[want] = GateProgress("verified")
         self._narrator.line(
             f"{want}: {_count(len(manifest.files), 'file')}, {format_size(manifest.total_bytes)}, {how} in "
             f"{time.monotonic() - began:.2f} s: {manifest.digest}"
         )
 
-    def _hashing(self, want: Wanted, total: int) -> Callable[[int], None]:
+    def _hashing(self, want: ModelRequest, total: int) -> Callable[[int], None]:
         began = time.monotonic()
         lock = threading.Lock()
         done, reported_at = 0, began
@@ -184,7 +184,7 @@ class Gate:
 
         return report
 
-    def _report(self, want: Wanted, progress: Progress) -> None:
+    def _report(self, want: ModelRequest, progress: GateProgress) -> None:
         self._progress[want] = progress
         self._readiness.text = self._state()
         self._narrator.progress(str(want), progress)
@@ -201,7 +201,7 @@ class Gate:
 
     def _check_time(self) -> None:
         if self._bell.stopped_by is not None:
-            raise exit_codes.Stopped(self._bell.stopped_by, self._state())
+            raise exit_codes.GateStopped(self._bell.stopped_by, self._state())
         timeout_s = self._settings.timeout_s
         if timeout_s is not None and self._left_s() <= 0:
             raise exit_codes.DeadlinePassed(timeout_s, self._state())

@@ -26,7 +26,7 @@ _METRICS = "text/plain; version=0.0.4; charset=utf-8"
 
 
 @dataclass(slots=True)
-class Readiness:
+class GateReadiness:
     """The state that probes report. `text` is for a person; `opened_at`: seconds since the epoch, once open."""
 
     text: str = "starting"
@@ -36,7 +36,7 @@ class Readiness:
 class Probe:
     """Listens on `address` (host, port) and answers in threads of its own until the process ends."""
 
-    def __init__(self, address: tuple[str, int], readiness: Readiness) -> None:
+    def __init__(self, address: tuple[str, int], readiness: GateReadiness) -> None:
         host, port = address
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         try:
@@ -59,7 +59,7 @@ class Probe:
 
     def start(self) -> None:
         """Start to answer; raises `Transient` (`no_thread`)."""
-        limits.start(threading.Thread(target=self._accept, name="probe", daemon=True), "answering probes")
+        limits.start_thread(threading.Thread(target=self._accept, name="probe", daemon=True), "answering probes")
 
     def _accept(self) -> None:
         while True:
@@ -70,7 +70,7 @@ class Probe:
                 continue
             self._admit(connection)
             answering = threading.Thread(target=self._serve, args=(connection,), name="probe-answer", daemon=True)
-            if not limits.start_some([answering]):
+            if not limits.start_threads([answering]):
                 self._serve(connection)  # without threads, one at a time
 
     def _admit(self, connection: socket.socket) -> None:

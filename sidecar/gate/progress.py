@@ -22,7 +22,7 @@ _PREFIX = "holdfast gate: "
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
+class GateProgress:
     """How far one version is: its `stage`, a `detail` that changes during it, and `percent` of its bytes."""
 
     stage: str
@@ -33,23 +33,23 @@ class Progress:
         return f"{self.stage} {self.detail}".rstrip()
 
 
-def of_status(status: ModelStatus) -> Progress:
+def of_status(status: ModelStatus) -> GateProgress:
     """Return the progress in a status file."""
     if status.state is State.FAILED and status.error is not None:
-        return Progress(f"failed, the daemon tries again: {status.error.message}")
+        return GateProgress(f"failed, the daemon tries again: {status.error.message}")
     if status.state is State.READY:
-        return Progress("ready for the daemon, its symlink not seen yet")
+        return GateProgress("ready for the daemon, its symlink not seen yet")
     if not status.bytes_total:
-        return Progress(status.state.value)
+        return GateProgress(status.state.value)
     rest = _detail(status.bytes_done, status.bytes_total, status.rate_bytes_per_s, status.eta_s)
-    return Progress(status.state.value, rest, status.bytes_done * 100 // status.bytes_total)
+    return GateProgress(status.state.value, rest, status.bytes_done * 100 // status.bytes_total)
 
 
-def of_hashing(done: int, total: int, elapsed_s: float) -> Progress:
+def of_hashing(done: int, total: int, elapsed_s: float) -> GateProgress:
     """Return the progress of this gate's own hashing; sizes in bytes."""
     rate = done / elapsed_s if elapsed_s > 0 else 0.0
     eta_s = (total - done) / rate if rate > 0 else None
-    return Progress("hashing", _detail(done, total, rate, eta_s), done * 100 // max(1, total))
+    return GateProgress("hashing", _detail(done, total, rate, eta_s), done * 100 // max(1, total))
 
 
 def _detail(done: int, total: int, rate: float | None, eta_s: float | None) -> str:
@@ -64,10 +64,10 @@ def _detail(done: int, total: int, rate: float | None, eta_s: float | None) -> s
 @dataclass(slots=True)
 class _Printed:
     at: float
-    progress: Progress
+    progress: GateProgress
 
 
-class Narrator:
+class ProgressPrinter:
     """Writes progress and notices to `stream`; may be called from several threads."""
 
     def __init__(self, stream: TextIO) -> None:
@@ -78,7 +78,7 @@ class Narrator:
         self._notices: dict[str, str] = {}
         self._open_line: str | None = None  # the model of the terminal's current line
 
-    def progress(self, model: str, progress: Progress) -> None:
+    def progress(self, model: str, progress: GateProgress) -> None:
         """Print the progress of `model`, if it changed enough."""
         with self._lock:
             now = time.monotonic()
@@ -119,7 +119,7 @@ class Narrator:
             self._notices[topic] = text
             self.line(text)
 
-    def _write(self, model: str, progress: Progress) -> None:
+    def _write(self, model: str, progress: GateProgress) -> None:
         text = f"{_PREFIX}{model}: {progress}"
         if self._terminal:
             width = get_terminal_size(self._stream.fileno()).columns or 80

@@ -14,7 +14,7 @@ from pathlib import Path
 from cached.contract.errors import HoldfastError
 from cached.contract.layout import DEFAULT_MOUNT, PublicLayout
 from cached.contract.program.options import OptionParser, parse_address
-from cached.contract.reference import ModelRef, Wanted, parse_models, pinned
+from cached.contract.reference import ModelRef, ModelRequest, add_pins, parse_models
 
 _TERMINATION_LOG = Path("/dev/termination-log")
 _LISTEN = ("0.0.0.0", 9401)  # noqa: S104 - the kubelet comes from outside the pod
@@ -22,11 +22,11 @@ _CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class GateOptions:
     """The options of one gate. `timeout_s` None: wait for ever; `listen` None: no probes; `full`: hash every file."""
 
     public: PublicLayout
-    wanted: tuple[Wanted, ...]
+    wanted: tuple[ModelRequest, ...]
     full: bool
     threads: int
     timeout_s: float | None
@@ -35,7 +35,7 @@ class Settings:
     termination_log: Path | None
 
 
-def parse(arguments: Sequence[str]) -> Settings:
+def parse(arguments: Sequence[str]) -> GateOptions:
     """Parse the options; exits with 2 where they are invalid."""
     parser = _parser()
     given = parser.parse_args(list(arguments))
@@ -46,7 +46,7 @@ def parse(arguments: Sequence[str]) -> Settings:
     log: Path | None = given.termination_log
     if log is None and _TERMINATION_LOG.exists():
         log = _TERMINATION_LOG
-    return Settings(
+    return GateOptions(
         public=PublicLayout(given.root),
         wanted=wanted,
         full=given.verify == "full",
@@ -84,15 +84,15 @@ def _parser() -> OptionParser:
 
 
 def _wanted(
-    name: str | None, version: str | None, models: tuple[Wanted, ...] | None, pins: str | None
-) -> tuple[Wanted, ...]:
+    name: str | None, version: str | None, models: tuple[ModelRequest, ...] | None, pins: str | None
+) -> tuple[ModelRequest, ...]:
     if models is None:
         if not name or not version:
             raise ValueError("expected --model and --version, or --models")
-        models = (Wanted(ModelRef(name, version)),)
+        models = (ModelRequest(ModelRef(name, version)),)
     elif name or version:
         raise ValueError("expected --model and --version, or --models, found both")
-    return pinned(models, pins) if pins else models
+    return add_pins(models, pins) if pins else models
 
 
 def _parse_threads(text: str) -> int:

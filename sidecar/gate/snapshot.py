@@ -32,14 +32,14 @@ class Unsettled:
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
+class HeldSnapshot:
     """The snapshot of a symlink; no eviction removes it while `lease` is open."""
 
     snapshot: SnapshotLayout
     lease: Lease
 
 
-def hold(public: PublicLayout, ref: ModelRef) -> Absent | Unsettled | Held:
+def hold(public: PublicLayout, ref: ModelRef) -> Absent | Unsettled | HeldSnapshot:
     """Take the lease of the snapshot that `ref` names now. Raises `Permanent`: `invalid_link` where the symlink is
     another kind of file or names no snapshot, `unreadable`."""
     try:
@@ -48,7 +48,7 @@ def hold(public: PublicLayout, ref: ModelRef) -> Absent | Unsettled | Held:
         raise _unreadable(error, public.model_link(ref)) from error
 
 
-def still_named(public: PublicLayout, ref: ModelRef, held: Held) -> bool:
+def still_named(public: PublicLayout, ref: ModelRef, held: HeldSnapshot) -> bool:
     """Return whether `ref` still names the leased snapshot; raises as `hold` does."""
     try:
         return _named(public, public.model_link(ref)) == held.snapshot
@@ -56,7 +56,7 @@ def still_named(public: PublicLayout, ref: ModelRef, held: Held) -> bool:
         raise _unreadable(error, public.model_link(ref)) from error
 
 
-def _hold(public: PublicLayout, ref: ModelRef) -> Absent | Unsettled | Held:
+def _hold(public: PublicLayout, ref: ModelRef) -> Absent | Unsettled | HeldSnapshot:
     link = public.model_link(ref)
     snapshot = _named(public, link)
     if snapshot is None:
@@ -70,7 +70,7 @@ def _hold(public: PublicLayout, ref: ModelRef) -> Absent | Unsettled | Held:
     if _named(public, link) != snapshot:  # replaced or evicted before the lease was taken
         lease.close()
         return Unsettled("it was replaced just now")
-    return Held(snapshot, lease)
+    return HeldSnapshot(snapshot, lease)
 
 
 def _named(public: PublicLayout, link: Path) -> SnapshotLayout | None:

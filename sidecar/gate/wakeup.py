@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from watchdog.observers.api import BaseObserver, ObservedWatch
 
 
-class Bell:
+class Wakeup:
     """The wakeup of the one waiting thread, by signals and other threads. A pipe, as a signal handler must not use a
     lock that the interrupted thread may hold. `stopped_by` is the signal that asked the process to end, None before."""
 
@@ -33,7 +33,7 @@ class Bell:
         self._poll.register(self._reader, select.POLLIN)
         for number in process.ENDING:
             signal.signal(number, self._stop)
-        process.heed()
+        process.unblock_signals()
 
     def ring(self) -> None:
         """Wake the waiting thread, or make its next wait return at once."""
@@ -57,7 +57,7 @@ class Changes:
     """Rings the bell when an entry appears in a followed folder. Use as a context manager. `trouble` is why inotify is
     not in use, None while it is."""
 
-    def __init__(self, bell: Bell) -> None:
+    def __init__(self, bell: Wakeup) -> None:
         self._bell = bell
         self._observer: BaseObserver | None = None
         self._watches: dict[Path, tuple[tuple[int, int], ObservedWatch]] = {}
@@ -78,7 +78,7 @@ class Changes:
         except ImportError:
             self.trouble = "the package watchdog is missing"
         except (OSError, RuntimeError) as error:  # RuntimeError: no thread
-            self.trouble = f"inotify: {limits.why_none(error)}"
+            self.trouble = f"inotify: {limits.explain_no_inotify(error)}"
         else:
             return any(added)
         self._stop()

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from cached.contract.errors import HoldfastError, Transient
-from sidecar.injector.certificates import Keys, next_keys
-from sidecar.injector.kube import Conflict, Json, KubeApi
+from sidecar.injector.certificates import CertificateKeys, next_keys
+from sidecar.injector.kube import Json, KubeApi, KubeConflict
 from sidecar.injector.tls import ServingTls
 
 _log = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ class Place:
         return (host, f"{host}.cluster.local", f"{self.service}.{self.namespace}")
 
 
-class Keeper:
+class CertificateStore:
     """One replica's part; `clock` returns the time with its zone."""
 
     def __init__(self, api: KubeApi, place: Place, tls: ServingTls, clock: Callable[[], datetime]) -> None:
@@ -56,7 +56,7 @@ class Keeper:
         self._place = place
         self._tls = tls
         self._clock = clock
-        self._held: Keys | None = None
+        self._held: CertificateKeys | None = None
 
     async def run(self) -> None:
         """Repeat `step` for ever; log an error once."""
@@ -76,15 +76,15 @@ class Keeper:
     async def step(self) -> None:
         """Adopt or renew the Secret, serve its certificate, and publish its CAs. Raises `HoldfastError`."""
         self._held = await self._reconcile()
-        if self._tls.use(self._held.certificate_pem, self._held.key_pem):
+        if self._tls.set_certificate(self._held.certificate_pem, self._held.key_pem):
             _log.info("serving a certificate that is good until %s", self._held.certificate.not_valid_after_utc)
         await self._publish_bundle(self._held.bundle)
 
-    async def _reconcile(self) -> Keys:
+    async def _reconcile(self) -> CertificateKeys:
         path = f"{self._place.secrets_path}/{self._place.secret}"
         for _ in range(_ATTEMPTS):
             secret = await self._api.get(path)
-            found = Keys.from_secret(secret["data"]) if secret is not None and secret.get("data") else None
+            found = CertificateKeys.from_secret(secret["data"]) if secret is not None and secret.get("data") else None
             # A deleted Secret is restored with the served certificate, so that the CAs to trust do not change.
             current = found or self._held
             wanted = next_keys(current, self._place.dns_names, self._clock()) or current
@@ -93,13 +93,13 @@ class Keeper:
             assert wanted is not None
             try:
                 await self._write(path, secret, wanted)
-            except Conflict:
+            except KubeConflict:
                 continue
             _log.info("wrote the certificate Secret %s/%s", self._place.namespace, self._place.secret)
             return wanted
         raise Transient("kube_conflict", f"{path}: changed at every one of {_ATTEMPTS} attempts to write it", "")
 
-    async def _write(self, path: str, secret: Json | None, keys: Keys) -> None:
+    async def _write(self, path: str, secret: Json | None, keys: CertificateKeys) -> None:
         if secret is not None:
             await self._api.replace(path, {**secret, "data": keys.to_secret()})
             return

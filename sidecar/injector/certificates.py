@@ -36,7 +36,7 @@ PrivateKey = ec.EllipticCurvePrivateKey
 
 
 @dataclass(frozen=True, slots=True)
-class Keys:
+class CertificateKeys:
     """`authorities`: the CAs to trust, the newest first, whose key is `authority_key`."""
 
     authorities: tuple[x509.Certificate, ...]
@@ -68,7 +68,7 @@ class Keys:
         return {name: base64.b64encode(content).decode() for name, content in files.items()}
 
     @classmethod
-    def from_secret(cls, data: Mapping[str, str]) -> Keys:
+    def from_secret(cls, data: Mapping[str, str]) -> CertificateKeys:
         """Parse the output of `to_secret`; raises `Permanent` (`invalid_secret`), whose message quotes none of it."""
         try:
             files = {name: base64.b64decode(data[name], validate=True) for name in (_CA, _CA_KEY, _CERTIFICATE, _KEY)}
@@ -91,11 +91,11 @@ class Keys:
         return found
 
 
-def next_keys(found: Keys | None, names: Sequence[str], now: datetime) -> Keys | None:
+def next_keys(found: CertificateKeys | None, names: Sequence[str], now: datetime) -> CertificateKeys | None:
     """Return the keys that replace `found` for a server of these DNS names; None where `found` needs no change."""
     if found is None or _ended(found.authorities[0], now):
         authority, authority_key = _make_authority(now)
-        return Keys((authority,), authority_key, *_make_certificate(authority, authority_key, names, now))
+        return CertificateKeys((authority,), authority_key, *_make_certificate(authority, authority_key, names, now))
     if _old(found.authorities[0], now) and not _ended(found.certificate, now):
         authority, key = _make_authority(now)
         kept = [old for old in found.authorities if not _ended(old, now)]

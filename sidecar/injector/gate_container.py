@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-from cached.contract.annotations import Asked
+from cached.contract.annotations import WeightsRequest
 from cached.contract.layout import DEFAULT_MOUNT
 from cached.contract.reference import write_models, write_pins
 
@@ -59,7 +59,7 @@ class GateSettings:
     listen_host: str
 
 
-def gate_container(spec: Json, asked: Asked, settings: GateSettings) -> Json:
+def gate_container(spec: Json, asked: WeightsRequest, settings: GateSettings) -> Json:
     """Return the gate for a pod with this `spec`; `asked.models` include the pins that apply."""
     container: Json = {
         "name": NAME,
@@ -105,7 +105,7 @@ def containers_of(spec: Mapping[str, Any]) -> Iterator[Json]:
     yield from spec.get("initContainers") or ()
 
 
-def _arguments(asked: Asked) -> list[str]:
+def _arguments(asked: WeightsRequest) -> list[str]:
     arguments = ["gate", "--root", str(DEFAULT_MOUNT)]
     only = asked.models[0]
     if len(asked.models) == 1 and only.alias is None:

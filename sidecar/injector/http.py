@@ -54,7 +54,7 @@ class InjectorMetrics:
         return generate_latest(self._registry)
 
 
-def doors(metrics: InjectorMetrics, not_ready: Callable[[], str | None]) -> web.Application:
+def probe_application(metrics: InjectorMetrics, not_ready: Callable[[], str | None]) -> web.Application:
     """Return the application of the plain port; `not_ready` returns why reviews should go elsewhere, or None."""
     app = web.Application()
 

@@ -26,7 +26,7 @@ _REMEDY = "check the injector's service account: its Role and ClusterRole, and t
 Json = dict[str, Any]
 
 
-class Conflict(Transient):
+class KubeConflict(Transient):
     """Another writer changed the object first: read it again."""
 
     def __init__(self, path: str) -> None:
@@ -57,11 +57,11 @@ class KubeApi:
         return await self._send("GET", path)
 
     async def create(self, path: str, body: Json) -> Json:
-        """Create an object in the collection at `path`; raises `Conflict` where one of its name exists."""
+        """Create an object in the collection at `path`; raises `KubeConflict` where one of its name exists."""
         return self._expect(path, await self._send("POST", path, body))
 
     async def replace(self, path: str, body: Json) -> Json:
-        """Replace the object at `path`; raises `Conflict` where its `resourceVersion` is not that in `body`."""
+        """Replace the object at `path`; raises `KubeConflict` where its `resourceVersion` is not that in `body`."""
         return self._expect(path, await self._send("PUT", path, body))
 
     async def patch(self, path: str, operations: Sequence[Json]) -> Json:
@@ -86,7 +86,7 @@ class KubeApi:
         if status == 404:
             return None
         if status == 409:
-            raise Conflict(what)
+            raise KubeConflict(what)
         problem = f"{what}: {status} {_message(answer)}"
         if status in (401, 403):
             raise Permanent("kube_forbidden", problem, _REMEDY)

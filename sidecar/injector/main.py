@@ -22,13 +22,13 @@ from aiohttp import web
 from cached.contract.errors import HoldfastError, Permanent
 from cached.contract.program.logs import log_to_stderr
 from cached.contract.program.options import EXIT_DONE, EXIT_FAILED
-from cached.contract.program.process import Ending
+from cached.contract.program.process import SignalThread
 from sidecar.injector.catalog_digests import Digests, read_digests
-from sidecar.injector.certificate_store import Keeper
+from sidecar.injector.certificate_store import CertificateStore
 from sidecar.injector.file_poll import changes
-from sidecar.injector.http import InjectorMetrics, doors
+from sidecar.injector.http import InjectorMetrics, probe_application
 from sidecar.injector.kube import KubeApi
-from sidecar.injector.settings import Settings, parse
+from sidecar.injector.settings import InjectorOptions, parse
 from sidecar.injector.tls import ServingTls
 from sidecar.injector.webhook import Reviewer, application
 
@@ -42,7 +42,7 @@ _PATIENCE_S = 10.0  # for the whole shutdown except the drain
 class Injector:
     """The parts of the injector, and its state."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: InjectorOptions) -> None:
         self._settings = settings
         self._stop = asyncio.Event()
         self.tls = ServingTls()
@@ -56,11 +56,11 @@ class Injector:
             return "stopping"
         return None if self.tls.loaded.is_set() else "no certificate yet"
 
-    async def run(self, ending: Ending) -> None:
+    async def run(self, ending: SignalThread) -> None:
         """Answer until a signal asks to stop."""
-        ending.farewell(partial(asyncio.get_running_loop().call_soon_threadsafe, self._stop.set))
+        ending.set_handler(partial(asyncio.get_running_loop().call_soon_threadsafe, self._stop.set))
         settings = self._settings
-        plain = doors(self.metrics, self.not_ready)
+        plain = probe_application(self.metrics, self.not_ready)
         secure = application(self.reviewer, self.metrics.done)
         async with _served(plain, settings.metrics_listen, None) as metrics:
             _log.info("health and metrics on http://%s", metrics)
@@ -82,12 +82,12 @@ class Injector:
         if isinstance(where, Path):
             await self._follow_certificate(where / "tls.crt", where / "tls.key")
         else:
-            await Keeper(KubeApi.in_cluster(), where, self.tls, partial(datetime.now, UTC)).run()
+            await CertificateStore(KubeApi.in_cluster(), where, self.tls, partial(datetime.now, UTC)).run()
 
     async def _follow_certificate(self, certificate: Path, key: Path) -> None:
         async for _ in changes(certificate, key):
             try:
-                if self.tls.use(*await asyncio.to_thread(_read_pair, certificate, key)):
+                if self.tls.set_certificate(*await asyncio.to_thread(_read_pair, certificate, key)):
                     _log.info("serving the certificate in %s", certificate)
             except HoldfastError as error:
                 _log.error("%s: %s", certificate.parent, error)
@@ -106,7 +106,7 @@ def main(argv: Sequence[str]) -> int:
     """Run `holdfast inject`; return its exit code."""
     settings = parse(argv)
     log_to_stderr(settings.log_level)
-    ending = Ending(settings.drain_s + _PATIENCE_S, partial(_log.warning, "%s: leaving at once"))
+    ending = SignalThread(settings.drain_s + _PATIENCE_S, partial(_log.warning, "%s: leaving at once"))
     ending.start()
     try:
         asyncio.run(_run(settings, ending))
@@ -116,7 +116,7 @@ def main(argv: Sequence[str]) -> int:
     return EXIT_DONE
 
 
-async def _run(settings: Settings, ending: Ending) -> None:
+async def _run(settings: InjectorOptions, ending: SignalThread) -> None:
     try:
         await Injector(settings).run(ending)
     except* HoldfastError as errors:

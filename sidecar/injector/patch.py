@@ -12,12 +12,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cached.contract.annotations import AFFINITY, CONTAINERS, DIGEST, INJECTED, MOUNT_PATH, PREFIX, Asked, parse
+from cached.contract.annotations import (
+    AFFINITY,
+    CONTAINERS,
+    DIGEST,
+    INJECTED,
+    MOUNT_PATH,
+    PREFIX,
+    WeightsRequest,
+    parse,
+)
 from cached.contract.digest import Digest
 from cached.contract.errors import Permanent
 from cached.contract.labels import READY, weights_label
 from cached.contract.layout import PublicLayout
-from cached.contract.reference import Wanted, variable_suffix, write_models, write_pins
+from cached.contract.reference import ModelRequest, variable_suffix, write_models, write_pins
 from sidecar.injector.catalog_digests import Digests
 from sidecar.injector.gate_container import (
     NAME,
@@ -79,7 +88,7 @@ def patch_pod(pod: Json, settings: GateSettings, digests: Digests, version: str)
     return Patch(tuple(operations), tuple(warnings))
 
 
-def _pinned(wanted: Wanted, digests: Digests) -> Wanted:
+def _pinned(wanted: ModelRequest, digests: Digests) -> ModelRequest:
     """Return `wanted` with the catalog's pin, where the pod has none."""
     catalog = digests.pins.get(wanted.ref)
     if catalog is not None and wanted.pin not in (None, catalog):
@@ -92,7 +101,7 @@ def _pinned(wanted: Wanted, digests: Digests) -> Wanted:
     return replace(wanted, pin=wanted.pin or catalog)
 
 
-def _annotations(notes: Json, asked: Asked, version: str) -> Iterator[Json]:
+def _annotations(notes: Json, asked: WeightsRequest, version: str) -> Iterator[Json]:
     yield _add(f"/metadata/annotations/{_escaped(INJECTED)}", version)
     pins = write_pins(asked.models)
     if pins is not None and notes.get(DIGEST) != pins:
@@ -113,7 +122,7 @@ def _volumes(spec: Json, settings: GateSettings) -> Iterator[Json]:
     yield from _append("/spec/volumes", spec.get("volumes"), [ours])
 
 
-def _containers(spec: Json, asked: Asked, settings: GateSettings) -> Iterator[Json]:
+def _containers(spec: Json, asked: WeightsRequest, settings: GateSettings) -> Iterator[Json]:
     """Add the mount and variables to the named containers; by default to all but other sidecars."""
     _check_names(spec, asked)
     variables = _variables(asked)
@@ -134,7 +143,7 @@ def _containers(spec: Json, asked: Asked, settings: GateSettings) -> Iterator[Js
                 yield from _prepend(f"{where}/env", container.get("env"), missing)
 
 
-def _check_names(spec: Json, asked: Asked) -> None:
+def _check_names(spec: Json, asked: WeightsRequest) -> None:
     present = [str(container.get("name")) for container in containers_of(spec)]
     missing = [name for name in asked.containers or () if name not in present]
     if missing:
@@ -162,7 +171,7 @@ def _mounted(container: Json, path: str) -> bool:
     return False
 
 
-def _variables(asked: Asked) -> list[Json]:
+def _variables(asked: WeightsRequest) -> list[Json]:
     layout = PublicLayout(Path(asked.mount_path))
     found = [{"name": VARIABLE, "value": str(layout.model_link(asked.models[0].ref))}]
     for wanted in asked.models:
@@ -179,7 +188,7 @@ def _variables(asked: Asked) -> list[Json]:
     return found
 
 
-def _affinity(spec: Json, asked: Asked) -> Iterator[Json]:
+def _affinity(spec: Json, asked: WeightsRequest) -> Iterator[Json]:
     digests = list(dict.fromkeys(wanted.pin for wanted in asked.models if wanted.pin is not None))
     if asked.affinity == "required":
         unpinned = [str(wanted.ref) for wanted in asked.models if wanted.pin is None]

@@ -27,7 +27,7 @@ _MAX_DEADLINE_S = 2**31 - 1 - 3600  # a probe's failureThreshold is an int32
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class InjectorOptions:
     """The options of one injector. `certificate`: a folder with `tls.crt` and `tls.key`, or the objects of our own."""
 
     gate: GateSettings
@@ -39,7 +39,7 @@ class Settings:
     log_level: str
 
 
-def parse(arguments: Sequence[str]) -> Settings:
+def parse(arguments: Sequence[str]) -> InjectorOptions:
     """Parse the options; exits with 2 where they are invalid."""
     parser = OptionParser(
         prog="holdfast inject",
@@ -48,7 +48,7 @@ def parse(arguments: Sequence[str]) -> Settings:
     _gate_options(parser)
     _server_options(parser)
     given = parser.parse_args(list(arguments))
-    return Settings(
+    return InjectorOptions(
         gate=_gate(given),
         catalog=given.catalog,
         listen=given.listen,

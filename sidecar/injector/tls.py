@@ -29,7 +29,7 @@ class ServingTls:
         self.context = _context()
         self.context.sni_callback = self._choose
 
-    def use(self, certificate: bytes, key: bytes) -> bool:
+    def set_certificate(self, certificate: bytes, key: bytes) -> bool:
         """Serve this certificate chain and key (PEM) from now on; return whether they changed. Raises `Permanent`
         (`invalid_certificate`), whose message quotes neither."""
         if (self.certificate, self._key) == (certificate, key):

@@ -29,7 +29,7 @@ _PODS = {"group": "", "version": "v1", "resource": "pods"}
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class ReviewAnswer:
     """The reply; `result` is for the metrics: `injected`, `unchanged` or `denied`."""
 
     result: str
@@ -44,7 +44,7 @@ class Reviewer:
         self._version = version
         self.digests: Digests = NO_CATALOG
 
-    def review(self, body: bytes) -> Answer:
+    def review(self, body: bytes) -> ReviewAnswer:
         """Answer one AdmissionReview; raises `Permanent` (`invalid_review`) where it is none."""
         request = _request(body)
         uid = request["uid"]
@@ -96,24 +96,24 @@ def _request(body: bytes) -> Json:
     return request
 
 
-def _allowed(uid: str, patch: Patch) -> Answer:
+def _allowed(uid: str, patch: Patch) -> ReviewAnswer:
     response: Json = {"uid": uid, "allowed": True}
     if patch.operations:
         response["patchType"] = "JSONPatch"
         response["patch"] = base64.b64encode(json.dumps(patch.operations).encode()).decode()
     if patch.warnings:
         response["warnings"] = list(patch.warnings)
-    return Answer("injected" if patch.operations else "unchanged", _encode(response))
+    return ReviewAnswer("injected" if patch.operations else "unchanged", _encode(response))
 
 
-def _denied(uid: str, error: HoldfastError) -> Answer:
+def _denied(uid: str, error: HoldfastError) -> ReviewAnswer:
     status = {
         "status": "Failure",
         "code": HTTPStatus.UNPROCESSABLE_ENTITY.value,
         "reason": "Invalid",
         "message": f"{error.message}. What to do: {error.remedy}",
     }
-    return Answer("denied", _encode({"uid": uid, "allowed": False, "status": status}))
+    return ReviewAnswer("denied", _encode({"uid": uid, "allowed": False, "status": status}))
 
 
 def _encode(response: Json) -> bytes:

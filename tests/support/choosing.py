@@ -14,5 +14,5 @@ from cached.sources.base import Source
 
 async def chosen(source: Source, include: Sequence[str] = (), exclude: Sequence[str] = ()) -> dict[str, RemoteFile]:
     """The files by path that a version with these filters has; raises `HoldfastError`."""
-    files = filters.choose(await source.resolve(), source.display, include, exclude)
+    files = filters.choose_files(await source.resolve(), source.display, include, exclude)
     return {file.path: file for file in files}

@@ -22,7 +22,7 @@ from typing import Any, Self
 
 from aiohttp import web
 
-from cached.kube.cluster import Cluster
+from cached.kube.cluster import ApiServer
 from tests.support.certificates import Certificates
 from tests.support.kube_shapes import (
     answer_json,
@@ -105,10 +105,10 @@ class FakeApi:
     def url(self) -> str:
         return f"{'https' if self.certificates else 'http'}://127.0.0.1:{self._port}"
 
-    def cluster(self) -> Cluster:
+    def cluster(self) -> ApiServer:
         """How to reach it; with the first of the tokens that are let in."""
         authority = self.certificates.authority if self.certificates else None
-        return Cluster(self.url, authority=authority, token=next(iter(self.tokens or ()), None))
+        return ApiServer(self.url, authority=authority, token=next(iter(self.tokens or ()), None))
 
     # --- objects, from the test's side -----------------------------------------------------------------------------
 

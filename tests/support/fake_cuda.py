@@ -22,8 +22,8 @@ import numpy as np
 import torch
 
 from server.weights.cuda.accelerator import Accelerator
-from server.weights.cuda.runtime import HOST_REGISTER_READ_ONLY_SUPPORTED, CudaError, Rows
-from server.weights.settings import Settings
+from server.weights.cuda.runtime import HOST_REGISTER_READ_ONLY_SUPPORTED, CudaError, RowCopy
+from server.weights.settings import LoaderSettings
 
 ALIGNMENT = 512  # of what a real allocator gives
 HOST = 1 << 20  # the handle of the consumer's stream
@@ -132,7 +132,7 @@ class FakeRuntime:
             self._check_copy(target, source, nbytes)
             self._queues[stream].append(_Copy(target, source, nbytes))
 
-    def copy_rows(self, rows: Rows, stream: int) -> None:
+    def copy_rows(self, rows: RowCopy, stream: int) -> None:
         self._count("cudaMemcpy2DAsync")
         with self._lock:
             if rows.pitch < rows.width:
@@ -272,6 +272,6 @@ class FakeMemory:
         return self._runtime.current()
 
 
-def fake_accelerator(runtime: FakeRuntime, settings: Settings) -> Accelerator:
+def fake_accelerator(runtime: FakeRuntime, settings: LoaderSettings) -> Accelerator:
     """An accelerator whose device is host memory."""
     return Accelerator(torch.device("cpu"), runtime, FakeMemory(runtime), settings)

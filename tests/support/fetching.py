@@ -17,7 +17,7 @@ from pathlib import Path
 
 from cached.contract.layout import Layout, ingest_id
 from cached.fetch.attempt import BlobSpec, Verified
-from cached.fetch.download import Flight, Space
+from cached.fetch.download import Download, Space
 from cached.fetch.workers import _HELD, MAX_OPEN, Workers, WorkerSettings
 from cached.store import recovery
 from cached.store.digest_journal import DigestJournal
@@ -127,10 +127,10 @@ class Engine:
 
     def launch(
         self, spec: BlobSpec, target: Target | Callable[[], Target], priority: int = 0, space: Space | None = None
-    ) -> Flight:
+    ) -> Download:
         """Start a flight."""
         locate = target if callable(target) else lambda: target
-        flight = Flight(spec, lambda _: locate(), space or Plenty(), self.workers, priority)
+        flight = Download(spec, lambda _: locate(), space or Plenty(), self.workers, priority)
         self.workers.submit([flight])
         return flight
 

@@ -47,7 +47,7 @@ def publish(layout: Layout, ref: ModelRef, files: Mapping[str, bytes]) -> Digest
         if not blobs.has(layout, hashlib.sha256(data).hexdigest()):
             add_blob(layout, data)
     digest = snapshots.publish(layout, manifest_of(files), VERIFIED_AT)
-    snapshots.point(layout, ref, digest)
+    snapshots.set_name(layout, ref, digest)
     return digest
 
 

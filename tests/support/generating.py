@@ -7,22 +7,22 @@ from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
-from server.engine.engine import Engine
-from server.engine.generation.generator import Generator
+from server.engine.engine import ThreadedEngine
+from server.engine.generation.generator import TextGenerator
 from server.engine.types import (
     CompletionRequest,
     Continuation,
     Delta,
     Finished,
     GenerationEvent,
+    GenerationOptions,
     GenerationRequest,
     Limits,
     Sampling,
-    Wanted,
 )
 
 GREEDY = Sampling(temperature=0.0)
-Generating = Engine[GenerationRequest, Continuation, GenerationEvent]
+Generating = ThreadedEngine[GenerationRequest, Continuation, GenerationEvent]
 
 
 class Watched:
@@ -43,17 +43,17 @@ def limits(batch: int = 8, cache_bytes: int | None = 64 << 20) -> Limits:
     return Limits(body_bytes=1 << 20, queue=64, max_tokens=None, batch=batch, cache_bytes=cache_bytes)
 
 
-def load(directory: Path, watched: Watched, allowed: Limits) -> Generator:
+def load(directory: Path, watched: Watched, allowed: Limits) -> TextGenerator:
     """The model of a folder in float32 on the CPU, warmed."""
-    generator = Generator.load(directory, "cpu", "float32", allowed, watched)
+    generator = TextGenerator.load(directory, "cpu", "float32", allowed, watched)
     generator.warm_up()
     return generator
 
 
 @contextmanager
-def engine(generator: Generator, watched: Watched) -> Iterator[Generating]:
+def engine(generator: TextGenerator, watched: Watched) -> Iterator[Generating]:
     """An engine for as long as the block runs."""
-    running: Generating = Engine(generator, 64, watched)
+    running: Generating = ThreadedEngine(generator, 64, watched)
     try:
         yield running
     finally:
@@ -63,14 +63,14 @@ def engine(generator: Generator, watched: Watched) -> Iterator[Generating]:
 def completion(
     prompt: str, max_tokens: int = 12, sampling: Sampling = GREEDY, stop: tuple[str, ...] = (), choices: int = 1
 ) -> CompletionRequest:
-    return CompletionRequest((prompt,), Wanted(None, max_tokens, choices, sampling, stop, False, False))
+    return CompletionRequest((prompt,), GenerationOptions(None, max_tokens, choices, sampling, stop, False, False))
 
 
 @asynccontextmanager
 async def started(running: Generating, request: GenerationRequest) -> AsyncIterator[AsyncIterator[GenerationEvent]]:
     """A request's events, with its first token there already; leaving early gives it up."""
-    async with running.submitted(request) as job:
-        events = job.events()
+    async with running.submit(request) as job:
+        events = job.stream()
         first = await anext(events)
 
         async def all_events() -> AsyncIterator[GenerationEvent]:
@@ -96,8 +96,8 @@ async def read(events: AsyncIterator[GenerationEvent]) -> list[tuple[str, str, i
 
 
 async def ask(running: Generating, request: GenerationRequest) -> list[tuple[str, str, int]]:
-    async with running.submitted(request) as job:
-        return await read(job.events())
+    async with running.submit(request) as job:
+        return await read(job.stream())
 
 
 def save(model: Any, directory: Path) -> Path:

@@ -28,11 +28,11 @@ from cached.core.space import DiskSpace, Ledger
 from cached.store import blobs, deletion, recovery, snapshots
 from sidecar.gate import exit_codes
 from sidecar.gate.main import Gate
-from sidecar.gate.probe import Readiness
-from sidecar.gate.progress import Narrator
+from sidecar.gate.probe import GateReadiness
+from sidecar.gate.progress import ProgressPrinter
 from sidecar.gate.settings import parse
-from sidecar.gate.snapshot import Held
-from sidecar.gate.wakeup import Bell
+from sidecar.gate.snapshot import HeldSnapshot
+from sidecar.gate.wakeup import Wakeup
 from tests.support.filling import no_claims
 
 REFS = (ModelRef("acme/tiny", "v1"), ModelRef("acme/other", "v1"))
@@ -64,13 +64,13 @@ def serve(root: Path) -> None:
             _publish(layout, ref, contents(generation))
             time.sleep(random.uniform(0, 0.002))
         for ref in REFS * 3:
-            if snapshots.pointed(layout, ref) is not None:
+            if snapshots.read_name(layout, ref) is not None:
                 _evict(layout, ref, _manifest_of(layout, ref))
     _evict_all(layout)
 
 
 def _publish(layout: Layout, ref: ModelRef, files: dict[str, bytes]) -> None:
-    if snapshots.pointed(layout, ref) is not None:
+    if snapshots.read_name(layout, ref) is not None:
         return  # somebody uses it
     entries = []
     for path, data in files.items():
@@ -82,7 +82,7 @@ def _publish(layout: Layout, ref: ModelRef, files: dict[str, bytes]) -> None:
             finished.chmod(0o444)
             blobs.commit(layout, finished, sha256)
     digest = snapshots.publish(layout, Manifest.build(entries), "2026-11-20T18:00:00Z")
-    snapshots.point(layout, ref, digest)
+    snapshots.set_name(layout, ref, digest)
 
 
 def _no_disk() -> DiskSpace:
@@ -91,7 +91,7 @@ def _no_disk() -> DiskSpace:
 
 def _evict(layout: Layout, ref: ModelRef, manifest: Manifest) -> bool:
     digest = manifest.digest
-    others = [other for other in REFS if other != ref and snapshots.pointed(layout, other) == digest]
+    others = [other for other in REFS if other != ref and snapshots.read_name(layout, other) == digest]
     within = deletion.Deletion(layout, no_claims(layout), Ledger(None, _no_disk), {})
     gone = deletion.evict(within, ref, digest, None if others else manifest) is not None
     print("evicted" if gone else "in use", flush=True)
@@ -101,7 +101,7 @@ def _evict(layout: Layout, ref: ModelRef, manifest: Manifest) -> bool:
 def _evict_all(layout: Layout) -> None:
     """No gate is there any more: nothing is in use, whatever way its holder ended."""
     for ref in REFS:
-        if snapshots.pointed(layout, ref) is not None and not _evict(layout, ref, _manifest_of(layout, ref)):
+        if snapshots.read_name(layout, ref) is not None and not _evict(layout, ref, _manifest_of(layout, ref)):
             sys.exit(f"{ref} is in use, though nobody is there")
     left = [*layout.public.snapshots.iterdir(), *layout.blobs.glob("*/*"), *layout.trash.iterdir()]
     unlinked = [path for path in left if not (path.parent.parent == layout.blobs and path.stat().st_nlink == 1)]
@@ -110,7 +110,7 @@ def _evict_all(layout: Layout) -> None:
 
 
 def _manifest_of(layout: Layout, ref: ModelRef) -> Manifest:
-    digest = snapshots.pointed(layout, ref)
+    digest = snapshots.read_name(layout, ref)
     assert digest is not None
     return Manifest.parse(layout.public.snapshot(digest).manifest.read_bytes())
 
@@ -121,14 +121,14 @@ def _manifest_of(layout: Layout, ref: ModelRef) -> Manifest:
 def hold_gates(root: Path, verify: str) -> None:
     """Open gates until SIGTERM."""
     public = PublicLayout(root)
-    bell = Bell()
+    bell = Wakeup()
     with open(os.devnull, "w") as quiet:
         while bell.stopped_by is None:
             ref = random.choice(REFS)
             asked = ["--root", str(public.path), "--model", ref.name, "--version", ref.version, "--once"]
             settings = parse([*asked, "--verify", verify, "--threads", "1", "--timeout", "60"])
-            gate = Gate(settings, bell, Narrator(quiet), Readiness(), time.monotonic())
-            with contextlib.suppress(exit_codes.Stopped):
+            gate = Gate(settings, bell, ProgressPrinter(quiet), GateReadiness(), time.monotonic())
+            with contextlib.suppress(exit_codes.GateStopped):
                 gate.open()
                 with _held(gate) as held:
                     _look(public, ref, held)
@@ -139,14 +139,14 @@ def hold_gates(root: Path, verify: str) -> None:
 
 
 @contextlib.contextmanager
-def _held(gate: Gate) -> Iterator[Held]:
+def _held(gate: Gate) -> Iterator[HeldSnapshot]:
     """What an open gate holds, as long as its process would live."""
     (held,) = gate._held.values()
     with held.lease:
         yield held
 
 
-def _look(public: PublicLayout, ref: ModelRef, held: Held) -> None:
+def _look(public: PublicLayout, ref: ModelRef, held: HeldSnapshot) -> None:
     """As a pod does: through the name, every byte. The lease is that of the snapshot that the name leads to."""
     link = public.model_link(ref)
     root = link.resolve(strict=True)

@@ -31,5 +31,5 @@ def fill_root(layout: Layout, versions: int, files: int) -> dict[ModelRef, Diges
             blob.chmod(0o444)
         ref = ModelRef(f"model-{number}", "v1")
         published[ref] = snapshots.publish(layout, Manifest.build(entries), timestamp(time.time()))
-        snapshots.point(layout, ref, published[ref])
+        snapshots.set_name(layout, ref, published[ref])
     return published

@@ -24,7 +24,7 @@ _MAX_CAUSES = 8  # libraries wrap an error two or three times
 _SYSTEM_REMEDY = "raise fs.file-max on the node, or end what holds so many files open (`lsof`)"
 
 
-def start(thread: threading.Thread, what: str) -> None:
+def start_thread(thread: threading.Thread, what: str) -> None:
     """Start `thread`. Raises `Transient` (`no_thread`) if the kernel refuses another thread."""
     try:
         thread.start()
@@ -32,7 +32,7 @@ def start(thread: threading.Thread, what: str) -> None:
         raise no_thread(what) from error
 
 
-def start_some(threads: Sequence[threading.Thread]) -> list[threading.Thread]:
+def start_threads(threads: Sequence[threading.Thread]) -> list[threading.Thread]:
     """Start `threads` until the kernel refuses one; return the running ones, any of which can do the work alone."""
     running = []
     for thread in threads:
@@ -49,7 +49,7 @@ def no_thread(what: str) -> Transient:
     return Transient(NO_THREAD, f"{what}: cannot start a thread: the limit of processes is reached", _THREAD_REMEDY)
 
 
-def shortage(error: BaseException, what: str) -> Transient | None:
+def find_limit_error(error: BaseException, what: str) -> Transient | None:
     """Return our error if `error` or one of its causes reports a limit of the process or the system, else None."""
     reached: BaseException | None = error
     for _ in range(_MAX_CAUSES):
@@ -66,7 +66,7 @@ def shortage(error: BaseException, what: str) -> Transient | None:
     return None
 
 
-def why_none(error: OSError | RuntimeError) -> str:
+def explain_no_inotify(error: OSError | RuntimeError) -> str:
     """Return why watchdog could not set an inotify watch, and the remedy (codes: inotify(7)). EMFILE stands for
     instances and for open files: the remedy names both."""
     if isinstance(error, RuntimeError):
@@ -89,7 +89,7 @@ def raise_open_files(needed: int) -> int:
     return hard
 
 
-def started_pool(threads: int, name: str, initializer: Callable[[], object] | None = None) -> ThreadPoolExecutor:
+def start_pool(threads: int, name: str, initializer: Callable[[], object] | None = None) -> ThreadPoolExecutor:
     """Return a pool of `threads` running threads. Raises `Transient` (`no_thread`), with no thread left running."""
     pool = ThreadPoolExecutor(threads, thread_name_prefix=name, initializer=initializer)
     together = threading.Barrier(threads)  # a thread at the barrier takes no second job, so each job starts a thread

@@ -26,7 +26,7 @@ class OutputLost(Exception):
         self.unread = cause.errno == errno.EPIPE
 
 
-def guarded(name: str, command: Callable[[], int]) -> int:
+def run_guarded(name: str, command: Callable[[], int]) -> int:
     """Run `command` and return its exit code. A lost output, an interrupt and a limit of the process have their own
     exit codes and a message on standard error."""
     try:
@@ -41,7 +41,7 @@ def guarded(name: str, command: Callable[[], int]) -> int:
             )
         return EXIT_FAILED
     except (RuntimeError, OSError) as error:
-        short = limits.shortage(error, name)
+        short = limits.find_limit_error(error, name)
         if short is None:
             raise
         sys.stderr.write(f"{short.message}\n  what to do: {short.remedy}\n")
@@ -53,7 +53,7 @@ def guarded(name: str, command: Callable[[], int]) -> int:
     return code
 
 
-def use_streams() -> None:
+def replace_streams() -> None:
     """Replace `sys.stdout` and `sys.stderr` as this module's law says. Opens closed descriptors read-only first, else
     the next opened file would get that number and the text."""
     while (descriptor := os.open(os.devnull, os.O_RDONLY)) <= 2:

@@ -27,8 +27,8 @@ _PARENT_ENDS_S = 10
 _READER_TIMEOUT_MS = 100  # for a slow reader; after it, lines are dropped until the reader reads again
 
 
-def prepare() -> None:
-    """Block SIGTERM and SIGINT until `heed` or an `Ending`; ignore SIGHUP; let stderr drop lines instead of blocking.
+def prepare_process() -> None:
+    """Block SIGTERM and SIGINT until `unblock_signals` or a `SignalThread`; ignore SIGHUP; make stderr lossy.
 
     Process 1 of a container does not get SIGTERM without a handler, so the kubelet would wait out the whole grace
     period of a program that still imports; a blocked signal stays pending. SIGHUP asks a daemon to read its
@@ -36,15 +36,15 @@ def prepare() -> None:
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    sys.stderr = Voice(sys.stderr.fileno())
+    sys.stderr = LossyStream(sys.stderr.fileno())
 
 
-def heed() -> None:
+def unblock_signals() -> None:
     """Unblock the signals after the handlers are installed."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
 
 
-class Voice(io.TextIOBase):
+class LossyStream(io.TextIOBase):
     """A text stream to a descriptor whose reader may be slow, stuck or gone: drops lines, and counts them in the log.
     It has no buffer, so the flush at the end of the process cannot fail."""
 
@@ -82,7 +82,7 @@ class Voice(io.TextIOBase):
         return True
 
 
-class Ending(threading.Thread):
+class SignalThread(threading.Thread):
     """The thread that waits for SIGTERM and SIGINT. Start it once, before any other thread.
 
     Without a `farewell` the process exits at once with 0. Otherwise the signal calls it; after `patience_s` seconds, or
@@ -96,16 +96,16 @@ class Ending(threading.Thread):
         self._leave = leave
         self._lock = threading.Lock()
         self._farewell: Callable[[], object] | None = None
-        self.asked = False  # whether a signal arrived
+        self.signalled = False  # whether a signal arrived
 
-    def farewell(self, farewell: Callable[[], object]) -> None:
+    def set_handler(self, farewell: Callable[[], object]) -> None:
         """Set the function that a signal calls, in this thread; it must not block."""
         with self._lock:
             self._farewell = farewell
 
     def run(self) -> None:
         signal.sigwait(ENDING)
-        self.asked = True
+        self.signalled = True
         with self._lock:
             if self._farewell is None:
                 _exit_now()

@@ -12,7 +12,7 @@ from dataclasses import replace
 from cached.contract.digest import Digest
 from cached.contract.errors import DigestMismatch, HoldfastError, Permanent, Transient
 from cached.core.demand import PullWant
-from cached.core.planner import Cancel, Forget, GiveWay, Refuse, Reprioritize
+from cached.core.planner import Cancel, Forget, Preempt, Refuse, Reprioritize
 from cached.core.retries import MAX_BAD_RESPONSES, failed_s, hopeless, pause_s
 from cached.core.versions.messages import (
     Admitted,
@@ -134,13 +134,14 @@ def _see_pods(version: Version, seen: PodsSeen, now: float) -> Result:
 
 def _look(version: Version, looked: Looked, now: float) -> Result:
     ref, want, held = version.ref, looked.want, looked.held
-    if want is None or held is None:
+    if version.recheck and (want is None or held is None):
         version = replace(version, recheck=False)
     version, steps = _refuse_pins(version, looked.verdicts)
     met = version.is_met(want, held)
     if want is not None and not version.counted:
         steps += (CountWant(ref, "hit" if met else "miss" if version.fetch is None else "joined"),)
-    version = replace(version, counted=want is not None)
+    if version.counted is (want is None):
+        version = replace(version, counted=want is not None)
     if held is not None:
         version, waited = _end_wait(version, now)
         steps += waited
@@ -174,7 +175,8 @@ def _meet_pulls(version: Version, digest: Digest) -> Result:
             pulled_pin = pull.want.pin
         else:
             answered.append(replace(pull, error=_other(pull.want, digest)))
-    return _close(replace(version, pulled_pin=pulled_pin), answered)
+    version, steps = _close(version, answered)
+    return (replace(version, pulled_pin=pulled_pin) if answered else version), steps
 
 
 def _end_refreshes(version: Version, error: HoldfastError) -> Result:
@@ -185,6 +187,8 @@ def _end_refreshes(version: Version, error: HoldfastError) -> Result:
 
 def _close(version: Version, answered: Collection[Pull]) -> Result:
     """These pulls have their answer, and ask no more."""
+    if not answered:
+        return version, ()
     ids = {pull.id for pull in answered}
     left = tuple(pull for pull in version.pulls if pull.id not in ids)
     return replace(version, pulls=left), tuple(Answer(version.ref, pull, asks=False) for pull in answered)
@@ -208,7 +212,7 @@ def _reopen_pulls(version: Version) -> Result:
 def _handle_fetch(
     version: Version,
     event: (
-        Started | Cancel | Forget | Refuse | GiveWay | Reprioritize | Admitted | SpaceReserved | Nudged | RoomSought
+        Started | Cancel | Forget | Refuse | Preempt | Reprioritize | Admitted | SpaceReserved | Nudged | RoomSought
     ),
 ) -> Result:
     state = version.state
@@ -220,7 +224,7 @@ def _handle_fetch(
             return replace(version, state=Running(fetch)), (Run(version.ref, fetch.want),)
         case Cancel(), _:
             return _stop(version, gives_way=False)
-        case GiveWay(), _:
+        case Preempt(), _:
             return _stop(version, gives_way=True)
         case Refuse(_, error), _:
             return _refuse(version, error)

@@ -13,7 +13,7 @@ from cached.contract.digest import Digest
 from cached.contract.errors import HoldfastError, Permanent, Transient
 from cached.contract.reference import ModelRef
 from cached.core.demand import PodWant, Want
-from cached.core.planner import Cancel, Forget, GiveWay, Refuse, Reprioritize
+from cached.core.planner import Cancel, Forget, Preempt, Refuse, Reprioritize
 from cached.core.versions.record import Held, Pull
 
 # --- events --------------------------------------------------------------------------------------------------------
@@ -139,7 +139,7 @@ Event = (
     | Cancel
     | Forget
     | Refuse
-    | GiveWay
+    | Preempt
     | Reprioritize
     | Admitted
     | SpaceReserved

@@ -153,7 +153,8 @@ class VersionTable:
     def _apply(self, ref: ModelRef, event: Event, now: float) -> list[Step]:
         before = self.get(ref)
         after, steps = handle(before, event, now)
-        self._keep(before, after)
+        if after is not before:
+            self._keep(before, after)
         if isinstance(event, Asked | Resumed) and event.pull in after.pulls:
             self._asking[event.pull.id] = ref
         left: list[Step] = []

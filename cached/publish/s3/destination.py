@@ -23,11 +23,11 @@ from cached.publish.parallel import ungrouped
 from cached.publish.reading import CheckedReader, wrong_bytes
 from cached.publish.s3.mark import S3Mark
 from cached.publish.s3.reading import stored_sha256
-from cached.publish.s3.writing import S3Writer, Taken, etag_of_parts, etag_of_whole, md5
+from cached.publish.s3.writing import PreconditionFailed, S3Writer, etag_of_parts, etag_of_whole, md5
 from cached.sources.local.tree import file_error
 from cached.sources.s3.address import S3Address
 from cached.sources.s3.client import S3Client, quoted
-from cached.sources.s3.errors import translated
+from cached.sources.s3.errors import translate_errors
 
 _METADATA = "holdfast-sha256"
 _MOST_PARTS = 10_000  # S3's limit
@@ -103,7 +103,7 @@ class S3Destination:
     async def seal(self, manifest: bytes) -> None:
         try:
             tag = await self._writer.put_if(self._key(MANIFEST_NAME), manifest, IfNoneMatch="*")
-        except Taken as error:
+        except PreconditionFailed as error:
             if await self.manifest() == manifest:  # our own request, sent twice
                 return
             raise another_publisher(self.display, None) from error
@@ -113,8 +113,10 @@ class S3Destination:
 
     async def delete(self, path: str) -> None:
         key = self._key(path)
-        with translated(self._address.uri(key)):
-            await (await self._client.api()).delete_object(Bucket=self._address.bucket, Key=key, **self._address.asking)
+        with translate_errors(self._address.uri(key)):
+            await (await self._client.api()).delete_object(
+                Bucket=self._address.bucket, Key=key, **self._address.request_parameters
+            )
 
     async def unmark(self) -> None:
         await self._mark.remove()
@@ -139,16 +141,16 @@ class S3Destination:
 
     async def _multipart(self, upload: Upload, reader: CheckedReader, progress: Progress) -> Stored:
         key = self._key(upload.entry.path)
-        target = {"Bucket": self._address.bucket, "Key": key, **self._address.asking}
-        with translated(self._address.uri(key)):
+        target = {"Bucket": self._address.bucket, "Key": key, **self._address.request_parameters}
+        with translate_errors(self._address.uri(key)):
             created = await (await self._client.api()).create_multipart_upload(
-                **target | self._address.storing, Metadata={_METADATA: upload.entry.sha256}
+                **target | self._address.upload_parameters, Metadata={_METADATA: upload.entry.sha256}
             )
         target["UploadId"] = created["UploadId"]
         try:
             parts, sums = await self._parts(upload.entry.size, reader, target, progress)
             reader.finish()
-            with translated(self._address.uri(key)):
+            with translate_errors(self._address.uri(key)):
                 await (await self._client.api()).complete_multipart_upload(**target, MultipartUpload={"Parts": parts})
         except BaseException as error:
             await self._abort(target, error)
@@ -168,7 +170,7 @@ class S3Destination:
 
         async def send(number: int, data: bytes) -> None:
             sums[number] = await asyncio.to_thread(md5, data)
-            with translated(self._address.uri(target["Key"])):
+            with translate_errors(self._address.uri(target["Key"])):
                 answer = await (await self._client.api()).upload_part(
                     **target, PartNumber=number, Body=data, ContentMD5=base64.b64encode(sums[number]).decode("ascii")
                 )
@@ -192,7 +194,7 @@ class S3Destination:
 
     async def _abort(self, target: dict[str, str], cause: BaseException) -> None:
         try:
-            with translated(self._address.uri(target["Key"])):
+            with translate_errors(self._address.uri(target["Key"])):
                 await (await self._client.api()).abort_multipart_upload(**target)
         except HoldfastError as error:
             cause.add_note(

@@ -16,9 +16,9 @@ from botocore.exceptions import ClientError
 
 from cached.publish.destination import Say
 from cached.publish.mark import MAX_MARK_BYTES, Mark, another_publisher, describe
-from cached.publish.s3.writing import S3Writer, Taken
+from cached.publish.s3.writing import PreconditionFailed, S3Writer
 from cached.sources.s3.client import S3Client, quoted
-from cached.sources.s3.errors import is_missing, translated
+from cached.sources.s3.errors import is_missing, translate_errors
 
 _SILENCE_S = 20.0  # four beats
 _LOOK_S = 2.0
@@ -62,7 +62,7 @@ class S3Mark:
             condition = {"IfNoneMatch": "*"} if found is None else {"IfMatch": found.tag}
             try:
                 await self._writer.put_if(self._key, mark.encode(), **condition)
-            except Taken:
+            except PreconditionFailed:
                 continue
             await self._settle(mark)
             if found is not None and found.mark != mark:
@@ -78,7 +78,7 @@ class S3Mark:
             beaten = replace(self._own, beat=self._own.beat + 1)
             try:
                 await self._writer.put_if(self._key, beaten.encode(), IfMatch=found.tag)
-            except Taken:  # or our own request, sent twice
+            except PreconditionFailed:  # or our own request, sent twice
                 await self._check()
             self._own = beaten
 
@@ -89,16 +89,18 @@ class S3Mark:
             if self._own is not None and found is not None and self._is_own(found):
                 try:
                     await self._writer.put_if(self._key, replace(self._own, ended=True).encode(), IfMatch=found.tag)
-                except Taken:
+                except PreconditionFailed:
                     return  # it is another publisher's by now
 
     async def remove(self) -> None:
         """Delete the mark; raises `another_publisher` if it is another publisher's."""
         async with self._busy:
             await self._check()
-            with translated(self._client.address.uri(self._key)):
+            with translate_errors(self._client.address.uri(self._key)):
                 address = self._client.address
-                await (await self._client.api()).delete_object(Bucket=address.bucket, Key=self._key, **address.asking)
+                await (await self._client.api()).delete_object(
+                    Bucket=address.bucket, Key=self._key, **address.request_parameters
+                )
 
     async def _check(self) -> _Found:
         found = await self._read()
@@ -129,7 +131,7 @@ class S3Mark:
         """On a store that ignores conditions, two publishers may have started together: the last writer continues."""
         try:
             await self._writer.put_if(self._key, mark.encode(), IfNoneMatch="*")
-        except Taken:
+        except PreconditionFailed:
             return  # the store supports conditions: no other publisher can have started
         self._writer.conditional = False
         await asyncio.sleep(_SETTLE_S)
@@ -139,10 +141,10 @@ class S3Mark:
 
     async def _read(self) -> _Found | None:
         address = self._client.address
-        with translated(address.uri(self._key)):
+        with translate_errors(address.uri(self._key)):
             try:
                 answer = await (await self._client.api()).get_object(
-                    Bucket=address.bucket, Key=self._key, **address.asking
+                    Bucket=address.bucket, Key=self._key, **address.request_parameters
                 )
             except ClientError as error:
                 if is_missing(error):

@@ -16,7 +16,7 @@ from typing import Any
 from cached.contract.errors import Transient
 from cached.publish.destination import Stored
 from cached.sources.s3.client import S3Client, quoted
-from cached.sources.s3.errors import bad_response, translated
+from cached.sources.s3.errors import bad_response, translate_errors
 
 _READ_BYTES = 1024 * 1024
 _ATTEMPTS = 5  # without a byte of progress in between
@@ -66,8 +66,10 @@ async def _parts(client: S3Client, key: str, stored: Stored, start: int) -> Asyn
     if start:
         asked["Range"] = f"bytes={start}-"
     left = stored.size - start
-    with translated(address.uri(key)):
-        answer = await (await client.api()).get_object(Bucket=address.bucket, Key=key, **address.asking, **asked)
+    with translate_errors(address.uri(key)):
+        answer = await (await client.api()).get_object(
+            Bucket=address.bucket, Key=key, **address.request_parameters, **asked
+        )
         async with answer["Body"] as body:
             while left > 0 and (part := await body.read(min(_READ_BYTES, left))):
                 left -= len(part)

@@ -1,6 +1,6 @@
 """Write small objects to S3, conditionally if the store supports conditions.
 
-Law: the response's ETag identifies the written object. A failed condition raises `Taken`.
+Law: the response's ETag identifies the written object. A failed condition raises `PreconditionFailed`.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from typing import Any
 from botocore.exceptions import ClientError
 
 from cached.sources.s3.client import S3Client, quoted
-from cached.sources.s3.errors import is_missing, translated
+from cached.sources.s3.errors import is_missing, translate_errors
 
 _TAKEN = frozenset({"PreconditionFailed", "412", "ConditionalRequestConflict"})
 _SMALL_BYTES = 64 * 1024
 _UNKNOWN = frozenset({400, 501})  # the responses of stores to a header that they do not implement
 
 
-class Taken(Exception):
+class PreconditionFailed(Exception):
     """Control flow: another writer was first."""
 
 
@@ -33,19 +33,19 @@ class S3Writer:
 
     async def put(self, key: str, data: bytes, **more: Any) -> str:
         """Write an object; return its ETag. `more`: botocore's parameters."""
-        with translated(self._client.address.uri(key)):
+        with translate_errors(self._client.address.uri(key)):
             return await self._put(key, data, more)
 
     async def put_if(self, key: str, data: bytes, **condition: str) -> str:
-        """Write an object if `IfMatch` or `IfNoneMatch` holds, else raise `Taken`; return its ETag."""
-        with translated(self._client.address.uri(key)):
+        """Write an object if `IfMatch` or `IfNoneMatch` holds, else raise `PreconditionFailed`; return its ETag."""
+        with translate_errors(self._client.address.uri(key)):
             if not self.conditional:
                 return await self._put(key, data, {})
             try:
                 return await self._put(key, data, condition)
             except ClientError as error:
                 if error.response.get("Error", {}).get("Code") in _TAKEN or is_missing(error):
-                    raise Taken from error
+                    raise PreconditionFailed from error
                 if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") not in _UNKNOWN:
                     raise
             written = await self._put(key, data, {})
@@ -59,7 +59,7 @@ class S3Writer:
             Key=key,
             Body=data,
             ContentMD5=base64.b64encode(await self._md5(data)).decode("ascii"),
-            **address.storing,
+            **address.upload_parameters,
             **more,
         )
         return quoted(answer.get("ETag", ""))

@@ -25,7 +25,7 @@ _RENAME = "rename it at the source, leave it out with `exclude`, or publish the 
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class IndexEntry:
     """One entry of an index. `path`: relative to the index, NFC; `url`: its address; `is_folder`: it has an index.
     `problem`: why the name is invalid, else None."""
 
@@ -35,7 +35,7 @@ class Entry:
     problem: Permanent | None = None
 
 
-def read_index(body: bytes, content_type: str, url: str) -> list[Entry] | None:
+def read_index(body: bytes, content_type: str, url: str) -> list[IndexEntry] | None:
     """Return the entries of the index at `url` (which ends in `/`), or None if `body` is no index."""
     if content_type.startswith("application/json"):
         hrefs = _json_hrefs(body)
@@ -62,7 +62,7 @@ def path_of(encoded: str, where: str) -> tuple[str, Permanent | None]:
     return path, None
 
 
-def _entry(href: str, base: str) -> Entry | None:
+def _entry(href: str, base: str) -> IndexEntry | None:
     try:
         url = urljoin(base, href)
         parts = urlsplit(url)
@@ -75,7 +75,7 @@ def _entry(href: str, base: str) -> Entry | None:
         return None
     relative = parts.path[len(own.path) :]
     path, problem = path_of(relative.removesuffix("/"), base)
-    return Entry(path, url, relative.endswith("/"), problem)
+    return IndexEntry(path, url, relative.endswith("/"), problem)
 
 
 def _json_hrefs(body: bytes) -> list[str] | None:

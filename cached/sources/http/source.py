@@ -10,14 +10,14 @@ from urllib.parse import quote, urlsplit
 
 from cached.contract.errors import HoldfastError, Permanent
 from cached.contract.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES
-from cached.contract.program.limits import started_pool
-from cached.core.listing import Listing, RemoteFile, Signs, Unlisted, check_names, is_reserved
+from cached.contract.program.limits import start_pool
+from cached.core.listing import Listing, RemoteFile, Unlisted, WeakValidators, check_names, is_reserved
 from cached.sources.base import identity_of, stretched
-from cached.sources.http.index import Entry, path_of, read_index
+from cached.sources.http.index import IndexEntry, path_of, read_index
 from cached.sources.manifests import read_manifest
 from cached.transport.client import Head, HttpClient, Response
 from cached.transport.connection.cancel import Cancellation
-from cached.transport.connection.thread_call import aside
+from cached.transport.connection.thread_call import call_in_thread
 from cached.transport.credentials import basic
 from cached.transport.pages import SIGN_IN, page_in
 from cached.transport.target import HttpTarget
@@ -46,27 +46,32 @@ class WebSource:
         credentials = client.credentials(uri)
         self._identity = identity_of(self.kind, address.url, stretched(credentials) if credentials else "")
         self._origin = address.origin
+        self._root = f"{address.origin.scheme}://{address.origin.netloc}/"
         self._headers = (("Authorization", basic(*address.userinfo)),) if address.userinfo else ()
         self._place, _, query = address.url.partition("?")
         self._query = f"?{query}" if query else ""
 
     async def resolve(self) -> Listing:
         """List the version. Raises as `Source.resolve` says."""
-        return await aside(self._resolve)
+        return await call_in_thread(self._resolve)
 
     async def locate(self, file: RemoteFile) -> HttpTarget:
         """Return the URL of `file`, with its listed strong or weak validators."""
+        return self.address_of(file)
+
+    def address_of(self, file: RemoteFile) -> HttpTarget:
+        """Return what `locate` returns."""
         target = self._target(file.key)
         if file.sha256 is not None:
             return replace(target, stored_bytes=file.size)
-        return replace(target, if_match=file.validator or None, signs=file.signs)
+        return replace(target, if_match=file.validator or None, weak_validators=file.weak_validators)
 
     async def aclose(self) -> None:
         """Do nothing: the source holds no resources."""
 
     def _target(self, url: str) -> HttpTarget:
         # An index may have been redirected to another origin, which must not get the URI's query and credentials.
-        if Address.parse(url).origin != self._origin:
+        if not url.startswith(self._root) and Address.parse(url).origin != self._origin:
             return HttpTarget(url)
         return HttpTarget(url + self._query, self._headers)
 
@@ -120,7 +125,7 @@ class WebSource:
     def _listing(self, found: _Index, cancellation: Cancellation) -> Listing:
         """Return the files of an index with their sizes and validators."""
 
-        pool = started_pool(min(_HEADS_AT_ONCE, max(1, len(found.files))), "web-head")
+        pool = start_pool(min(_HEADS_AT_ONCE, max(1, len(found.files))), "web-head")
         try:
             files = list(pool.map(lambda listed: self._with_head(listed, cancellation), found.files.values()))
         finally:
@@ -167,7 +172,7 @@ class WebSource:
                 )
         return found
 
-    def _read_folder(self, url: str, prefix: str, found: _Index, cancellation: Cancellation) -> list[Entry]:
+    def _read_folder(self, url: str, prefix: str, found: _Index, cancellation: Cancellation) -> list[IndexEntry]:
         """Return the entries of one folder; an error that concerns a folder below the version's own is recorded in
         `found`."""
         try:
@@ -223,7 +228,9 @@ def _bad_name(where: str, path: str) -> HoldfastError | None:
 def _file(path: str, url: str, head: Head) -> RemoteFile:
     if head.etag is not None:
         return RemoteFile(path, url, head.size, head.etag)
-    return RemoteFile(path, url, head.size, signs=Signs(head.weak_etag, head.last_modified, origin_of(head.url)))
+    return RemoteFile(
+        path, url, head.size, weak_validators=WeakValidators(head.weak_etag, head.last_modified, origin_of(head.url))
+    )
 
 
 def _check_fragment(uri: str, shown: str) -> None:

@@ -36,7 +36,7 @@ _MAX_RETRY_AFTER_S = 3600.0
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class HubRequest:
     """A request to a Hub, for messages: `what` is `hf://org/repo@main`, or a file of it."""
 
     endpoint: str
@@ -51,7 +51,7 @@ class Asked:
 
 
 @contextmanager
-def translated(asked: Asked) -> Iterator[None]:
+def translate_errors(asked: HubRequest) -> Iterator[None]:
     """Raise the errors of huggingface_hub, and those of parsing its answer, as a chained `HoldfastError`."""
     try:
         yield
@@ -62,7 +62,7 @@ def translated(asked: Asked) -> Iterator[None]:
 
 
 @contextmanager
-def asking(asked: Asked) -> Iterator[None]:
+def explain_errors(asked: HubRequest) -> Iterator[None]:
     """Raise the errors of a request to the Hub with its subject and a remedy."""
     try:
         yield
@@ -76,7 +76,7 @@ def asking(asked: Asked) -> Iterator[None]:
         raise Permanent(error.code, f"{asked.what}: {error.message}", f"check HF_ENDPOINT; {error.remedy}") from error
 
 
-def joined(asked: Asked, base: str, location: str) -> str:
+def joined(asked: HubRequest, base: str, location: str) -> str:
     """Return the absolute URL of `location` in an answer from `base`. Raises `Transient` (`bad_response`) if it is
     invalid."""
     try:
@@ -94,7 +94,7 @@ def offline(what: str) -> Permanent:
     )
 
 
-def bad_response(asked: Asked, found: str) -> Transient:
+def bad_response(asked: HubRequest, found: str) -> Transient:
     """Return the error of an answer that no Hub sends, perhaps from a proxy or an incomplete mirror."""
     return Transient(
         "bad_response",
@@ -103,7 +103,7 @@ def bad_response(asked: Asked, found: str) -> Transient:
     )
 
 
-def web_page(asked: Asked, page: str, where: str) -> Transient:
+def web_page(asked: HubRequest, page: str, where: str) -> Transient:
     """Return the error of a web page from a proxy or portal before the Hub; `where` it was found, without a query."""
     return Transient(
         "bad_response",
@@ -134,7 +134,7 @@ def without_api(error: HoldfastError, part: str) -> HoldfastError:
     return Permanent(error.code, f"{error.message}; this mirror has no {part} API", remedy)
 
 
-def too_many_files(asked: Asked, files: int, pages: int) -> Permanent:
+def too_many_files(asked: HubRequest, files: int, pages: int) -> Permanent:
     """Return the error of a listing that is too large for a model, or endless."""
     return Permanent(
         "too_many_files",
@@ -143,7 +143,7 @@ def too_many_files(asked: Asked, files: int, pages: int) -> Permanent:
     )
 
 
-def insecure(asked: Asked) -> Permanent:
+def insecure(asked: HubRequest) -> Permanent:
     """Return the error of a redirect from TLS to plain HTTP."""
     return Permanent(
         "insecure_redirect",
@@ -152,7 +152,7 @@ def insecure(asked: Asked) -> Permanent:
     )
 
 
-def source_changed(asked: Asked, expected: str, found: str) -> Transient:
+def source_changed(asked: HubRequest, expected: str, found: str) -> Transient:
     """Return the error of an answer that contradicts the listing."""
     return Transient(
         "source_changed",
@@ -161,7 +161,7 @@ def source_changed(asked: Asked, expected: str, found: str) -> Transient:
     )
 
 
-def _refused(error: HfHubHTTPError, asked: Asked) -> HoldfastError:
+def _refused(error: HfHubHTTPError, asked: HubRequest) -> HoldfastError:
     status = error.response.status_code
     # First, because huggingface_hub derives a gated repository from a missing one.
     if isinstance(error, GatedRepoError):
@@ -191,7 +191,7 @@ def _refused(error: HfHubHTTPError, asked: Asked) -> HoldfastError:
     return _by_status(error, status, asked)
 
 
-def _by_status(error: HfHubHTTPError, status: int, asked: Asked) -> HoldfastError:
+def _by_status(error: HfHubHTTPError, status: int, asked: HubRequest) -> HoldfastError:
     # Some servers repeat the request's headers.
     quoted = _BEARER.sub("…", " ".join((error.server_message or "").split())[:_SHOWN_CHARACTERS])
     said = f"HTTP {status}" + (f", {quoted}" if quoted else "")
@@ -226,7 +226,7 @@ def _by_status(error: HfHubHTTPError, status: int, asked: Asked) -> HoldfastErro
     )
 
 
-def _gated(asked: Asked) -> Permanent:
+def _gated(asked: HubRequest) -> Permanent:
     sent = "the account of the token that was sent has no access" if asked.with_token else "no token was sent"
     return Permanent(
         "gated",
@@ -235,7 +235,7 @@ def _gated(asked: Asked) -> Permanent:
     )
 
 
-def _missing(asked: Asked) -> Permanent:
+def _missing(asked: HubRequest) -> Permanent:
     token = (
         "the account of the token that was sent may not see it: use another token"
         if asked.with_token

@@ -35,9 +35,9 @@ from cached.core.listing import Listing, RemoteFile, is_reserved
 from cached.sources.base import identity_of
 from cached.sources.huggingface.address import DEFAULT_REVISION, HubAddress
 from cached.sources.huggingface.errors import (
-    Asked,
-    asking,
+    HubRequest,
     bad_response,
+    explain_errors,
     insecure,
     joined,
     lacks_api,
@@ -45,7 +45,7 @@ from cached.sources.huggingface.errors import (
     offline,
     source_changed,
     too_many_files,
-    translated,
+    translate_errors,
     web_page,
     without_api,
 )
@@ -53,7 +53,7 @@ from cached.sources.manifests import read_manifest
 from cached.sources.signed_urls import lifetime_s
 from cached.transport.client import HttpClient, Response
 from cached.transport.connection.cancel import Cancellation
-from cached.transport.connection.thread_call import aside
+from cached.transport.connection.thread_call import call_in_thread
 from cached.transport.git_blob import git_blob_hasher
 from cached.transport.pages import HTML, is_page_type, page_in
 from cached.transport.response import parse_http_date
@@ -85,12 +85,12 @@ class HuggingFaceSource:
 
     async def resolve(self) -> Listing:
         """Resolve the revision to a commit and list its files."""
-        return await aside(self._resolve)
+        return await call_in_thread(self._resolve)
 
     async def locate(self, file: RemoteFile) -> HttpTarget:
         """Return the address of a listed file: on the Hub itself, with the token, or at a signed URL elsewhere,
         without."""
-        return await aside(lambda cancellation: self._hub(cancellation).target(file))
+        return await call_in_thread(lambda cancellation: self._hub(cancellation).target(file))
 
     async def aclose(self) -> None:
         """Do nothing: the source holds no resources."""
@@ -154,9 +154,9 @@ class _Hub:
             )
         return cls(address, endpoint, _token(address), client, cancellation)
 
-    def asked(self, what: str = "") -> Asked:
+    def asked(self, what: str = "") -> HubRequest:
         shown = f"{self.address}: {what}" if what else str(self.address)
-        return Asked(self.endpoint, self.address.repo, self.address.revision, shown, self.token is not None)
+        return HubRequest(self.endpoint, self.address.repo, self.address.revision, shown, self.token is not None)
 
     def identity(self) -> str:
         """Return the identity of answers for `commit:path`. Of the token only its presence counts: a renewed one reads
@@ -213,7 +213,7 @@ class _Hub:
             return iter(self._siblings(asked, url, commit, first))
         return self._tree(asked, url, first)
 
-    def _tree(self, asked: Asked, first_url: str, answer: Response) -> Iterator[Any]:
+    def _tree(self, asked: HubRequest, first_url: str, answer: Response) -> Iterator[Any]:
         url, seen, entries = first_url, set[str](), 0
         while url:
             seen.add(url)
@@ -232,7 +232,7 @@ class _Hub:
             if url:
                 answer = self._ask(asked, url)
 
-    def _next_page(self, asked: Asked, first_url: str, following: str) -> str:
+    def _next_page(self, asked: HubRequest, first_url: str, following: str) -> str:
         """Return the URL of the next page at this endpoint: a mirror may pass the Hub's own link, of which only the
         cursor counts."""
         if following.startswith(f"{self.endpoint}/api/"):
@@ -242,7 +242,7 @@ class _Hub:
             raise bad_response(asked, "a next page on another host")
         return f"{first_url}&cursor={quote(cursor[0], safe='')}"
 
-    def _siblings(self, asked: Asked, url: str, commit: str, refused: Response) -> list[dict[str, Any]]:
+    def _siblings(self, asked: HubRequest, url: str, commit: str, refused: Response) -> list[dict[str, Any]]:
         """Return the files in the revision's metadata as tree entries, for a mirror without trees. Raises the error of
         the tree request if the metadata has no files with ids."""
         try:
@@ -306,7 +306,7 @@ class _Hub:
         etag = answer.headers.get("ETag", "")
         return replace(target, if_match=etag) if etag.startswith('"') and target.chosen_by is None else target
 
-    def _target(self, asked: Asked, file: RemoteFile, answer: httpx2.Response, location: str) -> HttpTarget:
+    def _target(self, asked: HubRequest, file: RemoteFile, answer: httpx2.Response, location: str) -> HttpTarget:
         commit, found = file.key.partition(":")[0], answer.headers.get("X-Repo-Commit", "")
         if found not in ("", commit):
             raise source_changed(asked, f"commit {commit}", f"commit {found[:80]}")
@@ -335,24 +335,24 @@ class _Hub:
         commit, _, path = file.key.partition(":")
         return f"{self.endpoint}/{self.address.repo}/resolve/{commit}/{quote(path)}"
 
-    def _ask(self, asked: Asked, url: str, limit_bytes: int = _MAX_ANSWER_BYTES) -> Response:
+    def _ask(self, asked: HubRequest, url: str, limit_bytes: int = _MAX_ANSWER_BYTES) -> Response:
         """Return the answer of any status. Raises for a web page in its place."""
-        with asking(asked):
-            found = self.client.ask(self._own(url), limit_bytes, self.cancellation)
+        with explain_errors(asked):
+            found = self.client.fetch_any_status(self._own(url), limit_bytes, self.cancellation)
         page = page_in(found.body) if found.status == 200 else None
         if page is not None:
             raise web_page(asked, page, display_url(found.url))
         return found
 
-    def _look(self, asked: Asked, url: str) -> tuple[httpx2.Response, str]:
+    def _look(self, asked: HubRequest, url: str) -> tuple[httpx2.Response, str]:
         """Return the head of the Hub's own answer for a file, and the address of its bytes.
 
         Follows redirects within the Hub; a redirect away from it is the answer, with the Hub's metadata of the file. A
         mirror without HEAD is assumed to have the file: its bytes are checked.
         """
         for _ in range(_MAX_HOPS):
-            with asking(asked):
-                found = self.client.look(self._own(url), self.cancellation)
+            with explain_errors(asked):
+                found = self.client.head_any_status(self._own(url), self.cancellation)
             if found.status in (405, 501):
                 return httpx2.Response(found.status), url
             answer = _judged(asked, url, found)
@@ -366,13 +366,13 @@ class _Hub:
         return HttpTarget(url, (("Authorization", f"Bearer {self.token}"),) if self.token else ())
 
 
-def _judged(asked: Asked, url: str, response: Response) -> httpx2.Response:
+def _judged(asked: HubRequest, url: str, response: Response) -> httpx2.Response:
     """Return the answer in huggingface_hub's type, which knows the Hub's errors by their headers; raise those as
     ours."""
     headers = [(name, value) for name, value in response.headers.items() if name.lower() != "content-encoding"]
     answer = httpx2.Response(response.status, headers=headers, content=response.body)
     answer.request = httpx2.Request("GET", url)
-    with translated(asked):
+    with translate_errors(asked):
         hf_raise_for_status(answer)
     return answer
 
@@ -383,7 +383,7 @@ def _sent_at(answer: httpx2.Response) -> float:
     return time.time() if sent is None else sent
 
 
-def _read_json(asked: Asked, answer: httpx2.Response) -> Any:
+def _read_json(asked: HubRequest, answer: httpx2.Response) -> Any:
     try:
         return json.loads(answer.content)
     except (ValueError, RecursionError) as error:
@@ -403,7 +403,7 @@ def _token(address: HubAddress) -> str | None:
             "check the network, or set HF_TOKEN to a token that needs no renewal",
         ) from error
     except (OSError, UnicodeError, OIDCError) as error:
-        raise limits.shortage(error, f"{address}: reading the token for the Hub") or Permanent(
+        raise limits.find_limit_error(error, f"{address}: reading the token for the Hub") or Permanent(
             "unauthorized",
             f"{address}: the token for the Hub cannot be read ({type(error).__name__})",
             f"check HF_TOKEN, or the file {constants.HF_TOKEN_PATH}",
@@ -418,7 +418,7 @@ def _token(address: HubAddress) -> str | None:
     return token
 
 
-def _as_tree_entry(asked: Asked, sibling: Any) -> dict[str, Any]:
+def _as_tree_entry(asked: HubRequest, sibling: Any) -> dict[str, Any]:
     """Return one of the `siblings` of `GET /api/models/{repo}/revision/{revision}?blobs=true` as a tree entry:
     `{rfilename, size, blobId, lfs?: {sha256, size}}`."""
     if not isinstance(sibling, dict) or not isinstance(sibling.get("rfilename"), str):
@@ -430,7 +430,7 @@ def _as_tree_entry(asked: Asked, sibling: Any) -> dict[str, Any]:
     return entry if lfs is None else {**entry, "lfs": lfs}
 
 
-def _remote_file(asked: Asked, key: str, path: str, entry: dict[str, Any]) -> RemoteFile:
+def _remote_file(asked: HubRequest, key: str, path: str, entry: dict[str, Any]) -> RemoteFile:
     """Parse one file of `GET /api/models/{repo}/tree/{commit}`: `{path, size, oid, lfs?: {oid, size}}`."""
     lfs = entry.get("lfs")
     described = entry if lfs is None else lfs

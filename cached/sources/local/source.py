@@ -15,8 +15,8 @@ from cached.contract.errors import HoldfastError, InvalidManifest, Permanent, Tr
 from cached.contract.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, PUBLISHING_NAME, FileEntry, Manifest
 from cached.core.listing import Listing, RemoteFile
 from cached.sources.base import identity_of
-from cached.sources.local.tree import PlainFile, Tree, file_error, look_at, look_inside, validator, walk
-from cached.transport.connection.thread_call import aside
+from cached.sources.local.tree import PlainFile, Tree, file_error, find_file, find_inside, validator, walk
+from cached.transport.connection.thread_call import call_in_thread
 from cached.transport.target import LocalTarget, Target
 
 _SCHEME = "file://"
@@ -37,11 +37,11 @@ class LocalSource:
 
     async def resolve(self) -> Listing:
         """List the folder, in a thread, as a network file system may be slow."""
-        return await aside(lambda _cancellation: self._resolve())
+        return await call_in_thread(lambda _cancellation: self._resolve())
 
     async def locate(self, file: RemoteFile) -> Target:
         """Return the file's real path if it is unchanged since the listing. Raises `Transient` (`source_changed`)."""
-        return await aside(lambda _cancellation: _locate(file))
+        return await call_in_thread(lambda _cancellation: _locate(file))
 
     async def aclose(self) -> None:
         """Do nothing: the source holds no resources."""
@@ -52,7 +52,7 @@ class LocalSource:
         except OSError as error:
             raise file_error(error, self._base) from error
         if not stat.S_ISDIR(kind):
-            return Listing((_remote(look_at(self._base)),), _IDENTITY)
+            return Listing((_remote(find_file(self._base)),), _IDENTITY)
         manifest = self._manifest()
         if manifest is not None:
             return Listing(tuple(self._published(entry) for entry in manifest.files), _IDENTITY, manifest)
@@ -74,7 +74,7 @@ class LocalSource:
         path = self._base / MANIFEST_NAME
         try:
             os.lstat(path)
-            real = look_inside(self._base, MANIFEST_NAME).real
+            real = find_inside(self._base, MANIFEST_NAME).real
             with open(os.open(real, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as opened:
                 return Manifest.parse(opened.read(MAX_MANIFEST_BYTES + 1))
         except InvalidManifest as error:
@@ -86,7 +86,7 @@ class LocalSource:
 
     def _published(self, entry: FileEntry) -> RemoteFile:
         try:
-            file = look_inside(self._base, entry.path)
+            file = find_inside(self._base, entry.path)
             if file.size != entry.size:
                 raise Permanent(
                     "size_mismatch",

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from cached.contract.errors import HoldfastError, Permanent, Transient
 from cached.contract.program import limits
-from cached.core.listing import Unlisted, check_names, is_reserved, shown
+from cached.core.listing import Unlisted, check_names, format_path, is_reserved
 
 _MISSING = frozenset({errno.ENOENT, errno.ENOTDIR})
 _FORBIDDEN = frozenset({errno.EACCES, errno.EPERM})
@@ -95,13 +95,13 @@ def plain_files(base: Path, left_out: Callable[[str], bool]) -> tuple[PlainFile,
     return files
 
 
-def look_inside(base: Path, name: str) -> PlainFile:
+def find_inside(base: Path, name: str) -> PlainFile:
     """Return the file `name` in the folder `base`, which a manifest lists. Raises as `plain_files` does."""
     root = Path(os.path.realpath(base))
     return _follow(root / name, name, _inside(root))
 
 
-def look_at(path: Path) -> PlainFile:
+def find_file(path: Path) -> PlainFile:
     """Return one file, following links to any place: its user named it. Raises as `plain_files` does."""
     real = Path(os.path.realpath(path))
     try:
@@ -117,10 +117,10 @@ def validator(found: os.stat_result) -> str:
 
 def file_error(error: OSError, path: Path) -> HoldfastError:
     """Return our error for an `OSError` at `path`."""
-    short = limits.shortage(error, f"looking at {shown(str(path))}")
+    short = limits.find_limit_error(error, f"looking at {format_path(str(path))}")
     if short is not None:
         return short
-    problem = f"{shown(str(path))}: {error.strerror or type(error).__name__}"
+    problem = f"{format_path(str(path))}: {error.strerror or type(error).__name__}"
     if error.errno in _MISSING:
         return Permanent("not_found", problem, "check the path, and that the volume is mounted there")
     if error.errno in _FORBIDDEN:
@@ -183,12 +183,13 @@ def _follow(path: Path, name: str, inside: tuple[Path, ...]) -> PlainFile:
         if error.errno in _MISSING and path.is_symlink():
             raise Permanent(
                 "bad_file",
-                f"{shown(str(path))} is a symlink to nothing ({shown(os.readlink(path))})",
+                f"{format_path(str(path))} is a symlink to nothing ({format_path(os.readlink(path))})",
                 "mend or remove the link, or leave it out",
             ) from error
         raise file_error(error, path) from error
     if not any(real.is_relative_to(folder) for folder in inside):
-        problem = f"{shown(str(path))} is a symlink that leaves {shown(str(inside[0]))}, to {shown(str(real))}"
+        link, top, target = (format_path(str(each)) for each in (path, inside[0], real))
+        problem = f"{link} is a symlink that leaves {top}, to {target}"
         remedy = "put the file itself there (`cp -rL` copies a tree with its links read through), or leave it out"
         raise _LinkedFolder(problem, remedy) if stat.S_ISDIR(found.st_mode) else Permanent("bad_file", problem, remedy)
     return _plain(real, name, found, path)
@@ -196,9 +197,9 @@ def _follow(path: Path, name: str, inside: tuple[Path, ...]) -> PlainFile:
 
 def _plain(real: Path, name: str, found: os.stat_result, shown_as: Path) -> PlainFile:
     if stat.S_ISDIR(found.st_mode):
-        problem = f"{shown(str(shown_as))}: expected a plain file, found a folder behind a symlink"
+        problem = f"{format_path(str(shown_as))}: expected a plain file, found a folder behind a symlink"
         raise _LinkedFolder(problem, "put the folder itself there, or leave it out")
     if not stat.S_ISREG(found.st_mode):
-        problem = f"{shown(str(shown_as))}: expected a plain file, found a socket, pipe or device"
+        problem = f"{format_path(str(shown_as))}: expected a plain file, found a socket, pipe or device"
         raise Permanent("bad_file", problem, "remove it from the folder, or leave it out")
     return PlainFile(name, real, found.st_size, validator(found))

@@ -90,15 +90,15 @@ class S3Address:
         return f"{self.uri(self.key)}{endpoint}"
 
     @property
-    def asking(self) -> dict[str, str]:
+    def request_parameters(self) -> dict[str, str]:
         """The botocore parameters of every request for the bucket's objects."""
         return {"RequestPayer": self.request_payer} if self.request_payer else {}
 
     @property
-    def storing(self) -> dict[str, str]:
+    def upload_parameters(self) -> dict[str, str]:
         """The botocore parameters of a request that creates an object."""
         given = {"ServerSideEncryption": self.sse, "SSEKMSKeyId": self.kms_key_id}
-        return self.asking | {name: value for name, value in given.items() if value}
+        return self.request_parameters | {name: value for name, value in given.items() if value}
 
     def uri(self, key: str) -> str:
         """Return the plain URI of another key in the bucket, for messages."""

@@ -25,8 +25,8 @@ from botocore.loaders import Loader, create_loader
 from cached.contract.errors import Permanent
 from cached.contract.manifest import MANIFEST_NAME, MAX_FILE_BYTES, MAX_MANIFEST_BYTES
 from cached.sources.s3.address import S3Address
-from cached.sources.s3.errors import bad_response, is_missing, translated
-from cached.sources.s3.presigning import PROBE_KEY, Keys, Presigner
+from cached.sources.s3.errors import bad_response, is_missing, translate_errors
+from cached.sources.s3.presigning import PROBE_KEY, Presigner, SigningKeys
 from cached.sources.s3.session import StrictSession
 
 _CONNECT_TIMEOUT_S = 10
@@ -94,10 +94,12 @@ class S3Client:
         """Return every object under `prefix`, without the empty `…/` keys that consoles create for folders."""
         where = self.address.uri(prefix)
         found: list[S3Object] = []
-        with translated(where):
+        with translate_errors(where):
             paginator = (await self.api()).get_paginator("list_objects_v2")
             number = 0
-            async for page in paginator.paginate(Bucket=self.address.bucket, Prefix=prefix, **self.address.asking):
+            async for page in paginator.paginate(
+                Bucket=self.address.bucket, Prefix=prefix, **self.address.request_parameters
+            ):
                 number += 1
                 found += listed(page, prefix, where)
                 if len(found) > MAX_OBJECTS or number > MAX_PAGES:
@@ -111,9 +113,11 @@ class S3Client:
     async def manifest(self) -> bytes | None:
         """Return the bytes of the version's `holdfast.json`, of bounded size; None without one."""
         key = self.address.prefix + MANIFEST_NAME
-        with translated(self.address.uri(key)):
+        with translate_errors(self.address.uri(key)):
             try:
-                answer = await (await self.api()).get_object(Bucket=self.address.bucket, Key=key, **self.address.asking)
+                answer = await (await self.api()).get_object(
+                    Bucket=self.address.bucket, Key=key, **self.address.request_parameters
+                )
             except ClientError as error:
                 if is_missing(error):
                     return None
@@ -135,10 +139,10 @@ class S3Client:
     async def head(self, key: str, **more: str) -> dict[str, Any] | None:
         """Return the attributes of one object from HeadObject, None if it is missing. `more`: parameters of the
         request."""
-        with translated(self.address.uri(key)):
+        with translate_errors(self.address.uri(key)):
             try:
                 found: dict[str, Any] = await (await self.api()).head_object(
-                    Bucket=self.address.bucket, Key=key, **self.address.asking, **more
+                    Bucket=self.address.bucket, Key=key, **self.address.request_parameters, **more
                 )
             except ClientError as error:
                 if is_missing(error):
@@ -146,13 +150,13 @@ class S3Client:
                 raise
             return found
 
-    async def asked(self) -> tuple[str, ...]:
+    async def describe_identity(self) -> tuple[str, ...]:
         """Return the identity of the server and the user, from location, environment and profile.
 
         An access key without a session token belongs to one user for long, and some servers give each user buckets of
         their own. Session keys change every hour and read the same: the profile identifies the user then.
         """
-        with translated(self.address.uri(self.address.key)):
+        with translate_errors(self.address.uri(self.address.key)):
             opened = await self._open()
             keys = await self._keys_found(opened)
             user = keys.access_key if keys is not None and keys.token is None else ""
@@ -163,9 +167,9 @@ class S3Client:
             *(self.address.bucket, profile, str(self.address.anonymous), user),
         )
 
-    async def presigned(self, key: str, version: str, lifetime_s: int) -> str:
+    async def presign(self, key: str, version: str, lifetime_s: int) -> str:
         """Return a URL that reads an object, the current or one named version, without credentials for `lifetime_s`."""
-        with translated(self.address.uri(key)):
+        with translate_errors(self.address.uri(key)):
             opened = await self._open()
             if version:
                 return await self._presigned_by_botocore(opened, key, lifetime_s, VersionId=version)
@@ -184,11 +188,11 @@ class S3Client:
             return opened.presigner
 
     async def _presigned_by_botocore(self, opened: _Opened, key: str, lifetime_s: int, **more: str) -> str:
-        parameters = {"Bucket": self.address.bucket, "Key": key, **self.address.asking, **more}
+        parameters = {"Bucket": self.address.bucket, "Key": key, **self.address.request_parameters, **more}
         url: str = await opened.client.generate_presigned_url("get_object", Params=parameters, ExpiresIn=lifetime_s)
         return url
 
-    async def _keys(self, opened: _Opened) -> Keys | None:
+    async def _keys(self, opened: _Opened) -> SigningKeys | None:
         """Return the current credentials: botocore's chain renews those that expire soon."""
         keys = await self._keys_found(opened)
         if keys is None and not self.address.anonymous:
@@ -197,18 +201,18 @@ class S3Client:
 
     async def keys_end_in_s(self) -> float:
         """Return how long the credentials remain valid, in seconds: a signed URL expires with them."""
-        with translated(self.address.uri(self.address.key)):
+        with translate_errors(self.address.uri(self.address.key)):
             opened = await self._open()
             credentials = None if self.address.anonymous else await opened.session.get_credentials()
         end = getattr(credentials, "_expiry_time", None)  # renewed credentials have it, and no public attribute
         return max(0.0, end.timestamp() - time.time()) if isinstance(end, datetime) else math.inf
 
-    async def _keys_found(self, opened: _Opened) -> Keys | None:
+    async def _keys_found(self, opened: _Opened) -> SigningKeys | None:
         credentials = None if self.address.anonymous else await opened.session.get_credentials()
         if credentials is None:
             return None
         frozen = await credentials.get_frozen_credentials()
-        return Keys(frozen.access_key, frozen.secret_key, frozen.token)
+        return SigningKeys(frozen.access_key, frozen.secret_key, frozen.token)
 
     async def _open(self) -> _Opened:
         async with self._opening:

@@ -58,7 +58,7 @@ class StrangeAnswer(Exception):
 
 
 @contextmanager
-def translated(what: str) -> Iterator[None]:
+def translate_errors(what: str) -> Iterator[None]:
     """Raise botocore's errors as a `HoldfastError` about `what` (a plain s3:// URI)."""
     try:
         yield
@@ -70,7 +70,7 @@ def translate(error: Exception, what: str) -> HoldfastError:
     """Return our error for `error`, which happened at `what`."""
     if isinstance(error, boto.ClientError):
         return _answered(error, what)
-    short = limits.shortage(error, what)
+    short = limits.find_limit_error(error, what)
     if short is not None:
         return short
     name = type(error).__name__

@@ -21,7 +21,7 @@ _TOKEN, _SIGNATURE = "X-Amz-Security-Token", "X-Amz-Signature"
 
 
 @dataclass(frozen=True, slots=True)
-class Keys:
+class SigningKeys:
     """An access key, its secret, and the session token, if any."""
 
     access_key: str
@@ -52,7 +52,7 @@ class Presigner:
         self._derived: tuple[tuple[str, str], bytes] | None = None
 
     @classmethod
-    def learn(cls, url: str, keys: Keys | None, headers: tuple[tuple[str, str], ...]) -> Presigner | None:
+    def learn(cls, url: str, keys: SigningKeys | None, headers: tuple[tuple[str, str], ...]) -> Presigner | None:
         """Return a presigner from `url`, botocore's for `PROBE_KEY` signed with `keys`; None if it cannot reproduce the
         URL."""
         parts, ending = urlsplit(url), _quoted(PROBE_KEY)
@@ -69,7 +69,7 @@ class Presigner:
         presigner = cls(base, Scope(credential[2], credential[3]), headers)
         return presigner if presigner.sign(PROBE_KEY, keys, int(lifetime), given.get("X-Amz-Date")) == url else None
 
-    def sign(self, key: str, keys: Keys | None, lifetime_s: int, at: str | None = None) -> str:
+    def sign(self, key: str, keys: SigningKeys | None, lifetime_s: int, at: str | None = None) -> str:
         """Return a URL that reads the object `key` without credentials. `at`: the time as `20261129T181239Z`, else now.
         `keys`: None only for unsigned URLs."""
         if self._scope is None:
@@ -89,7 +89,7 @@ class Presigner:
         signature = hmac.new(self._key(keys, day, self._scope), text.encode(), sha256).hexdigest()
         return f"{self._base}{path}?{query}&{_SIGNATURE}={signature}"
 
-    def _key(self, keys: Keys, day: str, scope: Scope) -> bytes:
+    def _key(self, keys: SigningKeys, day: str, scope: Scope) -> bytes:
         """Return the signing key, which is the same all day."""
         if self._derived is None or self._derived[0] != (keys.secret_key, day):
             derived = f"AWS4{keys.secret_key}".encode()

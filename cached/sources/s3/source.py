@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from cached.contract.errors import HoldfastError, Permanent, Transient
 from cached.contract.manifest import MANIFEST_NAME, MAX_FILE_BYTES, PUBLISHING_NAME, Manifest
-from cached.core.listing import Listing, RemoteFile, Signs, is_reserved
+from cached.core.listing import Listing, RemoteFile, WeakValidators, is_reserved
 from cached.sources.base import identity_of
 from cached.sources.manifests import read_manifest
 from cached.sources.s3.address import S3Address
@@ -65,13 +65,13 @@ class S3Source:
     async def locate(self, file: RemoteFile) -> Target:
         """Sign a GET of the listed object: with `If-Match`, or for its version if the bucket keeps versions."""
         etag, _, version = file.validator.partition(" ")
-        url = await self._client.presigned(file.key, version, _URL_LIFETIME_S)
+        url = await self._client.presign(file.key, version, _URL_LIFETIME_S)
         return HttpTarget(
             url,
             self._client.signed_headers,
             if_match=etag or None,
             stored_bytes=file.size,
-            signs=file.signs,
+            weak_validators=file.weak_validators,
             lifetime_s=min(_URL_LIFETIME_S, await self._client.keys_end_in_s()),
         )
 
@@ -80,7 +80,7 @@ class S3Source:
         await self._client.aclose()
 
     async def _identity(self) -> str:
-        return identity_of(self.kind, *await self._client.asked())
+        return identity_of(self.kind, *await self._client.describe_identity())
 
     def _published(self, manifest: Manifest, identity: str) -> Listing:
         # No validator: the sha256 decides, also after a copy of the objects.
@@ -152,4 +152,4 @@ def _remote_file(path: str, key: str, size: int, etag: str, version: str | None)
     strong = etag if etag.startswith('"') else ""
     # A bucket with versioning off or suspended reports `null`, which names no fixed version.
     validator = f"{strong} {version}" if version and version != "null" else strong
-    return RemoteFile(path, key, size, validator, signs=None if validator else Signs(etag or None))
+    return RemoteFile(path, key, size, validator, weak_validators=None if validator else WeakValidators(etag or None))

@@ -1,7 +1,7 @@
 """The durable steps: every write, link, rename and unlink that publication depends on, each followed by its fsync.
 
-Law: a function returns only when its step survives a power cut, except `write_volatile` and `replace_volatile`. A name
-appears only by rename or link, so no reader sees a partial file.
+Law: a function returns only when its step survives a power cut, except those named `..._volatile` or `..._unsynced`. A
+name appears only by rename or link, so no reader sees a partial file.
 """
 
 from __future__ import annotations
@@ -110,9 +110,14 @@ def start_writeback(descriptor: int) -> None:
 
 def replace(path: Path, data: bytes, mode: int) -> None:
     """Replace or create a file atomically and durably."""
+    replace_unsynced(path, data, mode)
+    fsync_dir(path.parent)
+
+
+def replace_unsynced(path: Path, data: bytes, mode: int) -> None:
+    """Replace or create a file atomically; durable after an `fsync_dir` of its folder, one for several files."""
     with _replacing(path) as temporary:
         write_file(temporary, data, mode)
-    fsync_dir(path.parent)
 
 
 def replace_volatile(path: Path, data: bytes, mode: int) -> None:
@@ -123,9 +128,14 @@ def replace_volatile(path: Path, data: bytes, mode: int) -> None:
 
 def replace_symlink(path: Path, target: str) -> None:
     """Make `path` a symlink to `target`, atomically and durably, replacing what it was."""
+    replace_symlink_unsynced(path, target)
+    fsync_dir(path.parent)
+
+
+def replace_symlink_unsynced(path: Path, target: str) -> None:
+    """Make `path` a symlink to `target`, atomically; durable after an `fsync_dir` of its folder."""
     with _replacing(path) as temporary:
         os.symlink(target, temporary)
-    fsync_dir(path.parent)
 
 
 def rename(source: Path, target: Path) -> None:
@@ -165,7 +175,7 @@ def temporary_beside(path: Path) -> Path:
 
 def disk_error(error: OSError, what: str) -> HoldfastError:
     """Return the `HoldfastError` for a failed disk step `what`; a lack of file descriptors is no error of the disk."""
-    short = limits.shortage(error, what)
+    short = limits.find_limit_error(error, what)
     if short is not None:
         return short
     if error.errno in (errno.ENOSPC, errno.EDQUOT):

@@ -54,7 +54,7 @@ class Cancellation:
             self._sockets.add(sock)
 
     @contextlib.contextmanager
-    def calling(self, stop: Callable[[], object]) -> Iterator[None]:
+    def on_cancel(self, stop: Callable[[], object]) -> Iterator[None]:
         """Call `stop` on `cancel`, in the cancelling thread, during the `with` block. Raises `Cancelled` as `attach`
         does."""
         with self._lock:

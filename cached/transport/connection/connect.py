@@ -19,10 +19,10 @@ from cached.contract.errors import HoldfastError, Permanent, Transient
 from cached.contract.program import limits
 from cached.transport.connection.cancel import Cancellation
 from cached.transport.connection.settings import HttpSettings
-from cached.transport.connection.ssrf import is_inward
+from cached.transport.connection.ssrf import is_internal
 from cached.transport.connection.stream import Deadline, Stream
 from cached.transport.credentials import basic
-from cached.transport.response import read_answer
+from cached.transport.response import read_head
 from cached.transport.urls import Address, Origin
 
 # The result of getaddrinfo: family, kind, protocol, name, address.
@@ -113,7 +113,7 @@ class Connector:
         headers = (("Host", origin.authority), ("User-Agent", self._settings.user_agent), *proxy.headers)
         lines = "".join(f"{name}: {value}\r\n" for name, value in headers)
         stream.send(f"CONNECT {origin.authority} HTTP/1.1\r\n{lines}\r\n".encode("ascii"))
-        status = read_answer(stream, f"the proxy {proxy.origin.netloc}").status
+        status = read_head(stream, f"the proxy {proxy.origin.netloc}").status
         shown = f"the proxy {proxy.origin.netloc} answered {status} to CONNECT {origin.authority}"
         if status == 407:
             raise Permanent("proxy_unauthorized", shown, "put user and password into HTTPS_PROXY")
@@ -147,7 +147,7 @@ def _check_inward(origin: Origin, chosen_by: Origin, addresses: Sequence[_Found]
     """Refuse a redirect to this machine or its metadata service, unless the redirecting host has such an address
     itself."""
     hosts = [origin.host, *(str(address[0]) for *_, address in addresses)]
-    if any(map(is_inward, hosts)) and not any(is_inward(str(address[0])) for *_, address in _resolve(chosen_by)):
+    if any(map(is_internal, hosts)) and not any(is_internal(str(address[0])) for *_, address in _resolve(chosen_by)):
         raise Permanent(
             "insecure_redirect",
             f"{chosen_by.netloc} redirects to {origin.netloc}, an address of this machine or of its cloud's metadata",
@@ -193,7 +193,7 @@ def _connect_error(error: OSError, origin: Origin, place: str) -> HoldfastError:
             f"the certificate of {origin.netloc} is not trusted: {error.verify_message}",
             f"check the name {origin.host} and the node's clock, or name the file of its authority in SSL_CERT_FILE",
         )
-    short = limits.shortage(error, f"connecting to {place}")
+    short = limits.find_limit_error(error, f"connecting to {place}")
     if short is not None:
         return short
     reason = "timed out" if isinstance(error, TimeoutError) else error.strerror or type(error).__name__

@@ -18,7 +18,7 @@ _MAX_IDLE_S = 60.0  # most servers and load balancers close at 60 to 75 s
 
 
 @dataclass(frozen=True, slots=True)
-class Route:
+class ConnectionKey:
     """The key of a connection: one to another origin, through another proxy, or opened for another host's redirect is
     never reused."""
 
@@ -32,10 +32,10 @@ class IdlePool:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._idle: list[tuple[Route, float, Stream]] = []  # the longest idle first
+        self._idle: list[tuple[ConnectionKey, float, Stream]] = []  # the longest idle first
         self._closed = False
 
-    def take(self, route: Route) -> Stream | None:
+    def take(self, route: ConnectionKey) -> Stream | None:
         """Return the last used open connection to `route`, or None."""
         while True:
             with self._lock:
@@ -44,11 +44,11 @@ class IdlePool:
                     return None
                 self._idle.remove(found)
             stream = found[2]
-            if stream.look() is Idle.QUIET:
+            if stream.check_idle() is Idle.QUIET:
                 return stream
             stream.close()
 
-    def put(self, route: Route, stream: Stream) -> None:
+    def put(self, route: ConnectionKey, stream: Stream) -> None:
         """Keep `stream`, which has no pending response; close connections that were idle too long."""
         now = time.monotonic()
         with self._lock:

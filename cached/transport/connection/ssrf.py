@@ -13,7 +13,7 @@ import ipaddress
 _METADATA = frozenset({ipaddress.ip_address("fd00:ec2::254"), ipaddress.ip_address("100.100.100.200")})
 
 
-def is_inward(host: str) -> bool:
+def is_internal(host: str) -> bool:
     """Return whether `host`, an address in text, is loopback, link-local, multicast, unspecified or a metadata service.
     False for a name: its addresses count instead."""
     try:

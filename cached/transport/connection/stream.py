@@ -23,10 +23,10 @@ class EndOfStream(ConnectionError):
     """The peer closed the connection before the expected bytes."""
 
 
-class Patience(Protocol):
+class WaitLimit(Protocol):
     """The limit of a wait."""
 
-    def spent(self, seconds: float, received: int) -> None:
+    def record_wait(self, seconds: float, received: int) -> None:
         """Record one wait. Raises `Transient` (`stalled`) at the limit."""
 
 
@@ -37,7 +37,7 @@ class Deadline:
         self._limit_s = self._left_s = seconds
         self._what = what
 
-    def spent(self, seconds: float, received: int) -> None:  # noqa: ARG002 - a head that arrives byte by byte is no progress
+    def record_wait(self, seconds: float, received: int) -> None:  # noqa: ARG002 - a head that arrives byte by byte is no progress
         self._left_s -= seconds
         if self._left_s <= 0:
             raise Transient("stalled", f"{self._what}: no answer within {self._limit_s:g} s", "it is tried again")
@@ -53,7 +53,7 @@ class StallClock:
         self._waited_s = 0.0
         self._received = 0
 
-    def spent(self, seconds: float, received: int) -> None:
+    def record_wait(self, seconds: float, received: int) -> None:
         self._waited_s += seconds
         self._received += received
         if self._received >= self._min_bytes:
@@ -78,7 +78,7 @@ class Idle(enum.Enum):
 class Stream:
     """A connected socket, plain or TLS. Not thread-safe, except that a cancellation may wake it."""
 
-    def __init__(self, sock: socket.socket, tick_s: float, cancellation: Cancellation, patience: Patience) -> None:
+    def __init__(self, sock: socket.socket, tick_s: float, cancellation: Cancellation, patience: WaitLimit) -> None:
         self._sock = sock
         self._tls = isinstance(sock, ssl.SSLSocket)
         self._tick_s = tick_s
@@ -95,18 +95,18 @@ class Stream:
             tick = struct.pack("@ll", int(tick_s), int(tick_s % 1 * 1_000_000))
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, tick)
 
-    def begin(self, cancellation: Cancellation, patience: Patience) -> None:
+    def begin(self, cancellation: Cancellation, patience: WaitLimit) -> None:
         """Start an exchange; raises `Cancelled`."""
         self._cancellation = cancellation
         self._patience = patience
         self.answered = False
         cancellation.attach(self._sock)
 
-    def wait_with(self, patience: Patience) -> None:
+    def set_wait_limit(self, patience: WaitLimit) -> None:
         """Replace the limit of waiting."""
         self._patience = patience
 
-    def rest(self) -> None:
+    def end_exchange(self) -> None:
         """End an exchange: the connection is idle, and the cancellation no longer covers it."""
         self._cancellation.detach(self._sock)
 
@@ -117,7 +117,7 @@ class Stream:
     def send(self, data: bytes) -> None:
         self._sock.sendall(data)
 
-    def take(self, view: memoryview) -> int:
+    def receive(self, view: memoryview) -> int:
         """Receive into a non-empty `view` and return the count: all of it if the socket can, at least one byte, or 0 at
         the end."""
         if not self._held:
@@ -144,7 +144,7 @@ class Stream:
                 raise EndOfStream("closed by the other side")
             self._held += scratch[:received]
 
-    def look(self) -> Idle:
+    def check_idle(self) -> Idle:
         """Return the state of an idle connection without waiting."""
         if self._held:
             return Idle.DATA
@@ -169,7 +169,7 @@ class Stream:
             began = time.monotonic()
             received = self._receive(view, flags)
             self._cancellation.check()  # a socket that was shut down still returns received bytes
-            self._patience.spent(time.monotonic() - began, received or 0)
+            self._patience.record_wait(time.monotonic() - began, received or 0)
             if received is not None:
                 self.answered = self.answered or received > 0
                 return received

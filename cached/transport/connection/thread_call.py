@@ -1,14 +1,16 @@
 """Blocking network calls from the event loop.
 
-Law: each call has its own thread that neither the loop's end nor the process's waits for. A caller that is cancelled,
-or out of time, cancels the call and continues at once; a few hung calls (of a silent name server, say) never delay
-others, as they would on a pool.
+Law: each call has a thread to itself that neither the loop's end nor the process's waits for. A caller that is
+cancelled, or out of time, cancels the call and continues at once; a few hung calls (of a silent name server, say) never
+delay others, as they would on a pool. A thread without a call waits some seconds for another: the start of a thread
+costs more than a call to a server nearby.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import queue
 import threading
 from collections.abc import Callable
 from typing import TypeVar
@@ -17,9 +19,13 @@ from cached.contract.program import limits
 from cached.transport.connection.cancel import Cancellation
 
 T = TypeVar("T")
+Job = Callable[[], None]
+
+_IDLE_S = 5.0
+_MAX_IDLE = 16
 
 
-async def aside(call: Callable[[Cancellation], T]) -> T:
+async def call_in_thread(call: Callable[[Cancellation], T]) -> T:
     """Return the result of `call`; its argument is cancelled when the caller is. Raises `Transient` (`no_thread`) if no
     thread can start."""
     loop = asyncio.get_running_loop()
@@ -43,8 +49,59 @@ async def aside(call: Callable[[Cancellation], T]) -> T:
         with contextlib.suppress(RuntimeError):  # the loop is closed: the process ends
             loop.call_soon_threadsafe(settle, result, failure)
 
-    limits.start(threading.Thread(target=run, name="aside", daemon=True), "a call to a source")
+    _threads.run(run)
     try:
         return await outcome
     finally:
         cancellation.cancel()
+
+
+class _Threads:
+    """Threads that run one job after the other; each job gets one at once."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._idle: list[queue.SimpleQueue[Job]] = []  # the queue of each idle thread
+
+    def run(self, job: Job) -> None:
+        """Run `job`, which raises nothing, on an idle or a new thread; raises `Transient` (`no_thread`)."""
+        with self._lock:
+            jobs = self._idle.pop() if self._idle else None
+        if jobs is None:
+            jobs = queue.SimpleQueue()
+            limits.start_thread(
+                threading.Thread(target=self._work, args=(jobs,), name="aside", daemon=True), "a call to a source"
+            )
+        jobs.put(job)  # not as an argument: a thread keeps its arguments, and with the job its result, to its end
+
+    def _work(self, jobs: queue.SimpleQueue[Job]) -> None:
+        while True:
+            try:
+                job = jobs.get(timeout=_IDLE_S)
+            except queue.Empty:
+                if self._retire(jobs):
+                    return
+                continue  # a job comes at this moment
+            job()
+            del job
+            if not self._rest(jobs):
+                return
+
+    def _rest(self, jobs: queue.SimpleQueue[Job]) -> bool:
+        """Offer the thread for another job; return False if enough threads are idle."""
+        with self._lock:
+            if len(self._idle) >= _MAX_IDLE:
+                return False
+            self._idle.append(jobs)
+            return True
+
+    def _retire(self, jobs: queue.SimpleQueue[Job]) -> bool:
+        """Withdraw the offer; return False if it was taken."""
+        with self._lock:
+            if jobs not in self._idle:
+                return False
+            self._idle.remove(jobs)
+            return True
+
+
+_threads = _Threads()

@@ -23,10 +23,10 @@ from typing import Protocol
 import torch
 
 from server.engine.engine import model_failed
-from server.engine.generation.batched_forward import Rows
+from server.engine.generation.batched_forward import BatchedForward
 from server.engine.generation.kv_cache import SPARE_COLUMNS, RowCache
 from server.engine.generation.sampling import choose
-from server.engine.generation.sequence import Sequence
+from server.engine.generation.sequence import GenerationSequence
 from server.engine.lora import Adapters
 
 _PREFILL_TOKENS = 512  # prefilled between two decode steps
@@ -35,7 +35,7 @@ _HEADROOM_TOKENS = 128  # of each row, so that an admitted sequence is not preem
 _LOG = logging.getLogger(__name__)
 
 
-class Observer(Protocol):
+class GenerationObserver(Protocol):
     """Receives the measurements of generation."""
 
     def generated(self, rows: int, seconds: float) -> None:
@@ -54,7 +54,7 @@ class Bounds:
 class _Prefill:
     """An admitted sequence during prefill; `whole` once all of its prompt is read and its first token is chosen."""
 
-    sequence: Sequence
+    sequence: GenerationSequence
     cache: RowCache
     whole: bool = False
 
@@ -62,12 +62,12 @@ class _Prefill:
 class Batch:
     """The sequences in the model: at most one in prefill, the others decode."""
 
-    def __init__(self, rows: Rows, bounds: Bounds, observer: Observer, adapters: Adapters) -> None:
+    def __init__(self, rows: BatchedForward, bounds: Bounds, observer: GenerationObserver, adapters: Adapters) -> None:
         self.bounds = bounds  # set from another thread when another model is loaded or removed
         self._rows = rows
         self._observer = observer
         self._adapters = adapters
-        self._sequences: list[Sequence] = []
+        self._sequences: list[GenerationSequence] = []
         self._prefilling: _Prefill | None = None
 
     @property
@@ -90,9 +90,9 @@ class Batch:
         self._rows.compose([], [], 0)
 
     @torch.inference_mode()
-    def step(self, waiting: deque[Sequence]) -> None:
+    def step(self, waiting: deque[GenerationSequence]) -> None:
         """Prefill waiting sequences for a bounded number of tokens, then decode a token for each row."""
-        kept = [row for row, sequence in enumerate(self._sequences) if not sequence.over]
+        kept = [row for row, sequence in enumerate(self._sequences) if not sequence.ended]
         stay = [self._sequences[row] for row in kept]
         joining = self._prefill(waiting, stay)
         self._preempt(stay, joining, waiting)
@@ -106,14 +106,14 @@ class Batch:
     def _decode(self) -> None:
         started = time.perf_counter()
         ids = [sequence.ids for sequence in self._sequences]
-        self._adapters.use([one.adapter for one in self._sequences])
+        self._adapters.set_rows([one.adapter for one in self._sequences])
         logits = self._rows.decode([one[-1] for one in ids], [len(one) for one in ids])
         chosen = choose(logits, [sequence.dice for sequence in self._sequences])
         for sequence, token in zip(self._sequences, chosen, strict=True):
             sequence.take(token)
         self._observer.generated(len(chosen), time.perf_counter() - started)
 
-    def _prefill(self, waiting: deque[Sequence], decoding: list[Sequence]) -> list[_Prefill]:
+    def _prefill(self, waiting: deque[GenerationSequence], decoding: list[GenerationSequence]) -> list[_Prefill]:
         """Prefill a bounded number of tokens; return the sequences that are complete and ready to decode."""
         left = _PREFILL_TOKENS
         done: list[_Prefill] = []
@@ -123,9 +123,9 @@ class Batch:
                 if not waiting or not self._fits(waiting[0], [*decoding, *(one.sequence for one in done)]):
                     break
                 current = self._prefilling = _Prefill(waiting.popleft(), self._rows.fresh())
-            if not current.sequence.over:
+            if not current.sequence.ended:
                 left -= self._prefill_piece(current, left)
-            if current.sequence.over:
+            if current.sequence.ended:
                 self._prefilling = None
             elif current.whole:
                 self._prefilling = None
@@ -136,7 +136,7 @@ class Batch:
         sequence, begin = prefill.sequence, prefill.cache.get_seq_length()
         piece = sequence.ids[begin : begin + most]
         started = time.perf_counter()
-        self._adapters.use([sequence.adapter])
+        self._adapters.set_rows([sequence.adapter])
         try:
             logits = self._rows.read(prefill.cache, piece)
         except RuntimeError as error:  # torch's, out of memory included: it fails this sequence only
@@ -150,12 +150,14 @@ class Batch:
             self._observer.generated(1, time.perf_counter() - started)
         return len(piece)
 
-    def _fits(self, admitted: Sequence, decoding: list[Sequence]) -> bool:
+    def _fits(self, admitted: GenerationSequence, decoding: list[GenerationSequence]) -> bool:
         rows = len(decoding) + 1
         longest = max(len(sequence.ids) for sequence in (admitted, *decoding))
         return rows == 1 or (rows <= self.bounds.rows and self._has_memory(rows, longest + _HEADROOM_TOKENS))
 
-    def _preempt(self, stay: list[Sequence], joining: list[_Prefill], waiting: deque[Sequence]) -> None:
+    def _preempt(
+        self, stay: list[GenerationSequence], joining: list[_Prefill], waiting: deque[GenerationSequence]
+    ) -> None:
         """Return the newest sequences to `waiting` until the KV cache has memory for one more token of each row."""
         while (rows := len(stay) + len(joining)) > 1:
             longest = max(len(sequence.ids) for sequence in (*stay, *(one.sequence for one in joining)))

@@ -14,7 +14,7 @@ import torch
 from server.engine.generation.kv_cache import RowCache, empty_cache
 
 
-class Rows:
+class BatchedForward:
     """The sequences of one KV cache, and the model that runs them."""
 
     def __init__(self, module: Any, config: Any, device: str) -> None:
@@ -79,7 +79,7 @@ _LENGTHS = (9, 3, 14)  # of the prompts: one shorter than the first, one longer,
 _STEPS = 3
 
 
-def largest_difference(module: Any, rows: Rows, vocabulary: int, device: str) -> float:
+def largest_difference(module: Any, rows: BatchedForward, vocabulary: int, device: str) -> float:
     """Return the largest root mean square difference of batched logits from sequential ones, relative to their spread.
 
     Rows join while others run, one leaves, one is prefilled in two pieces. Tokens are given, not chosen, so that near

@@ -16,11 +16,11 @@ import torch
 
 from cached.contract.errors import HoldfastError, Permanent
 from cached.contract.program.units import format_size
-from server.engine.generation.batch import Batch, Bounds, Observer
-from server.engine.generation.batched_forward import Rows, largest_difference
+from server.engine.generation.batch import Batch, Bounds, GenerationObserver
+from server.engine.generation.batched_forward import BatchedForward, largest_difference
 from server.engine.generation.kv_cache import SPARE_COLUMNS, empty_cache
-from server.engine.generation.sequence import GenerationJob, Sequence
-from server.engine.generation.sequential import Alone
+from server.engine.generation.sequence import GenerationJob, GenerationSequence
+from server.engine.generation.sequential import SequentialRunner
 from server.engine.lora import Adapter, Adapters
 from server.engine.memory import free_bytes
 from server.engine.model_files import Loaded, load_causal_lm
@@ -37,7 +37,7 @@ _NO_CONTEXT_TOKENS = 4096  # generated at most where neither the request nor the
 
 
 class _Runner(Protocol):
-    """Steps sequences: `Batch` or `Alone`."""
+    """Steps sequences: `Batch` or `SequentialRunner`."""
 
     @property
     def busy(self) -> bool: ...
@@ -45,15 +45,15 @@ class _Runner(Protocol):
     @property
     def room(self) -> int: ...
 
-    def step(self, waiting: deque[Sequence]) -> None: ...
+    def step(self, waiting: deque[GenerationSequence]) -> None: ...
 
     def reset(self) -> None: ...
 
 
-class Generator:
+class TextGenerator:
     """A causal language model on its device; the model of `/v1/completions` and `/v1/chat/completions`."""
 
-    def __init__(self, loaded: Loaded, device: str, limits: Limits, observer: Observer) -> None:
+    def __init__(self, loaded: Loaded, device: str, limits: Limits, observer: GenerationObserver) -> None:
         self._loaded = loaded
         self._device = device
         self._limits = limits
@@ -62,14 +62,16 @@ class Generator:
         self._tokens = Tokens(loaded.tokenizer, loaded.config, getattr(loaded.config, "max_position_embeddings", None))
         padding = min(self._ends, default=self._tokens.padding_id)
         self._adapters = Adapters(loaded.module, loaded.dtype, device)
-        self._runner: _Runner = Alone(loaded.module, device, padding, observer, self._adapters)
+        self._runner: _Runner = SequentialRunner(loaded.module, device, padding, observer, self._adapters)
         self._rows = 1
         self._token_bytes = 0  # of the KV cache of a batch
-        self._jobs: list[tuple[GenerationJob, list[Sequence]]] = []
-        self._waiting: deque[Sequence] = deque()
+        self._jobs: list[tuple[GenerationJob, list[GenerationSequence]]] = []
+        self._waiting: deque[GenerationSequence] = deque()
 
     @classmethod
-    def load(cls, directory: Path, device: str, dtype: str, limits: Limits, observer: Observer) -> Generator:
+    def load(
+        cls, directory: Path, device: str, dtype: str, limits: Limits, observer: GenerationObserver
+    ) -> TextGenerator:
         """Load the causal language model of a folder; raises `HoldfastError`."""
         return cls(load_causal_lm(directory, device, dtype), device, limits, observer)
 
@@ -139,7 +141,7 @@ class Generator:
         """Admit the jobs' choices, and run one step."""
         for job in arrived:
             choices = range(len(job.request.prompts))
-            sequences = [Sequence(job, index, self._loaded.tokenizer, self._ends) for index in choices]
+            sequences = [GenerationSequence(job, index, self._loaded.tokenizer, self._ends) for index in choices]
             self._jobs.append((job, sequences))
             self._waiting.extend(sequences)
         if self.busy:
@@ -168,7 +170,7 @@ class Generator:
                 "%s is served one sequence at a time: its cache cannot hold rows", type(loaded.module).__name__
             )
             return
-        rows = Rows(loaded.module, loaded.config, self._device)
+        rows = BatchedForward(loaded.module, loaded.config, self._device)
         try:
             difference = largest_difference(loaded.module, rows, self._tokens.vocabulary, self._device)
             rows.read(cache, [0])

@@ -16,7 +16,7 @@ from server.engine.types import Continuation, Delta, Finished, GenerationEvent, 
 GenerationJob = Job[Continuation, GenerationEvent]
 
 
-class Sequence:
+class GenerationSequence:
     """A choice in generation. `ids` are the tokens of the prompt and of the choice."""
 
     def __init__(self, job: GenerationJob, index: int, tokenizer: Any, ends: frozenset[int]) -> None:
@@ -35,7 +35,7 @@ class Sequence:
         self._pending_logprobs: list[TokenLogprob] = []
 
     @property
-    def over(self) -> bool:
+    def ended(self) -> bool:
         """Whether the choice is complete, or its job ended."""
         return self.done or self.job.ended
 

@@ -13,21 +13,23 @@ from typing import Any
 import torch
 import transformers
 
-from server.engine.generation.batch import Observer
+from server.engine.generation.batch import GenerationObserver
 from server.engine.generation.sampling import choose
-from server.engine.generation.sequence import Sequence
+from server.engine.generation.sequence import GenerationSequence
 from server.engine.lora import Adapters
 
 _GenerationConfig: Any = transformers.GenerationConfig  # untyped there
 
 
-class Alone:
+class SequentialRunner:
     """Runs each sequence from its first token to its last in one step."""
 
     busy = False
     room = 1
 
-    def __init__(self, module: Any, device: str, padding_id: int, observer: Observer, adapters: Adapters) -> None:
+    def __init__(
+        self, module: Any, device: str, padding_id: int, observer: GenerationObserver, adapters: Adapters
+    ) -> None:
         self._module = module
         self._adapters = adapters
         self._device = device
@@ -40,12 +42,12 @@ class Alone:
         """Do nothing: no state is kept between steps."""
 
     @torch.inference_mode()
-    def step(self, waiting: deque[Sequence]) -> None:
+    def step(self, waiting: deque[GenerationSequence]) -> None:
         """Generate one sequence."""
         sequence = waiting.popleft()
-        if sequence.over:
+        if sequence.ended:
             return
-        self._adapters.use([sequence.adapter])
+        self._adapters.set_rows([sequence.adapter])
         ids = torch.tensor([sequence.ids], device=self._device)
         self._module.generate(
             ids,
@@ -61,7 +63,7 @@ class Alone:
 class _Choose(transformers.LogitsProcessor):
     """Chooses each token in place of `generate`, and masks all others, as `generate` takes the likeliest."""
 
-    def __init__(self, sequence: Sequence, observer: Observer) -> None:
+    def __init__(self, sequence: GenerationSequence, observer: GenerationObserver) -> None:
         self._sequence = sequence
         self._observer = observer
         self._started = time.perf_counter()
@@ -80,8 +82,8 @@ class _Choose(transformers.LogitsProcessor):
 class _Stop(transformers.StoppingCriteria):
     """Stops `generate` when the sequence is complete or cancelled."""
 
-    def __init__(self, sequence: Sequence) -> None:
+    def __init__(self, sequence: GenerationSequence) -> None:
         self._sequence = sequence
 
     def __call__(self, input_ids: torch.Tensor, *_scores: Any, **_more: Any) -> torch.Tensor:
-        return torch.full((1,), self._sequence.over, dtype=torch.bool, device=input_ids.device)
+        return torch.full((1,), self._sequence.ended, dtype=torch.bool, device=input_ids.device)

@@ -18,7 +18,7 @@ from cached.contract.program.units import format_size
 from server.weights.cuda.processors import near
 from server.weights.cuda.ring import Ring
 from server.weights.cuda.runtime import Runtime
-from server.weights.settings import Settings
+from server.weights.settings import LoaderSettings
 
 # What cuBLAS, NCCL and the allocator need besides the weights.
 _MARGIN = 256 * 1024 * 1024
@@ -72,7 +72,7 @@ _NO_ROOM = (
 class Accelerator:
     """A device, ready for loads from any number of threads."""
 
-    def __init__(self, device: torch.device, runtime: Runtime, memory: Memory, settings: Settings) -> None:
+    def __init__(self, device: torch.device, runtime: Runtime, memory: Memory, settings: LoaderSettings) -> None:
         self.device = device
         self.runtime = runtime
         self.memory = memory
@@ -148,7 +148,7 @@ class Accelerator:
 DeviceLike: TypeAlias = "str | int | torch.device | Accelerator"
 
 
-def find(device: DeviceLike, settings: Settings | None = None) -> Accelerator | None:
+def find(device: DeviceLike, settings: LoaderSettings | None = None) -> Accelerator | None:
     """Return the accelerator for `device`, None for the CPU; raises `Permanent` where there is no such device.
     `settings` default to the environment's; a given accelerator keeps its own."""
     if isinstance(device, Accelerator):
@@ -171,7 +171,7 @@ _MAKING = threading.Lock()
 
 
 @cache  # one per device, and per settings that a caller made
-def _accelerator(device: torch.device, settings: Settings | None) -> Accelerator:
+def _accelerator(device: torch.device, settings: LoaderSettings | None) -> Accelerator:
     from server.weights.cuda import device as gpu
     from server.weights.cuda.cudart import CudaRuntime, load_library
 
@@ -179,7 +179,7 @@ def _accelerator(device: torch.device, settings: Settings | None) -> Accelerator
     memory = TorchMemory(device)
     with memory.current():
         runtime = CudaRuntime(load_library(), device.index)
-    return Accelerator(device, runtime, memory, settings or Settings.from_environment())
+    return Accelerator(device, runtime, memory, settings or LoaderSettings.from_environment())
 
 
 def _unsupported(device: object) -> Permanent:

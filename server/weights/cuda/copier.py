@@ -22,14 +22,14 @@ import torch
 from cached.contract.errors import Transient
 from cached.contract.program import limits
 from server.weights.cuda.accelerator import Accelerator
-from server.weights.cuda.runtime import CudaError, Rows
+from server.weights.cuda.runtime import CudaError, RowCopy
 from server.weights.cuda.staging import Staged, Staging
-from server.weights.plan import Chunk, Plan, Range
+from server.weights.plan import Chunk, LoadPlan, Range
 
 _INLINE_CHUNKS = 2  # up to so many run in the caller's own thread: starting threads would cost more
 
 
-class Cancelled(Transient):
+class LoadCancelled(Transient):
     """The load was cancelled by its caller."""
 
     def __init__(self) -> None:
@@ -75,7 +75,7 @@ class Carriage:
 
 
 @dataclass(slots=True)
-class Outcome:
+class LoadTotals:
     """Totals of a load so far: wall-clock seconds, those of the threads as a mean."""
 
     tally: Tally = field(default_factory=Tally)
@@ -83,7 +83,7 @@ class Outcome:
 
 
 def carry(
-    accelerator: Accelerator, plan: Plan, carriage: Carriage, outcome: Outcome
+    accelerator: Accelerator, plan: LoadPlan, carriage: Carriage, outcome: LoadTotals
 ) -> Iterator[tuple[Range, torch.Tensor]]:
     """Yield each range with its bytes, in order; raises `HoldfastError`. Close the iterator to stop early."""
     flow = _Flow(accelerator, carriage, plan.chunk_count(accelerator.settings.threads + _INLINE_CHUNKS))
@@ -139,7 +139,7 @@ class _Flow:
     def begin(self, wanted: Range, buffer: torch.Tensor) -> None:
         """Start to fill `buffer`."""
         if self._carriage.cancel is not None and self._carriage.cancel.is_set():
-            raise Cancelled
+            raise LoadCancelled
         filling = _Filling(wanted, buffer, buffer.data_ptr(), len(wanted.chunks))
         self._fillings.append(filling)
         for stream in self._streams:
@@ -154,8 +154,8 @@ class _Flow:
             stream = self._streams[len(self._threads) % len(self._streams)]
             thread = threading.Thread(target=self._thread, args=(stream,), name="holdfast-load", daemon=True)
             if not self._threads:
-                limits.start(thread, "loading")
-            elif not limits.start_some([thread]):
+                limits.start_thread(thread, "loading")
+            elif not limits.start_threads([thread]):
                 self._wanted = len(self._threads)  # no more threads available: these copy everything
                 break
             self._threads.append(thread)
@@ -217,7 +217,7 @@ class _Flow:
             while (job := self._jobs.get()) is not None and not self._stopped:
                 chunk, filling = job
                 if self._carriage.cancel is not None and self._carriage.cancel.is_set():
-                    raise Cancelled
+                    raise LoadCancelled
                 with staging.staged(chunk) as staged:
                     self._submit(chunk, staged, filling.address, stream, tally)
                 with self._changed:
@@ -240,7 +240,7 @@ class _Flow:
                     runtime.copy(target + copy.target, staged.base + copy.slot, copy.width, stream)
                 else:
                     source = staged.base + copy.slot
-                    runtime.copy_rows(Rows(target + copy.target, source, copy.width, copy.rows, copy.pitch), stream)
+                    runtime.copy_rows(RowCopy(target + copy.target, source, copy.width, copy.rows, copy.pitch), stream)
             runtime.record(staged.event, stream)
         except BaseException:
             # Without its event the slot would look free while earlier copies still read it.

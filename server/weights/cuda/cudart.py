@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from cached.contract.errors import Permanent
-from server.weights.cuda.runtime import CudaError, Rows
+from server.weights.cuda.runtime import CudaError, RowCopy
 
 _HOST_TO_DEVICE = 1  # cudaMemcpyHostToDevice
 _STREAM_NON_BLOCKING = 1  # cudaStreamNonBlocking
@@ -93,7 +93,7 @@ class CudaRuntime:
     def copy(self, target: int, source: int, nbytes: int, stream: int) -> None:
         self._check("cudaMemcpyAsync", self._copy(target, source, nbytes, _HOST_TO_DEVICE, stream))
 
-    def copy_rows(self, rows: Rows, stream: int) -> None:
+    def copy_rows(self, rows: RowCopy, stream: int) -> None:
         self._check(
             "cudaMemcpy2DAsync",
             self._library.cudaMemcpy2DAsync(

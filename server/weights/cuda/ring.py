@@ -117,5 +117,5 @@ def _touch(address: int, nbytes: int, processors: frozenset[int]) -> None:
 
     count = min(_FAULT_THREADS, max(1, len(processors)))
     threads = [threading.Thread(target=touch, args=(number,), name="holdfast-touch") for number in range(count)]
-    for thread in limits.start_some(threads):  # untouched pages are allocated on first use
+    for thread in limits.start_threads(threads):  # untouched pages are allocated on first use
         thread.join()

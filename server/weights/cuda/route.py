@@ -16,12 +16,12 @@ from enum import StrEnum
 import torch
 
 from server.weights.cuda.accelerator import Accelerator
-from server.weights.cuda.copier import Carriage, Outcome, carry
+from server.weights.cuda.copier import Carriage, LoadTotals, carry
 from server.weights.cuda.runtime import HOST_REGISTER_READ_ONLY_SUPPORTED, CudaError
 from server.weights.cuda.staging import FilePages, RegisteredStaging, RingStaging, Staging
 from server.weights.format.checkpoint import WeightFile
 from server.weights.host.reader import Reader
-from server.weights.plan import Plan, Range
+from server.weights.plan import LoadPlan, Range
 
 _LOG = logging.getLogger(__name__)
 _LEAST_RANGES = 3  # one each to measure, and one that benefits
@@ -34,7 +34,7 @@ class Method(StrEnum):
     REGISTERED = "registered"
 
 
-class Route:
+class MethodChoice:
     """Copies plans of one checkpoint by the faster method."""
 
     def __init__(
@@ -50,7 +50,7 @@ class Route:
         self._readers = readers
         self._cancel = cancel
 
-    def carry(self, plan: Plan, ahead: int | None, outcome: Outcome) -> Iterator[tuple[Range, torch.Tensor]]:
+    def carry(self, plan: LoadPlan, ahead: int | None, outcome: LoadTotals) -> Iterator[tuple[Range, torch.Tensor]]:
         """Yield each range with its bytes, in order."""
         began = time.perf_counter()
         self._accelerator.ring()  # allocated once, so not part of the measurement
@@ -69,9 +69,9 @@ class Route:
         self.method = chosen or Method.RING
         yield from carry(self._accelerator, plan, self._carriage(self.method, ahead), outcome)
 
-    def _measure(self, part: Range, method: Method, outcome: Outcome) -> tuple[float, tuple[Range, torch.Tensor]]:
+    def _measure(self, part: Range, method: Method, outcome: LoadTotals) -> tuple[float, tuple[Range, torch.Tensor]]:
         began = time.perf_counter()
-        (arrived,) = carry(self._accelerator, Plan((part,), part.nbytes), self._carriage(method, None), outcome)
+        (arrived,) = carry(self._accelerator, LoadPlan((part,), part.nbytes), self._carriage(method, None), outcome)
         return (time.perf_counter() - began) / part.nbytes, arrived
 
     def _carriage(self, method: Method, ahead: int | None) -> Carriage:

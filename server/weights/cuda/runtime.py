@@ -14,7 +14,7 @@ from cached.contract.errors import Permanent
 HOST_REGISTER_READ_ONLY_SUPPORTED = 113
 
 
-class Rows(NamedTuple):
+class RowCopy(NamedTuple):
     """`rows` rows of `width` bytes: one every `pitch` bytes from `source`, packed from `target`."""
 
     target: int
@@ -61,7 +61,7 @@ class Runtime(Protocol):
     def copy(self, target: int, source: int, nbytes: int, stream: int) -> None:
         """Queue a copy from registered host memory to the device; `source` must stay until the copy is done."""
 
-    def copy_rows(self, rows: Rows, stream: int) -> None:
+    def copy_rows(self, rows: RowCopy, stream: int) -> None:
         """Queue a copy of rows, as `copy` does."""
 
     def record(self, event: int, stream: int) -> None: ...

@@ -19,7 +19,7 @@ import numpy as np
 from server.weights.cuda.ring import Ring
 from server.weights.cuda.runtime import CudaError, Runtime
 from server.weights.format.checkpoint import WeightFile
-from server.weights.host.reader import Reader, Taken
+from server.weights.host.reader import ReadBytes, Reader
 from server.weights.plan import Chunk
 from server.weights.settings import PAGE
 
@@ -32,7 +32,7 @@ class Staged(NamedTuple):
 
     base: int
     event: int
-    taken: Taken
+    taken: ReadBytes
     wait_s: float
     read_s: float
 
@@ -63,7 +63,7 @@ class RingStaging:
                 taken = reader.read(slot.view, begin, end, offset)
                 cold += taken.cold
                 direct += taken.direct
-            yield Staged(slot.address, slot.event, Taken(cold, direct), wait_s, time.perf_counter() - began)
+            yield Staged(slot.address, slot.event, ReadBytes(cold, direct), wait_s, time.perf_counter() - began)
 
     def close(self) -> None:
         """Do nothing: the ring outlives every load."""
@@ -101,7 +101,7 @@ class RegisteredStaging:
         read = chunk.reads[0]
         event = self._spare.pop() if self._spare else self._runtime.new_event()
         self._held.append((pinned, event))
-        yield Staged(self._pages[chunk.file].base + read.begin - read.slot, event, Taken(0, 0), wait_s, 0.0)
+        yield Staged(self._pages[chunk.file].base + read.begin - read.slot, event, ReadBytes(0, 0), wait_s, 0.0)
 
     def close(self) -> None:
         while self._held:

@@ -135,7 +135,7 @@ def find_shards(directory: Path) -> dict[Path, Header]:
 
 
 @dataclass(frozen=True, slots=True)
-class Listing:
+class ShardListing:
     """The weight files of a folder; `weight_map` is the content of `index`, if there is one."""
 
     paths: list[Path]
@@ -154,11 +154,11 @@ class Listing:
                 )
 
 
-def list_shards(directory: Path) -> Listing:
+def list_shards(directory: Path) -> ShardListing:
     """List the weight files of a folder without opening them; raises `Permanent` where there are none."""
     single, index = directory / SINGLE_FILE, directory / INDEX_FILE
     if single.is_file():
-        return Listing([single], None, {})
+        return ShardListing([single], None, {})
     if not index.is_file():
         raise Permanent(
             "no_weights",
@@ -166,7 +166,7 @@ def list_shards(directory: Path) -> Listing:
             "publish the model's safetensors files; other formats are not read, for they can carry code",
         )
     weight_map = _weight_map(index)
-    return Listing([directory / name for name in sorted(set(weight_map.values()))], index, weight_map)
+    return ShardListing([directory / name for name in sorted(set(weight_map.values()))], index, weight_map)
 
 
 def tensor_files(shards: dict[Path, Header]) -> dict[str, Path]:

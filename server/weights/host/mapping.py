@@ -59,7 +59,7 @@ class HostMap:
         uncached = [(os.dup(opened[file]), *span) for file, span in spans.items() if _is_uncached(opened[file], *span)]
         if uncached:
             ahead = threading.Thread(target=_read_ahead, args=(uncached,), name="holdfast-ahead", daemon=True)
-            if not limits.start_some([ahead]):  # the pages are loaded on access
+            if not limits.start_threads([ahead]):  # the pages are loaded on access
                 for descriptor, _, _ in uncached:
                     os.close(descriptor)
 

@@ -27,7 +27,7 @@ class ReadAhead:
 
     def __init__(self, folders: Sequence[Path]) -> None:
         self._left: set[Path] = set()
-        limits.start_some([threading.Thread(target=self._run, args=(folders,), name="holdfast-ahead", daemon=True)])
+        limits.start_threads([threading.Thread(target=self._run, args=(folders,), name="holdfast-ahead", daemon=True)])
 
     def leave(self, folder: Path) -> None:
         """Stop reading a folder: its load has begun, and reads uncached bytes past the cache."""

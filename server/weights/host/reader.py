@@ -15,10 +15,10 @@ from typing import NamedTuple
 from cached.contract.errors import Permanent
 from server.weights.format.checkpoint import WeightFile
 from server.weights.host.page_cache import PageCache, read_ahead
-from server.weights.settings import PAGE, Io, Settings
+from server.weights.settings import PAGE, Io, LoaderSettings
 
 
-class Taken(NamedTuple):
+class ReadBytes(NamedTuple):
     """Bytes read: how many were not in the cache, and how many bypassed it."""
 
     cold: int
@@ -28,7 +28,7 @@ class Taken(NamedTuple):
 class Reader:
     """One file of a load. Safe for several threads."""
 
-    def __init__(self, file: WeightFile, settings: Settings) -> None:
+    def __init__(self, file: WeightFile, settings: LoaderSettings) -> None:
         self._file = file
         self._cache = PageCache(file.descriptor)
         self._always = settings.io is Io.DIRECT
@@ -36,7 +36,7 @@ class Reader:
         self._direct = _open_direct(file.descriptor) if direct else None
         self._lock = _Presence(file.descriptor) if self._direct is not None and not self._always else None
 
-    def read(self, view: memoryview, begin: int, end: int, slot: int) -> Taken:
+    def read(self, view: memoryview, begin: int, end: int, slot: int) -> ReadBytes:
         """Read the bytes `begin` to `end` to `slot` in the view; `slot` is `begin` modulo the page size. May also write
         the pages around them in the view. Raises `Permanent` where the file is shorter."""
         cold = self._cache.cold(begin, end)
@@ -49,7 +49,7 @@ class Reader:
                 with suppress(OSError):
                     read_ahead(self._file.descriptor, begin, end)
         self._read_buffered(view[slot + done : slot + end - begin], begin + done)
-        return Taken(end - begin if cold else 0, done)
+        return ReadBytes(end - begin if cold else 0, done)
 
     def close(self) -> None:
         self._cache.close()

@@ -315,7 +315,7 @@ def _pulled(daemon: DaemonProcess, *, refresh: bool) -> PullAnswer:
     asked = daemon.control.pull(V1, None, refresh=refresh)
 
     def answer() -> PullAnswer:
-        return daemon.control.pulled(asked.id)
+        return daemon.control.get_pull(asked.id)
 
     daemon.wait(lambda: answer().digest is not None or answer().error is not None, "the answer of the pull")
     return answer()

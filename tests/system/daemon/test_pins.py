@@ -120,8 +120,8 @@ def test_two_pulls_each_get_their_answer(daemon: DaemonProcess, source: Path) ->
     daemon.start("--max-bandwidth", "200KiB/s")
     wrong = daemon.control.pull(V1, WRONG, refresh=False)
     right = daemon.control.pull(V1, manifest.digest, refresh=False)
-    daemon.wait(lambda: daemon.control.pulled(right.id).digest == str(manifest.digest), "the right pin to be met")
-    error = daemon.control.pulled(wrong.id).error
+    daemon.wait(lambda: daemon.control.get_pull(right.id).digest == str(manifest.digest), "the right pin to be met")
+    error = daemon.control.get_pull(wrong.id).error
     assert error is not None and error.code == "digest_mismatch"
     daemon.wait_state(V1, "ready")
 
@@ -141,8 +141,8 @@ def test_what_the_catalog_lacks_and_is_here_stays_ready(daemon: DaemonProcess, s
 def _verdict(daemon: DaemonProcess, pin: Digest | None) -> str:
     """The code of the error that a pull with this pin ends with."""
     asked = daemon.control.pull(V1, pin, refresh=False)
-    daemon.wait(lambda: daemon.control.pulled(asked.id).error is not None, "the pull's own answer")
-    error = daemon.control.pulled(asked.id).error
+    daemon.wait(lambda: daemon.control.get_pull(asked.id).error is not None, "the pull's own answer")
+    error = daemon.control.get_pull(asked.id).error
     assert error is not None
     return error.code
 

@@ -30,19 +30,19 @@ from cached.core.catalog import EMPTY_CATALOG, Catalog, parse_catalog
 from cached.core.demand import PodWant
 from cached.core.listing import Listing, RemoteFile
 from cached.core.space import DiskSpace, Ledger, OnDisk, Reservation
-from cached.daemon.main import _take_up
-from cached.daemon.metrics import Figures, Metrics
-from cached.daemon.reconciler import Parts, Scheduler
+from cached.daemon.main import _adopt_statuses
+from cached.daemon.metrics import DaemonGauges, DaemonMetrics
+from cached.daemon.reconciler import Reconciler, ReconcilerParts
 from cached.fetch import downloads, reservation
 from cached.fetch.attempt import Verified
-from cached.fetch.download import Flight
-from cached.fetch.downloads import Flights
-from cached.fetch.reservation import Allotment
-from cached.fetch.version import TransferParts, Transfers
+from cached.fetch.download import Download
+from cached.fetch.downloads import Downloads
+from cached.fetch.reservation import DownloadSpace
+from cached.fetch.version import VersionFetches, VersionFetchParts
 from cached.node import inventory, threads
-from cached.node.inventory import Holdings
-from cached.node.publisher import Janitor, NodeParts
-from cached.node.status_files import Board
+from cached.node.inventory import Inventory
+from cached.node.publisher import NodeParts, Publisher
+from cached.node.status_files import StatusFiles
 from cached.node.threads import Blocking
 from cached.sources.base import Source, identity_of
 from cached.store import blobs, deletion, ingest, recovery
@@ -222,15 +222,15 @@ class Bytes:
         self._layout = layout
         self._disk = disk
         self._journal = journal
-        self.flights: list[Flight] = []
+        self.flights: list[Download] = []
         self.begun = 0
 
-    def submit(self, flights: Iterable[Flight]) -> None:
+    def submit(self, flights: Iterable[Download]) -> None:
         for flight in flights:
             self.flights.append(flight)
             self.begun += 1
 
-    def changed(self, _flight: Flight) -> None:
+    def changed(self, *_flights: Download) -> None:
         """A flight ended: what is called off before its first record leaves nothing on the disk."""
         for flight in [each for each in self.flights if each.result.done()]:
             self.flights.remove(flight)
@@ -240,7 +240,7 @@ class Bytes:
                 flight.left_bytes = 0
                 self._disk.changed()
 
-    def give(self, flight: Flight, size: int) -> bool:
+    def give(self, flight: Download, size: int) -> bool:
         """Have `size` bytes of the flight's file on the disk; False where there was no room for them."""
         folder = self._layout.ingest / flight.spec.key.id
         try:
@@ -259,7 +259,7 @@ class Bytes:
         allotment_of(flight).grow(size)
         return True
 
-    def finish(self, flight: Flight, blob: Blob) -> None:
+    def finish(self, flight: Download, blob: Blob) -> None:
         """Commit the flight's file, in the order of the real ones."""
         if not self.give(flight, blob.size):
             return
@@ -273,7 +273,7 @@ class Bytes:
         self._disk.changed()
         flight._settle(Verified(blob.sha256, blob.size, fresh))
 
-    def fail(self, flight: Flight, error: HoldfastError) -> None:
+    def fail(self, flight: Download, error: HoldfastError) -> None:
         flight.left_bytes = 0
         ingest.forget(self._layout, flight.spec.key.id)
         flight.left_bytes = 0
@@ -281,9 +281,9 @@ class Bytes:
         flight._settle(error)
 
 
-def allotment_of(flight: Flight) -> Allotment:
+def allotment_of(flight: Download) -> DownloadSpace:
     space = flight._space
-    assert isinstance(space, Allotment)
+    assert isinstance(space, DownloadSpace)
     return space
 
 
@@ -293,7 +293,7 @@ class WatchedLedger(Ledger):
     def reserve(self, sizes: Mapping[str, int]) -> dict[str, Reservation]:
         asks = any(self.partial_bytes(id_) < size for id_, size in sizes.items())
         reservations = super().reserve(sizes)
-        use = self.use()
+        use = self.compute_use()
         held = use.used + use.reserved + use.dying
         assert held <= use.budget or not asks, f"{held} bytes held of {use.budget}"
         return reservations
@@ -369,24 +369,24 @@ class Node:
         recovered = recovery.recover(self.layout)
         self.disk.changed()
         self.jobs = Jobs(self._on_job)
-        with patch.object(threads, "started_pool", lambda *_, **__: self.jobs):
+        with patch.object(threads, "start_pool", lambda *_, **__: self.jobs):
             pool = Blocking(4)
-        self.board = Board(self.layout.public, "node", _nothing)
-        self.holdings = Holdings(self.layout, recovered)
+        self.board = StatusFiles(self.layout.public, "node", _nothing)
+        self.holdings = Inventory(self.layout, recovered)
         self.holdings.last_used = {ref: self._last_used.get(ref, 0.0) for ref in self.holdings.models}
         self.ledger = WatchedLedger(limits.quota, self.disk)
         self.ledger.count_all(OnDisk(recovered.blobs, recovered.ingests, recovered.quarantined))
         self.lock = Root(self.layout)
         journal = DigestJournal(self.layout.digests, recovered.digests)
         parts = NodeParts(self.layout, self.lock, self.holdings, self.board, self.ledger, pool, self.cluster, journal)
-        metrics = Metrics(_no_figures)
+        metrics = DaemonMetrics(_no_figures)
         self.bytes = Bytes(self.layout, self.disk, journal)
-        self.flights = Flights(self.layout, self.bytes, self.ledger)  # type: ignore[arg-type]  # what it uses of them
-        self.janitor = Janitor(parts)
-        fetching = TransferParts(self.layout, self.flights, self.board, self.janitor, pool, metrics, journal, 600.0)
-        self.transfers = Transfers(fetching, self.origin.open)
-        self.scheduler = Scheduler(
-            Parts(
+        self.flights = Downloads(self.layout, self.bytes, self.ledger)  # type: ignore[arg-type]  # what it uses of them
+        self.janitor = Publisher(parts)
+        fetching = VersionFetchParts(self.layout, self.flights, self.board, self.janitor, pool, metrics, journal, 600.0)
+        self.transfers = VersionFetches(fetching, self.origin.open)
+        self.scheduler = Reconciler(
+            ReconcilerParts(
                 self.board,
                 self.holdings,
                 self.ledger,
@@ -400,7 +400,7 @@ class Node:
             limits.high,
             limits.low,
         )
-        self.scheduler.resume(_take_up(self.layout, self.board, self.holdings, recovered.lost))
+        self.scheduler.resume(_adopt_statuses(self.layout, self.board, self.holdings, recovered.lost))
         self.scheduler.use_catalog(self.catalog)
         self.tasks = [self.loop.create_task(self.scheduler.run())]
         self.turn()
@@ -507,5 +507,5 @@ def _dead(*_: object, **__: object) -> Future[Any]:
     return future
 
 
-def _no_figures() -> Figures:
-    return Figures(0, {}, 0, 0, {}, ())
+def _no_figures() -> DaemonGauges:
+    return DaemonGauges(0, {}, 0, 0, {}, ())

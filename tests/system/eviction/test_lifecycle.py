@@ -12,7 +12,7 @@ import pytest
 from cached.contract.errors import HoldfastError
 from cached.contract.reference import ModelRef
 from cached.contract.status import State
-from cached.fetch.download import Flight
+from cached.fetch.download import Download
 from cached.store import ingest, snapshots
 from cached.store.disk.durable import disk_error
 from tests.system.eviction.node import ORIGIN, UNIT, Blob, Limits, Node, fake_time, manifest_of, refused, unreachable
@@ -69,7 +69,7 @@ def test_what_a_resumed_fetch_lacks_is_freed(node: Node) -> None:
     node.origin.contents[f"{ORIGIN}a/v2"] = (other,)
     node.use_catalog(f"models: {{a: {{versions: {{v1: {{source: '{ORIGIN}a/v1'}}, v2: {{source: '{ORIGIN}a/v2'}}}}}}}}")
 
-    def flight_of(blob: Blob) -> Flight:
+    def flight_of(blob: Blob) -> Download:
         while not node.bytes.flights:
             node.do_job(0)
         return next(flight for flight in node.bytes.flights if flight.spec.name == blob.name)
@@ -121,20 +121,20 @@ def test_a_sweep_that_the_disk_stops_counts_what_it_took(node: Node, monkeypatch
     partial.mkdir()
     (partial / "data").write_bytes(bytes(UNIT))
     node.boot(Limits(None, 1.0, 1.0))
-    assert (node.ledger.use().used, node.ledger.use().dying) == (2 * UNIT, UNIT)
+    assert (node.ledger.compute_use().used, node.ledger.compute_use().dying) == (2 * UNIT, UNIT)
 
     monkeypatch.setattr(ingest, "forget", _refuse)
     with pytest.raises(HoldfastError, match="a disk that fails"):
         node.begin(node.scheduler.sweep())
         _work_off(node)
     assert not blob.exists()
-    assert (node.ledger.use().used, node.ledger.use().dying) == (0, UNIT)
+    assert (node.ledger.compute_use().used, node.ledger.compute_use().dying) == (0, UNIT)
 
 
 def test_a_snapshot_that_never_got_its_name_goes(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the disk refuses the name of a version that nobody wants any more by then, its snapshot is swept."""
     with monkeypatch.context() as full:
-        full.setattr(snapshots, "point", _refuse)
+        full.setattr(snapshots, "set_name", _refuse)
         node.scheduler.pull(REF, None, refresh=False)
         _work_off(node)
         status = node.board.get(REF)
@@ -144,7 +144,7 @@ def test_a_snapshot_that_never_got_its_name_goes(node: Node, monkeypatch: pytest
     node.begin(node.scheduler.sweep())
     _work_off(node)
     assert list(node.layout.public.snapshots.iterdir()) == []
-    assert (node.committed(), node.ledger.use().used) == ({}, 0)
+    assert (node.committed(), node.ledger.compute_use().used) == ({}, 0)
 
 
 def test_a_blob_that_is_gone_is_counted_no_more(node: Node) -> None:
@@ -155,7 +155,7 @@ def test_a_blob_that_is_gone_is_counted_no_more(node: Node) -> None:
     node.begin(node.scheduler.lost_blob(CONTENT[0].sha256))
     _work_off(node)
     assert node.holdings.models.keys() == {REF}
-    assert node.ledger.use().used == sum(node.committed().values()) == CONTENT[0].size
+    assert node.ledger.compute_use().used == sum(node.committed().values()) == CONTENT[0].size
 
 
 def test_a_blob_that_has_grown_is_taken_out_of_use(node: Node) -> None:
@@ -165,5 +165,5 @@ def test_a_blob_that_has_grown_is_taken_out_of_use(node: Node) -> None:
     os.truncate(node.layout.blob(CONTENT[0].sha256), 5 * UNIT)
     node.begin(node.scheduler.lost_blob(CONTENT[0].sha256))
     _work_off(node)
-    use = node.ledger.use()
+    use = node.ledger.compute_use()
     assert (use.used, use.dying) == (CONTENT[0].size, 5 * UNIT)

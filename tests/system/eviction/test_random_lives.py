@@ -32,7 +32,7 @@ from cached.core.demand import Demand, PodWant, Priority, compute_demand
 from cached.node.inventory import write_pins
 from cached.node.recount import _recount
 from cached.store.ingest import allocated_bytes
-from sidecar.gate.snapshot import Held, hold
+from sidecar.gate.snapshot import HeldSnapshot, hold
 from tests.system.eviction.node import (
     ORIGIN,
     UNIT,
@@ -85,7 +85,7 @@ class Lives(RuleBasedStateMachine):
         for ref, content in zip(REFS, contents, strict=True):
             self.node.origin.contents[f"{ORIGIN}{ref.name}/{ref.version}"] = content
         self.limits = limits
-        self.leases: dict[ModelRef, Held] = {}
+        self.leases: dict[ModelRef, HeldSnapshot] = {}
         self.bad: set[str] = set()
         self.evicted: Counter[ModelRef] = Counter()
         self.recounted = True
@@ -154,7 +154,7 @@ class Lives(RuleBasedStateMachine):
             return
         ref = data.draw(st.sampled_from(here))
         found = hold(self.node.layout.public, ref)
-        if isinstance(found, Held):
+        if isinstance(found, HeldSnapshot):
             self.leases[ref] = found
 
     @precondition(lambda self: self.leases)
@@ -210,7 +210,7 @@ class Lives(RuleBasedStateMachine):
 
     @rule(units=st.integers(0, 12))
     def others_use_the_disk(self, units: int) -> None:
-        reserved = self.node.ledger.use().reserved  # what they take of that, nobody can give
+        reserved = self.node.ledger.compute_use().reserved  # what they take of that, nobody can give
         room = self.node.disk.capacity - self.node.disk.ours - reserved
         self.node.disk.others = max(0, min(units * UNIT, room))
         self._wake()
@@ -293,7 +293,7 @@ class Lives(RuleBasedStateMachine):
             if self.bad & {blob.sha256 for blob in self.node.content(ref)}:
                 continue
             found = hold(self.node.layout.public, ref)
-            assert isinstance(found, Held)
+            assert isinstance(found, HeldSnapshot)
             found.lease.close()
             assert found.snapshot == held.snapshot
 
@@ -312,7 +312,7 @@ class Lives(RuleBasedStateMachine):
         """The disk never holds more than it may, and the ledger says what the disk says."""
         node = self.node
         assert node.disk.ours <= self.most, (node.disk.ours, self.most)
-        use = node.ledger.use()
+        use = node.ledger.compute_use()
         assert min(use.used, use.reserved, use.dying) >= 0
         if node.bytes.flights:
             assert use.reserved > 0 or all(flight.spec.key.size is None for flight in node.bytes.flights)
@@ -467,7 +467,7 @@ class Lives(RuleBasedStateMachine):
         here = {str(ref): [blob.name for blob in node.content(ref)] for ref in node.holdings.models}
         pods = {str(want.ref): want.pin for want in node.cluster.pods()}
         said = {f"{status.model}@{status.version}": (str(status.state), status.error) for status in node.board.all()}
-        space = f"{node.ledger.use()}, {node.disk.others} others'"
+        space = f"{node.ledger.compute_use()}, {node.disk.others} others'"
         return f"here {here}, pods {pods}, leased {list(self.leases)}, said {said}, {space}, {self.limits}"
 
     def _picture(self) -> object:

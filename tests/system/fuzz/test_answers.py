@@ -97,7 +97,7 @@ def test_a_whole_answer_keeps_its_limit(parrot: Parrot, answer: bytes) -> None:
     """A small object is read whole, within its limit, or not at all."""
     parrot.answer = answer
     with closing(HttpClient(SETTINGS)) as client:
-        for ask in (client.fetch, client.ask):
+        for ask in (client.fetch, client.fetch_any_status):
             with suppress(HoldfastError):
                 assert len(ask(HttpTarget(parrot.url), 80, Cancellation()).body) <= 80
 

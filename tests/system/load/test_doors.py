@@ -21,7 +21,7 @@ from cached.contract.layout import Layout
 from cached.contract.reference import ModelRef
 from cached.daemon import connection_limits, listeners
 from cached.daemon.connection_limits import MOST_CONNECTIONS
-from cached.daemon.read_api import Rendered
+from cached.daemon.read_api import RenderedPage
 from cached.node.threads import Blocking
 from cached.store import recovery
 from tests.support.daemon import DaemonProcess, prefetched, publish_files
@@ -138,7 +138,7 @@ async def test_a_client_that_reads_nothing_is_cut_off(tmp_path: Path, monkeypatc
         return web.Response(body=bytes(64 * _MIB))
 
     control.router.add_get("/much", much)
-    async with listeners.open_doors(("127.0.0.1", 0), (layout, blocking), reads, control, MOST_CONNECTIONS):
+    async with listeners.open_listeners(("127.0.0.1", 0), (layout, blocking), reads, control, MOST_CONNECTIONS):
         reader, writer = await asyncio.open_unix_connection(layout.socket, limit=1000)
         writer.write(b"GET /much HTTP/1.1\r\nHost: x\r\n\r\n")
         await reader.readexactly(15)
@@ -161,7 +161,7 @@ async def test_an_end_does_not_wait_for_slow_readers(tmp_path: Path) -> None:
     control.router.add_get("/much", much)
     async with (
         asyncio.timeout(20),
-        listeners.open_doors(("127.0.0.1", 0), (layout, blocking), web.Application(), control, MOST_CONNECTIONS),
+        listeners.open_listeners(("127.0.0.1", 0), (layout, blocking), web.Application(), control, MOST_CONNECTIONS),
     ):
         reader, writer = await asyncio.open_unix_connection(layout.socket, limit=1000)
         writer.write(b"GET /much HTTP/1.1\r\nHost: x\r\n\r\n")
@@ -180,14 +180,14 @@ def test_a_page_takes_a_share_of_the_time() -> None:
         now[0] += 0.05
         return str(made[0]).encode()
 
-    page = Rendered(render, lambda: now[0])
+    page = RenderedPage(render, lambda: now[0])
     for number in range(1, 20):
-        assert page.body() == str(number).encode()
+        assert page.get_body() == str(number).encode()
         now[0] += 1
     made[0] = 0
     began = now[0]
     while now[0] - began < 100:
-        page.body()
+        page.get_body()
         now[0] += 0.001
     assert 0.08 < made[0] * 0.05 / 100 < 0.11
 

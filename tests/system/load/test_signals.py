@@ -270,9 +270,9 @@ def test_an_injector_ends_however_often_it_is_told(tmp_path: Path) -> None:
 def test_a_farewell_has_an_end() -> None:
     """A program whose farewell hangs is ended by a second signal, or by its patience, with 0."""
     program = (
-        "import time; from cached.contract.program.process import Ending\n"
-        "ending = Ending({patience}, lambda why: print(why, flush=True)); ending.start()\n"
-        "ending.farewell(lambda: print('asked', flush=True)); print('up', flush=True); time.sleep(60)"
+        "import time; from cached.contract.program.process import SignalThread\n"
+        "ending = SignalThread({patience}, lambda why: print(why, flush=True)); ending.start()\n"
+        "ending.set_handler(lambda: print('asked', flush=True)); print('up', flush=True); time.sleep(60)"
     )
     for patience, second in ((0.2, False), (50, True)):
         with subprocess.Popen(

@@ -69,7 +69,7 @@ def _publish(layout: Layout) -> tuple[PublicLayout, Manifest]:
     files = {"a.bin": DATA, "config.json": b"{}"}
     for data in files.values():
         _commit(layout, data)
-    snapshots.point(layout, REF, snapshots.publish(layout, manifest_of(files), VERIFIED_AT))
+    snapshots.set_name(layout, REF, snapshots.publish(layout, manifest_of(files), VERIFIED_AT))
     return layout.public, manifest_of(files)
 
 

@@ -18,7 +18,7 @@ from bench.loaders import INSTANTTENSOR, OURS
 from bench.loading import Job, Timing, Watched, watch
 from cached.contract.errors import Permanent
 from server.weights.cuda.accelerator import Accelerator
-from server.weights.settings import Settings
+from server.weights.settings import LoaderSettings
 from tests.support.fake_cuda import FakeRuntime, fake_accelerator
 
 GB = 10**9
@@ -164,9 +164,9 @@ def test_a_sweep_tries_each_axis_and_returns_what_was_fastest(
     """Every candidate is loaded with, more slots than threads always, and the best is one of them."""
     monkeypatch.setenv("HOLDFAST_LOADER_SLOT_SIZE", "64KiB")
     runtime = FakeRuntime()
-    tried: list[Settings] = []
+    tried: list[LoaderSettings] = []
 
-    def make(settings: Settings) -> Accelerator:
+    def make(settings: LoaderSettings) -> Accelerator:
         tried.append(settings)
         return fake_accelerator(runtime, settings)
 

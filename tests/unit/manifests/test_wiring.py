@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from cached.contract.annotations import Asked, parse
+from cached.contract.annotations import WeightsRequest, parse
 from sidecar.injector import settings as inject_settings
 from sidecar.injector.certificate_store import Place
 from sidecar.injector.gate_container import NAME, gate_container, mount
@@ -159,7 +159,7 @@ def test_examples_in_the_catalog_exist() -> None:
             assert f"  {_asked(found['spec']['template']).models[0].ref.name}:" in catalog
 
 
-def _asked(pod: Json) -> Asked:
+def _asked(pod: Json) -> WeightsRequest:
     asked = parse(pod["metadata"]["annotations"])
     assert asked is not None
     return asked

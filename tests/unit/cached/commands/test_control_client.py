@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cached.commands.control_client import ControlClient, Evicted, PullAnswer, Unpinned
+from cached.commands.control_client import ControlClient, EvictedVersion, PullAnswer, UnpinResult
 from cached.contract.digest import Digest
 from cached.contract.errors import Permanent, Transient
 from cached.contract.layout import Layout
@@ -40,7 +40,7 @@ def test_gc_reads_every_version(layout: Layout, control: ControlServer) -> None:
     gone = {"model": "acme/llama", "version": "v3", "digest": str(DIGEST), "bytes": 7, "reason": "unwanted"}
     control.answers["POST /v1/gc"] = 200, {"versions": [gone], "bytes": 7}
     report = ControlClient(layout).gc(dry_run=True)
-    assert (report.versions, report.bytes) == ((Evicted(REF, str(DIGEST), 7, "unwanted"),), 7)
+    assert (report.versions, report.bytes) == ((EvictedVersion(REF, str(DIGEST), 7, "unwanted"),), 7)
     assert control.asked == [("POST /v1/gc", {"dry_run": True})]
 
 
@@ -49,7 +49,7 @@ def test_pin_and_unpin_return_what_holds_now(layout: Layout, control: ControlSer
     control.answers["POST /v1/pin"] = 200, {"pinned": True}
     control.answers["POST /v1/unpin"] = 200, {"pinned": False, "was_pinned": True}
     client = ControlClient(layout)
-    assert (client.pin(REF), client.unpin(REF)) == (True, Unpinned(pinned=False, was_pinned=True))
+    assert (client.pin(REF), client.unpin(REF)) == (True, UnpinResult(pinned=False, was_pinned=True))
 
 
 def test_status_is_handed_on(layout: Layout, control: ControlServer) -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from cached.contract.annotations import KNOWN, parse
 from cached.contract.digest import Digest
 from cached.contract.errors import HoldfastError, Permanent
-from cached.contract.reference import ModelRef, Wanted, parse_models, pinned, write_models, write_pins
+from cached.contract.reference import ModelRef, ModelRequest, add_pins, parse_models, write_models, write_pins
 
 A, B = Digest("a" * 64), Digest("b" * 64)
 
@@ -28,7 +28,7 @@ def test_one_model_with_defaults() -> None:
     """Two annotations are enough; everything else has a default."""
     asked = parse(asking(model="acme/llama", version="v3"))
     assert asked is not None
-    assert asked.models == (Wanted(ModelRef("acme/llama", "v3")),)
+    assert asked.models == (ModelRequest(ModelRef("acme/llama", "v3")),)
     assert (asked.verify, asked.containers, asked.mount_path, asked.affinity) == (
         "record",
         None,
@@ -133,6 +133,6 @@ def test_whatever_is_written_is_read_or_refused(given: dict[str, str]) -> None:
 def test_models_and_pins_are_written_as_they_are_read() -> None:
     """What the injector writes back into a pod reads as the same models and pins."""
     for text, pins in (("base=a@1,b@2", f"base={A}"), ("base=a@1,b@2", f"base={A},b@2={B}"), ("a@1", str(A))):
-        models = pinned(parse_models(text), pins)
+        models = add_pins(parse_models(text), pins)
         assert (write_models(models), write_pins(models)) == (text, pins)
     assert write_pins(parse_models("a@1,b@2")) is None

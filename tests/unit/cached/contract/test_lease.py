@@ -74,18 +74,18 @@ def test_a_lease_follows_its_path(path: Path) -> None:
     with held:
         old = path.with_name("old")
         path.rename(old)
-        held.follow(path)
+        held.relock(path)
         assert is_held(old)
         path.touch()
         alone = take_exclusive(path)
         assert alone is not None
         with alone:
-            held.follow(path)
+            held.relock(path)
             assert is_held(old)
-        held.follow(path)
-        held.follow(path)
+        held.relock(path)
+        held.relock(path)
         assert is_held(path) and not is_held(old)
-    held.follow(path)
+    held.relock(path)
     assert not is_held(path)
 
 

@@ -11,22 +11,30 @@ from hypothesis import strategies as st
 
 from cached.contract.digest import Digest
 from cached.contract.reference import ModelRef
-from cached.core.eviction import Choice, Holding, by_age, choose_victims, over_watermark, reclaimable, short_of
+from cached.core.eviction import (
+    Choice,
+    InventoryEntry,
+    by_age,
+    choose_victims,
+    count_excess,
+    count_shortfall,
+    reclaimable,
+)
 from cached.core.space import SpaceUse
 
 
 def holding(
     name: str, last_used: float, *, in_use: bool = False, wanted: bool = False, keep: bool = False, **blobs: int
-) -> Holding:
+) -> InventoryEntry:
     digest = Digest.of(repr(sorted(blobs)).encode())
-    return Holding(ModelRef(name, "v1"), digest, blobs, last_used, in_use, wanted, keep)
+    return InventoryEntry(ModelRef(name, "v1"), digest, blobs, last_used, in_use, wanted, keep)
 
 
-def choose(held: Collection[Holding], need: int) -> Choice:
+def choose(held: Collection[InventoryEntry], need: int) -> Choice[InventoryEntry]:
     return choose_victims(by_age(h for h in held if h.evictable), held, need)
 
 
-def names(holdings: Collection[Holding]) -> list[str]:
+def names(holdings: Collection[InventoryEntry]) -> list[str]:
     return [h.ref.name for h in holdings]
 
 
@@ -61,11 +69,11 @@ def test_in_use_wanted_and_kept_stay() -> None:
 def test_only_what_is_just_prefetched_yields_to_pods() -> None:
     """A prefetched version goes for a pod, unless somebody uses, wants or keeps it too."""
     fetched = replace(holding("a", 1, x=10), prefetched=True)
-    assert fetched.yields_to_pods
-    assert not holding("a", 1, x=10).yields_to_pods
-    assert not replace(fetched, in_use=True).yields_to_pods
-    assert not replace(fetched, wanted=True).yields_to_pods
-    assert not replace(fetched, keep=True).yields_to_pods
+    assert fetched.evictable_for_pod
+    assert not holding("a", 1, x=10).evictable_for_pod
+    assert not replace(fetched, in_use=True).evictable_for_pod
+    assert not replace(fetched, wanted=True).evictable_for_pod
+    assert not replace(fetched, keep=True).evictable_for_pod
 
 
 def test_shared_blobs_are_freed_with_the_last_version() -> None:
@@ -122,7 +130,7 @@ def use(capacity: int, used: int, *, reserved: int = 0, dying: int = 0, budget: 
 )
 def test_watermarks(space: SpaceUse, expected: int) -> None:
     """Up to the high mark nothing is freed, beyond it down to the low one; others' bytes count, dying ones do not."""
-    assert over_watermark(space, 0.9, 0.8) == expected
+    assert count_excess(space, 0.9, 0.8) == expected
 
 
 @pytest.mark.parametrize(
@@ -138,13 +146,13 @@ def test_watermarks(space: SpaceUse, expected: int) -> None:
 )
 def test_short_of(space: SpaceUse, needed: int, expected: int) -> None:
     """What dies soon need not be freed again; what is over the budget must be freed too."""
-    assert short_of(space, needed) == expected
+    assert count_shortfall(space, needed) == expected
 
 
 SIZES = {f"blob{number}": 2**number for number in range(7)}
 holdings = st.lists(
     st.builds(
-        lambda name, blobs, last_used, flags: Holding(
+        lambda name, blobs, last_used, flags: InventoryEntry(
             ModelRef(name, "v1"),
             Digest.of(repr(sorted(blobs)).encode()),
             {b: SIZES[b] for b in blobs},
@@ -163,7 +171,7 @@ holdings = st.lists(
 
 @settings(max_examples=300)
 @given(holdings, st.integers(0, 200))
-def test_a_choice_is_right_whatever_is_shared(held: list[Holding], need: int) -> None:
+def test_a_choice_is_right_whatever_is_shared(held: list[InventoryEntry], need: int) -> None:
     """Victims may go, free exactly what is said, free enough if anything does, and none of them is superfluous."""
     choice = choose(held, need)
     free = [h for h in held if h.evictable]

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cached.contract.errors import HoldfastError, Permanent
-from cached.core.filters import choose, may_select_below, nothing_selected, select, without_clutter
+from cached.core.filters import choose_files, may_select_below, nothing_selected, select_paths, without_clutter
 from cached.core.listing import Listing, RemoteFile, Unlisted
 
 FILES = ("config.json", "model.safetensors", "onnx/model.onnx", "onnx/config.json", "README.md", "tokenizer.model")
@@ -29,16 +29,16 @@ FILES = ("config.json", "model.safetensors", "onnx/model.onnx", "onnx/config.jso
 )
 def test_select(include: list[str], exclude: list[str], expected: tuple[str, ...]) -> None:
     """A glob matches the whole path, case-sensitive, `*` across folders, a final `/` everything below; exclude wins."""
-    assert select(FILES, include, exclude) == expected
+    assert select_paths(FILES, include, exclude) == expected
 
 
 @given(st.lists(st.text("ab/.*", max_size=6)), st.lists(st.text("ab/.*[!]?", max_size=5)), st.lists(st.text("ab*/")))
 def test_select_only_leaves_out(paths: list[str], include: list[str], exclude: list[str]) -> None:
     """What is selected was there, in the same order, and selecting again changes nothing."""
-    selected = select(paths, include, exclude)
+    selected = select_paths(paths, include, exclude)
     rest = iter(paths)
     assert all(path in rest for path in selected)
-    assert select(selected, include, exclude) == selected
+    assert select_paths(selected, include, exclude) == selected
 
 
 def test_clutter_goes() -> None:
@@ -115,7 +115,7 @@ def names(found: tuple[RemoteFile, ...]) -> list[str]:
 
 def refusal(found: Listing, include: tuple[str, ...] = (), exclude: tuple[str, ...] = ()) -> HoldfastError:
     with pytest.raises(HoldfastError) as caught:
-        choose(found, "s3://b/m/", include, exclude)
+        choose_files(found, "s3://b/m/", include, exclude)
     return caught.value
 
 
@@ -125,15 +125,17 @@ def test_a_name_is_judged_only_where_it_is_chosen(path: str) -> None:
     found = listing(*WEIGHTS, path)
     error = refusal(found)
     assert (error.code, "s3://b/m/" in error.message) == ("bad_name", True)
-    assert names(choose(found, "s3://b/m/", WEIGHTS, ())) == list(WEIGHTS)
-    assert names(choose(found, "s3://b/m/", (), ("*.png", "*.txt", "*.md", "x*", "*/lease", "C*"))) == list(WEIGHTS)
+    assert names(choose_files(found, "s3://b/m/", WEIGHTS, ())) == list(WEIGHTS)
+    assert names(choose_files(found, "s3://b/m/", (), ("*.png", "*.txt", "*.md", "x*", "*/lease", "C*"))) == list(
+        WEIGHTS
+    )
 
 
 def test_the_same_path_twice_is_judged_only_where_it_is_chosen() -> None:
     """A listing that names a path twice is refused where the path is chosen."""
     found = listing(*WEIGHTS, "README.md", "README.md")
     assert refusal(found).code == "bad_name"
-    assert names(choose(found, "s3://b/m/", (), ("*.md",))) == list(WEIGHTS)
+    assert names(choose_files(found, "s3://b/m/", (), ("*.md",))) == list(WEIGHTS)
 
 
 def test_a_problem_is_raised_only_where_its_file_is_chosen() -> None:
@@ -141,8 +143,8 @@ def test_a_problem_is_raised_only_where_its_file_is_chosen() -> None:
     problem = Permanent("bad_file", "a dangling link", "mend it")
     found = Listing((*listing(*WEIGHTS).files, RemoteFile("old.bin", "", None, problem=problem)), "here")
     assert refusal(found) is problem
-    assert names(choose(found, "s3://b/m/", WEIGHTS, ())) == list(WEIGHTS)
-    assert names(choose(found, "s3://b/m/", (), ("old*",))) == list(WEIGHTS)
+    assert names(choose_files(found, "s3://b/m/", WEIGHTS, ())) == list(WEIGHTS)
+    assert names(choose_files(found, "s3://b/m/", (), ("old*",))) == list(WEIGHTS)
 
 
 def test_what_may_be_a_folder_is_not_passed_over_where_a_pattern_goes_into_it() -> None:
@@ -161,9 +163,9 @@ def test_an_unlisted_folder_fails_what_could_lie_in_it() -> None:
         error = refusal(found, include)
         assert error.__cause__ is problem
         assert (error.code, 'exclude: ["private/"]' in error.remedy) == ("forbidden", True)
-    assert names(choose(found, "s3://b/m/", WEIGHTS, ())) == list(WEIGHTS)
-    assert names(choose(found, "s3://b/m/", ("*.safetensors", "*.json"), ("private/",))) == list(WEIGHTS)
-    assert names(choose(found, "s3://b/m/", (), ("priv*",))) == list(WEIGHTS)
+    assert names(choose_files(found, "s3://b/m/", WEIGHTS, ())) == list(WEIGHTS)
+    assert names(choose_files(found, "s3://b/m/", ("*.safetensors", "*.json"), ("private/",))) == list(WEIGHTS)
+    assert names(choose_files(found, "s3://b/m/", (), ("priv*",))) == list(WEIGHTS)
 
 
 @pytest.mark.parametrize("clutter", ["lost+found/", ".git/", "a/.git/", ".cache/", "original/"])
@@ -171,22 +173,22 @@ def test_an_unlisted_folder_that_is_clutter_fails_nothing(clutter: str) -> None:
     """A folder that the built-in filter leaves out need not be readable."""
     problem = Permanent("forbidden", "may not be read", "let it be read")
     found = listing(*WEIGHTS, unlisted=(Unlisted(clutter, problem),))
-    assert names(choose(found, "/m", (), ())) == list(WEIGHTS)
+    assert names(choose_files(found, "/m", (), ())) == list(WEIGHTS)
 
 
 def test_the_entrys_own_filters_come_before_the_built_in_ones() -> None:
     """Weights are the same again only next to safetensors that the entry itself keeps."""
     found = listing("pytorch_model.bin", *WEIGHTS)
-    assert names(choose(found, "/m", (), ())) == list(WEIGHTS)
-    assert names(choose(found, "/m", (), ("*.safetensors",))) == ["pytorch_model.bin", "config.json"]
-    assert names(choose(found, "/m", ("*.bin",), ())) == ["pytorch_model.bin"]
+    assert names(choose_files(found, "/m", (), ())) == list(WEIGHTS)
+    assert names(choose_files(found, "/m", (), ("*.safetensors",))) == ["pytorch_model.bin", "config.json"]
+    assert names(choose_files(found, "/m", ("*.bin",), ())) == ["pytorch_model.bin"]
 
 
 def test_patterns_and_paths_meet_in_one_normal_form() -> None:
     """A pattern written composed matches a name written decomposed, and the other way round."""
     paths = ("cafe\u0301.png", "caf\u00e9.txt")
-    assert select(paths, ["caf\u00e9*"], []) == select(paths, ["cafe\u0301*"], []) == paths
-    assert select(paths, [], ["caf\u00e9.png"]) == paths[1:]
+    assert select_paths(paths, ["caf\u00e9*"], []) == select_paths(paths, ["cafe\u0301*"], []) == paths
+    assert select_paths(paths, [], ["caf\u00e9.png"]) == paths[1:]
 
 
 def test_nothing_selected_shows_no_raw_names() -> None:
@@ -205,4 +207,4 @@ def test_a_folder_that_may_be_passed_over_holds_nothing(
 ) -> None:
     """Where nothing below a folder is said to be selectable, no path there is selected."""
     if not may_select_below(f"{folder}/", include, exclude):
-        assert select([f"{folder}/{below}"], include, exclude) == ()
+        assert select_paths([f"{folder}/{below}"], include, exclude) == ()

@@ -11,9 +11,20 @@ from cached.contract.digest import Digest
 from cached.contract.errors import Permanent
 from cached.contract.reference import ModelRef
 from cached.core.demand import Demand, Priority, Want
-from cached.core.eviction import Holding
-from cached.core.planner import Cancel, Evict, Forget, GiveWay, LetPass, Refuse, Reprioritize, Situation, Start, plan
-from cached.core.space import Shortage, SpaceUse, Stake
+from cached.core.eviction import InventoryEntry
+from cached.core.planner import (
+    AllowOthers,
+    Cancel,
+    Evict,
+    Forget,
+    Preempt,
+    Refuse,
+    Reprioritize,
+    Situation,
+    StartFetch,
+    plan,
+)
+from cached.core.space import FetchSpace, Shortage, SpaceUse
 
 A, B = Digest("a" * 64), Digest("b" * 64)
 EMPTY = SpaceUse(capacity=100, used=0, reserved=0, dying=0, free=100, budget=100)
@@ -26,8 +37,8 @@ def want(name: str, priority: Priority = Priority.WAITING, **changes: Any) -> Wa
     return replace(made, **changes)
 
 
-def held(name: str, digest: Digest = A, size: int = 10, **changes: Any) -> Holding:
-    made = Holding(ModelRef(name, "v1"), digest, {f"{name}{digest.hex}": size}, 0.0, False, False, False)
+def held(name: str, digest: Digest = A, size: int = 10, **changes: Any) -> InventoryEntry:
+    made = InventoryEntry(ModelRef(name, "v1"), digest, {f"{name}{digest.hex}": size}, 0.0, False, False, False)
     made = replace(made, request=want(name).request)
     return replace(made, **changes)
 
@@ -67,7 +78,12 @@ def test_nothing_wanted_nothing_done() -> None:
 def test_missing_versions_start_in_order_of_priority() -> None:
     """What is wanted and not held is started, the soonest first, equals by name."""
     late, soon, pull, first = want("a", Priority.PREFETCH), want("z"), want("m", Priority.PULL), want("b")
-    assert plan(situation(demand(late, soon, pull, first))) == (Start(first), Start(soon), Start(pull), Start(late))
+    assert plan(situation(demand(late, soon, pull, first))) == (
+        StartFetch(first),
+        StartFetch(soon),
+        StartFetch(pull),
+        StartFetch(late),
+    )
 
 
 @pytest.mark.parametrize("pin", [None, A])
@@ -82,15 +98,15 @@ def test_a_held_version_meets_its_want(pin: Digest | None) -> None:
 def test_what_was_fetched_for_something_else_is_fetched_again(change: dict[str, Any]) -> None:
     """Where source or filters changed since, what is held does not meet an unpinned want; nor where nobody knows."""
     wanted, before = want("m", **change), want("m").request
-    assert plan(situation(demand(wanted), holdings=[held("m", A, request=before)])) == (Start(wanted),)
-    assert plan(situation(demand(wanted), holdings=[held("m", A, request=None)])) == (Start(wanted),)
+    assert plan(situation(demand(wanted), holdings=[held("m", A, request=before)])) == (StartFetch(wanted),)
+    assert plan(situation(demand(wanted), holdings=[held("m", A, request=None)])) == (StartFetch(wanted),)
 
 
 def test_what_is_resolved_again_stays_meanwhile() -> None:
     """What is here under a wanted name is not evicted because it is to be resolved again: its source may be away. It
     goes where its own fetch has no room beside it."""
     wanted, before = want("m", Priority.PREFETCH), held("m", size=95, request=None)
-    assert plan(situation(demand(wanted), holdings=[before], space=FULL)) == (Start(wanted),)
+    assert plan(situation(demand(wanted), holdings=[before], space=FULL)) == (StartFetch(wanted),)
     short = lacking(wanted, size=50, holdings=[before], space=replace(EMPTY, used=60, free=40))
     assert plan(short) == (Evict(wanted.ref, A, "space"),)
 
@@ -98,7 +114,7 @@ def test_what_is_resolved_again_stays_meanwhile() -> None:
 def test_another_digest_than_the_pin_is_fetched_again() -> None:
     """A held version of another digest than the pin does not meet the want."""
     wanted = want("m", pin=B)
-    assert plan(situation(demand(wanted), holdings=[held("m", A)])) == (Start(wanted),)
+    assert plan(situation(demand(wanted), holdings=[held("m", A)])) == (StartFetch(wanted),)
 
 
 def test_a_fetch_under_way_is_not_started_again() -> None:
@@ -129,7 +145,7 @@ def test_a_fetch_of_something_else_is_cancelled_and_started_again(change: dict[s
     """Where source, pin or filters changed, the old fetch stops before the new one starts."""
     wanted = want("m", **change)
     steps = plan(situation(demand(wanted), active={wanted.ref: want("m")}))
-    assert steps == (Cancel(wanted.ref), Start(wanted))
+    assert steps == (Cancel(wanted.ref), StartFetch(wanted))
 
 
 def test_a_failure_is_final_until_the_want_changes() -> None:
@@ -138,8 +154,8 @@ def test_a_failure_is_final_until_the_want_changes() -> None:
     same = replace(failed, priority=Priority.PREFETCH, reasons=("prefetch",))
     other = replace(failed, source="s3://other")
     assert plan(situation(demand(same), settled={failed.ref: failed})) == ()
-    assert plan(situation(demand(other), settled={failed.ref: failed})) == (Start(other),)
-    assert plan(situation(demand(same))) == (Start(same),)
+    assert plan(situation(demand(other), settled={failed.ref: failed})) == (StartFetch(other),)
+    assert plan(situation(demand(same))) == (StartFetch(same),)
 
 
 def test_a_refusal_is_told_once() -> None:
@@ -151,7 +167,7 @@ def test_a_refusal_is_told_once() -> None:
     assert plan(situation(demand(m=again), settled={ref: UNKNOWN})) == ()
     assert plan(situation(demand(m=other), settled={ref: UNKNOWN})) == (Refuse(ref, other),)
     assert plan(situation(demand(m=other), settled={ref: want("m")})) == (Refuse(ref, other),)
-    assert plan(situation(demand(want("m")), settled={ref: UNKNOWN})) == (Start(want("m")),)
+    assert plan(situation(demand(want("m")), settled={ref: UNKNOWN})) == (StartFetch(want("m")),)
 
 
 def test_a_failure_is_forgotten_with_its_want() -> None:
@@ -201,7 +217,7 @@ def test_space_that_cannot_be_made_evicts_nothing() -> None:
     wait for that."""
     half = replace(EMPTY, used=60, free=40)
     holdings = [held("old", size=30), held("used", size=30, in_use=True)]
-    assert plan(lacking(want("m"), holdings=holdings, space=half, size=90)) == (LetPass(want("m").ref),)
+    assert plan(lacking(want("m"), holdings=holdings, space=half, size=90)) == (AllowOthers(want("m").ref),)
 
 
 def test_who_needs_less_is_not_kept_waiting_in_vain() -> None:
@@ -210,10 +226,10 @@ def test_who_needs_less_is_not_kept_waiting_in_vain() -> None:
     short = {wants[0].ref: Shortage(90, 0), wants[1].ref: Shortage(10, 0), wants[2].ref: Shortage(1, 0)}
     holdings = [held("old", size=20), held("used", size=80, in_use=True)]
     full = replace(EMPTY, used=100, free=0)
-    stakes = {w.ref: Stake({}, {}, {}) for w in wants}
+    stakes = {w.ref: FetchSpace({}, {}, {}) for w in wants}
     made = lacking(*wants, size=0, lacking=short, holdings=holdings, space=full, stakes=stakes)
     steps = plan(replace(made, high_watermark=1.0))
-    assert steps == (LetPass(wants[0].ref), Evict(ModelRef("old", "v1"), A, "space"))
+    assert steps == (AllowOthers(wants[0].ref), Evict(ModelRef("old", "v1"), A, "space"))
 
 
 def test_prefetched_versions_yield_to_pods_alone() -> None:
@@ -225,12 +241,12 @@ def test_prefetched_versions_yield_to_pods_alone() -> None:
     for priority, goes in ((Priority.WAITING, True), (Priority.PULL, False), (Priority.PREFETCH, False)):
         made = lacking(want("m", priority), size=80, holdings=holdings, space=space)
         steps = plan(replace(made, demand=demand(fetched, want("m", priority))))
-        evictions = (Evict(fetched.ref, A, "space"),) if goes else (LetPass(want("m").ref),)
+        evictions = (Evict(fetched.ref, A, "space"),) if goes else (AllowOthers(want("m").ref),)
         assert steps == evictions
     made = lacking(want("m"), size=50, holdings=holdings, space=space)
     assert plan(replace(made, demand=demand(fetched, want("m")))) == (Evict(ModelRef("old", "v1"), A, "space"),)
     used = replace(made, demand=demand(fetched, want("m")), holdings=[held("fetched", size=60, in_use=True)])
-    assert plan(used) == (LetPass(want("m").ref),)
+    assert plan(used) == (AllowOthers(want("m").ref),)
 
 
 def test_a_prefetch_under_way_gives_way_to_a_pod() -> None:
@@ -238,9 +254,9 @@ def test_a_prefetch_under_way_gives_way_to_a_pod() -> None:
     waits at the same priority gives way to who asked first."""
     pod, first, second = want("pod"), want("a", Priority.PREFETCH), want("b", Priority.PREFETCH)
     stakes = {
-        pod.ref: Stake({}, {}, {}),
-        first.ref: Stake({}, {"f": 40}, {}),
-        second.ref: Stake({"x": 20}, {"s": 10}, {"p": 10}),
+        pod.ref: FetchSpace({}, {}, {}),
+        first.ref: FetchSpace({}, {"f": 40}, {}),
+        second.ref: FetchSpace({"x": 20}, {"s": 10}, {"p": 10}),
     }
     space = replace(EMPTY, used=20, reserved=50, dying=10, free=20)
     active = {w.ref: w for w in (pod, first, second)}
@@ -248,12 +264,12 @@ def test_a_prefetch_under_way_gives_way_to_a_pod() -> None:
     wanted = demand(pod, first, second)
     for size, asking, expected in (
         (20, (pod,), ()),
-        (21, (pod,), (GiveWay(second.ref),)),
-        (61, (pod,), (GiveWay(first.ref), GiveWay(second.ref))),
-        (101, (pod,), (LetPass(pod.ref),)),
-        (21, (first, second), (GiveWay(second.ref),)),
-        (21, (second, first), (GiveWay(first.ref),)),
-        (21, (second,), (LetPass(second.ref),)),
+        (21, (pod,), (Preempt(second.ref),)),
+        (61, (pod,), (Preempt(first.ref), Preempt(second.ref))),
+        (101, (pod,), (AllowOthers(pod.ref),)),
+        (21, (first, second), (Preempt(second.ref),)),
+        (21, (second, first), (Preempt(first.ref),)),
+        (21, (second,), (AllowOthers(second.ref),)),
     ):
         short = {w.ref: Shortage(size, 0) for w in asking}
         made = lacking(pod, size=0, lacking=short, active=active, stakes=stakes, space=space)
@@ -262,32 +278,36 @@ def test_a_prefetch_under_way_gives_way_to_a_pod() -> None:
 
 def test_a_blob_that_a_fetch_goes_on_from_frees_nothing() -> None:
     """A version is not evicted for a blob that a fetch under way keeps from being deleted."""
-    stakes = {want("m").ref: Stake({f"old{A.hex}": 30}, {}, {})}
+    stakes = {want("m").ref: FetchSpace({f"old{A.hex}": 30}, {}, {})}
     space = replace(EMPTY, used=30, free=70)
     made = lacking(want("m"), size=80, holdings=[held("old", size=30)], stakes=stakes, space=space)
-    assert plan(made) == (LetPass(want("m").ref),)
+    assert plan(made) == (AllowOthers(want("m").ref),)
 
 
 def test_what_two_fetches_go_on_from_stays_for_each() -> None:
     """A partial blob, a reservation or a blob that two fetches share is given back when both have given way."""
     pod, first, second = want("pod"), want("a", Priority.PREFETCH), want("b", Priority.PREFETCH)
-    shared = Stake({"x": 10}, {"f": 10}, {"p": 10})
-    stakes = {pod.ref: Stake({}, {}, {}), first.ref: shared, second.ref: shared}
+    shared = FetchSpace({"x": 10}, {"f": 10}, {"p": 10})
+    stakes = {pod.ref: FetchSpace({}, {}, {}), first.ref: shared, second.ref: shared}
     space = replace(EMPTY, used=80, reserved=10, dying=10, free=0)
     made = lacking(pod, size=11, stakes=stakes, space=space, holdings=[held("used", size=70, in_use=True)])
     made = replace(made, active={w.ref: w for w in (pod, first, second)}, demand=demand(pod, first, second))
-    assert set(plan(made)) == {GiveWay(first.ref), GiveWay(second.ref)}
-    assert plan(replace(made, lacking={pod.ref: Shortage(31, 0)})) == (LetPass(pod.ref),)
+    assert set(plan(made)) == {Preempt(first.ref), Preempt(second.ref)}
+    assert plan(replace(made, lacking={pod.ref: Shortage(31, 0)})) == (AllowOthers(pod.ref),)
 
 
 def test_who_only_expects_a_blob_keeps_it_too() -> None:
     """A blob that one fetch has and another one is about to find is given back when both have given way."""
     pod, first, second = want("pod"), want("a", Priority.PREFETCH), want("b", Priority.PREFETCH)
-    stakes = {pod.ref: Stake({}, {}, {}), first.ref: Stake({"x": 20}, {}, {}), second.ref: Stake({"x": 0}, {}, {})}
+    stakes = {
+        pod.ref: FetchSpace({}, {}, {}),
+        first.ref: FetchSpace({"x": 20}, {}, {}),
+        second.ref: FetchSpace({"x": 0}, {}, {}),
+    }
     space = replace(EMPTY, used=90, free=10)
     made = lacking(pod, size=30, stakes=stakes, space=space, holdings=[held("used", size=70, in_use=True)])
     made = replace(made, active={w.ref: w for w in (pod, first, second)}, demand=demand(pod, first, second))
-    assert set(plan(made)) == {GiveWay(first.ref), GiveWay(second.ref)}
+    assert set(plan(made)) == {Preempt(first.ref), Preempt(second.ref)}
 
 
 def test_a_lack_of_files_evicts_who_has_most() -> None:
@@ -318,4 +338,4 @@ def test_steps_come_in_order() -> None:
             space=FULL,
         )
     )
-    assert [type(step) for step in steps] == [Cancel, Forget, Refuse, Evict, Reprioritize, Start]
+    assert [type(step) for step in steps] == [Cancel, Forget, Refuse, Evict, Reprioritize, StartFetch]

@@ -42,9 +42,9 @@ def test_what_was_not_committed_comes_back() -> None:
     """Leaving the block gives back all that is set aside, an exception or not."""
     ledger = Ledger(100, Disk(1000))
     with pytest.raises(RuntimeError), _one(ledger, 80) as space:
-        assert (space.size, ledger.use().reserved, ledger.use().free) == (80, 80, 20)
+        assert (space.size, ledger.compute_use().reserved, ledger.compute_use().free) == (80, 80, 20)
         raise RuntimeError
-    assert (_accounts(ledger.use()), ledger.use().free, space.size) == ((0, 0, 0), 100, 0)
+    assert (_accounts(ledger.compute_use()), ledger.compute_use().free, space.size) == ((0, 0, 0), 100, 0)
 
 
 def test_saying_the_same_twice_changes_nothing() -> None:
@@ -54,17 +54,17 @@ def test_saying_the_same_twice_changes_nothing() -> None:
         ledger.count_blob("a", 30)
         ledger.count_partial("p", 20)
         ledger.count_quarantined("q", 10)
-    assert _accounts(ledger.use()) == (30, 0, 30)
+    assert _accounts(ledger.compute_use()) == (30, 0, 30)
     for _ in range(2):
         ledger.count_blob("a", 5)
         ledger.count_partial("p", 0)
         ledger.count_quarantined("q", 0)
-    assert _accounts(ledger.use()) == (5, 0, 0)
+    assert _accounts(ledger.compute_use()) == (5, 0, 0)
     space = _one(ledger, 40)
     for _ in range(2):
-        space.settle(7, "b", 33)
+        space.finish(7, "b", 33)
         space.close()
-    assert _accounts(ledger.use()) == (38, 0, 7)
+    assert _accounts(ledger.compute_use()) == (38, 0, 7)
 
 
 def test_reservations_add_up() -> None:
@@ -73,7 +73,7 @@ def test_reservations_add_up() -> None:
     with _one(ledger, 60), _one(ledger, 40, "two"):
         with pytest.raises(NoSpace):
             _one(ledger, 1, "three")
-        assert ledger.use().reserved == 100
+        assert ledger.compute_use().reserved == 100
     with _one(ledger, 100):
         pass
 
@@ -87,11 +87,11 @@ def test_many_are_reserved_at_once_or_none() -> None:
     assert caught.value.needed_bytes == 61
     with pytest.raises(Permanent):
         ledger.reserve({"x": 30, "y": 71})
-    assert ledger.use().reserved == 0
+    assert ledger.compute_use().reserved == 0
     both = ledger.reserve({"x": 30, "y": 30})
     assert [(id_, space.id, space.size) for id_, space in both.items()] == [("x", "x", 30), ("y", "y", 30)]
     both["x"].close()
-    assert ledger.use().reserved == 30
+    assert ledger.compute_use().reserved == 30
 
 
 @pytest.mark.parametrize(
@@ -128,7 +128,7 @@ def test_others_on_the_file_system_count() -> None:
         pass
     with pytest.raises(NoSpace):
         _one(ledger, 31)
-    use = ledger.use()
+    use = ledger.compute_use()
     assert (use.capacity, use.budget, use.free) == (100, 30, 30)
 
 
@@ -139,11 +139,11 @@ def test_allocated_bytes_are_not_counted_twice() -> None:
     with _one(ledger, 60) as space:
         disk.ours = 60
         ledger.count_partial("one", 60)
-        assert ledger.use().free == 40
+        assert ledger.compute_use().free == 40
         with _one(ledger, 40, "two"):
-            assert ledger.use().free == 0
-        space.settle(0, "a", 60)
-        assert ledger.use().free == 40
+            assert ledger.compute_use().free == 0
+        space.finish(0, "a", 60)
+        assert ledger.compute_use().free == 40
 
 
 def test_bytes_not_yet_allocated_are_kept_from_others() -> None:
@@ -160,17 +160,17 @@ def test_a_partial_blob_is_resumed_without_new_space() -> None:
     ledger = Ledger(100, disk)
     space = _one(ledger, 90)
     disk.ours = 70
-    space.settle(70, None, 0)
-    assert (ledger.use().dying, ledger.use().free) == (70, 30)
+    space.finish(70, None, 0)
+    assert (ledger.compute_use().dying, ledger.compute_use().free) == (70, 30)
     with pytest.raises(NoSpace):
         _one(ledger, 31, "two")
     with _one(ledger, 90) as space:
-        assert (ledger.use().dying, ledger.use().reserved, ledger.use().free) == (0, 90, 10)
-        space.settle(0, "a", 90)
-    assert ledger.use().used == 90
-    _one(ledger, 5).settle(64, None, 0)
+        assert (ledger.compute_use().dying, ledger.compute_use().reserved, ledger.compute_use().free) == (0, 90, 10)
+        space.finish(0, "a", 90)
+    assert ledger.compute_use().used == 90
+    _one(ledger, 5).finish(64, None, 0)
     with _one(ledger, 5):
-        assert _accounts(ledger.use()) == (90, 5, 0)
+        assert _accounts(ledger.compute_use()) == (90, 5, 0)
 
 
 def test_a_reservation_grows_while_there_is_room() -> None:
@@ -183,7 +183,7 @@ def test_a_reservation_grows_while_there_is_room() -> None:
             space.grow(71)
         with pytest.raises(Permanent):
             space.grow(101)
-        assert (space.size, ledger.use().free) == (50, 20)
+        assert (space.size, ledger.compute_use().free) == (50, 20)
 
 
 def test_accounts_that_make_no_sense_are_refused() -> None:
@@ -198,7 +198,7 @@ def test_accounts_that_make_no_sense_are_refused() -> None:
         ledger.reserve({"two": 1, "one": 1})
     with pytest.raises(ValueError, match="given back"):
         space.grow(11)
-    use = ledger.use()
+    use = ledger.compute_use()
     assert (_accounts(use), use.free) == ((0, 0, 0), 100)
 
 
@@ -206,14 +206,14 @@ def test_a_recount_corrects_what_nobody_said() -> None:
     """Whatever somebody else did to the disk is in the account after a recount; what was counted meanwhile stays."""
     ledger = Ledger(None, Disk(1000))
     ledger.count_all(OnDisk({"deleted": 10, "cut": 20, "same": 5}, {"partial": 7}, {"bad": 3}))
-    with ledger.recounting() as correct:
+    with ledger.begin_recount() as correct:
         found = OnDisk({"cut": 2, "grown": 40, "same": 5, "evicted": 11}, {"late": 9}, {"bad": 4})
         ledger.count_blob("evicted", 0)
         ledger.count_blob("committed", 100)
         ledger.count_partial("late", 1)
         assert correct(found) == 5
-    assert _accounts(ledger.use()) == (2 + 40 + 5 + 100, 0, 1 + 4)
-    with ledger.recounting() as correct:
+    assert _accounts(ledger.compute_use()) == (2 + 40 + 5 + 100, 0, 1 + 4)
+    with ledger.begin_recount() as correct:
         assert correct(OnDisk({"cut": 2, "grown": 40, "same": 5, "committed": 100}, {"late": 1}, {"bad": 4})) == 0
 
 
@@ -221,11 +221,11 @@ def test_a_recount_sees_what_is_reserved() -> None:
     """What a recount finds of a partial blob that is under way is part of its reservation, and of nothing else."""
     ledger = Ledger(None, Disk(1000))
     with _one(ledger, 50):
-        with ledger.recounting() as correct:
+        with ledger.begin_recount() as correct:
             correct(OnDisk({}, {"one": 30}, {}))
-        assert _accounts(ledger.use()) == (0, 50, 0)
+        assert _accounts(ledger.compute_use()) == (0, 50, 0)
         assert ledger.partial_bytes("one") == 30
-    assert _accounts(ledger.use()) == (0, 0, 30)
+    assert _accounts(ledger.compute_use()) == (0, 0, 30)
 
 
 def test_threads_share_one_budget() -> None:
@@ -241,8 +241,8 @@ def test_threads_share_one_budget() -> None:
             return 7
 
         assert sum(pool.map(reserve, range(64))) == 98
-        assert ledger.use().reserved == 98
-    assert ledger.use().reserved == 0
+        assert ledger.compute_use().reserved == 98
+    assert ledger.compute_use().reserved == 0
 
 
 sizes = st.integers(0, 120)
@@ -269,7 +269,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @rule(size=sizes, data=st.data())
     def reserve(self, size: int, data: st.DataObject) -> None:
-        before = self.ledger.use()
+        before = self.ledger.compute_use()
         resumable = sorted(id_ for id_, there in self.partials.items() if id_ not in self.open and there <= size)
         self.names += 1
         id_ = data.draw(st.sampled_from([*resumable, f"new {self.names}"]))
@@ -280,10 +280,10 @@ class LedgerMachine(RuleBasedStateMachine):
             assert size <= self.limit
             assert size - resumed > before.free
             assert error.needed_bytes == size - resumed
-            assert self.ledger.use() == before
+            assert self.ledger.compute_use() == before
         except Permanent:
             assert size > self.limit
-            assert self.ledger.use() == before
+            assert self.ledger.compute_use() == before
 
     @precondition(lambda self: self.open)
     @rule(data=st.data())
@@ -300,11 +300,11 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def grow(self, data: st.DataObject) -> None:
         space = self.open[data.draw(st.sampled_from(sorted(self.open)))]
-        before, size = self.ledger.use(), data.draw(sizes)
+        before, size = self.ledger.compute_use(), data.draw(sizes)
         try:
             space.grow(size)
         except (NoSpace, Permanent):
-            assert self.ledger.use() == before
+            assert self.ledger.compute_use() == before
             assert size - space.size > before.free
 
     @precondition(lambda self: self.open)
@@ -314,10 +314,10 @@ class LedgerMachine(RuleBasedStateMachine):
         space, there = self.open.pop(id_), self.partials.get(id_, 0)
         if leave:
             left = self.partials[id_] = data.draw(st.integers(0, there))
-            space.settle(left, None, 0)
+            space.finish(left, None, 0)
         else:
             self.blobs[id_] = self.partials.pop(id_, 0)
-            space.settle(0, id_, self.blobs[id_])
+            space.finish(0, id_, self.blobs[id_])
         self._settle_disk()
 
     @rule(data=st.data())
@@ -332,7 +332,7 @@ class LedgerMachine(RuleBasedStateMachine):
         sha256 = data.draw(st.sampled_from(sorted(self.blobs)))
         self.blobs[sha256] = data.draw(st.integers(0, self.blobs[sha256]))
         self._settle_disk()
-        with self.ledger.recounting() as correct:
+        with self.ledger.begin_recount() as correct:
             correct(OnDisk(self.blobs, self.partials, {}))
 
     @rule(data=st.data())
@@ -341,7 +341,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @invariant()
     def within_the_budget(self) -> None:
-        use = self.ledger.use()
+        use = self.ledger.compute_use()
         assert use.capacity == self.limit
         assert use.used + use.reserved + use.dying <= use.budget <= use.capacity
         assert use.free == use.budget - use.used - use.reserved - use.dying

@@ -23,10 +23,10 @@ from cached.core.demand_index import DemandIndex
 from cached.core.planner import (
     Cancel,
     Forget,
-    GiveWay,
+    Preempt,
     Refuse,
     Reprioritize,
-    Start,
+    StartFetch,
     Versions,
     plan_versions,
 )
@@ -179,7 +179,7 @@ class Node:
         settled = {ref: record.settled for ref, record in records.items() if record.settled is not None}
         for step in plan_versions(Versions(self.demand, met, dict(self.table.fetching), settled)):
             match step:
-                case Start(want):
+                case StartFetch(want):
                     self.do(self.table.start(want, self.now))
                 case Reprioritize(want):
                     self.handle(want.ref, step)
@@ -271,7 +271,7 @@ class Lives(RuleBasedStateMachine):
 
     @rule(ref=refs)
     def a_fetch_gives_way(self, ref: ModelRef) -> None:
-        self.node.handle(ref, GiveWay(ref))
+        self.node.handle(ref, Preempt(ref))
 
     @rule(hopeless=st.frozensets(refs, max_size=2))
     def room_is_sought(self, hopeless: frozenset[ModelRef]) -> None:

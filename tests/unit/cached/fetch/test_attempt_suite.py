@@ -38,7 +38,7 @@ class Case:
     def receive(self, attempt: AnyAttempt, segment: Segment, data: bytes = DATA) -> None:
         """A worker's turn: all of `segment`, then it leaves."""
         self.bring(attempt, segment.start, segment.end or len(data), data)
-        attempt.leave(None)
+        attempt.end_segment(None)
 
     def bring(self, attempt: AnyAttempt, start: int, end: int, data: bytes = DATA) -> None:
         """Pieces as a worker hands them over."""
@@ -104,7 +104,7 @@ def test_what_a_worker_gives_back_is_the_next_ones(case: Case) -> None:
     segment = attempt.take_segment()
     assert segment is not None
     case.bring(attempt, 0, HALF)
-    attempt.leave(Segment(HALF, segment.end))
+    attempt.end_segment(Segment(HALF, segment.end))
     assert (attempt.has_work(), attempt.receiving(), attempt.outcome.done()) == (True, True, False)
     rest = attempt.take_segment()
     assert rest is not None
@@ -152,7 +152,7 @@ def test_a_failure_is_the_outcome_once_nobody_is_inside(case: Case, received: in
     with pytest.raises(Cancelled):
         attempt.cancellation.check()
     assert (attempt.take_segment(), attempt.has_work(), attempt.receiving()) == (None, False, False)
-    attempt.leave(Segment(received, len(DATA)))
+    attempt.end_segment(Segment(received, len(DATA)))
     assert attempt.outcome.exception(DEADLINE_S) is TROUBLE
     assert attempt.placed is None
 
@@ -192,7 +192,7 @@ def test_what_has_bytes_already_becomes_no_stream(case: Case) -> None:
     segment = attempt.take_segment()
     assert segment is not None
     case.bring(attempt, 0, HALF)
-    attempt.leave(Segment(HALF, segment.end))
+    attempt.end_segment(Segment(HALF, segment.end))
     rest = attempt.take_segment()
     assert rest is not None
     with pytest.raises(NoRanges):

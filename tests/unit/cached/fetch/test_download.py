@@ -15,7 +15,7 @@ import pytest
 
 from cached.contract.errors import DigestMismatch, HoldfastError, Permanent, Transient
 from cached.fetch.attempt import Attempt
-from cached.fetch.download import Flight
+from cached.fetch.download import Download
 from cached.transport.connection.cancel import Cancelled
 from cached.transport.target import Target
 from tests.support.fetching import (
@@ -48,7 +48,7 @@ from tests.support.origin_faults import (
 )
 
 
-def _codes(flight: Flight) -> tuple[str, bool]:
+def _codes(flight: Download) -> tuple[str, bool]:
     error = flight.result.exception(DEADLINE_S)
     assert isinstance(error, HoldfastError)
     return error.code, error.permanent

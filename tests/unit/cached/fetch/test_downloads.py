@@ -15,9 +15,9 @@ import pytest
 from cached.contract.errors import HoldfastError, Permanent
 from cached.core.space import DiskSpace, Ledger, NoSpace
 from cached.fetch.attempt import BlobSpec, Verified
-from cached.fetch.download import Flight
-from cached.fetch.downloads import Flights
-from cached.fetch.reservation import Allotment
+from cached.fetch.download import Download
+from cached.fetch.downloads import Downloads
+from cached.fetch.reservation import DownloadSpace
 from cached.store import blobs
 from cached.store.disk import durable
 from cached.transport.connection.cancel import Cancelled
@@ -35,22 +35,22 @@ class Table:
     def __init__(self, engine: Engine, quota: int | None = None, disk: Callable[[], DiskSpace] | None = None) -> None:
         self.engine = engine
         self.ledger = Ledger(quota, disk or self._disk)
-        self.flights = Flights(engine.layout, engine.workers, self.ledger)
+        self.flights = Downloads(engine.layout, engine.workers, self.ledger)
 
     def _disk(self) -> DiskSpace:
         taken = sum(path.lstat().st_blocks * 512 for path in self.engine.layout.private.rglob("data"))
         taken += sum(path.lstat().st_blocks * 512 for path in self.engine.layout.blobs.rglob("*/*"))
         return DiskSpace(_CAPACITY, _CAPACITY - taken)
 
-    def join(self, spec: BlobSpec, url: str, who: str, priority: int = 0) -> tuple[Flight, asyncio.Future[Verified]]:
+    def join(self, spec: BlobSpec, url: str, who: str, priority: int = 0) -> tuple[Download, asyncio.Future[Verified]]:
         joined = self.flights.join(spec, who, priority)
         if joined is not None:
             return joined
         allotment = self.reserve(spec)[spec.key.id]
         return self.flights.start(spec, lambda _cancellation: http(url), allotment, who, priority)
 
-    def reserve(self, *specs: BlobSpec) -> dict[str, Allotment]:
-        allotments: dict[str, Allotment] = {}
+    def reserve(self, *specs: BlobSpec) -> dict[str, DownloadSpace]:
+        allotments: dict[str, DownloadSpace] = {}
         try:
             self.flights.reserve(specs, allotments)
         except BaseException:
@@ -61,7 +61,7 @@ class Table:
 
     def accounts(self) -> tuple[int, int, int]:
         """Bytes committed, reserved, dying."""
-        use = self.ledger.use()
+        use = self.ledger.compute_use()
         return use.used, use.reserved, use.dying
 
 
@@ -135,7 +135,7 @@ async def test_a_failure_gives_the_space_back(
         assert isinstance(error, HoldfastError)
         assert error.code == code
         assert table.accounts() == (0, 0, 0)
-        assert table.ledger.use().free == _CAPACITY
+        assert table.ledger.compute_use().free == _CAPACITY
 
 
 @pytest.mark.parametrize("promised", [True, False])
@@ -189,7 +189,7 @@ async def test_what_the_disk_gave_is_not_counted_twice(tmp_path: Path, origin: H
     async with tables(tmp_path / "root", connections=1) as table:
         _, result = table.join(spec_of(data), url, "a")
         await asyncio.to_thread(hold.reached.wait, 30)
-        use = table.ledger.use()
+        use = table.ledger.compute_use()
         hold.let_go.set()
         assert use.reserved == len(data)
         assert _CAPACITY - len(data) - MIB < use.free <= _CAPACITY - len(data)

@@ -34,7 +34,7 @@ _LOST_BYTES = 64 * MIB  # the most that a crash may cost a connection
 _CHILD = """
 import sys
 from pathlib import Path
-from cached.sources.base import HttpTarget
+from cached.transport.target import HttpTarget
 from cached.store.disk.verity import Sealing
 from cached.transport.connection.settings import HttpSettings
 from cached.fetch.workers import WorkerSettings

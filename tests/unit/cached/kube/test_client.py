@@ -8,7 +8,7 @@ import pytest
 
 from cached.contract.errors import HoldfastError, Permanent, Transient
 from cached.kube.client import MERGE_PATCH, METADATA, Call, KubeClient
-from cached.kube.cluster import Cluster
+from cached.kube.cluster import ApiServer
 from cached.kube.errors import Conflict, Gone, NotFound, Unreachable
 from tests.support.certificates import make_certificates
 from tests.support.fake_api import FakeApi
@@ -78,7 +78,7 @@ async def test_a_server_that_never_answers_is_unreachable(api: FakeApi) -> None:
 
 async def test_nobody_there_is_unreachable() -> None:
     """A refused connection names the server."""
-    async with KubeClient(Cluster("http://127.0.0.1:1")) as client:
+    async with KubeClient(ApiServer("http://127.0.0.1:1")) as client:
         with pytest.raises(Unreachable, match=r"127\.0\.0\.1:1"):
             await client.request(Call("GET", NODE))
 
@@ -89,7 +89,7 @@ async def test_a_rotated_token_is_read_at_once(tmp_path: Path) -> None:
     file.write_text("old")
     with FakeApi(tokens={"old"}) as api:
         api.create(NODES, {"metadata": {"name": "n"}})
-        async with KubeClient(Cluster(api.url, token=file)) as client:
+        async with KubeClient(ApiServer(api.url, token=file)) as client:
             await client.request(Call("GET", NODE))
             file.write_text("new")
             api.tokens = {"new"}
@@ -99,7 +99,7 @@ async def test_a_rotated_token_is_read_at_once(tmp_path: Path) -> None:
 async def test_a_wrong_token_is_not_repeated_in_the_error(tmp_path: Path) -> None:
     """No error carries the token."""
     with FakeApi(tokens={"right"}) as api:
-        async with KubeClient(Cluster(api.url, token="wrong-secret")) as client:
+        async with KubeClient(ApiServer(api.url, token="wrong-secret")) as client:
             with pytest.raises(Transient) as refused:
                 await client.request(Call("GET", NODE))
     assert "wrong-secret" not in str(refused.value)
@@ -111,7 +111,7 @@ async def test_a_server_with_another_authority_is_not_trusted(tmp_path: Path) ->
     (tmp_path / "b").mkdir()
     ours, theirs = make_certificates(tmp_path / "a"), make_certificates(tmp_path / "b")
     with FakeApi(theirs) as api:
-        async with KubeClient(Cluster(api.url, authority=ours.authority, token="t")) as client:
+        async with KubeClient(ApiServer(api.url, authority=ours.authority, token="t")) as client:
             with pytest.raises(Unreachable):
                 await client.request(Call("GET", NODE))
         assert not api.asked
@@ -126,7 +126,7 @@ async def test_a_new_authority_is_taken_up(tmp_path: Path) -> None:
     file.write_bytes(old.authority.read_bytes())
     with FakeApi(new) as api:
         api.create(NODES, {"metadata": {"name": "n"}})
-        async with KubeClient(Cluster(api.url, authority=file)) as client:
+        async with KubeClient(ApiServer(api.url, authority=file)) as client:
             file.write_bytes(new.authority.read_bytes())
             with pytest.raises(Unreachable):
                 await client.request(Call("GET", NODE))

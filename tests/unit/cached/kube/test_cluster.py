@@ -12,7 +12,7 @@ import yaml
 
 from cached.contract.errors import Permanent, Transient
 from cached.kube.client import Call, KubeClient
-from cached.kube.cluster import Cluster, in_cluster
+from cached.kube.cluster import ApiServer, in_cluster
 from cached.kube.kubeconfig import find_cluster, load
 from tests.support.certificates import Certificates, make_certificates
 from tests.support.fake_api import FakeApi
@@ -61,13 +61,13 @@ def test_inside_a_pod_the_service_account_is_used(tmp_path: Path) -> None:
 def test_a_missing_token_is_waited_for(tmp_path: Path) -> None:
     """A token that is not there yet is trouble, not the end."""
     with pytest.raises(Transient) as error:
-        Cluster("https://x", token=tmp_path / "token").read_token()
+        ApiServer("https://x", token=tmp_path / "token").read_token()
     assert error.value.code == "kube_no_token"
 
 
 def test_credentials_never_show(tmp_path: Path) -> None:
     """A cluster that is logged shows neither token nor key."""
-    assert "hidden" not in repr(Cluster("https://x", token="hidden", key=b"hidden", certificate=b"hidden"))
+    assert "hidden" not in repr(ApiServer("https://x", token="hidden", key=b"hidden", certificate=b"hidden"))
 
 
 async def test_kubeconfig_with_files_beside_it(tmp_path: Path) -> None:
@@ -116,10 +116,10 @@ async def test_a_client_certificate_is_shown(tmp_path: Path) -> None:
     made = make_certificates(tmp_path)
     with FakeApi(Asking(made.authority, made.certificate, made.key)) as api:
         api.create("/api/v1/nodes", {"metadata": {"name": "n"}})
-        cluster = Cluster(api.url, authority=made.authority, certificate=made.certificate, key=made.key)
+        cluster = ApiServer(api.url, authority=made.authority, certificate=made.certificate, key=made.key)
         async with KubeClient(cluster) as client:
             assert await client.request(Call("GET", "/api/v1/nodes/n"))
-        async with KubeClient(Cluster(api.url, authority=made.authority)) as client:
+        async with KubeClient(ApiServer(api.url, authority=made.authority)) as client:
             with pytest.raises(Transient):
                 await client.request(Call("GET", "/api/v1/nodes/n"))
 
@@ -176,5 +176,5 @@ def test_bad_certificates_are_refused(tmp_path: Path) -> None:
     """An authority that is no PEM, or not there, is said at the start."""
     for authority in (b"nonsense", tmp_path / "missing"):
         with pytest.raises(Permanent) as refused:
-            Cluster("https://x", authority=authority).tls()
+            ApiServer("https://x", authority=authority).tls()
         assert refused.value.code == "kube_bad_credentials"

@@ -11,7 +11,7 @@ from cached.contract.reference import ModelRef
 from cached.contract.status import ModelStatus, State, StatusError
 from cached.core.demand import PodWant
 from cached.kube.names import PodName
-from cached.kube.pod_events import Telling, refusal, summary
+from cached.kube.pod_events import PodEvents, refusal, summary
 
 LLAMA = ModelRef("llama", "v3")
 A, B = Digest("a" * 64), Digest("b" * 64)
@@ -32,7 +32,7 @@ class Pods:
 
     def __init__(self) -> None:
         self.heard: list[tuple[str, str, str, str]] = []
-        self.telling = Telling(self.tell, lambda uid: PodName(uid, "default", uid.replace("uid", "pod")))
+        self.telling = PodEvents(self.tell, lambda uid: PodName(uid, "default", uid.replace("uid", "pod")))
 
     def tell(self, pod: PodName, reason: str, message: str, type: Any = "Normal") -> None:
         self.heard.append((pod.name, type, reason, message))
@@ -40,7 +40,7 @@ class Pods:
     def look(self, *statuses: ModelStatus, wants: tuple[PodWant, ...] = (WANT,)) -> list[tuple[str, str, str, str]]:
         before = len(self.heard)
         by_ref = {ModelRef(status.model, status.version): status for status in statuses}
-        self.telling.look(wants, by_ref.get)
+        self.telling.send_new(wants, by_ref.get)
         return self.heard[before:]
 
 

@@ -12,7 +12,7 @@ from cached.contract.digest import Digest
 from cached.contract.errors import Permanent
 from cached.contract.reference import ModelRef
 from cached.kube.client import KubeClient
-from cached.kube.cluster import Cluster
+from cached.kube.cluster import ApiServer
 from cached.kube.names import PodName
 from cached.kube.pods import PodWatch, WatchPace
 from tests.support.fake_api import FakeApi
@@ -265,7 +265,7 @@ async def test_a_token_that_rotates_is_not_noticed(tmp_path: Path, running: Any,
     file = tmp_path / "token"
     file.write_text("one")
     with FakeApi(tokens={"one"}) as api:
-        async with KubeClient(Cluster(api.url, token=file)) as client:
+        async with KubeClient(ApiServer(api.url, token=file)) as client:
             seen = Seen(client)
             async with running(seen.run()):
                 await until(lambda: api.watchers, "a watch")

@@ -14,8 +14,8 @@ import pytest
 from cached.contract.digest import Digest
 from cached.contract.reference import ModelRef
 from cached.contract.status import State
-from cached.kube.kubernetes import Membership
-from cached.node.cluster import NoCluster, Surroundings
+from cached.kube.kubernetes import KubernetesCluster
+from cached.node.cluster import Cluster, NoCluster
 from tests.support.control import model_status
 from tests.support.fake_api import FakeApi
 
@@ -28,7 +28,7 @@ STATUS = model_status(REF, State.READY)
 class Case:
     """Surroundings, and how often they said that what is wanted may have changed."""
 
-    around: Surroundings
+    around: Cluster
     changes: int = 0
 
     @asynccontextmanager
@@ -50,14 +50,14 @@ class Case:
 
 
 @contextmanager
-def kubernetes() -> Iterator[Surroundings]:
+def kubernetes() -> Iterator[Cluster]:
     with FakeApi() as api:
         api.create("/api/v1/nodes", {"metadata": {"name": "node1", "labels": {"gpu": "h100"}}})
-        yield Membership(api.cluster(), "node1")
+        yield KubernetesCluster(api.cluster(), "node1")
 
 
 @contextmanager
-def by_itself() -> Iterator[Surroundings]:
+def by_itself() -> Iterator[Cluster]:
     yield NoCluster()
 
 

@@ -14,7 +14,7 @@ import pytest
 from cached.contract.layout import PublicLayout
 from cached.contract.reference import ModelRef
 from cached.contract.status import State
-from cached.node.status_files import Board
+from cached.node.status_files import StatusFiles
 
 A, OTHER = ModelRef("m", "a"), ModelRef("m", "other")
 
@@ -54,27 +54,27 @@ def _state(public: PublicLayout, ref: ModelRef) -> str | None:
         return None
 
 
-def _twice(board: Board) -> None:
-    board.begin(A, State.QUEUED, "", None)
+def _twice(board: StatusFiles) -> None:
+    board.reset(A, State.QUEUED, "", None)
     board.drop(A)
 
 
-def _swept(board: Board) -> None:
+def _swept(board: StatusFiles) -> None:
     _twice(board)
     board.sweep()
 
 
 @pytest.mark.parametrize("before", [_twice, _swept])
 async def test_a_version_that_comes_back_while_the_disk_is_slow_has_its_file(
-    public: PublicLayout, before: Callable[[Board], None]
+    public: PublicLayout, before: Callable[[StatusFiles], None]
 ) -> None:
     """What was dropped and is said anew before the disk took any of it has its file in the end."""
     disk = SlowDisk()
-    board = Board(public, "node", disk.check)
-    board.begin(OTHER, State.QUEUED, "", None)
+    board = StatusFiles(public, "node", disk.check)
+    board.reset(OTHER, State.QUEUED, "", None)
     await asyncio.to_thread(disk.asked.wait, 60)
     before(board)
-    board.begin(A, State.RESOLVING, "", None)
+    board.reset(A, State.RESOLVING, "", None)
     disk.answering.set()
     await board.flushed()
     assert _state(public, A) == "resolving"
@@ -84,10 +84,10 @@ async def test_a_version_that_comes_back_while_the_disk_is_slow_has_its_file(
 async def test_a_version_that_goes_while_the_disk_is_slow_leaves_no_file(public: PublicLayout) -> None:
     """What is dropped after missing files were to be restored is not among them."""
     disk = SlowDisk()
-    board = Board(public, "node", disk.check)
-    board.begin(OTHER, State.QUEUED, "", None)
+    board = StatusFiles(public, "node", disk.check)
+    board.reset(OTHER, State.QUEUED, "", None)
     await asyncio.to_thread(disk.asked.wait, 60)
-    board.begin(A, State.QUEUED, "", None)
+    board.reset(A, State.QUEUED, "", None)
     board.restore()
     board.drop(A)
     disk.answering.set()
@@ -100,9 +100,9 @@ async def test_a_version_that_goes_while_the_disk_is_slow_leaves_no_file(public:
 @pytest.mark.usefixtures("quick_switches")
 async def test_the_last_word_is_written(public: PublicLayout) -> None:
     """Whatever the writer does at the moment a version gets news, its file says the newest of it in the end."""
-    board = Board(public, "node", lambda: None)
+    board = StatusFiles(public, "node", lambda: None)
     for number in range(20_000):
-        board.begin(A, State.QUEUED if number % 2 else State.RESOLVING, str(number), None)
+        board.reset(A, State.QUEUED if number % 2 else State.RESOLVING, str(number), None)
         if number % 10 == 0:
             await asyncio.sleep(0)
     await board.flushed()

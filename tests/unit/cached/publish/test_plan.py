@@ -15,7 +15,7 @@ from cached.contract.manifest import FileEntry, Manifest
 from cached.publish.content import Content
 from cached.publish.destination import Progress, Say, Stored, Upload
 from cached.publish.mark import Mark, another_publisher
-from cached.publish.plan import Judges, Plan, by_checksum, by_sha256, by_size, plan, refuse_replacing, run
+from cached.publish.plan import Judges, PublishPlan, by_checksum, by_sha256, by_size, plan, refuse_replacing, run
 
 PLAIN = Judges(sealed=by_size, unsealed=by_checksum)
 FORCED = Judges(sealed=by_sha256, unsealed=by_checksum)
@@ -94,10 +94,10 @@ def content(**files: bytes) -> Content:
     return Content(Manifest.build(entries), tuple(Upload(entry, Path("/in") / entry.path) for entry in entries))
 
 
-async def carry_out(what: Content, destination: Recorder, judges: Judges = FORCED) -> tuple[Plan, list[str]]:
+async def carry_out(what: Content, destination: Recorder, judges: Judges = FORCED) -> tuple[PublishPlan, list[str]]:
     said: list[str] = []
 
-    async def decide() -> Plan:
+    async def decide() -> PublishPlan:
         decided = await plan(what, destination, 2, judges)
         if judges is PLAIN:
             refuse_replacing(decided, destination.display)

@@ -18,15 +18,15 @@ def test_a_claim_holds_from_begin_to_drop(layout: Layout) -> None:
     """A claimed blob and a claimed partial blob outlive every sweep until the claim is dropped or made anew."""
     sha256, claims = add_blob(layout, b"a"), no_claims(layout)
     (layout.ingest / "half").mkdir()
-    claims.begin("v1", [sha256], ["half"])
-    claims.begin("v2", [sha256], [])
+    claims.claim("v1", [sha256], ["half"])
+    claims.claim("v2", [sha256], [])
     deletion.sweep(deleting(layout, claims))
     claims.drop("v2")
     deletion.sweep(deleting(layout, claims))
     assert blobs.has(layout, sha256)
     assert (layout.ingest / "half").exists()
-    claims.begin("v1", [], [])
-    claims.found("over", {sha256: 1})
+    claims.claim("v1", [], [])
+    claims.add_existing("over", {sha256: 1})
     deletion.sweep(deleting(layout, claims))
     assert not blobs.has(layout, sha256)
     assert not (layout.ingest / "half").exists()
@@ -36,7 +36,7 @@ def test_what_nobody_promised_is_kept_by_its_note(layout: Layout) -> None:
     """A blob whose digest was not known beforehand is kept by the note of what its partial blob became."""
     sha256, claims = add_blob(layout, b"a"), no_claims(layout)
     claims.journal.record({"half": sha256})
-    claims.begin("v1", [], ["half"])
+    claims.claim("v1", [], ["half"])
     deletion.sweep(deleting(layout, claims))
     assert blobs.has(layout, sha256)
     claims.drop("v1")
@@ -56,8 +56,8 @@ def test_who_looks_after_settling_sees_what_stays(layout: Layout) -> None:
     def look(sha256: str) -> bool:
         start.wait()
         time.sleep(random.uniform(0, 0.003))
-        claims.begin("v1", [sha256], [])
-        claims.settle()
+        claims.claim("v1", [sha256], [])
+        claims.wait_for_deletion()
         return blobs.has(layout, sha256)
 
     with ThreadPoolExecutor(2) as pool:

@@ -29,7 +29,7 @@ def _sha(data: bytes) -> str:
 
 def _claims(layout: Layout, blobs: set[str], partials: Collection[str] = ()) -> Claims:
     claims = no_claims(layout)
-    claims.begin("a version under way", blobs, partials)
+    claims.claim("a version under way", blobs, partials)
     return claims
 
 
@@ -37,7 +37,7 @@ def test_eviction_gives_back_what_is_not_shared(layout: Layout) -> None:
     """An evicted version's name, snapshot and own blobs are gone; a blob that another snapshot links stays."""
     one, two = publish(layout, ONE, FILES), publish(layout, TWO, OTHERS)
     assert deletion.evict(deleting(layout, no_claims(layout)), ONE, one, manifest_of(FILES)) == len(MINE)
-    assert snapshots.pointed(layout, ONE) is None
+    assert snapshots.read_name(layout, ONE) is None
     assert os.listdir(layout.public.snapshots) == [two.hex]
     assert (blobs.has(layout, _sha(MINE)), blobs.has(layout, _sha(SHARED))) == (False, True)
     assert (layout.public.model_link(TWO) / "shared").read_bytes() == SHARED
@@ -84,7 +84,7 @@ def test_one_of_two_names(layout: Layout) -> None:
     digest = publish(layout, ONE, FILES)
     publish(layout, TWO, FILES)
     assert deletion.evict(deleting(layout, no_claims(layout)), ONE, digest, None) == 0
-    assert snapshots.pointed(layout, TWO) == digest
+    assert snapshots.read_name(layout, TWO) == digest
     assert (layout.public.model_link(TWO) / "mine").read_bytes() == MINE
 
 
@@ -93,13 +93,13 @@ def test_evicting_what_is_gone(layout: Layout) -> None:
     digest = publish(layout, ONE, FILES)
     assert snapshots.trash(layout, digest) is not None
     assert deletion.evict(deleting(layout, no_claims(layout)), ONE, digest, manifest_of(FILES)) is not None
-    assert snapshots.pointed(layout, ONE) is None
+    assert snapshots.read_name(layout, ONE) is None
 
 
 def test_unnamed_snapshots_go(layout: Layout) -> None:
     """A snapshot that no name points at is deleted with its blobs; one that is gone already gives nothing back."""
     digest = publish(layout, ONE, FILES)
-    snapshots.unpoint(layout, ONE)
+    snapshots.delete_name(layout, ONE)
     assert deletion.delete_unnamed(deleting(layout, no_claims(layout)), digest, manifest_of(FILES)) == len(
         SHARED
     ) + len(MINE)

@@ -169,7 +169,7 @@ def test_a_name_that_points_at_nothing_goes(layout: Layout) -> None:
 def test_a_snapshot_without_a_name_is_known(layout: Layout) -> None:
     """A crash before the last step of publication leaves a whole snapshot, which is found and can be named."""
     digest = publish(layout, ONE, FILES)
-    snapshots.unpoint(layout, ONE)
+    snapshots.delete_name(layout, ONE)
     found = recovery.recover(layout)
     assert (found.models, list(found.manifests)) == ({}, [digest])
 

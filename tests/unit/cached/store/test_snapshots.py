@@ -142,12 +142,12 @@ def test_the_name_moves_atomically(layout: Layout) -> None:
     watcher = threading.Thread(target=look)
     watcher.start()
     for _ in range(50):
-        snapshots.point(layout, REF, two)
-        snapshots.point(layout, REF, one)
+        snapshots.set_name(layout, REF, two)
+        snapshots.set_name(layout, REF, one)
     stop.set()
     watcher.join()
     assert seen <= {one.hex, two.hex}
-    assert snapshots.pointed(layout, REF) == one
+    assert snapshots.read_name(layout, REF) == one
     assert tree(layout.public.models) == {"acme--tiny/", "acme--tiny/v1", "x/", "x/1"}
 
 
@@ -155,10 +155,10 @@ def test_the_name_goes_alone(layout: Layout) -> None:
     """Taking a name away leaves the snapshot, and other versions' names."""
     digest = publish(layout, REF, FILES)
     publish(layout, ModelRef("acme/tiny", "v2"), FILES)
-    snapshots.unpoint(layout, REF)
-    assert snapshots.pointed(layout, REF) is None
+    snapshots.delete_name(layout, REF)
+    assert snapshots.read_name(layout, REF) is None
     assert tree(layout.public.models) == {"acme--tiny/", "acme--tiny/v2"}
-    snapshots.unpoint(layout, ModelRef("acme/tiny", "v2"))
+    snapshots.delete_name(layout, ModelRef("acme/tiny", "v2"))
     assert tree(layout.public.models) == set()
     assert layout.public.snapshot(digest).path.exists()
 

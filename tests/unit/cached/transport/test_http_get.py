@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from cached.contract.errors import Transient
-from cached.core.listing import Signs
+from cached.core.listing import WeakValidators
 from cached.transport.client import HttpClient
 from cached.transport.connection.cancel import Cancellation
 from cached.transport.connection.stream import StallClock
@@ -79,14 +79,14 @@ def test_a_view_is_filled(client: HttpClient, url: str, origin: HostileOrigin) -
 
 
 def test_connections_are_reused(client: HttpClient, origin: HostileOrigin, url: str) -> None:
-    """Bodies that were read to their end leave their connection for the next request."""
+    """Bodies that were read to their end leave their connection for the next request, a refusal's too."""
     origin.script("/model.bin", InChunks(), Headers({}), Status(404))
     for offset in (0, 10, 20, 30):
         if offset == 20:
             assert error_of(client, url).code == "not_found"
         else:
             assert get(client, url, offset, 50_000) == DATA[offset : offset + 50_000]
-    assert [seen.connection for seen in origin.requests] == [1, 1, 1, 2]
+    assert [seen.connection for seen in origin.requests] == [1, 1, 1, 1]
 
 
 def test_a_body_given_up_closes_its_connection(client: HttpClient, origin: HostileOrigin, url: str) -> None:
@@ -254,11 +254,11 @@ def test_a_stall_is_a_matter_of_windows() -> None:
     """Only waiting counts, each window begins when the last one had its bytes, and slow is not stalled."""
     clock = StallClock(10.0, 1000, "the origin")
     for _ in range(100):
-        clock.spent(9.0, 999)
-        clock.spent(0.5, 1)  # the thousandth: a new window
-    clock.spent(9.9, 999)
+        clock.record_wait(9.0, 999)
+        clock.record_wait(0.5, 1)  # the thousandth: a new window
+    clock.record_wait(9.9, 999)
     with pytest.raises(Transient) as caught:
-        clock.spent(0.2, 0)
+        clock.record_wait(0.2, 0)
     assert caught.value.code == "stalled"
     assert "999" in caught.value.message
 
@@ -301,12 +301,14 @@ def test_an_empty_object(client: HttpClient, origin: HostileOrigin) -> None:
     assert get(client, origin.put("/empty", b"")) == b""
 
 
-@pytest.mark.parametrize(("etag", "signs"), [('"v1"', None), (None, Signs('W/"v1"', MODIFIED)), (None, Signs())])
+@pytest.mark.parametrize(
+    ("etag", "signs"), [('"v1"', None), (None, WeakValidators('W/"v1"', MODIFIED)), (None, WeakValidators())]
+)
 def test_validators_go_with_every_range(
-    client: HttpClient, origin: HostileOrigin, url: str, etag: str | None, signs: Signs | None
+    client: HttpClient, origin: HostileOrigin, url: str, etag: str | None, signs: WeakValidators | None
 ) -> None:
     """An object that is still the one that was listed is read; only a strong validator is sent."""
-    target = HttpTarget(url, if_match=etag, signs=signs)
+    target = HttpTarget(url, if_match=etag, weak_validators=signs)
     assert read_all(client.get(target, 5, 10, Cancellation())) == DATA[5:15]
     sent = origin.requests[0].headers
     assert (sent.get("if-match"), sent.get("if-unmodified-since")) == (etag, None)
@@ -317,20 +319,20 @@ def test_validators_go_with_every_range(
     [
         ('"v0"', None, Headers({})),  # 412
         ('"v1"', None, Headers({"ETag": 'W/"v2"'})),
-        (None, Signs('W/"v0"'), Headers({"ETag": 'W/"v1"'})),
-        (None, Signs('W/"v0"'), Headers({})),
+        (None, WeakValidators('W/"v0"'), Headers({"ETag": 'W/"v1"'})),
+        (None, WeakValidators('W/"v0"'), Headers({})),
         ('"v1"', None, Headers({"ETag": '"v2"'})),  # a server that does not know If-Match
-        (None, Signs(None, MODIFIED), Headers({"Last-Modified": LATER})),
-        (None, Signs(None, LATER), Headers({})),
+        (None, WeakValidators(None, MODIFIED), Headers({"Last-Modified": LATER})),
+        (None, WeakValidators(None, LATER), Headers({})),
         ('"v1"', None, Status(416, {"ETag": '"v2"'})),
     ],
 )
 def test_a_changed_object_is_noticed(
-    client: HttpClient, origin: HostileOrigin, url: str, etag: str | None, signs: Signs | None, fault: Fault
+    client: HttpClient, origin: HostileOrigin, url: str, etag: str | None, signs: WeakValidators | None, fault: Fault
 ) -> None:
     """An object that is not the one that was listed gives `source_changed` and no byte."""
     origin.script("/model.bin", fault)
-    error = error_of(client, HttpTarget(url, if_match=etag, signs=signs), 5, 10)
+    error = error_of(client, HttpTarget(url, if_match=etag, weak_validators=signs), 5, 10)
     assert isinstance(error, Transient)
     assert error.code == "source_changed"
 
@@ -345,7 +347,7 @@ def test_a_strong_etag_made_weak_is_no_change(client: HttpClient, origin: Hostil
 
 def test_another_hosts_signs_are_not_compared(client: HttpClient, origin: HostileOrigin, url: str) -> None:
     """Weak validators are compared with those of the host that was listed: a mirror has its own for the same file."""
-    target = HttpTarget(url, signs=Signs('W/"elsewhere"', LATER, "http://mirror.example"))
+    target = HttpTarget(url, weak_validators=WeakValidators('W/"elsewhere"', LATER, "http://mirror.example"))
     assert read_all(client.get(target, 5, 10, Cancellation())) == DATA[5:15]
 
 

@@ -9,7 +9,7 @@ import openai
 import pytest
 import transformers
 
-from server.engine.generation.generator import Generator
+from server.engine.generation.generator import TextGenerator
 from server.engine.types import ChatRequest, InvalidRequest
 from tests.support.generating import Watched, completion, limits
 from tests.support.serving import ServerProcess, eventually
@@ -140,7 +140,7 @@ def test_tools_and_formats_are_refused_by_name(client: openai.OpenAI) -> None:
 
 def test_a_model_without_a_template_cannot_chat(llama: Path) -> None:
     """Where the tokenizer has no chat template a chat is refused with the way out; completions go on."""
-    generator = Generator.load(llama, "cpu", "float32", limits(), Watched())
+    generator = TextGenerator.load(llama, "cpu", "float32", limits(), Watched())
     assert not generator.about.chat
     wanted = completion("x").wanted
     with pytest.raises(InvalidRequest, match="/v1/completions") as caught:

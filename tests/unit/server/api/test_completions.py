@@ -13,7 +13,7 @@ import torch
 import transformers
 
 from cached.contract.lease import is_held
-from server.engine.generation.generator import Generator
+from server.engine.generation.generator import TextGenerator
 from tests.support.generating import Watched, limits
 from tests.support.serving import Published, ServerProcess, eventually
 
@@ -197,7 +197,7 @@ def test_a_client_that_hangs_up_cancels_its_generation(completions_server: Serve
 
 def test_a_bfloat16_model_is_batched(gpt2: Path) -> None:
     """GPT-2 in bfloat16 passes its dummy inference and the trial of its batches; its context is config.json's."""
-    generator = Generator.load(gpt2, "cpu", "auto", limits(), Watched())
+    generator = TextGenerator.load(gpt2, "cpu", "auto", limits(), Watched())
     generator.warm_up()
     assert generator.about.dtype == "bfloat16"
     assert generator.about.context == 128

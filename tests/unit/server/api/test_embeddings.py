@@ -20,9 +20,9 @@ from server.api.listener import Listener
 from server.api.probes import Probes
 from server.engine.encoder import EmbeddingJob, Encoder, Recipe, pool, read_recipe
 from server.engine.types import About, Embedded, EmbeddingRequest, Kind
-from server.lifecycle.metrics import Metrics
-from server.lifecycle.readiness import Readiness, Ready
-from server.lifecycle.registry import Card, Catalog, ServedEncoder
+from server.lifecycle.metrics import ServerMetrics
+from server.lifecycle.readiness import Ready, ServerReadiness
+from server.lifecycle.registry import Card, ModelRegistry, ServedEncoder
 from server.lifecycle.snapshot import Snapshot
 from tests.support.generating import limits
 from tests.support.serving import ServerProcess
@@ -154,14 +154,14 @@ async def test_many_vectors_are_written_without_holding_others_up(monkeypatch: p
         return numbers(vector)
 
     monkeypatch.setattr(responses, "_numbers", looked)
-    metrics = Metrics()
-    readiness = Readiness(metrics)
+    metrics = ServerMetrics()
+    readiness = ServerReadiness(metrics)
     embedded = Embedded(tuple(np.array([index], np.float32).tobytes() for index in range(100)), 1)
     card = Card("m", Snapshot(Path("/m"), "m", None, None), About(Kind.EMBEDDINGS, 1, "cpu", "float32", 1), 0)
     served = ServedEncoder(card, Prepared(embedded), 8, metrics.model("m"))
     async with Listener(Probes(readiness, metrics)) as door:
         url = await door.listen("127.0.0.1", 0)
-        await door.serve(routes.application(Catalog.of_one(served), limits()), cancel_when_gone=True)
+        await door.serve(routes.application(ModelRegistry.of_one(served), limits()), cancel_when_gone=True)
         readiness.enter(Ready())
 
         async def others() -> None:
@@ -195,7 +195,7 @@ async def test_a_pass_on_a_cpu_is_short(minilm: Path, monkeypatch: pytest.Monkey
         encoder.step([])
     assert max(max(lengths) * len(lengths) for lengths in passes) <= 2048
     assert sum(map(len, passes)) == 66 and len(passes) < 12
-    assert len((await anext(job.events())).vectors) == 66
+    assert len((await anext(job.stream())).vectors) == 66
 
 
 async def test_vectors_that_are_no_numbers_fail_their_request_alone(
@@ -210,9 +210,9 @@ async def test_vectors_that_are_no_numbers_fail_their_request_alone(
     monkeypatch.setattr(encoder, "embed", embed)
     bad, good = EmbeddingJob(([1], [7])), EmbeddingJob(([1], [2]))
     encoder.step([bad, good])
-    assert len((await anext(good.events())).vectors) == 2
+    assert len((await anext(good.stream())).vectors) == 2
     with pytest.raises(Permanent, match="NaN or infinite"):
-        await anext(bad.events())
+        await anext(bad.stream())
 
 
 def test_the_cpu_is_announced_loudly_once(embeddings_server: ServerProcess) -> None:

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from server.api.formats import Answer, ChatFormat, CompletionFormat, Format
+from server.api.formats import ChatFormat, ChoiceAnswer, CompletionFormat, Format
 from server.engine.types import TokenLogprob
 
 USAGE = {"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7}
 TOKENS = [TokenLogprob("Hé", -0.5, (("Hé", -0.5), ("Ho", -1.5))), TokenLogprob("llo", -0.25, (("llo", -0.25),))]
-ANSWERS = [Answer("Héllo", "stop", TOKENS), Answer("", "length", [])]
+ANSWERS = [ChoiceAnswer("Héllo", "stop", TOKENS), ChoiceAnswer("", "length", [])]
 CASES: dict[str, Callable[[str], Format]] = {"completion": CompletionFormat, "chat": ChatFormat}
 
 

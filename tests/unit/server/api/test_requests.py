@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from server.api.requests import MAX_INPUTS, parse_chat, parse_completion, parse_embeddings
-from server.engine.types import CompletionRequest, EmbeddingRequest, InvalidRequest, Sampling, Wanted
+from server.engine.types import CompletionRequest, EmbeddingRequest, GenerationOptions, InvalidRequest, Sampling
 
 _FIELDS = [
     *("prompt", "messages", "role", "content", "type", "text", "stop", "seed", "n", "logit_bias", "stream"),
@@ -39,7 +39,7 @@ def test_every_form_of_input_is_read(given_input: object, expected: tuple[object
 
 def test_a_completion_has_openais_defaults() -> None:
     """What a request leaves out is what OpenAI documents: 16 tokens, temperature and top_p 1."""
-    expected = CompletionRequest(("x",), Wanted("m", 16, 1, Sampling(1.0, 1.0, None), (), False, False))
+    expected = CompletionRequest(("x",), GenerationOptions("m", 16, 1, Sampling(1.0, 1.0, None), (), False, False))
     assert parse_completion(encode(model="m", prompt="x"), None) == expected
     assert parse_completion(encode(model="m", prompt="x"), 4).wanted.max_tokens == 4
 
@@ -48,7 +48,7 @@ def test_a_chat_has_openais_defaults() -> None:
     """A chat may go on for as long as the context has room; its messages are as they came, `developer` is `system`."""
     found = parse_chat(encode(messages=[{"role": "developer", "content": "be kind"}, *HELLO]), None)
     assert found.messages == ({"role": "system", "content": "be kind"}, *HELLO)
-    assert found.wanted == Wanted(None, None, 1, Sampling(1.0, 1.0, None), (), False, False)
+    assert found.wanted == GenerationOptions(None, None, 1, Sampling(1.0, 1.0, None), (), False, False)
 
 
 def test_parts_of_text_are_one_text() -> None:

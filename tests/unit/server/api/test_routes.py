@@ -31,9 +31,9 @@ from server.engine.types import (
     Kind,
     Limits,
 )
-from server.lifecycle.metrics import Metrics
-from server.lifecycle.readiness import Draining, Loading, Readiness, Ready
-from server.lifecycle.registry import Card, Catalog, ServedGenerator
+from server.lifecycle.metrics import ServerMetrics
+from server.lifecycle.readiness import Draining, Loading, Ready, ServerReadiness
+from server.lifecycle.registry import Card, ModelRegistry, ServedGenerator
 from server.lifecycle.snapshot import Snapshot
 
 ABOUT = About(Kind.COMPLETIONS, 100, "cpu", "float32", 1)
@@ -66,13 +66,13 @@ class Server:
     """An open front door with the API behind it."""
 
     def __init__(self, model: ScriptedModel, queue: int) -> None:
-        self.metrics = Metrics()
-        self.readiness = Readiness(self.metrics)
+        self.metrics = ServerMetrics()
+        self.readiness = ServerReadiness(self.metrics)
         self.probes = Probes(self.readiness, self.metrics)
         card = Card("m", Snapshot(Path("/m"), "m", None, None), ABOUT, 0)
         self.served = ServedGenerator(card, model, queue, self.metrics.model("m"))
         self.engine = self.served.engine
-        catalog = Catalog()
+        catalog = ModelRegistry()
         catalog.put(self.served)
         self.application = application(catalog, Limits(1000, queue, None, 1, None))
 
@@ -120,7 +120,7 @@ async def test_a_full_queue_says_when_to_come_back() -> None:
         first = group.create_task(ask())
         await until(running.is_set)
         second = group.create_task(ask())
-        await until(lambda: server.engine.load() == Load(waiting=1, running=1))
+        await until(lambda: server.engine.capacity() == Load(waiting=1, running=1))
         async with client.post("/v1/completions", json=BODY) as response:
             assert response.status == 429
             assert int(response.headers["Retry-After"]) >= 1
@@ -236,10 +236,10 @@ async def test_a_request_that_waits_and_is_given_up_never_runs() -> None:
             while not running.is_set():
                 await asyncio.sleep(0.005)
             given_up = group.create_task(ask("given up"))
-            while server.engine.load().waiting < 1:
+            while server.engine.capacity().waiting < 1:
                 await asyncio.sleep(0.005)
             given_up.cancel()
-            while server.engine.load().waiting > 0:
+            while server.engine.capacity().waiting > 0:
                 await asyncio.sleep(0.005)
         go.set()
         await first
@@ -283,7 +283,7 @@ async def test_a_request_that_cannot_be_made_into_tokens_fails_in_openais_shape(
             async with client.post("/v1/completions", json=BODY) as response:
                 assert response.status == 500
                 assert (await response.json())["error"]["code"] == "model_failed"
-        assert server.engine.load() == Load(0, 0)
+        assert server.engine.capacity() == Load(0, 0)
         async with client.post("/v1/completions", json=BODY) as response:
             assert response.status == 200
 

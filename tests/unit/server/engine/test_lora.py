@@ -15,7 +15,7 @@ from cached.contract.errors import Permanent
 from server.engine.lora import Adapter, Adapters
 from server.engine.types import CompletionRequest
 from server.lifecycle.discovery import base_for
-from server.lifecycle.entries import Entry
+from server.lifecycle.entries import ModelEntry
 from tests.support.generating import Generating, Watched, ask, completion, engine, limits, load
 from tests.support.lora import ALL, ATTENTION, llama_adapter, llama_shapes, merge, save_adapter, scale
 
@@ -76,7 +76,7 @@ def test_the_logits_are_those_of_merged_weights(llama: Path, tmp_path: Path) -> 
     ids = torch.arange(2, 26).reshape(2, 12)
     with torch.inference_mode():
         plain = module(input_ids=ids).logits
-        adapters.use([None, adapter])
+        adapters.set_rows([None, adapter])
         mixed = module(input_ids=ids).logits
         expected = merged(input_ids=ids).logits
     torch.testing.assert_close(mixed[0], plain[0])
@@ -175,8 +175,11 @@ def test_a_damaged_adapter_is_refused(llama: Path, tmp_path: Path, watched: Watc
 
 def test_an_adapters_base_is_the_only_one_or_the_one_it_names() -> None:
     """Among several models the adapter's own word decides; where it does not, that is an error with the names."""
-    adapter = Entry("lora", Path("/models/lora/v1"))
-    small, large = Entry("small", Path("/models/acme--Tiny-1B/v1")), Entry("large", Path("/models/acme--Tiny-8B/v1"))
+    adapter = ModelEntry("lora", Path("/models/lora/v1"))
+    small, large = (
+        ModelEntry("small", Path("/models/acme--Tiny-1B/v1")),
+        ModelEntry("large", Path("/models/acme--Tiny-8B/v1")),
+    )
     assert base_for(adapter, "whatever", [small]) == "small"
     for says in ("acme/tiny-8b", "/home/me/Tiny-8B/", "large"):
         assert base_for(adapter, says, [small, large]) == "large"

@@ -67,7 +67,7 @@ def case(request: pytest.FixtureRequest, cases: dict[str, Case]) -> Case:
 
 async def events_of(job: Job[Any, Any]) -> list[Any]:
     async with asyncio.timeout(10):
-        return [event async for event in job.events()]
+        return [event async for event in job.stream()]
 
 
 async def test_an_idle_model_has_room_and_nothing_to_do(case: Case) -> None:

@@ -25,9 +25,9 @@ from server.engine.types import (
     GenerationRequest,
     Kind,
 )
-from server.lifecycle.metrics import Metrics
-from server.lifecycle.readiness import Readiness, Ready
-from server.lifecycle.registry import Card, Catalog, ServedText
+from server.lifecycle.metrics import ServerMetrics
+from server.lifecycle.readiness import Ready, ServerReadiness
+from server.lifecycle.registry import Card, ModelRegistry, ServedText
 from server.lifecycle.snapshot import Snapshot
 from tests.support.generating import limits
 
@@ -41,7 +41,7 @@ class Script:
         self.request = request
         self._waits = waits
 
-    async def events(self) -> AsyncGenerator[GenerationEvent, None]:
+    async def stream(self) -> AsyncGenerator[GenerationEvent, None]:
         for place, text in enumerate(TOKENS):
             if self._waits and place == len(TOKENS) - 1:
                 await asyncio.Event().wait()
@@ -58,7 +58,7 @@ class ScriptedEngine:
         self.running: list[Script] = []
 
     @asynccontextmanager
-    async def submitted(self, request: GenerationRequest) -> AsyncIterator[Script]:
+    async def submit(self, request: GenerationRequest) -> AsyncIterator[Script]:
         assert isinstance(request, CompletionRequest)
         prompt = str(request.prompts[0])
         prepared = Continuation((tuple(map(ord, prompt)),), (len(TOKENS),), request.wanted.sampling, ())
@@ -66,7 +66,7 @@ class ScriptedEngine:
             yield script
 
     @contextmanager
-    def submitted_prepared(self, prepared: Continuation) -> Iterator[Script]:
+    def submit_prepared(self, prepared: Continuation) -> Iterator[Script]:
         with self._run(Script(prepared, False)) as script:
             yield script
 
@@ -78,7 +78,7 @@ class ScriptedEngine:
         finally:
             self.running.remove(script)
 
-    def load(self) -> Load:
+    def capacity(self) -> Load:
         return Load(0, len(self.running))
 
     def close(self) -> None:
@@ -91,13 +91,13 @@ class ScriptedEngine:
 async def test_the_api_serves_over_any_engine() -> None:
     """An engine that implements the interface answers whole and streamed completions, is measured and asked for its
     health, and has the request of a client that disconnects cancelled."""
-    engine, metrics, catalog = ScriptedEngine(), Metrics(), Catalog()
+    engine, metrics, catalog = ScriptedEngine(), ServerMetrics(), ModelRegistry()
     any_engine: InferenceEngine[GenerationRequest, Continuation, GenerationEvent] = engine
     about = About(Kind.COMPLETIONS, 100, "cpu", "float32", 1)
     card = Card("m", Snapshot(Path("/m"), "m", None, None), about, 0)
     served = ServedText(card, any_engine, metrics.model("m"))
     catalog.put(served)
-    readiness = Readiness(metrics)
+    readiness = ServerReadiness(metrics)
     readiness.enter(Ready())
     async with Listener(Probes(readiness, metrics)) as door:
         url = await door.listen("127.0.0.1", 0)
@@ -117,9 +117,9 @@ async def test_the_api_serves_over_any_engine() -> None:
             async with asyncio.timeout(30):
                 while engine.running:
                     await asyncio.sleep(0.005)
-    await served.try_it()
+    await served.run_dummy_inference()
     async with asyncio.timeout(30):
-        await served.drained()
+        await served.wait_drained()
     served.close()
 
 

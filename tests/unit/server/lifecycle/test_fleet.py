@@ -15,10 +15,10 @@ from cached.contract.layout import PublicLayout
 from server import options
 from server.api.routes import private_application
 from server.lifecycle import fleet
-from server.lifecycle.fleet import Fleet
-from server.lifecycle.metrics import Metrics
-from server.lifecycle.readiness import Readiness, Ready
-from server.lifecycle.registry import Catalog
+from server.lifecycle.fleet import ModelManager
+from server.lifecycle.metrics import ServerMetrics
+from server.lifecycle.readiness import Ready, ServerReadiness
+from server.lifecycle.registry import ModelRegistry
 from server.lifecycle.snapshot import hold
 from tests.support.snapshots import make_public
 from tests.support.versions import add_version, with_other_weights
@@ -27,15 +27,17 @@ NAME = "acme/tiny"
 
 
 @asynccontextmanager
-async def keeping(public: PublicLayout) -> AsyncIterator[Catalog]:
+async def keeping(public: PublicLayout) -> AsyncIterator[ModelRegistry]:
     """A fleet that serves what the symlink of `acme/tiny@v1` leads to, while the block runs."""
     settings = options.parse(
         ["--root", str(public.path), "--model", NAME, "--version", "v1", "--device", "cpu", "--cache-limit", "64MiB"]
     )
     held = {entry.name: hold(entry.path, entry.pin) for entry in settings.models}
-    catalog, metrics = Catalog(), Metrics()
-    readiness = Readiness(metrics)
-    kept = Fleet(settings, held, catalog, readiness, metrics, partial(private_application, limits=settings.limits))
+    catalog, metrics = ModelRegistry(), ServerMetrics()
+    readiness = ServerReadiness(metrics)
+    kept = ModelManager(
+        settings, held, catalog, readiness, metrics, partial(private_application, limits=settings.limits)
+    )
     await kept.start()
     readiness.enter(Ready())
     try:
@@ -44,7 +46,7 @@ async def keeping(public: PublicLayout) -> AsyncIterator[Catalog]:
             yield catalog
             keeper.cancel()
     finally:
-        for served in catalog.all():
+        for served in catalog.list_models():
             served.close()
 
 

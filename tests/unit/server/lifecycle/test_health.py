@@ -13,10 +13,10 @@ from server.api.listener import Listener
 from server.api.probes import Probes
 from server.engine.engine import Job
 from server.engine.types import About, Continuation, Finished, GenerationEvent, GenerationRequest, Kind, Sampling
-from server.lifecycle.health import Pulse
-from server.lifecycle.metrics import Metrics
-from server.lifecycle.readiness import Readiness, Ready
-from server.lifecycle.registry import Card, Catalog, ServedGenerator
+from server.lifecycle.health import HealthMonitor
+from server.lifecycle.metrics import ServerMetrics
+from server.lifecycle.readiness import Ready, ServerReadiness
+from server.lifecycle.registry import Card, ModelRegistry, ServedGenerator
 from server.lifecycle.snapshot import Snapshot
 from tests.support.generating import limits
 
@@ -84,8 +84,8 @@ class Server:
 
 @asynccontextmanager
 async def serving(**models: Wedging) -> AsyncIterator[Server]:
-    metrics, catalog = Metrics(), Catalog()
-    readiness = Readiness(metrics)
+    metrics, catalog = ServerMetrics(), ModelRegistry()
+    readiness = ServerReadiness(metrics)
     for name, model in models.items():
         about = About(Kind.COMPLETIONS, 10, "cpu", "float32", 1)
         card = Card(name, Snapshot(Path("/m"), name, "v1", None), about, 0)
@@ -98,12 +98,12 @@ async def serving(**models: Wedging) -> AsyncIterator[Server]:
         url = await door.listen("127.0.0.1", 0)
         await door.serve(routes.application(catalog, limits()), cancel_when_gone=True)
         readiness.enter(Ready())
-        watching = group.create_task(Pulse(catalog, readiness, 0.05, 1.0).watch())
+        watching = group.create_task(HealthMonitor(catalog, readiness, 0.05, 1.0).watch())
         try:
             yield Server(url, session)
         finally:
             watching.cancel()
-            for model, served in zip(models.values(), catalog.all(), strict=True):
+            for model, served in zip(models.values(), catalog.list_models(), strict=True):
                 model.may_go_on.set()
                 model.may_prepare.set()
                 served.close()

@@ -7,8 +7,8 @@ import pytest
 
 from server.engine.engine import Job
 from server.engine.types import About, Continuation, GenerationEvent, GenerationRequest, InvalidRequest, Kind, Sampling
-from server.lifecycle.metrics import Metrics
-from server.lifecycle.registry import Card, Catalog, ServedGenerator
+from server.lifecycle.metrics import ServerMetrics
+from server.lifecycle.registry import Card, ModelRegistry, ServedGenerator
 from server.lifecycle.snapshot import Snapshot
 from tests.support.generating import completion
 
@@ -32,12 +32,12 @@ class Idle:
 def served(name: str, version: str = "v1") -> ServedGenerator:
     about = About(Kind.COMPLETIONS, 10, "cpu", "float32", 1)
     card = Card(name, Snapshot(Path("/m"), f"acme/{name}", version, None), about, 0)
-    return ServedGenerator(card, Idle(), 2, Metrics().model(name))
+    return ServedGenerator(card, Idle(), 2, ServerMetrics().model(name))
 
 
 async def test_a_model_is_found_by_each_of_its_names() -> None:
     """The name it is served under, its name in the cache, and that with the version all mean the model."""
-    catalog, small, large = Catalog(), served("small"), served("large")
+    catalog, small, large = ModelRegistry(), served("small"), served("large")
     assert catalog.put(small) is None
     assert catalog.put(large) is None
     for name in ("small", "acme/small", "acme/small@v1"):
@@ -53,7 +53,7 @@ async def test_a_model_is_found_by_each_of_its_names() -> None:
 
 async def test_a_request_that_names_no_model_means_the_only_one() -> None:
     """Where there are several, it must say which."""
-    catalog, small, large = Catalog(), served("small"), served("large")
+    catalog, small, large = ModelRegistry(), served("small"), served("large")
     catalog.put(small)
     assert catalog.find(None) is small
     catalog.put(large)
@@ -65,19 +65,19 @@ async def test_a_request_that_names_no_model_means_the_only_one() -> None:
 
 async def test_a_new_version_takes_the_old_ones_place_and_the_old_one_drains() -> None:
     """New requests find the new version at once; the old one is idle only when its last request is over."""
-    catalog, old, new = Catalog(), served("m", "v1"), served("m", "v2")
+    catalog, old, new = ModelRegistry(), served("m", "v1"), served("m", "v2")
     catalog.put(old)
     with old.use():
         assert catalog.put(new) is old
         assert catalog.find("m") is new
-        draining = asyncio.ensure_future(old.drained())
+        draining = asyncio.ensure_future(old.wait_drained())
         await asyncio.sleep(0)
         assert not draining.done()
     await draining
     old.close()
     with pytest.raises(Exception, match="taken out of service"):
-        async with old.engine.submitted(completion("x")):
+        async with old.engine.submit(completion("x")):
             pass
     assert catalog.remove("m") is new
-    assert catalog.all() == ()
+    assert catalog.list_models() == ()
     new.close()

@@ -19,7 +19,7 @@ from cached.contract.errors import Permanent
 from cached.contract.layout import SnapshotLayout
 from cached.contract.lease import is_held
 from cached.contract.reference import ModelRef
-from server.weights.settings import Io, Settings
+from server.weights.settings import Io, LoaderSettings
 from tests.support.fake_cuda import FakeRuntime, fake_accelerator
 from tests.support.serving import REPOSITORY
 from tests.support.snapshots import link_model, make_public, make_snapshot
@@ -311,13 +311,13 @@ def test_the_lease_is_held_once_the_weights_are_there(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[FakeRuntime, Settings]]]:
+def on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[FakeRuntime, LoaderSettings]]]:
     """A rank of vLLM's whose GPU is the fake one; what was asked of it, oldest first."""
     import server.vllm.loader as module
 
-    made: list[tuple[FakeRuntime, Settings]] = []
+    made: list[tuple[FakeRuntime, LoaderSettings]] = []
 
-    def find(device: torch.device, settings: Settings) -> object:
+    def find(device: torch.device, settings: LoaderSettings) -> object:
         assert device == torch.device("cuda", 3)
         made.append((FakeRuntime(), settings))
         return fake_accelerator(made[-1][0], replace(settings, range_bytes=RANGE))
@@ -330,7 +330,7 @@ def on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[FakeRuntime
 
 
 def test_a_rank_loads_onto_its_own_gpu(
-    folder: Path, on_a_gpu: list[tuple[FakeRuntime, Settings]], monkeypatch: pytest.MonkeyPatch
+    folder: Path, on_a_gpu: list[tuple[FakeRuntime, LoaderSettings]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Tensors come on the rank's current device, with the options given, read as one of the node's ranks."""
     monkeypatch.setenv("HOLDFAST_LOADER_SLOTS", "9")
@@ -345,7 +345,7 @@ def test_a_rank_loads_onto_its_own_gpu(
 
 
 def test_device_memory_comes_back_while_weights_are_copied(
-    tmp_path: Path, on_a_gpu: list[tuple[FakeRuntime, Settings]]
+    tmp_path: Path, on_a_gpu: list[tuple[FakeRuntime, LoaderSettings]]
 ) -> None:
     """A consumer that keeps nothing never makes more than three ranges exist at once."""
     size = RANGE // 4

@@ -9,10 +9,12 @@ import torch
 
 from server.weights.cuda.accelerator import Accelerator, TorchMemory
 from server.weights.cuda.cudart import CudaRuntime, load_library
-from server.weights.settings import Settings
+from server.weights.settings import LoaderSettings
 from tests.support.fake_cuda import FakeRuntime, fake_accelerator
 
-SMALL = Settings(threads=4, slots=5, slot_bytes=65536, range_bytes=1 << 18, convert_range_bytes=1 << 17, merge_gap=4096)
+SMALL = LoaderSettings(
+    threads=4, slots=5, slot_bytes=65536, range_bytes=1 << 18, convert_range_bytes=1 << 17, merge_gap=4096
+)
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from server.weights.format.selection import Run
-from server.weights.plan import ALIGNMENT, Plan, Sizes, Want, make_plan
+from server.weights.plan import ALIGNMENT, LoadPlan, Sizes, WantedTensor, make_plan
 from server.weights.settings import PAGE
 
 SIZES = st.builds(
@@ -18,7 +18,7 @@ SIZES = st.builds(
 
 
 @st.composite
-def wants(draw: st.DrawFn) -> list[Want]:
+def wants(draw: st.DrawFn) -> list[WantedTensor]:
     """Whole tensors and rows of tensors, with gaps between them, in some files."""
     found = []
     for file in range(draw(st.integers(1, 3))):
@@ -31,12 +31,12 @@ def wants(draw: st.DrawFn) -> list[Want]:
                 width, rows = draw(st.integers(1, 3000)), draw(st.integers(2, 60))
                 pitch = width + draw(st.integers(1, 90_000))
             run = Run(at, 0, width, rows, pitch)
-            found.append(Want(f"{file}.{number}", file, width * rows, (run,) if width else ()))
+            found.append(WantedTensor(f"{file}.{number}", file, width * rows, (run,) if width else ()))
             at = run.end
     return found
 
 
-def replay(plan: Plan, expected: dict[str, Want], chunk: int) -> None:
+def replay(plan: LoadPlan, expected: dict[str, WantedTensor], chunk: int) -> None:
     """Carry the plan out on intervals: every wanted byte lands once, at its place."""
     for found in plan.ranges:
         landed: list[tuple[int, int, int, int]] = []  # target, width, file, offset in the file
@@ -73,7 +73,7 @@ def replay(plan: Plan, expected: dict[str, Want], chunk: int) -> None:
 
 
 @given(wants(), SIZES)
-def test_the_device_holds_next_to_nothing_more_than_the_weights(asked: list[Want], sizes: Sizes) -> None:
+def test_the_device_holds_next_to_nothing_more_than_the_weights(asked: list[WantedTensor], sizes: Sizes) -> None:
     """Beyond the tensors' bytes there are less than 16 a tensor, and no range but a tensor's own is above its size."""
     plan = make_plan(asked, sizes)
     assert plan.device_bytes <= plan.nbytes + (ALIGNMENT - 1) * len(asked)
@@ -83,7 +83,7 @@ def test_the_device_holds_next_to_nothing_more_than_the_weights(asked: list[Want
 
 
 @given(wants(), SIZES)
-def test_no_byte_is_read_twice_or_for_nothing(asked: list[Want], sizes: Sizes) -> None:
+def test_no_byte_is_read_twice_or_for_nothing(asked: list[WantedTensor], sizes: Sizes) -> None:
     """Reads never overlap, and what is read in vain lies in gaps that are smaller than a read is worth."""
     plan = make_plan(asked, sizes)
     reads = sorted(
@@ -96,7 +96,7 @@ def test_no_byte_is_read_twice_or_for_nothing(asked: list[Want], sizes: Sizes) -
 
 def test_the_first_bytes_need_not_wait_for_the_last_ones_plan() -> None:
     """Chunks are worked out range by range, and counted no further than is asked."""
-    tensors = [Want(str(number), 0, 1 << 20, (Run(number << 20, 0, 1 << 20),)) for number in range(9)]
+    tensors = [WantedTensor(str(number), 0, 1 << 20, (Run(number << 20, 0, 1 << 20),)) for number in range(9)]
     plan = make_plan(tensors, Sizes(chunk=65536, range=1 << 20, gap=0))
     assert plan.chunk_count(20) == 20
     assert ["chunks" in vars(found) for found in plan.ranges] == [True, True] + [False] * 7

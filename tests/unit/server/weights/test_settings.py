@@ -7,12 +7,12 @@ import pytest
 
 from cached.contract.errors import Permanent
 from server.weights.cuda.processors import near, parse_list
-from server.weights.settings import MIB, Io, Settings
+from server.weights.settings import MIB, Io, LoaderSettings
 
 
 def test_the_environment_changes_the_defaults() -> None:
     """Each variable sets its own number, and nothing set is the machine's default."""
-    found = Settings.from_environment(
+    found = LoaderSettings.from_environment(
         {
             "HOLDFAST_LOADER_THREADS": "3",
             "HOLDFAST_LOADER_SLOTS": "9",
@@ -28,7 +28,7 @@ def test_the_environment_changes_the_defaults() -> None:
         Io.DIRECT,
         8,
     )
-    plain = Settings.from_environment({})
+    plain = LoaderSettings.from_environment({})
     assert plain.slots > plain.threads
     assert (plain.io, plain.local_readers) == (Io.AUTO, 1)
 
@@ -46,7 +46,7 @@ def test_the_environment_changes_the_defaults() -> None:
 def test_a_wrong_setting_is_refused_with_what_was_found(name: str, value: str) -> None:
     """A value that cannot be is an error that says what was expected."""
     with pytest.raises(Permanent, match="expected") as caught:
-        Settings.from_environment({name: value})
+        LoaderSettings.from_environment({name: value})
     assert caught.value.code == "invalid_setting"
 
 
@@ -78,6 +78,6 @@ def test_a_device_is_near_its_nodes_processors(tmp_path: Path) -> None:
 def test_ranks_of_a_node_share_its_processors(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each of several readers takes its part of the processors, never fewer than two threads, and what it was told."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(48)))
-    found = {n: Settings.from_environment({"LOCAL_WORLD_SIZE": str(n)}).threads for n in (1, 4, 8, 64)}
+    found = {n: LoaderSettings.from_environment({"LOCAL_WORLD_SIZE": str(n)}).threads for n in (1, 4, 8, 64)}
     assert found == {1: 12, 4: 12, 8: 6, 64: 2}
-    assert Settings.from_environment({"LOCAL_WORLD_SIZE": "8", "HOLDFAST_LOADER_THREADS": "9"}).threads == 9
+    assert LoaderSettings.from_environment({"LOCAL_WORLD_SIZE": "8", "HOLDFAST_LOADER_THREADS": "9"}).threads == 9

@@ -11,7 +11,7 @@ import pytest
 
 from cached.contract.layout import PublicLayout
 from cached.contract.status import State
-from sidecar.gate.probe import Probe, Readiness
+from sidecar.gate.probe import GateReadiness, Probe
 from tests.support.gates import FILES, REF, Gates, RunningGate
 from tests.support.snapshots import link_model, make_snapshot, write_status
 
@@ -115,7 +115,7 @@ def test_once_listens_nowhere_unless_asked(public: PublicLayout, gates: Gates) -
 
 def test_probes_are_answered_without_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where no thread can be had for a connection the listener answers it itself, and goes on listening."""
-    probe = Probe(("127.0.0.1", 0), Readiness())
+    probe = Probe(("127.0.0.1", 0), GateReadiness())
     probe.start()
     start = threading.Thread.start
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from cached.contract.errors import HoldfastError
-from sidecar.injector.certificate_store import Keeper, Place
-from sidecar.injector.certificates import CA_LIFE, CERTIFICATE_LIFE, SPREAD, Keys
+from sidecar.injector.certificate_store import CertificateStore, Place
+from sidecar.injector.certificates import CA_LIFE, CERTIFICATE_LIFE, SPREAD, CertificateKeys
 from sidecar.injector.kube import KubeApi
 from sidecar.injector.tls import ServingTls
 from tests.support.certificates import make_certificates
@@ -31,7 +31,7 @@ class Replica:
     def __init__(self, api: KubeApi) -> None:
         self.now = START
         self.tls = ServingTls()
-        self.keeper = Keeper(api, PLACE, self.tls, lambda: self.now)
+        self.keeper = CertificateStore(api, PLACE, self.tls, lambda: self.now)
 
 
 @pytest.fixture
@@ -59,8 +59,8 @@ def replicas(api: FakeApi, account: Path) -> tuple[Replica, Replica]:
     return Replica(KubeApi(api.url, account)), Replica(KubeApi(api.url, account))
 
 
-def stored(api: FakeApi) -> Keys:
-    return Keys.from_secret(api.get(SECRET)["data"])
+def stored(api: FakeApi) -> CertificateKeys:
+    return CertificateKeys.from_secret(api.get(SECRET)["data"])
 
 
 def bundles(api: FakeApi) -> list[bytes]:

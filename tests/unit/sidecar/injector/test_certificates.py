@@ -10,20 +10,20 @@ import pytest
 from cryptography import x509
 
 from cached.contract.errors import Permanent
-from sidecar.injector.certificates import CA_LIFE, CERTIFICATE_LIFE, SPREAD, Keys, next_keys
+from sidecar.injector.certificates import CA_LIFE, CERTIFICATE_LIFE, SPREAD, CertificateKeys, next_keys
 
 NAMES = ("holdfast-injector.holdfast.svc", "holdfast-injector.holdfast.svc.cluster.local")
 START = datetime(2026, 11, 20, tzinfo=UTC)
 DAY = timedelta(days=1)
 
 
-def first() -> Keys:
+def first() -> CertificateKeys:
     made = next_keys(None, NAMES, START)
     assert made is not None
     return made
 
 
-def trusted(keys: Keys, certificate: x509.Certificate, at: datetime) -> bool:
+def trusted(keys: CertificateKeys, certificate: x509.Certificate, at: datetime) -> bool:
     """Whether a client that trusts the bundle takes the certificate for our name then."""
     store = x509.verification.Store(list(x509.load_pem_x509_certificates(keys.bundle)))
     verifier = x509.verification.PolicyBuilder().store(store).time(at)
@@ -110,7 +110,7 @@ def test_a_secret_holds_everything() -> None:
     keys = first()
     data = keys.to_secret()
     assert set(data) == {"ca.crt", "ca.key", "tls.crt", "tls.key"}
-    assert Keys.from_secret(data).to_secret() == data
+    assert CertificateKeys.from_secret(data).to_secret() == data
 
 
 @pytest.mark.parametrize("missing", ["ca.crt", "ca.key", "tls.crt", "tls.key"])
@@ -119,7 +119,7 @@ def test_half_a_secret_is_refused(missing: str) -> None:
     data = first().to_secret()
     for bad in ({name: text for name, text in data.items() if name != missing}, {**data, missing: "bm8="}):
         with pytest.raises(Permanent) as caught:
-            Keys.from_secret(bad)
+            CertificateKeys.from_secret(bad)
         assert caught.value.code == "invalid_secret"
 
 
@@ -128,5 +128,5 @@ def test_a_key_of_another_certificate_is_refused(name: str) -> None:
     """Keys must be those of their certificates, and no message shows one."""
     other = first().to_secret()[name]
     with pytest.raises(Permanent) as caught:
-        Keys.from_secret({**first().to_secret(), name: other})
+        CertificateKeys.from_secret({**first().to_secret(), name: other})
     assert name in str(caught.value) and base64.b64decode(other).decode().split("\n")[1] not in str(caught.value)

@@ -21,7 +21,7 @@ def make(folder: Path) -> Certificates:
 
 
 def use(tls: ServingTls, certificates: Certificates) -> bool:
-    return tls.use(certificates.certificate.read_bytes(), certificates.key.read_bytes())
+    return tls.set_certificate(certificates.certificate.read_bytes(), certificates.key.read_bytes())
 
 
 class Echo(asyncio.Protocol):
@@ -111,7 +111,7 @@ async def test_a_bad_pair_changes_nothing(tmp_path: Path) -> None:
     expires = tls.expires
     for key in (other.key.read_bytes(), b"", b"nonsense"):
         with pytest.raises(Permanent) as caught:
-            tls.use(certificates.certificate.read_bytes() + b"\n", key)
+            tls.set_certificate(certificates.certificate.read_bytes() + b"\n", key)
         assert caught.value.code == "invalid_certificate" and "PRIVATE" not in str(caught.value)
     async with listening(tls) as port:
         client = await Client.connect(port, certificates)

@@ -14,7 +14,7 @@ import pytest
 
 from cached.contract.errors import HoldfastError, InvalidManifest, Permanent
 from cached.contract.manifest import FileEntry, Manifest
-from cached.core.listing import Listing, Signs
+from cached.core.listing import Listing, WeakValidators
 from cached.sources.base import Source
 from cached.sources.http.source import WebSource
 from cached.transport.client import HttpClient
@@ -100,7 +100,7 @@ async def test_a_manifest_is_the_listing(client: HttpClient, tree: Path, tmp_pat
         assert all(file.validator == file.sha256 for file in listing.files)
         assert await _contents(source, client, listing) == FILES
         target = await source.locate(listing.files[0])
-        assert (target.if_match, target.signs) == (None, None)
+        assert (target.if_match, target.weak_validators) == (None, None)
 
 
 async def test_a_page_is_no_manifest(client: HttpClient, origin: HostileOrigin) -> None:
@@ -154,7 +154,11 @@ async def test_a_weak_etag_and_a_date_are_no_validators(client: HttpClient, orig
     source = WebSource(origin.put("/a.bin", b"12345", etag='W/"e1"', last_modified=MODIFIED), client)
     (file,) = (await source.resolve()).files
     assert file.validator == ""
-    assert file.signs == (await source.locate(file)).signs == Signs('W/"e1"', MODIFIED, origin.url(""))
+    assert (
+        file.weak_validators
+        == (await source.locate(file)).weak_validators
+        == WeakValidators('W/"e1"', MODIFIED, origin.url(""))
+    )
 
 
 async def test_no_validator_at_all(client: HttpClient, origin: HostileOrigin) -> None:
@@ -270,7 +274,10 @@ async def test_pythons_index(client: HttpClient, tree: Path) -> None:
             base = process.stdout.readline().split("(")[1].split("/)")[0]
             source = WebSource(f"{base}/v1", client)
             listing = await source.resolve()
-            assert all(file.signs is not None and file.signs.last_modified is not None for file in listing.files)
+            assert all(
+                file.weak_validators is not None and file.weak_validators.last_modified is not None
+                for file in listing.files
+            )
             assert await _contents(source, client, listing) == FILES
         finally:
             process.terminate()

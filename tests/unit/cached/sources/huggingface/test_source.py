@@ -192,7 +192,7 @@ async def test_every_located_file_has_the_promised_bytes(hub: FakeHub, model: Pa
         assert hasher.hexdigest() == (file.git_oid or file.sha256)
         if len(content) > 1:
             assert read(target, "bytes=1-") == (206, content[1:])
-        assert (target.if_match, target.signs) == (None, None)
+        assert (target.if_match, target.weak_validators) == (None, None)
 
 
 async def test_the_token_goes_to_the_hub_and_nowhere_else(

@@ -29,8 +29,8 @@ def test_every_parameter_is_read() -> None:
     )
     query = "request_payer=requester&sse=aws:kms&kms_key_id=arn:aws:kms:eu-1:1:key%2Fk"
     address = S3Address.parse(f"s3://b/k?{query}")
-    assert address.asking == {"RequestPayer": "requester"}
-    assert address.storing == {
+    assert address.request_parameters == {"RequestPayer": "requester"}
+    assert address.upload_parameters == {
         "RequestPayer": "requester",
         "ServerSideEncryption": "aws:kms",
         "SSEKMSKeyId": "arn:aws:kms:eu-1:1:key/k",

@@ -32,7 +32,7 @@ async def chosen(uri: str, *exclude: str) -> tuple[RemoteFile, ...]:
     source = S3Source(uri, 60.0)
     try:
         listing = await source.resolve()
-        return filters.choose(listing, source.display, (), exclude)
+        return filters.choose_files(listing, source.display, (), exclude)
     finally:
         await source.aclose()
 

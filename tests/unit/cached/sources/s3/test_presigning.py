@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from cached.sources.s3.address import S3Address
 from cached.sources.s3.client import S3Client
-from cached.sources.s3.presigning import PROBE_KEY, Keys, Presigner
+from cached.sources.s3.presigning import PROBE_KEY, Presigner, SigningKeys
 from tests.support.s3 import isolated_environment
 
 _PLACES = (
@@ -51,7 +51,7 @@ async def botocores(client: S3Client, key: str, **more: str) -> str:
     return url
 
 
-async def learned(client: S3Client, keys: Keys) -> Presigner:
+async def learned(client: S3Client, keys: SigningKeys) -> Presigner:
     found = Presigner.learn(await botocores(client, PROBE_KEY), keys, ())
     assert found is not None
     return found
@@ -63,7 +63,7 @@ async def test_a_url_is_botocores_to_the_letter(monkeypatch: pytest.MonkeyPatch,
     """Wherever the bucket is and whatever the key holds, the URL equals the one that botocore signs that second."""
     if token is not None:
         monkeypatch.setenv("AWS_SESSION_TOKEN", token)
-    keys = Keys("AKIDEXAMPLE", "a/secret+key", token)
+    keys = SigningKeys("AKIDEXAMPLE", "a/secret+key", token)
     async with opened(uri) as client:
         presigner = await learned(client, keys)
         for key in _KEYS:
@@ -76,7 +76,7 @@ async def test_a_url_is_botocores_to_the_letter(monkeypatch: pytest.MonkeyPatch,
 @settings(max_examples=50, deadline=None)
 async def test_any_key_is_quoted_as_botocore_does(key: str) -> None:
     """No character of a key makes the URL another one than botocore's."""
-    keys = Keys("AKIDEXAMPLE", "a/secret+key", None)
+    keys = SigningKeys("AKIDEXAMPLE", "a/secret+key", None)
     async with opened(_PLACES[0]) as client:
         url = await botocores(client, key)
         at = parse_qs(urlsplit(url).query)["X-Amz-Date"][0]
@@ -88,7 +88,7 @@ async def test_what_cannot_be_signed_to_the_letter_is_not_imitated(secret: str) 
     """A URL that these keys would have signed differently teaches nothing: botocore goes on signing."""
     async with opened(_PLACES[0]) as client:
         url = await botocores(client, PROBE_KEY)
-    assert Presigner.learn(url, Keys("AKIDEXAMPLE", secret, None), ()) is None
+    assert Presigner.learn(url, SigningKeys("AKIDEXAMPLE", secret, None), ()) is None
     assert Presigner.learn(url.replace("AWS4-HMAC-SHA256", "AWS4-ECDSA-P256-SHA256"), None, ()) is None
     assert Presigner.learn("https://models.example/elsewhere?X-Amz-Signature=1", None, ()) is None
 
@@ -99,7 +99,7 @@ async def test_botocores_machinery_runs_once_for_a_thousand_files(uri: str, runs
     asked: list[str] = []
     async with opened(uri) as client:
         (await client.api()).meta.events.register("before-parameter-build.s3.GetObject", lambda **_: asked.append(""))
-        urls = {await client.presigned(f"m/{number}", "", 600) for number in range(1000)}
+        urls = {await client.presign(f"m/{number}", "", 600) for number in range(1000)}
     assert len(urls) == 1000 and len(asked) == runs
 
 
@@ -121,7 +121,7 @@ printf '{{"Version": 1, "AccessKeyId": "AK%d", "SecretAccessKey": "s", "SessionT
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     async with opened(f"{_PLACES[0]}&profile=role") as client:
-        first, second = [urlsplit(await client.presigned("m/w", "", 600)).query for _ in range(2)]
+        first, second = [urlsplit(await client.presign("m/w", "", 600)).query for _ in range(2)]
     assert parse_qs(first)["X-Amz-Credential"] != parse_qs(second)["X-Amz-Credential"]
     assert parse_qs(first)["X-Amz-Security-Token"] != parse_qs(second)["X-Amz-Security-Token"]
 
@@ -129,8 +129,8 @@ printf '{{"Version": 1, "AccessKeyId": "AK%d", "SecretAccessKey": "s", "SessionT
 async def test_a_requester_who_pays_signs_that_too() -> None:
     """`request_payer` is a signed header of the URL, as botocore signs it, and told to whoever asks there."""
     async with opened(f"{_PLACES[0]}&request_payer=requester") as client:
-        url = await client.presigned("m/w", "", 600)
-        keys, at = Keys("AKIDEXAMPLE", "a/secret+key", None), parse_qs(urlsplit(url).query)["X-Amz-Date"][0]
+        url = await client.presign("m/w", "", 600)
+        keys, at = SigningKeys("AKIDEXAMPLE", "a/secret+key", None), parse_qs(urlsplit(url).query)["X-Amz-Date"][0]
         probe = await botocores(client, PROBE_KEY, RequestPayer="requester")
         presigner = Presigner.learn(probe, keys, client.signed_headers)
     assert presigner is not None and presigner.sign("m/w", keys, 600, at) == url
@@ -141,5 +141,5 @@ async def test_a_requester_who_pays_signs_that_too() -> None:
 async def test_a_named_version_stays_in_the_url() -> None:
     """An object's version, where one is named, is part of what is signed."""
     async with opened(_PLACES[0]) as client:
-        url = await client.presigned("m/w", "v+1/==", 600)
+        url = await client.presign("m/w", "v+1/==", 600)
     assert parse_qs(urlsplit(url).query)["versionId"] == ["v+1/=="]

@@ -10,7 +10,7 @@ import pytest
 from cached.contract.errors import Permanent
 from cached.transport.client import HttpClient
 from cached.transport.connection.cancel import Cancellation
-from cached.transport.connection.ssrf import is_inward
+from cached.transport.connection.ssrf import is_internal
 from cached.transport.target import HttpTarget
 from tests.support.origin import HostileOrigin
 from tests.support.origin_faults import Redirect
@@ -34,13 +34,13 @@ INWARD = [
 @pytest.mark.parametrize("host", INWARD)
 def test_addresses_of_the_machine_are_inward(host: str) -> None:
     """Loopback, link-local, unspecified, multicast and the metadata services are inward, also as mapped IPv6."""
-    assert is_inward(host)
+    assert is_internal(host)
 
 
 @pytest.mark.parametrize("host", ["10.1.2.3", "192.168.0.1", "8.8.8.8", "fd00::1", "2001:db8::1", "localhost", "s3"])
 def test_other_addresses_are_not(host: str) -> None:
     """Private networks are where object stores live; a name is judged by its addresses."""
-    assert not is_inward(host)
+    assert not is_internal(host)
 
 
 @pytest.fixture

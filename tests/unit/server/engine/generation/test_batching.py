@@ -13,7 +13,7 @@ import transformers
 
 from cached.contract.errors import Permanent
 from server.engine.engine import Load
-from server.engine.generation.generator import Generator
+from server.engine.generation.generator import TextGenerator
 from server.engine.generation.kv_cache import SPARE_COLUMNS
 from server.engine.types import Sampling
 from tests.support.generating import GREEDY, Watched, ask, completion, engine, limits, load, save, started
@@ -179,7 +179,7 @@ async def test_who_gives_up_leaves_the_batch_and_no_one_else(llama: Path) -> Non
             assert (await ask(running, completion("comes", 9)))[0] == plainly(llama, "comes", 9)
             assert (await read_events(stays))[0] == plainly(llama, "stays", 60)
         async with asyncio.timeout(60):
-            while running.load() != Load(0, 0):
+            while running.capacity() != Load(0, 0):
                 await asyncio.sleep(0.01)
     assert len(watched.rows) < 1000
 
@@ -238,7 +238,7 @@ async def test_numbers_that_are_none_fail_their_request_alone(llama: Path, batch
 def test_a_model_whose_batch_would_be_wrong_is_not_batched(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the trial at warm-up finds other logits in a batch than alone, the model is served one by one."""
     watched = Watched()
-    generator = Generator.load(llama, "cpu", "float32", limits(), watched)
+    generator = TextGenerator.load(llama, "cpu", "float32", limits(), watched)
     module = generator._loaded.module
     forward = module.forward
     monkeypatch.setattr(
@@ -257,8 +257,8 @@ async def test_logprobs_are_those_of_the_plain_forward_pass(llama: Path) -> None
     model: Any = transformers.AutoModelForCausalLM.from_pretrained(llama)
     request = completion("kelp", 5, Sampling(temperature=0.5, seed=2, logprobs=3))
     with engine(load(llama, watched, limits()), watched) as running:
-        async with running.submitted(request) as job:
-            told = [token async for event in job.events() for token in getattr(event, "logprobs", ())]
+        async with running.submit(request) as job:
+            told = [token async for event in job.stream() for token in getattr(event, "logprobs", ())]
     ids = tokenizer.encode("kelp")
     for token in told:
         with torch.inference_mode():

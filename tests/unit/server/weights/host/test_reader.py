@@ -11,7 +11,7 @@ import pytest
 from server import load_file
 from server.weights import report
 from server.weights.host.page_cache import PageCache, count_cached
-from server.weights.settings import Io, Settings
+from server.weights.settings import Io, LoaderSettings
 from tests.support.checkpoints import random_raw, same, write
 from tests.support.cold import cached, drop
 from tests.support.fake_cuda import FakeRuntime, fake_accelerator
@@ -27,7 +27,7 @@ def path(tmp_path: Path) -> Path:
     return write(tmp_path / "m.safetensors", TENSORS)
 
 
-def load(path: Path, settings: Settings) -> report.LoadReport:
+def load(path: Path, settings: LoaderSettings) -> report.LoadReport:
     """Load, check every bit, and return the report."""
     found = load_file(path, fake_accelerator(FakeRuntime(), settings))
     assert all(same(found[name], raw.tensor()) for name, raw in TENSORS.items())
@@ -57,7 +57,7 @@ def test_cold_bytes_go_past_the_cache_and_warm_ones_through_it(path: Path) -> No
 
 
 @pytest.mark.parametrize("settings", [replace(SMALL, local_readers=2), replace(SMALL, io=Io.BUFFERED)])
-def test_several_readers_leave_the_bytes_to_each_other(path: Path, settings: Settings) -> None:
+def test_several_readers_leave_the_bytes_to_each_other(path: Path, settings: LoaderSettings) -> None:
     """With several ranks on the node everything goes through the cache: the next rank reads nothing from disk."""
     drop(path)
     first = load(path, settings)

@@ -1,0 +1,82 @@
+"""Publish versions in groups: each step of the publication for all versions of a group before the next step.
+
+Law: the order of the design, section 3: the snapshot, then its fetch record, then the name. One sync of a folder makes
+the entries of all versions in it durable, before the next step. An error concerns its version only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cached.contract.layout import Layout
+from cached.contract.manifest import Manifest
+from cached.contract.reference import ModelRef
+from cached.store import fetched, repair, snapshots
+from cached.store.digest_journal import DigestJournal
+from cached.store.disk import durable
+from cached.store.fetched import FetchRecord
+
+
+@dataclass(slots=True, eq=False)
+class Publication:
+    """The publication of a version whose blobs are all committed. `notes`: its ids in the digest journal, which are
+    forgotten. `failure`: its error, if any; `has_snapshot`: whether the snapshot exists nevertheless."""
+
+    ref: ModelRef
+    manifest: Manifest
+    record: FetchRecord
+    notes: Collection[str] = ()
+    failure: Exception | None = None
+    has_snapshot: bool = False
+
+
+def publish_all(
+    layout: Layout, journal: DigestJournal, check: Callable[[], None], group: Sequence[Publication]
+) -> None:
+    """Publish a group, unless `check` raises. Raises nothing: each publication gets its own `failure`."""
+    verified_at = snapshots.now()
+    _step(group, lambda _: check())
+    _sync(_step(group, lambda each: _make_snapshot(layout, each, verified_at)))
+    # Before the name: a record with another digest than the name's is ignored.
+    _sync(_step(group, lambda each: fetched.write_unsynced(layout, each.ref, each.record)))
+    _sync(_step(group, lambda each: snapshots.point_unsynced(layout, each.ref, each.record.digest)))
+    _step(group, lambda each: journal.forget(each.notes))
+    for each in group:
+        if each.failure is not None:
+            each.has_snapshot = snapshots.is_there(layout, each.record.digest)
+
+
+def _make_snapshot(layout: Layout, publication: Publication, verified_at: str) -> Path:
+    manifest, digest = publication.manifest, publication.record.digest
+    if snapshots.is_there(layout, digest):
+        with durable.disk_errors(f"publishing snapshot {digest}"):
+            repair.relink(layout, digest, manifest)  # a rebuild must not delete a file that has no blob
+    snapshots.publish_unsynced(layout, manifest, verified_at)
+    return layout.public.snapshots
+
+
+def _step(
+    group: Sequence[Publication], step: Callable[[Publication], Path | None]
+) -> dict[Path | None, list[Publication]]:
+    """Call a step for each publication without a failure; return those that succeeded, by the folder to sync."""
+    folders: dict[Path | None, list[Publication]] = {}
+    for each in group:
+        if each.failure is not None:
+            continue
+        try:
+            folders.setdefault(step(each), []).append(each)
+        except Exception as error:  # noqa: BLE001 - raised to the caller that waits for this version
+            each.failure = error
+    return folders
+
+
+def _sync(folders: dict[Path | None, list[Publication]]) -> None:
+    for folder, publications in folders.items():
+        try:
+            if folder is not None:
+                durable.fsync_dir(folder)
+        except OSError as error:
+            for each in publications:
+                each.failure = durable.disk_error(error, f"publishing {each.ref}")

@@ -1,0 +1,90 @@
+"""Each version of a group that is published together has its own result."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from cached.contract.errors import HoldfastError, Transient
+from cached.contract.layout import Layout
+from cached.contract.reference import ModelRef
+from cached.store import fetched, snapshots
+from cached.store.digest_journal import DigestJournal
+from cached.store.disk import durable
+from cached.store.fetched import FetchRecord
+from cached.store.publication import Publication, publish_all
+from tests.support.filling import add_blob, manifest_of, tree
+
+REFS = [ModelRef("acme/tiny", f"v{number}") for number in range(3)]
+
+
+def _publication(ref: ModelRef, files: Mapping[str, bytes]) -> Publication:
+    manifest = manifest_of(files)
+    return Publication(ref, manifest, FetchRecord(manifest.digest, "asked", "somewhere", None, "", {}))
+
+
+def _publish(layout: Layout, group: list[Publication]) -> list[str | None]:
+    """Publish a group; return the codes of the errors."""
+    publish_all(layout, DigestJournal(layout.digests, {}), lambda: None, group)
+    return [each.failure.code if isinstance(each.failure, HoldfastError) else None for each in group]
+
+
+def test_an_error_concerns_one_version(layout: Layout) -> None:
+    """A version with a missing blob fails alone and leaves nothing; the others are published, same content included."""
+    add_blob(layout, b"a")
+    group = [_publication(REFS[0], {"f": b"a"}), _publication(REFS[1], {"f": b"b"}), _publication(REFS[2], {"f": b"a"})]
+    assert _publish(layout, group) == [None, "blob_gone", None]
+    named = [snapshots.read_name(layout, ref) for ref in REFS]
+    assert named == [group[0].record.digest, None, group[2].record.digest]
+    assert [fetched.read(layout, ref) for ref in REFS] == [group[0].record, None, group[2].record]
+    assert os.listdir(layout.public.snapshots) == [group[0].record.digest.hex]
+
+
+def test_a_folder_is_synced_once_before_the_next_step(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder of several new names is synced once; no name appears before its snapshot and record are durable."""
+    for data in (b"a", b"b", b"c"):
+        add_blob(layout, data)
+    _publish(layout, [_publication(ModelRef("acme/tiny", "old"), {"f": b"c"})])  # the folders are there
+    synced: list[tuple[Path, int]] = []
+    shared = {layout.public.snapshots, layout.fetched / "acme--tiny", layout.public.models / "acme--tiny"}
+
+    def sync(path: Path) -> None:
+        if path in shared:
+            synced.append((path, sum(snapshots.read_name(layout, ref) is not None for ref in REFS)))
+
+    monkeypatch.setattr(durable, "fsync_dir", sync)
+    assert _publish(layout, [_publication(REFS[0], {"f": b"a"}), _publication(REFS[1], {"f": b"b"})]) == [None, None]
+    order = [layout.public.snapshots, layout.fetched / "acme--tiny", layout.public.models / "acme--tiny"]
+    assert synced == [(order[0], 0), (order[1], 0), (order[2], 2)]
+
+
+def test_a_failed_sync_fails_every_version_in_the_folder(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names that may not be durable are not published; their snapshots are known."""
+    add_blob(layout, b"a")
+    really = durable.fsync_dir
+
+    def sync(path: Path) -> None:
+        if path == layout.public.models / "acme--tiny":
+            raise OSError(5, "Input/output error")
+        really(path)
+
+    monkeypatch.setattr(durable, "fsync_dir", sync)
+    group = [_publication(ref, {"f": b"a"}) for ref in REFS]
+    assert _publish(layout, group) == ["disk"] * 3
+    assert all(each.has_snapshot for each in group)
+
+
+def test_a_group_on_another_root_is_refused(layout: Layout) -> None:
+    """If the root was replaced, every version gets that error, and nothing is written."""
+
+    def check() -> None:
+        raise Transient("root_gone", "gone", "")
+
+    add_blob(layout, b"a")
+    group = [_publication(ref, {"f": b"a"}) for ref in REFS]
+    publish_all(layout, DigestJournal(layout.digests, {}), check, group)
+    assert [each.failure is not None for each in group] == [True] * 3
+    assert tree(layout.public.snapshots) == set()
