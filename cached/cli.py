@@ -25,7 +25,7 @@ COMMANDS = {
     "gc": ("cached.commands.gc:main", "evict the versions without a want, a lease or a pin"),
     "pin": ("cached.commands.pin:main", "keep a version from eviction"),
     "unpin": ("cached.commands.pin:unpin", "let a version be evicted again"),
-    "demo": ("cached.demo:main", "run the whole path on this machine with a real model"),
+    "demo": ("cached.demo.app:main", "run the whole path on this machine with a real model"),
 }
 _RUN_FOR_LONG = ("daemon", "gate", "inject")
 EXIT_USAGE = 2

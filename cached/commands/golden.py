@@ -20,7 +20,7 @@ from typing import Any
 from cached.commands.common import report_errors
 from cached.contract.errors import HoldfastError, Permanent, Transient
 from cached.contract.golden import Case, Environment, Golden, Tolerance, compare
-from cached.contract.program.options import EXIT_DONE, OptionParser
+from cached.contract.program.options import EXIT_DONE, OptionParser, whole_number
 from cached.contract.status import timestamp
 
 _ANSWER_WITHIN_S = 600.0
@@ -71,16 +71,11 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         "--input", action="append", default=[], metavar="TEXT", help="embed or complete this text; may be repeated"
     )
     parser.option("--requests", type=Path, help='a file of lines {"path": "/v1/…", "request": {…}, "name": "…"}')
-    parser.option("--max-tokens", type=_count, default=16, help="tokens to generate for each --input (default 16)")
+    tokens_help = "tokens to generate for each --input (default 16)"
+    parser.option("--max-tokens", type=whole_number(1, 4096), default=16, help=tokens_help)
     parser.option("--absolute", type=_number, help="how far a number may be off, whatever its size")
     parser.option("--relative", type=_number, help="how far a number may be off, as a share of it")
     return parser.parse_args(argv)
-
-
-def _count(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= 4096:
-        raise ValueError(f"expected a number from 1 to 4096, found {text!r}")
-    return int(text)
 
 
 def _number(text: str) -> float:

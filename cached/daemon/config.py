@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cached.contract.layout import DEFAULT_ROOT
-from cached.contract.program.options import OptionParser, parse_address
+from cached.contract.program.options import OptionParser, parse_address, whole_number
 from cached.contract.program.units import parse_duration, parse_rate, parse_size
 
 
@@ -54,8 +54,8 @@ def parse_config(arguments: Sequence[str]) -> Config:
     parser.option("--quota", type=_quota, help="the most the cache may hold, as 2TB; default: the file system")
     parser.option("--high-watermark", type=_share, default=0.90, help="evict above this share of the capacity")
     parser.option("--low-watermark", type=_share, default=0.80, help="evict until below this share")
-    parser.option("--connections", type=_count, default=8, help="connections in all")
-    parser.option("--connections-per-origin", type=_count, help="connections to one origin; default: all")
+    parser.option("--connections", type=whole_number(1, 256), default=8, help="connections in all")
+    parser.option("--connections-per-origin", type=whole_number(1, 256), help="connections to one origin; default: all")
     parser.option("--max-bandwidth", type=_rate, help="the most to receive, as 200MiB/s; default: no limit")
     parser.option("--scrub-rate", type=parse_rate, default=16 << 20, help="hash again at most so fast; 0: never")
     parser.option(
@@ -105,12 +105,6 @@ def _share(text: str) -> float:
     if not 0 < value <= 1:
         raise ValueError(f"expected a share above 0 and at most 1, such as 0.90, found {text!r}")
     return value
-
-
-def _count(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= 256:
-        raise ValueError(f"expected a number from 1 to 256, found {text!r}")
-    return int(text)
 
 
 def _quota(text: str) -> int:

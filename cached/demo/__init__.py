@@ -3,7 +3,3 @@
 Law: start the commands a person would type, talk to them through ports, files and the socket, fake nothing, and leave
 nothing behind.
 """
-
-from cached.demo.app import main
-
-__all__ = ["main"]

