@@ -167,11 +167,13 @@ class DaemonProcess:
         return sum(value for found, value in self.samples(name).items() if labels.items() <= dict(found).items())
 
     def status(self, ref: ModelRef) -> dict[str, Any] | None:
-        """The status file of `ref`; None where there is none."""
+        """The status file of `ref`; None where there is none, or an empty one, which a power cut may leave until the
+        daemon writes it."""
         try:
-            document: dict[str, Any] = json.loads(self.layout.public.model_status(ref).read_bytes())
+            content = self.layout.public.model_status(ref).read_bytes()
         except FileNotFoundError:
             return None
+        document: dict[str, Any] | None = json.loads(content) if content else None
         return document
 
     def state(self, ref: ModelRef) -> str | None:
