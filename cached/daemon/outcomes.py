@@ -30,21 +30,21 @@ class VersionStatuses:
             self._board.reset(ref, State.FAILED, "", None)
         self._board.set_error(ref, State.FAILED, error)
 
-    def show_refused(self, ref: ModelRef, error: Permanent) -> None:
-        """No one who asks for a version can have it: the catalog lacks it, or their pins are wrong. What is here stays
-        ready, for gates open with it: the refusal is the askers' own then."""
-        if ref in self._holdings.models:
-            self._show_ready(ref)
+    def show_refused(self, version: Version, error: Permanent, catalog: Catalog | None) -> None:
+        """Show that every request for a version is refused: the catalog lacks it, or the pins are wrong. A version on
+        the node stays ready, as gates open with it: only the requests are refused then."""
+        if version.ref in self._holdings.models:
+            self._show_ready(version, catalog)
         else:
-            self._board.reset(ref, State.FAILED, "", None)
-            self._board.set_error(ref, State.FAILED, error)
+            self._board.reset(version.ref, State.FAILED, "", None)
+            self._board.set_error(version.ref, State.FAILED, error)
 
-    def show_idle(self, ref: ModelRef) -> None:
-        """A version is neither fetched nor refused: it is here, or there is nothing to say."""
-        if ref in self._holdings.models:
-            self._show_ready(ref)
+    def show_idle(self, version: Version, catalog: Catalog | None) -> None:
+        """Show a version that is neither fetched nor refused: ready, or no status."""
+        if version.ref in self._holdings.models:
+            self._show_ready(version, catalog)
         else:
-            self._board.drop(ref)
+            self._board.drop(version.ref)
 
     def show_pins(self, version: Version, verdicts: Mapping[Digest, Permanent]) -> None:
         """Tell the pods that wait for a version behind a gate that their pin cannot be met; pulls have an answer of
@@ -62,18 +62,12 @@ class VersionStatuses:
                 self._board.set_content(ref, str(digest), None if entry is None else self._stale(ref, digest, entry))
 
     def show_pinned(self, version: Version, catalog: Catalog) -> None:
-        """Say of a version that is here whether its digest is promised now: by the catalog, by a pod, or by the last
-        pull that was met."""
-        ref = version.ref
-        digest = self._holdings.models.get(ref)
-        if digest is None:
-            return
-        entry = catalog.find(ref)
-        promised = any(pod.pin == digest for pod in version.pods) or version.pulled_pin == digest
-        pinned = promised or (entry is not None and entry.digest == digest)
-        status = self._board.get(ref)
-        if status is not None and status.state is State.READY and status.pinned != pinned:
-            self._ready(ref, pinned=pinned)
+        """Show whether the digest of a ready version is promised now."""
+        status = self._board.get(version.ref)
+        if version.ref in self._holdings.models and status is not None and status.state is State.READY:
+            pinned = self._is_pinned(version, catalog)
+            if status.pinned != pinned:
+                self._ready(version.ref, pinned=pinned)
 
     def _stale(self, ref: ModelRef, digest: Digest, entry: CatalogVersion) -> tuple[str, str | None] | None:
         """Why what is here is not what the catalog asks for; unknown origins are told when they are resolved."""
@@ -87,10 +81,17 @@ class VersionStatuses:
             return "source_changed", None if drifted is None else str(drifted)
         return None
 
-    def _show_ready(self, ref: ModelRef) -> None:
-        status = self._board.get(ref)
+    def _show_ready(self, version: Version, catalog: Catalog | None) -> None:
+        status = self._board.get(version.ref)
         if status is None or status.state is not State.READY:
-            self._ready(ref, pinned=False)
+            self._ready(version.ref, pinned=self._is_pinned(version, catalog))
+
+    def _is_pinned(self, version: Version, catalog: Catalog | None) -> bool:
+        """Return whether the catalog, a pod, or the last pull that was met promises the digest on the node."""
+        digest = self._holdings.models[version.ref]
+        entry = None if catalog is None else catalog.find(version.ref)
+        promised = {entry.digest if entry is not None else None, version.pulled_pin, *(pod.pin for pod in version.pods)}
+        return digest in promised
 
     def _ready(self, ref: ModelRef, *, pinned: bool) -> None:
         held = self._holdings

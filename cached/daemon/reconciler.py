@@ -116,7 +116,7 @@ class Reconciler:
         self._litter = True  # whether anything may lie about that a sweep would find: an earlier life's, to begin with
         self._running: _Running | None = None
         self._saying = LogOnce(_log)
-        self._answers = VersionStatuses(parts.board, parts.holdings)
+        self._statuses = VersionStatuses(parts.board, parts.holdings)
 
     # --- what comes in ---------------------------------------------------------------------------------------------
 
@@ -336,16 +336,16 @@ class Reconciler:
             self._all_dirty = False
             self._dirty.update(self._demand.wants, self._demand.refused, records, held)
         dirty, self._dirty = self._dirty, set()
-        self._answers.compare(dirty, self._catalog)
+        self._statuses.compare(dirty, self._catalog)
         for ref in dirty:
-            self._answers.show_pins(self._versions.get(ref), self._index.verdicts(ref))
+            self._statuses.show_pins(self._versions.get(ref), self._index.verdicts(ref))
         looks = {ref: self._looked(ref) for ref in dirty}
         self._carry_out(self._versions.handle_all(looks, self._parts.clock()))
         for step in plan_versions(self._planned(dirty)):
             self._apply(step)
         self._update_demand(self._catalog)  # less the pulls that have their answer
         for ref in dirty:
-            self._answers.show_pinned(self._versions.get(ref), self._catalog)
+            self._statuses.show_pinned(self._versions.get(ref), self._catalog)
 
     def _look_at_pods(self) -> None:
         """A pod uses what it wants."""
@@ -450,11 +450,11 @@ class Reconciler:
             case messages.LogFailure(ref, failure):
                 _log.error("%s: %s", ref, failure)
             case messages.ShowFailed(ref, failure):
-                self._answers.show_failed(ref, failure)
+                self._statuses.show_failed(ref, failure)
             case messages.ShowRefused(ref, refusal):
-                self._answers.show_refused(ref, refusal)
+                self._statuses.show_refused(self._versions.get(ref), refusal, self._catalog)
             case messages.ShowIdle(ref):
-                self._answers.show_idle(ref)
+                self._statuses.show_idle(self._versions.get(ref), self._catalog)
             case messages.CountWant(_, result):
                 metrics.count_request(result)
             case messages.CountWait(_, seconds):

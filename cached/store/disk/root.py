@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import time
 from pathlib import Path
 
 from cached.contract.errors import Transient
@@ -18,6 +19,7 @@ from cached.store.disk.preflight import mount_of
 
 _RECORDS_SHARE, _RECORDS_MOST = 64, 64 * 1024 * 1024
 _UNKNOWN_SIZE = 1 << 62
+_LOCK_PATIENCE_S = 2.0  # a daemon that had to exit at once leaves the closing of its files to a child
 
 
 class Root:
@@ -31,7 +33,7 @@ class Root:
         except OSError as error:
             raise durable.refuse_root(f"{layout.private}: {error.strerror}", "run the daemon as its owner") from error
         try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(self._descriptor)
         except BlockingIOError as error:
             os.close(self._descriptor)
             raise durable.refuse_root(
@@ -94,3 +96,17 @@ class Root:
             f"{self._layout.root}: {how}; nothing is written until it is back",
             "mount it, or move it back; or restart the daemon to begin with what is there now",
         )
+
+
+def _lock(descriptor: int) -> None:
+    """Lock an open folder; raises `BlockingIOError` if it is still locked after `_LOCK_PATIENCE_S`."""
+    deadline = time.monotonic() + _LOCK_PATIENCE_S
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(_LOCK_PATIENCE_S / 40)
+        else:
+            return

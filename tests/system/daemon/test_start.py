@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import socket
 import stat
 import subprocess
+import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -95,6 +97,16 @@ def test_a_second_daemon_on_the_same_root_is_refused(running: DaemonProcess, tmp
     assert result.returncode == 1
     assert "another daemon works here" in result.stderr
     assert running.control.status()["daemon"]["pid"] == running.pid
+
+
+def test_a_lock_that_outlives_its_daemon_for_a_moment_is_waited_for(running: DaemonProcess) -> None:
+    """A child of an earlier daemon may hold the lock a little longer than that daemon lives: the next start goes
+    on when it is free."""
+    assert running.stop() == 0
+    descriptor = os.open(running.layout.private, os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    threading.Timer(0.5, os.close, (descriptor,)).start()
+    running.start()
 
 
 def test_an_occupied_port_is_an_error_with_a_remedy(tmp_path: Path) -> None:
