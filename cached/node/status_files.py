@@ -3,7 +3,7 @@
 Law: the only writer of `public/status`. Writes go through one thread, in order, so a slow disk delays no fetch; they
 are atomic and not synced, since a restart rewrites them. Versions that change at the same time are written in one
 round, each with its newest status: while many versions are fetched, no reader needs a state of a few milliseconds. A
-version that appears, goes, succeeds or fails is written at once.
+version that appears, goes, succeeds, fails or begins anew is written at once.
 """
 
 from __future__ import annotations
@@ -233,8 +233,8 @@ class StatusFiles:
             else:
                 self._statuses[ref] = status
         self.news.set()
-        is_end = status is None or (status.state in _SETTLED and (old is None or old.state is not status.state))
-        self._queue(ref, status, urgent=old is None or is_end)
+        is_urgent = old is None or status is None or _settles(old.state, status.state)
+        self._queue(ref, status, urgent=is_urgent)
 
     def _queue(self, ref: ModelRef, status: ModelStatus | None, *, urgent: bool = False) -> None:
         """Queue the write of a version's file, or its deletion (None), in place of a pending one."""
@@ -337,6 +337,11 @@ class StatusFiles:
 
 def _status(ref: ModelRef, state: State, source: str, digest: str | None, pinned: bool) -> ModelStatus:
     return ModelStatus(ref.name, ref.version, state, digest, pinned, source, None, 0, None, None, "", "", None)
+
+
+def _settles(before: State, now: State) -> bool:
+    """Return whether a version succeeds or fails, or no longer is what it was: a reader must not go on with that."""
+    return before is not now and (before in _SETTLED or now in _SETTLED)
 
 
 def _nothing() -> None:

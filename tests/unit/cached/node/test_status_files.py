@@ -116,7 +116,7 @@ async def test_the_last_word_is_written(public: PublicLayout) -> None:
 async def test_what_a_reader_waits_for_is_written_at_once(
     public: PublicLayout, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A version that appears, goes, succeeds or fails is written without the pause between two rounds."""
+    """A version that appears, goes, succeeds, fails or begins anew is written without the pause between two rounds."""
     monkeypatch.setattr(status_files, "_PAUSE_S", 60.0)
     board = StatusFiles(public, "node", lambda: None)
     for _ in range(20):
@@ -127,6 +127,8 @@ async def test_what_a_reader_waits_for_is_written_at_once(
         await _until(lambda: _state(public, A) == "failed")
         board.set_ready(A, Digest("a" * 64), 1, False, "")
         await _until(lambda: _state(public, A) == "ready")
+        board.reset(A, State.QUEUED, "", None)
+        await _until(lambda: _state(public, A) == "queued")
         board.drop(A)
         await _until(lambda: _state(public, A) is None)
     board.close()
