@@ -22,10 +22,10 @@ from cached.contract.digest import Digest
 from cached.contract.errors import HoldfastError, Permanent
 from cached.contract.layout import Layout
 from cached.contract.program import limits
-from cached.contract.program.limits import start_pool
 from cached.contract.program.logs import log_to_stderr
 from cached.contract.program.options import EXIT_DONE, EXIT_FAILED
 from cached.contract.program.process import SignalThread
+from cached.contract.program.thread_pool import start_pool
 from cached.contract.reference import ModelRef
 from cached.contract.status import ModelStatus, State
 from cached.core.space import Ledger, OnDisk

@@ -20,7 +20,7 @@ from typing import TypeVar
 
 from cached.contract.layout import Layout
 from cached.contract.program import limits
-from cached.contract.program.limits import start_pool
+from cached.contract.program.thread_pool import start_pool
 from cached.fetch.download import Download, DownloadMetrics
 from cached.store.digest_journal import DigestJournal
 from cached.store.disk.verity import Sealing

@@ -28,7 +28,7 @@ from cached.contract.digest import Digest
 from cached.contract.errors import HoldfastError
 from cached.contract.layout import Layout, SnapshotLayout
 from cached.contract.manifest import FileEntry, Manifest
-from cached.contract.program.limits import start_pool
+from cached.contract.program.thread_pool import start_pool
 from cached.contract.status import parse_timestamp, timestamp
 from cached.contract.verified import VerifiedFile, VerifiedRecord
 from cached.node.inventory import Inventory

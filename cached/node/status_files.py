@@ -22,7 +22,7 @@ from typing import Any
 from cached.contract.digest import Digest
 from cached.contract.errors import HoldfastError, Transient
 from cached.contract.layout import PublicLayout
-from cached.contract.program.limits import start_pool
+from cached.contract.program.thread_pool import start_pool
 from cached.contract.reference import ModelRef
 from cached.contract.status import DaemonStatus, ModelStatus, Stale, State, StatusError, encode, timestamp
 from cached.node.disk_watch import hang_error

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import ParamSpec, TypeVar
 
-from cached.contract.program.limits import start_pool
+from cached.contract.program.thread_pool import start_pool
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -9,8 +9,7 @@ from __future__ import annotations
 import errno
 import resource
 import threading
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 
 from cached.contract.errors import Permanent, Transient
 
@@ -87,24 +86,3 @@ def raise_open_files(needed: int) -> int:
     if hard < needed:
         raise Permanent("few_files", f"the limit of open files is {hard}, and {needed} are needed", _FILES_REMEDY)
     return hard
-
-
-def start_pool(threads: int, name: str, initializer: Callable[[], object] | None = None) -> ThreadPoolExecutor:
-    """Return a pool of `threads` running threads. Raises `Transient` (`no_thread`), with no thread left running."""
-    pool = ThreadPoolExecutor(threads, thread_name_prefix=name, initializer=initializer)
-    together = threading.Barrier(threads)  # a thread at the barrier takes no second job, so each job starts a thread
-
-    def arrive() -> None:
-        try:
-            together.wait()
-        except threading.BrokenBarrierError:
-            return
-
-    try:
-        for _ in range(threads):
-            pool.submit(arrive)
-    except RuntimeError as error:
-        together.abort()
-        pool.shutdown(cancel_futures=True)
-        raise no_thread(f"the pool of {threads} threads {name!r}") from error
-    return pool

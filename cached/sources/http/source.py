@@ -10,7 +10,7 @@ from urllib.parse import quote, urlsplit
 
 from cached.contract.errors import HoldfastError, Permanent
 from cached.contract.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES
-from cached.contract.program.limits import start_pool
+from cached.contract.program.thread_pool import start_pool
 from cached.core.listing import Listing, RemoteFile, Unlisted, WeakValidators, check_names, is_reserved
 from cached.sources.base import identity_of, stretched
 from cached.sources.http.index import IndexEntry, path_of, read_index
