@@ -17,6 +17,7 @@ from typing import Any, Self
 import aiohttp
 
 from cached.contract.errors import HoldfastError, Transient
+from cached.core.retries import backoff_s
 from cached.kube.cluster import ApiServer
 from cached.kube.errors import Unreachable, bad_answer, of_status
 
@@ -176,16 +177,16 @@ class Backoff:
 
     def __init__(self, first_s: float, cap_s: float) -> None:
         self._first_s, self._cap_s = first_s, cap_s
-        self._next_s = first_s
+        self._failures = 0
 
     def reset(self) -> None:
         """Note a success: the next pause is the shortest."""
-        self._next_s = self._first_s
+        self._failures = 0
 
     def pause_s(self, error: HoldfastError | None = None) -> float:
         """Return the seconds to wait after a failure, at least the server's Retry-After within the cap."""
-        ceiling, self._next_s = self._next_s, min(self._cap_s, self._next_s * 2)
+        self._failures += 1
         asked = error.retry_after_s if isinstance(error, Transient) else None
         if asked is not None:
             return min(asked, self._cap_s) * random.uniform(1.0, 1.5)  # noqa: S311 - jitter
-        return ceiling * random.uniform(0.5, 1.0)  # noqa: S311 - jitter
+        return backoff_s(self._first_s, self._cap_s, self._failures) * random.uniform(0.5, 1.0)  # noqa: S311 - jitter
