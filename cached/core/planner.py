@@ -98,18 +98,15 @@ _Occupant = InventoryEntry | _Fetch
 
 @dataclass(frozen=True, slots=True)
 class Situation:
-    """All inputs of a plan.
+    """All inputs of a plan of the disk space.
 
-    `active`: the running fetches with their want as last updated. `settled`: permanent failures with their want, and
-    refusals with the reported error; a retry starts when the want changes or the caller removes the entry. `lacking`:
-    the fetches blocked on disk space, the most urgent first, then the oldest, and what each of them needs. `stakes`: of
-    those in `active`, if space is short.
+    `active`: the running fetches with their want as last updated. `lacking`: the fetches blocked on disk space, the
+    most urgent first, then the oldest, and what each of them needs. `stakes`: of those in `active`, if space is short.
     """
 
     demand: Demand
     holdings: Collection[InventoryEntry]
     active: Mapping[ModelRef, Want]
-    settled: Mapping[ModelRef, Want | Permanent]
     space: SpaceUse
     lacking: Mapping[ModelRef, Shortage]
     stakes: Mapping[ModelRef, FetchSpace]
@@ -120,8 +117,9 @@ class Situation:
 @dataclass(frozen=True, slots=True)
 class Versions:
     """The state of some versions, without the space: fields as in `Situation`; `met`: those that are on the node as
-    wanted, without a pending recheck. The steps of one version depend on no other, so a caller may plan the changed
-    versions only."""
+    wanted, without a pending recheck. `settled`: permanent failures with their want, and refusals with the reported
+    error; a retry starts when the want changes or the caller removes the entry. The steps of one version depend on no
+    other, so a caller may plan the changed versions only."""
 
     demand: Demand
     met: Collection[ModelRef]
@@ -129,33 +127,16 @@ class Versions:
     settled: Mapping[ModelRef, Want | Permanent]
 
 
-def plan(situation: Situation) -> tuple[VersionStep | SpaceStep, ...]:
-    """Return the steps in order: first those that release resources, then those that free space, then fetches by
-    urgency."""
-    wants = situation.demand.wants
-    met = {
-        holding.ref
-        for holding in situation.holdings
-        if holding.ref in wants and wants[holding.ref].is_met_by(holding.digest, holding.request)
-    }
-    versions = Versions(situation.demand, met, situation.active, situation.settled)
-    return (*_release_steps(versions), *plan_space(situation), *_fetch_steps(versions))
-
-
 def plan_versions(versions: Versions) -> tuple[VersionStep, ...]:
-    """Return the steps of these versions, in the order of `plan`, without evictions."""
-    return (*_release_steps(versions), *_fetch_steps(versions))
-
-
-def _release_steps(versions: Versions) -> Iterator[VersionStep]:
-    yield from _cancels(versions)
-    yield from _forgets(versions)
-    yield from _refusals(versions)
-
-
-def _fetch_steps(versions: Versions) -> Iterator[VersionStep]:
-    yield from _priorities(versions)
-    yield from _starts(versions)
+    """Return the steps of these versions, without evictions: first those that release resources, then fetches by
+    urgency."""
+    return (
+        *_cancels(versions),
+        *_forgets(versions),
+        *_refusals(versions),
+        *_priorities(versions),
+        *_starts(versions),
+    )
 
 
 def mark_protected(

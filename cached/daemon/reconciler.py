@@ -383,7 +383,6 @@ class Reconciler:
                     demand=self._demand,
                     holdings=self.holdings(),
                     active=self._versions.fetching,
-                    settled={},
                     space=self._parts.ledger.compute_use(),
                     lacking={ref: self._shortage(ref, blocked) for ref, blocked in self._versions.blocked},
                     stakes={ref: self._parts.transfers.stake(ref) for ref in self._versions.fetching},

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -21,8 +22,12 @@ from cached.core.planner import (
     Refuse,
     Reprioritize,
     Situation,
+    SpaceStep,
     StartFetch,
-    plan,
+    Versions,
+    VersionStep,
+    plan_space,
+    plan_versions,
 )
 from cached.core.space import FetchSpace, Shortage, SpaceUse
 
@@ -47,8 +52,25 @@ def demand(*wants: Want, **refused: Permanent) -> Demand:
     return Demand({w.ref: w for w in wants}, {ModelRef(name, "v1"): error for name, error in refused.items()})
 
 
-def situation(wanted: Demand, **changes: Any) -> Situation:
-    made = Situation(
+@dataclass(frozen=True, slots=True)
+class Everything(Situation):
+    """What the plans of versions and of space depend on together."""
+
+    settled: Mapping[ModelRef, Want | Permanent]
+
+
+def plan(everything: Everything) -> tuple[VersionStep | SpaceStep, ...]:
+    """Both plans; what frees space comes after what releases it, and before what takes it."""
+    wants = everything.demand.wants
+    met = {h.ref for h in everything.holdings if h.ref in wants and wants[h.ref].is_met_by(h.digest, h.request)}
+    steps = plan_versions(Versions(everything.demand, met, everything.active, everything.settled))
+    takes = [isinstance(step, Reprioritize | StartFetch) for step in steps]
+    first = takes.index(True) if True in takes else len(steps)
+    return (*steps[:first], *plan_space(everything), *steps[first:])
+
+
+def situation(wanted: Demand, **changes: Any) -> Everything:
+    made = Everything(
         demand=wanted,
         holdings=(),
         active={},
@@ -62,7 +84,7 @@ def situation(wanted: Demand, **changes: Any) -> Situation:
     return replace(made, **changes)
 
 
-def lacking(*wants: Want, size: int, files: int = 0, **changes: Any) -> Situation:
+def lacking(*wants: Want, size: int, files: int = 0, **changes: Any) -> Everything:
     """These are under way, and each waits for so much."""
     active = {w.ref: w for w in wants}
     short = dict.fromkeys(active, Shortage(size, files))
