@@ -163,7 +163,7 @@ class Reconciler:
         `follow`."""
         held, entry = self._parts.holdings, self.to_resolve(ref)
         if entry is None or held.models[ref] != seen.held:
-            return  # it moved meanwhile
+            return  # the name moved since
         if not seen.changed:
             held.drifted.pop(ref, None)
         elif ref not in held.drifted or held.drifted[ref] != seen.digest:
@@ -186,7 +186,7 @@ class Reconciler:
         self.resume(dict.fromkeys(await self._parts.janitor.quarantine(sha256)))
 
     async def put_together(self, digest: Digest) -> None:
-        """Somebody deleted or replaced files of a snapshot: put it together again, or fetch what is nowhere."""
+        """Restore a snapshot with deleted or replaced files, and fetch the files without a copy."""
         self._litter = True
         self.resume(dict.fromkeys(await self._parts.janitor.restore((digest,))))
 
@@ -205,12 +205,12 @@ class Reconciler:
         self._work.set()
 
     def try_again(self) -> None:
-        """The disk takes again what it is given: nobody waits out a pause."""
+        """End all pauses: the disk accepts writes again."""
         self._carry_out(self._versions.nudge(tuple(self._versions.fetching), self._parts.clock()))
         self._work.set()
 
     def try_what_fits(self) -> None:
-        """Others may have freed space that somebody waits for."""
+        """Retry the blocked fetches whose space is free now."""
         fitting = [ref for ref, blocked in self._versions.blocked if self._fits(ref, blocked)]
         self._carry_out(self._versions.nudge(fitting, self._parts.clock()))
 
@@ -239,7 +239,7 @@ class Reconciler:
         return self._catalog is not None and is_kept(self._catalog, ref, self._parts.surroundings.labels)
 
     def evictable(self) -> list[InventoryEntry]:
-        """What nobody wants, uses or keeps, least recently used first."""
+        """Return the versions without a want, a lease or a pin, least recently used first."""
         self._refresh()
         holdings = [h for h in self.holdings() if h.evictable and not self.wanted(h.ref)]
         return by_age(holdings)
@@ -295,7 +295,7 @@ class Reconciler:
     async def _reconcile(self) -> None:
         self._refresh()
         if self._litter and self._is_tight():
-            await self.sweep()  # what nobody can use goes before what somebody might
+            await self.sweep()  # unused blobs go before versions
         await self._make_room()
 
     async def _make_room(self) -> None:
@@ -310,7 +310,7 @@ class Reconciler:
         hopeless = {step.ref for step in steps if isinstance(step, AllowOthers)}
         now = self._parts.clock()
         self._carry_out([*self._versions.seek_room(hopeless, now), *self._versions.admit(now)])
-        for step in steps:  # last, because these take their time, and meanwhile the situation changes
+        for step in steps:  # last: these take time, and the situation changes until they are done
             if isinstance(step, Evict) and not self._stays(step.ref, step.digest, step.reason):
                 await self.evict(step.ref, step.digest, step.reason)
 
@@ -526,7 +526,7 @@ class Reconciler:
     # --- space -----------------------------------------------------------------------------------------------------
 
     def _space_was_freed(self) -> None:
-        """Whoever has what it lacks by now tries again; so does whom the disk refused, which names no size."""
+        """Retry the blocked fetches whose space is free now, and those that the disk refused: it names no size."""
         tries = [
             ref
             for ref, blocked in self._versions.blocked
@@ -535,7 +535,7 @@ class Reconciler:
         self._carry_out(self._versions.nudge(tries, self._parts.clock()))
 
     def _fits(self, ref: ModelRef, blocked: Blocked) -> bool:
-        """Tell whether what a fetch lacks is free by now; False where nobody knows."""
+        """Return whether the space that a fetch lacks is free now; False if the disk does not tell."""
         try:
             needed, use = self._shortage(ref, blocked), self._parts.ledger.compute_use()
         except Transient:

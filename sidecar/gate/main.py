@@ -120,8 +120,8 @@ class Gate:
             self._report_status(want)
 
     def _verify_and_hold(self, want: ModelRequest, found: HeldSnapshot) -> None:
-        """Verify a snapshot and hold it. One that the daemon withdrew meanwhile, as corrupt, is no mismatch: a lease
-        prevents eviction, not that."""
+        """Verify a snapshot and hold it. One that the daemon withdrew during that, as corrupt, is no mismatch: a
+        lease prevents eviction, not that."""
         try:
             self._verify(want, found)
         except BaseException as error:

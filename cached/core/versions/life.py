@@ -305,7 +305,7 @@ def _handle_end(version: Version, event: Arrived | TryFailed | Stopped, now: flo
             return _fail_for_good(version, fetch, event, now)
         case ((Stopped() | TryFailed()), Stopping()):
             return _end_and_show(version)
-        case Stopped(), Running():  # by whoever ends the daemon
+        case Stopped(), Running():  # the daemon ends
             return _end(version, Idle())
         case _:
             return version, ()
@@ -367,7 +367,7 @@ def _end(version: Version, state: Idle | Failed) -> Result:
 
 
 def _end_and_show(version: Version) -> Result:
-    """The fetch is over, and failed for nobody else: show what holds of the version now."""
+    """End the fetch without a failure of the version, and show its status."""
     refused = version.settled
     version, ended = _end(version, Idle())
     if isinstance(refused, Permanent):
