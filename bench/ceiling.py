@@ -51,7 +51,7 @@ def pinned_copy(nbytes: int, device: str) -> float:
         ring = Ring(runtime, _RING // size, size, processors)
         slots = []
         for _ in range(_RING // size):
-            with ring.lent() as (slot, _waited):
+            with ring.lend() as (slot, _waited):
                 slots.append(slot.address)
         for count in _COPY_STREAMS:
             torch.cuda.synchronize(device)

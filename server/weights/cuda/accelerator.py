@@ -78,7 +78,8 @@ class Accelerator:
         self.memory = memory
         self.settings = settings
         self._lock = threading.Lock()
-        self._spare: list[int] = []
+        self._spare_events: list[int] = []
+        self._streams: tuple[int, ...] = ()
         self._ring: Ring | None = None
 
     @cached_property
@@ -86,13 +87,11 @@ class Accelerator:
         """The processors near the device."""
         return near(self.runtime.pci_bus_id())
 
-    @cached_property
-    def _streams(self) -> tuple[int, ...]:
-        return tuple(self.runtime.new_stream() for _ in range(self.settings.streams))
-
     def streams(self) -> tuple[int, ...]:
-        """Return the copy streams."""
+        """Return the copy streams, created on first use."""
         with self._lock, self.memory.current():
+            if not self._streams:
+                self._streams = tuple(self.runtime.new_stream() for _ in range(self.settings.streams))
             return self._streams
 
     def ring(self) -> Ring:
@@ -106,14 +105,14 @@ class Accelerator:
         """Make the stream `later` wait for the present work of the stream `earlier`."""
         with self.memory.current():  # the default stream's handle refers to the calling thread's device
             with self._lock:
-                event = self._spare.pop() if self._spare else self.runtime.new_event()
+                event = self._spare_events.pop() if self._spare_events else self.runtime.new_event()
             try:
                 self.runtime.record(event, earlier)
                 self.runtime.wait(later, event)
             finally:
                 # A wait refers to the record at the time it was queued, so the event can be recorded again at once.
                 with self._lock:
-                    self._spare.append(event)
+                    self._spare_events.append(event)
 
     def check_room(self, nbytes: int) -> None:
         """Raise `Permanent` (`gpu_memory`) where fewer than `nbytes`, and a margin for work, are free."""
@@ -138,9 +137,10 @@ class Accelerator:
             ring, self._ring = self._ring, None
             if ring is not None:
                 ring.close()
-            while self._spare:
-                self.runtime.destroy_event(self._spare.pop())
-            for stream in self.__dict__.pop("_streams", ()):
+            while self._spare_events:
+                self.runtime.destroy_event(self._spare_events.pop())
+            streams, self._streams = self._streams, ()
+            for stream in streams:
                 self.runtime.destroy_stream(stream)
 
 

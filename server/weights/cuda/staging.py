@@ -56,7 +56,7 @@ class RingStaging:
     @contextmanager
     def staged(self, chunk: Chunk) -> Iterator[Staged]:
         reader = self._readers[chunk.file]
-        with self._ring.lent() as (slot, wait_s):
+        with self._ring.lend() as (slot, wait_s):
             began = time.perf_counter()
             cold = direct = 0
             for begin, end, offset in chunk.reads:

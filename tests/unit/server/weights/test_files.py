@@ -165,7 +165,7 @@ def test_the_ring_is_pinned_once(shards: Path, accelerator: Accelerator) -> None
     before = accelerator.ring()
     load_file(shards, accelerator)
     assert accelerator.ring() is before
-    assert before.statistics.lent == 0
+    assert before.lent_slots == 0
 
 
 def test_a_full_device_is_refused_with_both_numbers(tmp_path: Path, accelerator: Accelerator) -> None:
