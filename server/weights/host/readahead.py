@@ -52,13 +52,7 @@ class ReadAhead:
         if size > room:
             return 0
         for path in files:
-            self._read_file(path, folder)
+            with path.open("rb", buffering=0) as file:
+                descriptor = file.fileno()
+                read_ahead(descriptor, 0, os.fstat(descriptor).st_size, lambda: folder not in self._left)
         return size
-
-    def _read_file(self, path: Path, folder: Path) -> None:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            size = os.fstat(descriptor).st_size
-            read_ahead(descriptor, 0, size, lambda: folder not in self._left)
-        finally:
-            os.close(descriptor)
