@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Collection, Iterator, Mapping
-from typing import TypeAlias
+from collections.abc import Collection, Iterable, Iterator
 
 import torch
 
@@ -20,7 +19,7 @@ from server.weights.format.checkpoint import Checkpoint, Source, open_checkpoint
 from server.weights.format.selection import Box
 from server.weights.format.shards import Shards
 from server.weights.host.mapping import HostMap
-from server.weights.load import Item, Options, deliver, item
+from server.weights.load import Options, Wanted, deliver
 from server.weights.report import Bound, LoadReport, Stages
 
 
@@ -44,7 +43,8 @@ def load_file(
     accelerator = find(device)
     with open_checkpoint(source) as checkpoint:
         wanted = choose(checkpoint, keys, shards)
-        return load_open(checkpoint, accelerator, wanted, Options(dtype, cancel, True, time.perf_counter() - began))
+        options = Options(dtype, cancel, headers_s=time.perf_counter() - began)
+        return dict(load_open(checkpoint, accelerator, wanted, options))
 
 
 def iter_tensors(
@@ -65,25 +65,17 @@ def iter_tensors(
     accelerator = find(device)
     with open_checkpoint(source) as checkpoint:
         wanted = choose(checkpoint, keys, shards)
-        if accelerator is None:
-            options = Options(dtype, cancel, True, time.perf_counter() - began)
-            yield from load_open(checkpoint, None, wanted, options).items()
-        else:
-            options = Options(dtype, cancel, False, time.perf_counter() - began)
-            yield from deliver(accelerator, checkpoint, _items(checkpoint, wanted), options)
-
-
-# The tensors to load, in byte order; the part of each, None for all of it.
-Wanted: TypeAlias = Mapping[str, Box | None]
+        options = Options(dtype, cancel, kept=False, headers_s=time.perf_counter() - began)
+        yield from load_open(checkpoint, accelerator, wanted, options)
 
 
 def load_open(
     checkpoint: Checkpoint, accelerator: Accelerator | None, wanted: Wanted, options: Options
-) -> dict[str, torch.Tensor]:
+) -> Iterable[tuple[str, torch.Tensor]]:
     """Load from open files; `accelerator` is None for the CPU."""
-    if accelerator is not None:
-        return dict(deliver(accelerator, checkpoint, _items(checkpoint, wanted), options))
-    return _on_host(checkpoint, wanted, options)
+    if accelerator is None:
+        return _map_tensors(checkpoint, wanted, options).items()
+    return deliver(accelerator, checkpoint, wanted, options)
 
 
 def choose(checkpoint: Checkpoint, keys: Collection[str] | None, shards: Shards | None) -> Wanted:
@@ -103,11 +95,7 @@ def choose(checkpoint: Checkpoint, keys: Collection[str] | None, shards: Shards 
     return {name: shards.part(name, dtypes.of(name, checkpoint.tensors[name].entry)[1]) for name in names}
 
 
-def _items(checkpoint: Checkpoint, wanted: Wanted) -> list[Item]:
-    return [item(checkpoint, name, part) for name, part in wanted.items()]
-
-
-def _on_host(checkpoint: Checkpoint, wanted: Wanted, options: Options) -> dict[str, torch.Tensor]:
+def _map_tensors(checkpoint: Checkpoint, wanted: Wanted, options: Options) -> dict[str, torch.Tensor]:
     began = time.perf_counter()
     mapped = HostMap(checkpoint)
     if wanted and not any(wanted.values()):  # with parts, the bytes between them are not wanted
@@ -121,7 +109,7 @@ def _on_host(checkpoint: Checkpoint, wanted: Wanted, options: Options) -> dict[s
     seconds = time.perf_counter() - began
     report.publish(
         LoadReport(
-            path=str(checkpoint.files[0].path if len(checkpoint.files) == 1 else checkpoint.files[0].path.parent),
+            path=str(checkpoint.path),
             device="cpu",
             method="mapped",
             files=len(checkpoint.files),

@@ -48,7 +48,7 @@ def load_model(
         found = {name: source for name, source in found.items() if name not in left_out}
         used = sorted(set(found.values()))
         options = Options(dtype, headers_s=time.perf_counter() - began)
-        tensors = load_open(checkpoint, accelerator, choose(checkpoint, used, None), options)
+        tensors = dict(load_open(checkpoint, accelerator, choose(checkpoint, used, None), options))
     state = {name: tensors[source] for name, source in found.items()}
     for name, tensor in state.items():
         if name in current and not (tensor.is_floating_point() or tensor.is_complex()):

@@ -11,10 +11,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import chain
+from itertools import chain, islice
 from typing import NamedTuple
 
-from server.weights.format.selection import Run, clip
+from server.weights.format.selection import ByteRun, clip
 from server.weights.settings import PAGE
 
 ALIGNMENT = 16
@@ -27,7 +27,7 @@ class WantedTensor:
     name: str
     file: int
     nbytes: int
-    runs: tuple[Run, ...]
+    runs: tuple[ByteRun, ...]
 
 
 class Read(NamedTuple):
@@ -76,7 +76,7 @@ class Range:
     @cached_property
     def chunks(self) -> tuple[Chunk, ...]:
         """The chunks that fill it, planned on first use: the first bytes move before the last are planned."""
-        return tuple(_chunks(_segments(self.wants, self.placements, self.sizes.gap), self.sizes.chunk))
+        return tuple(_chunks(_segments(self.wants, self.placements, self.sizes.gap_bytes), self.sizes.slot_bytes))
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,21 +92,17 @@ class LoadPlan:
 
     def chunk_count(self, most: int) -> int:
         """Count the chunks, up to `most`."""
-        count = 0
-        for found in self.ranges:
-            if count >= most:
-                break
-            count += len(found.chunks)
-        return min(count, most)
+        chunks = chain.from_iterable(found.chunks for found in self.ranges)
+        return sum(1 for _ in islice(chunks, most))
 
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """`chunk`: a slot's size; `range`: the size at which a range ends; `gap`: unwanted bytes that are read anyway."""
+    """The size of a slot, the size at which a range ends, and the gap between two tensors that is read anyway."""
 
-    chunk: int
-    range: int
-    gap: int
+    slot_bytes: int
+    range_bytes: int
+    gap_bytes: int
 
 
 class _Segment(NamedTuple):
@@ -115,7 +111,7 @@ class _Segment(NamedTuple):
     file: int
     begin: int
     end: int
-    runs: list[Run]
+    runs: list[ByteRun]
 
 
 def make_plan(wants: Iterable[WantedTensor], sizes: Sizes) -> LoadPlan:
@@ -130,7 +126,7 @@ def make_plan(wants: Iterable[WantedTensor], sizes: Sizes) -> LoadPlan:
         placements.append(Placement(want.name, offset, want.nbytes))
         nbytes = offset + want.nbytes
         total += want.nbytes
-        if nbytes >= sizes.range:
+        if nbytes >= sizes.range_bytes:
             ranges.append(Range(nbytes, tuple(placements), tuple(group), sizes))
             group, placements, nbytes = [], [], 0
     if group:
@@ -154,16 +150,16 @@ def _segments(wants: Iterable[WantedTensor], placements: Iterable[Placement], ga
         yield current
 
 
-def _readable(run: Run, gap: int) -> Iterator[Run]:
+def _readable(run: ByteRun, gap: int) -> Iterator[ByteRun]:
     """Split rows that are far apart into reads of their own; keep close rows in one read with the bytes between."""
     if run.rows == 1 or run.pitch - run.width <= gap:
         yield run
     else:
         for row in range(run.rows):
-            yield Run(run.begin + row * run.pitch, run.target + row * run.width, run.width)
+            yield ByteRun(run.begin + row * run.pitch, run.target + row * run.width, run.width)
 
 
-def _append(runs: list[Run], run: Run) -> None:
+def _append(runs: list[ByteRun], run: ByteRun) -> None:
     last = runs[-1]
     behind = last.begin + last.width == run.begin and last.target + last.width == run.target
     if behind and last.rows == run.rows == 1:
@@ -197,7 +193,7 @@ def _cut(segment: _Segment, size: int) -> Iterator[_Segment]:
     if len(segment.runs) == 1 and only.rows == 1:  # adjacent tensors: nearly all of most checkpoints
         for at in range(segment.begin - segment.begin % size, segment.end, size):
             begin, end = max(at, segment.begin), min(at + size, segment.end)
-            yield _Segment(segment.file, begin, end, [Run(begin, only.target + begin - only.begin, end - begin)])
+            yield _Segment(segment.file, begin, end, [ByteRun(begin, only.target + begin - only.begin, end - begin)])
         return
     position, waiting = 0, []
     low = segment.begin

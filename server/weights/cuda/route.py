@@ -9,17 +9,16 @@ import logging
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 import torch
 
 from server.weights.cuda.accelerator import Accelerator
-from server.weights.cuda.copier import Carriage, LoadTotals, carry
+from server.weights.cuda.copier import LoadTotals, carry
 from server.weights.cuda.runtime import HOST_REGISTER_READ_ONLY_SUPPORTED, CudaError
 from server.weights.cuda.staging import FilePages, RegisteredStaging, RingStaging, Staging
-from server.weights.format.checkpoint import WeightFile
 from server.weights.host.reader import Reader
 from server.weights.plan import LoadPlan, Range
 
@@ -34,55 +33,49 @@ class Method(StrEnum):
     REGISTERED = "registered"
 
 
+@dataclass
 class MethodChoice:
-    """Copies plans of one checkpoint by the faster method."""
+    """Copies plans of one checkpoint by the faster method; `method` is that of the last plan."""
 
-    def __init__(
-        self,
-        accelerator: Accelerator,
-        files: Sequence[WeightFile],
-        readers: Sequence[Reader],
-        cancel: threading.Event | None,
-    ) -> None:
-        self.method = Method.RING
-        self._accelerator = accelerator
-        self._files = files
-        self._readers = readers
-        self._cancel = cancel
+    accelerator: Accelerator
+    readers: Sequence[Reader]
+    cancel: threading.Event | None
+    method: Method = Method.RING
 
-    def carry(self, plan: LoadPlan, ahead: int | None, outcome: LoadTotals) -> Iterator[tuple[Range, torch.Tensor]]:
+    def carry(self, plan: LoadPlan, ahead: int, totals: LoadTotals) -> Iterator[tuple[Range, torch.Tensor]]:
         """Yield each range with its bytes, in order."""
         began = time.perf_counter()
-        self._accelerator.ring()  # allocated once, so not part of the measurement
-        outcome.allocate_s += time.perf_counter() - began
-        chosen = _known(self._accelerator)
+        self.accelerator.ring()  # allocated once, so not part of the measurement
+        totals.allocate_s += time.perf_counter() - began
+        chosen = _known(self.accelerator)
         if chosen is None and len(plan.ranges) >= _LEAST_RANGES:
-            ring_s, first = self._measure(plan.ranges[0], Method.RING, outcome)
+            ring_s, first = self._measure(plan.ranges[0], Method.RING, totals)
             yield first
             del first
-            if outcome.tally.cold == 0:  # else the disk was measured
-                registered_s, second = self._measure(plan.ranges[1], Method.REGISTERED, outcome)
-                chosen = _decide(self._accelerator, ring_s, registered_s)
+            if totals.cold == 0:  # else the disk was measured
+                registered_s, second = self._measure(plan.ranges[1], Method.REGISTERED, totals)
+                chosen = _decide(self.accelerator, ring_s, registered_s)
                 yield second
                 del second
             plan = replace(plan, ranges=plan.ranges[1 if chosen is None else 2 :])
         self.method = chosen or Method.RING
-        yield from carry(self._accelerator, plan, self._carriage(self.method, ahead), outcome)
+        yield from self._carry(plan, self.method, ahead, totals)
 
-    def _measure(self, part: Range, method: Method, outcome: LoadTotals) -> tuple[float, tuple[Range, torch.Tensor]]:
+    def _measure(self, part: Range, method: Method, totals: LoadTotals) -> tuple[float, tuple[Range, torch.Tensor]]:
         began = time.perf_counter()
-        (arrived,) = carry(self._accelerator, LoadPlan((part,), part.nbytes), self._carriage(method, None), outcome)
+        (arrived,) = self._carry(LoadPlan((part,), part.nbytes), method, 0, totals)
         return (time.perf_counter() - began) / part.nbytes, arrived
 
-    def _carriage(self, method: Method, ahead: int | None) -> Carriage:
-        return Carriage(self._staging(method), self._cancel, ahead)
+    def _carry(
+        self, plan: LoadPlan, method: Method, ahead: int, totals: LoadTotals
+    ) -> Iterator[tuple[Range, torch.Tensor]]:
+        ring = RingStaging(self.accelerator.ring(), self.readers)
+        pages = [FilePages(reader.file) for reader in self.readers] if method is Method.REGISTERED else []
 
-    def _staging(self, method: Method) -> Callable[[], Staging]:
-        ring = RingStaging(self._accelerator.ring(), self._readers)
-        if method is Method.RING:
-            return lambda: ring
-        pages = [FilePages(file) for file in self._files]
-        return lambda: RegisteredStaging(self._accelerator.runtime, pages, ring)
+        def staging() -> Staging:
+            return RegisteredStaging(self.accelerator.runtime, pages, ring) if pages else ring
+
+        return carry(self.accelerator, plan, staging, totals, cancel=self.cancel, ahead=ahead)
 
 
 _CHOSEN: weakref.WeakKeyDictionary[Accelerator, Method] = weakref.WeakKeyDictionary()

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
 from cached.contract.errors import Permanent
-from server.weights.format.safetensors import Header, TensorEntry, list_shards, read_header_of, tensor_files
+from server.weights.format.safetensors import Header, ShardListing, TensorEntry, list_shards, open_file, read_header_of
 
 _THREADS = 8
 
@@ -68,6 +68,12 @@ class Checkpoint:
             for name, entry in file.header.tensors.items()
         }
 
+    @property
+    def path(self) -> Path:
+        """The file, or the folder of several."""
+        first = self.files[0].path
+        return first if len(self.files) == 1 else first.parent
+
     def __enter__(self) -> Checkpoint:
         return self
 
@@ -87,26 +93,21 @@ class Checkpoint:
 
 def open_checkpoint(source: Source) -> Checkpoint:
     """Open and check every file of `source`; raises `Permanent`."""
-    listing = None
     if isinstance(source, str | os.PathLike):
         path = Path(source)
-        listing = list_shards(path) if path.is_dir() else None
-        paths = [path] if listing is None else listing.paths
+        listing = list_shards(path) if path.is_dir() else ShardListing([path])
     else:
-        paths = [Path(item) for item in source]
+        listing = ShardListing([Path(item) for item in source])
+    paths = listing.paths
     if not paths or len(set(paths)) < len(paths):
         raise Permanent("no_weights", f"expected one or more different files, found {paths}", "name each file once")
-    files = _open_all(paths)
+    checkpoint = Checkpoint(_open_all(paths))
     try:
-        headers = {file.path: file.header for file in files}
-        if listing is None:
-            tensor_files(headers)
-        else:
-            listing.check(headers)
+        listing.check({file.path: file.header for file in checkpoint.files})
     except BaseException:
-        _close(files)
+        checkpoint.close()
         raise
-    return Checkpoint(files)
+    return checkpoint
 
 
 def _open_all(paths: list[Path]) -> list[WeightFile]:
@@ -116,18 +117,15 @@ def _open_all(paths: list[Path]) -> list[WeightFile]:
         futures = [pool.submit(_open, path) for path in paths]
     errors = [error for future in futures if (error := future.exception()) is not None]
     if errors:
-        _close([future.result() for future in futures if future.exception() is None])
+        for future in futures:
+            if future.exception() is None:
+                os.close(future.result().descriptor)
         raise errors[0]
     return [future.result() for future in futures]
 
 
 def _open(path: Path) -> WeightFile:
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError as error:
-        raise Permanent(
-            "unreadable", f"{path}: {error.strerror}", "check that the version is complete and may be read"
-        ) from error
+    descriptor = open_file(path)
     try:
         # The header only: reading ahead would fetch tensors that are not wanted, or that are read past the cache.
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)
@@ -137,11 +135,6 @@ def _open(path: Path) -> WeightFile:
     except BaseException:
         os.close(descriptor)
         raise
-
-
-def _close(files: list[WeightFile]) -> None:
-    for file in files:
-        os.close(file.descriptor)
 
 
 def _identity(descriptor: int) -> Identity:

@@ -29,7 +29,7 @@ class Reader:
     """One file of a load. Safe for several threads."""
 
     def __init__(self, file: WeightFile, settings: LoaderSettings) -> None:
-        self._file = file
+        self.file = file
         self._cache = PageCache(file.descriptor)
         self._always = settings.io is Io.DIRECT
         direct = self._always or (settings.io is Io.AUTO and settings.local_readers == 1)
@@ -47,7 +47,7 @@ class Reader:
             if cold:
                 # All in one request: the kernel's own readahead requests a little at a time.
                 with suppress(OSError):
-                    read_ahead(self._file.descriptor, begin, end)
+                    read_ahead(self.file.descriptor, begin, end)
         self._read_buffered(view[slot + done : slot + end - begin], begin + done)
         return ReadBytes(end - begin if cold else 0, done)
 
@@ -76,17 +76,17 @@ class Reader:
     def _read_buffered(self, view: memoryview, offset: int) -> None:
         while view:
             try:
-                count = os.preadv(self._file.descriptor, [view], offset)
+                count = os.preadv(self.file.descriptor, [view], offset)
             except OSError as error:
                 raise Permanent(
                     "unreadable",
-                    f"{self._file.path}: cannot be read at byte {offset}: {error.strerror}",
+                    f"{self.file.path}: cannot be read at byte {offset}: {error.strerror}",
                     "check the disk (the node's kernel log), and have the version fetched again",
                 ) from error
             if count == 0:
                 raise Permanent(
                     "weights_changed",
-                    f"{self._file.path}: expected {self._file.identity.size} bytes, found its end at byte {offset}: "
+                    f"{self.file.path}: expected {self.file.identity.size} bytes, found its end at byte {offset}: "
                     "it was truncated while it was loaded",
                     "load it again, from a snapshot that no process writes to",
                 )
