@@ -24,7 +24,7 @@ from cached.contract.errors import Permanent
 from cached.contract.program.units import format_size
 from server.lifecycle.snapshot import HeldFolder, hold, target_of
 from server.weights import report
-from server.weights.cuda.accelerator import DeviceLike, find
+from server.weights.cuda.accelerator import DeviceLike, find_accelerator
 from server.weights.files import iter_tensors
 from server.weights.format.safetensors import INDEX_FILE, SINGLE_FILE, list_shards, read_header
 from server.weights.settings import LoaderSettings
@@ -38,7 +38,7 @@ _VARIABLES = {
     "slot_size": "HOLDFAST_LOADER_SLOT_SIZE",
     "io": "HOLDFAST_LOADER_IO",
 }
-_VLLMS = "enable_weights_track"  # a key of newer vLLM versions
+_TRACK = "enable_weights_track"  # a key of newer vLLM versions
 
 # A folder with an index or a single file, or unlisted files.
 Weights: TypeAlias = "Path | list[Path]"
@@ -51,10 +51,10 @@ class HoldfastModelLoader(DefaultModelLoader):  # type: ignore[misc] # vLLM has 
 
     def __init__(self, load_config: Any) -> None:
         extra = load_config.model_loader_extra_config
-        if not isinstance(extra, dict) or extra.keys() - _VARIABLES.keys() - {_VLLMS}:
+        if not isinstance(extra, dict) or extra.keys() - _VARIABLES.keys() - {_TRACK}:
             raise Permanent(
                 "invalid_setting",
-                f"--model-loader-extra-config: expected an object with any of {', '.join(_VARIABLES)} and {_VLLMS}, "
+                f"--model-loader-extra-config: expected an object with any of {', '.join(_VARIABLES)} and {_TRACK}, "
                 f"found {extra!r}",
                 "correct it, or leave it out",
             )
@@ -159,9 +159,11 @@ class HoldfastModelLoader(DefaultModelLoader):  # type: ignore[misc] # vLLM has 
             return "cpu"
         environment = {**os.environ, **self._variables}
         if config is not None:
-            environment["LOCAL_WORLD_SIZE"] = str(_local_readers(config.parallel_config))
+            parallel = config.parallel_config  # all ranks of all local replicas read the same files
+            readers = max(1, int(parallel.local_world_size)) * max(1, int(parallel.data_parallel_size_local))
+            environment["LOCAL_WORLD_SIZE"] = str(readers)
         device = torch.device("cuda", torch.cuda.current_device())
-        return find(device, LoaderSettings.from_environment(environment)) or "cpu"
+        return find_accelerator(device, LoaderSettings.from_environment(environment)) or "cpu"
 
 
 def _weights(source: Any) -> Weights:
@@ -198,9 +200,9 @@ def _hold(model: str) -> Path:
             f"{mounted or '$HOLDFAST_MODEL_PATH'}; --load-format holdfast downloads nothing",
         )
     if target not in _HELD:
-        holding = hold(path)
-        target = holding.snapshot.path
-        _HELD[target] = holding
+        held = hold(path)
+        target = held.snapshot.path
+        _HELD[target] = held
     return target
 
 
@@ -209,11 +211,6 @@ def _current_config() -> Any:
 
     known = getattr(config, "get_current_vllm_config_or_none", None)  # newer versions have it
     return None if known is None else known()
-
-
-def _local_readers(parallel: Any) -> int:
-    """Return the number of this node's processes that read the same files: all ranks of all local replicas."""
-    return max(1, int(parallel.local_world_size)) * max(1, int(parallel.data_parallel_size_local))
 
 
 def _prefixed(prefix: str, tensors: Iterator[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:

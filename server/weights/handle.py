@@ -14,13 +14,13 @@ from typing import Any, TypeAlias
 import torch
 
 from cached.contract.errors import Permanent
-from server.weights.cuda.accelerator import Accelerator, DeviceLike, find
+from server.weights.cuda.accelerator import Accelerator, DeviceLike, find_accelerator
 from server.weights.format import dtypes
 from server.weights.format.checkpoint import Checkpoint, open_checkpoint
 from server.weights.format.safetensors import Header, TensorEntry
-from server.weights.format.selection import box
+from server.weights.format.selection import find_box
 from server.weights.host.mapping import HostMap
-from server.weights.load import Options, deliver
+from server.weights.load import LoadOptions, deliver
 
 _FRAMEWORKS = ("pt", "torch", "pytorch")
 _BACKENDS = ("mmap", "pread")
@@ -48,7 +48,7 @@ class safe_open:
             raise Permanent("unsupported_framework", f"expected the framework pt, found {framework!r}", "ask for pt")
         if Path(filename).is_dir():
             raise Permanent("unreadable", f"{filename}: expected a file, found a folder", "name one of its files")
-        accelerator = find(device)
+        accelerator = find_accelerator(device)
         checkpoint = open_checkpoint(filename)
         self._path = Path(filename)
         self._header = checkpoint.files[0].header
@@ -85,9 +85,9 @@ class safe_open:
         header, tensors = self._open()
         return tensors.load(list(header.tensors))
 
-    def get_slice(self, name: str) -> Slice:
+    def get_slice(self, name: str) -> TensorSlice:
         """Return an unread tensor, to be indexed; raises `Permanent` where the file has none of that name."""
-        return Slice(name, self._entry(name), self._open()[1])
+        return TensorSlice(name, self._entry(name), self._open()[1])
 
     def _open(self) -> tuple[Header, _Tensors]:
         if self._tensors is None:
@@ -103,7 +103,7 @@ class safe_open:
         return entry
 
 
-class Slice:
+class TensorSlice:
     """A tensor whose index reads only the selected bytes."""
 
     def __init__(self, name: str, entry: TensorEntry, tensors: _Tensors) -> None:
@@ -133,10 +133,10 @@ class _HostTensors:
         self._located = checkpoint.tensors
 
     def load(self, names: list[str]) -> dict[str, torch.Tensor]:
-        return {name: self._map.tensor(name, self._located[name]) for name in names}
+        return {name: self._map.view(name, self._located[name]) for name in names}
 
     def load_part(self, name: str, index: Any) -> torch.Tensor:
-        return self._map.tensor(name, self._located[name])[index]
+        return self._map.view(name, self._located[name])[index]
 
 
 class _DeviceTensors:
@@ -148,16 +148,16 @@ class _DeviceTensors:
         weakref.finalize(self, checkpoint.close)
 
     def load(self, names: list[str]) -> dict[str, torch.Tensor]:
-        return dict(deliver(self._accelerator, self._checkpoint, dict.fromkeys(names), Options()))
+        return dict(deliver(self._accelerator, self._checkpoint, dict.fromkeys(names), LoadOptions()))
 
     def load_part(self, name: str, index: Any) -> torch.Tensor:
-        _, shape = dtypes.of(name, self._checkpoint.tensors[name].entry)
-        found = box(shape, index)
+        _, shape = dtypes.resolve(name, self._checkpoint.tensors[name].entry)
+        found = find_box(shape, index)
         if found is None:
             # First on the host: an index beyond a tensor's end on a GPU loses the GPU for the whole process.
             torch.empty((), dtype=torch.uint8).expand(shape)[_to_host(index)]
             return self.load([name])[name][index]
-        return dict(deliver(self._accelerator, self._checkpoint, {name: found}, Options()))[name]
+        return dict(deliver(self._accelerator, self._checkpoint, {name: found}, LoadOptions()))[name]
 
 
 def _to_host(index: Any) -> Any:

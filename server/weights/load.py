@@ -22,7 +22,7 @@ from server.weights.cuda.copier import LoadTotals
 from server.weights.cuda.route import MethodChoice
 from server.weights.format import dtypes
 from server.weights.format.checkpoint import Checkpoint
-from server.weights.format.selection import Box, ByteRun, runs
+from server.weights.format.selection import Box, ByteRun, iterate_runs
 from server.weights.host.reader import Reader
 from server.weights.plan import ALIGNMENT, Placement, Sizes, WantedTensor, make_plan
 from server.weights.report import Bound, LoadReport, Stages
@@ -46,7 +46,7 @@ class _Item:
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
+class LoadOptions:
     """`dtype`: the target of plain numbers. `kept`: the consumer keeps all tensors, so all ranges may be in progress.
     `headers_s`: seconds spent on opening, for the report."""
 
@@ -57,13 +57,13 @@ class Options:
 
 
 def deliver(
-    accelerator: Accelerator, checkpoint: Checkpoint, wanted: Wanted, options: Options
+    accelerator: Accelerator, checkpoint: Checkpoint, wanted: Wanted, options: LoadOptions
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield the tensors, in the order of the files and of their bytes; raises `HoldfastError`."""
     began = time.perf_counter()
     settings = accelerator.settings
     items = {name: _item(checkpoint, name, part) for name, part in wanted.items()}
-    converts = any(dtypes.wanted(item.dtype, options.dtype) != item.dtype for item in items.values())
+    converts = any(dtypes.convert(item.dtype, options.dtype) != item.dtype for item in items.values())
     range_bytes = settings.convert_range_bytes if converts else settings.range_bytes
     accelerator.check_room(_needed_bytes(items.values(), options, range_bytes, converts=converts))
     plan = make_plan(
@@ -75,12 +75,12 @@ def deliver(
     with ExitStack() as stack:
         readers = [stack.enter_context(closing(Reader(file, settings))) for file in checkpoint.files]
         choice = MethodChoice(accelerator, readers, options.cancel)
-        for filled, buffer in choice.carry(plan, ahead, totals):
+        for filled, buffer in choice.copy(plan, ahead, totals):
             for placement in filled.placements:
                 item = items[placement.name]
                 tensor = _view(buffer, placement, item)
                 at = time.perf_counter()
-                tensor = tensor.to(dtypes.wanted(item.dtype, options.dtype))
+                tensor = tensor.to(dtypes.convert(item.dtype, options.dtype))
                 convert_s += time.perf_counter() - at
                 yield placement.name, tensor
                 del tensor
@@ -99,13 +99,7 @@ def deliver(
             device_bytes=plan.device_bytes,
             seconds=time.perf_counter() - began + options.headers_s,
             stages=Stages(
-                options.headers_s,
-                planned_s,
-                totals.allocate_s,
-                convert_s,
-                totals.read_s,
-                totals.copy_s,
-                totals.wait_s,
+                options.headers_s, planned_s, totals.allocate_s, convert_s, totals.read_s, totals.copy_s, totals.wait_s
             ),
             bound=_bound(totals, plan.nbytes),
         )
@@ -114,13 +108,13 @@ def deliver(
 
 def _item(checkpoint: Checkpoint, name: str, part: Box | None) -> _Item:
     file, entry = checkpoint.tensors[name]
-    dtype, shape = dtypes.of(name, entry)
+    dtype, shape = dtypes.resolve(name, entry)
     if part is None:
         nbytes = entry.end - entry.begin
         whole = (ByteRun(entry.begin, 0, nbytes),) if nbytes else ()
         return _Item(WantedTensor(name, file, nbytes, whole), dtype, shape, ())
     nbytes = math.prod(part.shape) * dtype.itemsize
-    found = tuple(runs(entry.begin, shape, dtype.itemsize, part))
+    found = tuple(iterate_runs(entry.begin, shape, dtype.itemsize, part))
     return _Item(WantedTensor(name, file, nbytes, found), dtype, part.shape, part.residue)
 
 
@@ -132,7 +126,7 @@ def _view(buffer: torch.Tensor, placement: Placement, item: _Item) -> torch.Tens
     return tensor[item.residue] if item.residue else tensor
 
 
-def _needed_bytes(items: Collection[_Item], options: Options, range_bytes: int, *, converts: bool) -> int:
+def _needed_bytes(items: Collection[_Item], options: LoadOptions, range_bytes: int, *, converts: bool) -> int:
     """Return the most bytes of the device that the loader itself keeps at once."""
     raw = [item.want.nbytes + ALIGNMENT for item in items]
     in_progress = (_AHEAD + 2) * (range_bytes + max(raw, default=0))
@@ -140,7 +134,7 @@ def _needed_bytes(items: Collection[_Item], options: Options, range_bytes: int, 
         return min(sum(raw), in_progress)
     if not converts:
         return sum(raw)
-    kept = sum(math.prod(item.shape) * dtypes.wanted(item.dtype, options.dtype).itemsize for item in items)
+    kept = sum(math.prod(item.shape) * dtypes.convert(item.dtype, options.dtype).itemsize for item in items)
     return kept + min(sum(raw), in_progress)
 
 

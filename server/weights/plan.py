@@ -65,7 +65,7 @@ class Placement(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Range:
+class DeviceRange:
     """One allocation on the device, and how it is filled."""
 
     nbytes: int
@@ -83,7 +83,7 @@ class Range:
 class LoadPlan:
     """`nbytes` is the sum of the tensors; the ranges together are slightly larger."""
 
-    ranges: tuple[Range, ...]
+    ranges: tuple[DeviceRange, ...]
     nbytes: int
 
     @property
@@ -116,7 +116,7 @@ class _Segment(NamedTuple):
 
 def make_plan(wants: Iterable[WantedTensor], sizes: Sizes) -> LoadPlan:
     """Plan for `wants`, which are in the order of the files and of their bytes."""
-    ranges: list[Range] = []
+    ranges: list[DeviceRange] = []
     group: list[WantedTensor] = []
     placements: list[Placement] = []
     nbytes = total = 0
@@ -127,10 +127,10 @@ def make_plan(wants: Iterable[WantedTensor], sizes: Sizes) -> LoadPlan:
         nbytes = offset + want.nbytes
         total += want.nbytes
         if nbytes >= sizes.range_bytes:
-            ranges.append(Range(nbytes, tuple(placements), tuple(group), sizes))
+            ranges.append(DeviceRange(nbytes, tuple(placements), tuple(group), sizes))
             group, placements, nbytes = [], [], 0
     if group:
-        ranges.append(Range(nbytes, tuple(placements), tuple(group), sizes))
+        ranges.append(DeviceRange(nbytes, tuple(placements), tuple(group), sizes))
     return LoadPlan(tuple(ranges), total)
 
 

@@ -15,7 +15,7 @@ import torch
 import transformers
 
 from cached.contract.errors import Permanent
-from server.weights.cuda.accelerator import find
+from server.weights.cuda.accelerator import find_accelerator
 from server.weights.files import load_file
 from server.weights.format.dtypes import CONVERTED
 
@@ -55,7 +55,7 @@ def load_pretrained(
         )
     config, passed_on = _read_overridden_config(path, overrides)
     model_class, config = _class(path, model_class, config)
-    find(device)  # raises for a missing device before a byte is read
+    find_accelerator(device)  # raises for a missing device before a byte is read
     tensors = load_file(path, device)
     wanted = _dtype(dtype, config, tensors.values())
     module, info = assemble(path, model_class, config, tensors, {"dtype": wanted, **passed_on})

@@ -86,7 +86,7 @@ def subscribe(listener: Callable[[LoadReport], None]) -> Callable[[], None]:
     return stop
 
 
-def recent() -> list[LoadReport]:
+def list_recent() -> list[LoadReport]:
     """Return the reports of this process's last loads, oldest first."""
     with _LOCK:
         return list(_RECENT)

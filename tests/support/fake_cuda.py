@@ -172,17 +172,17 @@ class FakeRuntime:
             while self._queues[stream]:
                 self._step(stream)
 
-    def memory(self) -> tuple[int, int]:
+    def get_memory(self) -> tuple[int, int]:
         self._count("cudaMemGetInfo")
         self._check_device("cudaMemGetInfo")
         with self._lock:
             return self.free - sum(self._allocated.values()), self.free
 
-    def attribute(self, number: int) -> int:
+    def get_attribute(self, number: int) -> int:
         assert number == HOST_REGISTER_READ_ONLY_SUPPORTED
         return int(self._read_only)
 
-    def pci_bus_id(self) -> str:
+    def get_pci_bus_id(self) -> str:
         return "ffff:ff:1f.7"
 
     # what tests look at

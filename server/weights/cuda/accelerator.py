@@ -15,7 +15,7 @@ import torch
 
 from cached.contract.errors import Permanent
 from cached.contract.program.units import format_size
-from server.weights.cuda.processors import near
+from server.weights.cuda.processors import find_near
 from server.weights.cuda.ring import Ring
 from server.weights.cuda.runtime import Runtime
 from server.weights.settings import LoaderSettings
@@ -85,16 +85,16 @@ class Accelerator:
     @cached_property
     def processors(self) -> frozenset[int]:
         """The processors near the device."""
-        return near(self.runtime.pci_bus_id())
+        return find_near(self.runtime.get_pci_bus_id())
 
-    def streams(self) -> tuple[int, ...]:
+    def get_streams(self) -> tuple[int, ...]:
         """Return the copy streams, created on first use."""
         with self._lock, self.memory.current():
             if not self._streams:
                 self._streams = tuple(self.runtime.new_stream() for _ in range(self.settings.streams))
             return self._streams
 
-    def ring(self) -> Ring:
+    def get_ring(self) -> Ring:
         """Return the pinned memory, allocated on first use."""
         with self._lock, self.memory.current():
             if self._ring is None:
@@ -116,7 +116,7 @@ class Accelerator:
 
     def check_room(self, nbytes: int) -> None:
         """Raise `Permanent` (`gpu_memory`) where fewer than `nbytes`, and a margin for work, are free."""
-        free, total = self.memory_free()
+        free, total = self.get_free_memory()
         if nbytes + _MARGIN > free:
             raise Permanent(
                 "gpu_memory",
@@ -125,10 +125,10 @@ class Accelerator:
                 _NO_ROOM,
             )
 
-    def memory_free(self) -> tuple[int, int]:
+    def get_free_memory(self) -> tuple[int, int]:
         """Return the bytes that a load may use now, and the device's total."""
         with self.memory.current():
-            free, total = self.runtime.memory()
+            free, total = self.runtime.get_memory()
         return free + self.memory.reusable(), total
 
     def close(self) -> None:
@@ -148,7 +148,7 @@ class Accelerator:
 DeviceLike: TypeAlias = "str | int | torch.device | Accelerator"
 
 
-def find(device: DeviceLike, settings: LoaderSettings | None = None) -> Accelerator | None:
+def find_accelerator(device: DeviceLike, settings: LoaderSettings | None = None) -> Accelerator | None:
     """Return the accelerator for `device`, None for the CPU; raises `Permanent` where there is no such device.
     `settings` default to the environment's; a given accelerator keeps its own."""
     if isinstance(device, Accelerator):

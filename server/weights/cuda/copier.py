@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 
@@ -24,16 +25,11 @@ from cached.contract.program import limits
 from server.weights.cuda.accelerator import Accelerator
 from server.weights.cuda.runtime import CudaError
 from server.weights.cuda.staging import Staged, Staging
-from server.weights.plan import Chunk, LoadPlan, Range
+from server.weights.plan import Chunk, DeviceRange, LoadPlan
+
+FilledRange: TypeAlias = tuple[DeviceRange, torch.Tensor]
 
 _INLINE_CHUNKS = 2  # up to so many run in the caller's own thread: starting threads would cost more
-
-
-class LoadCancelled(Transient):
-    """The load was cancelled by its caller."""
-
-    def __init__(self) -> None:
-        super().__init__("load_cancelled", "the load was cancelled", "")
 
 
 @dataclass(slots=True)
@@ -60,12 +56,12 @@ class LoadTotals:
 class _Filling:
     """A range in progress: `left` chunks are not queued on the device yet."""
 
-    wanted: Range
+    wanted: DeviceRange
     buffer: torch.Tensor
     left: int
 
 
-def carry(
+def copy_ranges(
     accelerator: Accelerator,
     plan: LoadPlan,
     staging: Callable[[], Staging],
@@ -73,7 +69,7 @@ def carry(
     *,
     cancel: threading.Event | None,
     ahead: int,
-) -> Iterator[tuple[Range, torch.Tensor]]:
+) -> Iterator[FilledRange]:
     """Yield each range with its bytes, in order, while up to `ahead` later ranges are in progress; raises
     `HoldfastError`. Each thread copies from a `staging` of its own. Close the iterator to stop early."""
     chunks = plan.chunk_count(accelerator.settings.threads + _INLINE_CHUNKS)
@@ -111,7 +107,7 @@ class _Flow:
         self._thread_totals = LoadTotals()  # a sum, until `drain` adds the mean to the load's
         self._cancel = cancel
         self._consumer = accelerator.memory.stream()
-        self._streams = accelerator.streams()
+        self._streams = accelerator.get_streams()
         self._jobs: queue.SimpleQueue[tuple[Chunk, _Filling] | None] = queue.SimpleQueue()
         self._fillings: deque[_Filling] = deque()
         self._changed = threading.Condition()
@@ -120,7 +116,7 @@ class _Flow:
         self._threads: list[threading.Thread] = []
         self._wanted = 0 if chunks <= _INLINE_CHUNKS else min(accelerator.settings.threads, chunks)
 
-    def begin(self, wanted: Range) -> None:
+    def begin(self, wanted: DeviceRange) -> None:
         """Allocate a range and start to fill it."""
         self._check_cancelled()
         began = time.perf_counter()
@@ -146,7 +142,7 @@ class _Flow:
                 break
             self._threads.append(thread)
 
-    def finish(self) -> tuple[Range, torch.Tensor]:
+    def finish(self) -> FilledRange:
         """Return the oldest range, once the consumer's stream waits for the last of its bytes."""
         filling = self._fillings[0]
         with self._changed:
@@ -204,7 +200,7 @@ class _Flow:
             while (job := self._jobs.get()) is not None and not self._stopped:
                 chunk, filling = job
                 self._check_cancelled()
-                with staging.staged(chunk) as staged:
+                with staging.stage(chunk) as staged:
                     self._submit(chunk, staged, filling.buffer.data_ptr(), stream, totals)
                 with self._changed:
                     filling.left -= 1
@@ -219,7 +215,7 @@ class _Flow:
 
     def _check_cancelled(self) -> None:
         if self._cancel is not None and self._cancel.is_set():
-            raise LoadCancelled
+            raise Transient("load_cancelled", "the load was cancelled", "")
 
     def _submit(self, chunk: Chunk, staged: Staged, target: int, stream: int, totals: LoadTotals) -> None:
         began = time.perf_counter()

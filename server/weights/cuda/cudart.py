@@ -100,17 +100,17 @@ class CudaRuntime:
     def drain(self, stream: int) -> None:
         self._call("cudaStreamSynchronize", stream)
 
-    def memory(self) -> tuple[int, int]:
+    def get_memory(self) -> tuple[int, int]:
         free, total = ctypes.c_size_t(), ctypes.c_size_t()
         self._call("cudaMemGetInfo", ctypes.byref(free), ctypes.byref(total))
         return free.value, total.value
 
-    def attribute(self, number: int) -> int:
+    def get_attribute(self, number: int) -> int:
         value = ctypes.c_int()
         self._call("cudaDeviceGetAttribute", ctypes.byref(value), number, self._device)
         return value.value
 
-    def pci_bus_id(self) -> str:
+    def get_pci_bus_id(self) -> str:
         text = ctypes.create_string_buffer(_BUS_ID_BYTES)
         self._call("cudaDeviceGetPCIBusId", text, _BUS_ID_BYTES, self._device)
         return text.value.decode().lower()

@@ -65,10 +65,10 @@ class Runtime(Protocol):
     def drain(self, stream: int) -> None:
         """Block until `stream` is empty."""
 
-    def memory(self) -> tuple[int, int]:
+    def get_memory(self) -> tuple[int, int]:
         """Return the free and total bytes of the device."""
 
-    def attribute(self, number: int) -> int: ...
+    def get_attribute(self, number: int) -> int: ...
 
-    def pci_bus_id(self) -> str:
+    def get_pci_bus_id(self) -> str:
         """Return the bus id as sysfs has it, in lower case: `0000:3b:00.0`."""

@@ -40,7 +40,7 @@ class Staged(NamedTuple):
 class Staging(Protocol):
     """The source of one thread's chunks. An error may leave `staged` only when the copies are done."""
 
-    def staged(self, chunk: Chunk) -> AbstractContextManager[Staged]: ...
+    def stage(self, chunk: Chunk) -> AbstractContextManager[Staged]: ...
 
     def close(self) -> None:
         """Release everything, once the device has finished with it."""
@@ -54,7 +54,7 @@ class RingStaging:
         self._readers = readers
 
     @contextmanager
-    def staged(self, chunk: Chunk) -> Iterator[Staged]:
+    def stage(self, chunk: Chunk) -> Iterator[Staged]:
         reader = self._readers[chunk.file]
         with self._ring.lend() as (slot, wait_s):
             began = time.perf_counter()
@@ -88,10 +88,10 @@ class RegisteredStaging:
         self._spare: list[int] = []
 
     @contextmanager
-    def staged(self, chunk: Chunk) -> Iterator[Staged]:
+    def stage(self, chunk: Chunk) -> Iterator[Staged]:
         pinned = self._pin(chunk)
         if pinned is None:
-            with self._ring.staged(chunk) as staged:
+            with self._ring.stage(chunk) as staged:
                 yield staged
             return
         began, wait_s = time.perf_counter(), 0.0

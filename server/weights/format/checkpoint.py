@@ -21,31 +21,24 @@ _THREADS = 8
 Source: TypeAlias = "str | os.PathLike[str] | Sequence[str | os.PathLike[str]]"
 
 
-class Identity(NamedTuple):
-    """The inode, size and mtime by which a changed file is recognized."""
-
-    inode: int
-    size: int
-    mtime_ns: int
-
-
 @dataclass(frozen=True, slots=True)
 class WeightFile:
     """One open file and its header."""
 
     path: Path
     descriptor: int
-    identity: Identity
+    size: int
+    mtime_ns: int
     header: Header
 
     def check(self) -> None:
         """Raise `Permanent` (`weights_changed`) where the file changed since its header was read."""
-        now = _identity(self.descriptor)
-        if now != self.identity:
+        now = os.fstat(self.descriptor)
+        if (now.st_size, now.st_mtime_ns) != (self.size, self.mtime_ns):
             raise Permanent(
                 "weights_changed",
-                f"{self.path}: expected {self.identity.size} bytes last changed at {self.identity.mtime_ns} ns, found "
-                f"{now.size} bytes changed at {now.mtime_ns} ns: it was written to while it was loaded",
+                f"{self.path}: expected {self.size} bytes last changed at {self.mtime_ns} ns, found "
+                f"{now.st_size} bytes changed at {now.st_mtime_ns} ns: it was written to while it was loaded",
                 "load it again, from a snapshot that no process writes to",
             )
 
@@ -131,12 +124,8 @@ def _open(path: Path) -> WeightFile:
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)
         header = read_header_of(path, descriptor)
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_NORMAL)
-        return WeightFile(path, descriptor, _identity(descriptor), header)
+        status = os.fstat(descriptor)
+        return WeightFile(path, descriptor, status.st_size, status.st_mtime_ns, header)
     except BaseException:
         os.close(descriptor)
         raise
-
-
-def _identity(descriptor: int) -> Identity:
-    found = os.fstat(descriptor)
-    return Identity(found.st_ino, found.st_size, found.st_mtime_ns)

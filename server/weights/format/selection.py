@@ -36,7 +36,7 @@ class Box:
     residue: tuple[int | slice, ...]
 
 
-def box(shape: tuple[int, ...], index: object) -> Box | None:
+def find_box(shape: tuple[int, ...], index: object) -> Box | None:
     """Return the smallest box that contains `index` of a tensor of `shape`; None where the tensor must be indexed.
 
     Supports integers, slices with positive steps and `...`. What torch refuses, and its other indexes, need the tensor.
@@ -82,7 +82,7 @@ def _fits(length: int, item: int | slice) -> bool:
     return item.step is None or item.step > 0
 
 
-def runs(begin: int, shape: tuple[int, ...], itemsize: int, part: Box) -> Iterator[ByteRun]:
+def iterate_runs(begin: int, shape: tuple[int, ...], itemsize: int, part: Box) -> Iterator[ByteRun]:
     """Yield the bytes of `part` of a tensor that begins at byte `begin`, in file order."""
     if math.prod(part.shape) == 0:
         return

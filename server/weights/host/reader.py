@@ -33,14 +33,17 @@ class Reader:
         self._cache = PageCache(file.descriptor)
         self._always = settings.io is Io.DIRECT
         direct = self._always or (settings.io is Io.AUTO and settings.local_readers == 1)
-        self._direct = _open_direct(file.descriptor) if direct else None
+        self._direct: int | None = None
+        if direct:
+            with suppress(OSError):  # tmpfs of older kernels, some network and overlay file systems
+                self._direct = os.open(f"/proc/self/fd/{file.descriptor}", os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECT)
         self._lock = _Presence(file.descriptor) if self._direct is not None and not self._always else None
 
     def read(self, view: memoryview, begin: int, end: int, slot: int) -> ReadBytes:
         """Read the bytes `begin` to `end` to `slot` in the view; `slot` is `begin` modulo the page size. May also write
         the pages around them in the view. Raises `Permanent` where the file is shorter."""
-        cold = self._cache.cold(begin, end)
-        if self._direct is not None and (cold or self._always) and (self._lock is None or self._lock.alone()):
+        cold = self._cache.is_cold(begin, end)
+        if self._direct is not None and (cold or self._always) and (self._lock is None or self._lock.is_alone()):
             done = self._read_direct(self._direct, view, begin, end, slot)
         else:
             done = 0
@@ -86,7 +89,7 @@ class Reader:
             if count == 0:
                 raise Permanent(
                     "weights_changed",
-                    f"{self.file.path}: expected {self.file.identity.size} bytes, found its end at byte {offset}: "
+                    f"{self.file.path}: expected {self.file.size} bytes, found its end at byte {offset}: "
                     "it was truncated while it was loaded",
                     "load it again, from a snapshot that no process writes to",
                 )
@@ -104,14 +107,14 @@ class _Presence:
         self._descriptor = os.open(f"/proc/self/fd/{descriptor}", os.O_RDONLY | os.O_CLOEXEC)
         self._share()
 
-    def alone(self) -> bool:
+    def is_alone(self) -> bool:
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
         except OSError:  # another reader, or a file system without locks, where that is unknown
-            self._share()
             return False
-        self._share()
-        return True
+        finally:
+            self._share()
 
     def close(self) -> None:
         os.close(self._descriptor)
@@ -119,10 +122,3 @@ class _Presence:
     def _share(self) -> None:
         with suppress(OSError):
             fcntl.flock(self._descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-
-
-def _open_direct(descriptor: int) -> int | None:
-    try:
-        return os.open(f"/proc/self/fd/{descriptor}", os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECT)
-    except OSError:  # tmpfs of older kernels, some network and overlay file systems
-        return None
