@@ -38,7 +38,7 @@ class Staged(NamedTuple):
 
 
 class Staging(Protocol):
-    """The source of one thread's chunks. An error may leave `staged` only when the copies are done."""
+    """The source of one thread's chunks. An error may leave `stage` only when the copies are done."""
 
     def stage(self, chunk: Chunk) -> AbstractContextManager[Staged]: ...
 
@@ -89,18 +89,20 @@ class RegisteredStaging:
 
     @contextmanager
     def stage(self, chunk: Chunk) -> Iterator[Staged]:
+        if not self._spare:
+            self._spare.append(self._runtime.new_event())  # before a page is pinned: an error here leaves none pinned
         pinned = self._pin(chunk)
         if pinned is None:
             with self._ring.stage(chunk) as staged:
                 yield staged
             return
-        began, wait_s = time.perf_counter(), 0.0
-        if len(self._held) >= _HELD:
-            self._release()
-            wait_s = time.perf_counter() - began
-        read = chunk.reads[0]
-        event = self._spare.pop() if self._spare else self._runtime.new_event()
+        event = self._spare.pop()
         self._held.append((pinned, event))
+        began = time.perf_counter()
+        if len(self._held) > _HELD:
+            self._release()
+        wait_s = time.perf_counter() - began
+        read = chunk.reads[0]
         yield Staged(self._pages[chunk.file].base + read.begin - read.slot, event, ReadBytes(0, 0), wait_s, 0.0)
 
     def close(self) -> None:
@@ -122,7 +124,8 @@ class RegisteredStaging:
         return address
 
     def _release(self) -> None:
-        address, event = self._held.popleft()
+        address, event = self._held[0]
         self._runtime.synchronize(event)
         self._runtime.unregister(address)
+        self._held.popleft()  # after both: what an error leaves pinned is released by `close`
         self._spare.append(event)
