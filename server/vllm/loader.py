@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
+from vllm import config as vllm_config
 from vllm.logger import init_logger
 from vllm.model_executor.model_loader import weight_utils
 from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
@@ -150,7 +151,8 @@ class HoldfastModelLoader(DefaultModelLoader):  # type: ignore[misc] # vLLM has 
 
     def _device(self) -> DeviceLike:
         """Return this rank's GPU, or the CPU where vLLM runs on one or on a device this loader does not know."""
-        config = self._vllm_config or _current_config()
+        current = getattr(vllm_config, "get_current_vllm_config_or_none", None)  # newer versions have it
+        config = self._vllm_config or (current() if current is not None else None)
         engram = getattr(config, "engram_config", None)
         if engram is not None and engram.cpu_offload:  # tables larger than the device
             return "cpu"
@@ -204,13 +206,6 @@ def _hold(model: str) -> Path:
         target = held.snapshot.path
         _HELD[target] = held
     return target
-
-
-def _current_config() -> Any:
-    from vllm import config
-
-    known = getattr(config, "get_current_vllm_config_or_none", None)  # newer versions have it
-    return None if known is None else known()
 
 
 def _prefixed(prefix: str, tensors: Iterator[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:

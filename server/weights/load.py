@@ -24,7 +24,7 @@ from server.weights.format import dtypes
 from server.weights.format.checkpoint import Checkpoint
 from server.weights.format.selection import Box, ByteRun, iterate_runs
 from server.weights.host.reader import Reader
-from server.weights.plan import ALIGNMENT, Placement, Sizes, WantedTensor, make_plan
+from server.weights.plan import ALIGNMENT, Sizes, WantedTensor, make_plan
 from server.weights.report import Bound, LoadReport, Stages
 
 # Ranges in progress beyond the one being consumed, where the consumer drops each: the next is read in that time.
@@ -76,13 +76,13 @@ def deliver(
         readers = [stack.enter_context(closing(Reader(file, settings))) for file in checkpoint.files]
         choice = MethodChoice(accelerator, readers, options.cancel)
         for filled, buffer in choice.copy(plan, ahead, totals):
-            for placement in filled.placements:
-                item = items[placement.name]
-                tensor = _view(buffer, placement, item)
+            for want, offset in filled.placements:
+                item = items[want.name]
+                tensor = _view(buffer, offset, item)
                 at = time.perf_counter()
                 tensor = tensor.to(dtypes.convert(item.dtype, options.dtype))
                 convert_s += time.perf_counter() - at
-                yield placement.name, tensor
+                yield want.name, tensor
                 del tensor
             del buffer
         checkpoint.check()
@@ -118,11 +118,11 @@ def _item(checkpoint: Checkpoint, name: str, part: Box | None) -> _Item:
     return _Item(WantedTensor(name, file, nbytes, found), dtype, part.shape, part.residue)
 
 
-def _view(buffer: torch.Tensor, placement: Placement, item: _Item) -> torch.Tensor:
-    if placement.nbytes == 0:
+def _view(buffer: torch.Tensor, offset: int, item: _Item) -> torch.Tensor:
+    if item.want.nbytes == 0:
         tensor = torch.empty(item.shape, dtype=item.dtype, device=buffer.device)
     else:
-        tensor = buffer[placement.offset : placement.offset + placement.nbytes].view(item.dtype).view(item.shape)
+        tensor = buffer[offset : offset + item.want.nbytes].view(item.dtype).view(item.shape)
     return tensor[item.residue] if item.residue else tensor
 
 

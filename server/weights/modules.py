@@ -61,10 +61,8 @@ def load_model(
 def _ties(module: torch.nn.Module) -> list[list[str]]:
     """Return the names of each parameter or buffer that has several."""
     names: dict[int, list[str]] = {}
-    for name, tensor in (
-        *module.named_parameters(remove_duplicate=False),
-        *module.named_buffers(remove_duplicate=False),
-    ):
+    tensors = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
+    for name, tensor in tensors:
         names.setdefault(id(tensor), []).append(name)
     return [group for group in names.values() if len(group) > 1]
 
@@ -95,8 +93,7 @@ def _placeholders(
 
 def _tie(module: torch.nn.Module, ties: list[list[str]]) -> None:
     for group in ties:
-        first = _owner(module, group[0])
-        tensor = getattr(*first)
+        tensor = getattr(*_owner(module, group[0]))
         for name in group[1:]:
             setattr(*_owner(module, name), tensor)
 

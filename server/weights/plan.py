@@ -57,11 +57,10 @@ class Chunk(NamedTuple):
 
 
 class Placement(NamedTuple):
-    """A tensor's bytes in its range."""
+    """A tensor's place in its range."""
 
-    name: str
+    want: WantedTensor
     offset: int
-    nbytes: int
 
 
 @dataclass(frozen=True)
@@ -70,13 +69,12 @@ class DeviceRange:
 
     nbytes: int
     placements: tuple[Placement, ...]
-    wants: tuple[WantedTensor, ...]
     sizes: Sizes
 
     @cached_property
     def chunks(self) -> tuple[Chunk, ...]:
         """The chunks that fill it, planned on first use: the first bytes move before the last are planned."""
-        return tuple(_chunks(_segments(self.wants, self.placements, self.sizes.gap_bytes), self.sizes.slot_bytes))
+        return tuple(_chunks(_segments(self.placements, self.sizes.gap_bytes), self.sizes.slot_bytes))
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,28 +115,26 @@ class _Segment(NamedTuple):
 def make_plan(wants: Iterable[WantedTensor], sizes: Sizes) -> LoadPlan:
     """Plan for `wants`, which are in the order of the files and of their bytes."""
     ranges: list[DeviceRange] = []
-    group: list[WantedTensor] = []
     placements: list[Placement] = []
     nbytes = total = 0
     for want in wants:
         offset = -(-nbytes // ALIGNMENT) * ALIGNMENT
-        group.append(want)
-        placements.append(Placement(want.name, offset, want.nbytes))
+        placements.append(Placement(want, offset))
         nbytes = offset + want.nbytes
         total += want.nbytes
         if nbytes >= sizes.range_bytes:
-            ranges.append(DeviceRange(nbytes, tuple(placements), tuple(group), sizes))
-            group, placements, nbytes = [], [], 0
-    if group:
-        ranges.append(DeviceRange(nbytes, tuple(placements), tuple(group), sizes))
+            ranges.append(DeviceRange(nbytes, tuple(placements), sizes))
+            placements, nbytes = [], 0
+    if placements:
+        ranges.append(DeviceRange(nbytes, tuple(placements), sizes))
     return LoadPlan(tuple(ranges), total)
 
 
-def _segments(wants: Iterable[WantedTensor], placements: Iterable[Placement], gap: int) -> Iterator[_Segment]:
+def _segments(placements: Iterable[Placement], gap: int) -> Iterator[_Segment]:
     current: _Segment | None = None
-    for want, placement in zip(wants, placements, strict=True):
+    for want, offset in placements:
         for run in chain.from_iterable(_readable(run, gap) for run in want.runs):
-            moved = run._replace(target=run.target + placement.offset)
+            moved = run._replace(target=run.target + offset)
             if current is not None and current.file == want.file and 0 <= run.begin - current.end <= gap:
                 _append(current.runs, moved)
                 current = current._replace(end=run.end)

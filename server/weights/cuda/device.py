@@ -124,11 +124,5 @@ def _check_gpu(number: int, wanted: str) -> None:
             f"--device {wanted}: GPU {number} does not work: {str(error).splitlines()[0]}",
             "check that no other process holds its memory (nvidia-smi), and the node's kernel log for Xid errors",
         ) from error
-    _LOG.info(
-        "GPU %d of %d: %s, %s free of %s",
-        number,
-        torch.cuda.device_count(),
-        torch.cuda.get_device_name(number),
-        format_size(free),
-        format_size(total),
-    )
+    count, name = torch.cuda.device_count(), torch.cuda.get_device_name(number)
+    _LOG.info("GPU %d of %d: %s, %s free of %s", number, count, name, format_size(free), format_size(total))

@@ -160,9 +160,12 @@ def list_shards(directory: Path) -> ShardListing:
     if single.is_file():
         return ShardListing([single])
     if not index.is_file():
+        suffixes = (".safetensors", ".bin", ".pt", ".gguf")
+        names = sorted(entry.name for entry in directory.iterdir() if entry.suffix in suffixes)
         raise Permanent(
             "no_weights",
-            f"expected {SINGLE_FILE} or {INDEX_FILE} in {directory}, found {_list_weight_files(directory)}",
+            f"expected {SINGLE_FILE} or {INDEX_FILE} in {directory}, found "
+            f"{', '.join(names[:5]) or 'no weights at all'}",
             "publish the model's safetensors files; other formats are not read, for they can carry code",
         )
     weight_map = _weight_map(index)
@@ -262,12 +265,6 @@ def _unique(path: Path) -> _Pairs:
         return found
 
     return unique
-
-
-def _list_weight_files(directory: Path) -> str:
-    suffixes = (".safetensors", ".bin", ".pt", ".gguf")
-    names = sorted(entry.name for entry in directory.iterdir() if entry.suffix in suffixes)
-    return ", ".join(names[:5]) if names else "no weights at all"
 
 
 def _refuse(path: Path, message: str) -> Permanent:

@@ -54,10 +54,11 @@ def replay(plan: LoadPlan, expected: dict[str, WantedTensor], chunk: int) -> Non
                     landed.append((copy.target + row * copy.width, copy.width, part.file, at + shift))
         flat = sorted(landed)
         assert all(one[0] + one[1] <= two[0] for one, two in pairwise(flat))
-        for name, offset, nbytes in found.placements:
+        for placed, offset in found.placements:
             assert offset % ALIGNMENT == 0
-            want = expected.pop(name)
-            assert nbytes == want.nbytes
+            want = expected.pop(placed.name)
+            nbytes = want.nbytes
+            assert placed.nbytes == nbytes
             covered = 0
             for target, width, file, source in flat:
                 low, high = max(target, offset), min(target + width, offset + nbytes)
@@ -78,7 +79,7 @@ def test_the_device_holds_next_to_nothing_more_than_the_weights(asked: list[Want
     plan = make_plan(asked, sizes)
     assert plan.device_bytes <= plan.nbytes + (ALIGNMENT - 1) * len(asked)
     for found in plan.ranges:
-        largest = found.placements[-1].nbytes
+        largest = found.placements[-1].want.nbytes
         assert found.nbytes - largest < sizes.range_bytes + ALIGNMENT
 
 
