@@ -27,7 +27,8 @@ from server.lifecycle.snapshot import HeldFolder, hold, target_of
 from server.weights import report
 from server.weights.cuda.accelerator import DeviceLike, find_accelerator
 from server.weights.files import iter_tensors
-from server.weights.format.safetensors import INDEX_FILE, SINGLE_FILE, list_shards, read_header
+from server.weights.format.checkpoint import open_checkpoint
+from server.weights.format.safetensors import INDEX_FILE, SINGLE_FILE, list_shards
 from server.weights.settings import LoaderSettings
 
 _LOG = init_logger("vllm.plugins.holdfast")  # vLLM shows the logs below its own name
@@ -48,7 +49,7 @@ _HELD: dict[Path, HeldFolder] = {}
 
 
 class HoldfastModelLoader(DefaultModelLoader):  # type: ignore[misc] # vLLM has no types where it is not installed
-    """`--load-format holdfast`. Raises `HoldfastError` for what it refuses, and vLLM's own errors otherwise."""
+    """`--load-format holdfast`. Raises `HoldfastError` for a refusal, and vLLM's own errors otherwise."""
 
     def __init__(self, load_config: Any) -> None:
         extra = load_config.model_loader_extra_config
@@ -139,8 +140,8 @@ class HoldfastModelLoader(DefaultModelLoader):  # type: ignore[misc] # vLLM has 
         experts = getattr(self, "local_expert_ids", None)
         if experts is None and unused is None:
             return None
-        files = list_shards(weights).paths if isinstance(weights, Path) else weights
-        names = [name for path in files for name in read_header(path).tensors]
+        with open_checkpoint(weights) as checkpoint:
+            names = list(checkpoint.tensors)
         if unused is not None:
             names = [name for name in names if not unused(name)] or names
         if experts is not None:

@@ -1,4 +1,4 @@
-"""One lazily opened file: what `safetensors.safe_open` does, on any device.
+"""One lazily opened file, as `safetensors.safe_open` has it, on any device.
 
 Law: any order, any number of times, from any thread; tensors and slices outlive the handle. An index that torch refuses
 raises torch's error, an invalid file raises ours.
@@ -120,7 +120,7 @@ class TensorSlice:
         return self._entry.dtype
 
     def __getitem__(self, index: Any) -> torch.Tensor:
-        """Read what the tensor gives for `index`; raises what torch raises."""
+        """Read the part of the tensor at `index`; raises torch's own errors."""
         return self._tensors.load_part(self._name, index)
 
 

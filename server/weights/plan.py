@@ -1,6 +1,6 @@
 """Plan a load before a byte is read: which bytes are read from where, and where on the device they go.
 
-Law: pure; no I/O, no torch. The target is a few large ranges of adjacent tensors, each at a multiple of 16 bytes (what
+Law: pure; no I/O, no torch. The target is a few large ranges of adjacent tensors, each at a multiple of 16 bytes (as
 vector loads and cuBLAS need), whatever their offset in the file; where the file's spacing equals that, tensors are
 copied in one go. A range ends at a tensor's end. Files are cut on a grid of the slot's size, so that O_DIRECT reads are
 aligned and no byte is read twice.
@@ -86,17 +86,17 @@ class LoadPlan:
 
     @property
     def device_bytes(self) -> int:
-        return sum(found.nbytes for found in self.ranges)
+        return sum(each.nbytes for each in self.ranges)
 
-    def chunk_count(self, most: int) -> int:
+    def count_chunks(self, most: int) -> int:
         """Count the chunks, up to `most`."""
-        chunks = chain.from_iterable(found.chunks for found in self.ranges)
+        chunks = chain.from_iterable(each.chunks for each in self.ranges)
         return sum(1 for _ in islice(chunks, most))
 
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """The size of a slot, the size at which a range ends, and the gap between two tensors that is read anyway."""
+    """The size of a slot, the size at which a range ends, and the largest gap between reads that is read too."""
 
     slot_bytes: int
     range_bytes: int

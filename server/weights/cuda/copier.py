@@ -72,7 +72,7 @@ def copy_ranges(
 ) -> Iterator[FilledRange]:
     """Yield each range with its bytes, in order, while up to `ahead` later ranges are in progress; raises
     `HoldfastError`. Each thread copies from a `staging` of its own. Close the iterator to stop early."""
-    chunks = plan.chunk_count(accelerator.settings.threads + _INLINE_CHUNKS)
+    chunks = plan.count_chunks(accelerator.settings.threads + _INLINE_CHUNKS)
     flow = _Flow(accelerator, staging, totals, cancel, chunks)
     try:
         for number, wanted in enumerate(plan.ranges):

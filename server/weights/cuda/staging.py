@@ -78,7 +78,7 @@ class FilePages:
 
 
 class RegisteredStaging:
-    """Pins the file's pages chunk by chunk, for one thread; what cannot be pinned goes through the ring."""
+    """Pins the file's pages chunk by chunk, for one thread; pages that cannot be pinned go through the ring."""
 
     def __init__(self, runtime: Runtime, pages: Sequence[FilePages], ring: RingStaging) -> None:
         self._runtime = runtime
@@ -127,5 +127,5 @@ class RegisteredStaging:
         address, event = self._held[0]
         self._runtime.synchronize(event)
         self._runtime.unregister(address)
-        self._held.popleft()  # after both: what an error leaves pinned is released by `close`
+        self._held.popleft()  # after both: `close` releases a page that an error leaves pinned
         self._spare.append(event)

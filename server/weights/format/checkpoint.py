@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
 from cached.contract.errors import Permanent
-from server.weights.format.safetensors import Header, ShardListing, TensorEntry, list_shards, open_file, read_header_of
+from server.weights.format.safetensors import Header, ShardListing, TensorEntry, list_shards, open_file, read_header
 
 _THREADS = 8
 
@@ -122,7 +122,7 @@ def _open(path: Path) -> WeightFile:
     try:
         # The header only: reading ahead would fetch tensors that are not wanted, or that are read past the cache.
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)
-        header = read_header_of(path, descriptor)
+        header = read_header(path, descriptor)
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_NORMAL)
         status = os.fstat(descriptor)
         return WeightFile(path, descriptor, status.st_size, status.st_mtime_ns, header)

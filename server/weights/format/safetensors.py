@@ -68,17 +68,8 @@ def open_file(path: Path) -> int:
         raise _unreadable(path, error) from error
 
 
-def read_header(path: Path) -> Header:
-    """Read and check the header of one file; raises `Permanent` (`invalid_weights`) that names the file."""
-    descriptor = open_file(path)
-    try:
-        return read_header_of(path, descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def read_header_of(path: Path, descriptor: int) -> Header:
-    """Read and check the header of an open file; `path` is for the messages."""
+def read_header(path: Path, descriptor: int) -> Header:
+    """Read and check the header of an open file; raises `Permanent` (`invalid_weights`) that names `path`."""
     try:
         size = os.fstat(descriptor).st_size
         with os.fdopen(descriptor, "rb", buffering=PAGE, closefd=False) as file:
@@ -121,8 +112,8 @@ def parse_header(path: Path, data: bytes, file_size: int) -> Header:
     end = start
     for name, entry in ordered.items():
         if entry.begin != end:
-            what = "overlaps the tensor before it" if entry.begin < end else "leaves a gap before it"
-            raise _refuse(path, f"{name!r} {what}: expected to begin at byte {end}, found {entry.begin}")
+            fault = "overlaps the tensor before it" if entry.begin < end else "leaves a gap before it"
+            raise _refuse(path, f"{name!r} {fault}: expected to begin at byte {end}, found {entry.begin}")
         end = entry.end
     if end != file_size:
         raise _refuse(path, f"the tensors end at byte {end}, but the file has {file_size} bytes")

@@ -19,7 +19,7 @@ from server.weights.host import memory
 from server.weights.host.page_cache import read_ahead
 
 _LOG = logging.getLogger(__name__)
-_SHARE = 0.5  # of the free memory: more would evict what was just read, and what other processes need
+_SHARE = 0.5  # of the free memory: more would evict bytes just read, and those of other processes
 
 
 class ReadAhead:

@@ -99,6 +99,6 @@ def test_the_first_bytes_need_not_wait_for_the_last_ones_plan() -> None:
     """Chunks are worked out range by range, and counted no further than is asked."""
     tensors = [WantedTensor(str(number), 0, 1 << 20, (ByteRun(number << 20, 0, 1 << 20),)) for number in range(9)]
     plan = make_plan(tensors, Sizes(slot_bytes=65536, range_bytes=1 << 20, gap_bytes=0))
-    assert plan.chunk_count(20) == 20
+    assert plan.count_chunks(20) == 20
     assert ["chunks" in vars(found) for found in plan.ranges] == [True, True] + [False] * 7
-    assert plan.chunk_count(1000) == 9 * 16
+    assert plan.count_chunks(1000) == 9 * 16

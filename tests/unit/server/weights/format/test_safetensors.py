@@ -14,7 +14,7 @@ from safetensors.numpy import save
 
 from cached.contract.errors import Permanent
 from server.weights.format.checkpoint import open_checkpoint
-from server.weights.format.safetensors import MAX_HEADER_BYTES, parse_header, read_header
+from server.weights.format.safetensors import MAX_HEADER_BYTES, parse_header
 
 F32 = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
 
@@ -34,7 +34,8 @@ def test_reads_what_the_reference_writer_wrote(tmp_path: Path) -> None:
     }
     path = tmp_path / "m.safetensors"
     path.write_bytes(save(arrays, metadata={"format": "pt"}))
-    header = read_header(path)
+    with open_checkpoint(path) as checkpoint:
+        header = checkpoint.files[0].header
     assert header.metadata == {"format": "pt"}
     assert {name: entry.shape for name, entry in header.tensors.items()} == {n: a.shape for n, a in arrays.items()}
     data = path.read_bytes()
@@ -81,7 +82,7 @@ def test_a_damaged_header_is_refused(tmp_path: Path, header: object, data: bytes
     """Whatever does not fit is refused with the file's name and the reason."""
     path = write(tmp_path / "bad.safetensors", header, data)
     with pytest.raises(Permanent, match=r"bad\.safetensors") as caught:
-        read_header(path)
+        open_checkpoint(path)
     assert reason in caught.value.message
     assert caught.value.code == "invalid_weights"
 
@@ -101,7 +102,7 @@ def test_a_wrong_length_is_refused_before_it_is_read(tmp_path: Path, content: by
     path = tmp_path / "bad.safetensors"
     path.write_bytes(content)
     with pytest.raises(Permanent, match=reason):
-        read_header(path)
+        open_checkpoint(path)
 
 
 @given(st.binary(max_size=300), st.integers(0, 400))
