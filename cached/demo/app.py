@@ -21,7 +21,7 @@ from pathlib import Path
 
 from cached.commands.common import print_error
 from cached.commands.control_client import ControlClient
-from cached.commands.tree import held_version
+from cached.commands.tree import find_held_version
 from cached.contract.errors import HoldfastError, Permanent
 from cached.contract.layout import Layout
 from cached.contract.program.options import EXIT_DONE, EXIT_FAILED, OptionParser, whole_number
@@ -216,7 +216,7 @@ class Demo:
         began = time.monotonic()
         say(f"   {_dim(f'$ {processes.holdfast()} pull {_REF} --no-wait --root $D/{node}')}")
         ControlClient(layout).pull(_REF, None, refresh=False)
-        self._running.until(lambda: held_version(layout.public, _REF) is not None, gate, f"{_REF} was published")
+        self._running.until(lambda: find_held_version(layout.public, _REF) is not None, gate, f"{_REF} was published")
         return gate, time.monotonic() - began, self._until_ready(name, gate)
 
     def _serve(self) -> tuple[processes.Process, list[float], list[list[float]]]:
