@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import os
 import re
@@ -19,12 +20,11 @@ from pathlib import Path
 
 from cached.contract.errors import HoldfastError, Permanent
 from cached.contract.manifest import MANIFEST_NAME
-from cached.contract.program.options import EXIT_DONE, EXIT_FAILED, EXIT_USAGE, OptionParser
+from cached.contract.program.options import EXIT_DONE, EXIT_FAILED, EXIT_USAGE, OptionParser, whole_number
 from cached.contract.program.units import format_size
 from cached.publish.content import Content, hash_all, look_through
 from cached.publish.destination import Destination
 from cached.publish.folder import FolderDestination
-from cached.publish.golden import with_golden
 from cached.publish.plan import Judges, PublishPlan, by_checksum, by_sha256, by_size, plan, refuse_replacing, run
 from cached.publish.progress import PublishProgress
 from cached.sources.local.source import local_path
@@ -69,21 +69,14 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.switch("--check", help="only compare the contents of what is published there with the folder")
     parser.option("--golden", type=Path, help="publish this file with it as its golden predictions")
     parser.switch("--json", help="print a line of JSON about the publish before the digest")
-    parser.option("--threads", type=_count, default=_default_threads(), help="threads that hash, and uploads at once")
+    threads = min(16, max(4, len(os.sched_getaffinity(0))))
+    parser.option(
+        "--threads", type=whole_number(1, 256), default=threads, help="threads that hash, and uploads at once"
+    )
     options = parser.parse_args(argv)
     if options.check and options.force:
         parser.error("--check changes nothing, --force does: give one of them")
     return options
-
-
-def _count(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= 256:
-        raise ValueError(f"expected a number from 1 to 256, found {text!r}")
-    return int(text)
-
-
-def _default_threads() -> int:
-    return min(16, max(4, len(os.sched_getaffinity(0))))
 
 
 def _open(uri: str, requests: int) -> Destination:
@@ -104,7 +97,7 @@ def _read(options: argparse.Namespace, destination: Destination) -> Content:
     folder: Path = options.folder
     if isinstance(destination, FolderDestination):
         destination.refuse_inside(folder)
-    found = with_golden(look_through(folder), options.golden)
+    found = look_through(folder, options.golden)
     for name, why in found.left_out[:_SHOWN]:
         _say(f"left out: {folder / name}, {why}")
     if len(found.left_out) > _SHOWN:
@@ -125,24 +118,20 @@ async def _publish(content: Content, destination: Destination, options: argparse
         return decided
 
     _end_on_sigterm()
-    try:
+    async with contextlib.aclosing(destination):
         decided = await decide()
         if decided.is_done:
             return decided
         label = f"uploading {_files(len(decided.uploads))}"
         with PublishProgress(sys.stderr, label, decided.upload_bytes) as progress:
             return await run(decided, decide, destination, options.threads, progress.add, _say)
-    finally:
-        await destination.aclose()
 
 
 async def _check(content: Content, destination: Destination, options: argparse.Namespace) -> int:
     """Compare the published version with the folder, by sha256; return the exit code."""
     _end_on_sigterm()
-    try:
+    async with contextlib.aclosing(destination):
         found = await plan(content, destination, options.threads, Judges(sealed=by_sha256, unsealed=by_sha256))
-    finally:
-        await destination.aclose()
     display, digest = destination.display, content.manifest.digest
     if found.replaced is not None:
         _say(f"{display}: expected the version {digest}, found {found.replaced}")

@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from functools import partial
 
 from cached.contract.digest import Digest
 from cached.contract.errors import HoldfastError, InvalidManifest, Permanent
@@ -44,10 +43,10 @@ class PublishPlan:
     content: Content
     uploads: dict[Upload, str]
     sealed: bool
-    replaced: Digest | None = None
-    obsolete: tuple[str, ...] = ()
-    manifest: bytes | None = field(default=None, repr=False)
-    listing: dict[str, Stored] = field(default_factory=dict, repr=False)
+    replaced: Digest | None
+    obsolete: tuple[str, ...]
+    manifest: bytes | None = field(repr=False)
+    listing: dict[str, Stored] = field(repr=False)
 
     @property
     def is_done(self) -> bool:
@@ -78,9 +77,9 @@ async def by_sha256(destination: Destination, upload: Upload, _stored: Stored) -
 
 async def plan(content: Content, destination: Destination, requests: int, judges: Judges) -> PublishPlan:
     """Compare the content with the destination, with `requests` comparisons at once; return the changes."""
-    there = await destination.manifest()
+    stored_manifest = await destination.manifest()
     listing = await destination.listing(content.manifest.files)
-    sealed = there == content.manifest.canonical()
+    sealed = stored_manifest == content.manifest.canonical()
     judge = judges.sealed if sealed else judges.unsealed
     uploads: dict[Upload, str] = {}
 
@@ -95,10 +94,11 @@ async def plan(content: Content, destination: Destination, requests: int, judges
         if difference is not None:
             uploads[upload] = difference
 
-    await in_parallel(requests, (partial(compare, upload) for upload in content.uploads))
-    if there is None or sealed:
-        return PublishPlan(content, uploads, sealed, manifest=there, listing=listing)
-    return PublishPlan(content, uploads, False, Digest.of(there), _obsolete(there, content.manifest), there, listing)
+    await in_parallel(requests, compare, content.uploads)
+    other = None if sealed else stored_manifest
+    replaced = None if other is None else Digest.of(other)
+    obsolete = () if other is None else _obsolete(other, content.manifest)
+    return PublishPlan(content, uploads, sealed, replaced, obsolete, stored_manifest, listing)
 
 
 def refuse_replacing(plan: PublishPlan, display: str) -> None:
@@ -129,18 +129,19 @@ async def run(
         with ungrouped():
             async with asyncio.TaskGroup() as tasks:
                 ended = asyncio.Event()
-                tasks.create_task(_live(destination, ended))
-                plan = await _current(decided, decide, destination)
+                tasks.create_task(_renew_claim(destination, ended))
+                found = await destination.manifest(), await destination.listing(decided.content.manifest.files)
+                plan = decided if found == (decided.manifest, decided.listing) else await decide()
                 await _carry_out(plan, destination, requests, progress)
                 ended.set()
         await _tidy(plan, destination, requests, say)
     except BaseException as error:
-        await _end(destination, error)
+        await _end_claim(destination, error)
         raise
     return plan
 
 
-async def _live(destination: Destination, ended: asyncio.Event) -> None:
+async def _renew_claim(destination: Destination, ended: asyncio.Event) -> None:
     """Renew the mark until `ended`; a renewal is never interrupted, or it could arrive after the mark is deleted."""
     while not ended.is_set():
         try:
@@ -149,7 +150,7 @@ async def _live(destination: Destination, ended: asyncio.Event) -> None:
             await destination.keep_claim()
 
 
-async def _end(destination: Destination, error: BaseException) -> None:
+async def _end_claim(destination: Destination, error: BaseException) -> None:
     """Let the next publisher start at once; a refusal has changed nothing, so it leaves no mark."""
     try:
         if isinstance(error, HoldfastError) and error.code == "already_published":
@@ -158,14 +159,6 @@ async def _end(destination: Destination, error: BaseException) -> None:
             await destination.give_up()
     except HoldfastError as second:
         error.add_note(f"the mark of this publish stays as it is: {second.message}")
-
-
-async def _current(
-    decided: PublishPlan, decide: Callable[[], Awaitable[PublishPlan]], destination: Destination
-) -> PublishPlan:
-    """Return the plan, made again if another publisher ended between the comparison and the mark."""
-    there = await destination.manifest(), await destination.listing(decided.content.manifest.files)
-    return decided if there == (decided.manifest, decided.listing) else await decide()
 
 
 async def _carry_out(plan: PublishPlan, destination: Destination, requests: int, progress: Progress) -> None:
@@ -180,7 +173,7 @@ async def _carry_out(plan: PublishPlan, destination: Destination, requests: int,
         checked[upload.entry.path] = await destination.put(upload, progress)
 
     largest_first = sorted(plan.uploads, key=lambda upload: upload.entry.size, reverse=True)
-    await in_parallel(requests, (partial(put, upload) for upload in largest_first))
+    await in_parallel(requests, put, largest_first)
     await destination.keep_claim()
     await _check_untouched(plan.content.manifest, checked, destination)
     if not plan.sealed:
@@ -220,7 +213,7 @@ async def _check_untouched(manifest: Manifest, checked: dict[str, Stored], desti
 
 async def _tidy(plan: PublishPlan, destination: Destination, requests: int, say: Say) -> None:
     try:
-        await in_parallel(requests, (partial(destination.delete, path) for path in plan.obsolete))
+        await in_parallel(requests, destination.delete, plan.obsolete)
         await destination.unmark()
     except Permanent as error:
         # The version is published: a role without the right to delete leaves files that no reader uses.
@@ -228,9 +221,9 @@ async def _tidy(plan: PublishPlan, destination: Destination, requests: int, say:
         await destination.give_up()
 
 
-def _obsolete(there: bytes, manifest: Manifest) -> tuple[str, ...]:
+def _obsolete(stored_manifest: bytes, manifest: Manifest) -> tuple[str, ...]:
     try:
-        old = Manifest.parse(there)
+        old = Manifest.parse(stored_manifest)
     except InvalidManifest:
         return ()  # its files are unknown: none is deleted
     kept = {file.path for file in manifest.files}

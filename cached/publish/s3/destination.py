@@ -22,8 +22,14 @@ from cached.publish.mark import Mark, another_publisher
 from cached.publish.parallel import ungrouped
 from cached.publish.reading import CheckedReader, wrong_bytes
 from cached.publish.s3.mark import S3Mark
-from cached.publish.s3.reading import stored_sha256
-from cached.publish.s3.writing import PreconditionFailed, S3Writer, etag_of_parts, etag_of_whole, md5
+from cached.publish.s3.objects import (
+    PreconditionFailed,
+    S3Writer,
+    etag_of_parts,
+    etag_of_whole,
+    md5,
+    stored_sha256,
+)
 from cached.sources.local.tree import file_error
 from cached.sources.s3.address import S3Address
 from cached.sources.s3.client import S3Client, quoted
@@ -112,11 +118,7 @@ class S3Destination:
             raise wrong_bytes(self._address.uri(self._key(MANIFEST_NAME)), sent, stored)
 
     async def delete(self, path: str) -> None:
-        key = self._key(path)
-        with translate_errors(self._address.uri(key)):
-            await (await self._client.api()).delete_object(
-                Bucket=self._address.bucket, Key=key, **self._address.request_parameters
-            )
+        await self._writer.delete(self._key(path))
 
     async def unmark(self) -> None:
         await self._mark.remove()
