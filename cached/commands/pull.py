@@ -76,7 +76,7 @@ def _pull(layout: Layout, options: argparse.Namespace) -> int:
     held = find_held_version(layout.public, ref)
     if held is None:
         raise Transient("gone_again", f"{ref} was ready and is gone again", "pull it again, and `holdfast pin` it")
-    if options.digest is not None and held.digest != options.digest:  # another want decides what is held
+    if options.digest is not None and held.digest != options.digest:  # another want decided the digest
         raise DigestMismatch(
             f"{ref}: the manifest digest",
             f"{options.digest} (--digest)",

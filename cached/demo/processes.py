@@ -68,7 +68,7 @@ class Processes:
         self._stop = Event()
 
     def __enter__(self) -> Processes:
-        # A flag, not an exception from the handler: that could strike between fork and the list of what to end.
+        # A flag, not an exception from the handler: that could strike between fork and the list of processes to end.
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, lambda _number, _frame: self._stop.set())
         return self

@@ -29,22 +29,10 @@ class Content:
     uploads: tuple[Upload, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Folder:
-    """The files of a folder to publish, and the excluded names, each with the reason."""
-
-    files: tuple[PlainFile, ...]
-    left_out: tuple[tuple[str, str], ...]
-
-    @property
-    def total_bytes(self) -> int:
-        return sum(file.size for file in self.files)
-
-
-def look_through(base: Path, golden: Path | None) -> Folder:
-    """Return the files of a folder to publish, with `golden`, if given, as its golden predictions in place of its own.
-    Raises `HoldfastError` for an empty folder and unusable files. Files of version control, caches and desktops are
-    excluded: two downloads of one commit differ in them."""
+def list_folder(base: Path, golden: Path | None) -> tuple[tuple[PlainFile, ...], list[tuple[str, str]]]:
+    """Return the files of a folder to publish, with `golden`, if given, as its golden predictions in place of its own,
+    and the excluded names, each with the reason. Raises `HoldfastError` for an empty folder and unusable files. Files
+    of version control, caches and desktops are excluded: two downloads of one commit differ in them."""
     clutter: set[str] = set()
 
     def is_left_out(path: str) -> bool:
@@ -56,7 +44,8 @@ def look_through(base: Path, golden: Path | None) -> Folder:
     files = plain_files(base, is_left_out)
     if not files:
         raise Permanent("empty", f"{base}: expected files to publish, found none", "name the model's folder")
-    records = [(name, "a record of Holdfast's own") for name in (MANIFEST_NAME, RESERVED) if (base / name).exists()]
+    left_out = [(name, "a record of Holdfast's own") for name in (MANIFEST_NAME, RESERVED) if (base / name).exists()]
+    left_out += [(name, "no part of a model") for name in sorted(clutter)]
     refuse_unusable(files)
     if golden is not None:
         others = (file for file in files if file.path != GOLDEN_NAME)
@@ -64,7 +53,7 @@ def look_through(base: Path, golden: Path | None) -> Folder:
     for file in files:
         if file.path == GOLDEN_NAME:
             check_golden(file)
-    return Folder(files, (*records, *((name, "no part of a model") for name in sorted(clutter))))
+    return files, left_out
 
 
 def _named_golden(path: Path) -> PlainFile:

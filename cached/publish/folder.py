@@ -49,17 +49,17 @@ class FolderDestination:
         if inner != outer and inner.is_relative_to(outer):
             raise Permanent("bad_destination", f"{inner} lies within {outer}", "publish to a folder outside of it")
 
-    async def manifest(self) -> bytes | None:
+    async def read_manifest(self) -> bytes | None:
         return await asyncio.to_thread(self._read, MANIFEST_NAME)
 
-    async def listing(self, files: Sequence[FileEntry]) -> dict[str, Stored]:
+    async def list_files(self, files: Sequence[FileEntry]) -> dict[str, Stored]:
         return await asyncio.to_thread(self._listing, files)
 
     async def vouches_for(self, upload: Upload, stored: Stored) -> bool:
         """Hash the stored file: a folder has no checksums."""
-        return stored.size == upload.entry.size and await self.sha256(upload.entry.path) == upload.entry.sha256
+        return stored.size == upload.entry.size and await self.get_sha256(upload.entry.path) == upload.entry.sha256
 
-    async def sha256(self, path: str) -> str | None:
+    async def get_sha256(self, path: str) -> str | None:
         return await asyncio.to_thread(self._hash, path)
 
     async def claim(self, mark: Mark, say: Say) -> None:

@@ -21,7 +21,7 @@ _SHOWN = 100
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """One publisher's claim. `publisher`: a random id. `beat` grows while it lives; `ended`: it gave up."""
+    """One publisher's claim. `publisher`: a random id. `beat` increases while it runs; `ended`: it stopped itself."""
 
     publisher: str
     host: str

@@ -1,9 +1,10 @@
 """Plan the changes of a publish at its destination, and carry them out.
 
-Law: `plan` changes nothing. `run` changes in an order that a crash may interrupt anywhere: mark, delete an outdated
-manifest, files, the new manifest, files that only the old manifest lists, unmark. So a manifest never describes missing
-bytes, and between the mark and the manifest no source accepts the files as a version. One publisher at a time per
-version: the mark names it, and before and after the manifest is written every file must be the one that was checked.
+Law: `make_plan` changes nothing. `carry_out_plan` may be interrupted anywhere by a crash: it marks, deletes an outdated
+manifest, writes files and the new manifest, deletes files that only the old manifest lists, and unmarks. So a manifest
+never describes missing bytes, and between the mark and the manifest no source accepts the files as a version. One
+publisher at a time per version: the mark names it, and before and after the manifest is written every file must be the
+one that was checked.
 """
 
 from __future__ import annotations
@@ -23,15 +24,15 @@ from cached.publish.parallel import in_parallel, ungrouped
 BEAT_S = 5.0
 
 # Returns how a file of the right size differs from the upload; None if it does not.
-Judge = Callable[[Destination, Upload, Stored], Awaitable[str | None]]
+Comparison = Callable[[Destination, Upload, Stored], Awaitable[str | None]]
 
 
 @dataclass(frozen=True, slots=True)
-class Judges:
+class Comparisons:
     """The comparisons of files: under the right manifest (`sealed`), and under another or none."""
 
-    sealed: Judge
-    unsealed: Judge
+    sealed: Comparison
+    unsealed: Comparison
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,30 +58,35 @@ class PublishPlan:
         return sum(upload.entry.size for upload in self.uploads)
 
 
-async def by_size(_destination: Destination, _upload: Upload, _stored: Stored) -> str | None:
+async def _by_size(_destination: Destination, _upload: Upload, _stored: Stored) -> str | None:
     """Accept the size: the files of the right manifest were checked before it was written."""
     return None
 
 
-async def by_checksum(destination: Destination, upload: Upload, stored: Stored) -> str | None:
+async def _by_checksum(destination: Destination, upload: Upload, stored: Stored) -> str | None:
     """Accept the destination's own checksum."""
     return None if await destination.vouches_for(upload, stored) else "other contents"
 
 
-async def by_sha256(destination: Destination, upload: Upload, _stored: Stored) -> str | None:
+async def _by_sha256(destination: Destination, upload: Upload, _stored: Stored) -> str | None:
     """Accept only the sha256."""
-    found = await destination.sha256(upload.entry.path)
+    found = await destination.get_sha256(upload.entry.path)
     if found == upload.entry.sha256:
         return None
     return "missing" if found is None else f"other contents: expected sha256 {upload.entry.sha256}, found {found}"
 
 
-async def plan(content: Content, destination: Destination, requests: int, judges: Judges) -> PublishPlan:
+PLAIN = Comparisons(sealed=_by_size, unsealed=_by_checksum)
+FORCED = Comparisons(sealed=_by_sha256, unsealed=_by_checksum)
+CHECKED = Comparisons(sealed=_by_sha256, unsealed=_by_sha256)
+
+
+async def make_plan(content: Content, destination: Destination, requests: int, comparisons: Comparisons) -> PublishPlan:
     """Compare the content with the destination, with `requests` comparisons at once; return the changes."""
-    stored_manifest = await destination.manifest()
-    listing = await destination.listing(content.manifest.files)
+    stored_manifest = await destination.read_manifest()
+    listing = await destination.list_files(content.manifest.files)
     sealed = stored_manifest == content.manifest.canonical()
-    judge = judges.sealed if sealed else judges.unsealed
+    comparison = comparisons.sealed if sealed else comparisons.unsealed
     uploads: dict[Upload, str] = {}
 
     async def compare(upload: Upload) -> None:
@@ -90,7 +96,7 @@ async def plan(content: Content, destination: Destination, requests: int, judges
         elif stored.size != upload.entry.size:
             difference = f"expected {upload.entry.size} bytes, found {stored.size}"
         else:
-            difference = await judge(destination, upload, stored)
+            difference = await comparison(destination, upload, stored)
         if difference is not None:
             uploads[upload] = difference
 
@@ -111,7 +117,7 @@ def refuse_replacing(plan: PublishPlan, display: str) -> None:
         )
 
 
-async def run(
+async def carry_out_plan(
     decided: PublishPlan,
     decide: Callable[[], Awaitable[PublishPlan]],
     destination: Destination,
@@ -130,7 +136,7 @@ async def run(
             async with asyncio.TaskGroup() as tasks:
                 ended = asyncio.Event()
                 tasks.create_task(_renew_claim(destination, ended))
-                found = await destination.manifest(), await destination.listing(decided.content.manifest.files)
+                found = await destination.read_manifest(), await destination.list_files(decided.content.manifest.files)
                 plan = decided if found == (decided.manifest, decided.listing) else await decide()
                 await _carry_out(plan, destination, requests, progress)
                 ended.set()
@@ -194,14 +200,14 @@ async def _seal(manifest: Manifest, checked: dict[str, Stored], destination: Des
     try:
         await _check_untouched(manifest, checked, destination)
     except Permanent:
-        if await destination.manifest() == manifest.canonical():
+        if await destination.read_manifest() == manifest.canonical():
             await destination.withdraw()
         raise
 
 
 async def _check_untouched(manifest: Manifest, checked: dict[str, Stored], destination: Destination) -> None:
     """Raise unless every file is the one that was checked."""
-    found = await destination.listing(manifest.files)
+    found = await destination.list_files(manifest.files)
     for file in manifest.files:
         if found.get(file.path) != checked[file.path]:
             raise Permanent(

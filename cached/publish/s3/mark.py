@@ -54,7 +54,7 @@ class S3Mark:
         self._busy = asyncio.Lock()
 
     async def claim(self, mark: Mark, say: Say) -> None:
-        """Become the publisher; raises `another_publisher` if another one lives."""
+        """Become the publisher; raises `another_publisher` if another one runs."""
         self._own = mark  # before the write: `give_up` after an interruption needs it
         for _ in range(_TURNS):
             found = await self._read()

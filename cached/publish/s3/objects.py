@@ -97,7 +97,7 @@ def etag_of_parts(md5_digests: list[bytes]) -> str:
     return f'"{md5(b"".join(md5_digests)).hex()}-{len(md5_digests)}"'
 
 
-async def stored_sha256(client: S3Client, key: str) -> tuple[str, Stored] | None:
+async def read_sha256(client: S3Client, key: str) -> tuple[str, Stored] | None:
     """Return the sha256 of an object's bytes, computed by S3 over the whole object or from the bytes read, and the
     object; None if there is no such object."""
     found = await client.head(key, ChecksumMode="ENABLED")
