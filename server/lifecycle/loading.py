@@ -6,14 +6,16 @@ Law: every failure is a `HoldfastError`, as it must not end the models in servic
 from __future__ import annotations
 
 import gc
+import json
 import logging
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cached.contract.errors import HoldfastError, Permanent
-from server.engine.types import Limits
+from server.engine.types import Kind, Limits
 from server.lifecycle.metrics import ModelMetrics
 from server.lifecycle.snapshot import Snapshot
 
@@ -49,17 +51,38 @@ def select_device_for_user_code(wanted: str) -> str:
 def prepare(loaded: Callable[[LoadReport], None]) -> None:
     """Import the modules of a load; `loaded` receives the report of each later load."""
     with _import_errors():
-        import server.engine.load  # noqa: F401 - the import itself takes seconds
+        import server.engine.generation.generator  # noqa: F401 - the import itself takes seconds
         from server.weights import report
     report.subscribe(loaded)
 
 
 def load(snapshot: Snapshot, device: str, dtype: str, limits: Limits, metrics: ModelMetrics) -> Encoder | TextGenerator:
     """Load a model; raises `HoldfastError`."""
-    from server.engine import load as models
+    from server.engine.encoder import Encoder
+    from server.engine.generation.generator import TextGenerator
 
     with _load_errors(snapshot), _without_garbage_collection():
-        return models.load(snapshot.path, device, dtype, limits, metrics)
+        if _find_kind(snapshot.path) is Kind.COMPLETIONS:
+            return TextGenerator.load(snapshot.path, device, dtype, limits, metrics)
+        return Encoder.load(snapshot.path, device, dtype)
+
+
+def _find_kind(directory: Path) -> Kind:
+    """Return what the model in `directory` computes; raises `Permanent` (`invalid_config`). A folder with
+    `modules.json` embeds: a sentence encoder made of a language model keeps that model's architecture."""
+    path = directory / "config.json"
+    if (directory / "modules.json").is_file():
+        return Kind.EMBEDDINGS
+    try:
+        architectures = json.loads(path.read_bytes()).get("architectures") or []
+    except (OSError, ValueError, AttributeError) as error:
+        raise Permanent(
+            "invalid_config",
+            f"expected a JSON object in {path}: {error}",
+            "publish the model's config.json with it, or serve the folder with --app",
+        ) from error
+    causal = any(str(name).endswith(("ForCausalLM", "LMHeadModel")) for name in architectures)
+    return Kind.COMPLETIONS if causal else Kind.EMBEDDINGS
 
 
 def warm_up(snapshot: Snapshot, model: Encoder | TextGenerator) -> None:
