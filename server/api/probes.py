@@ -43,6 +43,16 @@ class Work:
     prompt_tokens: int = 0
     completion_tokens: int = 0
 
+    @property
+    def usage(self) -> dict[str, int]:
+        """The `usage` object of a completion."""
+        total = self.prompt_tokens + self.completion_tokens
+        return {
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.completion_tokens,
+            "total_tokens": total,
+        }
+
 
 def current_work() -> Work:
     """Return the account of the current request, which its handler completes."""

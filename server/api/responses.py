@@ -67,15 +67,6 @@ def embeddings_pieces(model: str, embedded: Embedded, as_base64: bool) -> Iterat
     yield "]}"
 
 
-def usage(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:
-    """Return the `usage` object of a completion."""
-    return {
-        "prompt_tokens": prompt_tokens,
-        "completion_tokens": completion_tokens,
-        "total_tokens": prompt_tokens + completion_tokens,
-    }
-
-
 def server_sent(document: dict[str, Any]) -> bytes:
     """Return one server-sent event."""
     return f"data: {json.dumps(document, ensure_ascii=False)}\n\n".encode()

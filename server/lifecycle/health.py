@@ -21,8 +21,10 @@ _UNHEALTHY_EVERY_S = 1.0  # between two checks
 class HealthMonitor:
     """Checks all models every `interval_s`; one whose dummy inference takes over `timeout_s` is unhealthy."""
 
-    def __init__(self, catalog: ModelRegistry, readiness: ServerReadiness, interval_s: float, timeout_s: float) -> None:
-        self._catalog = catalog
+    def __init__(
+        self, registry: ModelRegistry, readiness: ServerReadiness, interval_s: float, timeout_s: float
+    ) -> None:
+        self._registry = registry
         self._readiness = readiness
         self._interval_s = interval_s
         self._timeout_s = timeout_s
@@ -33,12 +35,12 @@ class HealthMonitor:
         while True:
             await asyncio.sleep(min(_UNHEALTHY_EVERY_S, self._interval_s) if self._unhealthy else self._interval_s)
             async with asyncio.TaskGroup() as group:
-                for served in self._catalog.list_models():
+                for served in self._registry.list_models():
                     if not isinstance(served, ServedAdapter):  # its base is checked instead
                         group.create_task(self._check(served))
-            names = {served.card.name for served in self._catalog.list_models()}
+            names = {served.card.name for served in self._registry.list_models()}
             self._unhealthy = {name: reason for name, reason in self._unhealthy.items() if name in names}
-            self._readiness.diagnose(dict(self._unhealthy))
+            self._readiness.set_unhealthy(dict(self._unhealthy))
 
     async def _check(self, served: ServedEncoder | ServedText) -> None:
         name, reason = served.card.name, await self._diagnose(served)
@@ -49,7 +51,7 @@ class HealthMonitor:
         elif name not in self._unhealthy:
             self._unhealthy[name] = reason
             _LOG.error("%s is unhealthy: %s", name, reason)
-            self._readiness.diagnose(dict(self._unhealthy))
+            self._readiness.set_unhealthy(dict(self._unhealthy))
 
     async def _diagnose(self, served: ServedEncoder | ServedText) -> str | None:
         """Return why a model is unhealthy; None where it is healthy."""

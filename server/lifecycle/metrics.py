@@ -18,7 +18,7 @@ from server.engine.types import About
 from server.lifecycle.snapshot import Snapshot
 
 if TYPE_CHECKING:
-    from server.lifecycle.golden import Verdict
+    from server.lifecycle.admission import Verdict
     from server.weights.report import LoadReport
 
 _LATENCY_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
@@ -102,8 +102,7 @@ class ModelMetrics:
     def forget(self) -> None:
         """Remove the gauges of a model out of service. Its counters stay."""
         families = self._families
-        gauges = (families.waiting, families.running, families.weights, families.healthy, families.model)
-        for family in gauges:
+        for family in (families.waiting, families.running, families.weights, families.healthy, families.model):
             family.remove(self._model)
         self.agreed(None)
 
@@ -145,7 +144,7 @@ class _Families:
         self.model = Info(_PREFIX + "model", "What is served", ["model"], registry=registry)
 
 
-class _LoaderFamilies:
+class LoadMetrics:
     """The loader's metrics, under the names that any process may export: `holdfast_load_…`."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
@@ -161,7 +160,8 @@ class _LoaderFamilies:
         self._speed = Gauge("holdfast_load_gigabytes_per_second", "Of the last load, decimal", registry=registry)
         self._bound = Counter("holdfast_load_bound", "Loads by what they waited for most", ["by"], registry=registry)
 
-    def add(self, report: LoadReport) -> None:
+    def record(self, report: LoadReport) -> None:
+        """Record a load of weights; from the thread that loaded."""
         self._seconds.labels("total").observe(report.seconds)
         for stage, seconds in asdict(report.stages).items():
             self._seconds.labels(stage).observe(seconds)
@@ -190,14 +190,10 @@ class ServerMetrics:
         )
         self._in_flight = Gauge(_PREFIX + "in_flight", "Requests being answered", registry=self._registry)
         self._ready = Gauge(_PREFIX + "ready", "1 while /readyz says so", registry=self._registry)
-        self._load = Gauge(
+        self._stage_seconds = Gauge(
             _PREFIX + "load_seconds", "Seconds each stage of the start took", ["stage"], registry=self._registry
         )
-        self._loader = _LoaderFamilies(self._registry)
-
-    def loaded(self, report: LoadReport) -> None:
-        """Record a load of weights; from the thread that loaded."""
-        self._loader.add(report)
+        self.load = LoadMetrics(self._registry)
 
     def text(self) -> bytes:
         """Return all metrics in Prometheus' text format."""
@@ -223,4 +219,4 @@ class ServerMetrics:
         """Time a stage of the start."""
         started = perf_counter()
         yield
-        self._load.labels(name).set(perf_counter() - started)
+        self._stage_seconds.labels(name).set(perf_counter() - started)

@@ -57,17 +57,17 @@ class ServerReadiness:
             self._state = state
             self._metrics.set_ready(isinstance(state, Ready))
 
-    def progress(self, stage: str) -> None:
+    def set_stage(self, stage: str) -> None:
         """Set the stage of the start; no effect after it."""
         if isinstance(self._state, Loading):
             self.enter(Loading(stage))
 
-    def diagnose(self, ill: dict[str, str]) -> None:
+    def set_unhealthy(self, reasons: dict[str, str]) -> None:
         """Set the reasons of unhealthy models by name; the server is ready only while there are none."""
-        self._unhealthy = ill
-        self._metrics.set_ready(isinstance(self._state, Ready) and not ill)
+        self._unhealthy = reasons
+        self._metrics.set_ready(isinstance(self._state, Ready) and not reasons)
 
-    async def idle(self) -> None:
+    async def wait_idle(self) -> None:
         """Wait until no request is in flight."""
         await self._idle.wait()
 

@@ -10,10 +10,10 @@ import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Generic, TypeAlias
+from typing import TYPE_CHECKING, Generic
 
-from server.engine.engine import EventT, Model, PreparedT, RequestT, ThreadedEngine
-from server.engine.protocol import InferenceEngine, Submission
+from server.engine.engine import EventT, RequestT
+from server.engine.protocol import InferenceEngine, PreparedT, Submission
 from server.engine.types import (
     About,
     Continuation,
@@ -29,10 +29,8 @@ from server.lifecycle.snapshot import Snapshot
 
 if TYPE_CHECKING:
     from server.engine.lora import Adapter
-    from server.lifecycle.golden import Verdict
+    from server.lifecycle.admission import Verdict
 
-_EncoderModel: TypeAlias = "Model[EmbeddingRequest, tuple[list[int], ...], Embedded]"
-_TextModel: TypeAlias = "Model[GenerationRequest, Continuation, GenerationEvent]"
 _ONE_TOKEN = Continuation(((0,),), (1,), Sampling(temperature=0.0), ())
 
 
@@ -129,9 +127,6 @@ class _Served(_InService, Generic[RequestT, PreparedT, EventT]):
 class ServedEncoder(_Served[EmbeddingRequest, "tuple[list[int], ...]", Embedded]):
     """A model of `/v1/embeddings`."""
 
-    def __init__(self, card: Card, model: _EncoderModel, queue_limit: int, metrics: ModelMetrics) -> None:
-        super().__init__(card, ThreadedEngine(model, queue_limit, metrics), metrics)
-
     async def run_dummy_inference(self) -> None:
         """Embed one token; raises the error of the model."""
         with self.engine.submit_prepared(([0],)) as submission:
@@ -139,19 +134,12 @@ class ServedEncoder(_Served[EmbeddingRequest, "tuple[list[int], ...]", Embedded]
 
 
 class ServedText(_Served[GenerationRequest, Continuation, GenerationEvent]):
-    """A model of `/v1/completions` and `/v1/chat/completions`, over any engine."""
+    """A model of `/v1/completions` and `/v1/chat/completions`."""
 
     async def run_dummy_inference(self, adapter: Adapter | None = None) -> None:
         """Generate one token; raises the error of the model."""
         with self.engine.submit_prepared(replace(_ONE_TOKEN, adapter=adapter)) as submission:
             await anext(submission.stream())
-
-
-class ServedGenerator(ServedText):
-    """A text model in the server's own engine."""
-
-    def __init__(self, card: Card, model: _TextModel, queue_limit: int, metrics: ModelMetrics) -> None:
-        super().__init__(card, ThreadedEngine(model, queue_limit, metrics), metrics)
 
 
 class ServedAdapter(_InService):
@@ -187,11 +175,11 @@ class ModelRegistry:
 
     def __init__(self) -> None:
         self._served: dict[str, Served] = {}
-        self.coming: dict[str, PendingVersion] = {}  # by name
+        self.pending: dict[str, PendingVersion] = {}  # by name
 
     @classmethod
     def of_one(cls, served: Served) -> ModelRegistry:
-        """Return a private catalog, to replay golden predictions before the model is in service."""
+        """Return a private registry, to replay golden predictions before the model is in service."""
         found = cls()
         found._served[served.card.name] = served
         return found

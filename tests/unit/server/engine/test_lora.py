@@ -14,8 +14,7 @@ from safetensors.torch import load_file, save_file
 from cached.contract.errors import Permanent
 from server.engine.lora import Adapter, Adapters
 from server.engine.types import CompletionRequest
-from server.lifecycle.discovery import base_for
-from server.lifecycle.entries import ModelEntry
+from server.lifecycle.entries import ModelEntry, base_for
 from tests.support.generating import Generating, Watched, ask, completion, engine, limits, load
 from tests.support.lora import ALL, ATTENTION, llama_adapter, llama_shapes, merge, save_adapter, scale
 

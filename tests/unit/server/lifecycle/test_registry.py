@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from server.engine.engine import Job
+from server.engine.engine import Job, ThreadedEngine
 from server.engine.types import About, Continuation, GenerationEvent, GenerationRequest, InvalidRequest, Kind, Sampling
 from server.lifecycle.metrics import ServerMetrics
-from server.lifecycle.registry import Card, ModelRegistry, ServedGenerator
+from server.lifecycle.registry import Card, ModelRegistry, ServedText
 from server.lifecycle.snapshot import Snapshot
 from tests.support.generating import completion
 
@@ -29,10 +29,11 @@ class Idle:
         raise AssertionError
 
 
-def served(name: str, version: str = "v1") -> ServedGenerator:
+def served(name: str, version: str = "v1") -> ServedText:
     about = About(Kind.COMPLETIONS, 10, "cpu", "float32", 1)
     card = Card(name, Snapshot(Path("/m"), f"acme/{name}", version, None), about, 0)
-    return ServedGenerator(card, Idle(), 2, ServerMetrics().model(name))
+    metrics = ServerMetrics().model(name)
+    return ServedText(card, ThreadedEngine(Idle(), 2, metrics), metrics)
 
 
 async def test_a_model_is_found_by_each_of_its_names() -> None:
