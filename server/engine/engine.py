@@ -101,7 +101,7 @@ class Model(Protocol[RequestT_contra, PreparedT, EventT]):
 class QueueObserver(Protocol):
     """Receives the engine's measurements."""
 
-    def waited(self, seconds: float) -> None:
+    def record_wait(self, seconds: float) -> None:
         """Record how long a request waited for the model."""
 
 
@@ -225,7 +225,7 @@ class ThreadedEngine(Generic[RequestT, PreparedT, EventT]):
                 return None
         now = time.monotonic()
         for job in taken:
-            self._observer.waited(now - job.submitted)
+            self._observer.record_wait(now - job.submitted)
         return taken
 
 

@@ -107,17 +107,17 @@ def load_adapter(snapshot: Snapshot, base: Encoder | TextGenerator) -> Adapter:
             "adapter_base", f"{snapshot.path}: expected a base that generates text, found one that embeds", "merge it"
         )
     with _load_errors(snapshot):
-        return base.adapter(snapshot.path)
+        return base.load_adapter(snapshot.path)
 
 
-def share(models: list[Encoder | TextGenerator]) -> None:
+def share_memory(models: list[Encoder | TextGenerator]) -> None:
     """Divide the memory for the KV caches between these models."""
     from server.engine.generation.generator import TextGenerator
 
     generators = [model for model in models if isinstance(model, TextGenerator)]
     for generator in generators:
         try:
-            generator.share(len(generators))
+            generator.share_memory(len(generators))
         except HoldfastError as error:
             _LOG.warning("a model keeps its KV cache limit: %s", error)
 
@@ -157,7 +157,7 @@ def _import_errors() -> Iterator[None]:
         ) from error
     except (ImportError, OSError) as error:
         raise Permanent(
-            "broken_package", f"a package cannot be imported: {error}", "install torch and transformers anew"
+            "broken_package", f"a package cannot be imported: {error}", "reinstall torch and transformers"
         ) from error
 
 

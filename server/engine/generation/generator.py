@@ -16,7 +16,7 @@ import torch
 
 from cached.contract.errors import HoldfastError, Permanent
 from cached.contract.program.units import format_size
-from server.engine.generation.batch import Batch, Bounds, GenerationObserver
+from server.engine.generation.batch import Batch, GenerationObserver
 from server.engine.generation.batched_forward import BatchedForward, largest_difference
 from server.engine.generation.kv_cache import SPARE_COLUMNS, RowCache, empty_cache
 from server.engine.generation.sequence import GenerationJob, GenerationSequence
@@ -51,7 +51,6 @@ class TextGenerator:
         self._runner: Batch | SequentialRunner = SequentialRunner(
             loaded.module, device, padding, observer, self._adapters
         )
-        self._rows = 1
         self._token_bytes = 0  # of the KV cache of a batch
         self._jobs: list[tuple[GenerationJob, list[GenerationSequence]]] = []
         self._waiting: deque[GenerationSequence] = deque()
@@ -73,7 +72,7 @@ class TextGenerator:
             str(loaded.dtype).removeprefix("torch."),
             loaded.weight_bytes,
             tokens.has_chat_template,
-            self._rows,
+            self._runner.max_rows,
         )
 
     @torch.inference_mode()
@@ -92,27 +91,27 @@ class TextGenerator:
         if self._limits.batch > 1:
             self._enable_batching()
 
-    def adapter(self, directory: Path) -> Adapter:
+    def load_adapter(self, directory: Path) -> Adapter:
         """Load an adapter for this model, from any thread; raises `HoldfastError`."""
         return self._adapters.load(directory)
 
-    def share(self, models: int) -> None:
+    def share_memory(self, models: int) -> None:
         """Set the KV cache's limit to one of `models` equal shares of the memory, from any thread."""
         if isinstance(self._runner, Batch):
-            self._fit(self._runner, models)
+            self._runner.max_tokens = self._divide_memory(self._runner.cached_tokens, models)
 
     def prepare(self, request: GenerationRequest) -> Continuation:
         """Turn a request into tokens; raises `InvalidRequest` where it does not fit the context."""
-        wanted = request.wanted
-        room = wanted.max_tokens or 1
+        options = request.options
+        room = options.max_tokens or 1
         if isinstance(request, ChatRequest):
             prompts = [self._tokens.encode_chat(request, room=room)]
         else:
             prompts = [self._tokens.encode(prompt, "prompt", room=room) for prompt in request.prompts]
-        self._tokens.check(wanted.sampling)
-        choices = tuple(tuple(ids) for ids in prompts for _ in range(wanted.choices))
-        max_tokens = tuple(self._limit_tokens(len(ids), wanted.max_tokens) for ids in choices)
-        return Continuation(choices, max_tokens, wanted.sampling, wanted.stop, wanted.adapter)
+        self._tokens.check_ids((token for token, _ in options.sampling.logit_bias), "logit_bias")
+        choices = tuple(tuple(ids) for ids in prompts for _ in range(options.choices))
+        max_tokens = tuple(self._limit_tokens(len(ids), options.max_tokens) for ids in choices)
+        return Continuation(choices, max_tokens, options.sampling, options.stop, options.adapter)
 
     @property
     def busy(self) -> bool:
@@ -155,27 +154,26 @@ class TextGenerator:
             _LOG.warning("%s is served one sequence at a time: %s", type(self._loaded.module).__name__, reason)
             return
         self._token_bytes = cache.token_bytes()
-        self._rows = self._limits.batch
-        batch = Batch(forward, Bounds(self._rows, 0), self._observer, self._adapters)
-        self._fit(batch, 1)
-        self._runner = batch
+        max_tokens = self._divide_memory(0, models=1)
+        self._runner = Batch(forward, self._limits.batch, max_tokens, self._observer, self._adapters)
 
     def _check_batching(self, forward: BatchedForward, cache: RowCache) -> str | None:
         """Return why rows cannot be batched, None where they can; reads one token into `cache`."""
         try:
             difference = largest_difference(self._loaded.module, forward, self._tokens.vocabulary, self._device)
-            forward.read(cache, [0])
+            forward.prefill(cache, [0])
         except (HoldfastError, RuntimeError, ValueError, TypeError, AttributeError, IndexError, KeyError) as error:
             return f"batching it fails: {error!r}"
         if not difference <= _TOLERANCE.get(self._loaded.dtype, _TOLERANCE_HALF):
             return f"in a batch its logits differ by {difference:.2g} of their spread"
         return None
 
-    def _fit(self, batch: Batch, models: int) -> None:
-        """Bound the KV cache of a batch by the free memory; raises `Permanent` (`no_memory`)."""
+    def _divide_memory(self, cached_tokens: int, models: int) -> int:
+        """Return the most tokens of the KV cache in a share of the free memory and of that in use, and bound the
+        context by them; raises `Permanent` (`no_memory`)."""
         most = self._limits.cache_bytes
         if most is None:
-            free = _free_bytes(self._device) + batch.tokens * self._token_bytes
+            free = _free_bytes(self._device) + cached_tokens * self._token_bytes
             most = int(free * _CACHE_SHARE.get(torch.device(self._device).type, _CACHE_SHARE["cpu"]))
         most //= models
         tokens = most // self._token_bytes
@@ -187,8 +185,8 @@ class TextGenerator:
                 "give the pod more memory or a larger GPU, or raise --cache-limit",
             )
         _LOG.info("batches of at most %d sequences, %d tokens, %s", self._limits.batch, tokens, format_size(most))
-        batch.bounds = Bounds(self._limits.batch, tokens)
         self._tokens.limit(tokens - SPARE_COLUMNS)
+        return tokens
 
 
 def _free_bytes(device: str) -> int:

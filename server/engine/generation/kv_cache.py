@@ -46,9 +46,9 @@ class RoomyLayer(_DynamicLayer):  # type: ignore[misc]  # transformers' layers a
         self._show(end)
         return self.keys, self.values
 
-    def compose(self, kept: list[int], newcomers: Sequence[RoomyLayer], width: int) -> None:
-        """Keep these rows and append those of `newcomers`, all `width` columns wide, cut or padded on the left."""
-        parts = [(layer.keys, layer.values) for layer in newcomers]
+    def compose(self, kept: list[int], joining: Sequence[RoomyLayer], width: int) -> None:
+        """Keep these rows and append those of `joining`, all `width` columns wide, cut or padded on the left."""
+        parts = [(layer.keys, layer.values) for layer in joining]
         if kept:
             parts.insert(0, (self.keys[kept], self.values[kept]))
         rows = sum(int(keys.shape[0]) for keys, _ in parts)
