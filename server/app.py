@@ -134,7 +134,7 @@ class _ServerRun:
             return True
         self._readiness.set_stage("golden predictions")
         verdict = await replay(golden, url, entry.name, {REHEARSAL_HEADER: self._probes.rehearsal})
-        self._metrics.model(entry.name).agreed(verdict)
+        self._metrics.model(entry.name).set_golden(verdict)
         try:
             await judge(golden, verdict, entry.name, self._settings.golden, device)
         except Permanent as error:
@@ -145,14 +145,14 @@ class _ServerRun:
 
     async def _drain(self) -> None:
         self._readiness.enter(Draining())
-        _LOG.info("stopping: %d requests in flight", self._readiness.in_flight)
+        _LOG.info("stopping: %d requests in flight", self._readiness.in_flight.count)
         try:
             async with asyncio.timeout(self._settings.drain_timeout_s):
-                await self._readiness.wait_idle()
+                await self._readiness.in_flight.wait_drained()
         except TimeoutError:
             _LOG.warning(
                 "%d requests were cut off after %g s (--drain-timeout)",
-                self._readiness.in_flight,
+                self._readiness.in_flight.count,
                 self._settings.drain_timeout_s,
             )
         for served in self._registry.list_models():

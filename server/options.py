@@ -57,7 +57,7 @@ def _parser() -> OptionParser:
     parser.option("--model", help="the model's name, where --model-path is not given", metavar="NAME")
     parser.option("--version", help="the model's version, with --model", metavar="VERSION")
     parser.option("--models", help="several models or adapters, as base=NAME@V,lora=NAME@V", metavar="MODELS")
-    parser.option("--follow", type=Path, help="a file that says what --models would; what it says later is swapped in")
+    parser.option("--follow", type=Path, help="a file of models, as in --models; the server swaps in later changes")
     parser.option("--digest", help="the manifest digest that it must have; for several alias=sha256:…,…")
     parser.option(
         "--root", type=Path, default=DEFAULT_MOUNT, help="the daemon's public folder as seen here, for references"

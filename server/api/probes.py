@@ -89,7 +89,8 @@ class Probes:
             response = error_response(503, reason, "server_error", code="not_ready", retry_after_s=1)
             response.force_close()  # a retry on a new connection may reach another pod
             return response
-        return await self._let_through(request, handler)
+        with self._metrics.in_flight.track_inprogress(), self._readiness.in_flight.track():
+            return await self._let_through(request, handler)
 
     def _is_rehearsal(self, request: web.Request) -> bool:
         """Whether the request is this process's own, before it is ready."""
@@ -105,7 +106,6 @@ class Probes:
     async def _let_through(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         work = current_work()
         status = 500
-        self._readiness.count_in_flight(1)
         try:
             response = await handler(request)
             status = response.status
@@ -122,12 +122,11 @@ class Probes:
             status = _CLIENT_GONE
             raise
         except ConnectionError:
-            if not _is_gone(request):
+            if request.transport is not None and not request.transport.is_closing():
                 raise  # user code's own
             status = _CLIENT_GONE
             return web.Response(status=status)  # the client is gone; an exception would be logged as an error of ours
         finally:
-            self._readiness.count_in_flight(-1)
             self._account(request, work, status)
 
     def _account(self, request: web.Request, work: Work, status: int) -> None:
@@ -146,10 +145,6 @@ class Probes:
             work.completion_tokens,
             work.id,
         )
-
-
-def _is_gone(request: web.Request) -> bool:
-    return request.transport is None or request.transport.is_closing()
 
 
 def _request_id(request: web.Request) -> str:

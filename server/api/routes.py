@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
-from dataclasses import asdict
 from time import monotonic
 
 from aiohttp import web
@@ -94,18 +93,11 @@ class _Api:
         return web.json_response(self._document(self._registry.find(request.match_info["model"])))
 
     def _document(self, served: Served) -> dict[str, object]:
-        card = served.card
-        pending = self._registry.pending.get(card.name)
-        return {
-            **model_document(card.name, card.created, card.snapshot, card.about),
-            "parent": card.parent,
-            "golden": served.golden.document() if served.golden is not None else None,
-            "next": asdict(pending) if pending is not None else None,
-        }
+        return model_document(served.card, served.golden, self._registry.pending.get(served.card.name))
 
     async def embeddings(self, request: web.Request) -> web.StreamResponse:
         wanted = parse_embeddings(await request.read())
-        served = self._registry.encoder(wanted.model)
+        served = self._registry.find_encoder(wanted.model)
         work = current_work()
         work.model = served.card.name
         async with served.submit(wanted) as submission, aclosing(submission.stream()) as events:
@@ -113,7 +105,7 @@ class _Api:
         work.prompt_tokens = embedded.prompt_tokens
         served.metrics.count_prompt(embedded.prompt_tokens)
         pieces: list[str] = []
-        for piece in embeddings_pieces(served.card.name, embedded, wanted.as_base64):
+        for piece in embeddings_pieces(served.card.name, embedded, as_base64=wanted.as_base64):
             pieces.append(piece)
             await asyncio.sleep(0)  # between two vectors other requests are answered
         return web.Response(text="".join(pieces), content_type="application/json")
@@ -129,17 +121,17 @@ class _Api:
     async def _generate(
         self, request: web.Request, wanted: GenerationRequest, format_class: Callable[[str], Format]
     ) -> web.StreamResponse:
-        served = self._registry.generator(wanted.wanted.model)
+        served = self._registry.find_generator(wanted.options.model)
         work = current_work()
         work.model = served.card.name
         async with served.submit(wanted) as submission, aclosing(submission.stream()) as stream:
             prompts = submission.request.prompts
-            work.prompt_tokens = sum(map(len, prompts[:: wanted.wanted.choices]))  # each occurs once per choice
+            work.prompt_tokens = sum(map(len, prompts[:: wanted.options.choices]))  # each occurs once per choice
             served.metrics.count_prompt(work.prompt_tokens)
             events, answer = _count(stream, served.metrics, work), format_class(served.card.name)
-            if wanted.wanted.stream:
-                return await _send_stream(request, events, answer, wanted.wanted, len(prompts))
-            return await _send_whole(events, answer, wanted.wanted, len(prompts))
+            if wanted.options.stream:
+                return await _send_stream(request, events, answer, wanted.options, len(prompts))
+            return await _send_whole(events, answer, wanted.options, len(prompts))
 
 
 async def _count(
@@ -150,10 +142,10 @@ async def _count(
     async for event in events:
         if first is None:
             first = monotonic()
-            metrics.first_token(first - work.started)
+            metrics.record_first_token(first - work.started)
         if isinstance(event, Finished):
             work.completion_tokens += event.tokens
-            metrics.choice(event.tokens, monotonic() - first)
+            metrics.record_choice(event.tokens, monotonic() - first)
         yield event
 
 

@@ -131,22 +131,22 @@ def resolve_entries(settings: ServeOptions) -> list[ResolvedEntry]:
     return [ResolvedEntry(entry, target_of(entry.path)) for entry in entries]
 
 
-def base_for(adapter: ModelEntry, says: str, models: Sequence[ModelEntry]) -> str:
-    """Return the name of the adapter's base model; `says` is the base that the adapter names. Raises `Permanent`.
+def base_for(adapter: ModelEntry, named: str, models: Sequence[ModelEntry]) -> str:
+    """Return the name of the adapter's base model; `named` is the base that the adapter names. Raises `Permanent`.
 
-    A single model is the base. Among several, `says` must match one by its name in the cache, with or without the part
+    A single model is the base. Among several, `named` must match one by its name in the cache, with or without the part
     before the last `/`, or by its name for clients.
     """
     if len(models) == 1:
         return models[0].name
-    wanted = says.rstrip("/").casefold()
+    wanted = named.rstrip("/").casefold()
     found = [model.name for model in models if wanted and wanted in _names_of(model)]
     if len(found) != 1:
         found = [model.name for model in models if wanted.rpartition("/")[2] in _names_of(model)] if wanted else []
     if len(found) != 1:
         raise Permanent(
             "adapter_base",
-            f"{adapter.name}: expected its base, {says or 'of which it says nothing'!r}, to be one of "
+            f"{adapter.name}: expected its base, {named or 'of which it says nothing'!r}, to be one of "
             f"{', '.join(model.name for model in models) or 'no models'}",
             "serve it with its base alone, or give the base that name as its alias",
         )

@@ -173,7 +173,7 @@ class ModelManager:
             await self._try_load(one, partial(self._load_adapter, one, [model.entry for model in models]))
 
     async def _try_load(self, resolved: ResolvedEntry, load: Callable[[], Coroutine[None, None, None]]) -> None:
-        name, current = resolved.entry.name, self._in_service(resolved.entry.name)
+        name, current = resolved.entry.name, self._find_current(resolved.entry.name)
         failure = self._failures.get(name)
         if current is not None and current.resolved == resolved:
             self._registry.pending.pop(name, None)
@@ -211,7 +211,7 @@ class ModelManager:
 
     def _count_swap(self, name: str, result: str) -> None:
         if isinstance(self._readiness.state, Ready):
-            self._metrics.model(name).swapped(result)
+            self._metrics.model(name).count_swap(result)
 
     async def _load_model(self, resolved: ResolvedEntry) -> None:
         entry, settings = resolved.entry, self._settings
@@ -247,8 +247,8 @@ class ModelManager:
         with ExitStack() as undo:
             folder = await self._hold(resolved.entry)
             undo.callback(folder.close)
-            says = await call_in_thread("adapter", partial(loading.base_of, folder.snapshot))
-            base = self._bases.get(base_for(resolved.entry, says, models))
+            named = await call_in_thread("adapter", partial(loading.base_of, folder.snapshot))
+            base = self._bases.get(base_for(resolved.entry, named, models))
             if base is None:
                 raise Permanent("adapter_base", f"{resolved.entry.name}: its base is not in service", "see its error")
             attached = await self._attach(resolved, folder, base)
@@ -281,11 +281,9 @@ class ModelManager:
         with self._metrics.stage(stage):
             return await call_in_thread(stage, function)
 
-    def _in_service(self, name: str) -> _Base | _Attached | None:
-        found = self._bases.get(name)
-        if found is not None:
-            return found
-        return next((base.adapters[name] for base in self._bases.values() if name in base.adapters), None)
+    def _find_current(self, name: str) -> _Base | _Attached | None:
+        adapters = (base.adapters[name] for base in self._bases.values() if name in base.adapters)
+        return self._bases.get(name) or next(adapters, None)
 
     def _remove_unwanted(self, entries: list[ResolvedEntry]) -> None:
         """Remove models that are not wanted, or are now wanted as an adapter instead of a model, or the reverse."""
@@ -323,7 +321,7 @@ class ModelManager:
 
     async def _retire(self, retired: _Retired) -> None:
         for served in retired.served:
-            await served.wait_drained()
+            await served.requests.wait_drained()
         for served in retired.served:
             served.close()
             if not isinstance(served, ServedAdapter):
@@ -336,7 +334,7 @@ class ModelManager:
 
     async def _share_memory(self) -> None:
         """Divide the free memory between the models, and update the contexts that clients see."""
-        await call_in_thread("share", partial(loading.share, [base.model for base in self._bases.values()]))
+        await call_in_thread("share", partial(loading.share_memory, [base.model for base in self._bases.values()]))
         for base in self._bases.values():
             about = base.model.about
             base.served.card = replace(base.served.card, about=about)

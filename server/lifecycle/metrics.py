@@ -45,20 +45,20 @@ class ModelMetrics:
     def count_prompt(self, tokens: int) -> None:
         self._families.tokens.labels(self._model, "prompt").inc(tokens)
 
-    def waited(self, seconds: float) -> None:
+    def record_wait(self, seconds: float) -> None:
         """Record how long a request waited for the model."""
         self._families.queue_seconds.labels(self._model).observe(seconds)
 
-    def first_token(self, seconds: float) -> None:
+    def record_first_token(self, seconds: float) -> None:
         """Record the time from the request to its first token."""
         self._families.first_token.labels(self._model).observe(seconds)
 
-    def choice(self, tokens: int, seconds: float) -> None:
+    def record_choice(self, tokens: int, seconds: float) -> None:
         """Record a complete choice of `tokens`, `seconds` after its request's first token."""
         if tokens > 1 and seconds > 0:
             self._families.speed.labels(self._model).observe((tokens - 1) / seconds)
 
-    def generated(self, rows: int, seconds: float) -> None:
+    def record_step(self, rows: int, seconds: float) -> None:
         """Record a step that gave `rows` sequences a token each."""
         self.alive_at = monotonic()
         self._families.tokens.labels(self._model, "completion").inc(rows)
@@ -79,15 +79,15 @@ class ModelMetrics:
         if about is not None:
             self._families.weights.labels(self._model).set(about.weight_bytes)
 
-    def swapped(self, result: str) -> None:
+    def count_swap(self, result: str) -> None:
         """Count a swap: `done`, or `failed`."""
         self._families.swaps.labels(self._model, result).inc()
 
-    def healthy(self, healthy: bool) -> None:
+    def set_healthy(self, healthy: bool) -> None:
         """Set whether the model answered its last health check."""
         self._families.healthy.labels(self._model).set(healthy)
 
-    def agreed(self, verdict: Verdict | None) -> None:
+    def set_golden(self, verdict: Verdict | None) -> None:
         """Set how the answers agree with the golden predictions; None removes the series."""
         families = self._families
         if verdict is None:
@@ -104,7 +104,7 @@ class ModelMetrics:
         families = self._families
         for family in (families.waiting, families.running, families.weights, families.healthy, families.model):
             family.remove(self._model)
-        self.agreed(None)
+        self.set_golden(None)
 
 
 class _Families:
@@ -114,8 +114,11 @@ class _Families:
         def histogram(name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
             return Histogram(_PREFIX + name, text, ["model"], buckets=buckets, registry=registry)
 
-        def gauge(name: str, text: str) -> Gauge:
-            return Gauge(_PREFIX + name, text, ["model"], registry=registry)
+        def gauge(name: str, text: str, *labels: str) -> Gauge:
+            return Gauge(_PREFIX + name, text, ["model", *labels], registry=registry)
+
+        def counter(name: str, text: str, label: str) -> Counter:
+            return Counter(_PREFIX + name, text, ["model", label], registry=registry)
 
         self.waiting = gauge("queue_waiting", "Requests that wait for the model")
         self.running = gauge("queue_running", "Requests in the model")
@@ -126,21 +129,12 @@ class _Families:
         self.speed = histogram("choice_tokens_per_second", "Tokens a second of one choice", _SPEED_BUCKETS)
         self.step = histogram("step_seconds", "Seconds from token to token of a batch", _TOKEN_BUCKETS_S)
         self.batch = histogram("batch_sequences", "Sequences in one step of the model", _ROWS_BUCKETS)
-        self.tokens = Counter(
-            _PREFIX + "tokens", "Tokens read (prompt) and generated (completion)", ["model", "kind"], registry=registry
-        )
+        self.tokens = counter("tokens", "Tokens read (prompt) and generated (completion)", "kind")
         self.weights = gauge("weights_bytes", "Bytes of the weights' files")
         self.healthy = gauge("model_healthy", "0 while the model does not answer a dummy inference")
-        self.golden = Gauge(
-            _PREFIX + "golden_cases", "Golden predictions, by result", ["model", "result"], registry=registry
-        )
+        self.golden = gauge("golden_cases", "Golden predictions, by result", "result")
         self.difference = gauge("golden_largest_difference", "The largest difference of a number in them")
-        self.swaps = Counter(
-            _PREFIX + "swaps",
-            "Versions that were to take the place of another while serving",
-            ["model", "result"],
-            registry=registry,
-        )
+        self.swaps = counter("swaps", "Versions that were to take the place of another while serving", "result")
         self.model = Info(_PREFIX + "model", "What is served", ["model"], registry=registry)
 
 
@@ -188,7 +182,7 @@ class ServerMetrics:
             buckets=_LATENCY_BUCKETS_S,
             registry=self._registry,
         )
-        self._in_flight = Gauge(_PREFIX + "in_flight", "Requests being answered", registry=self._registry)
+        self.in_flight = Gauge(_PREFIX + "in_flight", "Requests being answered", registry=self._registry)
         self._ready = Gauge(_PREFIX + "ready", "1 while /readyz says so", registry=self._registry)
         self._stage_seconds = Gauge(
             _PREFIX + "load_seconds", "Seconds each stage of the start took", ["stage"], registry=self._registry
@@ -207,9 +201,6 @@ class ServerMetrics:
         """Count an answered request; `model` is empty where none was selected."""
         self._requests.labels(endpoint, model, str(status)).inc()
         self._seconds.labels(endpoint, model).observe(seconds)
-
-    def set_in_flight(self, count: int) -> None:
-        self._in_flight.set(count)
 
     def set_ready(self, ready: bool) -> None:
         self._ready.set(1 if ready else 0)

@@ -6,9 +6,8 @@ the others.
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Generic
 
@@ -25,6 +24,7 @@ from server.engine.types import (
     Sampling,
 )
 from server.lifecycle.metrics import ModelMetrics
+from server.lifecycle.readiness import RequestsInFlight
 from server.lifecycle.snapshot import Snapshot
 
 if TYPE_CHECKING:
@@ -60,38 +60,20 @@ class PendingVersion:
 
 
 class _InService:
-    """A model or adapter in service, and the count of its requests, which a removal waits for. `golden`: how it agrees
-    with its golden predictions; None where it has none, or they were not replayed."""
+    """A model or adapter in service, and its requests, which a removal waits for. `golden`: how it agrees with its
+    golden predictions; None where it has none, or they were not replayed."""
 
     golden: Verdict | None = None
 
     def __init__(self, card: Card, metrics: ModelMetrics) -> None:
         self.card = card
         self.metrics = metrics
-        self._requests = 0
-        self._idle = asyncio.Event()
-        self._idle.set()
+        self.requests = RequestsInFlight()
 
     def announce(self) -> None:
         """Publish this model in the metrics of its name."""
         self.metrics.describe(self.card.snapshot, self.card.about)
-        self.metrics.agreed(self.golden)
-
-    @contextmanager
-    def use(self) -> Iterator[None]:
-        """Count a request while the block runs: from the start of its work to the end of its answer."""
-        self._requests += 1
-        self._idle.clear()
-        try:
-            yield
-        finally:
-            self._requests -= 1
-            if not self._requests:
-                self._idle.set()
-
-    async def wait_drained(self) -> None:
-        """Wait until no request is being answered."""
-        await self._idle.wait()
+        self.metrics.set_golden(self.golden)
 
 
 class _Served(_InService, Generic[RequestT, PreparedT, EventT]):
@@ -105,7 +87,7 @@ class _Served(_InService, Generic[RequestT, PreparedT, EventT]):
         """Publish this model and its queue in the metrics of its name."""
         super().announce()
         self.metrics.watch_queue(self.engine.capacity)
-        self.metrics.healthy(True)
+        self.metrics.set_healthy(True)
 
     @property
     def alive_at(self) -> float:
@@ -114,8 +96,8 @@ class _Served(_InService, Generic[RequestT, PreparedT, EventT]):
 
     @asynccontextmanager
     async def submit(self, request: RequestT) -> AsyncIterator[Submission[PreparedT, EventT]]:
-        """Submit a request, counted for as long as the block runs; see `InferenceEngine.submitted`."""
-        with self.use():
+        """Submit a request, counted for as long as the block runs; see `InferenceEngine.submit`."""
+        with self.requests.track():
             async with self.engine.submit(request) as submission:
                 yield submission
 
@@ -153,8 +135,8 @@ class ServedAdapter(_InService):
     @asynccontextmanager
     async def submit(self, request: GenerationRequest) -> AsyncIterator[Submission[Continuation, GenerationEvent]]:
         """Submit a request that runs with the adapter, counted here and as one of the base's."""
-        adapted = replace(request, wanted=replace(request.wanted, adapter=self._adapter))
-        with self.use():
+        adapted = replace(request, options=replace(request.options, adapter=self._adapter))
+        with self.requests.track():
             async with self._base.submit(adapted) as submission:
                 yield submission
 
@@ -208,23 +190,21 @@ class ModelRegistry:
                 return next(iter(self._served.values()))
             raise InvalidRequest(f"model: expected one of {self._shown()}", "model")
         exact = self._served.get(model)
-        if exact is not None:
-            return exact
-        found = [served for served in self._served.values() if model in served.card.names]
+        found = [exact] if exact else [served for served in self._served.values() if model in served.card.names]
         if len(found) != 1:
             raise InvalidRequest(
                 f"the model {model[:200]!r} is not served here, {self._shown()} is", "model", "model_not_found"
             )
         return found[0]
 
-    def encoder(self, model: str | None) -> ServedEncoder:
+    def find_encoder(self, model: str | None) -> ServedEncoder:
         """Return the model of an embedding request; raises `InvalidRequest`."""
         served = self.find(model)
         if isinstance(served, ServedEncoder):
             return served
         raise _wrong_kind(served, "/v1/chat/completions and /v1/completions", "embeddings")
 
-    def generator(self, model: str | None) -> Generating:
+    def find_generator(self, model: str | None) -> Generating:
         """Return the model of a completion or a chat; raises `InvalidRequest`."""
         served = self.find(model)
         if not isinstance(served, ServedEncoder):

@@ -34,17 +34,11 @@ class Snapshot:
 
 
 class HeldFolder:
-    """A leased snapshot: `close()`, or the end of a `with` block, releases the lease."""
+    """A leased snapshot; `close` releases the lease."""
 
     def __init__(self, snapshot: Snapshot, lease: Lease | None) -> None:
         self.snapshot = snapshot
         self._lease = lease
-
-    def __enter__(self) -> Snapshot:
-        return self.snapshot
-
-    def __exit__(self, *_raised: object) -> None:
-        self.close()
 
     def follow(self) -> None:
         """Move the lease to the snapshot's current folder, as a repair replaces a corrupt one under the same name.
@@ -101,10 +95,9 @@ def hold_verified(path: Path, pin: Digest | None) -> HeldFolder:
 def target_of(path: Path) -> Path | None:
     """Return the folder that `path` leads to now; None where there is none."""
     try:
-        found = path.resolve(strict=True)
-    except (OSError, RuntimeError):
+        return _resolve(path)
+    except Permanent:
         return None
-    return found if found.is_dir() else None
 
 
 def names(path: Path) -> tuple[str, str | None]:

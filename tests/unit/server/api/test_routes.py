@@ -53,7 +53,7 @@ class ScriptedModel:
 
     def prepare(self, request: GenerationRequest) -> Continuation:
         assert isinstance(request, CompletionRequest)
-        return Continuation((tuple(map(ord, str(request.prompts[0]))),), (9,), request.wanted.sampling, ())
+        return Continuation((tuple(map(ord, str(request.prompts[0]))),), (9,), request.options.sampling, ())
 
     def step(self, arrived: list[FakeJob]) -> None:
         for job in arrived:
@@ -328,7 +328,7 @@ async def test_a_client_that_hangs_up_in_a_stream_is_no_error(caplog: pytest.Log
             await response.content.readany()
             response.close()
         async with asyncio.timeout(60):
-            await server.readiness.wait_idle()
+            await server.readiness.in_flight.wait_drained()
             await asyncio.sleep(0)
     assert [record.args[2] for record in caplog.records if record.name == "holdfast.access" and record.args] == [499]  # type: ignore[index]
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR]

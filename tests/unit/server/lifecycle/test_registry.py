@@ -47,7 +47,7 @@ async def test_a_model_is_found_by_each_of_its_names() -> None:
         catalog.find("acme/small@v2")
     assert caught.value.code == "model_not_found"
     with pytest.raises(InvalidRequest, match="/v1/chat/completions"):
-        catalog.encoder("small")
+        catalog.find_encoder("small")
     small.close()
     large.close()
 
@@ -68,10 +68,10 @@ async def test_a_new_version_takes_the_old_ones_place_and_the_old_one_drains() -
     """New requests find the new version at once; the old one is idle only when its last request is over."""
     catalog, old, new = ModelRegistry(), served("m", "v1"), served("m", "v2")
     catalog.put(old)
-    with old.use():
+    with old.requests.track():
         assert catalog.put(new) is old
         assert catalog.find("m") is new
-        draining = asyncio.ensure_future(old.wait_drained())
+        draining = asyncio.ensure_future(old.requests.wait_drained())
         await asyncio.sleep(0)
         assert not draining.done()
     await draining
