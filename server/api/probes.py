@@ -47,11 +47,7 @@ class Work:
     def usage(self) -> dict[str, int]:
         """The `usage` object of a completion."""
         total = self.prompt_tokens + self.completion_tokens
-        return {
-            "prompt_tokens": self.prompt_tokens,
-            "completion_tokens": self.completion_tokens,
-            "total_tokens": total,
-        }
+        return {"prompt_tokens": self.prompt_tokens, "completion_tokens": self.completion_tokens, "total_tokens": total}
 
 
 def current_work() -> Work:
@@ -94,10 +90,8 @@ class Probes:
 
     def _is_rehearsal(self, request: web.Request) -> bool:
         """Whether the request is this process's own, before it is ready."""
-        key = request.headers.get(REHEARSAL_HEADER, "")
-        return isinstance(self._readiness.state, Loading) and secrets.compare_digest(
-            key.encode(), self.rehearsal.encode()
-        )
+        key = request.headers.get(REHEARSAL_HEADER, "").encode()
+        return isinstance(self._readiness.state, Loading) and secrets.compare_digest(key, self.rehearsal.encode())
 
     async def add_request_id(self, _request: web.Request, response: web.StreamResponse) -> None:
         """Set the request id of an answer; the application calls it before the headers are sent."""

@@ -111,12 +111,12 @@ class _Api:
         return web.Response(text="".join(pieces), content_type="application/json")
 
     async def completions(self, request: web.Request) -> web.StreamResponse:
-        return await self._generate(
-            request, parse_completion(await request.read(), self._limits.max_tokens), CompletionFormat
-        )
+        wanted = parse_completion(await request.read(), self._limits.max_tokens)
+        return await self._generate(request, wanted, CompletionFormat)
 
     async def chat(self, request: web.Request) -> web.StreamResponse:
-        return await self._generate(request, parse_chat(await request.read(), self._limits.max_tokens), ChatFormat)
+        wanted = parse_chat(await request.read(), self._limits.max_tokens)
+        return await self._generate(request, wanted, ChatFormat)
 
     async def _generate(
         self, request: web.Request, wanted: GenerationRequest, format_class: Callable[[str], Format]

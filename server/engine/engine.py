@@ -124,8 +124,7 @@ class ThreadedEngine(Generic[RequestT, PreparedT, EventT]):
 
     @asynccontextmanager
     async def submit(self, request: RequestT) -> AsyncIterator[Job[PreparedT, EventT]]:
-        """Prepare and queue a request for as long as the block runs; leaving early, as on a disconnect, cancels it.
-        Raises `Transient` (`overloaded`) where the queue is full, and the errors of `prepare`."""
+        """Prepare and queue a request, as `InferenceEngine.submit`; a disconnect leaves the block early too."""
         self._admit(self._preparing)
         self._preparing += 1
         try:

@@ -132,11 +132,9 @@ def resolve_entries(settings: ServeOptions) -> list[ResolvedEntry]:
 
 
 def base_for(adapter: ModelEntry, named: str, models: Sequence[ModelEntry]) -> str:
-    """Return the name of the adapter's base model; `named` is the base that the adapter names. Raises `Permanent`.
-
-    A single model is the base. Among several, `named` must match one by its name in the cache, with or without the part
-    before the last `/`, or by its name for clients.
-    """
+    """Return the name of the adapter's base model; `named` is the base that the adapter names. A single model is the
+    base. Among several, `named` must match one by its name in the cache, with or without the part before the last `/`,
+    or by its name for clients. Raises `Permanent`."""
     if len(models) == 1:
         return models[0].name
     wanted = named.rstrip("/").casefold()

@@ -57,11 +57,9 @@ class HeldFolder:
 
 
 def hold(path: Path, pin: Digest | None = None) -> HeldFolder:
-    """Take the lease of the snapshot at `path`; `pin` is the digest it must have, None for any.
-
-    A folder that is no snapshot is served without a lease. Blocks while an eviction holds the lease. Raises
-    `Permanent` where the folder is missing or the lease unavailable, and `DigestMismatch`.
-    """
+    """Take the lease of the snapshot at `path`; `pin` is the digest it must have, None for any. A folder that is no
+    snapshot is served without a lease. Blocks while an eviction holds the lease. Raises `Permanent` where the folder is
+    missing or the lease unavailable, and `DigestMismatch`."""
     name, version = names(path)
     target, lease = _take(path)
     if lease is None:

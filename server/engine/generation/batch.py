@@ -56,12 +56,7 @@ class Batch:
     memory for, padding included."""
 
     def __init__(
-        self,
-        forward: BatchedForward,
-        max_rows: int,
-        max_tokens: int,
-        observer: GenerationObserver,
-        adapters: Adapters,
+        self, forward: BatchedForward, max_rows: int, max_tokens: int, observer: GenerationObserver, adapters: Adapters
     ) -> None:
         self.max_rows = max_rows
         self.max_tokens = max_tokens  # set from another thread when another model is loaded or removed

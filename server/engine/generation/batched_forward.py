@@ -81,10 +81,8 @@ _STEPS = 3
 
 def largest_difference(module: Any, forward: BatchedForward, vocabulary: int, device: str) -> float:
     """Return the largest root mean square difference of batched logits from sequential ones, relative to their spread.
-
     Rows join while others run, one leaves, one is prefilled in two pieces. Tokens are given, not chosen, so that near
-    ties in low precision do not matter. Leaves `forward` empty.
-    """
+    ties in low precision do not matter. Leaves `forward` empty."""
     texts = [
         [(31 * row + 7 * place + 1) % vocabulary for place in range(length + 3 * _STEPS)]
         for row, length in enumerate(_LENGTHS)

@@ -36,11 +36,8 @@ class RoomyLayer(_DynamicLayer):  # type: ignore[misc]  # transformers' layers a
         begin = self._columns
         end = begin + key_states.shape[-2]
         if end > self._key_room.shape[-2]:
-            self._hold(
-                _grown(self._key_room, begin, end + SPARE_COLUMNS),
-                _grown(self._value_room, begin, end + SPARE_COLUMNS),
-                begin,
-            )
+            columns = end + SPARE_COLUMNS
+            self._hold(_grown(self._key_room, begin, columns), _grown(self._value_room, begin, columns), begin)
         self._key_room[:, :, begin:end] = key_states
         self._value_room[:, :, begin:end] = value_states
         self._show(end)
@@ -94,11 +91,9 @@ class RowCache(Cache):
 
 
 def empty_cache(config: Any) -> RowCache | None:
-    """Return a cache for a model of this config; None where no cache of several rows can be correct.
-
-    That is where layers hold more than keys and values (state spaces, convolutions), where attention works on chunks
-    of absolute columns, and where the longest row decides the rotary positions of all rows.
-    """
+    """Return a cache for a model of this config; None where no cache of several rows can be correct: layers hold more
+    than keys and values (state spaces, convolutions), attention works on chunks of absolute columns, or the longest row
+    decides the rotary positions of all rows."""
     text_config = config.get_text_config(decoder=True)
     layers = DynamicCache(config=config).layers
     plain = all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers)
