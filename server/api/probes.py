@@ -37,7 +37,7 @@ _CLIENT_GONE = 499  # nginx's number for a client that closed the connection fir
 class Work:
     """One request's account: its id and start, and its model and token counts once known."""
 
-    id: str
+    request_id: str
     started: float
     model: str = ""
     prompt_tokens: int = 0
@@ -95,7 +95,7 @@ class Probes:
 
     async def add_request_id(self, _request: web.Request, response: web.StreamResponse) -> None:
         """Set the request id of an answer; the application calls it before the headers are sent."""
-        response.headers[_REQUEST_ID] = current_work().id
+        response.headers[_REQUEST_ID] = current_work().request_id
 
     async def _let_through(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         work = current_work()
@@ -137,7 +137,7 @@ class Probes:
             work.model or "-",
             work.prompt_tokens,
             work.completion_tokens,
-            work.id,
+            work.request_id,
         )
 
 

@@ -76,7 +76,8 @@ def parse_embeddings(body: bytes) -> EmbeddingRequest:
     encoding = given.get("encoding_format") or "float"
     if encoding not in ("float", "base64"):
         refuse("encoding_format", f"expected float or base64, found {show(encoding)}")
-    return EmbeddingRequest(fields.text(given, "model"), _prompts(given, "input"), encoding == "base64")
+    inputs = _prompts(given, "input")
+    return EmbeddingRequest(fields.text(given, "model"), inputs, as_base64=encoding == "base64")
 
 
 def parse_completion(body: bytes, max_tokens_limit: int | None) -> CompletionRequest:

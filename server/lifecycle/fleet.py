@@ -244,10 +244,12 @@ class ModelManager:
         await self._share_memory()
 
     async def _load_adapter(self, resolved: ResolvedEntry, models: list[ModelEntry]) -> None:
+        from server.engine.lora import read_base
+
         with ExitStack() as undo:
             folder = await self._hold(resolved.entry)
             undo.callback(folder.close)
-            named = await call_in_thread("adapter", partial(loading.base_of, folder.snapshot))
+            named = await call_in_thread("adapter", partial(read_base, folder.snapshot.path))
             base = self._bases.get(base_for(resolved.entry, named, models))
             if base is None:
                 raise Permanent("adapter_base", f"{resolved.entry.name}: its base is not in service", "see its error")

@@ -91,13 +91,6 @@ def warm_up(snapshot: Snapshot, model: Encoder | TextGenerator) -> None:
         model.warm_up()
 
 
-def base_of(snapshot: Snapshot) -> str:
-    """Return the base model that a snapshot's adapter names; raises `HoldfastError`."""
-    from server.engine import lora
-
-    return lora.base_of(snapshot.path)
-
-
 def load_adapter(snapshot: Snapshot, base: Encoder | TextGenerator) -> Adapter:
     """Load an adapter for its base; raises `HoldfastError`."""
     from server.engine.generation.generator import TextGenerator
