@@ -24,6 +24,7 @@ from server.api import routes
 from server.api.listener import Listener
 from server.api.probes import REHEARSAL_HEADER, Probes
 from server.engine.engine import call_in_thread
+from server.engine.kinds import refuse_unserved
 from server.lifecycle import loading, user_app
 from server.lifecycle.admission import judge, read_golden, replay
 from server.lifecycle.entries import GoldenMode, ServeOptions, read_followed
@@ -50,6 +51,9 @@ def main(argv: Sequence[str]) -> int:
             held = {entry.name: hold(entry.path, entry.pin) for entry in settings.models}
             for folder in held.values():
                 leases.callback(folder.close)
+            if settings.app is None:
+                for folder in held.values():
+                    refuse_unserved(folder.snapshot.path)  # before weights are read ahead, and before a GPU is used
             asyncio.run(_ServerRun(settings, held).run())
     except* HoldfastError as group:
         error: BaseException = group

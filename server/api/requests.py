@@ -34,7 +34,10 @@ _COMMON = _HARMLESS | {
     "stream",
     "stream_options",
     "max_tokens",
+    *("top_k", "min_p", "repetition_penalty"),  # vLLM's own
 }
+_LEFT_TO_THE_FOLDER = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+_MAX_TOP_K = 2**31
 # Options that would change the answer, with the values that do not.
 _NEUTRAL_COMPLETION: dict[str, tuple[object, ...]] = {"best_of": (1,), "echo": (False,), "suffix": ("",)}
 _NEUTRAL_CHAT: dict[str, tuple[object, ...]] = {
@@ -130,10 +133,14 @@ def _parse_options(given: Document, max_tokens: int | None, logprobs: int | None
             frequency_penalty=fields.number(given, "frequency_penalty", -2.0, 2.0, 0.0),
             logit_bias=_biases(given),
             logprobs=logprobs,
+            top_k=max(0, fields.integer(given, "top_k", -1, _MAX_TOP_K) or 0),  # -1 is vLLM's own for all
+            min_p=fields.number(given, "min_p", 0.0, 1.0, 0.0),
+            repetition_penalty=fields.number(given, "repetition_penalty", 0.01, 10.0, 1.0),
         ),
         stop=fields.texts(given, "stop", _MAX_STOPS),
         stream=stream,
         stream_usage=fields.boolean(options or {}, "include_usage"),
+        left_out=frozenset(name for name in _LEFT_TO_THE_FOLDER if given.get(name) is None),
     )
 
 

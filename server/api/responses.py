@@ -52,6 +52,7 @@ def model_document(card: Card, golden: Verdict | None, pending: PendingVersion |
         "kind": about.kind,
         "context_tokens": about.context,
         "chat": about.chat,
+        "labels": list(about.labels),
         "batch": about.batch,
         "parent": card.parent,
         "golden": golden.document() if golden is not None else None,

@@ -1,4 +1,5 @@
-"""The HTTP API over the served models: `/v1/models`, `/v1/embeddings`, `/v1/completions`, `/v1/chat/completions`.
+"""The HTTP API over the served models: `/v1/models`, `/v1/embeddings`, `/v1/completions`, `/v1/chat/completions`,
+`/v1/rerank`, `/v1/classify`.
 
 Law: parses requests, submits them to the engine of their model, writes answers; computes nothing. A client that
 disconnects cancels its request. Format: https://platform.openai.com/docs/api-reference.
@@ -18,6 +19,7 @@ from server.api.formats import ChatFormat, ChoiceAnswer, CompletionFormat, Forma
 from server.api.probes import Handler, Probes, Work, current_work
 from server.api.requests import parse_chat, parse_completion, parse_embeddings
 from server.api.responses import embeddings_pieces, error_document, error_response, model_document, server_sent
+from server.api.scoring import classify_document, parse_classify, parse_rerank, rerank_document
 from server.engine.types import (
     Delta,
     Finished,
@@ -26,10 +28,12 @@ from server.engine.types import (
     GenerationRequest,
     InvalidRequest,
     Limits,
+    Scored,
+    ScoringRequest,
 )
 from server.lifecycle.metrics import ModelMetrics, ServerMetrics
 from server.lifecycle.readiness import Ready, ServerReadiness
-from server.lifecycle.registry import ModelRegistry, Served
+from server.lifecycle.registry import Card, ModelRegistry, Served
 
 _STREAM_HEADERS = {
     "Content-Type": "text/event-stream; charset=utf-8",
@@ -47,6 +51,10 @@ def application(registry: ModelRegistry, limits: Limits) -> web.Application:
     found.router.add_post("/v1/embeddings", api.embeddings)
     found.router.add_post("/v1/completions", api.completions)
     found.router.add_post("/v1/chat/completions", api.chat)
+    for path in ("/v1/rerank", "/v2/rerank", "/rerank"):  # Jina's, Cohere's and TEI's
+        found.router.add_post(path, api.rerank)
+    for path in ("/v1/classify", "/classify", "/predict"):  # the last is TEI's
+        found.router.add_post(path, api.classify)
     return found
 
 
@@ -109,6 +117,26 @@ class _Api:
             pieces.append(piece)
             await asyncio.sleep(0)  # between two vectors other requests are answered
         return web.Response(text="".join(pieces), content_type="application/json")
+
+    async def rerank(self, request: web.Request) -> web.Response:
+        wanted = parse_rerank(await request.read())
+        scored, card = await self._score(wanted.scoring)
+        return web.json_response(rerank_document(wanted, scored, card.name))
+
+    async def classify(self, request: web.Request) -> web.Response:
+        wanted = parse_classify(await request.read())
+        scored, card = await self._score(wanted.scoring)
+        return web.json_response(classify_document(wanted, scored, card.name, card.about.labels))
+
+    async def _score(self, wanted: ScoringRequest) -> tuple[Scored, Card]:
+        served = self._registry.find_classifier(wanted.model)
+        work, card = current_work(), served.card
+        work.model = card.name
+        async with served.submit(wanted) as submission, aclosing(submission.stream()) as events:
+            scored = await anext(events)
+        work.prompt_tokens = scored.prompt_tokens
+        served.metrics.count_prompt(scored.prompt_tokens)
+        return scored, card
 
     async def completions(self, request: web.Request) -> web.StreamResponse:
         wanted = parse_completion(await request.read(), self._limits.max_tokens)

@@ -30,7 +30,8 @@ CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
 _TENSOR = re.compile(r"(?P<module>.+)\.lora_(?P<half>[AB])\.weight")
-_NOT_COMPUTED = (  # any non-empty value of these changes what an adapter computes
+_BASE_LAYER = ".base_layer."  # PEFT saves an embedding or output layer whole where it is among the targets
+NOT_COMPUTED = (  # any non-empty value of these changes what an adapter computes
     "alora_invocation_tokens",
     "arrow_config",
     "kasa_config",
@@ -47,7 +48,23 @@ _NOT_COMPUTED = (  # any non-empty value of these changes what an adapter comput
     "use_qalora",
     "velora_config",
 )
-_CHANGING_THE_BASE = ("corda", "loftq", "olora", "pissa")  # initializations that change the base's weights too
+# Without effect on what a saved adapter computes: its tensors say which modules it has, and nothing is trained here.
+WITHOUT_EFFECT = frozenset(
+    {"auto_mapping", "corda_config", "eva_config", "exclude_modules", "fan_in_fan_out", "inference_mode"}
+    | {"layers_pattern", "layers_to_transform", "loftq_config", "lora_dropout", "megatron_core", "peft_version"}
+    | {"qalora_group_size", "revision", "runtime_config", "target_modules", "task_type"}
+)
+HONOURED = frozenset(
+    {"alpha_pattern", "base_model_name_or_path", "bias", "ensure_weight_tying", "init_lora_weights", "lora_alpha"}
+    | {"peft_type", "r", "rank_pattern", "use_rslora"}
+)
+_CHANGING_THE_BASE = (
+    "corda",
+    "loftq",
+    "lora_ga",
+    "olora",
+    "pissa",
+)  # initializations that change the base's weights too
 _SURVEY = (2, 3)  # sequences and tokens: a shape that no other dimensions of a model have by chance
 
 
@@ -80,6 +97,7 @@ class _Config:
     ranks: dict[str, int]
     alphas: dict[str, float]
     by_root: bool
+    ties: bool
 
     def scale(self, module: str, rank: int) -> float:
         alpha = float(_by_pattern(self.alphas, module, self.alpha))
@@ -137,12 +155,15 @@ class Adapters:
             )
         tensors = load_file(path, self._device, dtype=self._dtype)
         halves: dict[str, dict[str, torch.Tensor]] = {}
-        for name, tensor in tensors.items():
+        for name in list(tensors):
             found = _TENSOR.fullmatch(name.removeprefix(_PREFIX))
-            if found is None:
-                raise _refused(path, name, "a tensor `….lora_A.weight` or `….lora_B.weight`", "another kind")
-            halves.setdefault(found["module"], {})[found["half"]] = tensor
+            if found is not None:
+                halves.setdefault(found["module"], {})[found["half"]] = tensors[name]
+            else:
+                self._check_base_layer(path, name, tensors.pop(name))
         deltas = {module: self._delta(path, module, pair, config) for module, pair in halves.items()}
+        if config.ties:
+            self._refuse_tied(path, deltas)
         if not deltas:
             raise Permanent("no_weights", f"{path}: expected tensors, found none", "publish the adapter's weights")
         for module in sorted(deltas.keys() - self._adapted):
@@ -159,6 +180,27 @@ class Adapters:
             (adapter, None if len(numbers) == len(adapters) else torch.tensor(numbers, device=self._device))
             for adapter, numbers in rows.items()
         ]
+
+    def _check_base_layer(self, path: Path, name: str, tensor: torch.Tensor) -> None:
+        """Refuse a tensor that is neither half of a LoRA nor equal to the base's own of that name."""
+        own = name.removeprefix(_PREFIX).replace(_BASE_LAYER, ".")
+        base = self._module.state_dict().get(own)
+        if base is None:
+            raise _refused(path, name, "a tensor `….lora_A.weight` or `….lora_B.weight`", "another kind")
+        if base.shape != tensor.shape or not torch.equal(base, tensor.to(base.dtype)):
+            found = f"other weights, shape {tuple(tensor.shape)}, where the base has {tuple(base.shape)}"
+            raise _refused(path, name, f"the weights of the base's {own}, which PEFT saves with the adapter", found)
+
+    def _refuse_tied(self, path: Path, deltas: dict[str, _Delta]) -> None:
+        """Refuse `ensure_weight_tying` where it matters: PEFT then adapts the tied embedding too."""
+        output = self._module.get_output_embeddings()
+        names = {name for name, module in self._module.named_modules() if module is output}
+        if names & deltas.keys():
+            raise Permanent(
+                "unsupported_adapter",
+                f"{path.parent / CONFIG_FILE}: ensure_weight_tying=True adapts the embedding with {sorted(names)[0]}",
+                "merge it into its base (PEFT's merge_and_unload) and publish the result as a model",
+            )
 
     def _delta(self, path: Path, module: str, pair: dict[str, torch.Tensor], config: _Config) -> _Delta:
         name = f"{_PREFIX}{module}.lora_A.weight"
@@ -206,7 +248,12 @@ def read_base(directory: Path) -> str:
 
 def _read_config(path: Path) -> _Config:
     config = _read(path)
-    unsupported = [f"{key}={config[key]!r}" for key in _NOT_COMPUTED if config.get(key)]
+    unsupported = [f"{key}={config[key]!r}" for key in NOT_COMPUTED if config.get(key)]
+    unsupported += [
+        f"{key}={config[key]!r}, which PEFT 0.21 does not have"
+        for key in sorted(config.keys() - HONOURED - WITHOUT_EFFECT - set(NOT_COMPUTED))
+        if config[key]
+    ]
     if config.get("peft_type") != "LORA":
         unsupported.append(f"peft_type={config.get('peft_type')!r}")
     if config.get("bias", "none") != "none":
@@ -225,7 +272,8 @@ def _read_config(path: Path) -> _Config:
         alphas = {str(key): float(value) for key, value in (config.get("alpha_pattern") or {}).items()}
         for pattern in (*ranks, *alphas):
             re.compile(pattern)
-        return _Config(int(config["r"]), float(config["lora_alpha"]), ranks, alphas, bool(config.get("use_rslora")))
+        by_root, ties = bool(config.get("use_rslora")), bool(config.get("ensure_weight_tying"))
+        return _Config(int(config["r"]), float(config["lora_alpha"]), ranks, alphas, by_root, ties)
     except (KeyError, TypeError, ValueError, AttributeError, re.error) as error:
         raise _invalid(path, error) from error
 

@@ -24,12 +24,17 @@ import transformers
 
 from cached.contract.errors import Permanent
 from cached.contract.program.units import format_size
+from server.engine import allowed
 from server.weights.files import load_file
 from server.weights.pretrained import assemble, prevailing_dtype, read_config, read_generation_config
 
 _transformers_logging: Any = transformers.utils.logging  # untyped there
 _LOG = logging.getLogger(__name__)
 _NAMES_SHOWN = 8
+_POSITIONS_AFTER_PADDING = frozenset(
+    {"camembert", "data2vec-text", "ibert", "longformer", "mpnet", "roberta", "roberta-prelayernorm", "xlm-roberta"}
+    | {"xlm-roberta-xl", "xmod"}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,23 +62,73 @@ def load_encoder(directory: Path, device: str, dtype: str) -> Loaded:
     return _load(directory, model_class, config, device, dtype, needless="pooler.")
 
 
-def load_causal_lm(directory: Path, device: str, dtype: str) -> Loaded:
-    """Load the causal language model of `directory`; raises `HoldfastError`."""
+def load_causal_lm(directory: Path, device: str, dtype: str, architecture: str | None = None) -> Loaded:
+    """Load the causal language model of `directory`, by its own architecture or by `architecture`; raises
+    `HoldfastError`."""
     config = read_config(directory)
-    model_class = next((getattr(transformers, name, None) for name in config.architectures or ()), None)
-    if model_class is None:
-        raise _unsupported(directory, config, "an architecture that transformers has")
+    model_class = _class(directory, config, architecture, transformers.MODEL_FOR_CAUSAL_LM_MAPPING, allowed.GENERATORS)
     loaded = _load(directory, model_class, config, device, dtype, needless=None)
     read_generation_config(directory, loaded.module)
     return loaded
 
 
+def load_classifier(directory: Path, architecture: str | None, device: str, dtype: str) -> Loaded:
+    """Load the sequence classification model of `directory`; raises `HoldfastError`."""
+    config = read_config(directory)
+    mapping = transformers.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
+    model_class = _class(directory, config, architecture, mapping, allowed.CLASSIFIERS)
+    return _load(directory, model_class, config, device, dtype, needless=None)
+
+
+def _class(directory: Path, config: Any, architecture: str | None, mapping: Any, served: frozenset[str]) -> Any:
+    """Return the class that transformers' own `AutoModelFor…` takes, which is by model type; raises `Permanent` where
+    it is not served."""
+    classes = mapping.get(type(config), ())
+    classes = classes if isinstance(classes, tuple) else (classes,)
+    names = (architecture,) if architecture is not None else config.architectures or ()
+    found = next((one for one in classes if one.__name__ in names), classes[0] if classes else None)
+    if found is None or found.__name__ not in served:
+        shown = getattr(found, "__name__", "no class of transformers")
+        raise Permanent(
+            "unsupported_model",
+            f"{directory}: expected {', '.join(names)}, found the model type {config.model_type}, which is {shown}",
+            "check that `architectures` and `model_type` of config.json belong together, or serve it with --app",
+        )
+    return found
+
+
+def positions(config: Any) -> int | None:
+    """Return the most tokens that a model has positions for; None where it has no limit. -1 is XLNet's own for none;
+    the positions of RoBERTa and its kin begin after the padding's."""
+    text = config.get_text_config()
+    found = getattr(text, "max_position_embeddings", None)
+    if found is None or found == -1:
+        return None
+    if text.model_type in _POSITIONS_AFTER_PADDING:
+        return int(found) - int(text.pad_token_id) - 1
+    return int(found)
+
+
+def _check_context(directory: Path, config: Any, tokenizer: Any) -> None:
+    """Refuse a context below one token, before weights are read."""
+    found = {"max_position_embeddings of config.json": positions(config)}
+    found["model_max_length of tokenizer_config.json"] = tokenizer.model_max_length
+    for name, limit in found.items():
+        if limit is not None and limit < 1:
+            raise Permanent(
+                "invalid_config",
+                f"{directory}: expected a context of at least one token, found {limit} by {name}",
+                "publish the model with its own config.json and tokenizer_config.json",
+            )
+
+
 def _load(directory: Path, model_class: Any, config: Any, device: str, dtype: str, *, needless: str | None) -> Loaded:
     started = time.monotonic()
+    tokenizer = _tokenizer(directory)
+    _check_context(directory, config, tokenizer)
     tensors = load_file(directory, device)
     size = sum(tensor.nbytes for tensor in tensors.values())
     target = _dtype(dtype, tensors.values(), config)
-    tokenizer = _tokenizer(directory)
     module = _assemble(directory, model_class, config, tensors, target, needless)
     del tensors
     # The weights are on the device: this moves the buffers that no file holds, such as rotary frequencies.

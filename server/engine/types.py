@@ -20,12 +20,14 @@ class Kind(StrEnum):
 
     EMBEDDINGS = "embeddings"
     COMPLETIONS = "completions"
+    CLASSIFICATION = "classification"
 
 
 @dataclass(frozen=True, slots=True)
 class About:
     """A loaded model. `context`: the most tokens of one sequence, generated ones included. `chat`: its tokenizer has a
-    chat template. `batch`: the most sequences it works on at once."""
+    chat template. `batch`: the most sequences it works on at once. `labels`: of a classifier, in the order of its
+    scores."""
 
     kind: Kind
     context: int | None
@@ -34,6 +36,7 @@ class About:
     weight_bytes: int
     chat: bool = False
     batch: int = 1
+    labels: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,10 +88,55 @@ class EmbeddingRequest:
     as_base64: bool
 
 
+class Activation(StrEnum):
+    """What turns a classifier's logits into scores. `RANKING` and `LABELS` are the folder's own, as its libraries read
+    it: sentence-transformers' CrossEncoder for a pair, transformers' pipeline for the labels of a text."""
+
+    RANKING = "ranking"
+    LABELS = "labels"
+    NONE = "none"
+
+
+@dataclass(frozen=True, slots=True)
+class ScoringRequest:
+    """Texts, pairs of texts, or token ids, to score by each label. `param` names them in errors. `truncate`: cut what
+    is longer than the context instead of refusing it."""
+
+    model: str | None
+    inputs: tuple[Prompt | tuple[str, str], ...]
+    activation: Activation
+    truncate: bool
+    param: str
+
+
+Features = dict[str, list[int]]  # what a tokenizer made of one input, by the model's own names
+
+
+@dataclass(frozen=True, slots=True)
+class ScoringInputs:
+    """A request for scores in tokens."""
+
+    inputs: tuple[Features, ...]
+    activation: Activation
+
+    @property
+    def tokens(self) -> int:
+        return sum(len(one["input_ids"]) for one in self.inputs)
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """A request's scores in its order, one for each label, and the number of tokens of all inputs."""
+
+    scores: tuple[tuple[float, ...], ...]
+    prompt_tokens: int
+
+
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How tokens are chosen. `temperature` 0 is greedy; `seed` None is a new seed for each request. `logprobs`: how
-    many of the likeliest tokens to report beside the chosen one; None reports no log probabilities."""
+    """How tokens are chosen. `temperature` 0 is greedy; `seed` None is a new seed for each request. `top_k` 0: all
+    tokens; `min_p`: at least this share of the likeliest one's probability. `logprobs`: how many of the likeliest
+    tokens to report beside the chosen one; None reports no log probabilities."""
 
     temperature: float = 1.0
     top_p: float = 1.0
@@ -97,16 +145,21 @@ class Sampling:
     frequency_penalty: float = 0.0
     logit_bias: tuple[tuple[int, float], ...] = ()
     logprobs: int | None = None
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
 
     @property
     def adjusts(self) -> bool:
         """Whether logits are changed before a token is chosen."""
-        return bool(self.presence_penalty or self.frequency_penalty or self.logit_bias)
+        penalized = self.presence_penalty or self.frequency_penalty or self.repetition_penalty != 1.0
+        return bool(penalized or self.logit_bias)
 
 
 @dataclass(frozen=True, slots=True)
 class GenerationOptions:
-    """The options that completions and chats share; `choices` per prompt. `max_tokens` None: up to the context."""
+    """The options that completions and chats share; `choices` per prompt. `max_tokens` None: up to the context.
+    `left_out`: the fields of `sampling` that the request leaves to the model's folder."""
 
     model: str | None
     max_tokens: int | None
@@ -115,6 +168,7 @@ class GenerationOptions:
     stop: tuple[str, ...]
     stream: bool
     stream_usage: bool
+    left_out: frozenset[str] = frozenset()
     adapter: Adapter | None = None  # set by the server from the model's name, never by a client
 
 

@@ -31,6 +31,7 @@ from server.lifecycle.registry import (
     PendingVersion,
     Served,
     ServedAdapter,
+    ServedClassifier,
     ServedEncoder,
     ServedText,
 )
@@ -38,8 +39,7 @@ from server.lifecycle.snapshot import HeldFolder, hold_verified
 from server.weights.host.readahead import ReadAhead
 
 if TYPE_CHECKING:
-    from server.engine.encoder import Encoder
-    from server.engine.generation.generator import TextGenerator
+    from server.lifecycle.loading import Model
 
 _LOG = logging.getLogger("holdfast.serve")
 _POLL_EVERY_S = 0.5
@@ -62,8 +62,8 @@ class _Base:
 
     resolved: ResolvedEntry
     folder: HeldFolder
-    served: ServedEncoder | ServedText
-    model: Encoder | TextGenerator
+    served: ServedEncoder | ServedClassifier | ServedText
+    model: Model
     adapters: dict[str, _Attached] = field(default_factory=dict)
 
 
@@ -346,10 +346,13 @@ class ModelManager:
 
 
 def _serve(
-    card: Card, model: Encoder | TextGenerator, queue_limit: int, metrics: ModelMetrics
-) -> ServedEncoder | ServedText:
+    card: Card, model: Model, queue_limit: int, metrics: ModelMetrics
+) -> ServedEncoder | ServedClassifier | ServedText:
+    from server.engine.classifier import Classifier
     from server.engine.encoder import Encoder
 
     if isinstance(model, Encoder):
         return ServedEncoder(card, ThreadedEngine(model, queue_limit, metrics), metrics)
+    if isinstance(model, Classifier):
+        return ServedClassifier(card, ThreadedEngine(model, queue_limit, metrics), metrics)
     return ServedText(card, ThreadedEngine(model, queue_limit, metrics), metrics)

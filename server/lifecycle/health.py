@@ -12,7 +12,7 @@ from time import monotonic
 
 from cached.contract.errors import HoldfastError, Transient
 from server.lifecycle.readiness import ServerReadiness
-from server.lifecycle.registry import ModelRegistry, ServedAdapter, ServedEncoder, ServedText
+from server.lifecycle.registry import ModelRegistry, ServedAdapter, ServedClassifier, ServedEncoder, ServedText
 
 _LOG = logging.getLogger("holdfast.serve")
 _UNHEALTHY_EVERY_S = 1.0  # between two checks
@@ -42,7 +42,7 @@ class HealthMonitor:
             unhealthy = self._readiness.unhealthy
             self._readiness.set_unhealthy({name: reason for name, reason in unhealthy.items() if name in names})
 
-    async def _check(self, served: ServedEncoder | ServedText) -> None:
+    async def _check(self, served: ServedEncoder | ServedClassifier | ServedText) -> None:
         name, reason = served.card.name, await self._diagnose(served)
         served.metrics.set_healthy(reason is None)
         unhealthy = self._readiness.unhealthy
@@ -53,7 +53,7 @@ class HealthMonitor:
             self._readiness.set_unhealthy({**unhealthy, name: reason})
             _LOG.error("%s is unhealthy: %s", name, reason)
 
-    async def _diagnose(self, served: ServedEncoder | ServedText) -> str | None:
+    async def _diagnose(self, served: ServedEncoder | ServedClassifier | ServedText) -> str | None:
         """Return why a model is unhealthy; None where it is healthy."""
         began = monotonic()
         if began - served.alive_at < self._interval_s and served.card.name not in self._readiness.unhealthy:

@@ -6,24 +6,26 @@ Law: every failure is a `HoldfastError`, as it must not end the models in servic
 from __future__ import annotations
 
 import gc
-import json
 import logging
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cached.contract.errors import HoldfastError, Permanent
+from server.engine.kinds import read_kind
 from server.engine.types import Kind, Limits
 from server.lifecycle.metrics import ModelMetrics
 from server.lifecycle.snapshot import Snapshot
 
 if TYPE_CHECKING:
+    from server.engine.classifier import Classifier
     from server.engine.encoder import Encoder
     from server.engine.generation.generator import TextGenerator
     from server.engine.lora import Adapter
     from server.weights.report import LoadReport
+
+    Model = Encoder | Classifier | TextGenerator
 
 _LOG = logging.getLogger(__name__)
 
@@ -56,54 +58,44 @@ def prepare(loaded: Callable[[LoadReport], None]) -> None:
     report.subscribe(loaded)
 
 
-def load(snapshot: Snapshot, device: str, dtype: str, limits: Limits, metrics: ModelMetrics) -> Encoder | TextGenerator:
+def load(snapshot: Snapshot, device: str, dtype: str, limits: Limits, metrics: ModelMetrics) -> Model:
     """Load a model; raises `HoldfastError`."""
+    from server.engine.classifier import Classifier
     from server.engine.encoder import Encoder
     from server.engine.generation.generator import TextGenerator
+    from server.engine.heads import find_head
 
     with _load_errors(snapshot), _without_garbage_collection():
-        if _find_kind(snapshot.path) is Kind.COMPLETIONS:
-            return TextGenerator.load(snapshot.path, device, dtype, limits, metrics)
+        declared = find_head(snapshot.path, read_kind(snapshot.path))
+        match declared.kind:
+            case Kind.COMPLETIONS:
+                return TextGenerator.load(snapshot.path, device, dtype, limits, metrics, declared.architecture)
+            case Kind.CLASSIFICATION:
+                return Classifier.load(snapshot.path, declared, device, dtype)
         return Encoder.load(snapshot.path, device, dtype)
 
 
-def _find_kind(directory: Path) -> Kind:
-    """Return what the model in `directory` computes; raises `Permanent` (`invalid_config`). A folder with
-    `modules.json` embeds: a sentence encoder made of a language model keeps that model's architecture."""
-    path = directory / "config.json"
-    if (directory / "modules.json").is_file():
-        return Kind.EMBEDDINGS
-    try:
-        architectures = json.loads(path.read_bytes()).get("architectures") or []
-    except (OSError, ValueError, AttributeError) as error:
-        raise Permanent(
-            "invalid_config",
-            f"expected a JSON object in {path}: {error}",
-            "publish the model's config.json with it, or serve the folder with --app",
-        ) from error
-    causal = any(str(name).endswith(("ForCausalLM", "LMHeadModel")) for name in architectures)
-    return Kind.COMPLETIONS if causal else Kind.EMBEDDINGS
-
-
-def warm_up(snapshot: Snapshot, model: Encoder | TextGenerator) -> None:
+def warm_up(snapshot: Snapshot, model: Model) -> None:
     """Run a model's first computation; raises `HoldfastError`."""
     with _load_errors(snapshot):
         model.warm_up()
 
 
-def load_adapter(snapshot: Snapshot, base: Encoder | TextGenerator) -> Adapter:
+def load_adapter(snapshot: Snapshot, base: Model) -> Adapter:
     """Load an adapter for its base; raises `HoldfastError`."""
     from server.engine.generation.generator import TextGenerator
 
     if not isinstance(base, TextGenerator):
         raise Permanent(
-            "adapter_base", f"{snapshot.path}: expected a base that generates text, found one that embeds", "merge it"
+            "adapter_base",
+            f"{snapshot.path}: expected a base that generates text, found {type(base).__name__}",
+            "merge it",
         )
     with _load_errors(snapshot):
         return base.load_adapter(snapshot.path)
 
 
-def share_memory(models: list[Encoder | TextGenerator]) -> None:
+def share_memory(models: list[Model]) -> None:
     """Divide the memory for the KV caches between these models."""
     from server.engine.generation.generator import TextGenerator
 

@@ -15,13 +15,18 @@ from server.engine.engine import EventT, RequestT
 from server.engine.protocol import InferenceEngine, PreparedT, Submission
 from server.engine.types import (
     About,
+    Activation,
     Continuation,
     Embedded,
     EmbeddingRequest,
     GenerationEvent,
     GenerationRequest,
     InvalidRequest,
+    Kind,
     Sampling,
+    Scored,
+    ScoringInputs,
+    ScoringRequest,
 )
 from server.lifecycle.metrics import ModelMetrics
 from server.lifecycle.readiness import RequestsInFlight
@@ -32,6 +37,7 @@ if TYPE_CHECKING:
     from server.lifecycle.admission import Verdict
 
 _ONE_TOKEN = Continuation(((0,),), (1,), Sampling(temperature=0.0), ())
+_ONE_TEXT = ScoringInputs(({"input_ids": [0], "attention_mask": [1]},), Activation.NONE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +121,15 @@ class ServedEncoder(_Served[EmbeddingRequest, "tuple[list[int], ...]", Embedded]
             await anext(submission.stream())
 
 
+class ServedClassifier(_Served[ScoringRequest, ScoringInputs, Scored]):
+    """A model of `/v1/rerank` and `/v1/classify`."""
+
+    async def run_dummy_inference(self) -> None:
+        """Score one token; raises the error of the model."""
+        with self.engine.submit_prepared(_ONE_TEXT) as submission:
+            await anext(submission.stream())
+
+
 class ServedText(_Served[GenerationRequest, Continuation, GenerationEvent]):
     """A model of `/v1/completions` and `/v1/chat/completions`."""
 
@@ -149,7 +164,12 @@ class ServedAdapter(_InService):
 
 
 Generating = ServedText | ServedAdapter
-Served = ServedEncoder | Generating
+Served = ServedEncoder | ServedClassifier | Generating
+_ANSWERED_AT = {
+    Kind.EMBEDDINGS: "/v1/embeddings",
+    Kind.COMPLETIONS: "/v1/chat/completions and /v1/completions",
+    Kind.CLASSIFICATION: "/v1/rerank and /v1/classify",
+}
 
 
 class ModelRegistry:
@@ -202,20 +222,29 @@ class ModelRegistry:
         served = self.find(model)
         if isinstance(served, ServedEncoder):
             return served
-        raise _wrong_kind(served, "/v1/chat/completions and /v1/completions", "embeddings")
+        raise _wrong_kind(served, "embeddings")
+
+    def find_classifier(self, model: str | None) -> ServedClassifier:
+        """Return the model of a request for scores; raises `InvalidRequest`."""
+        served = self.find(model)
+        if isinstance(served, ServedClassifier):
+            return served
+        raise _wrong_kind(served, "scores")
 
     def find_generator(self, model: str | None) -> Generating:
         """Return the model of a completion or a chat; raises `InvalidRequest`."""
         served = self.find(model)
-        if not isinstance(served, ServedEncoder):
+        if isinstance(served, ServedText | ServedAdapter):
             return served
-        raise _wrong_kind(served, "/v1/embeddings", "text")
+        raise _wrong_kind(served, "text")
 
     def _shown(self) -> str:
         return ", ".join(map(repr, sorted(self._served))) or "none"
 
 
-def _wrong_kind(served: Served, answers: str, wanted: str) -> InvalidRequest:
+def _wrong_kind(served: Served, wanted: str) -> InvalidRequest:
     return InvalidRequest(
-        f"the model {served.card.name!r} gives no {wanted}, it answers {answers}", "model", "unsupported_operation"
+        f"the model {served.card.name!r} gives no {wanted}, it answers {_ANSWERED_AT[served.card.about.kind]}",
+        "model",
+        "unsupported_operation",
     )

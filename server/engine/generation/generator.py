@@ -1,8 +1,8 @@
 """A causal language model for completions and chats, batched where its architecture allows it.
 
-Law: runs in the model's thread only, except `prepare`, which has a tokenizer of its own. Sampling follows the request;
-only the end tokens come from the model's folder. Warm-up checks whether rows can be batched: an architecture whose
-batched logits differ from those of the plain forward pass runs one sequence at a time.
+Law: runs in the model's thread only, except `prepare`, which has a tokenizer of its own. Sampling follows the request,
+and the model's folder where a request says nothing (`server.engine.settings`). Warm-up checks whether rows can be
+batched: an architecture whose batched logits differ from those of the plain forward pass runs one sequence at a time.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 from collections import deque
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -22,7 +21,8 @@ from server.engine.generation.kv_cache import SPARE_COLUMNS, RowCache, empty_cac
 from server.engine.generation.sequence import GenerationJob, GenerationSequence
 from server.engine.generation.sequential import SequentialRunner
 from server.engine.lora import Adapter, Adapters
-from server.engine.model_files import Loaded, load_causal_lm
+from server.engine.model_files import Loaded, load_causal_lm, positions
+from server.engine.settings import FolderSettings, read_settings
 from server.engine.tokenizer import Tokens
 from server.engine.types import About, ChatRequest, Continuation, GenerationRequest, Kind, Limits
 from server.weights.host import memory
@@ -39,14 +39,16 @@ _NO_CONTEXT_TOKENS = 4096  # generated at most where neither the request nor the
 class TextGenerator:
     """A causal language model on its device; the model of `/v1/completions` and `/v1/chat/completions`."""
 
-    def __init__(self, loaded: Loaded, device: str, limits: Limits, observer: GenerationObserver) -> None:
+    def __init__(
+        self, loaded: Loaded, settings: FolderSettings, device: str, limits: Limits, observer: GenerationObserver
+    ) -> None:
         self._loaded = loaded
+        self._settings = settings
         self._device = device
         self._limits = limits
         self._observer = observer
-        self._ends = frozenset(_end_tokens(loaded))
-        self._tokens = Tokens(loaded.tokenizer, loaded.config, getattr(loaded.config, "max_position_embeddings", None))
-        padding = min(self._ends, default=self._tokens.padding_id)
+        self._tokens = Tokens(loaded.tokenizer, loaded.config, positions(loaded.config))
+        padding = min(settings.ends, default=self._tokens.padding_id)
         self._adapters = Adapters(loaded.module, loaded.dtype, device)
         self._runner: Batch | SequentialRunner = SequentialRunner(
             loaded.module, device, padding, observer, self._adapters
@@ -57,10 +59,18 @@ class TextGenerator:
 
     @classmethod
     def load(
-        cls, directory: Path, device: str, dtype: str, limits: Limits, observer: GenerationObserver
+        cls,
+        directory: Path,
+        device: str,
+        dtype: str,
+        limits: Limits,
+        observer: GenerationObserver,
+        architecture: str | None = None,
     ) -> TextGenerator:
-        """Load the causal language model of a folder; raises `HoldfastError`."""
-        return cls(load_causal_lm(directory, device, dtype), device, limits, observer)
+        """Load the causal language model of a folder, by its own architecture or by `architecture`; raises
+        `HoldfastError`."""
+        loaded = load_causal_lm(directory, device, dtype, architecture)
+        return cls(loaded, read_settings(directory, loaded), device, limits, observer)
 
     @property
     def about(self) -> About:
@@ -78,7 +88,7 @@ class TextGenerator:
     @torch.inference_mode()
     def warm_up(self) -> None:
         """Run one token and check the logits, then check whether rows can be batched; raises `Permanent`."""
-        ids = torch.tensor([[min(self._ends, default=0)]], device=self._device)
+        ids = torch.tensor([[min(self._settings.ends, default=0)]], device=self._device)
         logits = self._loaded.module(input_ids=ids).logits
         found, vocabulary = tuple(logits.shape), self._tokens.vocabulary
         if found != (1, 1, vocabulary) or not bool(torch.isfinite(logits).all()):
@@ -111,7 +121,9 @@ class TextGenerator:
         self._tokens.check_ids((token for token, _ in options.sampling.logit_bias), "logit_bias")
         choices = tuple(tuple(ids) for ids in prompts for _ in range(options.choices))
         max_tokens = tuple(self._limit_tokens(len(ids), options.max_tokens) for ids in choices)
-        return Continuation(choices, max_tokens, options.sampling, options.stop, options.adapter)
+        sampling = self._settings.fill(options.sampling, options.left_out)
+        stop = (*options.stop, *self._settings.stop)
+        return Continuation(choices, max_tokens, sampling, stop, options.adapter)
 
     @property
     def busy(self) -> bool:
@@ -125,7 +137,8 @@ class TextGenerator:
         """Admit the jobs' choices, and run one step."""
         for job in arrived:
             choices = range(len(job.request.prompts))
-            sequences = [GenerationSequence(job, index, self._loaded.tokenizer, self._ends) for index in choices]
+            loaded, settings = self._loaded, self._settings
+            sequences = [GenerationSequence(job, at, loaded.tokenizer, settings, loaded.module) for at in choices]
             self._jobs.append((job, sequences))
             self._waiting.extend(sequences)
         if self.busy:
@@ -144,6 +157,7 @@ class TextGenerator:
         if wanted is not None:
             return wanted
         left = _NO_CONTEXT_TOKENS if self._tokens.context is None else self._tokens.context - prompt_tokens
+        left = self._settings.limit(prompt_tokens, left)
         return left if self._limits.max_tokens is None else min(left, self._limits.max_tokens)
 
     def _enable_batching(self) -> None:
@@ -194,14 +208,3 @@ def _free_bytes(device: str) -> int:
         return memory.free_bytes()
     kept_by_torch = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # freed, so it counts
     return int(torch.cuda.mem_get_info(device)[0]) + kept_by_torch
-
-
-def _end_tokens(loaded: Loaded) -> list[int]:
-    candidates = (
-        loaded.module.generation_config.eos_token_id,
-        loaded.config.eos_token_id,
-        loaded.tokenizer.eos_token_id,
-    )
-    found: Any = next((candidate for candidate in candidates if candidate is not None), [])
-    ends = [found] if isinstance(found, int) else list(found)
-    return [token for token in ends if 0 <= token < int(loaded.config.vocab_size)]

@@ -11,7 +11,7 @@ from __future__ import annotations
 import random
 import secrets
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -32,11 +32,19 @@ class Chosen:
 
 
 class SamplingState:
-    """The options, the random numbers and the generated tokens of the choice numbered `index`. The numbers are equal
-    for equal seeds, and different for each choice."""
+    """The options, the random numbers and the tokens of the choice numbered `index`. The numbers are equal for equal
+    seeds, and different for each choice. `constrain` has the model's folder change the logits (1, vocabulary)."""
 
-    def __init__(self, options: Sampling, index: int) -> None:
+    def __init__(
+        self,
+        options: Sampling,
+        index: int,
+        prompt: Sequence[int] = (),
+        constrain: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    ) -> None:
         self.options = options
+        self.constrain = constrain
+        self.prompt = frozenset(prompt) if options.repetition_penalty != 1.0 else frozenset()
         seed = secrets.randbits(63) if options.seed is None else options.seed
         self.random = random.Random(f"{seed}/{index}")  # noqa: S311 not used for secrets
         self.generated: Counter[int] = Counter()
@@ -67,11 +75,15 @@ def choose(logits: torch.Tensor, rows: Sequence[SamplingState]) -> list[Chosen |
 
 def _adjusted(logits: torch.Tensor, rows: Sequence[SamplingState]) -> torch.Tensor:
     """Apply penalties and biases: `- presence - frequency x count` of the row's own generated tokens."""
-    if not any(one.options.adjusts for one in rows):
+    if not any(one.options.adjusts or one.constrain is not None for one in rows):
         return logits
     adjusted = logits.clone()
     for row, one in enumerate(rows):
         options = one.options
+        if one.constrain is not None:  # with the repetition penalty, in the order of transformers
+            adjusted[row] = one.constrain(adjusted[row : row + 1])[0]
+        elif options.repetition_penalty != 1.0:
+            _penalize_repetition(adjusted[row], one)
         if one.generated and (options.presence_penalty or options.frequency_penalty):
             tokens = torch.tensor(list(one.generated), device=logits.device)
             counts = torch.tensor(list(one.generated.values()), dtype=logits.dtype, device=logits.device)
@@ -81,18 +93,41 @@ def _adjusted(logits: torch.Tensor, rows: Sequence[SamplingState]) -> torch.Tens
     return adjusted
 
 
+def _penalize_repetition(logits: torch.Tensor, one: SamplingState) -> None:
+    """Divide the positive logits of the prompt's and the generated tokens, multiply the negative ones."""
+    tokens = torch.tensor(list(one.prompt | one.generated.keys()), device=logits.device)
+    scores, penalty = logits[tokens], one.options.repetition_penalty
+    logits[tokens] = torch.where(scores < 0, scores * penalty, scores / penalty)
+
+
 def _sample(logits: torch.Tensor, rows: Sequence[SamplingState]) -> torch.Tensor:
     def column(values: list[float]) -> torch.Tensor:
         return torch.tensor(values, dtype=torch.float64, device=logits.device).unsqueeze(1)
 
     probabilities = (logits.double() / column([one.options.temperature for one in rows])).softmax(-1)
+    top_k = [one.options.top_k or logits.shape[-1] for one in rows]
+    if min(top_k) < logits.shape[-1]:
+        probabilities = _likeliest(probabilities, top_k)
     top_p = [one.options.top_p for one in rows]
     if min(top_p) < 1.0:
         probabilities = _nucleus(probabilities, column(top_p))
+    min_p = [one.options.min_p for one in rows]
+    if max(min_p) > 0.0:
+        least = probabilities.max(-1, keepdim=True).values * column(min_p)
+        probabilities = probabilities.where(probabilities >= least, 0.0)
     cumulated = probabilities.cumsum(-1)
     drawn = column([one.random.random() for one in rows]) * cumulated[:, -1:]
     # `right`: a token of probability 0 is never chosen. Rounding could lead past the last token.
     return torch.searchsorted(cumulated, drawn, right=True).squeeze(1).clamp_(max=logits.shape[-1] - 1)
+
+
+def _likeliest(probabilities: torch.Tensor, top_k: list[int]) -> torch.Tensor:
+    """Keep each row's `top_k` likeliest tokens, and ties with the last one, and share 1 among them."""
+    size = probabilities.shape[-1]
+    last = torch.tensor([min(k, size) for k in top_k], device=probabilities.device).unsqueeze(1) - 1
+    least = probabilities.topk(min(max(top_k), size)).values.gather(-1, last)
+    kept = probabilities.where(probabilities >= least, 0.0)
+    return kept / kept.sum(-1, keepdim=True)
 
 
 def _nucleus(probabilities: torch.Tensor, top_p: torch.Tensor) -> torch.Tensor:

@@ -10,6 +10,7 @@ from typing import Any
 
 from server.engine.engine import Job, fail_without_numbers
 from server.engine.generation.sampling import Chosen, SamplingState
+from server.engine.settings import FolderSettings
 from server.engine.tokenizer import GrowingText
 from server.engine.types import Continuation, Delta, Finished, GenerationEvent, TokenLogprob
 
@@ -19,16 +20,17 @@ GenerationJob = Job[Continuation, GenerationEvent]
 class GenerationSequence:
     """A choice in generation. `ids` are the tokens of the prompt and of the choice."""
 
-    def __init__(self, job: GenerationJob, index: int, tokenizer: Any, ends: frozenset[int]) -> None:
+    def __init__(self, job: GenerationJob, index: int, tokenizer: Any, settings: FolderSettings, module: Any) -> None:
         asked = job.request
         self.job = job
         self.ids = list(asked.prompts[index])
-        self.sampling = SamplingState(asked.sampling, index)
+        constrain = settings.constrain(module, self.ids, asked.sampling, asked.max_tokens[index])
+        self.sampling = SamplingState(asked.sampling, index, self.ids, constrain)
         self.adapter = asked.adapter
         self.done = False
         self._index = index
         self._tokenizer = tokenizer
-        self._ends = ends
+        self._ends = settings.ends
         self._text = GrowingText(tokenizer, self.ids, asked.stop)
         self._prompt_tokens = len(self.ids)
         self._limit = asked.max_tokens[index]

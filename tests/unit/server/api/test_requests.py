@@ -14,6 +14,7 @@ _FIELDS = [
     *("prompt", "messages", "role", "content", "type", "text", "stop", "seed", "n", "logit_bias", "stream"),
     *("stream_options", "name"),
 ]
+UNSAID = frozenset({"temperature", "top_p", "top_k", "min_p", "repetition_penalty"})
 HELLO = [{"role": "user", "content": "hello"}]
 
 
@@ -39,7 +40,7 @@ def test_every_form_of_input_is_read(given_input: object, expected: tuple[object
 
 def test_a_completion_has_openais_defaults() -> None:
     """What a request leaves out is what OpenAI documents: 16 tokens, temperature and top_p 1."""
-    expected = CompletionRequest(("x",), GenerationOptions("m", 16, 1, Sampling(1.0, 1.0, None), (), False, False))
+    expected = CompletionRequest(("x",), GenerationOptions("m", 16, 1, Sampling(), (), False, False, UNSAID))
     assert parse_completion(encode(model="m", prompt="x"), None) == expected
     assert parse_completion(encode(model="m", prompt="x"), 4).options.max_tokens == 4
 
@@ -48,7 +49,7 @@ def test_a_chat_has_openais_defaults() -> None:
     """A chat may go on for as long as the context has room; its messages are as they came, `developer` is `system`."""
     found = parse_chat(encode(messages=[{"role": "developer", "content": "be kind"}, *HELLO]), None)
     assert found.messages == ({"role": "system", "content": "be kind"}, *HELLO)
-    assert found.options == GenerationOptions(None, None, 1, Sampling(1.0, 1.0, None), (), False, False)
+    assert found.options == GenerationOptions(None, None, 1, Sampling(1.0, 1.0, None), (), False, False, UNSAID)
 
 
 def test_parts_of_text_are_one_text() -> None:
@@ -112,7 +113,10 @@ def test_neutral_values_of_unsupported_parameters_are_taken() -> None:
         ({"prompt": "x", "logit_bias": []}, "logit_bias"),
         ({"prompt": "x", "suffix": "y"}, "suffix"),
         ({"prompt": "x", "echo": True}, "echo"),
-        ({"prompt": "x", "top_k": 5}, "top_k"),
+        ({"prompt": "x", "top_k": -2}, "top_k"),
+        ({"prompt": "x", "min_p": 2}, "min_p"),
+        ({"prompt": "x", "repetition_penalty": 0}, "repetition_penalty"),
+        ({"prompt": "x", "typical_p": 0.5}, "typical_p"),
     ],
 )
 def test_what_cannot_be_answered_is_refused_by_name(document: dict[str, Any], param: str) -> None:

@@ -144,6 +144,12 @@ def test_an_adapter_of_another_base_is_refused_by_its_tensor(llama: Path, tmp_pa
         ({"peft_type": "IA3"}, "peft_type='IA3'"),
         ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights='pissa_niter_4'"),
         ({"layer_replication": [[0, 1]]}, "layer_replication"),
+        ({"init_lora_weights": "lora_ga"}, "init_lora_weights='lora_ga'"),
+        ({"trainable_token_indices": [3]}, "trainable_token_indices"),
+        ({"target_parameters": ["mlp.experts"]}, "target_parameters"),
+        ({"use_qalora": True}, "use_qalora=True"),
+        ({"alora_invocation_tokens": [1]}, "alora_invocation_tokens"),
+        ({"of_a_later_peft": 3}, "of_a_later_peft=3, which PEFT 0.21 does not have"),
     ],
 )
 def test_what_is_not_computed_is_refused_by_name(
@@ -160,8 +166,8 @@ def test_a_damaged_adapter_is_refused(llama: Path, tmp_path: Path, watched: Watc
     """A file that is missing, a config that is no JSON, and tensors of another kind are each named."""
     generator = load(llama, watched, limits())
     folder = llama_adapter(tmp_path / "a", llama, 1)
-    save_file({"base_model.model.lm_head.weight": torch.zeros(2)}, folder / "adapter_model.safetensors")
-    with pytest.raises(Permanent, match=r"lm_head\.weight: expected a tensor"):
+    save_file({"base_model.model.lm_head.bias": torch.zeros(2)}, folder / "adapter_model.safetensors")
+    with pytest.raises(Permanent, match=r"lm_head\.bias: expected a tensor"):
         generator.load_adapter(folder)
     (folder / "adapter_model.safetensors").unlink()
     with pytest.raises(Permanent, match=r"expected .*adapter_model.safetensors, found none"):

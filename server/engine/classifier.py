@@ -1,0 +1,357 @@
+"""Sequence classification: scores of texts and of pairs of texts, as the libraries of the model's folder compute them.
+
+Law: runs in the model's thread only, except `prepare`, which has a tokenizer of its own. Padding is masked; a model
+whose padded scores are not those alone, tried at warm-up, is run one sequence at a time.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import normalizers
+
+from cached.contract.errors import HoldfastError, Permanent
+from server.engine.engine import Job, fail_without_numbers
+from server.engine.kinds import Declared
+from server.engine.model_files import Loaded, load_classifier, positions
+from server.engine.tokenizer import Tokens
+from server.engine.types import (
+    About,
+    Activation,
+    Features,
+    InvalidRequest,
+    Kind,
+    Prompt,
+    Scored,
+    ScoringInputs,
+    ScoringRequest,
+)
+
+_LOG = logging.getLogger(__name__)
+_MAX_BATCH_SEQUENCES = 64
+_MAX_BATCH_TOKENS = {"cuda": 16384, "cpu": 2048}  # with padding, as an encoder's
+_TOLERANCE = {
+    torch.float32: 1e-4,
+    torch.float64: 1e-4,
+}  # of the scores' size; a wrong mask moves them by a tenth or more
+_TOLERANCE_HALF = 0.05
+_TRIED = (9, 3, 14)  # tokens of the sequences that warm-up compares alone and together
+# The activations of torch that a folder may name, none with an argument; sentence-transformers makes it by that name.
+_ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "Identity": lambda scores: scores,
+    "Sigmoid": torch.sigmoid,
+    "Tanh": torch.tanh,
+    "ReLU": torch.relu,
+    "LogSigmoid": torch.nn.functional.logsigmoid,
+    "Softplus": torch.nn.functional.softplus,
+}
+
+ScoringJob = Job[ScoringInputs, Scored]
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """What sentence-transformers' files say of a classifier. `activation` is None where they say nothing."""
+
+    activation: str | None = None
+    prompt: str = ""
+    max_tokens: int | None = None
+    lower_case: bool = False
+
+
+@dataclass(slots=True)
+class _Input:
+    """One input of one job, and its scores once they are computed."""
+
+    job: ScoringJob
+    features: Features
+    scores: tuple[float, ...] | None = None
+
+
+class Classifier:
+    """A sequence classification model on its device; the model of `/v1/rerank` and `/v1/classify`."""
+
+    def __init__(self, loaded: Loaded, recipe: Recipe, device: str) -> None:
+        self._loaded = loaded
+        self._recipe = recipe
+        self._device = device
+        self._rank = _ranking(loaded.config, recipe)
+        self._label = _labelling(loaded.config)
+        self._tokenizer = copy.deepcopy(loaded.tokenizer)  # a tokenizer keeps settings between calls
+        if recipe.lower_case:
+            _lower_case(self._tokenizer)
+        self._tokens = Tokens(loaded.tokenizer, loaded.config, _context(loaded, recipe))
+        self._pass_tokens = _MAX_BATCH_TOKENS.get(torch.device(device).type, _MAX_BATCH_TOKENS["cpu"])
+        self._batch = 1
+        self._taken: dict[ScoringJob, list[_Input]] = {}
+        self._passes: deque[list[_Input]] = deque()
+
+    @classmethod
+    def load(cls, directory: Path, declared: Declared, device: str, dtype: str) -> Classifier:
+        """Load the classifier of a model's folder; raises `HoldfastError`."""
+        recipe = read_recipe(directory, declared)
+        return cls(load_classifier(directory / declared.inside, declared.architecture, device, dtype), recipe, device)
+
+    @property
+    def about(self) -> About:
+        loaded, labels = self._loaded, self._loaded.config.id2label
+        return About(
+            Kind.CLASSIFICATION,
+            self._tokens.context,
+            self._device,
+            str(loaded.dtype).removeprefix("torch."),
+            loaded.weight_bytes,
+            batch=self._batch,
+            labels=tuple(str(labels[index]) for index in range(int(loaded.config.num_labels))),
+        )
+
+    def warm_up(self) -> None:
+        """Score a text and check the numbers, then check whether inputs can be batched; raises `Permanent`."""
+        vocabulary, labels = self._tokens.vocabulary, int(self._loaded.config.num_labels)
+        padding = {self._loaded.config.pad_token_id, self._loaded.tokenizer.pad_token_id}
+        usable = [token for token in range(min(vocabulary, 512)) if token not in padding]
+        tried = [[usable[(7 * row + 3 * at) % len(usable)] for at in range(width)] for row, width in enumerate(_TRIED)]
+        inputs = [_features(ids) for ids in tried]
+        alone = torch.cat([self.score([one]) for one in inputs])
+        if tuple(alone.shape) != (len(_TRIED), labels) or not bool(torch.isfinite(alone).all()):
+            raise Permanent(
+                "bad_model",
+                f"a dummy inference: expected {labels} finite scores, found shape {tuple(alone.shape)}",
+                "check that the weights are the ones that belong to config.json",
+            )
+        try:
+            difference = float((self.score(inputs) - alone).abs().max() / alone.abs().max().clamp_min(1e-6))
+        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+            _LOG.warning("%s is run one text at a time: %s", type(self._loaded.module).__name__, error)
+            return
+        if not difference <= _TOLERANCE.get(self._loaded.dtype, _TOLERANCE_HALF):
+            name = type(self._loaded.module).__name__
+            _LOG.warning("%s is run one text at a time: in a batch its scores differ by %.2g", name, difference)
+            return
+        self._batch = _MAX_BATCH_SEQUENCES
+
+    def prepare(self, request: ScoringRequest) -> ScoringInputs:
+        """Turn a request into tokens; raises `InvalidRequest` where an input is longer than the context."""
+        if request.activation is Activation.RANKING and self._loaded.config.num_labels != 1:
+            raise InvalidRequest(
+                f"this model has {self._loaded.config.num_labels} labels, a reranker has one: use /v1/classify",
+                "model",
+                "unsupported_operation",
+            )
+        inputs = tuple(self._encode(one, request) for one in request.inputs)
+        return ScoringInputs(inputs, request.activation)
+
+    @property
+    def room(self) -> int:
+        """Return how many more jobs can be admitted; the inputs of jobs admitted together are batched together."""
+        return max(0, _MAX_BATCH_SEQUENCES - len(self._taken))
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._passes)
+
+    def step(self, arrived: list[ScoringJob]) -> None:
+        """Admit the jobs, batch their inputs by length, and run one pass of the model."""
+        taken = {job: [_Input(job, features) for features in job.request.inputs] for job in arrived}
+        self._taken.update(taken)
+        self._passes.extend(self._divide([one for inputs in taken.values() for one in inputs]))
+        live = [one for one in self._passes.popleft() if not one.job.ended]
+        if live:
+            logits = self.score([one.features for one in live])
+            for one, row in zip(live, logits, strict=True):
+                if bool(row.isfinite().all()):
+                    one.scores = tuple(self._activate(row, one.job.request.activation).tolist())
+                else:
+                    fail_without_numbers(one.job)
+        for job in {one.job: None for one in live if not one.job.ended}:
+            scores = tuple(one.scores for one in self._taken[job] if one.scores is not None)
+            if len(scores) == len(self._taken[job]):
+                job.emit(Scored(scores, job.request.tokens))
+                job.finish()
+        self._taken = {job: inputs for job, inputs in self._taken.items() if not job.ended}
+
+    def reset(self) -> None:
+        self._taken = {}
+        self._passes.clear()
+
+    @torch.inference_mode()
+    def score(self, inputs: list[Features]) -> torch.Tensor:
+        """Score inputs in one pass; returns the logits, float32 of shape (inputs, labels), on the CPU."""
+        tokenizer = self._loaded.tokenizer
+        width = max(len(one["input_ids"]) for one in inputs)
+        padding = {"input_ids": self._padding_id(), "token_type_ids": tokenizer.pad_token_type_id}
+        features = {
+            name: torch.tensor([_pad(one[name], width, padding.get(name, 0), tokenizer.padding_side) for one in inputs])
+            for name in inputs[0]
+        }
+        out = self._loaded.module(**{name: tensor.to(self._device) for name, tensor in features.items()})
+        logits: torch.Tensor = out.logits
+        return logits.float().cpu()
+
+    def _padding_id(self) -> int:
+        for found in (self._loaded.config.pad_token_id, self._loaded.tokenizer.pad_token_id):
+            if found is not None:
+                return int(found)
+        return 0
+
+    def _divide(self, inputs: list[_Input]) -> list[list[_Input]]:
+        """Group inputs of the same fields by length, so that little is padded; each group fits one pass."""
+        batches: list[list[_Input]] = []
+        for one in sorted(inputs, key=lambda i: (sorted(i.features), len(i.features["input_ids"]))):
+            last = batches[-1] if batches else None
+            fits = (
+                last is not None
+                and len(last) < self._batch
+                and last[0].features.keys() == one.features.keys()
+                and (len(last) + 1) * len(one.features["input_ids"]) <= self._pass_tokens
+            )
+            if last is not None and fits:
+                last.append(one)
+            else:
+                batches.append([one])
+        return batches
+
+    def _activate(self, logits: torch.Tensor, activation: Activation) -> torch.Tensor:
+        if activation is Activation.NONE:
+            return logits
+        return (self._rank if activation is Activation.RANKING else self._label)(logits)
+
+    def _encode(self, text: Prompt | tuple[str, str], request: ScoringRequest) -> Features:
+        param = request.param
+        if isinstance(text, tuple) and text and isinstance(text[0], int):
+            ids = self._cut([token for token in text if isinstance(token, int)], request)
+            self._tokens.check_ids(ids, param)
+            return _features(ids)
+        parts = [text] if isinstance(text, str) else [str(part) for part in text]
+        parts[0] = self._recipe.prompt + parts[0]
+        limit = self._tokens.context if request.truncate else None
+        encoded = self._tokenizer(*parts, truncation="longest_first" if limit else False, max_length=limit)
+        features: Features = {name: list(values) for name, values in encoded.items()}
+        self._check_length(features["input_ids"], param)
+        return features
+
+    def _cut(self, ids: list[int], request: ScoringRequest) -> list[int]:
+        if request.truncate and self._tokens.context is not None:
+            ids = ids[: self._tokens.context]
+        self._check_length(ids, request.param)
+        return ids
+
+    def _check_length(self, ids: list[int], param: str) -> None:
+        context = self._tokens.context
+        if not ids:
+            raise InvalidRequest(f"{param}: expected at least one token, found none", param)
+        if context is not None and len(ids) > context:
+            raise InvalidRequest(
+                f"this model's maximum context length is {context} tokens, {param} has an input of {len(ids)}; "
+                "truncate: true cuts it",
+                param,
+                "context_length_exceeded",
+            )
+
+
+def read_recipe(directory: Path, declared: Declared) -> Recipe:
+    """Read what sentence-transformers wrote beside a classifier; raises `Permanent` for a setting that is not honoured.
+    Without modules.json it reads none of these files, nor does this."""
+    if not (directory / "modules.json").is_file():
+        return Recipe()
+    family = _json(directory / "config_sentence_transformers.json")
+    if family.get("keep_in_fp32_modules"):
+        raise _refused(directory / "config_sentence_transformers.json", "keep_in_fp32_modules", family)
+    path = directory / declared.inside / "sentence_bert_config.json"
+    said = _json(path) if path.is_file() else {}
+    neutral: dict[str, tuple[object, ...]] = {
+        "transformer_task": ("sequence-classification",),
+        "module_output_name": ("scores", None),
+        "query_length": (None,),
+        "document_length": (None,),
+        "query_expansion": (None,),
+        "processing_kwargs": (None, {}),
+        "unpad_inputs": (None, True, False),
+    }
+    for name in said.keys() - {"max_seq_length", "do_lower_case", "modality_config"}:
+        if name not in neutral or said[name] not in neutral[name]:
+            raise _refused(path, name, said)
+    if set(said.get("modality_config") or {"text"}) != {"text"}:
+        raise _refused(path, "modality_config", said)
+    prompts, default = family.get("prompts") or {}, family.get("default_prompt_name")
+    if default is not None and default not in prompts:
+        raise _refused(directory / "config_sentence_transformers.json", "default_prompt_name", family)
+    limit = said.get("max_seq_length")
+    if limit is not None and (type(limit) is not int or limit < 1):
+        raise _refused(path, "max_seq_length", said)
+    prompt = str(prompts.get(default) or "") if default is not None else ""
+    return Recipe(family.get("activation_fn"), prompt, limit, bool(said.get("do_lower_case")))
+
+
+def _context(loaded: Loaded, recipe: Recipe) -> int | None:
+    """Return the least of the model's positions, the tokenizer's limit and `max_seq_length`."""
+    limits = (positions(loaded.config), loaded.tokenizer.model_max_length, recipe.max_tokens)
+    return min(limit for limit in limits if limit is not None)
+
+
+def _lower_case(tokenizer: Any) -> None:
+    """Lower-case what is tokenized, but no special tokens: as sentence-transformers does (6.2, `Transformer`)."""
+    backend = tokenizer.backend_tokenizer
+    before = [] if backend.normalizer is None else [backend.normalizer]
+    backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), *before])
+
+
+def _ranking(config: Any, recipe: Recipe) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Return sentence-transformers' activation of a CrossEncoder (6.2, `get_default_activation_fn`)."""
+    older = getattr(config, "sbert_ce_default_activation_function", None)
+    name = recipe.activation or (getattr(config, "sentence_transformers", None) or {}).get("activation_fn", older)
+    if name is None:
+        return _ACTIVATIONS["Sigmoid" if config.num_labels == 1 else "Identity"]
+    found = _ACTIVATIONS.get(str(name).rpartition(".")[2]) if str(name).startswith("torch.nn.") else None
+    if found is None:
+        expected = ", ".join(f"torch.nn.{known}" for known in _ACTIVATIONS)
+        raise Permanent(
+            "unsupported_model",
+            f"config.json: expected an activation function of {expected}, found {name!r}",
+            "serve it with your own code (--app MODULE:FACTORY)",
+        )
+    return found
+
+
+def _labelling(config: Any) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Return what transformers' text-classification pipeline (5.23) applies to the logits."""
+    if config.problem_type == "regression":
+        return _ACTIVATIONS["Identity"]
+    if config.problem_type == "multi_label_classification" or config.num_labels == 1:
+        return torch.sigmoid
+    return lambda logits: logits.softmax(-1)
+
+
+def _features(ids: list[int]) -> Features:
+    return {"input_ids": ids, "attention_mask": [1] * len(ids)}
+
+
+def _pad(values: list[int], width: int, filler: int, side: str) -> list[int]:
+    rest = [filler] * (width - len(values))
+    return rest + values if side == "left" else values + rest
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise Permanent("invalid_config", f"{path}: {error}", "publish the model's folder whole") from error
+    if not isinstance(found, dict):
+        raise Permanent("invalid_config", f"{path}: expected a JSON object", "publish the model's folder whole")
+    return found
+
+
+def _refused(path: Path, name: str, said: dict[str, Any]) -> HoldfastError:
+    return Permanent(
+        "unsupported_model",
+        f"{path}: {name} is not supported with the value {said.get(name)!r}",
+        "serve it with your own code (--app MODULE:FACTORY)",
+    )

@@ -1,0 +1,204 @@
+"""Decide what a model's folder computes, from its small JSON files: generate, embed, classify, or nothing served here.
+
+Law: standard library only, reads no weights: a model that is not served here is refused by name before anything heavy.
+Each architecture in `allowed` is compared with its library in tests/unit/server/engine/test_architectures.py.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cached.contract.errors import Permanent
+from server.engine import allowed
+from server.engine.types import Kind
+
+_APP = "serve it with your own code (--app MODULE:FACTORY)"
+_VLLM = "serve it with vLLM (--load-format holdfast reads this folder), or with your own code (--app MODULE:FACTORY)"
+# What a head is for, by the end of its class's name, and what to use instead. The first that fits counts.
+_HEADS = (
+    ("ForTokenClassification", "labels single tokens", _VLLM),
+    ("ForQuestionAnswering", "marks answers in a text", _APP),
+    ("ForMultipleChoice", "chooses between answers", _APP),
+    ("ForNextSentencePrediction", "says whether two sentences follow each other", _APP),
+    (
+        ("ForMaskedLM", "WithLMHeadModel", "ForPreTraining", "ForMaskedLM"),
+        "fills in masked tokens; how its hidden states become a vector is not said",
+        "to embed with it, publish it as sentence-transformers saves it (modules.json, 1_Pooling/config.json); else "
+        + _APP,
+    ),
+    (("ForConditionalGeneration", "ForSpeechSeq2Seq"), "is an encoder-decoder or reads more than text", _VLLM),
+    (("Segmentation", "Detection", "ForMaskedImageModeling", "DepthEstimation"), "reads images", _APP),
+    (("ImageClassification", "VideoClassification"), "classifies images", _APP),
+    (("AudioClassification", "ForCTC", "ForXVector", "AudioFrameClassification"), "reads audio", _APP),
+    (("ForRetrieval", "ForTextEncoding", "WithProjection"), "is a part or a retriever of its own kind", _APP),
+    ("ForSequenceClassification", "classifies texts, but is not compared with its library", _VLLM),
+    (("ForCausalLM", "LMHeadModel"), "generates text, but is not compared with its library", _VLLM),
+)
+_MORE_THAN_TEXT = {"vision_config": "images", "audio_config": "audio", "speech_config": "audio", "image_size": "images"}
+_SENTENCE_TRANSFORMERS = "config_sentence_transformers.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Declared:
+    """What a folder says of itself. `inside`: the transformer's folder within it. `architecture` is None where
+    config.json names none: the tensors' names decide then (`server.engine.model_files`)."""
+
+    kind: Kind | None
+    inside: str
+    architecture: str | None
+    model_type: str
+
+
+def refuse_unserved(directory: Path) -> None:
+    """Raise `Permanent` where the model in `directory` says that it is none that is served here; adapters have no kind
+    of their own."""
+    if not (directory / "adapter_config.json").is_file():
+        read_kind(directory)
+
+
+def read_kind(directory: Path) -> Declared:
+    """Return what the model in `directory` computes; raises `Permanent`: `invalid_config`, `unsupported_model`."""
+    if (directory / "modules.json").is_file():
+        return _by_modules(directory)
+    config = _config(directory)
+    names = _architectures(directory, config)
+    model_type = str(config.get("model_type") or "")
+    _refuse_bad_context(directory, config)
+    if (directory / "1_Pooling" / "config.json").is_file():
+        return Declared(_encoder(directory, config), "", names[0] if names else None, model_type)
+    for name in names:
+        kind = _kind_of(name, model_type)
+        if kind is not None:
+            return Declared(kind, "", name, model_type)
+    if names:
+        raise _unsupported(directory, names, config)
+    if not model_type:
+        raise _invalid(directory / "config.json", "expected `architectures` or `model_type`, found neither")
+    if any(config.get(key) is not None for key in _MORE_THAN_TEXT) or config.get("is_encoder_decoder"):
+        raise _unsupported(directory, [f"the model type {model_type}"], config)
+    return Declared(None, "", None, model_type)
+
+
+def _by_modules(directory: Path) -> Declared:
+    """Read what sentence-transformers wrote: its three kinds of models have the same files."""
+    said = _json(directory / _SENTENCE_TRANSFORMERS) if (directory / _SENTENCE_TRANSFORMERS).is_file() else {}
+    family = str(said.get("model_type") or "SentenceTransformer")
+    types, inside = _module_types(directory)
+    config = _config(directory / inside)
+    names = _architectures(directory / inside, config)
+    name, model_type = (names[0] if names else None), str(config.get("model_type") or "")
+    _refuse_bad_context(directory / inside, config)
+    if family == "SentenceTransformer":
+        return Declared(_encoder(directory / inside, config), inside, name, model_type)
+    if family != "CrossEncoder":
+        raise Permanent(
+            "unsupported_model",
+            f"{directory / _SENTENCE_TRANSFORMERS}: expected a SentenceTransformer or a CrossEncoder, found {family}",
+            _APP,
+        )
+    if types != ["Transformer"]:
+        raise Permanent(
+            "unsupported_model",
+            f"{directory / 'modules.json'}: expected a CrossEncoder of one Transformer that classifies sequences, "
+            f"found {', '.join(types) or 'no modules'}",
+            _VLLM,
+        )
+    if name is None or _kind_of(name, model_type) is not Kind.CLASSIFICATION:
+        raise _unsupported(directory / inside, names or [model_type], config)
+    return Declared(Kind.CLASSIFICATION, inside, name, model_type)
+
+
+def _module_types(directory: Path) -> tuple[list[str], str]:
+    """Return the last parts of the modules' types, and the path of the transformer."""
+    path = directory / "modules.json"
+    found = _json(path)
+    if not (isinstance(found, list) and all(isinstance(one, dict) and "type" in one for one in found)):
+        raise _invalid(path, "expected a list of objects with `type` and `path`")
+    types = [str(one["type"]).rpartition(".")[2] for one in found]
+    where = next((str(one.get("path", "")) for one in found if str(one["type"]).endswith("Transformer")), "")
+    if where.startswith("/") or ".." in Path(where).parts:
+        raise _invalid(path, f"expected a path inside the folder, found {where!r}")
+    return types, where
+
+
+def _encoder(directory: Path, config: dict[str, Any]) -> Kind:
+    model_type = str(config.get("model_type") or "")
+    if model_type not in allowed.ENCODERS:
+        raise _unsupported(directory, _architectures(directory, config) or [model_type], config)
+    return Kind.EMBEDDINGS
+
+
+def _kind_of(architecture: str, model_type: str) -> Kind | None:
+    if architecture in allowed.GENERATORS:
+        return Kind.COMPLETIONS
+    if architecture in allowed.CLASSIFIERS:
+        return Kind.CLASSIFICATION
+    bare = architecture.endswith("Model") and not architecture.endswith("LMHeadModel")
+    return Kind.EMBEDDINGS if bare and model_type in allowed.ENCODERS else None
+
+
+def _unsupported(directory: Path, names: list[str], config: dict[str, Any]) -> Permanent:
+    """Return the refusal of these architectures: what they are, and what to use instead."""
+    what, remedy = _describe(names[0], config)
+    return Permanent(
+        "unsupported_model",
+        f"{directory}: expected a model that generates text, embeds texts or classifies sequences, found "
+        f"{', '.join(names)}, which {what}",
+        remedy,
+    )
+
+
+def _describe(name: str, config: dict[str, Any]) -> tuple[str, str]:
+    more = next((what for key, what in _MORE_THAN_TEXT.items() if config.get(key) is not None), None)
+    if more is not None:
+        return f"reads {more}", _VLLM
+    for ends, what, remedy in _HEADS:
+        if name.endswith(ends):
+            return what, remedy
+    if config.get("is_encoder_decoder"):
+        return "is an encoder-decoder", _VLLM
+    if config.get("auto_map"):
+        return "needs the code that comes with it, which is never run", _VLLM
+    return "is not one of the architectures that are compared with transformers (docs/models.md)", _VLLM
+
+
+def _refuse_bad_context(directory: Path, config: dict[str, Any]) -> None:
+    """Refuse a number of positions below 1. -1 is XLNet's own for none (sentence-transformers has the same rule)."""
+    for key in ("max_position_embeddings", "n_positions"):
+        found = config.get(key)
+        if found is None or found == -1:
+            continue
+        if type(found) is not int or found < 1:
+            raise _invalid(directory / "config.json", f"expected {key} of at least 1, found {found!r}")
+
+
+def _architectures(directory: Path, config: dict[str, Any]) -> list[str]:
+    found = config.get("architectures") or []
+    if not (isinstance(found, list) and all(isinstance(one, str) for one in found)):
+        raise _invalid(directory / "config.json", f"expected `architectures` to be a list of names, found {found!r}")
+    return found
+
+
+def _config(directory: Path) -> dict[str, Any]:
+    found = _json(directory / "config.json")
+    if not isinstance(found, dict):
+        raise _invalid(directory / "config.json", f"expected a JSON object, found {type(found).__name__}")
+    return found
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise _invalid(path, str(error)) from error
+
+
+def _invalid(path: Path, message: str) -> Permanent:
+    return Permanent(
+        "invalid_config",
+        f"expected a JSON object in {path}: {message}" if "expected" not in message else f"{path}: {message}",
+        f"publish the model's {path.name} with it, or serve the folder with --app",
+    )
