@@ -25,6 +25,7 @@ from cached.contract.status import timestamp
 
 _ANSWER_WITHIN_S = 600.0
 _EMBEDDINGS, _COMPLETIONS, _CHAT = "/v1/embeddings", "/v1/completions", "/v1/chat/completions"
+_CLASSIFY, _RERANK = "/v1/classify", "/v1/rerank"
 # For values of an embedding of length 1, and log probabilities, in bfloat16 on other hardware.
 _TOLERANCES = {_EMBEDDINGS: Tolerance(0.001, 0.01)}
 _TOLERANCE = Tolerance(0.05, 0.02)
@@ -65,7 +66,11 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.option("--output", type=Path, required=True, help="the file to write")
     parser.option("--model", help="the model's name there, where it serves several")
     parser.add_argument(
-        "--input", action="append", default=[], metavar="TEXT", help="embed or complete this text; may be repeated"
+        "--input",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="embed, classify or complete this text; may be repeated",
     )
     parser.option("--requests", type=Path, help='a file of lines {"path": "/v1/…", "request": {…}, "name": "…"}')
     tokens_help = "tokens to generate for each --input (default 16)"
@@ -141,12 +146,12 @@ class _InferenceServer:
 
 
 def _from_inputs(texts: Sequence[str], max_tokens: int, model: dict[str, Any]) -> Iterator[_Wanted]:
-    embeds = model.get("kind") == "embeddings"
+    path = {"embeddings": _EMBEDDINGS, "classification": _CLASSIFY}.get(str(model.get("kind")), _COMPLETIONS)
     for number, text in enumerate(texts, 1):
         request: dict[str, Any] = {"input": text}
-        if not embeds:
+        if path == _COMPLETIONS:
             request = {"prompt": text, "max_tokens": max_tokens, "temperature": 0, "logprobs": 0}
-        yield _Wanted(f"input {number}", _EMBEDDINGS if embeds else _COMPLETIONS, request)
+        yield _Wanted(f"input {number}", path, request)
 
 
 def _from_file(path: Path | None) -> Iterator[_Wanted]:
@@ -196,6 +201,11 @@ def _telling(path: str, answer: dict[str, Any]) -> dict[str, Any]:
     """Return the part of an answer that the model determines: not ids, times and counts."""
     if path == _EMBEDDINGS:
         return {"data": [{"embedding": item["embedding"]} for item in answer["data"]]}
+    if path == _CLASSIFY:
+        return {"data": [{"label": item["label"], "probs": item["probs"]} for item in answer["data"]]}
+    if path == _RERANK:
+        shown = ("index", "relevance_score")
+        return {"results": [{name: item[name] for name in shown} for item in answer["results"]]}
     if path in (_COMPLETIONS, _CHAT):
         return {"choices": [_choice(item) for item in answer["choices"]]}
     return answer

@@ -110,7 +110,7 @@ class Classifier:
             str(loaded.dtype).removeprefix("torch."),
             loaded.weight_bytes,
             batch=self._batch,
-            labels=tuple(str(labels[index]) for index in range(int(loaded.config.num_labels))),
+            labels=tuple(str(labels.get(at, f"LABEL_{at}")) for at in range(int(loaded.config.num_labels))),
         )
 
     def warm_up(self) -> None:

@@ -5,6 +5,7 @@ Law: reads headers, no weights. Modules are built without memory (torch's meta d
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from server.engine.types import Kind
 from server.weights.format.checkpoint import open_checkpoint
 from server.weights.pretrained import read_config
 
+_LOG = logging.getLogger(__name__)
 _auto: Any = transformers  # its mappings are untyped
 _NEEDLESS = "pooler."  # of a bare encoder: only its hidden states are read
 
@@ -76,9 +78,14 @@ def _candidates(config: Any, names: set[str]) -> Iterator[_Candidate]:
 
 
 def _count_left(model_class: Any, config: Any, names: set[str]) -> int | None:
-    """Return how many of `names` the class has no place for; None where it lacks one of its own."""
-    with torch.device("meta"):
-        module = model_class(config)
+    """Return how many of `names` the class has no place for; None where it lacks one of its own, or cannot be built
+    with this configuration."""
+    try:
+        with torch.device("meta"):
+            module = model_class(config)
+    except (ImportError, RuntimeError, ValueError, TypeError, KeyError, AttributeError) as error:
+        _LOG.info("%s is not what the folder holds: %s", model_class.__name__, error)
+        return None
     tied = set(getattr(module, "all_tied_weights_keys", None) or {})
     own = set(module.state_dict())
     prefix = f"{module.base_model_prefix}."

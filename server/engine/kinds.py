@@ -37,7 +37,7 @@ _HEADS = (
     ("ForSequenceClassification", "classifies texts, but is not compared with its library", _VLLM),
     (("ForCausalLM", "LMHeadModel"), "generates text, but is not compared with its library", _VLLM),
 )
-_MORE_THAN_TEXT = {"vision_config": "images", "audio_config": "audio", "speech_config": "audio", "image_size": "images"}
+_MORE_THAN_TEXT = {"vision_config": "images", "audio_config": "audio", "speech_config": "audio"}
 _SENTENCE_TRANSFORMERS = "config_sentence_transformers.json"
 
 
@@ -67,6 +67,8 @@ def read_kind(directory: Path) -> Declared:
     names = _architectures(directory, config)
     model_type = str(config.get("model_type") or "")
     _refuse_bad_context(directory, config)
+    if _reads(config) is not None:  # also where the class is the text part's
+        raise _unsupported(directory, names or [f"the model type {model_type}"], config)
     if (directory / "1_Pooling" / "config.json").is_file():
         return Declared(_encoder(directory, config), "", names[0] if names else None, model_type)
     for name in names:
@@ -77,7 +79,7 @@ def read_kind(directory: Path) -> Declared:
         raise _unsupported(directory, names, config)
     if not model_type:
         raise _invalid(directory / "config.json", "expected `architectures` or `model_type`, found neither")
-    if any(config.get(key) is not None for key in _MORE_THAN_TEXT) or config.get("is_encoder_decoder"):
+    if config.get("is_encoder_decoder"):
         raise _unsupported(directory, [f"the model type {model_type}"], config)
     return Declared(None, "", None, model_type)
 
@@ -126,7 +128,7 @@ def _module_types(directory: Path) -> tuple[list[str], str]:
 
 def _encoder(directory: Path, config: dict[str, Any]) -> Kind:
     model_type = str(config.get("model_type") or "")
-    if model_type not in allowed.ENCODERS:
+    if model_type not in allowed.ENCODERS or _reads(config) is not None:
         raise _unsupported(directory, _architectures(directory, config) or [model_type], config)
     return Kind.EMBEDDINGS
 
@@ -136,8 +138,7 @@ def _kind_of(architecture: str, model_type: str) -> Kind | None:
         return Kind.COMPLETIONS
     if architecture in allowed.CLASSIFIERS:
         return Kind.CLASSIFICATION
-    bare = architecture.endswith("Model") and not architecture.endswith("LMHeadModel")
-    return Kind.EMBEDDINGS if bare and model_type in allowed.ENCODERS else None
+    return Kind.EMBEDDINGS if allowed.ENCODERS.get(model_type) == architecture else None
 
 
 def _unsupported(directory: Path, names: list[str], config: dict[str, Any]) -> Permanent:
@@ -151,8 +152,13 @@ def _unsupported(directory: Path, names: list[str], config: dict[str, Any]) -> P
     )
 
 
+def _reads(config: dict[str, Any]) -> str | None:
+    """Return what a model reads besides text; None for nothing."""
+    return next((what for key, what in _MORE_THAN_TEXT.items() if config.get(key) is not None), None)
+
+
 def _describe(name: str, config: dict[str, Any]) -> tuple[str, str]:
-    more = next((what for key, what in _MORE_THAN_TEXT.items() if config.get(key) is not None), None)
+    more = _reads(config)
     if more is not None:
         return f"reads {more}", _VLLM
     for ends, what, remedy in _HEADS:
@@ -162,6 +168,8 @@ def _describe(name: str, config: dict[str, Any]) -> tuple[str, str]:
         return "is an encoder-decoder", _VLLM
     if config.get("auto_map"):
         return "needs the code that comes with it, which is never run", _VLLM
+    if config.get("image_size") is not None:
+        return "reads images", _APP
     return "is not one of the architectures that are compared with transformers (docs/models.md)", _VLLM
 
 

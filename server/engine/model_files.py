@@ -68,7 +68,14 @@ def load_causal_lm(directory: Path, device: str, dtype: str, architecture: str |
     config = read_config(directory)
     model_class = _class(directory, config, architecture, transformers.MODEL_FOR_CAUSAL_LM_MAPPING, allowed.GENERATORS)
     loaded = _load(directory, model_class, config, device, dtype, needless=None)
-    read_generation_config(directory, loaded.module)
+    try:
+        read_generation_config(directory, loaded.module)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise Permanent(
+            "invalid_config",
+            f"{directory / 'generation_config.json'}: {error}",
+            "correct it, or publish the model without it",
+        ) from error
     return loaded
 
 

@@ -116,14 +116,38 @@ def read_settings(directory: Path, loaded: Loaded) -> FolderSettings:
         for name, neutral in _CONSTRAINTS.items()
     )
     stop = found.stop_strings or ()
-    return FolderSettings(
+    settings = FolderSettings(
         frozenset(_ends(where, loaded)),
         _sampling(where, found),
         (stop,) if isinstance(stop, str) else tuple(map(str, stop)),
-        found.max_new_tokens,
-        found.max_length,
+        _count(where, found, "max_new_tokens"),
+        _count(where, found, "max_length"),
         found if constrains else None,
     )
+    _try(where, settings, loaded)
+    return settings
+
+
+def _count(where: Path, found: Any, name: str) -> int | None:
+    value = getattr(found, name)
+    if value is not None and (type(value) is not int or value < 1):
+        raise Permanent(
+            "invalid_config", f"{where}: expected a whole number of at least 1 as {name}, found {value!r}", "correct it"
+        )
+    return value
+
+
+def _try(where: Path, settings: FolderSettings, loaded: Loaded) -> None:
+    """Apply the constraints once: a wrong value must end the load, not a request and all that run beside it."""
+    try:
+        constrain = settings.constrain(loaded.module, [0, 0], Sampling(), 2)
+        if constrain is not None:
+            constrain(torch.zeros((1, int(loaded.config.get_text_config().vocab_size)), device=loaded.module.device))
+    except (ValueError, TypeError, AttributeError, IndexError, KeyError, RuntimeError) as error:
+        named = [name for name in _CONSTRAINTS if getattr(settings.constraining, name, None) is not None]
+        raise Permanent(
+            "invalid_config", f"{where}: transformers cannot apply {', '.join(named)}: {error}", "correct it"
+        ) from error
 
 
 def _sampling(where: Path, found: Any) -> dict[str, Any]:

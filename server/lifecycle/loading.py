@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     Model = Encoder | Classifier | TextGenerator
 
 _LOG = logging.getLogger(__name__)
+_OUT_OF_MEMORY = ("out of memory", "can't allocate memory")  # CUDA's and torch's own words
 
 
 def select_device(wanted: str) -> str:
@@ -86,11 +87,8 @@ def load_adapter(snapshot: Snapshot, base: Model) -> Adapter:
     from server.engine.generation.generator import TextGenerator
 
     if not isinstance(base, TextGenerator):
-        raise Permanent(
-            "adapter_base",
-            f"{snapshot.path}: expected a base that generates text, found {type(base).__name__}",
-            "merge it",
-        )
+        found = f"a base that generates text, found one of kind {base.about.kind}"
+        raise Permanent("adapter_base", f"{snapshot.path}: expected {found}", "merge it")
     with _load_errors(snapshot):
         return base.load_adapter(snapshot.path)
 
@@ -154,8 +152,9 @@ def _load_errors(snapshot: Snapshot) -> Iterator[None]:
         raise
     except Exception as error:
         _LOG.exception("%s cannot be loaded", snapshot.path)
+        remedy = "see the traceback above"
+        if isinstance(error, MemoryError) or any(words in str(error) for words in _OUT_OF_MEMORY):
+            remedy = "give the pod more memory or a larger GPU: a version is loaded beside the one it replaces"
         raise Permanent(
-            "load_failed",
-            f"{snapshot.path}: {type(error).__name__}: {str(error).partition(chr(10))[0]}",
-            "see the traceback above; where memory is short, a version cannot be loaded beside the one it replaces",
+            "load_failed", f"{snapshot.path}: {type(error).__name__}: {str(error).partition(chr(10))[0]}", remedy
         ) from error

@@ -102,8 +102,9 @@ def small_config(model_type: str, **overrides: Any) -> Any:
     return config_class(**{**sizes, **_OWN.get(model_type, {}), **overrides})
 
 
-def build(architecture: str, directory: Path, seed: int = 5, **overrides: Any) -> Path:
-    """Write a model of this architecture with random weights that tell tokens and positions apart."""
+def build(architecture: str, directory: Path, model_type: str | None = None, **overrides: Any) -> Path:
+    """Write a model of this class, and of its own model type or the given one, with random weights that tell tokens
+    and positions apart."""
     model_class: Any = getattr(transformers, architecture)
-    torch.manual_seed(seed)
-    return save(model_class(small_config(model_class.config_class.model_type, **overrides)), directory)
+    torch.manual_seed(5)
+    return save(model_class(small_config(model_type or model_class.config_class.model_type, **overrides)), directory)

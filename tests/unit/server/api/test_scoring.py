@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -13,7 +14,9 @@ import pytest
 import torch
 import transformers
 
+from cached.commands import golden
 from cached.contract.errors import Permanent
+from cached.contract.golden import GOLDEN_NAME
 from server.api.routes import private_application
 from server.engine.classifier import Classifier
 from server.engine.engine import ThreadedEngine
@@ -23,6 +26,7 @@ from server.lifecycle.metrics import ServerMetrics
 from server.lifecycle.registry import Card, ModelRegistry, ServedClassifier
 from server.lifecycle.snapshot import Snapshot
 from tests.support.generating import limits
+from tests.support.serving import running
 from tests.support.tiny_models import build
 from tests.unit.server.conftest import save_tokenizer
 
@@ -282,3 +286,20 @@ async def test_scores_are_the_same_alone_and_together(reranker: Path) -> None:
         alone = [await post(client, "/rerank", query=QUERY, texts=[one], raw_scores=True) for one in DOCUMENTS]
     for item in together:
         assert item["score"] == pytest.approx(alone[item["index"]][0]["score"], abs=1e-4)
+
+
+def test_a_server_of_a_reranker_is_ready_and_keeps_its_golden_predictions(reranker: Path, tmp_path: Path) -> None:
+    """The process loads and lists a classifier as any model; what `golden record` wrote agrees at its restart."""
+    directory = tmp_path / "model"
+    shutil.copytree(reranker, directory)
+    requests = tmp_path / "requests"
+    rerank = {"path": "/v1/rerank", "request": {"query": QUERY, "documents": DOCUMENTS}}
+    requests.write_text(json.dumps(rerank) + "\n")
+    options = ("--model-path", str(directory), "--device", "cpu")
+    with running(tmp_path / "one.log", *options) as server:
+        output = str(directory / GOLDEN_NAME)
+        recorded = ["record", server.url, "--output", output, "--input", "kelp", "--requests", str(requests)]
+        assert golden.main(recorded) == 0
+    with running(tmp_path / "two.log", *options) as server:
+        [card] = json.loads(server.get("/v1/models")[1])["data"]
+    assert (card["kind"], card["golden"]["agrees"], card["golden"]["cases"]) == ("classification", True, 2)

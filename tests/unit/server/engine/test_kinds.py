@@ -74,6 +74,12 @@ REFUSED: dict[str, tuple[Any, dict[str, Any], str]] = {
         {},
         "reads images",
     ),
+    "the text part of a multimodal": (
+        {"architectures": ["Gemma3ForCausalLM"], "model_type": "gemma3", "vision_config": {}},
+        {},
+        "Gemma3ForCausalLM, which reads images",
+    ),
+    "multimodal without a class": ({"model_type": "llava", "vision_config": {}}, {}, "model type llava, which reads"),
     "audio": ({"architectures": ["Wav2Vec2ForCTC"], "model_type": "wav2vec2"}, {}, "reads audio"),
     "speech": (
         {"architectures": ["WhisperForConditionalGeneration"], "model_type": "whisper", "is_encoder_decoder": True},
@@ -101,6 +107,7 @@ REFUSED: dict[str, tuple[Any, dict[str, Any], str]] = {
         {},
         "never run",
     ),
+    "two heads": ({"architectures": ["GPT2DoubleHeadsModel"], "model_type": "gpt2"}, {}, "GPT2DoubleHeadsModel"),
     "bidirectional": ({"architectures": ["BertLMHeadModel"], "model_type": "bert"}, {}, "BertLMHeadModel"),
     "clip that embeds": ({"architectures": ["CLIPModel"], "model_type": "clip"}, {"modules": MODULES}, "CLIPModel"),
     "sparse": (
@@ -221,5 +228,9 @@ def test_the_allow_list_names_classes_that_transformers_has() -> None:
     """A name of the allow-list is a class, or a model type, of the transformers that is installed."""
     from server.engine import allowed
 
-    assert [name for name in allowed.GENERATORS | allowed.CLASSIFIERS if not hasattr(transformers, name)] == []
-    assert allowed.ENCODERS - set(transformers.CONFIG_MAPPING) == set()
+    assert [
+        name
+        for name in (*allowed.GENERATORS, *allowed.CLASSIFIERS, *allowed.ENCODERS.values())
+        if not hasattr(transformers, name)
+    ] == []
+    assert allowed.ENCODERS.keys() - set(transformers.CONFIG_MAPPING) == set()

@@ -126,6 +126,27 @@ def test_a_setting_that_is_not_computed_is_refused(llama: Path, tmp_path: Path, 
 
 
 @pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("bad_words_ids", [[-5]]),
+        ("exponential_decay_length_penalty", 3),
+        ("suppress_tokens", "all"),
+        ("max_length", 0),
+        ("top_k", "five"),
+        ("temperature", -1.0),
+        ("eos_token_id", "</s>"),
+    ],
+)
+def test_a_wrong_value_ends_the_load(llama: Path, tmp_path: Path, name: str, value: Any) -> None:
+    """What transformers cannot apply is told with its field when the model is loaded, not by a request."""
+    directory = copied(llama, tmp_path)
+    change(directory / "generation_config.json", **{name: value})
+    with pytest.raises(Permanent, match=rf"generation_config.json: .*{name}") as caught:
+        load(directory, Watched(), limits())
+    assert caught.value.code == "invalid_config"
+
+
+@pytest.mark.parametrize(
     ("generation", "config", "tokenizer", "ends"),
     [
         ({"eos_token_id": [7, 8]}, {"eos_token_id": 9}, "</s>", {1, 7, 8, 9}),
