@@ -364,3 +364,7 @@ ENCODERS = {
     "xlm-roberta": "XLMRobertaModel",
     "xlm-roberta-xl": "XLMRobertaXLModel",
 }
+
+# Model types that embed only where modules.json says how (tests/unit/server/engine/embedding compares them): the
+# encoders of encoder-decoders, of which a bare folder does not say that its half embeds, and XLNet.
+WITH_MODULES = frozenset({"longt5", "mt5", "t5", "umt5", "xlnet"})

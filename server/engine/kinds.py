@@ -94,7 +94,9 @@ def _by_modules(directory: Path) -> Declared:
     name, model_type = (names[0] if names else None), str(config.get("model_type") or "")
     _refuse_bad_context(directory / inside, config)
     if family == "SentenceTransformer":
-        return Declared(_encoder(directory / inside, config), inside, name, model_type)
+        half = model_type in allowed.WITH_MODULES
+        kind = Kind.EMBEDDINGS if half else _encoder(directory / inside, config)
+        return Declared(kind, inside, name, model_type)
     if family != "CrossEncoder":
         raise Permanent(
             "unsupported_model",

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from server.lifecycle.admission import Verdict
 
 _ONE_TOKEN = Continuation(((0,),), (1,), Sampling(temperature=0.0), ())
-_ONE_TEXT = ScoringInputs(({"input_ids": [0], "attention_mask": [1]},), Activation.NONE)
+_ONE_INPUT = ScoringInputs(({"input_ids": [0], "attention_mask": [1]},), Activation.NONE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +126,7 @@ class ServedClassifier(_Served[ScoringRequest, ScoringInputs, Scored]):
 
     async def run_dummy_inference(self) -> None:
         """Score one token; raises the error of the model."""
-        with self.engine.submit_prepared(_ONE_TEXT) as submission:
+        with self.engine.submit_prepared(_ONE_INPUT) as submission:
             await anext(submission.stream())
 
 

@@ -81,6 +81,7 @@ _OWN: dict[str, dict[str, Any]] = {
     "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
     "lfm3": {"num_hidden_layers": 4},
     "mamba2": {"num_heads": 4, "head_dim": 16, "n_groups": 1},
+    "mistral4": {"head_dim": 16},
     "modernbert-decoder": {"pad_token_id": 0, "cls_token_id": 0, "sep_token_id": 1},
     "modernbert": {"pad_token_id": 0, "cls_token_id": 0, "sep_token_id": 1},
     "qwen3_5_text": {"layer_types": ["linear_attention", "full_attention"]},

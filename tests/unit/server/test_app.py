@@ -168,10 +168,16 @@ def test_a_bad_factory_exits_with_its_reason(tmp_path: Path, source: str, reason
     assert reason in last
 
 
+def named_llama(directory: Path) -> Path:
+    """A folder that says that it is a model that is served, and has no weights."""
+    (directory / "config.json").write_text('{"architectures": ["LlamaForCausalLM"], "model_type": "llama"}')
+    return directory
+
+
 def test_missing_packages_are_named(tmp_path: Path) -> None:
     """Without torch a model cannot be served: the exit code is 1 and the message says what to install."""
     path = modules(tmp_path / "code", torch=missing("torch"))
-    done = failing("--model-path", str(tmp_path), python_path=path)
+    done = failing("--model-path", str(named_llama(tmp_path)), python_path=path)
     assert done.returncode == 1
     assert "the package torch is missing (pip install 'holdfast[transformers]'" in done.stderr
 
@@ -179,7 +185,7 @@ def test_missing_packages_are_named(tmp_path: Path) -> None:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_cuda_without_a_gpu_exits_with_what_to_check(tmp_path: Path) -> None:
     """`--device cuda` where there is no GPU ends with 1, the reason and what to check, whatever the model."""
-    done = failing("--model-path", str(tmp_path), "--device", "cuda")
+    done = failing("--model-path", str(named_llama(tmp_path)), "--device", "cuda")
     assert done.returncode == 1
     last = done.stderr.splitlines()[-1]
     assert last.startswith("holdfast serve: --device cuda: ")
@@ -198,6 +204,6 @@ def test_an_address_in_use_exits_with_the_reason(tmp_path: Path) -> None:
     """A port that is taken ends with 1 and says which."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        done = failing("--model-path", str(tmp_path), "--listen", f"127.0.0.1:{port}")
+        done = failing("--model-path", str(named_llama(tmp_path)), "--listen", f"127.0.0.1:{port}")
     assert done.returncode == 1
     assert f"cannot listen on 127.0.0.1:{port}" in done.stderr

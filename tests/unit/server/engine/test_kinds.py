@@ -45,6 +45,7 @@ RERANKER = {"architectures": ["BertForSequenceClassification"], "model_type": "b
         (QWEN, {"1_Pooling__config": {"pooling_mode": "lasttoken"}}, Kind.EMBEDDINGS),
         ({"architectures": ["BertModel"], "model_type": "bert"}, {}, Kind.EMBEDDINGS),
         ({"architectures": ["RobertaForMaskedLM"], "model_type": "roberta"}, {"modules": MODULES}, Kind.EMBEDDINGS),
+        ({"architectures": ["T5EncoderModel"], "model_type": "t5"}, {"modules": MODULES}, Kind.EMBEDDINGS),
         (RERANKER, {}, Kind.CLASSIFICATION),
         (
             RERANKER,
@@ -92,11 +93,6 @@ REFUSED: dict[str, tuple[Any, dict[str, Any], str]] = {
         "encoder-decoder",
     ),
     "t5, bare": ({"architectures": ["T5Model"], "model_type": "t5", "is_encoder_decoder": True}, {}, "encoder-decoder"),
-    "t5 that embeds": (
-        {"architectures": ["T5EncoderModel"], "model_type": "t5"},
-        {"modules": MODULES},
-        "T5EncoderModel",
-    ),
     "bart, classifying": (
         {"architectures": ["BartForSequenceClassification"], "model_type": "bart"},
         {},
@@ -199,7 +195,7 @@ def test_the_tensors_decide_where_no_architecture_is_named(
 ) -> None:
     """Without `architectures` the model type's classes are compared with the names in the files; a head that is not
     served is refused as if it were named."""
-    overrides = {"pad_token_id": 0} if architecture != "ViTModel" else {}
+    overrides: dict[str, Any] = {"pad_token_id": 0} if architecture != "ViTModel" else {}
     build(architecture, tmp_path, **overrides)
     said = json.loads((tmp_path / "config.json").read_text())
     del said["architectures"]
