@@ -1,4 +1,4 @@
-"""What the engine's thread may expect of every `Model`: an encoder, a generator that batches, and one that does not.
+"""What the engine's thread may expect of every `Model`: an encoder, a classifier, a generator that batches or not.
 
 Real models small enough to build; the thread's part is played here, one step after the other.
 """
@@ -13,10 +13,23 @@ from typing import Any
 
 import pytest
 
+from server.engine.classifier import Classifier
 from server.engine.encoder import Encoder
 from server.engine.engine import Job, Model
-from server.engine.types import CompletionRequest, Embedded, EmbeddingRequest, Finished, InvalidRequest
+from server.engine.kinds import read_kind
+from server.engine.types import (
+    Activation,
+    CompletionRequest,
+    Embedded,
+    EmbeddingRequest,
+    Finished,
+    InvalidRequest,
+    Scored,
+    ScoringRequest,
+)
 from tests.support.generating import Watched, completion, limits, load
+from tests.support.tiny_models import build
+from tests.unit.server.conftest import save_tokenizer
 
 MOST_STEPS = 500
 
@@ -49,16 +62,29 @@ def _completion(text: str) -> CompletionRequest:
     return completion(text, max_tokens=6)
 
 
+def _scoring(text: str) -> ScoringRequest:
+    return ScoringRequest(None, (text,), Activation.LABELS, False, "input")
+
+
 @pytest.fixture(scope="module")
-def cases(minilm: Path, llama: Path) -> dict[str, Case]:
+def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = build("BertForSequenceClassification", tmp_path_factory.mktemp("bert"), pad_token_id=0, num_labels=3)
+    save_tokenizer(directory)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def cases(minilm: Path, llama: Path, classifier: Path) -> dict[str, Case]:
+    scores = Classifier.load(classifier, read_kind(classifier), "cpu", "float32")
     return {
+        "classifier": Case(scores, _scoring, Scored),
         "encoder": Case(Encoder.load(minilm, "cpu", "float32"), _embedding, Embedded),
         "batched": Case(load(llama, Watched(), limits(batch=4)), _completion, Finished),
         "sequential": Case(load(llama, Watched(), limits(batch=1)), _completion, Finished),
     }
 
 
-@pytest.fixture(params=["encoder", "batched", "sequential"])
+@pytest.fixture(params=["classifier", "encoder", "batched", "sequential"])
 def case(request: pytest.FixtureRequest, cases: dict[str, Case]) -> Case:
     found = cases[request.param]
     found.model.reset()
