@@ -7,8 +7,9 @@ What the folder says is read in `embedding/recipe.py`; the modules are in `embed
 from __future__ import annotations
 
 import inspect
+import logging
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +34,7 @@ from server.engine.types import (
     Vectors,
 )
 
+_LOG = logging.getLogger(__name__)
 _MAX_BATCH_SEQUENCES = 64
 # Tokens with padding. Bounds the memory of one pass, and its time, in which the model shows no progress to the health
 # check. On two cores MiniLM takes as long for 8 passes of 2048 as for one of 16384, which is 14 s.
@@ -83,7 +85,8 @@ class Encoder:
         folder = directory / settings.folder
         _refuse_adapter(folder)
         options = LibraryOptions(settings.config_options, settings.model_options, settings.tokenizer_options)
-        loaded = load_encoder(folder, device, dtype, options)
+        loaded = load_encoder(folder, device, dtype, options, half=recipe.from_modules)
+        _tell_unknown(loaded.tokenizer, settings.tokenizer_options, folder)
         if settings.lower_case:
             lower_case(loaded.tokenizer, folder)
         if not recipe.from_modules and loaded.tokenizer.chat_template:
@@ -184,7 +187,7 @@ class Encoder:
         # A tokenizer gives types to all texts or to none; texts sent in tokens have zeros, as tokenizers give them.
         typed = self._takes_types and any(text.types is not None for text in texts)
         more = {"token_type_ids": types.to(self._device)} if typed else {}
-        output = self._module(input_ids=ids.to(self._device), attention_mask=mask, **more)
+        output = self._module(input_ids=ids.to(self._device), attention_mask=mask, return_dict=True, **more)
         features = Features(
             {TOKENS: output.last_hidden_state},
             mask,
@@ -238,6 +241,18 @@ def _takes(module: torch.nn.Module, name: str) -> bool:
     """Whether the module's forward pass has this argument, or any."""
     parameters = inspect.signature(module.forward).parameters
     return name in parameters or any(one.kind is inspect.Parameter.VAR_KEYWORD for one in parameters.values())
+
+
+def _tell_unknown(tokenizer: object, options: Iterable[str], folder: Path) -> None:
+    """Warn about arguments that a tokenizer's class takes and does nothing with."""
+    unknown = sorted(name for name in options if not hasattr(tokenizer, name))
+    if unknown:
+        _LOG.warning(
+            "%s: tokenizer_args: passed on to transformers, whose %s has no such setting: %s",
+            folder,
+            type(tokenizer).__name__,
+            ", ".join(unknown)[:300],
+        )
 
 
 def _refuse_adapter(folder: Path) -> None:

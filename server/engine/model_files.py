@@ -56,9 +56,20 @@ class LibraryOptions:
 _NO_OPTIONS = LibraryOptions()
 
 
-def load_encoder(directory: Path, device: str, dtype: str, options: LibraryOptions = _NO_OPTIONS) -> Loaded:
+# Encoders of encoder-decoders that sentence-transformers 6.2 loads alone, of those that read text.
+_ENCODER_HALVES = {
+    "t5": "T5EncoderModel",
+    "mt5": "MT5EncoderModel",
+    "umt5": "UMT5EncoderModel",
+    "longt5": "LongT5EncoderModel",
+}
+
+
+def load_encoder(
+    directory: Path, device: str, dtype: str, options: LibraryOptions = _NO_OPTIONS, *, half: bool = False
+) -> Loaded:
     """Load the bare encoder of `directory`, without any head; raises `HoldfastError`. `dtype` auto is the model's own:
-    of `options`, else of config.json, else the prevailing one of the weights."""
+    of `options`, else of config.json, else the prevailing one of the weights. `half`: also of an encoder-decoder."""
     config, left = read_config(directory, return_unused_kwargs=True, **options.config)
     if left:
         raise Permanent(
@@ -68,13 +79,16 @@ def load_encoder(directory: Path, device: str, dtype: str, options: LibraryOptio
         )
     if hasattr(config, "use_cache"):
         config.use_cache = False  # no token follows: keys and values would be kept for nothing
-    if getattr(config, "is_encoder_decoder", False):
+    half_class = _ENCODER_HALVES.get(config.model_type) if half else None
+    if half_class is None and getattr(config, "is_encoder_decoder", False):
         raise _unsupported(directory, config, "an encoder alone or a causal language model")
     if type(config) not in transformers.MODEL_MAPPING:
         raise _unsupported(directory, config, "an architecture that transformers has")
     model_class: Any = transformers.MODEL_MAPPING[type(config)]
     if isinstance(model_class, tuple):
         model_class = model_class[0]
+    if half_class is not None:
+        model_class = getattr(transformers, half_class)
     own = dict(options.model)
     asked = own.pop("dtype", "auto")
     if dtype == "auto":

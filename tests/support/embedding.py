@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,10 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from server.engine.encoder import EmbeddingJob, Encoder
 from server.engine.types import EmbeddingRequest
 
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    from sentence_transformers import SentenceTransformer
+
 Vectors = npt.NDArray[np.float32]
 HIDDEN = 16
 LAYERS = 3
@@ -30,7 +35,7 @@ _WORDS = ("kelp", "number", "of", "many", "held", "fast", "hold", "##fast", "anc
 def build(folder: Path) -> Path:
     """Write a random BERT of few numbers with a tokenizer of few words, pooled by the mean."""
     torch.manual_seed(3)
-    vocabulary = _save_tokenizer(folder)
+    vocabulary = save_tokenizer(folder)
     config = transformers.BertConfig(
         vocab_size=vocabulary,
         hidden_size=HIDDEN,
@@ -48,7 +53,7 @@ def build(folder: Path) -> Path:
     return folder
 
 
-def _save_tokenizer(folder: Path) -> int:
+def save_tokenizer(folder: Path) -> int:
     """Save a word piece tokenizer as BERT's; returns the size of its vocabulary."""
     characters = [chr(code) for code in range(33, 127)]
     pieces = [*_SPECIAL, *_WORDS, *characters, *(f"##{one}" for one in characters)]
@@ -61,7 +66,7 @@ def _save_tokenizer(folder: Path) -> int:
         pair="[CLS] $A [SEP] $B:1 [SEP]:1",
         special_tokens=[("[CLS]", vocabulary["[CLS]"]), ("[SEP]", vocabulary["[SEP]"])],
     )
-    wrap: Any = transformers.BertTokenizerFast
+    wrap: Any = transformers.BertTokenizer
     wrap(tokenizer_object=tokenizer, do_lower_case=True, model_max_length=512).save_pretrained(folder)
     return len(vocabulary)
 
@@ -116,3 +121,13 @@ def embed(encoder: Encoder, texts: Sequence[Any], **wanted: Any) -> Vectors:
         return await anext(job.stream())
 
     return np.stack([np.frombuffer(vector, "<f4") for vector in asyncio.run(answer()).vectors])
+
+
+def by_library(folder: Path, texts: Iterable[str], **wanted: Any) -> Vectors:
+    """The library's vectors of a folder, a text at a time: with padding on the left its batches differ."""
+    call = wanted.pop("call", "encode")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = SentenceTransformer(str(folder), device="cpu", local_files_only=True)
+        found = [getattr(model, call)(text, show_progress_bar=False, **wanted) for text in texts]
+    return np.stack([np.asarray(one, np.float32) for one in found])

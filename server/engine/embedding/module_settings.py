@@ -44,6 +44,8 @@ _DENSE_FIELDS = (
     "module_input_name",
     "module_output_name",
     "use_residual",
+    "init_weight",
+    "init_bias",
 )
 
 
@@ -136,6 +138,9 @@ def read_dense(folder: Path) -> DenseSettings:
             activation,
             "a class of torch.nn, such as torch.nn.modules.activation.Tanh or torch.nn.modules.linear.Identity",
         )
+    for field in ("init_weight", "init_bias"):
+        if document.get(field) is not None:
+            raise unsupported(path, field, document[field], "the weights in model.safetensors")
     source, target = _ends(path, document)
     return DenseSettings(
         folder,

@@ -199,9 +199,11 @@ def _prompts(path: Path, document: Document) -> Mapping[str, str]:
 
 def _module_folders(directory: Path) -> list[str]:
     try:
-        return sorted(one.name for one in directory.iterdir() if _MODULE_FOLDER.fullmatch(one.name) and one.is_dir())
+        found = [one for one in directory.iterdir() if _MODULE_FOLDER.fullmatch(one.name) and one.is_dir()]
     except OSError as error:
         raise damaged(directory, f"expected a model's folder: {error}") from error
+    # Some modules had no file in older versions; Git and object stores then keep no folder either, or an empty one.
+    return sorted(one.name for one in found if (one / "config.json").is_file() or "Normalize" in one.name)
 
 
 def _refuse_lost_modules(directory: Path) -> None:

@@ -19,6 +19,7 @@ from server.engine.embedding.recipe import Recipe
 from server.engine.tokenizer import CHARACTERS_A_TOKEN, CUT_TOKENS, NO_LIMIT, too_long
 from server.engine.types import EmbeddingRequest, EncodedText, InvalidRequest, Prompt, Truncation
 
+_ADVICE = "; with truncate: true it is cut"
 _DOCUMENT_PROMPTS = ("document", "passage", "corpus")
 
 
@@ -118,7 +119,7 @@ class EmbeddingTexts:
                 raise InvalidRequest(
                     f"input: it cannot be cut to {limit} tokens, with the special ones among them", "input"
                 )
-            raise too_long(limit, f"{len(ids)} in the input", "input")
+            raise too_long(limit, f"{len(ids)} in the input{_ADVICE}", "input")
         return ids, types
 
     def _bound(self, text: str, limit: int, truncation: Truncation | None) -> str:
@@ -129,7 +130,7 @@ class EmbeddingTexts:
             piece = text[-part:] if truncation is not None and self._cut_side(truncation) == "left" else text[:part]
             if len(self._tokenizer(piece)["input_ids"]) > certain:
                 if truncation is None:
-                    raise too_long(limit, f"more than {certain} in the input", "input")
+                    raise too_long(limit, f"more than {certain} in the input{_ADVICE}", "input")
                 return piece
             part *= 2
         return text
@@ -153,7 +154,7 @@ class EmbeddingTexts:
         found = tuple(int(token) for token in ids)
         if limit is not None and len(found) > limit:
             if truncation is None:
-                raise too_long(limit, f"{len(found)} in the input", "input")
+                raise too_long(limit, f"{len(found)} in the input{_ADVICE}", "input")
             found = found[-limit:] if self._cut_side(truncation) == "left" else found[:limit]
         return found
 
@@ -175,6 +176,7 @@ def lower_case(tokenizer: Any, path: Path) -> None:
         )
     backend = tokenizer.backend_tokenizer
     own: Any = backend.normalizer
-    parts = [*own] if isinstance(own, NormalizerSequence) else [] if own is None else [own]
+    several = isinstance(own, NormalizerSequence)
+    parts: list[Any] = list(own) if several else [] if own is None else [own]
     if not any(isinstance(part, Lowercase) for part in parts):
         backend.normalizer = NormalizerSequence([Lowercase(), *parts])

@@ -49,6 +49,7 @@ _FIELDS = {
 # Where files come from: the library overrides the first six, and nothing is downloaded here.
 _HUB = {"subfolder", "token", "cache_dir", "revision", "local_files_only", "trust_remote_code"}
 _HUB |= {"force_download", "proxies", "code_revision", "use_auth_token", "resume_download"}
+_RESERVED = {"return_unused_kwargs", "path", "pretrained_model_name_or_path", "name_or_path", "config", "directory"}
 # Placement and memory, which the server decides, and the pooler, which no vector is made of.
 _NEUTRAL_MODEL = {
     "add_pooling_layer",
@@ -90,6 +91,10 @@ def read_transformer(directory: Path, folder: str) -> TransformerSettings:
     refuse_unknown(path, document, _FIELDS)
     _refuse_other_inputs(path, document)
     model, tokenizer, config = (_section(path, document, *names) for names in _SECTIONS)
+    _refuse_reserved(path, "config_args", config)
+    for name in ("dtype", "torch_dtype"):  # of the configuration, where model_args has none
+        if name in config:
+            model.setdefault("dtype", config.pop(name))
     tokenizer = _tokenizer_options(path, tokenizer)
     length = count(path, document, "max_seq_length")
     if length is not None:
@@ -169,7 +174,17 @@ def _model_options(path: Path, options: Document) -> dict[str, Any]:
     return found
 
 
+def _refuse_reserved(path: Path, section_name: str, options: Document) -> None:
+    """Refuse names that are not fields but arguments of transformers' own functions."""
+    for name, value in options.items():
+        if name in _RESERVED or name.startswith("_"):
+            raise unsupported(
+                path, f"{section_name}.{name}"[:80], value, "a field that the files of the folder can have"
+            )
+
+
 def _tokenizer_options(path: Path, options: Document) -> dict[str, Any]:
+    _refuse_reserved(path, "tokenizer_args", options)
     for name, value in options.items():
         if name.endswith("_file") or name == "tokenizer_type":
             raise unsupported(path, f"tokenizer_args.{name}"[:80], value, "the tokenizer that lies in the folder")

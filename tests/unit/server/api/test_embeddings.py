@@ -28,6 +28,7 @@ from server.lifecycle.metrics import ServerMetrics
 from server.lifecycle.readiness import Ready, ServerReadiness
 from server.lifecycle.registry import Card, ModelRegistry, ServedEncoder
 from server.lifecycle.snapshot import Snapshot
+from tests.support.embedding import build, by_library, write
 from tests.support.generating import limits
 from tests.support.serving import ServerProcess
 
@@ -113,6 +114,45 @@ def test_an_input_beyond_the_context_is_refused(client: openai.OpenAI) -> None:
     assert "256" in caught.value.message
 
 
+def test_a_text_cut_on_request_has_the_librarys_vector(client: openai.OpenAI, minilm: Path) -> None:
+    """With `truncate`, a text of many contexts has the vector of `SentenceTransformer.encode`, which cuts always."""
+    texts = ["kelp " * 300, "weights " * 2000]
+    answer = client.embeddings.create(model="minilm", input=texts, extra_body={"truncate": True})
+    assert np.abs(vectors(answer) - by_library(minilm, texts)).max() <= TOLERANCE
+    assert answer.usage.prompt_tokens == 512
+
+
+def test_what_is_told_of_an_embedding_model(client: openai.OpenAI) -> None:
+    """`/v1/models` tells the context of the model's own files, its dimension and its prompts."""
+    told = client.models.retrieve("minilm").model_dump()
+    assert told["context_tokens"] == 256
+    assert told["embedding"] == {
+        "dimension": 384,
+        "dimensions": [],
+        "prompts": ["query", "document"],
+        "default_prompt": None,
+        "similarity": None,
+    }
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"dimensions": 100}, "dimensions"),
+        ({"prompt_name": "passage"}, "prompt_name"),
+        ({"truncate_prompt_tokens": 257}, "truncate_prompt_tokens"),
+        ({"truncation_direction": "Left"}, "truncation_direction"),
+    ],
+)
+def test_a_field_that_the_model_does_not_allow_is_a_400(
+    client: openai.OpenAI, fields: dict[str, Any], param: str
+) -> None:
+    """A shorter vector, a prompt or a length that the model does not have is refused by the field's name."""
+    with pytest.raises(openai.BadRequestError, match=param) as caught:
+        client.embeddings.create(model="minilm", input="kelp", extra_body=fields)
+    assert caught.value.param == param
+
+
 def test_tokens_out_of_the_vocabulary_are_refused(client: openai.OpenAI) -> None:
     """A token id the model does not have is a 400 that says which ids there are."""
     with pytest.raises(openai.BadRequestError, match="30521"):
@@ -187,6 +227,42 @@ async def test_many_vectors_are_written_without_holding_others_up(monkeypatch: p
         served.close()
     assert [item.embedding for item in answer.data] == [[float(index)] for index in range(100)]
     assert seen == sorted(set(seen)) and len(seen) == 100
+
+
+async def test_the_fields_of_a_request_reach_the_model(tmp_path: Path) -> None:
+    """Prompt, input type, dimensions, unit length and cut, each asked over HTTP, are what the library is asked for."""
+    build(tmp_path)
+    prompts = {"query": "Query: ", "document": "Held: "}
+    write(tmp_path, "config_sentence_transformers.json", prompts=prompts, default_prompt_name="query")
+    write(tmp_path, "config.json", is_matryoshka=True)
+    encoder = Encoder.load(tmp_path, "cpu", "auto")
+    metrics = ServerMetrics()
+    readiness = ServerReadiness(metrics)
+    measured = metrics.model("m")
+    card = Card("m", Snapshot(tmp_path, "m", None, None), encoder.about, 0)
+    served = ServedEncoder(card, ThreadedEngine(encoder, 8, measured), measured)
+    text = "kelp of many " * 9
+    asked: list[tuple[dict[str, Any], dict[str, Any]]] = [
+        ({}, {}),
+        ({"prompt_name": "document"}, {"prompt_name": "document"}),
+        ({"input_type": "passage"}, {"call": "encode_document"}),
+        ({"dimensions": 5}, {"truncate_dim": 5}),
+        ({"dimensions": 5, "normalize": True}, {"truncate_dim": 5, "normalize_embeddings": True}),
+        ({"truncate_prompt_tokens": 7}, {"processing_kwargs": {"text": {"max_length": 7}}}),
+        ({"truncate_prompt_tokens": -1}, {}),
+    ]
+    async with Listener(Probes(readiness, metrics)) as door:
+        url = await door.listen("127.0.0.1", 0)
+        await door.serve(routes.application(ModelRegistry.of_one(served), limits()), cancel_when_gone=True)
+        readiness.enter(Ready())
+        async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
+            for fields, library in asked:
+                answer = await client.embeddings.create(model="m", input=text, extra_body=fields)
+                expected = by_library(tmp_path, [text], **library)
+                found = vectors(answer)
+                assert found.shape == expected.shape
+                assert np.abs(found - expected).max() <= TOLERANCE, fields
+        served.close()
 
 
 async def test_a_pass_on_a_cpu_is_short(minilm: Path, monkeypatch: pytest.MonkeyPatch) -> None:

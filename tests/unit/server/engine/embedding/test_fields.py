@@ -5,10 +5,11 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import shutil
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,12 +24,25 @@ from cached.contract.errors import Permanent
 from server.engine.embedding.recipe import type_names
 from server.engine.encoder import Encoder
 from server.engine.types import InvalidRequest, Truncation
-from tests.support.embedding import HIDDEN, LAYERS, POSITIONS, Vectors, build, dense, embed, modules, replace, write
+from tests.support.embedding import (
+    HIDDEN,
+    LAYERS,
+    POSITIONS,
+    Vectors,
+    build,
+    by_library,
+    dense,
+    embed,
+    modules,
+    replace,
+    write,
+)
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer import modules as library
+    from sentence_transformers.sentence_transformer.modules import pooling
     from sentence_transformers.util import import_from_string
 
 TOLERANCE = 1e-5
@@ -51,16 +65,6 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def folder(base: Path, tmp_path: Path) -> Path:
     """A copy of the model, to change."""
     return Path(shutil.copytree(base, tmp_path / "model"))
-
-
-def by_library(folder: Path, texts: Iterable[str], **wanted: Any) -> Vectors:
-    """The library's vectors of a folder, a text at a time: with padding on the left its batches differ."""
-    call = wanted.pop("call", "encode")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        model = SentenceTransformer(str(folder), device="cpu", local_files_only=True)
-        found = [getattr(model, call)(text, show_progress_bar=False, **wanted) for text in texts]
-    return np.stack([np.asarray(one, np.float32) for one in found])
 
 
 def fields(name: str, **values: Any) -> Edit:
@@ -127,9 +131,9 @@ def renamed(old: str, new: str) -> Edit:
     return apply
 
 
-def first(kind: str) -> Edit:
-    """Name another type for the first module."""
-    entry = {"idx": 0, "name": "0", "path": "", "type": kind}
+def first(kind: str, path: object = "") -> Edit:
+    """Name another type, or place, for the first module."""
+    entry = {"idx": 0, "name": "0", "path": path, "type": kind}
     pooling = {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"}
     return lambda folder: replace(folder, "modules.json", [entry, pooling])
 
@@ -143,6 +147,10 @@ def without_modules(folder: Path) -> None:
     shutil.rmtree(folder / "1_Pooling")
     (folder / BERT).unlink()
     (folder / "modules.json").unlink()
+
+
+def broken(folder: Path) -> None:
+    (folder / "modules.json").write_text("[{")
 
 
 def plain(_folder: Path) -> None:
@@ -254,6 +262,8 @@ HONOURED = [
     Row("model_args dtype", fields(BERT, model_args={"torch_dtype": "bfloat16"})),
     Row("model_kwargs", fields(BERT, model_kwargs={"attn_implementation": "eager", "add_pooling_layer": False,
                                                   "revision": "main", "trust_remote_code": True}), changes=False),
+    Row("config_args dtype", fields(BERT, config_args={"dtype": "bfloat16"})),
+    Row("config.json return_dict", fields("config.json", return_dict=False), changes=False),
     Row("config.json dtype", fields("config.json", dtype="float16")),
     Row("transformer_task", fields(BERT, transformer_task="feature-extraction"), changes=False),
     Row("modality_config", fields(BERT, module_output_name="token_embeddings", modality_config={
@@ -343,7 +353,7 @@ def test_a_field_is_honoured_as_the_library_honours_it(row: Row, folder: Path, u
 
 REFUSED = [
     # modules.json
-    *(Row(f"module {kind}", lambda folder, kind=kind: modules(folder, "Pooling", kind))
+    *(Row(f"module {kind}", chain("Pooling", kind))
       for kind in ("CNN", "LSTM", "WordWeights", "Router", "Asym", "Transformer", "BoW", "SparseAutoEncoder")),
     *(Row(f"first module {kind}", first(f"sentence_transformers.models.{kind}"))
       for kind in ("StaticEmbedding", "CLIPModel", "WordEmbeddings", "BoW", "Router", "Pooling")),
@@ -353,11 +363,10 @@ REFUSED = [
         "sentence_transformers_extra.models.Transformer", "transformers.Transformer", "pylate.models.Dense.Dense")),
     Row("modules.json empty", lambda folder: replace(folder, "modules.json", [])),
     Row("modules.json no list", lambda folder: replace(folder, "modules.json", {"0": "Transformer"})),
-    Row("modules.json broken", lambda folder: (folder / "modules.json").write_text("[{") and None),
+    Row("modules.json broken", broken),
     Row("modules.json without a name", lambda folder: replace(folder, "modules.json", [
         {"idx": 0, "path": "", "type": "sentence_transformers.models.Transformer"}])),
-    *(Row(f"modules.json path {path}", lambda folder, path=path: replace(folder, "modules.json", [
-        {"idx": 0, "name": "0", "path": path, "type": "sentence_transformers.models.Transformer"}]))
+    *(Row(f"modules.json path {path}", first("sentence_transformers.models.Transformer", path))
       for path in ("../x", "/etc", "C:x", 3)),
     Row("modules.json one name twice", lambda folder: replace(folder, "modules.json", [
         {"name": "0", "path": path, "type": f"sentence_transformers.models.{kind}"}
@@ -383,6 +392,7 @@ REFUSED = [
                           ("activation_function", "torch.nn.modules.activation.Nothing"),
                           ("activation_function", "torch.nn.modules.linear.Linear"),
                           ("activation_function", "torch.nn.init.Tanh"), ("in_features", HIDDEN + 1),
+                          ("init_weight", [[1.0]]),
                           ("out_features", 0), ("bias", False), ("bias", "yes"), ("use_residual", True),
                           ("module_input_name", "all_layer_embeddings"), ("module_output_name", "scores"))),
     Row("Dense without weights", edits(chain("Pooling", "Dense"), fields("2_Dense/config.json", in_features=HIDDEN,
@@ -402,8 +412,13 @@ REFUSED = [
         ("model_args", {"use_safetensors": False}), ("model_args", {"torch_dtype": "int8"}),
         ("model_args", {"attn_implementation": "flash_attention_2"}), ("model_args", []),
         ("tokenizer_args", {"tokenizer_file": "/etc/passwd"}), ("tokenizer_args", {"gguf_file": "x"}),
-        ("config_args", {"no_such_field": 1}), ("processing_kwargs", {"text": {"stride": 3}}),
-        ("processing_kwargs", {"text": {"truncation": False}}), ("processing_kwargs", {"text": {"return_tensors": "np"}}),
+        ("config_args", {"no_such_field": 1}),
+        ("config_args", {"return_unused_kwargs": True}),
+        ("config_args", {"hidden_act": 3}),
+        ("tokenizer_args", {"config": {}}),
+        ("processing_kwargs", {"text": {"stride": 3}}),
+        ("processing_kwargs", {"text": {"truncation": False}}),
+        ("processing_kwargs", {"text": {"return_tensors": "np"}}),
         ("processing_kwargs", {"sound": {}}))),
     Row("modality_config without output", fields(BERT, modality_config={
         "text": {"method": "forward", "method_output_name": "last_hidden_state"}})),
@@ -451,6 +466,7 @@ TOLD = [
     Row("Normalize field", edits(chain("Pooling", "Normalize"), fields("2_Normalize/config.json", matryoshka=2))),
     Row("Dense field", edits(chain("Pooling", "Dense"), dense_at("2_Dense", HIDDEN, 5, matryoshka=2))),
     Row("a module that is not named", dense_at("2_Dense_matryoshka", HIDDEN, 5)),
+    Row("a tokenizer's argument", fields(BERT, tokenizer_args={"matryoshka": 2})),
     Row("a newer library", fields(ST, __version__={"sentence_transformers": "99.0+matryoshka"})),
     Row("a requirement that cannot be read", fields(ST, requirements={"matryoshka": "new"})),
     Row("requirements that cannot be read", fields(ST, requirements="matryoshka")),
@@ -466,6 +482,34 @@ def test_what_the_library_passes_over_is_told(row: Row, folder: Path, caplog: py
         found = embed(Encoder.load(folder, "cpu", "auto"), TEXTS, **CUT)
     assert np.abs(found - expected).max() <= TOLERANCE
     assert "matryoshka" in caplog.text
+
+
+def test_no_field_of_the_library_is_missing_from_the_table(folder: Path) -> None:
+    """Every field that the library's constructors take from a file, or that it writes, is a row of docs/models.md."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = SentenceTransformer(str(folder), device="cpu", local_files_only=True)
+    names: set[str] = {
+        *model._get_model_config(),
+        "truncate_dim",
+        "requirements",
+        "kwargs",
+        "idx",
+        "name",
+        "path",
+        "type",
+    }
+    names |= {*pooling._LEGACY_POOLING_MODE_KWARGS} & {"pooling_mode_cls_token"}  # "and the five others"
+    assert len(pooling._LEGACY_POOLING_MODE_KWARGS) == 6
+    names |= {"model_args", "tokenizer_args", "config_args"}
+    for kind in ("Transformer", "Pooling", "Dense", "Normalize", "LayerNorm", "Dropout", "WeightedLayerPooling"):
+        found: Any = getattr(library, kind)
+        names |= {*found.config_keys, *found.config_key_renames, *inspect.signature(found.__init__).parameters}
+    names -= {"self", "model_name_or_path", "layer_weights", "init_weight", "init_bias"}  # no values of a JSON file
+    table = (Path(__file__).parents[5] / "docs/models.md").read_text()
+    assert not [name for name in sorted(names) if f"`{name}`" not in table]
+    kinds = {name for name in library.__all__ if name not in ("Module", "InputModule")}
+    assert not [kind for kind in sorted(kinds) if f"`{kind}`" not in table]
 
 
 @pytest.mark.parametrize("kind", ["Transformer", "Pooling", "Dense", "Normalize", "LayerNorm", "Dropout"])
