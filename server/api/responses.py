@@ -15,7 +15,7 @@ from typing import Any
 
 from aiohttp import web
 
-from server.engine.types import Embedded, Vectors
+from server.engine.types import Embedded, AboutVectors
 from server.lifecycle.admission import Verdict
 from server.lifecycle.registry import Card, PendingVersion
 
@@ -60,7 +60,7 @@ def model_document(card: Card, golden: Verdict | None, pending: PendingVersion |
     }
 
 
-def _vectors_document(vectors: Vectors) -> dict[str, Any]:
+def _vectors_document(vectors: AboutVectors) -> dict[str, Any]:
     shorter = "any" if vectors.shorter is None else list(vectors.shorter)
     return {
         "dimension": vectors.dimension,

@@ -31,7 +31,7 @@ from server.engine.types import (
     InvalidRequest,
     Kind,
     Truncation,
-    Vectors,
+    AboutVectors,
 )
 
 _LOG = logging.getLogger(__name__)
@@ -209,7 +209,7 @@ def positions(loaded: Loaded) -> int | None:
     return int(limit) if reserved is None else int(limit) - int(reserved) - 1
 
 
-def describe_vectors(loaded: Loaded, recipe: Recipe) -> Vectors:
+def describe_vectors(loaded: Loaded, recipe: Recipe) -> AboutVectors:
     """Return what the model's vectors are. config.json says which shorter ones it is trained for, under the names that
     vLLM reads too; a `truncate_dim` of the authors says that it is trained for some."""
     config = loaded.config
@@ -221,7 +221,7 @@ def describe_vectors(loaded: Loaded, recipe: Recipe) -> Vectors:
         shorter = None
     else:
         shorter = ()
-    return Vectors(
+    return AboutVectors(
         dimension=min(whole, recipe.truncate_dim or whole),
         whole=whole,
         shorter=shorter,

@@ -23,7 +23,7 @@ class Kind(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Vectors:
+class AboutVectors:
     """The vectors of an embedding model. `dimension` is what a request gets that asks for none, out of `whole` numbers;
     `shorter` are the dimensions that a request may ask for, None where any up to `whole` is trained for. `prompts` are
     names; `similarity` is how the authors compare vectors, where they say it."""
@@ -48,7 +48,7 @@ class About:
     weight_bytes: int
     chat: bool = False
     batch: int = 1
-    vectors: Vectors | None = None
+    vectors: AboutVectors | None = None
 
 
 @dataclass(frozen=True, slots=True)

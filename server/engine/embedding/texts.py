@@ -34,7 +34,11 @@ class EmbeddingTexts:
         self._vocabulary = vocabulary
         self._positions = positions
         own = settings.max_length or self._tokenizer.model_max_length
+        if type(own) is not int:
+            raise _no_context(f"model_max_length {own!r} in tokenizer_config.json")
         self.context = self._least(own if own < NO_LIMIT else None)
+        if self.context is not None and self.context < 1:
+            raise _no_context(f"{self.context}: {positions} positions, {own} in the tokenizer's files")
         self._side: str = self._tokenizer.truncation_side
         self.padding_id: int = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
         self._prompt_tokens = self._count_prompts()
@@ -164,6 +168,15 @@ class EmbeddingTexts:
         wrong = next((token for token in text.ids if not 0 <= token < self._vocabulary), None)
         if wrong is not None:
             raise InvalidRequest(f"input: expected token ids from 0 to {self._vocabulary - 1}, found {wrong}", "input")
+
+
+def _no_context(found: str) -> Permanent:
+    return Permanent(
+        "invalid_config",
+        f"expected a context of at least 1 token, found {found}",
+        "correct max_position_embeddings in config.json, model_max_length in tokenizer_config.json, or max_seq_length "
+        "in sentence_bert_config.json",
+    )
 
 
 def lower_case(tokenizer: Any, path: Path) -> None:

@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from cached.contract.errors import Permanent
 from server.engine.embedding.recipe import type_names
 from server.engine.encoder import Encoder
-from server.engine.types import InvalidRequest, Truncation
+from server.engine.types import AboutVectors, InvalidRequest, Truncation
 from tests.support.embedding import (
     HIDDEN,
     LAYERS,
@@ -518,6 +518,52 @@ def test_every_name_of_a_type_is_the_librarys_class(kind: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         assert {import_from_string(name) for name in type_names(kind)} == {getattr(library, kind)}
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        (TOKENIZER, {"model_max_length": 0}),
+        (TOKENIZER, {"model_max_length": -1}),
+        (TOKENIZER, {"model_max_length": "512"}),
+        (TOKENIZER, {"model_max_length": 12.5}),
+    ],
+)
+def test_a_model_without_room_for_a_token_is_refused(name: str, values: dict[str, Any], folder: Path) -> None:
+    """A limit below 1, or none that is a number, ends the load and names the fields that make it."""
+    write(folder, name, **values)
+    with pytest.raises(Permanent, match="model_max_length") as caught:
+        Encoder.load(folder, "cpu", "auto")
+    assert caught.value.code in ("invalid_config", "no_tokenizer")
+
+
+@pytest.mark.parametrize("include_prompt", [True, False])
+def test_a_folder_that_the_library_writes_is_served(include_prompt: bool, folder: Path, tmp_path: Path) -> None:
+    """What `SentenceTransformer.save` writes of modules and settings has its vectors, and no warning."""
+    saved = tmp_path / "saved"
+    texts = ["", "x", "kelp of many", "[SEP] kelp [MASK]"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = SentenceTransformer(
+            modules=[
+                library.Transformer(str(folder), max_seq_length=30),
+                library.Pooling(HIDDEN, ("mean", "cls"), include_prompt=include_prompt),
+                library.Dense(2 * HIDDEN, 8),
+                library.LayerNorm(8),
+                library.Normalize(),
+            ],
+            prompts={"query": "Query: "},
+            default_prompt_name="query",
+            truncate_dim=6,
+            similarity_fn_name="dot",
+            device="cpu",
+        )
+        model.save(str(saved), create_model_card=False)
+        expected = model.encode(texts, show_progress_bar=False)
+    encoder = Encoder.load(saved, "cpu", "auto")
+    assert np.abs(embed(encoder, texts) - expected).max() <= TOLERANCE
+    assert encoder.about.context == 30
+    assert encoder.about.vectors == AboutVectors(6, 8, None, ("query", "document"), "query", "dot")
 
 
 def test_the_context_is_what_the_library_cuts_to(folder: Path) -> None:
