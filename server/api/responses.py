@@ -15,7 +15,7 @@ from typing import Any
 
 from aiohttp import web
 
-from server.engine.types import Embedded, AboutVectors
+from server.engine.types import AboutVectors, Embedded
 from server.lifecycle.admission import Verdict
 from server.lifecycle.registry import Card, PendingVersion
 

@@ -24,6 +24,7 @@ from server.engine.engine import Job, fail_without_numbers
 from server.engine.model_files import LibraryOptions, Loaded, load_encoder
 from server.engine.types import (
     About,
+    AboutVectors,
     Embedded,
     EmbeddingInputs,
     EmbeddingRequest,
@@ -31,7 +32,6 @@ from server.engine.types import (
     InvalidRequest,
     Kind,
     Truncation,
-    AboutVectors,
 )
 
 _LOG = logging.getLogger(__name__)

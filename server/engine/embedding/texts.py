@@ -85,8 +85,6 @@ class EmbeddingTexts:
             name = self._recipe.default_prompt
             return (name, prompts[name]) if name is not None else ("", "")
         param = "input_type" if request.prompt_name is None else "prompt_name"
-        if any(not isinstance(one, str) for one in request.inputs):
-            raise InvalidRequest(f"{param}: a prompt stands before a text; put its tokens among the token ids", param)
         name = request.prompt_name if request.prompt_name is not None else str(request.input_type)
         if name not in prompts:
             known = ", ".join(prompts)
@@ -98,6 +96,8 @@ class EmbeddingTexts:
                 raise InvalidRequest(
                     f"{param}: this model's prompt of documents is named: prompt_name {other!r}", param
                 )
+        if prompts[name] and any(not isinstance(one, str) for one in request.inputs):
+            raise InvalidRequest(f"{param}: a prompt stands before a text; put its tokens among the token ids", param)
         return name, prompts[name]
 
     def _count_prompts(self) -> dict[str, int]:
