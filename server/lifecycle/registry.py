@@ -18,7 +18,9 @@ from server.engine.types import (
     Activation,
     Continuation,
     Embedded,
+    EmbeddingInputs,
     EmbeddingRequest,
+    EncodedText,
     GenerationEvent,
     GenerationRequest,
     InvalidRequest,
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from server.engine.lora import Adapter
     from server.lifecycle.admission import Verdict
 
+_ONE_TEXT = EmbeddingInputs((EncodedText((0,)),))
 _ONE_TOKEN = Continuation(((0,),), (1,), Sampling(temperature=0.0), ())
 _ONE_INPUT = ScoringInputs(({"input_ids": [0], "attention_mask": [1]},), Activation.NONE)
 
@@ -112,12 +115,12 @@ class _Served(_InService, Generic[RequestT, PreparedT, EventT]):
         self.engine.close()
 
 
-class ServedEncoder(_Served[EmbeddingRequest, "tuple[list[int], ...]", Embedded]):
+class ServedEncoder(_Served[EmbeddingRequest, EmbeddingInputs, Embedded]):
     """A model of `/v1/embeddings`."""
 
     async def run_dummy_inference(self) -> None:
         """Embed one token; raises the error of the model."""
-        with self.engine.submit_prepared(([0],)) as submission:
+        with self.engine.submit_prepared(_ONE_TEXT) as submission:
             await anext(submission.stream())
 
 
