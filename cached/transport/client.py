@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import http.client
 import re
-import time
 from dataclasses import dataclass, field, replace
 
 from cached.contract.errors import Permanent, Transient
@@ -140,7 +139,7 @@ class HttpClient:
                 body.readinto(memoryview(bytearray(1)))
                 answer, size = exchange.answer, body.total
         elif answer.status != 200:
-            raise status_error(answer, exchange.where, b"", time.time())
+            raise status_error(answer, exchange.where, b"")
         check_unchanged(answer, target, exchange.where, exchange.url)
         check_encoding(answer, target, size, exchange.where)
         ranges = answer.headers.get("Accept-Ranges")
@@ -194,7 +193,7 @@ class HttpClient:
         if has_code or _is_short(answer):  # a body that is read to its end leaves its connection to the next request
             with contextlib.suppress(Transient):  # else the error has the status only
                 excerpt = _read(self._body(exchange, Extent(0, answer.length, None), cancellation), _EXCERPT_BYTES)
-        raise status_error(answer, exchange.where, excerpt if has_code else b"", time.time())
+        raise status_error(answer, exchange.where, excerpt if has_code else b"")
 
     def _body(
         self, exchange: Exchange, extent: Extent, cancellation: Cancellation, expected: Expected | None = None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import http.client
 import re
+import time
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 
@@ -239,3 +240,9 @@ def parse_http_date(value: str) -> float | None:
         return parsedate_to_datetime(value).timestamp()
     except ValueError:
         return None
+
+
+def sent_at(date: str | None) -> float:
+    """Return the POSIX time of an answer with this `Date`, by the server's clock; by ours without a valid one."""
+    sent = parse_http_date(date or "")
+    return time.time() if sent is None else sent

@@ -7,7 +7,6 @@ than the status, shortened.
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,13 +25,12 @@ from huggingface_hub.utils import parse_ratelimit_headers  # type: ignore[attr-d
 
 from cached.contract.errors import HoldfastError, Permanent, Transient, http_code
 from cached.transport.client import Response
+from cached.transport.errors import retry_after_s
 from cached.transport.pages import SIGN_IN
-from cached.transport.response import parse_http_date
 
 _RETRIED = frozenset({408, 425, 429})
 _SHOWN_CHARACTERS = 200
 _BEARER = re.compile(r"hf_\w*|bearer\s+\S*", re.IGNORECASE)
-_MAX_RETRY_AFTER_S = 3600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,7 +215,7 @@ def _by_status(error: HfHubHTTPError, status: int, asked: HubRequest) -> Holdfas
             http_code(status),
             f"{asked.what}: {asked.endpoint} cannot answer now ({said})",
             "" if asked.with_token else "with a token in HF_TOKEN the Hub allows more requests",
-            retry_after_s=_retry_after_s(error.response),
+            retry_after_s=_retry_after_s(error.response.headers),
         )
     return Permanent(
         http_code(status),
@@ -248,20 +246,8 @@ def _missing(asked: HubRequest) -> Permanent:
     )
 
 
-def _retry_after_s(response: httpx2.Response) -> float | None:
-    """Return the requested delay in seconds, at most an hour: `Retry-After`, or the Hub's own `RateLimit` when used
-    up."""
-    value = response.headers.get("Retry-After", "").strip()
-    limit = parse_ratelimit_headers(response.headers)
-    if value.isascii() and value.isdigit():
-        wait_s = float(value[:9])
-    elif value:
-        until = parse_http_date(value)
-        if until is None:
-            return None
-        wait_s = until - time.time()
-    elif limit is not None and limit.remaining == 0:
-        wait_s = float(limit.reset_in_seconds)
-    else:
-        return None
-    return min(max(wait_s, 0.0), _MAX_RETRY_AFTER_S)
+def _retry_after_s(headers: httpx2.Headers) -> float | None:
+    """Return the requested delay in seconds: `Retry-After`, or the Hub's own `RateLimit` when used up."""
+    limit = parse_ratelimit_headers(headers)
+    reset = str(limit.reset_in_seconds) if limit is not None and limit.remaining == 0 else None
+    return retry_after_s(headers.get("Retry-After", "").strip() or reset, headers.get("Date"))

@@ -13,7 +13,6 @@ import hashlib
 import json
 import os
 import re
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -56,7 +55,7 @@ from cached.transport.connection.cancel import Cancellation
 from cached.transport.connection.thread_call import call_in_thread
 from cached.transport.git_blob import git_blob_hasher
 from cached.transport.pages import HTML, is_page_type, page_in
-from cached.transport.response import parse_http_date
+from cached.transport.response import sent_at
 from cached.transport.target import Expected, HttpTarget
 from cached.transport.urls import display_url
 
@@ -323,7 +322,7 @@ class _Hub:
             raise insecure(asked)
         stored_bytes = None if file.sha256 is None and file.git_oid is None else file.size
         if _origin(location) != _origin(self.endpoint):
-            ends_in_s = lifetime_s(location, _sent_at(answer))
+            ends_in_s = lifetime_s(location, sent_at(answer.headers.get("Date")))
             return HttpTarget(location, chosen_by=self.endpoint, stored_bytes=stored_bytes, lifetime_s=ends_in_s)
         return replace(self._own(location), stored_bytes=stored_bytes)
 
@@ -375,12 +374,6 @@ def _judged(asked: HubRequest, url: str, response: Response) -> httpx2.Response:
     with translate_errors(asked):
         hf_raise_for_status(answer)
     return answer
-
-
-def _sent_at(answer: httpx2.Response) -> float:
-    """Return the time of the answer, by the clock that signs the URLs."""
-    sent = parse_http_date(answer.headers.get("Date", ""))
-    return time.time() if sent is None else sent
 
 
 def _read_json(asked: HubRequest, answer: httpx2.Response) -> Any:
