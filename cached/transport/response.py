@@ -120,8 +120,6 @@ def check_unchanged(answer: ResponseHead, target: HttpTarget, where: str, url: s
     `target`."""
     if answer.status not in (200, 206, 416):
         return  # an error page has validators of its own
-    if target.if_match is not None and answer.etag not in (None, target.if_match):
-        raise source_changed(where, f"expected the ETag {target.if_match}, found {answer.etag}")
     _check_etag(answer, target.if_match, where)
     if target.weak_validators is not None and target.weak_validators.origin in (None, origin_of(url)):
         _check_etag(answer, target.weak_validators.etag, where)
@@ -160,7 +158,8 @@ def check_encoding(answer: ResponseHead, target: HttpTarget, total: int | None, 
     codings = [coding for each in given.split(",") if (coding := each.strip().lower()) not in _NO_CODINGS]
     if not codings or (target.stored_bytes is not None and target.stored_bytes == total):
         return
-    stored = "" if target.stored_bytes is None else f": {_bytes(total)} instead of the {target.stored_bytes} stored"
+    found = "an unknown length" if total is None else f"{total} bytes"
+    stored = "" if target.stored_bytes is None else f": {found} instead of the {target.stored_bytes} stored"
     raise Transient(
         "bad_response",
         f"{where}: Content-Encoding {', '.join(codings)[:40]!r}, which was not asked for{stored}",
@@ -177,10 +176,6 @@ def check_no_page_length(answer: ResponseHead, target: HttpTarget, total: int | 
         return
     if total is not None and expected.size is not None and total != expected.size:
         raise bad_response(where, f"expected {expected.name!r} of {expected.size} bytes, found {total} bytes")
-
-
-def _bytes(size: int | None) -> str:
-    return "an unknown length" if size is None else f"{size} bytes"
 
 
 def _read_headers(stream: Stream, where: str) -> http.client.HTTPMessage:

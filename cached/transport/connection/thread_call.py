@@ -9,10 +9,10 @@ costs more than a call to a server nearby.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import queue
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from typing import TypeVar
 
 from cached.contract.program import limits
@@ -28,30 +28,20 @@ _MAX_IDLE = 16
 async def call_in_thread(call: Callable[[Cancellation], T]) -> T:
     """Return the result of `call`; its argument is cancelled when the caller is. Raises `Transient` (`no_thread`) if no
     thread can start."""
-    loop = asyncio.get_running_loop()
-    outcome: asyncio.Future[T] = loop.create_future()
+    outcome = Future[T]()
     cancellation = Cancellation()
 
-    def settle(result: T | None, error: BaseException | None) -> None:
-        if outcome.done():
-            return  # the caller was cancelled
-        if error is None:
-            outcome.set_result(result)  # type: ignore[arg-type]  # None only if T includes it
-        else:
-            outcome.set_exception(error)
-
     def run() -> None:
-        result, failure = None, None
+        if not outcome.set_running_or_notify_cancel():
+            return  # the caller was cancelled
         try:
-            result = call(cancellation)
+            outcome.set_result(call(cancellation))
         except BaseException as error:  # noqa: BLE001 - every end becomes the outcome, none is lost
-            failure = error
-        with contextlib.suppress(RuntimeError):  # the loop is closed: the process ends
-            loop.call_soon_threadsafe(settle, result, failure)
+            outcome.set_exception(error)
 
     _threads.run(run)
     try:
-        return await outcome
+        return await asyncio.wrap_future(outcome)
     finally:
         cancellation.cancel()
 
@@ -70,7 +60,7 @@ class _Threads:
         if jobs is None:
             jobs = queue.SimpleQueue()
             limits.start_thread(
-                threading.Thread(target=self._work, args=(jobs,), name="aside", daemon=True), "a call to a source"
+                threading.Thread(target=self._work, args=(jobs,), name="source-call", daemon=True), "a call to a source"
             )
         jobs.put(job)  # not as an argument: a thread keeps its arguments, and with the job its result, to its end
 
@@ -79,29 +69,17 @@ class _Threads:
             try:
                 job = jobs.get(timeout=_IDLE_S)
             except queue.Empty:
-                if self._retire(jobs):
-                    return
+                with self._lock:
+                    if jobs in self._idle:
+                        self._idle.remove(jobs)
+                        return
                 continue  # a job comes at this moment
             job()
             del job
-            if not self._rest(jobs):
-                return
-
-    def _rest(self, jobs: queue.SimpleQueue[Job]) -> bool:
-        """Offer the thread for another job; return False if enough threads are idle."""
-        with self._lock:
-            if len(self._idle) >= _MAX_IDLE:
-                return False
-            self._idle.append(jobs)
-            return True
-
-    def _retire(self, jobs: queue.SimpleQueue[Job]) -> bool:
-        """Withdraw the offer; return False if it was taken."""
-        with self._lock:
-            if jobs not in self._idle:
-                return False
-            self._idle.remove(jobs)
-            return True
+            with self._lock:
+                if len(self._idle) >= _MAX_IDLE:
+                    return
+                self._idle.append(jobs)
 
 
 _threads = _Threads()
