@@ -10,11 +10,11 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
 
-from cached.contract.errors import HoldfastError, Permanent, Transient
+from cached.contract.errors import HoldfastError, Permanent
 from cached.contract.manifest import MANIFEST_NAME, MAX_FILE_BYTES, PUBLISHING_NAME, Manifest
 from cached.core.listing import Listing, RemoteFile, WeakValidators, is_reserved
 from cached.sources.base import identity_of
-from cached.sources.manifests import read_manifest
+from cached.sources.manifests import read_manifest, unfinished_publish
 from cached.sources.s3.address import S3Address
 from cached.sources.s3.archive import archived, may_be_archived
 from cached.sources.s3.client import S3Client, S3Object, quoted
@@ -102,11 +102,7 @@ class S3Source:
         for item in objects:
             path = item.key[len(prefix) :]
             if path in (PUBLISHING_NAME, MANIFEST_NAME):
-                raise Transient(
-                    "publishing",
-                    f"{self._address.uri(item.key)}: a publish is under way, or was interrupted before its manifest",
-                    "let it finish, or run `holdfast publish` again",
-                )
+                raise unfinished_publish(self._address.uri(item.key))
             if not is_reserved(path):
                 files.append(_remote_file(path, item.key, item.size, item.etag, None))
                 if may_be_archived(item.storage_class):
