@@ -20,7 +20,7 @@ from aiobotocore.config import AioConfig
 from aiobotocore.session import AioSession
 from botocore import UNSIGNED
 from botocore.exceptions import ClientError, NoCredentialsError
-from botocore.loaders import Loader, create_loader
+from botocore.loaders import create_loader
 
 from cached.contract.errors import Permanent
 from cached.contract.manifest import MANIFEST_NAME, MAX_FILE_BYTES, MAX_MANIFEST_BYTES
@@ -28,6 +28,7 @@ from cached.sources.s3.address import S3Address
 from cached.sources.s3.errors import bad_response, is_missing, translate_errors
 from cached.sources.s3.presigning import PROBE_KEY, Presigner, SigningKeys
 from cached.sources.s3.session import StrictSession
+from cached.transport.target import Headers
 
 _CONNECT_TIMEOUT_S = 10
 _PART_BYTES = 1024 * 1024
@@ -74,7 +75,7 @@ class S3Client:
         self._opened: _Opened | None = None
 
     @property
-    def signed_headers(self) -> tuple[tuple[str, str], ...]:
+    def signed_headers(self) -> Headers:
         """The headers that a request for a signed URL needs."""
         payer = self.address.request_payer
         return (("x-amz-request-payer", payer),) if payer else ()
@@ -218,17 +219,22 @@ class S3Client:
         async with self._opening:
             if self._opened is None:
                 session = AioSession(profile=self.address.profile)
-                session.register_component("data_loader", _library())
-                context = self._create(session)
+                session.register_component("data_loader", _load_library())
+                context: AbstractAsyncContextManager[Any] = session.create_client(
+                    "s3",
+                    region_name=self.address.region,
+                    endpoint_url=self.address.endpoint_url,
+                    config=self._configuration(),
+                )
                 self._opened = _Opened(session, context, await context.__aenter__())
             return self._opened
 
-    def _create(self, session: AioSession) -> AbstractAsyncContextManager[Any]:
-        address = self.address
-        config = AioConfig(
+    def _configuration(self) -> AioConfig:
+        style = self.address.addressing_style
+        return AioConfig(
             # Not the default: without it botocore signs S3 URLs with version 2 wherever that is still accepted.
-            signature_version=UNSIGNED if address.anonymous else "s3v4",
-            s3={"addressing_style": address.addressing_style} if address.addressing_style else None,
+            signature_version=UNSIGNED if self.address.anonymous else "s3v4",
+            s3={"addressing_style": style} if style else None,
             connect_timeout=_CONNECT_TIMEOUT_S,
             read_timeout=self._read_timeout_s,
             http_session_cls=StrictSession,
@@ -238,17 +244,11 @@ class S3Client:
             request_checksum_calculation="when_required",
             response_checksum_validation="when_required",
         )
-        context: AbstractAsyncContextManager[Any] = session.create_client(
-            "s3", region_name=address.region, endpoint_url=address.endpoint_url, config=config
-        )
-        return context
 
 
-@cache
-def _library() -> Loader:
-    """Return botocore's description of S3, read once: reading takes a tenth of a second of the event loop, and every
-    attempt at a version opens its own client, so that changed credentials apply at once."""
-    return create_loader()
+# botocore's description of S3, read once: reading takes a tenth of a second of the event loop, and every attempt at a
+# version opens its own client, so that changed credentials apply at once.
+_load_library = cache(create_loader)
 
 
 def listed(page: dict[str, Any], prefix: str, where: str) -> Iterator[S3Object]:
