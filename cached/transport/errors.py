@@ -56,12 +56,17 @@ def status_error(answer: ResponseHead, where: str, excerpt: bytes) -> HoldfastEr
         return source_changed(where, "it is not the object of that ETag or date any more")
     if status == 416:
         return Transient("bad_response", f"{shown}: the range asked for is not in it", _RETRIED)
-    if status in (408, 425, 429) or status >= 500:
+    if is_retried(status):
         wait_s = retry_after_s(answer.headers.get("Retry-After"), answer.headers.get("Date"))
         return Transient(http_code(status), shown, _RETRIED, retry_after_s=wait_s)
     if status >= 400:
         return Permanent(http_code(status), shown, "check the address and what the server expects of requests for it")
     return Transient("bad_response", f"{shown}, which no request of ours asks for", _RETRIED)
+
+
+def is_retried(status: int) -> bool:
+    """Return whether a request that got this HTTP status may succeed later."""
+    return status in (408, 425, 429) or status >= 500
 
 
 def retry_after_s(value: str | None, date: str | None) -> float | None:

@@ -41,7 +41,12 @@ class WebSource:
         """Raises `Permanent` (`bad_url`)."""
         address = Address.parse(uri)
         self.display = display_url(address.url)
-        _check_fragment(uri, self.display)
+        if "#" in uri:  # a server receives no fragment: sources that differ in it only would be the same bytes twice
+            raise Permanent(
+                "bad_url",
+                f"{self.display}: expected no `#` in the address, found one: what follows it is never sent to a server",
+                "write %23 where the `#` belongs to a name; put what selects a version into the path or the query",
+            )
         self._client = client
         credentials = client.credentials(uri)
         self._identity = identity_of(self.kind, address.url, stretched(credentials) if credentials else "")
@@ -124,7 +129,6 @@ class WebSource:
 
     def _listing(self, found: _Index, cancellation: Cancellation) -> Listing:
         """Return the files of an index with their sizes and validators."""
-
         pool = start_pool(min(_HEADS_AT_ONCE, max(1, len(found.files))), "web-head")
         try:
             files = list(pool.map(lambda listed: self._with_head(listed, cancellation), found.files.values()))
@@ -231,14 +235,3 @@ def _file(path: str, url: str, head: Head) -> RemoteFile:
     return RemoteFile(
         path, url, head.size, weak_validators=WeakValidators(head.weak_etag, head.last_modified, origin_of(head.url))
     )
-
-
-def _check_fragment(uri: str, shown: str) -> None:
-    """Refuse a fragment, which no server receives: sources that differ in it only would be the same bytes under several
-    names."""
-    if "#" in uri:
-        raise Permanent(
-            "bad_url",
-            f"{shown}: expected no `#` in the address, found one: what follows it is never sent to a server",
-            "write %23 where the `#` belongs to a name; put what selects a version into the path or the query",
-        )

@@ -25,10 +25,10 @@ from huggingface_hub.utils import parse_ratelimit_headers  # type: ignore[attr-d
 
 from cached.contract.errors import HoldfastError, Permanent, Transient, http_code
 from cached.transport.client import Response
-from cached.transport.errors import retry_after_s
+from cached.transport.errors import is_retried, retry_after_s
 from cached.transport.pages import SIGN_IN
 
-_RETRIED = frozenset({408, 425, 429})
+_CHECK_MIRROR = "check that HF_ENDPOINT is a Hub, or a mirror that passes its API and headers through unchanged"
 _SHOWN_CHARACTERS = 200
 _BEARER = re.compile(r"hf_\w*|bearer\s+\S*", re.IGNORECASE)
 
@@ -83,31 +83,15 @@ def joined(asked: HubRequest, base: str, location: str) -> str:
         raise bad_response(asked, "a location that is no URL") from error
 
 
-def offline(what: str) -> Permanent:
-    """Return the error of a process in offline mode."""
-    return Permanent(
-        "offline",
-        f"{what}: the Hub may not be asked, as HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set",
-        "unset HF_HUB_OFFLINE and TRANSFORMERS_OFFLINE for this process, or name a source that it may reach",
-    )
-
-
-def bad_response(asked: HubRequest, found: str) -> Transient:
+def bad_response(asked: HubRequest, found: str, remedy: str = _CHECK_MIRROR) -> Transient:
     """Return the error of an answer that no Hub sends, perhaps from a proxy or an incomplete mirror."""
-    return Transient(
-        "bad_response",
-        f"{asked.what}: expected an answer of the Hub's API from {asked.endpoint}, found {found}",
-        "check that HF_ENDPOINT is a Hub, or a mirror that passes its API and headers through unchanged",
-    )
+    problem = f"{asked.what}: expected an answer of the Hub's API from {asked.endpoint}, found {found}"
+    return Transient("bad_response", problem, remedy)
 
 
 def web_page(asked: HubRequest, page: str, where: str) -> Transient:
     """Return the error of a web page from a proxy or portal before the Hub; `where` it was found, without a query."""
-    return Transient(
-        "bad_response",
-        f"{asked.what}: expected an answer of the Hub's API from {asked.endpoint}, found {page} at {where}",
-        f"check HF_ENDPOINT; {SIGN_IN}",
-    )
+    return bad_response(asked, f"{page} at {where}", f"check HF_ENDPOINT; {SIGN_IN}")
 
 
 def lacks_api(answer: Response) -> bool:
@@ -138,15 +122,6 @@ def too_many_files(asked: HubRequest, files: int, pages: int) -> Permanent:
         "too_many_files",
         f"{asked.what}: expected at most {files} files, on {pages} pages, found more",
         "name the folder of the repository that holds the version",
-    )
-
-
-def insecure(asked: HubRequest) -> Permanent:
-    """Return the error of a redirect from TLS to plain HTTP."""
-    return Permanent(
-        "insecure_redirect",
-        f"{asked.what}: {asked.endpoint} redirects from TLS to plain HTTP",
-        "use a Hub, or a mirror, that keeps to https",
     )
 
 
@@ -210,7 +185,7 @@ def _by_status(error: HfHubHTTPError, status: int, asked: HubRequest) -> Holdfas
         return Permanent(
             "not_found", f"{asked.what}: not at {asked.endpoint} ({said})", "check the source, and HF_ENDPOINT"
         )
-    if status in _RETRIED or status >= 500:
+    if is_retried(status):
         return Transient(
             http_code(status),
             f"{asked.what}: {asked.endpoint} cannot answer now ({said})",

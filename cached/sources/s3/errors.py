@@ -17,6 +17,7 @@ from botocore.parsers import ResponseParserError
 from cached.contract.errors import HoldfastError, Permanent, Transient, http_code
 from cached.contract.program import limits
 from cached.sources.s3.archive import refusal
+from cached.transport.errors import is_retried
 
 _LIBRARY = (
     *(boto.BotoCoreError, boto.ClientError, ResponseParserError, aiohttp.ClientError, TimeoutError, OSError),
@@ -48,7 +49,6 @@ _THROTTLED = frozenset(
     | {"TooManyRequestsException", "RequestLimitExceeded", "RequestTimeout", "BandwidthLimitExceeded"}
 )
 _SHOWN_WORD = 128
-_AGAIN = frozenset({408, 425, 429})
 _WHERE = "check endpoint_url, the proxy and the network"
 _BUSY = "it is tried again; if it stays so, look at the server's health and request limits"
 
@@ -154,7 +154,7 @@ def _answered(error: boto.ClientError, what: str) -> HoldfastError:
             "demands encryption headers, add sse=… (and kms_key_id=…) to the location, for a requester-pays bucket "
             "request_payer=requester",
         )
-    if code in _THROTTLED or status >= 500 or status in _AGAIN:
+    if code in _THROTTLED or is_retried(status):
         return Transient(http_code(status), f"{what}: the server is busy or failing ({said})", _BUSY)
     if code == "NoSuchBucket":
         return Permanent(
