@@ -7,6 +7,7 @@ with no bytes after it.
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass, field
 from typing import Protocol, Self
 
 from cached.contract.errors import HoldfastError, Transient
@@ -23,33 +24,28 @@ _CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\r\n]*)?\r?\n")
 _MAX_TRAILERS = 100
 
 
+@dataclass(slots=True, repr=False)
 class Exchange:
     """A connection with one response on it, until the response is read or dropped."""
 
-    def __init__(
-        self,
-        answer: ResponseHead,
-        stream: Stream,
-        url: str,
-        route: ConnectionKey,
-        pool: IdlePool,
-        cancellation: Cancellation,
-    ) -> None:
-        self.answer = answer
-        self.stream = stream
-        self.url = url
-        self.where = display_url(url)
-        self.cancellation = cancellation
-        self._route = route
-        self._pool = pool
-        self._kept = False
+    answer: ResponseHead
+    stream: Stream
+    url: str
+    route: ConnectionKey
+    pool: IdlePool
+    cancellation: Cancellation
+    _kept: bool = field(default=False, init=False)
+
+    @property
+    def where(self) -> str:
+        return display_url(self.url)
 
     def keep(self) -> None:
         """Return the idle connection to the pool, unless the server or a cancellation ends it."""
         self._kept = True
         self.stream.end_exchange()
         if self.answer.keep_alive and not self.cancellation.cancelled:
-            self._pool.put(self._route, self.stream)
+            self.pool.put(self.route, self.stream)
         else:
             self.stream.close()
 
@@ -63,8 +59,7 @@ class Framing(Protocol):
     """The framing of a body, which determines its end."""
 
     def read(self, view: memoryview) -> int:
-        """Receive at least one byte into a non-empty `view`; 0 at the clean end, also in later calls. Raises
-        OSError."""
+        """Receive at least one byte into a non-empty `view`; 0 at and after the clean end. Raises OSError."""
 
 
 class Counted:
@@ -158,8 +153,8 @@ class Body:
     def readinto(self, view: memoryview) -> int:
         """Fill `view` unless the body ends first; return the bytes received, 0 only at the clean end of the body.
 
-        Raises `Transient` (`bad_response`, `reset`, `stalled`), or `Cancelled`; the bytes received before that are in
-        `view`, and counted in `received`. Only time spent in this call counts for a stall.
+        Raises `Transient` (`bad_response`, `reset`, `stalled`), or `Cancelled`; `view` and `received` then have the
+        bytes before that. Only time spent in this call counts for a stall.
         """
         filled = 0
         try:
@@ -211,8 +206,7 @@ class Body:
         self._ended = True
 
     def _check_page(self, first: memoryview) -> None:
-        """Check the first bytes for a page. Of a page no byte counts as received, so that no caller keeps it as the
-        file's."""
+        """Check the first bytes for a page, of which no byte counts as received: no caller keeps it as the file's."""
         expected = self._expected
         if expected is None or self.received != len(first):
             return

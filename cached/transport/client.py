@@ -80,8 +80,7 @@ class _Stale(Exception):
 
 
 class HttpClient:
-    """Thread-safe. Keeps connections alive and reuses them; the constructor reads proxies, netrc and TLS authorities
-    from the environment."""
+    """Thread-safe; reuses connections. The constructor reads proxies, netrc and authorities from the environment."""
 
     def __init__(self, settings: HttpSettings) -> None:
         self.settings = settings
@@ -108,8 +107,7 @@ class HttpClient:
         return _read_whole(exchange, self._checked(exchange, request), limit_bytes)
 
     def fetch_any_status(self, target: HttpTarget, limit_bytes: int, cancellation: Cancellation) -> Response:
-        """Fetch a small response of any status, for a caller that knows the meaning of this server's statuses. Raises
-        as `fetch` does, but for statuses."""
+        """Fetch a small response of any status, for a caller that knows this server's. Raises as `fetch` otherwise."""
         exchange = self._follow(_Request("GET", RequestedRange(0, None), target, cancellation))
         with self._any_body(exchange) as body:
             check_encoding(exchange.answer, target, exchange.answer.length, exchange.where)
@@ -194,7 +192,7 @@ class HttpClient:
 
     def _body(self, exchange: Exchange, extent: Extent, expected: Expected | None) -> Body:
         settings = self.settings
-        exchange.stream.set_wait_limit(StallClock(settings.stall_window_s, settings.stall_min_bytes, exchange.where))
+        exchange.stream.wait_limit = StallClock(settings.stall_window_s, settings.stall_min_bytes, exchange.where)
         return Body(exchange, extent, expected)
 
     def _follow(self, request: _Request) -> Exchange:

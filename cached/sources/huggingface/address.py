@@ -29,8 +29,7 @@ _SINGULAR = frozenset({"model", "dataset", "space", "bucket", "kernel"})  # hugg
 
 @dataclass(frozen=True, slots=True)
 class HubAddress:
-    """`repo` (`org/name` or `name`), `revision` (branch, tag, commit or its prefix), `folder` (empty, or with a `/` at
-    its end)."""
+    """`repo`: `org/name` or `name`; `revision`: branch, tag, commit or its prefix; `folder`: empty, or ends in `/`."""
 
     repo: str
     revision: str

@@ -29,7 +29,6 @@ from cached.transport.errors import is_retried, retry_after_s
 from cached.transport.pages import SIGN_IN
 
 _CHECK_MIRROR = "check that HF_ENDPOINT is a Hub, or a mirror that passes its API and headers through unchanged"
-_SHOWN_CHARACTERS = 200
 _BEARER = re.compile(r"hf_\w*|bearer\s+\S*", re.IGNORECASE)
 
 
@@ -75,8 +74,7 @@ def explain_errors(asked: HubRequest) -> Iterator[None]:
 
 
 def joined(asked: HubRequest, base: str, location: str) -> str:
-    """Return the absolute URL of `location` in an answer from `base`. Raises `Transient` (`bad_response`) if it is
-    invalid."""
+    """Return the absolute URL of `location` in an answer from `base`. Raises `Transient` (`bad_response`)."""
     try:
         return urljoin(base, location)
     except ValueError as error:
@@ -103,8 +101,7 @@ def lacks_api(answer: Response) -> bool:
 
 
 def lacks_commit(answer: Response) -> bool:
-    """Return whether an error status for a commit may mean that this mirror lacks this part of the API, or knows
-    branches only."""
+    """Return whether an error status for a commit may mean that this mirror lacks the API, or knows branches only."""
     return lacks_api(answer) or answer.headers.get("X-Error-Code") == "RevisionNotFound"
 
 
@@ -166,7 +163,7 @@ def _refused(error: HfHubHTTPError, asked: HubRequest) -> HoldfastError:
 
 def _by_status(error: HfHubHTTPError, status: int, asked: HubRequest) -> HoldfastError:
     # Some servers repeat the request's headers.
-    quoted = _BEARER.sub("…", " ".join((error.server_message or "").split())[:_SHOWN_CHARACTERS])
+    quoted = _BEARER.sub("…", " ".join((error.server_message or "").split())[:200])
     said = f"HTTP {status}" + (f", {quoted}" if quoted else "")
     if status == 401:
         return Permanent(

@@ -85,8 +85,7 @@ class HuggingFaceSource:
         return await call_in_thread(self._resolve)
 
     async def locate(self, file: RemoteFile) -> HttpTarget:
-        """Return the address of a listed file: on the Hub itself, with the token, or at a signed URL elsewhere,
-        without."""
+        """Return the address of a listed file: on the Hub with the token, or a signed URL elsewhere without it."""
         return await call_in_thread(lambda cancellation: _Hub(self._address, self._client, cancellation).target(file))
 
     async def aclose(self) -> None:
@@ -100,11 +99,10 @@ class HuggingFaceSource:
             raise Permanent(
                 "not_found", f"{self.display}: expected files, found none", f"look at the files on {hub.asked.page}"
             )
-        listed = next((file for file in files if file.path == MANIFEST_NAME), None)
-        if listed is None:
-            return Listing(files, hub.identity(), revision=commit)
-        manifest = read_manifest(hub.read_manifest(listed), f"{self.display}: {MANIFEST_NAME}")
         by_path = {file.path: file for file in files}
+        if MANIFEST_NAME not in by_path:
+            return Listing(files, hub.identity(), revision=commit)
+        manifest = read_manifest(hub.read_manifest(by_path[MANIFEST_NAME]), f"{self.display}: {MANIFEST_NAME}")
         mirrored = tuple(self._confirmed(entry, by_path.get(entry.path)) for entry in manifest.files)
         return Listing(mirrored, hub.identity(), manifest, commit)
 
@@ -221,8 +219,7 @@ class _Hub:
                 response = self._ask(asked, url)
 
     def _next_page(self, first_url: str, following: str) -> str:
-        """Return the URL of the next page at this endpoint: a mirror may pass the Hub's own link, of which only the
-        cursor counts."""
+        """Return the URL of the next page here. Of the Hub's own link, which a mirror may pass, the cursor counts."""
         if following.startswith(f"{self._endpoint}/api/"):
             return following
         cursor = parse_qs(urlsplit(following).query).get("cursor")
@@ -281,14 +278,14 @@ class _Hub:
         """
         asked, url, url_by_name = self._asked_for(file.path), self._url(file), self._url(file, self._address.revision)
         try:
-            answer, location = self._look(asked, url)
+            answer, location = self._ask_head(asked, url)
             return self._target(asked, file, answer, location)
         except Permanent as error:
             named = isinstance(error.__cause__, (EntryNotFoundError, RepositoryNotFoundError))
             if error.code != "not_found" or named or url_by_name == url:
                 raise
             try:
-                answer, location = self._look(asked, url_by_name)
+                answer, location = self._ask_head(asked, url_by_name)
             except HoldfastError:
                 raise error from None
         target = self._target(asked, file, answer, location)
@@ -338,7 +335,7 @@ class _Hub:
             raise web_page(asked, page, display_url(found.url))
         return found
 
-    def _look(self, asked: HubRequest, url: str) -> tuple[httpx2.Response, str]:
+    def _ask_head(self, asked: HubRequest, url: str) -> tuple[httpx2.Response, str]:
         """Return the head of the Hub's own answer for a file, and the address of its bytes.
 
         Follows redirects within the Hub; a redirect away from it is the answer, with the Hub's metadata of the file. A
@@ -361,8 +358,7 @@ class _Hub:
 
 
 def _checked(asked: HubRequest, url: str, response: Response) -> httpx2.Response:
-    """Return the answer in huggingface_hub's type, which knows the Hub's errors by their headers; raise those as
-    ours."""
+    """Return the answer for huggingface_hub, which knows the Hub's errors by their headers; raise those as ours."""
     headers = [(name, value) for name, value in response.headers.items() if name.lower() != "content-encoding"]
     answer = httpx2.Response(response.status, headers=headers, content=response.body)
     answer.request = httpx2.Request("GET", url)

@@ -22,9 +22,8 @@ def archived(what: str, found: dict[str, Any]) -> HoldfastError | None:
     """Return why an object is unreadable, from the result of HeadObject; None if it is readable."""
     restore = str(found.get("Restore", "")).replace(" ", "")
     place = str(found.get("ArchiveStatus") or found.get("StorageClass", ""))[:_SHOWN]
-    if not found.get("ArchiveStatus") and not may_be_archived(place):
-        return None
-    if 'ongoing-request="false"' in restore:
+    is_archived = bool(found.get("ArchiveStatus")) or may_be_archived(place)
+    if not is_archived or 'ongoing-request="false"' in restore:
         return None
     if 'ongoing-request="true"' in restore:
         return Transient(

@@ -32,14 +32,13 @@ from cached.transport.target import Headers
 
 _CONNECT_TIMEOUT_S = 10
 _PART_BYTES = 1024 * 1024
-MAX_PAGES = 10_000  # some servers send pages of any size, a faulty one endlessly
-MAX_OBJECTS = 200_000  # about a manifest's maximum; a bucket's root may have any number
+_MAX_PAGES = 10_000  # some servers send pages of any size, a faulty one endlessly
+_MAX_OBJECTS = 200_000  # about a manifest's maximum; a bucket's root may have any number
 
 
 @dataclass(frozen=True, slots=True)
 class S3Object:
-    """One listed object: its full key, size in bytes, ETag as in the HTTP header (in quotes), and its storage class if
-    listed."""
+    """One listed object: its full key, size in bytes, ETag in quotes as in HTTP, and its storage class if listed."""
 
     key: str
     size: int
@@ -103,10 +102,10 @@ class S3Client:
             ):
                 number += 1
                 found += listed(page, prefix, where)
-                if len(found) > MAX_OBJECTS or number > MAX_PAGES:
+                if len(found) > _MAX_OBJECTS or number > _MAX_PAGES:
                     raise Permanent(
                         "too_many_files",
-                        f"{where}: expected at most {MAX_OBJECTS} objects on {MAX_PAGES} pages, found more",
+                        f"{where}: expected at most {_MAX_OBJECTS} objects on {_MAX_PAGES} pages, found more",
                         "name the version's own prefix, not the whole bucket",
                     )
         return found
@@ -138,8 +137,7 @@ class S3Client:
         return bytes(data)
 
     async def head(self, key: str, **more: str) -> dict[str, Any] | None:
-        """Return the attributes of one object from HeadObject, None if it is missing. `more`: parameters of the
-        request."""
+        """Return the result of HeadObject with the parameters `more`, None if the object is missing."""
         with translate_errors(self.address.uri(key)):
             try:
                 found: dict[str, Any] = await (await self.api()).head_object(
@@ -252,8 +250,7 @@ _load_library = cache(create_loader)
 
 
 def listed(page: dict[str, Any], prefix: str, where: str) -> Iterator[S3Object]:
-    """Yield the objects of one page of a listing. Raises `Transient` (`bad_response`) for entries that no listing of
-    `prefix` has."""
+    """Yield the objects of one page. Raises `Transient` (`bad_response`) if it is no listing of `prefix`."""
     for item in page.get("Contents", ()):
         key, size, etag = item.get("Key"), item.get("Size"), item.get("ETag", "")
         if not isinstance(key, str) or not key.startswith(prefix):

@@ -63,10 +63,10 @@ def translate_errors(what: str) -> Iterator[None]:
     try:
         yield
     except _LIBRARY as error:
-        raise translate(error, what) from error
+        raise _translate(error, what) from error
 
 
-def translate(error: Exception, what: str) -> HoldfastError:
+def _translate(error: Exception, what: str) -> HoldfastError:
     """Return our error for `error`, which happened at `what`."""
     if isinstance(error, boto.ClientError):
         return _answered(error, what)

@@ -47,8 +47,7 @@ class Presigner:
 
     @classmethod
     def learn(cls, url: str, keys: SigningKeys | None, headers: Headers) -> Presigner | None:
-        """Return a presigner from `url`, botocore's for `PROBE_KEY` signed with `keys`; None if it cannot reproduce the
-        URL."""
+        """Return a presigner from botocore's `url` for `PROBE_KEY` and `keys`; None if it cannot reproduce that."""
         parts, ending = urlsplit(url), _quoted(PROBE_KEY)
         if not parts.path.endswith(ending):
             return None

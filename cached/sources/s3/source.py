@@ -44,8 +44,7 @@ class S3Source:
         return self._address.display
 
     async def resolve(self) -> Listing:
-        """List the version from `holdfast.json`, else from the prefix, else as a single object with exactly this
-        key."""
+        """List the version from `holdfast.json`, else the prefix, else as the single object with exactly this key."""
         data = await self._client.manifest()
         if data is not None:
             where = self._address.uri(self._address.prefix + MANIFEST_NAME)
@@ -110,8 +109,7 @@ class S3Source:
         return tuple(sorted(files, key=lambda file: file.path)), archive
 
     async def _problems(self, keys: Sequence[str]) -> dict[str, HoldfastError]:
-        """Return the errors of unreadable objects in an archive's storage class, by key; a restored copy is
-        readable."""
+        """Return the errors by key of objects in an archive's storage class, unless a restored copy is readable."""
         slots = asyncio.Semaphore(_CONNECTIONS)
         found: dict[str, HoldfastError] = {}
 

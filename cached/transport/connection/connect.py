@@ -147,8 +147,7 @@ def _resolve(origin: Origin) -> Sequence[_Found]:
 
 
 def _check_not_internal(origin: Origin, chosen_by: Origin, addresses: Sequence[_Found]) -> None:
-    """Refuse a redirect to this machine or its metadata service, unless the redirecting host has such an address
-    itself."""
+    """Refuse a redirect to this machine or its metadata service, unless the redirecting host is there too."""
     hosts = [origin.host, *(str(address[0]) for *_, address in addresses)]
     if any(map(is_internal, hosts)) and not any(is_internal(str(address[0])) for *_, address in _resolve(chosen_by)):
         raise Permanent(

@@ -34,23 +34,23 @@ class WaitLimit(Protocol):
 class Deadline:
     """A limit of waiting time in total."""
 
-    def __init__(self, seconds: float, what: str) -> None:
+    def __init__(self, seconds: float, subject: str) -> None:
         self._limit_s = self._left_s = seconds
-        self._what = what
+        self._subject = subject
 
     def record_wait(self, seconds: float, received: int) -> None:  # noqa: ARG002 - a head that arrives byte by byte is no progress
         self._left_s -= seconds
         if self._left_s <= 0:
-            raise Transient("stalled", f"{self._what}: no answer within {self._limit_s:g} s", "it is tried again")
+            raise Transient("stalled", f"{self._subject}: no answer within {self._limit_s:g} s", "it is tried again")
 
 
 class StallClock:
     """A minimum of bytes in each window of waiting; the time between two receives does not count."""
 
-    def __init__(self, window_s: float, min_bytes: int, what: str) -> None:
+    def __init__(self, window_s: float, min_bytes: int, subject: str) -> None:
         self._window_s = window_s
         self._min_bytes = min_bytes
-        self._what = what
+        self._subject = subject
         self._waited_s = 0.0
         self._received = 0
 
@@ -62,7 +62,7 @@ class StallClock:
         elif self._waited_s >= self._window_s:
             raise Transient(
                 "stalled",
-                f"{self._what}: expected at least {self._min_bytes} bytes in {self._window_s:g} s, "
+                f"{self._subject}: expected at least {self._min_bytes} bytes in {self._window_s:g} s, "
                 f"found {self._received}",
                 "it is tried again; if it goes on, look at the network to that host",
             )
@@ -85,7 +85,7 @@ class Stream:
         self._tick_s = tick_s
         self._buffered = bytearray()
         self._cancellation = cancellation
-        self._wait_limit = wait_limit
+        self.wait_limit = wait_limit
         self.answered = False
         if self._tls:
             sock.settimeout(tick_s)
@@ -99,13 +99,9 @@ class Stream:
     def begin(self, cancellation: Cancellation, wait_limit: WaitLimit) -> None:
         """Start an exchange; raises `Cancelled`."""
         self._cancellation = cancellation
-        self._wait_limit = wait_limit
+        self.wait_limit = wait_limit
         self.answered = False
         cancellation.attach(self._sock)
-
-    def set_wait_limit(self, wait_limit: WaitLimit) -> None:
-        """Replace the limit of waiting."""
-        self._wait_limit = wait_limit
 
     def end_exchange(self) -> None:
         """End an exchange: the connection is idle, and the cancellation no longer covers it."""
@@ -119,8 +115,7 @@ class Stream:
         self._sock.sendall(data)
 
     def receive(self, view: memoryview) -> int:
-        """Receive into a non-empty `view` and return the count: all of it if the socket can, at least one byte, or 0 at
-        the end."""
+        """Receive into a non-empty `view`, to its end if the socket can; return the count, 0 at the end of data."""
         if not self._buffered:
             return self._wait(view, socket.MSG_WAITALL)
         size = min(len(view), len(self._buffered))
@@ -172,7 +167,7 @@ class Stream:
             with contextlib.suppress(BlockingIOError, TimeoutError):
                 received = self._sock.recv_into(view) if self._tls else self._sock.recv_into(view, 0, flags)
             self._cancellation.check()  # a socket that was shut down still returns received bytes
-            self._wait_limit.record_wait(time.monotonic() - began, received or 0)
+            self.wait_limit.record_wait(time.monotonic() - began, received or 0)
             if received is not None:
                 self.answered = self.answered or received > 0
                 return received

@@ -19,15 +19,14 @@ from cached.contract.program import limits
 from cached.transport.connection.cancel import Cancellation
 
 T = TypeVar("T")
-Job = Callable[[], None]
+_Job = Callable[[], None]
 
 _IDLE_S = 5.0
 _MAX_IDLE = 16
 
 
 async def call_in_thread(call: Callable[[Cancellation], T]) -> T:
-    """Return the result of `call`; its argument is cancelled when the caller is. Raises `Transient` (`no_thread`) if no
-    thread can start."""
+    """Return the result of `call`, whose argument is cancelled with the caller. Raises `Transient` (`no_thread`)."""
     outcome = Future[T]()
     cancellation = Cancellation()
 
@@ -51,9 +50,9 @@ class _Threads:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._idle: list[queue.SimpleQueue[Job]] = []  # the queue of each idle thread
+        self._idle: list[queue.SimpleQueue[_Job]] = []  # the queue of each idle thread
 
-    def run(self, job: Job) -> None:
+    def run(self, job: _Job) -> None:
         """Run `job`, which raises nothing, on an idle or a new thread; raises `Transient` (`no_thread`)."""
         with self._lock:
             jobs = self._idle.pop() if self._idle else None
@@ -64,7 +63,7 @@ class _Threads:
             )
         jobs.put(job)  # not as an argument: a thread keeps its arguments, and with the job its result, to its end
 
-    def _work(self, jobs: queue.SimpleQueue[Job]) -> None:
+    def _work(self, jobs: queue.SimpleQueue[_Job]) -> None:
         while True:
             try:
                 job = jobs.get(timeout=_IDLE_S)
