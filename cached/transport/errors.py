@@ -11,11 +11,7 @@ from cached.contract.errors import HoldfastError, Permanent, Transient, http_cod
 from cached.transport.response import ResponseHead, parse_http_date, sent_at, source_changed
 
 # S3, Google Cloud Storage and Azure report an expired signature or session with these.
-_EXPIRED = (
-    b"<Code>ExpiredToken</Code>",
-    b"Request has expired",
-    b"Signature not valid in the specified time frame",
-)
+_EXPIRED = (b"<Code>ExpiredToken</Code>", b"Request has expired", b"Signature not valid in the specified time frame")
 _CODE = re.compile(rb"<Code>([A-Za-z]{1,64})</Code>")  # S3's own name of an error
 _MAX_RETRY_AFTER_S = 3600.0
 _RETRIED = "it is tried again; if it goes on, look at the server"

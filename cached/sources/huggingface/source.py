@@ -55,7 +55,7 @@ from cached.transport.git_blob import git_blob_hasher
 from cached.transport.pages import HTML, is_page_type, page_in
 from cached.transport.response import sent_at
 from cached.transport.target import Expected, HttpTarget
-from cached.transport.urls import display_url
+from cached.transport.urls import Address, Origin, display_url
 
 _MAX_ANSWER_BYTES = 16 * 1024 * 1024  # a page of the tree, or the metadata of a repository: some 300 KB
 _MAX_FILES = 50_000
@@ -97,7 +97,7 @@ class HuggingFaceSource:
         files = tuple(sorted(hub.files(commit), key=lambda file: file.path))
         if not files:
             raise Permanent(
-                "not_found", f"{self.display}: expected files, found none", f"look at the files on {hub.asked.page}"
+                "not_found", f"{self.display}: expected files, found none", f"look at the files on {hub.request.page}"
             )
         by_path = {file.path: file for file in files}
         if MANIFEST_NAME not in by_path:
@@ -133,19 +133,20 @@ class _Hub:
                 "unset HF_HUB_OFFLINE and TRANSFORMERS_OFFLINE for this process, or name a source that it may reach",
             )
         self._endpoint = (os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/")
-        scheme, host, _ = _origin(self._endpoint)
-        if scheme not in ("http", "https") or not host or "@" in self._endpoint:
+        origin = _find_origin(self._endpoint)
+        if origin is None or "@" in self._endpoint:
             raise Permanent(
                 "invalid_source",
                 f"{address}: expected HF_ENDPOINT as an http(s) URL without credentials",
                 "set HF_ENDPOINT to the Hub's address, as https://hub.example.com, or unset it",
             )
+        self._origin = origin
         self._address = address
         self._token = _find_token(address)
         self._client = client
         self._cancellation = cancellation
         with_token = self._token is not None
-        self.asked = HubRequest(self._endpoint, address.repo, address.revision, str(address), with_token)
+        self.request = HubRequest(self._endpoint, address.repo, address.revision, str(address), with_token)
 
     def identity(self) -> str:
         """Return the identity of answers for `commit:path`. Of the token only its presence counts: a renewed one reads
@@ -158,33 +159,33 @@ class _Hub:
         commit = found.get("sha") if isinstance(found, dict) else None
         pinned = _SHA1.fullmatch(revision) is not None
         if not isinstance(commit, str) or not _SHA1.fullmatch(commit) or (pinned and commit != revision):
-            raise bad_response(self.asked, f"the commit {str(commit)[:80]!r} for {revision!r}")
+            raise bad_response(self.request, f"the commit {str(commit)[:80]!r} for {revision!r}")
         return commit
 
     def files(self, commit: str) -> Iterator[RemoteFile]:
         """Yield the files under the address's folder, with paths relative to it."""
         for entry in self._entries(commit):
             if not isinstance(entry, dict) or not isinstance(entry.get("path"), str):
-                raise bad_response(self.asked, "a tree entry without a path")
+                raise bad_response(self.request, "a tree entry without a path")
             if entry.get("type") != "file":
                 continue
             path = entry["path"]
             relative = path.removeprefix(self._address.folder)
             if self._address.folder and relative == path:
-                raise bad_response(self.asked, f"the path {path[:200]!r}, outside the folder that was asked for")
+                raise bad_response(self.request, f"the path {path[:200]!r}, outside the folder that was asked for")
             if not is_reserved(relative):
-                yield _remote_file(self.asked, f"{commit}:{path}", relative, entry)
+                yield _remote_file(self.request, f"{commit}:{path}", relative, entry)
 
     def _read_revision(self, query: str) -> Any:
         """Return the Hub's metadata of the revision, or of the repository from a mirror that has only that."""
         repository = f"{self._endpoint}/api/models/{self._address.repo}"
         url = f"{repository}/revision/{quote(self._address.revision, safe='')}{query}"
-        answer = self._ask(self.asked, url)
+        answer = self._ask(self.request, url)
         if lacks_api(answer) and self._address.revision == DEFAULT_REVISION:
-            other = self._ask(self.asked, repository + query)
+            other = self._ask(self.request, repository + query)
             answer = other if other.status == 200 else answer
         try:
-            return _read_json(self.asked, _checked(self.asked, url, answer))
+            return _read_json(self.request, _checked(self.request, url, answer))
         except HoldfastError as error:
             raise (without_api(error, "revision") if lacks_api(answer) else error) from error
 
@@ -193,30 +194,30 @@ class _Hub:
         folder = quote(self._address.folder.rstrip("/"), safe="")
         url = f"{self._endpoint}/api/models/{self._address.repo}/tree/{commit}" + (f"/{folder}" if folder else "")
         url += _TREE_QUERY
-        first = self._ask(self.asked, url)
+        first = self._ask(self.request, url)
         if lacks_commit(first):
             return iter(self._siblings(url, commit, first))
         return self._tree(url, first)
 
     def _tree(self, first_url: str, response: Response) -> Iterator[Any]:
-        asked = self.asked
+        request = self.request
         url, seen, entries = first_url, set[str](), 0
         while url:
             seen.add(url)
-            answer = _checked(asked, url, response)
-            page = _read_json(asked, answer)
+            answer = _checked(request, url, response)
+            page = _read_json(request, answer)
             if not isinstance(page, list):
-                raise bad_response(asked, f"{type(page).__name__} where the list of files should be")
+                raise bad_response(request, f"{type(page).__name__} where the list of files should be")
             entries += len(page)
             if entries > _MAX_FILES or len(seen) > _MAX_PAGES:
-                raise too_many_files(asked, _MAX_FILES, _MAX_PAGES)
+                raise too_many_files(request, _MAX_FILES, _MAX_PAGES)
             yield from page
             following = answer.links.get("next", {}).get("url")
-            url = self._next_page(first_url, joined(asked, url, following)) if following else ""
+            url = self._next_page(first_url, joined(request, url, following)) if following else ""
             if url in seen:
-                raise bad_response(asked, "a next page that is the same again")
+                raise bad_response(request, "a next page that is the same again")
             if url:
-                response = self._ask(asked, url)
+                response = self._ask(request, url)
 
     def _next_page(self, first_url: str, following: str) -> str:
         """Return the URL of the next page here. Of the Hub's own link, which a mirror may pass, the cursor counts."""
@@ -224,50 +225,50 @@ class _Hub:
             return following
         cursor = parse_qs(urlsplit(following).query).get("cursor")
         if not cursor:
-            raise bad_response(self.asked, "a next page on another host")
+            raise bad_response(self.request, "a next page on another host")
         return f"{first_url}&cursor={quote(cursor[0], safe='')}"
 
     def _siblings(self, url: str, commit: str, refused: Response) -> list[dict[str, Any]]:
         """Return the files in the revision's metadata as tree entries, for a mirror without trees. Raises the error of
         the tree request if the metadata has no files with ids."""
-        asked = self.asked
+        request = self.request
         try:
-            _checked(asked, url, refused)
-            raise bad_response(asked, f"HTTP {refused.status} for the list of files")
+            _checked(request, url, refused)
+            raise bad_response(request, f"HTTP {refused.status} for the list of files")
         except HoldfastError as error:
             no_tree = error
         try:
             found = self._read_revision("?blobs=true")
             listed = found.get("siblings") if isinstance(found, dict) else None
             if not isinstance(listed, list) or not any(isinstance(each, dict) and "blobId" in each for each in listed):
-                raise bad_response(asked, "files without ids")
+                raise bad_response(request, "files without ids")
         except HoldfastError as error:
             raise without_api(no_tree, "tree") from error
         if found.get("sha") != commit:
-            raise source_changed(asked, f"commit {commit}", f"commit {str(found.get('sha'))[:80]}")
+            raise source_changed(request, f"commit {commit}", f"commit {str(found.get('sha'))[:80]}")
         if len(listed) >= _MAX_FILES:  # above this the Hub may omit some
-            raise too_many_files(asked, _MAX_FILES, _MAX_PAGES)
-        entries = [_as_tree_entry(asked, each) for each in listed]
+            raise too_many_files(request, _MAX_FILES, _MAX_PAGES)
+        entries = [_as_tree_entry(request, each) for each in listed]
         return [entry for entry in entries if entry["path"].startswith(self._address.folder)]
 
     def read_manifest(self, listed: RemoteFile) -> bytes:
         """Return the bytes of a listed `holdfast.json`, checked against the listing."""
-        asked = self._asked_for(MANIFEST_NAME)
+        request = self._request_for(MANIFEST_NAME)
         assert listed.size is not None  # a Hub's listing always has a size
         if listed.size > MAX_MANIFEST_BYTES:
             raise InvalidManifest(
-                f"{asked.what}: expected at most {MAX_MANIFEST_BYTES} bytes, found {listed.size}",
+                f"{request.subject}: expected at most {MAX_MANIFEST_BYTES} bytes, found {listed.size}",
                 "publish the version again with `holdfast publish`",
             )
         url = self._url(listed)
-        found = self._ask(asked, url, MAX_MANIFEST_BYTES)
+        found = self._ask(request, url, MAX_MANIFEST_BYTES)
         if lacks_commit(found):
-            found = self._ask(asked, self._url(listed, self._address.revision), MAX_MANIFEST_BYTES)
-        data = _checked(asked, url, found).content
+            found = self._ask(request, self._url(listed, self._address.revision), MAX_MANIFEST_BYTES)
+        data = _checked(request, url, found).content
         hasher = hashlib.sha256() if listed.sha256 else git_blob_hasher(listed.size)
         hasher.update(data)
         if len(data) != listed.size or hasher.hexdigest() != listed.validator:
-            raise source_changed(asked, f"{listed.size} bytes with the id {listed.validator}", "other bytes")
+            raise source_changed(request, f"{listed.size} bytes with the id {listed.validator}", "other bytes")
         return data
 
     def target(self, file: RemoteFile) -> HttpTarget:
@@ -276,102 +277,106 @@ class _Hub:
         A mirror need not send its commit, as the listed id decides. A mirror that knows the file under the revision's
         name only is asked for that.
         """
-        asked, url, url_by_name = self._asked_for(file.path), self._url(file), self._url(file, self._address.revision)
+        request, url, url_by_name = (
+            self._request_for(file.path),
+            self._url(file),
+            self._url(file, self._address.revision),
+        )
         try:
-            answer, location = self._ask_head(asked, url)
-            return self._target(asked, file, answer, location)
+            answer, location = self._ask_head(request, url)
+            return self._target(request, file, answer, location)
         except Permanent as error:
             named = isinstance(error.__cause__, (EntryNotFoundError, RepositoryNotFoundError))
             if error.code != "not_found" or named or url_by_name == url:
                 raise
             try:
-                answer, location = self._ask_head(asked, url_by_name)
+                answer, location = self._ask_head(request, url_by_name)
             except HoldfastError:
                 raise error from None
-        target = self._target(asked, file, answer, location)
+        target = self._target(request, file, answer, location)
         etag = answer.headers.get("ETag", "")
         return replace(target, if_match=etag) if etag.startswith('"') and target.chosen_by is None else target
 
-    def _target(self, asked: HubRequest, file: RemoteFile, answer: httpx2.Response, location: str) -> HttpTarget:
+    def _target(self, request: HubRequest, file: RemoteFile, answer: httpx2.Response, location: str) -> HttpTarget:
         commit, found = file.key.partition(":")[0], answer.headers.get("X-Repo-Commit", "")
         if found not in ("", commit):
-            raise source_changed(asked, f"commit {commit}", f"commit {found[:80]}")
+            raise source_changed(request, f"commit {commit}", f"commit {found[:80]}")
         # Some mirrors send 0 for an unknown size.
         sent = answer.headers.get("Content-Length") if answer.status_code == 200 else None
         size = answer.headers.get("X-Linked-Size") or (sent if sent != "0" else None)
         if size and file.size is not None and size != str(file.size):
             if is_page_type(Expected(file.path, file.size, promised=True), answer.headers.get("Content-Type", "")):
-                raise web_page(asked, HTML, display_url(location))
-            raise source_changed(asked, f"{file.size} bytes", f"{size[:80]} bytes")
-        origin, hub = _origin(location), _origin(self._endpoint)
-        if origin[0] not in ("http", "https"):
-            raise bad_response(asked, "a location that is no http(s) URL")
-        if origin[0] == "http" and hub[0] == "https":
+                raise web_page(request, HTML, display_url(location))
+            raise source_changed(request, f"{file.size} bytes", f"{size[:80]} bytes")
+        origin = _find_origin(location)
+        if origin is None:
+            raise bad_response(request, "a location that is no http(s) URL")
+        if origin.scheme == "http" and self._origin.scheme == "https":
             raise Permanent(
                 "insecure_redirect",
-                f"{asked.what}: {asked.endpoint} redirects from TLS to plain HTTP",
+                f"{request.subject}: {request.endpoint} redirects from TLS to plain HTTP",
                 "use a Hub, or a mirror, that keeps to https",
             )
         stored_bytes = None if file.sha256 is None and file.git_oid is None else file.size
-        if origin != hub:
+        if origin != self._origin:
             ends_in_s = lifetime_s(location, sent_at(answer.headers.get("Date")))
             return HttpTarget(location, chosen_by=self._endpoint, stored_bytes=stored_bytes, lifetime_s=ends_in_s)
         return replace(self._own(location), stored_bytes=stored_bytes)
 
-    def _asked_for(self, path: str) -> HubRequest:
-        return replace(self.asked, what=f"{self._address}: {path}")
+    def _request_for(self, path: str) -> HubRequest:
+        return replace(self.request, subject=f"{self._address}: {path}")
 
     def _url(self, file: RemoteFile, revision: str = "") -> str:
         """Return the address of the file at its commit, or at another name of that: some mirrors know only branches."""
         commit, _, path = file.key.partition(":")
         return f"{self._endpoint}/{self._address.repo}/resolve/{quote(revision or commit, safe='')}/{quote(path)}"
 
-    def _ask(self, asked: HubRequest, url: str, limit_bytes: int = _MAX_ANSWER_BYTES) -> Response:
+    def _ask(self, request: HubRequest, url: str, limit_bytes: int = _MAX_ANSWER_BYTES) -> Response:
         """Return the answer of any status. Raises for a web page in its place."""
-        with explain_errors(asked):
+        with explain_errors(request):
             found = self._client.fetch_any_status(self._own(url), limit_bytes, self._cancellation)
         page = page_in(found.body) if found.status == 200 else None
         if page is not None:
-            raise web_page(asked, page, display_url(found.url))
+            raise web_page(request, page, display_url(found.url))
         return found
 
-    def _ask_head(self, asked: HubRequest, url: str) -> tuple[httpx2.Response, str]:
+    def _ask_head(self, request: HubRequest, url: str) -> tuple[httpx2.Response, str]:
         """Return the head of the Hub's own answer for a file, and the address of its bytes.
 
         Follows redirects within the Hub; a redirect away from it is the answer, with the Hub's metadata of the file. A
         mirror without HEAD is assumed to have the file: its bytes are checked.
         """
         for _ in range(_MAX_HOPS):
-            with explain_errors(asked):
+            with explain_errors(request):
                 found = self._client.head_any_status(self._own(url), self._cancellation)
             if found.status in (405, 501):
                 return httpx2.Response(found.status), url
-            answer = _checked(asked, url, found)
-            location = joined(asked, url, answer.headers["Location"]) if answer.has_redirect_location else url
-            if location == url or _origin(location) != _origin(self._endpoint):
+            answer = _checked(request, url, found)
+            location = joined(request, url, answer.headers["Location"]) if answer.has_redirect_location else url
+            if location == url or _find_origin(location) != self._origin:
                 return answer, location
             url = location
-        raise bad_response(asked, f"more than {_MAX_HOPS} redirects")
+        raise bad_response(request, f"more than {_MAX_HOPS} redirects")
 
     def _own(self, url: str) -> HttpTarget:
         return HttpTarget(url, (("Authorization", f"Bearer {self._token}"),) if self._token else ())
 
 
-def _checked(asked: HubRequest, url: str, response: Response) -> httpx2.Response:
+def _checked(request: HubRequest, url: str, response: Response) -> httpx2.Response:
     """Return the answer for huggingface_hub, which knows the Hub's errors by their headers; raise those as ours."""
     headers = [(name, value) for name, value in response.headers.items() if name.lower() != "content-encoding"]
     answer = httpx2.Response(response.status, headers=headers, content=response.body)
     answer.request = httpx2.Request("GET", url)
-    with translate_errors(asked):
+    with translate_errors(request):
         hf_raise_for_status(answer)
     return answer
 
 
-def _read_json(asked: HubRequest, answer: httpx2.Response) -> Any:
+def _read_json(request: HubRequest, answer: httpx2.Response) -> Any:
     try:
         return json.loads(answer.content)
     except (ValueError, RecursionError) as error:
-        raise bad_response(asked, f"something else than JSON ({type(error).__name__})") from error
+        raise bad_response(request, f"something else than JSON ({type(error).__name__})") from error
 
 
 def _find_token(address: HubAddress) -> str | None:
@@ -402,11 +407,11 @@ def _find_token(address: HubAddress) -> str | None:
     return token
 
 
-def _as_tree_entry(asked: HubRequest, sibling: Any) -> dict[str, Any]:
+def _as_tree_entry(request: HubRequest, sibling: Any) -> dict[str, Any]:
     """Return one of the `siblings` of `GET /api/models/{repo}/revision/{revision}?blobs=true` as a tree entry:
     `{rfilename, size, blobId, lfs?: {sha256, size}}`."""
     if not isinstance(sibling, dict) or not isinstance(sibling.get("rfilename"), str):
-        raise bad_response(asked, "a listed file without a name")
+        raise bad_response(request, "a listed file without a name")
     size, lfs = sibling.get("size"), sibling.get("lfs")
     entry = {"type": "file", "path": sibling["rfilename"], "size": size, "oid": sibling.get("blobId")}
     if isinstance(lfs, dict):
@@ -414,29 +419,28 @@ def _as_tree_entry(asked: HubRequest, sibling: Any) -> dict[str, Any]:
     return entry if lfs is None else {**entry, "lfs": lfs}
 
 
-def _remote_file(asked: HubRequest, key: str, path: str, entry: dict[str, Any]) -> RemoteFile:
+def _remote_file(request: HubRequest, key: str, path: str, entry: dict[str, Any]) -> RemoteFile:
     """Parse one file of `GET /api/models/{repo}/tree/{commit}`: `{path, size, oid, lfs?: {oid, size}}`."""
     lfs = entry.get("lfs")
     described = entry if lfs is None else lfs
     if not isinstance(described, dict):
-        return RemoteFile(path, key, None, problem=bad_response(asked, f"no Git LFS record for {path[:200]!r}"))
+        return RemoteFile(path, key, None, problem=bad_response(request, f"no Git LFS record for {path[:200]!r}"))
     oid, size = described.get("oid"), described.get("size")
     if not isinstance(oid, str) or not (is_hex(oid) if lfs is not None else _SHA1.fullmatch(oid)):
-        problem = bad_response(asked, f"the id {str(oid)[:80]!r} for {path[:200]!r}")
+        problem = bad_response(request, f"the id {str(oid)[:80]!r} for {path[:200]!r}")
         return RemoteFile(path, key, None, problem=problem)
     try:
         check_size(path, size)
     except InvalidManifest as error:
-        return RemoteFile(path, key, None, problem=bad_response(asked, error.message))
+        return RemoteFile(path, key, None, problem=bad_response(request, error.message))
     if lfs is None:
         return RemoteFile(path, key, size, validator=oid, git_oid=oid)
     return RemoteFile(path, key, size, validator=oid, sha256=oid)
 
 
-def _origin(url: str) -> tuple[str, str | None, int | None]:
-    """Return scheme, host and port; empty values for an invalid URL."""
+def _find_origin(url: str) -> Origin | None:
+    """Return the origin of an http(s) URL, None for anything else."""
     try:
-        parts = urlsplit(url)
-        return parts.scheme, parts.hostname, parts.port or {"http": 80, "https": 443}.get(parts.scheme)
-    except ValueError:
-        return "", None, None
+        return Address.parse(url).origin
+    except Permanent:
+        return None
