@@ -80,7 +80,7 @@ class _Stale(Exception):
 
 
 class HttpClient:
-    """Thread-safe; reuses connections. The constructor reads proxies, netrc and authorities from the environment."""
+    """Thread-safe; reuses connections. Proxies, netrc and TLS authorities are the environment's at its creation."""
 
     def __init__(self, settings: HttpSettings) -> None:
         self.settings = settings
@@ -163,10 +163,9 @@ class HttpClient:
         """Raise the page error in place of `error` if the response is a web page and not the expected file."""
         answer, expected = exchange.answer, request.target.expected
         content_type = answer.headers.get_content_type()
-        from_the_start = answer.status == 200 or (answer.status == 206 and request.asked.offset == 0)
-        if expected is None or not from_the_start:
-            return
-        if not is_page_type(expected, content_type) and (answer.length is None or answer.length > _MAX_PAGE_BYTES):
+        has_beginning = answer.status == 200 or (answer.status == 206 and request.asked.offset == 0)
+        is_small = answer.length is not None and answer.length <= _MAX_PAGE_BYTES
+        if expected is None or not has_beginning or not (is_small or is_page_type(expected, content_type)):
             return
         found = page_instead(expected, content_type, self._read_excerpt(exchange))
         if found is not None:

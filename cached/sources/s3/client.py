@@ -10,7 +10,6 @@ import asyncio
 import math
 import time
 from collections.abc import Iterator
-from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
@@ -51,7 +50,6 @@ class _Opened:
     """An open client, and its presigner once learned. `can_learn`: False if only botocore can sign."""
 
     session: AioSession
-    context: AbstractAsyncContextManager[Any]
     client: Any
     presigner: Presigner | None = None
     can_learn: bool = True
@@ -88,7 +86,7 @@ class S3Client:
         async with self._opening:
             opened, self._opened = self._opened, None
             if opened is not None:
-                await opened.context.__aexit__(None, None, None)
+                await opened.client.close()
 
     async def objects(self, prefix: str) -> list[S3Object]:
         """Return every object under `prefix`, without the empty `…/` keys that consoles create for folders."""
@@ -157,7 +155,7 @@ class S3Client:
         """
         with translate_errors(self.address.uri(self.address.key)):
             opened = await self._open()
-            keys = await self._keys_found(opened)
+            keys = await self._keys(opened)
             user = keys.access_key if keys is not None and keys.token is None else ""
             profile = str(opened.session.get_config_variable("profile") or "")
             meta, style = opened.client.meta, opened.client.meta.config.s3 or {}
@@ -192,11 +190,14 @@ class S3Client:
         return url
 
     async def _keys(self, opened: _Opened) -> SigningKeys | None:
-        """Return the current credentials: botocore's chain renews those that expire soon."""
-        keys = await self._keys_found(opened)
-        if keys is None and not self.address.anonymous:
+        """Return the current credentials, None for anonymous requests: botocore's chain renews those soon to expire."""
+        if self.address.anonymous:
+            return None
+        credentials = await opened.session.get_credentials()
+        if credentials is None:
             raise NoCredentialsError
-        return keys
+        frozen = await credentials.get_frozen_credentials()
+        return SigningKeys(frozen.access_key, frozen.secret_key, frozen.token)
 
     async def keys_end_in_s(self) -> float:
         """Return how long the credentials remain valid, in seconds: a signed URL expires with them."""
@@ -206,25 +207,18 @@ class S3Client:
         end = getattr(credentials, "_expiry_time", None)  # renewed credentials have it, and no public attribute
         return max(0.0, end.timestamp() - time.time()) if isinstance(end, datetime) else math.inf
 
-    async def _keys_found(self, opened: _Opened) -> SigningKeys | None:
-        credentials = None if self.address.anonymous else await opened.session.get_credentials()
-        if credentials is None:
-            return None
-        frozen = await credentials.get_frozen_credentials()
-        return SigningKeys(frozen.access_key, frozen.secret_key, frozen.token)
-
     async def _open(self) -> _Opened:
         async with self._opening:
             if self._opened is None:
                 session = AioSession(profile=self.address.profile)
                 session.register_component("data_loader", _load_library())
-                context: AbstractAsyncContextManager[Any] = session.create_client(
+                creation = session.create_client(
                     "s3",
                     region_name=self.address.region,
                     endpoint_url=self.address.endpoint_url,
                     config=self._configuration(),
                 )
-                self._opened = _Opened(session, context, await context.__aenter__())
+                self._opened = _Opened(session, await creation.__aenter__())
             return self._opened
 
     def _configuration(self) -> AioConfig:

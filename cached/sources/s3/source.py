@@ -113,7 +113,7 @@ class S3Source:
         slots = asyncio.Semaphore(_CONNECTIONS)
         found: dict[str, HoldfastError] = {}
 
-        async def look(key: str) -> None:
+        async def check(key: str) -> None:
             async with slots:
                 try:
                     problem = archived(self._address.uri(key), await self._client.head(key) or {})
@@ -124,7 +124,7 @@ class S3Source:
 
         async with asyncio.TaskGroup() as tasks:
             for key in keys:
-                tasks.create_task(look(key))
+                tasks.create_task(check(key))
         return found
 
     async def _single(self) -> tuple[RemoteFile, ...]:
@@ -132,12 +132,11 @@ class S3Source:
         found = await self._client.head(key)
         if found is None:
             return ()
-        name = key.rpartition("/")[2]
         size = found.get("ContentLength")
         if not isinstance(size, int) or not 0 <= size <= MAX_FILE_BYTES:
             raise bad_response(self._address.uri(key), f"the size {str(size)[:40]}")
         problem = archived(self._address.uri(key), found)
-        file = _remote_file(name, key, size, quoted(found.get("ETag", "")), found.get("VersionId"))
+        file = _remote_file(key.rpartition("/")[2], key, size, quoted(found.get("ETag", "")), found.get("VersionId"))
         return (replace(file, problem=problem),)
 
 

@@ -82,25 +82,25 @@ class Connector:
         place = f"{origin.netloc} through the proxy {proxy.origin.netloc}" if proxy else origin.netloc
         wait_limit = Deadline(self._settings.header_timeout_s, place)
         # The current socket of the connection, closed if the next step fails.
-        held: list[socket.socket] = []
+        sockets: list[socket.socket] = []
         try:
             addresses = _resolve(proxy.origin if proxy else origin)
             if route.chosen_by is not None:
                 _check_not_internal(origin, route.chosen_by, [] if proxy else addresses)
-            held = [_dial(addresses, self._settings.connect_timeout_s, cancellation)]
+            sockets = [_dial(addresses, self._settings.connect_timeout_s, cancellation)]
             if origin.scheme == "https":
                 if proxy:
-                    self._tunnel(held[0], proxy, origin, cancellation)
+                    self._tunnel(sockets[0], proxy, origin, cancellation)
                 # Wrapping moves the descriptor into a new object: the handshake starts only after that one can be
                 # cancelled.
-                cancellation.detach(held[0])
-                secured = self._wrap_in_tls(held[0], origin.host)
-                held = [secured]
+                cancellation.detach(sockets[0])
+                secured = self._wrap_in_tls(sockets[0], origin.host)
+                sockets = [secured]
                 cancellation.attach(secured)
                 secured.do_handshake()
-            return Stream(held[0], self._settings.tick_s, cancellation, wait_limit)
+            return Stream(sockets[0], self._settings.tick_s, cancellation, wait_limit)
         except BaseException as error:
-            for sock in held:
+            for sock in sockets:
                 cancellation.detach(sock)
                 sock.close()
             if isinstance(error, OSError):

@@ -1,9 +1,8 @@
 """Blocking network calls from the event loop.
 
-Law: each call has a thread to itself that neither the loop's end nor the process's waits for. A caller that is
-cancelled, or out of time, cancels the call and continues at once; a few hung calls (of a silent name server, say) never
-delay others, as they would on a pool. A thread without a call waits some seconds for another: the start of a thread
-costs more than a call to a server nearby.
+Law: each call has its own thread; neither the loop nor the process waits for it at its end. A caller that is cancelled,
+or out of time, cancels the call and continues at once; hung calls (of a silent name server, say) never delay others, as
+they would on a pool. An idle thread waits some seconds for a call: a start costs more than a call to a server nearby.
 """
 
 from __future__ import annotations
