@@ -94,13 +94,13 @@ class CertificateKeys:
 def next_keys(found: CertificateKeys | None, names: Sequence[str], now: datetime) -> CertificateKeys | None:
     """Return the keys that replace `found` for a server of these DNS names; None where `found` needs no change."""
     if found is None or _ended(found.authorities[0], now):
-        authority, authority_key = _make_authority(now)
-        return CertificateKeys((authority,), authority_key, *_make_certificate(authority, authority_key, names, now))
-    if _old(found.authorities[0], now) and not _ended(found.certificate, now):
+        authority, key = _make_authority(now)
+        return CertificateKeys((authority,), key, *_make_certificate(authority, key, names, now))
+    newest = found.authorities[0]
+    if _old(newest, now) and not _ended(found.certificate, now):
         authority, key = _make_authority(now)
         kept = [old for old in found.authorities if not _ended(old, now)]
         return replace(found, authorities=(authority, *kept), authority_key=key)
-    newest = found.authorities[0]
     if _is_by(found.certificate, newest):
         due = _old(found.certificate, now)
     else:

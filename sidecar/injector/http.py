@@ -20,7 +20,6 @@ from prometheus_client import (
 )
 
 _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1)
-_RESULTS = ("injected", "unchanged", "denied", "invalid")
 
 
 class InjectorMetrics:
@@ -33,7 +32,7 @@ class InjectorMetrics:
         ProcessCollector(registry=self._registry)
         reviews = "Reviews answered, by result."
         self._reviews = Counter("holdfast_injector_reviews", reviews, ["result"], registry=self._registry)
-        for result in _RESULTS:  # so that a rate includes the first of each
+        for result in ("injected", "unchanged", "denied", "invalid"):  # so that a rate includes the first of each
             self._reviews.labels(result)
         seconds = "Seconds from a review's last byte to its answer."
         self._seconds = Histogram(
@@ -44,31 +43,29 @@ class InjectorMetrics:
         Gauge(name, end, registry=self._registry).set_function(expires)
         Info("holdfast_build", "The version that runs.", registry=self._registry).info({"version": version})
 
-    def done(self, result: str, seconds: float) -> None:
+    def count_review(self, result: str, seconds: float) -> None:
         """Count one review."""
         self._reviews.labels(result).inc()
         self._seconds.observe(seconds)
 
-    def text(self) -> bytes:
+    def expose(self) -> bytes:
         """Return the metrics in Prometheus' text format."""
         return generate_latest(self._registry)
 
 
-def probe_application(metrics: InjectorMetrics, not_ready: Callable[[], str | None]) -> web.Application:
-    """Return the application of the plain port; `not_ready` returns why reviews should go elsewhere, or None."""
-    app = web.Application()
+def probe_application(metrics: InjectorMetrics, why_not_ready: Callable[[], str | None]) -> web.Application:
+    """Return the application of the plain port; `why_not_ready` returns why reviews should go elsewhere, or None."""
 
     async def healthz(_request: web.Request) -> web.Response:
         return web.Response(text="ok\n")
 
     async def readyz(_request: web.Request) -> web.Response:
-        reason = not_ready()
+        reason = why_not_ready()
         return web.Response(text="ready\n" if reason is None else f"{reason}\n", status=200 if reason is None else 503)
 
     async def scrape(_request: web.Request) -> web.Response:
-        return web.Response(body=metrics.text(), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
+        return web.Response(body=metrics.expose(), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
 
-    app.router.add_get("/healthz", healthz)
-    app.router.add_get("/readyz", readyz)
-    app.router.add_get("/metrics", scrape)
+    app = web.Application()
+    app.add_routes([web.get("/healthz", healthz), web.get("/readyz", readyz), web.get("/metrics", scrape)])
     return app

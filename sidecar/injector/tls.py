@@ -5,7 +5,6 @@ Law: private keys stay in memory, never on a disk. A certificate that is not usa
 
 from __future__ import annotations
 
-import asyncio
 import os
 import ssl
 
@@ -15,11 +14,10 @@ from cached.contract.errors import Permanent
 
 
 class ServingTls:
-    """`context` for a server; each handshake gets the certificate of the latest `use`. The first `use` sets `loaded`.
-    `certificate` is in PEM, `expires` is its end in seconds since the epoch; empty and 0 before the first `use`."""
+    """`context` for a server; each handshake gets the latest certificate. `certificate` is in PEM, `expires` is its end
+    in seconds since the epoch; empty and 0 before the first `set_certificate`."""
 
     def __init__(self) -> None:
-        self.loaded = asyncio.Event()
         self.expires = 0.0
         self.certificate = b""
         self._key = b""
@@ -46,7 +44,6 @@ class ServingTls:
             ) from error
         self.certificate, self._key = certificate, key
         self._current, self.expires = fresh, expires
-        self.loaded.set()
         return True
 
     def _choose(self, connection: ssl.SSLObject, _name: str | None, _context: ssl.SSLContext) -> int | None:

@@ -61,8 +61,8 @@ class Reviewer:
             return _denied(uid, error)
 
 
-def application(reviewer: Reviewer, done: Callable[[str, float], None]) -> web.Application:
-    """Return the webhook's server; `done` receives each result (also `invalid`) and its seconds."""
+def review_application(reviewer: Reviewer, count: Callable[[str, float], None]) -> web.Application:
+    """Return the webhook's server; `count` receives each result (also `invalid`) and its seconds."""
     app = web.Application(client_max_size=_MAX_REVIEW_BYTES)
 
     async def mutate(request: web.Request) -> web.Response:
@@ -71,10 +71,10 @@ def application(reviewer: Reviewer, done: Callable[[str, float], None]) -> web.A
         try:
             answer = reviewer.review(body)
         except Permanent as error:
-            done("invalid", time.perf_counter() - started)
+            count("invalid", time.perf_counter() - started)
             _log.warning("%s", error)
             return web.Response(status=HTTPStatus.BAD_REQUEST, text=f"{error}\n")
-        done(answer.result, time.perf_counter() - started)
+        count(answer.result, time.perf_counter() - started)
         return web.Response(body=answer.body, content_type="application/json")
 
     app.router.add_post("/mutate", mutate)
