@@ -68,5 +68,3 @@ class DigestMismatch(Permanent):
 
     def __init__(self, what: str, expected: str, found: str, remedy: str) -> None:
         super().__init__("digest_mismatch", f"{what}: expected {expected}, found {found}", remedy)
-        self.expected = expected
-        self.found = found

@@ -128,7 +128,10 @@ class KubeClient:
                 answer = await self._send(call, limits, now)
         if answer.status >= 300:
             async with answer:
-                raise await _refusal(answer, call)
+                body = await answer.content.read(_ERROR_BODY)
+                after = answer.headers.get("Retry-After", "")
+                retry_after_s = float(after) if after.isascii() and after.isdigit() else None
+                raise of_status(answer.status, body, str(call), retry_after_s)
         return answer
 
     async def _send(self, call: Call, limits: aiohttp.ClientTimeout, token: str | None) -> aiohttp.ClientResponse:
@@ -164,12 +167,6 @@ def _event(line: bytes, call: Call) -> dict[str, Any]:
         code = status.get("code")
         raise of_status(code if isinstance(code, int) else 500, json.dumps(status).encode(), str(call))
     return event
-
-
-async def _refusal(answer: aiohttp.ClientResponse, call: Call) -> HoldfastError:
-    body = await answer.content.read(_ERROR_BODY)
-    after = answer.headers.get("Retry-After", "")
-    return of_status(answer.status, body, str(call), float(after) if after.isascii() and after.isdigit() else None)
 
 
 class Backoff:
