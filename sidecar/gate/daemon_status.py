@@ -25,7 +25,7 @@ def read_status(public: PublicLayout, ref: ModelRef) -> ModelStatus | None:
         return None
 
 
-def mount_trouble(public: PublicLayout) -> str | None:
+def find_mount_trouble(public: PublicLayout) -> str | None:
     """Return why the root is no public folder of Holdfast; None where it is one."""
     if not public.path.is_dir():
         return f"{public.path} is not there: check --root, and that the pod mounts the node's public folder"
@@ -48,7 +48,7 @@ class Heartbeat:
         self._updated = ""
         self._since = 0.0  # when `_updated` was first read
 
-    def trouble(self) -> str | None:
+    def find_trouble(self) -> str | None:
         """Return why the daemon of this node seems down; None where its heartbeat changes, or there never was one."""
         try:
             beat = DaemonStatus.parse(self._public.daemon_status.read_bytes())
@@ -66,7 +66,7 @@ class Heartbeat:
         )
 
 
-def silence(public: PublicLayout, want: ModelRequest, waited_s: float) -> str:
+def describe_silence(public: PublicLayout, want: ModelRequest, waited_s: float) -> str:
     """Return what to check where `want` has had no status file for `waited_s` seconds."""
     daemon = "" if public.daemon_status.exists() else "the daemon runs on this node (it wrote no heartbeat here), "
     return (

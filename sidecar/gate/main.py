@@ -132,7 +132,7 @@ class Gate:
         status = daemon_status.read_status(self._public, want.ref)
         waited_s = time.monotonic() - self._started
         silent = status is None and waited_s >= SILENCE_S
-        hint = daemon_status.silence(self._public, want, SILENCE_S) if silent else None
+        hint = daemon_status.describe_silence(self._public, want, SILENCE_S) if silent else None
         self._printer.print_notice(f"silence {want}", hint, f"{want}: the daemon speaks of it now")
         if status is None:
             self._report(want, GateProgress("waiting", f"for {format_duration(waited_s)}, no status yet"))
@@ -188,7 +188,7 @@ class Gate:
         return "; ".join(f"{want}: {progress}" for want, progress in self._progress.items())
 
     def _report_trouble(self, watch: FolderWatch) -> None:
-        mount, daemon = daemon_status.mount_trouble(self._public), self._heartbeat.trouble()
+        mount, daemon = daemon_status.find_mount_trouble(self._public), self._heartbeat.find_trouble()
         self._printer.print_notice("mount", mount, f"{self._public.path} is there now")
         self._printer.print_notice("daemon", daemon, "the daemon of this node is back")
         if watch.trouble is not None:

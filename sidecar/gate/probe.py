@@ -19,7 +19,7 @@ from cached.contract.errors import Permanent
 from cached.contract.program import limits
 
 _REQUEST_BYTES = 8192
-_PATIENCE_S = 5.0  # for a whole request, and for sending the answer
+_PATIENCE_S = 5.0  # for a whole request, and for sending the response
 _CONNECTIONS = 16  # the connection limit: one more closes the oldest, so that idle clients block no other
 _END = b"\r\n\r\n"  # of a request's and a response's headers
 
@@ -33,10 +33,8 @@ class GateReadiness:
 
 
 class Probe:
-    """Listens on `address` (host, port) and answers in threads of its own until the process ends.
-
-    The constructor raises `Permanent` (`listen_failed`) and `Transient` (`no_thread`).
-    """
+    """Listens on `address` (host, port) and answers in threads of its own until the process ends. The constructor
+    raises `Permanent` (`listen_failed`) and `Transient` (`no_thread`)."""
 
     def __init__(self, address: tuple[str, int], readiness: GateReadiness) -> None:
         host, port = address
@@ -82,7 +80,7 @@ class Probe:
                 connection.settimeout(_PATIENCE_S)
                 request = _read_request(connection)
                 if request:
-                    connection.sendall(self._answer(request))
+                    connection.sendall(self._respond(request))
         except OSError:  # too slow, disconnected, or closed for a newer connection
             return
         finally:
@@ -90,15 +88,15 @@ class Probe:
                 if connection in self._open:
                     self._open.remove(connection)
 
-    def _answer(self, request: bytes) -> bytes:
+    def _respond(self, request: bytes) -> bytes:
         parts = request.split(b"\r\n", 1)[0].split(b" ")
         if len(parts) != 3 or not parts[2].startswith(b"HTTP/1."):
             return _response(HTTPStatus.BAD_REQUEST, "bad request\n")
         method, path = parts[0], parts[1].split(b"?", 1)[0]
         if method not in (b"GET", b"HEAD"):
             return _response(HTTPStatus.METHOD_NOT_ALLOWED, "only GET and HEAD\n", allow="Allow: GET, HEAD\r\n")
-        answer = self._page(path)
-        return answer if method == b"GET" else answer[: answer.index(_END) + len(_END)]
+        response = self._page(path)
+        return response if method == b"GET" else response[: response.index(_END) + len(_END)]
 
     def _page(self, path: bytes) -> bytes:
         opened_at = self._readiness.opened_at
@@ -135,21 +133,18 @@ def _response(status: HTTPStatus, text: str, *, kind: str = "text/plain; charset
 
 
 def _metrics(opened_at: float | None) -> str:
-    lines = [
-        "# HELP holdfast_gate_ready Whether every version this pod wants is present, verified and leased.",
-        "# TYPE holdfast_gate_ready gauge",
-        f"holdfast_gate_ready {int(opened_at is not None)}",
-        "# HELP process_start_time_seconds Start time of the process since unix epoch in seconds.",
-        "# TYPE process_start_time_seconds gauge",
-        f"process_start_time_seconds {_process_start():.2f}",
-    ]
+    ready = "Whether every version this pod wants is present, verified and leased."
+    text = _gauge("holdfast_gate_ready", ready, str(int(opened_at is not None)))
+    start = "Start time of the process since unix epoch in seconds."
+    text += _gauge("process_start_time_seconds", start, f"{_process_start():.2f}")
     if opened_at is not None:
-        lines += [
-            "# HELP holdfast_gate_opened_timestamp_seconds When the gate opened, since unix epoch in seconds.",
-            "# TYPE holdfast_gate_opened_timestamp_seconds gauge",
-            f"holdfast_gate_opened_timestamp_seconds {opened_at:.3f}",
-        ]
-    return "\n".join(lines) + "\n"
+        opened = "When the gate opened, since unix epoch in seconds."
+        text += _gauge("holdfast_gate_opened_timestamp_seconds", opened, f"{opened_at:.3f}")
+    return text
+
+
+def _gauge(name: str, description: str, value: str) -> str:
+    return f"# HELP {name} {description}\n# TYPE {name} gauge\n{name} {value}\n"
 
 
 def _process_start() -> float:

@@ -68,7 +68,7 @@ class ProgressPrinter:
         self._terminal = stream.isatty()
         self._lock = threading.Lock()
         self._printed: dict[str, tuple[float, GateProgress]] = {}  # when and what, by model
-        self._notices: dict[str, str] = {}
+        self._notices: dict[str, str | None] = {}
         self._open_line: str | None = None  # the model of the terminal's current line
 
     def print_progress(self, model: str, progress: GateProgress) -> None:
@@ -99,15 +99,9 @@ class ProgressPrinter:
 
     def print_notice(self, topic: str, text: str | None, over: str = "") -> None:
         """Print `text` when it changes for `topic`, and `over`, if any, when it becomes None."""
-        before = self._notices.get(topic)
-        if text == before:
-            return
-        if text is None:
-            del self._notices[topic]
-            self.print_line(over)
-        else:
+        if text != self._notices.get(topic):
             self._notices[topic] = text
-            self.print_line(text)
+            self.print_line(over if text is None else text)
 
     def _write(self, model: str, progress: GateProgress) -> None:
         text = f"{_PREFIX}{model}: {progress}"

@@ -13,11 +13,12 @@ from pathlib import Path
 
 from cached.contract.errors import HoldfastError
 from cached.contract.layout import DEFAULT_MOUNT, PublicLayout
-from cached.contract.program.options import OptionParser, parse_address
+from cached.contract.program.options import OptionParser, parse_address, whole_number
 from cached.contract.reference import ModelRef, ModelRequest, add_pins, parse_models
 
 _TERMINATION_LOG = Path("/dev/termination-log")
 _LISTEN = ("0.0.0.0", 9401)  # noqa: S104 - the kubelet comes from outside the pod
+_parse_threads = whole_number(1, 1 << 22, "a whole number")  # the kernel's limit of threads (PID_MAX_LIMIT)
 _CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 
@@ -91,12 +92,6 @@ def _wanted(
     elif name or version:
         raise ValueError("expected --model and --version, or --models, found both")
     return add_pins(models, pins) if pins else models
-
-
-def _parse_threads(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or int(text) < 1:
-        raise ValueError(f"expected a whole number from 1, found {text!r}")
-    return int(text)
 
 
 def _parse_seconds(text: str) -> float:

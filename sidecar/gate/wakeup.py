@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 
 class Wakeup:
-    """The wakeup of the one waiting thread, by signals and other threads. A pipe, as a signal handler must not use a
-    lock that the interrupted thread may hold. `stopped_by` is the signal that asked the process to end, None before."""
+    """Wakes the one waiting thread, from signals and other threads, over a pipe: a signal handler must not use a lock
+    that the interrupted thread may hold. `stopped_by` is the signal that asked the process to end, None before."""
 
     def __init__(self) -> None:
         self.stopped_by: int | None = None

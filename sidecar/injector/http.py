@@ -7,17 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import prometheus_client as prometheus
 from aiohttp import web
-from prometheus_client import (
-    CollectorRegistry,
-    Counter,
-    Gauge,
-    Histogram,
-    Info,
-    ProcessCollector,
-    disable_created_metrics,
-    generate_latest,
-)
 
 _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1)
 
@@ -27,21 +18,21 @@ class InjectorMetrics:
 
     def __init__(self, version: str, expires: Callable[[], float]) -> None:
         # Else each counter has one more series, which is of no use.
-        disable_created_metrics()  # type: ignore[no-untyped-call]  # prometheus_client leaves it bare
-        self._registry = CollectorRegistry()
-        ProcessCollector(registry=self._registry)
+        prometheus.disable_created_metrics()  # type: ignore[no-untyped-call]  # prometheus_client leaves it bare
+        registry = self._registry = prometheus.CollectorRegistry()
+        prometheus.ProcessCollector(registry=registry)
         reviews = "Reviews answered, by result."
-        self._reviews = Counter("holdfast_injector_reviews", reviews, ["result"], registry=self._registry)
+        self._reviews = prometheus.Counter("holdfast_injector_reviews", reviews, ["result"], registry=registry)
         for result in ("injected", "unchanged", "denied", "invalid"):  # so that a rate includes the first of each
             self._reviews.labels(result)
         seconds = "Seconds from a review's last byte to its answer."
-        self._seconds = Histogram(
-            "holdfast_injector_review_seconds", seconds, buckets=_SECONDS, registry=self._registry
+        self._seconds = prometheus.Histogram(
+            "holdfast_injector_review_seconds", seconds, buckets=_SECONDS, registry=registry
         )
         end = "When the serving certificate ends, since unix epoch in seconds; 0 before there is one."
         name = "holdfast_injector_certificate_expiry_timestamp_seconds"
-        Gauge(name, end, registry=self._registry).set_function(expires)
-        Info("holdfast_build", "The version that runs.", registry=self._registry).info({"version": version})
+        prometheus.Gauge(name, end, registry=registry).set_function(expires)
+        prometheus.Info("holdfast_build", "The version that runs.", registry=registry).info({"version": version})
 
     def count_review(self, result: str, seconds: float) -> None:
         """Count one review."""
@@ -50,7 +41,7 @@ class InjectorMetrics:
 
     def expose(self) -> bytes:
         """Return the metrics in Prometheus' text format."""
-        return generate_latest(self._registry)
+        return prometheus.generate_latest(self._registry)
 
 
 def probe_application(metrics: InjectorMetrics, why_not_ready: Callable[[], str | None]) -> web.Application:

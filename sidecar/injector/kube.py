@@ -72,11 +72,11 @@ class KubeApi:
                 aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=self._trust()), timeout=_TIMEOUT) as session,
                 session.request(method, self.url + path, data=data, headers=headers) as response,
             ):
-                status, answer = response.status, await response.read()
+                status, content = response.status, await response.read()
         except (aiohttp.ClientError, TimeoutError) as error:
             problem = f"{method} {self.url}{path}: {error or type(error).__name__}"
             raise Transient("kube_unreachable", problem, "check that the API server answers") from error
-        return _parse(method, path, status, answer)
+        return _parse(method, path, status, content)
 
     def _token(self) -> str:
         path = self.account / "token"
@@ -93,8 +93,8 @@ class KubeApi:
             raise Permanent("no_ca", f"{path}: {error.strerror or error}", _REMEDY) from error
 
 
-def _parse(method: str, path: str, status: int, answer: bytes) -> Json | None:
-    """Return the object in the answer to a request, None where there is none to get; raises the status's error."""
+def _parse(method: str, path: str, status: int, content: bytes) -> Json | None:
+    """Return the object in the response to a request, None where there is none to get; raises the status's error."""
     if status == 404 and method == "GET":
         return None
     if status == 404:
@@ -102,20 +102,20 @@ def _parse(method: str, path: str, status: int, answer: bytes) -> Json | None:
     what = f"{method} {path}"
     if status == 409:
         raise KubeConflict("kube_conflict", f"{what}: another writer changed it, or it exists already", "")
-    problem = f"{what}: {status} {_message(answer)}"
+    problem = f"{what}: {status} {_message(content)}"
     if status in (401, 403):
         raise Permanent("kube_forbidden", problem, _REMEDY)
     if status == 429 or status >= 500:
         raise Transient("kube_unavailable", problem, "")
     if status >= 300:
         raise Permanent("kube_refused", problem, "")
-    found: Json = json.loads(answer)
+    found: Json = json.loads(content)
     return found
 
 
-def _message(answer: bytes) -> str:
-    """Return the message of a `Status` object, else the answer's first bytes."""
+def _message(content: bytes) -> str:
+    """Return the message of a `Status` object, else the first bytes of the response."""
     try:
-        return str(json.loads(answer)["message"])[:500]
+        return str(json.loads(content)["message"])[:500]
     except (ValueError, KeyError, TypeError):
-        return repr(answer[:200])
+        return repr(content[:200])

@@ -116,11 +116,8 @@ def main(argv: Sequence[str]) -> int:
 
 
 async def _changes(*files: Path) -> AsyncIterator[None]:
-    """Yield at once, and then whenever one of `files` (or the target of a symlink there) may have changed.
-
-    No inotify: the files come from ConfigMaps and Secrets, which take the kubelet up to a minute, and a poll a second
-    costs nothing and misses nothing.
-    """
+    """Yield at once, and then whenever one of `files` (or the target of a symlink there) may have changed. No inotify:
+    ConfigMaps and Secrets take the kubelet up to a minute, and a poll a second costs nothing and misses nothing."""
     before = None
     while True:
         now = [_signature(file) for file in files]

@@ -95,9 +95,8 @@ def _server_options(parser: OptionParser) -> None:
     parser.option("--cert-secret", default=f"{_OBJECT_NAME}-tls", metavar="NAME", help=kept)
     webhook = f"and the CA in this MutatingWebhookConfiguration, default {_OBJECT_NAME}"
     parser.option("--webhook-name", default=_OBJECT_NAME, metavar="NAME", help=webhook)
-    parser.option(
-        "--service-name", default=_OBJECT_NAME, metavar="NAME", help=f"of this Service, default {_OBJECT_NAME}"
-    )
+    service = f"of this Service, default {_OBJECT_NAME}"
+    parser.option("--service-name", default=_OBJECT_NAME, metavar="NAME", help=service)
     parser.option("--namespace", metavar="NAME", help="where Secret and Service are, default: the pod's own")
     drain = "seconds to go on answering after SIGTERM, default 5"
     parser.option("--drain", type=_seconds, default=5.0, metavar="S", help=drain)

@@ -5,12 +5,12 @@ Law: private keys stay in memory, never on a disk. A certificate that is not usa
 
 from __future__ import annotations
 
-import os
 import ssl
 
 from cryptography import x509
 
 from cached.contract.errors import Permanent
+from cached.contract.program.tls import load_identity
 
 
 class ServingTls:
@@ -35,7 +35,7 @@ class ServingTls:
         fresh = _context()
         try:
             expires = x509.load_pem_x509_certificate(certificate).not_valid_after_utc.timestamp()
-            _load(fresh, certificate + b"\n" + key)
+            load_identity(fresh, certificate + b"\n" + key)
         except (ValueError, ssl.SSLError) as error:
             raise Permanent(
                 "invalid_certificate",
@@ -58,14 +58,3 @@ def _context() -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     return context
-
-
-def _load(context: ssl.SSLContext, pem: bytes) -> None:
-    """Load from memory what Python loads from paths only."""
-    descriptor = os.memfd_create("certificate")
-    try:
-        with open(descriptor, "wb", closefd=False) as file:
-            file.write(pem)
-        context.load_cert_chain(f"/proc/self/fd/{descriptor}")
-    finally:
-        os.close(descriptor)
