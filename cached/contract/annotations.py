@@ -82,14 +82,7 @@ def parse(annotations: Mapping[str, str]) -> WeightsRequest | None:
 
 
 def _models(annotations: Mapping[str, str]) -> tuple[ModelRequest, ...]:
-    models: tuple[ModelRequest, ...]
-    if MODELS not in annotations:
-        models = (_one(annotations),)
-    else:
-        also = [key for key in (MODEL, VERSION) if key in annotations]
-        if also:
-            _refuse(f"{MODELS} and {also[0]} exclude each other", f"for one model {_HOW_ONE}; for several {_HOW_MANY}")
-        models = _several(annotations[MODELS])
+    models = _several(annotations) if MODELS in annotations else (_one(annotations),)
     pins = annotations.get(DIGEST)
     if pins is None:
         return models
@@ -110,9 +103,12 @@ def _one(annotations: Mapping[str, str]) -> ModelRequest:
         _refuse(f"{MODEL} and {VERSION}: {error.message}", f"{_HOW_ONE}; {error.remedy}", error)
 
 
-def _several(text: str) -> tuple[ModelRequest, ...]:
+def _several(annotations: Mapping[str, str]) -> tuple[ModelRequest, ...]:
+    also = [key for key in (MODEL, VERSION) if key in annotations]
+    if also:
+        _refuse(f"{MODELS} and {also[0]} exclude each other", f"for one model {_HOW_ONE}; for several {_HOW_MANY}")
     try:
-        models = parse_models(text)
+        models = parse_models(annotations[MODELS])
     except InvalidReference as error:
         _refuse(f"{MODELS}: {error.message}", f"write {_HOW_MANY}; {error.remedy}", error)
     suffixes = [variable_suffix(wanted.alias) for wanted in models if wanted.alias]

@@ -68,3 +68,5 @@ class DigestMismatch(Permanent):
 
     def __init__(self, what: str, expected: str, found: str, remedy: str) -> None:
         super().__init__("digest_mismatch", f"{what}: expected {expected}, found {found}", remedy)
+        self.expected = expected
+        self.found = found

@@ -51,11 +51,8 @@ class NoSeal(Enum):
 
 
 def measure_seal(descriptor: int) -> str | NoSeal:
-    """Return the fs-verity digest of an open file, as `sha256:<hex>`: the kernel checks the bytes against it at each
-    read, and fails the read with EIO if they differ. Raises OSError for a disk error.
-
-    Format: struct fsverity_digest, https://docs.kernel.org/filesystems/fsverity.html.
-    """
+    """Return the fs-verity digest of an open file, as `sha256:<hex>`, against which the kernel checks the bytes of each
+    read (else EIO): struct fsverity_digest, https://docs.kernel.org/filesystems/fsverity.html. Raises OSError."""
     buffer = bytearray(struct.pack("<HH", 0, _LONGEST_SEAL) + bytes(_LONGEST_SEAL))
     try:
         fcntl.ioctl(descriptor, _MEASURE_VERITY, buffer, True)
@@ -87,12 +84,9 @@ def load_manifest(snapshot: SnapshotLayout, pin: Digest | None) -> Manifest:
 
 
 def check_record(snapshot: SnapshotLayout, manifest: Manifest) -> None:
-    """Check that every file exists, is a plain file, and matches `verified.json`. Hashes nothing.
-
-    A file recorded as sealed with fs-verity must have the same seal now: then the kernel returns no other bytes, and
-    inode and mtime do not matter. They do where the kernel cannot report the seal (a sandbox without ioctls).
-    Raises `DigestMismatch`, or `Permanent` (`invalid_record`, `unreadable`).
-    """
+    """Check that every file exists, is a plain file, and matches `verified.json`: by its fs-verity seal, if it has one,
+    else, or where the kernel cannot report the seal, by inode and mtime. Hashes nothing. Raises `DigestMismatch`, or
+    `Permanent` (`invalid_record`, `unreadable`)."""
     record = VerifiedRecord.parse(_read(snapshot.verified))
     for entry in manifest.files:
         found = _stat(snapshot, entry)
@@ -176,11 +170,9 @@ def hash_file(path: Path, progress: Callable[[int], None] = lambda _size: None) 
 
 
 def _hash_mapped(descriptor: int, progress: Callable[[int], None]) -> str:
-    """Hash the page cache in place: the copy of read(2) costs 6 % of the hash's own time.
-
-    With a map alone a bad block or a truncated file raises SIGBUS, which ends the process without a message. Populating
-    each window first turns both into an OSError, except within the milliseconds of one window.
-    """
+    """Hash the page cache in place: the copy of read(2) costs 6 % of the hash's own time. A bad block or a truncated
+    file raises SIGBUS in a map, which ends the process without a message: populating each window first turns both into
+    an OSError, except within the milliseconds of one window."""
     sha = hashlib.sha256()
     size = os.fstat(descriptor).st_size
     for start in range(0, size, _WINDOW_BYTES):
@@ -251,14 +243,12 @@ def _stat(snapshot: SnapshotLayout, entry: FileEntry) -> os.stat_result:
 def _seal_of(snapshot: SnapshotLayout, entry: FileEntry) -> str | NoSeal:
     try:
         descriptor = os.open(snapshot.path / entry.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            return measure_seal(descriptor)
+        finally:
+            os.close(descriptor)
     except OSError as error:
         raise _unreadable(entry.path, error) from error
-    try:
-        return measure_seal(descriptor)
-    except OSError as error:
-        raise _unreadable(entry.path, error) from error
-    finally:
-        os.close(descriptor)
 
 
 def _read(path: Path) -> bytes:
