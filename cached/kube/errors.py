@@ -53,7 +53,7 @@ def of_status(status: int, body: bytes, doing: str, retry_after_s: float | None 
     return Permanent("kube_refused", message, "check that this release supports the cluster's version")
 
 
-def bad_answer(doing: str, detail: str) -> Transient:
+def bad_response(doing: object, detail: str) -> Transient:
     """Return the error for a response that does not follow the API."""
     return Transient("kube_bad_answer", f"{doing}: {detail}", "check what answers at the API server's address")
 

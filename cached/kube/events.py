@@ -10,10 +10,10 @@ import logging
 import time
 from collections import OrderedDict
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any, Literal
 
 from cached.contract.errors import HoldfastError, Transient
+from cached.contract.status import timestamp
 from cached.kube.client import MERGE_PATCH, Backoff, Call, KubeClient
 from cached.kube.errors import NotFound
 from cached.kube.pods import PodName
@@ -145,7 +145,7 @@ class EventQueue:
         known = self._written.get(event)
         if known is not None:
             count = known.count + queued.count
-            body = {"count": count, "lastTimestamp": _timestamp(queued.last)}
+            body = {"count": count, "lastTimestamp": timestamp(queued.last)}
             patch = Call("PATCH", f"{path}/{known.name}", body=body, content_type=MERGE_PATCH)
             try:
                 await self._client.request(patch)
@@ -176,8 +176,8 @@ class EventQueue:
             "message": event.message,
             "type": event.type,
             "count": queued.count,
-            "firstTimestamp": _timestamp(queued.first),
-            "lastTimestamp": _timestamp(queued.last),
+            "firstTimestamp": timestamp(queued.first),
+            "lastTimestamp": timestamp(queued.last),
             "source": {"component": _COMPONENT, "host": self._node},
             "reportingComponent": _COMPONENT,
             "reportingInstance": self._node,
@@ -196,7 +196,3 @@ class EventQueue:
             return False
         bucket.tokens -= 1
         return True
-
-
-def _timestamp(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -12,7 +12,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ from cached.contract.annotations import LABEL_PREFIX, LABEL_VALUE, SUMMARY, weig
 from cached.contract.digest import Digest
 from cached.contract.errors import HoldfastError
 from cached.kube.client import MERGE_PATCH, METADATA, Backoff, Call, KubeClient
-from cached.kube.errors import bad_answer
+from cached.kube.errors import bad_response
 
 _log = logging.getLogger(__name__)
 
@@ -78,12 +78,10 @@ class NodeReport:
 
     @asynccontextmanager
     async def withdrawn(self, digest: Digest) -> AsyncIterator[bool]:
-        """Withdraw the label of a snapshot while inside, whatever is published; use it around a deletion.
-
-        Yields True once the API confirms. If the API does not answer, yields False after `withdraw_s`, or at once if
-        the last request failed: a label that outlives its snapshot costs a pod one fetch, a disk that cannot be freed
-        costs every pod of the node, and without the API no pod is scheduled by that label. The label goes later.
-        """
+        """Withdraw the label of a snapshot while inside, whatever is published; use it around a deletion. Yields True
+        once the API confirms, False after `withdraw_s`, or at once if the last request failed; the label goes later. A
+        label that outlives its snapshot costs a pod one fetch, a disk that cannot be freed costs every pod of the node,
+        and without the API no pod is scheduled by that label."""
         label = weights_label(digest)
         self._held_back[label] += 1
         try:
@@ -129,14 +127,14 @@ class NodeReport:
             metadata["annotations"] = annotations
         patch = Call("PATCH", self._path, body={"metadata": metadata}, content_type=MERGE_PATCH, accept=METADATA)
         try:
-            answer = await self._client.request(patch)
+            response = await self._client.request(patch)
         except HoldfastError:
             self._read_due = 0.0  # the patch may have succeeded, or the node may have been replaced
             raise
         self.patches += 1
         if annotations:
             self._summary_due = time.monotonic() + self._pace.summary_s
-        self._store(answer, changed)
+        self._store(response, changed)
 
     def _label_changes(self) -> dict[str, str | None]:
         if self._ready is None:
@@ -158,7 +156,7 @@ class NodeReport:
             self._written_summary = (metadata.get("annotations") or {}).get(SUMMARY)
             before, self.labels = self.labels, dict(metadata.get("labels") or {})
         except (KeyError, TypeError, AttributeError) as error:
-            raise bad_answer(self._path, f"not a node: {error!r}") from error
+            raise bad_response(self._path, f"not a node: {error!r}") from error
         if _others(self.labels) != _others(before):
             changed()
 
@@ -167,11 +165,9 @@ class NodeReport:
         until = self._read_due
         if self._summary not in (None, self._written_summary):
             until = min(until, self._summary_due)
-        try:
+        with suppress(TimeoutError):
             async with asyncio.timeout(max(0.0, until - time.monotonic())):
                 await self._wake.wait()
-        except TimeoutError:
-            return
 
     def _request_change(self) -> int:
         self._requested += 1

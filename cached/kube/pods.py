@@ -21,7 +21,7 @@ from cached.contract.errors import HoldfastError, Permanent
 from cached.contract.reference import ModelRef
 from cached.core.demand import PodWant
 from cached.kube.client import METADATA, METADATA_LIST, Backoff, Call, KubeClient
-from cached.kube.errors import Gone, bad_answer
+from cached.kube.errors import Gone, bad_response
 
 _log = logging.getLogger(__name__)
 _PODS = "/api/v1/pods"
@@ -93,16 +93,16 @@ class PodWatch:
         """Whether the pods were listed once; before that, their wants are unknown."""
         return self.statistics.lists > 0
 
-    def pods(self) -> tuple[PodWant, ...]:
+    def list_wants(self) -> tuple[PodWant, ...]:
         """Return the wants of the pods, one for each pod and model."""
         return tuple(want for pod in self._pods.values() for want in pod.wants)
 
-    def find(self, uid: str) -> PodName | None:
+    def find_name(self, uid: str) -> PodName | None:
         """Return the name of an annotated pod, None if there is no such pod."""
         pod = self._pods.get(uid)
         return None if pod is None else pod.name
 
-    def wanting(self, ref: ModelRef) -> tuple[PodName, ...]:
+    def find_pods(self, ref: ModelRef) -> tuple[PodName, ...]:
         """Return the pods that want this version."""
         return tuple(pod.name for pod in self._pods.values() if any(want.ref == ref for want in pod.wants))
 
@@ -121,8 +121,11 @@ class PodWatch:
                 _log.info("the pod watch fell behind and lists again: %s", gone.message)
                 error, self._version, self._list_from = gone, None, _LATEST
             except HoldfastError as failure:
-                self._lost(failure)
                 error = failure
+                self.statistics.failures += 1
+                if self.statistics.connected or self.statistics.failures == 1:
+                    _log.warning("the pod watch lost the API, the pods known last stay in force: %s", failure)
+                self._set_connected(connected=False)
             if self.statistics.events > events:  # the watch worked
                 backoff.reset()
             if error is not None or self.statistics.events == events:
@@ -152,7 +155,7 @@ class PodWatch:
                         found[pod.name.uid] = pod
                 more, version = page["metadata"].get("continue"), page["metadata"]["resourceVersion"]
             except (KeyError, TypeError, AttributeError) as error:
-                raise bad_answer("listing pods", f"not a list: {error!r}") from error
+                raise bad_response("listing pods", f"not a list: {error!r}") from error
             if not more:
                 return found, version
             query = {"fieldSelector": self._selector, "limit": str(limit), "continue": more}
@@ -175,7 +178,7 @@ class PodWatch:
                     moved = self._apply(event["type"], event["object"]["metadata"])
                 except (KeyError, TypeError, AttributeError) as error:
                     self._version = None  # the missed changes are unknown
-                    raise bad_answer("watching pods", f"not an event: {error!r}") from error
+                    raise bad_response("watching pods", f"not an event: {error!r}") from error
                 if moved:
                     changed()
 
@@ -214,12 +217,6 @@ class PodWatch:
             return ()
         models = asked.models if asked is not None else ()
         return tuple(PodWant(name.uid, str(name), each.ref, each.pin) for each in models)
-
-    def _lost(self, error: HoldfastError) -> None:
-        self.statistics.failures += 1
-        if self.statistics.connected or self.statistics.failures == 1:
-            _log.warning("the pod watch lost the API, the pods known last stay in force: %s", error)
-        self._set_connected(connected=False)
 
     def _set_connected(self, *, connected: bool) -> None:
         if connected != self.statistics.connected:

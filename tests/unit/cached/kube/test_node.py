@@ -87,7 +87,7 @@ async def test_a_label_is_withdrawn_before_the_deletion(
     report = NodeReport(client, "node1", QUICK)
     async with running(report.run(nobody)):
         report.publish(frozenset({A}))
-        await until(lambda: label(A) in labels(api), "the label")
+        await until(lambda: label(A) in labels(api) and report.in_force, "the label")
         async with report.withdrawn(A) as confirmed:
             assert confirmed
             assert label(A) not in labels(api)
@@ -107,7 +107,7 @@ async def test_a_deletion_that_did_not_happen_gives_the_label_back(
     report = NodeReport(client, "node1", QUICK)
     async with running(report.run(nobody)):
         report.publish(frozenset({A}))
-        await until(lambda: label(A) in labels(api), "the label")
+        await until(lambda: label(A) in labels(api) and report.in_force, "the label")
         async with report.withdrawn(A):
             async with report.withdrawn(A):
                 assert label(A) not in labels(api)
@@ -124,7 +124,7 @@ async def test_a_deletion_does_not_wait_for_a_lost_api(
     report = NodeReport(client, "node1", replace(QUICK, withdraw_s=0.05))
     async with running(report.run(nobody)):
         report.publish(frozenset({A, B}))
-        await until(lambda: label(A) in labels(api), "the labels")
+        await until(lambda: label(A) in labels(api) and report.in_force, "the labels")
         api.hang("PATCH", NODE)
         async with report.withdrawn(A) as confirmed:
             assert not confirmed

@@ -35,7 +35,7 @@ class Seen:
         self.changes += 1
 
     def wants(self) -> list[str]:
-        return sorted(f"{want.pod} {want.ref}" for want in self.watch.pods())
+        return sorted(f"{want.pod} {want.ref}" for want in self.watch.list_wants())
 
     def run(self) -> Any:
         return self.watch.run(self.changed)
@@ -65,14 +65,14 @@ async def test_the_pods_of_this_node_want_what_they_are_annotated_with(
     async with running(seen.run()):
         await until(lambda: seen.watch.synced, "the first list")
         uid = pod["metadata"]["uid"]
-        assert [(w.uid, w.pod, str(w.ref), w.pin) for w in seen.watch.pods()] == [
+        assert [(w.uid, w.pod, str(w.ref), w.pin) for w in seen.watch.list_wants()] == [
             (uid, "default/two", "llama@v3", A),
             (uid, "default/two", "lora@v7", None),
         ]
         name = PodName(uid, "default", "two")
-        assert seen.watch.find(uid) == name
-        assert seen.watch.wanting(ModelRef("lora", "v7")) == (name,)
-        assert seen.watch.wanting(ModelRef("lora", "v8")) == ()
+        assert seen.watch.find_name(uid) == name
+        assert seen.watch.find_pods(ModelRef("lora", "v7")) == (name,)
+        assert seen.watch.find_pods(ModelRef("lora", "v8")) == ()
         assert seen.changes >= 1
 
 
