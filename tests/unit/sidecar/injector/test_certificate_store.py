@@ -189,7 +189,7 @@ async def test_a_webhook_that_is_missing_is_named(api: FakeApi, replicas: tuple[
     api.delete(f"{WEBHOOKS}/injector")
     with pytest.raises(HoldfastError, match="MutatingWebhookConfiguration 'injector'"):
         await replicas[0].keeper.step()
-    assert replicas[0].tls.loaded.is_set()
+    assert replicas[0].tls.certificate
 
 
 async def test_a_rotated_token_is_used(api: FakeApi, account: Path, replicas: tuple[Replica, Replica]) -> None:
