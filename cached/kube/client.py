@@ -70,7 +70,7 @@ class KubeClient:
                 body = await response.read()
         try:
             document = json.loads(body)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise bad_response(call, "no JSON came back") from error
         if not isinstance(document, dict):
             raise bad_response(call, "no JSON object came back")
@@ -155,7 +155,7 @@ class KubeClient:
 def _event(line: bytes, call: Call) -> dict[str, Any]:
     try:
         event = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise bad_response(call, "an event that is no JSON") from error
     if not isinstance(event, dict) or not isinstance(event.get("object"), dict):
         raise bad_response(call, "an event without an object")

@@ -109,7 +109,13 @@ def _parse(method: str, path: str, status: int, content: bytes) -> Json | None:
         raise Transient("kube_unavailable", problem, "")
     if status >= 300:
         raise Permanent("kube_refused", problem, "")
-    found: Json = json.loads(content)
+    try:
+        found = json.loads(content)
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        remedy = "check what answers at the API server's address"
+        raise Transient("kube_bad_answer", f"{what}: no JSON object came back, but {content[:100]!r}", remedy)
     return found
 
 
@@ -117,5 +123,5 @@ def _message(content: bytes) -> str:
     """Return the message of a `Status` object, else the first bytes of the response."""
     try:
         return str(json.loads(content)["message"])[:500]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return repr(content[:200])
