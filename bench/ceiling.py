@@ -38,20 +38,20 @@ def pinned_copy(nbytes: int, device: str) -> float:
     import torch
 
     from server.weights.cuda.cudart import CudaRuntime, load_library
-    from server.weights.cuda.processors import near
+    from server.weights.cuda.processors import find_near
     from server.weights.cuda.ring import Ring
 
     index = torch.device(device).index or 0
     runtime = CudaRuntime(load_library(), index)
     target = torch.empty(nbytes, dtype=torch.uint8, device=device)
     streams = [runtime.new_stream() for _ in range(max(_COPY_STREAMS))]
-    processors = near(runtime.pci_bus_id())
+    processors = find_near(runtime.get_pci_bus_id())
     times = []
     for size in _COPY_SLOTS:
         ring = Ring(runtime, _RING // size, size, processors)
         slots = []
         for _ in range(_RING // size):
-            with ring.lent() as (slot, _waited):
+            with ring.lend() as (slot, _waited):
                 slots.append(slot.address)
         for count in _COPY_STREAMS:
             torch.cuda.synchronize(device)

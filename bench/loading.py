@@ -235,9 +235,9 @@ def _reserved(device: str) -> int:
 def _how(row: str) -> str:
     if row != OURS:
         return ""
-    from server.weights.report import recent
+    from server.weights.report import list_recent
 
-    last = recent()[-1]
+    last = list_recent()[-1]
     stages = ", ".join(
         f"{name} {getattr(last.stages, name):.3f}"
         for name in ("headers", "plan", "allocate", "convert", "read", "copy", "wait")

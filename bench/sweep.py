@@ -116,13 +116,13 @@ def _timed(files: Sequence[Path], state: State, accelerator: Accelerator) -> flo
         pages.warm(files)
         load_file(list(files), accelerator)  # it chooses the method and fills the allocator
     else:
-        accelerator.ring()
+        accelerator.get_ring()
         if not pages.is_cold(share := pages.drop(files)):
             raise failed(f"{share:.1%} of the files' pages stay in the page cache", "sweep with --states warm")
     gc.collect()
     began = time.perf_counter()
     load_file(list(files), accelerator)
-    for stream in accelerator.streams():
+    for stream in accelerator.get_streams():
         accelerator.runtime.drain(stream)
     return time.perf_counter() - began
 

@@ -12,10 +12,9 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
-from typing import TypeVar
 
 from cached.contract.errors import HoldfastError, Permanent
 from cached.contract.program.logs import LINE_WITH_NAME, log_to_stderr
@@ -26,20 +25,17 @@ from server.api.listener import Listener
 from server.api.probes import REHEARSAL_HEADER, Probes
 from server.engine.engine import call_in_thread
 from server.lifecycle import loading, user_app
-from server.lifecycle.admission import judge
-from server.lifecycle.entries import read_followed
+from server.lifecycle.admission import judge, read_golden, replay
+from server.lifecycle.entries import GoldenMode, ServeOptions, read_followed
 from server.lifecycle.fleet import ModelManager
-from server.lifecycle.golden import Mode, read, replay
 from server.lifecycle.health import HealthMonitor
 from server.lifecycle.metrics import ServerMetrics
-from server.lifecycle.readiness import Draining, Loading, Ready, ServerReadiness
+from server.lifecycle.readiness import Draining, Ready, ServerReadiness
 from server.lifecycle.registry import ModelRegistry
-from server.lifecycle.settings import ServeOptions
 from server.lifecycle.snapshot import HeldFolder, hold
 
 _LOG = logging.getLogger("holdfast.serve")
 _THREADS_END_WITHIN_S = 0.5
-ResultT = TypeVar("ResultT")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -52,9 +48,9 @@ def main(argv: Sequence[str]) -> int:
             if settings.follow is not None:
                 read_followed(settings.follow, settings.root)  # reports a mistake before any heavy work
             held = {entry.name: hold(entry.path, entry.pin) for entry in settings.models}
-            for holding in held.values():
-                leases.callback(holding.close)
-            asyncio.run(_Server(settings, held).run())
+            for folder in held.values():
+                leases.callback(folder.close)
+            asyncio.run(_ServerRun(settings, held).run())
     except* HoldfastError as group:
         error: BaseException = group
         while isinstance(error, BaseExceptionGroup):
@@ -65,7 +61,7 @@ def main(argv: Sequence[str]) -> int:
     return code
 
 
-class _Server:
+class _ServerRun:
     """One run of the server, from the listening socket to the last answer."""
 
     def __init__(self, settings: ServeOptions, held: dict[str, HeldFolder]) -> None:
@@ -74,98 +70,92 @@ class _Server:
         self._metrics = ServerMetrics()
         self._readiness = ServerReadiness(self._metrics)
         self._probes = Probes(self._readiness, self._metrics)
-        self._catalog = ModelRegistry()
-        self._url = ""
+        self._registry = ModelRegistry()
 
     async def run(self) -> None:
         stop = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
-        async with Listener(self._probes) as door:
-            self._url = await self._listen(door)
-            sys.stdout.write(f"holdfast serve: listening on {self._url}\n")
+        async with Listener(self._probes) as listener:
+            host, port = self._settings.host, self._settings.port
+            try:
+                url = await listener.listen(host, port)
+            except OSError as error:
+                raise Permanent(
+                    "no_address", f"cannot listen on {host}:{port}: {error.strerror}", "choose another with --listen"
+                ) from error
+            sys.stdout.write(f"holdfast serve: listening on {url}\n")
             sys.stdout.flush()
             async with asyncio.TaskGroup() as group:
-                serving = group.create_task(self._serve(door))
+                serving = group.create_task(self._serve(listener, url))
                 await stop.wait()
                 await self._drain()
                 serving.cancel()
 
-    async def _listen(self, door: Listener) -> str:
-        host, port = self._settings.host, self._settings.port
-        try:
-            return await door.listen(host, port)
-        except OSError as error:
-            raise Permanent(
-                "no_address", f"cannot listen on {host}:{port}: {error.strerror}", "choose another with --listen"
-            ) from error
-
-    async def _serve(self, door: Listener) -> None:
+    async def _serve(self, listener: Listener, url: str) -> None:
         started = time.monotonic()
         if self._settings.app is not None:
-            if await self._start_user_code(door, self._settings.app):
-                self._ready(started)
+            if await self._start_user_code(listener, url, self._settings.app):
+                self._enter_ready(started)
             return
-        trial = partial(routes.private_application, limits=self._settings.limits)
-        fleet = ModelManager(self._settings, self._held, self._catalog, self._readiness, self._metrics, trial)
-        await fleet.start()
-        await door.serve(routes.application(self._catalog, self._settings.limits), cancel_when_gone=True)
-        self._ready(started)
-        pulse = HealthMonitor(
-            self._catalog, self._readiness, self._settings.probe_interval_s, self._settings.probe_timeout_s
+        private = partial(routes.private_application, limits=self._settings.limits)
+        manager = ModelManager(self._settings, self._held, self._registry, self._readiness, self._metrics, private)
+        await manager.start()
+        await listener.serve(routes.application(self._registry, self._settings.limits), cancel_when_gone=True)
+        self._enter_ready(started)
+        monitor = HealthMonitor(
+            self._registry, self._readiness, self._settings.probe_interval_s, self._settings.probe_timeout_s
         )
         async with asyncio.TaskGroup() as group:
-            group.create_task(fleet.keep(group))
-            group.create_task(pulse.watch())
+            group.create_task(manager.swap_models(group))
+            group.create_task(monitor.watch())
 
-    def _ready(self, started: float) -> None:
+    def _enter_ready(self, started: float) -> None:
         self._readiness.enter(Ready())
-        names = ", ".join(served.card.name for served in self._catalog.list_models()) or self._settings.app
+        names = ", ".join(served.card.name for served in self._registry.list_models()) or self._settings.app
         _LOG.info("ready after %.2f s: %s", time.monotonic() - started, names)
 
-    async def _start_user_code(self, door: Listener, target: str) -> bool:
+    async def _start_user_code(self, listener: Listener, url: str, target: str) -> bool:
         """Build and serve the user's application; return whether it may be ready."""
         entry = self._settings.models[0]
         snapshot = self._held[entry.name].snapshot
-        device = await self._run_stage("device", partial(loading.select_device_for_user_code, self._settings.device))
+        self._readiness.set_stage("device")
+        select = partial(loading.select_device_for_user_code, self._settings.device)
+        with self._metrics.stage("device"):
+            device = await call_in_thread("device", select)
         self._readiness.device = device
-        self._readiness.enter(Loading("app"))
+        self._readiness.set_stage("app")
         with self._metrics.stage("app"):
             application = await user_app.build(target, snapshot.path, device)
             self._metrics.model(entry.name).describe(snapshot, None)
-            await door.serve(application, cancel_when_gone=False)
-        golden = None if self._settings.golden is Mode.OFF else read(snapshot.path)
+            await listener.serve(application, cancel_when_gone=False)
+        golden = None if self._settings.golden is GoldenMode.OFF else read_golden(snapshot.path)
         if golden is None:
             return True
-        self._readiness.enter(Loading("golden predictions"))
-        verdict = await replay(golden, self._url, entry.name, {REHEARSAL_HEADER: self._probes.rehearsal})
-        self._metrics.model(entry.name).agreed(verdict)
+        self._readiness.set_stage("golden predictions")
+        verdict = await replay(golden, url, entry.name, {REHEARSAL_HEADER: self._probes.rehearsal})
+        self._metrics.model(entry.name).set_golden(verdict)
         try:
             await judge(golden, verdict, entry.name, self._settings.golden, device)
         except Permanent as error:
             _LOG.error("not ready: %s", error)
-            self._readiness.enter(Loading(str(error)))
+            self._readiness.set_stage(str(error))
             return False
         return True
 
-    async def _run_stage(self, name: str, function: Callable[[], ResultT]) -> ResultT:
-        self._readiness.enter(Loading(name))
-        with self._metrics.stage(name):
-            return await call_in_thread(name, function)
-
     async def _drain(self) -> None:
         self._readiness.enter(Draining())
-        _LOG.info("stopping: %d requests in flight", self._readiness.in_flight)
+        _LOG.info("stopping: %d requests in flight", self._readiness.in_flight.count)
         try:
             async with asyncio.timeout(self._settings.drain_timeout_s):
-                await self._readiness.idle()
+                await self._readiness.in_flight.wait_drained()
         except TimeoutError:
             _LOG.warning(
                 "%d requests were cut off after %g s (--drain-timeout)",
-                self._readiness.in_flight,
+                self._readiness.in_flight.count,
                 self._settings.drain_timeout_s,
             )
-        for served in self._catalog.list_models():
+        for served in self._registry.list_models():
             served.close()
 
 

@@ -17,9 +17,7 @@ from cached.contract.program.options import OptionParser, parse_address
 from cached.contract.program.units import parse_size
 from cached.contract.reference import ModelRef, add_pins, parse_models
 from server.engine.types import Limits
-from server.lifecycle.entries import ModelEntry, entries_of
-from server.lifecycle.golden import Mode
-from server.lifecycle.settings import ServeOptions
+from server.lifecycle.entries import GoldenMode, ModelEntry, ServeOptions, entries_of
 
 _SOURCES = ("--follow", "--models", "--model-path", "--model")  # of the models: the first that is given
 
@@ -44,7 +42,7 @@ def parse(argv: Sequence[str]) -> ServeOptions:
         drain_timeout_s=found.drain_timeout,
         probe_interval_s=found.probe_interval,
         probe_timeout_s=found.probe_timeout,
-        golden=Mode(found.golden),
+        golden=GoldenMode(found.golden),
         limits=Limits(
             found.body_limit, found.queue_limit, found.max_tokens_limit, found.batch_limit, found.cache_limit
         ),
@@ -59,7 +57,7 @@ def _parser() -> OptionParser:
     parser.option("--model", help="the model's name, where --model-path is not given", metavar="NAME")
     parser.option("--version", help="the model's version, with --model", metavar="VERSION")
     parser.option("--models", help="several models or adapters, as base=NAME@V,lora=NAME@V", metavar="MODELS")
-    parser.option("--follow", type=Path, help="a file that says what --models would; what it says later is swapped in")
+    parser.option("--follow", type=Path, help="a file of models, as in --models; the server swaps in later changes")
     parser.option("--digest", help="the manifest digest that it must have; for several alias=sha256:…,…")
     parser.option(
         "--root", type=Path, default=DEFAULT_MOUNT, help="the daemon's public folder as seen here, for references"
@@ -87,8 +85,8 @@ def _parser() -> OptionParser:
     parser.option(
         "--golden",
         default="require",
-        choices=tuple(Mode),
-        help="a version whose golden predictions differ: require: is not served; warn: is; off: nobody asks",
+        choices=tuple(GoldenMode),
+        help="a version whose golden predictions differ: require: is not served; warn: is; off: they are not replayed",
     )
     return parser
 

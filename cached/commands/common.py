@@ -1,4 +1,4 @@
-"""Shared by the commands: the `--root` option, references as arguments, error output, tables.
+"""Shared by the commands: the `--root` option, references as arguments, error output, tables, the text of a status.
 
 Law: errors go to stderr as reason and remedy; exit 0 done, 1 failed, 2 usage (design, section 8).
 """
@@ -6,15 +6,19 @@ Law: errors go to stderr as reason and remedy; exit 0 done, 1 failed, 2 usage (d
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
+from functools import wraps
 from pathlib import Path
 
 from cached.contract.digest import Digest
-from cached.contract.errors import HoldfastError
-from cached.contract.layout import DEFAULT_ROOT, Layout
+from cached.contract.errors import HoldfastError, Permanent
+from cached.contract.layout import DEFAULT_ROOT, Layout, PublicLayout
 from cached.contract.program.options import EXIT_FAILED, OptionParser
+from cached.contract.program.units import format_duration, format_size
 from cached.contract.reference import ModelRef
+from cached.contract.status import ModelStatus, State
 
 
 def command_parser(name: str, description: str) -> OptionParser:
@@ -67,15 +71,35 @@ def get_layout(options: argparse.Namespace) -> Layout:
     return Layout(root.absolute())
 
 
-def report_errors(name: str, body: Callable[[], int]) -> int:
-    """Run `body` and return its exit code; print a `HoldfastError` as reason and remedy on stderr and return 1."""
-    try:
-        return body()
-    except HoldfastError as error:
-        print_error(name, error.message, error.remedy)
-    except PermissionError as error:
-        print_error(name, f"{error.filename}: {error.strerror}", "run as the daemon's user, often root")
-    return EXIT_FAILED
+def get_public_tree(options: argparse.Namespace) -> PublicLayout:
+    """Return the public tree under `--root`; raises `Permanent` (`no_root`) unless it exists."""
+    public = get_layout(options).public
+    if not os.path.isdir(public.path):
+        raise Permanent(
+            "no_root",
+            f"no cache here: {public.path} does not exist",
+            "name the daemon's root with --root or HOLDFAST_ROOT, or start `holdfast daemon` once",
+        )
+    return public
+
+
+def report_errors(name: str) -> Callable[[Callable[[Sequence[str]], int]], Callable[[Sequence[str]], int]]:
+    """Decorate the main function of `holdfast NAME`: it prints a `HoldfastError` on stderr and returns 1."""
+
+    def decorate(main: Callable[[Sequence[str]], int]) -> Callable[[Sequence[str]], int]:
+        @wraps(main)
+        def run(argv: Sequence[str]) -> int:
+            try:
+                return main(argv)
+            except HoldfastError as error:
+                print_error(name, error.message, error.remedy)
+            except PermissionError as error:
+                print_error(name, f"{error.filename}: {error.strerror}", "run as the daemon's user, often root")
+            return EXIT_FAILED
+
+        return run
+
+    return decorate
 
 
 def print_error(name: str, message: str, remedy: str) -> None:
@@ -90,3 +114,24 @@ def format_table(rows: Sequence[Sequence[str]]) -> str:
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
     return "".join(line + "\n" for line in lines)
+
+
+def describe_status(status: ModelStatus) -> str:
+    """Return one line, as the gate prints it: `fetching 41.0 MiB of 87.3 MiB (47 %), 120.0 MiB/s, 1s left`."""
+    if status.error is not None:
+        again = "" if status.error.permanent else ", the daemon tries again"
+        return f"{status.state.value}{again}: {status.error.message}"
+    return f"{status.state.value} {describe_progress(status)}".rstrip()
+
+
+def describe_progress(status: ModelStatus) -> str:
+    """Return bytes, percent, rate and remaining time; empty while none is known."""
+    if status.state in (State.FETCHING, State.VERIFYING) and status.bytes_total:
+        share = f"{100 * status.bytes_done // status.bytes_total} %"
+        parts = [f"{format_size(status.bytes_done)} of {format_size(status.bytes_total)} ({share})"]
+        if status.rate_bytes_per_s:
+            parts.append(f"{format_size(status.rate_bytes_per_s)}/s")
+        if status.eta_s is not None:
+            parts.append(f"{format_duration(status.eta_s)} left")
+        return ", ".join(parts)
+    return "" if status.bytes_total is None else format_size(status.bytes_total)

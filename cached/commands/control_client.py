@@ -33,7 +33,7 @@ class EvictedVersion:
 
     ref: ModelRef
     digest: str
-    bytes: int
+    freed_bytes: int
     reason: str
 
 
@@ -42,7 +42,7 @@ class GcReport:
     """The versions that `gc` evicted, or would evict, and the bytes freed in all."""
 
     versions: tuple[EvictedVersion, ...]
-    bytes: int
+    freed_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +96,7 @@ class ControlClient:
         return bool(self._ask("POST", "/v1/pin", _named(ref))["pinned"])
 
     def unpin(self, ref: ModelRef) -> UnpinResult:
-        """Unpin `ref`; return the result."""
+        """Unpin `ref`."""
         answer = self._ask("POST", "/v1/unpin", _named(ref))
         return UnpinResult(bool(answer["pinned"]), bool(answer["was_pinned"]))
 
@@ -112,7 +112,7 @@ class ControlClient:
                 connection.request(method, path, None if body is None else json.dumps(body), headers)
                 connection.sock.settimeout(max(0.001, deadline - time.monotonic()))
                 response = connection.getresponse()
-                status, data = response.status, response.read(_MAX_ANSWER_BYTES)
+                return _read_answer(response.status, response.read(_MAX_ANSWER_BYTES), path)
             except TimeoutError as error:
                 raise Transient(
                     "daemon_silent",
@@ -121,7 +121,6 @@ class ControlClient:
                 ) from error
             except (OSError, http.client.HTTPException) as error:
                 raise self._unreachable(error) from error
-        return _read_answer(status, data, path)
 
     def _unreachable(self, error: Exception) -> HoldfastError:
         if isinstance(error, FileNotFoundError):
@@ -179,13 +178,8 @@ class _UnixConnection(http.client.HTTPConnection):
 
 
 def _pull_answer(document: dict[str, Any]) -> PullAnswer:
-    error = document.get("error")
-    return PullAnswer(
-        id=document.get("pull", ""),
-        state=State(document["state"]),
-        digest=document.get("digest"),
-        error=None if error is None else _as_error(error),
-    )
+    error = None if document.get("error") is None else _as_error(document["error"])
+    return PullAnswer(document.get("pull", ""), State(document["state"]), document.get("digest"), error)
 
 
 def _as_error(error: dict[str, Any]) -> HoldfastError:

@@ -14,25 +14,22 @@ from cached.contract.program.options import EXIT_DONE
 from cached.contract.program.units import format_size
 
 
+@report_errors("gc")
 def main(argv: Sequence[str]) -> int:
     """Run `holdfast gc [--dry-run] [--timeout S]`; return the exit code."""
     parser = command_parser("gc", "Evict the versions without a want, a lease or a pin.")
     parser.switch("--dry-run", help="say what would go, and remove nothing")
     add_timeout_option(parser, 600)
     options = parser.parse_args(argv)
-
-    def body() -> int:
-        report = ControlClient(get_layout(options), timeout_s=options.timeout).gc(dry_run=options.dry_run)
-        sys.stdout.write(_describe(report, "would be evicted" if options.dry_run else "evicted"))
-        return EXIT_DONE
-
-    return report_errors("gc", body)
+    report = ControlClient(get_layout(options), options.timeout).gc(dry_run=options.dry_run)
+    sys.stdout.write(_describe(report, "would be evicted" if options.dry_run else "evicted"))
+    return EXIT_DONE
 
 
 def _describe(report: GcReport, done: str) -> str:
     if not report.versions:
         return "nothing to evict: every version is wanted, in use or pinned\n"
     rows = [("VERSION", "FREES", "REASON")]
-    rows += [(str(item.ref), format_size(item.bytes), item.reason) for item in report.versions]
+    rows += [(str(item.ref), format_size(item.freed_bytes), item.reason) for item in report.versions]
     count = len(report.versions)
-    return f"{format_table(rows)}{count} version{'s' * (count != 1)} {done}, {format_size(report.bytes)} in all\n"
+    return f"{format_table(rows)}{count} version{'s' * (count != 1)} {done}, {format_size(report.freed_bytes)} in all\n"

@@ -39,26 +39,23 @@ class _Wanted:
     request: dict[str, Any]
 
 
+@report_errors("golden")
 def main(argv: Sequence[str]) -> int:
     """Run `holdfast golden record URL --output FILE (--input TEXT… | --requests FILE)`; return the exit code."""
     options = _parse(argv)
-
-    def body() -> int:
-        server = _Server(options.url.rstrip("/"))
-        model = server.model(options.model)
-        wanted = [*_from_inputs(options.input, options.max_tokens, model), *_from_file(options.requests)]
-        if not wanted:
-            raise Permanent("no_inputs", "nothing to record", "give --input TEXT, once or more, or --requests FILE")
-        cases = tuple(_record(server, one, model["id"], _tolerance(options, one.path)) for one in wanted)
-        golden = Golden(cases, server.environment(), model["id"], timestamp(time.time()))
-        _write(options.output, golden.encode())
-        sys.stdout.write(
-            f"{len(cases)} golden predictions of {model['id']} in {options.output}: "
-            f"publish them with `holdfast publish DIR URI --golden {options.output}`\n"
-        )
-        return EXIT_DONE
-
-    return report_errors("golden", body)
+    server = _InferenceServer(options.url.rstrip("/"))
+    model = server.get_model(options.model)
+    wanted = [*_from_inputs(options.input, options.max_tokens, model), *_from_file(options.requests)]
+    if not wanted:
+        raise Permanent("no_inputs", "nothing to record", "give --input TEXT, once or more, or --requests FILE")
+    cases = tuple(_record(server, one, model["id"], _tolerance(options, one.path)) for one in wanted)
+    golden = Golden(cases, server.get_environment(), model["id"], timestamp(time.time()))
+    _write(options.output, golden.encode())
+    sys.stdout.write(
+        f"{len(cases)} golden predictions of {model['id']} in {options.output}: "
+        f"publish them with `holdfast publish DIR URI --golden {options.output}`\n"
+    )
+    return EXIT_DONE
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -93,13 +90,13 @@ def _tolerance(options: argparse.Namespace, path: str) -> Tolerance:
     )
 
 
-class _Server:
+class _InferenceServer:
     """A client of the inference server."""
 
     def __init__(self, url: str) -> None:
         self._url = url
 
-    def model(self, name: str | None) -> dict[str, Any]:
+    def get_model(self, name: str | None) -> dict[str, Any]:
         """Return the entry of the model called `name`, or of the only one; raises `Permanent` unless there is one."""
         models = self.ask("/v1/models", None).get("data")
         found = [m for m in models if name is None or m.get("id") == name] if isinstance(models, list) else []
@@ -111,7 +108,7 @@ class _Server:
         model: dict[str, Any] = found[0]
         return model
 
-    def environment(self) -> Environment:
+    def get_environment(self) -> Environment:
         """Return the server's environment; an empty one, with a warning on stderr, where it reports none."""
         try:
             return Environment.read(self.ask("/environment", None))
@@ -173,7 +170,7 @@ def _from_file(path: Path | None) -> Iterator[_Wanted]:
             ) from error
 
 
-def _record(server: _Server, wanted: _Wanted, model: str, tolerance: Tolerance) -> Case:
+def _record(server: _InferenceServer, wanted: _Wanted, model: str, tolerance: Tolerance) -> Case:
     # Without the model's name: another server may serve the version under another name.
     request = {key: value for key, value in wanted.request.items() if key != "model"}
     asked = {"model": model, **request} if wanted.path.startswith("/v1/") else request

@@ -11,47 +11,46 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from cached.commands.common import command_parser, format_table, get_layout, report_errors
-from cached.commands.tree import HeldVersion, check_root, held_versions, model_statuses
+from cached.commands.common import command_parser, format_table, get_public_tree, report_errors
+from cached.commands.tree import list_held_versions, list_model_statuses
 from cached.contract.layout import PublicLayout
 from cached.contract.program.options import EXIT_DONE
 from cached.contract.program.units import format_size
-from cached.contract.status import ModelStatus
-
-_Held = list[tuple[HeldVersion, ModelStatus | None]]  # with its status, if any
+from cached.contract.status import State
 
 
+@report_errors("ls")
 def main(argv: Sequence[str]) -> int:
     """Run `holdfast ls [--json]`; return the exit code."""
     parser = command_parser("ls", "List the versions on this node, and those on their way.")
     parser.switch("--json", help="print a JSON list instead of a table")
     options = parser.parse_args(argv)
-
-    def body() -> int:
-        layout = get_layout(options)
-        check_root(layout)
-        held, others = _versions(layout.public)
-        sys.stdout.write(_as_json(held, others) if options.json else _as_table(held, others))
-        return EXIT_DONE
-
-    return report_errors("ls", body)
+    versions = _list_versions(get_public_tree(options))
+    sys.stdout.write(json.dumps(versions, indent=2, ensure_ascii=False) + "\n" if options.json else _as_table(versions))
+    return EXIT_DONE
 
 
-def _versions(public: PublicLayout) -> tuple[_Held, list[ModelStatus]]:
-    """Return the held versions, and the statuses of the others."""
-    statuses = {(status.model, status.version): status for status in model_statuses(public)}
-    held: _Held = []
-    for version in held_versions(public):
-        held.append((version, statuses.pop((version.ref.name, version.ref.version), None)))
-    return held, list(statuses.values())
-
-
-def _as_json(held: _Held, others: list[ModelStatus]) -> str:
-    documents = [
-        version.document(None if status is None else status.pinned) | {"stale": _stale(status)}
-        for version, status in held
-    ]
-    documents += [
+def _list_versions(public: PublicLayout) -> list[dict[str, Any]]:
+    """Return the JSON objects of the held versions, which are ready whatever fetch runs for their names, and of the
+    others that have a status."""
+    statuses = {(status.model, status.version): status for status in list_model_statuses(public)}
+    versions: list[dict[str, Any]] = []
+    for held in list_held_versions(public):
+        status = statuses.pop((held.ref.name, held.ref.version), None)
+        versions.append(
+            {
+                "model": held.ref.name,
+                "version": held.ref.version,
+                "state": State.READY.value,
+                "digest": str(held.digest),
+                "pinned": None if status is None else status.pinned,
+                "bytes": held.size_bytes,
+                "files": held.files,
+                "path": str(held.path),
+                "stale": None if status is None or status.stale is None else asdict(status.stale),
+            }
+        )
+    versions += [
         {
             "model": status.model,
             "version": status.version,
@@ -63,39 +62,19 @@ def _as_json(held: _Held, others: list[ModelStatus]) -> str:
             "path": None,
             "stale": None,
         }
-        for status in others
+        for status in statuses.values()
     ]
-    return json.dumps(documents, indent=2, ensure_ascii=False) + "\n"
+    return versions
 
 
-def _as_table(held: _Held, others: list[ModelStatus]) -> str:
-    rows = [("VERSION", "STATE", "SIZE", "FILES", "DIGEST")]
-    rows += [
-        (str(v.ref), _state(status), format_size(v.bytes), str(v.files), _short(str(v.digest))) for v, status in held
-    ]
-    rows += [
-        (
-            f"{status.model}@{status.version}",
-            status.state.value,
-            "-" if status.bytes_total is None else format_size(status.bytes_total),
-            "-",
-            "-" if status.digest is None else _short(status.digest),
-        )
-        for status in others
-    ]
-    if len(rows) == 1:
+def _as_table(versions: list[dict[str, Any]]) -> str:
+    if not versions:
         return "no versions on this node yet: annotate a pod, or `holdfast pull NAME@VERSION`\n"
+    rows = [("VERSION", "STATE", "SIZE", "FILES", "DIGEST")]
+    for version in versions:
+        ref, state = f"{version['model']}@{version['version']}", version["state"]
+        size = "-" if version["bytes"] is None else format_size(version["bytes"])
+        files = "-" if version["files"] is None else str(version["files"])
+        digest = "-" if version["digest"] is None else version["digest"][: len("sha256:") + 12]
+        rows.append((ref, f"{state}, stale" if version["stale"] else state, size, files, digest))
     return format_table(rows)
-
-
-def _state(status: ModelStatus | None) -> str:
-    """A held version is ready, whatever fetch runs for its name; `stale` as its status says."""
-    return "ready" if status is None or status.stale is None else "ready, stale"
-
-
-def _stale(status: ModelStatus | None) -> dict[str, Any] | None:
-    return None if status is None or status.stale is None else asdict(status.stale)
-
-
-def _short(digest: str) -> str:
-    return digest[: len("sha256:") + 12]

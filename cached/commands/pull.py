@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import shutil
 import sys
 import time
 from collections.abc import Sequence
+from typing import TextIO
 
 from cached.commands.common import (
     command_parser,
+    describe_status,
     get_layout,
     parse_digest,
     parse_reference,
@@ -20,8 +23,7 @@ from cached.commands.common import (
     report_errors,
 )
 from cached.commands.control_client import ControlClient, PullAnswer
-from cached.commands.progress import PullProgressLine, describe
-from cached.commands.tree import held_version, read_daemon_status, read_model_status, seconds_since
+from cached.commands.tree import find_held_version, read_daemon_status, read_model_status, seconds_since
 from cached.contract.errors import DigestMismatch, HoldfastError, Permanent, Transient
 from cached.contract.layout import Layout, PublicLayout
 from cached.contract.program.options import EXIT_DONE, EXIT_FAILED
@@ -33,9 +35,11 @@ _POLL_S = 0.1
 _ANSWER_S = 30.0
 _ASK_S = 0.25
 _LATER_ANSWER_S = 2.0
+_LINE_EVERY_S = 2.0  # between lines of one state, where the stream is no terminal
 _HEARTBEAT_LOST_S = 20.0  # it moves at least every 5 s (design, section 3)
 
 
+@report_errors("pull")
 def main(argv: Sequence[str]) -> int:
     """Run `holdfast pull NAME@VERSION [--digest D] [--refresh] [--no-wait] [--timeout S]`; return the exit code."""
     parser = command_parser("pull", "Ask the daemon of this node for a version, and wait until it is ready.")
@@ -45,15 +49,11 @@ def main(argv: Sequence[str]) -> int:
     parser.switch("--no-wait", help="return once the daemon knows")
     parser.option("--timeout", type=parse_seconds, help="stop waiting after this many seconds (the daemon goes on)")
     options = parser.parse_args(argv)
-
-    def body() -> int:
-        try:
-            return _pull(get_layout(options), options)
-        except KeyboardInterrupt:
-            sys.stderr.write(f"\nholdfast pull: stopped waiting; the daemon goes on fetching {options.ref}\n")
-            return EXIT_FAILED
-
-    return report_errors("pull", body)
+    try:
+        return _pull(get_layout(options), options)
+    except KeyboardInterrupt:
+        sys.stderr.write(f"\nholdfast pull: stopped waiting; the daemon goes on fetching {options.ref}\n")
+        return EXIT_FAILED
 
 
 def _pull(layout: Layout, options: argparse.Namespace) -> int:
@@ -67,16 +67,16 @@ def _pull(layout: Layout, options: argparse.Namespace) -> int:
             raise answer.error
         sys.stdout.write(f"{ref} is {answer.state.value}; `holdfast status --watch` follows it\n")
         return EXIT_DONE
-    progress = PullProgressLine(sys.stderr)
+    progress = _ProgressLine(sys.stderr)
     try:
-        asked = _Asked(ControlClient(layout, min(patience_s, _LATER_ANSWER_S)), options, answer)
-        _wait(layout.public, asked, options.timeout, started, progress)
+        pull = _Pull(ControlClient(layout, min(patience_s, _LATER_ANSWER_S)), options, answer)
+        _wait(layout.public, pull, options.timeout, started, progress)
     finally:
         progress.end()
-    held = held_version(layout.public, ref)
+    held = find_held_version(layout.public, ref)
     if held is None:
         raise Transient("gone_again", f"{ref} was ready and is gone again", "pull it again, and `holdfast pin` it")
-    if options.digest is not None and held.digest != options.digest:  # another want decides what is held
+    if options.digest is not None and held.digest != options.digest:  # another want decided the digest
         raise DigestMismatch(
             f"{ref}: the manifest digest",
             f"{options.digest} (--digest)",
@@ -87,7 +87,7 @@ def _pull(layout: Layout, options: argparse.Namespace) -> int:
     return EXIT_DONE
 
 
-class _Asked:
+class _Pull:
     """One pull and its own answer: the version's status may belong to other wants."""
 
     def __init__(self, client: ControlClient, options: argparse.Namespace, answer: PullAnswer) -> None:
@@ -97,20 +97,22 @@ class _Asked:
         self._answer = answer
         self._asked_at = time.monotonic()
 
-    def is_met(self, status: ModelStatus | None) -> bool:
+    def is_ready(self, status: ModelStatus | None) -> bool:
         """Tell whether the version is ready; raises the daemon's error once the pull has failed."""
-        if self._answer.id == "":  # an older daemon answers by status only
-            if status is not None:
-                _raise_if_failed(status)
-            return status is not None and status.state is State.READY
+        if self._answer.id == "":  # an older daemon answers by status only, and retries what is not permanent
+            if status is None:
+                return False
+            if status.state is State.FAILED and status.error is not None and status.error.permanent:
+                raise Permanent(status.error.code, status.error.message, status.error.remedy)
+            return status.state is State.READY
         if time.monotonic() - self._asked_at >= _ASK_S:
-            self._ask()
+            self._refresh_answer()
         if self._answer.error is not None:
             raise self._answer.error
         return self._answer.digest is not None
 
-    def _ask(self) -> None:
-        """Refresh the answer; pull again where the daemon has restarted. A daemon without an answer is detected by its
+    def _refresh_answer(self) -> None:
+        """Ask again; pull again where the daemon has restarted. A daemon without an answer is detected by its
         heartbeat."""
         try:
             self._answer = self._client.get_pull(self._answer.id)
@@ -121,34 +123,58 @@ class _Asked:
         self._asked_at = time.monotonic()
 
 
-def _wait(
-    public: PublicLayout, asked: _Asked, timeout_s: float | None, started: float, progress: PullProgressLine
-) -> None:
+class _ProgressLine:
+    """Prints one line of progress: refreshed in place on a terminal, elsewhere a new line at times."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._in_place = stream.isatty()
+        self._shown = ""
+        self._kind = ""
+        self._shown_at = 0.0
+
+    def show(self, kind: str, line: str) -> None:
+        """Print `line`; off a terminal at once for a new `kind` (a state), else every 2 s at most."""
+        if line == self._shown:
+            return
+        now = time.monotonic()
+        if self._in_place:
+            width = shutil.get_terminal_size().columns - 1  # a line that wraps cannot be drawn over
+            self._stream.write(f"\r\x1b[2K{line[:width]}")
+        elif kind != self._kind or now - self._shown_at >= _LINE_EVERY_S:
+            self._stream.write(f"{line}\n")
+        else:
+            return
+        self._stream.flush()
+        self._shown, self._kind, self._shown_at = line, kind, now
+
+    def end(self) -> None:
+        """End the line on a terminal, which keeps it visible."""
+        if self._in_place and self._shown:
+            self._stream.write("\n")
+            self._stream.flush()
+
+
+def _wait(public: PublicLayout, pull: _Pull, timeout_s: float | None, started: float, progress: _ProgressLine) -> None:
     """Print the version's status until it is ready; raises the daemon's error once the pull has failed."""
-    ref = asked.ref
+    ref = pull.ref
     deadline = None if timeout_s is None else started + timeout_s
     while True:
         status = read_model_status(public, ref)
-        met = asked.is_met(status)
+        ready = pull.is_ready(status)
         if status is not None:
-            progress.show(status.state.value, f"{ref}: {describe(status)}")
-        if met and held_version(public, ref) is not None:
+            progress.show(status.state.value, f"{ref}: {describe_status(status)}")
+        if ready and find_held_version(public, ref) is not None:
             return
         _raise_if_daemon_lost(public, ref)
         if deadline is not None and time.monotonic() >= deadline:
-            where = "no status yet" if status is None else describe(status)
+            where = "no status yet" if status is None else describe_status(status)
             raise Transient(
                 "timeout",
                 f"{ref} is not ready after {timeout_s:g} s: {where}",
                 "the daemon goes on; `holdfast status --watch` follows it",
             )
         time.sleep(_POLL_S)
-
-
-def _raise_if_failed(status: ModelStatus) -> None:
-    """Raise a permanent failure; the daemon retries the others while the version is wanted."""
-    if status.state is State.FAILED and status.error is not None and status.error.permanent:
-        raise Permanent(status.error.code, status.error.message, status.error.remedy)
 
 
 def _raise_if_daemon_lost(public: PublicLayout, ref: ModelRef) -> None:

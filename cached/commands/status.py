@@ -12,34 +12,29 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from cached.commands.common import command_parser, format_table, get_layout, report_errors
-from cached.commands.progress import describe_amounts
-from cached.commands.tree import check_root, model_statuses, read_daemon_status, read_disk_space, seconds_since
+from cached.commands.common import command_parser, describe_progress, format_table, get_public_tree, report_errors
+from cached.commands.tree import list_model_statuses, read_daemon_status, read_disk_space, seconds_since
 from cached.contract.layout import PublicLayout
 from cached.contract.program.options import EXIT_DONE
 from cached.contract.program.units import format_duration, format_size
-from cached.contract.status import DaemonStatus, ModelStatus, StatusError, parse_timestamp
+from cached.contract.status import DaemonStatus, parse_timestamp
 
 _REFRESH_S = 1.0
 _HEARTBEAT_LATE_S = 15.0  # it moves at least every 5 s (design, section 3)
 
 
+@report_errors("status")
 def main(argv: Sequence[str]) -> int:
     """Run `holdfast status [--watch] [--json]`; return the exit code."""
     parser = command_parser("status", "Show what the daemon of this node is doing.")
     parser.switch("--watch", help="refresh every second, until Ctrl-C")
     parser.switch("--json", help="print JSON instead of text (with --watch: one object a line)")
     options = parser.parse_args(argv)
-
-    def body() -> int:
-        public = get_layout(options).public
-        check_root(get_layout(options))
-        if options.watch:
-            return _watch(public, as_json=options.json)
-        sys.stdout.write(json.dumps(_document(public), indent=2) + "\n" if options.json else _text(public))
-        return EXIT_DONE
-
-    return report_errors("status", body)
+    public = get_public_tree(options)
+    if options.watch:
+        return _watch(public, as_json=options.json)
+    sys.stdout.write(json.dumps(_document(public), indent=2) + "\n" if options.json else _text(public))
+    return EXIT_DONE
 
 
 def _watch(public: PublicLayout, *, as_json: bool) -> int:
@@ -67,7 +62,7 @@ def _document(public: PublicLayout) -> dict[str, Any]:
     return {
         "daemon": None if daemon is None else daemon.document(),
         "disk": read_disk_space(public),
-        "models": [status.document() for status in model_statuses(public)],
+        "models": [status.document() for status in list_model_statuses(public)],
     }
 
 
@@ -76,31 +71,18 @@ def _text(public: PublicLayout) -> str:
     used = 100 * space["used"] / max(1, space["capacity"])
     lines = _daemon_line(read_daemon_status(public))
     lines += f"disk    {format_size(space['free'])} free of {format_size(space['capacity'])}, {used:.0f} % used\n\n"
-    statuses = model_statuses(public)
+    statuses = list_model_statuses(public)
     if not statuses:
         return lines + "no version is wanted here yet\n"
-    rows = [("VERSION", "STATE", "FOR", "PROGRESS")]
-    rows += [_row(status) for status in statuses]
-    return lines + format_table(rows) + _errors(statuses)
-
-
-def _row(status: ModelStatus) -> tuple[str, str, str, str]:
-    since = format_duration(seconds_since(status.since))
-    return f"{status.model}@{status.version}", status.state.value, since, describe_amounts(status)
-
-
-def _errors(statuses: list[ModelStatus]) -> str:
-    return "".join(
-        f"\n{_describe(status, status.error)}\n  what to do: {status.error.remedy}\n"
-        for status in statuses
-        if status.error is not None
-    )
-
-
-def _describe(status: ModelStatus, error: StatusError) -> str:
-    """Return the error's message, with the version before it unless it names it."""
-    ref = f"{status.model}@{status.version}"
-    return error.message if ref in error.message else f"{ref}: {error.message}"
+    rows, errors = [("VERSION", "STATE", "FOR", "PROGRESS")], ""
+    for status in statuses:
+        ref, since = f"{status.model}@{status.version}", format_duration(seconds_since(status.since))
+        rows.append((ref, status.state.value, since, describe_progress(status)))
+        if status.error is not None:
+            message = status.error.message
+            named = message if ref in message else f"{ref}: {message}"
+            errors += f"\n{named}\n  what to do: {status.error.remedy}\n"
+    return lines + format_table(rows) + errors
 
 
 def _daemon_line(daemon: DaemonStatus | None) -> str:

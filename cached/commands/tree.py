@@ -9,14 +9,13 @@ import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from cached.contract.digest import Digest
 from cached.contract.errors import HoldfastError, Permanent
-from cached.contract.layout import Layout, PublicLayout, SnapshotLayout
+from cached.contract.layout import PublicLayout, SnapshotLayout
 from cached.contract.manifest import Manifest
 from cached.contract.reference import ModelRef, name_from_path_segment
-from cached.contract.status import DaemonStatus, ModelStatus, State, parse_timestamp
+from cached.contract.status import DaemonStatus, ModelStatus, parse_timestamp
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,76 +25,46 @@ class HeldVersion:
     ref: ModelRef
     digest: Digest
     path: Path
-    bytes: int
+    size_bytes: int
     files: int
 
-    def document(self, pinned: bool | None) -> dict[str, Any]:
-        """Return the JSON object of `ls --json`; `path` is the version's symlink on the host."""
-        return {
-            "model": self.ref.name,
-            "version": self.ref.version,
-            "state": State.READY.value,
-            "digest": str(self.digest),
-            "pinned": pinned,
-            "bytes": self.bytes,
-            "files": self.files,
-            "path": str(self.path),
-        }
 
-
-def check_root(layout: Layout) -> None:
-    """Raise `Permanent` (`no_root`) unless the root has a public tree."""
-    if not os.path.isdir(layout.public.path):
-        raise Permanent(
-            "no_root",
-            f"no cache here: {layout.public.path} does not exist",
-            "name the daemon's root with --root or HOLDFAST_ROOT, or start `holdfast daemon` once",
-        )
-
-
-def held_versions(public: PublicLayout) -> list[HeldVersion]:
+def list_held_versions(public: PublicLayout) -> list[HeldVersion]:
     """Return every version whose symlink leads to a snapshot, sorted by name and version."""
-    found = (held_version(public, ref) for ref in _references(public.models, suffix=""))
+    found = (find_held_version(public, ref) for ref in list_references(public))
     return [version for version in found if version is not None]
 
 
-def held_version(public: PublicLayout, ref: ModelRef) -> HeldVersion | None:
+def find_held_version(public: PublicLayout, ref: ModelRef) -> HeldVersion | None:
     """Return the version that `ref`'s symlink leads to; None without one."""
+    try:
+        snapshot = get_snapshot(public, ref)
+        manifest = Manifest.parse(snapshot.manifest.read_bytes())
+    except (OSError, HoldfastError):
+        return None
+    path = public.model_link(ref)
+    return HeldVersion(ref, Digest(snapshot.path.name), path, manifest.total_bytes, len(manifest.files))
+
+
+def get_snapshot(public: PublicLayout, ref: ModelRef) -> SnapshotLayout:
+    """Return the snapshot that `ref`'s symlink names, complete or not; raises `Permanent` (`not_here`)."""
     link = public.model_link(ref)
     try:
-        digest = Digest(os.path.basename(os.readlink(link)))
-        manifest = Manifest.parse(public.snapshot(digest).manifest.read_bytes())
-    except (OSError, HoldfastError):
-        return None
-    return HeldVersion(ref, digest, link, manifest.total_bytes, len(manifest.files))
-
-
-def linked_snapshot(public: PublicLayout, ref: ModelRef) -> SnapshotLayout | None:
-    """Return the snapshot that `ref`'s symlink names, complete or not; None without a symlink."""
-    try:
-        return public.snapshot(Digest(os.path.basename(os.readlink(public.model_link(ref)))))
-    except (OSError, HoldfastError):
-        return None
-
-
-def required_snapshot(public: PublicLayout, ref: ModelRef) -> SnapshotLayout:
-    """Return the snapshot that `ref`'s symlink names, complete or not; raises `Permanent` (`not_here`)."""
-    snapshot = linked_snapshot(public, ref)
-    if snapshot is None:
+        return public.snapshot(Digest(os.path.basename(os.readlink(link))))
+    except (OSError, HoldfastError) as error:
         raise Permanent(
             "not_here",
-            f"{ref} is not on this node: no {public.model_link(ref)}",
+            f"{ref} is not on this node: no {link}",
             f"`holdfast ls` lists what is here; `holdfast pull {ref}` fetches it",
-        )
-    return snapshot
+        ) from error
 
 
-def linked_references(public: PublicLayout) -> list[ModelRef]:
+def list_references(public: PublicLayout) -> list[ModelRef]:
     """Return every reference that has a symlink, sorted."""
     return _references(public.models, suffix="")
 
 
-def model_statuses(public: PublicLayout) -> list[ModelStatus]:
+def list_model_statuses(public: PublicLayout) -> list[ModelStatus]:
     """Return every version's status, sorted by name and version."""
     found = (read_model_status(public, ref) for ref in _references(public.status, suffix=".json"))
     return [status for status in found if status is not None]

@@ -10,11 +10,11 @@ import sys
 import time
 from collections.abc import Sequence
 
-from cached.commands.common import command_parser, get_layout, parse_reference, print_error, report_errors
-from cached.commands.tree import check_root, linked_references, linked_snapshot, required_snapshot
+from cached.commands.common import command_parser, get_public_tree, parse_reference, print_error, report_errors
+from cached.commands.tree import get_snapshot, list_references
 from cached.contract import lease
 from cached.contract.errors import HoldfastError, Transient
-from cached.contract.layout import PublicLayout
+from cached.contract.layout import PublicLayout, SnapshotLayout
 from cached.contract.manifest import Manifest
 from cached.contract.program.options import EXIT_DONE, EXIT_FAILED
 from cached.contract.program.units import format_size
@@ -22,6 +22,7 @@ from cached.contract.reference import ModelRef
 from cached.contract.verify import check_full, load_manifest
 
 
+@report_errors("verify")
 def main(argv: Sequence[str]) -> int:
     """Run `holdfast verify [NAME@VERSION] [--threads N]`; return the exit code."""
     parser = command_parser("verify", "Hash versions again and compare every file with its manifest.")
@@ -31,16 +32,11 @@ def main(argv: Sequence[str]) -> int:
     cores = len(os.sched_getaffinity(0))
     parser.option("--threads", type=_threads, default=cores, help=f"hash with this many threads (default {cores})")
     options = parser.parse_args(argv)
-
-    def body() -> int:
-        layout = get_layout(options)
-        check_root(layout)
-        references = [options.ref] if options.ref else linked_references(layout.public)
-        if not references:
-            sys.stdout.write("no versions on this node\n")
-        return _verify_all(layout.public, references, options.threads)
-
-    return report_errors("verify", body)
+    public = get_public_tree(options)
+    references = [options.ref] if options.ref else list_references(public)
+    if not references:
+        sys.stdout.write("no versions on this node\n")
+    return _verify_all(public, references, options.threads)
 
 
 def _verify_all(public: PublicLayout, references: list[ModelRef], threads: int) -> int:
@@ -49,11 +45,11 @@ def _verify_all(public: PublicLayout, references: list[ModelRef], threads: int) 
     for ref in references:
         started = time.monotonic()
         try:
-            snapshot = linked_snapshot(public, ref)
-            if snapshot is not None and snapshot.path.name in verified:
+            snapshot = get_snapshot(public, ref)
+            if snapshot.path.name in verified:
                 sys.stdout.write(f"{ref}  ok  the same content as {verified[snapshot.path.name]}\n")
                 continue
-            manifest = _verify(public, ref, threads)
+            manifest = _verify(snapshot, ref, threads)
         except HoldfastError as error:
             failed = True
             mismatch = error.code in ("digest_mismatch", "invalid_manifest")
@@ -70,8 +66,7 @@ def _verify_all(public: PublicLayout, references: list[ModelRef], threads: int) 
     return EXIT_FAILED if failed else EXIT_DONE
 
 
-def _verify(public: PublicLayout, ref: ModelRef, threads: int) -> Manifest:
-    snapshot = required_snapshot(public, ref)
+def _verify(snapshot: SnapshotLayout, ref: ModelRef, threads: int) -> Manifest:
     held = lease.take_shared(snapshot.lease)
     if held is None:
         raise Transient("being_evicted", f"{ref} is being evicted, or its lease file is gone", "run verify again")

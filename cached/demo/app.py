@@ -1,7 +1,6 @@
-"""`holdfast demo`: its options, its folder, its acts in the order of a cluster, its output.
+"""The command `holdfast demo`: its options, its folder, its steps in the order of a cluster, its output.
 
-Law: on every way out the processes end and the folder is removed, unless `--keep` asks for the folder. Each process is
-a command that the output shows; figures come from clocks and metrics, never from a guess.
+Law: every exit ends the processes and removes the folder, unless `--keep`. Figures come from clocks and metrics only.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from pathlib import Path
 
 from cached.commands.common import print_error
 from cached.commands.control_client import ControlClient
-from cached.commands.tree import held_version
+from cached.commands.tree import find_held_version
 from cached.contract.errors import HoldfastError, Permanent
 from cached.contract.layout import Layout
 from cached.contract.program.options import EXIT_DONE, EXIT_FAILED, OptionParser, whole_number
@@ -89,9 +88,8 @@ def main(argv: Sequence[str]) -> int:
     parser.switch("--exit", help="end after the last table instead of staying until Ctrl-C")
     parser.switch("--keep", help="keep the demo's folder: store, catalog, logs")
     parser.option("--root", type=Path, help="an empty or new folder for it all (default: a temporary one)")
-    parser.option(
-        "--port", type=whole_number(0, 65535), default=8080, help="the inference server's port, if free (default 8080)"
-    )
+    port_help = "the inference server's port, if free (default 8080)"
+    parser.option("--port", type=whole_number(0, 65535), default=8080, help=port_help)
     rate_help = "the network of the second, slow node (default 16MiB/s)"
     parser.option("--max-bandwidth", type=_rate, default="16MiB/s", help=rate_help)
     options = parser.parse_args(argv)
@@ -102,7 +100,7 @@ def main(argv: Sequence[str]) -> int:
             demo.play()
             if not options.exit:
                 demo.invite()
-                running.stay()
+                running.wait_for_signal()
                 say("\nending…")
         return EXIT_DONE
     except KeyboardInterrupt:
@@ -146,48 +144,48 @@ class Demo:
             (folder / made).mkdir(parents=True)
 
     def play(self) -> None:
-        """Run all acts and print the closing table; the last pod, the daemon and S3 stay up."""
+        """Run all steps and print the closing table; the last pod, the daemon and S3 stay up."""
         say(f"\nD={self._folder}")
         say(_bold("\n1. Publish a real model into a local S3 server"))
         publish_s = self._publish()
         say(_bold("\n2. A node's daemon starts, on an empty store"))
-        _say_step("ready", self._run("daemon")[1])
+        _say_times("ready", self._wait_ready(self._start("daemon")))
         say(_bold("\n3. A pod starts, cold: its gate waits for weights that are not on this node"))
         gate, fetch_s, open_s = self._open_cold_gate("gate", "node")
         fetched = self._fetched_bytes()
-        _say_step(f"asked, listed, fetched, verified, published: {format_size(fetched)}", fetch_s)
-        _say_step("the gate saw it, checked it and opened", open_s)
+        _say_times(f"asked, listed, fetched, verified, published: {format_size(fetched)}", fetch_s)
+        _say_times("the gate saw it, checked it and opened", open_s)
         say(_bold("\n4. The server loads what the gate holds, and answers"))
         server, cold, vectors = self._serve()
-        _say_step(f"first embeddings: {len(vectors)} sentences, {len(vectors[0])} dimensions", cold[-1])
+        _say_times(f"first embeddings: {len(vectors)} sentences, {len(vectors[0])} dimensions", cold[-1])
         _say_similarities(vectors)
         say(_bold("\n5. The same pod again, on the node that is warm now"))
         began = time.monotonic()
         self._running.end(server, gate)
-        _say_step("the first pod's server and gate end (SIGTERM)", time.monotonic() - began)
-        _, warm_open_s = self._run("gate")
-        _say_step("the gate opened, from the start of its process", warm_open_s)
+        _say_times("the first pod's server and gate end (SIGTERM)", time.monotonic() - began)
+        warm_open_s = self._wait_ready(self._start("gate"))
+        _say_times("the gate opened, from the start of its process", warm_open_s)
         _, warm, vectors = self._serve()
-        _say_step(f"first embeddings: {len(vectors)} sentences", warm[-1])
+        _say_times(f"first embeddings: {len(vectors)} sentences", warm[-1])
         after = self._fetched_bytes()
         say(f"   holdfast_fetch_bytes_total: {fetched:.0f} before, {after:.0f} after")
-        about = "and what its pod's gate says meanwhile"
-        say(_bold(f"\n6. In slow motion: a second node, on a network of {self._rate}, {about}"))
-        slow_daemon, _ = self._run("daemon-2")
+        say(_bold(f"\n6. In slow motion: a second node, on a network of {self._rate}, and its pod's gate"))
+        slow_daemon = self._start("daemon-2")
+        self._wait_ready(slow_daemon)
         slow_gate, slow_fetch_s, slow_open_s = self._open_cold_gate("gate-2", "node-2")
-        _say_step("from wanted to open", slow_fetch_s + slow_open_s)
+        _say_times("from wanted to open", slow_fetch_s + slow_open_s)
         self._running.end(slow_gate, slow_daemon)
         say(_bold("\n7. Cold and warm"))
-        say(f"   {'':<46}{'cold':>12}{'warm':>12}")
-        _say_row("publish into S3, once for all nodes", publish_s, None)
-        _say_row("fetch, verify, publish on the node", fetch_s, None)
-        _say_row("gate opens (warm: all of its process)", open_s, warm_open_s)
-        _say_row("server: Python, torch", cold[0], warm[0])
-        _say_row("server: model built, weights mapped", cold[1], warm[1])
-        _say_row("server: warmed up and tried", cold[2], warm[2])
-        _say_row("first embeddings", cold[3], warm[3])
-        _say_row("from wanted to answered", fetch_s + open_s + sum(cold), warm_open_s + sum(warm))
-        say(f"   {'bytes fetched':<46}{format_size(fetched):>12}{format_size(after - fetched):>12}")
+        say(f"   {'':<50}{'cold':>12}{'warm':>12}")
+        _say_times("publish into S3, once for all nodes", publish_s, None)
+        _say_times("fetch, verify, publish on the node", fetch_s, None)
+        _say_times("gate opens (warm: all of its process)", open_s, warm_open_s)
+        _say_times("server: Python, torch", cold[0], warm[0])
+        _say_times("server: model built, weights mapped", cold[1], warm[1])
+        _say_times("server: warmed up and tried", cold[2], warm[2])
+        _say_times("first embeddings", cold[3], warm[3])
+        _say_times("from wanted to answered", fetch_s + open_s + sum(cold), warm_open_s + sum(warm))
+        say(f"   {'bytes fetched':<50}{format_size(fetched):>12}{format_size(after - fetched):>12}")
         say(_NOTE)
 
     def invite(self) -> None:
@@ -198,44 +196,40 @@ class Demo:
     def _publish(self) -> float:
         argv = [processes.rclone(), "serve", "s3", "--addr", self._at["s3"], str(self._folder / "s3")]
         s3 = self._running.start("s3", argv, self._s3_environment)
-        self._running.until(lambda: self._at["s3"] in "".join(s3.lines), s3, "its address")
+        self._running.wait(lambda: self._at["s3"] in "".join(s3.lines), s3, "its address")
         say(f"   an S3 server (rclone) on http://{self._at['s3']}, with fresh keys")
         publish = self._start("publish")
-        took_s = self._running.until(lambda: publish.poll() == 0, publish, "all was uploaded", timeout_s=600.0)
+        took_s = self._running.wait(lambda: publish.poll() == 0, publish, "all was uploaded", timeout_s=600.0)
         self._running.end(publish)
-        _say_step("hashed, uploaded, manifest last; its digest:", took_s)
+        _say_times("hashed, uploaded, manifest last; its digest:", took_s)
         digest = next(line for line in reversed(publish.lines) if line.startswith("sha256:"))
         say(f"   {digest}")
         (self._folder / "catalog.yaml").write_text(CATALOG % digest)
         return took_s
 
-    def _open_cold_gate(self, name: str, node: str) -> tuple[processes.Process, float, float]:
+    def _open_cold_gate(self, name: str, node: str) -> tuple[processes.DemoProcess, float, float]:
         """Start a gate and pull its version; return the gate, the seconds to the version's symlink, and on to open."""
         layout, gate = Layout(self._folder / node), self._start(name)
-        self._running.until(lambda: bool(gate.lines), gate, "a first line")
+        self._running.wait(lambda: bool(gate.lines), gate, "a first line")
         began = time.monotonic()
         say(f"   {_dim(f'$ {processes.holdfast()} pull {_REF} --no-wait --root $D/{node}')}")
         ControlClient(layout).pull(_REF, None, refresh=False)
-        self._running.until(lambda: held_version(layout.public, _REF) is not None, gate, f"{_REF} was published")
-        return gate, time.monotonic() - began, self._until_ready(name, gate)
+        self._running.wait(lambda: find_held_version(layout.public, _REF) is not None, gate, f"{_REF} was published")
+        return gate, time.monotonic() - began, self._wait_ready(gate)
 
-    def _serve(self) -> tuple[processes.Process, list[float], list[list[float]]]:
+    def _serve(self) -> tuple[processes.DemoProcess, list[float], list[list[float]]]:
         """Start the server and embed; return the seconds of imports, load, warm-up and embedding, and the vectors."""
-        (server, ready_s), at = self._run("server"), self._at["server"]
+        server = self._start("server")
+        ready_s, at = self._wait_ready(server), self._at["server"]
         figures, name = processes.ask(at, "/metrics"), "holdfast_server_load_seconds"
         load_s, warm_up_s = (processes.metric(figures, name, f'stage="{stage}"') for stage in ("load", "warm_up"))
-        _say_step("ready: imported, weights mapped, model warmed up and tried", ready_s)
+        _say_times("ready: imported, weights mapped, model warmed up and tried", ready_s)
         began = time.monotonic()
         answer = json.loads(processes.ask(at, "/v1/embeddings", {"model": _REF.name, "input": _SENTENCES}))
         vectors = [item["embedding"] for item in sorted(answer["data"], key=lambda item: item["index"])]
         return server, [ready_s - load_s - warm_up_s, load_s, warm_up_s, time.monotonic() - began], vectors
 
-    def _run(self, name: str) -> tuple[processes.Process, float]:
-        """Start a command; return its process and the seconds until it is ready."""
-        process = self._start(name)
-        return process, self._until_ready(name, process)
-
-    def _start(self, name: str) -> processes.Process:
+    def _start(self, name: str) -> processes.DemoProcess:
         self._at.setdefault(name, processes.free_address(self._ports.get(name, 0)))
         command = _COMMANDS[name].format(**self._at, rate=self._rate)
         say(f"   {_dim(f'$ {processes.holdfast()} {command}')}")
@@ -246,9 +240,9 @@ class Demo:
         show = (lambda line: say(prefix + line.removeprefix("holdfast gate: "))) if words[0] == "gate" else str
         return self._running.start(name, [sys.executable, "-m", "cached", *words], env, show)
 
-    def _until_ready(self, name: str, process: processes.Process) -> float:
-        at = self._at[name]
-        return self._running.until(lambda: bool(processes.ask(at, "/readyz")), process, "/readyz answered 200")
+    def _wait_ready(self, process: processes.DemoProcess) -> float:
+        at = self._at[process.log.stem]
+        return self._running.wait(lambda: bool(processes.ask(at, "/readyz")), process, "/readyz answered 200")
 
     def _fetched_bytes(self) -> float:
         return processes.metric(processes.ask(self._at["daemon"], "/metrics"), "holdfast_fetch_bytes_total")
@@ -259,12 +253,9 @@ def cosine(a: Sequence[float], b: Sequence[float]) -> float:
     return sum(x * y for x, y in zip(a, b, strict=True)) / (math.hypot(*a) * math.hypot(*b))
 
 
-def _say_step(what: str, took_s: float) -> None:
-    say(f"   {what:<62}{_seconds(took_s):>12}")
-
-
-def _say_row(what: str, cold_s: float, warm_s: float | None) -> None:
-    say(f"   {what:<46}{_seconds(cold_s):>12}{'-' if warm_s is None else _seconds(warm_s):>12}")
+def _say_times(what: str, *times_s: float | None) -> None:
+    cells = ("-" if time_s is None else _format_seconds(time_s) for time_s in times_s)
+    say(f"   {what:<{74 - 12 * len(times_s)}}" + "".join(f"{cell:>12}" for cell in cells))
 
 
 def _say_similarities(vectors: Sequence[Sequence[float]]) -> None:
@@ -275,5 +266,5 @@ def _say_similarities(vectors: Sequence[Sequence[float]]) -> None:
         say(f"   {row}  {sentence:<{width}}" + "".join(f"{cosine(vector, other):>6.2f}" for other in vectors))
 
 
-def _seconds(value: float) -> str:
+def _format_seconds(value: float) -> str:
     return f"{1000 * value:.0f} ms" if value < 0.1 else f"{value:.2f} s"

@@ -1,7 +1,6 @@
-"""The demo's processes: start them in groups of their own, end all on every way out; their programs, keys, HTTP.
+"""The demo's processes: start them in groups of their own, end all at every exit; their programs, keys, HTTP.
 
-Law: a process started here ends here, its children too. A wait ends when its process dies or on Ctrl-C. Each run makes
-new S3 keys, which travel in the environment of three processes: never in an argument, a file or a line of output.
+Law: a process started here ends here, its children too. S3 keys are new in each run, and only in three environments.
 """
 
 from __future__ import annotations
@@ -31,11 +30,11 @@ HOST = "127.0.0.1"
 Show = Callable[[str], object]
 
 
-class Process(Popen[bytes]):
+class DemoProcess(Popen[bytes]):
     """A command that writes to the file `log`; `lines` has the last lines read from there, `show` gets each of them."""
 
     def __init__(self, argv: Sequence[str], env: Mapping[str, str], log: Path, show: Show) -> None:
-        self._log, self._show, self.lines = log, show, deque[str](maxlen=15)
+        self.log, self._show, self.lines = log, show, deque[str](maxlen=15)
         with open(log, "ab") as output:
             self._read_bytes = output.tell()
             super().__init__(argv, stdin=DEVNULL, stdout=output, stderr=STDOUT, env=env, start_new_session=True)
@@ -43,7 +42,7 @@ class Process(Popen[bytes]):
     def read_output(self) -> None:
         """Read the new lines; the last one may lack its line break once the process has ended."""
         ended = self.poll() is not None
-        with open(self._log, "rb") as output:
+        with open(self.log, "rb") as output:
             output.seek(self._read_bytes)
             for line in output:
                 if ended or line.endswith(b"\n"):
@@ -51,12 +50,12 @@ class Process(Popen[bytes]):
                     self.lines.append(line.decode(errors="replace").rstrip("\n"))
                     self._show(self.lines[-1])
 
-    def failed(self, message: str) -> Permanent:
+    def report_failure(self, message: str) -> Permanent:
         """Print its last lines; return the error with `message`."""
         self.read_output()
         sys.stdout.write("\n" + "".join(f"   {line}\n" for line in self.lines))
         remedy = "its last lines are above; mend what they name, run again"
-        return Permanent("demo_process", f"{self._log.stem} {message}", remedy)
+        return Permanent("demo_process", f"{self.log.stem} {message}", remedy)
 
 
 class Processes:
@@ -65,11 +64,11 @@ class Processes:
 
     def __init__(self, logs: Path, grace_s: float) -> None:
         self._logs, self._grace_s = logs, grace_s
-        self._running: list[Process] = []
+        self._running: list[DemoProcess] = []
         self._stop = Event()
 
     def __enter__(self) -> Processes:
-        # A flag, not an exception from the handler: that could strike between fork and the list of what to end.
+        # A flag, not an exception from the handler: that could strike between fork and the list of processes to end.
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, lambda _number, _frame: self._stop.set())
         return self
@@ -77,12 +76,12 @@ class Processes:
     def __exit__(self, *_error: object) -> None:
         self.end(*reversed(self._running))
 
-    def start(self, name: str, argv: Sequence[str], env: Mapping[str, str], show: Show = str) -> Process:
+    def start(self, name: str, argv: Sequence[str], env: Mapping[str, str], show: Show = str) -> DemoProcess:
         """Start `argv` with exactly `env`; `show` gets each line of its output during a wait for it."""
-        self._running.append(Process(argv, env, self._logs / f"{name}.log", show))
+        self._running.append(DemoProcess(argv, env, self._logs / f"{name}.log", show))
         return self._running[-1]
 
-    def until(self, condition: Callable[[], bool], process: Process, what: str, timeout_s: float = 120.0) -> float:
+    def wait(self, condition: Callable[[], bool], process: DemoProcess, what: str, timeout_s: float = 120.0) -> float:
         """Wait until `condition` is true without a `Permanent`; return the seconds. Raises `Permanent` at the end of
         `process` or at the timeout, KeyboardInterrupt on SIGINT, SIGTERM and SIGHUP."""
         began = time.monotonic()
@@ -94,27 +93,26 @@ class Processes:
                     process.read_output()
                     return time.monotonic() - began
             if code is not None:
-                raise process.failed(f"ended with exit code {code} before {what}")
+                raise process.report_failure(f"ended with exit code {code} before {what}")
             if time.monotonic() - began > timeout_s:
-                raise process.failed(f"is not there yet after {timeout_s:g} s: expected {what}")
+                raise process.report_failure(f"is not there yet after {timeout_s:g} s: expected {what}")
             if self._stop.wait(0.005):
                 raise KeyboardInterrupt
 
-    def stay(self) -> None:
+    def wait_for_signal(self) -> None:
         """Wait for a signal; raises `Permanent` as soon as a process ends."""
         while not self._stop.wait(0.5):
             for process in self._running:
                 process.read_output()
                 if process.poll() is not None:
-                    raise process.failed(f"ended with exit code {process.poll()}")
+                    raise process.report_failure(f"ended with exit code {process.poll()}")
 
-    def end(self, *processes: Process) -> None:
+    def end(self, *processes: DemoProcess) -> None:
         """End processes in this order, each with its children: SIGTERM, after the grace SIGKILL."""
         for process in processes:
             for number in (signal.SIGTERM, signal.SIGKILL):
-                with contextlib.suppress(ProcessLookupError):
+                with contextlib.suppress(ProcessLookupError, TimeoutExpired):
                     os.killpg(process.pid, number)
-                with contextlib.suppress(TimeoutExpired):
                     process.wait(self._grace_s)
             self._running.remove(process)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import os
 import re
@@ -19,13 +20,12 @@ from pathlib import Path
 
 from cached.contract.errors import HoldfastError, Permanent
 from cached.contract.manifest import MANIFEST_NAME
-from cached.contract.program.options import EXIT_DONE, EXIT_FAILED, EXIT_USAGE, OptionParser
+from cached.contract.program.options import EXIT_DONE, EXIT_FAILED, EXIT_USAGE, OptionParser, whole_number
 from cached.contract.program.units import format_size
-from cached.publish.content import Content, hash_all, look_through
+from cached.publish.content import Content, hash_all, list_folder
 from cached.publish.destination import Destination
 from cached.publish.folder import FolderDestination
-from cached.publish.golden import with_golden
-from cached.publish.plan import Judges, PublishPlan, by_checksum, by_sha256, by_size, plan, refuse_replacing, run
+from cached.publish.plan import CHECKED, FORCED, PLAIN, PublishPlan, carry_out_plan, make_plan, refuse_replacing
 from cached.publish.progress import PublishProgress
 from cached.sources.local.source import local_path
 
@@ -38,12 +38,12 @@ def main(argv: Sequence[str]) -> int:
     """Run the command; return its exit code: 0 done, 1 failed, 2 usage."""
     options = _parse(argv)
     try:
-        destination = _open(options.uri, options.threads)
+        destination = _open_destination(options.uri, options.threads)
     except Permanent as error:
         _say(str(error))
         return EXIT_USAGE
     try:
-        content = _read(options, destination)
+        content = _read_folder(options, destination)
         if options.check:
             return asyncio.run(_check(content, destination, options))
         done = asyncio.run(_publish(content, destination, options))
@@ -69,24 +69,17 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.switch("--check", help="only compare the contents of what is published there with the folder")
     parser.option("--golden", type=Path, help="publish this file with it as its golden predictions")
     parser.switch("--json", help="print a line of JSON about the publish before the digest")
-    parser.option("--threads", type=_count, default=_default_threads(), help="threads that hash, and uploads at once")
+    threads = min(16, max(4, len(os.sched_getaffinity(0))))
+    parser.option(
+        "--threads", type=whole_number(1, 256), default=threads, help="threads that hash, and uploads at once"
+    )
     options = parser.parse_args(argv)
     if options.check and options.force:
         parser.error("--check changes nothing, --force does: give one of them")
     return options
 
 
-def _count(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= 256:
-        raise ValueError(f"expected a number from 1 to 256, found {text!r}")
-    return int(text)
-
-
-def _default_threads() -> int:
-    return min(16, max(4, len(os.sched_getaffinity(0))))
-
-
-def _open(uri: str, requests: int) -> Destination:
+def _open_destination(uri: str, requests: int) -> Destination:
     match = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", uri)
     scheme = match[1].lower() if match else "file"
     if scheme == "s3":
@@ -100,24 +93,23 @@ def _open(uri: str, requests: int) -> Destination:
     return FolderDestination(local_path(uri) if match else Path(os.path.abspath(uri)))
 
 
-def _read(options: argparse.Namespace, destination: Destination) -> Content:
+def _read_folder(options: argparse.Namespace, destination: Destination) -> Content:
     folder: Path = options.folder
     if isinstance(destination, FolderDestination):
         destination.refuse_inside(folder)
-    found = with_golden(look_through(folder), options.golden)
-    for name, why in found.left_out[:_SHOWN]:
-        _say(f"left out: {folder / name}, {why}")
-    if len(found.left_out) > _SHOWN:
-        _say(f"left out: {len(found.left_out) - _SHOWN} more like these")
-    with PublishProgress(sys.stderr, f"hashing {_files(len(found.files))}", found.total_bytes) as progress:
-        return hash_all(found.files, options.threads, progress.add)
+    files, left_out = list_folder(folder, options.golden)
+    for name, reason in left_out[:_SHOWN]:
+        _say(f"left out: {folder / name}, {reason}")
+    if len(left_out) > _SHOWN:
+        _say(f"left out: {len(left_out) - _SHOWN} more like these")
+    total_bytes = sum(file.size for file in files)
+    with PublishProgress(sys.stderr, f"hashing {_files(len(files))}", total_bytes) as progress:
+        return hash_all(files, options.threads, progress.add)
 
 
 async def _publish(content: Content, destination: Destination, options: argparse.Namespace) -> PublishPlan:
-    judges = Judges(sealed=by_sha256 if options.force else by_size, unsealed=by_checksum)
-
     async def decide() -> PublishPlan:
-        decided = await plan(content, destination, options.threads, judges)
+        decided = await make_plan(content, destination, options.threads, FORCED if options.force else PLAIN)
         if not options.force:
             refuse_replacing(decided, destination.display)
         if decided.replaced is not None:
@@ -125,24 +117,20 @@ async def _publish(content: Content, destination: Destination, options: argparse
         return decided
 
     _end_on_sigterm()
-    try:
+    async with contextlib.aclosing(destination):
         decided = await decide()
         if decided.is_done:
             return decided
         label = f"uploading {_files(len(decided.uploads))}"
         with PublishProgress(sys.stderr, label, decided.upload_bytes) as progress:
-            return await run(decided, decide, destination, options.threads, progress.add, _say)
-    finally:
-        await destination.aclose()
+            return await carry_out_plan(decided, decide, destination, options.threads, progress.add, _say)
 
 
 async def _check(content: Content, destination: Destination, options: argparse.Namespace) -> int:
     """Compare the published version with the folder, by sha256; return the exit code."""
     _end_on_sigterm()
-    try:
-        found = await plan(content, destination, options.threads, Judges(sealed=by_sha256, unsealed=by_sha256))
-    finally:
-        await destination.aclose()
+    async with contextlib.aclosing(destination):
+        found = await make_plan(content, destination, options.threads, CHECKED)
     display, digest = destination.display, content.manifest.digest
     if found.replaced is not None:
         _say(f"{display}: expected the version {digest}, found {found.replaced}")
@@ -154,9 +142,9 @@ async def _check(content: Content, destination: Destination, options: argparse.N
     if not found.is_done:
         _say(f"{_files(len(differing))} of {len(content.uploads)} differ; publish with --force to mend what is there")
     else:
-        _say(f"as it should be, contents compared: {_whole(found, display)}")
+        _say(f"as it should be, contents compared: {_describe_version(found, display)}")
     facts = {"right": found.is_done, "differing": [{"path": path, "difference": how} for path, how in differing]}
-    _answer(found, display, facts if options.json else None)
+    _write_result(found, display, facts if options.json else None)
     return EXIT_DONE if found.is_done else EXIT_FAILED
 
 
@@ -167,7 +155,7 @@ def _end_on_sigterm() -> None:
 
 
 def _report(done: PublishPlan, display: str, options: argparse.Namespace) -> None:
-    whole = _whole(done, display)
+    whole = _describe_version(done, display)
     if not done.is_done:
         _say(f"published: {whole}; uploaded {_files(len(done.uploads))}, {format_size(done.upload_bytes)}")
     elif options.force:
@@ -175,15 +163,15 @@ def _report(done: PublishPlan, display: str, options: argparse.Namespace) -> Non
     else:
         _say(f"already published: {whole}; only names and sizes were compared, --check compares contents")
     facts: dict[str, object] = {"uploaded_files": len(done.uploads), "uploaded_bytes": done.upload_bytes}
-    _answer(done, display, facts if options.json else None)
+    _write_result(done, display, facts if options.json else None)
 
 
-def _whole(plan: PublishPlan, display: str) -> str:
+def _describe_version(plan: PublishPlan, display: str) -> str:
     manifest = plan.content.manifest
     return f"{_files(len(manifest.files))}, {format_size(manifest.total_bytes)}, at {display}"
 
 
-def _answer(plan: PublishPlan, display: str, facts: dict[str, object] | None) -> None:
+def _write_result(plan: PublishPlan, display: str, facts: dict[str, object] | None) -> None:
     """Write the output for programs: a line of JSON with `--json`, and the digest."""
     manifest = plan.content.manifest
     if facts is not None:

@@ -40,20 +40,20 @@ class Destination(Protocol):
     def display(self) -> str:
         """The URI to show, without credentials."""
 
-    async def manifest(self) -> bytes | None:
+    async def read_manifest(self) -> bytes | None:
         """Return the bytes of `holdfast.json`, None if there is none."""
 
-    async def listing(self, files: Sequence[FileEntry]) -> dict[str, Stored]:
+    async def list_files(self, files: Sequence[FileEntry]) -> dict[str, Stored]:
         """Return those of `files` that exist, by path."""
 
     async def vouches_for(self, upload: Upload, stored: Stored) -> bool:
         """Return whether the destination's own checksum proves that it has the upload's bytes."""
 
-    async def sha256(self, path: str) -> str | None:
+    async def get_sha256(self, path: str) -> str | None:
         """Return a stored file's sha256, computed by the store or from the bytes read; None if there is no file."""
 
     async def claim(self, mark: Mark, say: Say) -> None:
-        """Write the mark as the only publisher, durably; take over from a dead one, and report that."""
+        """Write the mark as the only publisher, durably; replace that of a dead publisher, and report that."""
 
     async def keep_claim(self) -> None:
         """Renew the mark; raises `another_publisher` if it is no longer this publisher's."""

@@ -17,12 +17,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from cached.contract.errors import HoldfastError, Permanent, Transient
+from cached.contract.errors import Permanent, Transient
 from cached.contract.layout import TEMPORARY_PREFIX
 from cached.contract.manifest import MANIFEST_NAME, PUBLISHING_NAME, RESERVED, FileEntry
 from cached.contract.verify import hash_file
 from cached.publish.destination import PART_BYTES, Progress, Say, Stored, Upload
-from cached.publish.mark import MAX_MARK_BYTES, Mark, another_publisher, describe
+from cached.publish.mark import MAX_MARK_BYTES, Mark, another_publisher, describe_publisher
 from cached.publish.reading import CheckedReader, wrong_bytes
 from cached.sources.local.tree import find_inside
 from cached.store.disk import durable
@@ -49,17 +49,17 @@ class FolderDestination:
         if inner != outer and inner.is_relative_to(outer):
             raise Permanent("bad_destination", f"{inner} lies within {outer}", "publish to a folder outside of it")
 
-    async def manifest(self) -> bytes | None:
-        return await asyncio.to_thread(self._read_manifest)
+    async def read_manifest(self) -> bytes | None:
+        return await asyncio.to_thread(self._read, MANIFEST_NAME)
 
-    async def listing(self, files: Sequence[FileEntry]) -> dict[str, Stored]:
+    async def list_files(self, files: Sequence[FileEntry]) -> dict[str, Stored]:
         return await asyncio.to_thread(self._listing, files)
 
     async def vouches_for(self, upload: Upload, stored: Stored) -> bool:
         """Hash the stored file: a folder has no checksums."""
-        return stored.size == upload.entry.size and await self.sha256(upload.entry.path) == upload.entry.sha256
+        return stored.size == upload.entry.size and await self.get_sha256(upload.entry.path) == upload.entry.sha256
 
-    async def sha256(self, path: str) -> str | None:
+    async def get_sha256(self, path: str) -> str | None:
         return await asyncio.to_thread(self._hash, path)
 
     async def claim(self, mark: Mark, say: Say) -> None:
@@ -69,13 +69,13 @@ class FolderDestination:
         await asyncio.to_thread(self._check_mark)
 
     async def withdraw(self) -> None:
-        await asyncio.to_thread(self._unlink, self._base / MANIFEST_NAME)
+        await self.delete(MANIFEST_NAME)
 
     async def put(self, upload: Upload, progress: Progress) -> Stored:
         return await asyncio.to_thread(self._copy, upload, progress)
 
     async def seal(self, manifest: bytes) -> None:
-        await asyncio.to_thread(self._write, self._base / MANIFEST_NAME, manifest)
+        await asyncio.to_thread(self._write_manifest, manifest)
 
     async def delete(self, path: str) -> None:
         await asyncio.to_thread(self._delete, path)
@@ -90,9 +90,9 @@ class FolderDestination:
     async def aclose(self) -> None:
         self._release()
 
-    def _read_manifest(self) -> bytes | None:
-        path = self._base / MANIFEST_NAME
-        with _writing(path):
+    def _read(self, name: str) -> bytes | None:
+        path = self._base / name
+        with _translate_errors(path):
             try:
                 return path.read_bytes()
             except FileNotFoundError:
@@ -109,7 +109,7 @@ class FolderDestination:
 
     def _stored(self, path: str) -> Stored:
         file = find_inside(self._base, path)
-        with _writing(file.real):
+        with _translate_errors(file.real):
             # In steps of two seconds: a file system may show a finer time before it has rounded it.
             return Stored(file.size, str(os.stat(file.real).st_mtime_ns // 2_000_000_000))
 
@@ -120,7 +120,7 @@ class FolderDestination:
             if error.code != "not_found":
                 raise
             return None
-        with _writing(real):
+        with _translate_errors(real):
             _drop_cache(real)
             return hash_file(real)
 
@@ -132,18 +132,18 @@ class FolderDestination:
             self._make_folders(path.parent)
             descriptor = self._locked(path)
         self._held = mark, descriptor
-        with _writing(path):
+        with _translate_errors(path):
             before = os.pread(descriptor, MAX_MARK_BYTES, 0)
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, mark.encode(), 0)
             os.fsync(descriptor)
             durable.fsync_dir(path.parent)
         if before:
-            say(f"taking over from a publish that did not end ({describe(Mark.parse(before))})")
+            say(f"taking over from a publish that did not end ({describe_publisher(Mark.parse(before))})")
 
     def _locked(self, path: Path) -> int | None:
         """Return the mark's locked descriptor, None if the mark or its folder was deleted during the call."""
-        with _writing(path):
+        with _translate_errors(path):
             try:
                 descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, _FILE_MODE)
             except FileNotFoundError:
@@ -176,37 +176,28 @@ class FolderDestination:
         assert self._held is not None
         mark, descriptor = self._held
         path = self._base / PUBLISHING_NAME
-        with _writing(path):
+        with _translate_errors(path):
             if not _is_at(path, descriptor):
-                raise another_publisher(self.display, self._other(path))
+                raise another_publisher(self.display, Mark.parse(self._read(PUBLISHING_NAME) or b""))
             found = Mark.parse(os.pread(descriptor, MAX_MARK_BYTES, 0))
         if found != mark:
             raise another_publisher(self.display, found)
-
-    def _other(self, path: Path) -> Mark | None:
-        try:
-            return Mark.parse(path.read_bytes())
-        except FileNotFoundError:
-            return None
 
     def _release(self) -> None:
         held, self._held = self._held, None
         if held is not None:
             os.close(held[1])
 
-    def _write(self, path: Path, data: bytes) -> None:
-        with _writing(path):
+    def _write_manifest(self, data: bytes) -> None:
+        path = self._base / MANIFEST_NAME
+        with _translate_errors(path):
             durable.replace(path, data, _FILE_MODE)
-
-    def _unlink(self, path: Path) -> None:
-        with _writing(path):
-            durable.unlink(path)
 
     def _copy(self, upload: Upload, progress: Progress) -> Stored:
         target = self._base / upload.entry.path
         temporary = self._base / RESERVED / f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}"
         self._make_folders(target.parent)
-        with CheckedReader(upload) as reader, _writing(target):
+        with CheckedReader(upload) as reader, _translate_errors(target):
             descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, _FILE_MODE)
             try:
                 for start in range(0, upload.entry.size, PART_BYTES):
@@ -216,7 +207,7 @@ class FolderDestination:
                 reader.finish()
                 os.fchmod(descriptor, _FILE_MODE)
                 os.fsync(descriptor)
-                self._read_back(temporary, upload.entry, target)
+                _read_back(temporary, upload.entry, target)
                 durable.rename(temporary, target)
             except BaseException:
                 temporary.unlink(missing_ok=True)
@@ -225,26 +216,21 @@ class FolderDestination:
                 os.close(descriptor)
         return self._stored(upload.entry.path)
 
-    def _read_back(self, written: Path, entry: FileEntry, target: Path) -> None:
-        """Hash the bytes on the disk, not those in memory."""
-        _drop_cache(written)
-        found = hash_file(written)
-        if found != entry.sha256:
-            raise wrong_bytes(str(target), entry.sha256, found)
-
     def _make_folders(self, folder: Path) -> None:
         missing = []
         while not folder.is_dir():
             missing.append(folder)
             folder = folder.parent
         for each in reversed(missing):
-            with _writing(each):
+            with _translate_errors(each):
                 durable.make_dir(each, _FOLDER_MODE)
 
     def _delete(self, path: str) -> None:
+        target = self._base / path
         with self._deleting:
-            self._unlink(self._base / path)
-            for folder in list((self._base / path).parents)[: path.count("/")]:
+            with _translate_errors(target):
+                durable.unlink(target)
+            for folder in list(target.parents)[: path.count("/")]:
                 try:
                     folder.rmdir()
                 except OSError:  # not empty
@@ -253,7 +239,7 @@ class FolderDestination:
     def _unmark(self) -> None:
         self._check_mark()
         records = self._base / RESERVED
-        with _writing(records):
+        with _translate_errors(records):
             for left in records.glob(f"{TEMPORARY_PREFIX}*"):
                 left.unlink(missing_ok=True)
             durable.unlink(self._base / PUBLISHING_NAME)
@@ -271,6 +257,14 @@ def _is_at(path: Path, descriptor: int) -> bool:
         return False
 
 
+def _read_back(written: Path, entry: FileEntry, target: Path) -> None:
+    """Hash the bytes on the disk, not those in memory."""
+    _drop_cache(written)
+    found = hash_file(written)
+    if found != entry.sha256:
+        raise wrong_bytes(str(target), entry.sha256, found)
+
+
 def _drop_cache(path: Path) -> None:
     """Drop a file's page cache, so that the next read comes from the disk, or the server behind it."""
     with durable.opened(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW) as descriptor:
@@ -278,19 +272,18 @@ def _drop_cache(path: Path) -> None:
 
 
 @contextmanager
-def _writing(path: Path) -> Iterator[None]:
+def _translate_errors(path: Path) -> Iterator[None]:
+    """Raise an OSError as our error, which names `path`."""
     try:
         yield
     except OSError as error:
-        raise _write_error(error, path) from error
-
-
-def _write_error(error: OSError, path: Path) -> HoldfastError:
-    reason = error.strerror or type(error).__name__
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return Transient("no_space", f"{path}: the destination is full", "free space there, then publish again")
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return Permanent("forbidden", f"{path}: {reason}", "let the user that publishes write there")
-    if error.errno in (errno.EEXIST, errno.EISDIR, errno.ENOTDIR, errno.ENOTEMPTY, errno.ENAMETOOLONG):
-        return Permanent("bad_destination", f"{path}: {reason}", "remove what is in the way, or name another folder")
-    return Transient("write", f"{path}: {reason}", "check the volume, or the NFS server behind it")
+        problem = f"{path}: {error.strerror or type(error).__name__}"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            remedy = "free space there, then publish again"
+            raise Transient("no_space", f"{path}: the destination is full", remedy) from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise Permanent("forbidden", problem, "let the user that publishes write there") from error
+        if error.errno in (errno.EEXIST, errno.EISDIR, errno.ENOTDIR, errno.ENOTEMPTY, errno.ENAMETOOLONG):
+            remedy = "remove what is in the way, or name another folder"
+            raise Permanent("bad_destination", problem, remedy) from error
+        raise Transient("write", problem, "check the volume, or the NFS server behind it") from error

@@ -21,7 +21,7 @@ _SHOWN = 100
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """One publisher's claim. `publisher`: a random id. `beat` grows while it lives; `ended`: it gave up."""
+    """One publisher's claim. `publisher`: a random id. `beat` increases while it runs; `ended`: it stopped itself."""
 
     publisher: str
     host: str
@@ -52,21 +52,19 @@ class Mark:
         """Return the stored bytes of the mark."""
         return json.dumps(asdict(self), sort_keys=True).encode()
 
-    def describe(self) -> str:
-        """Return the publisher's host, start and version, for people."""
-        words = (f"host {self.host}", f"begun {self.started}", f"version {self.digest}")
-        return ", ".join("".join(c for c in word if c.isprintable())[:_SHOWN] for word in words)
 
-
-def describe(mark: Mark | None) -> str:
-    """Return the publisher of a mark, for people; `mark` None: unknown."""
-    return "an unnamed publisher" if mark is None else mark.describe()
+def describe_publisher(mark: Mark | None) -> str:
+    """Return the host, start and version of a mark's publisher, for people; `mark` None: unknown."""
+    if mark is None:
+        return "an unnamed publisher"
+    words = (f"host {mark.host}", f"begun {mark.started}", f"version {mark.digest}")
+    return ", ".join("".join(c for c in word if c.isprintable())[:_SHOWN] for word in words)
 
 
 def another_publisher(where: str, other: Mark | None) -> Permanent:
     """Return the error of a publisher that must stop, because another one publishes to the same folder."""
     return Permanent(
         "another_publisher",
-        f"{where}: another publisher is at work there ({describe(other)}); this one stopped",
+        f"{where}: another publisher is at work there ({describe_publisher(other)}); this one stopped",
         "let one publisher publish a version at a time: wait until the other has ended, then publish again",
     )

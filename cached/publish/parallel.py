@@ -1,4 +1,4 @@
-"""Run jobs in parallel, a bounded number at a time.
+"""Run a job for many items in parallel, a bounded number at a time.
 
 Law: every task is in a TaskGroup; the first failure ends the others and is raised itself, not as a group.
 """
@@ -8,24 +8,25 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 from cached.contract.errors import HoldfastError
 
-Job = Callable[[], Awaitable[None]]
+_Item = TypeVar("_Item")
 
 
-async def in_parallel(limit: int, jobs: Iterable[Job]) -> None:
-    """Run every job, at most `limit` at a time; raises the first error."""
+async def in_parallel(limit: int, job: Callable[[_Item], Awaitable[None]], items: Iterable[_Item]) -> None:
+    """Run the job for every item, at most `limit` at a time; raises the first error."""
     slots = asyncio.Semaphore(limit)
 
-    async def run(job: Job) -> None:
+    async def run(item: _Item) -> None:
         async with slots:
-            await job()
+            await job(item)
 
     with ungrouped():
         async with asyncio.TaskGroup() as tasks:
-            for job in jobs:
-                tasks.create_task(run(job))
+            for item in items:
+                tasks.create_task(run(item))
 
 
 @contextmanager
@@ -34,15 +35,9 @@ def ungrouped() -> Iterator[None]:
     try:
         yield
     except BaseExceptionGroup as group:
-        for error in _leaves(group):
-            if isinstance(error, HoldfastError):
-                raise error from group
+        error: BaseException | None = group.subgroup(HoldfastError)
+        while isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        if error is not None:
+            raise error from group
         raise
-
-
-def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
-    for error in group.exceptions:
-        if isinstance(error, BaseExceptionGroup):
-            yield from _leaves(error)
-        else:
-            yield error

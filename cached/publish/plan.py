@@ -1,9 +1,10 @@
 """Plan the changes of a publish at its destination, and carry them out.
 
-Law: `plan` changes nothing. `run` changes in an order that a crash may interrupt anywhere: mark, delete an outdated
-manifest, files, the new manifest, files that only the old manifest lists, unmark. So a manifest never describes missing
-bytes, and between the mark and the manifest no source accepts the files as a version. One publisher at a time per
-version: the mark names it, and before and after the manifest is written every file must be the one that was checked.
+Law: `make_plan` changes nothing. `carry_out_plan` may be interrupted anywhere by a crash: it marks, deletes an outdated
+manifest, writes files and the new manifest, deletes files that only the old manifest lists, and unmarks. So a manifest
+never describes missing bytes, and between the mark and the manifest no source accepts the files as a version. One
+publisher at a time per version: the mark names it, and before and after the manifest is written every file must be the
+one that was checked.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from functools import partial
 
 from cached.contract.digest import Digest
 from cached.contract.errors import HoldfastError, InvalidManifest, Permanent
@@ -24,15 +24,15 @@ from cached.publish.parallel import in_parallel, ungrouped
 BEAT_S = 5.0
 
 # Returns how a file of the right size differs from the upload; None if it does not.
-Judge = Callable[[Destination, Upload, Stored], Awaitable[str | None]]
+Comparison = Callable[[Destination, Upload, Stored], Awaitable[str | None]]
 
 
 @dataclass(frozen=True, slots=True)
-class Judges:
+class Comparisons:
     """The comparisons of files: under the right manifest (`sealed`), and under another or none."""
 
-    sealed: Judge
-    unsealed: Judge
+    sealed: Comparison
+    unsealed: Comparison
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,10 +44,10 @@ class PublishPlan:
     content: Content
     uploads: dict[Upload, str]
     sealed: bool
-    replaced: Digest | None = None
-    obsolete: tuple[str, ...] = ()
-    manifest: bytes | None = field(default=None, repr=False)
-    listing: dict[str, Stored] = field(default_factory=dict, repr=False)
+    replaced: Digest | None
+    obsolete: tuple[str, ...]
+    manifest: bytes | None = field(repr=False)
+    listing: dict[str, Stored] = field(repr=False)
 
     @property
     def is_done(self) -> bool:
@@ -58,30 +58,35 @@ class PublishPlan:
         return sum(upload.entry.size for upload in self.uploads)
 
 
-async def by_size(_destination: Destination, _upload: Upload, _stored: Stored) -> str | None:
+async def _by_size(_destination: Destination, _upload: Upload, _stored: Stored) -> str | None:
     """Accept the size: the files of the right manifest were checked before it was written."""
     return None
 
 
-async def by_checksum(destination: Destination, upload: Upload, stored: Stored) -> str | None:
+async def _by_checksum(destination: Destination, upload: Upload, stored: Stored) -> str | None:
     """Accept the destination's own checksum."""
     return None if await destination.vouches_for(upload, stored) else "other contents"
 
 
-async def by_sha256(destination: Destination, upload: Upload, _stored: Stored) -> str | None:
+async def _by_sha256(destination: Destination, upload: Upload, _stored: Stored) -> str | None:
     """Accept only the sha256."""
-    found = await destination.sha256(upload.entry.path)
+    found = await destination.get_sha256(upload.entry.path)
     if found == upload.entry.sha256:
         return None
     return "missing" if found is None else f"other contents: expected sha256 {upload.entry.sha256}, found {found}"
 
 
-async def plan(content: Content, destination: Destination, requests: int, judges: Judges) -> PublishPlan:
+PLAIN = Comparisons(sealed=_by_size, unsealed=_by_checksum)
+FORCED = Comparisons(sealed=_by_sha256, unsealed=_by_checksum)
+CHECKED = Comparisons(sealed=_by_sha256, unsealed=_by_sha256)
+
+
+async def make_plan(content: Content, destination: Destination, requests: int, comparisons: Comparisons) -> PublishPlan:
     """Compare the content with the destination, with `requests` comparisons at once; return the changes."""
-    there = await destination.manifest()
-    listing = await destination.listing(content.manifest.files)
-    sealed = there == content.manifest.canonical()
-    judge = judges.sealed if sealed else judges.unsealed
+    stored_manifest = await destination.read_manifest()
+    listing = await destination.list_files(content.manifest.files)
+    sealed = stored_manifest == content.manifest.canonical()
+    comparison = comparisons.sealed if sealed else comparisons.unsealed
     uploads: dict[Upload, str] = {}
 
     async def compare(upload: Upload) -> None:
@@ -91,14 +96,15 @@ async def plan(content: Content, destination: Destination, requests: int, judges
         elif stored.size != upload.entry.size:
             difference = f"expected {upload.entry.size} bytes, found {stored.size}"
         else:
-            difference = await judge(destination, upload, stored)
+            difference = await comparison(destination, upload, stored)
         if difference is not None:
             uploads[upload] = difference
 
-    await in_parallel(requests, (partial(compare, upload) for upload in content.uploads))
-    if there is None or sealed:
-        return PublishPlan(content, uploads, sealed, manifest=there, listing=listing)
-    return PublishPlan(content, uploads, False, Digest.of(there), _obsolete(there, content.manifest), there, listing)
+    await in_parallel(requests, compare, content.uploads)
+    other = None if sealed else stored_manifest
+    replaced = None if other is None else Digest.of(other)
+    obsolete = () if other is None else _obsolete(other, content.manifest)
+    return PublishPlan(content, uploads, sealed, replaced, obsolete, stored_manifest, listing)
 
 
 def refuse_replacing(plan: PublishPlan, display: str) -> None:
@@ -111,7 +117,7 @@ def refuse_replacing(plan: PublishPlan, display: str) -> None:
         )
 
 
-async def run(
+async def carry_out_plan(
     decided: PublishPlan,
     decide: Callable[[], Awaitable[PublishPlan]],
     destination: Destination,
@@ -129,18 +135,19 @@ async def run(
         with ungrouped():
             async with asyncio.TaskGroup() as tasks:
                 ended = asyncio.Event()
-                tasks.create_task(_live(destination, ended))
-                plan = await _current(decided, decide, destination)
+                tasks.create_task(_renew_claim(destination, ended))
+                found = await destination.read_manifest(), await destination.list_files(decided.content.manifest.files)
+                plan = decided if found == (decided.manifest, decided.listing) else await decide()
                 await _carry_out(plan, destination, requests, progress)
                 ended.set()
         await _tidy(plan, destination, requests, say)
     except BaseException as error:
-        await _end(destination, error)
+        await _end_claim(destination, error)
         raise
     return plan
 
 
-async def _live(destination: Destination, ended: asyncio.Event) -> None:
+async def _renew_claim(destination: Destination, ended: asyncio.Event) -> None:
     """Renew the mark until `ended`; a renewal is never interrupted, or it could arrive after the mark is deleted."""
     while not ended.is_set():
         try:
@@ -149,7 +156,7 @@ async def _live(destination: Destination, ended: asyncio.Event) -> None:
             await destination.keep_claim()
 
 
-async def _end(destination: Destination, error: BaseException) -> None:
+async def _end_claim(destination: Destination, error: BaseException) -> None:
     """Let the next publisher start at once; a refusal has changed nothing, so it leaves no mark."""
     try:
         if isinstance(error, HoldfastError) and error.code == "already_published":
@@ -158,14 +165,6 @@ async def _end(destination: Destination, error: BaseException) -> None:
             await destination.give_up()
     except HoldfastError as second:
         error.add_note(f"the mark of this publish stays as it is: {second.message}")
-
-
-async def _current(
-    decided: PublishPlan, decide: Callable[[], Awaitable[PublishPlan]], destination: Destination
-) -> PublishPlan:
-    """Return the plan, made again if another publisher ended between the comparison and the mark."""
-    there = await destination.manifest(), await destination.listing(decided.content.manifest.files)
-    return decided if there == (decided.manifest, decided.listing) else await decide()
 
 
 async def _carry_out(plan: PublishPlan, destination: Destination, requests: int, progress: Progress) -> None:
@@ -180,7 +179,7 @@ async def _carry_out(plan: PublishPlan, destination: Destination, requests: int,
         checked[upload.entry.path] = await destination.put(upload, progress)
 
     largest_first = sorted(plan.uploads, key=lambda upload: upload.entry.size, reverse=True)
-    await in_parallel(requests, (partial(put, upload) for upload in largest_first))
+    await in_parallel(requests, put, largest_first)
     await destination.keep_claim()
     await _check_untouched(plan.content.manifest, checked, destination)
     if not plan.sealed:
@@ -201,14 +200,14 @@ async def _seal(manifest: Manifest, checked: dict[str, Stored], destination: Des
     try:
         await _check_untouched(manifest, checked, destination)
     except Permanent:
-        if await destination.manifest() == manifest.canonical():
+        if await destination.read_manifest() == manifest.canonical():
             await destination.withdraw()
         raise
 
 
 async def _check_untouched(manifest: Manifest, checked: dict[str, Stored], destination: Destination) -> None:
     """Raise unless every file is the one that was checked."""
-    found = await destination.listing(manifest.files)
+    found = await destination.list_files(manifest.files)
     for file in manifest.files:
         if found.get(file.path) != checked[file.path]:
             raise Permanent(
@@ -220,7 +219,7 @@ async def _check_untouched(manifest: Manifest, checked: dict[str, Stored], desti
 
 async def _tidy(plan: PublishPlan, destination: Destination, requests: int, say: Say) -> None:
     try:
-        await in_parallel(requests, (partial(destination.delete, path) for path in plan.obsolete))
+        await in_parallel(requests, destination.delete, plan.obsolete)
         await destination.unmark()
     except Permanent as error:
         # The version is published: a role without the right to delete leaves files that no reader uses.
@@ -228,9 +227,9 @@ async def _tidy(plan: PublishPlan, destination: Destination, requests: int, say:
         await destination.give_up()
 
 
-def _obsolete(there: bytes, manifest: Manifest) -> tuple[str, ...]:
+def _obsolete(stored_manifest: bytes, manifest: Manifest) -> tuple[str, ...]:
     try:
-        old = Manifest.parse(there)
+        old = Manifest.parse(stored_manifest)
     except InvalidManifest:
         return ()  # its files are unknown: none is deleted
     kept = {file.path for file in manifest.files}

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import threading
 import time
-from types import TracebackType
 from typing import TextIO
 
 from cached.contract.program.units import format_duration, format_size
@@ -48,7 +47,7 @@ class PublishProgress:
     def __enter__(self) -> PublishProgress:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(self, *_error: object) -> None:
         with self._lock:
             self._show(time.monotonic())
             if self._on_terminal:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-from types import TracebackType
 
 from cached.contract.errors import Permanent
 from cached.publish.destination import Upload
@@ -64,5 +63,5 @@ class CheckedReader:
     def __enter__(self) -> CheckedReader:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(self, *_error: object) -> None:
         os.close(self._descriptor)

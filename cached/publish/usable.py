@@ -1,7 +1,8 @@
-"""Refuse to publish files that no server can load: pointers of Git LFS, incomplete sets of shards.
+"""Refuse to publish files that no server can use: pointers of Git LFS, incomplete sets of shards, golden predictions
+that cannot be replayed.
 
-Law: reads only the beginnings of files, and indexes. Only certainly wrong files are refused; a file that is no
-safetensors file or index has another format.
+Law: reads only the beginnings of files, indexes and golden predictions. Only certainly wrong files are refused; a file
+that is no safetensors file or index has another format.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import json
 from collections.abc import Iterator, Sequence
 
 from cached.contract.errors import Permanent
+from cached.contract.golden import MAX_GOLDEN_BYTES, Golden
 from cached.sources.local.tree import PlainFile, file_error
 
 _POINTER = b"version https://git-lfs.github.com/spec/"
@@ -21,7 +23,8 @@ _SHOWN = 3
 
 def refuse_unusable(files: Sequence[PlainFile]) -> None:
     """Raise `Permanent` (`lfs_pointer`, `incomplete`), with the file's name, for a pointer or a missing shard."""
-    pointers = [file.path for file in files if file.size <= _MAX_POINTER_BYTES and _begins_with_pointer(file)]
+    small = (file for file in files if file.size <= _MAX_POINTER_BYTES)
+    pointers = [file.path for file in small if _beginning(file, len(_POINTER)) == _POINTER]
     if pointers:
         raise Permanent(
             "lfs_pointer",
@@ -36,8 +39,13 @@ def refuse_unusable(files: Sequence[PlainFile]) -> None:
             _check_length(file)
 
 
-def _begins_with_pointer(file: PlainFile) -> bool:
-    return _beginning(file, len(_POINTER)) == _POINTER
+def check_golden(file: PlainFile) -> None:
+    """Raise `HoldfastError`, with the file's name, for golden predictions that no server can replay."""
+    data = _beginning(file, MAX_GOLDEN_BYTES + 1)
+    try:
+        Golden.parse(data)
+    except Permanent as error:
+        raise Permanent(error.code, f"{file.real}: {error.message}", error.remedy) from error
 
 
 def _decides(path: str, paths: set[str]) -> bool:
@@ -50,8 +58,8 @@ def _decides(path: str, paths: set[str]) -> bool:
 
 
 def _check_index(file: PlainFile, paths: set[str]) -> None:
-    folder = file.path.rpartition("/")[0]
-    missing = sorted({name for name in _shards(file) if _inside(folder, name) not in paths})
+    folder = file.path[: file.path.rfind("/") + 1]
+    missing = sorted({name for name in _shards(file) if folder + name not in paths})
     if missing:
         raise Permanent(
             "incomplete",
@@ -100,10 +108,6 @@ def _beginning(file: PlainFile, length: int) -> bytes:
             return opened.read(length)
     except OSError as error:
         raise file_error(error, file.real) from error
-
-
-def _inside(folder: str, name: str) -> str:
-    return f"{folder}/{name}" if folder else name
 
 
 def _some(names: Sequence[str]) -> str:

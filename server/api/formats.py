@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import secrets
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from server.engine.types import TokenLogprob
 
@@ -25,57 +26,72 @@ class ChoiceAnswer:
     logprobs: list[TokenLogprob] = field(default_factory=list)
 
 
-class Format(Protocol):
-    """The JSON of one answer. `logprobs` None: the request did not ask for them."""
+class Format(ABC):
+    """The JSON of one answer: `kind` names the object of a whole one, `chunk_kind` that of a streamed piece."""
 
-    def whole(self, answers: Sequence[ChoiceAnswer], usage: dict[str, int], *, logprobs: bool) -> Piece: ...
-
-    def opening(self, choices: int, /) -> Iterator[Piece]: ...
-
-    def piece(self, index: int, text: str, logprobs: Sequence[TokenLogprob]) -> Piece: ...
-
-    def ending(self, index: int, reason: str) -> Piece: ...
-
-    def usage(self, usage: dict[str, int]) -> Piece: ...
-
-
-class CompletionFormat:
-    """`text_completion`."""
-
-    def __init__(self, model: str) -> None:
-        self._head = _head("cmpl", "text_completion", model)
-        self._offsets: dict[int, int] = {}
+    def __init__(self, prefix: str, kind: str, chunk_kind: str, model: str) -> None:
+        created = int(time.time())
+        self._head = {"id": f"{prefix}-{secrets.token_hex(12)}", "object": kind, "created": created, "model": model}
+        self._chunk_head = {**self._head, "object": chunk_kind}
 
     def whole(self, answers: Sequence[ChoiceAnswer], usage: dict[str, int], *, logprobs: bool) -> Piece:
+        """Return the whole answer; `logprobs`: the request asked for them."""
         choices = [
             {
                 "index": index,
-                "text": answer.text,
-                "logprobs": self._logprobs(index, answer.logprobs) if logprobs else None,
+                **self._show_whole(answer.text),
+                "logprobs": self._show_logprobs(index, answer.logprobs) if logprobs else None,
                 "finish_reason": answer.reason,
             }
             for index, answer in enumerate(answers)
         ]
         return {**self._head, "choices": choices, "usage": usage}
 
+    @abstractmethod
+    def opening(self, choices: int, /) -> Iterator[Piece]: ...
+
+    def piece(self, index: int, text: str, logprobs: Sequence[TokenLogprob]) -> Piece:
+        shown = self._show_logprobs(index, logprobs) if logprobs else None
+        return self._show_choice(index, self._show_delta(text), shown, None)
+
+    def ending(self, index: int, reason: str) -> Piece:
+        return self._show_choice(index, self._show_delta(None), None, reason)
+
+    def usage(self, usage: dict[str, int]) -> Piece:
+        return {**self._chunk_head, "choices": [], "usage": usage}
+
+    def _show_choice(self, index: int, delta: Piece, logprobs: Piece | None, reason: str | None) -> Piece:
+        choice = {"index": index, **delta, "logprobs": logprobs, "finish_reason": reason}
+        return {**self._chunk_head, "choices": [choice]}
+
+    @abstractmethod
+    def _show_whole(self, text: str) -> Piece: ...
+
+    @abstractmethod
+    def _show_delta(self, text: str | None) -> Piece: ...
+
+    @abstractmethod
+    def _show_logprobs(self, index: int, tokens: Iterable[TokenLogprob], /) -> Piece: ...
+
+
+class CompletionFormat(Format):
+    """`text_completion`, whole and in pieces."""
+
+    def __init__(self, model: str) -> None:
+        super().__init__("cmpl", "text_completion", "text_completion", model)
+        self._offsets: dict[int, int] = {}
+
     def opening(self, _choices: int) -> Iterator[Piece]:
         """Return no piece: a completion's stream begins with its text."""
         return iter(())
 
-    def piece(self, index: int, text: str, logprobs: Sequence[TokenLogprob]) -> Piece:
-        shown = self._logprobs(index, logprobs) if logprobs else None
-        return self._choice({"index": index, "text": text, "logprobs": shown, "finish_reason": None})
+    def _show_whole(self, text: str) -> Piece:
+        return {"text": text}
 
-    def ending(self, index: int, reason: str) -> Piece:
-        return self._choice({"index": index, "text": "", "logprobs": None, "finish_reason": reason})
+    def _show_delta(self, text: str | None) -> Piece:
+        return {"text": text or ""}
 
-    def usage(self, usage: dict[str, int]) -> Piece:
-        return {**self._head, "choices": [], "usage": usage}
-
-    def _choice(self, choice: Piece) -> Piece:
-        return {**self._head, "choices": [choice]}
-
-    def _logprobs(self, index: int, tokens: Iterable[TokenLogprob]) -> Piece:
+    def _show_logprobs(self, index: int, tokens: Iterable[TokenLogprob]) -> Piece:
         shown: Piece = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
         for token in tokens:
             offset = self._offsets.get(index, 0)
@@ -87,54 +103,29 @@ class CompletionFormat:
         return shown
 
 
-class ChatFormat:
+class ChatFormat(Format):
     """`chat.completion` and `chat.completion.chunk`."""
 
     def __init__(self, model: str) -> None:
-        self._head = _head("chatcmpl", "chat.completion", model)
-        self._chunk = {**self._head, "object": "chat.completion.chunk"}
-
-    def whole(self, answers: Sequence[ChoiceAnswer], usage: dict[str, int], *, logprobs: bool) -> Piece:
-        choices = [
-            {
-                "index": index,
-                "message": {"role": "assistant", "content": answer.text, "refusal": None},
-                "logprobs": _chat_logprobs(answer.logprobs) if logprobs else None,
-                "finish_reason": answer.reason,
-            }
-            for index, answer in enumerate(answers)
-        ]
-        return {**self._head, "choices": choices, "usage": usage}
+        super().__init__("chatcmpl", "chat.completion", "chat.completion.chunk", model)
 
     def opening(self, choices: int) -> Iterator[Piece]:
         """Yield each choice's first piece, which names its role."""
         for index in range(choices):
-            yield self._choice(index, {"role": "assistant", "content": ""}, None, None)
+            yield self._show_choice(index, {"delta": {"role": "assistant", "content": ""}}, None, None)
 
-    def piece(self, index: int, text: str, logprobs: Sequence[TokenLogprob]) -> Piece:
-        return self._choice(index, {"content": text}, _chat_logprobs(logprobs) if logprobs else None, None)
+    def _show_whole(self, text: str) -> Piece:
+        return {"message": {"role": "assistant", "content": text, "refusal": None}}
 
-    def ending(self, index: int, reason: str) -> Piece:
-        return self._choice(index, {}, None, reason)
+    def _show_delta(self, text: str | None) -> Piece:
+        return {"delta": {} if text is None else {"content": text}}
 
-    def usage(self, usage: dict[str, int]) -> Piece:
-        return {**self._chunk, "choices": [], "usage": usage}
-
-    def _choice(self, index: int, delta: Piece, logprobs: Piece | None, reason: str | None) -> Piece:
-        choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
-        return {**self._chunk, "choices": [choice]}
-
-
-def _head(prefix: str, kind: str, model: str) -> Piece:
-    return {"id": f"{prefix}-{secrets.token_hex(12)}", "object": kind, "created": int(time.time()), "model": model}
-
-
-def _chat_logprobs(tokens: Iterable[TokenLogprob]) -> Piece:
-    shown = [
-        {**_chat_token(one.text, one.logprob), "top_logprobs": [_chat_token(text, value) for text, value in one.top]}
-        for one in tokens
-    ]
-    return {"content": shown, "refusal": None}
+    def _show_logprobs(self, _index: int, tokens: Iterable[TokenLogprob]) -> Piece:
+        shown = [
+            {**_chat_token(one.text, one.logprob), "top_logprobs": [_chat_token(*likely) for likely in one.top]}
+            for one in tokens
+        ]
+        return {"content": shown, "refusal": None}
 
 
 def _chat_token(text: str, logprob: float) -> Piece:

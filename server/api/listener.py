@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from contextlib import AsyncExitStack
-from types import TracebackType
 
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
@@ -28,15 +27,13 @@ class Listener:
     def __init__(self, probes: Probes) -> None:
         self._probes = probes
         self._open = AsyncExitStack()
-        self._runner = _runner(_early_application(probes), cancel_when_gone=False)
+        self._runner = _create_runner(_early_application(probes), cancel_when_gone=False)
 
     async def __aenter__(self) -> Listener:
         await self._set_up(self._runner)
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_raised: object) -> None:
         await self._open.aclose()
 
     async def listen(self, host: str, port: int) -> str:
@@ -51,7 +48,7 @@ class Listener:
         """Serve `application` from now on; `cancel_when_gone` cancels the handler of a client that disconnects."""
         application.middlewares.insert(0, self._probes.middleware)
         application.on_response_prepare.append(self._probes.add_request_id)
-        runner = _runner(application, cancel_when_gone)
+        runner = _create_runner(application, cancel_when_gone=cancel_when_gone)
         await self._set_up(runner)
         self._runner = runner
 
@@ -64,7 +61,7 @@ class Listener:
         return self._runner.server()
 
 
-def _runner(application: web.Application, cancel_when_gone: bool) -> web.AppRunner:
+def _create_runner(application: web.Application, *, cancel_when_gone: bool) -> web.AppRunner:
     return web.AppRunner(
         application,
         access_log=None,

@@ -37,11 +37,17 @@ _CLIENT_GONE = 499  # nginx's number for a client that closed the connection fir
 class Work:
     """One request's account: its id and start, and its model and token counts once known."""
 
-    id: str
+    request_id: str
     started: float
     model: str = ""
     prompt_tokens: int = 0
     completion_tokens: int = 0
+
+    @property
+    def usage(self) -> dict[str, int]:
+        """The `usage` object of a completion."""
+        total = self.prompt_tokens + self.completion_tokens
+        return {"prompt_tokens": self.prompt_tokens, "completion_tokens": self.completion_tokens, "total_tokens": total}
 
 
 def current_work() -> Work:
@@ -79,23 +85,21 @@ class Probes:
             response = error_response(503, reason, "server_error", code="not_ready", retry_after_s=1)
             response.force_close()  # a retry on a new connection may reach another pod
             return response
-        return await self._let_through(request, handler)
+        with self._metrics.in_flight.track_inprogress(), self._readiness.in_flight.track():
+            return await self._let_through(request, handler)
 
     def _is_rehearsal(self, request: web.Request) -> bool:
         """Whether the request is this process's own, before it is ready."""
-        key = request.headers.get(REHEARSAL_HEADER, "")
-        return isinstance(self._readiness.state, Loading) and secrets.compare_digest(
-            key.encode(), self.rehearsal.encode()
-        )
+        key = request.headers.get(REHEARSAL_HEADER, "").encode()
+        return isinstance(self._readiness.state, Loading) and secrets.compare_digest(key, self.rehearsal.encode())
 
     async def add_request_id(self, _request: web.Request, response: web.StreamResponse) -> None:
         """Set the request id of an answer; the application calls it before the headers are sent."""
-        response.headers[_REQUEST_ID] = current_work().id
+        response.headers[_REQUEST_ID] = current_work().request_id
 
     async def _let_through(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         work = current_work()
         status = 500
-        self._readiness.count_in_flight(1)
         try:
             response = await handler(request)
             status = response.status
@@ -112,12 +116,11 @@ class Probes:
             status = _CLIENT_GONE
             raise
         except ConnectionError:
-            if not _is_gone(request):
+            if request.transport is not None and not request.transport.is_closing():
                 raise  # user code's own
             status = _CLIENT_GONE
             return web.Response(status=status)  # the client is gone; an exception would be logged as an error of ours
         finally:
-            self._readiness.count_in_flight(-1)
             self._account(request, work, status)
 
     def _account(self, request: web.Request, work: Work, status: int) -> None:
@@ -134,12 +137,8 @@ class Probes:
             work.model or "-",
             work.prompt_tokens,
             work.completion_tokens,
-            work.id,
+            work.request_id,
         )
-
-
-def _is_gone(request: web.Request) -> bool:
-    return request.transport is None or request.transport.is_closing()
 
 
 def _request_id(request: web.Request) -> str:

@@ -76,7 +76,8 @@ def parse_embeddings(body: bytes) -> EmbeddingRequest:
     encoding = given.get("encoding_format") or "float"
     if encoding not in ("float", "base64"):
         refuse("encoding_format", f"expected float or base64, found {show(encoding)}")
-    return EmbeddingRequest(fields.text(given, "model"), _prompts(given, "input"), encoding == "base64")
+    inputs = _prompts(given, "input")
+    return EmbeddingRequest(fields.text(given, "model"), inputs, as_base64=encoding == "base64")
 
 
 def parse_completion(body: bytes, max_tokens_limit: int | None) -> CompletionRequest:
@@ -87,10 +88,10 @@ def parse_completion(body: bytes, max_tokens_limit: int | None) -> CompletionReq
     if max_tokens is None:
         max_tokens = min(_DEFAULT_MAX_TOKENS, max_tokens_limit or _DEFAULT_MAX_TOKENS)
     prompts = _prompts(given, "prompt")
-    wanted = _wanted(given, max_tokens, fields.integer(given, "logprobs", 0, _MAX_LOGPROBS))
-    if len(prompts) * wanted.choices > MAX_INPUTS:
-        refuse("n", f"{len(prompts)} prompts with {wanted.choices} choices each, at most {MAX_INPUTS} in all")
-    return CompletionRequest(prompts, wanted)
+    options = _parse_options(given, max_tokens, fields.integer(given, "logprobs", 0, _MAX_LOGPROBS))
+    if len(prompts) * options.choices > MAX_INPUTS:
+        refuse("n", f"{len(prompts)} prompts with {options.choices} choices each, at most {MAX_INPUTS} in all")
+    return CompletionRequest(prompts, options)
 
 
 def parse_chat(body: bytes, max_tokens_limit: int | None) -> ChatRequest:
@@ -106,11 +107,11 @@ def parse_chat(body: bytes, max_tokens_limit: int | None) -> ChatRequest:
     logprobs = fields.boolean(given, "logprobs")
     if top is not None and not logprobs:
         refuse("top_logprobs", "only with logprobs: true")
-    wanted = _wanted(given, old if new is None else new, (top or 0) if logprobs else None)
-    return ChatRequest(_messages(given), _template(given), wanted)
+    options = _parse_options(given, old if new is None else new, (top or 0) if logprobs else None)
+    return ChatRequest(_messages(given), _template(given), options)
 
 
-def _wanted(given: Document, max_tokens: int | None, logprobs: int | None) -> GenerationOptions:
+def _parse_options(given: Document, max_tokens: int | None, logprobs: int | None) -> GenerationOptions:
     stream = fields.boolean(given, "stream")
     options = given.get("stream_options")
     if options is not None:

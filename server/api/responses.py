@@ -10,12 +10,14 @@ import json
 import math
 import struct
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any
 
 from aiohttp import web
 
-from server.engine.types import About, Embedded
-from server.lifecycle.snapshot import Snapshot
+from server.engine.types import Embedded
+from server.lifecycle.admission import Verdict
+from server.lifecycle.registry import Card, PendingVersion
 
 
 def error_document(message: str, kind: str, param: str | None = None, code: str | None = None) -> dict[str, Any]:
@@ -37,12 +39,13 @@ def error_response(
     return web.json_response(error_document(message, kind, param, code), status=status, headers=headers)
 
 
-def model_document(name: str, created: int, snapshot: Snapshot, about: About) -> dict[str, Any]:
+def model_document(card: Card, golden: Verdict | None, pending: PendingVersion | None) -> dict[str, Any]:
     """Return one model of `/v1/models`, with fields of ours that OpenAI's clients ignore."""
+    snapshot, about = card.snapshot, card.about
     return {
-        "id": name,
+        "id": card.name,
         "object": "model",
-        "created": created,
+        "created": card.created,
         "owned_by": "holdfast",
         "version": snapshot.version,
         "digest": str(snapshot.digest) if snapshot.digest else None,
@@ -50,10 +53,13 @@ def model_document(name: str, created: int, snapshot: Snapshot, about: About) ->
         "context_tokens": about.context,
         "chat": about.chat,
         "batch": about.batch,
+        "parent": card.parent,
+        "golden": golden.document() if golden is not None else None,
+        "next": asdict(pending) if pending is not None else None,
     }
 
 
-def embeddings_pieces(model: str, embedded: Embedded, as_base64: bool) -> Iterator[str]:
+def embeddings_pieces(model: str, embedded: Embedded, *, as_base64: bool) -> Iterator[str]:
     """Yield the JSON of `/v1/embeddings`, a vector at a time: thousands of them as numbers take seconds."""
     head = {
         "object": "list",
@@ -65,15 +71,6 @@ def embeddings_pieces(model: str, embedded: Embedded, as_base64: bool) -> Iterat
         embedding = base64.b64encode(vector).decode("ascii") if as_base64 else _numbers(vector)
         yield (", " if index else "") + json.dumps({"object": "embedding", "index": index, "embedding": embedding})
     yield "]}"
-
-
-def usage(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:
-    """Return the `usage` object of a completion."""
-    return {
-        "prompt_tokens": prompt_tokens,
-        "completion_tokens": completion_tokens,
-        "total_tokens": prompt_tokens + completion_tokens,
-    }
 
 
 def server_sent(document: dict[str, Any]) -> bytes:

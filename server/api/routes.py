@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
-from dataclasses import asdict, dataclass
 from time import monotonic
 
 from aiohttp import web
@@ -18,11 +17,19 @@ from cached.contract.errors import HoldfastError, Transient
 from server.api.formats import ChatFormat, ChoiceAnswer, CompletionFormat, Format
 from server.api.probes import Handler, Probes, Work, current_work
 from server.api.requests import parse_chat, parse_completion, parse_embeddings
-from server.api.responses import embeddings_pieces, error_document, error_response, model_document, server_sent, usage
-from server.engine.types import Delta, Finished, GenerationEvent, GenerationRequest, InvalidRequest, Limits
+from server.api.responses import embeddings_pieces, error_document, error_response, model_document, server_sent
+from server.engine.types import (
+    Delta,
+    Finished,
+    GenerationEvent,
+    GenerationOptions,
+    GenerationRequest,
+    InvalidRequest,
+    Limits,
+)
 from server.lifecycle.metrics import ModelMetrics, ServerMetrics
 from server.lifecycle.readiness import Ready, ServerReadiness
-from server.lifecycle.registry import Generating, ModelRegistry, Served
+from server.lifecycle.registry import ModelRegistry, Served
 
 _STREAM_HEADERS = {
     "Content-Type": "text/event-stream; charset=utf-8",
@@ -31,9 +38,9 @@ _STREAM_HEADERS = {
 }
 
 
-def application(catalog: ModelRegistry, limits: Limits) -> web.Application:
-    """Return the API of the catalog's models, as it changes."""
-    api = _Api(catalog, limits)
+def application(registry: ModelRegistry, limits: Limits) -> web.Application:
+    """Return the API of the registry's models, as it changes."""
+    api = _Api(registry, limits)
     found = web.Application(client_max_size=limits.body_bytes, middlewares=[_errors])
     found.router.add_get("/v1/models", api.models)
     found.router.add_get("/v1/models/{model:.+}", api.model)
@@ -43,12 +50,12 @@ def application(catalog: ModelRegistry, limits: Limits) -> web.Application:
     return found
 
 
-def private_application(catalog: ModelRegistry, limits: Limits) -> web.Application:
+def private_application(registry: ModelRegistry, limits: Limits) -> web.Application:
     """Return the API for golden predictions: ready from the start, and not counted in the server's metrics."""
     metrics = ServerMetrics()
     readiness = ServerReadiness(metrics)
     readiness.enter(Ready())
-    found = application(catalog, limits)
+    found = application(registry, limits)
     found.middlewares.insert(0, Probes(readiness, metrics).middleware)
     return found
 
@@ -74,30 +81,23 @@ async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
 
 
 class _Api:
-    def __init__(self, catalog: ModelRegistry, limits: Limits) -> None:
-        self._catalog = catalog
+    def __init__(self, registry: ModelRegistry, limits: Limits) -> None:
+        self._registry = registry
         self._limits = limits
 
     async def models(self, _request: web.Request) -> web.Response:
-        data = [self._document(served) for served in self._catalog.list_models()]
+        data = [self._document(served) for served in self._registry.list_models()]
         return web.json_response({"object": "list", "data": data})
 
     async def model(self, request: web.Request) -> web.Response:
-        return web.json_response(self._document(self._catalog.find(request.match_info["model"])))
+        return web.json_response(self._document(self._registry.find(request.match_info["model"])))
 
     def _document(self, served: Served) -> dict[str, object]:
-        card = served.card
-        coming = self._catalog.coming.get(card.name)
-        return {
-            **model_document(card.name, card.created, card.snapshot, card.about),
-            "parent": card.parent,
-            "golden": served.golden.document() if served.golden is not None else None,
-            "next": asdict(coming) if coming is not None else None,
-        }
+        return model_document(served.card, served.golden, self._registry.pending.get(served.card.name))
 
     async def embeddings(self, request: web.Request) -> web.StreamResponse:
         wanted = parse_embeddings(await request.read())
-        served = self._catalog.encoder(wanted.model)
+        served = self._registry.find_encoder(wanted.model)
         work = current_work()
         work.model = served.card.name
         async with served.submit(wanted) as submission, aclosing(submission.stream()) as events:
@@ -105,112 +105,92 @@ class _Api:
         work.prompt_tokens = embedded.prompt_tokens
         served.metrics.count_prompt(embedded.prompt_tokens)
         pieces: list[str] = []
-        for piece in embeddings_pieces(served.card.name, embedded, wanted.as_base64):
+        for piece in embeddings_pieces(served.card.name, embedded, as_base64=wanted.as_base64):
             pieces.append(piece)
             await asyncio.sleep(0)  # between two vectors other requests are answered
         return web.Response(text="".join(pieces), content_type="application/json")
 
     async def completions(self, request: web.Request) -> web.StreamResponse:
-        return await self._generate(
-            request, parse_completion(await request.read(), self._limits.max_tokens), CompletionFormat
-        )
+        wanted = parse_completion(await request.read(), self._limits.max_tokens)
+        return await self._generate(request, wanted, CompletionFormat)
 
     async def chat(self, request: web.Request) -> web.StreamResponse:
-        return await self._generate(request, parse_chat(await request.read(), self._limits.max_tokens), ChatFormat)
+        wanted = parse_chat(await request.read(), self._limits.max_tokens)
+        return await self._generate(request, wanted, ChatFormat)
 
     async def _generate(
-        self, request: web.Request, wanted: GenerationRequest, written: Callable[[str], Format]
+        self, request: web.Request, wanted: GenerationRequest, format_class: Callable[[str], Format]
     ) -> web.StreamResponse:
-        served = self._catalog.generator(wanted.wanted.model)
+        served = self._registry.find_generator(wanted.options.model)
         work = current_work()
         work.model = served.card.name
-        return await _answer(request, wanted, served, written(served.card.name), work)
+        async with served.submit(wanted) as submission, aclosing(submission.stream()) as stream:
+            prompts = submission.request.prompts
+            work.prompt_tokens = sum(map(len, prompts[:: wanted.options.choices]))  # each occurs once per choice
+            served.metrics.count_prompt(work.prompt_tokens)
+            events, answer = _count(stream, served.metrics, work), format_class(served.card.name)
+            if wanted.options.stream:
+                return await _send_stream(request, events, answer, wanted.options, len(prompts))
+            return await _send_whole(events, answer, wanted.options, len(prompts))
 
 
-async def _answer(
-    request: web.Request, wanted: GenerationRequest, served: Generating, written: Format, work: Work
+async def _count(
+    events: AsyncIterator[GenerationEvent], metrics: ModelMetrics, work: Work
+) -> AsyncIterator[GenerationEvent]:
+    """Count a generation's events as they pass."""
+    first: float | None = None
+    async for event in events:
+        if first is None:
+            first = monotonic()
+            metrics.record_first_token(first - work.started)
+        if isinstance(event, Finished):
+            work.completion_tokens += event.tokens
+            metrics.record_choice(event.tokens, monotonic() - first)
+        yield event
+
+
+async def _send_whole(
+    events: AsyncIterator[GenerationEvent], answer: Format, wanted: GenerationOptions, choices: int
+) -> web.Response:
+    answers = [ChoiceAnswer() for _ in range(choices)]
+    async for event in events:
+        match event:
+            case Delta(index, text, logprobs):
+                answers[index].text += text
+                answers[index].logprobs += logprobs
+            case Finished(index, reason):
+                answers[index].reason = reason
+    explained = wanted.sampling.logprobs is not None
+    return web.json_response(answer.whole(answers, current_work().usage, logprobs=explained))
+
+
+async def _send_stream(
+    request: web.Request,
+    events: AsyncIterator[GenerationEvent],
+    answer: Format,
+    wanted: GenerationOptions,
+    choices: int,
 ) -> web.StreamResponse:
-    async with served.submit(wanted) as submission, aclosing(submission.stream()) as events:
-        prompts = submission.request.prompts[:: wanted.wanted.choices]  # each occurs once per choice
-        work.prompt_tokens = sum(map(len, prompts))
-        served.metrics.count_prompt(work.prompt_tokens)
-        progress = _Progress(events, served.metrics, work)
-        # A failure before the first token still gets an HTTP status of its own.
-        first = await anext(progress.events)
-        answering = _Answering(wanted, written, len(submission.request.prompts), first, progress)
-        return await (answering.stream(request) if wanted.wanted.stream else answering.whole())
-
-
-class _Progress:
-    """Counts a generation's events as they pass."""
-
-    def __init__(self, events: AsyncIterator[GenerationEvent], metrics: ModelMetrics, work: Work) -> None:
-        self.work = work
-        self.events = self._counted(events, metrics)
-
-    async def _counted(
-        self, events: AsyncIterator[GenerationEvent], metrics: ModelMetrics
-    ) -> AsyncIterator[GenerationEvent]:
-        first: float | None = None
+    response = web.StreamResponse(headers=_STREAM_HEADERS)
+    try:
         async for event in events:
-            if first is None:
-                first = monotonic()
-                metrics.first_token(first - self.work.started)
-            if isinstance(event, Finished):
-                self.work.completion_tokens += event.tokens
-                metrics.choice(event.tokens, monotonic() - first)
-            yield event
-
-    @property
-    def usage(self) -> dict[str, int]:
-        return usage(self.work.prompt_tokens, self.work.completion_tokens)
-
-
-@dataclass(slots=True)
-class _Answering:
-    """Writes one generation's answer, whole or as a stream."""
-
-    wanted: GenerationRequest
-    written: Format
-    choices: int
-    first: GenerationEvent
-    progress: _Progress
-
-    async def whole(self) -> web.Response:
-        answers = [ChoiceAnswer() for _ in range(self.choices)]
-        async for event in self._events():
+            if not response.prepared:
+                await response.prepare(request)
+                for piece in answer.opening(choices):
+                    await response.write(server_sent(piece))
             match event:
                 case Delta(index, text, logprobs):
-                    answers[index].text += text
-                    answers[index].logprobs += logprobs
+                    piece = answer.piece(index, text, logprobs)
                 case Finished(index, reason):
-                    answers[index].reason = reason
-        explained = self.wanted.wanted.sampling.logprobs is not None
-        return web.json_response(self.written.whole(answers, self.progress.usage, logprobs=explained))
-
-    async def stream(self, request: web.Request) -> web.StreamResponse:
-        response = web.StreamResponse(headers=_STREAM_HEADERS)
-        await response.prepare(request)
-        for piece in self.written.opening(self.choices):
+                    piece = answer.ending(index, reason)
             await response.write(server_sent(piece))
-        try:
-            async for event in self._events():
-                match event:
-                    case Delta(index, text, logprobs):
-                        piece = self.written.piece(index, text, logprobs)
-                    case Finished(index, reason):
-                        piece = self.written.ending(index, reason)
-                await response.write(server_sent(piece))
-        except HoldfastError as error:  # the status is sent: an event reports the error, and no [DONE] follows
-            await response.write(server_sent(error_document(error.message, "server_error", code=error.code)))
-            return response
-        if self.wanted.wanted.stream_usage:
-            await response.write(server_sent(self.written.usage(self.progress.usage)))
-        await response.write(b"data: [DONE]\n\n")
-        await response.write_eof()
-        return response
-
-    async def _events(self) -> AsyncIterator[GenerationEvent]:
-        yield self.first
-        async for event in self.progress.events:
-            yield event
+    except HoldfastError as error:
+        if not response.prepared:  # before the first token the failure still gets an HTTP status of its own
+            raise
+        await response.write(server_sent(error_document(error.message, "server_error", code=error.code)))
+        return response  # without [DONE]
+    if wanted.stream_usage:
+        await response.write(server_sent(answer.usage(current_work().usage)))
+    await response.write(b"data: [DONE]\n\n")
+    await response.write_eof()
+    return response

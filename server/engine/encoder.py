@@ -110,29 +110,27 @@ class Encoder:
         """Admit the jobs, batch their inputs by length, and run one pass of the model."""
         taken = {job: [_Sequence(job, ids) for ids in job.request] for job in arrived}
         self._taken.update(taken)
-        newcomers = [sequence for sequences in taken.values() for sequence in sequences]
-        self._passes.extend(_batches(newcomers, self._pass_tokens))
+        new = [sequence for sequences in taken.values() for sequence in sequences]
+        self._passes.extend(_batches(new, self._pass_tokens))
         live = [sequence for sequence in self._passes.popleft() if not sequence.job.ended]
         if live:
             vectors = self.embed([sequence.ids for sequence in live])
-            sound: list[bool] = vectors.isfinite().all(1).tolist()
+            finite: list[bool] = vectors.isfinite().all(1).tolist()
             for sequence, row in zip(live, vectors.numpy().astype("<f4"), strict=True):
                 sequence.vector = row.tobytes()
-            for job in {one.job: None for one, finite in zip(live, sound, strict=True) if not finite}:
+            for job in {one.job: None for one, is_finite in zip(live, finite, strict=True) if not is_finite}:
                 fail_without_numbers(job)
         for job in {sequence.job: None for sequence in live if not sequence.job.ended}:
-            self._answer(job, self._taken[job])
+            sequences = self._taken[job]
+            if all(sequence.vector for sequence in sequences):
+                tokens = sum(len(sequence.ids) for sequence in sequences)
+                job.emit(Embedded(tuple(sequence.vector for sequence in sequences), tokens))
+                job.finish()
         self._taken = {job: sequences for job, sequences in self._taken.items() if not job.ended}
 
     def reset(self) -> None:
         self._taken = {}
         self._passes.clear()
-
-    def _answer(self, job: EmbeddingJob, sequences: list[_Sequence]) -> None:
-        if all(sequence.vector for sequence in sequences):
-            tokens = sum(len(sequence.ids) for sequence in sequences)
-            job.emit(Embedded(tuple(sequence.vector for sequence in sequences), tokens))
-            job.finish()
 
     @torch.inference_mode()
     def embed(self, sequences: list[list[int]]) -> torch.Tensor:
@@ -198,15 +196,8 @@ def read_recipe(directory: Path) -> Recipe:
 
 def _pooling(path: Path) -> str:
     document = _json(path)
-    found = (
-        [document["pooling_mode"]]
-        if "pooling_mode" in document
-        else [
-            _POOLING_MODES.get(name, name)
-            for name, on in document.items()
-            if name.startswith("pooling_mode_") and on is True
-        ]
-    )
+    flags = [name for name, on in document.items() if name.startswith("pooling_mode_") and on is True]
+    found = [document["pooling_mode"]] if "pooling_mode" in document else [_POOLING_MODES.get(n, n) for n in flags]
     if len(found) != 1 or found[0] not in _POOLING_MODES.values():
         expected = ", ".join(_POOLING_MODES.values())
         raise Permanent(

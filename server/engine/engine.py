@@ -14,26 +14,16 @@ import time
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
 from cached.contract.errors import HoldfastError, Permanent, Transient
-from server.engine.protocol import Load as Load
-from server.engine.protocol import RequestT_contra
+from server.engine.protocol import Load, PreparedT, RequestT_contra
 
 _LOG = logging.getLogger(__name__)
 
 RequestT = TypeVar("RequestT")
-PreparedT = TypeVar("PreparedT")
 EventT = TypeVar("EventT")
 ResultT = TypeVar("ResultT")
-
-
-@dataclass(frozen=True, slots=True)
-class _End:
-    """The last item of a job's events; `error` is None where the job succeeded."""
-
-    error: HoldfastError | None
 
 
 class Job(Generic[PreparedT, EventT]):
@@ -43,7 +33,7 @@ class Job(Generic[PreparedT, EventT]):
         self.request = request
         self.submitted = time.monotonic()
         self._loop = asyncio.get_running_loop()
-        self._events: asyncio.Queue[EventT | _End] = asyncio.Queue()
+        self._events: asyncio.Queue[EventT | HoldfastError | None] = asyncio.Queue()  # the last: its error, or None
         self._ended = threading.Event()
 
     @property
@@ -62,29 +52,25 @@ class Job(Generic[PreparedT, EventT]):
 
     def finish(self) -> None:
         """End the job's events, from the model's thread."""
-        self._end(_End(None))
+        self._end(None)
 
     def fail(self, error: HoldfastError) -> None:
         """End the job with `error`, from the model's thread."""
-        self._end(_End(error))
+        self._end(error)
 
     async def stream(self) -> AsyncGenerator[EventT, None]:
         """Yield the events in order; raises the error with which the job failed."""
-        while True:
-            event = await self._events.get()
-            if not isinstance(event, _End):
-                yield event
-            elif event.error is not None:
-                raise event.error
-            else:
-                return
+        while (event := await self._events.get()) is not None:
+            if isinstance(event, HoldfastError):
+                raise event
+            yield event
 
-    def _end(self, end: _End) -> None:
+    def _end(self, error: HoldfastError | None) -> None:
         if not self.ended:
             self._ended.set()
-            self._put(end)
+            self._put(error)
 
-    def _put(self, item: EventT | _End) -> None:
+    def _put(self, item: EventT | HoldfastError | None) -> None:
         try:
             self._loop.call_soon_threadsafe(self._events.put_nowait, item)
         except RuntimeError:
@@ -115,7 +101,7 @@ class Model(Protocol[RequestT_contra, PreparedT, EventT]):
 class QueueObserver(Protocol):
     """Receives the engine's measurements."""
 
-    def waited(self, seconds: float) -> None:
+    def record_wait(self, seconds: float) -> None:
         """Record how long a request waited for the model."""
 
 
@@ -138,8 +124,7 @@ class ThreadedEngine(Generic[RequestT, PreparedT, EventT]):
 
     @asynccontextmanager
     async def submit(self, request: RequestT) -> AsyncIterator[Job[PreparedT, EventT]]:
-        """Prepare and queue a request for as long as the block runs; leaving early, as on a disconnect, cancels it.
-        Raises `Transient` (`overloaded`) where the queue is full, and the errors of `prepare`."""
+        """Prepare and queue a request, as `InferenceEngine.submit`; a disconnect leaves the block early too."""
         self._admit(self._preparing)
         self._preparing += 1
         try:
@@ -214,7 +199,9 @@ class ThreadedEngine(Generic[RequestT, PreparedT, EventT]):
                 self.alive_at = time.monotonic()
             except Exception as error:  # noqa: BLE001 one request's failure must not end the thread
                 _LOG.exception("the model failed")
-                self._fail_all(error)
+                failure = model_failed(error)
+                for job in self._running:
+                    job.fail(failure)
                 self._model.reset()
 
     def _take(self) -> list[Job[PreparedT, EventT]] | None:
@@ -237,13 +224,8 @@ class ThreadedEngine(Generic[RequestT, PreparedT, EventT]):
                 return None
         now = time.monotonic()
         for job in taken:
-            self._observer.waited(now - job.submitted)
+            self._observer.record_wait(now - job.submitted)
         return taken
-
-    def _fail_all(self, cause: Exception) -> None:
-        error = model_failed(cause)
-        for job in self._running:
-            job.fail(error)
 
 
 def _closed() -> Transient:

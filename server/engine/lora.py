@@ -199,7 +199,7 @@ class Adapters:
         self._adapted.add(name)
 
 
-def base_of(directory: Path) -> str:
+def read_base(directory: Path) -> str:
     """Return the base model that the adapter in `directory` names, `""` for none; raises `Permanent`."""
     return str(_read(directory / CONFIG_FILE).get("base_model_name_or_path") or "")
 

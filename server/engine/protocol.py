@@ -48,7 +48,7 @@ class InferenceEngine(Protocol[RequestT_contra, PreparedT, EventT_co]):
         and `Transient`: `overloaded` where the queue is full, `closed` after `close`."""
 
     def submit_prepared(self, prepared: PreparedT) -> AbstractContextManager[Submission[PreparedT, EventT_co]]:
-        """Submit a request in tokens, as `submitted` does, without the queue of texts that wait for the tokenizer."""
+        """Submit a request in tokens, as `submit` does, without the queue of texts that wait for the tokenizer."""
 
     def capacity(self) -> Load:
         """Count the requests that wait and run at this moment."""

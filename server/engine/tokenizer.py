@@ -7,11 +7,12 @@ truncated: a prompt that does not fit is refused.
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from typing import Any
 
 import jinja2
 
-from server.engine.types import ChatRequest, InvalidRequest, Prompt, Sampling
+from server.engine.types import ChatRequest, InvalidRequest, Prompt
 
 # Enough for a tokenizer to know, from the prompt's end, whether the next token begins with a space.
 _CONTEXT_TOKENS = 6
@@ -43,23 +44,21 @@ class Tokens:
         """Bound the context to `tokens`, for which the KV cache has memory."""
         self.context = tokens if self._own_context is None else min(self._own_context, tokens)
 
-    def check(self, sampling: Sampling) -> None:
-        """Raise `InvalidRequest` where a logit bias names an unknown token."""
-        wrong = next((token for token, _ in sampling.logit_bias if token >= self.vocabulary), None)
+    def check_ids(self, ids: Iterable[int], param: str) -> None:
+        """Raise `InvalidRequest` where the parameter `param` names an unknown token."""
+        wrong = next((token for token in ids if not 0 <= token < self.vocabulary), None)
         if wrong is not None:
-            raise InvalidRequest(
-                f"logit_bias: expected token ids from 0 to {self.vocabulary - 1}, found {wrong}", "logit_bias"
-            )
+            raise InvalidRequest(f"{param}: expected token ids from 0 to {self.vocabulary - 1}, found {wrong}", param)
 
     def encode(self, prompt: Prompt, param: str, *, room: int = 0) -> list[int]:
         """Return the token ids of one prompt, with `room` tokens left in the context; raises `InvalidRequest`."""
         if isinstance(prompt, str):
-            ids = self._read(prompt, param, special=True)
+            ids = self._encode_text(prompt, param, special=True)
             if not ids and self._tokenizer.bos_token_id is not None:
                 ids = [self._tokenizer.bos_token_id]
         else:
             ids = list(prompt)
-        return self._checked(ids, param, room)
+        return self._check_length(ids, param, room)
 
     def encode_chat(self, request: ChatRequest, *, room: int) -> list[int]:
         """Return the token ids of a conversation, written by the chat template; raises `InvalidRequest`."""
@@ -77,9 +76,9 @@ class Tokens:
         except (jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:
             raise InvalidRequest(f"messages: the model's chat template refuses them: {error}", "messages") from error
         # The template writes the special tokens itself.
-        return self._checked(self._read(text, "messages", special=False), "messages", room)
+        return self._check_length(self._encode_text(text, "messages", special=False), "messages", room)
 
-    def _read(self, text: str, param: str, *, special: bool) -> list[int]:
+    def _encode_text(self, text: str, param: str, *, special: bool) -> list[int]:
         """Encode a text. One far longer than the context is encoded only until that is certain: others wait for it."""
         if self.context is not None:
             certain = self.context + _CUT_TOKENS
@@ -91,12 +90,10 @@ class Tokens:
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=special)
         return ids
 
-    def _checked(self, ids: list[int], param: str, room: int) -> list[int]:
+    def _check_length(self, ids: list[int], param: str, room: int) -> list[int]:
         if not ids:
             raise InvalidRequest(f"{param}: expected at least one token, found none", param)
-        wrong = next((token for token in ids if not 0 <= token < self.vocabulary), None)
-        if wrong is not None:
-            raise InvalidRequest(f"{param}: expected token ids from 0 to {self.vocabulary - 1}, found {wrong}", param)
+        self.check_ids(ids, param)
         if self.context is not None and len(ids) + room > self.context:
             asked = f"{len(ids)} in the input" + (f" and {room} to generate" if room else "")
             raise _too_long(self.context, asked, param)
@@ -124,18 +121,18 @@ class GrowingText:
         self.stopped = False
 
     @property
-    def settled(self) -> bool:
+    def released(self) -> bool:
         """Whether the text of every pushed token is released."""
         return not self._pending and self._read == len(self._ids)
 
     def push(self, token: int) -> str:
         """Add a token; returns the text that is now final, often empty."""
         self._ids.append(token)
-        return self._settle(self._decoded(complete=False))
+        return self._release(self._decoded(complete=False))
 
     def finish(self) -> str:
         """Return the text that was held back."""
-        text = self._settle(self._decoded(complete=True))
+        text = self._release(self._decoded(complete=True))
         if not self.stopped:
             text, self._pending = text + self._pending, ""
         return text
@@ -163,7 +160,7 @@ class GrowingText:
         text: str = self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return text
 
-    def _settle(self, text: str) -> str:
+    def _release(self, text: str) -> str:
         if self.stopped:
             return ""
         self._pending += text

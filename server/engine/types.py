@@ -123,7 +123,7 @@ class CompletionRequest:
     """Prompts to complete."""
 
     prompts: tuple[Prompt, ...]
-    wanted: GenerationOptions
+    options: GenerationOptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +132,7 @@ class ChatRequest:
 
     messages: tuple[dict[str, Any], ...]
     template: dict[str, Any]
-    wanted: GenerationOptions
+    options: GenerationOptions
 
 
 GenerationRequest = CompletionRequest | ChatRequest

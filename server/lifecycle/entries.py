@@ -1,21 +1,35 @@
-"""The wanted models: their names for clients, and the symlinks to their weights.
+"""The settings of one server: among them the wanted models, under their names for clients, and where each leads now.
 
-Law: reads names, and the one small file that an operator may change while the server runs; never follows a symlink.
+Law: values, and no state between calls; reads names, symlinks, and the one small file that an operator may change
+while the server runs. Polling, not inotify: a poll costs a few system calls and misses nothing that a watch can lose,
+and a load takes longer than the wait for the next poll.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 
 from cached.contract.digest import Digest
 from cached.contract.errors import HoldfastError, Permanent
 from cached.contract.layout import PublicLayout
 from cached.contract.reference import ModelRequest, parse_models
-from server.lifecycle.snapshot import names
+from server.engine.types import Limits
+from server.lifecycle.snapshot import names, target_of
 
+_ADAPTER_FILE = "adapter_config.json"
 _MAX_FILE_BYTES = 64 * 1024
+
+
+class GoldenMode(StrEnum):
+    """The effect of golden predictions: on readiness, a warning, or none."""
+
+    REQUIRE = "require"
+    WARN = "warn"
+    OFF = "off"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +48,43 @@ class ModelEntry:
     def __str__(self) -> str:
         name, version = names(self.path)
         return f"{name}@{version}" if version else str(self.path)
+
+
+@dataclass(frozen=True, slots=True)
+class ServeOptions:
+    """One server. `models` is empty where the file `follow` names them; `app` is None for our own API. A model idle for
+    `probe_interval_s` gets a dummy inference, and is unhealthy where that takes `probe_timeout_s`."""
+
+    models: tuple[ModelEntry, ...]
+    follow: Path | None
+    root: Path
+    host: str
+    port: int
+    device: str
+    dtype: str
+    app: str | None
+    drain_timeout_s: float
+    probe_interval_s: float
+    probe_timeout_s: float
+    golden: GoldenMode
+    limits: Limits
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedEntry:
+    """Where an entry leads; `target` is None where its weights are absent."""
+
+    entry: ModelEntry
+    target: Path | None
+
+    @property
+    def version(self) -> str | None:
+        return names(self.entry.path)[1]
+
+    @property
+    def is_adapter(self) -> bool:
+        # Unlike Path.is_file this raises nothing where the folder is unreadable: the load reports that.
+        return self.target is not None and os.path.isfile(self.target / _ADAPTER_FILE)
 
 
 def entries_of(models: Sequence[ModelRequest], root: Path) -> tuple[ModelEntry, ...]:
@@ -72,3 +123,34 @@ def read_followed(path: Path, root: Path) -> tuple[ModelEntry, ...]:
         return entries_of(parse_models(text), root)
     except HoldfastError as error:
         raise Permanent(error.code, f"{path}: {error.message}", error.remedy) from error
+
+
+def resolve_entries(settings: ServeOptions) -> list[ResolvedEntry]:
+    """Resolve every wanted entry; raises `Permanent` where the followed file is unreadable or invalid."""
+    entries = settings.models or read_followed(settings.follow or Path(), settings.root)
+    return [ResolvedEntry(entry, target_of(entry.path)) for entry in entries]
+
+
+def base_for(adapter: ModelEntry, named: str, models: Sequence[ModelEntry]) -> str:
+    """Return the name of the adapter's base model; `named` is the base that the adapter names. A single model is the
+    base. Among several, `named` must match one by its name in the cache, with or without the part before the last `/`,
+    or by its name for clients. Raises `Permanent`."""
+    if len(models) == 1:
+        return models[0].name
+    wanted = named.rstrip("/").casefold()
+    found = [model.name for model in models if wanted and wanted in _names_of(model)]
+    if len(found) != 1:
+        found = [model.name for model in models if wanted.rpartition("/")[2] in _names_of(model)] if wanted else []
+    if len(found) != 1:
+        raise Permanent(
+            "adapter_base",
+            f"{adapter.name}: expected its base, {named or 'of which it says nothing'!r}, to be one of "
+            f"{', '.join(model.name for model in models) or 'no models'}",
+            "serve it with its base alone, or give the base that name as its alias",
+        )
+    return found[0]
+
+
+def _names_of(model: ModelEntry) -> set[str]:
+    name = names(model.path)[0]
+    return {called.casefold() for called in (model.name, name, name.rpartition("/")[2])}

@@ -21,40 +21,42 @@ _UNHEALTHY_EVERY_S = 1.0  # between two checks
 class HealthMonitor:
     """Checks all models every `interval_s`; one whose dummy inference takes over `timeout_s` is unhealthy."""
 
-    def __init__(self, catalog: ModelRegistry, readiness: ServerReadiness, interval_s: float, timeout_s: float) -> None:
-        self._catalog = catalog
+    def __init__(
+        self, registry: ModelRegistry, readiness: ServerReadiness, interval_s: float, timeout_s: float
+    ) -> None:
+        self._registry = registry
         self._readiness = readiness
         self._interval_s = interval_s
         self._timeout_s = timeout_s
-        self._unhealthy: dict[str, str] = {}
 
     async def watch(self) -> None:
         """Check for ever, and report to `readiness`."""
         while True:
-            await asyncio.sleep(min(_UNHEALTHY_EVERY_S, self._interval_s) if self._unhealthy else self._interval_s)
+            shortest_s = _UNHEALTHY_EVERY_S if self._readiness.unhealthy else self._interval_s
+            await asyncio.sleep(min(shortest_s, self._interval_s))
             async with asyncio.TaskGroup() as group:
-                for served in self._catalog.list_models():
+                for served in self._registry.list_models():
                     if not isinstance(served, ServedAdapter):  # its base is checked instead
                         group.create_task(self._check(served))
-            names = {served.card.name for served in self._catalog.list_models()}
-            self._unhealthy = {name: reason for name, reason in self._unhealthy.items() if name in names}
-            self._readiness.diagnose(dict(self._unhealthy))
+            names = {served.card.name for served in self._registry.list_models()}
+            unhealthy = self._readiness.unhealthy
+            self._readiness.set_unhealthy({name: reason for name, reason in unhealthy.items() if name in names})
 
     async def _check(self, served: ServedEncoder | ServedText) -> None:
         name, reason = served.card.name, await self._diagnose(served)
-        served.metrics.healthy(reason is None)
-        if reason is None:
-            if self._unhealthy.pop(name, None) is not None:
-                _LOG.warning("%s answers again", name)
-        elif name not in self._unhealthy:
-            self._unhealthy[name] = reason
+        served.metrics.set_healthy(reason is None)
+        unhealthy = self._readiness.unhealthy
+        if reason is None and name in unhealthy:
+            self._readiness.set_unhealthy({other: unhealthy[other] for other in unhealthy if other != name})
+            _LOG.warning("%s answers again", name)
+        elif reason is not None and name not in unhealthy:
+            self._readiness.set_unhealthy({**unhealthy, name: reason})
             _LOG.error("%s is unhealthy: %s", name, reason)
-            self._readiness.diagnose(dict(self._unhealthy))
 
     async def _diagnose(self, served: ServedEncoder | ServedText) -> str | None:
         """Return why a model is unhealthy; None where it is healthy."""
         began = monotonic()
-        if began - served.alive_at < self._interval_s and served.card.name not in self._unhealthy:
+        if began - served.alive_at < self._interval_s and served.card.name not in self._readiness.unhealthy:
             return None
         try:
             async with asyncio.timeout(self._timeout_s):

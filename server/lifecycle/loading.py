@@ -6,14 +6,16 @@ Law: every failure is a `HoldfastError`, as it must not end the models in servic
 from __future__ import annotations
 
 import gc
+import json
 import logging
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cached.contract.errors import HoldfastError, Permanent
-from server.engine.types import Limits
+from server.engine.types import Kind, Limits
 from server.lifecycle.metrics import ModelMetrics
 from server.lifecycle.snapshot import Snapshot
 
@@ -49,30 +51,44 @@ def select_device_for_user_code(wanted: str) -> str:
 def prepare(loaded: Callable[[LoadReport], None]) -> None:
     """Import the modules of a load; `loaded` receives the report of each later load."""
     with _import_errors():
-        import server.engine.load  # noqa: F401 - the import itself takes seconds
+        import server.engine.generation.generator  # noqa: F401 - the import itself takes seconds
         from server.weights import report
     report.subscribe(loaded)
 
 
 def load(snapshot: Snapshot, device: str, dtype: str, limits: Limits, metrics: ModelMetrics) -> Encoder | TextGenerator:
     """Load a model; raises `HoldfastError`."""
-    from server.engine import load as models
+    from server.engine.encoder import Encoder
+    from server.engine.generation.generator import TextGenerator
 
     with _load_errors(snapshot), _without_garbage_collection():
-        return models.load(snapshot.path, device, dtype, limits, metrics)
+        if _find_kind(snapshot.path) is Kind.COMPLETIONS:
+            return TextGenerator.load(snapshot.path, device, dtype, limits, metrics)
+        return Encoder.load(snapshot.path, device, dtype)
+
+
+def _find_kind(directory: Path) -> Kind:
+    """Return what the model in `directory` computes; raises `Permanent` (`invalid_config`). A folder with
+    `modules.json` embeds: a sentence encoder made of a language model keeps that model's architecture."""
+    path = directory / "config.json"
+    if (directory / "modules.json").is_file():
+        return Kind.EMBEDDINGS
+    try:
+        architectures = json.loads(path.read_bytes()).get("architectures") or []
+    except (OSError, ValueError, AttributeError) as error:
+        raise Permanent(
+            "invalid_config",
+            f"expected a JSON object in {path}: {error}",
+            "publish the model's config.json with it, or serve the folder with --app",
+        ) from error
+    causal = any(str(name).endswith(("ForCausalLM", "LMHeadModel")) for name in architectures)
+    return Kind.COMPLETIONS if causal else Kind.EMBEDDINGS
 
 
 def warm_up(snapshot: Snapshot, model: Encoder | TextGenerator) -> None:
     """Run a model's first computation; raises `HoldfastError`."""
     with _load_errors(snapshot):
         model.warm_up()
-
-
-def base_of(snapshot: Snapshot) -> str:
-    """Return the base model that a snapshot's adapter names; raises `HoldfastError`."""
-    from server.engine import lora
-
-    return lora.base_of(snapshot.path)
 
 
 def load_adapter(snapshot: Snapshot, base: Encoder | TextGenerator) -> Adapter:
@@ -84,17 +100,17 @@ def load_adapter(snapshot: Snapshot, base: Encoder | TextGenerator) -> Adapter:
             "adapter_base", f"{snapshot.path}: expected a base that generates text, found one that embeds", "merge it"
         )
     with _load_errors(snapshot):
-        return base.adapter(snapshot.path)
+        return base.load_adapter(snapshot.path)
 
 
-def share(models: list[Encoder | TextGenerator]) -> None:
+def share_memory(models: list[Encoder | TextGenerator]) -> None:
     """Divide the memory for the KV caches between these models."""
     from server.engine.generation.generator import TextGenerator
 
     generators = [model for model in models if isinstance(model, TextGenerator)]
     for generator in generators:
         try:
-            generator.share(len(generators))
+            generator.share_memory(len(generators))
         except HoldfastError as error:
             _LOG.warning("a model keeps its KV cache limit: %s", error)
 
@@ -134,7 +150,7 @@ def _import_errors() -> Iterator[None]:
         ) from error
     except (ImportError, OSError) as error:
         raise Permanent(
-            "broken_package", f"a package cannot be imported: {error}", "install torch and transformers anew"
+            "broken_package", f"a package cannot be imported: {error}", "reinstall torch and transformers"
         ) from error
 
 

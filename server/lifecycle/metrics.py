@@ -18,7 +18,7 @@ from server.engine.types import About
 from server.lifecycle.snapshot import Snapshot
 
 if TYPE_CHECKING:
-    from server.lifecycle.golden import Verdict
+    from server.lifecycle.admission import Verdict
     from server.weights.report import LoadReport
 
 _LATENCY_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
@@ -45,20 +45,20 @@ class ModelMetrics:
     def count_prompt(self, tokens: int) -> None:
         self._families.tokens.labels(self._model, "prompt").inc(tokens)
 
-    def waited(self, seconds: float) -> None:
+    def record_wait(self, seconds: float) -> None:
         """Record how long a request waited for the model."""
         self._families.queue_seconds.labels(self._model).observe(seconds)
 
-    def first_token(self, seconds: float) -> None:
+    def record_first_token(self, seconds: float) -> None:
         """Record the time from the request to its first token."""
         self._families.first_token.labels(self._model).observe(seconds)
 
-    def choice(self, tokens: int, seconds: float) -> None:
+    def record_choice(self, tokens: int, seconds: float) -> None:
         """Record a complete choice of `tokens`, `seconds` after its request's first token."""
         if tokens > 1 and seconds > 0:
             self._families.speed.labels(self._model).observe((tokens - 1) / seconds)
 
-    def generated(self, rows: int, seconds: float) -> None:
+    def record_step(self, rows: int, seconds: float) -> None:
         """Record a step that gave `rows` sequences a token each."""
         self.alive_at = monotonic()
         self._families.tokens.labels(self._model, "completion").inc(rows)
@@ -79,15 +79,15 @@ class ModelMetrics:
         if about is not None:
             self._families.weights.labels(self._model).set(about.weight_bytes)
 
-    def swapped(self, result: str) -> None:
+    def count_swap(self, result: str) -> None:
         """Count a swap: `done`, or `failed`."""
         self._families.swaps.labels(self._model, result).inc()
 
-    def healthy(self, healthy: bool) -> None:
+    def set_healthy(self, healthy: bool) -> None:
         """Set whether the model answered its last health check."""
         self._families.healthy.labels(self._model).set(healthy)
 
-    def agreed(self, verdict: Verdict | None) -> None:
+    def set_golden(self, verdict: Verdict | None) -> None:
         """Set how the answers agree with the golden predictions; None removes the series."""
         families = self._families
         if verdict is None:
@@ -102,10 +102,9 @@ class ModelMetrics:
     def forget(self) -> None:
         """Remove the gauges of a model out of service. Its counters stay."""
         families = self._families
-        gauges = (families.waiting, families.running, families.weights, families.healthy, families.model)
-        for family in gauges:
+        for family in (families.waiting, families.running, families.weights, families.healthy, families.model):
             family.remove(self._model)
-        self.agreed(None)
+        self.set_golden(None)
 
 
 class _Families:
@@ -115,8 +114,11 @@ class _Families:
         def histogram(name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
             return Histogram(_PREFIX + name, text, ["model"], buckets=buckets, registry=registry)
 
-        def gauge(name: str, text: str) -> Gauge:
-            return Gauge(_PREFIX + name, text, ["model"], registry=registry)
+        def gauge(name: str, text: str, *labels: str) -> Gauge:
+            return Gauge(_PREFIX + name, text, ["model", *labels], registry=registry)
+
+        def counter(name: str, text: str, label: str) -> Counter:
+            return Counter(_PREFIX + name, text, ["model", label], registry=registry)
 
         self.waiting = gauge("queue_waiting", "Requests that wait for the model")
         self.running = gauge("queue_running", "Requests in the model")
@@ -127,25 +129,16 @@ class _Families:
         self.speed = histogram("choice_tokens_per_second", "Tokens a second of one choice", _SPEED_BUCKETS)
         self.step = histogram("step_seconds", "Seconds from token to token of a batch", _TOKEN_BUCKETS_S)
         self.batch = histogram("batch_sequences", "Sequences in one step of the model", _ROWS_BUCKETS)
-        self.tokens = Counter(
-            _PREFIX + "tokens", "Tokens read (prompt) and generated (completion)", ["model", "kind"], registry=registry
-        )
+        self.tokens = counter("tokens", "Tokens read (prompt) and generated (completion)", "kind")
         self.weights = gauge("weights_bytes", "Bytes of the weights' files")
         self.healthy = gauge("model_healthy", "0 while the model does not answer a dummy inference")
-        self.golden = Gauge(
-            _PREFIX + "golden_cases", "Golden predictions, by result", ["model", "result"], registry=registry
-        )
+        self.golden = gauge("golden_cases", "Golden predictions, by result", "result")
         self.difference = gauge("golden_largest_difference", "The largest difference of a number in them")
-        self.swaps = Counter(
-            _PREFIX + "swaps",
-            "Versions that were to take the place of another while serving",
-            ["model", "result"],
-            registry=registry,
-        )
+        self.swaps = counter("swaps", "Versions that were to take the place of another while serving", "result")
         self.model = Info(_PREFIX + "model", "What is served", ["model"], registry=registry)
 
 
-class _LoaderFamilies:
+class LoadMetrics:
     """The loader's metrics, under the names that any process may export: `holdfast_load_…`."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
@@ -161,7 +154,8 @@ class _LoaderFamilies:
         self._speed = Gauge("holdfast_load_gigabytes_per_second", "Of the last load, decimal", registry=registry)
         self._bound = Counter("holdfast_load_bound", "Loads by what they waited for most", ["by"], registry=registry)
 
-    def add(self, report: LoadReport) -> None:
+    def record(self, report: LoadReport) -> None:
+        """Record a load of weights; from the thread that loaded."""
         self._seconds.labels("total").observe(report.seconds)
         for stage, seconds in asdict(report.stages).items():
             self._seconds.labels(stage).observe(seconds)
@@ -188,16 +182,12 @@ class ServerMetrics:
             buckets=_LATENCY_BUCKETS_S,
             registry=self._registry,
         )
-        self._in_flight = Gauge(_PREFIX + "in_flight", "Requests being answered", registry=self._registry)
+        self.in_flight = Gauge(_PREFIX + "in_flight", "Requests being answered", registry=self._registry)
         self._ready = Gauge(_PREFIX + "ready", "1 while /readyz says so", registry=self._registry)
-        self._load = Gauge(
+        self._stage_seconds = Gauge(
             _PREFIX + "load_seconds", "Seconds each stage of the start took", ["stage"], registry=self._registry
         )
-        self._loader = _LoaderFamilies(self._registry)
-
-    def loaded(self, report: LoadReport) -> None:
-        """Record a load of weights; from the thread that loaded."""
-        self._loader.add(report)
+        self.load = LoadMetrics(self._registry)
 
     def text(self) -> bytes:
         """Return all metrics in Prometheus' text format."""
@@ -212,9 +202,6 @@ class ServerMetrics:
         self._requests.labels(endpoint, model, str(status)).inc()
         self._seconds.labels(endpoint, model).observe(seconds)
 
-    def set_in_flight(self, count: int) -> None:
-        self._in_flight.set(count)
-
     def set_ready(self, ready: bool) -> None:
         self._ready.set(1 if ready else 0)
 
@@ -223,4 +210,4 @@ class ServerMetrics:
         """Time a stage of the start."""
         started = perf_counter()
         yield
-        self._load.labels(name).set(perf_counter() - started)
+        self._stage_seconds.labels(name).set(perf_counter() - started)

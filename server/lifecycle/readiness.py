@@ -6,6 +6,8 @@ Law: a state and a count, on the event loop; knows no HTTP. `server.api.probes` 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from server.lifecycle.metrics import ServerMetrics
@@ -31,25 +33,44 @@ class Draining:
 State = Loading | Ready | Draining
 
 
+class RequestsInFlight:
+    """The count of requests from the start of their work to the end of their answer; a drain waits for the last."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    @contextmanager
+    def track(self) -> Iterator[None]:
+        """Count a request while the block runs."""
+        self.count += 1
+        self._idle.clear()
+        try:
+            yield
+        finally:
+            self.count -= 1
+            if not self.count:
+                self._idle.set()
+
+    async def wait_drained(self) -> None:
+        """Wait until no request is being answered."""
+        await self._idle.wait()
+
+
 class ServerReadiness:
-    """The server's state, which probes read, and the count of requests in flight."""
+    """The server's state, which probes read, and its requests in flight."""
 
     def __init__(self, metrics: ServerMetrics) -> None:
         self.device: str | None = None  # None: not selected yet
         self._metrics = metrics
         self._state: State = Loading("starting")
-        self._unhealthy: dict[str, str] = {}
-        self._in_flight = 0
-        self._idle = asyncio.Event()
-        self._idle.set()
+        self.unhealthy: dict[str, str] = {}  # the reasons by name
+        self.in_flight = RequestsInFlight()
 
     @property
     def state(self) -> State:
         return self._state
-
-    @property
-    def in_flight(self) -> int:
-        return self._in_flight
 
     def enter(self, state: State) -> None:
         """Change the state. Draining is final: a load that ends later changes nothing."""
@@ -57,28 +78,15 @@ class ServerReadiness:
             self._state = state
             self._metrics.set_ready(isinstance(state, Ready))
 
-    def progress(self, stage: str) -> None:
+    def set_stage(self, stage: str) -> None:
         """Set the stage of the start; no effect after it."""
         if isinstance(self._state, Loading):
             self.enter(Loading(stage))
 
-    def diagnose(self, ill: dict[str, str]) -> None:
+    def set_unhealthy(self, reasons: dict[str, str]) -> None:
         """Set the reasons of unhealthy models by name; the server is ready only while there are none."""
-        self._unhealthy = ill
-        self._metrics.set_ready(isinstance(self._state, Ready) and not ill)
-
-    async def idle(self) -> None:
-        """Wait until no request is in flight."""
-        await self._idle.wait()
-
-    def count_in_flight(self, step: int) -> None:
-        """Count a request that began (1) or ended (-1)."""
-        self._in_flight += step
-        self._metrics.set_in_flight(self._in_flight)
-        if self._in_flight:
-            self._idle.clear()
-        else:
-            self._idle.set()
+        self.unhealthy = reasons
+        self._metrics.set_ready(isinstance(self._state, Ready) and not reasons)
 
     def find_obstacle(self) -> str | None:
         """Return why work is refused; None where it is accepted."""
@@ -88,4 +96,4 @@ class ServerReadiness:
             case Draining():
                 return "draining: the server is stopping"
             case Ready():
-                return "; ".join(f"{name}: {reason}" for name, reason in self._unhealthy.items()) or None
+                return "; ".join(f"{name}: {reason}" for name, reason in self.unhealthy.items()) or None

@@ -6,14 +6,13 @@ the others.
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Generic, TypeAlias
+from typing import TYPE_CHECKING, Generic
 
-from server.engine.engine import EventT, Model, PreparedT, RequestT, ThreadedEngine
-from server.engine.protocol import InferenceEngine, Submission
+from server.engine.engine import EventT, RequestT
+from server.engine.protocol import InferenceEngine, PreparedT, Submission
 from server.engine.types import (
     About,
     Continuation,
@@ -25,14 +24,13 @@ from server.engine.types import (
     Sampling,
 )
 from server.lifecycle.metrics import ModelMetrics
+from server.lifecycle.readiness import RequestsInFlight
 from server.lifecycle.snapshot import Snapshot
 
 if TYPE_CHECKING:
     from server.engine.lora import Adapter
-    from server.lifecycle.golden import Verdict
+    from server.lifecycle.admission import Verdict
 
-_EncoderModel: TypeAlias = "Model[EmbeddingRequest, tuple[list[int], ...], Embedded]"
-_TextModel: TypeAlias = "Model[GenerationRequest, Continuation, GenerationEvent]"
 _ONE_TOKEN = Continuation(((0,),), (1,), Sampling(temperature=0.0), ())
 
 
@@ -62,38 +60,20 @@ class PendingVersion:
 
 
 class _InService:
-    """A model or adapter in service, and the count of its requests, which a removal waits for. `golden`: how it agrees
-    with its golden predictions; None where it has none, or they were not replayed."""
+    """A model or adapter in service, and its requests, which a removal waits for. `golden`: how it agrees with its
+    golden predictions; None where it has none, or they were not replayed."""
 
     golden: Verdict | None = None
 
     def __init__(self, card: Card, metrics: ModelMetrics) -> None:
         self.card = card
         self.metrics = metrics
-        self._requests = 0
-        self._idle = asyncio.Event()
-        self._idle.set()
+        self.requests = RequestsInFlight()
 
     def announce(self) -> None:
         """Publish this model in the metrics of its name."""
         self.metrics.describe(self.card.snapshot, self.card.about)
-        self.metrics.agreed(self.golden)
-
-    @contextmanager
-    def use(self) -> Iterator[None]:
-        """Count a request while the block runs: from the start of its work to the end of its answer."""
-        self._requests += 1
-        self._idle.clear()
-        try:
-            yield
-        finally:
-            self._requests -= 1
-            if not self._requests:
-                self._idle.set()
-
-    async def wait_drained(self) -> None:
-        """Wait until no request is being answered."""
-        await self._idle.wait()
+        self.metrics.set_golden(self.golden)
 
 
 class _Served(_InService, Generic[RequestT, PreparedT, EventT]):
@@ -107,7 +87,7 @@ class _Served(_InService, Generic[RequestT, PreparedT, EventT]):
         """Publish this model and its queue in the metrics of its name."""
         super().announce()
         self.metrics.watch_queue(self.engine.capacity)
-        self.metrics.healthy(True)
+        self.metrics.set_healthy(True)
 
     @property
     def alive_at(self) -> float:
@@ -116,8 +96,8 @@ class _Served(_InService, Generic[RequestT, PreparedT, EventT]):
 
     @asynccontextmanager
     async def submit(self, request: RequestT) -> AsyncIterator[Submission[PreparedT, EventT]]:
-        """Submit a request, counted for as long as the block runs; see `InferenceEngine.submitted`."""
-        with self.use():
+        """Submit a request, counted for as long as the block runs; see `InferenceEngine.submit`."""
+        with self.requests.track():
             async with self.engine.submit(request) as submission:
                 yield submission
 
@@ -129,9 +109,6 @@ class _Served(_InService, Generic[RequestT, PreparedT, EventT]):
 class ServedEncoder(_Served[EmbeddingRequest, "tuple[list[int], ...]", Embedded]):
     """A model of `/v1/embeddings`."""
 
-    def __init__(self, card: Card, model: _EncoderModel, queue_limit: int, metrics: ModelMetrics) -> None:
-        super().__init__(card, ThreadedEngine(model, queue_limit, metrics), metrics)
-
     async def run_dummy_inference(self) -> None:
         """Embed one token; raises the error of the model."""
         with self.engine.submit_prepared(([0],)) as submission:
@@ -139,19 +116,12 @@ class ServedEncoder(_Served[EmbeddingRequest, "tuple[list[int], ...]", Embedded]
 
 
 class ServedText(_Served[GenerationRequest, Continuation, GenerationEvent]):
-    """A model of `/v1/completions` and `/v1/chat/completions`, over any engine."""
+    """A model of `/v1/completions` and `/v1/chat/completions`."""
 
     async def run_dummy_inference(self, adapter: Adapter | None = None) -> None:
         """Generate one token; raises the error of the model."""
         with self.engine.submit_prepared(replace(_ONE_TOKEN, adapter=adapter)) as submission:
             await anext(submission.stream())
-
-
-class ServedGenerator(ServedText):
-    """A text model in the server's own engine."""
-
-    def __init__(self, card: Card, model: _TextModel, queue_limit: int, metrics: ModelMetrics) -> None:
-        super().__init__(card, ThreadedEngine(model, queue_limit, metrics), metrics)
 
 
 class ServedAdapter(_InService):
@@ -165,8 +135,8 @@ class ServedAdapter(_InService):
     @asynccontextmanager
     async def submit(self, request: GenerationRequest) -> AsyncIterator[Submission[Continuation, GenerationEvent]]:
         """Submit a request that runs with the adapter, counted here and as one of the base's."""
-        adapted = replace(request, wanted=replace(request.wanted, adapter=self._adapter))
-        with self.use():
+        adapted = replace(request, options=replace(request.options, adapter=self._adapter))
+        with self.requests.track():
             async with self._base.submit(adapted) as submission:
                 yield submission
 
@@ -187,11 +157,11 @@ class ModelRegistry:
 
     def __init__(self) -> None:
         self._served: dict[str, Served] = {}
-        self.coming: dict[str, PendingVersion] = {}  # by name
+        self.pending: dict[str, PendingVersion] = {}  # by name
 
     @classmethod
     def of_one(cls, served: Served) -> ModelRegistry:
-        """Return a private catalog, to replay golden predictions before the model is in service."""
+        """Return a private registry, to replay golden predictions before the model is in service."""
         found = cls()
         found._served[served.card.name] = served
         return found
@@ -220,23 +190,21 @@ class ModelRegistry:
                 return next(iter(self._served.values()))
             raise InvalidRequest(f"model: expected one of {self._shown()}", "model")
         exact = self._served.get(model)
-        if exact is not None:
-            return exact
-        found = [served for served in self._served.values() if model in served.card.names]
+        found = [exact] if exact else [served for served in self._served.values() if model in served.card.names]
         if len(found) != 1:
             raise InvalidRequest(
                 f"the model {model[:200]!r} is not served here, {self._shown()} is", "model", "model_not_found"
             )
         return found[0]
 
-    def encoder(self, model: str | None) -> ServedEncoder:
+    def find_encoder(self, model: str | None) -> ServedEncoder:
         """Return the model of an embedding request; raises `InvalidRequest`."""
         served = self.find(model)
         if isinstance(served, ServedEncoder):
             return served
         raise _wrong_kind(served, "/v1/chat/completions and /v1/completions", "embeddings")
 
-    def generator(self, model: str | None) -> Generating:
+    def find_generator(self, model: str | None) -> Generating:
         """Return the model of a completion or a chat; raises `InvalidRequest`."""
         served = self.find(model)
         if not isinstance(served, ServedEncoder):

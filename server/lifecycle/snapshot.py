@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import logging
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 
 from cached.contract.digest import Digest, is_hex
 from cached.contract.errors import DigestMismatch, InvalidReference, Permanent
@@ -34,17 +34,11 @@ class Snapshot:
 
 
 class HeldFolder:
-    """A leased snapshot: `close()`, or the end of a `with` block, releases the lease."""
+    """A leased snapshot; `close` releases the lease."""
 
     def __init__(self, snapshot: Snapshot, lease: Lease | None) -> None:
         self.snapshot = snapshot
         self._lease = lease
-
-    def __enter__(self) -> Snapshot:
-        return self.snapshot
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.close()
 
     def follow(self) -> None:
         """Move the lease to the snapshot's current folder, as a repair replaces a corrupt one under the same name.
@@ -63,43 +57,45 @@ class HeldFolder:
 
 
 def hold(path: Path, pin: Digest | None = None) -> HeldFolder:
-    """Take the lease of the snapshot at `path`; `pin` is the digest it must have, None for any.
-
-    A folder that is no snapshot is served without a lease. Blocks while an eviction holds the lease. Raises
-    `Permanent` where the folder is missing or the lease unavailable, and `DigestMismatch`.
-    """
+    """Take the lease of the snapshot at `path`; `pin` is the digest it must have, None for any. A folder that is no
+    snapshot is served without a lease. Blocks while an eviction holds the lease. Raises `Permanent` where the folder is
+    missing or the lease unavailable, and `DigestMismatch`."""
     name, version = names(path)
     target, lease = _take(path)
     if lease is None:
         _LOG.warning("%s is not a Holdfast snapshot: no lease is held, nothing keeps it from being removed", target)
     digest = Digest(target.name) if lease is not None and is_hex(target.name) else None
-    holding = HeldFolder(Snapshot(target, name, version, digest), lease)
+    folder = HeldFolder(Snapshot(target, name, version, digest), lease)
     if pin is not None and pin != digest:
-        holding.close()
+        folder.close()
         raise DigestMismatch(
             f"{path}: the manifest digest",
             f"{pin} (the pin)",
             str(digest or "a folder without one"),
             "correct the pin, or publish the content that the pin names under this version",
         )
-    return holding
+    return folder
 
 
-def verify(snapshot: Snapshot) -> None:
-    """Check a snapshot by its record, as the gate does for those before the start; a plain folder has no record. Raises
-    `DigestMismatch`, or `Permanent` where a file cannot be read."""
-    if snapshot.digest is not None:
-        layout = SnapshotLayout(snapshot.path)
-        check_record(layout, load_manifest(layout, None))
+def hold_verified(path: Path, pin: Digest | None) -> HeldFolder:
+    """Take the lease as `hold` does, and check a snapshot by its record, as the gate does for those before the start; a
+    plain folder has no record. Raises also `DigestMismatch`, or `Permanent` where a file cannot be read."""
+    folder = hold(path, pin)
+    with ExitStack() as undo:
+        undo.callback(folder.close)
+        if folder.snapshot.digest is not None:
+            layout = SnapshotLayout(folder.snapshot.path)
+            check_record(layout, load_manifest(layout, None))
+        undo.pop_all()
+    return folder
 
 
 def target_of(path: Path) -> Path | None:
     """Return the folder that `path` leads to now; None where there is none."""
     try:
-        found = path.resolve(strict=True)
-    except (OSError, RuntimeError):
+        return _resolve(path)
+    except Permanent:
         return None
-    return found if found.is_dir() else None
 
 
 def names(path: Path) -> tuple[str, str | None]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
+from vllm import config as vllm_config
 from vllm.logger import init_logger
 from vllm.model_executor.model_loader import weight_utils
 from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
@@ -24,9 +25,10 @@ from cached.contract.errors import Permanent
 from cached.contract.program.units import format_size
 from server.lifecycle.snapshot import HeldFolder, hold, target_of
 from server.weights import report
-from server.weights.cuda.accelerator import DeviceLike, find
+from server.weights.cuda.accelerator import DeviceLike, find_accelerator
 from server.weights.files import iter_tensors
-from server.weights.format.safetensors import INDEX_FILE, SINGLE_FILE, list_shards, read_header
+from server.weights.format.checkpoint import open_checkpoint
+from server.weights.format.safetensors import INDEX_FILE, SINGLE_FILE, list_shards
 from server.weights.settings import LoaderSettings
 
 _LOG = init_logger("vllm.plugins.holdfast")  # vLLM shows the logs below its own name
@@ -38,7 +40,7 @@ _VARIABLES = {
     "slot_size": "HOLDFAST_LOADER_SLOT_SIZE",
     "io": "HOLDFAST_LOADER_IO",
 }
-_VLLMS = "enable_weights_track"  # a key of newer vLLM versions
+_TRACK = "enable_weights_track"  # a key of newer vLLM versions
 
 # A folder with an index or a single file, or unlisted files.
 Weights: TypeAlias = "Path | list[Path]"
@@ -47,14 +49,14 @@ _HELD: dict[Path, HeldFolder] = {}
 
 
 class HoldfastModelLoader(DefaultModelLoader):  # type: ignore[misc] # vLLM has no types where it is not installed
-    """`--load-format holdfast`. Raises `HoldfastError` for what it refuses, and vLLM's own errors otherwise."""
+    """`--load-format holdfast`. Raises `HoldfastError` for a refusal, and vLLM's own errors otherwise."""
 
     def __init__(self, load_config: Any) -> None:
         extra = load_config.model_loader_extra_config
-        if not isinstance(extra, dict) or extra.keys() - _VARIABLES.keys() - {_VLLMS}:
+        if not isinstance(extra, dict) or extra.keys() - _VARIABLES.keys() - {_TRACK}:
             raise Permanent(
                 "invalid_setting",
-                f"--model-loader-extra-config: expected an object with any of {', '.join(_VARIABLES)} and {_VLLMS}, "
+                f"--model-loader-extra-config: expected an object with any of {', '.join(_VARIABLES)} and {_TRACK}, "
                 f"found {extra!r}",
                 "correct it, or leave it out",
             )
@@ -138,8 +140,8 @@ class HoldfastModelLoader(DefaultModelLoader):  # type: ignore[misc] # vLLM has 
         experts = getattr(self, "local_expert_ids", None)
         if experts is None and unused is None:
             return None
-        files = list_shards(weights).paths if isinstance(weights, Path) else weights
-        names = [name for path in files for name in read_header(path).tensors]
+        with open_checkpoint(weights) as checkpoint:
+            names = list(checkpoint.tensors)
         if unused is not None:
             names = [name for name in names if not unused(name)] or names
         if experts is not None:
@@ -150,7 +152,8 @@ class HoldfastModelLoader(DefaultModelLoader):  # type: ignore[misc] # vLLM has 
 
     def _device(self) -> DeviceLike:
         """Return this rank's GPU, or the CPU where vLLM runs on one or on a device this loader does not know."""
-        config = self._vllm_config or _current_config()
+        current = getattr(vllm_config, "get_current_vllm_config_or_none", None)  # newer versions have it
+        config = self._vllm_config or (current() if current is not None else None)
         engram = getattr(config, "engram_config", None)
         if engram is not None and engram.cpu_offload:  # tables larger than the device
             return "cpu"
@@ -159,9 +162,11 @@ class HoldfastModelLoader(DefaultModelLoader):  # type: ignore[misc] # vLLM has 
             return "cpu"
         environment = {**os.environ, **self._variables}
         if config is not None:
-            environment["LOCAL_WORLD_SIZE"] = str(_local_readers(config.parallel_config))
+            parallel = config.parallel_config  # all ranks of all local replicas read the same files
+            readers = max(1, int(parallel.local_world_size)) * max(1, int(parallel.data_parallel_size_local))
+            environment["LOCAL_WORLD_SIZE"] = str(readers)
         device = torch.device("cuda", torch.cuda.current_device())
-        return find(device, LoaderSettings.from_environment(environment)) or "cpu"
+        return find_accelerator(device, LoaderSettings.from_environment(environment)) or "cpu"
 
 
 def _weights(source: Any) -> Weights:
@@ -198,22 +203,10 @@ def _hold(model: str) -> Path:
             f"{mounted or '$HOLDFAST_MODEL_PATH'}; --load-format holdfast downloads nothing",
         )
     if target not in _HELD:
-        holding = hold(path)
-        target = holding.snapshot.path
-        _HELD[target] = holding
+        held = hold(path)
+        target = held.snapshot.path
+        _HELD[target] = held
     return target
-
-
-def _current_config() -> Any:
-    from vllm import config
-
-    known = getattr(config, "get_current_vllm_config_or_none", None)  # newer versions have it
-    return None if known is None else known()
-
-
-def _local_readers(parallel: Any) -> int:
-    """Return the number of this node's processes that read the same files: all ranks of all local replicas."""
-    return max(1, int(parallel.local_world_size)) * max(1, int(parallel.data_parallel_size_local))
 
 
 def _prefixed(prefix: str, tensors: Iterator[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:

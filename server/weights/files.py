@@ -7,20 +7,19 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Collection, Iterator, Mapping
-from typing import TypeAlias
+from collections.abc import Collection, Iterable, Iterator
 
 import torch
 
 from cached.contract.errors import Permanent
 from server.weights import report
-from server.weights.cuda.accelerator import Accelerator, DeviceLike, find
+from server.weights.cuda.accelerator import Accelerator, DeviceLike, find_accelerator
 from server.weights.format import dtypes
 from server.weights.format.checkpoint import Checkpoint, Source, open_checkpoint
 from server.weights.format.selection import Box
 from server.weights.format.shards import Shards
 from server.weights.host.mapping import HostMap
-from server.weights.load import Item, Options, deliver, item
+from server.weights.load import LoadOptions, Wanted, deliver
 from server.weights.report import Bound, LoadReport, Stages
 
 
@@ -41,10 +40,11 @@ def load_file(
     (`load_cancelled`). Raises `HoldfastError`.
     """
     began = time.perf_counter()
-    accelerator = find(device)
+    accelerator = find_accelerator(device)
     with open_checkpoint(source) as checkpoint:
-        wanted = choose(checkpoint, keys, shards)
-        return load_open(checkpoint, accelerator, wanted, Options(dtype, cancel, True, time.perf_counter() - began))
+        wanted = choose_tensors(checkpoint, keys, shards)
+        options = LoadOptions(dtype, cancel, headers_s=time.perf_counter() - began)
+        return dict(load_open(checkpoint, accelerator, wanted, options))
 
 
 def iter_tensors(
@@ -62,31 +62,23 @@ def iter_tensors(
     iterator to stop early. Otherwise as `load_file`.
     """
     began = time.perf_counter()
-    accelerator = find(device)
+    accelerator = find_accelerator(device)
     with open_checkpoint(source) as checkpoint:
-        wanted = choose(checkpoint, keys, shards)
-        if accelerator is None:
-            options = Options(dtype, cancel, True, time.perf_counter() - began)
-            yield from load_open(checkpoint, None, wanted, options).items()
-        else:
-            options = Options(dtype, cancel, False, time.perf_counter() - began)
-            yield from deliver(accelerator, checkpoint, _items(checkpoint, wanted), options)
-
-
-# The tensors to load, in byte order; the part of each, None for all of it.
-Wanted: TypeAlias = Mapping[str, Box | None]
+        wanted = choose_tensors(checkpoint, keys, shards)
+        options = LoadOptions(dtype, cancel, kept=False, headers_s=time.perf_counter() - began)
+        yield from load_open(checkpoint, accelerator, wanted, options)
 
 
 def load_open(
-    checkpoint: Checkpoint, accelerator: Accelerator | None, wanted: Wanted, options: Options
-) -> dict[str, torch.Tensor]:
+    checkpoint: Checkpoint, accelerator: Accelerator | None, wanted: Wanted, options: LoadOptions
+) -> Iterable[tuple[str, torch.Tensor]]:
     """Load from open files; `accelerator` is None for the CPU."""
-    if accelerator is not None:
-        return dict(deliver(accelerator, checkpoint, _items(checkpoint, wanted), options))
-    return _on_host(checkpoint, wanted, options)
+    if accelerator is None:
+        return _map_tensors(checkpoint, wanted, options).items()
+    return deliver(accelerator, checkpoint, wanted, options)
 
 
-def choose(checkpoint: Checkpoint, keys: Collection[str] | None, shards: Shards | None) -> Wanted:
+def choose_tensors(checkpoint: Checkpoint, keys: Collection[str] | None, shards: Shards | None) -> Wanted:
     """Select `keys`, None for every tensor; raises `Permanent` where one is missing or cannot be sharded."""
     wanted = checkpoint.tensors.keys() if keys is None else set(keys)
     missing = sorted(wanted - checkpoint.tensors.keys())
@@ -100,28 +92,24 @@ def choose(checkpoint: Checkpoint, keys: Collection[str] | None, shards: Shards 
     if shards is None:
         return dict.fromkeys(names)
     shards.check(checkpoint.tensors)
-    return {name: shards.part(name, dtypes.of(name, checkpoint.tensors[name].entry)[1]) for name in names}
+    return {name: shards.select_part(name, dtypes.resolve(name, checkpoint.tensors[name].entry)[1]) for name in names}
 
 
-def _items(checkpoint: Checkpoint, wanted: Wanted) -> list[Item]:
-    return [item(checkpoint, name, part) for name, part in wanted.items()]
-
-
-def _on_host(checkpoint: Checkpoint, wanted: Wanted, options: Options) -> dict[str, torch.Tensor]:
+def _map_tensors(checkpoint: Checkpoint, wanted: Wanted, options: LoadOptions) -> dict[str, torch.Tensor]:
     began = time.perf_counter()
     mapped = HostMap(checkpoint)
     if wanted and not any(wanted.values()):  # with parts, the bytes between them are not wanted
         mapped.read_ahead(checkpoint.tensors[name] for name in wanted)
-    tensors = {name: _part(mapped.tensor(name, checkpoint.tensors[name]), part) for name, part in wanted.items()}
+    tensors = {name: _part(mapped.view(name, checkpoint.tensors[name]), part) for name, part in wanted.items()}
     nbytes = sum(tensor.nbytes for tensor in tensors.values())
     mapped_s = time.perf_counter() - began
     if options.dtype is not None:
         for name in wanted:
-            tensors[name] = tensors[name].to(dtypes.wanted(tensors[name].dtype, options.dtype))
+            tensors[name] = tensors[name].to(dtypes.convert(tensors[name].dtype, options.dtype))
     seconds = time.perf_counter() - began
     report.publish(
         LoadReport(
-            path=str(checkpoint.files[0].path if len(checkpoint.files) == 1 else checkpoint.files[0].path.parent),
+            path=str(checkpoint.path),
             device="cpu",
             method="mapped",
             files=len(checkpoint.files),

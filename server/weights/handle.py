@@ -1,4 +1,4 @@
-"""One lazily opened file: what `safetensors.safe_open` does, on any device.
+"""One lazily opened file, as `safetensors.safe_open` has it, on any device.
 
 Law: any order, any number of times, from any thread; tensors and slices outlive the handle. An index that torch refuses
 raises torch's error, an invalid file raises ours.
@@ -9,18 +9,18 @@ from __future__ import annotations
 import os
 import weakref
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, TypeAlias
 
 import torch
 
 from cached.contract.errors import Permanent
-from server.weights.cuda.accelerator import Accelerator, DeviceLike, find
+from server.weights.cuda.accelerator import Accelerator, DeviceLike, find_accelerator
 from server.weights.format import dtypes
 from server.weights.format.checkpoint import Checkpoint, open_checkpoint
 from server.weights.format.safetensors import Header, TensorEntry
-from server.weights.format.selection import box
+from server.weights.format.selection import find_box
 from server.weights.host.mapping import HostMap
-from server.weights.load import Options, deliver, item
+from server.weights.load import LoadOptions, deliver
 
 _FRAMEWORKS = ("pt", "torch", "pytorch")
 _BACKENDS = ("mmap", "pread")
@@ -48,7 +48,7 @@ class safe_open:
             raise Permanent("unsupported_framework", f"expected the framework pt, found {framework!r}", "ask for pt")
         if Path(filename).is_dir():
             raise Permanent("unreadable", f"{filename}: expected a file, found a folder", "name one of its files")
-        accelerator = find(device)
+        accelerator = find_accelerator(device)
         checkpoint = open_checkpoint(filename)
         self._path = Path(filename)
         self._header = checkpoint.files[0].header
@@ -78,16 +78,16 @@ class safe_open:
     def get_tensor(self, name: str) -> torch.Tensor:
         """Return the whole tensor; raises `Permanent` where the file has none of that name."""
         self._entry(name)
-        return self._open()[1].all([name])[name]
+        return self._open()[1].load([name])[name]
 
     def get_tensors(self) -> dict[str, torch.Tensor]:
         """Return every tensor by name, in byte order."""
         header, tensors = self._open()
-        return tensors.all(list(header.tensors))
+        return tensors.load(list(header.tensors))
 
-    def get_slice(self, name: str) -> Slice:
+    def get_slice(self, name: str) -> TensorSlice:
         """Return an unread tensor, to be indexed; raises `Permanent` where the file has none of that name."""
-        return Slice(name, self._entry(name), self._open()[1])
+        return TensorSlice(name, self._entry(name), self._open()[1])
 
     def _open(self) -> tuple[Header, _Tensors]:
         if self._tensors is None:
@@ -103,7 +103,7 @@ class safe_open:
         return entry
 
 
-class Slice:
+class TensorSlice:
     """A tensor whose index reads only the selected bytes."""
 
     def __init__(self, name: str, entry: TensorEntry, tensors: _Tensors) -> None:
@@ -120,16 +120,8 @@ class Slice:
         return self._entry.dtype
 
     def __getitem__(self, index: Any) -> torch.Tensor:
-        """Read what the tensor gives for `index`; raises what torch raises."""
-        return self._tensors.part(self._name, index)
-
-
-class _Tensors(Protocol):
-    """The tensors of a file, for as long as a handle or a slice refers to them."""
-
-    def all(self, names: list[str]) -> dict[str, torch.Tensor]: ...
-
-    def part(self, name: str, index: Any) -> torch.Tensor: ...
+        """Read the part of the tensor at `index`; raises torch's own errors."""
+        return self._tensors.load_part(self._name, index)
 
 
 class _HostTensors:
@@ -140,11 +132,11 @@ class _HostTensors:
             self._map = HostMap(checkpoint)
         self._located = checkpoint.tensors
 
-    def all(self, names: list[str]) -> dict[str, torch.Tensor]:
-        return {name: self._map.tensor(name, self._located[name]) for name in names}
+    def load(self, names: list[str]) -> dict[str, torch.Tensor]:
+        return {name: self._map.view(name, self._located[name]) for name in names}
 
-    def part(self, name: str, index: Any) -> torch.Tensor:
-        return self._map.tensor(name, self._located[name])[index]
+    def load_part(self, name: str, index: Any) -> torch.Tensor:
+        return self._map.view(name, self._located[name])[index]
 
 
 class _DeviceTensors:
@@ -155,23 +147,24 @@ class _DeviceTensors:
         self._accelerator = accelerator
         weakref.finalize(self, checkpoint.close)
 
-    def all(self, names: list[str]) -> dict[str, torch.Tensor]:
-        items = [item(self._checkpoint, name) for name in names]
-        return dict(deliver(self._accelerator, self._checkpoint, items, Options()))
+    def load(self, names: list[str]) -> dict[str, torch.Tensor]:
+        return dict(deliver(self._accelerator, self._checkpoint, dict.fromkeys(names), LoadOptions()))
 
-    def part(self, name: str, index: Any) -> torch.Tensor:
-        _, shape = dtypes.of(name, self._checkpoint.tensors[name].entry)
-        found = box(shape, index)
+    def load_part(self, name: str, index: Any) -> torch.Tensor:
+        _, shape = dtypes.resolve(name, self._checkpoint.tensors[name].entry)
+        found = find_box(shape, index)
         if found is None:
             # First on the host: an index beyond a tensor's end on a GPU loses the GPU for the whole process.
-            torch.empty((), dtype=torch.uint8).expand(shape)[_on_host(index)]
-            return self.all([name])[name][index]
-        return dict(deliver(self._accelerator, self._checkpoint, [item(self._checkpoint, name, found)], Options()))[
-            name
-        ]
+            torch.empty((), dtype=torch.uint8).expand(shape)[_to_host(index)]
+            return self.load([name])[name][index]
+        return dict(deliver(self._accelerator, self._checkpoint, {name: found}, LoadOptions()))[name]
 
 
-def _on_host(index: Any) -> Any:
+def _to_host(index: Any) -> Any:
     if isinstance(index, tuple):
-        return tuple(map(_on_host, index))
+        return tuple(map(_to_host, index))
     return index.cpu() if isinstance(index, torch.Tensor) else index
+
+
+# The tensors of a file, for as long as a handle or a slice refers to them.
+_Tensors: TypeAlias = _HostTensors | _DeviceTensors

@@ -9,9 +9,10 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Collection, Iterable, Iterator
-from contextlib import ExitStack
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 
@@ -21,27 +22,31 @@ from server.weights.cuda.copier import LoadTotals
 from server.weights.cuda.route import MethodChoice
 from server.weights.format import dtypes
 from server.weights.format.checkpoint import Checkpoint
-from server.weights.format.selection import Box, Residue, Run, runs
+from server.weights.format.selection import Box, ByteRun, iterate_runs
 from server.weights.host.reader import Reader
-from server.weights.plan import ALIGNMENT, LoadPlan, Placement, Sizes, WantedTensor, make_plan
+from server.weights.plan import ALIGNMENT, Sizes, WantedTensor, make_plan
 from server.weights.report import Bound, LoadReport, Stages
 
 # Ranges in progress beyond the one being consumed, where the consumer drops each: the next is read in that time.
 _AHEAD = 1
 
 
+# The tensors to load, in byte order; the part of each, None for all of it.
+Wanted: TypeAlias = Mapping[str, Box | None]
+
+
 @dataclass(frozen=True, slots=True)
-class Item:
+class _Item:
     """A tensor, or a box of one, to deliver: `shape` and `residue` are the box's, `dtype` is the file's."""
 
     want: WantedTensor
     dtype: torch.dtype
     shape: tuple[int, ...]
-    residue: Residue
+    residue: tuple[int | slice, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
+class LoadOptions:
     """`dtype`: the target of plain numbers. `kept`: the consumer keeps all tensors, so all ranges may be in progress.
     `headers_s`: seconds spent on opening, for the report."""
 
@@ -51,104 +56,89 @@ class Options:
     headers_s: float = 0.0
 
 
-def item(checkpoint: Checkpoint, name: str, part: Box | None = None) -> Item:
-    """Return the tensor `name`, or `part` of it; raises `Permanent` where torch lacks its dtype."""
-    file, entry = checkpoint.tensors[name]
-    dtype, shape = dtypes.of(name, entry)
-    if part is None:
-        nbytes = entry.end - entry.begin
-        one = (Run(entry.begin, 0, nbytes),) if nbytes else ()
-        return Item(WantedTensor(name, file, nbytes, one), dtype, shape, ())
-    nbytes = math.prod(part.shape) * dtype.itemsize
-    found = tuple(runs(entry.begin, shape, dtype.itemsize, part))
-    return Item(WantedTensor(name, file, nbytes, found), dtype, part.shape, part.residue)
-
-
 def deliver(
-    accelerator: Accelerator, checkpoint: Checkpoint, items: Iterable[Item], options: Options
+    accelerator: Accelerator, checkpoint: Checkpoint, wanted: Wanted, options: LoadOptions
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield the tensors, in the order of the files and of their bytes; raises `HoldfastError`."""
     began = time.perf_counter()
-    by_name = {found.want.name: found for found in items}
-    accelerator.check_room(_need(accelerator, by_name.values(), options))
-    plan = _plan(accelerator, by_name.values(), options)
+    settings = accelerator.settings
+    items = {name: _item(checkpoint, name, part) for name, part in wanted.items()}
+    converts = any(dtypes.convert(item.dtype, options.dtype) != item.dtype for item in items.values())
+    range_bytes = settings.convert_range_bytes if converts else settings.range_bytes
+    accelerator.check_room(_needed_bytes(items.values(), options, range_bytes, converts=converts))
+    plan = make_plan(
+        [item.want for item in items.values()], Sizes(settings.slot_bytes, range_bytes, settings.merge_gap)
+    )
     planned_s = time.perf_counter() - began
-    outcome, convert_s = LoadTotals(), 0.0
-    ahead = None if options.kept and not _converts(by_name.values(), options) else _AHEAD
+    totals, convert_s = LoadTotals(), 0.0
+    ahead = len(plan.ranges) if options.kept and not converts else _AHEAD
     with ExitStack() as stack:
-        readers = []
-        for file in checkpoint.files:
-            readers.append(Reader(file, accelerator.settings))
-            stack.callback(readers[-1].close)
-        route = MethodChoice(accelerator, checkpoint.files, readers, options.cancel)
-        for wanted, buffer in route.carry(plan, ahead, outcome):
-            for placement in wanted.placements:
-                found = by_name[placement.name]
-                tensor = _view(buffer, placement, found)
+        readers = [stack.enter_context(closing(Reader(file, settings))) for file in checkpoint.files]
+        choice = MethodChoice(accelerator, readers, options.cancel)
+        for filled, buffer in choice.copy(plan, ahead, totals):
+            for want, offset in filled.placements:
+                item = items[want.name]
+                tensor = _view(buffer, offset, item)
                 at = time.perf_counter()
-                tensor = tensor.to(dtypes.wanted(found.dtype, options.dtype))
+                tensor = tensor.to(dtypes.convert(item.dtype, options.dtype))
                 convert_s += time.perf_counter() - at
-                yield placement.name, tensor
+                yield want.name, tensor
                 del tensor
             del buffer
         checkpoint.check()
-    seconds = time.perf_counter() - began + options.headers_s
-    tally = outcome.tally
     report.publish(
         LoadReport(
-            path=str(checkpoint.files[0].path if len(checkpoint.files) == 1 else checkpoint.files[0].path.parent),
+            path=str(checkpoint.path),
             device=str(accelerator.device),
-            method=route.method,
+            method=choice.method,
             files=len(checkpoint.files),
-            tensors=len(by_name),
+            tensors=len(items),
             bytes=plan.nbytes,
-            cold_bytes=tally.cold,
-            direct_bytes=tally.direct,
+            cold_bytes=totals.cold,
+            direct_bytes=totals.direct,
             device_bytes=plan.device_bytes,
-            seconds=seconds,
+            seconds=time.perf_counter() - began + options.headers_s,
             stages=Stages(
-                options.headers_s, planned_s, outcome.allocate_s, convert_s, tally.read_s, tally.copy_s, tally.wait_s
+                options.headers_s, planned_s, totals.allocate_s, convert_s, totals.read_s, totals.copy_s, totals.wait_s
             ),
-            bound=_bound(outcome, plan.nbytes),
+            bound=_bound(totals, plan.nbytes),
         )
     )
 
 
-def _view(buffer: torch.Tensor, placement: Placement, found: Item) -> torch.Tensor:
-    if placement.nbytes == 0:
-        tensor = torch.empty(found.shape, dtype=found.dtype, device=buffer.device)
+def _item(checkpoint: Checkpoint, name: str, part: Box | None) -> _Item:
+    file, entry = checkpoint.tensors[name]
+    dtype, shape = dtypes.resolve(name, entry)
+    if part is None:
+        nbytes = entry.end - entry.begin
+        whole = (ByteRun(entry.begin, 0, nbytes),) if nbytes else ()
+        return _Item(WantedTensor(name, file, nbytes, whole), dtype, shape, ())
+    nbytes = math.prod(part.shape) * dtype.itemsize
+    found = tuple(iterate_runs(entry.begin, shape, dtype.itemsize, part))
+    return _Item(WantedTensor(name, file, nbytes, found), dtype, part.shape, part.residue)
+
+
+def _view(buffer: torch.Tensor, offset: int, item: _Item) -> torch.Tensor:
+    if item.want.nbytes == 0:
+        tensor = torch.empty(item.shape, dtype=item.dtype, device=buffer.device)
     else:
-        tensor = buffer[placement.offset : placement.offset + placement.nbytes].view(found.dtype).view(found.shape)
-    return tensor[found.residue] if found.residue else tensor
+        tensor = buffer[offset : offset + item.want.nbytes].view(item.dtype).view(item.shape)
+    return tensor[item.residue] if item.residue else tensor
 
 
-def _plan(accelerator: Accelerator, items: Iterable[Item], options: Options) -> LoadPlan:
-    settings = accelerator.settings
-    end = settings.convert_range_bytes if _converts(items, options) else settings.range_bytes
-    return make_plan([found.want for found in items], Sizes(settings.slot_bytes, end, settings.merge_gap))
-
-
-def _need(accelerator: Accelerator, items: Collection[Item], options: Options) -> int:
+def _needed_bytes(items: Collection[_Item], options: LoadOptions, range_bytes: int, *, converts: bool) -> int:
     """Return the most bytes of the device that the loader itself keeps at once."""
-    converts = _converts(items, options)
-    raw = [found.want.nbytes + ALIGNMENT for found in items]
-    settings = accelerator.settings
-    end = settings.convert_range_bytes if converts else settings.range_bytes
-    under_way = (_AHEAD + 2) * (end + max(raw, default=0))
+    raw = [item.want.nbytes + ALIGNMENT for item in items]
+    in_progress = (_AHEAD + 2) * (range_bytes + max(raw, default=0))
     if not options.kept:
-        return min(sum(raw), under_way)
+        return min(sum(raw), in_progress)
     if not converts:
         return sum(raw)
-    kept = sum(math.prod(i.shape) * dtypes.wanted(i.dtype, options.dtype).itemsize for i in items)
-    return kept + min(sum(raw), under_way)
+    kept = sum(math.prod(item.shape) * dtypes.convert(item.dtype, options.dtype).itemsize for item in items)
+    return kept + min(sum(raw), in_progress)
 
 
-def _converts(items: Iterable[Item], options: Options) -> bool:
-    return any(dtypes.wanted(found.dtype, options.dtype) != found.dtype for found in items)
-
-
-def _bound(outcome: LoadTotals, nbytes: int) -> Bound:
-    tally = outcome.tally
-    if tally.wait_s >= max(tally.read_s, tally.copy_s):
+def _bound(totals: LoadTotals, nbytes: int) -> Bound:
+    if totals.wait_s >= max(totals.read_s, totals.copy_s):
         return Bound.PCIE
-    return Bound.DISK if tally.cold * 2 > nbytes else Bound.COPY
+    return Bound.DISK if totals.cold * 2 > nbytes else Bound.COPY

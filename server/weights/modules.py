@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from server.weights.cuda.accelerator import DeviceLike, find
-from server.weights.files import choose, load_open
+from server.weights.cuda.accelerator import DeviceLike, find_accelerator
+from server.weights.files import choose_tensors, load_open
 from server.weights.format.checkpoint import Checkpoint, Source, open_checkpoint
-from server.weights.format.dtypes import of
-from server.weights.load import Options
+from server.weights.format.dtypes import resolve
+from server.weights.load import LoadOptions
 
 if TYPE_CHECKING:
     from torch.nn.modules.module import _IncompatibleKeys
@@ -37,7 +37,7 @@ def load_model(
     float32, float16 and bfloat16 tensors. Non-persistent buffers are in no file: the caller fills them.
     """
     began = time.perf_counter()
-    accelerator = find(device)
+    accelerator = find_accelerator(device)
     with open_checkpoint(source) as checkpoint:
         ties = _ties(module)
         current = module.state_dict(keep_vars=True)
@@ -47,8 +47,8 @@ def load_model(
         left_out = set(result.unexpected_keys)
         found = {name: source for name, source in found.items() if name not in left_out}
         used = sorted(set(found.values()))
-        options = Options(dtype, headers_s=time.perf_counter() - began)
-        tensors = load_open(checkpoint, accelerator, choose(checkpoint, used, None), options)
+        options = LoadOptions(dtype, headers_s=time.perf_counter() - began)
+        tensors = dict(load_open(checkpoint, accelerator, choose_tensors(checkpoint, used, None), options))
     state = {name: tensors[source] for name, source in found.items()}
     for name, tensor in state.items():
         if name in current and not (tensor.is_floating_point() or tensor.is_complex()):
@@ -61,10 +61,8 @@ def load_model(
 def _ties(module: torch.nn.Module) -> list[list[str]]:
     """Return the names of each parameter or buffer that has several."""
     names: dict[int, list[str]] = {}
-    for name, tensor in (
-        *module.named_parameters(remove_duplicate=False),
-        *module.named_buffers(remove_duplicate=False),
-    ):
+    tensors = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
+    for name, tensor in tensors:
         names.setdefault(id(tensor), []).append(name)
     return [group for group in names.values() if len(group) > 1]
 
@@ -85,7 +83,7 @@ def _placeholders(
     """Return tensors that torch checks as it would the files', and whose copying changes nothing."""
     state = {}
     for name, source in found.items():
-        dtype, shape = of(source, checkpoint.tensors[source].entry)
+        dtype, shape = resolve(source, checkpoint.tensors[source].entry)
         if name in current and current[name].shape == shape:
             state[name] = current[name]
         else:
@@ -95,8 +93,7 @@ def _placeholders(
 
 def _tie(module: torch.nn.Module, ties: list[list[str]]) -> None:
     for group in ties:
-        first = _owner(module, group[0])
-        tensor = getattr(*first)
+        tensor = getattr(*_owner(module, group[0]))
         for name in group[1:]:
             setattr(*_owner(module, name), tensor)
 

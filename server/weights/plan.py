@@ -1,6 +1,6 @@
 """Plan a load before a byte is read: which bytes are read from where, and where on the device they go.
 
-Law: pure; no I/O, no torch. The target is a few large ranges of adjacent tensors, each at a multiple of 16 bytes (what
+Law: pure; no I/O, no torch. The target is a few large ranges of adjacent tensors, each at a multiple of 16 bytes (as
 vector loads and cuBLAS need), whatever their offset in the file; where the file's spacing equals that, tensors are
 copied in one go. A range ends at a tensor's end. Files are cut on a grid of the slot's size, so that O_DIRECT reads are
 aligned and no byte is read twice.
@@ -11,10 +11,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import chain
+from itertools import chain, islice
 from typing import NamedTuple
 
-from server.weights.format.selection import Run, clip
+from server.weights.format.selection import ByteRun, clip
 from server.weights.settings import PAGE
 
 ALIGNMENT = 16
@@ -27,7 +27,7 @@ class WantedTensor:
     name: str
     file: int
     nbytes: int
-    runs: tuple[Run, ...]
+    runs: tuple[ByteRun, ...]
 
 
 class Read(NamedTuple):
@@ -57,56 +57,50 @@ class Chunk(NamedTuple):
 
 
 class Placement(NamedTuple):
-    """A tensor's bytes in its range."""
+    """A tensor's place in its range."""
 
-    name: str
+    want: WantedTensor
     offset: int
-    nbytes: int
 
 
 @dataclass(frozen=True)
-class Range:
+class DeviceRange:
     """One allocation on the device, and how it is filled."""
 
     nbytes: int
     placements: tuple[Placement, ...]
-    wants: tuple[WantedTensor, ...]
     sizes: Sizes
 
     @cached_property
     def chunks(self) -> tuple[Chunk, ...]:
         """The chunks that fill it, planned on first use: the first bytes move before the last are planned."""
-        return tuple(_chunks(_segments(self.wants, self.placements, self.sizes.gap), self.sizes.chunk))
+        return tuple(_chunks(_segments(self.placements, self.sizes.gap_bytes), self.sizes.slot_bytes))
 
 
 @dataclass(frozen=True, slots=True)
 class LoadPlan:
     """`nbytes` is the sum of the tensors; the ranges together are slightly larger."""
 
-    ranges: tuple[Range, ...]
+    ranges: tuple[DeviceRange, ...]
     nbytes: int
 
     @property
     def device_bytes(self) -> int:
-        return sum(found.nbytes for found in self.ranges)
+        return sum(each.nbytes for each in self.ranges)
 
-    def chunk_count(self, most: int) -> int:
+    def count_chunks(self, most: int) -> int:
         """Count the chunks, up to `most`."""
-        count = 0
-        for found in self.ranges:
-            if count >= most:
-                break
-            count += len(found.chunks)
-        return min(count, most)
+        chunks = chain.from_iterable(each.chunks for each in self.ranges)
+        return sum(1 for _ in islice(chunks, most))
 
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """`chunk`: a slot's size; `range`: the size at which a range ends; `gap`: unwanted bytes that are read anyway."""
+    """The size of a slot, the size at which a range ends, and the largest gap between reads that is read too."""
 
-    chunk: int
-    range: int
-    gap: int
+    slot_bytes: int
+    range_bytes: int
+    gap_bytes: int
 
 
 class _Segment(NamedTuple):
@@ -115,34 +109,32 @@ class _Segment(NamedTuple):
     file: int
     begin: int
     end: int
-    runs: list[Run]
+    runs: list[ByteRun]
 
 
 def make_plan(wants: Iterable[WantedTensor], sizes: Sizes) -> LoadPlan:
     """Plan for `wants`, which are in the order of the files and of their bytes."""
-    ranges: list[Range] = []
-    group: list[WantedTensor] = []
+    ranges: list[DeviceRange] = []
     placements: list[Placement] = []
     nbytes = total = 0
     for want in wants:
         offset = -(-nbytes // ALIGNMENT) * ALIGNMENT
-        group.append(want)
-        placements.append(Placement(want.name, offset, want.nbytes))
+        placements.append(Placement(want, offset))
         nbytes = offset + want.nbytes
         total += want.nbytes
-        if nbytes >= sizes.range:
-            ranges.append(Range(nbytes, tuple(placements), tuple(group), sizes))
-            group, placements, nbytes = [], [], 0
-    if group:
-        ranges.append(Range(nbytes, tuple(placements), tuple(group), sizes))
+        if nbytes >= sizes.range_bytes:
+            ranges.append(DeviceRange(nbytes, tuple(placements), sizes))
+            placements, nbytes = [], 0
+    if placements:
+        ranges.append(DeviceRange(nbytes, tuple(placements), sizes))
     return LoadPlan(tuple(ranges), total)
 
 
-def _segments(wants: Iterable[WantedTensor], placements: Iterable[Placement], gap: int) -> Iterator[_Segment]:
+def _segments(placements: Iterable[Placement], gap: int) -> Iterator[_Segment]:
     current: _Segment | None = None
-    for want, placement in zip(wants, placements, strict=True):
+    for want, offset in placements:
         for run in chain.from_iterable(_readable(run, gap) for run in want.runs):
-            moved = run._replace(target=run.target + placement.offset)
+            moved = run._replace(target=run.target + offset)
             if current is not None and current.file == want.file and 0 <= run.begin - current.end <= gap:
                 _append(current.runs, moved)
                 current = current._replace(end=run.end)
@@ -154,16 +146,16 @@ def _segments(wants: Iterable[WantedTensor], placements: Iterable[Placement], ga
         yield current
 
 
-def _readable(run: Run, gap: int) -> Iterator[Run]:
+def _readable(run: ByteRun, gap: int) -> Iterator[ByteRun]:
     """Split rows that are far apart into reads of their own; keep close rows in one read with the bytes between."""
     if run.rows == 1 or run.pitch - run.width <= gap:
         yield run
     else:
         for row in range(run.rows):
-            yield Run(run.begin + row * run.pitch, run.target + row * run.width, run.width)
+            yield ByteRun(run.begin + row * run.pitch, run.target + row * run.width, run.width)
 
 
-def _append(runs: list[Run], run: Run) -> None:
+def _append(runs: list[ByteRun], run: ByteRun) -> None:
     last = runs[-1]
     behind = last.begin + last.width == run.begin and last.target + last.width == run.target
     if behind and last.rows == run.rows == 1:
@@ -197,7 +189,7 @@ def _cut(segment: _Segment, size: int) -> Iterator[_Segment]:
     if len(segment.runs) == 1 and only.rows == 1:  # adjacent tensors: nearly all of most checkpoints
         for at in range(segment.begin - segment.begin % size, segment.end, size):
             begin, end = max(at, segment.begin), min(at + size, segment.end)
-            yield _Segment(segment.file, begin, end, [Run(begin, only.target + begin - only.begin, end - begin)])
+            yield _Segment(segment.file, begin, end, [ByteRun(begin, only.target + begin - only.begin, end - begin)])
         return
     position, waiting = 0, []
     low = segment.begin

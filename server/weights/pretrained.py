@@ -14,9 +14,10 @@ from typing import Any
 import torch
 import transformers
 
-from cached.contract.errors import HoldfastError, Permanent
-from server.weights.cuda.accelerator import find
+from cached.contract.errors import Permanent
+from server.weights.cuda.accelerator import find_accelerator
 from server.weights.files import load_file
+from server.weights.format.dtypes import CONVERTED
 
 # The arguments of `from_pretrained`, beyond the configuration's fields, that have an effect here.
 _PASSED_ON = frozenset({"attn_implementation", "experts_implementation", "ignore_mismatched_sizes", "key_mapping"})
@@ -25,7 +26,6 @@ _HUB_ARGUMENTS = frozenset(
     {"cache_dir", "code_revision", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token"}
     | {"return_unused_kwargs", "trust_remote_code"}
 )
-_COMPUTE_DTYPES = frozenset({torch.float64, torch.float32, torch.bfloat16, torch.float16})
 _BUILD_ERRORS = (ImportError, OSError, RuntimeError, ValueError, TypeError, KeyError, AttributeError)
 
 
@@ -55,7 +55,7 @@ def load_pretrained(
         )
     config, passed_on = _read_overridden_config(path, overrides)
     model_class, config = _class(path, model_class, config)
-    find(device)  # raises for a missing device before a byte is read
+    find_accelerator(device)  # raises for a missing device before a byte is read
     tensors = load_file(path, device)
     wanted = _dtype(dtype, config, tensors.values())
     module, info = assemble(path, model_class, config, tensors, {"dtype": wanted, **passed_on})
@@ -82,8 +82,6 @@ def assemble(
             local_files_only=True,
             **options,
         )
-    except HoldfastError:
-        raise
     except _BUILD_ERRORS as error:
         raise Permanent(
             "load_failed",
@@ -119,7 +117,7 @@ def prevailing_dtype(tensors: Iterable[torch.Tensor]) -> torch.dtype:
     """Return the dtype of most bytes, among the dtypes that a model computes in."""
     weights: dict[torch.dtype, int] = {}
     for tensor in tensors:
-        if tensor.dtype in _COMPUTE_DTYPES:
+        if tensor.dtype in CONVERTED:
             weights[tensor.dtype] = weights.get(tensor.dtype, 0) + tensor.nbytes
     return max(weights, key=lambda dtype: weights[dtype], default=torch.float32)
 

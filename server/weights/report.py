@@ -68,15 +68,12 @@ class LoadReport:
         return self.bytes / self.seconds / 1e9 if self.seconds > 0 else 0.0
 
 
-Listener = Callable[[LoadReport], None]
-
-
 _LOCK = threading.Lock()
 _RECENT: deque[LoadReport] = deque(maxlen=_KEPT)
-_LISTENERS: list[Listener] = []
+_LISTENERS: list[Callable[[LoadReport], None]] = []
 
 
-def subscribe(listener: Listener) -> Callable[[], None]:
+def subscribe(listener: Callable[[LoadReport], None]) -> Callable[[], None]:
     """Call `listener` with the report of each later load, in the thread that loaded; return how to stop."""
     with _LOCK:
         _LISTENERS.append(listener)
@@ -89,7 +86,7 @@ def subscribe(listener: Listener) -> Callable[[], None]:
     return stop
 
 
-def recent() -> list[LoadReport]:
+def list_recent() -> list[LoadReport]:
     """Return the reports of this process's last loads, oldest first."""
     with _LOCK:
         return list(_RECENT)

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from server.weights.cuda.accelerator import Accelerator
-from server.weights.cuda.runtime import HOST_REGISTER_READ_ONLY_SUPPORTED, CudaError, RowCopy
+from server.weights.cuda.runtime import HOST_REGISTER_READ_ONLY_SUPPORTED, CudaError
 from server.weights.settings import LoaderSettings
 
 ALIGNMENT = 512  # of what a real allocator gives
@@ -132,15 +132,15 @@ class FakeRuntime:
             self._check_copy(target, source, nbytes)
             self._queues[stream].append(_Copy(target, source, nbytes))
 
-    def copy_rows(self, rows: RowCopy, stream: int) -> None:
+    def copy_rows(self, target: int, source: int, width: int, rows: int, pitch: int, stream: int) -> None:
         self._count("cudaMemcpy2DAsync")
         with self._lock:
-            if rows.pitch < rows.width:
+            if pitch < width:
                 raise CudaError("cudaMemcpy2DAsync", INVALID, "invalid pitch", 0)
-            for row in range(rows.rows):
-                target, source = rows.target + row * rows.width, rows.source + row * rows.pitch
-                self._check_copy(target, source, rows.width)
-                self._queues[stream].append(_Copy(target, source, rows.width))
+            for row in range(rows):
+                copy = _Copy(target + row * width, source + row * pitch, width)
+                self._check_copy(copy.target, copy.source, width)
+                self._queues[stream].append(copy)
 
     def record(self, event: int, stream: int) -> None:
         self._count("cudaEventRecord")
@@ -172,17 +172,17 @@ class FakeRuntime:
             while self._queues[stream]:
                 self._step(stream)
 
-    def memory(self) -> tuple[int, int]:
+    def get_memory(self) -> tuple[int, int]:
         self._count("cudaMemGetInfo")
         self._check_device("cudaMemGetInfo")
         with self._lock:
             return self.free - sum(self._allocated.values()), self.free
 
-    def attribute(self, number: int) -> int:
+    def get_attribute(self, number: int) -> int:
         assert number == HOST_REGISTER_READ_ONLY_SUPPORTED
         return int(self._read_only)
 
-    def pci_bus_id(self) -> str:
+    def get_pci_bus_id(self) -> str:
         return "ffff:ff:1f.7"
 
     # what tests look at

@@ -31,10 +31,10 @@ class Watched:
     def __init__(self) -> None:
         self.rows: list[int] = []
 
-    def waited(self, seconds: float) -> None:
+    def record_wait(self, seconds: float) -> None:
         assert seconds >= 0
 
-    def generated(self, rows: int, seconds: float) -> None:
+    def record_step(self, rows: int, seconds: float) -> None:
         assert seconds >= 0
         self.rows.append(rows)
 

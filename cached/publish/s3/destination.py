@@ -22,8 +22,7 @@ from cached.publish.mark import Mark, another_publisher
 from cached.publish.parallel import ungrouped
 from cached.publish.reading import CheckedReader, wrong_bytes
 from cached.publish.s3.mark import S3Mark
-from cached.publish.s3.reading import stored_sha256
-from cached.publish.s3.writing import PreconditionFailed, S3Writer, etag_of_parts, etag_of_whole, md5
+from cached.publish.s3.objects import PreconditionFailed, S3Writer, etag_of_parts, etag_of_whole, md5, read_sha256
 from cached.sources.local.tree import file_error
 from cached.sources.s3.address import S3Address
 from cached.sources.s3.client import S3Client, quoted
@@ -51,10 +50,10 @@ class S3Destination:
     def display(self) -> str:
         return self._address.display
 
-    async def manifest(self) -> bytes | None:
+    async def read_manifest(self) -> bytes | None:
         return await self._client.manifest()
 
-    async def listing(self, files: Sequence[FileEntry]) -> dict[str, Stored]:
+    async def list_files(self, files: Sequence[FileEntry]) -> dict[str, Stored]:
         prefix = self._address.prefix
         wanted = {file.path for file in files}
         found = {item.key[len(prefix) :]: item for item in await self._client.objects(prefix)}
@@ -68,12 +67,12 @@ class S3Destination:
             found = await self._client.head(self._key(upload.entry.path))
             if found is None or not _is_encrypted(found):
                 return False
-            checked = await stored_sha256(self._client, self._key(upload.entry.path))
+            checked = await read_sha256(self._client, self._key(upload.entry.path))
             return checked == (upload.entry.sha256, stored)
 
-    async def sha256(self, path: str) -> str | None:
+    async def get_sha256(self, path: str) -> str | None:
         async with self._slots:
-            found = await stored_sha256(self._client, self._key(path))
+            found = await read_sha256(self._client, self._key(path))
         return None if found is None else found[0]
 
     async def claim(self, mark: Mark, say: Say) -> None:
@@ -104,19 +103,15 @@ class S3Destination:
         try:
             tag = await self._writer.put_if(self._key(MANIFEST_NAME), manifest, IfNoneMatch="*")
         except PreconditionFailed as error:
-            if await self.manifest() == manifest:  # our own request, sent twice
+            if await self.read_manifest() == manifest:  # our own request, sent twice
                 return
             raise another_publisher(self.display, None) from error
-        if tag != etag_of_whole(md5(manifest)) and (found := await self.manifest()) != manifest:
+        if tag != etag_of_whole(md5(manifest)) and (found := await self.read_manifest()) != manifest:
             sent, stored = (hashlib.sha256(data or b"").hexdigest() for data in (manifest, found))
             raise wrong_bytes(self._address.uri(self._key(MANIFEST_NAME)), sent, stored)
 
     async def delete(self, path: str) -> None:
-        key = self._key(path)
-        with translate_errors(self._address.uri(key)):
-            await (await self._client.api()).delete_object(
-                Bucket=self._address.bucket, Key=key, **self._address.request_parameters
-            )
+        await self._writer.delete(self._key(path))
 
     async def unmark(self) -> None:
         await self._mark.remove()
@@ -132,7 +127,7 @@ class S3Destination:
 
     async def _read_back(self, upload: Upload) -> Stored:
         key = self._key(upload.entry.path)
-        found = await stored_sha256(self._client, key)
+        found = await read_sha256(self._client, key)
         if found is None:
             raise Permanent("not_found", f"{self._address.uri(key)}: gone right after it was sent", "publish again")
         if found[0] != upload.entry.sha256:

@@ -8,6 +8,7 @@ compared.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from dataclasses import dataclass, replace
 from datetime import datetime
 from email.utils import parsedate_to_datetime
@@ -15,8 +16,8 @@ from email.utils import parsedate_to_datetime
 from botocore.exceptions import ClientError
 
 from cached.publish.destination import Say
-from cached.publish.mark import MAX_MARK_BYTES, Mark, another_publisher, describe
-from cached.publish.s3.writing import PreconditionFailed, S3Writer
+from cached.publish.mark import MAX_MARK_BYTES, Mark, another_publisher, describe_publisher
+from cached.publish.s3.objects import PreconditionFailed, S3Writer
 from cached.sources.s3.client import S3Client, quoted
 from cached.sources.s3.errors import is_missing, translate_errors
 
@@ -53,7 +54,7 @@ class S3Mark:
         self._busy = asyncio.Lock()
 
     async def claim(self, mark: Mark, say: Say) -> None:
-        """Become the publisher; raises `another_publisher` if another one lives."""
+        """Become the publisher; raises `another_publisher` if another one runs."""
         self._own = mark  # before the write: `give_up` after an interruption needs it
         for _ in range(_TURNS):
             found = await self._read()
@@ -66,7 +67,7 @@ class S3Mark:
                 continue
             await self._settle(mark)
             if found is not None and found.mark != mark:
-                say(f"taking over from a publish that did not end ({describe(found.mark)})")
+                say(f"taking over from a publish that did not end ({describe_publisher(found.mark)})")
             return
         raise another_publisher(self._where, None)
 
@@ -87,20 +88,14 @@ class S3Mark:
         async with self._busy:
             found = await self._read()
             if self._own is not None and found is not None and self._is_own(found):
-                try:
+                with contextlib.suppress(PreconditionFailed):  # it is another publisher's by now
                     await self._writer.put_if(self._key, replace(self._own, ended=True).encode(), IfMatch=found.tag)
-                except PreconditionFailed:
-                    return  # it is another publisher's by now
 
     async def remove(self) -> None:
         """Delete the mark; raises `another_publisher` if it is another publisher's."""
         async with self._busy:
             await self._check()
-            with translate_errors(self._client.address.uri(self._key)):
-                address = self._client.address
-                await (await self._client.api()).delete_object(
-                    Bucket=address.bucket, Key=self._key, **address.request_parameters
-                )
+            await self._writer.delete(self._key)
 
     async def _check(self) -> _Found:
         found = await self._read()
@@ -116,7 +111,8 @@ class S3Mark:
         ended it or it was deleted, True if it stays unchanged."""
         if found.is_over:
             return True
-        say(f"found the mark of another publish ({describe(found.mark)}); looking {_SILENCE_S:.0f} s whether it lives")
+        other = describe_publisher(found.mark)
+        say(f"found the mark of another publish ({other}); looking {_SILENCE_S:.0f} s whether it lives")
         end = asyncio.get_running_loop().time() + _SILENCE_S
         while asyncio.get_running_loop().time() < end:
             await asyncio.sleep(_LOOK_S)
@@ -156,8 +152,6 @@ class S3Mark:
             now = answer["ResponseMetadata"]["HTTPHeaders"].get("date")
         age_s = None
         if isinstance(written, datetime) and now is not None:
-            try:
+            with contextlib.suppress(ValueError, TypeError):  # an invalid date
                 age_s = (parsedate_to_datetime(now) - written).total_seconds()
-            except (ValueError, TypeError):  # an invalid date
-                age_s = None
         return _Found(Mark.parse(data), quoted(answer.get("ETag", "")), age_s)

@@ -15,7 +15,7 @@ from cached.core.listing import Listing, RemoteFile, Unlisted, WeakValidators, c
 from cached.sources.base import identity_of, stretched
 from cached.sources.http.index import IndexEntry, path_of, read_index
 from cached.sources.manifests import read_manifest
-from cached.transport.client import Head, HttpClient, Response
+from cached.transport.client import Head, HttpClient
 from cached.transport.connection.cancel import Cancellation
 from cached.transport.connection.thread_call import call_in_thread
 from cached.transport.credentials import basic
@@ -41,7 +41,12 @@ class WebSource:
         """Raises `Permanent` (`bad_url`)."""
         address = Address.parse(uri)
         self.display = display_url(address.url)
-        _check_fragment(uri, self.display)
+        if "#" in uri:  # a server receives no fragment: sources that differ in it only would be the same bytes twice
+            raise Permanent(
+                "bad_url",
+                f"{self.display}: expected no `#` in the address, found one: what follows it is never sent to a server",
+                "write %23 where the `#` belongs to a name; put what selects a version into the path or the query",
+            )
         self._client = client
         credentials = client.credentials(uri)
         self._identity = identity_of(self.kind, address.url, stretched(credentials) if credentials else "")
@@ -99,9 +104,10 @@ class WebSource:
         raise Permanent("not_found", f"{self.display}: {expected}; {found}", f"{remedy}; perhaps {SIGN_IN}")
 
     def _from_manifest(self, folder: str, cancellation: Cancellation) -> Listing:
-        url = folder + MANIFEST_NAME
-        response = self._client.fetch(self._target(url), MAX_MANIFEST_BYTES, cancellation)
-        manifest = read_manifest(response.body, _where(url, response))
+        response = self._client.fetch(self._target(folder + MANIFEST_NAME), MAX_MANIFEST_BYTES, cancellation)
+        asked, answered = display_url(folder + MANIFEST_NAME), display_url(response.url)
+        where = asked if answered == asked else f"{asked}, redirected to {answered}"
+        manifest = read_manifest(response.body, where)
         files = tuple(
             RemoteFile(entry.path, folder + quote(entry.path), entry.size, entry.sha256, entry.sha256)
             for entry in manifest.files
@@ -124,7 +130,6 @@ class WebSource:
 
     def _listing(self, found: _Index, cancellation: Cancellation) -> Listing:
         """Return the files of an index with their sizes and validators."""
-
         pool = start_pool(min(_HEADS_AT_ONCE, max(1, len(found.files))), "web-head")
         try:
             files = list(pool.map(lambda listed: self._with_head(listed, cancellation), found.files.values()))
@@ -134,8 +139,7 @@ class WebSource:
         return Listing(by_path, self._identity, unlisted=tuple(found.unlisted))
 
     def _with_head(self, listed: RemoteFile, cancellation: Cancellation) -> RemoteFile:
-        """Return the file of an index with its metadata from HEAD; an error that concerns this file only becomes its
-        `problem`."""
+        """Return a listed file with its metadata from HEAD, or with the error that concerns this file only."""
         if listed.problem is not None:
             return listed
         try:
@@ -173,8 +177,7 @@ class WebSource:
         return found
 
     def _read_folder(self, url: str, prefix: str, found: _Index, cancellation: Cancellation) -> list[IndexEntry]:
-        """Return the entries of one folder; an error that concerns a folder below the version's own is recorded in
-        `found`."""
+        """Return the entries of one folder; record in `found` an error of a folder below the version's own."""
         try:
             page = self._client.fetch(self._target(url), _MAX_INDEX_BYTES, cancellation)
         except HoldfastError as error:
@@ -204,12 +207,6 @@ class _Index:
     page: str | None = None
 
 
-def _where(asked: str, response: Response) -> str:
-    """Return the requested address, and the answering one after a redirect."""
-    shown_as, answered = display_url(asked), display_url(response.url)
-    return shown_as if answered == shown_as else f"{shown_as}, redirected to {answered}"
-
-
 def _is_of_one_file(error: HoldfastError) -> bool:
     """Return whether an error concerns one address and not the whole server. 503 and 429 ask for a pause, and a broken
     connection may break for every file: then the listing is retried."""
@@ -231,14 +228,3 @@ def _file(path: str, url: str, head: Head) -> RemoteFile:
     return RemoteFile(
         path, url, head.size, weak_validators=WeakValidators(head.weak_etag, head.last_modified, origin_of(head.url))
     )
-
-
-def _check_fragment(uri: str, shown: str) -> None:
-    """Refuse a fragment, which no server receives: sources that differ in it only would be the same bytes under several
-    names."""
-    if "#" in uri:
-        raise Permanent(
-            "bad_url",
-            f"{shown}: expected no `#` in the address, found one: what follows it is never sent to a server",
-            "write %23 where the `#` belongs to a name; put what selects a version into the path or the query",
-        )

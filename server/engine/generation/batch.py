@@ -38,16 +38,8 @@ _LOG = logging.getLogger(__name__)
 class GenerationObserver(Protocol):
     """Receives the measurements of generation."""
 
-    def generated(self, rows: int, seconds: float) -> None:
+    def record_step(self, rows: int, seconds: float) -> None:
         """Record a step that gave `rows` sequences a token each."""
-
-
-@dataclass(frozen=True, slots=True)
-class Bounds:
-    """The most rows of a batch, and the most tokens that its KV cache has memory for, padding included."""
-
-    rows: int
-    tokens: int
 
 
 @dataclass(slots=True)
@@ -60,11 +52,15 @@ class _Prefill:
 
 
 class Batch:
-    """The sequences in the model: at most one in prefill, the others decode."""
+    """The sequences in the model: at most one in prefill, the others decode. `max_tokens`: those that its KV cache has
+    memory for, padding included."""
 
-    def __init__(self, rows: BatchedForward, bounds: Bounds, observer: GenerationObserver, adapters: Adapters) -> None:
-        self.bounds = bounds  # set from another thread when another model is loaded or removed
-        self._rows = rows
+    def __init__(
+        self, forward: BatchedForward, max_rows: int, max_tokens: int, observer: GenerationObserver, adapters: Adapters
+    ) -> None:
+        self.max_rows = max_rows
+        self.max_tokens = max_tokens  # set from another thread when another model is loaded or removed
+        self._forward = forward
         self._observer = observer
         self._adapters = adapters
         self._sequences: list[GenerationSequence] = []
@@ -77,17 +73,17 @@ class Batch:
     @property
     def room(self) -> int:
         """Return how many more sequences can be admitted."""
-        return self.bounds.rows - len(self._sequences) - (self._prefilling is not None)
+        return self.max_rows - len(self._sequences) - (self._prefilling is not None)
 
     @property
-    def tokens(self) -> int:
+    def cached_tokens(self) -> int:
         """Return how many tokens the KV cache holds, padding included. Any thread may call it."""
         sequences = self._sequences
         return len(sequences) * (max((len(one.ids) for one in sequences), default=0) + SPARE_COLUMNS)
 
     def reset(self) -> None:
         self._sequences, self._prefilling = [], None
-        self._rows.compose([], [], 0)
+        self._forward.compose([], [], 0)
 
     @torch.inference_mode()
     def step(self, waiting: deque[GenerationSequence]) -> None:
@@ -99,7 +95,7 @@ class Batch:
         if joining or len(stay) < len(self._sequences):
             self._sequences = [*stay, *(one.sequence for one in joining)]
             width = max((len(sequence.ids) - 1 for sequence in self._sequences), default=0)
-            self._rows.compose(kept[: len(stay)], [one.cache for one in joining], width)
+            self._forward.compose(kept[: len(stay)], [one.cache for one in joining], width)
         if self._sequences:
             self._decode()
 
@@ -107,11 +103,11 @@ class Batch:
         started = time.perf_counter()
         ids = [sequence.ids for sequence in self._sequences]
         self._adapters.set_rows([one.adapter for one in self._sequences])
-        logits = self._rows.decode([one[-1] for one in ids], [len(one) for one in ids])
-        chosen = choose(logits, [sequence.dice for sequence in self._sequences])
+        logits = self._forward.decode([one[-1] for one in ids], [len(one) for one in ids])
+        chosen = choose(logits, [sequence.sampling for sequence in self._sequences])
         for sequence, token in zip(self._sequences, chosen, strict=True):
             sequence.take(token)
-        self._observer.generated(len(chosen), time.perf_counter() - started)
+        self._observer.record_step(len(chosen), time.perf_counter() - started)
 
     def _prefill(self, waiting: deque[GenerationSequence], decoding: list[GenerationSequence]) -> list[_Prefill]:
         """Prefill a bounded number of tokens; return the sequences that are complete and ready to decode."""
@@ -122,7 +118,7 @@ class Batch:
             if current is None:
                 if not waiting or not self._fits(waiting[0], [*decoding, *(one.sequence for one in done)]):
                     break
-                current = self._prefilling = _Prefill(waiting.popleft(), self._rows.fresh())
+                current = self._prefilling = _Prefill(waiting.popleft(), self._forward.create_cache())
             if not current.sequence.ended:
                 left -= self._prefill_piece(current, left)
             if current.sequence.ended:
@@ -138,22 +134,22 @@ class Batch:
         started = time.perf_counter()
         self._adapters.set_rows([sequence.adapter])
         try:
-            logits = self._rows.read(prefill.cache, piece)
+            logits = self._forward.prefill(prefill.cache, piece)
         except RuntimeError as error:  # torch's, out of memory included: it fails this sequence only
             _LOG.exception("the model failed to read a prompt of %d tokens", len(sequence.ids))
             sequence.job.fail(model_failed(error))
             return len(piece)
         if begin + len(piece) == len(sequence.ids):
             prefill.whole = True
-            [chosen] = choose(logits, [sequence.dice])
+            [chosen] = choose(logits, [sequence.sampling])
             sequence.take(chosen)
-            self._observer.generated(1, time.perf_counter() - started)
+            self._observer.record_step(1, time.perf_counter() - started)
         return len(piece)
 
     def _fits(self, admitted: GenerationSequence, decoding: list[GenerationSequence]) -> bool:
         rows = len(decoding) + 1
         longest = max(len(sequence.ids) for sequence in (admitted, *decoding))
-        return rows == 1 or (rows <= self.bounds.rows and self._has_memory(rows, longest + _HEADROOM_TOKENS))
+        return rows == 1 or (rows <= self.max_rows and self._has_memory(rows, longest + _HEADROOM_TOKENS))
 
     def _preempt(
         self, stay: list[GenerationSequence], joining: list[_Prefill], waiting: deque[GenerationSequence]
@@ -166,4 +162,4 @@ class Batch:
             waiting.appendleft(joining.pop().sequence if joining else stay.pop())
 
     def _has_memory(self, rows: int, longest: int) -> bool:
-        return rows * (longest + SPARE_COLUMNS) <= self.bounds.tokens
+        return rows * (longest + SPARE_COLUMNS) <= self.max_tokens

@@ -26,27 +26,27 @@ class BatchedForward:
         self._takes_positions = "position_ids" in known
         self._last_only = {"logits_to_keep": 1} if "logits_to_keep" in known else {}
 
-    def fresh(self) -> RowCache:
+    def create_cache(self) -> RowCache:
         """Return an empty cache for the prefill of one sequence."""
         cache = empty_cache(self._config)
         assert cache is not None
         return cache
 
-    def read(self, cache: RowCache, ids: list[int]) -> torch.Tensor:
+    def prefill(self, cache: RowCache, ids: list[int]) -> torch.Tensor:
         """Prefill these tokens after those in `cache`; return the logits (1, vocabulary) after the last."""
         begin = cache.get_seq_length()
         positions = torch.arange(begin, begin + len(ids), device=self._device).unsqueeze(0)
         mask = torch.ones((1, begin + len(ids)), dtype=torch.long, device=self._device)
         return self._forward([ids], mask, positions, cache)
 
-    def compose(self, kept: list[int], newcomers: list[RowCache], width: int) -> None:
+    def compose(self, kept: list[int], joining: list[RowCache], width: int) -> None:
         """Keep these rows and append the sequences of these caches; `width` is then the longest, in tokens."""
-        if not kept and not newcomers:
+        if not kept and not joining:
             self._cache = None
             return
         if self._cache is None:
-            self._cache = self.fresh()
-        others: list[Any] = [cache.layers for cache in newcomers]
+            self._cache = self.create_cache()
+        others: list[Any] = [cache.layers for cache in joining]
         for number, layer in enumerate(self._cache.layers):
             layer.compose(kept, [layers[number] for layers in others], width)
             for layers in others:  # layer by layer, so that no more than one layer is in memory twice
@@ -79,12 +79,10 @@ _LENGTHS = (9, 3, 14)  # of the prompts: one shorter than the first, one longer,
 _STEPS = 3
 
 
-def largest_difference(module: Any, rows: BatchedForward, vocabulary: int, device: str) -> float:
+def largest_difference(module: Any, forward: BatchedForward, vocabulary: int, device: str) -> float:
     """Return the largest root mean square difference of batched logits from sequential ones, relative to their spread.
-
     Rows join while others run, one leaves, one is prefilled in two pieces. Tokens are given, not chosen, so that near
-    ties in low precision do not matter. Leaves `rows` empty.
-    """
+    ties in low precision do not matter. Leaves `forward` empty."""
     texts = [
         [(31 * row + 7 * place + 1) % vocabulary for place in range(length + 3 * _STEPS)]
         for row, length in enumerate(_LENGTHS)
@@ -93,26 +91,26 @@ def largest_difference(module: Any, rows: BatchedForward, vocabulary: int, devic
 
     def compare(logits: torch.Tensor, tokens: list[int]) -> None:
         nonlocal worst
-        alone = module(input_ids=torch.tensor([tokens], device=device)).logits[0, -1].float()
-        difference = (logits.float() - alone).norm() / (alone - alone.mean()).norm().clamp_min(1e-12)
+        sequential = module(input_ids=torch.tensor([tokens], device=device)).logits[0, -1].float()
+        difference = (logits.float() - sequential).norm() / (sequential - sequential.mean()).norm().clamp_min(1e-12)
         # Not `max`, which loses a NaN.
         worst = float(difference) if not float(difference) <= worst else worst
 
     read = list(_LENGTHS)
     present: list[int] = []
-    for newcomer, kept in ((0, []), (1, [0]), (2, [1])):
-        cache = rows.fresh()
-        first = _LENGTHS[newcomer] // 2
-        rows.read(cache, texts[newcomer][:first])
-        compare(rows.read(cache, texts[newcomer][first : read[newcomer]])[0], texts[newcomer][: read[newcomer]])
-        present = [present[row] for row in kept] + [newcomer]
-        rows.compose(kept, [cache], max(read[row] for row in present))
+    for joined, kept in ((0, []), (1, [0]), (2, [1])):
+        cache = forward.create_cache()
+        first = _LENGTHS[joined] // 2
+        forward.prefill(cache, texts[joined][:first])
+        compare(forward.prefill(cache, texts[joined][first : read[joined]])[0], texts[joined][: read[joined]])
+        present = [present[row] for row in kept] + [joined]
+        forward.compose(kept, [cache], max(read[row] for row in present))
         for _ in range(_STEPS):
             tokens = [texts[row][read[row]] for row in present]
             for row in present:
                 read[row] += 1
-            logits = rows.decode(tokens, [read[row] for row in present])
+            logits = forward.decode(tokens, [read[row] for row in present])
             for number, row in enumerate(present):
                 compare(logits[number], texts[row][: read[row]])
-    rows.compose([], [], 0)
+    forward.compose([], [], 0)
     return worst

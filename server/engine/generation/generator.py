@@ -10,22 +10,22 @@ from __future__ import annotations
 import logging
 from collections import deque
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
 from cached.contract.errors import HoldfastError, Permanent
 from cached.contract.program.units import format_size
-from server.engine.generation.batch import Batch, Bounds, GenerationObserver
+from server.engine.generation.batch import Batch, GenerationObserver
 from server.engine.generation.batched_forward import BatchedForward, largest_difference
-from server.engine.generation.kv_cache import SPARE_COLUMNS, empty_cache
+from server.engine.generation.kv_cache import SPARE_COLUMNS, RowCache, empty_cache
 from server.engine.generation.sequence import GenerationJob, GenerationSequence
 from server.engine.generation.sequential import SequentialRunner
 from server.engine.lora import Adapter, Adapters
-from server.engine.memory import free_bytes
 from server.engine.model_files import Loaded, load_causal_lm
 from server.engine.tokenizer import Tokens
 from server.engine.types import About, ChatRequest, Continuation, GenerationRequest, Kind, Limits
+from server.weights.host import memory
 
 _LOG = logging.getLogger(__name__)
 _CACHE_SHARE = {"cuda": 0.8, "cpu": 0.5}  # of the memory free after the load; a step's work needs the rest
@@ -34,20 +34,6 @@ _CACHE_SHARE = {"cuda": 0.8, "cpu": 0.5}  # of the memory free after the load; a
 _TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}
 _TOLERANCE_HALF = 0.15
 _NO_CONTEXT_TOKENS = 4096  # generated at most where neither the request nor the model has a limit
-
-
-class _Runner(Protocol):
-    """Steps sequences: `Batch` or `SequentialRunner`."""
-
-    @property
-    def busy(self) -> bool: ...
-
-    @property
-    def room(self) -> int: ...
-
-    def step(self, waiting: deque[GenerationSequence]) -> None: ...
-
-    def reset(self) -> None: ...
 
 
 class TextGenerator:
@@ -62,8 +48,9 @@ class TextGenerator:
         self._tokens = Tokens(loaded.tokenizer, loaded.config, getattr(loaded.config, "max_position_embeddings", None))
         padding = min(self._ends, default=self._tokens.padding_id)
         self._adapters = Adapters(loaded.module, loaded.dtype, device)
-        self._runner: _Runner = SequentialRunner(loaded.module, device, padding, observer, self._adapters)
-        self._rows = 1
+        self._runner: Batch | SequentialRunner = SequentialRunner(
+            loaded.module, device, padding, observer, self._adapters
+        )
         self._token_bytes = 0  # of the KV cache of a batch
         self._jobs: list[tuple[GenerationJob, list[GenerationSequence]]] = []
         self._waiting: deque[GenerationSequence] = deque()
@@ -85,7 +72,7 @@ class TextGenerator:
             str(loaded.dtype).removeprefix("torch."),
             loaded.weight_bytes,
             tokens.has_chat_template,
-            self._rows,
+            self._runner.max_rows,
         )
 
     @torch.inference_mode()
@@ -104,30 +91,27 @@ class TextGenerator:
         if self._limits.batch > 1:
             self._enable_batching()
 
-    def adapter(self, directory: Path) -> Adapter:
+    def load_adapter(self, directory: Path) -> Adapter:
         """Load an adapter for this model, from any thread; raises `HoldfastError`."""
         return self._adapters.load(directory)
 
-    def share(self, models: int) -> None:
+    def share_memory(self, models: int) -> None:
         """Set the KV cache's limit to one of `models` equal shares of the memory, from any thread."""
         if isinstance(self._runner, Batch):
-            self._fit(self._runner, models)
+            self._runner.max_tokens = self._divide_memory(self._runner.cached_tokens, models)
 
     def prepare(self, request: GenerationRequest) -> Continuation:
         """Turn a request into tokens; raises `InvalidRequest` where it does not fit the context."""
-        wanted = request.wanted
-        room = wanted.max_tokens or 1
+        options = request.options
+        room = options.max_tokens or 1
         if isinstance(request, ChatRequest):
             prompts = [self._tokens.encode_chat(request, room=room)]
         else:
             prompts = [self._tokens.encode(prompt, "prompt", room=room) for prompt in request.prompts]
-        self._tokens.check(wanted.sampling)
-        each = [
-            (tuple(ids), self._max_tokens(ids, wanted.max_tokens)) for ids in prompts for _ in range(wanted.choices)
-        ]
-        return Continuation(
-            tuple(ids for ids, _ in each), tuple(most for _, most in each), wanted.sampling, wanted.stop, wanted.adapter
-        )
+        self._tokens.check_ids((token for token, _ in options.sampling.logit_bias), "logit_bias")
+        choices = tuple(tuple(ids) for ids in prompts for _ in range(options.choices))
+        max_tokens = tuple(self._limit_tokens(len(ids), options.max_tokens) for ids in choices)
+        return Continuation(choices, max_tokens, options.sampling, options.stop, options.adapter)
 
     @property
     def busy(self) -> bool:
@@ -156,49 +140,41 @@ class TextGenerator:
         self._waiting.clear()
         self._runner.reset()
 
-    def _max_tokens(self, ids: list[int], wanted: int | None) -> int:
+    def _limit_tokens(self, prompt_tokens: int, wanted: int | None) -> int:
         if wanted is not None:
             return wanted
-        left = _NO_CONTEXT_TOKENS if self._tokens.context is None else self._tokens.context - len(ids)
+        left = _NO_CONTEXT_TOKENS if self._tokens.context is None else self._tokens.context - prompt_tokens
         return left if self._limits.max_tokens is None else min(left, self._limits.max_tokens)
 
     def _enable_batching(self) -> None:
-        loaded = self._loaded
-        cache = empty_cache(loaded.config)
-        if cache is None:
-            _LOG.warning(
-                "%s is served one sequence at a time: its cache cannot hold rows", type(loaded.module).__name__
-            )
-            return
-        rows = BatchedForward(loaded.module, loaded.config, self._device)
-        try:
-            difference = largest_difference(loaded.module, rows, self._tokens.vocabulary, self._device)
-            rows.read(cache, [0])
-        except (HoldfastError, RuntimeError, ValueError, TypeError, AttributeError, IndexError, KeyError) as error:
-            _LOG.warning(
-                "%s is served one sequence at a time: batching it fails: %r", type(loaded.module).__name__, error
-            )
-            return
-        if not difference <= _TOLERANCE.get(loaded.dtype, _TOLERANCE_HALF):
-            _LOG.warning(
-                "%s is served one sequence at a time: in a batch its logits differ by %.2g of their spread",
-                type(loaded.module).__name__,
-                difference,
-            )
+        forward = BatchedForward(self._loaded.module, self._loaded.config, self._device)
+        cache = empty_cache(self._loaded.config)
+        reason = "its cache cannot hold rows" if cache is None else self._check_batching(forward, cache)
+        if cache is None or reason is not None:
+            _LOG.warning("%s is served one sequence at a time: %s", type(self._loaded.module).__name__, reason)
             return
         self._token_bytes = cache.token_bytes()
-        self._rows = self._limits.batch
-        batch = Batch(rows, Bounds(self._rows, 0), self._observer, self._adapters)
-        self._fit(batch, 1)
-        self._runner = batch
+        max_tokens = self._divide_memory(0, models=1)
+        self._runner = Batch(forward, self._limits.batch, max_tokens, self._observer, self._adapters)
 
-    def _fit(self, batch: Batch, models: int) -> None:
-        """Bound the KV cache of a batch by the free memory; raises `Permanent` (`no_memory`)."""
+    def _check_batching(self, forward: BatchedForward, cache: RowCache) -> str | None:
+        """Return why rows cannot be batched, None where they can; reads one token into `cache`."""
+        try:
+            difference = largest_difference(self._loaded.module, forward, self._tokens.vocabulary, self._device)
+            forward.prefill(cache, [0])
+        except (HoldfastError, RuntimeError, ValueError, TypeError, AttributeError, IndexError, KeyError) as error:
+            return f"batching it fails: {error!r}"
+        if not difference <= _TOLERANCE.get(self._loaded.dtype, _TOLERANCE_HALF):
+            return f"in a batch its logits differ by {difference:.2g} of their spread"
+        return None
+
+    def _divide_memory(self, cached_tokens: int, models: int) -> int:
+        """Return the most tokens of the KV cache in a share of the free memory and of that in use, and bound the
+        context by them; raises `Permanent` (`no_memory`)."""
         most = self._limits.cache_bytes
         if most is None:
-            kind = torch.device(self._device).type
-            free = free_bytes(self._device) + batch.tokens * self._token_bytes
-            most = int(free * _CACHE_SHARE.get(kind, _CACHE_SHARE["cpu"]))
+            free = _free_bytes(self._device) + cached_tokens * self._token_bytes
+            most = int(free * _CACHE_SHARE.get(torch.device(self._device).type, _CACHE_SHARE["cpu"]))
         most //= models
         tokens = most // self._token_bytes
         if tokens < 2 * SPARE_COLUMNS:
@@ -209,8 +185,15 @@ class TextGenerator:
                 "give the pod more memory or a larger GPU, or raise --cache-limit",
             )
         _LOG.info("batches of at most %d sequences, %d tokens, %s", self._limits.batch, tokens, format_size(most))
-        batch.bounds = Bounds(self._limits.batch, tokens)
         self._tokens.limit(tokens - SPARE_COLUMNS)
+        return tokens
+
+
+def _free_bytes(device: str) -> int:
+    if torch.device(device).type != "cuda":
+        return memory.free_bytes()
+    kept_by_torch = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # freed, so it counts
+    return int(torch.cuda.mem_get_info(device)[0]) + kept_by_torch
 
 
 def _end_tokens(loaded: Loaded) -> list[int]:

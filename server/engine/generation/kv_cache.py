@@ -36,19 +36,16 @@ class RoomyLayer(_DynamicLayer):  # type: ignore[misc]  # transformers' layers a
         begin = self._columns
         end = begin + key_states.shape[-2]
         if end > self._key_room.shape[-2]:
-            self._hold(
-                _grown(self._key_room, begin, end + SPARE_COLUMNS),
-                _grown(self._value_room, begin, end + SPARE_COLUMNS),
-                begin,
-            )
+            columns = end + SPARE_COLUMNS
+            self._hold(_grown(self._key_room, begin, columns), _grown(self._value_room, begin, columns), begin)
         self._key_room[:, :, begin:end] = key_states
         self._value_room[:, :, begin:end] = value_states
         self._show(end)
         return self.keys, self.values
 
-    def compose(self, kept: list[int], newcomers: Sequence[RoomyLayer], width: int) -> None:
-        """Keep these rows and append those of `newcomers`, all `width` columns wide, cut or padded on the left."""
-        parts = [(layer.keys, layer.values) for layer in newcomers]
+    def compose(self, kept: list[int], joining: Sequence[RoomyLayer], width: int) -> None:
+        """Keep these rows and append those of `joining`, all `width` columns wide, cut or padded on the left."""
+        parts = [(layer.keys, layer.values) for layer in joining]
         if kept:
             parts.insert(0, (self.keys[kept], self.values[kept]))
         rows = sum(int(keys.shape[0]) for keys, _ in parts)
@@ -94,11 +91,9 @@ class RowCache(Cache):
 
 
 def empty_cache(config: Any) -> RowCache | None:
-    """Return a cache for a model of this config; None where no cache of several rows can be correct.
-
-    That is where layers hold more than keys and values (state spaces, convolutions), where attention works on chunks
-    of absolute columns, and where the longest row decides the rotary positions of all rows.
-    """
+    """Return a cache for a model of this config; None where no cache of several rows can be correct: layers hold more
+    than keys and values (state spaces, convolutions), attention works on chunks of absolute columns, or the longest row
+    decides the rotary positions of all rows."""
     text_config = config.get_text_config(decoder=True)
     layers = DynamicCache(config=config).layers
     plain = all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers)

@@ -12,7 +12,7 @@ import random
 import secrets
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
@@ -31,66 +31,62 @@ class Chosen:
     top: tuple[tuple[int, float], ...] = ()
 
 
-@dataclass(slots=True)
-class Dice:
-    """The sampling state of one choice: its options, its random numbers, the tokens it generated."""
+class SamplingState:
+    """The options, the random numbers and the generated tokens of the choice numbered `index`. The numbers are equal
+    for equal seeds, and different for each choice."""
 
-    asked: Sampling
-    random: random.Random
-    said: Counter[int] = field(default_factory=Counter)
+    def __init__(self, options: Sampling, index: int) -> None:
+        self.options = options
+        seed = secrets.randbits(63) if options.seed is None else options.seed
+        self.random = random.Random(f"{seed}/{index}")  # noqa: S311 not used for secrets
+        self.generated: Counter[int] = Counter()
 
     @property
     def greedy(self) -> bool:
-        return self.asked.temperature < _GREEDY_BELOW or self.asked.top_p < _GREEDY_BELOW
+        return self.options.temperature < _GREEDY_BELOW or self.options.top_p < _GREEDY_BELOW
 
 
-def dice(asked: Sampling, index: int) -> Dice:
-    """Return the dice of the choice numbered `index`: equal for equal seeds, different for each choice."""
-    seed = secrets.randbits(63) if asked.seed is None else asked.seed
-    return Dice(asked, random.Random(f"{seed}/{index}"))  # noqa: S311 not used for secrets
-
-
-def choose(logits: torch.Tensor, rows: Sequence[Dice]) -> list[Chosen | None]:
+def choose(logits: torch.Tensor, rows: Sequence[SamplingState]) -> list[Chosen | None]:
     """Return the next token of each row; `logits` is (rows, vocabulary). None where the largest logit is NaN or
     infinite: the model failed, and any token would be noise."""
     logits = logits.float()
     adjusted = _adjusted(logits, rows)
     tokens = adjusted.argmax(-1)  # a NaN counts as the largest
-    sound: list[bool] = adjusted.gather(-1, tokens.unsqueeze(-1)).isfinite().squeeze(-1).tolist()
+    finite: list[bool] = adjusted.gather(-1, tokens.unsqueeze(-1)).isfinite().squeeze(-1).tolist()
     sampled = [row for row, one in enumerate(rows) if not one.greedy]
     if sampled:
         tokens[sampled] = _sample(adjusted[sampled], [rows[row] for row in sampled])
     chosen: list[int] = tokens.tolist()
     for one, token in zip(rows, chosen, strict=True):
-        one.said[token] += 1
+        one.generated[token] += 1
     return [
-        _chosen(logits[row], token, rows[row].asked.logprobs) if sound[row] else None
+        _chosen(logits[row], token, rows[row].options.logprobs) if finite[row] else None
         for row, token in enumerate(chosen)
     ]
 
 
-def _adjusted(logits: torch.Tensor, rows: Sequence[Dice]) -> torch.Tensor:
+def _adjusted(logits: torch.Tensor, rows: Sequence[SamplingState]) -> torch.Tensor:
     """Apply penalties and biases: `- presence - frequency x count` of the row's own generated tokens."""
-    if not any(one.asked.adjusts for one in rows):
+    if not any(one.options.adjusts for one in rows):
         return logits
     adjusted = logits.clone()
     for row, one in enumerate(rows):
-        asked = one.asked
-        if one.said and (asked.presence_penalty or asked.frequency_penalty):
-            tokens = torch.tensor(list(one.said), device=logits.device)
-            counts = torch.tensor(list(one.said.values()), dtype=logits.dtype, device=logits.device)
-            adjusted[row, tokens] -= asked.presence_penalty + asked.frequency_penalty * counts
-        for token, bias in asked.logit_bias:
+        options = one.options
+        if one.generated and (options.presence_penalty or options.frequency_penalty):
+            tokens = torch.tensor(list(one.generated), device=logits.device)
+            counts = torch.tensor(list(one.generated.values()), dtype=logits.dtype, device=logits.device)
+            adjusted[row, tokens] -= options.presence_penalty + options.frequency_penalty * counts
+        for token, bias in options.logit_bias:
             adjusted[row, token] += bias
     return adjusted
 
 
-def _sample(logits: torch.Tensor, rows: Sequence[Dice]) -> torch.Tensor:
+def _sample(logits: torch.Tensor, rows: Sequence[SamplingState]) -> torch.Tensor:
     def column(values: list[float]) -> torch.Tensor:
         return torch.tensor(values, dtype=torch.float64, device=logits.device).unsqueeze(1)
 
-    probabilities = (logits.double() / column([one.asked.temperature for one in rows])).softmax(-1)
-    top_p = [one.asked.top_p for one in rows]
+    probabilities = (logits.double() / column([one.options.temperature for one in rows])).softmax(-1)
+    top_p = [one.options.top_p for one in rows]
     if min(top_p) < 1.0:
         probabilities = _nucleus(probabilities, column(top_p))
     cumulated = probabilities.cumsum(-1)

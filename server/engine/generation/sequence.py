@@ -1,4 +1,4 @@
-"""One choice of one request during generation: its tokens, its dice, its text, and whether it is complete.
+"""One choice of one request during generation: its tokens, its sampling state, its text, and whether it is complete.
 
 Law: knows no batch and no tensors. The model's thread adds one token at a time; a preempted sequence is prefilled again
 from `ids` and continues unchanged.
@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from server.engine.engine import Job, fail_without_numbers
-from server.engine.generation.sampling import Chosen, dice
+from server.engine.generation.sampling import Chosen, SamplingState
 from server.engine.tokenizer import GrowingText
 from server.engine.types import Continuation, Delta, Finished, GenerationEvent, TokenLogprob
 
@@ -23,7 +23,7 @@ class GenerationSequence:
         asked = job.request
         self.job = job
         self.ids = list(asked.prompts[index])
-        self.dice = dice(asked.sampling, index)
+        self.sampling = SamplingState(asked.sampling, index)
         self.adapter = asked.adapter
         self.done = False
         self._index = index
@@ -61,7 +61,7 @@ class GenerationSequence:
             self._end("stop")
             return
         # A token that may partly belong to a stop text is not emitted before that is known.
-        self._emit(text, self._take_logprobs() if self._text.settled else ())
+        self._emit(text, self._take_logprobs() if self._text.released else ())
         if self.tokens_left <= 0:
             self._end("length")
 

@@ -25,7 +25,7 @@ class SequentialRunner:
     """Runs each sequence from its first token to its last in one step."""
 
     busy = False
-    room = 1
+    room = max_rows = 1
 
     def __init__(
         self, module: Any, device: str, padding_id: int, observer: GenerationObserver, adapters: Adapters
@@ -69,10 +69,10 @@ class _Choose(transformers.LogitsProcessor):
         self._started = time.perf_counter()
 
     def __call__(self, _input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        [chosen] = choose(scores, [self._sequence.dice])
+        [chosen] = choose(scores, [self._sequence.sampling])
         self._sequence.take(chosen)
         now = time.perf_counter()
-        self._observer.generated(1, now - self._started)
+        self._observer.record_step(1, now - self._started)
         self._started = now
         forced = torch.full_like(scores, -torch.inf)
         forced[0, 0 if chosen is None else chosen.token] = 0.0

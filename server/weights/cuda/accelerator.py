@@ -15,7 +15,7 @@ import torch
 
 from cached.contract.errors import Permanent
 from cached.contract.program.units import format_size
-from server.weights.cuda.processors import near
+from server.weights.cuda.processors import find_near
 from server.weights.cuda.ring import Ring
 from server.weights.cuda.runtime import Runtime
 from server.weights.settings import LoaderSettings
@@ -78,24 +78,23 @@ class Accelerator:
         self.memory = memory
         self.settings = settings
         self._lock = threading.Lock()
-        self._spare: list[int] = []
+        self._spare_events: list[int] = []
+        self._streams: tuple[int, ...] = ()
         self._ring: Ring | None = None
 
     @cached_property
     def processors(self) -> frozenset[int]:
         """The processors near the device."""
-        return near(self.runtime.pci_bus_id())
+        return find_near(self.runtime.get_pci_bus_id())
 
-    @cached_property
-    def _streams(self) -> tuple[int, ...]:
-        return tuple(self.runtime.new_stream() for _ in range(self.settings.streams))
-
-    def streams(self) -> tuple[int, ...]:
-        """Return the copy streams."""
+    def get_streams(self) -> tuple[int, ...]:
+        """Return the copy streams, created on first use."""
         with self._lock, self.memory.current():
+            if not self._streams:
+                self._streams = tuple(self.runtime.new_stream() for _ in range(self.settings.streams))
             return self._streams
 
-    def ring(self) -> Ring:
+    def get_ring(self) -> Ring:
         """Return the pinned memory, allocated on first use."""
         with self._lock, self.memory.current():
             if self._ring is None:
@@ -106,18 +105,18 @@ class Accelerator:
         """Make the stream `later` wait for the present work of the stream `earlier`."""
         with self.memory.current():  # the default stream's handle refers to the calling thread's device
             with self._lock:
-                event = self._spare.pop() if self._spare else self.runtime.new_event()
+                event = self._spare_events.pop() if self._spare_events else self.runtime.new_event()
             try:
                 self.runtime.record(event, earlier)
                 self.runtime.wait(later, event)
             finally:
                 # A wait refers to the record at the time it was queued, so the event can be recorded again at once.
                 with self._lock:
-                    self._spare.append(event)
+                    self._spare_events.append(event)
 
     def check_room(self, nbytes: int) -> None:
         """Raise `Permanent` (`gpu_memory`) where fewer than `nbytes`, and a margin for work, are free."""
-        free, total = self.memory_free()
+        free, total = self.get_free_memory()
         if nbytes + _MARGIN > free:
             raise Permanent(
                 "gpu_memory",
@@ -126,10 +125,10 @@ class Accelerator:
                 _NO_ROOM,
             )
 
-    def memory_free(self) -> tuple[int, int]:
+    def get_free_memory(self) -> tuple[int, int]:
         """Return the bytes that a load may use now, and the device's total."""
         with self.memory.current():
-            free, total = self.runtime.memory()
+            free, total = self.runtime.get_memory()
         return free + self.memory.reusable(), total
 
     def close(self) -> None:
@@ -138,9 +137,10 @@ class Accelerator:
             ring, self._ring = self._ring, None
             if ring is not None:
                 ring.close()
-            while self._spare:
-                self.runtime.destroy_event(self._spare.pop())
-            for stream in self.__dict__.pop("_streams", ()):
+            while self._spare_events:
+                self.runtime.destroy_event(self._spare_events.pop())
+            streams, self._streams = self._streams, ()
+            for stream in streams:
                 self.runtime.destroy_stream(stream)
 
 
@@ -148,7 +148,7 @@ class Accelerator:
 DeviceLike: TypeAlias = "str | int | torch.device | Accelerator"
 
 
-def find(device: DeviceLike, settings: LoaderSettings | None = None) -> Accelerator | None:
+def find_accelerator(device: DeviceLike, settings: LoaderSettings | None = None) -> Accelerator | None:
     """Return the accelerator for `device`, None for the CPU; raises `Permanent` where there is no such device.
     `settings` default to the environment's; a given accelerator keeps its own."""
     if isinstance(device, Accelerator):

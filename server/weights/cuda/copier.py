@@ -15,39 +15,36 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 
 from cached.contract.errors import Transient
 from cached.contract.program import limits
 from server.weights.cuda.accelerator import Accelerator
-from server.weights.cuda.runtime import CudaError, RowCopy
+from server.weights.cuda.runtime import CudaError
 from server.weights.cuda.staging import Staged, Staging
-from server.weights.plan import Chunk, LoadPlan, Range
+from server.weights.plan import Chunk, DeviceRange, LoadPlan
+
+FilledRange: TypeAlias = tuple[DeviceRange, torch.Tensor]
 
 _INLINE_CHUNKS = 2  # up to so many run in the caller's own thread: starting threads would cost more
 
 
-class LoadCancelled(Transient):
-    """The load was cancelled by its caller."""
-
-    def __init__(self) -> None:
-        super().__init__("load_cancelled", "the load was cancelled", "")
-
-
 @dataclass(slots=True)
-class Tally:
-    """The threads' seconds and bytes, summed over all of them."""
+class LoadTotals:
+    """Seconds and bytes of a load so far. The seconds of reading, copying and waiting are means over the threads."""
 
+    allocate_s: float = 0.0
     read_s: float = 0.0
     copy_s: float = 0.0
     wait_s: float = 0.0
     cold: int = 0
     direct: int = 0
 
-    def add(self, other: Tally, threads: int = 1) -> None:
-        """Add the mean over `threads` of the seconds of `other`, and all its bytes."""
+    def add(self, other: LoadTotals, threads: int = 1) -> None:
+        """Add the mean over `threads` of the threads' seconds in `other`, and all its bytes."""
         self.read_s += other.read_s / threads
         self.copy_s += other.copy_s / threads
         self.wait_s += other.wait_s / threads
@@ -59,70 +56,58 @@ class Tally:
 class _Filling:
     """A range in progress: `left` chunks are not queued on the device yet."""
 
-    range: Range
+    wanted: DeviceRange
     buffer: torch.Tensor
-    address: int
     left: int
 
 
-@dataclass(frozen=True, slots=True)
-class Carriage:
-    """How a plan is copied. `ahead`: ranges in progress beyond the requested one, None for all of them."""
-
-    staging: Callable[[], Staging]
-    cancel: threading.Event | None
-    ahead: int | None
-
-
-@dataclass(slots=True)
-class LoadTotals:
-    """Totals of a load so far: wall-clock seconds, those of the threads as a mean."""
-
-    tally: Tally = field(default_factory=Tally)
-    allocate_s: float = 0.0
-
-
-def carry(
-    accelerator: Accelerator, plan: LoadPlan, carriage: Carriage, outcome: LoadTotals
-) -> Iterator[tuple[Range, torch.Tensor]]:
-    """Yield each range with its bytes, in order; raises `HoldfastError`. Close the iterator to stop early."""
-    flow = _Flow(accelerator, carriage, plan.chunk_count(accelerator.settings.threads + _INLINE_CHUNKS))
-    pending = 0
+def copy_ranges(
+    accelerator: Accelerator,
+    plan: LoadPlan,
+    staging: Callable[[], Staging],
+    totals: LoadTotals,
+    *,
+    cancel: threading.Event | None,
+    ahead: int,
+) -> Iterator[FilledRange]:
+    """Yield each range with its bytes, in order, while up to `ahead` later ranges are in progress; raises
+    `HoldfastError`. Each thread copies from a `staging` of its own. Close the iterator to stop early."""
+    chunks = plan.count_chunks(accelerator.settings.threads + _INLINE_CHUNKS)
+    flow = _Flow(accelerator, staging, totals, cancel, chunks)
     try:
-        for wanted in plan.ranges:
-            began = time.perf_counter()
-            buffer = accelerator.memory.allocate(wanted.nbytes)
-            outcome.allocate_s += time.perf_counter() - began
-            flow.begin(wanted, buffer)
-            del buffer  # owned by the flow until it is handed over: no reference here keeps a range that was dropped
-            pending += 1
-            while carriage.ahead is not None and pending > carriage.ahead:
-                pending -= 1
+        for number, wanted in enumerate(plan.ranges):
+            flow.begin(wanted)
+            if number >= ahead:
                 yield flow.finish()
-        while pending:
-            pending -= 1
+        for _ in plan.ranges[:ahead]:
             yield flow.finish()
     except BaseException:
         flow.drain()
         raise
-    else:
-        error = flow.drain()
-        if error is not None:
-            raise error
-    finally:
-        outcome.tally.add(flow.tally, flow.threads)
+    error = flow.drain()
+    if error is not None:
+        raise error
 
 
 class _Flow:
     """Distributes chunks to threads, and collects ranges."""
 
-    def __init__(self, accelerator: Accelerator, carriage: Carriage, chunks: int) -> None:
-        self.tally = Tally()
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        staging: Callable[[], Staging],
+        totals: LoadTotals,
+        cancel: threading.Event | None,
+        chunks: int,
+    ) -> None:
         self._accelerator = accelerator
         self._runtime = accelerator.runtime
-        self._carriage = carriage
+        self._staging = staging
+        self._totals = totals
+        self._thread_totals = LoadTotals()  # a sum, until `drain` adds the mean to the load's
+        self._cancel = cancel
         self._consumer = accelerator.memory.stream()
-        self._streams = accelerator.streams()
+        self._streams = accelerator.get_streams()
         self._jobs: queue.SimpleQueue[tuple[Chunk, _Filling] | None] = queue.SimpleQueue()
         self._fillings: deque[_Filling] = deque()
         self._changed = threading.Condition()
@@ -131,16 +116,13 @@ class _Flow:
         self._threads: list[threading.Thread] = []
         self._wanted = 0 if chunks <= _INLINE_CHUNKS else min(accelerator.settings.threads, chunks)
 
-    @property
-    def threads(self) -> int:
-        """The number of threads that copied chunks."""
-        return max(1, len(self._threads))
-
-    def begin(self, wanted: Range, buffer: torch.Tensor) -> None:
-        """Start to fill `buffer`."""
-        if self._carriage.cancel is not None and self._carriage.cancel.is_set():
-            raise LoadCancelled
-        filling = _Filling(wanted, buffer, buffer.data_ptr(), len(wanted.chunks))
+    def begin(self, wanted: DeviceRange) -> None:
+        """Allocate a range and start to fill it."""
+        self._check_cancelled()
+        began = time.perf_counter()
+        buffer = self._accelerator.memory.allocate(wanted.nbytes)
+        self._totals.allocate_s += time.perf_counter() - began
+        filling = _Filling(wanted, buffer, len(wanted.chunks))
         self._fillings.append(filling)
         for stream in self._streams:
             self._accelerator.follow(stream, self._consumer)
@@ -160,7 +142,7 @@ class _Flow:
                 break
             self._threads.append(thread)
 
-    def finish(self) -> tuple[Range, torch.Tensor]:
+    def finish(self) -> FilledRange:
         """Return the oldest range, once the consumer's stream waits for the last of its bytes."""
         filling = self._fillings[0]
         with self._changed:
@@ -170,7 +152,7 @@ class _Flow:
         for stream in self._streams:
             self._accelerator.follow(self._consumer, stream)
         self._fillings.popleft()
-        return filling.range, filling.buffer
+        return filling.wanted, filling.buffer
 
     def drain(self) -> CudaError | None:
         """Stop the threads and wait for every copy, after which buffers may be freed. Return an error of that."""
@@ -184,6 +166,7 @@ class _Flow:
                     thread.join()
                 except KeyboardInterrupt as error:
                     interrupt = error
+        self._totals.add(self._thread_totals, max(1, len(self._threads)))
         failed: CudaError | None = None
         for stream in self._streams:
             try:
@@ -211,15 +194,14 @@ class _Flow:
                 self._changed.notify_all()
 
     def _work(self, stream: int) -> None:
-        tally = Tally()
-        staging = self._carriage.staging()
+        totals = LoadTotals()
+        staging = self._staging()
         try:
             while (job := self._jobs.get()) is not None and not self._stopped:
                 chunk, filling = job
-                if self._carriage.cancel is not None and self._carriage.cancel.is_set():
-                    raise LoadCancelled
-                with staging.staged(chunk) as staged:
-                    self._submit(chunk, staged, filling.address, stream, tally)
+                self._check_cancelled()
+                with staging.stage(chunk) as staged:
+                    self._submit(chunk, staged, filling.buffer.data_ptr(), stream, totals)
                 with self._changed:
                     filling.left -= 1
                     if filling.left == 0:
@@ -229,26 +211,30 @@ class _Flow:
         finally:
             staging.close()
             with self._changed:
-                self.tally.add(tally)
+                self._thread_totals.add(totals)
 
-    def _submit(self, chunk: Chunk, staged: Staged, target: int, stream: int, tally: Tally) -> None:
+    def _check_cancelled(self) -> None:
+        if self._cancel is not None and self._cancel.is_set():
+            raise Transient("load_cancelled", "the load was cancelled", "")
+
+    def _submit(self, chunk: Chunk, staged: Staged, target: int, stream: int, totals: LoadTotals) -> None:
         began = time.perf_counter()
         runtime = self._runtime
         try:
             for copy in chunk.copies:
+                to, source = target + copy.target, staged.base + copy.slot
                 if copy.rows == 1:
-                    runtime.copy(target + copy.target, staged.base + copy.slot, copy.width, stream)
+                    runtime.copy(to, source, copy.width, stream)
                 else:
-                    source = staged.base + copy.slot
-                    runtime.copy_rows(RowCopy(target + copy.target, source, copy.width, copy.rows, copy.pitch), stream)
+                    runtime.copy_rows(to, source, copy.width, copy.rows, copy.pitch, stream)
             runtime.record(staged.event, stream)
         except BaseException:
             # Without its event the slot would look free while earlier copies still read it.
             with suppress(CudaError):
                 runtime.drain(stream)
             raise
-        tally.copy_s += time.perf_counter() - began
-        tally.read_s += staged.read_s
-        tally.wait_s += staged.wait_s
-        tally.cold += staged.taken.cold
-        tally.direct += staged.taken.direct
+        totals.copy_s += time.perf_counter() - began
+        totals.read_s += staged.read_s
+        totals.wait_s += staged.wait_s
+        totals.cold += staged.taken.cold
+        totals.direct += staged.taken.direct

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from cached.contract.errors import Permanent
-from server.weights.cuda.runtime import CudaError, RowCopy
+from server.weights.cuda.runtime import CudaError
 
 _HOST_TO_DEVICE = 1  # cudaMemcpyHostToDevice
 _STREAM_NON_BLOCKING = 1  # cudaStreamNonBlocking
@@ -54,87 +54,73 @@ class CudaRuntime:
             function = getattr(library, name)
             function.argtypes, function.restype = arguments, ctypes.c_int
         library.cudaGetErrorString.argtypes, library.cudaGetErrorString.restype = [_int], ctypes.c_char_p
-        self._copy = library.cudaMemcpyAsync  # looked up once: these run thousands of times a second
-        self._record = library.cudaEventRecord
-        self._synchronize = library.cudaEventSynchronize
         self.set_device()
 
     def set_device(self) -> None:
-        self._check("cudaSetDevice", self._library.cudaSetDevice(self._device))
+        self._call("cudaSetDevice", self._device)
 
     def register(self, address: int, nbytes: int, *, read_only: bool) -> None:
         flags = _REGISTER_PORTABLE | (_REGISTER_READ_ONLY if read_only else 0)
-        self._check("cudaHostRegister", self._library.cudaHostRegister(address, nbytes, flags))
+        self._call("cudaHostRegister", address, nbytes, flags)
 
     def unregister(self, address: int) -> None:
-        self._check("cudaHostUnregister", self._library.cudaHostUnregister(address))
+        self._call("cudaHostUnregister", address)
 
     def new_stream(self) -> int:
         stream = ctypes.c_void_p()
-        self._check(
-            "cudaStreamCreateWithFlags",
-            self._library.cudaStreamCreateWithFlags(ctypes.byref(stream), _STREAM_NON_BLOCKING),
-        )
+        self._call("cudaStreamCreateWithFlags", ctypes.byref(stream), _STREAM_NON_BLOCKING)
         return stream.value or 0
 
     def new_event(self) -> int:
         event = ctypes.c_void_p()
-        self._check(
-            "cudaEventCreateWithFlags", self._library.cudaEventCreateWithFlags(ctypes.byref(event), _EVENT_FLAGS)
-        )
+        self._call("cudaEventCreateWithFlags", ctypes.byref(event), _EVENT_FLAGS)
         return event.value or 0
 
     def destroy_stream(self, stream: int) -> None:
-        self._check("cudaStreamDestroy", self._library.cudaStreamDestroy(stream))
+        self._call("cudaStreamDestroy", stream)
 
     def destroy_event(self, event: int) -> None:
-        self._check("cudaEventDestroy", self._library.cudaEventDestroy(event))
+        self._call("cudaEventDestroy", event)
 
     def copy(self, target: int, source: int, nbytes: int, stream: int) -> None:
-        self._check("cudaMemcpyAsync", self._copy(target, source, nbytes, _HOST_TO_DEVICE, stream))
+        self._call("cudaMemcpyAsync", target, source, nbytes, _HOST_TO_DEVICE, stream)
 
-    def copy_rows(self, rows: RowCopy, stream: int) -> None:
-        self._check(
-            "cudaMemcpy2DAsync",
-            self._library.cudaMemcpy2DAsync(
-                rows.target, rows.width, rows.source, rows.pitch, rows.width, rows.rows, _HOST_TO_DEVICE, stream
-            ),
-        )
+    def copy_rows(self, target: int, source: int, width: int, rows: int, pitch: int, stream: int) -> None:
+        self._call("cudaMemcpy2DAsync", target, width, source, pitch, width, rows, _HOST_TO_DEVICE, stream)
 
     def record(self, event: int, stream: int) -> None:
-        self._check("cudaEventRecord", self._record(event, stream))
+        self._call("cudaEventRecord", event, stream)
 
     def wait(self, stream: int, event: int) -> None:
-        self._check("cudaStreamWaitEvent", self._library.cudaStreamWaitEvent(stream, event, 0))
+        self._call("cudaStreamWaitEvent", stream, event, 0)
 
     def synchronize(self, event: int) -> None:
-        self._check("cudaEventSynchronize", self._synchronize(event))
+        self._call("cudaEventSynchronize", event)
 
     def drain(self, stream: int) -> None:
-        self._check("cudaStreamSynchronize", self._library.cudaStreamSynchronize(stream))
+        self._call("cudaStreamSynchronize", stream)
 
-    def memory(self) -> tuple[int, int]:
+    def get_memory(self) -> tuple[int, int]:
         free, total = ctypes.c_size_t(), ctypes.c_size_t()
-        self._check("cudaMemGetInfo", self._library.cudaMemGetInfo(ctypes.byref(free), ctypes.byref(total)))
+        self._call("cudaMemGetInfo", ctypes.byref(free), ctypes.byref(total))
         return free.value, total.value
 
-    def attribute(self, number: int) -> int:
+    def get_attribute(self, number: int) -> int:
         value = ctypes.c_int()
-        self._check(
-            "cudaDeviceGetAttribute", self._library.cudaDeviceGetAttribute(ctypes.byref(value), number, self._device)
-        )
+        self._call("cudaDeviceGetAttribute", ctypes.byref(value), number, self._device)
         return value.value
 
-    def pci_bus_id(self) -> str:
+    def get_pci_bus_id(self) -> str:
         text = ctypes.create_string_buffer(_BUS_ID_BYTES)
-        self._check("cudaDeviceGetPCIBusId", self._library.cudaDeviceGetPCIBusId(text, _BUS_ID_BYTES, self._device))
+        self._call("cudaDeviceGetPCIBusId", text, _BUS_ID_BYTES, self._device)
         return text.value.decode().lower()
 
-    def _check(self, call: str, number: int) -> None:
+    def _call(self, name: str, *arguments: object) -> None:
+        number = getattr(self._library, name)(*arguments)
         if number != 0:
             self._library.cudaGetLastError()
             text = self._library.cudaGetErrorString(number)
-            raise CudaError(call, number, text.decode(errors="replace") if text else "unknown error", self._device)
+            raise CudaError(name, number, text.decode(errors="replace") if text else "unknown error", self._device)
 
 
 def load_library() -> ctypes.CDLL:

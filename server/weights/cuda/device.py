@@ -34,7 +34,7 @@ class GpuFacts:
     driver_cuda: int | None = None
 
 
-def look() -> GpuFacts:
+def collect_facts() -> GpuFacts:
     """Collect the facts; never raises."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -68,26 +68,18 @@ def why_none(facts: GpuFacts) -> tuple[str, str]:
             f"CUDA_VISIBLE_DEVICES={facts.visible_devices!r} hides every GPU",
             "unset it, or let the device plugin set it",
         )
-    mismatch = why_mismatched(facts.torch_cuda, facts.driver_cuda)
-    if mismatch is not None:
-        return mismatch
+    major, driver_cuda = facts.torch_cuda.partition(".")[0], facts.driver_cuda
+    # Within a major version an older driver runs newer runtimes (CUDA's minor version compatibility).
+    if driver_cuda is not None and major.isdigit() and driver_cuda // 1000 < int(major):
+        newest = f"{driver_cuda // 1000}.{driver_cuda % 1000 // 10}"
+        return (
+            f"the driver runs CUDA up to {newest}, and torch was built for CUDA {facts.torch_cuda}",
+            f"update the node's driver to one for CUDA {major}, or use a torch built for CUDA {driver_cuda // 1000}",
+        )
     return (
         f"torch {facts.torch_version} (CUDA {facts.torch_cuda}) finds no GPU: {facts.complaint or 'no reason given'}",
         "compare the driver's CUDA version in nvidia-smi with torch's: the driver must be at least as new; "
         "check CUDA_VISIBLE_DEVICES and the node's kernel log for Xid errors",
-    )
-
-
-def why_mismatched(torch_cuda: str, driver_cuda: int | None) -> tuple[str, str] | None:
-    """Return that the driver is too old for torch's CUDA, and the remedy; None where it is not, or that is unknown.
-    Within a major version an older driver runs newer runtimes (CUDA's minor version compatibility)."""
-    major = torch_cuda.partition(".")[0]
-    if driver_cuda is None or not major.isdigit() or driver_cuda // 1000 >= int(major):
-        return None
-    found = f"{driver_cuda // 1000}.{driver_cuda % 1000 // 10}"
-    return (
-        f"the driver runs CUDA up to {found}, and torch was built for CUDA {torch_cuda}",
-        f"update the node's driver to one for CUDA {major}, or use a torch built for CUDA {driver_cuda // 1000}",
     )
 
 
@@ -104,7 +96,7 @@ def select(wanted: str) -> str:
     """Turn `auto`, `cpu`, `cuda` or `cuda:N` into a torch device; raises `Permanent` (`no_gpu`) where it is missing."""
     if wanted == "cpu":
         return "cpu"
-    facts = look()
+    facts = collect_facts()
     if facts.count == 0:
         reason, check = why_none(facts)
         if wanted == "auto":
@@ -118,11 +110,11 @@ def select(wanted: str) -> str:
             f"--device {wanted}: expected a GPU numbered {number}, found {facts.count} numbered from 0",
             "ask for a lower number, or check CUDA_VISIBLE_DEVICES",
         )
-    _try(number, wanted)
+    _check_gpu(number, wanted)
     return f"cuda:{number}"
 
 
-def _try(number: int, wanted: str) -> None:
+def _check_gpu(number: int, wanted: str) -> None:
     try:
         torch.zeros(1, device=f"cuda:{number}")
         free, total = torch.cuda.mem_get_info(number)
@@ -132,11 +124,5 @@ def _try(number: int, wanted: str) -> None:
             f"--device {wanted}: GPU {number} does not work: {str(error).splitlines()[0]}",
             "check that no other process holds its memory (nvidia-smi), and the node's kernel log for Xid errors",
         ) from error
-    _LOG.info(
-        "GPU %d of %d: %s, %s free of %s",
-        number,
-        torch.cuda.device_count(),
-        torch.cuda.get_device_name(number),
-        format_size(free),
-        format_size(total),
-    )
+    count, name = torch.cuda.device_count(), torch.cuda.get_device_name(number)
+    _LOG.info("GPU %d of %d: %s, %s free of %s", number, count, name, format_size(free), format_size(total))

@@ -34,22 +34,12 @@ class Slot:
     event: int
 
 
-@dataclass(frozen=True, slots=True)
-class RingStatistics:
-    """`lent` of `slots` slots are in use now."""
-
-    slots: int
-    slot_bytes: int
-    lent: int
-
-
 class Ring:
     """`slots` slots of `slot_bytes`, a multiple of the page size."""
 
     def __init__(self, runtime: Runtime, slots: int, slot_bytes: int, processors: frozenset[int]) -> None:
         self._runtime = runtime
         self._slots = slots
-        self._slot_bytes = slot_bytes
         nbytes = slots * slot_bytes
         self._region = _map(nbytes + _HUGE_PAGE)
         start = ctypes.addressof(ctypes.c_char.from_buffer(self._region))
@@ -68,11 +58,11 @@ class Ring:
             undo.pop_all()
 
     @property
-    def statistics(self) -> RingStatistics:
-        return RingStatistics(self._slots, self._slot_bytes, self._slots - self._free.qsize())
+    def lent_slots(self) -> int:
+        return self._slots - self._free.qsize()
 
     @contextmanager
-    def lent(self) -> Iterator[tuple[Slot, float]]:
+    def lend(self) -> Iterator[tuple[Slot, float]]:
         """Lend a slot that no copy reads any more, and the seconds waited for it. The caller records its event after
         the copies that it queues, within the block."""
         began = time.perf_counter()

@@ -6,22 +6,12 @@ documentation says and checks for misuse. Streams and events are plain handles, 
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from cached.contract.errors import Permanent
 
 # https://docs.nvidia.com/cuda/cuda-runtime-api/group__CUDART__TYPES.html#group__CUDART__TYPES: cudaDeviceAttr
 HOST_REGISTER_READ_ONLY_SUPPORTED = 113
-
-
-class RowCopy(NamedTuple):
-    """`rows` rows of `width` bytes: one every `pitch` bytes from `source`, packed from `target`."""
-
-    target: int
-    source: int
-    width: int
-    rows: int
-    pitch: int
 
 
 class CudaError(Permanent):
@@ -61,8 +51,8 @@ class Runtime(Protocol):
     def copy(self, target: int, source: int, nbytes: int, stream: int) -> None:
         """Queue a copy from registered host memory to the device; `source` must stay until the copy is done."""
 
-    def copy_rows(self, rows: RowCopy, stream: int) -> None:
-        """Queue a copy of rows, as `copy` does."""
+    def copy_rows(self, target: int, source: int, width: int, rows: int, pitch: int, stream: int) -> None:
+        """Queue a copy of `rows` rows of `width` bytes: one every `pitch` bytes from `source`, packed from `target`."""
 
     def record(self, event: int, stream: int) -> None: ...
 
@@ -75,10 +65,10 @@ class Runtime(Protocol):
     def drain(self, stream: int) -> None:
         """Block until `stream` is empty."""
 
-    def memory(self) -> tuple[int, int]:
+    def get_memory(self) -> tuple[int, int]:
         """Return the free and total bytes of the device."""
 
-    def attribute(self, number: int) -> int: ...
+    def get_attribute(self, number: int) -> int: ...
 
-    def pci_bus_id(self) -> str:
+    def get_pci_bus_id(self) -> str:
         """Return the bus id as sysfs has it, in lower case: `0000:3b:00.0`."""

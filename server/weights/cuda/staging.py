@@ -38,9 +38,9 @@ class Staged(NamedTuple):
 
 
 class Staging(Protocol):
-    """The source of one thread's chunks. An error may leave `staged` only when the copies are done."""
+    """The source of one thread's chunks. An error may leave `stage` only when the copies are done."""
 
-    def staged(self, chunk: Chunk) -> AbstractContextManager[Staged]: ...
+    def stage(self, chunk: Chunk) -> AbstractContextManager[Staged]: ...
 
     def close(self) -> None:
         """Release everything, once the device has finished with it."""
@@ -54,9 +54,9 @@ class RingStaging:
         self._readers = readers
 
     @contextmanager
-    def staged(self, chunk: Chunk) -> Iterator[Staged]:
+    def stage(self, chunk: Chunk) -> Iterator[Staged]:
         reader = self._readers[chunk.file]
-        with self._ring.lent() as (slot, wait_s):
+        with self._ring.lend() as (slot, wait_s):
             began = time.perf_counter()
             cold = direct = 0
             for begin, end, offset in chunk.reads:
@@ -78,7 +78,7 @@ class FilePages:
 
 
 class RegisteredStaging:
-    """Pins the file's pages chunk by chunk, for one thread; what cannot be pinned goes through the ring."""
+    """Pins the file's pages chunk by chunk, for one thread; pages that cannot be pinned go through the ring."""
 
     def __init__(self, runtime: Runtime, pages: Sequence[FilePages], ring: RingStaging) -> None:
         self._runtime = runtime
@@ -88,19 +88,21 @@ class RegisteredStaging:
         self._spare: list[int] = []
 
     @contextmanager
-    def staged(self, chunk: Chunk) -> Iterator[Staged]:
+    def stage(self, chunk: Chunk) -> Iterator[Staged]:
+        if not self._spare:
+            self._spare.append(self._runtime.new_event())  # before a page is pinned: an error here leaves none pinned
         pinned = self._pin(chunk)
         if pinned is None:
-            with self._ring.staged(chunk) as staged:
+            with self._ring.stage(chunk) as staged:
                 yield staged
             return
-        began, wait_s = time.perf_counter(), 0.0
-        if len(self._held) >= _HELD:
-            self._release()
-            wait_s = time.perf_counter() - began
-        read = chunk.reads[0]
-        event = self._spare.pop() if self._spare else self._runtime.new_event()
+        event = self._spare.pop()
         self._held.append((pinned, event))
+        began = time.perf_counter()
+        if len(self._held) > _HELD:
+            self._release()
+        wait_s = time.perf_counter() - began
+        read = chunk.reads[0]
         yield Staged(self._pages[chunk.file].base + read.begin - read.slot, event, ReadBytes(0, 0), wait_s, 0.0)
 
     def close(self) -> None:
@@ -122,7 +124,8 @@ class RegisteredStaging:
         return address
 
     def _release(self) -> None:
-        address, event = self._held.popleft()
+        address, event = self._held[0]
         self._runtime.synchronize(event)
         self._runtime.unregister(address)
+        self._held.popleft()  # after both: `close` releases a page that an error leaves pinned
         self._spare.append(event)

@@ -13,20 +13,12 @@ from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
 from cached.contract.errors import Permanent
-from server.weights.format.safetensors import Header, TensorEntry, list_shards, read_header_of, tensor_files
+from server.weights.format.safetensors import Header, ShardListing, TensorEntry, list_shards, open_file, read_header
 
 _THREADS = 8
 
 # A file, several files, or a model's folder with `model.safetensors` or an index.
 Source: TypeAlias = "str | os.PathLike[str] | Sequence[str | os.PathLike[str]]"
-
-
-class Identity(NamedTuple):
-    """The inode, size and mtime by which a changed file is recognized."""
-
-    inode: int
-    size: int
-    mtime_ns: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,17 +27,18 @@ class WeightFile:
 
     path: Path
     descriptor: int
-    identity: Identity
+    size: int
+    mtime_ns: int
     header: Header
 
     def check(self) -> None:
         """Raise `Permanent` (`weights_changed`) where the file changed since its header was read."""
-        now = _identity(self.descriptor)
-        if now != self.identity:
+        now = os.fstat(self.descriptor)
+        if (now.st_size, now.st_mtime_ns) != (self.size, self.mtime_ns):
             raise Permanent(
                 "weights_changed",
-                f"{self.path}: expected {self.identity.size} bytes last changed at {self.identity.mtime_ns} ns, found "
-                f"{now.size} bytes changed at {now.mtime_ns} ns: it was written to while it was loaded",
+                f"{self.path}: expected {self.size} bytes last changed at {self.mtime_ns} ns, found "
+                f"{now.st_size} bytes changed at {now.st_mtime_ns} ns: it was written to while it was loaded",
                 "load it again, from a snapshot that no process writes to",
             )
 
@@ -68,6 +61,12 @@ class Checkpoint:
             for name, entry in file.header.tensors.items()
         }
 
+    @property
+    def path(self) -> Path:
+        """The file, or the folder of several."""
+        first = self.files[0].path
+        return first if len(self.files) == 1 else first.parent
+
     def __enter__(self) -> Checkpoint:
         return self
 
@@ -87,26 +86,21 @@ class Checkpoint:
 
 def open_checkpoint(source: Source) -> Checkpoint:
     """Open and check every file of `source`; raises `Permanent`."""
-    listing = None
     if isinstance(source, str | os.PathLike):
         path = Path(source)
-        listing = list_shards(path) if path.is_dir() else None
-        paths = [path] if listing is None else listing.paths
+        listing = list_shards(path) if path.is_dir() else ShardListing([path])
     else:
-        paths = [Path(item) for item in source]
+        listing = ShardListing([Path(item) for item in source])
+    paths = listing.paths
     if not paths or len(set(paths)) < len(paths):
         raise Permanent("no_weights", f"expected one or more different files, found {paths}", "name each file once")
-    files = _open_all(paths)
+    checkpoint = Checkpoint(_open_all(paths))
     try:
-        headers = {file.path: file.header for file in files}
-        if listing is None:
-            tensor_files(headers)
-        else:
-            listing.check(headers)
+        listing.check({file.path: file.header for file in checkpoint.files})
     except BaseException:
-        _close(files)
+        checkpoint.close()
         raise
-    return Checkpoint(files)
+    return checkpoint
 
 
 def _open_all(paths: list[Path]) -> list[WeightFile]:
@@ -116,34 +110,22 @@ def _open_all(paths: list[Path]) -> list[WeightFile]:
         futures = [pool.submit(_open, path) for path in paths]
     errors = [error for future in futures if (error := future.exception()) is not None]
     if errors:
-        _close([future.result() for future in futures if future.exception() is None])
+        for future in futures:
+            if future.exception() is None:
+                os.close(future.result().descriptor)
         raise errors[0]
     return [future.result() for future in futures]
 
 
 def _open(path: Path) -> WeightFile:
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError as error:
-        raise Permanent(
-            "unreadable", f"{path}: {error.strerror}", "check that the version is complete and may be read"
-        ) from error
+    descriptor = open_file(path)
     try:
         # The header only: reading ahead would fetch tensors that are not wanted, or that are read past the cache.
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)
-        header = read_header_of(path, descriptor)
+        header = read_header(path, descriptor)
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_NORMAL)
-        return WeightFile(path, descriptor, _identity(descriptor), header)
+        status = os.fstat(descriptor)
+        return WeightFile(path, descriptor, status.st_size, status.st_mtime_ns, header)
     except BaseException:
         os.close(descriptor)
         raise
-
-
-def _close(files: list[WeightFile]) -> None:
-    for file in files:
-        os.close(file.descriptor)
-
-
-def _identity(descriptor: int) -> Identity:
-    found = os.fstat(descriptor)
-    return Identity(found.st_ino, found.st_size, found.st_mtime_ns)

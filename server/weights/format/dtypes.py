@@ -35,7 +35,7 @@ _PACKED = "F4"  # two numbers a byte, so torch's tensor has half the columns
 CONVERTED = frozenset({torch.float64, torch.float32, torch.bfloat16, torch.float16})
 
 
-def of(name: str, entry: TensorEntry) -> tuple[torch.dtype, tuple[int, ...]]:
+def resolve(name: str, entry: TensorEntry) -> tuple[torch.dtype, tuple[int, ...]]:
     """Return the torch dtype and shape of the tensor `name`; raises `Permanent` where torch has no such dtype."""
     dtype = NAMES.get(entry.dtype)
     if dtype is not None:
@@ -48,7 +48,7 @@ def of(name: str, entry: TensorEntry) -> tuple[torch.dtype, tuple[int, ...]]:
     raise _unsupported(name, entry, f"which torch {torch.__version__} does not have")
 
 
-def wanted(dtype: torch.dtype, target: torch.dtype | None) -> torch.dtype:
+def convert(dtype: torch.dtype, target: torch.dtype | None) -> torch.dtype:
     """Return the dtype of a tensor of `dtype` after a conversion to `target`."""
     return target if target is not None and dtype in CONVERTED else dtype
 

@@ -12,13 +12,13 @@ import math
 import os
 import re
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from cached.contract.errors import Permanent
+from server.weights.settings import PAGE
 
 MAX_HEADER_BYTES = 100_000_000
 SINGLE_FILE = "model.safetensors"
@@ -28,7 +28,6 @@ _MAX_RANK = 64  # torch's own limit
 _METADATA = "__metadata__"
 _LENGTH_BYTES = 8
 _ENTRY_KEYS = {"dtype", "shape", "data_offsets"}
-_HEADER_THREADS = 8
 # Every string of a JSON text in order; the group marks a key.
 _STRINGS = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"(\s*:)?', re.DOTALL)
 
@@ -61,31 +60,28 @@ class Header:
     metadata: dict[str, str] | None
 
 
-def read_header(path: Path) -> Header:
-    """Read and check the header of one file; raises `Permanent` (`invalid_weights`) that names the file."""
+def open_file(path: Path) -> int:
+    """Open a weight file for reading and return its descriptor; raises `Permanent` (`unreadable`)."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
         raise _unreadable(path, error) from error
-    try:
-        return read_header_of(path, descriptor)
-    finally:
-        os.close(descriptor)
 
 
-def read_header_of(path: Path, descriptor: int) -> Header:
-    """Read and check the header of an open file; `path` is for the messages."""
+def read_header(path: Path, descriptor: int) -> Header:
+    """Read and check the header of an open file; raises `Permanent` (`invalid_weights`) that names `path`."""
     try:
         size = os.fstat(descriptor).st_size
-        prefix = _read(descriptor, _LENGTH_BYTES, 0)
-        if len(prefix) < _LENGTH_BYTES:
-            raise _refuse(path, f"expected a header length of 8 bytes, found a file of {size} bytes")
-        length = int.from_bytes(prefix, "little")
-        if length > MAX_HEADER_BYTES:
-            raise _refuse(path, f"the header says it is {length} bytes long, at most {MAX_HEADER_BYTES} are read")
-        if _LENGTH_BYTES + length > size:
-            raise _refuse(path, f"the header says it is {length} bytes long, but the file has {size} bytes")
-        data = _read(descriptor, length, _LENGTH_BYTES)
+        with os.fdopen(descriptor, "rb", buffering=PAGE, closefd=False) as file:
+            prefix = file.read(_LENGTH_BYTES)
+            if len(prefix) < _LENGTH_BYTES:
+                raise _refuse(path, f"expected a header length of 8 bytes, found a file of {size} bytes")
+            length = int.from_bytes(prefix, "little")
+            if length > MAX_HEADER_BYTES:
+                raise _refuse(path, f"the header says it is {length} bytes long, at most {MAX_HEADER_BYTES} are read")
+            if _LENGTH_BYTES + length > size:
+                raise _refuse(path, f"the header says it is {length} bytes long, but the file has {size} bytes")
+            data = file.read(length)
     except OSError as error:
         raise _unreadable(path, error) from error
     if len(data) != length:
@@ -116,35 +112,30 @@ def parse_header(path: Path, data: bytes, file_size: int) -> Header:
     end = start
     for name, entry in ordered.items():
         if entry.begin != end:
-            what = "overlaps the tensor before it" if entry.begin < end else "leaves a gap before it"
-            raise _refuse(path, f"{name!r} {what}: expected to begin at byte {end}, found {entry.begin}")
+            fault = "overlaps the tensor before it" if entry.begin < end else "leaves a gap before it"
+            raise _refuse(path, f"{name!r} {fault}: expected to begin at byte {end}, found {entry.begin}")
         end = entry.end
     if end != file_size:
         raise _refuse(path, f"the tensors end at byte {end}, but the file has {file_size} bytes")
     return Header(ordered, metadata if has_metadata else None)
 
 
-def find_shards(directory: Path) -> dict[Path, Header]:
-    """Find and check the weight files of a model's folder: `model.safetensors`, or the shards of its index. Raises
-    `Permanent` where there are none, or where the index and the files disagree."""
-    listing = list_shards(directory)
-    with ThreadPoolExecutor(min(_HEADER_THREADS, len(listing.paths))) as pool:
-        shards = dict(zip(listing.paths, pool.map(read_header, listing.paths), strict=True))
-    listing.check(shards)
-    return shards
-
-
 @dataclass(frozen=True, slots=True)
 class ShardListing:
-    """The weight files of a folder; `weight_map` is the content of `index`, if there is one."""
+    """Weight files; `weight_map` is the content of the folder's `index`, if there is one."""
 
     paths: list[Path]
-    index: Path | None
-    weight_map: dict[str, str]
+    index: Path | None = None
+    weight_map: dict[str, str] = field(default_factory=dict)
 
-    def check(self, shards: dict[Path, Header]) -> None:
-        """Raise `Permanent` where files disagree with the index, or two hold the same tensor."""
-        seen = tensor_files(shards)
+    def check(self, headers: dict[Path, Header]) -> None:
+        """Raise `Permanent` where two files hold the same tensor, or the files disagree with the index."""
+        seen: dict[str, Path] = {}
+        for path, header in headers.items():
+            for tensor in header.tensors:
+                if tensor in seen:
+                    raise _refuse(path, f"the tensor {tensor!r} is also in {seen[tensor].name}")
+                seen[tensor] = path
         for tensor, name in self.weight_map.items():
             found = seen.get(tensor)
             if self.index is not None and (found is None or found.name != name):
@@ -158,26 +149,18 @@ def list_shards(directory: Path) -> ShardListing:
     """List the weight files of a folder without opening them; raises `Permanent` where there are none."""
     single, index = directory / SINGLE_FILE, directory / INDEX_FILE
     if single.is_file():
-        return ShardListing([single], None, {})
+        return ShardListing([single])
     if not index.is_file():
+        suffixes = (".safetensors", ".bin", ".pt", ".gguf")
+        names = sorted(entry.name for entry in directory.iterdir() if entry.suffix in suffixes)
         raise Permanent(
             "no_weights",
-            f"expected {SINGLE_FILE} or {INDEX_FILE} in {directory}, found {_list_weight_files(directory)}",
+            f"expected {SINGLE_FILE} or {INDEX_FILE} in {directory}, found "
+            f"{', '.join(names[:5]) or 'no weights at all'}",
             "publish the model's safetensors files; other formats are not read, for they can carry code",
         )
     weight_map = _weight_map(index)
     return ShardListing([directory / name for name in sorted(set(weight_map.values()))], index, weight_map)
-
-
-def tensor_files(shards: dict[Path, Header]) -> dict[str, Path]:
-    """Map each tensor to its file; raises `Permanent` where two files hold it."""
-    seen: dict[str, Path] = {}
-    for path, header in shards.items():
-        for tensor in header.tensors:
-            if tensor in seen:
-                raise _refuse(path, f"the tensor {tensor!r} is also in {seen[tensor].name}")
-            seen[tensor] = path
-    return seen
 
 
 def _weight_map(index: Path) -> dict[str, str]:
@@ -273,25 +256,6 @@ def _unique(path: Path) -> _Pairs:
         return found
 
     return unique
-
-
-def _read(descriptor: int, length: int, offset: int) -> bytes:
-    parts = []
-    while length > 0:
-        part = os.pread(descriptor, length, offset)
-        if not part:
-            break
-        parts.append(part)
-        length -= len(part)
-        offset += len(part)
-    return b"".join(parts)
-
-
-def _list_weight_files(directory: Path) -> str:
-    names = sorted(
-        entry.name for entry in directory.iterdir() if entry.suffix in (".safetensors", ".bin", ".pt", ".gguf")
-    )
-    return ", ".join(names[:5]) if names else "no weights at all"
 
 
 def _refuse(path: Path, message: str) -> Permanent:

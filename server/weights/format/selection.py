@@ -9,10 +9,10 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 
-class Run(NamedTuple):
+class ByteRun(NamedTuple):
     """`rows` rows of `width` bytes, one every `pitch` bytes from `begin` in the file, packed from `target` on."""
 
     begin: int
@@ -27,19 +27,16 @@ class Run(NamedTuple):
         return self.begin + (self.rows - 1) * self.pitch + self.width
 
 
-Residue: TypeAlias = "tuple[int | slice, ...]"
-
-
 @dataclass(frozen=True, slots=True)
 class Box:
     """A rectangular part of a tensor: from `starts`, of `shape`. `residue` indexes it to give the requested part."""
 
     starts: tuple[int, ...]
     shape: tuple[int, ...]
-    residue: Residue
+    residue: tuple[int | slice, ...]
 
 
-def box(shape: tuple[int, ...], index: object) -> Box | None:
+def find_box(shape: tuple[int, ...], index: object) -> Box | None:
     """Return the smallest box that contains `index` of a tensor of `shape`; None where the tensor must be indexed.
 
     Supports integers, slices with positive steps and `...`. What torch refuses, and its other indexes, need the tensor.
@@ -85,7 +82,7 @@ def _fits(length: int, item: int | slice) -> bool:
     return item.step is None or item.step > 0
 
 
-def runs(begin: int, shape: tuple[int, ...], itemsize: int, part: Box) -> Iterator[Run]:
+def iterate_runs(begin: int, shape: tuple[int, ...], itemsize: int, part: Box) -> Iterator[ByteRun]:
     """Yield the bytes of `part` of a tensor that begins at byte `begin`, in file order."""
     if math.prod(part.shape) == 0:
         return
@@ -106,16 +103,16 @@ def runs(begin: int, shape: tuple[int, ...], itemsize: int, part: Box) -> Iterat
     target = 0
     for place in product(*(range(count) for count, _ in reversed(levels[1:]))):
         offset = sum(number * stride for number, (_, stride) in zip(place, reversed(levels[1:]), strict=True))
-        yield Run(first + offset, target, width, rows, pitch)
+        yield ByteRun(first + offset, target, width, rows, pitch)
         target += width * rows
 
 
-def clip(run: Run, low: int, high: int) -> Iterator[Run]:
+def clip(run: ByteRun, low: int, high: int) -> Iterator[ByteRun]:
     """Yield the parts of `run` between the bytes `low` and `high` of the file: at most three."""
     if run.rows == 1:
         begin, end = max(run.begin, low), min(run.begin + run.width, high)
         if begin < end:
-            yield Run(begin, run.target + begin - run.begin, end - begin)
+            yield ByteRun(begin, run.target + begin - run.begin, end - begin)
         return
     first = max(0, -(-(low - run.begin) // run.pitch))  # the first row that begins at or after `low`
     last = min(run.rows, max(0, (high - run.begin - run.width) // run.pitch + 1))  # the first that does not fit
@@ -127,8 +124,8 @@ def clip(run: Run, low: int, high: int) -> Iterator[Run]:
         yield from clip(_rows(run, max(first, last), max(first, last) + 1), low, high)
 
 
-def _rows(run: Run, first: int, last: int) -> Run:
+def _rows(run: ByteRun, first: int, last: int) -> ByteRun:
     begin, target = run.begin + first * run.pitch, run.target + first * run.width
     if last - first == 1:
-        return Run(begin, target, run.width)
-    return Run(begin, target, run.width, last - first, run.pitch)
+        return ByteRun(begin, target, run.width)
+    return ByteRun(begin, target, run.width, last - first, run.pitch)

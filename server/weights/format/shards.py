@@ -35,7 +35,7 @@ class Shards:
                 "take both from the same process group",
             )
 
-    def part(self, name: str, shape: tuple[int, ...]) -> Box | None:
+    def select_part(self, name: str, shape: tuple[int, ...]) -> Box | None:
         """Return this rank's box of a tensor of `shape`, None for all of it; raises `Permanent` where it cannot."""
         dim = next((dim for pattern, dim in self.dims.items() if fnmatchcase(name, pattern)), None)
         if dim is None:

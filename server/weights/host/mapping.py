@@ -17,7 +17,7 @@ import torch
 from cached.contract.errors import Permanent
 from cached.contract.program import limits
 from server.weights.format.checkpoint import Checkpoint, Located, WeightFile
-from server.weights.format.dtypes import of
+from server.weights.format.dtypes import resolve
 from server.weights.host.page_cache import count_cached, read_ahead
 from server.weights.settings import PAGE
 
@@ -31,10 +31,10 @@ class HostMap:
         self._files = checkpoint.files
         self._maps = [_map(file) for file in checkpoint.files]
 
-    def tensor(self, name: str, located: Located) -> torch.Tensor:
+    def view(self, name: str, located: Located) -> torch.Tensor:
         """Return the tensor `name`; raises `Permanent` where torch lacks its dtype."""
         entry = located.entry
-        dtype, shape = of(name, entry)
+        dtype, shape = resolve(name, entry)
         size = entry.end - entry.begin
         if size == 0:
             return torch.empty(shape, dtype=dtype)

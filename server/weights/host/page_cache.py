@@ -32,7 +32,7 @@ class PageCache:
             os.posix_fadvise(self._probe, 0, 0, os.POSIX_FADV_RANDOM)
         self._countable = True
 
-    def cold(self, begin: int, end: int) -> bool:
+    def is_cold(self, begin: int, end: int) -> bool:
         """Return whether next to nothing of these bytes is cached."""
         if self._countable:
             try:
@@ -44,12 +44,12 @@ class PageCache:
             else:
                 pages = -(-end // PAGE) - begin // PAGE
                 return cached * _COLD_FRACTION <= pages
-        return not self.resident(begin)
+        return not self.is_resident(begin)
 
     def close(self) -> None:
         os.close(self._probe)
 
-    def resident(self, offset: int) -> bool:
+    def is_resident(self, offset: int) -> bool:
         """Return whether the page of this byte is cached; True where the file system cannot tell."""
         try:
             return bool(os.preadv(self._probe, [bytearray(1)], offset, os.RWF_NOWAIT))

@@ -19,7 +19,7 @@ from server.weights.host import memory
 from server.weights.host.page_cache import read_ahead
 
 _LOG = logging.getLogger(__name__)
-_SHARE = 0.5  # of the free memory: more would evict what was just read, and what other processes need
+_SHARE = 0.5  # of the free memory: more would evict bytes just read, and those of other processes
 
 
 class ReadAhead:
@@ -52,13 +52,7 @@ class ReadAhead:
         if size > room:
             return 0
         for path in files:
-            self._read_file(path, folder)
+            with path.open("rb", buffering=0) as file:
+                descriptor = file.fileno()
+                read_ahead(descriptor, 0, os.fstat(descriptor).st_size, lambda: folder not in self._left)
         return size
-
-    def _read_file(self, path: Path, folder: Path) -> None:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            size = os.fstat(descriptor).st_size
-            read_ahead(descriptor, 0, size, lambda: folder not in self._left)
-        finally:
-            os.close(descriptor)

@@ -29,25 +29,28 @@ class Reader:
     """One file of a load. Safe for several threads."""
 
     def __init__(self, file: WeightFile, settings: LoaderSettings) -> None:
-        self._file = file
+        self.file = file
         self._cache = PageCache(file.descriptor)
         self._always = settings.io is Io.DIRECT
         direct = self._always or (settings.io is Io.AUTO and settings.local_readers == 1)
-        self._direct = _open_direct(file.descriptor) if direct else None
+        self._direct: int | None = None
+        if direct:
+            with suppress(OSError):  # tmpfs of older kernels, some network and overlay file systems
+                self._direct = os.open(f"/proc/self/fd/{file.descriptor}", os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECT)
         self._lock = _Presence(file.descriptor) if self._direct is not None and not self._always else None
 
     def read(self, view: memoryview, begin: int, end: int, slot: int) -> ReadBytes:
         """Read the bytes `begin` to `end` to `slot` in the view; `slot` is `begin` modulo the page size. May also write
         the pages around them in the view. Raises `Permanent` where the file is shorter."""
-        cold = self._cache.cold(begin, end)
-        if self._direct is not None and (cold or self._always) and (self._lock is None or self._lock.alone()):
+        cold = self._cache.is_cold(begin, end)
+        if self._direct is not None and (cold or self._always) and (self._lock is None or self._lock.is_alone()):
             done = self._read_direct(self._direct, view, begin, end, slot)
         else:
             done = 0
             if cold:
                 # All in one request: the kernel's own readahead requests a little at a time.
                 with suppress(OSError):
-                    read_ahead(self._file.descriptor, begin, end)
+                    read_ahead(self.file.descriptor, begin, end)
         self._read_buffered(view[slot + done : slot + end - begin], begin + done)
         return ReadBytes(end - begin if cold else 0, done)
 
@@ -76,17 +79,17 @@ class Reader:
     def _read_buffered(self, view: memoryview, offset: int) -> None:
         while view:
             try:
-                count = os.preadv(self._file.descriptor, [view], offset)
+                count = os.preadv(self.file.descriptor, [view], offset)
             except OSError as error:
                 raise Permanent(
                     "unreadable",
-                    f"{self._file.path}: cannot be read at byte {offset}: {error.strerror}",
+                    f"{self.file.path}: cannot be read at byte {offset}: {error.strerror}",
                     "check the disk (the node's kernel log), and have the version fetched again",
                 ) from error
             if count == 0:
                 raise Permanent(
                     "weights_changed",
-                    f"{self._file.path}: expected {self._file.identity.size} bytes, found its end at byte {offset}: "
+                    f"{self.file.path}: expected {self.file.size} bytes, found its end at byte {offset}: "
                     "it was truncated while it was loaded",
                     "load it again, from a snapshot that no process writes to",
                 )
@@ -104,14 +107,14 @@ class _Presence:
         self._descriptor = os.open(f"/proc/self/fd/{descriptor}", os.O_RDONLY | os.O_CLOEXEC)
         self._share()
 
-    def alone(self) -> bool:
+    def is_alone(self) -> bool:
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
         except OSError:  # another reader, or a file system without locks, where that is unknown
-            self._share()
             return False
-        self._share()
-        return True
+        finally:
+            self._share()
 
     def close(self) -> None:
         os.close(self._descriptor)
@@ -119,10 +122,3 @@ class _Presence:
     def _share(self) -> None:
         with suppress(OSError):
             fcntl.flock(self._descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-
-
-def _open_direct(descriptor: int) -> int | None:
-    try:
-        return os.open(f"/proc/self/fd/{descriptor}", os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECT)
-    except OSError:  # tmpfs of older kernels, some network and overlay file systems
-        return None

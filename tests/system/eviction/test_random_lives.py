@@ -32,7 +32,7 @@ from cached.core.demand import Demand, PodWant, Priority, compute_demand
 from cached.node.inventory import write_pins
 from cached.node.recount import _recount
 from cached.store.ingest import allocated_bytes
-from sidecar.gate.snapshot import HeldSnapshot, hold
+from sidecar.gate.snapshot import HeldSnapshot, hold_snapshot
 from tests.system.eviction.node import (
     ORIGIN,
     UNIT,
@@ -153,7 +153,7 @@ class Lives(RuleBasedStateMachine):
         if not here:
             return
         ref = data.draw(st.sampled_from(here))
-        found = hold(self.node.layout.public, ref)
+        found = hold_snapshot(self.node.layout.public, ref)
         if isinstance(found, HeldSnapshot):
             self.leases[ref] = found
 
@@ -292,7 +292,7 @@ class Lives(RuleBasedStateMachine):
         for ref, held in self.leases.items():
             if self.bad & {blob.sha256 for blob in self.node.content(ref)}:
                 continue
-            found = hold(self.node.layout.public, ref)
+            found = hold_snapshot(self.node.layout.public, ref)
             assert isinstance(found, HeldSnapshot)
             found.lease.close()
             assert found.snapshot == held.snapshot

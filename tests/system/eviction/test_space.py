@@ -207,12 +207,12 @@ def test_shared_content_goes_with_its_last_name(daemon: DaemonProcess, source: P
     daemon.pull("m@a")
     daemon.wait_ready(A, ModelRef("other", "v1"))
     report = daemon.control.gc(dry_run=False)
-    assert [(item.ref, item.bytes) for item in report.versions] == [(A, 0)]
+    assert [(item.ref, item.freed_bytes) for item in report.versions] == [(A, 0)]
     assert daemon.files(ModelRef("other", "v1"))["a.bin"] == (source / "a" / "a.bin").read_bytes()
     daemon.write_catalog({})
     daemon.wait(lambda: bool(daemon.control.gc(dry_run=True).versions), "something to evict")
     report = daemon.control.gc(dry_run=False)
-    assert [(item.ref.name, item.bytes) for item in report.versions] == [("other", 4 * MIB)]
+    assert [(item.ref.name, item.freed_bytes) for item in report.versions] == [("other", 4 * MIB)]
     assert _blob_bytes(daemon) == 0
     daemon.wait(lambda: _agrees(daemon), "an account that agrees with the disk")
 
@@ -227,10 +227,10 @@ def test_gc_says_what_it_would_do_and_then_does_it(daemon: DaemonProcess, source
     daemon.control.pin(B)
     planned = daemon.control.gc(dry_run=True)
     assert {item.ref for item in planned.versions} == {A, C}
-    assert planned.bytes == 4 * MIB
+    assert planned.freed_bytes == 4 * MIB
     assert all(daemon.path(ref).exists() for ref in (A, B, C))
     done = daemon.control.gc(dry_run=False)
-    assert (done.versions, done.bytes) == (planned.versions, planned.bytes)
+    assert (done.versions, done.freed_bytes) == (planned.versions, planned.freed_bytes)
     assert not daemon.path(A).exists()
     assert not daemon.path(C).exists()
     assert daemon.path(B).exists()

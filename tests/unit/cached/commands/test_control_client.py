@@ -40,7 +40,7 @@ def test_gc_reads_every_version(layout: Layout, control: ControlServer) -> None:
     gone = {"model": "acme/llama", "version": "v3", "digest": str(DIGEST), "bytes": 7, "reason": "unwanted"}
     control.answers["POST /v1/gc"] = 200, {"versions": [gone], "bytes": 7}
     report = ControlClient(layout).gc(dry_run=True)
-    assert (report.versions, report.bytes) == ((EvictedVersion(REF, str(DIGEST), 7, "unwanted"),), 7)
+    assert (report.versions, report.freed_bytes) == ((EvictedVersion(REF, str(DIGEST), 7, "unwanted"),), 7)
     assert control.asked == [("POST /v1/gc", {"dry_run": True})]
 
 

@@ -34,7 +34,7 @@ def test_a_metric_can_be_picked_by_label() -> None:
 
 
 def test_a_metric_that_is_not_there_is_zero() -> None:
-    """A counter nobody touched has no sample: that is zero."""
+    """A counter without increments has no sample: that is zero."""
     assert processes.metric(EXPOSITION, "holdfast_evictions_total") == 0
 
 

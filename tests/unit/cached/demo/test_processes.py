@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from cached.contract.errors import Permanent
-from cached.demo.processes import Process, Processes
+from cached.demo.processes import DemoProcess, Processes
 
 ENV = dict(os.environ)
 GRACE_S = 10.0
@@ -38,8 +38,8 @@ def python(code: str) -> list[str]:
     return [sys.executable, "-c", code]
 
 
-def succeed(processes: Processes, process: Process) -> None:
-    processes.until(lambda: process.poll() == 0, process, "its end")
+def succeed(processes: Processes, process: DemoProcess) -> None:
+    processes.wait(lambda: process.poll() == 0, process, "its end")
 
 
 def gone(pid: int) -> bool:
@@ -59,7 +59,7 @@ def test_leaving_ends_children_of_children(tmp_path: Path) -> None:
     """Leaving the block ends a process and what that process started."""
     with Processes(tmp_path, GRACE_S) as processes:
         parent = processes.start("parent", python(PARENT), ENV)
-        processes.until(lambda: bool(parent.lines), parent, "a line")
+        processes.wait(lambda: bool(parent.lines), parent, "a line")
         child = int(parent.lines[0])
     assert parent.poll() is not None
     assert gone(child)
@@ -77,31 +77,31 @@ def test_a_process_that_will_not_end_is_killed(tmp_path: Path) -> None:
     """A process that ignores SIGTERM is killed once its grace is over."""
     with Processes(tmp_path, 0.1) as processes:
         stubborn = processes.start("stubborn", python(STUBBORN), ENV)
-        processes.until(lambda: bool(stubborn.lines), stubborn, "a line")
+        processes.wait(lambda: bool(stubborn.lines), stubborn, "a line")
     assert stubborn.poll() == -signal.SIGKILL
 
 
 def test_waiting_for_a_process_that_dies_prints_its_last_lines(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """`until` ends at once when the process dies, and prints its last lines."""
+    """`wait` ends at once when the process dies, and prints its last lines."""
     with Processes(tmp_path, GRACE_S) as processes:
         dying = processes.start("dying", python("print('no disk'); raise SystemExit(3)"), ENV)
         with pytest.raises(Permanent, match="dying ended with exit code 3"):
-            processes.until(lambda: False, dying, "ready")
+            processes.wait(lambda: False, dying, "ready")
     assert capsys.readouterr().out == "\n   no disk\n"
 
 
 def test_waiting_has_an_end(tmp_path: Path) -> None:
-    """`until` gives up after its timeout and says what it waited for."""
+    """`wait` gives up after its timeout and says what it waited for."""
     with Processes(tmp_path, GRACE_S) as processes:
         sleeping = processes.start("sleeping", ["sleep", "600"], ENV)
         with pytest.raises(Permanent, match="expected a miracle"):
-            processes.until(lambda: False, sleeping, "a miracle", timeout_s=0.01)
+            processes.wait(lambda: False, sleeping, "a miracle", timeout_s=0.01)
 
 
 def test_a_command_that_fails_raises(tmp_path: Path) -> None:
-    """`until` raises for a process that ends with another exit code than 0."""
+    """`wait` raises for a process that ends with another exit code than 0."""
     with Processes(tmp_path, GRACE_S) as processes:
         succeed(processes, processes.start("good", ["true"], ENV))
         with pytest.raises(Permanent, match="exit code 1"):
@@ -123,24 +123,24 @@ def test_a_signal_ends_every_wait(tmp_path: Path, number: signal.Signals) -> Non
     with pytest.raises(KeyboardInterrupt), Processes(tmp_path, GRACE_S) as processes:
         sleeping = processes.start("sleeping", ["sleep", "600"], ENV)
         os.kill(os.getpid(), number)
-        processes.until(lambda: False, sleeping, "nothing")
+        processes.wait(lambda: False, sleeping, "nothing")
     assert sleeping.poll() is not None
 
 
 def test_staying_ends_with_a_signal(tmp_path: Path) -> None:
-    """`stay` returns after a signal."""
+    """`wait_for_signal` returns after a signal."""
     with Processes(tmp_path, GRACE_S) as processes:
         processes.start("sleeping", ["sleep", "600"], ENV)
         os.kill(os.getpid(), signal.SIGINT)
-        processes.stay()
+        processes.wait_for_signal()
 
 
 def test_staying_notices_a_process_that_dies(tmp_path: Path) -> None:
-    """`stay` raises when a process that should run on ends, even with exit code 0."""
+    """`wait_for_signal` raises when a process that should run on ends, even with exit code 0."""
     with Processes(tmp_path, GRACE_S) as processes:
         processes.start("short", ["true"], ENV)
         with pytest.raises(Permanent, match="short ended"):
-            processes.stay()
+            processes.wait_for_signal()
 
 
 def test_the_processes_do_not_hear_the_terminals_ctrl_c(tmp_path: Path) -> None:
@@ -155,7 +155,7 @@ def test_children_go_also_when_their_parent_died(tmp_path: Path) -> None:
     """A child whose parent was killed is ended with the rest."""
     with Processes(tmp_path, GRACE_S) as processes:
         parent = processes.start("parent", python(PARENT), ENV)
-        processes.until(lambda: bool(parent.lines), parent, "a line")
+        processes.wait(lambda: bool(parent.lines), parent, "a line")
         child = int(parent.lines[0])
         os.kill(_pid_of_parent(child), signal.SIGKILL)
     assert gone(child)

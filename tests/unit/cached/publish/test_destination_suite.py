@@ -85,10 +85,10 @@ async def test_a_file_arrives_whole_and_vouched_for(place: Place, tmp_path: Path
     await place.destination.claim(MARK, print)
     stored = await place.destination.put(upload, counted.append)
     assert sum(counted) == size and stored.size == size
-    assert await place.destination.listing([upload.entry]) == {"w": stored}
+    assert await place.destination.list_files([upload.entry]) == {"w": stored}
     assert await place.destination.vouches_for(upload, stored)
-    assert await place.destination.sha256("w") == upload.entry.sha256
-    assert await place.destination.sha256("gone") is None
+    assert await place.destination.get_sha256("w") == upload.entry.sha256
+    assert await place.destination.get_sha256("gone") is None
 
 
 @pytest.mark.parametrize("size", [100, PART_BYTES + 100])
@@ -114,10 +114,10 @@ async def test_a_file_that_changed_after_hashing_never_appears(
 async def test_marks_manifest_and_files_come_and_go(place: Place) -> None:
     """Each step shows at the destination, and every removal may be repeated."""
     destination = place.destination
-    assert await destination.manifest() is None
+    assert await destination.read_manifest() is None
     await destination.claim(MARK, print)
     await destination.seal(b"{}")
-    assert await destination.manifest() == b"{}"
+    assert await destination.read_manifest() == b"{}"
     assert set(place.stored()) == {".holdfast/publishing", "holdfast.json"}
     await destination.keep_claim()
     again: list[Callable[[], Awaitable[None]]] = [destination.withdraw, destination.withdraw, destination.unmark]

@@ -15,10 +15,7 @@ from cached.contract.manifest import FileEntry, Manifest
 from cached.publish.content import Content
 from cached.publish.destination import Progress, Say, Stored, Upload
 from cached.publish.mark import Mark, another_publisher
-from cached.publish.plan import Judges, PublishPlan, by_checksum, by_sha256, by_size, plan, refuse_replacing, run
-
-PLAIN = Judges(sealed=by_size, unsealed=by_checksum)
-FORCED = Judges(sealed=by_sha256, unsealed=by_checksum)
+from cached.publish.plan import FORCED, PLAIN, Comparisons, PublishPlan, carry_out_plan, make_plan, refuse_replacing
 
 
 class Recorder:
@@ -41,17 +38,17 @@ class Recorder:
             raise self.failing[text]
         self.then.get(text, lambda: None)()
 
-    async def manifest(self) -> bytes | None:
+    async def read_manifest(self) -> bytes | None:
         return self.there
 
-    async def listing(self, files: Sequence[FileEntry]) -> dict[str, Stored]:
+    async def list_files(self, files: Sequence[FileEntry]) -> dict[str, Stored]:
         there = {f.path: self.files[f.path] for f in files if f.path in self.files}
         return {path: Stored(len(data), Digest.of(data).hex) for path, data in there.items()}
 
     async def vouches_for(self, upload: Upload, stored: Stored) -> bool:
         return stored.tag == upload.entry.sha256
 
-    async def sha256(self, path: str) -> str | None:
+    async def get_sha256(self, path: str) -> str | None:
         return Digest.of(self.files[path]).hex if path in self.files else None
 
     async def claim(self, mark: Mark, say: Say) -> None:
@@ -94,16 +91,18 @@ def content(**files: bytes) -> Content:
     return Content(Manifest.build(entries), tuple(Upload(entry, Path("/in") / entry.path) for entry in entries))
 
 
-async def carry_out(what: Content, destination: Recorder, judges: Judges = FORCED) -> tuple[PublishPlan, list[str]]:
+async def carry_out(
+    what: Content, destination: Recorder, comparisons: Comparisons = FORCED
+) -> tuple[PublishPlan, list[str]]:
     said: list[str] = []
 
     async def decide() -> PublishPlan:
-        decided = await plan(what, destination, 2, judges)
-        if judges is PLAIN:
+        decided = await make_plan(what, destination, 2, comparisons)
+        if comparisons is PLAIN:
             refuse_replacing(decided, destination.display)
         return decided
 
-    done = await run(await decide(), decide, destination, 1, lambda _size: None, said.append)
+    done = await carry_out_plan(await decide(), decide, destination, 1, lambda _size: None, said.append)
     return done, said
 
 
@@ -150,21 +149,21 @@ async def test_a_publisher_that_may_not_delete_still_publishes() -> None:
 async def test_a_manifest_nobody_can_read_is_another_version() -> None:
     """What is no manifest of ours counts as another version, and names no file to delete."""
     destination = Recorder({"a": b"1"}, b"{}")
-    decided = await plan(content(a=b"1"), destination, 2, PLAIN)
+    decided = await make_plan(content(a=b"1"), destination, 2, PLAIN)
     assert decided.replaced == Digest.of(b"{}") and decided.obsolete == ()
     with pytest.raises(Permanent) as caught:
         refuse_replacing(decided, destination.display)
     assert caught.value.code == "already_published" and "--force" in caught.value.remedy
 
 
-@pytest.mark.parametrize("judges", [PLAIN, FORCED], ids=["plain", "force"])
-async def test_a_damaged_file_under_the_right_manifest_is_mended_with_force(judges: Judges) -> None:
+@pytest.mark.parametrize("comparisons", [PLAIN, FORCED], ids=["plain", "force"])
+async def test_a_damaged_file_under_the_right_manifest_is_mended_with_force(comparisons: Comparisons) -> None:
     """Sizes are believed without --force; with it a file of other bytes is put again, under the same manifest."""
     what = content(a=b"1", b=b"22")
     destination = Recorder({"a": b"x", "b": b"22"}, what.manifest.canonical())
-    decided, _ = await carry_out(what, destination, judges)
-    assert decided.is_done == (judges is PLAIN)
-    assert destination.steps == ([] if judges is PLAIN else ["claim", "put a", "unmark"])
+    decided, _ = await carry_out(what, destination, comparisons)
+    assert decided.is_done == (comparisons is PLAIN)
+    assert destination.steps == ([] if comparisons is PLAIN else ["claim", "put a", "unmark"])
 
 
 @pytest.mark.parametrize("after", ["put a", "put b"])

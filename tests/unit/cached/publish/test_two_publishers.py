@@ -21,7 +21,7 @@ from cached.publish.folder import FolderDestination
 from cached.publish.mark import Mark
 from cached.publish.s3 import mark as s3_mark
 from cached.publish.s3.mark import S3Mark
-from cached.publish.s3.writing import S3Writer
+from cached.publish.s3.objects import S3Writer
 from cached.sources.s3.address import S3Address
 from cached.sources.s3.client import S3Client
 from tests.support.publishing import command, environment, new_bucket, objects, publish, published, tree

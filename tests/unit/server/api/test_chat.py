@@ -142,7 +142,7 @@ def test_a_model_without_a_template_cannot_chat(llama: Path) -> None:
     """Where the tokenizer has no chat template a chat is refused with the way out; completions go on."""
     generator = TextGenerator.load(llama, "cpu", "float32", limits(), Watched())
     assert not generator.about.chat
-    wanted = completion("x").wanted
+    wanted = completion("x").options
     with pytest.raises(InvalidRequest, match="/v1/completions") as caught:
         generator.prepare(ChatRequest(tuple(MESSAGES), {}, wanted))
     assert caught.value.code == "no_chat_template"

@@ -19,6 +19,7 @@ from server.api import responses, routes
 from server.api.listener import Listener
 from server.api.probes import Probes
 from server.engine.encoder import EmbeddingJob, Encoder, Recipe, pool, read_recipe
+from server.engine.engine import ThreadedEngine
 from server.engine.types import About, Embedded, EmbeddingRequest, Kind
 from server.lifecycle.metrics import ServerMetrics
 from server.lifecycle.readiness import Ready, ServerReadiness
@@ -158,7 +159,8 @@ async def test_many_vectors_are_written_without_holding_others_up(monkeypatch: p
     readiness = ServerReadiness(metrics)
     embedded = Embedded(tuple(np.array([index], np.float32).tobytes() for index in range(100)), 1)
     card = Card("m", Snapshot(Path("/m"), "m", None, None), About(Kind.EMBEDDINGS, 1, "cpu", "float32", 1), 0)
-    served = ServedEncoder(card, Prepared(embedded), 8, metrics.model("m"))
+    measured = metrics.model("m")
+    served = ServedEncoder(card, ThreadedEngine(Prepared(embedded), 8, measured), measured)
     async with Listener(Probes(readiness, metrics)) as door:
         url = await door.listen("127.0.0.1", 0)
         await door.serve(routes.application(ModelRegistry.of_one(served), limits()), cancel_when_gone=True)

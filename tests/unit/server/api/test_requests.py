@@ -41,14 +41,14 @@ def test_a_completion_has_openais_defaults() -> None:
     """What a request leaves out is what OpenAI documents: 16 tokens, temperature and top_p 1."""
     expected = CompletionRequest(("x",), GenerationOptions("m", 16, 1, Sampling(1.0, 1.0, None), (), False, False))
     assert parse_completion(encode(model="m", prompt="x"), None) == expected
-    assert parse_completion(encode(model="m", prompt="x"), 4).wanted.max_tokens == 4
+    assert parse_completion(encode(model="m", prompt="x"), 4).options.max_tokens == 4
 
 
 def test_a_chat_has_openais_defaults() -> None:
     """A chat may go on for as long as the context has room; its messages are as they came, `developer` is `system`."""
     found = parse_chat(encode(messages=[{"role": "developer", "content": "be kind"}, *HELLO]), None)
     assert found.messages == ({"role": "system", "content": "be kind"}, *HELLO)
-    assert found.wanted == GenerationOptions(None, None, 1, Sampling(1.0, 1.0, None), (), False, False)
+    assert found.options == GenerationOptions(None, None, 1, Sampling(1.0, 1.0, None), (), False, False)
 
 
 def test_parts_of_text_are_one_text() -> None:
@@ -60,15 +60,15 @@ def test_parts_of_text_are_one_text() -> None:
 def test_both_names_of_the_most_tokens_are_read() -> None:
     """`max_completion_tokens` and its older name `max_tokens` mean the same."""
     for name in ("max_tokens", "max_completion_tokens"):
-        assert parse_chat(encode(messages=HELLO, **{name: 7}), None).wanted.max_tokens == 7
+        assert parse_chat(encode(messages=HELLO, **{name: 7}), None).options.max_tokens == 7
 
 
 def test_logprobs_are_asked_for_in_two_ways() -> None:
     """A completion gives a number, a chat a yes and a number."""
-    assert parse_completion(encode(prompt="x", logprobs=0), None).wanted.sampling.logprobs == 0
-    assert parse_completion(encode(prompt="x"), None).wanted.sampling.logprobs is None
-    assert parse_chat(encode(messages=HELLO, logprobs=True), None).wanted.sampling.logprobs == 0
-    assert parse_chat(encode(messages=HELLO, logprobs=True, top_logprobs=4), None).wanted.sampling.logprobs == 4
+    assert parse_completion(encode(prompt="x", logprobs=0), None).options.sampling.logprobs == 0
+    assert parse_completion(encode(prompt="x"), None).options.sampling.logprobs is None
+    assert parse_chat(encode(messages=HELLO, logprobs=True), None).options.sampling.logprobs == 0
+    assert parse_chat(encode(messages=HELLO, logprobs=True, top_logprobs=4), None).options.sampling.logprobs == 4
 
 
 def test_neutral_values_of_unsupported_parameters_are_taken() -> None:
@@ -171,7 +171,7 @@ def test_neutral_values_of_a_chat_are_taken() -> None:
         stream=True,
         stream_options={"include_usage": True, "include_obfuscation": False},
     )
-    assert parse_chat(body, None).wanted.stream_usage
+    assert parse_chat(body, None).options.stream_usage
 
 
 @pytest.mark.parametrize("document", [{"input": "x", "dimensions": 8}, {"input": "x", "encoding_format": "int8"}])

@@ -19,7 +19,8 @@ from yarl import URL
 from server.api.listener import Listener
 from server.api.probes import Probes
 from server.api.routes import application
-from server.engine.engine import Job, Load
+from server.engine.engine import Job, ThreadedEngine
+from server.engine.protocol import Load
 from server.engine.types import (
     About,
     CompletionRequest,
@@ -33,7 +34,7 @@ from server.engine.types import (
 )
 from server.lifecycle.metrics import ServerMetrics
 from server.lifecycle.readiness import Draining, Loading, Ready, ServerReadiness
-from server.lifecycle.registry import Card, ModelRegistry, ServedGenerator
+from server.lifecycle.registry import Card, ModelRegistry, ServedText
 from server.lifecycle.snapshot import Snapshot
 
 ABOUT = About(Kind.COMPLETIONS, 100, "cpu", "float32", 1)
@@ -52,7 +53,7 @@ class ScriptedModel:
 
     def prepare(self, request: GenerationRequest) -> Continuation:
         assert isinstance(request, CompletionRequest)
-        return Continuation((tuple(map(ord, str(request.prompts[0]))),), (9,), request.wanted.sampling, ())
+        return Continuation((tuple(map(ord, str(request.prompts[0]))),), (9,), request.options.sampling, ())
 
     def step(self, arrived: list[FakeJob]) -> None:
         for job in arrived:
@@ -70,8 +71,9 @@ class Server:
         self.readiness = ServerReadiness(self.metrics)
         self.probes = Probes(self.readiness, self.metrics)
         card = Card("m", Snapshot(Path("/m"), "m", None, None), ABOUT, 0)
-        self.served = ServedGenerator(card, model, queue, self.metrics.model("m"))
-        self.engine = self.served.engine
+        metrics = self.metrics.model("m")
+        self.engine = ThreadedEngine(model, queue, metrics)
+        self.served = ServedText(card, self.engine, metrics)
         catalog = ModelRegistry()
         catalog.put(self.served)
         self.application = application(catalog, Limits(1000, queue, None, 1, None))
@@ -326,7 +328,7 @@ async def test_a_client_that_hangs_up_in_a_stream_is_no_error(caplog: pytest.Log
             await response.content.readany()
             response.close()
         async with asyncio.timeout(60):
-            await server.readiness.idle()
+            await server.readiness.in_flight.wait_drained()
             await asyncio.sleep(0)
     assert [record.args[2] for record in caplog.records if record.name == "holdfast.access" and record.args] == [499]  # type: ignore[index]
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR]

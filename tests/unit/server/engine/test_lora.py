@@ -14,8 +14,7 @@ from safetensors.torch import load_file, save_file
 from cached.contract.errors import Permanent
 from server.engine.lora import Adapter, Adapters
 from server.engine.types import CompletionRequest
-from server.lifecycle.discovery import base_for
-from server.lifecycle.entries import ModelEntry
+from server.lifecycle.entries import ModelEntry, base_for
 from tests.support.generating import Generating, Watched, ask, completion, engine, limits, load
 from tests.support.lora import ALL, ATTENTION, llama_adapter, llama_shapes, merge, save_adapter, scale
 
@@ -23,7 +22,7 @@ PROMPTS = ("hold fast", "the weights are there", "a")
 
 
 def adapted(request: CompletionRequest, adapter: Adapter | None) -> CompletionRequest:
-    return replace(request, wanted=replace(request.wanted, adapter=adapter))
+    return replace(request, options=replace(request.options, adapter=adapter))
 
 
 @pytest.fixture
@@ -55,7 +54,7 @@ async def test_an_adapter_answers_as_its_merged_weights(
     scales = {module: scale(alphas[module], ranks[module], by_root=by_root) for module in ALL}
     merged = load(merge(llama, folder, scales, tmp_path / "merged"), watched, limits())
     asked, generator = running
-    adapter = generator.adapter(folder)
+    adapter = generator.load_adapter(folder)
     with engine(merged, watched) as other:
         for prompt in PROMPTS:
             expected = await ask(other, completion(prompt))
@@ -89,8 +88,8 @@ async def test_a_batch_mixes_the_base_and_adapters(
 ) -> None:
     """The base and two adapters in one running batch each say what they say alone."""
     asked, generator = running
-    one = generator.adapter(llama_adapter(tmp_path / "one", llama, 1))
-    two = generator.adapter(llama_adapter(tmp_path / "two", llama, 2, ALL))
+    one = generator.load_adapter(llama_adapter(tmp_path / "one", llama, 1))
+    two = generator.load_adapter(llama_adapter(tmp_path / "two", llama, 2, ALL))
     requests = [adapted(completion(prompt, 24), adapter) for prompt in PROMPTS for adapter in (None, one, two, one)]
     alone = [await ask(asked, request) for request in requests]
     watched.rows.clear()
@@ -111,7 +110,7 @@ async def test_the_modules_of_gpt2_are_adapted_too(gpt2: Path, tmp_path: Path, w
         weight = changed._loaded.module.get_submodule(module).weight
         weight.data = weight.data + 2 * (halves[f"{prefix}.lora_B.weight"] @ halves[f"{prefix}.lora_A.weight"]).T
     with engine(plain, watched) as asked, engine(changed, watched) as merged:
-        adapter = plain.adapter(folder)
+        adapter = plain.load_adapter(folder)
         for prompt in PROMPTS:
             assert await ask(asked, adapted(completion(prompt), adapter)) == await ask(merged, completion(prompt))
 
@@ -125,15 +124,15 @@ def test_an_adapter_of_another_base_is_refused_by_its_tensor(llama: Path, tmp_pa
     with pytest.raises(
         Permanent, match=r"layers.0.self_attn.q_proj.lora_A.weight: expected shape \(4, 64\), found shape"
     ):
-        generator.adapter(folder)
+        generator.load_adapter(folder)
     folder = save_adapter(
         tmp_path / "module", {"model.layers.7.self_attn.q_proj": (64, 64)}, {"model.layers.7.self_attn.q_proj": 4}, 1
     )
     with pytest.raises(Permanent, match=r"no 'model.layers.7.self_attn.q_proj' in LlamaForCausalLM"):
-        generator.adapter(folder)
+        generator.load_adapter(folder)
     folder = save_adapter(tmp_path / "kind", {"model.embed_tokens": (64, 258)}, {"model.embed_tokens": 4}, 1)
     with pytest.raises(Permanent, match=r"expected a linear module .* found Embedding"):
-        generator.adapter(folder)
+        generator.load_adapter(folder)
 
 
 @pytest.mark.parametrize(
@@ -153,7 +152,7 @@ def test_what_is_not_computed_is_refused_by_name(
     """An adapter that is more than plain LoRA is refused with what it is and what to do instead."""
     folder = save_adapter(tmp_path / "a", llama_shapes(llama), dict.fromkeys(ATTENTION, 4), 1, **config)
     with pytest.raises(Permanent) as caught:
-        load(llama, watched, limits()).adapter(folder)
+        load(llama, watched, limits()).load_adapter(folder)
     assert named in caught.value.message and "merge" in caught.value.remedy
 
 
@@ -163,14 +162,14 @@ def test_a_damaged_adapter_is_refused(llama: Path, tmp_path: Path, watched: Watc
     folder = llama_adapter(tmp_path / "a", llama, 1)
     save_file({"base_model.model.lm_head.weight": torch.zeros(2)}, folder / "adapter_model.safetensors")
     with pytest.raises(Permanent, match=r"lm_head\.weight: expected a tensor"):
-        generator.adapter(folder)
+        generator.load_adapter(folder)
     (folder / "adapter_model.safetensors").unlink()
     with pytest.raises(Permanent, match=r"expected .*adapter_model.safetensors, found none"):
-        generator.adapter(folder)
+        generator.load_adapter(folder)
     for text in ("[1]", "{", json.dumps({"peft_type": "LORA", "r": 4})):
         (folder / "adapter_config.json").write_text(text)
         with pytest.raises(Permanent, match=r"adapter_config\.json"):
-            generator.adapter(folder)
+            generator.load_adapter(folder)
 
 
 def test_an_adapters_base_is_the_only_one_or_the_one_it_names() -> None:

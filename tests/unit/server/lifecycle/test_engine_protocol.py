@@ -61,7 +61,7 @@ class ScriptedEngine:
     async def submit(self, request: GenerationRequest) -> AsyncIterator[Script]:
         assert isinstance(request, CompletionRequest)
         prompt = str(request.prompts[0])
-        prepared = Continuation((tuple(map(ord, prompt)),), (len(TOKENS),), request.wanted.sampling, ())
+        prepared = Continuation((tuple(map(ord, prompt)),), (len(TOKENS),), request.options.sampling, ())
         with self._run(Script(prepared, prompt == "wait")) as script:
             yield script
 
@@ -119,7 +119,7 @@ async def test_the_api_serves_over_any_engine() -> None:
                     await asyncio.sleep(0.005)
     await served.run_dummy_inference()
     async with asyncio.timeout(30):
-        await served.wait_drained()
+        await served.requests.wait_drained()
     served.close()
 
 

@@ -42,7 +42,7 @@ async def keeping(public: PublicLayout) -> AsyncIterator[ModelRegistry]:
     readiness.enter(Ready())
     try:
         async with asyncio.TaskGroup() as group:
-            keeper = group.create_task(kept.keep(group))
+            keeper = group.create_task(kept.swap_models(group))
             yield catalog
             keeper.cancel()
     finally:
@@ -64,7 +64,7 @@ async def test_what_nobody_foresaw_in_a_swap_leaves_the_old_version_serving(
         monkeypatch.setattr(fleet, "admit", admit)
         add_version(public, f"{NAME}@v1", with_other_weights(llama, tmp_path / "other"))
         async with asyncio.timeout(60):
-            while NAME not in catalog.coming or catalog.coming[NAME].state != "failed":
+            while NAME not in catalog.pending or catalog.pending[NAME].state != "failed":
                 await asyncio.sleep(0.01)
-        assert "Too many open files" in str(catalog.coming[NAME].error)
+        assert "Too many open files" in str(catalog.pending[NAME].error)
         assert catalog.find(NAME).card.snapshot.digest == old

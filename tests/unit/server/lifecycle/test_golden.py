@@ -14,7 +14,7 @@ from aiohttp import web
 from cached.commands import golden as command
 from cached.contract.errors import Permanent
 from cached.contract.golden import GOLDEN_NAME, Case, Environment, Golden, Tolerance
-from server.lifecycle.golden import explain, privately, read, replay
+from server.lifecycle.admission import explain, read_golden, replay, serve_privately
 from tests.support.serving import ServerProcess
 
 RECORDED_AT = "2026-11-20T18:00:00Z"
@@ -41,7 +41,7 @@ async def doubling() -> AsyncIterator[str]:
     application = web.Application()
     application.router.add_post("/double", double)
     application.router.add_post("/random", random)
-    async with privately(application) as url:
+    async with serve_privately(application) as url:
         yield url
 
 
@@ -132,7 +132,7 @@ async def test_a_mismatch_names_both_sides(doubling: str) -> None:
 
 def test_a_version_without_golden_predictions_has_none(tmp_path: Path) -> None:
     """No file, no predictions; a file that is none is an error that names it."""
-    assert read(tmp_path) is None
+    assert read_golden(tmp_path) is None
     (tmp_path / GOLDEN_NAME).write_bytes(b"{}")
     with pytest.raises(Permanent, match=GOLDEN_NAME):
-        read(tmp_path)
+        read_golden(tmp_path)

@@ -11,12 +11,12 @@ import aiohttp
 from server.api import routes
 from server.api.listener import Listener
 from server.api.probes import Probes
-from server.engine.engine import Job
+from server.engine.engine import Job, ThreadedEngine
 from server.engine.types import About, Continuation, Finished, GenerationEvent, GenerationRequest, Kind, Sampling
 from server.lifecycle.health import HealthMonitor
 from server.lifecycle.metrics import ServerMetrics
 from server.lifecycle.readiness import Ready, ServerReadiness
-from server.lifecycle.registry import Card, ModelRegistry, ServedGenerator
+from server.lifecycle.registry import Card, ModelRegistry, ServedText
 from server.lifecycle.snapshot import Snapshot
 from tests.support.generating import limits
 
@@ -89,7 +89,8 @@ async def serving(**models: Wedging) -> AsyncIterator[Server]:
     for name, model in models.items():
         about = About(Kind.COMPLETIONS, 10, "cpu", "float32", 1)
         card = Card(name, Snapshot(Path("/m"), name, "v1", None), about, 0)
-        catalog.put(ServedGenerator(card, model, QUEUE, metrics.model(name)))
+        measured = metrics.model(name)
+        catalog.put(ServedText(card, ThreadedEngine(model, QUEUE, measured), measured))
     async with (
         Listener(Probes(readiness, metrics)) as door,
         aiohttp.ClientSession() as session,

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from server.engine.engine import Job
+from server.engine.engine import Job, ThreadedEngine
 from server.engine.types import About, Continuation, GenerationEvent, GenerationRequest, InvalidRequest, Kind, Sampling
 from server.lifecycle.metrics import ServerMetrics
-from server.lifecycle.registry import Card, ModelRegistry, ServedGenerator
+from server.lifecycle.registry import Card, ModelRegistry, ServedText
 from server.lifecycle.snapshot import Snapshot
 from tests.support.generating import completion
 
@@ -29,10 +29,11 @@ class Idle:
         raise AssertionError
 
 
-def served(name: str, version: str = "v1") -> ServedGenerator:
+def served(name: str, version: str = "v1") -> ServedText:
     about = About(Kind.COMPLETIONS, 10, "cpu", "float32", 1)
     card = Card(name, Snapshot(Path("/m"), f"acme/{name}", version, None), about, 0)
-    return ServedGenerator(card, Idle(), 2, ServerMetrics().model(name))
+    metrics = ServerMetrics().model(name)
+    return ServedText(card, ThreadedEngine(Idle(), 2, metrics), metrics)
 
 
 async def test_a_model_is_found_by_each_of_its_names() -> None:
@@ -46,7 +47,7 @@ async def test_a_model_is_found_by_each_of_its_names() -> None:
         catalog.find("acme/small@v2")
     assert caught.value.code == "model_not_found"
     with pytest.raises(InvalidRequest, match="/v1/chat/completions"):
-        catalog.encoder("small")
+        catalog.find_encoder("small")
     small.close()
     large.close()
 
@@ -67,10 +68,10 @@ async def test_a_new_version_takes_the_old_ones_place_and_the_old_one_drains() -
     """New requests find the new version at once; the old one is idle only when its last request is over."""
     catalog, old, new = ModelRegistry(), served("m", "v1"), served("m", "v2")
     catalog.put(old)
-    with old.use():
+    with old.requests.track():
         assert catalog.put(new) is old
         assert catalog.find("m") is new
-        draining = asyncio.ensure_future(old.wait_drained())
+        draining = asyncio.ensure_future(old.requests.wait_drained())
         await asyncio.sleep(0)
         assert not draining.done()
     await draining

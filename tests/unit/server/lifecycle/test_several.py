@@ -76,8 +76,8 @@ def test_models_share_the_memory_for_keys_and_values(llama: Path) -> None:
     """With another model beside it a generator has half of it, and all of it again when that one is gone."""
     generator = load(llama, Watched(), limits(cache_bytes=1 << 20))
     whole = generator.about.context
-    generator.share(2)
+    generator.share_memory(2)
     half = generator.about.context
     assert whole is not None and half is not None and half < whole < 2 * half + 300
-    generator.share(1)
+    generator.share_memory(1)
     assert generator.about.context == whole

@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,8 @@ def model(tmp_path: Path) -> Path:
 def test_the_lease_is_held_for_the_block(model: Path, tmp_path: Path) -> None:
     """A snapshot reached by its symlink is leased, named by the link, and released afterwards."""
     published = publish(model, tmp_path / "public", "acme/tiny", "v1")
-    with hold(published.link) as snapshot:
+    with closing(hold(published.link)) as folder:
+        snapshot = folder.snapshot
         assert is_held(published.lease)
         assert snapshot.path == published.snapshot
         assert (snapshot.name, snapshot.version) == ("acme/tiny", "v1")
@@ -66,8 +68,8 @@ def test_a_snapshot_that_is_being_evicted_is_looked_up_again(model: Path, tmp_pa
 
     thread = threading.Thread(target=republish)
     thread.start()
-    with hold(old.link) as snapshot:
-        assert snapshot.path == new.snapshot
+    with closing(hold(old.link)) as folder:
+        assert folder.snapshot.path == new.snapshot
         assert is_held(new.lease)
     thread.join()
     eviction.close()
@@ -75,7 +77,8 @@ def test_a_snapshot_that_is_being_evicted_is_looked_up_again(model: Path, tmp_pa
 
 def test_a_plain_folder_is_served_without_a_lease(model: Path) -> None:
     """A folder that is no snapshot has no digest and keeps its own name."""
-    with hold(model) as snapshot:
+    with closing(hold(model)) as folder:
+        snapshot = folder.snapshot
         assert (snapshot.name, snapshot.version, snapshot.digest) == ("source", None, None)
 
 
@@ -98,5 +101,5 @@ def test_what_is_no_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "dangling").symlink_to("nowhere")
     for name in ("missing", "file", "dangling"):
-        with pytest.raises(Permanent, match="expected a"), hold(tmp_path / name):
-            pass
+        with pytest.raises(Permanent, match="expected a"):
+            hold(tmp_path / name)

@@ -322,7 +322,7 @@ def on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[FakeRuntime
         made.append((FakeRuntime(), settings))
         return fake_accelerator(made[-1][0], replace(settings, range_bytes=RANGE))
 
-    monkeypatch.setattr(module, "find", find)
+    monkeypatch.setattr(module, "find_accelerator", find)
     monkeypatch.setattr(module, "current_platform", SimpleNamespace(device_type="cuda", is_cuda=lambda: True))
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
     yield made

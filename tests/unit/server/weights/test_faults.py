@@ -60,7 +60,7 @@ def test_a_load_cancelled_at_any_copy_leaves_nothing_behind(path: Path, tensors:
             assert all(same(found[name], raw.tensor()) for name, raw in tensors.items())
             del found
         assert (runtime.pending, runtime.allocated, runtime.violations) == (0, 0, [])
-        assert accelerator.ring().statistics.lent == 0
+        assert accelerator.get_ring().lent_slots == 0
         if number % 6 == 0:
             runtime.on_copy = lambda seen: None
             again = load_file(path, accelerator)
@@ -101,7 +101,7 @@ def test_any_failing_call_is_named_and_nothing_is_freed_too_early(
         runtime.fail.clear()
         again = load_file(path, accelerator)
         assert all(same(again[name], raw.tensor()) for name, raw in tensors.items())
-        assert (runtime.pending, accelerator.ring().statistics.lent) == (0, 0)
+        assert (runtime.pending, accelerator.get_ring().lent_slots) == (0, 0)
 
 
 def test_a_file_cut_while_it_is_read_is_an_error(path: Path, accelerator: Accelerator) -> None:
@@ -183,8 +183,8 @@ def test_the_fake_catches_a_slot_that_is_used_too_early() -> None:
     runtime = FakeRuntime()
     accelerator = fake_accelerator(runtime, SMALL)
     target = runtime.allocate(4)
-    stream = accelerator.streams()[0]
-    with accelerator.ring().lent() as (slot, _):
+    stream = accelerator.get_streams()[0]
+    with accelerator.get_ring().lend() as (slot, _):
         slot.view[:4] = b"good"
         runtime.copy(target.data_ptr(), slot.address, 4, stream)
         slot.view[:4] = b"evil"

@@ -104,14 +104,14 @@ def test_a_folder_is_its_shards(shards: Path, accelerator: Accelerator) -> None:
 def test_tensors_come_one_by_one_in_bounded_memory(shards: Path, accelerator: Accelerator) -> None:
     """A consumer that drops each tensor sees all of them in order while three ranges at most exist."""
     expected = load_file(shards)
-    free, _ = accelerator.memory_free()
+    free, _ = accelerator.get_free_memory()
     most = 0
     names = []
     for name, tensor in iter_tensors(shards, accelerator):
         assert same(tensor, expected[name])
         names.append(name)
         del tensor
-        most = max(most, free - accelerator.memory_free()[0])
+        most = max(most, free - accelerator.get_free_memory()[0])
     assert names == list(expected)
     if accelerator.device.type == "cpu":  # the allocator of a real device gives its own blocks back when it likes
         assert most <= 3 * (accelerator.settings.range_bytes + 2 * 101 * 301 * 2)
@@ -162,15 +162,15 @@ def test_threads_share_one_ring(shards: Path, accelerator: Accelerator) -> None:
 def test_the_ring_is_pinned_once(shards: Path, accelerator: Accelerator) -> None:
     """A second load pins nothing more, and closing the accelerator gives the slots back."""
     load_file(shards, accelerator)
-    before = accelerator.ring()
+    before = accelerator.get_ring()
     load_file(shards, accelerator)
-    assert accelerator.ring() is before
-    assert before.statistics.lent == 0
+    assert accelerator.get_ring() is before
+    assert before.lent_slots == 0
 
 
 def test_a_full_device_is_refused_with_both_numbers(tmp_path: Path, accelerator: Accelerator) -> None:
     """Weights that do not fit are refused before anything is allocated, with what is needed and what is free."""
-    _, total = accelerator.memory_free()
+    _, total = accelerator.get_free_memory()
     path = tmp_path / "m.safetensors"
     header = json.dumps({"t": {"dtype": "U8", "shape": [total], "data_offsets": [0, total]}}).encode()
     with path.open("wb") as file:
@@ -198,7 +198,7 @@ def test_a_load_is_reported(shards: Path, accelerator: Accelerator) -> None:
     assert on_device.bytes <= on_device.device_bytes <= on_device.bytes * 1.01
     assert on_device.bound in ("disk", "copy", "pcie")
     assert on_host.bound == "nothing"
-    assert report.recent()[-3:-1] == heard
+    assert report.list_recent()[-3:-1] == heard
 
 
 def test_a_cancelled_load_says_so(shards: Path, accelerator: Accelerator) -> None:

@@ -146,4 +146,4 @@ def test_only_what_the_module_has_is_read(tmp_path: Path) -> None:
     )
     result = load_model(on_meta(), tmp_path / "m.safetensors", strict=False)
     assert result.unexpected_keys == ["x"]
-    assert report.recent()[-1].tensors == 7
+    assert report.list_recent()[-1].tensors == 7

@@ -5,15 +5,15 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.weights.format.selection import Run
+from server.weights.format.selection import ByteRun
 from server.weights.plan import ALIGNMENT, LoadPlan, Sizes, WantedTensor, make_plan
 from server.weights.settings import PAGE
 
 SIZES = st.builds(
     Sizes,
-    chunk=st.sampled_from([65536, 131072]),
-    range=st.integers(1, 1 << 20),
-    gap=st.integers(0, 70_000),
+    slot_bytes=st.sampled_from([65536, 131072]),
+    range_bytes=st.integers(1, 1 << 20),
+    gap_bytes=st.integers(0, 70_000),
 )
 
 
@@ -30,7 +30,7 @@ def wants(draw: st.DrawFn) -> list[WantedTensor]:
             if draw(st.booleans()):
                 width, rows = draw(st.integers(1, 3000)), draw(st.integers(2, 60))
                 pitch = width + draw(st.integers(1, 90_000))
-            run = Run(at, 0, width, rows, pitch)
+            run = ByteRun(at, 0, width, rows, pitch)
             found.append(WantedTensor(f"{file}.{number}", file, width * rows, (run,) if width else ()))
             at = run.end
     return found
@@ -54,10 +54,11 @@ def replay(plan: LoadPlan, expected: dict[str, WantedTensor], chunk: int) -> Non
                     landed.append((copy.target + row * copy.width, copy.width, part.file, at + shift))
         flat = sorted(landed)
         assert all(one[0] + one[1] <= two[0] for one, two in pairwise(flat))
-        for name, offset, nbytes in found.placements:
+        for placed, offset in found.placements:
             assert offset % ALIGNMENT == 0
-            want = expected.pop(name)
-            assert nbytes == want.nbytes
+            want = expected.pop(placed.name)
+            nbytes = want.nbytes
+            assert placed.nbytes == nbytes
             covered = 0
             for target, width, file, source in flat:
                 low, high = max(target, offset), min(target + width, offset + nbytes)
@@ -78,8 +79,8 @@ def test_the_device_holds_next_to_nothing_more_than_the_weights(asked: list[Want
     plan = make_plan(asked, sizes)
     assert plan.device_bytes <= plan.nbytes + (ALIGNMENT - 1) * len(asked)
     for found in plan.ranges:
-        largest = found.placements[-1].nbytes
-        assert found.nbytes - largest < sizes.range + ALIGNMENT
+        largest = found.placements[-1].want.nbytes
+        assert found.nbytes - largest < sizes.range_bytes + ALIGNMENT
 
 
 @given(wants(), SIZES)
@@ -91,13 +92,13 @@ def test_no_byte_is_read_twice_or_for_nothing(asked: list[WantedTensor], sizes: 
     )
     assert all(one[0] != two[0] or one[2] <= two[1] for one, two in pairwise(reads))
     gaps = sum(max(1, run.rows) for want in asked for run in want.runs)
-    assert sum(end - begin for _, begin, end in reads) <= plan.nbytes + sizes.gap * gaps
+    assert sum(end - begin for _, begin, end in reads) <= plan.nbytes + sizes.gap_bytes * gaps
 
 
 def test_the_first_bytes_need_not_wait_for_the_last_ones_plan() -> None:
     """Chunks are worked out range by range, and counted no further than is asked."""
-    tensors = [WantedTensor(str(number), 0, 1 << 20, (Run(number << 20, 0, 1 << 20),)) for number in range(9)]
-    plan = make_plan(tensors, Sizes(chunk=65536, range=1 << 20, gap=0))
-    assert plan.chunk_count(20) == 20
+    tensors = [WantedTensor(str(number), 0, 1 << 20, (ByteRun(number << 20, 0, 1 << 20),)) for number in range(9)]
+    plan = make_plan(tensors, Sizes(slot_bytes=65536, range_bytes=1 << 20, gap_bytes=0))
+    assert plan.count_chunks(20) == 20
     assert ["chunks" in vars(found) for found in plan.ranges] == [True, True] + [False] * 7
-    assert plan.chunk_count(1000) == 9 * 16
+    assert plan.count_chunks(1000) == 9 * 16

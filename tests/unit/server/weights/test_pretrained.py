@@ -82,7 +82,7 @@ def test_a_model_is_what_from_pretrained_gives(model: str, dtype: str, request: 
 def test_weights_are_the_loaders_own_tensors(llama: Path) -> None:
     """What transformers assigns are the views of the page cache, and it reads no file itself."""
     module: Any = load_pretrained(AutoModelForCausalLM, llama)
-    assert report.recent()[-1].method == "mapped"
+    assert report.list_recent()[-1].method == "mapped"
     ranges = [
         tuple(int(end, 16) for end in line.split()[0].split("-"))
         for line in Path("/proc/self/maps").read_text().splitlines()

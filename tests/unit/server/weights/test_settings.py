@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from cached.contract.errors import Permanent
-from server.weights.cuda.processors import near, parse_list
+from server.weights.cuda.processors import find_near, parse_cpu_list
 from server.weights.settings import MIB, Io, LoaderSettings
 
 
@@ -52,27 +52,27 @@ def test_a_wrong_setting_is_refused_with_what_was_found(name: str, value: str) -
 
 def test_the_kernels_lists_are_read() -> None:
     """Ranges, single numbers and nothing."""
-    assert parse_list("0-2,8\n") == {0, 1, 2, 8}
-    assert parse_list("\n") == frozenset()
+    assert parse_cpu_list("0-2,8\n") == {0, 1, 2, 8}
+    assert parse_cpu_list("\n") == frozenset()
 
 
 @pytest.mark.parametrize("node", ["-1\n", "7\n", ""])
 def test_a_device_of_no_node_is_near_every_processor(node: str, tmp_path: Path) -> None:
     """Where the firmware names no node, or one that is not there, nothing is ruled out."""
-    everything = near("absent", tmp_path, tmp_path)
+    everything = find_near("absent", tmp_path, tmp_path)
     (tmp_path / "0000:3b:00.0").mkdir()
     (tmp_path / "0000:3b:00.0" / "numa_node").write_text(node)
-    assert near("0000:3b:00.0", tmp_path, tmp_path) == everything
+    assert find_near("0000:3b:00.0", tmp_path, tmp_path) == everything
 
 
 def test_a_device_is_near_its_nodes_processors(tmp_path: Path) -> None:
     """The node's list, as far as this process may use it, is what is near."""
-    first = min(near("absent", tmp_path, tmp_path))
+    first = min(find_near("absent", tmp_path, tmp_path))
     (tmp_path / "device").mkdir()
     (tmp_path / "device" / "numa_node").write_text("0\n")
     (tmp_path / "node0").mkdir()
     (tmp_path / "node0" / "cpulist").write_text(f"{first},4096\n")
-    assert near("device", tmp_path, tmp_path) == {first}
+    assert find_near("device", tmp_path, tmp_path) == {first}
 
 
 def test_ranks_of_a_node_share_its_processors(monkeypatch: pytest.MonkeyPatch) -> None:

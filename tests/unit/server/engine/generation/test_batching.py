@@ -12,9 +12,9 @@ import torch
 import transformers
 
 from cached.contract.errors import Permanent
-from server.engine.engine import Load
 from server.engine.generation.generator import TextGenerator
 from server.engine.generation.kv_cache import SPARE_COLUMNS
+from server.engine.protocol import Load
 from server.engine.types import Sampling
 from tests.support.generating import GREEDY, Watched, ask, completion, engine, limits, load, save, started
 from tests.support.generating import read as read_events

@@ -6,21 +6,21 @@ import pytest
 import torch
 
 from server.engine.generation import sampling
-from server.engine.generation.sampling import Chosen, Dice, dice
+from server.engine.generation.sampling import Chosen, SamplingState
 from server.engine.types import Sampling
 
 LOGITS = torch.tensor([[2.0, 1.0, 0.0, -1.0]])
 
 
-def choose(logits: torch.Tensor, rows: list[Dice]) -> list[Chosen]:
+def choose(logits: torch.Tensor, rows: list[SamplingState]) -> list[Chosen]:
     chosen = [one for one in sampling.choose(logits, rows) if one is not None]
     assert len(chosen) == len(rows)
     return chosen
 
 
 def drawn(asked: Sampling, times: int) -> list[int]:
-    one = dice(asked, 0)
-    one.said.clear()
+    one = SamplingState(asked, 0)
+    one.generated.clear()
     return [choose(LOGITS, [one])[0].token for _ in range(times)]
 
 
@@ -61,16 +61,16 @@ def test_a_row_draws_the_same_beside_any_others() -> None:
     """Row by row the tokens are those of each alone, whatever the order of the rows."""
     settings = [Sampling(seed=1), Sampling(temperature=0.3, seed=2), Sampling(top_p=0.5, seed=3), Sampling(seed=4)]
     logits = torch.randn((4, 50), generator=torch.Generator().manual_seed(0))
-    alone = [choose(logits[row : row + 1], [dice(one, 0)])[0].token for row, one in enumerate(settings)]
-    together = choose(logits, [dice(one, 0) for one in settings])
+    alone = [choose(logits[row : row + 1], [SamplingState(one, 0)])[0].token for row, one in enumerate(settings)]
+    together = choose(logits, [SamplingState(one, 0) for one in settings])
     assert [one.token for one in together] == alone
-    backwards = choose(logits.flip(0), [dice(one, 0) for one in reversed(settings)])
+    backwards = choose(logits.flip(0), [SamplingState(one, 0) for one in reversed(settings)])
     assert [one.token for one in reversed(backwards)] == alone
 
 
 def test_a_logit_of_minus_infinity_is_a_number_in_the_answer() -> None:
     """JSON has no infinity: the least logarithm told is -9999."""
-    [chosen] = choose(torch.tensor([[0.0, -math.inf]]), [dice(Sampling(temperature=0.0, logprobs=2), 0)])
+    [chosen] = choose(torch.tensor([[0.0, -math.inf]]), [SamplingState(Sampling(temperature=0.0, logprobs=2), 0)])
     assert chosen.top == ((0, 0.0), (1, -9999.0))
 
 
@@ -80,6 +80,8 @@ def test_a_logit_of_minus_infinity_is_a_number_in_the_answer() -> None:
 @pytest.mark.parametrize("bad", [[0.0, math.nan, 1.0], [0.0, math.inf, 1.0], [-math.inf] * 3])
 def test_logits_that_are_no_numbers_choose_nothing(asked: Sampling, bad: list[float]) -> None:
     """A row of NaN or infinities gets no token; the rows beside it get theirs."""
-    first, none, last = sampling.choose(torch.tensor([[9.0, 0.0, 0.0], bad, [0.0, 0.0, 99.0]]), [dice(asked, 0)] * 3)
+    first, none, last = sampling.choose(
+        torch.tensor([[9.0, 0.0, 0.0], bad, [0.0, 0.0, 99.0]]), [SamplingState(asked, 0)] * 3
+    )
     assert none is None
     assert first is not None and last is not None and last.token == 2

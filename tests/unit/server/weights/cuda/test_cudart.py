@@ -80,7 +80,7 @@ def test_arguments_reach_the_library_as_its_header_has_them(library: ctypes.CDLL
     assert all(same(found[name], raw.tensor()) for name, raw in tensors.items())
     with safe_open(path, "pt", accelerator) as file:
         assert same(file.get_slice("t2")[:, 7:100], tensors["t2"].tensor()[:, 7:100])
-    assert accelerator.runtime.pci_bus_id() == "0000:3b:00.0"
+    assert accelerator.runtime.get_pci_bus_id() == "0000:3b:00.0"
     accelerator.close()
 
 
@@ -88,7 +88,7 @@ def test_an_error_names_the_call_and_is_not_left_behind(library: ctypes.CDLL) ->
     """What the runtime says is in the message, and its own record of the error is cleared."""
     runtime = CudaRuntime(library, 3)
     with pytest.raises(CudaError, match=r"cudaDeviceGetAttribute on GPU 3: invalid device ordinal \(error 101\)"):
-        runtime.attribute(7)
+        runtime.get_attribute(7)
     assert library.peek() == 0
     with pytest.raises(CudaError, match="cudaSetDevice"):
         CudaRuntime(library, 4)

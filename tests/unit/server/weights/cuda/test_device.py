@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cached.contract.errors import Permanent
-from server.weights.cuda.device import GpuFacts, look, select, why_none
+from server.weights.cuda.device import GpuFacts, collect_facts, select, why_none
 
 DRIVERLESS = GpuFacts("2.13.0+cu130", "13.0", None, False, 0, None)
 
@@ -44,5 +44,5 @@ def test_a_gpu_beyond_the_last_is_refused() -> None:
 
 def test_auto_takes_what_is_there() -> None:
     """`auto` is the first GPU where torch finds one, else the CPU."""
-    assert look().count == (torch.cuda.device_count() if torch.cuda.is_available() else 0)
-    assert select("auto") == ("cuda:0" if look().count else "cpu")
+    assert collect_facts().count == (torch.cuda.device_count() if torch.cuda.is_available() else 0)
+    assert select("auto") == ("cuda:0" if collect_facts().count else "cpu")

@@ -26,7 +26,7 @@ def path(tmp_path: Path) -> Path:
 def right(path: Path, accelerator: Accelerator, tensors: dict[str, Raw] = TENSORS) -> report.LoadReport:
     found = load_file(path, accelerator)
     assert all(same(found[name], raw.tensor()) for name, raw in tensors.items())
-    return report.recent()[-1]
+    return report.list_recent()[-1]
 
 
 class Slow(FakeRuntime):

@@ -13,7 +13,8 @@ from safetensors import deserialize
 from safetensors.numpy import save
 
 from cached.contract.errors import Permanent
-from server.weights.format.safetensors import MAX_HEADER_BYTES, find_shards, parse_header, read_header
+from server.weights.format.checkpoint import open_checkpoint
+from server.weights.format.safetensors import MAX_HEADER_BYTES, parse_header
 
 F32 = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
 
@@ -33,7 +34,8 @@ def test_reads_what_the_reference_writer_wrote(tmp_path: Path) -> None:
     }
     path = tmp_path / "m.safetensors"
     path.write_bytes(save(arrays, metadata={"format": "pt"}))
-    header = read_header(path)
+    with open_checkpoint(path) as checkpoint:
+        header = checkpoint.files[0].header
     assert header.metadata == {"format": "pt"}
     assert {name: entry.shape for name, entry in header.tensors.items()} == {n: a.shape for n, a in arrays.items()}
     data = path.read_bytes()
@@ -80,7 +82,7 @@ def test_a_damaged_header_is_refused(tmp_path: Path, header: object, data: bytes
     """Whatever does not fit is refused with the file's name and the reason."""
     path = write(tmp_path / "bad.safetensors", header, data)
     with pytest.raises(Permanent, match=r"bad\.safetensors") as caught:
-        read_header(path)
+        open_checkpoint(path)
     assert reason in caught.value.message
     assert caught.value.code == "invalid_weights"
 
@@ -100,7 +102,7 @@ def test_a_wrong_length_is_refused_before_it_is_read(tmp_path: Path, content: by
     path = tmp_path / "bad.safetensors"
     path.write_bytes(content)
     with pytest.raises(Permanent, match=reason):
-        read_header(path)
+        open_checkpoint(path)
 
 
 @given(st.binary(max_size=300), st.integers(0, 400))
@@ -158,7 +160,8 @@ def shards(tmp_path: Path, weight_map: object, **files: list[str]) -> Path:
 def test_shards_are_those_the_index_names(tmp_path: Path) -> None:
     """Every file of the index is read, and no other."""
     folder = shards(tmp_path, {"x": "a.safetensors", "y": "b.safetensors"}, a=["x"], b=["y"], c=["z"])
-    assert [path.name for path in find_shards(folder)] == ["a.safetensors", "b.safetensors"]
+    with open_checkpoint(folder) as checkpoint:
+        assert [file.path.name for file in checkpoint.files] == ["a.safetensors", "b.safetensors"]
 
 
 @pytest.mark.parametrize(
@@ -179,11 +182,11 @@ def test_an_index_that_disagrees_with_its_files_is_refused(tmp_path: Path, weigh
     """Escaping names, missing files, tensors that are nowhere or twice: refused by name."""
     folder = shards(tmp_path, weight_map, a=["x"], b=["y"], c=["x", "z"])
     with pytest.raises(Permanent, match=reason):
-        find_shards(folder)
+        open_checkpoint(folder)
 
 
 def test_other_formats_are_named_and_refused(tmp_path: Path) -> None:
     """A folder of pickles says that no safetensors are there, and what is."""
     (tmp_path / "pytorch_model.bin").touch()
     with pytest.raises(Permanent, match=r"found pytorch_model\.bin"):
-        find_shards(tmp_path)
+        open_checkpoint(tmp_path)

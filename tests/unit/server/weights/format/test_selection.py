@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.weights.format.selection import Box, Run, box, clip, runs
+from server.weights.format.selection import Box, ByteRun, clip, find_box, iterate_runs
 
 _ITEM = (
     st.integers(-5, 5)
@@ -28,15 +28,15 @@ def test_the_bytes_of_a_box_are_those_torch_would_take(shape: tuple[int, ...], i
     try:
         expected = tensor[index]
     except (IndexError, ValueError, TypeError):
-        assert box(shape, index) is None
+        assert find_box(shape, index) is None
         return
-    part = box(shape, index)
+    part = find_box(shape, index)
     if part is None:
         return
     flat = tensor.flatten()
     found = torch.zeros(torch.Size(part.shape).numel(), dtype=torch.int32)
     position = 0
-    for run in runs(0, shape, 4, part):
+    for run in iterate_runs(0, shape, 4, part):
         assert run.target == position * 4
         for row in range(run.rows):
             start, count = (run.begin + row * run.pitch) // 4, run.width // 4
@@ -50,24 +50,24 @@ def test_the_bytes_of_a_box_are_those_torch_would_take(shape: tuple[int, ...], i
 @pytest.mark.parametrize(
     ("shape", "index", "expected"),
     [
-        ((8, 16), slice(2, 4), [Run(64, 0, 64)]),
-        ((8, 16), (slice(None), slice(4, 8)), [Run(8, 0, 8, 8, 32)]),
-        ((2, 8, 16), (slice(None), slice(None), slice(4, 8)), [Run(8, 0, 8, 16, 32)]),
-        ((4, 8, 16), (slice(1, 3), slice(2, 4)), [Run(320, 0, 64, 2, 256)]),
-        ((8, 16), 3, [Run(96, 0, 32)]),
+        ((8, 16), slice(2, 4), [ByteRun(64, 0, 64)]),
+        ((8, 16), (slice(None), slice(4, 8)), [ByteRun(8, 0, 8, 8, 32)]),
+        ((2, 8, 16), (slice(None), slice(None), slice(4, 8)), [ByteRun(8, 0, 8, 16, 32)]),
+        ((4, 8, 16), (slice(1, 3), slice(2, 4)), [ByteRun(320, 0, 64, 2, 256)]),
+        ((8, 16), 3, [ByteRun(96, 0, 32)]),
     ],
 )
-def test_tensor_parallel_shares_are_few_runs(shape: tuple[int, ...], index: Any, expected: list[Run]) -> None:
+def test_tensor_parallel_shares_are_few_runs(shape: tuple[int, ...], index: Any, expected: list[ByteRun]) -> None:
     """A share of rows is one stretch, a share of columns one strided run, of experts too."""
-    part = box(shape, index)
+    part = find_box(shape, index)
     assert part is not None
-    assert list(runs(0, shape, 2, part)) == expected
+    assert list(iterate_runs(0, shape, 2, part)) == expected
 
 
 @given(st.integers(0, 20), st.integers(1, 9), st.integers(1, 9), st.integers(0, 9), st.lists(st.integers(0, 130)))
 def test_clipping_loses_nothing(begin: int, width: int, rows: int, gap: int, cuts: list[int]) -> None:
     """Cut anywhere, a run's bytes are all in the pieces, once."""
-    run = Run(begin, 0, width, rows, width + gap)
+    run = ByteRun(begin, 0, width, rows, width + gap)
     whole_bytes = {run.begin + r * run.pitch + c: r * width + c for r in range(rows) for c in range(width)}
     found: dict[int, int] = {}
     for low, high in pairwise(sorted({0, run.end, *cuts})):
@@ -84,4 +84,4 @@ def test_clipping_loses_nothing(begin: int, width: int, rows: int, gap: int, cut
 
 def test_the_whole_tensor_is_one_run() -> None:
     """Without an index all axes collapse."""
-    assert list(runs(10, (3, 4, 5), 2, Box((0, 0, 0), (3, 4, 5), ()))) == [Run(10, 0, 120)]
+    assert list(iterate_runs(10, (3, 4, 5), 2, Box((0, 0, 0), (3, 4, 5), ()))) == [ByteRun(10, 0, 120)]

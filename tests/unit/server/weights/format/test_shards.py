@@ -76,7 +76,7 @@ def test_shares_on_a_device_take_no_more_than_their_bytes(path: Path, accelerato
     found = load_file(path, accelerator, shards=Shards(0, 16, DIMS))
     assert all(tensor.is_contiguous() for tensor in found.values())
     nbytes = sum(tensor.nbytes for tensor in found.values())
-    last = report.recent()[-1]
+    last = report.list_recent()[-1]
     assert last.bytes == nbytes
     assert last.device_bytes <= nbytes + 16 * len(found)
 
@@ -99,13 +99,13 @@ def test_shares_of_any_shape_cover_it_once(shape: tuple[int, ...], world: int, d
     if shape[dim] % world:
         for shards in every:
             with pytest.raises(Permanent, match="cannot be cut") as refused:
-                shards.part("t", shape)
+                shards.select_part("t", shape)
             assert refused.value.code == "invalid_shards"
         return
     plain = torch.arange(torch.Size(shape).numel()).view(shape)
     parts = []
     for shards in every:
-        box = shards.part("t", shape)
+        box = shards.select_part("t", shape)
         assert box is not None
         parts.append(plain[tuple(slice(a, a + n) for a, n in zip(box.starts, box.shape, strict=True))])
     assert torch.equal(torch.cat(parts, dim), plain)

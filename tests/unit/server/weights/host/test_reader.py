@@ -31,7 +31,7 @@ def load(path: Path, settings: LoaderSettings) -> report.LoadReport:
     """Load, check every bit, and return the report."""
     found = load_file(path, fake_accelerator(FakeRuntime(), settings))
     assert all(same(found[name], raw.tensor()) for name, raw in TENSORS.items())
-    return report.recent()[-1]
+    return report.list_recent()[-1]
 
 
 def direct_works(path: Path) -> bool:
@@ -98,12 +98,12 @@ def test_the_probe_sees_what_the_kernel_counts(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     cache = PageCache(descriptor)
     try:
-        assert cache.cold(0, 1 << 20)
-        assert not cache.resident(1 << 20)
+        assert cache.is_cold(0, 1 << 20)
+        assert not cache.is_resident(1 << 20)
         assert count_cached(descriptor, 0, path.stat().st_size) <= 1
         path.read_bytes()
-        assert cache.resident(1 << 20)
-        assert not cache.cold(0, 1 << 20)
+        assert cache.is_resident(1 << 20)
+        assert not cache.is_cold(0, 1 << 20)
     finally:
         cache.close()
         os.close(descriptor)
