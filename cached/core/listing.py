@@ -97,7 +97,8 @@ class Listing:
 
     `identity`: made by `identity_of` from everything that decides the server's answer for a file's `key`: address,
     query, user, environment. Equal for two listings only if equal keys are one object.
-    `revision`: the commit that a moving name was resolved to, for status and logs. `unlisted`: folders without files
+    `revision`: the commit that a moving name was resolved to, for status and logs. `tag`: the source's strong validator
+    of the whole listing (the ETag of `holdfast.json`, a commit), None without one. `unlisted`: folders without files
     here. A listing may have names invalid in a version: `filters.choose` checks the files it chooses only.
     """
 
@@ -106,3 +107,4 @@ class Listing:
     manifest: Manifest | None = None
     revision: str | None = None
     unlisted: tuple[Unlisted, ...] = ()
+    tag: str | None = None
