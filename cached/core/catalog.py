@@ -288,9 +288,8 @@ def _apply(model: CatalogModel, ref: ModelRef, template: str, digest: Digest | N
 def _include(node: yaml.Node | None) -> tuple[str, ...]:
     patterns = _patterns(node, "`include`")
     if isinstance(node, yaml.SequenceNode) and not patterns:
-        raise InvalidNode(
-            nodes.line_of(node), "an empty `include` selects nothing; leave the key out to select everything"
-        )
+        reason = "an empty `include` selects nothing; leave the key out to select everything"
+        raise InvalidNode(nodes.line_of(node), reason)
     return patterns
 
 
@@ -299,9 +298,8 @@ def _patterns(node: yaml.Node | None, what: str) -> tuple[str, ...]:
     for item in nodes.items(node, what):
         pattern = nodes.text(item, f"a pattern of {what}")
         if not pattern or pattern.startswith(("/", "./", "../")):
-            raise InvalidNode(
-                nodes.line_of(item), f"{what}: {pattern[:200]!r} matches nothing; paths look like `folder/file.json`"
-            )
+            reason = f"{what}: {pattern[:200]!r} matches nothing; paths look like `folder/file.json`"
+            raise InvalidNode(nodes.line_of(item), reason)
         patterns.append(pattern)
     return tuple(patterns)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from cached.contract.errors import HoldfastError, Permanent
 from cached.contract.program import limits
-from cached.core.catalog import EMPTY_CATALOG, Catalog, ParsedCatalog, parse_catalog
+from cached.core.catalog import EMPTY_CATALOG, Catalog, parse_catalog
 from cached.daemon.file_watch import watch_file
 
 _log = logging.getLogger("holdfast")
@@ -67,7 +67,11 @@ class CatalogFile:
             if text == self._text:
                 return
             self._text = text
-            self._catalog = _accept(await asyncio.to_thread(parse_catalog, text, self._catalog))
+            parsed = await asyncio.to_thread(parse_catalog, text, self._catalog)
+            for rejection in parsed.rejected:
+                _log.error("catalog, line %d: %s: %s", rejection.line, rejection.where, rejection.reason)
+            _log.info("catalog: %d models, %d entries rejected", len(parsed.catalog.models), len(parsed.rejected))
+            self._catalog = parsed.catalog
             self._trouble = None
             self._use_catalog(self._catalog)
             self.not_ready_reason = None
@@ -86,10 +90,3 @@ def _read(path: Path) -> str:
         raise limits.find_limit_error(error, f"catalog {path}") or Permanent(
             "no_catalog", f"catalog {path}: {error}", "write the file, or name another with --catalog"
         ) from error
-
-
-def _accept(parsed: ParsedCatalog) -> Catalog:
-    for rejection in parsed.rejected:
-        _log.error("catalog, line %d: %s: %s", rejection.line, rejection.where, rejection.reason)
-    _log.info("catalog: %d models, %d entries rejected", len(parsed.catalog.models), len(parsed.rejected))
-    return parsed.catalog

@@ -44,8 +44,8 @@ class Config:
 def parse_config(arguments: Sequence[str]) -> Config:
     """Read the daemon's options; exits 2 with the reason for a bad value."""
     parser = OptionParser(prog="holdfast daemon", description="Fetch, verify, publish, evict and report on one node.")
-    parser.option("--root", type=_absolute_path, default=DEFAULT_ROOT, help="the cache's folder, on one file system")
-    parser.option("--catalog", type=_absolute_path, required=True, help="the catalog, a YAML file; watched")
+    parser.option("--root", type=_parse_path, default=DEFAULT_ROOT, help="the cache's folder, on one file system")
+    parser.option("--catalog", type=_parse_path, required=True, help="the catalog, a YAML file; watched")
     parser.option("--listen", type=parse_address, default=("0.0.0.0", 9400), help="HOST:PORT for metrics and status")  # noqa: S104 - scraped from outside the pod
     parser.option(
         "--kube",
@@ -59,8 +59,8 @@ def parse_config(arguments: Sequence[str]) -> Config:
         type=_positive(parse_size, "a size above 0 such as 2TB"),
         help="the most the cache may hold, as 2TB; default: the file system",
     )
-    parser.option("--high-watermark", type=_share, default=0.90, help="evict above this share of the capacity")
-    parser.option("--low-watermark", type=_share, default=0.80, help="evict until below this share")
+    parser.option("--high-watermark", type=_parse_share, default=0.90, help="evict above this share of the capacity")
+    parser.option("--low-watermark", type=_parse_share, default=0.80, help="evict until below this share")
     parser.option("--connections", type=whole_number(1, 256), default=8, help="connections in all")
     parser.option("--connections-per-origin", type=whole_number(1, 256), help="connections to one origin; default: all")
     parser.option(
@@ -85,24 +85,23 @@ def parse_config(arguments: Sequence[str]) -> Config:
     parser.option(
         "--resolve-interval",
         dest="resolve_interval_s",
-        type=_interval,
+        type=_parse_interval,
         help="look so often whether the source of an unpinned version changed, as 6h; off: never (default)",
     )
     parser.option("--log-level", choices=("debug", "info", "warning", "error"), default="info", help="how much to log")
     given = parser.parse_args(arguments)
     if not given.low_watermark <= given.high_watermark:
-        parser.error(
-            f"--low-watermark {given.low_watermark} is above --high-watermark {given.high_watermark}: set it lower"
-        )
+        low, high = given.low_watermark, given.high_watermark
+        parser.error(f"--low-watermark {low} is above --high-watermark {high}: set it lower")
     given.connections_per_origin = given.connections_per_origin or given.connections
     return Config(**vars(given))
 
 
-def _interval(text: str) -> float | None:
+def _parse_interval(text: str) -> float | None:
     return None if text == "off" else parse_duration(text)
 
 
-def _share(text: str) -> float:
+def _parse_share(text: str) -> float:
     value = float(text)
     if not 0 < value <= 1:
         raise ValueError(f"expected a share above 0 and at most 1, such as 0.90, found {text!r}")
@@ -121,5 +120,5 @@ def _positive(parse: Callable[[str], T], expected: str) -> Callable[[str], T]:
     return parse_positive
 
 
-def _absolute_path(text: str) -> Path:
+def _parse_path(text: str) -> Path:
     return Path(os.path.abspath(text))

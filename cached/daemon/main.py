@@ -106,7 +106,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _require_proc() -> None:
-    """Refuse to start without /proc: the socket and the scrub use its short names of open folders."""
+    """Raise `Permanent` (`no_proc`) without /proc: the socket and the scrub use its short names of open folders."""
     if not os.path.exists("/proc/self/fd"):
         raise Permanent("no_proc", "/proc is not mounted here", "mount proc at /proc in the daemon's container")
 
@@ -358,14 +358,14 @@ def _adopt_statuses(
         if ref in inventory.models:
             continue
         if old.state in _UNFINISHED or ref in lost:
-            unfinished[ref] = _pin_of(old)
+            unfinished[ref] = _parse_pin(old)
             status_files.reset(ref, State.QUEUED, old.source, unfinished[ref])
         else:
             status_files.drop(ref)
     unfinished |= {ref: None for ref in lost if ref not in before}
     for ref, digest in inventory.models.items():
         old_status = before.get(ref)
-        inventory.adopt(ref, _old_source(old_status, digest))
+        inventory.adopt(ref, _find_old_source(old_status, digest))
         pinned = old_status is not None and old_status.pinned
         source = inventory.fetched[ref].source
         status_files.set_ready(ref, digest, inventory.size(ref), pinned=pinned, source=source)
@@ -373,14 +373,14 @@ def _adopt_statuses(
     return unfinished
 
 
-def _old_source(status: ModelStatus | None, digest: Digest) -> str:
+def _find_old_source(status: ModelStatus | None, digest: Digest) -> str:
     """Return the source of `digest` that an older release wrote in a `ready` status; empty where unknown."""
     if status is None or status.state is not State.READY or status.digest != str(digest):
         return ""
     return status.source
 
 
-def _pin_of(status: ModelStatus) -> Digest | None:
+def _parse_pin(status: ModelStatus) -> Digest | None:
     try:
         return Digest.parse(status.digest) if status.pinned and status.digest else None
     except HoldfastError:

@@ -50,12 +50,7 @@ async def answer_errors(
     try:
         return await handler(request)
     except HoldfastError as error:
-        document = {
-            "code": error.code,
-            "message": error.message,
-            "remedy": error.remedy,
-            "permanent": error.permanent,
-        }
+        document = {"code": error.code, "message": error.message, "remedy": error.remedy, "permanent": error.permanent}
         return web.json_response({"error": document}, status=400 if error.permanent else 503)
 
 

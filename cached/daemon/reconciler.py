@@ -201,9 +201,8 @@ class Reconciler:
         if self.is_known(ref):
             return
         if self._catalog is None:
-            raise Transient(
-                "no_catalog", f"{ref} is not on this node, and the catalog is not read yet", "ask again in a moment"
-            )
+            message = f"{ref} is not on this node, and the catalog is not read yet"
+            raise Transient("no_catalog", message, "ask again in a moment")
         raise unknown_model(self._catalog, ref)
 
     def is_kept(self, ref: ModelRef) -> bool:
@@ -347,20 +346,17 @@ class Reconciler:
     def _plan_space(self) -> tuple[SpaceStep, ...]:
         if self._catalog is None or not self._is_tight():
             return ()
-        return tuple(
-            planner.plan_space(
-                Situation(
-                    demand=self._demand,
-                    inventory=self.list_inventory(),
-                    fetching=self._versions.fetching,
-                    space=self._ledger.compute_use(),
-                    shortages={ref: self._compute_shortage(ref, blocked) for ref, blocked in self._versions.blocked},
-                    fetch_space={ref: self._fetches.stake(ref) for ref in self._versions.fetching},
-                    high_watermark=self._high,
-                    low_watermark=self._low,
-                )
-            )
+        situation = Situation(
+            demand=self._demand,
+            inventory=self.list_inventory(),
+            fetching=self._versions.fetching,
+            space=self._ledger.compute_use(),
+            shortages={ref: self._compute_shortage(ref, blocked) for ref, blocked in self._versions.blocked},
+            fetch_space={ref: self._fetches.stake(ref) for ref in self._versions.fetching},
+            high_watermark=self._high,
+            low_watermark=self._low,
         )
+        return tuple(planner.plan_space(situation))
 
     def _apply(self, step: VersionStep) -> None:
         match step:

@@ -15,7 +15,7 @@ from cached.contract.errors import HoldfastError, Transient
 from cached.contract.layout import Layout
 from cached.contract.reference import ModelRef
 from cached.contract.status import ModelStatus, State, StatusError, timestamp
-from cached.core.eviction import count_reclaimable
+from cached.core.eviction import InventoryEntry, count_reclaimable
 from cached.core.space import Ledger, SpaceUse
 from cached.core.versions.record import Pull
 from cached.daemon.catalog_file import CatalogFile
@@ -112,22 +112,12 @@ class DaemonService:
         await self._catalog.wait_until_current()
         pull = self._reconciler.pull(ref, pin, refresh=refresh)
         await self._status_files.flushed()
-        return self._answer(self._reconciler.find_pull(pull.id) or pull)
+        return self._describe_pull(self._reconciler.find_pull(pull.id) or pull)
 
     def get_pull(self, id_: str) -> dict[str, Any] | None:
         """Return the current answer of the pull with this id; None for an unknown id."""
         pull = self._reconciler.find_pull(id_)
-        return None if pull is None else self._answer(pull)
-
-    def _answer(self, pull: Pull) -> dict[str, Any]:
-        status = self._status_files.get(pull.want.ref)
-        state = State.QUEUED if pull.error is None else State.FAILED
-        return {
-            "pull": pull.id,
-            "state": str(state if status is None else status.state),
-            "digest": None if pull.digest is None else str(pull.digest),
-            "error": None if pull.error is None else asdict(StatusError.of(pull.error)),
-        }
+        return None if pull is None else self._describe_pull(pull)
 
     async def gc(self, check: Check) -> list[dict[str, Any]]:
         """Evict the versions without want or lease and return them; `check` is called before each step."""
@@ -140,7 +130,7 @@ class DaemonService:
             check()
             freed = await self._reconciler.evict(victim.ref, victim.digest, "gc")
             if freed is not None:
-                gone.append(_describe_evicted(victim.ref, victim.digest, freed))
+                gone.append(_describe_evicted(victim, freed))
         check()
         await self._reconciler.sweep()
         return gone
@@ -152,7 +142,7 @@ class DaemonService:
         plan, before = [], 0
         for count, victim in enumerate(victims, 1):
             freed = count_reclaimable(victims[:count], inventory)
-            plan.append(_describe_evicted(victim.ref, victim.digest, freed - before))
+            plan.append(_describe_evicted(victim, freed - before))
             before = freed
         return plan
 
@@ -187,6 +177,16 @@ class DaemonService:
         """Return the error while the root's disk does not answer; None while it does."""
         return self._status_files.hanging
 
+    def _describe_pull(self, pull: Pull) -> dict[str, Any]:
+        status = self._status_files.get(pull.want.ref)
+        state = State.QUEUED if pull.error is None else State.FAILED
+        return {
+            "pull": pull.id,
+            "state": str(state if status is None else status.state),
+            "digest": None if pull.digest is None else str(pull.digest),
+            "error": None if pull.error is None else asdict(StatusError.of(pull.error)),
+        }
+
     def _describe_model(self, status: ModelStatus) -> dict[str, Any]:
         ref = ModelRef(status.model, status.version)
         used = self._inventory.last_used_at(ref)
@@ -194,11 +194,6 @@ class DaemonService:
         return {**status.document(), "last_used": None if used is None else timestamp(used), "leased": leased}
 
 
-def _describe_evicted(ref: ModelRef, digest: Digest, size: int) -> dict[str, Any]:
-    return {
-        "model": ref.name,
-        "version": ref.version,
-        "digest": str(digest),
-        "bytes": size,
-        "reason": "not wanted",
-    }
+def _describe_evicted(victim: InventoryEntry, freed: int) -> dict[str, Any]:
+    ref, digest = victim.ref, str(victim.digest)
+    return {"model": ref.name, "version": ref.version, "digest": digest, "bytes": freed, "reason": "not wanted"}

@@ -25,6 +25,7 @@ from cached.core.versions.messages import (
     Ended,
     Event,
     Evicted,
+    FetchEvent,
     LogFailure,
     NeedFound,
     PauseEnded,
@@ -47,6 +48,7 @@ from cached.core.versions.messages import (
     Stopped,
     StopTry,
     TimePassed,
+    TryEnd,
     TryFailed,
 )
 from cached.core.versions.record import (
@@ -193,7 +195,7 @@ def _reopen_pulls(version: Version) -> Result:
 # --- the fetch -----------------------------------------------------------------------------------------------------
 
 
-def _handle_fetch(version: Version, event: Event) -> Result:
+def _handle_fetch(version: Version, event: FetchEvent) -> Result:
     state = version.state
     match event, state:
         case Started(want, order), Inactive() | Failed() | Refused():
@@ -274,7 +276,7 @@ def _pass_time(version: Version, now: float) -> Result:
 # --- the end of a try ----------------------------------------------------------------------------------------------
 
 
-def _handle_end(version: Version, event: Arrived | TryFailed | Stopped, now: float) -> Result:
+def _handle_end(version: Version, event: TryEnd, now: float) -> Result:
     match event, version.state:
         case Arrived(digest), Running() | Stopping():
             return _arrive(version, digest)

@@ -129,29 +129,11 @@ class TimePassed:
     """`Version.due` has passed."""
 
 
-Event = (
-    Pulled
-    | Resumed
-    | PodsSeen
-    | DemandUpdated
-    | Started
-    | Cancel
-    | Forget
-    | Refuse
-    | Preempt
-    | Reprioritize
-    | Admitted
-    | SpaceReserved
-    | PauseEnded
-    | SpacePlanned
-    | NeedFound
-    | Arrived
-    | TryFailed
-    | Stopped
-    | AnswerExpired
-    | Evicted
-    | TimePassed
-)
+DemandEvent = Pulled | Resumed | PodsSeen | DemandUpdated | AnswerExpired | Evicted | NeedFound
+PlannerStep = Cancel | Forget | Refuse | Preempt | Reprioritize
+FetchEvent = Started | PlannerStep | Admitted | SpaceReserved | PauseEnded | SpacePlanned
+TryEnd = Arrived | TryFailed | Stopped
+Event = DemandEvent | FetchEvent | TryEnd | TimePassed
 
 
 # --- steps ---------------------------------------------------------------------------------------------------------
@@ -273,20 +255,5 @@ class Reopen:
     pull: Pull
 
 
-Step = (
-    StartTry
-    | StopTry
-    | SetPriority
-    | Ended
-    | Plan
-    | ShowQueued
-    | ShowTrouble
-    | ShowFailed
-    | ShowRefused
-    | ShowIdle
-    | LogFailure
-    | CountWant
-    | CountWait
-    | Answer
-    | Reopen
-)
+ShowStep = ShowQueued | ShowTrouble | ShowFailed | ShowRefused | ShowIdle | LogFailure | CountWant | CountWait
+Step = StartTry | StopTry | SetPriority | Ended | Plan | ShowStep | Answer | Reopen

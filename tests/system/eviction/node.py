@@ -1,5 +1,5 @@
-"""A node in one thread: the daemon's own scheduler, deliveries, transfers, flights, janitor, ledger, holdings and store
-over a real tree, with a clock, a disk, an origin and a cluster that a test moves by hand.
+"""A node in one thread: the daemon's own reconciler, version fetches, downloads, publisher, ledger, inventory
+and store over a real tree, with a clock, a disk, an origin and a cluster that a test moves by hand.
 
 Law: only what surrounds those parts is replaced: the threads (a job waits until the test does it), the byte path (a
 flight has the bytes it is given), the origin, the cluster, the clock and the disk's free space. Nothing happens unless
