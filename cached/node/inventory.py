@@ -24,7 +24,7 @@ from cached.contract.manifest import Manifest
 from cached.contract.reference import ModelRef
 from cached.contract.status import encode
 from cached.core.catalog import Catalog
-from cached.core.demand import is_kept, used
+from cached.core.demand import find_used, is_kept
 from cached.core.eviction import InventoryEntry
 from cached.node.cluster import Cluster
 from cached.node.log_once import LogOnce
@@ -150,7 +150,7 @@ class Inventory:
 
 def list_holdings(inventory: Inventory, cluster: Cluster, catalog: Catalog | None) -> list[InventoryEntry]:
     """Return every version for the planner."""
-    asked = used(cluster.pods(), inventory.models, catalog)
+    asked = find_used(cluster.pods(), inventory.models, catalog)
     return [_as_holding(inventory, ref, cluster, catalog, wanted=ref in asked) for ref in inventory.models]
 
 
@@ -160,7 +160,7 @@ def find_holding(
     """Return one version for the planner, None if this node does not have it."""
     if ref not in inventory.models:
         return None
-    asked = used((pod for pod in cluster.pods() if pod.ref == ref), inventory.models, catalog)
+    asked = find_used((pod for pod in cluster.pods() if pod.ref == ref), inventory.models, catalog)
     return _as_holding(inventory, ref, cluster, catalog, wanted=ref in asked)
 
 

@@ -1,5 +1,5 @@
-"""A node in one thread: the daemon's own scheduler, deliveries, transfers, flights, janitor, ledger, holdings and store
-over a real tree, with a clock, a disk, an origin and a cluster that a test moves by hand.
+"""A node in one thread: the daemon's own reconciler, version fetches, downloads, publisher, ledger, inventory
+and store over a real tree, with a clock, a disk, an origin and a cluster that a test moves by hand.
 
 Law: only what surrounds those parts is replaced: the threads (a job waits until the test does it), the byte path (a
 flight has the bytes it is given), the origin, the cluster, the clock and the disk's free space. Nothing happens unless
@@ -31,8 +31,8 @@ from cached.core.demand import PodWant
 from cached.core.listing import Listing, RemoteFile
 from cached.core.space import DiskSpace, Ledger, OnDisk, Reservation
 from cached.daemon.main import _adopt_statuses
-from cached.daemon.metrics import DaemonGauges, DaemonMetrics
-from cached.daemon.reconciler import Reconciler, ReconcilerParts
+from cached.daemon.metrics import DaemonMetrics
+from cached.daemon.reconciler import Reconciler
 from cached.fetch import downloads, reservation
 from cached.fetch.attempt import Verified
 from cached.fetch.download import Download
@@ -379,30 +379,29 @@ class Node:
         self.lock = Root(self.layout)
         journal = DigestJournal(self.layout.digests, recovered.digests)
         parts = NodeParts(self.layout, self.lock, self.holdings, self.board, self.ledger, pool, self.cluster, journal)
-        metrics = DaemonMetrics(_no_figures)
+        metrics = DaemonMetrics()
         self.bytes = Bytes(self.layout, self.disk, journal)
         self.flights = Downloads(self.layout, self.bytes, self.ledger)  # type: ignore[arg-type]  # what it uses of them
         self.janitor = Publisher(parts)
         fetching = VersionFetchParts(self.layout, self.flights, self.board, self.janitor, pool, metrics, journal, 600.0)
         self.transfers = VersionFetches(fetching, self.origin.open)
-        self.scheduler = Reconciler(
-            ReconcilerParts(
-                self.board,
-                self.holdings,
-                self.ledger,
-                self.flights,
-                self.transfers,
-                self.janitor,
-                metrics,
-                self.cluster,
-                self.clock.monotonic,
-            ),
-            limits.high,
-            limits.low,
+        self.reconciler = Reconciler(
+            status_files=self.board,
+            inventory=self.holdings,
+            ledger=self.ledger,
+            downloads=self.flights,
+            fetches=self.transfers,
+            publisher=self.janitor,
+            metrics=metrics,
+            cluster=self.cluster,
+            loop=self.loop,
+            clock=self.clock.monotonic,
+            high_watermark=limits.high,
+            low_watermark=limits.low,
         )
-        self.scheduler.resume(_adopt_statuses(self.layout, self.board, self.holdings, recovered.lost))
-        self.scheduler.use_catalog(self.catalog)
-        self.tasks = [self.loop.create_task(self.scheduler.run())]
+        self.reconciler.resume(_adopt_statuses(self.layout, self.board, self.holdings, recovered.lost))
+        self.reconciler.use_catalog(self.catalog)
+        self.tasks = [self.loop.create_task(self.reconciler.run())]
         self.turn()
 
     def crash(self) -> None:
@@ -446,7 +445,7 @@ class Node:
         parsed = parse_catalog(text, EMPTY_CATALOG)
         assert not parsed.rejected, parsed.rejected
         self.catalog = parsed.catalog
-        self.scheduler.use_catalog(self.catalog)
+        self.reconciler.use_catalog(self.catalog)
 
     # --- what a test compares --------------------------------------------------------------------------------------
 
@@ -505,7 +504,3 @@ def _dead(*_: object, **__: object) -> Future[Any]:
     future: Future[Any] = Future()
     future.cancel()
     return future
-
-
-def _no_figures() -> DaemonGauges:
-    return DaemonGauges(0, {}, 0, 0, {}, ())
