@@ -39,7 +39,7 @@ from cached.daemon.read_api import make_read_app
 from cached.daemon.reconciler import Reconciler, ReconcilerParts
 from cached.daemon.service import DaemonService
 from cached.fetch.downloads import Downloads
-from cached.fetch.version import VersionFetches, VersionFetchParts
+from cached.fetch.version import VersionFetches
 from cached.fetch.workers import Workers, WorkerSettings
 from cached.kube.kubeconfig import find_cluster
 from cached.kube.kubernetes import KubernetesCluster
@@ -201,11 +201,17 @@ async def _work(
         janitor = Publisher(node)
         await janitor.discard(recovered.damaged)
         janitor.report_published()
-        listing_timeout_s = _LISTING_STALLS * config.stall_timeout_s
-        fetching = VersionFetchParts(
-            layout, flights, board, janitor, blocking, daemon.counters, journal, listing_timeout_s
+        transfers = VersionFetches(
+            layout=layout,
+            ledger=ledger,
+            downloads=flights,
+            status_files=board,
+            publisher=janitor,
+            blocking=blocking,
+            observer=daemon.counters,
+            open_source=lambda uri: open_source(uri, client),
+            listing_timeout_s=_LISTING_STALLS * config.stall_timeout_s,
         )
-        transfers = VersionFetches(fetching, lambda uri: open_source(uri, client))
         parts = ReconcilerParts(
             board, holdings, ledger, flights, transfers, janitor, daemon.counters, around, time.monotonic
         )
@@ -372,7 +378,7 @@ def _adopt_statuses(
         old_status = before.get(ref)
         holdings.adopt(ref, _old_source(old_status, digest))
         pinned = old_status is not None and old_status.pinned
-        board.set_ready(ref, digest, holdings.size(ref), pinned, holdings.fetched[ref].source)
+        board.set_ready(ref, digest, holdings.size(ref), pinned=pinned, source=holdings.fetched[ref].source)
     board.sweep()
     return unfinished
 

@@ -95,4 +95,4 @@ class VersionStatuses:
 
     def _ready(self, ref: ModelRef, *, pinned: bool) -> None:
         held = self._holdings
-        self._board.set_ready(ref, held.models[ref], held.size(ref), pinned, held.fetched[ref].source)
+        self._board.set_ready(ref, held.models[ref], held.size(ref), pinned=pinned, source=held.fetched[ref].source)

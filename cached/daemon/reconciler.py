@@ -61,7 +61,6 @@ from cached.core.versions.table import VersionTable
 from cached.daemon.metrics import DaemonMetrics
 from cached.daemon.outcomes import VersionStatuses
 from cached.fetch.downloads import Downloads
-from cached.fetch.outcome import try_fetch
 from cached.fetch.version import Published, SourceComparison, VersionFetches
 from cached.node.cluster import Cluster
 from cached.node.inventory import Inventory, find_holding, list_holdings
@@ -484,10 +483,10 @@ class Reconciler:
     async def _fetch(self, want: Want) -> Published | HoldfastError:
         ref, board = want.ref, self._parts.board
         got_space = partial(self._handle, ref, SpaceReserved())
-        outcome = await try_fetch(self._parts.transfers, want, partial(self._priority, want), got_space)
+        outcome = await self._parts.transfers.try_fetch(want, partial(self._priority, want), got_space)
         if isinstance(outcome, Published):
             size = outcome.manifest.total_bytes
-            board.set_ready(ref, outcome.digest, size, want.pin is not None, outcome.source)
+            board.set_ready(ref, outcome.digest, size, pinned=want.pin is not None, source=outcome.source)
             _log.info("%s: ready, %d bytes, %s", ref, size, outcome.digest)
         return outcome
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from cached.contract.layout import Layout
-from cached.core.space import Ledger, NoSpace
+from cached.core.space import Ledger
 from cached.fetch.attempt import BlobSpec, Verified
 from cached.fetch.download import Download
 from cached.fetch.reservation import DownloadSpace
@@ -41,13 +41,13 @@ class Downloads:
         self._ledger = ledger
         self._entries: dict[str, _Entry] = {}
 
-    def join(self, spec: BlobSpec, who: object, priority: int) -> tuple[Download, asyncio.Future[Verified]] | None:
-        """Add `who` to the waiters of a running download; return None if there is none, else the download and its
+    def join(self, spec: BlobSpec, waiter: object, priority: int) -> tuple[Download, asyncio.Future[Verified]] | None:
+        """Add `waiter` to the waiters of a running download; return None if there is none, else the download and its
         result, which is shared: wait for it, never cancel it."""
         entry = self._entries.get(spec.key.id)
         if entry is None:
             return None
-        entry.waiters[who] = priority
+        entry.waiters[waiter] = priority
         self._reprioritize([entry])
         return entry.download, entry.result
 
@@ -68,51 +68,39 @@ class Downloads:
         spec: BlobSpec,
         locate: Callable[[Cancellation], Target],
         allotment: DownloadSpace,
-        who: object,
+        waiter: object,
         priority: int,
     ) -> tuple[Download, asyncio.Future[Verified]]:
         """Start the download of a blob that has none, in the space of `allotment`; return the same as `join`."""
         download = Download(spec, locate, allotment, self._workers, priority)
-        entry = _Entry(download, allotment, asyncio.wrap_future(download.result), {who: priority})
+        entry = _Entry(download, allotment, asyncio.wrap_future(download.result), {waiter: priority})
         entry.result.add_done_callback(lambda _: self._settle(spec.key.id))
         self._entries[spec.key.id] = entry
         self._workers.submit([download])
         return download, entry.result
 
-    def leave(self, spec: BlobSpec, who: object) -> asyncio.Future[Verified] | None:
-        """Remove `who` from the waiters; cancel the download with the last one, and return the result to wait for."""
+    def leave(self, spec: BlobSpec, waiter: object) -> asyncio.Future[Verified] | None:
+        """Remove `waiter`; with the last waiter cancel the download, and return the result to wait for."""
         entry = self._entries.get(spec.key.id)
         if entry is None:
             return None
-        entry.waiters.pop(who, None)
+        entry.waiters.pop(waiter, None)
         if entry.waiters:
             self._reprioritize([entry])
             return None
         entry.download.cancel()
         return entry.result
 
-    def reprioritize(self, who: object, priority: int) -> None:
-        """Set the priority of `who` in all its downloads."""
-        concerned = [entry for entry in self._entries.values() if who in entry.waiters]
+    def reprioritize(self, waiter: object, priority: int) -> None:
+        """Set the priority of `waiter` in all its downloads."""
+        concerned = [entry for entry in self._entries.values() if waiter in entry.waiters]
         for entry in concerned:
-            entry.waiters[who] = priority
+            entry.waiters[waiter] = priority
         self._reprioritize(concerned)
 
-    def require_capacity(self, size: int) -> None:
-        """Raise `Permanent` (`too_large`) if `size` bytes can never fit."""
-        self._ledger.require_capacity(size)
-
-    def no_space(self, size: int, resumed: int) -> NoSpace:
-        """Return the error for a lack of space for `size` bytes, of which `resumed` are on the disk."""
-        return NoSpace(size, min(size, resumed), self._ledger.compute_use())
-
-    def reserved_for(self, who: object) -> dict[str, int]:
-        """Return the reserved bytes of the downloads that `who` waits for, by ingest id."""
-        return {id_: entry.allotment.reserved for id_, entry in self._entries.items() if who in entry.waiters}
-
-    def left_by(self, ids: Iterable[str]) -> dict[str, int]:
-        """Return the bytes of these partial blobs on the disk, by ingest id."""
-        return {id_: self._ledger.partial_bytes(id_) for id_ in ids}
+    def reserved_for(self, waiter: object) -> dict[str, int]:
+        """Return the reserved bytes of the downloads that `waiter` waits for, by ingest id."""
+        return {id_: entry.allotment.reserved for id_, entry in self._entries.items() if waiter in entry.waiters}
 
     def busy(self) -> frozenset[str]:
         """Return the ingest ids of running downloads."""

@@ -47,9 +47,8 @@ class LocalBody:
             except OSError as error:
                 raise _local_error(error, self._target) from error
             if count == 0:
-                raise Transient(
-                    "bad_response", f"{self._target.path}: ended at byte {self._position}, expected {self._end}", ""
-                )
+                problem = f"{self._target.path}: ended at byte {self._position}, expected {self._end}"
+                raise Transient("bad_response", problem, "")
             filled += count
             self._position += count
         if self._position == self._end:

@@ -40,7 +40,6 @@ _log = logging.getLogger(__name__)
 P = ParamSpec("P")
 T = TypeVar("T")
 _GROUP_FILES = 256  # in all versions published together: the first one waits for the last one's
-Ids = Callable[[], Collection[str]]  # called under the lock: the ids change before it is taken
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +57,12 @@ class NodeParts:
 
 
 @dataclass(slots=True, eq=False)
-class _Waiting:
-    """A publication that waits for the lock, until it is `started`."""
+class _QueuedPublication:
+    """A publication that waits for the lock, until it is `started`. `list_ids` gives its ids in the digest journal,
+    called under the lock: they change before it is taken."""
 
     publication: Publication
-    notes: Ids
+    list_ids: Callable[[], Collection[str]]
     result: asyncio.Future[Digest]
     started: bool = False
 
@@ -82,20 +82,22 @@ class Publisher:
         self.claims = Claims(parts.journal)
         self._deletion = deletion.Deletion(parts.layout, self.claims, parts.ledger, parts.inventory.links)
         self._lock = asyncio.Lock()
-        self._waiting: deque[_Waiting] = deque()
+        self._waiting: deque[_QueuedPublication] = deque()
 
     async def update_leases(self) -> None:
         """Update the inventory's leased snapshots."""
         digests = self._inventory.digests
         self._inventory.set_leased(await self._blocking.run(find_leased, self._layout, digests))
 
-    async def publish(self, ref: ModelRef, manifest: Manifest, record: FetchRecord, notes: Ids) -> Digest:
-        """Publish `manifest`, whose blobs are all committed, as `ref`; return its digest. `notes` gives its ids in the
-        digest journal, which are forgotten. The previous snapshot of the name stays while it is leased. A started
-        publication is completed, cancelled or not. Raises `HoldfastError`.
-
-        Versions that wait for the lock at the same time are published together, in the turn of the first."""
-        mine = _Waiting(Publication(ref, manifest, record), notes, asyncio.get_running_loop().create_future())
+    async def publish(
+        self, ref: ModelRef, manifest: Manifest, record: FetchRecord, list_ids: Callable[[], Collection[str]]
+    ) -> Digest:
+        """Publish `manifest`, whose blobs are all committed, as `ref`; return its digest. `list_ids` gives its ids in
+        the digest journal, which are forgotten. The previous snapshot of the name stays while it is leased. A started
+        publication is completed, cancelled or not. Versions that wait for the lock at the same time are published
+        together, in the turn of the first. Raises `HoldfastError`."""
+        result = asyncio.get_running_loop().create_future()
+        mine = _QueuedPublication(Publication(ref, manifest, record), list_ids, result)
         self._waiting.append(mine)
         turn = asyncio.ensure_future(self._take_turn(mine))  # a task of its own: no cancelled caller interrupts others
         try:
@@ -110,14 +112,14 @@ class Publisher:
                 raise
             return mine.result.result()
 
-    async def _take_turn(self, mine: _Waiting) -> None:
+    async def _take_turn(self, mine: _QueuedPublication) -> None:
         async with self._lock:
             while not mine.started:
                 await self._publish_group(self._take_group())
 
-    def _take_group(self) -> list[_Waiting]:
+    def _take_group(self) -> list[_QueuedPublication]:
         """Take the first waiting publication, and the next ones up to `_GROUP_FILES` files in all."""
-        group: list[_Waiting] = []
+        group: list[_QueuedPublication] = []
         files = 0
         for each in self._waiting:
             files += len(each.publication.manifest.files)
@@ -129,12 +131,12 @@ class Publisher:
             self._waiting.popleft()
         return group
 
-    async def _publish_group(self, group: list[_Waiting]) -> None:
+    async def _publish_group(self, group: list[_QueuedPublication]) -> None:
         publications = [each.publication for each in group]
         error: Exception | None = Transient("interrupted", "the publication was cancelled", "it is tried again")
         try:
             for each in group:
-                each.publication.notes = each.notes()
+                each.publication.journal_ids = each.list_ids()
             await self._blocking.finish(publish_all, self._layout, self.claims.journal, self._root.check, publications)
             for publication in publications:
                 self._record(publication)
@@ -186,7 +188,7 @@ class Publisher:
                 freed = None
             if freed is None:
                 if tells and before is not None:
-                    self._status_files.set_ready(ref, digest, size, before.pinned, before.source)
+                    self._status_files.set_ready(ref, digest, size, pinned=before.pinned, source=before.source)
                 return None
             self._status_files.set_content(ref, None, None)
             if tells:
@@ -274,7 +276,8 @@ class Publisher:
         async with self._lock:
             for digest in damaged:
                 _log.error("snapshot %s: it is damaged, or was left when a file of it went bad; it is removed", digest)
-                await self._do(_withdraw, self._layout, self._ledger, (), digest, _anything)
+                # Every rescued file is kept: without a readable manifest, the snapshot's blobs are unknown.
+                await self._do(_withdraw, self._layout, self._ledger, (), digest, lambda _sha256: True)
 
     async def drop_unnamed(self) -> None:
         """Delete the snapshots without a name, except leased ones."""
@@ -288,10 +291,7 @@ class Publisher:
     async def sweep(self) -> int:
         """Delete unlinked and partial blobs that no fetch claims, and the quarantine; return the bytes freed."""
         async with self._lock:
-            swept = await self._do(deletion.sweep, self._deletion)
-            if swept.trouble is not None:
-                raise swept.trouble
-            return swept.committed + swept.dying
+            return await self._do(deletion.sweep, self._deletion)
 
     def report_published(self) -> None:
         """Report the published digests to the cluster."""
@@ -321,11 +321,6 @@ def _restore(
                 account.count_quarantined(sha256, deletion.quarantined_bytes(layout, sha256))
 
 
-def _anything(_sha256: str) -> bool:
-    """Accept every blob: without a readable manifest, the snapshot's blobs are unknown."""
-    return True
-
-
 def _withdraw(
     layout: Layout,
     account: deletion.Account,
@@ -339,6 +334,4 @@ def _withdraw(
             snapshots.delete_name(layout, ref)
         for sha256 in repair.rescue(layout, digest, belongs):
             account.count_blob(sha256, blobs.size(layout, sha256) or 0)
-        trashed = snapshots.trash(layout, digest)
-        if trashed is not None:
-            snapshots.delete_trash(trashed)
+        snapshots.delete(layout, digest)

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Protocol
 
 from cached.contract.digest import Digest
-from cached.contract.errors import HoldfastError
 from cached.contract.layout import TEMPORARY_PREFIX, Layout
 from cached.contract.lease import take_exclusive
 from cached.contract.manifest import Manifest
@@ -49,15 +48,6 @@ class Deletion:
     held: Mapping[str, int]
 
 
-@dataclass(frozen=True, slots=True)
-class Swept:
-    """Bytes freed: by committed blobs, and by partial and quarantined ones (`dying`); and the error that ended it."""
-
-    committed: int
-    dying: int
-    trouble: HoldfastError | None = None
-
-
 def evict(within: Deletion, ref: ModelRef, digest: Digest, manifest: Manifest | None) -> int | None:
     """Delete the name `ref`, its snapshot unless `manifest` is None (another name points there too), and its blobs that
     are neither linked nor claimed. Return the bytes freed; None, with nothing done, if the snapshot is leased."""
@@ -85,31 +75,25 @@ def delete_unnamed(within: Deletion, digest: Digest, manifest: Manifest) -> int 
             return _delete(within, digest, manifest)
 
 
-def sweep(within: Deletion) -> Swept:
-    """Delete the quarantine, and the unlinked and partial blobs that are not claimed."""
-    layout = within.layout
-    committed = dying = 0
-    trouble: HoldfastError | None = None
-    try:
+def sweep(within: Deletion) -> int:
+    """Delete the quarantine, and the unlinked and partial blobs that are not claimed; return the bytes freed. Raises
+    `HoldfastError` for a disk error."""
+    layout, freed = within.layout, 0
+    with durable.disk_errors("sweeping"):
         for name in sorted(os.listdir(layout.trash)):
             _delete_trash(layout.trash / name)
         for blob in blobs.listed(layout):
-            committed += _remove_unclaimed(within, blob.name, 0) or 0
+            freed += _remove_unclaimed(within, blob.name, 0) or 0
         for name in sorted(os.listdir(layout.ingest)):
             if not name.startswith(TEMPORARY_PREFIX):
-                dying += _forget_unclaimed(within, name)
-        with within.claims.deciding():
+                freed += _forget_unclaimed(within, name)
+        with within.claims.deleting:
             journal = within.claims.journal
             journal.forget([id_ for id_ in journal.ids() if not within.claims.has_partial(id_)])
         journal.tidy()
         for name in sorted(os.listdir(layout.quarantine)):
-            dying += _remove_quarantined(within, name)
-    except OSError as error:
-        trouble = durable.disk_error(error, "sweeping")
-        trouble.__cause__ = error
-    except HoldfastError as error:
-        trouble = error
-    return Swept(committed, dying, trouble)
+            freed += _remove_quarantined(within, name)
+    return freed
 
 
 def quarantine(layout: Layout, account: Account, sha256: str) -> None:
@@ -136,7 +120,7 @@ def _delete_trash(path: Path) -> None:
 
 
 def _forget_unclaimed(within: Deletion, id_: str) -> int:
-    with within.claims.deciding():
+    with within.claims.deleting:
         if within.claims.has_partial(id_):
             return 0
         folder = within.layout.ingest / id_
@@ -162,7 +146,7 @@ def _remove_unclaimed(within: Deletion, sha256: str, going: int) -> int | None:
     if within.held.get(sha256, 0) > going or not blobs.is_unlinked(layout, sha256):
         return None
     try:
-        with claims.deciding():
+        with claims.deleting:
             if claims.has_blob(sha256):
                 return None
             with _counting(within.account.count_blob, blobs.size, layout, sha256):

@@ -92,11 +92,8 @@ class Ingest:
             return self._whichever_way(os.preadv, self._read_fd, [buffer], offset)
         except OSError as error:
             if error.errno == errno.EIO:
-                raise Transient(
-                    "lost_bytes",
-                    f"{self.folder / 'data'}: {error.strerror} near byte {offset}",
-                    "check the node's disk",
-                ) from error
+                problem = f"{self.folder / 'data'}: {error.strerror} near byte {offset}"
+                raise Transient("lost_bytes", problem, "check the node's disk") from error
             raise durable.disk_error(error, f"reading {self.folder / 'data'}") from error
 
     def _whichever_way(self, step: Callable[[int, T, int], int], descriptor: int, data: T, offset: int) -> int:
@@ -174,11 +171,9 @@ class Ingest:
 def _resumable(folder: Path, key: IngestKey, is_whole: bool) -> tuple[tuple[int, int], ...]:
     """Return the recorded ranges that are bytes of the object that `key` identifies."""
     state = _read_state(folder)
-    if state is None or key.size is None:
+    if state is None or key.size is None or (state.size, state.validator) != (key.size, key.validator):
         return ()
     if not key.validator:  # without one, the object may have changed
-        return ()
-    if (state.size, state.validator) != (key.size, key.validator):
         return ()
     try:
         there = os.lstat(folder / "data").st_size

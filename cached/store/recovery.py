@@ -12,7 +12,7 @@ import logging
 import os
 import shutil
 import stat
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -84,7 +84,7 @@ def make_tree(layout: Layout) -> None:
 def recover(layout: Layout) -> Recovered:
     """Sweep what a crash left and return the rest; raises `HoldfastError` or OSError."""
     _sweep(layout)
-    _settle(layout)
+    _sync_folders(layout)
     digests = _read_digests(layout)
     for id_, sha256 in digests.items():
         committed.commit_noted(layout, id_, sha256)
@@ -127,21 +127,14 @@ def measure(layout: Layout) -> tuple[dict[str, int], dict[str, int], dict[str, i
 def read_statuses(layout: Layout) -> dict[ModelRef, ModelStatus]:
     """Return the last daemon's status of every version; skip invalid files."""
     statuses: dict[ModelRef, ModelStatus] = {}
-    for segment in _names(layout.public.status):
-        for name in _names(layout.public.status / segment):
-            try:
-                ref = ModelRef(name_from_path_segment(segment), name.removesuffix(".json"))
-                statuses[ref] = ModelStatus.parse(layout.public.model_status(ref).read_bytes())
-            except (OSError, HoldfastError):
-                continue  # not a status file, or truncated by a crash: a current version's is rewritten
+    for ref in _list_refs(layout.public.status, ".json"):
+        with contextlib.suppress(OSError, HoldfastError):  # truncated by a crash: a current version's is rewritten
+            statuses[ref] = ModelStatus.parse(layout.public.model_status(ref).read_bytes())
     return statuses
 
 
 def _check_version(layout: Layout) -> None:
-    if not layout.version.exists():
-        return
-    found = layout.version.read_text()
-    if found != LAYOUT_VERSION:
+    if layout.version.exists() and (found := layout.version.read_text()) != LAYOUT_VERSION:
         raise durable.refuse_root(
             f"{layout.version}: expected layout version {LAYOUT_VERSION.strip()!r}, found {found.strip()[:40]!r}",
             "run the Holdfast release that wrote this root, or give the daemon an empty folder",
@@ -150,13 +143,9 @@ def _check_version(layout: Layout) -> None:
 
 def _sweep(layout: Layout) -> None:
     public = layout.public
-    flat = [layout.root, layout.private, layout.ingest, public.path, public.snapshots, public.status]
-    nested = [
-        parent / name
-        for parent in (public.models, public.status, layout.ingest, layout.fetched)
-        for name in _names(parent)
-    ]
-    records = [public.snapshots / name / ".holdfast" for name in _names(public.snapshots)]
+    flat = (layout.root, layout.private, layout.ingest, public.path, public.snapshots, public.status)
+    nested = _list_folders(public.models, public.status, layout.ingest, layout.fetched)
+    records = (folder / ".holdfast" for folder in _list_folders(public.snapshots))
     for folder in (*flat, *nested, *records):
         for name in _names(folder):
             if name.startswith(TEMPORARY_PREFIX):
@@ -165,11 +154,10 @@ def _sweep(layout: Layout) -> None:
         _delete(layout.trash / name)
 
 
-def _settle(layout: Layout) -> None:
+def _sync_folders(layout: Layout) -> None:
     """Sync all folders: a killed daemon may have renamed without a sync, and a power cut would undo such a rename."""
     public = layout.public
-    nesting = (layout.blobs, public.models, layout.ingest, layout.fetched)
-    nested = [parent / name for parent in nesting for name in _names(parent)]
+    nested = _list_folders(layout.blobs, public.models, layout.ingest, layout.fetched)
     flat = (layout.root, layout.private, layout.ingest, layout.blobs, layout.quarantine, layout.trash, public.path)
     for folder in (*flat, layout.fetched, public.snapshots, public.models, *nested):
         if folder.is_dir():
@@ -223,39 +211,43 @@ def _read_models(
     """Return the names with their digests, and the names that pointed at a damaged snapshot."""
     models: dict[ModelRef, Digest] = {}
     lost: list[ModelRef] = []
-    for segment in _names(layout.public.models):
-        for version in _names(layout.public.models / segment):
-            try:
-                ref = ModelRef(name_from_path_segment(segment), version)
-                digest = snapshots.read_name(layout, ref)
-            except (OSError, InvalidReference):
-                continue  # not a model's name: left alone
-            if digest is not None and digest in manifests:
-                models[ref] = digest
-            elif digest is not None:
-                durable.unlink(layout.public.model_link(ref))  # a crash between two steps of an eviction, or damage
-                if digest in damaged:
-                    lost.append(ref)
+    for ref in _list_refs(layout.public.models, ""):
+        try:
+            digest = snapshots.read_name(layout, ref)
+        except (OSError, InvalidReference):
+            continue  # not a model's name: left alone
+        if digest is not None and digest in manifests:
+            models[ref] = digest
+        elif digest is not None:
+            durable.unlink(layout.public.model_link(ref))  # a crash between two steps of an eviction, or damage
+            if digest in damaged:
+                lost.append(ref)
     return models, lost
 
 
 def _read_fetched(layout: Layout, models: Mapping[ModelRef, Digest]) -> dict[ModelRef, FetchRecord]:
     """Return the records of published names; delete others, left by a publication or an eviction that crashed."""
     records: dict[ModelRef, FetchRecord] = {}
-    for segment in _names(layout.fetched):
-        for name in _names(layout.fetched / segment):
-            try:
-                ref = ModelRef(name_from_path_segment(segment), name.removesuffix(".json"))
-            except InvalidReference:
-                continue  # not a fetch record: left alone
-            digest = models.get(ref)
-            if digest is None:
-                fetched.remove(layout, ref)
-                continue
-            record = fetched.read(layout, ref)
-            known = record is not None and record.digest == digest
-            records[ref] = replace(record, files={}) if record and known else fetched.unknown(digest, "")
+    for ref in _list_refs(layout.fetched, ".json"):
+        digest = models.get(ref)
+        if digest is None:
+            fetched.remove(layout, ref)
+            continue
+        record = fetched.read(layout, ref)
+        known = record is not None and record.digest == digest
+        records[ref] = replace(record, files={}) if record and known else fetched.unknown(digest, "")
     return records
+
+
+def _list_refs(folder: Path, suffix: str) -> Iterator[ModelRef]:
+    """Yield the versions that have a file `<model>/<version><suffix>`; ignore other files."""
+    for segment in _names(folder):
+        for name in _names(folder / segment):
+            try:
+                ref = ModelRef(name_from_path_segment(segment), name.removesuffix(suffix))
+            except InvalidReference:
+                continue
+            yield ref
 
 
 def _names(folder: Path) -> list[str]:
@@ -263,6 +255,10 @@ def _names(folder: Path) -> list[str]:
         return sorted(os.listdir(folder))
     except (FileNotFoundError, NotADirectoryError):
         return []
+
+
+def _list_folders(*parents: Path) -> list[Path]:
+    return [parent / name for parent in parents for name in _names(parent)]
 
 
 def _delete(path: Path) -> None:

@@ -68,9 +68,7 @@ def restore(layout: Layout, refs: Collection[ModelRef], digest: Digest, manifest
         if lost:
             return Restored(lost, condemned)
         if not (is_named(layout, (), digest) and is_whole(layout, digest, manifest)):
-            damaged = snapshots.trash(layout, digest)
-            if damaged is not None:
-                snapshots.delete_trash(damaged)
+            snapshots.delete(layout, digest)
             snapshots.publish(layout, manifest, _NEVER)
         for ref in refs:
             if not is_named(layout, (ref,), digest):
@@ -84,9 +82,9 @@ def relink(layout: Layout, digest: Digest, manifest: Manifest) -> frozenset[str]
     Costs two system calls a file, and a hash of each different one."""
     snapshot = layout.public.snapshot(digest)
     apart = [entry for entry in manifest.files if not _is_same(snapshot.path / entry.path, layout.blob(entry.sha256))]
-    condemned: set[str] = set()
     if not apart:
         return frozenset()
+    condemned: set[str] = set()
     try:
         record = VerifiedRecord.parse(snapshot.verified.read_bytes()).files
     except (OSError, HoldfastError) as error:

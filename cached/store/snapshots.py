@@ -45,9 +45,7 @@ def publish_unsynced(layout: Layout, manifest: Manifest, verified_at: str) -> Di
             if os.path.lexists(final.path):
                 if _is_whole(layout, final, manifest):
                     return digest
-                damaged = trash(layout, digest)
-                if damaged is not None:
-                    delete_trash(damaged)
+                delete(layout, digest)
             _build(layout, SnapshotLayout(temporary), manifest, verified_at)
             os.rename(temporary, final.path)
         except OSError as error:
@@ -110,6 +108,13 @@ def trash(layout: Layout, digest: Digest) -> Path | None:
     except FileNotFoundError:
         return None
     return target
+
+
+def delete(layout: Layout, digest: Digest) -> None:
+    """Delete a snapshot, if it exists, through the trash."""
+    trashed = trash(layout, digest)
+    if trashed is not None:
+        delete_trash(trashed)
 
 
 def delete_trash(path: Path) -> None:

@@ -20,8 +20,7 @@ from cached.store.disk import durable
 
 _MOUNTS = Path("/proc/self/mountinfo")
 _NETWORK = re.compile(r"nfs\d?|cifs|smb\d?|smbfs|9p|ceph|afs|lustre|gpfs|glusterfs|beegfs|fuse(\..*)?|virtiofs")
-_FULL = (errno.ENOSPC, errno.EDQUOT)
-_LOCAL = "put the whole root on one local file system such as ext4 or xfs"
+LOCAL_REMEDY = "put the whole root on one local file system such as ext4 or xfs"
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +76,7 @@ def remarks(layout: Layout) -> list[str]:
     if _NETWORK.fullmatch(mount.kind):
         found.append(
             f"{layout.root}: a network file system ({mount}): slow, and a lock that another node does not see lets two "
-            f"daemons work on one root; {_LOCAL}"
+            f"daemons work on one root; {LOCAL_REMEDY}"
         )
     if not _takes_direct(layout):
         found.append(
@@ -95,7 +94,7 @@ def _try(layout: Layout, ability: str, act: Callable[[], None]) -> None:
     try:
         act()
     except OSError as error:
-        if error.errno in _FULL:
+        if error.errno in durable.DISK_FULL:
             raise _Full from error
         raise durable.refuse_root(
             f"{layout.root}: cannot {ability} here ({mount_of(layout.root)}): {error.strerror}", _remedy(error)
@@ -107,7 +106,7 @@ def _remedy(error: OSError) -> str:
         return durable.READ_ONLY_REMEDY
     if error.errno == errno.EACCES:
         return "give the daemon a folder that its user may write to"
-    return _LOCAL
+    return LOCAL_REMEDY
 
 
 def _check_one_mount(layout: Layout) -> None:
@@ -120,7 +119,7 @@ def _check_one_mount(layout: Layout) -> None:
         if mount.point != whole.point:
             raise durable.refuse_root(
                 f"{folder}: another mount ({mount}) than its root's ({whole}): cannot hard-link or rename across",
-                _LOCAL,
+                LOCAL_REMEDY,
             )
 
 

@@ -9,13 +9,12 @@ from __future__ import annotations
 import fcntl
 import os
 import time
-from pathlib import Path
 
 from cached.contract.errors import Transient
 from cached.contract.layout import Layout
 from cached.core.space import DiskSpace
 from cached.store.disk import durable
-from cached.store.disk.preflight import mount_of
+from cached.store.disk.preflight import LOCAL_REMEDY, mount_of
 
 _RECORDS_SHARE, _RECORDS_MOST = 64, 64 * 1024 * 1024
 _UNKNOWN_SIZE = 1 << 62
@@ -27,6 +26,7 @@ class Root:
     `Permanent` (`bad_root`) if another daemon has the lock, or the file system has no locks."""
 
     def __init__(self, layout: Layout) -> None:
+        self.path = layout.root
         self._layout = layout
         try:
             self._descriptor = os.open(layout.private, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -43,13 +43,8 @@ class Root:
             os.close(self._descriptor)
             raise durable.refuse_root(
                 f"{layout.root}: cannot lock a folder here ({mount_of(layout.root)}): {error.strerror}",
-                "put the whole root on one local file system such as ext4 or xfs",
+                LOCAL_REMEDY,
             ) from error
-
-    @property
-    def path(self) -> Path:
-        """The root's path."""
-        return self._layout.root
 
     @property
     def deleted(self) -> bool:
@@ -79,12 +74,8 @@ class Root:
             return DiskSpace(_UNKNOWN_SIZE, _UNKNOWN_SIZE)
         capacity = found.f_blocks * found.f_frsize
         records = min(_RECORDS_MOST, capacity // _RECORDS_SHARE)
-        return DiskSpace(
-            capacity=capacity,
-            free=max(0, found.f_bavail * found.f_frsize - records),
-            files=found.f_files,
-            files_free=found.f_favail,
-        )
+        free = max(0, found.f_bavail * found.f_frsize - records)
+        return DiskSpace(capacity, free, files=found.f_files, files_free=found.f_favail)
 
     def close(self) -> None:
         """Release the lock."""

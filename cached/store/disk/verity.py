@@ -27,7 +27,6 @@ _ENABLE = 0x40806685  # FS_IOC_ENABLE_VERITY
 # struct fsverity_enable_arg: version 1, sha256, blocks of 4 KiB, neither salt nor signature.
 _SHA256_BLOCKS = struct.pack("<IIIIQIIQ88x", 1, 1, 4096, 0, 0, 0, 0, 0)
 _WRITABLE_MODE = 0o644
-_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _HAVE_IT = frozenset({"ext4", "f2fs", "btrfs"})
 
 
@@ -97,7 +96,7 @@ def _try(folder: Path) -> OSError | None:
         durable.write_file(probe, b"", durable.READ_ONLY_MODE)
         _seal(probe)
     except OSError as error:
-        return None if error.errno in _FULL else error  # the kernel checks for space last
+        return None if error.errno in durable.DISK_FULL else error  # the kernel checks for space last
     finally:
         probe.unlink(missing_ok=True)
     return None

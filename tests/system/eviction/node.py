@@ -38,7 +38,7 @@ from cached.fetch.attempt import Verified
 from cached.fetch.download import Download
 from cached.fetch.downloads import Downloads
 from cached.fetch.reservation import DownloadSpace
-from cached.fetch.version import VersionFetches, VersionFetchParts
+from cached.fetch.version import VersionFetches
 from cached.node import inventory, threads
 from cached.node.inventory import Inventory
 from cached.node.publisher import NodeParts, Publisher
@@ -383,8 +383,17 @@ class Node:
         self.bytes = Bytes(self.layout, self.disk, journal)
         self.flights = Downloads(self.layout, self.bytes, self.ledger)  # type: ignore[arg-type]  # what it uses of them
         self.janitor = Publisher(parts)
-        fetching = VersionFetchParts(self.layout, self.flights, self.board, self.janitor, pool, metrics, journal, 600.0)
-        self.transfers = VersionFetches(fetching, self.origin.open)
+        self.transfers = VersionFetches(
+            layout=self.layout,
+            ledger=self.ledger,
+            downloads=self.flights,
+            status_files=self.board,
+            publisher=self.janitor,
+            blocking=pool,
+            observer=metrics,
+            open_source=self.origin.open,
+            listing_timeout_s=600.0,
+        )
         self.scheduler = Reconciler(
             ReconcilerParts(
                 self.board,
