@@ -28,7 +28,7 @@ from cached.contract.program.process import SignalThread
 from cached.contract.program.thread_pool import start_pool
 from cached.contract.reference import ModelRef
 from cached.contract.status import ModelStatus, State
-from cached.core.space import Ledger, OnDisk
+from cached.core.space import Ledger
 from cached.daemon import connection_limits
 from cached.daemon.catalog_file import CatalogFile
 from cached.daemon.config import Config, parse_config
@@ -49,16 +49,15 @@ from cached.node.gc_pauses import collect_when_quiet
 from cached.node.inspection import Inspection
 from cached.node.inventory import Inventory
 from cached.node.log_once import LogOnce
-from cached.node.publisher import NodeParts, Publisher
-from cached.node.recount import Recount
+from cached.node.publisher import Publisher
 from cached.node.scrub import Scrub, ScrubParts
 from cached.node.status_files import StatusFiles
 from cached.node.threads import Blocking
 from cached.sources.registry import open_source
 from cached.store import recovery
 from cached.store.digest_journal import DigestJournal
-from cached.store.disk import durable, preflight, verity
-from cached.store.disk.root import Root
+from cached.store.disk import durable, verity
+from cached.store.disk.root import Root, list_remarks
 from cached.transport.client import HttpClient
 from cached.transport.connection.settings import HttpSettings
 
@@ -154,7 +153,7 @@ async def _run(config: Config, ending: SignalThread, standing: int) -> None:
     while True:
         recovery.prepare(layout)
         root, blocking = Root(layout), Blocking(4)
-        for remark in preflight.remarks(layout):
+        for remark in list_remarks(layout):
             _log.warning("%s", remark)
         try:
             address = await _work(config, _Ground(layout, root, blocking), ending, stop, standing)
@@ -187,18 +186,28 @@ async def _work(
     holdings = Inventory(layout, recovered)
     watch = await blocking.run(DiskWatch, root)
     ledger = Ledger(config.quota, watch.space)
-    ledger.count_all(OnDisk(recovered.blobs, recovered.ingests, recovered.quarantined))
+    ledger.count_all(recovered.on_disk)
     around = _surroundings(config)
     journal = DigestJournal(layout.digests, recovered.digests)
-    node = NodeParts(layout, root, holdings, board, ledger, blocking, around, journal)
-    daemon = DaemonService(node)
+    daemon = DaemonService(
+        layout=layout, inventory=holdings, status_files=board, ledger=ledger, blocking=blocking, cluster=around
+    )
     patience = HttpSettings(header_timeout_s=config.stall_timeout_s, stall_window_s=config.stall_timeout_s)
     client = HttpClient(patience)
     bounds = WorkerSettings(config.connections, config.connections_per_origin, config.max_bandwidth, sealing)
     workers = Workers(layout, client, bounds, daemon.counters, journal)
     try:
         flights = Downloads(layout, workers, ledger)
-        janitor = Publisher(node)
+        janitor = Publisher(
+            layout=layout,
+            root=root,
+            inventory=holdings,
+            status_files=board,
+            ledger=ledger,
+            blocking=blocking,
+            cluster=around,
+            journal=journal,
+        )
         await janitor.discard(recovered.damaged)
         janitor.report_published()
         transfers = VersionFetches(
@@ -233,8 +242,16 @@ async def _work(
             ),
             config.scrub_rate,
         )
-        recount = Recount(node)
-        inspection = Inspection(node, janitor, lambda lost: scheduler.resume(dict.fromkeys(lost)), recount.soon)
+        inspection = Inspection(
+            layout=layout,
+            root=root,
+            inventory=holdings,
+            status_files=board,
+            ledger=ledger,
+            blocking=blocking,
+            publisher=janitor,
+            refetch=lambda lost: scheduler.resume(dict.fromkeys(lost)),
+        )
         loop, gone = asyncio.get_running_loop(), asyncio.Event()
         watch.follow(ledger, partial(_set_from_thread, loop, gone))
         ending.set_handler(partial(loop.call_soon_threadsafe, stop.set))
@@ -242,7 +259,9 @@ async def _work(
             config.listen, (layout, blocking), make_read_app(daemon), make_control_app(daemon), standing
         ) as doors:
             freshness = PeriodicResolve(scheduler, transfers, config.resolve_interval_s or 0.0)
-            tasks = _Tasks(daemon, node, scheduler, catalog, scrub, freshness, inspection, recount, doors.control)
+            tasks = _Tasks(
+                daemon, board, ledger, around, scheduler, catalog, scrub, freshness, inspection, doors.control
+            )
             await _run_tasks(config, tasks, gone, stop)
             return doors.address
     finally:
@@ -257,29 +276,30 @@ class _Tasks:
     """The parts that run as tasks."""
 
     daemon: DaemonService
-    node: NodeParts
+    board: StatusFiles
+    ledger: Ledger
+    cluster: Cluster
     scheduler: Reconciler
     catalog: CatalogFile
     scrub: Scrub
     freshness: PeriodicResolve
     inspection: Inspection
-    recount: Recount
     socket: ControlListener
 
 
 async def _run_tasks(config: Config, parts: _Tasks, gone: asyncio.Event, stop: asyncio.Event) -> None:
     """Run every task until `stop` is set by a signal or `gone` by the disk watch: the root was deleted."""
-    daemon, node, scheduler, scrub = parts.daemon, parts.node, parts.scheduler, parts.scrub
+    daemon, scheduler, scrub = parts.daemon, parts.scheduler, parts.scrub
     async with asyncio.TaskGroup() as group:
         tasks = [
             group.create_task(scheduler.run(), name="scheduler"),
             group.create_task(parts.catalog.run(), name="catalog"),
-            group.create_task(_write_heartbeats(node.status_files, scheduler), name="heartbeat"),
+            group.create_task(_write_heartbeats(parts.board, scheduler), name="heartbeat"),
             group.create_task(_check_disk(scheduler, parts.inspection), name="disk"),
-            group.create_task(parts.recount.run(), name="recount"),
+            group.create_task(parts.inspection.run_recounts(), name="recount"),
             group.create_task(parts.socket.keep_open(), name="socket"),
-            group.create_task(node.cluster.run(scheduler.wake), name="cluster"),
-            group.create_task(_tell_cluster(node), name="telling"),
+            group.create_task(parts.cluster.run(scheduler.wake), name="cluster"),
+            group.create_task(_tell_cluster(parts.board, parts.ledger, parts.cluster), name="telling"),
             group.create_task(collect_when_quiet(scheduler.is_fetching), name="garbage"),
         ]
         if config.scrub_rate > 0:
@@ -293,7 +313,7 @@ async def _run_tasks(config: Config, parts: _Tasks, gone: asyncio.Event, stop: a
         if stop.is_set():
             _log.info("stopping: durable ranges are recorded; the next start resumes from them")
         else:
-            _log.error("%s was deleted: beginning anew, with nothing", node.layout.root)
+            _log.error("%s was deleted: beginning anew, with nothing", config.root)
         daemon.set_not_ready_reason("stopping")
         for task in tasks:
             task.cancel()
@@ -320,23 +340,23 @@ async def _write_heartbeats(board: StatusFiles, scheduler: Reconciler) -> None:
         well = board.trouble_writing is None
 
 
-async def _tell_cluster(node: NodeParts) -> None:
+async def _tell_cluster(status_files: StatusFiles, ledger: Ledger, cluster: Cluster) -> None:
     """Write Events and the node's summary at each status change: a fetch may be shorter than any polling period. Each
     change is written once."""
     summarised = -math.inf
     while True:
-        node.status_files.news.clear()
-        node.cluster.tell_pods(node.status_files.get)
+        status_files.news.clear()
+        cluster.tell_pods(status_files.get)
         if time.monotonic() - summarised >= _TELL_S:
             summarised = time.monotonic()
             try:
-                use = node.ledger.compute_use()
+                use = ledger.compute_use()
             except HoldfastError:  # reported by the part that works on the disk
-                use = node.ledger.compute_use_without_disk()
-            node.cluster.summarise(node.status_files.all(), use.used + use.dying, use.capacity)
+                use = ledger.compute_use_without_disk()
+            cluster.summarise(status_files.all(), use.used + use.dying, use.capacity)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_TELL_S):
-                await node.status_files.news.wait()
+                await status_files.news.wait()
 
 
 def _surroundings(config: Config) -> Cluster:

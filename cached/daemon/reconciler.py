@@ -63,7 +63,7 @@ from cached.daemon.outcomes import VersionStatuses
 from cached.fetch.downloads import Downloads
 from cached.fetch.version import Published, SourceComparison, VersionFetches
 from cached.node.cluster import Cluster
-from cached.node.inventory import Inventory, find_holding, list_holdings
+from cached.node.inventory import Inventory, list_entries
 from cached.node.log_once import LogOnce
 from cached.node.publisher import Publisher
 from cached.node.status_files import StatusFiles
@@ -553,7 +553,8 @@ class Reconciler:
 
     def holdings(self) -> list[InventoryEntry]:
         """What this node holds, as the planner sees it."""
-        return list_holdings(self._parts.holdings, self._parts.surroundings, self._catalog)
+        held = self._parts.holdings
+        return list_entries(held, held.models, self._parts.surroundings, self._catalog)
 
     def _stays(self, ref: ModelRef, digest: Digest, reason: str) -> bool:
         """Tell whether a version need not or must not go any more, now that its turn comes."""
@@ -564,10 +565,10 @@ class Reconciler:
         if reason == "watermark" and count_excess(self._parts.ledger.compute_use(), self._low, self._low) == 0:
             return True
         for_pod = reason == "space" and blocked[0][1].fetch.want.priority is Priority.WAITING
-        found = find_holding(self._parts.holdings, ref, self._parts.surroundings, self._catalog)
-        if found is None or found.digest != digest:
+        found = list_entries(self._parts.holdings, [ref], self._parts.surroundings, self._catalog)
+        if not found or found[0].digest != digest:
             return True
-        (holding,) = mark_protected([found], self._demand, {each for each, _ in blocked})
+        (holding,) = mark_protected(found, self._demand, {each for each, _ in blocked})
         return not (holding.evictable or (for_pod and holding.evictable_for_pod))
 
     def wanted(self, ref: ModelRef) -> bool:

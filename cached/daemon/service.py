@@ -11,31 +11,43 @@ from typing import Any
 
 from cached.contract.digest import Digest
 from cached.contract.errors import HoldfastError, Transient
+from cached.contract.layout import Layout
 from cached.contract.reference import ModelRef
 from cached.contract.status import State, StatusError, timestamp
 from cached.core.demand import waiting
 from cached.core.eviction import reclaimable
-from cached.core.space import SpaceUse
+from cached.core.space import Ledger, SpaceUse
 from cached.core.versions.record import Pull
 from cached.daemon.catalog_file import CatalogFile
 from cached.daemon.control_api import Check
 from cached.daemon.metrics import DaemonGauges, DaemonMetrics, ModelGauges
 from cached.daemon.reconciler import Reconciler
 from cached.fetch.workers import Workers
-from cached.node.inventory import write_pins
-from cached.node.publisher import NodeParts
+from cached.node.cluster import Cluster
+from cached.node.inventory import Inventory, write_pins
+from cached.node.status_files import StatusFiles
+from cached.node.threads import Blocking
 
 
 class DaemonService:
     """Implements `read_api.Reports` and `control_api.Commands`."""
 
-    def __init__(self, parts: NodeParts) -> None:
-        self._layout = parts.layout
-        self._holdings = parts.inventory
-        self._board = parts.status_files
-        self._ledger = parts.ledger
-        self._blocking = parts.blocking
-        self._surroundings = parts.cluster
+    def __init__(
+        self,
+        *,
+        layout: Layout,
+        inventory: Inventory,
+        status_files: StatusFiles,
+        ledger: Ledger,
+        blocking: Blocking,
+        cluster: Cluster,
+    ) -> None:
+        self._layout = layout
+        self._holdings = inventory
+        self._board = status_files
+        self._ledger = ledger
+        self._blocking = blocking
+        self._surroundings = cluster
         self._waiting_for: str | None = "starting"
         self._pinning = asyncio.Lock()  # two writes at once could end with the older list
         self._scheduler: Reconciler

@@ -1,25 +1,76 @@
-"""The table of downloads: a version that needs a blob joins its running download.
+"""The table of downloads, and the disk space of each: a version that needs a blob joins its running download.
 
-Law: used from the event loop. A download runs while a version waits for it; its disk space is reserved before it starts
-and accounted for however it ends.
+Law: the table is used from the event loop. A download runs while a version waits for it; every byte is reserved in the
+ledger before it is written, and accounted for however the download ends.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Iterable, Sequence
+import threading
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
+from cached.contract.errors import HoldfastError
 from cached.contract.layout import Layout
-from cached.core.space import Ledger
+from cached.core.space import Ledger, NoSpace, Reservation
 from cached.fetch.attempt import BlobSpec, Verified
 from cached.fetch.download import Download
-from cached.fetch.reservation import DownloadSpace
 from cached.fetch.small_attempt import is_small
 from cached.fetch.workers import Workers
+from cached.store.ingest import allocated_bytes
 from cached.transport.connection.cancel import Cancellation
 from cached.transport.target import Target
+
+_STEP_BYTES = 64 * 1024 * 1024  # what a stream of unknown length reserves at a time
+
+
+class DownloadSpace:
+    """The reserved space of one download: all of it at once if the size is known, else growing. Thread-safe. The file
+    system counts the space that `folder` has already as used: the ledger must know it, or it would count these bytes
+    twice and evict versions for them. `folder` is None for a small blob, which is partial for a moment only."""
+
+    def __init__(self, ledger: Ledger, reservation: Reservation, folder: Path | None) -> None:
+        self._ledger = ledger
+        self._reservation = reservation
+        self._folder = folder
+        self._lock = threading.Lock()
+
+    def grow(self, size: int) -> None:
+        """Reserve `size` bytes in all; raises `NoSpace` or `Permanent` (`too_large`)."""
+        with self._lock:
+            if size > self._reservation.size:
+                self._grow(size)
+            if self._folder is not None:
+                self._ledger.count_partial(self._reservation.id, allocated_bytes(self._folder))
+
+    @property
+    def reserved(self) -> int:
+        """The reserved bytes."""
+        return self._reservation.size
+
+    def give_back(self) -> None:
+        """Release the reservation of a download that did not start; an earlier partial blob stays as it is."""
+        self._reservation.close()
+
+    def settle(self, placed: Verified | None, left: int) -> None:
+        """Replace the reservation of an ended download by its committed blob, and `left` bytes of a partial one."""
+        if placed is None:
+            self._reservation.finish(left, None, 0)
+        else:
+            self._reservation.finish(left, placed.sha256, placed.size)
+
+    def _grow(self, size: int) -> None:
+        """Grow in large steps while there is room; `NoSpace` has the whole size: a new attempt begins at its start."""
+        self._ledger.require_capacity(size)
+        for step in (max(self._reservation.size + _STEP_BYTES, size), size):
+            try:
+                self._reservation.grow(step)
+            except HoldfastError:
+                continue
+            return
+        raise NoSpace(size, 0, self._ledger.compute_use())
 
 
 @dataclass(slots=True)
@@ -57,7 +108,8 @@ class Downloads:
         `Permanent` (`too_large`)."""
         new = {spec.key.id: spec for spec in specs}
         if new:
-            self._ledger.require_files(_files_made(new.values()))
+            folders = {parent for spec in specs for parent in PurePosixPath(spec.name).parents}
+            self._ledger.require_files(len(new) + len(folders))  # the least number of inodes: for more, the disk raises
         reservations = self._ledger.reserve({id_: spec.key.size or 0 for id_, spec in new.items()})
         for id_, spec in new.items():
             folder = None if is_small(spec) else self._layout.ingest / id_
@@ -124,8 +176,3 @@ class Downloads:
             touched = entry.download.left_bytes
             left = self._ledger.partial_bytes(id_) if touched is None else touched
         entry.allotment.settle(entry.download.placed, left)
-
-
-def _files_made(specs: Collection[BlobSpec]) -> int:
-    """Return the least number of inodes that these blobs and their snapshot need; for more, the disk raises."""
-    return len(specs) + len({parent for spec in specs for parent in PurePosixPath(spec.name).parents})

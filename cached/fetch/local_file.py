@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import os
-from types import TracebackType
 
 from cached.contract.errors import HoldfastError, Permanent, Transient
 from cached.contract.program import limits
@@ -69,7 +68,7 @@ class LocalBody:
     def __enter__(self) -> LocalBody:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _check_unchanged(self) -> os.stat_result:

@@ -30,9 +30,8 @@ from cached.core.space import FetchSpace, Ledger, NoSpace
 from cached.core.versions.record import PinMismatch
 from cached.fetch.attempt import BlobSpec, Verified
 from cached.fetch.download import Download, DownloadMetrics
-from cached.fetch.downloads import Downloads
+from cached.fetch.downloads import Downloads, DownloadSpace
 from cached.fetch.locator import Locator
-from cached.fetch.reservation import DownloadSpace
 from cached.fetch.small_attempt import is_small
 from cached.node.publisher import Publisher
 from cached.node.status_files import FetchProgress, StatusFiles
@@ -173,9 +172,8 @@ class VersionFetches:
             verified = await self._fetch_blobs(_VersionFetch(want, source, before, urgency, got_space), wanted)
             manifest = await self._compute(len(wanted), _build_manifest, wanted, verified)
             _check_pin(want, manifest)
-            self._status_files.set_progress(
-                want.ref, State.PUBLISHING, FetchProgress(manifest.total_bytes, manifest.total_bytes, None, None)
-            )
+            size = manifest.total_bytes
+            self._status_files.set_progress(want.ref, State.PUBLISHING, FetchProgress(size, size))
             ids = [each.spec.key.id for each in wanted if each.spec.sha256 is None]
             record = FetchRecord(
                 digest=manifest.digest,
@@ -263,7 +261,7 @@ class VersionFetches:
         if sized:
             sizes |= {each.spec.key.id: each.spec.key.size or 0 for each in missing}
             self._ledger.require_capacity(sum(sizes.values()))
-        self._status_files.set_progress(ref, State.FETCHING, FetchProgress(total, here, None, None))
+        self._status_files.set_progress(ref, State.FETCHING, FetchProgress(total, here))
         awaited: list[_Awaited] = []
         try:
             await self._start(fetch, missing, awaited)  # its shortage is exact, less what is on the disk

@@ -42,20 +42,6 @@ T = TypeVar("T")
 _GROUP_FILES = 256  # in all versions published together: the first one waits for the last one's
 
 
-@dataclass(frozen=True, slots=True)
-class NodeParts:
-    """The node's state, and the parts that each change of it updates."""
-
-    layout: Layout
-    root: Root
-    inventory: Inventory
-    status_files: StatusFiles
-    ledger: Ledger
-    blocking: Blocking
-    cluster: Cluster
-    journal: DigestJournal
-
-
 @dataclass(slots=True, eq=False)
 class _QueuedPublication:
     """A publication that waits for the lock, until it is `started`. `list_ids` gives its ids in the digest journal,
@@ -70,17 +56,28 @@ class _QueuedPublication:
 class Publisher:
     """The steps that change the store, one at a time."""
 
-    def __init__(self, parts: NodeParts) -> None:
-        self._layout = parts.layout
-        self._root = parts.root
-        self._inventory = parts.inventory
-        self._status_files = parts.status_files
-        self._ledger = parts.ledger
-        self._blocking = parts.blocking
-        self._cluster = parts.cluster
+    def __init__(
+        self,
+        *,
+        layout: Layout,
+        root: Root,
+        inventory: Inventory,
+        status_files: StatusFiles,
+        ledger: Ledger,
+        blocking: Blocking,
+        cluster: Cluster,
+        journal: DigestJournal,
+    ) -> None:
+        self._layout = layout
+        self._root = root
+        self._inventory = inventory
+        self._status_files = status_files
+        self._ledger = ledger
+        self._blocking = blocking
+        self._cluster = cluster
         self._log_once = LogOnce(_log)
-        self.claims = Claims(parts.journal)
-        self._deletion = deletion.Deletion(parts.layout, self.claims, parts.ledger, parts.inventory.links)
+        self.claims = Claims(journal)
+        self._deletion = deletion.Deletion(layout, self.claims, ledger, inventory.links)
         self._lock = asyncio.Lock()
         self._waiting: deque[_QueuedPublication] = deque()
 
@@ -180,7 +177,7 @@ class Publisher:
             size = self._inventory.size(ref)
             tells = before is not None and before.state is State.READY  # else its status is that of a running fetch
             if tells:
-                self._status_files.set_progress(ref, State.EVICTING, FetchProgress(size, size, None, None))
+                self._status_files.set_progress(ref, State.EVICTING, FetchProgress(size, size))
             try:
                 freed = await self._remove(ref, digest, stays)
             except HoldfastError as error:
@@ -309,7 +306,7 @@ def _on_root(root: Root, step: Callable[[], T]) -> T:
 
 
 def _restore(
-    layout: Layout, account: deletion.Account, refs: Collection[ModelRef], digest: Digest, manifest: Manifest
+    layout: Layout, ledger: Ledger, refs: Collection[ModelRef], digest: Digest, manifest: Manifest
 ) -> repair.Restored:
     """Restore a snapshot, and count its blobs afterwards."""
     try:
@@ -317,21 +314,17 @@ def _restore(
     finally:
         with contextlib.suppress(OSError):  # the next recount corrects the ledger
             for sha256 in manifest.blob_sizes():
-                account.count_blob(sha256, blobs.size(layout, sha256) or 0)
-                account.count_quarantined(sha256, deletion.quarantined_bytes(layout, sha256))
+                ledger.count_blob(sha256, blobs.size(layout, sha256) or 0)
+                ledger.count_quarantined(sha256, deletion.quarantined_bytes(layout, sha256))
 
 
 def _withdraw(
-    layout: Layout,
-    account: deletion.Account,
-    refs: Collection[ModelRef],
-    digest: Digest,
-    belongs: Callable[[str], bool],
+    layout: Layout, ledger: Ledger, refs: Collection[ModelRef], digest: Digest, belongs: Callable[[str], bool]
 ) -> None:
     """Delete names and their snapshot, in use or not: open files stay usable. First, `repair.rescue` its files."""
     with durable.disk_errors(f"withdrawing snapshot {digest}"):
         for ref in refs:
             snapshots.delete_name(layout, ref)
         for sha256 in repair.rescue(layout, digest, belongs):
-            account.count_blob(sha256, blobs.size(layout, sha256) or 0)
+            ledger.count_blob(sha256, blobs.size(layout, sha256) or 0)
         snapshots.delete(layout, digest)

@@ -44,8 +44,8 @@ class FetchProgress:
 
     total: int | None
     done: int
-    rate: float | None
-    eta_s: float | None
+    rate: float | None = None
+    eta_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,7 +207,7 @@ class StatusFiles:
         old, content = self._statuses.get(ref), self._contents.get(ref, _NO_CONTENT)
         state = changes.get("state", status.state)
         since = old.since if old is not None and old.state == state else now
-        known = {"held": content.held, "stale": content.stale, "refused_pins": content.refused_pins}
+        known: dict[str, Any] = {"held": content.held, "stale": content.stale, "refused_pins": content.refused_pins}
         self._set(ref, replace(status, since=since, updated=now, **known, **changes))
 
     def _set(self, ref: ModelRef, status: ModelStatus | None) -> None:

@@ -152,19 +152,13 @@ class Ingest:
         self._unsure = False
 
     def _open(self, data: Path) -> None:
-        self.direct = True
         if self._sealed:
+            self.direct = True
             self._read_fd = os.open(data, os.O_RDONLY | os.O_CLOEXEC)
             return
         with contextlib.suppress(FileNotFoundError):
             data.chmod(_STATE_MODE)  # finished and read-only, but a crash came before the commit
-        try:
-            self._write_fd = os.open(data, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_DIRECT, _STATE_MODE)
-        except OSError as error:
-            if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
-                raise
-            self.direct = False
-            self._write_fd = os.open(data, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, _STATE_MODE)
+        self._write_fd, self.direct = durable.open_direct(data, os.O_WRONLY | os.O_CREAT, _STATE_MODE)
         self._read_fd = os.open(data, os.O_RDONLY | os.O_CLOEXEC | (os.O_DIRECT if self.direct else 0))
 
 

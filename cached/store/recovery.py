@@ -23,9 +23,11 @@ from cached.contract.manifest import Manifest
 from cached.contract.program import limits
 from cached.contract.reference import ModelRef, name_from_path_segment
 from cached.contract.status import ModelStatus
+from cached.core.space import OnDisk
 from cached.store import blobs as committed
 from cached.store import deletion, digest_journal, fetched, ingest, repair, snapshots
-from cached.store.disk import durable, preflight
+from cached.store.disk import durable
+from cached.store.disk.root import check_file_system
 from cached.store.fetched import FetchRecord
 
 _log = logging.getLogger(__name__)
@@ -33,18 +35,14 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Recovered:
-    """The contents of the tree. Sizes in bytes. `damaged`: snapshots whose manifest does not hash to their name;
-    `lost`: the names that pointed at one, deleted here and still wanted.
-
-    `fetched`: the fetch records without `files`; of unknown origin if the record is of other content, absent if a name
-    has no record (an older release published it). `digests`: by ingest id, unpromised sha256 from the digest journal.
-    """
+    """The contents of the tree. `damaged`: snapshots whose manifest does not hash to their name; `lost`: the names that
+    pointed at one, deleted here and still wanted. `fetched`: the fetch records without `files`; of unknown origin if
+    the record is of other content, absent if a name has no record (an older release published it). `digests`: by ingest
+    id, unpromised sha256 from the digest journal."""
 
     models: dict[ModelRef, Digest]
     manifests: dict[Digest, Manifest]
-    blobs: dict[str, int]
-    ingests: dict[str, int]
-    quarantined: dict[str, int]
+    on_disk: OnDisk
     fetched: dict[ModelRef, FetchRecord]
     damaged: tuple[Digest, ...]
     lost: tuple[ModelRef, ...]
@@ -57,7 +55,7 @@ def prepare(layout: Layout) -> None:
         layout.root.mkdir(parents=True, exist_ok=True)
         _check_version(layout)
         make_tree(layout)
-        preflight.check(layout)
+        check_file_system(layout)
         if not layout.version.exists():
             durable.replace(layout.version, LAYOUT_VERSION.encode(), 0o644)
     except OSError as error:
@@ -89,7 +87,8 @@ def recover(layout: Layout) -> Recovered:
     for id_, sha256 in digests.items():
         committed.commit_noted(layout, id_, sha256)
     manifests, damaged = _read_snapshots(layout)
-    blobs, ingests, quarantined = measure(layout)
+    on_disk = measure(layout)
+    blobs = dict(on_disk.blobs)
     # Not a difference of key views: it iterates over the larger one, and there are hundreds of snapshots.
     for digest in [digest for digest, manifest in manifests.items() if not _are_all_in(manifest, blobs)]:
         repair.relink(layout, digest, manifests[digest])
@@ -103,7 +102,7 @@ def recover(layout: Layout) -> Recovered:
     known = {id_: sha256 for id_, sha256 in digests.items() if sha256 in blobs}
     if not known:
         durable.unlink(layout.digests)
-    return Recovered(models, manifests, blobs, ingests, quarantined, records, tuple(damaged), tuple(lost), known)
+    return Recovered(models, manifests, replace(on_disk, blobs=blobs), records, tuple(damaged), tuple(lost), known)
 
 
 def _read_digests(layout: Layout) -> dict[str, str]:
@@ -112,16 +111,15 @@ def _read_digests(layout: Layout) -> dict[str, str]:
     return {id_: sha256 for id_, sha256 in noted.items() if sha256 is not None} | digest_journal.read(layout.digests)
 
 
-def measure(layout: Layout) -> tuple[dict[str, int], dict[str, int], dict[str, int]]:
-    """Return the bytes on the disk: committed blobs by sha256, partial blobs by id, the quarantine by name; without
-    those deleted during the call."""
+def measure(layout: Layout) -> OnDisk:
+    """Return the bytes on the disk, without those of files deleted during the call."""
     blobs: dict[str, int] = {}
     for blob in committed.listed(layout):
         with contextlib.suppress(FileNotFoundError):
             blobs[blob.name] = blob.stat(follow_symlinks=False).st_size
     partials = {name: ingest.allocated_bytes(layout.ingest / name) for name in _names(layout.ingest)}
     quarantined = {name: deletion.quarantined_bytes(layout, name) for name in _names(layout.quarantine)}
-    return blobs, partials, quarantined
+    return OnDisk(blobs, partials, quarantined)
 
 
 def read_statuses(layout: Layout) -> dict[ModelRef, ModelStatus]:
@@ -193,16 +191,11 @@ def _are_all_in(manifest: Manifest, blobs: Mapping[str, int]) -> bool:
 
 def _has_quarantined(layout: Layout, digest: Digest, manifest: Manifest, quarantined: frozenset[str]) -> bool:
     """Return whether a crash came between the quarantine of a blob and the withdrawal of a snapshot that links it."""
-    for entry in manifest.files:
-        if entry.sha256 not in quarantined:
-            continue
-        try:
-            bad = os.lstat(layout.quarantine / entry.sha256).st_ino
-            if os.lstat(layout.public.snapshot(digest).path / entry.path).st_ino == bad:
-                return True
-        except FileNotFoundError:
-            continue
-    return False
+    path = layout.public.snapshot(digest).path
+    return any(
+        entry.sha256 in quarantined and snapshots.is_same_file(path / entry.path, layout.quarantine / entry.sha256)
+        for entry in manifest.files
+    )
 
 
 def _read_models(

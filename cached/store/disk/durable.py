@@ -23,6 +23,7 @@ PUBLIC_DIR_MODE = 0o755
 PRIVATE_DIR_MODE = 0o700
 READ_ONLY_MODE = 0o444
 READ_ONLY_REMEDY = "mount it writable (after a fault the kernel makes a file system read-only: see the kernel log)"
+NO_DIRECT = frozenset({errno.EINVAL, errno.EOPNOTSUPP})  # of an open with O_DIRECT: open(2)
 DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _SYNC_FILE_RANGE_WRITE = 2
 
@@ -37,6 +38,17 @@ def opened(path: Path, flags: int, mode: int = 0o600) -> Iterator[int]:
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+def open_direct(path: Path, flags: int, mode: int = 0o600) -> tuple[int, bool]:
+    """Open a file past the page cache where its file system has O_DIRECT, else through it; return the descriptor, and
+    whether it has."""
+    try:
+        return os.open(path, flags | os.O_CLOEXEC | os.O_DIRECT, mode), True
+    except OSError as error:
+        if error.errno not in NO_DIRECT:
+            raise
+    return os.open(path, flags | os.O_CLOEXEC, mode), False
 
 
 @contextmanager

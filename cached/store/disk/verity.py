@@ -19,7 +19,7 @@ from cached.contract.errors import Permanent
 from cached.contract.layout import Layout
 from cached.contract.verity import NoSeal, measure
 from cached.store.disk import durable
-from cached.store.disk.preflight import mount_of
+from cached.store.disk.root import mount_of
 
 _log = logging.getLogger(__name__)
 

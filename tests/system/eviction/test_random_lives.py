@@ -29,8 +29,8 @@ from cached.contract.digest import Digest
 from cached.contract.reference import ModelRef
 from cached.contract.status import State
 from cached.core.demand import Demand, PodWant, Priority, compute_demand
+from cached.node.inspection import recount
 from cached.node.inventory import write_pins
-from cached.node.recount import _recount
 from cached.store.ingest import allocated_bytes
 from sidecar.gate.snapshot import HeldSnapshot, hold
 from tests.system.eviction.node import (
@@ -242,7 +242,7 @@ class Lives(RuleBasedStateMachine):
 
     @rule()
     def recount(self) -> None:
-        _recount(self.node.layout, self.node.lock, self.node.ledger)
+        recount(self.node.layout, self.node.lock, self.node.ledger)
         self.recounted = True
 
     @rule()
