@@ -73,7 +73,7 @@ class NoRanges(Exception):
 
 
 class AttemptResources(Protocol):
-    """What all attempts share: see `workers.Workers`."""
+    """The resources that all attempts share: see `workers.Workers`."""
 
     layout: Layout
     sealing: Sealing

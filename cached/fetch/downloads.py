@@ -23,7 +23,7 @@ from cached.store.ingest import allocated_bytes
 from cached.transport.connection.cancel import Cancellation
 from cached.transport.target import Target
 
-_STEP_BYTES = 64 * 1024 * 1024  # what a stream of unknown length reserves at a time
+_STEP_BYTES = 64 * 1024 * 1024  # reserved at a time for a stream of unknown length
 
 
 class DownloadSpace:

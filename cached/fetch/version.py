@@ -211,7 +211,7 @@ class VersionFetches:
     async def compare_source(self, entry: CatalogVersion) -> SourceComparison | None:
         """Compare a version of this node with its source's listing, without fetching files; raises `HoldfastError`.
         Return None if this node does not have the version."""
-        held = self._publisher.held(entry.ref)
+        held = self._publisher.find_published(entry.ref)
         if held is None:
             return None
         source = await self._blocking.run(self._open_source, entry.source)
@@ -264,7 +264,7 @@ class VersionFetches:
         self._status_files.set_progress(ref, State.FETCHING, FetchProgress(total, here))
         awaited: list[_Awaited] = []
         try:
-            await self._start(fetch, missing, awaited)  # its shortage is exact, less what is on the disk
+            await self._start(fetch, missing, awaited)  # its shortage excludes the bytes on the disk
             try:
                 await self._wait(ref, awaited, here, total)
             except NoSpace as error:
@@ -281,7 +281,7 @@ class VersionFetches:
         ref = fetch.want.ref
         if fetch.before is not None:
             return fetch.before.files
-        held = self._publisher.held(ref)
+        held = self._publisher.find_published(ref)
         if held is None or held[0].source != fetch.source.display:
             return {}
         if fetch.source.kind == "http" and not set("?@").isdisjoint(fetch.want.source):

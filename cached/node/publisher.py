@@ -162,7 +162,7 @@ class Publisher:
         if before not in (None, digest):
             _log.warning("%s: leads to %s now, no longer to %s", ref, digest, before)
 
-    def held(self, ref: ModelRef) -> tuple[FetchRecord, Manifest] | None:
+    def find_published(self, ref: ModelRef) -> tuple[FetchRecord, Manifest] | None:
         """Return a version's fetch record, without `files`, and its manifest; None if this node does not have it."""
         digest = self._inventory.models.get(ref)
         return None if digest is None else (self._inventory.fetched[ref], self._inventory.manifests[digest])

@@ -75,7 +75,7 @@ class StatusFiles:
         self._lock = threading.Condition()  # of the five below, which the writer uses too
         self._statuses: dict[ModelRef, ModelStatus] = {}
         self._pending: dict[ModelRef, ModelStatus | None] = {}  # to write, or to delete
-        self._round_queued = False  # whether a round of writes is queued and has not taken what is pending
+        self._round_queued = False  # whether a round of writes is queued that has not taken the pending statuses
         self._urgent: set[ModelRef] = set()  # pending ones to write before the next round
         self._hurry = False  # whether the next round starts at once
         self._next_round = 0.0  # monotonic seconds; used by the writer only
@@ -325,5 +325,5 @@ def _status(ref: ModelRef, state: State, source: str, digest: Digest | None, *, 
 
 
 def _settles(before: State, now: State) -> bool:
-    """Return whether a version succeeds or fails, or no longer is what it was: a reader must not go on with that."""
+    """Return whether a version succeeds or fails, or leaves such a state: a reader must not act on the old one."""
     return before is not now and (before in _SETTLED or now in _SETTLED)

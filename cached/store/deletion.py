@@ -1,7 +1,7 @@
 """Delete versions: the name first, then the snapshot, then the blobs that no snapshot links.
 
-Law: deletes nothing that is leased or claimed. Every step is a rename or an unlink: a crash leaves only what recovery
-sweeps.
+Law: deletes nothing that is leased or claimed. Every step is a rename or an unlink: recovery sweeps the leftovers of
+a crash.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def sweep(deletion: Deletion) -> int:
     with durable.disk_errors("sweeping"):
         for name in sorted(os.listdir(layout.trash)):
             _delete_trash(layout.trash / name)
-        for blob in blobs.listed(layout):
+        for blob in blobs.list_blobs(layout):
             freed += _remove_unclaimed(deletion, blob.name, 0) or 0
         for name in sorted(os.listdir(layout.ingest)):
             if not name.startswith(TEMPORARY_PREFIX):
@@ -99,7 +99,7 @@ def _delete(deletion: Deletion, digest: Digest, manifest: Manifest) -> int:
 
 
 def _delete_trash(path: Path) -> None:
-    """Delete a tree in the trash; what cannot be deleted (`chattr +i`) waits for a sweep."""
+    """Delete a tree in the trash; a file that cannot be deleted (`chattr +i`) waits for a sweep."""
     try:
         snapshots.delete_trash(path)
     except PermissionError as error:

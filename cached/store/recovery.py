@@ -1,6 +1,6 @@
 """Rebuild the daemon's state from the tree: disk is the truth.
 
-Law: downloads nothing, and hashes only snapshot files that have lost their blob. Sweeps only what a crash can leave:
+Law: downloads nothing, and hashes only snapshot files that have lost their blob. Sweeps only the leftovers of a crash:
 temporary names, trash, names without a snapshot.
 """
 
@@ -80,7 +80,7 @@ def make_tree(layout: Layout) -> None:
 
 
 def recover(layout: Layout) -> Recovered:
-    """Sweep what a crash left and return the rest; raises `HoldfastError` or OSError."""
+    """Sweep the leftovers of a crash and return the rest; raises `HoldfastError` or OSError."""
     _sweep(layout)
     _sync_folders(layout)
     digests = _read_digests(layout)
@@ -106,7 +106,7 @@ def recover(layout: Layout) -> Recovered:
 
 
 def _read_digests(layout: Layout) -> dict[str, str]:
-    """Return the digest journal, and what releases before it wrote into the records of partial blobs."""
+    """Return the digest journal, and the digests that older releases wrote into the records of partial blobs."""
     noted = {name: ingest.committed_as(layout, name) for name in _names(layout.ingest)}
     return {id_: sha256 for id_, sha256 in noted.items() if sha256 is not None} | digest_journal.read(layout.digests)
 
@@ -114,7 +114,7 @@ def _read_digests(layout: Layout) -> dict[str, str]:
 def measure(layout: Layout) -> OnDisk:
     """Return the bytes on the disk, without those of files deleted during the call."""
     blobs: dict[str, int] = {}
-    for blob in committed.listed(layout):
+    for blob in committed.list_blobs(layout):
         with contextlib.suppress(FileNotFoundError):
             blobs[blob.name] = blob.stat(follow_symlinks=False).st_size
     partials = {name: ingest.allocated_bytes(layout.ingest / name) for name in _names(layout.ingest)}

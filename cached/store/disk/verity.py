@@ -103,7 +103,7 @@ def _try(folder: Path) -> OSError | None:
 
 
 def _explain(root: Path, refusal: OSError) -> tuple[str, str]:
-    """Return what is missing, and its remedy."""
+    """Return the cause of a refusal, and its remedy."""
     mount = mount_of(root)
     device, kind = mount.device, mount.kind
     if kind not in _HAVE_IT:
