@@ -28,7 +28,7 @@ from cached.contract.program.process import SignalThread
 from cached.contract.program.thread_pool import start_pool
 from cached.contract.reference import ModelRef
 from cached.contract.status import ModelStatus, State
-from cached.core.space import Ledger, OnDisk
+from cached.core.space import Ledger
 from cached.daemon import connection_limits
 from cached.daemon.catalog_file import CatalogFile
 from cached.daemon.config import Config, parse_config
@@ -40,7 +40,7 @@ from cached.daemon.read_api import make_read_app
 from cached.daemon.reconciler import Reconciler
 from cached.daemon.service import DaemonService
 from cached.fetch.downloads import Downloads
-from cached.fetch.version import VersionFetches, VersionFetchParts
+from cached.fetch.version import VersionFetches
 from cached.fetch.workers import Workers, WorkerSettings
 from cached.kube.kubeconfig import find_cluster
 from cached.kube.kubernetes import KubernetesCluster
@@ -50,16 +50,15 @@ from cached.node.gc_pauses import collect_when_quiet
 from cached.node.inspection import Inspection
 from cached.node.inventory import Inventory
 from cached.node.log_once import LogOnce
-from cached.node.publisher import NodeParts, Publisher
-from cached.node.recount import Recount
+from cached.node.publisher import Publisher
 from cached.node.scrub import Scrub, ScrubParts
 from cached.node.status_files import StatusFiles
 from cached.node.threads import Blocking
 from cached.sources.registry import open_source
 from cached.store import recovery
 from cached.store.digest_journal import DigestJournal
-from cached.store.disk import durable, preflight, verity
-from cached.store.disk.root import Root
+from cached.store.disk import durable, verity
+from cached.store.disk.root import Root, list_remarks
 from cached.transport.client import HttpClient
 from cached.transport.connection.settings import HttpSettings
 
@@ -169,7 +168,7 @@ async def _work(
     layout, loop = Layout(config.root), asyncio.get_running_loop()
     root, blocking = stack.enter_context(contextlib.closing(Root(layout))), Blocking(4)
     stack.push_async_callback(asyncio.to_thread, blocking.close)
-    for remark in preflight.remarks(layout):
+    for remark in list_remarks(layout):
         _log.warning("%s", remark)
     sealing = await blocking.run(verity.choose, layout, config.fs_verity)
     recovered = await blocking.run(_recover, layout)
@@ -178,7 +177,7 @@ async def _work(
     stack.push_async_callback(asyncio.to_thread, status_files.close)
     inventory = Inventory(layout, recovered)
     ledger = Ledger(config.quota, watch.space)
-    ledger.count_all(OnDisk(recovered.blobs, recovered.ingests, recovered.quarantined))
+    ledger.count_all(recovered.on_disk)
     cluster = _make_cluster(config)
     journal = DigestJournal(layout.digests, recovered.digests)
     metrics = DaemonMetrics()
@@ -188,15 +187,29 @@ async def _work(
     workers = Workers(layout, client, bounds, metrics, journal)
     stack.push_async_callback(asyncio.to_thread, workers.stop)
     downloads = Downloads(layout, workers, ledger)
-    node = NodeParts(layout, root, inventory, status_files, ledger, blocking, cluster, journal)
-    publisher = Publisher(node)
+    publisher = Publisher(
+        layout=layout,
+        root=root,
+        inventory=inventory,
+        status_files=status_files,
+        ledger=ledger,
+        blocking=blocking,
+        cluster=cluster,
+        journal=journal,
+    )
     await publisher.discard(recovered.damaged)
     publisher.report_published()
-    listing_timeout_s = _LISTING_STALLS * config.stall_timeout_s
-    fetch_parts = VersionFetchParts(
-        layout, downloads, status_files, publisher, blocking, metrics, journal, listing_timeout_s
+    fetches = VersionFetches(
+        layout=layout,
+        ledger=ledger,
+        downloads=downloads,
+        status_files=status_files,
+        publisher=publisher,
+        blocking=blocking,
+        observer=metrics,
+        open_source=lambda uri: open_source(uri, client),
+        listing_timeout_s=_LISTING_STALLS * config.stall_timeout_s,
     )
-    fetches = VersionFetches(fetch_parts, lambda uri: open_source(uri, client))
     reconciler = Reconciler(
         status_files=status_files,
         inventory=inventory,
@@ -225,8 +238,16 @@ async def _work(
         workers=workers,
         catalog=catalog,
     )
-    recount = Recount(node)
-    inspection = Inspection(node, publisher, lambda lost: reconciler.resume(dict.fromkeys(lost)), recount.soon)
+    inspection = Inspection(
+        layout=layout,
+        root=root,
+        inventory=inventory,
+        status_files=status_files,
+        ledger=ledger,
+        blocking=blocking,
+        publisher=publisher,
+        refetch=lambda lost: reconciler.resume(dict.fromkeys(lost)),
+    )
     deleted = asyncio.Event()
     watch.follow(ledger, partial(_set_from_thread, loop, deleted))
     ending.set_handler(partial(loop.call_soon_threadsafe, stop.set))
@@ -238,7 +259,7 @@ async def _work(
         "catalog": catalog.run(),
         "heartbeat": _write_heartbeats(status_files, reconciler),
         "disk": _check_disk(reconciler, inspection),
-        "recount": recount.run(),
+        "recount": inspection.run_recounts(),
         "socket": control.keep_open(),
         "cluster": cluster.run(reconciler.wake),
         "reports": _report_to_cluster(cluster, status_files, ledger),

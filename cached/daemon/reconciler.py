@@ -34,10 +34,9 @@ from cached.core.versions.table import VersionTable
 from cached.daemon.metrics import DaemonMetrics
 from cached.daemon.outcomes import VersionStatuses
 from cached.fetch.downloads import Downloads
-from cached.fetch.outcome import try_fetch
 from cached.fetch.version import Published, SourceComparison, VersionFetches
 from cached.node.cluster import Cluster
-from cached.node.inventory import Inventory, find_holding, list_holdings
+from cached.node.inventory import Inventory, list_entries
 from cached.node.log_once import LogOnce
 from cached.node.publisher import Publisher
 from cached.node.status_files import StatusFiles
@@ -443,7 +442,7 @@ class Reconciler:
     async def _fetch(self, want: Want) -> Published | HoldfastError:
         ref = want.ref
         got_space = partial(self._handle, ref, messages.SpaceReserved())
-        outcome = await try_fetch(self._fetches, want, partial(self._get_priority, want), got_space)
+        outcome = await self._fetches.try_fetch(want, partial(self._get_priority, want), got_space)
         if isinstance(outcome, Published):
             size, pinned = outcome.manifest.total_bytes, want.pin is not None
             self._status_files.set_ready(ref, outcome.digest, size, pinned=pinned, source=outcome.source)
@@ -514,7 +513,7 @@ class Reconciler:
 
     def list_inventory(self) -> list[InventoryEntry]:
         """Return the versions on this node, for the planner."""
-        return list_holdings(self._inventory, self._cluster, self._catalog)
+        return list_entries(self._inventory, self._inventory.models, self._cluster, self._catalog)
 
     def _must_stay(self, ref: ModelRef, digest: Digest, reason: str) -> bool:
         """Return whether a version need not or must not be evicted now."""
@@ -525,10 +524,10 @@ class Reconciler:
         if reason == "watermark" and count_excess(self._ledger.compute_use(), self._low, self._low) == 0:
             return True
         for_pod = reason == "space" and blocked[0][1].fetch.want.priority is Priority.WAITING
-        found = find_holding(self._inventory, ref, self._cluster, self._catalog)
-        if found is None or found.digest != digest:
+        found = list_entries(self._inventory, [ref], self._cluster, self._catalog)
+        if not found or found[0].digest != digest:
             return True
-        entry = planner.mark_protected(found, self._demand, {each for each, _ in blocked})
+        entry = planner.mark_protected(found[0], self._demand, {each for each, _ in blocked})
         return not (entry.evictable or (for_pod and entry.evictable_for_pod))
 
     def is_wanted(self, ref: ModelRef) -> bool:

@@ -29,19 +29,18 @@ from cached.contract.status import ModelStatus
 from cached.core.catalog import EMPTY_CATALOG, Catalog, parse_catalog
 from cached.core.demand import PodWant
 from cached.core.listing import Listing, RemoteFile
-from cached.core.space import DiskSpace, Ledger, OnDisk, Reservation
+from cached.core.space import DiskSpace, Ledger, Reservation
 from cached.daemon.main import _adopt_statuses
 from cached.daemon.metrics import DaemonMetrics
 from cached.daemon.reconciler import Reconciler
-from cached.fetch import downloads, reservation
+from cached.fetch import downloads
 from cached.fetch.attempt import Verified
 from cached.fetch.download import Download
-from cached.fetch.downloads import Downloads
-from cached.fetch.reservation import DownloadSpace
-from cached.fetch.version import VersionFetches, VersionFetchParts
+from cached.fetch.downloads import Downloads, DownloadSpace
+from cached.fetch.version import VersionFetches
 from cached.node import inventory, threads
 from cached.node.inventory import Inventory
-from cached.node.publisher import NodeParts, Publisher
+from cached.node.publisher import Publisher
 from cached.node.status_files import StatusFiles
 from cached.node.threads import Blocking
 from cached.sources.base import Source, identity_of
@@ -375,16 +374,33 @@ class Node:
         self.holdings = Inventory(self.layout, recovered)
         self.holdings.last_used = {ref: self._last_used.get(ref, 0.0) for ref in self.holdings.models}
         self.ledger = WatchedLedger(limits.quota, self.disk)
-        self.ledger.count_all(OnDisk(recovered.blobs, recovered.ingests, recovered.quarantined))
+        self.ledger.count_all(recovered.on_disk)
         self.lock = Root(self.layout)
         journal = DigestJournal(self.layout.digests, recovered.digests)
-        parts = NodeParts(self.layout, self.lock, self.holdings, self.board, self.ledger, pool, self.cluster, journal)
         metrics = DaemonMetrics()
         self.bytes = Bytes(self.layout, self.disk, journal)
         self.flights = Downloads(self.layout, self.bytes, self.ledger)  # type: ignore[arg-type]  # what it uses of them
-        self.janitor = Publisher(parts)
-        fetching = VersionFetchParts(self.layout, self.flights, self.board, self.janitor, pool, metrics, journal, 600.0)
-        self.transfers = VersionFetches(fetching, self.origin.open)
+        self.janitor = Publisher(
+            layout=self.layout,
+            root=self.lock,
+            inventory=self.holdings,
+            status_files=self.board,
+            ledger=self.ledger,
+            blocking=pool,
+            cluster=self.cluster,
+            journal=journal,
+        )
+        self.transfers = VersionFetches(
+            layout=self.layout,
+            ledger=self.ledger,
+            downloads=self.flights,
+            status_files=self.board,
+            publisher=self.janitor,
+            blocking=pool,
+            observer=metrics,
+            open_source=self.origin.open,
+            listing_timeout_s=600.0,
+        )
         self.reconciler = Reconciler(
             status_files=self.board,
             inventory=self.holdings,
@@ -477,7 +493,7 @@ def fake_time(clock: Clock) -> Iterator[None]:
     """Let last uses follow the clock, and streams grow in small steps."""
     with (
         patch.object(inventory, "time", clock),
-        patch.object(reservation, "_STEP_BYTES", 2 * UNIT),
+        patch.object(downloads, "_STEP_BYTES", 2 * UNIT),
         patch.object(downloads, "is_small", lambda _spec: False),  # these blobs stand for large ones
     ):
         yield

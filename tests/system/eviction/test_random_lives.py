@@ -29,8 +29,8 @@ from cached.contract.digest import Digest
 from cached.contract.reference import ModelRef
 from cached.contract.status import State
 from cached.core.demand import Demand, PodWant, Priority
+from cached.node.inspection import recount
 from cached.node.inventory import write_pins
-from cached.node.recount import _recount
 from cached.store.ingest import allocated_bytes
 from sidecar.gate.snapshot import HeldSnapshot, hold_snapshot
 from tests.support.demand import compute_demand
@@ -243,7 +243,7 @@ class Lives(RuleBasedStateMachine):
 
     @rule()
     def recount(self) -> None:
-        _recount(self.node.layout, self.node.lock, self.node.ledger)
+        recount(self.node.layout, self.node.lock, self.node.ledger)
         self.recounted = True
 
     @rule()
