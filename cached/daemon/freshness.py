@@ -13,8 +13,9 @@ import time
 
 from cached.contract.errors import HoldfastError
 from cached.contract.reference import ModelRef
+from cached.core.catalog import CatalogVersion
 from cached.daemon.reconciler import Reconciler
-from cached.fetch.version import VersionFetches
+from cached.fetch.version import SourceComparison, VersionFetches
 from cached.node.log_once import LogOnce
 
 _log = logging.getLogger(__name__)
@@ -31,6 +32,7 @@ class PeriodicResolve:
         self._fetches = fetches
         self._interval_s = interval_s
         self._due: dict[ModelRef, float] = {}  # on the monotonic clock
+        self._last: dict[ModelRef, tuple[CatalogVersion, SourceComparison]] = {}
         self._log_once = LogOnce(_log)
 
     async def run(self) -> None:
@@ -40,6 +42,7 @@ class PeriodicResolve:
             now = time.monotonic()
             # A new version was resolved just now; one found at a restart may be of any age.
             self._due = {ref: self._due.get(ref, now + self._interval_s * random.random()) for ref in found}  # noqa: S311 - jitter
+            self._last = {ref: last for ref, last in self._last.items() if ref in found}
             for ref in [ref for ref, due in self._due.items() if due <= now]:
                 await self._resolve(ref)
             await asyncio.sleep(min(_CHECK_S, self._interval_s))
@@ -50,11 +53,13 @@ class PeriodicResolve:
         entry = self._reconciler.find_resolvable(ref)
         if entry is None:
             return  # no longer resolvable
+        last_entry, last = self._last.pop(ref, (None, None))
         try:
-            found = await self._fetches.compare_source(entry)
+            found = await self._fetches.compare_source(entry, last if last_entry == entry else None)
         except HoldfastError as error:
             self._log_once.log_error(f"{ref}: looking whether its source changed", str(error))
             return
         self._log_once.log_recovery(f"{ref}: looking whether its source changed")
         if found is not None:
+            self._last[ref] = entry, found
             self._reconciler.record_comparison(ref, found)

@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import ParamSpec, TypeVar
@@ -36,7 +37,7 @@ from cached.fetch.small_attempt import is_small
 from cached.node.publisher import Publisher
 from cached.node.status_files import FetchProgress, StatusFiles
 from cached.node.threads import Blocking
-from cached.sources.base import Source
+from cached.sources.base import Revalidating, Source
 from cached.store import blobs, fetched
 from cached.store.disk.durable import disk_error
 from cached.store.fetched import FetchRecord
@@ -95,11 +96,13 @@ class _Awaited:
 
 @dataclass(frozen=True, slots=True)
 class SourceComparison:
-    """A source's content, compared with the `held` digest; its own `digest` is None if unknown without a fetch."""
+    """A source's content, compared with the `held` digest; its own `digest` is None if unknown without a fetch. `tag`:
+    the listing's, None if only another listing can tell whether this one is still current."""
 
     held: Digest
     changed: bool
     digest: Digest | None
+    tag: str | None
 
 
 class VersionFetches:
@@ -208,14 +211,17 @@ class VersionFetches:
             self._observer.fetch_failed(source.kind, error.code)
             raise
 
-    async def compare_source(self, entry: CatalogVersion) -> SourceComparison | None:
+    async def compare_source(self, entry: CatalogVersion, last: SourceComparison | None) -> SourceComparison | None:
         """Compare a version of this node with its source's listing, without fetching files; raises `HoldfastError`.
-        Return None if this node does not have the version."""
+        `last`: the last comparison of this `entry`, which a conditional request may confirm. Return None if this node
+        does not have the version."""
         held = self._publisher.find_published(entry.ref)
         if held is None:
             return None
         source = await self._blocking.run(self._open_source, entry.source)
         try:
+            if last is not None and last.held == held[0].digest and await self._is_current(source, last.tag):
+                return last
             listing = await self._list(source)
             record = await self._blocking.run(fetched.read, self._layout, entry.ref)
             known = {} if record is None else record.files
@@ -233,10 +239,23 @@ class VersionFetches:
             return function(*args, **kwargs)
         return await self._blocking.run(function, *args, **kwargs)
 
+    async def _is_current(self, source: Source, tag: str | None) -> bool:
+        """Return whether the listing with this tag is confirmed."""
+        if tag is None or not isinstance(source, Revalidating):
+            return False
+        async with self._limited(source):
+            return await source.is_current(tag)
+
     async def _list(self, source: Source) -> Listing:
+        async with self._limited(source):
+            return await source.resolve()
+
+    @asynccontextmanager
+    async def _limited(self, source: Source) -> AsyncIterator[None]:
+        """Limit the time that a source has to list a version."""
         try:
             async with asyncio.timeout(self._listing_timeout_s):
-                return await source.resolve()
+                yield
         except TimeoutError as error:
             raise Transient(
                 "stalled",
@@ -469,7 +488,7 @@ def _compare(
     digest = None
     if changed and all(file.size is not None and sha256s[file.path] for file in files):
         digest = Manifest.build(FileEntry(f.path, sha256s[f.path] or "", f.size or 0) for f in files).digest
-    return SourceComparison(manifest.digest, changed, digest)
+    return SourceComparison(manifest.digest, changed, digest, listing.tag)
 
 
 def _check_pin(want: Want, manifest: Manifest) -> None:
