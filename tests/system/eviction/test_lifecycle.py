@@ -36,11 +36,11 @@ def node(tmp_path: Path) -> Iterator[Node]:
 
 def _work_off(node: Node) -> None:
     node.turn()
-    while node.jobs.waiting or node.bytes.flights:
+    while node.jobs.waiting or node.bytes.downloads:
         if node.jobs.waiting:
             node.do_job(0)
         else:
-            node.bytes.finish(node.bytes.flights[0], CONTENT[0])
+            node.bytes.finish(node.bytes.downloads[0], CONTENT[0])
             node.turn()
 
 
@@ -56,7 +56,7 @@ def test_called_off_before_it_began(node: Node) -> None:
     node.use_catalog(pinned)
     node.turn()
     _work_off(node)
-    status = node.board.get(REF)
+    status = node.status_files.get(REF)
     assert status is not None
     assert (status.state, status.pinned) == (State.READY, True)
 
@@ -70,9 +70,9 @@ def test_what_a_resumed_fetch_lacks_is_freed(node: Node) -> None:
     node.use_catalog(f"models: {{a: {{versions: {{v1: {{source: '{ORIGIN}a/v1'}}, v2: {{source: '{ORIGIN}a/v2'}}}}}}}}")
 
     def flight_of(blob: Blob) -> Download:
-        while not node.bytes.flights:
+        while not node.bytes.downloads:
             node.do_job(0)
-        return next(flight for flight in node.bytes.flights if flight.spec.name == blob.name)
+        return next(download for download in node.bytes.downloads if download.spec.name == blob.name)
 
     node.reconciler.pull(REF, None, refresh=False)
     node.turn()
@@ -83,14 +83,14 @@ def test_what_a_resumed_fetch_lacks_is_freed(node: Node) -> None:
     node.turn()
     node.bytes.finish(flight_of(other), other)
     _work_off(node)
-    assert ModelRef("a", "v2") in node.holdings.models
+    assert ModelRef("a", "v2") in node.inventory.models
     node.reconciler.pull(REF, None, refresh=False)
     node.turn()
     for blob in (*CONTENT, rest):
         node.bytes.finish(flight_of(blob), blob)
         node.turn()
     _work_off(node)
-    assert list(node.holdings.models) == [REF]
+    assert list(node.inventory.models) == [REF]
 
 
 def test_a_failure_is_tried_again_ever_more_rarely(node: Node) -> None:
@@ -99,9 +99,9 @@ def test_a_failure_is_tried_again_ever_more_rarely(node: Node) -> None:
     node.turn()
     waited = []
     for _ in range(6):
-        while not node.bytes.flights:
+        while not node.bytes.downloads:
             node.do_job(0)
-        node.bytes.fail(node.bytes.flights[0], refused())
+        node.bytes.fail(node.bytes.downloads[0], refused())
         node.turn()
         before = node.clock.now
         while not node.jobs.waiting:
@@ -137,7 +137,7 @@ def test_a_snapshot_that_never_got_its_name_goes(node: Node, monkeypatch: pytest
         full.setattr(snapshots, "set_name_unsynced", _refuse)
         node.reconciler.pull(REF, None, refresh=False)
         _work_off(node)
-        status = node.board.get(REF)
+        status = node.status_files.get(REF)
         assert status is not None and status.error is not None and status.error.code == "disk"
         node.use_catalog("models: {}")
         node.turn()
@@ -154,7 +154,7 @@ def test_a_blob_that_is_gone_is_counted_no_more(node: Node) -> None:
     node.layout.blob(CONTENT[0].sha256).unlink()
     node.begin(node.reconciler.quarantine_blob(CONTENT[0].sha256))
     _work_off(node)
-    assert node.holdings.models.keys() == {REF}
+    assert node.inventory.models.keys() == {REF}
     assert node.ledger.compute_use().used == sum(node.committed().values()) == CONTENT[0].size
 
 

@@ -34,8 +34,8 @@ def choose(held: Collection[InventoryEntry], need: int) -> Choice[InventoryEntry
     return choose_victims(by_age(h for h in held if h.evictable), held, need)
 
 
-def names(holdings: Collection[InventoryEntry]) -> list[str]:
-    return [h.ref.name for h in holdings]
+def names(inventory: Collection[InventoryEntry]) -> list[str]:
+    return [h.ref.name for h in inventory]
 
 
 def test_least_recently_used_first() -> None:
@@ -150,7 +150,7 @@ def test_short_of(space: SpaceUse, needed: int, expected: int) -> None:
 
 
 SIZES = {f"blob{number}": 2**number for number in range(7)}
-holdings = st.lists(
+inventory = st.lists(
     st.builds(
         lambda name, blobs, last_used, flags: InventoryEntry(
             ModelRef(name, "v1"),
@@ -170,7 +170,7 @@ holdings = st.lists(
 
 
 @settings(max_examples=300)
-@given(holdings, st.integers(0, 200))
+@given(inventory, st.integers(0, 200))
 def test_a_choice_is_right_whatever_is_shared(held: list[InventoryEntry], need: int) -> None:
     """Victims may go, free exactly what is said, free enough if anything does, and none of them is superfluous."""
     choice = choose(held, need)

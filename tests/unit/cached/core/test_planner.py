@@ -202,8 +202,8 @@ def test_a_failure_is_forgotten_with_its_want() -> None:
 
 def test_pressure_evicts_the_unwanted() -> None:
     """Above the high watermark, versions that nobody wants go, least recently used first, down to the low one."""
-    holdings = [held("old", last_used=1.0), held("older", last_used=0.0), held("new", last_used=2.0)]
-    assert plan(situation(demand(), inventory=holdings, space=FULL)) == (
+    inventory = [held("old", last_used=1.0), held("older", last_used=0.0), held("new", last_used=2.0)]
+    assert plan(situation(demand(), inventory=inventory, space=FULL)) == (
         Evict(ModelRef("older", "v1"), A, "watermark"),
         Evict(ModelRef("old", "v1"), A, "watermark"),
     )
@@ -211,7 +211,7 @@ def test_pressure_evicts_the_unwanted() -> None:
 
 def test_what_is_asked_for_is_never_evicted() -> None:
     """Neither what is wanted, nor what is in use or kept, nor what somebody asks for in vain is evicted."""
-    holdings = [
+    inventory = [
         held("wanted"),
         held("refused"),
         held("used", in_use=True),
@@ -219,16 +219,16 @@ def test_what_is_asked_for_is_never_evicted() -> None:
         held("flagged", wanted=True),
     ]
     wanted = demand(want("wanted"), refused=UNKNOWN)
-    steps = plan(situation(wanted, inventory=holdings, space=FULL))
+    steps = plan(situation(wanted, inventory=inventory, space=FULL))
     assert steps == (Refuse(ModelRef("refused", "v1"), UNKNOWN),)
 
 
 def test_a_waiting_fetch_evicts_for_its_space() -> None:
     """A fetch that waits for space has as much evicted as it is short of, below the watermarks too."""
     half = replace(EMPTY, used=60, free=40)
-    holdings = [held("old", size=30, last_used=0.0), held("new", size=30, last_used=1.0)]
+    inventory = [held("old", size=30, last_used=0.0), held("new", size=30, last_used=1.0)]
     for needed, expected in ((40, 0), (41, 1), (71, 2)):
-        steps = plan(lacking(want("m"), inventory=holdings, space=half, size=needed))
+        steps = plan(lacking(want("m"), inventory=inventory, space=half, size=needed))
         assert len(steps) == expected
         assert all(isinstance(step, Evict) and step.reason == "space" for step in steps)
 
@@ -237,18 +237,18 @@ def test_space_that_cannot_be_made_evicts_nothing() -> None:
     """Where evicting everything would still not make enough space, the cache is not emptied in vain, and nobody has to
     wait for that."""
     half = replace(EMPTY, used=60, free=40)
-    holdings = [held("old", size=30), held("used", size=30, in_use=True)]
-    assert plan(lacking(want("m"), inventory=holdings, space=half, size=90)) == (AllowOthers(want("m").ref),)
+    inventory = [held("old", size=30), held("used", size=30, in_use=True)]
+    assert plan(lacking(want("m"), inventory=inventory, space=half, size=90)) == (AllowOthers(want("m").ref),)
 
 
 def test_who_needs_less_is_not_kept_waiting_in_vain() -> None:
     """Room is made for the first one for whom it can be made, and only for that one."""
     wants = want("huge"), want("small"), want("tiny", Priority.PREFETCH)
     short = {wants[0].ref: Shortage(90, 0), wants[1].ref: Shortage(10, 0), wants[2].ref: Shortage(1, 0)}
-    holdings = [held("old", size=20), held("used", size=80, in_use=True)]
+    inventory = [held("old", size=20), held("used", size=80, in_use=True)]
     full = replace(EMPTY, used=100, free=0)
     stakes = {w.ref: FetchSpace({}, {}, {}) for w in wants}
-    made = lacking(*wants, size=0, shortages=short, inventory=holdings, space=full, fetch_space=stakes)
+    made = lacking(*wants, size=0, shortages=short, inventory=inventory, space=full, fetch_space=stakes)
     steps = plan(replace(made, high_watermark=1.0))
     assert steps == (AllowOthers(wants[0].ref), Evict(ModelRef("old", "v1"), A, "space"))
 
@@ -257,14 +257,14 @@ def test_prefetched_versions_yield_to_pods_alone() -> None:
     """A prefetched version that nobody uses goes for a pod that waits, after all that nobody wants; for a pull or
     another prefetch it stays."""
     fetched = want("fetched", Priority.PREFETCH)
-    holdings = [held("fetched", size=50), held("old", size=10, last_used=9.0)]
+    inventory = [held("fetched", size=50), held("old", size=10, last_used=9.0)]
     space = replace(EMPTY, used=60, free=40)
     for priority, goes in ((Priority.WAITING, True), (Priority.PULL, False), (Priority.PREFETCH, False)):
-        made = lacking(want("m", priority), size=80, inventory=holdings, space=space)
+        made = lacking(want("m", priority), size=80, inventory=inventory, space=space)
         steps = plan(replace(made, demand=demand(fetched, want("m", priority))))
         evictions = (Evict(fetched.ref, A, "space"),) if goes else (AllowOthers(want("m").ref),)
         assert steps == evictions
-    made = lacking(want("m"), size=50, inventory=holdings, space=space)
+    made = lacking(want("m"), size=50, inventory=inventory, space=space)
     assert plan(replace(made, demand=demand(fetched, want("m")))) == (Evict(ModelRef("old", "v1"), A, "space"),)
     used = replace(made, demand=demand(fetched, want("m")), inventory=[held("fetched", size=60, in_use=True)])
     assert plan(used) == (AllowOthers(want("m").ref),)

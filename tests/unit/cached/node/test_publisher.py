@@ -40,16 +40,16 @@ class Publishing:
         self.started = threading.Semaphore(0)
         self.may_go_on = threading.Semaphore(0)
         self.inventory = Inventory(layout, recovered)
-        self.board = StatusFiles(layout.public, "node", lambda: None)
+        self.status_files = StatusFiles(layout.public, "node", lambda: None)
         self.blocking = Blocking(2)
         ledger = Ledger(None, lambda: DiskSpace(1 << 30, 1 << 30, 1 << 20, 1 << 20))
         journal = DigestJournal(layout.digests, {})
         self._root = Root(layout)
-        self.janitor = Publisher(
+        self.publisher = Publisher(
             layout=layout,
             root=self._root,
             inventory=self.inventory,
-            status_files=self.board,
+            status_files=self.status_files,
             ledger=ledger,
             blocking=self.blocking,
             cluster=Cluster(),
@@ -61,7 +61,7 @@ class Publishing:
         add_blob(self.layout, version.encode())
         manifest = manifest_of({"f": version.encode()})
         record = FetchRecord(manifest.digest, "request", "source", None, "", {})
-        return asyncio.create_task(self.janitor.publish(ModelRef("acme/tiny", version), manifest, record, tuple))
+        return asyncio.create_task(self.publisher.publish(ModelRef("acme/tiny", version), manifest, record, tuple))
 
     def published(self) -> list[str]:
         """The versions in the inventory, all of which have their name on the disk."""
@@ -88,7 +88,7 @@ async def publishing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIt
     monkeypatch.setattr(publisher, "publish_all", publishing.publish_all)
     yield publishing
     publishing.blocking.close()
-    publishing.board.close()
+    publishing.status_files.close()
 
 
 async def test_waiting_versions_are_published_together(publishing: Publishing) -> None:
