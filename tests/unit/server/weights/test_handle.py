@@ -166,7 +166,8 @@ def test_tensors_and_slices_outlive_the_handle(path: Path, accelerator: Accelera
     [
         (lambda path: safe_open(path, "pt").get_tensor("absent"), "no_tensor"),
         (lambda path: safe_open(path, "pt").get_slice("absent"), "no_tensor"),
-        (lambda path: safe_open(path, "np"), "unsupported_framework"),
+        (lambda path: safe_open(path, "jax"), "unsupported_framework"),
+        (lambda path: safe_open(path, "np").get_tensor("half"), "unsupported_dtype"),
         (lambda path: safe_open(path, "pt", backend="tape"), "invalid_backend"),
         (lambda path: safe_open(path, "pt", "meta"), "unsupported_device"),
         (lambda path: safe_open(path.parent, "pt"), "unreadable"),
