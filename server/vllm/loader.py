@@ -28,7 +28,7 @@ from server.weights import report
 from server.weights.cuda.accelerator import DeviceLike, find_accelerator
 from server.weights.files import iter_tensors
 from server.weights.format.checkpoint import open_checkpoint
-from server.weights.format.listing import ShardListing, find_shards, read_named_file
+from server.weights.format.listing import ShardListing, explain_no_weights, find_shards, read_named_file
 from server.weights.settings import LoaderSettings
 
 _LOG = init_logger("vllm.plugins.holdfast")  # vLLM shows the logs below its own name
@@ -177,8 +177,10 @@ def _weights(source: Any) -> tuple[Path, ShardListing]:
         if listing is not None:
             return folder, listing
     patterns = source.allow_patterns_overrides or ["*.safetensors"]
-    # As vLLM does: the first pattern that matches decides.
+    # As vLLM does: the first pattern that matches decides, and without patterns every file counts, whatever its name.
     found = next((files for pattern in patterns if (files := _matching(folder, pattern))), [])
+    if not found and source.allow_patterns_overrides is None:
+        raise explain_no_weights(folder)
     if not found or any(path.suffix != ".safetensors" for path in found):
         raise Permanent(
             "no_weights",

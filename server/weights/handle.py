@@ -185,9 +185,17 @@ class _DeviceTensors:
         found = find_box(shape, index)
         if found is None:
             # First on the host: an index beyond a tensor's end on a GPU loses the GPU for the whole process.
-            torch.empty((), dtype=torch.uint8).expand(shape)[_to_host(index)]
+            _stand_in(shape, index)[_to_host(index)]
             return self.load([name])[name][index]
         return dict(deliver(self._accelerator, self._checkpoint, {name: found}, LoadOptions()))[name]
+
+
+def _stand_in(shape: tuple[int, ...], index: Any) -> torch.Tensor:
+    """Return a tensor without memory of its own that refuses what a tensor of `shape` refuses, in the same words. Only
+    one with values checks the values of an index; the words of some other refusals depend on its strides."""
+    if any(isinstance(item, torch.Tensor | list) for item in (index if isinstance(index, tuple) else (index,))):
+        return torch.empty((), dtype=torch.uint8).expand(shape)
+    return torch.empty(shape, dtype=torch.uint8, device="meta")
 
 
 def _to_host(index: Any) -> Any:

@@ -24,32 +24,28 @@ def check_array_index(shape: Sequence[int], index: Any) -> ArrayIndex:
             raise _refuse("Non empty lists are not implemented")
         index = slice(0, 0)
     items = index if isinstance(index, tuple) else (index,)
-    dots = [number for number, item in enumerate(items) if item is ...]
-    if len(dots) > 1:
+    dots = sum(item is ... for item in items)
+    if dots > 1:
         raise _refuse("Only one ellipsis (...) is allowed in slice index")
-    given = len(items) - len(dots)
+    given = len(items) - dots
+    checked: list[int | slice | EllipsisType] = []
+    axes: list[int] = []
+    for item in items:
+        axes.append(len(checked) if ... not in checked else len(checked) - 1 + len(shape) - given)
+        checked.append(_check_kind(item, axes[-1]))
     if given > len(shape):
         raise _beyond(shape, items, "more slicing indexes than dimensions in tensor")
-    checked: list[int | slice | EllipsisType] = []
-    axis = 0
-    for item in items:
-        if item is ...:
-            checked.append(...)
-            axis += len(shape) - given
-        else:
-            checked.append(_check_item(shape, items, axis, item))
-            axis += 1
+    for axis, item in zip(axes, checked, strict=True):
+        _check_bounds(shape, items, axis, item)
     return tuple(checked)
 
 
-def _check_item(shape: Sequence[int], items: tuple[Any, ...], axis: int, item: Any) -> int | slice:
-    size = shape[axis]
+def _check_kind(item: Any, axis: int) -> int | slice | EllipsisType:
+    if item is ...:
+        return ...
     if isinstance(item, slice):
         if item.step is not None and as_integer(item.step) < 1:
             raise _refuse(f"Slice step must be a positive integer, got {item.step}")
-        for bound, last in ((item.start, 0), (item.stop, 1)):
-            if bound is not None and as_integer(bound) > size:
-                raise _outside(shape, items, axis, bound - last)
         return item
     try:
         number = None if isinstance(item, bool) else as_integer(item)
@@ -57,11 +53,21 @@ def _check_item(shape: Sequence[int], items: tuple[Any, ...], axis: int, item: A
         number = None
     if number is None:
         raise _refuse(f"Unsupported slice index at position {axis}: expected slice, int, or ellipsis")
-    if number < -size:
-        raise _refuse(f"Invalid index {number} for dimension {axis} of size {size}")
-    if number >= size:
-        raise _outside(shape, items, axis, number)
     return number
+
+
+def _check_bounds(shape: Sequence[int], items: tuple[Any, ...], axis: int, item: int | slice | EllipsisType) -> None:
+    if item is ...:
+        return
+    size = shape[axis]
+    if isinstance(item, slice):
+        for bound, before in ((item.start, 0), (item.stop, 1)):
+            if bound is not None and as_integer(bound) > size:
+                raise _outside(shape, items, axis, bound - before)
+    elif item < -size:
+        raise _refuse(f"Invalid index {item} for dimension {axis} of size {size}")
+    elif item >= size:
+        raise _outside(shape, items, axis, item)
 
 
 def _outside(shape: Sequence[int], items: tuple[Any, ...], axis: int, index: int) -> WeightsError:

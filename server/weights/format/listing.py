@@ -123,7 +123,7 @@ def list_for_config(directory: Path, named: object) -> ShardListing:
     """List the weight files of a folder whose configuration has `named` as `transformers_weights`, None for none."""
     listing = find_shards(directory, named)
     if listing is None:
-        raise _no_weights(directory)
+        raise explain_no_weights(directory)
     return listing
 
 
@@ -229,7 +229,7 @@ def _find_set(directory: Path) -> list[Path]:
     return [numbers[number] for number in expected]
 
 
-def _no_weights(directory: Path) -> WeightsError:
+def explain_no_weights(directory: Path) -> WeightsError:
     """Name the files that a person may have taken for the weights, and why each is not read."""
     found = [(path, *reason) for path in _walk(directory) if (reason := _explain(directory, path)) is not None]
     found.sort(key=lambda item: item[0].suffix != _SUFFIX)

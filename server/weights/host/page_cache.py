@@ -1,4 +1,4 @@
-"""Which bytes of a file are in the page cache. Law: reads at most one page, reads none ahead, and touches no mapping."""
+"""Which bytes of a file are in the page cache. Law: reads at most one page, none ahead, and touches no mapping."""
 
 from __future__ import annotations
 
