@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import os
@@ -27,13 +26,14 @@ LLAMA: Any = transformers.LlamaForCausalLM
 def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The files that transformers opens."""
     found: list[str] = []
-    reference = transformers.modeling_utils.safe_open
+    theirs: Any = transformers.modeling_utils
+    reference = theirs.safe_open
 
     def recorded(path: str, **options: Any) -> Any:
         found.append(os.path.realpath(path))
         return reference(path, **options)
 
-    monkeypatch.setattr(transformers.modeling_utils, "safe_open", recorded)
+    monkeypatch.setattr(theirs, "safe_open", recorded)
     return found
 
 
@@ -248,5 +248,4 @@ def test_a_config_without_the_field_changes_nothing(tmp_path: Path) -> None:
     """Other fields of config.json are none of the loader's."""
     save_file({"x": torch.ones(2)}, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "?", "text_config": {"transformers_weights": "y"}}))
-    with contextlib.closing(iter_tensors(tmp_path)) as tensors:
-        assert [name for name, _ in tensors] == ["x"]
+    assert [name for name, _ in iter_tensors(tmp_path)] == ["x"]
