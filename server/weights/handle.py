@@ -34,15 +34,15 @@ class safe_open:
     """Open a safetensors file; `with` closes it. Raises `Permanent`.
 
     `framework` is `pt`, or `np` for numpy arrays, which are on the CPU. `device` is `cpu`, `cuda`, `cuda:N`, a number,
-    or a torch device. On the CPU tensors are views of the page cache, or with the `backend` `pread` copies of it; on a
-    GPU each call reads the bytes it needs.
+    a torch device, or None for the CPU. On the CPU tensors are views of the page cache, or with the `backend` `pread`
+    copies of it; on a GPU each call reads the bytes it needs.
     """
 
     def __init__(
         self,
         filename: str | os.PathLike[str],
         framework: str = "pt",
-        device: DeviceLike = "cpu",
+        device: DeviceLike | None = "cpu",
         *,
         backend: str = "mmap",
     ) -> None:
@@ -53,7 +53,7 @@ class safe_open:
                 f"expected the framework pt or np, found {framework!r}",
                 "ask for np, and hand the arrays to your framework, or use the safetensors package",
             )
-        accelerator = find_accelerator(device)
+        accelerator = find_accelerator("cpu" if device is None else device)
         if accelerator is not None and framework in _NUMPY:
             raise WeightsError(
                 "unsupported_device", f"expected the device cpu for numpy arrays, found {device!r}", "ask for pt"

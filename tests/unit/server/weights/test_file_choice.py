@@ -85,10 +85,18 @@ def states() -> tuple[State, State]:
     return good, stale
 
 
+def theirs_of(folder: Path) -> tuple[State, set[str]]:
+    """What transformers reads of a folder, and the keys that it misses."""
+    build_model(1).config.save_pretrained(folder)
+    module, info = LLAMA.from_pretrained(folder, output_loading_info=True)
+    return module.state_dict(), set(info["missing_keys"])
+
+
 def test_the_index_decides_between_two_files(
     states: tuple[State, State], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A tensor comes from the file that the index names, whichever is read last, and what it leaves out is told."""
+    """A tensor comes from the file that the index names, and what it leaves out is told; transformers takes it from the
+    file that sorts last."""
     good, stale = states
     write_shards(tmp_path, good, "a.safetensors")
     save_file({"model.norm.weight": stale["model.norm.weight"], "over": torch.ones(3)}, tmp_path / "b.safetensors")
@@ -97,10 +105,11 @@ def test_the_index_decides_between_two_files(
         found = load_file(tmp_path)
     assert same(found["model.norm.weight"], good["model.norm.weight"])
     assert "left out" in caplog.text and "model.norm.weight" in caplog.text
+    assert same(theirs_of(tmp_path)[0]["model.norm.weight"], stale["model.norm.weight"])
 
 
 def test_a_tensor_that_the_index_does_not_name_is_not_handed_out(states: tuple[State, State], tmp_path: Path) -> None:
-    """The index is an allow-list: of its own files too nothing else is read."""
+    """The index is an allow-list: of its own files too nothing else is read; transformers hands out what is there."""
     good, _ = states
     weight_map = write_shards(tmp_path, good, *SHARDS)
     del weight_map["model.norm.weight"]
@@ -108,6 +117,16 @@ def test_a_tensor_that_the_index_does_not_name_is_not_handed_out(states: tuple[S
     assert load_file(tmp_path).keys() == dict(iter_tensors(tmp_path)).keys() == good.keys() - {"model.norm.weight"}
     with pytest.raises(Permanent, match=r"model\.norm\.weight"):
         load_file(tmp_path, keys=["model.norm.weight"])
+    assert theirs_of(tmp_path)[1] == set()
+
+
+def test_an_index_without_metadata_is_read(states: tuple[State, State], tmp_path: Path) -> None:
+    """Nothing of the index but its map is needed; transformers fails without `metadata`."""
+    good, _ = states
+    (tmp_path / INDEX).write_text(json.dumps({"weight_map": write_shards(tmp_path, good, *SHARDS)}))
+    assert load_file(tmp_path).keys() == good.keys()
+    with pytest.raises(KeyError, match="metadata"):
+        theirs_of(tmp_path)
 
 
 @pytest.mark.parametrize("gone", ["../a.safetensors", "/etc/a.safetensors", "a/../../a.safetensors", "", ".", "a\0b"])
@@ -128,12 +147,14 @@ def test_an_index_that_leads_out_of_the_folder_is_refused(gone: str, tmp_path: P
 def test_an_index_that_disagrees_with_its_files_is_refused(
     weight_map: dict[str, str], told: str, tmp_path: Path
 ) -> None:
-    """A tensor that is not where the index has it, which a mixture of two versions gives, is refused by name."""
+    """A tensor that is not where the index has it, which a mixture of two versions gives, is refused by name;
+    transformers takes it from elsewhere, or leaves its weight as it was made."""
     save_file({"x": torch.ones(2)}, tmp_path / "a.safetensors")
     save_file({"y": torch.ones(2), "z": torch.ones(2)}, tmp_path / "b.safetensors")
     write_index(tmp_path / INDEX, weight_map)
     with pytest.raises(Permanent, match=told):
         load_file(tmp_path)
+    theirs_of(tmp_path)
 
 
 def test_a_complete_set_needs_no_index(states: tuple[State, State], tmp_path: Path) -> None:
@@ -144,6 +165,8 @@ def test_a_complete_set_needs_no_index(states: tuple[State, State], tmp_path: Pa
     found = load_file(tmp_path)
     assert found.keys() == good.keys()
     assert all(same(found[name], tensor) for name, tensor in good.items())
+    with pytest.raises(OSError, match=r"no file named model\.safetensors"):
+        theirs_of(tmp_path)
     save_file(good, tmp_path / SHARDS[1])
     with pytest.raises(Permanent, match="is also in model-00001-of-00002") as caught:
         load_file(tmp_path)

@@ -45,7 +45,7 @@ def path(tmp_path: Path) -> Path:
 def test_it_answers_as_the_reference_does(path: Path, accelerator: Accelerator) -> None:
     """Names, their orders, metadata, shapes, dtypes and tensors are the safetensors package's."""
     with reference_safe_open(path, "pt") as expected:
-        for device in ("cpu", accelerator):
+        for device in ("cpu", None, accelerator):
             with safe_open(path, "pt", device) as found:
                 assert found.keys() == expected.keys()
                 assert found.offset_keys() == expected.offset_keys()
