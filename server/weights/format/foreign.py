@@ -1,4 +1,4 @@
-"""Tell what lies under a weight file's name when that is no safetensors file: a pointer, a page, another format.
+"""Tell what lies under the name of a weight file or an index that is none: a pointer, a page, another format.
 
 Law: looks at the first bytes only. Each kind is found in the public bug reports of loaders: a clone without Git LFS, a
 download of a login page, a pickle that was renamed.
@@ -19,7 +19,8 @@ class Foreign(NamedTuple):
     remedy: str
 
 
-_LFS = b"version https://git-lfs.github.com/spec/v1"
+# The specification's first line, and that of its beta.
+_LFS = (b"version https://git-lfs.github.com/spec/", b"version https://hawser.github.com/spec/")
 _LFS_SIZE = re.compile(rb"^size (\d{1,20})$", re.MULTILINE)
 _ANNEX = re.compile(rb"^(\.\./)*\.git/annex/objects/|^/annex/objects/")
 _PAGE = re.compile(rb"<(!doctype|html|head|body|\?xml|!--)", re.IGNORECASE)
@@ -40,7 +41,16 @@ _MAGICS = (
 
 
 def identify(head: bytes) -> Foreign | None:
-    """Return what a file that begins with `head` is, None where nothing is recognised."""
+    """Return what a file that begins with `head` is instead of weights, None where nothing is recognised."""
+    if head[8:9] == b"{":  # a header of safetensors, damaged in another way
+        return None
+    if _JSON.match(_text(head)):
+        return Foreign("JSON text, such as a server's error message", _DOWNLOAD)
+    return identify_stand_in(head) or next((found for magic, found in _MAGICS if head.startswith(magic)), None)
+
+
+def identify_stand_in(head: bytes) -> Foreign | None:
+    """Return what stands in place of any file that should begin otherwise: a pointer, a page, nothing but zeros."""
     if head.startswith(_LFS):
         size = _LFS_SIZE.search(head)
         stands_for = f" that stands for a file of {int(size[1])} bytes" if size else ""
@@ -52,13 +62,12 @@ def identify(head: bytes) -> Foreign | None:
         return Foreign(
             "a git-annex pointer", "run `git annex get` in the clone that it came from, then publish the model again"
         )
-    if head[8:9] == b"{":  # a header of safetensors, damaged in another way
-        return None
-    text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
-    if _PAGE.match(text):
+    if _PAGE.match(_text(head)):
         return Foreign("an HTML or XML page, such as a login or an error page", _DOWNLOAD)
-    if _JSON.match(text):
-        return Foreign("JSON text, such as a server's error message", _DOWNLOAD)
     if head and not head.strip(b"\0"):
         return Foreign("nothing but zero bytes, as an interrupted copy leaves them", _DOWNLOAD)
-    return next((found for magic, found in _MAGICS if head.startswith(magic)), None)
+    return None
+
+
+def _text(head: bytes) -> bytes:
+    return head.removeprefix(b"\xef\xbb\xbf").lstrip()

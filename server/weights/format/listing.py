@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from server.weights.errors import WeightsError
-from server.weights.format.foreign import HEAD_BYTES
-from server.weights.format.safetensors import Header, refuse_foreign
+from server.weights.format.foreign import HEAD_BYTES, identify_stand_in
+from server.weights.format.safetensors import Header
 
 _LOG = logging.getLogger(__name__)
 
@@ -295,8 +295,12 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         document = json.loads(data.decode("utf-8"))
     except (ValueError, RecursionError) as error:
-        refuse_foreign(path, data[:HEAD_BYTES], len(data))
-        raise _refuse(path, f"not JSON in UTF-8: {error}") from error
+        found = identify_stand_in(data[:HEAD_BYTES])
+        if found is None:
+            raise _refuse(path, f"not JSON in UTF-8: {error}") from error
+        raise WeightsError(
+            "invalid_weights", f"{path}: expected JSON, found {found.kind}, of {len(data)} bytes", found.remedy
+        ) from error
     if not isinstance(document, dict):
         raise _refuse(path, f"expected a JSON object, found {type(document).__name__}")
     return document

@@ -82,7 +82,9 @@ def read_header(path: Path, descriptor: int) -> Header:
             length = int.from_bytes(prefix, "little")
             data = file.read(min(length, size) if length <= MAX_HEADER_BYTES else HEAD_BYTES)
             if not data.startswith(b"{"):
-                refuse_foreign(path, (prefix + data)[:HEAD_BYTES], size)
+                found = identify((prefix + data)[:HEAD_BYTES])
+                if found is not None:
+                    raise _refuse(path, f"expected weights, found {found.kind}, of {size} bytes", found.remedy)
             if length > MAX_HEADER_BYTES:
                 raise _refuse(path, f"the header says it is {length} bytes long, at most {MAX_HEADER_BYTES} are read")
             if _LENGTH_BYTES + length > size:
@@ -94,15 +96,6 @@ def read_header(path: Path, descriptor: int) -> Header:
             path, f"expected a header of {length} bytes, found {len(data)}: the file was truncated while it was read"
         )
     return parse_header(path, data, size)
-
-
-def refuse_foreign(path: Path, head: bytes, size: int) -> None:
-    """Raise `Permanent` where a file that begins with `head` is recognised as something else."""
-    found = identify(head)
-    if found is not None:
-        raise WeightsError(
-            "invalid_weights", f"{path}: expected weights, found {found.kind}, of {size} bytes", found.remedy
-        )
 
 
 def parse_header(path: Path, data: bytes, file_size: int) -> Header:

@@ -44,8 +44,6 @@ def test_the_suite_of_a_checkout_sees_this_loader(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert "2 passed" in done.stdout
     assert sorted(tmp_path.rglob("*")) == before
-    own = run(tmp_path, "--own", "-k", "test_names")
-    assert own.returncode == 1
 
 
 def test_a_path_without_the_suite_is_told(tmp_path: Path) -> None:

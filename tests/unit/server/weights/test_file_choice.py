@@ -259,6 +259,14 @@ def test_what_lies_in_place_of_weights_is_told(content: bytes, kind: str, remedy
         assert caught.value.code == "invalid_weights"
 
 
+def test_half_an_index_is_no_page(tmp_path: Path) -> None:
+    """An index that is cut short is told as such, and not as another kind of file."""
+    (tmp_path / INDEX).write_text('{"metadata": {}, "weight_map": {"model.norm')
+    with pytest.raises(Permanent, match="not JSON in UTF-8: Unterminated string") as caught:
+        load_file(tmp_path)
+    assert "download this file again" in caught.value.remedy
+
+
 @pytest.mark.parametrize("where", [INDEX, "config.json"])
 def test_a_pointer_in_place_of_an_index_is_told(where: str, tmp_path: Path) -> None:
     """The files that say where the weights are get the same words."""
