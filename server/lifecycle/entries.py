@@ -53,7 +53,8 @@ class ModelEntry:
 @dataclass(frozen=True, slots=True)
 class ServeOptions:
     """One server. `models` is empty where the file `follow` names them; `app` is None for our own API. A model idle for
-    `probe_interval_s` gets a dummy inference, and is unhealthy where that takes `probe_timeout_s`."""
+    `probe_interval_s` gets a dummy inference, and is unhealthy where that takes `probe_timeout_s`. On SIGTERM work
+    goes on for `drain_linger_s`; then the requests in flight have `drain_timeout_s`."""
 
     models: tuple[ModelEntry, ...]
     follow: Path | None
@@ -63,10 +64,12 @@ class ServeOptions:
     device: str
     dtype: str
     app: str | None
+    drain_linger_s: float
     drain_timeout_s: float
     probe_interval_s: float
     probe_timeout_s: float
     golden: GoldenMode
+    termination_log: Path | None
     limits: Limits
 
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, TypeVar
 from aiohttp import web
 
 from cached.contract.errors import HoldfastError, Permanent
+from cached.contract.program.termination_log import explain_to_person, write_termination_log
 from server.engine.engine import ThreadedEngine, call_in_thread
 from server.lifecycle import loading
 from server.lifecycle.admission import admit
@@ -127,11 +128,17 @@ class ModelManager:
                 raise failure.error
             # A restart would only load the same model again: stay up, report the reason, and wait for a replacement.
             _LOG.error("not ready: %s", failure.error)
+            self._readiness.reject(f"{failure.resolved.entry.name}: {failure.error}")
+            await self._write_termination_log(explain_to_person(failure.error))
             while failure.resolved in entries and time.monotonic() < failure.retry_at:
-                self._readiness.set_stage(f"{failure.resolved.entry.name}: {failure.error}")
                 await asyncio.sleep(_POLL_EVERY_S)
                 entries = await self._resolve()
             await self._reconcile(entries)
+            await self._write_termination_log("")
+
+    async def _write_termination_log(self, text: str) -> None:
+        write = partial(write_termination_log, self._settings.termination_log, text, "holdfast serve")
+        await call_in_thread("termination_log", write)
 
     async def swap_models(self, group: asyncio.TaskGroup) -> None:
         """Swap models as the wanted ones change; never returns."""

@@ -36,6 +36,7 @@ from server.lifecycle.metrics import ServerMetrics
 from server.lifecycle.readiness import Draining, Loading, Ready, ServerReadiness
 from server.lifecycle.registry import Card, ModelRegistry, ServedText
 from server.lifecycle.snapshot import Snapshot
+from tests.support.serving import LIMITS
 
 ABOUT = About(Kind.COMPLETIONS, 100, "cpu", "float32", 1)
 BODY = {"prompt": "x"}
@@ -84,7 +85,7 @@ async def serving(
     script: Callable[[FakeJob], None], queue: int = 8
 ) -> AsyncIterator[tuple[Server, aiohttp.ClientSession]]:
     server = Server(ScriptedModel(script), queue)
-    async with Listener(server.probes) as door:
+    async with Listener(server.probes, LIMITS) as door:
         url = await door.listen("127.0.0.1", 0)
         await door.serve(server.application, cancel_when_gone=True)
         server.readiness.enter(Ready())
@@ -185,7 +186,7 @@ async def test_work_is_let_through_only_while_ready() -> None:
 async def test_no_client_stays_with_what_answered_before_the_model_was_there() -> None:
     """A kept connection that saw the server load is closed, and one opened before is told to come again, not 404."""
     server = Server(ScriptedModel(answer), 8)
-    async with Listener(server.probes) as door:
+    async with Listener(server.probes, LIMITS) as door:
         url = await door.listen("127.0.0.1", 0)
         host, _, port = url.removeprefix("http://").partition(":")
         reader, writer = await asyncio.open_connection(host, int(port))
