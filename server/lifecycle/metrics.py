@@ -216,7 +216,7 @@ class ServerMetrics:
         self._seconds.labels(endpoint, model).observe(seconds)
 
     def count_refused(self, reason: str) -> None:
-        """Count a request that was refused: `loading`, `rejected`, `draining`, `unhealthy`."""
+        """Count a request that was refused: `loading`, `waiting`, `rejected`, `draining`, `unhealthy`."""
         self._refused.labels(reason).inc()
 
     def watch_connections(self, number: Callable[[], int]) -> None:

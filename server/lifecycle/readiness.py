@@ -21,6 +21,13 @@ class Loading:
 
 
 @dataclass(frozen=True, slots=True)
+class Waiting:
+    """The weights are not on this node yet; `reason` says which, and whether anything fetches them."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Rejected:
     """Loaded, and kept out of service for `reason`: a restart would only load the same again."""
 
@@ -42,7 +49,7 @@ class Draining:
     """Finishing the requests in flight, accepting no new ones."""
 
 
-State = Loading | Rejected | Ready | Lingering | Draining
+State = Loading | Waiting | Rejected | Ready | Lingering | Draining
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,13 +111,19 @@ class ServerReadiness:
 
     def set_stage(self, stage: str) -> None:
         """Set the stage of the start; no effect after it."""
-        if isinstance(self._state, Loading | Rejected):
-            self.enter(Loading(stage))
+        self._enter_before_ready(Loading(stage))
+
+    def wait_for(self, reason: str) -> None:
+        """Wait for weights that are not on this node; no effect after the start."""
+        self._enter_before_ready(Waiting(reason))
 
     def reject(self, reason: str) -> None:
         """Keep the server out of service for `reason`; no effect once it was ready."""
-        if isinstance(self._state, Loading | Rejected):
-            self.enter(Rejected(reason))
+        self._enter_before_ready(Rejected(reason))
+
+    def _enter_before_ready(self, state: Loading | Waiting | Rejected) -> None:
+        if isinstance(self._state, Loading | Waiting | Rejected):
+            self.enter(state)
 
     def set_unhealthy(self, reasons: dict[str, str]) -> None:
         """Set the reasons of unhealthy models by name; the server is ready only while there are none."""
@@ -128,6 +141,8 @@ class ServerReadiness:
         match self._state:
             case Loading(stage):
                 return Obstacle("loading", f"loading: {stage}")
+            case Waiting(reason):
+                return Obstacle("waiting", f"waiting for {reason}")
             case Rejected(reason):
                 return Obstacle("rejected", reason)
             case Draining():
