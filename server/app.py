@@ -96,13 +96,16 @@ class _ServerRun:
         self._readiness = ServerReadiness(self._metrics)
         self._probes = Probes(self._readiness, self._metrics)
         self._registry = ModelRegistry()
+        self._hurried = False  # by a second signal
 
     async def run(self) -> None:
         loop = asyncio.get_running_loop()
         stopped: asyncio.Future[signal.Signals] = loop.create_future()
 
         def stop(number: signal.Signals) -> None:
-            if not stopped.done():
+            if stopped.done():
+                self._hurried = True
+            else:
                 stopped.set_result(number)
 
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -180,7 +183,8 @@ class _ServerRun:
 
     async def _linger(self, listener: Listener) -> None:
         """Go on working: load balancers send new connections for seconds, and a client that keeps its connection learns
-        from an answer that it closes. Ends early where no client came for that long, and none is connected."""
+        from an answer that it closes. Ends early where no client came for that long and none is connected, or at a
+        second signal."""
         linger_s = self._settings.drain_linger_s
         self._readiness.enter(Lingering())
         _LOG.info(
@@ -193,7 +197,7 @@ class _ServerRun:
         while True:
             now = time.monotonic()
             quiet = not len(listener.connections) and now - self._probes.worked_at >= linger_s
-            if quiet or now >= end:
+            if quiet or self._hurried or now >= end:
                 return
             await asyncio.sleep(min(_LINGER_POLL_S, end - now))
 

@@ -159,6 +159,8 @@ class _Connection(asyncio.Protocol):
         """Have a request in work while the block runs."""
         self._request, self._has_part, self.is_used = request, False, True
         self._clear_timer()
+        if not self._left_to_write():  # else the client has yet to take an earlier answer
+            self._clear_answer_timer()
         if not request.content.is_eof():
             self._set_timer(self._limits.body_s, self._check_body, monotonic())
         try:
@@ -168,7 +170,7 @@ class _Connection(asyncio.Protocol):
             self._clear_timer()
             if self._has_part:
                 self._begin_head()
-            if self._transport is not None and self._transport.get_write_buffer_size():
+            if self._left_to_write():
                 self._watch_answer()
 
     def close(self) -> None:
@@ -208,14 +210,17 @@ class _Connection(asyncio.Protocol):
         request.content.set_exception(SlowBody(f"expected the whole body of the request, {found}"))
 
     def _watch_answer(self) -> None:
-        if self._transport is not None and self._answer_timer is None:
-            left = self._transport.get_write_buffer_size()
+        if self._answer_timer is None:
             loop = asyncio.get_running_loop()
-            self._answer_timer = loop.call_later(self._limits.answer_s, self._check_answer, left)
+            self._answer_timer = loop.call_later(self._limits.answer_s, self._check_answer, self._left_to_write())
+
+    def _left_to_write(self) -> int:
+        """Return the bytes of answers that the client has not taken."""
+        return 0 if self._transport is None else self._transport.get_write_buffer_size()
 
     def _check_answer(self, before: int) -> None:
         self._answer_timer = None
-        left = 0 if self._transport is None else self._transport.get_write_buffer_size()
+        left = self._left_to_write()
         if left and before - left < self._limits.answer_s * _LEAST_BYTES_PER_S:
             self.abort("answer")
         elif left:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import os
+import socket
 from contextlib import AsyncExitStack
 from time import monotonic
 from typing import Any
@@ -25,6 +27,8 @@ _LOG = logging.getLogger(f"{__name__}.http")
 _LOG.addFilter(lambda record: not _is_malformed(record))
 _CLOSE_WITHIN_S = 1.0  # the drain has ended: remaining connections had its whole time
 _BACKLOG = 256
+# What is closed to make room gives its descriptor back some turns of the loop later, and each turn accepts so many.
+_ACCEPTED_AT_ONCE = 16
 _NO_DESCRIPTOR_EVERY_S = 60.0  # a line in the log; the loop reports each accept that fails
 
 
@@ -53,7 +57,10 @@ class Listener:
         """Bind and answer; return the URL. Raises OSError where the address is not available."""
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(self._handle_loop_error)
-        self._server = await loop.create_server(self._protocol, host, port, backlog=_BACKLOG)
+        self._server = await loop.create_server(self._protocol, host, port, backlog=_ACCEPTED_AT_ONCE)
+        for listening in self._server.sockets:
+            with socket.socket(fileno=os.dup(listening.fileno())) as same:
+                same.listen(_BACKLOG)  # for the kernel; asyncio takes one number for both
         bound = self._server.sockets[0].getsockname()
         shown = f"[{bound[0]}]" if ":" in bound[0] else bound[0]
         return f"http://{shown}:{bound[1]}"

@@ -84,6 +84,8 @@ class Balancer:
             return
         try:
             await asyncio.gather(_copy(reader, to), _copy(there, writer))
+        except asyncio.CancelledError:
+            pass  # the end of the balancer: asyncio's own callback would report a task that was cancelled
         finally:
             to.transport.abort()
             writer.transport.abort()

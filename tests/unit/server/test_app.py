@@ -142,14 +142,19 @@ def test_a_server_that_stops_works_on_for_a_while(tmp_path: Path) -> None:
         assert "GET /none 503" in log
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_server_without_clients_stops_at_once(tmp_path: Path, number: signal.Signals) -> None:
-    """Nobody lingers where no client was there lately, nor after Ctrl-C."""
+@pytest.mark.parametrize(
+    "signals", [(signal.SIGTERM,), (signal.SIGINT,), (signal.SIGTERM, signal.SIGTERM)], ids=["quiet", "Ctrl-C", "twice"]
+)
+def test_a_server_without_clients_stops_at_once(tmp_path: Path, signals: tuple[signal.Signals, ...]) -> None:
+    """Nobody lingers where no client was there lately, nor after Ctrl-C, nor at a second signal."""
     path = modules(tmp_path / "code", slow_app=SLOW_APP.format(begun=tmp_path / "begun", gate=tmp_path / "gate"))
     arguments = ("--model-path", str(tmp_path), "--app", "slow_app:factory", "--device", "cpu", "--drain-linger", "900")
     with running(tmp_path / "log", *arguments, python_path=path) as server:
-        assert number == signal.SIGTERM or server.get("/none")[0] == 404
-        server.process.send_signal(number)
+        assert signals == (signal.SIGTERM,) or server.get("/none")[0] == 404
+        server.process.send_signal(signals[0])
+        for number in signals[1:]:
+            eventually(lambda: server.get("/readyz")[0] == 503, "not ready")
+            server.process.send_signal(number)
         assert server.process.wait(60) == 0
 
 
