@@ -123,7 +123,8 @@ class _ServerRun:
             async with asyncio.TaskGroup() as group:
                 serving = group.create_task(self._serve(listener, url))
                 number = await stopped
-                if isinstance(self._readiness.state, Ready) and number == signal.SIGTERM:  # not Ctrl-C
+                was_ready = isinstance(self._readiness.state, Ready)
+                if was_ready and number == signal.SIGTERM and self._settings.drain_linger_s:  # not Ctrl-C
                     await self._linger(listener)
                 await self._drain(listener)
                 serving.cancel()

@@ -146,8 +146,8 @@ def asking(url: str, model: str, clients: Sequence[Client]) -> Iterator[None]:
 
 
 def eight_clients() -> list[Client]:
-    """Half keep their connection; think times from none to 2.2 s."""
-    return [Client(kept, think_s) for kept in (True, False) for think_s in (0.0, 0.05, 0.4, 2.2)]
+    """Half keep their connection; think times from none to 3.3 s."""
+    return [Client(kept, think_s) for kept in (True, False) for think_s in (0.0, 0.05, 0.4, 3.3)]
 
 
 def write_app(folder: Path) -> Path:

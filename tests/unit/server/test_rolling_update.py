@@ -44,7 +44,7 @@ def test_a_rolling_update_fails_no_request(tmp_path: Path) -> None:
     """Clients at several think times, half of them with kept connections and none with retries, notice nothing of a
     server that is replaced while its endpoint is withdrawn a second late; one thinks longer than the server lingers."""
     code, clients = write_app(tmp_path / "code"), eight_clients()
-    arguments = (*APP, "--model-path", str(tmp_path), "--drain-linger", "2")
+    arguments = (*APP, "--model-path", str(tmp_path), "--drain-linger", "3")
     with (
         running(tmp_path / "old.log", *arguments, python_path=code) as old,
         running(tmp_path / "new.log", *arguments, python_path=code) as new,
