@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from cached.contract.errors import HoldfastError, Permanent, Transient
+from cached.contract.program.termination_log import explain_to_person, write_termination_log
 from cached.contract.reference import ModelRequest
 from cached.contract.status import StatusError
 
@@ -18,7 +19,6 @@ FAILED = 1  # the gate itself failed: its port is in use, the disk is unreadable
 MISMATCH = 65  # EX_DATAERR: the bytes differ from the digest
 NEVER = 69  # EX_UNAVAILABLE: the daemon reports a permanent failure
 DEADLINE = 75  # EX_TEMPFAIL: not ready in time
-TERMINATION_LOG_BYTES = 4096  # the part that the kubelet reads
 _MISMATCH_CODES = frozenset({"digest_mismatch", "invalid_manifest", "invalid_record"})
 
 
@@ -68,10 +68,6 @@ def code_of(error: HoldfastError) -> int:
 
 def write_reason(error: HoldfastError, termination_log: Path | None) -> None:
     """Write the reason and the remedy to stderr, and to the termination log if there is one."""
-    text = f"{error.message}\n" + (f"What to do: {error.remedy}\n" if error.remedy else "")
+    text = explain_to_person(error)
     sys.stderr.write(f"holdfast gate: {text}")
-    try:
-        if termination_log is not None:  # its first bytes, without a partial character at the end
-            termination_log.write_bytes(text.encode()[:TERMINATION_LOG_BYTES].decode(errors="ignore").encode())
-    except OSError as refused:
-        sys.stderr.write(f"holdfast gate: {termination_log}: {refused.strerror}; the reason is only in this log\n")
+    write_termination_log(termination_log, text, "holdfast gate")

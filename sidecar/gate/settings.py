@@ -14,9 +14,9 @@ from pathlib import Path
 from cached.contract.errors import HoldfastError
 from cached.contract.layout import DEFAULT_MOUNT, PublicLayout
 from cached.contract.program.options import OptionParser, parse_address, whole_number
+from cached.contract.program.termination_log import DEFAULT_TERMINATION_LOG, find_termination_log
 from cached.contract.reference import ModelRef, ModelRequest, add_pins, parse_models
 
-_TERMINATION_LOG = Path("/dev/termination-log")
 _LISTEN = ("0.0.0.0", 9401)  # noqa: S104 - the kubelet comes from outside the pod
 _parse_threads = whole_number(1, 1 << 22, "a whole number")  # the kernel's limit of threads (PID_MAX_LIMIT)
 _CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
@@ -52,7 +52,7 @@ def parse(arguments: Sequence[str]) -> GateOptions:
         timeout_s=given.timeout,
         once=given.once,
         listen=given.listen or (None if given.once else _LISTEN),
-        termination_log=given.termination_log or (_TERMINATION_LOG if _TERMINATION_LOG.exists() else None),
+        termination_log=find_termination_log(given.termination_log),
     )
 
 
@@ -77,7 +77,7 @@ def _parser() -> OptionParser:
     parser.switch("--once", help="exit when ready instead of staying")
     listen = f"answer /readyz, /healthz and /metrics here, default {_LISTEN[0]}:{_LISTEN[1]}, with --once nowhere"
     parser.option("--listen", type=parse_address, metavar="HOST:PORT", help=listen)
-    log = f"write the reason of a failure here, default {_TERMINATION_LOG} when that exists"
+    log = f"write the reason of a failure here, default {DEFAULT_TERMINATION_LOG} when that exists"
     parser.option("--termination-log", type=Path, metavar="FILE", help=log)
     return parser
 
