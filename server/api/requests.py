@@ -2,6 +2,7 @@
 
 Law: pure; ignores only options that cannot change the answer (`user`, `metadata`).
 Format: https://platform.openai.com/docs/api-reference (embeddings, completions, chat).
+Fields of embeddings beyond OpenAI's have the names that text-embeddings-inference and vLLM give them.
 """
 
 from __future__ import annotations
@@ -10,7 +11,15 @@ from typing import Any
 
 from server.api import fields
 from server.api.fields import Document, refuse, show
-from server.engine.types import ChatRequest, CompletionRequest, EmbeddingRequest, GenerationOptions, Prompt, Sampling
+from server.engine.types import (
+    ChatRequest,
+    CompletionRequest,
+    EmbeddingRequest,
+    GenerationOptions,
+    Prompt,
+    Sampling,
+    Truncation,
+)
 
 MAX_INPUTS = 2048  # OpenAI's own limit
 MAX_CHOICES = 128  # OpenAI's own limit of `n`
@@ -35,6 +44,9 @@ _COMMON = _HARMLESS | {
     "stream_options",
     "max_tokens",
 }
+_EMBEDDING = {"model", "input", "encoding_format", "dimensions", "normalize", "prompt_name", "input_type"}
+_EMBEDDING |= {"truncate", "truncation_direction", "truncate_prompt_tokens"}
+_INPUT_TYPES = {"query": "query", "document": "document", "passage": "document"}
 # Options that would change the answer, with the values that do not.
 _NEUTRAL_COMPLETION: dict[str, tuple[object, ...]] = {"best_of": (1,), "echo": (False,), "suffix": ("",)}
 _NEUTRAL_CHAT: dict[str, tuple[object, ...]] = {
@@ -72,12 +84,42 @@ _TEMPLATE_RESERVED |= {"tokenizer_kwargs", "processor_kwargs"}
 def parse_embeddings(body: bytes) -> EmbeddingRequest:
     """Parse the body of `/v1/embeddings`; raises `InvalidRequest`."""
     given = fields.document(body)
-    fields.refuse_unknown(given, _HARMLESS | {"model", "input", "encoding_format"}, {"dimensions": ()})
+    fields.refuse_unknown(given, _HARMLESS | _EMBEDDING, {})
     encoding = given.get("encoding_format") or "float"
     if encoding not in ("float", "base64"):
         refuse("encoding_format", f"expected float or base64, found {show(encoding)}")
-    inputs = _prompts(given, "input")
-    return EmbeddingRequest(fields.text(given, "model"), inputs, as_base64=encoding == "base64")
+    kind = fields.text(given, "input_type")
+    if kind is not None and kind not in _INPUT_TYPES:
+        refuse("input_type", f"expected one of {', '.join(_INPUT_TYPES)}, found {show(kind)}")
+    return EmbeddingRequest(
+        model=fields.text(given, "model"),
+        inputs=_prompts(given, "input"),
+        as_base64=encoding == "base64",
+        prompt_name=fields.text(given, "prompt_name"),
+        input_type=None if kind is None else _INPUT_TYPES[kind],
+        truncation=_truncation(given),
+        dimensions=fields.integer(given, "dimensions", 1, None),
+        normalize=fields.boolean(given, "normalize"),
+    )
+
+
+def _truncation(given: Document) -> Truncation | None:
+    """Read how inputs are cut: `truncate` and `truncation_direction` as text-embeddings-inference has them, and
+    `truncate_prompt_tokens` as vLLM does (-1: to the context)."""
+    tokens = fields.integer(given, "truncate_prompt_tokens", -1, None)
+    if tokens == 0:
+        refuse("truncate_prompt_tokens", "expected a whole number from 1, or -1 for the context, found 0")
+    wanted = fields.boolean(given, "truncate")
+    if tokens is not None and given.get("truncate") is False:
+        refuse("truncate", "false, and truncate_prompt_tokens is given: give one of them")
+    side = fields.text(given, "truncation_direction")
+    if side is not None and side.lower() not in ("left", "right"):
+        refuse("truncation_direction", f"expected Left or Right, found {show(side)}")
+    if not wanted and tokens is None:
+        if side is not None:
+            refuse("truncation_direction", "only with truncate: true or truncate_prompt_tokens")
+        return None
+    return Truncation(None if tokens == -1 else tokens, None if side is None else side.lower())
 
 
 def parse_completion(body: bytes, max_tokens_limit: int | None) -> CompletionRequest:

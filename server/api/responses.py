@@ -15,7 +15,7 @@ from typing import Any
 
 from aiohttp import web
 
-from server.engine.types import Embedded
+from server.engine.types import AboutVectors, Embedded
 from server.lifecycle.admission import Verdict
 from server.lifecycle.registry import Card, PendingVersion
 
@@ -53,9 +53,21 @@ def model_document(card: Card, golden: Verdict | None, pending: PendingVersion |
         "context_tokens": about.context,
         "chat": about.chat,
         "batch": about.batch,
+        "embedding": None if about.vectors is None else _vectors_document(about.vectors),
         "parent": card.parent,
         "golden": golden.document() if golden is not None else None,
         "next": asdict(pending) if pending is not None else None,
+    }
+
+
+def _vectors_document(vectors: AboutVectors) -> dict[str, Any]:
+    shorter = "any" if vectors.shorter is None else list(vectors.shorter)
+    return {
+        "dimension": vectors.dimension,
+        "dimensions": shorter,
+        "prompts": list(vectors.prompts),
+        "default_prompt": vectors.default_prompt,
+        "similarity": vectors.similarity,
     }
 
 

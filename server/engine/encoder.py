@@ -1,49 +1,46 @@
-"""Sentence embeddings: an encoder's hidden states, pooled as the model's own folder says.
+"""Sentence embeddings: an encoder's hidden states through the modules that the model's own folder names.
 
 Law: runs in the model's thread only. Padding is masked: other sequences of a batch change a vector by rounding only.
-Pooling as sentence-transformers defines it (`modules.json`, `1_Pooling/config.json`); the mean without those files.
+What the folder says is read in `embedding/recipe.py`; the modules are in `embedding/steps.py`.
 """
 
 from __future__ import annotations
 
-import json
+import inspect
+import logging
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from cached.contract.errors import HoldfastError, Permanent
+from cached.contract.errors import Permanent
+from server.engine.embedding.module_settings import SENTENCE, TOKENS
+from server.engine.embedding.recipe import Recipe, read_recipe
+from server.engine.embedding.steps import Features, build_step, output_dimension
+from server.engine.embedding.texts import EmbeddingTexts, lower_case
 from server.engine.engine import Job, fail_without_numbers
-from server.engine.model_files import Loaded, load_encoder
-from server.engine.tokenizer import Tokens
-from server.engine.types import About, Embedded, EmbeddingRequest, Kind
+from server.engine.model_files import LibraryOptions, Loaded, load_encoder
+from server.engine.types import (
+    About,
+    AboutVectors,
+    Embedded,
+    EmbeddingInputs,
+    EmbeddingRequest,
+    EncodedText,
+    InvalidRequest,
+    Kind,
+    Truncation,
+)
 
+_LOG = logging.getLogger(__name__)
 _MAX_BATCH_SEQUENCES = 64
 # Tokens with padding. Bounds the memory of one pass, and its time, in which the model shows no progress to the health
 # check. On two cores MiniLM takes as long for 8 passes of 2048 as for one of 16384, which is 14 s.
 _MAX_BATCH_TOKENS = {"cuda": 16384, "cpu": 2048}
-_POOLING_MODES = {
-    "pooling_mode_mean_tokens": "mean",
-    "pooling_mode_cls_token": "cls",
-    "pooling_mode_max_tokens": "max",
-    "pooling_mode_lasttoken": "lasttoken",
-}
 
-
-@dataclass(frozen=True, slots=True)
-class Recipe:
-    """How hidden states become a vector. `transformer` is the encoder's folder inside the model's folder."""
-
-    transformer: str = ""
-    pooling: str = "mean"
-    normalize: bool = False
-
-
-Inputs = tuple[list[int], ...]  # a request in tokens
-EmbeddingJob = Job[Inputs, Embedded]
+EmbeddingJob = Job[EmbeddingInputs, Embedded]
 
 
 @dataclass(slots=True)
@@ -51,7 +48,7 @@ class _Sequence:
     """One input of one job, and its vector once it is computed."""
 
     job: EmbeddingJob
-    ids: list[int]
+    text: EncodedText
     vector: bytes = b""
 
 
@@ -63,39 +60,78 @@ class Encoder:
         self._recipe = recipe
         self._device = device
         self._pass_tokens = _MAX_BATCH_TOKENS.get(torch.device(device).type, _MAX_BATCH_TOKENS["cpu"])
-        self._dimension = int(loaded.config.hidden_size)
-        self._tokens = Tokens(loaded.tokenizer, loaded.config, context(loaded))
+        self._texts = EmbeddingTexts(loaded.tokenizer, recipe, int(loaded.config.vocab_size), positions(loaded))
+        self._takes_types = _takes(loaded.module, "token_type_ids")
+        self._keeps_layers = bool(getattr(loaded.config, "output_hidden_states", False))
+        self._steps = [build_step(settings, device, loaded.dtype) for settings in recipe.steps]
+        self._vectors = describe_vectors(loaded, recipe)
         self._taken: dict[EmbeddingJob, list[_Sequence]] = {}
         self._passes: deque[list[_Sequence]] = deque()
         self.about = About(
             Kind.EMBEDDINGS,
-            self._tokens.context,
+            self._texts.context,
             device,
             str(loaded.dtype).removeprefix("torch."),
             loaded.weight_bytes,
             batch=_MAX_BATCH_SEQUENCES,
+            vectors=self._vectors,
         )
 
     @classmethod
     def load(cls, directory: Path, device: str, dtype: str) -> Encoder:
         """Load the encoder of a model's folder; raises `HoldfastError`."""
         recipe = read_recipe(directory)
-        return cls(load_encoder(directory / recipe.transformer, device, dtype), recipe, device)
+        settings = recipe.transformer
+        folder = directory / settings.folder
+        _refuse_adapter(folder)
+        options = LibraryOptions(settings.config_options, settings.model_options, settings.tokenizer_options)
+        loaded = load_encoder(folder, device, dtype, options, half=recipe.from_modules)
+        _tell_unknown(loaded.tokenizer, settings.tokenizer_options, folder)
+        if settings.lower_case:
+            lower_case(loaded.tokenizer, folder)
+        if not recipe.from_modules and loaded.tokenizer.chat_template:
+            raise Permanent(
+                "unsupported_model",
+                f"{directory}: expected modules.json beside a chat template, found none: sentence-transformers would "
+                "write each text as a chat",
+                "publish modules.json with the model, or serve it with --app",
+            )
+        return cls(loaded, recipe, device)
 
     def warm_up(self) -> None:
         """Embed a text and check the vector's shape; raises `Permanent` (`bad_model`) where it is wrong."""
-        vectors = self.embed([self._tokens.encode("ready", "input")])
+        request = EmbeddingRequest(None, ("ready",), as_base64=False, truncation=Truncation())
+        vectors = self.embed(list(self._texts.encode(request)))
         found = tuple(vectors.shape)
-        if found != (1, self._dimension) or not bool(torch.isfinite(vectors).all()):
+        if found != (1, self._vectors.whole) or not bool(torch.isfinite(vectors).all()):
             raise Permanent(
                 "bad_model",
-                f"a dummy inference: expected one finite vector of {self._dimension} numbers, found shape {found}",
+                f"a dummy inference: expected one finite vector of {self._vectors.whole} numbers, found shape {found}",
                 "check that the weights are the ones that belong to config.json",
             )
 
-    def prepare(self, request: EmbeddingRequest) -> Inputs:
-        """Turn a request into tokens; raises `InvalidRequest` where an input is longer than the context."""
-        return tuple(self._tokens.encode(text, "input") for text in request.inputs)
+    def prepare(self, request: EmbeddingRequest) -> EmbeddingInputs:
+        """Turn a request into tokens; raises `InvalidRequest` where the model does not allow what it asks."""
+        dimensions = self._recipe.truncate_dim
+        if request.dimensions is not None:
+            self._check_dimensions(request.dimensions)
+            dimensions = request.dimensions
+        return EmbeddingInputs(self._texts.encode(request), dimensions, request.normalize)
+
+    def _check_dimensions(self, wanted: int) -> None:
+        known, whole = self._vectors.shorter, self._vectors.whole
+        if wanted == whole or (wanted < whole if known is None else wanted in known):
+            return
+        if known == ():
+            expected = (
+                f"{whole}, the model's own: it is not said to be trained for shorter vectors (is_matryoshka or "
+                "matryoshka_dimensions in config.json, truncate_dim in config_sentence_transformers.json)"
+            )
+        elif known is None:
+            expected = f"1 to {whole}"
+        else:
+            expected = f"one of {', '.join(map(str, known))}"
+        raise InvalidRequest(f"dimensions: expected {expected}, found {wanted}", "dimensions")
 
     @property
     def room(self) -> int:
@@ -108,22 +144,22 @@ class Encoder:
 
     def step(self, arrived: list[EmbeddingJob]) -> None:
         """Admit the jobs, batch their inputs by length, and run one pass of the model."""
-        taken = {job: [_Sequence(job, ids) for ids in job.request] for job in arrived}
+        taken = {job: [_Sequence(job, text) for text in job.request.texts] for job in arrived}
         self._taken.update(taken)
         new = [sequence for sequences in taken.values() for sequence in sequences]
         self._passes.extend(_batches(new, self._pass_tokens))
         live = [sequence for sequence in self._passes.popleft() if not sequence.job.ended]
         if live:
-            vectors = self.embed([sequence.ids for sequence in live])
+            vectors = self.embed([sequence.text for sequence in live])
             finite: list[bool] = vectors.isfinite().all(1).tolist()
-            for sequence, row in zip(live, vectors.numpy().astype("<f4"), strict=True):
-                sequence.vector = row.tobytes()
+            for sequence, row in zip(live, vectors, strict=True):
+                sequence.vector = _shape(row, sequence.job.request).numpy().astype("<f4").tobytes()
             for job in {one.job: None for one, is_finite in zip(live, finite, strict=True) if not is_finite}:
                 fail_without_numbers(job)
         for job in {sequence.job: None for sequence in live if not sequence.job.ended}:
             sequences = self._taken[job]
             if all(sequence.vector for sequence in sequences):
-                tokens = sum(len(sequence.ids) for sequence in sequences)
+                tokens = sum(len(sequence.text.ids) for sequence in sequences)
                 job.emit(Embedded(tuple(sequence.vector for sequence in sequences), tokens))
                 job.finish()
         self._taken = {job: sequences for job, sequences in self._taken.items() if not job.ended}
@@ -133,103 +169,108 @@ class Encoder:
         self._passes.clear()
 
     @torch.inference_mode()
-    def embed(self, sequences: list[list[int]]) -> torch.Tensor:
-        """Embed token sequences in one pass; returns float32 of shape (sequences, dimension), on the CPU."""
-        width = max(map(len, sequences))
-        ids = torch.full((len(sequences), width), self._tokens.padding_id)
-        mask = torch.zeros((len(sequences), width), dtype=torch.long)
-        for row, sequence in enumerate(sequences):
-            ids[row, : len(sequence)] = torch.tensor(sequence)
-            mask[row, : len(sequence)] = 1
+    def embed(self, texts: list[EncodedText]) -> torch.Tensor:
+        """Embed texts in one pass; returns float32 of shape (texts, dimension), on the CPU."""
+        width = max(len(text.ids) for text in texts)
+        shape = (len(texts), width)
+        ids, mask, types = (
+            torch.full(shape, self._texts.padding_id),
+            torch.zeros(shape).long(),
+            torch.zeros(shape).long(),
+        )
+        for row, text in enumerate(texts):
+            ids[row, : len(text.ids)] = torch.tensor(text.ids)
+            mask[row, : len(text.ids)] = 1
+            if text.types is not None:
+                types[row, : len(text.ids)] = torch.tensor(text.types)
         mask = mask.to(self._device)
-        states = self._module(input_ids=ids.to(self._device), attention_mask=mask).last_hidden_state
-        vectors = pool(states.float(), mask, self._recipe.pooling)
-        if self._recipe.normalize:
-            vectors = torch.nn.functional.normalize(vectors, p=2, dim=1)
-        return vectors.cpu()
+        # A tokenizer gives types to all texts or to none; texts sent in tokens have zeros, as tokenizers give them.
+        typed = self._takes_types and any(text.types is not None for text in texts)
+        more = {"token_type_ids": types.to(self._device)} if typed else {}
+        output = self._module(input_ids=ids.to(self._device), attention_mask=mask, return_dict=True, **more)
+        features = Features(
+            {TOKENS: output.last_hidden_state},
+            mask,
+            torch.tensor([text.prompt_tokens for text in texts], device=self._device),
+            output.hidden_states if self._keeps_layers else None,
+        )
+        for step in self._steps:
+            step(features)
+        return features.values[SENTENCE].float().cpu()
 
 
-def pool(states: torch.Tensor, mask: torch.Tensor, mode: str) -> torch.Tensor:
-    """Reduce hidden states (sequences, tokens, dimension) to one vector per sequence, without the padding."""
-    weights = mask.unsqueeze(-1).to(states.dtype)
-    if mode == "mean":
-        return (states * weights).sum(1) / weights.sum(1)
-    if mode == "cls":
-        return states[:, 0]
-    if mode == "max":
-        return states.masked_fill(weights == 0, float("-inf")).amax(1)
-    return states[torch.arange(len(states), device=states.device), mask.sum(1) - 1]
-
-
-def context(loaded: Loaded) -> int | None:
+def positions(loaded: Loaded) -> int | None:
     """Return the encoder's number of positions, None where unbounded; RoBERTa's begin after its padding index."""
     limit = getattr(loaded.config, "max_position_embeddings", None)
+    if limit is None or limit < 0:  # XLNet's -1 is none
+        return None
     table = getattr(getattr(loaded.module, "embeddings", None), "position_embeddings", None)
     reserved = getattr(table, "padding_idx", None)
-    return limit if limit is None or reserved is None else limit - reserved - 1
+    return int(limit) if reserved is None else int(limit) - int(reserved) - 1
 
 
-def read_recipe(directory: Path) -> Recipe:
-    """Read `modules.json` and the files that it names; raises `Permanent` for a module that is not supported."""
-    path = directory / "modules.json"
-    if not path.is_file():
-        pooling = directory / "1_Pooling" / "config.json"
-        return Recipe(pooling=_pooling(pooling)) if pooling.is_file() else Recipe()
-    transformer, mode, normalize = "", "mean", False
-    try:
-        for module in _json(path):
-            kind, where = str(module["type"]).rpartition(".")[2], _inside(path, str(module["path"]))
-            if kind == "Transformer":
-                transformer = where
-            elif kind == "Pooling":
-                mode = _pooling(directory / where / "config.json")
-            elif kind == "Normalize":
-                normalize = True
-            else:
-                raise Permanent(
-                    "unsupported_model", f"{path}: the module {module['type']} is not supported", "serve it with --app"
-                )
-    except (KeyError, TypeError) as error:
-        raise _damaged(path, error) from error
-    return Recipe(transformer, mode, normalize)
+def describe_vectors(loaded: Loaded, recipe: Recipe) -> AboutVectors:
+    """Return what the model's vectors are. config.json says which shorter ones it is trained for, under the names that
+    vLLM reads too; a `truncate_dim` of the authors says that it is trained for some."""
+    config = loaded.config
+    whole = output_dimension(recipe.steps, int(config.hidden_size))
+    listed = getattr(config, "matryoshka_dimensions", None)
+    if isinstance(listed, list | tuple) and all(type(one) is int for one in listed):
+        shorter: tuple[int, ...] | None = tuple(sorted({one for one in listed if 1 <= one <= whole}))
+    elif getattr(config, "is_matryoshka", False) is True or recipe.truncate_dim is not None:
+        shorter = None
+    else:
+        shorter = ()
+    return AboutVectors(
+        dimension=min(whole, recipe.truncate_dim or whole),
+        whole=whole,
+        shorter=shorter,
+        prompts=tuple(recipe.prompts),
+        default_prompt=recipe.default_prompt,
+        similarity=recipe.similarity,
+    )
 
 
-def _pooling(path: Path) -> str:
-    document = _json(path)
-    flags = [name for name, on in document.items() if name.startswith("pooling_mode_") and on is True]
-    found = [document["pooling_mode"]] if "pooling_mode" in document else [_POOLING_MODES.get(n, n) for n in flags]
-    if len(found) != 1 or found[0] not in _POOLING_MODES.values():
-        expected = ", ".join(_POOLING_MODES.values())
+def _shape(vector: torch.Tensor, wanted: EmbeddingInputs) -> torch.Tensor:
+    """Return the vector as its request wants it: cut first, then brought to unit length."""
+    vector = vector[: wanted.dimensions]
+    return torch.nn.functional.normalize(vector, p=2, dim=0) if wanted.normalize else vector
+
+
+def _takes(module: torch.nn.Module, name: str) -> bool:
+    """Whether the module's forward pass has this argument, or any."""
+    parameters = inspect.signature(module.forward).parameters
+    return name in parameters or any(one.kind is inspect.Parameter.VAR_KEYWORD for one in parameters.values())
+
+
+def _tell_unknown(tokenizer: object, options: Iterable[str], folder: Path) -> None:
+    """Warn about arguments that a tokenizer's class takes and does nothing with."""
+    unknown = sorted(name for name in options if not hasattr(tokenizer, name))
+    if unknown:
+        _LOG.warning(
+            "%s: tokenizer_args: passed on to transformers, whose %s has no such setting: %s",
+            folder,
+            type(tokenizer).__name__,
+            ", ".join(unknown)[:300],
+        )
+
+
+def _refuse_adapter(folder: Path) -> None:
+    """Refuse an adapter's folder: the library would load the model that it names, and not the weights beside it."""
+    if (folder / "adapter_config.json").is_file():
         raise Permanent(
             "unsupported_model",
-            f"{path}: expected one pooling mode of {expected}, found {found}",
-            "serve it with --app",
+            f"{folder / 'adapter_config.json'}: expected an encoder's own weights, found an adapter, whose base lies "
+            "elsewhere",
+            "merge the adapter into its base (merge_and_unload) and publish the result",
         )
-    return str(found[0])
-
-
-def _inside(path: Path, where: str) -> str:
-    if where.startswith("/") or ".." in Path(where).parts:
-        raise _damaged(path, ValueError(f"{where!r} is not inside the model's folder"))
-    return where
-
-
-def _json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise _damaged(path, error) from error
-
-
-def _damaged(path: Path, error: Exception) -> HoldfastError:
-    return Permanent("invalid_config", f"{path}: {error!r}", "publish the model's folder whole")
 
 
 def _batches(sequences: list[_Sequence], most_tokens: int) -> Iterator[list[_Sequence]]:
     """Group sequences by length, so that little is padded; each group fits one pass."""
     batch: list[_Sequence] = []
-    for sequence in sorted(sequences, key=lambda s: len(s.ids)):
-        if batch and (len(batch) == _MAX_BATCH_SEQUENCES or (len(batch) + 1) * len(sequence.ids) > most_tokens):
+    for sequence in sorted(sequences, key=lambda s: len(s.text.ids)):
+        if batch and (len(batch) == _MAX_BATCH_SEQUENCES or (len(batch) + 1) * len(sequence.text.ids) > most_tokens):
             yield batch
             batch = []
         batch.append(sequence)

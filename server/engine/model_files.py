@@ -9,8 +9,8 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -43,18 +43,66 @@ class Loaded:
     weight_bytes: int
 
 
-def load_encoder(directory: Path, device: str, dtype: str) -> Loaded:
-    """Load the bare encoder of `directory`, without any head; raises `HoldfastError`."""
-    config = read_config(directory)
-    if getattr(config, "is_encoder_decoder", False):
+@dataclass(frozen=True, slots=True)
+class LibraryOptions:
+    """What a model's folder has its library pass on to transformers: overridden fields of the configuration, arguments
+    of the model's class (`dtype`, `attn_implementation`) and of the tokenizer."""
+
+    config: Mapping[str, Any] = field(default_factory=dict)
+    model: Mapping[str, Any] = field(default_factory=dict)
+    tokenizer: Mapping[str, Any] = field(default_factory=dict)
+
+
+_NO_OPTIONS = LibraryOptions()
+
+
+# Encoders of encoder-decoders that sentence-transformers 6.2 loads alone, of those that read text.
+_ENCODER_HALVES = {
+    "t5": "T5EncoderModel",
+    "mt5": "MT5EncoderModel",
+    "umt5": "UMT5EncoderModel",
+    "longt5": "LongT5EncoderModel",
+}
+
+
+def load_encoder(
+    directory: Path, device: str, dtype: str, options: LibraryOptions = _NO_OPTIONS, *, half: bool = False
+) -> Loaded:
+    """Load the bare encoder of `directory`, without any head; raises `HoldfastError`. `dtype` auto is the model's own:
+    of `options`, else of config.json, else the prevailing one of the weights. `half`: also of an encoder-decoder."""
+    config, left = read_config(directory, return_unused_kwargs=True, **options.config)
+    if left:
+        raise Permanent(
+            "unsupported_model",
+            f"{directory}: config_args: expected fields of {type(config).__name__}, found {min(left)!r}",
+            "correct the field's name, or serve the model with --app",
+        )
+    if hasattr(config, "use_cache"):
+        config.use_cache = False  # no token follows: keys and values would be kept for nothing
+    half_class = _ENCODER_HALVES.get(config.model_type) if half else None
+    if half_class is None and getattr(config, "is_encoder_decoder", False):
         raise _unsupported(directory, config, "an encoder alone or a causal language model")
     if type(config) not in transformers.MODEL_MAPPING:
         raise _unsupported(directory, config, "an architecture that transformers has")
     model_class: Any = transformers.MODEL_MAPPING[type(config)]
     if isinstance(model_class, tuple):
         model_class = model_class[0]
+    if half_class is not None:
+        model_class = getattr(transformers, half_class)
+    own = dict(options.model)
+    asked = own.pop("dtype", "auto")
+    if dtype == "auto":
+        dtype = asked if asked != "auto" else _named(config.dtype)
     # Only hidden states are read: a checkpoint trained with another head has no pooler, and needs none.
-    return _load(directory, model_class, config, device, dtype, needless="pooler.")
+    return _load(
+        directory,
+        model_class,
+        config,
+        device,
+        dtype,
+        needless="pooler.",
+        options=LibraryOptions(model=own, tokenizer=options.tokenizer),
+    )
 
 
 def load_causal_lm(directory: Path, device: str, dtype: str) -> Loaded:
@@ -63,18 +111,32 @@ def load_causal_lm(directory: Path, device: str, dtype: str) -> Loaded:
     model_class = next((getattr(transformers, name, None) for name in config.architectures or ()), None)
     if model_class is None:
         raise _unsupported(directory, config, "an architecture that transformers has")
-    loaded = _load(directory, model_class, config, device, dtype, needless=None)
+    loaded = _load(directory, model_class, config, device, dtype, needless=None, options=_NO_OPTIONS)
     read_generation_config(directory, loaded.module)
     return loaded
 
 
-def _load(directory: Path, model_class: Any, config: Any, device: str, dtype: str, *, needless: str | None) -> Loaded:
+def _named(dtype: object) -> str:
+    """Return the name of the dtype in config.json, `auto` where it names none."""
+    return str(dtype).removeprefix("torch.") if isinstance(dtype, torch.dtype) else "auto"
+
+
+def _load(
+    directory: Path,
+    model_class: Any,
+    config: Any,
+    device: str,
+    dtype: str,
+    *,
+    needless: str | None,
+    options: LibraryOptions,
+) -> Loaded:
     started = time.monotonic()
     tensors = load_file(directory, device)
     size = sum(tensor.nbytes for tensor in tensors.values())
     target = _dtype(dtype, tensors.values(), config)
-    tokenizer = _tokenizer(directory)
-    module = _assemble(directory, model_class, config, tensors, target, needless)
+    tokenizer = _tokenizer(directory, options.tokenizer)
+    module = _assemble(directory, model_class, config, tensors, {"dtype": target, **options.model}, needless)
     del tensors
     # The weights are on the device: this moves the buffers that no file holds, such as rotary frequencies.
     module = module.to(device).eval().requires_grad_(False)
@@ -94,12 +156,12 @@ def _assemble(
     model_class: Any,
     config: Any,
     tensors: dict[str, torch.Tensor],
-    dtype: torch.dtype,
+    options: Mapping[str, Any],
     needless: str | None,
 ) -> Any:
     logging.getLogger("transformers").setLevel(logging.ERROR)
     _transformers_logging.disable_progress_bar()
-    module, report = assemble(directory, model_class, config, tensors, {"dtype": dtype})
+    module, report = assemble(directory, model_class, config, tensors, options)
     missing = sorted(name for name in report["missing_keys"] if needless is None or not name.startswith(needless))
     if missing:
         raise Permanent(
@@ -124,10 +186,12 @@ def _dtype(wanted: str, tensors: Iterable[torch.Tensor], config: Any) -> torch.d
     return prevailing_dtype(tensors)
 
 
-def _tokenizer(directory: Path) -> Any:
+def _tokenizer(directory: Path, options: Mapping[str, Any]) -> Any:
     try:
-        return transformers.AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+        return transformers.AutoTokenizer.from_pretrained(
+            directory, **options, local_files_only=True, trust_remote_code=False
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
         raise Permanent(
             "no_tokenizer",
             f"{directory}: the tokenizer cannot be read: {error}",

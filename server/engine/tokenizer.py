@@ -16,12 +16,12 @@ from server.engine.types import ChatRequest, InvalidRequest, Prompt
 
 # Enough for a tokenizer to know, from the prompt's end, whether the next token begins with a space.
 _CONTEXT_TOKENS = 6
-_CUT_TOKENS = 256  # a cut text can have more tokens than its part of the whole text: its last word is cut
-_CHARACTERS_A_TOKEN = 8  # most texts have fewer, so a text that fits is seldom encoded twice
+CUT_TOKENS = 256  # a cut text can have more tokens than its part of the whole text: its last word is cut
+CHARACTERS_A_TOKEN = 8  # most texts have fewer, so a text that fits is seldom encoded twice
 _REPLACEMENT = "\ufffd"  # decoded from an incomplete UTF-8 sequence
 _UNFINISHED = 3  # tokens at the end that may begin a character, which has four bytes at most
 _MOST_PENDING = 32  # tokens; a character with its combining characters has far fewer
-_NO_LIMIT = 10**9  # tokenizers without a limit report 10^30
+NO_LIMIT = 10**9  # tokenizers without a limit report 10^30
 
 
 class Tokens:
@@ -32,7 +32,7 @@ class Tokens:
         self._tokenizer = copy.deepcopy(tokenizer)
         self.vocabulary = int(config.vocab_size)
         limit = tokenizer.model_max_length if positions is None else positions
-        self._own_context: int | None = limit if limit < _NO_LIMIT else None
+        self._own_context: int | None = limit if limit < NO_LIMIT else None
         self.context = self._own_context
         self.padding_id: int = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
 
@@ -81,11 +81,11 @@ class Tokens:
     def _encode_text(self, text: str, param: str, *, special: bool) -> list[int]:
         """Encode a text. One far longer than the context is encoded only until that is certain: others wait for it."""
         if self.context is not None:
-            certain = self.context + _CUT_TOKENS
-            part = certain * _CHARACTERS_A_TOKEN
+            certain = self.context + CUT_TOKENS
+            part = certain * CHARACTERS_A_TOKEN
             while part < len(text):
                 if len(self._tokenizer.encode(text[:part], add_special_tokens=special)) > certain:
-                    raise _too_long(self.context, f"more than {certain} in the input", param)
+                    raise too_long(self.context, f"more than {certain} in the input", param)
                 part *= 2
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=special)
         return ids
@@ -96,11 +96,12 @@ class Tokens:
         self.check_ids(ids, param)
         if self.context is not None and len(ids) + room > self.context:
             asked = f"{len(ids)} in the input" + (f" and {room} to generate" if room else "")
-            raise _too_long(self.context, asked, param)
+            raise too_long(self.context, asked, param)
         return ids
 
 
-def _too_long(context: int, asked: str, param: str) -> InvalidRequest:
+def too_long(context: int, asked: str, param: str) -> InvalidRequest:
+    """Return the refusal of a request with more tokens than the context has."""
     return InvalidRequest(
         f"this model's maximum context length is {context} tokens, the request has {asked}",
         param,

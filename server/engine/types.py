@@ -23,9 +23,23 @@ class Kind(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class AboutVectors:
+    """The vectors of an embedding model. `dimension` is what a request gets that asks for none, out of `whole` numbers;
+    `shorter` are the dimensions that a request may ask for, None where any up to `whole` is trained for. `prompts` are
+    names; `similarity` is how the authors compare vectors, where they say it."""
+
+    dimension: int
+    whole: int
+    shorter: tuple[int, ...] | None
+    prompts: tuple[str, ...]
+    default_prompt: str | None
+    similarity: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class About:
     """A loaded model. `context`: the most tokens of one sequence, generated ones included. `chat`: its tokenizer has a
-    chat template. `batch`: the most sequences it works on at once."""
+    chat template. `batch`: the most sequences it works on at once. `vectors`: of a model that embeds."""
 
     kind: Kind
     context: int | None
@@ -34,6 +48,7 @@ class About:
     weight_bytes: int
     chat: bool = False
     batch: int = 1
+    vectors: AboutVectors | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,12 +92,46 @@ Prompt = str | tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
+class Truncation:
+    """How an input is cut that is too long: to `tokens`, None for the model's context, and at its `side` (`left`,
+    `right`, None for the tokenizer's own)."""
+
+    tokens: int | None = None
+    side: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class EmbeddingRequest:
-    """Texts, or token ids, to embed; `as_base64`: the answer has little-endian float32 in base64."""
+    """Texts, or token ids, to embed; `as_base64`: the answer has little-endian float32 in base64. `prompt_name` names
+    one of the model's prompts, `input_type` is `query` or `document`; `dimensions` None is the model's own number."""
 
     model: str | None
     inputs: tuple[Prompt, ...]
     as_base64: bool
+    prompt_name: str | None = None
+    input_type: str | None = None
+    truncation: Truncation | None = None
+    dimensions: int | None = None
+    normalize: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedText:
+    """A text in tokens, as the tokenizer gave them: `types` are its token type ids, if it has any; the first
+    `prompt_tokens` belong to the prompt."""
+
+    ids: tuple[int, ...]
+    types: tuple[int, ...] | None = None
+    prompt_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingInputs:
+    """A request in tokens; its vectors are cut to `dimensions` numbers, then brought to unit length if `normalize`."""
+
+    texts: tuple[EncodedText, ...]
+    dimensions: int | None = None
+    normalize: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,9 @@ from server.engine.types import (
     About,
     Continuation,
     Embedded,
+    EmbeddingInputs,
     EmbeddingRequest,
+    EncodedText,
     GenerationEvent,
     GenerationRequest,
     InvalidRequest,
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from server.engine.lora import Adapter
     from server.lifecycle.admission import Verdict
 
+_ONE_TEXT = EmbeddingInputs((EncodedText((0,)),))
 _ONE_TOKEN = Continuation(((0,),), (1,), Sampling(temperature=0.0), ())
 
 
@@ -106,12 +109,12 @@ class _Served(_InService, Generic[RequestT, PreparedT, EventT]):
         self.engine.close()
 
 
-class ServedEncoder(_Served[EmbeddingRequest, "tuple[list[int], ...]", Embedded]):
+class ServedEncoder(_Served[EmbeddingRequest, EmbeddingInputs, Embedded]):
     """A model of `/v1/embeddings`."""
 
     async def run_dummy_inference(self) -> None:
         """Embed one token; raises the error of the model."""
-        with self.engine.submit_prepared(([0],)) as submission:
+        with self.engine.submit_prepared(_ONE_TEXT) as submission:
             await anext(submission.stream())
 
 

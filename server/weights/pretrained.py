@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 
 from cached.contract.errors import Permanent
 from server.weights.cuda.accelerator import find_accelerator
@@ -99,7 +100,7 @@ def read_config(path: Path, **overrides: Any) -> Any:
         return transformers.AutoConfig.from_pretrained(
             path, local_files_only=True, trust_remote_code=False, **overrides
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, StrictDataclassError) as error:
         raise Permanent(
             "invalid_config",
             f"{path / 'config.json'}: {error}",

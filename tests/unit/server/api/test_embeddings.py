@@ -18,13 +18,17 @@ from cached.contract.errors import Permanent
 from server.api import responses, routes
 from server.api.listener import Listener
 from server.api.probes import Probes
-from server.engine.encoder import EmbeddingJob, Encoder, Recipe, pool, read_recipe
+from server.engine.embedding.module_settings import POOLING_MODES, NormalizeSettings, PoolingSettings, StepSettings
+from server.engine.embedding.recipe import read_recipe
+from server.engine.embedding.steps import pool
+from server.engine.encoder import EmbeddingJob, Encoder
 from server.engine.engine import ThreadedEngine
-from server.engine.types import About, Embedded, EmbeddingRequest, Kind
+from server.engine.types import About, Embedded, EmbeddingInputs, EmbeddingRequest, EncodedText, Kind
 from server.lifecycle.metrics import ServerMetrics
 from server.lifecycle.readiness import Ready, ServerReadiness
 from server.lifecycle.registry import Card, ModelRegistry, ServedEncoder
 from server.lifecycle.snapshot import Snapshot
+from tests.support.embedding import build, by_library, write
 from tests.support.generating import limits
 from tests.support.serving import LIMITS, ServerProcess
 
@@ -103,11 +107,50 @@ def test_more_inputs_than_one_pass_takes(client: openai.OpenAI, plain: Vectors) 
 
 
 def test_an_input_beyond_the_context_is_refused(client: openai.OpenAI) -> None:
-    """A text of more tokens than the model has positions is a 400, never cut short in silence."""
+    """A text of more tokens than the model's own files allow (256, of 512 positions) is a 400, never cut in silence."""
     with pytest.raises(openai.BadRequestError) as caught:
         client.embeddings.create(model="minilm", input=["hello", "weights " * 600])
     assert caught.value.code == "context_length_exceeded"
-    assert "512" in caught.value.message
+    assert "256" in caught.value.message
+
+
+def test_a_text_cut_on_request_has_the_librarys_vector(client: openai.OpenAI, minilm: Path) -> None:
+    """With `truncate`, a text of many contexts has the vector of `SentenceTransformer.encode`, which cuts always."""
+    texts = ["kelp " * 300, "weights " * 2000]
+    answer = client.embeddings.create(model="minilm", input=texts, extra_body={"truncate": True})
+    assert np.abs(vectors(answer) - by_library(minilm, texts)).max() <= TOLERANCE
+    assert answer.usage.prompt_tokens == 512
+
+
+def test_what_is_told_of_an_embedding_model(client: openai.OpenAI) -> None:
+    """`/v1/models` tells the context of the model's own files, its dimension and its prompts."""
+    told = client.models.retrieve("minilm").model_dump()
+    assert told["context_tokens"] == 256
+    assert told["embedding"] == {
+        "dimension": 384,
+        "dimensions": [],
+        "prompts": ["query", "document"],
+        "default_prompt": None,
+        "similarity": None,
+    }
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"dimensions": 100}, "dimensions"),
+        ({"prompt_name": "passage"}, "prompt_name"),
+        ({"truncate_prompt_tokens": 257}, "truncate_prompt_tokens"),
+        ({"truncation_direction": "Left"}, "truncation_direction"),
+    ],
+)
+def test_a_field_that_the_model_does_not_allow_is_a_400(
+    client: openai.OpenAI, fields: dict[str, Any], param: str
+) -> None:
+    """A shorter vector, a prompt or a length that the model does not have is refused by the field's name."""
+    with pytest.raises(openai.BadRequestError, match=param) as caught:
+        client.embeddings.create(model="minilm", input="kelp", extra_body=fields)
+    assert caught.value.param == param
 
 
 def test_tokens_out_of_the_vocabulary_are_refused(client: openai.OpenAI) -> None:
@@ -123,6 +166,11 @@ def test_completions_of_an_encoder_are_refused(client: openai.OpenAI) -> None:
     assert caught.value.param == "model"
 
 
+def inputs(*texts: list[int]) -> EmbeddingInputs:
+    """A request in tokens."""
+    return EmbeddingInputs(tuple(EncodedText(tuple(ids)) for ids in texts))
+
+
 class Prepared:
     """An encoder that has its vectors ready."""
 
@@ -132,8 +180,8 @@ class Prepared:
     def __init__(self, embedded: Embedded) -> None:
         self.embedded = embedded
 
-    def prepare(self, _request: EmbeddingRequest) -> tuple[list[int], ...]:
-        return ([0],)
+    def prepare(self, _request: EmbeddingRequest) -> EmbeddingInputs:
+        return inputs([0])
 
     def step(self, arrived: list[EmbeddingJob]) -> None:
         for job in arrived:
@@ -181,17 +229,53 @@ async def test_many_vectors_are_written_without_holding_others_up(monkeypatch: p
     assert seen == sorted(set(seen)) and len(seen) == 100
 
 
+async def test_the_fields_of_a_request_reach_the_model(tmp_path: Path) -> None:
+    """Prompt, input type, dimensions, unit length and cut, each asked over HTTP, are what the library is asked for."""
+    build(tmp_path)
+    prompts = {"query": "Query: ", "document": "Held: "}
+    write(tmp_path, "config_sentence_transformers.json", prompts=prompts, default_prompt_name="query")
+    write(tmp_path, "config.json", is_matryoshka=True)
+    encoder = Encoder.load(tmp_path, "cpu", "auto")
+    metrics = ServerMetrics()
+    readiness = ServerReadiness(metrics)
+    measured = metrics.model("m")
+    card = Card("m", Snapshot(tmp_path, "m", None, None), encoder.about, 0)
+    served = ServedEncoder(card, ThreadedEngine(encoder, 8, measured), measured)
+    text = "kelp of many " * 9
+    asked: list[tuple[dict[str, Any], dict[str, Any]]] = [
+        ({}, {}),
+        ({"prompt_name": "document"}, {"prompt_name": "document"}),
+        ({"input_type": "passage"}, {"call": "encode_document"}),
+        ({"dimensions": 5}, {"truncate_dim": 5}),
+        ({"dimensions": 5, "normalize": True}, {"truncate_dim": 5, "normalize_embeddings": True}),
+        ({"truncate_prompt_tokens": 7}, {"processing_kwargs": {"text": {"max_length": 7}}}),
+        ({"truncate_prompt_tokens": -1}, {}),
+    ]
+    async with Listener(Probes(readiness, metrics)) as door:
+        url = await door.listen("127.0.0.1", 0)
+        await door.serve(routes.application(ModelRegistry.of_one(served), limits()), cancel_when_gone=True)
+        readiness.enter(Ready())
+        async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
+            for fields, library in asked:
+                answer = await client.embeddings.create(model="m", input=text, extra_body=fields)
+                expected = by_library(tmp_path, [text], **library)
+                found = vectors(answer)
+                assert found.shape == expected.shape
+                assert np.abs(found - expected).max() <= TOLERANCE, fields
+        served.close()
+
+
 async def test_a_pass_on_a_cpu_is_short(minilm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A model says nothing until a pass is over, and is taken to stand still where that takes long."""
     encoder = Encoder.load(minilm, "cpu", "float32")
     passes: list[list[int]] = []
 
-    def embed(sequences: list[list[int]]) -> torch.Tensor:
-        passes.append([len(sequence) for sequence in sequences])
-        return torch.zeros(len(sequences), 384)
+    def embed(texts: list[EncodedText]) -> torch.Tensor:
+        passes.append([len(text.ids) for text in texts])
+        return torch.zeros(len(texts), 384)
 
     monkeypatch.setattr(encoder, "embed", embed)
-    job = EmbeddingJob((*([0] * 256 for _ in range(64)), [0] * 512, [0]))
+    job = EmbeddingJob(inputs(*([0] * 256 for _ in range(64)), [0] * 512, [0]))
     encoder.step([job])
     while encoder.busy:
         encoder.step([])
@@ -206,11 +290,11 @@ async def test_vectors_that_are_no_numbers_fail_their_request_alone(
     """A NaN in one input's vector fails the request it came with; the others in the pass are answered."""
     encoder = Encoder.load(minilm, "cpu", "float32")
 
-    def embed(sequences: list[list[int]]) -> torch.Tensor:
-        return torch.tensor([[torch.nan if sequence == [7] else 0.5] * 384 for sequence in sequences])
+    def embed(texts: list[EncodedText]) -> torch.Tensor:
+        return torch.tensor([[torch.nan if text.ids == (7,) else 0.5] * 384 for text in texts])
 
     monkeypatch.setattr(encoder, "embed", embed)
-    bad, good = EmbeddingJob(([1], [7])), EmbeddingJob(([1], [2]))
+    bad, good = EmbeddingJob(inputs([1], [7])), EmbeddingJob(inputs([1], [2]))
     encoder.step([bad, good])
     assert len((await anext(good.stream())).vectors) == 2
     with pytest.raises(Permanent, match="NaN or infinite"):
@@ -242,8 +326,10 @@ def test_the_weights_pages_stay_the_page_caches(embeddings_server: ServerProcess
 
 def modules(folder: Path, pooling: dict[str, Any], *more: str) -> Path:
     """Write sentence-transformers' files into `folder`."""
-    listed = [{"path": "", "type": "st.models.Transformer"}, {"path": "1_Pooling", "type": "st.models.Pooling"}]
-    listed += [{"path": f"{number}_{kind}", "type": f"st.models.{kind}"} for number, kind in enumerate(more, 2)]
+    package = "sentence_transformers.models"
+    listed = [{"name": "0", "path": "", "type": f"{package}.Transformer"}]
+    for number, kind in enumerate(("Pooling", *more), 1):
+        listed.append({"name": str(number), "path": f"{number}_{kind}", "type": f"{package}.{kind}"})
     (folder / "1_Pooling").mkdir(parents=True)
     (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
     (folder / "modules.json").write_text(json.dumps(listed))
@@ -253,39 +339,22 @@ def modules(folder: Path, pooling: dict[str, Any], *more: str) -> Path:
 @pytest.mark.parametrize(
     ("pooling", "more", "expected"),
     [
-        ({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}, (), Recipe("", "cls", False)),
-        ({"pooling_mode_mean_tokens": True}, ("Normalize",), Recipe("", "mean", True)),
-        ({"pooling_mode": "lasttoken"}, ("Normalize",), Recipe("", "lasttoken", True)),
-        ({"pooling_mode": "max"}, (), Recipe("", "max", False)),
+        ({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}, (), (PoolingSettings(("cls",)),)),
+        ({"pooling_mode_mean_tokens": True}, ("Normalize",), (PoolingSettings(), NormalizeSettings())),
+        ({"pooling_mode": "lasttoken"}, ("Normalize",), (PoolingSettings(("lasttoken",)), NormalizeSettings())),
+        ({"pooling_mode": "max"}, (), (PoolingSettings(("max",)),)),
     ],
 )
 def test_the_folders_own_pooling_is_used(
-    tmp_path: Path, pooling: dict[str, Any], more: tuple[str, ...], expected: Recipe
+    tmp_path: Path, pooling: dict[str, Any], more: tuple[str, ...], expected: tuple[StepSettings, ...]
 ) -> None:
     """sentence-transformers' files, old keys and new, decide pooling and normalization."""
-    assert read_recipe(modules(tmp_path / "m", pooling, *more)) == expected
+    assert read_recipe(modules(tmp_path / "m", pooling, *more)).steps == expected
 
 
 def test_without_those_files_the_mean_is_taken(tmp_path: Path) -> None:
     """A plain encoder's folder is pooled by the mean, not normalized."""
-    assert read_recipe(tmp_path) == Recipe("", "mean", False)
-
-
-@pytest.mark.parametrize(
-    ("pooling", "more"),
-    [
-        ({"pooling_mode_mean_tokens": True, "pooling_mode_max_tokens": True}, ()),
-        ({"pooling_mode": "weightedmean"}, ()),
-        ({"pooling_mode_mean_tokens": True}, ("Dense",)),
-    ],
-)
-def test_a_step_that_would_be_left_out_is_refused(
-    tmp_path: Path, pooling: dict[str, Any], more: tuple[str, ...]
-) -> None:
-    """A pooling or module that is not supported is an error: a vector that lacks a step would be wrong in silence."""
-    with pytest.raises(Permanent) as caught:
-        read_recipe(modules(tmp_path / "m", pooling, *more))
-    assert caught.value.code == "unsupported_model"
+    assert read_recipe(tmp_path).steps == (PoolingSettings(),)
 
 
 def test_cls_pooling_without_normalization_end_to_end(minilm: Path, tmp_path: Path) -> None:
@@ -300,10 +369,12 @@ def test_cls_pooling_without_normalization_end_to_end(minilm: Path, tmp_path: Pa
     ids = [101, 7592, 102]
     with torch.inference_mode():
         expected = plain(input_ids=torch.tensor([ids])).last_hidden_state[0, 0]
-    assert (encoder.embed([ids, [101, *range(2000, 2050), 102]])[0] - expected).abs().max() <= TOLERANCE
+    assert (
+        encoder.embed(list(inputs(ids, [101, *range(2000, 2050), 102]).texts))[0] - expected
+    ).abs().max() <= TOLERANCE
 
 
-@pytest.mark.parametrize("mode", ["mean", "max", "cls", "lasttoken"])
+@pytest.mark.parametrize("mode", POOLING_MODES)
 def test_padding_never_counts(mode: str) -> None:
     """What stands in padded places changes no vector."""
     states = torch.randn(1, 3, 8)

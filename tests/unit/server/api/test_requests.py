@@ -174,9 +174,27 @@ def test_neutral_values_of_a_chat_are_taken() -> None:
     assert parse_chat(body, None).options.stream_usage
 
 
-@pytest.mark.parametrize("document", [{"input": "x", "dimensions": 8}, {"input": "x", "encoding_format": "int8"}])
+@pytest.mark.parametrize(
+    "document",
+    [
+        {"dimensions": 0},
+        {"dimensions": "8"},
+        {"encoding_format": "int8"},
+        {"truncate": "END"},
+        {"truncate": 1},
+        {"truncate_prompt_tokens": 0},
+        {"truncate_prompt_tokens": -2},
+        {"truncate_prompt_tokens": 4, "truncate": False},
+        {"truncation_direction": "Right"},
+        {"truncate": True, "truncation_direction": "middle"},
+        {"prompt_name": 3},
+        {"input_type": "classification"},
+        {"normalize": "yes"},
+        {"prompt": "Query: "},
+    ],
+)
 def test_embeddings_refuse_what_they_cannot_do(document: dict[str, Any]) -> None:
-    """Other dimensions and encodings are refused, not ignored."""
+    """A value that an embedding's field does not take is refused by the field's name, not ignored."""
     with pytest.raises(InvalidRequest):
         parse_embeddings(encode(**document))
 
