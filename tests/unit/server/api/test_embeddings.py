@@ -251,7 +251,7 @@ async def test_the_fields_of_a_request_reach_the_model(tmp_path: Path) -> None:
         ({"truncate_prompt_tokens": 7}, {"processing_kwargs": {"text": {"max_length": 7}}}),
         ({"truncate_prompt_tokens": -1}, {}),
     ]
-    async with Listener(Probes(readiness, metrics)) as door:
+    async with Listener(Probes(readiness, metrics), LIMITS) as door:
         url = await door.listen("127.0.0.1", 0)
         await door.serve(routes.application(ModelRegistry.of_one(served), limits()), cancel_when_gone=True)
         readiness.enter(Ready())
