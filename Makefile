@@ -10,7 +10,7 @@ ARGS ?=
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help run test test-gpu test-slow soak test-verity e2e check lint bench bench-load bench-serve clean
+.PHONY: help run test test-gpu test-slow test-safetensors soak test-verity e2e check lint bench bench-load bench-serve clean
 
 help:
 	@echo 'make run        set up .venv and run the demo: a real model, from publishing it to embeddings'
@@ -20,6 +20,7 @@ help:
 	@echo 'make bench-load   the loader next to other loaders; make bench-serve: the server next to transformers serve'
 	@echo 'make test-gpu   the loader'\''s tests on this machine'\''s GPU, with the torch of .venv'
 	@echo 'make test-slow  the tests marked slow: soaks and large files'
+	@echo 'make test-safetensors  the safetensors package'\''s own tests against this loader, from SAFETENSORS=/path/to/a/checkout'
 	@echo 'make soak       hours of a node in fast motion, its daemon watched for leaks: make soak DURATION=2h'
 	@echo 'make test-verity  the tests of fs-verity in a virtual machine, whose kernel VERITY_KERNEL names'
 	@echo 'make e2e        install, use and remove Holdfast in the cluster of KUBECONFIG, whose nodes have its images;'
@@ -40,6 +41,13 @@ test-gpu: $(VENV)/installed-dev
 
 test-slow: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -m slow --timeout 1800 $(ARGS)
+
+# The safetensors package's own tests, with its safe_open, load_file and load_model replaced by this loader's. They come with
+# no package: SAFETENSORS is a checkout, or an unpacked source distribution. `ARGS=--own` runs them against the package.
+SAFETENSORS ?=
+test-safetensors: $(VENV)/installed-dev
+	@test -n '$(SAFETENSORS)' || { echo 'expected a checkout of safetensors: make test-safetensors SAFETENSORS=/path' >&2; exit 1; }
+	$(BIN)/python -m tests.support.safetensors_suite '$(SAFETENSORS)' $(ARGS)
 
 # A real daemon while versions are published, pulled, pinned, evicted and scrubbed, gates come and go, origins fail, lie and
 # restart, disks rot and clients hang. It samples memory, descriptors, threads, metrics, temporary and status files and the

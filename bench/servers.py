@@ -70,7 +70,7 @@ class Running:
 
 
 def _ours(folder: Path, device: str, port: int) -> list[str]:
-    options = [f"--model-path={folder}", f"--listen=127.0.0.1:{port}", f"--device={device}"]
+    options = [f"--model-path={folder}", f"--listen=127.0.0.1:{port}", f"--device={device}", "--drain-linger=0"]
     return [sys.executable, "-m", "server", *options]
 
 

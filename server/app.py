@@ -17,10 +17,13 @@ from contextlib import ExitStack
 from functools import partial
 
 from cached.contract.errors import HoldfastError, Permanent
+from cached.contract.program.limits import raise_open_files
 from cached.contract.program.logs import LINE_WITH_NAME, log_to_stderr
 from cached.contract.program.options import EXIT_DONE, EXIT_FAILED
+from cached.contract.program.termination_log import explain_to_person, write_termination_log
 from server import options
 from server.api import routes
+from server.api.connections import ConnectionLimits
 from server.api.listener import Listener
 from server.api.probes import REHEARSAL_HEADER, Probes
 from server.engine.engine import call_in_thread
@@ -31,12 +34,20 @@ from server.lifecycle.entries import GoldenMode, ServeOptions, read_followed
 from server.lifecycle.fleet import ModelManager
 from server.lifecycle.health import HealthMonitor
 from server.lifecycle.metrics import ServerMetrics
-from server.lifecycle.readiness import Draining, Ready, ServerReadiness
+from server.lifecycle.readiness import Draining, Lingering, Ready, ServerReadiness
 from server.lifecycle.registry import ModelRegistry
 from server.lifecycle.snapshot import HeldFolder, hold
 
 _LOG = logging.getLogger("holdfast.serve")
 _THREADS_END_WITHIN_S = 0.5
+_LINGER_POLL_S = 0.05
+_IDLE_CONNECTIONS = 1024  # beside those whose requests wait or run: some 20 KiB each
+_OTHER_FILES = 128  # weights, devices, libraries, and what user code opens
+_LEAST_CONNECTIONS = 16
+_HEAD_S = 15.0
+_BODY_S = 15.0
+_ANSWER_S = 30.0
+_IDLE_S = 3630.0  # longer than a proxy keeps a connection (Envoy: an hour): no request meets one that is being closed
 
 
 def main(argv: Sequence[str]) -> int:
@@ -45,6 +56,7 @@ def main(argv: Sequence[str]) -> int:
     log_to_stderr("INFO", line=LINE_WITH_NAME)
     code = EXIT_DONE
     try:
+        limits = _connection_limits(settings)
         with ExitStack() as leases:
             if settings.follow is not None:
                 read_followed(settings.follow, settings.root)  # reports a mistake before any heavy work
@@ -54,33 +66,55 @@ def main(argv: Sequence[str]) -> int:
             if settings.app is None:
                 for folder in held.values():
                     refuse_unserved(folder.snapshot.path)  # before weights are read ahead, and before a GPU is used
-            asyncio.run(_ServerRun(settings, held).run())
+            asyncio.run(_ServerRun(settings, held, limits).run())
     except* HoldfastError as group:
         error: BaseException = group
         while isinstance(error, BaseExceptionGroup):
             error = error.exceptions[0]
         sys.stderr.write(f"holdfast serve: {error}\n")
+        if isinstance(error, HoldfastError):
+            write_termination_log(settings.termination_log, explain_to_person(error), "holdfast serve")
         code = EXIT_FAILED
     _leave_threads(code)
     return code
 
 
+def _connection_limits(settings: ServeOptions) -> ConnectionLimits:
+    """Return the limits of the listener; raises `Permanent` (`few_files`)."""
+    files = raise_open_files(_OTHER_FILES + _LEAST_CONNECTIONS)
+    wanted = _IDLE_CONNECTIONS + settings.limits.queue + settings.limits.batch
+    most = min(wanted, files - _OTHER_FILES)
+    if most < wanted:
+        _LOG.warning("the limit of open files is %d: at most %d connections", files, most)
+    return ConnectionLimits(most, head_s=_HEAD_S, body_s=_BODY_S, answer_s=_ANSWER_S, idle_s=_IDLE_S)
+
+
 class _ServerRun:
     """One run of the server, from the listening socket to the last answer."""
 
-    def __init__(self, settings: ServeOptions, held: dict[str, HeldFolder]) -> None:
+    def __init__(self, settings: ServeOptions, held: dict[str, HeldFolder], limits: ConnectionLimits) -> None:
         self._settings = settings
         self._held = held
+        self._limits = limits
         self._metrics = ServerMetrics()
         self._readiness = ServerReadiness(self._metrics)
         self._probes = Probes(self._readiness, self._metrics)
         self._registry = ModelRegistry()
+        self._hurried = False  # by a second signal
 
     async def run(self) -> None:
-        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        stopped: asyncio.Future[signal.Signals] = loop.create_future()
+
+        def stop(number: signal.Signals) -> None:
+            if stopped.done():
+                self._hurried = True
+            else:
+                stopped.set_result(number)
+
         for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, stop.set)
-        async with Listener(self._probes) as listener:
+            loop.add_signal_handler(number, stop, number)
+        async with Listener(self._probes, self._limits) as listener:
             host, port = self._settings.host, self._settings.port
             try:
                 url = await listener.listen(host, port)
@@ -92,8 +126,11 @@ class _ServerRun:
             sys.stdout.flush()
             async with asyncio.TaskGroup() as group:
                 serving = group.create_task(self._serve(listener, url))
-                await stop.wait()
-                await self._drain()
+                number = await stopped
+                was_ready = isinstance(self._readiness.state, Ready)
+                if was_ready and number == signal.SIGTERM and self._settings.drain_linger_s:  # not Ctrl-C
+                    await self._linger(listener)
+                await self._drain(listener)
                 serving.cancel()
 
     async def _serve(self, listener: Listener, url: str) -> None:
@@ -143,13 +180,37 @@ class _ServerRun:
             await judge(golden, verdict, entry.name, self._settings.golden, device)
         except Permanent as error:
             _LOG.error("not ready: %s", error)
-            self._readiness.set_stage(str(error))
+            self._readiness.reject(str(error))
+            text, log = explain_to_person(error), self._settings.termination_log
+            await call_in_thread("termination_log", partial(write_termination_log, log, text, "holdfast serve"))
             return False
         return True
 
-    async def _drain(self) -> None:
+    async def _linger(self, listener: Listener) -> None:
+        """Go on working: load balancers send new connections for seconds, and a client that keeps its connection learns
+        from an answer that it closes. Ends early where no client came for that long and none is connected, or at a
+        second signal."""
+        linger_s = self._settings.drain_linger_s
+        self._readiness.enter(Lingering())
+        _LOG.info(
+            "stopping: %d connections, %d requests in flight; work goes on for up to %g s (--drain-linger)",
+            len(listener.connections),
+            self._readiness.in_flight.count,
+            linger_s,
+        )
+        end = time.monotonic() + linger_s
+        while True:
+            now = time.monotonic()
+            quiet = not len(listener.connections) and now - self._probes.worked_at >= linger_s
+            if quiet or self._hurried or now >= end:
+                return
+            await asyncio.sleep(min(_LINGER_POLL_S, end - now))
+
+    async def _drain(self, listener: Listener) -> None:
         self._readiness.enter(Draining())
-        _LOG.info("stopping: %d requests in flight", self._readiness.in_flight.count)
+        refused = self._probes.refused
+        await listener.connections.close_idle()
+        _LOG.info("stopping: no new requests, %d in flight", self._readiness.in_flight.count)
         try:
             async with asyncio.timeout(self._settings.drain_timeout_s):
                 await self._readiness.in_flight.wait_drained()
@@ -159,6 +220,8 @@ class _ServerRun:
                 self._readiness.in_flight.count,
                 self._settings.drain_timeout_s,
             )
+        if refused := self._probes.refused - refused:
+            _LOG.warning("%d requests were refused while stopping: give clients longer with --drain-linger", refused)
         for served in self._registry.list_models():
             served.close()
 

@@ -1,6 +1,6 @@
 """The options of `holdfast serve`, from the command line and `HOLDFAST_…` variables.
 
-Law: parses and checks, imports nothing heavy, reads no disk.
+Law: parses and checks, imports nothing heavy, reads no disk but to see whether there is a termination log.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from cached.contract.digest import Digest
 from cached.contract.errors import HoldfastError
 from cached.contract.layout import DEFAULT_MOUNT, PublicLayout
 from cached.contract.program.options import OptionParser, parse_address
+from cached.contract.program.termination_log import DEFAULT_TERMINATION_LOG, find_termination_log
 from cached.contract.program.units import parse_size
 from cached.contract.reference import ModelRef, add_pins, parse_models
 from server.engine.types import Limits
@@ -39,10 +40,12 @@ def parse(argv: Sequence[str]) -> ServeOptions:
         device=found.device,
         dtype=found.dtype,
         app=found.app,
+        drain_linger_s=found.drain_linger,
         drain_timeout_s=found.drain_timeout,
         probe_interval_s=found.probe_interval,
         probe_timeout_s=found.probe_timeout,
         golden=GoldenMode(found.golden),
+        termination_log=find_termination_log(found.termination_log),
         limits=Limits(
             found.body_limit, found.queue_limit, found.max_tokens_limit, found.batch_limit, found.cache_limit
         ),
@@ -57,7 +60,11 @@ def _parser() -> OptionParser:
     parser.option("--model", help="the model's name, where --model-path is not given", metavar="NAME")
     parser.option("--version", help="the model's version, with --model", metavar="VERSION")
     parser.option("--models", help="several models or adapters, as base=NAME@V,lora=NAME@V", metavar="MODELS")
-    parser.option("--follow", type=Path, help="a file of models, as in --models; the server swaps in later changes")
+    parser.option(
+        "--follow",
+        type=Path,
+        help="a file of models, as in --models; those it names later are loaded beside what serves, and swapped in",
+    )
     parser.option("--digest", help="the manifest digest that it must have; for several alias=sha256:…,…")
     parser.option(
         "--root", type=Path, default=DEFAULT_MOUNT, help="the daemon's public folder as seen here, for references"
@@ -77,7 +84,16 @@ def _parser() -> OptionParser:
     parser.option("--batch-limit", type=_positive, default=32, help="most sequences generated at once", metavar="N")
     parser.option("--cache-limit", type=parse_size, help="most memory for their keys and values", metavar="SIZE")
     parser.option("--body-limit", type=parse_size, default=parse_size("4MiB"), help="largest request", metavar="SIZE")
-    parser.option("--drain-timeout", type=_seconds, default=30.0, help="seconds to finish in on SIGTERM", metavar="S")
+    parser.option(
+        "--drain-linger",
+        type=_seconds,
+        default=10.0,
+        help="on SIGTERM go on working so long, while clients and load balancers learn of the stop",
+        metavar="S",
+    )
+    parser.option(
+        "--drain-timeout", type=_seconds, default=30.0, help="then finish what is in flight within so long", metavar="S"
+    )
     parser.option(
         "--probe-interval", type=_positive_seconds, default=10.0, help="try an idle model so often", metavar="S"
     )
@@ -88,6 +104,8 @@ def _parser() -> OptionParser:
         choices=tuple(GoldenMode),
         help="a version whose golden predictions differ: require: is not served; warn: is; off: they are not replayed",
     )
+    log = f"write the reason of a failure here, default {DEFAULT_TERMINATION_LOG} when that exists"
+    parser.option("--termination-log", type=Path, metavar="FILE", help=log)
     return parser
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -20,6 +20,8 @@ GOLDEN_NAME = "holdfast-golden.json"  # in the version's folder, listed in its m
 MAX_GOLDEN_BYTES = 16 * 1024 * 1024
 MAX_CASES = 256
 _MAX_NAME = 200
+_COMPUTING = ("torch", "transformers", "tokenizers", "numpy")
+_SYSTEM = ("python", "device", "driver", "cuda", "image")
 _MAX_DEPTH = 32
 
 
@@ -68,24 +70,19 @@ class Environment:
         if not isinstance(document, dict):
             raise _refuse(f"expected `environment` to be an object, found {_kind(document)}")
         packages = document.get("packages", {})
-        texts = {key: document.get(key, "") for key in ("python", "device", "cuda", "driver", "image")}
+        texts = {key: document.get(key, "") for key in _SYSTEM}
         if not isinstance(packages, dict) or not all(isinstance(v, str) for v in (*packages.values(), *texts.values())):
             raise _refuse("expected `environment` to map names to versions as text")
         return cls(**texts, packages=packages)
 
-    def differences(self, other: Environment) -> list[str]:
-        """Return the versions that differ as `name mine -> theirs`, one line each; hardware and Python first."""
-        lines = [
-            f"{name} {mine or 'none'} -> {theirs or 'none'}"
-            for name in ("device", "driver", "cuda", "python", "image")
-            if (mine := getattr(self, name)) != (theirs := getattr(other, name))
-        ]
-        names = sorted(self.packages.keys() | other.packages.keys())
-        return lines + [
-            f"{name} {self.packages.get(name, 'none')} -> {other.packages.get(name, 'none')}"
-            for name in names
-            if self.packages.get(name) != other.packages.get(name)
-        ]
+    def differences(self, other: Environment, loaded: Collection[str]) -> list[str]:
+        """Return the versions that differ as `name mine -> theirs`, one line each. Of packages only those that compute,
+        and those `loaded` by the other side; what computes comes first, then hardware."""
+        rest = sorted(set(loaded) & (self.packages.keys() | other.packages.keys()) - set(_COMPUTING))
+        values = [(name, self.packages.get(name), other.packages.get(name)) for name in _COMPUTING]
+        values += [(name, getattr(self, name), getattr(other, name)) for name in _SYSTEM]
+        values += [(name, self.packages.get(name), other.packages.get(name)) for name in rest]
+        return [f"{name} {mine or 'none'} -> {theirs or 'none'}" for name, mine, theirs in values if mine != theirs]
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +132,7 @@ class Golden:
                     "name": case.name,
                     "path": case.path,
                     "request": case.request,
-                    "tolerance": {"absolute": case.tolerance.absolute, "relative": case.tolerance.relative},
+                    "tolerance": asdict(case.tolerance),
                     "expected": case.expected,
                 }
                 for case in self.cases

@@ -77,11 +77,12 @@ def without_clutter(paths: Iterable[str]) -> tuple[str, ...]:
     The same folder, because elsewhere a `pytorch_model.bin` may be the only copy of its part of the model.
     """
     kept = [path for path in paths if not is_clutter(path)]
-    twice = {_folder(path) for path in kept if fnmatchcase(_name(path), _SAFETENSORS)}
+    parts = [path.rpartition("/") for path in kept]
+    twice = {folder for folder, _, name in parts if fnmatchcase(name, _SAFETENSORS)}
     return tuple(
         path
-        for path in kept
-        if not (_folder(path) in twice and _OTHER_FORMATS.fullmatch(_name(path)))
+        for path, (folder, _, name) in zip(kept, parts, strict=True)
+        if not (folder in twice and _OTHER_FORMATS.fullmatch(name))
         and not ("" in twice and path.startswith("original/"))
     )
 
@@ -150,11 +151,3 @@ def _reaches_below(folder: str, pattern: str) -> bool:
     ends within a `[…]` reads it as text, which can only give a wrong True."""
     ends = range(len(pattern) + 1 if pattern.endswith("*") else len(pattern))
     return any(fnmatchcase(folder, pattern[:end]) for end in ends)
-
-
-def _folder(path: str) -> str:
-    return path.rpartition("/")[0]
-
-
-def _name(path: str) -> str:
-    return path.rpartition("/")[2]

@@ -40,7 +40,7 @@ _COMMANDS = {
     "publish": "publish all-MiniLM-L6-v2/ s3://models/minilm/1/",
     "daemon": "daemon --root $D/node --catalog $D/catalog.yaml --listen {daemon} --kube off --node demo",
     "gate": "gate --root $D/node/public --model minilm --version 1 --listen {gate}",
-    "server": "serve --model-path $D/node/public/models/minilm/1 --listen {server} --device cpu",
+    "server": "serve --model-path $D/node/public/models/minilm/1 --listen {server} --device cpu --drain-linger 0",
     "daemon-2": "daemon --root $D/node-2 --catalog $D/catalog.yaml --listen {daemon-2} --kube off --node demo-2"
     " --max-bandwidth {rate}",
     "gate-2": "gate --root $D/node-2/public --model minilm --version 1 --listen {gate-2}",

@@ -1,8 +1,8 @@
-"""The parsing of a source's `holdfast.json`, with its address in errors. Law: pure."""
+"""The parsing of a source's `holdfast.json`, and the error where a publish has not written it yet. Law: pure."""
 
 from __future__ import annotations
 
-from cached.contract.errors import InvalidManifest
+from cached.contract.errors import InvalidManifest, Transient
 from cached.contract.manifest import MANIFEST_NAME, Manifest
 from cached.transport.pages import page_error, page_in
 
@@ -17,3 +17,12 @@ def read_manifest(data: bytes, where: str) -> Manifest:
         return Manifest.parse(data)
     except InvalidManifest as error:
         raise InvalidManifest(f"{where}: {error.message}", error.remedy) from error
+
+
+def unfinished_publish(mark: str) -> Transient:
+    """Return the error of a version whose publish has left its `mark` (an address) and no manifest yet."""
+    return Transient(
+        "publishing",
+        f"{mark}: a publish is under way, or was interrupted before its manifest",
+        "let it finish, or run `holdfast publish` again",
+    )

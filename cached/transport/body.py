@@ -7,13 +7,14 @@ with no bytes after it.
 from __future__ import annotations
 
 import re
-from types import TracebackType
+from dataclasses import dataclass, field
 from typing import Protocol, Self
 
 from cached.contract.errors import HoldfastError, Transient
 from cached.transport.connection.cancel import Cancellation, Cancelled
-from cached.transport.connection.pool import ConnectionKey, IdlePool
-from cached.transport.connection.stream import EndOfStream, Idle, Stream
+from cached.transport.connection.connect import ConnectionKey
+from cached.transport.connection.pool import IdlePool
+from cached.transport.connection.stream import EndOfStream, IdleState, Stream
 from cached.transport.pages import LOOKED_AT_BYTES, page_error, page_instead
 from cached.transport.response import Extent, ResponseHead, bad_response
 from cached.transport.target import Expected
@@ -23,23 +24,28 @@ _CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\r\n]*)?\r?\n")
 _MAX_TRAILERS = 100
 
 
+@dataclass(slots=True, repr=False)
 class Exchange:
     """A connection with one response on it, until the response is read or dropped."""
 
-    def __init__(self, answer: ResponseHead, stream: Stream, route: ConnectionKey, url: str) -> None:
-        self.answer = answer
-        self.stream = stream
-        self.url = url
-        self.where = display_url(url)
-        self._route = route
-        self._kept = False
+    answer: ResponseHead
+    stream: Stream
+    url: str
+    route: ConnectionKey
+    pool: IdlePool
+    cancellation: Cancellation
+    _kept: bool = field(default=False, init=False)
 
-    def keep(self, pool: IdlePool, cancellation: Cancellation) -> None:
+    @property
+    def where(self) -> str:
+        return display_url(self.url)
+
+    def keep(self) -> None:
         """Return the idle connection to the pool, unless the server or a cancellation ends it."""
         self._kept = True
         self.stream.end_exchange()
-        if self.answer.keep_alive and not cancellation.cancelled:
-            pool.put(self._route, self.stream)
+        if self.answer.keep_alive and not self.cancellation.cancelled:
+            self.pool.put(self.route, self.stream)
         else:
             self.stream.close()
 
@@ -53,8 +59,7 @@ class Framing(Protocol):
     """The framing of a body, which determines its end."""
 
     def read(self, view: memoryview) -> int:
-        """Receive at least one byte into a non-empty `view`; 0 at the clean end, also in later calls. Raises
-        OSError."""
+        """Receive at least one byte into a non-empty `view`; 0 at and after the clean end. Raises OSError."""
 
 
 class Counted:
@@ -130,14 +135,7 @@ class Body:
     bytes so far.
     """
 
-    def __init__(
-        self,
-        exchange: Exchange,
-        extent: Extent,
-        pool: IdlePool,
-        cancellation: Cancellation,
-        expected: Expected | None = None,
-    ) -> None:
+    def __init__(self, exchange: Exchange, extent: Extent, expected: Expected | None) -> None:
         """`expected`: the expected file; a web page in its place is refused."""
         self.start = extent.start
         self.length = extent.length
@@ -149,20 +147,18 @@ class Body:
         self.received = 0
         self._ended = False
         self._closed = False
-        self._pool = pool
-        self._cancellation = cancellation
         self._expected = expected if extent.start == 0 else None
         self._page: str | None = None
 
     def readinto(self, view: memoryview) -> int:
         """Fill `view` unless the body ends first; return the bytes received, 0 only at the clean end of the body.
 
-        Raises `Transient` (`bad_response`, `reset`, `stalled`), or `Cancelled`; the bytes received before that are in
-        `view`, and counted in `received`. Only time spent in this call counts for a stall.
+        Raises `Transient` (`bad_response`, `reset`, `stalled`), or `Cancelled`; `view` and `received` then have the
+        bytes before that. Only time spent in this call counts for a stall.
         """
         filled = 0
         try:
-            self._cancellation.check()
+            self._exchange.cancellation.check()
             window = view if self.length is None else view[: self.length - self.received]
             count = 1
             while count and filled < len(window) and not self._ended:
@@ -173,8 +169,8 @@ class Body:
             if (not count or self.received == self.length) and not self._ended:
                 self._end()
         except (HoldfastError, Cancelled, OSError) as error:
-            self._drop()
-            self._cancellation.check()  # a cancelled connection may fail with another error
+            self.close()
+            self._exchange.cancellation.check()  # a cancelled connection may fail with another error
             self._check_page(view[:filled])
             if isinstance(error, OSError):
                 raise self._broken(error) from error
@@ -185,18 +181,16 @@ class Body:
         """Return the connection to the pool if the body was read to its end, else close it. Idempotent."""
         if self._closed:
             return
+        self._closed = True
         if self._ended:
-            self._closed = True
-            self._exchange.keep(self._pool, self._cancellation)
+            self._exchange.keep()
         else:
-            self._drop()
+            self._exchange.drop()
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         self.close()
 
     def _end(self) -> None:
@@ -205,15 +199,14 @@ class Body:
             raise bad_response(where, f"more than the {self.length} bytes that its Content-Range says")
         if self.length is not None and self.received < self.length:
             raise EndOfStream(f"the body ended {self.length - self.received} bytes early")
-        if self._exchange.stream.check_idle() is Idle.DATA:
+        if self._exchange.stream.check_idle() is IdleState.DATA:
             raise bad_response(where, f"bytes after the end of a body of {self.received} bytes")
         if self._page is not None and self._expected is not None and self._expected.size not in (None, self.received):
             raise page_error(f"the file {self._expected.name!r}", where, self._page)
         self._ended = True
 
     def _check_page(self, first: memoryview) -> None:
-        """Check the first bytes for a page. Of a page no byte counts as received, so that no caller keeps it as the
-        file's."""
+        """Check the first bytes for a page, of which no byte counts as received: no caller keeps it as the file's."""
         expected = self._expected
         if expected is None or self.received != len(first):
             return
@@ -222,11 +215,6 @@ class Body:
         if self._page is not None and not expected.promised:
             self.received = 0
             raise page_error(f"the file {expected.name!r}", self._exchange.where, self._page)
-
-    def _drop(self) -> None:
-        if not self._closed:
-            self._closed = True
-            self._exchange.drop()
 
     def _broken(self, error: OSError) -> Transient:
         where = self._exchange.where

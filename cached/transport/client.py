@@ -9,19 +9,18 @@ from __future__ import annotations
 import contextlib
 import http.client
 import re
-import time
 from dataclasses import dataclass, field, replace
 
 from cached.contract.errors import Permanent, Transient
 from cached.transport.body import Body, Exchange
 from cached.transport.connection.cancel import Cancellation
-from cached.transport.connection.connect import Connector
-from cached.transport.connection.pool import ConnectionKey, IdlePool
+from cached.transport.connection.connect import ConnectionKey, Connector
+from cached.transport.connection.pool import IdlePool
 from cached.transport.connection.settings import HttpSettings
 from cached.transport.connection.stream import Deadline, StallClock, Stream
 from cached.transport.credentials import NetrcFile, basic
 from cached.transport.errors import status_error
-from cached.transport.pages import LOOKED_AT_BYTES, is_page_type, page_error, page_instead
+from cached.transport.pages import is_page_type, page_error, page_instead
 from cached.transport.response import (
     Extent,
     RequestedRange,
@@ -33,13 +32,13 @@ from cached.transport.response import (
     extent_of,
     read_head,
 )
-from cached.transport.target import Expected, HttpTarget
-from cached.transport.urls import Address, Origin, display_url, next_hop
+from cached.transport.target import Expected, Headers, HttpTarget
+from cached.transport.urls import Address, display_url, next_hop
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 # Some servers do not implement HEAD, and a URL that is signed for GET refuses it.
 _NO_HEAD = frozenset({403, 405, 501})
-_EXCERPT_BYTES = 4096  # of an error's body: the code in S3's XML comes first
+_EXCERPT_BYTES = 4096  # shows a web page, or the code in the XML of an S3 error
 _MAX_PAGE_BYTES = 1024 * 1024  # a longer body of no page's type is not read to explain an error
 _HEADER = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+: [^\r\n\0]*")
 _OURS = frozenset({"host", "connection", "range", "accept-encoding", "if-match", "if-unmodified-since"})
@@ -73,6 +72,7 @@ class _Request:
     method: str
     asked: RequestedRange
     target: HttpTarget
+    cancellation: Cancellation
 
 
 class _Stale(Exception):
@@ -80,8 +80,7 @@ class _Stale(Exception):
 
 
 class HttpClient:
-    """Thread-safe. Keeps connections alive and reuses them; the constructor reads proxies, netrc and TLS authorities
-    from the environment."""
+    """Thread-safe; reuses connections. Proxies, netrc and TLS authorities are the environment's at its creation."""
 
     def __init__(self, settings: HttpSettings) -> None:
         self.settings = settings
@@ -98,49 +97,43 @@ class HttpClient:
         `Transient`, `Permanent` or `Cancelled`; ValueError for a `length` below 1."""
         if length is not None and length < 1:
             raise ValueError(f"HTTP has no range of {length} bytes")
-        request = _Request("GET", RequestedRange(offset, length), target)
-        return self._checked(self._follow(request, cancellation), request, cancellation)
+        request = _Request("GET", RequestedRange(offset, length), target, cancellation)
+        return self._checked(self._follow(request), request)
 
     def fetch(self, target: HttpTarget, limit_bytes: int, cancellation: Cancellation) -> Response:
         """Fetch a small object. Raises as `get` does, and `Permanent` (`too_large`) beyond `limit_bytes`."""
-        request = _Request("GET", RequestedRange(0, None), target)
-        exchange = self._follow(request, cancellation)
-        return _whole(exchange, self._checked(exchange, request, cancellation), limit_bytes)
+        request = _Request("GET", RequestedRange(0, None), target, cancellation)
+        exchange = self._follow(request)
+        return _read_whole(exchange, self._checked(exchange, request), limit_bytes)
 
     def fetch_any_status(self, target: HttpTarget, limit_bytes: int, cancellation: Cancellation) -> Response:
-        """Fetch a small response of any status, for a caller that knows the meaning of this server's statuses. Raises
-        as `fetch` does, but for statuses."""
-        exchange = self._follow(_Request("GET", RequestedRange(0, None), target), cancellation)
-        try:
+        """Fetch a small response of any status, for a caller that knows this server's. Raises as `fetch` otherwise."""
+        exchange = self._follow(_Request("GET", RequestedRange(0, None), target, cancellation))
+        with self._any_body(exchange) as body:
             check_encoding(exchange.answer, target, exchange.answer.length, exchange.where)
-        except BaseException:
-            exchange.drop()
-            raise
-        return _whole(
-            exchange, self._body(exchange, Extent(0, exchange.answer.length, None), cancellation), limit_bytes
-        )
+            return _read_whole(exchange, body, limit_bytes)
 
     def head_any_status(self, target: HttpTarget, cancellation: Cancellation) -> Response:
-        """Return the response to HEAD, of any status, without following a redirect. Raises as `ask` does."""
+        """Return the response to HEAD, of any status, without following a redirect. Raises as `head` does."""
         address = _address(target)
-        own = self._own_headers(address, target)
-        exchange = self._ask(address, _Request("HEAD", RequestedRange(0, None), target), own, cancellation)
-        exchange.keep(self._pool, cancellation)
+        request = _Request("HEAD", RequestedRange(0, None), target, cancellation)
+        exchange = self._ask(address, request, self._own_headers(address, target))
+        exchange.keep()
         return Response(exchange.answer.status, b"", exchange.answer.headers, exchange.url)
 
     def head(self, target: HttpTarget, cancellation: Cancellation) -> Head:
         """Return the size and the validators of an object, compared with the target's. Raises as `get` does."""
-        exchange = self._follow(_Request("HEAD", RequestedRange(0, None), target), cancellation)
-        exchange.keep(self._pool, cancellation)
+        exchange = self._follow(_Request("HEAD", RequestedRange(0, None), target, cancellation))
+        exchange.keep()
         answer, size = exchange.answer, exchange.answer.length
         if answer.status in _NO_HEAD:
-            request = _Request("GET", RequestedRange(0, 1), target)
-            exchange = self._follow(request, cancellation)
-            with self._checked(exchange, request, cancellation) as body:
+            request = _Request("GET", RequestedRange(0, 1), target, cancellation)
+            exchange = self._follow(request)
+            with self._checked(exchange, request) as body:
                 body.readinto(memoryview(bytearray(1)))
                 answer, size = exchange.answer, body.total
         elif answer.status != 200:
-            raise status_error(answer, exchange.where, b"", time.time())
+            raise status_error(answer, exchange.where, b"")
         check_unchanged(answer, target, exchange.where, exchange.url)
         check_encoding(answer, target, size, exchange.where)
         ranges = answer.headers.get("Accept-Ranges")
@@ -151,68 +144,72 @@ class HttpClient:
         """Close the idle connections; an open body closes its own."""
         self._pool.close()
 
-    def _checked(self, exchange: Exchange, request: _Request, cancellation: Cancellation) -> Body:
+    def _checked(self, exchange: Exchange, request: _Request) -> Body:
         """Return the body after the head is checked against the request."""
         try:
             check_unchanged(exchange.answer, request.target, exchange.where, exchange.url)
-            self._check_status(exchange, cancellation)
+            self._check_status(exchange)
             extent = extent_of(exchange.answer, request.asked, exchange.where)
             check_encoding(exchange.answer, request.target, extent.total, exchange.where)
             check_no_page_length(exchange.answer, request.target, extent.total, exchange.where)
-        except Transient as error:
-            self._raise_page(exchange, request, cancellation, error)
-            raise
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, Transient):
+                self._raise_page(exchange, request, error)
             exchange.drop()
             raise
-        return self._body(exchange, extent, cancellation, request.target.expected)
+        return self._body(exchange, extent, request.target.expected)
 
-    def _raise_page(self, exchange: Exchange, request: _Request, cancellation: Cancellation, error: Transient) -> None:
-        """Raise the page error in place of `error` if the response is a web page and not the expected file. Ends the
-        exchange."""
+    def _raise_page(self, exchange: Exchange, request: _Request, error: Transient) -> None:
+        """Raise the page error in place of `error` if the response is a web page and not the expected file."""
         answer, expected = exchange.answer, request.target.expected
         content_type = answer.headers.get_content_type()
-        from_the_start = answer.status == 200 or (answer.status == 206 and request.asked.offset == 0)
-        if expected is None or not from_the_start:
-            exchange.drop()
+        has_beginning = answer.status == 200 or (answer.status == 206 and request.asked.offset == 0)
+        is_small = answer.length is not None and answer.length <= _MAX_PAGE_BYTES
+        if expected is None or not has_beginning or not (is_small or is_page_type(expected, content_type)):
             return
-        if not is_page_type(expected, content_type) and (answer.length is None or answer.length > _MAX_PAGE_BYTES):
-            exchange.drop()
-            return
-        excerpt = b""
-        with contextlib.suppress(Transient):
-            excerpt = _read(self._body(exchange, Extent(0, answer.length, None), cancellation), LOOKED_AT_BYTES)
-        found = page_instead(expected, content_type, excerpt)
+        found = page_instead(expected, content_type, self._read_excerpt(exchange))
         if found is not None:
             raise page_error(f"the file {expected.name!r}", exchange.where, found) from error
 
-    def _check_status(self, exchange: Exchange, cancellation: Cancellation) -> None:
+    def _check_status(self, exchange: Exchange) -> None:
         answer = exchange.answer
         if answer.status in (200, 206):
             return
-        excerpt, has_code = b"", answer.status in (400, 403)
-        if has_code or _is_short(answer):  # a body that is read to its end leaves its connection to the next request
-            with contextlib.suppress(Transient):  # else the error has the status only
-                excerpt = _read(self._body(exchange, Extent(0, answer.length, None), cancellation), _EXCERPT_BYTES)
-        raise status_error(answer, exchange.where, excerpt if has_code else b"", time.time())
+        has_code = answer.status in (400, 403)
+        # A body that is read to its end leaves its connection to the next request.
+        excerpt = self._read_excerpt(exchange) if has_code or _is_short(answer) else b""
+        raise status_error(answer, exchange.where, excerpt if has_code else b"")
 
-    def _body(
-        self, exchange: Exchange, extent: Extent, cancellation: Cancellation, expected: Expected | None = None
-    ) -> Body:
+    def _read_excerpt(self, exchange: Exchange) -> bytes:
+        """Return the beginning of a body, empty if the connection breaks. Ends the exchange."""
+        with contextlib.suppress(Transient):
+            return _read(self._any_body(exchange), _EXCERPT_BYTES)
+        return b""
+
+    def _any_body(self, exchange: Exchange) -> Body:
+        return self._body(exchange, Extent(0, exchange.answer.length, None), None)
+
+    def _body(self, exchange: Exchange, extent: Extent, expected: Expected | None) -> Body:
         settings = self.settings
-        exchange.stream.set_wait_limit(StallClock(settings.stall_window_s, settings.stall_min_bytes, exchange.where))
-        return Body(exchange, extent, self._pool, cancellation, expected)
+        exchange.stream.wait_limit = StallClock(settings.stall_window_s, settings.stall_min_bytes, exchange.where)
+        return Body(exchange, extent, expected)
 
-    def _follow(self, request: _Request, cancellation: Cancellation) -> Exchange:
+    def _follow(self, request: _Request) -> Exchange:
         """Send the request and follow redirects."""
         address = _address(request.target)
-        own: tuple[tuple[str, str], ...] = self._own_headers(address, request.target)
+        own = self._own_headers(address, request.target)
         seen = {address.url}
         while True:
-            exchange = self._ask(address, request, own, cancellation)
+            exchange = self._ask(address, request, own)
             if exchange.answer.status not in _REDIRECTS:
                 return exchange
-            self._finish_redirect(exchange, request, cancellation)
+            # Every range request passes through a redirect, so its connection is kept where that costs little.
+            if request.method == "HEAD":
+                exchange.keep()
+            elif _is_short(exchange.answer):
+                self._read_excerpt(exchange)
+            else:
+                exchange.drop()
             location = exchange.answer.headers.get("Location")
             if location is None:
                 raise bad_response(exchange.where, "a redirect without Location")
@@ -229,18 +226,7 @@ class HttpClient:
             seen.add(following.url)
             address = following
 
-    def _finish_redirect(self, exchange: Exchange, request: _Request, cancellation: Cancellation) -> None:
-        """Keep the connection of a redirect with a short body: every range request passes through it."""
-        length = exchange.answer.length
-        if request.method == "HEAD":
-            exchange.keep(self._pool, cancellation)
-        elif _is_short(exchange.answer):
-            with contextlib.suppress(Transient):
-                _read(self._body(exchange, Extent(0, length, None), cancellation), _EXCERPT_BYTES)
-        else:
-            exchange.drop()
-
-    def _own_headers(self, address: Address, target: HttpTarget) -> tuple[tuple[str, str], ...]:
+    def _own_headers(self, address: Address, target: HttpTarget) -> Headers:
         """Return the headers for the target's own origin only."""
         if any(name.lower() == "authorization" for name, _ in target.headers):
             return target.headers
@@ -249,23 +235,24 @@ class HttpClient:
         authorization = self._netrc.authorization(address.origin.host)
         return (*target.headers, ("Authorization", authorization)) if authorization else target.headers
 
-    def _ask(
-        self, address: Address, request: _Request, own: tuple[tuple[str, str], ...], cancellation: Cancellation
-    ) -> Exchange:
+    def _ask(self, address: Address, request: _Request, own: Headers) -> Exchange:
         """Send one request on an idle or a new connection, and read the head of its response."""
-        cancellation.check()
-        route = ConnectionKey(address.origin, self._connector.proxy_of(address.origin), _redirected_by(address))
+        request.cancellation.check()
+        origin, chosen_by = address.origin, address.chosen_by
+        if chosen_by is not None and chosen_by.host == origin.host:
+            chosen_by = None
+        route = ConnectionKey(origin, self._connector.proxy_of(origin), chosen_by)
         data = self._encode(address, route, request, own)
         idle = self._pool.take(route)
         if idle is not None:
             try:
-                return self._exchange(idle, data, address, route, cancellation)
+                return self._exchange(idle, data, address, route, request.cancellation)
             except _Stale:
                 # A server may close an idle connection: no fault, so it does not count as an attempt.
-                cancellation.check()
+                request.cancellation.check()
         try:
-            stream = self._connector.open(address.origin, route.chosen_by, cancellation)
-            return self._exchange(stream, data, address, route, cancellation)
+            stream = self._connector.open(route, request.cancellation)
+            return self._exchange(stream, data, address, route, request.cancellation)
         except _Stale as error:
             where = display_url(address.url)
             raise Transient("reset", f"{where}: closed without an answer", "it is tried again") from error.__cause__
@@ -277,7 +264,7 @@ class HttpClient:
         try:
             stream.begin(cancellation, Deadline(self.settings.header_timeout_s, where))
             stream.send(data)
-            return Exchange(read_head(stream, where), stream, route, address.url)
+            return Exchange(read_head(stream, where), stream, address.url, route, self._pool, cancellation)
         except BaseException as error:
             stream.close()
             if not isinstance(error, OSError):
@@ -290,14 +277,12 @@ class HttpClient:
                 "reset", f"{where}: {reason} before the answer was complete", "it is tried again"
             ) from error
 
-    def _encode(
-        self, address: Address, route: ConnectionKey, request: _Request, own: tuple[tuple[str, str], ...]
-    ) -> bytes:
-        via_proxy = route.proxy is not None and address.origin.scheme == "http"
+    def _encode(self, address: Address, route: ConnectionKey, request: _Request, own: Headers) -> bytes:
+        proxy = route.proxy if address.origin.scheme == "http" else None
         headers = [("Host", address.origin.netloc), ("User-Agent", self.settings.user_agent), ("Accept", "*/*")]
         headers.append(("Accept-Encoding", "identity"))
-        if via_proxy and route.proxy is not None:
-            headers.extend(route.proxy.headers)
+        if proxy is not None:
+            headers.extend(proxy.headers)
         if request.asked.header is not None:
             headers.append(("Range", request.asked.header))
         if request.target.if_match is not None:
@@ -307,7 +292,7 @@ class HttpClient:
         for (name, _), line in zip(headers, lines, strict=True):
             if not _HEADER.fullmatch(line):
                 raise Permanent("bad_header", f"the header {name!r} cannot be sent", "check the source's credentials")
-        resource = address.url if via_proxy else address.resource
+        resource = address.resource if proxy is None else address.url
         return "\r\n".join([f"{request.method} {resource} HTTP/1.1", *lines, "", ""]).encode("latin-1")
 
 
@@ -322,13 +307,7 @@ def _is_short(answer: ResponseHead) -> bool:
     return has_body and answer.length is not None and answer.length <= _EXCERPT_BYTES
 
 
-def _redirected_by(address: Address) -> Origin | None:
-    """Return the other host whose redirect led here, if any."""
-    by = address.chosen_by
-    return None if by is None or by.host == address.origin.host else by
-
-
-def _whole(exchange: Exchange, body: Body, limit_bytes: int) -> Response:
+def _read_whole(exchange: Exchange, body: Body, limit_bytes: int) -> Response:
     data = _read(body, limit_bytes + 1)
     if len(data) > limit_bytes:
         raise Permanent(

@@ -8,14 +8,10 @@ from __future__ import annotations
 import re
 
 from cached.contract.errors import HoldfastError, Permanent, Transient, http_code
-from cached.transport.response import ResponseHead, parse_http_date, source_changed
+from cached.transport.response import ResponseHead, parse_http_date, sent_at, source_changed
 
 # S3, Google Cloud Storage and Azure report an expired signature or session with these.
-_EXPIRED = (
-    b"<Code>ExpiredToken</Code>",
-    b"Request has expired",
-    b"Signature not valid in the specified time frame",
-)
+_EXPIRED = (b"<Code>ExpiredToken</Code>", b"Request has expired", b"Signature not valid in the specified time frame")
 _CODE = re.compile(rb"<Code>([A-Za-z]{1,64})</Code>")  # S3's own name of an error
 _MAX_RETRY_AFTER_S = 3600.0
 _RETRIED = "it is tried again; if it goes on, look at the server"
@@ -36,9 +32,8 @@ _PERMANENT = {
 }
 
 
-def status_error(answer: ResponseHead, where: str, excerpt: bytes, now: float) -> HoldfastError:
-    """Return the error for `answer`, whose status is not a success; `excerpt` is the beginning of its body. A date in
-    `Retry-After` is relative to the answer's own date, or to `now` (POSIX time) without one."""
+def status_error(answer: ResponseHead, where: str, excerpt: bytes) -> HoldfastError:
+    """Return the error for `answer`, whose status is not a success; `excerpt` is the beginning of its body."""
     status = answer.status
     named = _CODE.search(excerpt)
     shown = f"{where} answered {status}" + (f" {named[1].decode('ascii')}" if named else "")
@@ -57,23 +52,28 @@ def status_error(answer: ResponseHead, where: str, excerpt: bytes, now: float) -
         return source_changed(where, "it is not the object of that ETag or date any more")
     if status == 416:
         return Transient("bad_response", f"{shown}: the range asked for is not in it", _RETRIED)
-    if status in (408, 425, 429) or status >= 500:
-        return Transient(http_code(status), shown, _RETRIED, retry_after_s=_retry_after_s(answer, now))
+    if is_retried(status):
+        wait_s = retry_after_s(answer.headers.get("Retry-After"), answer.headers.get("Date"))
+        return Transient(http_code(status), shown, _RETRIED, retry_after_s=wait_s)
     if status >= 400:
         return Permanent(http_code(status), shown, "check the address and what the server expects of requests for it")
     return Transient("bad_response", f"{shown}, which no request of ours asks for", _RETRIED)
 
 
-def _retry_after_s(answer: ResponseHead, now: float) -> float | None:
-    """Return the delay of `Retry-After` in seconds, at most an hour. A date is compared with the answer's own, and with
-    `now` (POSIX time) only without one: our clock may be wrong."""
-    value = (answer.headers.get("Retry-After") or "").strip()
+def is_retried(status: int) -> bool:
+    """Return whether a request that got this HTTP status may succeed later."""
+    return status in (408, 425, 429) or status >= 500
+
+
+def retry_after_s(value: str | None, date: str | None) -> float | None:
+    """Return the delay in seconds that a `Retry-After` asks for, at most an hour; None if it is invalid or missing. A
+    date is compared with the answer's own `date`: our clock, or the server's, may be wrong."""
+    value = (value or "").strip()
     if value.isascii() and value.isdigit():
         wait_s = float(value[:9])
     else:
         until = parse_http_date(value)
         if until is None:
             return None
-        sent = parse_http_date(answer.headers.get("Date") or "")
-        wait_s = until - (now if sent is None else sent)
+        wait_s = until - sent_at(date)
     return min(max(wait_s, 0.0), _MAX_RETRY_AFTER_S)

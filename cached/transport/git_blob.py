@@ -10,6 +10,5 @@ import hashlib
 
 
 def git_blob_hasher(size: int) -> hashlib._Hash:
-    """Return a hasher for the Git blob id of `size` bytes: `update()` with exactly those, then `hexdigest()` is 40 hex
-    digits."""
+    """Return a hasher for the Git blob id (40 hex digits) of a blob of `size` bytes."""
     return hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)

@@ -66,6 +66,6 @@ def is_page_type(expected: Expected, content_type: str) -> bool:
     return is_html and not expected.name.lower().endswith(_HTML_NAMES)
 
 
-def page_error(what: str, where: str, found: str) -> Transient:
-    """Return the error for a page in place of `what`. `where`: the answering address, without credentials."""
-    return Transient("bad_response", f"{where}: expected {what}, found {found}", SIGN_IN)
+def page_error(expected: str, where: str, found: str) -> Transient:
+    """Return the error for a page in place of `expected`. `where`: the answering address, without credentials."""
+    return Transient("bad_response", f"{where}: expected {expected}, found {found}", SIGN_IN)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import http.client
 import re
+import time
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 
@@ -19,6 +20,7 @@ from cached.transport.urls import origin_of
 
 _STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-9]\d\d)(?: [^\r\n]*)?\r?\n")
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)", re.IGNORECASE | re.ASCII)
+_BODILESS = (204, 304)  # RFC 9112, 6.3: no body follows, whatever the fields say
 _LENGTH = re.compile(r"\d{1,18}", re.ASCII)
 _STRONG_ETAG = re.compile(r'"[\x21\x23-\x7e\x80-\xff]*"')
 # Values of Content-Encoding that are no coding: `aws-chunked` describes an upload (some stores return it), the others
@@ -64,8 +66,7 @@ class ResponseHead:
     @property
     def etag(self) -> str | None:
         """The ETag if it is strong."""
-        value = (self.headers.get("ETag") or "").strip()
-        return value if _STRONG_ETAG.fullmatch(value) else None
+        return strong_etag(self.headers)
 
     @property
     def weak_etag(self) -> str | None:
@@ -84,23 +85,19 @@ def bad_response(where: str, problem: str) -> Transient:
 
 
 def read_head(stream: Stream, where: str) -> ResponseHead:
-    """Read one head, skipping interim ones. Raises `Transient` (`bad_response`), and OSError if the connection
-    breaks."""
+    """Read one head, skipping interim ones. Raises `Transient` (`bad_response`), or the OSError of the connection."""
     for _ in range(_MAX_INTERIM_ANSWERS):
-        line = stream.readline()
-        match = _STATUS_LINE.fullmatch(line)
+        match = _STATUS_LINE.fullmatch(stream.readline())
         if match is None:
             raise bad_response(where, "the answer does not begin as HTTP/1.x does")
         headers = _read_headers(stream, where)
-        status = int(match[2])
-        if status >= 200:
-            return _answer(status, match[1] == b"1", headers, where)
+        if int(match[2]) >= 200:
+            return _parse_head(match, headers, where)
     raise bad_response(where, "too many interim answers")
 
 
 def extent_of(answer: ResponseHead, asked: RequestedRange, where: str) -> Extent:
-    """Return the bytes that a 200 or 206 contains. Raises `Transient` (`bad_response`) unless they are the requested
-    ones, or all."""
+    """Return the bytes in a 200 or 206. Raises `Transient` (`bad_response`) unless they are those requested, or all."""
     given = _content_range(answer, where)
     if answer.status == 206:
         return _partial(given, asked, where, answer.length)
@@ -115,12 +112,9 @@ def extent_of(answer: ResponseHead, asked: RequestedRange, where: str) -> Extent
 
 
 def check_unchanged(answer: ResponseHead, target: HttpTarget, where: str, url: str) -> None:
-    """Raise `Transient` (`source_changed`) if the validators of `answer`, which came from `url`, differ from those of
-    `target`."""
+    """Raise `Transient` (`source_changed`) if an answer from `url` has other validators than `target`."""
     if answer.status not in (200, 206, 416):
         return  # an error page has validators of its own
-    if target.if_match is not None and answer.etag not in (None, target.if_match):
-        raise source_changed(where, f"expected the ETag {target.if_match}, found {answer.etag}")
     _check_etag(answer, target.if_match, where)
     if target.weak_validators is not None and target.weak_validators.origin in (None, origin_of(url)):
         _check_etag(answer, target.weak_validators.etag, where)
@@ -159,7 +153,8 @@ def check_encoding(answer: ResponseHead, target: HttpTarget, total: int | None, 
     codings = [coding for each in given.split(",") if (coding := each.strip().lower()) not in _NO_CODINGS]
     if not codings or (target.stored_bytes is not None and target.stored_bytes == total):
         return
-    stored = "" if target.stored_bytes is None else f": {_bytes(total)} instead of the {target.stored_bytes} stored"
+    found = "an unknown length" if total is None else f"{total} bytes"
+    stored = "" if target.stored_bytes is None else f": {found} instead of the {target.stored_bytes} stored"
     raise Transient(
         "bad_response",
         f"{where}: Content-Encoding {', '.join(codings)[:40]!r}, which was not asked for{stored}",
@@ -169,17 +164,12 @@ def check_encoding(answer: ResponseHead, target: HttpTarget, total: int | None, 
 
 
 def check_no_page_length(answer: ResponseHead, target: HttpTarget, total: int | None, where: str) -> None:
-    """Raise `Transient` (`bad_response`) for a page's content type with another length (`total`) than the expected
-    file's."""
+    """Raise `Transient` (`bad_response`) for a page's content type and another length than the expected file's."""
     expected = target.expected
     if expected is None or not is_page_type(expected, answer.headers.get_content_type()):
         return
     if total is not None and expected.size is not None and total != expected.size:
         raise bad_response(where, f"expected {expected.name!r} of {expected.size} bytes, found {total} bytes")
-
-
-def _bytes(size: int | None) -> str:
-    return "an unknown length" if size is None else f"{size} bytes"
 
 
 def _read_headers(stream: Stream, where: str) -> http.client.HTTPMessage:
@@ -192,7 +182,13 @@ def _read_headers(stream: Stream, where: str) -> http.client.HTTPMessage:
     return headers
 
 
-def _answer(status: int, is_http11: bool, headers: http.client.HTTPMessage, where: str) -> ResponseHead:
+def strong_etag(headers: http.client.HTTPMessage) -> str | None:
+    """Return the ETag of a response if it is strong."""
+    value = (headers.get("ETag") or "").strip()
+    return value if _STRONG_ETAG.fullmatch(value) else None
+
+
+def _parse_head(status_line: re.Match[bytes], headers: http.client.HTTPMessage, where: str) -> ResponseHead:
     lengths = {value.strip() for value in headers.get_all("Content-Length", [])}
     codings = [value.strip().lower() for value in headers.get_all("Transfer-Encoding", [])]
     if len(lengths) > 1 or not all(_LENGTH.fullmatch(value) for value in lengths):
@@ -202,8 +198,11 @@ def _answer(status: int, is_http11: bool, headers: http.client.HTTPMessage, wher
     if codings and lengths:
         raise bad_response(where, "both Content-Length and Transfer-Encoding")
     connection = (headers.get("Connection") or "").lower()
-    keep_alive = "close" not in connection if is_http11 else "keep-alive" in connection
-    return ResponseHead(status, headers, keep_alive, bool(codings), int(lengths.pop()) if lengths else None)
+    keep_alive = "close" not in connection if status_line[1] == b"1" else "keep-alive" in connection
+    length, status = int(lengths.pop()) if lengths else None, int(status_line[2])
+    if status in _BODILESS:
+        return ResponseHead(status, headers, keep_alive, chunked=False, length=0)
+    return ResponseHead(status, headers, keep_alive, bool(codings), length)
 
 
 def _content_range(answer: ResponseHead, where: str) -> Extent | None:
@@ -239,3 +238,9 @@ def parse_http_date(value: str) -> float | None:
         return parsedate_to_datetime(value).timestamp()
     except ValueError:
         return None
+
+
+def sent_at(date: str | None) -> float:
+    """Return the POSIX time of an answer with this `Date`, by the server's clock; by ours without a valid one."""
+    sent = parse_http_date(date or "")
+    return time.time() if sent is None else sent

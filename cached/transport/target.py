@@ -10,6 +10,8 @@ from pathlib import Path
 
 from cached.core.listing import WeakValidators
 
+Headers = tuple[tuple[str, str], ...]
+
 
 @dataclass(frozen=True, slots=True)
 class Expected:
@@ -25,8 +27,8 @@ class Expected:
 class HttpTarget:
     """A ranged GET: `url` with `headers` (these may carry credentials and go to that origin only).
 
-    `if_match`: a strong ETag, sent as `If-Match` with every range. `signs`: weak validators, without a strong one, that
-    must not change. Both None if the URL itself is immutable, or the content is promised.
+    `if_match`: a strong ETag, sent as `If-Match` with every range. `weak_validators`: without a strong one, these must
+    not change. Both None if the URL itself is immutable, or the content is promised.
     `chosen_by`: the URL that redirected to `url`, if the source followed that redirect itself; else None.
     `stored_bytes`: the stored size of the object, if its bytes are wanted whatever `Content-Encoding` is stored with
     them: on an object store, and for promised content. `expected`: the requested file of a version; None for anything
@@ -37,7 +39,7 @@ class HttpTarget:
     """
 
     url: str = field(repr=False)
-    headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+    headers: Headers = field(default=(), repr=False)
     if_match: str | None = None
     weak_validators: WeakValidators | None = None
     chosen_by: str | None = field(default=None, repr=False)

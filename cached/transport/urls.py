@@ -28,8 +28,7 @@ class Origin:
     @property
     def netloc(self) -> str:
         """Host and port as in the `Host` header."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return host if self.port == DEFAULT_PORTS[self.scheme] else f"{host}:{self.port}"
+        return self.authority.removesuffix(f":{DEFAULT_PORTS[self.scheme]}")
 
     @property
     def authority(self) -> str:

@@ -16,7 +16,7 @@ from aiohttp import web
 
 from cached.contract.errors import HoldfastError, Transient
 from server.api.formats import ChatFormat, ChoiceAnswer, CompletionFormat, Format
-from server.api.probes import Handler, Probes, Work, current_work
+from server.api.probes import Handler, Work, current_work, without_account
 from server.api.requests import parse_chat, parse_completion, parse_embeddings
 from server.api.responses import embeddings_pieces, error_document, error_response, model_document, server_sent
 from server.api.scoring import classify_document, parse_classify, parse_rerank, rerank_document
@@ -31,8 +31,7 @@ from server.engine.types import (
     Scored,
     ScoringRequest,
 )
-from server.lifecycle.metrics import ModelMetrics, ServerMetrics
-from server.lifecycle.readiness import Ready, ServerReadiness
+from server.lifecycle.metrics import ModelMetrics
 from server.lifecycle.registry import Card, ModelRegistry, Served
 
 _STREAM_HEADERS = {
@@ -59,12 +58,9 @@ def application(registry: ModelRegistry, limits: Limits) -> web.Application:
 
 
 def private_application(registry: ModelRegistry, limits: Limits) -> web.Application:
-    """Return the API for golden predictions: ready from the start, and not counted in the server's metrics."""
-    metrics = ServerMetrics()
-    readiness = ServerReadiness(metrics)
-    readiness.enter(Ready())
+    """Return the API for golden predictions: ready from the start, and neither in the log nor in the metrics."""
     found = application(registry, limits)
-    found.middlewares.insert(0, Probes(readiness, metrics).middleware)
+    found.middlewares.insert(0, without_account)
     return found
 
 

@@ -253,7 +253,7 @@ def _tokenizer(directory: Path, options: Mapping[str, Any]) -> Any:
         return transformers.AutoTokenizer.from_pretrained(
             directory, **options, local_files_only=True, trust_remote_code=False
         )
-    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
         raise Permanent(
             "no_tokenizer",
             f"{directory}: the tokenizer cannot be read: {error}",

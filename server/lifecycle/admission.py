@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -24,7 +24,7 @@ from cached.contract.errors import HoldfastError, Permanent
 from cached.contract.golden import GOLDEN_NAME, MAX_GOLDEN_BYTES, Case, Environment, Golden, compare
 from server.engine.engine import call_in_thread
 from server.lifecycle.entries import GoldenMode
-from server.lifecycle.environment import environment
+from server.lifecycle.environment import environment, loaded_packages
 from server.lifecycle.registry import ModelRegistry, Served
 
 _LOG = logging.getLogger("holdfast.serve")
@@ -87,7 +87,7 @@ async def judge(golden: Golden, verdict: Verdict, name: str, mode: GoldenMode, d
         _LOG.info("%s: %d golden predictions agree, within %.3g", name, verdict.cases, verdict.largest)
         return
     current = await call_in_thread("environment", partial(environment, device))
-    error = explain(golden, verdict, current)
+    error = explain(golden, verdict, current, await call_in_thread("packages", loaded_packages))
     if mode is GoldenMode.REQUIRE:
         raise error
     _LOG.warning("%s is served anyway: %s", name, error)
@@ -128,15 +128,16 @@ async def replay(golden: Golden, url: str, model: str, headers: Mapping[str, str
     return Verdict(len(golden.cases), largest, at, tuple(failures))
 
 
-def explain(golden: Golden, verdict: Verdict, here: Environment) -> Permanent:
-    """Return the error of a mismatch: the inputs, the differences, and the versions that changed since recording."""
-    changed = golden.environment.differences(here)
+def explain(golden: Golden, verdict: Verdict, here: Environment, loaded: Collection[str]) -> Permanent:
+    """Return the error of a mismatch: the inputs, the differences, and the versions that changed since recording, of
+    packages those that are `loaded` here."""
+    changed = golden.environment.differences(here, loaded)
     shown = "; ".join(changed[:_DIFFERENCES_SHOWN]) + ("; …" if len(changed) > _DIFFERENCES_SHOWN else "")
     return Permanent(
         "golden_mismatch",
         f"{len(verdict.failures)} of {verdict.cases} golden predictions differ: {' | '.join(verdict.failures[:5])}; "
         f"the largest difference is {verdict.largest:.3g} ({verdict.at or 'no number was compared'}). "
-        f"Since they were recorded {golden.recorded_at}: {shown or 'no version changed'}",
+        f"Since they were recorded {golden.recorded_at}: {shown or 'nothing that is loaded here changed'}",
         "serve with the versions it was tested with; or, where the new answers are right, record them with "
         "`holdfast golden record` and publish; --golden warn serves anyway",
     )

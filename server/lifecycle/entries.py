@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from cached.contract.errors import HoldfastError, Permanent
 from cached.contract.layout import PublicLayout
 from cached.contract.reference import ModelRequest, parse_models
 from server.engine.types import Limits
+from server.lifecycle.absence import Absence, explain_absence
 from server.lifecycle.snapshot import names, target_of
 
 _ADAPTER_FILE = "adapter_config.json"
@@ -53,7 +54,8 @@ class ModelEntry:
 @dataclass(frozen=True, slots=True)
 class ServeOptions:
     """One server. `models` is empty where the file `follow` names them; `app` is None for our own API. A model idle for
-    `probe_interval_s` gets a dummy inference, and is unhealthy where that takes `probe_timeout_s`."""
+    `probe_interval_s` gets a dummy inference, and is unhealthy where that takes `probe_timeout_s`. On SIGTERM work
+    goes on for `drain_linger_s`; then the requests in flight have `drain_timeout_s`."""
 
     models: tuple[ModelEntry, ...]
     follow: Path | None
@@ -63,19 +65,22 @@ class ServeOptions:
     device: str
     dtype: str
     app: str | None
+    drain_linger_s: float
     drain_timeout_s: float
     probe_interval_s: float
     probe_timeout_s: float
     golden: GoldenMode
+    termination_log: Path | None
     limits: Limits
 
 
 @dataclass(frozen=True, slots=True)
 class ResolvedEntry:
-    """Where an entry leads; `target` is None where its weights are absent."""
+    """Where an entry leads; `target` is None where its weights are absent, and `absence` says what is known of them."""
 
     entry: ModelEntry
     target: Path | None
+    absence: Absence | None = field(default=None, compare=False)  # not what is served: its text changes all the time
 
     @property
     def version(self) -> str | None:
@@ -128,7 +133,12 @@ def read_followed(path: Path, root: Path) -> tuple[ModelEntry, ...]:
 def resolve_entries(settings: ServeOptions) -> list[ResolvedEntry]:
     """Resolve every wanted entry; raises `Permanent` where the followed file is unreadable or invalid."""
     entries = settings.models or read_followed(settings.follow or Path(), settings.root)
-    return [ResolvedEntry(entry, target_of(entry.path)) for entry in entries]
+    return [_resolve(entry) for entry in entries]
+
+
+def _resolve(entry: ModelEntry) -> ResolvedEntry:
+    target = target_of(entry.path)
+    return ResolvedEntry(entry, target, explain_absence(entry.path) if target is None else None)
 
 
 def base_for(adapter: ModelEntry, named: str, models: Sequence[ModelEntry]) -> str:

@@ -9,7 +9,7 @@ import os
 import platform
 import sys
 from functools import cache
-from importlib.metadata import distributions
+from importlib.metadata import distributions, packages_distributions
 from pathlib import Path
 
 from cached.contract.golden import Environment
@@ -32,13 +32,24 @@ def environment(device: str) -> Environment:
     )
 
 
+def loaded_packages() -> frozenset[str]:
+    """Return the packages of which this process has imported a module. Reads the metadata of all: takes a while."""
+    modules = {name.partition(".")[0] for name in sys.modules}
+    found = packages_distributions()
+    return frozenset(_key(name) for module in modules & found.keys() for name in found[module])
+
+
+def _key(name: str) -> str:
+    return name.lower().replace("_", "-")
+
+
 def _packages() -> dict[str, str]:
     """List packages as `pip freeze` does: the first of a name on the path is the one that is imported."""
     found: dict[str, str] = {}
     for distribution in distributions():
         name = distribution.metadata["Name"]
         if name and distribution.version:
-            found.setdefault(name.lower().replace("_", "-"), distribution.version)
+            found.setdefault(_key(name), distribution.version)
     return dict(sorted(found.items()))
 
 

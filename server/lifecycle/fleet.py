@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, TypeVar
 from aiohttp import web
 
 from cached.contract.errors import HoldfastError, Permanent
+from cached.contract.program.termination_log import explain_to_person, write_termination_log
 from server.engine.engine import ThreadedEngine, call_in_thread
 from server.lifecycle import loading
 from server.lifecycle.admission import admit
@@ -109,6 +110,7 @@ class ModelManager:
         self._bases: dict[str, _Base] = {}
         self._failures: dict[str, _Failure] = {}
         self._retired: list[_Retired] = []
+        self._absences: dict[str, str] = {}  # by entry name: the kind that is in the log
 
     async def start(self) -> None:
         """Load every wanted model; raises `HoldfastError`. Waits for the weights that a followed file names."""
@@ -116,8 +118,8 @@ class ModelManager:
         self._readiness.device = self._device
         await self._step("import", "import", partial(loading.prepare, self._metrics.load.record))
         entries = await self._resolve()
-        while missing := [one for one in entries if one.target is None]:
-            self._readiness.set_stage(f"waiting for {missing[0].entry}")
+        while missing := [one.absence for one in entries if one.absence is not None]:
+            self._readiness.wait_for("; ".join(absence.text for absence in missing))
             await asyncio.sleep(_POLL_EVERY_S)
             entries = await self._resolve()
         await self._reconcile(entries)
@@ -127,11 +129,17 @@ class ModelManager:
                 raise failure.error
             # A restart would only load the same model again: stay up, report the reason, and wait for a replacement.
             _LOG.error("not ready: %s", failure.error)
+            self._readiness.reject(f"{failure.resolved.entry.name}: {failure.error}")
+            await self._write_termination_log(explain_to_person(failure.error))
             while failure.resolved in entries and time.monotonic() < failure.retry_at:
-                self._readiness.set_stage(f"{failure.resolved.entry.name}: {failure.error}")
                 await asyncio.sleep(_POLL_EVERY_S)
                 entries = await self._resolve()
             await self._reconcile(entries)
+            await self._write_termination_log("")
+
+    async def _write_termination_log(self, text: str) -> None:
+        write = partial(write_termination_log, self._settings.termination_log, text, "holdfast serve")
+        await call_in_thread("termination_log", write)
 
     async def swap_models(self, group: asyncio.TaskGroup) -> None:
         """Swap models as the wanted ones change; never returns."""
@@ -160,7 +168,17 @@ class ModelManager:
                 folder.follow()
             return resolve_entries(self._settings)
 
-        return await call_in_thread("resolve", follow_and_resolve)
+        entries = await call_in_thread("resolve", follow_and_resolve)
+        self._log_absences(entries)
+        return entries
+
+    def _log_absences(self, entries: list[ResolvedEntry]) -> None:
+        """Log what is waited for, once for each thing to know about it."""
+        absences = {one.entry.name: one.absence for one in entries if one.absence is not None}
+        for name, absence in absences.items():
+            if self._absences.get(name) != absence.kind:
+                _LOG.info("%s waits for %s", name, absence.text)
+        self._absences = {name: absence.kind for name, absence in absences.items()}
 
     async def _reconcile(self, entries: list[ResolvedEntry]) -> None:
         """Load new models, then their adapters, and remove what is no longer wanted."""
@@ -177,8 +195,8 @@ class ModelManager:
         failure = self._failures.get(name)
         if current is not None and current.resolved == resolved:
             self._registry.pending.pop(name, None)
-        elif resolved.target is None:
-            self._registry.pending[name] = PendingVersion(resolved.version, "waiting", None)
+        elif resolved.absence is not None:
+            self._registry.pending[name] = PendingVersion(resolved.version, "waiting", f"for {resolved.absence.text}")
         elif failure is None or failure.resolved != resolved or time.monotonic() >= failure.retry_at:
             self._registry.pending[name] = PendingVersion(resolved.version, "loading", None)
             started = time.monotonic()

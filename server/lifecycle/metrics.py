@@ -183,6 +183,19 @@ class ServerMetrics:
             registry=self._registry,
         )
         self.in_flight = Gauge(_PREFIX + "in_flight", "Requests being answered", registry=self._registry)
+        self._refused = Counter(
+            _PREFIX + "refused",
+            "Requests refused because the server was not ready",
+            ["reason"],
+            registry=self._registry,
+        )
+        self._connections = Gauge(_PREFIX + "connections", "Open connections", registry=self._registry)
+        self._closed = Counter(
+            _PREFIX + "connections_closed",
+            "Connections closed past a limit: their number, or the time for a head, a body or an answer",
+            ["limit"],
+            registry=self._registry,
+        )
         self._ready = Gauge(_PREFIX + "ready", "1 while /readyz says so", registry=self._registry)
         self._stage_seconds = Gauge(
             _PREFIX + "load_seconds", "Seconds each stage of the start took", ["stage"], registry=self._registry
@@ -201,6 +214,18 @@ class ServerMetrics:
         """Count an answered request; `model` is empty where none was selected."""
         self._requests.labels(endpoint, model, str(status)).inc()
         self._seconds.labels(endpoint, model).observe(seconds)
+
+    def count_refused(self, reason: str) -> None:
+        """Count a request that was refused: `loading`, `waiting`, `rejected`, `draining`, `unhealthy`."""
+        self._refused.labels(reason).inc()
+
+    def watch_connections(self, number: Callable[[], int]) -> None:
+        """Read `number` of open connections at each scrape."""
+        self._connections.set_function(number)
+
+    def count_closed(self, limit: str) -> None:
+        """Count a connection closed past a limit: `number`, `head`, `body` or `answer`."""
+        self._closed.labels(limit).inc()
 
     def set_ready(self, ready: bool) -> None:
         self._ready.set(1 if ready else 0)

@@ -12,7 +12,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from vllm import config as vllm_config
@@ -28,7 +28,7 @@ from server.weights import report
 from server.weights.cuda.accelerator import DeviceLike, find_accelerator
 from server.weights.files import iter_tensors
 from server.weights.format.checkpoint import open_checkpoint
-from server.weights.format.safetensors import INDEX_FILE, SINGLE_FILE, list_shards
+from server.weights.format.listing import ShardListing, explain_no_weights, find_shards, read_named_file
 from server.weights.settings import LoaderSettings
 
 _LOG = init_logger("vllm.plugins.holdfast")  # vLLM shows the logs below its own name
@@ -41,9 +41,6 @@ _VARIABLES = {
     "io": "HOLDFAST_LOADER_IO",
 }
 _TRACK = "enable_weights_track"  # a key of newer vLLM versions
-
-# A folder with an index or a single file, or unlisted files.
-Weights: TypeAlias = "Path | list[Path]"
 
 _HELD: dict[Path, HeldFolder] = {}
 
@@ -109,33 +106,33 @@ class HoldfastModelLoader(DefaultModelLoader):  # type: ignore[misc] # vLLM has 
                 f"{source.model_or_path}: torchao's tensors are put together from several by vLLM's own reader",
                 "use --load-format safetensors for this model",
             )
-        weights = self._without_language_model(_weights(source))
+        weights = self._without_language_model(*_weights(source))
         keys = self._keys(weights, getattr(source, "is_unused_weight", None))
         if self.counter_before_loading_weights == 0.0:
             self.counter_before_loading_weights = time.perf_counter()
         return _prefixed(source.prefix, iter_tensors(weights, self._device(), keys=keys))
 
-    def _without_language_model(self, weights: Weights) -> Weights:
-        """With --mm-encoder-only, return the files that hold more than the language model."""
+    def _without_language_model(self, folder: Path, weights: ShardListing) -> ShardListing:
+        """With --mm-encoder-only, return the files that hold more than the language model, as the index has it."""
         prefixes = getattr(self, "_encoder_only_lm_prefixes", None)
-        if prefixes is None or not isinstance(weights, Path):
+        if prefixes is None or weights.index is None:
             return weights
         kept = weight_utils.filter_mm_encoder_only_safetensors_files(
-            [str(path) for path in list_shards(weights).paths],
-            str(weights),
-            INDEX_FILE,
+            [str(path) for path in weights.paths],
+            str(folder),
+            os.path.relpath(weights.index, folder),
             prefixes,
             weights_mapper=self._encoder_only_weights_mapper,
         )
         if not kept:
             raise Permanent(
                 "no_weights",
-                f"{weights}: no file holds anything but the language model ({', '.join(prefixes)})",
+                f"{folder}: no file holds anything but the language model ({', '.join(prefixes)})",
                 "leave out --mm-encoder-only",
             )
-        return [Path(path) for path in kept]
+        return weights.keep({Path(path) for path in kept})
 
-    def _keys(self, weights: Weights, unused: Callable[[str], bool] | None) -> list[str] | None:
+    def _keys(self, weights: ShardListing, unused: Callable[[str], bool] | None) -> list[str] | None:
         """Return the tensors that this rank's model needs, None for all; other ranks' experts are not read."""
         experts = getattr(self, "local_expert_ids", None)
         if experts is None and unused is None:
@@ -169,17 +166,21 @@ class HoldfastModelLoader(DefaultModelLoader):  # type: ignore[misc] # vLLM has 
         return find_accelerator(device, LoaderSettings.from_environment(environment)) or "cpu"
 
 
-def _weights(source: Any) -> Weights:
-    """Return the folder or the files of `source`; raises `Permanent` where it is not mounted here."""
+def _weights(source: Any) -> tuple[Path, ShardListing]:
+    """Return the folder and the files of `source`; raises `Permanent` where it is not mounted here."""
     folder = _hold(source.model_or_path)
     subfolder = getattr(source, "subfolder", None)
     if subfolder is not None:
         folder /= subfolder
-    if source.allow_patterns_overrides is None and any((folder / name).is_file() for name in (SINGLE_FILE, INDEX_FILE)):
-        return folder
+    if source.allow_patterns_overrides is None:
+        listing = find_shards(folder, read_named_file(folder))
+        if listing is not None:
+            return folder, listing
     patterns = source.allow_patterns_overrides or ["*.safetensors"]
-    # As vLLM does: the first pattern that matches decides.
-    found = next((files for pattern in patterns if (files := sorted(folder.glob(pattern)))), [])
+    # As vLLM does: the first pattern that matches decides, and without patterns every file counts, whatever its name.
+    found = next((files for pattern in patterns if (files := _matching(folder, pattern))), [])
+    if not found and source.allow_patterns_overrides is None:
+        raise explain_no_weights(folder)
     if not found or any(path.suffix != ".safetensors" for path in found):
         raise Permanent(
             "no_weights",
@@ -187,7 +188,12 @@ def _weights(source: Any) -> Weights:
             f"{', '.join(path.name for path in found) or 'none'}",
             "publish the model's safetensors files, or choose another --load-format",
         )
-    return found
+    return folder, ShardListing(found)
+
+
+def _matching(folder: Path, pattern: str) -> list[Path]:
+    """Return the files that fit, without the copies with a dot first that systems and editors leave."""
+    return sorted(path for path in folder.glob(pattern) if not path.name.startswith("."))
 
 
 def _hold(model: str) -> Path:

@@ -11,16 +11,18 @@ from collections.abc import Collection, Iterable, Iterator
 
 import torch
 
-from cached.contract.errors import Permanent
 from server.weights import report
 from server.weights.cuda.accelerator import Accelerator, DeviceLike, find_accelerator
+from server.weights.errors import WeightsError
 from server.weights.format import dtypes
 from server.weights.format.checkpoint import Checkpoint, Source, open_checkpoint
 from server.weights.format.selection import Box
 from server.weights.format.shards import Shards
-from server.weights.host.mapping import HostMap
+from server.weights.host.arrays import make_tensor
+from server.weights.host.mapping import HostMap, open_host_files
 from server.weights.load import LoadOptions, Wanted, deliver
 from server.weights.report import Bound, LoadReport, Stages
+from server.weights.settings import Backend
 
 
 def load_file(
@@ -31,19 +33,22 @@ def load_file(
     keys: Collection[str] | None = None,
     cancel: threading.Event | None = None,
     shards: Shards | None = None,
+    backend: str = "mmap",
 ) -> dict[str, torch.Tensor]:
     """Load every tensor of a file, of several files, or of a model's folder, by name, in byte order.
 
-    On the CPU tensors are views of the page cache. `dtype` converts float64, float32, float16 and bfloat16 tensors
+    On the CPU tensors are views of the page cache, or, with `backend` "pread", copies in this process's memory; onto a
+    GPU bytes are read either way. `dtype` converts float64, float32, float16 and bfloat16 tensors
     only. `keys` selects tensors, each of which must exist. `shards` selects this rank's part of each and reads no more:
     contiguous on a GPU, a view on the CPU. Setting `cancel` from another thread ends a load onto a GPU with `Transient`
     (`load_cancelled`). Raises `HoldfastError`.
     """
     began = time.perf_counter()
+    chosen = read_backend(backend)
     accelerator = find_accelerator(device)
     with open_checkpoint(source) as checkpoint:
         wanted = choose_tensors(checkpoint, keys, shards)
-        options = LoadOptions(dtype, cancel, headers_s=time.perf_counter() - began)
+        options = LoadOptions(dtype, cancel, backend=chosen, headers_s=time.perf_counter() - began)
         return dict(load_open(checkpoint, accelerator, wanted, options))
 
 
@@ -74,8 +79,18 @@ def load_open(
 ) -> Iterable[tuple[str, torch.Tensor]]:
     """Load from open files; `accelerator` is None for the CPU."""
     if accelerator is None:
-        return _map_tensors(checkpoint, wanted, options).items()
+        return _load_on_host(checkpoint, wanted, options).items()
     return deliver(accelerator, checkpoint, wanted, options)
+
+
+def read_backend(name: str) -> Backend:
+    """Return the backend of this name; raises `Permanent`."""
+    try:
+        return Backend(name)
+    except ValueError as error:
+        raise WeightsError(
+            "invalid_backend", f"expected one of {', '.join(Backend)}, found {name!r}", "omit it, or name one of these"
+        ) from error
 
 
 def choose_tensors(checkpoint: Checkpoint, keys: Collection[str] | None, shards: Shards | None) -> Wanted:
@@ -83,7 +98,7 @@ def choose_tensors(checkpoint: Checkpoint, keys: Collection[str] | None, shards:
     wanted = checkpoint.tensors.keys() if keys is None else set(keys)
     missing = sorted(wanted - checkpoint.tensors.keys())
     if missing:
-        raise Permanent(
+        raise WeightsError(
             "no_tensor",
             f"{checkpoint.files[0].path}: expected the tensor {missing[0]!r}, found {len(checkpoint.tensors)} others",
             "ask for a name that the checkpoint has",
@@ -95,12 +110,19 @@ def choose_tensors(checkpoint: Checkpoint, keys: Collection[str] | None, shards:
     return {name: shards.select_part(name, dtypes.resolve(name, checkpoint.tensors[name].entry)[1]) for name in names}
 
 
-def _map_tensors(checkpoint: Checkpoint, wanted: Wanted, options: LoadOptions) -> dict[str, torch.Tensor]:
+def _load_on_host(checkpoint: Checkpoint, wanted: Wanted, options: LoadOptions) -> dict[str, torch.Tensor]:
     began = time.perf_counter()
-    mapped = HostMap(checkpoint)
-    if wanted and not any(wanted.values()):  # with parts, the bytes between them are not wanted
-        mapped.read_ahead(checkpoint.tensors[name] for name in wanted)
-    tensors = {name: _part(mapped.view(name, checkpoint.tensors[name]), part) for name, part in wanted.items()}
+    found = open_host_files(checkpoint, options.backend)
+    mapped = isinstance(found, HostMap)
+    if isinstance(found, HostMap) and wanted and not any(wanted.values()):  # with parts, not all bytes are wanted
+        found.read_ahead(checkpoint.tensors[name] for name in wanted)
+    tensors = {}
+    for name, part in wanted.items():
+        located = checkpoint.tensors[name]
+        whole = make_tensor(name, located.entry, found.find_bytes(located))
+        tensors[name] = _part(whole, part) if part is None or mapped else _part(whole, part).clone()
+    if not mapped:
+        checkpoint.check()
     nbytes = sum(tensor.nbytes for tensor in tensors.values())
     mapped_s = time.perf_counter() - began
     if options.dtype is not None:
@@ -111,7 +133,7 @@ def _map_tensors(checkpoint: Checkpoint, wanted: Wanted, options: LoadOptions) -
         LoadReport(
             path=str(checkpoint.path),
             device="cpu",
-            method="mapped",
+            method="mapped" if mapped else "read",
             files=len(checkpoint.files),
             tensors=len(tensors),
             bytes=nbytes,

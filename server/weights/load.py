@@ -26,6 +26,7 @@ from server.weights.format.selection import Box, ByteRun, iterate_runs
 from server.weights.host.reader import Reader
 from server.weights.plan import ALIGNMENT, Sizes, WantedTensor, make_plan
 from server.weights.report import Bound, LoadReport, Stages
+from server.weights.settings import Backend
 
 # Ranges in progress beyond the one being consumed, where the consumer drops each: the next is read in that time.
 _AHEAD = 1
@@ -48,11 +49,12 @@ class _Item:
 @dataclass(frozen=True, slots=True)
 class LoadOptions:
     """`dtype`: the target of plain numbers. `kept`: the consumer keeps all tensors, so all ranges may be in progress.
-    `headers_s`: seconds spent on opening, for the report."""
+    `backend`: on the CPU, mapped or read. `headers_s`: seconds spent on opening, for the report."""
 
     dtype: torch.dtype | None = None
     cancel: threading.Event | None = None
     kept: bool = True
+    backend: Backend = Backend.MMAP
     headers_s: float = 0.0
 
 

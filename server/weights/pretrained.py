@@ -19,6 +19,7 @@ from cached.contract.errors import Permanent
 from server.weights.cuda.accelerator import find_accelerator
 from server.weights.files import load_file
 from server.weights.format.dtypes import CONVERTED
+from server.weights.format.listing import list_for_config
 
 # The arguments of `from_pretrained`, beyond the configuration's fields, that have an effect here.
 _PASSED_ON = frozenset({"attn_implementation", "experts_implementation", "ignore_mismatched_sizes", "key_mapping"})
@@ -57,7 +58,7 @@ def load_pretrained(
     config, passed_on = _read_overridden_config(path, overrides)
     model_class, config = _class(path, model_class, config)
     find_accelerator(device)  # raises for a missing device before a byte is read
-    tensors = load_file(path, device)
+    tensors = load_file(list_for_config(path, getattr(config, "transformers_weights", None)), device)
     wanted = _dtype(dtype, config, tensors.values())
     module, info = assemble(path, model_class, config, tensors, {"dtype": wanted, **passed_on})
     del tensors

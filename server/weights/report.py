@@ -46,7 +46,7 @@ class LoadReport:
     """One load of `bytes`, of which `cold_bytes` were not in the page cache and `direct_bytes` bypassed it.
 
     `path` is the file, or the folder of several. `device_bytes` were allocated on the device. `method` is `mapped`
-    (host), `ring` or `registered`.
+    or `read` (host), `ring` or `registered`.
     """
 
     path: str

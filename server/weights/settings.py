@@ -29,6 +29,14 @@ class Io(StrEnum):
     DIRECT = "direct"
 
 
+class Backend(StrEnum):
+    """How tensors come onto the CPU: `MMAP` as views of the page cache, `PREAD` as copies in this process's memory.
+    Onto a GPU bytes are always read, never mapped."""
+
+    MMAP = "mmap"
+    PREAD = "pread"
+
+
 @dataclass(frozen=True, slots=True)
 class LoaderSettings:
     """One loader.

@@ -294,8 +294,8 @@ class _Handler(BaseHTTPRequestHandler):
             end = min(size, int(wanted[2]) + 1) if wanted[1] and wanted[2] else size
             status, length = (206, end - start) if start < end else (416, 0)
             headers["Content-Range"] = f"bytes {start}-{end - 1}/{size}" if status == 206 else f"bytes */{size}"
-        self.send_response(status)
-        for name, value in ({"Content-Length": str(length)} | headers).items():
+        self.send_response_only(status)
+        for name, value in ({"Date": self.date_time_string(), "Content-Length": str(length)} | headers).items():
             self.send_header(name, value)
         self.end_headers()
         if self.command != "HEAD":

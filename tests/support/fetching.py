@@ -75,7 +75,7 @@ class Plenty:
 
 
 class Paused(Plenty):
-    """Space that keeps the flight waiting before it writes beyond `at` bytes, until the test lets it go."""
+    """Space that keeps the download waiting before it writes beyond `at` bytes, until the test lets it go."""
 
     def __init__(self, at: int) -> None:
         self._at = at
@@ -128,18 +128,18 @@ class Engine:
     def launch(
         self, spec: BlobSpec, target: Target | Callable[[], Target], priority: int = 0, space: Space | None = None
     ) -> Download:
-        """Start a flight."""
+        """Start a download."""
         locate = target if callable(target) else lambda: target
-        flight = Download(spec, lambda _: locate(), space or Plenty(), self.workers, priority)
-        self.workers.submit([flight])
-        return flight
+        download = Download(spec, lambda _: locate(), space or Plenty(), self.workers, priority)
+        self.workers.submit([download])
+        return download
 
     def fetch(self, spec: BlobSpec, target: Target | Callable[[], Target]) -> Verified:
-        """Fetch a blob; raises what the flight ends with."""
+        """Fetch a blob; raises what the download ends with."""
         return self.launch(spec, target).result.result(DEADLINE_S)
 
     def error_of(self, spec: BlobSpec, target: Target | Callable[[], Target]) -> BaseException:
-        """What the flight ends with, which must be an error."""
+        """What the download ends with, which must be an error."""
         error = self.launch(spec, target).result.exception(DEADLINE_S)
         assert error is not None
         return error

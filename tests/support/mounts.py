@@ -26,6 +26,16 @@ def mounted_tmpfs(folder: Path, size: str = "64m", inodes: int | None = None) ->
 
 
 @contextmanager
+def mounted_overlay(folder: Path, lower: Path) -> Iterator[Path]:
+    """An overlay at `folder`, whose files are those of `lower`."""
+    upper, work = folder.with_name(f"{folder.name}.upper"), folder.with_name(f"{folder.name}.work")
+    for made in (folder, upper, work):
+        made.mkdir(parents=True, exist_ok=True)
+    with _mounted(["-t", "overlay", "-o", f"lowerdir={lower},upperdir={upper},workdir={work}", "overlay"], folder):
+        yield folder
+
+
+@contextmanager
 def mounted_ramfs(folder: Path) -> Iterator[Path]:
     """An empty ramfs at `folder`: it knows neither O_DIRECT nor fallocate."""
     folder.mkdir(parents=True, exist_ok=True)

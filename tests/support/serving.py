@@ -11,11 +11,14 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from server.api.connections import ConnectionLimits
+
+LIMITS = ConnectionLimits(1024, head_s=15, body_s=15, answer_s=30, idle_s=3600)  # as a server has them
 START_WITHIN_S = 150.0
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -58,9 +61,10 @@ def eventually(condition: Callable[[], bool], what: str) -> None:
 
 
 def environment(python_path: Path) -> dict[str, str]:
-    """This process's environment without what would configure a server, and with what is in `python_path`."""
+    """This process's environment without what would configure a server, and with what is in `python_path`. A server
+    that is told to stop does not linger for clients that only learn of it then."""
     found = {k: v for k, v in os.environ.items() if not k.startswith("HOLDFAST_")}
-    return {**found, "PYTHONPATH": f"{python_path}{os.pathsep}{REPOSITORY}"}
+    return {**found, "HOLDFAST_DRAIN_LINGER": "0", "PYTHONPATH": f"{python_path}{os.pathsep}{REPOSITORY}"}
 
 
 def failing(*arguments: str, python_path: Path = REPOSITORY) -> subprocess.CompletedProcess[str]:
@@ -84,9 +88,11 @@ def running(
     ready: bool = True,
     python_path: Path = REPOSITORY,
     variables: Mapping[str, str] | None = None,
+    under: Sequence[str] = (),
 ) -> Iterator[ServerProcess]:
-    """Start a server on any port of the loopback, with what is in `python_path` and these variables, and end it."""
-    command = [sys.executable, "-m", "server", "--listen", "127.0.0.1:0", *arguments]
+    """Start a server on any port of the loopback, with what is in `python_path` and these variables, and end it.
+    `under`: the program that starts it, with its options."""
+    command = [*under, sys.executable, "-m", "server", "--listen", "127.0.0.1:0", *arguments]
     with log.open("w") as stderr:
         process = subprocess.Popen(
             command,

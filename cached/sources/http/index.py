@@ -37,12 +37,11 @@ class IndexEntry:
 
 def read_index(body: bytes, content_type: str, url: str) -> list[IndexEntry] | None:
     """Return the entries of the index at `url` (which ends in `/`), or None if `body` is no index."""
+    hrefs = None
     if content_type.startswith("application/json"):
         hrefs = _json_hrefs(body)
     elif content_type.startswith("text/html"):
         hrefs = _html_hrefs(body)
-    else:
-        hrefs = None
     if hrefs is None:
         return None
     entries = {entry.url: entry for href in hrefs if (entry := _entry(href, url)) is not None}

@@ -6,6 +6,7 @@ Law: resolves and locates; transfers no bulk bytes. Credentials in the URI becom
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import partial
 from urllib.parse import quote, urlsplit
 
 from cached.contract.errors import HoldfastError, Permanent
@@ -20,11 +21,14 @@ from cached.transport.connection.cancel import Cancellation
 from cached.transport.connection.thread_call import call_in_thread
 from cached.transport.credentials import basic
 from cached.transport.pages import SIGN_IN, page_in
+from cached.transport.response import parse_http_date, sent_at, strong_etag
 from cached.transport.target import HttpTarget
 from cached.transport.urls import Address, display_url, origin_of
 
 _MAX_INDEX_BYTES = 16 * 1024 * 1024
 _MAX_DEPTH = 16
+_NOT_MODIFIED = 304
+_NEW_S = 2.0
 _MAX_FOLDERS = 1_000
 _MAX_FILES = 10_000
 _HEADS_AT_ONCE = 8
@@ -41,7 +45,12 @@ class WebSource:
         """Raises `Permanent` (`bad_url`)."""
         address = Address.parse(uri)
         self.display = display_url(address.url)
-        _check_fragment(uri, self.display)
+        if "#" in uri:  # a server receives no fragment: sources that differ in it only would be the same bytes twice
+            raise Permanent(
+                "bad_url",
+                f"{self.display}: expected no `#` in the address, found one: what follows it is never sent to a server",
+                "write %23 where the `#` belongs to a name; put what selects a version into the path or the query",
+            )
         self._client = client
         credentials = client.credentials(uri)
         self._identity = identity_of(self.kind, address.url, stretched(credentials) if credentials else "")
@@ -54,6 +63,13 @@ class WebSource:
     async def resolve(self) -> Listing:
         """List the version. Raises as `Source.resolve` says."""
         return await call_in_thread(self._resolve)
+
+    async def is_current(self, tag: str) -> bool:
+        """Return whether `holdfast.json` still has the ETag `tag`."""
+        target = self._target(self._folder + MANIFEST_NAME)
+        conditional = replace(target, headers=(*target.headers, ("If-None-Match", tag)))
+        fetch = partial(self._client.fetch_any_status, conditional, MAX_MANIFEST_BYTES)
+        return (await call_in_thread(fetch)).status == _NOT_MODIFIED
 
     async def locate(self, file: RemoteFile) -> HttpTarget:
         """Return the URL of `file`, with its listed strong or weak validators."""
@@ -69,6 +85,10 @@ class WebSource:
     async def aclose(self) -> None:
         """Do nothing: the source holds no resources."""
 
+    @property
+    def _folder(self) -> str:
+        return self._place if self._place.endswith("/") else self._place + "/"
+
     def _target(self, url: str) -> HttpTarget:
         # An index may have been redirected to another origin, which must not get the URI's query and credentials.
         if not url.startswith(self._root) and Address.parse(url).origin != self._origin:
@@ -76,7 +96,7 @@ class WebSource:
         return HttpTarget(url + self._query, self._headers)
 
     def _resolve(self, cancellation: Cancellation) -> Listing:
-        folder = self._place if self._place.endswith("/") else self._place + "/"
+        folder = self._folder
         try:
             return self._from_manifest(folder, cancellation)
         except Permanent as error:
@@ -99,14 +119,15 @@ class WebSource:
         raise Permanent("not_found", f"{self.display}: {expected}; {found}", f"{remedy}; perhaps {SIGN_IN}")
 
     def _from_manifest(self, folder: str, cancellation: Cancellation) -> Listing:
-        url = folder + MANIFEST_NAME
-        response = self._client.fetch(self._target(url), MAX_MANIFEST_BYTES, cancellation)
-        manifest = read_manifest(response.body, _where(url, response))
+        response = self._client.fetch(self._target(folder + MANIFEST_NAME), MAX_MANIFEST_BYTES, cancellation)
+        asked, answered = display_url(folder + MANIFEST_NAME), display_url(response.url)
+        where = asked if answered == asked else f"{asked}, redirected to {answered}"
+        manifest = read_manifest(response.body, where)
         files = tuple(
             RemoteFile(entry.path, folder + quote(entry.path), entry.size, entry.sha256, entry.sha256)
             for entry in manifest.files
         )
-        return Listing(files, self._identity, manifest)
+        return Listing(files, self._identity, manifest, tag=_lasting_etag(response))
 
     def _from_file(self, cancellation: Cancellation) -> Listing | None:
         if self._place.endswith("/"):
@@ -124,7 +145,6 @@ class WebSource:
 
     def _listing(self, found: _Index, cancellation: Cancellation) -> Listing:
         """Return the files of an index with their sizes and validators."""
-
         pool = start_pool(min(_HEADS_AT_ONCE, max(1, len(found.files))), "web-head")
         try:
             files = list(pool.map(lambda listed: self._with_head(listed, cancellation), found.files.values()))
@@ -134,8 +154,7 @@ class WebSource:
         return Listing(by_path, self._identity, unlisted=tuple(found.unlisted))
 
     def _with_head(self, listed: RemoteFile, cancellation: Cancellation) -> RemoteFile:
-        """Return the file of an index with its metadata from HEAD; an error that concerns this file only becomes its
-        `problem`."""
+        """Return a listed file with its metadata from HEAD, or with the error that concerns this file only."""
         if listed.problem is not None:
             return listed
         try:
@@ -173,8 +192,7 @@ class WebSource:
         return found
 
     def _read_folder(self, url: str, prefix: str, found: _Index, cancellation: Cancellation) -> list[IndexEntry]:
-        """Return the entries of one folder; an error that concerns a folder below the version's own is recorded in
-        `found`."""
+        """Return the entries of one folder; record in `found` an error of a folder below the version's own."""
         try:
             page = self._client.fetch(self._target(url), _MAX_INDEX_BYTES, cancellation)
         except HoldfastError as error:
@@ -204,12 +222,6 @@ class _Index:
     page: str | None = None
 
 
-def _where(asked: str, response: Response) -> str:
-    """Return the requested address, and the answering one after a redirect."""
-    shown_as, answered = display_url(asked), display_url(response.url)
-    return shown_as if answered == shown_as else f"{shown_as}, redirected to {answered}"
-
-
 def _is_of_one_file(error: HoldfastError) -> bool:
     """Return whether an error concerns one address and not the whole server. 503 and 429 ask for a pause, and a broken
     connection may break for every file: then the listing is retried."""
@@ -225,20 +237,18 @@ def _bad_name(where: str, path: str) -> HoldfastError | None:
     return None
 
 
+def _lasting_etag(response: Response) -> str | None:
+    """Return the strong ETag of a response. None for a file of the last seconds: nginx makes the ETag of the mtime in
+    seconds and the size, so that the next file may have it too."""
+    modified, date = response.headers.get("Last-Modified"), response.headers.get("Date")
+    since = parse_http_date(modified or "")
+    is_new = modified is not None and (since is None or sent_at(date) - since < _NEW_S)
+    return None if is_new else strong_etag(response.headers)
+
+
 def _file(path: str, url: str, head: Head) -> RemoteFile:
     if head.etag is not None:
         return RemoteFile(path, url, head.size, head.etag)
     return RemoteFile(
         path, url, head.size, weak_validators=WeakValidators(head.weak_etag, head.last_modified, origin_of(head.url))
     )
-
-
-def _check_fragment(uri: str, shown: str) -> None:
-    """Refuse a fragment, which no server receives: sources that differ in it only would be the same bytes under several
-    names."""
-    if "#" in uri:
-        raise Permanent(
-            "bad_url",
-            f"{shown}: expected no `#` in the address, found one: what follows it is never sent to a server",
-            "write %23 where the `#` belongs to a name; put what selects a version into the path or the query",
-        )

@@ -23,15 +23,13 @@ _REPO = re.compile(
 _REVISION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+/-]{0,254}")
 # The only revisions written with a plain `/`: elsewhere the first `/` ends the revision.
 _SPECIAL_REVISION = re.compile(r"refs/(?:pr/[0-9]+|convert/[A-Za-z0-9_.-]+)(?=/|$)")
-_MODELS = "models"
 _OTHER_KINDS = {"datasets": "a dataset", "spaces": "a Space", "buckets": "a bucket", "kernels": "a kernel"}
 _SINGULAR = frozenset({"model", "dataset", "space", "bucket", "kernel"})  # huggingface_hub refuses these too
 
 
 @dataclass(frozen=True, slots=True)
 class HubAddress:
-    """`repo` (`org/name` or `name`), `revision` (branch, tag, commit or its prefix), `folder` (empty, or with a `/` at
-    its end)."""
+    """`repo`: `org/name` or `name`; `revision`: branch, tag, commit or its prefix; `folder`: empty, or ends in `/`."""
 
     repo: str
     revision: str
@@ -68,24 +66,20 @@ def _without_kind(body: str) -> str:
         raise _refuse(f"expected a model repository, found {found}", f"{_EXAMPLE}: only models are served")
     if kind in _SINGULAR and slash:
         raise _refuse(f"expected `models/` or no kind at all, found `{kind}/`", _EXAMPLE)
-    return rest if kind == _MODELS else body
+    return rest if kind == "models" else body
 
 
 def _parts(body: str) -> tuple[str, str, str]:
     """Return repository, revision and folder. A `@` after the second name belongs to the folder."""
     repo, at, rest = body.partition("@")
     if at and repo.count("/") <= 1:
-        return repo, *_split(rest)
+        special = _SPECIAL_REVISION.match(rest)
+        if special:
+            return repo, special[0], rest[special.end() + 1 :]
+        revision, _, folder = rest.partition("/")
+        return repo, revision.replace("%2F", "/").replace("%2f", "/"), folder
     names = body.split("/", 2)
     return "/".join(names[:2]), DEFAULT_REVISION, names[2] if len(names) > 2 else ""
-
-
-def _split(rest: str) -> tuple[str, str]:
-    special = _SPECIAL_REVISION.match(rest)
-    if special:
-        return special[0], rest[special.end() + 1 :]
-    revision, _, folder = rest.partition("/")
-    return revision.replace("%2F", "/").replace("%2f", "/"), folder
 
 
 def _check_revision(uri: str, revision: str) -> None:

@@ -7,7 +7,6 @@ than the status, shortened.
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,23 +25,21 @@ from huggingface_hub.utils import parse_ratelimit_headers  # type: ignore[attr-d
 
 from cached.contract.errors import HoldfastError, Permanent, Transient, http_code
 from cached.transport.client import Response
+from cached.transport.errors import is_retried, retry_after_s
 from cached.transport.pages import SIGN_IN
-from cached.transport.response import parse_http_date
 
-_RETRIED = frozenset({408, 425, 429})
-_SHOWN_CHARACTERS = 200
+_CHECK_MIRROR = "check that HF_ENDPOINT is a Hub, or a mirror that passes its API and headers through unchanged"
 _BEARER = re.compile(r"hf_\w*|bearer\s+\S*", re.IGNORECASE)
-_MAX_RETRY_AFTER_S = 3600.0
 
 
 @dataclass(frozen=True, slots=True)
 class HubRequest:
-    """A request to a Hub, for messages: `what` is `hf://org/repo@main`, or a file of it."""
+    """A request to a Hub, for messages: `subject` is `hf://org/repo@main`, or a file of it."""
 
     endpoint: str
     repo: str
     revision: str
-    what: str
+    subject: str
     with_token: bool
 
     @property
@@ -51,65 +48,50 @@ class HubRequest:
 
 
 @contextmanager
-def translate_errors(asked: HubRequest) -> Iterator[None]:
+def translate_errors(request: HubRequest) -> Iterator[None]:
     """Raise the errors of huggingface_hub, and those of parsing its answer, as a chained `HoldfastError`."""
     try:
         yield
     except HfHubHTTPError as error:  # first, as it is also an httpx2.HTTPError and an OSError
-        raise _refused(error, asked) from error
+        raise _refused(error, request) from error
     except (httpx2.HTTPError, httpx2.InvalidURL, ValueError) as error:
-        raise bad_response(asked, f"an answer that cannot be read ({type(error).__name__})") from error
+        raise bad_response(request, f"an answer that cannot be read ({type(error).__name__})") from error
 
 
 @contextmanager
-def explain_errors(asked: HubRequest) -> Iterator[None]:
+def explain_errors(request: HubRequest) -> Iterator[None]:
     """Raise the errors of a request to the Hub with its subject and a remedy."""
     try:
         yield
     except Transient as error:
         raise Transient(
             error.code,
-            f"{asked.what}: {error.message}",
+            f"{request.subject}: {error.message}",
             "it is tried again; if it goes on, check the network, HTTPS_PROXY and NO_PROXY, and HF_ENDPOINT",
         ) from error
     except Permanent as error:
-        raise Permanent(error.code, f"{asked.what}: {error.message}", f"check HF_ENDPOINT; {error.remedy}") from error
+        raise Permanent(
+            error.code, f"{request.subject}: {error.message}", f"check HF_ENDPOINT; {error.remedy}"
+        ) from error
 
 
-def joined(asked: HubRequest, base: str, location: str) -> str:
-    """Return the absolute URL of `location` in an answer from `base`. Raises `Transient` (`bad_response`) if it is
-    invalid."""
+def joined(request: HubRequest, base: str, location: str) -> str:
+    """Return the absolute URL of `location` in an answer from `base`. Raises `Transient` (`bad_response`)."""
     try:
         return urljoin(base, location)
     except ValueError as error:
-        raise bad_response(asked, "a location that is no URL") from error
+        raise bad_response(request, "a location that is no URL") from error
 
 
-def offline(what: str) -> Permanent:
-    """Return the error of a process in offline mode."""
-    return Permanent(
-        "offline",
-        f"{what}: the Hub may not be asked, as HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set",
-        "unset HF_HUB_OFFLINE and TRANSFORMERS_OFFLINE for this process, or name a source that it may reach",
-    )
-
-
-def bad_response(asked: HubRequest, found: str) -> Transient:
+def bad_response(request: HubRequest, found: str, remedy: str = _CHECK_MIRROR) -> Transient:
     """Return the error of an answer that no Hub sends, perhaps from a proxy or an incomplete mirror."""
-    return Transient(
-        "bad_response",
-        f"{asked.what}: expected an answer of the Hub's API from {asked.endpoint}, found {found}",
-        "check that HF_ENDPOINT is a Hub, or a mirror that passes its API and headers through unchanged",
-    )
+    problem = f"{request.subject}: expected an answer of the Hub's API from {request.endpoint}, found {found}"
+    return Transient("bad_response", problem, remedy)
 
 
-def web_page(asked: HubRequest, page: str, where: str) -> Transient:
+def web_page(request: HubRequest, page: str, where: str) -> Transient:
     """Return the error of a web page from a proxy or portal before the Hub; `where` it was found, without a query."""
-    return Transient(
-        "bad_response",
-        f"{asked.what}: expected an answer of the Hub's API from {asked.endpoint}, found {page} at {where}",
-        f"check HF_ENDPOINT; {SIGN_IN}",
-    )
+    return bad_response(request, f"{page} at {where}", f"check HF_ENDPOINT; {SIGN_IN}")
 
 
 def lacks_api(answer: Response) -> bool:
@@ -121,8 +103,7 @@ def lacks_api(answer: Response) -> bool:
 
 
 def lacks_commit(answer: Response) -> bool:
-    """Return whether an error status for a commit may mean that this mirror lacks this part of the API, or knows
-    branches only."""
+    """Return whether an error status for a commit may mean that this mirror lacks the API, or knows branches only."""
     return lacks_api(answer) or answer.headers.get("X-Error-Code") == "RevisionNotFound"
 
 
@@ -134,134 +115,114 @@ def without_api(error: HoldfastError, part: str) -> HoldfastError:
     return Permanent(error.code, f"{error.message}; this mirror has no {part} API", remedy)
 
 
-def too_many_files(asked: HubRequest, files: int, pages: int) -> Permanent:
+def too_many_files(request: HubRequest, files: int, pages: int) -> Permanent:
     """Return the error of a listing that is too large for a model, or endless."""
     return Permanent(
         "too_many_files",
-        f"{asked.what}: expected at most {files} files, on {pages} pages, found more",
+        f"{request.subject}: expected at most {files} files, on {pages} pages, found more",
         "name the folder of the repository that holds the version",
     )
 
 
-def insecure(asked: HubRequest) -> Permanent:
-    """Return the error of a redirect from TLS to plain HTTP."""
-    return Permanent(
-        "insecure_redirect",
-        f"{asked.what}: {asked.endpoint} redirects from TLS to plain HTTP",
-        "use a Hub, or a mirror, that keeps to https",
-    )
-
-
-def source_changed(asked: HubRequest, expected: str, found: str) -> Transient:
+def source_changed(request: HubRequest, expected: str, found: str) -> Transient:
     """Return the error of an answer that contradicts the listing."""
     return Transient(
         "source_changed",
-        f"{asked.what}: expected {expected} as listed, found {found}",
+        f"{request.subject}: expected {expected} as listed, found {found}",
         "it is listed and read again from the start",
     )
 
 
-def _refused(error: HfHubHTTPError, asked: HubRequest) -> HoldfastError:
+def _refused(error: HfHubHTTPError, request: HubRequest) -> HoldfastError:
     status = error.response.status_code
     # First, because huggingface_hub derives a gated repository from a missing one.
     if isinstance(error, GatedRepoError):
-        return _gated(asked)
+        return _gated(request)
     if isinstance(error, DisabledRepoError):
         return Permanent(
             "disabled",
-            f"{asked.what}: the Hub has disabled access to {asked.repo}",
-            f"read why at {asked.page}, or name another source",
+            f"{request.subject}: the Hub has disabled access to {request.repo}",
+            f"read why at {request.page}, or name another source",
         )
     if isinstance(error, RevisionNotFoundError):
         return Permanent(
             "not_found",
-            f"{asked.what}: {asked.repo} has no revision {asked.revision!r}",
-            f"take a branch, tag or commit from {asked.page}/commits/main",
+            f"{request.subject}: {request.repo} has no revision {request.revision!r}",
+            f"take a branch, tag or commit from {request.page}/commits/main",
         )
     if isinstance(error, EntryNotFoundError):
         return Permanent(
             "not_found",
-            f"{asked.what}: not in {asked.repo} at {asked.revision}",
-            f"look at the files on {asked.page}; single ones are chosen with `include`",
+            f"{request.subject}: not in {request.repo} at {request.revision}",
+            f"look at the files on {request.page}; single ones are chosen with `include`",
         )
     # Over plain HTTP huggingface_hub does not classify a 401 (2.4, REPO_API_REGEX), though without a token it means
     # this.
-    if isinstance(error, RepositoryNotFoundError) or (status == 401 and not asked.with_token):
-        return _missing(asked)
-    return _by_status(error, status, asked)
+    if isinstance(error, RepositoryNotFoundError) or (status == 401 and not request.with_token):
+        return _missing(request)
+    return _by_status(error, status, request)
 
 
-def _by_status(error: HfHubHTTPError, status: int, asked: HubRequest) -> HoldfastError:
+def _by_status(error: HfHubHTTPError, status: int, request: HubRequest) -> HoldfastError:
     # Some servers repeat the request's headers.
-    quoted = _BEARER.sub("…", " ".join((error.server_message or "").split())[:_SHOWN_CHARACTERS])
+    quoted = _BEARER.sub("…", " ".join((error.server_message or "").split())[:200])
     said = f"HTTP {status}" + (f", {quoted}" if quoted else "")
     if status == 401:
         return Permanent(
             "unauthorized",
-            f"{asked.what}: {asked.endpoint} refuses the token ({said})",
+            f"{request.subject}: {request.endpoint} refuses the token ({said})",
             "set HF_TOKEN, or the file at HF_TOKEN_PATH, to a token that is still valid there",
         )
     if status == 403:
         return Permanent(
             "forbidden",
-            f"{asked.what}: {asked.endpoint} refuses access ({said})",
-            f"use a token with read access to {asked.repo}"
-            + ("" if asked.with_token else "; none was sent: set HF_TOKEN"),
+            f"{request.subject}: {request.endpoint} refuses access ({said})",
+            f"use a token with read access to {request.repo}"
+            + ("" if request.with_token else "; none was sent: set HF_TOKEN"),
         )
     if status in (404, 410):
         return Permanent(
-            "not_found", f"{asked.what}: not at {asked.endpoint} ({said})", "check the source, and HF_ENDPOINT"
+            "not_found", f"{request.subject}: not at {request.endpoint} ({said})", "check the source, and HF_ENDPOINT"
         )
-    if status in _RETRIED or status >= 500:
+    if is_retried(status):
         return Transient(
             http_code(status),
-            f"{asked.what}: {asked.endpoint} cannot answer now ({said})",
-            "" if asked.with_token else "with a token in HF_TOKEN the Hub allows more requests",
-            retry_after_s=_retry_after_s(error.response),
+            f"{request.subject}: {request.endpoint} cannot answer now ({said})",
+            "" if request.with_token else "with a token in HF_TOKEN the Hub allows more requests",
+            retry_after_s=_retry_after_s(error.response.headers),
         )
     return Permanent(
         http_code(status),
-        f"{asked.what}: {asked.endpoint} refuses the request ({said})",
+        f"{request.subject}: {request.endpoint} refuses the request ({said})",
         "check the source, HF_ENDPOINT",
     )
 
 
-def _gated(asked: HubRequest) -> Permanent:
-    sent = "the account of the token that was sent has no access" if asked.with_token else "no token was sent"
+def _gated(request: HubRequest) -> Permanent:
+    sent = "the account of the token that was sent has no access" if request.with_token else "no token was sent"
     return Permanent(
         "gated",
-        f"{asked.what}: {asked.repo} is gated, and {sent}",
-        f"request access at {asked.page}, then set HF_TOKEN to a token of an account that has it",
+        f"{request.subject}: {request.repo} is gated, and {sent}",
+        f"request access at {request.page}, then set HF_TOKEN to a token of an account that has it",
     )
 
 
-def _missing(asked: HubRequest) -> Permanent:
+def _missing(request: HubRequest) -> Permanent:
     token = (
         "the account of the token that was sent may not see it: use another token"
-        if asked.with_token
+        if request.with_token
         else "no token was sent: set HF_TOKEN to a token of an account that may read it"
     )
     return Permanent(
         "not_found",
-        f"{asked.what}: {asked.endpoint} shows no repository {asked.repo}: either there is none, or it is private",
+        f"{request.subject}: {request.endpoint} shows no repository {request.repo}: "
+        "either there is none, or it is private",
         f"check the name; if it is private, {token}",
     )
 
 
-def _retry_after_s(response: httpx2.Response) -> float | None:
-    """Return the requested delay in seconds, at most an hour: `Retry-After`, or the Hub's own `RateLimit` when used
-    up."""
-    value = response.headers.get("Retry-After", "").strip()
-    limit = parse_ratelimit_headers(response.headers)
-    if value.isascii() and value.isdigit():
-        wait_s = float(value[:9])
-    elif value:
-        until = parse_http_date(value)
-        if until is None:
-            return None
-        wait_s = until - time.time()
-    elif limit is not None and limit.remaining == 0:
-        wait_s = float(limit.reset_in_seconds)
-    else:
-        return None
-    return min(max(wait_s, 0.0), _MAX_RETRY_AFTER_S)
+def _retry_after_s(headers: httpx2.Headers) -> float | None:
+    """Return the requested delay in seconds: `Retry-After`, or the Hub's own `RateLimit` when used up."""
+    limit = parse_ratelimit_headers(headers)
+    reset = str(limit.reset_in_seconds) if limit is not None and limit.remaining == 0 else None
+    return retry_after_s(headers.get("Retry-After", "").strip() or reset, headers.get("Date"))

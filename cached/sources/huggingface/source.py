@@ -13,9 +13,8 @@ import hashlib
 import json
 import os
 import re
-import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 from urllib.parse import parse_qs, quote, urlsplit
 
@@ -38,11 +37,9 @@ from cached.sources.huggingface.errors import (
     HubRequest,
     bad_response,
     explain_errors,
-    insecure,
     joined,
     lacks_api,
     lacks_commit,
-    offline,
     source_changed,
     too_many_files,
     translate_errors,
@@ -56,9 +53,9 @@ from cached.transport.connection.cancel import Cancellation
 from cached.transport.connection.thread_call import call_in_thread
 from cached.transport.git_blob import git_blob_hasher
 from cached.transport.pages import HTML, is_page_type, page_in
-from cached.transport.response import parse_http_date
+from cached.transport.response import sent_at
 from cached.transport.target import Expected, HttpTarget
-from cached.transport.urls import display_url
+from cached.transport.urls import Address, Origin, display_url
 
 _MAX_ANSWER_BYTES = 16 * 1024 * 1024  # a page of the tree, or the metadata of a repository: some 300 KB
 _MAX_FILES = 50_000
@@ -87,32 +84,32 @@ class HuggingFaceSource:
         """Resolve the revision to a commit and list its files."""
         return await call_in_thread(self._resolve)
 
+    async def is_current(self, tag: str) -> bool:
+        """Return whether the revision still is the commit `tag`."""
+        commit = await call_in_thread(lambda cancellation: _Hub(self._address, self._client, cancellation).commit())
+        return commit == tag
+
     async def locate(self, file: RemoteFile) -> HttpTarget:
-        """Return the address of a listed file: on the Hub itself, with the token, or at a signed URL elsewhere,
-        without."""
-        return await call_in_thread(lambda cancellation: self._hub(cancellation).target(file))
+        """Return the address of a listed file: on the Hub with the token, or a signed URL elsewhere without it."""
+        return await call_in_thread(lambda cancellation: _Hub(self._address, self._client, cancellation).target(file))
 
     async def aclose(self) -> None:
         """Do nothing: the source holds no resources."""
 
-    def _hub(self, cancellation: Cancellation) -> _Hub:
-        return _Hub.from_environment(self._address, self._client, cancellation)
-
     def _resolve(self, cancellation: Cancellation) -> Listing:
-        hub = self._hub(cancellation)
+        hub = _Hub(self._address, self._client, cancellation)
         commit = hub.commit()
         files = tuple(sorted(hub.files(commit), key=lambda file: file.path))
         if not files:
             raise Permanent(
-                "not_found", f"{self.display}: expected files, found none", f"look at the files on {hub.asked().page}"
+                "not_found", f"{self.display}: expected files, found none", f"look at the files on {hub.request.page}"
             )
-        listed = next((file for file in files if file.path == MANIFEST_NAME), None)
-        if listed is None:
-            return Listing(files, hub.identity(), revision=commit)
-        manifest = read_manifest(hub.read_manifest(listed), f"{self.display}: {MANIFEST_NAME}")
         by_path = {file.path: file for file in files}
+        if MANIFEST_NAME not in by_path:
+            return Listing(files, hub.identity(), revision=commit, tag=commit)
+        manifest = read_manifest(hub.read_manifest(by_path[MANIFEST_NAME]), f"{self.display}: {MANIFEST_NAME}")
         mirrored = tuple(self._confirmed(entry, by_path.get(entry.path)) for entry in manifest.files)
-        return Listing(mirrored, hub.identity(), manifest, commit)
+        return Listing(mirrored, hub.identity(), manifest, commit, tag=commit)
 
     def _confirmed(self, entry: FileEntry, found: RemoteFile | None) -> RemoteFile:
         where = f"{self.display}: {MANIFEST_NAME} lists {entry.path!r}"
@@ -130,158 +127,153 @@ class HuggingFaceSource:
         return replace(found, sha256=entry.sha256, problem=found.problem or problem)
 
 
-@dataclass(frozen=True, slots=True)
 class _Hub:
     """One Hub with the token and settings of the current environment, so that a rotated token applies at once."""
 
-    address: HubAddress
-    endpoint: str
-    token: str | None = field(repr=False)
-    client: HttpClient = field(repr=False)
-    cancellation: Cancellation = field(repr=False)
-
-    @classmethod
-    def from_environment(cls, address: HubAddress, client: HttpClient, cancellation: Cancellation) -> _Hub:
+    def __init__(self, address: HubAddress, client: HttpClient, cancellation: Cancellation) -> None:
         if any(os.environ.get(name, "").upper() in _TRUE for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")):
-            raise offline(str(address))
-        endpoint = (os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/")
-        scheme, host, _ = _origin(endpoint)
-        if scheme not in ("http", "https") or not host or "@" in endpoint:
+            raise Permanent(
+                "offline",
+                f"{address}: the Hub may not be asked, as HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set",
+                "unset HF_HUB_OFFLINE and TRANSFORMERS_OFFLINE for this process, or name a source that it may reach",
+            )
+        self._endpoint = (os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/")
+        origin = _find_origin(self._endpoint)
+        if origin is None or "@" in self._endpoint:
             raise Permanent(
                 "invalid_source",
                 f"{address}: expected HF_ENDPOINT as an http(s) URL without credentials",
                 "set HF_ENDPOINT to the Hub's address, as https://hub.example.com, or unset it",
             )
-        return cls(address, endpoint, _token(address), client, cancellation)
-
-    def asked(self, what: str = "") -> HubRequest:
-        shown = f"{self.address}: {what}" if what else str(self.address)
-        return HubRequest(self.endpoint, self.address.repo, self.address.revision, shown, self.token is not None)
+        self._origin = origin
+        self._address = address
+        self._token = _find_token(address)
+        self._client = client
+        self._cancellation = cancellation
+        with_token = self._token is not None
+        self.request = HubRequest(self._endpoint, address.repo, address.revision, str(address), with_token)
 
     def identity(self) -> str:
         """Return the identity of answers for `commit:path`. Of the token only its presence counts: a renewed one reads
         the same, and a file without sha256 has the id of its content."""
-        return identity_of("hf", self.endpoint, self.address.repo, "token" if self.token else "")
+        return identity_of("hf", self._endpoint, self._address.repo, "token" if self._token else "")
 
     def commit(self) -> str:
         """Return the commit that the revision names now."""
-        asked, address = self.asked(), self.address
-        found = self._revision("")
+        found, revision = self._read_revision(""), self._address.revision
         commit = found.get("sha") if isinstance(found, dict) else None
-        pinned = _SHA1.fullmatch(address.revision) is not None
-        if not isinstance(commit, str) or not _SHA1.fullmatch(commit) or (pinned and commit != address.revision):
-            raise bad_response(asked, f"the commit {str(commit)[:80]!r} for {address.revision!r}")
+        pinned = _SHA1.fullmatch(revision) is not None
+        if not isinstance(commit, str) or not _SHA1.fullmatch(commit) or (pinned and commit != revision):
+            raise bad_response(self.request, f"the commit {str(commit)[:80]!r} for {revision!r}")
         return commit
 
     def files(self, commit: str) -> Iterator[RemoteFile]:
         """Yield the files under the address's folder, with paths relative to it."""
-        asked = self.asked()
         for entry in self._entries(commit):
             if not isinstance(entry, dict) or not isinstance(entry.get("path"), str):
-                raise bad_response(asked, "a tree entry without a path")
+                raise bad_response(self.request, "a tree entry without a path")
             if entry.get("type") != "file":
                 continue
             path = entry["path"]
-            relative = path.removeprefix(self.address.folder)
-            if self.address.folder and relative == path:
-                raise bad_response(asked, f"the path {path[:200]!r}, outside the folder that was asked for")
+            relative = path.removeprefix(self._address.folder)
+            if self._address.folder and relative == path:
+                raise bad_response(self.request, f"the path {path[:200]!r}, outside the folder that was asked for")
             if not is_reserved(relative):
-                yield _remote_file(asked, f"{commit}:{path}", relative, entry)
+                yield _remote_file(self.request, f"{commit}:{path}", relative, entry)
 
-    def _revision(self, query: str) -> Any:
+    def _read_revision(self, query: str) -> Any:
         """Return the Hub's metadata of the revision, or of the repository from a mirror that has only that."""
-        asked = self.asked()
-        repository = f"{self.endpoint}/api/models/{self.address.repo}"
-        url = f"{repository}/revision/{quote(self.address.revision, safe='')}{query}"
-        answer = self._ask(asked, url)
-        if lacks_api(answer) and self.address.revision == DEFAULT_REVISION:
-            other = self._ask(asked, repository + query)
+        repository = f"{self._endpoint}/api/models/{self._address.repo}"
+        url = f"{repository}/revision/{quote(self._address.revision, safe='')}{query}"
+        answer = self._ask(self.request, url)
+        if lacks_api(answer) and self._address.revision == DEFAULT_REVISION:
+            other = self._ask(self.request, repository + query)
             answer = other if other.status == 200 else answer
         try:
-            return _read_json(asked, _judged(asked, url, answer))
+            return _read_json(self.request, _checked(self.request, url, answer))
         except HoldfastError as error:
             raise (without_api(error, "revision") if lacks_api(answer) else error) from error
 
     def _entries(self, commit: str) -> Iterator[Any]:
         """Return the entries of the repository's tree, or of its substitute on a mirror without trees."""
-        asked = self.asked()
-        folder = quote(self.address.folder.rstrip("/"), safe="")
-        url = f"{self.endpoint}/api/models/{self.address.repo}/tree/{commit}" + (f"/{folder}" if folder else "")
+        folder = quote(self._address.folder.rstrip("/"), safe="")
+        url = f"{self._endpoint}/api/models/{self._address.repo}/tree/{commit}" + (f"/{folder}" if folder else "")
         url += _TREE_QUERY
-        first = self._ask(asked, url)
+        first = self._ask(self.request, url)
         if lacks_commit(first):
-            return iter(self._siblings(asked, url, commit, first))
-        return self._tree(asked, url, first)
+            return iter(self._siblings(url, commit, first))
+        return self._tree(url, first)
 
-    def _tree(self, asked: HubRequest, first_url: str, answer: Response) -> Iterator[Any]:
+    def _tree(self, first_url: str, response: Response) -> Iterator[Any]:
+        request = self.request
         url, seen, entries = first_url, set[str](), 0
         while url:
             seen.add(url)
-            judged = _judged(asked, url, answer)
-            page = _read_json(asked, judged)
+            answer = _checked(request, url, response)
+            page = _read_json(request, answer)
             if not isinstance(page, list):
-                raise bad_response(asked, f"{type(page).__name__} where the list of files should be")
+                raise bad_response(request, f"{type(page).__name__} where the list of files should be")
             entries += len(page)
             if entries > _MAX_FILES or len(seen) > _MAX_PAGES:
-                raise too_many_files(asked, _MAX_FILES, _MAX_PAGES)
+                raise too_many_files(request, _MAX_FILES, _MAX_PAGES)
             yield from page
-            following = judged.links.get("next", {}).get("url")
-            url = self._next_page(asked, first_url, joined(asked, url, following)) if following else ""
+            following = answer.links.get("next", {}).get("url")
+            url = self._next_page(first_url, joined(request, url, following)) if following else ""
             if url in seen:
-                raise bad_response(asked, "a next page that is the same again")
+                raise bad_response(request, "a next page that is the same again")
             if url:
-                answer = self._ask(asked, url)
+                response = self._ask(request, url)
 
-    def _next_page(self, asked: HubRequest, first_url: str, following: str) -> str:
-        """Return the URL of the next page at this endpoint: a mirror may pass the Hub's own link, of which only the
-        cursor counts."""
-        if following.startswith(f"{self.endpoint}/api/"):
+    def _next_page(self, first_url: str, following: str) -> str:
+        """Return the URL of the next page here. Of the Hub's own link, which a mirror may pass, the cursor counts."""
+        if following.startswith(f"{self._endpoint}/api/"):
             return following
         cursor = parse_qs(urlsplit(following).query).get("cursor")
         if not cursor:
-            raise bad_response(asked, "a next page on another host")
+            raise bad_response(self.request, "a next page on another host")
         return f"{first_url}&cursor={quote(cursor[0], safe='')}"
 
-    def _siblings(self, asked: HubRequest, url: str, commit: str, refused: Response) -> list[dict[str, Any]]:
+    def _siblings(self, url: str, commit: str, refused: Response) -> list[dict[str, Any]]:
         """Return the files in the revision's metadata as tree entries, for a mirror without trees. Raises the error of
         the tree request if the metadata has no files with ids."""
+        request = self.request
         try:
-            _judged(asked, url, refused)
-            raise bad_response(asked, f"HTTP {refused.status} for the list of files")
+            _checked(request, url, refused)
+            raise bad_response(request, f"HTTP {refused.status} for the list of files")
         except HoldfastError as error:
             no_tree = error
         try:
-            found = self._revision("?blobs=true")
+            found = self._read_revision("?blobs=true")
             listed = found.get("siblings") if isinstance(found, dict) else None
             if not isinstance(listed, list) or not any(isinstance(each, dict) and "blobId" in each for each in listed):
-                raise bad_response(asked, "files without ids")
+                raise bad_response(request, "files without ids")
         except HoldfastError as error:
             raise without_api(no_tree, "tree") from error
         if found.get("sha") != commit:
-            raise source_changed(asked, f"commit {commit}", f"commit {str(found.get('sha'))[:80]}")
+            raise source_changed(request, f"commit {commit}", f"commit {str(found.get('sha'))[:80]}")
         if len(listed) >= _MAX_FILES:  # above this the Hub may omit some
-            raise too_many_files(asked, _MAX_FILES, _MAX_PAGES)
-        entries = [_as_tree_entry(asked, each) for each in listed]
-        return [entry for entry in entries if entry["path"].startswith(self.address.folder)]
+            raise too_many_files(request, _MAX_FILES, _MAX_PAGES)
+        entries = [_as_tree_entry(request, each) for each in listed]
+        return [entry for entry in entries if entry["path"].startswith(self._address.folder)]
 
     def read_manifest(self, listed: RemoteFile) -> bytes:
         """Return the bytes of a listed `holdfast.json`, checked against the listing."""
-        asked = self.asked(MANIFEST_NAME)
+        request = self._request_for(MANIFEST_NAME)
         assert listed.size is not None  # a Hub's listing always has a size
         if listed.size > MAX_MANIFEST_BYTES:
             raise InvalidManifest(
-                f"{asked.what}: expected at most {MAX_MANIFEST_BYTES} bytes, found {listed.size}",
+                f"{request.subject}: expected at most {MAX_MANIFEST_BYTES} bytes, found {listed.size}",
                 "publish the version again with `holdfast publish`",
             )
         url = self._url(listed)
-        found = self._ask(asked, url, MAX_MANIFEST_BYTES)
+        found = self._ask(request, url, MAX_MANIFEST_BYTES)
         if lacks_commit(found):
-            found = self._ask(asked, self._url_by_name(listed), MAX_MANIFEST_BYTES)
-        data = _judged(asked, url, found).content
+            found = self._ask(request, self._url(listed, self._address.revision), MAX_MANIFEST_BYTES)
+        data = _checked(request, url, found).content
         hasher = hashlib.sha256() if listed.sha256 else git_blob_hasher(listed.size)
         hasher.update(data)
         if len(data) != listed.size or hasher.hexdigest() != listed.validator:
-            raise source_changed(asked, f"{listed.size} bytes with the id {listed.validator}", "other bytes")
+            raise source_changed(request, f"{listed.size} bytes with the id {listed.validator}", "other bytes")
         return data
 
     def target(self, file: RemoteFile) -> HttpTarget:
@@ -290,107 +282,109 @@ class _Hub:
         A mirror need not send its commit, as the listed id decides. A mirror that knows the file under the revision's
         name only is asked for that.
         """
-        asked = self.asked(file.path)
+        request, url, url_by_name = (
+            self._request_for(file.path),
+            self._url(file),
+            self._url(file, self._address.revision),
+        )
         try:
-            answer, location = self._look(asked, self._url(file))
-            return self._target(asked, file, answer, location)
+            answer, location = self._ask_head(request, url)
+            return self._target(request, file, answer, location)
         except Permanent as error:
             named = isinstance(error.__cause__, (EntryNotFoundError, RepositoryNotFoundError))
-            if error.code != "not_found" or named or self._url_by_name(file) == self._url(file):
+            if error.code != "not_found" or named or url_by_name == url:
                 raise
             try:
-                answer, location = self._look(asked, self._url_by_name(file))
+                answer, location = self._ask_head(request, url_by_name)
             except HoldfastError:
                 raise error from None
-        target = self._target(asked, file, answer, location)
+        target = self._target(request, file, answer, location)
         etag = answer.headers.get("ETag", "")
         return replace(target, if_match=etag) if etag.startswith('"') and target.chosen_by is None else target
 
-    def _target(self, asked: HubRequest, file: RemoteFile, answer: httpx2.Response, location: str) -> HttpTarget:
+    def _target(self, request: HubRequest, file: RemoteFile, answer: httpx2.Response, location: str) -> HttpTarget:
         commit, found = file.key.partition(":")[0], answer.headers.get("X-Repo-Commit", "")
         if found not in ("", commit):
-            raise source_changed(asked, f"commit {commit}", f"commit {found[:80]}")
+            raise source_changed(request, f"commit {commit}", f"commit {found[:80]}")
         # Some mirrors send 0 for an unknown size.
         sent = answer.headers.get("Content-Length") if answer.status_code == 200 else None
         size = answer.headers.get("X-Linked-Size") or (sent if sent != "0" else None)
         if size and file.size is not None and size != str(file.size):
             if is_page_type(Expected(file.path, file.size, promised=True), answer.headers.get("Content-Type", "")):
-                raise web_page(asked, HTML, display_url(location))
-            raise source_changed(asked, f"{file.size} bytes", f"{size[:80]} bytes")
-        if _origin(location)[0] not in ("http", "https"):
-            raise bad_response(asked, "a location that is no http(s) URL")
-        if _origin(location)[0] == "http" and _origin(self.endpoint)[0] == "https":
-            raise insecure(asked)
+                raise web_page(request, HTML, display_url(location))
+            raise source_changed(request, f"{file.size} bytes", f"{size[:80]} bytes")
+        origin = _find_origin(location)
+        if origin is None:
+            raise bad_response(request, "a location that is no http(s) URL")
+        if origin.scheme == "http" and self._origin.scheme == "https":
+            raise Permanent(
+                "insecure_redirect",
+                f"{request.subject}: {request.endpoint} redirects from TLS to plain HTTP",
+                "use a Hub, or a mirror, that keeps to https",
+            )
         stored_bytes = None if file.sha256 is None and file.git_oid is None else file.size
-        if _origin(location) != _origin(self.endpoint):
-            ends_in_s = lifetime_s(location, _sent_at(answer))
-            return HttpTarget(location, chosen_by=self.endpoint, stored_bytes=stored_bytes, lifetime_s=ends_in_s)
+        if origin != self._origin:
+            ends_in_s = lifetime_s(location, sent_at(answer.headers.get("Date")))
+            return HttpTarget(location, chosen_by=self._endpoint, stored_bytes=stored_bytes, lifetime_s=ends_in_s)
         return replace(self._own(location), stored_bytes=stored_bytes)
 
-    def _url_by_name(self, file: RemoteFile) -> str:
-        path = file.key.partition(":")[2]
-        return f"{self.endpoint}/{self.address.repo}/resolve/{quote(self.address.revision, safe='')}/{quote(path)}"
+    def _request_for(self, path: str) -> HubRequest:
+        return replace(self.request, subject=f"{self._address}: {path}")
 
-    def _url(self, file: RemoteFile) -> str:
+    def _url(self, file: RemoteFile, revision: str = "") -> str:
+        """Return the address of the file at its commit, or at another name of that: some mirrors know only branches."""
         commit, _, path = file.key.partition(":")
-        return f"{self.endpoint}/{self.address.repo}/resolve/{commit}/{quote(path)}"
+        return f"{self._endpoint}/{self._address.repo}/resolve/{quote(revision or commit, safe='')}/{quote(path)}"
 
-    def _ask(self, asked: HubRequest, url: str, limit_bytes: int = _MAX_ANSWER_BYTES) -> Response:
+    def _ask(self, request: HubRequest, url: str, limit_bytes: int = _MAX_ANSWER_BYTES) -> Response:
         """Return the answer of any status. Raises for a web page in its place."""
-        with explain_errors(asked):
-            found = self.client.fetch_any_status(self._own(url), limit_bytes, self.cancellation)
+        with explain_errors(request):
+            found = self._client.fetch_any_status(self._own(url), limit_bytes, self._cancellation)
         page = page_in(found.body) if found.status == 200 else None
         if page is not None:
-            raise web_page(asked, page, display_url(found.url))
+            raise web_page(request, page, display_url(found.url))
         return found
 
-    def _look(self, asked: HubRequest, url: str) -> tuple[httpx2.Response, str]:
+    def _ask_head(self, request: HubRequest, url: str) -> tuple[httpx2.Response, str]:
         """Return the head of the Hub's own answer for a file, and the address of its bytes.
 
         Follows redirects within the Hub; a redirect away from it is the answer, with the Hub's metadata of the file. A
         mirror without HEAD is assumed to have the file: its bytes are checked.
         """
         for _ in range(_MAX_HOPS):
-            with explain_errors(asked):
-                found = self.client.head_any_status(self._own(url), self.cancellation)
+            with explain_errors(request):
+                found = self._client.head_any_status(self._own(url), self._cancellation)
             if found.status in (405, 501):
                 return httpx2.Response(found.status), url
-            answer = _judged(asked, url, found)
-            location = joined(asked, url, answer.headers["Location"]) if answer.has_redirect_location else url
-            if location == url or _origin(location) != _origin(self.endpoint):
+            answer = _checked(request, url, found)
+            location = joined(request, url, answer.headers["Location"]) if answer.has_redirect_location else url
+            if location == url or _find_origin(location) != self._origin:
                 return answer, location
             url = location
-        raise bad_response(asked, f"more than {_MAX_HOPS} redirects")
+        raise bad_response(request, f"more than {_MAX_HOPS} redirects")
 
     def _own(self, url: str) -> HttpTarget:
-        return HttpTarget(url, (("Authorization", f"Bearer {self.token}"),) if self.token else ())
+        return HttpTarget(url, (("Authorization", f"Bearer {self._token}"),) if self._token else ())
 
 
-def _judged(asked: HubRequest, url: str, response: Response) -> httpx2.Response:
-    """Return the answer in huggingface_hub's type, which knows the Hub's errors by their headers; raise those as
-    ours."""
+def _checked(request: HubRequest, url: str, response: Response) -> httpx2.Response:
+    """Return the answer for huggingface_hub, which knows the Hub's errors by their headers; raise those as ours."""
     headers = [(name, value) for name, value in response.headers.items() if name.lower() != "content-encoding"]
     answer = httpx2.Response(response.status, headers=headers, content=response.body)
     answer.request = httpx2.Request("GET", url)
-    with translate_errors(asked):
+    with translate_errors(request):
         hf_raise_for_status(answer)
     return answer
 
 
-def _sent_at(answer: httpx2.Response) -> float:
-    """Return the time of the answer, by the clock that signs the URLs."""
-    sent = parse_http_date(answer.headers.get("Date", ""))
-    return time.time() if sent is None else sent
-
-
-def _read_json(asked: HubRequest, answer: httpx2.Response) -> Any:
+def _read_json(request: HubRequest, answer: httpx2.Response) -> Any:
     try:
         return json.loads(answer.content)
     except (ValueError, RecursionError) as error:
-        raise bad_response(asked, f"something else than JSON ({type(error).__name__})") from error
+        raise bad_response(request, f"something else than JSON ({type(error).__name__})") from error
 
 
-def _token(address: HubAddress) -> str | None:
+def _find_token(address: HubAddress) -> str | None:
     """Return HF_TOKEN, or the token file's, as huggingface_hub finds it; None without one, or if it may not be sent."""
     if constants.HF_HUB_DISABLE_IMPLICIT_TOKEN:
         return None
@@ -418,11 +412,11 @@ def _token(address: HubAddress) -> str | None:
     return token
 
 
-def _as_tree_entry(asked: HubRequest, sibling: Any) -> dict[str, Any]:
+def _as_tree_entry(request: HubRequest, sibling: Any) -> dict[str, Any]:
     """Return one of the `siblings` of `GET /api/models/{repo}/revision/{revision}?blobs=true` as a tree entry:
     `{rfilename, size, blobId, lfs?: {sha256, size}}`."""
     if not isinstance(sibling, dict) or not isinstance(sibling.get("rfilename"), str):
-        raise bad_response(asked, "a listed file without a name")
+        raise bad_response(request, "a listed file without a name")
     size, lfs = sibling.get("size"), sibling.get("lfs")
     entry = {"type": "file", "path": sibling["rfilename"], "size": size, "oid": sibling.get("blobId")}
     if isinstance(lfs, dict):
@@ -430,29 +424,28 @@ def _as_tree_entry(asked: HubRequest, sibling: Any) -> dict[str, Any]:
     return entry if lfs is None else {**entry, "lfs": lfs}
 
 
-def _remote_file(asked: HubRequest, key: str, path: str, entry: dict[str, Any]) -> RemoteFile:
+def _remote_file(request: HubRequest, key: str, path: str, entry: dict[str, Any]) -> RemoteFile:
     """Parse one file of `GET /api/models/{repo}/tree/{commit}`: `{path, size, oid, lfs?: {oid, size}}`."""
     lfs = entry.get("lfs")
     described = entry if lfs is None else lfs
     if not isinstance(described, dict):
-        return RemoteFile(path, key, None, problem=bad_response(asked, f"no Git LFS record for {path[:200]!r}"))
+        return RemoteFile(path, key, None, problem=bad_response(request, f"no Git LFS record for {path[:200]!r}"))
     oid, size = described.get("oid"), described.get("size")
     if not isinstance(oid, str) or not (is_hex(oid) if lfs is not None else _SHA1.fullmatch(oid)):
-        problem = bad_response(asked, f"the id {str(oid)[:80]!r} for {path[:200]!r}")
+        problem = bad_response(request, f"the id {str(oid)[:80]!r} for {path[:200]!r}")
         return RemoteFile(path, key, None, problem=problem)
     try:
         check_size(path, size)
     except InvalidManifest as error:
-        return RemoteFile(path, key, None, problem=bad_response(asked, error.message))
+        return RemoteFile(path, key, None, problem=bad_response(request, error.message))
     if lfs is None:
         return RemoteFile(path, key, size, validator=oid, git_oid=oid)
     return RemoteFile(path, key, size, validator=oid, sha256=oid)
 
 
-def _origin(url: str) -> tuple[str, str | None, int | None]:
-    """Return scheme, host and port; empty values for an invalid URL."""
+def _find_origin(url: str) -> Origin | None:
+    """Return the origin of an http(s) URL, None for anything else."""
     try:
-        parts = urlsplit(url)
-        return parts.scheme, parts.hostname, parts.port or {"http": 80, "https": 443}.get(parts.scheme)
-    except ValueError:
-        return "", None, None
+        return Address.parse(url).origin
+    except Permanent:
+        return None

@@ -15,7 +15,8 @@ from cached.contract.errors import HoldfastError, InvalidManifest, Permanent, Tr
 from cached.contract.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, PUBLISHING_NAME, FileEntry, Manifest
 from cached.core.listing import Listing, RemoteFile
 from cached.sources.base import identity_of
-from cached.sources.local.tree import PlainFile, Tree, file_error, find_file, find_inside, validator, walk
+from cached.sources.local.tree import PlainFile, file_error, find_file, find_inside, validator, walk
+from cached.sources.manifests import unfinished_publish
 from cached.transport.connection.thread_call import call_in_thread
 from cached.transport.target import LocalTarget, Target
 
@@ -57,18 +58,14 @@ class LocalSource:
         if manifest is not None:
             return Listing(tuple(self._published(entry) for entry in manifest.files), _IDENTITY, manifest)
         if os.path.lexists(self._base / PUBLISHING_NAME):
-            raise Transient(
-                "publishing",
-                f"{self._base / PUBLISHING_NAME}: a publish is under way, or was interrupted before its manifest",
-                "let it finish, or run `holdfast publish` again",
-            )
+            raise unfinished_publish(str(self._base / PUBLISHING_NAME))
         tree = walk(self._base)
-        if tree == Tree((), (), ()):
+        if not (tree.files or tree.odd or tree.unlisted):
             raise Permanent(
                 "not_found", f"{self._base}: expected {MANIFEST_NAME} or files, found none", "check the path"
             )
-        odd = (RemoteFile(entry.path, "", None, problem=entry.problem) for entry in tree.odd)
-        return Listing((*map(_remote, tree.files), *odd), _IDENTITY, unlisted=tree.unlisted)
+        odd = (RemoteFile(path, "", None, problem=problem) for path, problem in sorted(tree.odd.items()))
+        return Listing((*map(_remote, tree.files), *odd), _IDENTITY, unlisted=tuple(tree.unlisted))
 
     def _manifest(self) -> Manifest | None:
         path = self._base / MANIFEST_NAME

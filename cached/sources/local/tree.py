@@ -11,7 +11,7 @@ import errno
 import os
 import stat
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from cached.contract.errors import HoldfastError, Permanent, Transient
@@ -32,50 +32,41 @@ class PlainFile:
     validator: str
 
 
-@dataclass(frozen=True, slots=True)
-class OddEntry:
-    """An entry that is no content: a dangling or escaping link, a socket, an unreadable entry. `problem`: the
-    reason."""
-
-    path: str
-    problem: HoldfastError
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Tree:
-    """The entries of a folder, without `.holdfast/`, also with invalid names: the check follows the choice."""
+    """The entries of a folder, without `.holdfast/`, also with invalid names: the check follows the choice.
 
-    files: tuple[PlainFile, ...]
-    odd: tuple[OddEntry, ...]
-    unlisted: tuple[Unlisted, ...]
+    `odd`: entries that are no content (a dangling or escaping link, a socket, an unreadable entry) by path, each with
+    the reason. `folders`: the prefixes of all folders, empty or with a `/` at the end.
+    """
+
+    files: list[PlainFile] = field(default_factory=list)
+    odd: dict[str, HoldfastError] = field(default_factory=dict)
+    unlisted: list[Unlisted] = field(default_factory=list)
+    folders: list[str] = field(default_factory=lambda: [""])
 
 
 class _LinkedFolder(Permanent):
     """A symlink to a folder, where a plain file was expected."""
 
-    def __init__(self, message: str, remedy: str) -> None:
-        super().__init__("bad_file", message, remedy)
-
 
 def walk(base: Path) -> Tree:
-    """List the entries under `base`, sorted by path. Raises `HoldfastError` only if `base` itself cannot be listed."""
+    """List the entries under `base`, files by path. Raises `HoldfastError` only if `base` itself cannot be listed."""
     root = Path(os.path.realpath(base))
-    found = _Walk(_inside(root))
-    try:
-        found.add(root, "")
-    except OSError as error:
-        raise file_error(error, root) from error
-    while found.folders:
-        prefix = found.folders.pop()
+    inside, tree = _inside(root), Tree()
+    for prefix in tree.folders:  # grows by the folders found
         try:
-            found.add(root / prefix, prefix)
+            with os.scandir(root / prefix) as entries:
+                for entry in entries:
+                    if not is_reserved(prefix + entry.name):
+                        _add_entry(tree, entry, prefix + entry.name, inside)
         except OSError as error:
-            found.unlisted.append(Unlisted(prefix, file_error(error, root / prefix)))
-    return Tree(
-        tuple(sorted(found.files, key=lambda file: file.path)),
-        tuple(sorted(found.odd, key=lambda entry: entry.path)),
-        tuple(sorted(found.unlisted, key=lambda folder: folder.path)),
-    )
+            if not prefix:
+                raise file_error(error, root) from error
+            tree.unlisted.append(Unlisted(prefix, file_error(error, root / prefix)))
+    tree.files.sort(key=lambda file: file.path)
+    tree.unlisted.sort(key=lambda folder: folder.path)
+    return tree
 
 
 def plain_files(base: Path, left_out: Callable[[str], bool]) -> tuple[PlainFile, ...]:
@@ -85,9 +76,7 @@ def plain_files(base: Path, left_out: Callable[[str], bool]) -> tuple[PlainFile,
     a name invalid in a manifest) or unreadable, and `Transient` for a change or failure during the walk.
     """
     tree = walk(base)
-    problems = [(entry.path, entry.problem) for entry in tree.odd]
-    problems += [(f"{folder.path}x", folder.problem) for folder in tree.unlisted]
-    for path, problem in problems:
+    for path, problem in (*sorted(tree.odd.items()), *((f"{each.path}x", each.problem) for each in tree.unlisted)):
         if not left_out(path):
             raise problem
     files = tuple(file for file in tree.files if not left_out(file.path))
@@ -130,49 +119,27 @@ def file_error(error: OSError, path: Path) -> HoldfastError:
     return Transient("read", problem, "check the volume, or the NFS server behind it")
 
 
-class _Walk:
-    """The state of a walk: the entries found, and the folders still to list."""
-
-    def __init__(self, inside: tuple[Path, ...]) -> None:
-        self._inside = inside
-        self.folders: list[str] = []
-        self.files: list[PlainFile] = []
-        self.odd: list[OddEntry] = []
-        self.unlisted: list[Unlisted] = []
-
-    def add(self, folder: Path, prefix: str) -> None:
-        """List one folder. Raises OSError if it cannot be listed, and keeps the entries before that."""
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                name = prefix + entry.name
-                if not is_reserved(name):
-                    self._add_entry(entry, name)
-
-    def _add_entry(self, entry: os.DirEntry[str], name: str) -> None:
-        try:
-            if entry.is_dir(follow_symlinks=False):
-                self.folders.append(f"{name}/")
-            else:
-                self.files.append(_look(Path(entry.path), name, self._inside))
-        except _LinkedFolder as error:
-            self.unlisted.append(Unlisted(f"{name}/", error))
-        except OSError as error:
-            self.odd.append(OddEntry(name, file_error(error, Path(entry.path))))
-        except HoldfastError as error:
-            self.odd.append(OddEntry(name, error))
+def _add_entry(tree: Tree, entry: os.DirEntry[str], name: str, inside: tuple[Path, ...]) -> None:
+    path = Path(entry.path)
+    try:
+        if entry.is_dir(follow_symlinks=False):
+            tree.folders.append(f"{name}/")
+        elif entry.is_symlink():
+            tree.files.append(_follow(path, name, inside))
+        else:
+            tree.files.append(_plain(path, name, os.lstat(path), path))
+    except _LinkedFolder as error:
+        tree.unlisted.append(Unlisted(f"{name}/", error))
+    except OSError as error:
+        tree.odd[name] = file_error(error, path)
+    except HoldfastError as error:
+        tree.odd[name] = error
 
 
 def _inside(root: Path) -> tuple[Path, ...]:
     if root.parent.name == "snapshots":
         return root, root.parent.parent / "blobs"
     return (root,)
-
-
-def _look(path: Path, name: str, inside: tuple[Path, ...]) -> PlainFile:
-    found = os.lstat(path)
-    if not stat.S_ISLNK(found.st_mode):
-        return _plain(path, name, found, path)
-    return _follow(path, name, inside)
 
 
 def _follow(path: Path, name: str, inside: tuple[Path, ...]) -> PlainFile:
@@ -191,14 +158,14 @@ def _follow(path: Path, name: str, inside: tuple[Path, ...]) -> PlainFile:
         link, top, target = (format_path(str(each)) for each in (path, inside[0], real))
         problem = f"{link} is a symlink that leaves {top}, to {target}"
         remedy = "put the file itself there (`cp -rL` copies a tree with its links read through), or leave it out"
-        raise _LinkedFolder(problem, remedy) if stat.S_ISDIR(found.st_mode) else Permanent("bad_file", problem, remedy)
+        raise (_LinkedFolder if stat.S_ISDIR(found.st_mode) else Permanent)("bad_file", problem, remedy)
     return _plain(real, name, found, path)
 
 
 def _plain(real: Path, name: str, found: os.stat_result, shown_as: Path) -> PlainFile:
     if stat.S_ISDIR(found.st_mode):
         problem = f"{format_path(str(shown_as))}: expected a plain file, found a folder behind a symlink"
-        raise _LinkedFolder(problem, "put the folder itself there, or leave it out")
+        raise _LinkedFolder("bad_file", problem, "put the folder itself there, or leave it out")
     if not stat.S_ISREG(found.st_mode):
         problem = f"{format_path(str(shown_as))}: expected a plain file, found a socket, pipe or device"
         raise Permanent("bad_file", problem, "remove it from the folder, or leave it out")

@@ -56,27 +56,12 @@ class S3Address:
         if "@" in bucket or ":" in bucket:
             raise _refuse("expected a bucket's name after s3://, found credentials, a port or an ARN")
         given = _parameters(query)
-        style, anonymous = given.get("addressing_style"), given.get("anonymous", "false")
-        if style is not None and style not in _STYLES:
+        if given.get("addressing_style", "auto") not in _STYLES:
             raise _refuse(f"addressing_style: expected one of {', '.join(_STYLES)}")
-        if anonymous not in ("true", "false"):
-            raise _refuse("anonymous: expected true or false")
-        endpoint = given.get("endpoint_url")
-        if endpoint is not None:
-            _check_endpoint(endpoint)
+        if "endpoint_url" in given:
+            _check_endpoint(given["endpoint_url"])
         _check_policies(given)
-        return cls(
-            bucket,
-            key,
-            endpoint,
-            given.get("region"),
-            style,
-            anonymous == "true",
-            given.get("profile"),
-            given.get("request_payer"),
-            given.get("sse"),
-            given.get("kms_key_id"),
-        )
+        return cls(bucket, key, anonymous=given.pop("anonymous", "false") == "true", **given)
 
     @property
     def prefix(self) -> str:
@@ -119,10 +104,12 @@ def _parameters(query: str) -> dict[str, str]:
 
 
 def _check_policies(given: dict[str, str]) -> None:
-    payer, sse = given.get("request_payer"), given.get("sse")
+    payer, sse, anonymous = given.get("request_payer"), given.get("sse"), given.get("anonymous", "false")
+    if anonymous not in ("true", "false"):
+        raise _refuse("anonymous: expected true or false")
     if payer not in (None, "requester"):
         raise _refuse("request_payer: expected requester")
-    if payer and given.get("anonymous") == "true":
+    if payer and anonymous == "true":
         raise _refuse("request_payer and anonymous: an anonymous request has no payer")
     if sse is not None and sse not in _SSE:
         raise _refuse(f"sse: expected one of {', '.join(_SSE)}")

@@ -18,25 +18,24 @@ def may_be_archived(storage_class: str) -> bool:
     return storage_class in _CLASSES
 
 
-def archived(what: str, found: dict[str, Any]) -> HoldfastError | None:
+def archived(uri: str, found: dict[str, Any]) -> HoldfastError | None:
     """Return why an object is unreadable, from the result of HeadObject; None if it is readable."""
     restore = str(found.get("Restore", "")).replace(" ", "")
     place = str(found.get("ArchiveStatus") or found.get("StorageClass", ""))[:_SHOWN]
-    if not found.get("ArchiveStatus") and not may_be_archived(place):
-        return None
-    if 'ongoing-request="false"' in restore:
+    is_archived = bool(found.get("ArchiveStatus")) or may_be_archived(place)
+    if not is_archived or 'ongoing-request="false"' in restore:
         return None
     if 'ongoing-request="true"' in restore:
         return Transient(
-            "restoring", f"{what}: being restored from {place}", "it is tried again until S3 has restored it"
+            "restoring", f"{uri}: being restored from {place}", "it is tried again until S3 has restored it"
         )
-    return refusal(what, place)
+    return refusal(uri, place)
 
 
-def refusal(what: str, place: str) -> Permanent:
+def refusal(uri: str, place: str) -> Permanent:
     """Return the error of an archived object."""
     return Permanent(
         "archived",
-        f"{what}: archived ({place}): it cannot be read before it is restored",
+        f"{uri}: archived ({place}): it cannot be read before it is restored",
         "restore it (`aws s3api restore-object`), or copy it to another storage class; then pull again",
     )

@@ -10,7 +10,6 @@ import asyncio
 import math
 import time
 from collections.abc import Iterator
-from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
@@ -20,25 +19,25 @@ from aiobotocore.config import AioConfig
 from aiobotocore.session import AioSession
 from botocore import UNSIGNED
 from botocore.exceptions import ClientError, NoCredentialsError
-from botocore.loaders import Loader, create_loader
+from botocore.loaders import create_loader
 
 from cached.contract.errors import Permanent
 from cached.contract.manifest import MANIFEST_NAME, MAX_FILE_BYTES, MAX_MANIFEST_BYTES
 from cached.sources.s3.address import S3Address
-from cached.sources.s3.errors import bad_response, is_missing, translate_errors
+from cached.sources.s3.errors import bad_response, is_missing, is_not_modified, translate_errors
 from cached.sources.s3.presigning import PROBE_KEY, Presigner, SigningKeys
 from cached.sources.s3.session import StrictSession
+from cached.transport.target import Headers
 
 _CONNECT_TIMEOUT_S = 10
 _PART_BYTES = 1024 * 1024
-MAX_PAGES = 10_000  # some servers send pages of any size, a faulty one endlessly
-MAX_OBJECTS = 200_000  # about a manifest's maximum; a bucket's root may have any number
+_MAX_PAGES = 10_000  # some servers send pages of any size, a faulty one endlessly
+_MAX_OBJECTS = 200_000  # about a manifest's maximum; a bucket's root may have any number
 
 
 @dataclass(frozen=True, slots=True)
 class S3Object:
-    """One listed object: its full key, size in bytes, ETag as in the HTTP header (in quotes), and its storage class if
-    listed."""
+    """One listed object: its full key, size in bytes, ETag in quotes as in HTTP, and its storage class if listed."""
 
     key: str
     size: int
@@ -46,12 +45,19 @@ class S3Object:
     storage_class: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class S3Manifest:
+    """The bytes of a `holdfast.json`, and its ETag if that is strong."""
+
+    body: bytes
+    etag: str | None
+
+
 @dataclass(slots=True)
 class _Opened:
     """An open client, and its presigner once learned. `can_learn`: False if only botocore can sign."""
 
     session: AioSession
-    context: AbstractAsyncContextManager[Any]
     client: Any
     presigner: Presigner | None = None
     can_learn: bool = True
@@ -74,7 +80,7 @@ class S3Client:
         self._opened: _Opened | None = None
 
     @property
-    def signed_headers(self) -> tuple[tuple[str, str], ...]:
+    def signed_headers(self) -> Headers:
         """The headers that a request for a signed URL needs."""
         payer = self.address.request_payer
         return (("x-amz-request-payer", payer),) if payer else ()
@@ -88,7 +94,7 @@ class S3Client:
         async with self._opening:
             opened, self._opened = self._opened, None
             if opened is not None:
-                await opened.context.__aexit__(None, None, None)
+                await opened.client.close()
 
     async def objects(self, prefix: str) -> list[S3Object]:
         """Return every object under `prefix`, without the empty `…/` keys that consoles create for folders."""
@@ -102,16 +108,16 @@ class S3Client:
             ):
                 number += 1
                 found += listed(page, prefix, where)
-                if len(found) > MAX_OBJECTS or number > MAX_PAGES:
+                if len(found) > _MAX_OBJECTS or number > _MAX_PAGES:
                     raise Permanent(
                         "too_many_files",
-                        f"{where}: expected at most {MAX_OBJECTS} objects on {MAX_PAGES} pages, found more",
+                        f"{where}: expected at most {_MAX_OBJECTS} objects on {_MAX_PAGES} pages, found more",
                         "name the version's own prefix, not the whole bucket",
                     )
         return found
 
-    async def manifest(self) -> bytes | None:
-        """Return the bytes of the version's `holdfast.json`, of bounded size; None without one."""
+    async def manifest(self) -> S3Manifest | None:
+        """Return the version's `holdfast.json`, of bounded size; None without one."""
         key = self.address.prefix + MANIFEST_NAME
         with translate_errors(self.address.uri(key)):
             try:
@@ -134,11 +140,25 @@ class S3Client:
             )
         if len(data) != answer.get("ContentLength", len(data)):
             raise bad_response(self.address.uri(key), f"{len(data)} bytes of {answer['ContentLength']}")
-        return bytes(data)
+        return S3Manifest(bytes(data), _strong(answer.get("ETag")))
+
+    async def has_etag(self, key: str, etag: str) -> bool:
+        """Return whether the object still has this ETag, by a conditional HeadObject."""
+        with translate_errors(self.address.uri(key)):
+            try:
+                await (await self.api()).head_object(
+                    Bucket=self.address.bucket, Key=key, IfNoneMatch=etag, **self.address.request_parameters
+                )
+            except ClientError as error:
+                if is_missing(error):
+                    return False
+                if is_not_modified(error):
+                    return True
+                raise
+            return False  # changed, or a store that takes no conditions: a listing tells
 
     async def head(self, key: str, **more: str) -> dict[str, Any] | None:
-        """Return the attributes of one object from HeadObject, None if it is missing. `more`: parameters of the
-        request."""
+        """Return the result of HeadObject with the parameters `more`, None if the object is missing."""
         with translate_errors(self.address.uri(key)):
             try:
                 found: dict[str, Any] = await (await self.api()).head_object(
@@ -158,7 +178,7 @@ class S3Client:
         """
         with translate_errors(self.address.uri(self.address.key)):
             opened = await self._open()
-            keys = await self._keys_found(opened)
+            keys = await self._keys(opened)
             user = keys.access_key if keys is not None and keys.token is None else ""
             profile = str(opened.session.get_config_variable("profile") or "")
             meta, style = opened.client.meta, opened.client.meta.config.s3 or {}
@@ -193,11 +213,14 @@ class S3Client:
         return url
 
     async def _keys(self, opened: _Opened) -> SigningKeys | None:
-        """Return the current credentials: botocore's chain renews those that expire soon."""
-        keys = await self._keys_found(opened)
-        if keys is None and not self.address.anonymous:
+        """Return the current credentials, None for anonymous requests: botocore's chain renews those soon to expire."""
+        if self.address.anonymous:
+            return None
+        credentials = await opened.session.get_credentials()
+        if credentials is None:
             raise NoCredentialsError
-        return keys
+        frozen = await credentials.get_frozen_credentials()
+        return SigningKeys(frozen.access_key, frozen.secret_key, frozen.token)
 
     async def keys_end_in_s(self) -> float:
         """Return how long the credentials remain valid, in seconds: a signed URL expires with them."""
@@ -207,28 +230,26 @@ class S3Client:
         end = getattr(credentials, "_expiry_time", None)  # renewed credentials have it, and no public attribute
         return max(0.0, end.timestamp() - time.time()) if isinstance(end, datetime) else math.inf
 
-    async def _keys_found(self, opened: _Opened) -> SigningKeys | None:
-        credentials = None if self.address.anonymous else await opened.session.get_credentials()
-        if credentials is None:
-            return None
-        frozen = await credentials.get_frozen_credentials()
-        return SigningKeys(frozen.access_key, frozen.secret_key, frozen.token)
-
     async def _open(self) -> _Opened:
         async with self._opening:
             if self._opened is None:
                 session = AioSession(profile=self.address.profile)
-                session.register_component("data_loader", _library())
-                context = self._create(session)
-                self._opened = _Opened(session, context, await context.__aenter__())
+                session.register_component("data_loader", _load_library())
+                creation = session.create_client(
+                    "s3",
+                    region_name=self.address.region,
+                    endpoint_url=self.address.endpoint_url,
+                    config=self._configuration(),
+                )
+                self._opened = _Opened(session, await creation.__aenter__())
             return self._opened
 
-    def _create(self, session: AioSession) -> AbstractAsyncContextManager[Any]:
-        address = self.address
-        config = AioConfig(
+    def _configuration(self) -> AioConfig:
+        style = self.address.addressing_style
+        return AioConfig(
             # Not the default: without it botocore signs S3 URLs with version 2 wherever that is still accepted.
-            signature_version=UNSIGNED if address.anonymous else "s3v4",
-            s3={"addressing_style": address.addressing_style} if address.addressing_style else None,
+            signature_version=UNSIGNED if self.address.anonymous else "s3v4",
+            s3={"addressing_style": style} if style else None,
             connect_timeout=_CONNECT_TIMEOUT_S,
             read_timeout=self._read_timeout_s,
             http_session_cls=StrictSession,
@@ -238,22 +259,15 @@ class S3Client:
             request_checksum_calculation="when_required",
             response_checksum_validation="when_required",
         )
-        context: AbstractAsyncContextManager[Any] = session.create_client(
-            "s3", region_name=address.region, endpoint_url=address.endpoint_url, config=config
-        )
-        return context
 
 
-@cache
-def _library() -> Loader:
-    """Return botocore's description of S3, read once: reading takes a tenth of a second of the event loop, and every
-    attempt at a version opens its own client, so that changed credentials apply at once."""
-    return create_loader()
+# botocore's description of S3, read once: reading takes a tenth of a second of the event loop, and every attempt at a
+# version opens its own client, so that changed credentials apply at once.
+_load_library = cache(create_loader)
 
 
 def listed(page: dict[str, Any], prefix: str, where: str) -> Iterator[S3Object]:
-    """Yield the objects of one page of a listing. Raises `Transient` (`bad_response`) for entries that no listing of
-    `prefix` has."""
+    """Yield the objects of one page. Raises `Transient` (`bad_response`) if it is no listing of `prefix`."""
     for item in page.get("Contents", ()):
         key, size, etag = item.get("Key"), item.get("Size"), item.get("ETag", "")
         if not isinstance(key, str) or not key.startswith(prefix):
@@ -262,6 +276,10 @@ def listed(page: dict[str, Any], prefix: str, where: str) -> Iterator[S3Object]:
             raise bad_response(where, f"the size {str(size)[:40]} of {key[:200]!r}")
         if not (key.endswith("/") and size == 0):
             yield S3Object(key, size, quoted(etag), str(item.get("StorageClass", "")))
+
+
+def _strong(etag: str | None) -> str | None:
+    return quoted(etag) if etag and not etag.startswith("W/") else None
 
 
 def quoted(etag: str) -> str:

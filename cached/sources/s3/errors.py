@@ -17,6 +17,7 @@ from botocore.parsers import ResponseParserError
 from cached.contract.errors import HoldfastError, Permanent, Transient, http_code
 from cached.contract.program import limits
 from cached.sources.s3.archive import refusal
+from cached.transport.errors import is_retried
 
 _LIBRARY = (
     *(boto.BotoCoreError, boto.ClientError, ResponseParserError, aiohttp.ClientError, TimeoutError, OSError),
@@ -48,7 +49,6 @@ _THROTTLED = frozenset(
     | {"TooManyRequestsException", "RequestLimitExceeded", "RequestTimeout", "BandwidthLimitExceeded"}
 )
 _SHOWN_WORD = 128
-_AGAIN = frozenset({408, 425, 429})
 _WHERE = "check endpoint_url, the proxy and the network"
 _BUSY = "it is tried again; if it stays so, look at the server's health and request limits"
 
@@ -58,66 +58,62 @@ class StrangeAnswer(Exception):
 
 
 @contextmanager
-def translate_errors(what: str) -> Iterator[None]:
-    """Raise botocore's errors as a `HoldfastError` about `what` (a plain s3:// URI)."""
+def translate_errors(uri: str) -> Iterator[None]:
+    """Raise botocore's errors as a `HoldfastError` about `uri` (a plain s3:// URI)."""
     try:
         yield
     except _LIBRARY as error:
-        raise translate(error, what) from error
+        raise _translate(error, uri) from error
 
 
-def translate(error: Exception, what: str) -> HoldfastError:
-    """Return our error for `error`, which happened at `what`."""
+def _translate(error: Exception, uri: str) -> HoldfastError:
+    """Return our error for `error`, which happened at `uri`."""
     if isinstance(error, boto.ClientError):
-        return _answered(error, what)
-    short = limits.find_limit_error(error, what)
+        return _answered(error, uri)
+    short = limits.find_limit_error(error, uri)
     if short is not None:
         return short
     name = type(error).__name__
     if isinstance(error, _CREDENTIALS):
-        return Permanent("unauthorized", f"{what}: no usable AWS credentials ({_clean(str(error))})", _SIGN_IN)
+        return Permanent("unauthorized", f"{uri}: no usable AWS credentials ({_clean(str(error))})", _SIGN_IN)
     if isinstance(error, (boto.ParamValidationError, boto.InvalidRegionError, boto.UnsupportedS3ConfigurationError)):
-        return Permanent("bad_source", f"{what}: {_clean(str(error))}", "correct the location")
+        return Permanent("bad_source", f"{uri}: {_clean(str(error))}", "correct the location")
     strange = next((cause for cause in _causes(error) if isinstance(cause, StrangeAnswer)), None)
     if strange is not None:
-        return bad_response(what, str(strange))
+        return bad_response(uri, str(strange))
     certificate = next((cause for cause in _causes(error) if isinstance(cause, ssl.SSLCertVerificationError)), None)
     if certificate is not None:
         return Permanent(
             "tls_verification",
-            f"{what}: the server's certificate is not trusted ({_clean(str(certificate))})",
+            f"{uri}: the server's certificate is not trusted ({_clean(str(certificate))})",
             "check endpoint_url, or name the authority's certificates in AWS_CA_BUNDLE",
         )
     if isinstance(error, boto.SSLError):
         return Transient(
             "tls",
-            f"{what}: the server's certificate was not accepted, or TLS failed ({_clean(str(error))})",
+            f"{uri}: the server's certificate was not accepted, or TLS failed ({_clean(str(error))})",
             "name the authority's certificates in AWS_CA_BUNDLE",
         )
     if isinstance(error, (ResponseParserError, ValueError)):  # the latter when botocore parses a number or a date
-        return bad_response(what, f"something that is no S3 server's ({name})")
+        return bad_response(uri, f"something that is no S3 server's ({name})")
     if isinstance(error, RecursionError):  # botocore follows every redirect to find the bucket's region
-        return Permanent("redirect_loop", f"{what}: redirected without end", _WHERE)
+        return Permanent("redirect_loop", f"{uri}: redirected without end", _WHERE)
     if isinstance(error, boto.PaginationError):
-        return bad_response(what, "a next page that is the same again")
+        return bad_response(uri, "a next page that is the same again")
     if isinstance(error, (boto.ReadTimeoutError, TimeoutError)):
-        return Transient("stalled", f"{what}: the server did not answer in time", _BUSY)
+        return Transient("stalled", f"{uri}: the server did not answer in time", _BUSY)
     if isinstance(error, _BROKEN):
-        return Transient(
-            "connect",
-            f"{what}: no connection, or it broke ({name}: {_clean(str(error))})",
-            _WHERE,
-        )
+        return Transient("connect", f"{uri}: no connection, or it broke ({name}: {_clean(str(error))})", _WHERE)
     if isinstance(error, OSError):
         return Permanent(
-            "unauthorized", f"{what}: credentials could not be read ({error.strerror}: {error.filename})", _SIGN_IN
+            "unauthorized", f"{uri}: credentials could not be read ({error.strerror}: {error.filename})", _SIGN_IN
         )
-    return Permanent("s3", f"{what}: {name}: {_clean(str(error))}", "check the location and the AWS configuration")
+    return Permanent("s3", f"{uri}: {name}: {_clean(str(error))}", "check the location and the AWS configuration")
 
 
-def bad_response(what: str, found: str) -> Transient:
+def bad_response(uri: str, found: str) -> Transient:
     """Return the error of an answer that no S3 server sends, or that contradicts the request."""
-    return Transient("bad_response", f"{what}: expected an answer of an S3 server, found {found}", _WHERE)
+    return Transient("bad_response", f"{uri}: expected an answer of an S3 server, found {found}", _WHERE)
 
 
 def is_missing(error: boto.ClientError) -> bool:
@@ -125,53 +121,58 @@ def is_missing(error: boto.ClientError) -> bool:
     return _code(error) in ("NoSuchKey", "404")
 
 
-def _answered(error: boto.ClientError, what: str) -> HoldfastError:
+def is_not_modified(error: boto.ClientError) -> bool:
+    """Return whether the answer to a conditional request means that the object is unchanged."""
+    return _code(error) in ("304", "NotModified")
+
+
+def _answered(error: boto.ClientError, uri: str) -> HoldfastError:
     code, status = _code(error), _status(error)
     said = _clean(f"{code}: {error.response.get('Error', {}).get('Message', '')}".rstrip(": "))
     if code in _SKEWED:
         return Transient(
             "clock_skew",
-            f"{what}: the server finds this machine's clock too far from its own ({said})",
+            f"{uri}: the server finds this machine's clock too far from its own ({said})",
             "synchronise the node's clock (chrony, systemd-timesyncd)",
         )
     if code in _UNAUTHORIZED or (status == 401 and code not in _FORBIDDEN):
-        return Permanent("unauthorized", f"{what}: the server refused the credentials ({said})", _SIGN_IN)
+        return Permanent("unauthorized", f"{uri}: the server refused the credentials ({said})", _SIGN_IN)
     if error.operation_name.startswith("AssumeRole") and status in (400, 403):
         return Permanent(
             "unauthorized",
-            f"{what}: the role could not be assumed ({said})",
+            f"{uri}: the role could not be assumed ({said})",
             "let the role's trust policy name this cluster's OIDC provider and the pod's service account",
         )
     if code in _ELSEWHERE:
-        return _wrong_region(error, what, said)
+        return _wrong_region(error, uri, said)
     if code == "InvalidObjectState":
-        return refusal(what, str(error.response.get("Error", {}).get("StorageClass", "an archive"))[:40])
+        return refusal(uri, str(error.response.get("Error", {}).get("StorageClass", "an archive"))[:40])
     if code in _FORBIDDEN:
         return Permanent(
             "forbidden",
-            f"{what}: access denied ({said})",
+            f"{uri}: access denied ({said})",
             "allow s3:GetObject and s3:ListBucket; to publish, s3:PutObject and s3:DeleteObject too; where a policy "
             "demands encryption headers, add sse=… (and kms_key_id=…) to the location, for a requester-pays bucket "
             "request_payer=requester",
         )
-    if code in _THROTTLED or status >= 500 or status in _AGAIN:
-        return Transient(http_code(status), f"{what}: the server is busy or failing ({said})", _BUSY)
+    if code in _THROTTLED or is_retried(status):
+        return Transient(http_code(status), f"{uri}: the server is busy or failing ({said})", _BUSY)
     if code == "NoSuchBucket":
         return Permanent(
-            "not_found", f"{what}: there is no such bucket ({said})", "correct the bucket's name, or endpoint_url"
+            "not_found", f"{uri}: there is no such bucket ({said})", "correct the bucket's name, or endpoint_url"
         )
     if status == 404:
-        return Permanent("not_found", f"{what}: not found ({said})", "check the location")
-    return Permanent(http_code(status), f"{what}: the server refused the request ({said})", "check the location")
+        return Permanent("not_found", f"{uri}: not found ({said})", "check the location")
+    return Permanent(http_code(status), f"{uri}: the server refused the request ({said})", "check the location")
 
 
-def _wrong_region(error: boto.ClientError, what: str, said: str) -> Permanent:
+def _wrong_region(error: boto.ClientError, uri: str, said: str) -> Permanent:
     answer: dict[str, Any] = error.response
     headers = answer.get("ResponseMetadata", {}).get("HTTPHeaders", {})
     region = answer.get("Error", {}).get("Region") or headers.get("x-amz-bucket-region") or "another"
     return Permanent(
         "wrong_region",
-        f"{what}: the bucket is in the region {_clean(str(region))} ({said})",
+        f"{uri}: the bucket is in the region {_clean(str(region))} ({said})",
         "add ?region=… to the location, or set AWS_DEFAULT_REGION",
     )
 

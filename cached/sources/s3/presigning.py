@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from urllib.parse import parse_qsl, quote, urlsplit
 
+from cached.transport.target import Headers
+
 # All characters of a key that a URL writes differently.
 PROBE_KEY = "/a b/./../+%ä~'()*:@&=$,;#?"
 _ALGORITHM = "AWS4-HMAC-SHA256"
@@ -29,19 +31,11 @@ class SigningKeys:
     token: str | None = field(repr=False)
 
 
-@dataclass(frozen=True, slots=True)
-class Scope:
-    """The scope of a signature."""
-
-    region: str
-    service: str
-
-
 class Presigner:
     """Signs GETs below `base`, a URL that ends where the key begins. `headers` are sent and signed."""
 
-    def __init__(self, base: str, scope: Scope | None, headers: tuple[tuple[str, str], ...]) -> None:
-        """`scope`: None for unsigned URLs."""
+    def __init__(self, base: str, scope: str | None, headers: Headers) -> None:
+        """`scope`: region and service of a signature, as `us-east-1/s3/aws4_request`; None for unsigned URLs."""
         parts = urlsplit(base)
         self._base = base
         self._path = parts.path
@@ -52,9 +46,8 @@ class Presigner:
         self._derived: tuple[tuple[str, str], bytes] | None = None
 
     @classmethod
-    def learn(cls, url: str, keys: SigningKeys | None, headers: tuple[tuple[str, str], ...]) -> Presigner | None:
-        """Return a presigner from `url`, botocore's for `PROBE_KEY` signed with `keys`; None if it cannot reproduce the
-        URL."""
+    def learn(cls, url: str, keys: SigningKeys | None, headers: Headers) -> Presigner | None:
+        """Return a presigner from botocore's `url` for `PROBE_KEY` and `keys`; None if it cannot reproduce that."""
         parts, ending = urlsplit(url), _quoted(PROBE_KEY)
         if not parts.path.endswith(ending):
             return None
@@ -62,11 +55,11 @@ class Presigner:
         given = dict(parse_qsl(parts.query))
         if not given:
             return cls(base, None, headers)
-        credential = given.get("X-Amz-Credential", "").split("/")
+        credential = given.get("X-Amz-Credential", "").split("/", 2)
         lifetime = given.get("X-Amz-Expires", "")
-        if keys is None or len(credential) != 5 or not lifetime.isdecimal():
+        if keys is None or len(credential) != 3 or not lifetime.isdecimal():
             return None
-        presigner = cls(base, Scope(credential[2], credential[3]), headers)
+        presigner = cls(base, credential[2], headers)
         return presigner if presigner.sign(PROBE_KEY, keys, int(lifetime), given.get("X-Amz-Date")) == url else None
 
     def sign(self, key: str, keys: SigningKeys | None, lifetime_s: int, at: str | None = None) -> str:
@@ -76,8 +69,7 @@ class Presigner:
             return self._base + _quoted(key)
         assert keys is not None
         at = at or time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
-        day = at[:8]
-        scope = f"{day}/{self._scope.region}/{self._scope.service}/aws4_request"
+        scope = f"{at[:8]}/{self._scope}"
         values = (_ALGORITHM, f"{keys.access_key}/{scope}", at, str(lifetime_s), self._names)
         query = "&".join(f"{name}={_encoded(value)}" for name, value in zip(_SIGNED, values, strict=True))
         if keys.token is not None:
@@ -86,16 +78,16 @@ class Presigner:
         path = _quoted(key)
         request = f"GET\n{self._path}{path}\n{canonical}\n{self._headers}\n{self._names}\nUNSIGNED-PAYLOAD"
         text = f"{_ALGORITHM}\n{at}\n{scope}\n{sha256(request.encode()).hexdigest()}"
-        signature = hmac.new(self._key(keys, day, self._scope), text.encode(), sha256).hexdigest()
+        signature = hmac.new(self._key(keys, scope), text.encode(), sha256).hexdigest()
         return f"{self._base}{path}?{query}&{_SIGNATURE}={signature}"
 
-    def _key(self, keys: SigningKeys, day: str, scope: Scope) -> bytes:
+    def _key(self, keys: SigningKeys, scope: str) -> bytes:
         """Return the signing key, which is the same all day."""
-        if self._derived is None or self._derived[0] != (keys.secret_key, day):
+        if self._derived is None or self._derived[0] != (keys.secret_key, scope):
             derived = f"AWS4{keys.secret_key}".encode()
-            for part in (day, scope.region, scope.service, "aws4_request"):
+            for part in scope.split("/"):
                 derived = hmac.new(derived, part.encode(), sha256).digest()
-            self._derived = (keys.secret_key, day), derived
+            self._derived = (keys.secret_key, scope), derived
         return self._derived[1]
 
 

@@ -62,12 +62,8 @@ class _Answer:
                 self._answer.close()
                 raise StrangeAnswer(f"more than {_MAX_ANSWER_BYTES} bytes")
         if data and self._answer.status == 200:
-            _check_xml(data)  # botocore would report anything else as a failure of the server, a 500
+            try:
+                ElementTree.fromstring(data)  # noqa: S314 - as botocore reads it, which would report a 500 for a page
+            except ElementTree.ParseError as error:
+                raise StrangeAnswer("something else than XML") from error
         return bytes(data)
-
-
-def _check_xml(data: bytearray) -> None:
-    try:
-        ElementTree.fromstring(data)  # noqa: S314 - as botocore reads it
-    except ElementTree.ParseError as error:
-        raise StrangeAnswer("something else than XML") from error

@@ -10,11 +10,11 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
 
-from cached.contract.errors import HoldfastError, Permanent, Transient
+from cached.contract.errors import HoldfastError, Permanent
 from cached.contract.manifest import MANIFEST_NAME, MAX_FILE_BYTES, PUBLISHING_NAME, Manifest
 from cached.core.listing import Listing, RemoteFile, WeakValidators, is_reserved
 from cached.sources.base import identity_of
-from cached.sources.manifests import read_manifest
+from cached.sources.manifests import read_manifest, unfinished_publish
 from cached.sources.s3.address import S3Address
 from cached.sources.s3.archive import archived, may_be_archived
 from cached.sources.s3.client import S3Client, S3Object, quoted
@@ -44,12 +44,11 @@ class S3Source:
         return self._address.display
 
     async def resolve(self) -> Listing:
-        """List the version from `holdfast.json`, else from the prefix, else as a single object with exactly this
-        key."""
+        """List the version from `holdfast.json`, else the prefix, else as the single object with exactly this key."""
         data = await self._client.manifest()
         if data is not None:
             where = self._address.uri(self._address.prefix + MANIFEST_NAME)
-            return self._published(read_manifest(data, where), await self._identity())
+            return self._published(read_manifest(data.body, where), await self._identity(), data.etag)
         files = await self._list()
         if not files and self._address.key and not self._address.key.endswith("/"):
             files = await self._single()
@@ -61,6 +60,10 @@ class S3Source:
                 "check the bucket, the prefix and endpoint_url",
             )
         return Listing(files, await self._identity())
+
+    async def is_current(self, tag: str) -> bool:
+        """Return whether `holdfast.json` still has the ETag `tag`."""
+        return await self._client.has_etag(self._address.prefix + MANIFEST_NAME, tag)
 
     async def locate(self, file: RemoteFile) -> Target:
         """Sign a GET of the listed object: with `If-Match`, or for its version if the bucket keeps versions."""
@@ -82,11 +85,11 @@ class S3Source:
     async def _identity(self) -> str:
         return identity_of(self.kind, *await self._client.describe_identity())
 
-    def _published(self, manifest: Manifest, identity: str) -> Listing:
+    def _published(self, manifest: Manifest, identity: str, etag: str | None) -> Listing:
         # No validator: the sha256 decides, also after a copy of the objects.
         prefix = self._address.prefix
         files = tuple(RemoteFile(f.path, prefix + f.path, f.size, sha256=f.sha256) for f in manifest.files)
-        return Listing(files, identity, manifest)
+        return Listing(files, identity, manifest, tag=etag)
 
     async def _list(self) -> tuple[RemoteFile, ...]:
         objects = await self._client.objects(self._address.prefix)
@@ -102,11 +105,7 @@ class S3Source:
         for item in objects:
             path = item.key[len(prefix) :]
             if path in (PUBLISHING_NAME, MANIFEST_NAME):
-                raise Transient(
-                    "publishing",
-                    f"{self._address.uri(item.key)}: a publish is under way, or was interrupted before its manifest",
-                    "let it finish, or run `holdfast publish` again",
-                )
+                raise unfinished_publish(self._address.uri(item.key))
             if not is_reserved(path):
                 files.append(_remote_file(path, item.key, item.size, item.etag, None))
                 if may_be_archived(item.storage_class):
@@ -114,12 +113,11 @@ class S3Source:
         return tuple(sorted(files, key=lambda file: file.path)), archive
 
     async def _problems(self, keys: Sequence[str]) -> dict[str, HoldfastError]:
-        """Return the errors of unreadable objects in an archive's storage class, by key; a restored copy is
-        readable."""
+        """Return the errors by key of objects in an archive's storage class, unless a restored copy is readable."""
         slots = asyncio.Semaphore(_CONNECTIONS)
         found: dict[str, HoldfastError] = {}
 
-        async def look(key: str) -> None:
+        async def check(key: str) -> None:
             async with slots:
                 try:
                     problem = archived(self._address.uri(key), await self._client.head(key) or {})
@@ -130,7 +128,7 @@ class S3Source:
 
         async with asyncio.TaskGroup() as tasks:
             for key in keys:
-                tasks.create_task(look(key))
+                tasks.create_task(check(key))
         return found
 
     async def _single(self) -> tuple[RemoteFile, ...]:
@@ -138,12 +136,11 @@ class S3Source:
         found = await self._client.head(key)
         if found is None:
             return ()
-        name = key.rpartition("/")[2]
         size = found.get("ContentLength")
         if not isinstance(size, int) or not 0 <= size <= MAX_FILE_BYTES:
             raise bad_response(self._address.uri(key), f"the size {str(size)[:40]}")
         problem = archived(self._address.uri(key), found)
-        file = _remote_file(name, key, size, quoted(found.get("ETag", "")), found.get("VersionId"))
+        file = _remote_file(key.rpartition("/")[2], key, size, quoted(found.get("ETag", "")), found.get("VersionId"))
         return (replace(file, problem=problem),)
 
 

@@ -55,8 +55,7 @@ class Cancellation:
 
     @contextlib.contextmanager
     def on_cancel(self, stop: Callable[[], object]) -> Iterator[None]:
-        """Call `stop` on `cancel`, in the cancelling thread, during the `with` block. Raises `Cancelled` as `attach`
-        does."""
+        """Call `stop` on `cancel`, in the cancelling thread, during the `with` block. Raises as `attach` does."""
         with self._lock:
             self.check()
             self._calls.append(stop)

@@ -42,6 +42,16 @@ class Proxy:
         return (("Proxy-Authorization", self.authorization),) if self.authorization else ()
 
 
+@dataclass(frozen=True, slots=True)
+class ConnectionKey:
+    """The key of a connection: one to another origin, through another proxy, or opened for another host's redirect is
+    never reused. `chosen_by`: the other host that redirected here, which excludes internal addresses."""
+
+    origin: Origin
+    proxy: Proxy | None
+    chosen_by: Origin | None
+
+
 class Connector:
     """Opens connections to origins, through the proxy that the environment names, if any. Thread-safe."""
 
@@ -65,29 +75,32 @@ class Connector:
             )
         return Proxy(address.origin, basic(*address.userinfo) if address.userinfo else None)
 
-    def open(self, origin: Origin, chosen_by: Origin | None, cancellation: Cancellation) -> Stream:
-        """Connect to `origin`, with TLS if it is https. Raises `Transient`, `Permanent` or `Cancelled`.
-
-        `chosen_by`: the other host that redirected here, if any, which excludes internal addresses. The stream is
-        attached to `cancellation`.
-        """
-        proxy = self.proxy_of(origin)
+    def open(self, route: ConnectionKey, cancellation: Cancellation) -> Stream:
+        """Connect to the origin of `route`, with TLS if it is https, and attach the stream to `cancellation`. Raises
+        `Transient`, `Permanent` or `Cancelled`."""
+        origin, proxy = route.origin, route.proxy
         place = f"{origin.netloc} through the proxy {proxy.origin.netloc}" if proxy else origin.netloc
-        patience = Deadline(self._settings.header_timeout_s, place)
+        wait_limit = Deadline(self._settings.header_timeout_s, place)
         # The current socket of the connection, closed if the next step fails.
-        held: list[socket.socket] = []
+        sockets: list[socket.socket] = []
         try:
             addresses = _resolve(proxy.origin if proxy else origin)
-            if chosen_by is not None:
-                _check_inward(origin, chosen_by, [] if proxy else addresses)
-            held = [_dial(addresses, self._settings.connect_timeout_s, cancellation)]
+            if route.chosen_by is not None:
+                _check_not_internal(origin, route.chosen_by, [] if proxy else addresses)
+            sockets = [_dial(addresses, self._settings.connect_timeout_s, cancellation)]
             if origin.scheme == "https":
                 if proxy:
-                    self._tunnel(held[0], proxy, origin, cancellation)
-                held = [self._secure(held[0], origin.host, cancellation)]
-            return Stream(held[0], self._settings.tick_s, cancellation, patience)
+                    self._tunnel(sockets[0], proxy, origin, cancellation)
+                # Wrapping moves the descriptor into a new object: the handshake starts only after that one can be
+                # cancelled.
+                cancellation.detach(sockets[0])
+                secured = self._wrap_in_tls(sockets[0], origin.host)
+                sockets = [secured]
+                cancellation.attach(secured)
+                secured.do_handshake()
+            return Stream(sockets[0], self._settings.tick_s, cancellation, wait_limit)
         except BaseException as error:
-            for sock in held:
+            for sock in sockets:
                 cancellation.detach(sock)
                 sock.close()
             if isinstance(error, OSError):
@@ -108,8 +121,8 @@ class Connector:
         return False
 
     def _tunnel(self, sock: socket.socket, proxy: Proxy, origin: Origin, cancellation: Cancellation) -> None:
-        patience = Deadline(self._settings.header_timeout_s, f"the proxy {proxy.origin.netloc}")
-        stream = Stream(sock, self._settings.tick_s, cancellation, patience)
+        wait_limit = Deadline(self._settings.header_timeout_s, f"the proxy {proxy.origin.netloc}")
+        stream = Stream(sock, self._settings.tick_s, cancellation, wait_limit)
         headers = (("Host", origin.authority), ("User-Agent", self._settings.user_agent), *proxy.headers)
         lines = "".join(f"{name}: {value}\r\n" for name, value in headers)
         stream.send(f"CONNECT {origin.authority} HTTP/1.1\r\n{lines}\r\n".encode("ascii"))
@@ -120,32 +133,21 @@ class Connector:
         if status // 100 != 2:
             raise Transient("connect", shown, "it is tried again; if it goes on, ask the operator of the proxy")
 
-    def _secure(self, sock: socket.socket, host: str, cancellation: Cancellation) -> ssl.SSLSocket:
+    def _wrap_in_tls(self, sock: socket.socket, host: str) -> ssl.SSLSocket:
         sock.settimeout(self._settings.connect_timeout_s)
-        # Wrapping moves the descriptor into a new object: the handshake starts only after that one can be cancelled.
-        cancellation.detach(sock)
         # Ragged ends stay errors: over TLS Python reports a reset by nothing else, and a truncated body has no clean
         # end.
-        secured = self._tls.wrap_socket(
+        return self._tls.wrap_socket(
             sock, server_hostname=host, do_handshake_on_connect=False, suppress_ragged_eofs=False
         )
-        try:
-            cancellation.attach(secured)
-            secured.do_handshake()
-        except BaseException:
-            cancellation.detach(secured)
-            secured.close()
-            raise
-        return secured
 
 
 def _resolve(origin: Origin) -> Sequence[_Found]:
     return socket.getaddrinfo(origin.host, origin.port, type=socket.SOCK_STREAM)
 
 
-def _check_inward(origin: Origin, chosen_by: Origin, addresses: Sequence[_Found]) -> None:
-    """Refuse a redirect to this machine or its metadata service, unless the redirecting host has such an address
-    itself."""
+def _check_not_internal(origin: Origin, chosen_by: Origin, addresses: Sequence[_Found]) -> None:
+    """Refuse a redirect to this machine or its metadata service, unless the redirecting host is there too."""
     hosts = [origin.host, *(str(address[0]) for *_, address in addresses)]
     if any(map(is_internal, hosts)) and not any(is_internal(str(address[0])) for *_, address in _resolve(chosen_by)):
         raise Permanent(

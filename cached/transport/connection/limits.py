@@ -14,8 +14,7 @@ _BURST_S = 0.1
 
 
 class BandwidthLimit:
-    """At most `rate` bytes a second over all callers; None means no limit. `clock` returns monotonic seconds, `sleep`
-    waits for seconds."""
+    """At most `rate` bytes a second over all callers; None: no limit. `clock` and `sleep` are in monotonic seconds."""
 
     def __init__(self, rate: int | None, clock: Callable[[], float], sleep: Callable[[float], None]) -> None:
         self.rate = rate
@@ -35,11 +34,8 @@ class BandwidthLimit:
         if self.rate is None:
             return
         with self._lock:
-            now = self._clock()
-            start = max(self._free_at, now - _BURST_S)
+            start = max(self._free_at, self._clock() - _BURST_S)
             self._free_at = start + size / self.rate
-            wait_s = start - now
-        until = now + wait_s
-        while (left_s := until - self._clock()) > 0:
+        while (left_s := start - self._clock()) > 0:
             cancellation.check()
             self._sleep(min(left_s, _BURST_S))

@@ -7,24 +7,12 @@ from __future__ import annotations
 
 import threading
 import time
-from dataclasses import dataclass
 
-from cached.transport.connection.connect import Proxy
-from cached.transport.connection.stream import Idle, Stream
-from cached.transport.urls import Origin
+from cached.transport.connection.connect import ConnectionKey
+from cached.transport.connection.stream import IdleState, Stream
 
 _MAX_IDLE = 64
 _MAX_IDLE_S = 60.0  # most servers and load balancers close at 60 to 75 s
-
-
-@dataclass(frozen=True, slots=True)
-class ConnectionKey:
-    """The key of a connection: one to another origin, through another proxy, or opened for another host's redirect is
-    never reused."""
-
-    origin: Origin
-    proxy: Proxy | None
-    chosen_by: Origin | None
 
 
 class IdlePool:
@@ -44,17 +32,21 @@ class IdlePool:
                     return None
                 self._idle.remove(found)
             stream = found[2]
-            if stream.check_idle() is Idle.QUIET:
+            if stream.check_idle() is IdleState.QUIET:
                 return stream
             stream.close()
 
     def put(self, route: ConnectionKey, stream: Stream) -> None:
         """Keep `stream`, which has no pending response; close connections that were idle too long."""
         now = time.monotonic()
+        surplus = []
         with self._lock:
-            if not self._closed:
+            if self._closed:
+                surplus.append(stream)
+            else:
                 self._idle.append((route, now, stream))
-            surplus = [stream] if self._closed else self._expire(now)
+            while self._idle and (len(self._idle) > _MAX_IDLE or now - self._idle[0][1] > _MAX_IDLE_S):
+                surplus.append(self._idle.pop(0)[2])
         for old in surplus:
             old.close()
 
@@ -65,9 +57,3 @@ class IdlePool:
             idle, self._idle = self._idle, []
         for _, _, stream in idle:
             stream.close()
-
-    def _expire(self, now: float) -> list[Stream]:
-        surplus = []
-        while self._idle and (len(self._idle) > _MAX_IDLE or now - self._idle[0][1] > _MAX_IDLE_S):
-            surplus.append(self._idle.pop(0)[2])
-        return surplus

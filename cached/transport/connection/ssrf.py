@@ -22,10 +22,5 @@ def is_internal(host: str) -> bool:
         return False
     if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
         address = address.ipv4_mapped
-    return (
-        address.is_loopback
-        or address.is_link_local
-        or address.is_unspecified
-        or address.is_multicast
-        or address in _METADATA
-    )
+    is_special = address.is_loopback or address.is_link_local or address.is_unspecified or address.is_multicast
+    return is_special or address in _METADATA

@@ -6,6 +6,7 @@ head. Errors of the socket pass through to the caller, which knows the URL.
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import socket
 import ssl
@@ -33,23 +34,23 @@ class WaitLimit(Protocol):
 class Deadline:
     """A limit of waiting time in total."""
 
-    def __init__(self, seconds: float, what: str) -> None:
+    def __init__(self, seconds: float, subject: str) -> None:
         self._limit_s = self._left_s = seconds
-        self._what = what
+        self._subject = subject
 
     def record_wait(self, seconds: float, received: int) -> None:  # noqa: ARG002 - a head that arrives byte by byte is no progress
         self._left_s -= seconds
         if self._left_s <= 0:
-            raise Transient("stalled", f"{self._what}: no answer within {self._limit_s:g} s", "it is tried again")
+            raise Transient("stalled", f"{self._subject}: no answer within {self._limit_s:g} s", "it is tried again")
 
 
 class StallClock:
     """A minimum of bytes in each window of waiting; the time between two receives does not count."""
 
-    def __init__(self, window_s: float, min_bytes: int, what: str) -> None:
+    def __init__(self, window_s: float, min_bytes: int, subject: str) -> None:
         self._window_s = window_s
         self._min_bytes = min_bytes
-        self._what = what
+        self._subject = subject
         self._waited_s = 0.0
         self._received = 0
 
@@ -61,13 +62,13 @@ class StallClock:
         elif self._waited_s >= self._window_s:
             raise Transient(
                 "stalled",
-                f"{self._what}: expected at least {self._min_bytes} bytes in {self._window_s:g} s, "
+                f"{self._subject}: expected at least {self._min_bytes} bytes in {self._window_s:g} s, "
                 f"found {self._received}",
                 "it is tried again; if it goes on, look at the network to that host",
             )
 
 
-class Idle(enum.Enum):
+class IdleState(enum.Enum):
     """The state of an idle connection: open, closed, or with unexpected bytes."""
 
     QUIET = enum.auto()
@@ -78,13 +79,13 @@ class Idle(enum.Enum):
 class Stream:
     """A connected socket, plain or TLS. Not thread-safe, except that a cancellation may wake it."""
 
-    def __init__(self, sock: socket.socket, tick_s: float, cancellation: Cancellation, patience: WaitLimit) -> None:
+    def __init__(self, sock: socket.socket, tick_s: float, cancellation: Cancellation, wait_limit: WaitLimit) -> None:
         self._sock = sock
         self._tls = isinstance(sock, ssl.SSLSocket)
         self._tick_s = tick_s
-        self._held = bytearray()
+        self._buffered = bytearray()
         self._cancellation = cancellation
-        self._patience = patience
+        self.wait_limit = wait_limit
         self.answered = False
         if self._tls:
             sock.settimeout(tick_s)
@@ -95,16 +96,12 @@ class Stream:
             tick = struct.pack("@ll", int(tick_s), int(tick_s % 1 * 1_000_000))
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, tick)
 
-    def begin(self, cancellation: Cancellation, patience: WaitLimit) -> None:
+    def begin(self, cancellation: Cancellation, wait_limit: WaitLimit) -> None:
         """Start an exchange; raises `Cancelled`."""
         self._cancellation = cancellation
-        self._patience = patience
+        self.wait_limit = wait_limit
         self.answered = False
         cancellation.attach(self._sock)
-
-    def set_wait_limit(self, patience: WaitLimit) -> None:
-        """Replace the limit of waiting."""
-        self._patience = patience
 
     def end_exchange(self) -> None:
         """End an exchange: the connection is idle, and the cancellation no longer covers it."""
@@ -118,46 +115,45 @@ class Stream:
         self._sock.sendall(data)
 
     def receive(self, view: memoryview) -> int:
-        """Receive into a non-empty `view` and return the count: all of it if the socket can, at least one byte, or 0 at
-        the end."""
-        if not self._held:
+        """Receive into a non-empty `view`, to its end if the socket can; return the count, 0 at the end of data."""
+        if not self._buffered:
             return self._wait(view, socket.MSG_WAITALL)
-        size = min(len(view), len(self._held))
-        view[:size] = self._held[:size]
-        del self._held[:size]
+        size = min(len(view), len(self._buffered))
+        view[:size] = self._buffered[:size]
+        del self._buffered[:size]
         return size
 
     def readline(self, limit: int = 64 * 1024) -> bytes:
         """Read one line with its end, or `limit` bytes of it. Raises `EndOfStream` if the peer closes before."""
         searched = 0
         while True:
-            end = self._held.find(b"\n", searched, limit)
-            if end >= 0 or len(self._held) >= limit:
+            end = self._buffered.find(b"\n", searched, limit)
+            if end >= 0 or len(self._buffered) >= limit:
                 size = end + 1 if end >= 0 else limit
-                line = bytes(self._held[:size])
-                del self._held[:size]
+                line = bytes(self._buffered[:size])
+                del self._buffered[:size]
                 return line
-            searched = len(self._held)
+            searched = len(self._buffered)
             scratch = bytearray(_HEAD_READ_BYTES)
             received = self._wait(memoryview(scratch), 0)
             if received == 0:
                 raise EndOfStream("closed by the other side")
-            self._held += scratch[:received]
+            self._buffered += scratch[:received]
 
-    def check_idle(self) -> Idle:
+    def check_idle(self) -> IdleState:
         """Return the state of an idle connection without waiting."""
-        if self._held:
-            return Idle.DATA
+        if self._buffered:
+            return IdleState.DATA
         try:
             # MSG_PEEK works on the ciphertext, where a TLS session ticket looks like data, so TLS needs a real read.
-            found = self._look_tls() if self._tls else self._sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+            found = self._read_tls_at_once() if self._tls else self._sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
         except (BlockingIOError, ssl.SSLWantReadError):
-            return Idle.QUIET
+            return IdleState.QUIET
         except OSError:
-            return Idle.CLOSED
-        return Idle.DATA if found else Idle.CLOSED
+            return IdleState.CLOSED
+        return IdleState.DATA if found else IdleState.CLOSED
 
-    def _look_tls(self) -> bytes:
+    def _read_tls_at_once(self) -> bytes:
         self._sock.settimeout(0)
         try:
             return self._sock.recv(1)
@@ -167,16 +163,11 @@ class Stream:
     def _wait(self, view: memoryview, flags: int) -> int:
         while True:
             began = time.monotonic()
-            received = self._receive(view, flags)
+            received: int | None = None  # after a tick without bytes
+            with contextlib.suppress(BlockingIOError, TimeoutError):
+                received = self._sock.recv_into(view) if self._tls else self._sock.recv_into(view, 0, flags)
             self._cancellation.check()  # a socket that was shut down still returns received bytes
-            self._patience.record_wait(time.monotonic() - began, received or 0)
+            self.wait_limit.record_wait(time.monotonic() - began, received or 0)
             if received is not None:
                 self.answered = self.answered or received > 0
                 return received
-
-    def _receive(self, view: memoryview, flags: int) -> int | None:
-        """Make one system call; return the bytes received, 0 at the end, None for a tick without any."""
-        try:
-            return self._sock.recv_into(view) if self._tls else self._sock.recv_into(view, 0, flags)
-        except (BlockingIOError, TimeoutError):
-            return None

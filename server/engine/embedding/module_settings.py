@@ -186,7 +186,11 @@ def read_layer_pooling(folder: Path) -> LayerPoolingSettings:
 def read_dropout(folder: Path) -> None:
     """Check the file of a module that only acts in training."""
     path = folder / "config.json"
-    refuse_unknown(path, read_document(path), ("dropout",))
+    document = read_document(path)
+    refuse_unknown(path, document, ("dropout",))
+    found = document.get("dropout", 0.2)
+    if not isinstance(found, int | float) or not 0 <= found <= 1:
+        raise damaged(path, f"dropout: expected a number from 0 to 1, found {found!r}")
 
 
 READERS: dict[str, Callable[[Path], StepSettings | None]] = {

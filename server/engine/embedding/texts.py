@@ -40,7 +40,9 @@ class EmbeddingTexts:
         if self.context is not None and self.context < 1:
             raise _no_context(f"{self.context}: {positions} positions, {own} in the tokenizer's files")
         self._side: str = self._tokenizer.truncation_side
-        self.padding_id: int = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+        padding = tokenizer.pad_token_id
+        # Padding is masked, so any id does where the tokenizer's own is none that the encoder has.
+        self.padding_id: int = padding if padding is not None and 0 <= padding < vocabulary else 0
         self._prompt_tokens = self._count_prompts()
 
     def encode(self, request: EmbeddingRequest) -> tuple[EncodedText, ...]:

@@ -18,6 +18,7 @@ from cached.contract.program.units import format_size
 from server.weights.cuda.processors import find_near
 from server.weights.cuda.ring import Ring
 from server.weights.cuda.runtime import Runtime
+from server.weights.errors import WeightsError
 from server.weights.settings import LoaderSettings
 
 # What cuBLAS, NCCL and the allocator need besides the weights.
@@ -182,8 +183,8 @@ def _accelerator(device: torch.device, settings: LoaderSettings | None) -> Accel
     return Accelerator(device, runtime, memory, settings or LoaderSettings.from_environment())
 
 
-def _unsupported(device: object) -> Permanent:
-    return Permanent(
+def _unsupported(device: object) -> WeightsError:
+    return WeightsError(
         "unsupported_device",
         f"expected cpu, cuda or cuda:N, found {device!r}",
         "load onto the CPU and move the tensors",

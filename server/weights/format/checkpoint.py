@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
-from cached.contract.errors import Permanent
-from server.weights.format.safetensors import Header, ShardListing, TensorEntry, list_shards, open_file, read_header
+from server.weights.errors import WeightsError
+from server.weights.format.listing import ShardListing, list_shards
+from server.weights.format.safetensors import Header, TensorEntry, open_file, read_header
 
 _THREADS = 8
 
-# A file, several files, or a model's folder with `model.safetensors` or an index.
-Source: TypeAlias = "str | os.PathLike[str] | Sequence[str | os.PathLike[str]]"
+# A file, several files, a model's folder (`listing.py` says which of its files), or a listing of one.
+Source: TypeAlias = "str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | ShardListing"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +36,7 @@ class WeightFile:
         """Raise `Permanent` (`weights_changed`) where the file changed since its header was read."""
         now = os.fstat(self.descriptor)
         if (now.st_size, now.st_mtime_ns) != (self.size, self.mtime_ns):
-            raise Permanent(
+            raise WeightsError(
                 "weights_changed",
                 f"{self.path}: expected {self.size} bytes last changed at {self.mtime_ns} ns, found "
                 f"{now.st_size} bytes changed at {now.st_mtime_ns} ns: it was written to while it was loaded",
@@ -53,12 +54,11 @@ class Located(NamedTuple):
 class Checkpoint:
     """Open files, and their tensors by name in the order of the files and of their bytes. Close it, or use `with`."""
 
-    def __init__(self, files: list[WeightFile]) -> None:
+    def __init__(self, files: list[WeightFile], listing: ShardListing) -> None:
         self.files = files
         self.tensors = {
-            name: Located(number, entry)
-            for number, file in enumerate(files)
-            for name, entry in file.header.tensors.items()
+            name: Located(number, files[number].header.tensors[name])
+            for name, number in listing.locate([file.header for file in files]).items()
         }
 
     @property
@@ -86,21 +86,26 @@ class Checkpoint:
 
 def open_checkpoint(source: Source) -> Checkpoint:
     """Open and check every file of `source`; raises `Permanent`."""
-    if isinstance(source, str | os.PathLike):
-        path = Path(source)
-        listing = list_shards(path) if path.is_dir() else ShardListing([path])
-    else:
-        listing = ShardListing([Path(item) for item in source])
-    paths = listing.paths
+    listing = _list(source)
+    paths = list(listing.paths)
     if not paths or len(set(paths)) < len(paths):
-        raise Permanent("no_weights", f"expected one or more different files, found {paths}", "name each file once")
-    checkpoint = Checkpoint(_open_all(paths))
+        raise WeightsError("no_weights", f"expected one or more different files, found {paths}", "name each file once")
+    files = _open_all(paths)
     try:
-        listing.check({file.path: file.header for file in checkpoint.files})
+        return Checkpoint(files, listing)
     except BaseException:
-        checkpoint.close()
+        for file in files:
+            os.close(file.descriptor)
         raise
-    return checkpoint
+
+
+def _list(source: Source) -> ShardListing:
+    if isinstance(source, ShardListing):
+        return source
+    if not isinstance(source, str | os.PathLike):
+        return ShardListing([Path(item) for item in source])
+    path = Path(source)
+    return list_shards(path) if path.is_dir() else ShardListing([path])
 
 
 def _open_all(paths: list[Path]) -> list[WeightFile]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from cached.contract.errors import Permanent
+from server.weights.errors import WeightsError
 from server.weights.format.safetensors import TensorEntry
 
 # The parser reads the F6 types, but torch has no dtype for them.
@@ -53,8 +53,8 @@ def convert(dtype: torch.dtype, target: torch.dtype | None) -> torch.dtype:
     return target if target is not None and dtype in CONVERTED else dtype
 
 
-def _unsupported(name: str, entry: TensorEntry, why: str) -> Permanent:
-    return Permanent(
+def _unsupported(name: str, entry: TensorEntry, why: str) -> WeightsError:
+    return WeightsError(
         "unsupported_dtype",
         f"the tensor {name!r} is {entry.dtype} of shape {list(entry.shape)}, {why}",
         "convert the model, or leave the tensor out",

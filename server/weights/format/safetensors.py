@@ -13,23 +13,24 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cached.contract.errors import Permanent
+from server.weights.errors import MissingFile, WeightsError
+from server.weights.format.foreign import HEAD_BYTES, identify
 from server.weights.settings import PAGE
 
 MAX_HEADER_BYTES = 100_000_000
-SINGLE_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
-_MAX_INDEX_BYTES = 100_000_000
 _MAX_RANK = 64  # torch's own limit
 _METADATA = "__metadata__"
 _LENGTH_BYTES = 8
 _ENTRY_KEYS = {"dtype", "shape", "data_offsets"}
 # Every string of a JSON text in order; the group marks a key.
 _STRINGS = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"(\s*:)?', re.DOTALL)
+
+_DAMAGED = "the file is damaged or no safetensors file: publish the model again"
+_SHORT = "a download or a copy was cut short: download the file again, then publish the model again"
 
 _Pairs = Callable[[list[tuple[str, Any]]], dict[str, Any]]
 
@@ -64,6 +65,8 @@ def open_file(path: Path) -> int:
     """Open a weight file for reading and return its descriptor; raises `Permanent` (`unreadable`)."""
     try:
         return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError as error:
+        raise MissingFile(path) from error
     except OSError as error:
         raise _unreadable(path, error) from error
 
@@ -75,13 +78,17 @@ def read_header(path: Path, descriptor: int) -> Header:
         with os.fdopen(descriptor, "rb", buffering=PAGE, closefd=False) as file:
             prefix = file.read(_LENGTH_BYTES)
             if len(prefix) < _LENGTH_BYTES:
-                raise _refuse(path, f"expected a header length of 8 bytes, found a file of {size} bytes")
+                raise _refuse(path, f"expected a header length of 8 bytes, found a file of {size} bytes", _SHORT)
             length = int.from_bytes(prefix, "little")
+            data = file.read(min(length, size) if length <= MAX_HEADER_BYTES else HEAD_BYTES)
+            if not data.startswith(b"{"):
+                found = identify((prefix + data)[:HEAD_BYTES])
+                if found is not None:
+                    raise _refuse(path, f"expected weights, found {found.kind}, of {size} bytes", found.remedy)
             if length > MAX_HEADER_BYTES:
                 raise _refuse(path, f"the header says it is {length} bytes long, at most {MAX_HEADER_BYTES} are read")
             if _LENGTH_BYTES + length > size:
-                raise _refuse(path, f"the header says it is {length} bytes long, but the file has {size} bytes")
-            data = file.read(length)
+                raise _refuse(path, f"the header says it is {length} bytes long, but the file has {size} bytes", _SHORT)
     except OSError as error:
         raise _unreadable(path, error) from error
     if len(data) != length:
@@ -96,8 +103,10 @@ def parse_header(path: Path, data: bytes, file_size: int) -> Header:
     if not data.startswith(b"{"):
         raise _refuse(path, "expected the header to begin with `{`")
     document = _json(path, data, None)
-    keys, has_metadata = len(document), _METADATA in document
-    metadata = document.pop(_METADATA, {})
+    keys, has_metadata = len(document), document.get(_METADATA) is not None
+    metadata = document.pop(_METADATA, None)
+    if metadata is None:  # as the reference reads null
+        metadata = {}
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise _refuse(path, f"expected `{_METADATA}` to map text to text")
     start = _LENGTH_BYTES + len(data)
@@ -116,68 +125,9 @@ def parse_header(path: Path, data: bytes, file_size: int) -> Header:
             raise _refuse(path, f"{name!r} {fault}: expected to begin at byte {end}, found {entry.begin}")
         end = entry.end
     if end != file_size:
-        raise _refuse(path, f"the tensors end at byte {end}, but the file has {file_size} bytes")
+        remedy = _SHORT if end > file_size else _DAMAGED
+        raise _refuse(path, f"the tensors end at byte {end}, but the file has {file_size} bytes", remedy)
     return Header(ordered, metadata if has_metadata else None)
-
-
-@dataclass(frozen=True, slots=True)
-class ShardListing:
-    """Weight files; `weight_map` is the content of the folder's `index`, if there is one."""
-
-    paths: list[Path]
-    index: Path | None = None
-    weight_map: dict[str, str] = field(default_factory=dict)
-
-    def check(self, headers: dict[Path, Header]) -> None:
-        """Raise `Permanent` where two files hold the same tensor, or the files disagree with the index."""
-        seen: dict[str, Path] = {}
-        for path, header in headers.items():
-            for tensor in header.tensors:
-                if tensor in seen:
-                    raise _refuse(path, f"the tensor {tensor!r} is also in {seen[tensor].name}")
-                seen[tensor] = path
-        for tensor, name in self.weight_map.items():
-            found = seen.get(tensor)
-            if self.index is not None and (found is None or found.name != name):
-                raise _refuse(
-                    self.index,
-                    f"the tensor {tensor!r} should be in {name}, found in {found.name if found else 'no file'}",
-                )
-
-
-def list_shards(directory: Path) -> ShardListing:
-    """List the weight files of a folder without opening them; raises `Permanent` where there are none."""
-    single, index = directory / SINGLE_FILE, directory / INDEX_FILE
-    if single.is_file():
-        return ShardListing([single])
-    if not index.is_file():
-        suffixes = (".safetensors", ".bin", ".pt", ".gguf")
-        names = sorted(entry.name for entry in directory.iterdir() if entry.suffix in suffixes)
-        raise Permanent(
-            "no_weights",
-            f"expected {SINGLE_FILE} or {INDEX_FILE} in {directory}, found "
-            f"{', '.join(names[:5]) or 'no weights at all'}",
-            "publish the model's safetensors files; other formats are not read, for they can carry code",
-        )
-    weight_map = _weight_map(index)
-    return ShardListing([directory / name for name in sorted(set(weight_map.values()))], index, weight_map)
-
-
-def _weight_map(index: Path) -> dict[str, str]:
-    try:
-        size = index.stat().st_size
-        if size > _MAX_INDEX_BYTES:
-            raise _refuse(index, f"{size} bytes, at most {_MAX_INDEX_BYTES} are read")
-        document = _json(index, index.read_bytes(), _unique(index))
-    except OSError as error:
-        raise _unreadable(index, error) from error
-    weight_map = document.get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise _refuse(index, "expected `weight_map` to map tensors to files")
-    for tensor, name in weight_map.items():
-        if not isinstance(name, str) or name in ("", ".", "..") or "/" in name or "\0" in name:
-            raise _refuse(index, f"the tensor {tensor!r} names the file {name!r}, expected a file in the same folder")
-    return weight_map
 
 
 def _entry(path: Path, name: str, item: object, start: int) -> TensorEntry:
@@ -258,11 +208,9 @@ def _unique(path: Path) -> _Pairs:
     return unique
 
 
-def _refuse(path: Path, message: str) -> Permanent:
-    return Permanent(
-        "invalid_weights", f"{path}: {message}", "the file is damaged or no safetensors file: publish the model again"
-    )
+def _refuse(path: Path, message: str, remedy: str = _DAMAGED) -> WeightsError:
+    return WeightsError("invalid_weights", f"{path}: {message}", remedy)
 
 
-def _unreadable(path: Path, error: OSError) -> Permanent:
-    return Permanent("unreadable", f"{path}: {error.strerror}", "check that the version is complete and may be read")
+def _unreadable(path: Path, error: OSError) -> WeightsError:
+    return WeightsError("unreadable", f"{path}: {error.strerror}", "check that the version is complete and may be read")

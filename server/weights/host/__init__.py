@@ -1,1 +1,1 @@
-"""Files in host memory: maps, the page cache, readers and readahead. Law: opens files for reading only."""
+"""Files in host memory: maps, arrays, the page cache, readers and readahead. Law: opens files for reading only."""

@@ -1,6 +1,6 @@
-"""Tensors on the CPU: views of the files' own pages, which all processes of a node share.
+"""Files in this process's memory, from which tensors on the CPU are made: mapped, or copied.
 
-Law: copies only the few tensors whose offset their dtype does not allow. Pages are loaded on access; on a file system
+Law: a map is the files' own pages, which all processes of a node share. Pages are loaded on access; on a file system
 with large folios (ext4, xfs, btrfs of current kernels) that costs next to nothing, and loading them all beforehand made
 the sum of loading and reading slower where it was measured, on those and on tmpfs.
 """
@@ -11,39 +11,35 @@ import mmap
 import os
 import threading
 from collections.abc import Iterable
+from typing import NamedTuple, TypeAlias
 
-import torch
-
-from cached.contract.errors import Permanent
 from cached.contract.program import limits
+from server.weights.errors import WeightsError
 from server.weights.format.checkpoint import Checkpoint, Located, WeightFile
-from server.weights.format.dtypes import resolve
 from server.weights.host.page_cache import count_cached, read_ahead
-from server.weights.settings import PAGE
+from server.weights.host.reader import read_exactly
+from server.weights.settings import PAGE, Backend
 
 _SAMPLES, _SAMPLE_BYTES = 64, PAGE
 
 
+class HostBytes(NamedTuple):
+    """The bytes of a tensor: `buffer` from `offset` on. Whoever keeps the buffer keeps the bytes."""
+
+    buffer: mmap.mmap | bytearray
+    offset: int
+
+
 class HostMap:
-    """The files of a checkpoint in this process's memory. Its tensors outlive it, and the checkpoint."""
+    """The files of a checkpoint in this process's memory. Its bytes outlive it, and the checkpoint."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self._files = checkpoint.files
         self._maps = [_map(file) for file in checkpoint.files]
 
-    def view(self, name: str, located: Located) -> torch.Tensor:
-        """Return the tensor `name`; raises `Permanent` where torch lacks its dtype."""
-        entry = located.entry
-        dtype, shape = resolve(name, entry)
-        size = entry.end - entry.begin
-        if size == 0:
-            return torch.empty(shape, dtype=dtype)
-        found = self._maps[located.file]
-        if entry.begin % dtype.itemsize == 0:
-            return torch.frombuffer(found, dtype=dtype, count=size // dtype.itemsize, offset=entry.begin).view(shape)
-        # Legal, though no known writer does it; kernels need aligned elements, so these few bytes are copied.
-        raw = torch.frombuffer(found, dtype=torch.uint8, count=size, offset=entry.begin)
-        return raw.clone().view(dtype).view(shape)
+    def find_bytes(self, located: Located) -> HostBytes:
+        """Return the bytes of a tensor, as the page cache has them."""
+        return HostBytes(self._maps[located.file], located.entry.begin)
 
     def read_ahead(self, located: Iterable[Located]) -> None:
         """Have the kernel read the uncached bytes of these tensors from disk, in a thread. The checkpoint is open.
@@ -62,6 +58,29 @@ class HostMap:
             if not limits.start_threads([ahead]):  # the pages are loaded on access
                 for descriptor, _, _ in uncached:
                     os.close(descriptor)
+
+
+class HostCopies:
+    """Copies of the bytes of a checkpoint's files, made one by one while the checkpoint is open."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self._files = checkpoint.files
+
+    def find_bytes(self, located: Located) -> HostBytes:
+        """Read the bytes of a tensor; raises `Permanent` where the file is shorter now."""
+        entry = located.entry
+        copied = bytearray(entry.end - entry.begin)
+        read_exactly(self._files[located.file], memoryview(copied), entry.begin)
+        return HostBytes(copied, 0)
+
+
+# The bytes of a checkpoint on the CPU.
+HostFiles: TypeAlias = HostMap | HostCopies
+
+
+def open_host_files(checkpoint: Checkpoint, backend: Backend) -> HostFiles:
+    """Return the bytes of an open checkpoint in the way that `backend` says."""
+    return HostMap(checkpoint) if backend is Backend.MMAP else HostCopies(checkpoint)
 
 
 def _read_ahead(spans: list[tuple[int, int, int]]) -> None:
@@ -90,6 +109,6 @@ def _map(file: WeightFile) -> mmap.mmap:
         # a segmentation fault, and never reaches the file.
         return mmap.mmap(file.descriptor, 0, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE)
     except (OSError, ValueError) as error:
-        raise Permanent(
+        raise WeightsError(
             "unreadable", f"{file.path}: cannot be mapped: {error}", "check memory and the mount"
         ) from error

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from cached.contract.errors import HoldfastError
 from cached.contract.program import limits
-from server.weights.format.safetensors import list_shards
+from server.weights.format.listing import list_shards
 from server.weights.host import memory
 from server.weights.host.page_cache import read_ahead
 

@@ -12,7 +12,7 @@ import os
 from contextlib import suppress
 from typing import NamedTuple
 
-from cached.contract.errors import Permanent
+from server.weights.errors import WeightsError
 from server.weights.format.checkpoint import WeightFile
 from server.weights.host.page_cache import PageCache, read_ahead
 from server.weights.settings import PAGE, Io, LoaderSettings
@@ -51,7 +51,7 @@ class Reader:
                 # All in one request: the kernel's own readahead requests a little at a time.
                 with suppress(OSError):
                     read_ahead(self.file.descriptor, begin, end)
-        self._read_buffered(view[slot + done : slot + end - begin], begin + done)
+        read_exactly(self.file, view[slot + done : slot + end - begin], begin + done)
         return ReadBytes(end - begin if cold else 0, done)
 
     def close(self) -> None:
@@ -76,24 +76,26 @@ class Reader:
                 break
         return max(0, min(done, end - low) - begin % PAGE)
 
-    def _read_buffered(self, view: memoryview, offset: int) -> None:
-        while view:
-            try:
-                count = os.preadv(self.file.descriptor, [view], offset)
-            except OSError as error:
-                raise Permanent(
-                    "unreadable",
-                    f"{self.file.path}: cannot be read at byte {offset}: {error.strerror}",
-                    "check the disk (the node's kernel log), and have the version fetched again",
-                ) from error
-            if count == 0:
-                raise Permanent(
-                    "weights_changed",
-                    f"{self.file.path}: expected {self.file.size} bytes, found its end at byte {offset}: "
-                    "it was truncated while it was loaded",
-                    "load it again, from a snapshot that no process writes to",
-                )
-            view, offset = view[count:], offset + count
+
+def read_exactly(file: WeightFile, view: memoryview, offset: int) -> None:
+    """Fill `view` from byte `offset` of the file, through the cache; raises `Permanent` where the file is shorter."""
+    while view:
+        try:
+            count = os.preadv(file.descriptor, [view], offset)
+        except OSError as error:
+            raise WeightsError(
+                "unreadable",
+                f"{file.path}: cannot be read at byte {offset}: {error.strerror}",
+                "check the disk (the node's kernel log), and have the version fetched again",
+            ) from error
+        if count == 0:
+            raise WeightsError(
+                "weights_changed",
+                f"{file.path}: expected {file.size} bytes, found its end at byte {offset}: "
+                "it was truncated while it was loaded",
+                "load it again, from a snapshot that no process writes to",
+            )
+        view, offset = view[count:], offset + count
 
 
 class _Presence:

@@ -1,4 +1,4 @@
-"""What versions share: blobs, snapshots, flights."""
+"""What versions share: blobs, snapshots, downloads."""
 
 from __future__ import annotations
 

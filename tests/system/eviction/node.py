@@ -1,9 +1,9 @@
-"""A node in one thread: the daemon's own scheduler, deliveries, transfers, flights, janitor, ledger, holdings and store
-over a real tree, with a clock, a disk, an origin and a cluster that a test moves by hand.
+"""A node in one thread: the daemon's own reconciler, version fetches, downloads, publisher, ledger, inventory
+and store over a real tree, with a clock, a disk, an origin and a cluster that a test moves by hand.
 
 Law: only what surrounds those parts is replaced: the threads (a job waits until the test does it), the byte path (a
-flight has the bytes it is given), the origin, the cluster, the clock and the disk's free space. Nothing happens unless
-the test says so, so that the same choices always give the same life.
+download has the bytes it is given), the origin, the cluster, the clock and the disk's free space. Nothing happens
+unless the test says so, so that the same choices always give the same life.
 """
 
 from __future__ import annotations
@@ -29,19 +29,18 @@ from cached.contract.status import ModelStatus
 from cached.core.catalog import EMPTY_CATALOG, Catalog, parse_catalog
 from cached.core.demand import PodWant
 from cached.core.listing import Listing, RemoteFile
-from cached.core.space import DiskSpace, Ledger, OnDisk, Reservation
+from cached.core.space import DiskSpace, Ledger, Reservation
 from cached.daemon.main import _adopt_statuses
-from cached.daemon.metrics import DaemonGauges, DaemonMetrics
-from cached.daemon.reconciler import Reconciler, ReconcilerParts
-from cached.fetch import downloads, reservation
+from cached.daemon.metrics import DaemonMetrics
+from cached.daemon.reconciler import Reconciler
+from cached.fetch import downloads
 from cached.fetch.attempt import Verified
 from cached.fetch.download import Download
-from cached.fetch.downloads import Downloads
-from cached.fetch.reservation import DownloadSpace
-from cached.fetch.version import VersionFetches, VersionFetchParts
+from cached.fetch.downloads import Downloads, DownloadSpace
+from cached.fetch.version import VersionFetches
 from cached.node import inventory, threads
 from cached.node.inventory import Inventory
-from cached.node.publisher import NodeParts, Publisher
+from cached.node.publisher import Publisher
 from cached.node.status_files import StatusFiles
 from cached.node.threads import Blocking
 from cached.sources.base import Source, identity_of
@@ -216,73 +215,73 @@ class _Place:
 
 
 class Bytes:
-    """Stands for the workers: a flight has the bytes that the test gives it."""
+    """Stands for the workers: a download has the bytes that the test gives it."""
 
     def __init__(self, layout: Layout, disk: Disk, journal: DigestJournal) -> None:
         self._layout = layout
         self._disk = disk
         self._journal = journal
-        self.flights: list[Download] = []
+        self.downloads: list[Download] = []
         self.begun = 0
 
-    def submit(self, flights: Iterable[Download]) -> None:
-        for flight in flights:
-            self.flights.append(flight)
+    def submit(self, downloads: Iterable[Download]) -> None:
+        for download in downloads:
+            self.downloads.append(download)
             self.begun += 1
 
     def changed(self, *_flights: Download) -> None:
-        """A flight ended: what is called off before its first record leaves nothing on the disk."""
-        for flight in [each for each in self.flights if each.result.done()]:
-            self.flights.remove(flight)
-            if flight.result.exception() is not None and flight.spec.key.size is None:
-                flight.left_bytes = 0
-                ingest.forget(self._layout, flight.spec.key.id)
-                flight.left_bytes = 0
+        """A download ended: what is called off before its first record leaves nothing on the disk."""
+        for download in [each for each in self.downloads if each.result.done()]:
+            self.downloads.remove(download)
+            if download.result.exception() is not None and download.spec.key.size is None:
+                download.left_bytes = 0
+                ingest.forget(self._layout, download.spec.key.id)
+                download.left_bytes = 0
                 self._disk.changed()
 
-    def give(self, flight: Download, size: int) -> bool:
-        """Have `size` bytes of the flight's file on the disk; False where there was no room for them."""
-        folder = self._layout.ingest / flight.spec.key.id
+    def give(self, download: Download, size: int) -> bool:
+        """Have `size` bytes of the download's file on the disk; False where there was no room for them."""
+        folder = self._layout.ingest / download.spec.key.id
         try:
-            allotment_of(flight).grow(size)
+            allotment_of(download).grow(size)
         except HoldfastError as error:
-            flight._settle(error)
+            download._settle(error)
             return False
         folder.mkdir(exist_ok=True)
         with (folder / "data").open("ab") as data:
-            total = flight.spec.key.size or size
+            total = download.spec.key.size or size
             if total:
                 os.posix_fallocate(data.fileno(), 0, total)
-        flight.left_bytes = ingest.allocated_bytes(folder)
+        download.left_bytes = ingest.allocated_bytes(folder)
         self._disk.changed()
         assert self._disk.others + self._disk.ours <= self._disk.capacity, "the disk is overfull"
-        allotment_of(flight).grow(size)
+        allotment_of(download).grow(size)
         return True
 
-    def finish(self, flight: Download, blob: Blob) -> None:
-        """Commit the flight's file, in the order of the real ones."""
-        if not self.give(flight, blob.size):
+    def finish(self, download: Download, blob: Blob) -> None:
+        """Commit the download's file, in the order of the real ones."""
+        if not self.give(download, blob.size):
             return
-        folder = self._layout.ingest / flight.spec.key.id
-        if flight.spec.sha256 is None:
-            self._journal.record({flight.spec.key.id: blob.sha256})
+        folder = self._layout.ingest / download.spec.key.id
+        if download.spec.sha256 is None:
+            self._journal.record({download.spec.key.id: blob.sha256})
         os.truncate(folder / "data", blob.size)
         fresh = blobs.commit(self._layout, folder / "data", blob.sha256)
-        flight.placed = Verified(blob.sha256, blob.size, fresh)
-        ingest.forget(self._layout, flight.spec.key.id)
+        download.placed = Verified(blob.sha256, blob.size, fresh)
+        ingest.forget(self._layout, download.spec.key.id)
         self._disk.changed()
-        flight._settle(Verified(blob.sha256, blob.size, fresh))
+        download._settle(Verified(blob.sha256, blob.size, fresh))
 
-    def fail(self, flight: Download, error: HoldfastError) -> None:
-        flight.left_bytes = 0
-        ingest.forget(self._layout, flight.spec.key.id)
-        flight.left_bytes = 0
+    def fail(self, download: Download, error: HoldfastError) -> None:
+        download.left_bytes = 0
+        ingest.forget(self._layout, download.spec.key.id)
+        download.left_bytes = 0
         self._disk.changed()
-        flight._settle(error)
+        download._settle(error)
 
 
-def allotment_of(flight: Download) -> DownloadSpace:
-    space = flight._space
+def allotment_of(download: Download) -> DownloadSpace:
+    space = download._space
     assert isinstance(space, DownloadSpace)
     return space
 
@@ -371,43 +370,59 @@ class Node:
         self.jobs = Jobs(self._on_job)
         with patch.object(threads, "start_pool", lambda *_, **__: self.jobs):
             pool = Blocking(4)
-        self.board = StatusFiles(self.layout.public, "node", _nothing)
-        self.holdings = Inventory(self.layout, recovered)
-        self.holdings.last_used = {ref: self._last_used.get(ref, 0.0) for ref in self.holdings.models}
+        self.status_files = StatusFiles(self.layout.public, "node", _nothing)
+        self.inventory = Inventory(self.layout, recovered)
+        self.inventory.last_used = {ref: self._last_used.get(ref, 0.0) for ref in self.inventory.models}
         self.ledger = WatchedLedger(limits.quota, self.disk)
-        self.ledger.count_all(OnDisk(recovered.blobs, recovered.ingests, recovered.quarantined))
+        self.ledger.count_all(recovered.on_disk)
         self.lock = Root(self.layout)
         journal = DigestJournal(self.layout.digests, recovered.digests)
-        parts = NodeParts(self.layout, self.lock, self.holdings, self.board, self.ledger, pool, self.cluster, journal)
-        metrics = DaemonMetrics(_no_figures)
+        metrics = DaemonMetrics()
         self.bytes = Bytes(self.layout, self.disk, journal)
-        self.flights = Downloads(self.layout, self.bytes, self.ledger)  # type: ignore[arg-type]  # what it uses of them
-        self.janitor = Publisher(parts)
-        fetching = VersionFetchParts(self.layout, self.flights, self.board, self.janitor, pool, metrics, journal, 600.0)
-        self.transfers = VersionFetches(fetching, self.origin.open)
-        self.scheduler = Reconciler(
-            ReconcilerParts(
-                self.board,
-                self.holdings,
-                self.ledger,
-                self.flights,
-                self.transfers,
-                self.janitor,
-                metrics,
-                self.cluster,
-                self.clock.monotonic,
-            ),
-            limits.high,
-            limits.low,
+        self.downloads = Downloads(self.layout, self.bytes, self.ledger)  # type: ignore[arg-type]  # what it uses of them
+        self.publisher = Publisher(
+            layout=self.layout,
+            root=self.lock,
+            inventory=self.inventory,
+            status_files=self.status_files,
+            ledger=self.ledger,
+            blocking=pool,
+            cluster=self.cluster,
+            journal=journal,
         )
-        self.scheduler.resume(_adopt_statuses(self.layout, self.board, self.holdings, recovered.lost))
-        self.scheduler.use_catalog(self.catalog)
-        self.tasks = [self.loop.create_task(self.scheduler.run())]
+        self.transfers = VersionFetches(
+            layout=self.layout,
+            ledger=self.ledger,
+            downloads=self.downloads,
+            status_files=self.status_files,
+            publisher=self.publisher,
+            blocking=pool,
+            observer=metrics,
+            open_source=self.origin.open,
+            listing_timeout_s=600.0,
+        )
+        self.reconciler = Reconciler(
+            status_files=self.status_files,
+            inventory=self.inventory,
+            ledger=self.ledger,
+            downloads=self.downloads,
+            fetches=self.transfers,
+            publisher=self.publisher,
+            metrics=metrics,
+            cluster=self.cluster,
+            loop=self.loop,
+            clock=self.clock.monotonic,
+            high_watermark=limits.high,
+            low_watermark=limits.low,
+        )
+        self.reconciler.resume(_adopt_statuses(self.layout, self.status_files, self.inventory, recovered.lost))
+        self.reconciler.use_catalog(self.catalog)
+        self.tasks = [self.loop.create_task(self.reconciler.run())]
         self.turn()
 
     def crash(self) -> None:
         """End the daemon as `kill -9` does, between two steps on the disk."""
-        self._last_used = self.holdings.last_used
+        self._last_used = self.inventory.last_used
         self.jobs.die()
         for task in self.tasks:
             task.cancel()
@@ -416,7 +431,7 @@ class Node:
         self.tasks.clear()
         self.turn()
         self.loop.close()
-        self.board.close()
+        self.status_files.close()
         self.lock.close()
 
     def turn(self, times: int = 60) -> None:
@@ -446,7 +461,7 @@ class Node:
         parsed = parse_catalog(text, EMPTY_CATALOG)
         assert not parsed.rejected, parsed.rejected
         self.catalog = parsed.catalog
-        self.scheduler.use_catalog(self.catalog)
+        self.reconciler.use_catalog(self.catalog)
 
     # --- what a test compares --------------------------------------------------------------------------------------
 
@@ -478,7 +493,7 @@ def fake_time(clock: Clock) -> Iterator[None]:
     """Let last uses follow the clock, and streams grow in small steps."""
     with (
         patch.object(inventory, "time", clock),
-        patch.object(reservation, "_STEP_BYTES", 2 * UNIT),
+        patch.object(downloads, "_STEP_BYTES", 2 * UNIT),
         patch.object(downloads, "is_small", lambda _spec: False),  # these blobs stand for large ones
     ):
         yield
@@ -505,7 +520,3 @@ def _dead(*_: object, **__: object) -> Future[Any]:
     future: Future[Any] = Future()
     future.cancel()
     return future
-
-
-def _no_figures() -> DaemonGauges:
-    return DaemonGauges(0, {}, 0, 0, {}, ())

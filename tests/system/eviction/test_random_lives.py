@@ -28,11 +28,12 @@ from hypothesis.stateful import (
 from cached.contract.digest import Digest
 from cached.contract.reference import ModelRef
 from cached.contract.status import State
-from cached.core.demand import Demand, PodWant, Priority, compute_demand
+from cached.core.demand import Demand, PodWant, Priority
+from cached.node.inspection import recount
 from cached.node.inventory import write_pins
-from cached.node.recount import _recount
 from cached.store.ingest import allocated_bytes
-from sidecar.gate.snapshot import HeldSnapshot, hold
+from sidecar.gate.snapshot import HeldSnapshot, hold_snapshot
+from tests.support.demand import compute_demand
 from tests.system.eviction.node import (
     ORIGIN,
     UNIT,
@@ -138,22 +139,22 @@ class Lives(RuleBasedStateMachine):
 
     @rule(ref=refs)
     def pull(self, ref: ModelRef) -> None:
-        self.node.scheduler.pull(ref, None, refresh=False)
+        self.node.reconciler.pull(ref, None, refresh=False)
         self.node.turn()
 
     @rule(ref=refs, keep=st.booleans())
     def pin(self, ref: ModelRef, keep: bool) -> None:
-        pins = self.node.holdings.pins | {ref} if keep else self.node.holdings.pins - {ref}
+        pins = self.node.inventory.pins | {ref} if keep else self.node.inventory.pins - {ref}
         write_pins(self.node.layout, pins)
-        self.node.holdings.pins = pins
+        self.node.inventory.pins = pins
 
     @rule(data=st.data())
     def gate_takes_a_lease(self, data: st.DataObject) -> None:
-        here = sorted(self.node.holdings.models.keys() - self.leases.keys())
+        here = sorted(self.node.inventory.models.keys() - self.leases.keys())
         if not here:
             return
         ref = data.draw(st.sampled_from(here))
-        found = hold(self.node.layout.public, ref)
+        found = hold_snapshot(self.node.layout.public, ref)
         if isinstance(found, HeldSnapshot):
             self.leases[ref] = found
 
@@ -175,25 +176,25 @@ class Lives(RuleBasedStateMachine):
         while self.node.jobs.waiting:
             self.node.do_job(0)
 
-    @precondition(lambda self: self.node.bytes.flights)
+    @precondition(lambda self: self.node.bytes.downloads)
     @rule(index=st.integers(0, 5), units=st.integers(1, 9))
     def bytes_come(self, index: int, units: int) -> None:
-        flight = self.node.bytes.flights[index % len(self.node.bytes.flights)]
-        self.node.bytes.give(flight, min(units * UNIT, _blob(flight.spec.name).size))
+        download = self.node.bytes.downloads[index % len(self.node.bytes.downloads)]
+        self.node.bytes.give(download, min(units * UNIT, _blob(download.spec.name).size))
         self.node.turn()
 
-    @precondition(lambda self: self.node.bytes.flights)
+    @precondition(lambda self: self.node.bytes.downloads)
     @rule(index=st.integers(0, 5))
     def a_flight_lands(self, index: int) -> None:
-        flight = self.node.bytes.flights[index % len(self.node.bytes.flights)]
-        self.node.bytes.finish(flight, _blob(flight.spec.name))
+        download = self.node.bytes.downloads[index % len(self.node.bytes.downloads)]
+        self.node.bytes.finish(download, _blob(download.spec.name))
         self.node.turn()
 
-    @precondition(lambda self: self.node.bytes.flights)
+    @precondition(lambda self: self.node.bytes.downloads)
     @rule(index=st.integers(0, 5), for_good=st.booleans())
     def a_flight_fails(self, index: int, for_good: bool) -> None:
-        flight = self.node.bytes.flights[index % len(self.node.bytes.flights)]
-        self.node.bytes.fail(flight, refused() if for_good else unreachable())
+        download = self.node.bytes.downloads[index % len(self.node.bytes.downloads)]
+        self.node.bytes.fail(download, refused() if for_good else unreachable())
         self.node.turn()
 
     @rule(seconds=st.sampled_from([1.0, 20.0, 70.0, 700.0]))
@@ -204,8 +205,8 @@ class Lives(RuleBasedStateMachine):
     @rule()
     def the_daemon_looks_around(self) -> None:
         """What `app` does every ten seconds."""
-        self.node.begin(self.node.scheduler.look_at_leases())
-        self.node.scheduler.try_what_fits()
+        self.node.begin(self.node.reconciler.update_leases())
+        self.node.reconciler.retry_fitting()
         self._wake()
 
     @rule(units=st.integers(0, 12))
@@ -219,13 +220,13 @@ class Lives(RuleBasedStateMachine):
     def the_origin_goes_and_comes(self, down: bool) -> None:
         self.node.origin.down = unreachable() if down else None
 
-    @precondition(lambda self: self.node.holdings.blobs)
+    @precondition(lambda self: self.node.inventory.blobs)
     @rule(data=st.data())
     def a_blob_goes_bad(self, data: st.DataObject) -> None:
-        known = sorted({sha for sizes in self.node.holdings.blobs.values() for sha in sizes})
+        known = sorted({sha for sizes in self.node.inventory.blobs.values() for sha in sizes})
         sha256 = data.draw(st.sampled_from(known))
         self.bad.add(sha256)  # whoever has it open keeps it, and nobody else gets it
-        self.node.begin(self.node.scheduler.lost_blob(sha256))
+        self.node.begin(self.node.reconciler.quarantine_blob(sha256))
 
     @precondition(lambda self: any(self.node.layout.quarantine.iterdir()))
     @rule(data=st.data(), size=st.integers(0, 3))
@@ -242,15 +243,15 @@ class Lives(RuleBasedStateMachine):
 
     @rule()
     def recount(self) -> None:
-        _recount(self.node.layout, self.node.lock, self.node.ledger)
+        recount(self.node.layout, self.node.lock, self.node.ledger)
         self.recounted = True
 
     @rule()
     def gc(self) -> None:
         async def collect() -> None:
-            for victim in self.node.scheduler.evictable():
-                await self.node.scheduler.evict(victim.ref, victim.digest, "gc")
-            await self.node.scheduler.sweep()
+            for victim in self.node.reconciler.list_evictable():
+                await self.node.reconciler.evict(victim.ref, victim.digest, "gc")
+            await self.node.reconciler.sweep()
 
         self.node.begin(collect())
 
@@ -280,11 +281,11 @@ class Lives(RuleBasedStateMachine):
         node = self.node
         self.evicted[ref] += 1
         assert node.cluster.synced
-        assert ref not in node.holdings.pins
+        assert ref not in node.inventory.pins
         model = node.catalog.models.get(ref.name)
         assert model is None or not model.pin
         assert not any(want.ref == ref and want.pin in (None, digest) for want in node.cluster.pods()), ref
-        if node.holdings.names(digest) == [ref]:
+        if node.inventory.names(digest) == [ref]:
             assert digest in node.cluster.held_back, "the label goes first"
 
     @invariant()
@@ -292,7 +293,7 @@ class Lives(RuleBasedStateMachine):
         for ref, held in self.leases.items():
             if self.bad & {blob.sha256 for blob in self.node.content(ref)}:
                 continue
-            found = hold(self.node.layout.public, ref)
+            found = hold_snapshot(self.node.layout.public, ref)
             assert isinstance(found, HeldSnapshot)
             found.lease.close()
             assert found.snapshot == held.snapshot
@@ -314,15 +315,15 @@ class Lives(RuleBasedStateMachine):
         assert node.disk.ours <= self.most, (node.disk.ours, self.most)
         use = node.ledger.compute_use()
         assert min(use.used, use.reserved, use.dying) >= 0
-        if node.bytes.flights:
-            assert use.reserved > 0 or all(flight.spec.key.size is None for flight in node.bytes.flights)
+        if node.bytes.downloads:
+            assert use.reserved > 0 or all(download.spec.key.size is None for download in node.bytes.downloads)
         else:
-            assert use.reserved == 0, "a reservation that no flight has"
+            assert use.reserved == 0, "a reservation that no download has"
         if not node.jobs.waiting and self.recounted:
             assert use.used == sum(node.committed().values())
             under_way = sum(
                 path.stat().st_blocks * 512
-                for id_ in node.flights.busy()
+                for id_ in node.downloads.busy()
                 for path in (node.layout.ingest / id_).glob("data")
             )
             assert use.dying == node.left_over() - under_way
@@ -331,7 +332,7 @@ class Lives(RuleBasedStateMachine):
     def nothing_breaks(self) -> None:
         """No version ever fails of the disk, or of us: nobody deletes what another one goes on from."""
         codes = {"disk", "internal"} | ({"blob_gone"} if not self.bad else set())
-        for status in self.node.board.all():
+        for status in self.node.status_files.all():
             assert status.error is None or status.error.code not in codes, status
 
     # --- the end ---------------------------------------------------------------------------------------------------
@@ -366,7 +367,7 @@ class Lives(RuleBasedStateMachine):
                 assert node.bytes.begun - begun <= 12 * len(BLOBS), "the same bytes are fetched again and again"
                 self._work_off()
                 return
-        raise AssertionError(f"it never comes to rest: {node.board.all()}, evicted {self.evicted}")
+        raise AssertionError(f"it never comes to rest: {node.status_files.all()}, evicted {self.evicted}")
 
     def _work_off(self) -> None:
         """Whatever can be done without time is done."""
@@ -375,7 +376,7 @@ class Lives(RuleBasedStateMachine):
         for _ in range(100):
             if self.node.jobs.waiting:
                 self.node.do_job(0)
-            elif self.node.bytes.flights:
+            elif self.node.bytes.downloads:
                 self.a_flight_lands(0)
             else:
                 break
@@ -389,7 +390,7 @@ class Lives(RuleBasedStateMachine):
         node = self.node
         demand = self._demand()
         for ref in demand.wants:
-            status = node.board.get(ref)
+            status = node.status_files.get(ref)
             assert status is not None, f"{ref} is wanted and nobody speaks of it"
             if status.state is State.FAILED:
                 assert status.error is not None
@@ -397,7 +398,7 @@ class Lives(RuleBasedStateMachine):
                 assert status.error.code in ("too_large", "digest_mismatch", "not_found"), status
                 if status.error.code == "too_large":
                     assert _size(node.content(ref)) > self._capacity(), "it would fit"
-        for status in node.board.all():
+        for status in node.status_files.all():
             ref = ModelRef(status.model, status.version)
             if status.state in (State.READY, State.FAILED):
                 continue
@@ -410,7 +411,7 @@ class Lives(RuleBasedStateMachine):
             want = demand.wants.get(ref)
             priority = Priority.PULL if want is None else want.priority
             stays = self._stays_for(priority, ref)
-            here = node.janitor.claims.blobs_of(ref)  # what nobody promised is fetched though another version has it
+            here = node.publisher.claims.blobs_of(ref)  # what nobody promised is fetched though another version has it
             anew = {blob for blob in promised if nobody_knows_it(blob.name) and not here.get(blob.sha256)}
             least = _size((*stays, *{*promised} - anew)) + sum(blob.size for blob in anew)
             assert least > self._limit(), f"{ref} would fit beside {stays}: {self._report()}"
@@ -420,34 +421,34 @@ class Lives(RuleBasedStateMachine):
         node = self.node
         demand = self._demand()
         kept: list[Blob] = []
-        for ref, digest in node.holdings.models.items():
+        for ref, digest in node.inventory.models.items():
             model = node.catalog.models.get(ref.name)
             want = demand.wants.get(ref)
             pods = any(each.ref == ref and each.pin in (None, digest) for each in node.cluster.pods())
             met = want is not None and want.pin in (None, digest)
-            kept_for_good = ref in node.holdings.pins or (model is not None and model.pin) or ref in demand.refused
-            leased = ref in self.leases or digest in node.holdings.leased
+            kept_for_good = ref in node.inventory.pins or (model is not None and model.pin) or ref in demand.refused
+            leased = ref in self.leases or digest in node.inventory.leased
             if pods or kept_for_good or leased or (met and priority is not Priority.WAITING):
                 kept += node.content(ref)
         # Who waits in vain, and came first, keeps what it has.
         known, committed = {blob.sha256: blob for blob in BLOBS}, node.committed()
-        for status in node.board.all():
+        for status in node.status_files.all():
             other = ModelRef(status.model, status.version)
             want = demand.wants.get(other)
             if other != waiting and (Priority.PULL if want is None else want.priority) <= priority:
-                kept += [known[sha] for sha in node.janitor.claims.blobs_of(other) if sha in committed]
-                theirs = node.janitor.claims.partials_of(other) - node.janitor.claims.partials_of(waiting)
+                kept += [known[sha] for sha in node.publisher.claims.blobs_of(other) if sha in committed]
+                theirs = node.publisher.claims.partials_of(other) - node.publisher.claims.partials_of(waiting)
                 kept += [Blob(f"partial {id_}", allocated_bytes(node.layout.ingest / id_) // UNIT) for id_ in theirs]
         return tuple(kept)
 
     # --- odds and ends ---------------------------------------------------------------------------------------------
 
     def _wake(self) -> None:
-        self.node.scheduler.wake()
+        self.node.reconciler.wake()
         self.node.turn()
 
     def _demand(self) -> Demand:
-        versions = self.node.scheduler._versions.records.values()
+        versions = self.node.reconciler._versions.records.values()
         pulls = [pull.want for version in versions for pull in version.pulls]
         failed = {(version.ref, pin): error for version in versions for pin, error in version.verdicts.items()}
         return compute_demand(self.node.catalog, self.node.cluster.pods(), pulls, {}, failed)
@@ -464,15 +465,17 @@ class Lives(RuleBasedStateMachine):
     def _report(self) -> str:
         """What there is, for whoever looks for the reason."""
         node = self.node
-        here = {str(ref): [blob.name for blob in node.content(ref)] for ref in node.holdings.models}
+        here = {str(ref): [blob.name for blob in node.content(ref)] for ref in node.inventory.models}
         pods = {str(want.ref): want.pin for want in node.cluster.pods()}
-        said = {f"{status.model}@{status.version}": (str(status.state), status.error) for status in node.board.all()}
+        said = {
+            f"{status.model}@{status.version}": (str(status.state), status.error) for status in node.status_files.all()
+        }
         space = f"{node.ledger.compute_use()}, {node.disk.others} others'"
         return f"here {here}, pods {pods}, leased {list(self.leases)}, said {said}, {space}, {self.limits}"
 
     def _picture(self) -> object:
         """What is here, and what had to go; whatever waits or failed tries again now and then."""
-        return dict(self.node.holdings.models), self.evicted.copy()
+        return dict(self.node.inventory.models), self.evicted.copy()
 
 
 def _blob(name: str) -> Blob:

@@ -205,11 +205,11 @@ def test_what_the_disk_changed_on_the_way_is_never_committed(layout: Layout, tmp
     engine = Engine(layout.root, WorkerSettings(1, 1, None, Sealing.ALWAYS), HttpSettings())
     space = Paused(8 * MIB)
     try:
-        flight = engine.launch(spec, local(_file(tmp_path, data)), space=space)
+        download = engine.launch(spec, local(_file(tmp_path, data)), space=space)
         assert space.reached.wait(60)
         _rot(image_of(layout.root.parent), engine.folder(spec) / "data", 4096)
         space.let_go.set()
-        verified = flight.result.result(60)
+        verified = download.result.result(60)
     finally:
         engine.close()
     check_committed(layout, data, verified)

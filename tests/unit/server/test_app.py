@@ -1,7 +1,14 @@
 from __future__ import annotations
 
+import contextlib
+import http.client
 import json
+import os
+import resource
+import signal
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +17,15 @@ from urllib.parse import urlsplit
 import pytest
 import torch
 
-from tests.support.serving import Published, ServerProcess, eventually, failing, running
+from tests.support.serving import (
+    REPOSITORY,
+    Published,
+    ServerProcess,
+    environment,
+    eventually,
+    failing,
+    running,
+)
 
 BLOCKING_APP = """
 import time
@@ -64,6 +79,13 @@ def rest(connection: socket.socket) -> bytes:
     return b"".join(iter(lambda: connection.recv(65536), b""))
 
 
+def _answer(connection: http.client.HTTPConnection, path: str) -> http.client.HTTPResponse:
+    connection.request("GET", path)
+    answer = connection.getresponse()
+    answer.read()
+    return answer
+
+
 def modules(folder: Path, **sources: str) -> Path:
     """A folder of modules for PYTHONPATH."""
     folder.mkdir(exist_ok=True)
@@ -87,6 +109,101 @@ def test_sigterm_finishes_what_is_in_flight(published_llama: Published, tmp_path
             assert server.get("/v1/models")[0] == 503
             assert rest(connection).rstrip(b"\r\n0").endswith(b"data: [DONE]")
         assert server.process.wait(60) == 0
+
+
+def test_a_server_that_stops_works_on_for_a_while(tmp_path: Path) -> None:
+    """While it lingers, /readyz is 503, work on a kept connection and on a new one is done, and each answer says that
+    its connection closes; then new work is refused, which is logged, and what is in flight ends."""
+    begun, gate = tmp_path / "begun", tmp_path / "gate"
+    path = modules(tmp_path / "code", slow_app=SLOW_APP.format(begun=str(begun), gate=str(gate)))
+    arguments = ("--model-path", str(tmp_path), "--app", "slow_app:factory", "--device", "cpu", "--drain-linger", "3")
+    with running(tmp_path / "log", *arguments, python_path=path) as server:
+        address = urlsplit(server.url)
+        with contextlib.ExitStack() as stack:
+            kept, slow, new = (http.client.HTTPConnection(address.netloc, timeout=60) for _ in range(3))
+            for connection in (kept, slow, new):
+                stack.callback(connection.close)
+            slow.request("GET", "/slow")
+            eventually(begun.exists, "the slow request is in the handler")
+            assert _answer(kept, "/none").getheader("Connection") is None
+            server.process.terminate()
+            eventually(lambda: server.get("/readyz") == (503, "draining: the server is stopping\n"), "not ready")
+            for connection in (kept, new):
+                answer = _answer(connection, "/none")
+                assert (answer.status, answer.getheader("Connection")) == (404, "close")
+            eventually(lambda: server.get("/none")[0] == 503, "the end of the lingering time")
+            refused = server.metric('holdfast_server_refused_total{reason="draining"}')
+            gate.touch()
+            answer = slow.getresponse()
+            assert (answer.status, answer.read(), answer.getheader("Connection")) == (200, b"done", "close")
+        assert server.process.wait(60) == 0
+        log = server.log.read_text()
+        assert refused >= 1 and f"{refused:.0f} requests were refused while stopping" in log
+        assert "GET /none 503" in log
+
+
+@pytest.mark.parametrize(
+    "signals", [(signal.SIGTERM,), (signal.SIGINT,), (signal.SIGTERM, signal.SIGTERM)], ids=["quiet", "Ctrl-C", "twice"]
+)
+def test_a_server_without_clients_stops_at_once(tmp_path: Path, signals: tuple[signal.Signals, ...]) -> None:
+    """Nobody lingers where no client was there lately, nor after Ctrl-C, nor at a second signal."""
+    path = modules(tmp_path / "code", slow_app=SLOW_APP.format(begun=tmp_path / "begun", gate=tmp_path / "gate"))
+    arguments = ("--model-path", str(tmp_path), "--app", "slow_app:factory", "--device", "cpu", "--drain-linger", "900")
+    with running(tmp_path / "log", *arguments, python_path=path) as server:
+        assert signals == (signal.SIGTERM,) or server.get("/none")[0] == 404
+        server.process.send_signal(signals[0])
+        for number in signals[1:]:
+            eventually(lambda: server.get("/readyz")[0] == 503, "not ready")
+            server.process.send_signal(number)
+        assert server.process.wait(60) == 0
+
+
+def test_idle_connections_do_not_silence_the_probes(tmp_path: Path) -> None:
+    """With 300 open files and 400 idle connections /readyz answers, a request in work goes on, and the log stays quiet;
+    so it does where something else takes the descriptors, which is logged once, with the remedy."""
+    begun, gate = tmp_path / "begun", tmp_path / "gate"
+    path = modules(tmp_path / "code", slow_app=SLOW_APP.format(begun=str(begun), gate=str(gate)))
+    arguments = ("--model-path", str(tmp_path), "--app", "slow_app:factory", "--device", "cpu")
+    few = ("prlimit", "--nofile=200:300")
+    with running(tmp_path / "log", *arguments, python_path=path, under=few) as server, contextlib.ExitStack() as stack:
+        address = urlsplit(server.url)
+        slow = http.client.HTTPConnection(address.netloc, timeout=60)
+        stack.callback(slow.close)
+        slow.request("GET", "/slow")
+        eventually(begun.exists, "the slow request is in the handler")
+
+        def connect(number: int) -> None:
+            for _ in range(number):
+                stack.enter_context(socket.create_connection((str(address.hostname), address.port or 0), timeout=60))
+
+        connect(400)
+        for _ in range(20):
+            assert server.get("/readyz")[0] == 200
+        assert server.metric('holdfast_server_connections_closed_total{limit="number"}') > 200
+        assert len(server.log.read_text().splitlines()) <= 10
+        held = len(os.listdir(f"/proc/{server.process.pid}/fd"))
+        resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, (held - 20, held - 20))
+        connect(50)
+        for _ in range(5):
+            assert server.get("/readyz")[0] == 200
+        log = server.log.read_text()
+        assert len(log.splitlines()) <= 12 and log.count("raise the limit of open files") == 1
+        gate.touch()
+        assert slow.getresponse().status == 200
+
+
+def test_too_few_open_files_end_the_start(tmp_path: Path) -> None:
+    """Where the limit is too small a server ends with 1, the limit and the remedy, also in the termination log."""
+    message = tmp_path / "message"
+    message.touch()
+    command = ["prlimit", "--nofile=100:100", sys.executable, "-m", "server", "--model-path", str(tmp_path)]
+    done = subprocess.run(
+        [*command, "--termination-log", str(message)],
+        capture_output=True, text=True, env=environment(tmp_path), cwd=REPOSITORY, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "the limit of open files is 100, and 144 are needed" in done.stderr
+    assert "What to do: raise the limit of open files" in message.read_text()
 
 
 def test_the_drain_timeout_cuts_off_what_is_left(tmp_path: Path) -> None:

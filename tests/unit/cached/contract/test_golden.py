@@ -149,6 +149,17 @@ def test_numbers_beside_another_text_are_compared_too() -> None:
 
 
 def test_what_changed_between_two_environments_is_listed() -> None:
-    """Each version that is another there is a line, with both sides; equal ones are not mentioned."""
-    here = replace(GOLDEN.environment, driver="580.2", packages={"torch": "2.13.0", "numpy": "2.3"})
-    assert GOLDEN.environment.differences(here) == ["driver 570.1 -> 580.2", "numpy none -> 2.3"]
+    """Each version that is another there is a line, with both sides, those that compute first; equal ones are not
+    mentioned, nor packages that are not loaded there."""
+    recorded = replace(
+        GOLDEN.environment, packages={"torch": "2.13.0", "black": "1", "aiohttp": "1", "tokenizers": "1"}
+    )
+    there = {"torch": "2.13.0", "numpy": "2.3", "aiohttp": "2", "black": "2", "isort": "1"}
+    here = replace(recorded, driver="580.2", python="9", packages=there)
+    assert recorded.differences(here, {"torch", "numpy", "aiohttp", "yarl"}) == [
+        "tokenizers 1 -> none",
+        "numpy none -> 2.3",
+        f"python {recorded.python} -> 9",
+        "driver 570.1 -> 580.2",
+        "aiohttp 1 -> 2",
+    ]

@@ -37,33 +37,33 @@ def test_the_first_range_last(tmp_path: Path, origin: HostileOrigin) -> None:
     origin.put("/f", data, etag='"v1"')
     origin.script("/f", hold)
     with open_engine(tmp_path / "root", 2) as engine:
-        flight = engine.launch(spec_of(data), http(origin.url("/f")))
+        download = engine.launch(spec_of(data), http(origin.url("/f")))
         try:
             rest = len(data) - _SEGMENT
             eventually(lambda: engine.counts.received_bytes >= rest)
-            assert not flight.result.done()
+            assert not download.result.done()
         finally:
             hold.let_go.set()
-        check_committed(engine.layout, data, flight.result.result(DEADLINE_S))
+        check_committed(engine.layout, data, download.result.result(DEADLINE_S))
         assert engine.counts.received_bytes == len(data)
 
 
 def test_several_with_their_first_ranges_last(tmp_path: Path, origin: HostileOrigin) -> None:
     """Blobs that share the memory for what is out of order do not wait for each other's pieces."""
-    holds, flights = [Hold() for _ in range(3)], []
+    holds, downloads = [Hold() for _ in range(3)], []
     with open_engine(tmp_path / "root", 4) as engine:
         for n, hold in enumerate(holds):
             data = noise()[n : n + 40 * MIB]
             origin.put(f"/{n}", data, etag='"v1"')
             origin.script(f"/{n}", hold)
-            flights.append((data, engine.launch(spec_of(data, name=str(n)), http(origin.url(f"/{n}")))))
+            downloads.append((data, engine.launch(spec_of(data, name=str(n)), http(origin.url(f"/{n}")))))
         try:
             eventually(lambda: engine.counts.received_bytes >= 3 * 8 * MIB)
         finally:
             for hold in reversed(holds):
                 hold.let_go.set()
-        for data, flight in flights:
-            check_committed(engine.layout, data, flight.result.result(DEADLINE_S))
+        for data, download in downloads:
+            check_committed(engine.layout, data, download.result.result(DEADLINE_S))
 
 
 def test_a_crash_loses_little(tmp_path: Path, origin: HostileOrigin, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,20 +78,20 @@ def test_a_crash_loses_little(tmp_path: Path, origin: HostileOrigin, monkeypatch
     monkeypatch.setattr(os, "fdatasync", slow)
     origin.put("/f", data, etag='"v1"')
     with open_engine(tmp_path / "root", 1) as engine:
-        flight = engine.launch(spec_of(data), http(origin.url("/f")))
+        download = engine.launch(spec_of(data), http(origin.url("/f")))
         try:
             eventually(lambda: engine.counts.received_bytes >= 2 * _SEGMENT)
             assert not threading.Event().wait(0.3)
             assert ranges_of(origin.requests) == [(0, _SEGMENT - 1), (_SEGMENT, 2 * _SEGMENT - 1)]
         finally:
             synced.set()
-        check_committed(engine.layout, data, flight.result.result(DEADLINE_S))
+        check_committed(engine.layout, data, download.result.result(DEADLINE_S))
 
 
 def test_a_sync_that_fails_ends_the_flight(
     tmp_path: Path, origin: HostileOrigin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where the disk cannot make bytes durable the flight ends with that, and none of those bytes is believed later."""
+    """Where the disk cannot make bytes durable the download ends with that, and those bytes count for nothing later."""
     data, failures, real = noise(), [1], os.fdatasync
 
     def fail_once(descriptor: int) -> None:
@@ -116,7 +116,7 @@ def test_a_sync_that_fails_ends_the_flight(
 def test_a_disk_that_refuses_the_last_step(
     tmp_path: Path, origin: HostileOrigin, monkeypatch: pytest.MonkeyPatch, sha256: str | None
 ) -> None:
-    """A commit that the disk refuses ends the flight with an error of ours, and the next one goes through."""
+    """A commit that the disk refuses ends the download with an error of ours, and the next one goes through."""
     data, real = noise(), os.rename
     broken = [True]
 
@@ -150,7 +150,7 @@ def test_an_unknown_digest_is_noted(tmp_path: Path, origin: HostileOrigin) -> No
 
 @pytest.mark.parametrize("size_known", [True, False])
 def test_a_full_disk(tmp_path: Path, origin: HostileOrigin, size_known: bool) -> None:
-    """A disk that is full ends the flight with that, keeps nothing of it, and once there is room it goes through."""
+    """A disk that is full ends the download with that, keeps nothing of it, and once there is room it goes through."""
     data = noise()[: 40 * MIB]
     origin.put("/f", data, etag='"v1"')
     with mounted_image(tmp_path / "disk", "ext4", 100 * MIB) as disk, open_engine(disk / "root", 2) as engine:
@@ -173,9 +173,9 @@ def test_without_direct_access_and_preallocation(tmp_path: Path, origin: Hostile
     with mounted_ramfs(tmp_path / "disk") as disk, open_engine(disk / "root", 2) as engine:
         with pytest.raises(OSError, match="Invalid argument"):
             os.open(disk / "probe", os.O_CREAT | os.O_WRONLY | os.O_DIRECT)
-        flight = engine.launch(spec_of(data), http(origin.url("/f")))
+        download = engine.launch(spec_of(data), http(origin.url("/f")))
         try:
             eventually(lambda: engine.counts.received_bytes >= len(data) - _SEGMENT)
         finally:
             hold.let_go.set()
-        check_committed(engine.layout, data, flight.result.result(DEADLINE_S))
+        check_committed(engine.layout, data, download.result.result(DEADLINE_S))

@@ -16,13 +16,13 @@ SIZES = (0, 1, 4095, 4096, 4097, 4 * MIB - 1, 4 * MIB, 4 * MIB + 1, 32 * MIB - 1
 def test_every_size_arrives(tmp_path: Path, origin: HostileOrigin, connections: int) -> None:
     """A blob of any size is committed with its promised sha256, mode 0444, and its partial folder is gone."""
     with open_engine(tmp_path / "root", connections) as engine:
-        flights = []
+        downloads = []
         for size in SIZES:
             data = noise()[:size]
             origin.put(f"/{size}", data, etag='"v1"')
-            flights.append((data, engine.launch(spec_of(data, name=str(size)), http(origin.url(f"/{size}")))))
-        for data, flight in flights:
-            verified = flight.result.result(60)
+            downloads.append((data, engine.launch(spec_of(data, name=str(size)), http(origin.url(f"/{size}")))))
+        for data, download in downloads:
+            verified = download.result.result(60)
             check_committed(engine.layout, data, verified)
             assert verified.fresh
         assert len(private_files(engine.layout)) == len(SIZES)

@@ -48,8 +48,8 @@ from tests.support.origin_faults import (
 )
 
 
-def _codes(flight: Download) -> tuple[str, bool]:
-    error = flight.result.exception(DEADLINE_S)
+def _codes(download: Download) -> tuple[str, bool]:
+    error = download.result.exception(DEADLINE_S)
     assert isinstance(error, HoldfastError)
     return error.code, error.permanent
 
@@ -105,7 +105,7 @@ def test_what_came_before_a_reset_is_kept(tmp_path: Path, origin: HostileOrigin)
 
 
 def test_three_bad_responses_are_permanent(tmp_path: Path, origin: HostileOrigin) -> None:
-    """A third bad response without a byte of progress ends the flight, and leaves nothing behind."""
+    """A third bad response without a byte of progress ends the download, and leaves nothing behind."""
     data = noise()[:MIB]
     origin.put("/f", data, etag='"v1"')
     origin.script("/f", *[Headers({"Content-Encoding": "gzip"})] * 3)
@@ -131,7 +131,7 @@ def test_connections_cut_together_are_one_bad_response(tmp_path: Path, origin: H
     [(401, "unauthorized"), (403, "forbidden"), (404, "not_found"), (410, "gone"), (418, "http_418")],
 )
 def test_refusals_are_permanent(tmp_path: Path, origin: HostileOrigin, status: int, code: str) -> None:
-    """What a person must mend ends the flight at once, and takes no disk."""
+    """What a person must mend ends the download at once, and takes no disk."""
     data = noise()
     origin.put("/f", data, etag='"v1"')
     origin.script("/f", *[Status(status)] * 20)
@@ -181,17 +181,17 @@ def test_a_git_blob_id_is_checked(tmp_path: Path, origin: HostileOrigin) -> None
 
 
 def test_an_object_that_changed_ends_the_flight(tmp_path: Path, origin: HostileOrigin) -> None:
-    """Another object under the same name ends the flight for a new listing; none of the old one's bytes are kept."""
+    """Another object under the same name ends the download for a new listing; none of the old one's bytes are kept."""
     data = noise()
     origin.put("/f", data, etag='"v1"')
     with open_engine(tmp_path / "root", 1) as engine:
         paused, spec = Paused(40 * MIB), spec_of(data)
-        flight = engine.launch(spec, http(origin.url("/f")), space=paused)
+        download = engine.launch(spec, http(origin.url("/f")), space=paused)
         assert paused.reached.wait(DEADLINE_S)
         origin.put("/f", noise()[::-1], etag='"v2"')
         origin.drop_connections()
         paused.let_go.set()
-        code = _codes(flight)
+        code = _codes(download)
         assert code == ("source_changed", False)
         assert os.listdir(engine.layout.ingest) == []
 
@@ -284,7 +284,7 @@ def test_an_unauthorized_fresh_address_is_permanent(tmp_path: Path, origin: Host
 
 
 def test_after_one_that_ran_out_a_fresh_address_is_permanent(tmp_path: Path, origin: HostileOrigin) -> None:
-    """Access that is taken away in the middle ends the flight: the address that replaces the refused one was fresh."""
+    """Access that is withdrawn in the middle ends the download: the address that replaces the refused one was fresh."""
     data, given = noise(), list[Target]()
     origin.put("/f", data, etag='"v1"')
     origin.script("/f", Headers({}))
@@ -300,7 +300,7 @@ def test_after_one_that_ran_out_a_fresh_address_is_permanent(tmp_path: Path, ori
 
 
 def test_a_locator_that_fails_is_tried_again(tmp_path: Path, origin: HostileOrigin) -> None:
-    """A source that cannot say where the bytes are just now is asked again; one that never can ends the flight."""
+    """A source that cannot say where the bytes are just now is asked again; one that never can ends the download."""
     data = noise()[:MIB]
     origin.put("/f", data, etag='"v1"')
     left = [Transient("http_503", "busy", "", retry_after_s=0.0)]
@@ -319,7 +319,7 @@ def test_a_locator_that_fails_is_tried_again(tmp_path: Path, origin: HostileOrig
 
 
 def test_cancel_wakes_a_flight_that_waits(tmp_path: Path, origin: HostileOrigin) -> None:
-    """Cancelled while it stalls, backs off, or has not begun: a flight ends at once, and gives everything back."""
+    """Cancelled while it stalls, backs off, or has not begun: a download ends at once, and gives everything back."""
     data, hold = noise()[:MIB], Hold()
     for path in ("/held", "/later", "/queued"):
         origin.put(path, data, etag='"v1"')
@@ -332,10 +332,10 @@ def test_cancel_wakes_a_flight_that_waits(tmp_path: Path, origin: HostileOrigin)
         assert hold.reached.wait(DEADLINE_S)
         queued = engine.launch(spec_of(data[2:], name="queued"), http(origin.url("/queued")))
         try:
-            for flight in (queued, later, held):
-                flight.cancel()
-                assert isinstance(flight.result.exception(DEADLINE_S), Cancelled)
-                flight.cancel()
+            for download in (queued, later, held):
+                download.cancel()
+                assert isinstance(download.result.exception(DEADLINE_S), Cancelled)
+                download.cancel()
         finally:
             hold.let_go.set()
         assert os.listdir(engine.layout.ingest) == []
@@ -348,14 +348,14 @@ def test_a_local_file_that_changes_while_it_is_read(tmp_path: Path) -> None:
     with open_engine(tmp_path / "root", 1) as engine:
         paused = Paused(8 * MIB)
         spec = spec_of(noise()[: 20 * MIB], sha256=None)
-        flight = engine.launch(spec, local(path), space=paused)
+        download = engine.launch(spec, local(path), space=paused)
         assert paused.reached.wait(DEADLINE_S)
         with path.open("r+b") as file:
             file.seek(19 * MIB)
             file.write(b"changed")
         os.utime(path, ns=(1, 1))
         paused.let_go.set()
-        assert _codes(flight) == ("source_changed", False)
+        assert _codes(download) == ("source_changed", False)
         assert private_files(engine.layout) == set()
 
 
@@ -374,7 +374,7 @@ def test_local_files_that_cannot_be_read(tmp_path: Path) -> None:
 def test_an_attempt_that_is_over_before_anybody_looks(
     tmp_path: Path, origin: HostileOrigin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A flight whose attempt ends as soon as it is open, as that at an empty file may, ends with it."""
+    """A download whose attempt ends as soon as it is open, as that at an empty file may, ends with it."""
 
     class AtOnce(Attempt):
         def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -384,23 +384,23 @@ def test_an_attempt_that_is_over_before_anybody_looks(
     monkeypatch.setattr("cached.fetch.download.Attempt", AtOnce)
     url = origin.put("/f", b"", etag='"v1"')
     with open_engine(tmp_path / "root", 1) as engine:
-        flight = engine.launch(spec_of(b""), http(url))
-        check_committed(engine.layout, b"", flight.result.result(DEADLINE_S))
-        flight.cancel()
+        download = engine.launch(spec_of(b""), http(url))
+        check_committed(engine.layout, b"", download.result.result(DEADLINE_S))
+        download.cancel()
 
 
 @pytest.mark.parametrize("size", [5000, 5 * MIB])
 def test_a_flight_that_ended_is_no_garbage_in_cycles(tmp_path: Path, origin: HostileOrigin, size: int) -> None:
-    """A flight goes with its last reference: thousands of them never wait for a look through all that there is."""
+    """A download goes with its last reference: thousands of them never wait for a look through all that there is."""
     data = noise()[:size]
     url = origin.put("/f", data, etag='"v1"')
     with open_engine(tmp_path / "root", 1) as engine:
         gc.disable()
         try:
-            flight = engine.launch(spec_of(data), http(url))
-            flight.result.result(DEADLINE_S)
-            ended = weakref.ref(flight)
-            del flight
+            download = engine.launch(spec_of(data), http(url))
+            download.result.result(DEADLINE_S)
+            ended = weakref.ref(download)
+            del download
             eventually(lambda: ended() is None)
         finally:
             gc.enable()

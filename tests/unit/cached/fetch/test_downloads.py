@@ -1,4 +1,4 @@
-"""One flight per blob, however many wait; whatever becomes of it, the ledger says what the disk says."""
+"""One download per blob, however many wait; whatever becomes of it, the ledger says what the disk says."""
 
 from __future__ import annotations
 
@@ -16,8 +16,7 @@ from cached.contract.errors import HoldfastError, Permanent
 from cached.core.space import DiskSpace, Ledger, NoSpace
 from cached.fetch.attempt import BlobSpec, Verified
 from cached.fetch.download import Download
-from cached.fetch.downloads import Downloads
-from cached.fetch.reservation import DownloadSpace
+from cached.fetch.downloads import Downloads, DownloadSpace
 from cached.store import blobs
 from cached.store.disk import durable
 from cached.transport.connection.cancel import Cancelled
@@ -35,7 +34,7 @@ class Table:
     def __init__(self, engine: Engine, quota: int | None = None, disk: Callable[[], DiskSpace] | None = None) -> None:
         self.engine = engine
         self.ledger = Ledger(quota, disk or self._disk)
-        self.flights = Downloads(engine.layout, engine.workers, self.ledger)
+        self.downloads = Downloads(engine.layout, engine.workers, self.ledger)
 
     def _disk(self) -> DiskSpace:
         taken = sum(path.lstat().st_blocks * 512 for path in self.engine.layout.private.rglob("data"))
@@ -43,16 +42,16 @@ class Table:
         return DiskSpace(_CAPACITY, _CAPACITY - taken)
 
     def join(self, spec: BlobSpec, url: str, who: str, priority: int = 0) -> tuple[Download, asyncio.Future[Verified]]:
-        joined = self.flights.join(spec, who, priority)
+        joined = self.downloads.join(spec, who, priority)
         if joined is not None:
             return joined
         allotment = self.reserve(spec)[spec.key.id]
-        return self.flights.start(spec, lambda _cancellation: http(url), allotment, who, priority)
+        return self.downloads.start(spec, lambda _cancellation: http(url), allotment, who, priority)
 
     def reserve(self, *specs: BlobSpec) -> dict[str, DownloadSpace]:
         allotments: dict[str, DownloadSpace] = {}
         try:
-            self.flights.reserve(specs, allotments)
+            self.downloads.reserve(specs, allotments)
         except BaseException:
             for allotment in allotments.values():
                 allotment.give_back()
@@ -78,7 +77,7 @@ async def _ended(result: asyncio.Future[Verified]) -> BaseException | None:
 
 
 async def test_several_wait_for_one_flight(tmp_path: Path, origin: HostileOrigin) -> None:
-    """Two that want one blob get the same flight and the same result; it is fetched and reserved once."""
+    """Two that want one blob get the same download and the same result; it is fetched and reserved once."""
     data, hold = noise()[: 5 * MIB], Hold()
     url = origin.put("/f", data, etag='"v1"')
     origin.script("/f", hold)
@@ -88,31 +87,31 @@ async def test_several_wait_for_one_flight(tmp_path: Path, origin: HostileOrigin
         second = table.join(spec, url, "b", priority=-1)
         assert first == second
         assert (table.accounts(), first[0].priority) == ((0, len(data), 0), -1)
-        assert table.flights.busy() == {spec.key.id}
+        assert table.downloads.busy() == {spec.key.id}
         hold.let_go.set()
         check_committed(table.engine.layout, data, await first[1])
         assert await _ended(first[1]) is None
         assert table.accounts() == (len(data), 0, 0)
-        assert table.flights.busy() == frozenset()
-        assert table.flights.leave(spec, "a") is None
+        assert table.downloads.busy() == frozenset()
+        assert table.downloads.leave(spec, "a") is None
     assert len(origin.requests) == 1
 
 
 async def test_the_last_to_leave_cancels(tmp_path: Path, origin: HostileOrigin) -> None:
-    """A flight goes on while one waits, with that one's urgency; when the last one leaves it is called off."""
+    """A download goes on while one waits, with that one's urgency; when the last one leaves it is called off."""
     data, hold = noise()[: 5 * MIB], Hold()
     url = origin.put("/f", data, etag='"v1"')
     origin.script("/f", hold)
     async with tables(tmp_path / "root") as table:
         spec = spec_of(data)
-        flight, result = table.join(spec, url, "a", priority=1)
+        download, result = table.join(spec, url, "a", priority=1)
         table.join(spec, url, "b", priority=5)
-        assert table.flights.leave(spec, "a") is None
-        assert (flight.priority, result.done()) == (5, False)
-        table.flights.reprioritize("b", 3)
-        assert flight.priority == 3
-        assert table.flights.leave(spec, "stranger") is None
-        ending = table.flights.leave(spec, "b")
+        assert table.downloads.leave(spec, "a") is None
+        assert (download.priority, result.done()) == (5, False)
+        table.downloads.reprioritize("b", 3)
+        assert download.priority == 3
+        assert table.downloads.leave(spec, "stranger") is None
+        ending = table.downloads.leave(spec, "b")
         assert ending is result
         assert isinstance(await _ended(result), Cancelled)
         hold.let_go.set()
@@ -125,7 +124,7 @@ async def test_the_last_to_leave_cancels(tmp_path: Path, origin: HostileOrigin) 
 async def test_a_failure_gives_the_space_back(
     tmp_path: Path, origin: HostileOrigin, fault: Status | FlipBit, code: str
 ) -> None:
-    """Whatever a flight fails of, what it had set aside is free again, and what stays on disk is accounted for."""
+    """Whatever a download fails of, what it had set aside is free again, and what stays on disk is accounted for."""
     data = noise()[: 5 * MIB + 1]
     url = origin.put("/f", data, etag='"v1"')
     origin.script("/f", fault, fault)
@@ -142,7 +141,7 @@ async def test_a_failure_gives_the_space_back(
 async def test_a_blob_that_the_disk_takes_and_does_not_sync(
     tmp_path: Path, origin: HostileOrigin, monkeypatch: pytest.MonkeyPatch, promised: bool
 ) -> None:
-    """Where the disk fails after a blob got its name, the flight fails and the ledger counts it as the disk does."""
+    """Where the disk fails after a blob got its name, the download fails and the ledger counts it as the disk does."""
     data, sync = noise()[: 5 * MIB + 1], durable.fsync_dir
     url = origin.put("/f", data, etag='"v1"')
     async with tables(tmp_path / "root") as table:
@@ -162,7 +161,7 @@ async def test_a_blob_that_the_disk_takes_and_does_not_sync(
 
 
 async def test_a_partial_blob_is_dying_until_it_is_resumed(tmp_path: Path, origin: HostileOrigin) -> None:
-    """What a cancelled flight leaves counts as dying; whoever resumes it reserves only the rest."""
+    """What a cancelled download leaves counts as dying; whoever resumes it reserves only the rest."""
     data, hold = noise()[: 70 * MIB], Hold()
     url = origin.put("/f", data, etag='"v1"')
     origin.script("/f", ResetAfter(8 * MIB), hold)
@@ -170,7 +169,7 @@ async def test_a_partial_blob_is_dying_until_it_is_resumed(tmp_path: Path, origi
         spec = spec_of(data)
         table.join(spec, url, "a")
         await asyncio.to_thread(hold.reached.wait, 30)
-        ending = table.flights.leave(spec, "a")
+        ending = table.downloads.leave(spec, "a")
         assert ending is not None
         await _ended(ending)
         hold.let_go.set()
@@ -262,7 +261,7 @@ async def test_reserving_is_all_or_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("change", ["join", "leave"])
 async def test_a_changed_urgency_is_heard_at_once(tmp_path: Path, origin: HostileOrigin, change: str) -> None:
-    """Where a joiner makes one flight as urgent as another, or a leaver the other no more urgent, both are carried."""
+    """Where a joiner makes one download as urgent as another, or a leaver the other no more urgent, both advance."""
     data, other, hold = noise()[:MIB], noise()[1 : MIB + 1], Hold()
     url, other_url = origin.put("/f", data, etag='"v1"'), origin.put("/g", other, etag='"v1"')
     origin.script("/f", hold)
@@ -276,7 +275,7 @@ async def test_a_changed_urgency_is_heard_at_once(tmp_path: Path, origin: Hostil
         if change == "join":
             table.join(spec_of(other), other_url, "d", priority=0)
         else:
-            table.flights.leave(spec_of(data), "a")
+            table.downloads.leave(spec_of(data), "a")
         done, _ = await asyncio.wait([second], timeout=10)
         hold.let_go.set()
         assert done

@@ -41,8 +41,8 @@ from cached.fetch.workers import WorkerSettings
 from tests.support.fetching import Engine, spec_of_size
 root, url, sha256, size, connections = sys.argv[1:]
 engine = Engine(Path(root), WorkerSettings(int(connections), int(connections), 60 << 20, Sealing.NONE), HttpSettings())
-flight = engine.launch(spec_of_size(sha256, int(size)), HttpTarget(url, if_match='"v1"'))
-print(flight.result.result())
+download = engine.launch(spec_of_size(sha256, int(size)), HttpTarget(url, if_match='"v1"'))
+print(download.result.result())
 """
 
 
@@ -50,13 +50,13 @@ def _stop_midway(root: Path, url: str, spec: BlobSpec, at: int, connections: int
     """Fetch until a connection is about to write beyond `at`, then stop; returns what is recorded."""
     with open_engine(root, connections) as engine:
         paused = Paused(at)
-        flight = engine.launch(spec, http(url), space=paused)
+        download = engine.launch(spec, http(url), space=paused)
         assert paused.reached.wait(DEADLINE_S)
-        eventually(lambda: flight.bytes_done >= 40 * MIB)
-        flight.cancel()
+        eventually(lambda: download.bytes_done >= 40 * MIB)
+        download.cancel()
         paused.let_go.set()
         engine.workers.stop()
-        assert isinstance(flight.result.exception(0), Cancelled)
+        assert isinstance(download.result.exception(0), Cancelled)
         return _recorded(engine, spec)
 
 
@@ -90,10 +90,10 @@ def test_a_stopped_fetch_goes_on(tmp_path: Path, connections: int) -> None:
     _scribble(tmp_path / "root" / "private" / "ingest" / spec.key.id / "data", recorded)
     with HostileOrigin(host="127.0.0.1") as origin, open_engine(tmp_path / "root", connections) as engine:
         url = origin.put("/f", data, etag='"v1"')
-        flight = engine.launch(spec, http(url))
-        check_committed(engine.layout, data, flight.result.result(DEADLINE_S))
+        download = engine.launch(spec, http(url))
+        check_committed(engine.layout, data, download.result.result(DEADLINE_S))
         assert engine.counts.received_bytes == len(data) - sum(end - start for start, end in recorded)
-        assert flight.bytes_done == len(data)
+        assert download.bytes_done == len(data)
         for first, last in ranges_of(origin.requests):
             assert last is not None
             assert not any(start < last + 1 and first < end for start, end in recorded)

@@ -45,12 +45,12 @@ def test_a_range_beside_a_stream_spoils_nothing(tmp_path: Path, origin: HostileO
     origin.put("/f", data, etag='"v1"')
     origin.script("/f", Both(first, IgnoreRange()), second, *_always(IgnoreRange()))
     with open_engine(tmp_path / "root", 2) as engine:
-        flight = engine.launch(spec_of(data), http(origin.url("/f")))
+        download = engine.launch(spec_of(data), http(origin.url("/f")))
         try:
             assert hold.reached.wait(DEADLINE_S)
             first.let_go.set()
             threading.Timer(1.0, hold.let_go.set).start()
-            check_committed(engine.layout, data, flight.result.result(DEADLINE_S))
+            check_committed(engine.layout, data, download.result.result(DEADLINE_S))
         finally:
             hold.let_go.set()
 

@@ -52,10 +52,10 @@ def _faults(chance: random.Random, size: int) -> list[Fault]:
 
 @pytest.mark.parametrize("seed", [0, 1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(2, 60))])
 def test_foul_weather(tmp_path: Path, origin: HostileOrigin, seed: int) -> None:
-    """Whatever the origin does, a flight ends with the right blob, or with an error that says why, or cancelled."""
+    """Whatever the origin does, a download ends with the right blob, or with an error that says why, or cancelled."""
     chance = random.Random(seed)
     with open_engine(tmp_path / "root", chance.choice((1, 2, 5)), per_origin=chance.choice((1, 3, 5))) as engine:
-        flights = []
+        downloads = []
         for n in range(8):
             size = chance.choice(_SIZES)
             data, path = noise()[n : n + size], f"/{n}"
@@ -65,13 +65,13 @@ def test_foul_weather(tmp_path: Path, origin: HostileOrigin, seed: int) -> None:
                 origin.script(path, FlipBit(chance.randrange(size)))
             origin.script(path, *_faults(chance, size))
             spec = spec_of(data, name=path, sha256="" if known else None, size=size if known else None)
-            flights.append((data, engine.launch(spec, http(origin.url(path)), chance.randrange(3))))
-        for _, flight in chance.sample(flights, 2):
-            flight.priority = chance.randrange(3)
-        flights[chance.randrange(8)][1].cancel()
-        for data, flight in flights:
-            error = flight.result.exception(DEADLINE_S)
+            downloads.append((data, engine.launch(spec, http(origin.url(path)), chance.randrange(3))))
+        for _, download in chance.sample(downloads, 2):
+            download.priority = chance.randrange(3)
+        downloads[chance.randrange(8)][1].cancel()
+        for data, download in downloads:
+            error = download.result.exception(DEADLINE_S)
             if error is None:
-                check_committed(engine.layout, data, flight.result.result())
+                check_committed(engine.layout, data, download.result.result())
             else:
                 assert isinstance(error, (Cancelled, HoldfastError))

@@ -34,17 +34,17 @@ def test_all_connections_begin_at_once(tmp_path: Path, origin: HostileOrigin) ->
     origin.put("/f", data, etag='"v1"')
     origin.script("/f", hold)
     with open_engine(tmp_path / "root", 3) as engine:
-        flight = engine.launch(spec_of(data), http(origin.url("/f")))
+        download = engine.launch(spec_of(data), http(origin.url("/f")))
         try:
             eventually(lambda: len(origin.requests) == 3)
         finally:
             hold.let_go.set()
-        check_committed(engine.layout, data, flight.result.result(DEADLINE_S))
+        check_committed(engine.layout, data, download.result.result(DEADLINE_S))
 
 
 @pytest.mark.parametrize("per_origin", [1, 8])
 def test_the_urgent_takes_over_at_the_next_buffer(tmp_path: Path, origin: HostileOrigin, per_origin: int) -> None:
-    """A more urgent flight gets the connection within its segment, at the same host too; the other one ends right."""
+    """A more urgent download gets the connection within its segment, at the same host too; the other one ends right."""
     data, other = noise(), noise()[:MIB]
     origin.put("/slow", data, etag='"v1"')
     origin.put("/fast", other, etag='"v1"')
@@ -62,7 +62,7 @@ def test_the_urgent_takes_over_at_the_next_buffer(tmp_path: Path, origin: Hostil
 
 
 def test_priority_may_change_under_way(tmp_path: Path, origin: HostileOrigin) -> None:
-    """A flight that becomes urgent overtakes one that began before it."""
+    """A download that becomes urgent overtakes one that began before it."""
     data, other = noise(), noise()[:MIB]
     origin.put("/slow", data, etag='"v1"')
     origin.put("/late", other, etag='"v1"')
@@ -96,20 +96,20 @@ def test_a_host_gets_its_share_only(tmp_path: Path, origin: HostileOrigin) -> No
 
     holds = [Counting() for _ in range(6)]
     with open_engine(tmp_path / "root", 4, per_origin=2) as engine:
-        flights = []
+        downloads = []
         for n, hold in enumerate(holds):
             data = noise()[n : n + 5000]
             origin.put(f"/{n}", data, etag='"v1"')
             origin.script(f"/{n}", hold)
-            flights.append(engine.launch(spec_of(data, name=str(n)), http(origin.url(f"/{n}"))))
+            downloads.append(engine.launch(spec_of(data, name=str(n)), http(origin.url(f"/{n}"))))
         eventually(lambda: now[0] == 2)
         elsewhere = noise()[:MIB]
         origin.put("/elsewhere", elsewhere, etag='"v1"')
         engine.fetch(spec_of(elsewhere, name="e", origin="http://elsewhere"), http(origin.url("/elsewhere")))
         for hold in holds:
             hold.let_go.set()
-        for flight in flights:
-            flight.result.result(DEADLINE_S)
+        for download in downloads:
+            download.result.result(DEADLINE_S)
     assert most[0] == 2
 
 
@@ -127,29 +127,29 @@ def test_a_dead_host_does_not_hold_up_another(tmp_path: Path, origin: HostileOri
         origin.put("/good", good, etag='"v1"')
         fine = engine.launch(spec_of(good, name="good", origin="http://alive"), http(origin.url("/good")))
         check_committed(engine.layout, good, fine.result.result(10))
-        assert not any(flight.result.done() for flight in waiting)
+        assert not any(download.result.done() for download in waiting)
 
 
 def test_stop_waits_until_all_is_recorded(tmp_path: Path, origin: HostileOrigin) -> None:
-    """When `stop` returns, every flight has ended and its record is on the disk."""
+    """When `stop` returns, every download has ended and its record is on the disk."""
     data = noise()
     origin.put("/f", data, etag='"v1"')
     with open_engine(tmp_path / "root", 2) as engine:
         paused = Paused(60 * MIB)
         spec = spec_of(data)
-        flight = engine.launch(spec, http(origin.url("/f")), space=paused)
+        download = engine.launch(spec, http(origin.url("/f")), space=paused)
         queued = engine.launch(spec_of(data[:9], name="queued"), http(origin.url("/f")), priority=7)
         assert paused.reached.wait(DEADLINE_S)
         threading.Timer(0.05, paused.let_go.set).start()
         engine.workers.stop()
-        assert flight.result.done()
+        assert download.result.done()
         assert (engine.folder(spec) / "state.json").exists()
-        assert isinstance(flight.result.exception(), Cancelled)
+        assert isinstance(download.result.exception(), Cancelled)
         assert isinstance(queued.result.exception(0), Cancelled)
 
 
 def test_an_unforeseen_error_ends_its_flight_alone(tmp_path: Path, origin: HostileOrigin) -> None:
-    """A bug in one flight is that flight's permanent error; the connections go on with the others."""
+    """A bug in one download is that download's permanent error; the connections go on with the others."""
 
     def broken() -> None:
         raise ZeroDivisionError("no such luck")

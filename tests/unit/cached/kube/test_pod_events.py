@@ -10,8 +10,8 @@ from cached.contract.errors import HoldfastError, Permanent, Transient
 from cached.contract.reference import ModelRef
 from cached.contract.status import ModelStatus, State, StatusError
 from cached.core.demand import PodWant
-from cached.kube.names import PodName
 from cached.kube.pod_events import PodEvents, refusal, summary
+from cached.kube.pods import PodName
 
 LLAMA = ModelRef("llama", "v3")
 A, B = Digest("a" * 64), Digest("b" * 64)

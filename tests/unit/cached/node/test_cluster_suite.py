@@ -1,4 +1,4 @@
-"""What the daemon may expect of its surroundings, with and without a cluster: the real ones, over an API server's
+"""What the daemon may expect of its cluster, with and without a cluster: the real ones, over an API server's
 sockets and without one."""
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from cached.contract.reference import ModelRef
 from cached.core.space import DiskSpace, Ledger
 from cached.node import publisher
 from cached.node.inventory import Inventory
-from cached.node.publisher import NodeParts, Publisher
+from cached.node.publisher import Publisher
 from cached.node.status_files import StatusFiles
 from cached.node.threads import Blocking
 from cached.store import recovery, snapshots
@@ -40,13 +40,20 @@ class Publishing:
         self.started = threading.Semaphore(0)
         self.may_go_on = threading.Semaphore(0)
         self.inventory = Inventory(layout, recovered)
-        self.board = StatusFiles(layout.public, "node", lambda: None)
+        self.status_files = StatusFiles(layout.public, "node", lambda: None)
         self.blocking = Blocking(2)
         ledger = Ledger(None, lambda: DiskSpace(1 << 30, 1 << 30, 1 << 20, 1 << 20))
         journal = DigestJournal(layout.digests, {})
         self._root = Root(layout)
-        self.janitor = Publisher(
-            NodeParts(layout, self._root, self.inventory, self.board, ledger, self.blocking, Cluster(), journal)
+        self.publisher = Publisher(
+            layout=layout,
+            root=self._root,
+            inventory=self.inventory,
+            status_files=self.status_files,
+            ledger=ledger,
+            blocking=self.blocking,
+            cluster=Cluster(),
+            journal=journal,
         )
 
     def begin(self, version: str) -> asyncio.Task[Digest]:
@@ -54,7 +61,7 @@ class Publishing:
         add_blob(self.layout, version.encode())
         manifest = manifest_of({"f": version.encode()})
         record = FetchRecord(manifest.digest, "request", "source", None, "", {})
-        return asyncio.create_task(self.janitor.publish(ModelRef("acme/tiny", version), manifest, record, tuple))
+        return asyncio.create_task(self.publisher.publish(ModelRef("acme/tiny", version), manifest, record, tuple))
 
     def published(self) -> list[str]:
         """The versions in the inventory, all of which have their name on the disk."""
@@ -81,7 +88,7 @@ async def publishing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIt
     monkeypatch.setattr(publisher, "publish_all", publishing.publish_all)
     yield publishing
     publishing.blocking.close()
-    publishing.board.close()
+    publishing.status_files.close()
 
 
 async def test_waiting_versions_are_published_together(publishing: Publishing) -> None:

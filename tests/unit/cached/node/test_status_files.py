@@ -57,14 +57,14 @@ def _state(public: PublicLayout, ref: ModelRef) -> str | None:
         return None
 
 
-def _twice(board: StatusFiles) -> None:
-    board.reset(A, State.QUEUED, "", None)
-    board.drop(A)
+def _twice(status_files: StatusFiles) -> None:
+    status_files.reset(A, State.QUEUED, "", None)
+    status_files.drop(A)
 
 
-def _swept(board: StatusFiles) -> None:
-    _twice(board)
-    board.sweep()
+def _swept(status_files: StatusFiles) -> None:
+    _twice(status_files)
+    status_files.sweep()
 
 
 @pytest.mark.parametrize("before", [_twice, _swept])
@@ -73,44 +73,44 @@ async def test_a_version_that_comes_back_while_the_disk_is_slow_has_its_file(
 ) -> None:
     """What was dropped and is said anew before the disk took any of it has its file in the end."""
     disk = SlowDisk()
-    board = StatusFiles(public, "node", disk.check)
-    board.reset(OTHER, State.QUEUED, "", None)
+    status_files = StatusFiles(public, "node", disk.check)
+    status_files.reset(OTHER, State.QUEUED, "", None)
     await asyncio.to_thread(disk.asked.wait, 60)
-    before(board)
-    board.reset(A, State.RESOLVING, "", None)
+    before(status_files)
+    status_files.reset(A, State.RESOLVING, "", None)
     disk.answering.set()
-    await board.flushed()
+    await status_files.flushed()
     assert _state(public, A) == "resolving"
-    board.close()
+    status_files.close()
 
 
 async def test_a_version_that_goes_while_the_disk_is_slow_leaves_no_file(public: PublicLayout) -> None:
     """What is dropped after missing files were to be restored is not among them."""
     disk = SlowDisk()
-    board = StatusFiles(public, "node", disk.check)
-    board.reset(OTHER, State.QUEUED, "", None)
+    status_files = StatusFiles(public, "node", disk.check)
+    status_files.reset(OTHER, State.QUEUED, "", None)
     await asyncio.to_thread(disk.asked.wait, 60)
-    board.reset(A, State.QUEUED, "", None)
-    board.restore()
-    board.drop(A)
+    status_files.reset(A, State.QUEUED, "", None)
+    status_files.restore()
+    status_files.drop(A)
     disk.answering.set()
-    await board.flushed()
+    await status_files.flushed()
     assert _state(public, A) is None
     assert _state(public, OTHER) == "queued"
-    board.close()
+    status_files.close()
 
 
 @pytest.mark.usefixtures("quick_switches")
 async def test_the_last_word_is_written(public: PublicLayout) -> None:
     """Whatever the writer does at the moment a version gets news, its file says the newest of it in the end."""
-    board = StatusFiles(public, "node", lambda: None)
+    status_files = StatusFiles(public, "node", lambda: None)
     for number in range(20_000):
-        board.reset(A, State.QUEUED if number % 2 else State.RESOLVING, str(number), None)
+        status_files.reset(A, State.QUEUED if number % 2 else State.RESOLVING, str(number), None)
         if number % 10 == 0:
             await asyncio.sleep(0)
-    await board.flushed()
+    await status_files.flushed()
     assert json.loads(public.model_status(A).read_bytes())["source"] == "19999"
-    board.close()
+    status_files.close()
 
 
 async def test_what_a_reader_waits_for_is_written_at_once(
@@ -118,20 +118,20 @@ async def test_what_a_reader_waits_for_is_written_at_once(
 ) -> None:
     """A version that appears, goes, succeeds, fails or begins anew is written without the pause between two rounds."""
     monkeypatch.setattr(status_files, "_PAUSE_S", 60.0)
-    board = StatusFiles(public, "node", lambda: None)
+    files = StatusFiles(public, "node", lambda: None)
     for _ in range(20):
-        board.reset(A, State.QUEUED, "", None)
+        files.reset(A, State.QUEUED, "", None)
         await _until(lambda: _state(public, A) == "queued")
-        board.reset(A, State.RESOLVING, "", None)  # its round waits
-        board.set_error(A, State.FAILED, Transient("disk", "", ""))
+        files.reset(A, State.RESOLVING, "", None)  # its round waits
+        files.set_error(A, State.FAILED, Transient("disk", "", ""))
         await _until(lambda: _state(public, A) == "failed")
-        board.set_ready(A, Digest("a" * 64), 1, False, "")
+        files.set_ready(A, Digest("a" * 64), 1, pinned=False, source="")
         await _until(lambda: _state(public, A) == "ready")
-        board.reset(A, State.QUEUED, "", None)
+        files.reset(A, State.QUEUED, "", None)
         await _until(lambda: _state(public, A) == "queued")
-        board.drop(A)
+        files.drop(A)
         await _until(lambda: _state(public, A) is None)
-    board.close()
+    files.close()
 
 
 async def _until(holds: Callable[[], bool]) -> None:

@@ -55,7 +55,7 @@ def test_the_second_copy_goes(layout: Layout) -> None:
 
 
 def test_of_many_at_once_one_is_new(layout: Layout) -> None:
-    """Two flights that find they have the same bytes commit one blob: exactly one of them is told that it is new."""
+    """Two downloads that find they have the same bytes commit one blob: exactly one of them is told that it is new."""
     count = 4
     with ThreadPoolExecutor(count) as pool:
         for turn in range(25):

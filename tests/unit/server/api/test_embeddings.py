@@ -30,7 +30,7 @@ from server.lifecycle.registry import Card, ModelRegistry, ServedEncoder
 from server.lifecycle.snapshot import Snapshot
 from tests.support.embedding import build, by_library, write
 from tests.support.generating import limits
-from tests.support.serving import ServerProcess
+from tests.support.serving import LIMITS, ServerProcess
 
 TEXTS = [
     "A holdfast anchors kelp to rock.",
@@ -209,7 +209,7 @@ async def test_many_vectors_are_written_without_holding_others_up(monkeypatch: p
     card = Card("m", Snapshot(Path("/m"), "m", None, None), About(Kind.EMBEDDINGS, 1, "cpu", "float32", 1), 0)
     measured = metrics.model("m")
     served = ServedEncoder(card, ThreadedEngine(Prepared(embedded), 8, measured), measured)
-    async with Listener(Probes(readiness, metrics)) as door:
+    async with Listener(Probes(readiness, metrics), LIMITS) as door:
         url = await door.listen("127.0.0.1", 0)
         await door.serve(routes.application(ModelRegistry.of_one(served), limits()), cancel_when_gone=True)
         readiness.enter(Ready())
@@ -251,7 +251,7 @@ async def test_the_fields_of_a_request_reach_the_model(tmp_path: Path) -> None:
         ({"truncate_prompt_tokens": 7}, {"processing_kwargs": {"text": {"max_length": 7}}}),
         ({"truncate_prompt_tokens": -1}, {}),
     ]
-    async with Listener(Probes(readiness, metrics)) as door:
+    async with Listener(Probes(readiness, metrics), LIMITS) as door:
         url = await door.listen("127.0.0.1", 0)
         await door.serve(routes.application(ModelRegistry.of_one(served), limits()), cancel_when_gone=True)
         readiness.enter(Ready())

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -16,6 +17,7 @@ import aiohttp
 import pytest
 from yarl import URL
 
+from server.api.connections import ConnectionLimits
 from server.api.listener import Listener
 from server.api.probes import Probes
 from server.api.routes import application
@@ -36,6 +38,7 @@ from server.lifecycle.metrics import ServerMetrics
 from server.lifecycle.readiness import Draining, Loading, Ready, ServerReadiness
 from server.lifecycle.registry import Card, ModelRegistry, ServedText
 from server.lifecycle.snapshot import Snapshot
+from tests.support.serving import LIMITS
 
 ABOUT = About(Kind.COMPLETIONS, 100, "cpu", "float32", 1)
 BODY = {"prompt": "x"}
@@ -81,10 +84,10 @@ class Server:
 
 @asynccontextmanager
 async def serving(
-    script: Callable[[FakeJob], None], queue: int = 8
+    script: Callable[[FakeJob], None], queue: int = 8, limits: ConnectionLimits = LIMITS
 ) -> AsyncIterator[tuple[Server, aiohttp.ClientSession]]:
     server = Server(ScriptedModel(script), queue)
-    async with Listener(server.probes) as door:
+    async with Listener(server.probes, limits) as door:
         url = await door.listen("127.0.0.1", 0)
         await door.serve(server.application, cancel_when_gone=True)
         server.readiness.enter(Ready())
@@ -185,7 +188,7 @@ async def test_work_is_let_through_only_while_ready() -> None:
 async def test_no_client_stays_with_what_answered_before_the_model_was_there() -> None:
     """A kept connection that saw the server load is closed, and one opened before is told to come again, not 404."""
     server = Server(ScriptedModel(answer), 8)
-    async with Listener(server.probes) as door:
+    async with Listener(server.probes, LIMITS) as door:
         url = await door.listen("127.0.0.1", 0)
         host, _, port = url.removeprefix("http://").partition(":")
         reader, writer = await asyncio.open_connection(host, int(port))
@@ -332,6 +335,28 @@ async def test_a_client_that_hangs_up_in_a_stream_is_no_error(caplog: pytest.Log
             await asyncio.sleep(0)
     assert [record.args[2] for record in caplog.records if record.name == "holdfast.access" and record.args] == [499]  # type: ignore[index]
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+
+
+async def test_a_client_that_reads_nothing_holds_no_model() -> None:
+    """A stream that is left lying ends after a while, as if its client had hung up: a model that was swapped out waits
+    for its last request, and is released."""
+
+    def script(job: FakeJob) -> None:
+        while not job.ended:
+            for _ in range(100):
+                job.emit(Delta(0, "word" * 1000))
+            time.sleep(0.01)
+
+    async with serving(script, limits=replace(LIMITS, answer_s=0.3)) as (server, client):
+        url, body = URL(str(client._base_url)), json.dumps({**BODY, "stream": True}).encode()
+        reader, writer = await asyncio.open_connection(url.host, url.port, limit=1000)
+        writer.write(b"POST /v1/completions HTTP/1.1\r\nHost: m\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+        await reader.readexactly(15)
+        assert server.served.requests.count == 1
+        async with asyncio.timeout(60):
+            await server.served.requests.wait_drained()
+        assert server.engine.capacity() == Load(0, 0)
+        writer.transport.abort()
 
 
 async def test_a_failure_before_the_first_token_has_a_status() -> None:

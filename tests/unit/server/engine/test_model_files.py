@@ -14,7 +14,9 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from cached.contract.errors import Permanent
+from server import load_file as load_folder
 from server.engine.model_files import load_causal_lm, load_encoder
+from tests.support.folders import LFS
 from tests.support.serving import REPOSITORY
 
 IDS = torch.tensor([[5, 77, 200, 13, 90]])
@@ -46,6 +48,29 @@ def test_tied_weights_stay_tied_and_nothing_is_left_on_meta(llama: Path) -> None
     assert buffers
     for name, buffer in module.named_buffers():
         assert torch.equal(buffer, buffers[name])
+
+
+def test_the_index_decides_what_is_served(llama: Path, tmp_path: Path) -> None:
+    """A shard that is left over from another version, listed for one tensor only, changes no logit."""
+    folder = tmp_path / "model"
+    shutil.copytree(llama, folder)
+    stale = {name: torch.ones_like(tensor) for name, tensor in load_folder(llama).items()} | {"over": torch.ones(2)}
+    save_file(stale, folder / "z.safetensors")
+    index = json.loads((folder / "model.safetensors.index.json").read_text())
+    index["weight_map"]["over"] = "z.safetensors"
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    expected = logits(load_causal_lm(llama, "cpu", "auto").module)
+    assert torch.equal(logits(load_causal_lm(folder, "cpu", "auto").module), expected)
+
+
+def test_a_pointer_in_place_of_weights_is_told(llama: Path, tmp_path: Path) -> None:
+    """A model whose shard is a Git LFS pointer is refused with the shard's name and the remedy."""
+    folder = tmp_path / "model"
+    shutil.copytree(llama, folder)
+    shard = sorted(folder.glob("*.safetensors"))[1]
+    shard.write_bytes(LFS)
+    with pytest.raises(Permanent, match=f"{shard.name}: .*Git LFS pointer.*git lfs pull"):
+        load_causal_lm(folder, "cpu", "auto")
 
 
 def test_a_wanted_dtype_is_what_the_model_gets(gpt2: Path) -> None:

@@ -30,6 +30,7 @@ from server.lifecycle.readiness import Ready, ServerReadiness
 from server.lifecycle.registry import Card, ModelRegistry, ServedText
 from server.lifecycle.snapshot import Snapshot
 from tests.support.generating import limits
+from tests.support.serving import LIMITS
 
 TOKENS = ("Hold", "fasts", " anchor", " kelp")
 
@@ -99,7 +100,7 @@ async def test_the_api_serves_over_any_engine() -> None:
     catalog.put(served)
     readiness = ServerReadiness(metrics)
     readiness.enter(Ready())
-    async with Listener(Probes(readiness, metrics)) as door:
+    async with Listener(Probes(readiness, metrics), LIMITS) as door:
         url = await door.listen("127.0.0.1", 0)
         await door.serve(application(catalog, limits()), cancel_when_gone=True)
         async with aiohttp.ClientSession(url) as client:

@@ -124,7 +124,7 @@ async def test_a_mismatch_names_both_sides(doubling: str) -> None:
     """The error names the input, the largest difference, and what is another version here than when it was recorded."""
     found = golden(doubled(2, 9))
     verdict = await replay(found, doubling, "m", {})
-    error = explain(found, verdict, Environment(packages={"numpy": "2"}))
+    error = explain(found, verdict, Environment(packages={"numpy": "2"}), {"numpy"})
     assert error.code == "golden_mismatch"
     for part in ("double 2", "5", RECORDED_AT, "numpy 1 -> 2"):
         assert part in error.message

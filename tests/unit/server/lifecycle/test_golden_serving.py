@@ -68,19 +68,35 @@ def test_a_server_whose_answers_agree_is_ready_and_says_so(recorded: Path, tmp_p
 
 
 def test_a_server_whose_answers_differ_is_not_ready(recorded: Path, tmp_path: Path) -> None:
-    """Not ready, but there to be asked why: the input, the difference and what changed since are named."""
-    path = recorded / GOLDEN_NAME
-    golden = Golden.parse(path.read_bytes())
+    """Not ready, but there to be asked why: the verdict first, the input, the difference, and of what changed since
+    only what computes or is loaded. The termination log has it until another version at that name is right."""
+    path, link, message = recorded / GOLDEN_NAME, tmp_path / "link" / "model", tmp_path / "message"
+    link.parent.mkdir()
+    link.symlink_to(recorded)
+    path_bytes = path.read_bytes()
+    golden = Golden.parse(path_bytes)
     golden.cases[0].expected["choices"][0]["logprobs"]["token_logprobs"][0] += 0.5
-    older = replace(golden.environment, packages={**golden.environment.packages, "torch": "0.1"})
+    older = replace(golden.environment, packages={**golden.environment.packages, "torch": "0.1", "pytest": "1"})
     path.write_bytes(replace(golden, environment=older).encode())
-    with running(tmp_path / "log", "--model-path", str(recorded), "--device", "cpu", ready=False) as server:
+    options = ("--model-path", str(link), "--device", "cpu", "--termination-log", str(message))
+    with running(tmp_path / "log", *options, ready=False) as server:
         eventually(lambda: "golden predictions differ" in server.get("/readyz")[1], "the reason")
         status, reason = server.get("/readyz")
         assert status == 503
-        for part in ("input 1", "token_logprobs[0]", "0.5", "torch 0.1 -> "):
+        assert reason.startswith("model: 1 of 1 golden predictions differ: input 1: ")
+        for part in ("token_logprobs[0]", "0.5", f"Since they were recorded {golden.recorded_at}: torch 0.1 -> "):
             assert part in reason
+        assert "pytest" not in reason
+        eventually(lambda: message.read_text() != "", "the termination log")
+        assert "1 of 1 golden predictions differ" in message.read_text() and "What to do: " in message.read_text()
         assert server.get("/v1/models")[0] == 503
+        assert "/v1/completions" not in server.log.read_text()  # the rehearsal is no client's
+        shutil.copytree(recorded, tmp_path / "again")
+        (tmp_path / "again" / GOLDEN_NAME).write_bytes(path_bytes)
+        link.unlink()
+        link.symlink_to(tmp_path / "again")
+        eventually(lambda: server.get("/readyz")[0] == 200, "ready with what is right")
+        assert message.read_text() == ""
         assert server.stop() == 0
 
 
@@ -89,7 +105,11 @@ def test_user_code_is_held_to_its_golden_predictions(doubling: Callable[[int], P
     options = ("--app", "doubling_app:make", "--model-path", str(doubling(5)), "--device", "cpu")
     with running(tmp_path / "log", *options, ready=False, python_path=tmp_path) as server:
         eventually(lambda: "two: doubled: expected 5, found 4" in server.get("/readyz")[1], "the reason")
+        assert server.get("/readyz")[1].startswith("1 of 1 golden predictions differ: two: ")
+        assert "POST /double" not in server.log.read_text()
+        assert server.metric('holdfast_server_requests_total{endpoint="/double",model="",status="200"}') == 0
         assert server.get("/double")[0] == 503
+        assert server.metric('holdfast_server_refused_total{reason="rejected"}') == 1
 
 
 def test_a_warning_is_enough_where_it_is_asked_for(doubling: Callable[[int], Path], tmp_path: Path) -> None:

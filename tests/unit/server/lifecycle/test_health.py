@@ -19,6 +19,7 @@ from server.lifecycle.readiness import Ready, ServerReadiness
 from server.lifecycle.registry import Card, ModelRegistry, ServedText
 from server.lifecycle.snapshot import Snapshot
 from tests.support.generating import limits
+from tests.support.serving import LIMITS
 
 DEADLINE_S = 30
 QUEUE = 8
@@ -92,7 +93,7 @@ async def serving(**models: Wedging) -> AsyncIterator[Server]:
         measured = metrics.model(name)
         catalog.put(ServedText(card, ThreadedEngine(model, QUEUE, measured), measured))
     async with (
-        Listener(Probes(readiness, metrics)) as door,
+        Listener(Probes(readiness, metrics), LIMITS) as door,
         aiohttp.ClientSession() as session,
         asyncio.TaskGroup() as group,
     ):

@@ -15,9 +15,10 @@ import pytest
 from cached.contract.layout import PublicLayout
 from cached.contract.lease import is_held
 from cached.contract.reference import ModelRef
+from cached.contract.status import State
 from tests.support.lora import llama_adapter
 from tests.support.serving import ServerProcess, eventually, running
-from tests.support.snapshots import link_model, make_public
+from tests.support.snapshots import link_model, make_public, write_heartbeat, write_status
 from tests.support.versions import add_snapshot, add_version, with_other_weights
 
 PROMPT = "hold fast"
@@ -143,6 +144,7 @@ def test_a_followed_file_says_what_is_served(
         eventually(lambda: is_held(public.snapshot(old).lease), "the lease of the snapshot that was made anew")
         followed.write_text("base=acme/tiny@v2")
         eventually(lambda: coming(server, "base")[0] == "waiting", "waiting")
+        assert "acme/tiny@v2, which is not on this node" in coming(server, "base")[1]
         new = add_snapshot(public, other_llama)
         file = public.snapshot(new).path / "model.safetensors"
         times = file.stat()
@@ -180,7 +182,13 @@ def test_a_server_starts_when_its_followed_version_arrives_and_stops_in_a_swap(
     followed.write_text("acme/tiny@v1")
     arguments = ("--root", str(public.path), "--device", "cpu", "--follow", str(followed))
     with running(tmp_path / "log", *arguments, ready=False) as server:
-        eventually(lambda: server.get("/readyz") == (503, "loading: waiting for acme/tiny@v1\n"), "waiting")
+        eventually(lambda: "no daemon fetches it" in server.get("/readyz")[1], "waiting")
+        write_heartbeat(public)
+        eventually(lambda: "nothing fetches it" in server.get("/readyz")[1], "that nothing fetches it")
+        write_status(public, ModelRef.parse("acme/tiny@v1"), State.FETCHING, done=(1, 4))
+        eventually(lambda: "the daemon fetches it: fetching, 1 B of 4 B (25 %)" in server.get("/readyz")[1], "progress")
+        assert server.get("/readyz")[1].startswith("waiting for acme/tiny@v1, which is not on this node")
+        assert server.log.read_text().count("acme/tiny waits for acme/tiny@v1, which is not on this node") == 3
         assert server.get("/healthz")[0] == 200
         add_version(public, "acme/tiny@v1", llama)
         eventually(lambda: server.get("/readyz")[0] == 200, "ready")

@@ -19,7 +19,9 @@ from cached.contract.errors import Permanent
 from cached.contract.layout import SnapshotLayout
 from cached.contract.lease import is_held
 from cached.contract.reference import ModelRef
+from server import load_file as load_folder
 from server.weights.settings import Io, LoaderSettings
+from tests.support import folders
 from tests.support.fake_cuda import FakeRuntime, fake_accelerator
 from tests.support.serving import REPOSITORY
 from tests.support.snapshots import link_model, make_public, make_snapshot
@@ -276,12 +278,42 @@ def test_a_name_of_a_hub_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_weights_of_another_kind_are_refused(tmp_path: Path) -> None:
-    """A folder without safetensors is told with what it was searched for."""
+    """A folder without safetensors is told with what it was searched for, and why what is there is not read."""
     (tmp_path / "pytorch_model.bin").write_bytes(b"")
     with pytest.raises(Permanent) as refused:
         loader_for().download_model(model_config(tmp_path))
     assert refused.value.code == "no_weights"
-    assert "*.safetensors" in str(refused.value)
+    assert "model.safetensors.index.json" in str(refused.value)
+    assert "pytorch_model.bin (a pickle" in str(refused.value)
+
+
+@pytest.mark.parametrize("case", folders.EQUAL)
+def test_the_files_are_those_of_the_other_loaders(case: str, tmp_path: Path) -> None:
+    """vLLM gets the tensors that `load_file` gives, of a folder whose weights lie in odd files too."""
+    made = tmp_path / "model"
+    folders.make(folders.EQUAL[case], made)
+    found = dict(loader_for().get_all_weights(model_config(made), Toy()))
+    plain = load_folder(made)
+    assert found.keys() == plain.keys()
+    assert all(torch.equal(found[name], plain[name]) for name in plain)
+
+
+@pytest.mark.parametrize("case", folders.REFUSED.keys() - {"a_variant_alone", "an_unusual_name_alone"})
+def test_what_the_other_loaders_refuse_is_refused(case: str, tmp_path: Path) -> None:
+    """What is no model for `load_file` is none for vLLM, but for files of other names, which vLLM itself reads."""
+    made = tmp_path / "model"
+    folders.make(folders.REFUSED[case], made)
+    loader = loader_for()
+    with pytest.raises(Permanent) as refused:
+        dict(loader.get_all_weights(model_config(made), Toy()))
+    assert refused.value.remedy
+
+
+def test_a_copy_with_a_dot_first_does_not_count(tmp_path: Path) -> None:
+    """Where vLLM reads files of any name, what macOS leaves beside them is none of them."""
+    save_file(random_state(3), tmp_path / "weights.safetensors")
+    (tmp_path / "._weights.safetensors").write_bytes(b"Mac OS X")
+    assert equal(load(loader_for(), model_config(tmp_path)), load_file(tmp_path / "weights.safetensors"))
 
 
 def test_what_torchao_packed_is_refused(folder: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
@@ -10,10 +11,11 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors import SafetensorError
 from safetensors import safe_open as reference_safe_open
 
 from cached.contract.errors import Permanent
-from server import safe_open
+from server import load_file, load_model, safe_open
 from server.weights.cuda.accelerator import Accelerator
 from tests.support.checkpoints import descriptors, random_raw, same, write
 from tests.support.fake_cuda import FakeRuntime, fake_accelerator
@@ -43,7 +45,7 @@ def path(tmp_path: Path) -> Path:
 def test_it_answers_as_the_reference_does(path: Path, accelerator: Accelerator) -> None:
     """Names, their orders, metadata, shapes, dtypes and tensors are the safetensors package's."""
     with reference_safe_open(path, "pt") as expected:
-        for device in ("cpu", accelerator):
+        for device in ("cpu", None, accelerator):
             with safe_open(path, "pt", device) as found:
                 assert found.keys() == expected.keys()
                 assert found.offset_keys() == expected.offset_keys()
@@ -166,7 +168,8 @@ def test_tensors_and_slices_outlive_the_handle(path: Path, accelerator: Accelera
     [
         (lambda path: safe_open(path, "pt").get_tensor("absent"), "no_tensor"),
         (lambda path: safe_open(path, "pt").get_slice("absent"), "no_tensor"),
-        (lambda path: safe_open(path, "np"), "unsupported_framework"),
+        (lambda path: safe_open(path, "jax"), "unsupported_framework"),
+        (lambda path: safe_open(path, "np").get_tensor("half"), "unsupported_dtype"),
         (lambda path: safe_open(path, "pt", backend="tape"), "invalid_backend"),
         (lambda path: safe_open(path, "pt", "meta"), "unsupported_device"),
         (lambda path: safe_open(path.parent, "pt"), "unreadable"),
@@ -178,6 +181,107 @@ def test_a_refusal_has_a_code(ask: Any, code: str, path: Path) -> None:
     with pytest.raises(Permanent) as caught:
         ask(path)
     assert caught.value.code == code
+
+
+@pytest.mark.parametrize("backend", ["mmap", "pread"])
+@pytest.mark.parametrize("framework", ["np", "numpy"])
+def test_numpy_arrays_are_the_references(framework: str, backend: str, path: Path) -> None:
+    """For numpy names, shapes, dtypes and bytes are the safetensors package's, and an array may be written to."""
+    with reference_safe_open(path, "np") as expected, safe_open(path, framework, backend=backend) as found:
+        for name in [*SHAPES, "odd"]:
+            array, plain = found.get_tensor(name), expected.get_tensor(name)
+            assert (array.dtype, array.shape, array.tobytes()) == (plain.dtype, plain.shape, plain.tobytes())
+            assert array.flags.aligned
+        assert found.get_slice("a").get_shape() == [3, 4, 5]
+        kept = found.get_tensor("long")
+    before = path.read_bytes()
+    kept[:] = 0
+    assert path.read_bytes() == before
+
+
+ARRAY_ITEM = st.integers(-7, 7) | st.slices(5) | st.just(...) | st.none() | st.booleans() | st.just(1.5)
+
+
+@ANY
+@given(name=st.sampled_from([*SHAPES]), index=ARRAY_ITEM | st.lists(ARRAY_ITEM, max_size=4).map(tuple) | st.just([]))
+@pytest.mark.parametrize("backend", ["mmap", "pread"])
+def test_an_index_into_numpy_gives_what_the_reference_gives(name: str, index: Any, backend: str, path: Path) -> None:
+    """Where the safetensors package gives a part, so does this; what it refuses is refused, unless it means a part of
+    the tensor to numpy: an empty one, or one that is counted from the end."""
+    with reference_safe_open(path, "np") as file:
+        whole = file.get_tensor(name)
+        try:
+            expected: Any = file.get_slice(name)[index]
+        except (SafetensorError, OverflowError, SystemError) as error:
+            expected = error
+    with safe_open(path, "np", backend=backend) as file:
+        try:
+            found: Any = file.get_slice(name)[index]
+        except SafetensorError as error:
+            found = error
+    if isinstance(found, Exception):
+        truth = any(isinstance(item, bool) for item in (index if isinstance(index, tuple) else (index,)))
+        assert truth or isinstance(expected, Exception)
+    else:
+        plain = whole[(slice(0, 0),) if index == [] else index]
+        assert (found.shape, found.tobytes()) == (plain.shape, plain.tobytes())
+        assert isinstance(expected, Exception) or expected.tobytes() == found.tobytes()
+
+
+@pytest.mark.parametrize(
+    "index",
+    [
+        *(5, -4, (0, 9), slice(9), (slice(None), slice(1, 6)), slice(5, None), (0,) * 4, None, 1.5, "x", [0, 1]),
+        *(slice(None, None, -1), slice(0, 2, 0), (..., ...), (slice(None), 20), (slice(2, None, 2), 20), (0, ..., -6)),
+    ],
+)
+def test_an_index_beyond_an_array_is_refused_in_the_references_words(index: Any, path: Path) -> None:
+    """Error class and text of an index that numpy would clip, or that no array takes, are the safetensors package's."""
+    with reference_safe_open(path, "np") as file, pytest.raises(SafetensorError) as expected:
+        file.get_slice("a")[index]
+    with safe_open(path, "np") as file, pytest.raises(SafetensorError) as found:
+        file.get_slice("a")[index]
+    assert str(found.value) == str(expected.value)
+
+
+@pytest.mark.parametrize("framework", ["pt", "np"])
+def test_a_refusal_is_the_packages_error(framework: str, path: Path, tmp_path: Path) -> None:
+    """What catches safetensors' errors catches this loader's: of a handle, of a file, of a name, of a missing file."""
+    bad = tmp_path / "bad.safetensors"
+    bad.write_bytes(path.read_bytes()[:-1])
+    with safe_open(path, framework) as closed, pytest.raises(SafetensorError):
+        closed.get_tensor("absent")
+    for ask in (closed.keys, lambda: safe_open(bad, framework), lambda: safe_open(path, "pt", "nowhere")):
+        with pytest.raises(SafetensorError):
+            ask()
+    absent = tmp_path / "absent.safetensors"
+    for read in (safe_open, load_file, lambda found: load_model(torch.nn.Linear(2, 2), found)):
+        with pytest.raises(FileNotFoundError) as missing:
+            read(absent)
+        with pytest.raises(FileNotFoundError) as expected, reference_safe_open(absent, framework):
+            pass
+        assert str(missing.value) == str(expected.value)
+        assert missing.value.filename == str(absent)
+
+
+def test_numpy_arrays_are_on_the_cpu(path: Path, fake: FakeRuntime) -> None:
+    """No array of numpy is on a GPU: that is refused before the file is opened."""
+    with pytest.raises(Permanent, match="numpy"):
+        safe_open(path, "np", fake_accelerator(fake, SMALL))
+
+
+def test_a_copy_is_not_the_files(path: Path) -> None:
+    """With `pread` tensors are this process's own: a file that is cut short takes none of them with it, and the handle
+    says so."""
+    tensors = load_file(path, backend="pread")
+    with safe_open(path, "pt", backend="pread") as file:
+        first = file.get_tensor("long")
+        os.truncate(path, 1000)
+        assert same(first, tensors["long"])
+        with pytest.raises(Permanent, match="truncated"):
+            file.get_tensor("half")
+    del file
+    assert descriptors(path) == []
 
 
 def test_importing_the_package_is_cheap() -> None:

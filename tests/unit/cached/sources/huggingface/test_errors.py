@@ -153,6 +153,17 @@ async def test_a_date_and_a_used_up_limit_say_how_long_to_wait(hub: FakeHub, mod
     assert waits == [3600.0, 55.0, None]
 
 
+@pytest.mark.parametrize("off_s", [-3600, 3600])
+async def test_a_date_counts_from_the_hubs_own_clock(hub: FakeHub, model: Path, off_s: int) -> None:
+    """A `Retry-After` date is compared with the answer's own `Date`, also where the Hub's clock is an hour off."""
+    hub.add(NAME, model)
+    sent, until = (formatdate(time() + off_s + later_s, usegmt=True) for later_s in (0, 60))
+    hub.fail(503, "/revision/", {"Date": sent, "Retry-After": until})
+    error = await refusal(hub_source(URI))
+    assert isinstance(error, Transient)
+    assert error.retry_after_s == pytest.approx(60, abs=1)
+
+
 async def test_a_hub_that_does_not_answer_is_retried(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
     """A refused connection is transient and says what to check."""
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")

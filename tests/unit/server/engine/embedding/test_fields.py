@@ -250,6 +250,7 @@ HONOURED = [
     Row("tokenizer_args before processor_kwargs", fields(BERT, processor_kwargs={"truncation_side": "left"},
                                                       tokenizer_args={}), changes=False),
     Row("added tokens", added_tokens),
+    Row("a pad token that the model has not", fields(TOKENIZER, pad_token="<none>"), changes=False),
     Row("token types", edits(fields(TOKENIZER, tokenizer_class="TokenizersBackend"), tokenizer_json(post_processor={
         "type": "TemplateProcessing",
         "single": [{"SpecialToken": {"id": "[CLS]", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 1}}],
@@ -399,6 +400,7 @@ REFUSED = [
                                                                         out_features=5))),
     Row("Dense with a pickle", edits(chain("Pooling", "Dense"), dense_at("2_Dense", HIDDEN, 5),
                                     renamed("2_Dense/model.safetensors", "2_Dense/pytorch_model.bin"))),
+    Row("Dropout beyond 1", edits(chain("Pooling", "Dropout"), fields("2_Dropout/config.json", dropout=7))),
     Row("LayerNorm unknown field", edits(chain("Pooling", "LayerNorm"),
                                         fields("2_LayerNorm/config.json", dimension=HIDDEN, eps=1e-3))),
     # sentence_bert_config.json

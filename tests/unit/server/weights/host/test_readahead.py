@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 import time
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from server.weights.host.page_cache import AHEAD, read_ahead
 from server.weights.host.readahead import ReadAhead
 from tests.support.checkpoints import random_raw, write
 from tests.support.cold import cached, drop
+from tests.support.folders import write_index
 from tests.support.serving import eventually
 
 # More than a kernel reads ahead at once: 8 MiB where a device takes 4 MiB a request.
@@ -50,6 +52,20 @@ def test_a_models_files_come_one_after_the_other(weights: Path) -> None:
     eventually(lambda: cached(weights) > 0.99, "the whole file in the page cache")
     ReadAhead([weights.parent / "gone"])
     eventually(lambda: "holdfast-ahead" not in {thread.name for thread in threading.enumerate()}, "an end")
+
+
+def test_only_files_that_a_load_reads_are_read_ahead(weights: Path, tmp_path: Path) -> None:
+    """Reading ahead takes the files of the index, and leaves those beside them on the disk."""
+    named, left_over = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    shutil.copyfile(weights, named)
+    shutil.copyfile(weights, left_over)
+    write_index(tmp_path / "model.safetensors.index.json", {"w": "./a.safetensors"})
+    drop(named)
+    drop(left_over)
+    ReadAhead([tmp_path])
+    eventually(lambda: cached(named) > 0.99, "the whole file in the page cache")
+    eventually(lambda: "holdfast-ahead" not in {thread.name for thread in threading.enumerate()}, "an end")
+    assert cached(left_over) == 0
 
 
 def test_a_folder_without_weights_keeps_no_other_waiting(weights: Path, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from server.weights.settings import Io, LoaderSettings
 from tests.support.checkpoints import random_raw, same, write
 from tests.support.cold import cached, drop
 from tests.support.fake_cuda import FakeRuntime, fake_accelerator
+from tests.support.mounts import mounted_overlay
 from tests.support.serving import REPOSITORY
 from tests.unit.server.weights.conftest import SMALL
 
@@ -107,6 +108,23 @@ def test_the_probe_sees_what_the_kernel_counts(path: Path) -> None:
     finally:
         cache.close()
         os.close(descriptor)
+
+
+def test_on_an_overlay_cold_and_warm_are_told_apart(path: Path, tmp_path: Path) -> None:
+    """On overlayfs, which container images and some nodes have, cached bytes are copied and cold ones are not taken
+    for cached: the kernel's count is 0 there for both."""
+    (tmp_path / "lower").mkdir()
+    path = path.rename(tmp_path / "lower" / path.name)
+    with mounted_overlay(tmp_path / "overlay", path.parent) as folder:
+        found = folder / path.name
+        drop(path)
+        cold = load(found, SMALL)
+        assert cold.cold_bytes > 0.9 * cold.bytes
+        assert cached(found) == cached(path) < 0.2
+        path.read_bytes()
+        warm = load(found, SMALL)
+        assert (warm.cold_bytes, warm.direct_bytes) == (0, 0)
+        assert cached(found) == cached(path) > 0.99
 
 
 RANK = """
