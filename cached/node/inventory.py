@@ -127,13 +127,13 @@ class Inventory:
         """Return the snapshots without a name: a crash or a failing disk leaves them between two steps."""
         return sorted(self.manifests.keys() - self._names.keys())
 
-    def set_leased(self, leased: frozenset[Digest]) -> None:
-        """Replace the set of leased snapshots, and set their last use to now."""
+    def set_leased(self, leased: frozenset[Digest], checked: float) -> None:
+        """Replace the set of leased snapshots. `checked`: the monotonic time before the check, so that no use counts as
+        later than the mtimes say that `find_leased` set."""
         self.leased = leased
-        now = time.monotonic()
         for ref, digest in self.models.items():
             if digest in leased:
-                self.last_used[ref] = now
+                self.last_used[ref] = max(self.last_used[ref], checked)
 
     def _remove_name(self, digest: Digest) -> None:
         self._names[digest] -= 1

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections import deque
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -83,8 +84,8 @@ class Publisher:
 
     async def update_leases(self) -> None:
         """Update the inventory's leased snapshots."""
-        digests = self._inventory.digests
-        self._inventory.set_leased(await self._blocking.run(find_leased, self._layout, digests))
+        digests, checked = self._inventory.digests, time.monotonic()
+        self._inventory.set_leased(await self._blocking.run(find_leased, self._layout, digests), checked)
 
     async def publish(
         self, ref: ModelRef, manifest: Manifest, record: FetchRecord, list_ids: Callable[[], Collection[str]]
