@@ -31,8 +31,8 @@ from server.engine.kinds import refuse_unserved
 from server.lifecycle import loading, user_app
 from server.lifecycle.admission import judge, read_golden, replay
 from server.lifecycle.entries import GoldenMode, ServeOptions, read_followed
-from server.lifecycle.fleet import ModelManager
 from server.lifecycle.health import HealthMonitor
+from server.lifecycle.hot_swap import ModelManager
 from server.lifecycle.metrics import ServerMetrics
 from server.lifecycle.readiness import Draining, Lingering, Ready, ServerReadiness
 from server.lifecycle.registry import ModelRegistry

@@ -1,4 +1,4 @@
-"""The fleet in this process, with what goes wrong around it."""
+"""The hot swap in this process, with what goes wrong around it."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import pytest
 from cached.contract.layout import PublicLayout
 from server import options
 from server.api.routes import private_application
-from server.lifecycle import fleet
-from server.lifecycle.fleet import ModelManager
+from server.lifecycle import hot_swap
+from server.lifecycle.hot_swap import ModelManager
 from server.lifecycle.metrics import ServerMetrics
 from server.lifecycle.readiness import Ready, ServerReadiness
 from server.lifecycle.registry import ModelRegistry
@@ -28,7 +28,7 @@ NAME = "acme/tiny"
 
 @asynccontextmanager
 async def keeping(public: PublicLayout) -> AsyncIterator[ModelRegistry]:
-    """A fleet that serves what the symlink of `acme/tiny@v1` leads to, while the block runs."""
+    """A model manager that serves what the symlink of `acme/tiny@v1` leads to, while the block runs."""
     settings = options.parse(
         ["--root", str(public.path), "--model", NAME, "--version", "v1", "--device", "cpu", "--cache-limit", "64MiB"]
     )
@@ -61,7 +61,7 @@ async def test_what_nobody_foresaw_in_a_swap_leaves_the_old_version_serving(
         async def admit(*_arguments: object) -> None:
             raise OSError(errno.EMFILE, "Too many open files")
 
-        monkeypatch.setattr(fleet, "admit", admit)
+        monkeypatch.setattr(hot_swap, "admit", admit)
         add_version(public, f"{NAME}@v1", with_other_weights(llama, tmp_path / "other"))
         async with asyncio.timeout(60):
             while NAME not in catalog.pending or catalog.pending[NAME].state != "failed":
