@@ -373,6 +373,7 @@ def _adopt_statuses(
         holdings.adopt(ref, _old_source(old_status, digest))
         pinned = old_status is not None and old_status.pinned
         board.set_ready(ref, digest, holdings.size(ref), pinned, holdings.fetched[ref].source)
+        board.set_verdict(ref, holdings.fetched[ref].verdict)
     board.sweep()
     return unfinished
 

@@ -60,6 +60,7 @@ class VersionStatuses:
             if digest is not None:
                 entry = catalog.find(ref)
                 self._board.set_content(ref, str(digest), None if entry is None else self._stale(ref, digest, entry))
+                self._board.set_verdict(ref, self._holdings.fetched[ref].verdict)
 
     def show_pinned(self, version: Version, catalog: Catalog) -> None:
         """Show whether the digest of a ready version is promised now."""

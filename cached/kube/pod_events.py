@@ -7,16 +7,17 @@ credentials, since a status has none.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from cached.contract.errors import HoldfastError
+from cached.contract.loadable.findings import Finding
 from cached.contract.program.units import format_size
 from cached.contract.reference import ModelRef
 from cached.contract.status import ModelStatus, State
 from cached.core.demand import PodWant
-from cached.kube.events import FAILED, FETCHING, READY, Type
+from cached.kube.events import FAILED, FETCHING, READY, SUSPECT, Type
 from cached.kube.names import PodName
 
 _UNDER_WAY = (State.FETCHING, State.VERIFYING, State.PUBLISHING)
@@ -72,9 +73,13 @@ class PodEvents:
         self._heard = current
 
     def _one(self, want: PodWant, status: ModelStatus, heard: _Heard, waited_s: float | None) -> None:
+        if status.verdict.findings and status.state != State.FAILED:
+            self._send(want, heard, _loadable_news(want, status.verdict.findings))
         if status.state == State.READY and READY in heard.keys and _is_as_pinned(want, status):
             return  # the usual case, without formatting a message
-        news = _news(want, status, waited_s)
+        self._send(want, heard, _news(want, status, waited_s))
+
+    def _send(self, want: PodWant, heard: _Heard, news: _News | None) -> None:
         if news is None or news.key in heard.keys:
             return
         pod = self._find(want.uid)
@@ -130,6 +135,16 @@ def _news(want: PodWant, status: ModelStatus, waited_s: float | None) -> _News |
         size = format_size(status.bytes_total)
         return _News("fetching", FETCHING, f"fetching {want.ref}: {size} from {status.source}")
     return None
+
+
+def _loadable_news(want: PodWant, findings: Sequence[Finding]) -> _News | None:
+    """Return the event for a version that an engine may not load, None where nothing is fatal."""
+    fatal = [finding for finding in findings if finding.fatal]
+    if not fatal:
+        return None
+    more = f" (and {len(fatal) - 1} more: `holdfast inspect {want.ref}` names them)" if len(fatal) > 1 else ""
+    key = "suspect " + " ".join(sorted({f"{finding.code} {finding.path}" for finding in fatal}))
+    return _News(key, SUSPECT, f"{want.ref} may not load: {fatal[0]}{more}", "Warning")
 
 
 def _is_as_pinned(want: PodWant, status: ModelStatus) -> bool:

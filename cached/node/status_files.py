@@ -24,7 +24,17 @@ from cached.contract.errors import HoldfastError, Transient
 from cached.contract.layout import PublicLayout
 from cached.contract.program.thread_pool import start_pool
 from cached.contract.reference import ModelRef
-from cached.contract.status import DaemonStatus, ModelStatus, Stale, State, StatusError, encode, timestamp
+from cached.contract.status import (
+    NO_VERDICT,
+    DaemonStatus,
+    ModelStatus,
+    Stale,
+    State,
+    StatusError,
+    Verdict,
+    encode,
+    timestamp,
+)
 from cached.node.disk_watch import hang_error
 from cached.node.log_once import LogOnce
 from cached.store.disk import durable
@@ -55,6 +65,7 @@ class _Facts:
     held: str | None
     stale: Stale | None
     refused_pins: dict[str, StatusError]
+    verdict: Verdict = NO_VERDICT
 
 
 _NO_FACTS = _Facts(None, None, {})
@@ -150,6 +161,12 @@ class StatusFiles:
         if old.refused_pins != pins:
             self._learn(ref, replace(old, refused_pins=pins))
 
+    def set_verdict(self, ref: ModelRef, verdict: Verdict) -> None:
+        """Set what is known of a version's files."""
+        old = self._facts.get(ref, _NO_FACTS)
+        if old.verdict != verdict:
+            self._learn(ref, replace(old, verdict=verdict))
+
     def _learn(self, ref: ModelRef, facts: _Facts) -> None:
         if facts == _NO_FACTS:
             self._facts.pop(ref, None)
@@ -221,6 +238,7 @@ class StatusFiles:
             held=facts.held,
             stale=facts.stale,
             refused_pins=facts.refused_pins,
+            verdict=facts.verdict,
             **more,
         )
         self._set(ref, status)
