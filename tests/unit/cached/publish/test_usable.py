@@ -99,3 +99,44 @@ def test_a_set_of_shards_that_is_not_whole_is_refused(tmp_path: Path, files: dic
 def test_what_only_looks_odd_is_published(tmp_path: Path, files: dict[str, bytes]) -> None:
     """What is not certainly wrong is nobody's business here."""
     assert published(write(tmp_path / "model", files), tmp_path / "out")["files"] == len(files)
+
+
+def test_force_publishes_what_is_not_loadable_and_says_so(tmp_path: Path) -> None:
+    """What is refused can be had with `--force`; `--check` compares it, and says that it is not loadable, too."""
+    folder = write(tmp_path / "model", MODEL | {"1.safetensors": POINTER})
+    refused = publish(folder, tmp_path / "out")
+    assert refused.returncode == 1 and "--force" in refused.stderr
+    for option in ("--force", "--check"):
+        done = publish(folder, tmp_path / "out", option)
+        assert done.returncode == 0 and "not loadable: 1.safetensors is a pointer" in done.stderr
+
+
+def test_options_choose_as_the_catalog_does(tmp_path: Path) -> None:
+    """`--include`, `--exclude` and `--for` choose by the catalog's rules; `--keep-all` keeps clutter and copies too."""
+    copies = {"model.safetensors": tensors(), "onnx/model.onnx": b"x", "m-Q4_0.gguf": b"GGUF" + bytes(20)}
+    clutter = {".git/HEAD": b"x", "config.json~": b"x"}
+    folder = write(tmp_path / "model", {"config.json": b"{}", "card.md": b"x", **copies, **clutter})
+    cases: dict[tuple[str, ...], set[str]] = {
+        (): {"config.json", "card.md", "model.safetensors"},
+        ("--exclude", "*.md"): {"config.json", "model.safetensors"},
+        ("--include", "*.json,*.safetensors", "--include", "onnx/*"): {*copies, "config.json"} - {"m-Q4_0.gguf"},
+        ("--for", "gguf:Q4_0"): {"config.json", "card.md", "m-Q4_0.gguf"},
+        ("--for", "all"): {"config.json", "card.md", *copies},
+        ("--keep-all",): {"config.json", "card.md", *copies, *clutter},
+    }
+    for number, (options, expected) in enumerate(cases.items()):
+        done = publish(folder, tmp_path / str(number), *options)
+        assert done.returncode == 0, done.stderr
+        assert set(tree(tmp_path / str(number))) == {*expected, "holdfast.json"}, options
+        assert ("--for all publishes it too" in done.stderr) == (options in ((), ("--exclude", "*.md"), ("--for", "gguf:Q4_0")))
+
+
+def test_filters_that_lose_what_an_engine_reads_are_refused(tmp_path: Path) -> None:
+    """An `--include` without the configuration is refused by name, as in the catalog; nothing selected is an error."""
+    folder = write(tmp_path / "model", MODEL)
+    lost = publish(folder, tmp_path / "out", "--include", "*.safetensors,*.index.json")
+    assert lost.returncode == 1 and "the filters leave out 'config.json'" in lost.stderr
+    none = publish(folder, tmp_path / "out", "--include", "*.gguf")
+    assert none.returncode == 1 and "--include" in none.stderr and "config.json" in none.stderr
+    for wrong in (("--for", "tgi"), ("--include", "/abs"), ("--keep-all", "--exclude", "*.md")):
+        assert publish(folder, tmp_path / "out", *wrong).returncode == 2
