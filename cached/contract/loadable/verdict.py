@@ -116,11 +116,15 @@ def _check_shards(sizes: Mapping[str, int], read: Read, bad: Collection[str]) ->
             findings.append(Finding("bad_index", path, message, _FETCH_AGAIN))
             continue
         decided.add(folder_of(path))
-        missing = [name for name in named if name not in sizes]
+        # transformers looks for the files of an index in a subfolder from the model's own folder.
+        folder = folder_of(path)
+        missing = [name for name in named if name not in sizes and name.removeprefix(folder) not in sizes]
         if missing:
             message = f"{path} names files that are not there: {describe_names(missing)}"
             remedy = "fetch the missing files, or remove the index if the model does not need them"
-            findings.append(Finding("incomplete", path, message, remedy))
+            # transformers takes the single file before the index, vLLM asks the index.
+            is_needed = path.replace(".index", "").removesuffix(".json") not in sizes
+            findings.append(Finding("incomplete", path, message, remedy, fatal=is_needed))
     return findings + _incomplete_sets(sizes, decided)
 
 
@@ -158,6 +162,10 @@ def _check_model(sizes: Mapping[str, int], read: Read) -> list[Finding]:
     if not isinstance(config, dict):
         message = f"{names.CONFIG} is no JSON object"
         return [Finding("bad_config", names.CONFIG, message, _FETCH_AGAIN)]
+    named = config.get("transformers_weights")
+    if isinstance(named, str) and posixpath.normpath(named) not in sizes:
+        message = f"{names.CONFIG} names the weights {named!r} (transformers_weights), which are not there"
+        return [Finding("incomplete", names.CONFIG, message, "fetch that file too, or take the field out")]
     architectures = config.get("architectures")
     if not isinstance(architectures, list) or not all(isinstance(name, str) for name in architectures):
         return []

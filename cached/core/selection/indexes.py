@@ -9,7 +9,7 @@ import json
 import posixpath
 from collections.abc import Mapping
 
-from cached.contract.loadable.names import CONFIG, index_format
+from cached.contract.loadable.names import CONFIG, folder_of, index_format
 from cached.contract.loadable.verdict import shards_of
 from cached.contract.loadable.weights import Read
 from cached.core.selection.presets import Indexes, Preset, files_to_read
@@ -27,6 +27,8 @@ def read_indexes(preset: Preset, sizes: Mapping[str, int], read: Read) -> Indexe
             shards[path] = shards_of(path, sizes[path], read) or ()
         elif path == CONFIG and sizes[path] <= _MAX_CONFIG_BYTES:
             explicit = _explicit(read(path, 0, sizes[path]))
+    if explicit in shards:  # transformers looks for its files from the model's own folder
+        shards[explicit] = tuple(name.removeprefix(folder_of(explicit)) for name in shards[explicit])
     return Indexes({path: names for path, names in shards.items() if names}, explicit)
 
 

@@ -128,7 +128,9 @@ def test_options_choose_as_the_catalog_does(tmp_path: Path) -> None:
         done = publish(folder, tmp_path / str(number), *options)
         assert done.returncode == 0, done.stderr
         assert set(tree(tmp_path / str(number))) == {*expected, "holdfast.json"}, options
-        assert ("--for all publishes it too" in done.stderr) == (options in ((), ("--exclude", "*.md"), ("--for", "gguf:Q4_0")))
+        assert ("--for all publishes it too" in done.stderr) == (
+            options in ((), ("--exclude", "*.md"), ("--for", "gguf:Q4_0"))
+        )
 
 
 def test_filters_that_lose_what_an_engine_reads_are_refused(tmp_path: Path) -> None:

@@ -105,8 +105,9 @@ INDEX = "model.safetensors.index.json"
         ({"m-00002-of-00003.gguf": b"GGUF" + bytes(30)}, "expected 3 files, found 1"),
         ({INDEX: b"{}", "model.safetensors": WHOLE}, "weight_map"),
         ({"pytorch_model.bin.index.json": index("p.bin")}, "p.bin"),
+        ({"config.json": b'{"transformers_weights": "gone.safetensors"}', "a.safetensors": WHOLE}, "gone.safetensors"),
     ],
-    ids=["an index", "a set without index", "gguf", "no index", "older"],
+    ids=["an index", "a set without index", "gguf", "no index", "older", "named by config.json"],
 )
 def test_a_missing_shard_is_named(files: dict[str, bytes], named: str) -> None:
     """What an index names, or the numbers of a set promise, and is not there is a finding."""
@@ -118,6 +119,20 @@ def test_an_index_finds_its_files_wherever_they_are() -> None:
     """`./x` and subfolders of an index, and a set that an index makes needless, are no findings."""
     files = {INDEX: index("./a.safetensors", "sub/b.safetensors"), "a.safetensors": WHOLE, "sub/b.safetensors": WHOLE}
     assert problems(files | {"model-00001-of-00002.safetensors": WHOLE}) == []
+    config = b'{"transformers_weights": "new/m.safetensors.index.json"}'
+    files = {
+        "config.json": config,
+        "new/m.safetensors.index.json": index("new/a.safetensors"),
+        "new/a.safetensors": WHOLE,
+    }
+    assert problems(files) == []
+
+
+def test_an_outlived_index_beside_the_single_file_is_a_note() -> None:
+    """transformers takes model.safetensors and ignores the index, vLLM asks the index: not certainly wrong."""
+    files = {INDEX: index("gone.safetensors"), "model.safetensors": WHOLE}
+    found = find_problems({path: len(data) for path, data in files.items()}, lambda p, o, n: files[p][o : o + n])
+    assert [finding.fatal for finding in found] == [False]
 
 
 @pytest.mark.parametrize(
