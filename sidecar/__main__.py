@@ -1,28 +1,26 @@
-"""`python -m sidecar COMMAND`, for images without the console script.
+"""`python -m sidecar gate`, for images without the console script.
 
-Law: imports only the command that it runs; a signal that arrives in that time is kept until the command handles it.
+Law: a signal that arrives while the gate is imported is kept until the gate handles it.
 """
 
 from __future__ import annotations
 
 import sys
-from importlib import import_module
 
 from cached.contract.program import process
 
-COMMANDS = {"gate": "sidecar.gate.main"}
 EXIT_USAGE = 2
 
 
 def main() -> int:
-    """Run one command; return its exit code."""
-    module = COMMANDS.get(sys.argv[1]) if len(sys.argv) > 1 else None
-    if module is None:
-        sys.stderr.write(f"usage: python -m sidecar {'|'.join(COMMANDS)} [options]\n")
+    """Run the gate; return its exit code."""
+    if sys.argv[1:2] != ["gate"]:
+        sys.stderr.write("usage: python -m sidecar gate [options]\n")
         return EXIT_USAGE
     process.prepare_process()
-    code: int = import_module(module).main(sys.argv[2:])
-    return code
+    from sidecar.gate.main import main as gate
+
+    return gate(sys.argv[2:])
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""The annotations of a pod (design, section 2), parsed in one place for the injector and the daemon.
+"""The annotations of a pod (design, section 2), parsed in one place for the injector and the daemon, and the keys that
+the daemon sets on its node: an annotation, and the label `weights.holdfast.dev/<40 hex of the manifest digest>=ready`.
 
 Law: pure. A pod without `holdfast.dev/model` or `holdfast.dev/models` requests nothing; the annotations of any other
 pod are valid as a whole or refused, with a message that says how to write them.
@@ -12,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NoReturn
 
+from cached.contract.digest import Digest
 from cached.contract.errors import InvalidReference, Permanent
 from cached.contract.layout import DEFAULT_MOUNT
 from cached.contract.reference import ModelRef, ModelRequest, add_pins, parse_models, variable_suffix
@@ -29,6 +31,9 @@ INJECTED = PREFIX + "injected"  # the injector's mark, so that no second injecto
 KNOWN = (MODEL, VERSION, MODELS, DIGEST, VERIFY, CONTAINERS, MOUNT_PATH, AFFINITY, INJECTED)
 
 SUMMARY = PREFIX + "summary"  # on a node, not on a pod: the cache's contents, for a person
+LABEL_PREFIX = "weights.holdfast.dev/"  # on a node; the injector's node affinity selects it
+LABEL_VALUE = "ready"
+_LABEL_DIGITS = 40  # a label's name may have 63 characters; 160 bits are as many as git trusts
 
 _CONTAINER = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")  # RFC 1123 label, as Kubernetes names containers
 _HOW_ONE = f"write `{MODEL}: llama-3.1-8b` and `{VERSION}: v3`"
@@ -45,6 +50,11 @@ class WeightsRequest:
     mount_path: str
     affinity: Literal["preferred", "required"]
     injected: str | None
+
+
+def weights_label(digest: Digest) -> str:
+    """Return the key of the node label of a ready snapshot."""
+    return LABEL_PREFIX + digest.hex[:_LABEL_DIGITS]
 
 
 def requests_weights(annotations: Mapping[str, str]) -> bool:
@@ -72,14 +82,7 @@ def parse(annotations: Mapping[str, str]) -> WeightsRequest | None:
 
 
 def _models(annotations: Mapping[str, str]) -> tuple[ModelRequest, ...]:
-    models: tuple[ModelRequest, ...]
-    if MODELS not in annotations:
-        models = (_one(annotations),)
-    else:
-        also = [key for key in (MODEL, VERSION) if key in annotations]
-        if also:
-            _refuse(f"{MODELS} and {also[0]} exclude each other", f"for one model {_HOW_ONE}; for several {_HOW_MANY}")
-        models = _several(annotations[MODELS])
+    models = _several(annotations) if MODELS in annotations else (_one(annotations),)
     pins = annotations.get(DIGEST)
     if pins is None:
         return models
@@ -100,9 +103,12 @@ def _one(annotations: Mapping[str, str]) -> ModelRequest:
         _refuse(f"{MODEL} and {VERSION}: {error.message}", f"{_HOW_ONE}; {error.remedy}", error)
 
 
-def _several(text: str) -> tuple[ModelRequest, ...]:
+def _several(annotations: Mapping[str, str]) -> tuple[ModelRequest, ...]:
+    also = [key for key in (MODEL, VERSION) if key in annotations]
+    if also:
+        _refuse(f"{MODELS} and {also[0]} exclude each other", f"for one model {_HOW_ONE}; for several {_HOW_MANY}")
     try:
-        models = parse_models(text)
+        models = parse_models(annotations[MODELS])
     except InvalidReference as error:
         _refuse(f"{MODELS}: {error.message}", f"write {_HOW_MANY}; {error.remedy}", error)
     suffixes = [variable_suffix(wanted.alias) for wanted in models if wanted.alias]

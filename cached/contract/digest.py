@@ -10,6 +10,7 @@ from cached.contract.errors import InvalidReference
 
 _HEX = re.compile(r"[0-9a-f]{64}")
 _PREFIX = "sha256:"
+_REMEDY = "copy the digest that `holdfast publish` printed"
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -20,19 +21,13 @@ class Digest:
 
     def __post_init__(self) -> None:
         if not _HEX.fullmatch(self.hex):
-            raise InvalidReference(
-                f"expected 64 lower-case hexadecimal digits, found {self.hex[:80]!r}",
-                "copy the digest that `holdfast publish` printed",
-            )
+            raise InvalidReference(f"expected 64 lower-case hexadecimal digits, found {self.hex[:80]!r}", _REMEDY)
 
     @classmethod
     def parse(cls, text: str) -> Digest:
         """Parse `sha256:<64 hex>`. Raises `InvalidReference`."""
         if not text.startswith(_PREFIX):
-            raise InvalidReference(
-                f"expected a digest `sha256:<64 hexadecimal digits>`, found {text[:80]!r}",
-                "copy the digest that `holdfast publish` printed",
-            )
+            raise InvalidReference(f"expected a digest `sha256:<64 hexadecimal digits>`, found {text[:80]!r}", _REMEDY)
         return cls(text[len(_PREFIX) :])
 
     @classmethod

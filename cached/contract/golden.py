@@ -21,6 +21,7 @@ MAX_GOLDEN_BYTES = 16 * 1024 * 1024
 MAX_CASES = 256
 _MAX_NAME = 200
 _MAX_DEPTH = 32
+_ENVIRONMENT = ("device", "driver", "cuda", "python", "image")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,24 +69,17 @@ class Environment:
         if not isinstance(document, dict):
             raise _refuse(f"expected `environment` to be an object, found {_kind(document)}")
         packages = document.get("packages", {})
-        texts = {key: document.get(key, "") for key in ("python", "device", "cuda", "driver", "image")}
+        texts = {key: document.get(key, "") for key in _ENVIRONMENT}
         if not isinstance(packages, dict) or not all(isinstance(v, str) for v in (*packages.values(), *texts.values())):
             raise _refuse("expected `environment` to map names to versions as text")
         return cls(**texts, packages=packages)
 
     def differences(self, other: Environment) -> list[str]:
         """Return the versions that differ as `name mine -> theirs`, one line each; hardware and Python first."""
-        lines = [
-            f"{name} {mine or 'none'} -> {theirs or 'none'}"
-            for name in ("device", "driver", "cuda", "python", "image")
-            if (mine := getattr(self, name)) != (theirs := getattr(other, name))
-        ]
-        names = sorted(self.packages.keys() | other.packages.keys())
-        return lines + [
-            f"{name} {self.packages.get(name, 'none')} -> {other.packages.get(name, 'none')}"
-            for name in names
-            if self.packages.get(name) != other.packages.get(name)
-        ]
+        versions = [(name, getattr(self, name), getattr(other, name)) for name in _ENVIRONMENT]
+        packages = sorted(self.packages.keys() | other.packages.keys())
+        versions += [(name, self.packages.get(name), other.packages.get(name)) for name in packages]
+        return [f"{name} {mine or 'none'} -> {theirs or 'none'}" for name, mine, theirs in versions if mine != theirs]
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +129,7 @@ class Golden:
                     "name": case.name,
                     "path": case.path,
                     "request": case.request,
-                    "tolerance": {"absolute": case.tolerance.absolute, "relative": case.tolerance.relative},
+                    "tolerance": asdict(case.tolerance),
                     "expected": case.expected,
                 }
                 for case in self.cases

@@ -6,11 +6,11 @@ exclusive lock on a read-only descriptor.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import threading
 from pathlib import Path
-from types import TracebackType
 
 _probe = threading.Lock()  # `is_held` locks the lease for a moment: our own eviction must not count that as a holder
 
@@ -22,11 +22,8 @@ class Lease:
         self._descriptor = descriptor
 
     def relock(self, path: Path) -> None:
-        """Move the lock to the file that `path` names now, if it is another one: a snapshot that is rebuilt after bit
-        rot or a deletion keeps its name only.
-
-        Without such a file, or while an eviction holds it, keep the old lock: the caller tries again. Raises OSError.
-        """
+        """Move the lock to the file that `path` names now, as a snapshot that is rebuilt keeps its name only. Without
+        such a file, or while an eviction holds it, keep the old lock: the caller tries again. Raises OSError."""
         if self._descriptor < 0:
             return
         try:
@@ -48,16 +45,13 @@ class Lease:
     def __enter__(self) -> Lease:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(self, *_error: object) -> None:
         self.close()
 
 
 def take_shared(path: Path) -> Lease | None:
-    """Take the lease at `path` together with its other holders. Raises OSError.
-
-    Return None if the path no longer exists, names another file than the locked one, or an eviction holds the lease:
-    the caller resolves the model again and starts over.
-    """
+    """Take the lease at `path` together with its other holders. Raises OSError. Return None if the path no longer
+    exists, names another file than the locked one, or an eviction holds the lease: resolve the model again."""
     return _take(path, fcntl.LOCK_SH)
 
 
@@ -92,15 +86,10 @@ def _take(path: Path, kind: int) -> Lease | None:
         descriptor = _open(path)
     except FileNotFoundError:
         return None
-    lease = Lease(descriptor)
-    try:
+    with contextlib.ExitStack() as closing, contextlib.suppress(BlockingIOError, FileNotFoundError):
+        lease = closing.enter_context(Lease(descriptor))
         fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
         if os.path.samestat(os.fstat(descriptor), os.stat(path, follow_symlinks=False)):
+            closing.pop_all()
             return lease
-    except (BlockingIOError, FileNotFoundError):
-        pass
-    except BaseException:
-        lease.close()
-        raise
-    lease.close()
     return None

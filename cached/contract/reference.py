@@ -138,7 +138,7 @@ def add_pins(models: Sequence[ModelRequest], text: str) -> tuple[ModelRequest, .
 
 
 def write_pins(models: Sequence[ModelRequest]) -> str | None:
-    """Format the pins for `pinned`; None without any."""
+    """Format the pins for `add_pins`; None without any."""
     if len(models) == 1:
         return str(models[0].pin) if models[0].pin is not None else None
     return ",".join(f"{_key(wanted)}={wanted.pin}" for wanted in models if wanted.pin is not None) or None

@@ -46,11 +46,8 @@ class StatusError:
 
 @dataclass(frozen=True, slots=True)
 class Stale:
-    """The held content differs from what the catalog requests, or from what the source has now.
-
-    `reason`: `catalog_changed` or `source_changed`. `digest`: the expected one, None if unknown without a fetch.
-    `since`: the time of detection, as `timestamp()` writes it.
-    """
+    """The held content differs from the catalog's or the source's present one (`reason`: `catalog_changed` or
+    `source_changed`), detected at `since`; `digest`: the expected one, None if unknown without a fetch."""
 
     reason: str
     digest: str | None
@@ -98,13 +95,10 @@ NO_VERDICT = Verdict()
 
 @dataclass(frozen=True, slots=True)
 class ModelStatus:
-    """One version's status. Sizes in bytes, `rate_bytes_per_s` in bytes a second, `eta_s` in seconds.
-
-    `digest` is None until known; `since` and `updated` are UTC times as `timestamp()` writes them. `held` is the digest
-    that the version's symlink leads to now, also during a fetch of another one; None if the version is not held.
-    `refused_pins`: pins of pods that cannot be met, by digest; they concern only the pods with that pin. `verdict`:
-    `findings` and `left_out` of the JSON object.
-    """
+    """One version's status. `digest` is None until known; `since` and `updated` are UTC times as `timestamp()` writes
+    them. `held` is the digest that the version's symlink leads to now, also during a fetch of another one; None if the
+    version is not held. `refused_pins`: pins that cannot be met, by digest; they concern the pods with that pin.
+    `verdict`: `findings` and `left_out` of the JSON object."""
 
     model: str
     version: str

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import mmap
 import os
 import re
 import stat
+import struct
 import threading
-from collections import deque
 from collections.abc import Callable
+from enum import Enum
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -25,8 +27,7 @@ from cached.contract.errors import DigestMismatch, HoldfastError, Permanent
 from cached.contract.layout import SnapshotLayout
 from cached.contract.manifest import FileEntry, Manifest
 from cached.contract.program import limits
-from cached.contract.verified import VerifiedFile, VerifiedRecord
-from cached.contract.verity import NoSeal, measure
+from cached.contract.verified import VerifiedRecord
 
 _WINDOW_BYTES = 16 << 20  # mapped, populated and hashed at a time
 _BUFFER_BYTES = 512 << 10  # for read(2), where maps are refused; half of a common second-level cache
@@ -34,15 +35,40 @@ _MADV_POPULATE_READ = 22  # linux/mman.h; the module mmap names it from Python 3
 # Linux before 6.9 retries an unreadable page within the call for ever instead of failing with EFAULT
 # ("mm/madvise: make MADV_POPULATE_(READ|WRITE) handle VM_FAULT_RETRY properly"): a bad block would hang the process.
 _POPULATES_FOR_EVER = tuple(int(part) for part in re.findall(r"\d+", os.uname().release)[:2]) < (6, 9)
+_MEASURE_VERITY = 0xC0046686  # FS_IOC_MEASURE_VERITY
+_LONGEST_SEAL = 64
+_SEAL_ALGORITHMS = {1: "sha256", 2: "sha512"}
+# A kernel or file system without fs-verity, a sandbox without ioctls (gVisor, virtiofs), a seccomp profile.
+_NO_VERITY = frozenset({errno.ENOTTY, errno.EOPNOTSUPP, errno.ENOSYS, errno.EPERM, errno.EINVAL})
 _REMEDY = "the bytes on the node changed after they were verified: `holdfast verify` on the node, then look at its disk"
 
 
-def load_manifest(snapshot: SnapshotLayout, pin: Digest | None) -> Manifest:
-    """Read the snapshot's manifest and check it against the snapshot's name and, if given, the pin.
+class NoSeal(Enum):
+    """Why a file has no fs-verity digest."""
 
-    Raises `DigestMismatch`, `Permanent` (`unreadable`), or `InvalidManifest` for bytes of the right hash that are no
-    manifest.
-    """
+    NONE = "not sealed"
+    UNKNOWN = "not reported by this kernel"
+
+
+def measure_seal(descriptor: int) -> str | NoSeal:
+    """Return the fs-verity digest of an open file, as `sha256:<hex>`, against which the kernel checks the bytes of each
+    read (else EIO): struct fsverity_digest, https://docs.kernel.org/filesystems/fsverity.html. Raises OSError."""
+    buffer = bytearray(struct.pack("<HH", 0, _LONGEST_SEAL) + bytes(_LONGEST_SEAL))
+    try:
+        fcntl.ioctl(descriptor, _MEASURE_VERITY, buffer, True)
+    except OSError as error:
+        if error.errno == errno.ENODATA:
+            return NoSeal.NONE
+        if error.errno in _NO_VERITY:
+            return NoSeal.UNKNOWN
+        raise
+    algorithm, size = struct.unpack_from("<HH", buffer)
+    return f"{_SEAL_ALGORITHMS.get(algorithm, algorithm)}:{buffer[4 : 4 + size].hex()}"
+
+
+def load_manifest(snapshot: SnapshotLayout, pin: Digest | None) -> Manifest:
+    """Read the snapshot's manifest and check it against the snapshot's name and, if given, the pin. Raises
+    `DigestMismatch`, `Permanent` (`unreadable`), or `InvalidManifest` for bytes of the right hash."""
     data = _read(snapshot.manifest)
     found = Digest.of(data)
     if found.hex != snapshot.path.name:
@@ -58,12 +84,9 @@ def load_manifest(snapshot: SnapshotLayout, pin: Digest | None) -> Manifest:
 
 
 def check_record(snapshot: SnapshotLayout, manifest: Manifest) -> None:
-    """Check that every file exists, is a plain file, and matches `verified.json`. Hashes nothing.
-
-    A file recorded as sealed with fs-verity must have the same seal now: then the kernel returns no other bytes, and
-    inode and mtime do not matter. They do where the kernel cannot report the seal (a sandbox without ioctls).
-    Raises `DigestMismatch`, or `Permanent` (`invalid_record`, `unreadable`).
-    """
+    """Check that every file exists, is a plain file, and matches `verified.json`: by its fs-verity seal, if it has one,
+    else, or where the kernel cannot report the seal, by inode and mtime. Hashes nothing. Raises `DigestMismatch`, or
+    `Permanent` (`invalid_record`, `unreadable`)."""
     record = VerifiedRecord.parse(_read(snapshot.verified))
     for entry in manifest.files:
         found = _stat(snapshot, entry)
@@ -74,7 +97,12 @@ def check_record(snapshot: SnapshotLayout, manifest: Manifest) -> None:
             raise DigestMismatch(f"{entry.path}: recorded size in bytes", str(entry.size), str(verified.size), _REMEDY)
         seal = NoSeal.UNKNOWN if verified.verity is None else _seal_of(snapshot, entry)
         if seal is NoSeal.UNKNOWN:
-            _compare_stat(entry.path, verified, found)
+            for kind, expected, actual in (
+                ("inode", verified.ino, found.st_ino),
+                ("mtime in ns", verified.mtime_ns, found.st_mtime_ns),
+            ):
+                if expected != actual:
+                    raise DigestMismatch(f"{entry.path}: {kind}", str(expected), str(actual), _REMEDY)
         elif seal != verified.verity:
             found_seal = seal.value if isinstance(seal, NoSeal) else seal
             raise DigestMismatch(f"{entry.path}: fs-verity digest", str(verified.verity), found_seal, _REMEDY)
@@ -86,7 +114,8 @@ def check_full(
     """Hash every file with `threads` threads, the largest first, and stop at the first failure, which is raised. The
     threads call `progress` with the bytes hashed since its last call; an exception in it ends the check."""
     # Plain threads: concurrent.futures imports logging, 9 ms at every gate's start, and cannot stop a running file.
-    waiting = deque(sorted(manifest.files, key=lambda f: f.size, reverse=True))
+    files = sorted(manifest.files, key=lambda f: f.size, reverse=True)
+    waiting = iter(files)  # gives each file to one thread
     outcomes: SimpleQueue[BaseException | None] = SimpleQueue()
     stop = threading.Event()
 
@@ -96,17 +125,19 @@ def check_full(
         progress(size)
 
     def work() -> None:
+        failure: BaseException | None = None
         try:
-            while (entry := _next(waiting)) is not None and not stop.is_set():
+            for entry in waiting:
+                if stop.is_set():
+                    break
                 _check_file(snapshot, entry, report)
         except _Stopped:
-            outcomes.put(None)
+            pass
         except BaseException as error:  # noqa: BLE001 - raised again by the calling thread
-            outcomes.put(error)
-        else:
-            outcomes.put(None)
+            failure = error
+        outcomes.put(failure)
 
-    workers = [threading.Thread(target=work, name=f"verify-{n}") for n in range(max(1, min(threads, len(waiting))))]
+    workers = [threading.Thread(target=work, name=f"verify-{n}") for n in range(max(1, min(threads, len(files))))]
     running = limits.start_threads(workers)
     if not running:  # the limit of processes is reached: this thread hashes
         work()
@@ -139,11 +170,9 @@ def hash_file(path: Path, progress: Callable[[int], None] = lambda _size: None) 
 
 
 def _hash_mapped(descriptor: int, progress: Callable[[int], None]) -> str:
-    """Hash the page cache in place: the copy of read(2) costs 6 % of the hash's own time.
-
-    With a map alone a bad block or a truncated file raises SIGBUS, which ends the process without a message. Populating
-    each window first turns both into an OSError, except within the milliseconds of one window.
-    """
+    """Hash the page cache in place: the copy of read(2) costs 6 % of the hash's own time. A bad block or a truncated
+    file raises SIGBUS in a map, which ends the process without a message: populating each window first turns both into
+    an OSError, except within the milliseconds of one window."""
     sha = hashlib.sha256()
     size = os.fstat(descriptor).st_size
     for start in range(0, size, _WINDOW_BYTES):
@@ -185,13 +214,6 @@ class _Stopped(Exception):
     """Another thread's file failed."""
 
 
-def _next(waiting: deque[FileEntry]) -> FileEntry | None:
-    try:
-        return waiting.popleft()
-    except IndexError:  # a test before the call would race with the other threads
-        return None
-
-
 def _check_file(snapshot: SnapshotLayout, entry: FileEntry, progress: Callable[[int], None]) -> None:
     _stat(snapshot, entry)
     try:
@@ -218,26 +240,15 @@ def _stat(snapshot: SnapshotLayout, entry: FileEntry) -> os.stat_result:
     return found
 
 
-def _compare_stat(path: str, verified: VerifiedFile, found: os.stat_result) -> None:
-    for what, expected, actual in (
-        ("inode", verified.ino, found.st_ino),
-        ("mtime in ns", verified.mtime_ns, found.st_mtime_ns),
-    ):
-        if expected != actual:
-            raise DigestMismatch(f"{path}: {what}", str(expected), str(actual), _REMEDY)
-
-
 def _seal_of(snapshot: SnapshotLayout, entry: FileEntry) -> str | NoSeal:
     try:
         descriptor = os.open(snapshot.path / entry.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            return measure_seal(descriptor)
+        finally:
+            os.close(descriptor)
     except OSError as error:
         raise _unreadable(entry.path, error) from error
-    try:
-        return measure(descriptor)
-    except OSError as error:
-        raise _unreadable(entry.path, error) from error
-    finally:
-        os.close(descriptor)
 
 
 def _read(path: Path) -> bytes:

@@ -28,14 +28,6 @@ _VERSION_KEYS = ("digest", "follow", "source")
 
 
 @dataclass(frozen=True, slots=True)
-class PrefetchRule:
-    """Versions to prefetch on nodes that have every label of `node_selector` (empty: all nodes)."""
-
-    versions: tuple[str, ...]
-    node_selector: Mapping[str, str]
-
-
-@dataclass(frozen=True, slots=True)
 class CatalogVersion:
     """One version with the settings that apply to it. `source` has `{name}` and `{version}` filled in and may carry
     credentials; `keep`: the model's `pin: true`, never evict; `follow`: fetch what the source has later, too; `preset`:
@@ -53,7 +45,7 @@ class CatalogVersion:
 
     @property
     def request(self) -> str:
-        """The hash of this version's fetch request: `request_of` source and filters."""
+        """The hash of this version's fetch request, by `hash_request`."""
         return hash_request(self.source, self.include, self.exclude, self.preset, self.require_loadable)
 
 
@@ -77,15 +69,17 @@ def hash_request(
 class CatalogModel:
     """One entry under `models`. `source`: the entry's own template, which takes precedence over the catalog's default.
 
-    `rejected`: versions whose own entry is bad and was never good. No template applies to them, because the error in
-    the entry may concern the pin.
+    `prefetch`: versions to prefetch on nodes that have every label of `node_selector` (empty: all nodes). `rejected`:
+    versions whose own entry is bad and was never good. No template applies to them, because the error in the entry may
+    concern the pin.
     """
 
     name: str
     include: tuple[str, ...]
     exclude: tuple[str, ...]
     versions: Mapping[str, CatalogVersion]
-    prefetch: PrefetchRule | None
+    prefetch: tuple[str, ...]
+    node_selector: Mapping[str, str]
     pin: bool
     follow: bool
     source: str | None = field(repr=False)
@@ -185,12 +179,14 @@ def _model_name(key: yaml.Node, claimed: dict[str, str]) -> str:
 
 def _model(name: str, node: yaml.Node, known: Catalog, rejected: list[Rejection]) -> CatalogModel:
     fields = nodes.fields(node, "a model", _MODEL_KEYS)
+    listed, selector = _prefetch(fields.get("prefetch"))
     model = CatalogModel(
         name=name,
         include=_include(fields.get("include")),
         exclude=_patterns(fields.get("exclude"), "`exclude`"),
         versions={},
-        prefetch=None,
+        prefetch=(),
+        node_selector=selector,
         pin=nodes.flag(fields.get("pin"), "`pin`"),
         follow=nodes.flag(fields.get("follow"), "`follow`"),
         source=_template(fields.get("source")),
@@ -198,10 +194,8 @@ def _model(name: str, node: yaml.Node, known: Catalog, rejected: list[Rejection]
         preset=_preset(fields.get("for")),
         require_loadable=_requires_loadable(fields.get("require")),
     )
-    listed, selector = _prefetch(fields.get("prefetch"))
     model = _with_versions(model, fields.get("versions"), known, rejected)
-    prefetched = _prefetched(model, listed, known.default_source, rejected)
-    return replace(model, prefetch=PrefetchRule(prefetched, selector)) if prefetched else model
+    return replace(model, prefetch=_prefetched(model, listed, known.default_source, rejected))
 
 
 def _with_versions(
@@ -335,9 +329,8 @@ def _requires_loadable(node: yaml.Node | None) -> bool:
 def _include(node: yaml.Node | None) -> tuple[str, ...]:
     patterns = _patterns(node, "`include`")
     if isinstance(node, yaml.SequenceNode) and not patterns:
-        raise InvalidNode(
-            nodes.line_of(node), "an empty `include` selects nothing; leave the key out to select everything"
-        )
+        reason = "an empty `include` selects nothing; leave the key out to select everything"
+        raise InvalidNode(nodes.line_of(node), reason)
     return patterns
 
 
@@ -346,9 +339,8 @@ def _patterns(node: yaml.Node | None, what: str) -> tuple[str, ...]:
     for item in nodes.items(node, what):
         pattern = nodes.text(item, f"a pattern of {what}")
         if not pattern or pattern.startswith(("/", "./", "../")):
-            raise InvalidNode(
-                nodes.line_of(item), f"{what}: {pattern[:200]!r} matches nothing; paths look like `folder/file.json`"
-            )
+            reason = f"{what}: {pattern[:200]!r} matches nothing; paths look like `folder/file.json`"
+            raise InvalidNode(nodes.line_of(item), reason)
         patterns.append(pattern)
     return tuple(patterns)
 

@@ -6,11 +6,9 @@ Law: pure: no I/O, no clock. The same catalog, pods, pulls and labels give the s
 from __future__ import annotations
 
 import difflib
-from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import TypeVar
 
 from cached.contract.digest import Digest
 from cached.contract.errors import DigestMismatch, Permanent
@@ -29,7 +27,7 @@ class Priority(IntEnum):
 
 @dataclass(frozen=True, slots=True, order=True)
 class Urgency:
-    """Which fetch comes first, the lower one: by priority, and of equals the one that began first (`order`)."""
+    """The rank of a fetch, the lower one first: its priority, then the `order` in which fetches began."""
 
     priority: Priority
     order: int
@@ -72,7 +70,7 @@ class Want:
 
     @property
     def request(self) -> str:
-        """The hash of the fetch request: `catalog.request_of` source and filters."""
+        """The hash of the fetch request: `catalog.hash_request` of source and filters."""
         return hash_request(self.source, self.include, self.exclude, self.preset, self.require_loadable)
 
     def is_met_by(self, digest: Digest | None, request: str | None) -> bool:
@@ -92,12 +90,10 @@ class Want:
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """The wants of this node, and the refused versions with the error. No version is in both. `verdicts`: the errors of
-    pins that cannot be met; each concerns only the pods and pulls with that pin."""
+    """The wants of this node, and the refused versions with the error. No version is in both."""
 
     wants: Mapping[ModelRef, Want]
     refused: Mapping[ModelRef, Permanent]
-    verdicts: Mapping[tuple[ModelRef, Digest], Permanent] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -107,41 +103,10 @@ class _Ask:
     pin: Digest | None = field(compare=False)
 
 
-def compute_demand(
-    catalog: Catalog,
-    pods: Iterable[PodWant],
-    pulls: Iterable[PullWant],
-    node_labels: Mapping[str, str],
-    failed_pins: Mapping[tuple[ModelRef, Digest], Permanent],
-) -> Demand:
-    """Merge pods, pulls and the catalog's prefetch rules into one want for each version.
-
-    Refused are versions that the catalog lacks (`unknown_model`), and versions requested by pods of which every request
-    pins a digest that cannot be met: another than the catalog's, or one of `failed_pins` if the catalog has none.
-    Without a digest in the catalog a pin decides if all pods and pulls agree on it.
-    """
-    by_pods, by_pulls = group_by_version(pods), group_by_version(pulls)
-    failed: defaultdict[ModelRef, dict[Digest, Permanent]] = defaultdict(dict)
-    for (ref, pin), error in failed_pins.items():
-        failed[ref][pin] = error
-    prefetched = prefetched_versions(catalog, node_labels)
-    wants: dict[ModelRef, Want] = {}
-    refused: dict[ModelRef, Permanent] = {}
-    verdicts: dict[tuple[ModelRef, Digest], Permanent] = {}
-    for ref in sorted({*by_pods, *by_pulls, *prefetched}):
-        theirs = by_pods.get(ref, ()), by_pulls.get(ref, ())
-        outcome = compute_version_demand(catalog, ref, *theirs, failed[ref], prefetched=ref in prefetched)
-        if outcome.want is not None:
-            wants[ref] = outcome.want
-        if outcome.refused is not None:
-            refused[ref] = outcome.refused
-        verdicts.update({(ref, pin): error for pin, error in outcome.verdicts.items()})
-    return Demand(wants, refused, verdicts)
-
-
 @dataclass(frozen=True, slots=True)
 class VersionDemand:
-    """The demand for one version: a want, a refusal, or neither; and the errors of pins that cannot be met."""
+    """The demand for one version: a want, a refusal, or neither. `verdicts`: the errors of pins that cannot be met;
+    each concerns only the pods and pulls with that pin."""
 
     want: Want | None
     refused: Permanent | None
@@ -157,7 +122,12 @@ def compute_version_demand(
     *,
     prefetched: bool,
 ) -> VersionDemand:
-    """Return the part of `compute_demand` that concerns one version; `failed_pins` are its own."""
+    """Merge the pods, pulls and prefetch rule of one version into one want.
+
+    Refused is a version that the catalog lacks (`unknown_model`), and one requested by pods of which every request pins
+    a digest that cannot be met: another than the catalog's, or one of `failed_pins` if the catalog has none. Without a
+    digest in the catalog a pin decides if all pods and pulls agree on it.
+    """
     asks = [_Ask(Priority.WAITING, f"pod {pod.pod}", pod.pin) for pod in pods]
     asks += [_Ask(Priority.PULL, "pull", pull.pin) for pull in pulls]
     if prefetched:
@@ -176,34 +146,26 @@ def compute_version_demand(
     return VersionDemand(None, wrong[first.pin] if first.priority is Priority.WAITING and first.pin else None, wrong)
 
 
-W = TypeVar("W", PodWant, PullWant)
-
-
-def group_by_version(wants: Iterable[W]) -> dict[ModelRef, list[W]]:
-    """Return the pods, or the pulls, of each version."""
-    found: defaultdict[ModelRef, list[W]] = defaultdict(list)
-    for want in wants:
-        found[want.ref].append(want)
-    return dict(found)
-
-
-def used(wants: Iterable[PodWant], here: Mapping[ModelRef, Digest], catalog: Catalog | None) -> frozenset[ModelRef]:
-    """The versions that are here as some pod wants them: as the digest it pins, or else the catalog, if either does."""
-    found = frozenset(want.ref for want in wants if _has(want, here))
+def find_used(
+    pods: Iterable[PodWant], models: Mapping[ModelRef, Digest], catalog: Catalog | None
+) -> frozenset[ModelRef]:
+    """Return the versions of `models` with the digest that some pod wants: that of its pin, else of the catalog, if
+    either names one."""
+    found = frozenset(pod.ref for pod in pods if _is_met(pod, models))
     if catalog is None:
         return found
     promised = {ref: entry.digest for ref in found if (entry := catalog.find(ref)) is not None}
-    return frozenset(ref for ref in found if promised.get(ref) in (None, here[ref]))
+    return frozenset(ref for ref in found if promised.get(ref) in (None, models[ref]))
 
 
-def waiting(wants: Iterable[PodWant], here: Mapping[ModelRef, Digest]) -> int:
-    """How many pods want what is not here."""
-    return len({want.uid for want in wants if not _has(want, here)})
+def count_waiting(pods: Iterable[PodWant], models: Mapping[ModelRef, Digest]) -> int:
+    """Return the number of pods whose version is not in `models`, or has another digest than their pin."""
+    return len({pod.uid for pod in pods if not _is_met(pod, models)})
 
 
-def _has(want: PodWant, here: Mapping[ModelRef, Digest]) -> bool:
-    digest = here.get(want.ref)
-    return digest is not None and want.pin in (None, digest)
+def _is_met(pod: PodWant, models: Mapping[ModelRef, Digest]) -> bool:
+    digest = models.get(pod.ref)
+    return digest is not None and pod.pin in (None, digest)
 
 
 def prefetched_versions(catalog: Catalog, node_labels: Mapping[str, str]) -> frozenset[ModelRef]:
@@ -211,8 +173,8 @@ def prefetched_versions(catalog: Catalog, node_labels: Mapping[str, str]) -> fro
     return frozenset(
         ModelRef(model.name, version)
         for model in catalog.models.values()
-        if model.prefetch is not None and model.prefetch.node_selector.items() <= node_labels.items()
-        for version in model.prefetch.versions
+        if model.node_selector.items() <= node_labels.items()
+        for version in model.prefetch
     )
 
 
@@ -222,7 +184,7 @@ def is_kept(catalog: Catalog, ref: ModelRef, node_labels: Mapping[str, str] | No
     model = catalog.models.get(ref.name)
     if model is None:
         return False
-    return model.pin or (node_labels is None and model.prefetch is not None and ref.version in model.prefetch.versions)
+    return model.pin or (node_labels is None and ref.version in model.prefetch)
 
 
 def _wrong_pins(

@@ -1,12 +1,13 @@
 """The incremental demand: an update computes only the changed versions.
 
-Law: gives the result of `demand.compute_demand` for any order of changes. In memory; reads no clock. The cost of one
+Law: gives the same result for any order of changes. In memory; reads no clock. The cost of one
 change does not depend on the number of versions; only a new catalog, or new labels of the node, cost all of them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from typing import TypeVar
 
 from cached.contract.digest import Digest
 from cached.contract.errors import Permanent
@@ -15,6 +16,8 @@ from cached.core.catalog import EMPTY_CATALOG, Catalog
 from cached.core.demand import Demand, Want, compute_version_demand, prefetched_versions
 from cached.core.versions.record import Version
 
+T = TypeVar("T")
+
 
 class DemandIndex:
     """`demand` is the current demand: each update changes its mappings in place."""
@@ -22,9 +25,8 @@ class DemandIndex:
     def __init__(self) -> None:
         self._wants: dict[ModelRef, Want] = {}
         self._refused: dict[ModelRef, Permanent] = {}
-        self._verdicts: dict[tuple[ModelRef, Digest], Permanent] = {}
-        self.demand = Demand(self._wants, self._refused, self._verdicts)
-        self._pins: dict[ModelRef, Collection[Digest]] = {}  # those with a verdict
+        self._verdicts: dict[ModelRef, Mapping[Digest, Permanent]] = {}
+        self.demand = Demand(self._wants, self._refused)
         self._catalog = EMPTY_CATALOG
         self._labels: Mapping[str, str] | None = None
         self._prefetched: frozenset[ModelRef] = frozenset()
@@ -50,24 +52,21 @@ class DemandIndex:
             self._compute(versions.get(ref) or Version(ref))
         return concerned
 
-    def verdicts(self, ref: ModelRef) -> dict[Digest, Permanent]:
-        """Return the verdicts on pins of a version."""
-        return {pin: self._verdicts[ref, pin] for pin in self._pins.get(ref, ())}
+    def get_verdicts(self, ref: ModelRef) -> Mapping[Digest, Permanent]:
+        """Return the errors of the pins of a version that cannot be met."""
+        return self._verdicts.get(ref, {})
 
     def _compute(self, version: Version) -> None:
         ref, pulls = version.ref, [pull.want for pull in version.pulls]
-        prefetched = ref in self._prefetched
         outcome = compute_version_demand(
-            self._catalog, ref, version.pods, pulls, version.verdicts, prefetched=prefetched
+            self._catalog, ref, version.pods, pulls, version.verdicts, prefetched=ref in self._prefetched
         )
-        self._wants.pop(ref, None)
-        self._refused.pop(ref, None)
-        for pin in self._pins.pop(ref, ()):
-            del self._verdicts[ref, pin]
-        if outcome.want is not None:
-            self._wants[ref] = outcome.want
-        if outcome.refused is not None:
-            self._refused[ref] = outcome.refused
-        if outcome.verdicts:
-            self._pins[ref] = tuple(outcome.verdicts)
-            self._verdicts.update({(ref, pin): error for pin, error in outcome.verdicts.items()})
+        _set_or_remove(self._wants, ref, outcome.want)
+        _set_or_remove(self._refused, ref, outcome.refused)
+        _set_or_remove(self._verdicts, ref, outcome.verdicts or None)
+
+
+def _set_or_remove(table: dict[ModelRef, T], ref: ModelRef, value: T | None) -> None:
+    table.pop(ref, None)
+    if value is not None:
+        table[ref] = value

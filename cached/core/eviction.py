@@ -19,7 +19,7 @@ from cached.core.space import SpaceUse
 class InventoryEntry:
     """A published version. `blobs`: bytes by sha256. `last_used`: seconds on a monotonic clock. `in_use`: by a lease or
     a pod, or unknown. `wanted`: in the demand. `keep`: pinned against eviction. `prefetched`: wanted by a prefetch rule
-    only. `request`: the hash of its fetch request (`catalog.request_of`); None: unknown."""
+    only. `request`: the hash of its fetch request (`catalog.hash_request`); None: unknown."""
 
     ref: ModelRef
     digest: Digest
@@ -46,9 +46,6 @@ class Occupant(Protocol):
     """A user of disk space, which frees what it shares with no other. `blobs`: bytes by sha256."""
 
     @property
-    def ref(self) -> ModelRef: ...
-
-    @property
     def blobs(self) -> Mapping[str, int]: ...
 
 
@@ -63,43 +60,43 @@ class Choice(Generic[T]):
     freed: int
 
 
-def reclaimable(victims: Collection[InventoryEntry], holdings: Collection[InventoryEntry]) -> int:
+def count_reclaimable(victims: Collection[InventoryEntry], inventory: Collection[InventoryEntry]) -> int:
     """Return the bytes that evicting `victims` frees: their blobs that no remaining version shares."""
     gone = {victim.ref for victim in victims}
-    kept = {sha for holding in holdings if holding.ref not in gone for sha in holding.blobs}
+    kept = {sha for entry in inventory if entry.ref not in gone for sha in entry.blobs}
     blobs = {sha: size for victim in victims for sha, size in victim.blobs.items()}
     return sum(size for sha, size in blobs.items() if sha not in kept)
 
 
-def by_age(holdings: Iterable[InventoryEntry]) -> list[InventoryEntry]:
+def by_age(entries: Iterable[InventoryEntry]) -> list[InventoryEntry]:
     """Sort the least recently used first."""
-    return sorted(holdings, key=lambda h: (h.last_used, h.ref))
+    return sorted(entries, key=lambda entry: (entry.last_used, entry.ref))
 
 
-def choose_victims(candidates: Sequence[T], holdings: Collection[Occupant], need_bytes: int) -> Choice[T]:
+def choose_victims(candidates: Sequence[T], occupants: Collection[Occupant], need_bytes: int) -> Choice[T]:
     """Choose candidates in their order until they free `need_bytes`, none that is not needed for that. If all of them
     free less, choose all that free any bytes."""
     if need_bytes <= 0:
         return Choice((), 0)  # most plans: skips the count of every blob of the node
-    links = Counter(sha for holding in holdings for sha in holding.blobs)
+    links = Counter(sha for occupant in occupants for sha in occupant.blobs)
     freed = 0
     chosen: list[T] = []
-    for holding in candidates:
+    for occupant in candidates:
         if freed >= need_bytes:
             break
-        chosen.append(holding)
-        links.subtract(holding.blobs.keys())
-        freed += _unlinked_bytes(holding, links)
+        chosen.append(occupant)
+        links.subtract(occupant.blobs.keys())
+        freed += _unlinked_bytes(occupant, links)
     # Blobs are shared, and the last choice may free many: drop the choices that are not needed, in reverse order.
     enough = min(freed, need_bytes)
     needed: list[T] = []
-    for holding in reversed(chosen):
-        gain = _unlinked_bytes(holding, links)
+    for occupant in reversed(chosen):
+        gain = _unlinked_bytes(occupant, links)
         if freed - gain >= enough:
-            links.update(holding.blobs.keys())
+            links.update(occupant.blobs.keys())
             freed -= gain
         else:
-            needed.append(holding)
+            needed.append(occupant)
     return Choice(tuple(reversed(needed)), freed)
 
 
@@ -115,5 +112,5 @@ def count_shortfall(use: SpaceUse, needed_bytes: int) -> int:
     return max(0, needed_bytes - (use.budget - use.used - use.reserved))
 
 
-def _unlinked_bytes(holding: Occupant, links: Counter[str]) -> int:
-    return sum(size for sha, size in holding.blobs.items() if links[sha] == 0)
+def _unlinked_bytes(occupant: Occupant, links: Counter[str]) -> int:
+    return sum(size for sha, size in occupant.blobs.items() if links[sha] == 0)

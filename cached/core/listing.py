@@ -95,10 +95,11 @@ class Unlisted:
 class Listing:
     """The files of one version. `manifest`: the source's own (`holdfast.json`), if any; `files` then mirror it.
 
-    `identity`: made by `identity_of` from everything that decides the server's answer for a file's `key`: address,
+    `identity`: made from everything that decides the server's answer for a file's `key`: address,
     query, user, environment. Equal for two listings only if equal keys are one object.
-    `revision`: the commit that a moving name was resolved to, for status and logs. `unlisted`: folders without files
-    here. A listing may have names invalid in a version: `filters.choose` checks the files it chooses only.
+    `revision`: the commit that a moving name was resolved to, for status and logs. `tag`: the source's strong validator
+    of the whole listing (the ETag of `holdfast.json`, a commit), None without one. `unlisted`: folders without files
+    here. A listing may have names invalid in a version: `filters.choose_files` checks the files it chooses only.
     """
 
     files: tuple[RemoteFile, ...]
@@ -106,3 +107,4 @@ class Listing:
     manifest: Manifest | None = None
     revision: str | None = None
     unlisted: tuple[Unlisted, ...] = ()
+    tag: str | None = None

@@ -6,7 +6,7 @@ was not carried out.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -18,8 +18,6 @@ from cached.core.eviction import InventoryEntry, by_age, choose_victims, count_e
 from cached.core.space import FetchSpace, Shortage, SpaceUse
 
 EvictionReason = Literal["watermark", "space"]
-
-_POD = Priority.WAITING
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,153 +84,134 @@ SpaceStep = Evict | Preempt | AllowOthers
 
 
 @dataclass(frozen=True, slots=True)
-class _Fetch:
+class _FetchOccupant:
     """A running fetch as an occupant: it protects its blobs, and its preemption frees all its space."""
 
     ref: ModelRef
     blobs: Mapping[str, int]
 
 
-_Occupant = InventoryEntry | _Fetch
+_SpaceUser = InventoryEntry | _FetchOccupant
 
 
 @dataclass(frozen=True, slots=True)
 class Situation:
     """All inputs of a plan of the disk space.
 
-    `active`: the running fetches with their want as last updated. `lacking`: the fetches blocked on disk space, the
-    most urgent first, then the oldest, and what each of them needs. `stakes`: of those in `active`, if space is short.
+    `fetching`: the running fetches with their want as last updated, and `fetch_space` of each if space is short.
+    `shortages`: the needs of the fetches blocked on disk space, the most urgent first, then the oldest.
     """
 
     demand: Demand
-    holdings: Collection[InventoryEntry]
-    active: Mapping[ModelRef, Want]
+    inventory: Collection[InventoryEntry]
+    fetching: Mapping[ModelRef, Want]
     space: SpaceUse
-    lacking: Mapping[ModelRef, Shortage]
-    stakes: Mapping[ModelRef, FetchSpace]
+    shortages: Mapping[ModelRef, Shortage]
+    fetch_space: Mapping[ModelRef, FetchSpace]
     high_watermark: float
     low_watermark: float
 
 
-@dataclass(frozen=True, slots=True)
-class Versions:
-    """The state of some versions, without the space: fields as in `Situation`; `met`: those that are on the node as
-    wanted, without a pending recheck. `settled`: permanent failures with their want, and refusals with the reported
-    error; a retry starts when the want changes or the caller removes the entry. The steps of one version depend on no
-    other, so a caller may plan the changed versions only."""
+def plan_versions(
+    demand: Demand,
+    met: Collection[ModelRef],
+    fetching: Mapping[ModelRef, Want],
+    failed: Mapping[ModelRef, Want | Permanent],
+) -> tuple[VersionStep, ...]:
+    """Return the steps of some versions, without evictions: first those that release resources, then fetches by
+    urgency. The steps of one version depend on no other, so a caller may plan the changed versions only.
 
-    demand: Demand
-    met: Collection[ModelRef]
-    active: Mapping[ModelRef, Want]
-    settled: Mapping[ModelRef, Want | Permanent]
-
-
-def plan_versions(versions: Versions) -> tuple[VersionStep, ...]:
-    """Return the steps of these versions, without evictions: first those that release resources, then fetches by
-    urgency."""
-    return (
-        *_cancels(versions),
-        *_forgets(versions),
-        *_refusals(versions),
-        *_priorities(versions),
-        *_starts(versions),
-    )
-
-
-def mark_protected(
-    holdings: Iterable[InventoryEntry], demand: Demand, lacking: Collection[ModelRef]
-) -> list[InventoryEntry]:
-    """Mark the versions in the demand as wanted or prefetched, also those whose fetch was refused. Content under a
-    wanted name that is resolved again is kept until then, unless its own fetch is in `lacking`."""
-    return [_protected(holding, demand, lacking) for holding in holdings]
-
-
-def _cancels(versions: Versions) -> Iterator[Cancel]:
-    for ref, active in sorted(versions.active.items(), key=lambda item: item[0]):
-        want = versions.demand.wants.get(ref)
-        if want is None or not want.same_fetch(active):
-            yield Cancel(ref)
-
-
-def _forgets(versions: Versions) -> Iterator[Forget]:
-    for ref in sorted(versions.settled):
-        missing = ref in versions.demand.wants and ref not in versions.met
-        if not missing and ref not in versions.demand.refused:
-            yield Forget(ref)
-
-
-def _refusals(versions: Versions) -> Iterator[Refuse]:
-    for ref, error in sorted(versions.demand.refused.items(), key=lambda item: item[0]):
-        known = versions.settled.get(ref)
-        if not isinstance(known, Permanent) or (known.code, known.message) != (error.code, error.message):
-            yield Refuse(ref, error)
+    `met`: those that are on the node as wanted, without a pending recheck. `failed`: permanent failures with their
+    want, and refusals with the reported error; a retry starts when the want changes or the caller removes the entry.
+    """
+    cancels: list[VersionStep] = []
+    changed: list[VersionStep] = []
+    for ref, running in sorted(fetching.items(), key=lambda item: item[0]):
+        want = demand.wants.get(ref)
+        if want is None or not want.same_fetch(running):
+            cancels.append(Cancel(ref))
+        elif want.priority is not running.priority:
+            changed.append(Reprioritize(want))
+    missing = [want for want in demand.wants.values() if want.ref not in met]
+    unmet = {*demand.refused, *(want.ref for want in missing)}
+    forgets = [Forget(ref) for ref in sorted(failed) if ref not in unmet]
+    refusals = []
+    for ref, error in sorted(demand.refused.items(), key=lambda item: item[0]):
+        told = failed.get(ref)
+        if not isinstance(told, Permanent) or (told.code, told.message) != (error.code, error.message):
+            refusals.append(Refuse(ref, error))
+    for want in sorted(missing, key=lambda want: (want.priority, want.ref)):
+        known = fetching.get(want.ref, failed.get(want.ref))
+        if not isinstance(known, Want) or not want.same_fetch(known):
+            changed.append(StartFetch(want))
+    return (*cancels, *forgets, *refusals, *changed)
 
 
 def plan_space(situation: Situation) -> Iterator[SpaceStep]:
     """Yield the steps that free space, if it is short."""
     over = count_excess(situation.space, situation.high_watermark, situation.low_watermark)
-    if over == 0 and not situation.lacking:
+    if over == 0 and not situation.shortages:
         return
-    holdings = mark_protected(situation.holdings, situation.demand, situation.lacking)
-    sizes = _sizes(holdings, situation.stakes.values())
-    fetches = {ref: _as_occupant(ref, stake, sizes) for ref, stake in situation.stakes.items()}
-    everything: list[_Occupant] = [*holdings, *fetches.values()]
-    free = by_age(h for h in holdings if h.evictable)
+    versions = [mark_protected(entry, situation.demand, situation.shortages) for entry in situation.inventory]
+    # A fetch that only claims a committed blob has no size for it.
+    known = [*(entry.blobs for entry in versions), *(held.blobs for held in situation.fetch_space.values())]
+    sizes = {sha256: size for blobs in known for sha256, size in blobs.items() if size}
+    fetches = {ref: _as_occupant(ref, held, sizes) for ref, held in situation.fetch_space.items()}
+    everything: list[_SpaceUser] = [*versions, *fetches.values()]
+    free = by_age(entry for entry in versions if entry.evictable)
     victims = choose_victims(free, everything, over).victims
     yield from (Evict(victim.ref, victim.digest, "watermark") for victim in victims)
-    for ref, short in situation.lacking.items():
-        spare = by_age(h for h in holdings if h.evictable_for_pod) if situation.active[ref].priority is _POD else []
-        yielding = [fetches[other] for other in _less_urgent(situation, ref)]
-        chosen = _choose_for_shortage(situation, short, [*free, *yielding, *spare], everything)
+    for ref, short in situation.shortages.items():
+        for_pod = situation.fetching[ref].priority is Priority.WAITING
+        spare = by_age(entry for entry in versions if entry.evictable_for_pod) if for_pod else []
+        less_urgent = [fetches[other] for other in _find_less_urgent(situation, ref)]
+        chosen = _choose_for_shortage(situation, short, [*free, *less_urgent, *spare], everything)
         if chosen is not None:
-            yield from (Preempt(each.ref) for each in chosen if isinstance(each, _Fetch))
+            yield from (Preempt(each.ref) for each in chosen if isinstance(each, _FetchOccupant))
             gone = {victim.ref for victim in victims}
             evicted = (each for each in chosen if isinstance(each, InventoryEntry) and each.ref not in gone)
             yield from (Evict(each.ref, each.digest, "space") for each in evicted)
-            return  # a later plan computes what the next one then lacks
+            return  # a later plan computes the shortage of the next one then
         yield AllowOthers(ref)
 
 
-def _protected(holding: InventoryEntry, demand: Demand, lacking: Collection[ModelRef]) -> InventoryEntry:
-    want = demand.wants.get(holding.ref)
+def mark_protected(entry: InventoryEntry, demand: Demand, short_of_space: Collection[ModelRef]) -> InventoryEntry:
+    """Mark a version in the demand as wanted or prefetched, also one whose fetch was refused. Content under a wanted
+    name that is resolved again is kept until then, unless its own fetch is in `short_of_space`."""
+    want = demand.wants.get(entry.ref)
     met = want is not None and (
-        want.is_met_by(holding.digest, holding.request)
-        or (want.pin in (None, holding.digest) and holding.ref not in lacking)
+        want.is_met_by(entry.digest, entry.request)
+        or (want.pin in (None, entry.digest) and entry.ref not in short_of_space)
     )
     if want is not None and met and want.priority is Priority.PREFETCH:
-        return replace(holding, prefetched=True)
-    return replace(holding, wanted=holding.wanted or met or holding.ref in demand.refused)
+        return replace(entry, prefetched=True)
+    return replace(entry, wanted=entry.wanted or met or entry.ref in demand.refused)
 
 
-def _sizes(holdings: Iterable[InventoryEntry], stakes: Iterable[FetchSpace]) -> dict[str, int]:
-    """Return the sizes of the committed blobs; a fetch that only claims one has no size for it."""
-    known = [holding.blobs for holding in holdings] + [stake.blobs for stake in stakes]
-    return {sha256: size for blobs in known for sha256, size in blobs.items() if size}
+def _as_occupant(ref: ModelRef, held: FetchSpace, sizes: Mapping[str, int]) -> _FetchOccupant:
+    downloads = {f"download {id_}": size for id_, size in held.reserved.items()}
+    partials = {f"partial {id_}": size for id_, size in held.left.items()}
+    blobs = {sha256: sizes.get(sha256, 0) for sha256 in held.blobs}
+    return _FetchOccupant(ref, {**blobs, **downloads, **partials})
 
 
-def _as_occupant(ref: ModelRef, stake: FetchSpace, sizes: Mapping[str, int]) -> _Fetch:
-    downloads = {f"flight {id_}": size for id_, size in stake.reserved.items()}
-    partials = {f"partial {id_}": size for id_, size in stake.left.items()}
-    blobs = {sha256: sizes.get(sha256, 0) for sha256 in stake.blobs}
-    return _Fetch(ref, {**blobs, **downloads, **partials})
-
-
-def _less_urgent(situation: Situation, ref: ModelRef) -> list[ModelRef]:
+def _find_less_urgent(situation: Situation, ref: ModelRef) -> list[ModelRef]:
     """Return the fetches to preempt for that of `ref`, the least urgent first: those of a lower priority, and those of
     its own priority that began to lack space after it."""
-    urgencies = {other: Urgency(want.priority, order) for order, (other, want) in enumerate(situation.active.items())}
-    asked = list(situation.lacking)
-    later = asked[asked.index(ref) + 1 :]
-    priority = situation.active[ref].priority
+    fetching = situation.fetching.items()
+    urgencies = {other: Urgency(want.priority, order) for order, (other, want) in enumerate(fetching)}
+    blocked = list(situation.shortages)
+    later = blocked[blocked.index(ref) + 1 :]
+    priority = situation.fetching[ref].priority
     less = [other for other, each in urgencies.items() if each.priority > priority or other in later]
     return sorted(less, key=urgencies.__getitem__, reverse=True)
 
 
 def _choose_for_shortage(
-    situation: Situation, short: Shortage, candidates: Sequence[_Occupant], everything: Sequence[_Occupant]
-) -> list[_Occupant] | None:
+    situation: Situation, short: Shortage, candidates: Sequence[_SpaceUser], everything: Sequence[_SpaceUser]
+) -> list[_SpaceUser] | None:
     """Return the candidates to evict or preempt for `short`; None if all of them free too little, so that none goes."""
-    kept = {id_: size for stake in situation.stakes.values() for id_, size in stake.left.items()}
+    kept = {id_: size for held in situation.fetch_space.values() for id_, size in held.left.items()}
     need = count_shortfall(situation.space, short.bytes + sum(kept.values())) if short.bytes else 0
     chosen = choose_victims(candidates, everything, need)
     need_files = short.files - situation.space.files_free
@@ -240,27 +219,12 @@ def _choose_for_shortage(
         return None
     if need_files <= 0:
         return list(chosen.victims)
-    each_one = [replace(holding, blobs=dict.fromkeys(holding.blobs, 1)) for holding in everything]
+    each_one = [replace(each, blobs=dict.fromkeys(each.blobs, 1)) for each in everything]
     for_files = choose_victims([one for one in each_one if _among(one, candidates)], each_one, need_files)
     if for_files.freed < need_files:
         return None
     return [one for one in candidates if _among(one, chosen.victims) or _among(one, for_files.victims)]
 
 
-def _among(one: _Occupant, occupants: Collection[_Occupant]) -> bool:
+def _among(one: _SpaceUser, occupants: Collection[_SpaceUser]) -> bool:
     return any(type(one) is type(each) and one.ref == each.ref for each in occupants)
-
-
-def _priorities(versions: Versions) -> Iterator[Reprioritize]:
-    for ref, active in sorted(versions.active.items(), key=lambda item: item[0]):
-        want = versions.demand.wants.get(ref)
-        if want is not None and want.same_fetch(active) and want.priority is not active.priority:
-            yield Reprioritize(want)
-
-
-def _starts(versions: Versions) -> Iterator[StartFetch]:
-    missing = [want for want in versions.demand.wants.values() if want.ref not in versions.met]
-    for want in sorted(missing, key=lambda w: (w.priority, w.ref)):
-        known = versions.active.get(want.ref, versions.settled.get(want.ref))
-        if not isinstance(known, Want) or not want.same_fetch(known):
-            yield StartFetch(want)

@@ -1,6 +1,6 @@
-"""When a failure is tried again, and when it is given up.
+"""The time of the next try after a failure, and the number of tries.
 
-Law: pure. Times are seconds; `jitter` is a factor that the caller draws, so that many nodes don't try at once.
+Law: pure. Times are seconds; `jitter` is a factor that the caller draws, so that many nodes do not try at once.
 """
 
 from __future__ import annotations
@@ -16,15 +16,14 @@ _FAILED_S, _FAILED_CAP_S = 300.0, 3600.0
 
 
 def backoff_s(first_s: float, cap_s: float, failures: int) -> float:
-    """The pause after so many failures in a row: `first_s`, doubled with each further one, up to `cap_s`."""
+    """Return the pause after `failures` in a row: `first_s`, doubled with each further one, up to `cap_s`."""
     return min(cap_s, first_s * 2.0 ** min(failures - 1, _MOST_DOUBLINGS))
 
 
 def pause_s(error: Transient, failures: int, jitter: float) -> float:
-    """The pause between two tries at a version: with backoff, and at least as long as the source asks.
+    """Return the pause between two tries of a version: with backoff, and at least as long as the source asks.
 
-    A fetch that lacks space is told when there is some, and tries by itself but rarely: each try at a stream receives
-    it anew.
+    A fetch blocked on space is retried when space is free, and rarely without that: each try receives a stream anew.
     """
     short = isinstance(error, NoSpace | NoInodes)
     own_s = _SHORT_S if short else backoff_s(_TRY_S, _TRY_CAP_S, failures) * jitter
@@ -32,13 +31,13 @@ def pause_s(error: Transient, failures: int, jitter: float) -> float:
 
 
 def failed_s(failures: int) -> float:
-    """For how long a version that failed for good is left alone: it may be published or allowed by then, but a try may
-    fetch all of it, and evict others for that."""
+    """Return the pause after a permanent failure: the version may be published or allowed by then, but a try may fetch
+    all of it, and evict others for that."""
     return backoff_s(_FAILED_S, _FAILED_CAP_S, failures)
 
 
 def hopeless(error: HoldfastError) -> Permanent:
-    """The end of asking a server whose answers were wrong again and again."""
+    """Return the permanent error after `MAX_BAD_RESPONSES` wrong responses in a row."""
     return Permanent(
         error.code,
         f"{error.message} (after {MAX_BAD_RESPONSES} attempts)",

@@ -12,7 +12,6 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from types import TracebackType
 
 from cached.contract.errors import Permanent, Transient
 from cached.contract.program.units import format_size
@@ -122,7 +121,7 @@ class Ledger:
         self._partials: dict[str, int] = {}
         self._quarantined: dict[str, int] = {}
         self._open: dict[str, Reservation] = {}
-        self._sizes: dict[str, int] = {}  # what is set aside for each of those
+        self._sizes: dict[str, int] = {}  # the reserved bytes of each of those
         self._committed = self._dying = self._reserved = self._allocated = 0  # the sums, kept up to date
         self._recorded: set[tuple[int, str]] | None = None  # the entries recorded since a running recount began
 
@@ -196,8 +195,13 @@ class Ledger:
             resumed = sum(min(self._partials.get(id_, 0), each) for id_, each in sizes.items())
             self._require(size, size - resumed)
             reservations = {id_: Reservation(self, id_) for id_ in sizes}
-            for id_, reservation in reservations.items():
-                self._open_reservation(reservation, sizes[id_])
+            for id_, each in sizes.items():
+                partial = self._partials.get(id_, 0)
+                self._dying -= partial
+                self._reserved += each
+                self._allocated += min(partial, each)
+            self._open.update(reservations)
+            self._sizes.update(sizes)
             return reservations
 
     def reserved_by(self, reservation: Reservation) -> int:
@@ -265,9 +269,7 @@ class Ledger:
             return Shortage(error.needed_bytes, 0)
         if isinstance(error, NoInodes):
             return Shortage(0, error.needed_files)
-        use = (
-            self.compute_use()
-        )  # the disk itself refused what the account allowed: more than seems to be free, one by one
+        use = self.compute_use()  # the disk refused what the account allowed: require a little more than that
         return Shortage(use.free + 1, use.files_free + 1)
 
     def compute_use(self) -> SpaceUse:
@@ -308,14 +310,6 @@ class Ledger:
             table[key] = size
         return size - before
 
-    def _open_reservation(self, reservation: Reservation, size: int) -> None:
-        partial = self._partials.get(reservation.id, 0)
-        self._dying -= partial
-        self._reserved += size
-        self._allocated += min(partial, size)
-        self._open[reservation.id] = reservation
-        self._sizes[reservation.id] = size
-
     def _is_open(self, reservation: Reservation) -> bool:
         return self._open.get(reservation.id) is reservation
 
@@ -348,7 +342,7 @@ class Ledger:
 
 
 class Reservation:
-    """Bytes reserved for one blob, released at the end of the `with` block, by `close` or by `settle`."""
+    """Bytes reserved for one blob until `close` or `finish`."""
 
     def __init__(self, ledger: Ledger, id_: str) -> None:
         self.id = id_
@@ -370,9 +364,3 @@ class Reservation:
     def close(self) -> None:
         """Release all bytes, as `Ledger.give_back` does."""
         self._ledger.give_back(self)
-
-    def __enter__(self) -> Reservation:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.close()

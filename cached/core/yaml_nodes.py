@@ -38,9 +38,8 @@ class _Loader(yaml.SafeLoader):
         event: yaml.Event = self.peek_event()  # type: ignore[no-untyped-call]  # types-PyYAML leaves it bare
         line = _line(event.start_mark)
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None) is not None:
-            raise InvalidNode(
-                line, "anchors (`&`) and aliases (`*`) are not read; a pattern that begins with `*` needs quotes"
-            )
+            reason = "anchors (`&`) and aliases (`*`) are not read; a pattern that begins with `*` needs quotes"
+            raise InvalidNode(line, reason)
         self.depth += 1
         if self.depth > MAX_DEPTH:
             raise InvalidNode(line, f"nested more than {MAX_DEPTH} deep")

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from cached.contract.layout import DEFAULT_ROOT
 from cached.contract.program.options import OptionParser, parse_address, whole_number
 from cached.contract.program.units import parse_duration, parse_rate, parse_size
+
+T = TypeVar("T", int, float)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +44,8 @@ class Config:
 def parse_config(arguments: Sequence[str]) -> Config:
     """Read the daemon's options; exits 2 with the reason for a bad value."""
     parser = OptionParser(prog="holdfast daemon", description="Fetch, verify, publish, evict and report on one node.")
-    parser.option("--root", type=Path, default=DEFAULT_ROOT, help="the cache's folder, on one file system")
-    parser.option("--catalog", type=Path, required=True, help="the catalog, a YAML file; watched")
+    parser.option("--root", type=_parse_path, default=DEFAULT_ROOT, help="the cache's folder, on one file system")
+    parser.option("--catalog", type=_parse_path, required=True, help="the catalog, a YAML file; watched")
     parser.option("--listen", type=parse_address, default=("0.0.0.0", 9400), help="HOST:PORT for metrics and status")  # noqa: S104 - scraped from outside the pod
     parser.option(
         "--kube",
@@ -51,12 +54,20 @@ def parse_config(arguments: Sequence[str]) -> Config:
         help="auto: the cluster that KUBECONFIG names, or that this runs in, if any",
     )
     parser.option("--node", default=socket.gethostname(), help="this node's name")
-    parser.option("--quota", type=_quota, help="the most the cache may hold, as 2TB; default: the file system")
-    parser.option("--high-watermark", type=_share, default=0.90, help="evict above this share of the capacity")
-    parser.option("--low-watermark", type=_share, default=0.80, help="evict until below this share")
+    parser.option(
+        "--quota",
+        type=_positive(parse_size, "a size above 0 such as 2TB"),
+        help="the most the cache may hold, as 2TB; default: the file system",
+    )
+    parser.option("--high-watermark", type=_parse_share, default=0.90, help="evict above this share of the capacity")
+    parser.option("--low-watermark", type=_parse_share, default=0.80, help="evict until below this share")
     parser.option("--connections", type=whole_number(1, 256), default=8, help="connections in all")
     parser.option("--connections-per-origin", type=whole_number(1, 256), help="connections to one origin; default: all")
-    parser.option("--max-bandwidth", type=_rate, help="the most to receive, as 200MiB/s; default: no limit")
+    parser.option(
+        "--max-bandwidth",
+        type=_positive(parse_rate, "a rate above 0 such as 200MiB/s"),
+        help="the most to receive, as 200MiB/s; default: no limit",
+    )
     parser.option("--scrub-rate", type=parse_rate, default=16 << 20, help="hash again at most so fast; 0: never")
     parser.option(
         "--fs-verity",
@@ -64,65 +75,50 @@ def parse_config(arguments: Sequence[str]) -> Config:
         default="auto",
         help="seal blobs where the kernel and the file system can; require: do not start where they cannot",
     )
-    parser.option("--stall-timeout", type=_seconds, default=30.0, help="seconds without progress that end a connection")
+    parser.option(
+        "--stall-timeout",
+        dest="stall_timeout_s",
+        type=_positive(float, "seconds above 0"),
+        default=30.0,
+        help="seconds without progress that end a connection",
+    )
     parser.option(
         "--resolve-interval",
-        type=_interval,
+        dest="resolve_interval_s",
+        type=_parse_interval,
         help="look so often whether the source of an unpinned version changed, as 6h; off: never (default)",
     )
     parser.option("--log-level", choices=("debug", "info", "warning", "error"), default="info", help="how much to log")
     given = parser.parse_args(arguments)
     if not given.low_watermark <= given.high_watermark:
-        parser.error(
-            f"--low-watermark {given.low_watermark} is above --high-watermark {given.high_watermark}: set it lower"
-        )
-    return Config(
-        root=Path(os.path.abspath(given.root)),
-        catalog=Path(os.path.abspath(given.catalog)),
-        listen=given.listen,
-        kube=given.kube,
-        node=given.node,
-        quota=given.quota,
-        high_watermark=given.high_watermark,
-        low_watermark=given.low_watermark,
-        connections=given.connections,
-        connections_per_origin=given.connections_per_origin or given.connections,
-        max_bandwidth=given.max_bandwidth,
-        scrub_rate=given.scrub_rate,
-        fs_verity=given.fs_verity,
-        stall_timeout_s=given.stall_timeout,
-        resolve_interval_s=given.resolve_interval,
-        log_level=given.log_level,
-    )
+        low, high = given.low_watermark, given.high_watermark
+        parser.error(f"--low-watermark {low} is above --high-watermark {high}: set it lower")
+    given.connections_per_origin = given.connections_per_origin or given.connections
+    return Config(**vars(given))
 
 
-def _interval(text: str) -> float | None:
+def _parse_interval(text: str) -> float | None:
     return None if text == "off" else parse_duration(text)
 
 
-def _share(text: str) -> float:
+def _parse_share(text: str) -> float:
     value = float(text)
     if not 0 < value <= 1:
         raise ValueError(f"expected a share above 0 and at most 1, such as 0.90, found {text!r}")
     return value
 
 
-def _quota(text: str) -> int:
-    size = parse_size(text)
-    if size <= 0:
-        raise ValueError(f"expected a size above 0 such as 2TB, found {text!r}")
-    return size
+def _positive(parse: Callable[[str], T], expected: str) -> Callable[[str], T]:
+    """Return a parser of numbers above 0."""
+
+    def parse_positive(text: str) -> T:
+        value = parse(text)
+        if not value > 0:
+            raise ValueError(f"expected {expected}, found {text!r}")
+        return value
+
+    return parse_positive
 
 
-def _rate(text: str) -> int:
-    rate = parse_rate(text)
-    if rate <= 0:
-        raise ValueError(f"expected a rate above 0 such as 200MiB/s, found {text!r}")
-    return rate
-
-
-def _seconds(text: str) -> float:
-    value = float(text)
-    if not value > 0:
-        raise ValueError(f"expected seconds above 0, found {text!r}")
-    return value
+def _parse_path(text: str) -> Path:
+    return Path(os.path.abspath(text))

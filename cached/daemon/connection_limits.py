@@ -21,43 +21,43 @@ ANSWER_S = 30.0  # until the client has taken the response
 FAREWELL_S = 2.0  # for responses in progress at shutdown
 
 _log = logging.getLogger(f"{__name__}.server")
-_log.addFilter(lambda record: not _is_nonsense(record))
+_log.addFilter(lambda record: not _is_malformed_request(record))
 
 
 def make_runner(app: web.Application) -> web.AppRunner:
     """Return a runner of `app` with the time limits; the caller sets it up."""
-    app.middlewares.append(_patient)
+    app.middlewares.append(_limit_response_time)
     # aiohttp counts this timeout from the accept, with half a request or none.
     return web.AppRunner(app, access_log=None, logger=_log, keepalive_timeout=SILENCE_S, shutdown_timeout=FAREWELL_S)
 
 
-def make_protocol_factory(runner: web.AppRunner, standing: int) -> Callable[[], asyncio.Protocol]:
-    """Return the protocol factory of a runner that is set up, for `standing` clients at once."""
+def make_protocol_factory(runner: web.AppRunner, max_clients: int) -> Callable[[], asyncio.Protocol]:
+    """Return the protocol factory of a runner that is set up, for `max_clients` at once."""
     server = runner.server
     assert server is not None
 
     def admit() -> asyncio.Protocol:
         # Deferred, so that connections accepted in the same step are counted too.
-        asyncio.get_running_loop().call_soon(_thin_out, server, standing)
+        asyncio.get_running_loop().call_soon(_close_oldest, server, max_clients)
         return server()
 
     return admit
 
 
-def _thin_out(server: web.Server, most: int) -> None:
+def _close_oldest(server: web.Server, most: int) -> None:
     found = (each.transport for each in server.connections)
-    standing = [transport for transport in found if transport is not None and not transport.is_closing()]
-    for transport in standing[: max(0, len(standing) - most)]:
+    live = [transport for transport in found if transport is not None and not transport.is_closing()]
+    for transport in live[: max(0, len(live) - most)]:
         transport.abort()
 
 
-def _is_nonsense(record: logging.LogRecord) -> bool:
+def _is_malformed_request(record: logging.LogRecord) -> bool:
     """Drop tracebacks of malformed requests, which get 400: any client can send them without end."""
     return record.exc_info is not None and isinstance(record.exc_info[1], HttpProcessingError)
 
 
 @web.middleware
-async def _patient(request: web.Request, handler: Handler) -> web.StreamResponse:
+async def _limit_response_time(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Send the response here, where a timeout can abort it: until the client takes it, it stays in memory."""
     response: web.StreamResponse = web.Response(status=400)
     with contextlib.suppress(ConnectionError):  # the client disconnected: not an error

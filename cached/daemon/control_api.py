@@ -10,8 +10,7 @@ import asyncio
 import json
 import select
 import time
-from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
@@ -21,54 +20,25 @@ from cached.contract.errors import Permanent, Transient
 from cached.contract.program.options import DEADLINE_HEADER
 from cached.contract.reference import ModelRef
 from cached.daemon.read_api import answer_errors, make_status_handler
+from cached.daemon.service import Check, DaemonService
 
-# Raises once the client has disconnected or its deadline has passed: the command then stops.
-Check = Callable[[], None]
-
-_LOOK_S = 1.0
-_called_off: set[asyncio.Future[web.StreamResponse]] = set()  # the loop keeps only weak references to tasks
+_CHECK_S = 1.0
+_cancelled: set[asyncio.Future[web.StreamResponse]] = set()  # the loop keeps only weak references to tasks
 
 
-class Commands(Protocol):
-    """The commands of the control socket."""
-
-    async def pull(self, ref: ModelRef, pin: Digest | None, *, refresh: bool) -> dict[str, Any]:
-        """Want a version; `refresh`: resolve its source again. Return `{"pull": id, "state", "digest", "error"}`."""
-
-    def get_pull(self, id_: str) -> dict[str, Any] | None:
-        """Return the current answer of the pull with this id; None for an unknown id."""
-
-    async def gc(self, check: Check) -> list[dict[str, Any]]:
-        """Evict the versions without want or lease and return them; `check` is called before each step."""
-
-    async def plan_gc(self) -> list[dict[str, Any]]:
-        """Return what `gc` would evict now."""
-
-    async def pin(self, ref: ModelRef, check: Check) -> None:
-        """Pin a version; raises where neither the inventory nor the catalog has it."""
-
-    async def unpin(self, ref: ModelRef, check: Check) -> tuple[bool, bool]:
-        """Unpin a version; return whether the catalog still pins it, and whether it was pinned."""
-
-    def status(self) -> dict[str, Any]: ...
-
-    def disk_error(self) -> Transient | None:
-        """Return the error while the root's disk does not answer; None while it does."""
-
-
-def make_control_app(commands: Commands) -> web.Application:
+def make_control_app(service: DaemonService) -> web.Application:
     """Return the application of the control socket."""
-    app = web.Application(middlewares=[answer_errors, _answering(commands)])
+    app = web.Application(middlewares=[answer_errors, _answer_while_disk_hangs(service)])
 
     async def pull(request: web.Request) -> web.Response:
         body = await _body(request)
         digest = body.get("digest")
         pin = None if digest is None else Digest.parse(_text(body, "digest"))
-        _check_of(request)()
-        return web.json_response(await commands.pull(_ref(body), pin, refresh=_flag(body, "refresh")))
+        _make_check(request)()
+        return web.json_response(await service.pull(_ref(body), pin, refresh=_flag(body, "refresh")))
 
-    async def pulled(request: web.Request) -> web.Response:
-        answer = commands.get_pull(request.match_info["id"])
+    async def get_pull(request: web.Request) -> web.Response:
+        answer = service.get_pull(request.match_info["id"])
         if answer is None:
             raise Permanent(
                 "unknown_pull", "expected the id of a pull of the last ten minutes, found none", "pull again"
@@ -78,27 +48,27 @@ def make_control_app(commands: Commands) -> web.Application:
     async def gc(request: web.Request) -> web.Response:
         body = await _body(request)
         dry_run = _flag(body, "dry_run")
-        check = _check_of(request)
+        check = _make_check(request)
         check()
-        gone = await (commands.plan_gc() if dry_run else commands.gc(check))
+        gone = await (service.plan_gc() if dry_run else service.gc(check))
         return web.json_response({"versions": gone, "bytes": sum(each["bytes"] for each in gone)})
 
     async def pin(request: web.Request) -> web.Response:
-        await commands.pin(_ref(await _body(request)), _check_of(request))
+        await service.pin(_ref(await _body(request)), _make_check(request))
         return web.json_response({"pinned": True})
 
     async def unpin(request: web.Request) -> web.Response:
-        pinned, was_pinned = await commands.unpin(_ref(await _body(request)), _check_of(request))
+        pinned, was_pinned = await service.unpin(_ref(await _body(request)), _make_check(request))
         return web.json_response({"pinned": pinned, "was_pinned": was_pinned})
 
     for name, handler in (("pull", pull), ("gc", gc), ("pin", pin), ("unpin", unpin)):
         app.router.add_post(f"/v1/{name}", handler)
-    app.router.add_get("/v1/pull/{id}", pulled)
-    app.router.add_get("/v1/status", make_status_handler(commands.status))
+    app.router.add_get("/v1/pull/{id}", get_pull)
+    app.router.add_get("/v1/status", make_status_handler(service.make_status))
     return app
 
 
-def _answering(commands: Commands) -> Middleware:
+def _answer_while_disk_hangs(service: DaemonService) -> Middleware:
     """Answer a command with an error while the root's disk hangs; cancel the command, which ends after its current
     step."""
 
@@ -109,25 +79,25 @@ def _answering(commands: Commands) -> Middleware:
         work = asyncio.ensure_future(handler(request))
         try:
             while not work.done():
-                if (trouble := commands.disk_error()) is not None:
+                if (trouble := service.find_disk_error()) is not None:
                     raise trouble
-                await asyncio.wait([work], timeout=_LOOK_S)
+                await asyncio.wait([work], timeout=_CHECK_S)
             return work.result()
         finally:
             work.cancel()
-            _called_off.add(work)
+            _cancelled.add(work)
             work.add_done_callback(_forget)
 
     return answer
 
 
 def _forget(work: asyncio.Future[web.StreamResponse]) -> None:
-    _called_off.discard(work)
+    _cancelled.discard(work)
     if not work.cancelled():
         work.exception()  # the client has this error, or the disk's
 
 
-def _check_of(request: web.Request) -> Check:
+def _make_check(request: web.Request) -> Check:
     """Return a check that raises `Transient` (`client_gone`) once the client of `request` waits no longer.
 
     It asks the kernel: asyncio reports a closed connection only after it has read all earlier bytes.

@@ -29,12 +29,22 @@ _CHANGES = frozenset({EVENT_TYPE_CREATED, EVENT_TYPE_DELETED, EVENT_TYPE_MODIFIE
 
 
 @contextmanager
-def watch_file(file: Path, changed: Callable[[], object], look_s: float) -> Iterator[None]:
+def watch_file(file: Path, changed: Callable[[], object], poll_s: float) -> Iterator[None]:
     """Call `changed`, from another thread, after each change in the file's folder.
 
-    Without a watch from the kernel a warning is logged once; the reader polls every `look_s` seconds.
+    Without a watch from the kernel a warning is logged once; the reader polls every `poll_s` seconds.
     """
-    observer = _started(file.parent, _Handler(changed), look_s)
+    observer: BaseObserver | None = None
+    try:
+        observer = Observer()  # takes an inotify instance at once
+        observer.schedule(_ChangeHandler(changed), str(file.parent))
+        observer.start()
+    except (OSError, RuntimeError) as error:  # RuntimeError: no thread
+        if observer is not None:
+            observer.stop()
+            observer = None
+        reason = explain_no_inotify(error)
+        _log.warning("%s: no inotify watch: %s; it is looked at every %g s instead", file.parent, reason, poll_s)
     try:
         yield
     finally:
@@ -43,23 +53,7 @@ def watch_file(file: Path, changed: Callable[[], object], look_s: float) -> Iter
             observer.join()
 
 
-def _started(folder: Path, handler: FileSystemEventHandler, look_s: float) -> BaseObserver | None:
-    observer: BaseObserver | None = None
-    try:
-        observer = Observer()  # takes an inotify instance at once
-        observer.schedule(handler, str(folder))
-        observer.start()
-    except (OSError, RuntimeError) as error:  # RuntimeError: no thread
-        if observer is not None:
-            observer.stop()
-        _log.warning(
-            "%s: no inotify watch: %s; it is looked at every %g s instead", folder, explain_no_inotify(error), look_s
-        )
-        return None
-    return observer
-
-
-class _Handler(FileSystemEventHandler):
+class _ChangeHandler(FileSystemEventHandler):
     def __init__(self, changed: Callable[[], object]) -> None:
         self._changed = changed
 

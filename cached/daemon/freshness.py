@@ -13,48 +13,53 @@ import time
 
 from cached.contract.errors import HoldfastError
 from cached.contract.reference import ModelRef
+from cached.core.catalog import CatalogVersion
 from cached.daemon.reconciler import Reconciler
-from cached.fetch.version import VersionFetches
+from cached.fetch.version import SourceComparison, VersionFetches
 from cached.node.log_once import LogOnce
 
 _log = logging.getLogger(__name__)
 
-_LOOK_S = 5.0  # between two checks for new and due versions
+_CHECK_S = 5.0  # between two checks for new and due versions
 _JITTER = 0.2
 
 
 class PeriodicResolve:
     """Resolves each unpinned version once in about `interval_s` seconds."""
 
-    def __init__(self, scheduler: Reconciler, transfers: VersionFetches, interval_s: float) -> None:
-        self._scheduler = scheduler
-        self._transfers = transfers
+    def __init__(self, reconciler: Reconciler, fetches: VersionFetches, interval_s: float) -> None:
+        self._reconciler = reconciler
+        self._fetches = fetches
         self._interval_s = interval_s
         self._due: dict[ModelRef, float] = {}  # on the monotonic clock
-        self._saying = LogOnce(_log)
+        self._last: dict[ModelRef, tuple[CatalogVersion, SourceComparison]] = {}
+        self._log_once = LogOnce(_log)
 
     async def run(self) -> None:
         """Resolve due versions until cancelled."""
         while True:
-            found = self._scheduler.resolvable()
+            found = self._reconciler.list_resolvable()
             now = time.monotonic()
             # A new version was resolved just now; one found at a restart may be of any age.
             self._due = {ref: self._due.get(ref, now + self._interval_s * random.random()) for ref in found}  # noqa: S311 - jitter
+            self._last = {ref: last for ref, last in self._last.items() if ref in found}
             for ref in [ref for ref, due in self._due.items() if due <= now]:
-                await self._look(ref)
-            await asyncio.sleep(min(_LOOK_S, self._interval_s))
+                await self._resolve(ref)
+            await asyncio.sleep(min(_CHECK_S, self._interval_s))
 
-    async def _look(self, ref: ModelRef) -> None:
+    async def _resolve(self, ref: ModelRef) -> None:
         interval_s = self._interval_s * random.uniform(1 - _JITTER, 1 + _JITTER)  # noqa: S311 - jitter
         self._due[ref] = time.monotonic() + interval_s
-        entry = self._scheduler.to_resolve(ref)
+        entry = self._reconciler.find_resolvable(ref)
         if entry is None:
             return  # no longer resolvable
+        last_entry, last = self._last.pop(ref, (None, None))
         try:
-            seen = await self._transfers.compare_source(entry)
+            found = await self._fetches.compare_source(entry, last if last_entry == entry else None)
         except HoldfastError as error:
-            self._saying.log_error(f"{ref}: looking whether its source changed", str(error))
+            self._log_once.log_error(f"{ref}: looking whether its source changed", str(error))
             return
-        self._saying.log_recovery(f"{ref}: looking whether its source changed")
-        if seen is not None:
-            self._scheduler.seen(ref, seen)
+        self._log_once.log_recovery(f"{ref}: looking whether its source changed")
+        if found is not None:
+            self._last[ref] = entry, found
+            self._reconciler.record_comparison(ref, found)

@@ -12,7 +12,6 @@ import logging
 import os
 import socket
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from aiohttp import web
@@ -25,46 +24,44 @@ from cached.node.threads import Blocking
 
 _log = logging.getLogger("holdfast")
 
-_LOOK_S = 5.0
+_CHECK_S = 5.0
 _BACKLOG = 256
 
 
 class ControlListener:
     """The control socket."""
 
-    def __init__(self, layout: Layout, blocking: Blocking, runner: web.AppRunner, standing: int) -> None:
+    def __init__(self, layout: Layout, blocking: Blocking, runner: web.AppRunner, max_clients: int) -> None:
         self._path = layout.socket
         self._blocking = blocking
-        self._standing = standing
+        self._max_clients = max_clients
         self._runner = runner
         self._listener: asyncio.Server | None = None
         self._made: os.stat_result | None = None
-        self._saying = LogOnce(_log)
+        self._log_once = LogOnce(_log)
 
     async def keep_open(self) -> None:
         """Make the socket again whenever it is missing, until cancelled."""
         while True:
             await self.ensure_open()
-            await asyncio.sleep(_LOOK_S)
+            await asyncio.sleep(_CHECK_S)
 
     async def ensure_open(self) -> None:
         """Make the socket unless it exists; log a failure once."""
         try:
-            made = await self._blocking.run(_bound_unless_there, self._path, self._made)
-            if made is None:
-                self._saying.log_recovery(f"control socket {self._path}")
-                return
-            await self._listen(*made)
+            made = await self._blocking.run(_bind_if_missing, self._path, self._made)
+            if made is not None:
+                await self._listen(*made)
         except OSError as error:
-            self._saying.log_error(f"control socket {self._path}", error.strerror or str(error))
+            self._log_once.log_error(f"control socket {self._path}", error.strerror or str(error))
         else:
-            self._saying.log_recovery(f"control socket {self._path}")
+            self._log_once.log_recovery(f"control socket {self._path}")
 
     async def _listen(self, bound: socket.socket, made: os.stat_result) -> None:
         if self._listener is not None:
             self._listener.close()
             self._listener = None
-        admitted = connection_limits.make_protocol_factory(self._runner, self._standing)
+        admitted = connection_limits.make_protocol_factory(self._runner, self._max_clients)
         try:
             self._listener = await asyncio.get_running_loop().create_unix_server(admitted, sock=bound, backlog=_BACKLOG)
         except BaseException:
@@ -92,7 +89,7 @@ def _unlink_if(path: Path, made: os.stat_result | None) -> None:
             path.unlink()
 
 
-def _bound_unless_there(path: Path, made: os.stat_result | None) -> tuple[socket.socket, os.stat_result] | None:
+def _bind_if_missing(path: Path, made: os.stat_result | None) -> tuple[socket.socket, os.stat_result] | None:
     """Return a bound socket and its inode's stat; None while `made` is still at `path`. Blocking."""
     if _is_there(path, made):
         return None
@@ -112,26 +109,19 @@ def _bound_unless_there(path: Path, made: os.stat_result | None) -> tuple[socket
         os.close(folder)
 
 
-@dataclass(frozen=True, slots=True)
-class Listeners:
-    """The open listeners: the TCP port's address, and the control socket, whose `keep` the caller runs."""
-
-    address: tuple[str, int]
-    control: ControlListener
-
-
 @contextlib.asynccontextmanager
 async def open_listeners(
     listen: tuple[str, int],
-    socket_of: tuple[Layout, Blocking],
+    layout: Layout,
+    blocking: Blocking,
     reads: web.Application,
     control: web.Application,
-    standing: int,
-) -> AsyncIterator[Listeners]:
-    """Open both, each for `standing` clients at once; raises `Permanent` (`cannot_listen`). Close them on the way out,
-    2 s after the last response at most."""
+    max_clients: int,
+) -> AsyncIterator[tuple[tuple[str, int], ControlListener]]:
+    """Open both, each for `max_clients` at once; yield the TCP address, and the control listener for `keep_open`.
+    Raises `Permanent` (`cannot_listen`). On exit responses in progress get 2 s."""
     tcp, unix = connection_limits.make_runner(reads), connection_limits.make_runner(control)
-    listener = ControlListener(*socket_of, unix, standing)
+    listener = ControlListener(layout, blocking, unix, max_clients)
     port: asyncio.Server | None = None
     try:
         await tcp.setup()
@@ -139,9 +129,8 @@ async def open_listeners(
         await listener.ensure_open()
         try:
             loop = asyncio.get_running_loop()
-            port = await loop.create_server(
-                connection_limits.make_protocol_factory(tcp, standing), *listen, backlog=_BACKLOG
-            )
+            factory = connection_limits.make_protocol_factory(tcp, max_clients)
+            port = await loop.create_server(factory, *listen, backlog=_BACKLOG)
         except OSError as error:
             raise Permanent(
                 "cannot_listen",
@@ -150,7 +139,7 @@ async def open_listeners(
             ) from error
         bound = port.sockets[0].getsockname()
         _log.info("listening on http://%s:%d", bound[0], bound[1])
-        yield Listeners((bound[0], bound[1]), listener)
+        yield (bound[0], bound[1]), listener
     finally:
         if port is not None:
             port.close()

@@ -5,8 +5,7 @@ Law: labels are bounded: source kinds, error codes, and the versions that are on
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 from importlib.metadata import version
 
 from prometheus_client import (
@@ -23,7 +22,15 @@ from prometheus_client import (
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-_AROUND = {  # `Cluster.figures`
+from cached.contract.reference import ModelRef
+from cached.core.demand import count_waiting
+from cached.core.space import SpaceUse
+from cached.fetch.workers import Workers
+from cached.node.cluster import Cluster
+from cached.node.inventory import Inventory
+from cached.node.status_files import StatusFiles
+
+_CLUSTER_GAUGES = {  # `Cluster.figures`
     "kube_connected": "1 while the watch of this node's pods stands.",
     "kube_connection_changed_timestamp_seconds": "When that last changed.",
     "kube_relists": "Lists of the pods after the first one.",
@@ -33,41 +40,15 @@ _AROUND = {  # `Cluster.figures`
 _SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600)
 
 
-@dataclass(frozen=True, slots=True)
-class ModelGauges:
-    """One version for the metrics: size in bytes, last use in seconds since the epoch."""
-
-    model: str
-    version: str
-    ready: bool
-    pinned: bool
-    stale: bool
-    size: int
-    last_used: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class DaemonGauges:
-    """The gauges, read at each scrape: bytes by state, and the versions."""
-
-    capacity: int
-    store_bytes: dict[str, int]
-    in_progress: int
-    pods_waiting: int
-    cluster: Mapping[str, float]
-    models: tuple[ModelGauges, ...]
-
-
 class DaemonMetrics:
-    """The daemon's registry. Counters may be incremented from any thread."""
+    """The daemon's registry and counters, which may be incremented from any thread."""
 
-    def __init__(self, read: Callable[[], DaemonGauges]) -> None:
+    def __init__(self) -> None:
         # It would add a `_created` series to each counter.
         disable_created_metrics()  # type: ignore[no-untyped-call]  # prometheus_client leaves it bare
         self.registry = CollectorRegistry()
         for make in (ProcessCollector, PlatformCollector, GCCollector):
             make(registry=self.registry)
-        self.registry.register(_Figures(read))
         self._fetch_bytes = self._counter("fetch_bytes", "Bytes received from sources.", ["source"])
         self._fetch_errors = self._counter("fetch_errors", "Failed attempts at a source.", ["source", "reason"])
         self._requests = self._counter("requests", "New wants, by what was there: hit, miss, joined.", ["result"])
@@ -123,40 +104,61 @@ class DaemonMetrics:
         return Counter(f"holdfast_{name}", text, labels, registry=self.registry)
 
 
-class _Figures(Collector):
-    def __init__(self, read: Callable[[], DaemonGauges]) -> None:
-        self._read = read
+class GaugeCollector(Collector):
+    """The gauges, computed at each scrape. `compute_use` returns the space accounts, `is_known` whether metrics may
+    name a version."""
+
+    def __init__(
+        self,
+        inventory: Inventory,
+        status_files: StatusFiles,
+        cluster: Cluster,
+        workers: Workers,
+        *,
+        compute_use: Callable[[], SpaceUse],
+        is_known: Callable[[ModelRef], bool],
+    ) -> None:
+        self._inventory = inventory
+        self._status_files = status_files
+        self._cluster = cluster
+        self._workers = workers
+        self._compute_use = compute_use
+        self._is_known = is_known
 
     def describe(self) -> Iterable[Metric]:
         return []
 
     def collect(self) -> Iterable[Metric]:
-        now = self._read()
+        use, blobs = self._compute_use(), self._workers.in_progress()
+        waiting = count_waiting(self._cluster.pods(), self._inventory.models)
         store = GaugeMetricFamily("holdfast_store_bytes", "Bytes of the store by state.", labels=["state"])
-        for state, size in now.store_bytes.items():
+        for state, size in (("committed", use.used), ("reserved", use.reserved), ("dying", use.dying)):
             store.add_metric([state], size)
         yield store
-        yield GaugeMetricFamily("holdfast_store_capacity_bytes", "What the store may fill.", value=now.capacity)
-        yield GaugeMetricFamily("holdfast_fetch_in_progress", "Blobs under way.", value=now.in_progress)
-        yield GaugeMetricFamily("holdfast_pods_waiting", "Pods whose weights are not here yet.", value=now.pods_waiting)
-        for name, value in now.cluster.items():
-            yield GaugeMetricFamily(f"holdfast_{name}", _AROUND[name], value=value)
-        yield from self._models(now.models)
+        yield GaugeMetricFamily("holdfast_store_capacity_bytes", "What the store may fill.", value=use.capacity)
+        yield GaugeMetricFamily("holdfast_fetch_in_progress", "Blobs under way.", value=blobs)
+        yield GaugeMetricFamily("holdfast_pods_waiting", "Pods whose weights are not here yet.", value=waiting)
+        for name, value in self._cluster.figures().items():
+            yield GaugeMetricFamily(f"holdfast_{name}", _CLUSTER_GAUGES[name], value=value)
+        yield from self._collect_models()
 
-    def _models(self, models: Iterable[ModelGauges]) -> Iterable[Metric]:
+    def _collect_models(self) -> Iterable[Metric]:
         labels = ["model", "version"]
         ready = GaugeMetricFamily("holdfast_model_ready", "1 where the version is published.", labels=labels)
         size = GaugeMetricFamily("holdfast_model_bytes", "The version's size in bytes.", labels=labels)
         pinned = GaugeMetricFamily("holdfast_model_pinned", "1 where a digest was promised.", labels=labels)
         stale = GaugeMetricFamily("holdfast_model_stale", "1 where it is not what it should be.", labels=labels)
         used = GaugeMetricFamily("holdfast_model_last_used_timestamp_seconds", "When it was last used.", labels=labels)
-        for each in models:
-            key = [each.model, each.version]
-            ready.add_metric(key, int(each.ready))
-            pinned.add_metric(key, int(each.pinned))
-            stale.add_metric(key, int(each.stale))
-            if each.ready:
-                size.add_metric(key, each.size)
-            if each.last_used is not None:
-                used.add_metric(key, each.last_used)
+        for status in self._status_files.all():
+            ref, key = ModelRef(status.model, status.version), [status.model, status.version]
+            if not self._is_known(ref):
+                continue
+            held = ref in self._inventory.models
+            ready.add_metric(key, int(held))
+            pinned.add_metric(key, int(status.pinned))
+            stale.add_metric(key, int(status.stale is not None))
+            if held:
+                size.add_metric(key, self._inventory.size(ref))
+            if (last_used := self._inventory.last_used_at(ref)) is not None:
+                used.add_metric(key, last_used)
         yield from (ready, size, pinned, stale, used)

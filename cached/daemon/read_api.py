@@ -8,29 +8,18 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any, Protocol
+from typing import Any
 
 from aiohttp import web
 
 from cached.contract.errors import HoldfastError
+from cached.daemon.service import DaemonService
 
 _SHARE = 0.1  # of the wall time, to render one page
-_CREDIT_S = 0.25  # of rendering in one burst after a pause
+_CREDIT_S = 0.25  # for one burst after a pause
 
 
-class Reports(Protocol):
-    """The read-only view of the daemon."""
-
-    def metrics(self) -> bytes: ...
-
-    def not_ready_reason(self) -> str | None:
-        """Return why the daemon is not ready; None when it is."""
-
-    def status(self) -> dict[str, Any]:
-        """Return the document of `GET /v1/status`."""
-
-
-def make_read_app(reports: Reports) -> web.Application:
+def make_read_app(service: DaemonService) -> web.Application:
     """Return the application of the TCP port."""
     app = web.Application(middlewares=[answer_errors])
 
@@ -38,10 +27,10 @@ def make_read_app(reports: Reports) -> web.Application:
         return web.Response(text="ok\n")
 
     async def readyz(_request: web.Request) -> web.Response:
-        reason = reports.not_ready_reason()
+        reason = service.find_not_ready_reason()
         return web.Response(text="ready\n" if reason is None else f"{reason}\n", status=200 if reason is None else 503)
 
-    page = RenderedPage(reports.metrics, time.monotonic)
+    page = RenderedPage(service.render_metrics, time.monotonic)
 
     async def metrics(_request: web.Request) -> web.Response:
         return web.Response(body=page.get_body(), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
@@ -49,7 +38,7 @@ def make_read_app(reports: Reports) -> web.Application:
     app.router.add_get("/healthz", healthz)
     app.router.add_get("/readyz", readyz)
     app.router.add_get("/metrics", metrics)
-    app.router.add_get("/v1/status", make_status_handler(reports.status))
+    app.router.add_get("/v1/status", make_status_handler(service.make_status))
     return app
 
 
@@ -61,12 +50,7 @@ async def answer_errors(
     try:
         return await handler(request)
     except HoldfastError as error:
-        document = {
-            "code": error.code,
-            "message": error.message,
-            "remedy": error.remedy,
-            "permanent": error.permanent,
-        }
+        document = {"code": error.code, "message": error.message, "remedy": error.remedy, "permanent": error.permanent}
         return web.json_response({"error": document}, status=400 if error.permanent else 503)
 
 

@@ -19,7 +19,7 @@ from cached.contract.program import limits
 from cached.store import blobs
 from cached.store.digest_journal import DigestJournal
 from cached.store.disk.verity import Sealing, seal
-from cached.store.group_commit import read_back
+from cached.store.group_commit import GroupCommit, read_back
 from cached.store.ingest import ALIGNMENT, Ingest, IngestKey, allocated_bytes, forget
 from cached.store.ranges import Ranges
 from cached.transport.connection.buffers import BufferPool
@@ -72,8 +72,8 @@ class NoRanges(Exception):
     """The origin answers every range request with the whole object: control flow, not an error."""
 
 
-class Shared(Protocol):
-    """The parts that all attempts share: see `workers.Workers`."""
+class AttemptResources(Protocol):
+    """The resources that all attempts share: see `workers.Workers`."""
 
     layout: Layout
     sealing: Sealing
@@ -81,12 +81,15 @@ class Shared(Protocol):
     buffers: BufferPool
     hold_slots: threading.Semaphore
     recorder: ThreadPoolExecutor
+    group_commit: GroupCommit
 
 
 class Attempt:
     """The state of one attempt; workers feed it, its own thread hashes and commits."""
 
-    def __init__(self, spec: BlobSpec, shared: Shared, *, stream: bool) -> None:
+    committing = False  # it counts as receiving until it has its name
+
+    def __init__(self, spec: BlobSpec, shared: AttemptResources, *, stream: bool) -> None:
         self.spec = spec
         self.size = spec.key.size
         self.stream = stream or self.size is None
@@ -118,11 +121,6 @@ class Attempt:
         except Transient:
             self._ingest.close()
             raise
-
-    @property
-    def committing(self) -> bool:
-        """False: it counts as receiving until it has its name."""
-        return False
 
     # --- called by the workers -------------------------------------------------------------------------------------
 

@@ -18,9 +18,9 @@ from cached.contract.errors import HoldfastError, Permanent, Transient
 from cached.contract.program import limits
 from cached.core.retries import MAX_BAD_RESPONSES, backoff_s, hopeless
 from cached.fetch.addresses import Addresses
-from cached.fetch.attempt import Attempt, BlobSpec, NoRanges, Segment, Shared, Verified
+from cached.fetch.attempt import Attempt, AttemptResources, BlobSpec, NoRanges, Segment, Verified
 from cached.fetch.local_file import LocalBody
-from cached.fetch.small_attempt import SharedBySmall, SmallAttempt, is_small
+from cached.fetch.small_attempt import SmallAttempt, is_small
 from cached.store.disk.durable import disk_error
 from cached.store.ingest import ALIGNMENT, allocated_bytes
 from cached.transport.body import Body
@@ -55,7 +55,7 @@ class Space(Protocol):
         """Reserve `size` bytes in all; raises `Transient` (`no_space`) or `Permanent`."""
 
 
-class DownloadWorkers(Shared, SharedBySmall, Protocol):
+class DownloadWorkers(AttemptResources, Protocol):
     """The workers, as a download uses them."""
 
     client: HttpClient
@@ -87,6 +87,7 @@ class Download:
         self._space = space
         self.priority = priority
         self.result: Future[Verified] = Future()
+        self.bytes_done = 0  # written so far, including resumed ones
         self.not_before = 0.0  # monotonic seconds
         self.last_error: HoldfastError | None = None
         self.placed: Verified | None = None  # as in `Attempt`, once there is a result
@@ -97,15 +98,9 @@ class Download:
         self._attempt: AnyAttempt | None = None
         self._stream = not spec.is_bound
         self._failures = self._bad_responses = self._wrong_digests = 0
-        self._received = 0
         self._started: float | None = None
         self._cancelled = False
         self._settled = False
-
-    @property
-    def bytes_done(self) -> int:
-        """The bytes written so far, including resumed ones."""
-        return self._received
 
     @property
     def opened(self) -> bool:
@@ -186,7 +181,7 @@ class Download:
             kind = SmallAttempt if is_small(self.spec) else Attempt
             attempt = kind(self.spec, self._workers, stream=self._stream)
             self._attempt = attempt
-            self._received = attempt.resumed_bytes
+            self.bytes_done = attempt.resumed_bytes
         # Not within the lock: the callback of an attempt that has ended runs at once.
         attempt.outcome.add_done_callback(self._attempt_ended)
         self._workers.changed(self)  # it has segments for other workers now
@@ -324,7 +319,7 @@ class Download:
 
     def _progressed(self, size: int, streaming: bool) -> None:
         with self._lock:
-            self._received += size
+            self.bytes_done += size
             if not streaming:  # a broken stream starts over: that is no progress
                 self._failures = self._bad_responses = 0
 
@@ -365,7 +360,7 @@ class Download:
             return
         with self._lock:
             self._attempt = None
-            self._received = 0
+            self.bytes_done = 0
             again = False
             if isinstance(error, NoRanges):
                 self._stream = again = True

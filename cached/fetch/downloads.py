@@ -1,25 +1,76 @@
-"""The table of downloads: a version that needs a blob joins its running download.
+"""The table of downloads, and the disk space of each: a version that needs a blob joins its running download.
 
-Law: used from the event loop. A download runs while a version waits for it; its disk space is reserved before it starts
-and accounted for however it ends.
+Law: the table is used from the event loop. A download runs while a version waits for it; every byte is reserved in the
+ledger before it is written, and accounted for however the download ends.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Iterable, Sequence
+import threading
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
+from cached.contract.errors import HoldfastError
 from cached.contract.layout import Layout
-from cached.core.space import Ledger, NoSpace
+from cached.core.space import Ledger, NoSpace, Reservation
 from cached.fetch.attempt import BlobSpec, Verified
 from cached.fetch.download import Download
-from cached.fetch.reservation import DownloadSpace
 from cached.fetch.small_attempt import is_small
 from cached.fetch.workers import Workers
+from cached.store.ingest import allocated_bytes
 from cached.transport.connection.cancel import Cancellation
 from cached.transport.target import Target
+
+_STEP_BYTES = 64 * 1024 * 1024  # reserved at a time for a stream of unknown length
+
+
+class DownloadSpace:
+    """The reserved space of one download: all of it at once if the size is known, else growing. Thread-safe. The file
+    system counts the space that `folder` has already as used: the ledger must know it, or it would count these bytes
+    twice and evict versions for them. `folder` is None for a small blob, which is partial for a moment only."""
+
+    def __init__(self, ledger: Ledger, reservation: Reservation, folder: Path | None) -> None:
+        self._ledger = ledger
+        self._reservation = reservation
+        self._folder = folder
+        self._lock = threading.Lock()
+
+    def grow(self, size: int) -> None:
+        """Reserve `size` bytes in all; raises `NoSpace` or `Permanent` (`too_large`)."""
+        with self._lock:
+            if size > self._reservation.size:
+                self._grow(size)
+            if self._folder is not None:
+                self._ledger.count_partial(self._reservation.id, allocated_bytes(self._folder))
+
+    @property
+    def reserved(self) -> int:
+        """The reserved bytes."""
+        return self._reservation.size
+
+    def give_back(self) -> None:
+        """Release the reservation of a download that did not start; an earlier partial blob stays as it is."""
+        self._reservation.close()
+
+    def settle(self, placed: Verified | None, left: int) -> None:
+        """Replace the reservation of an ended download by its committed blob, and `left` bytes of a partial one."""
+        if placed is None:
+            self._reservation.finish(left, None, 0)
+        else:
+            self._reservation.finish(left, placed.sha256, placed.size)
+
+    def _grow(self, size: int) -> None:
+        """Grow in large steps while there is room; `NoSpace` has the whole size: a new attempt begins at its start."""
+        self._ledger.require_capacity(size)
+        for step in (max(self._reservation.size + _STEP_BYTES, size), size):
+            try:
+                self._reservation.grow(step)
+            except HoldfastError:
+                continue
+            return
+        raise NoSpace(size, 0, self._ledger.compute_use())
 
 
 @dataclass(slots=True)
@@ -41,13 +92,13 @@ class Downloads:
         self._ledger = ledger
         self._entries: dict[str, _Entry] = {}
 
-    def join(self, spec: BlobSpec, who: object, priority: int) -> tuple[Download, asyncio.Future[Verified]] | None:
-        """Add `who` to the waiters of a running download; return None if there is none, else the download and its
+    def join(self, spec: BlobSpec, waiter: object, priority: int) -> tuple[Download, asyncio.Future[Verified]] | None:
+        """Add `waiter` to the waiters of a running download; return None if there is none, else the download and its
         result, which is shared: wait for it, never cancel it."""
         entry = self._entries.get(spec.key.id)
         if entry is None:
             return None
-        entry.waiters[who] = priority
+        entry.waiters[waiter] = priority
         self._reprioritize([entry])
         return entry.download, entry.result
 
@@ -57,7 +108,8 @@ class Downloads:
         `Permanent` (`too_large`)."""
         new = {spec.key.id: spec for spec in specs}
         if new:
-            self._ledger.require_files(_files_made(new.values()))
+            folders = {parent for spec in specs for parent in PurePosixPath(spec.name).parents}
+            self._ledger.require_files(len(new) + len(folders))  # the least number of inodes: for more, the disk raises
         reservations = self._ledger.reserve({id_: spec.key.size or 0 for id_, spec in new.items()})
         for id_, spec in new.items():
             folder = None if is_small(spec) else self._layout.ingest / id_
@@ -68,51 +120,39 @@ class Downloads:
         spec: BlobSpec,
         locate: Callable[[Cancellation], Target],
         allotment: DownloadSpace,
-        who: object,
+        waiter: object,
         priority: int,
     ) -> tuple[Download, asyncio.Future[Verified]]:
         """Start the download of a blob that has none, in the space of `allotment`; return the same as `join`."""
         download = Download(spec, locate, allotment, self._workers, priority)
-        entry = _Entry(download, allotment, asyncio.wrap_future(download.result), {who: priority})
+        entry = _Entry(download, allotment, asyncio.wrap_future(download.result), {waiter: priority})
         entry.result.add_done_callback(lambda _: self._settle(spec.key.id))
         self._entries[spec.key.id] = entry
         self._workers.submit([download])
         return download, entry.result
 
-    def leave(self, spec: BlobSpec, who: object) -> asyncio.Future[Verified] | None:
-        """Remove `who` from the waiters; cancel the download with the last one, and return the result to wait for."""
+    def leave(self, spec: BlobSpec, waiter: object) -> asyncio.Future[Verified] | None:
+        """Remove `waiter`; with the last waiter cancel the download, and return the result to wait for."""
         entry = self._entries.get(spec.key.id)
         if entry is None:
             return None
-        entry.waiters.pop(who, None)
+        entry.waiters.pop(waiter, None)
         if entry.waiters:
             self._reprioritize([entry])
             return None
         entry.download.cancel()
         return entry.result
 
-    def reprioritize(self, who: object, priority: int) -> None:
-        """Set the priority of `who` in all its downloads."""
-        concerned = [entry for entry in self._entries.values() if who in entry.waiters]
+    def reprioritize(self, waiter: object, priority: int) -> None:
+        """Set the priority of `waiter` in all its downloads."""
+        concerned = [entry for entry in self._entries.values() if waiter in entry.waiters]
         for entry in concerned:
-            entry.waiters[who] = priority
+            entry.waiters[waiter] = priority
         self._reprioritize(concerned)
 
-    def require_capacity(self, size: int) -> None:
-        """Raise `Permanent` (`too_large`) if `size` bytes can never fit."""
-        self._ledger.require_capacity(size)
-
-    def no_space(self, size: int, resumed: int) -> NoSpace:
-        """Return the error for a lack of space for `size` bytes, of which `resumed` are on the disk."""
-        return NoSpace(size, min(size, resumed), self._ledger.compute_use())
-
-    def reserved_for(self, who: object) -> dict[str, int]:
-        """Return the reserved bytes of the downloads that `who` waits for, by ingest id."""
-        return {id_: entry.allotment.reserved for id_, entry in self._entries.items() if who in entry.waiters}
-
-    def left_by(self, ids: Iterable[str]) -> dict[str, int]:
-        """Return the bytes of these partial blobs on the disk, by ingest id."""
-        return {id_: self._ledger.partial_bytes(id_) for id_ in ids}
+    def reserved_for(self, waiter: object) -> dict[str, int]:
+        """Return the reserved bytes of the downloads that `waiter` waits for, by ingest id."""
+        return {id_: entry.allotment.reserved for id_, entry in self._entries.items() if waiter in entry.waiters}
 
     def busy(self) -> frozenset[str]:
         """Return the ingest ids of running downloads."""
@@ -136,8 +176,3 @@ class Downloads:
             touched = entry.download.left_bytes
             left = self._ledger.partial_bytes(id_) if touched is None else touched
         entry.allotment.settle(entry.download.placed, left)
-
-
-def _files_made(specs: Collection[BlobSpec]) -> int:
-    """Return the least number of inodes that these blobs and their snapshot need; for more, the disk raises."""
-    return len(specs) + len({parent for spec in specs for parent in PurePosixPath(spec.name).parents})

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import os
-from types import TracebackType
 
 from cached.contract.errors import HoldfastError, Permanent, Transient
 from cached.contract.program import limits
@@ -47,9 +46,8 @@ class LocalBody:
             except OSError as error:
                 raise _local_error(error, self._target) from error
             if count == 0:
-                raise Transient(
-                    "bad_response", f"{self._target.path}: ended at byte {self._position}, expected {self._end}", ""
-                )
+                problem = f"{self._target.path}: ended at byte {self._position}, expected {self._end}"
+                raise Transient("bad_response", problem, "")
             filled += count
             self._position += count
         if self._position == self._end:
@@ -70,7 +68,7 @@ class LocalBody:
     def __enter__(self) -> LocalBody:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _check_unchanged(self) -> os.stat_result:

@@ -9,26 +9,15 @@ from __future__ import annotations
 import hashlib
 import threading
 from concurrent.futures import Future
-from typing import Protocol
 
 from cached.contract.errors import HoldfastError
-from cached.contract.layout import Layout
-from cached.fetch.attempt import BlobSpec, NoRanges, Segment, Verified, compare_digests
+from cached.fetch.attempt import AttemptResources, BlobSpec, NoRanges, Segment, Verified, compare_digests
 from cached.store.disk import durable
-from cached.store.group_commit import GroupCommit, PendingBlob
-from cached.transport.connection.buffers import BufferPool
+from cached.store.group_commit import PendingBlob
 from cached.transport.connection.cancel import Cancellation
 from cached.transport.git_blob import git_blob_hasher
 
 SMALL_BYTES = 1024 * 1024  # up to here a file's fixed costs on the disk exceed those of its bytes
-
-
-class SharedBySmall(Protocol):
-    """The parts that these attempts share: see `workers.Workers`."""
-
-    layout: Layout
-    buffers: BufferPool
-    group_commit: GroupCommit
 
 
 def is_small(spec: BlobSpec) -> bool:
@@ -41,7 +30,7 @@ class SmallAttempt:
 
     resumed_bytes = left_bytes = 0  # as in `Attempt`: no bytes are resumed, or left
 
-    def __init__(self, spec: BlobSpec, shared: SharedBySmall, *, stream: bool) -> None:
+    def __init__(self, spec: BlobSpec, shared: AttemptResources, *, stream: bool) -> None:
         assert spec.key.size is not None
         self.spec = spec
         self.size: int = spec.key.size
@@ -54,16 +43,11 @@ class SmallAttempt:
         self._data = bytearray()
         self._rest: Segment | None = Segment(0, self.size) if self.size else None
         self._receiving = False
-        self._committing = False
+        self.committing = False  # whether all bytes were received, and only the disk is waited for
         self._failure: BaseException | None = None
         self._ended = False
         if not self.size:
             self._complete()
-
-    @property
-    def committing(self) -> bool:
-        """Whether all bytes were received, and only the disk is waited for."""
-        return self._committing
 
     def take_segment(self) -> Segment | None:
         """Return the range to request; None while another worker receives it, and at the end."""
@@ -124,7 +108,7 @@ class SmallAttempt:
     def fail(self, error: BaseException) -> None:
         """End the attempt with `error`, unless it is being committed."""
         with self._lock:
-            if self._failure is None and not self._committing:
+            if self._failure is None and not self.committing:
                 self._failure = error
             ends = self._failure is error and not self._receiving
         self.cancellation.cancel()
@@ -136,7 +120,7 @@ class SmallAttempt:
         with self._lock:
             if self._failure is not None:
                 return
-            self._committing = True
+            self.committing = True
         try:
             sha256 = hashlib.sha256(self._data).hexdigest()
             compare_digests(self.spec, sha256, self._git_oid())

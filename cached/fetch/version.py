@@ -7,8 +7,10 @@ and durable. The reconciler retries the whole fetch.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import ParamSpec, TypeVar
@@ -18,6 +20,7 @@ from cached.contract.digest import Digest
 from cached.contract.errors import HoldfastError, Permanent, Transient
 from cached.contract.layout import Layout, ingest_id
 from cached.contract.manifest import FileEntry, Manifest
+from cached.contract.program import limits
 from cached.contract.reference import ModelRef
 from cached.contract.status import State, Verdict, timestamp
 from cached.core.catalog import CatalogVersion
@@ -25,13 +28,12 @@ from cached.core.demand import Want
 from cached.core.listing import Listing, RemoteFile
 from cached.core.selection.indexes import read_indexes
 from cached.core.selection.presets import NO_INDEXES, Indexes
-from cached.core.space import FetchSpace, NoSpace
+from cached.core.space import FetchSpace, Ledger, NoSpace
 from cached.core.versions.record import PinMismatch
 from cached.fetch.attempt import BlobSpec, Verified
 from cached.fetch.download import Download, DownloadMetrics
-from cached.fetch.downloads import Downloads
+from cached.fetch.downloads import Downloads, DownloadSpace
 from cached.fetch.locator import Locator
-from cached.fetch.reservation import DownloadSpace
 from cached.fetch.selection import (
     blob_reader,
     choose_earlier,
@@ -48,12 +50,14 @@ from cached.fetch.small_attempt import is_small
 from cached.node.publisher import Publisher
 from cached.node.status_files import FetchProgress, StatusFiles
 from cached.node.threads import Blocking
-from cached.sources.base import Source
+from cached.sources.base import Revalidating, Source
 from cached.store import blobs, fetched
-from cached.store.digest_journal import DigestJournal
+from cached.store.disk.durable import disk_error
 from cached.store.fetched import FetchRecord
 from cached.store.ingest import IngestKey
 from cached.transport.connection.cancel import Cancelled
+
+_log = logging.getLogger(__name__)
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -74,7 +78,7 @@ class Published:
 
 
 @dataclass(frozen=True, slots=True)
-class _Fetch:
+class _VersionFetch:
     """One version fetch: `before` is the record of the version that has the name now, `urgency` returns its priority
     now, `got_space` is called once all its space is reserved."""
 
@@ -104,42 +108,43 @@ class _Awaited:
 
 
 @dataclass(frozen=True, slots=True)
-class VersionFetchParts:
-    """The parts that a version fetch uses. `listing_timeout_s`: how long a source may take to list its files."""
-
-    layout: Layout
-    downloads: Downloads
-    status_files: StatusFiles
-    publisher: Publisher
-    blocking: Blocking
-    observer: DownloadMetrics
-    journal: DigestJournal
-    listing_timeout_s: float
-
-
-@dataclass(frozen=True, slots=True)
 class SourceComparison:
-    """A source's content, compared with the `held` digest; its own `digest` is None if unknown without a fetch."""
+    """A source's content, compared with the `held` digest; its own `digest` is None if unknown without a fetch. `tag`:
+    the listing's, None if only another listing can tell whether this one is still current."""
 
     held: Digest
     changed: bool
     digest: Digest | None
+    tag: str | None
 
 
 class VersionFetches:
-    """The version fetches of this node; concurrent ones share downloads."""
+    """The version fetches of this node; concurrent ones share downloads. `listing_timeout_s`: how long a source may
+    take to list its files."""
 
-    def __init__(self, parts: VersionFetchParts, open_source: Callable[[str], Source]) -> None:
-        self._layout = parts.layout
-        self._downloads = parts.downloads
-        self._status_files = parts.status_files
-        self._publisher = parts.publisher
-        self._blocking = parts.blocking
-        self._observer = parts.observer
-        self._journal = parts.journal
-        self._listing_timeout_s = parts.listing_timeout_s
+    def __init__(
+        self,
+        *,
+        layout: Layout,
+        ledger: Ledger,
+        downloads: Downloads,
+        status_files: StatusFiles,
+        publisher: Publisher,
+        blocking: Blocking,
+        observer: DownloadMetrics,
+        open_source: Callable[[str], Source],
+        listing_timeout_s: float,
+    ) -> None:
+        self._layout = layout
+        self._ledger = ledger
+        self._downloads = downloads
+        self._status_files = status_files
+        self._publisher = publisher
+        self._claims = publisher.claims
+        self._blocking = blocking
+        self._observer = observer
         self._open_source = open_source
-        self._claims = parts.publisher.claims
+        self._listing_timeout_s = listing_timeout_s
 
     def stake(self, ref: ModelRef) -> FetchSpace:
         """Return the disk space of a running fetch of `ref`: committed, reserved, and left by earlier attempts."""
@@ -147,35 +152,51 @@ class VersionFetches:
         return FetchSpace(
             blobs=self._claims.blobs_of(ref),
             reserved=self._downloads.reserved_for(ref),
-            left=self._downloads.left_by(left),
+            left={id_: self._ledger.partial_bytes(id_) for id_ in left},
         )
 
     def forget(self, ref: ModelRef) -> None:
         """Drop the claims of `ref`, which is no longer fetched: its partial blobs may be deleted."""
         self._claims.drop(ref)
 
-    async def fetch(self, want: Want, urgency: Callable[[], int], got_space: Callable[[], None]) -> Published:
-        """Fetch and publish `want`; raises `HoldfastError`. If cancelled, it keeps durable bytes. `urgency` returns its
-        priority, when its downloads start. `got_space` is called once the space for all of them is reserved. The bytes
-        of an earlier attempt stay claimed until `forget`."""
+    async def try_fetch(
+        self, want: Want, urgency: Callable[[], int], got_space: Callable[[], None]
+    ) -> Published | HoldfastError:
+        """Fetch and publish `want`; return the error of a failure, `Transient` where another try may succeed. Raises
+        only its own cancellation, and keeps durable bytes then. `urgency` returns its priority, when its downloads
+        start. `got_space` is called once the space for all of them is reserved. The bytes of an earlier attempt stay
+        claimed until `forget`."""
+        try:
+            return await self._fetch(want, urgency, got_space)
+        except HoldfastError as error:
+            return error
+        except Exception as error:  # noqa: BLE001 - a bug that one version brings out must not end the others
+            step = f"fetching {want.ref}"
+            failure = disk_error(error, step) if isinstance(error, OSError) else limits.find_limit_error(error, step)
+            if failure is None:
+                _log.exception("%s", want.ref)
+                failure = Permanent("internal", f"{want.ref}: {error!r}", "report this with the daemon's log")
+            failure.__cause__ = error
+            return failure
+
+    async def _fetch(self, want: Want, urgency: Callable[[], int], got_space: Callable[[], None]) -> Published:
         source, before = await self._blocking.run(self._open, want)
         try:
             self._status_files.resolve(want.ref, source.display, want.pin)
             resolved_at = timestamp(time.time())
-            fetch = _Fetch(want, source, before, urgency, got_space)
+            fetch = _VersionFetch(want, source, before, urgency, got_space)
             listing, verdict, wanted = await self._resolve(fetch)
             verified = await self._fetch_blobs(fetch, wanted)
-            manifest = await self._compute(len(wanted), _manifest_of, wanted, verified)
+            manifest = await self._compute(len(wanted), _build_manifest, wanted, verified)
             if want.pin not in (None, manifest.digest):
                 wanted = await self._compute(len(listing.files), _select_earlier, listing, fetch, manifest)
                 verified = await self._fetch_blobs(fetch, wanted)
-                manifest = await self._compute(len(wanted), _manifest_of, wanted, verified)
+                manifest = await self._compute(len(wanted), _build_manifest, wanted, verified)
             _check_pin(want, manifest)
             verdict = await self._judge(want, manifest, verdict)
-            self._status_files.set_progress(
-                want.ref, State.PUBLISHING, FetchProgress(manifest.total_bytes, manifest.total_bytes, None, None)
-            )
-            unpromised_ids = [each.spec.key.id for each in wanted if each.spec.sha256 is None]
+            size = manifest.total_bytes
+            self._status_files.set_progress(want.ref, State.PUBLISHING, FetchProgress(size, size))
+            ids = [each.spec.key.id for each in wanted if each.spec.sha256 is None]
             record = FetchRecord(
                 digest=manifest.digest,
                 request=want.request,
@@ -185,12 +206,12 @@ class VersionFetches:
                 files=await self._compute(len(wanted), _unpromised, wanted, manifest),
                 verdict=verdict,
             )
-            unshared_ids = partial(self._unshared_ids, want.ref, unpromised_ids)
-            digest = await self._publisher.publish(want.ref, manifest, record, unshared_ids)
+            digest = await self._publisher.publish(
+                want.ref, manifest, record, lambda: self._claims.partials_alone(want.ref).intersection(ids)
+            )
             return Published(digest, manifest, source.display)
         except NoSpace as error:
-            stake = self.stake(want.ref)
-            self._downloads.require_capacity(stake.total() + error.needed_bytes)
+            self._ledger.require_capacity(self.stake(want.ref).total() + error.needed_bytes)
             raise
         finally:
             await source.aclose()
@@ -200,7 +221,7 @@ class VersionFetches:
         before = fetched.read(self._layout, want.ref)
         return self._open_source(want.source), before
 
-    async def _resolve(self, fetch: _Fetch) -> tuple[Listing, Verdict, tuple[_WantedFile, ...]]:
+    async def _resolve(self, fetch: _VersionFetch) -> tuple[Listing, Verdict, tuple[_WantedFile, ...]]:
         """Return the source's listing, the verdict by names, and the version's files; raises `PinMismatch` if their
         promised digests already differ from the pin, and as `Source.resolve`."""
         source = fetch.source
@@ -216,7 +237,7 @@ class VersionFetches:
             self._observer.fetch_failed(source.kind, error.code)
             raise
 
-    async def _read_indexes(self, fetch: _Fetch, listing: Listing) -> Indexes:
+    async def _read_indexes(self, fetch: _VersionFetch, listing: Listing) -> Indexes:
         """Fetch the small files whose content decides what the entry's preset picks, and return what they say."""
         rules = rules_of(fetch.want)
         first = await self._compute(len(listing.files), list_indexes, listing, rules)
@@ -239,14 +260,17 @@ class VersionFetches:
         report_verdict(want, replace(verdict, findings=found))
         return verdict
 
-    async def compare_source(self, entry: CatalogVersion) -> SourceComparison | None:
+    async def compare_source(self, entry: CatalogVersion, last: SourceComparison | None) -> SourceComparison | None:
         """Compare a version of this node with its source's listing, without fetching files; raises `HoldfastError`.
-        Return None if this node does not have the version."""
-        held = self._publisher.held(entry.ref)
+        `last`: the last comparison of this `entry`, which a conditional request may confirm. Return None if this node
+        does not have the version."""
+        held = self._publisher.find_published(entry.ref)
         if held is None:
             return None
         source = await self._blocking.run(self._open_source, entry.source)
         try:
+            if last is not None and last.held == held[0].digest and await self._is_current(source, last.tag):
+                return last
             listing = await self._list(source)
             record = await self._blocking.run(fetched.read, self._layout, entry.ref)
             known = {} if record is None else record.files
@@ -282,10 +306,23 @@ class VersionFetches:
             return function(*args, **kwargs)
         return await self._blocking.run(function, *args, **kwargs)
 
+    async def _is_current(self, source: Source, tag: str | None) -> bool:
+        """Return whether the listing with this tag is confirmed."""
+        if tag is None or not isinstance(source, Revalidating):
+            return False
+        async with self._limited(source):
+            return await source.is_current(tag)
+
     async def _list(self, source: Source) -> Listing:
+        async with self._limited(source):
+            return await source.resolve()
+
+    @asynccontextmanager
+    async def _limited(self, source: Source) -> AsyncIterator[None]:
+        """Limit the time that a source has to list a version."""
         try:
             async with asyncio.timeout(self._listing_timeout_s):
-                return await source.resolve()
+                yield
         except TimeoutError as error:
             raise Transient(
                 "stalled",
@@ -293,7 +330,7 @@ class VersionFetches:
                 "it is tried again; if it goes on, look at the source's server, or raise --stall-timeout",
             ) from error
 
-    async def _fetch_blobs(self, fetch: _Fetch, wanted: tuple[_WantedFile, ...]) -> dict[str, Verified]:
+    async def _fetch_blobs(self, fetch: _VersionFetch, wanted: tuple[_WantedFile, ...]) -> dict[str, Verified]:
         """Join or start the download of each missing blob, and wait for all; return every file's blob, by path."""
         ref = fetch.want.ref
         known_digests = await self._find_known_digests(fetch, wanted)
@@ -301,19 +338,19 @@ class VersionFetches:
         promised = [each.spec.sha256 for each in wanted if each.spec.sha256 is not None]
         self._claims.claim(ref, [*promised, *(known_digests[id_] for id_ in ids if id_ in known_digests)], ids)
         known = await self._find_committed(wanted, known_digests)
-        self._claims.add_existing(ref, {verified.sha256: verified.size for verified in known.values()})
+        sizes = {verified.sha256: verified.size for verified in known.values()}
+        self._claims.add_existing(ref, sizes)
         here = sum(verified.size for verified in known.values())
         missing = [each for each in wanted if each.spec.name not in known]
         sized = all(each.spec.key.size is not None for each in missing)
         total = here + sum(each.spec.key.size or 0 for each in missing) if sized else None
         if sized:
-            sizes = {verified.sha256: verified.size for verified in known.values()}
             sizes |= {each.spec.key.id: each.spec.key.size or 0 for each in missing}
-            self._downloads.require_capacity(sum(sizes.values()))
-        self._status_files.set_progress(ref, State.FETCHING, FetchProgress(total, here, None, None))
+            self._ledger.require_capacity(sum(sizes.values()))
+        self._status_files.set_progress(ref, State.FETCHING, FetchProgress(total, here))
         awaited: list[_Awaited] = []
         try:
-            await self._start(fetch, missing, awaited)  # its shortage is exact, less what is on the disk
+            await self._start(fetch, missing, awaited)  # its shortage excludes the bytes on the disk
             try:
                 await self._wait(ref, awaited, here, total)
             except NoSpace as error:
@@ -323,14 +360,14 @@ class VersionFetches:
             await self._leave(ref, awaited)
         return known | {each.spec.name: each.result.result() for each in awaited}
 
-    async def _find_known_digests(self, fetch: _Fetch, wanted: tuple[_WantedFile, ...]) -> Mapping[str, str]:
+    async def _find_known_digests(self, fetch: _VersionFetch, wanted: tuple[_WantedFile, ...]) -> Mapping[str, str]:
         """Return the known sha256 of listed files that were fetched before, by ingest id. A version that an older
         release published has no record: it counts as the listed one if its status has this source and all paths and
         sizes agree. Not from a web server whose content may depend on a query or a user: a status shows neither."""
         ref = fetch.want.ref
         if fetch.before is not None:
             return fetch.before.files
-        held = self._publisher.held(ref)
+        held = self._publisher.find_published(ref)
         if held is None or held[0].source != fetch.source.display:
             return {}
         if fetch.source.kind == "http" and not set("?@").isdisjoint(fetch.want.source):
@@ -351,11 +388,11 @@ class VersionFetches:
 
     def _total_shortage(self, ref: ModelRef, awaited: list[_Awaited], error: NoSpace) -> NoSpace:
         """Return the error of a stream that ran out of space, with the bytes of the other missing blobs added."""
-        failed = [each.spec for each in awaited if each.result.done() and each.result.exception() is not None]
-        missing = {spec.key.id: spec.key.size or 0 for spec in failed}
-        return self._downloads.no_space(error.needed_bytes + sum(missing.values()), sum(self.stake(ref).left.values()))
+        failed = [each.spec.key for each in awaited if each.result.done() and each.result.exception() is not None]
+        needed = error.needed_bytes + sum({key.id: key.size or 0 for key in failed}.values())
+        return NoSpace(needed, min(needed, sum(self.stake(ref).left.values())), self._ledger.compute_use())
 
-    async def _start(self, fetch: _Fetch, missing: Sequence[_WantedFile], awaited: list[_Awaited]) -> None:
+    async def _start(self, fetch: _VersionFetch, missing: Sequence[_WantedFile], awaited: list[_Awaited]) -> None:
         """Join or start the downloads of missing blobs, in bounded turns of the event loop; add all to `awaited`."""
         ref, allotments = fetch.want.ref, dict[str, DownloadSpace]()
         async with self._downloads.starting:
@@ -416,17 +453,13 @@ class VersionFetches:
             trouble = next((f.last_error for f in downloads if f.last_error is not None), None)
             self._status_files.set_progress(ref, state, FetchProgress(total, here + moved, rate, eta_s), trouble)
 
-    def _unshared_ids(self, ref: ModelRef, ids: list[str]) -> frozenset[str]:
-        """Return the ingest ids that no other version claims."""
-        return self._claims.partials_alone(ref).intersection(ids)
-
     async def _find_committed(
         self, wanted: tuple[_WantedFile, ...], known_digests: Mapping[str, str]
     ) -> dict[str, Verified]:
         """Return the committed blobs of these files, by path. All must be claimed."""
         specs = [each.spec for each in wanted]
-        is_settled = len(specs) <= _FEW_FILES and self._claims.is_settled()
-        if is_settled and not any(self._known_digest(spec, known_digests) for spec in specs):
+        is_quick = len(specs) <= _FEW_FILES and not self._claims.deleting.locked()
+        if is_quick and not any(self._known_digest(spec, known_digests) for spec in specs):
             return {}  # there is nothing to look for, and no deletion to wait for: no thread call
         return await self._blocking.run(self._look_for_committed, specs, known_digests)
 
@@ -444,7 +477,7 @@ class VersionFetches:
         """Return the sha256 of a file that its source promises or an earlier fetch found, None if unknown."""
         if spec.sha256 is not None or not spec.key.validator:  # without one, the object may have changed
             return spec.sha256
-        return known_digests.get(spec.key.id) or self._journal.find(spec.key.id)
+        return known_digests.get(spec.key.id) or self._claims.journal.find(spec.key.id)
 
 
 def _error_for(ref: ModelRef, error: BaseException, awaited: list[_Awaited]) -> BaseException:
@@ -456,7 +489,7 @@ def _error_for(ref: ModelRef, error: BaseException, awaited: list[_Awaited]) -> 
     return own
 
 
-def _select(listing: Listing, fetch: _Fetch, indexes: Indexes) -> tuple[Verdict, tuple[_WantedFile, ...]]:
+def _select(listing: Listing, fetch: _VersionFetch, indexes: Indexes) -> tuple[Verdict, tuple[_WantedFile, ...]]:
     """Return the version's files in the listing, and the verdict by their names. Slow for thousands of files: not for
     an event loop."""
     chosen = choose_version(listing, fetch.source.display, rules_of(fetch.want), indexes)
@@ -468,7 +501,7 @@ def _select(listing: Listing, fetch: _Fetch, indexes: Indexes) -> tuple[Verdict,
     return chosen.verdict, wanted
 
 
-def _select_earlier(listing: Listing, fetch: _Fetch, manifest: Manifest) -> tuple[_WantedFile, ...]:
+def _select_earlier(listing: Listing, fetch: _VersionFetch, manifest: Manifest) -> tuple[_WantedFile, ...]:
     """Return the files that an earlier release would have chosen, where these may be what the pin names. Raises
     `PinMismatch` if they certainly are not. `manifest` is that of the files that this release chooses."""
     files = choose_earlier(listing, fetch.source.display, rules_of(fetch.want))
@@ -487,7 +520,7 @@ def _select_earlier(listing: Listing, fetch: _Fetch, manifest: Manifest) -> tupl
     return _wanted(listing, fetch, files)
 
 
-def _wanted(listing: Listing, fetch: _Fetch, files: Sequence[RemoteFile]) -> tuple[_WantedFile, ...]:
+def _wanted(listing: Listing, fetch: _VersionFetch, files: Sequence[RemoteFile]) -> tuple[_WantedFile, ...]:
     return tuple(_WantedFile(file, _spec(file, fetch.source, listing.identity)) for file in files)
 
 
@@ -495,10 +528,9 @@ def _do_nothing() -> None:
     """Say nothing of the space of an index: that of the whole version is reserved later."""
 
 
-def _manifest_of(wanted: tuple[_WantedFile, ...], verified: dict[str, Verified]) -> Manifest:
-    return Manifest.build(
-        FileEntry(name, verified[name].sha256, verified[name].size) for name in (each.spec.name for each in wanted)
-    )
+def _build_manifest(wanted: tuple[_WantedFile, ...], verified: dict[str, Verified]) -> Manifest:
+    blobs_found = ((each.spec.name, verified[each.spec.name]) for each in wanted)
+    return Manifest.build(FileEntry(name, blob.sha256, blob.size) for name, blob in blobs_found)
 
 
 def _spec(file: RemoteFile, source: Source, identity: str) -> BlobSpec:
@@ -562,7 +594,7 @@ def _compare(
     digest = None
     if changed and all(file.size is not None and sha256s[file.path] for file in files):
         digest = Manifest.build(FileEntry(f.path, sha256s[f.path] or "", f.size or 0) for f in files).digest
-    return SourceComparison(manifest.digest, changed, digest)
+    return SourceComparison(manifest.digest, changed, digest, listing.tag)
 
 
 def _check_pin(want: Want, manifest: Manifest) -> None:

@@ -125,7 +125,7 @@ class Workers:
         """Cancel every download, recording its bytes, and end the threads."""
         with self._condition:
             self._stopping = True
-            downloads = self._downloads.all()
+            downloads = self._downloads.list_all()
             self._condition.notify_all()
         for download in downloads:
             download.cancel()
@@ -190,7 +190,7 @@ class _DownloadQueues:
         self._backoff_ends: list[tuple[float, int, Download]] = []
         self._count = itertools.count()
 
-    def all(self) -> list[Download]:
+    def list_all(self) -> list[Download]:
         """Return every download without a result."""
         return list(self._turns)
 

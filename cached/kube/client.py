@@ -11,7 +11,6 @@ import random
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import Any, Self
 
 import aiohttp
@@ -19,7 +18,7 @@ import aiohttp
 from cached.contract.errors import HoldfastError, Transient
 from cached.core.retries import backoff_s
 from cached.kube.cluster import ApiServer
-from cached.kube.errors import Unreachable, bad_answer, of_status
+from cached.kube.errors import Unreachable, bad_response, of_status
 
 JSON = "application/json"
 MERGE_PATCH = "application/merge-patch+json"  # RFC 7396: null removes
@@ -61,22 +60,20 @@ class KubeClient:
         self._session = aiohttp.ClientSession(headers={"User-Agent": "holdfast"})
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_error: object) -> None:
         await self._session.close()
 
     async def request(self, call: Call) -> dict[str, Any]:
         """Send one request and return the JSON object of the response; raises `HoldfastError`."""
         with self._errors_are_ours(call):
-            async with await self._open(call, self._limits) as answer:
-                body = await answer.read()
+            async with await self._open(call, self._limits) as response:
+                body = await response.read()
         try:
             document = json.loads(body)
-        except ValueError as error:
-            raise bad_answer(str(call), "no JSON came back") from error
+        except (ValueError, RecursionError) as error:
+            raise bad_response(call, "no JSON came back") from error
         if not isinstance(document, dict):
-            raise bad_answer(str(call), "no JSON object came back")
+            raise bad_response(call, "no JSON object came back")
         return document
 
     @asynccontextmanager
@@ -86,17 +83,17 @@ class KubeClient:
         a quiet peer from a dead one."""
         limits = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_S, sock_read=stall_s)
         with self._errors_are_ours(call):
-            answer = await self._open(call, limits)
+            response = await self._open(call, limits)
         try:
-            yield self._events(answer, call)
+            yield self._events(response, call)
         finally:
-            answer.close()  # and its connection: the server would continue to send
+            response.close()  # and its connection: the server would continue to send
 
-    async def _events(self, answer: aiohttp.ClientResponse, call: Call) -> AsyncIterator[dict[str, Any]]:
+    async def _events(self, response: aiohttp.ClientResponse, call: Call) -> AsyncIterator[dict[str, Any]]:
         """Split the body at line feeds: aiohttp's own `readline` refuses lines longer than its buffer, as of pods."""
         rest = bytearray()
         with self._errors_are_ours(call):
-            async for chunk in answer.content.iter_any():
+            async for chunk in response.content.iter_any():
                 rest += chunk
                 if b"\n" in chunk:
                     *lines, last = bytes(rest).split(b"\n")
@@ -105,7 +102,7 @@ class KubeClient:
                         if line.strip():
                             yield _event(line, call)
                 if len(rest) > _LONGEST_EVENT:
-                    raise bad_answer(str(call), f"an event of more than {_LONGEST_EVENT} bytes")
+                    raise bad_response(call, f"an event of more than {_LONGEST_EVENT} bytes")
 
     @contextmanager
     def _errors_are_ours(self, call: Call) -> Iterator[None]:
@@ -120,16 +117,19 @@ class KubeClient:
     async def _open(self, call: Call, limits: aiohttp.ClientTimeout) -> aiohttp.ClientResponse:
         """Return a successful response, which the caller closes; raises `HoldfastError`."""
         token = self._cluster.read_token()
-        answer = await self._send(call, limits, token)
-        if answer.status == 401:
+        response = await self._send(call, limits, token)
+        if response.status == 401:
             now = self._cluster.read_token()
             if now != token:
-                answer.release()
-                answer = await self._send(call, limits, now)
-        if answer.status >= 300:
-            async with answer:
-                raise await _refusal(answer, call)
-        return answer
+                response.release()
+                response = await self._send(call, limits, now)
+        if response.status >= 300:
+            async with response:
+                body = await response.content.read(_ERROR_BODY)
+                after = response.headers.get("Retry-After", "")
+                retry_after_s = float(after) if after.isascii() and after.isdigit() else None
+                raise of_status(response.status, body, str(call), retry_after_s)
+        return response
 
     async def _send(self, call: Call, limits: aiohttp.ClientTimeout, token: str | None) -> aiohttp.ClientResponse:
         headers = {"Accept": call.accept}
@@ -155,21 +155,15 @@ class KubeClient:
 def _event(line: bytes, call: Call) -> dict[str, Any]:
     try:
         event = json.loads(line)
-    except ValueError as error:
-        raise bad_answer(str(call), "an event that is no JSON") from error
+    except (ValueError, RecursionError) as error:
+        raise bad_response(call, "an event that is no JSON") from error
     if not isinstance(event, dict) or not isinstance(event.get("object"), dict):
-        raise bad_answer(str(call), "an event without an object")
+        raise bad_response(call, "an event without an object")
     if event.get("type") == "ERROR":
         status: dict[str, Any] = event["object"]
         code = status.get("code")
         raise of_status(code if isinstance(code, int) else 500, json.dumps(status).encode(), str(call))
     return event
-
-
-async def _refusal(answer: aiohttp.ClientResponse, call: Call) -> HoldfastError:
-    body = await answer.content.read(_ERROR_BODY)
-    after = answer.headers.get("Retry-After", "")
-    return of_status(answer.status, body, str(call), float(after) if after.isascii() and after.isdigit() else None)
 
 
 class Backoff:

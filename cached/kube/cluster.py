@@ -6,13 +6,13 @@ the kubelet rotates tokens and the cluster's CA while the daemon runs.
 
 from __future__ import annotations
 
-import os
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from cached.contract.errors import Permanent, Transient
+from cached.contract.program.tls import load_identity
 
 _SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 
@@ -55,7 +55,7 @@ class ApiServer:
                 context.check_hostname = False
                 context.verify_mode = ssl.CERT_NONE
             if self.certificate is not None and self.key is not None:
-                _load_identity(context, _read(self.certificate) + b"\n" + _read(self.key))
+                load_identity(context, _read(self.certificate) + b"\n" + _read(self.key))
         except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
             raise Permanent(
                 "kube_bad_credentials",
@@ -76,14 +76,3 @@ def in_cluster(environment: Mapping[str, str], folder: Path = _SERVICE_ACCOUNT) 
 
 def _read(material: Material) -> bytes:
     return material.read_bytes() if isinstance(material, Path) else material
-
-
-def _load_identity(context: ssl.SSLContext, pem: bytes) -> None:
-    """Load certificate and key; OpenSSL needs a file: an in-memory one, so that no key is written to a disk."""
-    descriptor = os.memfd_create("holdfast-identity", os.MFD_CLOEXEC)
-    try:
-        os.write(descriptor, pem)
-        # A password given here fails an encrypted key at once; without one OpenSSL would ask the terminal.
-        context.load_cert_chain(f"/proc/self/fd/{descriptor}", password="")
-    finally:
-        os.close(descriptor)

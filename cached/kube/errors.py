@@ -26,9 +26,6 @@ class Unreachable(Transient):
 class Gone(Transient):
     """410: the resourceVersion or the continue token is older than the API server's history. List again."""
 
-    def __init__(self, message: str) -> None:
-        super().__init__("kube_gone", message, "list again")
-
 
 class NotFound(Permanent):
     """404."""
@@ -40,9 +37,9 @@ class Conflict(Transient):
 
 def of_status(status: int, body: bytes, doing: str, retry_after_s: float | None = None) -> HoldfastError:
     """Return the error for an HTTP status that is no success, or for the code of an ERROR event."""
-    message = f"{doing}: {status} {_said(body)}"
+    message = f"{doing}: {status} {_excerpt(body)}"
     if status == 410:
-        return Gone(message)
+        return Gone("kube_gone", message, "list again")
     if status == 401:  # a token that was just rotated is refused for a moment
         return Transient("kube_unauthorized", message, _CREDENTIALS)
     if status == 403:
@@ -56,12 +53,12 @@ def of_status(status: int, body: bytes, doing: str, retry_after_s: float | None 
     return Permanent("kube_refused", message, "check that this release supports the cluster's version")
 
 
-def bad_answer(doing: str, detail: str) -> Transient:
+def bad_response(doing: object, detail: str) -> Transient:
     """Return the error for a response that does not follow the API."""
     return Transient("kube_bad_answer", f"{doing}: {detail}", "check what answers at the API server's address")
 
 
-def _said(body: bytes) -> str:
+def _excerpt(body: bytes) -> str:
     """Return the message of a `Status` object, or the beginning of another body."""
     try:
         return str(json.loads(body)["message"])

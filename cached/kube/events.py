@@ -1,6 +1,6 @@
 """Events on pods, as `kubectl describe pod` shows them: queued, merged, limited, dropped when too many.
 
-Law: `tell` neither blocks nor fails. An event equal to an earlier one raises its count instead.
+Law: `add` neither blocks nor fails. An event equal to an earlier one raises its count instead.
 """
 
 from __future__ import annotations
@@ -9,15 +9,14 @@ import asyncio
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any, Literal
 
 from cached.contract.errors import HoldfastError, Transient
+from cached.contract.status import timestamp
 from cached.kube.client import MERGE_PATCH, Backoff, Call, KubeClient
 from cached.kube.errors import NotFound
-from cached.kube.names import PodName
+from cached.kube.pods import PodName
 
 _log = logging.getLogger(__name__)
 
@@ -45,18 +44,17 @@ class EventPace:
     backoff_cap_s: float = 60.0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class EventStatistics:
-    """Counts since the start: written (new or counted up), dropped (too many), refused by the API; and queued now."""
+    """Counts since the start: written (new or counted up), dropped (too many), refused by the API."""
 
-    written: int
-    dropped: int
-    refused: int
-    waiting: int
+    written: int = 0
+    dropped: int = 0
+    refused: int = 0
 
 
 @dataclass(frozen=True, slots=True)
-class _Said:
+class _Event:
     pod: PodName
     reason: str
     message: str
@@ -64,7 +62,7 @@ class _Said:
 
 
 @dataclass(slots=True)
-class _Waiting:
+class _Queued:
     first: float
     last: float
     count: int = 1
@@ -89,102 +87,104 @@ class EventQueue:
         self._client = client
         self._node = node
         self._pace = pace if pace is not None else EventPace()
-        self._waiting: OrderedDict[_Said, _Waiting] = OrderedDict()
-        self._written: OrderedDict[_Said, _Written] = OrderedDict()
+        self._queue: OrderedDict[_Event, _Queued] = OrderedDict()
+        self._written: OrderedDict[_Event, _Written] = OrderedDict()
         self._buckets: OrderedDict[str, _Bucket] = OrderedDict()
         self._wake = asyncio.Event()
-        self._ok = self._dropped = self._refused = 0
+        self.statistics = EventStatistics()
+
+    def __len__(self) -> int:
+        """Return the number of queued events."""
+        return len(self._queue)
 
     def add(self, pod: PodName, reason: str, message: str, type: Type = "Normal") -> None:
         """Queue an event on a pod; return at once, without any guarantee that it is written."""
-        said = _Said(pod, reason, message[:_LONGEST_MESSAGE], type)
+        if not self._take_token(pod.uid):
+            self.statistics.dropped += 1
+            return
         now = time.time()
-        if not self._allowed(pod.uid):
-            self._dropped += 1
+        event = _Event(pod, reason, message[:_LONGEST_MESSAGE], type)
+        queued = self._queue.get(event)
+        if queued is not None:
+            queued.count += 1
+            queued.last = now
             return
-        waiting = self._waiting.get(said)
-        if waiting is not None:
-            waiting.count += 1
-            waiting.last = now
-            return
-        if len(self._waiting) >= self._pace.queue:
-            self._waiting.popitem(last=False)
-            self._dropped += 1
-        self._waiting[said] = _Waiting(now, now)
+        if len(self._queue) >= self._pace.queue:
+            self._queue.popitem(last=False)
+            self.statistics.dropped += 1
+        self._queue[event] = _Queued(now, now)
         self._wake.set()
-
-    def statistics(self) -> EventStatistics:
-        """Return the counts of written, dropped, refused and queued events."""
-        return EventStatistics(self._ok, self._dropped, self._refused, len(self._waiting))
 
     async def run(self) -> None:
         """Write queued events, oldest first, until cancelled."""
         backoff = Backoff(self._pace.backoff_s, self._pace.backoff_cap_s)
         while True:
             await self._wake.wait()
-            if not self._waiting:
+            if not self._queue:
                 self._wake.clear()
                 continue
-            said, waiting = next(iter(self._waiting.items()))
-            count = waiting.count
+            event, queued = next(iter(self._queue.items()))
+            count = queued.count
             try:
-                await self._write(said, waiting)
+                await self._write(event, queued)
             except Transient as error:
                 await asyncio.sleep(backoff.pause_s(error))
                 continue
             except HoldfastError as error:  # the namespace ends, or a right is missing: the next event may succeed
-                _log.warning("no event on pod %s: %s", said.pod, error)
-                self._refused += 1
+                _log.warning("no event on pod %s: %s", event.pod, error)
+                self.statistics.refused += 1
             else:
                 backoff.reset()
-                self._ok += 1
-            if waiting.count > count:
-                waiting.count -= count  # queued again during the write
-            elif self._waiting.get(said) is waiting:
-                del self._waiting[said]
+                self.statistics.written += 1
+            if queued.count > count:
+                queued.count -= count  # queued again during the write
+            elif self._queue.get(event) is queued:
+                del self._queue[event]
 
-    async def _write(self, said: _Said, waiting: _Waiting) -> None:
-        path = f"/api/v1/namespaces/{said.pod.namespace}/events"
-        known = self._written.get(said)
+    async def _write(self, event: _Event, queued: _Queued) -> None:
+        path = f"/api/v1/namespaces/{event.pod.namespace}/events"
+        known = self._written.get(event)
         if known is not None:
-            count = known.count + waiting.count
-            body = {"count": count, "lastTimestamp": _timestamp(waiting.last)}
+            count = known.count + queued.count
+            body = {"count": count, "lastTimestamp": timestamp(queued.last)}
             patch = Call("PATCH", f"{path}/{known.name}", body=body, content_type=MERGE_PATCH)
             try:
                 await self._client.request(patch)
             except NotFound:
-                del self._written[said]  # events live an hour
+                del self._written[event]  # events live an hour
             else:
                 known.count = count
-                self._written.move_to_end(said)
+                self._written.move_to_end(event)
                 return
-        event = self._event(said, waiting)
-        await self._client.request(Call("POST", path, body=event))
-        self._written[said] = _Written(event["metadata"]["name"], waiting.count)
+        # The name as client-go builds it; it must only be unique.
+        suffix = f".{time.time_ns():x}"
+        name = event.pod.name[: _LONGEST_NAME - len(suffix)].rstrip("-.") + suffix
+        written = _Written(name, queued.count)
+        await self._client.request(Call("POST", path, body=self._document(name, event, queued)))
+        self._written[event] = written
         if len(self._written) > self._pace.remembered:
             self._written.popitem(last=False)
 
-    def _event(self, said: _Said, waiting: _Waiting) -> dict[str, Any]:
-        # The name as client-go builds it; it must only be unique.
-        suffix = f".{time.time_ns():x}"
-        name = said.pod.name[: _LONGEST_NAME - len(suffix)].rstrip("-.") + suffix
+    def _document(self, name: str, event: _Event, queued: _Queued) -> dict[str, Any]:
+        pod = event.pod
+        reference = {"apiVersion": "v1", "kind": "Pod", "namespace": pod.namespace, "name": pod.name, "uid": pod.uid}
         return {
             "apiVersion": "v1",
             "kind": "Event",
-            "metadata": {"name": name, "namespace": said.pod.namespace},
-            "involvedObject": _reference(said.pod),
-            "reason": said.reason,
-            "message": said.message,
-            "type": said.type,
-            "count": waiting.count,
-            "firstTimestamp": _timestamp(waiting.first),
-            "lastTimestamp": _timestamp(waiting.last),
+            "metadata": {"name": name, "namespace": pod.namespace},
+            "involvedObject": reference,
+            "reason": event.reason,
+            "message": event.message,
+            "type": event.type,
+            "count": queued.count,
+            "firstTimestamp": timestamp(queued.first),
+            "lastTimestamp": timestamp(queued.last),
             "source": {"component": _COMPONENT, "host": self._node},
             "reportingComponent": _COMPONENT,
             "reportingInstance": self._node,
         }
 
-    def _allowed(self, uid: str) -> bool:
+    def _take_token(self, uid: str) -> bool:
         """Take a token out of the pod's bucket; return whether there was one."""
         now = time.monotonic()
         bucket = self._buckets.pop(uid, None) or _Bucket(self._pace.burst, now)
@@ -197,11 +197,3 @@ class EventQueue:
             return False
         bucket.tokens -= 1
         return True
-
-
-def _reference(pod: PodName) -> Mapping[str, str]:
-    return {"apiVersion": "v1", "kind": "Pod", "namespace": pod.namespace, "name": pod.name, "uid": pod.uid}
-
-
-def _timestamp(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

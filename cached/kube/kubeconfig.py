@@ -47,7 +47,6 @@ def load(files: list[Path]) -> ApiServer:
         )
     if cluster.get("proxy-url"):
         _refuse(where, "the cluster has a `proxy-url`, which Holdfast does not use", "name the API server directly")
-    token_file = _path(user, "tokenFile")
     return ApiServer(
         server=str(cluster.get("server", "")).rstrip("/") or _refuse(where, "the cluster has no server", "name it"),
         server_name=cluster.get("tls-server-name"),
@@ -55,7 +54,7 @@ def load(files: list[Path]) -> ApiServer:
         verify=not cluster.get("insecure-skip-tls-verify"),
         certificate=_material(user, "client-certificate", where),
         key=_material(user, "client-key", where),
-        token=user.get("token") or token_file,
+        token=user.get("token") or _path(user, "tokenFile"),
     )
 
 

@@ -29,7 +29,7 @@ class KubernetesCluster:
         self._events = EventQueue(self._client, node)
         self._watch = PodWatch(self._client, node, refusal(self._events.add))
         self._report = NodeReport(self._client, node)
-        self._telling = PodEvents(self._events.add, self._watch.find)
+        self._pod_events = PodEvents(self._events.add, self._watch.find_name)
 
     @property
     def synced(self) -> bool:
@@ -40,7 +40,7 @@ class KubernetesCluster:
         return self._report.labels or None  # every node has labels, once they are read
 
     def pods(self) -> tuple[PodWant, ...]:
-        return self._watch.pods()
+        return self._watch.list_wants()
 
     def published(self, digests: frozenset[Digest]) -> None:
         self._report.publish(digests)
@@ -49,24 +49,24 @@ class KubernetesCluster:
         return self._report.withdrawn(digest)
 
     def tell_pods(self, find: Callable[[ModelRef], ModelStatus | None]) -> None:
-        self._telling.send_new(self._watch.pods(), find)
+        self._pod_events.send_new(self._watch.list_wants(), find)
 
     def summarise(self, statuses: Iterable[ModelStatus], used: int, capacity: int) -> None:
         self._report.summarise(summary(statuses, used, capacity))
 
     def lost(self, refs: Iterable[ModelRef], reason: str) -> None:
         for ref in refs:
-            for pod in self._watch.wanting(ref):
+            for pod in self._watch.find_pods(ref):
                 self._events.add(pod, FAILED, f"{ref}: {reason}", "Warning")
 
     def figures(self) -> Mapping[str, float]:
-        watch, events, node = self._watch.statistics(), self._events.statistics(), self._report.statistics()
+        watch = self._watch.statistics
         return {
             "kube_connected": float(watch.connected),
             "kube_connection_changed_timestamp_seconds": watch.since,
             "kube_relists": float(max(0, watch.lists - 1)),
-            "kube_events_dropped": float(events.dropped),
-            "kube_node_in_force": float(node.in_force),
+            "kube_events_dropped": float(self._events.statistics.dropped),
+            "kube_node_in_force": float(self._report.in_force),
         }
 
     async def run(self, changed: Callable[[], None]) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from cached.contract.errors import HoldfastError
 from cached.contract.loadable.findings import Finding
@@ -18,20 +17,17 @@ from cached.contract.reference import ModelRef
 from cached.contract.status import ModelStatus, State
 from cached.core.demand import PodWant
 from cached.kube.events import FAILED, FETCHING, READY, SUSPECT, Type
-from cached.kube.names import PodName
+from cached.kube.pods import PodName
 
 _UNDER_WAY = (State.FETCHING, State.VERIFYING, State.PUBLISHING)
 _COARSE_PERCENT = 5  # each change of a summary is a write to the API
 
 
-class Tells(Protocol):
-    """The type of `Events.tell`."""
-
-    def __call__(self, pod: PodName, reason: str, message: str, type: Type = ...) -> None: ...
+SendEvent = Callable[[PodName, str, str, Type], None]  # `EventQueue.add`
 
 
 @dataclass(frozen=True, slots=True)
-class _News:
+class _PodEvent:
     """An event. `key`: equal for events with different words that are sent once."""
 
     key: str
@@ -41,7 +37,7 @@ class _News:
 
 
 @dataclass(slots=True)
-class _Heard:
+class _SentEvents:
     since: float  # when its wait began, monotonic seconds
     waited: bool = False
     keys: set[str] = field(default_factory=set)
@@ -50,52 +46,45 @@ class _Heard:
 class PodEvents:
     """The events that each pod of this node got about each version it wants."""
 
-    def __init__(self, tell: Tells, find: Callable[[str], PodName | None]) -> None:
-        self._tell = tell
+    def __init__(self, send: SendEvent, find: Callable[[str], PodName | None]) -> None:
+        self._send = send
         self._find = find
-        self._heard: dict[tuple[str, ModelRef], _Heard] = {}
+        self._sent: dict[tuple[str, ModelRef], _SentEvents] = {}
 
     def send_new(self, pods: Iterable[PodWant], find: Callable[[ModelRef], ModelStatus | None]) -> None:
         """Send new events to the pods; `find` returns a version's status. Call it at least after every change."""
         now = time.monotonic()
-        current: dict[tuple[str, ModelRef], _Heard] = {}
+        current: dict[tuple[str, ModelRef], _SentEvents] = {}
         for want in pods:
-            heard = self._heard.get((want.uid, want.ref)) or _Heard(now)
-            current[want.uid, want.ref] = heard
+            sent = self._sent.get((want.uid, want.ref)) or _SentEvents(now)
+            current[want.uid, want.ref] = sent
             status = find(want.ref)
             if status is None or status.state != State.READY:
-                heard.waited = True
-                if READY in heard.keys:  # a lost version: all its events are new again
-                    heard.keys.clear()
-                    heard.since = now
+                sent.waited = True
+                if READY in sent.keys:  # a lost version: all its events are new again
+                    sent.keys.clear()
+                    sent.since = now
             if status is not None:
-                self._one(want, status, heard, now - heard.since if heard.waited else None)
-        self._heard = current
+                self._send_if_new(want, status, sent, now - sent.since if sent.waited else None)
+        self._sent = current
 
-    def _one(self, want: PodWant, status: ModelStatus, heard: _Heard, waited_s: float | None) -> None:
+    def _send_if_new(self, want: PodWant, status: ModelStatus, sent: _SentEvents, waited_s: float | None) -> None:
         if status.verdict.findings and status.state != State.FAILED:
-            self._send(want, heard, _loadable_news(want, status.verdict.findings))
-        if status.state == State.READY and READY in heard.keys and _is_as_pinned(want, status):
+            self._send_once(want, sent, _suspect_event(want, status.verdict.findings))
+        if status.state == State.READY and READY in sent.keys and _is_as_pinned(want, status):
             return  # the usual case, without formatting a message
-        self._send(want, heard, _news(want, status, waited_s))
+        self._send_once(want, sent, _event(want, status, waited_s))
 
-    def _send(self, want: PodWant, heard: _Heard, news: _News | None) -> None:
-        if news is None or news.key in heard.keys:
-            return
+    def _send_once(self, want: PodWant, sent: _SentEvents, event: _PodEvent | None) -> None:
         pod = self._find(want.uid)
-        if pod is None:
-            return
-        heard.keys.add(news.key)
-        self._tell(pod, news.reason, news.message, news.type)
+        if event is not None and event.key not in sent.keys and pod is not None:
+            sent.keys.add(event.key)
+            self._send(pod, event.reason, event.message, event.type)
 
 
-def refusal(tell: Tells) -> Callable[[PodName, HoldfastError], None]:
+def refusal(send: SendEvent) -> Callable[[PodName, HoldfastError], None]:
     """Return the callback of `PodWatch` for pods with invalid annotations."""
-
-    def refused(pod: PodName, error: HoldfastError) -> None:
-        tell(pod, FAILED, str(error), "Warning")
-
-    return refused
+    return lambda pod, error: send(pod, FAILED, str(error), "Warning")
 
 
 def summary(statuses: Iterable[ModelStatus], used: int, capacity: int) -> str:
@@ -116,35 +105,34 @@ def summary(statuses: Iterable[ModelStatus], used: int, capacity: int) -> str:
     return "; ".join(parts)
 
 
-def _news(want: PodWant, status: ModelStatus, waited_s: float | None) -> _News | None:
+def _event(want: PodWant, status: ModelStatus, waited_s: float | None) -> _PodEvent | None:
     """Return the event for a status, None for none. `waited_s`: the pod's wait in seconds, None without a wait."""
     error = status.error
     if status.state == State.READY:
         if not _is_as_pinned(want, status):
             problem = f"{want.ref}: the pod pins {want.pin}, here and in the catalog is {status.digest}"
-            return _News("pin", FAILED, f"{problem} (correct the pin, or ask for another version)", "Warning")
+            return _PodEvent("pin", FAILED, f"{problem} (correct the pin, or ask for another version)", "Warning")
         took = f"after {waited_s:.1f} s" if waited_s is not None else "was on this node already"
-        return _News(READY, READY, f"{want.ref} is ready: {format_size(status.bytes_done)}, {took}")
+        return _PodEvent(READY, READY, f"{want.ref} is ready: {format_size(status.bytes_done)}, {took}")
     if error is not None and status.state == State.FAILED:
-        said = f"{want.ref}: {error.message} ({error.remedy})"
-        return _News(f"failed {error.code}", FAILED, said, "Warning")
+        return _PodEvent(f"failed {error.code}", FAILED, f"{want.ref}: {error.message} ({error.remedy})", "Warning")
     if error is not None:
-        said = f"{want.ref}: trying again: {error.message} ({error.remedy})"
-        return _News(f"retry {error.code}", FETCHING, said, "Warning")
+        message = f"{want.ref}: trying again: {error.message} ({error.remedy})"
+        return _PodEvent(f"retry {error.code}", FETCHING, message, "Warning")
     if status.state in _UNDER_WAY and status.bytes_total is not None:
         size = format_size(status.bytes_total)
-        return _News("fetching", FETCHING, f"fetching {want.ref}: {size} from {status.source}")
+        return _PodEvent("fetching", FETCHING, f"fetching {want.ref}: {size} from {status.source}")
     return None
 
 
-def _loadable_news(want: PodWant, findings: Sequence[Finding]) -> _News | None:
+def _suspect_event(want: PodWant, findings: Sequence[Finding]) -> _PodEvent | None:
     """Return the event for a version that an engine may not load, None where nothing is fatal."""
     fatal = [finding for finding in findings if finding.fatal]
     if not fatal:
         return None
     more = f" (and {len(fatal) - 1} more: `holdfast inspect {want.ref}` names them)" if len(fatal) > 1 else ""
     key = "suspect " + " ".join(sorted({f"{finding.code} {finding.path}" for finding in fatal}))
-    return _News(key, SUSPECT, f"{want.ref} may not load: {fatal[0]}{more}", "Warning")
+    return _PodEvent(key, SUSPECT, f"{want.ref} may not load: {fatal[0]}{more}", "Warning")
 
 
 def _is_as_pinned(want: PodWant, status: ModelStatus) -> bool:
@@ -155,5 +143,4 @@ def _progress(status: ModelStatus) -> str:
     name = f"{status.model}@{status.version}"
     if not status.bytes_total:
         return name
-    percent = 100 * status.bytes_done // status.bytes_total // _COARSE_PERCENT * _COARSE_PERCENT
-    return f"{name} {percent} %"
+    return f"{name} {100 * status.bytes_done // status.bytes_total // _COARSE_PERCENT * _COARSE_PERCENT} %"

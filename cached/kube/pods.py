@@ -21,15 +21,24 @@ from cached.contract.errors import HoldfastError, Permanent
 from cached.contract.reference import ModelRef
 from cached.core.demand import PodWant
 from cached.kube.client import METADATA, METADATA_LIST, Backoff, Call, KubeClient
-from cached.kube.errors import Gone, bad_answer
-from cached.kube.names import PodName
+from cached.kube.errors import Gone, bad_response
 
 _log = logging.getLogger(__name__)
 _PODS = "/api/v1/pods"
 _FROM_CACHE = "0"  # any version that the API server has cached
 _LATEST = ""  # the current version in etcd
 
-Refused = Callable[[PodName, Permanent], None]
+
+@dataclass(frozen=True, slots=True)
+class PodName:
+    """One pod: a later pod may have the same name, but not the same uid."""
+
+    uid: str
+    namespace: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.namespace}/{self.name}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,16 +53,16 @@ class WatchPace:
     page: int = 250
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class WatchStatistics:
     """`since`: when `connected` last changed, in seconds since the epoch; counts since the start."""
 
-    connected: bool
     since: float
-    lists: int
-    watches: int
-    events: int
-    failures: int
+    connected: bool = False
+    lists: int = 0
+    watches: int = 0
+    events: int = 0
+    failures: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,47 +73,44 @@ class _Pod:
 
 
 class PodWatch:
-    """The wants of the pods bound to `node`. `refused` is called once for every pod with invalid annotations."""
+    """The wants of the pods bound to `node`. `refuse` is called once for every pod with invalid annotations."""
 
-    def __init__(self, client: KubeClient, node: str, refused: Refused, pace: WatchPace | None = None) -> None:
+    def __init__(
+        self, client: KubeClient, node: str, refuse: Callable[[PodName, Permanent], None], pace: WatchPace | None = None
+    ) -> None:
         self._client = client
         # Finished pods leave the selection, so that the server sends DELETED and their phase is not needed.
         self._selector = f"spec.nodeName={node},status.phase!=Succeeded,status.phase!=Failed"
-        self._refused = refused
+        self._refuse = refuse
         self._pace = pace if pace is not None else WatchPace()
         self._pods: dict[str, _Pod] = {}
         self._version: str | None = None  # the resourceVersion to watch from; None: list first
         self._list_from = _FROM_CACHE
-        self._connected, self._since = False, time.time()
-        self._lists = self._watches = self._events = self._failures = 0
+        self.statistics = WatchStatistics(time.time())
 
     @property
     def synced(self) -> bool:
         """Whether the pods were listed once; before that, their wants are unknown."""
-        return self._lists > 0
+        return self.statistics.lists > 0
 
-    def pods(self) -> tuple[PodWant, ...]:
+    def list_wants(self) -> tuple[PodWant, ...]:
         """Return the wants of the pods, one for each pod and model."""
         return tuple(want for pod in self._pods.values() for want in pod.wants)
 
-    def find(self, uid: str) -> PodName | None:
+    def find_name(self, uid: str) -> PodName | None:
         """Return the name of an annotated pod, None if there is no such pod."""
         pod = self._pods.get(uid)
         return None if pod is None else pod.name
 
-    def wanting(self, ref: ModelRef) -> tuple[PodName, ...]:
+    def find_pods(self, ref: ModelRef) -> tuple[PodName, ...]:
         """Return the pods that want this version."""
         return tuple(pod.name for pod in self._pods.values() if any(want.ref == ref for want in pod.wants))
-
-    def statistics(self) -> WatchStatistics:
-        """Return the state of the watch, and counts."""
-        return WatchStatistics(self._connected, self._since, self._lists, self._watches, self._events, self._failures)
 
     async def run(self, changed: Callable[[], None]) -> None:
         """Watch the pods until cancelled; call `changed` after every list and every change of their wants."""
         backoff = Backoff(self._pace.backoff_s, self._pace.backoff_cap_s)
         while True:
-            events = self._events
+            events = self.statistics.events
             error: HoldfastError | None = None
             try:
                 if self._version is None:
@@ -115,30 +121,31 @@ class PodWatch:
                 _log.info("the pod watch fell behind and lists again: %s", gone.message)
                 error, self._version, self._list_from = gone, None, _LATEST
             except HoldfastError as failure:
-                self._lost(failure)
                 error = failure
-            if self._events > events:  # the watch worked
+                self.statistics.failures += 1
+                if self.statistics.connected or self.statistics.failures == 1:
+                    _log.warning("the pod watch lost the API, the pods known last stay in force: %s", failure)
+                self._set_connected(connected=False)
+            if self.statistics.events > events:  # the watch worked
                 backoff.reset()
-            if error is not None or self._events == events:
+            if error is not None or self.statistics.events == events:
                 await asyncio.sleep(backoff.pause_s(error))
 
     async def _list(self) -> None:
         """Replace all pods by a list from the API."""
         try:
-            found, version = await self._pages(self._pace.page)
+            self._pods, self._version = await self._pages(self._pace.page)
         except Gone:  # reading the pages took longer than the API server's history
-            found, version = await self._pages(None)
-        self._pods = found
-        self._version = version
-        self._lists += 1
+            self._pods, self._version = await self._pages(None)
+        self.statistics.lists += 1
 
     async def _pages(self, limit: int | None) -> tuple[dict[str, _Pod], str]:
         found: dict[str, _Pod] = {}
         query = {"fieldSelector": self._selector}
         if limit is not None:
-            query |= {"limit": str(limit)}
+            query["limit"] = str(limit)
         if self._list_from != _LATEST:
-            query |= {"resourceVersion": self._list_from}
+            query["resourceVersion"] = self._list_from
         while True:
             page = await self._client.request(Call("GET", _PODS, query, accept=METADATA_LIST))
             try:
@@ -148,7 +155,7 @@ class PodWatch:
                         found[pod.name.uid] = pod
                 more, version = page["metadata"].get("continue"), page["metadata"]["resourceVersion"]
             except (KeyError, TypeError, AttributeError) as error:
-                raise bad_answer("listing pods", f"not a list: {error!r}") from error
+                raise bad_response("listing pods", f"not a list: {error!r}") from error
             if not more:
                 return found, version
             query = {"fieldSelector": self._selector, "limit": str(limit), "continue": more}
@@ -163,15 +170,15 @@ class PodWatch:
         }
         call = Call("GET", _PODS, query, accept=METADATA)
         async with self._client.watch(call, self._pace.stall_s) as events:
-            self._watches += 1
-            self._tell_connected(True)
+            self.statistics.watches += 1
+            self._set_connected(connected=True)
             async for event in events:
-                self._events += 1
+                self.statistics.events += 1
                 try:
                     moved = self._apply(event["type"], event["object"]["metadata"])
                 except (KeyError, TypeError, AttributeError) as error:
                     self._version = None  # the missed changes are unknown
-                    raise bad_answer("watching pods", f"not an event: {error!r}") from error
+                    raise bad_response("watching pods", f"not an event: {error!r}") from error
                 if moved:
                     changed()
 
@@ -187,7 +194,7 @@ class PodWatch:
             self._pods.pop(uid, None)
         else:
             self._pods[uid] = new
-        return (old.wants if old is not None else ()) != (new.wants if new is not None else ())
+        return (old.wants if old else ()) != (new.wants if new else ())
 
     def _read(self, metadata: Mapping[str, Any]) -> _Pod | None:
         """Return the pod with its wants; None if it has none, or is being deleted."""
@@ -206,19 +213,13 @@ class PodWatch:
             asked = parse(ours)
         except Permanent as error:
             _log.warning("pod %s: %s", name, error)
-            self._refused(name, error)
+            self._refuse(name, error)
             return ()
         models = asked.models if asked is not None else ()
         return tuple(PodWant(name.uid, str(name), each.ref, each.pin) for each in models)
 
-    def _lost(self, error: HoldfastError) -> None:
-        self._failures += 1
-        if self._connected or self._failures == 1:
-            _log.warning("the pod watch lost the API, the pods known last stay in force: %s", error)
-        self._tell_connected(False)
-
-    def _tell_connected(self, connected: bool) -> None:
-        if connected != self._connected:
-            self._connected, self._since = connected, time.time()
+    def _set_connected(self, *, connected: bool) -> None:
+        if connected != self.statistics.connected:
+            self.statistics.connected, self.statistics.since = connected, time.time()
             if connected:
                 _log.info("watching the pods of this node")

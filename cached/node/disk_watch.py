@@ -6,7 +6,6 @@ becomes an error after `HANGING_S`. No caller waits for the thread: a hanging di
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections import deque
@@ -18,14 +17,10 @@ from statistics import median_low
 from cached.contract.errors import HoldfastError, Transient
 from cached.contract.program import limits
 from cached.core.space import DiskSpace, Ledger
-from cached.node.log_once import LogOnce
 from cached.store.disk.root import Root
-
-_log = logging.getLogger(__name__)
 
 HANGING_S = 20.0  # without an answer: a disk under load takes seconds
 _PAUSE_S = 1.0
-_SUBJECT = "the root's file system"
 
 
 class DiskWatch:
@@ -34,19 +29,18 @@ class DiskWatch:
     def __init__(self, root: Root) -> None:
         self._root = root
         self._lock = threading.Lock()
-        self._seen = self._look()
+        self._measured = self._measure()
         self._asked_at: float | None = None  # on the monotonic clock, while the disk has not answered
         self._rooms: deque[int] = deque(maxlen=3)
         self._stop = threading.Event()
-        self._log_once = LogOnce(_log)
 
     def space(self) -> DiskSpace:
         """Return the last measurement; never blocks. Raises `Transient` if it failed or the disk hangs."""
         with self._lock:
-            seen = self.hanging() or self._seen
-        if isinstance(seen, HoldfastError):
-            raise seen
-        return seen
+            measured = self.hanging() or self._measured
+        if isinstance(measured, HoldfastError):
+            raise measured
+        return measured
 
     def hanging(self) -> Transient | None:
         """Return the error of a disk that has not answered for `HANGING_S`, else None."""
@@ -55,9 +49,8 @@ class DiskWatch:
     def follow(self, ledger: Ledger, deleted: Callable[[], None]) -> None:
         """Measure each second from now on, together with the bytes that `ledger` has counted; call `deleted` once the
         root was deleted. Raises `Transient` (`no_thread`)."""
-        limits.start_thread(
-            threading.Thread(target=self._run, args=(ledger, deleted), name="disk", daemon=True), _SUBJECT
-        )
+        thread = threading.Thread(target=self._run, args=(ledger, deleted), name="disk", daemon=True)
+        limits.start_thread(thread, "the root's file system")
 
     def close(self) -> None:
         """Stop the thread, without waiting for it."""
@@ -67,30 +60,30 @@ class DiskWatch:
         while not self._stop.wait(_PAUSE_S):
             counted = ledger.on_disk
             self._asked_at = time.monotonic()
-            gone, seen = self._root.deleted, self._look()
+            is_gone, measured = self._root.deleted, self._measure()
             self._asked_at = None
             if self._stop.is_set():
                 return
-            if gone:
+            if is_gone:
                 deleted()
                 return
             with self._lock:
-                self._seen = self._settled(seen, min(counted, ledger.on_disk))
+                self._measured = self._smooth(measured, min(counted, ledger.on_disk))
 
-    def _look(self) -> DiskSpace | HoldfastError:
+    def _measure(self) -> DiskSpace | HoldfastError:
         try:
             return self._root.space()
         except HoldfastError as error:
             return error
 
-    def _settled(self, seen: DiskSpace | HoldfastError, counted: int) -> DiskSpace | HoldfastError:
+    def _smooth(self, measured: DiskSpace | HoldfastError, counted: int) -> DiskSpace | HoldfastError:
         """Return the measurement with the median room of the last three: the ledger counts bytes a moment before or
         after the disk has them, and that difference must not evict versions."""
-        if isinstance(seen, HoldfastError):
+        if isinstance(measured, HoldfastError):
             self._rooms.clear()
-            return seen
-        self._rooms.append(seen.free + counted)
-        return replace(seen, free=median_low(self._rooms), counted=0)
+            return measured
+        self._rooms.append(measured.free + counted)
+        return replace(measured, free=median_low(self._rooms), counted=0)
 
 
 def hang_error(path: Path, asked_at: float | None) -> Transient | None:

@@ -13,7 +13,7 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import replace
 
 from cached.contract import lease
@@ -24,7 +24,7 @@ from cached.contract.manifest import Manifest
 from cached.contract.reference import ModelRef
 from cached.contract.status import encode
 from cached.core.catalog import Catalog
-from cached.core.demand import is_kept, used
+from cached.core.demand import find_used, is_kept
 from cached.core.eviction import InventoryEntry
 from cached.node.cluster import Cluster
 from cached.node.log_once import LogOnce
@@ -148,36 +148,25 @@ class Inventory:
         return time.monotonic() - max(0.0, time.time() - used)
 
 
-def list_holdings(inventory: Inventory, cluster: Cluster, catalog: Catalog | None) -> list[InventoryEntry]:
-    """Return every version for the planner."""
-    asked = used(cluster.pods(), inventory.models, catalog)
-    return [_as_holding(inventory, ref, cluster, catalog, wanted=ref in asked) for ref in inventory.models]
-
-
-def find_holding(
-    inventory: Inventory, ref: ModelRef, cluster: Cluster, catalog: Catalog | None
-) -> InventoryEntry | None:
-    """Return one version for the planner, None if this node does not have it."""
-    if ref not in inventory.models:
-        return None
-    asked = used((pod for pod in cluster.pods() if pod.ref == ref), inventory.models, catalog)
-    return _as_holding(inventory, ref, cluster, catalog, wanted=ref in asked)
-
-
-def _as_holding(
-    inventory: Inventory, ref: ModelRef, cluster: Cluster, catalog: Catalog | None, *, wanted: bool
-) -> InventoryEntry:
-    digest = inventory.models[ref]
-    return InventoryEntry(
-        ref=ref,
-        digest=digest,
-        blobs=inventory.blobs[digest],
-        last_used=inventory.last_used[ref],
-        in_use=digest in inventory.leased or not cluster.synced,
-        wanted=wanted,
-        keep=ref in inventory.pins or (catalog is not None and is_kept(catalog, ref, cluster.labels)),
-        request=inventory.fetched[ref].request,
-    )
+def list_entries(
+    inventory: Inventory, refs: Collection[ModelRef], cluster: Cluster, catalog: Catalog | None
+) -> list[InventoryEntry]:
+    """Return those of the versions `refs` that this node has, for the planner."""
+    here = {ref: inventory.models[ref] for ref in refs if ref in inventory.models}
+    asked = find_used((pod for pod in cluster.pods() if pod.ref in here), here, catalog)
+    return [
+        InventoryEntry(
+            ref=ref,
+            digest=digest,
+            blobs=inventory.blobs[digest],
+            last_used=inventory.last_used[ref],
+            in_use=digest in inventory.leased or not cluster.synced,
+            wanted=ref in asked,
+            keep=ref in inventory.pins or (catalog is not None and is_kept(catalog, ref, cluster.labels)),
+            request=inventory.fetched[ref].request,
+        )
+        for ref, digest in here.items()
+    ]
 
 
 def find_leased(layout: Layout, digests: Iterable[Digest]) -> frozenset[Digest]:

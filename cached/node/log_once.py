@@ -15,20 +15,20 @@ class LogOnce:
     def __init__(self, log: logging.Logger) -> None:
         self._log = log
         self._lock = threading.Lock()
-        self._said: dict[str, str] = {}
+        self._messages: dict[str, str] = {}
 
     def log_error(self, subject: str, message: str) -> None:
         """Log an error of `subject`, unless it is its last one."""
         with self._lock:
-            if self._said.get(subject) == message:
+            if self._messages.get(subject) == message:
                 return
-            self._said[subject] = message
+            self._messages[subject] = message
         self._log.error("%s: %s", subject, message)
 
     def log_recovery(self, subject: str) -> bool:
         """Log that `subject` works again if it had an error; return whether it had one."""
         with self._lock:
-            had = self._said.pop(subject, None) is not None
+            had = self._messages.pop(subject, None) is not None
         if had:
             self._log.info("%s: works again", subject)
         return had

@@ -40,29 +40,15 @@ _log = logging.getLogger(__name__)
 P = ParamSpec("P")
 T = TypeVar("T")
 _GROUP_FILES = 256  # in all versions published together: the first one waits for the last one's
-Ids = Callable[[], Collection[str]]  # called under the lock: the ids change before it is taken
-
-
-@dataclass(frozen=True, slots=True)
-class NodeParts:
-    """The node's state, and the parts that each change of it updates."""
-
-    layout: Layout
-    root: Root
-    inventory: Inventory
-    status_files: StatusFiles
-    ledger: Ledger
-    blocking: Blocking
-    cluster: Cluster
-    journal: DigestJournal
 
 
 @dataclass(slots=True, eq=False)
-class _Waiting:
-    """A publication that waits for the lock, until it is `started`."""
+class _QueuedPublication:
+    """A publication that waits for the lock, until it is `started`. `list_ids` gives its ids in the digest journal,
+    called under the lock: they change before it is taken."""
 
     publication: Publication
-    notes: Ids
+    list_ids: Callable[[], Collection[str]]
     result: asyncio.Future[Digest]
     started: bool = False
 
@@ -70,32 +56,45 @@ class _Waiting:
 class Publisher:
     """The steps that change the store, one at a time."""
 
-    def __init__(self, parts: NodeParts) -> None:
-        self._layout = parts.layout
-        self._root = parts.root
-        self._inventory = parts.inventory
-        self._status_files = parts.status_files
-        self._ledger = parts.ledger
-        self._blocking = parts.blocking
-        self._cluster = parts.cluster
+    def __init__(
+        self,
+        *,
+        layout: Layout,
+        root: Root,
+        inventory: Inventory,
+        status_files: StatusFiles,
+        ledger: Ledger,
+        blocking: Blocking,
+        cluster: Cluster,
+        journal: DigestJournal,
+    ) -> None:
+        self._layout = layout
+        self._root = root
+        self._inventory = inventory
+        self._status_files = status_files
+        self._ledger = ledger
+        self._blocking = blocking
+        self._cluster = cluster
         self._log_once = LogOnce(_log)
-        self.claims = Claims(parts.journal)
-        self._deletion = deletion.Deletion(parts.layout, self.claims, parts.ledger, parts.inventory.links)
+        self.claims = Claims(journal)
+        self._deletion = deletion.Deletion(layout, self.claims, ledger, inventory.links)
         self._lock = asyncio.Lock()
-        self._waiting: deque[_Waiting] = deque()
+        self._waiting: deque[_QueuedPublication] = deque()
 
     async def update_leases(self) -> None:
         """Update the inventory's leased snapshots."""
         digests = self._inventory.digests
         self._inventory.set_leased(await self._blocking.run(find_leased, self._layout, digests))
 
-    async def publish(self, ref: ModelRef, manifest: Manifest, record: FetchRecord, notes: Ids) -> Digest:
-        """Publish `manifest`, whose blobs are all committed, as `ref`; return its digest. `notes` gives its ids in the
-        digest journal, which are forgotten. The previous snapshot of the name stays while it is leased. A started
-        publication is completed, cancelled or not. Raises `HoldfastError`.
-
-        Versions that wait for the lock at the same time are published together, in the turn of the first."""
-        mine = _Waiting(Publication(ref, manifest, record), notes, asyncio.get_running_loop().create_future())
+    async def publish(
+        self, ref: ModelRef, manifest: Manifest, record: FetchRecord, list_ids: Callable[[], Collection[str]]
+    ) -> Digest:
+        """Publish `manifest`, whose blobs are all committed, as `ref`; return its digest. `list_ids` gives its ids in
+        the digest journal, which are forgotten. The previous snapshot of the name stays while it is leased. A started
+        publication is completed, cancelled or not. Versions that wait for the lock at the same time are published
+        together, in the turn of the first. Raises `HoldfastError`."""
+        result = asyncio.get_running_loop().create_future()
+        mine = _QueuedPublication(Publication(ref, manifest, record), list_ids, result)
         self._waiting.append(mine)
         turn = asyncio.ensure_future(self._take_turn(mine))  # a task of its own: no cancelled caller interrupts others
         try:
@@ -110,14 +109,14 @@ class Publisher:
                 raise
             return mine.result.result()
 
-    async def _take_turn(self, mine: _Waiting) -> None:
+    async def _take_turn(self, mine: _QueuedPublication) -> None:
         async with self._lock:
             while not mine.started:
                 await self._publish_group(self._take_group())
 
-    def _take_group(self) -> list[_Waiting]:
+    def _take_group(self) -> list[_QueuedPublication]:
         """Take the first waiting publication, and the next ones up to `_GROUP_FILES` files in all."""
-        group: list[_Waiting] = []
+        group: list[_QueuedPublication] = []
         files = 0
         for each in self._waiting:
             files += len(each.publication.manifest.files)
@@ -129,12 +128,12 @@ class Publisher:
             self._waiting.popleft()
         return group
 
-    async def _publish_group(self, group: list[_Waiting]) -> None:
+    async def _publish_group(self, group: list[_QueuedPublication]) -> None:
         publications = [each.publication for each in group]
         error: Exception | None = Transient("interrupted", "the publication was cancelled", "it is tried again")
         try:
             for each in group:
-                each.publication.notes = each.notes()
+                each.publication.journal_ids = each.list_ids()
             await self._blocking.finish(publish_all, self._layout, self.claims.journal, self._root.check, publications)
             for publication in publications:
                 self._record(publication)
@@ -163,7 +162,7 @@ class Publisher:
         if before not in (None, digest):
             _log.warning("%s: leads to %s now, no longer to %s", ref, digest, before)
 
-    def held(self, ref: ModelRef) -> tuple[FetchRecord, Manifest] | None:
+    def find_published(self, ref: ModelRef) -> tuple[FetchRecord, Manifest] | None:
         """Return a version's fetch record, without `files`, and its manifest; None if this node does not have it."""
         digest = self._inventory.models.get(ref)
         return None if digest is None else (self._inventory.fetched[ref], self._inventory.manifests[digest])
@@ -178,7 +177,7 @@ class Publisher:
             size = self._inventory.size(ref)
             tells = before is not None and before.state is State.READY  # else its status is that of a running fetch
             if tells:
-                self._status_files.set_progress(ref, State.EVICTING, FetchProgress(size, size, None, None))
+                self._status_files.set_progress(ref, State.EVICTING, FetchProgress(size, size))
             try:
                 freed = await self._remove(ref, digest, stays)
             except HoldfastError as error:
@@ -186,7 +185,7 @@ class Publisher:
                 freed = None
             if freed is None:
                 if tells and before is not None:
-                    self._status_files.set_ready(ref, digest, size, before.pinned, before.source)
+                    self._status_files.set_ready(ref, digest, size, pinned=before.pinned, source=before.source)
                 return None
             self._status_files.set_content(ref, None, None)
             if tells:
@@ -274,7 +273,8 @@ class Publisher:
         async with self._lock:
             for digest in damaged:
                 _log.error("snapshot %s: it is damaged, or was left when a file of it went bad; it is removed", digest)
-                await self._do(_withdraw, self._layout, self._ledger, (), digest, _anything)
+                # Every rescued file is kept: without a readable manifest, the snapshot's blobs are unknown.
+                await self._do(_withdraw, self._layout, self._ledger, (), digest, lambda _sha256: True)
 
     async def drop_unnamed(self) -> None:
         """Delete the snapshots without a name, except leased ones."""
@@ -288,10 +288,7 @@ class Publisher:
     async def sweep(self) -> int:
         """Delete unlinked and partial blobs that no fetch claims, and the quarantine; return the bytes freed."""
         async with self._lock:
-            swept = await self._do(deletion.sweep, self._deletion)
-            if swept.trouble is not None:
-                raise swept.trouble
-            return swept.committed + swept.dying
+            return await self._do(deletion.sweep, self._deletion)
 
     def report_published(self) -> None:
         """Report the published digests to the cluster."""
@@ -309,7 +306,7 @@ def _on_root(root: Root, step: Callable[[], T]) -> T:
 
 
 def _restore(
-    layout: Layout, account: deletion.Account, refs: Collection[ModelRef], digest: Digest, manifest: Manifest
+    layout: Layout, ledger: Ledger, refs: Collection[ModelRef], digest: Digest, manifest: Manifest
 ) -> repair.Restored:
     """Restore a snapshot, and count its blobs afterwards."""
     try:
@@ -317,28 +314,17 @@ def _restore(
     finally:
         with contextlib.suppress(OSError):  # the next recount corrects the ledger
             for sha256 in manifest.blob_sizes():
-                account.count_blob(sha256, blobs.size(layout, sha256) or 0)
-                account.count_quarantined(sha256, deletion.quarantined_bytes(layout, sha256))
-
-
-def _anything(_sha256: str) -> bool:
-    """Accept every blob: without a readable manifest, the snapshot's blobs are unknown."""
-    return True
+                ledger.count_blob(sha256, blobs.size(layout, sha256) or 0)
+                ledger.count_quarantined(sha256, deletion.quarantined_bytes(layout, sha256))
 
 
 def _withdraw(
-    layout: Layout,
-    account: deletion.Account,
-    refs: Collection[ModelRef],
-    digest: Digest,
-    belongs: Callable[[str], bool],
+    layout: Layout, ledger: Ledger, refs: Collection[ModelRef], digest: Digest, belongs: Callable[[str], bool]
 ) -> None:
     """Delete names and their snapshot, in use or not: open files stay usable. First, `repair.rescue` its files."""
     with durable.disk_errors(f"withdrawing snapshot {digest}"):
         for ref in refs:
             snapshots.delete_name(layout, ref)
         for sha256 in repair.rescue(layout, digest, belongs):
-            account.count_blob(sha256, blobs.size(layout, sha256) or 0)
-        trashed = snapshots.trash(layout, digest)
-        if trashed is not None:
-            snapshots.delete_trash(trashed)
+            ledger.count_blob(sha256, blobs.size(layout, sha256) or 0)
+        snapshots.delete(layout, digest)

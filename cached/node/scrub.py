@@ -33,7 +33,7 @@ from cached.contract.status import parse_timestamp, timestamp
 from cached.contract.verified import VerifiedFile, VerifiedRecord
 from cached.node.inventory import Inventory
 from cached.store import snapshots
-from cached.store.disk import verity
+from cached.store.disk import durable, verity
 from cached.store.disk.verity import Sealing
 from cached.store.repair import ROTTEN
 
@@ -51,8 +51,8 @@ _IOPRIO_IDLE = 3 << 13  # IOPRIO_CLASS_IDLE, ioprio_set(2)
 @dataclass(frozen=True, slots=True)
 class ScrubParts:
     """The parts that the scrub uses. `busy` returns whether a fetch is running; `bad_blob` quarantines a blob and
-    withdraws its snapshots; `bad_snapshot` withdraws a snapshot with a corrupt manifest; `apart` restores a snapshot of
-    which a file and its blob are different files. `count_hashed` counts hashed bytes, `count_bad` corrupt files."""
+    withdraws its snapshots; `bad_snapshot` withdraws a snapshot with a corrupt manifest; `restore_snapshot` is for one
+    of which a file and its blob are different files. `count_hashed` counts hashed bytes, `count_bad` corrupt files."""
 
     layout: Layout
     inventory: Inventory
@@ -66,38 +66,13 @@ class ScrubParts:
 
 
 @dataclass(frozen=True, slots=True)
-class _BadBlob:
-    """A corrupt blob, and the snapshot where it was found."""
+class _Finding:
+    """A problem of a snapshot, whether it is one of corrupt bytes, and the step that ends it."""
 
     digest: Digest
-    sha256: str
-
-    def __str__(self) -> str:
-        return f"blob {self.sha256} is bad and still in use"
-
-
-@dataclass(frozen=True, slots=True)
-class _BadManifest:
-    """A snapshot whose manifest does not hash to its name, or is missing."""
-
-    digest: Digest
-
-    def __str__(self) -> str:
-        return f"the manifest of snapshot {self.digest} is bad and still in use"
-
-
-@dataclass(frozen=True, slots=True)
-class _Apart:
-    """A snapshot of which a file and its blob are different files: one was deleted or replaced. Missing is not corrupt:
-    a hash decides which of them is right."""
-
-    digest: Digest
-
-    def __str__(self) -> str:
-        return f"snapshot {self.digest} is not what it should be"
-
-
-_Finding = _BadBlob | _BadManifest | _Apart
+    problem: str
+    is_corrupt: bool
+    act: Callable[[], Awaitable[None]]
 
 
 class Scrub:
@@ -129,18 +104,12 @@ class Scrub:
             await asyncio.to_thread(self._thread.shutdown)
 
     async def _act_on(self, finding: _Finding) -> None:
+        if finding.is_corrupt:
+            self._parts.count_bad()
         try:
-            match finding:
-                case _BadBlob(_, sha256):
-                    self._parts.count_bad()
-                    await self._parts.bad_blob(sha256)
-                case _BadManifest(digest):
-                    self._parts.count_bad()
-                    await self._parts.bad_snapshot(digest)
-                case _Apart(digest):
-                    await self._parts.restore_snapshot(digest)
+            await finding.act()
         except HoldfastError as error:
-            _log.error("scrub: %s: %s", finding, error)
+            _log.error("scrub: %s: %s", finding.problem, error)
         else:
             self._checked.pop(finding.digest, None)  # its other files are checked as soon as it is restored
 
@@ -152,7 +121,8 @@ class Scrub:
         snapshot = self._parts.layout.public.snapshot(digest)
         try:
             if not self._manifest_is_right(snapshot, digest):
-                return _BadManifest(digest)
+                problem = f"the manifest of snapshot {digest} is bad and still in use"
+                return _Finding(digest, problem, is_corrupt=True, act=partial(self._parts.bad_snapshot, digest))
             return self._check_files(snapshot, digest, manifests[digest])
         except OSError as error:
             if snapshot.path.exists():  # else it was evicted during the check
@@ -162,10 +132,9 @@ class Scrub:
     def _check_files(self, snapshot: SnapshotLayout, digest: Digest, manifest: Manifest) -> _Finding | None:
         before = self._recorded(digest)
         # By descriptor: evicted and fetched again during the check, another folder has the name, with other inodes.
-        folder = os.open(snapshot.path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
+        with durable.opened(snapshot.path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC) as folder:
             here = SnapshotLayout(Path(f"/proc/self/fd/{folder}"))
-            notes = _Notes(here, {entry.path: before.get(entry.path) for entry in manifest.files})
+            renewal = _RecordRenewal(here, {entry.path: before.get(entry.path) for entry in manifest.files})
             for entry in sorted(manifest.files, key=lambda e: -_age_s(before.get(e.path))):
                 try:
                     seen = self._check(snapshot, digest, entry)
@@ -173,10 +142,8 @@ class Scrub:
                     break
                 if not isinstance(seen, VerifiedFile):
                     return seen
-                notes.add(entry.path, seen)
-            notes.write()
-        finally:
-            os.close(folder)
+                renewal.add(entry.path, seen)
+            renewal.write()
         return None
 
     def _manifest_is_right(self, snapshot: SnapshotLayout, digest: Digest) -> bool:
@@ -200,14 +167,16 @@ class Scrub:
         try:
             before = os.lstat(path)
             if not os.path.samestat(before, os.lstat(blob)):
-                return _Apart(digest)
-            self._seal(blob)
+                return self._find_apart(digest)
+            if self._parts.sealing is not Sealing.NONE:  # it may have been committed without a seal
+                self._wait(0)
+                verity.seal(blob, Sealing.WHERE_POSSIBLE)
             seal = verity.digest(path)
             found = self._hash(path, sealed=seal is not None)
         except FileNotFoundError:
             if not snapshot.path.exists():
                 raise
-            return _Apart(digest)
+            return self._find_apart(digest)
         except OSError as error:
             if error.errno not in ROTTEN:
                 raise
@@ -215,13 +184,14 @@ class Scrub:
         if found == entry.sha256:
             return VerifiedFile.of(before, timestamp(time.time()), seal)
         _log.error("scrub: %s: expected sha256 %s, found %s", path, entry.sha256, found)
-        return _BadBlob(digest, entry.sha256)
+        problem = f"blob {entry.sha256} is bad and still in use"
+        return _Finding(digest, problem, is_corrupt=True, act=partial(self._parts.bad_blob, entry.sha256))
 
-    def _seal(self, blob: Path) -> None:
-        """Seal a blob that was committed without a seal; the caller hashes it next."""
-        if self._parts.sealing is not Sealing.NONE:
-            self._wait(0)
-            verity.seal(blob, Sealing.WHERE_POSSIBLE)
+    def _find_apart(self, digest: Digest) -> _Finding:
+        """Return the finding of a file and its blob that are different files: one was deleted or replaced. Missing is
+        not corrupt: a hash decides which of them is right."""
+        problem = f"snapshot {digest} is not what it should be"
+        return _Finding(digest, problem, is_corrupt=False, act=partial(self._parts.restore_snapshot, digest))
 
     def _recorded(self, digest: Digest) -> dict[str, VerifiedFile]:
         try:
@@ -273,7 +243,7 @@ def _age_s(seen: VerifiedFile | None) -> float:
     return age_s if age_s >= 0 else math.inf
 
 
-class _Notes:
+class _RecordRenewal:
     """A snapshot's record during its renewal. Written only while it has every file: gates read it."""
 
     def __init__(self, snapshot: SnapshotLayout, before: dict[str, VerifiedFile | None]) -> None:
@@ -294,14 +264,8 @@ class _Notes:
 
 
 def _open(path: Path) -> int:
-    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
     try:
-        return os.open(path, flags | os.O_DIRECT)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
-            raise
-    try:
-        return os.open(path, flags)
+        return durable.open_direct(path, os.O_RDONLY | os.O_NOFOLLOW)[0]
     except OSError as error:
         if error.errno not in (errno.EINVAL, errno.EMSGSIZE):
             raise

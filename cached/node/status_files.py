@@ -54,12 +54,12 @@ class FetchProgress:
 
     total: int | None
     done: int
-    rate: float | None
-    eta_s: float | None
+    rate: float | None = None
+    eta_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class _Facts:
+class _Content:
     """The fields of a version's status that do not depend on its state."""
 
     held: str | None
@@ -68,7 +68,7 @@ class _Facts:
     verdict: Verdict = NO_VERDICT
 
 
-_NO_FACTS = _Facts(None, None, {})
+_NO_CONTENT = _Content(None, None, {})
 
 
 class StatusFiles:
@@ -82,22 +82,17 @@ class StatusFiles:
         self._stale = False  # whether a file may differ from its status
         self._beating_since: float | None = None  # monotonic seconds, while a heartbeat waits to be written
         self.news = asyncio.Event()  # set whenever a status changes; the waiter clears it
-        self._facts: dict[ModelRef, _Facts] = {}
+        self._contents: dict[ModelRef, _Content] = {}
         self._lock = threading.Condition()  # of the five below, which the writer uses too
         self._statuses: dict[ModelRef, ModelStatus] = {}
         self._pending: dict[ModelRef, ModelStatus | None] = {}  # to write, or to delete
-        self._round_queued = False  # whether a round of writes is queued and has not taken what is pending
+        self._round_queued = False  # whether a round of writes is queued that has not taken the pending statuses
         self._urgent: set[ModelRef] = set()  # pending ones to write before the next round
         self._hurry = False  # whether the next round starts at once
         self._next_round = 0.0  # monotonic seconds; used by the writer only
         self._writer = start_pool(1, "status")
         now = timestamp(time.time())
-        self._daemon = DaemonStatus(node, version("holdfast"), os.getpid(), now, now)
-
-    @property
-    def daemon(self) -> DaemonStatus:
-        """The last heartbeat."""
-        return self._daemon
+        self.daemon = DaemonStatus(node, version("holdfast"), os.getpid(), now, now)  # the last heartbeat
 
     @property
     def trouble_writing(self) -> HoldfastError | None:
@@ -119,13 +114,12 @@ class StatusFiles:
 
     def reset(self, ref: ModelRef, state: State, source: str, pin: Digest | None) -> None:
         """Reset a version to `state`, without error or progress. `source` carries no credentials."""
-        digest = str(pin) if pin is not None else None
-        self._put(ref, state, _status(ref, state, source, digest, pin is not None))
+        self._put(ref, _status(ref, state, source, pin, pinned=pin is not None))
 
     def resolve(self, ref: ModelRef, source: str, pin: Digest | None) -> None:
         """Set a version to RESOLVING; the error of its last attempt stays until the source has answered."""
-        status = _status(ref, State.RESOLVING, source, None if pin is None else str(pin), pin is not None)
-        self._put(ref, State.RESOLVING, status, error=self._statuses[ref].error)
+        status = _status(ref, State.RESOLVING, source, pin, pinned=pin is not None)
+        self._put(ref, status, error=self._statuses[ref].error)
 
     def set_progress(
         self, ref: ModelRef, state: State, progress: FetchProgress, trouble: HoldfastError | None = None
@@ -133,8 +127,8 @@ class StatusFiles:
         """Set a version's state and progress; `trouble` is the error that is being retried."""
         self._put(
             ref,
-            state,
             self._statuses[ref],
+            state=state,
             error=None if trouble is None else StatusError.of(trouble),
             bytes_total=progress.total,
             bytes_done=progress.done,
@@ -144,43 +138,43 @@ class StatusFiles:
 
     def set_error(self, ref: ModelRef, state: State, error: HoldfastError) -> None:
         """Set a version's state and error."""
-        self._put(ref, state, self._statuses[ref], error=StatusError.of(error), rate_bytes_per_s=None, eta_s=None)
+        status = self._statuses[ref]
+        self._put(ref, status, state=state, error=StatusError.of(error), rate_bytes_per_s=None, eta_s=None)
 
     def set_content(self, ref: ModelRef, held: str | None, stale: tuple[str, str | None] | None) -> None:
         """Set the digest that a version's name points at, and why that is stale (reason and digest of `Stale`)."""
-        old = self._facts.get(ref, _NO_FACTS)
+        old = self._contents.get(ref, _NO_CONTENT)
         known = None if old.stale is None else (old.stale.reason, old.stale.digest)
         if (old.held, known) == (held, stale):
             return
         since = None if stale is None else Stale(*stale, timestamp(time.time()))
-        self._learn(ref, replace(old, held=held, stale=since))
+        self._put_content(ref, replace(old, held=held, stale=since))
 
     def refuse_pins(self, ref: ModelRef, pins: dict[str, StatusError]) -> None:
         """Set the pins of pods that cannot be met, with their errors, by digest."""
-        old = self._facts.get(ref, _NO_FACTS)
+        old = self._contents.get(ref, _NO_CONTENT)
         if old.refused_pins != pins:
-            self._learn(ref, replace(old, refused_pins=pins))
+            self._put_content(ref, replace(old, refused_pins=pins))
 
     def set_verdict(self, ref: ModelRef, verdict: Verdict) -> None:
         """Set what is known of a version's files."""
-        old = self._facts.get(ref, _NO_FACTS)
+        old = self._contents.get(ref, _NO_CONTENT)
         if old.verdict != verdict:
-            self._learn(ref, replace(old, verdict=verdict))
+            self._put_content(ref, replace(old, verdict=verdict))
 
-    def _learn(self, ref: ModelRef, facts: _Facts) -> None:
-        if facts == _NO_FACTS:
-            self._facts.pop(ref, None)
+    def _put_content(self, ref: ModelRef, content: _Content) -> None:
+        if content == _NO_CONTENT:
+            self._contents.pop(ref, None)
         else:
-            self._facts[ref] = facts
-        status = self._statuses.get(ref)
-        if status is not None:
-            self._put(ref, status.state, status)
+            self._contents[ref] = content
+        if ref in self._statuses:
+            self._put(ref, self._statuses[ref])
 
-    def set_ready(self, ref: ModelRef, digest: Digest, size: int, pinned: bool, source: str) -> None:
+    def set_ready(self, ref: ModelRef, digest: Digest, size: int, *, pinned: bool, source: str) -> None:
         """Set a version to READY; `source` is the source of its content."""
-        self._facts[ref] = replace(self._facts.get(ref, _NO_FACTS), held=str(digest))
-        status = _status(ref, State.READY, source, str(digest), pinned)
-        self._put(ref, State.READY, status, bytes_total=size, bytes_done=size)
+        self._contents[ref] = replace(self._contents.get(ref, _NO_CONTENT), held=str(digest))
+        status = _status(ref, State.READY, source, digest, pinned=pinned)
+        self._put(ref, status, bytes_total=size, bytes_done=size)
 
     def adopt(self, ref: ModelRef, status: ModelStatus) -> None:
         """Take over a version's status from the last daemon; its file exists already."""
@@ -189,7 +183,7 @@ class StatusFiles:
 
     def drop(self, ref: ModelRef) -> None:
         """Remove the status and the file of a version that is neither published nor wanted."""
-        self._facts.pop(ref, None)
+        self._contents.pop(ref, None)
         if ref in self._statuses:
             self._set(ref, None)
 
@@ -199,7 +193,7 @@ class StatusFiles:
 
     def write_heartbeat(self) -> None:
         """Write the heartbeat; after failed writes, rewrite all files once one succeeds."""
-        self._daemon = replace(self._daemon, updated=timestamp(time.time()))
+        self.daemon = replace(self.daemon, updated=timestamp(time.time()))
         if self._beating_since is not None:
             return  # the last heartbeat is not written yet
         if self._stale and self._trouble is None:
@@ -208,7 +202,7 @@ class StatusFiles:
             for ref, status in self._statuses.items():
                 self._queue(ref, status)
         self._beating_since = time.monotonic()
-        self._writer.submit(self._beat, self._daemon.document())
+        self._writer.submit(self._beat, self.daemon.document())
 
     def restore(self) -> None:
         """Rewrite files that were deleted by hand."""
@@ -217,31 +211,22 @@ class StatusFiles:
     async def flushed(self) -> None:
         """Wait until every status so far is in its file."""
         self._end_pause()
-        await asyncio.get_running_loop().run_in_executor(self._writer, _nothing)
+        await asyncio.get_running_loop().run_in_executor(self._writer, lambda: None)  # after all earlier jobs
 
     def close(self) -> None:
         """Write pending files and end the thread."""
         self._end_pause()
         self._writer.shutdown()
 
-    def _put(self, ref: ModelRef, state: State, status: ModelStatus, **more: Any) -> None:
-        """Set `status`, in `state`, with the other fields `more`."""
+    def _put(self, ref: ModelRef, status: ModelStatus, **changes: Any) -> None:
+        """Set `status`, with these changes to its fields."""
         now = timestamp(time.time())
-        old = self._statuses.get(ref)
+        old, content = self._statuses.get(ref), self._contents.get(ref, _NO_CONTENT)
+        state = changes.get("state", status.state)
         since = old.since if old is not None and old.state == state else now
-        facts = self._facts.get(ref, _NO_FACTS)
-        status = replace(
-            status,
-            state=state,
-            since=since,
-            updated=now,
-            held=facts.held,
-            stale=facts.stale,
-            refused_pins=facts.refused_pins,
-            verdict=facts.verdict,
-            **more,
-        )
-        self._set(ref, status)
+        known: dict[str, Any] = {"held": content.held, "stale": content.stale, "refused_pins": content.refused_pins}
+        known["verdict"] = content.verdict
+        self._set(ref, replace(status, since=since, updated=now, **known, **changes))
 
     def _set(self, ref: ModelRef, status: ModelStatus | None) -> None:
         old = self._statuses.get(ref)
@@ -313,8 +298,7 @@ class StatusFiles:
 
     def _write_missing(self) -> None:
         for ref, status in self._current().items():
-            path = self._public.model_status(ref)
-            if not path.exists():
+            if not (path := self._public.model_status(ref)).exists():
                 self._write(path, status.document())
 
     def _current(self) -> dict[ModelRef, ModelStatus]:
@@ -353,14 +337,11 @@ class StatusFiles:
         return failure
 
 
-def _status(ref: ModelRef, state: State, source: str, digest: str | None, pinned: bool) -> ModelStatus:
-    return ModelStatus(ref.name, ref.version, state, digest, pinned, source, None, 0, None, None, "", "", None)
+def _status(ref: ModelRef, state: State, source: str, digest: Digest | None, *, pinned: bool) -> ModelStatus:
+    text = None if digest is None else str(digest)
+    return ModelStatus(ref.name, ref.version, state, text, pinned, source, None, 0, None, None, "", "", None)
 
 
 def _settles(before: State, now: State) -> bool:
-    """Return whether a version succeeds or fails, or no longer is what it was: a reader must not go on with that."""
+    """Return whether a version succeeds or fails, or leaves such a state: a reader must not act on the old one."""
     return before is not now and (before in _SETTLED or now in _SETTLED)
-
-
-def _nothing() -> None:
-    """Do nothing: this job ends after all earlier ones."""

@@ -57,6 +57,15 @@ class Source(Protocol):
 
 
 @runtime_checkable
+class Revalidating(Protocol):
+    """A source that tells with one small request whether an earlier listing is still current."""
+
+    async def is_current(self, tag: str) -> bool:
+        """Return whether the listing that had this `tag` is unchanged; False also where only a new listing can tell.
+        Raises as `resolve` does."""
+
+
+@runtime_checkable
 class Addressed(Protocol):
     """A source whose addresses follow from its listing, without a request."""
 

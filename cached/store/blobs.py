@@ -31,7 +31,7 @@ def size(layout: Layout, sha256: str) -> int | None:
         return None
 
 
-def listed(layout: Layout) -> Iterator[os.DirEntry[str]]:
+def list_blobs(layout: Layout) -> Iterator[os.DirEntry[str]]:
     """Yield every committed blob, sorted by name; ignore files that are not named by a sha256."""
     for prefix in sorted(os.listdir(layout.blobs)):
         try:
@@ -75,9 +75,8 @@ def commit_noted(layout: Layout, ingest_id: str, sha256: str) -> None:
     """Do the rename that a crash prevented: an ingest whose digest is in the journal is complete, synced and verified.
     For recovery, before the ledger measures the disk."""
     finished = layout.ingest / ingest_id / "data"
-    if not finished.exists():
-        return
-    if stat.S_IMODE(os.lstat(finished).st_mode) == durable.READ_ONLY_MODE:  # else a later attempt has reopened it
+    # A writable file was reopened by a later attempt.
+    if finished.exists() and stat.S_IMODE(os.lstat(finished).st_mode) == durable.READ_ONLY_MODE:
         commit(layout, finished, sha256)
 
 
@@ -96,10 +95,10 @@ def remove_unlinked(layout: Layout, sha256: str) -> int | None:
         found = os.lstat(path)
     except FileNotFoundError:
         return None
-    if found.st_nlink > 1:
-        return None
-    durable.unlink(path)
-    return found.st_size
+    if found.st_nlink == 1:
+        durable.unlink(path)
+        return found.st_size
+    return None
 
 
 def quarantine(layout: Layout, sha256: str) -> None:

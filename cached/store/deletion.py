@@ -1,7 +1,7 @@
 """Delete versions: the name first, then the snapshot, then the blobs that no snapshot links.
 
-Law: deletes nothing that is leased or claimed. Every step is a rename or an unlink: a crash leaves only what recovery
-sweeps.
+Law: deletes nothing that is leased or claimed. Every step is a rename or an unlink: recovery sweeps the leftovers of
+a crash.
 """
 
 from __future__ import annotations
@@ -12,14 +12,13 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from cached.contract.digest import Digest
-from cached.contract.errors import HoldfastError
 from cached.contract.layout import TEMPORARY_PREFIX, Layout
 from cached.contract.lease import take_exclusive
 from cached.contract.manifest import Manifest
 from cached.contract.reference import ModelRef
+from cached.core.space import Ledger
 from cached.store import blobs, fetched, ingest, snapshots
 from cached.store.claims import Claims
 from cached.store.disk import durable
@@ -27,145 +26,117 @@ from cached.store.disk import durable
 _log = logging.getLogger(__name__)
 
 
-class Account(Protocol):
-    """Count what is on the disk, called after each change and before the next decision: a fetch of a blob that is
-    being deleted counts it after this."""
-
-    def count_blob(self, sha256: str, size: int) -> None: ...
-
-    def count_partial(self, id_: str, size: int) -> None: ...
-
-    def count_quarantined(self, name: str, size: int) -> None: ...
-
-
 @dataclass(frozen=True, slots=True)
 class Deletion:
-    """The tree, the claims, and the account of every deletion. `held`: by sha256, the number of snapshots that contain
-    the blob, also if its link there was deleted by hand."""
+    """The tree, the claims and the ledger of every deletion. The ledger counts after each change and before the next
+    decision: a fetch of a blob that is being deleted counts it after this. `links`: by sha256, the number of snapshots
+    that contain the blob, also if its link there was deleted by hand."""
 
     layout: Layout
     claims: Claims
-    account: Account
-    held: Mapping[str, int]
+    ledger: Ledger
+    links: Mapping[str, int]
 
 
-@dataclass(frozen=True, slots=True)
-class Swept:
-    """Bytes freed: by committed blobs, and by partial and quarantined ones (`dying`); and the error that ended it."""
-
-    committed: int
-    dying: int
-    trouble: HoldfastError | None = None
-
-
-def evict(within: Deletion, ref: ModelRef, digest: Digest, manifest: Manifest | None) -> int | None:
+def evict(deletion: Deletion, ref: ModelRef, digest: Digest, manifest: Manifest | None) -> int | None:
     """Delete the name `ref`, its snapshot unless `manifest` is None (another name points there too), and its blobs that
     are neither linked nor claimed. Return the bytes freed; None, with nothing done, if the snapshot is leased."""
-    layout = within.layout
+    layout = deletion.layout
     with durable.disk_errors(f"evicting {ref}"):
         lease = take_exclusive(layout.public.snapshot(digest).lease)
         if lease is None and layout.public.snapshot(digest).path.exists():
             return None
-        try:
+        with contextlib.nullcontext() if lease is None else lease:
             snapshots.delete_name(layout, ref)
             fetched.remove(layout, ref)
-            return 0 if manifest is None else _delete(within, digest, manifest)
-        finally:
-            if lease is not None:
-                lease.close()
+            return 0 if manifest is None else _delete(deletion, digest, manifest)
 
 
-def delete_unnamed(within: Deletion, digest: Digest, manifest: Manifest) -> int | None:
+def delete_unnamed(deletion: Deletion, digest: Digest, manifest: Manifest) -> int | None:
     """Delete a snapshot that no name points at; return the bytes freed, None if it is leased."""
     with durable.disk_errors(f"deleting snapshot {digest}"):
-        lease = take_exclusive(within.layout.public.snapshot(digest).lease)
+        lease = take_exclusive(deletion.layout.public.snapshot(digest).lease)
         if lease is None:
             return None
         with lease:
-            return _delete(within, digest, manifest)
+            return _delete(deletion, digest, manifest)
 
 
-def sweep(within: Deletion) -> Swept:
-    """Delete the quarantine, and the unlinked and partial blobs that are not claimed."""
-    layout = within.layout
-    committed = dying = 0
-    trouble: HoldfastError | None = None
-    try:
+def sweep(deletion: Deletion) -> int:
+    """Delete the quarantine, and the unlinked and partial blobs that are not claimed; return the bytes freed. Raises
+    `HoldfastError` for a disk error."""
+    layout, freed = deletion.layout, 0
+    with durable.disk_errors("sweeping"):
         for name in sorted(os.listdir(layout.trash)):
             _delete_trash(layout.trash / name)
-        for blob in blobs.listed(layout):
-            committed += _remove_unclaimed(within, blob.name, 0) or 0
+        for blob in blobs.list_blobs(layout):
+            freed += _remove_unclaimed(deletion, blob.name, 0) or 0
         for name in sorted(os.listdir(layout.ingest)):
             if not name.startswith(TEMPORARY_PREFIX):
-                dying += _forget_unclaimed(within, name)
-        with within.claims.deciding():
-            journal = within.claims.journal
-            journal.forget([id_ for id_ in journal.ids() if not within.claims.has_partial(id_)])
+                freed += _forget_unclaimed(deletion, name)
+        with deletion.claims.deleting:
+            journal = deletion.claims.journal
+            journal.forget([id_ for id_ in journal.ids() if not deletion.claims.has_partial(id_)])
         journal.tidy()
         for name in sorted(os.listdir(layout.quarantine)):
-            dying += _remove_quarantined(within, name)
-    except OSError as error:
-        trouble = durable.disk_error(error, "sweeping")
-        trouble.__cause__ = error
-    except HoldfastError as error:
-        trouble = error
-    return Swept(committed, dying, trouble)
+            freed += _remove_quarantined(deletion, name)
+    return freed
 
 
-def quarantine(layout: Layout, account: Account, sha256: str) -> None:
+def quarantine(layout: Layout, ledger: Ledger, sha256: str) -> None:
     """Move a corrupt blob into quarantine and count the result, also if the disk fails."""
-    counting_blob = _counting(account.count_blob, blobs.size, layout, sha256)
-    with counting_blob, _counting(account.count_quarantined, quarantined_bytes, layout, sha256):
+    counting_blob = _counting(ledger.count_blob, blobs.size, layout, sha256)
+    with counting_blob, _counting(ledger.count_quarantined, quarantined_bytes, layout, sha256):
         blobs.quarantine(layout, sha256)
 
 
-def _delete(within: Deletion, digest: Digest, manifest: Manifest) -> int:
-    trashed = snapshots.trash(within.layout, digest)
+def _delete(deletion: Deletion, digest: Digest, manifest: Manifest) -> int:
+    trashed = snapshots.trash(deletion.layout, digest)
     if trashed is not None:
         _delete_trash(trashed)
     sizes = manifest.blob_sizes()  # as counted, also if the files were changed by hand since
-    return sum(size for sha256, size in sizes.items() if _remove_unclaimed(within, sha256, 1) is not None)
+    return sum(size for sha256, size in sizes.items() if _remove_unclaimed(deletion, sha256, 1) is not None)
 
 
 def _delete_trash(path: Path) -> None:
-    """Delete a tree in the trash; what cannot be deleted (`chattr +i`) waits for a sweep."""
+    """Delete a tree in the trash; a file that cannot be deleted (`chattr +i`) waits for a sweep."""
     try:
         snapshots.delete_trash(path)
     except PermissionError as error:
         _log.warning("cannot delete %s, tried again later: %s", path, error)
 
 
-def _forget_unclaimed(within: Deletion, id_: str) -> int:
-    with within.claims.deciding():
-        if within.claims.has_partial(id_):
+def _forget_unclaimed(deletion: Deletion, id_: str) -> int:
+    with deletion.claims.deleting:
+        if deletion.claims.has_partial(id_):
             return 0
-        folder = within.layout.ingest / id_
+        folder = deletion.layout.ingest / id_
         size = ingest.allocated_bytes(folder)
         try:
-            ingest.forget(within.layout, id_)
+            ingest.forget(deletion.layout, id_)
         finally:
-            within.account.count_partial(id_, ingest.allocated_bytes(folder))
+            deletion.ledger.count_partial(id_, ingest.allocated_bytes(folder))
         return size
 
 
-def _remove_quarantined(within: Deletion, name: str) -> int:
-    path = within.layout.quarantine / name
+def _remove_quarantined(deletion: Deletion, name: str) -> int:
+    path = deletion.layout.quarantine / name
     size = os.lstat(path).st_size
-    with _counting(within.account.count_quarantined, quarantined_bytes, within.layout, name):
+    with _counting(deletion.ledger.count_quarantined, quarantined_bytes, deletion.layout, name):
         durable.unlink(path)
     return size
 
 
-def _remove_unclaimed(within: Deletion, sha256: str, going: int) -> int | None:
+def _remove_unclaimed(deletion: Deletion, sha256: str, going: int) -> int | None:
     """Delete an unlinked blob, unless claimed or in more than `going` snapshots; return its bytes, None if it stays."""
-    layout, claims = within.layout, within.claims
-    if within.held.get(sha256, 0) > going or not blobs.is_unlinked(layout, sha256):
+    layout, claims = deletion.layout, deletion.claims
+    if deletion.links.get(sha256, 0) > going or not blobs.is_unlinked(layout, sha256):
         return None
     try:
-        with claims.deciding():
+        with claims.deleting:
             if claims.has_blob(sha256):
                 return None
-            with _counting(within.account.count_blob, blobs.size, layout, sha256):
+            with _counting(deletion.ledger.count_blob, blobs.size, layout, sha256):
                 return blobs.remove_unlinked(layout, sha256)
     except PermissionError as error:
         _log.warning("cannot delete blob %s, tried again later: %s", sha256, error)

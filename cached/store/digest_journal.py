@@ -70,17 +70,12 @@ class DigestJournal:
             with self._lock:
                 for id_ in ids:
                     self._drop(id_)
-                held = len(self._digests)
-            if self._lines - held > _SLACK + held:
-                self._rewrite()
+            self._rewrite(_SLACK + len(self._digests))
 
     def tidy(self) -> None:
         """Remove forgotten entries from the file; raises `HoldfastError`."""
         with self._writing:
-            with self._lock:
-                held = len(self._digests)
-            if self._lines > held:
-                self._rewrite()
+            self._rewrite(0)
 
     def ids(self) -> list[str]:
         """Return every ingest id that has an entry."""
@@ -104,8 +99,11 @@ class DigestJournal:
             durable.fsync_dir(self._path.parent)
         self._lines += len(entries)
 
-    def _rewrite(self) -> None:
+    def _rewrite(self, slack: int) -> None:
+        """Rewrite the file if it has more than `slack` lines without an entry; call with `_writing` held."""
         with self._lock:
+            if self._lines - len(self._digests) <= slack:
+                return
             rest = dict(self._digests)
         with durable.disk_errors(f"writing {self._path}"):
             if rest:

@@ -23,14 +23,12 @@ from cached.store.snapshots import remove_empty
 
 @dataclass(frozen=True, slots=True)
 class FetchRecord:
-    """The request that a name's content was fetched for.
-
-    `request`: the hash of source, include and exclude; None if unknown, which matches nothing. `source`: the URI to
-    show, without credentials. `revision`: the commit of a moving name. `resolved_at`: when the source was listed, as
-    `timestamp` writes it. `files`: sha256 by ingest id, of files whose sha256 the source does not promise; the id is a
-    hash of source, path and validator, so an unchanged file is not fetched again. `verdict`: what was found about the
-    files when they were fetched; empty in a record of an older release.
-    """
+    """The request that a name's content was fetched for. `request`: the hash of source, include and exclude; None if
+    unknown, which matches nothing. `source`: the URI to show, without credentials. `revision`: the commit of a moving
+    name. `resolved_at`: when the source was listed, as `timestamp` writes it. `files`: sha256 by ingest id, of files
+    whose sha256 the source does not promise; the id is a hash of source, path and validator, so an unchanged file is
+    not fetched again. `verdict`: what was found about the files when they were fetched; empty in a record of an older
+    release."""
 
     digest: Digest
     request: str | None
@@ -50,7 +48,7 @@ class FetchRecord:
     def parse(cls, data: bytes) -> FetchRecord:
         """Parse a record; raises ValueError if it is not one."""
         try:
-            return _record(json.loads(data))
+            return _decode(json.loads(data))
         except (KeyError, TypeError, AttributeError, RecursionError, HoldfastError) as error:
             raise ValueError(f"not a fetch record: {error!r}") from error
 
@@ -84,19 +82,14 @@ def remove(layout: Layout, ref: ModelRef) -> None:
     remove_empty(path.parent)
 
 
-def _record(document: dict[str, Any]) -> FetchRecord:
+def _decode(document: dict[str, Any]) -> FetchRecord:
     files = {str(id_): str(sha256) for id_, sha256 in document["files"].items()}
     if not all(is_hex(text) for pair in files.items() for text in pair):
         raise InvalidManifest("expected 64 hex digits in `files`", "")
     texts = {key: document[key] for key in ("request", "revision") if document[key] is not None}
     if not all(isinstance(text, str) for text in (*texts.values(), document["source"], document["resolved_at"])):
         raise TypeError("expected texts")
+    known = {field.name: document[field.name] for field in fields(FetchRecord) if field.name != "verdict"}
     return FetchRecord(
-        digest=Digest.parse(document["digest"]),
-        request=document["request"],
-        source=document["source"],
-        revision=document["revision"],
-        resolved_at=document["resolved_at"],
-        files=files,
-        verdict=Verdict.parse(document),
+        **{**known, "digest": Digest.parse(document["digest"]), "files": files, "verdict": Verdict.parse(document)}
     )

@@ -10,7 +10,8 @@ import logging
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -98,16 +99,14 @@ class GroupCommit:
 
     def _commit(self, group: Sequence[PendingBlob]) -> None:
         self._sync(group)
-        self._note([pending for pending in group if pending.failure is None])
+        self._write_journal([pending for pending in group if pending.failure is None])
         named = [pending for pending in group if pending.failure is None and self._place(pending)]
         folders: dict[Path, list[PendingBlob]] = {}
         for pending in named:
             folders.setdefault(self._layout.blob(pending.sha256).parent, []).append(pending)
         for folder, concerned in folders.items():
-            try:
+            with _failing(concerned, f"committing blobs in {folder}"):
                 durable.fsync_dir(folder)
-            except OSError as error:
-                _fail(concerned, durable.disk_error(error, f"committing blobs in {folder}"))
 
     def _sync(self, group: Sequence[PendingBlob]) -> None:
         """Make the bytes durable. Writeback of all files starts before the first fsync: the file system then commits
@@ -115,17 +114,13 @@ class GroupCommit:
         opened: list[tuple[PendingBlob, int]] = []
         try:
             for pending in group:
-                try:
+                with _failing([pending], f"committing blob {pending.sha256}"):
                     descriptor = os.open(pending.temporary, os.O_RDONLY | os.O_CLOEXEC)
                     opened.append((pending, descriptor))
                     durable.start_writeback(descriptor)
-                except OSError as error:
-                    _fail([pending], durable.disk_error(error, f"committing blob {pending.sha256}"))
             for pending, descriptor in opened:
-                try:
+                with _failing([pending], f"committing blob {pending.sha256}"):
                     os.fsync(descriptor)
-                except OSError as error:
-                    _fail([pending], durable.disk_error(error, f"committing blob {pending.sha256}"))
         finally:
             for _, descriptor in opened:
                 os.close(descriptor)
@@ -135,25 +130,19 @@ class GroupCommit:
                     self._seal(pending)
 
     def _seal(self, pending: PendingBlob) -> None:
-        try:
+        with _failing([pending], f"sealing blob {pending.sha256}"):
             if seal(pending.temporary, self._sealing):
                 read_back(pending.name, pending.temporary, pending.sha256, lambda _size: None)
-        except HoldfastError as error:
-            _fail([pending], error)
 
-    def _note(self, group: Sequence[PendingBlob]) -> None:
+    def _write_journal(self, group: Sequence[PendingBlob]) -> None:
         unpromised = [pending for pending in group if pending.journal_id is not None]
-        try:
+        with _failing(unpromised, "writing the digest journal"):
             self._journal.record({p.journal_id: p.sha256 for p in unpromised if p.journal_id is not None})
-        except HoldfastError as error:
-            _fail(unpromised, error)
 
     def _place(self, pending: PendingBlob) -> bool:
-        try:
+        with _failing([pending], f"committing blob {pending.sha256}"):
             pending.fresh = blobs.place(self._layout, pending.temporary, pending.sha256)
             pending.placed = True
-        except HoldfastError as error:
-            _fail([pending], error)
         return pending.failure is None
 
 
@@ -174,9 +163,15 @@ def read_back(name: str, sealed: Path, sha256: str, check: Callable[[int], None]
         raise DigestMismatch(f"{name}: sha256 of what the disk gave back", sha256, found, remedy)
 
 
-def _fail(concerned: Sequence[PendingBlob], error: HoldfastError) -> None:
-    for pending in concerned:
-        pending.failure = pending.failure or error
+@contextmanager
+def _failing(concerned: Sequence[PendingBlob], step: str) -> Iterator[None]:
+    """Set an error of the block as the failure of these blobs that have none."""
+    try:
+        yield
+    except (HoldfastError, OSError) as error:
+        failure = durable.disk_error(error, step) if isinstance(error, OSError) else error
+        for pending in concerned:
+            pending.failure = pending.failure or failure
 
 
 def _remove(temporary: Path) -> None:

@@ -92,11 +92,8 @@ class Ingest:
             return self._whichever_way(os.preadv, self._read_fd, [buffer], offset)
         except OSError as error:
             if error.errno == errno.EIO:
-                raise Transient(
-                    "lost_bytes",
-                    f"{self.folder / 'data'}: {error.strerror} near byte {offset}",
-                    "check the node's disk",
-                ) from error
+                problem = f"{self.folder / 'data'}: {error.strerror} near byte {offset}"
+                raise Transient("lost_bytes", problem, "check the node's disk") from error
             raise durable.disk_error(error, f"reading {self.folder / 'data'}") from error
 
     def _whichever_way(self, step: Callable[[int, T, int], int], descriptor: int, data: T, offset: int) -> int:
@@ -155,30 +152,22 @@ class Ingest:
         self._unsure = False
 
     def _open(self, data: Path) -> None:
-        self.direct = True
         if self._sealed:
+            self.direct = True
             self._read_fd = os.open(data, os.O_RDONLY | os.O_CLOEXEC)
             return
         with contextlib.suppress(FileNotFoundError):
             data.chmod(_STATE_MODE)  # finished and read-only, but a crash came before the commit
-        try:
-            self._write_fd = os.open(data, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_DIRECT, _STATE_MODE)
-        except OSError as error:
-            if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
-                raise
-            self.direct = False
-            self._write_fd = os.open(data, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, _STATE_MODE)
+        self._write_fd, self.direct = durable.open_direct(data, os.O_WRONLY | os.O_CREAT, _STATE_MODE)
         self._read_fd = os.open(data, os.O_RDONLY | os.O_CLOEXEC | (os.O_DIRECT if self.direct else 0))
 
 
 def _resumable(folder: Path, key: IngestKey, is_whole: bool) -> tuple[tuple[int, int], ...]:
     """Return the recorded ranges that are bytes of the object that `key` identifies."""
     state = _read_state(folder)
-    if state is None or key.size is None:
+    if state is None or key.size is None or (state.size, state.validator) != (key.size, key.validator):
         return ()
     if not key.validator:  # without one, the object may have changed
-        return ()
-    if (state.size, state.validator) != (key.size, key.validator):
         return ()
     try:
         there = os.lstat(folder / "data").st_size

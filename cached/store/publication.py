@@ -21,13 +21,13 @@ from cached.store.fetched import FetchRecord
 
 @dataclass(slots=True, eq=False)
 class Publication:
-    """The publication of a version whose blobs are all committed. `notes`: its ids in the digest journal, which are
-    forgotten. `failure`: its error, if any; `has_snapshot`: whether the snapshot exists nevertheless."""
+    """The publication of a version whose blobs are all committed. `journal_ids`: its ids in the digest journal,
+    which are forgotten. `failure`: its error, if any; `has_snapshot`: whether the snapshot exists nevertheless."""
 
     ref: ModelRef
     manifest: Manifest
     record: FetchRecord
-    notes: Collection[str] = ()
+    journal_ids: Collection[str] = ()
     failure: Exception | None = None
     has_snapshot: bool = False
 
@@ -42,7 +42,7 @@ def publish_all(
     # Before the name: a record with another digest than the name's is ignored.
     _sync(_step(group, lambda each: fetched.write_unsynced(layout, each.ref, each.record)))
     _sync(_step(group, lambda each: snapshots.set_name_unsynced(layout, each.ref, each.record.digest)))
-    _step(group, lambda each: journal.forget(each.notes))
+    _step(group, lambda each: journal.forget(each.journal_ids))
     for each in group:
         if each.failure is not None:
             each.has_snapshot = snapshots.is_there(layout, each.record.digest)

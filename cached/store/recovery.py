@@ -1,6 +1,6 @@
 """Rebuild the daemon's state from the tree: disk is the truth.
 
-Law: downloads nothing, and hashes only snapshot files that have lost their blob. Sweeps only what a crash can leave:
+Law: downloads nothing, and hashes only snapshot files that have lost their blob. Sweeps only the leftovers of a crash:
 temporary names, trash, names without a snapshot.
 """
 
@@ -12,7 +12,7 @@ import logging
 import os
 import shutil
 import stat
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,9 +23,11 @@ from cached.contract.manifest import Manifest
 from cached.contract.program import limits
 from cached.contract.reference import ModelRef, name_from_path_segment
 from cached.contract.status import ModelStatus
+from cached.core.space import OnDisk
 from cached.store import blobs as committed
 from cached.store import deletion, digest_journal, fetched, ingest, repair, snapshots
-from cached.store.disk import durable, preflight
+from cached.store.disk import durable
+from cached.store.disk.root import check_file_system
 from cached.store.fetched import FetchRecord
 
 _log = logging.getLogger(__name__)
@@ -33,18 +35,14 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Recovered:
-    """The contents of the tree. Sizes in bytes. `damaged`: snapshots whose manifest does not hash to their name;
-    `lost`: the names that pointed at one, deleted here and still wanted.
-
-    `fetched`: the fetch records without `files`; of unknown origin if the record is of other content, absent if a name
-    has no record (an older release published it). `digests`: by ingest id, unpromised sha256 from the digest journal.
-    """
+    """The contents of the tree. `damaged`: snapshots whose manifest does not hash to their name; `lost`: the names that
+    pointed at one, deleted here and still wanted. `fetched`: the fetch records without `files`; of unknown origin if
+    the record is of other content, absent if a name has no record (an older release published it). `digests`: by ingest
+    id, unpromised sha256 from the digest journal."""
 
     models: dict[ModelRef, Digest]
     manifests: dict[Digest, Manifest]
-    blobs: dict[str, int]
-    ingests: dict[str, int]
-    quarantined: dict[str, int]
+    on_disk: OnDisk
     fetched: dict[ModelRef, FetchRecord]
     damaged: tuple[Digest, ...]
     lost: tuple[ModelRef, ...]
@@ -57,7 +55,7 @@ def prepare(layout: Layout) -> None:
         layout.root.mkdir(parents=True, exist_ok=True)
         _check_version(layout)
         make_tree(layout)
-        preflight.check(layout)
+        check_file_system(layout)
         if not layout.version.exists():
             durable.replace(layout.version, LAYOUT_VERSION.encode(), 0o644)
     except OSError as error:
@@ -82,14 +80,15 @@ def make_tree(layout: Layout) -> None:
 
 
 def recover(layout: Layout) -> Recovered:
-    """Sweep what a crash left and return the rest; raises `HoldfastError` or OSError."""
+    """Sweep the leftovers of a crash and return the rest; raises `HoldfastError` or OSError."""
     _sweep(layout)
-    _settle(layout)
+    _sync_folders(layout)
     digests = _read_digests(layout)
     for id_, sha256 in digests.items():
         committed.commit_noted(layout, id_, sha256)
     manifests, damaged = _read_snapshots(layout)
-    blobs, ingests, quarantined = measure(layout)
+    on_disk = measure(layout)
+    blobs = dict(on_disk.blobs)
     # Not a difference of key views: it iterates over the larger one, and there are hundreds of snapshots.
     for digest in [digest for digest, manifest in manifests.items() if not _are_all_in(manifest, blobs)]:
         repair.relink(layout, digest, manifests[digest])
@@ -103,45 +102,37 @@ def recover(layout: Layout) -> Recovered:
     known = {id_: sha256 for id_, sha256 in digests.items() if sha256 in blobs}
     if not known:
         durable.unlink(layout.digests)
-    return Recovered(models, manifests, blobs, ingests, quarantined, records, tuple(damaged), tuple(lost), known)
+    return Recovered(models, manifests, replace(on_disk, blobs=blobs), records, tuple(damaged), tuple(lost), known)
 
 
 def _read_digests(layout: Layout) -> dict[str, str]:
-    """Return the digest journal, and what releases before it wrote into the records of partial blobs."""
+    """Return the digest journal, and the digests that older releases wrote into the records of partial blobs."""
     noted = {name: ingest.committed_as(layout, name) for name in _names(layout.ingest)}
     return {id_: sha256 for id_, sha256 in noted.items() if sha256 is not None} | digest_journal.read(layout.digests)
 
 
-def measure(layout: Layout) -> tuple[dict[str, int], dict[str, int], dict[str, int]]:
-    """Return the bytes on the disk: committed blobs by sha256, partial blobs by id, the quarantine by name; without
-    those deleted during the call."""
+def measure(layout: Layout) -> OnDisk:
+    """Return the bytes on the disk, without those of files deleted during the call."""
     blobs: dict[str, int] = {}
-    for blob in committed.listed(layout):
+    for blob in committed.list_blobs(layout):
         with contextlib.suppress(FileNotFoundError):
             blobs[blob.name] = blob.stat(follow_symlinks=False).st_size
     partials = {name: ingest.allocated_bytes(layout.ingest / name) for name in _names(layout.ingest)}
     quarantined = {name: deletion.quarantined_bytes(layout, name) for name in _names(layout.quarantine)}
-    return blobs, partials, quarantined
+    return OnDisk(blobs, partials, quarantined)
 
 
 def read_statuses(layout: Layout) -> dict[ModelRef, ModelStatus]:
     """Return the last daemon's status of every version; skip invalid files."""
     statuses: dict[ModelRef, ModelStatus] = {}
-    for segment in _names(layout.public.status):
-        for name in _names(layout.public.status / segment):
-            try:
-                ref = ModelRef(name_from_path_segment(segment), name.removesuffix(".json"))
-                statuses[ref] = ModelStatus.parse(layout.public.model_status(ref).read_bytes())
-            except (OSError, HoldfastError):
-                continue  # not a status file, or truncated by a crash: a current version's is rewritten
+    for ref in _list_refs(layout.public.status, ".json"):
+        with contextlib.suppress(OSError, HoldfastError):  # truncated by a crash: a current version's is rewritten
+            statuses[ref] = ModelStatus.parse(layout.public.model_status(ref).read_bytes())
     return statuses
 
 
 def _check_version(layout: Layout) -> None:
-    if not layout.version.exists():
-        return
-    found = layout.version.read_text()
-    if found != LAYOUT_VERSION:
+    if layout.version.exists() and (found := layout.version.read_text()) != LAYOUT_VERSION:
         raise durable.refuse_root(
             f"{layout.version}: expected layout version {LAYOUT_VERSION.strip()!r}, found {found.strip()[:40]!r}",
             "run the Holdfast release that wrote this root, or give the daemon an empty folder",
@@ -150,13 +141,9 @@ def _check_version(layout: Layout) -> None:
 
 def _sweep(layout: Layout) -> None:
     public = layout.public
-    flat = [layout.root, layout.private, layout.ingest, public.path, public.snapshots, public.status]
-    nested = [
-        parent / name
-        for parent in (public.models, public.status, layout.ingest, layout.fetched)
-        for name in _names(parent)
-    ]
-    records = [public.snapshots / name / ".holdfast" for name in _names(public.snapshots)]
+    flat = (layout.root, layout.private, layout.ingest, public.path, public.snapshots, public.status)
+    nested = _list_folders(public.models, public.status, layout.ingest, layout.fetched)
+    records = (folder / ".holdfast" for folder in _list_folders(public.snapshots))
     for folder in (*flat, *nested, *records):
         for name in _names(folder):
             if name.startswith(TEMPORARY_PREFIX):
@@ -165,11 +152,10 @@ def _sweep(layout: Layout) -> None:
         _delete(layout.trash / name)
 
 
-def _settle(layout: Layout) -> None:
+def _sync_folders(layout: Layout) -> None:
     """Sync all folders: a killed daemon may have renamed without a sync, and a power cut would undo such a rename."""
     public = layout.public
-    nesting = (layout.blobs, public.models, layout.ingest, layout.fetched)
-    nested = [parent / name for parent in nesting for name in _names(parent)]
+    nested = _list_folders(layout.blobs, public.models, layout.ingest, layout.fetched)
     flat = (layout.root, layout.private, layout.ingest, layout.blobs, layout.quarantine, layout.trash, public.path)
     for folder in (*flat, layout.fetched, public.snapshots, public.models, *nested):
         if folder.is_dir():
@@ -205,16 +191,11 @@ def _are_all_in(manifest: Manifest, blobs: Mapping[str, int]) -> bool:
 
 def _has_quarantined(layout: Layout, digest: Digest, manifest: Manifest, quarantined: frozenset[str]) -> bool:
     """Return whether a crash came between the quarantine of a blob and the withdrawal of a snapshot that links it."""
-    for entry in manifest.files:
-        if entry.sha256 not in quarantined:
-            continue
-        try:
-            bad = os.lstat(layout.quarantine / entry.sha256).st_ino
-            if os.lstat(layout.public.snapshot(digest).path / entry.path).st_ino == bad:
-                return True
-        except FileNotFoundError:
-            continue
-    return False
+    path = layout.public.snapshot(digest).path
+    return any(
+        entry.sha256 in quarantined and snapshots.is_same_file(path / entry.path, layout.quarantine / entry.sha256)
+        for entry in manifest.files
+    )
 
 
 def _read_models(
@@ -223,39 +204,43 @@ def _read_models(
     """Return the names with their digests, and the names that pointed at a damaged snapshot."""
     models: dict[ModelRef, Digest] = {}
     lost: list[ModelRef] = []
-    for segment in _names(layout.public.models):
-        for version in _names(layout.public.models / segment):
-            try:
-                ref = ModelRef(name_from_path_segment(segment), version)
-                digest = snapshots.read_name(layout, ref)
-            except (OSError, InvalidReference):
-                continue  # not a model's name: left alone
-            if digest is not None and digest in manifests:
-                models[ref] = digest
-            elif digest is not None:
-                durable.unlink(layout.public.model_link(ref))  # a crash between two steps of an eviction, or damage
-                if digest in damaged:
-                    lost.append(ref)
+    for ref in _list_refs(layout.public.models, ""):
+        try:
+            digest = snapshots.read_name(layout, ref)
+        except (OSError, InvalidReference):
+            continue  # not a model's name: left alone
+        if digest is not None and digest in manifests:
+            models[ref] = digest
+        elif digest is not None:
+            durable.unlink(layout.public.model_link(ref))  # a crash between two steps of an eviction, or damage
+            if digest in damaged:
+                lost.append(ref)
     return models, lost
 
 
 def _read_fetched(layout: Layout, models: Mapping[ModelRef, Digest]) -> dict[ModelRef, FetchRecord]:
     """Return the records of published names; delete others, left by a publication or an eviction that crashed."""
     records: dict[ModelRef, FetchRecord] = {}
-    for segment in _names(layout.fetched):
-        for name in _names(layout.fetched / segment):
-            try:
-                ref = ModelRef(name_from_path_segment(segment), name.removesuffix(".json"))
-            except InvalidReference:
-                continue  # not a fetch record: left alone
-            digest = models.get(ref)
-            if digest is None:
-                fetched.remove(layout, ref)
-                continue
-            record = fetched.read(layout, ref)
-            known = record is not None and record.digest == digest
-            records[ref] = replace(record, files={}) if record and known else fetched.unknown(digest, "")
+    for ref in _list_refs(layout.fetched, ".json"):
+        digest = models.get(ref)
+        if digest is None:
+            fetched.remove(layout, ref)
+            continue
+        record = fetched.read(layout, ref)
+        known = record is not None and record.digest == digest
+        records[ref] = replace(record, files={}) if record and known else fetched.unknown(digest, "")
     return records
+
+
+def _list_refs(folder: Path, suffix: str) -> Iterator[ModelRef]:
+    """Yield the versions that have a file `<model>/<version><suffix>`; ignore other files."""
+    for segment in _names(folder):
+        for name in _names(folder / segment):
+            try:
+                ref = ModelRef(name_from_path_segment(segment), name.removesuffix(suffix))
+            except InvalidReference:
+                continue
+            yield ref
 
 
 def _names(folder: Path) -> list[str]:
@@ -263,6 +248,10 @@ def _names(folder: Path) -> list[str]:
         return sorted(os.listdir(folder))
     except (FileNotFoundError, NotADirectoryError):
         return []
+
+
+def _list_folders(*parents: Path) -> list[Path]:
+    return [parent / name for parent in parents for name in _names(parent)]
 
 
 def _delete(path: Path) -> None:

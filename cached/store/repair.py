@@ -53,12 +53,6 @@ def is_named(layout: Layout, refs: Collection[ModelRef], digest: Digest) -> bool
         return False
 
 
-def is_whole(layout: Layout, digest: Digest, manifest: Manifest) -> bool:
-    """Return whether each file of the snapshot exists and is its blob: two system calls a file."""
-    snapshot = layout.public.snapshot(digest)
-    return all(_is_same(snapshot.path / entry.path, layout.blob(entry.sha256)) for entry in manifest.files)
-
-
 def restore(layout: Layout, refs: Collection[ModelRef], digest: Digest, manifest: Manifest) -> Restored:
     """Restore a version's links, snapshot and names from the disk; leave its snapshot as it is if blobs are lost.
     Raises `HoldfastError` for a disk error."""
@@ -67,10 +61,8 @@ def restore(layout: Layout, refs: Collection[ModelRef], digest: Digest, manifest
         lost = frozenset(sha256 for sha256 in manifest.blob_sizes() if not blobs.has(layout, sha256))
         if lost:
             return Restored(lost, condemned)
-        if not (is_named(layout, (), digest) and is_whole(layout, digest, manifest)):
-            damaged = snapshots.trash(layout, digest)
-            if damaged is not None:
-                snapshots.delete_trash(damaged)
+        if not (is_named(layout, (), digest) and snapshots.is_whole(layout, digest, manifest)):
+            snapshots.delete(layout, digest)
             snapshots.publish(layout, manifest, _NEVER)
         for ref in refs:
             if not is_named(layout, (ref,), digest):
@@ -83,10 +75,10 @@ def relink(layout: Layout, digest: Digest, manifest: Manifest) -> frozenset[str]
     blob is linked from the file, a corrupt one goes into quarantine first. Return the sha256 of the quarantined blobs.
     Costs two system calls a file, and a hash of each different one."""
     snapshot = layout.public.snapshot(digest)
-    apart = [entry for entry in manifest.files if not _is_same(snapshot.path / entry.path, layout.blob(entry.sha256))]
-    condemned: set[str] = set()
+    apart = [entry for entry in manifest.files if not snapshots.is_blob(layout, snapshot, entry)]
     if not apart:
         return frozenset()
+    condemned: set[str] = set()
     try:
         record = VerifiedRecord.parse(snapshot.verified.read_bytes()).files
     except (OSError, HoldfastError) as error:
@@ -138,13 +130,6 @@ def _files_below(folder: Path) -> Iterator[Path]:
         yield from (Path(at, name) for name in names)
 
 
-def _is_same(path: Path, blob: Path) -> bool:
-    try:
-        return os.path.samestat(os.lstat(path), os.lstat(blob))
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-
-
 def _is_file(path: Path) -> bool:
     try:
         return stat.S_ISREG(os.lstat(path).st_mode)
@@ -154,7 +139,7 @@ def _is_file(path: Path) -> bool:
 
 def _is_condemned(layout: Layout, path: Path, entry: FileEntry) -> bool:
     """Return whether this file is in quarantine: a crash came before its snapshot was withdrawn."""
-    return _is_same(path, layout.quarantine / entry.sha256)
+    return snapshots.is_same_file(path, layout.quarantine / entry.sha256)
 
 
 def _link(layout: Layout, path: Path, sha256: str) -> None:

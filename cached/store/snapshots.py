@@ -15,7 +15,7 @@ from pathlib import Path
 from cached.contract.digest import Digest
 from cached.contract.errors import Transient
 from cached.contract.layout import TEMPORARY_PREFIX, Layout, SnapshotLayout
-from cached.contract.manifest import Manifest
+from cached.contract.manifest import FileEntry, Manifest
 from cached.contract.reference import ModelRef
 from cached.contract.status import timestamp
 from cached.contract.verified import VerifiedFile, VerifiedRecord
@@ -43,11 +43,9 @@ def publish_unsynced(layout: Layout, manifest: Manifest, verified_at: str) -> Di
     with _one_at_a_time:
         try:
             if os.path.lexists(final.path):
-                if _is_whole(layout, final, manifest):
+                if _has_manifest(final, data) and is_whole(layout, digest, manifest):
                     return digest
-                damaged = trash(layout, digest)
-                if damaged is not None:
-                    delete_trash(damaged)
+                delete(layout, digest)
             _build(layout, SnapshotLayout(temporary), manifest, verified_at)
             os.rename(temporary, final.path)
         except OSError as error:
@@ -64,6 +62,26 @@ def publish_unsynced(layout: Layout, manifest: Manifest, verified_at: str) -> Di
 def now() -> str:
     """Return the current time as `contract.status.timestamp` writes it."""
     return timestamp(time.time())
+
+
+def is_whole(layout: Layout, digest: Digest, manifest: Manifest) -> bool:
+    """Return whether each file of the snapshot exists and is its blob, in two system calls a file: another file was
+    left when the blob was quarantined, and has its bytes, or was replaced by hand."""
+    snapshot = layout.public.snapshot(digest)
+    return all(is_blob(layout, snapshot, entry) for entry in manifest.files)
+
+
+def is_blob(layout: Layout, snapshot: SnapshotLayout, entry: FileEntry) -> bool:
+    """Return whether a file of the snapshot exists and is its blob."""
+    return is_same_file(snapshot.path / entry.path, layout.blob(entry.sha256))
+
+
+def is_same_file(path: Path, other: Path) -> bool:
+    """Return whether both paths exist and lead to the same file."""
+    try:
+        return os.path.samestat(os.lstat(path), os.lstat(other))
+    except (FileNotFoundError, NotADirectoryError):
+        return False
 
 
 def is_there(layout: Layout, digest: Digest) -> bool:
@@ -112,6 +130,13 @@ def trash(layout: Layout, digest: Digest) -> Path | None:
     return target
 
 
+def delete(layout: Layout, digest: Digest) -> None:
+    """Delete a snapshot, if it exists, through the trash."""
+    trashed = trash(layout, digest)
+    if trashed is not None:
+        delete_trash(trashed)
+
+
 def delete_trash(path: Path) -> None:
     """Delete a tree in the trash. Its blobs stay: they are hard links."""
     shutil.rmtree(path)
@@ -132,14 +157,9 @@ def write_verified(snapshot: SnapshotLayout, record: VerifiedRecord) -> None:
     durable.replace(snapshot.verified, record.encode(), durable.READ_ONLY_MODE)
 
 
-def _is_whole(layout: Layout, snapshot: SnapshotLayout, manifest: Manifest) -> bool:
-    """Return whether the snapshot has the manifest of its name and links the current blobs: a snapshot that links
-    another file was left when a blob was quarantined, and has its bytes."""
+def _has_manifest(snapshot: SnapshotLayout, data: bytes) -> bool:
     try:
-        return snapshot.manifest.read_bytes() == manifest.canonical() and all(
-            os.lstat(snapshot.path / entry.path).st_ino == os.lstat(layout.blob(entry.sha256)).st_ino
-            for entry in manifest.files
-        )
+        return snapshot.manifest.read_bytes() == data
     except (FileNotFoundError, NotADirectoryError):
         return False
 

@@ -20,6 +20,7 @@ from cached.transport.urls import origin_of
 
 _STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-9]\d\d)(?: [^\r\n]*)?\r?\n")
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)", re.IGNORECASE | re.ASCII)
+_BODILESS = (204, 304)  # RFC 9112, 6.3: no body follows, whatever the fields say
 _LENGTH = re.compile(r"\d{1,18}", re.ASCII)
 _STRONG_ETAG = re.compile(r'"[\x21\x23-\x7e\x80-\xff]*"')
 # Values of Content-Encoding that are no coding: `aws-chunked` describes an upload (some stores return it), the others
@@ -65,8 +66,7 @@ class ResponseHead:
     @property
     def etag(self) -> str | None:
         """The ETag if it is strong."""
-        value = (self.headers.get("ETag") or "").strip()
-        return value if _STRONG_ETAG.fullmatch(value) else None
+        return strong_etag(self.headers)
 
     @property
     def weak_etag(self) -> str | None:
@@ -182,6 +182,12 @@ def _read_headers(stream: Stream, where: str) -> http.client.HTTPMessage:
     return headers
 
 
+def strong_etag(headers: http.client.HTTPMessage) -> str | None:
+    """Return the ETag of a response if it is strong."""
+    value = (headers.get("ETag") or "").strip()
+    return value if _STRONG_ETAG.fullmatch(value) else None
+
+
 def _parse_head(status_line: re.Match[bytes], headers: http.client.HTTPMessage, where: str) -> ResponseHead:
     lengths = {value.strip() for value in headers.get_all("Content-Length", [])}
     codings = [value.strip().lower() for value in headers.get_all("Transfer-Encoding", [])]
@@ -193,8 +199,10 @@ def _parse_head(status_line: re.Match[bytes], headers: http.client.HTTPMessage, 
         raise bad_response(where, "both Content-Length and Transfer-Encoding")
     connection = (headers.get("Connection") or "").lower()
     keep_alive = "close" not in connection if status_line[1] == b"1" else "keep-alive" in connection
-    length = int(lengths.pop()) if lengths else None
-    return ResponseHead(int(status_line[2]), headers, keep_alive, bool(codings), length)
+    length, status = int(lengths.pop()) if lengths else None, int(status_line[2])
+    if status in _BODILESS:
+        return ResponseHead(status, headers, keep_alive, chunked=False, length=0)
+    return ResponseHead(status, headers, keep_alive, bool(codings), length)
 
 
 def _content_range(answer: ResponseHead, where: str) -> Extent | None:

@@ -25,7 +25,7 @@ def read_status(public: PublicLayout, ref: ModelRef) -> ModelStatus | None:
         return None
 
 
-def mount_trouble(public: PublicLayout) -> str | None:
+def find_mount_trouble(public: PublicLayout) -> str | None:
     """Return why the root is no public folder of Holdfast; None where it is one."""
     if not public.path.is_dir():
         return f"{public.path} is not there: check --root, and that the pod mounts the node's public folder"
@@ -38,11 +38,8 @@ def mount_trouble(public: PublicLayout) -> str | None:
 
 
 class Heartbeat:
-    """The daemon's heartbeat, read repeatedly. `clock` gives monotonic seconds, `wall` POSIX time.
-
-    It is stale only when it does not change, not when it looks old: after a change of the wall clock a running daemon
-    looks stale until its next heartbeat, or a stopped one looks fresh until that time.
-    """
+    """The daemon's heartbeat, read repeatedly. `clock` gives monotonic seconds, `wall` POSIX time. It is stale only
+    when it does not change, not when it looks old, as after a change of the wall clock."""
 
     def __init__(self, public: PublicLayout, clock: Callable[[], float], wall: Callable[[], float]) -> None:
         self._public = public
@@ -51,7 +48,7 @@ class Heartbeat:
         self._updated = ""
         self._since = 0.0  # when `_updated` was first read
 
-    def trouble(self) -> str | None:
+    def find_trouble(self) -> str | None:
         """Return why the daemon of this node seems down; None where its heartbeat changes, or there never was one."""
         try:
             beat = DaemonStatus.parse(self._public.daemon_status.read_bytes())
@@ -61,8 +58,7 @@ class Heartbeat:
         now = self._clock()
         if beat.updated != self._updated:
             self._updated, self._since = beat.updated, now
-        still_s = now - self._since
-        if still_s <= (HEARTBEAT_STALE_S if age_s <= HEARTBEAT_STALE_S else HEARTBEAT_MISSED_S):
+        if now - self._since <= (HEARTBEAT_STALE_S if age_s <= HEARTBEAT_STALE_S else HEARTBEAT_MISSED_S):
             return None
         return (
             f"the daemon of this node ({beat.node}) seems down: its last heartbeat is from {beat.updated}; "
@@ -70,12 +66,11 @@ class Heartbeat:
         )
 
 
-def silence(public: PublicLayout, want: ModelRequest, waited_s: float) -> str:
+def describe_silence(public: PublicLayout, want: ModelRequest, waited_s: float) -> str:
     """Return what to check where `want` has had no status file for `waited_s` seconds."""
-    beating = public.daemon_status.exists()
+    daemon = "" if public.daemon_status.exists() else "the daemon runs on this node (it wrote no heartbeat here), "
     return (
         f"{want}: nothing heard of it for {format_duration(waited_s)}: no {public.model_status(want.ref)}. Check that "
-        + ("" if beating else "the daemon runs on this node (it wrote no heartbeat here), ")
-        + f"the catalog has {want.ref.name!r} with version {want.ref.version!r}, "
+        f"{daemon}the catalog has {want.ref.name!r} with version {want.ref.version!r}, "
         f"and the mount at {public.path} is this node's public folder; still waiting"
     )

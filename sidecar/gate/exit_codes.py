@@ -1,9 +1,6 @@
 """The gate's exit codes, and the reason in its log and in the termination log.
 
 Law: maps errors to codes and writes the reason; never decides whether to exit.
-
-`READY` also after SIGTERM once the gate was open. A signal before that: 128 + its number, as in a shell. `FAILED`: the
-gate itself failed (its port is in use, the disk is unreadable, a model's symlink leads to no snapshot).
 """
 
 from __future__ import annotations
@@ -16,8 +13,8 @@ from cached.contract.errors import HoldfastError, Permanent, Transient
 from cached.contract.reference import ModelRequest
 from cached.contract.status import StatusError
 
-READY = 0
-FAILED = 1
+READY = 0  # also after SIGTERM once the gate was open; after a signal before that: 128 + its number, as in a shell
+FAILED = 1  # the gate itself failed: its port is in use, the disk is unreadable, a symlink leads to no snapshot
 MISMATCH = 65  # EX_DATAERR: the bytes differ from the digest
 NEVER = 69  # EX_UNAVAILABLE: the daemon reports a permanent failure
 DEADLINE = 75  # EX_TEMPFAIL: not ready in time
@@ -54,8 +51,7 @@ class GateStopped(Transient):
     """A signal arrived before the gate was open."""
 
     def __init__(self, number: int, state: str) -> None:
-        name = signal.Signals(number).name
-        super().__init__("stopped", f"stopped by {name} before the gate was open: {state}", "")
+        super().__init__("stopped", f"stopped by {signal.Signals(number).name} before the gate was open: {state}", "")
         self.number = number
 
 
@@ -74,10 +70,8 @@ def write_reason(error: HoldfastError, termination_log: Path | None) -> None:
     """Write the reason and the remedy to stderr, and to the termination log if there is one."""
     text = f"{error.message}\n" + (f"What to do: {error.remedy}\n" if error.remedy else "")
     sys.stderr.write(f"holdfast gate: {text}")
-    if termination_log is None:
-        return
     try:
-        # The first bytes, without a partial character at the end.
-        termination_log.write_bytes(text.encode()[:TERMINATION_LOG_BYTES].decode(errors="ignore").encode())
+        if termination_log is not None:  # its first bytes, without a partial character at the end
+            termination_log.write_bytes(text.encode()[:TERMINATION_LOG_BYTES].decode(errors="ignore").encode())
     except OSError as refused:
         sys.stderr.write(f"holdfast gate: {termination_log}: {refused.strerror}; the reason is only in this log\n")

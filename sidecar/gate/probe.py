@@ -19,10 +19,9 @@ from cached.contract.errors import Permanent
 from cached.contract.program import limits
 
 _REQUEST_BYTES = 8192
-_PATIENCE_S = 5.0  # for a whole request, and for sending the answer
+_PATIENCE_S = 5.0  # for a whole request, and for sending the response
 _CONNECTIONS = 16  # the connection limit: one more closes the oldest, so that idle clients block no other
-_PLAIN = "text/plain; charset=utf-8"
-_METRICS = "text/plain; version=0.0.4; charset=utf-8"
+_END = b"\r\n\r\n"  # of a request's and a response's headers
 
 
 @dataclass(slots=True)
@@ -34,7 +33,8 @@ class GateReadiness:
 
 
 class Probe:
-    """Listens on `address` (host, port) and answers in threads of its own until the process ends."""
+    """Listens on `address` (host, port) and answers in threads of its own until the process ends. The constructor
+    raises `Permanent` (`listen_failed`) and `Transient` (`no_thread`)."""
 
     def __init__(self, address: tuple[str, int], readiness: GateReadiness) -> None:
         host, port = address
@@ -49,17 +49,14 @@ class Probe:
             ) from error
         self._readiness = readiness
         self._lock = threading.Lock()
-        self._standing: list[socket.socket] = []  # open connections, the oldest first
+        self._open: list[socket.socket] = []  # connections, the oldest first
+        limits.start_thread(threading.Thread(target=self._accept, name="probe", daemon=True), "answering probes")
 
     @property
     def address(self) -> str:
         """The `HOST:PORT` that is bound, also for port 0."""
         host, port = self._listener.getsockname()[:2]
         return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-    def start(self) -> None:
-        """Start to answer; raises `Transient` (`no_thread`)."""
-        limits.start_thread(threading.Thread(target=self._accept, name="probe", daemon=True), "answering probes")
 
     def _accept(self) -> None:
         while True:
@@ -68,17 +65,14 @@ class Probe:
             except OSError:  # the client disconnected, or no descriptor is free: later ones may succeed
                 time.sleep(0.05)
                 continue
-            self._admit(connection)
+            with self._lock:
+                self._open.append(connection)
+                while len(self._open) > _CONNECTIONS:
+                    with contextlib.suppress(OSError):  # its thread may be closing it
+                        self._open.pop(0).shutdown(socket.SHUT_RDWR)
             answering = threading.Thread(target=self._serve, args=(connection,), name="probe-answer", daemon=True)
             if not limits.start_threads([answering]):
                 self._serve(connection)  # without threads, one at a time
-
-    def _admit(self, connection: socket.socket) -> None:
-        with self._lock:
-            self._standing.append(connection)
-            while len(self._standing) > _CONNECTIONS:
-                with contextlib.suppress(OSError):  # its thread may be closing it
-                    self._standing.pop(0).shutdown(socket.SHUT_RDWR)
 
     def _serve(self, connection: socket.socket) -> None:
         try:
@@ -86,41 +80,42 @@ class Probe:
                 connection.settimeout(_PATIENCE_S)
                 request = _read_request(connection)
                 if request:
-                    connection.sendall(self._answer(request))
+                    connection.sendall(self._respond(request))
         except OSError:  # too slow, disconnected, or closed for a newer connection
             return
         finally:
             with self._lock:
-                if connection in self._standing:
-                    self._standing.remove(connection)
+                if connection in self._open:
+                    self._open.remove(connection)
 
-    def _answer(self, request: bytes) -> bytes:
+    def _respond(self, request: bytes) -> bytes:
         parts = request.split(b"\r\n", 1)[0].split(b" ")
         if len(parts) != 3 or not parts[2].startswith(b"HTTP/1."):
-            return _response(HTTPStatus.BAD_REQUEST, "bad request\n", True)
+            return _response(HTTPStatus.BAD_REQUEST, "bad request\n")
         method, path = parts[0], parts[1].split(b"?", 1)[0]
         if method not in (b"GET", b"HEAD"):
-            return _response(HTTPStatus.METHOD_NOT_ALLOWED, "only GET and HEAD\n", True)
-        status, text, kind = self._page(path)
-        return _response(status, text, method == b"GET", kind)
+            return _response(HTTPStatus.METHOD_NOT_ALLOWED, "only GET and HEAD\n", allow="Allow: GET, HEAD\r\n")
+        response = self._page(path)
+        return response if method == b"GET" else response[: response.index(_END) + len(_END)]
 
-    def _page(self, path: bytes) -> tuple[HTTPStatus, str, str]:
+    def _page(self, path: bytes) -> bytes:
+        opened_at = self._readiness.opened_at
+        if path == b"/readyz" and opened_at is None:
+            return _response(HTTPStatus.SERVICE_UNAVAILABLE, f"{self._readiness.text}\n")
         if path == b"/readyz":
-            if self._readiness.opened_at is not None:
-                return HTTPStatus.OK, "ready\n", _PLAIN
-            return HTTPStatus.SERVICE_UNAVAILABLE, f"{self._readiness.text}\n", _PLAIN
+            return _response(HTTPStatus.OK, "ready\n")
         if path == b"/healthz":
-            return HTTPStatus.OK, "ok\n", _PLAIN
+            return _response(HTTPStatus.OK, "ok\n")
         if path == b"/metrics":
-            return HTTPStatus.OK, _metrics(self._readiness.opened_at), _METRICS
-        return HTTPStatus.NOT_FOUND, "there are /readyz, /healthz and /metrics\n", _PLAIN
+            return _response(HTTPStatus.OK, _metrics(opened_at), kind="text/plain; version=0.0.4; charset=utf-8")
+        return _response(HTTPStatus.NOT_FOUND, "there are /readyz, /healthz and /metrics\n")
 
 
 def _read_request(connection: socket.socket) -> bytes:
     """Read to the end of the headers; return nothing where the client disconnects, sends too much or is too slow."""
     request = b""
     deadline = time.monotonic() + _PATIENCE_S
-    while b"\r\n\r\n" not in request:
+    while _END not in request:
         more = connection.recv(_REQUEST_BYTES)
         request += more
         if not more or len(request) > _REQUEST_BYTES or time.monotonic() > deadline:
@@ -128,32 +123,28 @@ def _read_request(connection: socket.socket) -> bytes:
     return request
 
 
-def _response(status: HTTPStatus, text: str, with_body: bool, kind: str = _PLAIN) -> bytes:
+def _response(status: HTTPStatus, text: str, *, kind: str = "text/plain; charset=utf-8", allow: str = "") -> bytes:
     body = text.encode()
-    allow = "Allow: GET, HEAD\r\n" if status is HTTPStatus.METHOD_NOT_ALLOWED else ""
     head = (
         f"HTTP/1.1 {status.value} {status.phrase}\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n"
-        f"Cache-Control: no-store\r\n{allow}Connection: close\r\n\r\n"
+        f"Cache-Control: no-store\r\n{allow}Connection: close"
     )
-    return head.encode() + (body if with_body else b"")
+    return head.encode() + _END + body
 
 
 def _metrics(opened_at: float | None) -> str:
-    lines = [
-        "# HELP holdfast_gate_ready Whether every version this pod wants is present, verified and leased.",
-        "# TYPE holdfast_gate_ready gauge",
-        f"holdfast_gate_ready {int(opened_at is not None)}",
-        "# HELP process_start_time_seconds Start time of the process since unix epoch in seconds.",
-        "# TYPE process_start_time_seconds gauge",
-        f"process_start_time_seconds {_process_start():.2f}",
-    ]
+    ready = "Whether every version this pod wants is present, verified and leased."
+    text = _gauge("holdfast_gate_ready", ready, str(int(opened_at is not None)))
+    start = "Start time of the process since unix epoch in seconds."
+    text += _gauge("process_start_time_seconds", start, f"{_process_start():.2f}")
     if opened_at is not None:
-        lines += [
-            "# HELP holdfast_gate_opened_timestamp_seconds When the gate opened, since unix epoch in seconds.",
-            "# TYPE holdfast_gate_opened_timestamp_seconds gauge",
-            f"holdfast_gate_opened_timestamp_seconds {opened_at:.3f}",
-        ]
-    return "\n".join(lines) + "\n"
+        opened = "When the gate opened, since unix epoch in seconds."
+        text += _gauge("holdfast_gate_opened_timestamp_seconds", opened, f"{opened_at:.3f}")
+    return text
+
+
+def _gauge(name: str, description: str, value: str) -> str:
+    return f"# HELP {name} {description}\n# TYPE {name} gauge\n{name} {value}\n"
 
 
 def _process_start() -> float:

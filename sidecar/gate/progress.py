@@ -41,30 +41,23 @@ def of_status(status: ModelStatus) -> GateProgress:
         return GateProgress("ready for the daemon, its symlink not seen yet")
     if not status.bytes_total:
         return GateProgress(status.state.value)
-    rest = _detail(status.bytes_done, status.bytes_total, status.rate_bytes_per_s, status.eta_s)
-    return GateProgress(status.state.value, rest, status.bytes_done * 100 // status.bytes_total)
+    return _of_bytes(status.state.value, status.bytes_done, status.bytes_total, status.rate_bytes_per_s, status.eta_s)
 
 
 def of_hashing(done: int, total: int, elapsed_s: float) -> GateProgress:
     """Return the progress of this gate's own hashing; sizes in bytes."""
     rate = done / elapsed_s if elapsed_s > 0 else 0.0
-    eta_s = (total - done) / rate if rate > 0 else None
-    return GateProgress("hashing", _detail(done, total, rate, eta_s), done * 100 // max(1, total))
+    return _of_bytes("hashing", done, total, rate, (total - done) / rate if rate > 0 else None)
 
 
-def _detail(done: int, total: int, rate: float | None, eta_s: float | None) -> str:
-    text = f"{format_size(done)} of {format_size(total)} ({done * 100 // max(1, total)} %)"
+def _of_bytes(stage: str, done: int, total: int, rate: float | None, eta_s: float | None) -> GateProgress:
+    percent = done * 100 // max(1, total)
+    text = f"{format_size(done)} of {format_size(total)} ({percent} %)"
     if rate:
         text += f", {format_size(rate)}/s"
     if eta_s is not None and done < total:
         text += f", {format_duration(eta_s)} left"
-    return text
-
-
-@dataclass(slots=True)
-class _Printed:
-    at: float
-    progress: GateProgress
+    return GateProgress(stage, text, percent)
 
 
 class ProgressPrinter:
@@ -74,50 +67,41 @@ class ProgressPrinter:
         self._stream = stream
         self._terminal = stream.isatty()
         self._lock = threading.Lock()
-        self._printed: dict[str, _Printed] = {}
-        self._notices: dict[str, str] = {}
+        self._printed: dict[str, tuple[float, GateProgress]] = {}  # when and what, by model
+        self._notices: dict[str, str | None] = {}
         self._open_line: str | None = None  # the model of the terminal's current line
 
-    def progress(self, model: str, progress: GateProgress) -> None:
+    def print_progress(self, model: str, progress: GateProgress) -> None:
         """Print the progress of `model`, if it changed enough."""
         with self._lock:
             now = time.monotonic()
-            last = self._printed.get(model)
-            if last is None or last.progress.stage != progress.stage:
-                self._end_line()
-                self._write(model, progress)
-            elif self._terminal and self._open_line == model:
-                if last.progress == progress or now - last.at < _TERMINAL_EVERY_S:
-                    return
-                self._write(model, progress)
-            elif now - last.at >= _REPEAT_S or (
-                now - last.at >= _LOG_EVERY_S and last.progress.percent != progress.percent
-            ):
-                self._end_line()
-                self._write(model, progress)
+            at, last = self._printed.get(model, (now, None))
+            in_place = last is not None and last.stage == progress.stage and self._terminal and self._open_line == model
+            if in_place:
+                due = last != progress and now - at >= _TERMINAL_EVERY_S
+            elif last is None or last.stage != progress.stage:
+                due = True
             else:
+                due = now - at >= (_LOG_EVERY_S if last.percent != progress.percent else _REPEAT_S)
+            if not due:
                 return
-            self._printed[model] = _Printed(now, progress)
+            if not in_place:
+                self._end_line()
+            self._write(model, progress)
+            self._printed[model] = (now, progress)
 
-    def line(self, text: str) -> None:
+    def print_line(self, text: str) -> None:
         """Print `text`."""
         with self._lock:
             self._end_line()
             self._stream.write(f"{_PREFIX}{text}\n")
             self._stream.flush()
 
-    def notice(self, topic: str, text: str | None, over: str = "") -> None:
+    def print_notice(self, topic: str, text: str | None, over: str = "") -> None:
         """Print `text` when it changes for `topic`, and `over`, if any, when it becomes None."""
-        before = self._notices.get(topic)
-        if text == before:
-            return
-        if text is None:
-            del self._notices[topic]
-            if over:
-                self.line(over)
-        else:
+        if text != self._notices.get(topic):
             self._notices[topic] = text
-            self.line(text)
+            self.print_line(over if text is None else text)
 
     def _write(self, model: str, progress: GateProgress) -> None:
         text = f"{_PREFIX}{model}: {progress}"

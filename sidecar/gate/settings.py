@@ -13,23 +13,24 @@ from pathlib import Path
 
 from cached.contract.errors import HoldfastError
 from cached.contract.layout import DEFAULT_MOUNT, PublicLayout
-from cached.contract.program.options import OptionParser, parse_address
+from cached.contract.program.options import OptionParser, parse_address, whole_number
 from cached.contract.reference import ModelRef, ModelRequest, add_pins, parse_models
 
 _TERMINATION_LOG = Path("/dev/termination-log")
 _LISTEN = ("0.0.0.0", 9401)  # noqa: S104 - the kubelet comes from outside the pod
+_parse_threads = whole_number(1, 1 << 22, "a whole number")  # the kernel's limit of threads (PID_MAX_LIMIT)
 _CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 
 @dataclass(frozen=True, slots=True)
 class GateOptions:
-    """The options of one gate. `timeout_s` None: wait for ever; `listen` None: no probes; `full`: hash every file."""
+    """The options of one gate. `timeout_s` may be infinite; `listen` None: no probes; `full`: hash every file."""
 
     public: PublicLayout
     wanted: tuple[ModelRequest, ...]
     full: bool
     threads: int
-    timeout_s: float | None
+    timeout_s: float
     once: bool
     listen: tuple[str, int] | None
     termination_log: Path | None
@@ -43,9 +44,6 @@ def parse(arguments: Sequence[str]) -> GateOptions:
         wanted = _wanted(given.model, given.version, given.models, given.digest)
     except (HoldfastError, ValueError) as error:
         parser.error(str(error))
-    log: Path | None = given.termination_log
-    if log is None and _TERMINATION_LOG.exists():
-        log = _TERMINATION_LOG
     return GateOptions(
         public=PublicLayout(given.root),
         wanted=wanted,
@@ -54,7 +52,7 @@ def parse(arguments: Sequence[str]) -> GateOptions:
         timeout_s=given.timeout,
         once=given.once,
         listen=given.listen or (None if given.once else _LISTEN),
-        termination_log=log,
+        termination_log=given.termination_log or (_TERMINATION_LOG if _TERMINATION_LOG.exists() else None),
     )
 
 
@@ -74,7 +72,8 @@ def _parser() -> OptionParser:
     verify = "record: compare size, mtime and inode with the daemon's record; full: hash every file; default record"
     parser.option("--verify", choices=("record", "full"), default="record", help=verify)
     parser.option("--threads", type=_parse_threads, help="threads for --verify full, default: all allowed CPUs")
-    parser.option("--timeout", type=_parse_seconds, help="seconds to wait at most, default: for ever")
+    timeout = "seconds to wait at most, default: for ever"
+    parser.option("--timeout", type=_parse_seconds, default=math.inf, help=timeout)
     parser.switch("--once", help="exit when ready instead of staying")
     listen = f"answer /readyz, /healthz and /metrics here, default {_LISTEN[0]}:{_LISTEN[1]}, with --once nowhere"
     parser.option("--listen", type=parse_address, metavar="HOST:PORT", help=listen)
@@ -93,12 +92,6 @@ def _wanted(
     elif name or version:
         raise ValueError("expected --model and --version, or --models, found both")
     return add_pins(models, pins) if pins else models
-
-
-def _parse_threads(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or int(text) < 1:
-        raise ValueError(f"expected a whole number from 1, found {text!r}")
-    return int(text)
 
 
 def _parse_seconds(text: str) -> float:

@@ -9,24 +9,21 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from cached.contract.digest import is_hex
-from cached.contract.errors import HoldfastError, Permanent
+from cached.contract.errors import Permanent
 from cached.contract.layout import PublicLayout, SnapshotLayout
 from cached.contract.lease import Lease, take_shared
 from cached.contract.reference import ModelRef
 
 
 @dataclass(frozen=True, slots=True)
-class Absent:
-    """No symlink: the version is not on this node."""
-
-
-@dataclass(frozen=True, slots=True)
-class Unsettled:
-    """There is a symlink, but its snapshot is being published or evicted; `reason` is for a person."""
+class ChangingSnapshot:
+    """A symlink whose snapshot is being published or evicted; `reason` is for a person."""
 
     reason: str
 
@@ -39,38 +36,44 @@ class HeldSnapshot:
     lease: Lease
 
 
-def hold(public: PublicLayout, ref: ModelRef) -> Absent | Unsettled | HeldSnapshot:
-    """Take the lease of the snapshot that `ref` names now. Raises `Permanent`: `invalid_link` where the symlink is
-    another kind of file or names no snapshot, `unreadable`."""
-    try:
-        return _hold(public, ref)
-    except OSError as error:
-        raise _unreadable(error, public.model_link(ref)) from error
+def hold_snapshot(public: PublicLayout, ref: ModelRef) -> HeldSnapshot | ChangingSnapshot | None:
+    """Take the lease of the snapshot that `ref` names now; None without a symlink. Raises `Permanent`: `invalid_link`
+    where the symlink is another kind of file or names no snapshot, `unreadable`."""
+    link = public.model_link(ref)
+    with _errors_are_ours(link):
+        snapshot = _named(public, link)
+        if snapshot is None:
+            return None
+        if not all(map(_is_folder, (public.models, link.parent, public.snapshots, snapshot.path))):
+            return ChangingSnapshot("its snapshot is gone: the daemon is evicting it, or fetches it again")
+        lease = take_shared(snapshot.lease)
+        if lease is None:
+            return ChangingSnapshot(
+                "its lease is not to be had: the daemon is evicting it, or `.holdfast/lease` is missing"
+            )
+        if _named(public, link) != snapshot:  # replaced or evicted before the lease was taken
+            lease.close()
+            return ChangingSnapshot("it was replaced just now")
+        return HeldSnapshot(snapshot, lease)
 
 
 def still_named(public: PublicLayout, ref: ModelRef, held: HeldSnapshot) -> bool:
-    """Return whether `ref` still names the leased snapshot; raises as `hold` does."""
-    try:
-        return _named(public, public.model_link(ref)) == held.snapshot
-    except OSError as error:
-        raise _unreadable(error, public.model_link(ref)) from error
-
-
-def _hold(public: PublicLayout, ref: ModelRef) -> Absent | Unsettled | HeldSnapshot:
+    """Return whether `ref` still names the leased snapshot; raises as `hold_snapshot` does."""
     link = public.model_link(ref)
-    snapshot = _named(public, link)
-    if snapshot is None:
-        return Absent()
-    for folder in (public.models, link.parent, public.snapshots, snapshot.path):
-        if not _is_folder(folder):
-            return Unsettled("its snapshot is gone: the daemon is evicting it, or fetches it again")
-    lease = take_shared(snapshot.lease)
-    if lease is None:
-        return Unsettled("its lease is not to be had: the daemon is evicting it, or `.holdfast/lease` is missing")
-    if _named(public, link) != snapshot:  # replaced or evicted before the lease was taken
-        lease.close()
-        return Unsettled("it was replaced just now")
-    return HeldSnapshot(snapshot, lease)
+    with _errors_are_ours(link):
+        return _named(public, link) == held.snapshot
+
+
+@contextmanager
+def _errors_are_ours(link: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise Permanent(
+            "unreadable",
+            f"{error.filename or link}: {error.strerror}",
+            "check the mount, the node's disk, and the pod's security policy (SELinux, AppArmor)",
+        ) from error
 
 
 def _named(public: PublicLayout, link: Path) -> SnapshotLayout | None:
@@ -84,14 +87,10 @@ def _named(public: PublicLayout, link: Path) -> SnapshotLayout | None:
         raise _invalid_link(link, "something that is no symlink") from error
     # By text alone, so that nothing outside is read; `_is_folder` checks that no folder of the path is a symlink, which
     # would change the text's meaning.
-    resolved = Path(os.path.normpath(link.parent / target))
-    if (
-        os.path.isabs(target)
-        or resolved.parent != Path(os.path.normpath(public.snapshots))
-        or not is_hex(resolved.name)
-    ):
+    folder, name = os.path.split(os.path.normpath(link.parent / target))
+    if os.path.isabs(target) or folder != os.path.normpath(public.snapshots) or not is_hex(name):
         raise _invalid_link(link, f"a symlink to {target!r}")
-    return SnapshotLayout(public.snapshots / resolved.name)
+    return SnapshotLayout(public.snapshots / name)
 
 
 def _is_folder(path: Path) -> bool:
@@ -109,12 +108,4 @@ def _invalid_link(path: Path, found: str) -> Permanent:
         "invalid_link",
         f"{path}: expected a relative symlink to a snapshot, through folders, found {found}",
         "check that only the daemon writes the root; `holdfast pull` publishes the version again",
-    )
-
-
-def _unreadable(error: OSError, path: Path) -> HoldfastError:
-    return Permanent(
-        "unreadable",
-        f"{error.filename or path}: {error.strerror}",
-        "check the mount, the node's disk, and the pod's security policy (SELinux, AppArmor)",
     )

@@ -12,7 +12,7 @@ import select
 import signal
 from collections.abc import Iterable
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import TYPE_CHECKING
 
 from cached.contract.program import limits, process
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 
 class Wakeup:
-    """The wakeup of the one waiting thread, by signals and other threads. A pipe, as a signal handler must not use a
-    lock that the interrupted thread may hold. `stopped_by` is the signal that asked the process to end, None before."""
+    """Wakes the one waiting thread, from signals and other threads, over a pipe: a signal handler must not use a lock
+    that the interrupted thread may hold. `stopped_by` is the signal that asked the process to end, None before."""
 
     def __init__(self) -> None:
         self.stopped_by: int | None = None
@@ -35,39 +35,33 @@ class Wakeup:
             signal.signal(number, self._stop)
         process.unblock_signals()
 
-    def ring(self) -> None:
+    def wake(self) -> None:
         """Wake the waiting thread, or make its next wait return at once."""
         with contextlib.suppress(BlockingIOError):  # full: the thread will wake anyway
             os.write(self._writer, b"\0")
 
-    def wait(self, timeout_s: float | None) -> bool:
-        """Wait at most `timeout_s` seconds for a ring; return whether there was one."""
-        rang = bool(self._poll.poll(None if timeout_s is None else max(0, timeout_s) * 1000))
+    def wait(self, timeout_s: float) -> bool:
+        """Wait at most `timeout_s` seconds for a `wake`; return whether there was one."""
+        woken = bool(self._poll.poll(max(0, timeout_s) * 1000))
         with contextlib.suppress(BlockingIOError):
             while os.read(self._reader, 4096):
                 pass
-        return rang
+        return woken
 
     def _stop(self, number: int, _frame: FrameType | None) -> None:
         self.stopped_by = number
-        self.ring()
+        self.wake()
 
 
-class Changes:
-    """Rings the bell when an entry appears in a followed folder. Use as a context manager. `trouble` is why inotify is
-    not in use, None while it is."""
+class FolderWatch:
+    """Wakes the waiting thread when an entry appears in a followed folder. `trouble` is why inotify is not in use, None
+    while it is."""
 
-    def __init__(self, bell: Wakeup) -> None:
-        self._bell = bell
+    def __init__(self, wakeup: Wakeup) -> None:
+        self._wakeup = wakeup
         self._observer: BaseObserver | None = None
         self._watches: dict[Path, tuple[tuple[int, int], ObservedWatch]] = {}
         self.trouble: str | None = None
-
-    def __enter__(self) -> Changes:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._stop()
 
     def follow(self, folders: Iterable[Path]) -> bool:
         """Watch those of `folders` that exist; return whether one is newly watched, and so must be checked again."""
@@ -81,8 +75,16 @@ class Changes:
             self.trouble = f"inotify: {limits.explain_no_inotify(error)}"
         else:
             return any(added)
-        self._stop()
+        self.close()
         return False
+
+    def close(self) -> None:
+        """End all watches."""
+        if self._observer is not None:
+            self._observer.stop()
+            self._observer.join()
+            self._observer = None
+        self._watches.clear()
 
     def _follow(self, folder: Path) -> bool:
         try:
@@ -93,7 +95,7 @@ class Changes:
         known = self._watches.get(folder)
         if known is not None and known[0] == identity:
             return False
-        observer = self._started()
+        observer = self._start_observer()
         if known is not None:
             observer.unschedule(known[1])
         self._watches[folder] = (identity, self._schedule(observer, folder))
@@ -102,17 +104,17 @@ class Changes:
     def _schedule(self, observer: BaseObserver, folder: Path) -> ObservedWatch:
         from watchdog import events
 
-        bell = self._bell
+        wakeup = self._wakeup
 
-        class Ringer(events.FileSystemEventHandler):
+        class Handler(events.FileSystemEventHandler):
             def on_any_event(self, _event: FileSystemEvent) -> None:
-                bell.ring()
+                wakeup.wake()
 
         # Not all events: opening a folder to read it is one too, and would wake the gate for ever.
         kinds = [events.FileCreatedEvent, events.DirCreatedEvent, events.FileMovedEvent, events.DirMovedEvent]
-        return observer.schedule(Ringer(), str(folder), event_filter=kinds)
+        return observer.schedule(Handler(), str(folder), event_filter=kinds)
 
-    def _started(self) -> BaseObserver:
+    def _start_observer(self) -> BaseObserver:
         if self._observer is None:
             import logging
 
@@ -128,10 +130,3 @@ class Changes:
                 raise
             self._observer = observer
         return self._observer
-
-    def _stop(self) -> None:
-        if self._observer is not None:
-            self._observer.stop()
-            self._observer.join()
-            self._observer = None
-        self._watches.clear()

@@ -7,6 +7,7 @@ nothing here, and the daemon reports it. Never keeps or repeats a source, which 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,12 +53,9 @@ def read_digests(text: str) -> Digests:
 def _pins(models: Mapping[Any, Any]) -> Iterator[tuple[ModelRef, Digest]]:
     for name, model in models.items():
         for version, entry in _mapping(_mapping(model).get("versions")).items():
-            digest = _mapping(entry).get("digest")
-            if isinstance(digest, str):
-                try:
-                    yield ModelRef(name, version), Digest.parse(digest)
-                except (HoldfastError, TypeError, AttributeError):  # a key that is a list, or no valid name
-                    continue
+            # No digest, no valid name, or a key that is a list.
+            with suppress(HoldfastError, KeyError, TypeError, AttributeError):
+                yield ModelRef(name, version), Digest.parse(_mapping(entry)["digest"])
 
 
 def _mapping(node: object) -> Mapping[Any, Any]:

@@ -30,7 +30,7 @@ CA_LIFE = timedelta(days=365)
 CERTIFICATE_LIFE = timedelta(days=90)
 SPREAD = timedelta(minutes=10)  # until every API server and every replica has read a new CA
 _BACKDATED = timedelta(minutes=5)  # for clocks that are slow
-_CA, _CA_KEY, _CERTIFICATE, _KEY = "ca.crt", "ca.key", "tls.crt", "tls.key"  # cert-manager's names
+_FILES = ("ca.crt", "ca.key", "tls.crt", "tls.key")  # cert-manager's names
 
 PrivateKey = ec.EllipticCurvePrivateKey
 
@@ -59,48 +59,37 @@ class CertificateKeys:
 
     def to_secret(self) -> dict[str, str]:
         """Return the `data` of a Secret."""
-        files = {
-            _CA: self.bundle,
-            _CA_KEY: _key_pem(self.authority_key),
-            _CERTIFICATE: self.certificate_pem,
-            _KEY: self.key_pem,
-        }
-        return {name: base64.b64encode(content).decode() for name, content in files.items()}
+        contents = (self.bundle, _key_pem(self.authority_key), self.certificate_pem, self.key_pem)
+        return {name: base64.b64encode(content).decode() for name, content in zip(_FILES, contents, strict=True)}
 
     @classmethod
     def from_secret(cls, data: Mapping[str, str]) -> CertificateKeys:
         """Parse the output of `to_secret`; raises `Permanent` (`invalid_secret`), whose message quotes none of it."""
         try:
-            files = {name: base64.b64decode(data[name], validate=True) for name in (_CA, _CA_KEY, _CERTIFICATE, _KEY)}
-            found = cls(
-                tuple(x509.load_pem_x509_certificates(files[_CA])),
-                _load_key(files[_CA_KEY]),
-                x509.load_pem_x509_certificate(files[_CERTIFICATE]),
-                _load_key(files[_KEY]),
-            )
+            ca, ca_key, certificate, key = (base64.b64decode(data[name], validate=True) for name in _FILES)
+            authorities = tuple(x509.load_pem_x509_certificates(ca))
+            found = cls(authorities, _load_key(ca_key), x509.load_pem_x509_certificate(certificate), _load_key(key))
         except KeyError as error:
             raise _invalid(f"no {error.args[0]}") from error
         except (ValueError, TypeError, binascii.Error) as error:
             raise _invalid("expected certificates and keys in PEM, found something else") from error
-        for name, certificate, key in (
-            (_CA_KEY, found.authorities[0], found.authority_key),
-            (_KEY, found.certificate, found.key),
-        ):
-            if certificate.public_key() != key.public_key():
-                raise _invalid(f"{name} is not the key of its certificate")
+        if authorities[0].public_key() != found.authority_key.public_key():
+            raise _invalid("ca.key is not the key of its certificate")
+        if found.certificate.public_key() != found.key.public_key():
+            raise _invalid("tls.key is not the key of its certificate")
         return found
 
 
 def next_keys(found: CertificateKeys | None, names: Sequence[str], now: datetime) -> CertificateKeys | None:
     """Return the keys that replace `found` for a server of these DNS names; None where `found` needs no change."""
     if found is None or _ended(found.authorities[0], now):
-        authority, authority_key = _make_authority(now)
-        return CertificateKeys((authority,), authority_key, *_make_certificate(authority, authority_key, names, now))
-    if _old(found.authorities[0], now) and not _ended(found.certificate, now):
+        authority, key = _make_authority(now)
+        return CertificateKeys((authority,), key, *_make_certificate(authority, key, names, now))
+    newest = found.authorities[0]
+    if _old(newest, now) and not _ended(found.certificate, now):
         authority, key = _make_authority(now)
         kept = [old for old in found.authorities if not _ended(old, now)]
         return replace(found, authorities=(authority, *kept), authority_key=key)
-    newest = found.authorities[0]
     if _is_by(found.certificate, newest):
         due = _old(found.certificate, now)
     else:

@@ -6,7 +6,7 @@ nothing to the pod's own defaults, which are for its other containers (a pod tha
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -59,7 +59,7 @@ class GateSettings:
     listen_host: str
 
 
-def gate_container(spec: Json, asked: WeightsRequest, settings: GateSettings) -> Json:
+def make_gate(spec: Json, asked: WeightsRequest, settings: GateSettings) -> Json:
     """Return the gate for a pod with this `spec`; `asked.models` include the pins that apply."""
     container: Json = {
         "name": NAME,
@@ -93,10 +93,8 @@ def volume(settings: GateSettings) -> Json:
 
 def mount(path: str, recursive_read_only: str) -> Json:
     """Return a read-only mount of the volume at `path`."""
-    found: Json = {"name": VOLUME, "mountPath": path, "readOnly": True}
-    if recursive_read_only != "Disabled":
-        found["recursiveReadOnly"] = recursive_read_only
-    return found
+    recursive = {} if recursive_read_only == "Disabled" else {"recursiveReadOnly": recursive_read_only}
+    return {"name": VOLUME, "mountPath": path, "readOnly": True, **recursive}
 
 
 def containers_of(spec: Mapping[str, Any]) -> Iterator[Json]:
@@ -119,12 +117,9 @@ def _arguments(asked: WeightsRequest) -> list[str]:
 
 
 def _native(port: int, deadline_s: int) -> Json:
-    """Return the fields of a native sidecar that all later containers wait for.
-
-    With the probe alone the next container starts up to a second after the gate opened (the shortest period): 598 ms at
-    the median. The hook returns when the gate opens, 95 ms, and gives up after two seconds. Not an httpGet hook: that
-    asks once, and a refused connection while the gate starts kills the container.
-    """
+    """Return the fields of a native sidecar that all later containers wait for. With the probe alone the next container
+    starts 598 ms (median) after the gate opened, with the hook 95 ms. Not an httpGet hook: that asks once, and a
+    refused connection while the gate starts kills the container."""
     return {
         "restartPolicy": "Always",
         "ports": [{"name": NAME, "containerPort": port, "protocol": "TCP"}],
@@ -155,15 +150,13 @@ def _security(user: int) -> Json:
 
 
 def _resources(spec: Json, sizes: GateResources) -> Json:
-    """Return requests and limits that keep the pod's class of service, within its pod-level resources.
-
-    A pod is Guaranteed (whole cores of its own, last to be evicted) only while every container has limits equal to its
-    requests. Elsewhere no limit on the CPU, as throttling delays the pod, unless all its containers have one.
-    """
+    """Return requests and limits that keep the pod's class of service: Guaranteed (whole cores of its own, last to be
+    evicted) only while every container has limits equal to its requests. Elsewhere no limit on the CPU, as throttling
+    delays the pod, unless all its containers have one."""
     if spec.get("resources"):  # pod-level: the sum of the containers' must not exceed them
         return {}
     every = [container.get("resources") or {} for container in containers_of(spec)]
-    if _guaranteed(every):
+    if all(_is_guaranteed(each, resource) for each in every for resource in ("cpu", "memory")):
         both = {"cpu": sizes.cpu_limit, "memory": sizes.memory_limit}
         return {"requests": both, "limits": both}
     limits = {"memory": sizes.memory_limit}
@@ -172,14 +165,10 @@ def _resources(spec: Json, sizes: GateResources) -> Json:
     return {"requests": {"cpu": sizes.cpu, "memory": sizes.memory}, "limits": limits}
 
 
-def _guaranteed(every: Iterable[Json]) -> bool:
-    """Return whether these resources make the class Guaranteed; the API server normalizes quantities."""
-    for each in every:
-        limits, requests = each.get("limits") or {}, each.get("requests") or {}
-        for what in ("cpu", "memory"):
-            if what not in limits or requests.get(what, limits[what]) != limits[what]:
-                return False
-    return True
+def _is_guaranteed(resources: Json, resource: str) -> bool:
+    """Return whether limit and request of a container are equal; the API server normalizes quantities."""
+    limits, requests = resources.get("limits") or {}, resources.get("requests") or {}
+    return resource in limits and requests.get(resource, limits[resource]) == limits[resource]
 
 
 def _free_port(spec: Json) -> int:

@@ -7,20 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import prometheus_client as prometheus
 from aiohttp import web
-from prometheus_client import (
-    CollectorRegistry,
-    Counter,
-    Gauge,
-    Histogram,
-    Info,
-    ProcessCollector,
-    disable_created_metrics,
-    generate_latest,
-)
 
 _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1)
-_RESULTS = ("injected", "unchanged", "denied", "invalid")
 
 
 class InjectorMetrics:
@@ -28,47 +18,45 @@ class InjectorMetrics:
 
     def __init__(self, version: str, expires: Callable[[], float]) -> None:
         # Else each counter has one more series, which is of no use.
-        disable_created_metrics()  # type: ignore[no-untyped-call]  # prometheus_client leaves it bare
-        self._registry = CollectorRegistry()
-        ProcessCollector(registry=self._registry)
+        prometheus.disable_created_metrics()  # type: ignore[no-untyped-call]  # prometheus_client leaves it bare
+        registry = self._registry = prometheus.CollectorRegistry()
+        prometheus.ProcessCollector(registry=registry)
         reviews = "Reviews answered, by result."
-        self._reviews = Counter("holdfast_injector_reviews", reviews, ["result"], registry=self._registry)
-        for result in _RESULTS:  # so that a rate includes the first of each
+        self._reviews = prometheus.Counter("holdfast_injector_reviews", reviews, ["result"], registry=registry)
+        for result in ("injected", "unchanged", "denied", "invalid"):  # so that a rate includes the first of each
             self._reviews.labels(result)
         seconds = "Seconds from a review's last byte to its answer."
-        self._seconds = Histogram(
-            "holdfast_injector_review_seconds", seconds, buckets=_SECONDS, registry=self._registry
+        self._seconds = prometheus.Histogram(
+            "holdfast_injector_review_seconds", seconds, buckets=_SECONDS, registry=registry
         )
         end = "When the serving certificate ends, since unix epoch in seconds; 0 before there is one."
         name = "holdfast_injector_certificate_expiry_timestamp_seconds"
-        Gauge(name, end, registry=self._registry).set_function(expires)
-        Info("holdfast_build", "The version that runs.", registry=self._registry).info({"version": version})
+        prometheus.Gauge(name, end, registry=registry).set_function(expires)
+        prometheus.Info("holdfast_build", "The version that runs.", registry=registry).info({"version": version})
 
-    def done(self, result: str, seconds: float) -> None:
+    def count_review(self, result: str, seconds: float) -> None:
         """Count one review."""
         self._reviews.labels(result).inc()
         self._seconds.observe(seconds)
 
-    def text(self) -> bytes:
+    def expose(self) -> bytes:
         """Return the metrics in Prometheus' text format."""
-        return generate_latest(self._registry)
+        return prometheus.generate_latest(self._registry)
 
 
-def probe_application(metrics: InjectorMetrics, not_ready: Callable[[], str | None]) -> web.Application:
-    """Return the application of the plain port; `not_ready` returns why reviews should go elsewhere, or None."""
-    app = web.Application()
+def probe_application(metrics: InjectorMetrics, why_not_ready: Callable[[], str | None]) -> web.Application:
+    """Return the application of the plain port; `why_not_ready` returns why reviews should go elsewhere, or None."""
 
     async def healthz(_request: web.Request) -> web.Response:
         return web.Response(text="ok\n")
 
     async def readyz(_request: web.Request) -> web.Response:
-        reason = not_ready()
+        reason = why_not_ready()
         return web.Response(text="ready\n" if reason is None else f"{reason}\n", status=200 if reason is None else 503)
 
     async def scrape(_request: web.Request) -> web.Response:
-        return web.Response(body=metrics.text(), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
+        return web.Response(body=metrics.expose(), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
 
-    app.router.add_get("/healthz", healthz)
-    app.router.add_get("/readyz", readyz)
-    app.router.add_get("/metrics", scrape)
+    app = web.Application()
+    app.add_routes([web.get("/healthz", healthz), web.get("/readyz", readyz), web.get("/metrics", scrape)])
     return app

@@ -20,7 +20,6 @@ from cached.contract.errors import Permanent, Transient
 
 ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 _TIMEOUT = aiohttp.ClientTimeout(total=10)
-_JSON_PATCH = "application/json-patch+json"
 _REMEDY = "check the injector's service account: its Role and ClusterRole, and that its token is mounted"
 
 Json = dict[str, Any]
@@ -28,9 +27,6 @@ Json = dict[str, Any]
 
 class KubeConflict(Transient):
     """Another writer changed the object first: read it again."""
-
-    def __init__(self, path: str) -> None:
-        super().__init__("kube_conflict", f"{path}: another writer changed it, or it exists already", "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,17 +52,17 @@ class KubeApi:
         """Return the object at `path`, None where there is none."""
         return await self._send("GET", path)
 
-    async def create(self, path: str, body: Json) -> Json:
+    async def create(self, path: str, body: Json) -> None:
         """Create an object in the collection at `path`; raises `KubeConflict` where one of its name exists."""
-        return self._expect(path, await self._send("POST", path, body))
+        await self._send("POST", path, body)
 
-    async def replace(self, path: str, body: Json) -> Json:
+    async def replace(self, path: str, body: Json) -> None:
         """Replace the object at `path`; raises `KubeConflict` where its `resourceVersion` is not that in `body`."""
-        return self._expect(path, await self._send("PUT", path, body))
+        await self._send("PUT", path, body)
 
-    async def patch(self, path: str, operations: Sequence[Json]) -> Json:
+    async def patch(self, path: str, operations: Sequence[Json]) -> None:
         """Apply a JSON patch (RFC 6902) to the object at `path`."""
-        return self._expect(path, await self._send("PATCH", path, list(operations), _JSON_PATCH))
+        await self._send("PATCH", path, operations, "application/json-patch+json")
 
     async def _send(self, method: str, path: str, body: object = None, kind: str = "application/json") -> Json | None:
         data = None if body is None else json.dumps(body)
@@ -76,31 +72,11 @@ class KubeApi:
                 aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=self._trust()), timeout=_TIMEOUT) as session,
                 session.request(method, self.url + path, data=data, headers=headers) as response,
             ):
-                status, answer = response.status, await response.read()
+                status, content = response.status, await response.read()
         except (aiohttp.ClientError, TimeoutError) as error:
             problem = f"{method} {self.url}{path}: {error or type(error).__name__}"
             raise Transient("kube_unreachable", problem, "check that the API server answers") from error
-        return self._read(f"{method} {path}", status, answer)
-
-    def _read(self, what: str, status: int, answer: bytes) -> Json | None:
-        if status == 404:
-            return None
-        if status == 409:
-            raise KubeConflict(what)
-        problem = f"{what}: {status} {_message(answer)}"
-        if status in (401, 403):
-            raise Permanent("kube_forbidden", problem, _REMEDY)
-        if status == 429 or status >= 500:
-            raise Transient("kube_unavailable", problem, "")
-        if status >= 300:
-            raise Permanent("kube_refused", problem, "")
-        found: Json = json.loads(answer)
-        return found
-
-    def _expect(self, path: str, found: Json | None) -> Json:
-        if found is None:
-            raise Transient("kube_not_found", f"{path}: not there", "apply the injector's manifests")
-        return found
+        return _parse(method, path, status, content)
 
     def _token(self) -> str:
         path = self.account / "token"
@@ -117,9 +93,35 @@ class KubeApi:
             raise Permanent("no_ca", f"{path}: {error.strerror or error}", _REMEDY) from error
 
 
-def _message(answer: bytes) -> str:
-    """Return the message of a `Status` object, else the answer's first bytes."""
+def _parse(method: str, path: str, status: int, content: bytes) -> Json | None:
+    """Return the object in the response to a request, None where there is none to get; raises the status's error."""
+    if status == 404 and method == "GET":
+        return None
+    if status == 404:
+        raise Transient("kube_not_found", f"{path}: not there", "apply the injector's manifests")
+    what = f"{method} {path}"
+    if status == 409:
+        raise KubeConflict("kube_conflict", f"{what}: another writer changed it, or it exists already", "")
+    problem = f"{what}: {status} {_message(content)}"
+    if status in (401, 403):
+        raise Permanent("kube_forbidden", problem, _REMEDY)
+    if status == 429 or status >= 500:
+        raise Transient("kube_unavailable", problem, "")
+    if status >= 300:
+        raise Permanent("kube_refused", problem, "")
     try:
-        return str(json.loads(answer)["message"])[:500]
-    except (ValueError, KeyError, TypeError):
-        return repr(answer[:200])
+        found = json.loads(content)
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        remedy = "check what answers at the API server's address"
+        raise Transient("kube_bad_answer", f"{what}: no JSON object came back, but {content[:100]!r}", remedy)
+    return found
+
+
+def _message(content: bytes) -> str:
+    """Return the message of a `Status` object, else the first bytes of the response."""
+    try:
+        return str(json.loads(content)["message"])[:500]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return repr(content[:200])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -25,18 +26,18 @@ from cached.contract.program.options import EXIT_DONE, EXIT_FAILED
 from cached.contract.program.process import SignalThread
 from sidecar.injector.catalog_digests import Digests, read_digests
 from sidecar.injector.certificate_store import CertificateStore
-from sidecar.injector.file_poll import changes
 from sidecar.injector.http import InjectorMetrics, probe_application
 from sidecar.injector.kube import KubeApi
 from sidecar.injector.settings import InjectorOptions, parse
 from sidecar.injector.tls import ServingTls
-from sidecar.injector.webhook import Reviewer, application
+from sidecar.injector.webhook import Reviewer, review_application
 
 _log = logging.getLogger("holdfast")
 # Longer than the 90 s after which Go closes an idle connection: else a review may meet a connection just closed.
 _KEEP_ALIVE_S = 120.0
 _CLOSE_S = 2.0  # for answers in progress when the listeners close
 _PATIENCE_S = 10.0  # for the whole shutdown except the drain
+_POLL_S = 1.0
 
 
 class Injector:
@@ -45,31 +46,30 @@ class Injector:
     def __init__(self, settings: InjectorOptions) -> None:
         self._settings = settings
         self._stop = asyncio.Event()
-        self.tls = ServingTls()
+        self._tls = ServingTls()
         running = version("holdfast")
-        self.reviewer = Reviewer(settings.gate, running)
-        self.metrics = InjectorMetrics(running, lambda: self.tls.expires)
+        self._reviewer = Reviewer(settings.gate, running)
+        self._metrics = InjectorMetrics(running, lambda: self._tls.expires)
 
-    def not_ready(self) -> str | None:
-        """Return why reviews should go elsewhere; None where they may come here."""
+    def _why_not_ready(self) -> str | None:
         if self._stop.is_set():
             return "stopping"
-        return None if self.tls.loaded.is_set() else "no certificate yet"
+        return None if self._tls.certificate else "no certificate yet"
 
     async def run(self, ending: SignalThread) -> None:
         """Answer until a signal asks to stop."""
         ending.set_handler(partial(asyncio.get_running_loop().call_soon_threadsafe, self._stop.set))
         settings = self._settings
-        plain = probe_application(self.metrics, self.not_ready)
-        secure = application(self.reviewer, self.metrics.done)
+        plain = probe_application(self._metrics, self._why_not_ready)
+        secure = review_application(self._reviewer, self._metrics.count_review)
         async with _served(plain, settings.metrics_listen, None) as metrics:
             _log.info("health and metrics on http://%s", metrics)
             async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(self._certificate(), name="certificate")]
+                tasks = [group.create_task(self._keep_certificate(), name="certificate")]
                 if settings.catalog is not None:
                     tasks.append(group.create_task(self._follow_catalog(settings.catalog), name="catalog"))
                 # Without a certificate every handshake is refused, and /readyz says why.
-                async with _served(secure, settings.listen, self.tls.context) as address:
+                async with _served(secure, settings.listen, self._tls.context) as address:
                     _log.info("reviews on https://%s/mutate", address)
                     await self._stop.wait()
                     _log.info("stopping: answering for %g s more", settings.drain_s)
@@ -77,29 +77,27 @@ class Injector:
                 for task in tasks:
                     task.cancel()
 
-    async def _certificate(self) -> None:
+    async def _keep_certificate(self) -> None:
         where = self._settings.certificate
-        if isinstance(where, Path):
-            await self._follow_certificate(where / "tls.crt", where / "tls.key")
-        else:
-            await CertificateStore(KubeApi.in_cluster(), where, self.tls, partial(datetime.now, UTC)).run()
-
-    async def _follow_certificate(self, certificate: Path, key: Path) -> None:
-        async for _ in changes(certificate, key):
+        if not isinstance(where, Path):
+            await CertificateStore(KubeApi.in_cluster(), where, self._tls, partial(datetime.now, UTC)).run()
+            return
+        certificate, key = where / "tls.crt", where / "tls.key"
+        async for _ in _changes(certificate, key):
             try:
-                if self.tls.set_certificate(*await asyncio.to_thread(_read_pair, certificate, key)):
+                if self._tls.set_certificate(*await asyncio.to_thread(_read_pair, certificate, key)):
                     _log.info("serving the certificate in %s", certificate)
             except HoldfastError as error:
-                _log.error("%s: %s", certificate.parent, error)
+                _log.error("%s: %s", where, error)
 
     async def _follow_catalog(self, path: Path) -> None:
-        async for _ in changes(path):
+        async for _ in _changes(path):
             try:
-                self.reviewer.digests = await asyncio.to_thread(_read_catalog, path)
+                self._reviewer.digests = await asyncio.to_thread(_read_catalog, path)
             except HoldfastError as error:
                 _log.error("%s: %s", path, error)
             else:
-                _log.info("catalog: %d pinned versions", len(self.reviewer.digests.pins))
+                _log.info("catalog: %d pinned versions", len(self._reviewer.digests.pins))
 
 
 def main(argv: Sequence[str]) -> int:
@@ -108,19 +106,33 @@ def main(argv: Sequence[str]) -> int:
     log_to_stderr(settings.log_level)
     ending = SignalThread(settings.drain_s + _PATIENCE_S, partial(_log.warning, "%s: leaving at once"))
     ending.start()
+    code = EXIT_DONE
     try:
-        asyncio.run(_run(settings, ending))
-    except HoldfastError as error:
-        sys.stderr.write(f"holdfast inject: {error}\n")
-        return EXIT_FAILED
-    return EXIT_DONE
-
-
-async def _run(settings: InjectorOptions, ending: SignalThread) -> None:
-    try:
-        await Injector(settings).run(ending)
+        asyncio.run(Injector(settings).run(ending))
     except* HoldfastError as errors:
-        raise errors.exceptions[0] from errors
+        sys.stderr.write(f"holdfast inject: {errors.exceptions[0]}\n")
+        code = EXIT_FAILED
+    return code
+
+
+async def _changes(*files: Path) -> AsyncIterator[None]:
+    """Yield at once, and then whenever one of `files` (or the target of a symlink there) may have changed. No inotify:
+    ConfigMaps and Secrets take the kubelet up to a minute, and a poll a second costs nothing and misses nothing."""
+    before = None
+    while True:
+        now = [_signature(file) for file in files]
+        if now != before:
+            before = now
+            yield
+        await asyncio.sleep(_POLL_S)
+
+
+def _signature(file: Path) -> tuple[int, int, int, int] | None:
+    try:
+        found = os.stat(file)
+    except OSError:
+        return None
+    return (found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size)
 
 
 def _read_catalog(path: Path) -> Digests:

@@ -17,27 +17,19 @@ from cached.contract.annotations import (
     CONTAINERS,
     DIGEST,
     INJECTED,
+    LABEL_VALUE,
     MOUNT_PATH,
     PREFIX,
     WeightsRequest,
     parse,
+    weights_label,
 )
 from cached.contract.digest import Digest
 from cached.contract.errors import Permanent
-from cached.contract.labels import READY, weights_label
 from cached.contract.layout import PublicLayout
 from cached.contract.reference import ModelRequest, variable_suffix, write_models, write_pins
 from sidecar.injector.catalog_digests import Digests
-from sidecar.injector.gate_container import (
-    NAME,
-    VOLUME,
-    GateSettings,
-    Json,
-    containers_of,
-    gate_container,
-    mount,
-    volume,
-)
+from sidecar.injector.gate_container import NAME, VOLUME, GateSettings, Json, containers_of, make_gate, mount, volume
 
 VARIABLE = "HOLDFAST_MODEL_PATH"
 _MIRROR = "kubernetes.io/config.mirror"  # a static pod, which the node runs whatever the API server answers
@@ -55,11 +47,9 @@ class Patch:
 
 
 def patch_pod(pod: Json, settings: GateSettings, digests: Digests, version: str) -> Patch:
-    """Return the patch that makes `pod` wait for its weights; `version` marks it as injected.
-
-    Raises `Permanent`: `invalid_annotations`, `digest_mismatch` (pod and catalog pin different content),
-    `unsupported_pod`, `unknown_container`, `mount_conflict`, `digest_unknown` (for a required affinity).
-    """
+    """Return the patch that makes `pod` wait for its weights; `version` marks it as injected. Raises `Permanent`:
+    `invalid_annotations`, `digest_mismatch` (pod and catalog pin different content), `unsupported_pod`,
+    `unknown_container`, `mount_conflict`, `digest_unknown` (for a required affinity)."""
     spec, notes = pod["spec"], (pod.get("metadata") or {}).get("annotations") or {}
     if INJECTED in notes or _MIRROR in notes or any(c.get("name") == NAME for c in containers_of(spec)):
         return Patch()
@@ -72,14 +62,14 @@ def patch_pod(pod: Json, settings: GateSettings, digests: Digests, version: str)
             "a pod for Windows asks for weights, and the nodes that cache them run Linux",
             f"remove the annotations under {PREFIX}, or run the pod on Linux",
         )
-    asked = replace(asked, models=tuple(_pinned(wanted, digests) for wanted in asked.models))
+    asked = replace(asked, models=tuple(_pin(wanted, digests) for wanted in asked.models))
     operations = [
         *_annotations(notes, asked, version),
         *_volumes(spec, settings),
         *_containers(spec, asked, settings),
         *_affinity(spec, asked),
         # Last: it shifts the other init containers, whose indexes the operations above use.
-        *_prepend("/spec/initContainers", spec.get("initContainers"), [gate_container(spec, asked, settings)]),
+        *_prepend("/spec/initContainers", spec.get("initContainers"), [make_gate(spec, asked, settings)]),
     ]
     unknown = sorted({wanted.ref.name for wanted in asked.models if not digests.knows(wanted.ref.name)})
     warnings = (
@@ -88,7 +78,7 @@ def patch_pod(pod: Json, settings: GateSettings, digests: Digests, version: str)
     return Patch(tuple(operations), tuple(warnings))
 
 
-def _pinned(wanted: ModelRequest, digests: Digests) -> ModelRequest:
+def _pin(wanted: ModelRequest, digests: Digests) -> ModelRequest:
     """Return `wanted` with the catalog's pin, where the pod has none."""
     catalog = digests.pins.get(wanted.ref)
     if catalog is not None and wanted.pin not in (None, catalog):
@@ -109,7 +99,6 @@ def _annotations(notes: Json, asked: WeightsRequest, version: str) -> Iterator[J
 
 
 def _volumes(spec: Json, settings: GateSettings) -> Iterator[Json]:
-    ours = volume(settings)
     for present in spec.get("volumes") or ():
         if present.get("name") == VOLUME:
             if (present.get("hostPath") or {}).get("path") == settings.host_public:
@@ -119,7 +108,7 @@ def _volumes(spec: Json, settings: GateSettings) -> Iterator[Json]:
                 f"the pod has a volume {VOLUME!r} of its own, which is not {settings.host_public} of the node",
                 "rename it: the injector adds a volume of that name",
             )
-    yield from _append("/spec/volumes", spec.get("volumes"), [ours])
+    yield _append("/spec/volumes", spec.get("volumes"), volume(settings))
 
 
 def _containers(spec: Json, asked: WeightsRequest, settings: GateSettings) -> Iterator[Json]:
@@ -133,14 +122,15 @@ def _containers(spec: Json, asked: WeightsRequest, settings: GateSettings) -> It
                 chosen = kind == "containers" or container.get("restartPolicy") != "Always"
             else:
                 chosen = container.get("name") in asked.containers
-            if chosen:
-                where = f"/spec/{kind}/{index}"
-                if not _mounted(container, asked.mount_path):
-                    yield from _append(f"{where}/volumeMounts", container.get("volumeMounts"), [ours])
-                present = {variable.get("name") for variable in container.get("env") or ()}
-                missing = [variable for variable in variables if variable["name"] not in present]
-                # In front, as a variable may refer only to those before it.
-                yield from _prepend(f"{where}/env", container.get("env"), missing)
+            if not chosen:
+                continue
+            where = f"/spec/{kind}/{index}"
+            if not _mounted(container, asked.mount_path):
+                yield _append(f"{where}/volumeMounts", container.get("volumeMounts"), ours)
+            present = {variable.get("name") for variable in container.get("env") or ()}
+            missing = [variable for variable in variables if variable["name"] not in present]
+            # In front, as a variable may refer only to those before it.
+            yield from _prepend(f"{where}/env", container.get("env"), missing)
 
 
 def _check_names(spec: Json, asked: WeightsRequest) -> None:
@@ -199,9 +189,9 @@ def _affinity(spec: Json, asked: WeightsRequest) -> Iterator[Json]:
                 "neither the pod nor the catalog says",
                 f"pin it with {DIGEST} or in the catalog, or leave {AFFINITY} out",
             )
-        yield _add("/spec/affinity", require(spec.get("affinity"), digests))
+        yield _add("/spec/affinity", _require(spec.get("affinity"), digests))
     elif digests:
-        yield _add("/spec/affinity", prefer(spec.get("affinity"), digests))
+        yield _add("/spec/affinity", _prefer(spec.get("affinity"), digests))
 
 
 def _prepend(path: str, present: object, values: Sequence[Json]) -> Iterator[Json]:
@@ -212,11 +202,8 @@ def _prepend(path: str, present: object, values: Sequence[Json]) -> Iterator[Jso
         yield _add(path, list(values))
 
 
-def _append(path: str, present: object, values: Sequence[Json]) -> Iterator[Json]:
-    if present:
-        yield from (_add(f"{path}/-", value) for value in values)
-    elif values:
-        yield _add(path, list(values))
+def _append(path: str, present: object, value: Json) -> Json:
+    return _add(f"{path}/-", value) if present else _add(path, [value])
 
 
 def _add(path: str, value: Any) -> Json:
@@ -228,7 +215,7 @@ def _escaped(key: str) -> str:
     return key.replace("~", "~0").replace("/", "~1")
 
 
-def prefer(affinity: Json | None, digests: Sequence[Digest]) -> Json:
+def _prefer(affinity: Json | None, digests: Sequence[Digest]) -> Json:
     """Return `affinity` with a preference for nodes that hold each of `digests`: the more of them, the better."""
     node = dict((affinity or {}).get("nodeAffinity") or {})
     terms = [{"weight": _WEIGHT, "preference": {"matchExpressions": [_holds(digest)]}} for digest in digests]
@@ -236,23 +223,22 @@ def prefer(affinity: Json | None, digests: Sequence[Digest]) -> Json:
     return {**(affinity or {}), "nodeAffinity": node}
 
 
-def require(affinity: Json | None, digests: Sequence[Digest]) -> Json:
+def _require(affinity: Json | None, digests: Sequence[Digest]) -> Json:
     """Return `affinity` restricted to nodes that hold all of `digests`."""
     node = dict((affinity or {}).get("nodeAffinity") or {})
     holding = [_holds(digest) for digest in digests]
     terms = (node.get(_REQUIRED) or {}).get("nodeSelectorTerms")
-    # Terms are alternatives, so each gets the condition. An empty term matches no node, and would match some with a
-    # condition in it.
     both = [_and(term, holding) for term in terms] if terms else [{"matchExpressions": holding}]
     node[_REQUIRED] = {"nodeSelectorTerms": both}
     return {**(affinity or {}), "nodeAffinity": node}
 
 
 def _and(term: Json, expressions: Sequence[Json]) -> Json:
+    """Add the condition to one of the alternatives. An empty term matches no node, and must not match some with it."""
     if not (term.get("matchExpressions") or term.get("matchFields")):
         return term
     return {**term, "matchExpressions": [*(term.get("matchExpressions") or ()), *expressions]}
 
 
 def _holds(digest: Digest) -> Json:
-    return {"key": weights_label(digest), "operator": "In", "values": [READY]}
+    return {"key": weights_label(digest), "operator": "In", "values": [LABEL_VALUE]}

@@ -1,7 +1,6 @@
 """Refuse a pod whose fields have other types than the API's, so that later code need not check them.
 
-Law: pure. Knows only the fields that the injector reads; an absent field equals `null`, as in the API. Annotation
-values are not checked: the API server ensures that they are text.
+Law: pure. Knows only the fields that the injector reads; an absent field equals `null`, as in the API.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ from typing import Any
 from cached.contract.errors import Permanent
 
 _TEXT, _NUMBER = str, int
-_TEXTS = object()  # an object whose values are text
 _QUANTITIES: dict[str, Any] = {"limits": {}, "requests": {}}
 _TERM: dict[str, Any] = {"matchExpressions": [{}], "matchFields": [{}]}
 _CONTAINER: dict[str, Any] = {
@@ -24,7 +22,7 @@ _CONTAINER: dict[str, Any] = {
 }
 # The API's own types: https://kubernetes.io/docs/reference/generated/kubernetes-api/, Pod v1 core.
 _POD: dict[str, Any] = {
-    "metadata": {"annotations": _TEXTS},
+    "metadata": {"annotations": {}},
     "spec": {
         "os": {"name": _TEXT},
         "volumes": [{"name": _TEXT, "hostPath": {"path": _TEXT}}],
@@ -41,9 +39,12 @@ _POD: dict[str, Any] = {
 }
 
 
-def check_pod(pod: object) -> None:
+def check_pod(pod: dict[str, Any]) -> None:
     """Raise `Permanent` (`invalid_review`) that names the first field whose type is not the API's."""
     _check("object", pod, _POD)
+    for key, value in ((pod.get("metadata") or {}).get("annotations") or {}).items():
+        if not isinstance(value, str):
+            raise _refuse(f"object.metadata.annotations.{key[:100]}", "text", value)
 
 
 def _check(where: str, value: object, shape: Any) -> None:
@@ -56,8 +57,6 @@ def _check(where: str, value: object, shape: Any) -> None:
             if item is None:
                 raise _refuse(f"{where}[{index}]", "an object", item)
             _check(f"{where}[{index}]", item, shape[0])
-    elif shape is _TEXTS:
-        _check_texts(where, value)
     elif isinstance(shape, dict):
         if not isinstance(value, dict):
             raise _refuse(where, "an object", value)
@@ -65,14 +64,6 @@ def _check(where: str, value: object, shape: Any) -> None:
             _check(f"{where}.{key}", value.get(key), inner)
     elif not isinstance(value, shape) or isinstance(value, bool):
         raise _refuse(where, "text" if shape is _TEXT else "a number", value)
-
-
-def _check_texts(where: str, value: object) -> None:
-    if not isinstance(value, dict):
-        raise _refuse(where, "an object", value)
-    for key, text in value.items():
-        if not isinstance(text, str):
-            raise _refuse(f"{where}.{key[:100]}", "text", text)
 
 
 def _refuse(where: str, expected: str, found: object) -> Permanent:

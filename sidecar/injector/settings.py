@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cached.contract.layout import DEFAULT_ROOT, Layout
-from cached.contract.program.options import OptionParser, parse_address
+from cached.contract.program.options import OptionParser, parse_address, whole_number
 from sidecar.injector.certificate_store import Place
 from sidecar.injector.gate_container import GateMode, GateResources, GateSettings
 from sidecar.injector.kube import ACCOUNT
@@ -22,8 +22,8 @@ _METRICS = ("0.0.0.0", 8444)  # noqa: S104 - and so do the kubelet and Prometheu
 _OBJECT_NAME = "holdfast-injector"
 _QUANTITY = re.compile(r"[0-9]+(\.[0-9]+)?(m|[kMGT]i?)?")
 _DEADLINE_S = 6 * 3600
-_MAX_USER = 2**31 - 1
-_MAX_DEADLINE_S = 2**31 - 1 - 3600  # a probe's failureThreshold is an int32
+_user = whole_number(1, 2**31 - 1, "a user's number")
+_deadline = whole_number(1, 2**31 - 1 - 3600, "whole seconds")  # a probe's failureThreshold is an int32
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,9 +95,8 @@ def _server_options(parser: OptionParser) -> None:
     parser.option("--cert-secret", default=f"{_OBJECT_NAME}-tls", metavar="NAME", help=kept)
     webhook = f"and the CA in this MutatingWebhookConfiguration, default {_OBJECT_NAME}"
     parser.option("--webhook-name", default=_OBJECT_NAME, metavar="NAME", help=webhook)
-    parser.option(
-        "--service-name", default=_OBJECT_NAME, metavar="NAME", help=f"of this Service, default {_OBJECT_NAME}"
-    )
+    service = f"of this Service, default {_OBJECT_NAME}"
+    parser.option("--service-name", default=_OBJECT_NAME, metavar="NAME", help=service)
     parser.option("--namespace", metavar="NAME", help="where Secret and Service are, default: the pod's own")
     drain = "seconds to go on answering after SIGTERM, default 5"
     parser.option("--drain", type=_seconds, default=5.0, metavar="S", help=drain)
@@ -133,20 +132,6 @@ def _quantity(text: str) -> str:
     if not _QUANTITY.fullmatch(text):
         raise ValueError(f"expected a Kubernetes quantity such as 500m or 64Mi, found {text!r}")
     return text
-
-
-def _user(text: str) -> int:
-    return _whole(text, "a user's number", _MAX_USER)
-
-
-def _deadline(text: str) -> int:
-    return _whole(text, "whole seconds", _MAX_DEADLINE_S)
-
-
-def _whole(text: str, what: str, most: int) -> int:
-    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= most:
-        raise ValueError(f"expected {what} from 1 to {most}, found {text!r}")
-    return int(text)
 
 
 def _absolute(text: str) -> Path:

@@ -5,21 +5,19 @@ Law: private keys stay in memory, never on a disk. A certificate that is not usa
 
 from __future__ import annotations
 
-import asyncio
-import os
 import ssl
 
 from cryptography import x509
 
 from cached.contract.errors import Permanent
+from cached.contract.program.tls import load_identity
 
 
 class ServingTls:
-    """`context` for a server; each handshake gets the certificate of the latest `use`. The first `use` sets `loaded`.
-    `certificate` is in PEM, `expires` is its end in seconds since the epoch; empty and 0 before the first `use`."""
+    """`context` for a server; each handshake gets the latest certificate. `certificate` is in PEM, `expires` is its end
+    in seconds since the epoch; empty and 0 before the first `set_certificate`."""
 
     def __init__(self) -> None:
-        self.loaded = asyncio.Event()
         self.expires = 0.0
         self.certificate = b""
         self._key = b""
@@ -37,7 +35,7 @@ class ServingTls:
         fresh = _context()
         try:
             expires = x509.load_pem_x509_certificate(certificate).not_valid_after_utc.timestamp()
-            _load(fresh, certificate + b"\n" + key)
+            load_identity(fresh, certificate + b"\n" + key)
         except (ValueError, ssl.SSLError) as error:
             raise Permanent(
                 "invalid_certificate",
@@ -46,7 +44,6 @@ class ServingTls:
             ) from error
         self.certificate, self._key = certificate, key
         self._current, self.expires = fresh, expires
-        self.loaded.set()
         return True
 
     def _choose(self, connection: ssl.SSLObject, _name: str | None, _context: ssl.SSLContext) -> int | None:
@@ -61,14 +58,3 @@ def _context() -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     return context
-
-
-def _load(context: ssl.SSLContext, pem: bytes) -> None:
-    """Load from memory what Python loads from paths only."""
-    descriptor = os.memfd_create("certificate")
-    try:
-        with open(descriptor, "wb", closefd=False) as file:
-            file.write(pem)
-        context.load_cert_chain(f"/proc/self/fd/{descriptor}")
-    finally:
-        os.close(descriptor)

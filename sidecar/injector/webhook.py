@@ -1,6 +1,6 @@
 """Admission reviews over HTTP: `admission.k8s.io/v1`, as the API server's documentation of webhooks describes it.
 
-Law: one review in, one answer out, no state, so that a dry run needs no care. An invalid request of a pod is denied
+Law: one review in, one response out, no state, so that a dry run needs no care. An invalid request of a pod is denied
 with what to write instead; only an input that is no review is an HTTP error.
 """
 
@@ -29,8 +29,8 @@ _PODS = {"group": "", "version": "v1", "resource": "pods"}
 
 
 @dataclass(frozen=True, slots=True)
-class ReviewAnswer:
-    """The reply; `result` is for the metrics: `injected`, `unchanged` or `denied`."""
+class ReviewResponse:
+    """The response; `result` is for the metrics: `injected`, `unchanged` or `denied`."""
 
     result: str
     body: bytes
@@ -44,7 +44,7 @@ class Reviewer:
         self._version = version
         self.digests: Digests = NO_CATALOG
 
-    def review(self, body: bytes) -> ReviewAnswer:
+    def review(self, body: bytes) -> ReviewResponse:
         """Answer one AdmissionReview; raises `Permanent` (`invalid_review`) where it is none."""
         request = _request(body)
         uid = request["uid"]
@@ -61,21 +61,21 @@ class Reviewer:
             return _denied(uid, error)
 
 
-def application(reviewer: Reviewer, done: Callable[[str, float], None]) -> web.Application:
-    """Return the webhook's server; `done` receives each result (also `invalid`) and its seconds."""
+def review_application(reviewer: Reviewer, count: Callable[[str, float], None]) -> web.Application:
+    """Return the webhook's server; `count` receives each result (also `invalid`) and its seconds."""
     app = web.Application(client_max_size=_MAX_REVIEW_BYTES)
 
     async def mutate(request: web.Request) -> web.Response:
         body = await request.read()
         started = time.perf_counter()
         try:
-            answer = reviewer.review(body)
+            reviewed = reviewer.review(body)
         except Permanent as error:
-            done("invalid", time.perf_counter() - started)
+            count("invalid", time.perf_counter() - started)
             _log.warning("%s", error)
             return web.Response(status=HTTPStatus.BAD_REQUEST, text=f"{error}\n")
-        done(answer.result, time.perf_counter() - started)
-        return web.Response(body=answer.body, content_type="application/json")
+        count(reviewed.result, time.perf_counter() - started)
+        return web.Response(body=reviewed.body, content_type="application/json")
 
     app.router.add_post("/mutate", mutate)
     return app
@@ -96,24 +96,24 @@ def _request(body: bytes) -> Json:
     return request
 
 
-def _allowed(uid: str, patch: Patch) -> ReviewAnswer:
+def _allowed(uid: str, patch: Patch) -> ReviewResponse:
     response: Json = {"uid": uid, "allowed": True}
     if patch.operations:
         response["patchType"] = "JSONPatch"
         response["patch"] = base64.b64encode(json.dumps(patch.operations).encode()).decode()
     if patch.warnings:
         response["warnings"] = list(patch.warnings)
-    return ReviewAnswer("injected" if patch.operations else "unchanged", _encode(response))
+    return ReviewResponse("injected" if patch.operations else "unchanged", _encode(response))
 
 
-def _denied(uid: str, error: HoldfastError) -> ReviewAnswer:
+def _denied(uid: str, error: HoldfastError) -> ReviewResponse:
     status = {
         "status": "Failure",
         "code": HTTPStatus.UNPROCESSABLE_ENTITY.value,
         "reason": "Invalid",
         "message": f"{error.message}. What to do: {error.remedy}",
     }
-    return ReviewAnswer("denied", _encode({"uid": uid, "allowed": False, "status": status}))
+    return ReviewResponse("denied", _encode({"uid": uid, "allowed": False, "status": status}))
 
 
 def _encode(response: Json) -> bytes:

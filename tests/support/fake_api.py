@@ -154,6 +154,10 @@ class FakeApi:
         answer = web.Response(status=code, body=body, headers=headers, content_type="application/json")
         self._fault(method, path, answer, times)
 
+    def garble(self, method: str, path: str, body: bytes, *, times: float = 1) -> None:
+        """Answer the next requests 200 with `body`, as a captive portal or a wrong address does."""
+        self._fault(method, path, web.Response(body=body), times)
+
     def drop(self, method: str, path: str, *, times: float = 1) -> None:
         """Close the connection of the next requests instead of answering."""
         self._fault(method, path, "drop", times)

@@ -13,8 +13,6 @@ from collections.abc import Sequence
 
 from cached.contract.errors import Permanent, Transient
 
-NO_THREAD = "no_thread"
-NO_DESCRIPTOR = "no_descriptor"
 _THREAD_REMEDY = (
     "raise the limit of processes: podPidsLimit of the kubelet, pids.max of the cgroup, or `ulimit -u` of the user"
 )
@@ -45,7 +43,7 @@ def start_threads(threads: Sequence[threading.Thread]) -> list[threading.Thread]
 
 def no_thread(what: str) -> Transient:
     """Return the error of `what`, for which no thread could be started."""
-    return Transient(NO_THREAD, f"{what}: cannot start a thread: the limit of processes is reached", _THREAD_REMEDY)
+    return Transient("no_thread", f"{what}: cannot start a thread: the limit of processes is reached", _THREAD_REMEDY)
 
 
 def find_limit_error(error: BaseException, what: str) -> Transient | None:
@@ -56,9 +54,9 @@ def find_limit_error(error: BaseException, what: str) -> Transient | None:
             return no_thread(what)
         if isinstance(reached, OSError) and reached.errno == errno.EMFILE:
             soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-            return Transient(NO_DESCRIPTOR, f"{what}: this process has {soft} open files, its limit", _FILES_REMEDY)
+            return Transient("no_descriptor", f"{what}: this process has {soft} open files, its limit", _FILES_REMEDY)
         if isinstance(reached, OSError) and reached.errno == errno.ENFILE:
-            return Transient(NO_DESCRIPTOR, f"{what}: the system's limit of open files is reached", _SYSTEM_REMEDY)
+            return Transient("no_descriptor", f"{what}: the system's limit of open files is reached", _SYSTEM_REMEDY)
         if reached is None:
             return None
         reached = reached.__cause__ or reached.__context__

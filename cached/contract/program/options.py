@@ -65,12 +65,12 @@ def parse_address(text: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
-def whole_number(low: int, high: int) -> Callable[[str], int]:
-    """Return a parser of whole numbers from `low` to `high`; it raises ValueError."""
+def whole_number(low: int, high: int, noun: str = "a number") -> Callable[[str], int]:
+    """Return a parser of whole numbers from `low` to `high`; it raises ValueError with a message that names `noun`."""
 
     def parse(text: str) -> int:
         if not text.isascii() or not text.isdigit() or not low <= int(text) <= high:
-            raise ValueError(f"expected a number from {low} to {high}, found {text!r}")
+            raise ValueError(f"expected {noun} from {low} to {high}, found {text!r}")
         return int(text)
 
     return parse

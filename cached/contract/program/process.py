@@ -28,12 +28,9 @@ _READER_TIMEOUT_MS = 100  # for a slow reader; after it, lines are dropped until
 
 
 def prepare_process() -> None:
-    """Block SIGTERM and SIGINT until `unblock_signals` or a `SignalThread`; ignore SIGHUP; make stderr lossy.
-
-    Process 1 of a container does not get SIGTERM without a handler, so the kubelet would wait out the whole grace
-    period of a program that still imports; a blocked signal stays pending. SIGHUP asks a daemon to read its
-    configuration again, which is watched already.
-    """
+    """Block SIGTERM and SIGINT until `unblock_signals` or a `SignalThread`; ignore SIGHUP; make stderr lossy. Process 1
+    of a container gets no SIGTERM without a handler: the kubelet would wait out the whole grace period of a program
+    that still imports. A blocked signal stays pending. SIGHUP asks to read files again, which are watched already."""
     signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     sys.stderr = LossyStream(sys.stderr.fileno())
@@ -83,11 +80,9 @@ class LossyStream(io.TextIOBase):
 
 
 class SignalThread(threading.Thread):
-    """The thread that waits for SIGTERM and SIGINT. Start it once, before any other thread.
-
-    Without a `farewell` the process exits at once with 0. Otherwise the signal calls it; after `patience_s` seconds, or
-    at a second signal, the thread calls `leave` and exits with 0 whatever still runs, also with a hung file system.
-    """
+    """The thread that waits for SIGTERM and SIGINT; start it once, before any other thread. Without a handler the
+    process exits at once with 0. Otherwise the signal calls it; after `patience_s` seconds, or at a second signal, the
+    thread calls `leave` and exits with 0 whatever still runs, also with a hung file system."""
 
     def __init__(self, patience_s: float, leave: Callable[[str], None]) -> None:
         super().__init__(name="ending", daemon=True)
@@ -95,33 +90,30 @@ class SignalThread(threading.Thread):
         self._patience_s = patience_s
         self._leave = leave
         self._lock = threading.Lock()
-        self._farewell: Callable[[], object] | None = None
+        self._handler: Callable[[], object] | None = None
         self.signalled = False  # whether a signal arrived
 
-    def set_handler(self, farewell: Callable[[], object]) -> None:
+    def set_handler(self, handler: Callable[[], object]) -> None:
         """Set the function that a signal calls, in this thread; it must not block."""
         with self._lock:
-            self._farewell = farewell
+            self._handler = handler
 
     def run(self) -> None:
         signal.sigwait(ENDING)
         self.signalled = True
         with self._lock:
-            if self._farewell is None:
+            if self._handler is None:
                 _exit_now()
-            self._farewell()
+            self._handler()
         again = signal.sigtimedwait(ENDING, self._patience_s)
         self._leave(f"still busy after {self._patience_s:g} s" if again is None else "told to end again")
         _exit_now()
 
 
 def _exit_now() -> NoReturn:
-    """Exit with 0, and leave the closing of open files to a child process.
-
-    When a process ends the kernel closes its files, and for one on FUSE or NFS waits for the answer of its server: a
-    hung server keeps the process alive, even after SIGKILL. A child that shares the table of open files (CLONE_FILES)
-    stays behind instead, and the parent process sees this one exit at once.
-    """
+    """Exit with 0, and leave the closing of open files to a child process: for files on FUSE or NFS the kernel waits
+    for their server, which keeps the process alive, even after SIGKILL, while the server hangs. A child that shares the
+    table of open files (CLONE_FILES) stays behind instead, and the parent process sees this one exit at once."""
     number, parent = _CLONE.get(os.uname().machine), os.getpid()
     if number is not None and _has_files():
         # PyDLL keeps the interpreter's lock, so the child holds it: the child has no other threads.
@@ -131,25 +123,21 @@ def _exit_now() -> NoReturn:
     os._exit(0)
 
 
-def _open_files() -> list[tuple[int, str]]:
-    """Return the open descriptors and their targets; accesses no file system but /proc."""
+def _open_files() -> list[tuple[int, bool]]:
+    """Return the open descriptors, and whether each is a file, whose close may block the kernel, and no socket, pipe,
+    folder or device. Accesses no file system but /proc."""
     found = []
     for name in os.listdir("/proc/self/fd"):
         with contextlib.suppress(OSError):
-            found.append((int(name), os.readlink(f"/proc/self/fd/{name}")))
+            place, flags = os.readlink(f"/proc/self/fd/{name}"), fcntl.fcntl(int(name), fcntl.F_GETFL)
+            plain = place.startswith("/") and not place.startswith(("/dev/", "/proc/", "/sys/"))
+            found.append((int(name), plain and not flags & os.O_DIRECTORY))
     return found
-
-
-def _is_plain(descriptor: int, place: str) -> bool:
-    """Return whether this is a file, whose close may block the kernel, and no socket, pipe, folder, lock or device."""
-    if not place.startswith("/") or place.startswith(("/dev/", "/proc/", "/sys/")):
-        return False
-    return not fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_DIRECTORY
 
 
 def _has_files() -> bool:
     try:
-        return any(descriptor > 2 and _is_plain(descriptor, place) for descriptor, place in _open_files())
+        return any(descriptor > 2 and plain for descriptor, plain in _open_files())
     except OSError:
         return False
 
@@ -157,9 +145,9 @@ def _has_files() -> bool:
 def _close_the_rest(parent: int) -> NoReturn:
     """In the child: close the sockets, locks and pipes, wait until the parent is gone, and exit, which closes the
     files, however long that takes."""
-    for descriptor, place in _open_files():
-        with contextlib.suppress(OSError):
-            if descriptor <= 2 or not _is_plain(descriptor, place):
+    for descriptor, plain in _open_files():
+        if descriptor <= 2 or not plain:
+            with contextlib.suppress(OSError):
                 os.close(descriptor)
     for _ in range(_PARENT_ENDS_S * 10):
         if os.getppid() != parent:

@@ -6,6 +6,7 @@ kernel refuses one it raises after the work is queued. Apart from `limits`, so t
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -19,10 +20,8 @@ def start_pool(threads: int, name: str, initializer: Callable[[], object] | None
     together = threading.Barrier(threads)  # a thread at the barrier takes no second job, so each job starts a thread
 
     def arrive() -> None:
-        try:
+        with contextlib.suppress(threading.BrokenBarrierError):
             together.wait()
-        except threading.BrokenBarrierError:
-            return
 
     try:
         for _ in range(threads):

@@ -1,7 +1,7 @@
-"""The life of one version: what an event makes of its record, and what is to be done.
+"""The life of one version: a record and an event give the next record and the steps to carry out.
 
-Law: `handle` is a function of a record, an event and the time in monotonic seconds; it remembers nothing. Several
-versions are the table's matter, which of them to fetch, evict or refuse is the planner's.
+Law: `handle` is a function of a record, an event and the time in monotonic seconds, without state. The table handles
+several versions; the planner decides which of them to fetch, evict or refuse.
 """
 
 from __future__ import annotations
@@ -19,42 +19,43 @@ from cached.core.versions.messages import (
     Answer,
     AnswerExpired,
     Arrived,
-    Asked,
     CountWait,
     CountWant,
+    DemandUpdated,
     Ended,
     Event,
     Evicted,
-    Hasten,
+    FetchEvent,
     LogFailure,
-    Looked,
-    MakeRoom,
     NeedFound,
-    Nudged,
+    PauseEnded,
     Plan,
     PodsSeen,
+    Pulled,
     Reopen,
     Resumed,
-    RoomSought,
-    Run,
+    SetPriority,
     ShowFailed,
     ShowIdle,
     ShowQueued,
     ShowRefused,
     ShowTrouble,
+    SpacePlanned,
     SpaceReserved,
     Started,
+    StartTry,
     Step,
-    Stop,
     Stopped,
+    StopTry,
     TimePassed,
+    TryEnd,
     TryFailed,
 )
 from cached.core.versions.record import (
     Blocked,
     Failed,
     Fetch,
-    Idle,
+    Inactive,
     Paused,
     PinMismatch,
     Pull,
@@ -71,10 +72,22 @@ Result = tuple[Version, tuple[Step, ...]]
 
 
 def handle(version: Version, event: Event, now: float) -> Result:
-    """What an event makes of a version, and the steps to carry out, in order."""
+    """Return the record after an event, and the steps to carry out, in order."""
     match event:
-        case Asked() | Resumed() | PodsSeen() | Looked() | AnswerExpired() | Evicted() | NeedFound():
-            return _handle_askers(version, event, now)
+        case Pulled(pull, held):
+            return _pull(version, pull, held=held)
+        case Resumed(pull, recheck):
+            return replace(version, pulls=version.pulls or (pull,), recheck=version.recheck or recheck), ()
+        case PodsSeen():
+            return _see_pods(version, event, now)
+        case DemandUpdated():
+            return _update_demand(version, event, now)
+        case AnswerExpired(id_):
+            return replace(version, pulls=tuple(pull for pull in version.pulls if pull.id != id_)), ()
+        case Evicted():
+            return replace(version, counted=False, pulled_pin=None), ()
+        case NeedFound(total_bytes):
+            return replace(version, needs_bytes=max(version.needs_bytes, total_bytes)), ()
         case Arrived() | TryFailed() | Stopped():
             return _handle_end(version, event, now)
         case TimePassed():
@@ -83,43 +96,22 @@ def handle(version: Version, event: Event, now: float) -> Result:
             return _handle_fetch(version, event)
 
 
-# --- those who ask -------------------------------------------------------------------------------------------------
+# --- wants ---------------------------------------------------------------------------------------------------------
 
 
-def _handle_askers(
-    version: Version, event: Asked | Resumed | PodsSeen | Looked | AnswerExpired | Evicted | NeedFound, now: float
-) -> Result:
-    match event:
-        case Asked(pull, held):
-            return _ask(version, pull, held=held)
-        case Resumed(pull, recheck):
-            pulls = version.pulls or (pull,)
-            return replace(version, pulls=pulls, recheck=version.recheck or recheck), ()
-        case PodsSeen():
-            return _see_pods(version, event, now)
-        case Looked():
-            return _look(version, event, now)
-        case AnswerExpired(id_):
-            return replace(version, pulls=tuple(pull for pull in version.pulls if pull.id != id_)), ()
-        case Evicted():
-            return replace(version, counted=False, pulled_pin=None), ()
-        case NeedFound(total_bytes):
-            return replace(version, needs_bytes=max(version.needs_bytes, total_bytes)), ()
-
-
-def _ask(version: Version, pull: Pull, *, held: bool) -> Result:
+def _pull(version: Version, pull: Pull, *, held: bool) -> Result:
     recheck = version.recheck or (pull.refresh and held)
     version = replace(version, pulls=(*version.pulls, pull), counted=False, recheck=recheck)
     if version.fetch is None:
-        settled = version.settled is not None
-        return _forget_failures(version), (ShowIdle(version.ref),) if settled else ()
+        return _forget_failures(version), (ShowIdle(version.ref),) if version.failure is not None else ()
     if pull.refresh:
-        return _stop(version, gives_way=False)  # its source was listed before: it starts over, with what is here of it
-    return _nudge(version)
+        return _stop(version, preempted=False)  # it starts over with a new listing; its bytes stay
+    return _end_pause(version)
 
 
 def _see_pods(version: Version, seen: PodsSeen, now: float) -> Result:
-    """A wait begins with the first pod, unless the version is here. A new pod has an earlier failure tried again."""
+    """Record the pods: a wait begins with the first one, unless the node holds the version; a new pod resets an earlier
+    failure."""
     if version.fetch is None and {pod.uid for pod in seen.pods} - {pod.uid for pod in version.pods}:
         version = _forget_failures(version)
     version, waited = _end_wait(version, now) if seen.held else (version, ())
@@ -132,11 +124,11 @@ def _see_pods(version: Version, seen: PodsSeen, now: float) -> Result:
     return replace(version, pods=seen.pods, wrong_pins=wrong), waited
 
 
-def _look(version: Version, looked: Looked, now: float) -> Result:
-    ref, want, held = version.ref, looked.want, looked.held
+def _update_demand(version: Version, update: DemandUpdated, now: float) -> Result:
+    ref, want, held = version.ref, update.want, update.held
     if version.recheck and (want is None or held is None):
         version = replace(version, recheck=False)
-    version, steps = _refuse_pins(version, looked.verdicts)
+    version, steps = _refuse_pins(version, update.verdicts)
     met = version.is_met(want, held)
     if want is not None and not version.counted:
         steps += (CountWant(ref, "hit" if met else "miss" if version.fetch is None else "joined"),)
@@ -148,7 +140,7 @@ def _look(version: Version, looked: Looked, now: float) -> Result:
         if met:
             version, answers = _meet_pulls(version, held.digest)
             steps += answers
-    if want is None and not looked.refused and isinstance(version.state, Idle):
+    if want is None and not update.refused and isinstance(version.state, Inactive):
         pulled_pin = None if held is None else version.pulled_pin
         version = replace(version, failures=0, needs_bytes=0, pulled_pin=pulled_pin)
     return version, steps
@@ -161,120 +153,109 @@ def _end_wait(version: Version, now: float) -> Result:
 
 
 def _refuse_pins(version: Version, verdicts: Mapping[Digest, Permanent]) -> Result:
-    """Answer the pulls whose pins cannot be met: it is no other's matter."""
+    """Answer the pulls whose pins cannot be met, and no others."""
     wrong = [(pull, verdicts[pull.want.pin]) for pull in version.pulls if pull.want.pin and pull.want.pin in verdicts]
     return _close(version, [replace(pull, error=error) for pull, error in wrong])
 
 
 def _meet_pulls(version: Version, digest: Digest) -> Result:
-    """The version is here as it is wanted: answer its pulls; one that pins another digest is told so."""
+    """Answer the pulls of a version that the node holds as wanted: with an error where a pull pins another digest."""
     answered, pulled_pin = [], version.pulled_pin
     for pull in version.pulls:
         if pull.want.pin in (None, digest):
             answered.append(replace(pull, digest=digest, error=None))
             pulled_pin = pull.want.pin
         else:
-            answered.append(replace(pull, error=_other(pull.want, digest)))
+            answered.append(replace(pull, error=_pin_error(pull.want, digest)))
     version, steps = _close(version, answered)
     return (replace(version, pulled_pin=pulled_pin) if answered else version), steps
 
 
-def _end_refreshes(version: Version, error: HoldfastError) -> Result:
-    """The source could not be asked again, or has what may not be taken; what is here stays, so only those pulls that
-    had it asked again are told."""
-    return _close(version, [replace(pull, error=error) for pull in version.pulls if pull.refresh])
-
-
 def _close(version: Version, answered: Collection[Pull]) -> Result:
-    """These pulls have their answer, and ask no more."""
+    """Remove these pulls with their final answers."""
     if not answered:
         return version, ()
     ids = {pull.id for pull in answered}
     left = tuple(pull for pull in version.pulls if pull.id not in ids)
-    return replace(version, pulls=left), tuple(Answer(version.ref, pull, asks=False) for pull in answered)
+    return replace(version, pulls=left), tuple(Answer(pull, asks=False) for pull in answered)
 
 
 def _fail_pulls(version: Version, error: HoldfastError) -> Result:
-    """No pull can be met, as far as is known; each asks on until its answer is old."""
+    """Answer all pulls with an error; each stays in the record until its answer expires."""
     pulls = tuple(replace(pull, digest=None, error=error) for pull in version.pulls)
-    return replace(version, pulls=pulls), tuple(Answer(version.ref, pull, asks=True) for pull in pulls)
+    return replace(version, pulls=pulls), tuple(Answer(pull, asks=True) for pull in pulls)
 
 
 def _reopen_pulls(version: Version) -> Result:
     answered = [pull for pull in version.pulls if pull.error is not None]
     pulls = tuple(replace(pull, error=None) for pull in version.pulls)
-    return replace(version, pulls=pulls), tuple(Reopen(version.ref, pull) for pull in answered)
+    return replace(version, pulls=pulls), tuple(Reopen(pull) for pull in answered)
 
 
 # --- the fetch -----------------------------------------------------------------------------------------------------
 
 
-def _handle_fetch(
-    version: Version,
-    event: (
-        Started | Cancel | Forget | Refuse | Preempt | Reprioritize | Admitted | SpaceReserved | Nudged | RoomSought
-    ),
-) -> Result:
+def _handle_fetch(version: Version, event: FetchEvent) -> Result:
     state = version.state
     match event, state:
-        case Started(want, order), Idle() | Failed() | Refused():
+        case Started(want, order), Inactive() | Failed() | Refused():
             version, steps = _reopen_pulls(replace(version, state=Queued(Fetch(want, order))))
             return version, (*steps, ShowQueued(version.ref, want))
         case Admitted(), Queued(fetch):
-            return replace(version, state=Running(fetch)), (Run(version.ref, fetch.want),)
+            return replace(version, state=Running(fetch)), (StartTry(version.ref, fetch.want),)
         case Cancel(), _:
-            return _stop(version, gives_way=False)
+            return _stop(version, preempted=False)
         case Preempt(), _:
-            return _stop(version, gives_way=True)
+            return _stop(version, preempted=True)
         case Refuse(_, error), _:
             return _refuse(version, error)
         case Forget(), Failed() | Refused():
-            return replace(version, state=Idle(), failures=0), (ShowIdle(version.ref),)
+            return replace(version, state=Inactive(), failures=0), (ShowIdle(version.ref),)
         case Forget(), Stopping():
             return replace(version, state=replace(state, refused=None)), ()
         case Reprioritize(want), Queued() | Running() | Paused() | Blocked() | Stopping():
             state = replace(state, fetch=replace(state.fetch, want=want))
-            return replace(version, state=state), (Hasten(version.ref, want),)
+            return replace(version, state=state), (SetPriority(version.ref, want),)
         case SpaceReserved(), Running(fetch):
             return replace(version, state=Running(replace(fetch, lacks_space=False))), ()
-        case Nudged(), _:
-            return _nudge(version)
-        case RoomSought(found), Blocked(fetch) if fetch.passed is found:
-            return replace(version, state=replace(state, fetch=replace(fetch, passed=not found))), ()
+        case PauseEnded(), _:
+            return _end_pause(version)
+        case SpacePlanned(found), Blocked(fetch) if fetch.skipped is found:
+            return replace(version, state=replace(state, fetch=replace(fetch, skipped=not found))), ()
         case _:
-            return version, ()  # it comes too late: a fetch that is stopping ends, and is planned again
+            return version, ()  # too late: a fetch that is stopping ends, and is planned again
 
 
-def _stop(version: Version, *, gives_way: bool) -> Result:
+def _stop(version: Version, *, preempted: bool) -> Result:
     match version.state:
         case Queued(fetch) | Running(fetch) | Paused(fetch) | Blocked(fetch):
-            return replace(version, state=Stopping(fetch, gives_way)), (Stop(version.ref, gives_way),)
+            return replace(version, state=Stopping(fetch, preempted)), (StopTry(version.ref, preempted),)
         case Stopping() as stopping:
-            return replace(version, state=replace(stopping, gives_way=stopping.gives_way or gives_way)), ()
+            return replace(version, state=replace(stopping, preempted=stopping.preempted or preempted)), ()
         case _:
             return version, ()
 
 
 def _refuse(version: Version, error: Permanent) -> Result:
-    version, steps = _stop(version, gives_way=False)
+    version, steps = _stop(version, preempted=False)
     if isinstance(version.state, Stopping):
         return replace(version, state=replace(version.state, refused=error)), steps
     version, told = _fail_pulls(replace(version, state=Refused(error)), error)
     return version, (*told, ShowRefused(version.ref, error))
 
 
-def _nudge(version: Version) -> Result:
+def _end_pause(version: Version) -> Result:
     match version.state:
         case Paused(fetch) | Blocked(fetch):
-            return replace(version, state=Queued(replace(fetch, passed=False))), ()
-        case Queued(fetch) | Running(fetch) as state if fetch.passed:
-            return replace(version, state=replace(state, fetch=replace(fetch, passed=False))), ()
+            return replace(version, state=Queued(replace(fetch, skipped=False))), ()
+        case Queued(fetch) | Running(fetch) as state if fetch.skipped:
+            return replace(version, state=replace(state, fetch=replace(fetch, skipped=False))), ()
         case _:
             return version, ()
 
 
 def _pass_time(version: Version, now: float) -> Result:
-    """A pause ends, and a failure or a verdict is looked at again. Verdicts that no pod would meet again are gone."""
+    """End a pause, a failure or a verdict that is due; drop the verdicts on pins that no pod has."""
     pinned = {pod.pin for pod in version.pods}
     wrong = tuple(
         replace(each, lapsed=True) if each.retry_at <= now else each
@@ -285,17 +266,17 @@ def _pass_time(version: Version, now: float) -> Result:
     version = replace(version, wrong_pins=wrong)
     match version.state:
         case Failed(retry_at=at) if at <= now:
-            return replace(version, state=Idle()), (Plan(version.ref),)
+            return replace(version, state=Inactive()), (Plan(version.ref),)
         case Paused(fetch, until) | Blocked(fetch, until) if until <= now:
             return replace(version, state=Queued(fetch)), steps
         case _:
             return version, steps
 
 
-# --- its end -------------------------------------------------------------------------------------------------------
+# --- the end of a try ----------------------------------------------------------------------------------------------
 
 
-def _handle_end(version: Version, event: Arrived | TryFailed | Stopped, now: float) -> Result:
+def _handle_end(version: Version, event: TryEnd, now: float) -> Result:
     match event, version.state:
         case Arrived(digest), Running() | Stopping():
             return _arrive(version, digest)
@@ -306,15 +287,15 @@ def _handle_end(version: Version, event: Arrived | TryFailed | Stopped, now: flo
         case ((Stopped() | TryFailed()), Stopping()):
             return _end_and_show(version)
         case Stopped(), Running():  # the daemon ends
-            return _end(version, Idle())
+            return _end(version, Inactive())
         case _:
             return version, ()
 
 
 def _arrive(version: Version, digest: Digest | None) -> Result:
-    """Other pins are as wrong as before: to try them again would fetch it again."""
+    """Keep the verdicts on other pins: another try would fetch the same content again."""
     wrong = tuple(each for each in version.wrong_pins if each.pin != digest)
-    version, ended = _end(replace(version, recheck=False, failures=0, wrong_pins=wrong), Idle())
+    version, ended = _end(replace(version, recheck=False, failures=0, wrong_pins=wrong), Inactive())
     return version, (*ended, ShowIdle(version.ref))
 
 
@@ -330,18 +311,20 @@ def _fail(version: Version, fetch: Fetch, failed: TryFailed, now: float) -> Resu
     until = now + pause_s(error, failures, failed.jitter)
     shown = ShowTrouble(version.ref, error)
     if short:
-        return replace(version, state=Blocked(fetch, until, error)), (shown, MakeRoom(version.ref))
+        return replace(version, state=Blocked(fetch, until, error)), (shown, Plan(version.ref))
     return replace(version, state=Paused(fetch, until)), (shown,)
 
 
 def _fail_for_good(version: Version, fetch: Fetch, failed: TryFailed, now: float) -> Result:
-    """What is here and is what is asked for stays, though its source has other content now, or none: that is for those
-    who had it asked again. A wrong pin is for those who pin so."""
+    """End a fetch by a permanent error. A recheck of content that still meets the want fails for its refreshing pulls
+    only, a wrong pin for the pods and pulls with that pin only; any other error fails the version."""
     ref, error, want = version.ref, failed.error, fetch.want
     rechecked, version = version.recheck, replace(version, recheck=False)
     if rechecked and meets(failed.held, failed.want):
-        version, told = _end_refreshes(replace(version, failures=0), error)
-        version, ended = _end(version, Idle())
+        version, told = _close(
+            replace(version, failures=0), [replace(pull, error=error) for pull in version.pulls if pull.refresh]
+        )
+        version, ended = _end(version, Inactive())
         return version, (LogFailure(ref, error), ShowIdle(ref), *told, *ended)
     if isinstance(error, PinMismatch) and want.pin is not None and not want.pin_promised:
         version, ended = _end_and_show(_judge_pin(version, want.pin, error, now))
@@ -359,17 +342,17 @@ def _judge_pin(version: Version, pin: Digest, error: Permanent, now: float) -> V
     return replace(version, wrong_pins=(*others, verdict))
 
 
-def _end(version: Version, state: Idle | Failed) -> Result:
-    """The fetch is over; one that was called off to make room keeps what is known of its needs."""
-    gives_way = isinstance(version.state, Stopping) and version.state.gives_way
-    needs_bytes = version.needs_bytes if gives_way else 0
+def _end(version: Version, state: Inactive | Failed) -> Result:
+    """End the fetch; after a preemption keep the known need of space."""
+    preempted = isinstance(version.state, Stopping) and version.state.preempted
+    needs_bytes = version.needs_bytes if preempted else 0
     return replace(version, state=state, needs_bytes=needs_bytes), (Ended(version.ref),)
 
 
 def _end_and_show(version: Version) -> Result:
     """End the fetch without a failure of the version, and show its status."""
-    refused = version.settled
-    version, ended = _end(version, Idle())
+    refused = version.failure
+    version, ended = _end(version, Inactive())
     if isinstance(refused, Permanent):
         version, shown = _refuse(version, refused)
         return version, (*ended, *shown)
@@ -377,11 +360,11 @@ def _end_and_show(version: Version) -> Result:
 
 
 def _forget_failures(version: Version) -> Version:
-    """All of it is tried again, pins too, as for the first time."""
-    return replace(version, state=Idle(), failures=0, wrong_pins=())
+    """Reset failures and verdicts, as before the first try."""
+    return replace(version, state=Inactive(), failures=0, wrong_pins=())
 
 
-def _other(want: PullWant, found: Digest) -> DigestMismatch:
+def _pin_error(want: PullWant, found: Digest) -> DigestMismatch:
     return DigestMismatch(
         f"{want.ref}: the manifest digest",
         f"{want.pin} (the pull's pin)",

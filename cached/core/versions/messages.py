@@ -1,6 +1,6 @@
-"""What happens to a version, as events, and what is to be done about it, as steps.
+"""The events of a version, and the steps that follow from them.
 
-Events are those of the planner's steps that concern one version, and what the shell reports.
+Law: data only. Events are reports of the reconciler, and the planner's steps that concern one version.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from cached.core.versions.record import Held, Pull
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """A person pulls the version, which is `held` here or not; an earlier failure is forgotten."""
+class Pulled:
+    """A person pulls the version; `held`: the node has it. An earlier failure is forgotten."""
 
     pull: Pull
     held: bool
@@ -29,8 +29,7 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class Resumed:
-    """The version is wanted again like a pull, unless it is pulled already. `recheck`: its source has other content
-    than what is here."""
+    """The daemon pulls the version, unless a pull is open. `recheck`: its source has other content than the node."""
 
     pull: Pull
     recheck: bool
@@ -38,15 +37,15 @@ class Resumed:
 
 @dataclass(frozen=True, slots=True)
 class PodsSeen:
-    """These pods of the node want the version now, which is `held` here or not."""
+    """The pods of this node that want the version now; `held`: the node has it."""
 
     pods: tuple[PodWant, ...]
     held: bool
 
 
 @dataclass(frozen=True, slots=True)
-class Looked:
-    """What is asked of the version now comes to this: a want, a refusal, or neither; and verdicts on pins."""
+class DemandUpdated:
+    """The current demand for the version: a want, a refusal, or neither; and verdicts on pins."""
 
     want: Want | None
     refused: bool
@@ -56,7 +55,7 @@ class Looked:
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """The plan is to fetch `want`, as the fetch number `order`."""
+    """The planner starts the fetch of `want`; `order`: its number among all fetches."""
 
     want: Want
     order: int
@@ -64,43 +63,43 @@ class Started:
 
 @dataclass(frozen=True, slots=True)
 class Admitted:
-    """It is the queued fetch's turn."""
+    """The queue lets the fetch run."""
 
 
 @dataclass(frozen=True, slots=True)
 class SpaceReserved:
-    """The running try has all the space that it needs."""
+    """The running try has reserved all its space."""
 
 
 @dataclass(frozen=True, slots=True)
-class Nudged:
-    """A pause is over before its time: there may be space, or the disk takes again what it is given."""
+class PauseEnded:
+    """A pause ends early: space may be free, or the disk accepts writes again."""
 
 
 @dataclass(frozen=True, slots=True)
-class RoomSought:
-    """The plan makes room for a blocked fetch, or finds that it can make none."""
+class SpacePlanned:
+    """The planner frees space for a blocked fetch (`found`), or cannot."""
 
     found: bool
 
 
 @dataclass(frozen=True, slots=True)
 class NeedFound:
-    """A fetch without space takes so many bytes in all, at least."""
+    """A fetch blocked on space needs at least `total_bytes` in all."""
 
     total_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
 class Arrived:
-    """The try published the version: `digest` is here now; None: it went again."""
+    """The try published the version: the node has `digest`; None: it was removed since."""
 
     digest: Digest | None
 
 
 @dataclass(frozen=True, slots=True)
 class TryFailed:
-    """The try ended with `error`. `held` and `want`: what is here, and wanted, by now."""
+    """The try ended with `error`. `held` and `want`: the content and the want of the version now."""
 
     error: HoldfastError
     jitter: float
@@ -110,12 +109,12 @@ class TryFailed:
 
 @dataclass(frozen=True, slots=True)
 class Stopped:
-    """Nothing runs of a fetch that was called off."""
+    """The try of a stopped fetch has ended."""
 
 
 @dataclass(frozen=True, slots=True)
 class AnswerExpired:
-    """The answer of this pull is old."""
+    """The answer of this pull has expired."""
 
     id: str
 
@@ -127,85 +126,60 @@ class Evicted:
 
 @dataclass(frozen=True, slots=True)
 class TimePassed:
-    """`Version.due` has come."""
+    """`Version.due` has passed."""
 
 
-Event = (
-    Asked
-    | Resumed
-    | PodsSeen
-    | Looked
-    | Started
-    | Cancel
-    | Forget
-    | Refuse
-    | Preempt
-    | Reprioritize
-    | Admitted
-    | SpaceReserved
-    | Nudged
-    | RoomSought
-    | NeedFound
-    | Arrived
-    | TryFailed
-    | Stopped
-    | AnswerExpired
-    | Evicted
-    | TimePassed
-)
+DemandEvent = Pulled | Resumed | PodsSeen | DemandUpdated | AnswerExpired | Evicted | NeedFound
+PlannerStep = Cancel | Forget | Refuse | Preempt | Reprioritize
+FetchEvent = Started | PlannerStep | Admitted | SpaceReserved | PauseEnded | SpacePlanned
+TryEnd = Arrived | TryFailed | Stopped
+Event = DemandEvent | FetchEvent | TryEnd | TimePassed
 
 
 # --- steps ---------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
-    """Begin a try at `want`; its end is `Arrived`, `TryFailed` or `Stopped`."""
+class StartTry:
+    """Start a try of `want`; it ends with `Arrived`, `TryFailed` or `Stopped`."""
 
     ref: ModelRef
     want: Want
 
 
 @dataclass(frozen=True, slots=True)
-class Stop:
-    """Call off what runs of the fetch; `Stopped`, or the end of the try, answers."""
+class StopTry:
+    """Cancel the try of a fetch; `Stopped`, or the end of the try, follows."""
 
     ref: ModelRef
-    gives_way: bool
+    preempted: bool
 
 
 @dataclass(frozen=True, slots=True)
-class Hasten:
-    """The bytes of a fetch under way are wanted at the priority of `want`."""
+class SetPriority:
+    """Continue the downloads of a fetch at the priority of `want`."""
 
     ref: ModelRef
     want: Want
-
-
-@dataclass(frozen=True, slots=True)
-class MakeRoom:
-    """A fetch lacks space: plan for it."""
-
-    ref: ModelRef
 
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """Nothing of the fetch is under way any more: what it claimed is free, and the version is planned again."""
+    """The fetch has ended: release its claims, and plan the version again."""
 
     ref: ModelRef
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Plan the version again."""
+    """Plan the version again, and the space."""
 
     ref: ModelRef
 
 
 @dataclass(frozen=True, slots=True)
 class ShowQueued:
-    """The status: queued, for `want`."""
+    """Show the status queued, for `want`."""
 
     ref: ModelRef
     want: Want
@@ -213,7 +187,7 @@ class ShowQueued:
 
 @dataclass(frozen=True, slots=True)
 class ShowTrouble:
-    """The status: queued, after this transient error."""
+    """Show the status queued, after a transient error."""
 
     ref: ModelRef
     error: Transient
@@ -221,7 +195,7 @@ class ShowTrouble:
 
 @dataclass(frozen=True, slots=True)
 class ShowFailed:
-    """The status: failed for good."""
+    """Show the status failed."""
 
     ref: ModelRef
     error: HoldfastError
@@ -229,7 +203,7 @@ class ShowFailed:
 
 @dataclass(frozen=True, slots=True)
 class ShowRefused:
-    """The status: ready where the version is here, for gates open with it; else failed."""
+    """Show the status ready if the node has the version, as gates open with it; else failed."""
 
     ref: ModelRef
     error: Permanent
@@ -237,14 +211,14 @@ class ShowRefused:
 
 @dataclass(frozen=True, slots=True)
 class ShowIdle:
-    """The status: ready where the version is here, else none."""
+    """Show the status ready if the node has the version, else none."""
 
     ref: ModelRef
 
 
 @dataclass(frozen=True, slots=True)
 class LogFailure:
-    """A try ended with an error that no further try mends."""
+    """Log an error that ends a fetch."""
 
     ref: ModelRef
     error: HoldfastError
@@ -252,7 +226,7 @@ class LogFailure:
 
 @dataclass(frozen=True, slots=True)
 class CountWant:
-    """A new want counts in the metrics."""
+    """Count a new want in the metrics."""
 
     ref: ModelRef
     result: Literal["hit", "joined", "miss"]
@@ -260,7 +234,7 @@ class CountWant:
 
 @dataclass(frozen=True, slots=True)
 class CountWait:
-    """Pods waited so long until the version was here."""
+    """Record how long pods waited for the version."""
 
     ref: ModelRef
     seconds: float
@@ -268,36 +242,18 @@ class CountWait:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The pull has an answer. `asks`: only for as long as the answer is new, and until the version is tried again."""
+    """Record the answer of a pull. `asks`: the pull stays in the record until the answer expires."""
 
-    ref: ModelRef
     pull: Pull
     asks: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Reopen:
-    """The pull's answer does not hold any more: the version is tried again."""
+    """Withdraw the answer of a pull: the version is tried again."""
 
-    ref: ModelRef
     pull: Pull
 
 
-Step = (
-    Run
-    | Stop
-    | Hasten
-    | MakeRoom
-    | Ended
-    | Plan
-    | ShowQueued
-    | ShowTrouble
-    | ShowFailed
-    | ShowRefused
-    | ShowIdle
-    | LogFailure
-    | CountWant
-    | CountWait
-    | Answer
-    | Reopen
-)
+ShowStep = ShowQueued | ShowTrouble | ShowFailed | ShowRefused | ShowIdle | LogFailure | CountWant | CountWait
+Step = StartTry | StopTry | SetPriority | Ended | Plan | ShowStep | Answer | Reopen

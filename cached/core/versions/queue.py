@@ -1,7 +1,7 @@
-"""The fetch queue: which fetches may run now.
+"""The fetch queue: the fetches that may run now.
 
-Law: in memory, an index of the records; reads no clock. Each call looks at the fetches that run and at the heads of the
-queues, however many wait.
+Law: in memory, an index of the records; reads no clock. The cost of a call depends on the running fetches only, not on
+the number of those that wait.
 """
 
 from __future__ import annotations
@@ -13,47 +13,47 @@ from collections.abc import Callable
 from cached.contract.reference import ModelRef
 from cached.core.demand import Priority, Urgency
 
-_LOOKS = 8  # fetches in trouble that are looked at again in each call
-_AT_ONCE = {Priority.WAITING: 16, Priority.PULL: 16, Priority.PREFETCH: 4}  # versions, so that the first ones finish
+_CHECKS = 8  # fetches in trouble that each call checks again
+_AT_ONCE = {Priority.WAITING: 16, Priority.PULL: 16, Priority.PREFETCH: 4}  # few enough that the first ones finish
 
 
 class FetchQueue:
-    """At each priority so many fetches run at once, the most urgent first. `urgency`: of a fetch in the queue;
-    `in_trouble`: whether the source of a running one keeps it waiting."""
+    """Runs a limited number of fetches at each priority, the most urgent first. `urgency` returns that of a queued
+    fetch, `in_trouble` whether the source of a running one keeps it waiting."""
 
     def __init__(self, urgency: Callable[[ModelRef], Urgency], in_trouble: Callable[[ModelRef], bool]) -> None:
         self._urgency = urgency
         self._in_trouble = in_trouble
         self._queues: dict[Priority, list[tuple[Urgency, ModelRef]]] = {priority: [] for priority in Priority}  # heaps
-        self._waiting: dict[ModelRef, Urgency] = {}  # entries of the heaps that differ are void
-        self._running: set[ModelRef] = set()  # as far as known, none of them is in trouble
-        self._troubled: deque[ModelRef] = deque()  # running, and in trouble when last looked at
+        self._waiting: dict[ModelRef, Urgency] = {}  # heap entries that differ are void
+        self._running: set[ModelRef] = set()  # not in trouble when last checked
+        self._troubled: deque[ModelRef] = deque()  # running, in trouble when last checked
 
     def enqueue(self, ref: ModelRef) -> None:
-        """A fetch waits for its turn, or waits at another urgency than before."""
+        """Queue a fetch, or requeue it at its current urgency."""
         urgency = self._urgency(ref)
         if self._waiting.get(ref) != urgency:
             self._waiting[ref] = urgency
             heapq.heappush(self._queues[urgency.priority], (urgency, ref))
 
     def withdraw(self, ref: ModelRef) -> None:
-        """A fetch waits for its turn no more; if it runs, it runs on."""
+        """Remove a fetch from the queue; a running one continues."""
         self._waiting.pop(ref, None)
 
-    def leave(self, ref: ModelRef) -> None:
-        """A fetch neither waits nor runs."""
+    def remove(self, ref: ModelRef) -> None:
+        """Remove a fetch that neither waits nor runs."""
         self.withdraw(ref)
         self._running.discard(ref)
         if ref in self._troubled:
             self._troubled.remove(ref)
 
     def admit(self, first: Urgency | None) -> list[ModelRef]:
-        """Choose the fetches to run now, of which each is running from now on.
+        """Return the fetches to run now, and count them as running.
 
-        Those in trouble take no room, or one dead origin would keep versions of all others waiting. `first`: the most
-        urgent fetch for which room is made: none that comes after it may begin, or it would take that space.
+        Fetches in trouble do not count, or one dead origin would keep the versions of all others waiting. `first`: the
+        most urgent fetch for which space is freed: no later one may start, or it would take that space.
         """
-        self._look_for_trouble()
+        self._update_troubled()
         running = Counter(self._urgency(ref).priority for ref in self._running)
         admitted = []
         for priority, at_once in _AT_ONCE.items():
@@ -68,9 +68,9 @@ class FetchQueue:
                 admitted.append(ref)
         return admitted
 
-    def _look_for_trouble(self) -> None:
-        """Tell which fetches are in trouble: of those that run all, of those that were a few each time."""
-        for _ in range(min(_LOOKS, len(self._troubled))):
+    def _update_troubled(self) -> None:
+        """Check all running fetches for trouble, and a few of those that had trouble."""
+        for _ in range(min(_CHECKS, len(self._troubled))):
             ref = self._troubled.popleft()
             if self._in_trouble(ref):
                 self._troubled.append(ref)

@@ -1,8 +1,8 @@
-"""What is remembered of one version: a frozen record, with one state.
+"""The record of one version: frozen, with one state.
 
-A version is idle, failed for good, refused, or being fetched. A fetch is queued, runs, and ends; after a transient
-error it is paused, or blocked on disk space, and then queued again. A fetch that is called off is stopping until
-`Stopped`, or the end of its try, says that nothing of it runs any more.
+Law: data only. A version is inactive, failed, refused, or being fetched. A fetch is queued, runs, and ends; after a
+transient error it is paused, or blocked on disk space, and then queued again. A cancelled fetch is stopping until its
+try has ended.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from cached.core.demand import PodWant, PullWant, Urgency, Want
 
 
 class PinMismatch(DigestMismatch):
-    """The source has another content than the pin asks for."""
+    """The source has other content than the pin."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pull:
-    """One `holdfast pull`. `digest`: the version is here, as this. `error`: why it cannot be, as far as is known.
-    `refresh`: the source is to be asked again, although the version is here."""
+    """One `holdfast pull`. `digest`: the published content, or `error`: the reason for none. `refresh`: list the source
+    again, although the node has the version."""
 
     id: str
     want: PullWant
@@ -34,8 +34,8 @@ class Pull:
 
 @dataclass(frozen=True, slots=True)
 class WrongPin:
-    """The verdict on a pin that the catalog does not promise: it concerns those alone who pin so. `lapsed`: it is
-    looked at again, and should it be wrong again, `failures` says for how long it stays so."""
+    """The verdict on a pin that the catalog does not promise; it concerns the pods and pulls with that pin. `lapsed`:
+    it is tried again; `failures` so far give the time until the try after that."""
 
     pin: Digest
     error: Permanent
@@ -46,7 +46,7 @@ class WrongPin:
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """Content that is here, and the request it was fetched for; None where that is not known."""
+    """The content of a version on this node, and the request it was fetched for (None: unknown)."""
 
     digest: Digest
     request: str | None
@@ -57,30 +57,30 @@ class Held:
 
 @dataclass(frozen=True, slots=True)
 class Fetch:
-    """A fetch under way. `order`: its number among all fetches. `lacks_space`: its last try met the end of the space,
-    and no later one has reserved what it needs. `passed`: no room can be made for it now, others go first."""
+    """A fetch that has not ended. `order`: its number among all fetches. `lacks_space`: a try had too little space, no
+    later one reserved it. `skipped`: no space can be freed for it now, other fetches go first."""
 
     want: Want
     order: int
     failures: int = 0
     bad_responses: int = 0
     lacks_space: bool = False
-    passed: bool = False
+    skipped: bool = False
 
     @property
     def urgency(self) -> Urgency:
-        """Its place among the fetches."""
+        """Its rank among the fetches."""
         return Urgency(self.want.priority, self.order)
 
 
 @dataclass(frozen=True, slots=True)
-class Idle:
-    """Not fetched: the version is here, or not wanted, or about to be fetched."""
+class Inactive:
+    """Not fetched: on the node, not wanted, or about to be fetched."""
 
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The fetch for `want` failed for good; it is tried again at `retry_at`."""
+    """The fetch of `want` failed permanently; a new one may start at `retry_at`."""
 
     want: Want
     retry_at: float
@@ -88,7 +88,7 @@ class Failed:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """Those who ask were told that this can never be."""
+    """The wants were refused with `error`."""
 
     error: Permanent
 
@@ -102,14 +102,14 @@ class Queued:
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """A try is under way."""
+    """A try is running."""
 
     fetch: Fetch
 
 
 @dataclass(frozen=True, slots=True)
 class Paused:
-    """The last try met a transient error; the next one comes at `until`."""
+    """The last try had a transient error; the next one starts at `until`."""
 
     fetch: Fetch
     until: float
@@ -117,7 +117,7 @@ class Paused:
 
 @dataclass(frozen=True, slots=True)
 class Blocked:
-    """The last try had no space, as `error` says; the next one comes when there is some, or at `until`."""
+    """The last try had too little space (`error`); the next one starts when there is enough, or at `until`."""
 
     fetch: Fetch
     until: float
@@ -126,30 +126,30 @@ class Blocked:
 
 @dataclass(frozen=True, slots=True)
 class Stopping:
-    """The fetch was called off and is coming down. `gives_way`: for one that is more urgent, to start over later.
-    `refused`: those who ask for the version were refused since."""
+    """The fetch was cancelled, and its try has not ended. `preempted`: for a more urgent fetch, to start over later.
+    `refused`: the refusal of the version since then."""
 
     fetch: Fetch
-    gives_way: bool = False
+    preempted: bool = False
     refused: Permanent | None = None
 
 
 Fetching = Queued | Running | Paused | Blocked | Stopping
-State = Idle | Failed | Refused | Fetching
+VersionState = Inactive | Failed | Refused | Fetching
 
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """All that is remembered of one version.
+    """The record of one version.
 
-    `pods`: those of this node that want it, `waiting_since` when the first of them began to wait. `pulls`: those that
-    still ask. `failures`: fetches that failed for good, in a row. `recheck`: it is here, and to be resolved again.
-    `counted`: its want is in the metrics. `pulled_pin`: what the last pull that was met pinned. `needs_bytes`: what it
-    takes of the disk in all, at least, as tries that had no space found out.
+    `pods`: those of this node that want it, `waiting_since` when the first of them began to wait. `pulls`: the open
+    ones. `failures`: permanent failures in a row. `recheck`: resolve it again, although the node has it. `counted`: its
+    want is in the metrics. `pulled_pin`: the pin of the last pull that was met. `needs_bytes`: the least disk space in
+    all, found by tries that had too little.
     """
 
     ref: ModelRef
-    state: State = field(default_factory=Idle)
+    state: VersionState = field(default_factory=Inactive)
     pods: tuple[PodWant, ...] = ()
     waiting_since: float | None = None
     pulls: tuple[Pull, ...] = ()
@@ -162,12 +162,12 @@ class Version:
 
     @property
     def fetch(self) -> Fetch | None:
-        """The fetch under way, if there is one."""
+        """The fetch that has not ended, if any."""
         return self.state.fetch if isinstance(self.state, Fetching) else None
 
     @property
-    def settled(self) -> Want | Permanent | None:
-        """What came to nothing: the want that failed for good, or the refusal that was told."""
+    def failure(self) -> Want | Permanent | None:
+        """The want that failed permanently, or the reported refusal, if any."""
         match self.state:
             case Failed(want):
                 return want
@@ -180,12 +180,12 @@ class Version:
 
     @property
     def verdicts(self) -> dict[Digest, Permanent]:
-        """The pins that cannot be met, and why."""
+        """The errors of the pins that cannot be met."""
         return {wrong.pin: wrong.error for wrong in self.wrong_pins if not wrong.lapsed}
 
     @property
     def due(self) -> float:
-        """When time alone changes something next; `inf`: never."""
+        """The next time at which time alone changes the record; `inf`: never."""
         at = [wrong.retry_at for wrong in self.wrong_pins if not wrong.lapsed]
         match self.state:
             case Failed(retry_at=until) | Paused(until=until) | Blocked(until=until):
@@ -193,10 +193,10 @@ class Version:
         return min(at, default=inf)
 
     def is_met(self, want: Want | None, held: Held | None) -> bool:
-        """Tell whether what is here is what is wanted, and need not be resolved again."""
+        """Return whether `held` meets `want` without a pending recheck."""
         return not self.recheck and meets(held, want)
 
 
 def meets(held: Held | None, want: Want | None) -> bool:
-    """Tell whether what is here is what is wanted."""
+    """Return whether the content on the node meets the want."""
     return held is not None and want is not None and want.is_met_by(held.digest, held.request)

@@ -1,31 +1,32 @@
-"""The records of all versions, and what concerns several of them: the fetch queue, times that are due, old answers.
+"""The records of all versions, and their indexes: the fetch queue, due times, the answers of pulls.
 
-Law: the records are the state; all else here is an index, kept up to date with each event. An event costs the same
-whether a node knows ten versions or ten thousand. Reads no clock.
+Law: the records are the state; each event updates the indexes. The cost of an event does not depend on the number of
+versions. Reads no clock.
 """
 
 from __future__ import annotations
 
 import heapq
+from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping
 from itertools import count
 from math import inf
 from types import MappingProxyType
 
 from cached.contract.reference import ModelRef
-from cached.core.demand import PodWant, Urgency, Want, group_by_version
+from cached.core.demand import PodWant, Urgency, Want
 from cached.core.versions.life import handle
 from cached.core.versions.messages import (
     Admitted,
     Answer,
     AnswerExpired,
-    Asked,
     Event,
-    Nudged,
+    PauseEnded,
     PodsSeen,
+    Pulled,
     Reopen,
     Resumed,
-    RoomSought,
+    SpacePlanned,
     Started,
     Step,
     TimePassed,
@@ -33,14 +34,14 @@ from cached.core.versions.messages import (
 from cached.core.versions.queue import FetchQueue
 from cached.core.versions.record import Blocked, Paused, Pull, Queued, Stopping, Version
 
-_KEPT_S = 600.0  # how long a pull keeps its answer
-_KEPT = 4096  # answers kept at most
+_ANSWER_S = 600.0  # until the answer of a pull expires
+_MAX_ANSWERS = 4096
 
 
 class VersionTable:
-    """The versions that are wanted, fetched, or remembered for something. `records`: by reference; a version of which
-    nothing is remembered has none. `fetching`: the fetches under way, the one that began first, first. `in_trouble`:
-    whether the source of a running fetch keeps it waiting."""
+    """The records of the versions. `records`: by reference, without empty ones. `fetching`: the wants of the fetches
+    that have not ended, the oldest first. `in_trouble` returns whether the source of a running fetch keeps it waiting.
+    """
 
     def __init__(self, in_trouble: Callable[[ModelRef], bool]) -> None:
         self._records: dict[ModelRef, Version] = {}
@@ -50,23 +51,23 @@ class VersionTable:
         self._fetching: dict[ModelRef, Want] = {}
         self.fetching: Mapping[ModelRef, Want] = MappingProxyType(self._fetching)
         self._blocked: set[ModelRef] = set()
-        self._lacking: set[ModelRef] = set()  # blocked, or trying again since
+        self._short_of_space: set[ModelRef] = set()  # blocked, or in a later try
         self._with_pods: set[ModelRef] = set()
         self._asks_changed: set[ModelRef] = set()
         self._due: dict[ModelRef, float] = {}
         self._dues: list[tuple[float, ModelRef]] = []  # a heap; entries that differ from `_due` are void
-        self._asking: dict[str, ModelRef] = {}  # the pulls that ask, by id
-        self._answers: dict[str, Pull] = {}  # of the pulls that ask no more, by id
+        self._asking: dict[str, ModelRef] = {}  # the open pulls, by id
+        self._answers: dict[str, Pull] = {}  # of the closed pulls, by id
         self._answered_at: dict[str, float] = {}  # of all pulls that have an answer, the oldest answer first
 
-    # --- what comes in ---------------------------------------------------------------------------------------------
+    # --- events ----------------------------------------------------------------------------------------------------
 
     def handle(self, ref: ModelRef, event: Event, now: float) -> list[Step]:
-        """Take an event of one version; returns the steps to carry out, of this version and of others."""
+        """Handle an event of one version; return the steps to carry out, of this version and of others."""
         return self.handle_all({ref: event}, now)
 
     def handle_all(self, events: Mapping[ModelRef, Event], now: float) -> list[Step]:
-        """Take several events as one: the queue moves when all of them are taken."""
+        """Handle the events of several versions; the queue admits fetches after the last one."""
         steps: list[Step] = []
         moved = False
         for ref, event in events.items():
@@ -76,22 +77,24 @@ class VersionTable:
         return [*steps, *self.admit(now)] if moved else steps
 
     def start(self, want: Want, now: float) -> list[Step]:
-        """Fetch `want`, unless its version is being fetched already."""
+        """Start the fetch of `want`, unless its version is being fetched already."""
         return self.handle(want.ref, Started(want, next(self._orders)), now)
 
-    def see_pods(self, pods: Collection[PodWant], here: Collection[ModelRef], now: float) -> list[Step]:
-        """These are the pods of the node, and what is here."""
-        by_version = group_by_version(pods)
+    def update_pods(self, pods: Collection[PodWant], held: Collection[ModelRef], now: float) -> list[Step]:
+        """Record all pods of the node; `held`: the versions that the node has."""
+        by_version: defaultdict[ModelRef, list[PodWant]] = defaultdict(list)
+        for pod in pods:
+            by_version[pod.ref].append(pod)
         refs = self._with_pods | by_version.keys()
-        return self.handle_all({ref: PodsSeen(tuple(by_version.get(ref, ())), ref in here) for ref in refs}, now)
+        return self.handle_all({ref: PodsSeen(tuple(by_version.get(ref, ())), ref in held) for ref in refs}, now)
 
-    def nudge(self, refs: Collection[ModelRef], now: float) -> list[Step]:
-        """Have these fetches tried now instead of waiting out their pauses."""
-        return self.handle_all(dict.fromkeys(refs, Nudged()), now)
+    def end_pauses(self, refs: Collection[ModelRef], now: float) -> list[Step]:
+        """Try these fetches now."""
+        return self.handle_all(dict.fromkeys(refs, PauseEnded()), now)
 
-    def seek_room(self, hopeless: Collection[ModelRef], now: float) -> list[Step]:
-        """A plan was made for the blocked fetches, and finds no room for the `hopeless` ones."""
-        return self.handle_all({ref: RoomSought(ref not in hopeless) for ref in self._blocked}, now)
+    def record_space_plan(self, hopeless: Collection[ModelRef], now: float) -> list[Step]:
+        """Record for which blocked fetches the planner frees space: all but the `hopeless` ones."""
+        return self.handle_all({ref: SpacePlanned(ref not in hopeless) for ref in self._blocked}, now)
 
     def pass_time(self, now: float) -> list[Step]:
         """Handle what is due by now."""
@@ -103,7 +106,7 @@ class VersionTable:
                 steps += self.handle(ref, TimePassed(), now)
         while self._answered_at:
             id_, answered_at = next(iter(self._answered_at.items()))
-            if now - answered_at < _KEPT_S and len(self._answered_at) <= _KEPT:
+            if now - answered_at < _ANSWER_S and len(self._answered_at) <= _MAX_ANSWERS:
                 break
             del self._answered_at[id_]
             if self._answers.pop(id_, None) is None:
@@ -111,38 +114,38 @@ class VersionTable:
         return steps
 
     def admit(self, now: float) -> list[Step]:
-        """Let fetches run for which there is room; call it now and then, since a running one may be in trouble."""
-        lacking = [fetch for ref in self._lacking if (fetch := self.get(ref).fetch) is not None]
-        first = min((fetch.urgency for fetch in lacking if not fetch.passed), default=None)
+        """Start the tries that the queue admits; call it periodically, since a running fetch may be in trouble."""
+        short = [fetch for ref in self._short_of_space if (fetch := self.get(ref).fetch) is not None]
+        first = min((fetch.urgency for fetch in short if not fetch.skipped), default=None)
         return [step for ref in self._queue.admit(first) for step in self._apply(ref, Admitted(), now)]
 
     def take_changed_asks(self) -> set[ModelRef]:
-        """The versions of which pods, pulls or verdicts changed since the last call."""
+        """Return the versions whose pods, pulls or verdicts changed since the last call."""
         changed, self._asks_changed = self._asks_changed, set()
         return changed
 
-    # --- what there is ---------------------------------------------------------------------------------------------
+    # --- reads -----------------------------------------------------------------------------------------------------
 
     def get(self, ref: ModelRef) -> Version:
-        """One version's record."""
+        """Return the record of a version."""
         return self._records.get(ref) or Version(ref)
 
     @property
     def blocked(self) -> list[tuple[ModelRef, Blocked]]:
-        """The fetches that wait for space, the most urgent first."""
+        """The fetches blocked on disk space, the most urgent first."""
         states = [(ref, state) for ref in self._blocked if isinstance(state := self.get(ref).state, Blocked)]
         return sorted(states, key=lambda each: each[1].fetch.urgency)
 
     @property
     def due(self) -> float:
-        """When `pass_time` is to be called next; `inf`: never."""
+        """The time of the next `pass_time`; `inf`: never."""
         while self._dues and self._due.get(self._dues[0][1]) != self._dues[0][0]:
             heapq.heappop(self._dues)
         oldest = next(iter(self._answered_at.values()), inf)
-        return min(self._dues[0][0] if self._dues else inf, oldest + _KEPT_S)
+        return min(self._dues[0][0] if self._dues else inf, oldest + _ANSWER_S)
 
     def find_pull(self, id_: str) -> Pull | None:
-        """The pull of this id; None where its answer is old, or an earlier daemon was asked."""
+        """Return the pull of this id; None if its answer has expired, or if an earlier daemon had it."""
         ref = self._asking.get(id_)
         if ref is None:
             return self._answers.get(id_)
@@ -155,20 +158,20 @@ class VersionTable:
         after, steps = handle(before, event, now)
         if after is not before:
             self._keep(before, after)
-        if isinstance(event, Asked | Resumed) and event.pull in after.pulls:
+        if isinstance(event, Pulled | Resumed) and event.pull in after.pulls:
             self._asking[event.pull.id] = ref
         left: list[Step] = []
         for step in steps:
             match step:
-                case Answer(_, pull, asks):
+                case Answer(pull, asks):
                     self._keep_answer(pull, now, asks=asks)
-                case Reopen(_, pull):
+                case Reopen(pull):
                     self._answered_at.pop(pull.id, None)
                 case _:
                     left.append(step)
         if before.fetch is not None and after.fetch is None:
-            for other in list(self._blocked):  # what it reserved and did not use is free, what it brought is here
-                left += self._apply(other, Nudged(), now)
+            for other in list(self._blocked):  # its unused reservation is free, and its blobs are committed
+                left += self._apply(other, PauseEnded(), now)
         return left
 
     def _keep(self, before: Version, after: Version) -> None:
@@ -179,9 +182,9 @@ class VersionTable:
             self._records[ref] = after
         if after.state is not before.state:
             self._index_state(after)
-        _put(self._with_pods, ref, present=bool(after.pods))
-        asked = before.pods, before.pulls, before.wrong_pins
-        if (after.pods, after.pulls, after.wrong_pins) != asked and _asks(after) != _asks(before):
+        _set_member(self._with_pods, ref, present=bool(after.pods))
+        asks = before.pods, before.pulls, before.wrong_pins
+        if (after.pods, after.pulls, after.wrong_pins) != asks and _asks(after) != _asks(before):
             self._asks_changed.add(ref)
         due = after.due
         if due == inf:
@@ -192,8 +195,8 @@ class VersionTable:
 
     def _index_state(self, version: Version) -> None:
         ref, state, fetch = version.ref, version.state, version.fetch
-        _put(self._blocked, ref, present=isinstance(state, Blocked))
-        _put(self._lacking, ref, present=fetch is not None and fetch.lacks_space)
+        _set_member(self._blocked, ref, present=isinstance(state, Blocked))
+        _set_member(self._short_of_space, ref, present=fetch is not None and fetch.lacks_space)
         if fetch is None:
             self._fetching.pop(ref, None)
         else:
@@ -204,9 +207,9 @@ class VersionTable:
             case Stopping():
                 self._queue.withdraw(ref)
             case Paused() | Blocked():
-                self._queue.leave(ref)
+                self._queue.remove(ref)
             case _ if fetch is None:
-                self._queue.leave(ref)
+                self._queue.remove(ref)
 
     def _keep_answer(self, pull: Pull, now: float, *, asks: bool) -> None:
         self._answered_at.pop(pull.id, None)
@@ -217,7 +220,7 @@ class VersionTable:
 
     def _urgency(self, ref: ModelRef) -> Urgency:
         fetch = self.get(ref).fetch
-        assert fetch is not None, f"{ref} is queued, and not fetched"
+        assert fetch is not None, f"{ref} is queued without a fetch"
         return fetch.urgency
 
 
@@ -225,7 +228,7 @@ def _asks(version: Version) -> object:
     return version.pods, [pull.want for pull in version.pulls], version.verdicts
 
 
-def _put(refs: set[ModelRef], ref: ModelRef, *, present: bool) -> None:
+def _set_member(refs: set[ModelRef], ref: ModelRef, *, present: bool) -> None:
     if present:
         refs.add(ref)
     else:

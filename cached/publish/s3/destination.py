@@ -51,7 +51,8 @@ class S3Destination:
         return self._address.display
 
     async def read_manifest(self) -> bytes | None:
-        return await self._client.manifest()
+        found = await self._client.manifest()
+        return None if found is None else found.body
 
     async def list_files(self, files: Sequence[FileEntry]) -> dict[str, Stored]:
         prefix = self._address.prefix

@@ -6,6 +6,7 @@ Law: resolves and locates; transfers no bulk bytes. Credentials in the URI becom
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import partial
 from urllib.parse import quote, urlsplit
 
 from cached.contract.errors import HoldfastError, Permanent
@@ -15,16 +16,19 @@ from cached.core.listing import Listing, RemoteFile, Unlisted, WeakValidators, c
 from cached.sources.base import identity_of, stretched
 from cached.sources.http.index import IndexEntry, path_of, read_index
 from cached.sources.manifests import read_manifest
-from cached.transport.client import Head, HttpClient
+from cached.transport.client import Head, HttpClient, Response
 from cached.transport.connection.cancel import Cancellation
 from cached.transport.connection.thread_call import call_in_thread
 from cached.transport.credentials import basic
 from cached.transport.pages import SIGN_IN, page_in
+from cached.transport.response import parse_http_date, sent_at, strong_etag
 from cached.transport.target import HttpTarget
 from cached.transport.urls import Address, display_url, origin_of
 
 _MAX_INDEX_BYTES = 16 * 1024 * 1024
 _MAX_DEPTH = 16
+_NOT_MODIFIED = 304
+_NEW_S = 2.0
 _MAX_FOLDERS = 1_000
 _MAX_FILES = 10_000
 _HEADS_AT_ONCE = 8
@@ -60,6 +64,13 @@ class WebSource:
         """List the version. Raises as `Source.resolve` says."""
         return await call_in_thread(self._resolve)
 
+    async def is_current(self, tag: str) -> bool:
+        """Return whether `holdfast.json` still has the ETag `tag`."""
+        target = self._target(self._folder + MANIFEST_NAME)
+        conditional = replace(target, headers=(*target.headers, ("If-None-Match", tag)))
+        fetch = partial(self._client.fetch_any_status, conditional, MAX_MANIFEST_BYTES)
+        return (await call_in_thread(fetch)).status == _NOT_MODIFIED
+
     async def locate(self, file: RemoteFile) -> HttpTarget:
         """Return the URL of `file`, with its listed strong or weak validators."""
         return self.address_of(file)
@@ -74,6 +85,10 @@ class WebSource:
     async def aclose(self) -> None:
         """Do nothing: the source holds no resources."""
 
+    @property
+    def _folder(self) -> str:
+        return self._place if self._place.endswith("/") else self._place + "/"
+
     def _target(self, url: str) -> HttpTarget:
         # An index may have been redirected to another origin, which must not get the URI's query and credentials.
         if not url.startswith(self._root) and Address.parse(url).origin != self._origin:
@@ -81,7 +96,7 @@ class WebSource:
         return HttpTarget(url + self._query, self._headers)
 
     def _resolve(self, cancellation: Cancellation) -> Listing:
-        folder = self._place if self._place.endswith("/") else self._place + "/"
+        folder = self._folder
         try:
             return self._from_manifest(folder, cancellation)
         except Permanent as error:
@@ -112,7 +127,7 @@ class WebSource:
             RemoteFile(entry.path, folder + quote(entry.path), entry.size, entry.sha256, entry.sha256)
             for entry in manifest.files
         )
-        return Listing(files, self._identity, manifest)
+        return Listing(files, self._identity, manifest, tag=_lasting_etag(response))
 
     def _from_file(self, cancellation: Cancellation) -> Listing | None:
         if self._place.endswith("/"):
@@ -220,6 +235,15 @@ def _bad_name(where: str, path: str) -> HoldfastError | None:
     except Permanent as error:
         return error
     return None
+
+
+def _lasting_etag(response: Response) -> str | None:
+    """Return the strong ETag of a response. None for a file of the last seconds: nginx makes the ETag of the mtime in
+    seconds and the size, so that the next file may have it too."""
+    modified, date = response.headers.get("Last-Modified"), response.headers.get("Date")
+    since = parse_http_date(modified or "")
+    is_new = modified is not None and (since is None or sent_at(date) - since < _NEW_S)
+    return None if is_new else strong_etag(response.headers)
 
 
 def _file(path: str, url: str, head: Head) -> RemoteFile:

@@ -84,6 +84,11 @@ class HuggingFaceSource:
         """Resolve the revision to a commit and list its files."""
         return await call_in_thread(self._resolve)
 
+    async def is_current(self, tag: str) -> bool:
+        """Return whether the revision still is the commit `tag`."""
+        commit = await call_in_thread(lambda cancellation: _Hub(self._address, self._client, cancellation).commit())
+        return commit == tag
+
     async def locate(self, file: RemoteFile) -> HttpTarget:
         """Return the address of a listed file: on the Hub with the token, or a signed URL elsewhere without it."""
         return await call_in_thread(lambda cancellation: _Hub(self._address, self._client, cancellation).target(file))
@@ -101,10 +106,10 @@ class HuggingFaceSource:
             )
         by_path = {file.path: file for file in files}
         if MANIFEST_NAME not in by_path:
-            return Listing(files, hub.identity(), revision=commit)
+            return Listing(files, hub.identity(), revision=commit, tag=commit)
         manifest = read_manifest(hub.read_manifest(by_path[MANIFEST_NAME]), f"{self.display}: {MANIFEST_NAME}")
         mirrored = tuple(self._confirmed(entry, by_path.get(entry.path)) for entry in manifest.files)
-        return Listing(mirrored, hub.identity(), manifest, commit)
+        return Listing(mirrored, hub.identity(), manifest, commit, tag=commit)
 
     def _confirmed(self, entry: FileEntry, found: RemoteFile | None) -> RemoteFile:
         where = f"{self.display}: {MANIFEST_NAME} lists {entry.path!r}"

@@ -24,7 +24,7 @@ from botocore.loaders import create_loader
 from cached.contract.errors import Permanent
 from cached.contract.manifest import MANIFEST_NAME, MAX_FILE_BYTES, MAX_MANIFEST_BYTES
 from cached.sources.s3.address import S3Address
-from cached.sources.s3.errors import bad_response, is_missing, translate_errors
+from cached.sources.s3.errors import bad_response, is_missing, is_not_modified, translate_errors
 from cached.sources.s3.presigning import PROBE_KEY, Presigner, SigningKeys
 from cached.sources.s3.session import StrictSession
 from cached.transport.target import Headers
@@ -43,6 +43,14 @@ class S3Object:
     size: int
     etag: str
     storage_class: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class S3Manifest:
+    """The bytes of a `holdfast.json`, and its ETag if that is strong."""
+
+    body: bytes
+    etag: str | None
 
 
 @dataclass(slots=True)
@@ -108,8 +116,8 @@ class S3Client:
                     )
         return found
 
-    async def manifest(self) -> bytes | None:
-        """Return the bytes of the version's `holdfast.json`, of bounded size; None without one."""
+    async def manifest(self) -> S3Manifest | None:
+        """Return the version's `holdfast.json`, of bounded size; None without one."""
         key = self.address.prefix + MANIFEST_NAME
         with translate_errors(self.address.uri(key)):
             try:
@@ -132,7 +140,22 @@ class S3Client:
             )
         if len(data) != answer.get("ContentLength", len(data)):
             raise bad_response(self.address.uri(key), f"{len(data)} bytes of {answer['ContentLength']}")
-        return bytes(data)
+        return S3Manifest(bytes(data), _strong(answer.get("ETag")))
+
+    async def has_etag(self, key: str, etag: str) -> bool:
+        """Return whether the object still has this ETag, by a conditional HeadObject."""
+        with translate_errors(self.address.uri(key)):
+            try:
+                await (await self.api()).head_object(
+                    Bucket=self.address.bucket, Key=key, IfNoneMatch=etag, **self.address.request_parameters
+                )
+            except ClientError as error:
+                if is_missing(error):
+                    return False
+                if is_not_modified(error):
+                    return True
+                raise
+            return False  # changed, or a store that takes no conditions: a listing tells
 
     async def head(self, key: str, **more: str) -> dict[str, Any] | None:
         """Return the result of HeadObject with the parameters `more`, None if the object is missing."""
@@ -253,6 +276,10 @@ def listed(page: dict[str, Any], prefix: str, where: str) -> Iterator[S3Object]:
             raise bad_response(where, f"the size {str(size)[:40]} of {key[:200]!r}")
         if not (key.endswith("/") and size == 0):
             yield S3Object(key, size, quoted(etag), str(item.get("StorageClass", "")))
+
+
+def _strong(etag: str | None) -> str | None:
+    return quoted(etag) if etag and not etag.startswith("W/") else None
 
 
 def quoted(etag: str) -> str:

@@ -121,6 +121,11 @@ def is_missing(error: boto.ClientError) -> bool:
     return _code(error) in ("NoSuchKey", "404")
 
 
+def is_not_modified(error: boto.ClientError) -> bool:
+    """Return whether the answer to a conditional request means that the object is unchanged."""
+    return _code(error) in ("304", "NotModified")
+
+
 def _answered(error: boto.ClientError, uri: str) -> HoldfastError:
     code, status = _code(error), _status(error)
     said = _clean(f"{code}: {error.response.get('Error', {}).get('Message', '')}".rstrip(": "))

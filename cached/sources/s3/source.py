@@ -48,7 +48,7 @@ class S3Source:
         data = await self._client.manifest()
         if data is not None:
             where = self._address.uri(self._address.prefix + MANIFEST_NAME)
-            return self._published(read_manifest(data, where), await self._identity())
+            return self._published(read_manifest(data.body, where), await self._identity(), data.etag)
         files = await self._list()
         if not files and self._address.key and not self._address.key.endswith("/"):
             files = await self._single()
@@ -60,6 +60,10 @@ class S3Source:
                 "check the bucket, the prefix and endpoint_url",
             )
         return Listing(files, await self._identity())
+
+    async def is_current(self, tag: str) -> bool:
+        """Return whether `holdfast.json` still has the ETag `tag`."""
+        return await self._client.has_etag(self._address.prefix + MANIFEST_NAME, tag)
 
     async def locate(self, file: RemoteFile) -> Target:
         """Sign a GET of the listed object: with `If-Match`, or for its version if the bucket keeps versions."""
@@ -81,11 +85,11 @@ class S3Source:
     async def _identity(self) -> str:
         return identity_of(self.kind, *await self._client.describe_identity())
 
-    def _published(self, manifest: Manifest, identity: str) -> Listing:
+    def _published(self, manifest: Manifest, identity: str, etag: str | None) -> Listing:
         # No validator: the sha256 decides, also after a copy of the objects.
         prefix = self._address.prefix
         files = tuple(RemoteFile(f.path, prefix + f.path, f.size, sha256=f.sha256) for f in manifest.files)
-        return Listing(files, identity, manifest)
+        return Listing(files, identity, manifest, tag=etag)
 
     async def _list(self) -> tuple[RemoteFile, ...]:
         objects = await self._client.objects(self._address.prefix)

@@ -23,6 +23,8 @@ PUBLIC_DIR_MODE = 0o755
 PRIVATE_DIR_MODE = 0o700
 READ_ONLY_MODE = 0o444
 READ_ONLY_REMEDY = "mount it writable (after a fault the kernel makes a file system read-only: see the kernel log)"
+NO_DIRECT = frozenset({errno.EINVAL, errno.EOPNOTSUPP})  # of an open with O_DIRECT: open(2)
+DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _SYNC_FILE_RANGE_WRITE = 2
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -36,6 +38,17 @@ def opened(path: Path, flags: int, mode: int = 0o600) -> Iterator[int]:
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+def open_direct(path: Path, flags: int, mode: int = 0o600) -> tuple[int, bool]:
+    """Open a file past the page cache where its file system has O_DIRECT, else through it; return the descriptor, and
+    whether it has."""
+    try:
+        return os.open(path, flags | os.O_CLOEXEC | os.O_DIRECT, mode), True
+    except OSError as error:
+        if error.errno not in NO_DIRECT:
+            raise
+    return os.open(path, flags | os.O_CLOEXEC, mode), False
 
 
 @contextmanager
@@ -126,14 +139,8 @@ def replace_volatile(path: Path, data: bytes, mode: int) -> None:
         write_volatile(temporary, data, mode)
 
 
-def replace_symlink(path: Path, target: str) -> None:
-    """Make `path` a symlink to `target`, atomically and durably, replacing what it was."""
-    replace_symlink_unsynced(path, target)
-    fsync_dir(path.parent)
-
-
 def replace_symlink_unsynced(path: Path, target: str) -> None:
-    """Make `path` a symlink to `target`, atomically; durable after an `fsync_dir` of its folder."""
+    """Make `path` a symlink to `target`, atomically, replacing any file; durable after an `fsync_dir` of its folder."""
     with _replacing(path) as temporary:
         os.symlink(target, temporary)
 
@@ -178,13 +185,11 @@ def disk_error(error: OSError, what: str) -> HoldfastError:
     short = limits.find_limit_error(error, what)
     if short is not None:
         return short
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if error.errno in DISK_FULL:
         if _lacks_inodes(error):
-            return Transient(
-                "no_space",
-                f"{what}: the file system has no inodes left, though it has free bytes",
-                "delete small files on it, or recreate it with more inodes (mkfs.ext4 -N)",
-            )
+            problem = f"{what}: the file system has no inodes left, though it has free bytes"
+            remedy = "delete small files on it, or recreate it with more inodes (mkfs.ext4 -N)"
+            return Transient("no_space", problem, remedy)
         return Transient("no_space", f"{what}: the disk is full", "free space on the node, or lower --quota")
     if error.errno == errno.EROFS:
         return Transient("not_writable", f"{what}: {error.strerror}", READ_ONLY_REMEDY)

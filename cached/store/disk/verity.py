@@ -17,9 +17,9 @@ from pathlib import Path
 
 from cached.contract.errors import Permanent
 from cached.contract.layout import Layout
-from cached.contract.verity import NoSeal, measure
+from cached.contract.verify import NoSeal, measure_seal
 from cached.store.disk import durable
-from cached.store.disk.preflight import mount_of
+from cached.store.disk.root import mount_of
 
 _log = logging.getLogger(__name__)
 
@@ -27,7 +27,6 @@ _ENABLE = 0x40806685  # FS_IOC_ENABLE_VERITY
 # struct fsverity_enable_arg: version 1, sha256, blocks of 4 KiB, neither salt nor signature.
 _SHA256_BLOCKS = struct.pack("<IIIIQIIQ88x", 1, 1, 4096, 0, 0, 0, 0, 0)
 _WRITABLE_MODE = 0o644
-_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _HAVE_IT = frozenset({"ext4", "f2fs", "btrfs"})
 
 
@@ -72,13 +71,13 @@ def seal(path: Path, sealing: Sealing) -> bool:
 def digest(path: Path) -> str | None:
     """Return a file's fs-verity digest as `sha256:<hex>`, None if it is not sealed or the kernel cannot tell."""
     with durable.opened(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW) as descriptor:
-        found = measure(descriptor)
+        found = measure_seal(descriptor)
     return None if isinstance(found, NoSeal) else found
 
 
 def _seal(path: Path) -> None:
     with durable.opened(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW) as descriptor:
-        if isinstance(measure(descriptor), NoSeal):
+        if isinstance(measure_seal(descriptor), NoSeal):
             # The kernel requires write permission, which a daemon without capabilities gets from the mode alone.
             os.fchmod(descriptor, _WRITABLE_MODE)
             try:
@@ -97,14 +96,14 @@ def _try(folder: Path) -> OSError | None:
         durable.write_file(probe, b"", durable.READ_ONLY_MODE)
         _seal(probe)
     except OSError as error:
-        return None if error.errno in _FULL else error  # the kernel checks for space last
+        return None if error.errno in durable.DISK_FULL else error  # the kernel checks for space last
     finally:
         probe.unlink(missing_ok=True)
     return None
 
 
 def _explain(root: Path, refusal: OSError) -> tuple[str, str]:
-    """Return what is missing, and its remedy."""
+    """Return the cause of a refusal, and its remedy."""
     mount = mount_of(root)
     device, kind = mount.device, mount.kind
     if kind not in _HAVE_IT:

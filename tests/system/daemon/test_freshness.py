@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import pytest
 from cached.commands.control_client import PullAnswer
 from cached.contract.reference import ModelRef
 from tests.support.daemon import DaemonProcess, model, prefetched, publish_files, write_files
+from tests.support.nginx import nginx
 
 V1 = ModelRef("tiny", "v1")
 WEIGHTS = bytes(range(256)) * 4000
@@ -259,6 +262,31 @@ def test_drift_is_told_and_not_taken(daemon: DaemonProcess, source: Path) -> Non
     assert daemon.digest(V1) == old.digest
     assert _pulled(daemon, refresh=True).digest == str(new.digest)
     assert daemon.wait_state(V1, "ready")["stale"] is None
+
+
+def test_an_unchanged_manifest_is_confirmed_not_listed(daemon: DaemonProcess, source: Path, tmp_path: Path) -> None:
+    """After the first comparison a web server confirms `holdfast.json` with 304; the next publish is told as drift, and
+    is confirmed in its turn."""
+    log = tmp_path / "nginx" / "access.log"
+    publish_files(source, FILES)
+    _make_older(source / "holdfast.json", 100)
+    with nginx(tmp_path / "nginx", source) as base:
+        daemon.write_catalog({"tiny": prefetched(base)})
+        daemon.start("--resolve-interval", "0.2s")
+        daemon.wait_ready(V1)
+        daemon.wait(lambda: log.read_text().count(" 304 GET /holdfast.json") >= 2, "confirmations")
+        new = publish_files(source, {**FILES, "config.json": b"[]"})
+        _make_older(source / "holdfast.json", 50)
+        assert _stale(daemon)["digest"] == str(new.digest)
+        confirmed = log.read_text().count(" 304 GET /holdfast.json")
+        daemon.wait(lambda: log.read_text().count(" 304 GET /holdfast.json") >= confirmed + 2, "confirmations")
+        assert _stale(daemon)["digest"] == str(new.digest)
+
+
+def _make_older(path: Path, seconds: float) -> None:
+    """Give a file an mtime before now, as after a publish some time ago."""
+    then = time.time() - seconds
+    os.utime(path, (then, then))
 
 
 def test_drift_without_promised_digests(daemon: DaemonProcess, source: Path) -> None:

@@ -174,7 +174,7 @@ def test_one_folder_has_one_digest_however_it_comes(tmp_path: Path) -> None:
             "HF_TOKEN": "",
             "HF_HUB_OFFLINE": "0",
         }
-        download = [Path(sys.executable).with_name("hf"), "download", "acme/tiny", "--local-dir", again]
+        download = [str(Path(sys.executable).with_name("hf")), "download", "acme/tiny", "--local-dir", str(again)]
         kept = {key: value for key, value in os.environ.items() if not key.lower().endswith("_proxy")}
         subprocess.run(download, env={**kept, **environment, "HF_HUB_OFFLINE": "0"}, check=True, capture_output=True)
         assert (again / ".cache" / "huggingface").is_dir()

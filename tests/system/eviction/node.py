@@ -1,5 +1,5 @@
-"""A node in one thread: the daemon's own scheduler, deliveries, transfers, flights, janitor, ledger, holdings and store
-over a real tree, with a clock, a disk, an origin and a cluster that a test moves by hand.
+"""A node in one thread: the daemon's own reconciler, version fetches, downloads, publisher, ledger, inventory
+and store over a real tree, with a clock, a disk, an origin and a cluster that a test moves by hand.
 
 Law: only what surrounds those parts is replaced: the threads (a job waits until the test does it), the byte path (a
 flight has the bytes it is given), the origin, the cluster, the clock and the disk's free space. Nothing happens unless
@@ -29,19 +29,18 @@ from cached.contract.status import ModelStatus
 from cached.core.catalog import EMPTY_CATALOG, Catalog, parse_catalog
 from cached.core.demand import PodWant
 from cached.core.listing import Listing, RemoteFile
-from cached.core.space import DiskSpace, Ledger, OnDisk, Reservation
+from cached.core.space import DiskSpace, Ledger, Reservation
 from cached.daemon.main import _adopt_statuses
-from cached.daemon.metrics import DaemonGauges, DaemonMetrics
-from cached.daemon.reconciler import Reconciler, ReconcilerParts
-from cached.fetch import downloads, reservation
+from cached.daemon.metrics import DaemonMetrics
+from cached.daemon.reconciler import Reconciler
+from cached.fetch import downloads
 from cached.fetch.attempt import Verified
 from cached.fetch.download import Download
-from cached.fetch.downloads import Downloads
-from cached.fetch.reservation import DownloadSpace
-from cached.fetch.version import VersionFetches, VersionFetchParts
+from cached.fetch.downloads import Downloads, DownloadSpace
+from cached.fetch.version import VersionFetches
 from cached.node import inventory, threads
 from cached.node.inventory import Inventory
-from cached.node.publisher import NodeParts, Publisher
+from cached.node.publisher import Publisher
 from cached.node.status_files import StatusFiles
 from cached.node.threads import Blocking
 from cached.sources.base import Source, identity_of
@@ -375,34 +374,50 @@ class Node:
         self.holdings = Inventory(self.layout, recovered)
         self.holdings.last_used = {ref: self._last_used.get(ref, 0.0) for ref in self.holdings.models}
         self.ledger = WatchedLedger(limits.quota, self.disk)
-        self.ledger.count_all(OnDisk(recovered.blobs, recovered.ingests, recovered.quarantined))
+        self.ledger.count_all(recovered.on_disk)
         self.lock = Root(self.layout)
         journal = DigestJournal(self.layout.digests, recovered.digests)
-        parts = NodeParts(self.layout, self.lock, self.holdings, self.board, self.ledger, pool, self.cluster, journal)
-        metrics = DaemonMetrics(_no_figures)
+        metrics = DaemonMetrics()
         self.bytes = Bytes(self.layout, self.disk, journal)
         self.flights = Downloads(self.layout, self.bytes, self.ledger)  # type: ignore[arg-type]  # what it uses of them
-        self.janitor = Publisher(parts)
-        fetching = VersionFetchParts(self.layout, self.flights, self.board, self.janitor, pool, metrics, journal, 600.0)
-        self.transfers = VersionFetches(fetching, self.origin.open)
-        self.scheduler = Reconciler(
-            ReconcilerParts(
-                self.board,
-                self.holdings,
-                self.ledger,
-                self.flights,
-                self.transfers,
-                self.janitor,
-                metrics,
-                self.cluster,
-                self.clock.monotonic,
-            ),
-            limits.high,
-            limits.low,
+        self.janitor = Publisher(
+            layout=self.layout,
+            root=self.lock,
+            inventory=self.holdings,
+            status_files=self.board,
+            ledger=self.ledger,
+            blocking=pool,
+            cluster=self.cluster,
+            journal=journal,
         )
-        self.scheduler.resume(_adopt_statuses(self.layout, self.board, self.holdings, recovered.lost))
-        self.scheduler.use_catalog(self.catalog)
-        self.tasks = [self.loop.create_task(self.scheduler.run())]
+        self.transfers = VersionFetches(
+            layout=self.layout,
+            ledger=self.ledger,
+            downloads=self.flights,
+            status_files=self.board,
+            publisher=self.janitor,
+            blocking=pool,
+            observer=metrics,
+            open_source=self.origin.open,
+            listing_timeout_s=600.0,
+        )
+        self.reconciler = Reconciler(
+            status_files=self.board,
+            inventory=self.holdings,
+            ledger=self.ledger,
+            downloads=self.flights,
+            fetches=self.transfers,
+            publisher=self.janitor,
+            metrics=metrics,
+            cluster=self.cluster,
+            loop=self.loop,
+            clock=self.clock.monotonic,
+            high_watermark=limits.high,
+            low_watermark=limits.low,
+        )
+        self.reconciler.resume(_adopt_statuses(self.layout, self.board, self.holdings, recovered.lost))
+        self.reconciler.use_catalog(self.catalog)
+        self.tasks = [self.loop.create_task(self.reconciler.run())]
         self.turn()
 
     def crash(self) -> None:
@@ -446,7 +461,7 @@ class Node:
         parsed = parse_catalog(text, EMPTY_CATALOG)
         assert not parsed.rejected, parsed.rejected
         self.catalog = parsed.catalog
-        self.scheduler.use_catalog(self.catalog)
+        self.reconciler.use_catalog(self.catalog)
 
     # --- what a test compares --------------------------------------------------------------------------------------
 
@@ -478,7 +493,7 @@ def fake_time(clock: Clock) -> Iterator[None]:
     """Let last uses follow the clock, and streams grow in small steps."""
     with (
         patch.object(inventory, "time", clock),
-        patch.object(reservation, "_STEP_BYTES", 2 * UNIT),
+        patch.object(downloads, "_STEP_BYTES", 2 * UNIT),
         patch.object(downloads, "is_small", lambda _spec: False),  # these blobs stand for large ones
     ):
         yield
@@ -505,7 +520,3 @@ def _dead(*_: object, **__: object) -> Future[Any]:
     future: Future[Any] = Future()
     future.cancel()
     return future
-
-
-def _no_figures() -> DaemonGauges:
-    return DaemonGauges(0, {}, 0, 0, {}, ())

@@ -50,8 +50,8 @@ def _refuse(*_: object) -> None:
 
 def test_called_off_before_it_began(node: Node) -> None:
     """A fetch that is called off before its task ran a single step is over all the same: the next one begins."""
-    node.scheduler.wake()  # so that the plan comes before the fetch's first step
-    node.scheduler.pull(REF, None, refresh=False)
+    node.reconciler.wake()  # so that the plan comes before the fetch's first step
+    node.reconciler.pull(REF, None, refresh=False)
     pinned = f"models: {{a: {{versions: {{v1: {{source: '{ORIGIN}a/v1', digest: '{manifest_of(CONTENT).digest}'}}}}}}}}"
     node.use_catalog(pinned)
     node.turn()
@@ -74,17 +74,17 @@ def test_what_a_resumed_fetch_lacks_is_freed(node: Node) -> None:
             node.do_job(0)
         return next(flight for flight in node.bytes.flights if flight.spec.name == blob.name)
 
-    node.scheduler.pull(REF, None, refresh=False)
+    node.reconciler.pull(REF, None, refresh=False)
     node.turn()
     node.bytes.give(flight_of(CONTENT[0]), CONTENT[0].size)
     node.bytes.fail(flight_of(rest), unreachable())
     node.turn()
-    node.scheduler.pull(ModelRef("a", "v2"), None, refresh=False)
+    node.reconciler.pull(ModelRef("a", "v2"), None, refresh=False)
     node.turn()
     node.bytes.finish(flight_of(other), other)
     _work_off(node)
     assert ModelRef("a", "v2") in node.holdings.models
-    node.scheduler.pull(REF, None, refresh=False)
+    node.reconciler.pull(REF, None, refresh=False)
     node.turn()
     for blob in (*CONTENT, rest):
         node.bytes.finish(flight_of(blob), blob)
@@ -106,7 +106,7 @@ def test_a_failure_is_tried_again_ever_more_rarely(node: Node) -> None:
         before = node.clock.now
         while not node.jobs.waiting:
             node.clock.now += 60
-            node.scheduler.wake()
+            node.reconciler.wake()
             node.turn()
         waited.append(round(node.clock.now - before))
     assert waited == [300, 600, 1200, 2400, 3600, 3600]
@@ -125,7 +125,7 @@ def test_a_sweep_that_the_disk_stops_counts_what_it_took(node: Node, monkeypatch
 
     monkeypatch.setattr(ingest, "forget", _refuse)
     with pytest.raises(HoldfastError, match="a disk that fails"):
-        node.begin(node.scheduler.sweep())
+        node.begin(node.reconciler.sweep())
         _work_off(node)
     assert not blob.exists()
     assert (node.ledger.compute_use().used, node.ledger.compute_use().dying) == (0, UNIT)
@@ -135,13 +135,13 @@ def test_a_snapshot_that_never_got_its_name_goes(node: Node, monkeypatch: pytest
     """Where the disk refuses the name of a version that nobody wants any more by then, its snapshot is swept."""
     with monkeypatch.context() as full:
         full.setattr(snapshots, "set_name_unsynced", _refuse)
-        node.scheduler.pull(REF, None, refresh=False)
+        node.reconciler.pull(REF, None, refresh=False)
         _work_off(node)
         status = node.board.get(REF)
         assert status is not None and status.error is not None and status.error.code == "disk"
         node.use_catalog("models: {}")
         node.turn()
-    node.begin(node.scheduler.sweep())
+    node.begin(node.reconciler.sweep())
     _work_off(node)
     assert list(node.layout.public.snapshots.iterdir()) == []
     assert (node.committed(), node.ledger.compute_use().used) == ({}, 0)
@@ -149,10 +149,10 @@ def test_a_snapshot_that_never_got_its_name_goes(node: Node, monkeypatch: pytest
 
 def test_a_blob_that_is_gone_is_counted_no_more(node: Node) -> None:
     """Where the scrub finds that somebody deleted a blob, the account has it once: as what was fetched instead."""
-    node.scheduler.pull(REF, None, refresh=False)
+    node.reconciler.pull(REF, None, refresh=False)
     _work_off(node)
     node.layout.blob(CONTENT[0].sha256).unlink()
-    node.begin(node.scheduler.lost_blob(CONTENT[0].sha256))
+    node.begin(node.reconciler.quarantine_blob(CONTENT[0].sha256))
     _work_off(node)
     assert node.holdings.models.keys() == {REF}
     assert node.ledger.compute_use().used == sum(node.committed().values()) == CONTENT[0].size
@@ -160,10 +160,10 @@ def test_a_blob_that_is_gone_is_counted_no_more(node: Node) -> None:
 
 def test_a_blob_that_has_grown_is_taken_out_of_use(node: Node) -> None:
     """Where the scrub finds that somebody wrote to a blob, the account loses what it had, and gains what is there."""
-    node.scheduler.pull(REF, None, refresh=False)
+    node.reconciler.pull(REF, None, refresh=False)
     _work_off(node)
     os.truncate(node.layout.blob(CONTENT[0].sha256), 5 * UNIT)
-    node.begin(node.scheduler.lost_blob(CONTENT[0].sha256))
+    node.begin(node.reconciler.quarantine_blob(CONTENT[0].sha256))
     _work_off(node)
     use = node.ledger.compute_use()
     assert (use.used, use.dying) == (CONTENT[0].size, 5 * UNIT)

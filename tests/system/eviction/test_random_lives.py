@@ -28,11 +28,12 @@ from hypothesis.stateful import (
 from cached.contract.digest import Digest
 from cached.contract.reference import ModelRef
 from cached.contract.status import State
-from cached.core.demand import Demand, PodWant, Priority, compute_demand
+from cached.core.demand import Demand, PodWant, Priority
+from cached.node.inspection import recount
 from cached.node.inventory import write_pins
-from cached.node.recount import _recount
 from cached.store.ingest import allocated_bytes
-from sidecar.gate.snapshot import HeldSnapshot, hold
+from sidecar.gate.snapshot import HeldSnapshot, hold_snapshot
+from tests.support.demand import compute_demand
 from tests.system.eviction.node import (
     ORIGIN,
     UNIT,
@@ -138,7 +139,7 @@ class Lives(RuleBasedStateMachine):
 
     @rule(ref=refs)
     def pull(self, ref: ModelRef) -> None:
-        self.node.scheduler.pull(ref, None, refresh=False)
+        self.node.reconciler.pull(ref, None, refresh=False)
         self.node.turn()
 
     @rule(ref=refs, keep=st.booleans())
@@ -153,7 +154,7 @@ class Lives(RuleBasedStateMachine):
         if not here:
             return
         ref = data.draw(st.sampled_from(here))
-        found = hold(self.node.layout.public, ref)
+        found = hold_snapshot(self.node.layout.public, ref)
         if isinstance(found, HeldSnapshot):
             self.leases[ref] = found
 
@@ -204,8 +205,8 @@ class Lives(RuleBasedStateMachine):
     @rule()
     def the_daemon_looks_around(self) -> None:
         """What `app` does every ten seconds."""
-        self.node.begin(self.node.scheduler.look_at_leases())
-        self.node.scheduler.try_what_fits()
+        self.node.begin(self.node.reconciler.update_leases())
+        self.node.reconciler.retry_fitting()
         self._wake()
 
     @rule(units=st.integers(0, 12))
@@ -225,7 +226,7 @@ class Lives(RuleBasedStateMachine):
         known = sorted({sha for sizes in self.node.holdings.blobs.values() for sha in sizes})
         sha256 = data.draw(st.sampled_from(known))
         self.bad.add(sha256)  # whoever has it open keeps it, and nobody else gets it
-        self.node.begin(self.node.scheduler.lost_blob(sha256))
+        self.node.begin(self.node.reconciler.quarantine_blob(sha256))
 
     @precondition(lambda self: any(self.node.layout.quarantine.iterdir()))
     @rule(data=st.data(), size=st.integers(0, 3))
@@ -242,15 +243,15 @@ class Lives(RuleBasedStateMachine):
 
     @rule()
     def recount(self) -> None:
-        _recount(self.node.layout, self.node.lock, self.node.ledger)
+        recount(self.node.layout, self.node.lock, self.node.ledger)
         self.recounted = True
 
     @rule()
     def gc(self) -> None:
         async def collect() -> None:
-            for victim in self.node.scheduler.evictable():
-                await self.node.scheduler.evict(victim.ref, victim.digest, "gc")
-            await self.node.scheduler.sweep()
+            for victim in self.node.reconciler.list_evictable():
+                await self.node.reconciler.evict(victim.ref, victim.digest, "gc")
+            await self.node.reconciler.sweep()
 
         self.node.begin(collect())
 
@@ -292,7 +293,7 @@ class Lives(RuleBasedStateMachine):
         for ref, held in self.leases.items():
             if self.bad & {blob.sha256 for blob in self.node.content(ref)}:
                 continue
-            found = hold(self.node.layout.public, ref)
+            found = hold_snapshot(self.node.layout.public, ref)
             assert isinstance(found, HeldSnapshot)
             found.lease.close()
             assert found.snapshot == held.snapshot
@@ -443,11 +444,11 @@ class Lives(RuleBasedStateMachine):
     # --- odds and ends ---------------------------------------------------------------------------------------------
 
     def _wake(self) -> None:
-        self.node.scheduler.wake()
+        self.node.reconciler.wake()
         self.node.turn()
 
     def _demand(self) -> Demand:
-        versions = self.node.scheduler._versions.records.values()
+        versions = self.node.reconciler._versions.records.values()
         pulls = [pull.want for version in versions for pull in version.pulls]
         failed = {(version.ref, pin): error for version in versions for pin, error in version.verdicts.items()}
         return compute_demand(self.node.catalog, self.node.cluster.pods(), pulls, {}, failed)

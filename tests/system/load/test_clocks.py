@@ -198,19 +198,19 @@ def test_a_heartbeat_is_seen_to_stand_still(tmp_path: Path) -> None:
     public = make_public(tmp_path)
     now, wall = [1000.0], [time.time()]
     heartbeat = Heartbeat(public, lambda: now[0], lambda: wall[0])
-    assert heartbeat.trouble() is None
+    assert heartbeat.find_trouble() is None
     for age_s in (0, DAY_S, -DAY_S):
         for _ in range(20):
             write_heartbeat(public, age_s=age_s)
             age_s -= 2
             now[0] += 2
-            assert heartbeat.trouble() is None
+            assert heartbeat.find_trouble() is None
         now[0] += 31
-        assert "seems down" in (heartbeat.trouble() or "")
+        assert "seems down" in (heartbeat.find_trouble() or "")
     write_heartbeat(public, age_s=3 * DAY_S)
-    assert heartbeat.trouble() is None
+    assert heartbeat.find_trouble() is None
     now[0] += 7
-    assert "seems down" in (heartbeat.trouble() or "")
+    assert "seems down" in (heartbeat.find_trouble() or "")
 
 
 def test_certificates_of_tomorrow_are_replaced() -> None:

@@ -138,7 +138,7 @@ async def test_a_client_that_reads_nothing_is_cut_off(tmp_path: Path, monkeypatc
         return web.Response(body=bytes(64 * _MIB))
 
     control.router.add_get("/much", much)
-    async with listeners.open_listeners(("127.0.0.1", 0), (layout, blocking), reads, control, MOST_CONNECTIONS):
+    async with listeners.open_listeners(("127.0.0.1", 0), layout, blocking, reads, control, MOST_CONNECTIONS):
         reader, writer = await asyncio.open_unix_connection(layout.socket, limit=1000)
         writer.write(b"GET /much HTTP/1.1\r\nHost: x\r\n\r\n")
         await reader.readexactly(15)
@@ -161,7 +161,7 @@ async def test_an_end_does_not_wait_for_slow_readers(tmp_path: Path) -> None:
     control.router.add_get("/much", much)
     async with (
         asyncio.timeout(20),
-        listeners.open_listeners(("127.0.0.1", 0), (layout, blocking), web.Application(), control, MOST_CONNECTIONS),
+        listeners.open_listeners(("127.0.0.1", 0), layout, blocking, web.Application(), control, MOST_CONNECTIONS),
     ):
         reader, writer = await asyncio.open_unix_connection(layout.socket, limit=1000)
         writer.write(b"GET /much HTTP/1.1\r\nHost: x\r\n\r\n")

@@ -9,7 +9,7 @@ import pytest
 from cached.contract.annotations import WeightsRequest, parse
 from sidecar.injector import settings as inject_settings
 from sidecar.injector.certificate_store import Place
-from sidecar.injector.gate_container import NAME, gate_container, mount
+from sidecar.injector.gate_container import NAME, make_gate, mount
 from tests.support.kustomize import Json, containers
 from tests.support.manifests import EVERYTHING, OVERLAYS, objects, one
 
@@ -129,7 +129,7 @@ def test_the_gate_by_hand_is_the_injectors(example: str) -> None:
     """The gate that the examples write out is the one the injector makes, to the last field."""
     pod = next(o for o in objects(f"examples/{example}") if o["kind"] == "Pod")
     by_hand = pod["spec"]["initContainers"][0]
-    made = gate_container({"containers": pod["spec"]["containers"]}, _asked(pod), _defaults(by_hand["image"]))
+    made = make_gate({"containers": pod["spec"]["containers"]}, _asked(pod), _defaults(by_hand["image"]))
     made["imagePullPolicy"] = by_hand.get("imagePullPolicy", made["imagePullPolicy"])
     assert {**by_hand, "imagePullPolicy": made["imagePullPolicy"], "args": None} == {**made, "args": None}
     assert _pairs(by_hand["args"]) == _pairs(made["args"]) - {("--verify", "record")}

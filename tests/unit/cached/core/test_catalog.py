@@ -46,9 +46,8 @@ def test_the_design_example() -> None:
     assert (version.ref, version.source) == (ref, "hf://meta-llama/Llama-3.1-8B@0e9e39f249a1")
     assert version.digest == Digest.parse(DIGEST)
     assert (version.include, version.exclude, version.keep) == (("*.safetensors", "*.json", "tokenizer*"), (), True)
-    rule = catalog.models["llama-3.1-8b"].prefetch
-    assert rule is not None
-    assert (rule.versions, rule.node_selector) == (("2024-07-23",), {"gpu": "h100"})
+    model = catalog.models["llama-3.1-8b"]
+    assert (model.prefetch, model.node_selector) == (("2024-07-23",), {"gpu": "h100"})
 
 
 def test_a_version_without_words_of_its_own_takes_the_default_source() -> None:
@@ -105,9 +104,7 @@ def test_versions_are_the_text_that_stands_in_the_file(version: str) -> None:
         text = f"models: {{m: {{source: 's3://b', versions: {versions}, prefetch: {{versions: [{version}]}}}}}}"
         catalog = good(text)
         assert list(catalog.models["m"].versions) == [version]
-        rule = catalog.models["m"].prefetch
-        assert rule is not None
-        assert rule.versions == (version,)
+        assert catalog.models["m"].prefetch == (version,)
 
 
 @pytest.mark.parametrize(
@@ -285,9 +282,7 @@ def test_prefetch_leaves_out_what_cannot_be_found() -> None:
     result = parsed(
         "models:\n  m:\n    source: s3://b/\n    versions: [v1, v2]\n    prefetch: {versions: [v1, v9, a/b, v2, v1]}\n"
     )
-    rule = result.catalog.models["m"].prefetch
-    assert rule is not None
-    assert rule.versions == ("v1", "v2")
+    assert result.catalog.models["m"].prefetch == ("v1", "v2")
     assert [(r.where, r.line) for r in result.rejected] == [("m", 5), ("m", 5)]
 
 
@@ -295,7 +290,7 @@ def test_a_rejected_version_is_told_once() -> None:
     """A prefetch of a version that was rejected adds no second rejection."""
     result = parsed("models: {m: {versions: {v1: {source: oops}}, prefetch: {versions: [v1]}}}")
     assert [r.where for r in result.rejected] == ["m@v1"]
-    assert result.catalog.models["m"].prefetch is None
+    assert result.catalog.models["m"].prefetch == ()
 
 
 SECRET = "hunter2"

@@ -10,7 +10,8 @@ from cached.contract.digest import Digest
 from cached.contract.errors import DigestMismatch
 from cached.contract.reference import ModelRef
 from cached.core.catalog import EMPTY_CATALOG, Catalog, parse_catalog
-from cached.core.demand import Demand, PodWant, Priority, PullWant, compute_demand
+from cached.core.demand import Demand, PodWant, Priority, PullWant
+from tests.support.demand import compute_demand
 
 A, B = Digest("a" * 64), Digest("b" * 64)
 LISTED = f"""

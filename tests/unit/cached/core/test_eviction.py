@@ -17,8 +17,8 @@ from cached.core.eviction import (
     by_age,
     choose_victims,
     count_excess,
+    count_reclaimable,
     count_shortfall,
-    reclaimable,
 )
 from cached.core.space import SpaceUse
 
@@ -79,9 +79,9 @@ def test_only_what_is_just_prefetched_yields_to_pods() -> None:
 def test_shared_blobs_are_freed_with_the_last_version() -> None:
     """A blob that a surviving version shares frees nothing; it is counted once with the last that has it."""
     a, b = holding("a", 1, shared=100, own=1), holding("b", 2, shared=100)
-    assert reclaimable([a], [a, b]) == 1
-    assert reclaimable([a, b], [a, b]) == 101
-    assert reclaimable([], [a, b]) == 0
+    assert count_reclaimable([a], [a, b]) == 1
+    assert count_reclaimable([a, b], [a, b]) == 101
+    assert count_reclaimable([], [a, b]) == 0
     choice = choose([a, b], 50)
     assert (names(choice.victims), choice.freed) == (["a", "b"], 101)
 
@@ -90,7 +90,7 @@ def test_two_names_of_one_snapshot() -> None:
     """Evicting one of two names of the same content frees nothing."""
     one, other = holding("one", 1, x=10), holding("other", 2, wanted=True, x=10)
     assert one.digest == other.digest
-    assert reclaimable([one], [one, other]) == 0
+    assert count_reclaimable([one], [one, other]) == 0
     assert choose([one, other], 10).victims == ()
 
 
@@ -176,8 +176,8 @@ def test_a_choice_is_right_whatever_is_shared(held: list[InventoryEntry], need: 
     choice = choose(held, need)
     free = [h for h in held if h.evictable]
     assert all(victim in free for victim in choice.victims)
-    assert choice.freed == reclaimable(choice.victims, held)
-    assert choice.freed >= min(need, reclaimable(free, held))
+    assert choice.freed == count_reclaimable(choice.victims, held)
+    assert choice.freed >= min(need, count_reclaimable(free, held))
     for victim in choice.victims:
         rest = [other for other in choice.victims if other is not victim]
-        assert reclaimable(rest, held) < min(need, choice.freed)
+        assert count_reclaimable(rest, held) < min(need, choice.freed)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 
 import pytest
 from hypothesis import settings
@@ -34,6 +34,11 @@ def _one(ledger: Ledger, size: int, id_: str = "one") -> Reservation:
     return ledger.reserve({id_: size})[id_]
 
 
+def _held(ledger: Ledger, size: int, id_: str = "one") -> closing[Reservation]:
+    """The same, released at the end of the `with` block."""
+    return closing(_one(ledger, size, id_))
+
+
 def _accounts(use: SpaceUse) -> tuple[int, int, int]:
     return use.used, use.reserved, use.dying
 
@@ -41,7 +46,7 @@ def _accounts(use: SpaceUse) -> tuple[int, int, int]:
 def test_what_was_not_committed_comes_back() -> None:
     """Leaving the block gives back all that is set aside, an exception or not."""
     ledger = Ledger(100, Disk(1000))
-    with pytest.raises(RuntimeError), _one(ledger, 80) as space:
+    with pytest.raises(RuntimeError), _held(ledger, 80) as space:
         assert (space.size, ledger.compute_use().reserved, ledger.compute_use().free) == (80, 80, 20)
         raise RuntimeError
     assert (_accounts(ledger.compute_use()), ledger.compute_use().free, space.size) == ((0, 0, 0), 100, 0)
@@ -70,11 +75,11 @@ def test_saying_the_same_twice_changes_nothing() -> None:
 def test_reservations_add_up() -> None:
     """What one fetch has set aside, no other one gets; a refusal takes nothing."""
     ledger = Ledger(100, Disk(1000))
-    with _one(ledger, 60), _one(ledger, 40, "two"):
+    with _held(ledger, 60), _held(ledger, 40, "two"):
         with pytest.raises(NoSpace):
             _one(ledger, 1, "three")
         assert ledger.compute_use().reserved == 100
-    with _one(ledger, 100):
+    with _held(ledger, 100):
         pass
 
 
@@ -124,7 +129,7 @@ def test_no_space_is_transient() -> None:
 def test_others_on_the_file_system_count() -> None:
     """What others took of the file system cannot be reserved, though the quota would allow it."""
     ledger = Ledger(100, Disk(200, others=170))
-    with _one(ledger, 30):
+    with _held(ledger, 30):
         pass
     with pytest.raises(NoSpace):
         _one(ledger, 31)
@@ -136,11 +141,11 @@ def test_allocated_bytes_are_not_counted_twice() -> None:
     """A file that the disk has given already lessens both the disk's free bytes and what is still to be taken."""
     disk = Disk(100)
     ledger = Ledger(None, disk)
-    with _one(ledger, 60) as space:
+    with _held(ledger, 60) as space:
         disk.ours = 60
         ledger.count_partial("one", 60)
         assert ledger.compute_use().free == 40
-        with _one(ledger, 40, "two"):
+        with _held(ledger, 40, "two"):
             assert ledger.compute_use().free == 0
         space.finish(0, "a", 60)
         assert ledger.compute_use().free == 40
@@ -149,7 +154,7 @@ def test_allocated_bytes_are_not_counted_twice() -> None:
 def test_bytes_not_yet_allocated_are_kept_from_others() -> None:
     """What is reserved and not written is not given to another fetch, though the disk still shows it free."""
     ledger = Ledger(None, Disk(100))
-    with _one(ledger, 60), pytest.raises(NoSpace):
+    with _held(ledger, 60), pytest.raises(NoSpace):
         _one(ledger, 41, "two")
 
 
@@ -164,19 +169,19 @@ def test_a_partial_blob_is_resumed_without_new_space() -> None:
     assert (ledger.compute_use().dying, ledger.compute_use().free) == (70, 30)
     with pytest.raises(NoSpace):
         _one(ledger, 31, "two")
-    with _one(ledger, 90) as space:
+    with _held(ledger, 90) as space:
         assert (ledger.compute_use().dying, ledger.compute_use().reserved, ledger.compute_use().free) == (0, 90, 10)
         space.finish(0, "a", 90)
     assert ledger.compute_use().used == 90
     _one(ledger, 5).finish(64, None, 0)
-    with _one(ledger, 5):
+    with _held(ledger, 5):
         assert _accounts(ledger.compute_use()) == (90, 5, 0)
 
 
 def test_a_reservation_grows_while_there_is_room() -> None:
     """A blob of unknown size sets more and more aside; a refusal leaves it as it was."""
     ledger = Ledger(100, Disk(1000))
-    with _one(ledger, 0) as space, _one(ledger, 30, "two"):
+    with _held(ledger, 0) as space, _held(ledger, 30, "two"):
         space.grow(50)
         space.grow(20)
         with pytest.raises(NoSpace):
@@ -194,7 +199,7 @@ def test_accounts_that_make_no_sense_are_refused() -> None:
             count("x", -1)
     with pytest.raises(ValueError, match="negative"):
         _one(ledger, -1)
-    with _one(ledger, 10) as space, pytest.raises(ValueError, match="reserved already"):
+    with _held(ledger, 10) as space, pytest.raises(ValueError, match="reserved already"):
         ledger.reserve({"two": 1, "one": 1})
     with pytest.raises(ValueError, match="given back"):
         space.grow(11)
@@ -220,7 +225,7 @@ def test_a_recount_corrects_what_nobody_said() -> None:
 def test_a_recount_sees_what_is_reserved() -> None:
     """What a recount finds of a partial blob that is under way is part of its reservation, and of nothing else."""
     ledger = Ledger(None, Disk(1000))
-    with _one(ledger, 50):
+    with _held(ledger, 50):
         with ledger.begin_recount() as correct:
             correct(OnDisk({}, {"one": 30}, {}))
         assert _accounts(ledger.compute_use()) == (0, 50, 0)
@@ -235,7 +240,7 @@ def test_threads_share_one_budget() -> None:
 
         def reserve(number: int) -> int:
             try:
-                kept.enter_context(_one(ledger, 7, str(number)))
+                kept.enter_context(_held(ledger, 7, str(number)))
             except NoSpace:
                 return 0
             return 7

@@ -27,32 +27,31 @@ from cached.core.planner import (
     Refuse,
     Reprioritize,
     StartFetch,
-    Versions,
     plan_versions,
 )
 from cached.core.space import NoSpace, SpaceUse
 from cached.core.versions import queue
 from cached.core.versions.messages import (
     Arrived,
-    Asked,
     CountWait,
     CountWant,
+    DemandUpdated,
     Ended,
     Evicted,
-    Looked,
     NeedFound,
-    Run,
+    Pulled,
     SpaceReserved,
+    StartTry,
     Step,
-    Stop,
     Stopped,
+    StopTry,
     TryFailed,
 )
 from cached.core.versions.record import (
     Blocked,
     Failed,
     Held,
-    Idle,
+    Inactive,
     PinMismatch,
     Pull,
     Queued,
@@ -120,7 +119,7 @@ class Node:
 
     def pull(self, ref: ModelRef, pin: Digest | None = None, *, refresh: bool = False) -> Pull:
         pull = Pull(f"pull {next(self.orders)}", PullWant(ref, pin), refresh)
-        self.do(self.table.handle(ref, Asked(pull, ref in self.held), self.now))
+        self.do(self.table.handle(ref, Pulled(pull, ref in self.held), self.now))
         self.refresh()
         return pull
 
@@ -132,10 +131,10 @@ class Node:
         for step in steps:
             self.steps.append(step)
             match step:
-                case Run(ref, want):
+                case StartTry(ref, want):
                     assert ref not in self.tries, "two tries at one version"
                     self.tries[ref] = want
-                case Stop(ref):
+                case StopTry(ref):
                     self.called_off.add(ref)
                 case Ended(ref):
                     assert ref not in self.tries, "a fetch that runs is told as ended"
@@ -166,18 +165,19 @@ class Node:
     def refresh(self) -> None:
         """Plan what changed, as the reconciler does."""
         self.do(self.table.pass_time(self.now))
-        self.do(self.table.see_pods(tuple(self.pods.values()), self.held, self.now))
+        self.do(self.table.update_pods(tuple(self.pods.values()), self.held, self.now))
         self._update()
         refs, self.dirty = self.dirty | set(self.table.records), set()
         wants, refused = self.demand.wants, self.demand.refused
         looks = {
-            ref: Looked(wants.get(ref), ref in refused, self.index.verdicts(ref), self.held.get(ref)) for ref in refs
+            ref: DemandUpdated(wants.get(ref), ref in refused, self.index.get_verdicts(ref), self.held.get(ref))
+            for ref in refs
         }
         self.do(self.table.handle_all(looks, self.now))
         records = {ref: self.table.get(ref) for ref in refs}
         met = {ref for ref, record in records.items() if record.is_met(wants.get(ref), self.held.get(ref))}
-        settled = {ref: record.settled for ref, record in records.items() if record.settled is not None}
-        for step in plan_versions(Versions(self.demand, met, dict(self.table.fetching), settled)):
+        settled = {ref: record.failure for ref, record in records.items() if record.failure is not None}
+        for step in plan_versions(self.demand, met, dict(self.table.fetching), settled):
             match step:
                 case StartFetch(want):
                     self.do(self.table.start(want, self.now))
@@ -277,7 +277,7 @@ class Lives(RuleBasedStateMachine):
     def room_is_sought(self, hopeless: frozenset[ModelRef]) -> None:
         for ref, _ in self.node.table.blocked:
             self.node.handle(ref, NeedFound(10))
-        self.node.do(self.node.table.seek_room(hopeless, self.node.now))
+        self.node.do(self.node.table.record_space_plan(hopeless, self.node.now))
 
     @rule()
     def what_was_called_off_comes_down(self) -> None:
@@ -320,7 +320,7 @@ class Lives(RuleBasedStateMachine):
             node.do(steps)
         fetches = {ref: fetch for ref in node.table.fetching if (fetch := node.table.get(ref).fetch)}
         running = Counter(fetches[ref].want.priority for ref in node.tries if ref not in node.troubled)
-        room = min((f.urgency for f in fetches.values() if f.lacks_space and not f.passed), default=None)
+        room = min((f.urgency for f in fetches.values() if f.lacks_space and not f.skipped), default=None)
         for ref, fetch in fetches.items():
             if isinstance(node.table.get(ref).state, Queued):
                 busy = running[fetch.want.priority] >= AT_ONCE[fetch.want.priority]
@@ -464,7 +464,7 @@ def test_bad_answers_in_a_row_are_given_up(node: Node) -> None:
     for error in (GARBLED, GARBLED, AWAY, GARBLED, GARBLED, GARBLED):
         assert isinstance(node.table.get(A).state, Running)
         node.fail(A, error)
-        node.do(node.table.nudge([A], node.now))
+        node.do(node.table.end_pauses([A], node.now))
     assert isinstance(node.table.get(A).state, Failed)
 
 
@@ -547,7 +547,7 @@ def test_a_refresh_that_fails_is_its_own(node: Node) -> None:
     node.fail(A, GONE)
     node.refresh()
     assert _found(node, asked).error is GONE
-    assert node.table.get(A).state == Idle()
+    assert node.table.get(A).state == Inactive()
 
 
 def test_who_makes_room_comes_first(node: Node) -> None:
@@ -557,7 +557,7 @@ def test_who_makes_room_comes_first(node: Node) -> None:
     node.pull(B)
     assert isinstance(node.table.get(A).state, Blocked)
     assert isinstance(node.table.get(B).state, Queued)
-    node.do(node.table.seek_room({A}, node.now))
+    node.do(node.table.record_space_plan({A}, node.now))
     assert isinstance(node.table.get(B).state, Running)
 
 

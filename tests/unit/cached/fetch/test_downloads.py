@@ -16,8 +16,7 @@ from cached.contract.errors import HoldfastError, Permanent
 from cached.core.space import DiskSpace, Ledger, NoSpace
 from cached.fetch.attempt import BlobSpec, Verified
 from cached.fetch.download import Download
-from cached.fetch.downloads import Downloads
-from cached.fetch.reservation import DownloadSpace
+from cached.fetch.downloads import Downloads, DownloadSpace
 from cached.store import blobs
 from cached.store.disk import durable
 from cached.transport.connection.cancel import Cancelled

@@ -7,7 +7,7 @@ from typing import Any
 
 from cached.kube.client import KubeClient
 from cached.kube.events import FAILED, FETCHING, EventPace, EventQueue
-from cached.kube.names import PodName
+from cached.kube.pods import PodName
 from tests.support.fake_api import FakeApi
 
 EVENTS = "/api/v1/namespaces/default/events"
@@ -72,8 +72,8 @@ async def test_one_pod_cannot_flood(api: FakeApi, client: KubeClient, running: A
         events.add(POD, FETCHING, str(number))
     events.add(PodName("uid-2", "default", "q"), FETCHING, "x")
     async with running(events.run()):
-        await until(lambda: events.statistics().written == 4, "the events")
-    assert events.statistics().dropped == 7
+        await until(lambda: events.statistics.written == 4, "the events")
+    assert events.statistics.dropped == 7
     assert len(api.all(EVENTS)) == 4
 
 
@@ -84,11 +84,11 @@ async def test_a_lost_api_costs_the_oldest(api: FakeApi, client: KubeClient, run
     async with running(events.run()):
         for number in range(20):
             events.add(PodName(f"uid-{number}", "default", f"p{number}"), FETCHING, "x")
-        assert events.statistics().waiting == 5
-        assert events.statistics().dropped == 15
+        assert len(events) == 5
+        assert events.statistics.dropped == 15
         await until(lambda: len(api.asked) >= 3, "tries")
         api.heal()
-        await until(lambda: events.statistics().written == 5, "the events")
+        await until(lambda: events.statistics.written == 5, "the events")
     assert {each["involvedObject"]["name"] for each in api.all(EVENTS)} == {f"p{n}" for n in range(15, 20)}
 
 
@@ -101,7 +101,7 @@ async def test_a_refused_event_is_left(api: FakeApi, client: KubeClient, running
         events.add(POD, FETCHING, "two")
         await until(lambda: api.all(EVENTS), "the second")
     assert [each["message"] for each in api.all(EVENTS)] == ["two"]
-    assert events.statistics().refused == 1
+    assert events.statistics.refused == 1
 
 
 async def test_long_names_and_messages_fit(api: FakeApi, client: KubeClient, running: Any, until: Any) -> None:

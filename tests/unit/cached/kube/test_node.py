@@ -51,8 +51,8 @@ async def test_what_is_published_is_labelled(api: FakeApi, client: KubeClient, r
         assert labels(api) == {"gpu": "h100", label(A): "ready", label(B): "ready"}
         report.publish(frozenset({B}))
         await until(lambda: label(A) not in labels(api), "the label's end")
-        await until(lambda: report.statistics().in_force, "a report in force")
-        assert report.statistics().patches == 2
+        await until(lambda: report.in_force, "a report in force")
+        assert report.patches == 2
 
 
 async def test_at_start_labels_are_reconciled(api: FakeApi, client: KubeClient, running: Any, until: Any) -> None:
@@ -87,7 +87,7 @@ async def test_a_label_is_withdrawn_before_the_deletion(
     report = NodeReport(client, "node1", QUICK)
     async with running(report.run(nobody)):
         report.publish(frozenset({A}))
-        await until(lambda: label(A) in labels(api), "the label")
+        await until(lambda: label(A) in labels(api) and report.in_force, "the label")
         async with report.withdrawn(A) as confirmed:
             assert confirmed
             assert label(A) not in labels(api)
@@ -95,7 +95,7 @@ async def test_a_label_is_withdrawn_before_the_deletion(
             await until(lambda: label(B) in labels(api), "the other's label")
             assert label(A) not in labels(api)
             report.publish(frozenset({B}))
-        await until(lambda: report.statistics().in_force, "a report in force")
+        await until(lambda: report.in_force, "a report in force")
         assert label(A) not in labels(api)
 
 
@@ -107,11 +107,11 @@ async def test_a_deletion_that_did_not_happen_gives_the_label_back(
     report = NodeReport(client, "node1", QUICK)
     async with running(report.run(nobody)):
         report.publish(frozenset({A}))
-        await until(lambda: label(A) in labels(api), "the label")
+        await until(lambda: label(A) in labels(api) and report.in_force, "the label")
         async with report.withdrawn(A):
             async with report.withdrawn(A):
                 assert label(A) not in labels(api)
-            await until(lambda: report.statistics().in_force, "a report in force")
+            await until(lambda: report.in_force, "a report in force")
             assert label(A) not in labels(api)
         await until(lambda: label(A) in labels(api), "the label again")
 
@@ -124,7 +124,7 @@ async def test_a_deletion_does_not_wait_for_a_lost_api(
     report = NodeReport(client, "node1", replace(QUICK, withdraw_s=0.05))
     async with running(report.run(nobody)):
         report.publish(frozenset({A, B}))
-        await until(lambda: label(A) in labels(api), "the labels")
+        await until(lambda: label(A) in labels(api) and report.in_force, "the labels")
         api.hang("PATCH", NODE)
         async with report.withdrawn(A) as confirmed:
             assert not confirmed
@@ -152,8 +152,8 @@ async def test_a_refused_patch_is_tried_again(api: FakeApi, client: KubeClient, 
     async with running(report.run(nobody)):
         report.publish(frozenset({A}))
         await until(lambda: label(A) in labels(api), "the label")
-        await until(lambda: report.statistics().in_force, "a report in force")
-        assert report.statistics().failures == 4
+        await until(lambda: report.in_force, "a report in force")
+        assert report.failures == 4
 
 
 async def test_labels_that_somebody_removed_come_back(
@@ -182,7 +182,7 @@ async def test_the_summary_is_written_seldom(api: FakeApi, client: KubeClient, r
     async with running(report.run(nobody)):
         for number in range(5):
             report.summarise(str(number))
-            await until(lambda: report.statistics().in_force, "a look at what is asked for")
+            await until(lambda: report.in_force, "a look at what is asked for")
     assert [each["annotations"]["holdfast.dev/summary"] for each in patches(api)] == ["0"]
 
 
@@ -196,7 +196,7 @@ async def test_the_last_summary_is_written_in_time(api: FakeApi, client: KubeCli
         report.summarise("last")
         await until(lambda: summary(api) == "last", "the last")
         report.summarise("last")
-        await until(lambda: report.statistics().in_force, "a report in force")
+        await until(lambda: report.in_force, "a report in force")
     assert len(patches(api)) == 2
 
 

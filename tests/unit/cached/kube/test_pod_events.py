@@ -11,8 +11,8 @@ from cached.contract.loadable.findings import Finding
 from cached.contract.reference import ModelRef
 from cached.contract.status import ModelStatus, State, StatusError, Verdict
 from cached.core.demand import PodWant
-from cached.kube.names import PodName
 from cached.kube.pod_events import PodEvents, refusal, summary
+from cached.kube.pods import PodName
 
 LLAMA = ModelRef("llama", "v3")
 A, B = Digest("a" * 64), Digest("b" * 64)

@@ -13,8 +13,7 @@ from cached.contract.errors import Permanent
 from cached.contract.reference import ModelRef
 from cached.kube.client import KubeClient
 from cached.kube.cluster import ApiServer
-from cached.kube.names import PodName
-from cached.kube.pods import PodWatch, WatchPace
+from cached.kube.pods import PodName, PodWatch, WatchPace
 from tests.support.fake_api import FakeApi
 from tests.support.kube_shapes import make_pod
 
@@ -36,7 +35,7 @@ class Seen:
         self.changes += 1
 
     def wants(self) -> list[str]:
-        return sorted(f"{want.pod} {want.ref}" for want in self.watch.pods())
+        return sorted(f"{want.pod} {want.ref}" for want in self.watch.list_wants())
 
     def run(self) -> Any:
         return self.watch.run(self.changed)
@@ -66,14 +65,14 @@ async def test_the_pods_of_this_node_want_what_they_are_annotated_with(
     async with running(seen.run()):
         await until(lambda: seen.watch.synced, "the first list")
         uid = pod["metadata"]["uid"]
-        assert [(w.uid, w.pod, str(w.ref), w.pin) for w in seen.watch.pods()] == [
+        assert [(w.uid, w.pod, str(w.ref), w.pin) for w in seen.watch.list_wants()] == [
             (uid, "default/two", "llama@v3", A),
             (uid, "default/two", "lora@v7", None),
         ]
         name = PodName(uid, "default", "two")
-        assert seen.watch.find(uid) == name
-        assert seen.watch.wanting(ModelRef("lora", "v7")) == (name,)
-        assert seen.watch.wanting(ModelRef("lora", "v8")) == ()
+        assert seen.watch.find_name(uid) == name
+        assert seen.watch.find_pods(ModelRef("lora", "v7")) == (name,)
+        assert seen.watch.find_pods(ModelRef("lora", "v8")) == ()
         assert seen.changes >= 1
 
 
@@ -119,7 +118,7 @@ async def test_what_does_not_change_a_want_wakes_nobody(
         before = seen.changes
         api.patch(f"{PODS}/p", {"status": {"phase": "Running"}})
         api.create(PODS, make_pod("plain", "node1"))
-        await until(lambda: seen.watch.statistics().events >= 2, "the events")
+        await until(lambda: seen.watch.statistics.events >= 2, "the events")
         assert seen.changes == before
         api.patch(f"{PODS}/p", {"metadata": {"annotations": {"holdfast.dev/version": "v4"}}})
         await until(lambda: seen.wants() == ["default/p llama@v4"], "the new version")
@@ -136,9 +135,9 @@ async def test_bad_annotations_are_told_once_and_want_nothing(
     async with running(seen.run()):
         await until(lambda: api.watchers, "a watch")
         api.patch(f"{PODS}/bad", {"status": {"phase": "Running"}})
-        await until(lambda: seen.watch.statistics().events >= 1, "the event")
+        await until(lambda: seen.watch.statistics.events >= 1, "the event")
         api.order_watchers("error 410")
-        await until(lambda: seen.watch.statistics().lists == 2, "a relist")
+        await until(lambda: seen.watch.statistics.lists == 2, "a relist")
         assert [(str(pod), error.code) for pod, error in seen.refused] == [("default/bad", "invalid_annotations")]
         assert seen.wants() == ["default/good llama@v3"]
 
@@ -166,7 +165,7 @@ async def test_a_watch_that_ends_goes_on_where_it_was(
     async with running(seen.run()):
         await until(lambda: api.watchers, "a watch")
         api.order_watchers("bookmark")
-        await until(lambda: seen.watch.statistics().events, "the bookmark")
+        await until(lambda: seen.watch.statistics.events, "the bookmark")
         last = str(api.store.version)
         api.hang("GET", "^/api/v1/pods$")
         api.order_watchers(order)
@@ -200,14 +199,14 @@ async def test_a_version_too_old_lists_again(
         await until(lambda: api.watchers, "a watch")
         api.drop("GET", "^/api/v1/pods$", times=float("inf"))
         api.order_watchers("drop")
-        await until(lambda: not seen.watch.statistics().connected, "the loss")
+        await until(lambda: not seen.watch.statistics.connected, "the loss")
         api.delete(f"{PODS}/old")
         api.create(PODS, make_pod("new", "node1", LLAMA))
         api.compact()
         api.heal()
         await until(lambda: seen.wants() == ["default/new llama@v3"], "the list's difference")
     assert "resourceVersion" not in lists(api)[-1]
-    assert seen.watch.statistics().lists == 2
+    assert seen.watch.statistics.lists == 2
 
 
 async def test_bookmarks_save_the_list(api: FakeApi, client: KubeClient, running: Any, until: Any) -> None:
@@ -219,7 +218,7 @@ async def test_bookmarks_save_the_list(api: FakeApi, client: KubeClient, running
             api.create(PODS, make_pod(f"elsewhere-{number}", "node2"))
         api.compact()
         api.order_watchers("bookmark")
-        await until(lambda: seen.watch.statistics().events, "the bookmark")
+        await until(lambda: seen.watch.statistics.events, "the bookmark")
         api.order_watchers("end")
         await until(lambda: len(watches(api)) == 2 and api.watchers, "the next watch")
         api.create(PODS, make_pod("p", "node1", LLAMA))
@@ -234,17 +233,17 @@ async def test_a_lost_api_keeps_what_is_known_and_says_so(
     api.create(PODS, make_pod("p", "node1", LLAMA))
     seen = Seen(client)
     async with running(seen.run()):
-        await until(lambda: seen.watch.statistics().connected, "the connection")
-        since = seen.watch.statistics().since
+        await until(lambda: seen.watch.statistics.connected, "the connection")
+        since = seen.watch.statistics.since
         api.drop("GET", ".", times=float("inf"))
         api.order_watchers("drop")
-        await until(lambda: seen.watch.statistics().failures >= 3, "failures")
-        statistics = seen.watch.statistics()
+        await until(lambda: seen.watch.statistics.failures >= 3, "failures")
+        statistics = seen.watch.statistics
         assert not statistics.connected
         assert statistics.since >= since
         assert (seen.watch.synced, seen.wants()) == (True, ["default/p llama@v3"])
         api.heal()
-        await until(lambda: seen.watch.statistics().connected, "the connection again")
+        await until(lambda: seen.watch.statistics.connected, "the connection again")
     assert len(lists(api)) == 1
 
 
@@ -273,7 +272,7 @@ async def test_a_token_that_rotates_is_not_noticed(tmp_path: Path, running: Any,
                 api.tokens = {"two"}
                 api.order_watchers("end")
                 await until(lambda: len(watches(api)) == 2 and api.watchers, "the next watch")
-            assert seen.watch.statistics().failures == 0
+            assert seen.watch.statistics.failures == 0
 
 
 async def test_a_list_comes_in_pages(api: FakeApi, client: KubeClient, running: Any, until: Any) -> None:
@@ -284,7 +283,7 @@ async def test_a_list_comes_in_pages(api: FakeApi, client: KubeClient, running: 
     async with running(seen.run()):
         await until(lambda: api.watchers, "a watch")
         api.order_watchers("error 410")
-        await until(lambda: seen.watch.statistics().lists == 2, "a relist")
+        await until(lambda: seen.watch.statistics.lists == 2, "a relist")
         assert len(seen.wants()) == 7
     assert ["continue" in query for query in lists(api)] == [False, False, True, True]
 
@@ -298,6 +297,6 @@ async def test_pages_that_expire_are_read_at_once(api: FakeApi, client: KubeClie
         await until(lambda: api.watchers, "a watch")
         api.expire_pages = True
         api.order_watchers("error 410")
-        await until(lambda: seen.watch.statistics().lists == 2, "a relist")
+        await until(lambda: seen.watch.statistics.lists == 2, "a relist")
         assert len(seen.wants()) == 5
     assert "limit" not in lists(api)[-1]

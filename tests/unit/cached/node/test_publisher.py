@@ -15,7 +15,7 @@ from cached.contract.reference import ModelRef
 from cached.core.space import DiskSpace, Ledger
 from cached.node import publisher
 from cached.node.inventory import Inventory
-from cached.node.publisher import NodeParts, Publisher
+from cached.node.publisher import Publisher
 from cached.node.status_files import StatusFiles
 from cached.node.threads import Blocking
 from cached.store import recovery, snapshots
@@ -46,7 +46,14 @@ class Publishing:
         journal = DigestJournal(layout.digests, {})
         self._root = Root(layout)
         self.janitor = Publisher(
-            NodeParts(layout, self._root, self.inventory, self.board, ledger, self.blocking, Cluster(), journal)
+            layout=layout,
+            root=self._root,
+            inventory=self.inventory,
+            status_files=self.board,
+            ledger=ledger,
+            blocking=self.blocking,
+            cluster=Cluster(),
+            journal=journal,
         )
 
     def begin(self, version: str) -> asyncio.Task[Digest]:

@@ -125,7 +125,7 @@ async def test_what_a_reader_waits_for_is_written_at_once(
         board.reset(A, State.RESOLVING, "", None)  # its round waits
         board.set_error(A, State.FAILED, Transient("disk", "", ""))
         await _until(lambda: _state(public, A) == "failed")
-        board.set_ready(A, Digest("a" * 64), 1, False, "")
+        board.set_ready(A, Digest("a" * 64), 1, pinned=False, source="")
         await _until(lambda: _state(public, A) == "ready")
         board.reset(A, State.QUEUED, "", None)
         await _until(lambda: _state(public, A) == "queued")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import itertools
 import os
+import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -16,7 +18,7 @@ import pytest
 from cached.contract.errors import HoldfastError, Permanent, Transient
 from cached.core.listing import Listing, RemoteFile
 from cached.fetch.local_file import LocalBody
-from cached.sources.base import Source
+from cached.sources.base import Revalidating, Source
 from cached.sources.registry import open_source
 from cached.transport.client import HttpClient
 from cached.transport.connection.cancel import Cancellation
@@ -65,8 +67,16 @@ def in_folder(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]
 def at_nginx(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
     folder = tmp_path / "models" / "m"
     folder.mkdir(parents=True)
+    puts = itertools.count()
+
+    def put(files: Mapping[str, bytes]) -> None:
+        write(folder, dict(files))
+        written = time.time() - 3600 + next(puts)  # nginx's ETag is the mtime in seconds, and the size
+        for path in files:
+            os.utime(folder / path, (written, written))
+
     with nginx(tmp_path / "nginx", tmp_path / "models", "autoindex on;") as base:
-        yield Place("http", f"{base}/m", f"{base}/gone", f"{base}/m", putting(folder))
+        yield Place("http", f"{base}/m", f"{base}/gone", f"{base}/m", put)
 
 
 def in_bucket(request: pytest.FixtureRequest, server: S3Server) -> Iterator[Place]:
@@ -279,6 +289,22 @@ async def test_a_replaced_file_is_of_another_version(place: Place, client: HttpC
     assert (before.identity, old.key, old.version) != (after.identity, new.key, new.version)
     async with opened(place.uri, client) as source:
         assert await read(source, new, client) == b"other weights"
+
+
+async def test_a_tag_is_current_until_the_version_changes(place: Place, client: HttpClient) -> None:
+    """A source confirms the tag of a listing while the listing is the same, and never after another publish."""
+    first, second = ({"w.bin": b"x"}, {"w.bin": b"other"})
+    place.put({**first, "holdfast.json": manifest_of(first).canonical()})
+    async with opened(place.uri, client) as source:
+        tag = (await source.resolve()).tag
+        if not isinstance(source, Revalidating):
+            assert tag is None
+            return
+        assert tag is not None
+        assert await source.is_current(tag)
+        place.put({**second, "holdfast.json": manifest_of(second).canonical()})
+        assert not await source.is_current(tag)
+        assert (await source.resolve()).tag != tag
 
 
 async def test_a_source_says_what_it_is_and_ends_twice(place: Place, client: HttpClient) -> None:

@@ -117,7 +117,7 @@ def test_a_sweep(layout: Layout) -> None:
         Ingest(layout.ingest / id_, IngestKey(id_, "v1", 5000)).close()
     idle = allocated_bytes(layout.ingest / "idle")
     swept = deletion.sweep(deleting(layout, _claims(layout, {needed}, {"busy"})))
-    assert swept == deletion.Swept(committed=len(SHARED), dying=idle + 3)
+    assert swept == len(SHARED) + idle + 3
     assert os.listdir(layout.ingest) == ["busy"]
     assert os.listdir(layout.quarantine) == []
     assert not blobs.has(layout, loose)
@@ -132,7 +132,7 @@ def test_a_foreign_name_among_the_blobs_is_left(layout: Layout, keep: bool) -> N
     others = layout.blob(sha256).with_name("lost+found"), layout.blobs / "notes"
     for other in others:
         other.write_bytes(b"")
-    assert recovery.recover(layout).blobs == {sha256: len(MINE)}
+    assert recovery.recover(layout).on_disk.blobs == {sha256: len(MINE)}
     deletion.sweep(deleting(layout, _claims(layout, {sha256} if keep else set())))
     assert all(other.exists() for other in others)
     assert blobs.has(layout, sha256) is keep

@@ -40,7 +40,7 @@ def test_an_empty_root(tmp_path: Path) -> None:
     assert modes == dict.fromkeys(public, 0o755)
     assert len(tree(layout.root)) == 2 + 5 + 3 + 1
     found = recovery.recover(layout)
-    assert (found.models, found.manifests, found.blobs, found.ingests) == ({}, {}, {}, {})
+    assert (found.models, found.manifests, found.on_disk.blobs, found.on_disk.partials) == ({}, {}, {}, {})
 
 
 @pytest.mark.parametrize("version", ["2\n", "", "1", "x" * 1000])
@@ -89,10 +89,10 @@ def test_everything_is_found_again(layout: Layout) -> None:
     assert found.models == {ONE: one, TWO: two}
     assert found.manifests == {one: manifest_of(FILES), two: manifest_of({"c": b"c" * 100})}
     expected = {hashlib.sha256(data).hexdigest(): len(data) for data in (*FILES.values(), b"c" * 100)}
-    assert found.blobs == expected | {loose: 5}
-    assert found.ingests.keys() == {"partial"}
-    assert found.ingests["partial"] >= 5000
-    assert (sum(found.quarantined.values()), found.damaged) == (4, ())
+    assert found.on_disk.blobs == expected | {loose: 5}
+    assert found.on_disk.partials.keys() == {"partial"}
+    assert found.on_disk.partials["partial"] >= 5000
+    assert (sum(found.on_disk.quarantined.values()), found.damaged) == (4, ())
 
 
 @contextmanager
@@ -154,7 +154,7 @@ def test_trash_is_emptied(layout: Layout) -> None:
     (layout.trash / "file").write_bytes(b"")
     found = recovery.recover(layout)
     assert os.listdir(layout.trash) == []
-    assert (found.models, len(found.blobs)) == ({}, 2)
+    assert (found.models, len(found.on_disk.blobs)) == ({}, 2)
 
 
 def test_a_name_that_points_at_nothing_goes(layout: Layout) -> None:
@@ -230,4 +230,4 @@ def test_a_noted_blob_is_counted_as_committed(layout: Layout) -> None:
     made.finish(5)
     DigestJournal(layout.digests, {}).record({key.id: sha256})
     found = recovery.recover(layout)
-    assert (found.blobs, found.ingests) == ({sha256: 5}, {key.id: 0})
+    assert (found.on_disk.blobs, found.on_disk.partials) == ({sha256: 5}, {key.id: 0})

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import socket
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 
 from cached.contract.errors import Permanent, Transient
 from cached.transport.client import HttpClient
+from cached.transport.connection.cancel import Cancellation
+from cached.transport.connection.settings import HttpSettings
 from cached.transport.target import HttpTarget
 from tests.support.origin import HostileOrigin
 from tests.support.origin_faults import Both, Stall, Status
@@ -107,3 +112,36 @@ def test_the_name_of_an_s3_error_is_told(client: HttpClient, origin: HostileOrig
     assert error.code == "forbidden"
     assert "403 InvalidAccessKeyId" in error.message
     assert "AKIA123" not in str(error)
+
+
+@pytest.mark.parametrize("status", ["204 No Content", "304 Not Modified"])
+@pytest.mark.parametrize("fields", [b"", b"Content-Length: 300000\r\n", b"Transfer-Encoding: chunked\r\n"])
+def test_a_status_without_a_body_ends_with_its_head(status: str, fields: bytes) -> None:
+    """After 204 and 304 no body is awaited, whatever the fields say, and the next request uses the same connection."""
+    heads = [f"HTTP/1.1 {status}\r\n".encode() + fields + b"\r\n"] * 2
+    with socket.create_server(("127.0.0.1", 0)) as listener, ThreadPoolExecutor(1) as pool:
+        served = pool.submit(answer_on_one_connection, listener, heads)
+        client = HttpClient(HttpSettings(stall_window_s=1))
+        try:
+            target = HttpTarget(f"http://127.0.0.1:{listener.getsockname()[1]}/x")
+            found = client.fetch_any_status(target, 100, Cancellation())
+            assert (found.status, found.body) == (int(status[:3]), b"")
+            assert error_of(client, target).code == "bad_response"
+        finally:
+            client.close()
+        served.result()
+
+
+def answer_on_one_connection(listener: socket.socket, heads: list[bytes]) -> None:
+    """Answer one request with each head, all on the first connection, and close it only then."""
+    listener.settimeout(10)
+    with listener.accept()[0] as connection:
+        connection.settimeout(10)
+        for head in heads:
+            request = b""
+            while not request.endswith(b"\r\n\r\n"):
+                if not (part := connection.recv(65536)):
+                    raise ConnectionError(f"the client closed after {request!r}")
+                request += part
+            connection.sendall(head)
+        connection.recv(1)

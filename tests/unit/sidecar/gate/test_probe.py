@@ -116,7 +116,6 @@ def test_once_listens_nowhere_unless_asked(public: PublicLayout, gates: Gates) -
 def test_probes_are_answered_without_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where no thread can be had for a connection the listener answers it itself, and goes on listening."""
     probe = Probe(("127.0.0.1", 0), GateReadiness())
-    probe.start()
     start = threading.Thread.start
 
     def refuse(thread: threading.Thread) -> None:

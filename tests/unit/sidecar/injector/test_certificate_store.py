@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from cached.contract.errors import HoldfastError
+from cached.contract.errors import HoldfastError, Transient
 from sidecar.injector.certificate_store import CertificateStore, Place
 from sidecar.injector.certificates import CA_LIFE, CERTIFICATE_LIFE, SPREAD, CertificateKeys
 from sidecar.injector.kube import KubeApi
@@ -78,6 +78,16 @@ async def test_from_nothing(api: FakeApi, replicas: tuple[Replica, Replica]) -> 
     keys = stored(api)
     assert bundles(api) == [keys.bundle] * 2
     assert replicas[0].tls.expires == keys.certificate.not_valid_after_utc.timestamp()
+
+
+@pytest.mark.parametrize("body", [b"<html>sign in</html>", b"[]", b"", b"\xff", b"[" * 100_000])
+async def test_what_is_no_object_is_tried_again(api: FakeApi, replicas: tuple[Replica, Replica], body: bytes) -> None:
+    """A response that is no JSON object is an error of the API server, not the injector's end."""
+    api.garble("GET", "secrets", body)
+    with pytest.raises(Transient, match=r"GET .*: no JSON object came back"):
+        await replicas[0].keeper.step()
+    await replicas[0].keeper.step()
+    assert stored(api)
 
 
 async def test_a_step_without_need_writes_nothing(api: FakeApi, replicas: tuple[Replica, Replica]) -> None:
@@ -189,7 +199,7 @@ async def test_a_webhook_that_is_missing_is_named(api: FakeApi, replicas: tuple[
     api.delete(f"{WEBHOOKS}/injector")
     with pytest.raises(HoldfastError, match="MutatingWebhookConfiguration 'injector'"):
         await replicas[0].keeper.step()
-    assert replicas[0].tls.loaded.is_set()
+    assert replicas[0].tls.certificate
 
 
 async def test_a_rotated_token_is_used(api: FakeApi, account: Path, replicas: tuple[Replica, Replica]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 
 import pytest
 
@@ -21,10 +22,12 @@ def listing(*paths: str) -> Listing:
     return Listing(tuple(RemoteFile(path, path, 1, "v") for path in sorted(paths)), "here")
 
 
-def chosen(paths: tuple[str, ...], preset: str = "", include: tuple[str, ...] = (), **texts: object) -> set[str]:
+def chosen(
+    paths: tuple[str, ...], preset: str = "", include: tuple[str, ...] = (), texts: Mapping[str, object] | None = None
+) -> set[str]:
     """What a version has of these paths; `texts` are the JSON files that a preset reads, by their path."""
     rules = Rules(include, (), parse_preset(preset)) if preset else Rules(include)
-    data = {path: json.dumps(value).encode() for path, value in texts.items()}
+    data = {path: json.dumps(value).encode() for path, value in (texts or {}).items()}
     sizes = {path: len(data[path]) for path in paths if path in data}
     indexes = read_indexes(rules.preset, sizes, lambda path, offset, length: data[path][offset : offset + length])
     return {file.path for file in select_files(listing(*paths), "hf://a/b", rules, indexes).files}
@@ -98,19 +101,19 @@ def test_the_index_decides_what_a_preset_picks() -> None:
     """Of several safetensors files the ones that the index names are taken, in whatever folder and under any name."""
     odd = ("part_a.safetensors", "sub/part_b.safetensors")
     paths = (*TEXTS, INDEX, *odd, "stale-00001-of-00002.safetensors", "pytorch_model.bin")
-    named = {INDEX: {"weight_map": {"a": "part_a.safetensors", "b": "./sub/part_b.safetensors"}}}
+    named: dict[str, object] = {INDEX: {"weight_map": {"a": "part_a.safetensors", "b": "./sub/part_b.safetensors"}}}
     for preset in ("transformers", "vllm"):
-        assert chosen(paths, preset, **named) == {*TEXTS, INDEX, *odd}
+        assert chosen(paths, preset, texts=named) == {*TEXTS, INDEX, *odd}
 
 
 def test_each_engine_keeps_its_own_order_of_preference() -> None:
     """transformers takes a single file before an index, and what config.json names before both; vLLM asks the index."""
     paths = ("config.json", "model.safetensors", "new.safetensors", INDEX, *SHARDS)
-    named = {INDEX: {"weight_map": {"a": SHARDS[0], "b": SHARDS[1]}}}
-    assert chosen(paths, "transformers", **named) == {"config.json", INDEX, "model.safetensors"}
-    assert chosen(paths, "vllm", **named) == {"config.json", INDEX, *SHARDS}
-    named["config.json"] = {"transformers_weights": "new.safetensors"}  # type: ignore[dict-item]
-    assert chosen(paths, "transformers", **named) == {"config.json", INDEX, "new.safetensors"}
+    named: dict[str, object] = {INDEX: {"weight_map": {"a": SHARDS[0], "b": SHARDS[1]}}}
+    assert chosen(paths, "transformers", texts=named) == {"config.json", INDEX, "model.safetensors"}
+    assert chosen(paths, "vllm", texts=named) == {"config.json", INDEX, *SHARDS}
+    named["config.json"] = {"transformers_weights": "new.safetensors"}
+    assert chosen(paths, "transformers", texts=named) == {"config.json", INDEX, "new.safetensors"}
 
 
 def test_older_weights_are_picked_where_there_are_no_others() -> None:

@@ -41,12 +41,12 @@ def test_a_symlink_is_replaced_atomically(tmp_path: Path) -> None:
     """A symlink changes its target by one rename; also where a file was, but never where a folder is."""
     link = tmp_path / "link"
     link.write_text("a file")
-    durable.replace_symlink(link, "one")
-    durable.replace_symlink(link, "two/../three")
+    durable.replace_symlink_unsynced(link, "one")
+    durable.replace_symlink_unsynced(link, "two/../three")
     assert os.readlink(link) == "two/../three"
     (tmp_path / "folder").mkdir()
     with pytest.raises(IsADirectoryError):
-        durable.replace_symlink(tmp_path / "folder", "one")
+        durable.replace_symlink_unsynced(tmp_path / "folder", "one")
     assert tree(tmp_path) == {"link", "folder/"}
 
 
