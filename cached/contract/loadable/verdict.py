@@ -104,6 +104,7 @@ def _check_shards(sizes: Mapping[str, int], read: Read, bad: Collection[str]) ->
     """Check the indexes, and the numbered shards of which no index decides."""
     findings: list[Finding] = []
     decided: set[str] = set()
+    explicit = _explicit_weights(sizes, read)
     for path in sorted(sizes):
         if index_format(path) is None or path in bad or not _decides(path, sizes):
             continue
@@ -116,9 +117,9 @@ def _check_shards(sizes: Mapping[str, int], read: Read, bad: Collection[str]) ->
             findings.append(Finding("bad_index", path, message, _FETCH_AGAIN))
             continue
         decided.add(folder_of(path))
-        # transformers looks for the files of an index in a subfolder from the model's own folder.
-        folder = folder_of(path)
-        missing = [name for name in named if name not in sizes and name.removeprefix(folder) not in sizes]
+        if path == explicit:  # transformers looks for its files from the model's own folder
+            named = tuple(name.removeprefix(folder_of(path)) for name in named)
+        missing = [name for name in named if name not in sizes]
         if missing:
             message = f"{path} names files that are not there: {describe_names(missing)}"
             remedy = "fetch the missing files, or remove the index if the model does not need them"
@@ -162,9 +163,9 @@ def _check_model(sizes: Mapping[str, int], read: Read) -> list[Finding]:
     if not isinstance(config, dict):
         message = f"{names.CONFIG} is no JSON object"
         return [Finding("bad_config", names.CONFIG, message, _FETCH_AGAIN)]
-    named = config.get("transformers_weights")
-    if isinstance(named, str) and posixpath.normpath(named) not in sizes:
-        message = f"{names.CONFIG} names the weights {named!r} (transformers_weights), which are not there"
+    explicit = _explicit_weights(sizes, read)
+    if explicit is not None and explicit not in sizes:
+        message = f"{names.CONFIG} names the weights {explicit!r} (transformers_weights), which are not there"
         return [Finding("incomplete", names.CONFIG, message, "fetch that file too, or take the field out")]
     architectures = config.get("architectures")
     if not isinstance(architectures, list) or not all(isinstance(name, str) for name in architectures):
@@ -178,6 +179,15 @@ def _check_model(sizes: Mapping[str, int], read: Read) -> list[Finding]:
     if generates and not has_tokenizer(sizes) and not _needs_no_vocabulary(sizes, read):
         return [_no_tokenizer(architectures[0])]
     return []
+
+
+def _explicit_weights(sizes: Mapping[str, int], read: Read) -> str | None:
+    """Return the file that config.json names for transformers: its weights, or their index."""
+    if names.CONFIG not in sizes:
+        return None
+    config = _read_json(names.CONFIG, sizes[names.CONFIG], _MAX_CONFIG_BYTES, read)
+    named = config.get("transformers_weights") if isinstance(config, dict) else None
+    return posixpath.normpath(named) if isinstance(named, str) and named else None
 
 
 def _needs_no_vocabulary(sizes: Mapping[str, int], read: Read) -> bool:
