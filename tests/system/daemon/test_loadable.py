@@ -186,3 +186,24 @@ def test_one_folder_has_one_digest_however_it_comes(tmp_path: Path) -> None:
             for name in sources:
                 daemon.wait_ready(ModelRef(name, "v1"))
                 assert str(daemon.digest(ModelRef(name, "v1"))) == digest, name
+
+
+def test_a_held_version_of_an_earlier_selection_is_not_stale(tmp_path: Path) -> None:
+    """A version that is here with the files that an earlier release chose is as the catalog asks for it; a refresh
+    takes those that are chosen now."""
+    files = {**MODEL, "onnx/model.onnx": b"onnx"}
+    digest = write_files(tmp_path / "hub", files).digest
+    with FakeHub() as hub:
+        hub.add("acme/tiny", tmp_path / "hub")
+        environment = {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path / "home"), "HF_TOKEN": ""}
+        with daemon_process(tmp_path, "--resolve-interval", "0.2s", environment=environment) as daemon:
+            daemon.write_catalog({"tiny": prefetched("hf://acme/tiny@main", digest=digest)})
+            daemon.start()
+            daemon.wait_ready(V1)
+            daemon.write_catalog({"tiny": prefetched("hf://acme/tiny@main", follow=True)})
+            asked = len(hub.requests)
+            daemon.wait(lambda: len(hub.requests) > asked + 5, "several looks at the source")
+            assert daemon.digest(V1) == digest
+            assert (daemon.status(V1) or {})["stale"] is None
+            daemon.control.pull(V1, None, refresh=True)
+            daemon.wait(lambda: set(daemon.files(V1)) == set(MODEL), "what is chosen now")
