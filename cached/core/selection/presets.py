@@ -93,7 +93,9 @@ def find_left_out(
 
 
 def _all_but_one_copy(paths: Collection[str], indexes: Indexes, engine: str) -> dict[str, str]:
-    left_out = {path: kind for path in paths if (kind := kind_of(path)) not in (None, PYTORCH, VARIANT)}
+    named = {name for index, names in indexes.shards.items() if kind_of(index) is None for name in names}
+    others = (path for path in paths if path not in named and path != indexes.explicit)
+    left_out = {path: kind for path in others if (kind := kind_of(path)) not in (None, PYTORCH, VARIANT)}
     if engine == "vllm" and not any(is_weights(path) for path in paths if path not in left_out):
         left_out = {path: kind for path, kind in left_out.items() if kind != CONSOLIDATED}
     if not any(is_weights(path) for path in paths if path not in left_out):

@@ -104,6 +104,20 @@ def test_the_index_decides_what_a_preset_picks() -> None:
     named: dict[str, object] = {INDEX: {"weight_map": {"a": "part_a.safetensors", "b": "./sub/part_b.safetensors"}}}
     for preset in ("transformers", "vllm"):
         assert chosen(paths, preset, texts=named) == {*TEXTS, INDEX, *odd}
+    odd = ("consolidated.safetensors", "original/model-00001-of-00001.safetensors")
+    named = {INDEX: {"weight_map": dict(zip("ab", odd, strict=True))}}
+    for preset in ("transformers", "vllm"):
+        assert chosen((*TEXTS, INDEX, *odd), preset, texts=named) == {*TEXTS, INDEX, *odd}
+
+
+def test_the_index_of_a_copy_names_only_copies() -> None:
+    """What `consolidated.safetensors.index.json` or the index of another precision names stays out with it."""
+    copies = ("consolidated-00001-of-00001.safetensors", "model.fp16-00001-of-00001.safetensors")
+    indexes = ("consolidated.safetensors.index.json", "model.safetensors.index.fp16.json")
+    texts = {index: {"weight_map": {"a": name}} for index, name in zip(indexes, copies, strict=True)}
+    texts[INDEX] = {"weight_map": {"a": SHARDS[0], "b": SHARDS[1]}}
+    for preset in ("transformers", "vllm"):
+        assert chosen((*TEXTS, *SHARDS, *copies, *texts), preset, texts=texts) == {*TEXTS, *SHARDS, INDEX}
 
 
 def test_each_engine_keeps_its_own_order_of_preference() -> None:
