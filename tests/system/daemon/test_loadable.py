@@ -71,6 +71,9 @@ def test_what_no_engine_loads_is_told_or_refused(daemon: DaemonProcess, source: 
     daemon.start()
     daemon.wait_ready(*refs)
     assert [codes(daemon, code) for code in BROKEN] == [[code] for code in BROKEN]
+    pull = [sys.executable, "-m", "cached.cli", "pull", "lfs_pointer@v1", "--root", str(daemon.layout.root)]
+    pulled = subprocess.run(pull, capture_output=True, text=True, check=True)
+    assert "lfs_pointer@v1 may not load: model.safetensors is a pointer of Git LFS" in pulled.stderr
     shown = json.loads(inspect(daemon, "lfs_pointer", "--json"))
     assert not shown["loadable"] and [each["code"] for each in shown["findings"]] == ["lfs_pointer"]
     assert f"loadable no\n         {shown['findings'][0]['message']}" in inspect(daemon, "lfs_pointer")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import pytest
 import yaml
 from hypothesis import example, given, settings
@@ -379,3 +381,14 @@ def test_a_version_follows_as_its_model_unless_it_says_so() -> None:
         "v2": False,
         "v3": True,
     }
+
+
+def test_a_request_without_for_and_require_has_the_hash_of_earlier_releases() -> None:
+    """Fetch records of earlier releases stay good: `for` and `require` change a request only where they are there."""
+    entries = "a: {source: 's3://b/x', versions: [v1]}", "a: {source: 's3://b/x', versions: [v1], for: vllm}"
+    strict = "a: {source: 's3://b/x', versions: [v1], for: vllm, require: loadable}"
+    requests = [
+        parsed(f"models:\n  {entry}\n").catalog.models["a"].versions["v1"].request for entry in (*entries, strict)
+    ]
+    assert requests[0] == hashlib.sha256(b'["holdfast-request", "s3://b/x", [], []]').hexdigest()
+    assert len(set(requests)) == 3
