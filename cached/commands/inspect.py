@@ -16,10 +16,14 @@ from cached.commands.tree import get_snapshot, read_model_status
 from cached.contract.errors import HoldfastError, Permanent
 from cached.contract.golden import GOLDEN_NAME, Golden
 from cached.contract.layout import PublicLayout, SnapshotLayout
+from cached.contract.loadable.findings import is_loadable
+from cached.contract.loadable.verdict import find_problems
+from cached.contract.loadable.weights import Read
 from cached.contract.manifest import Manifest
 from cached.contract.program.options import EXIT_DONE
 from cached.contract.program.units import format_size
 from cached.contract.reference import ModelRef
+from cached.contract.status import Verdict
 from cached.contract.verified import VerifiedRecord
 from cached.contract.verify import load_manifest
 
@@ -45,9 +49,16 @@ def _read_version(public: PublicLayout, ref: ModelRef) -> dict[str, Any]:
     try:
         verified = VerifiedRecord.parse(snapshot.verified.read_bytes()).files
         golden = _read_golden(snapshot, manifest)
+        problems = find_problems({file.path: file.size for file in manifest.files}, _reader(snapshot))
     except OSError as error:
         raise Permanent("unreadable", f"{error.filename}: {error.strerror}", "run inspect again") from error
     status = read_model_status(public, ref)
+    # By names the daemon judged what the source has, too; by content the files themselves say it, without a daemon.
+    told = Verdict() if status is None or status.held != str(manifest.digest) else status.verdict
+    findings = (
+        *problems,
+        *(each for each in told.findings if each not in problems and each.code.startswith("filtered")),
+    )
     verified_at = {path: entry.verified_at for path, entry in verified.items()}
     return {
         "model": ref.name,
@@ -58,12 +69,23 @@ def _read_version(public: PublicLayout, ref: ModelRef) -> dict[str, Any]:
         "stale": None if status is None or status.stale is None else asdict(status.stale),
         "path": str(snapshot.path),
         "bytes": manifest.total_bytes,
+        "loadable": is_loadable(findings),
+        **Verdict(findings, told.left_out).document(),
         "files": [
             {"path": file.path, "size": file.size, "sha256": file.sha256, "verified_at": verified_at.get(file.path)}
             for file in manifest.files
         ],
         "golden": golden,
     }
+
+
+def _reader(snapshot: SnapshotLayout) -> Read:
+    def read(path: str, offset: int, length: int) -> bytes:
+        with (snapshot.path / path).open("rb", buffering=0) as opened:
+            opened.seek(offset)
+            return opened.read(length)
+
+    return read
 
 
 def _read_golden(snapshot: SnapshotLayout, manifest: Manifest) -> dict[str, Any] | None:
@@ -93,6 +115,14 @@ def _as_text(version: dict[str, Any]) -> str:
     if stale is not None:
         now = "" if stale["digest"] is None else f", {stale['digest']} there now"
         lines.append(f"stale    {stale['reason']} since {stale['since']}{now}")
+    lines.append(f"loadable {'yes' if version['loadable'] else 'no'}")
+    notes = (
+        ("" if each["fatal"] else "note: ") + f"{each['message']} ({each['remedy']})" for each in version["findings"]
+    )
+    lines += [f"         {note}" for note in notes]
+    for each in version["left_out"]:
+        named = f"{each['kind']}, {each['files']} files, {format_size(each['bytes'])}: {each['example']}"
+        lines.append(f"left out {named} (`for: all` in the catalog takes it)")
     lines += [f"size     {format_size(version['bytes'])} in {len(files)} files", f"path     {version['path']}", ""]
     rows = [("FILE", "SIZE", "VERIFIED", "SHA256")]
     rows += [(file["path"], format_size(file["size"]), file["verified_at"] or "-", file["sha256"]) for file in files]

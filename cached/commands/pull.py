@@ -83,8 +83,17 @@ def _pull(layout: Layout, options: argparse.Namespace) -> int:
             f"{held.digest} (on this node)",
             "correct the digest, or ask for another version",
         )
+    _warn_if_not_loadable(layout.public, ref)
     sys.stdout.write(f"{held.path}\n{held.digest}\n")
     return EXIT_DONE
+
+
+def _warn_if_not_loadable(public: PublicLayout, ref: ModelRef) -> None:
+    """Say what the daemon found about the version's files: it is here, and an engine may not load it."""
+    status = read_model_status(public, ref)
+    for finding in () if status is None else status.verdict.findings:
+        if finding.fatal:
+            sys.stderr.write(f"holdfast pull: {ref} may not load: {finding}\n")
 
 
 class _Pull:

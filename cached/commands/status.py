@@ -82,6 +82,9 @@ def _text(public: PublicLayout) -> str:
             message = status.error.message
             named = message if ref in message else f"{ref}: {message}"
             errors += f"\n{named}\n  what to do: {status.error.remedy}\n"
+        for finding in status.verdict.findings:
+            if finding.fatal:
+                errors += f"\n{ref}: may not load: {finding.message}\n  what to do: {finding.remedy}\n"
     return lines + format_table(rows) + errors
 
 

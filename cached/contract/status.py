@@ -14,6 +14,7 @@ from functools import lru_cache
 from typing import Any
 
 from cached.contract.errors import HoldfastError, Permanent
+from cached.contract.loadable.findings import Finding
 
 
 class State(StrEnum):
@@ -54,10 +55,50 @@ class Stale:
 
 
 @dataclass(frozen=True, slots=True)
+class LeftOut:
+    """Files of the source that the built-in selection or the entry's `for` leaves out: their `kind`, how many, their
+    bytes as far as known, and one of them."""
+
+    kind: str
+    files: int
+    bytes: int
+    example: str
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What is known of a version's files besides their bytes: `findings`, the reasons why it may not load as its
+    authors meant, and what was `left_out` of it."""
+
+    findings: tuple[Finding, ...] = ()
+    left_out: tuple[LeftOut, ...] = ()
+
+    def document(self) -> dict[str, Any]:
+        """Return the two fields of a JSON object."""
+        return {
+            "findings": [finding.document() for finding in self.findings],
+            "left_out": [asdict(each) for each in self.left_out],
+        }
+
+    @classmethod
+    def parse(cls, document: dict[str, Any]) -> Verdict:
+        """Return the verdict in a JSON object, empty in one of an older release. Raises KeyError or TypeError."""
+        names = tuple(f.name for f in fields(LeftOut))
+        return cls(
+            findings=tuple(Finding.parse(each) for each in document.get("findings") or ()),
+            left_out=tuple(LeftOut(**{name: each[name] for name in names}) for each in document.get("left_out") or ()),
+        )
+
+
+NO_VERDICT = Verdict()
+
+
+@dataclass(frozen=True, slots=True)
 class ModelStatus:
     """One version's status. `digest` is None until known; `since` and `updated` are UTC times as `timestamp()` writes
     them. `held` is the digest that the version's symlink leads to now, also during a fetch of another one; None if the
-    version is not held. `refused_pins`: pins that cannot be met, by digest; they concern the pods with that pin."""
+    version is not held. `refused_pins`: pins that cannot be met, by digest; they concern the pods with that pin.
+    `verdict`: `findings` and `left_out` of the JSON object."""
 
     model: str
     version: str
@@ -75,12 +116,14 @@ class ModelStatus:
     held: str | None = None
     stale: Stale | None = None
     refused_pins: dict[str, StatusError] = field(default_factory=dict)
+    verdict: Verdict = NO_VERDICT
 
     def document(self) -> dict[str, Any]:
         """Return the JSON object of this status."""
         document = {name: getattr(self, name) for name in _MODEL_KEYS}
         document["error"] = None if self.error is None else asdict(self.error)
         document["stale"] = None if self.stale is None else asdict(self.stale)
+        document |= document.pop("verdict").document()
         document["refused_pins"] = {pin: asdict(error) for pin, error in self.refused_pins.items()}
         return document
 
@@ -97,6 +140,7 @@ class ModelStatus:
             known["refused_pins"] = {str(pin): _error(error) for pin, error in refused.items()}
             if known.get("stale") is not None:
                 known["stale"] = Stale(**{f.name: known["stale"][f.name] for f in fields(Stale)})
+            known["verdict"] = Verdict.parse(document)
             return cls(**known)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise _invalid(str(error)) from error

@@ -19,17 +19,19 @@ from cached.contract.digest import Digest
 from cached.contract.errors import InvalidReference, Permanent
 from cached.contract.reference import ModelRef, check_name, check_version
 from cached.core import yaml_nodes as nodes
+from cached.core.selection.presets import DEFAULT, Preset, parse_preset
 from cached.core.yaml_nodes import InvalidNode
 
 _SOURCE = re.compile(r"[a-z][a-z0-9+.-]*://.+")
-_MODEL_KEYS = ("exclude", "follow", "include", "pin", "prefetch", "source", "versions")
+_MODEL_KEYS = ("exclude", "follow", "for", "include", "pin", "prefetch", "require", "source", "versions")
 _VERSION_KEYS = ("digest", "follow", "source")
 
 
 @dataclass(frozen=True, slots=True)
 class CatalogVersion:
     """One version with the settings that apply to it. `source` has `{name}` and `{version}` filled in and may carry
-    credentials; `keep`: the model's `pin: true`, never evict; `follow`: fetch what the source has later, too."""
+    credentials; `keep`: the model's `pin: true`, never evict; `follow`: fetch what the source has later, too; `preset`:
+    its `for`; `require_loadable`: its `require: loadable`."""
 
     ref: ModelRef
     source: str = field(repr=False)
@@ -38,21 +40,28 @@ class CatalogVersion:
     exclude: tuple[str, ...]
     keep: bool
     follow: bool
+    preset: Preset = DEFAULT
+    require_loadable: bool = False
 
     @property
     def request(self) -> str:
         """The hash of this version's fetch request, by `hash_request`."""
-        return hash_request(self.source, self.include, self.exclude)
+        return hash_request(self.source, self.include, self.exclude, self.preset, self.require_loadable)
 
 
 @lru_cache(maxsize=1 << 14)  # called for each version in each plan
-def hash_request(source: str, include: tuple[str, ...], exclude: tuple[str, ...]) -> str:
+def hash_request(
+    source: str, include: tuple[str, ...], exclude: tuple[str, ...], preset: Preset, require_loadable: bool
+) -> str:
     """Return the hash of a fetch request for the fetch record: a hash, because `source` may carry credentials.
 
     It covers everything that may change the source's answer, credentials and parameters too: a source that differs in
-    these only counts as another one and is listed again, which is cheap.
+    these only counts as another one and is listed again, which is cheap. `for` and `require` count only where they are
+    there: a request without them has the hash that earlier releases recorded.
     """
-    text = json.dumps(["holdfast-request", source, include, exclude])
+    more = [["for", str(preset)]] if preset != DEFAULT else []
+    more += [["require", "loadable"]] if require_loadable else []
+    text = json.dumps(["holdfast-request", source, include, exclude, *more])
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -75,6 +84,8 @@ class CatalogModel:
     follow: bool
     source: str | None = field(repr=False)
     rejected: frozenset[str]
+    preset: Preset = DEFAULT
+    require_loadable: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,6 +191,8 @@ def _model(name: str, node: yaml.Node, known: Catalog, rejected: list[Rejection]
         follow=nodes.flag(fields.get("follow"), "`follow`"),
         source=_template(fields.get("source")),
         rejected=frozenset(),
+        preset=_preset(fields.get("for")),
+        require_loadable=_requires_loadable(fields.get("require")),
     )
     model = _with_versions(model, fields.get("versions"), known, rejected)
     return replace(model, prefetch=_prefetched(model, listed, known.default_source, rejected))
@@ -282,7 +295,35 @@ def _find(model: CatalogModel, version: str, default_source: str | None) -> Cata
 
 def _apply(model: CatalogModel, ref: ModelRef, template: str, digest: Digest | None) -> CatalogVersion:
     source = template.replace("{name}", ref.name).replace("{version}", ref.version)
-    return CatalogVersion(ref, source, digest, model.include, model.exclude, model.pin, model.follow)
+    return CatalogVersion(
+        ref,
+        source,
+        digest,
+        model.include,
+        model.exclude,
+        model.pin,
+        model.follow,
+        model.preset,
+        model.require_loadable,
+    )
+
+
+def _preset(node: yaml.Node | None) -> Preset:
+    if node is None or nodes.is_null(node):
+        return DEFAULT
+    try:
+        return parse_preset(nodes.text(node, "`for`"))
+    except ValueError as error:
+        raise InvalidNode(nodes.line_of(node), f"`for`: {error}") from error
+
+
+def _requires_loadable(node: yaml.Node | None) -> bool:
+    if node is None or nodes.is_null(node):
+        return False
+    found = nodes.text(node, "`require`")
+    if found != "loadable":
+        raise InvalidNode(nodes.line_of(node), f"`require`: expected loadable, found {found[:100]!r}")
+    return True
 
 
 def _include(node: yaml.Node | None) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from cached.contract.digest import Digest
 from cached.contract.errors import DigestMismatch, Permanent
 from cached.contract.reference import ModelRef
 from cached.core.catalog import Catalog, CatalogVersion, hash_request
+from cached.core.selection.presets import DEFAULT, Preset
 
 
 class Priority(IntEnum):
@@ -64,11 +65,13 @@ class Want:
     reasons: tuple[str, ...]
     keep: bool
     pin_promised: bool = False
+    preset: Preset = DEFAULT
+    require_loadable: bool = False
 
     @property
     def request(self) -> str:
         """The hash of the fetch request: `catalog.hash_request` of source and filters."""
-        return hash_request(self.source, self.include, self.exclude)
+        return hash_request(self.source, self.include, self.exclude, self.preset, self.require_loadable)
 
     def is_met_by(self, digest: Digest | None, request: str | None) -> bool:
         """Return whether content of `digest`, fetched for `request`, meets this want: a pin by its digest, without a
@@ -82,7 +85,7 @@ class Want:
         return self._fetch() == other._fetch()
 
     def _fetch(self) -> tuple[object, ...]:
-        return self.ref, self.source, self.pin, self.include, self.exclude
+        return self.ref, self.source, self.pin, self.include, self.exclude, self.preset, self.require_loadable
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,6 +224,8 @@ def _merge(entry: CatalogVersion, asks: Sequence[_Ask]) -> Want:
         reasons=tuple(dict.fromkeys(ask.reason for ask in asks)),
         keep=entry.keep,
         pin_promised=entry.digest is not None,
+        preset=entry.preset,
+        require_loadable=entry.require_loadable,
     )
 
 

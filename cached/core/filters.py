@@ -11,45 +11,80 @@ from __future__ import annotations
 import json
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatchcase, translate
 
 from cached.contract.errors import HoldfastError, Permanent
 from cached.core.listing import Listing, RemoteFile, Unlisted, check_names, format_path
+from cached.core.selection import earlier
+from cached.core.selection.clutter import is_clutter
+from cached.core.selection.presets import DEFAULT, EARLIER, NO_INDEXES, Indexes, Preset, find_left_out
 
-_CLUTTER_FOLDERS = frozenset({".git", ".cache", "__MACOSX"})
-_CLUTTER_FILES = frozenset({".gitattributes", ".gitignore", ".DS_Store", "Thumbs.db"})
-_APPLE_DOUBLE = "._"  # macOS's metadata of a file on a foreign file system
-_LOST_AND_FOUND = "lost+found/"  # by fsck, at the top of an ext file system
-_SAFETENSORS = "model*.safetensors"
-# The same weights in other frameworks' formats, as transformers names them, with the indexes of their shards.
-_OTHER_FORMATS = re.compile(
-    r"(?:pytorch_model.*\.bin|tf_model.*\.h5|flax_model.*\.msgpack)(?:\.index\.json)?|rust_model\.ot", re.DOTALL
-)
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What an entry of the catalog says about the files of its versions: its globs, and `preset` (`for:`)."""
+
+    include: Sequence[str] = ()
+    exclude: Sequence[str] = ()
+    preset: Preset = DEFAULT
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """The files of a version. `left_out`: the paths that its globs select and that stay out, with the reason.
+    `dropped`: those that its globs do not select. Clutter is in neither."""
+
+    files: tuple[RemoteFile, ...]
+    left_out: Mapping[str, str]
+    dropped: tuple[str, ...]
 
 
 def choose_files(
     listing: Listing, where: str, include: Sequence[str], exclude: Sequence[str]
 ) -> tuple[RemoteFile, ...]:
-    """Return the files of `listing` that belong to a version; `where` is the source without credentials.
+    """Return the files that `select_files` chooses without a preset."""
+    return select_files(listing, where, Rules(include, exclude)).files
 
-    The built-in filter does not apply to a manifest. Raises `Permanent` (`bad_name`) for a chosen name that is invalid
-    in a manifest, the `problem` of a chosen file, and `Permanent` (`nothing_selected`).
+
+def select_files(listing: Listing, where: str, rules: Rules, indexes: Indexes = NO_INDEXES) -> Selection:
+    """Return the files of `listing` that belong to a version; `where` is the source without credentials. `indexes`: the
+    content of the files that `files_to_read` names, as far as they were read.
+
+    The built-in filters do not apply to a manifest, a preset does. Raises `Permanent` (`bad_name`) for a chosen name
+    that is invalid in a manifest, the `problem` of a chosen file, and `Permanent` (`nothing_selected`).
     """
+    include, exclude = rules.include, rules.exclude
     own = set(select_paths((file.path for file in listing.files), include, exclude))
     open_folders = [folder for folder in listing.unlisted if may_select_below(folder.path, include, exclude)]
-    if listing.manifest is None:
+    is_out = earlier.is_clutter if rules.preset == EARLIER else is_clutter
+    dropped = tuple(file.path for file in listing.files if file.path not in own and not is_clutter(file.path))
+    left_out: dict[str, str] = {}
+    if listing.manifest is None or rules.preset != DEFAULT:
         # One file represents a folder that cannot be listed: if it is clutter, all files below are.
         inside = {f"{folder.path}x": folder for folder in open_folders}
-        kept = set(without_clutter([*own, *inside]))
-        own &= kept
-        open_folders = [folder for path, folder in inside.items() if path in kept]
+        paths = [path for path in (*own, *inside) if listing.manifest is not None or not is_out(path)]
+        left_out = _find_left_out(where, paths, rules, indexes)
+        own = {path for path in paths if path in own and path not in left_out}
+        open_folders = [inside[path] for path in paths if path in inside and path not in left_out]
+        left_out = {path: left_out[path] for path in sorted(left_out) if path not in inside}
     chosen = tuple(file for file in listing.files if file.path in own)
     check_names(where, (file.path for file in chosen))
     _raise_problems(listing, chosen, open_folders, include)
     if not chosen:
         raise nothing_selected(where, [file.path for file in listing.files], include, exclude)
-    return chosen
+    return Selection(chosen, left_out, dropped)
+
+
+def _find_left_out(where: str, paths: Sequence[str], rules: Rules, indexes: Indexes) -> dict[str, str]:
+    if len(paths) == 1 and rules.preset == DEFAULT:
+        return {}  # nothing is there twice
+    patterns = [select_paths(paths, [pattern], ()) for pattern in rules.include]
+    try:
+        return find_left_out(rules.preset, paths, indexes, patterns)
+    except Permanent as error:
+        raise Permanent(error.code, f"{where}: {error.message}", error.remedy) from error
 
 
 def select_paths(paths: Iterable[str], include: Sequence[str], exclude: Sequence[str]) -> tuple[str, ...]:
@@ -68,34 +103,6 @@ def may_select_below(folder: str, include: Sequence[str], exclude: Sequence[str]
     if any(pattern.endswith("*") and fnmatchcase(place, pattern) for pattern in map(_whole, exclude)):
         return False
     return not include or any(_reaches_below(place, pattern) for pattern in map(_whole, include))
-
-
-def without_clutter(paths: Iterable[str]) -> tuple[str, ...]:
-    """Return the paths without files of version control, caches, desktops and `fsck`, and without duplicate weights in
-    another format: next to `model*.safetensors` in the same folder, or under `original/` if the root has those.
-
-    The same folder, because elsewhere a `pytorch_model.bin` may be the only copy of its part of the model.
-    """
-    kept = [path for path in paths if not is_clutter(path)]
-    parts = [path.rpartition("/") for path in kept]
-    twice = {folder for folder, _, name in parts if fnmatchcase(name, _SAFETENSORS)}
-    return tuple(
-        path
-        for path, (folder, _, name) in zip(kept, parts, strict=True)
-        if not (folder in twice and _OTHER_FORMATS.fullmatch(name))
-        and not ("" in twice and path.startswith("original/"))
-    )
-
-
-def is_clutter(path: str) -> bool:
-    """Return whether this is a file of version control, a cache, a desktop or `fsck`."""
-    *folders, name = path.split("/")
-    return (
-        name in _CLUTTER_FILES
-        or name.startswith(_APPLE_DOUBLE)
-        or path.startswith(_LOST_AND_FOUND)
-        or not _CLUTTER_FOLDERS.isdisjoint(folders)
-    )
 
 
 def nothing_selected(where: str, paths: Sequence[str], include: Sequence[str], exclude: Sequence[str]) -> Permanent:

@@ -390,6 +390,7 @@ def _adopt_statuses(
         pinned = old_status is not None and old_status.pinned
         source = inventory.fetched[ref].source
         status_files.set_ready(ref, digest, inventory.size(ref), pinned=pinned, source=source)
+        status_files.set_verdict(ref, inventory.fetched[ref].verdict)
     status_files.sweep()
     return unfinished
 

@@ -61,6 +61,7 @@ class VersionStatuses:
                 self._status_files.set_content(
                     ref, str(digest), None if entry is None else self._find_stale(ref, digest, entry)
                 )
+                self._status_files.set_verdict(ref, self._inventory.fetched[ref].verdict)
 
     def show_pinned(self, version: Version, catalog: Catalog) -> None:
         """Show whether the digest of a ready version is promised now."""

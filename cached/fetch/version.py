@@ -11,7 +11,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import ParamSpec, TypeVar
 from urllib.parse import urlsplit
@@ -22,17 +22,30 @@ from cached.contract.layout import Layout, ingest_id
 from cached.contract.manifest import FileEntry, Manifest
 from cached.contract.program import limits
 from cached.contract.reference import ModelRef
-from cached.contract.status import State, timestamp
-from cached.core import filters
+from cached.contract.status import State, Verdict, timestamp
 from cached.core.catalog import CatalogVersion
 from cached.core.demand import Want
 from cached.core.listing import Listing, RemoteFile
+from cached.core.selection.indexes import read_indexes
+from cached.core.selection.presets import NO_INDEXES, Indexes
 from cached.core.space import FetchSpace, Ledger, NoSpace
 from cached.core.versions.record import PinMismatch
 from cached.fetch.attempt import BlobSpec, Verified
 from cached.fetch.download import Download, DownloadMetrics
 from cached.fetch.downloads import Downloads, DownloadSpace
 from cached.fetch.locator import Locator
+from cached.fetch.selection import (
+    blob_reader,
+    choose_earlier,
+    choose_version,
+    judge_blobs,
+    list_indexes,
+    merge,
+    needs_reading,
+    report_left_out,
+    report_verdict,
+    rules_of,
+)
 from cached.fetch.small_attempt import is_small
 from cached.node.publisher import Publisher
 from cached.node.status_files import FetchProgress, StatusFiles
@@ -171,10 +184,16 @@ class VersionFetches:
         try:
             self._status_files.resolve(want.ref, source.display, want.pin)
             resolved_at = timestamp(time.time())
-            listing, wanted = await self._resolve(want, source)
-            verified = await self._fetch_blobs(_VersionFetch(want, source, before, urgency, got_space), wanted)
+            fetch = _VersionFetch(want, source, before, urgency, got_space)
+            listing, verdict, wanted = await self._resolve(fetch)
+            verified = await self._fetch_blobs(fetch, wanted)
             manifest = await self._compute(len(wanted), _build_manifest, wanted, verified)
+            if want.pin not in (None, manifest.digest):
+                wanted = await self._compute(len(listing.files), _select_earlier, listing, fetch, manifest)
+                verified = await self._fetch_blobs(fetch, wanted)
+                manifest = await self._compute(len(wanted), _build_manifest, wanted, verified)
             _check_pin(want, manifest)
+            verdict = await self._judge(want, manifest, verdict)
             size = manifest.total_bytes
             self._status_files.set_progress(want.ref, State.PUBLISHING, FetchProgress(size, size))
             ids = [each.spec.key.id for each in wanted if each.spec.sha256 is None]
@@ -185,6 +204,7 @@ class VersionFetches:
                 revision=listing.revision,
                 resolved_at=resolved_at,
                 files=await self._compute(len(wanted), _unpromised, wanted, manifest),
+                verdict=verdict,
             )
             digest = await self._publisher.publish(
                 want.ref, manifest, record, lambda: self._claims.partials_alone(want.ref).intersection(ids)
@@ -201,15 +221,44 @@ class VersionFetches:
         before = fetched.read(self._layout, want.ref)
         return self._open_source(want.source), before
 
-    async def _resolve(self, want: Want, source: Source) -> tuple[Listing, tuple[_WantedFile, ...]]:
-        """Return the source's listing, and the version's files in it; raises `PinMismatch` if their promised digests
-        already differ from the pin, and as `Source.resolve`."""
+    async def _resolve(self, fetch: _VersionFetch) -> tuple[Listing, Verdict, tuple[_WantedFile, ...]]:
+        """Return the source's listing, the verdict by names, and the version's files; raises `PinMismatch` if their
+        promised digests already differ from the pin, and as `Source.resolve`."""
+        source = fetch.source
         try:
             listing = await self._list(source)
-            return listing, await self._compute(len(listing.files), _select, listing, want, source)
+            indexes = await self._read_indexes(fetch, listing)
+            verdict, wanted = await self._compute(len(listing.files), _select, listing, fetch, indexes)
+            self._status_files.set_verdict(fetch.want.ref, verdict)
+            report_verdict(fetch.want, verdict)
+            report_left_out(fetch.want, verdict.left_out)
+            return listing, verdict, wanted
         except HoldfastError as error:
             self._observer.fetch_failed(source.kind, error.code)
             raise
+
+    async def _read_indexes(self, fetch: _VersionFetch, listing: Listing) -> Indexes:
+        """Fetch the small files whose content decides what the entry's preset picks, and return what they say."""
+        rules = rules_of(fetch.want)
+        first = await self._compute(len(listing.files), list_indexes, listing, rules)
+        if not first:
+            return NO_INDEXES
+        wanted = tuple(_WantedFile(file, _spec(file, fetch.source, listing.identity)) for file in first)
+        found = await self._fetch_blobs(replace(fetch, got_space=_do_nothing), wanted)
+        reader = blob_reader(self._layout, {path: blob.sha256 for path, blob in found.items()})
+        sizes = {path: blob.size for path, blob in found.items()}
+        return await self._blocking.run(read_indexes, rules.preset, sizes, reader)
+
+    async def _judge(self, want: Want, manifest: Manifest, by_names: Verdict) -> Verdict:
+        """Return the verdict on a version whose blobs are all committed; raises `Permanent` where the catalog requires
+        that it loads."""
+        if not await self._compute(len(manifest.files), needs_reading, manifest):
+            return by_names
+        found = await self._blocking.run(judge_blobs, self._layout, manifest)
+        verdict = replace(by_names, findings=merge(by_names.findings, found))
+        self._status_files.set_verdict(want.ref, verdict)
+        report_verdict(want, replace(verdict, findings=found))
+        return verdict
 
     async def compare_source(self, entry: CatalogVersion, last: SourceComparison | None) -> SourceComparison | None:
         """Compare a version of this node with its source's listing, without fetching files; raises `HoldfastError`.
@@ -225,12 +274,30 @@ class VersionFetches:
             listing = await self._list(source)
             record = await self._blocking.run(fetched.read, self._layout, entry.ref)
             known = {} if record is None else record.files
-            return await self._blocking.run(_compare, entry, listing, source.display, held[1], known)
+            indexes = await self._blocking.run(self._held_indexes, entry, listing, held[1], known)
+            return await self._blocking.run(_compare, entry, listing, source.display, held[1], known, indexes)
         except HoldfastError as error:
             self._observer.fetch_failed(source.kind, error.code)
             raise
         finally:
             await source.aclose()
+
+    def _held_indexes(
+        self, entry: CatalogVersion, listing: Listing, manifest: Manifest, known: Mapping[str, str]
+    ) -> Indexes:
+        """Return what the held indexes say, of those that are the listed ones. One that changed is a change anyway."""
+        rules = rules_of(entry)
+        held = {file.path: file for file in manifest.files}
+        same = [
+            file.path
+            for file in list_indexes(listing, rules)
+            if file.path in held
+            and held[file.path].sha256 == (file.sha256 or known.get(_partial_id(file, listing.identity)))
+        ]
+        if not same:
+            return NO_INDEXES
+        reader = blob_reader(self._layout, {path: held[path].sha256 for path in same})
+        return read_indexes(rules.preset, {path: held[path].size for path in same}, reader)
 
     async def _compute(self, files: int, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Call a function of so many files that waits for nothing: on a thread, unless the thread call would cost more
@@ -422,13 +489,43 @@ def _error_for(ref: ModelRef, error: BaseException, awaited: list[_Awaited]) -> 
     return own
 
 
-def _select(listing: Listing, want: Want, source: Source) -> tuple[_WantedFile, ...]:
-    """Return the version's files in the listing. Slow for thousands of files: not for an event loop."""
-    files = filters.choose_files(listing, source.display, want.include, want.exclude)
-    if all(file.sha256 is not None and file.size is not None for file in files):
-        promised = Manifest.build(FileEntry(f.path, f.sha256 or "", f.size or 0) for f in files)
-        _check_pin(want, promised)
-    return tuple(_WantedFile(file, _spec(file, source, listing.identity)) for file in files)
+def _select(listing: Listing, fetch: _VersionFetch, indexes: Indexes) -> tuple[Verdict, tuple[_WantedFile, ...]]:
+    """Return the version's files in the listing, and the verdict by their names. Slow for thousands of files: not for
+    an event loop."""
+    chosen = choose_version(listing, fetch.source.display, rules_of(fetch.want), indexes)
+    wanted = _wanted(listing, fetch, chosen.files)
+    if all(file.sha256 is not None and file.size is not None for file in chosen.files):
+        promised = Manifest.build(FileEntry(f.path, f.sha256 or "", f.size or 0) for f in chosen.files)
+        if fetch.want.pin not in (None, promised.digest):
+            wanted = _select_earlier(listing, fetch, promised)
+    return chosen.verdict, wanted
+
+
+def _select_earlier(listing: Listing, fetch: _VersionFetch, manifest: Manifest) -> tuple[_WantedFile, ...]:
+    """Return the files that an earlier release would have chosen, where these may be what the pin names. Raises
+    `PinMismatch` if they certainly are not. `manifest` is that of the files that this release chooses."""
+    files = choose_earlier(listing, fetch.source.display, rules_of(fetch.want))
+    known = {entry.path: entry.sha256 for entry in manifest.files}
+    if files is None or known.keys() == {file.path for file in files}:
+        _check_pin(fetch.want, manifest)
+        files = ()
+    sizes = {entry.path: entry.size for entry in manifest.files}
+    sha256s = {file.path: file.sha256 or known.get(file.path) for file in files}
+    if all(sha256s.values()) and all((file.size or sizes.get(file.path)) is not None for file in files):
+        earlier = Manifest.build(
+            FileEntry(f.path, sha256s[f.path] or "", sizes.get(f.path, f.size or 0)) for f in files
+        )
+        if earlier.digest != fetch.want.pin:
+            _check_pin(fetch.want, manifest)
+    return _wanted(listing, fetch, files)
+
+
+def _wanted(listing: Listing, fetch: _VersionFetch, files: Sequence[RemoteFile]) -> tuple[_WantedFile, ...]:
+    return tuple(_WantedFile(file, _spec(file, fetch.source, listing.identity)) for file in files)
+
+
+def _do_nothing() -> None:
+    """Say nothing of the space of an index: that of the whole version is reserved later."""
 
 
 def _build_manifest(wanted: tuple[_WantedFile, ...], verified: dict[str, Verified]) -> Manifest:
@@ -473,12 +570,21 @@ def _assume_digests(manifest: Manifest, wanted: tuple[_WantedFile, ...]) -> dict
 
 
 def _compare(
-    entry: CatalogVersion, listing: Listing, display: str, manifest: Manifest, known: Mapping[str, str]
+    entry: CatalogVersion,
+    listing: Listing,
+    display: str,
+    manifest: Manifest,
+    known: Mapping[str, str],
+    indexes: Indexes,
 ) -> SourceComparison:
     """Compare a listing with the published manifest. A file without a sha256 is unchanged if its validator is; one
-    without a validator too, if its size is."""
-    files = filters.choose_files(listing, display, entry.include, entry.exclude)
+    without a validator too, if its size is. A version with the files that an earlier release chose stays as it is."""
+    files = choose_version(listing, display, rules_of(entry), indexes).files
     here = {file.path: file for file in manifest.files}
+    if here.keys() != {file.path for file in files}:
+        earlier = choose_earlier(listing, display, rules_of(entry))
+        if earlier is not None and here.keys() == {file.path for file in earlier}:
+            files = earlier
     sha256s = {file.path: file.sha256 or known.get(_partial_id(file, listing.identity)) for file in files}
     changed = here.keys() != sha256s.keys() or any(
         file.size not in (None, here[file.path].size)

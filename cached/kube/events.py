@@ -23,6 +23,7 @@ _log = logging.getLogger(__name__)
 FETCHING = "WeightsFetching"
 READY = "WeightsReady"
 FAILED = "WeightsFailed"
+SUSPECT = "WeightsSuspect"  # an engine may not load them
 Type = Literal["Normal", "Warning"]
 
 _COMPONENT = "holdfast"

@@ -7,15 +7,16 @@ credentials, since a status has none.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from cached.contract.errors import HoldfastError
+from cached.contract.loadable.findings import Finding
 from cached.contract.program.units import format_size
 from cached.contract.reference import ModelRef
 from cached.contract.status import ModelStatus, State
 from cached.core.demand import PodWant
-from cached.kube.events import FAILED, FETCHING, READY, Type
+from cached.kube.events import FAILED, FETCHING, READY, SUSPECT, Type
 from cached.kube.pods import PodName
 
 _UNDER_WAY = (State.FETCHING, State.VERIFYING, State.PUBLISHING)
@@ -68,9 +69,13 @@ class PodEvents:
         self._sent = current
 
     def _send_if_new(self, want: PodWant, status: ModelStatus, sent: _SentEvents, waited_s: float | None) -> None:
+        if status.verdict.findings and status.state != State.FAILED:
+            self._send_once(want, sent, _suspect_event(want, status.verdict.findings))
         if status.state == State.READY and READY in sent.keys and _is_as_pinned(want, status):
             return  # the usual case, without formatting a message
-        event = _event(want, status, waited_s)
+        self._send_once(want, sent, _event(want, status, waited_s))
+
+    def _send_once(self, want: PodWant, sent: _SentEvents, event: _PodEvent | None) -> None:
         pod = self._find(want.uid)
         if event is not None and event.key not in sent.keys and pod is not None:
             sent.keys.add(event.key)
@@ -118,6 +123,16 @@ def _event(want: PodWant, status: ModelStatus, waited_s: float | None) -> _PodEv
         size = format_size(status.bytes_total)
         return _PodEvent("fetching", FETCHING, f"fetching {want.ref}: {size} from {status.source}")
     return None
+
+
+def _suspect_event(want: PodWant, findings: Sequence[Finding]) -> _PodEvent | None:
+    """Return the event for a version that an engine may not load, None where nothing is fatal."""
+    fatal = [finding for finding in findings if finding.fatal]
+    if not fatal:
+        return None
+    more = f" (and {len(fatal) - 1} more: `holdfast inspect {want.ref}` names them)" if len(fatal) > 1 else ""
+    key = "suspect " + " ".join(sorted({f"{finding.code} {finding.path}" for finding in fatal}))
+    return _PodEvent(key, SUSPECT, f"{want.ref} may not load: {fatal[0]}{more}", "Warning")
 
 
 def _is_as_pinned(want: PodWant, status: ModelStatus) -> bool:

@@ -24,7 +24,17 @@ from cached.contract.errors import HoldfastError, Transient
 from cached.contract.layout import PublicLayout
 from cached.contract.program.thread_pool import start_pool
 from cached.contract.reference import ModelRef
-from cached.contract.status import DaemonStatus, ModelStatus, Stale, State, StatusError, encode, timestamp
+from cached.contract.status import (
+    NO_VERDICT,
+    DaemonStatus,
+    ModelStatus,
+    Stale,
+    State,
+    StatusError,
+    Verdict,
+    encode,
+    timestamp,
+)
 from cached.node.disk_watch import hang_error
 from cached.node.log_once import LogOnce
 from cached.store.disk import durable
@@ -55,6 +65,7 @@ class _Content:
     held: str | None
     stale: Stale | None
     refused_pins: dict[str, StatusError]
+    verdict: Verdict = NO_VERDICT
 
 
 _NO_CONTENT = _Content(None, None, {})
@@ -145,6 +156,12 @@ class StatusFiles:
         if old.refused_pins != pins:
             self._put_content(ref, replace(old, refused_pins=pins))
 
+    def set_verdict(self, ref: ModelRef, verdict: Verdict) -> None:
+        """Set what is known of a version's files."""
+        old = self._contents.get(ref, _NO_CONTENT)
+        if old.verdict != verdict:
+            self._put_content(ref, replace(old, verdict=verdict))
+
     def _put_content(self, ref: ModelRef, content: _Content) -> None:
         if content == _NO_CONTENT:
             self._contents.pop(ref, None)
@@ -208,6 +225,7 @@ class StatusFiles:
         state = changes.get("state", status.state)
         since = old.since if old is not None and old.state == state else now
         known: dict[str, Any] = {"held": content.held, "stale": content.stale, "refused_pins": content.refused_pins}
+        known["verdict"] = content.verdict
         self._set(ref, replace(status, since=since, updated=now, **known, **changes))
 
     def _set(self, ref: ModelRef, status: ModelStatus | None) -> None:

@@ -19,9 +19,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cached.contract.errors import HoldfastError, Permanent
+from cached.contract.loadable.findings import Finding, is_loadable, not_loadable
 from cached.contract.manifest import MANIFEST_NAME
 from cached.contract.program.options import EXIT_DONE, EXIT_FAILED, EXIT_USAGE, OptionParser, whole_number
 from cached.contract.program.units import format_size
+from cached.core.filters import Rules
+from cached.core.selection.presets import DEFAULT, PRESETS, parse_preset
 from cached.publish.content import Content, hash_all, list_folder
 from cached.publish.destination import Destination
 from cached.publish.folder import FolderDestination
@@ -65,9 +68,25 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = OptionParser(prog="holdfast publish", description="Hash a folder and upload it as one version.")
     parser.add_argument("folder", metavar="DIR", type=Path, help="the folder with the model's files")
     parser.add_argument("uri", metavar="URI", help=f"the version's own folder: {_USE}")
-    parser.switch("--force", help="replace another version that is published there, and mend damaged files of this one")
+    parser.switch(
+        "--force",
+        help="replace another version that is published there, mend damaged files of this one, and publish what is not "
+        "loadable",
+    )
     parser.switch("--check", help="only compare the contents of what is published there with the folder")
     parser.option("--golden", type=Path, help="publish this file with it as its golden predictions")
+    parser.option(
+        "--include",
+        type=_patterns,
+        action="extend",
+        metavar="GLOB[,GLOB]",
+        help="publish only the files that match, by the catalog's rules; may be given several times",
+    )
+    parser.option(
+        "--exclude", type=_patterns, action="extend", metavar="GLOB[,GLOB]", help="leave out the files that match"
+    )
+    parser.option("--for", type=parse_preset, dest="preset", help=f"publish the weights of one engine: {PRESETS}")
+    parser.switch("--keep-all", help="leave nothing out, not even version control, caches and editors' files")
     parser.switch("--json", help="print a line of JSON about the publish before the digest")
     threads = min(16, max(4, len(os.sched_getaffinity(0))))
     parser.option(
@@ -76,6 +95,8 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     options = parser.parse_args(argv)
     if options.check and options.force:
         parser.error("--check changes nothing, --force does: give one of them")
+    if options.keep_all and (options.include or options.exclude or options.preset):
+        parser.error("--keep-all keeps every file: give it without --include, --exclude and --for")
     return options
 
 
@@ -97,14 +118,38 @@ def _read_folder(options: argparse.Namespace, destination: Destination) -> Conte
     folder: Path = options.folder
     if isinstance(destination, FolderDestination):
         destination.refuse_inside(folder)
-    files, left_out = list_folder(folder, options.golden)
-    for name, reason in left_out[:_SHOWN]:
-        _say(f"left out: {folder / name}, {reason}")
-    if len(left_out) > _SHOWN:
-        _say(f"left out: {len(left_out) - _SHOWN} more like these")
+    rules = Rules(options.include or (), options.exclude or (), options.preset or DEFAULT)
+    listing = list_folder(folder, None if options.keep_all else rules, options.golden)
+    for each in listing.left_out[:_SHOWN]:
+        _say(f"left out: {folder / each.what}, {each.reason}")
+    if len(listing.left_out) > _SHOWN:
+        _say(f"left out: {len(listing.left_out) - _SHOWN} more like these")
+    _judge(folder, listing.findings, options)
+    files = listing.files
     total_bytes = sum(file.size for file in files)
     with PublishProgress(sys.stderr, f"hashing {_files(len(files))}", total_bytes) as progress:
         return hash_all(files, options.threads, progress.add)
+
+
+def _judge(folder: Path, findings: Sequence[Finding], options: argparse.Namespace) -> None:
+    """Say what is wrong with the version; raise `Permanent` if no engine can load it, unless that is overridden."""
+    if not is_loadable(findings) and not (options.force or options.check):
+        error = not_loadable(str(folder), findings)
+        raise Permanent(
+            error.code, error.message, f"{error.remedy}; then publish again, or publish it as it is: --force"
+        )
+    for finding in findings[:_SHOWN]:
+        _say(f"{'not loadable' if finding.fatal else 'note'}: {finding}")
+
+
+def _patterns(text: str) -> list[str]:
+    patterns = [pattern for pattern in text.split(",") if pattern]
+    for pattern in patterns:
+        if pattern.startswith(("/", "./", "../")):
+            raise ValueError(f"{pattern!r} matches nothing; paths look like `folder/file.json`")
+    if not patterns:
+        raise ValueError("expected a glob, found nothing")
+    return patterns
 
 
 async def _publish(content: Content, destination: Destination, options: argparse.Namespace) -> PublishPlan:

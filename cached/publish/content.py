@@ -1,6 +1,7 @@
 """Read a folder as a version: its files, its golden predictions, their sha256, the manifest.
 
-Law: reads only. Excluded files are listed; files that cannot be published are refused by name.
+Law: reads only. The files are those that a source without a manifest would have: one folder has one digest, however it
+is brought to a node. Files that stay out are listed; files that cannot be published are refused by name.
 """
 
 from __future__ import annotations
@@ -13,12 +14,19 @@ from pathlib import Path
 
 from cached.contract.errors import Permanent
 from cached.contract.golden import GOLDEN_NAME
+from cached.contract.loadable.findings import Finding
 from cached.contract.manifest import MANIFEST_NAME, RESERVED, FileEntry, Manifest
+from cached.contract.program.units import format_size
 from cached.contract.verify import hash_file
-from cached.core.filters import is_clutter
+from cached.core.filters import Rules, select_files
+from cached.core.listing import Listing, RemoteFile, check_names
+from cached.core.selection.clutter import is_clutter, root_of_clutter
+from cached.core.selection.doubles import summarize
+from cached.core.selection.indexes import read_indexes
+from cached.core.selection.losses import find_losses
 from cached.publish.destination import Progress, Upload
-from cached.publish.usable import check_golden, refuse_unusable
-from cached.sources.local.tree import PlainFile, file_error, plain_files
+from cached.publish.usable import check_golden, find_unusable, reader
+from cached.sources.local.tree import PlainFile, Tree, file_error, walk
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,31 +37,78 @@ class Content:
     uploads: tuple[Upload, ...]
 
 
-def list_folder(base: Path, golden: Path | None) -> tuple[tuple[PlainFile, ...], list[tuple[str, str]]]:
-    """Return the files of a folder to publish, with `golden`, if given, as its golden predictions in place of its own,
-    and the excluded names, each with the reason. Raises `HoldfastError` for an empty folder and unusable files. Files
-    of version control, caches and desktops are excluded: two downloads of one commit differ in them."""
-    clutter: set[str] = set()
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """Files of the folder that are not published: the topmost name of each, or what they are in words, and why."""
 
-    def is_left_out(path: str) -> bool:
-        if is_clutter(path):
-            clutter.add(_root_of_clutter(path))
-            return True
-        return path == MANIFEST_NAME
+    what: str
+    reason: str
 
-    files = plain_files(base, is_left_out)
-    if not files:
+
+@dataclass(frozen=True, slots=True)
+class FolderListing:
+    """The files of a folder to publish, those that stay out, and what is wrong with the version."""
+
+    files: tuple[PlainFile, ...]
+    left_out: tuple[LeftOut, ...]
+    findings: tuple[Finding, ...]
+
+
+def list_folder(base: Path, rules: Rules | None, golden: Path | None) -> FolderListing:
+    """Return the files of a folder to publish, as a source without a manifest would choose them by `rules`; None keeps
+    all of them. `golden`, if given, takes the place of the folder's own golden predictions. Raises `HoldfastError` for
+    an empty folder, files that cannot be published, and golden predictions that cannot be replayed."""
+    tree = walk(base)
+    own = [file for file in tree.files if file.path != MANIFEST_NAME]
+    if not own and not tree.odd and not tree.unlisted:
         raise Permanent("empty", f"{base}: expected files to publish, found none", "name the model's folder")
-    left_out = [(name, "a record of Holdfast's own") for name in (MANIFEST_NAME, RESERVED) if (base / name).exists()]
-    left_out += [(name, "no part of a model") for name in sorted(clutter)]
-    refuse_unusable(files)
+    records = [
+        LeftOut(name, "a record of Holdfast's own") for name in (MANIFEST_NAME, RESERVED) if (base / name).exists()
+    ]
+    found = _all_files(base, tree, own) if rules is None else _select(base, tree, own, rules)
+    files = found.files
     if golden is not None:
         others = (file for file in files if file.path != GOLDEN_NAME)
         files = tuple(sorted((*others, _named_golden(golden)), key=lambda file: file.path))
     for file in files:
         if file.path == GOLDEN_NAME:
             check_golden(file)
-    return files, left_out
+    return FolderListing(files, (*records, *found.left_out), (*found.findings, *find_unusable(files)))
+
+
+def _all_files(base: Path, tree: Tree, own: Sequence[PlainFile]) -> FolderListing:
+    for problem in (*(tree.odd[path] for path in sorted(tree.odd)), *(each.problem for each in tree.unlisted)):
+        raise problem
+    check_names(str(base), (file.path for file in own))
+    return FolderListing(tuple(own), (), ())
+
+
+def _select(base: Path, tree: Tree, own: Sequence[PlainFile], rules: Rules) -> FolderListing:
+    by_path = {file.path: file for file in own}
+    remote = [RemoteFile(file.path, str(file.real), file.size, file.validator) for file in own]
+    remote += [RemoteFile(path, "", None, problem=problem) for path, problem in sorted(tree.odd.items())]
+    listing = Listing(tuple(remote), "", unlisted=tuple(tree.unlisted))
+    indexes = read_indexes(rules.preset, {file.path: file.size for file in own}, reader(by_path))
+    try:
+        selection = select_files(listing, str(base), rules, indexes)
+    except Permanent as error:
+        if error.code != "nothing_selected" or rules.preset.engine not in ("default", "all"):
+            raise
+        raise Permanent(
+            error.code, error.message, "correct --include and --exclude, or name the model's folder"
+        ) from error
+    entries = [*(file.path for file in remote), *(f"{folder.path}x" for folder in tree.unlisted)]
+    clutter = sorted({root_of_clutter(path) for path in entries if is_clutter(path)})
+    left_out = [LeftOut(name, "no part of a model") for name in clutter]
+    sizes = {file.path: file.size for file in own}
+    for kind, (count, size, first) in summarize(selection.left_out, sizes).items():
+        more = f" and {count - 1} more" if count > 1 else ""
+        left_out.append(LeftOut(f"{first}{more}, {format_size(size)}", f"{kind}: --for all publishes it too"))
+    if selection.dropped:
+        more = f" and {len(selection.dropped) - 1} more" if len(selection.dropped) > 1 else ""
+        left_out.append(LeftOut(f"{selection.dropped[0]}{more}", "not chosen by --include and --exclude"))
+    files = tuple(by_path[file.path] for file in selection.files)
+    return FolderListing(files, tuple(left_out), find_losses(selection.dropped, {file.path for file in files}))
 
 
 def _named_golden(path: Path) -> PlainFile:
@@ -61,13 +116,6 @@ def _named_golden(path: Path) -> PlainFile:
         return PlainFile(GOLDEN_NAME, path, os.stat(path).st_size, validator="")
     except OSError as error:
         raise file_error(error, path) from error
-
-
-def _root_of_clutter(path: str) -> str:
-    """Return the topmost folder that is clutter, or the file."""
-    parts = path.split("/")
-    folders = ["/".join(parts[:end]) for end in range(1, len(parts))]
-    return next((folder for folder in folders if is_clutter(f"{folder}/x")), path)
 
 
 def hash_all(files: Sequence[PlainFile], threads: int, progress: Progress) -> Content:

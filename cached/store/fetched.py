@@ -16,7 +16,7 @@ from cached.contract.digest import Digest, is_hex
 from cached.contract.errors import HoldfastError, InvalidManifest
 from cached.contract.layout import Layout
 from cached.contract.reference import ModelRef
-from cached.contract.status import encode
+from cached.contract.status import NO_VERDICT, Verdict, encode
 from cached.store.disk import durable
 from cached.store.snapshots import remove_empty
 
@@ -27,7 +27,8 @@ class FetchRecord:
     unknown, which matches nothing. `source`: the URI to show, without credentials. `revision`: the commit of a moving
     name. `resolved_at`: when the source was listed, as `timestamp` writes it. `files`: sha256 by ingest id, of files
     whose sha256 the source does not promise; the id is a hash of source, path and validator, so an unchanged file is
-    not fetched again."""
+    not fetched again. `verdict`: what was found about the files when they were fetched; empty in a record of an older
+    release."""
 
     digest: Digest
     request: str | None
@@ -35,10 +36,12 @@ class FetchRecord:
     revision: str | None
     resolved_at: str
     files: Mapping[str, str]
+    verdict: Verdict = NO_VERDICT
 
     def encode(self) -> bytes:
         """Return the bytes of the record's file."""
         known = {f.name: getattr(self, f.name) for f in fields(self)}
+        known |= known.pop("verdict").document()
         return encode({**known, "digest": str(self.digest), "files": dict(self.files)})
 
     @classmethod
@@ -86,5 +89,7 @@ def _decode(document: dict[str, Any]) -> FetchRecord:
     texts = {key: document[key] for key in ("request", "revision") if document[key] is not None}
     if not all(isinstance(text, str) for text in (*texts.values(), document["source"], document["resolved_at"])):
         raise TypeError("expected texts")
-    known = {field.name: document[field.name] for field in fields(FetchRecord)}
-    return FetchRecord(**{**known, "digest": Digest.parse(document["digest"]), "files": files})
+    known = {field.name: document[field.name] for field in fields(FetchRecord) if field.name != "verdict"}
+    return FetchRecord(
+        **{**known, "digest": Digest.parse(document["digest"]), "files": files, "verdict": Verdict.parse(document)}
+    )

@@ -109,12 +109,13 @@ class Origin:
     address: str
 
     def publish(self, model: str, version: str, size: int = 1 << 20) -> str:
-        """Publish new random weights as a version; returns the manifest digest."""
+        """Publish new random bytes as a version, which no engine loads; returns the manifest digest."""
         folder = f"/srv/{model}-{version}"
         make = (
             f"mkdir {folder}; head -c {size} /dev/urandom >{folder}/model.safetensors; echo {{}} >{folder}/config.json"
         )
-        done = self.pod.run("s3", "sh", "-ec", f"{make}; holdfast publish {folder} s3://models/{model}/{version}/")
+        publish = f"holdfast publish --force {folder} s3://models/{model}/{version}/"
+        done = self.pod.run("s3", "sh", "-ec", f"{make}; {publish}")
         return done.stdout.split()[-1]
 
     def begin(self, model: str, version: str) -> None:

@@ -10,13 +10,12 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from cached.contract.errors import HoldfastError, Permanent, Transient
 from cached.contract.program import limits
-from cached.core.listing import Unlisted, check_names, format_path, is_reserved
+from cached.core.listing import Unlisted, format_path, is_reserved
 
 _MISSING = frozenset({errno.ENOENT, errno.ENOTDIR})
 _FORBIDDEN = frozenset({errno.EACCES, errno.EPERM})
@@ -69,29 +68,18 @@ def walk(base: Path) -> Tree:
     return tree
 
 
-def plain_files(base: Path, left_out: Callable[[str], bool]) -> tuple[PlainFile, ...]:
-    """Return the files under `base` without those that are `left_out`: all of them belong to a version.
-
-    Raises `Permanent` with the path for an entry that is no content (an escaping or dangling link, a socket, a device,
-    a name invalid in a manifest) or unreadable, and `Transient` for a change or failure during the walk.
-    """
-    tree = walk(base)
-    for path, problem in (*sorted(tree.odd.items()), *((f"{each.path}x", each.problem) for each in tree.unlisted)):
-        if not left_out(path):
-            raise problem
-    files = tuple(file for file in tree.files if not left_out(file.path))
-    check_names(str(base), (file.path for file in files))
-    return files
-
-
 def find_inside(base: Path, name: str) -> PlainFile:
-    """Return the file `name` in the folder `base`, which a manifest lists. Raises as `plain_files` does."""
+    """Return the file `name` in the folder `base`, which a manifest lists.
+
+    Raises `Permanent` with the path for an entry that is no content (an escaping or dangling link, a socket, a device)
+    or unreadable, and `Transient` for a change or failure meanwhile.
+    """
     root = Path(os.path.realpath(base))
     return _follow(root / name, name, _inside(root))
 
 
 def find_file(path: Path) -> PlainFile:
-    """Return one file, following links to any place: its user named it. Raises as `plain_files` does."""
+    """Return one file, following links to any place: its user named it. Raises as `find_inside` does."""
     real = Path(os.path.realpath(path))
     try:
         return _plain(real, path.name, os.stat(real), path)

@@ -11,7 +11,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cached.contract.errors import HoldfastError, Permanent, Transient
-from cached.contract.status import DaemonStatus, ModelStatus, State, StatusError, encode, parse_timestamp, timestamp
+from cached.contract.loadable.findings import Finding
+from cached.contract.status import (
+    DaemonStatus,
+    LeftOut,
+    ModelStatus,
+    State,
+    StatusError,
+    Verdict,
+    encode,
+    parse_timestamp,
+    timestamp,
+)
 
 STATUS = ModelStatus(
     model="acme/m",
@@ -36,6 +47,7 @@ def test_the_keys_of_the_design() -> None:
     assert list(STATUS.document()) == [
         *("model", "version", "state", "digest", "pinned", "source", "bytes_total", "bytes_done"),
         *("rate_bytes_per_s", "eta_s", "since", "updated", "error", "held", "stale", "refused_pins"),
+        *("findings", "left_out"),
     ]
     assert [state.value for state in State] == [
         *("queued", "resolving", "fetching", "verifying", "publishing", "ready", "failed", "evicting")
@@ -47,7 +59,9 @@ def test_the_keys_of_the_design() -> None:
 def test_a_status_reads_back(error: HoldfastError) -> None:
     """A status, its error included, reads back what was written."""
     failed = replace(STATUS, state=State.FAILED, error=StatusError.of(error))
-    for status in (STATUS, failed):
+    finding = Finding("incomplete", "a.safetensors", "cut short", "fetch it again", fatal=False)
+    judged = replace(STATUS, verdict=Verdict((finding,), (LeftOut("ONNX", 2, 30, "onnx/model.onnx"),)))
+    for status in (STATUS, failed, judged):
         assert ModelStatus.parse(encode(status.document())) == status
     assert failed.document()["error"] == {
         "code": error.code,

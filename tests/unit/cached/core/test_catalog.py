@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import pytest
 import yaml
 from hypothesis import example, given, settings
@@ -147,7 +149,7 @@ def test_a_file_that_cannot_be_read_as_a_whole(text: str, line: int, says: str) 
     ("entry", "says"),
     [
         ("[v1]", "mapping"),
-        ("{version: [v1]}", "known: exclude, follow, include, pin, prefetch, source, versions"),
+        ("{version: [v1]}", "known: exclude, follow, for, include, pin, prefetch, require, source, versions"),
         ("{pin: true, pin: false}", "twice"),
         ("{pin: 'true'}", "true or false"),
         ("{pin: 1}", "true or false"),
@@ -159,6 +161,11 @@ def test_a_file_that_cannot_be_read_as_a_whole(text: str, line: int, says: str) 
         ("{exclude: [[a]]}", "text"),
         ("{source: 's3://b/{version}/{file}'}", "{name} and {version}"),
         ("{source: [a]}", "text"),
+        ("{for: tgi}", "transformers, vllm, gguf:QUANTIZATION (as gguf:Q4_K_M) or all, found 'tgi'"),
+        ("{for: gguf}", "gguf:Q4_K_M"),
+        ("{for: [vllm]}", "text"),
+        ("{require: signed}", "expected loadable, found 'signed'"),
+        ("{require: true}", "expected loadable"),
         ('{source: "s3://b/\\ud800"}', "cannot be shown"),
         ("{versions: v1}", "mapping"),
         ("{prefetch: [v1]}", "mapping"),
@@ -374,3 +381,14 @@ def test_a_version_follows_as_its_model_unless_it_says_so() -> None:
         "v2": False,
         "v3": True,
     }
+
+
+def test_a_request_without_for_and_require_has_the_hash_of_earlier_releases() -> None:
+    """Fetch records of earlier releases stay good: `for` and `require` change a request only where they are there."""
+    entries = "a: {source: 's3://b/x', versions: [v1]}", "a: {source: 's3://b/x', versions: [v1], for: vllm}"
+    strict = "a: {source: 's3://b/x', versions: [v1], for: vllm, require: loadable}"
+    requests = [
+        parsed(f"models:\n  {entry}\n").catalog.models["a"].versions["v1"].request for entry in (*entries, strict)
+    ]
+    assert requests[0] == hashlib.sha256(b'["holdfast-request", "s3://b/x", [], []]').hexdigest()
+    assert len(set(requests)) == 3

@@ -7,8 +7,9 @@ from typing import Any
 
 from cached.contract.digest import Digest
 from cached.contract.errors import HoldfastError, Permanent, Transient
+from cached.contract.loadable.findings import Finding
 from cached.contract.reference import ModelRef
-from cached.contract.status import ModelStatus, State, StatusError
+from cached.contract.status import ModelStatus, State, StatusError, Verdict
 from cached.core.demand import PodWant
 from cached.kube.pod_events import PodEvents, refusal, summary
 from cached.kube.pods import PodName
@@ -55,6 +56,20 @@ def test_a_pod_hears_each_step_once() -> None:
     assert message.startswith("llama@v3 is ready: 2.0 GiB, after ")
     assert message.endswith(" s")
     assert pods.look(READY) == []
+
+
+def test_a_pod_hears_once_that_a_version_may_not_load() -> None:
+    """A warning names the file and the remedy, as soon as it is known, beside the other steps; a note is no event."""
+    pods = Pods()
+    pointer = Finding("lfs_pointer", "a.safetensors", "a.safetensors is a pointer", "git lfs pull")
+    note = Finding("filtered_vocabulary", "merges.txt", "left out", "add it", fatal=False)
+    suspect = replace(FETCHING, verdict=Verdict((pointer,)))
+    assert len(pods.look(replace(FETCHING, verdict=Verdict((note,))))) == 1
+    [(_, kind, reason, message)] = pods.look(suspect)
+    assert (kind, reason) == ("Warning", "WeightsSuspect")
+    assert message == "llama@v3 may not load: a.safetensors is a pointer (git lfs pull)"
+    assert [reason for _, _, reason, _ in pods.look(replace(READY, verdict=Verdict((pointer,))))] == ["WeightsReady"]
+    assert pods.look(replace(READY, verdict=Verdict((pointer,)))) == []
 
 
 def test_a_pod_on_a_warm_node_hears_so() -> None:

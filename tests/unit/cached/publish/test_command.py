@@ -20,10 +20,10 @@ from cached.contract.golden import GOLDEN_NAME, Case, Environment, Golden, Toler
 from cached.contract.manifest import Manifest
 from cached.publish.mark import Mark
 from cached.sources.local.source import LocalSource
-from tests.support.publishing import command, new_bucket, objects, publish, published, tree
+from tests.support.publishing import command, new_bucket, objects, publish, published, tensors, tree
 from tests.support.s3 import SECRET_KEY, S3Server
 
-FILES = {"config.json": b"{}", "weights/a.safetensors": b"a" * 1000, "weights/empty": b"", "näme.txt": b"n"}
+FILES = {"config.json": b"{}", "weights/a.safetensors": tensors(1000), "weights/empty": b"", "näme.txt": b"n"}
 
 
 @pytest.fixture
