@@ -126,13 +126,19 @@ def small_corpus(origin: Path, files: int) -> Corpus:
     folder.mkdir(parents=True)
     entries = []
     for number in range(files):
-        data = os.urandom(_FILE_BYTES)
+        data = _weights()
         name = f"part-{number:05d}.safetensors"
         (folder / name).write_bytes(data)
         entries.append(FileEntry(name, hashlib.sha256(data).hexdigest(), len(data)))
     manifest = Manifest.build(entries)
     (folder / MANIFEST_NAME).write_bytes(manifest.canonical())
     return Corpus(folder, manifest)
+
+
+def _weights() -> bytes:
+    """Return a safetensors file of `_FILE_BYTES` bytes with one random tensor: other bytes would be told as damaged."""
+    header = json.dumps({"w": {"dtype": "U8", "shape": [_FILE_BYTES - 128], "data_offsets": [0, _FILE_BYTES - 128]}})
+    return (120).to_bytes(8, "little") + header.ljust(120).encode() + os.urandom(_FILE_BYTES - 128)
 
 
 def _http(place: Workplace, files: int, checkout: Path | None) -> Cost:
@@ -181,7 +187,7 @@ def _versions(place: Workplace, count: int) -> Cost:
         file = folder / f"v{number}" / "model.safetensors"
         if not file.exists():
             file.parent.mkdir(parents=True)
-            file.write_bytes(os.urandom(_FILE_BYTES))
+            file.write_bytes(_weights())
     nothing = [CatalogEntry(_REF, "file:///nowhere", Digest("0" * 64))]
     write_catalog(catalog, nothing)
     with (
