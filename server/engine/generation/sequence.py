@@ -26,6 +26,7 @@ class GenerationSequence:
         self.sampling = SamplingState(asked.sampling, index)
         self.adapter = asked.adapter
         self.done = False
+        self.admitted = 0  # the number of its admission to the batch
         self._index = index
         self._tokenizer = tokenizer
         self._ends = ends
