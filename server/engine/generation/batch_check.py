@@ -34,6 +34,7 @@ class BatchCheck:
             [(31 * row + 7 * place + 1) % vocabulary for place in range(length + _STEPS * len(_LENGTHS))]
             for row, length in enumerate(_LENGTHS)
         ]
+        self._plain: dict[int, torch.Tensor] = {}  # each text's logits, (tokens, vocabulary)
 
     def difference_alone(self) -> float:
         """Return the largest difference where each prompt is prefilled alone, in two pieces."""
@@ -50,7 +51,7 @@ class BatchCheck:
         for group in groups:
             prompts = [self._texts[row][: read[row]] for row in group]
             joining, logits = self._prefill(prompts)
-            yield from map(self._difference, logits, prompts)
+            yield from (self._difference(one, row, read[row]) for one, row in zip(logits, group, strict=True))
             last = len(present) - 1
             kept = [last, *range(1, last)] if last > 0 else list(range(len(present)))
             present = [*(present[row] for row in kept), *group]
@@ -60,7 +61,7 @@ class BatchCheck:
                 for row in present:
                     read[row] += 1
                 logits = self._forward.decode(tokens, [read[row] for row in present])
-                yield from map(self._difference, logits, [self._texts[row][: read[row]] for row in present])
+                yield from (self._difference(one, row, read[row]) for one, row in zip(logits, present, strict=True))
         self._forward.clear()
 
     def _prefill(self, prompts: list[list[int]]) -> tuple[JoiningRows, torch.Tensor]:
@@ -72,8 +73,12 @@ class BatchCheck:
         self._forward.prefill(cache, prompt[:first])
         return (cache, [0]), self._forward.prefill(cache, prompt[first:])
 
-    def _difference(self, logits: torch.Tensor, tokens: list[int]) -> float:
-        plain = self._module(input_ids=torch.tensor([tokens], device=self._device)).logits[0, -1].float()
+    def _difference(self, logits: torch.Tensor, row: int, read: int) -> float:
+        """Compare the logits after `read` tokens of a text; one plain pass gives those after each of its tokens."""
+        if row not in self._plain:
+            ids = torch.tensor([self._texts[row]], device=self._device)
+            self._plain[row] = self._module(input_ids=ids).logits[0].float()
+        plain = self._plain[row][read - 1]
         return float((logits.float() - plain).norm() / (plain - plain.mean()).norm().clamp_min(1e-12))
 
 
