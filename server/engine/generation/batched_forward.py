@@ -1,4 +1,4 @@
-"""The model's forward pass over the rows of a batch: prefill of one sequence, or decode of one token of every row.
+"""The model's forward pass over the rows of a batch: prefill of prompts, or decode of one token of every row.
 
 Law: runs in the model's thread only, inside `torch.inference_mode`. A row's logits depend on other rows by rounding
 only: padding is masked, and each row has positions of its own.
@@ -7,11 +7,14 @@ only: padding is masked, and each row has positions of its own.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from server.engine.generation.kv_cache import RowCache, empty_cache
+from server.engine.generation.kv_cache import RoomLimit, RowCache, empty_cache
+
+JoiningRows = tuple[RowCache, list[int]]  # a cache of prefilled prompts, and the numbers of its rows that join
 
 
 class BatchedForward:
@@ -26,31 +29,54 @@ class BatchedForward:
         self._takes_positions = "position_ids" in known
         self._last_only = {"logits_to_keep": 1} if "logits_to_keep" in known else {}
 
-    def create_cache(self) -> RowCache:
-        """Return an empty cache for the prefill of one sequence."""
-        cache = empty_cache(self._config)
+    def create_cache(self, columns: int = 0) -> RowCache:
+        """Return an empty cache for a prefill; `columns`: of the prompt, where it is read in pieces."""
+        cache = empty_cache(self._config, columns)
         assert cache is not None
         return cache
 
+    @property
+    def room_tokens(self) -> int:
+        """The tokens that the cache has memory for, padding included. Any thread may call it."""
+        cache = self._cache
+        return 0 if cache is None else cache.room_tokens
+
     def prefill(self, cache: RowCache, ids: list[int]) -> torch.Tensor:
-        """Prefill these tokens after those in `cache`; return the logits (1, vocabulary) after the last."""
+        """Prefill these tokens after those in `cache`, which has one row or none; return the logits (1, vocabulary)
+        after the last."""
         begin = cache.get_seq_length()
         positions = torch.arange(begin, begin + len(ids), device=self._device).unsqueeze(0)
         mask = torch.ones((1, begin + len(ids)), dtype=torch.long, device=self._device)
         return self._forward([ids], mask, positions, cache)
 
-    def compose(self, kept: list[int], joining: list[RowCache], width: int) -> None:
-        """Keep these rows and append the sequences of these caches; `width` is then the longest, in tokens."""
+    def prefill_together(self, prompts: Sequence[list[int]]) -> tuple[RowCache, torch.Tensor]:
+        """Prefill whole prompts in one pass; return a cache with a row for each, and the logits (rows, vocabulary)
+        after the last token of each."""
+        width = max(map(len, prompts))
+        # Padded with a token of its own, so that a row's numbers, NaN included, come from its own tokens only.
+        padded = [[ids[0]] * (width - len(ids)) + ids for ids in prompts]
+        lengths = torch.tensor([[len(ids)] for ids in prompts], device=self._device)
+        positions = torch.arange(width, device=self._device) - (width - lengths)
+        cache = self.create_cache()
+        return cache, self._forward(padded, (positions >= 0).long(), positions.clamp(min=0), cache)
+
+    def compose(self, kept: list[int], joining: list[JoiningRows], width: int, limit: RoomLimit) -> None:
+        """Make row i what row `kept[i]` was and append the joining rows; `width` is then the longest, in tokens. A row
+        of `kept` stays where it is or comes from behind `kept`."""
         if not kept and not joining:
             self._cache = None
             return
         if self._cache is None:
             self._cache = self.create_cache()
-        others: list[Any] = [cache.layers for cache in joining]
+        others: list[tuple[list[Any], list[int]]] = [(cache.layers, rows) for cache, rows in joining]
         for number, layer in enumerate(self._cache.layers):
-            layer.compose(kept, [layers[number] for layers in others], width)
-            for layers in others:  # layer by layer, so that no more than one layer is in memory twice
+            layer.compose(kept, [(layers[number], rows) for layers, rows in others], width, limit)
+            for layers, _ in others:  # layer by layer, so that no more than one layer is in memory twice
                 layers[number] = None
+
+    def clear(self) -> None:
+        """Remove every row."""
+        self._cache = None
 
     def decode(self, tokens: list[int], lengths: list[int]) -> torch.Tensor:
         """Give each row its next token; `lengths` include it. Return the logits (rows, vocabulary) after it."""
@@ -73,44 +99,3 @@ class BatchedForward:
         )
         logits: torch.Tensor = out.logits[:, -1]
         return logits
-
-
-_LENGTHS = (9, 3, 14)  # of the prompts: one shorter than the first, one longer, so that columns are padded and moved
-_STEPS = 3
-
-
-def largest_difference(module: Any, forward: BatchedForward, vocabulary: int, device: str) -> float:
-    """Return the largest root mean square difference of batched logits from sequential ones, relative to their spread.
-    Rows join while others run, one leaves, one is prefilled in two pieces. Tokens are given, not chosen, so that near
-    ties in low precision do not matter. Leaves `forward` empty."""
-    texts = [
-        [(31 * row + 7 * place + 1) % vocabulary for place in range(length + 3 * _STEPS)]
-        for row, length in enumerate(_LENGTHS)
-    ]
-    worst = 0.0
-
-    def compare(logits: torch.Tensor, tokens: list[int]) -> None:
-        nonlocal worst
-        sequential = module(input_ids=torch.tensor([tokens], device=device)).logits[0, -1].float()
-        difference = (logits.float() - sequential).norm() / (sequential - sequential.mean()).norm().clamp_min(1e-12)
-        # Not `max`, which loses a NaN.
-        worst = float(difference) if not float(difference) <= worst else worst
-
-    read = list(_LENGTHS)
-    present: list[int] = []
-    for joined, kept in ((0, []), (1, [0]), (2, [1])):
-        cache = forward.create_cache()
-        first = _LENGTHS[joined] // 2
-        forward.prefill(cache, texts[joined][:first])
-        compare(forward.prefill(cache, texts[joined][first : read[joined]])[0], texts[joined][: read[joined]])
-        present = [present[row] for row in kept] + [joined]
-        forward.compose(kept, [cache], max(read[row] for row in present))
-        for _ in range(_STEPS):
-            tokens = [texts[row][read[row]] for row in present]
-            for row in present:
-                read[row] += 1
-            logits = forward.decode(tokens, [read[row] for row in present])
-            for number, row in enumerate(present):
-                compare(logits[number], texts[row][: read[row]])
-    forward.compose([], [], 0)
-    return worst

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -16,8 +17,9 @@ import torch
 from cached.contract.errors import HoldfastError, Permanent
 from cached.contract.program.units import format_size
 from server.engine.generation.batch import Batch, GenerationObserver
-from server.engine.generation.batched_forward import BatchedForward, largest_difference
-from server.engine.generation.kv_cache import SPARE_COLUMNS, RowCache, empty_cache
+from server.engine.generation.batch_check import BatchCheck
+from server.engine.generation.batched_forward import BatchedForward
+from server.engine.generation.kv_cache import SPARE_COLUMNS, empty_cache
 from server.engine.generation.sequence import GenerationJob, GenerationSequence
 from server.engine.generation.sequential import SequentialRunner
 from server.engine.lora import Adapter, Adapters
@@ -162,20 +164,26 @@ class TextGenerator:
 
     def _enable_batching(self) -> None:
         forward = BatchedForward(self._loaded.module, self._loaded.config, self._device)
+        check = BatchCheck(self._loaded.module, forward, self._tokens.vocabulary, self._device)
         cache = empty_cache(self._loaded.config)
-        reason = "its cache cannot hold rows" if cache is None else self._check_batching(forward, cache)
+        reason = "its cache cannot hold rows" if cache is None else self._find_difference(check.difference_alone)
         if cache is None or reason is not None:
             _LOG.warning("%s is served one sequence at a time: %s", type(self._loaded.module).__name__, reason)
             return
+        reason = self._find_difference(check.difference_together)
+        if reason is not None:
+            _LOG.warning("%s reads prompts one at a time: %s", type(self._loaded.module).__name__, reason)
+            forward.clear()
+        forward.prefill(cache, [0])
         self._token_bytes = cache.token_bytes()
         max_tokens = self._divide_memory(0, models=1)
-        self._runner = Batch(forward, self._limits.batch, max_tokens, self._observer, self._adapters)
+        prompts = self._limits.batch if reason is None else 1
+        self._runner = Batch(forward, self._limits.batch, prompts, max_tokens, self._observer, self._adapters)
 
-    def _check_batching(self, forward: BatchedForward, cache: RowCache) -> str | None:
-        """Return why rows cannot be batched, None where they can; reads one token into `cache`."""
+    def _find_difference(self, check: Callable[[], float]) -> str | None:
+        """Return why rows cannot be batched as `check` batches them; None where they can."""
         try:
-            difference = largest_difference(self._loaded.module, forward, self._tokens.vocabulary, self._device)
-            forward.prefill(cache, [0])
+            difference = check()
         except (HoldfastError, RuntimeError, ValueError, TypeError, AttributeError, IndexError, KeyError) as error:
             return f"batching it fails: {error!r}"
         if not difference <= _TOLERANCE.get(self._loaded.dtype, _TOLERANCE_HALF):

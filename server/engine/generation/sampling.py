@@ -67,10 +67,8 @@ def choose(logits: torch.Tensor, rows: Sequence[SamplingState]) -> list[Chosen |
     chosen: list[int] = tokens.tolist()
     for one, token in zip(rows, chosen, strict=True):
         one.generated[token] += 1
-    return [
-        _chosen(logits[row], token, rows[row].options.logprobs) if finite[row] else None
-        for row, token in enumerate(chosen)
-    ]
+    explained = _explain(logits, rows, chosen)
+    return [explained.get(row, Chosen(token)) if finite[row] else None for row, token in enumerate(chosen)]
 
 
 def _adjusted(logits: torch.Tensor, rows: Sequence[SamplingState]) -> torch.Tensor:
@@ -139,10 +137,18 @@ def _nucleus(probabilities: torch.Tensor, top_p: torch.Tensor) -> torch.Tensor:
     return probabilities.where(probabilities >= least, 0.0)
 
 
-def _chosen(logits: torch.Tensor, token: int, wanted: int | None) -> Chosen:
-    if wanted is None:
-        return Chosen(token)
-    logprobs = logits.log_softmax(-1).clamp_min(_LEAST_LOGPROB)
-    top = logprobs.topk(wanted)
-    pairs = zip(top.indices.tolist(), top.values.tolist(), strict=True)
-    return Chosen(token, float(logprobs[token]), tuple(pairs))
+def _explain(logits: torch.Tensor, rows: Sequence[SamplingState], tokens: Sequence[int]) -> dict[int, Chosen]:
+    """Return the chosen tokens of the rows that ask for log probabilities."""
+    wanted = {row: one.options.logprobs for row, one in enumerate(rows) if one.options.logprobs is not None}
+    if not wanted:
+        return {}
+    numbers = list(wanted)
+    logprobs = logits[numbers].log_softmax(-1).clamp_min(_LEAST_LOGPROB)
+    picked = torch.tensor([[tokens[row]] for row in numbers], device=logits.device)
+    own: list[float] = logprobs.gather(-1, picked).squeeze(-1).tolist()
+    top = logprobs.topk(max(wanted.values()))  # in order, so that a row that wants fewer takes the first
+    likeliest, values = top.indices.tolist(), top.values.tolist()
+    return {
+        row: Chosen(tokens[row], own[place], tuple(zip(likeliest[place][:most], values[place][:most], strict=True)))
+        for place, (row, most) in enumerate(wanted.items())
+    }

@@ -28,6 +28,7 @@ class GenerationSequence:
         self.sampling = SamplingState(asked.sampling, index, self.ids, constrain)
         self.adapter = asked.adapter
         self.done = False
+        self.admitted = 0  # the number of its admission to the batch
         self._index = index
         self._tokenizer = tokenizer
         self._ends = settings.ends

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +13,16 @@ import pytest
 import torch
 import transformers
 
-from cached.contract.errors import Permanent
+from cached.contract.errors import HoldfastError, Permanent
+from server.engine.engine import Job
 from server.engine.generation.generator import TextGenerator
 from server.engine.generation.kv_cache import SPARE_COLUMNS
+from server.engine.generation.sequence import GenerationJob
 from server.engine.protocol import Load
-from server.engine.types import Sampling
+from server.engine.types import CompletionRequest, Sampling
 from tests.support.generating import GREEDY, Watched, ask, completion, engine, limits, load, save, started
 from tests.support.generating import read as read_events
+from tests.support.lora import llama_adapter
 from tests.unit.server.conftest import save_tokenizer
 
 _SIZES: dict[str, Any] = {
@@ -98,6 +103,157 @@ async def test_greedy_text_in_company_is_that_of_plain_transformers(name: str, t
     expected = [plainly(directory, prompt, tokens, suppress_tokens=[1]) for prompt, tokens in lengths.items()]
     assert [answer[0] for answer in answers] == expected
     assert max(watched.rows) == 3
+
+
+def _spoil(generator: TextGenerator, character: str) -> None:
+    """Make NaN of the numbers of a character's token."""
+    module: Any = generator._loaded.module
+    [spoiled] = generator._loaded.tokenizer.encode(character, add_special_tokens=False)
+    with torch.no_grad():
+        weight = torch.nn.Parameter(module.get_input_embeddings().weight.clone())
+        weight[spoiled] = torch.nan
+        module.get_input_embeddings().weight = weight
+
+
+class Passes:
+    """Records the (rows, tokens) of a model's forward passes; `fails` says at which token ids the model breaks."""
+
+    def __init__(self, generator: TextGenerator, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.shapes: list[tuple[int, int]] = []
+        self.fails: Callable[[torch.Tensor], bool] = lambda _ids: False
+        module = generator._loaded.module
+        forward = module.forward
+
+        @functools.wraps(forward)  # its signature says what the model takes
+        def recorded(*args: Any, **kwargs: Any) -> Any:
+            ids = kwargs["input_ids"]
+            self.shapes.append(tuple(ids.shape))
+            if self.fails(ids):
+                raise torch.OutOfMemoryError("the inside")
+            return forward(*args, **kwargs)
+
+        monkeypatch.setattr(module, "forward", recorded)
+
+    @property
+    def prefills(self) -> list[tuple[int, int]]:
+        return [shape for shape in self.shapes if shape[1] > 1]
+
+
+async def answered(
+    generator: TextGenerator, requests: Sequence[CompletionRequest]
+) -> list[list[tuple[str, str, int]] | HoldfastError]:
+    """Have requests admitted in one step, as those that come at the same time are; return their answers."""
+    jobs: list[GenerationJob] = [Job(generator.prepare(request)) for request in requests]
+    generator.step(jobs)
+    while generator.busy:
+        generator.step([])
+    found = await asyncio.gather(*(read_events(job.stream()) for job in jobs), return_exceptions=True)
+    return [one if isinstance(one, list | HoldfastError) else pytest.fail(repr(one)) for one in found]
+
+
+@pytest.mark.parametrize("name", _BATCHED)
+async def test_prompts_that_come_together_are_read_in_one_pass(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prompts of unequal length that wait at the same time share a pass, and each gets the text of `generate`."""
+    directory = built(_BATCHED[name], tmp_path)
+    generator = load(directory, Watched(), limits())
+    passes = Passes(generator, monkeypatch)
+    endless = Sampling(temperature=0.0, logit_bias=((1, -100.0),))
+    answers = await answered(generator, [completion(prompt, 9, endless) for prompt in PROMPTS])
+    assert answers == [[plainly(directory, prompt, 9, suppress_tokens=[1])] for prompt in PROMPTS]
+    [(rows, _)] = passes.prefills
+    assert rows == len(PROMPTS) - 1  # the one of a single token is not padded to the length of the longest
+
+
+async def test_prompts_of_different_adapters_share_a_pass(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prompts for the base and for two adapters are read in one pass, and each gets the text that it gets alone."""
+    generator = load(llama, Watched(), limits())
+    adapters = [None, *(generator.load_adapter(llama_adapter(tmp_path / str(one), llama, one)) for one in (1, 2))]
+    requests = [
+        replace(asked, options=replace(asked.options, adapter=adapter))
+        for adapter in adapters
+        for asked in (completion("hold fast"), completion("the weights"))
+    ]
+    alone = [answer for request in requests for answer in await answered(generator, [request])]
+    passes = Passes(generator, monkeypatch)
+    assert await answered(generator, requests) == alone
+    assert [rows for rows, _ in passes.prefills] == [6]
+    assert len({str(answer) for answer in alone[::2]}) == 3
+
+
+async def test_of_prompts_read_together_the_one_that_breaks_the_model_fails_alone(
+    llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a pass over several prompts fails, each is read alone: the others get their text."""
+    generator = load(llama, Watched(), limits())
+    passes = Passes(generator, monkeypatch)
+    [broken] = generator._loaded.tokenizer.encode("~", add_special_tokens=False)
+    passes.fails = lambda ids: bool((ids == broken).any())
+    prompts = ["first", "second ~", "the third"]
+    first, second, third = await answered(generator, [completion(prompt) for prompt in prompts])
+    assert isinstance(second, Permanent) and second.code == "model_failed"
+    monkeypatch.undo()
+    assert [first, third] == [[plainly(llama, prompt, 12)] for prompt in ("first", "the third")]
+
+
+async def test_numbers_that_are_none_stay_in_their_row(llama: Path) -> None:
+    """A prompt that makes NaN, read in one pass with longer and shorter ones, fails alone."""
+    generator = load(llama, Watched(), limits())
+    _spoil(generator, "~")
+    prompts = ["kelp ~", "stays and stays", "a"]
+    first, *others = await answered(generator, [completion(prompt, 4) for prompt in prompts])
+    assert isinstance(first, Permanent) and "NaN or infinite" in first.message
+    assert others == [[plainly(llama, prompt, 4)] for prompt in prompts[1:]]
+
+
+async def test_a_crowd_of_prompts_does_not_stop_a_running_sequence(
+    llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While long and short prompts wait, no pass reads more than 512 tokens, padding included, and no more than a few
+    passes follow each other without a token for those that run."""
+    generator = load(llama, Watched(), limits(batch=32))
+    running: GenerationJob = Job(generator.prepare(completion("first", 60)))
+    generator.step([running])
+    passes = Passes(generator, monkeypatch)
+    prompts = ["kelp and rock " * 100, *(f"{number} " * 40 for number in range(25)), "x" * 900, "a"]
+    jobs: list[GenerationJob] = [Job(generator.prepare(completion(prompt, 3))) for prompt in prompts]
+    generator.step(jobs)
+    while generator.busy:
+        generator.step([])
+    assert max(rows * tokens for rows, tokens in passes.prefills) <= 512
+    read = 0
+    for rows, tokens in passes.shapes:
+        read = read + rows * tokens if tokens > 1 else 0
+        assert read <= 4 * 512 + 32 * 64  # the budget of a step, and padding
+    assert (await read_events(running.stream()))[0] == plainly(llama, "first", 60)
+
+
+async def test_a_model_that_reads_only_alone_is_batched_all_the_same(
+    llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the check at warm-up finds other logits for padded prompts only, prompts are read one by one and decode in
+    a batch."""
+    generator = TextGenerator.load(llama, "cpu", "float32", limits(), Watched())
+    passes = Passes(generator, monkeypatch)
+
+    def padded(ids: torch.Tensor) -> bool:
+        if ids.shape[1] < 2:
+            return False
+        repeated = ids[:, 0] == ids[:, 1]
+        return bool(repeated.any()) and not bool(repeated.all())
+
+    passes.fails = padded
+    generator.warm_up()
+    assert generator.about.batch == 8
+    passes.shapes.clear()
+    answers = await answered(generator, [completion(prompt) for prompt in PROMPTS])
+    assert {rows for rows, _ in passes.prefills} == {1}
+    assert max(rows for rows, _ in passes.shapes) > 1
+    monkeypatch.undo()
+    assert answers == [[plainly(llama, prompt, 12)] for prompt in PROMPTS]
 
 
 @pytest.mark.parametrize("name", _ALONE)
@@ -221,12 +377,7 @@ async def test_numbers_that_are_none_fail_their_request_alone(llama: Path, batch
     """A prompt that makes NaN of the model's logits gets an error, not noise; others get their text."""
     watched = Watched()
     generator = load(llama, watched, limits(batch))
-    module: Any = generator._loaded.module
-    [spoiled] = generator._loaded.tokenizer.encode("~", add_special_tokens=False)
-    with torch.no_grad():
-        weight = torch.nn.Parameter(module.get_input_embeddings().weight.clone())
-        weight[spoiled] = torch.nan
-        module.get_input_embeddings().weight = weight
+    _spoil(generator, "~")
     with engine(generator, watched) as running:
         stays = asyncio.create_task(ask(running, completion("stays", 30)))
         with pytest.raises(Permanent, match="NaN or infinite") as caught:
