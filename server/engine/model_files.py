@@ -166,13 +166,13 @@ def positions(config: Any) -> int | None:
 
 def _check_context(directory: Path, config: Any, tokenizer: Any) -> None:
     """Refuse a context below one token, before weights are read."""
-    found = {"max_position_embeddings of config.json": positions(config)}
+    found: dict[str, Any] = {"max_position_embeddings of config.json": positions(config)}
     found["model_max_length of tokenizer_config.json"] = tokenizer.model_max_length
     for name, limit in found.items():
-        if limit is not None and limit < 1:
+        if limit is not None and (not isinstance(limit, int | float) or not limit >= 1):
             raise Permanent(
                 "invalid_config",
-                f"{directory}: expected a context of at least one token, found {limit} by {name}",
+                f"{directory}: expected a context of at least one token, found {limit!r} by {name}",
                 "publish the model with its own config.json and tokenizer_config.json",
             )
 

@@ -16,7 +16,7 @@ from tests.support.choosing import chosen
 from tests.support.fake_hub import FakeHub, Reply, Request
 from tests.support.hub_cases import CONFIG, NAME, TOKEN, URI, WEIGHTS, hub_source, manifest_of, refusal, write
 
-MODEL = {"config.json": CONFIG, "model.safetensors": WEIGHTS, "onnx/a b.json": b"[]"}
+MODEL = {"config.json": CONFIG, "model.safetensors": WEIGHTS, "extra/a b.json": b"[]"}
 _MISSING = Reply(404, {"Content-Type": "text/plain"}, b"404 page not found")
 
 
@@ -87,7 +87,7 @@ async def test_a_mirror_without_a_tree(
     with Mirror("/tree/", refused=refused, dropped=("X-Repo-Commit",)) as mirror:
         commit = _use(mirror, tmp_path, monkeypatch)
         assert await _contents(f"hf://{NAME}{revision.replace('commit', commit)}") == MODEL
-        assert await _contents(f"hf://{NAME}/onnx/") == {"a b.json": b"[]"}
+        assert await _contents(f"hf://{NAME}/extra/") == {"a b.json": b"[]"}
 
 
 async def test_a_mirror_that_knows_branches_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
