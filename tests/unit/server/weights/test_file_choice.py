@@ -14,6 +14,8 @@ import transformers
 from safetensors.torch import save_file
 
 from cached.contract.errors import HoldfastError, Permanent
+from cached.contract.loadable.findings import is_loadable
+from cached.contract.loadable.verdict import find_name_problems, find_problems
 from server import iter_tensors, load_file, load_model, load_pretrained
 from server.weights.format.listing import list_shards
 from tests.support.checkpoints import same
@@ -280,3 +282,30 @@ def test_a_config_without_the_field_changes_nothing(tmp_path: Path) -> None:
     save_file({"x": torch.ones(2)}, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "?", "text_config": {"transformers_weights": "y"}}))
     assert [name for name, _ in iter_tensors(tmp_path)] == ["x"]
+
+
+# What only transformers' reading of these fields refuses, and names that another engine reads.
+NOT_JUDGED = {
+    "a_configuration_that_names_nothing",
+    "a_configuration_that_names_a_number",
+    "an_index_of_no_tensors",
+    "a_variant_alone",
+    "an_unusual_name_alone",
+    "a_dot_file_alone",
+    "nothing",
+}
+
+
+@pytest.mark.parametrize("case", [*EQUAL, *sorted(REFUSED.keys() - NOT_JUDGED)])
+def test_the_verdict_before_a_load_is_the_loads(case: str, tmp_path: Path) -> None:
+    """What the daemon and `publish` say of a folder agrees with the loaders: one that loads is loadable."""
+    made = tmp_path / "model"
+    make((EQUAL | REFUSED)[case], made)
+    (made / "tokenizer.json").write_text("{}")
+    sizes = {str(path.relative_to(made)): path.stat().st_size for path in made.rglob("*") if path.is_file()}
+
+    def read(path: str, offset: int, length: int) -> bytes:
+        return (made / path).read_bytes()[offset : offset + length]
+
+    findings = (*find_problems(sizes, read), *find_name_problems(sizes))
+    assert is_loadable(findings) == (case in EQUAL), findings
