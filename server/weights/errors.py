@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 else:
     try:
         from safetensors import SafetensorError
-    except ImportError:  # nobody can catch it then
+    except ImportError:  # no caller can name that class then
         SafetensorError = Exception
 
 

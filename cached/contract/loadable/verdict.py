@@ -55,7 +55,7 @@ def find_name_problems(paths: Collection[str]) -> tuple[Finding, ...]:
     """Return the findings that the names alone prove, before a byte is fetched: incomplete sets of shards of which no
     index decides, and a generating model without a tokenizer."""
     findings = _incomplete_sets(paths, frozenset(map(folder_of, filter(index_format, paths))))
-    # Without bytes nobody knows whether tokenizer_config.json names a tokenizer that needs no vocabulary.
+    # Only its bytes tell whether tokenizer_config.json names a tokenizer that needs no vocabulary.
     is_generating = "generation_config.json" in paths and names.CONFIG in paths and any(map(is_weights, paths))
     if is_generating and "tokenizer_config.json" not in paths and not has_tokenizer(paths):
         findings.append(_no_tokenizer("generation_config.json"))

@@ -72,7 +72,7 @@ def find_inside(base: Path, name: str) -> PlainFile:
     """Return the file `name` in the folder `base`, which a manifest lists.
 
     Raises `Permanent` with the path for an entry that is no content (an escaping or dangling link, a socket, a device)
-    or unreadable, and `Transient` for a change or failure meanwhile.
+    or unreadable, and `Transient` for a change or failure during it.
     """
     root = Path(os.path.realpath(base))
     return _follow(root / name, name, _inside(root))

@@ -129,7 +129,7 @@ class EmbeddingTexts:
         return ids, types
 
     def _bound(self, text: str, limit: int, truncation: Truncation | None) -> str:
-        """Return as much of a text far longer than the limit as decides about its tokens: others wait meanwhile."""
+        """Return as much of a text far longer than the limit as decides about its tokens: other requests wait."""
         certain = limit + CUT_TOKENS
         part = certain * CHARACTERS_A_TOKEN
         while part < len(text):

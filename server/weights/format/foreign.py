@@ -9,7 +9,9 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-HEAD_BYTES = 1024  # a Git LFS pointer is below 200 bytes; a page begins with its tag
+from cached.contract.loadable.beginnings import LFS_POINTER, MAX_POINTER_BYTES, pointer_in
+
+HEAD_BYTES = MAX_POINTER_BYTES  # a page begins with its tag
 
 
 class Foreign(NamedTuple):
@@ -19,10 +21,7 @@ class Foreign(NamedTuple):
     remedy: str
 
 
-# The specification's first line, and that of its beta.
-_LFS = (b"version https://git-lfs.github.com/spec/", b"version https://hawser.github.com/spec/")
 _LFS_SIZE = re.compile(rb"^size (\d{1,20})$", re.MULTILINE)
-_ANNEX = re.compile(rb"^(\.\./)*\.git/annex/objects/|^/annex/objects/")
 _PAGE = re.compile(rb"<(!doctype|html|head|body|\?xml|!--)", re.IGNORECASE)
 _JSON = re.compile(rb'[{\[]\s*["{\[\]}]')
 _CONVERT = "convert the model to safetensors (transformers' `save_pretrained`): other formats are not read"
@@ -51,14 +50,15 @@ def identify(head: bytes) -> Foreign | None:
 
 def identify_stand_in(head: bytes) -> Foreign | None:
     """Return what stands in place of any file that should begin otherwise: a pointer, a page, nothing but zeros."""
-    if head.startswith(_LFS):
+    pointer = pointer_in(head, len(head))
+    if pointer == LFS_POINTER:
         size = _LFS_SIZE.search(head)
         stands_for = f" that stands for a file of {int(size[1])} bytes" if size else ""
         return Foreign(
             f"a Git LFS pointer{stands_for}",
             "run `git lfs pull` in the clone that it came from, or download the model again, then publish it again",
         )
-    if _ANNEX.match(head):
+    if pointer is not None:
         return Foreign(
             "a git-annex pointer", "run `git annex get` in the clone that it came from, then publish the model again"
         )

@@ -24,7 +24,7 @@ _SAMPLES, _SAMPLE_BYTES = 64, PAGE
 
 
 class HostBytes(NamedTuple):
-    """The bytes of a tensor: `buffer` from `offset` on. Whoever keeps the buffer keeps the bytes."""
+    """The bytes of a tensor: `buffer` from `offset` on. A reference to the buffer keeps the bytes."""
 
     buffer: mmap.mmap | bytearray
     offset: int

@@ -411,7 +411,9 @@ class Lives(RuleBasedStateMachine):
             want = demand.wants.get(ref)
             priority = Priority.PULL if want is None else want.priority
             stays = self._stays_for(priority, ref)
-            here = node.publisher.claims.blobs_of(ref)  # what nobody promised is fetched though another version has it
+            here = node.publisher.claims.blobs_of(
+                ref
+            )  # a file without a promised digest is fetched though another version has it
             anew = {blob for blob in promised if nobody_knows_it(blob.name) and not here.get(blob.sha256)}
             least = _size((*stays, *{*promised} - anew)) + sum(blob.size for blob in anew)
             assert least > self._limit(), f"{ref} would fit beside {stays}: {self._report()}"

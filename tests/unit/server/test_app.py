@@ -146,7 +146,7 @@ def test_a_server_that_stops_works_on_for_a_while(tmp_path: Path) -> None:
     "signals", [(signal.SIGTERM,), (signal.SIGINT,), (signal.SIGTERM, signal.SIGTERM)], ids=["quiet", "Ctrl-C", "twice"]
 )
 def test_a_server_without_clients_stops_at_once(tmp_path: Path, signals: tuple[signal.Signals, ...]) -> None:
-    """Nobody lingers where no client was there lately, nor after Ctrl-C, nor at a second signal."""
+    """A server does not linger where no client was there lately, nor after Ctrl-C, nor at a second signal."""
     path = modules(tmp_path / "code", slow_app=SLOW_APP.format(begun=tmp_path / "begun", gate=tmp_path / "gate"))
     arguments = ("--model-path", str(tmp_path), "--app", "slow_app:factory", "--device", "cpu", "--drain-linger", "900")
     with running(tmp_path / "log", *arguments, python_path=path) as server:

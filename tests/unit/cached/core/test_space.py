@@ -159,7 +159,7 @@ def test_bytes_not_yet_allocated_are_kept_from_others() -> None:
 
 
 def test_a_partial_blob_is_resumed_without_new_space() -> None:
-    """A partial blob that nobody fetches is dying; whoever resumes it needs only the rest, even on a full disk. What
+    """A partial blob without a fetch is dying; a resumed fetch needs only the rest, even on a full disk. What
     its file takes beyond the blob's size, in whole blocks, is not dying while it is resumed."""
     disk = Disk(100)
     ledger = Ledger(100, disk)

@@ -161,7 +161,7 @@ async def test_a_blob_that_the_disk_takes_and_does_not_sync(
 
 
 async def test_a_partial_blob_is_dying_until_it_is_resumed(tmp_path: Path, origin: HostileOrigin) -> None:
-    """What a cancelled download leaves counts as dying; whoever resumes it reserves only the rest."""
+    """What a cancelled download leaves counts as dying; a resumed download reserves only the rest."""
     data, hold = noise()[: 70 * MIB], Hold()
     url = origin.put("/f", data, etag='"v1"')
     origin.script("/f", ResetAfter(8 * MIB), hold)

@@ -27,7 +27,7 @@ def explained(public: PublicLayout) -> str:
 
 
 def test_it_says_what_is_missing_where_and_that_nothing_fetches_it(public: PublicLayout) -> None:
-    """A version that nobody wants is named with its place, and the ways to have it fetched."""
+    """A version without a want is named with its place, and the ways to have it fetched."""
     text = explained(public)
     assert text.startswith(f"acme/tiny@v1, which is not on this node ({public.model_link(REF)} leads nowhere): nothing")
     for way in ("`prefetch`", "holdfast.dev/models", "`holdfast pull acme/tiny@v1`"):
