@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import json
 import logging
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from cached.contract.errors import HoldfastError, Permanent
 from server.engine.engine import Job, fail_without_numbers
 from server.engine.kinds import Declared
 from server.engine.model_files import Loaded, load_classifier, positions
+from server.engine.passes import MAX_SEQUENCES, PassQueue
 from server.engine.tokenizer import Tokens
 from server.engine.types import (
     About,
@@ -36,8 +36,6 @@ from server.engine.types import (
 )
 
 _LOG = logging.getLogger(__name__)
-_MAX_BATCH_SEQUENCES = 64
-_MAX_BATCH_TOKENS = {"cuda": 16384, "cpu": 2048}  # with padding, as an encoder's
 _TOLERANCE = {
     torch.float32: 1e-4,
     torch.float64: 1e-4,
@@ -67,15 +65,6 @@ class Recipe:
     lower_case: bool = False
 
 
-@dataclass(slots=True)
-class _Input:
-    """One input of one job, and its scores once they are computed."""
-
-    job: ScoringJob
-    features: Features
-    scores: tuple[float, ...] | None = None
-
-
 class Classifier:
     """A sequence classification model on its device; the model of `/v1/rerank` and `/v1/classify`."""
 
@@ -89,10 +78,9 @@ class Classifier:
         if recipe.lower_case:
             _lower_case(self._tokenizer)
         self._tokens = Tokens(loaded.tokenizer, loaded.config, _context(loaded, recipe))
-        self._pass_tokens = _MAX_BATCH_TOKENS.get(torch.device(device).type, _MAX_BATCH_TOKENS["cpu"])
-        self._batch = 1
-        self._taken: dict[ScoringJob, list[_Input]] = {}
-        self._passes: deque[list[_Input]] = deque()
+        self._passes = PassQueue[ScoringJob, Features, tuple[float, ...]](
+            torch.device(device).type, lambda features: (sorted(features), len(features["input_ids"])), 1
+        )
 
     @classmethod
     def load(cls, directory: Path, declared: Declared, device: str, dtype: str) -> Classifier:
@@ -109,7 +97,7 @@ class Classifier:
             self._device,
             str(loaded.dtype).removeprefix("torch."),
             loaded.weight_bytes,
-            batch=self._batch,
+            batch=self._passes.max_sequences,
             labels=tuple(str(labels.get(at, f"LABEL_{at}")) for at in range(int(loaded.config.num_labels))),
         )
 
@@ -136,7 +124,7 @@ class Classifier:
             name = type(self._loaded.module).__name__
             _LOG.warning("%s is run one text at a time: in a batch its scores differ by %.2g", name, difference)
             return
-        self._batch = _MAX_BATCH_SEQUENCES
+        self._passes.max_sequences = MAX_SEQUENCES
 
     def prepare(self, request: ScoringRequest) -> ScoringInputs:
         """Turn a request into tokens; raises `InvalidRequest` where an input is longer than the context."""
@@ -152,34 +140,27 @@ class Classifier:
     @property
     def room(self) -> int:
         """Return how many more jobs can be admitted; the inputs of jobs admitted together are batched together."""
-        return max(0, _MAX_BATCH_SEQUENCES - len(self._taken))
+        return self._passes.room
 
     @property
     def busy(self) -> bool:
-        return bool(self._passes)
+        return self._passes.busy
 
     def step(self, arrived: list[ScoringJob]) -> None:
         """Admit the jobs, batch their inputs by length, and run one pass of the model."""
-        taken = {job: [_Input(job, features) for features in job.request.inputs] for job in arrived}
-        self._taken.update(taken)
-        self._passes.extend(self._divide([one for inputs in taken.values() for one in inputs]))
-        live = [one for one in self._passes.popleft() if not one.job.ended]
+        live = self._passes.next_pass({job: job.request.inputs for job in arrived})
         if live:
-            logits = self.score([one.features for one in live])
+            logits = self.score([one.value for one in live])
             for one, row in zip(live, logits, strict=True):
                 if bool(row.isfinite().all()):
-                    one.scores = tuple(self._activate(row, one.job.request.activation).tolist())
+                    one.result = tuple(self._activate(row, one.job.request.activation).tolist())
                 else:
                     fail_without_numbers(one.job)
-        for job in {one.job: None for one in live if not one.job.ended}:
-            scores = tuple(one.scores for one in self._taken[job] if one.scores is not None)
-            if len(scores) == len(self._taken[job]):
-                job.emit(Scored(scores, job.request.tokens))
-                job.finish()
-        self._taken = {job: inputs for job, inputs in self._taken.items() if not job.ended}
+        for job, scores in self._passes.take_complete(live).items():
+            job.emit(Scored(tuple(scores), job.request.tokens))
+            job.finish()
 
     def reset(self) -> None:
-        self._taken = {}
         self._passes.clear()
 
     @torch.inference_mode()
@@ -201,23 +182,6 @@ class Classifier:
             if found is not None:
                 return int(found)
         return 0
-
-    def _divide(self, inputs: list[_Input]) -> list[list[_Input]]:
-        """Group inputs of the same fields by length, so that little is padded; each group fits one pass."""
-        batches: list[list[_Input]] = []
-        for one in sorted(inputs, key=lambda i: (sorted(i.features), len(i.features["input_ids"]))):
-            last = batches[-1] if batches else None
-            fits = (
-                last is not None
-                and len(last) < self._batch
-                and last[0].features.keys() == one.features.keys()
-                and (len(last) + 1) * len(one.features["input_ids"]) <= self._pass_tokens
-            )
-            if last is not None and fits:
-                last.append(one)
-            else:
-                batches.append([one])
-        return batches
 
     def _activate(self, logits: torch.Tensor, activation: Activation) -> torch.Tensor:
         if activation is Activation.NONE:

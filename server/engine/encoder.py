@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections import deque
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -22,6 +20,7 @@ from server.engine.embedding.steps import Features, build_step, output_dimension
 from server.engine.embedding.texts import EmbeddingTexts, lower_case
 from server.engine.engine import Job, fail_without_numbers
 from server.engine.model_files import LibraryOptions, Loaded, load_encoder
+from server.engine.passes import MAX_SEQUENCES, PassQueue
 from server.engine.types import (
     About,
     AboutVectors,
@@ -35,21 +34,8 @@ from server.engine.types import (
 )
 
 _LOG = logging.getLogger(__name__)
-_MAX_BATCH_SEQUENCES = 64
-# Tokens with padding. Bounds the memory of one pass, and its time, in which the model shows no progress to the health
-# check. On two cores MiniLM takes as long for 8 passes of 2048 as for one of 16384, which is 14 s.
-_MAX_BATCH_TOKENS = {"cuda": 16384, "cpu": 2048}
 
 EmbeddingJob = Job[EmbeddingInputs, Embedded]
-
-
-@dataclass(slots=True)
-class _Sequence:
-    """One input of one job, and its vector once it is computed."""
-
-    job: EmbeddingJob
-    text: EncodedText
-    vector: bytes = b""
 
 
 class Encoder:
@@ -59,21 +45,21 @@ class Encoder:
         self._module = loaded.module
         self._recipe = recipe
         self._device = device
-        self._pass_tokens = _MAX_BATCH_TOKENS.get(torch.device(device).type, _MAX_BATCH_TOKENS["cpu"])
         self._texts = EmbeddingTexts(loaded.tokenizer, recipe, int(loaded.config.vocab_size), positions(loaded))
         self._takes_types = _takes(loaded.module, "token_type_ids")
         self._keeps_layers = bool(getattr(loaded.config, "output_hidden_states", False))
         self._steps = [build_step(settings, device, loaded.dtype) for settings in recipe.steps]
         self._vectors = describe_vectors(loaded, recipe)
-        self._taken: dict[EmbeddingJob, list[_Sequence]] = {}
-        self._passes: deque[list[_Sequence]] = deque()
+        self._passes = PassQueue[EmbeddingJob, EncodedText, bytes](
+            torch.device(device).type, lambda text: ((), len(text.ids)), MAX_SEQUENCES
+        )
         self.about = About(
             Kind.EMBEDDINGS,
             self._texts.context,
             device,
             str(loaded.dtype).removeprefix("torch."),
             loaded.weight_bytes,
-            batch=_MAX_BATCH_SEQUENCES,
+            batch=MAX_SEQUENCES,
             vectors=self._vectors,
         )
 
@@ -136,36 +122,27 @@ class Encoder:
     @property
     def room(self) -> int:
         """Return how many more jobs can be admitted; the inputs of jobs admitted together are batched together."""
-        return max(0, _MAX_BATCH_SEQUENCES - len(self._taken))
+        return self._passes.room
 
     @property
     def busy(self) -> bool:
-        return bool(self._passes)
+        return self._passes.busy
 
     def step(self, arrived: list[EmbeddingJob]) -> None:
         """Admit the jobs, batch their inputs by length, and run one pass of the model."""
-        taken = {job: [_Sequence(job, text) for text in job.request.texts] for job in arrived}
-        self._taken.update(taken)
-        new = [sequence for sequences in taken.values() for sequence in sequences]
-        self._passes.extend(_batches(new, self._pass_tokens))
-        live = [sequence for sequence in self._passes.popleft() if not sequence.job.ended]
+        live = self._passes.next_pass({job: job.request.texts for job in arrived})
         if live:
-            vectors = self.embed([sequence.text for sequence in live])
+            vectors = self.embed([sequence.value for sequence in live])
             finite: list[bool] = vectors.isfinite().all(1).tolist()
             for sequence, row in zip(live, vectors, strict=True):
-                sequence.vector = _shape(row, sequence.job.request).numpy().astype("<f4").tobytes()
+                sequence.result = _shape(row, sequence.job.request).numpy().astype("<f4").tobytes()
             for job in {one.job: None for one, is_finite in zip(live, finite, strict=True) if not is_finite}:
                 fail_without_numbers(job)
-        for job in {sequence.job: None for sequence in live if not sequence.job.ended}:
-            sequences = self._taken[job]
-            if all(sequence.vector for sequence in sequences):
-                tokens = sum(len(sequence.text.ids) for sequence in sequences)
-                job.emit(Embedded(tuple(sequence.vector for sequence in sequences), tokens))
-                job.finish()
-        self._taken = {job: sequences for job, sequences in self._taken.items() if not job.ended}
+        for job, found in self._passes.take_complete(live).items():
+            job.emit(Embedded(tuple(found), sum(len(text.ids) for text in job.request.texts)))
+            job.finish()
 
     def reset(self) -> None:
-        self._taken = {}
         self._passes.clear()
 
     @torch.inference_mode()
@@ -264,15 +241,3 @@ def _refuse_adapter(folder: Path) -> None:
             "elsewhere",
             "merge the adapter into its base (merge_and_unload) and publish the result",
         )
-
-
-def _batches(sequences: list[_Sequence], most_tokens: int) -> Iterator[list[_Sequence]]:
-    """Group sequences by length, so that little is padded; each group fits one pass."""
-    batch: list[_Sequence] = []
-    for sequence in sorted(sequences, key=lambda s: len(s.text.ids)):
-        if batch and (len(batch) == _MAX_BATCH_SEQUENCES or (len(batch) + 1) * len(sequence.text.ids) > most_tokens):
-            yield batch
-            batch = []
-        batch.append(sequence)
-    if batch:
-        yield batch
