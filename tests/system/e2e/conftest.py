@@ -96,7 +96,7 @@ def spared(namespace: str) -> None:
 def holdfast(
     spared: None, origin: Origin, models: Models, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Holdfast]:
-    names = [models[name] for name in ("first", "kept", "rolling", "warm")]
+    names = [models[name] for name in ("first", "kept", "rolling", "served", "warm")]
     folder = installation.overlay(tmp_path_factory.mktemp("overlay"), origin, names, models["wrong"])
     with installation.installed(folder) as here:
         yield here
