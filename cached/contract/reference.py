@@ -47,6 +47,10 @@ class ModelRef:
         """The name as one path segment: `/` written `--`."""
         return self.name.replace("/", "--")
 
+    def drop_name(self, text: str) -> str:
+        """Return the message `text` without this reference at its beginning, for a line that begins with it already."""
+        return text.removeprefix(f"{self}: ")
+
     def __hash__(self) -> int:
         return hash(self.name) ^ hash(self.version)  # a str caches its hash, a tuple does not
 

@@ -6,12 +6,13 @@ Law: reads `status/` and the names in the public folder, nothing else; an unread
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from cached.contract.errors import HoldfastError
 from cached.contract.layout import PublicLayout
 from cached.contract.program.units import format_duration
 from cached.contract.reference import ModelRef, ModelRequest
-from cached.contract.status import DaemonStatus, ModelStatus, parse_timestamp
+from cached.contract.status import DaemonStatus, ModelStatus, State, StatusError, parse_timestamp
 
 HEARTBEAT_STALE_S = 30.0  # the daemon writes one at least every five seconds
 HEARTBEAT_MISSED_S = 6.0  # where the heartbeat is old already, the time in which a new one must arrive
@@ -23,6 +24,35 @@ def read_status(public: PublicLayout, ref: ModelRef) -> ModelStatus | None:
         return ModelStatus.parse(public.model_status(ref).read_bytes())
     except (OSError, HoldfastError):
         return None
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A permanent failure that the daemon reports for a version. `only_by_pod`: nothing but another pod ends it, as it
+    is a pin of the pod's own that cannot be met; else the catalog, the source, the space or the credentials can."""
+
+    reason: StatusError
+    only_by_pod: bool
+
+
+def find_refusal(status: ModelStatus, want: ModelRequest) -> Refusal | None:
+    """Return why the daemon does not fetch `want`; None while it tries, or where only other pods' pins are refused."""
+    error, refused = status.error, status.refused_pins
+    if str(want.pin) in refused:
+        return Refusal(refused[str(want.pin)], only_by_pod=True)
+    if status.state is State.FAILED and error is not None and error.permanent and error not in refused.values():
+        return Refusal(error, only_by_pod=False)
+    return None
+
+
+def describe_error(want: ModelRequest, status: ModelStatus, refusal: Refusal | None) -> str | None:
+    """Return the error that `status` has for `want`, with its remedy, in a line for the log; None without one."""
+    error = status.error if refusal is None else refusal.reason
+    if error is None or (refusal is None and status.state is State.FAILED):
+        return None
+    after = "the daemon tries again" if refusal is None else "the daemon refuses it, waiting for a correction"
+    remedy = f" (what to do: {error.remedy})" if error.remedy else ""
+    return f"{want}: {after}: {want.ref.drop_name(error.message)}{remedy}"
 
 
 def find_mount_trouble(public: PublicLayout) -> str | None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from cached.contract.errors import HoldfastError, Permanent, Transient
@@ -26,24 +27,26 @@ class DaemonRefused(Permanent):
     """The daemon reports that a version can never be on this node."""
 
     def __init__(self, want: ModelRequest, reason: StatusError) -> None:
-        super().__init__(reason.code, f"{want}: the daemon gave up: {reason.message}", reason.remedy)
+        super().__init__(
+            reason.code, f"{want}: the daemon gave up: {want.ref.drop_name(reason.message)}", reason.remedy
+        )
 
 
 class Unverified(Permanent):
     """A version is present but its verification failed; the cause says why."""
 
     def __init__(self, want: ModelRequest, cause: Permanent) -> None:
-        super().__init__(cause.code, f"{want}: {cause.message}", cause.remedy)
+        super().__init__(cause.code, f"{want}: {want.ref.drop_name(cause.message)}", cause.remedy)
 
 
 class DeadlinePassed(Transient):
-    """A version was not present and verified within `--timeout`."""
+    """A version was not present and verified within `--timeout`. `remedies`: of the daemon's last errors, if any."""
 
-    def __init__(self, timeout_s: float, state: str) -> None:
+    def __init__(self, timeout_s: float, state: str, remedies: Sequence[str]) -> None:
         super().__init__(
             "deadline_passed",
             f"not ready within {timeout_s:g} s: {state}",
-            "allow more time with --timeout, or look at the daemon of this node",
+            "; ".join(remedies) or "allow more time with --timeout, or look at the daemon of this node",
         )
 
 

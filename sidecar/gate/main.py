@@ -20,7 +20,7 @@ from cached.contract.status import State
 from cached.contract.verify import check_full, check_record, load_manifest
 from sidecar.gate import daemon_status, exit_codes
 from sidecar.gate.probe import GateReadiness, Probe
-from sidecar.gate.progress import GateProgress, ProgressPrinter, of_hashing, of_status
+from sidecar.gate.progress import GateProgress, ProgressPrinter, of_hashing, of_refusal, of_status
 from sidecar.gate.settings import GateOptions, parse
 from sidecar.gate.snapshot import ChangingSnapshot, HeldSnapshot, hold_snapshot, still_named
 from sidecar.gate.wakeup import FolderWatch, Wakeup
@@ -31,6 +31,7 @@ FIRST_PAUSE_S = 0.005
 LAST_PAUSE_S = 1.0
 REPORT_EVERY_S = 0.1
 FOLLOW_EVERY_S = 5.0
+_NOT_BEGUN = (State.QUEUED, State.RESOLVING)  # without progress of its own
 SILENCE_S = 10.0  # without a status file, after which the gate prints a hint
 
 
@@ -70,6 +71,7 @@ class Gate:
         self._heartbeat = daemon_status.Heartbeat(settings.public, time.monotonic, time.time)
         self._held: dict[ModelRequest, HeldSnapshot] = {}
         self._progress: dict[ModelRequest, GateProgress] = {}
+        self._remedies: dict[ModelRequest, str] = {}  # of the daemon's errors, while there are any
 
     def open(self) -> None:
         """Return when every version is present, verified and leased; raises `HoldfastError` where that fails."""
@@ -102,6 +104,8 @@ class Gate:
             if want in self._held:
                 continue
             found = hold_snapshot(self._public, want.ref)
+            if found is not None:
+                self._report_error(want, None)
             if found is None:
                 self._report_status(want)
             elif isinstance(found, ChangingSnapshot):
@@ -135,14 +139,26 @@ class Gate:
         hint = daemon_status.describe_silence(self._public, want, SILENCE_S) if silent else None
         self._printer.print_notice(f"silence {want}", hint, f"{want}: the daemon speaks of it now")
         if status is None:
+            self._report_error(want, None)
             self._report(want, GateProgress("waiting", f"for {format_duration(waited_s)}, no status yet"))
             return
-        error, refused = status.error, status.refused_pins
-        if str(want.pin) in refused:
-            raise exit_codes.DaemonRefused(want, refused[str(want.pin)])
-        if status.state is State.FAILED and error is not None and error.permanent and error not in refused.values():
-            raise exit_codes.DaemonRefused(want, error)
-        self._report(want, of_status(status))
+        refusal = daemon_status.find_refusal(status, want)
+        if refusal is not None and (refusal.only_by_pod or not self._settings.waits_for_correction):
+            raise exit_codes.DaemonRefused(want, refusal.reason)
+        error = daemon_status.describe_error(want, status, refusal)
+        self._report_error(want, error, "" if status.error is None else status.error.remedy)
+        if refusal is not None:
+            self._report(want, of_refusal(refusal.reason.message), is_told=True)
+        else:
+            self._report(want, of_status(status), is_told=error is not None and status.state in _NOT_BEGUN)
+
+    def _report_error(self, want: ModelRequest, text: str | None, remedy: str = "") -> None:
+        """Print the daemon's error of `want` when it appears, changes or ends (None)."""
+        self._printer.print_notice(f"error {want}", text, f"{want}: the daemon's last error is over")
+        if text is None or not remedy:
+            self._remedies.pop(want, None)
+        else:
+            self._remedies[want] = remedy
 
     def _verify(self, want: ModelRequest, held: HeldSnapshot) -> None:
         began = time.monotonic()
@@ -179,10 +195,14 @@ class Gate:
 
         return report
 
-    def _report(self, want: ModelRequest, progress: GateProgress) -> None:
+    def _report(self, want: ModelRequest, progress: GateProgress, *, is_told: bool = False) -> None:
+        """Report the progress of `want`; `is_told`: a notice in the log says it already."""
         self._progress[want] = progress
         self._readiness.text = self._state()
-        self._printer.print_progress(str(want), progress)
+        if is_told:
+            self._printer.print_reminder(str(want), progress)
+        else:
+            self._printer.print_progress(str(want), progress)
 
     def _state(self) -> str:
         return "; ".join(f"{want}: {progress}" for want, progress in self._progress.items())
@@ -198,7 +218,9 @@ class Gate:
         if self._wakeup.stopped_by is not None:
             raise exit_codes.GateStopped(self._wakeup.stopped_by, self._state())
         if self._left_s() <= 0:
-            raise exit_codes.DeadlinePassed(self._settings.timeout_s, self._state())
+            raise exit_codes.DeadlinePassed(
+                self._settings.timeout_s, self._state(), list(dict.fromkeys(self._remedies.values()))
+            )
 
     def _left_s(self) -> float:
         return self._started + self._settings.timeout_s - time.monotonic()

@@ -35,6 +35,8 @@ class GateProgress:
 
 def of_status(status: ModelStatus) -> GateProgress:
     """Return the progress in a status file."""
+    if status.state in (State.QUEUED, State.RESOLVING) and status.error is not None:
+        return GateProgress(f"the daemon tries again: {status.error.message}")
     if status.state is State.FAILED and status.error is not None:
         return GateProgress(f"failed, the daemon tries again: {status.error.message}")
     if status.state is State.READY:
@@ -42,6 +44,11 @@ def of_status(status: ModelStatus) -> GateProgress:
     if not status.bytes_total:
         return GateProgress(status.state.value)
     return _of_bytes(status.state.value, status.bytes_done, status.bytes_total, status.rate_bytes_per_s, status.eta_s)
+
+
+def of_refusal(message: str) -> GateProgress:
+    """Return the progress of a version that the daemon refuses, until that is corrected."""
+    return GateProgress(f"the daemon refuses it, waiting for a correction: {message}")
 
 
 def of_hashing(done: int, total: int, elapsed_s: float) -> GateProgress:
@@ -89,6 +96,18 @@ class ProgressPrinter:
                 self._end_line()
             self._write(model, progress)
             self._printed[model] = (now, progress)
+
+    def print_reminder(self, model: str, progress: GateProgress) -> None:
+        """Print the progress of `model` if there was no line of it for a minute: a notice says the same when it
+        changes."""
+        with self._lock:
+            now = time.monotonic()
+            at, _ = self._printed.setdefault(model, (now, progress))
+            if now - at >= _REPEAT_S:
+                self._end_line()
+                self._write(model, progress)
+                at = now
+            self._printed[model] = (at, progress)
 
     def print_line(self, text: str) -> None:
         """Print `text`."""

@@ -24,7 +24,8 @@ _CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 @dataclass(frozen=True, slots=True)
 class GateOptions:
-    """The options of one gate. `timeout_s` may be infinite; `listen` None: no probes; `full`: hash every file."""
+    """The options of one gate. `timeout_s` may be infinite; `listen` None: no probes; `full`: hash every file;
+    `waits_for_correction`: wait where the daemon refuses a version for a reason outside the pod."""
 
     public: PublicLayout
     wanted: tuple[ModelRequest, ...]
@@ -32,6 +33,7 @@ class GateOptions:
     threads: int
     timeout_s: float
     once: bool
+    waits_for_correction: bool
     listen: tuple[str, int] | None
     termination_log: Path | None
 
@@ -51,6 +53,7 @@ def parse(arguments: Sequence[str]) -> GateOptions:
         threads=given.threads or _allowed_cpus(),
         timeout_s=given.timeout,
         once=given.once,
+        waits_for_correction=given.wait_for_correction,
         listen=given.listen or (None if given.once else _LISTEN),
         termination_log=find_termination_log(given.termination_log),
     )
@@ -75,6 +78,10 @@ def _parser() -> OptionParser:
     timeout = "seconds to wait at most, default: for ever"
     parser.option("--timeout", type=_parse_seconds, default=math.inf, help=timeout)
     parser.switch("--once", help="exit when ready instead of staying")
+    correction = (
+        "wait, where the daemon refuses a version, for a correction of the catalog, source, space or credentials"
+    )
+    parser.switch("--wait-for-correction", help=f"{correction}, instead of exiting with 65 or 69")
     listen = f"answer /readyz, /healthz and /metrics here, default {_LISTEN[0]}:{_LISTEN[1]}, with --once nowhere"
     parser.option("--listen", type=parse_address, metavar="HOST:PORT", help=listen)
     log = f"write the reason of a failure here, default {DEFAULT_TERMINATION_LOG} when that exists"
