@@ -11,61 +11,19 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
 import sys
-import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 from bench import report
 from bench.harness import bench_main, in_turn, matches
 from bench.machine import append_section
 from bench.measure import failed
-from cached.contract.annotations import MODEL, PREFIX, VERSION
+from bench.pods import REFERENCE, ROWS, Plan, Start, cluster_client, run_pods
 from cached.contract.layout import DEFAULT_ROOT
-from cached.kube.client import Call, KubeClient
-from cached.kube.kubeconfig import find_cluster
-
-Json = dict[str, Any]
-REFERENCE = "host-path"
-# The annotations of each kind of pod besides model and version; None: a pod without a model.
-ROWS: dict[str, dict[str, str] | None] = {
-    "plain": None,
-    REFERENCE: None,
-    "image-volume": None,
-    "gate-sidecar": {"mode": "gate", "gate": "sidecar"},
-    "gate-init": {"mode": "gate", "gate": "init"},
-    "csi": {"mode": "csi"},
-}
-_PODS = "/api/v1/namespaces/{}/pods"
-_START_S = 180.0
-_LOOK_S = 0.2
-# It tells its start as JSON in its log, then stays; it ends at once when told to.
-_MAIN = 'trap \'exit 0\' TERM; echo "{\\"at\\": $(date +%s.%N)}"; sleep 1000000 & wait'
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What the pods are: `version` as (name, version), `image` of the main container, `volume_image` or None."""
-
-    namespace: str
-    node: str
-    image: str
-    version: tuple[str, str]
-    volume_image: str | None
-    host_path: str
-
-
-@dataclass(frozen=True, slots=True)
-class Start:
-    """One pod: seconds from the request that creates it to its main container, and its Events of the type Warning."""
-
-    seconds: float
-    warnings: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,127 +69,24 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 async def _measure(plan: Plan, rows: list[str], rounds: int, burst: int, burst_rounds: int) -> str:
-    cluster = find_cluster(os.environ)
-    if cluster is None:
-        raise failed("expected a cluster, found no KUBECONFIG", "set KUBECONFIG")
-    async with KubeClient(cluster) as client:
-        metadata = {"name": plan.namespace, "labels": {"pod-security.kubernetes.io/enforce": "privileged"}}
-        body = {"apiVersion": "v1", "kind": "Namespace", "metadata": metadata}
-        await client.request(Call("POST", "/api/v1/namespaces", body=body))
-        try:
-            await _wait_for_account(client, plan)
-            for row in rows:  # unmeasured: the node's image store and page cache are warm afterwards
-                await _run(client, plan, row, 1)
-            single: list[dict[str, Start]] = []
-            for number in range(rounds):
-                found = {row: (await _run(client, plan, row, 1)).starts[0] for row in in_turn(rows, number)}
-                single.append(found)
-                print(
-                    f"round {number + 1}: " + ", ".join(f"{row} {found[row].seconds:.2f}" for row in rows), flush=True
-                )
-            many: list[dict[str, Burst]] = []
-            for number in range(burst_rounds if burst else 0):
-                crowd = {row: await _run(client, plan, row, burst) for row in in_turn(rows, number)}
-                many.append(crowd)
-                shown = (f"{row} {crowd[row].median_s:.1f}/{crowd[row].last_s:.1f}" for row in rows)
-                print(f"burst {number + 1}: " + ", ".join(shown), flush=True)
-        finally:
-            await client.request(Call("DELETE", f"/api/v1/namespaces/{plan.namespace}"))
+    single: list[dict[str, Start]] = []
+    many: list[dict[str, Burst]] = []
+    async with cluster_client(plan) as client:
+        for row in rows:  # unmeasured: the node's image store and page cache are warm afterwards
+            await run_pods(client, plan, row, 1)
+        for number in range(rounds):
+            found = {row: (await run_pods(client, plan, row, 1))[0] for row in in_turn(rows, number)}
+            single.append(found)
+            print(f"round {number + 1}: " + ", ".join(f"{row} {found[row].seconds:.2f}" for row in rows), flush=True)
+        for number in range(burst_rounds if burst else 0):
+            crowd = {row: Burst(await run_pods(client, plan, row, burst)) for row in in_turn(rows, number)}
+            many.append(crowd)
+            shown = (f"{row} {crowd[row].median_s:.1f}/{crowd[row].last_s:.1f}" for row in rows)
+            print(f"burst {number + 1}: " + ", ".join(shown), flush=True)
     tables = [_table_of_starts(rows, single)]
     if many:
         tables.append(_table_of_bursts(rows, many, burst))
     return "\n\n".join(tables)
-
-
-async def _wait_for_account(client: KubeClient, plan: Plan) -> None:
-    """Wait for the namespace's service account, without which the API server admits no pod."""
-    deadline = time.monotonic() + _START_S
-    path = f"/api/v1/namespaces/{plan.namespace}/serviceaccounts"
-    while not (await client.request(Call("GET", path)))["items"]:
-        if time.monotonic() > deadline:
-            raise failed(f"no service account in {plan.namespace} within {_START_S:g} s")
-        await asyncio.sleep(_LOOK_S)
-
-
-async def _run(client: KubeClient, plan: Plan, row: str, count: int) -> Burst:
-    """Create `count` pods at once, wait for their main containers, delete them and wait until they are gone."""
-    names = [f"{row}-{uuid.uuid4().hex[:8]}" for _ in range(count)]
-    try:
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(_start(client, plan, row, name)) for name in names]
-        return Burst(tuple(task.result() for task in tasks))
-    finally:
-        async with asyncio.TaskGroup() as group:
-            for name in names:
-                group.create_task(_delete(client, plan, name))
-
-
-async def _start(client: KubeClient, plan: Plan, row: str, name: str) -> Start:
-    path = _PODS.format(plan.namespace)
-    pod = make_pod(plan, row, name)
-    created = time.time()
-    await client.request(Call("POST", path, body=pod))
-    deadline = time.monotonic() + _START_S
-    while not _runs(await client.request(Call("GET", f"{path}/{name}"))):
-        if time.monotonic() > deadline:
-            raise failed(f"the main container of {plan.namespace}/{name} did not start within {_START_S:g} s")
-        await asyncio.sleep(_LOOK_S)
-    log = await client.request(Call("GET", f"{path}/{name}/log", {"container": "main"}, accept="*/*"))
-    query = {"fieldSelector": f"involvedObject.name={name},type=Warning"}
-    events = await client.request(Call("GET", f"/api/v1/namespaces/{plan.namespace}/events", query))
-    return Start(float(log["at"]) - created, tuple(str(event["reason"]) for event in events["items"]))
-
-
-def _runs(pod: Json) -> bool:
-    statuses = (pod.get("status") or {}).get("containerStatuses") or ()
-    return any(each["name"] == "main" and (each.get("state") or {}).get("running") for each in statuses)
-
-
-async def _delete(client: KubeClient, plan: Plan, name: str) -> None:
-    path = f"{_PODS.format(plan.namespace)}"
-    query = {"gracePeriodSeconds": "2"}
-    await client.request(Call("DELETE", f"{path}/{name}", query))
-    deadline = time.monotonic() + _START_S
-    while True:
-        query = {"fieldSelector": f"metadata.name={name}"}
-        if not (await client.request(Call("GET", path, query)))["items"]:
-            return
-        if time.monotonic() > deadline:
-            raise failed(f"{plan.namespace}/{name} was not gone within {_START_S:g} s")
-        await asyncio.sleep(_LOOK_S)
-
-
-def make_pod(plan: Plan, row: str, name: str) -> Json:
-    """Return the pod of this row."""
-    annotations: dict[str, str] = {}
-    asked = ROWS[row]
-    if asked is not None:
-        annotations = {MODEL: plan.version[0], VERSION: plan.version[1]}
-        annotations |= {PREFIX + key: value for key, value in asked.items()}
-    container: Json = {
-        "name": "main",
-        "image": plan.image,
-        "imagePullPolicy": "IfNotPresent",
-        "command": ["sh", "-c", _MAIN],
-    }
-    spec: Json = {
-        "nodeName": plan.node,
-        "automountServiceAccountToken": False,
-        "enableServiceLinks": False,
-        "dnsPolicy": "Default",
-        "terminationGracePeriodSeconds": 2,
-        "containers": [container],
-    }
-    volume: Json | None = None
-    if row == REFERENCE:
-        volume = {"hostPath": {"path": plan.host_path, "type": "Directory"}}
-    elif row == "image-volume":
-        volume = {"image": {"reference": plan.volume_image, "pullPolicy": "IfNotPresent"}}
-    if volume is not None:
-        spec["volumes"] = [{"name": "weights", **volume}]
-        container["volumeMounts"] = [{"name": "weights", "mountPath": "/weights", "readOnly": True}]
-    metadata = {"name": name, "namespace": plan.namespace, "annotations": annotations}
-    return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
 
 
 def _table_of_starts(rows: list[str], found: list[dict[str, Start]]) -> str:
