@@ -27,8 +27,9 @@ VERIFY = PREFIX + "verify"
 CONTAINERS = PREFIX + "containers"
 MOUNT_PATH = PREFIX + "mount-path"
 AFFINITY = PREFIX + "affinity"
+GATE = PREFIX + "gate"
 INJECTED = PREFIX + "injected"  # the injector's mark, so that no second injector adds the gate again
-KNOWN = (MODEL, VERSION, MODELS, DIGEST, VERIFY, CONTAINERS, MOUNT_PATH, AFFINITY, INJECTED)
+KNOWN = (MODEL, VERSION, MODELS, DIGEST, VERIFY, CONTAINERS, MOUNT_PATH, AFFINITY, GATE, INJECTED)
 
 SUMMARY = PREFIX + "summary"  # on a node, not on a pod: the cache's contents, for a person
 LABEL_PREFIX = "weights.holdfast.dev/"  # on a node; the injector's node affinity selects it
@@ -42,13 +43,15 @@ _HOW_MANY = f"`{MODELS}: base=llama-3.1-8b@v3,adapter=support-lora@v7`"
 
 @dataclass(frozen=True, slots=True)
 class WeightsRequest:
-    """The request of one pod. `containers`: None for all of them; `injected`: the value of the injector's mark."""
+    """The request of one pod. `containers`: None for all of them; `gate`: how the pod is held back, None: by the
+    default; `injected`: the value of the injector's mark."""
 
     models: tuple[ModelRequest, ...]
     verify: Literal["record", "full"]
     containers: tuple[str, ...] | None
     mount_path: str
     affinity: Literal["preferred", "required"]
+    gate: Literal["init", "sidecar"] | None
     injected: str | None
 
 
@@ -77,6 +80,7 @@ def parse(annotations: Mapping[str, str]) -> WeightsRequest | None:
         containers=_containers(annotations.get(CONTAINERS)),
         mount_path=_mount_path(annotations.get(MOUNT_PATH, str(DEFAULT_MOUNT))),
         affinity="required" if _choice(annotations, AFFINITY, ("preferred", "required")) == "required" else "preferred",
+        gate=_gate(annotations),
         injected=annotations.get(INJECTED),
     )
 
@@ -127,6 +131,12 @@ def _choice(annotations: Mapping[str, str], key: str, choices: Sequence[str]) ->
     if found not in choices:
         _refuse(f"{key}: expected {' or '.join(choices)}, found {found[:100]!r}", f"write `{key}: {choices[0]}`")
     return found
+
+
+def _gate(annotations: Mapping[str, str]) -> Literal["init", "sidecar"] | None:
+    if GATE not in annotations:
+        return None
+    return "sidecar" if _choice(annotations, GATE, ("init", "sidecar")) == "sidecar" else "init"
 
 
 def _containers(text: str | None) -> tuple[str, ...] | None:

@@ -19,6 +19,7 @@ from cached.contract.reference import ModelRequest
 from cached.contract.status import State
 from cached.contract.verify import check_full, check_record, load_manifest
 from sidecar.gate import daemon_status, exit_codes
+from sidecar.gate.hold import FOLLOW_EVERY_S, follow_leases, hold_leases
 from sidecar.gate.probe import GateReadiness, Probe
 from sidecar.gate.progress import GateProgress, ProgressPrinter, of_hashing, of_refusal, of_status
 from sidecar.gate.settings import GateOptions, parse
@@ -30,7 +31,6 @@ from sidecar.gate.wakeup import FolderWatch, Wakeup
 FIRST_PAUSE_S = 0.005
 LAST_PAUSE_S = 1.0
 REPORT_EVERY_S = 0.1
-FOLLOW_EVERY_S = 5.0
 _NOT_BEGUN = (State.QUEUED, State.RESOLVING)  # without progress of its own
 SILENCE_S = 10.0  # without a status file, after which the gate prints a hint
 
@@ -45,6 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if settings.listen is not None:
             printer.print_line(f"probes on http://{Probe(settings.listen, readiness).address}")
+        if settings.hold:
+            return hold_leases(settings, wakeup, printer, readiness)
         gate = Gate(settings, wakeup, printer, readiness, started)
         gate.open()
     except HoldfastError as error:
@@ -90,13 +92,7 @@ class Gate:
 
     def follow(self) -> None:
         """Move the leases to the snapshots' current folders, as a repair replaces a corrupt one under its name."""
-        for want, held in self._held.items():
-            trouble = None
-            try:
-                held.lease.relock(held.snapshot.lease)
-            except OSError as error:
-                trouble = f"{want}: its lease cannot be read: {error}; trying again"
-            self._printer.print_notice(f"lease {want}", trouble, f"{want}: its lease can be read again")
+        follow_leases(self._held, self._printer)
 
     def _check(self) -> bool:
         """Hold the versions that are present and not held yet; return whether all are held."""

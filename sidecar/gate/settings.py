@@ -25,7 +25,8 @@ _CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 @dataclass(frozen=True, slots=True)
 class GateOptions:
     """The options of one gate. `timeout_s` may be infinite; `listen` None: no probes; `full`: hash every file;
-    `waits_for_correction`: wait where the daemon refuses a version for a reason outside the pod."""
+    `waits_for_correction`: wait where the daemon refuses a version for a reason outside the pod; `hold`: decide
+    nothing, hold the leases."""
 
     public: PublicLayout
     wanted: tuple[ModelRequest, ...]
@@ -34,6 +35,7 @@ class GateOptions:
     timeout_s: float
     once: bool
     waits_for_correction: bool
+    hold: bool
     listen: tuple[str, int] | None
     termination_log: Path | None
 
@@ -46,6 +48,18 @@ def parse(arguments: Sequence[str]) -> GateOptions:
         wanted = _wanted(given.model, given.version, given.models, given.digest)
     except (HoldfastError, ValueError) as error:
         parser.error(str(error))
+    without_meaning = [
+        option
+        for option, is_given in (
+            ("--once", given.once),
+            ("--verify full", given.verify == "full"),
+            ("--timeout", given.timeout < math.inf),
+            ("--wait-for-correction", given.wait_for_correction),
+        )
+        if is_given
+    ]
+    if given.hold and without_meaning:
+        parser.error(f"expected --hold alone, found {', '.join(without_meaning)}: it verifies nothing and never ends")
     return GateOptions(
         public=PublicLayout(given.root),
         wanted=wanted,
@@ -54,7 +68,8 @@ def parse(arguments: Sequence[str]) -> GateOptions:
         timeout_s=given.timeout,
         once=given.once,
         waits_for_correction=given.wait_for_correction,
-        listen=given.listen or (None if given.once else _LISTEN),
+        hold=given.hold,
+        listen=given.listen or (None if given.once or given.hold else _LISTEN),
         termination_log=find_termination_log(given.termination_log),
     )
 
@@ -82,7 +97,11 @@ def _parser() -> OptionParser:
         "wait, where the daemon refuses a version, for a correction of the catalog, source, space or credentials"
     )
     parser.switch("--wait-for-correction", help=f"{correction}, instead of exiting with 65 or 69")
-    listen = f"answer /readyz, /healthz and /metrics here, default {_LISTEN[0]}:{_LISTEN[1]}, with --once nowhere"
+    hold = "verify nothing and never end before SIGTERM: hold the leases of versions that another gate has verified"
+    parser.switch("--hold", help=hold)
+    listen = (
+        f"answer /readyz, /healthz and /metrics here, default {_LISTEN[0]}:{_LISTEN[1]}, with --once or --hold nowhere"
+    )
     parser.option("--listen", type=parse_address, metavar="HOST:PORT", help=listen)
     log = f"write the reason of a failure here, default {DEFAULT_TERMINATION_LOG} when that exists"
     parser.option("--termination-log", type=Path, metavar="FILE", help=log)

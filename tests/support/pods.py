@@ -64,13 +64,20 @@ def inject(pod: Json, settings: GateSettings = SETTINGS, digests: Digests = NO_C
     return apply(pod, patch_pod(pod, settings, digests, "1.2.3"))
 
 
-def refusal(pod: Json, digests: Digests = NO_CATALOG) -> Permanent:
+def refusal(pod: Json, digests: Digests = NO_CATALOG, settings: GateSettings = SETTINGS) -> Permanent:
     """Why the injector refuses the pod; fails where it does not."""
     try:
-        inject(pod, digests=digests)
+        inject(pod, settings, digests)
     except Permanent as error:
         return error
     raise AssertionError("the injector took it")
+
+
+def lease_of(pod: Json) -> Json:
+    """The container that holds the lease, which must be the second init container."""
+    lease: Json = pod["spec"]["initContainers"][1]
+    assert lease["name"] == "holdfast-lease"
+    return lease
 
 
 def gate_of(pod: Json) -> Json:

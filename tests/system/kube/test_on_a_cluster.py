@@ -73,6 +73,8 @@ PODS: dict[str, tuple[dict[str, str], Json]] = {
         {"containers": TWO, "initContainers": [{**TWO[0], "name": "i"}]},
     ),
     "the node's network": (ONE, {"hostNetwork": True}),
+    "one container": ({**ONE, "gate": "sidecar"}, {"containers": [{**TWO[0], "ports": [{"containerPort": 9401}]}]}),
+    "two by name": ({**ONE, "gate": "init", "digest": PIN}, {}),
     "guaranteed": (ONE, {"containers": [{**TWO[0], "resources": LIMITS}]}),
     "limited CPU": (ONE, {"containers": [{**TWO[0], "resources": {"limits": {"cpu": "1"}}}]}),
     "required": ({**ONE, "digest": PIN, "affinity": "required"}, {}),
@@ -106,6 +108,8 @@ BAD: dict[str, tuple[dict[str, str], Json]] = {
     "path": ({**ONE, "mount-path": "models/.."}, {}),
     "required without a digest": ({**ONE, "affinity": "required"}, {}),
     "verify": ({**ONE, "verify": "no"}, {}),
+    "gate": ({**ONE, "gate": "native"}, {}),
+    "a sidecar in the node's network": ({**ONE, "gate": "sidecar"}, {"hostNetwork": True}),
     "a volume of that name": (ONE, {"volumes": [{"name": "holdfast", "emptyDir": {}}]}),
 }
 

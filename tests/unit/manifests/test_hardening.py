@@ -62,14 +62,15 @@ def test_containers_ask_for_what_they_need(kustomization: str) -> None:
 
 @pytest.mark.parametrize("kustomization", EVERYTHING)
 def test_containers_that_stay_are_probed(kustomization: str) -> None:
-    """Every container that stays has a startup, a readiness and a liveness probe on a port it declares."""
+    """Every container that serves has a startup, a readiness and a liveness probe on a port it declares, and what only
+    holds a lease has none: nothing should wait for it or restart it."""
+    probes = ("startupProbe", "readinessProbe", "livenessProbe")
     for spec, container in workloads(kustomization):
-        native = container.get("restartPolicy") == "Always"
-        if container in spec.get("initContainers", ()) and not native:
+        if container in spec.get("initContainers", ()):
+            assert not {*probes, "ports", "lifecycle"} & container.keys()
             continue
         names = {port["name"] for port in container["ports"]} | {port["containerPort"] for port in container["ports"]}
-        # A gate is opened by its startup probe, and nothing should restart it once it holds its lease.
-        for probe in ("startupProbe",) if native else ("startupProbe", "readinessProbe", "livenessProbe"):
+        for probe in probes:
             check = container[probe].get("httpGet") or container[probe]["tcpSocket"]
             assert check["port"] in names
 

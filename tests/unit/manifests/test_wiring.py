@@ -9,7 +9,7 @@ import pytest
 from cached.contract.annotations import WeightsRequest, parse
 from sidecar.injector import settings as inject_settings
 from sidecar.injector.certificate_store import Place
-from sidecar.injector.gate_container import NAME, make_gate, mount
+from sidecar.injector.gate_container import LEASE_NAME, NAME, make_containers, mount
 from tests.support.kustomize import Json, containers
 from tests.support.manifests import EVERYTHING, OVERLAYS, objects, one
 
@@ -126,13 +126,15 @@ def test_the_policys_constants_are_the_injectors() -> None:
 
 @pytest.mark.parametrize("example", ["gate-by-hand", "restricted-namespace"])
 def test_the_gate_by_hand_is_the_injectors(example: str) -> None:
-    """The gate that the examples write out is the one the injector makes, to the last field."""
+    """The containers that the examples write out are those that the injector makes, to the last field."""
     pod = next(o for o in objects(f"examples/{example}") if o["kind"] == "Pod")
-    by_hand = pod["spec"]["initContainers"][0]
-    made = make_gate({"containers": pod["spec"]["containers"]}, _asked(pod), _defaults(by_hand["image"]))
-    made["imagePullPolicy"] = by_hand.get("imagePullPolicy", made["imagePullPolicy"])
-    assert {**by_hand, "imagePullPolicy": made["imagePullPolicy"], "args": None} == {**made, "args": None}
-    assert _pairs(by_hand["args"]) == _pairs(made["args"]) - {("--verify", "record")}
+    by_hand = pod["spec"]["initContainers"]
+    made = make_containers({"containers": pod["spec"]["containers"]}, _asked(pod), _defaults(by_hand[0]["image"]))
+    assert [each["name"] for each in by_hand] == [NAME, LEASE_NAME]
+    for written, expected in zip(by_hand, made, strict=True):
+        expected["imagePullPolicy"] = written.get("imagePullPolicy", expected["imagePullPolicy"])
+        assert {**written, "imagePullPolicy": expected["imagePullPolicy"], "args": None} == {**expected, "args": None}
+        assert _options(written["args"]) == _options(expected["args"]) - {("--verify", "record")}
     assert pod["spec"]["containers"][0]["volumeMounts"][0] == mount("/holdfast", "IfPossible")
 
 
@@ -169,5 +171,12 @@ def _defaults(image: str = "x") -> Any:
     return inject_settings.parse(["--gate-image", image, "--namespace", "holdfast"]).gate
 
 
-def _pairs(arguments: list[str]) -> set[tuple[str, str]]:
-    return set(zip(arguments[1::2], arguments[2::2], strict=True))
+def _options(arguments: list[str]) -> set[tuple[str, ...]]:
+    """The options of a gate, each with its value if it has one."""
+    found: list[list[str]] = []
+    for argument in arguments[1:]:
+        if argument.startswith("--"):
+            found.append([argument])
+        else:
+            found[-1].append(argument)
+    return {tuple(option) for option in found}

@@ -10,7 +10,9 @@ import pytest
 from cached.contract.annotations import DIGEST as DIGEST_ANNOTATION
 from cached.contract.annotations import INJECTED, MODELS
 from cached.contract.reference import ModelRef
+from sidecar.gate.settings import parse as parse_gate
 from sidecar.injector.catalog_digests import NO_CATALOG, Digests
+from sidecar.injector.gate_container import GateSettings
 from sidecar.injector.patch import Patch, patch_pod
 from tests.support.pods import (
     ASK,
@@ -24,6 +26,7 @@ from tests.support.pods import (
     ask_more,
     gate_of,
     inject,
+    lease_of,
     make_pod,
     refusal,
 )
@@ -31,6 +34,9 @@ from tests.support.pods import (
 VOLUME = {"name": "holdfast", "hostPath": {"path": "/var/lib/holdfast/public", "type": "DirectoryOrCreate"}}
 MOUNT = {"name": "holdfast", "mountPath": "/holdfast", "readOnly": True, "recursiveReadOnly": "IfPossible"}
 BOTH = {"cpu": "500m", "memory": "256Mi"}
+VERSIONS = ["gate", "--root", "/holdfast", "--model", "acme/tiny", "--version", "v1"]
+SIDECAR = ask_more(gate="sidecar")
+PROBED = {"startupProbe", "livenessProbe", "readinessProbe", "lifecycle", "ports"}
 VARIABLE = {"name": "HOLDFAST_MODEL_PATH", "value": "/holdfast/models/acme--tiny/v1"}
 
 
@@ -39,21 +45,46 @@ def left_alone(pod: Json) -> bool:
 
 
 def test_everything_is_added_to_a_bare_pod() -> None:
-    """Gate, volume, mount, variable and mark, and nothing else changes."""
+    """Gate, lease, volume, mount, variable and mark, and nothing else changes."""
     pod = make_pod()
     found = inject(pod)
-    gate = gate_of(found)
     expected = copy.deepcopy(pod)
     expected["metadata"]["annotations"][INJECTED] = "1.2.3"
     expected["spec"]["volumes"] = [VOLUME]
-    expected["spec"]["initContainers"] = [gate]
+    expected["spec"]["initContainers"] = [gate_of(found), lease_of(found)]
     expected["spec"]["containers"][0] |= {"volumeMounts": [MOUNT], "env": [VARIABLE]}
     assert found == expected
 
 
-def test_the_gate_is_a_native_sidecar_that_is_probed() -> None:
-    """The gate is restarted always, and nothing after it starts before its startup probe succeeds."""
-    gate = gate_of(inject(make_pod()))
+@pytest.mark.parametrize("notes", [ASK, ask_more(gate="init")])
+def test_an_init_container_decides_and_a_sidecar_holds(notes: dict[str, str]) -> None:
+    """By default the gate is an init container that ends, and a native sidecar after it holds the lease; no probe and
+    no hook of either makes Events, and both run one image."""
+    found = inject(make_pod(notes))
+    gate, held = gate_of(found), lease_of(found)
+    assert gate["args"] == [*VERSIONS, "--verify", "record", "--timeout", "600", "--once"]
+    assert "restartPolicy" not in gate
+    assert held["args"] == [*VERSIONS, "--hold"]
+    assert held["restartPolicy"] == "Always"
+    assert not PROBED & (gate.keys() | held.keys())
+    assert {**held, "name": "holdfast-gate", "args": gate["args"]} == {**gate, "restartPolicy": "Always"}
+
+
+def test_our_gates_understand_what_they_are_told() -> None:
+    """Both containers' arguments are options of the gate."""
+    found = inject(make_pod({MODELS: "base=acme/tiny@v1,lora@v7"}), digests=PINNED)
+    decides, holds = (parse_gate(each(found)["args"][1:]) for each in (gate_of, lease_of))
+    assert decides.once and not decides.hold
+    assert holds.hold and not holds.once and holds.listen is None
+    assert decides.wanted == holds.wanted
+
+
+def test_the_gate_as_a_sidecar_is_probed() -> None:
+    """With `holdfast.dev/gate: sidecar` the gate is the only container added, is restarted always, and nothing after it
+    starts before its startup probe succeeds."""
+    found = inject(make_pod(SIDECAR))
+    gate = gate_of(found)
+    assert len(found["spec"]["initContainers"]) == 1
     assert gate["restartPolicy"] == "Always"
     assert gate["startupProbe"] == {
         "httpGet": {"path": "/readyz", "port": 9401},
@@ -61,49 +92,51 @@ def test_the_gate_is_a_native_sidecar_that_is_probed() -> None:
         "timeoutSeconds": 2,
         "failureThreshold": 660,  # a minute more than the gate's own deadline
     }
-    assert gate["args"] == [
-        *("gate", "--root", "/holdfast", "--model", "acme/tiny", "--version", "v1", "--verify", "record"),
-        *("--timeout", "600", "--listen", "0.0.0.0:9401"),
-    ]
+    assert gate["args"] == [*VERSIONS, "--verify", "record", "--timeout", "600", "--listen", "0.0.0.0:9401"]
     assert gate["volumeMounts"] == [MOUNT]
     assert gate["terminationMessagePolicy"] == "FallbackToLogsOnError"
 
 
 def test_the_hook_is_bounded() -> None:
     """The postStart hook is told the gate's port and to end after two seconds."""
-    hook = gate_of(inject(make_pod()))["lifecycle"]["postStart"]
+    hook = gate_of(inject(make_pod(SIDECAR)))["lifecycle"]["postStart"]
     assert hook == {"exec": {"command": ["python3", "-m", "sidecar.poststart", "9401", "2"]}}
 
 
 def test_the_gate_has_no_rights() -> None:
-    """The gate keeps the profile `restricted`, also in a pod that runs as root."""
-    gate = gate_of(inject(make_pod(securityContext={"runAsUser": 0})))
-    assert gate["securityContext"] == {
-        "runAsNonRoot": True,
-        "runAsUser": 65532,
-        "runAsGroup": 65532,
-        "privileged": False,
-        "allowPrivilegeEscalation": False,
-        "readOnlyRootFilesystem": True,
-        "capabilities": {"drop": ["ALL"]},
-        "seccompProfile": {"type": "RuntimeDefault"},
-    }
+    """Both containers keep the profile `restricted`, also in a pod that runs as root."""
+    found = inject(make_pod(securityContext={"runAsUser": 0}))
+    assert (
+        gate_of(found)["securityContext"]
+        == lease_of(found)["securityContext"]
+        == {
+            "runAsNonRoot": True,
+            "runAsUser": 65532,
+            "runAsGroup": 65532,
+            "privileged": False,
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+            "seccompProfile": {"type": "RuntimeDefault"},
+        }
+    )
 
 
 def test_other_init_containers_come_after_the_gate() -> None:
     """The gate is first, and plain init containers get the weights too."""
     found = inject(make_pod(initContainers=[{"name": "convert", "image": "c"}, {"name": "warm", "image": "w"}]))
-    assert [c["name"] for c in found["spec"]["initContainers"]] == ["holdfast-gate", "convert", "warm"]
-    for container in found["spec"]["initContainers"][1:]:
+    names = [c["name"] for c in found["spec"]["initContainers"]]
+    assert names == ["holdfast-gate", "holdfast-lease", "convert", "warm"]
+    for container in found["spec"]["initContainers"][2:]:
         assert (container["volumeMounts"], container["env"]) == ([MOUNT], [VARIABLE])
 
 
 def test_other_sidecars_are_left_alone() -> None:
     """A native sidecar of somebody else gets neither mount nor variable unless it is named."""
     proxy = {"name": "proxy", "image": "p", "restartPolicy": "Always"}
-    assert inject(make_pod(initContainers=[proxy]))["spec"]["initContainers"][1] == proxy
+    assert inject(make_pod(initContainers=[proxy]))["spec"]["initContainers"][2] == proxy
     named = inject(make_pod(ask_more(containers="proxy"), initContainers=[proxy]))
-    assert named["spec"]["initContainers"][1]["volumeMounts"] == [MOUNT]
+    assert named["spec"]["initContainers"][2]["volumeMounts"] == [MOUNT]
 
 
 def test_only_named_containers_get_the_weights() -> None:
@@ -134,7 +167,7 @@ def test_empty_lists_are_as_good_as_none(empty: object) -> None:
     """A list that is null or empty is filled."""
     container = {"name": "server", "env": empty, "volumeMounts": empty}
     found = inject(make_pod(containers=[container], volumes=empty, initContainers=empty))["spec"]
-    assert found["volumes"] == [VOLUME] and len(found["initContainers"]) == 1
+    assert found["volumes"] == [VOLUME] and len(found["initContainers"]) == 2
     assert found["containers"] == [{"name": "server", "env": [VARIABLE], "volumeMounts": [MOUNT]}]
 
 
@@ -160,7 +193,7 @@ def test_another_mount_path() -> None:
     container = found["spec"]["containers"][0]
     assert container["volumeMounts"] == [{**MOUNT, "mountPath": "/models"}]
     assert container["env"] == [{"name": "HOLDFAST_MODEL_PATH", "value": "/models/models/acme--tiny/v1"}]
-    assert gate_of(found)["volumeMounts"] == [MOUNT]
+    assert gate_of(found)["volumeMounts"] == lease_of(found)["volumeMounts"] == [MOUNT]
 
 
 @pytest.mark.parametrize("path", ["/holdfast", "/holdfast/", "/holdfast/cache"])
@@ -208,16 +241,16 @@ def test_several_models() -> None:
         {"name": "HOLDFAST_MODELS", "value": text},
         {"name": "HOLDFAST_ROOT", "value": "/holdfast"},
     ]
-    args = gate_of(found)["args"]
-    assert args[args.index("--models") + 1] == text
+    for args in (gate_of(found)["args"], lease_of(found)["args"]):
+        assert args[args.index("--models") + 1] == text
 
 
 def test_the_catalog_pins_what_the_pod_does_not() -> None:
     """The catalog's digest becomes the pod's, for the gate and in the annotation that the daemon reads."""
     found = inject(make_pod(), digests=PINNED)
     assert found["metadata"]["annotations"][DIGEST_ANNOTATION] == str(DIGEST)
-    args = gate_of(found)["args"]
-    assert args[args.index("--digest") + 1] == str(DIGEST)
+    for args in (gate_of(found)["args"], lease_of(found)["args"]):
+        assert args[args.index("--digest") + 1] == str(DIGEST)
 
 
 def test_a_pod_pins_what_the_catalog_does_not() -> None:
@@ -260,23 +293,36 @@ def test_how_to_verify(verify: str | None, expected: str) -> None:
 
 def test_a_host_network_pod_has_a_gate_without_a_port() -> None:
     """In the node's network the gate is a plain init container that listens nowhere, as any port may be taken."""
-    gate = gate_of(inject(make_pod(hostNetwork=True)))
+    found = inject(make_pod(hostNetwork=True))
+    gate = gate_of(found)
+    assert len(found["spec"]["initContainers"]) == 1
     assert gate["args"][-1] == "--once" and "--listen" not in gate["args"]
-    assert not {"restartPolicy", "startupProbe", "lifecycle", "ports"} & gate.keys()
+    assert not PROBED & gate.keys() and "restartPolicy" not in gate
 
 
 def test_clusters_without_native_sidecars() -> None:
     """Mode `init` gives a plain init container, the first."""
     found = inject(make_pod(initContainers=[{"name": "convert"}]), INIT_SETTINGS)
     gate = gate_of(found)
+    assert [c["name"] for c in found["spec"]["initContainers"]] == ["holdfast-gate", "convert"]
     assert gate["args"][-1] == "--once"
-    assert not {"restartPolicy", "startupProbe", "lifecycle", "ports"} & gate.keys()
+    assert not PROBED & gate.keys() and "restartPolicy" not in gate
+
+
+@pytest.mark.parametrize(
+    ("settings", "spec", "why"), [(SETTINGS, {"hostNetwork": True}, "node's network"), (INIT_SETTINGS, {}, "init")]
+)
+def test_a_sidecar_that_cannot_be_is_refused(settings: GateSettings, spec: Json, why: str) -> None:
+    """A pod that asks for the gate as a sidecar and cannot have one hears why, and what to write."""
+    error = refusal(make_pod(SIDECAR, **spec), settings=settings)
+    assert error.code == "unsupported_pod"
+    assert "holdfast.dev/gate" in error.message and why in error.message and "leave it out" in error.remedy
 
 
 def test_the_gate_avoids_the_ports_of_the_pod() -> None:
     """Where a container says it listens on 9401, the gate takes the next free port, everywhere the same."""
     containers = [{"name": "server", "ports": [{"containerPort": 9401}, {"containerPort": 9402}]}]
-    gate = gate_of(inject(make_pod(containers=containers)))
+    gate = gate_of(inject(make_pod(SIDECAR, containers=containers)))
     assert gate["args"][-1] == "0.0.0.0:9403"
     assert gate["startupProbe"]["httpGet"]["port"] == 9403 == gate["ports"][0]["containerPort"]
     assert "9403" in gate["lifecycle"]["postStart"]["exec"]["command"]
@@ -288,10 +334,10 @@ def resources(cpu: str, memory: str) -> Json:
 
 
 def test_a_guaranteed_pod_stays_guaranteed() -> None:
-    """Where all limits equal the requests, the gate's do too."""
+    """Where all limits equal the requests, those of both our containers do too."""
     pod = make_pod(containers=[{"name": "server", **resources("8", "64Gi")}])
     found = inject(pod)
-    assert gate_of(found)["resources"] == {"requests": BOTH, "limits": BOTH}
+    assert gate_of(found)["resources"] == lease_of(found)["resources"] == {"requests": BOTH, "limits": BOTH}
     assert found["spec"]["containers"][0]["resources"] == pod["spec"]["containers"][0]["resources"]
 
 
@@ -304,14 +350,49 @@ def test_a_guaranteed_pod_stays_guaranteed() -> None:
     ],
 )
 def test_the_gate_asks_for_little(container: Json, expected: Json) -> None:
-    """In any other pod it requests little, and its CPU has a limit only where all others' have."""
-    gate = gate_of(inject(make_pod(containers=[{"name": "server", **container}])))
-    assert gate["resources"] == {"requests": {"cpu": "10m", "memory": "64Mi"}, "limits": expected}
+    """In any other pod both request little, and their CPU has a limit only where all others' have."""
+    found = inject(make_pod(containers=[{"name": "server", **container}]))
+    wanted = {"requests": {"cpu": "10m", "memory": "64Mi"}, "limits": expected}
+    assert gate_of(found)["resources"] == lease_of(found)["resources"] == wanted
+
+
+@pytest.mark.parametrize("container", [{}, resources("8", "64Gi")])
+def test_the_pod_requests_what_one_gate_requests(container: Json) -> None:
+    """What the scheduler reserves for a pod with both containers is what it reserves for one with the sidecar alone."""
+    reserved = [
+        effective_requests(inject(make_pod(notes, containers=[{"name": "server", **container}]))["spec"])
+        for notes in (ASK, SIDECAR)
+    ]
+    assert reserved[0] == reserved[1]
+
+
+def effective_requests(spec: Json) -> dict[str, int]:
+    """Thousandths of a CPU and bytes that the scheduler reserves. The larger of all that run together, and of each init
+    container with the sidecars before it:
+    https://kubernetes.io/docs/concepts/workloads/pods/sidecar-containers/#resource-sharing-within-containers"""
+    units = {"m": 1, "": 1000, "Mi": 1 << 20, "Gi": 1 << 30}
+
+    def read(each: Json, what: str) -> int:
+        text = ((each.get("resources") or {}).get("requests") or {}).get(what, "0")
+        digits = text.rstrip("miMG")
+        return int(digits) * units[text.removeprefix(digits)] if text != "0" else 0
+
+    found = {}
+    for what in ("cpu", "memory"):
+        sidecars, most = 0, 0
+        for each in spec["initContainers"]:
+            if each.get("restartPolicy") == "Always":
+                sidecars += read(each, what)
+            else:
+                most = max(most, sidecars + read(each, what))
+        found[what] = max(most, sidecars + sum(read(each, what) for each in spec["containers"]))
+    return found
 
 
 def test_pod_level_resources_are_not_exceeded() -> None:
-    """Where the pod as a whole has resources, the gate asks for none of its own."""
-    assert "resources" not in gate_of(inject(make_pod(resources={"requests": {"cpu": "8"}})))
+    """Where the pod as a whole has resources, ours ask for none of their own."""
+    found = inject(make_pod(resources={"requests": {"cpu": "8"}}))
+    assert "resources" not in gate_of(found).keys() | lease_of(found).keys()
 
 
 def label(digest: object) -> Json:
@@ -390,9 +471,11 @@ def test_an_injected_pod_is_left_alone() -> None:
     assert left_alone(inject(make_pod(), digests=PINNED))
 
 
-def test_a_gate_written_by_hand_is_left_alone() -> None:
-    """A pod with an init container of the gate's name has its gate."""
-    assert left_alone(make_pod(initContainers=[{"name": "holdfast-gate"}]))
+@pytest.mark.parametrize("name", ["holdfast-gate", "holdfast-lease"])
+@pytest.mark.parametrize("kind", ["containers", "initContainers"])
+def test_a_gate_written_by_hand_is_left_alone(name: str, kind: str) -> None:
+    """A pod with a container of one of our names was written by hand."""
+    assert left_alone(make_pod(**{kind: [{"name": name}]}))
 
 
 def test_a_mark_is_enough() -> None:
