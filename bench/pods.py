@@ -17,6 +17,7 @@ from typing import Any
 
 from bench.measure import failed
 from cached.contract.annotations import MODEL, PREFIX, VERSION
+from cached.contract.errors import Transient
 from cached.kube.client import Call, KubeClient
 from cached.kube.kubeconfig import find_cluster
 
@@ -27,8 +28,8 @@ ROWS: dict[str, dict[str, str] | None] = {
     "plain": None,
     REFERENCE: None,
     "image-volume": None,
-    "gate-sidecar": {"mode": "gate", "gate": "sidecar"},
-    "gate-init": {"mode": "gate", "gate": "init"},
+    "gate-sidecar": {"gate": "sidecar"},
+    "gate-init": {"gate": "init"},
     "csi": {"mode": "csi"},
 }
 _PODS = "/api/v1/namespaces/{}/pods"
@@ -137,19 +138,25 @@ async def _start(client: KubeClient, plan: Plan, row: str, name: str) -> Start:
     created = time.time()
     await client.request(Call("POST", path, body=pod))
     deadline = time.monotonic() + _START_S
-    while not _runs(await client.request(Call("GET", f"{path}/{name}"))):
+    while (began := await _read_start(client, f"{path}/{name}")) is None:
         if time.monotonic() > deadline:
             raise failed(f"the main container of {plan.namespace}/{name} did not start within {_START_S:g} s")
         await asyncio.sleep(_LOOK_S)
-    log = await client.request(Call("GET", f"{path}/{name}/log", {"container": "main"}, accept="*/*"))
     query = {"fieldSelector": f"involvedObject.name={name},type=Warning"}
     events = await client.request(Call("GET", f"/api/v1/namespaces/{plan.namespace}/events", query))
-    return Start(float(log["at"]) - created, tuple(str(event["reason"]) for event in events["items"]))
+    return Start(began - created, tuple(str(event["reason"]) for event in events["items"]))
 
 
-def _runs(pod: Json) -> bool:
-    statuses = (pod.get("status") or {}).get("containerStatuses") or ()
-    return any(each["name"] == "main" and (each.get("state") or {}).get("running") for each in statuses)
+async def _read_start(client: KubeClient, path: str) -> float | None:
+    """Return when the main container started, by its own log; None before that."""
+    statuses = (((await client.request(Call("GET", path))).get("status")) or {}).get("containerStatuses") or ()
+    if not any(each["name"] == "main" and (each.get("state") or {}).get("running") for each in statuses):
+        return None
+    try:
+        log = await client.request(Call("GET", f"{path}/log", {"container": "main"}, accept="*/*"))
+    except Transient:
+        return None  # it has written nothing yet
+    return float(log["at"])
 
 
 async def _delete(client: KubeClient, plan: Plan, name: str) -> None:
