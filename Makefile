@@ -15,7 +15,8 @@ ARGS ?=
 help:
 	@echo 'make run        set up .venv and run the demo: a real model, from publishing it to embeddings'
 	@echo 'make test       set up .venv and run the tests'
-	@echo 'make check      lint, format, types, layers, then the tests'
+	@echo 'make lint       lint, format, types, layers'
+	@echo 'make check      make lint, then the tests'
 	@echo 'make bench      fetch over loopback, next to curl, aria2c and an S3 client'
 	@echo 'make bench-load   the loader next to other loaders; make bench-serve: the server next to transformers serve'
 	@echo 'make test-gpu   the loader'\''s tests on this machine'\''s GPU, with the torch of .venv'

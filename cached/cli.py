@@ -72,7 +72,8 @@ def _load(name: str, target: str) -> Callable[[Sequence[str]], int]:
         if error.name is not None and error.name.split(".")[0] in ("cached", "sidecar", "server"):
             raise
         extra = {"gate": "gate", "inject": "inject", "serve": "transformers", "demo": "demo"}.get(name, "daemon")
-        sys.stderr.write(f"holdfast {name}: the package {error.name} is missing; pip install 'holdfast[{extra}]'\n")
+        how = f"pip install 'holdfast[{extra}]', in a clone '.[{extra}]'"
+        sys.stderr.write(f"holdfast {name}: the package {error.name} is missing; {how}\n")
         raise SystemExit(1) from error
     return loaded
 
