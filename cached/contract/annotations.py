@@ -34,6 +34,7 @@ KNOWN = (MODEL, VERSION, MODELS, DIGEST, VERIFY, CONTAINERS, MOUNT_PATH, AFFINIT
 SUMMARY = PREFIX + "summary"  # on a node, not on a pod: the cache's contents, for a person
 LABEL_PREFIX = "weights.holdfast.dev/"  # on a node; the injector's node affinity selects it
 LABEL_VALUE = "ready"
+CSI_LABEL = LABEL_PREFIX + "csi"  # on a node that mounts volumes; no digest has three digits
 _LABEL_DIGITS = 40  # a label's name may have 63 characters; 160 bits are as many as git trusts
 
 _CONTAINER = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")  # RFC 1123 label, as Kubernetes names containers

@@ -38,6 +38,9 @@ class Config:
     fs_verity: str
     stall_timeout_s: float
     resolve_interval_s: float | None
+    csi: Path | None
+    csi_registration: Path | None
+    kubelet_dir: Path
     log_level: str
 
 
@@ -88,11 +91,26 @@ def parse_config(arguments: Sequence[str]) -> Config:
         type=_parse_interval,
         help="look so often whether the source of an unpinned version changed, as 6h; off: never (default)",
     )
+    parser.option(
+        "--csi",
+        type=_parse_path,
+        help="serve volumes with weights to the kubelet, as a CSI driver, at this Unix socket; as root only",
+    )
+    parser.option(
+        "--csi-registration",
+        type=_parse_path,
+        help="the socket at which the kubelet finds the driver; default: in plugins_registry/ of --kubelet-dir",
+    )
+    parser.option(
+        "--kubelet-dir", type=_parse_path, default=Path("/var/lib/kubelet"), help="the kubelet's folder (--root-dir)"
+    )
     parser.option("--log-level", choices=("debug", "info", "warning", "error"), default="info", help="how much to log")
     given = parser.parse_args(arguments)
     if not given.low_watermark <= given.high_watermark:
         low, high = given.low_watermark, given.high_watermark
         parser.error(f"--low-watermark {low} is above --high-watermark {high}: set it lower")
+    if given.csi_registration is not None and given.csi is None:
+        parser.error("--csi-registration without --csi: give the driver's socket too")
     given.connections_per_origin = given.connections_per_origin or given.connections
     return Config(**vars(given))
 

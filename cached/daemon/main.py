@@ -13,10 +13,11 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Collection, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from cached.contract.digest import Digest
 from cached.contract.errors import HoldfastError, Permanent
@@ -61,6 +62,9 @@ from cached.store.disk import durable, verity
 from cached.store.disk.root import Root, list_remarks
 from cached.transport.client import HttpClient
 from cached.transport.connection.settings import HttpSettings
+
+if TYPE_CHECKING:  # gRPC is loaded with --csi only
+    from cached.csi.driver import MountedVolumes
 
 _log = logging.getLogger("holdfast")
 
@@ -171,6 +175,7 @@ async def _work(
     for remark in list_remarks(layout):
         _log.warning("%s", remark)
     sealing = await blocking.run(verity.choose, layout, config.fs_verity)
+    volumes = None if config.csi is None else await blocking.run(_find_volumes, layout, config, config.csi)
     recovered = await blocking.run(_recover, layout)
     watch = stack.enter_context(contextlib.closing(await blocking.run(DiskWatch, root)))
     status_files = StatusFiles(layout.public, config.node, root.check)
@@ -178,7 +183,7 @@ async def _work(
     inventory = Inventory(layout, recovered)
     ledger = Ledger(config.quota, watch.space)
     ledger.count_all(recovered.on_disk)
-    cluster = _make_cluster(config)
+    cluster = _make_cluster(config) if volumes is None else volumes.join(_make_cluster(config))
     journal = DigestJournal(layout.digests, recovered.digests)
     metrics = DaemonMetrics()
     timeouts = HttpSettings(header_timeout_s=config.stall_timeout_s, stall_window_s=config.stall_timeout_s)
@@ -280,7 +285,21 @@ async def _work(
         tasks["scrub"] = Scrub(scrub_parts, config.scrub_rate).run()
     if config.resolve_interval_s is not None:
         tasks["freshness"] = PeriodicResolve(reconciler, fetches, config.resolve_interval_s).run()
-    await _run_tasks(tasks, service, layout, deleted=deleted, stop=stop)
+    leave: Callable[[], Awaitable[None]] | None = None
+    if volumes is not None:
+        driver = volumes.make_driver(
+            node=config.node,
+            inventory=inventory,
+            status_files=status_files,
+            cluster=cluster,
+            planner=reconciler,
+            recheck=reconciler.restore_snapshot,
+            registry=metrics.registry,
+            find_trouble=service.find_not_ready_reason,
+        )
+        tasks["csi"] = driver.run(await stack.enter_async_context(driver.open_sockets()))
+        leave = driver.leave
+    await _run_tasks(tasks, service, layout, deleted=deleted, stop=stop, leave=leave)
     return address
 
 
@@ -291,8 +310,9 @@ async def _run_tasks(
     *,
     deleted: asyncio.Event,
     stop: asyncio.Event,
+    leave: Callable[[], Awaitable[None]] | None,
 ) -> None:
-    """Run every task until a signal sets `stop`, or the disk watch sets `deleted`."""
+    """Run every task until a signal sets `stop`, or the disk watch sets `deleted`; before they end await `leave`."""
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(each, name=name) for name, each in coroutines.items()]
         while not stop.is_set() and not deleted.is_set():
@@ -304,6 +324,8 @@ async def _run_tasks(
         else:
             _log.error("%s was deleted: beginning anew, with nothing", layout.root)
         service.mark_stopping()
+        if leave is not None:
+            await leave()
         for task in tasks:
             task.cancel()
 
@@ -347,6 +369,14 @@ async def _report_to_cluster(cluster: Cluster, status_files: StatusFiles, ledger
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_REPORT_S):
                 await status_files.news.wait()
+
+
+def _find_volumes(layout: Layout, config: Config, socket: Path) -> MountedVolumes:
+    """Return the volumes that an earlier daemon mounted, leased again: nothing may be evicted or removed before."""
+    from cached.csi.driver import MountedVolumes, Places, choose_registration
+
+    registration = config.csi_registration or choose_registration(config.kubelet_dir)
+    return MountedVolumes(layout, Places(socket, registration, config.kubelet_dir))
 
 
 def _make_cluster(config: Config) -> Cluster:

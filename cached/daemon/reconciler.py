@@ -167,6 +167,11 @@ class Reconciler:
         self._sweep_is_due = True
         self.resume(dict.fromkeys(await self._publisher.withdraw_snapshot(digest)))
 
+    def take_wants(self) -> None:
+        """Plan for the present wants at once: afterwards the statuses tell what holds for them."""
+        self._refresh()
+        self._work.set()
+
     def wake(self) -> None:
         """Plan again: wants or the disk space may have changed."""
         self._work.set()

@@ -19,6 +19,7 @@ from cached.kube.events import FAILED, EventQueue
 from cached.kube.node import NodeReport
 from cached.kube.pod_events import PodEvents, refusal, summary
 from cached.kube.pods import PodWatch
+from cached.node.cluster import PodLife
 
 
 class KubernetesCluster:
@@ -42,11 +43,17 @@ class KubernetesCluster:
     def pods(self) -> tuple[PodWant, ...]:
         return self._watch.list_wants()
 
+    def find_pod(self, uid: str) -> PodLife:
+        return self._watch.find_life(uid)
+
     def published(self, digests: frozenset[Digest]) -> None:
         self._report.publish(digests)
 
     def withdrawn(self, digest: Digest) -> AbstractAsyncContextManager[object]:
         return self._report.withdrawn(digest)
+
+    async def report_csi(self, *, ready: bool) -> None:
+        await self._report.report_csi(ready=ready)
 
     def tell_pods(self, find: Callable[[ModelRef], ModelStatus | None]) -> None:
         self._pod_events.send_new(self._watch.list_wants(), find)

@@ -1,8 +1,8 @@
 """The cache's part of this node's object: a label for each published snapshot, and a summary for people.
 
-Law: writes only the labels `weights.holdfast.dev/*` and the annotation `holdfast.dev/summary` of its own node, and
-needs only the rights to get and patch it. It writes the last requested state, and compares it with the object every few
-minutes.
+Law: writes only the labels `weights.holdfast.dev/*` (of snapshots, and `csi`) and the annotation `holdfast.dev/summary`
+of its own node, and needs only the rights to get and patch it. It writes the last requested state, and compares it with
+the object every few minutes.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
-from cached.contract.annotations import LABEL_PREFIX, LABEL_VALUE, SUMMARY, weights_label
+from cached.contract.annotations import CSI_LABEL, LABEL_PREFIX, LABEL_VALUE, SUMMARY, weights_label
 from cached.contract.digest import Digest
 from cached.contract.errors import HoldfastError
 from cached.kube.client import MERGE_PATCH, METADATA, Backoff, Call, KubeClient
@@ -47,6 +47,7 @@ class NodeReport:
         self._backoff = Backoff(self._pace.backoff_s, self._pace.backoff_cap_s)
         self._ready: frozenset[str] | None = None  # labels of published snapshots; None: unknown, all labels stay
         self._held_back: Counter[str] = Counter()
+        self._mounts_volumes = False
         self._summary: str | None = None
         self._summary_due = 0.0  # monotonic seconds
         self.labels: Mapping[str, str] = {}
@@ -69,6 +70,15 @@ class NodeReport:
         if ready != self._ready:
             self._ready = ready
             self._request_change()
+
+    async def report_csi(self, *, ready: bool) -> None:
+        """Request the label of a node that mounts volumes, or its removal; wait for the removal, `withdraw_s` at
+        most: pods that need the label should be sent elsewhere by then."""
+        if ready != self._mounts_volumes:
+            self._mounts_volumes = ready
+            number = self._request_change()
+            if not ready:
+                await self._is_done(number)
 
     def summarise(self, text: str) -> None:
         """Request this summary, written when the next one is due. Return at once."""
@@ -140,6 +150,7 @@ class NodeReport:
         if self._ready is None:
             return {}
         wanted = {label for label in self._ready if not self._held_back[label]}
+        wanted |= {CSI_LABEL} if self._mounts_volumes else set()
         stale = [label for label in self.labels if label.startswith(LABEL_PREFIX) and label not in wanted]
         missing = [label for label in wanted if self.labels.get(label) != LABEL_VALUE]
         return {**dict.fromkeys(sorted(stale)), **dict.fromkeys(sorted(missing), LABEL_VALUE)}

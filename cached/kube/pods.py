@@ -1,8 +1,8 @@
 """The annotated pods of this node: list, then watch from there, while the daemon runs.
 
-Law: keeps only the name and the wants of annotated pods. While the API does not answer, the last known pods stay. As in
-other informers, the first list may come from the API server's cache (`resourceVersion=0`): a hundred daemons that start
-together must not each make etcd read every pod.
+Law: keeps only the name and the wants of annotated pods, and of all pods whether they live. While the API does not
+answer, the last known pods stay. As in other informers, the first list may come from the API server's cache
+(`resourceVersion=0`): a hundred daemons that start together must not each make etcd read every pod.
 https://kubernetes.io/docs/reference/using-api/api-concepts/#efficient-detection-of-changes
 """
 
@@ -22,11 +22,13 @@ from cached.contract.reference import ModelRef
 from cached.core.demand import PodWant
 from cached.kube.client import METADATA, METADATA_LIST, Backoff, Call, KubeClient
 from cached.kube.errors import Gone, bad_response
+from cached.node.cluster import PodLife
 
 _log = logging.getLogger(__name__)
 _PODS = "/api/v1/pods"
 _FROM_CACHE = "0"  # any version that the API server has cached
 _LATEST = ""  # the current version in etcd
+_STATIC = "kubernetes.io/config.mirror"  # on the API's copy of a static pod: the uid by which the kubelet knows it
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +86,7 @@ class PodWatch:
         self._refuse = refuse
         self._pace = pace if pace is not None else WatchPace()
         self._pods: dict[str, _Pod] = {}
+        self._lives: dict[str, PodLife] = {}  # of all pods of the node, by the kubelet's uid
         self._version: str | None = None  # the resourceVersion to watch from; None: list first
         self._list_from = _FROM_CACHE
         self.statistics = WatchStatistics(time.time())
@@ -96,6 +99,10 @@ class PodWatch:
     def list_wants(self) -> tuple[PodWant, ...]:
         """Return the wants of the pods, one for each pod and model."""
         return tuple(want for pod in self._pods.values() for want in pod.wants)
+
+    def find_life(self, uid: str) -> PodLife:
+        """Return whether a pod of the node lives, annotated or not; unknown before the first list."""
+        return self._lives.get(uid, PodLife.ABSENT) if self.synced else PodLife.UNKNOWN
 
     def find_name(self, uid: str) -> PodName | None:
         """Return the name of an annotated pod, None if there is no such pod."""
@@ -134,13 +141,14 @@ class PodWatch:
     async def _list(self) -> None:
         """Replace all pods by a list from the API."""
         try:
-            self._pods, self._version = await self._pages(self._pace.page)
+            self._pods, self._lives, self._version = await self._pages(self._pace.page)
         except Gone:  # reading the pages took longer than the API server's history
-            self._pods, self._version = await self._pages(None)
+            self._pods, self._lives, self._version = await self._pages(None)
         self.statistics.lists += 1
 
-    async def _pages(self, limit: int | None) -> tuple[dict[str, _Pod], str]:
+    async def _pages(self, limit: int | None) -> tuple[dict[str, _Pod], dict[str, PodLife], str]:
         found: dict[str, _Pod] = {}
+        lives: dict[str, PodLife] = {}
         query = {"fieldSelector": self._selector}
         if limit is not None:
             query["limit"] = str(limit)
@@ -150,6 +158,7 @@ class PodWatch:
             page = await self._client.request(Call("GET", _PODS, query, accept=METADATA_LIST))
             try:
                 for item in page["items"]:
+                    lives[_kubelet_uid(item["metadata"])] = _life_of(item["metadata"])
                     pod = self._read(item["metadata"])
                     if pod is not None:
                         found[pod.name.uid] = pod
@@ -157,7 +166,7 @@ class PodWatch:
             except (KeyError, TypeError, AttributeError) as error:
                 raise bad_response("listing pods", f"not a list: {error!r}") from error
             if not more:
-                return found, version
+                return found, lives, version
             query = {"fieldSelector": self._selector, "limit": str(limit), "continue": more}
 
     async def _follow(self, version: str, changed: Callable[[], None]) -> None:
@@ -188,6 +197,10 @@ class PodWatch:
         if kind == "BOOKMARK":
             return False
         uid = metadata["uid"]
+        if kind == "DELETED":
+            self._lives.pop(_kubelet_uid(metadata), None)
+        else:
+            self._lives[_kubelet_uid(metadata)] = _life_of(metadata)
         old = self._pods.get(uid)
         new = None if kind == "DELETED" else self._read(metadata)
         if new is None:
@@ -223,3 +236,12 @@ class PodWatch:
             self.statistics.connected, self.statistics.since = connected, time.time()
             if connected:
                 _log.info("watching the pods of this node")
+
+
+def _kubelet_uid(metadata: Mapping[str, Any]) -> str:
+    """Return the uid that the kubelet uses for a pod: a static pod's differs from its copy's at the API."""
+    return str((metadata.get("annotations") or {}).get(_STATIC) or metadata["uid"])
+
+
+def _life_of(metadata: Mapping[str, Any]) -> PodLife:
+    return PodLife.ENDING if metadata.get("deletionTimestamp") else PodLife.ALIVE

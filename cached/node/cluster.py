@@ -8,12 +8,22 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from enum import Enum
 from typing import Protocol
 
 from cached.contract.digest import Digest
 from cached.contract.reference import ModelRef
 from cached.contract.status import ModelStatus
 from cached.core.demand import PodWant
+
+
+class PodLife(Enum):
+    """What the cluster knows of a pod of this node. `ABSENT`: it ended, or is too new to be known yet."""
+
+    UNKNOWN = "unknown"
+    ALIVE = "alive"
+    ENDING = "ending"
+    ABSENT = "absent"
 
 
 class Cluster(Protocol):
@@ -30,11 +40,17 @@ class Cluster(Protocol):
     def pods(self) -> tuple[PodWant, ...]:
         """Return the wants of this node's pods."""
 
+    def find_pod(self, uid: str) -> PodLife:
+        """Return whether a pod of this node lives; any pod, annotated or not."""
+
     def published(self, digests: frozenset[Digest]) -> None:
         """Report that this node has these snapshots, and no others."""
 
     def withdrawn(self, digest: Digest) -> AbstractAsyncContextManager[object]:
         """Withdraw the report of a snapshot while inside; wrap its deletion in this."""
+
+    async def report_csi(self, *, ready: bool) -> None:
+        """Report whether this node mounts volumes; without `ready` return once that is known, or after some seconds."""
 
     def tell_pods(self, find: Callable[[ModelRef], ModelStatus | None]) -> None:
         """Report status changes to the pods that want the versions; `find` returns a version's status."""
@@ -61,7 +77,13 @@ class NoCluster:
     def pods(self) -> tuple[PodWant, ...]:
         return ()
 
+    def find_pod(self, uid: str) -> PodLife:  # noqa: ARG002 - no pod is known
+        return PodLife.UNKNOWN
+
     def published(self, digests: frozenset[Digest]) -> None:
+        """Do nothing."""
+
+    async def report_csi(self, *, ready: bool) -> None:
         """Do nothing."""
 
     @asynccontextmanager

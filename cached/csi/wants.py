@@ -1,0 +1,91 @@
+"""The wants of volumes, and a cluster that has them among the wants of its pods.
+
+Law: in memory, on the event loop. A pod that is annotated and has a volume too wants its version once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+
+from cached.contract.digest import Digest
+from cached.contract.reference import ModelRef
+from cached.contract.status import ModelStatus
+from cached.core.demand import PodWant
+from cached.node.cluster import Cluster, PodLife
+
+
+class VolumeWants:
+    """The wants of volumes, by target; `changes` counts the changes."""
+
+    def __init__(self) -> None:
+        self._by_target: dict[Path, tuple[PodWant, ...]] = {}
+        self.changes = 0
+
+    def add(self, target: Path, wants: tuple[PodWant, ...]) -> None:
+        """Want what the volume at `target` needs, until `remove`."""
+        if self._by_target.get(target) != wants:
+            self._by_target[target] = wants
+            self.changes += 1
+
+    def remove(self, target: Path) -> None:
+        """End the wants of a volume. Idempotent."""
+        if self._by_target.pop(target, None) is not None:
+            self.changes += 1
+
+    def list_all(self) -> tuple[PodWant, ...]:
+        """Return the wants of all volumes."""
+        return tuple(want for wants in self._by_target.values() for want in wants)
+
+
+class WithVolumes:
+    """A cluster in which volumes want versions as pods do. Methods as in the Protocol."""
+
+    def __init__(self, cluster: Cluster, wants: VolumeWants) -> None:
+        self._cluster = cluster
+        self._wants = wants
+        self._joined: tuple[PodWant, ...] = ()
+        self._joined_of: tuple[object, int] = ((), -1)  # the pods' wants and the volumes' changes
+
+    @property
+    def synced(self) -> bool:
+        return self._cluster.synced
+
+    @property
+    def labels(self) -> Mapping[str, str] | None:
+        return self._cluster.labels
+
+    def pods(self) -> tuple[PodWant, ...]:
+        pods = self._cluster.pods()
+        if self._joined_of[0] is not pods or self._joined_of[1] != self._wants.changes:
+            self._joined = tuple(dict.fromkeys((*pods, *self._wants.list_all())))
+            self._joined_of = (pods, self._wants.changes)
+        return self._joined
+
+    def find_pod(self, uid: str) -> PodLife:
+        return self._cluster.find_pod(uid)
+
+    def published(self, digests: frozenset[Digest]) -> None:
+        self._cluster.published(digests)
+
+    def withdrawn(self, digest: Digest) -> AbstractAsyncContextManager[object]:
+        return self._cluster.withdrawn(digest)
+
+    async def report_csi(self, *, ready: bool) -> None:
+        await self._cluster.report_csi(ready=ready)
+
+    def tell_pods(self, find: Callable[[ModelRef], ModelStatus | None]) -> None:
+        self._cluster.tell_pods(find)
+
+    def summarise(self, statuses: Iterable[ModelStatus], used: int, capacity: int) -> None:
+        self._cluster.summarise(statuses, used, capacity)
+
+    def lost(self, refs: Iterable[ModelRef], reason: str) -> None:
+        self._cluster.lost(refs, reason)
+
+    def figures(self) -> Mapping[str, float]:
+        return self._cluster.figures()
+
+    async def run(self, changed: Callable[[], None]) -> None:
+        await self._cluster.run(changed)
