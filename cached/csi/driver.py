@@ -98,7 +98,7 @@ class MountedVolumes:
         status_files: StatusFiles,
         cluster: Cluster,
         planner: Planner,
-        recheck: Callable[[Digest], Awaitable[None]],
+        recheck: Callable[[Digest], Awaitable[object]],
         registry: CollectorRegistry,
         find_trouble: Callable[[], str | None],
     ) -> Driver:

@@ -67,6 +67,12 @@ def parse_request(
     """Check a request to publish a volume; `pods` is the kubelet's folder of pods, `secrets` the names of what came
     with it. Raises `Permanent` (`invalid_volume`)."""
     path = check_target(volume_id, target, pods)
+    missing = [key for key in (_POD_UID, _POD_NAME, _POD_NAMESPACE) if not attributes.get(key)]
+    if missing:
+        _refuse(
+            f"the kubelet does not say whose volume this is: {', '.join(missing)} is missing",
+            f"set `podInfoOnMount: true` in the CSIDriver object {DRIVER}, as the overlay `csi` does",
+        )
     _check_access(access, is_inline=attributes.get(_EPHEMERAL) == "true")
     if secrets:
         _refuse("the volume has a nodePublishSecretRef", "leave it out: credentials of sources are the daemon's")
@@ -74,12 +80,6 @@ def parse_request(
     if unknown:
         named = ", ".join(key[:100] for key in unknown[:5])
         _refuse(f"volumeAttributes: no such attribute: {named}", f"there are {', '.join(_ATTRIBUTES)}")
-    missing = [key for key in (_POD_UID, _POD_NAME, _POD_NAMESPACE) if not attributes.get(key)]
-    if missing:
-        _refuse(
-            f"the kubelet does not say whose volume this is: {', '.join(missing)} is missing",
-            f"set `podInfoOnMount: true` in the CSIDriver object {DRIVER}, as the overlay `csi` does",
-        )
     return VolumeRequest(
         volume_id=volume_id,
         target=path,

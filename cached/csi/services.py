@@ -11,6 +11,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from importlib.metadata import version
+from math import inf
 from pathlib import Path
 from typing import TypeVar
 
@@ -41,6 +42,7 @@ _STATUSES = {
     codes.FORBIDDEN: Status.PERMISSION_DENIED,
     "unknown_model": Status.NOT_FOUND,
 }
+_WAITING_SHARE = 5 / 6  # of the time that the caller waits: it is to hear why, not that nothing came
 _LONGEST_MESSAGE = 1500  # an Event's message is cut at 1024, and the kubelet writes some of its own before
 
 
@@ -78,7 +80,7 @@ class NodeService:
         self._pods = pods
         self._metrics = metrics
 
-    async def _publish(self, request: csi.NodePublishVolumeRequest) -> csi.NodePublishVolumeResponse:
+    async def _publish(self, request: csi.NodePublishVolumeRequest, left_s: float) -> csi.NodePublishVolumeResponse:
         capability = request.volume_capability
         access = Access(
             kind=capability.WhichOneof("access_type"),
@@ -90,7 +92,7 @@ class NodeService:
             wanted = parse_request(
                 request.volume_id, request.target_path, request.volume_context, access, request.secrets, self._pods
             )
-            await self._volumes.publish(wanted)
+            await self._volumes.publish(wanted, _WAITING_SHARE * left_s)
         except HoldfastError as error:
             self._metrics.count_publish(_status_of(error).name.lower())
             _log.info("%s: not published: %s", request.target_path[:300], error)
@@ -111,7 +113,7 @@ class NodeService:
 
     def __mapping__(self) -> dict[str, Handler]:
         return {
-            "/csi.v1.Node/NodePublishVolume": _handler(self._publish, csi.NodePublishVolumeRequest),
+            "/csi.v1.Node/NodePublishVolume": _timed_handler(self._publish, csi.NodePublishVolumeRequest),
             "/csi.v1.Node/NodeUnpublishVolume": _handler(self._unpublish, csi.NodeUnpublishVolumeRequest),
             "/csi.v1.Node/NodeGetCapabilities": _handler(self._get_capabilities, csi.NodeGetCapabilitiesRequest),
             "/csi.v1.Node/NodeGetInfo": _handler(self._get_info, csi.NodeGetInfoRequest),
@@ -146,12 +148,17 @@ class RegistrationService:
 
 def _handler(answer: Callable[[Request], Awaitable[Response]], request_type: type[Request]) -> Handler:
     """Return grpclib's handler of a method with one request and one response."""
+    return _timed_handler(lambda request, _left_s: answer(request), request_type)
+
+
+def _timed_handler(answer: Callable[[Request, float], Awaitable[Response]], request_type: type[Request]) -> Handler:
+    """Do the same for a method that is told how many seconds its caller waits; `inf` where it does not say."""
 
     async def handle(stream: Stream[Request, Response]) -> None:
         request = await stream.recv_message()
         assert request is not None, "a call of one request has one"
         try:
-            response = await answer(request)
+            response = await answer(request, inf if stream.deadline is None else stream.deadline.time_remaining())
         except HoldfastError as error:
             raise GRPCError(_status_of(error), str(error)[:_LONGEST_MESSAGE]) from error
         await stream.send_message(response)

@@ -1,7 +1,7 @@
 """The volumes of this node: each waits for its versions, is checked as a gate checks them, and mounted with a lease.
 
 Law: runs on the event loop; blocking work in its own threads. A volume is mounted during a call only, never behind the
-kubelet's back. What is wanted, checked and leased outlives a call by `RECALL_S`, so that the kubelet's next call goes
+kubelet's back. What is wanted, checked and leased outlives a call by `recall_s`, so that the kubelet's next call goes
 on where the last one ended. The kernel's table of mounts is the truth about mounted volumes.
 """
 
@@ -39,17 +39,29 @@ _log = logging.getLogger(__name__)
 EXISTS, BUSY, ENDED, PENDING = "volume_exists", "volume_busy", "pod_ended", "weights_pending"
 FORBIDDEN = "forbidden_namespace"
 
-WAIT_S = 100.0  # of one call: the kubelet gives up after 120 s, and would hear no reason then
-RECALL_S = 300.0  # the kubelet calls again after 122 s at most
 _LOOK_EVERY_S = 0.1
-_NEW_POD_S = 30.0  # until the pod watch must know a pod whose volume is asked for
-_TICK_S = 15.0
-_GONE_S = 300.0  # for the kubelet to unpublish the volumes of a pod that is gone
 _FRESH_LOOKS = 2  # of the daemon at a snapshot that differs from its record, in one try
+
+
+@dataclass(frozen=True, slots=True)
+class VolumePace:
+    """Seconds: of one call at most (the kubelet gives up after 120 s, and would hear no reason then), until a volume
+    that is not asked for again is given up (the kubelet asks again within 122 s), until the pod watch must know a pod
+    whose volume is asked for, until the volumes of a pod that is gone are unmounted, which is the kubelet's part, and
+    between two looks at all this."""
+
+    wait_s: float = 100.0
+    recall_s: float = 300.0
+    new_pod_s: float = 30.0
+    gone_s: float = 300.0
+    tick_s: float = 15.0
 
 
 class Planner(Protocol):
     """What the volumes need of the daemon's reconciler."""
+
+    async def read_catalog(self) -> None:
+        """Have the catalog's file read: a volume may follow an edit at once."""
 
     def take_wants(self) -> None:
         """Plan for the present wants at once: afterwards the statuses tell what holds for them."""
@@ -90,7 +102,8 @@ class Volumes:
         wants: VolumeWants,
         leases: Leases,
         planner: Planner,
-        recheck: Callable[[Digest], Awaitable[None]],
+        recheck: Callable[[Digest], Awaitable[object]],
+        pace: VolumePace | None = None,
     ) -> None:
         self._public = layout.public
         self._pods = pods
@@ -102,6 +115,7 @@ class Volumes:
         self._leases = leases
         self._planner = planner
         self._recheck = recheck
+        self._pace = pace if pace is not None else VolumePace()
         self._mounting, self._hashing = Blocking(4), Blocking(1)
         self._volumes: dict[Path, _Volume] = {}
         self._group = asyncio.TaskGroup()  # of the preparations; `running` enters it
@@ -125,9 +139,10 @@ class Volumes:
 
     # --- calls -----------------------------------------------------------------------------------------------------
 
-    async def publish(self, request: VolumeRequest) -> None:
+    async def publish(self, request: VolumeRequest, wait_s: float) -> None:
         """Return once the volume is mounted. Raises `HoldfastError`: `Transient` with the code `weights_pending` after
-        `WAIT_S`, `volume_busy` during another call for the target, `pod_ended` for a pod that ends."""
+        `wait_s` seconds, or those of the pace, `volume_busy` during another call for the target, `pod_ended` for a pod
+        that ends."""
         volume = self._volumes.get(request.target)
         if volume is not None and volume.is_called:
             raise Transient(BUSY, f"{request.target}: another call for this volume is under way", "ask again")
@@ -141,9 +156,11 @@ class Volumes:
         if volume is None:
             volume = self._volumes[request.target] = _Volume(request.target, request.pod_uid, request)
         with self._called(volume):
+            if any(each.ref not in self._inventory.models for each in request.models):
+                await self._planner.read_catalog()
             self._wants.add(volume.target, request.wants)
             self._planner.take_wants()
-            content = await self._wait_prepared(volume, request)
+            content = await self._wait_prepared(volume, request, min(wait_s, self._pace.wait_s))
             await self._mount(volume, content)
             _log.info("%s: mounted %s for pod %s", request.target, _named(request), _pod_of(request))
 
@@ -191,12 +208,12 @@ class Volumes:
             volume.is_called = False
             volume.called = time.monotonic()
 
-    async def _wait_prepared(self, volume: _Volume, request: VolumeRequest) -> Content:
+    async def _wait_prepared(self, volume: _Volume, request: VolumeRequest, wait_s: float) -> Content:
         """Wait for the preparation, which goes on if this call ends first."""
         if volume.preparing is None:
             coroutine = self._prepare(volume, request)
             volume.preparing = self._group.create_task(_settle(coroutine), name=f"volume {volume.target}")
-        await asyncio.wait([volume.preparing], timeout=WAIT_S)
+        await asyncio.wait([volume.preparing], timeout=wait_s)
         if not volume.preparing.done():
             raise Transient(
                 PENDING, self._describe(request), "the kubelet asks again, and the fetch goes on until then"
@@ -226,7 +243,7 @@ class Volumes:
         began, was_seen, looks = time.monotonic(), False, 0
         while True:
             life = self._cluster.find_pod(request.pod_uid)
-            is_new = life is PodLife.ABSENT and not was_seen and time.monotonic() - began < _NEW_POD_S
+            is_new = life is PodLife.ABSENT and not was_seen and time.monotonic() - began < self._pace.new_pod_s
             was_seen = was_seen or life is PodLife.ALIVE
             if life is PodLife.ENDING or (life is PodLife.ABSENT and not is_new):
                 raise Transient(ENDED, f"pod {_pod_of(request)} ends", "nothing is left to do")
@@ -255,7 +272,7 @@ class Volumes:
             status = self._status_files.get(each.ref)
             error = _find_failure(each, status)
             if error is not None:
-                raise Permanent(error.code, f"{each.ref}: {error.message}", error.remedy)
+                raise Permanent(error.code, _about(each.ref, error.message), error.remedy)
         return found if len(found) == len(request.models) else None
 
     async def _hold(self, volume: _Volume, request: VolumeRequest, found: dict[ModelRef, Digest]) -> bool:
@@ -303,7 +320,7 @@ class Volumes:
     async def follow(self) -> None:
         """Until cancelled end what is not asked for any more, and follow what happens to the mounts."""
         while True:
-            await asyncio.sleep(_TICK_S)
+            await asyncio.sleep(self._pace.tick_s)
             for volume in list(self._volumes.values()):
                 if not volume.is_called:
                     await self._pass_time(volume)
@@ -313,14 +330,14 @@ class Volumes:
     async def _pass_time(self, volume: _Volume) -> None:
         now, life = time.monotonic(), self._cluster.find_pod(volume.pod_uid)
         if volume.mounted is None:
-            if life is PodLife.ENDING or now - volume.called > RECALL_S:
+            if life is PodLife.ENDING or now - volume.called > self._pace.recall_s:
                 self._forget(volume)
             return
         if life is not PodLife.ABSENT:
             volume.absent_since = None
         elif volume.absent_since is None:
             volume.absent_since = now
-        elif now - volume.absent_since > _GONE_S:
+        elif now - volume.absent_since > self._pace.gone_s:
             await self._clean(volume)
 
     async def _clean(self, volume: _Volume) -> None:
@@ -413,6 +430,11 @@ def _find_failure(wanted: ModelRequest, status: ModelStatus | None) -> StatusErr
     if status.state is State.FAILED and status.error is not None and status.error.permanent:
         return status.error
     return None
+
+
+def _about(ref: ModelRef, message: str) -> str:
+    """Return a message that names the version once."""
+    return message if str(ref) in message else f"{ref}: {message}"
 
 
 def _describe(wanted: ModelRequest, status: ModelStatus | None) -> str:

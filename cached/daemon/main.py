@@ -292,7 +292,7 @@ async def _work(
             inventory=inventory,
             status_files=status_files,
             cluster=cluster,
-            planner=reconciler,
+            planner=_VolumePlanner(reconciler, catalog),
             recheck=reconciler.restore_snapshot,
             registry=metrics.registry,
             find_trouble=service.find_not_ready_reason,
@@ -369,6 +369,15 @@ async def _report_to_cluster(cluster: Cluster, status_files: StatusFiles, ledger
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_REPORT_S):
                 await status_files.news.wait()
+
+
+class _VolumePlanner:
+    """What volumes need of the reconciler, and of the catalog's file."""
+
+    def __init__(self, reconciler: Reconciler, catalog: CatalogFile) -> None:
+        self.read_catalog = catalog.wait_until_current
+        self.take_wants = reconciler.take_wants
+        self.wake = reconciler.wake
 
 
 def _find_volumes(layout: Layout, config: Config, socket: Path) -> MountedVolumes:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -143,13 +143,13 @@ def ref(version: str) -> ModelRef:
 
 
 @contextlib.contextmanager
-def joined(folder: Path, *options: str) -> Iterator[Joined]:
-    """A cluster with `node1`, and a daemon to start on it."""
+def joined(folder: Path, *options: str, under: Sequence[str] = ()) -> Iterator[Joined]:
+    """A cluster with `node1`, and a daemon to start on it, with the command `under`."""
     with FakeApi(make_certificates(folder), {"secret"}) as api:
         api.create("/api/v1/nodes", {"metadata": {"name": "node1", "labels": {"gpu": "h100"}}})
         environment = {"KUBECONFIG": str(kubeconfig_of(folder))}
         options = ("--kube", "auto", "--node", "node1", "--scrub-rate", "0", *options)
-        with daemon_process(folder / "daemon", *options, environment=environment) as daemon:
+        with daemon_process(folder / "daemon", *options, environment=environment, under=under) as daemon:
             yield Joined(api, daemon, folder)
 
 
