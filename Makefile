@@ -10,7 +10,7 @@ ARGS ?=
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help run test test-gpu test-slow test-safetensors soak test-verity e2e check lint bench bench-load bench-serve clean
+.PHONY: proto help run test test-gpu test-slow test-safetensors soak test-verity e2e check lint bench bench-load bench-serve clean
 
 help:
 	@echo 'make run        set up .venv and run the demo: a real model, from publishing it to embeddings'

@@ -73,6 +73,17 @@ def load_manifest(snapshot: SnapshotLayout, pin: Digest | None) -> Manifest:
     found = Digest.of(data)
     if found.hex != snapshot.path.name:
         raise DigestMismatch(str(snapshot.manifest), f"sha256:{snapshot.path.name}", str(found), _REMEDY)
+    return _parse_manifest(data, found, pin)
+
+
+def load_volume_manifest(volume: SnapshotLayout, pin: Digest | None) -> Manifest:
+    """Read the manifest of a snapshot that is mounted as a volume, at a path without its digest; else as
+    `load_manifest`. Who mounted it has compared the two."""
+    data = _read(volume.manifest)
+    return _parse_manifest(data, Digest.of(data), pin)
+
+
+def _parse_manifest(data: bytes, found: Digest, pin: Digest | None) -> Manifest:
     if pin is not None and pin != found:
         raise DigestMismatch(
             "the manifest digest",

@@ -15,8 +15,9 @@ from cached.contract.digest import Digest, is_hex
 from cached.contract.errors import DigestMismatch, InvalidReference, Permanent
 from cached.contract.layout import SnapshotLayout
 from cached.contract.lease import Lease, take_shared
+from cached.contract.manifest import Manifest
 from cached.contract.reference import check_version, name_from_path_segment
-from cached.contract.verify import check_record, load_manifest
+from cached.contract.verify import check_record, load_manifest, load_volume_manifest
 
 _LOG = logging.getLogger(__name__)
 _LEASE_WAIT_S = 10.0  # an eviction holds the lease for moments; then the symlink leads elsewhere, or is gone
@@ -64,7 +65,11 @@ def hold(path: Path, pin: Digest | None = None) -> HeldFolder:
     target, lease = _take(path)
     if lease is None:
         _LOG.warning("%s is not a Holdfast snapshot: no lease is held, nothing keeps it from being removed", target)
-    digest = Digest(target.name) if lease is not None and is_hex(target.name) else None
+    with ExitStack() as undo:
+        if lease is not None:
+            undo.callback(lease.close)
+        digest = None if lease is None else _digest_of(target)
+        undo.pop_all()
     folder = HeldFolder(Snapshot(target, name, version, digest), lease)
     if pin is not None and pin != digest:
         folder.close()
@@ -85,7 +90,7 @@ def hold_verified(path: Path, pin: Digest | None) -> HeldFolder:
         undo.callback(folder.close)
         if folder.snapshot.digest is not None:
             layout = SnapshotLayout(folder.snapshot.path)
-            check_record(layout, load_manifest(layout, None))
+            check_record(layout, _load_manifest(layout))
         undo.pop_all()
     return folder
 
@@ -108,6 +113,19 @@ def names(path: Path) -> tuple[str, str | None]:
         except InvalidReference:
             pass  # an unrelated folder called `models`
     return absolute.name, None
+
+
+def _digest_of(target: Path) -> Digest | None:
+    """Return a snapshot's digest: its folder's name, or what its manifest says where it is mounted as a volume of its
+    own; None without a manifest."""
+    if is_hex(target.name):
+        return Digest(target.name)
+    layout = SnapshotLayout(target)
+    return _load_manifest(layout).digest if layout.manifest.exists() else None
+
+
+def _load_manifest(layout: SnapshotLayout) -> Manifest:
+    return (load_manifest if is_hex(layout.path.name) else load_volume_manifest)(layout, None)
 
 
 def _take(path: Path) -> tuple[Path, Lease | None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,10 +51,16 @@ def kubelet() -> Iterator[Kubelet]:
 
 @pytest.fixture
 def node(kubelet: Kubelet, tmp_path: Path) -> Iterator[Node]:
+    with running_node(kubelet, tmp_path) as made:
+        yield made
+
+
+@contextlib.contextmanager
+def running_node(kubelet: Kubelet, folder: Path) -> Iterator[Node]:
     """A node whose daemon runs, with an empty catalog."""
     options = (*kubelet.options, "--scrub-rate", "0")
-    with daemon_process(tmp_path / "daemon", *options, under=kubelet.container) as daemon:
-        made = Node(kubelet, daemon, tmp_path / "source")
+    with daemon_process(folder / "daemon", *options, under=kubelet.container) as daemon:
+        made = Node(kubelet, daemon, folder / "source")
         daemon.write_catalog({})
         daemon.start()
         yield made

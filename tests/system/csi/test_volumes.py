@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import threading
 from typing import Any
 
@@ -11,7 +13,7 @@ import pytest
 from cached.contract.layout import PublicLayout
 from cached.contract.reference import ModelRef
 from cached.csi.proto import csi_pb2 as csi
-from tests.support.daemon import model
+from tests.support.daemon import bare_environment, model
 from tests.support.kubelet import Kubelet, Pod, Refused, capability
 from tests.system.csi.conftest import FILES, Node
 
@@ -29,6 +31,28 @@ def refusal(kubelet: Kubelet, attributes: dict[str, str], pod: Pod = POD, **chan
         kubelet.publish(pod, attributes, **changes)
     assert kubelet.mounts() == before
     return refused.value
+
+
+HOLD = """
+import sys
+from cached.contract.digest import Digest
+from cached.contract.errors import HoldfastError
+from cached.contract.layout import SnapshotLayout
+from cached.contract.lease import is_held
+from server.lifecycle.snapshot import hold_verified
+from pathlib import Path
+try:
+    held = hold_verified(Path(sys.argv[1]), Digest.parse(sys.argv[2])).snapshot
+except HoldfastError as error:
+    sys.exit(error.code)
+print(held.digest, is_held(SnapshotLayout(held.path).lease))
+"""
+
+
+def in_pod(node: Node, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run Python where a pod's container would, with the volumes mounted."""
+    command = ("nsenter", "-t", str(node.kubelet.holder), "-m", "--", sys.executable, *arguments)
+    return subprocess.run(command, env=bare_environment(), capture_output=True, text=True, check=False)
 
 
 def test_a_volume_is_the_snapshot_and_nothing_else(node: Node) -> None:
@@ -62,6 +86,23 @@ def test_a_volume_of_models_is_a_tree_of_theirs(node: Node) -> None:
     assert all(options >= READ_ONLY for options in mounts.values())
     with pytest.raises(OSError, match="Read-only"):
         (tree.models / "new").mkdir()
+
+
+def test_the_gate_and_the_server_take_both_forms(node: Node) -> None:
+    """A gate opens over the tree of a volume, and the server's check before it loads takes both forms: with a lease,
+    with the digest as the pod pins it, and not with another one."""
+    node.hold("llama")
+    digest = node.daemon.digest(LLAMA_REF)
+    node.kubelet.publish(POD, LLAMA)
+    node.kubelet.publish(OTHER, {"models": "llama@v1", "digest": str(digest)})
+    tree, snapshot = node.kubelet.target(OTHER), node.kubelet.target(POD)
+    gate = ("-m", "cached.cli", "gate", "--once", "--timeout", "20", "--termination-log", "/dev/null")
+    opened = in_pod(node, *gate, "--root", str(tree), "--model", "llama", "--version", "v1", "--digest", str(digest))
+    assert opened.returncode == 0, opened.stderr
+    for folder in (snapshot, tree / "models" / "llama" / "v1"):
+        held = in_pod(node, "-c", HOLD, str(folder), str(digest))
+        assert held.stdout == f"{digest} True\n", held.stderr
+        assert "digest_mismatch" in in_pod(node, "-c", HOLD, str(folder), f"sha256:{'0' * 64}").stderr
 
 
 def test_unpublishing_leaves_nothing(node: Node) -> None:
