@@ -321,11 +321,15 @@ class Volumes:
         """Until cancelled end what is not asked for any more, and follow what happens to the mounts."""
         while True:
             await asyncio.sleep(self._pace.tick_s)
-            for volume in list(self._volumes.values()):
-                if not volume.is_called:
-                    await self._pass_time(volume)
+            await self.pass_time()
             if self._volumes:
                 await self._compare_mounts()
+
+    async def pass_time(self) -> None:
+        """End what is not asked for any more, and the volumes of pods that are gone."""
+        for volume in list(self._volumes.values()):
+            if not volume.is_called:
+                await self._pass_time(volume)
 
     async def _pass_time(self, volume: _Volume) -> None:
         now, life = time.monotonic(), self._cluster.find_pod(volume.pod_uid)
