@@ -26,6 +26,7 @@ help:
 	@echo 'make test-verity  the tests of fs-verity in a virtual machine, whose kernel VERITY_KERNEL names'
 	@echo 'make e2e        install, use and remove Holdfast in the cluster of KUBECONFIG, whose nodes have its images;'
 	@echo '                evicts from the nodes: refuses where they hold versions, unless E2E_EVICT=yes'
+	@echo 'make proto      the modules of CSI'\''s messages, after a change of a .proto file'
 	@echo 'make clean      remove .venv and the caches'
 	@echo "ARGS passes on: make run ARGS=--exit, make test ARGS='tests/unit/cached/contract -x'"
 
@@ -77,6 +78,10 @@ lint: $(VENV)/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# The modules of CSI's messages, which are committed.
+proto: $(VENV)/installed-dev
+	$(BIN)/python -m grpc_tools.protoc -I . --python_out=. --pyi_out=. cached/csi/proto/*.proto
 
 bench: $(VENV)/installed-dev
 	$(BIN)/python -m bench.fetch $(ARGS)
