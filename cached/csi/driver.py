@@ -194,7 +194,9 @@ async def _serve(
         yield
     finally:
         server.close()
-        await server.wait_closed()
+        with contextlib.suppress(TimeoutError):  # a client that keeps its connection does not keep the daemon
+            async with asyncio.timeout(_FAREWELL_S):
+                await server.wait_closed()
 
 
 def _require_propagation(pods: Path) -> None:

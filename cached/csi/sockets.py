@@ -25,11 +25,8 @@ def open_socket(path: Path) -> socket.socket:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove_stale(path)
-        before = os.umask(0o177)  # at no moment open to others; no other thread makes files while the daemon starts
-        try:
-            bound.bind(os.fspath(path))
-        finally:
-            os.umask(before)
+        bound.bind(os.fspath(path))
+        path.chmod(0o600)  # to connect one must be able to write, which the daemon's umask grants to nobody else
         bound.listen(_BACKLOG)
         bound.setblocking(False)
         return bound
