@@ -1,4 +1,4 @@
-"""The control socket: `pull`, `gc`, `pin` and `unpin` over HTTP/1.1 with JSON bodies.
+"""The control socket: `pull`, `gc`, `pin`, `unpin` and `verify` over HTTP/1.1 with JSON bodies.
 
 Law: a Unix socket under `private/`, mode 0600: file permissions are the access control. Errors are
 `{"error": {code, message, remedy, permanent}}`.
@@ -57,11 +57,17 @@ def make_control_app(service: DaemonService) -> web.Application:
         await service.pin(_ref(await _body(request)), _make_check(request))
         return web.json_response({"pinned": True})
 
+    async def verify(request: web.Request) -> web.Response:
+        ref = _ref(await _body(request))
+        _make_check(request)()
+        return web.json_response(await service.verify(ref))
+
     async def unpin(request: web.Request) -> web.Response:
         pinned, was_pinned = await service.unpin(_ref(await _body(request)), _make_check(request))
         return web.json_response({"pinned": pinned, "was_pinned": was_pinned})
 
-    for name, handler in (("pull", pull), ("gc", gc), ("pin", pin), ("unpin", unpin)):
+    commands = {"pull": pull, "gc": gc, "pin": pin, "unpin": unpin, "verify": verify}
+    for name, handler in commands.items():
         app.router.add_post(f"/v1/{name}", handler)
     app.router.add_get("/v1/pull/{id}", get_pull)
     app.router.add_get("/v1/status", make_status_handler(service.make_status))

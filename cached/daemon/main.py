@@ -49,10 +49,12 @@ from cached.node.cluster import Cluster, NoCluster
 from cached.node.disk_watch import DiskWatch
 from cached.node.gc_pauses import collect_when_quiet
 from cached.node.inspection import Inspection
+from cached.node.integrity.doubts import Doubts
+from cached.node.integrity.recheck import Recheck
+from cached.node.integrity.scrub import Scrub, ScrubParts
 from cached.node.inventory import Inventory
 from cached.node.log_once import LogOnce
 from cached.node.publisher import Publisher
-from cached.node.scrub import Scrub, ScrubParts
 from cached.node.status_files import StatusFiles
 from cached.node.threads import Blocking
 from cached.sources.registry import open_source
@@ -231,6 +233,13 @@ async def _work(
     )
     reconciler.resume(_adopt_statuses(layout, status_files, inventory, recovered.lost))
     catalog = CatalogFile(config.catalog, reconciler.use_catalog)
+    recheck = Recheck(
+        layout=layout,
+        inventory=inventory,
+        status_files=status_files,
+        versions=reconciler,
+        count_bad=partial(metrics.verify_failed, "recheck"),
+    )
     service = DaemonService(
         layout=layout,
         inventory=inventory,
@@ -242,6 +251,7 @@ async def _work(
         reconciler=reconciler,
         workers=workers,
         catalog=catalog,
+        recheck=recheck,
     )
     inspection = Inspection(
         layout=layout,
@@ -252,6 +262,9 @@ async def _work(
         blocking=blocking,
         publisher=publisher,
         refetch=lambda lost: reconciler.resume(dict.fromkeys(lost)),
+    )
+    doubts = Doubts(
+        layout=layout, inventory=inventory, blocking=blocking, recheck=recheck, check_names=inspection.check
     )
     deleted = asyncio.Event()
     watch.follow(ledger, partial(_set_from_thread, loop, deleted))
@@ -264,6 +277,8 @@ async def _work(
         "catalog": catalog.run(),
         "heartbeat": _write_heartbeats(status_files, reconciler),
         "disk": _check_disk(reconciler, inspection),
+        "recheck": recheck.run(),
+        "doubts": doubts.run(),
         "recount": inspection.run_recounts(),
         "socket": control.keep_open(),
         "cluster": cluster.run(reconciler.wake),
@@ -275,10 +290,8 @@ async def _work(
             layout=layout,
             inventory=inventory,
             sealing=sealing,
-            busy=workers.busy,
-            bad_blob=reconciler.quarantine_blob,
-            bad_snapshot=reconciler.withdraw_snapshot,
-            restore_snapshot=reconciler.restore_snapshot,
+            busy=lambda: workers.busy() or recheck.is_busy(),
+            repairs=reconciler,
             count_hashed=metrics.count_scrubbed_bytes,
             count_bad=partial(metrics.verify_failed, "scrub"),
         )

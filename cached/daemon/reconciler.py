@@ -152,10 +152,15 @@ class Reconciler:
         await self._publisher.update_leases()
         self._sweep_is_due = self._sweep_is_due or bool(self._inventory.unnamed())
 
-    async def quarantine_blob(self, sha256: str) -> None:
-        """Quarantine a corrupt blob, and fetch its versions again."""
+    async def quarantine_blobs(self, sha256s: Collection[str]) -> None:
+        """Quarantine corrupt blobs, and then fetch their versions again."""
         self._sweep_is_due = True
-        self.resume(dict.fromkeys(await self._publisher.quarantine(sha256)))
+        gone: list[ModelRef] = []
+        try:
+            for sha256 in sha256s:
+                gone += await self._publisher.quarantine(sha256)
+        finally:
+            self.resume(dict.fromkeys(gone))
 
     async def restore_snapshot(self, digest: Digest) -> None:
         """Restore a snapshot with deleted or replaced files, and fetch the files without a copy."""
@@ -171,6 +176,16 @@ class Reconciler:
         """Plan for the present wants at once: afterwards the statuses tell what holds for them."""
         self._refresh()
         self._work.set()
+
+    def is_fetched(self, ref: ModelRef) -> bool:
+        """Return whether a fetch of the version has not ended."""
+        return ref in self._versions.fetching
+
+    def show_settled(self, ref: ModelRef) -> None:
+        """Show the status of a version whose files were hashed again, unless a fetch of it shows its own."""
+        status = self._status_files.get(ref)
+        if not self.is_fetched(ref) and status is not None and status.state is State.VERIFYING:
+            self._statuses.show_idle(self._versions.get(ref), self._catalog)
 
     def wake(self) -> None:
         """Plan again: wants or the disk space may have changed."""

@@ -11,7 +11,7 @@ from dataclasses import asdict
 from typing import Any
 
 from cached.contract.digest import Digest
-from cached.contract.errors import HoldfastError, Transient
+from cached.contract.errors import HoldfastError, Permanent, Transient
 from cached.contract.layout import Layout
 from cached.contract.reference import ModelRef
 from cached.contract.status import ModelStatus, State, StatusError, timestamp
@@ -23,6 +23,7 @@ from cached.daemon.metrics import DaemonMetrics, GaugeCollector
 from cached.daemon.reconciler import Reconciler
 from cached.fetch.workers import Workers
 from cached.node.cluster import Cluster
+from cached.node.integrity.recheck import Recheck
 from cached.node.inventory import Inventory, write_pins
 from cached.node.status_files import StatusFiles
 from cached.node.threads import Blocking
@@ -47,6 +48,7 @@ class DaemonService:
         reconciler: Reconciler,
         workers: Workers,
         catalog: CatalogFile,
+        recheck: Recheck,
     ) -> None:
         self._layout = layout
         self._inventory = inventory
@@ -57,6 +59,7 @@ class DaemonService:
         self._metrics = metrics
         self._reconciler = reconciler
         self._catalog = catalog
+        self._recheck = recheck
         self._stopping = False
         self._pinning = asyncio.Lock()  # two writes at once could end with the older list
         gauges = GaugeCollector(
@@ -152,6 +155,25 @@ class DaemonService:
             check()
             self._reconciler.require_known(ref)
             await self._write_pins(self._inventory.pins | {ref})
+
+    async def verify(self, ref: ModelRef) -> dict[str, Any]:
+        """Hash a held version now, and repair it. Return `{"digest", "outcome", "problem", "was_outdated", "seconds",
+        "files", "bytes"}`; raises `Permanent` (`not_here`)."""
+        digest = self._inventory.models.get(ref)
+        if digest is None:
+            here = "`holdfast ls` lists what is here"
+            raise Permanent("not_here", f"{ref} is not on this node", f"{here}; `holdfast pull {ref}` fetches it")
+        manifest = self._inventory.manifests[digest]
+        result = await self._recheck.recheck(digest)
+        return {
+            "digest": str(digest),
+            "outcome": result.outcome,
+            "problem": result.problem,
+            "was_outdated": result.was_outdated,
+            "seconds": result.took_s,
+            "files": len(manifest.files),
+            "bytes": manifest.total_bytes,
+        }
 
     async def unpin(self, ref: ModelRef, check: Check) -> tuple[bool, bool]:
         """Unpin a version; return whether the catalog still pins it, and whether it was pinned."""

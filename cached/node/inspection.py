@@ -62,11 +62,16 @@ class Inspection:
         self._publisher = publisher
         self._refetch = refetch
         self._turn = 0
+        self._checking = asyncio.Lock()  # two checks at once would restore the same
         self._recount_soon = asyncio.Event()
         self._log_once = LogOnce(_log)
 
     async def check(self) -> None:
         """Compare the inventory with the disk once, and restore missing parts."""
+        async with self._checking:
+            await self._check()
+
+    async def _check(self) -> None:
         named = self._inventory.named()
         self._turn += 1
         thorough = list(named)[self._turn % len(named)] if named else None

@@ -136,6 +136,19 @@ class StatusFiles:
             eta_s=progress.eta_s,
         )
 
+    def set_checking(self, ref: ModelRef, digest: Digest, progress: FetchProgress) -> None:
+        """Set a held version to VERIFYING: its files are hashed again; its source and whether it is pinned stay."""
+        old = self._statuses.get(ref)
+        source, pinned = ("", False) if old is None else (old.source, old.pinned)
+        self._put(
+            ref,
+            _status(ref, State.VERIFYING, source, digest, pinned=pinned),
+            bytes_total=progress.total,
+            bytes_done=progress.done,
+            rate_bytes_per_s=progress.rate,
+            eta_s=progress.eta_s,
+        )
+
     def set_error(self, ref: ModelRef, state: State, error: HoldfastError) -> None:
         """Set a version's state and error."""
         status = self._statuses[ref]

@@ -43,10 +43,14 @@ class Restored:
 
 
 def is_named(layout: Layout, refs: Collection[ModelRef], digest: Digest) -> bool:
-    """Return whether the names point at the snapshot and its records exist: a few system calls, whatever its size."""
+    """Return whether the names point at the snapshot, through folders, and its records exist: a few system calls,
+    whatever its size."""
     snapshot = layout.public.snapshot(digest)
+    folders = [snapshot.path, *(layout.public.model_link(ref).parent for ref in refs)]
     try:
-        return all(snapshots.read_name(layout, ref) == digest for ref in refs) and all(
+        if not all(stat.S_ISDIR(os.lstat(folder).st_mode) for folder in folders):
+            return False
+        return all(_is_name(layout, ref, digest) for ref in refs) and all(
             stat.S_ISREG(os.lstat(path).st_mode) for path in (snapshot.manifest, snapshot.verified, snapshot.lease)
         )
     except (OSError, HoldfastError):  # missing or replaced
@@ -66,6 +70,9 @@ def restore(layout: Layout, refs: Collection[ModelRef], digest: Digest, manifest
             snapshots.publish(layout, manifest, _NEVER)
         for ref in refs:
             if not is_named(layout, (ref,), digest):
+                folder = layout.public.model_link(ref).parent
+                if os.path.lexists(folder) and not stat.S_ISDIR(os.lstat(folder).st_mode):
+                    snapshots.discard(layout, folder)
                 snapshots.set_name(layout, ref, digest)
     return Restored(lost, condemned)
 
@@ -128,6 +135,11 @@ def _files_below(folder: Path) -> Iterator[Path]:
         if Path(at) == folder and ".holdfast" in folders:
             folders.remove(".holdfast")
         yield from (Path(at, name) for name in names)
+
+
+def _is_name(layout: Layout, ref: ModelRef, digest: Digest) -> bool:
+    """Return whether a name is the symlink that publication makes: gates follow no other to the same snapshot."""
+    return os.readlink(layout.public.model_link(ref)) == layout.public.link_target(ref, digest)
 
 
 def _is_file(path: Path) -> bool:

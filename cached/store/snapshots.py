@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
+import stat
 import threading
 import time
 from pathlib import Path
@@ -101,8 +102,20 @@ def set_name_unsynced(layout: Layout, ref: ModelRef, digest: Digest) -> Path:
     link = layout.public.model_link(ref)
     with durable.disk_errors(f"publishing {ref}"):
         durable.make_dir(link.parent, durable.PUBLIC_DIR_MODE)
-        durable.replace_symlink_unsynced(link, layout.public.link_target(ref, digest))
+        target = layout.public.link_target(ref, digest)
+        try:
+            durable.replace_symlink_unsynced(link, target)
+        except IsADirectoryError:  # made by hand
+            discard(layout, link)
+            durable.replace_symlink_unsynced(link, target)
     return link.parent
+
+
+def discard(layout: Layout, path: Path) -> None:
+    """Delete what was put by hand in the place of a name, of a name's folder or of a snapshot, through the trash."""
+    trashed = layout.trash / f"{path.name}-{secrets.token_hex(4)}"
+    durable.rename(path, trashed)
+    delete_trash(trashed)
 
 
 def delete_name(layout: Layout, ref: ModelRef) -> None:
@@ -138,8 +151,12 @@ def delete(layout: Layout, digest: Digest) -> None:
 
 
 def delete_trash(path: Path) -> None:
-    """Delete a tree in the trash. Its blobs stay: they are hard links."""
-    shutil.rmtree(path)
+    """Delete a tree in the trash, or a file or symlink that was in a tree's place. Its blobs stay: they are hard
+    links."""
+    if stat.S_ISDIR(os.lstat(path).st_mode):
+        shutil.rmtree(path)
+    else:
+        path.unlink()
     durable.fsync_dir(path.parent)
 
 

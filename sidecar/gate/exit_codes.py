@@ -39,6 +39,13 @@ class Unverified(Permanent):
         super().__init__(cause.code, f"{want}: {want.ref.drop_name(cause.message)}", cause.remedy)
 
 
+class Confirmed(Permanent):
+    """A version is present and refused, and asking the daemon did not help; `why` not."""
+
+    def __init__(self, cause: Permanent, why: str) -> None:
+        super().__init__(cause.code, f"{cause.message}; {why}", cause.remedy)
+
+
 class DeadlinePassed(Transient):
     """A version was not present and verified within `--timeout`. `remedies`: of the daemon's last errors, if any."""
 

@@ -9,27 +9,30 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from cached.contract.errors import HoldfastError, Permanent
+from cached.contract.layout import SnapshotLayout
 from cached.contract.program.units import format_duration, format_size
 from cached.contract.reference import ModelRequest
-from cached.contract.status import State
+from cached.contract.status import ModelStatus, State
 from cached.contract.verify import check_full, check_record, load_manifest
 from sidecar.gate import daemon_status, exit_codes
 from sidecar.gate.hold import FOLLOW_EVERY_S, follow_leases, hold_leases
 from sidecar.gate.probe import GateReadiness, Probe
 from sidecar.gate.progress import GateProgress, ProgressPrinter, of_hashing, of_refusal, of_status
 from sidecar.gate.settings import GateOptions, parse
-from sidecar.gate.snapshot import ChangingSnapshot, HeldSnapshot, hold_snapshot, still_named
+from sidecar.gate.snapshot import ChangingSnapshot, HeldSnapshot, InvalidLink, hold_snapshot, still_named
+from sidecar.gate.verdict import Doubts
 from sidecar.gate.wakeup import FolderWatch, Wakeup
 
 # The first check after an event may be too early (a temporary symlink is created, then renamed, and watchdog may report
 # the rename half a second late), so checks follow quickly, then ever more slowly, down to the rate of plain polling.
 FIRST_PAUSE_S = 0.005
 LAST_PAUSE_S = 1.0
+DOUBT_PAUSE_S = 0.2  # the most while the daemon is asked: no watched folder tells of its verdict
 REPORT_EVERY_S = 0.1
 _NOT_BEGUN = (State.QUEUED, State.RESOLVING)  # without progress of its own
 SILENCE_S = 10.0  # without a status file, after which the gate prints a hint
@@ -71,13 +74,14 @@ class Gate:
         self._readiness = readiness
         self._started = started
         self._heartbeat = daemon_status.Heartbeat(settings.public, time.monotonic, time.time)
+        self._doubts = Doubts(settings.public, time.monotonic)
         self._held: dict[ModelRequest, HeldSnapshot] = {}
         self._progress: dict[ModelRequest, GateProgress] = {}
         self._remedies: dict[ModelRequest, str] = {}  # of the daemon's errors, while there are any
 
     def open(self) -> None:
         """Return when every version is present, verified and leased; raises `HoldfastError` where that fails."""
-        with closing(FolderWatch(self._wakeup)) as watch:
+        with closing(FolderWatch(self._wakeup)) as watch, closing(self._doubts):
             pause_s = FIRST_PAUSE_S
             while not self._check():
                 self._check_time()
@@ -85,7 +89,8 @@ class Gate:
                 if watch.follow(self._folders()):
                     continue  # a version may have appeared before the watch began
                 woken = self._wakeup.wait(min(pause_s, self._left_s()))
-                pause_s = FIRST_PAUSE_S if woken else min(pause_s * 2, LAST_PAUSE_S)
+                most_s = DOUBT_PAUSE_S if self._doubts.any else LAST_PAUSE_S
+                pause_s = FIRST_PAUSE_S if woken else min(pause_s * 2, most_s)
         self._readiness.opened_at = time.time()
         waited_s = time.monotonic() - self._started
         self._printer.print_line(f"open after {waited_s:.2f} s; {_count(len(self._held), 'lease')} held")
@@ -97,36 +102,71 @@ class Gate:
     def _check(self) -> bool:
         """Hold the versions that are present and not held yet; return whether all are held."""
         for want in self._settings.wanted:
-            if want in self._held:
-                continue
-            found = hold_snapshot(self._public, want.ref)
-            if found is not None:
-                self._report_error(want, None)
-            if found is None:
-                self._report_status(want)
-            elif isinstance(found, ChangingSnapshot):
-                self._report(want, GateProgress("published, but", found.reason))
-            else:
-                self._verify_and_hold(want, found)
+            if want not in self._held:
+                with self._doubting_names(want):
+                    self._hold_or_report(want)
         for want, held in list(self._held.items()):
             # One may be replaced while the gate waits for another; the pod would then read an unleased snapshot.
-            if not still_named(self._public, want.ref, held):
+            named = False
+            with self._doubting_names(want):
+                named = still_named(self._public, want.ref, held)
+            if not named:
                 held.lease.close()
                 del self._held[want]
         return len(self._held) == len(self._settings.wanted)
 
+    @contextmanager
+    def _doubting_names(self, want: ModelRequest) -> Iterator[None]:
+        """Have the daemon look at a name that is no symlink to a snapshot, which it puts right, before that ends us."""
+        try:
+            yield
+        except InvalidLink as error:
+            self._doubt(want, None, error)
+
+    def _hold_or_report(self, want: ModelRequest) -> None:
+        doubted = self._doubts.check(want)
+        if doubted is not None:
+            self._report_doubt(want, *doubted)
+            return
+        found = hold_snapshot(self._public, want.ref)
+        if found is not None:
+            self._report_error(want, None)
+        if found is None:
+            self._report_status(want)
+        elif isinstance(found, ChangingSnapshot):
+            self._report(want, GateProgress("published, but", found.reason))
+        else:
+            self._verify_and_hold(want, found)
+
     def _verify_and_hold(self, want: ModelRequest, found: HeldSnapshot) -> None:
         """Verify a snapshot and hold it. If the daemon withdraws it as corrupt during that, which a lease does not
-        prevent, this is no mismatch."""
+        prevent, this is no mismatch; else the daemon is asked to look at it now."""
         try:
             self._verify(want, found)
         except BaseException as error:
             found.lease.close()
-            if not isinstance(error, exit_codes.Unverified) or still_named(self._public, want.ref, found):
+            if not isinstance(error, exit_codes.Unverified):
                 raise
-            self._report(want, GateProgress("withdrawn while it was verified;", "waiting for it to come back"))
+            if still_named(self._public, want.ref, found):
+                if want.pin is not None and want.pin.hex != found.snapshot.path.name:
+                    raise  # nothing on the node can meet it
+                self._doubt(want, found.snapshot, error)
+            else:
+                self._report(want, GateProgress("withdrawn while it was verified;", "waiting for it to come back"))
         else:
             self._held[want] = found
+
+    def _doubt(self, want: ModelRequest, snapshot: SnapshotLayout | None, error: Permanent) -> None:
+        self._doubts.add(want, snapshot, error)
+        self._printer.print_line(f"{error.message}; the daemon of this node is asked to look at it now")
+        self._report_doubt(want, error, None)
+
+    def _report_doubt(self, want: ModelRequest, error: Permanent, status: ModelStatus | None) -> None:
+        """Report a version whose verdict is waited for; `status`: of the daemon while it hashes the version."""
+        if status is not None:
+            self._report(want, of_status(status))
+        else:
+            self._report(want, GateProgress(f"refused ({error.message}),", "waiting for the daemon"), is_told=True)
 
     def _report_status(self, want: ModelRequest) -> None:
         status = daemon_status.read_status(self._public, want.ref)

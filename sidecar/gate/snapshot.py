@@ -21,6 +21,14 @@ from cached.contract.lease import Lease, take_shared
 from cached.contract.reference import ModelRef
 
 
+class InvalidLink(Permanent):
+    """A version's name is another kind of file, or names no snapshot."""
+
+    def __init__(self, message: str) -> None:
+        remedy = "check that only the daemon writes the root; `holdfast pull` publishes the version again"
+        super().__init__("invalid_link", message, remedy)
+
+
 @dataclass(frozen=True, slots=True)
 class ChangingSnapshot:
     """A symlink whose snapshot is being published or evicted; `reason` is for a person."""
@@ -114,9 +122,5 @@ def _is_folder(path: Path) -> bool:
     return True
 
 
-def _invalid_link(path: Path, found: str) -> Permanent:
-    return Permanent(
-        "invalid_link",
-        f"{path}: expected a relative symlink to a snapshot, through folders, found {found}",
-        "check that only the daemon writes the root; `holdfast pull` publishes the version again",
-    )
+def _invalid_link(path: Path, found: str) -> InvalidLink:
+    return InvalidLink(f"{path}: expected a relative symlink to a snapshot, through folders, found {found}")

@@ -152,7 +152,7 @@ def test_a_blob_that_is_gone_is_counted_no_more(node: Node) -> None:
     node.reconciler.pull(REF, None, refresh=False)
     _work_off(node)
     node.layout.blob(CONTENT[0].sha256).unlink()
-    node.begin(node.reconciler.quarantine_blob(CONTENT[0].sha256))
+    node.begin(node.reconciler.quarantine_blobs((CONTENT[0].sha256,)))
     _work_off(node)
     assert node.inventory.models.keys() == {REF}
     assert node.ledger.compute_use().used == sum(node.committed().values()) == CONTENT[0].size
@@ -163,7 +163,7 @@ def test_a_blob_that_has_grown_is_taken_out_of_use(node: Node) -> None:
     node.reconciler.pull(REF, None, refresh=False)
     _work_off(node)
     os.truncate(node.layout.blob(CONTENT[0].sha256), 5 * UNIT)
-    node.begin(node.reconciler.quarantine_blob(CONTENT[0].sha256))
+    node.begin(node.reconciler.quarantine_blobs((CONTENT[0].sha256,)))
     _work_off(node)
     use = node.ledger.compute_use()
     assert (use.used, use.dying) == (CONTENT[0].size, 5 * UNIT)

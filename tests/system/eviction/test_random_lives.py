@@ -226,7 +226,7 @@ class Lives(RuleBasedStateMachine):
         known = sorted({sha for sizes in self.node.inventory.blobs.values() for sha in sizes})
         sha256 = data.draw(st.sampled_from(known))
         self.bad.add(sha256)  # whoever has it open keeps it, and nobody else gets it
-        self.node.begin(self.node.reconciler.quarantine_blob(sha256))
+        self.node.begin(self.node.reconciler.quarantine_blobs((sha256,)))
 
     @precondition(lambda self: any(self.node.layout.quarantine.iterdir()))
     @rule(data=st.data(), size=st.integers(0, 3))

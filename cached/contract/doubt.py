@@ -1,0 +1,71 @@
+"""Doubts: `flock` by which a gate that refuses a snapshot asks the daemon to look at it now, through a read-only mount.
+
+Law: opens read-only, never writes; the kernel drops a doubt when its holder dies. Two locks: the doubt, on the
+snapshot's `.holdfast/verified.json`, and the bell, on the folder of snapshots, so that the daemon looks for doubts only
+while the bell is held. A record that is renewed, or a snapshot that is withdrawn, leaves the doubt on a file without a
+name. Any reader may hold both for ever: they are claims, which the daemon checks, and answers as often as it wants to.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+from pathlib import Path
+
+from cached.contract.layout import PublicLayout, SnapshotLayout
+
+_OPEN = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK  # never waits for the writer of a pipe
+
+
+class Doubt:
+    """A doubt about one snapshot, or with None about a name that leads to none, and the bell. Raises OSError where the
+    folder of snapshots cannot be opened; a record that is missing, or no file, needs no lock: the bell has the daemon
+    look at names and records by itself."""
+
+    def __init__(self, public: PublicLayout, snapshot: SnapshotLayout | None) -> None:
+        self._waiting = [os.open(public.snapshots, _OPEN | os.O_DIRECTORY)]
+        self._held: list[int] = []
+        if snapshot is not None:
+            with contextlib.suppress(OSError):
+                self._waiting.append(os.open(snapshot.verified, _OPEN))
+        self.hold()
+
+    def hold(self) -> None:
+        """Take the locks that are not held yet: the daemon's own look takes each for a moment, and a lock that another
+        reader holds exclusively says the same to the daemon. Never waits."""
+        for descriptor in list(self._waiting):
+            with contextlib.suppress(OSError):
+                fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                self._waiting.remove(descriptor)
+                self._held.append(descriptor)
+
+    def close(self) -> None:
+        """Withdraw the doubt. Idempotent."""
+        for descriptor in (*self._held, *self._waiting):
+            os.close(descriptor)
+        self._held, self._waiting = [], []
+
+
+def is_bell_held(public: PublicLayout) -> bool:
+    """Return whether a reader rings. Raises OSError where the folder of snapshots cannot be opened or locked."""
+    return _is_locked(public.snapshots, _OPEN | os.O_DIRECTORY)
+
+
+def is_doubted(snapshot: SnapshotLayout) -> bool:
+    """Return whether a reader doubts this snapshot; False where its record is missing or no file. Raises OSError."""
+    return _is_locked(snapshot.verified, _OPEN)
+
+
+def _is_locked(path: Path, flags: int) -> bool:
+    try:
+        descriptor = os.open(path, flags)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
