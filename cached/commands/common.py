@@ -120,7 +120,8 @@ def describe_status(status: ModelStatus) -> str:
     """Return one line, as the gate prints it: `fetching 41.0 MiB of 87.3 MiB (47 %), 120.0 MiB/s, 1s left`."""
     if status.error is not None:
         again = "" if status.error.permanent else ", the daemon tries again"
-        return f"{status.state.value}{again}: {status.error.message}"
+        message = ModelRef(status.model, status.version).drop_name(status.error.message)
+        return f"{status.state.value}{again}: {message}"
     return f"{status.state.value} {describe_progress(status)}".rstrip()
 
 

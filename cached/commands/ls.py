@@ -12,11 +12,11 @@ from dataclasses import asdict
 from typing import Any
 
 from cached.commands.common import command_parser, format_table, get_public_tree, report_errors
-from cached.commands.tree import list_held_versions, list_model_statuses
+from cached.commands.tree import HeldVersion, list_held_versions, list_model_statuses
 from cached.contract.layout import PublicLayout
 from cached.contract.program.options import EXIT_DONE
 from cached.contract.program.units import format_size
-from cached.contract.status import State
+from cached.contract.status import ModelStatus, State
 
 
 @report_errors("ls")
@@ -31,8 +31,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _list_versions(public: PublicLayout) -> list[dict[str, Any]]:
-    """Return the JSON objects of the held versions, which are ready whatever fetch runs for their names, and of the
-    others that have a status."""
+    """Return the JSON objects of the held versions and of the others that have a status."""
     statuses = {(status.model, status.version): status for status in list_model_statuses(public)}
     versions: list[dict[str, Any]] = []
     for held in list_held_versions(public):
@@ -41,7 +40,7 @@ def _list_versions(public: PublicLayout) -> list[dict[str, Any]]:
             {
                 "model": held.ref.name,
                 "version": held.ref.version,
-                "state": State.READY.value,
+                "state": _listed_state(held, status).value,
                 "digest": str(held.digest),
                 "pinned": None if status is None else status.pinned,
                 "bytes": held.size_bytes,
@@ -65,6 +64,12 @@ def _list_versions(public: PublicLayout) -> list[dict[str, Any]]:
         for status in statuses.values()
     ]
     return versions
+
+
+def _listed_state(held: HeldVersion, status: ModelStatus | None) -> State:
+    """Return the state of a version with a symlink; its status may be of an earlier moment, or an older daemon."""
+    is_checked = status is not None and status.is_checked_again and status.held == str(held.digest)
+    return State.VERIFYING if is_checked else State.READY
 
 
 def _as_table(versions: list[dict[str, Any]]) -> str:

@@ -118,6 +118,17 @@ class ModelStatus:
     refused_pins: dict[str, StatusError] = field(default_factory=dict)
     verdict: Verdict = NO_VERDICT
 
+    @property
+    def is_checked_again(self) -> bool:
+        """Whether the held files are hashed again now."""
+        return self.state is State.VERIFYING and self.held is not None and self.held == self.digest
+
+    @property
+    def listed_state(self) -> State:
+        """The state that lists show: a held version is ready whatever fetch runs for its name, unless its files are
+        hashed again."""
+        return State.READY if self.held is not None and not self.is_checked_again else self.state
+
     def document(self) -> dict[str, Any]:
         """Return the JSON object of this status."""
         document = {name: getattr(self, name) for name in _MODEL_KEYS}

@@ -422,10 +422,10 @@ class Reconciler:
                     _log.info("%s: resolving again, because the want changed; until then %s stays", ref, digest)
                 self._status_files.reset(ref, State.QUEUED, "", want.pin)
             case messages.ShowTrouble(ref, error):
-                _log.warning("%s: %s", ref, error)
+                _log.warning("%s: %s", ref, ref.drop_name(str(error)))
                 self._status_files.set_error(ref, State.QUEUED, error)
             case messages.LogFailure(ref, failure):
-                _log.error("%s: %s", ref, failure)
+                _log.error("%s: %s", ref, ref.drop_name(str(failure)))
             case messages.ShowFailed(ref, failure):
                 self._statuses.show_failed(ref, failure)
             case messages.ShowRefused(ref, refusal):

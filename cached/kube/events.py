@@ -23,6 +23,7 @@ _log = logging.getLogger(__name__)
 FETCHING = "WeightsFetching"
 READY = "WeightsReady"
 FAILED = "WeightsFailed"
+CHECKING = "WeightsChecking"  # a gate or a person doubts what is here: it is hashed again
 SUSPECT = "WeightsSuspect"  # an engine may not load them
 Type = Literal["Normal", "Warning"]
 

@@ -64,7 +64,7 @@ class KubernetesCluster:
     def lost(self, refs: Iterable[ModelRef], reason: str) -> None:
         for ref in refs:
             for pod in self._watch.find_pods(ref):
-                self._events.add(pod, FAILED, f"{ref}: {reason}", "Warning")
+                self._events.add(pod, FAILED, f"{ref}: {ref.drop_name(reason)}", "Warning")
 
     def figures(self) -> Mapping[str, float]:
         watch = self._watch.statistics

@@ -14,12 +14,13 @@ from cached.contract.errors import HoldfastError
 from cached.contract.loadable.findings import Finding
 from cached.contract.program.units import format_size
 from cached.contract.reference import ModelRef
-from cached.contract.status import ModelStatus, State
+from cached.contract.status import ModelStatus, State, StatusError
 from cached.core.demand import PodWant
-from cached.kube.events import FAILED, FETCHING, READY, SUSPECT, Type
+from cached.kube.events import CHECKING, FAILED, FETCHING, READY, SUSPECT, Type
 from cached.kube.pods import PodName
 
-_UNDER_WAY = (State.FETCHING, State.VERIFYING, State.PUBLISHING)
+_FETCHING = (State.FETCHING, State.VERIFYING, State.PUBLISHING)
+_MOST_NAMED = 8  # failures in a summary: a person asks `holdfast status` for more
 _COARSE_PERCENT = 5  # each change of a summary is a write to the API
 
 
@@ -88,21 +89,38 @@ def refusal(send: SendEvent) -> Callable[[PodName, HoldfastError], None]:
 
 
 def summary(statuses: Iterable[ModelStatus], used: int, capacity: int) -> str:
-    """Return `12 versions, 1.2 TiB of 3.5 TiB; fetching llama@v3 45 %; 1 failed`, for people. Sizes in bytes."""
+    """Return `12 versions, 1.2 TiB of 3.5 TiB; 10 ready; fetching llama@v3 45 %; 1 failed (lora@v3)`, for people: as
+    many versions as `holdfast ls` lists, each under the state that it lists. Sizes in bytes."""
     by_state: dict[State, list[ModelStatus]] = {}
+    not_renewed = []  # held, and what its name should lead to now failed
+    count = 0
     for status in statuses:
-        by_state.setdefault(status.state, []).append(status)
-    ready = len(by_state.get(State.READY, ()))
-    parts = [f"{ready} {'version' if ready == 1 else 'versions'}, {format_size(used)} of {format_size(capacity)}"]
-    fetching = [status for state in _UNDER_WAY for status in by_state.get(state, ())]
-    if fetching:
-        more = f" and {len(fetching) - 1} more" if len(fetching) > 1 else ""
-        parts.append(f"fetching {_progress(fetching[0])}{more}")
+        count += 1
+        by_state.setdefault(status.listed_state, []).append(status)
+        if status.state is State.FAILED and status.listed_state is State.READY:
+            not_renewed.append(status)
+    parts = [f"{count} {'version' if count == 1 else 'versions'}, {format_size(used)} of {format_size(capacity)}"]
+    if 0 < (ready := len(by_state.get(State.READY, ()))) < count:
+        parts.append(f"{ready} ready")
+    for word, states in (("fetching", _FETCHING), ("checking", (State.VERIFYING,))):
+        checked = word == "checking"
+        busy = [each for state in states for each in by_state.get(state, ()) if each.is_checked_again is checked]
+        if busy:
+            more = f" and {len(busy) - 1} more" if len(busy) > 1 else ""
+            parts.append(f"{word} {_progress(busy[0])}{more}")
     queued = len(by_state.get(State.QUEUED, ())) + len(by_state.get(State.RESOLVING, ()))
     parts += [f"{queued} queued"] if queued else []
-    failed = by_state.get(State.FAILED, ())
-    parts += [f"{len(failed)} failed ({failed[0].model}@{failed[0].version})"] if failed else []
+    parts += _name_all("failed", by_state.get(State.FAILED, ()))
+    parts += _name_all("here, but what should replace them failed", not_renewed)
     return "; ".join(parts)
+
+
+def _name_all(what: str, statuses: Sequence[ModelStatus]) -> list[str]:
+    if not statuses:
+        return []
+    names = [f"{status.model}@{status.version}" for status in statuses]
+    more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
+    return [f"{len(names)} {what} ({', '.join(names[:_MOST_NAMED])}{more})"]
 
 
 def _event(want: PodWant, status: ModelStatus, waited_s: float | None) -> _PodEvent | None:
@@ -114,15 +132,24 @@ def _event(want: PodWant, status: ModelStatus, waited_s: float | None) -> _PodEv
             return _PodEvent("pin", FAILED, f"{problem} (correct the pin, or ask for another version)", "Warning")
         took = f"after {waited_s:.1f} s" if waited_s is not None else "was on this node already"
         return _PodEvent(READY, READY, f"{want.ref} is ready: {format_size(status.bytes_done)}, {took}")
+    if status.is_checked_again:
+        size = format_size(status.bytes_total or 0)
+        return _PodEvent("checking", CHECKING, f"{want.ref}: its files were doubted: {size} are hashed again now")
     if error is not None and status.state == State.FAILED:
-        return _PodEvent(f"failed {error.code}", FAILED, f"{want.ref}: {error.message} ({error.remedy})", "Warning")
+        return _PodEvent(f"failed {error.code}", FAILED, f"{want.ref}: {_explain(want.ref, error)}", "Warning")
     if error is not None:
-        message = f"{want.ref}: trying again: {error.message} ({error.remedy})"
+        message = f"{want.ref}: trying again: {_explain(want.ref, error)}"
         return _PodEvent(f"retry {error.code}", FETCHING, message, "Warning")
-    if status.state in _UNDER_WAY and status.bytes_total is not None:
+    if status.state in _FETCHING and status.bytes_total is not None:
         size = format_size(status.bytes_total)
         return _PodEvent("fetching", FETCHING, f"fetching {want.ref}: {size} from {status.source}")
     return None
+
+
+def _explain(ref: ModelRef, error: StatusError) -> str:
+    """Return message and remedy for a line that names `ref` already."""
+    message = ref.drop_name(error.message)
+    return f"{message} ({error.remedy})" if error.remedy else message
 
 
 def _suspect_event(want: PodWant, findings: Sequence[Finding]) -> _PodEvent | None:

@@ -20,6 +20,7 @@ GIB = 1 << 30
 FETCHING = ModelStatus("llama", "v3", State.FETCHING, None, False, "s3://b/p", 2 * GIB, GIB, 1.0, 1.0, "", "", None)
 QUEUED = replace(FETCHING, state=State.QUEUED, bytes_total=None, bytes_done=0)
 READY = replace(FETCHING, state=State.READY, digest=str(A), bytes_done=2 * GIB)
+CHECKING = replace(READY, state=State.VERIFYING, held=str(A), bytes_done=0)
 WANT = PodWant("uid-1", "default/p", LLAMA, None)
 
 
@@ -136,5 +137,48 @@ def test_the_summary_is_for_a_person() -> None:
     assert summary([], 0, 4 << 30) == "0 versions, 0 B of 4.0 GiB"
     fetching = replace(FETCHING, bytes_done=int(0.47 * 2 * GIB))
     assert summary([fetching, fetching, QUEUED, failed], 0, 1 << 40) == (
-        "0 versions, 0 B of 1.0 TiB; fetching llama@v3 45 % and 1 more; 1 queued; 1 failed (lora@v3)"
+        "4 versions, 0 B of 1.0 TiB; fetching llama@v3 45 % and 1 more; 1 queued; 1 failed (lora@v3)"
     )
+
+
+def test_the_summary_names_every_failure() -> None:
+    """Each failed version is named, of very many how many more; one that is here and could not be replaced is too."""
+    failed = troubled(Permanent("x", "y", "z"))
+    some = [replace(failed, model=f"m{number}") for number in range(10)]
+    assert summary(some[:3], 0, 1 << 40) == "3 versions, 0 B of 1.0 TiB; 3 failed (m0@v3, m1@v3, m2@v3)"
+    assert summary(some, 0, 1 << 40).endswith(
+        "10 failed (m0@v3, m1@v3, m2@v3, m3@v3, m4@v3, m5@v3, m6@v3, m7@v3 and 2 more)"
+    )
+    kept = replace(failed, held=str(A))
+    assert summary([kept, READY], 0, 1 << 40) == (
+        "2 versions, 0 B of 1.0 TiB; 1 here, but what should replace them failed (llama@v3)"
+    )
+
+
+def test_the_summary_counts_what_ls_lists() -> None:
+    """A held version counts as ready while something else is fetched under its name, and not while it is hashed."""
+    replaced = replace(FETCHING, held=str(B))
+    checked = replace(CHECKING, bytes_done=GIB)
+    assert summary([replaced, READY], 0, 1 << 40) == "2 versions, 0 B of 1.0 TiB"
+    assert summary([checked, READY], 0, 1 << 40) == ("2 versions, 0 B of 1.0 TiB; 1 ready; checking llama@v3 50 %")
+
+
+def test_no_name_comes_twice() -> None:
+    """A failure or an error whose message begins with the version's name is told with that name once, and one without a
+    remedy without brackets."""
+    pods = Pods()
+    unknown = troubled(Permanent("unknown_model", f"{LLAMA}: expected the model in the catalog", "add it"))
+    assert pods.look(unknown)[0][3] == "llama@v3: expected the model in the catalog (add it)"
+    again = troubled(Transient("interrupted", f"{LLAMA}: a download was cancelled", ""))
+    assert pods.look(again)[0][3] == "llama@v3: trying again: a download was cancelled"
+
+
+def test_a_pod_hears_that_its_version_is_hashed_again() -> None:
+    """While the held files are hashed again that is told, as no warning and as no fetch, and then that it is ready."""
+    pods = Pods()
+    pods.look(READY)
+    assert pods.look(CHECKING) == [
+        ("pod-1", "Normal", "WeightsChecking", "llama@v3: its files were doubted: 2.0 GiB are hashed again now")
+    ]
+    assert pods.look(replace(CHECKING, bytes_done=1)) == []
+    assert [reason for _, _, reason, _ in pods.look(READY)] == ["WeightsReady"]
