@@ -1,4 +1,4 @@
-"""The client of the daemon's control socket: pull, gc, pin, unpin, status.
+"""The client of the daemon's control socket: pull, gc, pin, unpin, verify, status.
 
 Law: HTTP/1.1 over a Unix socket, standard library only; every failure is a `HoldfastError` with a remedy.
 """
@@ -64,6 +64,20 @@ class PullAnswer:
     error: HoldfastError | None
 
 
+@dataclass(frozen=True, slots=True)
+class VerifyAnswer:
+    """The outcome of a check by the daemon: `right`, `restored` or `withdrawn`; `problem` says why it is not `right`.
+    `was_outdated`: the record did not fit files whose bytes are right. Sizes in bytes."""
+
+    digest: str
+    outcome: str
+    problem: str
+    was_outdated: bool
+    seconds: float
+    files: int
+    size_bytes: int
+
+
 class ControlClient:
     """Sends requests to the daemon of `layout`, each over its own connection. `timeout_s` bounds each request in all;
     the daemon gets this deadline and stops the command after it."""
@@ -99,6 +113,19 @@ class ControlClient:
         """Unpin `ref`."""
         answer = self._ask("POST", "/v1/unpin", _named(ref))
         return UnpinResult(bool(answer["pinned"]), bool(answer["was_pinned"]))
+
+    def verify(self, ref: ModelRef) -> VerifyAnswer:
+        """Have `ref` hashed now, and its record renewed or itself repaired; return the outcome."""
+        answer = self._ask("POST", "/v1/verify", _named(ref))
+        return VerifyAnswer(
+            digest=answer["digest"],
+            outcome=answer["outcome"],
+            problem=answer["problem"],
+            was_outdated=bool(answer["was_outdated"]),
+            seconds=answer["seconds"],
+            files=answer["files"],
+            size_bytes=answer["bytes"],
+        )
 
     def status(self) -> dict[str, Any]:
         """Return `{"daemon", "disk", "models"}` (design, section 8)."""

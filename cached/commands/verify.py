@@ -1,6 +1,7 @@
-"""`holdfast verify`: hash versions again and compare every file with its manifest.
+"""`holdfast verify`: hash versions again, and have the daemon renew their records or repair them.
 
-Law: reads the public tree only, under each snapshot's lease; repairs nothing (the daemon's scrub does).
+Law: asks the daemon, which alone may change the store; where none runs, or it may not be asked, this reads the public
+tree under each snapshot's lease, repairs nothing and says so.
 """
 
 from __future__ import annotations
@@ -8,9 +9,20 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 
-from cached.commands.common import command_parser, get_public_tree, parse_reference, print_error, report_errors
+from cached.commands.common import (
+    add_timeout_option,
+    command_parser,
+    get_layout,
+    get_public_tree,
+    parse_reference,
+    print_error,
+    report_errors,
+)
+from cached.commands.control_client import ControlClient
 from cached.commands.tree import get_snapshot, list_references
 from cached.contract import lease
 from cached.contract.errors import HoldfastError, Transient
@@ -21,49 +33,109 @@ from cached.contract.program.units import format_size
 from cached.contract.reference import ModelRef
 from cached.contract.verify import check_full, load_manifest
 
+_UNASKED = ("no_daemon", "no_permission")  # errors after which this process reads by itself
+_GREETING_S = 30.0  # for the daemon to answer at all
+_MISMATCHES = ("digest_mismatch", "invalid_manifest")
+
+
+@dataclass(frozen=True, slots=True)
+class _Outcome:
+    """The outcome for one version: whether it was right, the word of the table, and what follows that."""
+
+    right: bool
+    word: str
+    text: str
+    remedy: str = ""
+
 
 @report_errors("verify")
 def main(argv: Sequence[str]) -> int:
-    """Run `holdfast verify [NAME@VERSION] [--threads N]`; return the exit code."""
-    parser = command_parser("verify", "Hash versions again and compare every file with its manifest.")
+    """Run `holdfast verify [NAME@VERSION] [--timeout S] [--threads N]`; return the exit code."""
+    text = "Hash versions again; the daemon renews their records, or withdraws what is wrong and fetches it again."
+    parser = command_parser("verify", text)
     parser.add_argument(
         "ref", metavar="NAME@VERSION", nargs="?", type=parse_reference, help="default: every version here"
     )
     cores = len(os.sched_getaffinity(0))
-    parser.option("--threads", type=_threads, default=cores, help=f"hash with this many threads (default {cores})")
+    threads = f"without a daemon, hash with this many threads (default {cores})"
+    parser.option("--threads", type=_threads, default=cores, help=threads)
+    add_timeout_option(parser, 3600)
     options = parser.parse_args(argv)
     public = get_public_tree(options)
     references = [options.ref] if options.ref else list_references(public)
     if not references:
         sys.stdout.write("no versions on this node\n")
-    return _verify_all(public, references, options.threads)
+        return EXIT_DONE
+    layout = get_layout(options)
+    unasked = _find_unasked(ControlClient(layout, min(options.timeout, _GREETING_S)))
+    if unasked is None:
+        return _verify_all(public, references, partial(_ask_daemon, ControlClient(layout, options.timeout)))
+    code = _verify_all(public, references, partial(_read, public, options.threads))
+    reason = f"nothing was repaired and no record renewed, which only the daemon does: {unasked.message}"
+    print_error("verify", reason, unasked.remedy)
+    return code
 
 
-def _verify_all(public: PublicLayout, references: list[ModelRef], threads: int) -> int:
+def _find_unasked(client: ControlClient) -> HoldfastError | None:
+    """Return why the daemon cannot be asked; None where it can. Raises any other error of asking."""
+    try:
+        client.status()
+    except HoldfastError as error:
+        if error.code not in _UNASKED:
+            raise
+        return error
+    return None
+
+
+def _verify_all(public: PublicLayout, references: list[ModelRef], verify: Callable[[ModelRef], _Outcome]) -> int:
     verified: dict[str, str] = {}  # by manifest hex: shared content is hashed once
     failed = False
     for ref in references:
-        started = time.monotonic()
-        try:
-            snapshot = get_snapshot(public, ref)
-            if snapshot.path.name in verified:
-                sys.stdout.write(f"{ref}  ok  the same content as {verified[snapshot.path.name]}\n")
-                continue
-            manifest = _verify(snapshot, ref, threads)
-        except HoldfastError as error:
-            failed = True
-            mismatch = error.code in ("digest_mismatch", "invalid_manifest")
-            sys.stdout.write(f"{ref}  {'MISMATCH' if mismatch else 'FAILED'}  {error.message}\n")
-            sys.stdout.flush()
-            print_error("verify", f"{ref}: {error.message}", error.remedy)
+        name = _find_snapshot_name(public, ref)
+        if name in verified:
+            sys.stdout.write(f"{ref}  ok  the same content as {verified[name]}\n")
             continue
-        verified[manifest.digest.hex] = str(ref)
-        elapsed = time.monotonic() - started
-        sys.stdout.write(
-            f"{ref}  ok  {len(manifest.files)} files, {format_size(manifest.total_bytes)} in {elapsed:.1f}s\n"
-        )
+        try:
+            outcome = verify(ref)
+        except HoldfastError as error:
+            word = "MISMATCH" if error.code in _MISMATCHES else "FAILED"
+            outcome = _Outcome(right=False, word=word, text=ref.drop_name(error.message), remedy=error.remedy)
+        sys.stdout.write(f"{ref}  {outcome.word}  {outcome.text}\n")
         sys.stdout.flush()
+        if outcome.right and name is not None:
+            verified[name] = str(ref)
+        if not outcome.right:
+            failed = True
+            print_error("verify", f"{ref}: {outcome.text}", outcome.remedy)
     return EXIT_FAILED if failed else EXIT_DONE
+
+
+def _find_snapshot_name(public: PublicLayout, ref: ModelRef) -> str | None:
+    try:
+        return get_snapshot(public, ref).path.name
+    except HoldfastError:
+        return None
+
+
+def _ask_daemon(client: ControlClient, ref: ModelRef) -> _Outcome:
+    answer = client.verify(ref)
+    if answer.outcome == "withdrawn":
+        text = f"{answer.problem}; it is withdrawn and fetched again"
+        return _Outcome(right=False, word="MISMATCH", text=text, remedy="`holdfast status` tells when it is here again")
+    if answer.outcome == "restored":
+        text = f"{answer.problem}; it is put back from what is on this node, and its bytes are right"
+        return _Outcome(right=False, word="REPAIRED", text=text, remedy="nothing: it can be used again")
+    renewed = "; its record was out of date and is renewed" if answer.was_outdated else ""
+    text = f"{answer.files} files, {format_size(answer.size_bytes)} in {answer.seconds:.1f}s{renewed}"
+    return _Outcome(right=True, word="ok", text=text)
+
+
+def _read(public: PublicLayout, threads: int, ref: ModelRef) -> _Outcome:
+    started = time.monotonic()
+    manifest = _verify(get_snapshot(public, ref), ref, threads)
+    elapsed = time.monotonic() - started
+    text = f"{len(manifest.files)} files, {format_size(manifest.total_bytes)} in {elapsed:.1f}s"
+    return _Outcome(right=True, word="ok", text=text)
 
 
 def _verify(snapshot: SnapshotLayout, ref: ModelRef, threads: int) -> Manifest:
