@@ -1,7 +1,7 @@
 """`holdfast verify`: hash versions again, and have the daemon renew their records or repair them.
 
-Law: asks the daemon, which alone may change the store; where none runs, or it may not be asked, this reads the public
-tree under each snapshot's lease, repairs nothing and says so.
+Law: asks the daemon, which alone may change the store; where it does not answer, or may not be asked, this reads the
+public tree under each snapshot's lease, repairs nothing and says so.
 """
 
 from __future__ import annotations
@@ -33,8 +33,7 @@ from cached.contract.program.units import format_size
 from cached.contract.reference import ModelRef
 from cached.contract.verify import check_full, load_manifest
 
-_UNASKED = ("no_daemon", "no_permission")  # errors after which this process reads by itself
-_GREETING_S = 30.0  # for the daemon to answer at all
+_GREETING_S = 5.0  # for the daemon to answer at all
 _MISMATCHES = ("digest_mismatch", "invalid_manifest")
 
 
@@ -77,12 +76,10 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _find_unasked(client: ControlClient) -> HoldfastError | None:
-    """Return why the daemon cannot be asked; None where it can. Raises any other error of asking."""
+    """Return why the daemon cannot be asked: none runs, it does not answer, or this user may not; None where it can."""
     try:
         client.status()
     except HoldfastError as error:
-        if error.code not in _UNASKED:
-            raise
         return error
     return None
 

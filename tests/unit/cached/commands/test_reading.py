@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import signal
 import subprocess
@@ -157,6 +158,29 @@ def test_watch_ends_well_with_ctrl_c(layout: Layout) -> None:
         watching.send_signal(signal.SIGINT)
         _, errors = watching.communicate(timeout=30)
     assert (watching.returncode, errors) == (0, "")
+
+
+def test_ls_says_what_is_hashed_again(layout: Layout, capsys: pytest.CaptureFixture[str]) -> None:
+    """A held version whose files are hashed again is `verifying`; one under whose name something else is fetched is
+    `ready`."""
+    checked, replaced = str(publish(layout, BASE, FILES)), str(publish(layout, OTHER, {"a": b"a"}))
+    for ref, digest, held in ((BASE, checked, checked), (OTHER, None, replaced)):
+        status = model_status(ref, State.VERIFYING, bytes_total=5000, bytes_done=100)
+        write_status(layout, dataclasses.replace(status, digest=digest, held=held))
+    assert ls.main(["--root", str(layout.root)]) == 0
+    _, first, second = capsys.readouterr().out.splitlines()
+    assert first.split()[:2] == [str(BASE), "verifying"] and second.split()[:2] == [str(OTHER), "ready"]
+
+
+def test_verify_without_a_daemon_says_that_it_repairs_nothing(
+    layout: Layout, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where no daemon runs the versions are hashed all the same, and stderr says that nothing was repaired, and why."""
+    publish(layout, BASE, FILES)
+    assert verify.main(["--root", str(layout.root)]) == 0
+    shown = capsys.readouterr()
+    assert "ok" in shown.out
+    assert "nothing was repaired" in shown.err and "no daemon here" in shown.err
 
 
 def test_verify_passes_whole_versions(layout: Layout, capsys: pytest.CaptureFixture[str]) -> None:
