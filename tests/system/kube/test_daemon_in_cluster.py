@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -196,3 +197,21 @@ def test_bit_rot_is_told_to_the_pods_that_use_it(tmp_path: Path) -> None:
         assert noted.labelling(label(digest), None) == [True]
         assert daemon.files(A)["a.bin"] == (node.source / "a" / "a.bin").read_bytes()
         assert node.times(uid, "WeightsFetching") == 2
+
+
+def test_a_doubt_of_right_bytes_is_told_and_is_no_warning(node: Joined) -> None:
+    """A pod whose weights are hashed again because they were doubted hears that, and that they are ready; nothing of it
+    is a warning, and the label stays."""
+    daemon = node.daemon
+    node.catalog(a=node.entry("a", 3 * MIB))
+    daemon.start()
+    uid = node.pod("p", "a")
+    node.wait_told(uid, "WeightsReady")
+    daemon.wait(partial(node.is_labelled, daemon.digest(A)), "the label")
+    os.utime(daemon.path(A) / "a.bin", ns=(1, 1))
+    node.api.asked = noted = Noted(daemon.path(A))
+    assert daemon.control.verify(A).was_outdated
+    assert "3.0 MiB are hashed again now" in node.wait_told(uid, "WeightsChecking")
+    daemon.wait(lambda: node.times(uid, "WeightsReady") == 2, "ready again")
+    assert {kind for kind, _, _ in node.events(uid)} == {"Normal"}
+    assert noted.labelling(label(daemon.digest(A)), None) == []
