@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from cached.contract import doubt
 from cached.contract.digest import Digest
 from cached.contract.errors import HoldfastError
 from cached.contract.layout import Layout
+from cached.contract.program.thread_pool import start_pool
 from cached.contract.verify import check_record, load_manifest
 from cached.node.integrity.recheck import RecheckResult
 from cached.node.inventory import Inventory
@@ -82,31 +84,42 @@ class Doubts:
         self._wrong: dict[Digest, _Wrong] = {}
         self._claims_until = 0.0  # monotonic seconds: until when no claim is looked at
         self._log_once = LogOnce(_log)
+        self._stopping = threading.Event()
+        self._thread = start_pool(1, "bell")  # one that waits costs less than a call twice a second
 
     async def run(self) -> None:
         """Answer doubts until cancelled."""
-        pause_s = _PAUSE_S
-        while True:
-            await asyncio.sleep(pause_s)
-            began = time.monotonic()
-            try:
-                doubted = await self._find_doubted()
-                self._log_once.log_recovery(_BELL)
-            except HoldfastError as error:
-                self._log_once.log_error(_BELL, str(error))
-                doubted = {}
-            pause_s = max(_PAUSE_S, _SHARE * (time.monotonic() - began))
-            for digest, is_claim in doubted.items():
-                await self._answer(digest, is_claim=is_claim)
+        loop, pause_s = asyncio.get_running_loop(), _PAUSE_S
+        try:
+            while True:
+                doubted: dict[Digest, bool] = {}
+                began = time.monotonic()
+                try:
+                    await loop.run_in_executor(self._thread, self._wait_for_bell, pause_s)
+                    began = time.monotonic()
+                    doubted = await self._find_doubted()
+                    self._log_once.log_recovery(_BELL)
+                except HoldfastError as error:
+                    self._log_once.log_error(_BELL, str(error))
+                pause_s = max(_PAUSE_S, _SHARE * (time.monotonic() - began))
+                for digest, is_claim in doubted.items():
+                    await self._answer(digest, is_claim=is_claim)
+        finally:
+            self._stopping.set()
+            await asyncio.to_thread(self._thread.shutdown)
+
+    def _wait_for_bell(self, pause_s: float) -> None:
+        """Block until somebody rings, looking first after `pause_s` seconds. Raises `HoldfastError`."""
+        while not self._stopping.wait(pause_s):
+            with durable.disk_errors(f"trying the bell at {self._layout.public.snapshots}"):
+                if doubt.is_bell_held(self._layout.public):
+                    return
+            pause_s = _PAUSE_S
 
     async def _find_doubted(self) -> dict[Digest, bool]:
-        """Return the doubted snapshots, and whether nothing but a hash can tell of each."""
-        with durable.disk_errors(f"looking for doubts in {self._layout.public.snapshots}"):
-            if not await self._blocking.run(doubt.is_bell_held, self._layout.public):
-                return {}
-            await self._check_names()
-            digests = tuple(self._inventory.manifests)
-            return await self._blocking.run(_list_doubted, self._layout, digests)
+        """Return the doubted snapshots, and whether nothing but a hash can tell of each; restore names first."""
+        await self._check_names()
+        return await self._blocking.run(_list_doubted, self._layout, tuple(self._inventory.manifests))
 
     async def _answer(self, digest: Digest, *, is_claim: bool) -> None:
         now, before = time.monotonic(), self._wrong.get(digest)
