@@ -98,6 +98,7 @@ class ModelStatus:
     """One version's status. `digest` is None until known; `since` and `updated` are UTC times as `timestamp()` writes
     them. `held` is the digest that the version's symlink leads to now, also during a fetch of another one; None if the
     version is not held. `refused_pins`: pins that cannot be met, by digest; they concern the pods with that pin.
+    `refused_namespaces`: namespaces of pods that the catalog does not give the version to, which concern those pods.
     `verdict`: `findings` and `left_out` of the JSON object."""
 
     model: str
@@ -116,6 +117,7 @@ class ModelStatus:
     held: str | None = None
     stale: Stale | None = None
     refused_pins: dict[str, StatusError] = field(default_factory=dict)
+    refused_namespaces: dict[str, StatusError] = field(default_factory=dict)
     verdict: Verdict = NO_VERDICT
 
     @property
@@ -135,7 +137,8 @@ class ModelStatus:
         document["error"] = None if self.error is None else asdict(self.error)
         document["stale"] = None if self.stale is None else asdict(self.stale)
         document |= document.pop("verdict").document()
-        document["refused_pins"] = {pin: asdict(error) for pin, error in self.refused_pins.items()}
+        for name in _REFUSALS:
+            document[name] = {key: asdict(error) for key, error in document[name].items()}
         return document
 
     @classmethod
@@ -147,8 +150,8 @@ class ModelStatus:
             known["state"] = State(known["state"])
             if known.get("error") is not None:
                 known["error"] = _error(known["error"])
-            refused = known.get("refused_pins") or {}
-            known["refused_pins"] = {str(pin): _error(error) for pin, error in refused.items()}
+            for name in _REFUSALS:
+                known[name] = {str(key): _error(error) for key, error in (known.get(name) or {}).items()}
             if known.get("stale") is not None:
                 known["stale"] = Stale(**{f.name: known["stale"][f.name] for f in fields(Stale)})
             known["verdict"] = Verdict.parse(document)
@@ -157,6 +160,7 @@ class ModelStatus:
             raise _invalid(str(error)) from error
 
 
+_REFUSALS = ("refused_pins", "refused_namespaces")  # errors that concern some pods only
 _MODEL_KEYS = tuple(f.name for f in fields(ModelStatus))
 
 

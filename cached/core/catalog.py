@@ -17,13 +17,14 @@ import yaml
 
 from cached.contract.digest import Digest
 from cached.contract.errors import InvalidReference, Permanent
+from cached.contract.namespaces import is_namespace
 from cached.contract.reference import ModelRef, check_name, check_version
 from cached.core import yaml_nodes as nodes
 from cached.core.selection.presets import DEFAULT, Preset, parse_preset
 from cached.core.yaml_nodes import InvalidNode
 
 _SOURCE = re.compile(r"[a-z][a-z0-9+.-]*://.+")
-_MODEL_KEYS = ("exclude", "follow", "for", "include", "pin", "prefetch", "require", "source", "versions")
+_MODEL_KEYS = ("exclude", "follow", "for", "include", "namespaces", "pin", "prefetch", "require", "source", "versions")
 _VERSION_KEYS = ("digest", "follow", "source")
 
 
@@ -71,7 +72,7 @@ class CatalogModel:
 
     `prefetch`: versions to prefetch on nodes that have every label of `node_selector` (empty: all nodes). `rejected`:
     versions whose own entry is bad and was never good. No template applies to them, because the error in the entry may
-    concern the pin.
+    concern the pin. `namespaces`: those whose pods may have the model; None: all.
     """
 
     name: str
@@ -86,6 +87,7 @@ class CatalogModel:
     rejected: frozenset[str]
     preset: Preset = DEFAULT
     require_loadable: bool = False
+    namespaces: frozenset[str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,6 +195,7 @@ def _model(name: str, node: yaml.Node, known: Catalog, rejected: list[Rejection]
         rejected=frozenset(),
         preset=_preset(fields.get("for")),
         require_loadable=_requires_loadable(fields.get("require")),
+        namespaces=_namespaces(fields.get("namespaces")),
     )
     model = _with_versions(model, fields.get("versions"), known, rejected)
     return replace(model, prefetch=_prefetched(model, listed, known.default_source, rejected))
@@ -324,6 +327,23 @@ def _requires_loadable(node: yaml.Node | None) -> bool:
     if found != "loadable":
         raise InvalidNode(nodes.line_of(node), f"`require`: expected loadable, found {found[:100]!r}")
     return True
+
+
+def _namespaces(node: yaml.Node | None) -> frozenset[str] | None:
+    """Return the listed namespaces, None without the key. A key without any is refused: it would be read as all."""
+    if node is None:
+        return None
+    found = set()
+    for item in nodes.items(node, "`namespaces`"):
+        name = nodes.text(item, "a namespace")
+        if not is_namespace(name):
+            reason = f"`namespaces`: expected a namespace such as team-a, found {name[:100]!r}"
+            raise InvalidNode(nodes.line_of(item), reason)
+        found.add(name)
+    if not found:
+        reason = "an empty `namespaces` gives the model to no pod; leave the key out to give it to all"
+        raise InvalidNode(nodes.line_of(node), reason)
+    return frozenset(found)
 
 
 def _include(node: yaml.Node | None) -> tuple[str, ...]:

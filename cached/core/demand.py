@@ -12,6 +12,7 @@ from enum import IntEnum
 
 from cached.contract.digest import Digest
 from cached.contract.errors import DigestMismatch, Permanent
+from cached.contract.namespaces import ForbiddenNamespace
 from cached.contract.reference import ModelRef
 from cached.core.catalog import Catalog, CatalogVersion, hash_request
 from cached.core.selection.presets import DEFAULT, Preset
@@ -41,6 +42,11 @@ class PodWant:
     pod: str
     ref: ModelRef
     pin: Digest | None
+
+    @property
+    def namespace(self) -> str:
+        """The pod's namespace."""
+        return self.pod.partition("/")[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +101,11 @@ class Demand:
     wants: Mapping[ModelRef, Want]
     refused: Mapping[ModelRef, Permanent]
 
+    def keeps(self, ref: ModelRef) -> bool:
+        """Return whether held content of a refused version stays: its pods run with it, but for those that the catalog
+        does not give it to."""
+        return ref in self.refused and not isinstance(self.refused[ref], ForbiddenNamespace)
+
 
 @dataclass(frozen=True, slots=True, order=True)
 class _Ask:
@@ -106,11 +117,13 @@ class _Ask:
 @dataclass(frozen=True, slots=True)
 class VersionDemand:
     """The demand for one version: a want, a refusal, or neither. `verdicts`: the errors of pins that cannot be met;
-    each concerns only the pods and pulls with that pin."""
+    each concerns only the pods and pulls with that pin. `forbidden`: by namespace, the errors of pods that the catalog
+    does not give the model to."""
 
     want: Want | None
     refused: Permanent | None
     verdicts: Mapping[Digest, Permanent]
+    forbidden: Mapping[str, Permanent]
 
 
 def compute_version_demand(
@@ -124,36 +137,52 @@ def compute_version_demand(
 ) -> VersionDemand:
     """Merge the pods, pulls and prefetch rule of one version into one want.
 
-    Refused is a version that the catalog lacks (`unknown_model`), and one requested by pods of which every request pins
-    a digest that cannot be met: another than the catalog's, or one of `failed_pins` if the catalog has none. Without a
-    digest in the catalog a pin decides if all pods and pulls agree on it.
+    Refused is a version that the catalog lacks (`unknown_model`), one requested only by pods of namespaces that the
+    catalog does not give it to (`forbidden_namespace`), and one requested by pods of which every request pins a digest
+    that cannot be met: another than the catalog's, or one of `failed_pins` if the catalog has none. Without a digest in
+    the catalog a pin decides if all pods and pulls agree on it.
     """
-    asks = [_Ask(Priority.WAITING, f"pod {pod.pod}", pod.pin) for pod in pods]
+    pods = list(pods)
+    found = {pod.namespace: find_forbidden(catalog, ref, pod.namespace) for pod in pods}
+    forbidden = {namespace: error for namespace, error in sorted(found.items()) if error is not None}
+    asks = [_Ask(Priority.WAITING, f"pod {pod.pod}", pod.pin) for pod in pods if pod.namespace not in forbidden]
     asks += [_Ask(Priority.PULL, "pull", pull.pin) for pull in pulls]
     if prefetched:
         asks.append(_Ask(Priority.PREFETCH, "prefetch", None))
     if not asks:
-        return VersionDemand(None, None, {})
+        return VersionDemand(None, next(iter(forbidden.values()), None), {}, forbidden)
     entry = catalog.find(ref)
     if entry is None:
-        return VersionDemand(None, unknown_model(catalog, ref), {})
+        return VersionDemand(None, unknown_model(catalog, ref), {}, forbidden)
     asks.sort()
     wrong = _wrong_pins(entry, asks, failed_pins)
     left = [ask for ask in asks if ask.pin is None or ask.pin not in wrong]
     if left:
-        return VersionDemand(_merge(entry, left), None, wrong)
+        return VersionDemand(_merge(entry, left), None, wrong, forbidden)
     first = asks[0]
-    return VersionDemand(None, wrong[first.pin] if first.priority is Priority.WAITING and first.pin else None, wrong)
+    refused = wrong[first.pin] if first.priority is Priority.WAITING and first.pin else None
+    return VersionDemand(None, refused, wrong, forbidden)
+
+
+def find_forbidden(catalog: Catalog, ref: ModelRef, namespace: str) -> ForbiddenNamespace | None:
+    """Return the error of a pod in `namespace` that the catalog does not give the model `ref.name` to; None where it
+    does, and for a model that it lacks."""
+    model = catalog.models.get(ref.name)
+    if model is None or model.namespaces is None or namespace in model.namespaces:
+        return None
+    return ForbiddenNamespace(ref, namespace, model.namespaces)
 
 
 def find_used(
     pods: Iterable[PodWant], models: Mapping[ModelRef, Digest], catalog: Catalog | None
 ) -> frozenset[ModelRef]:
     """Return the versions of `models` with the digest that some pod wants: that of its pin, else of the catalog, if
-    either names one."""
-    found = frozenset(pod.ref for pod in pods if _is_met(pod, models))
+    either names one. Pods that the catalog does not give the model to do not count."""
     if catalog is None:
-        return found
+        return frozenset(pod.ref for pod in pods if _is_met(pod, models))
+    found = frozenset(
+        pod.ref for pod in pods if _is_met(pod, models) and find_forbidden(catalog, pod.ref, pod.namespace) is None
+    )
     promised = {ref: entry.digest for ref in found if (entry := catalog.find(ref)) is not None}
     return frozenset(ref for ref in found if promised.get(ref) in (None, models[ref]))
 

@@ -26,6 +26,7 @@ class DemandIndex:
         self._wants: dict[ModelRef, Want] = {}
         self._refused: dict[ModelRef, Permanent] = {}
         self._verdicts: dict[ModelRef, Mapping[Digest, Permanent]] = {}
+        self._forbidden: dict[ModelRef, Mapping[str, Permanent]] = {}
         self.demand = Demand(self._wants, self._refused)
         self._catalog = EMPTY_CATALOG
         self._labels: Mapping[str, str] | None = None
@@ -56,6 +57,10 @@ class DemandIndex:
         """Return the errors of the pins of a version that cannot be met."""
         return self._verdicts.get(ref, {})
 
+    def get_forbidden(self, ref: ModelRef) -> Mapping[str, Permanent]:
+        """Return the errors of the pods that the catalog does not give a version to, by namespace."""
+        return self._forbidden.get(ref, {})
+
     def _compute(self, version: Version) -> None:
         ref, pulls = version.ref, [pull.want for pull in version.pulls]
         outcome = compute_version_demand(
@@ -64,6 +69,7 @@ class DemandIndex:
         _set_or_remove(self._wants, ref, outcome.want)
         _set_or_remove(self._refused, ref, outcome.refused)
         _set_or_remove(self._verdicts, ref, outcome.verdicts or None)
+        _set_or_remove(self._forbidden, ref, outcome.forbidden or None)
 
 
 def _set_or_remove(table: dict[ModelRef, T], ref: ModelRef, value: T | None) -> None:

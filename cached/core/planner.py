@@ -185,7 +185,7 @@ def mark_protected(entry: InventoryEntry, demand: Demand, short_of_space: Collec
     )
     if want is not None and met and want.priority is Priority.PREFETCH:
         return replace(entry, prefetched=True)
-    return replace(entry, wanted=entry.wanted or met or entry.ref in demand.refused)
+    return replace(entry, wanted=entry.wanted or met or demand.keeps(entry.ref))
 
 
 def _as_occupant(ref: ModelRef, held: FetchSpace, sizes: Mapping[str, int]) -> _FetchOccupant:

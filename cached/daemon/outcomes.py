@@ -46,10 +46,17 @@ class VersionStatuses:
         else:
             self._status_files.drop(version.ref)
 
-    def show_pins(self, version: Version, verdicts: Mapping[Digest, Permanent]) -> None:
-        """Show the waiting pods that their pin cannot be met; pulls have their own answers."""
+    def show_refusals(
+        self, version: Version, verdicts: Mapping[Digest, Permanent], forbidden: Mapping[str, Permanent]
+    ) -> None:
+        """Show the waiting pods whose pin cannot be met, and those whose namespace the catalog does not give the
+        version to; pulls have their own answers."""
         pinned = {pod.pin for pod in version.pods if pod.pin is not None and pod.pin in verdicts}
-        self._status_files.refuse_pins(version.ref, {str(pin): StatusError.of(verdicts[pin]) for pin in pinned})
+        self._status_files.set_refusals(
+            version.ref,
+            {str(pin): StatusError.of(verdicts[pin]) for pin in pinned},
+            {namespace: StatusError.of(error) for namespace, error in forbidden.items()},
+        )
 
     def compare(self, refs: Iterable[ModelRef], catalog: Catalog) -> None:
         """Show whether the held ones of `refs` are as the catalog asks. Call it first: `ready` with the staleness of an

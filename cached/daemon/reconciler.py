@@ -326,7 +326,8 @@ class Reconciler:
         dirty, self._dirty = self._dirty, set()
         self._statuses.compare(dirty, self._catalog)
         for ref in dirty:
-            self._statuses.show_pins(self._versions.get(ref), self._index.get_verdicts(ref))
+            verdicts, forbidden = self._index.get_verdicts(ref), self._index.get_forbidden(ref)
+            self._statuses.show_refusals(self._versions.get(ref), verdicts, forbidden)
         updates = {ref: self._make_update(ref) for ref in dirty}
         self._carry_out(self._versions.handle_all(updates, self._clock()))
         for step in self._plan_versions(dirty):
@@ -552,7 +553,7 @@ class Reconciler:
 
     def is_wanted(self, ref: ModelRef) -> bool:
         """Return whether the demand has this version."""
-        return ref in self._demand.refused or ref in self._demand.wants
+        return self._demand.keeps(ref) or ref in self._demand.wants
 
     def _find_held(self, ref: ModelRef) -> Held | None:
         inventory = self._inventory

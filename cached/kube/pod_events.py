@@ -72,7 +72,8 @@ class PodEvents:
     def _send_if_new(self, want: PodWant, status: ModelStatus, sent: _SentEvents, waited_s: float | None) -> None:
         if status.verdict.findings and status.state != State.FAILED:
             self._send_once(want, sent, _suspect_event(want, status.verdict.findings))
-        if status.state == State.READY and READY in sent.keys and _is_as_pinned(want, status):
+        is_usual = status.state == State.READY and READY in sent.keys and not status.refused_namespaces
+        if is_usual and _is_as_pinned(want, status):
             return  # the usual case, without formatting a message
         self._send_once(want, sent, _event(want, status, waited_s))
 
@@ -125,7 +126,9 @@ def _name_all(what: str, statuses: Sequence[ModelStatus]) -> list[str]:
 
 def _event(want: PodWant, status: ModelStatus, waited_s: float | None) -> _PodEvent | None:
     """Return the event for a status, None for none. `waited_s`: the pod's wait in seconds, None without a wait."""
-    error = status.error
+    error, forbidden = status.error, status.refused_namespaces.get(want.namespace)
+    if forbidden is not None:
+        return _PodEvent("forbidden", FAILED, f"{forbidden.message} ({forbidden.remedy})", "Warning")
     if status.state == State.READY:
         if not _is_as_pinned(want, status):
             problem = f"{want.ref}: the pod pins {want.pin}, here and in the catalog is {status.digest}"

@@ -14,7 +14,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -65,10 +65,11 @@ class _Content:
     held: str | None
     stale: Stale | None
     refused_pins: dict[str, StatusError]
+    refused_namespaces: dict[str, StatusError]
     verdict: Verdict = NO_VERDICT
 
 
-_NO_CONTENT = _Content(None, None, {})
+_NO_CONTENT = _Content(None, None, {}, {})
 
 
 class StatusFiles:
@@ -163,11 +164,12 @@ class StatusFiles:
         since = None if stale is None else Stale(*stale, timestamp(time.time()))
         self._put_content(ref, replace(old, held=held, stale=since))
 
-    def refuse_pins(self, ref: ModelRef, pins: dict[str, StatusError]) -> None:
-        """Set the pins of pods that cannot be met, with their errors, by digest."""
+    def set_refusals(self, ref: ModelRef, pins: dict[str, StatusError], namespaces: dict[str, StatusError]) -> None:
+        """Set the errors of some pods only: by digest, of those whose pin cannot be met; by namespace, of those that
+        the catalog does not give the version to."""
         old = self._contents.get(ref, _NO_CONTENT)
-        if old.refused_pins != pins:
-            self._put_content(ref, replace(old, refused_pins=pins))
+        if (old.refused_pins, old.refused_namespaces) != (pins, namespaces):
+            self._put_content(ref, replace(old, refused_pins=pins, refused_namespaces=namespaces))
 
     def set_verdict(self, ref: ModelRef, verdict: Verdict) -> None:
         """Set what is known of a version's files."""
@@ -237,8 +239,7 @@ class StatusFiles:
         old, content = self._statuses.get(ref), self._contents.get(ref, _NO_CONTENT)
         state = changes.get("state", status.state)
         since = old.since if old is not None and old.state == state else now
-        known: dict[str, Any] = {"held": content.held, "stale": content.stale, "refused_pins": content.refused_pins}
-        known["verdict"] = content.verdict
+        known = {each.name: getattr(content, each.name) for each in fields(content)}
         self._set(ref, replace(status, since=since, updated=now, **known, **changes))
 
     def _set(self, ref: ModelRef, status: ModelStatus | None) -> None:

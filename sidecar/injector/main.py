@@ -24,7 +24,7 @@ from cached.contract.errors import HoldfastError, Permanent
 from cached.contract.program.logs import log_to_stderr
 from cached.contract.program.options import EXIT_DONE, EXIT_FAILED
 from cached.contract.program.process import SignalThread
-from sidecar.injector.catalog_digests import Digests, read_digests
+from sidecar.injector.catalog_view import CatalogView, read_catalog
 from sidecar.injector.certificate_store import CertificateStore
 from sidecar.injector.http import InjectorMetrics, probe_application
 from sidecar.injector.kube import KubeApi
@@ -93,11 +93,11 @@ class Injector:
     async def _follow_catalog(self, path: Path) -> None:
         async for _ in _changes(path):
             try:
-                self._reviewer.digests = await asyncio.to_thread(_read_catalog, path)
+                self._reviewer.catalog = await asyncio.to_thread(_read_catalog, path)
             except HoldfastError as error:
                 _log.error("%s: %s", path, error)
             else:
-                _log.info("catalog: %d pinned versions", len(self._reviewer.digests.pins))
+                _log.info("catalog: %d pinned versions", len(self._reviewer.catalog.pins))
 
 
 def main(argv: Sequence[str]) -> int:
@@ -135,9 +135,9 @@ def _signature(file: Path) -> tuple[int, int, int, int] | None:
     return (found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size)
 
 
-def _read_catalog(path: Path) -> Digests:
+def _read_catalog(path: Path) -> CatalogView:
     try:
-        return read_digests(path.read_text(encoding="utf-8"))
+        return read_catalog(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise Permanent("no_catalog", f"cannot read the catalog: {error}", "mount the catalog's ConfigMap") from error
 

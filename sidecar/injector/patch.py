@@ -28,7 +28,7 @@ from cached.contract.digest import Digest
 from cached.contract.errors import Permanent
 from cached.contract.layout import PublicLayout
 from cached.contract.reference import ModelRequest, variable_suffix, write_models, write_pins
-from sidecar.injector.catalog_digests import Digests
+from sidecar.injector.catalog_view import CatalogView
 from sidecar.injector.gate_container import (
     LEASE_NAME,
     NAME,
@@ -57,10 +57,11 @@ class Patch:
     warnings: tuple[str, ...] = ()
 
 
-def patch_pod(pod: Json, settings: GateSettings, digests: Digests, version: str) -> Patch:
-    """Return the patch that makes `pod` wait for its weights; `version` marks it as injected. Raises `Permanent`:
-    `invalid_annotations`, `digest_mismatch` (pod and catalog pin different content), `unsupported_pod`,
-    `unknown_container`, `mount_conflict`, `digest_unknown` (for a required affinity)."""
+def patch_pod(pod: Json, namespace: str, settings: GateSettings, catalog: CatalogView, version: str) -> Patch:
+    """Return the patch that makes `pod`, to be created in `namespace`, wait for its weights; `version` marks it as
+    injected. Raises `Permanent`: `invalid_annotations`, `forbidden_namespace`, `digest_mismatch` (pod and catalog pin
+    different content), `unsupported_pod`, `unknown_container`, `mount_conflict`, `digest_unknown` (for a required
+    affinity), `invalid_catalog`."""
     spec, notes = pod["spec"], (pod.get("metadata") or {}).get("annotations") or {}
     if INJECTED in notes or _MIRROR in notes or any(c.get("name") in _OURS for c in containers_of(spec)):
         return Patch()
@@ -73,7 +74,9 @@ def patch_pod(pod: Json, settings: GateSettings, digests: Digests, version: str)
             "a pod for Windows asks for weights, and the nodes that cache them run Linux",
             f"remove the annotations under {PREFIX}, or run the pod on Linux",
         )
-    asked = replace(asked, models=tuple(_pin(wanted, digests) for wanted in asked.models))
+    for wanted in asked.models:
+        catalog.require_allowed(wanted.ref, namespace)
+    asked = replace(asked, models=tuple(_pin(wanted, catalog) for wanted in asked.models))
     operations = [
         *_annotations(notes, asked, version),
         *_volumes(spec, settings),
@@ -82,24 +85,24 @@ def patch_pod(pod: Json, settings: GateSettings, digests: Digests, version: str)
         # Last: it shifts the other init containers, whose indexes the operations above use.
         *_prepend("/spec/initContainers", spec.get("initContainers"), make_containers(spec, asked, settings)),
     ]
-    unknown = sorted({wanted.ref.name for wanted in asked.models if not digests.knows(wanted.ref.name)})
+    unknown = sorted({wanted.ref.name for wanted in asked.models if not catalog.knows(wanted.ref.name)})
     warnings = (
         f"holdfast: the catalog has no model {name[:100]!r}; the pod cannot start until it has" for name in unknown
     )
     return Patch(tuple(operations), tuple(warnings))
 
 
-def _pin(wanted: ModelRequest, digests: Digests) -> ModelRequest:
+def _pin(wanted: ModelRequest, catalog: CatalogView) -> ModelRequest:
     """Return `wanted` with the catalog's pin, where the pod has none."""
-    catalog = digests.pins.get(wanted.ref)
-    if catalog is not None and wanted.pin not in (None, catalog):
+    pinned = catalog.pins.get(wanted.ref)
+    if pinned is not None and wanted.pin not in (None, pinned):
         raise Permanent(
             "digest_mismatch",
-            f"{wanted.ref}: {DIGEST} is {wanted.pin}, the catalog pins this version to {catalog}",
+            f"{wanted.ref}: {DIGEST} is {wanted.pin}, the catalog pins this version to {pinned}",
             f"correct the annotation, or leave it out to get the catalog's; {wanted.ref.name!r} may have another "
             "version with the content that is meant",
         )
-    return replace(wanted, pin=wanted.pin or catalog)
+    return replace(wanted, pin=wanted.pin or pinned)
 
 
 def _annotations(notes: Json, asked: WeightsRequest, version: str) -> Iterator[Json]:

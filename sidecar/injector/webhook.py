@@ -17,7 +17,7 @@ from http import HTTPStatus
 from aiohttp import web
 
 from cached.contract.errors import HoldfastError, Permanent
-from sidecar.injector.catalog_digests import NO_CATALOG, Digests
+from sidecar.injector.catalog_view import NO_CATALOG, CatalogView
 from sidecar.injector.gate_container import GateSettings, Json
 from sidecar.injector.patch import Patch, patch_pod
 from sidecar.injector.pod_schema import check_pod
@@ -37,12 +37,12 @@ class ReviewResponse:
 
 
 class Reviewer:
-    """Answers reviews; `digests` is the current catalog, and `version` is the mark of injected pods."""
+    """Answers reviews; `catalog` is the current catalog, and `version` is the mark of injected pods."""
 
     def __init__(self, settings: GateSettings, version: str) -> None:
         self._settings = settings
         self._version = version
-        self.digests: Digests = NO_CATALOG
+        self.catalog: CatalogView = NO_CATALOG
 
     def review(self, body: bytes) -> ReviewResponse:
         """Answer one AdmissionReview; raises `Permanent` (`invalid_review`) where it is none."""
@@ -55,10 +55,11 @@ class Reviewer:
             raise _invalid("`object` is no pod")
         check_pod(pod)
         try:
-            return _allowed(uid, patch_pod(pod, self._settings, self.digests, self._version))
+            patch = patch_pod(pod, _namespace(request, pod), self._settings, self.catalog, self._version)
         except HoldfastError as error:
             _log.info("denied a pod in %s: %s", request.get("namespace"), error)
             return _denied(uid, error)
+        return _allowed(uid, patch)
 
 
 def review_application(reviewer: Reviewer, count: Callable[[str, float], None]) -> web.Application:
@@ -94,6 +95,14 @@ def _request(body: bytes) -> Json:
     if not isinstance(request, dict) or not isinstance(request.get("uid"), str):
         raise _invalid("no `request` with a `uid`")
     return request
+
+
+def _namespace(request: Json, pod: Json) -> str:
+    """Return the namespace that the API server creates the pod in, which the pod itself need not say."""
+    namespace = request.get("namespace") or (pod.get("metadata") or {}).get("namespace")
+    if not isinstance(namespace, str):
+        raise _invalid("no `request.namespace`")
+    return namespace
 
 
 def _allowed(uid: str, patch: Patch) -> ReviewResponse:

@@ -12,16 +12,17 @@ from cached.contract.annotations import MODEL, VERSION
 from cached.contract.digest import Digest
 from cached.contract.errors import Permanent
 from cached.contract.reference import ModelRef
-from sidecar.injector.catalog_digests import NO_CATALOG, Digests
+from sidecar.injector.catalog_view import NO_CATALOG, CatalogView
 from sidecar.injector.gate_container import GateMode, GateResources, GateSettings
 from sidecar.injector.patch import Patch, patch_pod
 
 Json = dict[str, Any]
 
+NAMESPACE = "team-a"
 REF = ModelRef("acme/tiny", "v1")
 ASK = {MODEL: REF.name, VERSION: REF.version}
 DIGEST, OTHER_DIGEST = Digest("a1" * 32), Digest("b2" * 32)
-PINNED = Digests({REF: DIGEST}, frozenset({REF.name}))
+PINNED = CatalogView({REF: DIGEST}, frozenset({REF.name}))
 SETTINGS = GateSettings(
     image="registry.example/holdfast-gate:1",
     pull_policy="IfNotPresent",
@@ -59,15 +60,15 @@ def apply(pod: Json, patch: Patch) -> Json:
     return patched
 
 
-def inject(pod: Json, settings: GateSettings = SETTINGS, digests: Digests = NO_CATALOG) -> Json:
+def inject(pod: Json, settings: GateSettings = SETTINGS, catalog: CatalogView = NO_CATALOG) -> Json:
     """The pod as the injector leaves it."""
-    return apply(pod, patch_pod(pod, settings, digests, "1.2.3"))
+    return apply(pod, patch_pod(pod, NAMESPACE, settings, catalog, "1.2.3"))
 
 
-def refusal(pod: Json, digests: Digests = NO_CATALOG, settings: GateSettings = SETTINGS) -> Permanent:
+def refusal(pod: Json, catalog: CatalogView = NO_CATALOG, settings: GateSettings = SETTINGS) -> Permanent:
     """Why the injector refuses the pod; fails where it does not."""
     try:
-        inject(pod, settings, digests)
+        inject(pod, settings, catalog)
     except Permanent as error:
         return error
     raise AssertionError("the injector took it")

@@ -18,6 +18,7 @@ V1 = ModelRef("tiny", "v1")
 _KEYS = {
     *("model", "version", "state", "digest", "pinned", "source", "bytes_total", "bytes_done"),
     *("rate_bytes_per_s", "eta_s", "since", "updated", "error", "held", "stale", "refused_pins"),
+    "refused_namespaces",
     *("findings", "left_out"),
 }
 _SIZE = 24_000_000

@@ -20,7 +20,7 @@ import pytest
 import yaml
 
 from sidecar.injector import settings
-from sidecar.injector.catalog_digests import NO_CATALOG
+from sidecar.injector.catalog_view import NO_CATALOG
 from sidecar.injector.patch import patch_pod
 from tests.support.kustomize import Json
 from tests.support.manifests import EVERYTHING, objects, one
@@ -216,7 +216,7 @@ def _injected(pod: Json) -> Json:
     policy = one(objects("overlays/policy"), "MutatingAdmissionPolicy", "holdfast-gate")["spec"]
     image = next(v for v in policy["variables"] if v["name"] == "gateImage")["expression"].strip("'")
     gate = settings.parse(["--gate-image", image, "--namespace", "x"]).gate
-    patch = patch_pod(pod, gate, NO_CATALOG, "policy")
+    patch = patch_pod(pod, pod["metadata"]["namespace"], gate, NO_CATALOG, "policy")
     patched: Json = jsonpatch.apply_patch(pod, list(patch.operations))
     return patched
 

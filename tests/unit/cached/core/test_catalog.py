@@ -149,7 +149,10 @@ def test_a_file_that_cannot_be_read_as_a_whole(text: str, line: int, says: str) 
     ("entry", "says"),
     [
         ("[v1]", "mapping"),
-        ("{version: [v1]}", "known: exclude, follow, for, include, pin, prefetch, require, source, versions"),
+        (
+            "{version: [v1]}",
+            "known: exclude, follow, for, include, namespaces, pin, prefetch, require, source, versions",
+        ),
         ("{pin: true, pin: false}", "twice"),
         ("{pin: 'true'}", "true or false"),
         ("{pin: 1}", "true or false"),
@@ -166,6 +169,11 @@ def test_a_file_that_cannot_be_read_as_a_whole(text: str, line: int, says: str) 
         ("{for: [vllm]}", "text"),
         ("{require: signed}", "expected loadable, found 'signed'"),
         ("{require: true}", "expected loadable"),
+        ("{namespaces: team-a}", "expected `namespaces` to be a list"),
+        ("{namespaces: [team-a, Team_B]}", "expected a namespace such as team-a, found 'Team_B'"),
+        ("{namespaces: [[a]]}", "expected a namespace as text, found a list"),
+        ("{namespaces: []}", "an empty `namespaces` gives the model to no pod"),
+        ("{namespaces: }", "an empty `namespaces` gives the model to no pod"),
         ('{source: "s3://b/\\ud800"}', "cannot be shown"),
         ("{versions: v1}", "mapping"),
         ("{prefetch: [v1]}", "mapping"),
@@ -184,6 +192,14 @@ def test_a_bad_model_is_rejected_alone(entry: str, says: str) -> None:
     (rejection,) = result.rejected
     assert (rejection.where, rejection.line) == ("bad", 3)
     assert says in rejection.reason
+
+
+def test_namespaces_are_read_and_kept_with_the_last_good_model() -> None:
+    """`namespaces` hold for a model; where the key turns bad, the last good ones stay in force."""
+    before = good("models: {m: {source: 's3://b', namespaces: [team-a, team-b]}, n: {source: 's3://c'}}")
+    assert (before.models["m"].namespaces, before.models["n"].namespaces) == ({"team-a", "team-b"}, None)
+    after = parsed("models: {m: {source: 's3://b', namespaces: []}}", before).catalog
+    assert after.models["m"].namespaces == {"team-a", "team-b"}
 
 
 @pytest.mark.parametrize(

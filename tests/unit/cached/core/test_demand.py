@@ -10,7 +10,15 @@ from cached.contract.digest import Digest
 from cached.contract.errors import DigestMismatch
 from cached.contract.reference import ModelRef
 from cached.core.catalog import EMPTY_CATALOG, Catalog, parse_catalog
-from cached.core.demand import Demand, PodWant, Priority, PullWant
+from cached.core.demand import (
+    Demand,
+    PodWant,
+    Priority,
+    PullWant,
+    compute_version_demand,
+    find_forbidden,
+    find_used,
+)
 from tests.support.demand import compute_demand
 
 A, B = Digest("a" * 64), Digest("b" * 64)
@@ -79,6 +87,46 @@ def test_what_the_catalog_lacks_is_refused(ref: str, says: str) -> None:
     assert error.code == "unknown_model"
     assert says in error.message
     assert ModelRef.parse(ref) not in demand.wants
+
+
+LIMITED = "models: {m: {source: 's3://b/{version}', versions: [v1], namespaces: [team-a, team-b]}}"
+
+
+def test_a_pod_of_another_namespace_wants_nothing() -> None:
+    """A model's `namespaces` refuse the pods of all others, with what is allowed; alone they make no want."""
+    catalog = parse_catalog(LIMITED, EMPTY_CATALOG).catalog
+    demand = compute_demand(catalog, [pod("p", "m@v1")], [], {}, {})
+    error = demand.refused[ModelRef("m", "v1")]
+    assert error.code == "forbidden_namespace"
+    assert "team-a, team-b" in error.message and "'default'" in error.message and "`namespaces`" in error.remedy
+    assert not demand.wants and not demand.keeps(ModelRef("m", "v1"))
+
+
+def test_a_refused_namespace_concerns_nobody_else() -> None:
+    """Pods of allowed namespaces, and pulls, want the version as if the refused pod were not there."""
+    catalog = parse_catalog(LIMITED, EMPTY_CATALOG).catalog
+    ref = ModelRef("m", "v1")
+    refused, allowed = pod("p", "m@v1", A), PodWant("uid-q", "team-b/q", ref, None)
+    want = compute_demand(catalog, [refused, allowed], [], {}, {}).wants[ref]
+    assert (want.reasons, want.pin) == (("pod team-b/q",), None)
+    assert compute_demand(catalog, [refused], [pull("m@v1")], {}, {}).wants[ref].reasons == ("pull",)
+    found = compute_version_demand(catalog, ref, [refused, allowed], [], {}, prefetched=False)
+    assert list(found.forbidden) == ["default"]
+
+
+def test_a_refused_namespace_uses_nothing() -> None:
+    """Content on the node counts as used by the pods that the catalog gives it to, and by no others."""
+    catalog = parse_catalog(LIMITED, EMPTY_CATALOG).catalog
+    ref = ModelRef("m", "v1")
+    assert find_used([pod("p", "m@v1")], {ref: A}, catalog) == frozenset()
+    assert find_used([PodWant("uid-q", "team-a/q", ref, None)], {ref: A}, catalog) == {ref}
+    assert find_used([pod("p", "m@v1")], {ref: A}, None) == {ref}
+
+
+def test_a_model_without_namespaces_is_everybodys(catalog: Catalog) -> None:
+    """Without the key, and for a model that the catalog lacks, no namespace is refused."""
+    for name in ("open", "nowhere"):
+        assert find_forbidden(catalog, ModelRef(name, "v1"), "team-z") is None
 
 
 def test_a_rejected_version_is_refused_as_such() -> None:

@@ -11,13 +11,14 @@ from cached.contract.annotations import DIGEST as DIGEST_ANNOTATION
 from cached.contract.annotations import INJECTED, MODELS
 from cached.contract.reference import ModelRef
 from sidecar.gate.settings import parse as parse_gate
-from sidecar.injector.catalog_digests import NO_CATALOG, Digests
+from sidecar.injector.catalog_view import NO_CATALOG, CatalogView
 from sidecar.injector.gate_container import GateSettings
 from sidecar.injector.patch import Patch, patch_pod
 from tests.support.pods import (
     ASK,
     DIGEST,
     INIT_SETTINGS,
+    NAMESPACE,
     OTHER_DIGEST,
     PINNED,
     REF,
@@ -41,7 +42,7 @@ VARIABLE = {"name": "HOLDFAST_MODEL_PATH", "value": "/holdfast/models/acme--tiny
 
 
 def left_alone(pod: Json) -> bool:
-    return patch_pod(pod, SETTINGS, NO_CATALOG, "1.2.3") == Patch()
+    return patch_pod(pod, NAMESPACE, SETTINGS, NO_CATALOG, "1.2.3") == Patch()
 
 
 def test_everything_is_added_to_a_bare_pod() -> None:
@@ -72,7 +73,7 @@ def test_an_init_container_decides_and_a_sidecar_holds(notes: dict[str, str]) ->
 
 def test_our_gates_understand_what_they_are_told() -> None:
     """Both containers' arguments are options of the gate."""
-    found = inject(make_pod({MODELS: "base=acme/tiny@v1,lora@v7"}), digests=PINNED)
+    found = inject(make_pod({MODELS: "base=acme/tiny@v1,lora@v7"}), catalog=PINNED)
     decides, holds = (parse_gate(each(found)["args"][1:]) for each in (gate_of, lease_of))
     assert decides.once and not decides.hold
     assert holds.hold and not holds.once and holds.listen is None
@@ -247,7 +248,7 @@ def test_several_models() -> None:
 
 def test_the_catalog_pins_what_the_pod_does_not() -> None:
     """The catalog's digest becomes the pod's, for the gate and in the annotation that the daemon reads."""
-    found = inject(make_pod(), digests=PINNED)
+    found = inject(make_pod(), catalog=PINNED)
     assert found["metadata"]["annotations"][DIGEST_ANNOTATION] == str(DIGEST)
     for args in (gate_of(found)["args"], lease_of(found)["args"]):
         assert args[args.index("--digest") + 1] == str(DIGEST)
@@ -263,7 +264,7 @@ def test_a_pod_pins_what_the_catalog_does_not() -> None:
 def test_pins_of_several_models_are_completed() -> None:
     """With several models each pin is kept or taken from the catalog, and one without either has none."""
     notes = {MODELS: "a=acme/tiny@v1,b=lora@v7,c=free@v1", DIGEST_ANNOTATION: f"b={OTHER_DIGEST}"}
-    found = inject(make_pod(notes), digests=PINNED)
+    found = inject(make_pod(notes), catalog=PINNED)
     pins = f"a={DIGEST},b={OTHER_DIGEST}"
     assert found["metadata"]["annotations"][DIGEST_ANNOTATION] == pins
     assert pins in gate_of(found)["args"]
@@ -276,12 +277,33 @@ def test_a_pin_that_the_catalog_contradicts_is_refused() -> None:
     assert str(DIGEST) in error.message and str(OTHER_DIGEST) in error.message
 
 
+def test_a_model_of_other_namespaces_is_refused() -> None:
+    """A pod in a namespace that the catalog does not give the model to is refused, with the namespaces and the remedy;
+    others are not."""
+    limited = CatalogView({}, frozenset({REF.name}), {REF.name: frozenset({"team-b", "team-c"})})
+    error = refusal(make_pod(), limited)
+    assert error.code == "forbidden_namespace"
+    assert "team-b, team-c" in error.message and NAMESPACE in error.message and "`namespaces`" in error.remedy
+    assert inject(make_pod(), catalog=CatalogView({}, frozenset({REF.name}), {REF.name: frozenset({NAMESPACE})}))
+
+
+def test_one_model_of_several_is_enough_to_refuse() -> None:
+    """Of several models each must be for the pod's namespace."""
+    limited = CatalogView({}, None, {"lora": frozenset({"team-b"})})
+    assert "lora@v7" in refusal(make_pod({MODELS: "base=acme/tiny@v1,lora@v7"}), limited).message
+
+
+def test_namespaces_that_cannot_be_read_give_the_model_to_nobody() -> None:
+    """Where the catalog limits a model and it cannot be read to whom, no pod gets it."""
+    error = refusal(make_pod(), CatalogView({}, None, {REF.name: frozenset()}))
+    assert error.code == "invalid_catalog" and "acme/tiny" in error.message
+
+
 def test_a_model_that_the_catalog_lacks_is_a_warning() -> None:
     """The pod is taken, since the daemons' catalog may be newer, and its author is told."""
-    digests = Digests({}, frozenset({"other"}))
-    patch = patch_pod(make_pod(), SETTINGS, digests, "1.2.3")
+    patch = patch_pod(make_pod(), NAMESPACE, SETTINGS, CatalogView({}, frozenset({"other"})), "1.2.3")
     assert patch.operations and "acme/tiny" in patch.warnings[0]
-    assert not patch_pod(make_pod(), SETTINGS, NO_CATALOG, "1.2.3").warnings
+    assert not patch_pod(make_pod(), NAMESPACE, SETTINGS, NO_CATALOG, "1.2.3").warnings
 
 
 @pytest.mark.parametrize(("verify", "expected"), [(None, "record"), ("full", "full")])
@@ -412,7 +434,7 @@ def test_nodes_that_hold_the_digest_are_preferred() -> None:
             "preferredDuringSchedulingIgnoredDuringExecution": [{"weight": 1, "preference": {}}],
         },
     }
-    found = inject(make_pod(affinity=own), digests=PINNED)["spec"]["affinity"]
+    found = inject(make_pod(affinity=own), catalog=PINNED)["spec"]["affinity"]
     expected = copy.deepcopy(own)
     expected["nodeAffinity"]["preferredDuringSchedulingIgnoredDuringExecution"].append(preference(DIGEST))
     assert found == expected
@@ -421,7 +443,7 @@ def test_nodes_that_hold_the_digest_are_preferred() -> None:
 @pytest.mark.parametrize("own", [{}, {"affinity": None}, {"affinity": {}}, {"affinity": {"nodeAffinity": None}}])
 def test_a_preference_where_there_is_no_affinity(own: Json) -> None:
     """Missing, null and empty affinities are the same."""
-    found = inject(make_pod(**own), digests=PINNED)["spec"]["affinity"]
+    found = inject(make_pod(**own), catalog=PINNED)["spec"]["affinity"]
     assert found == {"nodeAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": [preference(DIGEST)]}}
 
 
@@ -432,8 +454,8 @@ def test_an_unknown_digest_prefers_nothing() -> None:
 
 def test_models_of_one_digest_are_preferred_once() -> None:
     """Two references with the same content ask for the same label."""
-    pins = Digests({REF: DIGEST, ModelRef("copy", "v1"): DIGEST}, None)
-    found = inject(make_pod({MODELS: "acme/tiny@v1,copy@v1"}), digests=pins)["spec"]["affinity"]
+    pins = CatalogView({REF: DIGEST, ModelRef("copy", "v1"): DIGEST}, None)
+    found = inject(make_pod({MODELS: "acme/tiny@v1,copy@v1"}), catalog=pins)["spec"]["affinity"]
     assert found["nodeAffinity"]["preferredDuringSchedulingIgnoredDuringExecution"] == [preference(DIGEST)]
 
 
@@ -456,7 +478,7 @@ def test_a_required_affinity_holds_in_every_alternative(own: list[Json] | None, 
     """With `holdfast.dev/affinity: required` each of the pod's own alternatives has the condition too."""
     kind = "requiredDuringSchedulingIgnoredDuringExecution"
     spec: dict[str, Any] = {} if own is None else {"affinity": {"nodeAffinity": {kind: {"nodeSelectorTerms": own}}}}
-    found = inject(make_pod(ask_more(affinity="required"), **spec), digests=PINNED)
+    found = inject(make_pod(ask_more(affinity="required"), **spec), catalog=PINNED)
     assert found["spec"]["affinity"] == {"nodeAffinity": {kind: {"nodeSelectorTerms": expected}}}
 
 
@@ -468,7 +490,7 @@ def test_a_required_affinity_needs_a_digest() -> None:
 
 def test_an_injected_pod_is_left_alone() -> None:
     """What the injector made, it does not change again."""
-    assert left_alone(inject(make_pod(), digests=PINNED))
+    assert left_alone(inject(make_pod(), catalog=PINNED))
 
 
 @pytest.mark.parametrize("name", ["holdfast-gate", "holdfast-lease"])

@@ -6,7 +6,7 @@ import pytest
 
 from cached.contract.errors import Permanent
 from cached.contract.reference import ModelRef
-from sidecar.injector.catalog_digests import NO_CATALOG, read_digests
+from sidecar.injector.catalog_view import NO_CATALOG, read_catalog
 from tests.support.pods import DIGEST, OTHER_DIGEST
 
 
@@ -25,7 +25,7 @@ def test_pins_are_found_by_reference() -> None:
       listed: {{versions: [v1, v2]}}
       empty:
     """
-    found = read_digests(text)
+    found = read_catalog(text)
     assert found.pins == {ModelRef("llama", "2024-07-23"): DIGEST, ModelRef("llama", "1.0"): OTHER_DIGEST}
     assert found.knows("llama") and found.knows("empty") and not found.knows("other")
 
@@ -36,21 +36,33 @@ def test_pins_are_found_by_reference() -> None:
 )
 def test_a_bad_entry_pins_nothing(entry: str) -> None:
     """What the daemon would reject is passed over, and the rest counts."""
-    found = read_digests(f"models: {{a: {{versions: {{v1: {entry}, v2: {{digest: '{DIGEST}'}}}}}}}}")
+    found = read_catalog(f"models: {{a: {{versions: {{v1: {entry}, v2: {{digest: '{DIGEST}'}}}}}}}}")
     assert found.pins == {ModelRef("a", "v2"): DIGEST}
+
+
+def test_namespaces_are_read() -> None:
+    """A model with `namespaces` is for those, one without for all."""
+    found = read_catalog("models: {a: {namespaces: [team-a, team-b]}, b: {versions: [v1]}, c: }")
+    assert found.namespaces == {"a": {"team-a", "team-b"}}
+
+
+@pytest.mark.parametrize("value", ["", "[]", "team-a", "[team-a, [x]]", "[Team_A]", "{team-a: }", "null", "['']"])
+def test_namespaces_that_cannot_be_read_are_nobodys(value: str) -> None:
+    """A limit that the daemon would refuse to read is kept as one that no namespace meets."""
+    assert read_catalog(f"models: {{a: {{namespaces: {value}}}}}").namespaces == {"a": frozenset()}
 
 
 def test_a_bad_name_pins_nothing() -> None:
     """A name or version outside the grammar is passed over."""
     entry = f"{{versions: {{v1: {{digest: '{DIGEST}'}}, 'v 2': {{digest: '{DIGEST}'}}}}}}"
-    assert read_digests(f"models: {{'bad--name': {entry}, good: {entry}}}").pins == {ModelRef("good", "v1"): DIGEST}
+    assert read_catalog(f"models: {{'bad--name': {entry}, good: {entry}}}").pins == {ModelRef("good", "v1"): DIGEST}
 
 
 @pytest.mark.parametrize("text", ["- a\n- b", "", "models: {a: [", "secret-in-a-line: @x"])
 def test_what_is_no_catalog_is_refused(text: str) -> None:
     """The whole file is refused, without a word of what it holds."""
     with pytest.raises(Permanent) as caught:
-        read_digests(text)
+        read_catalog(text)
     assert caught.value.code == "invalid_catalog" and "secret" not in str(caught.value)
 
 
