@@ -63,6 +63,10 @@ class WithVolumes:
             self._joined_of = (pods, self._wants.changes)
         return self._joined
 
+    async def list_pods_now(self) -> tuple[PodWant, ...]:
+        pods = await self._cluster.list_pods_now()
+        return tuple(dict.fromkeys((*pods, *self._wants.list_all())))
+
     def find_pod(self, uid: str) -> PodLife:
         return self._cluster.find_pod(uid)
 

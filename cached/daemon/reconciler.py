@@ -22,7 +22,17 @@ from cached.contract.reference import ModelRef
 from cached.contract.status import State
 from cached.core import planner
 from cached.core.catalog import EMPTY_CATALOG, Catalog, CatalogVersion
-from cached.core.demand import Demand, PodWant, Priority, PullWant, Want, find_used, is_kept, unknown_model
+from cached.core.demand import (
+    Demand,
+    PodWant,
+    Priority,
+    PullWant,
+    Want,
+    find_forbidden,
+    find_used,
+    is_kept,
+    unknown_model,
+)
 from cached.core.demand_index import DemandIndex
 from cached.core.eviction import InventoryEntry, by_age, count_excess
 from cached.core.planner import Evict, Preempt, Situation, SpaceStep, StartFetch, VersionStep
@@ -42,6 +52,7 @@ from cached.node.publisher import Publisher
 from cached.node.status_files import StatusFiles
 
 _log = logging.getLogger(__name__)
+_UNLISTED_PAUSE_S = 10.0  # without evictions: each tries to hold a lock while it asks, and gates wait for that
 
 T = TypeVar("T")
 
@@ -88,6 +99,8 @@ class Reconciler:
         self._all_dirty = True
         self._planned_pods: Sequence[PodWant] | None = None
         self._work = asyncio.Event()
+        self._evictions_resume_at = -inf
+        self.unlisted_pods: Transient | None = None  # why the last eviction could not ask for the pods
         self._sweep_is_due = True  # there may be unused blobs: at first, those of an earlier daemon
         self._log_once = LogOnce(_log)
         self._statuses = VersionStatuses(status_files, inventory)
@@ -235,7 +248,7 @@ class Reconciler:
 
     async def evict(self, ref: ModelRef, digest: Digest, reason: str) -> int | None:
         """Evict one version unless it is in use; return the freed bytes, None if it stays."""
-        freed = await self._publisher.evict(ref, digest, partial(self._must_stay, ref, digest, reason))
+        freed = await self._publisher.evict(ref, digest, partial(self._is_wanted_now, ref, digest, reason))
         self._dirty.add(ref)
         if freed is not None:
             self._metrics.count_eviction(reason)
@@ -299,6 +312,8 @@ class Reconciler:
         now = self._clock()
         self._carry_out([*self._versions.record_space_plan(hopeless, now), *self._versions.admit(now)])
         for step in steps:  # last: evictions take time, and the plan may be outdated after each
+            if self._clock() < self._evictions_resume_at:
+                return  # a later plan repeats the steps
             if isinstance(step, Evict) and not self._must_stay(step.ref, step.digest, step.reason):
                 await self.evict(step.ref, step.digest, step.reason)
 
@@ -550,6 +565,30 @@ class Reconciler:
             return True
         entry = planner.mark_protected(found[0], self._demand, {each for each, _ in blocked})
         return not (entry.evictable or (for_pod and entry.evictable_for_pod))
+
+    async def _is_wanted_now(self, ref: ModelRef, digest: Digest, reason: str) -> bool:
+        """Return whether a version need not or must not be evicted, also by the pods that the watch has not seen: the
+        gate of one may have opened and ended, and its lease not be taken yet. Raises `HoldfastError` where the API
+        server does not say; then nothing is evicted for a while."""
+        try:
+            pods = await self._cluster.list_pods_now()
+        except HoldfastError as error:
+            self.unlisted_pods = Transient(
+                "pods_unknown",
+                f"nothing is evicted while the pods of this node are unknown: {error.message}",
+                error.remedy or "check that the API server answers",
+            )
+            self._evictions_resume_at = self._clock() + _UNLISTED_PAUSE_S
+            raise self.unlisted_pods from error
+        self.unlisted_pods = None
+        if self._must_stay(ref, digest, reason):
+            return True
+        known, catalog = {pod.uid for pod in self._cluster.pods()}, self._catalog or EMPTY_CATALOG
+        return any(
+            pod.ref == ref and pod.pin in (None, digest) and find_forbidden(catalog, ref, pod.namespace) is None
+            for pod in pods
+            if pod.uid not in known
+        )
 
     def is_wanted(self, ref: ModelRef) -> bool:
         """Return whether the demand has this version."""

@@ -123,19 +123,25 @@ class DaemonService:
         return None if pull is None else self._describe_pull(pull)
 
     async def gc(self, check: Check) -> list[dict[str, Any]]:
-        """Evict the versions without want or lease and return them; `check` is called before each step."""
+        """Evict the versions without want or lease and return them; `check` is called before each step. Raises
+        `Transient` (`pods_unknown`) where the cluster does not say which pods there are."""
         await self._reconciler.update_leases()
         check()
-        gone = []
+        gone, unlisted = [], None
         for victim in self._reconciler.list_evictable():
             if self._reconciler.is_wanted(victim.ref):
                 continue  # wanted again since the list was made
             check()
             freed = await self._reconciler.evict(victim.ref, victim.digest, "gc")
+            unlisted = self._reconciler.unlisted_pods
+            if unlisted is not None:
+                break
             if freed is not None:
                 gone.append(_describe_evicted(victim, freed))
         check()
         await self._reconciler.sweep()
+        if unlisted is not None:
+            raise unlisted
         return gone
 
     async def plan_gc(self) -> list[dict[str, Any]]:

@@ -46,6 +46,9 @@ class KubernetesCluster:
     def find_pod(self, uid: str) -> PodLife:
         return self._watch.find_life(uid)
 
+    async def list_pods_now(self) -> tuple[PodWant, ...]:
+        return await self._watch.list_wants_now()
+
     def published(self, digests: frozenset[Digest]) -> None:
         self._report.publish(digests)
 

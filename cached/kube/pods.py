@@ -12,12 +12,13 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from cached.contract.annotations import PREFIX, parse, requests_weights
-from cached.contract.errors import HoldfastError, Permanent
+from cached.contract.errors import HoldfastError, Permanent, Transient
 from cached.contract.reference import ModelRef
 from cached.core.demand import PodWant
 from cached.kube.client import METADATA, METADATA_LIST, Backoff, Call, KubeClient
@@ -45,14 +46,16 @@ class PodName:
 
 @dataclass(frozen=True, slots=True)
 class WatchPace:
-    """Seconds between attempts, of a watch's requested duration, and of its longest silence; pods a page. Bookmarks
-    arrive once a minute, so after 90 s of silence the peer is dead; an error here costs one request."""
+    """Seconds between attempts, of a watch's requested duration, and of its longest silence; pods a page; seconds for a
+    list that an eviction waits for. Bookmarks arrive once a minute, so after 90 s of silence the peer is dead; an error
+    here costs one request."""
 
     backoff_s: float = 0.5
     backoff_cap_s: float = 30.0
     watch_s: tuple[int, int] = (240, 300)
     stall_s: float = 90.0
     page: int = 250
+    list_now_s: float = 5.0
 
 
 @dataclass(slots=True)
@@ -104,6 +107,19 @@ class PodWatch:
         """Return whether a pod of the node lives, annotated or not; unknown before the first list."""
         return self._lives.get(uid, PodLife.ABSENT) if self.synced else PodLife.UNKNOWN
 
+    async def list_wants_now(self) -> tuple[PodWant, ...]:
+        """Return the wants of the pods as etcd has them, without a change of those known: the watch may be ahead of
+        this list or behind it. Raises `HoldfastError`."""
+        try:
+            async with asyncio.timeout(self._pace.list_now_s):
+                items, _ = await self._pages(self._pace.page, _LATEST)
+        except TimeoutError as error:
+            message = f"the API server gave no list of this node's pods within {self._pace.list_now_s:g} s"
+            raise Transient("kube_timeout", message, "check that it answers") from error
+        with _errors_are_bad_lists():
+            pods = [pod for pod in map(_read_quietly, items) if pod is not None]
+        return tuple(want for pod in pods for want in pod.wants)
+
     def find_name(self, uid: str) -> PodName | None:
         """Return the name of an annotated pod, None if there is no such pod."""
         pod = self._pods.get(uid)
@@ -141,32 +157,32 @@ class PodWatch:
     async def _list(self) -> None:
         """Replace all pods by a list from the API."""
         try:
-            self._pods, self._lives, self._version = await self._pages(self._pace.page)
+            self._take(*await self._pages(self._pace.page, self._list_from))
         except Gone:  # reading the pages took longer than the API server's history
-            self._pods, self._lives, self._version = await self._pages(None)
+            self._take(*await self._pages(None, self._list_from))
         self.statistics.lists += 1
 
-    async def _pages(self, limit: int | None) -> tuple[dict[str, _Pod], dict[str, PodLife], str]:
-        found: dict[str, _Pod] = {}
-        lives: dict[str, PodLife] = {}
+    def _take(self, items: list[Mapping[str, Any]], version: str) -> None:
+        with _errors_are_bad_lists():
+            pods = [pod for pod in map(self._read, items) if pod is not None]
+            self._lives = {_kubelet_uid(item): _life_of(item) for item in items}
+        self._pods, self._version = {pod.name.uid: pod for pod in pods}, version
+
+    async def _pages(self, limit: int | None, list_from: str) -> tuple[list[Mapping[str, Any]], str]:
+        """Return the metadata of all pods of the node, and the version of the list."""
+        found: list[Mapping[str, Any]] = []
         query = {"fieldSelector": self._selector}
         if limit is not None:
             query["limit"] = str(limit)
-        if self._list_from != _LATEST:
-            query["resourceVersion"] = self._list_from
+        if list_from != _LATEST:
+            query["resourceVersion"] = list_from
         while True:
             page = await self._client.request(Call("GET", _PODS, query, accept=METADATA_LIST))
-            try:
-                for item in page["items"]:
-                    lives[_kubelet_uid(item["metadata"])] = _life_of(item["metadata"])
-                    pod = self._read(item["metadata"])
-                    if pod is not None:
-                        found[pod.name.uid] = pod
+            with _errors_are_bad_lists():
+                found += [item["metadata"] for item in page["items"]]
                 more, version = page["metadata"].get("continue"), page["metadata"]["resourceVersion"]
-            except (KeyError, TypeError, AttributeError) as error:
-                raise bad_response("listing pods", f"not a list: {error!r}") from error
             if not more:
-                return found, lives, version
+                return found, version
             query = {"fieldSelector": self._selector, "limit": str(limit), "continue": more}
 
     async def _follow(self, version: str, changed: Callable[[], None]) -> None:
@@ -210,32 +226,34 @@ class PodWatch:
         return (old.wants if old else ()) != (new.wants if new else ())
 
     def _read(self, metadata: Mapping[str, Any]) -> _Pod | None:
-        """Return the pod with its wants; None if it has none, or is being deleted."""
-        asked = metadata.get("annotations") or {}
-        if not requests_weights(asked) or metadata.get("deletionTimestamp"):
+        """Return the pod with its wants; None if it has none, or is being deleted. Refuse a new one that is invalid."""
+        ours = _asked(metadata)
+        if ours is None:
             return None
-        ours = {key: value for key, value in asked.items() if key.startswith(PREFIX)}
         name = PodName(metadata["uid"], metadata["namespace"], metadata["name"])
         known = self._pods.get(name.uid)
         if known is not None and known.annotations == ours:
             return known
-        return _Pod(name, ours, self._wants(name, ours))
-
-    def _wants(self, name: PodName, ours: Mapping[str, str]) -> tuple[PodWant, ...]:
         try:
-            asked = parse(ours)
+            return _Pod(name, ours, _parse_wants(name, ours))
         except Permanent as error:
             _log.warning("pod %s: %s", name, error)
             self._refuse(name, error)
-            return ()
-        models = asked.models if asked is not None else ()
-        return tuple(PodWant(name.uid, str(name), each.ref, each.pin) for each in models)
+            return _Pod(name, ours, ())
 
     def _set_connected(self, *, connected: bool) -> None:
         if connected != self.statistics.connected:
             self.statistics.connected, self.statistics.since = connected, time.time()
             if connected:
                 _log.info("watching the pods of this node")
+
+
+@contextmanager
+def _errors_are_bad_lists() -> Iterator[None]:
+    try:
+        yield
+    except (KeyError, TypeError, AttributeError) as error:
+        raise bad_response("listing pods", f"not a list: {error!r}") from error
 
 
 def _kubelet_uid(metadata: Mapping[str, Any]) -> str:
@@ -245,3 +263,29 @@ def _kubelet_uid(metadata: Mapping[str, Any]) -> str:
 
 def _life_of(metadata: Mapping[str, Any]) -> PodLife:
     return PodLife.ENDING if metadata.get("deletionTimestamp") else PodLife.ALIVE
+
+
+def _read_quietly(metadata: Mapping[str, Any]) -> _Pod | None:
+    """Return a pod with its wants as `PodWatch` does, and none where they are invalid: the watch refuses it."""
+    ours = _asked(metadata)
+    if ours is None:
+        return None
+    name = PodName(metadata["uid"], metadata["namespace"], metadata["name"])
+    try:
+        return _Pod(name, ours, _parse_wants(name, ours))
+    except Permanent:
+        return None
+
+
+def _asked(metadata: Mapping[str, Any]) -> dict[str, str] | None:
+    """Return our annotations of a pod that wants weights; None for any other, and for one that is being deleted."""
+    asked = metadata.get("annotations") or {}
+    if not requests_weights(asked) or metadata.get("deletionTimestamp"):
+        return None
+    return {key: value for key, value in asked.items() if key.startswith(PREFIX)}
+
+
+def _parse_wants(name: PodName, ours: Mapping[str, str]) -> tuple[PodWant, ...]:
+    asked = parse(ours)
+    models = asked.models if asked is not None else ()
+    return tuple(PodWant(name.uid, str(name), each.ref, each.pin) for each in models)

@@ -43,6 +43,10 @@ class Cluster(Protocol):
     def find_pod(self, uid: str) -> PodLife:
         """Return whether a pod of this node lives; any pod, annotated or not."""
 
+    async def list_pods_now(self) -> tuple[PodWant, ...]:
+        """Return the wants of this node's pods past every cache: a pod that was bound before the call is among them.
+        Raises `HoldfastError` after seconds. Call it while it runs."""
+
     def published(self, digests: frozenset[Digest]) -> None:
         """Report that this node has these snapshots, and no others."""
 
@@ -79,6 +83,9 @@ class NoCluster:
 
     def find_pod(self, uid: str) -> PodLife:  # noqa: ARG002 - no pod is known
         return PodLife.UNKNOWN
+
+    async def list_pods_now(self) -> tuple[PodWant, ...]:
+        return ()
 
     def published(self, digests: frozenset[Digest]) -> None:
         """Do nothing."""

@@ -11,7 +11,7 @@ import contextlib
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Collection
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
 from functools import partial
 from typing import ParamSpec, TypeVar
@@ -168,9 +168,10 @@ class Publisher:
         digest = self._inventory.models.get(ref)
         return None if digest is None else (self._inventory.fetched[ref], self._inventory.manifests[digest])
 
-    async def evict(self, ref: ModelRef, digest: Digest, stays: Callable[[], bool]) -> int | None:
+    async def evict(self, ref: ModelRef, digest: Digest, stays: Callable[[], Awaitable[bool]]) -> int | None:
         """Evict a version; return the bytes freed, None if it is in use or has another digest by now. `stays` is called
-        last and returns whether a pod wants it: one may come during the withdrawal of the label."""
+        last, under the snapshot's lock, and returns whether a pod wants it: one may come before, and from then on none
+        opens its gate."""
         async with self._lock:
             if self._inventory.models.get(ref) != digest:
                 return None
@@ -195,19 +196,24 @@ class Publisher:
             _log.info("%s: evicted, %d bytes given back", ref, freed)
             return freed
 
-    async def _remove(self, ref: ModelRef, digest: Digest, stays: Callable[[], bool]) -> int | None:
+    async def _remove(self, ref: ModelRef, digest: Digest, stays: Callable[[], Awaitable[bool]]) -> int | None:
         """Delete the name, and with its last name the snapshot, after the node's label."""
         last = self._inventory.names(digest) == [ref]
         manifest = self._inventory.manifests[digest] if last else None
         async with self._cluster.withdrawn(digest) if last else contextlib.nullcontext():
-            if stays():
+            lock = await self._do(deletion.lock, self._layout, ref, digest)
+            if lock is None:
                 return None
-            freed = await self._do(deletion.evict, self._deletion, ref, digest, manifest)
-            if freed is not None:
-                self._inventory.remove(ref)
-                if last:
-                    self._inventory.drop_snapshot(digest)
-                    self.report_published()
+            try:
+                if await stays():
+                    return None
+                freed = await self._do(deletion.evict, self._deletion, ref, digest, manifest)
+            finally:
+                await self._blocking.run(lock.close)
+            self._inventory.remove(ref)
+            if last:
+                self._inventory.drop_snapshot(digest)
+                self.report_published()
             return freed
 
     async def quarantine(self, sha256: str) -> list[ModelRef]:

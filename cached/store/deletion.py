@@ -38,18 +38,27 @@ class Deletion:
     links: Mapping[str, int]
 
 
-def evict(deletion: Deletion, ref: ModelRef, digest: Digest, manifest: Manifest | None) -> int | None:
+def lock(layout: Layout, ref: ModelRef, digest: Digest) -> contextlib.ExitStack | None:
+    """Take the lease of a snapshot for the eviction of `ref`; None if the snapshot is leased. Until it is closed no
+    gate opens; a snapshot that is gone has no lease, and needs none."""
+    snapshot = layout.public.snapshot(digest)
+    with durable.disk_errors(f"evicting {ref}"), contextlib.ExitStack() as held:
+        lease = take_exclusive(snapshot.lease)
+        if lease is not None:
+            held.enter_context(lease)
+        elif snapshot.path.exists():
+            return None
+        return held.pop_all()
+
+
+def evict(deletion: Deletion, ref: ModelRef, digest: Digest, manifest: Manifest | None) -> int:
     """Delete the name `ref`, its snapshot unless `manifest` is None (another name points there too), and its blobs that
-    are neither linked nor claimed. Return the bytes freed; None, with nothing done, if the snapshot is leased."""
+    are neither linked nor claimed; the caller holds the `lock`. Return the bytes freed."""
     layout = deletion.layout
     with durable.disk_errors(f"evicting {ref}"):
-        lease = take_exclusive(layout.public.snapshot(digest).lease)
-        if lease is None and layout.public.snapshot(digest).path.exists():
-            return None
-        with contextlib.nullcontext() if lease is None else lease:
-            snapshots.delete_name(layout, ref)
-            fetched.remove(layout, ref)
-            return 0 if manifest is None else _delete(deletion, digest, manifest)
+        snapshots.delete_name(layout, ref)
+        fetched.remove(layout, ref)
+        return 0 if manifest is None else _delete(deletion, digest, manifest)
 
 
 def delete_unnamed(deletion: Deletion, digest: Digest, manifest: Manifest) -> int | None:

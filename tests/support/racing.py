@@ -93,9 +93,12 @@ def _evict(layout: Layout, ref: ModelRef, manifest: Manifest) -> bool:
     digest = manifest.digest
     others = [other for other in REFS if other != ref and snapshots.read_name(layout, other) == digest]
     within = deletion.Deletion(layout, no_claims(layout), Ledger(None, _no_disk), {})
-    gone = deletion.evict(within, ref, digest, None if others else manifest) is not None
-    print("evicted" if gone else "in use", flush=True)
-    return gone
+    lock = deletion.lock(layout, ref, digest)
+    if lock is not None:
+        with lock:
+            deletion.evict(within, ref, digest, None if others else manifest)
+    print("in use" if lock is None else "evicted", flush=True)
+    return lock is not None
 
 
 def _evict_all(layout: Layout) -> None:

@@ -312,6 +312,10 @@ class Cluster:
     def pods(self) -> tuple[PodWant, ...]:
         return tuple(self.wants.values()) if self.synced else ()
 
+    async def list_pods_now(self) -> tuple[PodWant, ...]:
+        await asyncio.sleep(0)
+        return self.pods()
+
     def published(self, digests: frozenset[Digest]) -> None:
         self.labelled = digests
 

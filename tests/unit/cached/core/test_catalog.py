@@ -197,9 +197,10 @@ def test_a_bad_model_is_rejected_alone(entry: str, says: str) -> None:
 def test_namespaces_are_read_and_kept_with_the_last_good_model() -> None:
     """`namespaces` hold for a model; where the key turns bad, the last good ones stay in force."""
     before = good("models: {m: {source: 's3://b', namespaces: [team-a, team-b]}, n: {source: 's3://c'}}")
-    assert (before.models["m"].namespaces, before.models["n"].namespaces) == ({"team-a", "team-b"}, None)
+    both = frozenset({"team-a", "team-b"})
+    assert (before.models["m"].namespaces, before.models["n"].namespaces) == (both, None)
     after = parsed("models: {m: {source: 's3://b', namespaces: []}}", before).catalog
-    assert after.models["m"].namespaces == {"team-a", "team-b"}
+    assert after.models["m"].namespaces == both
 
 
 @pytest.mark.parametrize(

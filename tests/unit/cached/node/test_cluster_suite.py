@@ -85,6 +85,13 @@ async def test_in_the_end_it_is_known_what_is_in_use(case: Case) -> None:
         assert case.around.pods() == ()
 
 
+async def test_the_pods_of_now_are_listed_while_it_runs(case: Case) -> None:
+    """A node without pods has none now either, however often that is asked."""
+    async with case.running(), asyncio.timeout(30):
+        await case.until_synced()
+        assert [await case.around.list_pods_now() for _ in range(3)] == [(), (), ()]
+
+
 async def test_a_snapshot_may_be_withdrawn_whether_it_was_told_or_not(case: Case) -> None:
     """A deletion is let through, once for each time it is wrapped, also of what nobody was told of."""
     async with case.running(), asyncio.timeout(30):

@@ -62,12 +62,16 @@ def test_a_lease_keeps_a_version(layout: Layout) -> None:
     lease = take_shared(layout.public.snapshot(digest).lease)
     assert lease is not None
     with lease:
-        assert deletion.evict(deleting(layout, no_claims(layout)), ONE, digest, manifest_of(FILES)) is None
+        assert deletion.lock(layout, ONE, digest) is None
         assert deletion.delete_unnamed(deleting(layout, no_claims(layout)), digest, manifest_of(FILES)) is None
         assert tree(layout.public.path) == before
-    assert deletion.evict(deleting(layout, no_claims(layout)), ONE, digest, manifest_of(FILES)) == len(SHARED) + len(
-        MINE
-    )
+    held = deletion.lock(layout, ONE, digest)
+    assert held is not None
+    with held:
+        assert take_shared(layout.public.snapshot(digest).lease) is None
+        assert deletion.evict(deleting(layout, no_claims(layout)), ONE, digest, manifest_of(FILES)) == len(
+            SHARED
+        ) + len(MINE)
 
 
 def test_what_is_needed_stays(layout: Layout) -> None:
@@ -92,7 +96,10 @@ def test_evicting_what_is_gone(layout: Layout) -> None:
     """An eviction that a crash broke off after its snapshot went is carried to its end."""
     digest = publish(layout, ONE, FILES)
     assert snapshots.trash(layout, digest) is not None
-    assert deletion.evict(deleting(layout, no_claims(layout)), ONE, digest, manifest_of(FILES)) is not None
+    held = deletion.lock(layout, ONE, digest)
+    assert held is not None
+    with held:
+        assert deletion.evict(deleting(layout, no_claims(layout)), ONE, digest, manifest_of(FILES)) == 0
     assert snapshots.read_name(layout, ONE) is None
 
 
