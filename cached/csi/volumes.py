@@ -215,9 +215,7 @@ class Volumes:
             volume.preparing = self._group.create_task(_settle(coroutine), name=f"volume {volume.target}")
         await asyncio.wait([volume.preparing], timeout=wait_s)
         if not volume.preparing.done():
-            raise Transient(
-                PENDING, self._describe(request), "the kubelet asks again, and the fetch goes on until then"
-            )
+            raise Transient(PENDING, f"still waiting: {self._describe(request)}", "")
         if volume.preparing.cancelled() or volume.is_ended:
             raise Transient(BUSY, f"{request.target}: the volume is unpublished", "ask again")
         content = volume.preparing.result()

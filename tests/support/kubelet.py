@@ -207,8 +207,11 @@ class Kubelet:
 
     def unpublish(self, pod: Pod, volume: str = "weights") -> None:
         """Unmount a volume and remove its folders, as for a pod that ends. Raises `Refused`."""
-        target = self.target(pod, volume)
-        request = csi.NodeUnpublishVolumeRequest(volume_id=f"csi-{pod.uid}-{volume}", target_path=str(target))
+        self.unpublish_at(self.target(pod, volume))
+
+    def unpublish_at(self, target: Path) -> None:
+        """Do the same by the volume's target."""
+        request = csi.NodeUnpublishVolumeRequest(volume_id=f"csi-{target.parent.name}", target_path=str(target))
         self.call(self.socket, "csi.v1.Node/NodeUnpublishVolume", request, csi.NodeUnpublishVolumeResponse)
         shutil.rmtree(self.on_host(target.parent), ignore_errors=True)
 

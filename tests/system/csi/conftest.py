@@ -55,6 +55,22 @@ def node(kubelet: Kubelet, tmp_path: Path) -> Iterator[Node]:
         yield made
 
 
+@pytest.fixture(scope="module")
+def _shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
+    with kubelet_node() as kubelet, running_node(kubelet, tmp_path_factory.mktemp("node")) as made:
+        made.hold("llama", "lora", "secret")
+        yield made
+
+
+@pytest.fixture
+def held(_shared: Node) -> Iterator[Node]:
+    """A node that has `llama@v1`, `lora@v1` and `secret@v1`, for all tests of a module; they leave no volume."""
+    yield _shared
+    for point in _shared.kubelet.mounts():
+        if point.endswith("/mount"):
+            _shared.kubelet.unpublish_at(Path(point))
+
+
 @contextlib.contextmanager
 def running_node(kubelet: Kubelet, folder: Path) -> Iterator[Node]:
     """A node whose daemon runs, with an empty catalog."""

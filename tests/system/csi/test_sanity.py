@@ -6,25 +6,16 @@ https://github.com/kubernetes-csi/csi-test/tree/master/pkg/sanity
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 
 import pytest
 from google.protobuf.message import Message
 
 from cached.csi.proto import csi_pb2 as csi
-from tests.support.kubelet import DRIVER, Pod, Refused, T, capability, kubelet_node
-from tests.system.csi.conftest import Node, running_node
+from tests.support.kubelet import DRIVER, Pod, Refused, T, capability
+from tests.system.csi.conftest import Node
 
 POD = Pod("uid-1")
 LLAMA = {"model": "llama", "version": "v1"}
-
-
-@pytest.fixture(scope="module")
-def held(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
-    """A node that has `llama@v1`."""
-    with kubelet_node() as kubelet, running_node(kubelet, tmp_path_factory.mktemp("node")) as made:
-        made.hold("llama")
-        yield made
 
 
 def ask(node: Node, method: str, request: Message, response: type[T]) -> T:

@@ -55,25 +55,23 @@ def in_pod(node: Node, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, env=bare_environment(), capture_output=True, text=True, check=False)
 
 
-def test_a_volume_is_the_snapshot_and_nothing_else(node: Node) -> None:
+def test_a_volume_is_the_snapshot_and_nothing_else(held: Node) -> None:
     """The volume of one model has its files at its root, read-only in the host's namespace too, and nothing else."""
-    node.hold("llama", "secret")
-    node.kubelet.publish(POD, LLAMA)
-    target = node.kubelet.target(POD)
-    assert node.kubelet.files(POD) == {**FILES, "name.txt": b"llama"}
-    assert node.kubelet.mounts()[str(target)] >= READ_ONLY
-    assert list(node.kubelet.mounts()) == [str(target)]
+    held.kubelet.publish(POD, LLAMA)
+    target = held.kubelet.target(POD)
+    assert held.kubelet.files(POD) == {**FILES, "name.txt": b"llama"}
+    assert held.kubelet.mounts()[str(target)] >= READ_ONLY
+    assert list(held.kubelet.mounts()) == [str(target)]
     with pytest.raises(OSError, match="Read-only"):
-        (node.kubelet.on_host(target) / "new").write_bytes(b"")
+        (held.kubelet.on_host(target) / "new").write_bytes(b"")
 
 
-def test_a_volume_of_models_is_a_tree_of_theirs(node: Node) -> None:
+def test_a_volume_of_models_is_a_tree_of_theirs(held: Node) -> None:
     """The volume of `models` has the layout of a node's public folder, with the pod's own versions and no others, and
     every mount of it is read-only in the host's namespace."""
-    node.hold("llama", "lora", "secret")
-    node.kubelet.publish(POD, {"models": "base=llama@v1,adapter=lora@v1"})
-    target = node.kubelet.target(POD)
-    tree = PublicLayout(node.kubelet.on_host(target))
+    held.kubelet.publish(POD, {"models": "base=llama@v1,adapter=lora@v1"})
+    target = held.kubelet.target(POD)
+    tree = PublicLayout(held.kubelet.on_host(target))
     for name in ("llama", "lora"):
         link = tree.model_link(ModelRef(name, "v1"))
         assert (link / "name.txt").read_bytes() == name.encode()
@@ -81,40 +79,38 @@ def test_a_volume_of_models_is_a_tree_of_theirs(node: Node) -> None:
     assert sorted(os.listdir(tree.models)) == ["llama", "lora"]
     assert len(os.listdir(tree.snapshots)) == 2
     assert sorted(os.listdir(tree.path)) == ["models", "snapshots"]
-    mounts = node.kubelet.mounts()
+    mounts = held.kubelet.mounts()
     assert len(mounts) == 3
     assert all(options >= READ_ONLY for options in mounts.values())
     with pytest.raises(OSError, match="Read-only"):
         (tree.models / "new").mkdir()
 
 
-def test_the_gate_and_the_server_take_both_forms(node: Node) -> None:
+def test_the_gate_and_the_server_take_both_forms(held: Node) -> None:
     """A gate opens over the tree of a volume, and the server's check before it loads takes both forms: with a lease,
     with the digest as the pod pins it, and not with another one."""
-    node.hold("llama")
-    digest = node.daemon.digest(LLAMA_REF)
-    node.kubelet.publish(POD, LLAMA)
-    node.kubelet.publish(OTHER, {"models": "llama@v1", "digest": str(digest)})
-    tree, snapshot = node.kubelet.target(OTHER), node.kubelet.target(POD)
+    digest = held.daemon.digest(LLAMA_REF)
+    held.kubelet.publish(POD, LLAMA)
+    held.kubelet.publish(OTHER, {"models": "llama@v1", "digest": str(digest)})
+    tree, snapshot = held.kubelet.target(OTHER), held.kubelet.target(POD)
     gate = ("-m", "cached.cli", "gate", "--once", "--timeout", "20", "--termination-log", "/dev/null")
-    opened = in_pod(node, *gate, "--root", str(tree), "--model", "llama", "--version", "v1", "--digest", str(digest))
+    opened = in_pod(held, *gate, "--root", str(tree), "--model", "llama", "--version", "v1", "--digest", str(digest))
     assert opened.returncode == 0, opened.stderr
     for folder in (snapshot, tree / "models" / "llama" / "v1"):
-        held = in_pod(node, "-c", HOLD, str(folder), str(digest))
-        assert held.stdout == f"{digest} True\n", held.stderr
-        assert "digest_mismatch" in in_pod(node, "-c", HOLD, str(folder), f"sha256:{'0' * 64}").stderr
+        taken = in_pod(held, "-c", HOLD, str(folder), str(digest))
+        assert taken.stdout == f"{digest} True\n", taken.stderr
+        assert "digest_mismatch" in in_pod(held, "-c", HOLD, str(folder), f"sha256:{'0' * 64}").stderr
 
 
-def test_unpublishing_leaves_nothing(node: Node) -> None:
+def test_unpublishing_leaves_nothing(held: Node) -> None:
     """After unpublish neither mounts nor the target's folder are left, in both forms; a second call, and one for a
     volume that was never here, succeed."""
-    node.hold("llama")
-    node.kubelet.publish(POD, LLAMA)
-    node.kubelet.publish(OTHER, {"models": "llama@v1"})
+    held.kubelet.publish(POD, LLAMA)
+    held.kubelet.publish(OTHER, {"models": "llama@v1"})
     for pod in (POD, OTHER, POD, Pod("never")):
-        node.kubelet.unpublish(pod)
-        assert not node.kubelet.on_host(node.kubelet.target(pod)).exists()
-    assert node.kubelet.mounts() == {}
+        held.kubelet.unpublish(pod)
+        assert not held.kubelet.on_host(held.kubelet.target(pod)).exists()
+    assert held.kubelet.mounts() == {}
 
 
 def test_publishing_again_changes_nothing(node: Node) -> None:
@@ -229,11 +225,10 @@ BAD_ATTRIBUTES: list[tuple[dict[str, str], str]] = [
 ]
 
 
-def test_a_request_that_is_not_understood_is_refused_by_name(node: Node) -> None:
+def test_a_request_that_is_not_understood_is_refused_by_name(held: Node) -> None:
     """Attributes, access modes, targets and options that the driver does not serve are INVALID_ARGUMENT, finally, and
     the message names what was found; no pod hears OK for something else than it wrote."""
-    node.hold("llama")
-    outside = node.kubelet.folder / "elsewhere" / "mount"
+    outside = held.kubelet.folder / "elsewhere" / "mount"
     reader = "MULTI_NODE_READER_ONLY"
     persistent = {**LLAMA, **POD.attributes(ephemeral=False)}
     cases: list[tuple[dict[str, str], dict[str, Any], str]] = [(bad, {}, said) for bad, said in BAD_ATTRIBUTES]
@@ -241,7 +236,7 @@ def test_a_request_that_is_not_understood_is_refused_by_name(node: Node) -> None
         (LLAMA, {"volume_id": ""}, "volume_id"),
         (LLAMA, {"target_path": ""}, "target_path"),
         (LLAMA, {"target_path": str(outside)}, "elsewhere"),
-        (LLAMA, {"target_path": f"{node.kubelet.target(POD)}/../../../../../../etc/x"}, "target_path"),
+        (LLAMA, {"target_path": f"{held.kubelet.target(POD)}/../../../../../../etc/x"}, "target_path"),
         (LLAMA, {"target_path": "pods/x"}, "target_path"),
         (LLAMA, {"volume_capability": None}, "volume_capability"),
         (LLAMA, {"volume_capability": csi.VolumeCapability(block=csi.VolumeCapability.BlockVolume())}, "block"),
@@ -253,24 +248,24 @@ def test_a_request_that_is_not_understood_is_refused_by_name(node: Node) -> None
         (LLAMA, {"secrets": {"token": "hush"}}, "nodePublishSecretRef"),
     ]
     for attributes, changes, said in cases:
-        refused = refusal(node.kubelet, attributes, **changes)
+        refused = refusal(held.kubelet, attributes, **changes)
         assert (refused.code, refused.is_final) == ("INVALID_ARGUMENT", True), (attributes, changes)
         assert said in refused.message
         assert "hush" not in refused.message
-    assert "hush" not in node.daemon.log()
-    node.kubelet.publish(POD, {}, volume_context=persistent, volume_capability=capability(reader, mount_flags=["ro"]))
-    assert node.kubelet.files(POD) == {**FILES, "name.txt": b"llama"}
+    assert "hush" not in held.daemon.log()
+    held.kubelet.publish(POD, {}, volume_context=persistent, volume_capability=capability(reader, mount_flags=["ro"]))
+    assert held.kubelet.files(POD) == {**FILES, "name.txt": b"llama"}
 
 
-def test_a_target_through_a_symlink_is_refused(node: Node) -> None:
+def test_a_target_through_a_symlink_is_refused(held: Node) -> None:
     """A target whose folder leads out of the kubelet's folder of pods is refused, and nothing is mounted there."""
-    node.hold("llama")
-    way_out = node.kubelet.on_host(node.kubelet.target(POD)).parent
-    way_out.parent.mkdir(parents=True)
-    elsewhere = node.kubelet.folder / "elsewhere"
+    pod = Pod("uid-way-out")
+    way_out = held.kubelet.on_host(held.kubelet.target(pod)).parent
+    way_out.parent.mkdir(parents=True, exist_ok=True)
+    elsewhere = held.kubelet.folder / "elsewhere"
     elsewhere.mkdir()
     way_out.symlink_to(elsewhere)
-    assert refusal(node.kubelet, LLAMA).code == "INVALID_ARGUMENT"
+    assert refusal(held.kubelet, LLAMA, pod).code == "INVALID_ARGUMENT"
     assert list(elsewhere.iterdir()) == []
 
 
