@@ -121,6 +121,14 @@ class Layout:
         return self.root.joinpath("private", "fetched", ref.path_segment, f"{ref.version}.json")
 
     @property
+    def kept(self) -> Path:
+        """The records of snapshots that are kept for pods after their name moved."""
+        return self.private / "kept"
+
+    def kept_record(self, digest: Digest) -> Path:
+        return self.kept / f"{digest.hex}.json"
+
+    @property
     def pins(self) -> Path:
         """The references that `holdfast pin` keeps, as a JSON list."""
         return self.private / "pins.json"

@@ -63,6 +63,9 @@ class WithVolumes:
             self._joined_of = (pods, self._wants.changes)
         return self._joined
 
+    def users(self) -> tuple[PodWant, ...]:
+        return tuple(dict.fromkeys((*self._cluster.users(), *self._wants.list_all())))
+
     async def list_pods_now(self) -> tuple[PodWant, ...]:
         pods = await self._cluster.list_pods_now()
         return tuple(dict.fromkeys((*pods, *self._wants.list_all())))

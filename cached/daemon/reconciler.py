@@ -583,7 +583,7 @@ class Reconciler:
         self.unlisted_pods = None
         if self._must_stay(ref, digest, reason):
             return True
-        known, catalog = {pod.uid for pod in self._cluster.pods()}, self._catalog or EMPTY_CATALOG
+        known, catalog = {pod.uid for pod in self._cluster.users()}, self._catalog or EMPTY_CATALOG
         return any(
             pod.ref == ref and pod.pin in (None, digest) and find_forbidden(catalog, ref, pod.namespace) is None
             for pod in pods

@@ -43,11 +43,14 @@ class KubernetesCluster:
     def pods(self) -> tuple[PodWant, ...]:
         return self._watch.list_wants()
 
+    def users(self) -> tuple[PodWant, ...]:
+        return self._watch.list_users()
+
     def find_pod(self, uid: str) -> PodLife:
         return self._watch.find_life(uid)
 
     async def list_pods_now(self) -> tuple[PodWant, ...]:
-        return await self._watch.list_wants_now()
+        return await self._watch.list_users_now()
 
     def published(self, digests: frozenset[Digest]) -> None:
         self._report.publish(digests)

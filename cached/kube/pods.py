@@ -14,7 +14,7 @@ import random
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from cached.contract.annotations import PREFIX, parse, requests_weights
@@ -75,6 +75,7 @@ class _Pod:
     name: PodName
     annotations: Mapping[str, str]
     wants: tuple[PodWant, ...]
+    ending: bool
 
 
 class PodWatch:
@@ -100,15 +101,19 @@ class PodWatch:
         return self.statistics.lists > 0
 
     def list_wants(self) -> tuple[PodWant, ...]:
-        """Return the wants of the pods, one for each pod and model."""
+        """Return the wants of the pods that are not ending, one for each pod and model."""
+        return tuple(want for pod in self._pods.values() if not pod.ending for want in pod.wants)
+
+    def list_users(self) -> tuple[PodWant, ...]:
+        """Return the wants of all pods, of those that are ending too: their containers may still run."""
         return tuple(want for pod in self._pods.values() for want in pod.wants)
 
     def find_life(self, uid: str) -> PodLife:
         """Return whether a pod of the node lives, annotated or not; unknown before the first list."""
         return self._lives.get(uid, PodLife.ABSENT) if self.synced else PodLife.UNKNOWN
 
-    async def list_wants_now(self) -> tuple[PodWant, ...]:
-        """Return the wants of the pods as etcd has them, without a change of those known: the watch may be ahead of
+    async def list_users_now(self) -> tuple[PodWant, ...]:
+        """Return `list_users` as etcd has it, without a change of those known: the watch may be ahead of
         this list or behind it. Raises `HoldfastError`."""
         try:
             async with asyncio.timeout(self._pace.list_now_s):
@@ -121,9 +126,9 @@ class PodWatch:
         return tuple(want for pod in pods for want in pod.wants)
 
     def find_name(self, uid: str) -> PodName | None:
-        """Return the name of an annotated pod, None if there is no such pod."""
+        """Return the name of an annotated pod, None if there is no such pod, or it is ending."""
         pod = self._pods.get(uid)
-        return None if pod is None else pod.name
+        return None if pod is None or pod.ending else pod.name
 
     def find_pods(self, ref: ModelRef) -> tuple[PodName, ...]:
         """Return the pods that want this version."""
@@ -223,23 +228,25 @@ class PodWatch:
             self._pods.pop(uid, None)
         else:
             self._pods[uid] = new
-        return (old.wants if old else ()) != (new.wants if new else ())
+        return _wants_of(old) != _wants_of(new) or (old is None) != (new is None)
 
     def _read(self, metadata: Mapping[str, Any]) -> _Pod | None:
-        """Return the pod with its wants; None if it has none, or is being deleted. Refuse a new one that is invalid."""
+        """Return the pod with its wants; None if it has none. Refuse a new one that is invalid."""
         ours = _asked(metadata)
         if ours is None:
             return None
         name = PodName(metadata["uid"], metadata["namespace"], metadata["name"])
         known = self._pods.get(name.uid)
+        ending = _life_of(metadata) is PodLife.ENDING
         if known is not None and known.annotations == ours:
-            return known
+            return known if known.ending == ending else replace(known, ending=ending)
         try:
-            return _Pod(name, ours, _parse_wants(name, ours))
+            return _Pod(name, ours, _parse_wants(name, ours), ending)
         except Permanent as error:
-            _log.warning("pod %s: %s", name, error)
-            self._refuse(name, error)
-            return _Pod(name, ours, ())
+            if not ending:
+                _log.warning("pod %s: %s", name, error)
+                self._refuse(name, error)
+            return _Pod(name, ours, (), ending)
 
     def _set_connected(self, *, connected: bool) -> None:
         if connected != self.statistics.connected:
@@ -272,17 +279,21 @@ def _read_quietly(metadata: Mapping[str, Any]) -> _Pod | None:
         return None
     name = PodName(metadata["uid"], metadata["namespace"], metadata["name"])
     try:
-        return _Pod(name, ours, _parse_wants(name, ours))
+        return _Pod(name, ours, _parse_wants(name, ours), _life_of(metadata) is PodLife.ENDING)
     except Permanent:
         return None
 
 
 def _asked(metadata: Mapping[str, Any]) -> dict[str, str] | None:
-    """Return our annotations of a pod that wants weights; None for any other, and for one that is being deleted."""
+    """Return our annotations of a pod that wants weights; None for any other."""
     asked = metadata.get("annotations") or {}
-    if not requests_weights(asked) or metadata.get("deletionTimestamp"):
+    if not requests_weights(asked):
         return None
     return {key: value for key, value in asked.items() if key.startswith(PREFIX)}
+
+
+def _wants_of(pod: _Pod | None) -> tuple[PodWant, ...]:
+    return () if pod is None or pod.ending else pod.wants
 
 
 def _parse_wants(name: PodName, ours: Mapping[str, str]) -> tuple[PodWant, ...]:

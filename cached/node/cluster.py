@@ -40,11 +40,15 @@ class Cluster(Protocol):
     def pods(self) -> tuple[PodWant, ...]:
         """Return the wants of this node's pods."""
 
+    def users(self) -> tuple[PodWant, ...]:
+        """Return the wants of this node's pods and of those that are ending: they want nothing any more, and may still
+        read what they have."""
+
     def find_pod(self, uid: str) -> PodLife:
         """Return whether a pod of this node lives; any pod, annotated or not."""
 
     async def list_pods_now(self) -> tuple[PodWant, ...]:
-        """Return the wants of this node's pods past every cache: a pod that was bound before the call is among them.
+        """Return `users` past every cache: a pod that was bound before the call is among them.
         Raises `HoldfastError` after seconds. Call it while it runs."""
 
     def published(self, digests: frozenset[Digest]) -> None:
@@ -79,6 +83,9 @@ class NoCluster:
     labels: Mapping[str, str] | None = {}
 
     def pods(self) -> tuple[PodWant, ...]:
+        return ()
+
+    def users(self) -> tuple[PodWant, ...]:
         return ()
 
     def find_pod(self, uid: str) -> PodLife:  # noqa: ARG002 - no pod is known

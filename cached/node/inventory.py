@@ -39,7 +39,8 @@ _log_once = LogOnce(logging.getLogger(__name__))
 class Inventory:
     """The versions of this node. `blobs`: the blobs of each snapshot, bytes by sha256. `links`: the number of snapshots
     that link each blob; threads may read it. `last_used`: monotonic seconds. `fetched`: fetch records, without `files`.
-    `drifted`: versions whose source has other content now, and its digest if that is known without a fetch."""
+    `kept`: the uids of the pods that read a snapshot when its name moved. `drifted`: versions whose source has other
+    content now, and its digest if that is known without a fetch."""
 
     def __init__(self, layout: Layout, recovered: Recovered) -> None:
         self._layout = layout
@@ -48,6 +49,7 @@ class Inventory:
         self.manifests = dict(recovered.manifests)
         self.blobs = {digest: manifest.blob_sizes() for digest, manifest in self.manifests.items()}
         self.fetched = dict(recovered.fetched)
+        self.kept = dict(recovered.kept)
         self.drifted: dict[ModelRef, Digest | None] = {}
         self.links = Counter(sha256 for sizes in self.blobs.values() for sha256 in sizes)
         self.pins = read_pins(layout)
@@ -153,7 +155,7 @@ def list_entries(
 ) -> list[InventoryEntry]:
     """Return those of the versions `refs` that this node has, for the planner."""
     here = {ref: inventory.models[ref] for ref in refs if ref in inventory.models}
-    asked = find_used((pod for pod in cluster.pods() if pod.ref in here), here, catalog)
+    asked = find_used((pod for pod in cluster.users() if pod.ref in here), here, catalog)
     return [
         InventoryEntry(
             ref=ref,

@@ -23,12 +23,12 @@ from cached.contract.manifest import Manifest
 from cached.contract.reference import ModelRef
 from cached.contract.status import State
 from cached.core.space import Ledger
-from cached.node.cluster import Cluster
+from cached.node.cluster import Cluster, PodLife
 from cached.node.inventory import Inventory, find_leased
 from cached.node.log_once import LogOnce
 from cached.node.status_files import FetchProgress, StatusFiles
 from cached.node.threads import Blocking
-from cached.store import blobs, deletion, repair, snapshots
+from cached.store import blobs, deletion, kept, repair, snapshots
 from cached.store.claims import Claims
 from cached.store.digest_journal import DigestJournal
 from cached.store.disk import durable
@@ -135,6 +135,7 @@ class Publisher:
         try:
             for each in group:
                 each.publication.journal_ids = each.list_ids()
+                each.publication.keeps = self._find_readers(each.publication)
             await self._blocking.finish(publish_all, self._layout, self.claims.journal, self._root.check, publications)
             for publication in publications:
                 self._record(publication)
@@ -158,10 +159,22 @@ class Publisher:
                 self._inventory.add_snapshot(digest, publication.manifest)
             return
         before = self._inventory.models.get(ref)
+        if publication.keeps is not None:
+            kept_digest, pods = publication.keeps
+            self._inventory.kept[kept_digest] = pods
         self._inventory.add(ref, publication.manifest, publication.record)
         self._status_files.set_content(ref, str(digest), None)
         if before not in (None, digest):
             _log.warning("%s: leads to %s now, no longer to %s", ref, digest, before)
+
+    def _find_readers(self, publication: Publication) -> tuple[Digest, frozenset[str]] | None:
+        """Return the snapshot that a publication takes the name from, with the pods that may read it; None without."""
+        ref, before = publication.ref, self._inventory.models.get(publication.ref)
+        if before is None or before == publication.record.digest:
+            return None
+        pods = frozenset(pod.uid for pod in self._cluster.users() if pod.ref == ref)
+        pods |= self._inventory.kept.get(before, frozenset())
+        return (before, pods) if pods else None
 
     def find_published(self, ref: ModelRef) -> tuple[FetchRecord, Manifest] | None:
         """Return a version's fetch record, without `files`, and its manifest; None if this node does not have it."""
@@ -284,13 +297,22 @@ class Publisher:
                 await self._do(_withdraw, self._layout, self._ledger, (), digest, lambda _sha256: True)
 
     async def drop_unnamed(self) -> None:
-        """Delete the snapshots without a name, except leased ones."""
+        """Delete the snapshots without a name, except those that are leased or kept for a pod."""
         async with self._lock:
             for digest in self._inventory.unnamed():
+                if any(self._is_there(uid) for uid in self._inventory.kept.get(digest, ())):
+                    continue
                 manifest = self._inventory.manifests[digest]
                 freed = await self._do(deletion.delete_unnamed, self._deletion, digest, manifest)
                 if freed is not None:
                     self._inventory.drop_snapshot(digest)
+            for digest in [each for each in self._inventory.kept if each not in self._inventory.manifests]:
+                await self._do(kept.remove, self._layout, digest)
+                del self._inventory.kept[digest]
+
+    def _is_there(self, uid: str) -> bool:
+        life = self._cluster.find_pod(uid)
+        return life in (PodLife.ALIVE, PodLife.ENDING) or not self._cluster.synced
 
     async def sweep(self) -> int:
         """Delete unlinked and partial blobs that no fetch claims, and the quarantine; return the bytes freed."""

@@ -10,10 +10,11 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from cached.contract.digest import Digest
 from cached.contract.layout import Layout
 from cached.contract.manifest import Manifest
 from cached.contract.reference import ModelRef
-from cached.store import fetched, repair, snapshots
+from cached.store import fetched, kept, repair, snapshots
 from cached.store.digest_journal import DigestJournal
 from cached.store.disk import durable
 from cached.store.fetched import FetchRecord
@@ -22,12 +23,14 @@ from cached.store.fetched import FetchRecord
 @dataclass(slots=True, eq=False)
 class Publication:
     """The publication of a version whose blobs are all committed. `journal_ids`: its ids in the digest journal,
-    which are forgotten. `failure`: its error, if any; `has_snapshot`: whether the snapshot exists nevertheless."""
+    which are forgotten. `keeps`: the snapshot that the name leads to so far, and the uids of the pods that may go on
+    reading it. `failure`: its error, if any; `has_snapshot`: whether the snapshot exists nevertheless."""
 
     ref: ModelRef
     manifest: Manifest
     record: FetchRecord
     journal_ids: Collection[str] = ()
+    keeps: tuple[Digest, frozenset[str]] | None = None
     failure: Exception | None = None
     has_snapshot: bool = False
 
@@ -39,6 +42,7 @@ def publish_all(
     verified_at = snapshots.now()
     _step(group, lambda _: check())
     _sync(_step(group, lambda each: _make_snapshot(layout, each, verified_at)))
+    _sync(_step(group, lambda each: kept.write_unsynced(layout, *each.keeps) if each.keeps else None))
     # Before the name: a record with another digest than the name's is ignored.
     _sync(_step(group, lambda each: fetched.write_unsynced(layout, each.ref, each.record)))
     _sync(_step(group, lambda each: snapshots.set_name_unsynced(layout, each.ref, each.record.digest)))

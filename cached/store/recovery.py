@@ -25,7 +25,7 @@ from cached.contract.reference import ModelRef, name_from_path_segment
 from cached.contract.status import ModelStatus
 from cached.core.space import OnDisk
 from cached.store import blobs as committed
-from cached.store import deletion, digest_journal, fetched, ingest, repair, snapshots
+from cached.store import deletion, digest_journal, fetched, ingest, kept, repair, snapshots
 from cached.store.disk import durable
 from cached.store.disk.root import check_file_system
 from cached.store.fetched import FetchRecord
@@ -38,7 +38,7 @@ class Recovered:
     """The contents of the tree. `damaged`: snapshots whose manifest does not hash to their name; `lost`: the names that
     pointed at one, deleted here and still wanted. `fetched`: the fetch records without `files`; of unknown origin if
     the record is of other content, absent if a name has no record (an older release published it). `digests`: by ingest
-    id, unpromised sha256 from the digest journal."""
+    id, unpromised sha256 from the digest journal. `kept`: the uids of the pods that snapshots are kept for."""
 
     models: dict[ModelRef, Digest]
     manifests: dict[Digest, Manifest]
@@ -47,6 +47,7 @@ class Recovered:
     damaged: tuple[Digest, ...]
     lost: tuple[ModelRef, ...]
     digests: dict[str, str]
+    kept: dict[Digest, frozenset[str]]
 
 
 def prepare(layout: Layout) -> None:
@@ -70,7 +71,15 @@ def prepare(layout: Layout) -> None:
 def make_tree(layout: Layout) -> None:
     """Create the missing folders and set the mode of each."""
     public = layout.public
-    private = (layout.private, layout.ingest, layout.blobs, layout.quarantine, layout.trash, layout.fetched)
+    private = (
+        layout.private,
+        layout.ingest,
+        layout.blobs,
+        layout.quarantine,
+        layout.trash,
+        layout.fetched,
+        layout.kept,
+    )
     modes = dict.fromkeys(private, durable.PRIVATE_DIR_MODE)
     modes |= dict.fromkeys((public.path, public.snapshots, public.models, public.status), durable.PUBLIC_DIR_MODE)
     for folder, mode in modes.items():
@@ -102,7 +111,16 @@ def recover(layout: Layout) -> Recovered:
     known = {id_: sha256 for id_, sha256 in digests.items() if sha256 in blobs}
     if not known:
         durable.unlink(layout.digests)
-    return Recovered(models, manifests, replace(on_disk, blobs=blobs), records, tuple(damaged), tuple(lost), known)
+    return Recovered(
+        models,
+        manifests,
+        replace(on_disk, blobs=blobs),
+        records,
+        tuple(damaged),
+        tuple(lost),
+        known,
+        kept.read_all(layout),
+    )
 
 
 def _read_digests(layout: Layout) -> dict[str, str]:

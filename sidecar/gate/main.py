@@ -20,7 +20,6 @@ from cached.contract.reference import ModelRequest
 from cached.contract.status import ModelStatus, State
 from cached.contract.verify import check_full, check_record, load_manifest
 from sidecar.gate import daemon_status, exit_codes
-from sidecar.gate.hold import FOLLOW_EVERY_S, follow_leases, hold_leases
 from sidecar.gate.probe import GateReadiness, Probe
 from sidecar.gate.progress import GateProgress, ProgressPrinter, of_hashing, of_refusal, of_status
 from sidecar.gate.settings import GateOptions, parse
@@ -34,6 +33,7 @@ FIRST_PAUSE_S = 0.005
 LAST_PAUSE_S = 1.0
 DOUBT_PAUSE_S = 0.2  # the most while the daemon is asked: no watched folder tells of its verdict
 REPORT_EVERY_S = 0.1
+FOLLOW_EVERY_S = 5.0
 _NOT_BEGUN = (State.QUEUED, State.RESOLVING)  # without progress of its own
 SILENCE_S = 10.0  # without a status file, after which the gate prints a hint
 
@@ -48,8 +48,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if settings.listen is not None:
             printer.print_line(f"probes on http://{Probe(settings.listen, readiness).address}")
-        if settings.hold:
-            return hold_leases(settings, wakeup, printer, readiness)
         gate = Gate(settings, wakeup, printer, readiness, started)
         gate.open()
     except HoldfastError as error:
@@ -97,7 +95,13 @@ class Gate:
 
     def follow(self) -> None:
         """Move the leases to the snapshots' current folders, as a repair replaces a corrupt one under its name."""
-        follow_leases(self._held, self._printer)
+        for want, held in self._held.items():
+            trouble = None
+            try:
+                held.lease.relock(held.snapshot.lease)
+            except OSError as error:
+                trouble = f"{want}: its lease cannot be read: {error}; trying again"
+            self._printer.print_notice(f"lease {want}", trouble, f"{want}: its lease can be read again")
 
     def _check(self) -> bool:
         """Hold the versions that are present and not held yet; return whether all are held."""

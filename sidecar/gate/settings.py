@@ -25,8 +25,7 @@ _CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 @dataclass(frozen=True, slots=True)
 class GateOptions:
     """The options of one gate. `timeout_s` may be infinite; `listen` None: no probes; `full`: hash every file;
-    `waits_for_correction`: wait where the daemon refuses a version for a reason outside the pod; `hold`: decide
-    nothing, hold the leases."""
+    `waits_for_correction`: wait where the daemon refuses a version for a reason outside the pod."""
 
     public: PublicLayout
     wanted: tuple[ModelRequest, ...]
@@ -35,7 +34,6 @@ class GateOptions:
     timeout_s: float
     once: bool
     waits_for_correction: bool
-    hold: bool
     listen: tuple[str, int] | None
     termination_log: Path | None
 
@@ -48,18 +46,6 @@ def parse(arguments: Sequence[str]) -> GateOptions:
         wanted = _wanted(given.model, given.version, given.models, given.digest)
     except (HoldfastError, ValueError) as error:
         parser.error(str(error))
-    without_meaning = [
-        option
-        for option, is_given in (
-            ("--once", given.once),
-            ("--verify full", given.verify == "full"),
-            ("--timeout", given.timeout < math.inf),
-            ("--wait-for-correction", given.wait_for_correction),
-        )
-        if is_given
-    ]
-    if given.hold and without_meaning:
-        parser.error(f"expected --hold alone, found {', '.join(without_meaning)}: it verifies nothing and never ends")
     return GateOptions(
         public=PublicLayout(given.root),
         wanted=wanted,
@@ -68,8 +54,7 @@ def parse(arguments: Sequence[str]) -> GateOptions:
         timeout_s=given.timeout,
         once=given.once,
         waits_for_correction=given.wait_for_correction,
-        hold=given.hold,
-        listen=given.listen or (None if given.once or given.hold else _LISTEN),
+        listen=given.listen or (None if given.once else _LISTEN),
         termination_log=find_termination_log(given.termination_log),
     )
 
@@ -97,11 +82,7 @@ def _parser() -> OptionParser:
         "wait, where the daemon refuses a version, for a correction of the catalog, source, space or credentials"
     )
     parser.switch("--wait-for-correction", help=f"{correction}, instead of exiting with 65 or 69")
-    hold = "verify nothing and never end before SIGTERM: hold the leases of versions that another gate has verified"
-    parser.switch("--hold", help=hold)
-    listen = (
-        f"answer /readyz, /healthz and /metrics here, default {_LISTEN[0]}:{_LISTEN[1]}, with --once or --hold nowhere"
-    )
+    listen = f"answer /readyz, /healthz and /metrics here, default {_LISTEN[0]}:{_LISTEN[1]}, with --once nowhere"
     parser.option("--listen", type=parse_address, metavar="HOST:PORT", help=listen)
     log = f"write the reason of a failure here, default {DEFAULT_TERMINATION_LOG} when that exists"
     parser.option("--termination-log", type=Path, metavar="FILE", help=log)

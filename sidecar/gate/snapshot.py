@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from cached.contract.digest import Digest, is_hex
+from cached.contract.digest import is_hex
 from cached.contract.errors import Permanent
 from cached.contract.layout import PublicLayout, SnapshotLayout
 from cached.contract.lease import Lease, take_shared
@@ -63,17 +63,6 @@ def hold_snapshot(public: PublicLayout, ref: ModelRef) -> HeldSnapshot | Changin
             lease.close()
             return ChangingSnapshot("it was replaced just now")
         return HeldSnapshot(snapshot, lease)
-
-
-def hold_content(public: PublicLayout, digest: Digest) -> HeldSnapshot | None:
-    """Take the lease of the snapshot of `digest`, whatever its name; None while it is not here, or being evicted.
-    Raises `Permanent`: `invalid_link` where it or its parent is no folder, `unreadable`."""
-    snapshot = public.snapshot(digest)
-    with _errors_are_ours(snapshot.path):
-        if not all(map(_is_folder, (public.snapshots, snapshot.path))):
-            return None
-        lease = take_shared(snapshot.lease)
-        return None if lease is None else HeldSnapshot(snapshot, lease)
 
 
 def still_named(public: PublicLayout, ref: ModelRef, held: HeldSnapshot) -> bool:

@@ -1,4 +1,4 @@
-"""The gate as containers of a pod, the first of its init containers: one that decides, then one that holds the lease.
+"""The gate as a container of a pod: the first of its init containers.
 
 Law: pure: settings and a pod's spec in, plain JSON values out. Sets everything that the kubelet needs, and leaves
 nothing to the pod's own defaults, which are for its other containers (a pod that runs as root, for example).
@@ -17,7 +17,6 @@ from cached.contract.layout import DEFAULT_MOUNT
 from cached.contract.reference import write_models, write_pins
 
 NAME = "holdfast-gate"
-LEASE_NAME = "holdfast-lease"
 VOLUME = "holdfast"
 FIRST_PORT = 9401
 HOOK_S = 2  # the longest wait of `sidecar.poststart`, in which the pod cannot be deleted
@@ -28,9 +27,7 @@ Json = dict[str, Any]
 
 
 class GateMode(Enum):
-    """NATIVE: the cluster has native sidecars (Kubernetes 1.29 and later), so that a lease is held as long as the pod
-    lives. INIT: an init container that exits when the weights are present, and no lease; the daemon then knows of their
-    use from the pod list alone."""
+    """What the cluster can run. NATIVE: sidecars too (Kubernetes 1.29 and later). INIT: ordinary init containers."""
 
     NATIVE = "native"
     INIT = "init"
@@ -62,40 +59,31 @@ class GateSettings:
     listen_host: str
 
 
-def make_containers(spec: Json, asked: WeightsRequest, settings: GateSettings) -> list[Json]:
-    """Return the init containers that hold back a pod with this `spec`, in their order; `asked.models` include the pins
-    that apply. Raises `Permanent` (`unsupported_pod`) where `asked.gate` is a sidecar that this pod cannot have.
+def make_gate(spec: Json, asked: WeightsRequest, settings: GateSettings) -> Json:
+    """Return the gate for a pod with this `spec`; `asked.models` include the pins that apply. Raises `Permanent`
+    (`unsupported_pod`) where `asked.gate` is a sidecar that this pod cannot have.
 
-    By default an init container that decides, then a sidecar that holds the lease, with neither probe nor hook: a warm
-    pod's main container starts in three quarters of the time that a probed sidecar takes. The pod requests no more
-    than with one gate: the larger of what the first container requests, and of what all that run together do.
-    https://kubernetes.io/docs/concepts/workloads/pods/sidecar-containers/#resource-sharing-within-containers"""
+    By default an init container that ends once the weights are here: a warm pod's main container then starts in half
+    the time that a probed sidecar takes. A second container that holds the lease would cost as much as it saves, since
+    the kubelet starts what follows a sidecar a look later, once a second. It is not needed: the daemon evicts nothing
+    that a pod of its node uses by a fresh pod list, and keeps what a pod reads when the name moves on."""
+    if asked.gate != "sidecar":
+        return _init_gate(spec, asked, settings)
     if settings.mode is GateMode.INIT or spec.get("hostNetwork"):
-        if asked.gate == "sidecar":
-            raise _no_sidecar(spec)
-        # In the node's network a port is the node's; the pod list protects the weights of a living pod from eviction as
-        # well as a lease does.
-        return [_init_gate(spec, asked, settings)]
-    if asked.gate == "sidecar":
-        return [_sidecar_gate(spec, asked, settings)]
-    return [_init_gate(spec, asked, settings), _lease(spec, asked, settings)]
+        raise _no_sidecar(spec)
+    return _sidecar_gate(spec, asked, settings)
 
 
 def _init_gate(spec: Json, asked: WeightsRequest, settings: GateSettings) -> Json:
-    arguments = [*_decision(asked, settings), "--once"]
-    return _container(NAME, arguments, spec, settings)
+    arguments = [*_decision(asked, settings), "--wait-for-correction", "--once"]
+    return _container(arguments, spec, settings)
 
 
 def _sidecar_gate(spec: Json, asked: WeightsRequest, settings: GateSettings) -> Json:
     port = _free_port(spec)
     host = f"[{settings.listen_host}]" if ":" in settings.listen_host else settings.listen_host
     arguments = [*_decision(asked, settings), "--listen", f"{host}:{port}"]
-    return {**_container(NAME, arguments, spec, settings), **_probed(port, settings.deadline_s)}
-
-
-def _lease(spec: Json, asked: WeightsRequest, settings: GateSettings) -> Json:
-    """Return the sidecar that the kubelet counts as started as soon as it runs: it blocks nothing, and never fails."""
-    return {**_container(LEASE_NAME, [*_versions(asked), "--hold"], spec, settings), "restartPolicy": "Always"}
+    return {**_container(arguments, spec, settings), **_probed(port, settings.deadline_s)}
 
 
 def _no_sidecar(spec: Json) -> Permanent:
@@ -107,10 +95,10 @@ def _no_sidecar(spec: Json) -> Permanent:
     return Permanent("unsupported_pod", f"`{GATE}: sidecar` asks for the gate as a sidecar, and {why}", what)
 
 
-def _container(name: str, arguments: list[str], spec: Json, settings: GateSettings) -> Json:
-    """Return what all containers of ours have."""
+def _container(arguments: list[str], spec: Json, settings: GateSettings) -> Json:
+    """Return what both kinds of gate have."""
     container: Json = {
-        "name": name,
+        "name": NAME,
         "image": settings.image,
         "imagePullPolicy": settings.pull_policy,
         "args": arguments,

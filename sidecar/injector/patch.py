@@ -29,19 +29,8 @@ from cached.contract.errors import Permanent
 from cached.contract.layout import PublicLayout
 from cached.contract.reference import ModelRequest, variable_suffix, write_models, write_pins
 from sidecar.injector.catalog_view import CatalogView
-from sidecar.injector.gate_container import (
-    LEASE_NAME,
-    NAME,
-    VOLUME,
-    GateSettings,
-    Json,
-    containers_of,
-    make_containers,
-    mount,
-    volume,
-)
+from sidecar.injector.gate_container import NAME, VOLUME, GateSettings, Json, containers_of, make_gate, mount, volume
 
-_OURS = (NAME, LEASE_NAME)  # a pod that has one was written by hand
 VARIABLE = "HOLDFAST_MODEL_PATH"
 _MIRROR = "kubernetes.io/config.mirror"  # a static pod, which the node runs whatever the API server answers
 _WEIGHT = 100  # the maximum: a fetch of minutes outweighs other differences between nodes
@@ -63,7 +52,7 @@ def patch_pod(pod: Json, namespace: str, settings: GateSettings, catalog: Catalo
     different content), `unsupported_pod`, `unknown_container`, `mount_conflict`, `digest_unknown` (for a required
     affinity), `invalid_catalog`."""
     spec, notes = pod["spec"], (pod.get("metadata") or {}).get("annotations") or {}
-    if INJECTED in notes or _MIRROR in notes or any(c.get("name") in _OURS for c in containers_of(spec)):
+    if INJECTED in notes or _MIRROR in notes or any(c.get("name") == NAME for c in containers_of(spec)):
         return Patch()
     asked = parse(notes)
     if asked is None:
@@ -83,7 +72,7 @@ def patch_pod(pod: Json, namespace: str, settings: GateSettings, catalog: Catalo
         *_containers(spec, asked, settings),
         *_affinity(spec, asked),
         # Last: it shifts the other init containers, whose indexes the operations above use.
-        *_prepend("/spec/initContainers", spec.get("initContainers"), make_containers(spec, asked, settings)),
+        *_prepend("/spec/initContainers", spec.get("initContainers"), [make_gate(spec, asked, settings)]),
     ]
     unknown = sorted({wanted.ref.name for wanted in asked.models if not catalog.knows(wanted.ref.name)})
     warnings = (

@@ -80,7 +80,7 @@ class Gates:
     ) -> RunningGate:
         """A gate with these options, and the root and the termination log of this test."""
         fixed = ["--root", str(self._public.path), "--termination-log", str(self.termination_log)]
-        if not {"--listen", "--once", "--hold"} & set(options):
+        if not {"--listen", "--once"} & set(options):
             fixed += ["--listen", "127.0.0.1:0"]
         log = tempfile.NamedTemporaryFile(dir=self.termination_log.parent, prefix="gate-")  # noqa: SIM115
         inherited = {key: value for key, value in os.environ.items() if not key.startswith("HOLDFAST_")}

@@ -74,13 +74,6 @@ def refusal(pod: Json, catalog: CatalogView = NO_CATALOG, settings: GateSettings
     raise AssertionError("the injector took it")
 
 
-def lease_of(pod: Json) -> Json:
-    """The container that holds the lease, which must be the second init container."""
-    lease: Json = pod["spec"]["initContainers"][1]
-    assert lease["name"] == "holdfast-lease"
-    return lease
-
-
 def gate_of(pod: Json) -> Json:
     """The gate, which must be the first init container."""
     gate: Json = pod["spec"]["initContainers"][0]

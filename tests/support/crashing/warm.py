@@ -166,7 +166,7 @@ class WarmDaemon(DaemonProcess):
 def _serve() -> None:
     from cached.daemon import main
     from cached.fetch import attempt
-    from cached.node import scrub
+    from cached.node.integrity import scrub
     from cached.sources.http import source
     from tests.support.crashing import wrapping
 

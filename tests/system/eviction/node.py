@@ -312,6 +312,9 @@ class Cluster:
     def pods(self) -> tuple[PodWant, ...]:
         return tuple(self.wants.values()) if self.synced else ()
 
+    def users(self) -> tuple[PodWant, ...]:
+        return self.pods()
+
     async def list_pods_now(self) -> tuple[PodWant, ...]:
         await asyncio.sleep(0)
         return self.pods()

@@ -1,5 +1,5 @@
-"""Pods that start while the daemon evicts, and whose watch has not told it of them: between the end of a pod's first
-gate and the lease of its second, only the API server knows that the weights are in use."""
+"""Pods that start while the daemon evicts, and whose watch has not told it of them: once a pod's gate has ended, only
+the API server knows that the weights are in use."""
 
 from __future__ import annotations
 
@@ -40,16 +40,13 @@ def gates(node: Joined, tmp_path: Path) -> Iterator[Gates]:
 
 
 def test_a_start_that_the_watch_has_not_told_of_keeps_its_version(node: Joined, gates: Gates) -> None:
-    """What a pod's gate let in is not evicted before its lease is held, though the watch says nothing of the pod."""
+    """What a pod's gate let in is not evicted while the pod lives, though the watch says nothing of the pod, and no
+    process holds a lease."""
     node.pod("p", "a")
     assert gates.start_bare(*VERSION, "--once").wait() == 0
     assert node.daemon.control.gc(dry_run=False).versions == ()
     assert node.daemon.path(A).is_dir()
-    holder = gates.start_bare(*VERSION, "--hold")
-    holder.wait_said("lease held")
     node.end("p")
-    assert node.daemon.control.gc(dry_run=False).versions == ()
-    assert gates.stop(holder) == 0
     assert [each.ref for each in node.daemon.control.gc(dry_run=False).versions] == [A]
 
 
@@ -67,8 +64,8 @@ def test_without_the_pods_nothing_is_evicted(node: Joined, answer: int) -> None:
 
 
 def test_starts_race_evictions(node: Joined, gates: Gates) -> None:
-    """Pods start one after the other while the version is evicted and fetched without pause: from the end of each first
-    gate until its pod ends, what it let in is there, and the second gate finds it to hold."""
+    """Pods start one after the other while the version is evicted and fetched without pause: from the end of each gate
+    until its pod ends, what it let in is there."""
     over = threading.Event()
     evictions: list[int] = []
 
@@ -86,13 +83,9 @@ def test_starts_race_evictions(node: Joined, gates: Gates) -> None:
             gate = gates.start_bare(*VERSION, "--once")
             assert gate.wait() == 0, gate.said()
             snapshot = node.daemon.path(A).resolve(strict=True)
-            over.wait(random.uniform(0, 0.2))
-            holder = gates.start_bare(*VERSION, "--hold")
-            holder.wait_said("lease held")
+            over.wait(random.uniform(0, 0.4))
             assert snapshot.is_dir()
-            assert "not on this node" not in holder.said()
             node.end(f"p{number}")
-            assert gates.stop(holder) == 0
     finally:
         over.set()
         thread.join()

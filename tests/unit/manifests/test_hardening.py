@@ -62,8 +62,8 @@ def test_containers_ask_for_what_they_need(kustomization: str) -> None:
 
 @pytest.mark.parametrize("kustomization", EVERYTHING)
 def test_containers_that_stay_are_probed(kustomization: str) -> None:
-    """Every container that serves has a startup, a readiness and a liveness probe on a port it declares, and what only
-    holds a lease has none: nothing should wait for it or restart it."""
+    """Every container that serves has a startup, a readiness and a liveness probe on a port it declares, and what ends
+    by itself has none."""
     probes = ("startupProbe", "readinessProbe", "livenessProbe")
     for spec, container in workloads(kustomization):
         if container in spec.get("initContainers", ()):

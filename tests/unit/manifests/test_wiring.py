@@ -9,7 +9,7 @@ import pytest
 from cached.contract.annotations import WeightsRequest, parse
 from sidecar.injector import settings as inject_settings
 from sidecar.injector.certificate_store import Place
-from sidecar.injector.gate_container import LEASE_NAME, NAME, make_containers, mount
+from sidecar.injector.gate_container import NAME, make_gate, mount
 from tests.support.kustomize import Json, containers
 from tests.support.manifests import EVERYTHING, OVERLAYS, objects, one
 
@@ -126,21 +126,21 @@ def test_the_policys_constants_are_the_injectors() -> None:
 
 @pytest.mark.parametrize("example", ["gate-by-hand", "restricted-namespace"])
 def test_the_gate_by_hand_is_the_injectors(example: str) -> None:
-    """The containers that the examples write out are those that the injector makes, to the last field."""
+    """The container that the examples write out is the one that the injector makes, to the last field."""
     pod = next(o for o in objects(f"examples/{example}") if o["kind"] == "Pod")
     by_hand = pod["spec"]["initContainers"]
-    made = make_containers({"containers": pod["spec"]["containers"]}, _asked(pod), _defaults(by_hand[0]["image"]))
-    assert [each["name"] for each in by_hand] == [NAME, LEASE_NAME]
-    for written, expected in zip(by_hand, made, strict=True):
-        expected["imagePullPolicy"] = written.get("imagePullPolicy", expected["imagePullPolicy"])
-        assert {**written, "imagePullPolicy": expected["imagePullPolicy"], "args": None} == {**expected, "args": None}
-        assert _options(written["args"]) == _options(expected["args"]) - {("--verify", "record")}
+    expected = make_gate({"containers": pod["spec"]["containers"]}, _asked(pod), _defaults(by_hand[0]["image"]))
+    (written,) = by_hand
+    assert written["name"] == NAME
+    expected["imagePullPolicy"] = written.get("imagePullPolicy", expected["imagePullPolicy"])
+    assert {**written, "imagePullPolicy": expected["imagePullPolicy"], "args": None} == {**expected, "args": None}
+    assert _options(written["args"]) == _options(expected["args"]) - {("--verify", "record")}
     assert pod["spec"]["containers"][0]["volumeMounts"][0] == mount("/holdfast", "IfPossible")
 
 
 def test_the_injector_leaves_the_examples_alone() -> None:
     """A pod with a gate of its own carries the name by which the injector and the policy know it."""
-    for example in ("gate-by-hand", "gate-once", "restricted-namespace"):
+    for example in ("gate-by-hand", "restricted-namespace"):
         pod = next(o for o in objects(f"examples/{example}") if o["kind"] == "Pod")
         assert pod["spec"]["initContainers"][0]["name"] == NAME
 

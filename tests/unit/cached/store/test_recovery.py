@@ -38,7 +38,7 @@ def test_an_empty_root(tmp_path: Path) -> None:
     assert modes == dict.fromkeys(private, 0o700)
     modes = {path: stat.S_IMODE((layout.public.path / path).stat().st_mode) for path in public}
     assert modes == dict.fromkeys(public, 0o755)
-    assert len(tree(layout.root)) == 2 + 5 + 3 + 1
+    assert len(tree(layout.root)) == 2 + 6 + 3 + 1
     found = recovery.recover(layout)
     assert (found.models, found.manifests, found.on_disk.blobs, found.on_disk.partials) == ({}, {}, {}, {})
 

@@ -39,14 +39,6 @@ def test_a_mistake_is_a_usage_error(gates: Gates, options: tuple[str, ...]) -> N
     assert "holdfast gate: " in gate.said()
 
 
-@pytest.mark.parametrize("option", [("--once",), ("--verify", "full"), ("--timeout", "9")])
-def test_holding_takes_no_option_of_a_decision(gates: Gates, option: tuple[str, ...]) -> None:
-    """`--hold` beside an option that it could not keep is a usage error that names both."""
-    gate = gates.start("--hold", *option)
-    assert gate.wait() == 2
-    assert "--hold" in gate.said() and option[0] in gate.said()
-
-
 def test_every_option_reads_the_environment(public: PublicLayout, gates: Gates) -> None:
     """`HOLDFAST_…` stands for an option that the command line does not give."""
     digest = make_snapshot(public, FILES)

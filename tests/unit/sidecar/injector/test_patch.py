@@ -27,7 +27,6 @@ from tests.support.pods import (
     ask_more,
     gate_of,
     inject,
-    lease_of,
     make_pod,
     refusal,
 )
@@ -52,32 +51,28 @@ def test_everything_is_added_to_a_bare_pod() -> None:
     expected = copy.deepcopy(pod)
     expected["metadata"]["annotations"][INJECTED] = "1.2.3"
     expected["spec"]["volumes"] = [VOLUME]
-    expected["spec"]["initContainers"] = [gate_of(found), lease_of(found)]
+    expected["spec"]["initContainers"] = [gate_of(found)]
     expected["spec"]["containers"][0] |= {"volumeMounts": [MOUNT], "env": [VARIABLE]}
     assert found == expected
 
 
 @pytest.mark.parametrize("notes", [ASK, ask_more(gate="init")])
-def test_an_init_container_decides_and_a_sidecar_holds(notes: dict[str, str]) -> None:
-    """By default the gate is an init container that ends, and a native sidecar after it holds the lease; no probe and
-    no hook of either makes Events, and both run one image."""
+def test_an_init_container_decides(notes: dict[str, str]) -> None:
+    """By default the gate is the only container added: an init container that ends, without probe, hook and port."""
     found = inject(make_pod(notes))
-    gate, held = gate_of(found), lease_of(found)
-    assert gate["args"] == [*VERSIONS, "--verify", "record", "--timeout", "600", "--once"]
-    assert "restartPolicy" not in gate
-    assert held["args"] == [*VERSIONS, "--hold"]
-    assert held["restartPolicy"] == "Always"
-    assert not PROBED & (gate.keys() | held.keys())
-    assert {**held, "name": "holdfast-gate", "args": gate["args"]} == {**gate, "restartPolicy": "Always"}
+    gate = gate_of(found)
+    assert len(found["spec"]["initContainers"]) == 1
+    ends = ["--verify", "record", "--timeout", "600", "--wait-for-correction", "--once"]
+    assert gate["args"] == [*VERSIONS, *ends]
+    assert not {*PROBED, "restartPolicy"} & gate.keys()
 
 
-def test_our_gates_understand_what_they_are_told() -> None:
-    """Both containers' arguments are options of the gate."""
+def test_our_gate_understands_what_it_is_told() -> None:
+    """The container's arguments are options of the gate."""
     found = inject(make_pod({MODELS: "base=acme/tiny@v1,lora@v7"}), catalog=PINNED)
-    decides, holds = (parse_gate(each(found)["args"][1:]) for each in (gate_of, lease_of))
-    assert decides.once and not decides.hold
-    assert holds.hold and not holds.once and holds.listen is None
-    assert decides.wanted == holds.wanted
+    options = parse_gate(gate_of(found)["args"][1:])
+    assert options.once and options.waits_for_correction
+    assert [str(each.ref) for each in options.wanted] == ["acme/tiny@v1", "lora@v7"]
 
 
 def test_the_gate_as_a_sidecar_is_probed() -> None:
@@ -105,39 +100,34 @@ def test_the_hook_is_bounded() -> None:
 
 
 def test_the_gate_has_no_rights() -> None:
-    """Both containers keep the profile `restricted`, also in a pod that runs as root."""
-    found = inject(make_pod(securityContext={"runAsUser": 0}))
-    assert (
-        gate_of(found)["securityContext"]
-        == lease_of(found)["securityContext"]
-        == {
-            "runAsNonRoot": True,
-            "runAsUser": 65532,
-            "runAsGroup": 65532,
-            "privileged": False,
-            "allowPrivilegeEscalation": False,
-            "readOnlyRootFilesystem": True,
-            "capabilities": {"drop": ["ALL"]},
-            "seccompProfile": {"type": "RuntimeDefault"},
-        }
-    )
+    """The gate keeps the profile `restricted`, also in a pod that runs as root."""
+    assert gate_of(inject(make_pod(securityContext={"runAsUser": 0})))["securityContext"] == {
+        "runAsNonRoot": True,
+        "runAsUser": 65532,
+        "runAsGroup": 65532,
+        "privileged": False,
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+        "seccompProfile": {"type": "RuntimeDefault"},
+    }
 
 
 def test_other_init_containers_come_after_the_gate() -> None:
     """The gate is first, and plain init containers get the weights too."""
     found = inject(make_pod(initContainers=[{"name": "convert", "image": "c"}, {"name": "warm", "image": "w"}]))
     names = [c["name"] for c in found["spec"]["initContainers"]]
-    assert names == ["holdfast-gate", "holdfast-lease", "convert", "warm"]
-    for container in found["spec"]["initContainers"][2:]:
+    assert names == ["holdfast-gate", "convert", "warm"]
+    for container in found["spec"]["initContainers"][1:]:
         assert (container["volumeMounts"], container["env"]) == ([MOUNT], [VARIABLE])
 
 
 def test_other_sidecars_are_left_alone() -> None:
     """A native sidecar of somebody else gets neither mount nor variable unless it is named."""
     proxy = {"name": "proxy", "image": "p", "restartPolicy": "Always"}
-    assert inject(make_pod(initContainers=[proxy]))["spec"]["initContainers"][2] == proxy
+    assert inject(make_pod(initContainers=[proxy]))["spec"]["initContainers"][1] == proxy
     named = inject(make_pod(ask_more(containers="proxy"), initContainers=[proxy]))
-    assert named["spec"]["initContainers"][2]["volumeMounts"] == [MOUNT]
+    assert named["spec"]["initContainers"][1]["volumeMounts"] == [MOUNT]
 
 
 def test_only_named_containers_get_the_weights() -> None:
@@ -168,7 +158,7 @@ def test_empty_lists_are_as_good_as_none(empty: object) -> None:
     """A list that is null or empty is filled."""
     container = {"name": "server", "env": empty, "volumeMounts": empty}
     found = inject(make_pod(containers=[container], volumes=empty, initContainers=empty))["spec"]
-    assert found["volumes"] == [VOLUME] and len(found["initContainers"]) == 2
+    assert found["volumes"] == [VOLUME] and len(found["initContainers"]) == 1
     assert found["containers"] == [{"name": "server", "env": [VARIABLE], "volumeMounts": [MOUNT]}]
 
 
@@ -194,7 +184,7 @@ def test_another_mount_path() -> None:
     container = found["spec"]["containers"][0]
     assert container["volumeMounts"] == [{**MOUNT, "mountPath": "/models"}]
     assert container["env"] == [{"name": "HOLDFAST_MODEL_PATH", "value": "/models/models/acme--tiny/v1"}]
-    assert gate_of(found)["volumeMounts"] == lease_of(found)["volumeMounts"] == [MOUNT]
+    assert gate_of(found)["volumeMounts"] == [MOUNT]
 
 
 @pytest.mark.parametrize("path", ["/holdfast", "/holdfast/", "/holdfast/cache"])
@@ -242,16 +232,16 @@ def test_several_models() -> None:
         {"name": "HOLDFAST_MODELS", "value": text},
         {"name": "HOLDFAST_ROOT", "value": "/holdfast"},
     ]
-    for args in (gate_of(found)["args"], lease_of(found)["args"]):
-        assert args[args.index("--models") + 1] == text
+    args = gate_of(found)["args"]
+    assert args[args.index("--models") + 1] == text
 
 
 def test_the_catalog_pins_what_the_pod_does_not() -> None:
     """The catalog's digest becomes the pod's, for the gate and in the annotation that the daemon reads."""
     found = inject(make_pod(), catalog=PINNED)
     assert found["metadata"]["annotations"][DIGEST_ANNOTATION] == str(DIGEST)
-    for args in (gate_of(found)["args"], lease_of(found)["args"]):
-        assert args[args.index("--digest") + 1] == str(DIGEST)
+    args = gate_of(found)["args"]
+    assert args[args.index("--digest") + 1] == str(DIGEST)
 
 
 def test_a_pod_pins_what_the_catalog_does_not() -> None:
@@ -356,10 +346,10 @@ def resources(cpu: str, memory: str) -> Json:
 
 
 def test_a_guaranteed_pod_stays_guaranteed() -> None:
-    """Where all limits equal the requests, those of both our containers do too."""
+    """Where all limits equal the requests, those of the gate do too."""
     pod = make_pod(containers=[{"name": "server", **resources("8", "64Gi")}])
     found = inject(pod)
-    assert gate_of(found)["resources"] == lease_of(found)["resources"] == {"requests": BOTH, "limits": BOTH}
+    assert gate_of(found)["resources"] == {"requests": BOTH, "limits": BOTH}
     assert found["spec"]["containers"][0]["resources"] == pod["spec"]["containers"][0]["resources"]
 
 
@@ -372,20 +362,20 @@ def test_a_guaranteed_pod_stays_guaranteed() -> None:
     ],
 )
 def test_the_gate_asks_for_little(container: Json, expected: Json) -> None:
-    """In any other pod both request little, and their CPU has a limit only where all others' have."""
+    """In any other pod the gate requests little, and its CPU has a limit only where all others' have."""
     found = inject(make_pod(containers=[{"name": "server", **container}]))
     wanted = {"requests": {"cpu": "10m", "memory": "64Mi"}, "limits": expected}
-    assert gate_of(found)["resources"] == lease_of(found)["resources"] == wanted
+    assert gate_of(found)["resources"] == wanted
 
 
 @pytest.mark.parametrize("container", [{}, resources("8", "64Gi")])
-def test_the_pod_requests_what_one_gate_requests(container: Json) -> None:
-    """What the scheduler reserves for a pod with both containers is what it reserves for one with the sidecar alone."""
-    reserved = [
-        effective_requests(inject(make_pod(notes, containers=[{"name": "server", **container}]))["spec"])
-        for notes in (ASK, SIDECAR)
-    ]
-    assert reserved[0] == reserved[1]
+def test_a_gate_that_ends_takes_nothing_of_the_node(container: Json) -> None:
+    """The scheduler reserves no more for a pod with the gate than for what the pod runs itself, or the gate's own
+    requests where those are more."""
+    pod = make_pod(containers=[{"name": "server", **container}])
+    found = inject(pod)
+    own, alone = (effective_requests(each["spec"]) for each in (pod, {"spec": {"containers": [gate_of(found)]}}))
+    assert effective_requests(found["spec"]) == {what: max(own[what], alone[what]) for what in own}
 
 
 def effective_requests(spec: Json) -> dict[str, int]:
@@ -402,7 +392,7 @@ def effective_requests(spec: Json) -> dict[str, int]:
     found = {}
     for what in ("cpu", "memory"):
         sidecars, most = 0, 0
-        for each in spec["initContainers"]:
+        for each in spec.get("initContainers", ()):
             if each.get("restartPolicy") == "Always":
                 sidecars += read(each, what)
             else:
@@ -414,7 +404,7 @@ def effective_requests(spec: Json) -> dict[str, int]:
 def test_pod_level_resources_are_not_exceeded() -> None:
     """Where the pod as a whole has resources, ours ask for none of their own."""
     found = inject(make_pod(resources={"requests": {"cpu": "8"}}))
-    assert "resources" not in gate_of(found).keys() | lease_of(found).keys()
+    assert "resources" not in gate_of(found)
 
 
 def label(digest: object) -> Json:
@@ -493,11 +483,10 @@ def test_an_injected_pod_is_left_alone() -> None:
     assert left_alone(inject(make_pod(), catalog=PINNED))
 
 
-@pytest.mark.parametrize("name", ["holdfast-gate", "holdfast-lease"])
 @pytest.mark.parametrize("kind", ["containers", "initContainers"])
-def test_a_gate_written_by_hand_is_left_alone(name: str, kind: str) -> None:
-    """A pod with a container of one of our names was written by hand."""
-    assert left_alone(make_pod(**{kind: [{"name": name}]}))
+def test_a_gate_written_by_hand_is_left_alone(kind: str) -> None:
+    """A pod with a container of the gate's name was written by hand."""
+    assert left_alone(make_pod(**{kind: [{"name": "holdfast-gate"}]}))
 
 
 def test_a_mark_is_enough() -> None:
