@@ -13,6 +13,8 @@ _MOST_DOUBLINGS = 20  # far beyond any cap
 _TRY_S, _TRY_CAP_S = 1.0, 60.0
 _SHORT_S = 300.0
 _FAILED_S, _FAILED_CAP_S = 300.0, 3600.0
+_AWAITED_S, _AWAITED_CAP_S = 60.0, 300.0
+_COSTLY_CODES = frozenset({"digest_mismatch", "bad_response"})
 
 
 def backoff_s(first_s: float, cap_s: float, failures: int) -> float:
@@ -30,9 +32,12 @@ def pause_s(error: Transient, failures: int, jitter: float) -> float:
     return max(own_s, error.retry_after_s or 0.0)
 
 
-def failed_s(failures: int) -> float:
+def failed_s(error: HoldfastError, failures: int, *, awaited: bool) -> float:
     """Return the pause after a permanent failure: the version may be published or allowed by then, but a try may fetch
-    all of it, and evict others for that."""
+    all of it, and evict others for that. While pods wait for the version (`awaited`), whose gates may wait for nothing
+    but a correction, it is short, unless the error was found in bytes that another try would fetch again."""
+    if awaited and error.code not in _COSTLY_CODES:
+        return backoff_s(_AWAITED_S, _AWAITED_CAP_S, failures)
     return backoff_s(_FAILED_S, _FAILED_CAP_S, failures)
 
 

@@ -330,15 +330,16 @@ def _fail_for_good(version: Version, fetch: Fetch, failed: TryFailed, now: float
         version, ended = _end_and_show(_judge_pin(version, want.pin, error, now))
         return version, (LogFailure(ref, error), *ended)
     failures = version.failures + 1
+    pause = failed_s(error, failures, awaited=version.waiting_since is not None)
     version, told = _fail_pulls(replace(version, failures=failures), error)
-    version, ended = _end(version, Failed(want, now + failed_s(failures)))
+    version, ended = _end(version, Failed(want, now + pause))
     return version, (LogFailure(ref, error), ShowFailed(ref, error), *told, *ended)
 
 
 def _judge_pin(version: Version, pin: Digest, error: Permanent, now: float) -> Version:
     before = next((each.failures for each in version.wrong_pins if each.pin == pin), 0)
     others = tuple(each for each in version.wrong_pins if each.pin != pin)
-    verdict = WrongPin(pin, error, before + 1, now + failed_s(before + 1))
+    verdict = WrongPin(pin, error, before + 1, now + failed_s(error, before + 1, awaited=False))
     return replace(version, wrong_pins=(*others, verdict))
 
 

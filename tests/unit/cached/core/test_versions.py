@@ -67,6 +67,7 @@ WRONG = Digest("e" * 64)
 AT_ONCE = {Priority.WAITING: 2, Priority.PULL: 1, Priority.PREFETCH: 1}
 ANSWER_S, RETRY_CAP_S = 600.0, 3600.0
 GONE = Permanent("not_found", "the origin has no such file", "publish it")
+MISMATCH = Permanent("digest_mismatch", "expected sha256:aa, found sha256:bb", "correct it")
 AWAY = Transient("unreachable", "the origin does not answer", "wait")
 GARBLED = Transient("bad_response", "the answer is a web page", "wait")
 FULL = NoSpace(10, 0, SpaceUse(capacity=10, used=10, reserved=0, dying=0, free=0, budget=10))
@@ -478,7 +479,20 @@ def test_a_new_pod_has_a_failure_tried_again(node: Node) -> None:
     node.pods["q"] = PodWant("uid-q", "default/q", A, None)
     node.refresh()
     node.fail(A, GONE)
-    assert node.table.due == node.now + 300
+    assert node.table.due == node.now + 60
+
+
+def test_a_failure_that_pods_wait_for_is_tried_again_sooner(node: Node) -> None:
+    """While a pod waits, what failed for good is tried again after a minute, then two, at most five, as its source may
+    be corrected; not what was found in bytes that would be fetched again."""
+    node.pods["p"] = PodWant("uid-p", "default/p", A, None)
+    waited = []
+    for error in (GONE, GONE, GONE, GONE, GONE, MISMATCH):
+        node.refresh()
+        node.fail(A, error)
+        waited.append(node.table.due - node.now)
+        node.now = node.table.due
+    assert waited == [60, 120, 240, 300, 300, 3600]
 
 
 def test_a_wrong_pin_is_its_askers(node: Node) -> None:
