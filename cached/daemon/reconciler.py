@@ -176,14 +176,9 @@ class Reconciler:
             self.resume(dict.fromkeys(gone))
 
     async def restore_snapshot(self, digest: Digest) -> None:
-        """Restore a snapshot with deleted or replaced files, and fetch the files without a copy."""
+        """Restore a snapshot with deleted or replaced files or a bad manifest, and fetch the files without a copy."""
         self._sweep_is_due = True
         self.resume(dict.fromkeys(await self._publisher.restore((digest,))))
-
-    async def withdraw_snapshot(self, digest: Digest) -> None:
-        """Withdraw a snapshot with a corrupt manifest, and publish its versions again."""
-        self._sweep_is_due = True
-        self.resume(dict.fromkeys(await self._publisher.withdraw_snapshot(digest)))
 
     def take_wants(self) -> None:
         """Plan for the present wants at once: afterwards the statuses tell what holds for them."""

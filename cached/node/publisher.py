@@ -240,14 +240,6 @@ class Publisher:
                     gone += await self._lose(digest)
             return gone
 
-    async def withdraw_snapshot(self, digest: Digest) -> list[ModelRef]:
-        """Withdraw a snapshot with a corrupt manifest; return its names. Its blobs stay; other files become blobs."""
-        async with self._lock:
-            if digest not in self._inventory.manifests:
-                return []
-            async with self._cluster.withdrawn(digest):
-                return await self._lose(digest)
-
     async def restore(self, suspects: Collection[Digest]) -> list[ModelRef]:
         """Restore parts of these snapshots that were deleted or replaced by hand; return the names of the snapshots
         that were withdrawn because blobs are lost."""
@@ -259,7 +251,11 @@ class Publisher:
                 if (manifest := self._inventory.manifests.get(digest)) is None:
                     continue
                 refs = self._inventory.names(digest)
-                _log.error("snapshot %s (%s): a file was deleted or replaced", digest, ", ".join(map(str, refs)))
+                _log.error(
+                    "snapshot %s (%s): a part of it was deleted or replaced, or went bad",
+                    digest,
+                    ", ".join(map(str, refs)),
+                )
                 restored = await self._do(_restore, self._layout, self._ledger, refs, digest, manifest)
                 if restored.lost:
                     async with self._cluster.withdrawn(digest):

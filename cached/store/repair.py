@@ -65,7 +65,11 @@ def restore(layout: Layout, refs: Collection[ModelRef], digest: Digest, manifest
         lost = frozenset(sha256 for sha256 in manifest.blob_sizes() if not blobs.has(layout, sha256))
         if lost:
             return Restored(lost, condemned)
-        if not (is_named(layout, (), digest) and snapshots.is_whole(layout, digest, manifest)):
+        if not (
+            is_named(layout, (), digest)
+            and _has_manifest(layout, digest, manifest)
+            and snapshots.is_whole(layout, digest, manifest)
+        ):
             snapshots.delete(layout, digest)
             snapshots.publish(layout, manifest, _NEVER)
         for ref in refs:
@@ -140,6 +144,16 @@ def _files_below(folder: Path) -> Iterator[Path]:
 def _is_name(layout: Layout, ref: ModelRef, digest: Digest) -> bool:
     """Return whether a name is the symlink that publication makes: gates follow no other to the same snapshot."""
     return os.readlink(layout.public.model_link(ref)) == layout.public.link_target(ref, digest)
+
+
+def _has_manifest(layout: Layout, digest: Digest, manifest: Manifest) -> bool:
+    """Return whether the snapshot's manifest is there, readable and right."""
+    try:
+        return layout.public.snapshot(digest).manifest.read_bytes() == manifest.canonical()
+    except OSError as error:
+        if error.errno not in (*ROTTEN, errno.ENOENT, errno.ENOTDIR):
+            raise
+        return False
 
 
 def _is_file(path: Path) -> bool:

@@ -9,7 +9,7 @@ from collections.abc import Collection, Sequence
 from typing import Protocol
 
 from cached.contract.digest import Digest
-from cached.node.integrity.files import BadBlob, BadManifest, Finding
+from cached.node.integrity.files import BadBlob, Finding
 
 
 class Repairs(Protocol):
@@ -18,11 +18,9 @@ class Repairs(Protocol):
     async def quarantine_blobs(self, sha256s: Collection[str]) -> None:
         """Quarantine corrupt blobs, withdraw the snapshots that link them, and fetch their versions again."""
 
-    async def withdraw_snapshot(self, digest: Digest) -> None:
-        """Withdraw a snapshot with a corrupt manifest, and publish its versions again."""
-
     async def restore_snapshot(self, digest: Digest) -> None:
-        """Restore the deleted or replaced parts of a snapshot, and fetch what has no copy here."""
+        """Restore the parts of a snapshot that were deleted or replaced, and its manifest, and fetch what has no copy
+        here."""
 
 
 async def repair(repairs: Repairs, digest: Digest, findings: Sequence[Finding]) -> None:
@@ -30,7 +28,5 @@ async def repair(repairs: Repairs, digest: Digest, findings: Sequence[Finding]) 
     blobs = dict.fromkeys(finding.sha256 for finding in findings if isinstance(finding, BadBlob))
     if blobs:
         await repairs.quarantine_blobs(tuple(blobs))
-    elif any(isinstance(finding, BadManifest) for finding in findings):
-        await repairs.withdraw_snapshot(digest)
     elif findings:
         await repairs.restore_snapshot(digest)

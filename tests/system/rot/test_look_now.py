@@ -239,3 +239,16 @@ def test_a_doubt_of_right_bytes_is_hashed_once(daemon: DaemonProcess) -> None:
     _touch(daemon)  # what anybody can see is no claim
     daemon.wait(lambda: daemon.log().count("hashing it again now") == 2, "the second hash")
     hostile.close()
+
+
+@pytest.mark.parametrize("fault", [_spoil_manifest, _delete_manifest, _spoil_record, _delete, _copy_back])
+def test_what_has_a_copy_here_needs_no_source(
+    daemon: DaemonProcess, source: Path, gates: Gates, fault: Callable[[DaemonProcess], None]
+) -> None:
+    """What the node can put back itself opens the gate with the source away: nothing is asked of it."""
+    source.rename(source.with_name("away"))
+    fault(daemon)
+    gate = gates.start_bare(*GATE)
+    assert gate.wait() == 0, gate.said() + daemon.log()
+    assert daemon.files(V1) == FILES
+    assert "withdrawn" not in daemon.log()

@@ -59,11 +59,6 @@ class Node:
         self.inventory.remove(REF)
         self.inventory.drop_snapshot(self.digest)
 
-    async def withdraw_snapshot(self, digest: Digest) -> None:
-        self.repairs.append(("withdraw", digest))
-        self.inventory.remove(REF)
-        self.inventory.drop_snapshot(digest)
-
     async def restore_snapshot(self, digest: Digest) -> None:
         self.repairs.append(("restore", digest))
         snapshots.publish(self.layout, manifest_of(FILES), snapshots.now())
