@@ -142,7 +142,8 @@ def source_changed(where: str, problem: str) -> Transient:
     return Transient(
         "source_changed",
         f"{where} changed since it was listed: {problem}",
-        "it is listed again; publish new content under a new version",
+        "it is listed again; publish new content under a new version; servers that share an address must give one ETag "
+        "and one date for one content, or the version needs a manifest (`holdfast publish`)",
     )
 
 

@@ -32,6 +32,10 @@ _NEW_S = 2.0
 _MAX_FOLDERS = 1_000
 _MAX_FILES = 10_000
 _HEADS_AT_ONCE = 8
+# The Hub's web site: it lists no folders, and only these paths lead to a file.
+_HUB_HOSTS = frozenset({"huggingface.co", "www.huggingface.co", "hf.co"})
+_HUB_FILE = "resolve"
+_HUB_PAGES = frozenset({"tree", "blob"})
 # Answers for a missing object: S3-like servers answer 403 without the right to list.
 _ABSENT = frozenset({"not_found", "gone", "forbidden"})
 
@@ -51,6 +55,8 @@ class WebSource:
                 f"{self.display}: expected no `#` in the address, found one: what follows it is never sent to a server",
                 "write %23 where the `#` belongs to a name; put what selects a version into the path or the query",
             )
+        if address.origin.host in _HUB_HOSTS:
+            _check_hub_path(address, self.display)
         self._client = client
         credentials = client.credentials(uri)
         self._identity = identity_of(self.kind, address.url, stretched(credentials) if credentials else "")
@@ -220,6 +226,21 @@ class _Index:
     files: dict[tuple[str, str], RemoteFile] = field(default_factory=dict)
     unlisted: list[Unlisted] = field(default_factory=list)
     page: str | None = None
+
+
+def _check_hub_path(address: Address, display: str) -> None:
+    """Raise `Permanent` (`bad_url`) for the address of a web page of the Hub, as a browser shows it."""
+    names = [name for name in address.resource.partition("?")[0].split("/") if name]
+    if _HUB_FILE in names[1:]:
+        return
+    at = next((index for index, name in enumerate(names) if name in _HUB_PAGES and index), len(names))
+    repo, rest = "/".join(names[:at]), names[at + 1 :]
+    if names[at : at + 1] == ["blob"]:
+        remedy = f"write `{address.origin.scheme}://{address.origin.netloc}/{repo}/{_HUB_FILE}/{'/'.join(rest)}`"
+    else:
+        remedy = f"write `hf://{repo or 'org/name'}{'@' if rest else ''}{'/'.join(rest)}`"
+    problem = f"{display}: expected a folder or a file at a web server, found the address of a web page of the Hub"
+    raise Permanent("bad_url", problem, remedy)
 
 
 def _is_of_one_file(error: HoldfastError) -> bool:

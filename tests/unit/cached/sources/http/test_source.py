@@ -247,6 +247,28 @@ def test_a_fragment_is_refused(client: HttpClient, uri: str) -> None:
     assert caught.value.code == "bad_url" and "v1" not in caught.value.message and "%23" in caught.value.remedy
 
 
+@pytest.mark.parametrize(
+    ("uri", "instead"),
+    [
+        ("https://huggingface.co/acme/tiny", "hf://acme/tiny"),
+        ("https://huggingface.co/acme/tiny/", "hf://acme/tiny"),
+        ("https://www.huggingface.co/acme/tiny?library=transformers", "hf://acme/tiny"),
+        ("https://hf.co/acme/tiny/tree/main", "hf://acme/tiny@main"),
+        ("https://huggingface.co/acme/tiny/tree/v1/sub/deep", "hf://acme/tiny@v1/sub/deep"),
+        ("https://huggingface.co/acme/tiny/blob/main/m.safetensors", "/acme/tiny/resolve/main/m.safetensors"),
+        ("https://huggingface.co/gpt2", "hf://gpt2"),
+    ],
+)
+def test_a_page_of_the_hub_is_refused_with_what_to_write(client: HttpClient, uri: str, instead: str) -> None:
+    """The address of a repository as a browser shows it is a web page, and the Hub lists no folders over HTTP: the
+    refusal names the source that means it. The address of a file is taken."""
+    with pytest.raises(Permanent) as caught:
+        WebSource(uri, client)
+    assert caught.value.code == "bad_url"
+    assert f"{instead}`" in caught.value.remedy
+    WebSource("https://huggingface.co/acme/tiny/resolve/main/m.safetensors", client)
+
+
 # --- a folder that the server lists --------------------------------------------------------------------------------
 
 
