@@ -68,7 +68,8 @@ def measure_seal(descriptor: int) -> str | NoSeal:
 
 def load_manifest(snapshot: SnapshotLayout, pin: Digest | None) -> Manifest:
     """Read the snapshot's manifest and check it against the snapshot's name and, if given, the pin. Raises
-    `DigestMismatch`, `Permanent` (`unreadable`), or `InvalidManifest` for bytes of the right hash."""
+    `DigestMismatch`, `Permanent` (`unreadable`), `Transient` (`no_descriptor`), or `InvalidManifest` for bytes of the
+    right hash."""
     data = _read(snapshot.manifest)
     found = Digest.of(data)
     if found.hex != snapshot.path.name:
@@ -97,7 +98,7 @@ def _parse_manifest(data: bytes, found: Digest, pin: Digest | None) -> Manifest:
 def check_record(snapshot: SnapshotLayout, manifest: Manifest) -> None:
     """Check that every file exists, is a plain file, and matches `verified.json`: by its fs-verity seal, if it has one,
     else, or where the kernel cannot report the seal, by inode and mtime. Hashes nothing. Raises `DigestMismatch`, or
-    `Permanent` (`invalid_record`, `unreadable`)."""
+    `Permanent` (`invalid_record`, `unreadable`), or `Transient` (`no_descriptor`)."""
     record = VerifiedRecord.parse(_read(snapshot.verified))
     for entry in manifest.files:
         found = _stat(snapshot, entry)
@@ -272,4 +273,5 @@ def _read(path: Path) -> bytes:
 def _unreadable(path: str, error: OSError) -> HoldfastError:
     if isinstance(error, FileNotFoundError | NotADirectoryError):
         return DigestMismatch(f"{path}: the file", "present", "missing", _REMEDY)
-    return Permanent("unreadable", f"{path}: {error.strerror}", "check the node's disk and the mount")
+    reached = limits.find_limit_error(error, f"reading {path}")
+    return reached or Permanent("unreadable", f"{path}: {error.strerror}", "check the node's disk and the mount")

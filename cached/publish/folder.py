@@ -20,6 +20,7 @@ from pathlib import Path
 from cached.contract.errors import Permanent, Transient
 from cached.contract.layout import TEMPORARY_PREFIX
 from cached.contract.manifest import MANIFEST_NAME, PUBLISHING_NAME, RESERVED, FileEntry
+from cached.contract.program import limits
 from cached.contract.verify import hash_file
 from cached.publish.destination import PART_BYTES, Progress, Say, Stored, Upload
 from cached.publish.mark import MAX_MARK_BYTES, Mark, another_publisher, describe_publisher
@@ -277,6 +278,9 @@ def _translate_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        short = limits.find_limit_error(error, f"writing {path}")
+        if short is not None:
+            raise short from error
         problem = f"{path}: {error.strerror or type(error).__name__}"
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             remedy = "free space there, then publish again"

@@ -42,7 +42,7 @@ class Probe:
         try:
             self._listener = socket.create_server((host, port), family=family, backlog=64)
         except OSError as error:
-            raise Permanent(
+            raise limits.find_limit_error(error, f"listening on {host}:{port}") or Permanent(
                 "listen_failed",
                 f"cannot listen on {host}:{port}: {error.strerror or error}",
                 "choose another address with --listen; in a pod with hostNetwork, another gate or program has the port",

@@ -18,6 +18,7 @@ from cached.contract.digest import is_hex
 from cached.contract.errors import Permanent
 from cached.contract.layout import PublicLayout, SnapshotLayout
 from cached.contract.lease import Lease, take_shared
+from cached.contract.program import limits
 from cached.contract.reference import ModelRef
 
 
@@ -77,7 +78,7 @@ def _errors_are_ours(link: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise Permanent(
+        raise limits.find_limit_error(error, f"reading {error.filename or link}") or Permanent(
             "unreadable",
             f"{error.filename or link}: {error.strerror}",
             "check the mount, the node's disk, and the pod's security policy (SELinux, AppArmor)",

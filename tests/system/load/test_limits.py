@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -235,6 +236,37 @@ def test_a_refused_priority_does_not_stop_the_scrub(tmp_path: Path, confined: Pa
         daemon.pull("acme/tiny@v1")
         daemon.wait(lambda: daemon.metric("holdfast_scrub_bytes_total") > 0, "bytes scrubbed")
         assert "ordinary priority" in daemon.log()
+
+
+def test_a_command_without_descriptors_says_so(tmp_path: Path) -> None:
+    """A gate, `verify` or `publish` that may not open one more file names the limit and who raises it, and sends nobody
+    to the disk, the volume or another port."""
+    publish_files(tmp_path / "source", {f"{number}.bin": b"a" * 5000 for number in range(12)})
+    with daemon_process(tmp_path) as daemon:
+        daemon.write_catalog({"acme/tiny": model(f"file://{tmp_path}/source")})
+        daemon.start()
+        daemon.pull("acme/tiny@v1")
+        daemon.wait_ready(REF)
+        public, root = str(daemon.layout.public.path), str(daemon.layout.root)
+        gate = ["gate", "--root", public, "--model", "acme/tiny", "--version", "v1", "--timeout", "20", "--once"]
+        for words in (
+            [*gate, "--verify", "full"],
+            [*gate, "--listen", "127.0.0.1:0"],
+            ["verify", "--root", root],
+            ["publish", "--threads", "4", str(tmp_path / "source"), str(tmp_path / "published")],
+        ):
+            failures = [ended.stderr for most in (5, 6, 7, 9, 14) if (ended := _run_with_files(most, words)).returncode]
+            assert failures, words
+            for said in failures:
+                assert "its limit" in said, words
+                assert "raise the limit of open files" in said, words
+
+
+def _run_with_files(most: int, words: list[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["sh", "-c", f'ulimit -n {most}; exec "$@"', "sh", sys.executable, "-m", "cached.cli", *words],
+        env=bare_environment(), capture_output=True, text=True, check=False,
+    )  # fmt: skip
 
 
 class Limited(DaemonProcess):
