@@ -8,17 +8,23 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import threading
+import time
 from collections.abc import Callable, Sequence
 from functools import wraps
 from pathlib import Path
+from typing import TypeVar
 
 from cached.contract.digest import Digest
-from cached.contract.errors import HoldfastError, Permanent
+from cached.contract.errors import HoldfastError, Permanent, Transient
 from cached.contract.layout import DEFAULT_ROOT, Layout, PublicLayout
 from cached.contract.program.options import EXIT_FAILED, OptionParser
 from cached.contract.program.units import format_duration, format_size
 from cached.contract.reference import ModelRef
 from cached.contract.status import ModelStatus, State
+
+_Result = TypeVar("_Result")
+_OVERTIME_S = 0.5  # for work that ends at the same limit, with a better reason
 
 
 def command_parser(name: str, description: str) -> OptionParser:
@@ -63,6 +69,37 @@ def parse_digest(text: str) -> Digest:
         return Digest.parse(text)
     except HoldfastError as error:
         raise ValueError(str(error)) from error
+
+
+def run_within(limit_s: float | None, layout: Layout, work: Callable[[], _Result]) -> _Result:
+    """Return what `work` returns; raises what it raises, and `Transient` (`root_silent`) where it takes longer than
+    `limit_s` seconds (None: no limit). It runs in a thread of its own, for a file system that does not answer keeps
+    the thread that asks it, even from Ctrl-C: the kernel hands a signal to a program when the call is over."""
+    results: list[_Result] = []
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            results.append(work())
+        except BaseException as error:  # noqa: BLE001 - raised again by the calling thread
+            errors.append(error)
+
+    thread = threading.Thread(target=run, name="command", daemon=True)
+    try:
+        thread.start()
+    except RuntimeError:  # the limit of processes is reached
+        return work()
+    deadline = None if limit_s is None else time.monotonic() + limit_s + _OVERTIME_S
+    thread.join(None if deadline is None else max(0.0, deadline - time.monotonic()))
+    if errors:
+        raise errors[0]
+    if results:
+        return results[0]
+    raise Transient(
+        "root_silent",
+        f"{layout.root} has not answered for {limit_s:g} s",
+        "look at its file system: a disk, an NFS or FUSE server behind it does not answer",
+    )
 
 
 def get_layout(options: argparse.Namespace) -> Layout:

@@ -8,7 +8,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from cached.commands.common import add_timeout_option, command_parser, format_table, get_layout, report_errors
+from cached.commands.common import (
+    add_timeout_option,
+    command_parser,
+    format_table,
+    get_layout,
+    report_errors,
+    run_within,
+)
 from cached.commands.control_client import ControlClient, GcReport
 from cached.contract.program.options import EXIT_DONE
 from cached.contract.program.units import format_size
@@ -21,7 +28,9 @@ def main(argv: Sequence[str]) -> int:
     parser.switch("--dry-run", help="say what would go, and remove nothing")
     add_timeout_option(parser, 600)
     options = parser.parse_args(argv)
-    report = ControlClient(get_layout(options), options.timeout).gc(dry_run=options.dry_run)
+    layout = get_layout(options)
+    client = ControlClient(layout, options.timeout)
+    report = run_within(options.timeout, layout, lambda: client.gc(dry_run=options.dry_run))
     sys.stdout.write(_describe(report, "would be evicted" if options.dry_run else "evicted"))
     return EXIT_DONE
 

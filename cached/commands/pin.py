@@ -9,7 +9,14 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from cached.commands.common import add_timeout_option, command_parser, get_layout, parse_reference, report_errors
+from cached.commands.common import (
+    add_timeout_option,
+    command_parser,
+    get_layout,
+    parse_reference,
+    report_errors,
+    run_within,
+)
 from cached.commands.control_client import ControlClient
 from cached.contract.program.options import EXIT_DONE
 
@@ -18,7 +25,8 @@ from cached.contract.program.options import EXIT_DONE
 def main(argv: Sequence[str]) -> int:
     """Run `holdfast pin NAME@VERSION [--timeout S]`; return the exit code."""
     options = _parse("pin", "Keep a version from eviction, also across restarts of the daemon.", argv)
-    ControlClient(get_layout(options), options.timeout).pin(options.ref)
+    layout = get_layout(options)
+    run_within(options.timeout, layout, lambda: ControlClient(layout, options.timeout).pin(options.ref))
     sys.stdout.write(f"{options.ref} is pinned: it stays until `holdfast unpin {options.ref}`\n")
     return EXIT_DONE
 
@@ -27,7 +35,8 @@ def main(argv: Sequence[str]) -> int:
 def unpin(argv: Sequence[str]) -> int:
     """Run `holdfast unpin NAME@VERSION [--timeout S]`; return the exit code."""
     options = _parse("unpin", "Let a version be evicted again.", argv)
-    result = ControlClient(get_layout(options), options.timeout).unpin(options.ref)
+    layout = get_layout(options)
+    result = run_within(options.timeout, layout, lambda: ControlClient(layout, options.timeout).unpin(options.ref))
     if result.pinned:
         outcome = "is still pinned by the catalog (`pin: true` there)"
     else:

@@ -21,6 +21,7 @@ from cached.commands.common import (
     parse_reference,
     parse_seconds,
     report_errors,
+    run_within,
 )
 from cached.commands.control_client import ControlClient, PullAnswer
 from cached.commands.tree import find_held_version, read_daemon_status, read_model_status, seconds_since
@@ -49,27 +50,37 @@ def main(argv: Sequence[str]) -> int:
     parser.switch("--no-wait", help="return once the daemon knows")
     parser.option("--timeout", type=parse_seconds, help="stop waiting after this many seconds (the daemon goes on)")
     options = parser.parse_args(argv)
+    layout, started = get_layout(options), time.monotonic()
+    state = "stopped before the daemon answered, which drops a pull that it has not begun"
     try:
-        return _pull(get_layout(options), options)
+        answer = _ask(layout, options)
+        state = f"stopped waiting; the daemon goes on fetching {options.ref}"
+        if options.no_wait:
+            if answer.error is not None:
+                raise answer.error
+            sys.stdout.write(f"{options.ref} is {answer.state.value}; `holdfast status --watch` follows it\n")
+            return EXIT_DONE
+        left_s = None if options.timeout is None else max(0.0, started + options.timeout - time.monotonic())
+        return run_within(left_s, layout, lambda: _finish(layout, options, answer, started))
     except KeyboardInterrupt:
-        sys.stderr.write(f"\nholdfast pull: stopped waiting; the daemon goes on fetching {options.ref}\n")
+        sys.stderr.write(f"\nholdfast pull: {state}\n")
         return EXIT_FAILED
 
 
-def _pull(layout: Layout, options: argparse.Namespace) -> int:
-    ref: ModelRef = options.ref
-    started = time.monotonic()
+def _ask(layout: Layout, options: argparse.Namespace) -> PullAnswer:
+    """Tell the daemon what is wanted; return its first answer."""
     patience_s = _ANSWER_S if options.timeout is None else min(_ANSWER_S, options.timeout)
     client = ControlClient(layout, patience_s)
-    answer = client.pull(ref, options.digest, refresh=options.refresh)
-    if options.no_wait:
-        if answer.error is not None:
-            raise answer.error
-        sys.stdout.write(f"{ref} is {answer.state.value}; `holdfast status --watch` follows it\n")
-        return EXIT_DONE
+    return run_within(patience_s, layout, lambda: client.pull(options.ref, options.digest, refresh=options.refresh))
+
+
+def _finish(layout: Layout, options: argparse.Namespace, answer: PullAnswer, started: float) -> int:
+    """Wait until the version is here, and print where; return the exit code."""
+    ref: ModelRef = options.ref
+    patience_s = _LATER_ANSWER_S if options.timeout is None else min(_LATER_ANSWER_S, options.timeout)
     progress = _ProgressLine(sys.stderr)
     try:
-        pull = _Pull(ControlClient(layout, min(patience_s, _LATER_ANSWER_S)), options, answer)
+        pull = _Pull(ControlClient(layout, patience_s), options, answer)
         _wait(layout.public, pull, options.timeout, started, progress)
     finally:
         progress.end()

@@ -10,16 +10,19 @@ import contextlib
 import os
 import select
 import signal
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from cached.contract.program import limits, process
 
 if TYPE_CHECKING:
     from watchdog.events import FileSystemEvent
     from watchdog.observers.api import BaseObserver, ObservedWatch
+
+_PATIENCE_S = 5.0  # after a signal, for a gate that is blocked by its root's file system
 
 
 class Wakeup:
@@ -31,6 +34,9 @@ class Wakeup:
         self._reader, self._writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._poll = select.poll()
         self._poll.register(self._reader, select.POLLIN)
+        self._ending = process.SignalThread(_PATIENCE_S, self._leave)
+        if process.is_prepared() and self._await_signals():
+            return
         for number in process.ENDING:
             signal.signal(number, self._stop)
         process.unblock_signals()
@@ -47,6 +53,25 @@ class Wakeup:
             while os.read(self._reader, 4096):
                 pass
         return woken
+
+    def _await_signals(self) -> bool:
+        """Have a thread wait for the signals: where the root's file system hangs, a handler would be called once the
+        gate's call is answered. Return False without one more thread."""
+        self._ending.set_handler(self._heed)
+        try:
+            self._ending.start()
+        except RuntimeError:
+            return False
+        return True
+
+    def _heed(self) -> None:
+        self.stopped_by = self._ending.signalled
+        self.wake()
+
+    def _leave(self, why: str) -> NoReturn:
+        number = self.stopped_by or signal.SIGTERM
+        sys.stderr.write(f"holdfast gate: {why}: leaving at once, as its root's file system may never answer\n")
+        process.exit_now(128 + number)
 
     def _stop(self, number: int, _frame: FrameType | None) -> None:
         self.stopped_by = number

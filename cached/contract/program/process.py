@@ -36,6 +36,11 @@ def prepare_process() -> None:
     sys.stderr = LossyStream(sys.stderr.fileno())
 
 
+def is_prepared() -> bool:
+    """Tell whether the signals wait for `unblock_signals` or a `SignalThread`."""
+    return signal.SIGTERM in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+
 def unblock_signals() -> None:
     """Unblock the signals after the handlers are installed."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
@@ -91,7 +96,7 @@ class SignalThread(threading.Thread):
         self._leave = leave
         self._lock = threading.Lock()
         self._handler: Callable[[], object] | None = None
-        self.signalled = False  # whether a signal arrived
+        self.signalled: int | None = None  # the signal that arrived
 
     def set_handler(self, handler: Callable[[], object]) -> None:
         """Set the function that a signal calls, in this thread; it must not block."""
@@ -99,28 +104,28 @@ class SignalThread(threading.Thread):
             self._handler = handler
 
     def run(self) -> None:
-        signal.sigwait(ENDING)
-        self.signalled = True
+        self.signalled = signal.sigwait(ENDING)
         with self._lock:
             if self._handler is None:
-                _exit_now()
+                exit_now(0)
             self._handler()
         again = signal.sigtimedwait(ENDING, self._patience_s)
         self._leave(f"still busy after {self._patience_s:g} s" if again is None else "told to end again")
-        _exit_now()
+        exit_now(0)
 
 
-def _exit_now() -> NoReturn:
-    """Exit with 0, and leave the closing of open files to a child process: for files on FUSE or NFS the kernel waits
-    for their server, which keeps the process alive, even after SIGKILL, while the server hangs. A child that shares the
-    table of open files (CLONE_FILES) stays behind instead, and the parent process sees this one exit at once."""
+def exit_now(code: int) -> NoReturn:
+    """Exit with `code`, and leave the closing of open files to a child process: for files on FUSE or NFS the kernel
+    waits for their server, which keeps the process alive, even after SIGKILL, while the server hangs. A child that
+    shares the table of open files (CLONE_FILES) stays behind instead, and the parent process sees this one exit at
+    once."""
     number, parent = _CLONE.get(os.uname().machine), os.getpid()
     if number is not None and _has_files():
         # PyDLL keeps the interpreter's lock, so the child holds it: the child has no other threads.
         child = ctypes.PyDLL(None).syscall(ctypes.c_long(number), ctypes.c_long(_CLONE_FILES), None, None, None, None)
         if child == 0:
             _close_the_rest(parent)
-    os._exit(0)
+    os._exit(code)
 
 
 def _open_files() -> list[tuple[int, bool]]:

@@ -6,8 +6,11 @@ import http.client
 import json
 import random
 import shutil
+import signal
 import socket
 import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -16,6 +19,7 @@ from pathlib import Path
 import pytest
 
 from cached.contract.reference import ModelRef
+from sidecar.gate.main import FOLLOW_EVERY_S
 from tests.support.bitrot import flip
 from tests.support.daemon import PATIENCE_S, REPOSITORY, DaemonProcess, daemon_process, model, prefetched, publish_files
 from tests.support.faulty import FaultyFolder, mounted_faulty
@@ -92,6 +96,67 @@ def test_a_root_that_hangs_is_told_and_left(mount: tuple[FaultyFolder, Path], tm
         daemon.start()
         daemon.wait_ready(V1)
         assert daemon.files(V1) == {"a.bin": BYTES}
+
+
+@contextmanager
+def _hung_for_others(server: FaultyFolder, place: Path) -> Iterator[None]:
+    """As `hanging`, with the one request that the server still takes spent: the kernel lets its asker not even be
+    killed."""
+    with hanging(server):
+        spent = subprocess.Popen(["stat", str(place)], stdout=subprocess.DEVNULL)
+        time.sleep(0.5)
+        try:
+            yield
+        finally:
+            server.answers.set()
+            spent.wait(PATIENCE_S)
+
+
+def test_a_command_on_a_root_that_hangs_keeps_its_timeout(mount: tuple[FaultyFolder, Path], tmp_path: Path) -> None:
+    """A command whose root does not answer, where even the way to the control socket is blocked, ends with 1 after its
+    `--timeout`, and says what does not answer; Ctrl-C ends it before."""
+    server, place = mount
+    with daemon_process(tmp_path / "daemon") as daemon:
+        daemon.write_catalog({})
+        daemon.start()
+        root = daemon.layout.root
+        commands = ["pin m@v1", "unpin m@v1", "gc --dry-run", "pull m@v1", "pull --no-wait m@v1"]
+        with _hung_for_others(server, place):
+            begun = [_command([*command.split(), "--timeout", "2"], root) for command in commands]
+            endless = _command(["pull", "m@v1"], root)
+            for command, process in zip(commands, begun, strict=True):
+                said = process.communicate(timeout=PATIENCE_S)[1]
+                assert (process.returncode, f"{root} has not answered for 2 s" in said) == (1, True), command
+            endless.send_signal(signal.SIGINT)
+            said = endless.communicate(timeout=PATIENCE_S)[1]
+            assert endless.returncode == 1
+            assert "before the daemon answered" in said
+
+
+def _command(arguments: list[str], root: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "cached.cli", *arguments, "--root", str(root)]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+
+
+def test_an_open_gate_on_a_root_that_hangs_heeds_sigterm(mount: tuple[FaultyFolder, Path], tmp_path: Path) -> None:
+    """SIGTERM ends a gate that is blocked by its root, so that a pod on such a node does not need its whole grace
+    period to end; the exit code is that of the signal."""
+    server, place = mount
+    publish_files(tmp_path / "source", {"a.bin": b"a"})
+    with daemon_process(tmp_path / "daemon") as daemon:
+        daemon.write_catalog({"m": prefetched(f"file://{tmp_path}/source")})
+        daemon.start()
+        daemon.wait_ready(V1)
+        asked = ["gate", "--model", "m", "--version", "v1", "--listen", "127.0.0.1:0"]
+        gate = _command(asked, daemon.layout.public.path)
+        assert gate.stderr is not None
+        while "open after" not in gate.stderr.readline():
+            pass
+        with _hung_for_others(server, place):
+            time.sleep(FOLLOW_EVERY_S + 1)  # it looks at its lease, and is blocked
+            gate.terminate()
+            said = gate.communicate(timeout=PATIENCE_S)[1]
+            assert (gate.returncode, "still busy" in said) == (128 + signal.SIGTERM, True)
 
 
 def test_a_root_that_hung_for_a_while_goes_on(mount: tuple[FaultyFolder, Path], tmp_path: Path) -> None:

@@ -158,12 +158,14 @@ def test_a_pin_before_the_catalog_is_transient(daemon: DaemonProcess) -> None:
 
 
 def _waits_for_an_answer(pid: int) -> bool:
-    """Tell whether a process sleeps in poll(2) for a socket, as http.client does once its request is sent."""
+    """Tell whether a thread of a process sleeps in poll(2) for a socket, as http.client does once its request is
+    sent."""
     try:
         sent = any(
             os.readlink(f"/proc/{pid}/fd/{name}").startswith("socket:") for name in os.listdir(f"/proc/{pid}/fd")
         )
-        return sent and "poll" in Path(f"/proc/{pid}/wchan").read_text()
+        threads = Path(f"/proc/{pid}/task").iterdir()
+        return sent and any("poll" in (thread / "wchan").read_text() for thread in threads)
     except OSError:
         return False
 
