@@ -60,11 +60,11 @@ class RemoteFile:
     `path`: its path in the snapshot. `key`: its address at the source (an object key, a URL, a path), unique together
     with the listing's `identity`.
     `size`: bytes, None while unknown. `validator`: a strong one, which changes with every change of a byte (a strong
-    ETag, a version, a blob id, mtime with size and inode); empty if the source has none. `signs`: the weak validators
-    then, over HTTP. A file with neither validator nor promised content is fetched in a single answer. `sha256`: 64 hex
-    digits promised by the source (a manifest, a Git LFS oid), never an ETag. `git_oid`: the Git blob id (sha1 of
-    `blob <size>\\0` + bytes), if known.
-    `problem`: why the file cannot be fetched, else None; raised only if the file is chosen.
+    ETag, a version, a blob id, mtime with size, inode and ctime); empty if the source has none. `signs`: the weak
+    validators then, over HTTP. A file with neither validator nor promised content is fetched in a single answer.
+    `sha256`: 64 hex digits promised by the source (a manifest, a Git LFS oid), never an ETag. `git_oid`: the Git blob
+    id (sha1 of `blob <size>\\0` + bytes), if known. `problem`: why the file cannot be fetched, else None; raised only
+    if the file is chosen.
     """
 
     path: str

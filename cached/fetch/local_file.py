@@ -11,7 +11,7 @@ import os
 
 from cached.contract.errors import HoldfastError, Permanent, Transient
 from cached.contract.program import limits
-from cached.transport.target import LocalTarget
+from cached.transport.target import LocalTarget, local_validator
 
 
 class LocalBody:
@@ -77,19 +77,15 @@ class LocalBody:
             found = os.fstat(self._descriptor)
         except OSError as error:
             raise _local_error(error, self._target) from error
-        self._validator = self._validator or _validator(found)
-        if _validator(found) != self._validator:
-            raise _changed(self._target, f"expected {self._validator}, found {_validator(found)}")
+        self._validator = self._validator or local_validator(found)
+        if local_validator(found) != self._validator:
+            raise _changed(self._target, f"expected {self._validator}, found {local_validator(found)}")
         return found
 
 
 def _changed(target: LocalTarget, how: str) -> Transient:
     problem = f"{target.path}: changed since it was listed ({how})"
     return Transient("source_changed", problem, "publish a changed model as a new version")
-
-
-def _validator(found: os.stat_result) -> str:
-    return f"{found.st_mtime_ns}-{found.st_size}-{found.st_ino}"
 
 
 def _local_error(error: OSError, target: LocalTarget) -> HoldfastError:

@@ -5,6 +5,7 @@ Law: values. Credentials are in `HttpTarget.headers` and `url` only, and never s
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -54,6 +55,12 @@ class LocalTarget:
 
     path: Path
     validator: str
+
+
+def local_validator(found: os.stat_result) -> str:
+    """Return a validator that changes whenever a file's bytes may have changed. Who writes a file can set its mtime
+    (`cp -p`, `rsync -t`, archives of reproducible builds), and not its ctime; that changes with modes and links too."""
+    return f"{found.st_mtime_ns}-{found.st_size}-{found.st_ino}-{found.st_ctime_ns}"
 
 
 Target = HttpTarget | LocalTarget

@@ -25,7 +25,7 @@ from cached.store.disk.verity import Sealing
 from cached.store.ingest import IngestKey
 from cached.transport.client import HttpClient
 from cached.transport.connection.settings import HttpSettings
-from cached.transport.target import HttpTarget, LocalTarget, Target
+from cached.transport.target import HttpTarget, LocalTarget, Target, local_validator
 from tests.support.origin import Seen
 from tests.support.origin_faults import Fault, Reply
 
@@ -211,8 +211,7 @@ def spec_of_size(sha256: str, size: int) -> BlobSpec:
 
 def local(path: Path) -> LocalTarget:
     """A file as the local source locates it."""
-    found = path.stat()
-    return LocalTarget(path, f"{found.st_mtime_ns}-{found.st_size}-{found.st_ino}")
+    return LocalTarget(path, local_validator(path.stat()))
 
 
 def http(url: str, etag: str | None = '"v1"') -> HttpTarget:

@@ -15,10 +15,10 @@ from cached.contract.errors import HoldfastError, InvalidManifest, Permanent, Tr
 from cached.contract.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, PUBLISHING_NAME, FileEntry, Manifest
 from cached.core.listing import Listing, RemoteFile
 from cached.sources.base import identity_of
-from cached.sources.local.tree import PlainFile, file_error, find_file, find_inside, validator, walk
+from cached.sources.local.tree import PlainFile, file_error, find_file, find_inside, walk
 from cached.sources.manifests import unfinished_publish
 from cached.transport.connection.thread_call import call_in_thread
-from cached.transport.target import LocalTarget, Target
+from cached.transport.target import LocalTarget, Target, local_validator
 
 _SCHEME = "file://"
 _IDENTITY = identity_of("file")  # a key is the file's real path, unique alone
@@ -124,10 +124,10 @@ def _locate(file: RemoteFile) -> LocalTarget:
         found = os.lstat(path)
     except OSError as error:
         raise file_error(error, path) from error
-    if not stat.S_ISREG(found.st_mode) or validator(found) != file.validator:
+    if not stat.S_ISREG(found.st_mode) or local_validator(found) != file.validator:
         raise Transient(
             "source_changed",
-            f"{path}: expected the file as it was listed ({file.validator}), found {validator(found)}",
+            f"{path}: expected the file as it was listed ({file.validator}), found {local_validator(found)}",
             "it is listed and read again from the start",
         )
     return LocalTarget(path, file.validator)

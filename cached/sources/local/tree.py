@@ -16,6 +16,7 @@ from pathlib import Path
 from cached.contract.errors import HoldfastError, Permanent, Transient
 from cached.contract.program import limits
 from cached.core.listing import Unlisted, format_path, is_reserved
+from cached.transport.target import local_validator
 
 _MISSING = frozenset({errno.ENOENT, errno.ENOTDIR})
 _FORBIDDEN = frozenset({errno.EACCES, errno.EPERM})
@@ -87,11 +88,6 @@ def find_file(path: Path) -> PlainFile:
         raise file_error(error, path) from error
 
 
-def validator(found: os.stat_result) -> str:
-    """Return a validator, which changes whenever a file's bytes may have changed."""
-    return f"{found.st_mtime_ns}-{found.st_size}-{found.st_ino}"
-
-
 def file_error(error: OSError, path: Path) -> HoldfastError:
     """Return our error for an `OSError` at `path`."""
     short = limits.find_limit_error(error, f"looking at {format_path(str(path))}")
@@ -157,4 +153,4 @@ def _plain(real: Path, name: str, found: os.stat_result, shown_as: Path) -> Plai
     if not stat.S_ISREG(found.st_mode):
         problem = f"{format_path(str(shown_as))}: expected a plain file, found a socket, pipe or device"
         raise Permanent("bad_file", problem, "remove it from the folder, or leave it out")
-    return PlainFile(name, real, found.st_size, validator(found))
+    return PlainFile(name, real, found.st_size, local_validator(found))

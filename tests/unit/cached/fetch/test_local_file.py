@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from pathlib import Path
 
 import pytest
 
 from cached.contract.errors import HoldfastError
 from cached.fetch.local_file import LocalBody
-from cached.transport.target import LocalTarget
+from cached.transport.target import LocalTarget, local_validator
 
 DATA = bytes(range(256)) * 40
 
@@ -19,8 +20,7 @@ DATA = bytes(range(256)) * 40
 def target(tmp_path: Path) -> LocalTarget:
     path = tmp_path / "file"
     path.write_bytes(DATA)
-    found = path.stat()
-    return LocalTarget(path, f"{found.st_mtime_ns}-{found.st_size}-{found.st_ino}")
+    return LocalTarget(path, local_validator(path.stat()))
 
 
 def _read(body: LocalBody, piece: int) -> bytes:
@@ -62,6 +62,22 @@ def test_a_file_that_changes(target: LocalTarget, listed: bool) -> None:
     view = memoryview(bytearray(len(DATA)))
     assert body.readinto(view[:10]) == 10
     os.utime(target.path, ns=(0, 0))
+    with pytest.raises(HoldfastError) as caught, body:
+        body.readinto(view)
+    assert caught.value.code == "source_changed"
+
+
+def test_a_file_that_gets_its_mtime_back_has_changed(target: LocalTarget) -> None:
+    """Other bytes of the same size, written in place while it is read, are refused although the mtime is the old one
+    again."""
+    body = LocalBody(target, 0, None)
+    view = memoryview(bytearray(len(DATA)))
+    assert body.readinto(view[:10]) == 10
+    before = target.path.stat()
+    time.sleep(0.02)  # longer than a tick of the file system's clock
+    with target.path.open("r+b") as file:
+        file.write(bytes(len(DATA)))
+    os.utime(target.path, ns=(before.st_atime_ns, before.st_mtime_ns))
     with pytest.raises(HoldfastError) as caught, body:
         body.readinto(view)
     assert caught.value.code == "source_changed"

@@ -6,6 +6,7 @@ import asyncio
 import errno
 import os
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -202,11 +203,27 @@ async def test_locating_gives_the_file_as_it_was_listed(tmp_path: Path) -> None:
     path = put(tmp_path / "w.bin", b"abc")
     source = LocalSource(str(tmp_path))
     file = (await source.resolve()).files[0]
-    found = path.stat()
-    assert file.validator == f"{found.st_mtime_ns}-{found.st_size}-{found.st_ino}"
+    assert file.validator
     assert await source.locate(file) == LocalTarget(Path(os.path.realpath(path)), file.validator)
     await source.aclose()
     await source.aclose()
+
+
+async def test_other_bytes_of_the_same_size_and_time_are_noticed(tmp_path: Path) -> None:
+    """A file written over in place and given its old mtime again, as `cp -p` from a reproducible build gives it, is
+    another one: who writes a file can set its mtime, and not its ctime."""
+    path = put(tmp_path / "w.bin", b"abc")
+    before = path.stat()
+    source = LocalSource(str(tmp_path))
+    file = (await source.resolve()).files[0]
+    time.sleep(0.02)  # longer than a tick of the file system's clock
+    path.write_bytes(b"abd")
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert (path.stat().st_ino, path.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    assert (await source.resolve()).files[0].validator != file.validator
+    with pytest.raises(Transient) as changed:
+        await source.locate(file)
+    assert changed.value.code == "source_changed"
 
 
 async def test_a_file_that_changed_since_it_was_listed_is_noticed(tmp_path: Path) -> None:
