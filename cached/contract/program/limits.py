@@ -1,4 +1,4 @@
-"""The limits of a process by kernel or container: threads and open files.
+"""The limits of a process by kernel or container: threads, open files, file sizes.
 
 Law: standard library only, cheap to import. Reaching a limit is `Transient`: it is no fault of the bytes or the disk,
 and it passes when other processes end or a person raises the limit.
@@ -17,6 +17,7 @@ _THREAD_REMEDY = (
     "raise the limit of processes: podPidsLimit of the kubelet, pids.max of the cgroup, or `ulimit -u` of the user"
 )
 _FILES_REMEDY = "raise the limit of open files: `ulimit -n`, LimitNOFILE of the unit, or that of the container runtime"
+_SIZE_REMEDY = "raise the limit of file sizes: `ulimit -f`, LimitFSIZE of the unit, or that of the container runtime"
 _MAX_CAUSES = 8  # libraries wrap an error two or three times
 _SYSTEM_REMEDY = "raise fs.file-max on the node, or end what holds so many files open (`lsof`)"
 
@@ -57,6 +58,11 @@ def find_limit_error(error: BaseException, what: str) -> Transient | None:
             return Transient("no_descriptor", f"{what}: this process has {soft} open files, its limit", _FILES_REMEDY)
         if isinstance(reached, OSError) and reached.errno == errno.ENFILE:
             return Transient("no_descriptor", f"{what}: the system's limit of open files is reached", _SYSTEM_REMEDY)
+        if isinstance(reached, OSError) and reached.errno == errno.EFBIG:
+            most = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+            if most != resource.RLIM_INFINITY:
+                problem = f"{what}: a file of this process has {most} bytes at most, its limit"
+                return Transient("file_size_limit", problem, _SIZE_REMEDY)
         if reached is None:
             return None
         reached = reached.__cause__ or reached.__context__

@@ -238,6 +238,22 @@ def test_a_refused_priority_does_not_stop_the_scrub(tmp_path: Path, confined: Pa
         assert "ordinary priority" in daemon.log()
 
 
+def test_a_limit_of_file_sizes_is_told_as_one(tmp_path: Path) -> None:
+    """Where the process may not write a file as long as a blob the status names that limit, not the disk, and the fetch
+    goes on once it is lifted."""
+    publish_files(tmp_path / "source", FILES)
+    with daemon_process(tmp_path) as daemon:
+        daemon.write_catalog({"acme/tiny": model(f"file://{tmp_path}/source")})
+        daemon.start()
+        hard = resource.prlimit(daemon.pid, resource.RLIMIT_FSIZE)[1]
+        resource.prlimit(daemon.pid, resource.RLIMIT_FSIZE, (SMALL_BYTES, hard))
+        daemon.pull("acme/tiny@v1")
+        daemon.wait(lambda: "file_size_limit" in str(daemon.status(REF)), "the limit told")
+        resource.prlimit(daemon.pid, resource.RLIMIT_FSIZE, (hard, hard))
+        daemon.wait_ready(REF)
+        assert daemon.files(REF) == FILES
+
+
 def test_a_command_without_descriptors_says_so(tmp_path: Path) -> None:
     """A gate, `verify` or `publish` that may not open one more file names the limit and who raises it, and sends nobody
     to the disk, the volume or another port."""
