@@ -472,8 +472,8 @@ class Reconciler:
 
     async def _fetch(self, want: Want) -> Published | HoldfastError:
         ref = want.ref
-        got_space = partial(self._handle, ref, messages.SpaceReserved())
-        outcome = await self._fetches.try_fetch(want, partial(self._get_priority, want), got_space)
+        urgency, got_space = partial(self._get_priority, want), partial(self._record_space, ref)
+        outcome = await self._fetches.try_fetch(want, urgency, got_space)
         if isinstance(outcome, Published):
             size, pinned = outcome.manifest.total_bytes, want.pin is not None
             self._status_files.set_ready(ref, outcome.digest, size, pinned=pinned, source=outcome.source)
@@ -500,6 +500,9 @@ class Reconciler:
             self._tries[ref].cancel()
         elif self._is_running:
             self._loop.call_soon(self._handle, ref, messages.Stopped())
+
+    def _record_space(self, ref: ModelRef, size_bytes: int, files: int) -> None:
+        self._handle(ref, messages.SpaceReserved(size_bytes, files))
 
     def _get_priority(self, want: Want) -> Priority:
         """Return the current priority of a fetch."""

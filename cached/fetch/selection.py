@@ -12,9 +12,8 @@ from dataclasses import dataclass, replace
 
 from cached.contract.layout import Layout
 from cached.contract.loadable.findings import Finding, is_loadable, not_loadable
-from cached.contract.loadable.verdict import find_name_problems, find_problems, is_checked
+from cached.contract.loadable.verdict import find_name_problems, find_problems
 from cached.contract.loadable.weights import Read
-from cached.contract.manifest import Manifest
 from cached.contract.program.units import format_size
 from cached.contract.status import LeftOut, Verdict
 from cached.core.catalog import CatalogVersion
@@ -25,6 +24,7 @@ from cached.core.selection.doubles import summarize
 from cached.core.selection.losses import find_losses
 from cached.core.selection.presets import DEFAULT, EARLIER, Indexes, files_to_read
 from cached.store.disk.durable import disk_errors
+from cached.store.publication import Publication
 
 _log = logging.getLogger(__name__)
 
@@ -81,15 +81,16 @@ def blob_reader(layout: Layout, sha256s: Mapping[str, str]) -> Read:
     return read
 
 
-def needs_reading(manifest: Manifest) -> bool:
-    """Return whether the verdict on these files needs their content."""
-    return any(is_checked(file.path) for file in manifest.files)
-
-
-def judge_blobs(layout: Layout, manifest: Manifest) -> tuple[Finding, ...]:
-    """Return the findings about the content of a version whose blobs are all committed. Raises `HoldfastError`."""
-    sha256s = {file.path: file.sha256 for file in manifest.files}
-    return find_problems({file.path: file.size for file in manifest.files}, blob_reader(layout, sha256s))
+def judge_blobs(layout: Layout, want: Want, publication: Publication) -> None:
+    """Complete the verdict by names in the record of a version whose blobs are all committed: add the findings about
+    their content. Raises `HoldfastError`, and as `report_verdict`."""
+    files = publication.manifest.files
+    reader = blob_reader(layout, {file.path: file.sha256 for file in files})
+    found = find_problems({file.path: file.size for file in files}, reader)
+    by_names = publication.record.verdict
+    verdict = replace(by_names, findings=_merge(by_names.findings, found))
+    publication.record = replace(publication.record, verdict=verdict)
+    report_verdict(want, replace(verdict, findings=found))
 
 
 def report_verdict(want: Want, verdict: Verdict) -> None:
@@ -108,7 +109,7 @@ def report_left_out(want: Want, left_out: Iterable[LeftOut]) -> None:
         _log.info("%s: left out: %s; `for: all` in the catalog takes all", want.ref, "; ".join(said))
 
 
-def merge(before: tuple[Finding, ...], after: tuple[Finding, ...]) -> tuple[Finding, ...]:
+def _merge(before: tuple[Finding, ...], after: tuple[Finding, ...]) -> tuple[Finding, ...]:
     """Return the findings by name and by content; what both say of one file counts once, by its content."""
     known = {finding.path for finding in after}
     return (*(finding for finding in before if finding.path not in known or finding.code != "incomplete"), *after)

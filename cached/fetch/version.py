@@ -40,8 +40,6 @@ from cached.fetch.selection import (
     choose_version,
     judge_blobs,
     list_indexes,
-    merge,
-    needs_reading,
     report_left_out,
     report_verdict,
     rules_of,
@@ -55,6 +53,7 @@ from cached.store import blobs, fetched
 from cached.store.disk.durable import disk_error
 from cached.store.fetched import FetchRecord
 from cached.store.ingest import IngestKey
+from cached.store.publication import Publication
 from cached.transport.connection.cancel import Cancelled
 
 _log = logging.getLogger(__name__)
@@ -80,13 +79,13 @@ class Published:
 @dataclass(frozen=True, slots=True)
 class _VersionFetch:
     """One version fetch: `before` is the record of the version that has the name now, `urgency` returns its priority
-    now, `got_space` is called once all its space is reserved."""
+    now, `got_space` is called with the bytes and the files to fetch once all their space is reserved."""
 
     want: Want
     source: Source
     before: FetchRecord | None
     urgency: Callable[[], int]
-    got_space: Callable[[], None]
+    got_space: Callable[[int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,12 +159,12 @@ class VersionFetches:
         self._claims.drop(ref)
 
     async def try_fetch(
-        self, want: Want, urgency: Callable[[], int], got_space: Callable[[], None]
+        self, want: Want, urgency: Callable[[], int], got_space: Callable[[int, int], None]
     ) -> Published | HoldfastError:
         """Fetch and publish `want`; return the error of a failure, `Transient` where another try may succeed. Raises
         only its own cancellation, and keeps durable bytes then. `urgency` returns its priority, when its downloads
-        start. `got_space` is called once the space for all of them is reserved. The bytes of an earlier attempt stay
-        claimed until `forget`."""
+        start. `got_space` is called once the space for all of them is reserved, with their bytes and their number. The
+        bytes of an earlier attempt stay claimed until `forget`."""
         try:
             return await self._fetch(want, urgency, got_space)
         except HoldfastError as error:
@@ -179,7 +178,7 @@ class VersionFetches:
             failure.__cause__ = error
             return failure
 
-    async def _fetch(self, want: Want, urgency: Callable[[], int], got_space: Callable[[], None]) -> Published:
+    async def _fetch(self, want: Want, urgency: Callable[[], int], got_space: Callable[[int, int], None]) -> Published:
         source, before = await self._blocking.run(self._open, want)
         try:
             self._status_files.resolve(want.ref, source.display, want.pin)
@@ -193,7 +192,6 @@ class VersionFetches:
                 verified = await self._fetch_blobs(fetch, wanted)
                 manifest = await self._compute(len(wanted), _build_manifest, wanted, verified)
             _check_pin(want, manifest)
-            verdict = await self._judge(want, manifest, verdict)
             size = manifest.total_bytes
             self._status_files.set_progress(want.ref, State.PUBLISHING, FetchProgress(size, size))
             ids = [each.spec.key.id for each in wanted if each.spec.sha256 is None]
@@ -206,8 +204,10 @@ class VersionFetches:
                 files=await self._compute(len(wanted), _unpromised, wanted, manifest),
                 verdict=verdict,
             )
+            judge = partial(judge_blobs, self._layout, want)
             digest = await self._publisher.publish(
-                want.ref, manifest, record, lambda: self._claims.partials_alone(want.ref).intersection(ids)
+                Publication(want.ref, manifest, record, judge),
+                lambda: self._claims.partials_alone(want.ref).intersection(ids),
             )
             return Published(digest, manifest, source.display)
         except NoSpace as error:
@@ -248,17 +248,6 @@ class VersionFetches:
         reader = blob_reader(self._layout, {path: blob.sha256 for path, blob in found.items()})
         sizes = {path: blob.size for path, blob in found.items()}
         return await self._blocking.run(read_indexes, rules.preset, sizes, reader)
-
-    async def _judge(self, want: Want, manifest: Manifest, by_names: Verdict) -> Verdict:
-        """Return the verdict on a version whose blobs are all committed; raises `Permanent` where the catalog requires
-        that it loads."""
-        if not await self._compute(len(manifest.files), needs_reading, manifest):
-            return by_names
-        found = await self._blocking.run(judge_blobs, self._layout, manifest)
-        verdict = replace(by_names, findings=merge(by_names.findings, found))
-        self._status_files.set_verdict(want.ref, verdict)
-        report_verdict(want, replace(verdict, findings=found))
-        return verdict
 
     async def compare_source(self, entry: CatalogVersion, last: SourceComparison | None) -> SourceComparison | None:
         """Compare a version of this node with its source's listing, without fetching files; raises `HoldfastError`.
@@ -406,8 +395,9 @@ class VersionFetches:
             try:
                 specs = [files[0].spec for files in new.values()]
                 await self._compute(len(specs), self._downloads.reserve, specs, allotments)
-                if all(each.spec.key.size is not None for each in missing):  # else it may still run out of space
-                    fetch.got_space()
+                sizes = [each.spec.key.size for each in missing if each.spec.key.size is not None]
+                if len(sizes) == len(missing):  # else it may still run out of space
+                    fetch.got_space(sum(sizes), len(sizes))
                 locator = Locator(fetch.source, [files[0].file for files in new.values() if is_small(files[0].spec)])
                 for number, (id_, files) in enumerate(new.items(), 1):
                     locate = partial(locator.locate, files[0].file)
@@ -524,7 +514,7 @@ def _wanted(listing: Listing, fetch: _VersionFetch, files: Sequence[RemoteFile])
     return tuple(_WantedFile(file, _spec(file, fetch.source, listing.identity)) for file in files)
 
 
-def _do_nothing() -> None:
+def _do_nothing(_size_bytes: int, _files: int) -> None:
     """Say nothing of the space of an index: that of the whole version is reserved later."""
 
 

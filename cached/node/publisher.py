@@ -87,15 +87,13 @@ class Publisher:
         digests, checked = self._inventory.digests, time.monotonic()
         self._inventory.set_leased(await self._blocking.run(find_leased, self._layout, digests), checked)
 
-    async def publish(
-        self, ref: ModelRef, manifest: Manifest, record: FetchRecord, list_ids: Callable[[], Collection[str]]
-    ) -> Digest:
-        """Publish `manifest`, whose blobs are all committed, as `ref`; return its digest. `list_ids` gives its ids in
-        the digest journal, which are forgotten. The previous snapshot of the name stays while it is leased. A started
-        publication is completed, cancelled or not. Versions that wait for the lock at the same time are published
-        together, in the turn of the first. Raises `HoldfastError`."""
+    async def publish(self, publication: Publication, list_ids: Callable[[], Collection[str]]) -> Digest:
+        """Publish a version whose blobs are all committed; return its digest. `list_ids` gives its ids in the digest
+        journal, which are forgotten. The previous snapshot of the name stays while it is leased. A started publication
+        is completed, cancelled or not. Versions that wait for the lock at the same time are published together, in the
+        turn of the first. Raises `HoldfastError`, also what forbids the publication."""
         result = asyncio.get_running_loop().create_future()
-        mine = _QueuedPublication(Publication(ref, manifest, record), list_ids, result)
+        mine = _QueuedPublication(publication, list_ids, result)
         self._waiting.append(mine)
         turn = asyncio.ensure_future(self._take_turn(mine))  # a task of its own: no cancelled caller interrupts others
         try:
@@ -154,6 +152,7 @@ class Publisher:
     def _record(self, publication: Publication) -> None:
         """Record the result of a publication in the inventory and the status file."""
         ref, digest = publication.ref, publication.record.digest
+        self._status_files.set_verdict(ref, publication.record.verdict)
         if publication.failure is not None:
             if publication.has_snapshot:  # without its name it is added too, so that a sweep deletes it
                 self._inventory.add_snapshot(digest, publication.manifest)

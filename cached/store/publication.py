@@ -22,13 +22,15 @@ from cached.store.fetched import FetchRecord
 
 @dataclass(slots=True, eq=False)
 class Publication:
-    """The publication of a version whose blobs are all committed. `journal_ids`: its ids in the digest journal,
-    which are forgotten. `keeps`: the snapshot that the name leads to so far, and the uids of the pods that may go on
-    reading it. `failure`: its error, if any; `has_snapshot`: whether the snapshot exists nevertheless."""
+    """The publication of a version whose blobs are all committed. `judge` is called before anything is written: it may
+    complete `record`, and raises what forbids the publication. `journal_ids`: its ids in the digest journal, which are
+    forgotten. `keeps`: the snapshot that the name leads to so far, and the uids of the pods that may go on reading it.
+    `failure`: its error, if any; `has_snapshot`: whether the snapshot exists nevertheless."""
 
     ref: ModelRef
     manifest: Manifest
     record: FetchRecord
+    judge: Callable[[Publication], None]
     journal_ids: Collection[str] = ()
     keeps: tuple[Digest, frozenset[str]] | None = None
     failure: Exception | None = None
@@ -41,6 +43,7 @@ def publish_all(
     """Publish a group, unless `check` raises. Raises nothing: each publication gets its own `failure`."""
     verified_at = snapshots.now()
     _step(group, lambda _: check())
+    _step(group, lambda each: each.judge(each))
     _sync(_step(group, lambda each: _make_snapshot(layout, each, verified_at)))
     _sync(_step(group, lambda each: kept.write_unsynced(layout, *each.keeps) if each.keeps else None))
     # Before the name: a record with another digest than the name's is ignored.

@@ -68,6 +68,8 @@ from cached.core.versions.record import (
     meets,
 )
 
+_SMALL_BYTES, _SMALL_FILES = 64 << 20, 64  # of a fetch that is over within about a second once its files are listed
+
 Result = tuple[Version, tuple[Step, ...]]
 
 
@@ -216,8 +218,9 @@ def _handle_fetch(version: Version, event: FetchEvent) -> Result:
         case Reprioritize(want), Queued() | Running() | Paused() | Blocked() | Stopping():
             state = replace(state, fetch=replace(state.fetch, want=want))
             return replace(version, state=state), (SetPriority(version.ref, want),)
-        case SpaceReserved(), Running(fetch):
-            return replace(version, state=Running(replace(fetch, lacks_space=False))), ()
+        case SpaceReserved(size_bytes, files), Running(fetch):
+            is_small = size_bytes <= _SMALL_BYTES and files <= _SMALL_FILES
+            return replace(version, state=Running(replace(fetch, lacks_space=False), is_small)), ()
         case PauseEnded(), _:
             return _end_pause(version)
         case SpacePlanned(found), Blocked(fetch) if fetch.skipped is found:

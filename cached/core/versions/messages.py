@@ -68,7 +68,10 @@ class Admitted:
 
 @dataclass(frozen=True, slots=True)
 class SpaceReserved:
-    """The running try has reserved all its space."""
+    """The running try has reserved all its space, and has `files` files of `size_bytes` in all yet to fetch."""
+
+    size_bytes: int
+    files: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -102,9 +102,10 @@ class Queued:
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """A try is running."""
+    """A try is running. `is_small`: what it has to fetch is known, and small."""
 
     fetch: Fetch
+    is_small: bool = False
 
 
 @dataclass(frozen=True, slots=True)

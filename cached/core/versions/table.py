@@ -32,7 +32,7 @@ from cached.core.versions.messages import (
     TimePassed,
 )
 from cached.core.versions.queue import FetchQueue
-from cached.core.versions.record import Blocked, Paused, Pull, Queued, Stopping, Version
+from cached.core.versions.record import Blocked, Paused, Pull, Queued, Running, Stopping, Version
 
 _ANSWER_S = 600.0  # until the answer of a pull expires
 _MAX_ANSWERS = 4096
@@ -204,6 +204,8 @@ class VersionTable:
         match state:
             case Queued():
                 self._queue.enqueue(ref)
+            case Running(is_small=is_small):
+                self._queue.set_small(ref, is_small=is_small)
             case Stopping():
                 self._queue.withdraw(ref)
             case Paused() | Blocked():

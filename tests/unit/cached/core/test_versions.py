@@ -65,7 +65,9 @@ REFS = [ModelRef(name, "v1") for name in "abcde"]
 A, B, *_ = REFS
 WRONG = Digest("e" * 64)
 AT_ONCE = {Priority.WAITING: 2, Priority.PULL: 1, Priority.PREFETCH: 1}
+WITH_SMALL = 2
 ANSWER_S, RETRY_CAP_S = 600.0, 3600.0
+SMALL, LARGE = SpaceReserved(size_bytes=4096, files=1), SpaceReserved(size_bytes=1 << 40, files=1)
 GONE = Permanent("not_found", "the origin has no such file", "publish it")
 MISMATCH = Permanent("digest_mismatch", "expected sha256:aa, found sha256:bb", "correct it")
 AWAY = Transient("unreachable", "the origin does not answer", "wait")
@@ -265,10 +267,10 @@ class Lives(RuleBasedStateMachine):
         else:
             self.node.fail(ref, error)
 
-    @rule(index=st.integers(0, 9))
-    def a_try_has_its_space(self, index: int) -> None:
+    @rule(index=st.integers(0, 9), need=st.sampled_from([SMALL, LARGE]))
+    def a_try_has_its_space(self, index: int, need: SpaceReserved) -> None:
         if self.node.tries:
-            self.node.handle(sorted(self.node.tries)[index % len(self.node.tries)], SpaceReserved())
+            self.node.handle(sorted(self.node.tries)[index % len(self.node.tries)], need)
 
     @rule(ref=refs)
     def a_fetch_gives_way(self, ref: ModelRef) -> None:
@@ -315,20 +317,24 @@ class Lives(RuleBasedStateMachine):
 
     @invariant()
     def the_queue_keeps_moving(self) -> None:
-        """A queued fetch waits for a running one of its priority, or for one that lacks space and comes first."""
+        """A queued fetch waits for a running one of its priority that is not known to be small, for as many small ones
+        as may run at once, or for one that lacks space and comes first."""
         node = self.node
         while steps := node.table.admit(node.now):  # one in trouble takes no room, as the next look finds out
             node.do(steps)
         fetches = {ref: fetch for ref in node.table.fetching if (fetch := node.table.get(ref).fetch)}
-        running = Counter(fetches[ref].want.priority for ref in node.tries if ref not in node.troubled)
+        counted = {ref: fetches[ref].want.priority for ref in node.tries if ref not in node.troubled}
+        large = Counter(priority for ref, priority in counted.items() if not _is_small(node.table, ref))
+        running = Counter(counted.values())
         room = min((f.urgency for f in fetches.values() if f.lacks_space and not f.skipped), default=None)
         for ref, fetch in fetches.items():
             if isinstance(node.table.get(ref).state, Queued):
-                busy = running[fetch.want.priority] >= AT_ONCE[fetch.want.priority]
+                priority = fetch.want.priority
+                busy = large[priority] >= AT_ONCE[priority] or running[priority] >= WITH_SMALL
                 head = min(
                     f.urgency
                     for other, f in fetches.items()
-                    if f.want.priority is fetch.want.priority and isinstance(node.table.get(other).state, Queued)
+                    if f.want.priority is priority and isinstance(node.table.get(other).state, Queued)
                 )
                 assert busy or (room is not None and head > room), f"{ref} could run"
 
@@ -396,18 +402,23 @@ def _pin(ref: ModelRef, pin: str) -> Digest | None:
     return {"none": None, "right": content(ref), "wrong": WRONG}[pin]
 
 
+def _is_small(table: VersionTable, ref: ModelRef) -> bool:
+    state = table.get(ref).state
+    return isinstance(state, Running) and state.is_small
+
+
 def _assert_nothing_is_kept(table: VersionTable) -> None:
     assert not table.records
     kept = {name: value for name, value in vars(table).items() if isinstance(value, dict | set | list) and value}
     assert not kept.keys() - {"_asks_changed"}, kept
     waiting = vars(table._queue)
-    assert not [name for name in ("_waiting", "_running", "_troubled") if waiting[name]], waiting
+    assert not [name for name in ("_waiting", "_running", "_small", "_troubled") if waiting[name]], waiting
 
 
 @pytest.fixture(autouse=True)
 def few_at_once() -> Iterator[None]:
     """So few fetches run at once that the queue matters."""
-    with patch.object(queue, "_AT_ONCE", AT_ONCE):
+    with patch.object(queue, "_AT_ONCE", AT_ONCE), patch.object(queue, "_WITH_SMALL", WITH_SMALL):
         yield
 
 
@@ -429,6 +440,38 @@ def test_random_lives() -> None:
 def test_many_random_lives() -> None:
     """The same, through thousands of lives."""
     _live(10_000)
+
+
+@pytest.mark.parametrize(
+    ("need", "beside"),
+    [
+        (SMALL, 1),
+        (LARGE, 0),
+        (SpaceReserved(size_bytes=4096, files=10_000), 0),
+        (SpaceReserved(size_bytes=0, files=0), 1),
+    ],
+    ids=["small", "large", "many files", "nothing left to fetch"],
+)
+def test_a_small_fetch_leaves_the_turn_to_the_next(node: Node, need: SpaceReserved, beside: int) -> None:
+    """A fetch counts as large until its files are listed; once it is known to be small another may run beside it."""
+    node.use_catalog({A, B})
+    node.refresh()
+    assert len(node.tries) == 1
+    node.handle(min(node.tries), need)
+    assert len(node.tries) == 1 + beside
+
+
+def test_a_fetch_that_grew_counts_as_large_again(node: Node) -> None:
+    """What was small at the last try counts as large in the next one until its files are listed again."""
+    node.use_catalog({A})
+    node.refresh()
+    node.handle(A, SMALL)
+    node.fail(A, AWAY)
+    node.now = node.table.due
+    node.do(node.table.pass_time(node.now))
+    node.use_catalog({A, B})
+    node.refresh()
+    assert set(node.tries) == {A}
 
 
 def test_a_failure_is_tried_again_ever_more_rarely(node: Node) -> None:

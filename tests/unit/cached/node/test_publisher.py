@@ -61,7 +61,8 @@ class Publishing:
         add_blob(self.layout, version.encode())
         manifest = manifest_of({"f": version.encode()})
         record = FetchRecord(manifest.digest, "request", "source", None, "", {})
-        return asyncio.create_task(self.publisher.publish(ModelRef("acme/tiny", version), manifest, record, tuple))
+        publication = Publication(ModelRef("acme/tiny", version), manifest, record, lambda _: None)
+        return asyncio.create_task(self.publisher.publish(publication, tuple))
 
     def published(self) -> list[str]:
         """The versions in the inventory, all of which have their name on the disk."""

@@ -23,7 +23,8 @@ REFS = [ModelRef("acme/tiny", f"v{number}") for number in range(3)]
 
 def _publication(ref: ModelRef, files: Mapping[str, bytes]) -> Publication:
     manifest = manifest_of(files)
-    return Publication(ref, manifest, FetchRecord(manifest.digest, "asked", "somewhere", None, "", {}))
+    record = FetchRecord(manifest.digest, "asked", "somewhere", None, "", {})
+    return Publication(ref, manifest, record, lambda _: None)
 
 
 def _publish(layout: Layout, group: list[Publication]) -> list[str | None]:
