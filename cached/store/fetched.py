@@ -7,6 +7,7 @@ the digest that the name points at: between the two steps of a publication, the 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -59,11 +60,24 @@ def unknown(digest: Digest, source: str) -> FetchRecord:
 
 
 def write_unsynced(layout: Layout, ref: ModelRef, record: FetchRecord) -> Path:
-    """Replace the record of `ref`; durable after an `fsync_dir` of the returned folder. Raises `Transient`."""
+    """Write a new record of `ref` under a temporary name and return its path; sync that file before `set_unsynced`.
+    Raises `Transient`."""
+    temporary = durable.temporary_beside(layout.fetch_record(ref))
+    with durable.disk_errors(f"publishing {ref}"):
+        durable.make_dir(temporary.parent, durable.PRIVATE_DIR_MODE)
+        try:
+            durable.write_unsynced(temporary, record.encode(), 0o600)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
+    return temporary
+
+
+def set_unsynced(layout: Layout, ref: ModelRef, temporary: Path) -> Path:
+    """Make a written record that of `ref`; durable after an `fsync_dir` of the returned folder. Raises `Transient`."""
     path = layout.fetch_record(ref)
     with durable.disk_errors(f"publishing {ref}"):
-        durable.make_dir(path.parent, durable.PRIVATE_DIR_MODE)
-        durable.replace_unsynced(path, record.encode(), 0o600)
+        os.rename(temporary, path)
     return path.parent
 
 

@@ -1,11 +1,13 @@
 """Publish versions in groups: each step of the publication for all versions of a group before the next step.
 
-Law: the order of the design, section 3: the snapshot, then its fetch record, then the name. One sync of a folder makes
-the entries of all versions in it durable, before the next step. An error concerns its version only.
+Law: the order of the design, section 3: the snapshot, then its fetch record, then the name. What gets a name later is
+written for all versions before any of it is synced; one sync of a folder makes the entries of all versions in it
+durable, before the next step. An error concerns its version only.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,27 +43,64 @@ def publish_all(
     layout: Layout, journal: DigestJournal, check: Callable[[], None], group: Sequence[Publication]
 ) -> None:
     """Publish a group, unless `check` raises. Raises nothing: each publication gets its own `failure`."""
+    while group:
+        firsts = {each.record.digest: each for each in reversed(group)}
+        _publish_distinct(layout, journal, check, [each for each in group if firsts[each.record.digest] is each])
+        group = [each for each in group if firsts[each.record.digest] is not each]  # their snapshot is there now
+
+
+def _publish_distinct(
+    layout: Layout, journal: DigestJournal, check: Callable[[], None], group: Sequence[Publication]
+) -> None:
+    """Publish versions of which no two have the same content."""
     verified_at = snapshots.now()
+    drafts: dict[Publication, snapshots.Draft] = {}
+    records: dict[Publication, Path] = {}
+
+    def build(each: Publication) -> None:
+        draft = _build_snapshot(layout, each, verified_at)
+        if draft is not None:
+            drafts[each] = draft
+        records[each] = fetched.write_unsynced(layout, each.ref, each.record)
+
+    def sync(each: Publication) -> None:
+        if each in drafts:
+            snapshots.sync(drafts[each])
+        with durable.disk_errors(f"publishing {each.ref}"):
+            durable.sync_file(records[each])
+
+    def place(each: Publication) -> Path:
+        if each in drafts:
+            snapshots.place_unsynced(layout, drafts[each])
+        return layout.public.snapshots
+
     _step(group, lambda _: check())
     _step(group, lambda each: each.judge(each))
-    _sync(_step(group, lambda each: _make_snapshot(layout, each, verified_at)))
+    with snapshots.building:
+        _step(group, build)
+        _step(group, sync)
+        _sync(_step(group, place))
     _sync(_step(group, lambda each: kept.write_unsynced(layout, *each.keeps) if each.keeps else None))
     # Before the name: a record with another digest than the name's is ignored.
-    _sync(_step(group, lambda each: fetched.write_unsynced(layout, each.ref, each.record)))
+    _sync(_step(group, lambda each: fetched.set_unsynced(layout, each.ref, records[each])))
     _sync(_step(group, lambda each: snapshots.set_name_unsynced(layout, each.ref, each.record.digest)))
     _step(group, lambda each: journal.forget(each.journal_ids))
     for each in group:
         if each.failure is not None:
+            if each in drafts:
+                snapshots.abandon(drafts[each])
+            if each in records:
+                with contextlib.suppress(OSError):  # a start sweeps temporary names
+                    records[each].unlink(missing_ok=True)
             each.has_snapshot = snapshots.is_there(layout, each.record.digest)
 
 
-def _make_snapshot(layout: Layout, publication: Publication, verified_at: str) -> Path:
+def _build_snapshot(layout: Layout, publication: Publication, verified_at: str) -> snapshots.Draft | None:
     manifest, digest = publication.manifest, publication.record.digest
     if snapshots.is_there(layout, digest):
         with durable.disk_errors(f"publishing snapshot {digest}"):
             repair.relink(layout, digest, manifest)  # a rebuild must not delete a file that has no blob
-    snapshots.publish_unsynced(layout, manifest, verified_at)
-    return layout.public.snapshots
+    return snapshots.build(layout, manifest, verified_at)
 
 
 def _step(

@@ -11,10 +11,11 @@ import shutil
 import stat
 import threading
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from cached.contract.digest import Digest
-from cached.contract.errors import Transient
+from cached.contract.errors import HoldfastError, Transient
 from cached.contract.layout import TEMPORARY_PREFIX, Layout, SnapshotLayout
 from cached.contract.manifest import FileEntry, Manifest
 from cached.contract.reference import ModelRef
@@ -22,42 +23,78 @@ from cached.contract.status import timestamp
 from cached.contract.verified import VerifiedFile, VerifiedRecord
 from cached.store.disk import durable, verity
 
-_one_at_a_time = threading.Lock()  # two names with the same content may be published at the same moment
+building = threading.Lock()  # two names with the same content may be published at the same moment
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A snapshot that is complete under a temporary name, and not durable yet. `folders`: each after its parent."""
+
+    digest: Digest
+    tree: SnapshotLayout
+    folders: tuple[Path, ...]
 
 
 def publish(layout: Layout, manifest: Manifest, verified_at: str) -> Digest:
     """Create the snapshot of `manifest`, whose blobs are all committed, unless it exists undamaged; return its digest.
     `verified_at` is when the blobs' sha256 were last computed, as `contract.status.timestamp` writes it. Raises
     `HoldfastError`: `Transient` (`blob_gone`) if a blob went into quarantine during the call."""
-    digest = publish_unsynced(layout, manifest, verified_at)
-    with durable.disk_errors(f"publishing snapshot {digest}"):
+    with building:
+        draft = build(layout, manifest, verified_at)
+        if draft is not None:
+            try:
+                sync(draft)
+                place_unsynced(layout, draft)
+            except HoldfastError:
+                abandon(draft)
+                raise
+    with durable.disk_errors(f"publishing snapshot {manifest.digest}"):
         durable.fsync_dir(layout.public.snapshots)
-    return digest
+    return manifest.digest
 
 
-def publish_unsynced(layout: Layout, manifest: Manifest, verified_at: str) -> Digest:
-    """Do the same, except that the snapshot is durable only after an `fsync_dir` of the folder of snapshots."""
+def build(layout: Layout, manifest: Manifest, verified_at: str) -> Draft | None:
+    """Build the snapshot of `manifest` under a temporary name; return None if it exists undamaged. Next come `sync` and
+    `place_unsynced`, or `abandon`; hold `building` until then. Raises as `publish`."""
     data = manifest.canonical()
     digest = Digest.of(data)
     final = layout.public.snapshot(digest)
-    temporary = layout.public.snapshots / f"{TEMPORARY_PREFIX}{digest.hex[:16]}-{secrets.token_hex(4)}"
-    with _one_at_a_time:
-        try:
-            if os.path.lexists(final.path):
-                if _has_manifest(final, data) and is_whole(layout, digest, manifest):
-                    return digest
-                delete(layout, digest)
-            _build(layout, SnapshotLayout(temporary), manifest, verified_at)
-            os.rename(temporary, final.path)
-        except OSError as error:
-            failure = durable.disk_error(error, f"publishing snapshot {digest}")  # before the cleanup changes the disk
-            shutil.rmtree(temporary, ignore_errors=True)
-            gone = [sha256 for sha256 in manifest.blob_sizes() if not layout.blob(sha256).exists()]
-            if isinstance(error, FileNotFoundError) and gone and layout.blobs.exists():
-                problem = f"publishing snapshot {digest}: blob {gone[0]} was quarantined or deleted"
-                failure = Transient("blob_gone", problem, "it is fetched again")
-            raise failure from error
-    return digest
+    tree = SnapshotLayout(layout.public.snapshots / f"{TEMPORARY_PREFIX}{digest.hex[:16]}-{secrets.token_hex(4)}")
+    try:
+        if os.path.lexists(final.path):
+            if _has_manifest(final, data) and is_whole(layout, digest, manifest):
+                return None
+            delete(layout, digest)
+        return Draft(digest, tree, _build(layout, tree, manifest, data, verified_at))
+    except OSError as error:
+        failure = durable.disk_error(error, f"publishing snapshot {digest}")  # before the cleanup changes the disk
+        shutil.rmtree(tree.path, ignore_errors=True)
+        gone = [sha256 for sha256 in manifest.blob_sizes() if not layout.blob(sha256).exists()]
+        if isinstance(error, FileNotFoundError) and gone and layout.blobs.exists():
+            problem = f"publishing snapshot {digest}: blob {gone[0]} was quarantined or deleted"
+            failure = Transient("blob_gone", problem, "it is fetched again")
+        raise failure from error
+
+
+def sync(draft: Draft) -> None:
+    """Make a built snapshot durable; raises `HoldfastError`."""
+    with durable.disk_errors(f"publishing snapshot {draft.digest}"):
+        for path in (draft.tree.manifest, draft.tree.verified, draft.tree.lease):
+            durable.sync_file(path)
+        for folder in reversed(draft.folders):
+            durable.fsync_dir(folder)
+
+
+def place_unsynced(layout: Layout, draft: Draft) -> None:
+    """Give a synced snapshot its name, durable after an `fsync_dir` of the folder of snapshots. Raises
+    `HoldfastError`."""
+    with durable.disk_errors(f"publishing snapshot {draft.digest}"):
+        os.rename(draft.tree.path, layout.public.snapshot(draft.digest).path)
+
+
+def abandon(draft: Draft) -> None:
+    """Delete a built snapshot that got no name; without effect on one that did."""
+    shutil.rmtree(draft.tree.path, ignore_errors=True)
 
 
 def now() -> str:
@@ -181,9 +218,12 @@ def _has_manifest(snapshot: SnapshotLayout, data: bytes) -> bool:
         return False
 
 
-def _build(layout: Layout, snapshot: SnapshotLayout, manifest: Manifest, verified_at: str) -> None:
+def _build(
+    layout: Layout, snapshot: SnapshotLayout, manifest: Manifest, data: bytes, verified_at: str
+) -> tuple[Path, ...]:
+    """Build the tree of a snapshot, not durable; return its folders, each after its parent."""
     top = snapshot.path
-    inside = [top, snapshot.manifest.parent, *(top / folder for folder in _folders(manifest))]
+    inside = (top, snapshot.manifest.parent, *(top / folder for folder in _folders(manifest)))
     for folder in inside:
         folder.mkdir()
         folder.chmod(durable.PUBLIC_DIR_MODE)
@@ -195,11 +235,10 @@ def _build(layout: Layout, snapshot: SnapshotLayout, manifest: Manifest, verifie
         # A blob from before this publication was last hashed when it was written.
         hashed_at = min(verified_at, timestamp(found.st_mtime))
         record[entry.path] = VerifiedFile.of(found, hashed_at, verity.digest(path))
-    durable.write_file(snapshot.manifest, manifest.canonical(), durable.READ_ONLY_MODE)
-    durable.write_file(snapshot.verified, VerifiedRecord(record).encode(), durable.READ_ONLY_MODE)
-    durable.write_file(snapshot.lease, b"", durable.READ_ONLY_MODE)
-    for folder in reversed(inside):
-        durable.fsync_dir(folder)
+    durable.write_unsynced(snapshot.manifest, data, durable.READ_ONLY_MODE)
+    durable.write_unsynced(snapshot.verified, VerifiedRecord(record).encode(), durable.READ_ONLY_MODE)
+    durable.write_unsynced(snapshot.lease, b"", durable.READ_ONLY_MODE)
+    return inside
 
 
 def _folders(manifest: Manifest) -> list[str]:

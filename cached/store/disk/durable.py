@@ -115,6 +115,22 @@ def write_volatile(path: Path, data: bytes | bytearray, mode: int) -> None:
             raise
 
 
+def write_unsynced(path: Path, data: bytes, mode: int) -> None:
+    """Write a new file under a temporary name and start its writeback: `sync_file` it before it gets its final name.
+    Files that are all written before the first of them is synced share one commit of the file system."""
+    with opened(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC) as descriptor:
+        write_all(descriptor, data)
+        os.fchmod(descriptor, mode)
+        if data:
+            start_writeback(descriptor)
+
+
+def sync_file(path: Path) -> None:
+    """Make a file's bytes and mode durable."""
+    with opened(path, os.O_RDONLY | os.O_CLOEXEC) as descriptor:
+        os.fsync(descriptor)
+
+
 def start_writeback(descriptor: int) -> None:
     """Start the writeback of a file's pages without waiting (sync_file_range(2), SYNC_FILE_RANGE_WRITE). A hint: if it
     fails, the fsync that follows does all the work."""
@@ -123,14 +139,9 @@ def start_writeback(descriptor: int) -> None:
 
 def replace(path: Path, data: bytes, mode: int) -> None:
     """Replace or create a file atomically and durably."""
-    replace_unsynced(path, data, mode)
-    fsync_dir(path.parent)
-
-
-def replace_unsynced(path: Path, data: bytes, mode: int) -> None:
-    """Replace or create a file atomically; durable after an `fsync_dir` of its folder, one for several files."""
     with _replacing(path) as temporary:
         write_file(temporary, data, mode)
+    fsync_dir(path.parent)
 
 
 def replace_volatile(path: Path, data: bytes, mode: int) -> None:
