@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from cached.contract.errors import HoldfastError, Transient
+from cached.contract.errors import HoldfastError, Permanent, Transient
 from cached.contract.layout import Layout
 from cached.contract.reference import ModelRef
 from cached.store import fetched, snapshots
@@ -42,6 +43,51 @@ def test_an_error_concerns_one_version(layout: Layout) -> None:
     assert named == [group[0].record.digest, None, group[2].record.digest]
     assert [fetched.read(layout, ref) for ref in REFS] == [group[0].record, None, group[2].record]
     assert os.listdir(layout.public.snapshots) == [group[0].record.digest.hex]
+
+
+def test_a_forbidden_version_leaves_nothing(layout: Layout) -> None:
+    """What `judge` raises forbids its version alone, before anything of it is written; what it found is kept."""
+
+    def refuse(publication: Publication) -> None:
+        publication.record = replace(publication.record, source="looked at")
+        raise Permanent("not_loadable", "no engine loads it", "publish another")
+
+    for data in (b"a", b"b"):
+        add_blob(layout, data)
+    group = [_publication(REFS[0], {"f": b"a"}), _publication(REFS[1], {"f": b"b"})]
+    group[0].judge = refuse
+    assert _publish(layout, group) == ["not_loadable", None]
+    assert (group[0].record.source, group[0].has_snapshot) == ("looked at", False)
+    assert os.listdir(layout.public.snapshots) == [group[1].record.digest.hex]
+    assert [fetched.read(layout, ref) for ref in REFS[:2]] == [None, group[1].record]
+
+
+def test_a_group_is_written_before_it_is_synced(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No file is synced before all files of the group are written; one that cannot be synced fails its version alone,
+    and nothing of that stays."""
+    for data in (b"a", b"b"):
+        add_blob(layout, data)
+    steps: list[tuple[str, Path]] = []
+    write, sync = durable.write_unsynced, durable.sync_file
+    group = [_publication(REFS[0], {"f": b"a"}), _publication(REFS[1], {"f": b"b"})]
+
+    def fail_first(path: Path) -> None:
+        steps.append(("sync", path))
+        if group[0].record.digest.hex[:16] in str(path):
+            raise OSError(5, "Input/output error")
+        sync(path)
+
+    def count(path: Path, data: bytes, mode: int) -> None:
+        steps.append(("write", path))
+        write(path, data, mode)
+
+    monkeypatch.setattr(durable, "write_unsynced", count)
+    monkeypatch.setattr(durable, "sync_file", fail_first)
+    assert _publish(layout, group) == ["disk", None]
+    assert [step for step, _ in steps][:8] == ["write"] * 8
+    assert {path for step, path in steps[8:]} < {path for step, path in steps[:8]}
+    assert os.listdir(layout.public.snapshots) == [group[1].record.digest.hex]
+    assert sorted(os.listdir(layout.fetched / "acme--tiny")) == ["v1.json"]
 
 
 def test_a_folder_is_synced_once_before_the_next_step(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
