@@ -12,7 +12,7 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -24,6 +24,7 @@ from cached.contract.program.units import format_duration, format_size
 from cached.contract.reference import ModelRef, ModelRequest
 from cached.contract.status import ModelStatus, State, StatusError
 from cached.contract.verify import check_full, check_record, load_manifest
+from cached.core.demand import PodWant
 from cached.csi.leases import Leases
 from cached.csi.mounts import Content, FoundVolume, Mounter
 from cached.csi.request import VolumeRequest
@@ -38,6 +39,7 @@ _log = logging.getLogger(__name__)
 
 EXISTS, BUSY, ENDED, PENDING = "volume_exists", "volume_busy", "pod_ended", "weights_pending"
 FORBIDDEN = "forbidden_namespace"
+_NOT_HERE = "not_here"
 
 _LOOK_EVERY_S = 0.1
 _FRESH_LOOKS = 2  # of the daemon at a snapshot that differs from its record, in one try
@@ -68,6 +70,10 @@ class Planner(Protocol):
 
     def wake(self) -> None:
         """Plan soon."""
+
+    def find_forbidden(self, want: PodWant) -> HoldfastError | None:
+        """Return why the catalog does not give a version to the pod that wants it, None where it does; `Transient`
+        before there is a catalog."""
 
 
 @dataclass(slots=True, eq=False)
@@ -245,7 +251,7 @@ class Volumes:
             was_seen = was_seen or life is PodLife.ALIVE
             if life is PodLife.ENDING or (life is PodLife.ABSENT and not is_new):
                 raise Transient(ENDED, f"pod {_pod_of(request)} ends", "nothing is left to do")
-            found = self._find_versions(request)
+            found = self._find_versions(request) if self._is_allowed(request) else None
             if found is not None:
                 try:
                     if await self._hold(volume, request, found):
@@ -255,9 +261,28 @@ class Volumes:
                     if self._find_versions(request) == found and looks == _FRESH_LOOKS:
                         raise
                     looks += 1
-                    for digest in set(found.values()):
-                        await self._recheck(digest)
+                    await self._look_again(set(found.values()))
             await asyncio.sleep(_LOOK_EVERY_S)
+
+    async def _look_again(self, digests: Collection[Digest]) -> None:
+        """Have snapshots looked at; one may be withdrawn by then, which is an answer too."""
+        for digest in digests:
+            try:
+                await self._recheck(digest)
+            except Permanent as error:
+                if error.code != _NOT_HERE:
+                    raise
+
+    def _is_allowed(self, request: VolumeRequest) -> bool:
+        """Return whether the catalog gives the versions to the pod; False before there is a catalog. Raises
+        `Permanent` (`forbidden_namespace`)."""
+        for want in request.wants:
+            match self._planner.find_forbidden(want):
+                case Permanent() as forbidden:
+                    raise forbidden
+                case Transient():
+                    return False
+        return True
 
     def _find_versions(self, request: VolumeRequest) -> dict[ModelRef, Digest] | None:
         """Return the digest of each version; None while one is not here. Raises `Permanent` where one cannot come."""

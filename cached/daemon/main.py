@@ -306,7 +306,7 @@ async def _work(
             status_files=status_files,
             cluster=cluster,
             planner=_VolumePlanner(reconciler, catalog),
-            recheck=reconciler.restore_snapshot,
+            recheck=recheck.recheck,
             registry=metrics.registry,
             find_trouble=service.find_not_ready_reason,
         )
@@ -391,6 +391,7 @@ class _VolumePlanner:
         self.read_catalog = catalog.wait_until_current
         self.take_wants = reconciler.take_wants
         self.wake = reconciler.wake
+        self.find_forbidden = reconciler.find_forbidden
 
 
 def _find_volumes(layout: Layout, config: Config, socket: Path) -> MountedVolumes:

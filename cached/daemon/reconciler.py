@@ -195,6 +195,13 @@ class Reconciler:
         if not self.is_fetched(ref) and status is not None and status.state is State.VERIFYING:
             self._statuses.show_idle(self._versions.get(ref), self._catalog)
 
+    def find_forbidden(self, want: PodWant) -> HoldfastError | None:
+        """Return why the catalog does not give a version to the pod that wants it, None where it does; `Transient`
+        (`no_catalog`) before there is a catalog."""
+        if self._catalog is None:
+            return Transient("no_catalog", "the catalog is not read yet", "ask again in a moment")
+        return find_forbidden(self._catalog, want.ref, want.namespace)
+
     def wake(self) -> None:
         """Plan again: wants or the disk space may have changed."""
         self._work.set()

@@ -212,6 +212,46 @@ def test_bytes_are_checked_before_they_are_mounted(node: Node, verify: str) -> N
     assert node.kubelet.files(POD) == {**FILES, "name.txt": b"llama"}
 
 
+def test_a_touched_file_is_hashed_and_mounted(node: Node) -> None:
+    """A file whose time alone was changed is not refused for good: it is hashed at once, and the volume mounted."""
+    node.hold("llama")
+    path = node.daemon.path(LLAMA_REF).resolve() / "model.safetensors"
+    os.utime(path, (0, 0))
+    node.kubelet.publish(POD, LLAMA)
+    assert node.kubelet.files(POD) == {**FILES, "name.txt": b"llama"}
+    assert node.daemon.metric("holdfast_csi_publishes_total", result="ok") == 1
+
+
+def test_a_model_of_other_namespaces_is_refused(node: Node) -> None:
+    """A model that the catalog gives to some namespaces is refused to pods of others, whether it is here or not, also
+    right after a start of the daemon; nothing is fetched for them, and a corrected catalog gives it."""
+    ours, theirs = Pod("uid-a", namespace="team-a"), Pod("uid-b", namespace="team-b")
+    entry = node.entry("llama", namespaces=["team-a"])
+    node.daemon.write_catalog({"llama": entry})
+    refused = refusal(node.kubelet, LLAMA, theirs)
+    assert (refused.code, refused.is_final) == ("PERMISSION_DENIED", True)
+    assert "team-b" in refused.message
+    assert not node.daemon.path(LLAMA_REF).exists()
+    node.kubelet.publish(ours, LLAMA)
+    for attributes in (LLAMA, {"models": "llama@v1"}):
+        assert refusal(node.kubelet, attributes, theirs).code == "PERMISSION_DENIED"
+    node.daemon.kill()
+    node.daemon.launch()
+    node.daemon.wait(lambda: "CSI driver" in node.daemon.log(), "the driver")
+    assert refusal(node.kubelet, LLAMA, theirs).code == "PERMISSION_DENIED"
+    node.daemon.write_catalog({"llama": node.entry("llama", namespaces=["team-a", "team-b"])})
+
+    def is_published() -> bool:
+        try:
+            node.kubelet.publish(theirs, LLAMA)
+        except Refused as error:
+            assert error.code == "PERMISSION_DENIED"
+            return False
+        return True
+
+    node.daemon.wait(is_published, "the corrected catalog")
+
+
 BAD_ATTRIBUTES: list[tuple[dict[str, str], str]] = [
     ({}, "model and version"),
     ({"model": "llama"}, "model alone"),

@@ -13,6 +13,7 @@ from cached.contract.digest import Digest
 from cached.contract.errors import Transient
 from cached.contract.layout import Layout
 from cached.contract.reference import ModelRef, ModelRequest
+from cached.core.demand import PodWant
 from cached.csi.leases import Leases
 from cached.csi.mounts import Content, FoundVolume, Mounter
 from cached.csi.request import VolumeRequest
@@ -49,6 +50,9 @@ class Planner:
 
     def wake(self) -> None:
         """Do nothing."""
+
+    def find_forbidden(self, want: PodWant) -> None:
+        """Forbid nothing."""
 
 
 class Case:
