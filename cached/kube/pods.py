@@ -109,8 +109,9 @@ class PodWatch:
         return tuple(want for pod in self._pods.values() for want in pod.wants)
 
     def find_life(self, uid: str) -> PodLife:
-        """Return whether a pod of the node lives, annotated or not; unknown before the first list."""
-        return self._lives.get(uid, PodLife.ABSENT) if self.synced else PodLife.UNKNOWN
+        """Return whether a pod of the node lives, annotated or not. Unknown before the first list, and while the list
+        is empty: the daemon's own pod is in it, unless it is the list of a node that does not exist."""
+        return self._lives.get(uid, PodLife.ABSENT) if self.synced and self._lives else PodLife.UNKNOWN
 
     async def list_users_now(self) -> tuple[PodWant, ...]:
         """Return `list_users` as etcd has it, without a change of those known: the watch may be ahead of

@@ -218,6 +218,7 @@ def test_a_pod_that_is_deleted_while_its_volume_waits(cluster: Joined, kubelet: 
     """The call of a pod that is deleted ends with ABORTED at once, and its version is no longer wanted, annotated or
     not."""
     cluster.catalog(a={"source": "http://127.0.0.1:9/x/"})
+    cluster.api.create(PODS, make_pod("daemon", "node1"))
     uid = str(cluster.api.create(PODS, make_pod("plain", "node1"))["metadata"]["uid"])
     ends: list[str] = []
 
@@ -237,12 +238,12 @@ def test_a_pod_that_is_deleted_while_its_volume_waits(cluster: Joined, kubelet: 
 
 def test_an_annotated_pod_with_a_volume_counts_once(cluster: Joined, kubelet: Kubelet) -> None:
     """A pod that is annotated and has a volume of the same version is one pod that waits, and hears its Events once."""
-    cluster.catalog(a={"source": "http://127.0.0.1:9/x/"})
-    uid = cluster.pod("both", "a")
+    cluster.catalog(b={"source": "http://127.0.0.1:9/x/"})
+    uid = cluster.pod("both", "b")
     with pytest.raises(Refused, match="UNAVAILABLE"):
-        kubelet.publish(Pod(uid, "both"), {"model": "m", "version": "a"}, timeout_s=2)
+        kubelet.publish(Pod(uid, "both"), {"model": "m", "version": "b"}, timeout_s=2)
     assert cluster.daemon.metric("holdfast_pods_waiting") == 1
-    cluster.catalog(a=cluster.entry("a"))
-    kubelet.publish(Pod(uid, "both"), {"model": "m", "version": "a"})
+    cluster.catalog(b=cluster.entry("b"))
+    kubelet.publish(Pod(uid, "both"), {"model": "m", "version": "b"})
     cluster.wait_told(uid, "WeightsReady")
     assert cluster.times(uid, "WeightsReady") == 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from cached.contract.annotations import CSI_LABEL
 from cached.contract.digest import Digest
 from cached.kube.client import KubeClient
 from cached.kube.node import NodePace, NodeReport
@@ -64,6 +65,26 @@ async def test_at_start_labels_are_reconciled(api: FakeApi, client: KubeClient, 
         await until(lambda: label(C) in labels(api), "the labels")
     assert labels(api) == {"gpu": "h100", "other/x": "1", label(B): "ready", label(C): "ready"}
     assert patches(api) == [{"labels": {label(A): None, label(B): "ready", label(C): "ready"}}]
+
+
+async def test_a_node_that_mounts_volumes_is_labelled(
+    api: FakeApi, client: KubeClient, running: Any, until: Any
+) -> None:
+    """The label of a node that mounts volumes is nobody's snapshot: publications leave it alone, and its removal is
+    waited for. One that a killed daemon left goes at the next start."""
+    make(api, {CSI_LABEL: "ready"})
+    report = NodeReport(client, "node1", QUICK)
+    async with running(report.run(nobody)):
+        report.publish(frozenset({A}))
+        await until(lambda: label(A) in labels(api), "the labels")
+        assert CSI_LABEL not in labels(api)
+        await report.report_csi(ready=True)
+        await until(lambda: labels(api).get(CSI_LABEL) == "ready", "the label")
+        report.publish(frozenset({B}))
+        await until(lambda: label(B) in labels(api), "the next labels")
+        assert labels(api) == {"gpu": "h100", label(B): "ready", CSI_LABEL: "ready"}
+        await report.report_csi(ready=False)
+        assert CSI_LABEL not in labels(api)
 
 
 async def test_before_the_store_is_known_no_label_is_judged(

@@ -14,6 +14,7 @@ from cached.contract.reference import ModelRef
 from cached.kube.client import KubeClient
 from cached.kube.cluster import ApiServer
 from cached.kube.pods import PodName, PodWatch, WatchPace
+from cached.node.cluster import PodLife
 from tests.support.fake_api import FakeApi
 from tests.support.kube_shapes import make_pod
 
@@ -93,6 +94,33 @@ async def test_a_pod_wants_from_its_binding_to_its_end(
         await until(lambda: len(seen.wants()) == 1, "the want of the next pod of that name")
         api.patch(f"{PODS}/p", {"status": {"phase": "Succeeded"}})
         await until(lambda: seen.wants() == [], "no want of a finished pod")
+
+
+async def test_every_pod_of_the_node_is_known_to_live(
+    api: FakeApi, client: KubeClient, running: Any, until: Any
+) -> None:
+    """Whether a pod lives is known of all pods of the node, annotated or not, by the uid that the kubelet uses: that of
+    a static pod is in an annotation. Without any pod nothing is known: the daemon's own one is on its node."""
+    seen = Seen(client)
+    assert seen.watch.find_life("any") is PodLife.UNKNOWN
+    api.create(PODS, make_pod("elsewhere", "node2"))
+    async with running(seen.run()):
+        await until(lambda: api.watchers, "a watch")
+        assert seen.watch.find_life("any") is PodLife.UNKNOWN
+        api.create(PODS, make_pod("daemon", "node1"))
+        uid = str(api.create(PODS, make_pod("plain", "node1"))["metadata"]["uid"])
+        api.create(PODS, make_pod("static", "node1", {"kubernetes.io/config.mirror": "hash"}))
+        await until(lambda: seen.watch.find_life("hash") is PodLife.ALIVE, "the static pod")
+        assert seen.watch.find_life(uid) is PodLife.ALIVE
+        assert seen.watch.find_life("any") is PodLife.ABSENT
+        api.patch(f"{PODS}/plain", {"metadata": {"deletionTimestamp": "2026-11-20T00:00:00Z"}})
+        await until(lambda: seen.watch.find_life(uid) is PodLife.ENDING, "a pod that is deleted")
+        api.delete(f"{PODS}/plain")
+        await until(lambda: seen.watch.find_life(uid) is PodLife.ABSENT, "its end")
+    again = Seen(client)
+    async with running(again.run()):
+        await until(lambda: again.watch.find_life("hash") is PodLife.ALIVE, "what a list has")
+    assert seen.changes == 1
 
 
 async def test_a_pod_without_a_grace_period_ends_at_once(

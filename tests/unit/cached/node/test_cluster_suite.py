@@ -15,7 +15,7 @@ from cached.contract.digest import Digest
 from cached.contract.reference import ModelRef
 from cached.contract.status import State
 from cached.kube.kubernetes import KubernetesCluster
-from cached.node.cluster import Cluster, NoCluster
+from cached.node.cluster import Cluster, NoCluster, PodLife
 from tests.support.control import model_status
 from tests.support.fake_api import FakeApi
 
@@ -124,6 +124,16 @@ async def test_telling_while_it_runs_neither_waits_nor_fails(case: Case) -> None
             case.around.summarise([STATUS], 1 << 30, 1 << 40)
             case.around.lost([REF], "a block went bad")
         assert asyncio.get_running_loop().time() - began < 5
+
+
+async def test_a_pod_is_asked_after_at_any_time(case: Case) -> None:
+    """Before anything is listed, and where no pod is known, no pod counts as gone."""
+    assert case.around.find_pod("uid") is PodLife.UNKNOWN
+    async with case.running(), asyncio.timeout(30):
+        await case.until_synced()
+        assert case.around.find_pod("uid") is PodLife.UNKNOWN
+        await case.around.report_csi(ready=True)
+        await case.around.report_csi(ready=False)
 
 
 async def test_figures_are_metrics(case: Case) -> None:
