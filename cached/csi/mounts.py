@@ -13,6 +13,7 @@ import errno
 import os
 import re
 import tempfile
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,8 @@ _FLAGS = _RDONLY | _NOSUID | _NODEV | _NOEXEC
 _OPTIONS = frozenset({"ro", "nosuid", "nodev", "noexec"})
 _DETACH, _NOFOLLOW = 2, 8
 _TREE_OPTIONS = "size=1m,mode=0755"  # symlinks and folders; tmpfs counts pages
+_TARGET = re.compile(r"/[^/]+/volumes/kubernetes\.io~csi/[^/]+/mount(?=/|$)")
+_TARGET_DEPTH = 4  # folders between a target and the folder of pods
 _DELETED = "//deleted"
 _HEX_DIGITS = 64
 _FOLDER_MODE = 0o755
@@ -122,24 +125,28 @@ class Mounter:
 
     def is_mounted(self, content: Content, target: Path) -> bool:
         """Return whether `target` shows `content` now. Raises `HoldfastError`."""
-        found = self.find_volumes(target.parent).get(os.fspath(target))
+        found = self.find_volumes(target.parents[_TARGET_DEPTH]).get(os.fspath(target))
         return found is not None and found.content == content and found.is_whole
 
-    def find_volumes(self, folder: Path) -> dict[str, FoundVolume]:
-        """Return the volumes of this root below `folder`, by their target's real path. Raises `HoldfastError`."""
+    def find_volumes(self, pods: Path) -> dict[str, FoundVolume]:
+        """Return the volumes of this root in the kubelet's folder of pods, by their target's real path. What the
+        kubelet mounts of them elsewhere, as for a `subPath`, is its own. Raises `HoldfastError`."""
         with _errors(f"reading {_MOUNTS}"):
-            here, within = self._locate(), os.path.realpath(folder) + os.sep
-            entries = [each for each in read_mounts() if each.point.startswith(within) and here.has(each)]
-            trees = {each.point: each for each in entries if each.source == SOURCE}
-            found: dict[str, FoundVolume] = {}
+            here, above = self._locate(), os.path.realpath(pods)
+            entries = [each for each in read_mounts() if here.has(each) and find_target(each.point, above) is not None]
+            binds: defaultdict[str, list[MountEntry]] = defaultdict(list)
+            tops: dict[str, MountEntry] = {}
             for entry in entries:
-                tree = next((point for point in trees if entry.point.startswith(point + os.sep)), None)
-                if tree is None and entry.point not in trees:
-                    found[entry.point] = _found_snapshot(entry)
-            for point, tree_entry in trees.items():
-                binds = [each for each in entries if each.point.startswith(point + os.sep)]
-                found[point] = _found_tree(tree_entry, binds)
-            return found
+                target = find_target(entry.point, above)
+                assert target is not None
+                if entry.point == target:
+                    tops[target] = entry
+                else:
+                    binds[target].append(entry)
+            return {
+                target: _found_tree(top, binds[target]) if top.source == SOURCE else _found_snapshot(top)
+                for target, top in tops.items()
+            }
 
     def shows_old_snapshot(self, content: Content, target: Path) -> bool:
         """Return whether a volume shows the folder of a snapshot that was withdrawn, and another one is here since."""
@@ -207,6 +214,13 @@ class _Location:
         if entry.source == SOURCE:
             return True
         return entry.device == self.device and entry.root.startswith(self.root.rstrip("/") + os.sep)
+
+
+def find_target(path: str, pods: str) -> str | None:
+    """Return the target of the CSI volume that `path` is, or is in, where the kubelet has them:
+    `<pods>/<uid>/volumes/kubernetes.io~csi/<name>/mount`; None elsewhere. Both are real paths."""
+    found = re.match(_TARGET, path.removeprefix(pods)) if path.startswith(pods + os.sep) else None
+    return None if found is None else pods + found[0]
 
 
 def read_mounts() -> list[MountEntry]:

@@ -15,6 +15,7 @@ from typing import NoReturn
 from cached.contract.errors import InvalidReference, Permanent
 from cached.contract.reference import ModelRef, ModelRequest, add_pins, parse_models
 from cached.core.demand import PodWant
+from cached.csi.mounts import find_target
 
 DRIVER = "weights.holdfast.dev"
 INVALID = "invalid_volume"
@@ -94,21 +95,20 @@ def parse_request(
 
 def check_target(volume_id: str, target: str, pods: Path) -> Path:
     """Return the target's real path; raises `Permanent` (`invalid_volume`) unless both are there, and the target is a
-    place of one pod in the kubelet's folder of pods."""
+    place for a volume in the kubelet's folder of pods."""
     if not volume_id:
         _refuse("volume_id is missing", "give the id of the volume")
     if not target:
         _refuse("target_path is missing", "give the path at which the volume is to be")
     path = Path(target)
-    above = Path(os.path.realpath(pods))
-    inside = Path(os.path.realpath(path.parent))
+    real = os.path.join(os.path.realpath(path.parent), path.name)
     is_plain = path.is_absolute() and os.path.normpath(target) == target and target.isprintable()
-    if not is_plain or path.name in ("", "..") or above not in inside.parents:
+    if not is_plain or find_target(real, os.path.realpath(pods)) != real:
         _refuse(
-            f"target_path: expected a path within a pod's folder in {pods}, found {target[:300]!r}",
+            f"target_path: expected {pods}/<uid>/volumes/kubernetes.io~csi/<volume>/mount, found {target[:300]!r}",
             "start the daemon with the kubelet's own --kubelet-dir (the kubelet's --root-dir)",
         )
-    return inside / path.name
+    return Path(real)
 
 
 def _check_access(access: Access, *, is_inline: bool) -> None:

@@ -133,6 +133,10 @@ class Kubelet:
         """Unmount one path in the host's namespace, as a person does."""
         self._in_host("umount", "-l", str(path))
 
+    def bind(self, source: Path, place: Path) -> None:
+        """Show one folder at another place in the host's namespace."""
+        self._in_host("mount", "--bind", str(source), str(place))
+
     def _in_host(self, *command: str) -> None:
         subprocess.run(["nsenter", "-t", str(self.holder), "-m", "--", *command], check=True, capture_output=True)
 

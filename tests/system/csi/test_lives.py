@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from tests.support.daemon import daemon_process, model
 from tests.support.joined import PODS, Joined, joined
 from tests.support.kube_shapes import make_pod
 from tests.support.kubelet import DRIVER, Kubelet, Pod, Refused
-from tests.system.csi.conftest import FILES, Node
+from tests.system.csi.conftest import FILES, Node, running_node
 
 POD, OTHER = Pod("uid-1"), Pod("uid-2", "other")
 LLAMA = {"model": "llama", "version": "v1"}
@@ -133,6 +134,40 @@ def test_a_volume_that_a_person_unmounted_is_mounted_again(node: Node) -> None:
     node.kubelet.umount(node.kubelet.target(POD))
     node.kubelet.publish(POD, LLAMA)
     assert node.kubelet.files(POD) == LLAMA_FILES
+
+
+def test_what_the_kubelet_mounts_of_a_volume_is_its_own(node: Node) -> None:
+    """A `subPath`, which the kubelet mounts from the volume into another folder of the pod, is no volume: neither
+    counted nor unmounted by the driver, also after a restart."""
+    node.hold("llama")
+    node.kubelet.publish(POD, LLAMA)
+    place = node.kubelet.folder / "pods" / POD.uid / "volume-subpaths" / "weights" / "server" / "0"
+    node.kubelet.on_host(place).mkdir(parents=True)
+    node.kubelet.bind(node.kubelet.target(POD) / "sub", place)
+    node.daemon.kill()
+    node.daemon.start()
+    assert node.daemon.metric("holdfast_csi_volumes") == 1
+    node.kubelet.unpublish(POD)
+    assert list(node.kubelet.mounts()) == [str(place)]
+
+
+def test_the_kubelets_folder_may_be_a_symlink(kubelet: Kubelet, tmp_path: Path) -> None:
+    """Where the kubelet's folder is a symlink, as to another disk, the kubelet's paths through it are its volumes."""
+    link = kubelet.folder.with_name(f"{kubelet.folder.name}-link")
+    link.symlink_to(kubelet.folder.name)  # relative, to lead through `on_host` too
+    try:
+        through = replace(kubelet, folder=link)
+        with running_node(through, tmp_path) as node:
+            node.hold("llama")
+            for _ in range(2):
+                through.publish(POD, LLAMA)
+                assert list(kubelet.mounts()) == [str(kubelet.target(POD))]
+                node.daemon.kill()
+                node.daemon.start()
+            through.unpublish(POD)
+            assert kubelet.mounts() == {}
+    finally:
+        link.unlink()
 
 
 # --- eviction ------------------------------------------------------------------------------------------------------

@@ -63,7 +63,7 @@ class Case:
         recovery.prepare(layout)
         ((self.held, self.digest),) = fill_root(layout, 1, 1).items()
         self.pods = folder / "pods"
-        self.target = self.pods / "uid" / "volumes" / "mount"
+        self.target = self.pods / "uid" / "volumes" / "kubernetes.io~csi" / "weights" / "mount"
         self.target.mkdir(parents=True)
         self.wants = VolumeWants()
         self.cluster = Cluster(life)
