@@ -24,17 +24,19 @@ class Lease:
     def relock(self, path: Path) -> None:
         """Move the lock to the file that `path` names now, as a snapshot that is rebuilt keeps its name only. Without
         such a file, or while an eviction holds it, keep the old lock: the caller tries again. Raises OSError."""
-        if self._descriptor < 0:
-            return
-        try:
-            if os.path.samestat(os.fstat(self._descriptor), os.stat(path, follow_symlinks=False)):
-                return
-        except FileNotFoundError:
+        if self._descriptor < 0 or self.is_on(path):
             return
         newer = take_shared(path)
         if newer is not None:
             self.close()
             self._descriptor, newer._descriptor = newer._descriptor, -1
+
+    def is_on(self, path: Path) -> bool:
+        """Return whether the locked file is the one that `path` names now. Raises OSError."""
+        try:
+            return os.path.samestat(os.fstat(self._descriptor), os.stat(path, follow_symlinks=False))
+        except FileNotFoundError:
+            return False
 
     def close(self) -> None:
         """Release the lease. Idempotent."""

@@ -34,10 +34,12 @@ class Leases:
             taken: dict[Digest, Lease] = {}
             try:
                 for digest in digests:
-                    if digest not in self._held and (lease := take_shared(self._public.snapshot(digest).lease)):
-                        taken[digest] = lease
-                if not all(digest in self._held or digest in taken for digest in digests):
-                    return False
+                    if self._holds_present(digest):
+                        continue
+                    lease = None if digest in self._held else take_shared(self._public.snapshot(digest).lease)
+                    if lease is None:
+                        return False
+                    taken[digest] = lease
                 self._held |= taken
                 taken = {}
                 self._digests[target] = frozenset(digests)
@@ -70,6 +72,14 @@ class Leases:
         """Return the leased digests, by target."""
         with self._lock:
             return dict(self._digests)
+
+    def _holds_present(self, digest: Digest) -> bool:
+        """Return whether a snapshot is leased as it is now: one that was withdrawn and made again has another file."""
+        held, path = self._held.get(digest), self._public.snapshot(digest).lease
+        if held is None:
+            return False
+        held.relock(path)
+        return held.is_on(path)
 
     def _drop_unused(self) -> None:
         used = frozenset().union(*self._digests.values())

@@ -201,6 +201,7 @@ class Volumes:
         if await self._mounting.run(self._mounter.is_mounted, volume.mounted, volume.target):
             volume.request = request
             self._wants.add(volume.target, request.wants)
+            await self._renew(volume)
             return True
         await self.unpublish(volume.target)
         return False
@@ -389,18 +390,20 @@ class Volumes:
                 if os.fspath(volume.target) not in found:
                     _log.warning("%s: it was unmounted by another program", volume.target)
                     self._forget(volume)
-                elif await self._mounting.run(self._mounter.shows_old_snapshot, volume.mounted, volume.target):
-                    await self._mount_anew(volume)
+                else:
+                    await self._renew(volume)
         except HoldfastError as error:
             self._log_once.log_error("mounts", str(error))
         else:
             self._log_once.log_recovery("mounts")
 
-    async def _mount_anew(self, volume: _Volume) -> None:
+    async def _renew(self, volume: _Volume) -> None:
         """Show the present folder of a snapshot that was withdrawn and published again: a container that starts again
         sees it, one that runs keeps what it has."""
         async with volume.lock:
             if volume.mounted is None:
+                return
+            if not await self._mounting.run(self._mounter.shows_old_snapshot, volume.mounted, volume.target):
                 return
             if await self._mounting.finish(self._leases.take, volume.target, volume.mounted.digests):
                 await self._mounting.finish(self._mounter.unmount, volume.target)

@@ -9,8 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from cached.contract.layout import SnapshotLayout
+from cached.contract.lease import is_held
 from cached.contract.reference import ModelRef
 from cached.csi.proto import registration_pb2 as registration
+from tests.support.bitrot import flip
 from tests.support.daemon import daemon_process, model
 from tests.support.joined import PODS, Joined, joined
 from tests.support.kube_shapes import make_pod
@@ -183,6 +186,25 @@ def test_a_mounted_version_is_never_evicted(node: Node) -> None:
     assert node.kubelet.files(POD) == LLAMA_FILES
     node.kubelet.unpublish(POD)
     assert [each.ref for each in node.daemon.control.gc(dry_run=False).versions] == [REF]
+
+
+def test_a_volume_shows_the_snapshot_that_took_its_place(node: Node) -> None:
+    """A snapshot that was withdrawn because its bytes went bad, and published again, is shown by its volumes again, in
+    both forms; its new folder is leased."""
+    node.hold("llama")
+    node.kubelet.publish(POD, LLAMA)
+    node.kubelet.publish(OTHER, {"models": "llama@v1"})
+    snapshot = node.daemon.path(REF).resolve()
+    before = snapshot.stat().st_ino
+    flip(snapshot / "model.safetensors", 1)
+    node.daemon.command("/v1/verify", {"model": "llama", "version": "v1"})
+    node.daemon.wait(lambda: snapshot.exists() and snapshot.stat().st_ino != before, "the snapshot made anew")
+    node.daemon.wait_ready(REF)
+    for pod, attributes in ((POD, LLAMA), (OTHER, {"models": "llama@v1"})):
+        node.kubelet.publish(pod, attributes)
+        shown = [data for path, data in node.kubelet.files(pod).items() if path.endswith("model.safetensors")]
+        assert shown == [FILES["model.safetensors"]]
+    assert is_held(SnapshotLayout(snapshot).lease)
 
 
 # --- the kubelet ---------------------------------------------------------------------------------------------------
