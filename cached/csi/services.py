@@ -89,8 +89,14 @@ class NodeService:
             mount_flags=capability.mount.mount_flags,
         )
         try:
-            wanted = parse_request(
-                request.volume_id, request.target_path, request.volume_context, access, request.secrets, self._pods
+            wanted = await asyncio.to_thread(
+                parse_request,
+                request.volume_id,
+                request.target_path,
+                request.volume_context,
+                access,
+                request.secrets,
+                self._pods,
             )
             await self._volumes.publish(wanted, _WAITING_SHARE * left_s)
         except HoldfastError as error:

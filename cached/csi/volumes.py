@@ -216,7 +216,10 @@ class Volumes:
             volume.called = time.monotonic()
 
     async def _wait_prepared(self, volume: _Volume, request: VolumeRequest, wait_s: float) -> Content:
-        """Wait for the preparation, which goes on if this call ends first."""
+        """Wait for the preparation, which goes on if this call ends first; the next call takes its result, if that is
+        what the call would get now."""
+        if volume.preparing is not None and volume.preparing.done() and not self._is_current(volume.preparing, request):
+            volume.preparing = None
         if volume.preparing is None:
             coroutine = self._prepare(volume, request)
             volume.preparing = self._group.create_task(_settle(coroutine), name=f"volume {volume.target}")
@@ -237,9 +240,19 @@ class Volumes:
         async with volume.lock:
             if volume.is_ended:
                 raise Transient(BUSY, f"{volume.target}: the volume is unpublished", "ask again")
+            volume.preparing = None  # where this fails, the next call looks anew
             await self._mounting.finish(self._mounter.mount, content, volume.target)
             volume.mounted = content
-            volume.preparing = None
+
+    def _is_current(self, done: asyncio.Task[Content | HoldfastError], request: VolumeRequest) -> bool:
+        content = None if done.cancelled() else done.result()
+        if content is None or isinstance(content, HoldfastError):
+            return False
+        try:
+            found = self._find_versions(request)
+        except HoldfastError:
+            return False
+        return found is not None and _make_content(request, found) == content
 
     # --- the preparation -------------------------------------------------------------------------------------------
 

@@ -160,6 +160,27 @@ def test_a_call_that_ends_too_soon_loses_nothing(node: Node) -> None:
     assert node.daemon.metric("holdfast_pods_waiting") == 0
 
 
+def test_a_check_goes_on_between_calls(node: Node) -> None:
+    """A check that takes longer than any call is not begun anew by each: calls that are all too short for it end with
+    a mounted volume."""
+    node.publish("big", {"big.bin": bytes(128 << 20)})
+    node.daemon.write_catalog({"big": model(f"file://{node.source}/big")})
+    node.daemon.pull("big@v1")
+    node.daemon.wait_ready(ModelRef("big", "v1"))
+
+    def is_published() -> bool:
+        try:
+            node.kubelet.publish(POD, {"model": "big", "version": "v1", "verify": "full"}, timeout_s=0.05)
+        except Refused as refused:
+            assert not refused.is_final, refused
+            return False
+        return True
+
+    assert not is_published()
+    node.daemon.wait(is_published, "a volume in the end")
+    assert list(node.kubelet.mounts()) == [str(node.kubelet.target(POD))]
+
+
 def test_unpublishing_ends_a_wait(node: Node) -> None:
     """A volume that is unpublished while it waits ends its call with ABORTED, and wants nothing any more; meanwhile a
     second call for it is ABORTED too."""

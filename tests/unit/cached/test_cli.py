@@ -11,7 +11,17 @@ import pytest
 from cached.cli import COMMANDS, main
 
 # What a person's command must not pay for. The gate's own promise: standard library and watchdog only.
-HEAVY = ("aiohttp", "aiobotocore", "botocore", "huggingface_hub", "prometheus_client", "torch", "transformers", "yaml")
+HEAVY = (
+    "aiohttp",
+    "aiobotocore",
+    "botocore",
+    "grpclib",
+    "huggingface_hub",
+    "prometheus_client",
+    "torch",
+    "transformers",
+    "yaml",
+)
 PERSONS_COMMANDS = ("pull", "ls", "status", "verify", "gc", "pin", "unpin")
 
 
