@@ -28,11 +28,14 @@ CONTAINERS = PREFIX + "containers"
 MOUNT_PATH = PREFIX + "mount-path"
 AFFINITY = PREFIX + "affinity"
 GATE = PREFIX + "gate"
+MODE = PREFIX + "mode"
 INJECTED = PREFIX + "injected"  # the injector's mark, so that no second injector adds the gate again
-KNOWN = (MODEL, VERSION, MODELS, DIGEST, VERIFY, CONTAINERS, MOUNT_PATH, AFFINITY, GATE, INJECTED)
+KNOWN = (MODEL, VERSION, MODELS, DIGEST, VERIFY, CONTAINERS, MOUNT_PATH, AFFINITY, GATE, MODE, INJECTED)
 
 SUMMARY = PREFIX + "summary"  # on a node, not on a pod: the cache's contents, for a person
 LABEL_PREFIX = "weights.holdfast.dev/"  # on a node; the injector's node affinity selects it
+CSI_LABEL = LABEL_PREFIX + "csi"  # on a node that mounts volumes; no digest has three digits
+CSI_DRIVER = "weights.holdfast.dev"  # the name of the driver in volumes, in the CSIDriver object and at kubelets
 LABEL_VALUE = "ready"
 CSI_LABEL = LABEL_PREFIX + "csi"  # on a node that mounts volumes; no digest has three digits
 _LABEL_DIGITS = 40  # a label's name may have 63 characters; 160 bits are as many as git trusts
@@ -45,7 +48,8 @@ _HOW_MANY = f"`{MODELS}: base=llama-3.1-8b@v3,adapter=support-lora@v7`"
 @dataclass(frozen=True, slots=True)
 class WeightsRequest:
     """The request of one pod. `containers`: None for all of them; `gate`: how the pod is held back, None: by the
-    default; `injected`: the value of the injector's mark."""
+    default; `mode`: by which way it gets its weights, None: by the cluster's default; `injected`: the value of the
+    injector's mark."""
 
     models: tuple[ModelRequest, ...]
     verify: Literal["record", "full"]
@@ -53,6 +57,7 @@ class WeightsRequest:
     mount_path: str
     affinity: Literal["preferred", "required"]
     gate: Literal["init", "sidecar"] | None
+    mode: Literal["gate", "csi"] | None
     injected: str | None
 
 
@@ -82,6 +87,7 @@ def parse(annotations: Mapping[str, str]) -> WeightsRequest | None:
         mount_path=_mount_path(annotations.get(MOUNT_PATH, str(DEFAULT_MOUNT))),
         affinity="required" if _choice(annotations, AFFINITY, ("preferred", "required")) == "required" else "preferred",
         gate=_gate(annotations),
+        mode=_mode(annotations),
         injected=annotations.get(INJECTED),
     )
 
@@ -138,6 +144,19 @@ def _gate(annotations: Mapping[str, str]) -> Literal["init", "sidecar"] | None:
     if GATE not in annotations:
         return None
     return "sidecar" if _choice(annotations, GATE, ("init", "sidecar")) == "sidecar" else "init"
+
+
+def _mode(annotations: Mapping[str, str]) -> Literal["gate", "csi"] | None:
+    if MODE not in annotations:
+        return None
+    if _choice(annotations, MODE, ("gate", "csi")) == "gate":
+        return "gate"
+    if GATE in annotations:
+        _refuse(
+            f"`{MODE}: csi` and {GATE} exclude each other: a pod with a volume of its own has no gate",
+            f"leave one of them out, or write `{MODE}: gate`",
+        )
+    return "csi"
 
 
 def _containers(text: str | None) -> tuple[str, ...] | None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-from pathlib import Path
 from typing import Any
 
 from cached.contract.digest import Digest
@@ -21,14 +20,10 @@ from cached.store.disk import durable
 _log = logging.getLogger(__name__)
 
 
-def write_unsynced(layout: Layout, digest: Digest, pods: frozenset[str]) -> Path:
-    """Replace the record of a snapshot; `pods`: uids. Durable after an `fsync_dir` of the returned folder. Raises
-    `Transient`."""
+def write(layout: Layout, digest: Digest, pods: frozenset[str]) -> None:
+    """Replace the record of a snapshot, durably; `pods`: uids. Raises `Transient`."""
     with durable.disk_errors(f"keeping snapshot {digest} for its pods"):
-        durable.replace_unsynced(
-            layout.kept_record(digest), encode({"digest": str(digest), "pods": sorted(pods)}), 0o600
-        )
-    return layout.kept
+        durable.replace(layout.kept_record(digest), encode({"digest": str(digest), "pods": sorted(pods)}), 0o600)
 
 
 def read_all(layout: Layout) -> dict[Digest, frozenset[str]]:

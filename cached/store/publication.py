@@ -80,7 +80,7 @@ def _publish_distinct(
         _step(group, build)
         _step(group, sync)
         _sync(_step(group, place))
-    _sync(_step(group, lambda each: kept.write_unsynced(layout, *each.keeps) if each.keeps else None))
+    _step(group, lambda each: kept.write(layout, *each.keeps) if each.keeps else None)
     # Before the name: a record with another digest than the name's is ignored.
     _sync(_step(group, lambda each: fetched.set_unsynced(layout, each.ref, records[each])))
     _sync(_step(group, lambda each: snapshots.set_name_unsynced(layout, each.ref, each.record.digest)))

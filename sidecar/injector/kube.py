@@ -1,7 +1,7 @@
-"""A few requests to the Kubernetes API: get, create, replace, and patch one object.
+"""A few requests to the Kubernetes API: get, create, replace, and patch one object, and watch a collection.
 
-Law: knows no kind of object and keeps no connection: with a few requests a minute, the service account's token and the
-cluster's CA are read anew each time, however they rotate. The caller decides whether to retry.
+Law: knows no kind of object and keeps no connection but a watch's: with a few requests a minute, the service account's
+token and the cluster's CA are read anew each time, however they rotate. The caller decides whether to retry.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import ssl
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,8 @@ from cached.contract.errors import Permanent, Transient
 
 ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 _TIMEOUT = aiohttp.ClientTimeout(total=10)
+_WATCH = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=90)  # bookmarks come once a minute
+_LONGEST_EVENT = 16 << 20
 _REMEDY = "check the injector's service account: its Role and ClusterRole, and that its token is mounted"
 
 Json = dict[str, Any]
@@ -44,7 +46,7 @@ class KubeApi:
             raise Permanent(
                 "no_cluster",
                 "expected KUBERNETES_SERVICE_HOST, which a pod has, found none",
-                "outside a cluster give the certificate with --cert-dir",
+                "outside a cluster give the certificate with --cert-dir, and leave `--mode auto` out",
             )
         return cls(f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}", ACCOUNT)
 
@@ -64,18 +66,45 @@ class KubeApi:
         """Apply a JSON patch (RFC 6902) to the object at `path`."""
         await self._send("PATCH", path, operations, "application/json-patch+json")
 
+    async def watch(self, path: str) -> AsyncIterator[Json]:
+        """Yield the events of a watch until the server ends it; raises as `get` does, and `Transient` where the server
+        is silent for longer than between two bookmarks."""
+        try:
+            async with self._session(_WATCH) as session, session.get(self.url + path) as response:
+                if response.status >= 300:
+                    _parse("GET", path, response.status, await response.read())
+                rest = b""
+                async for chunk in response.content.iter_any():
+                    *lines, rest = (rest + chunk).split(b"\n")
+                    for line in filter(None, lines):
+                        yield _event(path, line)
+                    if len(rest) > _LONGEST_EVENT:
+                        raise Transient(
+                            "kube_bad_answer", f"GET {path}: an event of more than {_LONGEST_EVENT} bytes", ""
+                        )
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise self._unreachable("GET", path, error) from error
+
+    def _session(self, timeout: aiohttp.ClientTimeout) -> aiohttp.ClientSession:
+        headers = {"Authorization": f"Bearer {self._token()}", "Accept": "application/json"}
+        return aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(ssl=self._trust()), timeout=timeout, headers=headers
+        )
+
+    def _unreachable(self, method: str, path: str, error: Exception) -> Transient:
+        problem = f"{method} {self.url}{path}: {error or type(error).__name__}"
+        return Transient("kube_unreachable", problem, "check that the API server answers")
+
     async def _send(self, method: str, path: str, body: object = None, kind: str = "application/json") -> Json | None:
         data = None if body is None else json.dumps(body)
-        headers = {"Authorization": f"Bearer {self._token()}", "Accept": "application/json", "Content-Type": kind}
         try:
             async with (
-                aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=self._trust()), timeout=_TIMEOUT) as session,
-                session.request(method, self.url + path, data=data, headers=headers) as response,
+                self._session(_TIMEOUT) as session,
+                session.request(method, self.url + path, data=data, headers={"Content-Type": kind}) as response,
             ):
                 status, content = response.status, await response.read()
         except (aiohttp.ClientError, TimeoutError) as error:
-            problem = f"{method} {self.url}{path}: {error or type(error).__name__}"
-            raise Transient("kube_unreachable", problem, "check that the API server answers") from error
+            raise self._unreachable(method, path, error) from error
         return _parse(method, path, status, content)
 
     def _token(self) -> str:
@@ -116,6 +145,17 @@ def _parse(method: str, path: str, status: int, content: bytes) -> Json | None:
     if not isinstance(found, dict):
         remedy = "check what answers at the API server's address"
         raise Transient("kube_bad_answer", f"{what}: no JSON object came back, but {content[:100]!r}", remedy)
+    return found
+
+
+def _event(path: str, line: bytes) -> Json:
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        remedy = "check what answers at the API server's address"
+        raise Transient("kube_bad_answer", f"GET {path}: no event came, but {line[:100]!r}", remedy)
     return found
 
 

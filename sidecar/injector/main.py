@@ -11,6 +11,7 @@ import logging
 import os
 import sys
 from collections.abc import AsyncIterator, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from functools import partial
@@ -26,8 +27,11 @@ from cached.contract.program.options import EXIT_DONE, EXIT_FAILED
 from cached.contract.program.process import SignalThread
 from sidecar.injector.catalog_view import CatalogView, read_catalog
 from sidecar.injector.certificate_store import CertificateStore
+from sidecar.injector.driver_nodes import DriverNodes
 from sidecar.injector.http import InjectorMetrics, probe_application
 from sidecar.injector.kube import KubeApi
+from sidecar.injector.mode import Mode
+from sidecar.injector.patch import ClusterDefaults
 from sidecar.injector.settings import InjectorOptions, parse
 from sidecar.injector.tls import ServingTls
 from sidecar.injector.webhook import Reviewer, review_application
@@ -48,13 +52,19 @@ class Injector:
         self._stop = asyncio.Event()
         self._tls = ServingTls()
         running = version("holdfast")
-        self._reviewer = Reviewer(settings.gate, running)
+        self._driver_nodes = DriverNodes(KubeApi.in_cluster()) if settings.mode is Mode.AUTO else None
+        self._reviewer = Reviewer(ClusterDefaults(settings.gate, settings.mode, running), self._list_driver_nodes)
         self._metrics = InjectorMetrics(running, lambda: self._tls.expires)
 
     def _why_not_ready(self) -> str | None:
         if self._stop.is_set():
             return "stopping"
+        if self._driver_nodes is not None and not self._driver_nodes.is_settled:
+            return "waiting for the first list of CSINode objects"
         return None if self._tls.certificate else "no certificate yet"
+
+    def _list_driver_nodes(self) -> AbstractSet[str]:
+        return frozenset() if self._driver_nodes is None else self._driver_nodes.names
 
     async def run(self, ending: SignalThread) -> None:
         """Answer until a signal asks to stop."""
@@ -68,6 +78,8 @@ class Injector:
                 tasks = [group.create_task(self._keep_certificate(), name="certificate")]
                 if settings.catalog is not None:
                     tasks.append(group.create_task(self._follow_catalog(settings.catalog), name="catalog"))
+                if self._driver_nodes is not None:
+                    tasks.append(group.create_task(self._driver_nodes.run(), name="CSI nodes"))
                 # Without a certificate every handshake is refused, and /readyz says why.
                 async with _served(secure, settings.listen, self._tls.context) as address:
                     _log.info("reviews on https://%s/mutate", address)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 from cached.contract.annotations import (
     AFFINITY,
     CONTAINERS,
+    CSI_DRIVER,
     DIGEST,
     INJECTED,
     LABEL_VALUE,
@@ -30,6 +32,7 @@ from cached.contract.layout import PublicLayout
 from cached.contract.reference import ModelRequest, variable_suffix, write_models, write_pins
 from sidecar.injector.catalog_view import CatalogView
 from sidecar.injector.gate_container import NAME, VOLUME, GateSettings, Json, containers_of, make_gate, mount, volume
+from sidecar.injector.mode import Mode, choose_delivery, has_driver, make_volume, make_volume_mount
 
 VARIABLE = "HOLDFAST_MODEL_PATH"
 _MIRROR = "kubernetes.io/config.mirror"  # a static pod, which the node runs whatever the API server answers
@@ -46,11 +49,23 @@ class Patch:
     warnings: tuple[str, ...] = ()
 
 
-def patch_pod(pod: Json, namespace: str, settings: GateSettings, catalog: CatalogView, version: str) -> Patch:
-    """Return the patch that makes `pod`, to be created in `namespace`, wait for its weights; `version` marks it as
-    injected. Raises `Permanent`: `invalid_annotations`, `forbidden_namespace`, `digest_mismatch` (pod and catalog pin
-    different content), `unsupported_pod`, `unknown_container`, `mount_conflict`, `digest_unknown` (for a required
-    affinity), `invalid_catalog`."""
+@dataclass(frozen=True, slots=True)
+class ClusterDefaults:
+    """What holds for every pod of the cluster: the settings of gates, the mode of pods that do not say one, and the
+    injector's `version`, which marks injected pods."""
+
+    gate: GateSettings
+    mode: Mode
+    version: str
+
+
+def patch_pod(
+    pod: Json, namespace: str, defaults: ClusterDefaults, catalog: CatalogView, driver_nodes: AbstractSet[str]
+) -> Patch:
+    """Return the patch that makes `pod`, to be created in `namespace`, wait for its weights. `driver_nodes`: those
+    whose kubelet mounts our CSI volumes. Raises `Permanent`: `invalid_annotations`, `forbidden_namespace`,
+    `digest_mismatch` (pod and catalog pin different content), `unsupported_pod`, `unknown_container`, `mount_conflict`,
+    `digest_unknown` (for a required affinity), `invalid_catalog`."""
     spec, notes = pod["spec"], (pod.get("metadata") or {}).get("annotations") or {}
     if INJECTED in notes or _MIRROR in notes or any(c.get("name") == NAME for c in containers_of(spec)):
         return Patch()
@@ -66,14 +81,20 @@ def patch_pod(pod: Json, namespace: str, settings: GateSettings, catalog: Catalo
     for wanted in asked.models:
         catalog.require_allowed(wanted.ref, namespace)
     asked = replace(asked, models=tuple(_pin(wanted, catalog) for wanted in asked.models))
+    delivery, gate = choose_delivery(asked, spec, defaults.mode, driver_nodes), defaults.gate
+    if delivery.volume:
+        weights, added = make_volume(asked), make_volume_mount(asked.mount_path)
+    else:
+        weights, added = volume(gate), mount(asked.mount_path, gate.recursive_read_only)
     operations = [
-        *_annotations(notes, asked, version),
-        *_volumes(spec, settings),
-        *_containers(spec, asked, settings),
-        *_affinity(spec, asked),
-        # Last: it shifts the other init containers, whose indexes the operations above use.
-        *_prepend("/spec/initContainers", spec.get("initContainers"), [make_gate(spec, asked, settings)]),
+        *_annotations(notes, asked, defaults.version),
+        *_volumes(spec, weights),
+        *_containers(spec, asked, added),
+        *_affinity(spec, asked, [has_driver()] if delivery.only_with_driver else []),
     ]
+    if not delivery.volume:
+        # Last: it shifts the other init containers, whose indexes the operations above use.
+        operations += _prepend("/spec/initContainers", spec.get("initContainers"), [make_gate(spec, asked, gate)])
     unknown = sorted({wanted.ref.name for wanted in asked.models if not catalog.knows(wanted.ref.name)})
     warnings = (
         f"holdfast: the catalog has no model {name[:100]!r}; the pod cannot start until it has" for name in unknown
@@ -101,24 +122,38 @@ def _annotations(notes: Json, asked: WeightsRequest, version: str) -> Iterator[J
         yield _add(f"/metadata/annotations/{_escaped(DIGEST)}", pins)
 
 
-def _volumes(spec: Json, settings: GateSettings) -> Iterator[Json]:
+def _volumes(spec: Json, weights: Json) -> Iterator[Json]:
+    """Add the volume, unless the pod has it already."""
     for present in spec.get("volumes") or ():
         if present.get("name") == VOLUME:
-            if (present.get("hostPath") or {}).get("path") == settings.host_public:
+            if _is_same_volume(present, weights):
                 return
             raise Permanent(
                 "mount_conflict",
-                f"the pod has a volume {VOLUME!r} of its own, which is not {settings.host_public} of the node",
+                f"the pod has a volume {VOLUME!r} of its own, which is not {_describe(weights)}",
                 "rename it: the injector adds a volume of that name",
             )
-    yield _append("/spec/volumes", spec.get("volumes"), volume(settings))
+    yield _append("/spec/volumes", spec.get("volumes"), weights)
 
 
-def _containers(spec: Json, asked: WeightsRequest, settings: GateSettings) -> Iterator[Json]:
+def _is_same_volume(present: Json, weights: Json) -> bool:
+    if "csi" in weights:
+        found, wanted = present.get("csi") or {}, weights["csi"]
+        return all(found.get(key) == wanted[key] for key in ("driver", "volumeAttributes"))
+    return bool((present.get("hostPath") or {}).get("path") == weights["hostPath"]["path"])
+
+
+def _describe(weights: Json) -> str:
+    if "csi" not in weights:
+        return f"{weights['hostPath']['path']} of the node"
+    attributes = ", ".join(f"{key}: {value}" for key, value in sorted(weights["csi"]["volumeAttributes"].items()))
+    return f"one of the driver {CSI_DRIVER} with the attributes {attributes}"
+
+
+def _containers(spec: Json, asked: WeightsRequest, ours: Json) -> Iterator[Json]:
     """Add the mount and variables to the named containers; by default to all but other sidecars."""
     _check_names(spec, asked)
     variables = _variables(asked)
-    ours = mount(asked.mount_path, settings.recursive_read_only)
     for kind in ("containers", "initContainers"):
         for index, container in enumerate(spec.get(kind) or ()):
             if asked.containers is None:
@@ -181,7 +216,9 @@ def _variables(asked: WeightsRequest) -> list[Json]:
     return found
 
 
-def _affinity(spec: Json, asked: WeightsRequest) -> Iterator[Json]:
+def _affinity(spec: Json, asked: WeightsRequest, conditions: Sequence[Json]) -> Iterator[Json]:
+    """Prefer nodes that hold the pinned weights, or require them; `conditions` are required too."""
+    affinity: Json | None = spec.get("affinity")
     digests = list(dict.fromkeys(wanted.pin for wanted in asked.models if wanted.pin is not None))
     if asked.affinity == "required":
         unpinned = [str(wanted.ref) for wanted in asked.models if wanted.pin is None]
@@ -192,9 +229,14 @@ def _affinity(spec: Json, asked: WeightsRequest) -> Iterator[Json]:
                 "neither the pod nor the catalog says",
                 f"pin it with {DIGEST} or in the catalog, or leave {AFFINITY} out",
             )
-        yield _add("/spec/affinity", _require(spec.get("affinity"), digests))
-    elif digests:
-        yield _add("/spec/affinity", _prefer(spec.get("affinity"), digests))
+        yield _add("/spec/affinity", _require(affinity, [*map(_holds, digests), *conditions]))
+        return
+    if conditions:
+        affinity = _require(affinity, conditions)
+    if digests:
+        affinity = _prefer(affinity, digests)
+    if conditions or digests:
+        yield _add("/spec/affinity", affinity)
 
 
 def _prepend(path: str, present: object, values: Sequence[Json]) -> Iterator[Json]:
@@ -226,12 +268,11 @@ def _prefer(affinity: Json | None, digests: Sequence[Digest]) -> Json:
     return {**(affinity or {}), "nodeAffinity": node}
 
 
-def _require(affinity: Json | None, digests: Sequence[Digest]) -> Json:
-    """Return `affinity` restricted to nodes that hold all of `digests`."""
+def _require(affinity: Json | None, conditions: Sequence[Json]) -> Json:
+    """Return `affinity` restricted to nodes that meet all of `conditions`."""
     node = dict((affinity or {}).get("nodeAffinity") or {})
-    holding = [_holds(digest) for digest in digests]
     terms = (node.get(_REQUIRED) or {}).get("nodeSelectorTerms")
-    both = [_and(term, holding) for term in terms] if terms else [{"matchExpressions": holding}]
+    both = [_and(term, conditions) for term in terms] if terms else [{"matchExpressions": list(conditions)}]
     node[_REQUIRED] = {"nodeSelectorTerms": both}
     return {**(affinity or {}), "nodeAffinity": node}
 

@@ -25,7 +25,10 @@ _POD: dict[str, Any] = {
     "metadata": {"annotations": {}},
     "spec": {
         "os": {"name": _TEXT},
-        "volumes": [{"name": _TEXT, "hostPath": {"path": _TEXT}}],
+        "nodeName": _TEXT,
+        "volumes": [
+            {"name": _TEXT, "hostPath": {"path": _TEXT}, "csi": {"driver": _TEXT, "volumeAttributes": {}}},
+        ],
         "containers": [_CONTAINER],
         "initContainers": [_CONTAINER],
         "resources": _QUANTITIES,

@@ -16,6 +16,7 @@ from cached.contract.program.options import OptionParser, parse_address, whole_n
 from sidecar.injector.certificate_store import Place
 from sidecar.injector.gate_container import GateMode, GateResources, GateSettings
 from sidecar.injector.kube import ACCOUNT
+from sidecar.injector.mode import Mode
 
 _LISTEN = ("0.0.0.0", 8443)  # noqa: S104 - the API server comes from outside the pod
 _METRICS = ("0.0.0.0", 8444)  # noqa: S104 - and so do the kubelet and Prometheus
@@ -31,6 +32,7 @@ class InjectorOptions:
     """The options of one injector. `certificate`: a folder with `tls.crt` and `tls.key`, or the objects of our own."""
 
     gate: GateSettings
+    mode: Mode
     catalog: Path | None
     listen: tuple[str, int]
     metrics_listen: tuple[str, int]
@@ -50,6 +52,7 @@ def parse(arguments: Sequence[str]) -> InjectorOptions:
     given = parser.parse_args(list(arguments))
     return InjectorOptions(
         gate=_gate(given),
+        mode=Mode(given.mode),
         catalog=given.catalog,
         listen=given.listen,
         metrics_listen=given.metrics_listen,
@@ -84,6 +87,11 @@ def _gate_options(parser: OptionParser) -> None:
 
 
 def _server_options(parser: OptionParser) -> None:
+    mode = (
+        "how pods get their weights that do not say it: behind a gate, in a CSI volume, or auto: in a volume where a "
+        "node has registered the driver; default gate"
+    )
+    parser.option("--mode", choices=[mode.value for mode in Mode], default="gate", help=mode)
     parser.option("--catalog", type=Path, metavar="FILE", help="the daemons' catalog, whose pins pods get; watched")
     listen = f"answer reviews here, on /mutate, default {_LISTEN[0]}:{_LISTEN[1]}"
     parser.option("--listen", type=parse_address, default=_LISTEN, metavar="HOST:PORT", help=listen)

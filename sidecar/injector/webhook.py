@@ -11,6 +11,7 @@ import json
 import logging
 import time
 from collections.abc import Callable
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from http import HTTPStatus
 
@@ -18,8 +19,8 @@ from aiohttp import web
 
 from cached.contract.errors import HoldfastError, Permanent
 from sidecar.injector.catalog_view import NO_CATALOG, CatalogView
-from sidecar.injector.gate_container import GateSettings, Json
-from sidecar.injector.patch import Patch, patch_pod
+from sidecar.injector.gate_container import Json
+from sidecar.injector.patch import ClusterDefaults, Patch, patch_pod
 from sidecar.injector.pod_schema import check_pod
 
 _log = logging.getLogger(__name__)
@@ -37,11 +38,11 @@ class ReviewResponse:
 
 
 class Reviewer:
-    """Answers reviews; `catalog` is the current catalog, and `version` is the mark of injected pods."""
+    """Answers reviews; `catalog` is the current catalog, and `driver_nodes` are the nodes with the CSI driver."""
 
-    def __init__(self, settings: GateSettings, version: str) -> None:
-        self._settings = settings
-        self._version = version
+    def __init__(self, defaults: ClusterDefaults, driver_nodes: Callable[[], AbstractSet[str]]) -> None:
+        self._defaults = defaults
+        self._driver_nodes = driver_nodes
         self.catalog: CatalogView = NO_CATALOG
 
     def review(self, body: bytes) -> ReviewResponse:
@@ -55,7 +56,7 @@ class Reviewer:
             raise _invalid("`object` is no pod")
         check_pod(pod)
         try:
-            patch = patch_pod(pod, _namespace(request, pod), self._settings, self.catalog, self._version)
+            patch = patch_pod(pod, _namespace(request, pod), self._defaults, self.catalog, self._driver_nodes())
         except HoldfastError as error:
             _log.info("denied a pod in %s: %s", request.get("namespace"), error)
             return _denied(uid, error)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Set as AbstractSet
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +15,8 @@ from cached.contract.errors import Permanent
 from cached.contract.reference import ModelRef
 from sidecar.injector.catalog_view import NO_CATALOG, CatalogView
 from sidecar.injector.gate_container import GateMode, GateResources, GateSettings
-from sidecar.injector.patch import Patch, patch_pod
+from sidecar.injector.mode import Mode
+from sidecar.injector.patch import ClusterDefaults, Patch, patch_pod
 
 Json = dict[str, Any]
 
@@ -60,15 +62,26 @@ def apply(pod: Json, patch: Patch) -> Json:
     return patched
 
 
-def inject(pod: Json, settings: GateSettings = SETTINGS, catalog: CatalogView = NO_CATALOG) -> Json:
-    """The pod as the injector leaves it."""
-    return apply(pod, patch_pod(pod, NAMESPACE, settings, catalog, "1.2.3"))
+def patch_of(
+    pod: Json,
+    settings: GateSettings = SETTINGS,
+    catalog: CatalogView = NO_CATALOG,
+    mode: Mode = Mode.GATE,
+    driver_nodes: AbstractSet[str] = frozenset(),
+) -> Patch:
+    """What the injector does to the pod in `NAMESPACE`."""
+    return patch_pod(pod, NAMESPACE, ClusterDefaults(settings, mode, "1.2.3"), catalog, driver_nodes)
 
 
-def refusal(pod: Json, catalog: CatalogView = NO_CATALOG, settings: GateSettings = SETTINGS) -> Permanent:
+def inject(pod: Json, settings: GateSettings = SETTINGS, catalog: CatalogView = NO_CATALOG, **more: Any) -> Json:
+    """The pod as the injector leaves it; `more` as for `patch_of`."""
+    return apply(pod, patch_of(pod, settings, catalog, **more))
+
+
+def refusal(pod: Json, catalog: CatalogView = NO_CATALOG, settings: GateSettings = SETTINGS, **more: Any) -> Permanent:
     """Why the injector refuses the pod; fails where it does not."""
     try:
-        inject(pod, settings, catalog)
+        inject(pod, settings, catalog, **more)
     except Permanent as error:
         return error
     raise AssertionError("the injector took it")

@@ -27,6 +27,8 @@ from cached.core.catalog import EMPTY_CATALOG, parse_catalog
 from cached.sources.huggingface.address import HubAddress
 from cached.sources.s3.address import S3Address
 from cached.transport.urls import Address, next_hop
+from sidecar.injector.mode import Mode
+from sidecar.injector.patch import ClusterDefaults
 from sidecar.injector.webhook import Reviewer
 from tests.support.pods import SETTINGS
 from tests.system.fuzz.mutations import HOSTILE, spoiled, spoiled_bytes
@@ -129,6 +131,8 @@ ANNOTATIONS = {
     "holdfast.dev/containers": "main,other",
     "holdfast.dev/mount-path": "/holdfast",
     "holdfast.dev/affinity": "required",
+    "holdfast.dev/gate": "sidecar",
+    "holdfast.dev/mode": "csi",
 }
 VALUES = (
     st.text(max_size=60)
@@ -175,10 +179,10 @@ REVIEW = {
 }
 
 
-@given(spoiled(REVIEW))
-def test_a_review_is_answered_or_refused(body: bytes) -> None:
+@given(spoiled(REVIEW), st.sampled_from(Mode))
+def test_a_review_is_answered_or_refused(body: bytes, mode: Mode) -> None:
     """Whatever is posted to the webhook, the answer is a review, or the request is refused as none."""
-    reviewer = Reviewer(SETTINGS, "0.1.0")
+    reviewer = Reviewer(ClusterDefaults(SETTINGS, mode, "0.1.0"), lambda: {"node-1"})
     try:
         answer = reviewer.review(body)
     except HoldfastError as error:

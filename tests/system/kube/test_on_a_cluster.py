@@ -21,7 +21,8 @@ import yaml
 
 from sidecar.injector import settings
 from sidecar.injector.catalog_view import NO_CATALOG
-from sidecar.injector.patch import patch_pod
+from sidecar.injector.mode import Mode
+from sidecar.injector.patch import ClusterDefaults, patch_pod
 from tests.support.kustomize import Json
 from tests.support.manifests import EVERYTHING, objects, one
 
@@ -74,6 +75,12 @@ PODS: dict[str, tuple[dict[str, str], Json]] = {
     ),
     "the node's network": (ONE, {"hostNetwork": True}),
     "one container": ({**ONE, "gate": "sidecar"}, {"containers": [{**TWO[0], "ports": [{"containerPort": 9401}]}]}),
+    "a volume": ({**ONE, "mode": "csi", "mount-path": "/models"}, {"hostNetwork": True}),
+    "a volume, pinned": (
+        {"models": "base=acme/llama@v3, third@1", "digest": f"base={PIN}", "verify": "full", "mode": "csi"},
+        {"initContainers": [{"name": "i", "image": "z"}], "containers": TWO},
+    ),
+    "a gate by mode": ({**ONE, "mode": "gate"}, {}),
     "two by name": ({**ONE, "gate": "init", "digest": PIN}, {}),
     "guaranteed": (ONE, {"containers": [{**TWO[0], "resources": LIMITS}]}),
     "limited CPU": (ONE, {"containers": [{**TWO[0], "resources": {"limits": {"cpu": "1"}}}]}),
@@ -109,6 +116,8 @@ BAD: dict[str, tuple[dict[str, str], Json]] = {
     "required without a digest": ({**ONE, "affinity": "required"}, {}),
     "verify": ({**ONE, "verify": "no"}, {}),
     "gate": ({**ONE, "gate": "native"}, {}),
+    "mode": ({**ONE, "mode": "auto"}, {}),
+    "a gate and a volume": ({**ONE, "mode": "csi", "gate": "init"}, {}),
     "a sidecar in the node's network": ({**ONE, "gate": "sidecar"}, {"hostNetwork": True}),
     "a volume of that name": (ONE, {"volumes": [{"name": "holdfast", "emptyDir": {}}]}),
 }
@@ -216,7 +225,8 @@ def _injected(pod: Json) -> Json:
     policy = one(objects("overlays/policy"), "MutatingAdmissionPolicy", "holdfast-gate")["spec"]
     image = next(v for v in policy["variables"] if v["name"] == "gateImage")["expression"].strip("'")
     gate = settings.parse(["--gate-image", image, "--namespace", "x"]).gate
-    patch = patch_pod(pod, pod["metadata"]["namespace"], gate, NO_CATALOG, "policy")
+    defaults = ClusterDefaults(gate, Mode.GATE, "policy")
+    patch = patch_pod(pod, pod["metadata"]["namespace"], defaults, NO_CATALOG, frozenset())
     patched: Json = jsonpatch.apply_patch(pod, list(patch.operations))
     return patched
 
@@ -224,7 +234,7 @@ def _injected(pod: Json) -> Json:
 def _comparable(pod: Json) -> Json:
     """Without what the API server adds to a container after admission, and to every pod by itself."""
     spec = copy.deepcopy(pod["spec"])
-    for container in spec["initContainers"] + spec["containers"]:
+    for container in spec.get("initContainers", []) + spec["containers"]:
         container.pop("terminationMessagePath", None)
         for check in ("startupProbe",):
             probe = container.get(check, {})

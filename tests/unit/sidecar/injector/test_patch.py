@@ -11,9 +11,9 @@ from cached.contract.annotations import DIGEST as DIGEST_ANNOTATION
 from cached.contract.annotations import INJECTED, MODELS
 from cached.contract.reference import ModelRef
 from sidecar.gate.settings import parse as parse_gate
-from sidecar.injector.catalog_view import NO_CATALOG, CatalogView
+from sidecar.injector.catalog_view import CatalogView
 from sidecar.injector.gate_container import GateSettings
-from sidecar.injector.patch import Patch, patch_pod
+from sidecar.injector.patch import Patch
 from tests.support.pods import (
     ASK,
     DIGEST,
@@ -28,6 +28,7 @@ from tests.support.pods import (
     gate_of,
     inject,
     make_pod,
+    patch_of,
     refusal,
 )
 
@@ -41,7 +42,7 @@ VARIABLE = {"name": "HOLDFAST_MODEL_PATH", "value": "/holdfast/models/acme--tiny
 
 
 def left_alone(pod: Json) -> bool:
-    return patch_pod(pod, NAMESPACE, SETTINGS, NO_CATALOG, "1.2.3") == Patch()
+    return patch_of(pod) == Patch()
 
 
 def test_everything_is_added_to_a_bare_pod() -> None:
@@ -291,9 +292,9 @@ def test_namespaces_that_cannot_be_read_give_the_model_to_nobody() -> None:
 
 def test_a_model_that_the_catalog_lacks_is_a_warning() -> None:
     """The pod is taken, since the daemons' catalog may be newer, and its author is told."""
-    patch = patch_pod(make_pod(), NAMESPACE, SETTINGS, CatalogView({}, frozenset({"other"})), "1.2.3")
+    patch = patch_of(make_pod(), catalog=CatalogView({}, frozenset({"other"})))
     assert patch.operations and "acme/tiny" in patch.warnings[0]
-    assert not patch_pod(make_pod(), NAMESPACE, SETTINGS, NO_CATALOG, "1.2.3").warnings
+    assert not patch_of(make_pod()).warnings
 
 
 @pytest.mark.parametrize(("verify", "expected"), [(None, "record"), ("full", "full")])
