@@ -37,7 +37,6 @@ LABEL_PREFIX = "weights.holdfast.dev/"  # on a node; the injector's node affinit
 CSI_LABEL = LABEL_PREFIX + "csi"  # on a node that mounts volumes; no digest has three digits
 CSI_DRIVER = "weights.holdfast.dev"  # the name of the driver in volumes, in the CSIDriver object and at kubelets
 LABEL_VALUE = "ready"
-CSI_LABEL = LABEL_PREFIX + "csi"  # on a node that mounts volumes; no digest has three digits
 _LABEL_DIGITS = 40  # a label's name may have 63 characters; 160 bits are as many as git trusts
 
 _CONTAINER = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")  # RFC 1123 label, as Kubernetes names containers

@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
+from cached.contract.annotations import CSI_DRIVER
 from cached.contract.errors import InvalidReference, Permanent
 from cached.contract.reference import ModelRef, ModelRequest, add_pins, parse_models
 from cached.core.demand import PodWant
 from cached.csi.mounts import find_target
 
-DRIVER = "weights.holdfast.dev"
+DRIVER = CSI_DRIVER
 INVALID = "invalid_volume"
 
 _KUBELET = "csi.storage.k8s.io/"

@@ -8,7 +8,7 @@ from tests.support.kustomize import Json, render
 
 REPOSITORY = Path(__file__).parents[2]
 MANIFESTS = REPOSITORY / "manifests"
-OVERLAYS = ("base", "overlays/laptop", "overlays/gpu", "overlays/policy")
+OVERLAYS = ("base", "overlays/laptop", "overlays/gpu", "overlays/policy", "overlays/csi")
 EXAMPLES = tuple(f"examples/{folder.name}" for folder in sorted((MANIFESTS / "examples").iterdir()))
 EVERYTHING = OVERLAYS + EXAMPLES
 

@@ -52,6 +52,22 @@ def test_the_injector_touches_two_objects() -> None:
     assert "data" not in one(found, "Secret", "holdfast-injector-tls")
 
 
+def test_with_csi_the_injector_reads_csi_nodes_too() -> None:
+    """The overlay `csi` lets the injector read which nodes have the driver, and nothing else that the base does not."""
+    base, csi = objects("base"), objects("overlays/csi")
+    roles = {o["metadata"]["name"] for o in csi if o["kind"] in ("ClusterRole", "Role")}
+    assert roles - {o["metadata"]["name"] for o in base if o["kind"] in ("ClusterRole", "Role")} == {
+        "holdfast-injector-csi"
+    }
+    assert rights(one(csi, "ClusterRole", "holdfast-injector-csi")) == {
+        ("storage.k8s.io", "csinodes", verb) for verb in ("get", "list", "watch")
+    }
+    bound = one(csi, "ClusterRoleBinding", "holdfast-injector-csi")
+    assert [(subject["kind"], subject["name"]) for subject in bound["subjects"]] == [
+        ("ServiceAccount", "holdfast-injector")
+    ]
+
+
 @pytest.mark.parametrize("kustomization", OVERLAYS)
 def test_no_right_is_wild(kustomization: str) -> None:
     """No role says `*`."""

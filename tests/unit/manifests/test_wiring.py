@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from cached.contract.annotations import WeightsRequest, parse
+from cached.contract.annotations import CSI_DRIVER, WeightsRequest, parse
+from cached.csi.request import Access, parse_request
 from sidecar.injector import settings as inject_settings
 from sidecar.injector.certificate_store import Place
 from sidecar.injector.gate_container import NAME, make_gate, mount
 from tests.support.kustomize import Json, containers
 from tests.support.manifests import EVERYTHING, OVERLAYS, objects, one
+from tests.support.pods import inject
 
 
 @pytest.mark.parametrize("kustomization", EVERYTHING)
@@ -150,7 +153,41 @@ def test_annotations_are_well_written(kustomization: str) -> None:
     """Every annotated pod in an example asks for weights in words that the injector accepts."""
     for found in objects(kustomization):
         if found["kind"] in ("Deployment", "Pod") and kustomization.startswith("examples/"):
-            assert _asked(found if found["kind"] == "Pod" else found["spec"]["template"]).models
+            pod = found if found["kind"] == "Pod" else found["spec"]["template"]
+            assert "annotations" not in pod["metadata"] or _asked(pod).models
+
+
+def test_the_volume_by_hand_is_the_drivers() -> None:
+    """The volume that an example writes out names the driver of the overlay `csi`, and what it reads: a version's files
+    at the root of the mount."""
+    driver = next(o for o in objects("overlays/csi") if o["kind"] == "CSIDriver")
+    (pod,) = objects("examples/csi-by-hand")
+    volume = pod["spec"]["volumes"][0]["csi"]
+    told = {"pod.uid": "x", "pod.name": "x", "pod.namespace": "default", "ephemeral": "true"}  # by the kubelet
+    attributes = {**volume["volumeAttributes"], **{f"csi.storage.k8s.io/{key}": value for key, value in told.items()}}
+    pods = Path("/var/lib/kubelet/pods")
+    target = str(pods / "x/volumes/kubernetes.io~csi/weights/mount")
+    asked = parse_request("csi-1", target, attributes, Access("mount", "SINGLE_NODE_WRITER"), (), pods)
+    assert volume["driver"] == driver["metadata"]["name"] == CSI_DRIVER
+    assert [str(want.ref) for want in asked.wants] == ["minilm@1"]
+    assert not asked.is_tree
+    mounted = {mount["name"]: mount["mountPath"] for mount in pod["spec"]["containers"][0]["volumeMounts"]}
+    assert pod["spec"]["containers"][0]["env"] == [{"name": "HOLDFAST_MODEL_PATH", "value": mounted["weights"]}]
+
+
+def test_the_injector_gives_the_restricted_pod_what_its_namespace_allows() -> None:
+    """The pod of the namespace that enforces `restricted` gets a volume of the driver, which its label admits, and no
+    hostPath and no container."""
+    found = objects("examples/csi-restricted")
+    pod = one(found, "Pod", "csi-restricted")
+    labels = one(found, "Namespace", pod["metadata"]["namespace"])["metadata"]["labels"]
+    assert labels["pod-security.kubernetes.io/enforce"] == "restricted"
+    made = inject(pod)["spec"]
+    assert [sorted(volume.keys() - {"name"}) for volume in made["volumes"]] == [["emptyDir"], ["csi"]]
+    assert "initContainers" not in made
+    driver = next(o for o in objects("overlays/csi") if o["kind"] == "CSIDriver")
+    assert driver["metadata"]["labels"]["security.kubernetes.io/csi-ephemeral-volume-profile"] == "restricted"
+    assert driver["spec"]["podInfoOnMount"] is True and "Ephemeral" in driver["spec"]["volumeLifecycleModes"]
 
 
 def test_examples_in_the_catalog_exist() -> None:
