@@ -13,6 +13,8 @@
 # alone, so a change of code rebuilds only the last. pip's own variables say where packages come from:
 #   --build-arg PIP_INDEX_URL=https://mirror.example.com/simple
 #   --build-arg PIP_EXTRA_INDEX_URL=$CPU_INDEX   an index with PyTorch's CPU builds: a server without CUDA, a fifth of the size
+#   --build-arg PIP_FIND_LINKS=https://mirror.example.com/wheels/   a page of links to wheels, beside or in place of an index; or a
+#                                                folder of BASE_IMAGE, for builds that reach no network
 
 # python 3.11.16 on Debian bookworm, linux/amd64 and linux/arm64.
 ARG BASE_IMAGE=docker.io/library/python:3.11.16-slim-bookworm@sha256:a36c24f9cbdf4fd0f52d67f0823eeac19c2028c637cecc392d97f980d4fec56b

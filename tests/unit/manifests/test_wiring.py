@@ -186,8 +186,24 @@ def test_the_injector_gives_the_restricted_pod_what_its_namespace_allows() -> No
     assert [sorted(volume.keys() - {"name"}) for volume in made["volumes"]] == [["emptyDir"], ["csi"]]
     assert "initContainers" not in made
     driver = next(o for o in objects("overlays/csi") if o["kind"] == "CSIDriver")
-    assert driver["metadata"]["labels"]["security.kubernetes.io/csi-ephemeral-volume-profile"] == "restricted"
+    for key in ("security.kubernetes.io", "security.openshift.io"):
+        assert driver["metadata"]["labels"][f"{key}/csi-ephemeral-volume-profile"] == "restricted"
     assert driver["spec"]["podInfoOnMount"] is True and "Ephemeral" in driver["spec"]["volumeLifecycleModes"]
+
+
+@pytest.mark.parametrize("kustomization", EVERYTHING)
+def test_a_rollout_waits_as_long_as_its_pods_may(kustomization: str) -> None:
+    """No Deployment of annotated pods is reported as failed while its gate may wait and its startup probe may fail; and
+    a server is seen to be ready within a second."""
+    for found in objects(kustomization):
+        spec = found.get("spec", {}).get("template", found if found["kind"] == "Pod" else {}).get("spec")
+        if spec is None or not kustomization.startswith("examples/"):
+            continue
+        probes = [container["startupProbe"] for container in spec["containers"]]
+        assert all(probe["periodSeconds"] == 1 for probe in probes)
+        if found["kind"] == "Deployment":
+            starts_s = _defaults().deadline_s + max(probe["failureThreshold"] for probe in probes)
+            assert found["spec"]["progressDeadlineSeconds"] > starts_s + 600  # and images are pulled
 
 
 def test_examples_in_the_catalog_exist() -> None:
