@@ -141,7 +141,14 @@ def _scoring(
     if raw and given.get("use_activation") is True:
         refuse("use_activation", "true, and raw_scores is true: give one of them")
     wanted = activation if activated and not raw else Activation.NONE
-    return ScoringRequest(fields.text(given, "model"), inputs, wanted, fields.boolean(given, "truncate"), param)
+    return ScoringRequest(
+        fields.text(given, "model"),
+        inputs,
+        wanted,
+        fields.boolean(given, "truncate"),
+        param,
+        ranks=activation is Activation.RANKING,
+    )
 
 
 def _documents(given: Document, name: str, *, objects: bool) -> tuple[str, ...]:

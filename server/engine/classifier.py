@@ -7,20 +7,24 @@ whose padded scores are not those alone, tried at warm-up, is run one sequence a
 from __future__ import annotations
 
 import copy
-import json
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import normalizers
 
-from cached.contract.errors import HoldfastError, Permanent
+from cached.contract.errors import Permanent
+from server.engine.embedding.documents import read_document, unsupported
+from server.engine.embedding.recipe import read_entries, read_prompts
+from server.engine.embedding.requirements import check_requirements, check_version
+from server.engine.embedding.steps import find_activation
+from server.engine.embedding.texts import lower_case, refuse_adapter, tell_unknown_options
+from server.engine.embedding.transformer_settings import SCORES, TransformerSettings, read_transformer
 from server.engine.engine import Job, fail_without_numbers
 from server.engine.kinds import Declared
-from server.engine.model_files import Loaded, load_classifier, positions
+from server.engine.model_files import LibraryOptions, Loaded, load_classifier, positions
 from server.engine.passes import MAX_SEQUENCES, PassQueue
 from server.engine.tokenizer import Tokens
 from server.engine.types import (
@@ -42,15 +46,11 @@ _TOLERANCE = {
 }  # of the scores' size; a wrong mask moves them by a tenth or more
 _TOLERANCE_HALF = 0.05
 _TRIED = (9, 3, 14)  # tokens of the sequences that warm-up compares alone and together
-# The activations of torch that a folder may name, none with an argument; sentence-transformers makes it by that name.
-_ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
-    "Identity": lambda scores: scores,
-    "Sigmoid": torch.sigmoid,
-    "Tanh": torch.tanh,
-    "ReLU": torch.relu,
-    "LogSigmoid": torch.nn.functional.logsigmoid,
-    "Softplus": torch.nn.functional.softplus,
-}
+# The activations of torch.nn that a folder may name: each acts on a number alone, and needs no argument.
+_ACTIVATIONS = (
+    *("Identity", "Sigmoid", "Tanh", "ReLU", "LogSigmoid", "Softplus", "ELU", "GELU", "Hardsigmoid", "Hardtanh"),
+    *("LeakyReLU", "Mish", "ReLU6", "SELU", "SiLU", "Softsign"),
+)
 
 ScoringJob = Job[ScoringInputs, Scored]
 
@@ -59,10 +59,10 @@ ScoringJob = Job[ScoringInputs, Scored]
 class Recipe:
     """What sentence-transformers' files say of a classifier. `activation` is None where they say nothing."""
 
-    activation: str | None = None
+    transformer: TransformerSettings = field(default_factory=TransformerSettings)
+    activation: object = None
     prompt: str = ""
-    max_tokens: int | None = None
-    lower_case: bool = False
+    from_modules: bool = False
 
 
 class Classifier:
@@ -75,8 +75,6 @@ class Classifier:
         self._rank = _ranking(loaded.config, recipe)
         self._label = _labelling(loaded.config)
         self._tokenizer = copy.deepcopy(loaded.tokenizer)  # a tokenizer keeps settings between calls
-        if recipe.lower_case:
-            _lower_case(self._tokenizer)
         self._tokens = Tokens(loaded.tokenizer, loaded.config, _context(loaded, recipe))
         self._passes = PassQueue[ScoringJob, Features, tuple[float, ...]](
             torch.device(device).type, lambda features: (sorted(features), len(features["input_ids"])), 1
@@ -86,7 +84,14 @@ class Classifier:
     def load(cls, directory: Path, declared: Declared, device: str, dtype: str) -> Classifier:
         """Load the classifier of a model's folder; raises `HoldfastError`."""
         recipe = read_recipe(directory, declared)
-        return cls(load_classifier(directory / declared.inside, declared.architecture, device, dtype), recipe, device)
+        settings, folder = recipe.transformer, directory / declared.inside
+        refuse_adapter(folder)
+        options = LibraryOptions(settings.config_options, settings.model_options, settings.tokenizer_options)
+        loaded = load_classifier(folder, declared.architecture, device, dtype, options)
+        tell_unknown_options(loaded.tokenizer, settings.tokenizer_options, folder)
+        if settings.lower_case:
+            lower_case(loaded.tokenizer, folder)
+        return cls(loaded, recipe, device)
 
     @property
     def about(self) -> About:
@@ -128,14 +133,23 @@ class Classifier:
 
     def prepare(self, request: ScoringRequest) -> ScoringInputs:
         """Turn a request into tokens; raises `InvalidRequest` where an input is longer than the context."""
-        if request.activation is Activation.RANKING and self._loaded.config.num_labels != 1:
-            raise InvalidRequest(
-                f"this model has {self._loaded.config.num_labels} labels, a reranker has one: use /v1/classify",
-                "model",
-                "unsupported_operation",
-            )
+        if request.ranks:
+            self._check_ranks()
         inputs = tuple(self._encode(one, request) for one in request.inputs)
         return ScoringInputs(inputs, request.activation)
+
+    def _check_ranks(self) -> None:
+        """Refuse to rank with a model of several labels, and with one whose library writes a pair as a chat."""
+        found = None
+        if self._loaded.config.num_labels != 1:
+            found = f"this model has {self._loaded.config.num_labels} labels, a reranker has one"
+        elif not self._recipe.from_modules and self._loaded.tokenizer.chat_template:
+            found = (
+                "this model has a chat template and no modules.json: sentence-transformers writes a query and a "
+                "document as a chat, which is not done here (publish modules.json with the model)"
+            )
+        if found is not None:
+            raise InvalidRequest(f"{found}: use /v1/classify", "model", "unsupported_operation")
 
     @property
     def room(self) -> int:
@@ -153,7 +167,7 @@ class Classifier:
             logits = self.score([one.value for one in live])
             for one, row in zip(live, logits, strict=True):
                 if bool(row.isfinite().all()):
-                    one.result = tuple(self._activate(row, one.job.request.activation).tolist())
+                    one.result = tuple(self.activate(row, one.job.request.activation).tolist())
                 else:
                     fail_without_numbers(one.job)
         for job, scores in self._passes.take_complete(live).items():
@@ -183,7 +197,8 @@ class Classifier:
                 return int(found)
         return 0
 
-    def _activate(self, logits: torch.Tensor, activation: Activation) -> torch.Tensor:
+    def activate(self, logits: torch.Tensor, activation: Activation) -> torch.Tensor:
+        """Turn one input's logits into what a request asks for."""
         if activation is Activation.NONE:
             return logits
         return (self._rank if activation is Activation.RANKING else self._label)(logits)
@@ -197,7 +212,12 @@ class Classifier:
         parts = [text] if isinstance(text, str) else [str(part) for part in text]
         parts[0] = self._recipe.prompt + parts[0]
         limit = self._tokens.context if request.truncate else None
-        encoded = self._tokenizer(*parts, truncation="longest_first" if limit else False, max_length=limit)
+        encoded = self._tokenizer(
+            *parts,
+            add_special_tokens=self._recipe.transformer.special_tokens,
+            truncation="longest_first" if limit else False,
+            max_length=limit,
+        )
         features: Features = {name: list(values) for name, values in encoded.items()}
         self._check_length(features["input_ids"], param)
         return features
@@ -226,55 +246,39 @@ def read_recipe(directory: Path, declared: Declared) -> Recipe:
     Without modules.json it reads none of these files, nor does this."""
     if not (directory / "modules.json").is_file():
         return Recipe()
-    family = _json(directory / "config_sentence_transformers.json")
-    if family.get("keep_in_fp32_modules"):
-        raise _refused(directory / "config_sentence_transformers.json", "keep_in_fp32_modules", family)
-    path = directory / declared.inside / "sentence_bert_config.json"
-    said = _json(path) if path.is_file() else {}
-    neutral: dict[str, tuple[object, ...]] = {
-        "transformer_task": ("sequence-classification",),
-        "module_output_name": ("scores", None),
-        "query_length": (None,),
-        "document_length": (None,),
-        "query_expansion": (None,),
-        "processing_kwargs": (None, {}),
-        "unpad_inputs": (None, True, False),
-    }
-    for name in said.keys() - {"max_seq_length", "do_lower_case", "modality_config"}:
-        if name not in neutral or said[name] not in neutral[name]:
-            raise _refused(path, name, said)
-    if set(said.get("modality_config") or {"text"}) != {"text"}:
-        raise _refused(path, "modality_config", said)
-    prompts, default = family.get("prompts") or {}, family.get("default_prompt_name")
-    if default is not None and default not in prompts:
-        raise _refused(directory / "config_sentence_transformers.json", "default_prompt_name", family)
-    limit = said.get("max_seq_length")
-    if limit is not None and (type(limit) is not int or limit < 1):
-        raise _refused(path, "max_seq_length", said)
-    prompt = str(prompts.get(default) or "") if default is not None else ""
-    return Recipe(family.get("activation_fn"), prompt, limit, bool(said.get("do_lower_case")))
+    path = directory / "config_sentence_transformers.json"
+    model = read_document(path)
+    read_entries(directory / "modules.json")
+    if model.get("keep_in_fp32_modules"):
+        raise unsupported(path, "keep_in_fp32_modules", model["keep_in_fp32_modules"], "none")
+    check_version(path, model.get("__version__"))
+    check_requirements(path, model.get("requirements"))
+    transformer = read_transformer(directory, declared.inside, SCORES)
+    for name, length in (("query_length", transformer.query_length), ("document_length", transformer.document_length)):
+        if length is not None:
+            raise unsupported(directory / declared.inside, name, length, "null: a pair is cut as a whole")
+    prompts, default = read_prompts(path, model, {})
+    return Recipe(
+        transformer, model.get("activation_fn"), prompts[default] if default is not None else "", from_modules=True
+    )
 
 
 def _context(loaded: Loaded, recipe: Recipe) -> int | None:
-    """Return the least of the model's positions, the tokenizer's limit and `max_seq_length`."""
-    limits = (positions(loaded.config), loaded.tokenizer.model_max_length, recipe.max_tokens)
-    return min(limit for limit in limits if limit is not None)
-
-
-def _lower_case(tokenizer: Any) -> None:
-    """Lower-case what is tokenized, but no special tokens: as sentence-transformers does (6.2, `Transformer`)."""
-    backend = tokenizer.backend_tokenizer
-    before = [] if backend.normalizer is None else [backend.normalizer]
-    backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), *before])
+    """Return the least of the model's positions and the limit of its files, as for embeddings."""
+    limit = recipe.transformer.max_length or loaded.tokenizer.model_max_length
+    own = positions(loaded.config)
+    return limit if own is None else min(own, limit)
 
 
 def _ranking(config: Any, recipe: Recipe) -> Callable[[torch.Tensor], torch.Tensor]:
     """Return sentence-transformers' activation of a CrossEncoder (6.2, `get_default_activation_fn`)."""
     older = getattr(config, "sbert_ce_default_activation_function", None)
-    name = recipe.activation or (getattr(config, "sentence_transformers", None) or {}).get("activation_fn", older)
+    named = getattr(config, "sentence_transformers", None)
+    newer = named.get("activation_fn", older) if isinstance(named, dict) else older
+    name = newer if recipe.activation is None else recipe.activation
     if name is None:
-        return _ACTIVATIONS["Sigmoid" if config.num_labels == 1 else "Identity"]
-    found = _ACTIVATIONS.get(str(name).rpartition(".")[2]) if str(name).startswith("torch.nn.") else None
+        return torch.sigmoid if config.num_labels == 1 else torch.nn.Identity()
+    found = find_activation(name) if isinstance(name, str) and name.rpartition(".")[2] in _ACTIVATIONS else None
     if found is None:
         expected = ", ".join(f"torch.nn.{known}" for known in _ACTIVATIONS)
         raise Permanent(
@@ -288,7 +292,7 @@ def _ranking(config: Any, recipe: Recipe) -> Callable[[torch.Tensor], torch.Tens
 def _labelling(config: Any) -> Callable[[torch.Tensor], torch.Tensor]:
     """Return what transformers' text-classification pipeline (5.23) applies to the logits."""
     if config.problem_type == "regression":
-        return _ACTIVATIONS["Identity"]
+        return torch.nn.Identity()
     if config.problem_type == "multi_label_classification" or config.num_labels == 1:
         return torch.sigmoid
     return lambda logits: logits.softmax(-1)
@@ -301,21 +305,3 @@ def _features(ids: list[int]) -> Features:
 def _pad(values: list[int], width: int, filler: int, side: str) -> list[int]:
     rest = [filler] * (width - len(values))
     return rest + values if side == "left" else values + rest
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise Permanent("invalid_config", f"{path}: {error}", "publish the model's folder whole") from error
-    if not isinstance(found, dict):
-        raise Permanent("invalid_config", f"{path}: expected a JSON object", "publish the model's folder whole")
-    return found
-
-
-def _refused(path: Path, name: str, said: dict[str, Any]) -> HoldfastError:
-    return Permanent(
-        "unsupported_model",
-        f"{path}: {name} is not supported with the value {said.get(name)!r}",
-        "serve it with your own code (--app MODULE:FACTORY)",
-    )

@@ -7,8 +7,6 @@ What the folder says is read in `embedding/recipe.py`; the modules are in `embed
 from __future__ import annotations
 
 import inspect
-import logging
-from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -17,9 +15,9 @@ from cached.contract.errors import Permanent
 from server.engine.embedding.module_settings import SENTENCE, TOKENS
 from server.engine.embedding.recipe import Recipe, read_recipe
 from server.engine.embedding.steps import Features, build_step, output_dimension
-from server.engine.embedding.texts import EmbeddingTexts, lower_case
+from server.engine.embedding.texts import EmbeddingTexts, lower_case, refuse_adapter, tell_unknown_options
 from server.engine.engine import Job, fail_without_numbers
-from server.engine.model_files import LibraryOptions, Loaded, load_encoder
+from server.engine.model_files import LibraryOptions, Loaded, load_encoder, positions
 from server.engine.passes import MAX_SEQUENCES, PassQueue
 from server.engine.types import (
     About,
@@ -33,8 +31,6 @@ from server.engine.types import (
     Truncation,
 )
 
-_LOG = logging.getLogger(__name__)
-
 EmbeddingJob = Job[EmbeddingInputs, Embedded]
 
 
@@ -45,7 +41,7 @@ class Encoder:
         self._module = loaded.module
         self._recipe = recipe
         self._device = device
-        self._texts = EmbeddingTexts(loaded.tokenizer, recipe, int(loaded.config.vocab_size), positions(loaded))
+        self._texts = EmbeddingTexts(loaded.tokenizer, recipe, int(loaded.config.vocab_size), positions(loaded.config))
         self._takes_types = _takes(loaded.module, "token_type_ids")
         self._keeps_layers = bool(getattr(loaded.config, "output_hidden_states", False))
         self._steps = [build_step(settings, device, loaded.dtype) for settings in recipe.steps]
@@ -69,10 +65,10 @@ class Encoder:
         recipe = read_recipe(directory)
         settings = recipe.transformer
         folder = directory / settings.folder
-        _refuse_adapter(folder)
+        refuse_adapter(folder)
         options = LibraryOptions(settings.config_options, settings.model_options, settings.tokenizer_options)
         loaded = load_encoder(folder, device, dtype, options, half=recipe.from_modules)
-        _tell_unknown(loaded.tokenizer, settings.tokenizer_options, folder)
+        tell_unknown_options(loaded.tokenizer, settings.tokenizer_options, folder)
         if settings.lower_case:
             lower_case(loaded.tokenizer, folder)
         if not recipe.from_modules and loaded.tokenizer.chat_template:
@@ -176,16 +172,6 @@ class Encoder:
         return features.values[SENTENCE].float().cpu()
 
 
-def positions(loaded: Loaded) -> int | None:
-    """Return the encoder's number of positions, None where unbounded; RoBERTa's begin after its padding index."""
-    limit = getattr(loaded.config, "max_position_embeddings", None)
-    if limit is None or limit < 0:  # XLNet's -1 is none
-        return None
-    table = getattr(getattr(loaded.module, "embeddings", None), "position_embeddings", None)
-    reserved = getattr(table, "padding_idx", None)
-    return int(limit) if reserved is None else int(limit) - int(reserved) - 1
-
-
 def describe_vectors(loaded: Loaded, recipe: Recipe) -> AboutVectors:
     """Return what the model's vectors are. config.json says which shorter ones it is trained for, under the names that
     vLLM reads too; a `truncate_dim` of the authors says that it is trained for some."""
@@ -218,26 +204,3 @@ def _takes(module: torch.nn.Module, name: str) -> bool:
     """Whether the module's forward pass has this argument, or any."""
     parameters = inspect.signature(module.forward).parameters
     return name in parameters or any(one.kind is inspect.Parameter.VAR_KEYWORD for one in parameters.values())
-
-
-def _tell_unknown(tokenizer: object, options: Iterable[str], folder: Path) -> None:
-    """Warn about arguments that a tokenizer's class takes and does nothing with."""
-    unknown = sorted(name for name in options if not hasattr(tokenizer, name))
-    if unknown:
-        _LOG.warning(
-            "%s: tokenizer_args: passed on to transformers, whose %s has no such setting: %s",
-            folder,
-            type(tokenizer).__name__,
-            ", ".join(unknown)[:300],
-        )
-
-
-def _refuse_adapter(folder: Path) -> None:
-    """Refuse an adapter's folder: the library would load the model that it names, and not the weights beside it."""
-    if (folder / "adapter_config.json").is_file():
-        raise Permanent(
-            "unsupported_model",
-            f"{folder / 'adapter_config.json'}: expected an encoder's own weights, found an adapter, whose base lies "
-            "elsewhere",
-            "merge the adapter into its base (merge_and_unload) and publish the result",
-        )

@@ -31,10 +31,12 @@ from server.weights.pretrained import assemble, prevailing_dtype, read_config, r
 _transformers_logging: Any = transformers.utils.logging  # untyped there
 _LOG = logging.getLogger(__name__)
 _NAMES_SHOWN = 8
-_POSITIONS_AFTER_PADDING = frozenset(
-    {"camembert", "data2vec-text", "ibert", "longformer", "mpnet", "roberta", "roberta-prelayernorm", "xlm-roberta"}
-    | {"xlm-roberta-xl", "xmod"}
-)
+# Models whose positions begin after the padding's id: the configuration's, or a number of the class's own.
+_POSITIONS_AFTER_PADDING: dict[str, int | None] = {
+    **dict.fromkeys(("camembert", "data2vec-text", "ibert", "longformer", "luke", "roberta", "roberta-prelayernorm")),
+    **dict.fromkeys(("xlm-roberta", "xlm-roberta-xl", "xmod")),
+    "mpnet": 1,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,13 +77,7 @@ def load_encoder(
 ) -> Loaded:
     """Load the bare encoder of `directory`, without any head; raises `HoldfastError`. `dtype` auto is the model's own:
     of `options`, else of config.json, else the prevailing one of the weights. `half`: also of an encoder-decoder."""
-    config, left = read_config(directory, return_unused_kwargs=True, **options.config)
-    if left:
-        raise Permanent(
-            "unsupported_model",
-            f"{directory}: config_args: expected fields of {type(config).__name__}, found {min(left)!r}",
-            "correct the field's name, or serve the model with --app",
-        )
+    config = _read_config(directory, options)
     if hasattr(config, "use_cache"):
         config.use_cache = False  # no token follows: keys and values would be kept for nothing
     half_class = _ENCODER_HALVES.get(config.model_type) if half else None
@@ -94,10 +90,6 @@ def load_encoder(
         model_class = model_class[0]
     if half_class is not None:
         model_class = getattr(transformers, half_class)
-    own = dict(options.model)
-    asked = own.pop("dtype", "auto")
-    if dtype == "auto":
-        dtype = asked if asked != "auto" else _named(config.dtype)
     # Only hidden states are read: a checkpoint trained with another head has no pooler, and needs none.
     return _load(
         directory,
@@ -106,7 +98,7 @@ def load_encoder(
         device,
         dtype,
         needless="pooler.",
-        options=LibraryOptions(model=own, tokenizer=options.tokenizer),
+        options=options,
     )
 
 
@@ -127,12 +119,26 @@ def load_causal_lm(directory: Path, device: str, dtype: str, architecture: str |
     return loaded
 
 
-def load_classifier(directory: Path, architecture: str | None, device: str, dtype: str) -> Loaded:
-    """Load the sequence classification model of `directory`; raises `HoldfastError`."""
-    config = read_config(directory)
+def load_classifier(
+    directory: Path, architecture: str | None, device: str, dtype: str, options: LibraryOptions = _NO_OPTIONS
+) -> Loaded:
+    """Load the sequence classification model of `directory`; raises `HoldfastError`. `dtype` as in `load_encoder`."""
+    config = _read_config(directory, options)
     mapping = transformers.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
     model_class = _class(directory, config, architecture, mapping, allowed.CLASSIFIERS)
-    return _load(directory, model_class, config, device, dtype, needless=None, options=_NO_OPTIONS)
+    return _load(directory, model_class, config, device, dtype, needless=None, options=options)
+
+
+def _read_config(directory: Path, options: LibraryOptions) -> Any:
+    """Return the configuration with the overrides of `options`, each of which must be a field of it."""
+    config, left = read_config(directory, return_unused_kwargs=True, **options.config)
+    if left:
+        raise Permanent(
+            "unsupported_model",
+            f"{directory}: config_args: expected fields of {type(config).__name__}, found {min(left)!r}",
+            "correct the field's name, or serve the model with --app",
+        )
+    return config
 
 
 def _class(directory: Path, config: Any, architecture: str | None, mapping: Any, served: frozenset[str]) -> Any:
@@ -160,12 +166,21 @@ def positions(config: Any) -> int | None:
     if found is None or found == -1:
         return None
     if text.model_type in _POSITIONS_AFTER_PADDING:
-        return int(found) - int(text.pad_token_id) - 1
+        padding = _POSITIONS_AFTER_PADDING[text.model_type]
+        return int(found) - int(text.pad_token_id if padding is None else padding) - 1
     return int(found)
 
 
 def _check_context(directory: Path, config: Any, tokenizer: Any) -> None:
     """Refuse a context below one token, before weights are read."""
+    text = config.get_text_config()
+    if text.model_type in _POSITIONS_AFTER_PADDING and type(text.pad_token_id) is not int:
+        raise Permanent(
+            "invalid_config",
+            f"{directory / 'config.json'}: expected a whole number as pad_token_id, after which the positions of "
+            f"{text.model_type} begin, found {text.pad_token_id!r}",
+            "publish the model with its own config.json",
+        )
     found: dict[str, Any] = {"max_position_embeddings of config.json": positions(config)}
     found["model_max_length of tokenizer_config.json"] = tokenizer.model_max_length
     for name, limit in found.items():
@@ -175,11 +190,6 @@ def _check_context(directory: Path, config: Any, tokenizer: Any) -> None:
                 f"{directory}: expected a context of at least one token, found {limit!r} by {name}",
                 "publish the model with its own config.json and tokenizer_config.json",
             )
-
-
-def _named(dtype: object) -> str:
-    """Return the name of the dtype in config.json, `auto` where it names none."""
-    return str(dtype).removeprefix("torch.") if isinstance(dtype, torch.dtype) else "auto"
 
 
 def _load(
@@ -197,8 +207,10 @@ def _load(
     _check_context(directory, config, tokenizer)
     tensors = load_file(directory, device)
     size = sum(tensor.nbytes for tensor in tensors.values())
-    target = _dtype(dtype, tensors.values(), config)
-    module = _assemble(directory, model_class, config, tensors, {"dtype": target, **options.model}, needless)
+    own = dict(options.model)
+    asked = own.pop("dtype", "auto")
+    target = _dtype(asked if dtype == "auto" else dtype, tensors.values(), config)
+    module = _assemble(directory, model_class, config, tensors, {"dtype": target, **own}, needless)
     del tensors
     # The weights are on the device: this moves the buffers that no file holds, such as rotary frequencies.
     module = module.to(device).eval().requires_grad_(False)
@@ -243,9 +255,8 @@ def _dtype(wanted: str, tensors: Iterable[torch.Tensor], config: Any) -> torch.d
     if wanted != "auto":
         found: torch.dtype = getattr(torch, wanted)
         return found
-    if getattr(config, "quantization_config", None) is not None and isinstance(config.dtype, torch.dtype):
-        return config.dtype  # most bytes are quantization codes, not numbers
-    return prevailing_dtype(tensors)
+    # transformers' own order; of a quantized model most bytes are codes, not numbers.
+    return config.dtype if isinstance(config.dtype, torch.dtype) else prevailing_dtype(tensors)
 
 
 def _tokenizer(directory: Path, options: Mapping[str, Any]) -> Any:

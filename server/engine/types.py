@@ -149,13 +149,14 @@ class Activation(StrEnum):
 @dataclass(frozen=True, slots=True)
 class ScoringRequest:
     """Texts, pairs of texts, or token ids, to score by each label. `param` names them in errors. `truncate`: cut what
-    is longer than the context instead of refusing it."""
+    is longer than the context instead of refusing it; `ranks`: the inputs are a query with each of its documents."""
 
     model: str | None
     inputs: tuple[Prompt | tuple[str, str], ...]
     activation: Activation
     truncate: bool
     param: str
+    ranks: bool = False
 
 
 Features = dict[str, list[int]]  # what a tokenizer made of one input, by the model's own names

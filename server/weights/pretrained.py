@@ -28,7 +28,9 @@ _HUB_ARGUMENTS = frozenset(
     {"cache_dir", "code_revision", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token"}
     | {"return_unused_kwargs", "trust_remote_code"}
 )
-_BUILD_ERRORS = (ImportError, OSError, RuntimeError, ValueError, TypeError, KeyError, AttributeError)
+# What transformers raises for fields of a wrong type or size, which it does not check as such.
+_CONFIG_ERRORS = (OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, AssertionError)
+_BUILD_ERRORS = (ImportError, RuntimeError, *_CONFIG_ERRORS)
 
 
 def load_pretrained(
@@ -100,7 +102,7 @@ def read_config(path: Path, **overrides: Any) -> Any:
         return transformers.AutoConfig.from_pretrained(
             path, local_files_only=True, trust_remote_code=False, **overrides
         )
-    except (OSError, ValueError, KeyError, TypeError, StrictDataclassError) as error:
+    except (*_CONFIG_ERRORS, StrictDataclassError) as error:
         raise Permanent(
             "invalid_config",
             f"{path / 'config.json'}: {error}",

@@ -99,7 +99,7 @@ def read_recipe(directory: Path) -> Recipe:
         _refuse_lost_modules(directory)
         return Recipe()
     model = _read_model(directory / _MODEL)
-    entries = _read_entries(path)
+    entries = read_entries(path)
     transformer = read_transformer(directory, entries[0][1])
     steps: list[StepSettings] = []
     for kind, folder in entries[1:]:
@@ -111,8 +111,8 @@ def read_recipe(directory: Path) -> Recipe:
     return Recipe(transformer, tuple(steps), *model, from_modules=True)
 
 
-def _read_entries(path: Path) -> list[tuple[str, str]]:
-    """Return class and folder of each module, the transformer first."""
+def read_entries(path: Path) -> list[tuple[str, str]]:
+    """Return class and folder of each module in modules.json, the transformer first; raises `Permanent`."""
     listed = read_json(path)
     if not isinstance(listed, list) or not listed:
         raise damaged(path, f"expected a list of modules, found {show(listed)}")
@@ -176,10 +176,7 @@ def _read_model(path: Path) -> tuple[Mapping[str, str], str | None, str | None, 
     warn_unknown(path, document, _MODEL_FIELDS)
     check_version(path, document.get("__version__"))
     check_requirements(path, document.get("requirements"))
-    prompts = _prompts(path, document)
-    default = document.get("default_prompt_name")
-    if default is not None and (not isinstance(default, str) or default not in prompts):
-        raise damaged(path, f"default_prompt_name: expected one of {', '.join(prompts)}, found {show(default)}")
+    prompts, default = read_prompts(path, document, _no_prompts())
     similarity = document.get("similarity_fn_name")
     return (
         prompts,
@@ -189,12 +186,17 @@ def _read_model(path: Path) -> tuple[Mapping[str, str], str | None, str | None, 
     )
 
 
-def _prompts(path: Path, document: Document) -> Mapping[str, str]:
-    prompts: dict[str, Any] = {**_no_prompts(), **section(path, document, "prompts")}
+def read_prompts(path: Path, document: Document, own: Mapping[str, str]) -> tuple[Mapping[str, str], str | None]:
+    """Return the prompts by name, with those that the library's class has of its `own`, and the default one's name."""
+    prompts: dict[str, Any] = {**own, **section(path, document, "prompts")}
     for name, text in prompts.items():
         if text is not None and not isinstance(text, str):
             raise damaged(path, f"prompts.{name[:60]}: expected a text, found {show(text)}")
-    return MappingProxyType({name: text or "" for name, text in prompts.items()})
+    default = document.get("default_prompt_name")
+    if default is not None and (not isinstance(default, str) or default not in prompts):
+        expected = f"one of {', '.join(prompts)}" if prompts else "null, as there are no prompts"
+        raise damaged(path, f"default_prompt_name: expected {expected}, found {show(default)}")
+    return MappingProxyType({name: text or "" for name, text in prompts.items()}), default
 
 
 def _module_folders(directory: Path) -> list[str]:

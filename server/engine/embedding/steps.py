@@ -214,21 +214,28 @@ class LayerPooling(nn.Module):
 
 
 def _activation(settings: DenseSettings) -> nn.Module:
-    """Return the activation, a class that torch.nn exports, under the name by which the file calls it."""
-    name = settings.activation
-    found = getattr(nn, name.rpartition(".")[2], None)
-    names = () if found is None else (f"torch.nn.{name.rpartition('.')[2]}", f"{found.__module__}.{found.__name__}")
-    if name in names and isinstance(found, type) and issubclass(found, nn.Module):
-        try:
-            return found()
-        except TypeError:
-            pass  # one that needs arguments, which the file cannot give
+    found = find_activation(settings.activation)
+    if found is not None:
+        return found
     raise unsupported(
         settings.folder / "config.json",
         "activation_function",
-        name,
+        settings.activation,
         "a class of torch.nn that needs no arguments, such as torch.nn.modules.activation.Tanh",
     )
+
+
+def find_activation(name: str) -> nn.Module | None:
+    """Return the activation of this name, a class that torch.nn exports, under one of its own names; None for any
+    other, and for one that needs arguments, which a file cannot give."""
+    found = getattr(nn, name.rpartition(".")[2], None)
+    names = () if found is None else (f"torch.nn.{name.rpartition('.')[2]}", f"{found.__module__}.{found.__name__}")
+    if name not in names or not (isinstance(found, type) and issubclass(found, nn.Module)):
+        return None
+    try:
+        return found()
+    except TypeError:
+        return None
 
 
 def _fill(module: nn.Module, folder: Path, device: str, dtype: torch.dtype) -> None:

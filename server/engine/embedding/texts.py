@@ -8,6 +8,8 @@ sentence-transformers 6.2.0 (`base/model.py`, `base/modules/transformer.py`).
 from __future__ import annotations
 
 import copy
+import logging
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from server.engine.embedding.recipe import Recipe
 from server.engine.tokenizer import CHARACTERS_A_TOKEN, CUT_TOKENS, NO_LIMIT, too_long
 from server.engine.types import EmbeddingRequest, EncodedText, InvalidRequest, Prompt, Truncation
 
+_LOG = logging.getLogger(__name__)
 _ADVICE = "; with truncate: true it is cut"
 _DOCUMENT_PROMPTS = ("document", "passage", "corpus")
 
@@ -195,3 +198,26 @@ def lower_case(tokenizer: Any, path: Path) -> None:
     parts: list[Any] = list(own) if several else [] if own is None else [own]
     if not any(isinstance(part, Lowercase) for part in parts):
         backend.normalizer = NormalizerSequence([Lowercase(), *parts])
+
+
+def tell_unknown_options(tokenizer: object, options: Iterable[str], folder: Path) -> None:
+    """Warn about arguments that a tokenizer's class takes and does nothing with."""
+    unknown = sorted(name for name in options if not hasattr(tokenizer, name))
+    if unknown:
+        _LOG.warning(
+            "%s: tokenizer_args: passed on to transformers, whose %s has no such setting: %s",
+            folder,
+            type(tokenizer).__name__,
+            ", ".join(unknown)[:300],
+        )
+
+
+def refuse_adapter(folder: Path) -> None:
+    """Refuse an adapter's folder: the library would load the model that it names, and not the weights beside it."""
+    if (folder / "adapter_config.json").is_file():
+        raise Permanent(
+            "unsupported_model",
+            f"{folder / 'adapter_config.json'}: expected an encoder's own weights, found an adapter, whose base lies "
+            "elsewhere",
+            "merge the adapter into its base (merge_and_unload) and publish the result",
+        )

@@ -65,6 +65,20 @@ _SAME_PADDING = (True, "longest", False, "do_not_pad", "max_length")  # whatever
 _NO_MODALITIES = {"audio", "image", "video", "chat_template"}  # of processing_kwargs: not called for a text
 
 
+@dataclass(frozen=True, slots=True)
+class Computed:
+    """What a Transformer is loaded for: the library's task, transformers' output that counts, and the library's name of
+    it."""
+
+    task: str
+    output: str
+    name: str
+
+
+TOKEN_VECTORS = Computed("feature-extraction", "last_hidden_state", "token_embeddings")
+SCORES = Computed("sequence-classification", "logits", "scores")
+
+
 def _nothing() -> Mapping[str, Any]:
     return MappingProxyType({})
 
@@ -85,11 +99,11 @@ class TransformerSettings:
     tokenizer_options: Mapping[str, Any] = field(default_factory=_nothing)
 
 
-def read_transformer(directory: Path, folder: str) -> TransformerSettings:
-    """Read the settings of the transformer in `directory / folder`; raises `Permanent`."""
+def read_transformer(directory: Path, folder: str, computed: Computed = TOKEN_VECTORS) -> TransformerSettings:
+    """Read the settings of the transformer in `directory / folder`, which serves as `computed`; raises `Permanent`."""
     path, document = _find(directory / folder)
     refuse_unknown(path, document, _FIELDS)
-    _refuse_other_inputs(path, document)
+    _refuse_other_inputs(path, document, computed)
     model, tokenizer, config = (_section(path, document, *names) for names in _SECTIONS)
     _refuse_reserved(path, "config_args", config)
     for name in ("dtype", "torch_dtype"):  # of the configuration, where model_args has none
@@ -127,25 +141,25 @@ def _section(path: Path, document: Document, old: str, new: str) -> Document:
     return {key: value for key, value in section(path, document, name).items() if key not in _HUB}
 
 
-def _refuse_other_inputs(path: Path, document: Document) -> None:
+def _refuse_other_inputs(path: Path, document: Document, computed: Computed) -> None:
     """Refuse another head, another kind of input, another output, and files that lie elsewhere."""
     task = document.get("transformer_task", "feature-extraction")
-    if task != "feature-extraction":
-        raise unsupported(path, "transformer_task", task, "feature-extraction")
+    if task != computed.task:
+        raise unsupported(path, "transformer_task", task, computed.task)
     for name in ("query_expansion", "tokenizer_name_or_path"):
         if document.get(name) is not None:
             raise unsupported(path, name, document[name], "null")
-    output = document.get("module_output_name", "token_embeddings")
+    output = document.get("module_output_name", computed.name)
     modalities = document.get("modality_config")
     if "modality_config" in document:
-        plain = {"method": "forward", "method_output_name": "last_hidden_state"}
+        plain = {"method": "forward", "method_output_name": computed.output}
         found = modalities.get("text") if isinstance(modalities, dict) and modalities.keys() == {"text"} else None
         if not isinstance(found, dict) or {**found, "method_output_name": _single(found)} != plain:
             raise unsupported(path, "modality_config", modalities, f"text alone, as {plain}")
         if "module_output_name" not in document:
-            raise unsupported(path, "module_output_name", None, "token_embeddings beside modality_config")
-        if output != "token_embeddings":
-            raise unsupported(path, "module_output_name", output, "token_embeddings")
+            raise unsupported(path, "module_output_name", None, f"{computed.name} beside modality_config")
+        if output != computed.name:
+            raise unsupported(path, "module_output_name", output, computed.name)
     # Without modality_config the library sets module_output_name itself.
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from server.api.routes import private_application
 from server.engine.classifier import Classifier
 from server.engine.engine import ThreadedEngine
 from server.engine.kinds import read_kind
+from server.engine.types import Activation, ScoringRequest
 from server.lifecycle.admission import serve_privately
 from server.lifecycle.metrics import ServerMetrics
 from server.lifecycle.registry import Card, ModelRegistry, ServedClassifier
@@ -192,6 +193,17 @@ async def test_a_saved_cross_encoder_keeps_its_settings(reranker: Path, tmp_path
     assert (card["kind"], card["context_tokens"], card["labels"]) == ("classification", 40, ["LABEL_0"])
 
 
+async def test_a_pair_that_the_library_writes_as_a_chat_is_not_ranked(tmp_path: Path) -> None:
+    """Beside a chat template, without modules.json, `CrossEncoder` scores other texts; a text is still classified."""
+    (model(tmp_path, 1) / "chat_template.jinja").write_text("{% for one in messages %}{{ one.content }}!{% endfor %}")
+    [expected] = piped(tmp_path, ["x"])
+    async with serving(tmp_path) as client:
+        error = await refused(client, "/v1/rerank", query=QUERY, documents=DOCUMENTS)
+        found = await post(client, "/predict", inputs="x")
+    assert "chat template and no modules.json" in error["message"]
+    assert {one["label"]: one["score"] for one in found} == pytest.approx(expected, abs=1e-5)
+
+
 async def test_a_text_beyond_the_context_is_refused_or_cut(reranker: Path) -> None:
     """By default nothing is truncated; `truncate` cuts as the library does, the longer of the two texts first."""
     texts = ["kelp " * 200, "y"]
@@ -208,8 +220,9 @@ async def test_a_text_beyond_the_context_is_refused_or_cut(reranker: Path) -> No
 async def test_a_model_answers_only_what_it_computes(classifier: Path) -> None:
     """A model of several labels does not rerank, and none of these embeds or generates; each is told where to go."""
     async with serving(classifier) as client:
-        error = await refused(client, "/v1/rerank", query=QUERY, documents=DOCUMENTS)
-        assert "3 labels" in error["message"] and "/v1/classify" in error["message"]
+        for more in ({}, {"raw_scores": True}, {"use_activation": False}):
+            error = await refused(client, "/v1/rerank", query=QUERY, documents=DOCUMENTS, **more)
+            assert "3 labels" in error["message"] and "/v1/classify" in error["message"]
         for path, body in (("/v1/embeddings", {"input": "x"}), ("/v1/completions", {"prompt": "x"})):
             error = await refused(client, path, **body)
             assert error["code"] == "unsupported_operation" and "/v1/rerank and /v1/classify" in error["message"]
@@ -265,6 +278,12 @@ async def shared(reranker: Path) -> AsyncIterator[aiohttp.ClientSession]:
         ("sentence_bert_config.json", {"max_seq_length": 0}, "max_seq_length"),
         ("config_sentence_transformers.json", {"default_prompt_name": "none"}, "default_prompt_name"),
         ("config_sentence_transformers.json", {"keep_in_fp32_modules": ["0"]}, "keep_in_fp32_modules"),
+        ("config_sentence_transformers.json", {"requirements": {"torch": ">=99"}}, "torch>=99"),
+        ("config_sentence_transformers.json", {"prompts": ["x"], "default_prompt_name": "x"}, "prompts"),
+        ("config_sentence_transformers.json", {"activation_fn": "torch.nn.modules.linear.Sigmoid"}, "linear.Sigmoid"),
+        ("sentence_bert_config.json", {"transformer_task": "feature-extraction"}, "transformer_task"),
+        ("sentence_bert_config.json", {"config_args": {"unheard_of": 1}}, "unheard_of"),
+        ("adapter_config.json", {"peft_type": "LORA"}, "adapter"),
     ],
 )
 def test_a_setting_that_is_not_honoured_is_refused(
@@ -277,6 +296,66 @@ def test_a_setting_that_is_not_honoured_is_refused(
     change(tmp_path / file, **fields)
     with pytest.raises(Permanent, match=named):
         load(tmp_path)
+
+
+def other_settings_file(directory: Path) -> None:
+    change(directory / BERT, max_seq_length=20)
+    (directory / BERT).rename(directory / "sentence_roberta_config.json")
+
+
+def own_folder(directory: Path) -> None:
+    (directory / "0_T").mkdir()
+    for path in [one for one in directory.iterdir() if one.is_file() and one.name not in ("modules.json", ST)]:
+        path.rename(directory / "0_T" / path.name)
+    [module] = json.loads((directory / "modules.json").read_text())
+    (directory / "modules.json").write_text(json.dumps([{**module, "path": "0_T"}]))
+
+
+BERT, ST, TOKENIZER = "sentence_bert_config.json", "config_sentence_transformers.json", "tokenizer_config.json"
+
+
+def longer_than_the_tokenizer_says(directory: Path) -> None:
+    change(directory / TOKENIZER, model_max_length=16)
+    change(directory / BERT, max_seq_length=20)
+
+
+def without_activation(directory: Path) -> None:
+    change(directory / ST, activation_fn=None)
+    change(directory / "config.json", sentence_transformers="none")
+
+
+HONOURED: dict[str, Callable[[Path], None]] = {
+    "max_seq_length": lambda at: change(at / BERT, max_seq_length=20),
+    "max_seq_length in place of model_max_length": longer_than_the_tokenizer_says,
+    "another settings file": other_settings_file,
+    "the transformer's own folder": own_folder,
+    "processing_kwargs": lambda at: change(at / BERT, processing_kwargs={"text": {"max_length": 14}}),
+    "no special tokens": lambda at: change(at / BERT, processing_kwargs={"text": {"add_special_tokens": False}}),
+    "tokenizer_args": lambda at: change(at / BERT, tokenizer_args={"truncation_side": "left", "model_max_length": 18}),
+    "config_kwargs": lambda at: change(at / BERT, config_kwargs={"hidden_act": "relu"}),
+    "model_kwargs": lambda at: change(at / BERT, model_kwargs={"dtype": "bfloat16"}),
+    "dtype": lambda at: change(at / "config.json", dtype="bfloat16"),
+    "do_lower_case": lambda at: change(at / BERT, do_lower_case=True),
+    "default_prompt_name": lambda at: change(at / ST, prompts={"ask": "question: "}, default_prompt_name="ask"),
+    "requirements": lambda at: change(at / ST, requirements={"transformers": ">=5"}),
+    "activation_fn": lambda at: change(at / ST, activation_fn="torch.nn.modules.activation.LeakyReLU"),
+    "activation of torch.nn": lambda at: change(at / ST, activation_fn="torch.nn.Softsign"),
+    "no activation": without_activation,
+}
+
+
+@pytest.mark.parametrize("name", HONOURED)
+def test_a_setting_is_honoured_as_the_library_honours_it(reranker: Path, tmp_path: Path, name: str) -> None:
+    """What the files of a CrossEncoder say changes the scores here as it changes those of `CrossEncoder.predict`."""
+    library(reranker).save_pretrained(str(tmp_path))
+    HONOURED[name](tmp_path)
+    pairs = [(QUERY.upper(), one) for one in DOCUMENTS]
+    loaded = library(tmp_path)
+    expected = [float(loaded.predict([pair])[0]) for pair in pairs]
+    found = Classifier.load(tmp_path, read_kind(tmp_path), "cpu", "auto")
+    requests = [ScoringRequest(None, (pair,), Activation.RANKING, True, "documents") for pair in pairs]
+    scores = [found.score([found.prepare(one).inputs[0]])[0] for one in requests]
+    assert [float(found.activate(row, Activation.RANKING)) for row in scores] == pytest.approx(expected, abs=1e-5)
 
 
 async def test_scores_are_the_same_alone_and_together(reranker: Path) -> None:

@@ -6,6 +6,7 @@ A handful runs with every test; the whole matrix is slow.
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,10 +30,12 @@ _QUICK = {
     *("GPT2LMHeadModel", "Gemma2ForCausalLM", "MambaForCausalLM", "Qwen3_5ForCausalLM"),
     *("BertForSequenceClassification", "XLMRobertaForSequenceClassification", "Qwen3ForSequenceClassification"),
     *("bert", "xlm-roberta", "qwen3"),
+    *("luke", "mpnet", "LukeForSequenceClassification", "MPNetForSequenceClassification"),  # positions after padding's
 }
 PROMPTS = ("Holdfasts anchor kelp", "a", "weights " * 9)
 PAIRS = (("Holdfasts anchor kelp", "to rock"), ("a", "b"), ("weights " * 9, "x"))
 _TOKENS = 10
+_FEW_POSITIONS = {"pad_token_id": 0, "num_labels": 1, "max_position_embeddings": 40}
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the libraries' own, of architectures by the dozen
 
@@ -138,6 +141,29 @@ def test_vectors_equal_sentence_transformers(model_type: str, tmp_path: Path) ->
     alone, together = vectors(*(one.vectors[0] for one in apart)), vectors(*whole.vectors)
     torch.testing.assert_close(alone, expected, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(together, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", matrix(allowed.CLASSIFIERS | allowed.ENCODERS.keys()))
+def test_a_text_as_long_as_the_context_is_answered(name: str, tmp_path: Path) -> None:
+    """The context that is told is one that the model has positions for, whatever its padding's id takes of them."""
+    encodes = name in allowed.ENCODERS
+    build(allowed.ENCODERS.get(name, name), tmp_path, name if encodes else None, **_FEW_POSITIONS)
+    save_padding_tokenizer(tmp_path)
+    said = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({**said, "model_max_length": 10**30}))
+    if encodes:
+        encoder = Encoder.load(tmp_path, "cpu", "float32")
+        encoder.warm_up()
+        text = "a" * (encoder.about.context or 60)
+        [answer] = events(encoder, [EmbeddingRequest(None, (text,), as_base64=False)])
+        assert bool(vectors(*answer.vectors).isfinite().all())
+    else:
+        classifier = Classifier.load(tmp_path, read_kind(tmp_path), "cpu", "float32")
+        classifier.warm_up()
+        text = "a" * ((classifier.about.context or 60) - 5)
+        request = ScoringRequest(None, ((text, "b" * 5),), Activation.NONE, False, "documents")
+        [answer] = events(classifier, [request])
+        assert len(answer.scores[0]) == 1
 
 
 def test_every_architecture_is_named_in_the_docs() -> None:

@@ -38,6 +38,29 @@ def test_logits_equal_plain_transformers(model: str, request: pytest.FixtureRequ
     assert torch.equal(logits(loaded.module), logits(plain))
 
 
+@pytest.mark.parametrize("named", ["bfloat16", "float16", "float32", None])
+def test_the_dtype_of_config_json_is_what_the_model_computes_in(gpt2: Path, tmp_path: Path, named: str | None) -> None:
+    """Without a dtype of its own the server takes the folder's, as transformers does, and else that of the weights."""
+    folder = Path(shutil.copytree(gpt2, tmp_path / "model"))
+    said = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**said, "dtype": named}))
+    loaded = load_causal_lm(folder, "cpu", "auto")
+    plain: Any = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    assert loaded.dtype == plain.dtype
+    assert torch.equal(logits(loaded.module), logits(plain))
+
+
+@pytest.mark.parametrize("named", ["int8", "unheard_of", ["bfloat16"]])
+def test_a_dtype_that_is_none_is_refused(gpt2: Path, tmp_path: Path, named: Any) -> None:
+    """A dtype in which no model computes ends the load with the file's name, and with no traceback."""
+    folder = Path(shutil.copytree(gpt2, tmp_path / "model"))
+    said = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**said, "dtype": named}))
+    with pytest.raises(Permanent) as caught:
+        load_causal_lm(folder, "cpu", "auto")
+    assert caught.value.code in ("invalid_config", "load_failed")
+
+
 def test_tied_weights_stay_tied_and_nothing_is_left_on_meta(llama: Path) -> None:
     """The output layer is the embedding's own tensor, and buffers no file holds are real."""
     module = load_causal_lm(llama, "cpu", "auto").module
