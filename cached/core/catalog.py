@@ -25,7 +25,8 @@ from cached.core.yaml_nodes import InvalidNode
 
 _SOURCE = re.compile(r"[a-z][a-z0-9+.-]*://.+")
 _MODEL_KEYS = ("exclude", "follow", "for", "include", "namespaces", "pin", "prefetch", "require", "source", "versions")
-_VERSION_KEYS = ("digest", "follow", "source")
+_VERSION_KEYS = ("digest", "follow", "for", "require", "source")
+_DEFAULT_KEYS = ("for", "require", "source")
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +93,7 @@ class CatalogModel:
 
 @dataclass(frozen=True, slots=True)
 class Catalog:
-    """All models by name, and the source template of `defaults`."""
+    """All models by name, and the source template of `defaults`. Its `for` and `require` are in each model."""
 
     models: Mapping[str, CatalogModel]
     default_source: str | None = field(repr=False)
@@ -133,9 +134,11 @@ def parse_catalog(text: str, last_good: Catalog) -> ParsedCatalog:
     rejected: list[Rejection] = []
     try:
         top = nodes.fields(nodes.compose(text), "the catalog", ("defaults", "models"))
-        default_source = _template(nodes.fields(top.get("defaults"), "`defaults`", ("source",)).get("source"))
+        defaults = nodes.fields(top.get("defaults"), "`defaults`", _DEFAULT_KEYS)
+        default_source = _template(defaults.get("source"))
+        choice = _choice(defaults, _Choice())
         listed = nodes.required(top, "models", "the catalog", 1)
-        models = _models(listed, Catalog(last_good.models, default_source), rejected)
+        models = _models(listed, Catalog(last_good.models, default_source), choice, rejected)
     except InvalidNode as error:
         raise Permanent(
             "invalid_catalog",
@@ -145,8 +148,24 @@ def parse_catalog(text: str, last_good: Catalog) -> ParsedCatalog:
     return ParsedCatalog(Catalog(models, default_source), tuple(rejected))
 
 
-def _models(node: yaml.Node, known: Catalog, rejected: list[Rejection]) -> dict[str, CatalogModel]:
-    """`known` has the last good models and the default source of this file."""
+@dataclass(frozen=True, slots=True)
+class _Choice:
+    """`for` and `require`, as an entry has them or takes them from the entry around it."""
+
+    preset: Preset = DEFAULT
+    require_loadable: bool = False
+
+
+def _choice(fields: Mapping[str, yaml.Node], around: _Choice) -> _Choice:
+    """Return the entry's own `for` and `require`, where it has them (null: none), else those around it."""
+    return _Choice(
+        _preset(fields["for"]) if "for" in fields else around.preset,
+        _requires_loadable(fields["require"]) if "require" in fields else around.require_loadable,
+    )
+
+
+def _models(node: yaml.Node, known: Catalog, default: _Choice, rejected: list[Rejection]) -> dict[str, CatalogModel]:
+    """`known` has the last good models and the default source of this file, `default` its `for` and `require`."""
     models: dict[str, CatalogModel] = {}
     claimed: dict[str, str] = {}
     for key, value in nodes.pairs(node, "`models`"):
@@ -156,7 +175,7 @@ def _models(node: yaml.Node, known: Catalog, rejected: list[Rejection]) -> dict[
             rejected.append(Rejection(nodes.shown(key), error.line, error.reason))
             continue
         try:
-            models[name] = _model(name, value, known, rejected)
+            models[name] = _model(name, value, known, default, rejected)
         except InvalidNode as error:
             rejected.append(Rejection(name, error.line, error.reason))
             if name in known.models:
@@ -179,8 +198,9 @@ def _model_name(key: yaml.Node, claimed: dict[str, str]) -> str:
     return name
 
 
-def _model(name: str, node: yaml.Node, known: Catalog, rejected: list[Rejection]) -> CatalogModel:
+def _model(name: str, node: yaml.Node, known: Catalog, default: _Choice, rejected: list[Rejection]) -> CatalogModel:
     fields = nodes.fields(node, "a model", _MODEL_KEYS)
+    choice = _choice(fields, default)
     listed, selector = _prefetch(fields.get("prefetch"))
     model = CatalogModel(
         name=name,
@@ -193,8 +213,8 @@ def _model(name: str, node: yaml.Node, known: Catalog, rejected: list[Rejection]
         follow=nodes.flag(fields.get("follow"), "`follow`"),
         source=_template(fields.get("source")),
         rejected=frozenset(),
-        preset=_preset(fields.get("for")),
-        require_loadable=_requires_loadable(fields.get("require")),
+        preset=choice.preset,
+        require_loadable=choice.require_loadable,
         namespaces=_namespaces(fields.get("namespaces")),
     )
     model = _with_versions(model, fields.get("versions"), known, rejected)
@@ -242,7 +262,8 @@ def _version(
         raise InvalidNode(nodes.line_of(key), "no `source`: neither the version, nor its model, nor `defaults` has one")
     follow = nodes.flag(fields["follow"], "`follow`") if "follow" in fields else model.follow
     found = _apply(model, ModelRef(model.name, version), template, _digest(fields.get("digest")))
-    return replace(found, follow=follow)
+    choice = _choice(fields, _Choice(model.preset, model.require_loadable))
+    return replace(found, follow=follow, preset=choice.preset, require_loadable=choice.require_loadable)
 
 
 def _version_text(node: yaml.Node) -> str:
@@ -311,8 +332,8 @@ def _apply(model: CatalogModel, ref: ModelRef, template: str, digest: Digest | N
     )
 
 
-def _preset(node: yaml.Node | None) -> Preset:
-    if node is None or nodes.is_null(node):
+def _preset(node: yaml.Node) -> Preset:
+    if nodes.is_null(node):
         return DEFAULT
     try:
         return parse_preset(nodes.text(node, "`for`"))
@@ -320,8 +341,8 @@ def _preset(node: yaml.Node | None) -> Preset:
         raise InvalidNode(nodes.line_of(node), f"`for`: {error}") from error
 
 
-def _requires_loadable(node: yaml.Node | None) -> bool:
-    if node is None or nodes.is_null(node):
+def _requires_loadable(node: yaml.Node) -> bool:
+    if nodes.is_null(node):
         return False
     found = nodes.text(node, "`require`")
     if found != "loadable":

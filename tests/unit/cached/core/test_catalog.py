@@ -119,7 +119,7 @@ def test_versions_are_the_text_that_stands_in_the_file(version: str) -> None:
         ("models: [m]\n", 1, "mapping"),
         ("models: {}\nmodel: {}\n", 2, "defaults, models"),
         ("models: {}\nmodels: {}\n", 2, "twice"),
-        ("defaults: {sauce: x}\nmodels: {}\n", 1, "known: source"),
+        ("defaults: {sauce: x}\nmodels: {}\n", 1, "known: for, require, source"),
         ("models: {}\ndefaults: {source: 's3://b/{nome}'}\n", 2, "{name} and {version}"),
         ("models: {}\ndefaults: {source: 's3://b/{'}\n", 2, "{name} and {version}"),
         ("models: {}\ndefaults: {source: /data}\n", 2, "URI"),
@@ -219,7 +219,7 @@ def test_a_bad_name_is_rejected_alone(name: str) -> None:
         ("v2", "{digest: abc}", "sha256:"),
         ("v2", f"{{digest: 'sha256:{'AB' * 32}'}}", "lower-case"),
         ("v2", "{source: nowhere}", "URI"),
-        ("v2", "{sourc: 's3://b'}", "known: digest, follow, source"),
+        ("v2", "{sourc: 's3://b'}", "known: digest, follow, for, require, source"),
         ("v2", "[]", "mapping"),
         ("v/2", "{}", "not a version"),
         ("~", "{}", "text"),
@@ -409,3 +409,54 @@ def test_a_request_without_for_and_require_has_the_hash_of_earlier_releases() ->
     ]
     assert requests[0] == hashlib.sha256(b'["holdfast-request", "s3://b/x", [], []]').hexdigest()
     assert len(set(requests)) == 3
+
+
+def test_for_and_require_are_the_nearest_entrys() -> None:
+    """A version's own `for` and `require` come first, then its model's, then those of `defaults`; null means none."""
+    catalog = parse_catalog(
+        """
+        defaults: {source: "s3://b/{name}/{version}/", for: vllm, require: loadable}
+        models:
+          plain: {versions: ["1"]}
+          own: {for: transformers, require: null, versions: {"1": {}, "2": {for: all, require: loadable}}}
+          none: {for: null, versions: {"1": {require: null}}}
+        """,
+        EMPTY_CATALOG,
+    )
+    assert catalog.rejected == ()
+    found = {
+        str(ref): (str(version.preset), version.require_loadable)
+        for ref in map(ModelRef.parse, ("plain@1", "plain@unlisted", "own@1", "own@2", "own@3", "none@1", "none@2"))
+        if (version := catalog.catalog.find(ref)) is not None
+    }
+    assert found == {
+        "plain@1": ("vllm", True),
+        "plain@unlisted": ("vllm", True),
+        "own@1": ("transformers", False),
+        "own@2": ("all", True),
+        "own@3": ("transformers", False),
+        "none@1": ("default", False),
+        "none@2": ("default", True),
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("defaults: {for: llama.cpp}\nmodels: {}", "`for`: "),
+        ("defaults: {require: perfect}\nmodels: {}", "`require`: expected loadable, found 'perfect'"),
+    ],
+)
+def test_a_bad_default_names_its_field(text: str, says: str) -> None:
+    """A `for` or `require` of `defaults` that is none keeps the last good catalog, with the line."""
+    with pytest.raises(Permanent, match=says) as caught:
+        parse_catalog(text, EMPTY_CATALOG)
+    assert "line 1" in str(caught.value)
+
+
+def test_a_bad_for_of_a_version_is_rejected_alone() -> None:
+    """A version with a wrong `for` is rejected with its line; its siblings stay."""
+    text = 'models:\n  m:\n    source: "s3://b/"\n    versions:\n      "1": {for: onnxx}\n      "2": {for: vllm}'
+    found = parse_catalog(text, EMPTY_CATALOG)
+    assert [(one.where, one.line) for one in found.rejected] == [("m@1", 5)]
+    assert list(found.catalog.models["m"].versions) == ["2"]
