@@ -9,9 +9,10 @@ import json
 from collections.abc import Collection, Mapping
 from typing import Any, NoReturn
 
-from server.engine.types import InvalidRequest
+from server.engine.types import InvalidRequest, Truncation
 
 Document = dict[str, Any]
+TRUNCATION = frozenset({"truncate", "truncation_direction", "truncate_prompt_tokens"})  # what `truncation` reads
 
 
 def document(body: bytes) -> Document:
@@ -69,6 +70,25 @@ def boolean(given: Document, name: str) -> bool:
     if value is not None and not isinstance(value, bool):
         refuse(name, f"expected true or false, found {show(value)}")
     return bool(value)
+
+
+def truncation(given: Document) -> Truncation | None:
+    """Read how inputs are cut: `truncate` and `truncation_direction` as text-embeddings-inference has them, and
+    `truncate_prompt_tokens` as vLLM does (-1: to the context)."""
+    tokens = integer(given, "truncate_prompt_tokens", -1, None)
+    if tokens == 0:
+        refuse("truncate_prompt_tokens", "expected a whole number from 1, or -1 for the context, found 0")
+    wanted = boolean(given, "truncate")
+    if tokens is not None and given.get("truncate") is False:
+        refuse("truncate", "false, and truncate_prompt_tokens is given: give one of them")
+    side = text(given, "truncation_direction")
+    if side is not None and side.lower() not in ("left", "right"):
+        refuse("truncation_direction", f"expected Left or Right, found {show(side)}")
+    if not wanted and tokens is None:
+        if side is not None:
+            refuse("truncation_direction", "only with truncate: true or truncate_prompt_tokens")
+        return None
+    return Truncation(None if tokens == -1 else tokens, None if side is None else side.lower())
 
 
 def texts(given: Document, name: str, most: int) -> tuple[str, ...]:

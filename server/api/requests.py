@@ -18,7 +18,6 @@ from server.engine.types import (
     GenerationOptions,
     Prompt,
     Sampling,
-    Truncation,
 )
 
 MAX_INPUTS = 2048  # OpenAI's own limit
@@ -48,7 +47,7 @@ _COMMON = _HARMLESS | {
 _LEFT_TO_THE_FOLDER = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 _MAX_TOP_K = 2**31
 _EMBEDDING = {"model", "input", "encoding_format", "dimensions", "normalize", "prompt_name", "input_type"}
-_EMBEDDING |= {"truncate", "truncation_direction", "truncate_prompt_tokens"}
+_EMBEDDING |= fields.TRUNCATION
 _INPUT_TYPES = {"query": "query", "document": "document", "passage": "document"}
 # Options that would change the answer, with the values that do not.
 _NEUTRAL_COMPLETION: dict[str, tuple[object, ...]] = {"best_of": (1,), "echo": (False,), "suffix": ("",)}
@@ -100,29 +99,10 @@ def parse_embeddings(body: bytes) -> EmbeddingRequest:
         as_base64=encoding == "base64",
         prompt_name=fields.text(given, "prompt_name"),
         input_type=None if kind is None else _INPUT_TYPES[kind],
-        truncation=_truncation(given),
+        truncation=fields.truncation(given),
         dimensions=fields.integer(given, "dimensions", 1, None),
         normalize=fields.boolean(given, "normalize"),
     )
-
-
-def _truncation(given: Document) -> Truncation | None:
-    """Read how inputs are cut: `truncate` and `truncation_direction` as text-embeddings-inference has them, and
-    `truncate_prompt_tokens` as vLLM does (-1: to the context)."""
-    tokens = fields.integer(given, "truncate_prompt_tokens", -1, None)
-    if tokens == 0:
-        refuse("truncate_prompt_tokens", "expected a whole number from 1, or -1 for the context, found 0")
-    wanted = fields.boolean(given, "truncate")
-    if tokens is not None and given.get("truncate") is False:
-        refuse("truncate", "false, and truncate_prompt_tokens is given: give one of them")
-    side = fields.text(given, "truncation_direction")
-    if side is not None and side.lower() not in ("left", "right"):
-        refuse("truncation_direction", f"expected Left or Right, found {show(side)}")
-    if not wanted and tokens is None:
-        if side is not None:
-            refuse("truncation_direction", "only with truncate: true or truncate_prompt_tokens")
-        return None
-    return Truncation(None if tokens == -1 else tokens, None if side is None else side.lower())
 
 
 def parse_completion(body: bytes, max_tokens_limit: int | None) -> CompletionRequest:

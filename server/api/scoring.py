@@ -19,10 +19,8 @@ from server.engine.types import Activation, Prompt, Scored, ScoringRequest
 
 _MAX_INPUTS = 2048  # as of embeddings
 _HARMLESS = {"user", "metadata", "priority", "request_id"}
-_COMMON = _HARMLESS | {"model", "truncate", "use_activation", "raw_scores"}
+_COMMON = _HARMLESS | fields.TRUNCATION | {"model", "use_activation", "raw_scores"}
 _NEUTRAL: dict[str, tuple[object, ...]] = {
-    "truncation_direction": ("right", "Right"),
-    "truncate_prompt_tokens": (-1,),  # vLLM's own for the context
     "return_tokens_as_token_ids": (False,),
     "add_special_tokens": (True,),
     "softmax": (True,),
@@ -145,7 +143,7 @@ def _scoring(
         fields.text(given, "model"),
         inputs,
         wanted,
-        fields.boolean(given, "truncate"),
+        fields.truncation(given),
         param,
         ranks=activation is Activation.RANKING,
     )

@@ -26,7 +26,7 @@ from server.engine.engine import Job, fail_without_numbers
 from server.engine.kinds import Declared
 from server.engine.model_files import LibraryOptions, Loaded, load_classifier, positions
 from server.engine.passes import MAX_SEQUENCES, PassQueue
-from server.engine.tokenizer import Tokens
+from server.engine.tokenizer import Tokens, bound, too_long
 from server.engine.types import (
     About,
     Activation,
@@ -52,6 +52,8 @@ _ACTIVATIONS = (
     *("LeakyReLU", "Mish", "ReLU6", "SELU", "SiLU", "Softsign"),
 )
 
+_ADVICE = "; with truncate: true it is cut"
+
 ScoringJob = Job[ScoringInputs, Scored]
 
 
@@ -75,6 +77,7 @@ class Classifier:
         self._rank = _ranking(loaded.config, recipe)
         self._label = _labelling(loaded.config)
         self._tokenizer = copy.deepcopy(loaded.tokenizer)  # a tokenizer keeps settings between calls
+        self._side: str = self._tokenizer.truncation_side
         self._tokens = Tokens(loaded.tokenizer, loaded.config, _context(loaded, recipe))
         self._passes = PassQueue[ScoringJob, Features, tuple[float, ...]](
             torch.device(device).type, lambda features: (sorted(features), len(features["input_ids"])), 1
@@ -204,41 +207,54 @@ class Classifier:
         return (self._rank if activation is Activation.RANKING else self._label)(logits)
 
     def _encode(self, text: Prompt | tuple[str, str], request: ScoringRequest) -> Features:
-        param = request.param
+        limit, truncation, param = self._limit(request), request.truncation, request.param
+        side = (truncation.side if truncation is not None else None) or self._side
         if isinstance(text, tuple) and text and isinstance(text[0], int):
-            ids = self._cut([token for token in text if isinstance(token, int)], request)
+            ids = [token for token in text if isinstance(token, int)]
+            if truncation is not None and limit is not None and len(ids) > limit:
+                ids = ids[-limit:] if side == "left" else ids[:limit]
+            self._check_length(ids, limit, param)
             self._tokens.check_ids(ids, param)
             return _features(ids)
         parts = [text] if isinstance(text, str) else [str(part) for part in text]
         parts[0] = self._recipe.prompt + parts[0]
-        limit = self._tokens.context if request.truncate else None
+        for at, part in enumerate(parts):
+            if limit is not None:
+                parts[at], certain = bound(self._tokenizer, part, limit, side)
+                if certain is not None and truncation is None:
+                    raise too_long(limit, f"more than {certain} in the input{_ADVICE}", param)
+        self._tokenizer.truncation_side = side
+        is_cut = truncation is not None and limit is not None
         encoded = self._tokenizer(
             *parts,
             add_special_tokens=self._recipe.transformer.special_tokens,
-            truncation="longest_first" if limit else False,
-            max_length=limit,
+            truncation="longest_first" if is_cut else False,
+            max_length=limit if is_cut else None,
         )
         features: Features = {name: list(values) for name, values in encoded.items()}
-        self._check_length(features["input_ids"], param)
+        if is_cut and limit is not None and len(features["input_ids"]) > limit:
+            # A tokenizer cuts nothing where its special tokens alone are more.
+            raise InvalidRequest(
+                f"{param}: it cannot be cut to {limit} tokens, with the special ones among them", param
+            )
+        self._check_length(features["input_ids"], limit, param)
         return features
 
-    def _cut(self, ids: list[int], request: ScoringRequest) -> list[int]:
-        if request.truncate and self._tokens.context is not None:
-            ids = ids[: self._tokens.context]
-        self._check_length(ids, request.param)
-        return ids
+    def _limit(self, request: ScoringRequest) -> int | None:
+        """Return the most tokens of one input of this request."""
+        context, wanted = self._tokens.context, request.truncation.tokens if request.truncation is not None else None
+        if wanted is not None and context is not None and wanted > context:
+            raise InvalidRequest(
+                f"truncate_prompt_tokens: expected at most {context}, the context, found {wanted}",
+                "truncate_prompt_tokens",
+            )
+        return context if wanted is None else wanted
 
-    def _check_length(self, ids: list[int], param: str) -> None:
-        context = self._tokens.context
+    def _check_length(self, ids: list[int], limit: int | None, param: str) -> None:
         if not ids:
             raise InvalidRequest(f"{param}: expected at least one token, found none", param)
-        if context is not None and len(ids) > context:
-            raise InvalidRequest(
-                f"this model's maximum context length is {context} tokens, {param} has an input of {len(ids)}; "
-                "truncate: true cuts it",
-                param,
-                "context_length_exceeded",
-            )
+        if limit is not None and len(ids) > limit:
+            raise too_long(limit, f"{len(ids)} in an input{_ADVICE}", param)
 
 
 def read_recipe(directory: Path, declared: Declared) -> Recipe:

@@ -81,12 +81,9 @@ class Tokens:
     def _encode_text(self, text: str, param: str, *, special: bool) -> list[int]:
         """Encode a text. One far longer than the context is encoded only until that is certain: others wait for it."""
         if self.context is not None:
-            certain = self.context + CUT_TOKENS
-            part = certain * CHARACTERS_A_TOKEN
-            while part < len(text):
-                if len(self._tokenizer.encode(text[:part], add_special_tokens=special)) > certain:
-                    raise too_long(self.context, f"more than {certain} in the input", param)
-                part *= 2
+            _, certain = bound(self._tokenizer, text, self.context)
+            if certain is not None:
+                raise too_long(self.context, f"more than {certain} in the input", param)
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=special)
         return ids
 
@@ -98,6 +95,20 @@ class Tokens:
             asked = f"{len(ids)} in the input" + (f" and {room} to generate" if room else "")
             raise too_long(self.context, asked, param)
         return ids
+
+
+def bound(tokenizer: Any, text: str, limit: int, side: str = "right") -> tuple[str, int | None]:
+    """Return as much of a text far longer than `limit` tokens as decides about its tokens when it is cut at `side`: the
+    rest would keep other requests waiting. With it the number of tokens that the text certainly has more of, None where
+    all of the text is returned."""
+    certain = limit + CUT_TOKENS
+    part = certain * CHARACTERS_A_TOKEN
+    while part < len(text):
+        piece = text[-part:] if side == "left" else text[:part]
+        if len(tokenizer.encode(piece, add_special_tokens=False)) > certain:
+            return piece, certain
+        part *= 2
+    return text, None
 
 
 def too_long(context: int, asked: str, param: str) -> InvalidRequest:

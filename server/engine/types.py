@@ -148,13 +148,14 @@ class Activation(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ScoringRequest:
-    """Texts, pairs of texts, or token ids, to score by each label. `param` names them in errors. `truncate`: cut what
-    is longer than the context instead of refusing it; `ranks`: the inputs are a query with each of its documents."""
+    """Texts, pairs of texts, or token ids, to score by each label. `param` names them in errors. `truncation`: how an
+    input is cut, None: refuse what is longer than the context. `ranks`: the inputs are a query with each of its
+    documents."""
 
     model: str | None
     inputs: tuple[Prompt | tuple[str, str], ...]
     activation: Activation
-    truncate: bool
+    truncation: Truncation | None
     param: str
     ranks: bool = False
 

@@ -18,7 +18,7 @@ from tokenizers.normalizers import Sequence as NormalizerSequence
 
 from cached.contract.errors import Permanent
 from server.engine.embedding.recipe import Recipe
-from server.engine.tokenizer import CHARACTERS_A_TOKEN, CUT_TOKENS, NO_LIMIT, too_long
+from server.engine.tokenizer import NO_LIMIT, bound, too_long
 from server.engine.types import EmbeddingRequest, EncodedText, InvalidRequest, Prompt, Truncation
 
 _LOG = logging.getLogger(__name__)
@@ -121,7 +121,10 @@ class EmbeddingTexts:
         self, text: str, limit: int | None, truncation: Truncation | None
     ) -> tuple[tuple[int, ...], tuple[int, ...] | None]:
         if limit is not None:
-            text = self._bound(text, limit, truncation)
+            side = "right" if truncation is None else self._cut_side(truncation)
+            text, certain = bound(self._tokenizer, text, limit, side)
+            if certain is not None and truncation is None:
+                raise too_long(limit, f"more than {certain} in the input{_ADVICE}", "input")
         ids, types = self._call(text, limit, truncation)
         if limit is not None and len(ids) > limit:
             if truncation is not None:  # a tokenizer cuts nothing where its special tokens alone are more
@@ -130,19 +133,6 @@ class EmbeddingTexts:
                 )
             raise too_long(limit, f"{len(ids)} in the input{_ADVICE}", "input")
         return ids, types
-
-    def _bound(self, text: str, limit: int, truncation: Truncation | None) -> str:
-        """Return as much of a text far longer than the limit as decides about its tokens: other requests wait."""
-        certain = limit + CUT_TOKENS
-        part = certain * CHARACTERS_A_TOKEN
-        while part < len(text):
-            piece = text[-part:] if truncation is not None and self._cut_side(truncation) == "left" else text[:part]
-            if len(self._tokenizer(piece)["input_ids"]) > certain:
-                if truncation is None:
-                    raise too_long(limit, f"more than {certain} in the input{_ADVICE}", "input")
-                return piece
-            part *= 2
-        return text
 
     def _call(
         self, text: str, limit: int | None, truncation: Truncation | None

@@ -21,11 +21,12 @@ from server.api.routes import private_application
 from server.engine.classifier import Classifier
 from server.engine.engine import ThreadedEngine
 from server.engine.kinds import read_kind
-from server.engine.types import Activation, ScoringRequest
+from server.engine.types import Activation, InvalidRequest, ScoringRequest, Truncation
 from server.lifecycle.admission import serve_privately
 from server.lifecycle.metrics import ServerMetrics
 from server.lifecycle.registry import Card, ModelRegistry, ServedClassifier
 from server.lifecycle.snapshot import Snapshot
+from tests.support.embedding import save_tokenizer as save_word_pieces
 from tests.support.generating import limits
 from tests.support.serving import running
 from tests.support.tiny_models import build
@@ -217,6 +218,44 @@ async def test_a_text_beyond_the_context_is_refused_or_cut(reranker: Path) -> No
     assert scores == pytest.approx(sorted(map(float, expected)), abs=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("asked", "limit", "side"),
+    [
+        ({"truncate_prompt_tokens": 20}, 20, "right"),
+        ({"truncate_prompt_tokens": -1}, 512, "right"),
+        ({"truncate": True, "truncation_direction": "Left"}, 512, "left"),
+        ({"truncate_prompt_tokens": 20, "truncation_direction": "Left"}, 20, "left"),
+    ],
+)
+async def test_a_request_says_how_its_inputs_are_cut(
+    reranker: Path, asked: dict[str, Any], limit: int, side: str
+) -> None:
+    """Length and side of vLLM's and TEI's fields are the tokenizer's own; the next request is cut as the model has it,
+    however long the text is."""
+    texts = ["kelp and rock " * 9000, "y"]
+    loaded = library(reranker, max_length=limit, processor_kwargs={"truncation_side": side})
+    expected = sorted(float(score) for score in loaded.predict([(QUERY, one) for one in texts]))
+    plain = sorted(float(score) for score in library(reranker).predict([(QUERY, one) for one in texts]))
+    async with serving(reranker) as client:
+        found = await post(client, "/rerank", query=QUERY, texts=texts, **asked)
+        after = await post(client, "/rerank", query=QUERY, texts=texts, truncate=True)
+        ids = await post(client, "/v1/classify", input=[list(range(2, 30))], truncate_prompt_tokens=9)
+        error = await refused(client, "/rerank", query=QUERY, texts=texts)
+    assert sorted(item["score"] for item in found) == pytest.approx(expected, abs=1e-5)
+    assert sorted(item["score"] for item in after) == pytest.approx(plain, abs=1e-5)
+    assert ids["usage"]["prompt_tokens"] == 9
+    assert error["code"] == "context_length_exceeded" and "truncate: true" in error["message"]
+
+
+def test_a_limit_below_the_special_tokens_is_refused(tmp_path: Path) -> None:
+    """What no cut brings to the wanted length is told, and is not scored at another."""
+    build("BertForSequenceClassification", tmp_path, pad_token_id=0, num_labels=1)
+    save_word_pieces(tmp_path)
+    found = Classifier.load(tmp_path, read_kind(tmp_path), "cpu", "float32")
+    with pytest.raises(InvalidRequest, match="documents: it cannot be cut to 2 tokens"):
+        found.prepare(ScoringRequest(None, (("held", "fast"),), Activation.NONE, Truncation(2), "documents"))
+
+
 async def test_a_model_answers_only_what_it_computes(classifier: Path) -> None:
     """A model of several labels does not rerank, and none of these embeds or generates; each is told where to go."""
     async with serving(classifier) as client:
@@ -238,8 +277,16 @@ async def test_a_model_answers_only_what_it_computes(classifier: Path) -> None:
         ("/v1/rerank", {"query": "x", "documents": [{"image": "y"}]}, "documents"),
         ("/v1/rerank", {"query": "x", "documents": ["y"], "top_n": -1}, "top_n"),
         ("/v1/rerank", {"query": "x", "documents": ["y"], "chunks": 3}, "chunks"),
-        ("/v1/rerank", {"query": "x", "documents": ["y"], "truncate_prompt_tokens": 9}, "truncate_prompt_tokens"),
+        ("/v1/rerank", {"query": "x", "documents": ["y"], "truncate_prompt_tokens": 513}, "truncate_prompt_tokens"),
+        ("/v1/rerank", {"query": "x", "documents": ["y"], "truncate_prompt_tokens": 0}, "truncate_prompt_tokens"),
         ("/v1/rerank", {"query": "x", "texts": ["y"], "truncation_direction": "left"}, "truncation_direction"),
+        (
+            "/v1/rerank",
+            {"query": "x", "texts": ["y"], "truncate": True, "truncation_direction": "up"},
+            "truncation_direction",
+        ),
+        ("/v1/classify", {"input": "", "truncate_prompt_tokens": 4}, "input"),
+        ("/v1/classify", {"input": "x", "truncate": False, "truncate_prompt_tokens": 4}, "truncate"),
         (
             "/v1/rerank",
             {"query": "x", "documents": ["y"], "use_activation": True, "raw_scores": True},
@@ -353,7 +400,7 @@ def test_a_setting_is_honoured_as_the_library_honours_it(reranker: Path, tmp_pat
     loaded = library(tmp_path)
     expected = [float(loaded.predict([pair])[0]) for pair in pairs]
     found = Classifier.load(tmp_path, read_kind(tmp_path), "cpu", "auto")
-    requests = [ScoringRequest(None, (pair,), Activation.RANKING, True, "documents") for pair in pairs]
+    requests = [ScoringRequest(None, (pair,), Activation.RANKING, Truncation(), "documents") for pair in pairs]
     scores = [found.score([found.prepare(one).inputs[0]])[0] for one in requests]
     assert [float(found.activate(row, Activation.RANKING)) for row in scores] == pytest.approx(expected, abs=1e-5)
 

@@ -116,7 +116,7 @@ def test_scores_equal_cross_encoder(architecture: str, tmp_path: Path) -> None:
     classifier = Classifier.load(tmp_path, declared, "cpu", "float32")
     classifier.warm_up()
 
-    requests = [ScoringRequest(None, pairs, Activation.NONE, False, "documents") for pairs in (*zip(PAIRS), PAIRS)]
+    requests = [ScoringRequest(None, pairs, Activation.NONE, None, "documents") for pairs in (*zip(PAIRS), PAIRS)]
     *apart, whole = events(classifier, requests)
     alone, together = [one.scores[0][0] for one in apart], [scores[0] for scores in whole.scores]
     assert alone == pytest.approx(expected, abs=1e-5, rel=1e-5)
@@ -161,7 +161,7 @@ def test_a_text_as_long_as_the_context_is_answered(name: str, tmp_path: Path) ->
         classifier = Classifier.load(tmp_path, read_kind(tmp_path), "cpu", "float32")
         classifier.warm_up()
         text = "a" * ((classifier.about.context or 60) - 5)
-        request = ScoringRequest(None, ((text, "b" * 5),), Activation.NONE, False, "documents")
+        request = ScoringRequest(None, ((text, "b" * 5),), Activation.NONE, None, "documents")
         [answer] = events(classifier, [request])
         assert len(answer.scores[0]) == 1
 

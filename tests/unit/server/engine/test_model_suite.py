@@ -63,7 +63,7 @@ def _completion(text: str) -> CompletionRequest:
 
 
 def _scoring(text: str) -> ScoringRequest:
-    return ScoringRequest(None, (text,), Activation.LABELS, False, "input")
+    return ScoringRequest(None, (text,), Activation.LABELS, None, "input")
 
 
 @pytest.fixture(scope="module")
