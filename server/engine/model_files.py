@@ -19,6 +19,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 
+import tokenizers
 import torch
 import transformers
 
@@ -264,11 +265,14 @@ def _tokenizer(directory: Path, options: Mapping[str, Any]) -> Any:
         return transformers.AutoTokenizer.from_pretrained(
             directory, **options, local_files_only=True, trust_remote_code=False
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # the tokenizers package raises no narrower one for a file that it cannot read
         raise Permanent(
             "no_tokenizer",
             f"{directory}: the tokenizer cannot be read: {error}",
-            "publish the tokenizer's files (tokenizer.json, tokenizer_config.json) with the model",
+            "publish the tokenizer's files (tokenizer.json, tokenizer_config.json) with the model, whole; a newer "
+            f"tokenizers package than {tokenizers.__version__} may have written them",
         ) from error
 
 

@@ -116,10 +116,16 @@ def read_settings(directory: Path, loaded: Loaded) -> FolderSettings:
         for name, neutral in _CONSTRAINTS.items()
     )
     stop = found.stop_strings or ()
+    if not isinstance(stop, str) and not (isinstance(stop, list | tuple) and all(isinstance(one, str) for one in stop)):
+        raise Permanent(
+            "invalid_config",
+            f"{where}: expected a text or a list of texts as stop_strings, found {_shown(stop)}",
+            "correct it",
+        )
     settings = FolderSettings(
         frozenset(_ends(where, loaded)),
         _sampling(where, found),
-        (stop,) if isinstance(stop, str) else tuple(map(str, stop)),
+        (stop,) if isinstance(stop, str) else tuple(stop),
         _count(where, found, "max_new_tokens"),
         _count(where, found, "max_length"),
         found if constrains else None,

@@ -19,6 +19,8 @@ from cached.contract.loadable.weights import Read, find_damage
 
 _MAX_INDEX_BYTES = 64 << 20
 _MAX_CONFIG_BYTES = 1 << 20
+_NAMED_WEIGHTS = "transformers_weights"  # a field of config.json
+_READ_BY_NAME = (".safetensors", ".safetensors.index.json")  # what it may name
 _GENERATES = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 # Models that read bytes or characters: their tokenizer has no vocabulary file.
 _BYTE_TOKENIZERS = frozenset({"ByT5Tokenizer", "CanineTokenizer", "PerceiverTokenizer"})
@@ -117,14 +119,17 @@ def _check_shards(sizes: Mapping[str, int], read: Read, bad: Collection[str]) ->
             findings.append(Finding("bad_index", path, message, _FETCH_AGAIN))
             continue
         decided.add(folder_of(path))
+        # transformers takes the single file before the index, vLLM asks the index.
+        is_needed = path.replace(".index", "").removesuffix(".json") not in sizes
+        if not named:
+            message = f"{path} names no tensor: its `weight_map` is empty"
+            findings.append(Finding("bad_index", path, message, _FETCH_AGAIN, fatal=is_needed))
         if path == explicit:  # transformers looks for its files from the model's own folder
             named = tuple(name.removeprefix(folder_of(path)) for name in named)
         missing = [name for name in named if name not in sizes]
         if missing:
             message = f"{path} names files that are not there: {describe_names(missing)}"
             remedy = "fetch the missing files, or remove the index if the model does not need them"
-            # transformers takes the single file before the index, vLLM asks the index.
-            is_needed = path.replace(".index", "").removesuffix(".json") not in sizes
             findings.append(Finding("incomplete", path, message, remedy, fatal=is_needed))
     return findings + _incomplete_sets(sizes, decided)
 
@@ -163,18 +168,46 @@ def _check_model(sizes: Mapping[str, int], read: Read) -> list[Finding]:
     if not isinstance(config, dict):
         message = f"{names.CONFIG} is no JSON object"
         return [Finding("bad_config", names.CONFIG, message, _FETCH_AGAIN)]
+    said = config.get(_NAMED_WEIGHTS)
+    if said is not None and not (isinstance(said, str) and said.endswith(_READ_BY_NAME)):
+        message = (
+            f"{names.CONFIG}: expected `{_NAMED_WEIGHTS}` to name a *.safetensors file or its index, found "
+            f"{repr(said)[:80]}"
+        )
+        return [Finding("bad_config", names.CONFIG, message, "correct the field, or take it out")]
     explicit = _explicit_weights(sizes, read)
     if explicit is not None and explicit not in sizes:
-        message = f"{names.CONFIG} names the weights {explicit!r} (transformers_weights), which are not there"
+        message = f"{names.CONFIG} names the weights {explicit!r} ({_NAMED_WEIGHTS}), which are not there"
         return [Finding("incomplete", names.CONFIG, message, "fetch that file too, or take the field out")]
     architectures = config.get("architectures")
     if not isinstance(architectures, list) or not all(isinstance(name, str) for name in architectures):
         return []
     if architectures and not any(
-        is_weights(path) or not path.lower().endswith(_TEXTS) for path in sizes if "." in path
+        is_weights(path) or not path.lower().endswith(_TEXTS)
+        for path in sizes
+        if "." in path and not name_of(path).startswith(".")
     ):
         message = f"{names.CONFIG} describes {architectures[0]}, and there is no file of weights"
         return [Finding("no_weights", names.CONFIG, message, "add the weights (*.safetensors) of the model")]
+    return _check_names(sizes, explicit) + _check_tokenizer(architectures, sizes, read)
+
+
+def _check_names(sizes: Mapping[str, int], explicit: str | None) -> list[Finding]:
+    """Note weights of which none has a name that transformers looks for; vLLM reads any `*.safetensors`."""
+    weights = [path for path in sizes if is_weights(path) and not folder_of(path)]
+    others = [path for path in weights if path.endswith(".safetensors") and not path.startswith("adapter_")]
+    is_found = explicit is not None or any(
+        path == "model.safetensors" or not path.endswith(".safetensors") or index_format(path) for path in weights
+    )
+    is_found = is_found or any(index_format(path) and not folder_of(path) for path in sizes)
+    if is_found or not others or any(path.startswith("model-") for path in names.shard_sets(others)):
+        return []
+    message = f"no engine but vLLM looks for {describe_names(sorted(others))}: expected model.safetensors or its index"
+    remedy = f"rename it, or name it in {names.CONFIG} (`{_NAMED_WEIGHTS}`)"
+    return [Finding("other_names", min(others), message, remedy, fatal=False)]
+
+
+def _check_tokenizer(architectures: list[str], sizes: Mapping[str, int], read: Read) -> list[Finding]:
     generates = any(name.endswith(_GENERATES) for name in architectures)
     if generates and not has_tokenizer(sizes) and not _needs_no_vocabulary(sizes, read):
         return [_no_tokenizer(architectures[0])]
@@ -186,7 +219,7 @@ def _explicit_weights(sizes: Mapping[str, int], read: Read) -> str | None:
     if names.CONFIG not in sizes:
         return None
     config = _read_json(names.CONFIG, sizes[names.CONFIG], _MAX_CONFIG_BYTES, read)
-    named = config.get("transformers_weights") if isinstance(config, dict) else None
+    named = config.get(_NAMED_WEIGHTS) if isinstance(config, dict) else None
     return posixpath.normpath(named) if isinstance(named, str) and named else None
 
 

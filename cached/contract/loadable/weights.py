@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
+from cached.contract.loadable import gguf
 from cached.contract.loadable.beginnings import LOOKED_AT_BYTES
 
 # Returns at most so many bytes of a file from an offset: `read(path, offset, length)`.
@@ -37,8 +38,11 @@ def find_damage(path: str, size: int, beginning: bytes, read: Read) -> str | Non
     if name.endswith(".gguf"):
         if not beginning.startswith(_GGUF):
             return f"is no GGUF file: expected it to begin with GGUF, found {beginning[:8]!r}"
+        if size < _GGUF_HEADER_BYTES:
+            return f"is cut short: a GGUF file has a header of 24 bytes, found {size}"
+        end = gguf.find_end(size, lambda offset, length: _part(path, offset, length, beginning, read))
         return (
-            f"is cut short: a GGUF file has a header of 24 bytes, found {size}" if size < _GGUF_HEADER_BYTES else None
+            None if end is None or end <= size else f"is cut short: its header says {end} bytes or more, found {size}"
         )
     if name.endswith((".h5", ".keras")) and not beginning.startswith((_HDF5, _ZIP)):
         return f"is no HDF5 file: found {beginning[:8]!r} at its beginning"

@@ -135,6 +135,8 @@ def test_a_setting_that_is_not_computed_is_refused(llama: Path, tmp_path: Path, 
         ("top_k", "five"),
         ("temperature", -1.0),
         ("eos_token_id", "</s>"),
+        ("stop_strings", 512),
+        ("stop_strings", ["x", 3]),
     ],
 )
 def test_a_wrong_value_ends_the_load(llama: Path, tmp_path: Path, name: str, value: Any) -> None:

@@ -14,12 +14,23 @@ import transformers
 from safetensors.torch import save_file
 
 from cached.contract.errors import HoldfastError, Permanent
-from cached.contract.loadable.findings import is_loadable
+from cached.contract.loadable.findings import Finding, is_loadable
 from cached.contract.loadable.verdict import find_name_problems, find_problems
 from server import iter_tensors, load_file, load_model, load_pretrained
 from server.weights.format.listing import list_shards
 from tests.support.checkpoints import same
-from tests.support.folders import EQUAL, INDEX, REFUSED, SHARDS, State, build_model, make, write_index, write_shards
+from tests.support.folders import (
+    EQUAL,
+    INDEX,
+    REFUSED,
+    SHARDS,
+    Case,
+    State,
+    build_model,
+    make,
+    write_index,
+    write_shards,
+)
 
 LLAMA: Any = transformers.LlamaForCausalLM
 
@@ -284,28 +295,43 @@ def test_a_config_without_the_field_changes_nothing(tmp_path: Path) -> None:
     assert [name for name, _ in iter_tensors(tmp_path)] == ["x"]
 
 
-# What only transformers' reading of these fields refuses, and names that another engine reads.
-NOT_JUDGED = {
-    "a_configuration_that_names_nothing",
-    "a_configuration_that_names_a_number",
-    "an_index_of_no_tensors",
-    "a_variant_alone",
-    "an_unusual_name_alone",
-    "a_dot_file_alone",
-    "nothing",
-}
+# Names that vLLM reads, of which a note tells; and a folder that names no class, which may be no model at all.
+NOTED = {"a_variant_alone", "an_unusual_name_alone"}
+NOT_JUDGED = {"a_dot_file_alone", "nothing"}
 
 
-@pytest.mark.parametrize("case", [*EQUAL, *sorted(REFUSED.keys() - NOT_JUDGED)])
+@pytest.mark.parametrize("case", [*EQUAL, *sorted(REFUSED.keys() - NOTED - NOT_JUDGED)])
 def test_the_verdict_before_a_load_is_the_loads(case: str, tmp_path: Path) -> None:
     """What the daemon and `publish` say of a folder agrees with the loaders: one that loads is loadable."""
-    made = tmp_path / "model"
-    make((EQUAL | REFUSED)[case], made)
+    findings = judge((EQUAL | REFUSED)[case], tmp_path / "model")
+    assert is_loadable(findings) == (case in EQUAL), findings
+
+
+@pytest.mark.parametrize("case", sorted(NOTED))
+def test_a_name_that_one_engine_alone_looks_for_is_noted(case: str, tmp_path: Path) -> None:
+    """Weights under another name load in vLLM: they are no error, and a note names them and the remedy."""
+    findings = judge(REFUSED[case], tmp_path / "model", architectures=["LlamaForCausalLM"])
+    assert [(one.code, one.fatal) for one in findings] == [("other_names", False)]
+    assert "transformers_weights" in findings[0].remedy
+
+
+@pytest.mark.parametrize("case", sorted(NOT_JUDGED))
+def test_a_class_without_weights_is_not_loadable(case: str, tmp_path: Path) -> None:
+    """Where config.json names a class, dot files count as no weights, as for the loaders."""
+    findings = judge(REFUSED[case], tmp_path / "model", architectures=["LlamaForCausalLM"])
+    assert [one.code for one in findings if one.fatal] == ["no_weights"]
+
+
+def judge(case: Case, made: Path, **config: Any) -> tuple[Finding, ...]:
+    """The findings about a case's folder, with a tokenizer and these fields in config.json."""
+    make(case, made)
     (made / "tokenizer.json").write_text("{}")
+    if config:
+        said = json.loads((made / "config.json").read_text())
+        (made / "config.json").write_text(json.dumps({**said, **config}))
     sizes = {str(path.relative_to(made)): path.stat().st_size for path in made.rglob("*") if path.is_file()}
 
     def read(path: str, offset: int, length: int) -> bytes:
         return (made / path).read_bytes()[offset : offset + length]
 
-    findings = (*find_problems(sizes, read), *find_name_problems(sizes))
-    assert is_loadable(findings) == (case in EQUAL), findings
+    return (*find_problems(sizes, read), *find_name_problems(sizes))
