@@ -9,9 +9,9 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from cached.contract.loadable.beginnings import LFS_POINTER, MAX_POINTER_BYTES, pointer_in
+from cached.contract.loadable.beginnings import LFS_POINTER, LOOKED_AT_BYTES, XML, is_xml, page_in, pointer_in
 
-HEAD_BYTES = MAX_POINTER_BYTES  # a page begins with its tag
+HEAD_BYTES = LOOKED_AT_BYTES
 
 
 class Foreign(NamedTuple):
@@ -22,7 +22,6 @@ class Foreign(NamedTuple):
 
 
 _LFS_SIZE = re.compile(rb"^size (\d{1,20})$", re.MULTILINE)
-_PAGE = re.compile(rb"<(!doctype|html|head|body|\?xml|!--)", re.IGNORECASE)
 _JSON = re.compile(rb'[{\[]\s*["{\[\]}]')
 _CONVERT = "convert the model to safetensors (transformers' `save_pretrained`): other formats are not read"
 _DOWNLOAD = "download the file again, with the credentials that the source wants, then publish it again"
@@ -62,8 +61,11 @@ def identify_stand_in(head: bytes) -> Foreign | None:
         return Foreign(
             "a git-annex pointer", "run `git annex get` in the clone that it came from, then publish the model again"
         )
-    if _PAGE.match(_text(head)):
-        return Foreign("an HTML or XML page, such as a login or an error page", _DOWNLOAD)
+    page = page_in(head) or (XML if is_xml(head) else None)
+    if page is None and _text(head).startswith(b"<"):  # neither weights nor JSON begin so
+        page = "markup"
+    if page is not None:
+        return Foreign(f"{page}, such as a login or an error page", _DOWNLOAD)
     if head and not head.strip(b"\0"):
         return Foreign("nothing but zero bytes, as an interrupted copy leaves them", _DOWNLOAD)
     return None
