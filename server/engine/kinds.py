@@ -86,7 +86,7 @@ def read_kind(directory: Path) -> Declared:
 
 def _by_modules(directory: Path) -> Declared:
     """Read what sentence-transformers wrote: its three kinds of models have the same files."""
-    said = _json(directory / _SENTENCE_TRANSFORMERS) if (directory / _SENTENCE_TRANSFORMERS).is_file() else {}
+    said = _object(directory / _SENTENCE_TRANSFORMERS) if (directory / _SENTENCE_TRANSFORMERS).is_file() else {}
     family = str(said.get("model_type") or "SentenceTransformer")
     types, inside = _module_types(directory)
     config = _config(directory / inside)
@@ -122,8 +122,8 @@ def _module_types(directory: Path) -> tuple[list[str], str]:
     if not (isinstance(found, list) and all(isinstance(one, dict) and "type" in one for one in found)):
         raise _invalid(path, "expected a list of objects with `type` and `path`")
     types = [str(one["type"]).rpartition(".")[2] for one in found]
-    where = next((str(one.get("path", "")) for one in found if str(one["type"]).endswith("Transformer")), "")
-    if where.startswith("/") or ".." in Path(where).parts:
+    where: Any = next((one.get("path", "") for one in found if str(one["type"]).endswith("Transformer")), "")
+    if not isinstance(where, str) or where.startswith("/") or ".." in Path(where).parts or "\0" in where:
         raise _invalid(path, f"expected a path inside the folder, found {where!r}")
     return types, where
 
@@ -193,9 +193,13 @@ def _architectures(directory: Path, config: dict[str, Any]) -> list[str]:
 
 
 def _config(directory: Path) -> dict[str, Any]:
-    found = _json(directory / "config.json")
+    return _object(directory / "config.json")
+
+
+def _object(path: Path) -> dict[str, Any]:
+    found = _json(path)
     if not isinstance(found, dict):
-        raise _invalid(directory / "config.json", f"expected a JSON object, found {type(found).__name__}")
+        raise _invalid(path, f"expected a JSON object, found {type(found).__name__}")
     return found
 
 

@@ -137,6 +137,22 @@ def test_what_is_not_served_is_refused_by_its_name(tmp_path: Path, name: str) ->
     assert "--app" in caught.value.remedy
 
 
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        *(("config", content) for content in (None, 3, "x", [])),
+        *(("modules", content) for content in (None, 3, "x", ["x"], [{"type": "a.Transformer", "path": 5}])),
+        *(("config_sentence_transformers", content) for content in (None, 3, "x", [])),
+    ],
+)
+def test_a_file_of_another_shape_is_named(tmp_path: Path, file: str, content: Any) -> None:
+    """JSON that is no configuration, or names no folder, is refused with its file, and not with a traceback."""
+    files = {"config": QWEN, "modules": MODULES, "config_sentence_transformers": {}, file: content}
+    with pytest.raises(Permanent, match=file) as caught:
+        read_kind(folder(tmp_path, files.pop("config"), **files))
+    assert caught.value.code in ("invalid_config", "unsupported_model")
+
+
 @pytest.mark.parametrize("name", ["tokens", "clip", "t5"])
 def test_a_refusal_comes_before_torch_and_the_weights(tmp_path: Path, name: str) -> None:
     """The process ends with the reason alone: no traceback, no word of memory, and before it looks for weights, of
