@@ -12,7 +12,10 @@ from typing import Any, NoReturn
 from server.engine.types import InvalidRequest, Truncation
 
 Document = dict[str, Any]
-TRUNCATION = frozenset({"truncate", "truncation_direction", "truncate_prompt_tokens"})  # what `truncation` reads
+# Fields that cannot change an answer: OpenAI's own, and vLLM's.
+HARMLESS = frozenset({"user", "metadata", "safety_identifier", "prompt_cache_key", "priority", "request_id"})
+_SIDES = ("truncation_direction", "truncation_side")  # TEI's and vLLM's names
+TRUNCATION = frozenset({"truncate", "truncate_prompt_tokens", *_SIDES})  # what `truncation` reads
 
 
 def document(body: bytes) -> Document:
@@ -74,21 +77,25 @@ def boolean(given: Document, name: str) -> bool:
 
 def truncation(given: Document) -> Truncation | None:
     """Read how inputs are cut: `truncate` and `truncation_direction` as text-embeddings-inference has them, and
-    `truncate_prompt_tokens` as vLLM does (-1: to the context)."""
+    `truncate_prompt_tokens` (-1: to the context) and `truncation_side` as vLLM does."""
     tokens = integer(given, "truncate_prompt_tokens", -1, None)
     if tokens == 0:
         refuse("truncate_prompt_tokens", "expected a whole number from 1, or -1 for the context, found 0")
     wanted = boolean(given, "truncate")
     if tokens is not None and given.get("truncate") is False:
         refuse("truncate", "false, and truncate_prompt_tokens is given: give one of them")
-    side = text(given, "truncation_direction")
-    if side is not None and side.lower() not in ("left", "right"):
-        refuse("truncation_direction", f"expected Left or Right, found {show(side)}")
+    sides = {name: text(given, name) for name in _SIDES}
+    found = {name: side.lower() for name, side in sides.items() if side is not None}
+    for name, side in found.items():
+        if side not in ("left", "right"):
+            refuse(name, f"expected Left or Right, found {show(sides[name])}")
+        if not wanted and tokens is None:
+            refuse(name, "only with truncate: true or truncate_prompt_tokens")
+    if len({*found.values()}) > 1:
+        refuse("truncation_side", f"{found['truncation_side']}, and truncation_direction is another: give one of them")
     if not wanted and tokens is None:
-        if side is not None:
-            refuse("truncation_direction", "only with truncate: true or truncate_prompt_tokens")
         return None
-    return Truncation(None if tokens == -1 else tokens, None if side is None else side.lower())
+    return Truncation(None if tokens == -1 else tokens, next(iter(found.values()), None))
 
 
 def texts(given: Document, name: str, most: int) -> tuple[str, ...]:

@@ -27,8 +27,7 @@ _MAX_LOGPROBS = 20
 _MAX_BIASES = 1024
 _DEFAULT_MAX_TOKENS = 16  # OpenAI's own default for completions
 
-_HARMLESS = {"user", "metadata", "safety_identifier", "prompt_cache_key"}
-_COMMON = _HARMLESS | {
+_COMMON = fields.HARMLESS | {
     "model",
     "n",
     "temperature",
@@ -86,7 +85,7 @@ _TEMPLATE_RESERVED |= {"tokenizer_kwargs", "processor_kwargs"}
 def parse_embeddings(body: bytes) -> EmbeddingRequest:
     """Parse the body of `/v1/embeddings`; raises `InvalidRequest`."""
     given = fields.document(body)
-    fields.refuse_unknown(given, _HARMLESS | _EMBEDDING, {})
+    fields.refuse_unknown(given, fields.HARMLESS | _EMBEDDING, {})
     encoding = given.get("encoding_format") or "float"
     if encoding not in ("float", "base64"):
         refuse("encoding_format", f"expected float or base64, found {show(encoding)}")

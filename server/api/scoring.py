@@ -18,8 +18,7 @@ from server.api.fields import Document, refuse, show
 from server.engine.types import Activation, Prompt, Scored, ScoringRequest
 
 _MAX_INPUTS = 2048  # as of embeddings
-_HARMLESS = {"user", "metadata", "priority", "request_id"}
-_COMMON = _HARMLESS | fields.TRUNCATION | {"model", "use_activation", "raw_scores"}
+_COMMON = fields.HARMLESS | fields.TRUNCATION | {"model", "use_activation", "raw_scores"}
 _NEUTRAL: dict[str, tuple[object, ...]] = {
     "return_tokens_as_token_ids": (False,),
     "add_special_tokens": (True,),

@@ -225,6 +225,7 @@ async def test_a_text_beyond_the_context_is_refused_or_cut(reranker: Path) -> No
         ({"truncate_prompt_tokens": -1}, 512, "right"),
         ({"truncate": True, "truncation_direction": "Left"}, 512, "left"),
         ({"truncate_prompt_tokens": 20, "truncation_direction": "Left"}, 20, "left"),
+        ({"truncate_prompt_tokens": 30, "truncation_side": "left", "priority": 3}, 30, "left"),
     ],
 )
 async def test_a_request_says_how_its_inputs_are_cut(
@@ -286,6 +287,11 @@ async def test_a_model_answers_only_what_it_computes(classifier: Path) -> None:
             "truncation_direction",
         ),
         ("/v1/classify", {"input": "", "truncate_prompt_tokens": 4}, "input"),
+        (
+            "/v1/classify",
+            {"input": "x", "truncate": True, "truncation_direction": "Left", "truncation_side": "right"},
+            "truncation_side",
+        ),
         ("/v1/classify", {"input": "x", "truncate": False, "truncate_prompt_tokens": 4}, "truncate"),
         (
             "/v1/rerank",
