@@ -84,7 +84,8 @@ def assemble(
             state_dict={name: _Placed(tensor) for name, tensor in tensors.items()},
             output_loading_info=True,
             local_files_only=True,
-            **options,
+            # Else transformers speaks of a report in its own log, which is silent here.
+            **{**options, "ignore_mismatched_sizes": True},
         )
     except _BUILD_ERRORS as error:
         raise Permanent(
@@ -93,6 +94,16 @@ def assemble(
             "check that config.json and the weights belong together, and that what the model's quantization needs is "
             "installed",
         ) from error
+    others = sorted(info["mismatched_keys"], key=str)
+    if others and not options.get("ignore_mismatched_sizes"):
+        name, found, expected = others[0]
+        more = f", and {len(others) - 1} more tensors of another shape" if len(others) > 1 else ""
+        raise Permanent(
+            "load_failed",
+            f"{path}: {model_class.__name__}: expected {name} of shape {tuple(expected)} by config.json, found "
+            f"{tuple(found)}{more}",
+            "check that config.json and the weights belong together",
+        )
     return module, info
 
 

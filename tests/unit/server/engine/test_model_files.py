@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import shutil
 import subprocess
 import sys
@@ -190,7 +191,7 @@ def test_an_unexpected_tensor_is_a_warning_that_names_it(
 
 
 def test_a_tensor_of_another_shape_is_refused(gpt2: Path, tmp_path: Path) -> None:
-    """Weights of another size than config.json's are an error, not a guess."""
+    """Weights of another size than config.json's are an error that names a tensor and both shapes, not a guess."""
     folder = tmp_path / "m"
     shutil.copytree(gpt2, folder)
     config = json.loads((folder / "config.json").read_text())
@@ -198,6 +199,7 @@ def test_a_tensor_of_another_shape_is_refused(gpt2: Path, tmp_path: Path) -> Non
     with pytest.raises(Permanent) as caught:
         load_causal_lm(folder, "cpu", "auto")
     assert caught.value.code == "load_failed"
+    assert re.search(r"expected transformer\.h\.0\.mlp\.c_fc\.bias of shape \(40,\) .* more", caught.value.message)
 
 
 def test_a_base_encoder_loads_from_a_checkpoint_with_another_head(minilm: Path, tmp_path: Path) -> None:
