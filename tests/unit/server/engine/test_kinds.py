@@ -137,13 +137,15 @@ def test_what_is_not_served_is_refused_by_its_name(tmp_path: Path, name: str) ->
     assert "--app" in caught.value.remedy
 
 
+MISSHAPEN: dict[str, tuple[Any, ...]] = {
+    "config": (None, 3, "x", []),
+    "modules": (None, 3, "x", ["x"], [{"type": "a.Transformer", "path": 5}]),
+    "config_sentence_transformers": (None, 3, "x", []),
+}
+
+
 @pytest.mark.parametrize(
-    ("file", "content"),
-    [
-        *(("config", content) for content in (None, 3, "x", [])),
-        *(("modules", content) for content in (None, 3, "x", ["x"], [{"type": "a.Transformer", "path": 5}])),
-        *(("config_sentence_transformers", content) for content in (None, 3, "x", [])),
-    ],
+    ("file", "content"), [(file, content) for file, contents in MISSHAPEN.items() for content in contents]
 )
 def test_a_file_of_another_shape_is_named(tmp_path: Path, file: str, content: Any) -> None:
     """JSON that is no configuration, or names no folder, is refused with its file, and not with a traceback."""
