@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,6 +21,7 @@ from cached.contract.layout import DEFAULT_ROOT
 from tests.support.cluster import Json, Pod, create, exists, get, kubectl, raw, select, wait_for
 
 DAEMON_IMAGE = os.environ.get("HOLDFAST_E2E_DAEMON_IMAGE", "localhost/holdfast/daemon:0.1.0")
+KUBELET_DIR = os.environ.get("HOLDFAST_E2E_KUBELET_DIR", "/var/lib/kubelet")
 GATE_IMAGE = os.environ.get("HOLDFAST_E2E_GATE_IMAGE", "localhost/holdfast/gate:0.1.0")
 LAPTOP = Path(__file__).parents[2] / "manifests" / "overlays" / "laptop"
 GATE, MAIN = "holdfast-gate", "main"
@@ -163,12 +165,23 @@ def origin(within: str) -> Iterator[Origin]:
         pod.delete()
 
 
-def overlay(folder: Path, source: Origin, models: list[str], wrong: str) -> Path:
-    """Write an overlay over `laptop`: the catalog with these models, versions 1 to 3, and the key of the S3 server.
-    Version 1 of `wrong` is pinned to a digest that no content has."""
+@dataclass(frozen=True, slots=True)
+class Catalog:
+    """What the catalog has: these models with versions 1 to 3; `wrong`, whose version 1 is pinned to a digest that no
+    content has; `private`, with version 1 for the pods of the namespace `owner`."""
+
+    models: tuple[str, ...]
+    wrong: str
+    private: str
+    owner: str
+
+
+def overlay(folder: Path, source: Origin, listed: Catalog, *, csi: bool = False) -> Path:
+    """Write an overlay over `laptop`: the catalog, the key of the S3 server, and with `csi` the CSI driver."""
     defaults = {"source": f"s3://models/{{name}}/{{version}}/?endpoint_url=http://{source.address}"}
-    entries: Json = {model: {"versions": {str(number): {} for number in (1, 2, 3)}} for model in models}
-    entries[wrong] = {"versions": {"1": {"digest": _ZEROES}}}
+    entries: Json = {model: {"versions": {str(number): {} for number in (1, 2, 3)}} for model in listed.models}
+    entries[listed.wrong] = {"versions": {"1": {"digest": _ZEROES}}}
+    entries[listed.private] = {"versions": {"1": {}}, "namespaces": [listed.owner]}
     (folder / "catalog.yaml").write_text(yaml.safe_dump({"defaults": defaults, "models": entries}))
     options = {"disableNameSuffixHash": True}
     catalog = {"name": "holdfast-catalog", "namespace": "holdfast", "behavior": "replace", "files": ["catalog.yaml"]}
@@ -186,6 +199,11 @@ def overlay(folder: Path, source: Origin, models: list[str], wrong: str) -> Path
         "secretGenerator": [{**credentials, "options": options}],
         "transformers": [os.path.relpath(LAPTOP.parents[1] / "transformers" / "gate-image", folder)],
     }
+    if csi:
+        shutil.copytree(LAPTOP.parents[1] / "components" / "csi", folder / "csi")
+        for each in (folder / "csi").iterdir():
+            each.write_text(each.read_text().replace("/var/lib/kubelet", KUBELET_DIR))
+        kustomization["components"] = ["csi"]
     (folder / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
     return folder
 

@@ -18,7 +18,7 @@ import pytest
 
 from tests.support import installation
 from tests.support.cluster import why_not
-from tests.support.installation import Holdfast, Origin
+from tests.support.installation import Catalog, Holdfast, Origin
 
 _HERE = Path(__file__).parent
 _FIGURES = pytest.StashKey[dict[str, list[float]]]()
@@ -93,10 +93,15 @@ def spared(namespace: str) -> None:
 
 
 @pytest.fixture(scope="session")
+def listed(models: Models, namespace: str) -> Catalog:
+    names = ("csi", "first", "kept", "rolling", "served", "warm")
+    return Catalog(tuple(models[name] for name in names), models["wrong"], models["private"], namespace)
+
+
+@pytest.fixture(scope="session")
 def holdfast(
-    spared: None, origin: Origin, models: Models, tmp_path_factory: pytest.TempPathFactory
+    spared: None, origin: Origin, listed: Catalog, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Holdfast]:
-    names = [models[name] for name in ("first", "kept", "rolling", "served", "warm")]
-    folder = installation.overlay(tmp_path_factory.mktemp("overlay"), origin, names, models["wrong"])
+    folder = installation.overlay(tmp_path_factory.mktemp("overlay"), origin, listed)
     with installation.installed(folder) as here:
         yield here

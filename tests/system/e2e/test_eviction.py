@@ -34,7 +34,7 @@ def held(holdfast: Holdfast, origin: Origin, namespace: str, models: Models) -> 
     create(pod_object(asks, both))
     node = asks.wait_running(MAIN)["spec"]["nodeName"]
     # What the injector makes of a pod, without what the daemon goes by: only the gate's lease speaks for it.
-    injected = json.loads(dry_run(pod_object(holds, annotated(model, "2"), node)).stdout)
+    injected = json.loads(dry_run(pod_object(holds, annotated(model, "2", gate="sidecar"), node)).stdout)
     create({**pod_object(holds), "spec": injected["spec"]})
     holds.wait_running(MAIN)
     asks.delete()
