@@ -243,3 +243,33 @@ def test_an_address_that_is_taken_is_named(shared: RunningInjector, injectors: I
     )
     assert injector.wait() == 1
     assert f"127.0.0.1:{port}" in injector.said()
+
+
+def test_the_clusters_mode_is_an_option(injectors: Injectors) -> None:
+    """With `--mode csi` a pod that does not say a mode gets a volume of the driver and no container."""
+    injector = injectors.start("--mode", "csi")
+    pod = make_pod()
+    patched = jsonpatch.JsonPatch(operations_of(injector.review(make_review(pod)))).apply(pod)
+    assert [volume["csi"]["driver"] for volume in patched["spec"]["volumes"]] == ["weights.holdfast.dev"]
+    assert "initContainers" not in patched["spec"]
+
+
+def test_auto_needs_a_cluster(injectors: Injectors) -> None:
+    """`--mode auto` asks the cluster which nodes have the driver: outside of one the injector ends with 1 and the
+    reason."""
+    injectors.certify()
+    injector = injectors.start_bare("--gate-image", IMAGE, "--cert-dir", str(injectors.folder), "--mode", "auto")
+    assert injector.wait() == 1
+    assert "--mode auto" in injector.said() and "KUBERNETES_SERVICE_HOST" in injector.said()
+
+
+def test_namespaces_of_the_catalog_are_kept(injectors: Injectors, tmp_path: Path) -> None:
+    """A pod is refused where the catalog gives its model to other namespaces than the review's."""
+    catalog = tmp_path / "catalog.yaml"
+    catalog.write_text("models: {acme/tiny: {source: 's3://b/{version}', namespaces: [team-a]}}")
+    injector = injectors.start("--catalog", str(catalog))
+    injector.wait_said("catalog: ")
+    refused = injector.review(make_review(make_pod(), namespace="team-b"))
+    assert refused["allowed"] is False
+    assert "team-a" in refused["status"]["message"] and "team-b" in refused["status"]["message"]
+    assert injector.review(make_review(make_pod(), namespace="team-a"))["allowed"] is True
