@@ -150,11 +150,12 @@ class Volumes:
         `wait_s` seconds, or those of the pace, `volume_busy` during another call for the target, `pod_ended` for a pod
         that ends."""
         volume = self._volumes.get(request.target)
-        if volume is not None and volume.is_called:
+        if volume is not None and (volume.is_called or volume.is_ended):
             raise Transient(BUSY, f"{request.target}: another call for this volume is under way", "ask again")
         if volume is not None and volume.mounted is not None:
-            if await self._is_published(volume, request):
-                return
+            with self._called(volume):
+                if await self._is_published(volume, request):
+                    return
             volume = None
         if volume is not None and volume.request != request:
             self._forget(volume)
