@@ -36,6 +36,13 @@ def explain_absence(path: Path) -> Absence:
         return Absence("folder", f"{path}, which is not there: nothing of Holdfast fetches a plain folder")
     ref = ModelRef(name, version)
     public = PublicLayout(path.absolute().parent.parent.parent)
+    if public.models.is_dir() and not public.status.exists():  # the tree of a CSI volume
+        return Absence(
+            "volume",
+            f"{ref}, which is not in this pod's volume ({public.path}): a CSI volume has the versions that its pod "
+            f"asked for, and never others; name it in {MODELS} of a new pod, or follow with a gate "
+            "(`holdfast.dev/mode: gate`)",
+        )
     kind, fetch = _explain_fetch(public, ref)
     return Absence(kind, f"{ref}, which is not on this node ({path} leads nowhere): {fetch}")
 

@@ -63,3 +63,12 @@ def test_it_tells_that_no_daemon_is_there(public: PublicLayout, age_s: int | Non
 def test_a_plain_folder_is_fetched_by_nobody(tmp_path: Path) -> None:
     """A path that is no version's name is told as it is."""
     assert explain_absence(tmp_path / "none").text.startswith(f"{tmp_path / 'none'}, which is not there")
+
+
+def test_a_volume_never_gets_what_it_has_not(tmp_path: Path) -> None:
+    """In the tree of a CSI volume, which has names and no status, no daemon is looked for: it says what that is."""
+    (tmp_path / "models").mkdir()
+    (tmp_path / "snapshots").mkdir()
+    text = explained(PublicLayout(tmp_path))
+    assert text.startswith("acme/tiny@v1, which is not in this pod's volume")
+    assert "holdfast.dev/mode: gate" in text
