@@ -24,7 +24,7 @@ from sidecar.gate.probe import GateReadiness, Probe
 from sidecar.gate.progress import GateProgress, ProgressPrinter, of_hashing, of_refusal, of_status
 from sidecar.gate.settings import GateOptions, parse
 from sidecar.gate.snapshot import ChangingSnapshot, HeldSnapshot, InvalidLink, hold_snapshot, still_named
-from sidecar.gate.verdict import Doubts
+from sidecar.gate.verdict import Doubts, Identity
 from sidecar.gate.wakeup import FolderWatch, Wakeup
 
 # The first check after an event may be too early (a temporary symlink is created, then renamed, and watchdog may report
@@ -145,6 +145,7 @@ class Gate:
     def _verify_and_hold(self, want: ModelRequest, found: HeldSnapshot) -> None:
         """Verify a snapshot and hold it. If the daemon withdraws it as corrupt during that, which a lease does not
         prevent, this is no mismatch; else the daemon is asked to look at it now."""
+        seen = self._doubts.identify(want, found.snapshot)
         try:
             self._verify(want, found)
         except BaseException as error:
@@ -154,14 +155,17 @@ class Gate:
             if still_named(self._public, want.ref, found):
                 if want.pin is not None and want.pin.hex != found.snapshot.path.name:
                     raise  # nothing on the node can meet it
-                self._doubt(want, found.snapshot, error)
+                self._doubt(want, found.snapshot, error, seen)
             else:
                 self._report(want, GateProgress("withdrawn while it was verified;", "waiting for it to come back"))
         else:
             self._held[want] = found
 
-    def _doubt(self, want: ModelRequest, snapshot: SnapshotLayout | None, error: Permanent) -> None:
-        self._doubts.add(want, snapshot, error)
+    def _doubt(
+        self, want: ModelRequest, snapshot: SnapshotLayout | None, error: Permanent, seen: Identity | None = None
+    ) -> None:
+        if not self._doubts.add(want, snapshot, error, seen):
+            return  # the next look is due at once
         self._printer.print_line(f"{error.message}; the daemon of this node is asked to look at it now")
         self._report_doubt(want, error, None)
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from cached.contract.doubt import Doubt
 from cached.contract.errors import HoldfastError, Permanent
 from cached.contract.layout import PublicLayout, SnapshotLayout
-from cached.contract.reference import ModelRef, ModelRequest
+from cached.contract.reference import ModelRequest
 from cached.contract.status import DaemonStatus, ModelStatus, State
 from sidecar.gate.daemon_status import read_status
 from sidecar.gate.exit_codes import Confirmed
@@ -24,7 +24,7 @@ BEAT_S = 10.0  # the daemon writes a heartbeat at least every five seconds
 SIGN_S = 20.0  # until the daemon begins to look, and between two signs of its progress
 MOST_DOUBTS = 3  # of one version
 
-_Identity = tuple[object, ...]
+Identity = tuple[object, ...]
 
 
 @dataclass(slots=True)
@@ -34,7 +34,7 @@ class _Pending:
     doubt: Doubt
     error: Permanent
     snapshot: SnapshotLayout | None
-    seen: _Identity
+    seen: Identity
     beat: str
     beat_at: float
     sign: object
@@ -55,9 +55,15 @@ class Doubts:
         """Whether a verdict is waited for."""
         return bool(self._pending)
 
-    def add(self, want: ModelRequest, snapshot: SnapshotLayout | None, error: Permanent) -> None:
-        """Doubt the snapshot that `want` leads to, or the name itself (None), because of `error`, until `check` returns
-        False. Raises `error`, with the reason, where that is in vain: no daemon runs, or it has looked already."""
+    def add(
+        self, want: ModelRequest, snapshot: SnapshotLayout | None, error: Permanent, seen: Identity | None = None
+    ) -> bool:
+        """Doubt the snapshot that `want` leads to, or the name itself (None), because of `error`; return whether it is
+        doubted. It is not where it is another one since it was `seen`: it must be looked at again first. Raises
+        `error`, with the reason, where a doubt is in vain: no daemon runs, or it has looked already."""
+        found = self.identify(want, snapshot)
+        if seen is not None and found != seen:
+            return False
         reasons = self._reasons.setdefault(want, [])
         beat = self._read_beat()
         if beat is None:
@@ -66,14 +72,14 @@ class Doubts:
             raise Confirmed(error, "the daemon of this node looked at it, and the gate finds the same again")
         if len(reasons) >= MOST_DOUBTS:
             raise Confirmed(error, f"the daemon of this node looked at it {MOST_DOUBTS} times")
-        seen = self._identify(want.ref, snapshot)
         try:
             doubt = Doubt(self._public, snapshot)
         except OSError as unreadable:
             raise error from unreadable
         reasons.append(error.message)
         now = self._clock()
-        self._pending[want] = _Pending(doubt, error, snapshot, seen, beat, now, None, now)
+        self._pending[want] = _Pending(doubt, error, snapshot, found, beat, now, None, now)
+        return True
 
     def check(self, want: ModelRequest) -> tuple[Permanent, ModelStatus | None] | None:
         """Return why `want` is doubted, and its status, while there is no verdict; None without a doubt, or once the
@@ -82,7 +88,7 @@ class Doubts:
         pending = self._pending.get(want)
         if pending is None:
             return None
-        if self._identify(want.ref, pending.snapshot) != pending.seen:
+        if self.identify(want, pending.snapshot) != pending.seen:
             self._end(want)
             return None
         pending.doubt.hold()
@@ -97,6 +103,18 @@ class Doubts:
         if now - pending.sign_at > SIGN_S:
             raise self._give_up(want, f"the daemon of this node was asked to look at it, and did not for {SIGN_S:g} s")
         return pending.error, status if sign is not None else None
+
+    def identify(self, want: ModelRequest, snapshot: SnapshotLayout | None) -> Identity:
+        """Return what a repair changes: the name and its folder, the snapshot that it leads to, and the record."""
+        link = self._public.model_link(want.ref)
+        try:
+            target = os.readlink(link)
+        except OSError:
+            target = ""
+        named = self._public.snapshots / os.path.basename(target)
+        record = None if snapshot is None else _time_of(snapshot.verified)
+        folders = tuple(map(_inode_of, (link.parent, named)))
+        return target, _time_of(link), record, *folders
 
     def close(self) -> None:
         """Withdraw all doubts."""
@@ -116,18 +134,6 @@ class Doubts:
             return DaemonStatus.parse(self._public.daemon_status.read_bytes()).updated
         except (OSError, HoldfastError):
             return None
-
-    def _identify(self, ref: ModelRef, snapshot: SnapshotLayout | None) -> _Identity:
-        """Return what a repair changes: the name and its folder, the snapshot that it leads to, and the record."""
-        link = self._public.model_link(ref)
-        try:
-            target = os.readlink(link)
-        except OSError:
-            target = ""
-        named = self._public.snapshots / os.path.basename(target)
-        record = None if snapshot is None else _time_of(snapshot.verified)
-        folders = tuple(map(_inode_of, (link.parent, named)))
-        return target, _time_of(link), record, *folders
 
 
 def _inode_of(path: Path) -> tuple[int, int, int] | None:

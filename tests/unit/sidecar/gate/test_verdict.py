@@ -146,3 +146,13 @@ def test_a_wrong_pin_asks_nobody(public: PublicLayout, snapshot: SnapshotLayout,
     gate = gates.start("--once", "--digest", "sha256:" + "0" * 64)
     assert gate.wait() == 65
     assert snapshot.path.is_dir() and "asked to look" not in gate.said()
+
+
+def test_what_changed_meanwhile_is_looked_at_again_first(public: PublicLayout, snapshot: SnapshotLayout) -> None:
+    """A record that was renewed while the gate checked by the old one is no reason to have all of it hashed again."""
+    doubts = Doubts(public, Clock())
+    seen = doubts.identify(WANT, snapshot)
+    _renew(snapshot)
+    assert not doubts.add(WANT, snapshot, _mismatch(), seen)
+    assert not doubt.is_bell_held(public) and doubts.check(WANT) is None
+    assert doubts.add(WANT, snapshot, _mismatch(), doubts.identify(WANT, snapshot))
