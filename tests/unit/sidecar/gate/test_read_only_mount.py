@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from cached.contract import lease
+from cached.contract import doubt, lease
 from cached.contract.layout import PublicLayout
 from tests.support.gates import FILES, REF, Gates
-from tests.support.snapshots import link_model, make_snapshot
+from tests.support.snapshots import link_model, make_snapshot, write_heartbeat
 
 
 @pytest.fixture
@@ -42,5 +43,24 @@ def test_a_publication_is_seen_and_leased_through_the_mount(
         gate.process.terminate()
         assert gate.wait() == 0
         assert not lease.is_held(public.snapshot(digest).lease)
+    finally:
+        gates.end()
+
+
+def test_a_doubt_is_seen_through_the_mount(public: PublicLayout, mounted: Path, tmp_path: Path) -> None:
+    """Through a read-only mount a gate that refuses rings and doubts; the daemon's side sees both on the tree itself,
+    and neither once the gate was killed."""
+    digest = make_snapshot(public, FILES)
+    link_model(public, REF, digest)
+    write_heartbeat(public)
+    os.utime(public.snapshot(digest).path / "model.safetensors", ns=(1, 1))
+    gates = Gates(PublicLayout(mounted), tmp_path)
+    try:
+        gate = gates.start("--once")
+        gate.wait_said("asked to look at it now")
+        assert doubt.is_bell_held(public) and doubt.is_doubted(public.snapshot(digest))
+        gate.process.kill()
+        gate.wait()
+        assert not doubt.is_bell_held(public) and not doubt.is_doubted(public.snapshot(digest))
     finally:
         gates.end()
