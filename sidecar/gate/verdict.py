@@ -68,15 +68,17 @@ class Doubts:
         beat = self._read_beat()
         if beat is None:
             raise error
-        if error.message in reasons:
+        status = read_status(self._public, want.ref)
+        if error.message in reasons and not (status is not None and status.is_checked_again):
             raise Confirmed(error, "the daemon of this node looked at it, and the gate finds the same again")
-        if len(reasons) >= MOST_DOUBTS:
+        if error.message not in reasons and len(reasons) >= MOST_DOUBTS:
             raise Confirmed(error, f"the daemon of this node looked at it {MOST_DOUBTS} times")
         try:
             doubt = Doubt(self._public, snapshot)
         except OSError as unreadable:
             raise error from unreadable
-        reasons.append(error.message)
+        if error.message not in reasons:  # else of a check that began before this doubt, and goes on
+            reasons.append(error.message)
         now = self._clock()
         self._pending[want] = _Pending(doubt, error, snapshot, found, beat, now, None, now)
         return True

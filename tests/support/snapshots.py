@@ -85,14 +85,15 @@ def write_status(
     error: StatusError | None = None,
     done: tuple[int, int] | None = None,
     refused_pins: Mapping[str, StatusError] | None = None,
+    held: str | None = None,
 ) -> None:
-    """What the daemon says of `ref`; `done`: bytes done and bytes in all."""
+    """What the daemon says of `ref`; `done`: bytes done and in all; `held`: the digest that is here."""
     now = timestamp(time.time())
     status = ModelStatus(
         model=ref.name,
         version=ref.version,
         state=state,
-        digest=None,
+        digest=held,
         pinned=False,
         source="file:///models",
         bytes_total=done[1] if done else None,
@@ -103,6 +104,7 @@ def write_status(
         updated=now,
         error=error,
         refused_pins=dict(refused_pins or {}),
+        held=held,
     )
     _replace(public.model_status(ref), encode(status.document()))
 

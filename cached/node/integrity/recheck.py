@@ -12,8 +12,8 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal, Protocol
@@ -172,10 +172,12 @@ class Recheck:
         """Run the steps of a check on the threads, and show its progress; return early where the first has findings."""
         self._show(checking, began)
         await self._call(checking, [checking.begin], began)
-        if not checking.findings:
+        for _ in range(_ROUNDS):
+            if checking.findings or checking.is_finished:
+                return
             await self._call(checking, [partial(checking.hash_files, piece) for piece in self._pieces], began)
-        if not checking.findings:
-            await self._call(checking, [checking.finish], began)
+            if not checking.findings:
+                await self._call(checking, [checking.finish], began)
 
     async def _call(self, checking: _Check, steps: Sequence[Callable[[], None]], began: float) -> None:
         loop = asyncio.get_running_loop()
@@ -210,7 +212,7 @@ class Recheck:
 
 class _Check:
     """One pass over a snapshot; its steps block. `findings`: what is not as it should be, in no order; `done`: bytes
-    hashed; `is_over` ends the hashing early."""
+    hashed; `is_over` ends the hashing early; `is_finished`: the record was written anew."""
 
     def __init__(
         self, layout: Layout, digest: Digest, manifest: Manifest, refs: Sequence[ModelRef], stopping: threading.Event
@@ -223,9 +225,12 @@ class _Check:
         self.was_outdated = False
         self.done = 0
         self.is_over = threading.Event()
+        self.is_finished = False
         self._layout = layout
         self._stopping = stopping
-        self._waiting = iter(sorted(manifest.files, key=lambda entry: entry.size, reverse=True))
+        self._before: dict[str, VerifiedFile] = {}
+        self._suspects: set[str] = set()  # files that do not fit the record, and are not hashed yet
+        self._waiting: Iterator[FileEntry] = iter(())
         self._seen: dict[str, VerifiedFile] = {}
         self._lock = threading.Lock()
 
@@ -239,9 +244,14 @@ class _Check:
         else:
             apart = (e for e in self.manifest.files if not snapshots.is_blob(self._layout, self.snapshot, e))
             self.findings += [Apart(entry.path) for entry in apart]
+        self._before = files.read_record(self._layout, self.digest)
+        self._suspects = {entry.path for entry in self.manifest.files if not self._fits(entry.path, self._before)}
+        order = sorted(self.manifest.files, key=lambda entry: (entry.path not in self._suspects, -entry.size))
+        self._waiting = iter(order)
 
     def hash_files(self, piece: memoryview) -> None:
-        """Hash files until none is left; one thread of several. Raises OSError."""
+        """Hash files until none is left, first those that do not fit the record; once these are right, the record fits
+        again, and a gate need not wait for the others. One thread of several. Raises OSError."""
 
         def pace(count: int, _took_s: float) -> None:
             if self.is_over.is_set() or self._stopping.is_set():
@@ -262,13 +272,35 @@ class _Check:
                     self._seen[entry.path] = seen
                 else:
                     self.findings.append(seen)
+                is_last = self._suspects == {entry.path}
+                self._suspects.discard(entry.path)
+                renewed = {**self._before, **self._seen} if is_last and not self.findings else None
+            if renewed is not None:
+                self._write(renewed)
 
     def finish(self) -> None:
-        """Write the record anew, by which gates that doubted the old one know the verdict. Raises OSError."""
+        """Write the record anew, by which gates that doubted the old one know the verdict; but have the files hashed
+        again that were touched since their hash: their doubt is younger than it. Raises OSError."""
         if self._stopping.is_set():
             return
-        with files.renewing(self._layout, self.digest, self.manifest, self._seen) as renewal:
+        touched = [entry for entry in self.manifest.files if not self._fits(entry.path, self._seen)]
+        if touched:
+            self._waiting = iter(touched)
+        else:
+            self._write(self._seen)
+            self.is_finished = True
+
+    def _write(self, seen: dict[str, VerifiedFile]) -> None:
+        with files.renewing(self._layout, self.digest, self.manifest, seen) as renewal:
             renewal.write()
+
+    def _fits(self, path: str, record: Mapping[str, VerifiedFile]) -> bool:
+        try:
+            found = os.lstat(self.snapshot.path / path)
+        except OSError:
+            return False
+        seen = record.get(path)
+        return seen is not None and replace(seen, verity=None) == VerifiedFile.of(found, seen.verified_at)
 
     def _take(self) -> FileEntry | None:
         with self._lock:

@@ -156,3 +156,20 @@ def test_what_changed_meanwhile_is_looked_at_again_first(public: PublicLayout, s
     assert not doubts.add(WANT, snapshot, _mismatch(), seen)
     assert not doubt.is_bell_held(public) and doubts.check(WANT) is None
     assert doubts.add(WANT, snapshot, _mismatch(), doubts.identify(WANT, snapshot))
+
+
+def test_a_check_that_goes_on_is_no_verdict_yet(public: PublicLayout, snapshot: SnapshotLayout) -> None:
+    """A record that was written in the middle of a check, which began before the doubt, does not end the gate; what
+    stays when the check is over does."""
+    doubts = Doubts(public, Clock())
+    doubts.add(WANT, snapshot, _mismatch())
+    write_status(public, REF, State.VERIFYING, done=(1, 2), held=f"sha256:{snapshot.path.name}")
+    for _ in range(MOST_DOUBTS + 1):
+        _renew(snapshot)
+        assert doubts.check(WANT) is None
+        assert doubts.add(WANT, snapshot, _mismatch())
+    write_status(public, REF, State.READY)
+    _renew(snapshot)
+    assert doubts.check(WANT) is None
+    with pytest.raises(Confirmed, match="the same again"):
+        doubts.add(WANT, snapshot, _mismatch())

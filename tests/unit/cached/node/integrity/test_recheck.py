@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from collections.abc import AsyncIterator, Collection
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from cached.contract.errors import Permanent
 from cached.contract.layout import Layout
 from cached.contract.reference import ModelRef
 from cached.contract.status import State
+from cached.contract.verified import VerifiedRecord
 from cached.node.integrity.recheck import Recheck
 from cached.node.inventory import Inventory
 from cached.node.status_files import StatusFiles
@@ -83,7 +85,13 @@ class Node:
 @pytest.fixture
 async def node(tmp_path: Path) -> AsyncIterator[Node]:
     """A node whose checks run."""
-    node = Node(Layout(tmp_path / "root"))
+    async with _running(tmp_path) as node:
+        yield node
+
+
+@contextlib.asynccontextmanager
+async def _running(folder: Path) -> AsyncIterator[Node]:
+    node = Node(Layout(folder / "root"))
     running = asyncio.create_task(node.recheck.run())
     yield node
     running.cancel()
@@ -161,3 +169,27 @@ async def test_an_asker_who_leaves_stops_nothing(node: Node) -> None:
     await asyncio.sleep(0)
     first.cancel()
     assert (await second).outcome == "right"
+
+
+async def test_what_does_not_fit_the_record_is_hashed_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once the files that do not fit the record are right the record fits again, before the others are hashed: a gate
+    that waits because of a small file opens at once. What is wrong in the others is found all the same."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: {0})  # one thread, and so one order
+    async with _running(tmp_path) as node:
+        os.utime(node.file("d"), ns=(1, 1))
+        flip(node.file("a"), 5)
+        result = await node.recheck.recheck(node.digest)
+    assert result.outcome == "withdrawn" and "a: expected sha256" in result.problem
+    record = VerifiedRecord.parse(node.file(".holdfast/verified.json").read_bytes())
+    assert record.files["d"].mtime_ns == 1 and record.files.keys() == FILES.keys()
+
+
+async def test_a_file_that_is_touched_during_the_check_is_hashed_again(node: Node) -> None:
+    """The record fits the files as they are when it is written: a doubt that is younger than a file's hash is answered
+    too."""
+    asked = asyncio.create_task(node.recheck.recheck(node.digest))
+    while not asked.done():
+        await asyncio.sleep(0)
+        os.utime(node.file("d"), ns=(1, 1))
+    assert asked.result().outcome == "right"
+    assert VerifiedRecord.parse(node.file(".holdfast/verified.json").read_bytes()).files["d"].mtime_ns == 1
