@@ -24,7 +24,7 @@ DAEMON_IMAGE = os.environ.get("HOLDFAST_E2E_DAEMON_IMAGE", "localhost/holdfast/d
 KUBELET_DIR = os.environ.get("HOLDFAST_E2E_KUBELET_DIR", "/var/lib/kubelet")
 GATE_IMAGE = os.environ.get("HOLDFAST_E2E_GATE_IMAGE", "localhost/holdfast/gate:0.1.0")
 LAPTOP = Path(__file__).parents[2] / "manifests" / "overlays" / "laptop"
-GATE, LEASE, MAIN = "holdfast-gate", "holdfast-lease", "main"
+GATE, MAIN = "holdfast-gate", "main"
 OWN = "e2e-"  # how the names of these tests' own models begin
 _SHOWN = 5
 # A name is a symlink two folders down; a node that never ran the daemon has no such folder.

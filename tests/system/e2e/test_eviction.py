@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import pytest
 
 from tests.support.cluster import Pod, create, wait_for
-from tests.support.installation import LEASE, MAIN, Holdfast, Origin, annotated, dry_run, node_labels, pod_object
+from tests.support.installation import MAIN, Holdfast, Origin, annotated, dry_run, node_labels, pod_object
 from tests.system.e2e.conftest import Models
 
 
@@ -37,7 +37,6 @@ def held(holdfast: Holdfast, origin: Origin, namespace: str, models: Models) -> 
     injected = json.loads(dry_run(pod_object(holds, annotated(model, "2", gate="sidecar"), node)).stdout)
     create({**pod_object(holds), "spec": injected["spec"]})
     holds.wait_running(MAIN)
-    wait_for("its lease", lambda: "lease held" in holds.log(LEASE))
     asks.delete()
     try:
         yield Held(node, holds, f"{model}@2", digest, f"{model}@3")

@@ -10,7 +10,7 @@ import pytest
 
 from tests.support.cluster import Json, Pod, create, get, kubectl, metric, status_of, wait_for
 from tests.support.cluster_times import process_started_at, said_at
-from tests.support.installation import GATE, LEASE, MAIN, Holdfast, Origin, annotated, deployment, node_labels, pods_of
+from tests.support.installation import GATE, MAIN, Holdfast, Origin, annotated, deployment, node_labels, pods_of
 from tests.system.e2e.conftest import Models
 
 VERSIONS = ("1", "2", "3")
@@ -54,17 +54,15 @@ def test_it_is_blocked_before(start: Start) -> None:
     """While the weights are not published, the gate runs and no other container exists."""
     gate, main = status_of(start.before, GATE), status_of(start.before, MAIN)
     assert "running" in gate["state"] and not gate["ready"]
-    assert "containerID" not in status_of(start.before, LEASE)
     assert main["state"]["waiting"]["reason"] == "PodInitializing"
     assert "containerID" not in main
 
 
 def test_it_runs_after(start: Start) -> None:
-    """Once they are published, the gate has ended well, lease and main container run, and none was ever restarted."""
-    gate, held, main = (status_of(start.after, name) for name in (GATE, LEASE, MAIN))
+    """Once they are published, the gate has ended well, the main container runs, and neither was ever restarted."""
+    gate, main = (status_of(start.after, name) for name in (GATE, MAIN))
     assert gate["state"]["terminated"]["exitCode"] == 0
-    assert "running" in held["state"]
-    assert gate["restartCount"] == held["restartCount"] == main["restartCount"] == 0
+    assert gate["restartCount"] == main["restartCount"] == 0
 
 
 def test_waiting_makes_no_noise(start: Start) -> None:
