@@ -92,7 +92,8 @@ def test_an_annotated_pod_gets_a_volume_and_no_container(node: str, namespace: s
         wait_for("the Event WeightsReady", lambda: pod.events("WeightsReady"))
         fields = f"involvedObject.name={pod.name},type=Warning"
         told = json.loads(kubectl("get", "events", "-n", namespace, "--field-selector", fields, "-o", "json").stdout)
-        assert [each["reason"] for each in told["items"] if each["reason"] != "MissingClusterDNS"] == []
+        # The weights are random bytes, which no engine loads; a cluster may have no DNS.
+        assert {each["reason"] for each in told["items"]} <= {"WeightsSuspect", "MissingClusterDNS"}
     finally:
         pod.delete()
 
@@ -172,7 +173,7 @@ def test_a_pod_that_starts_without_the_daemon_waits_for_it(
     ("attributes", "reason"),
     [
         ({"version": "1", "digest": f"sha256:{'0' * 64}"}, "sha256:"),
-        ({"version": "9"}, "version"),
+        ({"version": "9"}, "found none"),
         ({"version": "1", "path": "/etc"}, "path"),
     ],
 )
@@ -181,11 +182,11 @@ def test_the_pods_events_say_why(
 ) -> None:
     """A digest that cannot be, a version that the catalog lacks and an attribute that does not exist are told in the
     pod's Events."""
-    pod = Pod(namespace, f"csi-{abs(hash(reason)) % 10**6}")
+    pod = Pod(namespace, f"csi-refused-{len(attributes)}-{attributes['version']}")
     create(by_hand(pod, node, {"model": models["csi"], **attributes}))
     try:
         told = wait_for("the reason", lambda: failed_mounts(pod))
-        assert reason in told and DRIVER not in told.split("rpc error")[0][:0]
+        assert reason in told
         assert not pod.runs(MAIN)
     finally:
         pod.delete()
