@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Set as AbstractSet
+from contextlib import aclosing
 
 from cached.contract.annotations import CSI_DRIVER
 from cached.contract.errors import HoldfastError, Permanent
@@ -62,14 +63,16 @@ class DriverNodes:
 
     async def _follow(self, version: str) -> None:
         """Apply changes until the server ends the watch."""
-        async for event in self._api.watch(f"{_PATH}?watch=1&allowWatchBookmarks=1&resourceVersion={version}"):
-            kind, item = event.get("type"), event.get("object") or {}
-            if kind == "ERROR":  # the version is too old: list again
-                return
-            if kind == "DELETED" or not _has_driver(item):
-                self._nodes.discard(_name(item))
-            else:
-                self._nodes.add(_name(item))
+        path = f"{_PATH}?watch=1&allowWatchBookmarks=1&resourceVersion={version}"
+        async with aclosing(self._api.watch(path)) as events:  # a connection must not wait for the garbage collector
+            async for event in events:
+                kind, item = event.get("type"), event.get("object") or {}
+                if kind == "ERROR":  # the version is too old: list again
+                    return
+                if kind == "DELETED" or not _has_driver(item):
+                    self._nodes.discard(_name(item))
+                elif kind != "BOOKMARK":
+                    self._nodes.add(_name(item))
 
     def _tell(self, trouble: str | None) -> None:
         """Log a trouble once, and again when it changes."""

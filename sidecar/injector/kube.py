@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import ssl
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,7 +66,7 @@ class KubeApi:
         """Apply a JSON patch (RFC 6902) to the object at `path`."""
         await self._send("PATCH", path, operations, "application/json-patch+json")
 
-    async def watch(self, path: str) -> AsyncIterator[Json]:
+    async def watch(self, path: str) -> AsyncGenerator[Json, None]:
         """Yield the events of a watch until the server ends it; raises as `get` does, and `Transient` where the server
         is silent for longer than between two bookmarks."""
         try:

@@ -26,9 +26,9 @@ def node(name: str, *drivers: str) -> Object:
 
 
 @pytest.fixture
-def api(tmp_path: Path) -> Iterator[FakeApi]:
+def api() -> Iterator[FakeApi]:
     """An API server with a node that has the driver, and one that has another."""
-    with FakeApi(make_certificates(tmp_path), tokens={"first"}) as fake:
+    with FakeApi(tokens={"first"}) as fake:
         fake.create(NODES, node("a", "weights.holdfast.dev", "ebs.csi.aws.com"))
         fake.create(NODES, node("b", "ebs.csi.aws.com"))
         yield fake
@@ -38,8 +38,7 @@ def api(tmp_path: Path) -> Iterator[FakeApi]:
 def found(api: FakeApi, tmp_path: Path) -> DriverNodes:
     folder = tmp_path / "account"
     folder.mkdir()
-    assert api.certificates is not None
-    (folder / "ca.crt").write_bytes(api.certificates.authority.read_bytes())
+    (folder / "ca.crt").write_bytes(make_certificates(tmp_path).authority.read_bytes())
     (folder / "token").write_text("first\n")
     return DriverNodes(KubeApi(api.url, folder))
 
@@ -50,6 +49,7 @@ async def running(found: DriverNodes) -> AsyncIterator[None]:
         task = group.create_task(found.run())
         yield
         task.cancel()
+    await asyncio.sleep(0.1)  # the server, which ends next, sees the end of a connection that was just made
 
 
 async def until(found: DriverNodes, *names: str) -> None:
