@@ -80,12 +80,14 @@ class Publisher:
         self.claims = Claims(journal)
         self._deletion = deletion.Deletion(layout, self.claims, ledger, inventory.links)
         self._lock = asyncio.Lock()
+        self._evicting: Digest | None = None  # the snapshot whose lease is taken exclusively now
         self._waiting: deque[_QueuedPublication] = deque()
 
     async def update_leases(self) -> None:
-        """Update the inventory's leased snapshots."""
-        digests, checked = self._inventory.digests, time.monotonic()
-        self._inventory.set_leased(await self._blocking.run(find_leased, self._layout, digests), checked)
+        """Update the inventory's leased snapshots. An eviction's own lock is no lease."""
+        digests, checked = self._inventory.digests - {self._evicting}, time.monotonic()
+        leased = await self._blocking.run(find_leased, self._layout, digests)
+        self._inventory.set_leased(leased - {self._evicting}, checked)
 
     async def publish(self, publication: Publication, list_ids: Callable[[], Collection[str]]) -> Digest:
         """Publish a version whose blobs are all committed; return its digest. `list_ids` gives its ids in the digest
@@ -213,20 +215,30 @@ class Publisher:
         last = self._inventory.names(digest) == [ref]
         manifest = self._inventory.manifests[digest] if last else None
         async with self._cluster.withdrawn(digest) if last else contextlib.nullcontext():
-            lock = await self._do(deletion.lock, self._layout, ref, digest)
-            if lock is None:
-                return None
+            self._evicting = digest
             try:
-                if await stays():
-                    return None
-                freed = await self._do(deletion.evict, self._deletion, ref, digest, manifest)
+                freed = await self._evict_locked(ref, digest, manifest, stays)
             finally:
-                await self._blocking.run(lock.close)
+                self._evicting = None
+            if freed is None:
+                return None
             self._inventory.remove(ref)
             if last:
                 self._inventory.drop_snapshot(digest)
                 self.report_published()
             return freed
+
+    async def _evict_locked(
+        self, ref: ModelRef, digest: Digest, manifest: Manifest | None, stays: Callable[[], Awaitable[bool]]
+    ) -> int | None:
+        """Delete the name, and the snapshot of `manifest` if any, under the snapshot's lock; None if it is leased."""
+        lock = await self._do(deletion.lock, self._layout, ref, digest)
+        if lock is None:
+            return None
+        try:
+            return None if await stays() else await self._do(deletion.evict, self._deletion, ref, digest, manifest)
+        finally:
+            await self._blocking.run(lock.close)
 
     async def quarantine(self, sha256: str) -> list[ModelRef]:
         """Move a corrupt blob into quarantine, then withdraw every snapshot that links it; return their names. In this

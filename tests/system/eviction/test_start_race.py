@@ -63,6 +63,21 @@ def test_without_the_pods_nothing_is_evicted(node: Joined, answer: int) -> None:
     assert [each.ref for each in node.daemon.control.gc(dry_run=False).versions] == [A]
 
 
+def test_the_lock_of_an_eviction_is_no_use(node: Joined) -> None:
+    """While an eviction holds its lock and waits for the pods, its version does not count as used by that."""
+    node.api.hang("GET", "/api/v1/pods", times=EVERY)
+    asked = len(node.api.asked)
+    thread = threading.Thread(target=lambda: node.daemon.control.gc(dry_run=False))
+    thread.start()
+    try:
+        wait_for(lambda: any(each.path == "/api/v1/pods" for each in node.api.asked[asked:]), "the list")
+        assert [each.ref for each in node.daemon.control.gc(dry_run=True).versions] == [A]
+    finally:
+        node.api.heal()
+        node.api.drop_hanging()
+        thread.join()
+
+
 def test_starts_race_evictions(node: Joined, gates: Gates) -> None:
     """Pods start one after the other while the version is evicted and fetched without pause: from the end of each gate
     until its pod ends, what it let in is there."""
