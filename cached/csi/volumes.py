@@ -49,12 +49,13 @@ _FRESH_LOOKS = 2  # of the daemon at a snapshot that differs from its record, in
 class VolumePace:
     """Seconds: of one call at most (the kubelet gives up after 120 s, and would hear no reason then), until a volume
     that is not asked for again is given up (the kubelet asks again within 122 s), until the pod watch must know a pod
-    whose volume is asked for, until the volumes of a pod that is gone are unmounted, which is the kubelet's part, and
-    between two looks at all this."""
+    whose volume is asked for, between two looks at a permanent error, until the volumes of a pod that is gone are
+    unmounted, which is the kubelet's part, and between two looks at all this."""
 
     wait_s: float = 100.0
     recall_s: float = 300.0
     new_pod_s: float = 30.0
+    correction_s: float = 1.0
     gone_s: float = 300.0
     tick_s: float = 15.0
 
@@ -78,7 +79,8 @@ class Planner(Protocol):
 
 @dataclass(slots=True, eq=False)
 class _Volume:
-    """One target. `request` is None for a mount that an earlier daemon made. `absent_since`: monotonic seconds."""
+    """One target. `request` is None for a mount that an earlier daemon made. `told`: the last permanent error.
+    `absent_since`: monotonic seconds."""
 
     target: Path
     pod_uid: str
@@ -88,6 +90,7 @@ class _Volume:
     called: float = field(default_factory=time.monotonic)
     is_called: bool = False
     is_ended: bool = False
+    told: str | None = None
     absent_since: float | None = None
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)  # of mounting and unmounting
 
@@ -149,7 +152,7 @@ class Volumes:
         """Return once the volume is mounted. Raises `HoldfastError`: `Transient` with the code `weights_pending` after
         `wait_s` seconds, or those of the pace, `volume_busy` during another call for the target, `pod_ended` for a pod
         that ends."""
-        volume = self._volumes.get(request.target)
+        volume, began = self._volumes.get(request.target), time.monotonic()
         if volume is not None and (volume.is_called or volume.is_ended):
             raise Transient(BUSY, f"{request.target}: another call for this volume is under way", "ask again")
         if volume is not None and volume.mounted is not None:
@@ -167,7 +170,8 @@ class Volumes:
                 await self._planner.read_catalog()
             self._wants.add(volume.target, request.wants)
             self._planner.take_wants()
-            content = await self._wait_prepared(volume, request, min(wait_s, self._pace.wait_s))
+            deadline = began + min(wait_s, self._pace.wait_s)
+            content = await self._wait_prepared(volume, request, deadline)
             await self._mount(volume, content)
             _log.info("%s: mounted %s for pod %s", request.target, _named(request), _pod_of(request))
 
@@ -216,32 +220,41 @@ class Volumes:
             volume.is_called = False
             volume.called = time.monotonic()
 
-    async def _wait_prepared(self, volume: _Volume, request: VolumeRequest, wait_s: float) -> Content:
-        """Wait for the preparation, which goes on if this call ends first; the next call takes its result, if that is
-        what the call would get now."""
-        if volume.preparing is not None and volume.preparing.done() and not self._is_current(volume.preparing, request):
-            volume.preparing = None
-        if volume.preparing is None:
-            coroutine = self._prepare(volume, request)
-            volume.preparing = self._group.create_task(_settle(coroutine), name=f"volume {volume.target}")
-        await asyncio.wait([volume.preparing], timeout=wait_s)
-        if not volume.preparing.done():
-            raise Transient(PENDING, f"still waiting: {self._describe(request)}", "")
-        if volume.preparing.cancelled() or volume.is_ended:
-            raise Transient(BUSY, f"{request.target}: the volume is unpublished", "ask again")
-        content = volume.preparing.result()
-        if isinstance(content, HoldfastError):
-            volume.preparing = None
-            if content.code in (ENDED, FORBIDDEN):
+    async def _wait_prepared(self, volume: _Volume, request: VolumeRequest, deadline: float) -> Content:
+        """Wait for the preparation until `deadline`, in monotonic seconds. It goes on if this call ends first, and the
+        next call takes its result, if that is what the call would get now. A permanent error is raised at once, and
+        when it comes again at the deadline: until then it may be corrected, and the kubelet would come back late."""
+        while True:
+            await asyncio.wait([self._start_preparing(volume, request)], timeout=max(0.0, deadline - time.monotonic()))
+            if volume.preparing is None or volume.preparing.cancelled() or volume.is_ended:
+                raise Transient(BUSY, f"{request.target}: the volume is unpublished", "ask again")
+            if not volume.preparing.done():
+                raise Transient(PENDING, f"still waiting: {self._describe(request)}", "")
+            content, volume.preparing = volume.preparing.result(), None
+            if not isinstance(content, HoldfastError):
+                return content
+            if content.code == ENDED:
                 self._forget(volume)
-            raise content
-        return content
+            costs_a_hash = isinstance(content, DigestMismatch)  # to look again
+            is_new = str(content) != volume.told
+            if is_new or costs_a_hash or time.monotonic() + self._pace.correction_s > deadline:
+                volume.told = str(content) if content.permanent else volume.told
+                raise content
+            await asyncio.sleep(self._pace.correction_s)
+
+    def _start_preparing(self, volume: _Volume, request: VolumeRequest) -> asyncio.Task[Content | HoldfastError]:
+        """Return the preparation that runs, or whose result still holds; else a new one."""
+        task = volume.preparing
+        if task is None or (task.done() and not self._is_current(task, request)):
+            coroutine = self._prepare(volume, request)
+            task = self._group.create_task(_settle(coroutine), name=f"volume {volume.target}")
+            volume.preparing = task
+        return task
 
     async def _mount(self, volume: _Volume, content: Content) -> None:
         async with volume.lock:
             if volume.is_ended:
                 raise Transient(BUSY, f"{volume.target}: the volume is unpublished", "ask again")
-            volume.preparing = None  # where this fails, the next call looks anew
             await self._mounting.finish(self._mounter.mount, content, volume.target)
             volume.mounted = content
 

@@ -215,10 +215,25 @@ def test_what_cannot_be_is_said_at_once(node: Node) -> None:
     assert pin in pinned.message
     gone = Pod("uid-3")
     assert refusal(node.kubelet, {"model": "gone", "version": "v1"}, gone).code == "FAILED_PRECONDITION"
+    again = refusal(node.kubelet, {"model": "lama", "version": "v1"}, timeout_s=3)
+    assert (again.code, again.message) == (unknown.code, unknown.message)
     node.daemon.write_catalog({"lama": node.entry("lama"), "llama": node.entry("llama"), "gone": node.entry("moved")})
     node.kubelet.publish(POD, {"model": "lama", "version": "v1"})
     node.kubelet.publish(OTHER, {**LLAMA, "digest": pin})
     node.kubelet.publish(gone, {"model": "gone", "version": "v1"})
+
+
+def test_a_call_that_repeats_a_refusal_waits_for_its_correction(node: Node) -> None:
+    """The kubelet comes back to a final error ever later. So the first call has it at once, and the next one waits: it
+    ends well once the error is corrected, without another call."""
+    assert refusal(node.kubelet, LLAMA).code == "NOT_FOUND"
+    waiting = threading.Thread(target=node.kubelet.publish, args=(POD, LLAMA))
+    waiting.start()
+    node.daemon.write_catalog({"llama": node.entry("llama")})
+    waiting.join()
+    assert node.kubelet.files(POD) == {**FILES, "name.txt": b"llama"}
+    assert node.daemon.metric("holdfast_csi_publishes_total") == 2
+    assert node.daemon.metric("holdfast_csi_publishes_total", result="ok") == 1
 
 
 @pytest.mark.parametrize("verify", ["record", "full"])
@@ -255,22 +270,13 @@ def test_a_model_of_other_namespaces_is_refused(node: Node) -> None:
     assert not node.daemon.path(LLAMA_REF).exists()
     node.kubelet.publish(ours, LLAMA)
     for attributes in (LLAMA, {"models": "llama@v1"}):
-        assert refusal(node.kubelet, attributes, theirs).code == "PERMISSION_DENIED"
+        assert refusal(node.kubelet, attributes, theirs, timeout_s=3).code == "PERMISSION_DENIED"
     node.daemon.kill()
     node.daemon.launch()
     node.daemon.wait(lambda: "CSI driver" in node.daemon.log(), "the driver")
     assert refusal(node.kubelet, LLAMA, theirs).code == "PERMISSION_DENIED"
     node.daemon.write_catalog({"llama": node.entry("llama", namespaces=["team-a", "team-b"])})
-
-    def is_published() -> bool:
-        try:
-            node.kubelet.publish(theirs, LLAMA)
-        except Refused as error:
-            assert error.code == "PERMISSION_DENIED"
-            return False
-        return True
-
-    node.daemon.wait(is_published, "the corrected catalog")
+    node.kubelet.publish(theirs, LLAMA)
 
 
 BAD_ATTRIBUTES: list[tuple[dict[str, str], str]] = [
