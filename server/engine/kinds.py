@@ -12,6 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from cached.contract.errors import Permanent
+from cached.contract.loadable.beginnings import LOOKED_AT_BYTES
+from cached.contract.loadable.names import role_of
+from cached.contract.loadable.verdict import find_stand_in
 from server.engine import allowed
 from server.engine.types import Kind
 
@@ -38,6 +41,9 @@ _HEADS = (
     (("ForCausalLM", "LMHeadModel"), "generates text, but is not compared with its library", _VLLM),
 )
 _MORE_THAN_TEXT = {"vision_config": "images", "audio_config": "audio", "speech_config": "audio"}
+# The root, the folders of modules, and chat templates.
+_READ_HERE = ("*", "[0-9]*_*/*", "additional_chat_templates/*")
+_ROLES = ("configuration", "tokenizer", "vocabulary", "chat template")
 _SENTENCE_TRANSFORMERS = "config_sentence_transformers.json"
 
 
@@ -60,7 +66,9 @@ def refuse_unserved(directory: Path) -> None:
 
 
 def read_kind(directory: Path) -> Declared:
-    """Return what the model in `directory` computes; raises `Permanent`: `invalid_config`, `unsupported_model`."""
+    """Return what the model in `directory` computes; raises `Permanent`: `invalid_config`, `unsupported_model`,
+    `lfs_pointer`, `web_page`."""
+    _refuse_stand_ins(directory)
     if (directory / "modules.json").is_file():
         return _by_modules(directory)
     config = _config(directory)
@@ -82,6 +90,24 @@ def read_kind(directory: Path) -> Declared:
     if config.get("is_encoder_decoder"):
         raise _unsupported(directory, [f"the model type {model_type}"], config)
     return Declared(None, "", None, model_type)
+
+
+def _refuse_stand_ins(directory: Path) -> None:
+    """Refuse a pointer or a page in place of a file that is read here: a pointer would be taken for a vocabulary, or
+    for a chat template, without an error."""
+    for pattern in _READ_HERE:
+        for path in sorted(directory.glob(pattern)):
+            name = str(path.relative_to(directory))
+            if role_of(name) not in _ROLES or not path.is_file():
+                continue
+            try:
+                with path.open("rb") as file:
+                    beginning, size = file.read(LOOKED_AT_BYTES), path.stat().st_size
+            except OSError as error:
+                raise _invalid(path, str(error)) from error
+            found = find_stand_in(name, size, beginning)
+            if found is not None:
+                raise Permanent(found.code, f"{directory / found.message}", f"{found.remedy}, then publish it again")
 
 
 def _by_modules(directory: Path) -> Declared:

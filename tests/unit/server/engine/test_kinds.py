@@ -14,6 +14,7 @@ from server.engine.heads import find_head
 from server.engine.kinds import read_kind
 from server.engine.model_files import load_causal_lm, positions
 from server.engine.types import Kind
+from tests.support.folders import LFS
 from tests.support.serving import failing
 from tests.support.tiny_models import build, small_config
 from tests.unit.server.conftest import save_tokenizer
@@ -135,6 +136,42 @@ def test_what_is_not_served_is_refused_by_its_name(tmp_path: Path, name: str) ->
         read_kind(folder(tmp_path, config, **files))
     assert caught.value.code == "unsupported_model"
     assert "--app" in caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "code"),
+    [
+        ("vocab.txt", LFS.decode(), "lfs_pointer"),
+        ("chat_template.jinja", LFS.decode(), "lfs_pointer"),
+        ("additional_chat_templates/tools.jinja", LFS.decode(), "lfs_pointer"),
+        ("tokenizer.json", "<html>Sign in", "web_page"),
+        ("config.json", LFS.decode(), "lfs_pointer"),
+        ("1_Pooling/config.json", "<!DOCTYPE html>", "web_page"),
+        ("0_Transformer/vocab.txt", "../../.git/annex/objects/a/b", "lfs_pointer"),
+    ],
+)
+def test_what_stands_for_a_file_is_refused_before_it_is_read(
+    tmp_path: Path, name: str, content: str, code: str
+) -> None:
+    """A pointer is a vocabulary of three words, or a chat template without messages, to the libraries: it is named with
+    its file and the remedy, as a page is."""
+    directory = folder(tmp_path, QWEN)
+    (directory / name).parent.mkdir(exist_ok=True)
+    (directory / name).write_text(content)
+    with pytest.raises(Permanent) as caught:
+        read_kind(directory)
+    assert caught.value.code == code
+    assert str(directory / name) in caught.value.message
+    assert "publish it again" in caught.value.remedy
+
+
+def test_a_pointer_that_is_not_read_here_is_left_alone(tmp_path: Path) -> None:
+    """Files of other engines, and those without a role, decide nothing."""
+    directory = folder(tmp_path, QWEN)
+    (directory / "onnx").mkdir()
+    for name in ("onnx/tokenizer.json", "model.onnx", "README.md"):
+        (directory / name).write_bytes(LFS)
+    assert read_kind(directory).kind is Kind.COMPLETIONS
 
 
 MISSHAPEN: dict[str, tuple[Any, ...]] = {
