@@ -12,10 +12,10 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 from cached.contract.digest import Digest
 from cached.contract.errors import DigestMismatch, HoldfastError, Permanent, Transient
@@ -36,6 +36,8 @@ from cached.node.status_files import StatusFiles
 from cached.node.threads import Blocking
 
 _log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 EXISTS, BUSY, ENDED, PENDING = "volume_exists", "volume_busy", "pod_ended", "weights_pending"
 FORBIDDEN = "forbidden_namespace"
@@ -161,7 +163,7 @@ class Volumes:
                     return
             volume = None
         if volume is not None and volume.request != request:
-            self._forget(volume)
+            await self._forget(volume)
             volume = None
         if volume is None:
             volume = self._volumes[request.target] = _Volume(request.target, request.pod_uid, request)
@@ -172,12 +174,21 @@ class Volumes:
             self._planner.take_wants()
             deadline = began + min(wait_s, self._pace.wait_s)
             content = await self._wait_prepared(volume, request, deadline)
-            await self._mount(volume, content)
-            _log.info("%s: mounted %s for pod %s", request.target, _named(request), _pod_of(request))
+            await self._complete(self._mount(volume, request, content))
 
     async def unpublish(self, target: Path) -> None:
         """Return once nothing is mounted at `target`, its folder is gone, and its leases and wants are given back; a
         waiting `publish` ends with `volume_busy`. Idempotent. Raises `HoldfastError`."""
+        await self._complete(self._unmount(target))
+
+    async def _complete(self, step: Coroutine[Any, Any, None]) -> None:
+        """Take a step that is completed, whether or not the call that asks for it lasts so long. Raises what it
+        raises."""
+        error = await asyncio.shield(self._group.create_task(_settle(step), name="volume step"))
+        if error is not None:
+            raise error
+
+    async def _unmount(self, target: Path) -> None:
         volume = self._volumes.get(target)
         if volume is None:
             await self._mounting.finish(self._mounter.unmount, target)
@@ -189,7 +200,7 @@ class Volumes:
             was_mounted = volume.mounted is not None
             await self._mounting.finish(self._mounter.unmount, target)
             volume.mounted = None
-        self._forget(volume)
+        await self._forget(volume)
         if was_mounted:
             _log.info("%s: unmounted", target)
 
@@ -234,7 +245,7 @@ class Volumes:
             if not isinstance(content, HoldfastError):
                 return content
             if content.code == ENDED:
-                self._forget(volume)
+                await self._forget(volume)
             costs_a_hash = isinstance(content, DigestMismatch)  # to look again
             is_new = str(content) != volume.told
             if is_new or costs_a_hash or time.monotonic() + self._pace.correction_s > deadline:
@@ -251,12 +262,14 @@ class Volumes:
             volume.preparing = task
         return task
 
-    async def _mount(self, volume: _Volume, content: Content) -> None:
+    async def _mount(self, volume: _Volume, request: VolumeRequest, content: Content) -> None:
         async with volume.lock:
             if volume.is_ended:
                 raise Transient(BUSY, f"{volume.target}: the volume is unpublished", "ask again")
-            await self._mounting.finish(self._mounter.mount, content, volume.target)
-            volume.mounted = content
+            if volume.mounted is None:  # else by a call that is gone
+                await self._mounting.finish(self._mounter.mount, content, volume.target)
+                volume.mounted = content
+                _log.info("%s: mounted %s for pod %s", volume.target, _named(request), _pod_of(request))
 
     def _is_current(self, done: asyncio.Task[Content | HoldfastError], request: VolumeRequest) -> bool:
         content = None if done.cancelled() else done.result()
@@ -330,9 +343,9 @@ class Volumes:
         """Lease and check the snapshots; return False, with nothing leased, if one changed before. Raises
         `HoldfastError`."""
         digests = set(found.values())
-        if not await self._mounting.finish(self._leases.take, volume.target, digests):
-            return False
         try:
+            if not await self._mounting.run(self._leases.take, volume.target, digests):
+                return False
             if any(self._inventory.models.get(ref) != digest for ref, digest in found.items()):
                 self._leases.release(volume.target)
                 return False
@@ -386,7 +399,7 @@ class Volumes:
         now, life = time.monotonic(), self._cluster.find_pod(volume.pod_uid)
         if volume.mounted is None:
             if life is PodLife.ENDING or now - volume.called > self._pace.recall_s:
-                self._forget(volume)
+                await self._forget(volume)
             return
         if life is not PodLife.ABSENT:
             volume.absent_since = None
@@ -416,7 +429,7 @@ class Volumes:
                     continue  # called in the meantime
                 if os.fspath(volume.target) not in found:
                     _log.warning("%s: it was unmounted by another program", volume.target)
-                    self._forget(volume)
+                    await self._forget(volume)
                 else:
                     await self._renew(volume)
         except HoldfastError as error:
@@ -437,22 +450,24 @@ class Volumes:
                 await self._mounting.finish(self._mounter.mount, volume.mounted, volume.target)
                 _log.warning("%s: mounted anew, for its snapshot was published again", volume.target)
 
-    def _forget(self, volume: _Volume) -> None:
-        """Give back the leases and wants of a volume that is not mounted."""
+    async def _forget(self, volume: _Volume) -> None:
+        """Give back the leases and wants of a volume that is not mounted, once nothing is done for it any more."""
+        volume.is_ended = True
         if volume.preparing is not None:
             volume.preparing.cancel()
+            await asyncio.wait([volume.preparing])
         if self._volumes.get(volume.target) is volume:
             del self._volumes[volume.target]
-        self._leases.release(volume.target)
-        self._wants.remove(volume.target)
-        self._planner.wake()
+            self._leases.release(volume.target)
+            self._wants.remove(volume.target)
+            self._planner.wake()
 
     def _find_uid(self, target: Path) -> str:
         relative = os.path.relpath(target, os.path.realpath(self._pods))
         return relative.split(os.sep, 1)[0]
 
 
-async def _settle(coroutine: Awaitable[Content]) -> Content | HoldfastError:
+async def _settle(coroutine: Awaitable[T]) -> T | HoldfastError:
     """Return an error as a result: a call may be gone by the time that it is there."""
     try:
         return await coroutine
