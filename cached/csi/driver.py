@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from dataclasses import dataclass
@@ -26,16 +25,18 @@ from cached.csi.metrics import CsiMetrics
 from cached.csi.mounts import FoundVolume, Mounter, find_mount
 from cached.csi.request import DRIVER
 from cached.csi.services import IdentityService, NodeService, RegistrationService
-from cached.csi.sockets import open_socket, remove_socket
+from cached.csi.sockets import ListeningSocket
 from cached.csi.volumes import Planner, Volumes
 from cached.csi.wants import VolumeWants, WithVolumes
 from cached.node.cluster import Cluster
 from cached.node.inventory import Inventory
+from cached.node.log_once import LogOnce
 from cached.node.status_files import StatusFiles
 
 _log = logging.getLogger("holdfast")
 
 _FAREWELL_S = 3.0
+_LOOK_S = 5.0  # between two looks whether the sockets are there
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +65,8 @@ def choose_registration(kubelet: Path) -> Path:
 class Sockets:
     """The listening sockets of the driver and of its registration."""
 
-    csi: socket.socket
-    registration: socket.socket
+    csi: ListeningSocket
+    registration: ListeningSocket
 
 
 class MountedVolumes:
@@ -134,6 +135,7 @@ class Driver:
         self._places = places
         self._cluster = cluster
         self._volumes = volumes
+        self._log_once = LogOnce(_log)
         self._metrics = CsiMetrics(registry, lambda: volumes.mounted)
         self._csi = (IdentityService(find_trouble), NodeService(volumes, node, places.pods, self._metrics))
         self._registration = (RegistrationService(places.socket, self._note_registration),)
@@ -148,15 +150,34 @@ class Driver:
     async def run(self, sockets: Sockets) -> None:
         """Serve the kubelet until cancelled."""
         try:
-            async with (
-                self._volumes.running(),
-                _serve(self._csi, sockets.csi),
-                _serve(self._registration, sockets.registration),
-            ):
+            async with self._volumes.running(), asyncio.TaskGroup() as group:
+                group.create_task(self._keep_serving(self._csi, sockets.csi), name="csi socket")
+                group.create_task(self._keep_serving(self._registration, sockets.registration), name="csi registration")
                 _log.info("CSI driver %s at %s", DRIVER, self._places.socket)
                 await self._volumes.follow()
         finally:
             await asyncio.to_thread(self._volumes.close)
+
+    async def _keep_serving(
+        self, services: Collection[IdentityService | NodeService | RegistrationService], listening: ListeningSocket
+    ) -> None:
+        """Serve, and make the socket again whenever it is gone: the kubelet then registers the driver anew."""
+        while True:
+            async with _serve(services, listening.bound):
+                await _wait_removed(listening)
+            await self._note_registration(f"{listening.path} was removed")
+            await self._reopen(listening)
+
+    async def _reopen(self, listening: ListeningSocket) -> None:
+        while True:
+            try:
+                await asyncio.to_thread(listening.reopen)
+            except Permanent as error:
+                self._log_once.log_error(str(listening.path), str(error))
+                await asyncio.sleep(_LOOK_S)
+            else:
+                self._log_once.log_recovery(str(listening.path))
+                return
 
     async def leave(self) -> None:
         """Withdraw the node's label, before the driver stops."""
@@ -170,18 +191,16 @@ class Driver:
         if refusal is None:
             _log.info("the kubelet has registered %s", DRIVER)
         else:
-            _log.error("the kubelet refuses to register %s: %s", DRIVER, refusal)
+            _log.error("%s is not registered at the kubelet: %s", DRIVER, refusal)
 
 
 @contextlib.asynccontextmanager
-async def _open(path: Path) -> AsyncIterator[socket.socket]:
-    bound = await asyncio.to_thread(open_socket, path)
-    made = await asyncio.to_thread(os.lstat, path)
+async def _open(path: Path) -> AsyncIterator[ListeningSocket]:
+    listening = await asyncio.to_thread(ListeningSocket, path)
     try:
-        yield bound
+        yield listening
     finally:
-        await asyncio.to_thread(remove_socket, path, made)
-        bound.close()
+        await asyncio.to_thread(listening.close)
 
 
 @contextlib.asynccontextmanager
@@ -197,6 +216,13 @@ async def _serve(
         with contextlib.suppress(TimeoutError):  # a client that keeps its connection does not keep the daemon
             async with asyncio.timeout(_FAREWELL_S):
                 await server.wait_closed()
+
+
+async def _wait_removed(listening: ListeningSocket) -> None:
+    while True:
+        await asyncio.sleep(_LOOK_S)
+        if not await asyncio.to_thread(listening.is_there):
+            return
 
 
 def _require_propagation(pods: Path) -> None:

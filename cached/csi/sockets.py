@@ -17,8 +17,34 @@ _BACKLOG = 64
 _ANSWER_S = 2.0
 
 
-def open_socket(path: Path) -> socket.socket:
-    """Return a listening socket at `path`, for root only. Raises `Permanent` (`cannot_listen`)."""
+class ListeningSocket:
+    """A listening socket at `path`, for root only. Raises `Permanent` (`cannot_listen`)."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.bound, self._made = _bind(path)
+
+    def is_there(self) -> bool:
+        """Return whether `path` still leads to this socket."""
+        try:
+            return os.path.samestat(os.lstat(self.path), self._made)
+        except OSError:
+            return False
+
+    def reopen(self) -> None:
+        """Listen again at `path`, where the socket was removed or replaced. Raises as the constructor does."""
+        self.bound.close()
+        self.bound, self._made = _bind(self.path)
+
+    def close(self) -> None:
+        """Stop listening, and remove the socket unless another one has taken its place."""
+        if self.is_there():
+            with contextlib.suppress(OSError):
+                self.path.unlink()
+        self.bound.close()
+
+
+def _bind(path: Path) -> tuple[socket.socket, os.stat_result]:
     if len(os.fsencode(path)) > _LONGEST_PATH:
         raise _cannot_listen(path, f"the path is longer than {_LONGEST_PATH} bytes", "choose a shorter one")
     bound = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -29,20 +55,13 @@ def open_socket(path: Path) -> socket.socket:
         path.chmod(0o600)  # to connect one must be able to write, which the daemon's umask grants to nobody else
         bound.listen(_BACKLOG)
         bound.setblocking(False)
-        return bound
+        return bound, os.lstat(path)
     except OSError as error:
         bound.close()
         raise _cannot_listen(path, error.strerror or str(error), "check the folder and the daemon's rights") from error
     except BaseException:
         bound.close()
         raise
-
-
-def remove_socket(path: Path, bound: os.stat_result) -> None:
-    """Remove the socket at `path` unless another one has taken its place."""
-    with contextlib.suppress(OSError):
-        if os.path.samestat(os.lstat(path), bound):
-            path.unlink()
 
 
 def _remove_stale(path: Path) -> None:

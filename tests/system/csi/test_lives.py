@@ -225,6 +225,19 @@ def test_the_driver_registers_itself(node: Node) -> None:
     assert not node.kubelet.socket.exists()
 
 
+def test_a_socket_that_was_removed_is_made_again(node: Node) -> None:
+    """A registration socket that someone removes, after which the kubelet forgets the driver, is there again within
+    seconds; until the kubelet has confirmed it anew, the driver counts as not registered."""
+    node.kubelet.register()
+    node.daemon.wait(lambda: node.daemon.metric("holdfast_csi_registered") == 1, "the kubelet's verdict")
+    node.kubelet.registry.unlink()
+    node.daemon.wait(lambda: node.daemon.metric("holdfast_csi_registered") == 0, "no registration")
+    node.kubelet.register()
+    node.daemon.wait(lambda: node.daemon.metric("holdfast_csi_registered") == 1, "the kubelet's verdict")
+    assert node.daemon.stop() == 0
+    assert not node.kubelet.registry.exists()
+
+
 def test_a_living_daemon_keeps_its_socket(node: Node, tmp_path: Path) -> None:
     """A second daemon with the same socket ends with 1 and says so; the first one goes on serving."""
     options = (*node.kubelet.options, "--scrub-rate", "0")
