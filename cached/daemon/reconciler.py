@@ -170,8 +170,7 @@ class Reconciler:
         self._sweep_is_due = True
         gone: list[ModelRef] = []
         try:
-            for sha256 in sha256s:
-                gone += await self._publisher.quarantine(sha256)
+            await self._publisher.quarantine(sha256s, gone)
         finally:
             self.resume(dict.fromkeys(gone))
 

@@ -240,16 +240,20 @@ class Publisher:
         finally:
             await self._blocking.run(lock.close)
 
-    async def quarantine(self, sha256: str) -> list[ModelRef]:
-        """Move a corrupt blob into quarantine, then withdraw every snapshot that links it; return their names. In this
-        order, a crash between the two steps leaves no usable corrupt blob. Other blobs stay, to be linked again."""
+    async def quarantine(self, sha256s: Collection[str], gone: list[ModelRef]) -> None:
+        """Move corrupt blobs into quarantine, then withdraw every snapshot that links one. In this order, a crash
+        between the two steps leaves no usable corrupt blob. Other blobs stay, to be linked again. `gone` gets the names
+        of the snapshots, also if the disk fails: raises `HoldfastError` then."""
         async with self._lock:
-            await self._do(deletion.quarantine, self._layout, self._ledger, sha256)
-            gone: list[ModelRef] = []
-            for digest in [digest for digest, sizes in self._inventory.blobs.items() if sha256 in sizes]:
-                async with self._cluster.withdrawn(digest):
-                    gone += await self._lose(digest)
-            return gone
+            moved: set[str] = set()
+            try:
+                for sha256 in sha256s:
+                    await self._do(deletion.quarantine, self._layout, self._ledger, sha256)
+                    moved.add(sha256)
+            finally:
+                for digest in [digest for digest, sizes in self._inventory.blobs.items() if moved & sizes.keys()]:
+                    async with self._cluster.withdrawn(digest):
+                        gone += await self._lose(digest)
 
     async def restore(self, suspects: Collection[Digest]) -> list[ModelRef]:
         """Restore parts of these snapshots that were deleted or replaced by hand; return the names of the snapshots

@@ -72,7 +72,8 @@ def delete_unnamed(deletion: Deletion, digest: Digest, manifest: Manifest) -> in
 
 
 def sweep(deletion: Deletion) -> int:
-    """Delete the quarantine, and the unlinked and partial blobs that are not claimed; return the bytes freed. Raises
+    """Delete the quarantine, and the unlinked and partial blobs that are not claimed; return the bytes freed. A file in
+    quarantine stays while a snapshot links it, whose withdrawal failed: it tells that those bytes are bad. Raises
     `HoldfastError` for a disk error."""
     layout, freed = deletion.layout, 0
     with durable.disk_errors("sweeping"):
@@ -88,7 +89,8 @@ def sweep(deletion: Deletion) -> int:
             journal.forget([id_ for id_ in journal.ids() if not deletion.claims.has_partial(id_)])
         journal.tidy()
         for name in sorted(os.listdir(layout.quarantine)):
-            freed += _remove_quarantined(deletion, name)
+            if not snapshots.is_linked(layout, layout.quarantine / name):
+                freed += _remove_quarantined(deletion, name)
     return freed
 
 

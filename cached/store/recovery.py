@@ -93,6 +93,7 @@ def recover(layout: Layout) -> Recovered:
     _sweep(layout)
     _sync_folders(layout)
     digests = _read_digests(layout)
+    _unlink_second_names(layout)
     for id_, sha256 in digests.items():
         committed.commit_noted(layout, id_, sha256)
     manifests, damaged = _read_snapshots(layout)
@@ -159,7 +160,7 @@ def _check_version(layout: Layout) -> None:
 
 def _sweep(layout: Layout) -> None:
     public = layout.public
-    flat = (layout.root, layout.private, layout.ingest, public.path, public.snapshots, public.status)
+    flat = (layout.root, layout.private, layout.ingest, layout.kept, public.path, public.snapshots, public.status)
     nested = _list_folders(public.models, public.status, layout.ingest, layout.fetched)
     records = (folder / ".holdfast" for folder in _list_folders(public.snapshots))
     for folder in (*flat, *nested, *records):
@@ -175,9 +176,21 @@ def _sync_folders(layout: Layout) -> None:
     public = layout.public
     nested = _list_folders(layout.blobs, public.models, layout.ingest, layout.fetched)
     flat = (layout.root, layout.private, layout.ingest, layout.blobs, layout.quarantine, layout.trash, public.path)
-    for folder in (*flat, layout.fetched, public.snapshots, public.models, *nested):
+    for folder in (*flat, layout.fetched, layout.kept, public.snapshots, public.models, *nested):
         if folder.is_dir():
             durable.fsync_dir(folder)
+
+
+def _unlink_second_names(layout: Layout) -> None:
+    """Unlink the earlier name of each renamed file that a power cut brought back under both: a blob in quarantine is no
+    blob, and to a partial blob with another name a later attempt would write."""
+    for name in filter(is_hex, _names(layout.quarantine)):
+        if durable.is_same_file(layout.blob(name), layout.quarantine / name):
+            durable.unlink(layout.blob(name))
+    for name in _names(layout.ingest):
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            if os.lstat(layout.ingest / name / "data").st_nlink > 1:
+                ingest.forget(layout, name)
 
 
 def _read_snapshots(layout: Layout) -> tuple[dict[Digest, Manifest], list[Digest]]:
@@ -211,7 +224,7 @@ def _has_quarantined(layout: Layout, digest: Digest, manifest: Manifest, quarant
     """Return whether a crash came between the quarantine of a blob and the withdrawal of a snapshot that links it."""
     path = layout.public.snapshot(digest).path
     return any(
-        entry.sha256 in quarantined and snapshots.is_same_file(path / entry.path, layout.quarantine / entry.sha256)
+        entry.sha256 in quarantined and durable.is_same_file(path / entry.path, layout.quarantine / entry.sha256)
         for entry in manifest.files
     )
 

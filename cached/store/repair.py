@@ -165,7 +165,7 @@ def _is_file(path: Path) -> bool:
 
 def _is_condemned(layout: Layout, path: Path, entry: FileEntry) -> bool:
     """Return whether this file is in quarantine: a crash came before its snapshot was withdrawn."""
-    return snapshots.is_same_file(path, layout.quarantine / entry.sha256)
+    return durable.is_same_file(path, layout.quarantine / entry.sha256)
 
 
 def _link(layout: Layout, path: Path, sha256: str) -> None:

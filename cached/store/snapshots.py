@@ -111,15 +111,15 @@ def is_whole(layout: Layout, digest: Digest, manifest: Manifest) -> bool:
 
 def is_blob(layout: Layout, snapshot: SnapshotLayout, entry: FileEntry) -> bool:
     """Return whether a file of the snapshot exists and is its blob."""
-    return is_same_file(snapshot.path / entry.path, layout.blob(entry.sha256))
+    return durable.is_same_file(snapshot.path / entry.path, layout.blob(entry.sha256))
 
 
-def is_same_file(path: Path, other: Path) -> bool:
-    """Return whether both paths exist and lead to the same file."""
-    try:
-        return os.path.samestat(os.lstat(path), os.lstat(other))
-    except (FileNotFoundError, NotADirectoryError):
+def is_linked(layout: Layout, file: Path) -> bool:
+    """Return whether a snapshot links this file: one system call, unless the file has a second link anywhere."""
+    if os.lstat(file).st_nlink == 1:
         return False
+    found = os.walk(layout.public.snapshots)
+    return any(durable.is_same_file(Path(folder, name), file) for folder, _, names in found for name in names)
 
 
 def is_there(layout: Layout, digest: Digest) -> bool:

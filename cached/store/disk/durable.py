@@ -157,11 +157,22 @@ def replace_symlink_unsynced(path: Path, target: str) -> None:
 
 
 def rename(source: Path, target: Path) -> None:
-    """Rename within the file system; durable in both directories."""
+    """Rename within the file system; durable in both directories. Where both names are links of one file, which a power
+    cut may leave of a rename, rename(2) does nothing: then the source is unlinked."""
     os.rename(source, target)
+    if is_same_file(source, target):
+        source.unlink()
     fsync_dir(target.parent)
     if source.parent != target.parent:
         fsync_dir(source.parent)
+
+
+def is_same_file(path: Path, other: Path) -> bool:
+    """Return whether both paths exist and lead to the same file."""
+    try:
+        return os.path.samestat(os.lstat(path), os.lstat(other))
+    except (FileNotFoundError, NotADirectoryError):
+        return False
 
 
 def unlink(path: Path) -> None:

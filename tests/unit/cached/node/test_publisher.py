@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from cached.contract.digest import Digest
+from cached.contract.errors import HoldfastError
 from cached.contract.layout import Layout
 from cached.contract.reference import ModelRef
 from cached.core.space import DiskSpace, Ledger
@@ -135,6 +137,22 @@ async def test_a_cancelled_waiter_is_not_published(publishing: Publishing) -> No
     assert tasks[1].cancelled()
     assert publishing.groups == [["a"], ["c"]]
     assert publishing.published() == ["a", "c"]
+
+
+async def test_blobs_whose_quarantine_failed_keep_no_other_in_use(publishing: Publishing) -> None:
+    """Where the disk refuses to move one of several corrupt blobs, the versions of those that it moved are withdrawn
+    and told, and the failure is raised."""
+    tasks = [publishing.begin("a"), publishing.begin("b")]
+    publishing.may_go_on.release(1)
+    await asyncio.wait_for(asyncio.gather(*tasks), DEADLINE_S)
+    moved, refused = (hashlib.sha256(version).hexdigest() for version in (b"a", b"b"))
+    (publishing.layout.quarantine / refused).mkdir()
+    gone: list[ModelRef] = []
+    with pytest.raises(HoldfastError, match=refused):
+        await publishing.publisher.quarantine((moved, refused), gone)
+    assert gone == [ModelRef("acme/tiny", "a")]
+    assert publishing.published() == ["b"]
+    assert not publishing.layout.blob(moved).exists()
 
 
 async def test_an_unexpected_error_reaches_every_caller(

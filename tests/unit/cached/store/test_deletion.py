@@ -12,7 +12,7 @@ from cached.contract.digest import Digest
 from cached.contract.layout import Layout
 from cached.contract.lease import take_shared
 from cached.contract.reference import ModelRef
-from cached.store import blobs, deletion, recovery, snapshots
+from cached.store import blobs, deletion, recovery, repair, snapshots
 from cached.store.claims import Claims
 from cached.store.ingest import Ingest, IngestKey, allocated_bytes
 from tests.support.filling import add_blob, deleting, manifest_of, no_claims, publish, tree
@@ -130,6 +130,19 @@ def test_a_sweep(layout: Layout) -> None:
     assert not blobs.has(layout, loose)
     assert blobs.has(layout, needed)
     assert (layout.public.model_link(ONE) / "mine").read_bytes() == MINE
+
+
+def test_a_sweep_keeps_what_tells_that_bytes_are_bad(layout: Layout) -> None:
+    """A file in quarantine stays while a snapshot links it, which could not be withdrawn: without it, the snapshot's
+    file would be taken for the missing blob. Links from elsewhere keep nothing."""
+    digest = publish(layout, ONE, {"mine": MINE})
+    os.link(layout.blob(_sha(MINE)), layout.root / "a copy by hand")
+    blobs.quarantine(layout, _sha(MINE))
+    assert deletion.sweep(deleting(layout, no_claims(layout))) == 0
+    assert repair.restore(layout, (ONE,), digest, manifest_of({"mine": MINE})).lost == {_sha(MINE)}
+    snapshots.delete(layout, digest)
+    assert deletion.sweep(deleting(layout, no_claims(layout))) == len(MINE)
+    assert os.listdir(layout.quarantine) == []
 
 
 @pytest.mark.parametrize("keep", [True, False])

@@ -16,7 +16,7 @@ from cached.contract.errors import Permanent
 from cached.contract.layout import Layout
 from cached.contract.reference import ModelRef
 from cached.contract.status import ModelStatus, State, encode
-from cached.store import blobs, ingest, recovery, snapshots
+from cached.store import blobs, ingest, kept, recovery, snapshots
 from cached.store.digest_journal import DigestJournal
 from cached.store.ingest import Ingest, IngestKey
 from tests.support.filling import add_blob, aligned, manifest_of, publish, tree
@@ -143,7 +143,9 @@ def test_temporary_names_are_swept(layout: Layout) -> None:
     half = layout.public.snapshots / ".tmp-half"
     (half / ".holdfast").mkdir(parents=True)
     os.link(layout.blob(hashlib.sha256(b"b").hexdigest()), half / "b")
-    recovery.recover(layout)
+    kept.write(layout, digest, frozenset({"a pod"}))
+    layout.kept_record(digest).rename(layout.kept / ".tmp-0123456789abcdef")
+    assert recovery.recover(layout).kept == {}
     assert tree(layout.root) == before
 
 
@@ -220,6 +222,35 @@ def test_a_snapshot_that_links_a_blob_in_quarantine_is_damaged(layout: Layout) -
     found = recovery.recover(layout)
     assert (found.models, len(found.damaged)) == ({}, 1)
     assert not layout.public.model_link(ONE).is_symlink()
+
+
+def test_a_blob_that_is_in_quarantine_too_is_none(layout: Layout) -> None:
+    """A power cut may bring back both names of a blob that was moved into quarantine: only the later one is left."""
+    add_blob(layout, b"good")
+    bad, other = add_blob(layout, b"bad"), add_blob(layout, b"other")
+    os.link(layout.blob(bad), layout.quarantine / bad)
+    (layout.quarantine / other).write_bytes(b"an earlier copy")
+    found = recovery.recover(layout)
+    assert found.on_disk.blobs == {hashlib.sha256(b"good").hexdigest(): 4, other: 5}
+    assert found.on_disk.quarantined == {bad: 3, other: 15}
+
+
+@pytest.mark.parametrize("is_noted", [False, True])
+def test_a_partial_blob_that_is_committed_too_is_none(layout: Layout, is_noted: bool) -> None:
+    """Of a blob that a power cut brought back in `ingest/` too only the blob is left: a later attempt would write to
+    it, and one that rotted would be committed again."""
+    sha256, key = hashlib.sha256(b"whole").hexdigest(), ingest.IngestKey("c" * 64, "v1", 5)
+    made = ingest.Ingest(layout.ingest / key.id, key)
+    made.write(aligned(b"whole"), 5, 0)
+    finished = made.finish(5)
+    layout.blob(sha256).parent.mkdir()
+    os.link(finished, layout.blob(sha256))
+    if is_noted:
+        DigestJournal(layout.digests, {}).record({key.id: sha256})
+    found = recovery.recover(layout)
+    assert (found.on_disk.blobs, found.on_disk.partials) == ({sha256: 5}, {})
+    assert found.digests == ({key.id: sha256} if is_noted else {})
+    assert layout.blob(sha256).read_bytes() == b"whole"
 
 
 def test_a_noted_blob_is_counted_as_committed(layout: Layout) -> None:

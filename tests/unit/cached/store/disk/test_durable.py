@@ -77,6 +77,17 @@ def test_what_is_there_is_left(tmp_path: Path) -> None:
     assert (tmp_path / "file").read_bytes() == b"one"
 
 
+def test_a_rename_of_a_file_that_has_both_names(tmp_path: Path) -> None:
+    """A rename leaves one name, also where a power cut left both: rename(2) does nothing to two links of one file."""
+    (tmp_path / "from").mkdir()
+    source, target = tmp_path / "from" / "file", tmp_path / "file"
+    source.write_bytes(b"one")
+    os.link(source, target)
+    durable.rename(source, target)
+    assert tree(tmp_path) == {"from/", "file"}
+    assert target.read_bytes() == b"one"
+
+
 def test_preallocation_takes_blocks(tmp_path: Path) -> None:
     """Preallocated bytes are on the disk before they are written; too many are refused."""
     with (tmp_path / "file").open("wb") as file:
