@@ -182,7 +182,7 @@ def test_the_pods_events_say_why(
 ) -> None:
     """A digest that cannot be, a version that the catalog lacks and an attribute that does not exist are told in the
     pod's Events."""
-    pod = Pod(namespace, f"csi-refused-{len(attributes)}-{attributes['version']}")
+    pod = Pod(namespace, f"csi-refused-{'-'.join(sorted(attributes))}-{attributes['version']}")
     create(by_hand(pod, node, {"model": models["csi"], **attributes}))
     try:
         told = wait_for("the reason", lambda: failed_mounts(pod))

@@ -25,7 +25,9 @@ def test_it_applies_strictly(kustomization: str, holdfast: Holdfast, namespace: 
     )
     told = kubectl("apply", *how, "-f", "-", body=found)
     assert len(told.stdout.splitlines()) == len(found)
-    assert [line for line in told.stderr.splitlines() if "version difference" not in line] == []
+    # The examples' models are not in this catalog, which the injector says of a pod.
+    expected = ("version difference", "the catalog has no model")
+    assert [line for line in told.stderr.splitlines() if not any(each in line for each in expected)] == []
 
 
 def _at_home(found: Json, namespace: str) -> Json:
