@@ -28,8 +28,8 @@ ROWS: dict[str, dict[str, str] | None] = {
     "plain": None,
     REFERENCE: None,
     "image-volume": None,
-    "gate-sidecar": {"gate": "sidecar"},
-    "gate-init": {"gate": "init"},
+    "gate-sidecar": {"mode": "gate", "gate": "sidecar"},
+    "gate-init": {"mode": "gate"},
     "csi": {"mode": "csi"},
 }
 _PODS = "/api/v1/namespaces/{}/pods"

@@ -70,9 +70,7 @@ class CatalogFile:
             parsed = await asyncio.to_thread(parse_catalog, text, self._catalog)
             for rejection in parsed.rejected:
                 _log.error("catalog, line %d: %s: %s", rejection.line, rejection.where, rejection.reason)
-            _log.info(
-                "catalog in force: models: %d, rejected entries: %d", len(parsed.catalog.models), len(parsed.rejected)
-            )
+            _log.info("catalog: %d models, %d entries rejected", len(parsed.catalog.models), len(parsed.rejected))
             self._catalog = parsed.catalog
             self._trouble = None
             self._use_catalog(self._catalog)
