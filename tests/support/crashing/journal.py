@@ -3,7 +3,8 @@
 Law: a strict disk. The bytes, size, mode and times of a file are durable as they were at the last fsync or fdatasync
 of that file; the entries of a folder as at the last fsync of that folder; nothing else is. `strict` gives back exactly
 that. `renamed` is the opposite that a journalling file system may show: every name of that moment is there, and bytes
-that were never synced are not. `mixed` takes for every folder one or the other, by the seed.
+that were never synced are not. `mixed` takes for every folder one or the other, by the seed; but a durable file whose
+rename was not synced keeps a name, the old one, the new one or both: no file system loses it between two folders.
 """
 
 from __future__ import annotations
@@ -136,25 +137,47 @@ class Recording:
                 return chance.choice((old, current))
             return old if variant == "strict" else current
 
-        tree = _Tree(self._folder, durable, choose)
+        chosen: dict[str, dict[str, Any]] = {}
+        _choose_all(names["."]["id"], choose, chosen)
+        if variant == "mixed":
+            _keep_renamed(chosen, durable, now)
+        tree = _Tree(self._folder, durable, chosen)
         target.mkdir()
         tree.fill(names["."]["id"], target)
         _follow_inodes(target, tree.inodes)
         return tree.inodes
 
 
-class _Tree:
-    """A tree on its way back."""
+def _choose_all(id_: str, choose: Callable[[str], dict[str, Any]], chosen: dict[str, dict[str, Any]]) -> None:
+    """Choose the entries of a folder and of those below it."""
+    chosen[id_] = dict(choose(id_))
+    for entry in chosen[id_].values():
+        if entry["kind"] == "folder" and entry["id"] not in chosen:
+            _choose_all(entry["id"], choose, chosen)
 
-    def __init__(self, copies: Path, durable: _Durable, choose: Callable[[str], dict[str, Any]]) -> None:
+
+def _keep_renamed(chosen: dict[str, dict[str, Any]], durable: _Durable, now: Mapping[str, dict[str, Any]]) -> None:
+    """Give each file that has a name now, and none of those chosen, its durable name back."""
+    named = {entry["id"] for folder in now.values() for entry in folder["entries"].values()}
+    lost = named - {entry["id"] for entries in chosen.values() for entry in entries.values()}
+    for id_, entries in chosen.items():
+        for name, entry in durable.folders.get(id_, {"entries": {}})["entries"].items():
+            if entry["kind"] == "file" and entry["id"] in lost:
+                entries.setdefault(name, entry)
+
+
+class _Tree:
+    """A tree on its way back. `chosen`: the entries of each folder."""
+
+    def __init__(self, copies: Path, durable: _Durable, chosen: Mapping[str, dict[str, Any]]) -> None:
         self._copies = copies
         self._durable = durable
-        self._choose = choose
+        self._chosen = chosen
         self._made: dict[str, Path] = {}
         self.inodes: dict[int, list[int]] = {}  # those that the files had -> those that they have
 
     def fill(self, id_: str, folder: Path) -> None:
-        for name, entry in self._choose(id_).items():
+        for name, entry in self._chosen[id_].items():
             path = folder / name
             if entry["kind"] == "folder":
                 if entry["id"] in self._made:
