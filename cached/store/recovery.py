@@ -1,7 +1,7 @@
 """Rebuild the daemon's state from the tree: disk is the truth.
 
 Law: downloads nothing, and hashes only snapshot files that have lost their blob. Sweeps only the leftovers of a crash:
-temporary names, trash, names without a snapshot.
+temporary names, trash, names without a snapshot, earlier names of files that were renamed.
 """
 
 from __future__ import annotations
