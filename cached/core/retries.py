@@ -14,7 +14,8 @@ _TRY_S, _TRY_CAP_S = 1.0, 60.0
 _SHORT_S = 300.0
 _FAILED_S, _FAILED_CAP_S = 300.0, 3600.0
 _AWAITED_S, _AWAITED_CAP_S = 60.0, 300.0
-_COSTLY_CODES = frozenset({"digest_mismatch", "bad_response"})
+# Found when others had been evicted for the version, or all of its bytes had come.
+_COSTLY_CODES = frozenset({"digest_mismatch", "bad_response", "too_large"})
 
 
 def backoff_s(first_s: float, cap_s: float, failures: int) -> float:
@@ -35,7 +36,7 @@ def pause_s(error: Transient, failures: int, jitter: float) -> float:
 def failed_s(error: HoldfastError, failures: int, *, awaited: bool) -> float:
     """Return the pause after a permanent failure: the version may be published or allowed by then, but a try may fetch
     all of it, and evict others for that. While pods wait for the version (`awaited`), whose gates may wait for nothing
-    but a correction, it is short, unless the error was found in bytes that another try would fetch again."""
+    but a correction, it is short, unless another try would fetch the same bytes, or evict others, for the same error."""
     if awaited and error.code not in _COSTLY_CODES:
         return backoff_s(_AWAITED_S, _AWAITED_CAP_S, failures)
     return backoff_s(_FAILED_S, _FAILED_CAP_S, failures)
