@@ -36,7 +36,7 @@ def pause_s(error: Transient, failures: int, jitter: float) -> float:
 def failed_s(error: HoldfastError, failures: int, *, awaited: bool) -> float:
     """Return the pause after a permanent failure: the version may be published or allowed by then, but a try may fetch
     all of it, and evict others for that. While pods wait for the version (`awaited`), whose gates may wait for nothing
-    but a correction, it is short, unless another try would fetch the same bytes, or evict others, for the same error."""
+    but a correction, it is short, unless another try would fetch the same bytes, or evict others, in vain again."""
     if awaited and error.code not in _COSTLY_CODES:
         return backoff_s(_AWAITED_S, _AWAITED_CAP_S, failures)
     return backoff_s(_FAILED_S, _FAILED_CAP_S, failures)
