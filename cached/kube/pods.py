@@ -90,7 +90,7 @@ class PodWatch:
         self._refuse = refuse
         self._pace = pace if pace is not None else WatchPace()
         self._pods: dict[str, _Pod] = {}
-        self._lives: dict[str, PodLife] = {}  # of all pods of the node, by the kubelet's uid
+        self._lives: dict[str, PodLife] = {}  # of all pods of the node, by each of their uids
         self._version: str | None = None  # the resourceVersion to watch from; None: list first
         self._list_from = _FROM_CACHE
         self.statistics = WatchStatistics(time.time())
@@ -123,7 +123,8 @@ class PodWatch:
             message = f"the API server gave no list of this node's pods within {self._pace.list_now_s:g} s"
             raise Transient("kube_timeout", message, "check that it answers") from error
         with _errors_are_bad_lists():
-            pods = [pod for pod in map(_read_quietly, items) if pod is not None]
+            asked = [(item, ours) for item in items if (ours := _asked(item)) is not None]
+            pods = [_make_pod(item, ours)[0] for item, ours in asked]
         return tuple(want for pod in pods for want in pod.wants)
 
     def find_name(self, uid: str) -> PodName | None:
@@ -171,7 +172,7 @@ class PodWatch:
     def _take(self, items: list[Mapping[str, Any]], version: str) -> None:
         with _errors_are_bad_lists():
             pods = [pod for pod in map(self._read, items) if pod is not None]
-            self._lives = {_kubelet_uid(item): _life_of(item) for item in items}
+            self._lives = {uid: _life_of(item) for item in items for uid in _uids_of(item)}
         self._pods, self._version = {pod.name.uid: pod for pod in pods}, version
 
     async def _pages(self, limit: int | None, list_from: str) -> tuple[list[Mapping[str, Any]], str]:
@@ -219,10 +220,11 @@ class PodWatch:
         if kind == "BOOKMARK":
             return False
         uid = metadata["uid"]
-        if kind == "DELETED":
-            self._lives.pop(_kubelet_uid(metadata), None)
-        else:
-            self._lives[_kubelet_uid(metadata)] = _life_of(metadata)
+        for each in _uids_of(metadata):
+            if kind == "DELETED":
+                self._lives.pop(each, None)
+            else:
+                self._lives[each] = _life_of(metadata)
         old = self._pods.get(uid)
         new = None if kind == "DELETED" else self._read(metadata)
         if new is None:
@@ -236,18 +238,15 @@ class PodWatch:
         ours = _asked(metadata)
         if ours is None:
             return None
-        name = PodName(metadata["uid"], metadata["namespace"], metadata["name"])
-        known = self._pods.get(name.uid)
+        known = self._pods.get(metadata["uid"])
         ending = _life_of(metadata) is PodLife.ENDING
         if known is not None and known.annotations == ours:
             return known if known.ending == ending else replace(known, ending=ending)
-        try:
-            return _Pod(name, ours, _parse_wants(name, ours), ending)
-        except Permanent as error:
-            if not ending:
-                _log.warning("pod %s: %s", name, error)
-                self._refuse(name, error)
-            return _Pod(name, ours, (), ending)
+        pod, error = _make_pod(metadata, ours)
+        if error is not None and not ending:
+            _log.warning("pod %s: %s", pod.name, error)
+            self._refuse(pod.name, error)
+        return pod
 
     def _set_connected(self, *, connected: bool) -> None:
         if connected != self.statistics.connected:
@@ -264,25 +263,24 @@ def _errors_are_bad_lists() -> Iterator[None]:
         raise bad_response("listing pods", f"not a list: {error!r}") from error
 
 
-def _kubelet_uid(metadata: Mapping[str, Any]) -> str:
-    """Return the uid that the kubelet uses for a pod: a static pod's differs from its copy's at the API."""
-    return str((metadata.get("annotations") or {}).get(_STATIC) or metadata["uid"])
+def _uids_of(metadata: Mapping[str, Any]) -> set[str]:
+    """Return the uids of a pod: that of its object, and for a static pod also the one by which the kubelet knows it."""
+    own = str(metadata["uid"])
+    return {own, str((metadata.get("annotations") or {}).get(_STATIC) or own)}
 
 
 def _life_of(metadata: Mapping[str, Any]) -> PodLife:
     return PodLife.ENDING if metadata.get("deletionTimestamp") else PodLife.ALIVE
 
 
-def _read_quietly(metadata: Mapping[str, Any]) -> _Pod | None:
-    """Return a pod with its wants as `PodWatch` does, and none where they are invalid: the watch refuses it."""
-    ours = _asked(metadata)
-    if ours is None:
-        return None
+def _make_pod(metadata: Mapping[str, Any], ours: Mapping[str, str]) -> tuple[_Pod, Permanent | None]:
+    """Return a pod with its wants; without wants, and with the error, where its annotations are invalid."""
     name = PodName(metadata["uid"], metadata["namespace"], metadata["name"])
+    ending = _life_of(metadata) is PodLife.ENDING
     try:
-        return _Pod(name, ours, _parse_wants(name, ours), _life_of(metadata) is PodLife.ENDING)
-    except Permanent:
-        return None
+        return _Pod(name, ours, _parse_wants(name, ours), ending), None
+    except Permanent as error:
+        return _Pod(name, ours, (), ending), error
 
 
 def _asked(metadata: Mapping[str, Any]) -> dict[str, str] | None:

@@ -99,8 +99,9 @@ async def test_a_pod_wants_from_its_binding_to_its_end(
 async def test_every_pod_of_the_node_is_known_to_live(
     api: FakeApi, client: KubeClient, running: Any, until: Any
 ) -> None:
-    """Whether a pod lives is known of all pods of the node, annotated or not, by the uid that the kubelet uses: that of
-    a static pod is in an annotation. Without any pod nothing is known: the daemon's own one is on its node."""
+    """Whether a pod lives is known of all pods of the node, annotated or not, by its object's uid and by that which
+    the kubelet uses, which a static pod has in an annotation. Without any pod nothing is known: the daemon's own one is
+    on its node."""
     seen = Seen(client)
     assert seen.watch.find_life("any") is PodLife.UNKNOWN
     api.create(PODS, make_pod("elsewhere", "node2"))
@@ -109,8 +110,9 @@ async def test_every_pod_of_the_node_is_known_to_live(
         assert seen.watch.find_life("any") is PodLife.UNKNOWN
         api.create(PODS, make_pod("daemon", "node1"))
         uid = str(api.create(PODS, make_pod("plain", "node1"))["metadata"]["uid"])
-        api.create(PODS, make_pod("static", "node1", {"kubernetes.io/config.mirror": "hash"}))
+        static = api.create(PODS, make_pod("static", "node1", {"kubernetes.io/config.mirror": "hash"}))
         await until(lambda: seen.watch.find_life("hash") is PodLife.ALIVE, "the static pod")
+        assert seen.watch.find_life(static["metadata"]["uid"]) is PodLife.ALIVE
         assert seen.watch.find_life(uid) is PodLife.ALIVE
         assert seen.watch.find_life("any") is PodLife.ABSENT
         api.patch(f"{PODS}/plain", {"metadata": {"deletionTimestamp": "2026-11-20T00:00:00Z"}})
