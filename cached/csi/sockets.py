@@ -47,21 +47,20 @@ class ListeningSocket:
 def _bind(path: Path) -> tuple[socket.socket, os.stat_result]:
     if len(os.fsencode(path)) > _LONGEST_PATH:
         raise _cannot_listen(path, f"the path is longer than {_LONGEST_PATH} bytes", "choose a shorter one")
-    bound = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _remove_stale(path)
-        bound.bind(os.fspath(path))
-        path.chmod(0o600)  # to connect one must be able to write, which the daemon's umask grants to nobody else
-        bound.listen(_BACKLOG)
-        bound.setblocking(False)
-        return bound, os.lstat(path)
+        with contextlib.ExitStack() as closing:
+            bound = closing.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _remove_stale(path)
+            bound.bind(os.fspath(path))
+            path.chmod(0o600)  # connecting needs the right to write, which other users do not get
+            bound.listen(_BACKLOG)
+            bound.setblocking(False)
+            found = os.lstat(path)
+            closing.pop_all()
+            return bound, found
     except OSError as error:
-        bound.close()
         raise _cannot_listen(path, error.strerror or str(error), "check the folder and the daemon's rights") from error
-    except BaseException:
-        bound.close()
-        raise
 
 
 def _remove_stale(path: Path) -> None:

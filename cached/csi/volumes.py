@@ -298,7 +298,6 @@ class Volumes:
                     if await self._hold(volume, request, found):
                         return _make_content(request, found)
                 except DigestMismatch:
-                    self._leases.release(volume.target)
                     if self._find_versions(request) == found and looks == _FRESH_LOOKS:
                         raise
                     looks += 1
@@ -340,8 +339,8 @@ class Volumes:
         return found if len(found) == len(request.models) else None
 
     async def _hold(self, volume: _Volume, request: VolumeRequest, found: dict[ModelRef, Digest]) -> bool:
-        """Lease and check the snapshots; return False, with nothing leased, if one changed before. Raises
-        `HoldfastError`."""
+        """Lease and check the snapshots; return False if one changed before. Raises `HoldfastError`. Nothing is leased
+        in either case."""
         digests = set(found.values())
         try:
             if not await self._mounting.run(self._leases.take, volume.target, digests):
@@ -352,9 +351,7 @@ class Volumes:
             pool = self._hashing if request.is_hashed else self._mounting
             for digest in sorted(digests):
                 await pool.run(self._check, digest, is_hashed=request.is_hashed)
-        except DigestMismatch:
-            raise
-        except BaseException:
+        except BaseException:  # a cancelled call too
             self._leases.release(volume.target)
             raise
         return True
