@@ -14,7 +14,6 @@ import asyncio
 import os
 import subprocess
 import sys
-import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +23,7 @@ from bench import report
 from bench.harness import bench_main, in_turn, matches
 from bench.machine import append_section
 from bench.measure import cpu_seconds_by_name, failed
-from bench.pods import Plan, cluster_client, run_pods
+from bench.pods import Plan, add_plan_options, cluster_client, make_plan, run_pods
 from cached.contract.layout import DEFAULT_ROOT
 
 _ROWS = ("image-volume", "gate-init", "csi")
@@ -43,10 +42,7 @@ class Cold:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the benchmark; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m bench.cold_pod", description=__doc__.partition("\n")[0])
-    parser.add_argument("--model", required=True, metavar="NAME@VERSION", help="a version that nothing else wants")
-    parser.add_argument("--node", required=True, help="this node's name")
-    parser.add_argument("--image", required=True, help="image of the main container, with sh; on the node")
-    parser.add_argument("--image-volume", required=True, metavar="IMAGE", help="an image with the same bytes")
+    add_plan_options(parser)
     parser.add_argument("--forget-model", required=True, metavar="COMMAND", help="removes the version from the node")
     parser.add_argument("--forget-image", required=True, metavar="COMMAND", help="removes that image from the node")
     parser.add_argument("--processes", required=True, metavar="NAME,…", help="whose CPU counts, by the kernel's names")
@@ -55,17 +51,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=3, help="pods of each row (default 3)")
     parser.add_argument("--append", action="store_true", help="append the table to docs/benchmarks.md")
     options = parser.parse_args(argv)
-    name, at, version = options.model.partition("@")
-    if not at:
-        raise failed(f"expected --model NAME@VERSION, found {options.model!r}")
-    plan = Plan(
-        f"holdfast-bench-{uuid.uuid4().hex[:8]}",
-        options.node,
-        options.image,
-        (name, version),
-        options.image_volume,
-        str(DEFAULT_ROOT / "public"),
-    )
+    plan = make_plan(options)
+    if plan.volume_image is None:
+        raise failed("expected --image-volume IMAGE, found none", "give the image to compare with")
     text = asyncio.run(_measure(plan, options))
     print(text)
     if options.append:
@@ -117,7 +105,7 @@ def _disk_bytes(folders: Sequence[Path]) -> int:
     found = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=False)
     return int(
         found.stdout.splitlines()[-1].split()[0]
-    )  # du fails where a file goes meanwhile; the total is still said
+    )  # du fails where a file goes while it looks; the total is still said
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ with this machine's. What is made is in a namespace of its own, removed at the e
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import os
 import time
@@ -18,6 +19,7 @@ from typing import Any
 from bench.measure import failed
 from cached.contract.annotations import MODEL, PREFIX, VERSION
 from cached.contract.errors import Transient
+from cached.contract.layout import DEFAULT_ROOT
 from cached.kube.client import Call, KubeClient
 from cached.kube.kubeconfig import find_cluster
 
@@ -57,6 +59,24 @@ class Start:
 
     seconds: float
     warnings: tuple[str, ...]
+
+
+def add_plan_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of a plan."""
+    parser.add_argument("--model", required=True, metavar="NAME@VERSION", help="a version of the catalog")
+    parser.add_argument("--node", required=True, help="the node's name")
+    parser.add_argument("--image", required=True, help="image of the main container, with sh; on the node")
+    parser.add_argument("--image-volume", metavar="IMAGE", help="an image with the same bytes")
+    parser.add_argument("--host-path", default=str(DEFAULT_ROOT / "public"), help="a folder of the node to mount")
+
+
+def make_plan(options: argparse.Namespace) -> Plan:
+    """Return the plan of these options, with a namespace of its own. Raises `Permanent` for a model without version."""
+    name, at, version = options.model.partition("@")
+    if not at:
+        raise failed(f"expected --model NAME@VERSION, found {options.model!r}")
+    namespace = f"holdfast-bench-{uuid.uuid4().hex[:8]}"
+    return Plan(namespace, options.node, options.image, (name, version), options.image_volume, options.host_path)
 
 
 @asynccontextmanager

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import sys
-import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +20,7 @@ from statistics import median
 from bench import report
 from bench.harness import bench_main, in_turn, matches
 from bench.machine import append_section
-from bench.measure import failed
-from bench.pods import REFERENCE, ROWS, Plan, Start, cluster_client, run_pods
-from cached.contract.layout import DEFAULT_ROOT
+from bench.pods import REFERENCE, ROWS, Plan, Start, add_plan_options, cluster_client, make_plan, run_pods
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,27 +41,19 @@ class Burst:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the benchmark; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m bench.warm_pod", description=__doc__.partition("\n")[0])
-    parser.add_argument("--model", required=True, metavar="NAME@VERSION", help="a version that is on the node")
-    parser.add_argument("--node", required=True, help="the node's name")
-    parser.add_argument("--image", required=True, help="image of the main container, with sh; on the node")
-    parser.add_argument("--image-volume", metavar="IMAGE", help="an image with the same bytes, on the node")
-    parser.add_argument("--host-path", default=str(DEFAULT_ROOT / "public"), help="a folder of the node to mount")
+    add_plan_options(parser)
     parser.add_argument("--only", default="", metavar="ROW,…", help=f"of {', '.join(ROWS)}")
     parser.add_argument("--rounds", type=int, default=15, help="pods of each row (default 15)")
     parser.add_argument("--burst", type=int, default=40, help="pods at once, 0: none (default 40)")
     parser.add_argument("--burst-rounds", type=int, default=3, help="bursts of each row (default 3)")
     parser.add_argument("--append", action="store_true", help="append the tables to docs/benchmarks.md")
     options = parser.parse_args(argv)
-    name, at, version = options.model.partition("@")
-    if not at:
-        raise failed(f"expected --model NAME@VERSION, found {options.model!r}")
-    namespace = f"holdfast-bench-{uuid.uuid4().hex[:8]}"
-    plan = Plan(namespace, options.node, options.image, (name, version), options.image_volume, options.host_path)
+    plan = make_plan(options)
     rows = [row for row in ROWS if matches(options.only, row) and (row != "image-volume" or plan.volume_image)]
     text = asyncio.run(_measure(plan, rows, options.rounds, options.burst, options.burst_rounds))
     print(text)
     if options.append:
-        append_section("Pods on a warm node", Path(options.host_path).parent, text)
+        append_section("Pods on a warm node", Path(plan.host_path).parent, text)
     return 0
 
 
