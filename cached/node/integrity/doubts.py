@@ -1,6 +1,6 @@
 """Look for doubts of gates, have the doubted snapshots hashed now, and bound what a reader who doubts for ever costs.
 
-Law: one lock is tried while nobody rings. A doubt that names and record confirm in a few system calls is answered
+Law: one lock is tried while no gate rings. A doubt that names and record confirm in a few system calls is answered
 always: no reader of a read-only mount can cause it. One that only a hash can judge is a claim: where the bytes turn out
 right, claims about that snapshot, and about all of them, are not looked at for a multiple of what the hash took.
 """
@@ -109,7 +109,7 @@ class Doubts:
             await asyncio.to_thread(self._thread.shutdown)
 
     def _wait_for_bell(self, pause_s: float) -> None:
-        """Block until somebody rings, looking first after `pause_s` seconds. Raises `HoldfastError`."""
+        """Block until a gate rings, looking first after `pause_s` seconds. Raises `HoldfastError`."""
         while not self._stopping.wait(pause_s):
             with durable.disk_errors(f"trying the bell at {self._layout.public.snapshots}"):
                 if doubt.is_bell_held(self._layout.public):
