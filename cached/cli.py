@@ -61,6 +61,10 @@ def _dispatch(arguments: list[str], *, for_itself: bool) -> int:
         from cached.contract.program import process
 
         process.prepare_process()
+    if arguments[0] == "daemon" and for_itself:
+        import gc
+
+        gc.disable()  # until all is recovered: collections would look through what is only growing
     return _load(arguments[0], command[0])(arguments[1:])
 
 

@@ -12,77 +12,69 @@ import select
 import time
 from typing import Any
 
-from aiohttp import web
-from aiohttp.typedefs import Handler, Middleware
-
 from cached.contract.digest import Digest
 from cached.contract.errors import Permanent, Transient
 from cached.contract.program.options import DEADLINE_HEADER
 from cached.contract.reference import ModelRef
-from cached.daemon.read_api import answer_errors, make_status_handler
+from cached.daemon.http.messages import Handler, Request, Response, make_json, make_router
+from cached.daemon.read_api import make_status_handler
 from cached.daemon.service import Check, DaemonService
 
 _CHECK_S = 1.0
-_cancelled: set[asyncio.Future[web.StreamResponse]] = set()  # the loop keeps only weak references to tasks
+_cancelled: set[asyncio.Future[Response]] = set()  # the loop keeps only weak references to tasks
 
 
-def make_control_app(service: DaemonService) -> web.Application:
-    """Return the application of the control socket."""
-    app = web.Application(middlewares=[answer_errors, _answer_while_disk_hangs(service)])
+def make_control_api(service: DaemonService) -> Handler:
+    """Return the handler of the control socket."""
 
-    async def pull(request: web.Request) -> web.Response:
-        body = await _body(request)
+    async def pull(request: Request) -> Response:
+        body = _body(request)
         digest = body.get("digest")
         pin = None if digest is None else Digest.parse(_text(body, "digest"))
         _make_check(request)()
-        return web.json_response(await service.pull(_ref(body), pin, refresh=_flag(body, "refresh")))
+        return make_json(await service.pull(_ref(body), pin, refresh=_flag(body, "refresh")))
 
-    async def get_pull(request: web.Request) -> web.Response:
-        answer = service.get_pull(request.match_info["id"])
+    async def get_pull(request: Request) -> Response:
+        answer = service.get_pull(request.segment)
         if answer is None:
             raise Permanent(
                 "unknown_pull", "expected the id of a pull of the last ten minutes, found none", "pull again"
             )
-        return web.json_response(answer)
+        return make_json(answer)
 
-    async def gc(request: web.Request) -> web.Response:
-        body = await _body(request)
+    async def gc(request: Request) -> Response:
+        body = _body(request)
         dry_run = _flag(body, "dry_run")
         check = _make_check(request)
         check()
         gone = await (service.plan_gc() if dry_run else service.gc(check))
-        return web.json_response({"versions": gone, "bytes": sum(each["bytes"] for each in gone)})
+        return make_json({"versions": gone, "bytes": sum(each["bytes"] for each in gone)})
 
-    async def pin(request: web.Request) -> web.Response:
-        await service.pin(_ref(await _body(request)), _make_check(request))
-        return web.json_response({"pinned": True})
+    async def pin(request: Request) -> Response:
+        await service.pin(_ref(_body(request)), _make_check(request))
+        return make_json({"pinned": True})
 
-    async def verify(request: web.Request) -> web.Response:
-        ref = _ref(await _body(request))
+    async def verify(request: Request) -> Response:
+        ref = _ref(_body(request))
         _make_check(request)()
-        return web.json_response(await service.verify(ref))
+        return make_json(await service.verify(ref))
 
-    async def unpin(request: web.Request) -> web.Response:
-        pinned, was_pinned = await service.unpin(_ref(await _body(request)), _make_check(request))
-        return web.json_response({"pinned": pinned, "was_pinned": was_pinned})
+    async def unpin(request: Request) -> Response:
+        pinned, was_pinned = await service.unpin(_ref(_body(request)), _make_check(request))
+        return make_json({"pinned": pinned, "was_pinned": was_pinned})
 
     commands = {"pull": pull, "gc": gc, "pin": pin, "unpin": unpin, "verify": verify}
-    for name, handler in commands.items():
-        app.router.add_post(f"/v1/{name}", handler)
-    app.router.add_get("/v1/pull/{id}", get_pull)
-    app.router.add_get("/v1/status", make_status_handler(service.make_status))
-    return app
+    routes = {("POST", f"/v1/{name}"): _answer_while_disk_hangs(service, each) for name, each in commands.items()}
+    reads = {("GET", "/v1/pull/*"): get_pull, ("GET", "/v1/status"): make_status_handler(service.make_status)}
+    return make_router({**routes, **reads})
 
 
-def _answer_while_disk_hangs(service: DaemonService) -> Middleware:
+def _answer_while_disk_hangs(service: DaemonService, command: Handler) -> Handler:
     """Answer a command with an error while the root's disk hangs; cancel the command, which ends after its current
     step."""
 
-    @web.middleware
-    async def answer(request: web.Request, handler: Handler) -> web.StreamResponse:
-        if request.method != "POST":
-            return await handler(request)
-        work = asyncio.ensure_future(handler(request))
+    async def answer(request: Request) -> Response:
+        work = asyncio.ensure_future(command(request))
         try:
             while not work.done():
                 if (trouble := service.find_disk_error()) is not None:
@@ -97,18 +89,18 @@ def _answer_while_disk_hangs(service: DaemonService) -> Middleware:
     return answer
 
 
-def _forget(work: asyncio.Future[web.StreamResponse]) -> None:
+def _forget(work: asyncio.Future[Response]) -> None:
     _cancelled.discard(work)
     if not work.cancelled():
         work.exception()  # the client has this error, or the disk's
 
 
-def _make_check(request: web.Request) -> Check:
+def _make_check(request: Request) -> Check:
     """Return a check that raises `Transient` (`client_gone`) once the client of `request` waits no longer.
 
     It asks the kernel: asyncio reports a closed connection only after it has read all earlier bytes.
     """
-    text = request.headers.get(DEADLINE_HEADER)
+    text = request.headers.get(DEADLINE_HEADER.lower())
     try:
         deadline = float("inf") if text is None else float(text)
     except ValueError as error:
@@ -116,7 +108,7 @@ def _make_check(request: web.Request) -> Check:
 
     def check() -> None:
         transport = request.transport
-        if transport is None or transport.is_closing() or time.monotonic() > deadline or _is_hung_up(transport):
+        if transport.is_closing() or time.monotonic() > deadline or _is_hung_up(transport):
             raise Transient("client_gone", f"{request.path}: the client waits no longer", "send the command again")
 
     return check
@@ -128,9 +120,9 @@ def _is_hung_up(transport: asyncio.Transport) -> bool:
     return any(event & select.POLLHUP for _, event in poll.poll(0))
 
 
-async def _body(request: web.Request) -> dict[str, Any]:
+def _body(request: Request) -> dict[str, Any]:
     try:
-        body = json.loads(await request.read())
+        body = json.loads(request.body)
     except ValueError as error:
         raise _bad(f"not JSON: {error}") from error
     if not isinstance(body, dict):

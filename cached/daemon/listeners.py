@@ -14,11 +14,10 @@ import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-from aiohttp import web
-
 from cached.contract.errors import Permanent
 from cached.contract.layout import Layout
-from cached.daemon import connection_limits
+from cached.daemon.http.messages import Handler
+from cached.daemon.http.server import Server
 from cached.node.log_once import LogOnce
 from cached.node.threads import Blocking
 
@@ -31,11 +30,10 @@ _BACKLOG = 256
 class ControlListener:
     """The control socket."""
 
-    def __init__(self, layout: Layout, blocking: Blocking, runner: web.AppRunner, max_clients: int) -> None:
+    def __init__(self, layout: Layout, blocking: Blocking, server: Server) -> None:
         self._path = layout.socket
         self._blocking = blocking
-        self._max_clients = max_clients
-        self._runner = runner
+        self._server = server
         self._listener: asyncio.Server | None = None
         self._made: os.stat_result | None = None
         self._log_once = LogOnce(_log)
@@ -61,9 +59,9 @@ class ControlListener:
         if self._listener is not None:
             self._listener.close()
             self._listener = None
-        admitted = connection_limits.make_protocol_factory(self._runner, self._max_clients)
+        loop = asyncio.get_running_loop()
         try:
-            self._listener = await asyncio.get_running_loop().create_unix_server(admitted, sock=bound, backlog=_BACKLOG)
+            self._listener = await loop.create_unix_server(self._server, sock=bound, backlog=_BACKLOG)
         except BaseException:
             bound.close()
             raise
@@ -114,23 +112,19 @@ async def open_listeners(
     listen: tuple[str, int],
     layout: Layout,
     blocking: Blocking,
-    reads: web.Application,
-    control: web.Application,
+    reads: Handler,
+    control: Handler,
     max_clients: int,
 ) -> AsyncIterator[tuple[tuple[str, int], ControlListener]]:
     """Open both, each for `max_clients` at once; yield the TCP address, and the control listener for `keep_open`.
     Raises `Permanent` (`cannot_listen`). On exit responses in progress get 2 s."""
-    tcp, unix = connection_limits.make_runner(reads), connection_limits.make_runner(control)
-    listener = ControlListener(layout, blocking, unix, max_clients)
+    tcp, unix = Server(reads, max_clients), Server(control, max_clients)
+    listener = ControlListener(layout, blocking, unix)
     port: asyncio.Server | None = None
     try:
-        await tcp.setup()
-        await unix.setup()
         await listener.ensure_open()
         try:
-            loop = asyncio.get_running_loop()
-            factory = connection_limits.make_protocol_factory(tcp, max_clients)
-            port = await loop.create_server(factory, *listen, backlog=_BACKLOG)
+            port = await asyncio.get_running_loop().create_server(tcp, *listen, backlog=_BACKLOG)
         except OSError as error:
             raise Permanent(
                 "cannot_listen",
@@ -144,5 +138,4 @@ async def open_listeners(
         if port is not None:
             port.close()
         await listener.close()
-        await tcp.cleanup()
-        await unix.cleanup()
+        await asyncio.gather(tcp.close(), unix.close())

@@ -30,21 +30,19 @@ from cached.contract.program.thread_pool import start_pool
 from cached.contract.reference import ModelRef
 from cached.contract.status import ModelStatus, State
 from cached.core.space import Ledger
-from cached.daemon import connection_limits
 from cached.daemon.catalog_file import CatalogFile
 from cached.daemon.config import Config, parse_config
-from cached.daemon.control_api import make_control_app
+from cached.daemon.control_api import make_control_api
 from cached.daemon.freshness import PeriodicResolve
+from cached.daemon.http.server import MOST_CONNECTIONS
 from cached.daemon.listeners import open_listeners
 from cached.daemon.metrics import DaemonMetrics
-from cached.daemon.read_api import make_read_app
+from cached.daemon.read_api import make_read_api
 from cached.daemon.reconciler import Reconciler
 from cached.daemon.service import DaemonService
 from cached.fetch.downloads import Downloads
 from cached.fetch.version import VersionFetches
 from cached.fetch.workers import Workers, WorkerSettings
-from cached.kube.kubeconfig import find_cluster
-from cached.kube.kubernetes import KubernetesCluster
 from cached.node.cluster import Cluster, NoCluster
 from cached.node.disk_watch import DiskWatch
 from cached.node.gc_pauses import collect_when_quiet
@@ -118,8 +116,8 @@ def _require_proc() -> None:
 
 def _compute_max_clients(files: int) -> int:
     """Return the connection limit of each listener for a limit of open files; downloads come first."""
-    most = min(connection_limits.MOST_CONNECTIONS, max(_LEAST_CLIENTS, (files - _LEAST_FILES) // 4))
-    if most < connection_limits.MOST_CONNECTIONS:
+    most = min(MOST_CONNECTIONS, max(_LEAST_CLIENTS, (files - _LEAST_FILES) // 4))
+    if most < MOST_CONNECTIONS:
         _log.warning("the limit of open files is %d: at most %d connections a listener", files, most)
     return most
 
@@ -270,7 +268,7 @@ async def _work(
     watch.follow(ledger, partial(_set_from_thread, loop, deleted))
     ending.set_handler(partial(loop.call_soon_threadsafe, stop.set))
     address, control = await stack.enter_async_context(
-        open_listeners(config.listen, layout, blocking, make_read_app(service), make_control_app(service), max_clients)
+        open_listeners(config.listen, layout, blocking, make_read_api(service), make_control_api(service), max_clients)
     )
     tasks = {
         "reconciler": reconciler.run(),
@@ -403,9 +401,15 @@ def _find_volumes(layout: Layout, config: Config, socket: Path) -> MountedVolume
 
 
 def _make_cluster(config: Config) -> Cluster:
-    found = find_cluster(os.environ) if config.kube == "auto" else None
+    if config.kube != "auto":
+        return NoCluster()
+    from cached.kube.kubeconfig import find_cluster
+
+    found = find_cluster(os.environ)
     if found is None:
         return NoCluster()
+    from cached.kube.kubernetes import KubernetesCluster
+
     _log.info("cluster: %s, as node %s", found.server, config.node)
     return KubernetesCluster(found, config.node)
 

@@ -2,7 +2,7 @@
 
 Law: a full collection stops every thread, for a quarter of a second while a version of 10,000 files is fetched. So
 young generations are collected as usual, all objects only while nothing is fetched, or after ten minutes; the
-survivors are then exempt (`gc.freeze`).
+survivors are then exempt (`gc.freeze`). A start collects nothing: the first collection comes with the first check.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Callable
 
 _YOUNG = 5_000  # new objects, and ten times as many for the second generation: 10 ms at most
 _NEVER = 1_000_000_000
+_FIRST_S = 5.0
 _CHECK_S = 30.0
 _OVERDUE_S = 600.0
 
@@ -21,13 +22,16 @@ _OVERDUE_S = 600.0
 async def collect_when_quiet(busy: Callable[[], bool]) -> None:
     """Collect garbage until cancelled; `busy` returns whether a version is being fetched."""
     gc.set_threshold(_YOUNG, 10, _NEVER)
-    collected = time.monotonic()
-    gc.collect()
+    collected, is_first = time.monotonic(), True
     gc.freeze()
+    gc.enable()
     while True:
-        await asyncio.sleep(_CHECK_S)
-        grown = gc.get_count()[2] > 0  # collections of the second generation since, each with survivors
+        await asyncio.sleep(_FIRST_S if is_first else _CHECK_S)
+        grown = is_first or gc.get_count()[2] > 0  # collections of the second generation since, each with survivors
         if grown and (not busy() or time.monotonic() - collected > _OVERDUE_S):
+            if is_first:
+                gc.unfreeze()  # the garbage of the imports too
+            is_first = False
             gc.collect()
             gc.freeze()
             collected = time.monotonic()

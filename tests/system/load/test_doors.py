@@ -15,12 +15,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from aiohttp import web
 
 from cached.contract.layout import Layout
 from cached.contract.reference import ModelRef
-from cached.daemon import connection_limits, listeners
-from cached.daemon.connection_limits import MOST_CONNECTIONS
+from cached.daemon import listeners
+from cached.daemon.http import server
+from cached.daemon.http.messages import Request, Response, make_router
+from cached.daemon.http.server import MOST_CONNECTIONS
 from cached.daemon.read_api import RenderedPage
 from cached.node.threads import Blocking
 from cached.store import recovery
@@ -129,15 +130,10 @@ def test_what_is_too_much_is_refused(daemon: DaemonProcess, sent: bytes, answers
 
 async def test_a_client_that_reads_nothing_is_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An answer that nobody takes is given up after a while, and its connection with it."""
-    monkeypatch.setattr(connection_limits, "ANSWER_S", 0.2)
+    monkeypatch.setattr(server, "ANSWER_S", 0.2)
     layout = Layout(tmp_path / "root")
     recovery.prepare(layout)
-    reads, control, blocking = web.Application(), web.Application(), Blocking(1)
-
-    async def much(_request: web.Request) -> web.Response:
-        return web.Response(body=bytes(64 * _MIB))
-
-    control.router.add_get("/much", much)
+    reads, control, blocking = make_router({}), make_router({("GET", "/much"): _answer_much}), Blocking(1)
     async with listeners.open_listeners(("127.0.0.1", 0), layout, blocking, reads, control, MOST_CONNECTIONS):
         reader, writer = await asyncio.open_unix_connection(layout.socket, limit=1000)
         writer.write(b"GET /much HTTP/1.1\r\nHost: x\r\n\r\n")
@@ -153,15 +149,10 @@ async def test_an_end_does_not_wait_for_slow_readers(tmp_path: Path) -> None:
     """The doors close within seconds while a client leaves its answer lying."""
     layout = Layout(tmp_path / "root")
     recovery.prepare(layout)
-    control, blocking = web.Application(), Blocking(1)
-
-    async def much(_request: web.Request) -> web.Response:
-        return web.Response(body=bytes(64 * _MIB))
-
-    control.router.add_get("/much", much)
+    reads, control, blocking = make_router({}), make_router({("GET", "/much"): _answer_much}), Blocking(1)
     async with (
         asyncio.timeout(20),
-        listeners.open_listeners(("127.0.0.1", 0), layout, blocking, web.Application(), control, MOST_CONNECTIONS),
+        listeners.open_listeners(("127.0.0.1", 0), layout, blocking, reads, control, MOST_CONNECTIONS),
     ):
         reader, writer = await asyncio.open_unix_connection(layout.socket, limit=1000)
         writer.write(b"GET /much HTTP/1.1\r\nHost: x\r\n\r\n")
@@ -203,6 +194,10 @@ def test_a_gate_is_probed_among_silent_clients(daemon: DaemonProcess, gates: Gat
         connection.request("GET", "/readyz")
         assert connection.getresponse().status == 503
         assert not _is_over(silent[-1])
+
+
+async def _answer_much(_request: Request) -> Response:
+    return Response(bytes(64 * _MIB))
 
 
 # --- clients ---------------------------------------------------------------------------------------------------------

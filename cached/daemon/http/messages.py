@@ -1,0 +1,89 @@
+"""Requests, responses, and the routes from one to the other. Law: no I/O."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, replace
+from http import HTTPStatus
+from typing import Any
+
+from cached.contract.errors import HoldfastError
+
+TEXT = "text/plain; charset=utf-8"
+JSON = "application/json; charset=utf-8"
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One request with its whole body. `path` is decoded and without the query; `headers` by lower-case name;
+    `segment`: the last segment of the path where its route leaves that open. `transport`: its connection."""
+
+    method: str
+    path: str
+    headers: Mapping[str, str]
+    body: bytes
+    transport: asyncio.Transport
+    keeps_alive: bool = True
+    segment: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """A response with its whole body. `allow`: the methods that a path has, with status 405."""
+
+    body: bytes
+    content_type: str = TEXT
+    status: int = 200
+    allow: str = ""
+
+
+Handler = Callable[[Request], Awaitable[Response]]
+Routes = Mapping[tuple[str, str], Handler]
+
+
+class Refused(Exception):
+    """A request that is not read to its end: its connection is closed after a response with this status."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(HTTPStatus(status).phrase)
+        self.status = status
+
+
+def make_json(document: Any, status: int = 200) -> Response:
+    """Return the response with a JSON document."""
+    return Response(json.dumps(document).encode(), JSON, status)
+
+
+def make_refusal(status: int, allow: str = "") -> Response:
+    """Return the response to a request that has no handler or is no request."""
+    return Response(f"{status}: {HTTPStatus(status).phrase}\n".encode(), TEXT, status, allow)
+
+
+def make_router(routes: Routes) -> Handler:
+    """Return the handler of all `routes`, which are by method and path; a path that ends in `/*` leaves its last
+    segment open. HEAD is answered as GET; a `HoldfastError` is answered as JSON: 400 for `Permanent`, 503 for
+    `Transient`."""
+
+    async def answer(request: Request) -> Response:
+        folder, _, last = request.path.rpartition("/")
+        choices = [("" if last == "*" else request.path, ""), (f"{folder}/*" if last else "", last)]
+        method = "GET" if request.method == "HEAD" else request.method
+        for path, segment in choices:
+            methods = {known: handler for (known, at), handler in routes.items() if at == path}
+            if method in methods:
+                return await methods[method](replace(request, segment=segment))
+            if methods:
+                return make_refusal(405, ", ".join(sorted([*methods, *(["HEAD"] if "GET" in methods else [])])))
+        return make_refusal(404)
+
+    async def answer_errors(request: Request) -> Response:
+        try:
+            return await answer(request)
+        except HoldfastError as error:
+            fields = ("code", "message", "remedy", "permanent")
+            document = {field: getattr(error, field) for field in fields}
+            return make_json({"error": document}, 400 if error.permanent else 503)
+
+    return answer_errors
