@@ -1,5 +1,5 @@
-"""The daemon's HTTP server: reads requests, calls a handler for each, and limits its clients.
+"""The daemon's HTTP server: h11 reads requests and frames responses; a handler answers each; clients are limited.
 
-Law: standard library only. A start pays for what it imports, and a library for web applications costs it a quarter of a
-second of processor time and 14 MiB, for six paths.
+Law: asyncio, h11 and the standard library only. A start pays for what it imports: a framework for web applications
+costs it a quarter of a second of processor time and 14 MiB, for six paths.
 """

@@ -25,7 +25,6 @@ class Request:
     headers: Mapping[str, str]
     body: bytes
     transport: asyncio.Transport
-    keeps_alive: bool = True
     segment: str = ""
 
 
@@ -41,14 +40,6 @@ class Response:
 
 Handler = Callable[[Request], Awaitable[Response]]
 Routes = Mapping[tuple[str, str], Handler]
-
-
-class Refused(Exception):
-    """A request that is not read to its end: its connection is closed after a response with this status."""
-
-    def __init__(self, status: int) -> None:
-        super().__init__(HTTPStatus(status).phrase)
-        self.status = status
 
 
 def make_json(document: Any, status: int = 200) -> Response:

@@ -19,7 +19,7 @@ import pytest
 from cached.contract.layout import Layout
 from cached.contract.reference import ModelRef
 from cached.daemon import listeners
-from cached.daemon.http import server
+from cached.daemon.http import connection
 from cached.daemon.http.messages import Request, Response, make_router
 from cached.daemon.http.server import MOST_CONNECTIONS
 from cached.daemon.read_api import RenderedPage
@@ -130,7 +130,7 @@ def test_what_is_too_much_is_refused(daemon: DaemonProcess, sent: bytes, answers
 
 async def test_a_client_that_reads_nothing_is_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An answer that nobody takes is given up after a while, and its connection with it."""
-    monkeypatch.setattr(server, "ANSWER_S", 0.2)
+    monkeypatch.setattr(connection, "ANSWER_S", 0.2)
     layout = Layout(tmp_path / "root")
     recovery.prepare(layout)
     reads, control, blocking = make_router({}), make_router({("GET", "/much"): _answer_much}), Blocking(1)

@@ -109,24 +109,26 @@ async def test_a_library_client_is_answered_over_one_connection() -> None:
 
 async def test_requests_in_one_packet_are_answered_in_order(ask: Ask) -> None:
     """What a client sends ahead is answered in order, and after `Connection: close` no more."""
-    one, two = b"GET /names/a HTTP/1.1\r\n\r\n", b"\r\nGET /names/b%20c HTTP/1.1\r\nConnection: close\r\n\r\n"
-    answer = await ask(one + two + b"GET /names/d HTTP/1.1\r\n\r\n")
+    one, two = (
+        b"GET /names/a HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"GET /names/b%20c HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
+    )
+    answer = await ask(one + two + b"GET /names/d HTTP/1.1\r\nHost: x\r\n\r\n")
     assert answer.count(b"HTTP/1.1 200 OK") == 2
     assert answer.index(b"\r\n\r\na") < answer.index(b"\r\n\r\nb c")
 
 
 async def test_a_request_may_come_byte_by_byte() -> None:
     """How a request is cut into packets does not matter."""
-    sent = (
-        b"POST /echo HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n3;x=1\r\nabc\r\nA\r\n0123456789\r\n0\r\nT: 1\r\n\r\n"
-    )
+    head = b"POST /echo HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+    sent = head + b"3;x=1\r\nabc\r\nA\r\n0123456789\r\n0\r\nT: 1\r\n\r\n"
     async with _serving() as address:
         reader, writer = await asyncio.open_connection(*address)
         for at in range(len(sent)):
             writer.write(sent[at : at + 1])
             await asyncio.sleep(0)
         assert b'"abc0123456789"' in await reader.readuntil(b"}")
-        writer.write(b"GET /names/next HTTP/1.1\r\nConnection: close\r\n\r\n")
+        writer.write(b"GET /names/next HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
         assert (await reader.read()).endswith(b"next")
         writer.close()
 
@@ -135,7 +137,7 @@ async def test_a_client_that_waits_for_a_go_ahead_gets_it() -> None:
     """`Expect: 100-continue` is answered before the body comes."""
     async with _serving() as address:
         reader, writer = await asyncio.open_connection(*address)
-        writer.write(b"POST /echo HTTP/1.1\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\n")
+        writer.write(b"POST /echo HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\n")
         assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
         writer.write(b"ok")
         assert b'"body": "ok"' in await reader.readuntil(b"}")
@@ -145,33 +147,32 @@ async def test_a_client_that_waits_for_a_go_ahead_gets_it() -> None:
 @pytest.mark.parametrize(
     ("request_", "status"),
     [
-        (b"GET /nowhere HTTP/1.1\r\n\r\n", 404),
-        (b"GET /names/ HTTP/1.1\r\n\r\n", 404),
-        (b"GET /names/* HTTP/1.1\r\n\r\n", 200),
-        (b"GET /names/a/b HTTP/1.1\r\n\r\n", 404),
-        (b"GET http://host:1/names/a HTTP/1.1\r\n\r\n", 200),
+        (b"GET /nowhere HTTP/1.1\r\nHost: x\r\n\r\n", 404),
+        (b"GET /names/ HTTP/1.1\r\nHost: x\r\n\r\n", 404),
+        (b"GET /names/* HTTP/1.1\r\nHost: x\r\n\r\n", 200),
+        (b"GET /names/a/b HTTP/1.1\r\nHost: x\r\n\r\n", 404),
+        (b"GET http://host:1/names/a HTTP/1.1\r\nHost: x\r\n\r\n", 200),
         (b"GET /names/a HTTP/1.0\r\n\r\n", 200),
-        (b"GET /bug HTTP/1.1\r\n\r\n", 500),
-        (b"DELETE /echo HTTP/1.1\r\n\r\n", 405),
+        (b"GET /bug HTTP/1.1\r\nHost: x\r\n\r\n", 500),
+        (b"DELETE /echo HTTP/1.1\r\nHost: x\r\n\r\n", 405),
         (b"GET /names/a HTTP/2.0\r\n\r\n", 505),
         (b"GET /names/a\r\n\r\n", 400),
-        (b"get /names/a HTTP/1.1\r\n\r\n", 400),
-        (b"GET /names/a HTTP/1.1\r\nno colon\r\n\r\n", 400),
-        (b"GET /names/a HTTP/1.1\r\nX : y\r\n\r\n", 400),
-        (b"GET /names/a HTTP/1.1\r\nX: y\r\n folded\r\n\r\n", 400),
-        (b"GET /names/a HTTP/1.1\r\nX: \x00\r\n\r\n", 400),
-        (b"POST /echo HTTP/1.1\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\nab", 400),
-        (b"POST /echo HTTP/1.1\r\nContent-Length: -2\r\n\r\n", 400),
-        (b"POST /echo HTTP/1.1\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\nab", 400),
-        (b"POST /echo HTTP/1.1\r\nTransfer-Encoding: gzip, chunked\r\n\r\n", 501),
-        (b"POST /echo HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", 400),
-        (b"POST /echo HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nab\r\n", 400),
-        (b"POST /echo HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nffffffff\r\n", 413),
-        (b"POST /echo HTTP/1.1\r\nContent-Length: 1048577\r\n\r\n", 413),
-        (b"POST /echo HTTP/1.1\r\nContent-Length: " + b"9" * 5000 + b"\r\n\r\n", 400),
-        (b"POST /echo HTTP/1.1\r\nExpect: wonders\r\n\r\n", 417),
-        (b"GET /" + b"a" * 9000 + b" HTTP/1.1\r\n\r\n", 414),
-        (b"GET / HTTP/1.1\r\nX: " + b"a" * 40_000 + b"\r\n\r\n", 431),
+        (b"GET /names/a HTTP/1.1\r\n\r\n", 400),
+        (b"get /echo HTTP/1.1\r\nHost: x\r\n\r\n", 405),
+        (b"GET /names/a HTTP/1.1\r\nHost: x\r\nno colon\r\n\r\n", 400),
+        (b"GET /names/a HTTP/1.1\r\nHost: x\r\nX : y\r\n\r\n", 400),
+        (b"GET /names/a HTTP/1.1\r\nHost: x\r\nX: \x00\r\n\r\n", 400),
+        (b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\nab", 400),
+        (b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: -2\r\n\r\n", 400),
+        (b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\nab", 400),
+        (b"POST /echo HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip, chunked\r\n\r\n", 501),
+        (b"POST /echo HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", 400),
+        (b"POST /echo HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nab\r\n", 400),
+        (b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 1048577\r\n\r\n", 413),
+        (b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: " + b"9" * 5000 + b"\r\n\r\n", 400),
+        (b"POST /echo HTTP/1.1\r\nHost: x\r\nExpect: wonders\r\n\r\n", 417),
+        (b"GET /" + b"a" * 400_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n", 431),
+        (b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"a" * 400_000 + b"\r\n\r\n", 431),
         (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n", 400),
     ],
 )
@@ -186,10 +187,10 @@ async def test_a_request_gets_its_status(ask: Ask, request_: bytes, status: int)
 
 async def test_errors_are_documents(ask: Ask) -> None:
     """Our own errors are answered as JSON, by whether another try may help."""
-    status, _, body = _head(await ask(b"POST /refuse HTTP/1.1\r\n\r\n"))
+    status, _, body = _head(await ask(b"POST /refuse HTTP/1.1\r\nHost: x\r\n\r\n"))
     expected = {"code": "bad_request", "message": "wrong", "remedy": "mend it", "permanent": True}
     assert (status, json.loads(body)) == (400, {"error": expected})
-    status, _, body = _head(await ask(b"GET /later HTTP/1.1\r\n\r\n"))
+    status, _, body = _head(await ask(b"GET /later HTTP/1.1\r\nHost: x\r\n\r\n"))
     assert (status, json.loads(body)["error"]["permanent"]) == (503, False)
 
 
@@ -198,7 +199,7 @@ async def test_past_the_limit_the_oldest_connection_goes() -> None:
     async with _serving(most_clients=3) as address:
         silent = [await asyncio.open_connection(*address) for _ in range(4)]
         reader, writer = await asyncio.open_connection(*address)
-        writer.write(b"GET /names/new HTTP/1.1\r\nConnection: close\r\n\r\n")
+        writer.write(b"GET /names/new HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
         assert (await reader.read()).endswith(b"new")
         for old, _ in silent[:2]:
             with pytest.raises(ConnectionError):
