@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
+from transformers.models.auto import modeling_auto
 
 from cached.contract.errors import Permanent
 from server.engine import allowed
@@ -22,7 +22,7 @@ from server.weights.format.checkpoint import open_checkpoint
 from server.weights.pretrained import read_config
 
 _LOG = logging.getLogger(__name__)
-_auto: Any = transformers  # its mappings are untyped
+_auto: Any = modeling_auto  # its mappings are untyped
 _NEEDLESS = "pooler."  # of a bare encoder: only its hidden states are read
 
 

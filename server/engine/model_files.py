@@ -7,21 +7,21 @@ on the CPU, and are read straight onto a GPU (`server.weights.pretrained`).
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-# Set before transformers is imported, which reads them once: no file is ever requested from a Hub.
-os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ["TRANSFORMERS_OFFLINE"] = "1"
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+import server.engine.libraries.offline  # noqa: F401 - before transformers
 
+# isort: split
 import tokenizers
 import torch
 import transformers
+from transformers.models.auto import modeling_auto
+from transformers.models.auto.tokenization_auto import AutoTokenizer
+from transformers.utils import logging as logging_of_transformers
 
 from cached.contract.errors import Permanent
 from cached.contract.program.units import format_size
@@ -29,7 +29,7 @@ from server.engine import allowed
 from server.weights.files import load_file
 from server.weights.pretrained import assemble, prevailing_dtype, read_config, read_generation_config
 
-_transformers_logging: Any = transformers.utils.logging  # untyped there
+_transformers_logging: Any = logging_of_transformers  # untyped there
 _LOG = logging.getLogger(__name__)
 _NAMES_SHOWN = 8
 # Models whose positions begin after the padding's id: the configuration's, or a number of the class's own.
@@ -84,9 +84,9 @@ def load_encoder(
     half_class = _ENCODER_HALVES.get(config.model_type) if half else None
     if half_class is None and getattr(config, "is_encoder_decoder", False):
         raise _unsupported(directory, config, "an encoder alone or a causal language model")
-    if type(config) not in transformers.MODEL_MAPPING:
+    if type(config) not in modeling_auto.MODEL_MAPPING:
         raise _unsupported(directory, config, "an architecture that transformers has")
-    model_class: Any = transformers.MODEL_MAPPING[type(config)]
+    model_class: Any = modeling_auto.MODEL_MAPPING[type(config)]
     if isinstance(model_class, tuple):
         model_class = model_class[0]
     if half_class is not None:
@@ -107,7 +107,7 @@ def load_causal_lm(directory: Path, device: str, dtype: str, architecture: str |
     """Load the causal language model of `directory`, by its own architecture or by `architecture`; raises
     `HoldfastError`."""
     config = read_config(directory)
-    model_class = _class(directory, config, architecture, transformers.MODEL_FOR_CAUSAL_LM_MAPPING, allowed.GENERATORS)
+    model_class = _class(directory, config, architecture, modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING, allowed.GENERATORS)
     loaded = _load(directory, model_class, config, device, dtype, needless=None, options=_NO_OPTIONS)
     try:
         read_generation_config(directory, loaded.module)
@@ -125,7 +125,7 @@ def load_classifier(
 ) -> Loaded:
     """Load the sequence classification model of `directory`; raises `HoldfastError`. `dtype` as in `load_encoder`."""
     config = _read_config(directory, options)
-    mapping = transformers.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
+    mapping = modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
     model_class = _class(directory, config, architecture, mapping, allowed.CLASSIFIERS)
     return _load(directory, model_class, config, device, dtype, needless=None, options=options)
 
@@ -262,9 +262,7 @@ def _dtype(wanted: str, tensors: Iterable[torch.Tensor], config: Any) -> torch.d
 
 def _tokenizer(directory: Path, options: Mapping[str, Any]) -> Any:
     try:
-        return transformers.AutoTokenizer.from_pretrained(
-            directory, **options, local_files_only=True, trust_remote_code=False
-        )
+        return AutoTokenizer.from_pretrained(directory, **options, local_files_only=True, trust_remote_code=False)
     except MemoryError:
         raise
     except Exception as error:  # the tokenizers package raises no narrower one for a file that it cannot read

@@ -10,8 +10,6 @@ import copy
 from collections.abc import Iterable
 from typing import Any
 
-import jinja2
-
 from server.engine.types import ChatRequest, InvalidRequest, Prompt
 
 # Enough for a tokenizer to know, from the prompt's end, whether the next token begins with a space.
@@ -69,11 +67,13 @@ class Tokens:
                 "messages",
                 "no_chat_template",
             )
+        from jinja2 import TemplateError  # used for chats alone
+
         try:
             text: str = self._tokenizer.apply_chat_template(
                 list(request.messages), add_generation_prompt=True, tokenize=False, **request.template
             )
-        except (jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:
+        except (TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:
             raise InvalidRequest(f"messages: the model's chat template refuses them: {error}", "messages") from error
         # The template writes the special tokens itself.
         return self._check_length(self._encode_text(text, "messages", special=False), "messages", room)

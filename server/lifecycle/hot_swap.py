@@ -366,11 +366,9 @@ class ModelManager:
 def _serve(
     card: Card, model: Model, queue_limit: int, metrics: ModelMetrics
 ) -> ServedEncoder | ServedClassifier | ServedText:
-    from server.engine.classifier import Classifier
-    from server.engine.encoder import Encoder
-
-    if isinstance(model, Encoder):
+    if loading.is_encoder(model):
         return ServedEncoder(card, ThreadedEngine(model, queue_limit, metrics), metrics)
-    if isinstance(model, Classifier):
+    if loading.is_classifier(model):
         return ServedClassifier(card, ThreadedEngine(model, queue_limit, metrics), metrics)
+    assert loading.is_generator(model)
     return ServedText(card, ThreadedEngine(model, queue_limit, metrics), metrics)

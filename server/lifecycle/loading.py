@@ -10,7 +10,7 @@ import logging
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeGuard
 
 from cached.contract.errors import HoldfastError, Permanent
 from server.engine.kinds import read_kind
@@ -52,27 +52,35 @@ def select_device_for_user_code(wanted: str) -> str:
 
 
 def prepare(loaded: Callable[[LoadReport], None]) -> None:
-    """Import the modules of a load; `loaded` receives the report of each later load."""
+    """Import what every load needs; `loaded` receives the report of each later load."""
     with _import_errors():
-        import server.engine.generation.generator  # noqa: F401 - the import itself takes seconds
+        from server.engine.libraries.imports import import_base
         from server.weights import report
+
+        import_base()
+        import server.engine.model_files  # noqa: F401 - with the rest of what no kind of model can do without
     report.subscribe(loaded)
 
 
 def load(snapshot: Snapshot, device: str, dtype: str, limits: Limits, metrics: ModelMetrics) -> Model:
     """Load a model; raises `HoldfastError`."""
-    from server.engine.classifier import Classifier
-    from server.engine.encoder import Encoder
-    from server.engine.generation.generator import TextGenerator
-    from server.engine.heads import find_head
-
     with _load_errors(snapshot), _without_garbage_collection():
-        declared = find_head(snapshot.path, read_kind(snapshot.path))
-        match declared.kind:
+        declared = read_kind(snapshot.path)
+        if declared.kind is None:
+            with _import_errors():
+                from server.engine.heads import find_head
+            declared = find_head(snapshot.path, declared)
+        match declared.kind:  # a kind's modules are imported for the first model of it
             case Kind.COMPLETIONS:
+                with _import_errors():
+                    from server.engine.generation.generator import TextGenerator
                 return TextGenerator.load(snapshot.path, device, dtype, limits, metrics, declared.architecture)
             case Kind.CLASSIFICATION:
+                with _import_errors():
+                    from server.engine.classifier import Classifier
                 return Classifier.load(snapshot.path, declared, device, dtype)
+        with _import_errors():
+            from server.engine.encoder import Encoder
         return Encoder.load(snapshot.path, device, dtype)
 
 
@@ -84,20 +92,31 @@ def warm_up(snapshot: Snapshot, model: Model) -> None:
 
 def load_adapter(snapshot: Snapshot, base: Model) -> Adapter:
     """Load an adapter for its base; raises `HoldfastError`."""
-    from server.engine.generation.generator import TextGenerator
-
-    if not isinstance(base, TextGenerator):
+    if not is_generator(base):
         found = f"a base that generates text, found one of kind {base.about.kind}"
         raise Permanent("adapter_base", f"{snapshot.path}: expected {found}", "merge it")
     with _load_errors(snapshot):
         return base.load_adapter(snapshot.path)
 
 
+def is_encoder(model: Model) -> TypeGuard[Encoder]:
+    """Tell by the model's own word: the class of a kind is imported for the first model of it."""
+    return model.about.kind is Kind.EMBEDDINGS
+
+
+def is_classifier(model: Model) -> TypeGuard[Classifier]:
+    """Tell as `is_encoder` does."""
+    return model.about.kind is Kind.CLASSIFICATION
+
+
+def is_generator(model: Model) -> TypeGuard[TextGenerator]:
+    """Tell as `is_encoder` does."""
+    return model.about.kind is Kind.COMPLETIONS
+
+
 def share_memory(models: list[Model]) -> None:
     """Divide the memory for the KV caches between these models."""
-    from server.engine.generation.generator import TextGenerator
-
-    generators = [model for model in models if isinstance(model, TextGenerator)]
+    generators = [model for model in models if is_generator(model)]
     for generator in generators:
         try:
             generator.share_memory(len(generators))

@@ -14,6 +14,9 @@ from typing import Any
 import torch
 import transformers
 from huggingface_hub.errors import StrictDataclassError
+from torch.overrides import TorchFunctionMode
+from transformers.generation.configuration_utils import GenerationConfig
+from transformers.models.auto.configuration_auto import AutoConfig
 
 from cached.contract.errors import Permanent
 from server.weights.cuda.accelerator import find_accelerator
@@ -78,15 +81,16 @@ def assemble(
     `options` are `from_pretrained`'s. What no file holds is on the CPU. Raises `Permanent` (`load_failed`)."""
     # With a state dict and no name, transformers assigns the given tensors without a copy if their dtype is the same.
     try:
-        module, info = model_class.from_pretrained(
-            None,
-            config=config,
-            state_dict={name: _Placed(tensor) for name, tensor in tensors.items()},
-            output_loading_info=True,
-            local_files_only=True,
-            # Else transformers speaks of a report in its own log, which is silent here.
-            **{**options, "ignore_mismatched_sizes": True},
-        )
+        with _WithoutSympy():
+            module, info = model_class.from_pretrained(
+                None,
+                config=config,
+                state_dict={name: _Placed(tensor) for name, tensor in tensors.items()},
+                output_loading_info=True,
+                local_files_only=True,
+                # Else transformers speaks of a report in its own log, which is silent here.
+                **{**options, "ignore_mismatched_sizes": True},
+            )
     except _BUILD_ERRORS as error:
         raise Permanent(
             "load_failed",
@@ -110,9 +114,7 @@ def assemble(
 def read_config(path: Path, **overrides: Any) -> Any:
     """Read config.json; with `return_unused_kwargs` also return the overrides for which it has no field."""
     try:
-        return transformers.AutoConfig.from_pretrained(
-            path, local_files_only=True, trust_remote_code=False, **overrides
-        )
+        return AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False, **overrides)
     except (*_CONFIG_ERRORS, StrictDataclassError) as error:
         raise Permanent(
             "invalid_config",
@@ -125,7 +127,7 @@ def read_config(path: Path, **overrides: Any) -> Any:
 def read_generation_config(path: Path, module: Any) -> None:
     """Set a generating model's defaults from generation_config.json, if there is one."""
     if module.can_generate() and (path / "generation_config.json").is_file():
-        module.generation_config = transformers.GenerationConfig.from_pretrained(path, local_files_only=True)
+        module.generation_config = GenerationConfig.from_pretrained(path, local_files_only=True)
 
 
 def prevailing_dtype(tensors: Iterable[torch.Tensor]) -> torch.dtype:
@@ -183,6 +185,32 @@ def _read_overridden_config(path: Path, overrides: Mapping[str, Any]) -> tuple[A
             "leave it out, or use transformers' own from_pretrained for it",
         )
     return config, {name: value for name, value in overrides.items() if name in _PASSED_ON}
+
+
+class _WithoutSympy(TorchFunctionMode):
+    """Does what building a module asks of meta tensors most often without sympy, whose import takes a quarter of a
+    second: torch's own versions of these functions for them are written in Python. A meta tensor has no values."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        named = kwargs or {}
+        if func in (torch.nn.init.normal_, torch.Tensor.normal_):
+            tensor: torch.Tensor = args[0] if args else named["tensor"]
+            if tensor.is_meta:
+                return tensor
+        elif func is torch.arange and torch.device(named.get("device") or "cpu").type == "meta":
+            found = torch.arange(*args, **{**named, "device": "cpu"})
+            return torch.empty(found.shape, dtype=found.dtype, device="meta")
+        elif func is torch.empty_like and named.keys() <= {"device", "dtype"} and _is_contiguous_meta(args[0]):
+            like = args[0]
+            kept = {"device": named.get("device") or like.device, "dtype": named.get("dtype") or like.dtype}
+            return torch.empty(like.shape, **kept)
+        return func(*args, **named)
+
+
+def _is_contiguous_meta(tensor: torch.Tensor) -> bool:
+    return type(tensor) is torch.Tensor and tensor.is_meta and tensor.is_contiguous()
 
 
 class _Placed:

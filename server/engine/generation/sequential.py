@@ -11,14 +11,16 @@ from collections import deque
 from typing import Any
 
 import torch
-import transformers
+from transformers.generation.configuration_utils import GenerationConfig
+from transformers.generation.logits_process import LogitsProcessor, LogitsProcessorList
+from transformers.generation.stopping_criteria import StoppingCriteria, StoppingCriteriaList
 
 from server.engine.generation.batch import GenerationObserver
 from server.engine.generation.sampling import choose
 from server.engine.generation.sequence import GenerationSequence
 from server.engine.lora import Adapters
 
-_GenerationConfig: Any = transformers.GenerationConfig  # untyped there
+_GenerationConfig: Any = GenerationConfig  # untyped there
 
 
 class SequentialRunner:
@@ -55,12 +57,12 @@ class SequentialRunner:
             generation_config=_GenerationConfig(
                 max_new_tokens=sequence.tokens_left, do_sample=False, pad_token_id=self._padding_id
             ),
-            logits_processor=transformers.LogitsProcessorList([_Choose(sequence, self._observer)]),
-            stopping_criteria=transformers.StoppingCriteriaList([_Stop(sequence)]),
+            logits_processor=LogitsProcessorList([_Choose(sequence, self._observer)]),
+            stopping_criteria=StoppingCriteriaList([_Stop(sequence)]),
         )
 
 
-class _Choose(transformers.LogitsProcessor):
+class _Choose(LogitsProcessor):
     """Chooses each token in place of `generate`, and masks all others, as `generate` takes the likeliest."""
 
     def __init__(self, sequence: GenerationSequence, observer: GenerationObserver) -> None:
@@ -79,7 +81,7 @@ class _Choose(transformers.LogitsProcessor):
         return forced
 
 
-class _Stop(transformers.StoppingCriteria):
+class _Stop(StoppingCriteria):
     """Stops `generate` when the sequence is complete or cancelled."""
 
     def __init__(self, sequence: GenerationSequence) -> None:
