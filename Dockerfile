@@ -19,6 +19,13 @@
 # python 3.11.16 on Debian bookworm, linux/amd64 and linux/arm64.
 ARG BASE_IMAGE=docker.io/library/python:3.11.16-slim-bookworm@sha256:a36c24f9cbdf4fd0f52d67f0823eeac19c2028c637cecc392d97f980d4fec56b
 
+# Compiles a folder, but what fits a pattern. Nothing may be written where the images run, so what has no bytecode is
+# compiled at every start. `unchecked-hash`: it holds whatever a builder does to the files' times, as for reproducible
+# layers. A file that does not compile is for another release of Python, and is listed.
+ARG COMPILE="import compileall, py_compile, re, sys; \
+compileall.compile_dir(sys.argv[1], quiet=1, workers=0, rx=re.compile(sys.argv[2]) if sys.argv[2:] else None, \
+invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH)"
+
 # --- what all of them start from
 FROM ${BASE_IMAGE} AS base
 ENV PATH=/opt/holdfast/bin:$PATH \
@@ -29,6 +36,10 @@ RUN echo 'holdfast:x:65532:65532:holdfast:/tmp:/usr/sbin/nologin' >> /etc/passwd
  && echo 'holdfast:x:65532:' >> /etc/group \
  && install -d -o 65532 -g 65532 -m 0755 /var/lib/holdfast /var/lib/holdfast/public \
  && python3 -m venv --without-pip /opt/holdfast
+# The official images come without the bytecode of the standard library.
+ARG COMPILE
+RUN python3 -c "$COMPILE" "$(python3 -c 'import sysconfig; print(sysconfig.get_path("stdlib"))')" \
+    '/(test|tests|idlelib|lib2to3|turtledemo|ensurepip|site-packages|dist-packages)/'
 
 # --- the requirements of each image, so that their layers depend on nothing else in pyproject.toml
 FROM ${BASE_IMAGE} AS requirements
@@ -54,35 +65,43 @@ COPY . .
 RUN python3 -m venv /build \
  && /build/bin/pip wheel --no-cache-dir --no-deps --wheel-dir /wheels .
 
-# --- dependencies; compiled here, as nothing may be written where they run
+# --- dependencies
 FROM base AS gate-dependencies
 COPY --from=requirements /requirements/constraints.txt /requirements/gate.txt /requirements/
 ARG PIP_INDEX_URL
 ARG PIP_EXTRA_INDEX_URL
 ARG PIP_FIND_LINKS
-RUN pip --python /opt/holdfast/bin/python3 install --no-cache-dir --compile \
-    --constraint /requirements/constraints.txt --requirement /requirements/gate.txt
+ARG COMPILE
+RUN pip --python /opt/holdfast/bin/python3 install --no-cache-dir --no-compile \
+    --constraint /requirements/constraints.txt --requirement /requirements/gate.txt \
+ && python3 -c "$COMPILE" /opt/holdfast/lib
 
 FROM base AS daemon-dependencies
 COPY --from=requirements /requirements/constraints.txt /requirements/daemon.txt /requirements/
 ARG PIP_INDEX_URL
 ARG PIP_EXTRA_INDEX_URL
 ARG PIP_FIND_LINKS
-RUN pip --python /opt/holdfast/bin/python3 install --no-cache-dir --compile \
-    --constraint /requirements/constraints.txt --requirement /requirements/daemon.txt
+ARG COMPILE
+RUN pip --python /opt/holdfast/bin/python3 install --no-cache-dir --no-compile \
+    --constraint /requirements/constraints.txt --requirement /requirements/daemon.txt \
+ && python3 -c "$COMPILE" /opt/holdfast/lib
 
 FROM base AS server-dependencies
 COPY --from=requirements /requirements/constraints.txt /requirements/server.txt /requirements/
 ARG PIP_INDEX_URL
 ARG PIP_EXTRA_INDEX_URL
 ARG PIP_FIND_LINKS
-RUN pip --python /opt/holdfast/bin/python3 install --no-cache-dir --compile \
-    --constraint /requirements/constraints.txt --requirement /requirements/server.txt
+ARG COMPILE
+RUN pip --python /opt/holdfast/bin/python3 install --no-cache-dir --no-compile \
+    --constraint /requirements/constraints.txt --requirement /requirements/server.txt \
+ && python3 -c "$COMPILE" /opt/holdfast/lib
 
 # --- the images
 FROM gate-dependencies AS gate
 COPY --from=wheel /wheels /wheels
-RUN pip --python /opt/holdfast/bin/python3 install --no-cache-dir --compile --no-deps /wheels/*.whl
+ARG COMPILE
+RUN pip --python /opt/holdfast/bin/python3 install --no-cache-dir --no-compile --no-deps /wheels/*.whl \
+ && for package in cached sidecar server; do python3 -c "$COMPILE" /opt/holdfast/lib/python3*/site-packages/$package; done
 ARG VERSION=0.1.0
 ARG REVISION=unknown
 ARG SOURCE=unknown
@@ -98,7 +117,9 @@ CMD ["gate"]
 
 FROM daemon-dependencies AS daemon
 COPY --from=wheel /wheels /wheels
-RUN pip --python /opt/holdfast/bin/python3 install --no-cache-dir --compile --no-deps /wheels/*.whl
+ARG COMPILE
+RUN pip --python /opt/holdfast/bin/python3 install --no-cache-dir --no-compile --no-deps /wheels/*.whl \
+ && for package in cached sidecar server; do python3 -c "$COMPILE" /opt/holdfast/lib/python3*/site-packages/$package; done
 ARG VERSION=0.1.0
 ARG REVISION=unknown
 ARG SOURCE=unknown
@@ -118,7 +139,9 @@ CMD ["daemon"]
 
 FROM server-dependencies AS server
 COPY --from=wheel /wheels /wheels
-RUN pip --python /opt/holdfast/bin/python3 install --no-cache-dir --compile --no-deps /wheels/*.whl
+ARG COMPILE
+RUN pip --python /opt/holdfast/bin/python3 install --no-cache-dir --no-compile --no-deps /wheels/*.whl \
+ && for package in cached sidecar server; do python3 -c "$COMPILE" /opt/holdfast/lib/python3*/site-packages/$package; done
 ARG VERSION=0.1.0
 ARG REVISION=unknown
 ARG SOURCE=unknown

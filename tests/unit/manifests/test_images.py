@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 import tomllib
+from pathlib import Path
 
 from tests.support.manifests import REPOSITORY
 
@@ -58,6 +62,58 @@ def test_code_comes_after_dependencies() -> None:
                 f"{name.removesuffix('-dependencies')}.txt /requirements/"
             ]
     assert "COPY . ." not in stages()["requirements"]
+
+
+def test_images_have_the_bytecode_of_all_they_import() -> None:
+    """Nothing can be written where an image runs: the standard library, each dependency and the product are compiled in
+    the layer that brings them, as the Dockerfile's own program does it."""
+    (base,) = [line for line in stages()["base"] if "COMPILE" in line and line.startswith("RUN ")]
+    assert 'get_path("stdlib")' in base
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
+    packages = " ".join(name.rstrip("*") for name in project["tool"]["setuptools"]["packages"]["find"]["include"])
+    for name in ("gate", "daemon", "server"):
+        (dependencies,) = [line for line in stages()[f"{name}-dependencies"] if " install " in line]
+        assert "--no-compile" in dependencies
+        assert dependencies.endswith('&& python3 -c "$COMPILE" /opt/holdfast/lib')
+        (product,) = [line for line in stages()[name] if " install " in line]
+        assert "--no-compile" in product
+        assert f'for package in {packages}; do python3 -c "$COMPILE" ' in product
+        assert product.endswith("/site-packages/$package; done")
+    for name in ("base", "gate", "gate-dependencies", "daemon", "daemon-dependencies", "server", "server-dependencies"):
+        assert "ARG COMPILE" in stages()[name]  # else it is empty there
+
+
+def test_bytecode_holds_whatever_happens_to_times(tmp_path: Path) -> None:
+    """The Dockerfile's program compiles all of a folder but what fits the pattern; a file for another Python stops
+    nothing; and what it made is used although the source has another time, as a builder may give it."""
+    found = re.search(r'(?ms)^ARG COMPILE="(.*?)"$', DOCKERFILE)
+    assert found is not None
+    for name, source in (("one", "value = 1\n"), ("tests/two", "value = 2\n"), ("other", "print 3\n")):
+        path = tmp_path / "package" / f"{name}.py"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(source)
+    program = found[1].replace("\\\n", "")
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path), "/tests/"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},  # as the images have it
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "other.py" in done.stdout
+    made = sorted(path.name.partition(".")[0] for path in tmp_path.rglob("*.pyc"))
+    assert made == ["one"]
+    (tmp_path / "package" / "one.py").write_text("value = 'compiled again'\n")
+    os.utime(tmp_path / "package" / "one.py", (0, 0))
+    shown = subprocess.run(
+        [sys.executable, "-c", "from package import one; print(one.value)"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=True,
+    )
+    assert shown.stdout == "1\n"
 
 
 def test_docker_alone_checks_health() -> None:
