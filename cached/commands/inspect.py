@@ -24,10 +24,18 @@ from cached.contract.program.options import EXIT_DONE
 from cached.contract.program.units import format_size
 from cached.contract.reference import ModelRef
 from cached.contract.status import Verdict
+from cached.contract.trust import Trust
 from cached.contract.verified import VerifiedRecord
 from cached.contract.verify import load_manifest
 
 _PINNED = {None: "unknown", True: "yes", False: "no"}
+_TRUST = {
+    None: "unknown",
+    Trust.KNOWN: "known: the source gave a sha256 of every file before its first byte",
+    Trust.CHECKED: "checked: every file fits a sum of the source that finds damage, and no forger",
+    Trust.VERSIONED: "versioned: the source has versions of its files, and no sums",
+    Trust.SIZED: "sized: the source has no more than sizes of its files; a pin of the digest vouches for them",
+}
 
 
 @report_errors("inspect")
@@ -70,7 +78,7 @@ def _read_version(public: PublicLayout, ref: ModelRef) -> dict[str, Any]:
         "path": str(snapshot.path),
         "bytes": manifest.total_bytes,
         "loadable": is_loadable(findings),
-        **Verdict(findings, told.left_out).document(),
+        **Verdict(findings, told.left_out, told.trust).document(),
         "files": [
             {"path": file.path, "size": file.size, "sha256": file.sha256, "verified_at": verified_at.get(file.path)}
             for file in manifest.files
@@ -111,6 +119,7 @@ def _as_text(version: dict[str, Any]) -> str:
         f"digest   {version['digest']}",
         f"pinned   {_PINNED[version['pinned']]}",
         f"source   {version['source'] or 'unknown'}",
+        f"trust    {_TRUST[version['trust']]}",
     ]
     if stale is not None:
         now = "" if stale["digest"] is None else f", {stale['digest']} there now"

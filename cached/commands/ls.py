@@ -47,6 +47,7 @@ def _list_versions(public: PublicLayout) -> list[dict[str, Any]]:
                 "files": held.files,
                 "path": str(held.path),
                 "stale": None if status is None or status.stale is None else asdict(status.stale),
+                "trust": _held_trust(held, status),
             }
         )
     versions += [
@@ -60,10 +61,16 @@ def _list_versions(public: PublicLayout) -> list[dict[str, Any]]:
             "files": None,
             "path": None,
             "stale": None,
+            "trust": status.verdict.trust,
         }
         for status in statuses.values()
     ]
     return versions
+
+
+def _held_trust(held: HeldVersion, status: ModelStatus | None) -> str | None:
+    """Return the trust of the held content, None if the status is of another or of none."""
+    return None if status is None or status.held != str(held.digest) else status.verdict.trust
 
 
 def _listed_state(held: HeldVersion, status: ModelStatus | None) -> State:
@@ -81,5 +88,7 @@ def _as_table(versions: list[dict[str, Any]]) -> str:
         size = "-" if version["bytes"] is None else format_size(version["bytes"])
         files = "-" if version["files"] is None else str(version["files"])
         digest = "-" if version["digest"] is None else version["digest"][: len("sha256:") + 12]
-        rows.append((ref, f"{state}, stale" if version["stale"] else state, size, files, digest))
+        rows.append(
+            (ref, f"{state}, stale" if version["stale"] else state, size, files, version["trust"] or "-", digest)
+        )
     return format_table(rows)

@@ -15,6 +15,7 @@ from typing import Any
 
 from cached.contract.errors import HoldfastError, Permanent
 from cached.contract.loadable.findings import Finding
+from cached.contract.trust import Trust
 
 
 class State(StrEnum):
@@ -68,16 +69,18 @@ class LeftOut:
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """What is known of a version's files besides their bytes: `findings`, the reasons why it may not load as its
-    authors meant, and what was `left_out` of it."""
+    authors meant, what was `left_out` of it, and the `trust` that its source gave; None: not recorded."""
 
     findings: tuple[Finding, ...] = ()
     left_out: tuple[LeftOut, ...] = ()
+    trust: Trust | None = None
 
     def document(self) -> dict[str, Any]:
-        """Return the two fields of a JSON object."""
+        """Return the three fields of a JSON object."""
         return {
             "findings": [finding.document() for finding in self.findings],
             "left_out": [asdict(each) for each in self.left_out],
+            "trust": None if self.trust is None else self.trust.value,
         }
 
     @classmethod
@@ -87,6 +90,7 @@ class Verdict:
         return cls(
             findings=tuple(Finding.parse(each) for each in document.get("findings") or ()),
             left_out=tuple(LeftOut(**{name: each[name] for name in names}) for each in document.get("left_out") or ()),
+            trust=next((trust for trust in Trust if trust == document.get("trust")), None),
         )
 
 
@@ -99,7 +103,7 @@ class ModelStatus:
     them. `held` is the digest that the version's symlink leads to now, also during a fetch of another one; None if the
     version is not held. `refused_pins`: pins that cannot be met, by digest; they concern the pods with that pin.
     `refused_namespaces`: namespaces of pods that the catalog does not give the version to, which concern those pods.
-    `verdict`: `findings` and `left_out` of the JSON object."""
+    `verdict`: `findings`, `left_out` and `trust` of the JSON object."""
 
     model: str
     version: str

@@ -19,21 +19,24 @@ from cached.contract.digest import Digest
 from cached.contract.errors import InvalidReference, Permanent
 from cached.contract.namespaces import is_namespace
 from cached.contract.reference import ModelRef, check_name, check_version
+from cached.contract.trust import Trust
 from cached.core import yaml_nodes as nodes
 from cached.core.selection.presets import DEFAULT, Preset, parse_preset
 from cached.core.yaml_nodes import InvalidNode
 
-_SOURCE = re.compile(r"[a-z][a-z0-9+.-]*://.+")
-_MODEL_KEYS = ("exclude", "follow", "for", "include", "namespaces", "pin", "prefetch", "require", "source", "versions")
-_VERSION_KEYS = ("digest", "follow", "for", "require", "source")
-_DEFAULT_KEYS = ("for", "require", "source")
+_SOURCE = re.compile(r"[a-z][a-z0-9+.-]+:[^\s:].*")  # some have no `//`: models:/name/3
+_MODEL_KEYS = (
+    *("exclude", "follow", "for", "include", "namespaces", "pin", "prefetch", "require", "source", "trust", "versions"),
+)
+_VERSION_KEYS = ("digest", "follow", "for", "require", "source", "trust")
+_DEFAULT_KEYS = ("for", "require", "source", "trust")
 
 
 @dataclass(frozen=True, slots=True)
 class CatalogVersion:
     """One version with the settings that apply to it. `source` has `{name}` and `{version}` filled in and may carry
     credentials; `keep`: the model's `pin: true`, never evict; `follow`: fetch what the source has later, too; `preset`:
-    its `for`; `require_loadable`: its `require: loadable`."""
+    its `for`; `require_loadable`: its `require: loadable`; `trust`: the least that the source must vouch for."""
 
     ref: ModelRef
     source: str = field(repr=False)
@@ -44,25 +47,32 @@ class CatalogVersion:
     follow: bool
     preset: Preset = DEFAULT
     require_loadable: bool = False
+    trust: Trust = Trust.SIZED
 
     @property
     def request(self) -> str:
         """The hash of this version's fetch request, by `hash_request`."""
-        return hash_request(self.source, self.include, self.exclude, self.preset, self.require_loadable)
+        return hash_request(self.source, self.include, self.exclude, self.preset, self.require_loadable, self.trust)
 
 
 @lru_cache(maxsize=1 << 14)  # called for each version in each plan
 def hash_request(
-    source: str, include: tuple[str, ...], exclude: tuple[str, ...], preset: Preset, require_loadable: bool
+    source: str,
+    include: tuple[str, ...],
+    exclude: tuple[str, ...],
+    preset: Preset,
+    require_loadable: bool,
+    trust: Trust,
 ) -> str:
     """Return the hash of a fetch request for the fetch record: a hash, because `source` may carry credentials.
 
     It covers everything that may change the source's answer, credentials and parameters too: a source that differs in
-    these only counts as another one and is listed again, which is cheap. `for` and `require` count only where they are
-    there: a request without them has the hash that earlier releases recorded.
+    these only counts as another one and is listed again, which is cheap. `for`, `require` and `trust` count only where
+    they are there: a request without them has the hash that earlier releases recorded.
     """
     more = [["for", str(preset)]] if preset != DEFAULT else []
     more += [["require", "loadable"]] if require_loadable else []
+    more += [["trust", trust.value]] if trust is not Trust.SIZED else []
     text = json.dumps(["holdfast-request", source, include, exclude, *more])
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -88,12 +98,13 @@ class CatalogModel:
     rejected: frozenset[str]
     preset: Preset = DEFAULT
     require_loadable: bool = False
+    trust: Trust = Trust.SIZED
     namespaces: frozenset[str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Catalog:
-    """All models by name, and the source template of `defaults`. Its `for` and `require` are in each model."""
+    """All models by name, and the source template of `defaults`. Its `for`, `require` and `trust` are in each model."""
 
     models: Mapping[str, CatalogModel]
     default_source: str | None = field(repr=False)
@@ -150,22 +161,24 @@ def parse_catalog(text: str, last_good: Catalog) -> ParsedCatalog:
 
 @dataclass(frozen=True, slots=True)
 class _Choice:
-    """`for` and `require`, as an entry has them or takes them from the entry around it."""
+    """`for`, `require` and `trust`, as an entry has them or takes them from the entry around it."""
 
     preset: Preset = DEFAULT
     require_loadable: bool = False
+    trust: Trust = Trust.SIZED
 
 
 def _choice(fields: Mapping[str, yaml.Node], around: _Choice) -> _Choice:
-    """Return the entry's own `for` and `require`, where it has them (null: none), else those around it."""
+    """Return the entry's own `for`, `require` and `trust`, where it has them (null: none), else those around it."""
     return _Choice(
         _preset(fields["for"]) if "for" in fields else around.preset,
         _requires_loadable(fields["require"]) if "require" in fields else around.require_loadable,
+        _trust(fields["trust"]) if "trust" in fields else around.trust,
     )
 
 
 def _models(node: yaml.Node, known: Catalog, default: _Choice, rejected: list[Rejection]) -> dict[str, CatalogModel]:
-    """`known` has the last good models and the default source of this file, `default` its `for` and `require`."""
+    """`known` has the last good models and the default source of this file, `default` its `for`, `require`, `trust`."""
     models: dict[str, CatalogModel] = {}
     claimed: dict[str, str] = {}
     for key, value in nodes.pairs(node, "`models`"):
@@ -215,6 +228,7 @@ def _model(name: str, node: yaml.Node, known: Catalog, default: _Choice, rejecte
         rejected=frozenset(),
         preset=choice.preset,
         require_loadable=choice.require_loadable,
+        trust=choice.trust,
         namespaces=_namespaces(fields.get("namespaces")),
     )
     model = _with_versions(model, fields.get("versions"), known, rejected)
@@ -262,8 +276,10 @@ def _version(
         raise InvalidNode(nodes.line_of(key), "no `source`: neither the version, nor its model, nor `defaults` has one")
     follow = nodes.flag(fields["follow"], "`follow`") if "follow" in fields else model.follow
     found = _apply(model, ModelRef(model.name, version), template, _digest(fields.get("digest")))
-    choice = _choice(fields, _Choice(model.preset, model.require_loadable))
-    return replace(found, follow=follow, preset=choice.preset, require_loadable=choice.require_loadable)
+    choice = _choice(fields, _Choice(model.preset, model.require_loadable, model.trust))
+    return replace(
+        found, follow=follow, preset=choice.preset, require_loadable=choice.require_loadable, trust=choice.trust
+    )
 
 
 def _version_text(node: yaml.Node) -> str:
@@ -329,6 +345,7 @@ def _apply(model: CatalogModel, ref: ModelRef, template: str, digest: Digest | N
         model.follow,
         model.preset,
         model.require_loadable,
+        model.trust,
     )
 
 
@@ -348,6 +365,16 @@ def _requires_loadable(node: yaml.Node) -> bool:
     if found != "loadable":
         raise InvalidNode(nodes.line_of(node), f"`require`: expected loadable, found {found[:100]!r}")
     return True
+
+
+def _trust(node: yaml.Node) -> Trust:
+    if nodes.is_null(node):
+        return Trust.SIZED
+    found = nodes.text(node, "`trust`")
+    accepted = [trust.value for trust in Trust if trust is not Trust.SIZED]
+    if found not in accepted:
+        raise InvalidNode(nodes.line_of(node), f"`trust`: expected {', '.join(accepted)}, found {found[:100]!r}")
+    return Trust(found)
 
 
 def _namespaces(node: yaml.Node | None) -> frozenset[str] | None:

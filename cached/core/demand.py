@@ -14,6 +14,7 @@ from cached.contract.digest import Digest
 from cached.contract.errors import DigestMismatch, Permanent
 from cached.contract.namespaces import ForbiddenNamespace
 from cached.contract.reference import ModelRef
+from cached.contract.trust import Trust
 from cached.core.catalog import Catalog, CatalogVersion, hash_request
 from cached.core.selection.presets import DEFAULT, Preset
 
@@ -73,11 +74,12 @@ class Want:
     pin_promised: bool = False
     preset: Preset = DEFAULT
     require_loadable: bool = False
+    trust: Trust = Trust.SIZED
 
     @property
     def request(self) -> str:
         """The hash of the fetch request: `catalog.hash_request` of source and filters."""
-        return hash_request(self.source, self.include, self.exclude, self.preset, self.require_loadable)
+        return hash_request(self.source, self.include, self.exclude, self.preset, self.require_loadable, self.trust)
 
     def is_met_by(self, digest: Digest | None, request: str | None) -> bool:
         """Return whether content of `digest`, fetched for `request`, meets this want: a pin by its digest, without a
@@ -91,7 +93,8 @@ class Want:
         return self._fetch() == other._fetch()
 
     def _fetch(self) -> tuple[object, ...]:
-        return self.ref, self.source, self.pin, self.include, self.exclude, self.preset, self.require_loadable
+        filters = self.include, self.exclude, self.preset, self.require_loadable
+        return self.ref, self.source, self.pin, *filters, self.trust
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,6 +258,7 @@ def _merge(entry: CatalogVersion, asks: Sequence[_Ask]) -> Want:
         pin_promised=entry.digest is not None,
         preset=entry.preset,
         require_loadable=entry.require_loadable,
+        trust=entry.trust,
     )
 
 

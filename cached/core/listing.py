@@ -6,12 +6,16 @@ missing file is worse than none. Files that the filters leave out may have any n
 
 from __future__ import annotations
 
+import base64
+import re
 import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from enum import StrEnum
 
 from cached.contract.errors import HoldfastError, InvalidManifest, Permanent
 from cached.contract.manifest import RESERVED, Manifest, check_path, check_tree
+from cached.contract.trust import Trust
 
 _REMEDY = "rename it at the source, or leave it out with `exclude` in the model's entry of the catalog"
 
@@ -53,6 +57,51 @@ class WeakValidators:
     listing: str = field(default_factory=lambda: secrets.token_hex(16), compare=False)
 
 
+class Algorithm(StrEnum):
+    """A sum of a whole file that is weaker than sha256, in the order in which one is chosen to be verified: the
+    cheapest first, as each finds damage; md5 costs more than sha256."""
+
+    CRC32C = "crc32c"
+    CRC64NVME = "crc64nvme"
+    CRC32 = "crc32"
+    SHA1 = "sha1"
+    MD5 = "md5"
+
+
+_CHOICE = tuple(Algorithm)
+_SUM_DIGITS = {
+    Algorithm.CRC32C: 8,
+    Algorithm.CRC64NVME: 16,
+    Algorithm.CRC32: 8,
+    Algorithm.SHA1: 40,
+    Algorithm.MD5: 32,
+}
+_HEX = re.compile(r"[0-9a-f]+")
+
+
+@dataclass(frozen=True, slots=True)
+class Checksum:
+    """A promised sum of a whole file: lower-case hex digits, of a CRC its bytes in big-endian order. The constructor
+    raises ValueError for anything else."""
+
+    algorithm: Algorithm
+    hex: str
+
+    def __post_init__(self) -> None:
+        if len(self.hex) != _SUM_DIGITS[self.algorithm] or not _HEX.fullmatch(self.hex):
+            raise ValueError(f"expected {_SUM_DIGITS[self.algorithm]} hex digits of a {self.algorithm}")
+
+    @classmethod
+    def from_base64(cls, algorithm: Algorithm, text: str) -> Checksum:
+        """Parse a sum as object stores and Content-MD5 write it. Raises ValueError."""
+        return cls(algorithm, base64.b64decode(text, validate=True).hex())
+
+
+def promises_content(checksum: Checksum | None) -> bool:
+    """Return whether two contents have this sum only if somebody made them so: not a CRC."""
+    return checksum is not None and checksum.algorithm in (Algorithm.SHA1, Algorithm.MD5)
+
+
 @dataclass(frozen=True, slots=True)
 class RemoteFile:
     """One file in a source's listing; its name is checked when a version chooses it.
@@ -63,8 +112,9 @@ class RemoteFile:
     ETag, a version, a blob id, mtime with size, inode and ctime); empty if the source has none. `signs`: the weak
     validators then, over HTTP. A file with neither validator nor promised content is fetched in a single answer.
     `sha256`: 64 hex digits promised by the source (a manifest, a Git LFS oid), never an ETag. `git_oid`: the Git blob
-    id (sha1 of `blob <size>\\0` + bytes), if known. `problem`: why the file cannot be fetched, else None; raised only
-    if the file is chosen.
+    id (sha1 of `blob <size>\\0` + bytes), if known. `sums`: weaker sums of the whole file that the source promises, of
+    which one is verified where there is neither sha256 nor git id. `problem`: why the file cannot be fetched, else
+    None; raised only if the file is chosen.
     """
 
     path: str
@@ -75,6 +125,28 @@ class RemoteFile:
     git_oid: str | None = None
     problem: HoldfastError | None = None
     weak_validators: WeakValidators | None = None
+    sums: tuple[Checksum, ...] = ()
+
+    @property
+    def checksum(self) -> Checksum | None:
+        """The sum that is verified beside sha256; None without one, and where a better promise makes it idle."""
+        if self.sha256 is not None or self.git_oid is not None or not self.sums:
+            return None
+        return min(self.sums, key=lambda each: _CHOICE.index(each.algorithm))
+
+    @property
+    def is_promised(self) -> bool:
+        """Whether the source promises the content itself: two answers that fit are the same bytes."""
+        return self.sha256 is not None or self.git_oid is not None or promises_content(self.checksum)
+
+    @property
+    def trust(self) -> Trust:
+        """What the source vouches for of this file."""
+        if self.sha256 is not None:
+            return Trust.KNOWN
+        if self.git_oid is not None or self.sums:
+            return Trust.CHECKED
+        return Trust.VERSIONED if self.validator else Trust.SIZED
 
     @property
     def version(self) -> str:

@@ -147,6 +147,9 @@ class GaugeCollector(Collector):
         ready = GaugeMetricFamily("holdfast_model_ready", "1 where the version is published.", labels=labels)
         size = GaugeMetricFamily("holdfast_model_bytes", "The version's size in bytes.", labels=labels)
         pinned = GaugeMetricFamily("holdfast_model_pinned", "1 where a digest was promised.", labels=labels)
+        trust = GaugeMetricFamily(
+            "holdfast_model_trust", "1, with what the version's source vouched for.", labels=[*labels, "trust"]
+        )
         stale = GaugeMetricFamily("holdfast_model_stale", "1 where it is not what it should be.", labels=labels)
         used = GaugeMetricFamily("holdfast_model_last_used_timestamp_seconds", "When it was last used.", labels=labels)
         for status in self._status_files.all():
@@ -159,6 +162,9 @@ class GaugeCollector(Collector):
             stale.add_metric(key, int(status.stale is not None))
             if held:
                 size.add_metric(key, self._inventory.size(ref))
+                record = self._inventory.fetched.get(ref)
+                if record is not None and record.verdict.trust is not None:
+                    trust.add_metric([*key, record.verdict.trust], 1)
             if (last_used := self._inventory.last_used_at(ref)) is not None:
                 used.add_metric(key, last_used)
-        yield from (ready, size, pinned, stale, used)
+        yield from (ready, size, pinned, stale, trust, used)

@@ -16,12 +16,14 @@ from typing import Protocol
 from cached.contract.errors import DigestMismatch, HoldfastError, Transient
 from cached.contract.layout import Layout
 from cached.contract.program import limits
+from cached.core.listing import Checksum, promises_content
 from cached.store import blobs
 from cached.store.digest_journal import DigestJournal
 from cached.store.disk.verity import Sealing, seal
 from cached.store.group_commit import GroupCommit, read_back
 from cached.store.ingest import ALIGNMENT, Ingest, IngestKey, allocated_bytes, forget
 from cached.store.ranges import Ranges
+from cached.transport.checksums import Hasher, new_hasher
 from cached.transport.connection.buffers import BufferPool
 from cached.transport.connection.cancel import Cancellation
 from cached.transport.git_blob import git_blob_hasher
@@ -36,7 +38,7 @@ RECORD_FROM_BYTES = 2 * SEGMENT_BYTES  # smaller blobs are fetched again after a
 @dataclass(frozen=True, slots=True)
 class BlobSpec:
     """A blob to fetch. `name` is for people; `kind` is the source's metric label, `origin` the host whose connections
-    are limited. `sha256` and `git_oid` if the source promises them."""
+    are limited. `sha256` and `git_oid` if the source promises them, `checksum` if it promises only that."""
 
     name: str
     key: IngestKey
@@ -44,11 +46,17 @@ class BlobSpec:
     git_oid: str | None
     kind: str
     origin: str
+    checksum: Checksum | None = None
+
+    @property
+    def is_promised(self) -> bool:
+        """Whether the source promises the content itself."""
+        return self.sha256 is not None or self.git_oid is not None or promises_content(self.checksum)
 
     @property
     def is_bound(self) -> bool:
         """Whether two responses can be verified to be parts of one content; else one response must have all bytes."""
-        return self.sha256 is not None or self.git_oid is not None or bool(self.key.validator)
+        return self.is_promised or bool(self.key.validator)
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,12 +263,15 @@ class Attempt:
 
     def _follow(self) -> None:
         sha = hashlib.sha256()
-        hashes = [sha]
-        git = None
+        hashes: list[Hasher] = [sha]
+        git, checksum = None, None
         if self.spec.git_oid is not None and self.size is not None:
             git = git_blob_hasher(self.size)
             hashes.append(git)
         try:
+            if self.spec.checksum is not None:
+                checksum = new_hasher(self.spec.checksum.algorithm)
+                hashes.append(checksum)
             while (piece := self._next_piece()) is not None:
                 held, offset, length = piece
                 if held is None:
@@ -275,7 +286,8 @@ class Attempt:
                 with self._changed:
                     self._front += length
                     self._changed.notify_all()
-            verified = self._commit(sha.hexdigest(), git.hexdigest() if git is not None else None)
+            compare_digests(self.spec, sha.hexdigest(), git, checksum)
+            verified = self._commit(sha.hexdigest())
         except BaseException as error:  # noqa: BLE001 - every error becomes the outcome
             self._abandon(error)
         else:
@@ -304,7 +316,7 @@ class Attempt:
                     return None
                 self._changed.wait()
 
-    def _hash_from_disk(self, hashes: list[hashlib._Hash], offset: int, length: int) -> int:
+    def _hash_from_disk(self, hashes: list[Hasher], offset: int, length: int) -> int:
         with self._shared.buffers.lent() as buffer:
             wanted = min(length, len(buffer))
             aligned = min(len(buffer), (wanted + ALIGNMENT - 1) // ALIGNMENT * ALIGNMENT)
@@ -317,9 +329,8 @@ class Attempt:
                 each.update(buffer[:found])
             return found
 
-    def _commit(self, sha256: str, git_oid: str | None) -> Verified:
+    def _commit(self, sha256: str) -> Verified:
         assert self.size is not None
-        compare_digests(self.spec, sha256, git_oid)
         if self._shared.sealing is not Sealing.NONE and not self.stream and self.size >= RECORD_FROM_BYTES:
             self._ingest.record([(0, self.size)])  # sealing takes long: a crash during it must not cost the bytes
         finished = self._ingest.finish(self.size)
@@ -359,10 +370,12 @@ class Attempt:
             self.outcome.set_exception(error)
 
 
-def compare_digests(spec: BlobSpec, sha256: str, git_oid: str | None) -> None:
+def compare_digests(spec: BlobSpec, sha256: str, git: Hasher | None, checksum: Hasher | None) -> None:
     """Compare the received digests with the source's promises; raises `DigestMismatch`."""
     remedy = "publish the version again, or mend its digests: the source does not hold what it promises"
     if spec.sha256 is not None and spec.sha256 != sha256:
         raise DigestMismatch(f"{spec.name}: sha256", spec.sha256, sha256, remedy)
-    if spec.git_oid is not None and git_oid is not None and spec.git_oid != git_oid:
-        raise DigestMismatch(f"{spec.name}: git blob id", spec.git_oid, git_oid, remedy)
+    if spec.git_oid is not None and git is not None and spec.git_oid != git.hexdigest():
+        raise DigestMismatch(f"{spec.name}: git blob id", spec.git_oid, git.hexdigest(), remedy)
+    if spec.checksum is not None and checksum is not None and spec.checksum.hex != checksum.hexdigest():
+        raise DigestMismatch(f"{spec.name}: {spec.checksum.algorithm}", spec.checksum.hex, checksum.hexdigest(), remedy)

@@ -32,6 +32,7 @@ from cached.transport.target import HttpTarget, Target
 
 MAX_WRONG_DIGESTS = 2
 _BACKOFF_S, _BACKOFF_CAP_S = 0.5, 60.0
+_MAX_RENEWALS = 4  # of an address for one request: one is enough, unless other connections are refused at the same time
 _ONE_READ_BYTES = 64 * 1024  # a server reads at least so much of a file at once
 _ENDS_DOWNLOAD = frozenset({"source_changed", "no_space", "not_writable", "disk"})
 
@@ -243,21 +244,35 @@ class Download:
         return length == wanted
 
     def _request(self, segment: Segment, streaming: bool, attempt: AnyAttempt) -> LocalBody | Body:
-        target = self._addresses.current(attempt.cancellation)
         length = None if streaming else _length(segment)
+        target = self._addresses.current(attempt.cancellation)
         if not isinstance(target, HttpTarget):
             return LocalBody(target, segment.start, length)
-        try:
-            body = self._workers.client.get(target, segment.start, length, attempt.cancellation)
-        except HoldfastError as error:
-            if self._addresses.mark_refused(target, error.code):
-                raise Transient(error.code, error.message, "another address is asked for") from error
-            raise
+        target, body = self._request_renewed(target, segment.start, length, attempt.cancellation)
         self._addresses.mark_accepted(target)
         if not streaming and not self._is_proven(target, body):
             body.close()
             raise NoRanges
         return body
+
+    def _request_renewed(
+        self, target: HttpTarget, offset: int, length: int | None, cancellation: Cancellation
+    ) -> tuple[HttpTarget, Body]:
+        """Return the body from `target`, or from the address that follows it where it has ended: that is no failure,
+        so it costs no pause."""
+        for _ in range(_MAX_RENEWALS):
+            try:
+                return target, self._workers.client.get(target, offset, length, cancellation)
+            except HoldfastError as error:
+                if not self._addresses.mark_refused(target, error.code):
+                    raise
+                refusal = error
+            self._workers.observer.fetch_failed(self.spec.kind, refusal.code)
+            following = self._addresses.current(cancellation)
+            if not isinstance(following, HttpTarget):
+                break
+            target = following
+        raise Transient(refusal.code, refusal.message, "another address is asked for") from refusal
 
     def _find_end(self, segment: Segment, streaming: bool, body: LocalBody | Body) -> int | None:
         """Return the offset of the body's end, None if unknown; raises `Transient` if the object's size has changed."""
@@ -279,7 +294,7 @@ class Download:
         if self.spec.is_bound or received <= _ONE_READ_BYTES:
             return
         target = self._addresses.current(attempt.cancellation)
-        if not isinstance(target, HttpTarget):
+        if not isinstance(target, HttpTarget) or target.part is not None:
             return
         try:
             head = self._workers.client.head(target, attempt.cancellation)
@@ -291,7 +306,7 @@ class Download:
     def _is_proven(self, target: HttpTarget, body: Body) -> bool:
         """Return whether a response is certainly of the listed object: a server that sends no ETag with a range, as RFC
         9110, 15.3.7 requires, may have ignored `If-Match`. A whole or promised object needs no proof."""
-        if self.spec.sha256 is not None or self.spec.git_oid is not None or target.if_match is None:
+        if self.spec.is_promised or target.if_match is None:
             return True
         is_whole = body.start == 0 and body.length in (None, self.spec.key.size)
         return is_whole or body.etag == target.if_match

@@ -58,12 +58,18 @@ class Locator:
             ) from error
 
     def _take(self, file: RemoteFile) -> Target | None:
-        """Return an address that came with another file's, with its remaining lifetime, if that is more than half."""
+        """Return an address that came with another file's, with its age and its remaining lifetime, if that is more
+        than half."""
         target, began = self._found.pop(file.path, (None, 0.0))
-        if not isinstance(target, HttpTarget) or target.lifetime_s is None:
+        if not isinstance(target, HttpTarget):
             return target
+        issued_at = began if target.issued_at is None else target.issued_at
+        if target.lifetime_s is None:
+            return replace(target, issued_at=issued_at)
         left_s = target.lifetime_s - (time.monotonic() - began)
-        return replace(target, lifetime_s=left_s) if left_s > target.lifetime_s / 2 else None
+        if left_s <= target.lifetime_s / 2:
+            return None
+        return replace(target, lifetime_s=left_s, issued_at=issued_at)
 
     async def _locate(self, file: RemoteFile) -> Target:
         found = self._take(file)

@@ -7,15 +7,17 @@ that no engine loads are told, and fail only where the catalog requires that the
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from cached.contract.errors import Permanent
 from cached.contract.layout import Layout
 from cached.contract.loadable.findings import Finding, is_loadable, not_loadable
 from cached.contract.loadable.verdict import find_name_problems, find_problems
 from cached.contract.loadable.weights import Read
 from cached.contract.program.units import format_size
 from cached.contract.status import LeftOut, Verdict
+from cached.contract.trust import Trust, least_of
 from cached.core.catalog import CatalogVersion
 from cached.core.demand import Want
 from cached.core.filters import Rules, select_files, select_paths
@@ -27,6 +29,12 @@ from cached.store.disk.durable import disk_errors
 from cached.store.publication import Publication
 
 _log = logging.getLogger(__name__)
+_VOUCHED = {
+    Trust.KNOWN: "it has a sha256",
+    Trust.CHECKED: "it has a sum that is weaker than sha256",
+    Trust.VERSIONED: "it has a version and no sum",
+    Trust.SIZED: "it has a size at most",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +58,7 @@ def choose_version(listing: Listing, where: str, rules: Rules, indexes: Indexes)
     sizes = {file.path: file.size for file in listing.files} if selection.left_out else {}
     kinds = summarize(selection.left_out, sizes).items()
     left_out = tuple(LeftOut(kind, count, size, first) for kind, (count, size, first) in kinds)
-    return VersionFiles(selection.files, Verdict(findings, left_out))
+    return VersionFiles(selection.files, Verdict(findings, left_out, least_of(file.trust for file in selection.files)))
 
 
 def choose_earlier(listing: Listing, where: str, rules: Rules) -> tuple[RemoteFile, ...] | None:
@@ -100,6 +108,23 @@ def report_verdict(want: Want, verdict: Verdict) -> None:
             _log.warning("%s: may not load: %s", want.ref, finding)
     if want.require_loadable and not is_loadable(verdict.findings):
         raise not_loadable(str(want.ref), verdict.findings)
+
+
+def check_trust(want: Want, where: str, files: Sequence[RemoteFile]) -> None:
+    """Raise `Permanent` (`insufficient_trust`) where the source vouches for less of a file than the catalog's entry
+    accepts. A pin vouches for every byte, whatever the source says."""
+    least = [file for file in files if not file.trust.meets(want.trust)]
+    if want.pin is not None or not least:
+        return
+    offered = least_of(file.trust for file in least)
+    lower = "leave `trust` out" if offered is Trust.SIZED else f"set `trust: {offered}`"
+    raise Permanent(
+        "insufficient_trust",
+        f"{want.ref}: expected files that their source vouches for as {want.trust}, found {offered} at {where}: "
+        f"{len(least)} of {len(files)} files, as {least[0].path[:200]!r} ({_VOUCHED[least[0].trust]})",
+        "publish the version with `holdfast publish`, whose manifest makes every file known, pin its `digest` in the "
+        f"catalog, or {lower} in its entry; nothing was fetched",
+    )
 
 
 def report_left_out(want: Want, left_out: Iterable[LeftOut]) -> None:

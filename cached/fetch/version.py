@@ -36,6 +36,7 @@ from cached.fetch.downloads import Downloads, DownloadSpace
 from cached.fetch.locator import Locator
 from cached.fetch.selection import (
     blob_reader,
+    check_trust,
     choose_earlier,
     choose_version,
     judge_blobs,
@@ -229,6 +230,7 @@ class VersionFetches:
             listing = await self._list(source)
             indexes = await self._read_indexes(fetch, listing)
             verdict, wanted = await self._compute(len(listing.files), _select, listing, fetch, indexes)
+            check_trust(fetch.want, source.display, [each.file for each in wanted])
             self._status_files.set_verdict(fetch.want.ref, verdict)
             report_verdict(fetch.want, verdict)
             report_left_out(fetch.want, verdict.left_out)
@@ -243,6 +245,7 @@ class VersionFetches:
         first = await self._compute(len(listing.files), list_indexes, listing, rules)
         if not first:
             return NO_INDEXES
+        check_trust(fetch.want, fetch.source.display, first)
         wanted = tuple(_WantedFile(file, _spec(file, fetch.source, listing.identity)) for file in first)
         found = await self._fetch_blobs(replace(fetch, got_space=_do_nothing), wanted)
         reader = blob_reader(self._layout, {path: blob.sha256 for path, blob in found.items()})
@@ -532,6 +535,7 @@ def _spec(file: RemoteFile, source: Source, identity: str) -> BlobSpec:
         git_oid=file.git_oid,
         kind=source.kind,
         origin=origin,
+        checksum=file.checksum,
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
 from typing import Protocol, runtime_checkable
@@ -32,13 +33,31 @@ def expecting(target: Target, file: RemoteFile) -> Target:
     """Add the expected file to the target, so that a web page in place of the file is detected."""
     if not isinstance(target, HttpTarget):
         return target
-    promised = file.sha256 is not None or file.git_oid is not None
-    return replace(target, expected=Expected(file.path, file.size, promised))
+    return replace(target, expected=Expected(file.path, file.size, file.is_promised))
 
 
 class Source(Protocol):
     """One version at a source. `kind` is the bounded metric label (`s3`, `hf`, `http`, `file`); `display` is the URI
-    for messages, without credentials."""
+    for messages, without credentials, and its host names the origin whose connections are limited.
+
+    The contract, which `tests/unit/cached/sources/test_source_suite.py` asks of every source:
+
+    - The constructor parses the URI and contacts nobody; it raises `Permanent` for a URI that is no location of it,
+      and quotes no secret. Everything else may raise `Transient` and `Permanent` with a remedy, and nothing else.
+    - `resolve` gives every file once, by its path below the location, sorted or not, also with an invalid name or with
+      a `problem`: a chosen file with one is refused, another one does no harm. Empty files are files; markers of
+      folders and `.holdfast/` are not. It is complete or raises; a moving name is resolved once, and the listing then
+      names what it was resolved to (`revision`).
+    - A file has the strongest that the source vouches for, and not one claim more: `sha256`; else `git_oid` or `sums`,
+      of which one is verified; else a `validator` that changes with every change of a byte; else `weak_validators`.
+      `RemoteFile.trust` follows from these.
+    - `locate` gives where the bytes are now. What the listing's validator promised must hold there: `if_match`, or a
+      version in the URL. An object that was replaced since is `Transient` `source_changed`. It may be called for a file
+      of a listing that another `Source` of the same URI gave.
+    - Credentials go into `HttpTarget.headers` (or a signed URL) for the origin that they are for, with their lifetime:
+      `BearerTokens.authorize` does that, and is told of refusals. Never into `display`, `key`, an error or a log line.
+    - Blocking requests run in `call_in_thread`, and end with its `Cancellation`. `Service` sends the small ones.
+    """
 
     @property
     def kind(self) -> str: ...
@@ -56,6 +75,13 @@ class Source(Protocol):
         """Release the source's resources. Idempotent."""
 
 
+class Opener(Protocol):
+    """Opens the source that a URI names: a resolver ends in it without knowing other sources."""
+
+    def __call__(self, uri: str) -> Source:
+        """Return the source, without contacting it. Raises `Permanent`. May import: call it in a thread."""
+
+
 @runtime_checkable
 class Revalidating(Protocol):
     """A source that tells with one small request whether an earlier listing is still current."""
@@ -71,3 +97,12 @@ class Addressed(Protocol):
 
     def address_of(self, file: RemoteFile) -> Target:
         """Return what `locate` returns; from any thread, without waiting."""
+
+
+@runtime_checkable
+class Finding(Protocol):
+    """A source that describes named files without listing a folder: for resolvers whose own index has the names."""
+
+    async def find(self, paths: Sequence[str]) -> Listing:
+        """Return a listing of the files at `paths` below the location, in that order, with what the source says of
+        each. A file that is missing or unreadable is there with its `problem`. Raises as `resolve` does."""

@@ -1,50 +1,116 @@
 """The choice of a source by the scheme of its URI.
 
 Law: the only module that knows every source, and it imports one only when needed: a node that reads from S3 never loads
-huggingface_hub. An import may take half a second: call this from a thread where that matters.
+huggingface_hub. An import may take half a second: call this from a thread where that matters. A plugin (an entry point
+of the group `holdfast.sources`) adds a scheme, and replaces none of these.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from cached.contract.errors import Permanent
-from cached.sources.base import Source
+from cached.sources.base import Opener, Source
 
 if TYPE_CHECKING:
     from cached.transport.client import HttpClient
 
-SUPPORTED = "s3://, hf://, https://, http://, file:// or an absolute path"
-_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):(//)?")
+_MAX_RESOLVERS = 4  # one that ends in another, which ends in a source: more is a circle
 
 
-def open_source(uri: str, client: HttpClient) -> Source:
-    """Return the source that `uri` names, without contacting it. `client` reads manifests, indexes and a Hub's answers;
-    its stall timeout applies to every source.
+def _s3(uri: str, client: HttpClient, _opener: Opener) -> Source:
+    from cached.sources.s3.source import S3Source
 
-    Raises `Permanent`: `unknown_scheme`, or an error of the source itself. The URI may carry credentials, so messages
-    quote its scheme only.
+    return S3Source(uri, client.settings.stall_window_s)
+
+
+def _hf(uri: str, client: HttpClient, _opener: Opener) -> Source:
+    from cached.sources.huggingface.source import HuggingFaceSource
+
+    return HuggingFaceSource(uri, client)
+
+
+def _http(uri: str, client: HttpClient, _opener: Opener) -> Source:
+    from cached.sources.http.source import WebSource
+
+    return WebSource(uri, client)
+
+
+def _file(uri: str, _client: HttpClient, _opener: Opener) -> Source:
+    from cached.sources.local.source import LocalSource
+
+    return LocalSource(uri)
+
+
+# Scheme and the form of its URIs, for messages; a scheme without `//` ends in `:` there.
+_BUILT_IN: dict[str, tuple[str, Callable[[str, HttpClient, Opener], Source]]] = {
+    "s3": ("s3://", _s3),
+    "hf": ("hf://", _hf),
+    "https": ("https://", _http),
+    "http": ("http://", _http),
+    "file": ("file://", _file),
+}
+# What people write, from other tools, and the scheme that they mean.
+_MEANT = {
+    **dict.fromkeys(("gcs", "gstorage"), "gs"),
+    **dict.fromkeys(("azure", "azblob", "wasb", "wasbs", "abfs", "abfss", "adl", "blob"), "az"),
+    **dict.fromkeys(("docker", "registry", "ocidir", "image", "modelpack"), "oci"),
+    **dict.fromkeys(("huggingface", "hub", "hfhub"), "hf"),
+    **dict.fromkeys(("s3a", "s3n", "minio", "r2"), "s3"),
+    **dict.fromkeys(("mlflow", "model", "mlflow-models"), "models"),
+    **dict.fromkeys(("modelscope", "msc"), "ms"),
+    **dict.fromkeys(("git", "git+ssh", "ssh", "lfs", "git+http"), "git+https"),
+    **dict.fromkeys(("pvc", "local", "path", "hostpath"), "file"),
+    **dict.fromkeys(("dvc",), "dvc+https"),
+    **dict.fromkeys(("wb", "wandb-artifact"), "wandb"),
+    **dict.fromkeys(("htttps", "htttp", "webdav", "davs"), "https"),
+}
+
+
+def supported() -> str:
+    """Return the forms of URIs that are supported, for messages."""
+    return ", ".join(form for form, _ in _BUILT_IN.values()) + " or an absolute path"
+
+
+def open_source(uri: str, client: HttpClient, resolvers: int = 0) -> Source:
+    """Return the source that `uri` names, without contacting it. `client` reads manifests, indexes and a service's
+    answers; its stall timeout applies to every source. `resolvers`: how many resolvers led to this URI.
+
+    Raises `Permanent`: `unknown_scheme`, `circular_source`, `bad_plugin`, or an error of the source itself. The URI may
+    carry credentials, so messages quote its scheme only.
     """
     match = _SCHEME.match(uri)
-    scheme = match[1].lower() if match else ""
-    if scheme == "s3":
-        from cached.sources.s3.source import S3Source
+    scheme = match[1].lower() if match else "file" if uri.startswith("/") else ""
+    if resolvers > _MAX_RESOLVERS:
+        raise Permanent(
+            "circular_source",
+            f"expected a place of files, found one {scheme}: location after {resolvers} others that lead to it",
+            "correct the registry or the artifact that refers to itself",
+        )
+    opener = partial(open_source, client=client, resolvers=resolvers + 1)
+    if scheme in _BUILT_IN:
+        form, make = _BUILT_IN[scheme]
+        if match is not None and form.endswith("//") and match[2] is None:
+            raise Permanent("bad_source", f"expected {form}…, found {scheme}: without `//`", f"write it as {form}…")
+        return make(uri, client, opener)
+    from cached.sources import plugins
 
-        return S3Source(uri, client.settings.stall_window_s)
-    if scheme == "hf":
-        from cached.sources.huggingface.source import HuggingFaceSource
+    return plugins.find(scheme, uri, client, opener) or _refuse(scheme)
 
-        return HuggingFaceSource(uri, client)
-    if scheme in ("http", "https"):
-        from cached.sources.http.source import WebSource
 
-        return WebSource(uri, client)
-    if scheme == "file" or uri.startswith("/"):
-        from cached.sources.local.source import LocalSource
-
-        return LocalSource(uri)
+def _refuse(scheme: str) -> Source:
+    """Raise the error of an unknown scheme, which names the right one where that is known."""
     found = f"the scheme {scheme!r}" if scheme else "none of these"
+    meant = _BUILT_IN.get(_MEANT.get(scheme, ""))
+    if meant is not None:
+        problem = f"expected a source as {meant[0]}…, found {found} ({supported()} are supported)"
+        raise Permanent("unknown_scheme", problem, f"write it as {meant[0]}…; docs/sources.md has an example")
     raise Permanent(
-        "unknown_scheme", f"expected a source as {SUPPORTED}, found {found}", "correct the source in the catalog"
+        "unknown_scheme",
+        f"expected a source as {supported()}, found {found}",
+        "correct the source in the catalog, or install the plugin that reads it",
     )

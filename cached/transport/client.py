@@ -1,7 +1,8 @@
-"""The HTTP client: ranged GETs into the caller's buffers, small fetches, and HEADs.
+"""The HTTP client: ranged GETs into the caller's buffers, small fetches, POSTs and HEADs.
 
 Law: blocking, for threads. Headers and credentials of a target go to its own origin only; a redirect to another origin
-drops them for the rest of the request. Every error is a `HoldfastError` that shows no credentials, or `Cancelled`.
+drops them, except `Accept`, for the rest of the request. The body of a POST never leaves its origin. Every error is a
+`HoldfastError` that shows no credentials, or `Cancelled`.
 """
 
 from __future__ import annotations
@@ -32,16 +33,20 @@ from cached.transport.response import (
     extent_of,
     read_head,
 )
-from cached.transport.target import Expected, Headers, HttpTarget
+from cached.transport.target import Expected, Headers, HttpTarget, Part
 from cached.transport.urls import Address, display_url, next_hop
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_SAME_METHOD = frozenset({307, 308})  # RFC 9110, 15.4: after the others a POST becomes a GET
 # Some servers do not implement HEAD, and a URL that is signed for GET refuses it.
 _NO_HEAD = frozenset({403, 405, 501})
 _EXCERPT_BYTES = 4096  # shows a web page, or the code in the XML of an S3 error
 _MAX_PAGE_BYTES = 1024 * 1024  # a longer body of no page's type is not read to explain an error
-_HEADER = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+: [^\r\n\0]*")
-_OURS = frozenset({"host", "connection", "range", "accept-encoding", "if-match", "if-unmodified-since"})
+_HEADER = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+: [^\r\n\0\u0100-\U0010ffff]*")
+_OURS = frozenset(
+    {"host", "connection", "range", "accept-encoding", "if-match", "if-unmodified-since", "content-length"}
+    | {"transfer-encoding", "te", "upgrade", "expect"}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +57,17 @@ class Response:
     body: bytes = field(repr=False)
     headers: http.client.HTTPMessage = field(repr=False)
     url: str = field(repr=False)
+
+    @property
+    def redirect_url(self) -> str | None:
+        """The absolute URL that a redirect leads to; None if this is none. Raises as a request that follows it does:
+        `Permanent` (`insecure_redirect`) for one from TLS to plain HTTP, or to anything but HTTP."""
+        if self.status not in _REDIRECTS:
+            return None
+        location = self.headers.get("Location")
+        if location is None:
+            raise bad_response(display_url(self.url), "a redirect without Location")
+        return next_hop(Address.parse(self.url), location).url
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +89,7 @@ class _Request:
     asked: RequestedRange
     target: HttpTarget
     cancellation: Cancellation
+    body: bytes | None = field(default=None, repr=False)
 
 
 class _Stale(Exception):
@@ -97,8 +114,27 @@ class HttpClient:
         `Transient`, `Permanent` or `Cancelled`; ValueError for a `length` below 1."""
         if length is not None and length < 1:
             raise ValueError(f"HTTP has no range of {length} bytes")
+        if target.part is not None:
+            return self._get_part(target, target.part, offset, length, cancellation)
         request = _Request("GET", RequestedRange(offset, length), target, cancellation)
         return self._checked(self._follow(request), request)
+
+    def _get_part(
+        self, target: HttpTarget, part: Part, offset: int, length: int | None, cancellation: Cancellation
+    ) -> Body:
+        """Request bytes of a file that is a part of an object."""
+        asked = RequestedRange(part.start + offset, part.length - offset if length is None else length)
+        request = _Request("GET", asked, target, cancellation)
+        body = self._checked(self._follow(request), request)
+        if (body.start, body.length) != (asked.offset, asked.length):
+            body.close()
+            raise Permanent(
+                "no_ranges",
+                f"{display_url(target.url)}: expected a part of the object, found the whole: it serves no ranges",
+                "use a server, or a proxy before it, that serves ranges",
+            )
+        body.start, body.total = offset, part.length
+        return body
 
     def fetch(self, target: HttpTarget, limit_bytes: int, cancellation: Cancellation) -> Response:
         """Fetch a small object. Raises as `get` does, and `Permanent` (`too_large`) beyond `limit_bytes`."""
@@ -108,9 +144,29 @@ class HttpClient:
 
     def fetch_any_status(self, target: HttpTarget, limit_bytes: int, cancellation: Cancellation) -> Response:
         """Fetch a small response of any status, for a caller that knows this server's. Raises as `fetch` otherwise."""
-        exchange = self._follow(_Request("GET", RequestedRange(0, None), target, cancellation))
+        return self._fetch_any(_Request("GET", RequestedRange(0, None), target, cancellation), limit_bytes)
+
+    def post_any_status(
+        self, target: HttpTarget, body: bytes, limit_bytes: int, cancellation: Cancellation
+    ) -> Response:
+        """Send `body` by POST, with its type in the target's headers; return the small response of any status. It may
+        be sent twice where an idle connection was closed: only for requests that change nothing. Raises as `fetch`
+        does, and `Permanent` (`insecure_redirect`) for a redirect that would give the body to another origin."""
+        return self._fetch_any(_Request("POST", RequestedRange(0, None), target, cancellation, body), limit_bytes)
+
+    def peek_any_status(self, target: HttpTarget, cancellation: Cancellation) -> Response:
+        """Return the head of the response to a GET of the first byte, of any status, without following a redirect: a
+        URL that a HEAD is redirected to may be signed for HEAD only. Its body is not read. Raises as `get` does."""
+        address = _address(target)
+        request = _Request("GET", RequestedRange(0, 1), target, cancellation)
+        exchange = self._ask(address, request, self._own_headers(address, target))
+        self._end_unread(exchange, request)
+        return Response(exchange.answer.status, b"", exchange.answer.headers, exchange.url)
+
+    def _fetch_any(self, request: _Request, limit_bytes: int) -> Response:
+        exchange = self._follow(request)
         with self._any_body(exchange) as body:
-            check_encoding(exchange.answer, target, exchange.answer.length, exchange.where)
+            check_encoding(exchange.answer, request.target, exchange.answer.length, exchange.where)
             return _read_whole(exchange, body, limit_bytes)
 
     def head_any_status(self, target: HttpTarget, cancellation: Cancellation) -> Response:
@@ -204,18 +260,15 @@ class HttpClient:
             if exchange.answer.status not in _REDIRECTS:
                 return exchange
             # Every range request passes through a redirect, so its connection is kept where that costs little.
-            if request.method == "HEAD":
-                exchange.keep()
-            elif _is_short(exchange.answer):
-                self._read_excerpt(exchange)
-            else:
-                exchange.drop()
+            self._end_unread(exchange, request)
             location = exchange.answer.headers.get("Location")
             if location is None:
                 raise bad_response(exchange.where, "a redirect without Location")
             following = next_hop(address, location)
+            if request.body is not None:
+                _check_post_redirect(exchange, following, address)
             if following.origin != address.origin:
-                own = ()
+                own = tuple(header for header in own if header[0].lower() == "accept")
             if following.url in seen or len(seen) > self.settings.max_redirects:
                 raise Permanent(
                     "redirect_loop",
@@ -225,6 +278,15 @@ class HttpClient:
                 )
             seen.add(following.url)
             address = following
+
+    def _end_unread(self, exchange: Exchange, request: _Request) -> None:
+        """End an exchange whose body nobody wants; keep its connection where that costs little."""
+        if request.method == "HEAD":
+            exchange.keep()
+        elif _is_short(exchange.answer):
+            self._read_excerpt(exchange)
+        else:
+            exchange.drop()
 
     def _own_headers(self, address: Address, target: HttpTarget) -> Headers:
         """Return the headers for the target's own origin only."""
@@ -279,8 +341,12 @@ class HttpClient:
 
     def _encode(self, address: Address, route: ConnectionKey, request: _Request, own: Headers) -> bytes:
         proxy = route.proxy if address.origin.scheme == "http" else None
-        headers = [("Host", address.origin.netloc), ("User-Agent", self.settings.user_agent), ("Accept", "*/*")]
+        headers = [("Host", address.origin.netloc), ("User-Agent", self.settings.user_agent)]
+        if not any(name.lower() == "accept" for name, _ in own):
+            headers.append(("Accept", "*/*"))
         headers.append(("Accept-Encoding", "identity"))
+        if request.body is not None:
+            headers.append(("Content-Length", str(len(request.body))))
         if proxy is not None:
             headers.extend(proxy.headers)
         if request.asked.header is not None:
@@ -293,7 +359,20 @@ class HttpClient:
             if not _HEADER.fullmatch(line):
                 raise Permanent("bad_header", f"the header {name!r} cannot be sent", "check the source's credentials")
         resource = address.resource if proxy is None else address.url
-        return "\r\n".join([f"{request.method} {resource} HTTP/1.1", *lines, "", ""]).encode("latin-1")
+        head = "\r\n".join([f"{request.method} {resource} HTTP/1.1", *lines, "", ""]).encode("latin-1")
+        return head + (request.body or b"")
+
+
+def _check_post_redirect(exchange: Exchange, following: Address, address: Address) -> None:
+    """Raise unless a POST may be sent again to where it was redirected: its body may carry credentials."""
+    if following.origin != address.origin:
+        raise Permanent(
+            "insecure_redirect",
+            f"{exchange.where} redirects a POST to {display_url(following.url)}, another host",
+            "use that address itself if it is the right one",
+        )
+    if exchange.answer.status not in _SAME_METHOD:
+        raise bad_response(exchange.where, f"a redirect of a POST by {exchange.answer.status}")
 
 
 def _address(target: HttpTarget) -> Address:

@@ -6,6 +6,7 @@ Law: no I/O. Maps a status, its headers and the beginning of its body to one err
 from __future__ import annotations
 
 import re
+from email.message import Message
 
 from cached.contract.errors import HoldfastError, Permanent, Transient, http_code
 from cached.transport.response import ResponseHead, parse_http_date, sent_at, source_changed
@@ -34,7 +35,11 @@ _PERMANENT = {
 
 def status_error(answer: ResponseHead, where: str, excerpt: bytes) -> HoldfastError:
     """Return the error for `answer`, whose status is not a success; `excerpt` is the beginning of its body."""
-    status = answer.status
+    return response_error(answer.status, answer.headers, where, excerpt)
+
+
+def response_error(status: int, headers: Message, where: str, excerpt: bytes) -> HoldfastError:
+    """Return the error for a status that is no success, from the headers and the beginning of the body."""
     named = _CODE.search(excerpt)
     shown = f"{where} answered {status}" + (f" {named[1].decode('ascii')}" if named else "")
     if status in (400, 403) and any(sign in excerpt for sign in _EXPIRED):
@@ -53,7 +58,7 @@ def status_error(answer: ResponseHead, where: str, excerpt: bytes) -> HoldfastEr
     if status == 416:
         return Transient("bad_response", f"{shown}: the range asked for is not in it", _RETRIED)
     if is_retried(status):
-        wait_s = retry_after_s(answer.headers.get("Retry-After"), answer.headers.get("Date"))
+        wait_s = retry_after_s(headers.get("Retry-After"), headers.get("Date"))
         return Transient(http_code(status), shown, _RETRIED, retry_after_s=wait_s)
     if status >= 400:
         return Permanent(http_code(status), shown, "check the address and what the server expects of requests for it")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 from cached.core.listing import WeakValidators
 
@@ -25,8 +26,24 @@ class Expected:
 
 
 @dataclass(frozen=True, slots=True)
+class Part:
+    """The bytes `[start, start + length)` of an object, which are the whole of a file."""
+
+    start: int
+    length: int
+
+
+class Issuer(Protocol):
+    """Issues the credentials in headers, and is told when a server refuses them. Thread-safe."""
+
+    def refuse(self, headers: Headers) -> bool:
+        """Note that a server refused these `headers`, without waiting; return whether others may be accepted."""
+
+
+@dataclass(frozen=True, slots=True)
 class HttpTarget:
-    """A ranged GET: `url` with `headers` (these may carry credentials and go to that origin only).
+    """A ranged GET: `url` with `headers` (these may carry credentials and go to that origin only; an `Accept` among
+    them replaces ours, and is no secret).
 
     `if_match`: a strong ETag, sent as `If-Match` with every range. `weak_validators`: without a strong one, these must
     not change. Both None if the URL itself is immutable, or the content is promised.
@@ -36,7 +53,11 @@ class HttpTarget:
     else.
     `lifetime_s`: how long the address is valid after `locate` returns it, as far as the source knows (the expiry of a
     signed URL, a token, or the credentials that signed it); None if unlimited. It is renewed (`locate` is called again)
-    after four fifths of that, after ten minutes at most, and once if a server that accepted it answers 401 or 403.
+    after four fifths of that, after ten minutes at most, and if a server that accepted it answers 401 or 403.
+    `issued_at`: when its credentials were issued, in seconds of `time.monotonic`, if that was before `locate` was
+    called (a token that several files share); None: by that call. A refusal of such credentials is not final.
+    `issuer`: is told of a refusal, so that the next address has other credentials.
+    `part`: where the file is in a larger object (a file in a tar archive); the server must serve ranges then.
     """
 
     url: str = field(repr=False)
@@ -47,6 +68,9 @@ class HttpTarget:
     stored_bytes: int | None = None
     expected: Expected | None = None
     lifetime_s: float | None = None
+    issued_at: float | None = None
+    part: Part | None = None
+    issuer: Issuer | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

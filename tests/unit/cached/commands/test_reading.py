@@ -50,6 +50,7 @@ def test_ls_json_is_for_machines(layout: Layout, capsys: pytest.CaptureFixture[s
         "files": 2,
         "path": str(layout.public.model_link(BASE)),
         "stale": None,
+        "trust": None,
     }
 
 

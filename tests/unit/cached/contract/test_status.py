@@ -48,7 +48,7 @@ def test_the_keys_of_the_design() -> None:
         *("model", "version", "state", "digest", "pinned", "source", "bytes_total", "bytes_done"),
         *("rate_bytes_per_s", "eta_s", "since", "updated", "error", "held", "stale", "refused_pins"),
         "refused_namespaces",
-        *("findings", "left_out"),
+        *("findings", "left_out", "trust"),
     ]
     assert [state.value for state in State] == [
         *("queued", "resolving", "fetching", "verifying", "publishing", "ready", "failed", "evicting")

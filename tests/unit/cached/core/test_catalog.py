@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 
 import pytest
 import yaml
@@ -151,7 +152,7 @@ def test_a_file_that_cannot_be_read_as_a_whole(text: str, line: int, says: str) 
         ("[v1]", "mapping"),
         (
             "{version: [v1]}",
-            "known: exclude, follow, for, include, namespaces, pin, prefetch, require, source, versions",
+            "known: exclude, follow, for, include, namespaces, pin, prefetch, require, source, trust, versions",
         ),
         ("{pin: true, pin: false}", "twice"),
         ("{pin: 'true'}", "true or false"),
@@ -172,6 +173,8 @@ def test_a_file_that_cannot_be_read_as_a_whole(text: str, line: int, says: str) 
         ("{namespaces: team-a}", "expected `namespaces` to be a list"),
         ("{namespaces: [team-a, Team_B]}", "expected a namespace such as team-a, found 'Team_B'"),
         ("{namespaces: [[a]]}", "expected a namespace as text, found a list"),
+        ("{trust: sized}", "`trust`: expected known, checked, versioned, found 'sized'"),
+        ("{trust: [known]}", "text"),
         ("{namespaces: []}", "an empty `namespaces` gives the model to no pod"),
         ("{namespaces: }", "an empty `namespaces` gives the model to no pod"),
         ('{source: "s3://b/\\ud800"}', "cannot be shown"),
@@ -440,9 +443,44 @@ def test_for_and_require_are_the_nearest_entrys() -> None:
     }
 
 
+def test_trust_is_taken_from_the_nearest_entry() -> None:
+    """A version's own `trust` comes first, then its model's, then that of `defaults`; null means none."""
+    catalog = good(
+        """
+        defaults: {source: "s3://b/{name}/{version}/", trust: checked}
+        models:
+          plain: {versions: ["1"]}
+          own: {trust: known, versions: {"1": {}, "2": {trust: versioned}, "3": {trust: null}}}
+        """
+    )
+    refs = ("plain@1", "plain@unlisted", "own@1", "own@2", "own@3", "own@unlisted")
+    found = [version.trust for ref in map(ModelRef.parse, refs) if (version := catalog.find(ref)) is not None]
+    assert found == ["checked", "checked", "known", "versioned", "sized", "known"]
+
+
+def test_a_request_without_trust_has_the_hash_of_earlier_releases() -> None:
+    """`trust` counts in the hash of a request only where it is there: a held version meets a want as before."""
+    plain, null, checked = (
+        good(f"models: {{m: {{source: 's3://b/', versions: [\"1\"]{more}}}}}").find(ModelRef("m", "1"))
+        for more in ("", ", trust: null", ", trust: checked")
+    )
+    assert plain is not None and null is not None and checked is not None
+    assert plain.request == null.request != checked.request
+    text = json.dumps(["holdfast-request", "s3://b/", [], []])
+    assert plain.request == hashlib.sha256(text.encode()).hexdigest()
+
+
+@pytest.mark.parametrize("uri", ["models:/name/3", "runs:/abc/model", "sagemaker:group", "oci://h/r:t", "git+https://h/r"])
+def test_a_source_may_have_no_slashes_after_its_scheme(uri: str) -> None:
+    """Registries name their models as `models:/name/3`: such a URI stands in a catalog too."""
+    found = good(f"models: {{m: {{source: {uri}, versions: [v1]}}}}").find(ModelRef("m", "v1"))
+    assert found is not None and found.source == uri
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
+        ("defaults: {trust: full}\nmodels: {}", "`trust`: expected known, checked, versioned, found 'full'"),
         ("defaults: {for: llama.cpp}\nmodels: {}", "`for`: "),
         ("defaults: {require: perfect}\nmodels: {}", "`require`: expected loadable, found 'perfect'"),
     ],
