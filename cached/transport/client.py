@@ -387,11 +387,14 @@ def _is_short(answer: ResponseHead) -> bool:
 
 
 def _read_whole(exchange: Exchange, body: Body, limit_bytes: int) -> Response:
-    data = _read(body, limit_bytes + 1)
-    if len(data) > limit_bytes:
+    announced = body.length or 0
+    data = _read(body, limit_bytes + 1) if announced <= limit_bytes else b""
+    if max(announced, len(data)) > limit_bytes:
+        body.close()
+        found = f", found {announced}" if announced else ""
         raise Permanent(
             "too_large",
-            f"{exchange.where}: expected at most {limit_bytes} bytes",
+            f"{exchange.where}: expected at most {limit_bytes} bytes{found}",
             "check that the address is the right one",
         )
     return Response(exchange.answer.status, data, exchange.answer.headers, exchange.url)

@@ -470,7 +470,9 @@ def test_a_request_without_trust_has_the_hash_of_earlier_releases() -> None:
     assert plain.request == hashlib.sha256(text.encode()).hexdigest()
 
 
-@pytest.mark.parametrize("uri", ["models:/name/3", "runs:/abc/model", "sagemaker:group", "oci://h/r:t", "git+https://h/r"])
+@pytest.mark.parametrize(
+    "uri", ["models:/name/3", "runs:/abc/model", "sagemaker:group", "oci://h/r:t", "git+https://h/r"]
+)
 def test_a_source_may_have_no_slashes_after_its_scheme(uri: str) -> None:
     """Registries name their models as `models:/name/3`: such a URI stands in a catalog too."""
     found = good(f"models: {{m: {{source: {uri}, versions: [v1]}}}}").find(ModelRef("m", "v1"))
