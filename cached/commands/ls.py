@@ -88,7 +88,5 @@ def _as_table(versions: list[dict[str, Any]]) -> str:
         size = "-" if version["bytes"] is None else format_size(version["bytes"])
         files = "-" if version["files"] is None else str(version["files"])
         digest = "-" if version["digest"] is None else version["digest"][: len("sha256:") + 12]
-        rows.append(
-            (ref, f"{state}, stale" if version["stale"] else state, size, files, version["trust"] or "-", digest)
-        )
+        rows.append((ref, f"{state}, stale" if version["stale"] else state, size, files, digest))
     return format_table(rows)

@@ -21,7 +21,7 @@ from cached.contract.trust import Trust, least_of
 from cached.core.catalog import CatalogVersion
 from cached.core.demand import Want
 from cached.core.filters import Rules, select_files, select_paths
-from cached.core.listing import Listing, RemoteFile
+from cached.core.listing import Listing, RemoteFile, format_path
 from cached.core.selection.doubles import summarize
 from cached.core.selection.losses import find_losses
 from cached.core.selection.presets import DEFAULT, EARLIER, Indexes, files_to_read
@@ -121,7 +121,7 @@ def check_trust(want: Want, where: str, files: Sequence[RemoteFile]) -> None:
     raise Permanent(
         "insufficient_trust",
         f"{want.ref}: expected files that their source vouches for as {want.trust}, found {offered} at {where}: "
-        f"{len(least)} of {len(files)} files, as {least[0].path[:200]!r} ({_VOUCHED[least[0].trust]})",
+        f"{len(least)} of {len(files)} files, as {format_path(least[0].path[:200])} ({_VOUCHED[least[0].trust]})",
         "publish the version with `holdfast publish`, whose manifest makes every file known, pin its `digest` in the "
         f"catalog, or {lower} in its entry; nothing was fetched",
     )

@@ -63,6 +63,7 @@ _MAX_PAGES = 1_000
 _MAX_HOPS = 10
 _TREE_QUERY = "?recursive=true&expand=false"
 _SHA1 = re.compile(r"[0-9a-f]{40}")
+_UNAUTHORIZED = 401
 _TRUE = frozenset({"1", "ON", "YES", "TRUE"})  # as huggingface_hub parses its variables
 
 
@@ -340,6 +341,8 @@ class _Hub:
         """Return the answer of any status. Raises for a web page in its place."""
         with explain_errors(request):
             found = self._client.fetch_any_status(self._own(url), limit_bytes, self._cancellation)
+            if found.status == _UNAUTHORIZED and self._has_newer_token():
+                found = self._client.fetch_any_status(self._own(url), limit_bytes, self._cancellation)
         page = page_in(found.body) if found.status == 200 else None
         if page is not None:
             raise web_page(request, page, display_url(found.url))
@@ -354,6 +357,8 @@ class _Hub:
         for _ in range(_MAX_HOPS):
             with explain_errors(request):
                 found = self._client.head_any_status(self._own(url), self._cancellation)
+                if found.status == _UNAUTHORIZED and self._has_newer_token():
+                    found = self._client.head_any_status(self._own(url), self._cancellation)
             if found.status in (405, 501):
                 return httpx2.Response(found.status), url
             answer = _checked(request, url, found)
@@ -362,6 +367,11 @@ class _Hub:
                 return answer, location
             url = location
         raise bad_response(request, f"more than {_MAX_HOPS} redirects")
+
+    def _has_newer_token(self) -> bool:
+        """Read the token again after a refusal: a file that is renewed, or one that is exchanged, may have another."""
+        refused, self._token = self._token, _find_token(self._address)
+        return self._token not in (None, refused)
 
     def _own(self, url: str) -> HttpTarget:
         return HttpTarget(url, (("Authorization", f"Bearer {self._token}"),) if self._token else ())

@@ -22,6 +22,7 @@ DESIGN = {
     "holdfast_model_ready": ("gauge", {"model", "version"}),
     "holdfast_model_bytes": ("gauge", {"model", "version"}),
     "holdfast_model_pinned": ("gauge", {"model", "version"}),
+    "holdfast_model_trust": ("gauge", {"model", "version", "trust"}),
     "holdfast_model_last_used_timestamp_seconds": ("gauge", {"model", "version"}),
     "holdfast_fetch_bytes_total": ("counter", {"source"}),
     "holdfast_fetch_seconds": ("histogram", {"source", "le"}),

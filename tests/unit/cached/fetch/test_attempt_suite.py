@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
 from cached.contract.errors import DigestMismatch, Transient
+from cached.core.listing import Algorithm, Checksum
 from cached.fetch.attempt import Attempt, BlobSpec, NoRanges, Segment
 from cached.fetch.small_attempt import SmallAttempt
+from cached.transport.checksums import new_hasher
 from cached.transport.connection.cancel import Cancelled
 from tests.support.fetching import DEADLINE_S, Engine, check_committed, noise, open_engine, private_files
 from tests.support.fetching import spec_of as spec_with
@@ -138,6 +140,22 @@ def test_a_promised_git_id_is_checked(case: Case) -> None:
     verified = attempt.outcome.result(DEADLINE_S)
     check_committed(case.engine.layout, DATA, verified)
     assert case.engine.journal.find(spec.key.id) == verified.sha256
+
+
+@pytest.mark.parametrize("algorithm", [Algorithm.CRC32C, Algorithm.CRC32, Algorithm.SHA1, Algorithm.MD5])
+def test_a_promised_sum_is_checked(case: Case, algorithm: Algorithm) -> None:
+    """A weaker sum of the source must be that of the bytes: then they are committed under their sha256, else not."""
+    hasher = new_hasher(algorithm)
+    hasher.update(memoryview(DATA))
+    right = Checksum(algorithm, hasher.hexdigest())
+    attempt = case.begin(replace(spec_with(DATA, sha256=None), checksum=right))
+    case.fetch(attempt)
+    check_committed(case.engine.layout, DATA, attempt.outcome.result(DEADLINE_S))
+    wrong = Checksum(algorithm, "0" * len(right.hex))
+    attempt = case.begin(replace(spec_with(DATA[:-1], sha256=None, name="other"), checksum=wrong))
+    case.fetch(attempt, DATA[:-1])
+    with pytest.raises(DigestMismatch, match=f"other: {algorithm}: expected {wrong.hex}"):
+        attempt.outcome.result(DEADLINE_S)
 
 
 @pytest.mark.parametrize("received", [0, HALF])

@@ -122,9 +122,7 @@ def test_old_tokens_without_end_are_refused_at_last() -> None:
     shared = Shared()
     addresses = Addresses(shared.locate, lambda: shared.now)
     shared.now += 100.0
-    answers = []
-    for _ in range(3):
-        answers.append(addresses.mark_refused(addresses.current(NOT), "unauthorized"))
+    answers = [addresses.mark_refused(addresses.current(NOT), "unauthorized") for _ in range(3)]
     assert answers == [True, True, False]
 
 

@@ -43,6 +43,32 @@ def test_an_unknown_scheme_names_the_supported_ones(uri: str) -> None:
     assert "sesame" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("uri", "right"),
+    [
+        ("huggingface://acme/model", "hf://"),
+        ("HuggingFace://acme/model", "hf://"),
+        ("s3a://bucket/m/", "s3://"),
+        ("s3n://bucket/m/", "s3://"),
+        ("pvc://claim/m", "file://"),
+    ],
+)
+def test_a_scheme_of_another_tool_names_ours(uri: str, right: str) -> None:
+    """What other tools call a source is refused with the scheme that it has here."""
+    with pytest.raises(Permanent) as caught:
+        open_source(uri, NO_CLIENT)
+    assert caught.value.code == "unknown_scheme"
+    assert f"write it as {right}…" in caught.value.remedy
+
+
+@pytest.mark.parametrize("uri", ["s3:/bucket/m", "hf:acme/model", "https:example.com/m"])
+def test_a_scheme_without_its_slashes_is_told(uri: str) -> None:
+    """A location that lacks `//` is refused with the form of that scheme, and not read as a path."""
+    with pytest.raises(Permanent, match="without `//`") as caught:
+        open_source(uri, NO_CLIENT)
+    assert caught.value.code == "bad_source"
+
+
 def test_only_the_source_that_is_asked_for_is_imported() -> None:
     """Opening a local source imports neither the AWS nor the Hub library."""
     program = (
