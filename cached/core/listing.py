@@ -31,6 +31,15 @@ def check_names(where: str, paths: Iterable[str]) -> None:
         raise Permanent("bad_name", f"{where}: {error.message}", _REMEDY) from error
 
 
+def bad_name(where: str, path: str) -> Permanent | None:
+    """Return the error of a path that is invalid in a manifest, None for a valid one."""
+    try:
+        check_names(where, [path])
+    except Permanent as error:
+        return error
+    return None
+
+
 def is_reserved(path: str) -> bool:
     """Return whether `path` is one of Holdfast's own records at a source, and so no content."""
     return path == RESERVED or path.startswith(f"{RESERVED}/")

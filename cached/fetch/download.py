@@ -21,6 +21,7 @@ from cached.fetch.addresses import Addresses
 from cached.fetch.attempt import Attempt, AttemptResources, BlobSpec, NoRanges, Segment, Verified
 from cached.fetch.local_file import LocalBody
 from cached.fetch.small_attempt import SmallAttempt, is_small
+from cached.fetch.stream_body import StreamBody
 from cached.store.disk.durable import disk_error
 from cached.store.ingest import ALIGNMENT, allocated_bytes
 from cached.transport.body import Body
@@ -28,7 +29,7 @@ from cached.transport.client import HttpClient
 from cached.transport.connection.cancel import Cancellation, Cancelled
 from cached.transport.connection.limits import BandwidthLimit
 from cached.transport.response import source_changed
-from cached.transport.target import HttpTarget, Target
+from cached.transport.target import HttpTarget, LocalTarget, StreamTarget, Target
 
 MAX_WRONG_DIGESTS = 2
 _BACKOFF_S, _BACKOFF_CAP_S = 0.5, 60.0
@@ -71,6 +72,7 @@ class DownloadWorkers(AttemptResources, Protocol):
 
 
 AnyAttempt = Attempt | SmallAttempt
+AnyBody = LocalBody | StreamBody | Body
 
 
 class Download:
@@ -215,7 +217,7 @@ class Download:
         attempt.record_soon()
         return None
 
-    def _receive_buffer(self, attempt: AnyAttempt, body: LocalBody | Body, at: _Position, end: int | None) -> bool:
+    def _receive_buffer(self, attempt: AnyAttempt, body: AnyBody, at: _Position, end: int | None) -> bool:
         """Receive one buffer and pass it on; return False at the end of the body. Bytes before an error are kept."""
         buffer = self._workers.buffers.take()
         wanted = len(buffer) if end is None else min(len(buffer), end - at.offset)
@@ -243,11 +245,15 @@ class Download:
                 self._workers.buffers.give(buffer)
         return length == wanted
 
-    def _request(self, segment: Segment, streaming: bool, attempt: AnyAttempt) -> LocalBody | Body:
+    def _request(self, segment: Segment, streaming: bool, attempt: AnyAttempt) -> AnyBody:
         length = None if streaming else _length(segment)
         target = self._addresses.current(attempt.cancellation)
-        if not isinstance(target, HttpTarget):
+        if isinstance(target, LocalTarget):
             return LocalBody(target, segment.start, length)
+        if isinstance(target, StreamTarget):
+            if not streaming and segment.start:
+                raise NoRanges
+            return StreamBody(target, attempt.cancellation)
         target, body = self._request_renewed(target, segment.start, length, attempt.cancellation)
         self._addresses.mark_accepted(target)
         if not streaming and not self._is_proven(target, body):
@@ -274,7 +280,7 @@ class Download:
             target = following
         raise Transient(refusal.code, refusal.message, "another address is asked for") from refusal
 
-    def _find_end(self, segment: Segment, streaming: bool, body: LocalBody | Body) -> int | None:
+    def _find_end(self, segment: Segment, streaming: bool, body: AnyBody) -> int | None:
         """Return the offset of the body's end, None if unknown; raises `Transient` if the object's size has changed."""
         expected = self.spec.key.size
         found = body.total if body.total is not None or not streaming else body.length
@@ -282,7 +288,7 @@ class Download:
             raise self._unlike_listing(f"expected {expected} bytes, the origin has {found}")
         return segment.end if not streaming else expected if expected is not None else found
 
-    def _check_end(self, body: LocalBody | Body, position: int, end: int | None) -> None:
+    def _check_end(self, body: AnyBody, position: int, end: int | None) -> None:
         if end is not None and position < end:
             raise Transient("bad_response", f"{self.spec.name}: the body ended at byte {position}, expected {end}", "")
         if body.length is None and body.readinto(memoryview(bytearray(1))):
@@ -318,7 +324,7 @@ class Download:
         remedy = "publish the version again if its files at the source were changed"
         return Transient("bad_response", f"{self.spec.name}: {problem}", remedy)
 
-    def _fill(self, attempt: AnyAttempt, body: LocalBody | Body, view: memoryview) -> None:
+    def _fill(self, attempt: AnyAttempt, body: AnyBody, view: memoryview) -> None:
         """Fill `view`, within the bandwidth limit, or less at the end of the body."""
         limit, filled = self._workers.limit, 0
         while filled < len(view):

@@ -6,11 +6,13 @@ Law: values. Credentials are in `HttpTarget.headers` and `url` only, and never s
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 from cached.core.listing import WeakValidators
+from cached.transport.connection.cancel import Cancellation
 
 Headers = tuple[tuple[str, str], ...]
 
@@ -87,4 +89,23 @@ def local_validator(found: os.stat_result) -> str:
     return f"{found.st_mtime_ns}-{found.st_size}-{found.st_ino}-{found.st_ctime_ns}"
 
 
-Target = HttpTarget | LocalTarget
+class ByteStream(Protocol):
+    """Bytes that a source makes as they are read. One thread reads it; a cancellation ends a wait."""
+
+    def readinto(self, view: memoryview) -> int:
+        """Fill `view` unless the end comes first; return the bytes, 0 only at the clean end. Raises `HoldfastError`, or
+        `Cancelled`; nothing in `view` counts then."""
+
+    def close(self) -> None:
+        """Release what it holds. Idempotent."""
+
+
+@dataclass(frozen=True, slots=True)
+class StreamTarget:
+    """A file that a source takes out of something else (a compressed layer): one stream from its first byte, without
+    ranges and without resuming. `open` may block; what it raises is retried as an error of a server is."""
+
+    open: Callable[[Cancellation], ByteStream]
+
+
+Target = HttpTarget | LocalTarget | StreamTarget

@@ -5,6 +5,7 @@ Law: resolves and locates; transfers no bulk bytes. Credentials in the URI becom
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from urllib.parse import quote, urlsplit
@@ -12,7 +13,7 @@ from urllib.parse import quote, urlsplit
 from cached.contract.errors import HoldfastError, Permanent
 from cached.contract.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES
 from cached.contract.program.thread_pool import start_pool
-from cached.core.listing import Listing, RemoteFile, Unlisted, WeakValidators, check_names, is_reserved
+from cached.core.listing import Listing, RemoteFile, Unlisted, WeakValidators, bad_name, is_reserved
 from cached.sources.base import identity_of, stretched
 from cached.sources.http.index import IndexEntry, path_of, read_index
 from cached.sources.manifests import read_manifest
@@ -69,6 +70,17 @@ class WebSource:
     async def resolve(self) -> Listing:
         """List the version. Raises as `Source.resolve` says."""
         return await call_in_thread(self._resolve)
+
+    async def find(self, paths: Sequence[str]) -> Listing:
+        """Describe named files below the location by HEAD. Raises as `Finding.find` says."""
+        folder = self._folder
+        listed = []
+        for path in paths:
+            problem = bad_name(self.display, path)
+            key = "" if problem is not None else folder + quote(path)
+            listed.append(RemoteFile(path, key, None, problem=problem))
+        files = await call_in_thread(lambda cancellation: self._with_heads(listed, cancellation))
+        return Listing(tuple(files), self._identity)
 
     async def is_current(self, tag: str) -> bool:
         """Return whether `holdfast.json` still has the ETag `tag`."""
@@ -151,13 +163,16 @@ class WebSource:
 
     def _listing(self, found: _Index, cancellation: Cancellation) -> Listing:
         """Return the files of an index with their sizes and validators."""
-        pool = start_pool(min(_HEADS_AT_ONCE, max(1, len(found.files))), "web-head")
-        try:
-            files = list(pool.map(lambda listed: self._with_head(listed, cancellation), found.files.values()))
-        finally:
-            pool.shutdown(cancel_futures=True)
+        files = self._with_heads(list(found.files.values()), cancellation)
         by_path = tuple(sorted(files, key=lambda file: file.path))
         return Listing(by_path, self._identity, unlisted=tuple(found.unlisted))
+
+    def _with_heads(self, files: Sequence[RemoteFile], cancellation: Cancellation) -> list[RemoteFile]:
+        pool = start_pool(min(_HEADS_AT_ONCE, max(1, len(files))), "web-head")
+        try:
+            return list(pool.map(lambda listed: self._with_head(listed, cancellation), files))
+        finally:
+            pool.shutdown(cancel_futures=True)
 
     def _with_head(self, listed: RemoteFile, cancellation: Cancellation) -> RemoteFile:
         """Return a listed file with its metadata from HEAD, or with the error that concerns this file only."""
@@ -180,7 +195,7 @@ class WebSource:
                 path = prefix + entry.path
                 if is_reserved(path):
                     continue
-                problem = entry.problem or _bad_name(display_url(folders[prefix]), path)
+                problem = entry.problem or bad_name(display_url(folders[prefix]), path)
                 if not entry.is_folder:
                     found.files[path, entry.url] = RemoteFile(path, entry.url, None, problem=problem)
                 elif problem is not None:
@@ -247,15 +262,6 @@ def _is_of_one_file(error: HoldfastError) -> bool:
     """Return whether an error concerns one address and not the whole server. 503 and 429 ask for a pause, and a broken
     connection may break for every file: then the listing is retried."""
     return error.permanent or (error.code.startswith("http_5") and error.code != "http_503")
-
-
-def _bad_name(where: str, path: str) -> HoldfastError | None:
-    """Return the error of a name that is invalid in a manifest: then the server is not asked for it either."""
-    try:
-        check_names(where, [path])
-    except Permanent as error:
-        return error
-    return None
 
 
 def _lasting_etag(response: Response) -> str | None:

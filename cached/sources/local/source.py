@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import unquote
 
 from cached.contract.errors import HoldfastError, InvalidManifest, Permanent, Transient
 from cached.contract.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, PUBLISHING_NAME, FileEntry, Manifest
-from cached.core.listing import Listing, RemoteFile
+from cached.core.listing import Listing, RemoteFile, check_names
 from cached.sources.base import identity_of
 from cached.sources.local.tree import PlainFile, file_error, find_file, find_inside, walk
 from cached.sources.manifests import unfinished_publish
@@ -39,6 +40,10 @@ class LocalSource:
     async def resolve(self) -> Listing:
         """List the folder, in a thread, as a network file system may be slow."""
         return await call_in_thread(lambda _cancellation: self._resolve())
+
+    async def find(self, paths: Sequence[str]) -> Listing:
+        """Describe named files below the folder. Raises as `Finding.find` says."""
+        return await call_in_thread(lambda _cancellation: Listing(tuple(map(self._find, paths)), _IDENTITY))
 
     async def locate(self, file: RemoteFile) -> Target:
         """Return the file's real path if it is unchanged since the listing. Raises `Transient` (`source_changed`)."""
@@ -80,6 +85,13 @@ class LocalSource:
             return None
         except OSError as error:
             raise file_error(error, path) from error
+
+    def _find(self, path: str) -> RemoteFile:
+        try:
+            check_names(self.display, [path])
+            return _remote(find_inside(self._base, path))
+        except HoldfastError as error:
+            return RemoteFile(path, "", None, problem=error)
 
     def _published(self, entry: FileEntry) -> RemoteFile:
         try:

@@ -29,7 +29,7 @@ from cached.sources.s3.presigning import PROBE_KEY, Presigner, SigningKeys
 from cached.sources.s3.session import StrictSession
 from cached.transport.target import Headers
 
-_CONNECT_TIMEOUT_S = 10
+_CONNECT_TIMEOUT_S = 4  # of each of two attempts: an unreachable server is told within 10 s
 _PART_BYTES = 1024 * 1024
 _MAX_PAGES = 10_000  # some servers send pages of any size, a faulty one endlessly
 _MAX_OBJECTS = 200_000  # about a manifest's maximum; a bucket's root may have any number

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from cached.contract.errors import HoldfastError, Permanent
 from cached.contract.manifest import MANIFEST_NAME, MAX_FILE_BYTES, PUBLISHING_NAME, Manifest
-from cached.core.listing import Listing, RemoteFile, WeakValidators, is_reserved
+from cached.core.listing import Listing, RemoteFile, WeakValidators, bad_name, is_reserved
 from cached.sources.base import identity_of
 from cached.sources.manifests import read_manifest, unfinished_publish
 from cached.sources.s3.address import S3Address
@@ -60,6 +60,26 @@ class S3Source:
                 "check the bucket, the prefix and endpoint_url",
             )
         return Listing(files, await self._identity())
+
+    async def find(self, paths: Sequence[str]) -> Listing:
+        """Describe named objects below the prefix by HeadObject. Raises as `Finding.find` says."""
+        slots = asyncio.Semaphore(_CONNECTIONS)
+
+        async def head(path: str) -> RemoteFile:
+            key = self._address.prefix + path
+            problem: HoldfastError | None = bad_name(self.display, path)
+            if problem is None:
+                async with slots:
+                    try:
+                        found = await self._object(key, path)
+                    except HoldfastError as error:
+                        return RemoteFile(path, key, None, problem=error)
+                if found is not None:
+                    return found
+                problem = Permanent("not_found", f"{self._address.uri(key)}: there is no such object", "check the key")
+            return RemoteFile(path, key, None, problem=problem)
+
+        return Listing(tuple(await asyncio.gather(*map(head, paths))), await self._identity())
 
     async def is_current(self, tag: str) -> bool:
         """Return whether `holdfast.json` still has the ETag `tag`."""
@@ -133,15 +153,20 @@ class S3Source:
 
     async def _single(self) -> tuple[RemoteFile, ...]:
         key = self._address.key
+        file = await self._object(key, key.rpartition("/")[2])
+        return () if file is None else (file,)
+
+    async def _object(self, key: str, path: str) -> RemoteFile | None:
+        """Return one object as HeadObject describes it, None if there is none."""
         found = await self._client.head(key)
         if found is None:
-            return ()
+            return None
         size = found.get("ContentLength")
         if not isinstance(size, int) or not 0 <= size <= MAX_FILE_BYTES:
             raise bad_response(self._address.uri(key), f"the size {str(size)[:40]}")
         problem = archived(self._address.uri(key), found)
-        file = _remote_file(key.rpartition("/")[2], key, size, quoted(found.get("ETag", "")), found.get("VersionId"))
-        return (replace(file, problem=problem),)
+        file = _remote_file(path, key, size, quoted(found.get("ETag", "")), found.get("VersionId"))
+        return replace(file, problem=problem)
 
 
 def _remote_file(path: str, key: str, size: int, etag: str, version: str | None) -> RemoteFile:

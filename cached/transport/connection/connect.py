@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
+import queue
 import socket
 import ssl
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -27,6 +29,7 @@ from cached.transport.urls import Address, Origin
 
 # The result of getaddrinfo: family, kind, protocol, name, address.
 _Found = tuple[socket.AddressFamily, socket.SocketKind, int, str, Any]
+_METADATA_HOSTS = frozenset({"169.254.169.254", "fd00:ec2::254", "metadata.google.internal"})
 _NOT_YET_VALID = 9  # X509_V_ERR_CERT_NOT_YET_VALID
 
 
@@ -64,6 +67,8 @@ class Connector:
     def proxy_of(self, origin: Origin) -> Proxy | None:
         """Return the proxy for `origin`, None for a direct connection. Raises `Permanent` (`bad_proxy`)."""
         url = self._proxies.get(origin.scheme)
+        if origin.host in _METADATA_HOSTS:  # each node has its own: a proxy would ask for the credentials of its node
+            return None
         if not url or proxy_bypass(origin.authority, self._proxies) or self._in_bypassed_network(origin.host):
             return None
         address = Address.parse(url if "://" in url else f"http://{url}")
@@ -84,10 +89,11 @@ class Connector:
         # The current socket of the connection, closed if the next step fails.
         sockets: list[socket.socket] = []
         try:
-            addresses = _resolve(proxy.origin if proxy else origin)
+            deadline = time.monotonic() + self._settings.connect_timeout_s
+            addresses = _resolve_within(proxy.origin if proxy else origin, deadline, cancellation)
             if route.chosen_by is not None:
                 _check_not_internal(origin, route.chosen_by, [] if proxy else addresses)
-            sockets = [_dial(addresses, self._settings.connect_timeout_s, cancellation)]
+            sockets = [_dial(addresses, deadline, cancellation)]
             if origin.scheme == "https":
                 if proxy:
                     self._tunnel(sockets[0], proxy, origin, cancellation)
@@ -146,6 +152,39 @@ def _resolve(origin: Origin) -> Sequence[_Found]:
     return socket.getaddrinfo(origin.host, origin.port, type=socket.SOCK_STREAM)
 
 
+def _resolve_within(origin: Origin, deadline: float, cancellation: Cancellation) -> Sequence[_Found]:
+    """Return the addresses of a host. Raises TimeoutError where the name server stays silent: the C library would wait
+    for longer than a connection may take, and heeds neither a timeout nor a cancellation."""
+    if _is_address(origin.host):
+        return _resolve(origin)
+    answers = queue.SimpleQueue[Sequence[_Found] | OSError | None]()
+
+    def resolve() -> None:
+        try:
+            answers.put(_resolve(origin))
+        except (OSError, UnicodeError) as error:
+            answers.put(error if isinstance(error, OSError) else OSError("the name is no host name"))
+
+    limits.start_thread(threading.Thread(target=resolve, name="resolve", daemon=True), f"resolving {origin.host}")
+    try:
+        with cancellation.on_cancel(lambda: answers.put(None)):
+            answer = answers.get(timeout=max(0.0, deadline - time.monotonic()))
+    except queue.Empty:
+        raise TimeoutError(f"no answer of a name server for {origin.host}") from None
+    if isinstance(answer, OSError):
+        raise answer
+    cancellation.check()
+    return answer or ()
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return False
+    return True
+
+
 def _check_not_internal(origin: Origin, chosen_by: Origin, addresses: Sequence[_Found]) -> None:
     """Refuse a redirect to this machine or its metadata service, unless the redirecting host is there too."""
     hosts = [origin.host, *(str(address[0]) for *_, address in addresses)]
@@ -157,9 +196,9 @@ def _check_not_internal(origin: Origin, chosen_by: Origin, addresses: Sequence[_
         )
 
 
-def _dial(addresses: Sequence[_Found], timeout_s: float, cancellation: Cancellation) -> socket.socket:
-    """Connect to the first address that answers. Raises OSError of the last one."""
-    deadline = time.monotonic() + timeout_s
+def _dial(addresses: Sequence[_Found], deadline: float, cancellation: Cancellation) -> socket.socket:
+    """Connect to the first address that answers before `deadline`, in monotonic seconds. Raises OSError of the last
+    one."""
     failure: OSError = OSError("the name has no address")
     for left, (family, kind, protocol, _, address) in zip(range(len(addresses), 0, -1), addresses, strict=True):
         sock = socket.socket(family, kind, protocol)

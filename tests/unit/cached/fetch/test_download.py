@@ -14,8 +14,10 @@ from typing import Any
 import pytest
 
 from cached.contract.errors import DigestMismatch, HoldfastError, Permanent, Transient
-from cached.fetch.attempt import Attempt
+from cached.core.listing import Algorithm, Checksum
+from cached.fetch.attempt import SEGMENT_BYTES, Attempt
 from cached.fetch.download import Download
+from cached.transport.checksums import new_hasher
 from cached.transport.connection.cancel import Cancelled
 from cached.transport.target import Target
 from tests.support.fetching import (
@@ -178,6 +180,31 @@ def test_a_git_blob_id_is_checked(tmp_path: Path, origin: HostileOrigin) -> None
         assert private_files(engine.layout) == set()
         verified = engine.fetch(spec_of(data, sha256=None, git_oid=right), http(origin.url("/f")))
         check_committed(engine.layout, data, verified)
+
+
+@pytest.mark.parametrize("size", [MIB, 70 * MIB])
+def test_a_weaker_sum_is_checked_as_a_digest_is(tmp_path: Path, origin: HostileOrigin, size: int) -> None:
+    """A damaged byte is found by the crc32c that the source promises: fetched once more, and then right, or failed with
+    nothing kept."""
+    data = noise()[:size]
+    hasher = new_hasher(Algorithm.CRC32C)
+    hasher.update(memoryview(data))
+    checksum = Checksum(Algorithm.CRC32C, hasher.hexdigest())
+    origin.put("/f", data, etag='"v1"')
+    with open_engine(tmp_path / "root", 1) as engine:
+        for name, faults in (("once", 1), ("twice", 2)):
+            ranges = -(-size // SEGMENT_BYTES)
+            origin.script("/f", *[FlipBit(size - 1)] * (ranges * faults))
+            download = engine.launch(
+                replace(spec_of(data, name=name, sha256=None), checksum=checksum), http(origin.url("/f"))
+            )
+            if faults == 1:
+                check_committed(engine.layout, data, download.result.result(DEADLINE_S))
+            else:
+                error = download.result.exception(DEADLINE_S)
+                assert isinstance(error, DigestMismatch) and "crc32c" in error.message
+        assert engine.counts.failures == ["digest_mismatch"] * 3
+        assert [path for path in private_files(engine.layout) if path.startswith("ingest/")] == []
 
 
 def test_an_object_that_changed_ends_the_flight(tmp_path: Path, origin: HostileOrigin) -> None:

@@ -5,7 +5,11 @@ from __future__ import annotations
 import threading
 from pathlib import Path
 
-from cached.contract.errors import HoldfastError
+import pytest
+
+from cached.contract.errors import HoldfastError, Transient
+from cached.transport.connection.cancel import Cancellation
+from cached.transport.target import StreamTarget
 from tests.support.fetching import (
     DEADLINE_S,
     MIB,
@@ -112,4 +116,55 @@ def test_a_stream_of_another_length_is_refused(tmp_path: Path, origin: HostileOr
             error = engine.error_of(spec_of(data, name=str(n), sha256=None, size=size), http(origin.url("/f")))
             assert isinstance(error, HoldfastError)
             assert (error.code, error.permanent) == ("bad_response", True)
+        assert private_files(engine.layout) == set()
+
+
+class Made:
+    """A stream that a source makes: `data` in uneven pieces, which breaks after `breaks_at` bytes if that is given."""
+
+    def __init__(self, data: bytes, breaks_at: int | None) -> None:
+        self._data = memoryview(data)
+        self._breaks_at = breaks_at
+        self._at = 0
+        self.closed = False
+
+    def readinto(self, view: memoryview) -> int:
+        end = len(self._data) if self._breaks_at is None else self._breaks_at
+        if self._at == end and self._breaks_at is not None:
+            raise Transient("bad_response", "the layer is damaged", "it is tried again")
+        count = min(len(view), end - self._at, 100_003)
+        view[:count] = self._data[self._at : self._at + count]
+        self._at += count
+        return count
+
+    def close(self) -> None:
+        self.closed = True
+
+
+@pytest.mark.parametrize("size", [0, 1000, 9 * MIB + 5])
+@pytest.mark.parametrize("known", [True, False])
+def test_a_stream_that_a_source_makes(tmp_path: Path, size: int, known: bool) -> None:
+    """A file that is taken out of a layer is read once from its start, again after a failure, and every stream is
+    closed; with its size known or not."""
+    data, made = noise()[:size], list[Made]()
+
+    def opened(_cancellation: Cancellation) -> Made:
+        made.append(Made(data, size // 2 if not made else None))
+        return made[-1]
+
+    with open_engine(tmp_path / "root", 3) as engine:
+        spec = spec_of(data, sha256=None, size=size if known else None)
+        check_committed(engine.layout, data, engine.fetch(spec, StreamTarget(opened)))
+    assert all(stream.closed for stream in made)
+    assert len(made) == (0 if known and not size else 2)
+
+
+@pytest.mark.parametrize("more", [-1, 1])
+def test_a_made_stream_of_another_length_is_refused(tmp_path: Path, more: int) -> None:
+    """A stream that ends early, or goes on, is not the listed file."""
+    data = noise()[: 2 * MIB]
+    with open_engine(tmp_path / "root", 2) as engine:
+        spec = spec_of(data, sha256=None, size=len(data) - more)
+        error = engine.error_of(spec, StreamTarget(lambda _cancellation: Made(data, None)))
+        assert isinstance(error, HoldfastError) and error.code == "bad_response"
         assert private_files(engine.layout) == set()

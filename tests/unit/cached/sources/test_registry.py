@@ -69,6 +69,21 @@ def test_a_scheme_without_its_slashes_is_told(uri: str) -> None:
     assert caught.value.code == "bad_source"
 
 
+def test_a_daemon_loads_no_source_at_its_start() -> None:
+    """The daemon's memory and start do not grow with the sources that there are: no source, library of one, checksum
+    library, resolver or plugin is imported before a version needs it."""
+    program = (
+        "import sys\n"
+        "import cached.daemon.main\n"
+        "kept = {'cached.sources.base', 'cached.sources.registry'}\n"
+        "ours = {name for name in sys.modules if name.startswith('cached.sources.')} - kept\n"
+        "libraries = {'botocore', 'aiobotocore', 'huggingface_hub', 'google_crc32c', 'awscrt'} & set(sys.modules)\n"
+        "sys.exit(str(sorted(ours | libraries)) if ours | libraries else 0)\n"
+    )
+    run = subprocess.run([sys.executable, "-c", program], check=False, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+
+
 def test_only_the_source_that_is_asked_for_is_imported() -> None:
     """Opening a local source imports neither the AWS nor the Hub library."""
     program = (

@@ -9,7 +9,7 @@ import os
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from uuid import uuid4
 
@@ -18,12 +18,12 @@ import pytest
 from cached.contract.errors import HoldfastError, Permanent, Transient
 from cached.core.listing import Listing, RemoteFile
 from cached.fetch.local_file import LocalBody
-from cached.sources.base import Revalidating, Source
+from cached.sources.base import Finding, Revalidating, Source
 from cached.sources.registry import open_source
 from cached.transport.client import HttpClient
 from cached.transport.connection.cancel import Cancellation
 from cached.transport.connection.settings import HttpSettings
-from cached.transport.target import LocalTarget
+from cached.transport.target import HttpTarget, LocalTarget
 from tests.support.choosing import chosen
 from tests.support.fake_hub import FakeHub
 from tests.support.hub_cases import NAME, manifest_of, write
@@ -167,8 +167,9 @@ async def refusal(uri: str, client: HttpClient) -> HoldfastError:
 async def read(source: Source, file: RemoteFile, client: HttpClient) -> bytes:
     """A file's bytes, from where the source says that they are."""
     target = await source.locate(file)
-    if not isinstance(target, LocalTarget):
+    if isinstance(target, HttpTarget):
         return (await asyncio.to_thread(client.fetch, target, 1 << 24, Cancellation())).body
+    assert isinstance(target, LocalTarget)
     found, body = bytearray(os.stat(target.path).st_size), LocalBody(target, 0, None)
     try:
         assert body.readinto(memoryview(found)) == len(found)
@@ -188,6 +189,27 @@ async def test_every_file_is_listed_once_with_its_size(place: Place, client: Htt
     assert sorted((file.path, file.size) for file in listing.files) == sorted((p, len(d)) for p, d in FILES.items())
     assert listing.manifest is None
     assert all(file.problem is None for file in listing.files)
+
+
+async def test_named_files_are_found_without_a_listing(place: Place, client: HttpClient) -> None:
+    """A source that finds named files says of each what a listing says, in their order; of a missing one, and of a
+    name that leads out of the location, what is wrong."""
+    place.put(FILES)
+    async with opened(place.uri, client) as source:
+        if not isinstance(source, Finding):
+            return
+        names = ["w.bin", "gone.bin", "sub dir/deep/späß #1%+.txt", "../m/w.bin"]
+        found = await source.find(names)
+        listed = by_path(await source.resolve())
+        assert [file.path for file in found.files] == names
+        for file in found.files[0], found.files[2]:
+            assert file.problem is None and replace(file, weak_validators=None) == replace(
+                listed[file.path], weak_validators=None
+            )
+            assert await read(source, file, client) == FILES[file.path]
+        problems = [file.problem for file in (found.files[1], found.files[3])]
+        assert [problem is not None and problem.code for problem in problems] == ["not_found", "bad_name"]
+    assert found.identity == (await resolve(place, client)).identity
 
 
 async def test_located_files_have_the_bytes_that_were_put_there(place: Place, client: HttpClient) -> None:

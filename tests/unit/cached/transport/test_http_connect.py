@@ -14,9 +14,11 @@ import pytest
 from cached.contract.errors import HoldfastError, Permanent, Transient
 from cached.transport.client import HttpClient
 from cached.transport.connection.cancel import Cancellation, Cancelled
+from cached.transport.connection.connect import Connector
 from cached.transport.connection.settings import HttpSettings
 from cached.transport.credentials import basic
 from cached.transport.target import HttpTarget
+from cached.transport.urls import Origin
 from tests.support.certificates import Certificates, make_certificates
 from tests.support.origin import HostileOrigin
 from tests.support.origin_faults import Extra, Redirect, ResetAfter, Stall, Truncate
@@ -293,3 +295,34 @@ def test_a_closed_client_keeps_no_connection(origin: HostileOrigin) -> None:
     assert read_all(body) == DATA
     assert get(client, url, 0, 5) == DATA[:5]
     assert [seen.connection for seen in origin.requests] == [1, 2]
+
+
+def test_a_silent_name_server_is_an_unreachable_host(make_client: MakeClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name server that does not answer costs no longer than a connection may take, and a cancellation ends the wait;
+    the C library would wait on."""
+    over = threading.Event()
+
+    def silent(*_arguments: object, **_options: object) -> list[object]:
+        over.wait(60)
+        return []
+
+    monkeypatch.setattr(socket, "getaddrinfo", silent)
+    try:
+        error = error_of(make_client(HttpSettings(connect_timeout_s=0.2)), "http://weights.example.com/m")
+        assert (error.code, error.permanent) == ("connect", False)
+        assert "weights.example.com" in error.message
+        cancellation, client = Cancellation(), make_client(HttpSettings(connect_timeout_s=60.0))
+        threading.Timer(0.1, cancellation.cancel).start()
+        with pytest.raises(Cancelled):
+            client.fetch(HttpTarget("http://weights.example.com/m"), 10, cancellation)
+    finally:
+        over.set()
+
+
+def test_a_metadata_service_is_asked_without_a_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each node has its own metadata service: a proxy would answer for its node, so it is no way there."""
+    monkeypatch.setenv("http_proxy", "http://proxy.example.com:3128")
+    connector = Connector(HttpSettings())
+    assert connector.proxy_of(Origin("http", "weights.example.com", 80)) is not None
+    for host in ("169.254.169.254", "metadata.google.internal"):
+        assert connector.proxy_of(Origin("http", host, 80)) is None

@@ -311,6 +311,38 @@ asyncio.run(run())
     assert TOKEN not in done.stdout + done.stderr
 
 
+class Rotated(set[str]):
+    """Valid tokens, of which the first ends at its third use, when the environment gets the next one."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, following: str) -> None:
+        super().__init__({TOKEN})
+        self._monkeypatch = monkeypatch
+        self._following = following
+        self._uses = 0
+
+    def __contains__(self, token: object) -> bool:
+        self._uses += 1
+        if self._uses == 3:
+            self.clear()
+            self.add("hf_next")
+            self._monkeypatch.setenv("HF_TOKEN", self._following)
+        return super().__contains__(token)
+
+
+async def test_a_token_that_ends_in_the_middle_of_a_listing(
+    hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A token that is replaced while a long listing runs is read again at the first refusal; one that stays is final."""
+    names = {f"layer-{number:02}.json": b"%d" % number for number in range(11)}
+    hub.add(NAME, write(tmp_path / "many", names))
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    hub.tokens = Rotated(monkeypatch, "hf_next")
+    assert [file.path for file in (await hub_source(URI).resolve()).files] == sorted(names)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    hub.tokens = Rotated(monkeypatch, TOKEN)
+    assert (await refusal(URI)).code == "unauthorized"
+
+
 async def test_a_token_may_be_kept_from_being_sent(hub: FakeHub, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With HF_HUB_DISABLE_IMPLICIT_TOKEN nothing carries the token."""
     hub.add(NAME, model)
