@@ -332,7 +332,7 @@ class Rotated(set[str]):
 async def test_a_token_that_ends_in_the_middle_of_a_listing(
     hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A token that is replaced while a long listing runs is read again at the first refusal; one that stays is final."""
+    """A token that is replaced while a long listing runs is read again when it is refused; one that stays is final."""
     names = {f"layer-{number:02}.json": b"%d" % number for number in range(11)}
     hub.add(NAME, write(tmp_path / "many", names))
     monkeypatch.setenv("HF_TOKEN", TOKEN)
@@ -340,7 +340,7 @@ async def test_a_token_that_ends_in_the_middle_of_a_listing(
     assert [file.path for file in (await hub_source(URI).resolve()).files] == sorted(names)
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     hub.tokens = Rotated(monkeypatch, TOKEN)
-    assert (await refusal(URI)).code == "unauthorized"
+    assert (await refusal(hub_source(URI))).code == "unauthorized"
 
 
 async def test_a_token_may_be_kept_from_being_sent(hub: FakeHub, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
