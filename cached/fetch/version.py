@@ -246,7 +246,7 @@ class VersionFetches:
         if not first:
             return NO_INDEXES
         check_trust(fetch.want, fetch.source.display, first)
-        wanted = tuple(_WantedFile(file, _spec(file, fetch.source, listing.identity)) for file in first)
+        wanted = tuple(_WantedFile(file, blob_spec(file, fetch.source, listing.identity)) for file in first)
         found = await self._fetch_blobs(replace(fetch, got_space=_do_nothing), wanted)
         reader = blob_reader(self._layout, {path: blob.sha256 for path, blob in found.items()})
         sizes = {path: blob.size for path, blob in found.items()}
@@ -514,7 +514,7 @@ def _select_earlier(listing: Listing, fetch: _VersionFetch, manifest: Manifest) 
 
 
 def _wanted(listing: Listing, fetch: _VersionFetch, files: Sequence[RemoteFile]) -> tuple[_WantedFile, ...]:
-    return tuple(_WantedFile(file, _spec(file, fetch.source, listing.identity)) for file in files)
+    return tuple(_WantedFile(file, blob_spec(file, fetch.source, listing.identity)) for file in files)
 
 
 def _do_nothing(_size_bytes: int, _files: int) -> None:
@@ -526,7 +526,7 @@ def _build_manifest(wanted: tuple[_WantedFile, ...], verified: dict[str, Verifie
     return Manifest.build(FileEntry(name, blob.sha256, blob.size) for name, blob in blobs_found)
 
 
-def _spec(file: RemoteFile, source: Source, identity: str) -> BlobSpec:
+def blob_spec(file: RemoteFile, source: Source, identity: str) -> BlobSpec:
     origin = source.kind if source.kind == "hf" else f"{source.kind}://{urlsplit(source.display).netloc}"
     return BlobSpec(
         name=file.path,

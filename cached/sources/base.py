@@ -40,7 +40,7 @@ class Source(Protocol):
     """One version at a source. `kind` is the bounded metric label (`s3`, `hf`, `http`, `file`); `display` is the URI
     for messages, without credentials, and its host names the origin whose connections are limited.
 
-    The contract, which `tests/unit/cached/sources/test_source_suite.py` asks of every source:
+    The contract, which `cached/conformance/cases.py` asks of every source:
 
     - The constructor parses the URI and contacts nobody; it raises `Permanent` for a URI that is no location of it,
       and quotes no secret. Everything else may raise `Transient` and `Permanent` with a remedy, and nothing else.
