@@ -81,7 +81,16 @@ class BearerTokens:
         """Return `target` with the token, as long as that is valid; unchanged at another origin. Raises as `issue`."""
         if Address.parse(target.url).origin not in self._origins:
             return target
-        issued = self._current(cancellation)
+        return self._with(target, self._current(cancellation))
+
+    def authorize_now(self, target: HttpTarget) -> HttpTarget | None:
+        """Return what `authorize` does, without waiting; None where a token must be asked for first."""
+        if Address.parse(target.url).origin not in self._origins:
+            return target
+        issued = self._issued.good()
+        return None if issued is None else self._with(target, issued)
+
+    def _with(self, target: HttpTarget, issued: _Issued) -> HttpTarget:
         ends = [each for each in (target.lifetime_s, issued.left_s(self._clock())) if each is not None]
         return replace(
             target,

@@ -83,6 +83,19 @@ def test_a_token_is_used_until_four_fifths_of_its_life(clock: Clock) -> None:
     assert tokens.headers_for(URL, NOT) == (("Authorization", "Bearer t1"),)
 
 
+def test_a_token_at_hand_needs_no_wait(clock: Clock) -> None:
+    """An address with a token that is still good is made at once; where one must be asked for, nothing is."""
+    issue = Issuer(100.0)
+    tokens, target = BearerTokens([URL], issue, clock), HttpTarget(URL)
+    assert tokens.authorize_now(target) is None and issue.calls == 0
+    waited = tokens.authorize(target, NOT)
+    assert tokens.authorize_now(target) == waited
+    clock.advance(80.0)
+    assert tokens.authorize_now(target) is None and issue.calls == 1
+    elsewhere = HttpTarget("https://cdn.example.com/x")
+    assert tokens.authorize_now(elsewhere) is elsewhere
+
+
 def test_a_refused_token_is_dropped_once(clock: Clock) -> None:
     """A late refusal of an earlier token does not cost the later one; headers of others are not ours."""
     issue = Issuer(None)
