@@ -42,11 +42,13 @@ def anything(_request: Request) -> bool:
 @dataclass
 class Front:
     """`url`: what the source is told to ask. `seen`: every request, in order. `rewrite`: changes the path and query
-    that the service gets, for instance to have smaller pages."""
+    that the service gets, for instance to have smaller pages; `alter`: changes headers and body of its answer, where
+    the service at hand leaves out what the vendor's own sends."""
 
     upstream: str
     url: str = ""
     rewrite: Callable[[str], str] = str
+    alter: Callable[[Request, dict[str, str], bytes], bytes] = lambda _request, _headers, body: body
     seen: list[Request] = field(default_factory=list)
     _faults: list[_Fault] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -142,14 +144,14 @@ class _Handler(BaseHTTPRequestHandler):
             path = upstream.path + self._front.rewrite(self.path)
             connection.request(self.command, path, self._body or None, headers)
             answer = connection.getresponse()
-            length = answer.getheader("Content-Length")
-            body = b"" if self.command == "HEAD" else answer.read()
+            sent = {name: value for name, value in answer.getheaders() if name.lower() not in _HOP - {"date"}}
+            body = self._front.alter(request, sent, answer.read())
+            length = answer.getheader("Content-Length") if self.command == "HEAD" else str(len(body))
             self.send_response_only(answer.status, answer.reason)
-            for name, value in answer.getheaders():
-                if name.lower() not in _HOP or name.lower() == "date":
-                    self.send_header(name, value)
+            for name, value in sent.items():
+                self.send_header(name, value)
             if answer.status not in (204, 304):
-                self.send_header("Content-Length", length if length is not None else str(len(body)))
+                self.send_header("Content-Length", length or "0")
             self.end_headers()
             self.wfile.write(body if cut_at is None else body[:cut_at])
             self.close_connection = self.close_connection or cut_at is not None

@@ -122,8 +122,9 @@ class RemoteFile:
     validators then, over HTTP. A file with neither validator nor promised content is fetched in a single answer.
     `sha256`: 64 hex digits promised by the source (a manifest, a Git LFS oid), never an ETag. `git_oid`: the Git blob
     id (sha1 of `blob <size>\\0` + bytes), if known. `sums`: weaker sums of the whole file that the source promises, of
-    which one is verified where there is neither sha256 nor git id. `problem`: why the file cannot be fetched, else
-    None; raised only if the file is chosen.
+    which one is verified where there is neither sha256 nor git id. `object_version`: the name of this version at a
+    store that keeps old ones, for its address; no part of what identifies the file. `problem`: why the file cannot be
+    fetched, else None; raised only if the file is chosen.
     """
 
     path: str
@@ -135,6 +136,7 @@ class RemoteFile:
     problem: HoldfastError | None = None
     weak_validators: WeakValidators | None = None
     sums: tuple[Checksum, ...] = ()
+    object_version: str = ""
 
     @property
     def checksum(self) -> Checksum | None:

@@ -27,6 +27,7 @@ from cached.sources.s3.address import S3Address
 from cached.sources.s3.errors import bad_response, is_missing, is_not_modified, translate_errors
 from cached.sources.s3.presigning import PROBE_KEY, Presigner, SigningKeys
 from cached.sources.s3.session import StrictSession
+from cached.sources.s3.sums import FULL_OBJECT
 from cached.transport.target import Headers
 
 _CONNECT_TIMEOUT_S = 4  # of each of two attempts: an unreachable server is told within 10 s
@@ -37,12 +38,14 @@ _MAX_OBJECTS = 200_000  # about a manifest's maximum; a bucket's root may have a
 
 @dataclass(frozen=True, slots=True)
 class S3Object:
-    """One listed object: its full key, size in bytes, ETag in quotes as in HTTP, and its storage class if listed."""
+    """One listed object: its full key, size in bytes, ETag in quotes as in HTTP, its storage class if listed, and
+    whether S3 has a sum of the whole object."""
 
     key: str
     size: int
     etag: str
     storage_class: str = ""
+    has_sum: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,7 +278,8 @@ def listed(page: dict[str, Any], prefix: str, where: str) -> Iterator[S3Object]:
         if not isinstance(size, int) or not 0 <= size <= MAX_FILE_BYTES:
             raise bad_response(where, f"the size {str(size)[:40]} of {key[:200]!r}")
         if not (key.endswith("/") and size == 0):
-            yield S3Object(key, size, quoted(etag), str(item.get("StorageClass", "")))
+            storage_class, has_sum = str(item.get("StorageClass", "")), item.get("ChecksumType") == FULL_OBJECT
+            yield S3Object(key, size, quoted(etag), storage_class, has_sum)
 
 
 def _strong(etag: str | None) -> str | None:

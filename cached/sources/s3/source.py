@@ -1,14 +1,16 @@
 """Versions in S3 and compatible servers; `cached.sources.s3.address` documents the location's parameters.
 
 Law: lists, heads and signs; never reads a model's bytes and never writes. An ETag shows a change of an object; it never
-counts as a checksum, as it is none for multipart and encrypted objects.
+counts as a checksum, as it is none for multipart and encrypted objects. The sums that S3 keeps count where they are of
+the whole object (`sums.py`).
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import replace
+from typing import Any
 
 from cached.contract.errors import HoldfastError, Permanent
 from cached.contract.manifest import MANIFEST_NAME, MAX_FILE_BYTES, PUBLISHING_NAME, Manifest
@@ -19,12 +21,14 @@ from cached.sources.s3.address import S3Address
 from cached.sources.s3.archive import archived, may_be_archived
 from cached.sources.s3.client import S3Client, S3Object, quoted
 from cached.sources.s3.errors import bad_response
+from cached.sources.s3.sums import find_sums
 from cached.transport.target import HttpTarget, Target
 
 # A signed URL also expires with the credentials that signed it: the reader asks for a fresh one after a 403.
 _URL_LIFETIME_S = 12 * 3600
 _ATTEMPTS = 2  # the fetch queue retries with its own backoff; this saves a long listing from one failure
 _CONNECTIONS = 10
+_MAX_SUMMED = 256  # objects whose sums are asked for, one request each
 
 
 class S3Source:
@@ -88,7 +92,7 @@ class S3Source:
     async def locate(self, file: RemoteFile) -> Target:
         """Sign a GET of the listed object: with `If-Match`, or for its version if the bucket keeps versions."""
         etag, _, version = file.validator.partition(" ")
-        url = await self._client.presign(file.key, version, _URL_LIFETIME_S)
+        url = await self._client.presign(file.key, version or file.object_version, _URL_LIFETIME_S)
         return HttpTarget(
             url,
             self._client.signed_headers,
@@ -115,7 +119,30 @@ class S3Source:
         objects = await self._client.objects(self._address.prefix)
         files, archive = await asyncio.to_thread(self._read, objects)  # half a second for 100,000 objects
         problems = await self._problems(archive)
-        return tuple(replace(file, problem=problems.get(file.key)) for file in files) if problems else files
+        if problems:
+            files = tuple(replace(file, problem=problems.get(file.key)) for file in files)
+        summed = {item.key for item in objects if item.has_sum}
+        if not 0 < len(summed) <= _MAX_SUMMED:  # a request for each: many files cost more than their listing
+            return files
+        return await self._with_sums(files, summed)
+
+    async def _with_sums(self, files: Sequence[RemoteFile], summed: Set[str]) -> tuple[RemoteFile, ...]:
+        """Add the sums and versions of the objects that have a sum. One that cannot be described stays as listed."""
+        slots = asyncio.Semaphore(_CONNECTIONS)
+
+        async def describe(file: RemoteFile) -> RemoteFile:
+            if file.key not in summed or file.problem is not None:
+                return file
+            async with slots:
+                try:
+                    found = await self._client.head(file.key, ChecksumMode="ENABLED")
+                except HoldfastError:
+                    return file  # its bytes may be had nevertheless, else they say why not
+            if found is None or quoted(found.get("ETag", "")) != file.validator:
+                return file  # replaced in this moment: `If-Match` finds that
+            return _with_sums(file, found)
+
+        return tuple(await asyncio.gather(*map(describe, files)))
 
     def _read(self, objects: Sequence[S3Object]) -> tuple[tuple[RemoteFile, ...], list[str]]:
         """Return the files of a listing by path, and the keys of those that may be archived."""
@@ -158,7 +185,7 @@ class S3Source:
 
     async def _object(self, key: str, path: str) -> RemoteFile | None:
         """Return one object as HeadObject describes it, None if there is none."""
-        found = await self._client.head(key)
+        found = await self._client.head(key, ChecksumMode="ENABLED")
         if found is None:
             return None
         size = found.get("ContentLength")
@@ -166,7 +193,14 @@ class S3Source:
             raise bad_response(self._address.uri(key), f"the size {str(size)[:40]}")
         problem = archived(self._address.uri(key), found)
         file = _remote_file(path, key, size, quoted(found.get("ETag", "")), found.get("VersionId"))
-        return replace(file, problem=problem)
+        return replace(_with_sums(file, found), problem=problem)
+
+
+def _with_sums(file: RemoteFile, found: dict[str, Any]) -> RemoteFile:
+    """Add what HeadObject vouches for, and the version that it described."""
+    sha256, sums = find_sums(found)
+    version = str(found.get("VersionId") or "null")
+    return replace(file, sha256=sha256, sums=sums, object_version="" if version == "null" else version)
 
 
 def _remote_file(path: str, key: str, size: int, etag: str, version: str | None) -> RemoteFile:
