@@ -53,7 +53,7 @@ from cached.node.integrity.scrub import Scrub, ScrubParts
 from cached.node.inventory import Inventory
 from cached.node.log_once import LogOnce
 from cached.node.publisher import Publisher
-from cached.node.status_files import StatusFiles
+from cached.node.status_files import AdoptedVersion, StatusFiles
 from cached.node.threads import Blocking
 from cached.sources.registry import open_source
 from cached.store import recovery
@@ -427,11 +427,11 @@ async def _check_disk(reconciler: Reconciler, inspection: Inspection) -> None:
 def _adopt_statuses(
     layout: Layout, status_files: StatusFiles, inventory: Inventory, lost: Collection[ModelRef]
 ) -> dict[ModelRef, Digest | None]:
-    """Publish the status of each held version, and remove stale status files. Return the versions to fetch, with their
-    pins: unfinished at the last stop, or `lost` since."""
+    """Publish the status of each held version where its file does not have it, and remove stale status files. Return
+    the versions to fetch, with their pins: unfinished at the last stop, or `lost` since."""
     before = recovery.read_statuses(layout)
     unfinished: dict[ModelRef, Digest | None] = {}
-    for ref, old in before.items():
+    for ref, (old, _) in before.items():
         status_files.adopt(ref, old)
         if ref in inventory.models:
             continue
@@ -442,12 +442,11 @@ def _adopt_statuses(
             status_files.drop(ref)
     unfinished |= {ref: None for ref in lost if ref not in before}
     for ref, digest in inventory.models.items():
-        old_status = before.get(ref)
+        old_status, data = before.get(ref, (None, None))
         inventory.adopt(ref, _find_old_source(old_status, digest))
-        pinned = old_status is not None and old_status.pinned
-        source = inventory.fetched[ref].source
-        status_files.set_ready(ref, digest, inventory.size(ref), pinned=pinned, source=source)
-        status_files.set_verdict(ref, inventory.fetched[ref].verdict)
+        pinned, record = old_status is not None and old_status.pinned, inventory.fetched[ref]
+        found = AdoptedVersion(digest, inventory.size(ref), pinned, record.source, record.verdict)
+        status_files.adopt_ready(ref, found, data)
     status_files.sweep()
     return unfinished
 

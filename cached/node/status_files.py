@@ -59,6 +59,17 @@ class FetchProgress:
 
 
 @dataclass(frozen=True, slots=True)
+class AdoptedVersion:
+    """A version that a start found; `size` in bytes, `source` that of its content, without credentials."""
+
+    digest: Digest
+    size: int
+    pinned: bool
+    source: str
+    verdict: Verdict
+
+
+@dataclass(frozen=True, slots=True)
 class _Content:
     """The fields of a version's status that do not depend on its state."""
 
@@ -195,6 +206,23 @@ class StatusFiles:
         """Take over a version's status from the last daemon; its file exists already."""
         with self._lock:
             self._statuses[ref] = status
+
+    def adopt_ready(self, ref: ModelRef, ready: AdoptedVersion, data: bytes | None) -> None:
+        """Set a version that was found here to READY; its file is not written if it says so already. `data`: the
+        file's bytes, None where it has none."""
+        self._contents[ref] = _Content(str(ready.digest), None, {}, {}, ready.verdict)
+        fresh = replace(
+            _status(ref, State.READY, ready.source, ready.digest, pinned=ready.pinned),
+            bytes_total=ready.size,
+            bytes_done=ready.size,
+        )
+        old = self._statuses.get(ref)
+        if old is not None and old.state is State.READY:
+            known = {each.name: getattr(self._contents[ref], each.name) for each in fields(_Content)}
+            same = replace(fresh, since=old.since, updated=old.updated, **known)
+            if same == old and data == encode(same.document()):
+                return
+        self._put(ref, fresh)
 
     def drop(self, ref: ModelRef) -> None:
         """Remove the status and the file of a version that is neither published nor wanted."""

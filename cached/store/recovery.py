@@ -141,12 +141,18 @@ def measure(layout: Layout) -> OnDisk:
     return OnDisk(blobs, partials, quarantined)
 
 
-def read_statuses(layout: Layout) -> dict[ModelRef, ModelStatus]:
-    """Return the last daemon's status of every version; skip invalid files."""
-    statuses: dict[ModelRef, ModelStatus] = {}
+def read_statuses(layout: Layout) -> dict[ModelRef, tuple[ModelStatus, bytes]]:
+    """Return the last daemon's status of every version, and the bytes of its file, none of them where the file itself
+    is not as the daemon makes it; skip invalid files."""
+    statuses: dict[ModelRef, tuple[ModelStatus, bytes]] = {}
+    folder = os.fspath(layout.public.status)
     for ref in _list_refs(layout.public.status, ".json"):
         with contextlib.suppress(OSError, HoldfastError):  # truncated by a crash: a current version's is rewritten
-            statuses[ref] = ModelStatus.parse(layout.public.model_status(ref).read_bytes())
+            path = f"{folder}/{ref.path_segment}/{ref.version}.json"
+            with open(path, "rb", buffering=0) as file:
+                data, found = file.read(), os.fstat(file.fileno())
+            is_ours = found.st_mode == stat.S_IFREG | 0o644 and os.path.samestat(found, os.lstat(path))
+            statuses[ref] = ModelStatus.parse(data), data if is_ours else b""
     return statuses
 
 

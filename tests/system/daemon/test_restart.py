@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 from pathlib import Path
@@ -85,6 +86,34 @@ def test_what_is_ready_stays_ready(daemon: DaemonProcess, source: Path) -> None:
     assert _read_from_disk(daemon) < 4 * MIB
     assert os.stat(daemon.path(V1) / "a.bin").st_ino == inode
     assert daemon.metric("holdfast_model_pinned") == 1
+
+
+def test_a_restart_writes_no_status_that_is_right(daemon: DaemonProcess, source: Path) -> None:
+    """A start leaves a status file as it is where it says what is so, and makes anew one that does not or is gone."""
+    names = ("right", "edited", "gone", "opened")
+    for name in names:
+        publish_files(source / name, {"config.json": name.encode()})
+    daemon.write_catalog({name: prefetched(f"file://{source / name}") for name in names})
+    daemon.start()
+    paths = {}
+    for name in names:
+        daemon.wait_ready(ModelRef(name, "v1"))
+        paths[name] = daemon.layout.public.model_status(ModelRef(name, "v1"))
+    daemon.stop()
+    said = {name: path.read_bytes() for name, path in paths.items()}
+    before = {name: path.stat() for name, path in paths.items()}
+    paths["edited"].write_bytes(said["edited"].replace(b"ready", b"ready "))
+    paths["gone"].unlink()
+    paths["opened"].chmod(0o666)
+    daemon.start()
+    daemon.wait(lambda: paths["gone"].exists(), "the status that was deleted")
+    daemon.stop()
+    for name, path in paths.items():
+        found, after = json.loads(path.read_bytes()), path.stat()
+        assert {**found, "since": "", "updated": ""} == {**json.loads(said[name]), "since": "", "updated": ""}
+        assert (after.st_ino == before[name].st_ino) == (name == "right")
+        assert after.st_mode & 0o777 == 0o644
+    assert paths["right"].stat().st_mtime_ns == before["right"].st_mtime_ns
 
 
 def test_a_restart_keeps_a_pulls_pin(daemon: DaemonProcess, source: Path) -> None:
