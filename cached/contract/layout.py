@@ -134,6 +134,11 @@ class Layout:
         return self.private / "pins.json"
 
     @property
+    def start_index(self) -> Path:
+        """What the last start or end found here, for a start after which nothing changed."""
+        return self.private / "start-index"
+
+    @property
     def digests(self) -> Path:
         """The computed digests of objects whose source gives none, as JSON lines."""
         return self.private / "digests.jsonl"

@@ -53,6 +53,7 @@ from cached.node.integrity.scrub import Scrub, ScrubParts
 from cached.node.inventory import Inventory
 from cached.node.log_once import LogOnce
 from cached.node.publisher import Publisher
+from cached.node.start_index import StartIndex
 from cached.node.status_files import AdoptedVersion, StatusFiles
 from cached.node.threads import Blocking
 from cached.sources.registry import open_source
@@ -177,10 +178,12 @@ async def _work(
     sealing = await blocking.run(verity.choose, layout, config.fs_verity)
     volumes = None if config.csi is None else await blocking.run(_find_volumes, layout, config, config.csi)
     recovered = await blocking.run(_recover, layout)
+    inventory = Inventory(layout, recovered)
+    start_index = StartIndex(layout, root, inventory, blocking, stop.is_set)
+    stack.push_async_exit(start_index.leave)  # after the ends of all that writes, which come later here
     watch = stack.enter_context(contextlib.closing(await blocking.run(DiskWatch, root)))
     status_files = StatusFiles(layout.public, config.node, root.check)
     stack.push_async_callback(asyncio.to_thread, status_files.close)
-    inventory = Inventory(layout, recovered)
     ledger = Ledger(config.quota, watch.space)
     ledger.count_all(recovered.on_disk)
     cluster = _make_cluster(config) if volumes is None else volumes.join(_make_cluster(config))
@@ -281,6 +284,7 @@ async def _work(
         "socket": control.keep_open(),
         "cluster": cluster.run(reconciler.wake),
         "reports": _report_to_cluster(cluster, status_files, ledger),
+        "index": start_index.run(reconciler.is_fetching),
         "garbage": collect_when_quiet(reconciler.is_fetching),
     }
     if config.scrub_rate > 0:

@@ -13,7 +13,7 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 
 from cached.contract import lease
@@ -44,14 +44,15 @@ class Inventory:
 
     def __init__(self, layout: Layout, recovered: Recovered) -> None:
         self._layout = layout
+        self.changes = 0  # of names and snapshots, since the start
         self.models = dict(recovered.models)
         self._names = dict(Counter(self.models.values()))  # the number of names of each named snapshot
         self.manifests = dict(recovered.manifests)
-        self.blobs = {digest: manifest.blob_sizes() for digest, manifest in self.manifests.items()}
+        self.blobs: Mapping[Digest, Mapping[str, int]] = _BlobsBySnapshot(self.manifests)
         self.fetched = dict(recovered.fetched)
         self.kept = dict(recovered.kept)
         self.drifted: dict[ModelRef, Digest | None] = {}
-        self.links = Counter(sha256 for sizes in self.blobs.values() for sha256 in sizes)
+        self.links = dict(recovered.links)
         self.pins = read_pins(layout)
         self.last_used = {ref: self._used_before(ref, digest) for ref, digest in self.models.items()}
         self.leased: frozenset[Digest] = frozenset()
@@ -63,6 +64,7 @@ class Inventory:
         if before is not None:
             self._remove_name(before)
         self.models[ref] = record.digest
+        self.changes += 1
         self._names[record.digest] = self._names.get(record.digest, 0) + 1
         self.fetched[ref] = replace(record, files={})
         self.drifted.pop(ref, None)
@@ -76,8 +78,9 @@ class Inventory:
         """Add a snapshot, whether or not a name points at it."""
         if digest not in self.manifests:
             self.manifests[digest] = manifest
-            self.blobs[digest] = manifest.blob_sizes()
-            self.links.update(self.blobs[digest].keys())
+            self.changes += 1
+            for sha256 in manifest.blob_sizes():
+                self.links[sha256] = self.links.get(sha256, 0) + 1
 
     def mark_used(self, ref: ModelRef) -> None:
         """Set a version's last use to now: a pod wants it."""
@@ -92,6 +95,7 @@ class Inventory:
     def remove(self, ref: ModelRef) -> Digest | None:
         """Remove a version; return its digest if no other name points at that snapshot."""
         digest = self.models.pop(ref)
+        self.changes += 1
         self._remove_name(digest)
         self.fetched.pop(ref, None)
         self.drifted.pop(ref, None)
@@ -105,10 +109,11 @@ class Inventory:
 
     def drop_snapshot(self, digest: Digest) -> None:
         """Remove a snapshot."""
-        del self.manifests[digest]
-        self.links.subtract(blobs := self.blobs.pop(digest).keys())
-        for sha256 in [sha256 for sha256 in blobs if not self.links[sha256]]:
-            del self.links[sha256]
+        self.changes += 1
+        for sha256 in self.manifests.pop(digest).blob_sizes():
+            self.links[sha256] -= 1
+            if not self.links[sha256]:
+                del self.links[sha256]
 
     def names(self, digest: Digest) -> list[ModelRef]:
         """Return the versions with this digest, sorted."""
@@ -148,6 +153,46 @@ class Inventory:
         with contextlib.suppress(FileNotFoundError):
             used = max(used, os.lstat(self._layout.public.snapshot(digest).lease).st_mtime)
         return time.monotonic() - max(0.0, time.time() - used)
+
+
+class _Blobs(Mapping[str, int]):
+    """The blobs of one snapshot, bytes by sha256, unpacked when they are asked for: nearly all plans need none."""
+
+    __slots__ = ("_manifest", "_unpacked")
+
+    def __init__(self, manifest: Manifest) -> None:
+        self._manifest = manifest
+        self._unpacked: dict[str, int] | None = None
+
+    def _unpack(self) -> dict[str, int]:
+        if self._unpacked is None:
+            self._unpacked = self._manifest.blob_sizes()
+        return self._unpacked
+
+    def __getitem__(self, sha256: str) -> int:
+        return self._unpack()[sha256]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._unpack())
+
+    def __len__(self) -> int:
+        return len(self._unpack())
+
+
+class _BlobsBySnapshot(Mapping[Digest, Mapping[str, int]]):
+    """The blobs of every snapshot of `manifests`, as those change."""
+
+    def __init__(self, manifests: Mapping[Digest, Manifest]) -> None:
+        self._manifests = manifests
+
+    def __getitem__(self, digest: Digest) -> Mapping[str, int]:
+        return _Blobs(self._manifests[digest])
+
+    def __iter__(self) -> Iterator[Digest]:
+        return iter(self._manifests)
+
+    def __len__(self) -> int:
+        return len(self._manifests)
 
 
 def list_entries(

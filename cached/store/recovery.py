@@ -12,7 +12,8 @@ import logging
 import os
 import shutil
 import stat
-from collections.abc import Collection, Iterator, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from cached.store import deletion, digest_journal, fetched, ingest, kept, repair
 from cached.store.disk import durable
 from cached.store.disk.root import check_file_system
 from cached.store.fetched import FetchRecord
+from cached.store.start import index
 
 _log = logging.getLogger(__name__)
 
@@ -38,7 +40,8 @@ class Recovered:
     """The contents of the tree. `damaged`: snapshots whose manifest does not hash to their name; `lost`: the names that
     pointed at one, deleted here and still wanted. `fetched`: the fetch records without `files`; of unknown origin if
     the record is of other content, absent if a name has no record (an older release published it). `digests`: by ingest
-    id, unpromised sha256 from the digest journal. `kept`: the uids of the pods that snapshots are kept for."""
+    id, unpromised sha256 from the digest journal. `kept`: the uids of the pods that snapshots are kept for. `links`:
+    the number of snapshots that have each blob, where there are any."""
 
     models: dict[ModelRef, Digest]
     manifests: dict[Digest, Manifest]
@@ -48,6 +51,7 @@ class Recovered:
     lost: tuple[ModelRef, ...]
     digests: dict[str, str]
     kept: dict[Digest, frozenset[str]]
+    links: dict[str, int]
 
 
 def prepare(layout: Layout) -> None:
@@ -89,39 +93,96 @@ def make_tree(layout: Layout) -> None:
 
 
 def recover(layout: Layout) -> Recovered:
-    """Sweep the leftovers of a crash and return the rest; raises `HoldfastError` or OSError."""
-    _sweep(layout)
-    _sync_folders(layout)
+    """Sweep the leftovers of a crash and return the rest, by the start index where it is believed; raises
+    `HoldfastError` or OSError."""
+    try:
+        believed = index.load(layout)
+        if believed is not None:
+            found = _recover_unchanged(layout, believed)
+            _log.info("start index: believed, of %d versions; the tree is not read", len(found.models))
+            return found
+    except index.Doubt as doubt:
+        _log.info("start index: not used, the whole tree is read: %s", doubt)
+    return recover_by_tree(layout)
+
+
+def _recover_unchanged(layout: Layout, believed: index.Believed) -> Recovered:
+    """Read what an index does not have: the folders of what is under way, which are small; raises `Doubt` where more
+    than those may change."""
+    contents = believed.contents
     digests = _read_digests(layout)
-    _unlink_second_names(layout)
+    if any((layout.ingest / id_ / "data").exists() for id_ in digests):
+        raise index.Doubt("a finished blob waits for its name")
+    _sweep((*_list_flat(layout), *_list_folders(layout.public.status, layout.ingest), *believed.to_sweep), layout.trash)
+    partial = [folder for folder in _list_folders(layout.ingest) if folder.is_dir()]
+    for folder in (layout.root, layout.private, layout.ingest, *partial, layout.kept, layout.trash):
+        durable.fsync_dir(folder)
+    _forget_linked(layout)
+    partials, quarantined = _measure_partials(layout), _measure_quarantined(layout)
+    return Recovered(
+        models=dict(contents.models),
+        manifests=dict(contents.manifests),
+        on_disk=OnDisk(contents.blobs, partials, quarantined),
+        fetched={ref: noted.record for ref, noted in contents.fetched.items()},
+        damaged=(),
+        lost=(),
+        digests=_keep_digests(layout, digests, contents.blobs),
+        kept=kept.read_all(layout),
+        links=dict(contents.links),
+    )
+
+
+def recover_by_tree(layout: Layout) -> Recovered:
+    """Do the same without an index."""
+    public = layout.public
+    nested = _list_folders(public.models, public.status, layout.ingest, layout.fetched)
+    records = (folder / ".holdfast" for folder in _list_folders(public.snapshots))
+    _sweep((*_list_flat(layout), public.snapshots, *nested, *records), layout.trash)
+    sync_folders(layout)
+    digests = _read_digests(layout)
+    for name in find_second_names(layout):
+        durable.unlink(layout.blob(name))
+    _forget_linked(layout)
     for id_, sha256 in digests.items():
         committed.commit_noted(layout, id_, sha256)
-    manifests, damaged = _read_snapshots(layout)
+    manifests, damaged = read_snapshots(layout, {})
     on_disk = measure(layout)
     blobs = dict(on_disk.blobs)
     # Not a difference of key views: it iterates over the larger one, and there are hundreds of snapshots.
-    for digest in [digest for digest, manifest in manifests.items() if not _are_all_in(manifest, blobs)]:
+    for digest in [digest for digest, manifest in manifests.items() if not are_all_in(manifest, blobs)]:
         repair.relink(layout, digest, manifests[digest])
         sizes = manifests[digest].blob_sizes()
         blobs.update((sha256, size) for sha256, size in sizes.items() if layout.blob(sha256).exists())
-        if not _are_all_in(manifests[digest], blobs):  # deleted by hand
+        if not are_all_in(manifests[digest], blobs):  # deleted by hand
             del manifests[digest]
             damaged.append(digest)
     models, lost = _read_models(layout, manifests, damaged)
-    records = _read_fetched(layout, models)
-    known = {id_: sha256 for id_, sha256 in digests.items() if sha256 in blobs}
-    if not known:
-        durable.unlink(layout.digests)
     return Recovered(
         models,
         manifests,
         replace(on_disk, blobs=blobs),
-        records,
+        _read_fetched(layout, models),
         tuple(damaged),
         tuple(lost),
-        known,
+        _keep_digests(layout, digests, blobs),
         kept.read_all(layout),
+        count_links(manifests, blobs),
     )
+
+
+def _keep_digests(layout: Layout, digests: Mapping[str, str], blobs: Mapping[str, int]) -> dict[str, str]:
+    """Return the entries of the digest journal whose blobs are here; delete a journal without any."""
+    known = {id_: sha256 for id_, sha256 in digests.items() if sha256 in blobs}
+    if not known:
+        durable.unlink(layout.digests)
+    return known
+
+
+def count_links(manifests: Mapping[Digest, Manifest], blobs: Mapping[str, int]) -> dict[str, int]:
+    """Return the number of snapshots that have each blob. The keys are those of `blobs`: two of them for each file of a
+    node would take megabytes."""
+    counts = Counter(sha256 for manifest in manifests.values() for sha256 in manifest.blob_sizes())
+    return {sha256: counts[sha256] for sha256 in blobs if sha256 in counts}
 
 
 def _read_digests(layout: Layout) -> dict[str, str]:
@@ -132,13 +193,24 @@ def _read_digests(layout: Layout) -> dict[str, str]:
 
 def measure(layout: Layout) -> OnDisk:
     """Return the bytes on the disk, without those of files deleted during the call."""
+    return OnDisk(measure_blobs(layout), _measure_partials(layout), _measure_quarantined(layout))
+
+
+def measure_blobs(layout: Layout) -> dict[str, int]:
+    """Return the size in bytes of each committed blob, by sha256."""
     blobs: dict[str, int] = {}
     for blob in committed.list_blobs(layout):
         with contextlib.suppress(FileNotFoundError):
             blobs[blob.name] = blob.stat(follow_symlinks=False).st_size
-    partials = {name: ingest.allocated_bytes(layout.ingest / name) for name in _names(layout.ingest)}
-    quarantined = {name: deletion.quarantined_bytes(layout, name) for name in _names(layout.quarantine)}
-    return OnDisk(blobs, partials, quarantined)
+    return blobs
+
+
+def _measure_partials(layout: Layout) -> dict[str, int]:
+    return {name: ingest.allocated_bytes(layout.ingest / name) for name in _names(layout.ingest)}
+
+
+def _measure_quarantined(layout: Layout) -> dict[str, int]:
+    return {name: deletion.quarantined_bytes(layout, name) for name in _names(layout.quarantine)}
 
 
 def read_statuses(layout: Layout) -> dict[ModelRef, tuple[ModelStatus, bytes]]:
@@ -164,20 +236,26 @@ def _check_version(layout: Layout) -> None:
         )
 
 
-def _sweep(layout: Layout) -> None:
+def _list_flat(layout: Layout) -> tuple[Path, ...]:
+    """Return the folders that every start sweeps."""
     public = layout.public
-    flat = (layout.root, layout.private, layout.ingest, layout.kept, public.path, public.snapshots, public.status)
-    nested = _list_folders(public.models, public.status, layout.ingest, layout.fetched)
-    records = (folder / ".holdfast" for folder in _list_folders(public.snapshots))
-    for folder in (*flat, *nested, *records):
-        for name in _names(folder):
-            if name.startswith(TEMPORARY_PREFIX):
-                _delete(folder / name)
-    for name in _names(layout.trash):
-        _delete(layout.trash / name)
+    return layout.root, layout.private, layout.ingest, layout.kept, public.path, public.status
 
 
-def _sync_folders(layout: Layout) -> None:
+def _sweep(folders: Iterable[Path], trash: Path) -> None:
+    for folder in folders:
+        for path in list_temporary(folder):
+            _delete(path)
+    for name in _names(trash):
+        _delete(trash / name)
+
+
+def list_temporary(folder: Path) -> list[Path]:
+    """Return what a crash left under temporary names."""
+    return [folder / name for name in _names(folder) if name.startswith(TEMPORARY_PREFIX)]
+
+
+def sync_folders(layout: Layout) -> None:
     """Sync all folders: a killed daemon may have renamed without a sync, and a power cut would undo such a rename."""
     public = layout.public
     nested = _list_folders(layout.blobs, public.models, layout.ingest, layout.fetched)
@@ -187,31 +265,38 @@ def _sync_folders(layout: Layout) -> None:
             durable.fsync_dir(folder)
 
 
-def _unlink_second_names(layout: Layout) -> None:
-    """Unlink the earlier name of each renamed file that a power cut brought back under both: a blob in quarantine is no
-    blob, and to a partial blob with another name a later attempt would write."""
-    for name in filter(is_hex, _names(layout.quarantine)):
-        if durable.is_same_file(layout.blob(name), layout.quarantine / name):
-            durable.unlink(layout.blob(name))
+def find_second_names(layout: Layout) -> list[str]:
+    """Return the blobs in quarantine that a power cut brought back under their earlier names too: they are no blobs."""
+    names = filter(is_hex, _names(layout.quarantine))
+    return [name for name in names if durable.is_same_file(layout.blob(name), layout.quarantine / name)]
+
+
+def _forget_linked(layout: Layout) -> None:
+    """Delete the earlier name of each committed blob that a power cut brought back: to a partial blob with another name
+    a later attempt would write."""
     for name in _names(layout.ingest):
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             if os.lstat(layout.ingest / name / "data").st_nlink > 1:
                 ingest.forget(layout, name)
 
 
-def _read_snapshots(layout: Layout) -> tuple[dict[Digest, Manifest], list[Digest]]:
+def list_snapshots(layout: Layout) -> list[str]:
+    """Return the names in the folder of snapshots that are digests, as hex digits."""
+    return [name for name in _names(layout.public.snapshots) if is_hex(name)]
+
+
+def read_snapshots(layout: Layout, known: Mapping[Digest, Manifest]) -> tuple[dict[Digest, Manifest], list[Digest]]:
+    """Return the manifest of each snapshot, and the damaged snapshots. `known`: manifests that were parsed before."""
     manifests: dict[Digest, Manifest] = {}
     damaged: list[Digest] = []
     quarantined = frozenset(_names(layout.quarantine))
-    for name in _names(layout.public.snapshots):
-        if not is_hex(name):
-            continue
+    for name in list_snapshots(layout):
         digest = Digest(name)
         try:
             data = layout.public.snapshot(digest).manifest.read_bytes()
             if Digest.of(data) != digest:
                 raise Permanent("digest_mismatch", f"{name}: the manifest has changed", "")
-            manifest = Manifest.parse(data)
+            manifest = known.get(digest) or Manifest.parse(data)
             if _has_quarantined(layout, digest, manifest, quarantined):
                 raise Permanent("digest_mismatch", f"{name}: a file of it is in quarantine", "")
             manifests[digest] = manifest
@@ -222,12 +307,15 @@ def _read_snapshots(layout: Layout) -> tuple[dict[Digest, Manifest], list[Digest
     return manifests, damaged
 
 
-def _are_all_in(manifest: Manifest, blobs: Mapping[str, int]) -> bool:
-    return all(entry.sha256 in blobs for entry in manifest.files)
+def are_all_in(manifest: Manifest, blobs: Mapping[str, int]) -> bool:
+    """Return whether each file of a manifest is among `blobs`."""
+    return all(sha256 in blobs for sha256 in manifest.packed.blobs())
 
 
 def _has_quarantined(layout: Layout, digest: Digest, manifest: Manifest, quarantined: frozenset[str]) -> bool:
     """Return whether a crash came between the quarantine of a blob and the withdrawal of a snapshot that links it."""
+    if not quarantined.intersection(manifest.packed.blobs()):
+        return False
     path = layout.public.snapshot(digest).path
     return any(
         entry.sha256 in quarantined and durable.is_same_file(path / entry.path, layout.quarantine / entry.sha256)
@@ -241,31 +329,49 @@ def _read_models(
     """Return the names with their digests, and the names that pointed at a damaged snapshot."""
     models: dict[ModelRef, Digest] = {}
     lost: list[ModelRef] = []
-    for ref in _list_refs(layout.public.models, ""):
-        try:
-            digest = snapshots.read_name(layout, ref)
-        except (OSError, InvalidReference):
-            continue  # not a model's name: left alone
-        if digest is not None and digest in manifests:
+    for ref, digest in list_names(layout).items():
+        if digest in manifests:
             models[ref] = digest
-        elif digest is not None:
+        else:
             durable.unlink(layout.public.model_link(ref))  # a crash between two steps of an eviction, or damage
             if digest in damaged:
                 lost.append(ref)
     return models, lost
 
 
+def list_names(layout: Layout) -> dict[ModelRef, Digest]:
+    """Return the digest that each name leads to, whether or not its snapshot exists."""
+    names: dict[ModelRef, Digest] = {}
+    for ref in _list_refs(layout.public.models, ""):
+        try:
+            digest = snapshots.read_name(layout, ref)
+        except (OSError, InvalidReference):
+            continue  # not a model's name: left alone
+        if digest is not None:
+            names[ref] = digest
+    return names
+
+
+def list_records(layout: Layout) -> list[ModelRef]:
+    """Return the versions that have a fetch record."""
+    return list(_list_refs(layout.fetched, ".json"))
+
+
+def read_record(layout: Layout, ref: ModelRef, digest: Digest) -> FetchRecord:
+    """Return the fetch record of a name that leads to `digest`, without `files`."""
+    record = fetched.read(layout, ref)
+    known = record is not None and record.digest == digest
+    return replace(record, files={}) if record and known else fetched.unknown(digest, "")
+
+
 def _read_fetched(layout: Layout, models: Mapping[ModelRef, Digest]) -> dict[ModelRef, FetchRecord]:
     """Return the records of published names; delete others, left by a publication or an eviction that crashed."""
     records: dict[ModelRef, FetchRecord] = {}
-    for ref in _list_refs(layout.fetched, ".json"):
-        digest = models.get(ref)
-        if digest is None:
+    for ref in list_records(layout):
+        if ref in models:
+            records[ref] = read_record(layout, ref, models[ref])
+        else:
             fetched.remove(layout, ref)
-            continue
-        record = fetched.read(layout, ref)
-        known = record is not None and record.digest == digest
-        records[ref] = replace(record, files={}) if record and known else fetched.unknown(digest, "")
     return records
 
 

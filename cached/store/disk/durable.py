@@ -197,9 +197,9 @@ def preallocate(descriptor: int, size: int) -> bool:
     raise OSError(code, os.strerror(code))
 
 
-def temporary_beside(path: Path) -> Path:
+def temporary_beside(path: Path, prefix: str = "") -> Path:
     """Return a new temporary path in the same directory; recovery sweeps it."""
-    return path.parent / f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}"
+    return path.parent / f"{TEMPORARY_PREFIX}{prefix}{secrets.token_hex(8)}"
 
 
 def disk_error(error: OSError, what: str) -> HoldfastError:

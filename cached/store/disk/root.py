@@ -147,6 +147,11 @@ def check_file_system(layout: Layout) -> None:
                 probe.unlink(missing_ok=True)
 
 
+def is_on_network(path: Path) -> bool:
+    """Return whether a network file system has `path`."""
+    return _NETWORK.fullmatch(mount_of(path).kind) is not None
+
+
 def list_remarks(layout: Layout) -> list[str]:
     """Return warnings about a file system that works, but not well."""
     found = []

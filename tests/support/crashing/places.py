@@ -19,6 +19,8 @@ _PLACES = (
     (r"private/daemon\.sock", "socket"),
     (r"private/pins\.json", "pins"),
     (r"private/digests\.jsonl", "digest journal"),
+    (r"private/start-index", "start index"),
+    (r"private/\.tmp-start-index[^/]+", "start index temporary"),
     (r"private/\.tmp-[^/]+", "private temporary"),
     (r"private/ingest", "ingest"),
     (r"private/ingest/\.tmp-[^/]+", "small blob temporary"),
