@@ -44,7 +44,6 @@ def write_index(layout: Layout, known: Mapping[Digest, Manifest], deadline: floa
         try:
             contents, begun_ns = _look_until_quiet(layout, known, descriptor, deadline)
             durable.write_all(descriptor, index.encode(contents, os.fstat(descriptor).st_dev, begun_ns))
-            os.fchmod(descriptor, index.MODE)
             os.fsync(descriptor)
             os.rename(temporary, layout.start_index)
         except BaseException:
@@ -59,7 +58,7 @@ def _look_until_quiet(
 ) -> tuple[index.Contents, int]:
     """Return what the tree has, and the file system's time before it was looked at."""
     for _ in range(_LOOKS):
-        os.utime(descriptor)
+        os.fchmod(descriptor, index.MODE)  # its ctime is the file system's time now
         begun_ns = os.fstat(descriptor).st_ctime_ns
         contents = _look(layout, known, deadline)
         newest = max(max(each[1:3]) for each in map(tuple, index.iterate_stamps(contents)))

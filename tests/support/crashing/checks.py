@@ -99,7 +99,7 @@ def _leftovers(daemon: DaemonProcess, wanted: Mapping[ModelRef, object], linked:
     kept = {layout.blob(sha256) for sha256 in linked}
     kept |= {public.model_link(ref) for ref in wanted} | {public.model_status(ref) for ref in wanted}
     kept |= {layout.fetch_record(ref) for ref in wanted}
-    kept |= {layout.version, layout.socket, layout.pins, public.daemon_status}
+    kept |= {layout.version, layout.socket, layout.pins, layout.start_index, public.daemon_status}
     left = [
         path
         for path in _walk(layout.root)

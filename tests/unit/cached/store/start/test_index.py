@@ -14,9 +14,11 @@ from pathlib import Path
 import pytest
 
 from cached.contract.digest import Digest
-from cached.contract.layout import Layout
+from cached.contract.layout import Layout, SnapshotLayout
+from cached.contract.loadable.findings import Finding
 from cached.contract.reference import ModelRef
-from cached.contract.status import Finding, Verdict
+from cached.contract.status import Verdict
+from cached.contract.verified import VerifiedRecord
 from cached.store import blobs, fetched, kept, recovery, snapshots
 from cached.store.digest_journal import DigestJournal
 from cached.store.fetched import FetchRecord
@@ -73,7 +75,7 @@ def pair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Layout, Layou
     return indexed, plain
 
 
-def _snapshot(layout: Layout, files: dict[str, bytes]) -> snapshots.SnapshotLayout:
+def _snapshot(layout: Layout, files: dict[str, bytes]) -> SnapshotLayout:
     return layout.public.snapshot(manifest_of(files).digest)
 
 
@@ -108,6 +110,11 @@ def _begin_a_blob(layout: Layout) -> None:
     ingest.close()
 
 
+def _delete_shared(layout: Layout) -> None:
+    for path in (layout.blob(SHARED), *(_snapshot(layout, files).path / "a" for files in (FILES, OTHERS))):
+        path.unlink()
+
+
 CHANGES: dict[str, Change] = {
     "a snapshot deleted": lambda layout: shutil.rmtree(_snapshot(layout, OTHERS).path),
     "a snapshot's records deleted": lambda layout: shutil.rmtree(_snapshot(layout, OTHERS).manifest.parent),
@@ -117,17 +124,14 @@ CHANGES: dict[str, Change] = {
     "a foreign snapshot": lambda layout: (layout.public.snapshots / ("0" * 64)).mkdir(),
     "a blob deleted": lambda layout: layout.blob(ONLY_TWO).unlink(),
     "a blob deleted, its folder's times set back": lambda layout: _delete_and_set_times_back(layout.blob(ONLY_TWO)),
-    "a shared blob and its file deleted": lambda layout: (
-        [(_snapshot(layout, files).path / "a").unlink() for files in (FILES, OTHERS)],
-        layout.blob(SHARED).unlink(),
-    ),
+    "a shared blob and its files deleted": _delete_shared,
     "a folder of blobs moved away": lambda layout: layout.blob(SHARED).parent.rename(layout.root / "elsewhere"),
     "a blob more": lambda layout: add_blob(layout, b"of tomorrow"),
     "a blob in quarantine": lambda layout: blobs.quarantine(layout, ONLY_TWO),
     "a blob in quarantine and in its place": lambda layout: os.link(
         layout.blob(ONLY_TWO), layout.quarantine / ONLY_TWO
     ),
-    "the quarantine emptied": lambda layout: [path.unlink() for path in layout.quarantine.iterdir()],
+    "the quarantine emptied": lambda layout: shutil.rmtree(layout.quarantine),
     "a name deleted": lambda layout: layout.public.model_link(TWO).unlink(),
     "a name led elsewhere": lambda layout: snapshots.set_name(layout, TWO, manifest_of(FILES).digest),
     "a name that leads nowhere": lambda layout: snapshots.set_name(layout, TWO, Digest("0" * 64)),
@@ -149,9 +153,7 @@ OTHER_FILES: dict[str, Change] = {
     "a snapshot kept for its pods": lambda layout: kept.write(layout, manifest_of(FILES).digest, frozenset({"uid"})),
     "trash": lambda layout: (layout.trash / "left").mkdir(),
     "a temporary record left": lambda layout: (_snapshot(layout, FILES).manifest.parent / ".tmp-left").touch(),
-    "a verified record renewed": lambda layout: snapshots.write_verified(
-        _snapshot(layout, FILES), snapshots.VerifiedRecord({})
-    ),
+    "a verified record renewed": lambda layout: snapshots.write_verified(_snapshot(layout, FILES), VerifiedRecord({})),
 }
 
 
@@ -194,6 +196,11 @@ def _link_elsewhere(layout: Layout) -> None:
     layout.start_index.symlink_to("other")
 
 
+def _make_folder(layout: Layout) -> None:
+    layout.start_index.unlink()
+    layout.start_index.mkdir()
+
+
 def _make_fifo(layout: Layout) -> None:
     layout.start_index.unlink()
     os.mkfifo(layout.start_index, 0o600)
@@ -211,7 +218,7 @@ FOREIGN: dict[str, Change] = {
     "a link to one": lambda layout: os.link(layout.start_index, layout.private / "other"),
     "a symlink to one": _link_elsewhere,
     "a pipe": _make_fifo,
-    "a folder": lambda layout: (layout.start_index.unlink(), layout.start_index.mkdir()),
+    "a folder": _make_folder,
 }
 
 
