@@ -7,6 +7,7 @@ message repeats a URI: its user information is a credential.
 
 from __future__ import annotations
 
+import contextlib
 import io
 from typing import Any
 
@@ -52,6 +53,12 @@ def compose(text: str) -> yaml.Node | None:
     """Parse the one document in `text`; None without any. Raises `InvalidNode`."""
     if len(text) > MAX_CHARACTERS:
         raise InvalidNode(1, f"the file has {len(text)} characters, at most {MAX_CHARACTERS} are read")
+    if hasattr(yaml, "CSafeLoader"):
+        # What libyaml cannot read is left to PyYAML's own parser, which says why.
+        with contextlib.suppress(yaml.YAMLError, ValueError, OverflowError):
+            if _is_plain(text):
+                composed: yaml.Node | None = yaml.compose(text, Loader=yaml.CSafeLoader)
+                return composed
     try:
         # A stream, because the marks of a string quote it in the error's message, with credentials.
         return yaml.compose(io.StringIO(text), Loader=_Loader)
@@ -65,6 +72,20 @@ def compose(text: str) -> yaml.Node | None:
     except (ValueError, OverflowError) as error:
         # PyYAML 6.0 raises these for `"\UFFFFFFFF"` and for a `%YAML` directive with thousands of digits.
         raise InvalidNode(1, "not YAML: a number or an escape out of range") from error
+
+
+def _is_plain(text: str) -> bool:
+    """Return whether libyaml may compose `text`, which it does twenty times as fast, but recursively, and with aliases.
+    Raises the errors of its parser."""
+    depth = 0
+    for event in yaml.parse(text, Loader=yaml.CSafeLoader):
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+        if depth >= MAX_DEPTH or isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None) is not None:
+            return False
+    return True
 
 
 def pairs(node: yaml.Node | None, what: str) -> list[tuple[yaml.Node, yaml.Node]]:
