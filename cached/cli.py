@@ -49,9 +49,9 @@ def _dispatch(arguments: list[str], *, for_itself: bool) -> int:
         sys.stdout.write(_usage())
         return 0 if arguments else EXIT_USAGE
     if arguments[0] in ("-V", "--version"):
-        from importlib.metadata import version
+        from cached.contract.release import VERSION
 
-        sys.stdout.write(f"holdfast {version('holdfast')}\n")
+        sys.stdout.write(f"holdfast {VERSION}\n")
         return 0
     command = COMMANDS.get(arguments[0])
     if command is None:

@@ -86,11 +86,15 @@ class Verdict:
     @classmethod
     def parse(cls, document: dict[str, Any]) -> Verdict:
         """Return the verdict in a JSON object, empty in one of an older release. Raises KeyError or TypeError."""
+        findings, left_out = document.get("findings"), document.get("left_out")
+        trust = next((trust for trust in Trust if trust == document.get("trust")), None)
+        if not (findings or left_out or trust):
+            return NO_VERDICT  # of most versions of an older release
         names = tuple(f.name for f in fields(LeftOut))
         return cls(
-            findings=tuple(Finding.parse(each) for each in document.get("findings") or ()),
-            left_out=tuple(LeftOut(**{name: each[name] for name in names}) for each in document.get("left_out") or ()),
-            trust=next((trust for trust in Trust if trust == document.get("trust")), None),
+            findings=tuple(Finding.parse(each) for each in findings or ()),
+            left_out=tuple(LeftOut(**{name: each[name] for name in names}) for each in left_out or ()),
+            trust=trust,
         )
 
 
@@ -142,20 +146,22 @@ class ModelStatus:
         document["stale"] = None if self.stale is None else asdict(self.stale)
         document |= document.pop("verdict").document()
         for name in _REFUSALS:
-            document[name] = {key: asdict(error) for key, error in document[name].items()}
+            if document[name]:
+                document[name] = {key: asdict(error) for key, error in document[name].items()}
         return document
 
     @classmethod
     def parse(cls, data: bytes) -> ModelStatus:
         """Parse a status file. Raises `Permanent` (`invalid_status`)."""
         document = _object(data)
-        known = {f.name: document[f.name] for f in fields(cls) if f.name in document}
+        known = {name: document[name] for name in _MODEL_KEYS if name in document}
         try:
             known["state"] = State(known["state"])
             if known.get("error") is not None:
                 known["error"] = _error(known["error"])
             for name in _REFUSALS:
-                known[name] = {str(key): _error(error) for key, error in (known.get(name) or {}).items()}
+                refusals = known.get(name)
+                known[name] = {str(key): _error(error) for key, error in refusals.items()} if refusals else {}
             if known.get("stale") is not None:
                 known["stale"] = Stale(**{f.name: known["stale"][f.name] for f in fields(Stale)})
             known["verdict"] = Verdict.parse(document)

@@ -150,8 +150,13 @@ class Ledger:
 
     def count_all(self, found: OnDisk) -> None:
         """Replace all entries with those that recovery found."""
-        with self.begin_recount() as correct:
-            correct(found)
+        with self._lock:
+            self._blobs = {sha256: size for sha256, size in found.blobs.items() if size}
+            self._committed = sum(self._blobs.values())
+            for id_ in (*self._partials, *found.partials):
+                self.count_partial(id_, found.partials.get(id_, 0))
+            for name in (*self._quarantined, *found.quarantined):
+                self.count_quarantined(name, found.quarantined.get(name, 0))
 
     @contextmanager
     def begin_recount(self) -> Iterator[Callable[[OnDisk], int]]:

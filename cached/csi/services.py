@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from importlib.metadata import version
 from math import inf
 from pathlib import Path
 from typing import TypeVar
@@ -22,6 +21,7 @@ from grpclib.exceptions import GRPCError
 from grpclib.server import Stream
 
 from cached.contract.errors import HoldfastError
+from cached.contract.release import VERSION
 from cached.csi import volumes as codes
 from cached.csi.metrics import CsiMetrics
 from cached.csi.proto import csi_pb2 as csi
@@ -53,7 +53,7 @@ class IdentityService:
         self._find_trouble = find_trouble
 
     async def _get_info(self, _request: csi.GetPluginInfoRequest) -> csi.GetPluginInfoResponse:
-        return csi.GetPluginInfoResponse(name=DRIVER, vendor_version=version("holdfast"))
+        return csi.GetPluginInfoResponse(name=DRIVER, vendor_version=VERSION)
 
     async def _get_capabilities(self, _request: csi.GetPluginCapabilitiesRequest) -> csi.GetPluginCapabilitiesResponse:
         return csi.GetPluginCapabilitiesResponse()

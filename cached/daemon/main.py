@@ -188,6 +188,8 @@ async def _work(
     ledger.count_all(recovered.on_disk)
     cluster = _make_cluster(config) if volumes is None else volumes.join(_make_cluster(config))
     journal = DigestJournal(layout.digests, recovered.digests)
+    damaged, lost = recovered.damaged, recovered.lost
+    del recovered  # its tables are as large as those that were made of them
     metrics = DaemonMetrics()
     timeouts = HttpSettings(header_timeout_s=config.stall_timeout_s, stall_window_s=config.stall_timeout_s)
     client = stack.enter_context(contextlib.closing(HttpClient(timeouts)))
@@ -205,7 +207,7 @@ async def _work(
         cluster=cluster,
         journal=journal,
     )
-    await publisher.discard(recovered.damaged)
+    await publisher.discard(damaged)
     publisher.report_published()
     fetches = VersionFetches(
         layout=layout,
@@ -232,7 +234,7 @@ async def _work(
         high_watermark=config.high_watermark,
         low_watermark=config.low_watermark,
     )
-    reconciler.resume(_adopt_statuses(layout, status_files, inventory, recovered.lost))
+    reconciler.resume(_adopt_statuses(layout, status_files, inventory, lost))
     catalog = CatalogFile(config.catalog, reconciler.use_catalog)
     recheck = Recheck(
         layout=layout,

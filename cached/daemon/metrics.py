@@ -6,7 +6,6 @@ Law: labels are bounded: source kinds, error codes, and the versions that are on
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from importlib.metadata import version
 
 from prometheus_client import (
     CollectorRegistry,
@@ -23,6 +22,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from cached.contract.reference import ModelRef
+from cached.contract.release import VERSION
 from cached.core.demand import count_waiting
 from cached.core.space import SpaceUse
 from cached.fetch.workers import Workers
@@ -68,7 +68,7 @@ class DaemonMetrics:
             buckets=_SECONDS,
             registry=self.registry,
         )
-        Info("holdfast_build", "The daemon's version.", registry=self.registry).info({"version": version("holdfast")})
+        Info("holdfast_build", "The daemon's version.", registry=self.registry).info({"version": VERSION})
         for result in ("hit", "miss", "joined"):
             self._requests.labels(result)
 

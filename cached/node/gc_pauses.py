@@ -8,6 +8,7 @@ survivors are then exempt (`gc.freeze`). A start collects nothing: the first col
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import gc
 import time
 from collections.abc import Callable
@@ -34,4 +35,13 @@ async def collect_when_quiet(busy: Callable[[], bool]) -> None:
             is_first = False
             gc.collect()
             gc.freeze()
+            _give_back()
             collected = time.monotonic()
+
+
+def _give_back() -> None:
+    """Return the free pages of the C library's heaps to the system, where it can (malloc_trim(3) is glibc's): each
+    thread has a heap of its own, and what a start or a fetch took there would stay."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)

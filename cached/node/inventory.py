@@ -149,9 +149,10 @@ class Inventory:
 
     def _used_before(self, ref: ModelRef, digest: Digest) -> float:
         """Return the last use from the files' mtimes; a future time, after a clock was set back, counts as now."""
-        used = os.lstat(self._layout.public.model_link(ref)).st_mtime
+        public = os.fspath(self._layout.public.path)  # as text: paths as objects cost a start more than the calls
+        used = os.lstat(f"{public}/models/{ref.path_segment}/{ref.version}").st_mtime
         with contextlib.suppress(FileNotFoundError):
-            used = max(used, os.lstat(self._layout.public.snapshot(digest).lease).st_mtime)
+            used = max(used, os.lstat(f"{public}/snapshots/{digest.hex}/.holdfast/lease").st_mtime)
         return time.monotonic() - max(0.0, time.time() - used)
 
 

@@ -15,7 +15,6 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from cached.contract.errors import HoldfastError, Transient
 from cached.contract.layout import PublicLayout
 from cached.contract.program.thread_pool import start_pool
 from cached.contract.reference import ModelRef
+from cached.contract.release import VERSION
 from cached.contract.status import (
     NO_VERDICT,
     DaemonStatus,
@@ -104,7 +104,7 @@ class StatusFiles:
         self._next_round = 0.0  # monotonic seconds; used by the writer only
         self._writer = start_pool(1, "status")
         now = timestamp(time.time())
-        self.daemon = DaemonStatus(node, version("holdfast"), os.getpid(), now, now)  # the last heartbeat
+        self.daemon = DaemonStatus(node, VERSION, os.getpid(), now, now)  # the last heartbeat
 
     @property
     def trouble_writing(self) -> HoldfastError | None:
@@ -210,19 +210,23 @@ class StatusFiles:
     def adopt_ready(self, ref: ModelRef, ready: AdoptedVersion, data: bytes | None) -> None:
         """Set a version that was found here to READY; its file is not written if it says so already. `data`: the
         file's bytes, None where it has none."""
-        self._contents[ref] = _Content(str(ready.digest), None, {}, {}, ready.verdict)
-        fresh = replace(
-            _status(ref, State.READY, ready.source, ready.digest, pinned=ready.pinned),
-            bytes_total=ready.size,
-            bytes_done=ready.size,
-        )
+        digest = str(ready.digest)
+        self._contents[ref] = _Content(digest, None, {}, {}, ready.verdict)
         old = self._statuses.get(ref)
-        if old is not None and old.state is State.READY:
-            known = {each.name: getattr(self._contents[ref], each.name) for each in fields(_Content)}
-            same = replace(fresh, since=old.since, updated=old.updated, **known)
-            if same == old and data == encode(same.document()):
+        if old is not None and data is not None:
+            base = _status(ref, State.READY, ready.source, ready.digest, pinned=ready.pinned)
+            fresh = replace(
+                base,
+                held=digest,
+                verdict=ready.verdict,
+                bytes_total=ready.size,
+                bytes_done=ready.size,
+                since=old.since,
+                updated=old.updated,
+            )
+            if fresh == old and data == encode(old.document()):
                 return
-        self._put(ref, fresh)
+        self.set_ready(ref, ready.digest, ready.size, pinned=ready.pinned, source=ready.source)
 
     def drop(self, ref: ModelRef) -> None:
         """Remove the status and the file of a version that is neither published nor wanted."""

@@ -97,7 +97,7 @@ class _Stale(Exception):
 
 
 class HttpClient:
-    """Thread-safe; reuses connections. Proxies, netrc and TLS authorities are the environment's at its creation."""
+    """Thread-safe; reuses connections. Proxies and netrc are the environment's at its creation."""
 
     def __init__(self, settings: HttpSettings) -> None:
         self.settings = settings
