@@ -138,12 +138,14 @@ def clean_up() -> None:
 def _without_garbage_collection() -> Iterator[None]:
     """Disable garbage collection in the block, and exempt its objects for ever: libraries and models are a million
     objects that stay, and scanning them took a tenth of a start, and stops the batch later."""
+    enabled = gc.isenabled()  # not in such a block inside another
     gc.disable()
     try:
         yield
     finally:
         gc.freeze()
-        gc.enable()
+        if enabled:
+            gc.enable()
 
 
 @contextmanager
