@@ -24,13 +24,26 @@ class Place(Protocol):
     reason.
     """
 
-    uri: str
-    gone: str
-    secrets: Sequence[str]
-    trust: Trust
-    page: int
-    fronts: Sequence[Front]
-    refused: Mapping[str, str]
+    @property
+    def uri(self) -> str: ...
+
+    @property
+    def gone(self) -> str: ...
+
+    @property
+    def secrets(self) -> Sequence[str]: ...
+
+    @property
+    def trust(self) -> Trust: ...
+
+    @property
+    def page(self) -> int: ...
+
+    @property
+    def fronts(self) -> Sequence[Front]: ...
+
+    @property
+    def refused(self) -> Mapping[str, str]: ...
 
     def open(self, uri: str) -> Source:
         """Return a new source, as the daemon opens it."""
