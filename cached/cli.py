@@ -5,6 +5,7 @@ Law: no import of ours at module level, so that the gate starts without loading 
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -20,13 +21,15 @@ COMMANDS = {
     "pull": ("cached.commands.pull:main", "ask the daemon of this node for a version and wait"),
     "ls": ("cached.commands.ls:main", "list the versions on this node"),
     "status": ("cached.commands.status:main", "show what the daemon of this node is doing"),
-    "inspect": ("cached.commands.inspect:main", "show what a version on this node is made of and was tested with"),
+    "inspect": ("cached.commands.inspect:main", "show what a version on this node, or at a source's URI, is made of"),
     "verify": ("cached.commands.verify:main", "hash versions again and compare with their manifests"),
     "gc": ("cached.commands.gc:main", "evict the versions without a want, a lease or a pin"),
     "pin": ("cached.commands.pin:main", "keep a version from eviction"),
     "unpin": ("cached.commands.pin:unpin", "let a version be evicted again"),
     "demo": ("cached.demo.app:main", "run the whole path on this machine with a real model"),
 }
+_INSPECT_URI = "cached.survey.command:main"  # needs the daemon's libraries, which the other does not load
+_URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:.")
 _RUN_FOR_LONG = ("daemon", "gate", "inject")
 EXIT_USAGE = 2
 
@@ -65,7 +68,8 @@ def _dispatch(arguments: list[str], *, for_itself: bool) -> int:
         import gc
 
         gc.disable()  # until all is recovered: collections would look through what is only growing
-    return _load(arguments[0], command[0])(arguments[1:])
+    is_uri = arguments[0] == "inspect" and any(map(_URI.match, arguments[1:]))
+    return _load(arguments[0], _INSPECT_URI if is_uri else command[0])(arguments[1:])
 
 
 def _load(name: str, target: str) -> Callable[[Sequence[str]], int]:

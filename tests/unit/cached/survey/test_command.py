@@ -1,0 +1,93 @@
+"""`holdfast inspect URI`: a version as its source has it, before anything is fetched."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+
+from cached.cli import main
+from tests.support.daemon import publish_files, write_files
+from tests.support.origin import HostileOrigin
+from tests.support.origin_faults import Status
+
+FILES = {"config.json": b"{}", "model.safetensors": bytes(2000), "pytorch_model.bin": bytes(10)}
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("http_proxy", "HTTP_PROXY", "NETRC"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+
+
+def test_a_plain_folder_is_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Files, sizes and trust of the version that a fetch would have, and what it would leave out; the digest is not
+    known yet. Nothing is written."""
+    write_files(tmp_path / "m", FILES)
+    before = sorted(tmp_path.rglob("*"))
+    assert main(["inspect", (tmp_path / "m").as_uri(), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [(file["path"], file["size"], file["trust"]) for file in found["files"]] == [
+        ("config.json", 2, "versioned"),
+        ("model.safetensors", 2000, "versioned"),
+    ]
+    assert (found["kind"], found["trust"], found["digest"], found["bytes"]) == ("file", "versioned", None, 2002)
+    assert [each["example"] for each in found["left_out"]] == ["pytorch_model.bin"]
+    assert main(["inspect", (tmp_path / "m").as_uri(), "--include", "*.json"]) == 0
+    text = capsys.readouterr().out
+    assert "digest   not known before it is fetched\ntrust    versioned\n" in text
+    assert "in 1 files" in text and "\nmodel.safetensors" not in text
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_published_version_has_its_digest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With a manifest every file is known, and the digest that a pin would name is told."""
+    manifest = publish_files(tmp_path / "m", FILES)
+    assert main(["inspect", (tmp_path / "m").as_uri(), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["digest"], found["trust"], found["published"]) == (str(manifest.digest), "known", True)
+    assert {file["path"]: file["sha256"] for file in found["files"]} == {
+        path: hashlib.sha256(data).hexdigest() for path, data in FILES.items()
+    }
+    assert main(["inspect", (tmp_path / "m").as_uri()]) == 0
+    assert f"digest   {manifest.digest}\ntrust    known\n" in capsys.readouterr().out
+
+
+def test_a_secret_is_not_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    """Credentials of a URI are used, and neither printed nor part of an error."""
+    with HostileOrigin(host="127.0.0.1") as origin:
+        place = f"http://reader:s3cret@127.0.0.1:{origin.port}"
+        origin.put("/m.bin", b"abc", etag='"v1"')
+        assert main(["inspect", f"{place}/m.bin"]) == 0
+        assert all("authorization" in seen.headers for seen in origin.requests)
+        for _ in range(3):
+            origin.always("/gone/holdfast.json", Status(403))
+        assert main(["inspect", f"{place}/gone/"]) == 1
+    shown = capsys.readouterr()
+    assert "s3cret" not in shown.out + shown.err
+    assert "m.bin  3 B   versioned" in shown.out and "what to do: " in shown.err
+
+
+@pytest.mark.parametrize(
+    ("uri", "says"),
+    [
+        ("huggingface://acme/m", "write it as hf://"),
+        ("s3://?region=x", "expected s3://bucket/prefix/"),
+        ("http://127.0.0.1:9/m/", "cannot connect to 127.0.0.1:9"),
+        ("file:///no/such/folder", "No such file"),
+    ],
+)
+def test_what_cannot_be_listed_says_why(uri: str, says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Exit 1 with the source's own error and remedy."""
+    assert main(["inspect", uri]) == 1
+    shown = capsys.readouterr()
+    assert says in shown.err and "what to do: " in shown.err and shown.out == ""
+
+
+def test_a_held_version_is_still_inspected_by_its_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A name, also beside a root that is given as a path, is the node's own version, not a location."""
+    assert main(["inspect", "acme/m@v1", "--root", str(tmp_path)]) == 1
+    assert "no cache here" in capsys.readouterr().err
