@@ -95,6 +95,11 @@ def peak_memory(pid: int) -> int:
     return own + sum(peak_memory(child) for child in children)
 
 
+def resident_bytes(pid: int) -> int:
+    """Return the resident bytes of a running process."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
 def io_count(pid: int, field: str) -> int:
     """Return a field of /proc/PID/io in bytes: `read_bytes` from the disk, `wchar` passed to write(2)."""
     lines = Path(f"/proc/{pid}/io").read_text().splitlines()

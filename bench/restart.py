@@ -1,8 +1,9 @@
 """Start the daemon on a root with many versions, and measure the time until it is ready.
 
-Law: the store's own publication makes the root, once; the blobs' pages are dropped before each start, so that hashing
+Law: the store's own publication makes each root, once; the blobs' pages are dropped before each start, so that hashing
 them again would show in the bytes read from the disk. The catalog wants every version; its source is an address without
-a listener, so that a download would fail.
+a listener, so that a download would fail. Builds that are compared have a root each, and take turns; each kind of end
+before a start is a row of its own.
 
 Run `python -m bench.restart --help` in the repository's root.
 """
@@ -13,16 +14,16 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
 from bench import report
 from bench.daemon import CatalogEntry, Daemon, daemon, write_catalog
-from bench.harness import bench_main, workplace
+from bench.harness import bench_main, in_turn, workplace
 from bench.machine import append_section
-from bench.measure import cpu_seconds, drop_pages, failed, io_count, wait_until
+from bench.measure import cpu_seconds, drop_pages, failed, io_count, resident_bytes, wait_until
 from bench.origins import free_port, loopback_environment
 from cached.contract.digest import Digest
 from cached.contract.layout import Layout
@@ -34,17 +35,36 @@ from cached.store import recovery, snapshots
 _MIB = 1024 * 1024
 _FILE_BYTES = 4096
 _VERSIONS_OF_ONE = 10
+_SETTLED_S = 8.0  # after which a daemon has given back what its start took
+_READY_S = 120.0
+_CLEAN, _KILLED, _CHANGED = "clean end before", "after kill -9", "kill -9, and a folder changed"
+_ENDS = (_CLEAN, _KILLED, _CHANGED)
+_BOUNDS = {_CLEAN: 0.35, _KILLED: 0.8, _CHANGED: 0.8}
+_RESIDENT_BOUND = 0.75
+
+
+@dataclass(frozen=True, slots=True)
+class Build:
+    """A checkout of this repository, None for this one, and its own root and catalog."""
+
+    name: str
+    checkout: Path | None
+    layout: Layout
+    catalog: Path
 
 
 @dataclass(frozen=True, slots=True)
 class Restart:
-    """One start: seconds until /readyz answered 200, CPU seconds until then, seconds until every version was `ready`,
-    bytes read from the disk."""
+    """One start after `before`: seconds until /readyz answered 200, CPU seconds until then, seconds until every version
+    was `ready`, bytes read from the disk, and resident bytes some seconds later."""
 
+    build: str
+    before: str
     readyz_s: float
     cpu_s: float
     all_ready_s: float
     disk_bytes: int
+    resident_bytes: int
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -52,16 +72,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.restart", description=__doc__.partition("\n")[0])
     parser.add_argument("--versions", type=int, default=500, help="versions on the node (default 500)")
     parser.add_argument("--files", type=int, default=100, help="files in each (default 100)")
-    parser.add_argument("--rounds", type=int, default=3, help="starts (default 3)")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds of a start after each end (default 3)")
+    parser.add_argument("--beside", type=Path, metavar="CHECKOUT", help="another checkout, measured in turns with this")
     parser.add_argument("--append", action="store_true", help="append the table to docs/benchmarks.md")
     options = parser.parse_args(argv)
+    checkouts = {"this": None} | ({} if options.beside is None else {"beside": options.beside.resolve()})
     with workplace(None) as place:
-        layout, catalog = Layout(place.destination), place.scratch / "catalog.yaml"
-        print(f"making {options.versions} versions of {options.files} files", flush=True)
-        published = build(layout, options.versions, options.files)
-        nowhere = f"http://127.0.0.1:{free_port()}/"
-        write_catalog(catalog, [CatalogEntry(ref, nowhere, digest, prefetch=True) for ref, digest in published.items()])
-        starts = [_start(layout, catalog, set(published)) for _ in range(options.rounds)]
+        builds, nowhere = [], f"http://127.0.0.1:{free_port()}/"
+        for name, checkout in checkouts.items():
+            print(f"{name}: making {options.versions} versions of {options.files} files", flush=True)
+            build_ = Build(name, checkout, Layout(place.destination / name), place.scratch / f"{name}.yaml")
+            published = build(build_.layout, options.versions, options.files)
+            entries = [CatalogEntry(ref, nowhere, digest, prefetch=True) for ref, digest in published.items()]
+            write_catalog(build_.catalog, entries)
+            builds.append(build_)
+        starts = list(_run(builds, options.rounds))
         text = _report(starts, options.versions * options.files * _FILE_BYTES)
         print(text)
         if options.append:
@@ -92,18 +117,34 @@ def build(layout: Layout, versions: int, files: int) -> dict[ModelRef, Digest]:
     return published
 
 
-def _start(layout: Layout, catalog: Path, published: set[ModelRef]) -> Restart:
-    _drop_blobs(layout)
+def _run(builds: Sequence[Build], rounds: int) -> Iterator[Restart]:
+    """Yield every start; each leaves its root as the next one's row says."""
+    for build in builds:
+        _start(build, "", Daemon.stop)  # with the statuses and records of this build, and a clean end
+    for round_ in range(rounds):
+        for before, end in ((_CLEAN, Daemon.kill), (_KILLED, Daemon.kill), (_CHANGED, Daemon.stop)):
+            for build in in_turn(builds, round_):
+                if before is _CHANGED:
+                    os.utime(next(build.layout.blobs.iterdir()))
+                yield _start(build, before, end)
+
+
+def _start(build: Build, before: str, end: Callable[[Daemon], None]) -> Restart:
+    _drop_blobs(build.layout)
+    published = {ModelRef(link.parent.name, link.name) for link in build.layout.public.models.glob("*/*")}
     started = time.monotonic()
-    with daemon(layout.root, catalog, loopback_environment()) as running:
+    with daemon(build.layout.root, build.catalog, loopback_environment(), checkout=build.checkout) as running:
         running.wait_ready()
         readyz_s, cpu_s = time.monotonic() - started, cpu_seconds(running.pid)
-        wait_until(lambda: _all_ready(running, published), "status `ready` of every version", 60, 0.05)
+        wait_until(lambda: _all_ready(running, published), "status `ready` of every version", _READY_S, 0.05)
         all_ready_s = time.monotonic() - started
         read = io_count(running.pid, "read_bytes")
+        time.sleep(_SETTLED_S)
+        resident = resident_bytes(running.pid)
         if (fetched := running.metric("holdfast_fetch_bytes_total")) > 0:
             raise failed(f"expected nothing to be downloaded, found {fetched:.0f} bytes")
-        return Restart(readyz_s, cpu_s, all_ready_s, read)
+        end(running)
+        return Restart(build.name, before, readyz_s, cpu_s, all_ready_s, read, resident)
 
 
 def _all_ready(running: Daemon, published: set[ModelRef]) -> bool | None:
@@ -119,29 +160,55 @@ def _drop_blobs(layout: Layout) -> None:
 
 
 def _report(starts: Sequence[Restart], blob_bytes: int) -> str:
-    head = ["start", "/readyz, s", "CPU s", "all ready, s", "read from disk, MiB"]
+    head = ["build", "before", "/readyz, s", "CPU s", "all ready, s", "read from disk, MiB", "resident, MiB"]
+    names = list(dict.fromkeys(start.build for start in starts))
+    figures = {(name, before): _Figures(starts, name, before) for before in _ENDS for name in names}
     body = [
         [
-            str(number),
-            f"{start.readyz_s:.2f}",
-            f"{start.cpu_s:.2f}",
-            f"{start.all_ready_s:.2f}",
-            f"{start.disk_bytes / _MIB:.1f}",
+            name,
+            before,
+            f"{found.readyz_s:.2f}",
+            f"{found.cpu_s:.2f}",
+            f"{found.all_ready_s:.2f}",
+            f"{found.disk_bytes / _MIB:.1f}",
+            f"{found.resident_bytes / _MIB:.1f}",
         ]
-        for number, start in enumerate(starts, 1)
+        for (name, before), found in figures.items()
     ]
+    ours = figures["this", _CLEAN]
     targets = [
-        report.Target("start to /readyz, median", median(s.readyz_s for s in starts), 2, False, " s"),
+        report.Target("start to /readyz, median", ours.readyz_s, 2, False, " s"),
         # Hashing the blobs again would read all of them; a tenth leaves room for program files outside the cache.
         report.Target(
             f"read from disk, of {blob_bytes / _MIB:.0f} MiB of blobs",
-            max(s.disk_bytes for s in starts) / _MIB,
+            max(figures["this", before].disk_bytes for before in _ENDS) / _MIB,
             blob_bytes / 10 / _MIB,
             False,
             " MiB",
         ),
     ]
+    if len(names) > 1:
+        for before, bound in _BOUNDS.items():
+            this, that = figures["this", before], figures["beside", before]
+            targets += [
+                report.Target(f"{before}: /readyz", this.readyz_s / that.readyz_s, bound, False, " x"),
+                report.Target(f"{before}: CPU", this.cpu_s / that.cpu_s, bound, False, " x"),
+            ]
+        resident = ours.resident_bytes / figures["beside", _CLEAN].resident_bytes
+        targets.append(report.Target("resident", resident, _RESIDENT_BOUND, False, " x"))
     return f"{report.grid(head, body)}\n\n{report.bullets(targets)}"
+
+
+class _Figures:
+    """The medians of one build's starts after one kind of end."""
+
+    def __init__(self, starts: Sequence[Restart], build: str, before: str) -> None:
+        chosen = [start for start in starts if (start.build, start.before) == (build, before)]
+        self.readyz_s = median(start.readyz_s for start in chosen)
+        self.cpu_s = median(start.cpu_s for start in chosen)
+        self.all_ready_s = median(start.all_ready_s for start in chosen)
+        self.disk_bytes = max(start.disk_bytes for start in chosen)
+        self.resident_bytes = median(start.resident_bytes for start in chosen)
 
 
 if __name__ == "__main__":
