@@ -35,6 +35,7 @@ class Config:
     connections_per_origin: int
     max_bandwidth: int | None
     scrub_rate: int
+    scrub_period_s: float
     fs_verity: str
     stall_timeout_s: float
     resolve_interval_s: float | None
@@ -72,6 +73,13 @@ def parse_config(arguments: Sequence[str]) -> Config:
         help="the most to receive, as 200MiB/s; default: no limit",
     )
     parser.option("--scrub-rate", type=parse_rate, default=16 << 20, help="hash again at most so fast; 0: never")
+    parser.option(
+        "--scrub-period",
+        dest="scrub_period_s",
+        type=parse_duration,
+        default=7 * 86400.0,
+        help="hash each file again once in that time, as 12h; default: 7d",
+    )
     parser.option(
         "--fs-verity",
         choices=("auto", "off", "require"),

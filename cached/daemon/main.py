@@ -49,7 +49,7 @@ from cached.node.gc_pauses import collect_when_quiet
 from cached.node.inspection import Inspection
 from cached.node.integrity.doubts import Doubts
 from cached.node.integrity.recheck import Recheck
-from cached.node.integrity.scrub import Scrub, ScrubParts
+from cached.node.integrity.scrub import Scrub, ScrubPace, ScrubParts
 from cached.node.inventory import Inventory
 from cached.node.log_once import LogOnce
 from cached.node.publisher import Publisher
@@ -294,12 +294,15 @@ async def _work(
             layout=layout,
             inventory=inventory,
             sealing=sealing,
-            busy=lambda: workers.busy() or recheck.is_busy(),
+            is_fetching=workers.busy,
+            is_checking=recheck.is_busy,
             repairs=reconciler,
             count_hashed=metrics.count_scrubbed_bytes,
             count_bad=partial(metrics.verify_failed, "scrub"),
         )
-        tasks["scrub"] = Scrub(scrub_parts, config.scrub_rate).run()
+        scrub = Scrub(scrub_parts, ScrubPace(config.scrub_rate, config.scrub_period_s, config.node))
+        metrics.add_scrub_age(scrub.compute_oldest_age_s)
+        tasks["scrub"] = scrub.run()
     if config.resolve_interval_s is not None:
         tasks["freshness"] = PeriodicResolve(reconciler, fetches, config.resolve_interval_s).run()
     leave: Callable[[], Awaitable[None]] | None = None

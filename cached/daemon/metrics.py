@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from prometheus_client import (
     CollectorRegistry,
     Counter,
+    Gauge,
     GCCollector,
     Histogram,
     Info,
@@ -95,6 +96,11 @@ class DaemonMetrics:
 
     def observe_gate_wait(self, seconds: float) -> None:
         self._gate_wait.observe(seconds)
+
+    def add_scrub_age(self, compute_oldest_age_s: Callable[[], float]) -> None:
+        """Add the gauge of the scrub, which is not there without one."""
+        text = "Since the file was hashed whose last hash is the oldest."
+        Gauge("holdfast_scrub_oldest_age_seconds", text, registry=self.registry).set_function(compute_oldest_age_s)
 
     def render(self) -> bytes:
         """Return the exposition in Prometheus' text format 0.0.4."""

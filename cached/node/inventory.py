@@ -7,6 +7,7 @@ the wall clock changes no order.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import logging
@@ -40,7 +41,8 @@ class Inventory:
     """The versions of this node. `blobs`: the blobs of each snapshot, bytes by sha256. `links`: the number of snapshots
     that link each blob; threads may read it. `last_used`: monotonic seconds. `fetched`: fetch records, without `files`.
     `kept`: the uids of the pods that read a snapshot when its name moved. `drifted`: versions whose source has other
-    content now, and its digest if that is known without a fetch."""
+    content now, and its digest if that is known without a fetch. `snapshots_changed`: set whenever a snapshot comes,
+    goes or is put back, until `take_changed_snapshots`."""
 
     def __init__(self, layout: Layout, recovered: Recovered) -> None:
         self._layout = layout
@@ -56,6 +58,9 @@ class Inventory:
         self.pins = read_pins(layout)
         self.last_used = {ref: self._used_before(ref, digest) for ref, digest in self.models.items()}
         self.leased: frozenset[Digest] = frozenset()
+        self.snapshots_changed = asyncio.Event()
+        self._changed_snapshots: set[Digest] = set()
+        self.note_changed(self.manifests)
 
     def add(self, ref: ModelRef, manifest: Manifest, record: FetchRecord) -> None:
         """Add a published version with its fetch record."""
@@ -81,6 +86,7 @@ class Inventory:
             self.changes += 1
             for sha256 in manifest.blob_sizes():
                 self.links[sha256] = self.links.get(sha256, 0) + 1
+            self.note_changed((digest,))
 
     def mark_used(self, ref: ModelRef) -> None:
         """Set a version's last use to now: a pod wants it."""
@@ -114,6 +120,18 @@ class Inventory:
             self.links[sha256] -= 1
             if not self.links[sha256]:
                 del self.links[sha256]
+        self.note_changed((digest,))
+
+    def note_changed(self, digests: Iterable[Digest]) -> None:
+        """Note that snapshots came, went or were put back."""
+        self._changed_snapshots.update(digests)
+        self.snapshots_changed.set()
+
+    def take_changed_snapshots(self) -> set[Digest]:
+        """Return the snapshots that came, went or were put back since the last call."""
+        changed, self._changed_snapshots = self._changed_snapshots, set()
+        self.snapshots_changed.clear()
+        return changed
 
     def names(self, digest: Digest) -> list[ModelRef]:
         """Return the versions with this digest, sorted."""

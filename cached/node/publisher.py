@@ -277,6 +277,7 @@ class Publisher:
                         gone += await self._lose(digest, "files of it were deleted on this node")
                 else:
                     _log.warning("snapshot %s: is whole again", digest)
+                    self._inventory.note_changed((digest,))
                 sharing = (each for each, sizes in self._inventory.blobs.items() if restored.condemned & sizes.keys())
                 todo += [each for each in sharing if each != digest and each not in todo]
         return gone

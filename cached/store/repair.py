@@ -30,7 +30,7 @@ from cached.store.disk import durable, verity
 _log = logging.getLogger(__name__)
 
 ROTTEN = frozenset({errno.EIO, errno.EUCLEAN, errno.EBADMSG, errno.EILSEQ, errno.ENODATA})  # a read of corrupt data
-_NEVER = "1970-01-01T00:00:00Z"
+NEVER = "1970-01-01T00:00:00Z"  # in the record of a file that was put back
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +71,7 @@ def restore(layout: Layout, refs: Collection[ModelRef], digest: Digest, manifest
             and snapshots.is_whole(layout, digest, manifest)
         ):
             snapshots.delete(layout, digest)
-            snapshots.publish(layout, manifest, _NEVER)
+            snapshots.publish(layout, manifest, NEVER)
         for ref in refs:
             if not is_named(layout, (ref,), digest):
                 folder = layout.public.model_link(ref).parent

@@ -267,7 +267,7 @@ ROTTEN = Scenario(
     _have_one,
     _flip,
     done=_mended,
-    options=("--scrub-rate", "1GiB/s", "--connections", "2"),
+    options=("--scrub-rate", "1GiB/s", "--scrub-period", "1s", "--connections", "2"),
 )
 
 

@@ -32,6 +32,7 @@ DESIGN = {
     "holdfast_verify_failures_total": ("counter", {"where"}),
     "holdfast_evictions_total": ("counter", {"reason"}),
     "holdfast_scrub_bytes_total": ("counter", set()),
+    "holdfast_scrub_oldest_age_seconds": ("gauge", set()),
     "holdfast_gate_wait_seconds": ("histogram", {"le"}),
     "holdfast_pods_waiting": ("gauge", set()),
     "holdfast_build_info": ("gauge", {"version"}),

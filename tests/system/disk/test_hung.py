@@ -221,7 +221,9 @@ def test_the_event_loop_touches_no_file_of_the_root(tmp_path: Path) -> None:
     publish_files(tmp_path / "b", {"a.bin": BYTES, "d.bin": b"d" * 70_000})
     publish_files(tmp_path / "bad", {"a.bin": b"a" * 70_000})
     (tmp_path / "bad" / "a.bin").write_bytes(b"b" * 70_000)
-    with daemon_process(tmp_path / "daemon", "--scrub-rate", "1GiB/s", environment=watch) as daemon:
+    with daemon_process(
+        tmp_path / "daemon", "--scrub-rate", "1GiB/s", "--scrub-period", "1s", environment=watch
+    ) as daemon:
         daemon.write_catalog(
             {name: model(f"file://{tmp_path}/{where}") for name, where in (("m", "a"), ("other", "b"), ("bad", "bad"))}
         )

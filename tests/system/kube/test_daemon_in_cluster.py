@@ -181,7 +181,7 @@ def test_prefetch_follows_the_labels_of_the_node(node: Joined) -> None:
 
 def test_bit_rot_is_told_to_the_pods_that_use_it(tmp_path: Path) -> None:
     """A pod whose weights went bad on the disk hears that, and that they are back; the label goes and comes."""
-    with joined(tmp_path, "--scrub-rate", "1GiB/s") as node:
+    with joined(tmp_path, "--scrub-rate", "1GiB/s", "--scrub-period", "1s") as node:
         daemon = node.daemon
         node.catalog(a=node.entry("a"))
         daemon.start()

@@ -62,7 +62,9 @@ def _signal_again_and_again(daemon: DaemonProcess, source: Path, times: int) -> 
     for time_ in range(times):
         chosen = chance.sample(VERSIONS, 4)
         daemon.write_catalog({"m": {"versions": listed, "prefetch": {"versions": chosen}}})
-        daemon.launch("--max-bandwidth", "8MiB/s", "--quota", str(quota), "--scrub-rate", "20MiB/s")
+        daemon.launch(
+            "--max-bandwidth", "8MiB/s", "--quota", str(quota), "--scrub-rate", "20MiB/s", "--scrub-period", "1s"
+        )
         wait_until_kept(daemon.pid)
         _disturb(daemon, chance, time.monotonic() + chance.random() * 2)
         os.kill(daemon.pid, chance.choice(ENDINGS))

@@ -25,7 +25,7 @@ SHARED = {"x.bin": FILES["a.bin"], "y.bin": b"mine"}
 @pytest.fixture
 def daemon(tmp_path: Path, source: Path) -> Iterator[DaemonProcess]:
     """A daemon that scrubs as fast as it can, with a version whose source is gone by now."""
-    with daemon_process(tmp_path / "daemon", "--scrub-rate", "1GiB/s") as process:
+    with daemon_process(tmp_path / "daemon", "--scrub-rate", "1GiB/s", "--scrub-period", "1s") as process:
         publish_files(source / "a", FILES)
         publish_files(source / "b", SHARED)
         process.write_catalog({"tiny": prefetched(f"file://{source}/a"), "other": model(f"file://{source}/b")})

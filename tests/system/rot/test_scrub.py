@@ -22,7 +22,7 @@ GOOD = random.Random(5).randbytes(5_000_000)
 @pytest.fixture
 def daemon(tmp_path: Path) -> Iterator[DaemonProcess]:
     """A daemon that scrubs as fast as it can."""
-    with daemon_process(tmp_path, "--scrub-rate", "1GiB/s") as process:
+    with daemon_process(tmp_path, "--scrub-rate", "1GiB/s", "--scrub-period", "1s") as process:
         yield process
 
 
@@ -125,7 +125,7 @@ def test_bad_bytes_go_although_somebody_uses_them(daemon: DaemonProcess, source:
 def test_a_slow_scrub_ends_at_once(tmp_path: Path, source: Path) -> None:
     """However slow the scrub was told to be, SIGTERM ends the daemon at once."""
     write_files(source, {"a.bin": GOOD})
-    with daemon_process(tmp_path / "daemon", "--scrub-rate", "10KiB/s") as daemon:
+    with daemon_process(tmp_path / "daemon", "--scrub-rate", "10KiB/s", "--scrub-period", "1s") as daemon:
         daemon.write_catalog({"tiny": prefetched(f"file://{source}")})
         daemon.start()
         daemon.wait_ready(V1)

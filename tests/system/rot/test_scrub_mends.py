@@ -25,7 +25,7 @@ GATE = ("--model", "tiny", "--version", "v1", "--once")
 @pytest.fixture
 def daemon(tmp_path: Path) -> Iterator[DaemonProcess]:
     """A daemon that scrubs as fast as it can."""
-    with daemon_process(tmp_path / "daemon", "--scrub-rate", "1GiB/s") as process:
+    with daemon_process(tmp_path / "daemon", "--scrub-rate", "1GiB/s", "--scrub-period", "1s") as process:
         yield process
 
 
@@ -60,7 +60,7 @@ def test_rot_under_the_page_cache_is_found(tmp_path: Path, source: Path) -> None
     write_files(source, {"a.bin": BAD})
     with (
         mounted_image(tmp_path / "disk", "ext4", 64 << 20, "-b", "4096") as disk,
-        daemon_process(disk / "daemon", "--scrub-rate", "1GiB/s") as daemon,
+        daemon_process(disk / "daemon", "--scrub-rate", "1GiB/s", "--scrub-period", "1s") as daemon,
     ):
         daemon.write_catalog({"tiny": prefetched(f"file://{source}")})
         daemon.start()

@@ -59,7 +59,7 @@ def test_the_oldest_record_is_looked_at_first_also_after_a_restart(daemon: Daemo
     for ref, day in ((first, "2026-01-01"), (second, "2026-01-02")):
         _backdate(_record(daemon, ref), a=day, b=day)
     before = {ref: _record(daemon, ref).stat().st_ino for ref in (first, second)}
-    daemon.start("--scrub-rate", "1GiB/s")
+    daemon.start("--scrub-rate", "1GiB/s", "--scrub-period", "1s")
     for ref in (first, second):
         daemon.wait(partial(_is_new, _record(daemon, ref), before[ref]), f"a new record of {ref}")
     assert _record(daemon, first).stat().st_mtime_ns < _record(daemon, second).stat().st_mtime_ns
@@ -73,7 +73,7 @@ def test_an_interrupted_scrub_goes_on_where_it_was(daemon: DaemonProcess, source
     daemon.wait_ready(V1)
     assert daemon.stop() == 0
     _backdate(_record(daemon, V1), old="2026-01-01", young="2026-01-02")
-    daemon.start("--scrub-rate", "1MiB/s")
+    daemon.start("--scrub-rate", "1MiB/s", "--scrub-period", "1s")
     daemon.wait(lambda: daemon.metric("holdfast_scrub_bytes_total") > len(SMALL), "the second file under way")
     assert daemon.stop() == 0
     on = _hashed_on(_record(daemon, V1))
@@ -85,7 +85,7 @@ def test_the_scrub_keeps_to_its_rate_at_idle_priority(daemon: DaemonProcess, sou
     """Over a window the scrub hashes no more than its rate allows, in a thread that yields to everybody."""
     write_files(source, {"a.bin": LARGE})
     daemon.write_catalog({"tiny": prefetched(f"file://{source}")})
-    daemon.start("--scrub-rate", "2MiB/s")
+    daemon.start("--scrub-rate", "2MiB/s", "--scrub-period", "1s")
     daemon.wait_ready(V1)
     daemon.wait(lambda: daemon.metric("holdfast_scrub_bytes_total") > 0, "the scrub's beginning")
     began, before = time.monotonic(), daemon.metric("holdfast_scrub_bytes_total")
@@ -117,6 +117,7 @@ def test_the_scrub_waits_while_bytes_are_fetched(daemon: DaemonProcess, source: 
     daemon.start()
     daemon.wait_ready(V1)
     assert daemon.stop() == 0
+    _backdate(_record(daemon, V1), a="1970-01-01")  # what was put back by hand says so, and comes first
     daemon.write_catalog({"tiny": here, "other": coming})
     daemon.start("--scrub-rate", "1GiB/s", "--max-bandwidth", "1MiB/s")
     daemon.wait(lambda: daemon.metric("holdfast_fetch_in_progress") > 0, "a fetch under way")

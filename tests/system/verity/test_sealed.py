@@ -233,7 +233,7 @@ def test_the_daemon_seals_what_it_fetches_and_mends_what_rots(
     assert (by_record.wait(), by_hashing.wait()) == (0, 65), by_hashing.said()
     gates.end()
     assert daemon.stop() == 0
-    daemon.start("--scrub-rate", "1GiB/s")
+    daemon.start("--scrub-rate", "1GiB/s", "--scrub-period", "1s")
     daemon.wait(lambda: daemon.metric("holdfast_verify_failures_total", where="scrub") == 1, "the flipped bit")
     daemon.wait(lambda: victim.exists() and victim.stat().st_ino != inode, "a.bin again")
     assert victim.read_bytes() == DATA
@@ -245,7 +245,7 @@ def test_the_daemon_seals_what_it_fetches_and_mends_what_rots(
 def test_a_file_system_made_without_it_can_be_given_it(plain_ground: Path, tmp_path: Path) -> None:
     """Without the feature `auto` says once which command brings it and goes on, `require` does not start; after that
     command the scrub seals what was there, and nothing is fetched again."""
-    with daemon_process(plain_ground / "daemon", "--scrub-rate", "1GiB/s") as daemon:
+    with daemon_process(plain_ground / "daemon", "--scrub-rate", "1GiB/s", "--scrub-period", "1s") as daemon:
         write_files(tmp_path / "source", {"a.bin": DATA})
         daemon.write_catalog({"tiny": prefetched(f"file://{tmp_path}/source")})
         daemon.start()
