@@ -1,7 +1,8 @@
-"""Measure an idle daemon's memory and CPU time with many pods and many versions.
+"""Measure an idle daemon's memory and CPU time with many pods and many versions, beside that of another checkout.
 
-Law: the daemon is a real process; its API server is the tests' in-process one, whose time is not counted. Nothing is
-fetched: the node holds every version that the pods want. The scrub runs at its default rate.
+Law: the daemon is a real process with default options; its API server is the tests' in-process one, whose time is not
+counted. Nothing is fetched: the node holds every version that the pods want. Checkouts take turns on one root, first
+one and then the other. CPU time is the kernel's, in nanoseconds, of all threads.
 
 Run `python -m bench.idle --help` in the repository's root.
 """
@@ -12,14 +13,16 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
 from bench import report
-from bench.daemon import CatalogEntry, daemon, write_catalog
-from bench.harness import bench_main, workplace
+from bench.daemon import CatalogEntry, Daemon, daemon, write_catalog
+from bench.harness import bench_main, in_turn, workplace
 from bench.machine import append_section
-from bench.measure import cpu_seconds, peak_memory
+from bench.measure import peak_memory, resident_memory
 from bench.origins import loopback_environment
 from bench.restart import build
 from cached.contract.layout import Layout
@@ -37,9 +40,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--pods", type=int, default=110, help="annotated pods on the node (default 110)")
     parser.add_argument("--versions", type=int, default=200, help="versions on the node (default 200)")
     parser.add_argument("--files", type=int, default=30, help="files in each (default 30)")
-    parser.add_argument("--seconds", type=float, default=60, help="how long to look (default 60)")
+    parser.add_argument("--seconds", type=float, default=60, help="how long to look, each time (default 60)")
+    parser.add_argument("--rounds", type=int, default=1, help="how often (default 1)")
+    parser.add_argument("--beside", type=Path, metavar="CHECKOUT", help="another checkout, whose daemon takes turns")
     parser.add_argument("--append", action="store_true", help="append the table to docs/benchmarks.md")
     options = parser.parse_args(argv)
+    rows: dict[str, Path | None] = {"this": None}
+    if options.beside is not None:
+        rows = {"beside": options.beside.resolve(), **rows}
     with workplace(None) as place, FakeApi() as api:
         layout, catalog = Layout(place.destination), place.scratch / "catalog.yaml"
         published = build(layout, options.versions, options.files)
@@ -51,23 +59,68 @@ def main(argv: Sequence[str] | None = None) -> int:
             asks = {"holdfast.dev/model": ref.name, "holdfast.dev/version": ref.version}
             api.create("/api/v1/namespaces/default/pods", make_pod(f"pod-{number}", _NODE, asks))
         environment = {**loopback_environment(), "KUBECONFIG": str(_kubeconfig(place.scratch, api.url))}
-        with daemon(layout.root, catalog, environment, ("--kube", "auto")) as running:
-            running.wait_ready()
-            time.sleep(_SETTLE_S)
-            before_s, began = cpu_seconds(running.pid), time.monotonic()
-            time.sleep(options.seconds)
-            share = (cpu_seconds(running.pid) - before_s) / (time.monotonic() - began)
-            peak = peak_memory(running.pid)
-        targets = [
-            report.Target("peak memory", peak / _MIB, 100, False, " MiB"),
-            report.Target("processor, share of a core", 100 * share, 1, False, " %"),
-        ]
-        what = f"{options.pods} pods, {options.versions} versions of {options.files} files, {options.seconds:g} s"
-        text = f"{what}:\n\n{report.bullets(targets)}"
+        found: dict[str, list[_Idle]] = {name: [] for name in rows}
+        for round_ in range(options.rounds):
+            for name in in_turn(list(rows), round_):
+                with daemon(layout.root, catalog, environment, ("--kube", "auto"), rows[name]) as running:
+                    found[name].append(_watch(running, options.seconds))
+        what = f"{options.pods} pods, {options.versions} versions of {options.files} files"
+        times = f"{options.seconds:g} s" + (f", {options.rounds} times in turns" if options.rounds > 1 else "")
+        text = f"{what}, {times}:\n\n{_report(found)}"
         print(text)
         if options.append:
             append_section("An idle daemon", place.folder, text)
     return 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Idle:
+    """One look: CPU seconds a second, bytes of resident memory at its end, and at most."""
+
+    share: float
+    resident: int
+    peak: int
+
+
+def _watch(running: Daemon, seconds: float) -> _Idle:
+    running.wait_ready()
+    time.sleep(_SETTLE_S)
+    before_s, began = _run_seconds(running.pid), time.monotonic()
+    time.sleep(seconds)
+    share = (_run_seconds(running.pid) - before_s) / (time.monotonic() - began)
+    running.check_alive()
+    return _Idle(share, resident_memory(running.pid), peak_memory(running.pid))
+
+
+def _run_seconds(pid: int) -> float:
+    """Return the CPU time of a process's threads, of those that run now: ticks are too coarse for an idle one."""
+    times = [path.read_text().split()[0] for path in Path(f"/proc/{pid}/task").glob("*/schedstat")]
+    return sum(map(int, times)) / 1e9
+
+
+def _report(found: Mapping[str, Sequence[_Idle]]) -> str:
+    head = ["daemon", "CPU, % of a core", "resident, MiB", "peak, MiB"]
+    shares = {name: median(each.share for each in looks) for name, looks in found.items()}
+    resident = {name: median(each.resident for each in looks) for name, looks in found.items()}
+    body = [
+        [
+            name,
+            f"{100 * shares[name]:.3f}",
+            f"{resident[name] / _MIB:.1f}",
+            f"{max(each.peak for each in looks) / _MIB:.1f}",
+        ]
+        for name, looks in found.items()
+    ]
+    targets = [
+        report.Target("peak memory", max(each.peak for each in found["this"]) / _MIB, 100, False, " MiB"),
+        report.Target("processor, share of a core", 100 * shares["this"], 1, False, " %"),
+    ]
+    if "beside" in shares:
+        targets.append(report.Target("processor, beside", shares["this"] / shares["beside"], 0.2, False, " x"))
+        targets.append(
+            report.Target("resident memory, beside", resident["this"] / resident["beside"], 0.75, False, " x")
+        )
+    return f"{report.grid(head, body)}\n\n{report.bullets(targets)}"
 
 
 def _kubeconfig(folder: Path, server: str) -> Path:

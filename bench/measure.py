@@ -86,13 +86,22 @@ def cpu_seconds_by_name(names: Collection[str]) -> float:
 def peak_memory(pid: int) -> int:
     """Return the peak resident bytes of a running process and its descendants; 0 after its end."""
     # Not ru_maxrss: exec(2) keeps the peak of the forking process there, which is this one.
+    return _memory(pid, "VmHWM:")
+
+
+def resident_memory(pid: int) -> int:
+    """Return the resident bytes of a running process and its descendants now; 0 after its end."""
+    return _memory(pid, "VmRSS:")
+
+
+def _memory(pid: int, field: str) -> int:
     try:
         status = Path(f"/proc/{pid}/status").read_text()
         children = _children(pid)
     except (FileNotFoundError, ProcessLookupError):
         return 0
-    own = next((int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM:")), 0)
-    return own + sum(peak_memory(child) for child in children)
+    own = next((int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith(field)), 0)
+    return own + sum(_memory(child, field) for child in children)
 
 
 def resident_bytes(pid: int) -> int:
