@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Protocol
 
 from cached.contract.errors import Permanent, Transient
 from cached.contract.program.units import format_size
@@ -59,6 +60,12 @@ class OnDisk:
     blobs: Mapping[str, int]
     partials: Mapping[str, int]
     quarantined: Mapping[str, int]
+
+
+class Correct(Protocol):
+    """The second step of a recount."""
+
+    def __call__(self, found: OnDisk, *, with_blobs: bool = True) -> int: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,10 +166,11 @@ class Ledger:
                 self.count_quarantined(name, found.quarantined.get(name, 0))
 
     @contextmanager
-    def begin_recount(self) -> Iterator[Callable[[OnDisk], int]]:
+    def begin_recount(self) -> Iterator[Correct]:
         """Correct the account after a scan of the disk, concurrently with other calls: enter before the scan, and call
         the yielded function with its result; it returns the number of wrong entries. Entries recorded since then
-        stay, because the scan may be older. Raises ValueError during another recount."""
+        stay, because the scan may be older; without `with_blobs` those of committed blobs stay too. Raises ValueError
+        during another recount."""
         with self._lock:
             if self._recorded is not None:
                 raise ValueError("a recount is under way already")
@@ -178,6 +186,12 @@ class Ledger:
         """The recorded bytes on the disk."""
         with self._lock:
             return self._committed + self._dying + self._allocated
+
+    @property
+    def blob_count(self) -> int:
+        """The number of committed blobs."""
+        with self._lock:
+            return len(self._blobs)
 
     def partial_bytes(self, id_: str) -> int:
         """Return the bytes that a partial blob takes of the disk."""
@@ -318,7 +332,7 @@ class Ledger:
     def _is_open(self, reservation: Reservation) -> bool:
         return self._open.get(reservation.id) is reservation
 
-    def _correct(self, found: OnDisk) -> int:
+    def _correct(self, found: OnDisk, *, with_blobs: bool = True) -> int:
         """Correct each table: compute the differences without the lock, then apply those not recorded since."""
         tables: list[tuple[dict[str, int], Mapping[str, int], Callable[[str, int], None]]] = [
             (self._blobs, found.blobs, self.count_blob),
@@ -326,7 +340,7 @@ class Ledger:
             (self._quarantined, found.quarantined, self.count_quarantined),
         ]
         corrected = 0
-        for table, actual, count in tables:
+        for table, actual, count in tables if with_blobs else tables[1:]:
             with self._lock:
                 known = dict(table)
             differing = [key for key in known.keys() | actual.keys() if known.get(key, 0) != actual.get(key, 0)]

@@ -1,6 +1,7 @@
 """Follow the catalog's file: read it after each change and put the catalog in force.
 
-Law: reads in a thread; an unreadable file or an invalid catalog leaves the last good one in force.
+Law: reads in a thread, and where nothing tells of a change only if the file has another size, time or inode; an
+unreadable file or an invalid catalog leaves the last good one in force.
 """
 
 from __future__ import annotations
@@ -8,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 from cached.contract.errors import HoldfastError, Permanent
@@ -21,6 +22,7 @@ _log = logging.getLogger("holdfast")
 
 _POLL_S = 5.0  # polling, where inotify gives no watch
 _SETTLE_S = 0.05  # a catalog is written in several steps
+_RACY_NS = 2_000_000_000  # a file that was changed since may change again within the same tick of its clock
 _PATIENCE_S = 2.0  # of a pull, for an edit of the file
 
 
@@ -33,15 +35,17 @@ class CatalogFile:
         self.not_ready_reason: str | None = "starting"
         self._catalog = EMPTY_CATALOG
         self._text: str | None = None
+        self._seen: _Signature | None = None  # of the file with this text
         self._trouble: str | None = None
         self._changed = asyncio.Event()
         self._waiting: list[asyncio.Future[None]] = []
 
     async def run(self) -> None:
-        """Read the file when its folder changes, every 5 s, and for each `wait_until_current`."""
-        loop = asyncio.get_running_loop()
-        with watch_file(self._path, partial(loop.call_soon_threadsafe, self._changed.set), _POLL_S):
+        """Read the file when its folder changes, for each `wait_until_current`, and when a look every 5 s says so."""
+        async with watch_file(self._path, self._changed.set, _POLL_S):
             while True:
+                if self._changed.is_set():
+                    self._seen = None
                 self._changed.clear()
                 waiting, self._waiting = self._waiting, []
                 await self._read()
@@ -63,7 +67,10 @@ class CatalogFile:
 
     async def _read(self) -> None:
         try:
-            text = await asyncio.to_thread(_read, self._path)
+            found = await asyncio.to_thread(_read, self._path, self._seen)
+            if found is None:
+                return
+            text, self._seen = found
             if text == self._text:
                 return
             self._text = text
@@ -83,10 +90,25 @@ class CatalogFile:
                 self.not_ready_reason = f"no catalog: {error}"
 
 
-def _read(path: Path) -> str:
+_Signature = tuple[int, ...]
+
+
+def _read(path: Path, seen: _Signature | None) -> tuple[str, _Signature | None] | None:
+    """Return the file's text, and its signature where that tells of each later change; None while it is the one `seen`.
+    Raises `HoldfastError`."""
     try:
-        return path.read_text(encoding="utf-8")
+        found = _sign(path)
+        if found is not None and found == seen:
+            return None
+        return path.read_text(encoding="utf-8"), found
     except (OSError, UnicodeDecodeError) as error:
         raise limits.find_limit_error(error, f"catalog {path}") or Permanent(
             "no_catalog", f"catalog {path}: {error}", "write the file, or name another with --catalog"
         ) from error
+
+
+def _sign(path: Path) -> _Signature | None:
+    now_ns, found = time.time_ns(), path.stat()
+    if max(found.st_mtime_ns, found.st_ctime_ns) >= now_ns - _RACY_NS:
+        return None
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns

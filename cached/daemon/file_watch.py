@@ -6,57 +6,47 @@ yet, is swapped itself, or the kernel gives no watch): a reader that needs every
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 
-from watchdog.events import (
-    EVENT_TYPE_CREATED,
-    EVENT_TYPE_DELETED,
-    EVENT_TYPE_MODIFIED,
-    EVENT_TYPE_MOVED,
-    FileSystemEvent,
-    FileSystemEventHandler,
-)
-from watchdog.observers import Observer
-from watchdog.observers.api import BaseObserver
-
 from cached.contract.program.limits import explain_no_inotify
+from cached.node import inotify
+from cached.node.inotify import Inotify
 
 _log = logging.getLogger(__name__)
-_CHANGES = frozenset({EVENT_TYPE_CREATED, EVENT_TYPE_DELETED, EVENT_TYPE_MODIFIED, EVENT_TYPE_MOVED})
+_CHANGES = inotify.IN_CREATE | inotify.IN_DELETE | inotify.IN_MODIFY | inotify.IN_MOVED_FROM | inotify.IN_MOVED_TO
+_CHANGES |= inotify.IN_ATTRIB  # the mode: it may be readable now
 
 
-@contextmanager
-def watch_file(file: Path, changed: Callable[[], object], poll_s: float) -> Iterator[None]:
-    """Call `changed`, from another thread, after each change in the file's folder.
+@asynccontextmanager
+async def watch_file(file: Path, changed: Callable[[], object], poll_s: float) -> AsyncIterator[None]:
+    """Call `changed`, on the event loop, after each change in the file's folder.
 
     Without a watch from the kernel a warning is logged once; the reader polls every `poll_s` seconds.
     """
-    observer: BaseObserver | None = None
+    loop, watch = asyncio.get_running_loop(), None
+
+    def read() -> None:
+        if watch is not None and watch.read():
+            changed()
+
     try:
-        observer = Observer()  # takes an inotify instance at once
-        observer.schedule(_ChangeHandler(changed), str(file.parent))
-        observer.start()
-    except (OSError, RuntimeError) as error:  # RuntimeError: no thread
-        if observer is not None:
-            observer.stop()
-            observer = None
+        watch = Inotify()
+        await asyncio.to_thread(_add, watch, file.parent)  # the folder may be a mount that hangs
+        loop.add_reader(watch.fileno(), read)
+    except OSError as error:
         reason = explain_no_inotify(error)
         _log.warning("%s: no inotify watch: %s; it is looked at every %g s instead", file.parent, reason, poll_s)
     try:
         yield
     finally:
-        if observer is not None:
-            observer.stop()
-            observer.join()
+        if watch is not None:
+            loop.remove_reader(watch.fileno())
+            watch.close()
 
 
-class _ChangeHandler(FileSystemEventHandler):
-    def __init__(self, changed: Callable[[], object]) -> None:
-        self._changed = changed
-
-    def on_any_event(self, event: FileSystemEvent) -> None:
-        if event.event_type in _CHANGES:  # reading the file is an event too
-            self._changed()
+def _add(watch: Inotify, folder: Path) -> None:
+    watch.add(folder.resolve(), _CHANGES)

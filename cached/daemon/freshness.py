@@ -20,7 +20,7 @@ from cached.node.log_once import LogOnce
 
 _log = logging.getLogger(__name__)
 
-_CHECK_S = 5.0  # between two checks for new and due versions
+_CHECK_S = 5.0  # between two checks for new and due versions, or a hundredth of the interval
 _JITTER = 0.2
 
 
@@ -45,7 +45,7 @@ class PeriodicResolve:
             self._last = {ref: last for ref, last in self._last.items() if ref in found}
             for ref in [ref for ref, due in self._due.items() if due <= now]:
                 await self._resolve(ref)
-            await asyncio.sleep(min(_CHECK_S, self._interval_s))
+            await asyncio.sleep(min(max(_CHECK_S, self._interval_s / 100), self._interval_s))
 
     async def _resolve(self, ref: ModelRef) -> None:
         interval_s = self._interval_s * random.uniform(1 - _JITTER, 1 + _JITTER)  # noqa: S311 - jitter

@@ -53,9 +53,11 @@ from cached.node.integrity.scrub import Scrub, ScrubPace, ScrubParts
 from cached.node.inventory import Inventory
 from cached.node.log_once import LogOnce
 from cached.node.publisher import Publisher
+from cached.node.recount import Marks, Recount, read_marks
 from cached.node.start_index import StartIndex
 from cached.node.status_files import AdoptedVersion, StatusFiles
 from cached.node.threads import Blocking
+from cached.node.tree_watch import TreeWatch
 from cached.sources.registry import open_source
 from cached.store import recovery
 from cached.store.digest_journal import DigestJournal
@@ -73,8 +75,9 @@ _PATIENCE_S = 15.0  # for a shutdown: half of the kubelet's usual grace period
 _LEAVING_S = 0.5  # to unlink the socket at a forced exit
 _HEARTBEAT_S = 2.0  # the design asks for 5 at most
 _REPORT_S = 1.0
+_REPORT_QUIET_S = 60.0  # the summary's space, which other programs change
 _RETRY_S = 4.0  # of the fetches blocked on space
-_RETRIES_A_CHECK = 3  # leases and files are checked every 12 s (design: 15 at most): a check costs with each version
+_RETRIES_A_PLAN = 3
 _DELETING_S = 1.0  # an `rm -r` of the root may still be running
 _LEAST_FILES = 128  # open at once, besides two a connection: partial blobs, idle connections, the daemon's own
 _LEAST_CLIENTS = 16  # clients of each listener, whatever the limit
@@ -177,6 +180,7 @@ async def _work(
         _log.warning("%s", remark)
     sealing = await blocking.run(verity.choose, layout, config.fs_verity)
     volumes = None if config.csi is None else await blocking.run(_find_volumes, layout, config, config.csi)
+    marks = await blocking.run(_read_marks, layout)
     recovered = await blocking.run(_recover, layout)
     inventory = Inventory(layout, recovered)
     start_index = StartIndex(layout, root, inventory, blocking, stop.is_set)
@@ -184,6 +188,7 @@ async def _work(
     watch = stack.enter_context(contextlib.closing(await blocking.run(DiskWatch, root)))
     status_files = StatusFiles(layout.public, config.node, root.check)
     stack.push_async_callback(asyncio.to_thread, status_files.close)
+    tree = stack.enter_context(contextlib.closing(TreeWatch(layout, loop)))
     ledger = Ledger(config.quota, watch.space)
     ledger.count_all(recovered.on_disk)
     cluster = _make_cluster(config) if volumes is None else volumes.join(_make_cluster(config))
@@ -206,6 +211,7 @@ async def _work(
         blocking=blocking,
         cluster=cluster,
         journal=journal,
+        ignoring_own=tree.ignoring_own,
     )
     await publisher.discard(damaged)
     publisher.report_published()
@@ -259,18 +265,24 @@ async def _work(
     inspection = Inspection(
         layout=layout,
         root=root,
+        tree=tree,
         inventory=inventory,
         status_files=status_files,
-        ledger=ledger,
+        recount=Recount(layout, root, ledger, marks),
         blocking=blocking,
         publisher=publisher,
         refetch=lambda lost: reconciler.resume(dict.fromkeys(lost)),
     )
     doubts = Doubts(
-        layout=layout, inventory=inventory, blocking=blocking, recheck=recheck, check_names=inspection.check
+        layout=layout,
+        inventory=inventory,
+        blocking=blocking,
+        recheck=recheck,
+        check_names=inspection.check,
+        bell=tree,
     )
     deleted = asyncio.Event()
-    watch.follow(ledger, partial(_set_from_thread, loop, deleted))
+    watch.follow(ledger, partial(_set_from_thread, loop, deleted), reconciler.is_fetching)
     ending.set_handler(partial(loop.call_soon_threadsafe, stop.set))
     address, control = await stack.enter_async_context(
         open_listeners(config.listen, layout, blocking, make_read_api(service), make_control_api(service), max_clients)
@@ -279,12 +291,13 @@ async def _work(
         "reconciler": reconciler.run(),
         "catalog": catalog.run(),
         "heartbeat": _write_heartbeats(status_files, reconciler),
-        "disk": _check_disk(reconciler, inspection),
+        "unfinished": _plan_unfinished(reconciler),
+        "inspection": inspection.run(),
         "recheck": recheck.run(),
         "doubts": doubts.run(),
         "recount": inspection.run_recounts(),
         "socket": control.keep_open(),
-        "cluster": cluster.run(reconciler.wake),
+        "cluster": cluster.run(partial(_follow_cluster, reconciler, status_files)),
         "reports": _report_to_cluster(cluster, status_files, ledger),
         "index": start_index.run(reconciler.is_fetching),
         "garbage": collect_when_quiet(reconciler.is_fetching),
@@ -335,10 +348,10 @@ async def _run_tasks(
     """Run every task until a signal sets `stop`, or the disk watch sets `deleted`; before they end await `leave`."""
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(each, name=name) for name, each in coroutines.items()]
-        while not stop.is_set() and not deleted.is_set():
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_HEARTBEAT_S):
-                    await stop.wait()
+        ends = [asyncio.create_task(each.wait()) for each in (stop, deleted)]
+        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        for end in ends:
+            end.cancel()
         if stop.is_set():
             _log.info("stopping: durable ranges are recorded; the next start resumes from them")
         else:
@@ -372,14 +385,21 @@ async def _write_heartbeats(status_files: StatusFiles, reconciler: Reconciler) -
         had_trouble = has_trouble
 
 
+def _follow_cluster(reconciler: Reconciler, status_files: StatusFiles) -> None:
+    """Plan, and tell the pods of this node what holds for them: the pods or the node's labels changed."""
+    reconciler.wake()
+    status_files.news.set()
+
+
 async def _report_to_cluster(cluster: Cluster, status_files: StatusFiles, ledger: Ledger) -> None:
-    """Write Events and the node's summary at each status change: a fetch may be shorter than any polling period. Each
-    change is written once."""
+    """Write Events and the node's summary at each change of a status or of the pods: a fetch may be shorter than any
+    polling period. Each change is written once."""
     summarised = -math.inf
     while True:
         status_files.news.clear()
         cluster.tell_pods(status_files.get)
-        if time.monotonic() - summarised >= _REPORT_S:
+        is_due = time.monotonic() - summarised >= _REPORT_S
+        if is_due:
             summarised = time.monotonic()
             try:
                 use = ledger.compute_use()
@@ -387,7 +407,7 @@ async def _report_to_cluster(cluster: Cluster, status_files: StatusFiles, ledger
                 use = ledger.compute_use_without_disk()
             cluster.summarise(status_files.all(), use.used + use.dying, use.capacity)
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_REPORT_S):
+            async with asyncio.timeout(_REPORT_QUIET_S if is_due else _REPORT_S):
                 await status_files.news.wait()
 
 
@@ -423,14 +443,12 @@ def _make_cluster(config: Config) -> Cluster:
     return KubernetesCluster(found, config.node)
 
 
-async def _check_disk(reconciler: Reconciler, inspection: Inspection) -> None:
+async def _plan_unfinished(reconciler: Reconciler) -> None:
     while True:
-        await inspection.check()
-        await reconciler.update_leases()
-        reconciler.plan_all()
-        for _ in range(_RETRIES_A_CHECK):
-            reconciler.retry_fitting()
+        for _ in range(_RETRIES_A_PLAN):
             await asyncio.sleep(_RETRY_S)
+            reconciler.retry_fitting()
+        await reconciler.plan_unfinished()
 
 
 def _adopt_statuses(
@@ -471,6 +489,13 @@ def _parse_pin(status: ModelStatus) -> Digest | None:
     try:
         return Digest.parse(status.digest) if status.pinned and status.digest else None
     except HoldfastError:
+        return None
+
+
+def _read_marks(layout: Layout) -> Marks | None:
+    try:
+        return read_marks(layout)
+    except OSError:  # the recovery reads the same, and says what is wrong
         return None
 
 

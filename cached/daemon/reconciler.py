@@ -103,6 +103,7 @@ class Reconciler:
         self.unlisted_pods: Transient | None = None  # why the last eviction could not ask for the pods
         self._sweep_is_due = True  # there may be unused blobs: at first, those of an earlier daemon
         self._log_once = LogOnce(_log)
+        self._has_failed = False  # the last plan: the disk failed
         self._statuses = VersionStatuses(status_files, inventory)
 
     # --- commands and reports --------------------------------------------------------------------------------------
@@ -210,6 +211,18 @@ class Reconciler:
         self._all_dirty = True
         self._work.set()
 
+    async def plan_unfinished(self) -> None:
+        """Look at the leases and plan everything again while a fetch has not ended, or space is short; call it
+        periodically: sources, leases and other programs on the disk send no event. Else do nothing."""
+        try:
+            is_tight = self._is_tight()
+        except HoldfastError:
+            is_tight = True
+        if is_tight:
+            await self.update_leases()
+        if is_tight or self._has_failed or self._versions.fetching:
+            self.plan_all()
+
     def end_pauses(self) -> None:
         """Retry all fetches: the disk accepts writes again."""
         self._carry_out(self._versions.end_pauses(tuple(self._versions.fetching), self._clock()))
@@ -286,8 +299,10 @@ class Reconciler:
                     self._work.clear()
                     try:
                         await self._reconcile()
+                        self._has_failed = False
                         self._log_once.log_recovery("planning")
-                    except HoldfastError as error:  # the disk fails: the next update of the leases plans again
+                    except HoldfastError as error:  # the disk fails: `plan_unfinished` plans again
+                        self._has_failed = True
                         self._log_once.log_error("planning", str(error))
             finally:
                 self._is_running = False
@@ -354,13 +369,18 @@ class Reconciler:
 
     def _update_pods(self) -> None:
         """Record the pods; a version that a pod wants is used by it."""
-        pods, inventory = self._cluster.pods(), self._inventory
-        if pods is self._planned_pods and not self._all_dirty:
+        pods = self._cluster.pods()
+        if pods == self._planned_pods and not self._all_dirty:
             return
+        self.mark_used()  # by the pods until now, of which some may be gone
         self._planned_pods = pods
-        self._carry_out(self._versions.update_pods(pods, inventory.models, self._clock()))
-        for ref in find_used(pods, inventory.models, self._catalog):
-            inventory.mark_used(ref)
+        self._carry_out(self._versions.update_pods(pods, self._inventory.models, self._clock()))
+        self.mark_used()
+
+    def mark_used(self) -> None:
+        """Set the last use of the versions that pods want to now."""
+        for ref in find_used(self._planned_pods or (), self._inventory.models, self._catalog):
+            self._inventory.mark_used(ref)
 
     def _update_demand(self, catalog: Catalog) -> None:
         labels, versions = self._cluster.labels or {}, self._versions
@@ -553,6 +573,7 @@ class Reconciler:
 
     def list_inventory(self) -> list[InventoryEntry]:
         """Return the versions on this node, for the planner."""
+        self.mark_used()
         return list_entries(self._inventory, self._inventory.models, self._cluster, self._catalog)
 
     def _must_stay(self, ref: ModelRef, digest: Digest, reason: str) -> bool:

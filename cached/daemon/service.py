@@ -80,6 +80,7 @@ class DaemonService:
 
     def render_metrics(self) -> bytes:
         """Return the page of `GET /metrics`."""
+        self._reconciler.mark_used()
         return self._metrics.render()
 
     def find_not_ready_reason(self) -> str | None:
@@ -95,6 +96,7 @@ class DaemonService:
 
     def make_status(self) -> dict[str, Any]:
         """Return the document of `GET /v1/status`."""
+        self._reconciler.mark_used()
         use, error = self._use()
         return {
             "daemon": self._status_files.daemon.document(),

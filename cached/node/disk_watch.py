@@ -21,10 +21,12 @@ from cached.store.disk.root import Root
 
 HANGING_S = 20.0  # without an answer: a disk under load takes seconds
 _PAUSE_S = 1.0
+_QUIET_PAUSE_S = 5.0  # while nothing is fetched, and others leave the disk as it is
+_NEWS_SHARE = 256  # of the capacity, by which the free space changes
 
 
 class DiskWatch:
-    """Measures once in the constructor, which may block, and each second after `follow`. Close it when done."""
+    """Measures once in the constructor, which may block, and again and again after `follow`. Close it when done."""
 
     def __init__(self, root: Root) -> None:
         self._root = root
@@ -46,18 +48,20 @@ class DiskWatch:
         """Return the error of a disk that has not answered for `HANGING_S`, else None."""
         return hang_error(self._root.path, self._asked_at)
 
-    def follow(self, ledger: Ledger, deleted: Callable[[], None]) -> None:
-        """Measure each second from now on, together with the bytes that `ledger` has counted; call `deleted` once the
+    def follow(self, ledger: Ledger, deleted: Callable[[], None], is_busy: Callable[[], bool]) -> None:
+        """Measure from now on, together with the bytes that `ledger` has counted: each second while `is_busy`, which is
+        called from a thread, and while others change the free space, else every five seconds. Call `deleted` once the
         root was deleted. Raises `Transient` (`no_thread`)."""
-        thread = threading.Thread(target=self._run, args=(ledger, deleted), name="disk", daemon=True)
+        thread = threading.Thread(target=self._run, args=(ledger, deleted, is_busy), name="disk", daemon=True)
         limits.start_thread(thread, "the root's file system")
 
     def close(self) -> None:
         """Stop the thread, without waiting for it."""
         self._stop.set()
 
-    def _run(self, ledger: Ledger, deleted: Callable[[], None]) -> None:
-        while not self._stop.wait(_PAUSE_S):
+    def _run(self, ledger: Ledger, deleted: Callable[[], None], is_busy: Callable[[], bool]) -> None:
+        room, pause_s = 0, _PAUSE_S
+        while not self._stop.wait(pause_s):
             counted = ledger.on_disk
             self._asked_at = time.monotonic()
             is_gone, measured = self._root.deleted, self._measure()
@@ -69,6 +73,9 @@ class DiskWatch:
                 return
             with self._lock:
                 self._measured = self._smooth(measured, min(counted, ledger.on_disk))
+            before, room = room, 0 if isinstance(measured, HoldfastError) else measured.free + counted
+            has_news = isinstance(measured, HoldfastError) or abs(room - before) * _NEWS_SHARE > measured.capacity
+            pause_s = _PAUSE_S if has_news or is_busy() else _QUIET_PAUSE_S
 
     def _measure(self) -> DiskSpace | HoldfastError:
         try:

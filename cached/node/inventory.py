@@ -96,6 +96,8 @@ class Inventory:
     def last_used_at(self, ref: ModelRef) -> float | None:
         """Return a version's last use in seconds since the epoch, by the current wall clock; None if unknown."""
         used = self.last_used.get(ref)
+        if used is not None and self.models[ref] in self.leased:
+            return time.time()
         return None if used is None else time.time() - (time.monotonic() - used)
 
     def remove(self, ref: ModelRef) -> Digest | None:
@@ -138,10 +140,10 @@ class Inventory:
         return sorted(ref for ref, each in self.models.items() if each == digest)
 
     def named(self) -> dict[Digest, list[ModelRef]]:
-        """Return each named digest, sorted, with its versions."""
-        found: dict[Digest, list[ModelRef]] = {digest: [] for digest in sorted(self._names)}
-        for ref in sorted(self.models):
-            found[self.models[ref]].append(ref)
+        """Return each named digest with its versions, in an order that lasts while they do."""
+        found: dict[Digest, list[ModelRef]] = {}
+        for ref, digest in self.models.items():
+            found.setdefault(digest, []).append(ref)
         return found
 
     def size(self, ref: ModelRef) -> int:
@@ -152,12 +154,12 @@ class Inventory:
         """Return the snapshots without a name: a crash or a failing disk leaves them between two steps."""
         return sorted(self.manifests.keys() - self._names.keys())
 
-    def set_leased(self, leased: frozenset[Digest], checked: float) -> None:
-        """Replace the set of leased snapshots. `checked`: the monotonic time before the check, so that no use counts as
-        later than the mtimes say that `find_leased` set."""
+    def set_leased(self, leased: frozenset[Digest], used: Collection[Digest], checked: float) -> None:
+        """Replace the set of leased snapshots; they are in use, and those in `used` were. `checked`: the monotonic time
+        before the check, so that no use counts as later than the mtimes say that `find_leased` set."""
         self.leased = leased
-        for ref, digest in self.models.items():
-            if digest in leased:
+        for ref, digest in self.models.items() if leased or used else ():
+            if digest in leased or digest in used:
                 self.last_used[ref] = max(self.last_used[ref], checked)
 
     def _remove_name(self, digest: Digest) -> None:
@@ -235,14 +237,16 @@ def list_entries(
     ]
 
 
-def find_leased(layout: Layout, digests: Iterable[Digest]) -> frozenset[Digest]:
-    """Return the leased ones of these snapshots, and set their lease files' mtimes to now. Blocking."""
+def find_leased(layout: Layout, digests: Iterable[Digest], used: Collection[Digest]) -> frozenset[Digest]:
+    """Return the leased ones of these snapshots, and set the mtimes of their lease files, and of those in `used`, to
+    now. Blocking."""
     held = set()
     for digest in digests:
         path = layout.public.snapshot(digest).lease
         try:
             if lease.is_held(path):
                 held.add(digest)
+            if digest in held or digest in used:
                 os.utime(path)
         except FileNotFoundError:
             continue  # evicted during the call

@@ -12,6 +12,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Collection
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from typing import ParamSpec, TypeVar
@@ -68,9 +69,11 @@ class Publisher:
         blocking: Blocking,
         cluster: Cluster,
         journal: DigestJournal,
+        ignoring_own: Callable[[], AbstractContextManager[None]],
     ) -> None:
         self._layout = layout
         self._root = root
+        self._ignoring_own = ignoring_own  # around our own locks of leases: no use of a snapshot
         self._inventory = inventory
         self._status_files = status_files
         self._ledger = ledger
@@ -83,11 +86,17 @@ class Publisher:
         self._evicting: Digest | None = None  # the snapshot whose lease is taken exclusively now
         self._waiting: deque[_QueuedPublication] = deque()
 
-    async def update_leases(self) -> None:
-        """Update the inventory's leased snapshots. An eviction's own lock is no lease."""
-        digests, checked = self._inventory.digests - {self._evicting}, time.monotonic()
-        leased = await self._blocking.run(find_leased, self._layout, digests)
-        self._inventory.set_leased(leased - {self._evicting}, checked)
+    async def update_leases(self, digests: Collection[Digest] | None = None, used: Collection[Digest] = ()) -> None:
+        """Update which of these snapshots are leased, by default of all; those in `used` were just now. An eviction's
+        own lock is no lease."""
+        inventory, checked = self._inventory, time.monotonic()
+        asked = (inventory.digests if digests is None else inventory.digests.intersection(digests)) - {self._evicting}
+        if not asked:
+            return
+        with self._ignoring_own():
+            leased = await self._blocking.run(find_leased, self._layout, asked, used)
+        others = inventory.leased - asked if digests is not None else frozenset()
+        inventory.set_leased((others | leased) - {self._evicting}, asked.intersection(used), checked)
 
     async def publish(self, publication: Publication, list_ids: Callable[[], Collection[str]]) -> Digest:
         """Publish a version whose blobs are all committed; return its digest. `list_ids` gives its ids in the digest
@@ -232,13 +241,15 @@ class Publisher:
         self, ref: ModelRef, digest: Digest, manifest: Manifest | None, stays: Callable[[], Awaitable[bool]]
     ) -> int | None:
         """Delete the name, and the snapshot of `manifest` if any, under the snapshot's lock; None if it is leased."""
-        lock = await self._do(deletion.lock, self._layout, ref, digest)
+        with self._ignoring_own():
+            lock = await self._do(deletion.lock, self._layout, ref, digest)
         if lock is None:
             return None
         try:
             return None if await stays() else await self._do(deletion.evict, self._deletion, ref, digest, manifest)
         finally:
-            await self._blocking.run(lock.close)
+            with self._ignoring_own():
+                await self._blocking.run(lock.close)
 
     async def quarantine(self, sha256s: Collection[str], gone: list[ModelRef]) -> None:
         """Move corrupt blobs into quarantine, then withdraw every snapshot that links one. In this order, a crash
@@ -255,31 +266,46 @@ class Publisher:
                     async with self._cluster.withdrawn(digest):
                         gone += await self._lose(digest)
 
+    async def restore_missing(self, suspects: Collection[Digest]) -> list[ModelRef]:
+        """Restore those of these snapshots of which a name, a record or a file is missing or was replaced: not those
+        that a publication or an eviction was changing when they were looked at. Return as `restore`."""
+        async with self._lock:
+            damaged = [digest for digest in suspects if await self._is_damaged(digest)]
+            return await self._restore_all(damaged)
+
     async def restore(self, suspects: Collection[Digest]) -> list[ModelRef]:
         """Restore parts of these snapshots that were deleted or replaced by hand; return the names of the snapshots
         that were withdrawn because blobs are lost."""
-        gone: list[ModelRef] = []
         async with self._lock:
-            todo = list(suspects)
-            while todo:
-                digest = todo.pop(0)
-                if (manifest := self._inventory.manifests.get(digest)) is None:
-                    continue
-                refs = self._inventory.names(digest)
-                _log.error(
-                    "snapshot %s (%s): a part of it was deleted or replaced, or went bad",
-                    digest,
-                    ", ".join(map(str, refs)),
-                )
-                restored = await self._do(_restore, self._layout, self._ledger, refs, digest, manifest)
-                if restored.lost:
-                    async with self._cluster.withdrawn(digest):
-                        gone += await self._lose(digest, "files of it were deleted on this node")
-                else:
-                    _log.warning("snapshot %s: is whole again", digest)
-                    self._inventory.note_changed((digest,))
-                sharing = (each for each, sizes in self._inventory.blobs.items() if restored.condemned & sizes.keys())
-                todo += [each for each in sharing if each != digest and each not in todo]
+            return await self._restore_all(suspects)
+
+    async def _is_damaged(self, digest: Digest) -> bool:
+        manifest, refs = self._inventory.manifests.get(digest), self._inventory.names(digest)
+        if manifest is None or not refs:
+            return False
+        with durable.disk_errors(f"looking at snapshot {digest}"):
+            is_named = await self._do(repair.is_named, self._layout, refs, digest)
+            return not (is_named and await self._do(snapshots.is_whole, self._layout, digest, manifest))
+
+    async def _restore_all(self, suspects: Collection[Digest]) -> list[ModelRef]:
+        gone: list[ModelRef] = []
+        todo = list(suspects)
+        while todo:
+            digest = todo.pop(0)
+            if (manifest := self._inventory.manifests.get(digest)) is None:
+                continue
+            refs = self._inventory.names(digest)
+            names = ", ".join(map(str, refs))
+            _log.error("snapshot %s (%s): a part of it was deleted or replaced, or went bad", digest, names)
+            restored = await self._do(_restore, self._layout, self._ledger, refs, digest, manifest)
+            if restored.lost:
+                async with self._cluster.withdrawn(digest):
+                    gone += await self._lose(digest, "files of it were deleted on this node")
+            else:
+                _log.warning("snapshot %s: is whole again", digest)
+                self._inventory.note_changed((digest,))
+            sharing = (each for each, sizes in self._inventory.blobs.items() if restored.condemned & sizes.keys())
+            todo += [each for each in sharing if each != digest and each not in todo]
         return gone
 
     async def _lose(self, digest: Digest, why: str = "a file of it went bad on this node's disk") -> list[ModelRef]:
@@ -315,7 +341,8 @@ class Publisher:
                 if any(self._is_there(uid) for uid in self._inventory.kept.get(digest, ())):
                     continue
                 manifest = self._inventory.manifests[digest]
-                freed = await self._do(deletion.delete_unnamed, self._deletion, digest, manifest)
+                with self._ignoring_own():
+                    freed = await self._do(deletion.delete_unnamed, self._deletion, digest, manifest)
                 if freed is not None:
                     self._inventory.drop_snapshot(digest)
             for digest in [each for each in self._inventory.kept if each not in self._inventory.manifests]:

@@ -120,6 +120,10 @@ class StatusFiles:
         """Return every status, sorted by model and version."""
         return tuple(self._statuses[ref] for ref in sorted(self._statuses))
 
+    def list_segments(self) -> frozenset[str]:
+        """Return the names of the folders of all status files."""
+        return frozenset(ref.path_segment for ref in self._statuses)
+
     def get(self, ref: ModelRef) -> ModelStatus | None:
         """Return a version's status, None if it has none."""
         return self._statuses.get(ref)

@@ -70,7 +70,7 @@ def find_limit_error(error: BaseException, what: str) -> Transient | None:
 
 
 def explain_no_inotify(error: OSError | RuntimeError) -> str:
-    """Return why watchdog could not set an inotify watch, and the remedy (codes: inotify(7)). EMFILE stands for
+    """Return why an inotify watch could not be set, and the remedy (codes: inotify(7)). EMFILE stands for
     instances and for open files: the remedy names both."""
     if isinstance(error, RuntimeError):
         return f"{error} ({_THREAD_REMEDY})"

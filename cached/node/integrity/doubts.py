@@ -1,17 +1,20 @@
 """Look for doubts of gates, have the doubted snapshots hashed now, and bound what a reader who doubts for ever costs.
 
-Law: one lock is tried while no gate rings. A doubt that names and record confirm in a few system calls is answered
-always: no reader of a read-only mount can cause it. One that only a hash can judge is a claim: where the bytes turn out
-right, claims about that snapshot, and about all of them, are not looked at for a multiple of what the hash took.
+Law: one lock is tried while no gate rings: soon after somebody opened the folder of snapshots, as a gate does that
+rings, and every few seconds; where that is not noticed, twice a second. A doubt that names and record confirm in a few
+system calls is answered always: no reader of a read-only mount can cause it. One that only a hash can judge is a claim:
+where the bytes turn out right, claims about that snapshot, and about all of them, are not looked at for a multiple of
+what the hash took.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-import threading
 import time
 from collections.abc import Awaitable, Callable, Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -19,7 +22,6 @@ from cached.contract import doubt
 from cached.contract.digest import Digest
 from cached.contract.errors import HoldfastError
 from cached.contract.layout import Layout
-from cached.contract.program.thread_pool import start_pool
 from cached.contract.verify import check_record, load_manifest
 from cached.node.integrity.recheck import RecheckResult
 from cached.node.inventory import Inventory
@@ -30,6 +32,8 @@ from cached.store.disk import durable
 _log = logging.getLogger(__name__)
 
 _PAUSE_S = 0.5  # between two looks at the bell
+_QUIET_PAUSE_S = 5.0  # the same, while nobody opens the folder
+_OPENED_S = 10.0  # who opens the folder may take the lock later
 _SHARE = 50.0  # of the time, while the bell rings: looking for doubts takes at most a fiftieth
 _BELL = "the bell of the gates"
 
@@ -62,6 +66,18 @@ class Recheckable(Protocol):
         """Hash a snapshot, and repair it. Raises `HoldfastError`."""
 
 
+class Bell(Protocol):
+    """What tells that somebody opened the folder of snapshots: `rung` is set then, if `watches_bell`; not by us while
+    `ignoring_own`."""
+
+    rung: asyncio.Event
+
+    @property
+    def watches_bell(self) -> bool: ...
+
+    def ignoring_own(self) -> AbstractContextManager[None]: ...
+
+
 class Doubts:
     """Watches the bell. `check_names` restores names, records and snapshots that are missing."""
 
@@ -73,6 +89,7 @@ class Doubts:
         blocking: Blocking,
         recheck: Recheckable,
         check_names: Callable[[], Awaitable[None]],
+        bell: Bell,
         pace: ClaimPace | None = None,
     ) -> None:
         self._layout = layout
@@ -80,41 +97,52 @@ class Doubts:
         self._blocking = blocking
         self._recheck = recheck
         self._check_names = check_names
+        self._bell = bell
+        self._opened_until = 0.0  # monotonic seconds: until then a look at the bell follows the other soon
         self._pace = pace or ClaimPace()
         self._wrong: dict[Digest, _Wrong] = {}
         self._claims_until = 0.0  # monotonic seconds: until when no claim is looked at
         self._log_once = LogOnce(_log)
-        self._stopping = threading.Event()
-        self._thread = start_pool(1, "bell")  # one that waits costs less than a call twice a second
 
     async def run(self) -> None:
         """Answer doubts until cancelled."""
-        loop, pause_s = asyncio.get_running_loop(), _PAUSE_S
-        try:
-            while True:
-                doubted: dict[Digest, bool] = {}
+        least_s = 0.0
+        while True:
+            doubted: dict[Digest, bool] = {}
+            began = time.monotonic()
+            try:
+                await self._wait_for_bell(least_s)
                 began = time.monotonic()
-                try:
-                    await loop.run_in_executor(self._thread, self._wait_for_bell, pause_s)
-                    began = time.monotonic()
-                    doubted = await self._find_doubted()
-                    self._log_once.log_recovery(_BELL)
-                except HoldfastError as error:
-                    self._log_once.log_error(_BELL, str(error))
-                pause_s = max(_PAUSE_S, _SHARE * (time.monotonic() - began))
-                for digest, is_claim in doubted.items():
-                    await self._answer(digest, is_claim=is_claim)
-        finally:
-            self._stopping.set()
-            await asyncio.to_thread(self._thread.shutdown)
+                doubted = await self._find_doubted()
+                self._log_once.log_recovery(_BELL)
+            except HoldfastError as error:
+                self._log_once.log_error(_BELL, str(error))
+            least_s = _SHARE * (time.monotonic() - began)
+            for digest, is_claim in doubted.items():
+                await self._answer(digest, is_claim=is_claim)
 
-    def _wait_for_bell(self, pause_s: float) -> None:
-        """Block until a gate rings, looking first after `pause_s` seconds. Raises `HoldfastError`."""
-        while not self._stopping.wait(pause_s):
-            with durable.disk_errors(f"trying the bell at {self._layout.public.snapshots}"):
-                if doubt.is_bell_held(self._layout.public):
-                    return
-            pause_s = _PAUSE_S
+    async def _wait_for_bell(self, least_s: float) -> None:
+        """Return once a gate rings, after `least_s` seconds at least. Raises `HoldfastError`."""
+        await asyncio.sleep(least_s)
+        is_ringing = False
+        while not is_ringing:
+            await self._pause()
+            with self._bell.ignoring_own():
+                is_ringing = await self._blocking.run(_try_bell, self._layout)
+        self._opened_until = time.monotonic() + _OPENED_S
+
+    async def _pause(self) -> None:
+        """Wait until the bell should be tried."""
+        bell = self._bell
+        if not bell.watches_bell or time.monotonic() < self._opened_until:
+            await asyncio.sleep(_PAUSE_S)
+        else:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_QUIET_PAUSE_S):
+                    await bell.rung.wait()
+        if bell.rung.is_set():
+            bell.rung.clear()
+            self._opened_until = time.monotonic() + _OPENED_S
 
     async def _find_doubted(self) -> dict[Digest, bool]:
         """Return the doubted snapshots, and whether nothing but a hash can tell of each; restore names first."""
@@ -151,6 +179,11 @@ class Doubts:
         names = ", ".join(map(str, self._inventory.names(digest)))
         what = "doubts" if failed else "its bytes are right: doubts that only a hash can judge"
         _log.warning("snapshot %s (%s): %s are not looked at for %.0f s", digest, names, what, pause_s)
+
+
+def _try_bell(layout: Layout) -> bool:
+    with durable.disk_errors(f"trying the bell at {layout.public.snapshots}"):
+        return doubt.is_bell_held(layout.public)
 
 
 def _list_doubted(layout: Layout, digests: Iterable[Digest]) -> dict[Digest, bool]:

@@ -137,6 +137,14 @@ def _records(daemon: DaemonProcess) -> None:
     shutil.rmtree(daemon.path(A).resolve() / ".holdfast")
 
 
+def _status(daemon: DaemonProcess) -> None:
+    daemon.layout.public.model_status(A).unlink()
+
+
+def _folder_of_names(daemon: DaemonProcess) -> None:
+    shutil.rmtree(daemon.layout.public.model_link(A).parent)
+
+
 def _blobs(daemon: DaemonProcess) -> None:
     for blob in daemon.layout.blobs.glob("*/*"):
         blob.unlink()
@@ -146,9 +154,12 @@ def _blobs(daemon: DaemonProcess) -> None:
     "delete",
     [
         _snapshot,
+        _name,
+        _one_file,
+        _status,
         *(
             pytest.param(each, marks=pytest.mark.slow)
-            for each in (_public, _one_file, _name, _other_bytes, _records, _blobs)
+            for each in (_public, _folder_of_names, _other_bytes, _records, _blobs)
         ),
     ],
 )
@@ -183,6 +194,7 @@ def _is_whole(daemon: DaemonProcess) -> bool:
             found == {path.stat().st_ino for path in daemon.layout.blobs.glob("*/*")}
             and found == {entry["ino"] for entry in record.values()}
             and (daemon.path(A) / ".holdfast" / "lease").exists()
+            and daemon.layout.public.model_status(A).exists()
         )
     except (FileNotFoundError, NotADirectoryError):
         return False

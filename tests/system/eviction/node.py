@@ -9,6 +9,7 @@ unless the test says so, so that the same choices always give the same life.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import shutil
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
@@ -403,6 +404,7 @@ class Node:
             blocking=pool,
             cluster=self.cluster,
             journal=journal,
+            ignoring_own=contextlib.nullcontext,
         )
         self.transfers = VersionFetches(
             layout=self.layout,

@@ -57,6 +57,36 @@ def _here(daemon: DaemonProcess) -> str:
     return "".join(name for name in NAMES if daemon.path(ModelRef("m", name)).exists())
 
 
+def test_a_lease_that_ended_is_a_use(daemon: DaemonProcess, source: Path) -> None:
+    """A version that was held, however shortly, is evicted after those that were used before, also after a kill."""
+    daemon.write_catalog(_catalog(source))
+    daemon.start()
+    _pull(daemon, "ab")
+    assert _order(daemon) == [A, B]
+    held = lease.take_shared(daemon.path(A) / ".holdfast" / "lease")
+    assert held is not None
+    daemon.wait(lambda: _order(daemon) == [B], "the lease")
+    held.close()
+    daemon.wait(lambda: _order(daemon) == [B, A], "its end")
+    daemon.wait(lambda: _use(daemon, B) and _order(daemon) == [A, B], "a use of a moment")
+    daemon.kill()
+    daemon.start()
+    assert _order(daemon) == [A, B]
+
+
+def _use(daemon: DaemonProcess, ref: ModelRef) -> bool:
+    """Hold a version for less time than it takes to look at its lease."""
+    short = lease.take_shared(daemon.path(ref) / ".holdfast" / "lease")
+    if short is not None:  # else the daemon tries it now
+        short.close()
+    return True
+
+
+def _order(daemon: DaemonProcess) -> list[ModelRef]:
+    """What would be evicted, and in which order."""
+    return [each.ref for each in daemon.control.gc(dry_run=True).versions]
+
+
 def test_the_watermarks_of_a_full_file_system(tmp_path: Path, source: Path) -> None:
     """Without a quota the file system is the capacity: others that fill it beyond the high mark have versions evicted,
     the least recently used first, until it is below the low one, and no more; below the high mark nothing goes."""
@@ -101,14 +131,23 @@ def test_the_last_use_outlives_the_daemon(daemon: DaemonProcess, source: Path) -
     held = lease.take_shared(daemon.layout.public.snapshot(daemon.digest(A)).lease)
     assert held is not None
     with held:
-        daemon.wait(lambda: any(item["leased"] for item in daemon.document()["models"]), "that it is seen")
-    used = {item["version"]: item["last_used"] for item in daemon.document()["models"]}
+        daemon.wait(lambda: _is_leased(daemon) and _used(daemon)["a"] > _used(daemon)["b"], "that it is seen")
+    daemon.wait(lambda: not _is_leased(daemon), "that it ended")
+    used = _used(daemon)
     daemon.kill()
     daemon.start()
-    again = {item["version"]: item["last_used"] for item in daemon.document()["models"]}
+    again = _used(daemon)
     assert again["a"] >= used["a"] > again["b"]
     _pull(daemon, "c")
     assert _here(daemon) == "ac"
+
+
+def _is_leased(daemon: DaemonProcess) -> bool:
+    return any(item["leased"] for item in daemon.document()["models"])
+
+
+def _used(daemon: DaemonProcess) -> dict[str, str]:
+    return {item["version"]: item["last_used"] for item in daemon.document()["models"]}
 
 
 def test_pins_outlive_everything_but_unpin(daemon: DaemonProcess, source: Path) -> None:

@@ -29,8 +29,8 @@ from cached.contract.digest import Digest
 from cached.contract.reference import ModelRef
 from cached.contract.status import State
 from cached.core.demand import Demand, PodWant, Priority
-from cached.node.inspection import recount
 from cached.node.inventory import write_pins
+from cached.node.recount import Recount
 from cached.store.ingest import allocated_bytes
 from sidecar.gate.snapshot import HeldSnapshot, hold_snapshot
 from tests.support.demand import compute_demand
@@ -243,7 +243,7 @@ class Lives(RuleBasedStateMachine):
 
     @rule()
     def recount(self) -> None:
-        recount(self.node.layout, self.node.lock, self.node.ledger)
+        Recount(self.node.layout, self.node.lock, self.node.ledger, None).correct()
         self.recounted = True
 
     @rule()

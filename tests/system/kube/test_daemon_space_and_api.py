@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from cached.contract.reference import ModelRef
 from tests.support.daemon import DaemonProcess
 from tests.support.joined import EVERY, NODE, PODS, Joined, Noted, joined, label, ref
 from tests.support.kube_shapes import make_pod
@@ -62,6 +64,23 @@ def test_what_a_pod_wants_is_never_evicted(node: Joined) -> None:
     node.daemon.wait_ready(C)
     assert not node.daemon.path(A).exists()
     assert node.daemon.path(B).exists()
+
+
+def test_a_version_is_used_until_its_pod_is_gone(node: Joined) -> None:
+    """Of two versions that nobody wants any more the one goes first whose pod ended first, whichever came first."""
+    node.catalog(a=node.entry("a"), b=node.entry("b"))
+    node.daemon.start()
+    for name in "ab":
+        node.pod(name, name)
+        node.daemon.wait_ready(ref(name))
+    for name, unwanted in (("b", {B}), ("a", {A, B})):
+        node.end(name)
+        node.daemon.wait(partial(_is_evictable, node.daemon, unwanted), f"the end of {name}")
+    assert [item.ref for item in node.daemon.control.gc(dry_run=True).versions] == [B, A]
+
+
+def _is_evictable(daemon: DaemonProcess, refs: set[ModelRef]) -> bool:
+    return {item.ref for item in daemon.control.gc(dry_run=True).versions} == refs
 
 
 def test_a_wrong_pin_makes_no_other_pod_lose_its_weights(node: Joined) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -56,6 +57,7 @@ class Publishing:
             blocking=self.blocking,
             cluster=Cluster(),
             journal=journal,
+            ignoring_own=contextlib.nullcontext,
         )
 
     def begin(self, version: str) -> asyncio.Task[Digest]:

@@ -18,6 +18,7 @@ from cached.node.integrity.doubts import ClaimPace, Doubts
 from cached.node.integrity.recheck import RecheckResult
 from cached.node.inventory import Inventory
 from cached.node.threads import Blocking
+from cached.node.tree_watch import Followed, TreeWatch
 from cached.store import recovery, snapshots
 from tests.support.filling import add_blob, manifest_of
 
@@ -42,12 +43,14 @@ class Node:
         self.asked: list[Digest] = []
         self.looks = 0
         self.fails = False
+        self.watch = TreeWatch(layout, asyncio.get_running_loop())
         self.doubts = Doubts(
             layout=layout,
             inventory=inventory,
             blocking=self.blocking,
             recheck=self,
             check_names=self.check_names,
+            bell=self.watch,
             pace=pace,
         )
 
@@ -73,8 +76,10 @@ class Node:
 
 
 @contextlib.asynccontextmanager
-async def _running(folder: Path, pace: ClaimPace) -> AsyncIterator[Node]:
+async def _running(folder: Path, pace: ClaimPace, *, is_watched: bool = True) -> AsyncIterator[Node]:
     node = Node(Layout(folder / "root"), pace)
+    if is_watched:
+        node.watch.follow(Followed(frozenset(node.digests), frozenset(), frozenset()))
     task = asyncio.create_task(node.doubts.run())
     try:
         yield node
@@ -82,7 +87,18 @@ async def _running(folder: Path, pace: ClaimPace) -> AsyncIterator[Node]:
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await task
+        node.watch.close()
         await asyncio.to_thread(node.blocking.close)
+
+
+@pytest.mark.parametrize("is_watched", [True, False])
+async def test_a_doubt_is_answered_with_and_without_inotify(tmp_path: Path, is_watched: bool) -> None:
+    """A gate that rings is heard, whether the kernel tells of it or the lock is tried; a second one too."""
+    async with _running(tmp_path, ClaimPace(least_s=0.0, same=0.0, any=0.0), is_watched=is_watched) as node:
+        assert node.watch.watches_bell is is_watched
+        for number in (0, 1):
+            with contextlib.closing(node.doubt(number)):
+                await node.until(lambda number=number: node.digests[number] in node.asked)
 
 
 async def test_a_claim_that_is_wrong_is_looked_at_once(tmp_path: Path) -> None:
