@@ -187,6 +187,10 @@ def _read_overridden_config(path: Path, overrides: Mapping[str, Any]) -> tuple[A
     return config, {name: value for name, value in overrides.items() if name in _PASSED_ON}
 
 
+# Of a tensor and a number, as rotary frequencies are computed.
+_WITH_A_NUMBER = (torch.Tensor.div, torch.Tensor.__rpow__, torch.Tensor.__rtruediv__)
+
+
 class _WithoutSympy(TorchFunctionMode):
     """Does what building a module asks of meta tensors most often without sympy, whose import takes a quarter of a
     second: torch's own versions of these functions for them are written in Python. A meta tensor has no values."""
@@ -195,22 +199,32 @@ class _WithoutSympy(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         named = kwargs or {}
-        if func in (torch.nn.init.normal_, torch.Tensor.normal_):
-            tensor: torch.Tensor = args[0] if args else named["tensor"]
-            if tensor.is_meta:
-                return tensor
-        elif func is torch.arange and torch.device(named.get("device") or "cpu").type == "meta":
-            found = torch.arange(*args, **{**named, "device": "cpu"})
-            return torch.empty(found.shape, dtype=found.dtype, device="meta")
-        elif func is torch.empty_like and named.keys() <= {"device", "dtype"} and _is_contiguous_meta(args[0]):
-            like = args[0]
-            kept = {"device": named.get("device") or like.device, "dtype": named.get("dtype") or like.dtype}
-            return torch.empty(like.shape, **kept)
-        return func(*args, **named)
+        found = _compute_on_meta(func, args, named)
+        return func(*args, **named) if found is None else found
 
 
-def _is_contiguous_meta(tensor: torch.Tensor) -> bool:
-    return type(tensor) is torch.Tensor and tensor.is_meta and tensor.is_contiguous()
+def _compute_on_meta(func: Any, args: tuple[Any, ...], named: Mapping[str, Any]) -> torch.Tensor | None:
+    """Return what `func` returns for meta tensors; None where torch is to compute it."""
+    if func is torch.arange:
+        if not named.keys() <= {"device", "dtype"} or torch.device(named.get("device") or "cpu").type != "meta":
+            return None
+        same = torch.arange(*args, **{**named, "device": "cpu"})
+        return torch.empty(same.shape, dtype=same.dtype, device="meta")
+    tensor = args[0] if args else named.get("tensor")
+    if type(tensor) not in (torch.Tensor, torch.nn.Parameter) or not tensor.is_meta:
+        return None
+    if func in (torch.nn.init.normal_, torch.Tensor.normal_):
+        return tensor
+    if not tensor.is_contiguous():
+        return None
+    if func is torch.empty_like and named.keys() <= {"device", "dtype"}:
+        kept = {"device": named.get("device") or tensor.device, "dtype": named.get("dtype") or tensor.dtype}
+        return torch.empty(tensor.shape, **kept)
+    if func not in _WITH_A_NUMBER or named or type(args[1]) not in (int, float):
+        return None
+    if tensor.requires_grad or not tensor.is_floating_point():  # else the number decides about the dtype
+        return None
+    return torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
 
 
 class _Placed:

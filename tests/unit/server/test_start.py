@@ -59,10 +59,9 @@ def test_a_server_of_embeddings_imports_what_its_model_needs(minilm: Path, tmp_p
 
 
 def test_a_server_of_text_imports_what_its_model_needs(llama: Path, tmp_path: Path) -> None:
-    """A server that generates text leaves out the same libraries, but sympy, with which torch divides a Llama's rotary
-    frequencies; and other kinds of models."""
+    """A server that generates text leaves out the same libraries, and other kinds of models."""
     found = _told(llama, tmp_path)
-    others = HEAVY - {"sympy"} | {"server.engine.encoder", "server.engine.classifier"}
+    others = HEAVY | {"server.engine.encoder", "server.engine.classifier"}
     assert not others & found["modules"], sorted(others & found["modules"])
 
 

@@ -17,6 +17,7 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from cached.contract.errors import Permanent
 from server import load_pretrained
 from server.weights import report
+from server.weights.pretrained import _WithoutSympy
 from tests.support.serving import REPOSITORY
 
 IDS = torch.tensor([[5, 77, 200, 13, 90]])
@@ -27,6 +28,41 @@ AUTO: Any = {
     "minilm": AutoModel,
     "t5": AutoModelForSeq2SeqLM,
 }
+
+
+ON_META: dict[str, Any] = {
+    "arange": lambda: torch.arange(7),
+    "arange of floats": lambda: torch.arange(0, 5, 0.5, dtype=torch.bfloat16),
+    "arange with a gradient": lambda: torch.arange(3.0, requires_grad=True),
+    "arange elsewhere": lambda: torch.arange(3, device="cpu"),
+    "normal": lambda: torch.nn.init.normal_(torch.nn.Parameter(torch.empty(2, 3))),
+    "normal in place": lambda: torch.empty(2, 3, dtype=torch.float16).normal_(),
+    "normal elsewhere": lambda: torch.nn.init.normal_(torch.empty(2, device="cpu"), std=0.0),
+    "an embedding": lambda: torch.nn.Embedding(4, 3).weight,
+    "empty like": lambda: torch.empty_like(torch.empty(2, 3, dtype=torch.float64)),
+    "empty like, elsewhere": lambda: torch.empty_like(torch.empty(2, 3), device="cpu", dtype=torch.int32),
+    "empty like transposed": lambda: torch.empty_like(torch.empty(2, 3).t()),
+    "empty like expanded": lambda: torch.empty_like(torch.empty(3).expand(1, -1)),
+    "divided": lambda: torch.empty(4, dtype=torch.float32) / 64,
+    "divided integers": lambda: torch.arange(0, 8, 2) / 8,
+    "divided by a tensor": lambda: torch.empty(4) / torch.empty(4, dtype=torch.float64),
+    "divided with a gradient": lambda: torch.nn.Parameter(torch.empty(4)) / 2,
+    "rotary": lambda: 1.0 / (10000.0 ** (torch.arange(0, 8, 2, dtype=torch.int64).to(dtype=torch.float) / 8)),
+}
+
+
+@pytest.mark.parametrize("name", ON_META)
+def test_meta_tensors_are_those_of_torch(name: str) -> None:
+    """What building a module computes without torch's own code for meta tensors is the tensor that this gives."""
+    compute = ON_META[name]
+    with torch.device("meta"):
+        expected = compute()
+    with _WithoutSympy(), torch.device("meta"):
+        found = compute()
+    for attribute in ("shape", "dtype", "device", "requires_grad"):
+        assert getattr(found, attribute) == getattr(expected, attribute), attribute
+    assert found.stride() == expected.stride()
+    assert type(found) is type(expected)
 
 
 @pytest.fixture(scope="session")
