@@ -26,9 +26,10 @@ from cached.core.yaml_nodes import InvalidNode
 
 _SOURCE = re.compile(r"[a-z][a-z0-9+.-]+:[^\s:].*")  # some have no `//`: models:/name/3
 _MODEL_KEYS = (
-    *("exclude", "follow", "for", "include", "namespaces", "pin", "prefetch", "require", "source", "trust", "versions"),
+    *("exclude", "follow", "for", "include", "link", "namespaces", "pin", "prefetch", "require", "source", "trust"),
+    "versions",
 )
-_VERSION_KEYS = ("digest", "follow", "for", "require", "source", "trust")
+_VERSION_KEYS = ("digest", "follow", "for", "link", "require", "source", "trust")
 _DEFAULT_KEYS = ("for", "require", "source", "trust")
 
 
@@ -36,7 +37,8 @@ _DEFAULT_KEYS = ("for", "require", "source", "trust")
 class CatalogVersion:
     """One version with the settings that apply to it. `source` has `{name}` and `{version}` filled in and may carry
     credentials; `keep`: the model's `pin: true`, never evict; `follow`: fetch what the source has later, too; `preset`:
-    its `for`; `require_loadable`: its `require: loadable`; `trust`: the least that the source must vouch for."""
+    its `for`; `require_loadable`: its `require: loadable`; `trust`: the least that the source must vouch for;
+    `link`: its `link: true`, share the bytes of local files."""
 
     ref: ModelRef
     source: str = field(repr=False)
@@ -48,6 +50,7 @@ class CatalogVersion:
     preset: Preset = DEFAULT
     require_loadable: bool = False
     trust: Trust = Trust.SIZED
+    link: bool = False
 
     @property
     def request(self) -> str:
@@ -99,6 +102,7 @@ class CatalogModel:
     preset: Preset = DEFAULT
     require_loadable: bool = False
     trust: Trust = Trust.SIZED
+    link: bool = False
     namespaces: frozenset[str] | None = None
 
 
@@ -229,6 +233,7 @@ def _model(name: str, node: yaml.Node, known: Catalog, default: _Choice, rejecte
         preset=choice.preset,
         require_loadable=choice.require_loadable,
         trust=choice.trust,
+        link=nodes.flag(fields.get("link"), "`link`"),
         namespaces=_namespaces(fields.get("namespaces")),
     )
     model = _with_versions(model, fields.get("versions"), known, rejected)
@@ -275,10 +280,16 @@ def _version(
     if template is None:
         raise InvalidNode(nodes.line_of(key), "no `source`: neither the version, nor its model, nor `defaults` has one")
     follow = nodes.flag(fields["follow"], "`follow`") if "follow" in fields else model.follow
+    link = nodes.flag(fields["link"], "`link`") if "link" in fields else model.link
     found = _apply(model, ModelRef(model.name, version), template, _digest(fields.get("digest")))
     choice = _choice(fields, _Choice(model.preset, model.require_loadable, model.trust))
     return replace(
-        found, follow=follow, preset=choice.preset, require_loadable=choice.require_loadable, trust=choice.trust
+        found,
+        follow=follow,
+        preset=choice.preset,
+        require_loadable=choice.require_loadable,
+        trust=choice.trust,
+        link=link,
     )
 
 
@@ -346,6 +357,7 @@ def _apply(model: CatalogModel, ref: ModelRef, template: str, digest: Digest | N
         model.preset,
         model.require_loadable,
         model.trust,
+        model.link,
     )
 
 

@@ -61,7 +61,8 @@ class PullWant:
 @dataclass(frozen=True, slots=True)
 class Want:
     """One wanted version with everything its fetch needs. `source` may carry credentials; `reasons` are for a person;
-    `keep`: never evict; `pin_promised`: the pin comes from the catalog, not from pods or pulls only."""
+    `keep`: never evict; `pin_promised`: the pin comes from the catalog, not from pods or pulls only; `link`: share the
+    bytes of local files where that can be, which changes no content."""
 
     ref: ModelRef
     source: str = field(repr=False)
@@ -75,6 +76,7 @@ class Want:
     preset: Preset = DEFAULT
     require_loadable: bool = False
     trust: Trust = Trust.SIZED
+    link: bool = False
 
     @property
     def request(self) -> str:
@@ -259,6 +261,7 @@ def _merge(entry: CatalogVersion, asks: Sequence[_Ask]) -> Want:
         preset=entry.preset,
         require_loadable=entry.require_loadable,
         trust=entry.trust,
+        link=entry.link,
     )
 
 

@@ -19,13 +19,13 @@ class LocalBody:
 
     def __init__(self, target: LocalTarget, offset: int, length: int | None) -> None:
         try:
-            self._descriptor = os.open(target.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+            self.descriptor = os.open(target.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
         except OSError as error:
             raise _local_error(error, target) from error
         self._target = target
         self._validator = target.validator
         try:
-            found = self._check_unchanged()
+            found = self.check_unchanged()
         except HoldfastError:
             self.close()
             raise
@@ -34,7 +34,7 @@ class LocalBody:
         self.length: int | None = found.st_size - offset if length is None else length
         self._position = offset
         self._end = offset + self.length
-        os.posix_fadvise(self._descriptor, offset, self.length, os.POSIX_FADV_SEQUENTIAL)
+        os.posix_fadvise(self.descriptor, offset, self.length, os.POSIX_FADV_SEQUENTIAL)
 
     def readinto(self, view: memoryview) -> int:
         """Fill `view` unless the range ends first; return the number of bytes read, 0 at the end."""
@@ -42,7 +42,7 @@ class LocalBody:
         filled = 0
         while filled < wanted:
             try:
-                count = os.preadv(self._descriptor, [view[filled:wanted]], self._position)
+                count = os.preadv(self.descriptor, [view[filled:wanted]], self._position)
             except OSError as error:
                 raise _local_error(error, self._target) from error
             if count == 0:
@@ -51,7 +51,7 @@ class LocalBody:
             filled += count
             self._position += count
         if self._position == self._end:
-            self._check_unchanged()  # nor while it was read
+            self.check_unchanged()  # nor while it was read
         return filled
 
     @property
@@ -61,9 +61,9 @@ class LocalBody:
 
     def close(self) -> None:
         """Close the file."""
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+            self.descriptor = -1
 
     def __enter__(self) -> LocalBody:
         return self
@@ -71,10 +71,10 @@ class LocalBody:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _check_unchanged(self) -> os.stat_result:
+    def check_unchanged(self) -> os.stat_result:
         """Return the open file's stat; raises `HoldfastError` if it differs from the listing or the first call."""
         try:
-            found = os.fstat(self._descriptor)
+            found = os.fstat(self.descriptor)
         except OSError as error:
             raise _local_error(error, self._target) from error
         self._validator = self._validator or local_validator(found)

@@ -45,6 +45,7 @@ from cached.fetch.selection import (
     report_verdict,
     rules_of,
 )
+from cached.fetch.sharing import share_files
 from cached.fetch.small_attempt import is_small
 from cached.node.publisher import Publisher
 from cached.node.status_files import FetchProgress, StatusFiles
@@ -56,6 +57,7 @@ from cached.store.fetched import FetchRecord
 from cached.store.ingest import IngestKey
 from cached.store.publication import Publication
 from cached.transport.connection.cancel import Cancelled
+from cached.transport.target import LocalTarget
 
 _log = logging.getLogger(__name__)
 
@@ -401,6 +403,8 @@ class VersionFetches:
                 sizes = [each.spec.key.size for each in missing if each.spec.key.size is not None]
                 if len(sizes) == len(missing):  # else it may still run out of space
                     fetch.got_space(sum(sizes), len(sizes))
+                if fetch.want.link:
+                    await self._share_files(fetch.source, [files[0] for files in new.values()])
                 locator = Locator(fetch.source, [files[0].file for files in new.values() if is_small(files[0].spec)])
                 for number, (id_, files) in enumerate(new.items(), 1):
                     locate = partial(locator.locate, files[0].file)
@@ -412,6 +416,19 @@ class VersionFetches:
             finally:
                 for allotment in allotments.values():
                     allotment.give_back()
+
+    async def _share_files(self, source: Source, wanted: Sequence[_WantedFile]) -> None:
+        """Share the bytes of the local files among `wanted`, whose space is reserved, before their downloads start."""
+        local = []
+        for each in wanted:
+            try:
+                target = await source.locate(each.file)
+            except HoldfastError:
+                continue  # its download says it
+            if isinstance(target, LocalTarget):
+                local.append((each.spec, target))
+        if local:
+            await self._blocking.run(share_files, self._layout, local)
 
     def _await_download(self, ref: ModelRef, awaited: list[_Awaited], one: _Awaited) -> None:
         # In a callback, not in `_wait`: a sweep may come first.

@@ -29,6 +29,7 @@ from cached.store.ranges import Ranges
 
 ALIGNMENT = 4096  # bytes, of offset, length and memory for O_DIRECT; the page size of every supported machine
 _STATE_MODE = 0o600
+_FICLONE = 0x40049409  # linux/fs.h: _IOW(0x94, 9, int)
 T = TypeVar("T")
 
 
@@ -85,6 +86,11 @@ class Ingest:
             while length > 0:
                 written = self._whichever_way(os.pwrite, self._write_fd, buffer[:length], offset)
                 buffer, length, offset = buffer[written:], length - written, offset + written
+
+    def share(self, descriptor: int) -> None:
+        """Let the data be all bytes of an open file, by sharing its extents; `record` them afterwards. Raises the
+        OSError of ioctl_ficlone(2): EXDEV for another file system, EOPNOTSUPP for one without reflinks."""
+        fcntl.ioctl(self._write_fd, _FICLONE, descriptor)
 
     def read(self, buffer: memoryview, offset: int) -> int:
         """Read into a page-aligned `buffer` from `offset`, a multiple of ALIGNMENT; return the number of bytes read."""

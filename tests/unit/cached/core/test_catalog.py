@@ -152,7 +152,7 @@ def test_a_file_that_cannot_be_read_as_a_whole(text: str, line: int, says: str) 
         ("[v1]", "mapping"),
         (
             "{version: [v1]}",
-            "known: exclude, follow, for, include, namespaces, pin, prefetch, require, source, trust, versions",
+            "known: exclude, follow, for, include, link, namespaces, pin, prefetch, require, source, trust, versions",
         ),
         ("{pin: true, pin: false}", "twice"),
         ("{pin: 'true'}", "true or false"),
@@ -173,6 +173,7 @@ def test_a_file_that_cannot_be_read_as_a_whole(text: str, line: int, says: str) 
         ("{namespaces: team-a}", "expected `namespaces` to be a list"),
         ("{namespaces: [team-a, Team_B]}", "expected a namespace such as team-a, found 'Team_B'"),
         ("{namespaces: [[a]]}", "expected a namespace as text, found a list"),
+        ("{link: 'true'}", "`link` to be true or false"),
         ("{trust: sized}", "`trust`: expected known, checked, versioned, found 'sized'"),
         ("{trust: [known]}", "text"),
         ("{namespaces: []}", "an empty `namespaces` gives the model to no pod"),
