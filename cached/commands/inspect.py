@@ -42,7 +42,8 @@ _TRUST = {
 def main(argv: Sequence[str]) -> int:
     """Run `holdfast inspect NAME@VERSION [--json]`; return the exit code."""
     parser = command_parser("inspect", "Show what a version on this node is made of, and what it was tested with.")
-    parser.add_argument("ref", metavar="NAME@VERSION", type=parse_reference)
+    a_uri = "a version on this node; with a source's URI in its place, what is there before a fetch"
+    parser.add_argument("ref", metavar="NAME@VERSION", type=parse_reference, help=a_uri)
     parser.switch("--json", help="print one JSON object instead of text")
     options = parser.parse_args(argv)
     version = _read_version(get_public_tree(options), options.ref)

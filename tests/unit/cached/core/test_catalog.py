@@ -223,7 +223,7 @@ def test_a_bad_name_is_rejected_alone(name: str) -> None:
         ("v2", "{digest: abc}", "sha256:"),
         ("v2", f"{{digest: 'sha256:{'AB' * 32}'}}", "lower-case"),
         ("v2", "{source: nowhere}", "URI"),
-        ("v2", "{sourc: 's3://b'}", "known: digest, follow, for, require, source"),
+        ("v2", "{sourc: 's3://b'}", "known: digest, follow, for, link, require, source, trust"),
         ("v2", "[]", "mapping"),
         ("v/2", "{}", "not a version"),
         ("~", "{}", "text"),
