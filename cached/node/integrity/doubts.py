@@ -32,7 +32,7 @@ from cached.store.disk import durable
 _log = logging.getLogger(__name__)
 
 _PAUSE_S = 0.5  # between two looks at the bell
-_QUIET_PAUSE_S = 5.0  # the same, while nobody opens the folder
+_QUIET_PAUSE_S = 10.0  # the same, while nobody opens the folder
 _OPENED_S = 10.0  # who opens the folder may take the lock later
 _SHARE = 50.0  # of the time, while the bell rings: looking for doubts takes at most a fiftieth
 _BELL = "the bell of the gates"
