@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from cached.contract.digest import Digest
 from cached.contract.errors import InvalidReference
@@ -58,6 +59,7 @@ class ModelRef:
         return f"{self.name}@{self.version}"
 
 
+@lru_cache(maxsize=4096)  # the versions of a model have one name
 def check_name(name: str) -> None:
     """Raise `InvalidReference` unless `name` is a valid model name."""
     segments = name.split("/")

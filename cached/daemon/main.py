@@ -194,6 +194,7 @@ async def _work(
     cluster = _make_cluster(config) if volumes is None else volumes.join(_make_cluster(config))
     journal = DigestJournal(layout.digests, recovered.digests)
     damaged, lost = recovered.damaged, recovered.lost
+    statuses = await blocking.run(recovery.read_statuses, layout, recovered)
     del recovered  # its tables are as large as those that were made of them
     metrics = DaemonMetrics()
     timeouts = HttpSettings(header_timeout_s=config.stall_timeout_s, stall_window_s=config.stall_timeout_s)
@@ -240,7 +241,7 @@ async def _work(
         high_watermark=config.high_watermark,
         low_watermark=config.low_watermark,
     )
-    reconciler.resume(_adopt_statuses(layout, status_files, inventory, lost))
+    reconciler.resume(_adopt_statuses(statuses, status_files, inventory, lost))
     catalog = CatalogFile(config.catalog, reconciler.use_catalog)
     recheck = Recheck(
         layout=layout,
@@ -452,13 +453,16 @@ async def _plan_unfinished(reconciler: Reconciler) -> None:
 
 
 def _adopt_statuses(
-    layout: Layout, status_files: StatusFiles, inventory: Inventory, lost: Collection[ModelRef]
+    before: Mapping[ModelRef, recovery.FoundStatus],
+    status_files: StatusFiles,
+    inventory: Inventory,
+    lost: Collection[ModelRef],
 ) -> dict[ModelRef, Digest | None]:
     """Publish the status of each held version where its file does not have it, and remove stale status files. Return
     the versions to fetch, with their pins: unfinished at the last stop, or `lost` since."""
-    before = recovery.read_statuses(layout)
     unfinished: dict[ModelRef, Digest | None] = {}
-    for ref, (old, _) in before.items():
+    for ref, found in before.items():
+        old = found.status
         status_files.adopt(ref, old)
         if ref in inventory.models:
             continue
@@ -469,11 +473,11 @@ def _adopt_statuses(
             status_files.drop(ref)
     unfinished |= {ref: None for ref in lost if ref not in before}
     for ref, digest in inventory.models.items():
-        old_status, data = before.get(ref, (None, None))
-        inventory.adopt(ref, _find_old_source(old_status, digest))
-        pinned, record = old_status is not None and old_status.pinned, inventory.fetched[ref]
-        found = AdoptedVersion(digest, inventory.size(ref), pinned, record.source, record.verdict)
-        status_files.adopt_ready(ref, found, data)
+        last = before.get(ref)
+        inventory.adopt(ref, _find_old_source(None if last is None else last.status, digest))
+        pinned, record = last is not None and last.status.pinned, inventory.fetched[ref]
+        version = AdoptedVersion(digest, inventory.size(ref), pinned, record.source, record.verdict)
+        status_files.adopt_ready(ref, version, is_exact=last is not None and last.is_exact)
     status_files.sweep()
     return unfinished
 

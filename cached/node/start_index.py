@@ -24,7 +24,7 @@ _log = logging.getLogger(__name__)
 
 _QUIET_S = 30.0  # without a change of the inventory
 _PATIENCE_S = 60.0
-_LAST_PATIENCE_S = 5.0  # at the end, of the 15 s that a shutdown may take
+_LAST_PATIENCE_S = 3.0  # at the end, of the 15 s that a shutdown may take
 
 
 class StartIndex:

@@ -211,13 +211,13 @@ class StatusFiles:
         with self._lock:
             self._statuses[ref] = status
 
-    def adopt_ready(self, ref: ModelRef, ready: AdoptedVersion, data: bytes | None) -> None:
-        """Set a version that was found here to READY; its file is not written if it says so already. `data`: the
-        file's bytes, None where it has none."""
+    def adopt_ready(self, ref: ModelRef, ready: AdoptedVersion, *, is_exact: bool) -> None:
+        """Set a version that was found here to READY; its file is not written if it says so already. `is_exact`: the
+        file is the one that would be written of the status that was adopted."""
         digest = str(ready.digest)
         self._contents[ref] = _Content(digest, None, {}, {}, ready.verdict)
         old = self._statuses.get(ref)
-        if old is not None and data is not None:
+        if old is not None and is_exact:
             base = _status(ref, State.READY, ready.source, ready.digest, pinned=ready.pinned)
             fresh = replace(
                 base,
@@ -228,7 +228,7 @@ class StatusFiles:
                 since=old.since,
                 updated=old.updated,
             )
-            if fresh == old and data == encode(old.document()):
+            if fresh == old:
                 return
         self.set_ready(ref, ready.digest, ready.size, pinned=ready.pinned, source=ready.source)
 

@@ -14,7 +14,7 @@ import shutil
 import stat
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from cached.contract.digest import Digest, is_hex
@@ -23,7 +23,7 @@ from cached.contract.layout import LAYOUT_VERSION, TEMPORARY_PREFIX, Layout
 from cached.contract.manifest import Manifest
 from cached.contract.program import limits
 from cached.contract.reference import ModelRef, name_from_path_segment
-from cached.contract.status import ModelStatus
+from cached.contract.status import ModelStatus, encode
 from cached.core.space import OnDisk
 from cached.store import blobs as committed
 from cached.store import deletion, digest_journal, fetched, ingest, kept, repair, snapshots
@@ -41,7 +41,8 @@ class Recovered:
     pointed at one, deleted here and still wanted. `fetched`: the fetch records without `files`; of unknown origin if
     the record is of other content, absent if a name has no record (an older release published it). `digests`: by ingest
     id, unpromised sha256 from the digest journal. `kept`: the uids of the pods that snapshots are kept for. `links`:
-    the number of snapshots that have each blob, where there are any."""
+    the number of snapshots that have each blob, where there are any. `statuses`: what an index has of the versions'
+    status files."""
 
     models: dict[ModelRef, Digest]
     manifests: dict[Digest, Manifest]
@@ -52,6 +53,7 @@ class Recovered:
     digests: dict[str, str]
     kept: dict[Digest, frozenset[str]]
     links: dict[str, int]
+    statuses: Mapping[ModelRef, index.Status] = field(default_factory=dict, compare=False)
 
 
 def prepare(layout: Layout) -> None:
@@ -129,6 +131,7 @@ def _recover_unchanged(layout: Layout, believed: index.Believed) -> Recovered:
         digests=_keep_digests(layout, digests, contents.blobs),
         kept=kept.read_all(layout),
         links=dict(contents.links),
+        statuses=contents.statuses,
     )
 
 
@@ -138,7 +141,8 @@ def recover_by_tree(layout: Layout) -> Recovered:
     nested = _list_folders(public.models, public.status, layout.ingest, layout.fetched)
     records = (folder / ".holdfast" for folder in _list_folders(public.snapshots))
     _sweep((*_list_flat(layout), public.snapshots, *nested, *records), layout.trash)
-    sync_folders(layout)
+    for folder in list_synced(layout):
+        durable.fsync_dir(folder)
     digests = _read_digests(layout)
     for name in find_second_names(layout):
         durable.unlink(layout.blob(name))
@@ -213,19 +217,36 @@ def _measure_quarantined(layout: Layout) -> dict[str, int]:
     return {name: deletion.quarantined_bytes(layout, name) for name in _names(layout.quarantine)}
 
 
-def read_statuses(layout: Layout) -> dict[ModelRef, tuple[ModelStatus, bytes]]:
-    """Return the last daemon's status of every version, and the bytes of its file, none of them where the file itself
-    is not as the daemon makes it; skip invalid files."""
-    statuses: dict[ModelRef, tuple[ModelStatus, bytes]] = {}
+@dataclass(frozen=True, slots=True)
+class FoundStatus:
+    """The last daemon's status of a version. `is_exact`: its file is the one that this daemon would write of it."""
+
+    status: ModelStatus
+    is_exact: bool
+
+
+def read_statuses(layout: Layout, recovered: Recovered) -> dict[ModelRef, FoundStatus]:
+    """Return the last daemon's status of every version; skip invalid files."""
+    statuses: dict[ModelRef, FoundStatus] = {}
     folder = os.fspath(layout.public.status)
     for ref in _list_refs(layout.public.status, ".json"):
+        path = f"{folder}/{ref.path_segment}/{ref.version}.json"
         with contextlib.suppress(OSError, HoldfastError):  # truncated by a crash: a current version's is rewritten
-            path = f"{folder}/{ref.path_segment}/{ref.version}.json"
-            with open(path, "rb", buffering=0) as file:
-                data, found = file.read(), os.fstat(file.fileno())
-            is_ours = found.st_mode == stat.S_IFREG | 0o644 and os.path.samestat(found, os.lstat(path))
-            statuses[ref] = ModelStatus.parse(data), data if is_ours else b""
+            noted = recovered.statuses.get(ref)
+            if noted is not None and index.stamp_file(path) == noted.stamp:
+                statuses[ref] = FoundStatus(noted.make_status(ref, recovered.manifests[noted.digest]), True)
+            else:
+                statuses[ref] = read_status(path)
     return statuses
+
+
+def read_status(path: str) -> FoundStatus:
+    """Return the status in a file; raises OSError or `Permanent` (`invalid_status`)."""
+    with open(path, "rb", buffering=0) as file:
+        data, found = file.read(), os.fstat(file.fileno())
+    is_ours = found.st_mode == stat.S_IFREG | 0o644 and os.path.samestat(found, os.lstat(path))
+    status = ModelStatus.parse(data)
+    return FoundStatus(status, is_ours and data == encode(status.document()))
 
 
 def _check_version(layout: Layout) -> None:
@@ -255,14 +276,14 @@ def list_temporary(folder: Path) -> list[Path]:
     return [folder / name for name in _names(folder) if name.startswith(TEMPORARY_PREFIX)]
 
 
-def sync_folders(layout: Layout) -> None:
-    """Sync all folders: a killed daemon may have renamed without a sync, and a power cut would undo such a rename."""
+def list_synced(layout: Layout) -> list[Path]:
+    """Return the folders to sync before anything builds on what they have: a killed daemon may have renamed without a
+    sync, and a power cut would undo such a rename."""
     public = layout.public
     nested = _list_folders(layout.blobs, public.models, layout.ingest, layout.fetched)
     flat = (layout.root, layout.private, layout.ingest, layout.blobs, layout.quarantine, layout.trash, public.path)
-    for folder in (*flat, layout.fetched, layout.kept, public.snapshots, public.models, *nested):
-        if folder.is_dir():
-            durable.fsync_dir(folder)
+    folders = (*flat, layout.fetched, layout.kept, public.snapshots, public.models, *nested)
+    return [folder for folder in folders if folder.is_dir()]
 
 
 def find_second_names(layout: Layout) -> list[str]:
@@ -378,9 +399,13 @@ def _read_fetched(layout: Layout, models: Mapping[ModelRef, Digest]) -> dict[Mod
 def _list_refs(folder: Path, suffix: str) -> Iterator[ModelRef]:
     """Yield the versions that have a file `<model>/<version><suffix>`; ignore other files."""
     for segment in _names(folder):
+        try:
+            model = name_from_path_segment(segment)
+        except InvalidReference:
+            continue
         for name in _names(folder / segment):
             try:
-                ref = ModelRef(name_from_path_segment(segment), name.removesuffix(suffix))
+                ref = ModelRef(model, name.removesuffix(suffix))
             except InvalidReference:
                 continue
             yield ref

@@ -31,7 +31,7 @@ from cached.contract.errors import HoldfastError
 from cached.contract.layout import Layout
 from cached.contract.manifest import Manifest, PackedFiles
 from cached.contract.reference import ModelRef, name_from_path_segment
-from cached.contract.status import NO_VERDICT, Verdict
+from cached.contract.status import NO_VERDICT, ModelStatus, State, Verdict
 from cached.store.fetched import FetchRecord
 
 FORMAT = b"holdfast start index 1\n"
@@ -57,6 +57,41 @@ class Record:
 
 
 @dataclass(frozen=True, slots=True)
+class Status:
+    """The status file of a published version that says `ready` and no more. `digest`: what its name leads to,
+    `verdict`: that of its fetch record."""
+
+    stamp: FileStamp
+    digest: Digest
+    verdict: Verdict
+    pinned: bool
+    source: str
+    since: str
+    updated: str
+
+    def make_status(self, ref: ModelRef, manifest: Manifest) -> ModelStatus:
+        """Return the status that the file has."""
+        digest, size = str(self.digest), manifest.total_bytes
+        return ModelStatus(
+            model=ref.name,
+            version=ref.version,
+            state=State.READY,
+            digest=digest,
+            pinned=self.pinned,
+            source=self.source,
+            bytes_total=size,
+            bytes_done=size,
+            rate_bytes_per_s=None,
+            eta_s=None,
+            since=self.since,
+            updated=self.updated,
+            error=None,
+            held=digest,
+            verdict=self.verdict,
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class Contents:
     """What the tree has at rest. `folders`: the stamp of each folder, by its path in the root. `manifest_stamps` and
     `records_stamps`: of each snapshot's manifest, and of its `.holdfast`. `links`: how many snapshots have a blob."""
@@ -67,6 +102,7 @@ class Contents:
     records_stamps: Mapping[Digest, Stamp]
     models: Mapping[ModelRef, Digest]
     fetched: Mapping[ModelRef, Record]
+    statuses: Mapping[ModelRef, Status]
     blobs: Mapping[str, int]
     links: Mapping[str, int]
 
@@ -121,10 +157,12 @@ def encode(contents: Contents, device: int, begun_ns: int) -> bytes:
     path_sets = {paths: number for number, paths in enumerate(dict.fromkeys(each.paths for each in packed))}
     names = []
     for ref in sorted(contents.models):
-        noted = contents.fetched.get(ref)
-        names.append(
-            [ref.path_segment, ref.version, numbers[contents.models[ref]], None if noted is None else _encode(noted)]
-        )
+        noted, status = contents.fetched.get(ref), contents.statuses.get(ref)
+        record = None if noted is None else _encode(noted)
+        told = None
+        if status is not None:
+            told = [list(status.stamp), status.pinned, status.source, status.since, status.updated]
+        names.append([ref.path_segment, ref.version, numbers[contents.models[ref]], record, told])
     blobs = sorted(contents.blobs)
     head = {
         "boot": read_boot(),
@@ -219,12 +257,17 @@ def _decode(head: dict[str, Any], binary: memoryview) -> Contents:
     models: dict[ModelRef, Digest] = {}
     fetched: dict[ModelRef, Record] = {}
     segments: dict[str, str] = {}
-    for segment, version, number, noted in head["names"]:
+    statuses: dict[ModelRef, Status] = {}
+    for segment, version, number, noted, told in head["names"]:
         name = segments.get(segment) or segments.setdefault(segment, name_from_path_segment(segment))
         ref = ModelRef(name, version)
         models[ref] = digests[number]
         if noted is not None:
             fetched[ref] = _decode_record(models[ref], noted)
+        if told is not None:
+            seen, pinned, source, since, updated = told
+            verdict = fetched[ref].record.verdict if noted is not None else NO_VERDICT
+            statuses[ref] = Status(tuple(seen), models[ref], verdict, pinned, source, since, updated)
     return Contents(
         folders={path: tuple(seen) for path, seen in head["folders"].items()},
         manifests=dict(zip(digests, map(Manifest.unpack, packed), strict=True)),
@@ -232,6 +275,7 @@ def _decode(head: dict[str, Any], binary: memoryview) -> Contents:
         records_stamps=dict(zip(digests, map(tuple, head["records_stamps"]), strict=True)),
         models=models,
         fetched=fetched,
+        statuses=statuses,
         blobs=dict(zip(blobs, sizes, strict=True)),
         links={blob: number for blob, number in zip(blobs, links, strict=True) if number},
     )

@@ -15,12 +15,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cached.contract.digest import Digest
+from cached.contract.errors import HoldfastError
 from cached.contract.layout import Layout
 from cached.contract.manifest import Manifest
 from cached.contract.reference import ModelRef
+from cached.contract.status import NO_VERDICT
 from cached.store import recovery
 from cached.store.disk import durable
 from cached.store.disk.root import is_on_network
+from cached.store.fetched import FetchRecord
 from cached.store.start import index
 
 _LOOKS = 3  # at a tree that changed a moment ago
@@ -118,7 +121,9 @@ def _look(layout: Layout, known: Mapping[Digest, Manifest], deadline: float) -> 
     _check_time(deadline)
     if leftovers := [path for folder in _list_swept(layout, stamps) for path in recovery.list_temporary(folder)]:
         raise NotAtRest(f"{leftovers[0]} is left over")
-    recovery.sync_folders(layout)
+    for folder in recovery.list_synced(layout):
+        _check_time(deadline)
+        durable.fsync_dir(folder)
     if _take_stamps(layout) != stamps:
         raise NotAtRest("the store changed")
     return index.Contents(
@@ -128,9 +133,32 @@ def _look(layout: Layout, known: Mapping[Digest, Manifest], deadline: float) -> 
         records_stamps={Digest(name): seen for name, seen in stamps.records_folders.items()},
         models=models,
         fetched={ref: index.Record(stamps.fetched[ref], record) for ref, record in records.items()},
+        statuses=_read_statuses(layout, models, records, manifests),
         blobs=blobs,
         links=recovery.count_links(manifests, blobs),
     )
+
+
+def _read_statuses(
+    layout: Layout,
+    models: Mapping[ModelRef, Digest],
+    records: Mapping[ModelRef, FetchRecord],
+    manifests: Mapping[Digest, Manifest],
+) -> dict[ModelRef, index.Status]:
+    """Return the status files that say `ready` and no more. Each is read by a start whose file has another stamp: they
+    change while nothing else does."""
+    statuses = {}
+    for ref, digest in models.items():
+        path = os.fspath(layout.public.model_status(ref))
+        verdict = records[ref].verdict if ref in records else NO_VERDICT
+        with contextlib.suppress(OSError, HoldfastError):
+            seen = index.stamp_file(path)
+            found = recovery.read_status(path)
+            told = found.status
+            noted = index.Status(seen, digest, verdict, told.pinned, told.source, told.since, told.updated)
+            if found.is_exact and noted.make_status(ref, manifests[digest]) == told:
+                statuses[ref] = noted
+    return statuses
 
 
 def _list_swept(layout: Layout, stamps: _Stamps) -> list[Path]:

@@ -212,7 +212,9 @@ def test_the_last_status_files(layout: Layout) -> None:
     (folder / "v1.json").write_bytes(encode(status.document()))
     (folder / "v2.json").write_bytes(b"{half")
     (layout.public.status / "daemon.json").write_bytes(b"{}")
-    assert {ref: found for ref, (found, _) in recovery.read_statuses(layout).items()} == {ONE: status}
+    assert {ref: found.status for ref, found in recovery.read_statuses(layout, recovery.recover(layout)).items()} == {
+        ONE: status
+    }
 
 
 def test_a_snapshot_that_links_a_blob_in_quarantine_is_damaged(layout: Layout) -> None:

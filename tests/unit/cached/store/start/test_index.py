@@ -9,6 +9,7 @@ import random
 import shutil
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from cached.contract.digest import Digest
 from cached.contract.layout import Layout, SnapshotLayout
 from cached.contract.loadable.findings import Finding
 from cached.contract.reference import ModelRef
-from cached.contract.status import Verdict
+from cached.contract.status import NO_VERDICT, ModelStatus, State, Verdict, encode
 from cached.contract.verified import VerifiedRecord
 from cached.store import blobs, fetched, kept, recovery, snapshots
 from cached.store.digest_journal import DigestJournal
@@ -337,13 +338,13 @@ def test_a_change_while_it_is_written_is_seen(pair: tuple[Layout, Layout], monke
     """A tree that changes between the two looks at it gets no index."""
     indexed, _ = pair
     publish(indexed, ModelRef("new", "v2"), {"new": b"new"})
-    sync = recovery.sync_folders
+    list_synced = recovery.list_synced
 
-    def delete_and_sync(layout: Layout) -> None:
+    def delete_and_list(layout: Layout) -> list[Path]:
         layout.blob(ONLY_TWO).unlink()
-        sync(layout)
+        return list_synced(layout)
 
-    monkeypatch.setattr(recovery, "sync_folders", delete_and_sync)
+    monkeypatch.setattr(recovery, "list_synced", delete_and_list)
     with pytest.raises(survey.NotAtRest):
         _write_index(indexed)
     assert not _is_believed(indexed)
@@ -356,3 +357,35 @@ def test_a_deadline_is_kept(tmp_path: Path) -> None:
     with pytest.raises(survey.NotAtRest, match="too long"):
         survey.write_index(layout, {}, time.monotonic() - 1)
     assert not layout.start_index.exists()
+
+
+def test_a_status_is_read_where_its_file_is_another(pair: tuple[Layout, Layout]) -> None:
+    """A start knows a status without reading it while its file is the same; one that was written since, edited in
+    place or is gone is what its file says."""
+    indexed, _ = pair
+    indexed.start_index.unlink()
+    written = {}
+    for ref, files in ((ONE, FILES), (SAME, FILES), (TWO, OTHERS)):
+        written[ref] = _ready(ref, files, _VERDICT if ref == ONE else NO_VERDICT)
+        indexed.public.model_status(ref).parent.mkdir(exist_ok=True)
+        indexed.public.model_status(ref).write_bytes(encode(written[ref].document()))
+        indexed.public.model_status(ref).chmod(0o644)
+    assert _write_index(indexed)
+    found = recovery.read_statuses(indexed, recovery.recover(indexed))
+    assert found == {ref: recovery.FoundStatus(status, True) for ref, status in written.items()}
+    assert found == recovery.read_statuses(indexed, recovery.recover_by_tree(indexed))
+
+    _edit(indexed.public.model_status(ONE), encode(replace(written[ONE], source="elsewhere").document()))
+    indexed.public.model_status(TWO).write_bytes(b'{"half')
+    indexed.public.model_status(SAME).chmod(0o666)
+    assert _is_believed(indexed)
+    found = recovery.read_statuses(indexed, recovery.recover(indexed))
+    assert found == recovery.read_statuses(indexed, recovery.recover_by_tree(indexed))
+    assert found[ONE].status.source == "elsewhere"
+    assert not found[SAME].is_exact
+
+
+def _ready(ref: ModelRef, files: dict[str, bytes], verdict: Verdict) -> ModelStatus:
+    digest, size, then = str(manifest_of(files).digest), sum(map(len, files.values())), "2026-11-20T18:00:00Z"
+    told = (ref.name, ref.version, State.READY, digest, True, "s3://a/b", size, size, None, None, then, then, None)
+    return ModelStatus(*told, held=digest, verdict=verdict)
