@@ -211,7 +211,9 @@ def _compute_on_meta(func: Any, args: tuple[Any, ...], named: Mapping[str, Any])
         same = torch.arange(*args, **{**named, "device": "cpu"})
         return torch.empty(same.shape, dtype=same.dtype, device="meta")
     tensor = args[0] if args else named.get("tensor")
-    if type(tensor) not in (torch.Tensor, torch.nn.Parameter) or not tensor.is_meta:
+    if not isinstance(tensor, torch.Tensor) or type(tensor) not in (torch.Tensor, torch.nn.Parameter):
+        return None
+    if not tensor.is_meta:
         return None
     if func in (torch.nn.init.normal_, torch.Tensor.normal_):
         return tensor
