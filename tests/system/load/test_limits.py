@@ -144,7 +144,7 @@ def test_no_descriptor_is_transient_and_no_rot(tmp_path: Path, confined: Path) -
     room."""
     publish_files(tmp_path / "source", FILES | SMALL_FILES)
     publish_files(tmp_path / "other", {"a.bin": b"a" * 5000})
-    with daemon_process(tmp_path) as daemon:
+    with daemon_process(tmp_path, "--scrub-period", "1s") as daemon:
         daemon.write_catalog(
             {"acme/held": model(f"file://{tmp_path}/other"), "acme/tiny": model(f"file://{tmp_path}/source")}
         )
@@ -269,7 +269,7 @@ def test_a_refused_priority_does_not_stop_the_scrub(tmp_path: Path, confined: Pa
     """Where a sandbox refuses setpriority the scrub works at the ordinary one, and says so."""
     publish_files(tmp_path / "source", {"a.bin": b"a" * 5000})
     (confined / "setpriority").touch()
-    with daemon_process(tmp_path, environment=environment_of(confined)) as daemon:
+    with daemon_process(tmp_path, "--scrub-period", "1s", environment=environment_of(confined)) as daemon:
         daemon.write_catalog({"acme/tiny": model(f"file://{tmp_path}/source")})
         daemon.start()
         daemon.pull("acme/tiny@v1")
