@@ -26,12 +26,13 @@ from bench.harness import Workplace, bench_main, in_turn, matches, size_argument
 from bench.machine import append_section, require_space
 from bench.measure import Usage, cpu_seconds, peak_memory
 from bench.origins import BUCKET, Corpus, loopback_environment, nginx, random_corpus, s3_environment, s3_server
-from bench.peers import CURL, HTTP_PEERS, S3_PEERS, Job, Peer
+from bench.peers import BARE, CURL, HTTP_PEERS, S3_PEERS, Job, Peer
 from cached.contract.errors import HoldfastError
 from cached.contract.program.units import format_size
 from cached.contract.reference import ModelRef
 
 HOLDFAST_HTTP, HOLDFAST_S3 = "holdfast (http)", "holdfast (s3)"
+BEFORE_HTTP, BEFORE_S3 = "before (http)", "before (s3)"
 _REF = ModelRef("bench", "v1")
 _SPARE_BYTES = 1024**3
 
@@ -59,6 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.fetch", description=__doc__.partition("\n")[0])
     parser.add_argument("--files", type=int, default=4, help="files in the model (default 4)")
     parser.add_argument("--size", type=size_argument, default="2GiB", help="size of each (default 2GiB)")
+    parser.add_argument("--before", type=Path, help="another checkout of this repository, to run as well")
     parser.add_argument("--rounds", type=int, default=3, help="times that every row runs (default 3)")
     parser.add_argument(
         "--only", default="", help="run only rows with one of these comma-separated words in their name"
@@ -72,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         require_space(place.folder, total * 2 + _SPARE_BYTES)
         print(f"origin: {options.files} files of {format_size(options.size)} in {place.origin}", flush=True)
         corpus = random_corpus(place.origin, options.files, options.size)
-        rows = _rows(corpus, place, servers, options.only)
+        rows = _rows(corpus, place, servers, options)
         samples = _rounds(rows, corpus, place, options.rounds)
         text, document = _report(samples, corpus)
         print(f"\n{text}")
@@ -83,18 +85,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _rows(corpus: Corpus, place: Workplace, servers: ExitStack, only: str) -> list[Row]:
+def _rows(corpus: Corpus, place: Workplace, servers: ExitStack, options: argparse.Namespace) -> list[Row]:
     web_url = servers.enter_context(nginx(place.origin, place.scratch / "nginx"))
     web = Server(corpus, web_url, loopback_environment(), f"{web_url}/{BUCKET}/{corpus.version}/")
-    rows = [Row(HOLDFAST_HTTP, partial(_holdfast, web, place)), *_peers(HTTP_PEERS, web, place)]
+    daemons = [(HOLDFAST_HTTP, HOLDFAST_S3, None)]
+    if options.before is not None:
+        daemons.append((BEFORE_HTTP, BEFORE_S3, options.before.resolve()))
+    rows = [Row(name, partial(_holdfast, web, place, checkout)) for name, _, checkout in daemons]
+    rows += _peers(HTTP_PEERS, web, place)
     try:
         s3_url = servers.enter_context(s3_server(place.origin, place.scratch / "s3"))
     except HoldfastError as error:
         print(f"skipped, all S3 rows: {error.message}", flush=True)
     else:
         s3 = Server(corpus, s3_url, s3_environment(s3_url), f"s3://{BUCKET}/{corpus.version}/")
-        rows += [Row(HOLDFAST_S3, partial(_holdfast, s3, place)), *_peers(S3_PEERS, s3, place)]
-    return [row for row in rows if matches(only, row.name)]
+        rows += [Row(name, partial(_holdfast, s3, place, checkout)) for _, name, checkout in daemons]
+        rows += _peers(S3_PEERS, s3, place)
+    return [row for row in rows if matches(options.only, row.name)]
 
 
 def _peers(peers: Sequence[Peer], server: Server, place: Workplace) -> list[Row]:
@@ -111,11 +118,11 @@ def _peer(peer: Peer, server: Server, place: Workplace, folder: Path) -> Usage:
     return peer.run(Job(server.corpus, server.url, server.environment, folder, place.scratch, server.corpus.timeout_s))
 
 
-def _holdfast(server: Server, place: Workplace, folder: Path) -> Usage:
+def _holdfast(server: Server, place: Workplace, checkout: Path | None, folder: Path) -> Usage:
     """Measure an idle daemon from the pull until the version's symlink names the verified snapshot."""
     catalog, digest = place.scratch / "catalog.yaml", server.corpus.manifest.digest
     write_catalog(catalog, [CatalogEntry(_REF, server.source, digest)])
-    with daemon(folder, catalog, server.environment) as running:
+    with daemon(folder, catalog, server.environment, checkout=checkout) as running:
         running.wait_ready()
         started, cpu_before_s = time.monotonic(), cpu_seconds(running.pid)
         running.pull(_REF)
@@ -154,27 +161,42 @@ def _run(row: Row, corpus: Corpus, place: Workplace) -> Usage:
 
 
 def _report(samples: Sequence[report.Sample], corpus: Corpus) -> tuple[str, dict[str, object]]:
-    http = (HOLDFAST_HTTP, *(peer.name for peer in HTTP_PEERS))
-    s3 = (HOLDFAST_S3, *(peer.name for peer in S3_PEERS))
-    best = report.fastest(samples, s3[1:])
-    parts, rows, targets = [], [], []
+    http = (HOLDFAST_HTTP, BEFORE_HTTP, *(peer.name for peer in HTTP_PEERS))
+    s3 = (HOLDFAST_S3, BEFORE_S3, *(peer.name for peer in S3_PEERS))
+    best = report.fastest(samples, s3[2:])
+    parts, rows = [], []
     for title, names, reference in (("Over HTTP (nginx)", http, CURL.name), ("Over S3 (rclone)", s3, best)):
         references = [reference] if reference else []
         figures = report.figures(samples, names, references)
         if figures:
             rows += figures
             parts.append(f"{title}, {format_size(corpus.size)}:\n\n{report.table(figures, references)}")
-    for row, reference, bound in ((HOLDFAST_HTTP, CURL.name, 1.2), (HOLDFAST_S3, best, 1.0)):
-        found = report.ratio(samples, row, reference) if reference else None
-        if found is not None:
-            targets.append(report.Target(f"{row}, rate against {reference}", found, bound, True, " x"))
-    targets += [
-        report.Target(f"{figure.row}, CPU", figure.cpu_s_per_gb, 0.80, False, " s/GB")
-        for figure in rows
-        if figure.row == HOLDFAST_HTTP
-    ]
+    targets = [*_rate_targets(samples, best), *_cpu_targets(samples)]
     parts.append(report.bullets(targets))
     return "\n\n".join(part for part in parts if part), report.document(samples, rows, targets)
+
+
+def _rate_targets(samples: Sequence[report.Sample], best_s3: str | None) -> list[report.Target]:
+    bounds = [
+        (HOLDFAST_HTTP, CURL.name, 1.2),
+        (HOLDFAST_S3, best_s3, 1.0),
+        (HOLDFAST_HTTP, BEFORE_HTTP, 1.0),
+        (HOLDFAST_S3, BEFORE_S3, 1.0),
+    ]
+    return [
+        report.Target(f"{row}, rate against {reference}", found, bound, True, " x")
+        for row, reference, bound in bounds
+        if reference is not None and (found := report.ratio(samples, row, reference)) is not None
+    ]
+
+
+def _cpu_targets(samples: Sequence[report.Sample]) -> list[report.Target]:
+    bounds = [(HOLDFAST_HTTP, BEFORE_HTTP, 0.90), (HOLDFAST_HTTP, BARE.name, 1.10), (HOLDFAST_S3, BEFORE_S3, 0.90)]
+    return [
+        report.Target(f"{row}, CPU against {reference}", found, bound, False, " x")
+        for row, reference, bound in bounds
+        if (found := report.cpu_ratio(samples, row, reference)) is not None
+    ]
 
 
 if __name__ == "__main__":

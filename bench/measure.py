@@ -86,27 +86,12 @@ def cpu_seconds_by_name(names: Collection[str]) -> float:
 def peak_memory(pid: int) -> int:
     """Return the peak resident bytes of a running process and its descendants; 0 after its end."""
     # Not ru_maxrss: exec(2) keeps the peak of the forking process there, which is this one.
-    return _memory(pid, "VmHWM:")
+    return _memory(pid, "VmHWM")
 
 
 def resident_memory(pid: int) -> int:
     """Return the resident bytes of a running process and its descendants now; 0 after its end."""
-    return _memory(pid, "VmRSS:")
-
-
-def _memory(pid: int, field: str) -> int:
-    try:
-        status = Path(f"/proc/{pid}/status").read_text()
-        children = _children(pid)
-    except (FileNotFoundError, ProcessLookupError):
-        return 0
-    own = next((int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith(field)), 0)
-    return own + sum(_memory(child, field) for child in children)
-
-
-def resident_bytes(pid: int) -> int:
-    """Return the resident bytes of a running process."""
-    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return _memory(pid, "VmRSS")
 
 
 def io_count(pid: int, field: str) -> int:
@@ -169,6 +154,17 @@ def _watch(pid: int, deadline: float) -> int:
     finally:
         os.close(descriptor)
     return peak
+
+
+def _memory(pid: int, field: str) -> int:
+    """Return a field of /proc/PID/status in bytes, summed over the process and its descendants."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+        children = _children(pid)
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    own = next((int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith(f"{field}:")), 0)
+    return own + sum(_memory(child, field) for child in children)
 
 
 def _children(pid: int) -> list[int]:

@@ -1,7 +1,8 @@
 """The compared tools: how each fetches the corpus into plain files and makes it durable.
 
 Law: each runs with its fastest options here: files and parts in parallel, space allocated first where possible. None
-of them verifies the files. `sync FILE…` afterwards calls fsync(2) on each, and its cost counts.
+of them verifies the files, except the bare sum, which is no tool but the least that a verified fetch costs. `sync
+FILE…` afterwards calls fsync(2) on each, and its cost counts.
 """
 
 from __future__ import annotations
@@ -41,16 +42,17 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """One tool: its row's name, the program, and its arguments for a `Job`."""
+    """One tool: its row's name, the program, its arguments for a `Job`, and the package that a Python program needs."""
 
     name: str
     program: str
     arguments: Callable[[Job], list[str]]
+    package: str | None = None
 
     def missing(self) -> str | None:
         """Return why this tool cannot run here; None where it can."""
-        if self.program == sys.executable:
-            return None if find_spec("boto3") else "boto3 is not installed"
+        if self.package is not None and find_spec(self.package) is None:
+            return f"{self.package} is not installed"
         return None if tool(self.program) else f"{self.program} is not installed"
 
     def run(self, job: Job) -> Usage:
@@ -97,15 +99,22 @@ def _rclone(job: Job) -> list[str]:
     ]
 
 
+def _bare(job: Job) -> list[str]:
+    program = str(Path(__file__).with_name("bare_fetch.py"))
+    files = [word for e in job.corpus.manifest.files for word in (f"{job.url}/{job.prefix}/{e.path}", e.sha256)]
+    return ["-I", "-S", program, str(job.destination), *files]
+
+
 def _boto3(job: Job) -> list[str]:
     program = Path(__file__).with_name("boto3_download.py")
     return ["-P", str(program), job.url, BUCKET, job.corpus.version, str(job.destination), *job.names]
 
 
+BARE = Peer("bare sum", sys.executable, _bare)
 CURL = Peer("curl + sync", "curl", _curl)
-HTTP_PEERS = (CURL, Peer("aria2c + sync", "aria2c", _aria2c))
+HTTP_PEERS = (BARE, CURL, Peer("aria2c + sync", "aria2c", _aria2c))
 S3_PEERS = (
     Peer("s5cmd + sync", "s5cmd", _s5cmd),
-    Peer("boto3 + sync", sys.executable, _boto3),
+    Peer("boto3 + sync", sys.executable, _boto3, "boto3"),
     Peer("rclone copy + sync", "rclone", _rclone),
 )

@@ -6,7 +6,7 @@ machine slows both; figures are medians over the rounds.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any
@@ -72,13 +72,12 @@ class Target:
 
 def ratio(samples: Iterable[Sample], row: str, reference: str) -> float | None:
     """Return the median ratio of the two rows' rates within a round; None without a pair."""
-    rates: dict[tuple[str, int], float] = {(s.row, s.round): s.rate for s in samples}
-    paired = [
-        rate / rates[reference, round_]
-        for (name, round_), rate in rates.items()
-        if name == row and (reference, round_) in rates
-    ]
-    return median(paired) if paired else None
+    return _paired({(s.row, s.round): s.rate for s in samples}, row, reference)
+
+
+def cpu_ratio(samples: Iterable[Sample], row: str, reference: str) -> float | None:
+    """Return the median ratio of the two rows' CPU times within a round; None without a pair."""
+    return _paired({(s.row, s.round): s.cpu_s for s in samples}, row, reference)
 
 
 def fastest(samples: Sequence[Sample], rows: Iterable[str]) -> str | None:
@@ -142,6 +141,16 @@ def grid(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
 def bullets(lines: Iterable[object]) -> str:
     """Return a Markdown list."""
     return "\n".join(f"- {line}" for line in lines)
+
+
+def _paired(values: Mapping[tuple[str, int], float], row: str, reference: str) -> float | None:
+    """Return the median, over the rounds that have both rows, of one row's value by the other's."""
+    paired = [
+        value / values[reference, round_]
+        for (name, round_), value in values.items()
+        if name == row and (reference, round_) in values
+    ]
+    return median(paired) if paired else None
 
 
 def document(samples: Sequence[Sample], rows: Sequence[Figures], targets: Sequence[Target]) -> dict[str, Any]:

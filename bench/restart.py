@@ -23,7 +23,7 @@ from bench import report
 from bench.daemon import CatalogEntry, Daemon, daemon, write_catalog
 from bench.harness import bench_main, in_turn, workplace
 from bench.machine import append_section
-from bench.measure import cpu_seconds, drop_pages, failed, io_count, resident_bytes, wait_until
+from bench.measure import cpu_seconds, drop_pages, failed, io_count, resident_memory, wait_until
 from bench.origins import free_port, loopback_environment
 from cached.contract.digest import Digest
 from cached.contract.layout import Layout
@@ -140,7 +140,7 @@ def _start(build: Build, before: str, end: Callable[[Daemon], None]) -> Restart:
         all_ready_s = time.monotonic() - started
         read = io_count(running.pid, "read_bytes")
         time.sleep(_SETTLED_S)
-        resident = resident_bytes(running.pid)
+        resident = resident_memory(running.pid)
         if (fetched := running.metric("holdfast_fetch_bytes_total")) > 0:
             raise failed(f"expected nothing to be downloaded, found {fetched:.0f} bytes")
         end(running)

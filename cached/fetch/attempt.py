@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
+import time
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ from cached.transport.git_blob import git_blob_hasher
 
 SEGMENT_BYTES = 32 * 1024 * 1024  # one ranged request
 _BEHIND_BYTES = 8 * 1024 * 1024
+_PATIENCE_S = 0.1  # of a worker that writes slower than it receives, for the piece that the hash lacks
 # Errors after which the bytes are deleted: wrong, of a changed object, or lost by the disk.
 _WORTHLESS = frozenset({"digest_mismatch", "source_changed", "bad_response", "lost_bytes"})
 RECORD_FROM_BYTES = 2 * SEGMENT_BYTES  # smaller blobs are fetched again after a crash
@@ -76,6 +78,15 @@ class Segment:
     end: int | None
 
 
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """A written piece that waits in memory for the hash; `has_slot`: in one of the slots that all blobs share."""
+
+    buffer: memoryview
+    length: int
+    has_slot: bool
+
+
 class NoRanges(Exception):
     """The origin answers every range request with the whole object: control flow, not an error."""
 
@@ -110,13 +121,17 @@ class Attempt:
             forget(shared.layout, spec.key.id)
         is_whole = shared.journal.find(spec.key.id) is not None
         self._ingest = Ingest(shared.layout.ingest / spec.key.id, spec.key, is_whole=is_whole)
-        self._changed = threading.Condition()
+        self._lock = threading.RLock()
+        self._recorded_more = threading.Condition(self._lock)
+        self._for_hash = threading.Condition(self._lock)
         self._written = Ranges(self._ingest.recorded())
         self.resumed_bytes = self._written.total()
         self._unassigned = deque(self._segments())
-        self._held: dict[int, tuple[memoryview, int]] = {}
+        self._held: dict[int, _Held] = {}  # by offset
         self._hashing = False
         self._front = 0
+        self._moved_at = time.monotonic()
+        self._waiting: dict[int, threading.Condition] = {}  # of each worker that waits with a piece, by its offset
         self._users = 0
         self._failure: BaseException | None = None
         self._finished = False
@@ -134,7 +149,7 @@ class Attempt:
 
     def take_segment(self) -> Segment | None:
         """Return the next range to request, in order; None if all are assigned or received."""
-        with self._changed:
+        with self._lock:
             if self._failure is not None or not self._unassigned:
                 return None
             self._users += 1
@@ -142,82 +157,89 @@ class Attempt:
 
     def has_work(self) -> bool:
         """Return whether `take_segment` would return a segment."""
-        with self._changed:
+        with self._lock:
             return self._failure is None and bool(self._unassigned)
 
     def receiving(self) -> bool:
         """Return whether bytes are still to be received, requested or not."""
-        with self._changed:
+        with self._lock:
             return self._failure is None and (bool(self._unassigned) or self._users > 0)
 
     def hash_is_behind(self) -> bool:
         """Return whether bytes wait for the hash: then more connections only cost processor time."""
-        with self._changed:
+        with self._lock:
             return self._written.end_at(self._front) - self._front >= _BEHIND_BYTES
 
     def end_segment(self, rest: Segment | None) -> None:
         """End a worker's segment, and requeue its unreceived rest."""
-        with self._changed:
+        with self._lock:
             self._users -= 1
             if rest is not None and rest.start != rest.end:
                 self._unassigned.appendleft(rest)
-            self._changed.notify_all()
+            self._wake_hash()
 
     def become_stream(self, segment: Segment) -> None:
         """Continue as one stream from the start: the origin does not support ranges. Raises `NoRanges` if the attempt
         has bytes already, or another worker that may receive some: it must start over, because a byte that is written
         twice is hashed once, and the disk may keep the other value."""
-        with self._changed:
+        with self._lock:
             if segment.start != 0 or self._users > 1 or len(self._written):
                 raise NoRanges
             self.stream = True
             self._unassigned.clear()
 
-    def accept(self, buffer: memoryview, length: int, offset: int) -> None:
-        """Write a received piece and pass it to the hash; takes ownership of `buffer`. Raises `HoldfastError`."""
+    def accept(self, buffer: memoryview, length: int, offset: int, received_s: float) -> None:
+        """Write a piece that took `received_s` seconds to receive, and pass it to the hash; takes ownership of
+        `buffer`. Raises `HoldfastError`."""
         kept = False
         try:
+            began = time.monotonic()
             self._ingest.write(buffer, length, offset)
-            with self._changed:
-                kept = self._hold(buffer, length, offset)
+            # Where the network is slower than the disk, a wait would only leave the connection unused.
+            patience_s = _PATIENCE_S if received_s < time.monotonic() - began else 0.0
+            with self._lock:
+                kept = self._hold(buffer, length, offset, patience_s)
+                self._wake_first_waiting()  # for the next one there may be room too, or none for long
                 self._written.add(offset, offset + length)  # last: now the hash may read it from the disk
-                self._changed.notify_all()
+                self._wake_hash()
         finally:
             if not kept:
                 self._shared.buffers.give(buffer)
 
     def end_of_stream(self, size: int) -> None:
         """Set the size in bytes of a stream of unknown length, at its clean end."""
-        with self._changed:
+        with self._lock:
             self.size = size
-            self._changed.notify_all()
 
     def record_soon(self) -> None:
         """Queue a record of the written bytes; wait only while more than one segment a connection is unrecorded, so
         that a crash costs at most two segments a connection."""
         if self.stream or self.size is None or self.size < RECORD_FROM_BYTES:
             return
-        with self._changed:
+        with self._lock:
             while self._failure is None:
                 if not self._record_queued:
                     self._record_queued = True
                     self._shared.recorder.submit(self._record)
                 if self._written.total() - self._recorded_bytes <= SEGMENT_BYTES * self._users:
                     return
-                self._changed.wait()
+                self._recorded_more.wait()
 
     def fail(self, error: BaseException) -> None:
         """End the attempt with `error`: record the written bytes and wake every worker."""
-        with self._changed:
+        with self._lock:
             if self._failure is None:
                 self._failure = error
-            self._changed.notify_all()
+            self._recorded_more.notify_all()
+            for room in self._waiting.values():
+                room.notify()
+            self._wake_hash()
         self.cancellation.cancel()
 
     # --- recording -------------------------------------------------------------------------------------------------
 
     def _record(self) -> None:
-        with self._changed:
+        with self._lock:
             self._record_queued = False
             if self._failure is not None or self._finished:
                 return
@@ -228,10 +250,11 @@ class Attempt:
         except HoldfastError as error:
             self.fail(error)
         finally:
-            with self._changed:
+            with self._lock:
                 self._recording -= 1
                 self._recorded_bytes = sum(end - start for start, end in written)
-                self._changed.notify_all()
+                self._recorded_more.notify_all()
+                self._wake_hash()
 
     def _idle(self) -> bool:
         """Return whether no thread uses the files; call with the lock held."""
@@ -248,18 +271,48 @@ class Attempt:
 
     # --- hashing ---------------------------------------------------------------------------------------------------
 
-    def _hold(self, buffer: memoryview, length: int, offset: int) -> bool:
-        """Keep a written piece in memory for the hash if there is room; call with the lock held. While the hash works
-        on this blob, wait for it: it is the bottleneck, and reading back would cost more. While it waits for a missing
-        piece, do not wait: free the buffer and read the piece back later."""
+    def _advance(self, length: int) -> None:
+        """Move the front, and wake the worker whose piece is needed first; call with the lock held."""
+        self._front += length
+        self._moved_at = time.monotonic()
+        self._wake_first_waiting()
+
+    def _wake_first_waiting(self) -> None:
+        if self._waiting:
+            self._waiting[min(self._waiting)].notify()
+
+    def _wake_hash(self) -> None:
+        """Wake the hash if it has something to do; call with the lock held."""
+        if self._has_front() or self._failure is not None or self._idle():
+            self._for_hash.notify()
+
+    def _hold(self, buffer: memoryview, length: int, offset: int, patience_s: float) -> bool:
+        """Keep a written piece in memory for the hash; call with the lock held. While the hash works on this blob, wait
+        for room: it is the bottleneck, and reading back would cost more. Where it has been waiting for a missing piece
+        for `patience_s`, do not wait: free the buffer and read the piece back later."""
         while self._failure is None and offset >= self._front and offset not in self._held:
-            if self._shared.hold_slots.acquire(blocking=False):
-                self._held[offset] = (buffer, length)
+            is_first = offset == self._front  # the hash takes it at once: it needs no slot
+            if is_first or self._shared.hold_slots.acquire(blocking=False):
+                self._held[offset] = _Held(buffer, length, has_slot=not is_first)
                 return True
-            if not self._hashing:
+            works = self._hashing or self._has_front()
+            left_s = None if works else self._moved_at + patience_s - time.monotonic()
+            if left_s is not None and left_s <= 0:
                 return False
-            self._changed.wait()
+            self._wait_for_room(offset, left_s)
         return False
+
+    def _wait_for_room(self, offset: int, timeout_s: float | None) -> None:
+        """Wait until the piece at `offset` is the next one of those that wait, and the front moves."""
+        room = self._waiting[offset] = threading.Condition(self._lock)
+        try:
+            room.wait(timeout_s)
+        finally:
+            del self._waiting[offset]
+
+    def _has_front(self) -> bool:
+        """Return whether the piece at the front is there; call with the lock held."""
+        return self._written.end_at(self._front) > self._front
 
     def _follow(self) -> None:
         sha = hashlib.sha256()
@@ -279,13 +332,11 @@ class Attempt:
                 else:
                     try:
                         for each in hashes:
-                            each.update(held[:length])
+                            each.update(held.buffer[:length])
                     finally:
-                        self._shared.buffers.give(held)
-                        self._shared.hold_slots.release()
-                with self._changed:
-                    self._front += length
-                    self._changed.notify_all()
+                        self._free(held)
+                with self._lock:
+                    self._advance(length)
             compare_digests(self.spec, sha.hexdigest(), git, checksum)
             verified = self._commit(sha.hexdigest())
         except BaseException as error:  # noqa: BLE001 - every error becomes the outcome
@@ -293,16 +344,21 @@ class Attempt:
         else:
             self.outcome.set_result(verified)
 
-    def _next_piece(self) -> tuple[memoryview | None, int, int] | None:
-        """Wait for the piece at the front; return (buffer or None for the disk, offset, length), or None at the end."""
-        with self._changed:
+    def _free(self, held: _Held) -> None:
+        self._shared.buffers.give(held.buffer)
+        if held.has_slot:
+            self._shared.hold_slots.release()
+
+    def _next_piece(self) -> tuple[_Held | None, int, int] | None:
+        """Wait for the piece at the front; return (None for the disk, offset, length), or None at the end."""
+        with self._lock:
             while True:
                 if self._failure is not None:
                     raise self._failure
                 held = self._held.pop(self._front, None)
                 if held is not None:
                     self._hashing = True
-                    return held[0], self._front, held[1]
+                    return held, self._front, held.length
                 end = self._written.end_at(self._front)
                 if end > self._front:
                     self._hashing = True
@@ -310,11 +366,11 @@ class Attempt:
                     return None, self._front, upto - self._front
                 if self._hashing:
                     self._hashing = False
-                    self._changed.notify_all()
+                    self._wake_first_waiting()
                 if self.size is not None and self._front >= self.size and self._idle():
                     self._finished = True
                     return None
-                self._changed.wait()
+                self._for_hash.wait()
 
     def _hash_from_disk(self, hashes: list[Hasher], offset: int, length: int) -> int:
         with self._shared.buffers.lent() as buffer:
@@ -347,12 +403,11 @@ class Attempt:
     def _abandon(self, error: BaseException) -> None:
         """Stop the workers, wait until no thread uses the files, keep or delete the bytes, and set the outcome."""
         self.fail(error)
-        with self._changed:
+        with self._lock:
             while not self._idle():
-                self._changed.wait()
-            for buffer, _length in self._held.values():
-                self._shared.buffers.give(buffer)
-                self._shared.hold_slots.release()
+                self._for_hash.wait()
+            for held in self._held.values():
+                self._free(held)
             self._held.clear()
             written = list(self._written)
         resumable = not self.stream and (self.size or 0) >= RECORD_FROM_BYTES and bool(written)

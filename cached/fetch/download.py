@@ -18,6 +18,7 @@ from cached.contract.errors import HoldfastError, Permanent, Transient
 from cached.contract.program import limits
 from cached.core.retries import MAX_BAD_RESPONSES, backoff_s, hopeless
 from cached.fetch.addresses import Addresses
+from cached.fetch.at_work import AtWork
 from cached.fetch.attempt import Attempt, AttemptResources, BlobSpec, NoRanges, Segment, Verified
 from cached.fetch.local_file import LocalBody
 from cached.fetch.small_attempt import SmallAttempt, is_small
@@ -62,6 +63,7 @@ class DownloadWorkers(AttemptResources, Protocol):
 
     client: HttpClient
     limit: BandwidthLimit
+    at_work: AtWork
     observer: DownloadMetrics
 
     def outranked(self, download: Download) -> bool:
@@ -115,6 +117,11 @@ class Download:
         """Return whether another worker could help now."""
         attempt = self._attempt
         return not self.result.done() and (attempt is None or attempt.has_work())
+
+    @property
+    def is_small(self) -> bool:
+        """Whether the blob takes hardly any processor time, but a request."""
+        return is_small(self.spec)
 
     def hash_is_behind(self) -> bool:
         """Return whether bytes wait for the hash: then another worker does not help."""
@@ -221,11 +228,11 @@ class Download:
         """Receive one buffer and pass it on; return False at the end of the body. Bytes before an error are kept."""
         buffer = self._workers.buffers.take()
         wanted = len(buffer) if end is None else min(len(buffer), end - at.offset)
-        before, length = body.received, 0
+        before, length, received_s = body.received, 0, 0.0
         try:
             if end is not None:
                 self._space.grow(at.offset + wanted)
-            self._fill(attempt, body, buffer[:wanted])
+            received_s = self._fill(attempt, body, buffer[:wanted])
         finally:
             length = body.received - before
             self._workers.observer.received(self.spec.kind, length)
@@ -238,7 +245,7 @@ class Download:
                 self._workers.buffers.give(buffer)
                 raise
             if length:
-                attempt.accept(buffer, length, at.offset)
+                attempt.accept(buffer, length, at.offset, received_s)
                 at.offset += length
                 self._progressed(length, at.streaming)
             else:
@@ -247,14 +254,18 @@ class Download:
 
     def _request(self, segment: Segment, streaming: bool, attempt: AnyAttempt) -> AnyBody:
         length = None if streaming else _length(segment)
-        target = self._addresses.current(attempt.cancellation)
-        if isinstance(target, LocalTarget):
-            return LocalBody(target, segment.start, length)
-        if isinstance(target, StreamTarget):
-            if not streaming and segment.start:
-                raise NoRanges
-            return StreamBody(target, attempt.cancellation)
-        target, body = self._request_renewed(target, segment.start, length, attempt.cancellation)
+        self._workers.at_work.begin_wait()
+        try:
+            target = self._addresses.current(attempt.cancellation)
+            if isinstance(target, LocalTarget):
+                return LocalBody(target, segment.start, length)
+            if isinstance(target, StreamTarget):
+                if not streaming and segment.start:
+                    raise NoRanges
+                return StreamBody(target, attempt.cancellation)
+            target, body = self._request_renewed(target, segment.start, length, attempt.cancellation)
+        finally:
+            self._workers.at_work.end_wait()
         self._addresses.mark_accepted(target)
         if not streaming and not self._is_proven(target, body):
             body.close()
@@ -324,17 +335,22 @@ class Download:
         remedy = "publish the version again if its files at the source were changed"
         return Transient("bad_response", f"{self.spec.name}: {problem}", remedy)
 
-    def _fill(self, attempt: AnyAttempt, body: AnyBody, view: memoryview) -> None:
-        """Fill `view`, within the bandwidth limit, or less at the end of the body."""
+    def _fill(self, attempt: AnyAttempt, body: AnyBody, view: memoryview) -> float:
+        """Fill `view`, within the bandwidth limit, or less at the end of the body; return the seconds it took."""
         limit, filled = self._workers.limit, 0
-        while filled < len(view):
-            chunk = limit.chunk(len(view) - filled)
-            limit.take(chunk, attempt.cancellation)
-            count = body.readinto(view[filled : filled + chunk])
-            filled += count
-            if count < chunk:
-                break
+        self._workers.at_work.begin_wait()
+        try:
+            while filled < len(view):
+                chunk = limit.chunk(len(view) - filled)
+                limit.take(chunk, attempt.cancellation)
+                count = body.readinto(view[filled : filled + chunk])
+                filled += count
+                if count < chunk:
+                    break
+        finally:
+            waited_s = self._workers.at_work.end_wait()
         attempt.cancellation.check()
+        return waited_s
 
     # --- outcomes --------------------------------------------------------------------------------------------------
 

@@ -79,7 +79,7 @@ class SmallAttempt:
             raise NoRanges
         self.stream = True
 
-    def accept(self, buffer: memoryview, length: int, offset: int) -> None:
+    def accept(self, buffer: memoryview, length: int, offset: int, received_s: float) -> None:  # noqa: ARG002
         """Copy a received piece; returns `buffer` to the pool."""
         try:
             assert offset == len(self._data)

@@ -20,7 +20,9 @@ from typing import TypeVar
 
 from cached.contract.layout import Layout
 from cached.contract.program import limits
+from cached.contract.program.processors import count_processors
 from cached.contract.program.thread_pool import start_pool
+from cached.fetch.at_work import AtWork
 from cached.fetch.download import Download, DownloadMetrics
 from cached.store.digest_journal import DigestJournal
 from cached.store.disk.verity import Sealing
@@ -36,6 +38,8 @@ T = TypeVar("T")
 MAX_OPEN = 8  # blobs received at once: enough to keep the disk and the hash busy, few enough to finish soon
 _MAX_PARKED = 64  # blobs with open files, including those that wait for a retry
 _HELD = 8  # buffers that may wait for the hash
+_LOOK_S = 0.05
+_RELEASE_S = 10.0
 BUFFER_BYTES = 4 * 1024 * 1024  # sha256 releases and retakes the GIL once per buffer: small ones cost time
 
 
@@ -66,6 +70,7 @@ class Workers:
         self.client = client
         self.observer = observer
         self.journal = journal
+        self.at_work = AtWork(time.monotonic)
         self.limit = BandwidthLimit(settings.bandwidth, time.monotonic, time.sleep)
         self.buffers = BufferPool(settings.connections + _HELD + MAX_OPEN, BUFFER_BYTES)
         self.hold_slots = threading.Semaphore(_HELD)
@@ -75,6 +80,8 @@ class Workers:
         self._condition = threading.Condition()
         self._downloads = _DownloadQueues()
         self._idle = 0
+        self._processors = count_processors()
+        self._looking = False  # whether an idle worker looks again by itself
         self._stopping = False
         self._threads = [
             threading.Thread(target=self._run, name=f"worker {n}", daemon=True) for n in range(settings.connections)
@@ -97,8 +104,7 @@ class Workers:
                 self._downloads.requeue(download)
             now = time.monotonic()
             if self._idle and (
-                any(download.not_before > now for download in downloads)
-                or self._downloads.choose(now, self._has_room) is not None
+                any(download.not_before > now for download in downloads) or self._choose(now) is not None
             ):
                 self._condition.notify()
 
@@ -158,18 +164,47 @@ class Workers:
         with self._condition:
             while not self._stopping:
                 now = time.monotonic()
-                download = self._downloads.choose(now, self._has_room)
+                download = self._choose(now)
                 if download is not None:
                     self._downloads.add_worker(download)
-                    if self._idle and self._downloads.choose(now, self._has_room) is not None:
+                    if self._idle and (self._choose(now) is not None or self._needs_look()):
                         self._condition.notify()  # each worker wakes the next while there is work
                     return download
-                self._idle += 1
-                try:
-                    self._condition.wait(self._downloads.next_backoff_s(now))
-                finally:
-                    self._idle -= 1
+                self._sleep(now)
             return None
+
+    def _choose(self, now: float) -> Download | None:
+        """Return the download that a free worker should take, None while there is none or no processor for it."""
+        return self._downloads.choose(now, self._has_room, crowded=self._is_crowded())
+
+    def _is_crowded(self) -> bool:
+        """Return whether the workers use all processors; one more is at work while another waits for the disk."""
+        return self._downloads.count_workers() - self.at_work.count_waiting() > self._processors
+
+    def _needs_look(self) -> bool:
+        """Return whether no idle worker looks for a free processor."""
+        return not self._looking and self._is_crowded()
+
+    def _sleep(self, now: float) -> None:
+        """Wait for a change. One of the idle workers looks again by itself: soon if only a processor is lacking, and
+        after a while without downloads, to give the buffers' pages back."""
+        looks_after_s = None
+        if self._needs_look():
+            looks_after_s = _LOOK_S
+        elif not self._looking and not self._downloads.count_workers() and self.buffers.holds_pages:
+            looks_after_s = _RELEASE_S
+        looks = looks_after_s is not None
+        self._looking = self._looking or looks
+        limits_s = [each for each in (looks_after_s, self._downloads.next_backoff_s(now)) if each is not None]
+        self._idle += 1
+        try:
+            is_changed = self._condition.wait(min(limits_s, default=None))
+        finally:
+            self._idle -= 1
+            if looks:
+                self._looking = False
+        if looks_after_s == _RELEASE_S and not is_changed and not self._downloads.count_workers():
+            self.buffers.release()
 
     def _has_room(self, origin: str) -> bool:
         return self._downloads.connections[origin] < self._per_origin
@@ -225,8 +260,13 @@ class _DownloadQueues:
         _decrement(self._workers, download)
         self.requeue(download)
 
-    def choose(self, now: float, has_room: Callable[[str], bool]) -> Download | None:
-        """Return the download that the next worker should take, None if there is none."""
+    def count_workers(self) -> int:
+        """Return the number of workers with a download."""
+        return sum(self._workers.values())
+
+    def choose(self, now: float, has_room: Callable[[str], bool], *, crowded: bool) -> Download | None:
+        """Return the download that the next worker should take, None if there is none. `crowded`: no processor is free
+        for a large one."""
         self._end_backoffs(now)
         awake = [f for f in self.started if f.not_before <= now]
         urgent = min([*(f.priority for f in awake if f.receiving()), *self._queues], default=None)
@@ -240,6 +280,7 @@ class _DownloadQueues:
             and f.has_work()
             and has_room(f.spec.origin)
             and not (self._workers[f] and f.hash_is_behind())
+            and not (crowded and not f.is_small)
         ]
         best = min(able, key=lambda f: self._workers[f], default=None)
         if best is not None and not self._workers[best]:
@@ -247,7 +288,9 @@ class _DownloadQueues:
         parked = sum(1 for f in self.started if f.opened and f.priority == urgent)
         if sum(1 for f in mine if self._is_started(f)) < MAX_OPEN and parked < _MAX_PARKED:
             heads = [head for origin in list(self._queues.get(urgent, ())) if (head := self._head(urgent, origin))]
-            able_heads = (head for head in heads if has_room(head[2].spec.origin))
+            able_heads = (
+                head for head in heads if has_room(head[2].spec.origin) and not (crowded and not head[2].is_small)
+            )
             first = min(able_heads, key=lambda head: head[0], default=None)
             if first is not None:
                 return first[2]

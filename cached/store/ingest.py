@@ -82,10 +82,12 @@ class Ingest:
             padded = (length + ALIGNMENT - 1) // ALIGNMENT * ALIGNMENT
             buffer[length:padded] = bytes(padded - length)
             length = padded
-        with durable.disk_errors(f"writing {self.folder / 'data'}"):
+        try:
             while length > 0:
                 written = self._whichever_way(os.pwrite, self._write_fd, buffer[:length], offset)
                 buffer, length, offset = buffer[written:], length - written, offset + written
+        except OSError as error:
+            raise durable.disk_error(error, f"writing {self.folder / 'data'}") from error
 
     def share(self, descriptor: int) -> None:
         """Let the data be all bytes of an open file, by sharing its extents; `record` them afterwards. Raises the
@@ -200,7 +202,7 @@ def forget(layout: Layout, ingest_id: str) -> None:
 def allocated_bytes(folder: Path) -> int:
     """Return the bytes that an ingest's data takes on the disk."""
     try:
-        return os.lstat(folder / "data").st_blocks * 512
+        return os.lstat(f"{folder}/data").st_blocks * 512
     except OSError:  # missing, or a disk error, which the next write reports
         return 0
 

@@ -6,7 +6,6 @@ Law: values only; every mistake is a usage error (exit 2) that names the option.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +13,12 @@ from pathlib import Path
 from cached.contract.errors import HoldfastError
 from cached.contract.layout import DEFAULT_MOUNT, PublicLayout
 from cached.contract.program.options import OptionParser, parse_address, whole_number
+from cached.contract.program.processors import count_processors
 from cached.contract.program.termination_log import DEFAULT_TERMINATION_LOG, find_termination_log
 from cached.contract.reference import ModelRef, ModelRequest, add_pins, parse_models
 
 _LISTEN = ("0.0.0.0", 9401)  # noqa: S104 - the kubelet comes from outside the pod
 _parse_threads = whole_number(1, 1 << 22, "a whole number")  # the kernel's limit of threads (PID_MAX_LIMIT)
-_CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +49,7 @@ def parse(arguments: Sequence[str]) -> GateOptions:
         public=PublicLayout(given.root),
         wanted=wanted,
         full=given.verify == "full",
-        threads=given.threads or _allowed_cpus(),
+        threads=given.threads or count_processors(),
         timeout_s=given.timeout,
         once=given.once,
         waits_for_correction=given.wait_for_correction,
@@ -106,13 +105,3 @@ def _parse_seconds(text: str) -> float:
     if not 0 <= seconds < math.inf:
         raise ValueError(f"expected seconds from 0, found {text!r}")
     return seconds
-
-
-def _allowed_cpus() -> int:
-    """Return the number of CPUs of this process's affinity, within its control group's quota if any."""
-    allowed = len(os.sched_getaffinity(0))
-    try:
-        quota, period = _CPU_QUOTA.read_text().split()
-        return max(1, min(allowed, math.ceil(int(quota) / int(period))))
-    except (OSError, ValueError):  # no control group of version 2, or `max`: no quota
-        return allowed

@@ -335,10 +335,13 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.support.fake_hub", description="Serve DIR/<org>/<name>/.")
     parser.add_argument("folder", type=Path, metavar="DIR")
     parser.add_argument("--port", type=int, default=0, help="of the Hub on 127.0.0.1; 0 takes a free one")
+    parser.add_argument("--cdn", help="another server that has /repos/<org>/<name>/<sha256>, as the CDN")
     options = parser.parse_args(arguments)
     with FakeHub(port=options.port) as hub:
         for folder in sorted(path for path in options.folder.glob("*/*") if path.is_dir()):
             hub.add(folder.relative_to(options.folder).as_posix(), folder)
+        if options.cdn:
+            hub.stand_behind(hub.endpoint, options.cdn)
         sys.stdout.write(f"HF_ENDPOINT={hub.endpoint}\n")
         sys.stdout.flush()
         try:

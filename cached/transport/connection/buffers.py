@@ -2,7 +2,7 @@
 
 Law: one anonymous mapping, because O_DIRECT requires page alignment and `bytearray` does not guarantee it; in huge
 pages if the kernel has them, which saves a page table walk for every 4 KiB copied. Last in, first out, so that only as
-many pages are touched as were in use at once.
+many pages are touched as were in use at once. The kernel gets the pages back when nothing is fetched.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ class BufferPool:
 
     def __init__(self, count: int, size: int) -> None:
         self.size = size
-        region = mmap.mmap(-1, count * size + _HUGE_PAGE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        self._count = count
+        self._touched = False
+        self._region = region = mmap.mmap(-1, count * size + _HUGE_PAGE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         with suppress(OSError):  # a kernel without huge pages uses small ones
             region.madvise(mmap.MADV_HUGEPAGE)
         first = -ctypes.addressof(ctypes.c_char.from_buffer(region)) % _HUGE_PAGE
@@ -34,6 +36,7 @@ class BufferPool:
         with self._available:
             while not self._free:
                 self._available.wait()
+            self._touched = True
             return self._free.pop()
 
     def give(self, buffer: memoryview) -> None:
@@ -41,6 +44,18 @@ class BufferPool:
         with self._available:
             self._free.append(buffer)
             self._available.notify()
+
+    @property
+    def holds_pages(self) -> bool:
+        """Whether buffers were lent since the last `release`."""
+        return self._touched
+
+    def release(self) -> None:
+        """Give the pages of all buffers back to the kernel, unless one is lent; the next `take` gets zeroed ones."""
+        with self._available:
+            if len(self._free) == self._count:
+                self._region.madvise(mmap.MADV_DONTNEED)
+                self._touched = False
 
     @contextmanager
     def lent(self) -> Iterator[memoryview]:

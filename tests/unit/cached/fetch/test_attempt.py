@@ -12,6 +12,7 @@ import pytest
 
 from cached.contract.errors import HoldfastError
 from cached.store import recovery
+from cached.store.ingest import Ingest
 from tests.support.fetching import (
     DEADLINE_S,
     MIB,
@@ -64,6 +65,29 @@ def test_several_with_their_first_ranges_last(tmp_path: Path, origin: HostileOri
                 hold.let_go.set()
         for data, download in downloads:
             check_committed(engine.layout, data, download.result.result(DEADLINE_S))
+
+
+def test_bytes_in_order_are_not_read_back(
+    tmp_path: Path, origin: HostileOrigin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A blob that comes in order is hashed from memory, also while other blobs take all the room for pieces."""
+    reads: list[int] = []
+    real = Ingest.read
+
+    def read(ingest: Ingest, buffer: memoryview, offset: int) -> int:
+        reads.append(offset)
+        return real(ingest, buffer, offset)
+
+    monkeypatch.setattr(Ingest, "read", read)
+    data = noise()
+    origin.put("/f", data, etag='"v1"')
+    with open_engine(tmp_path / "root", 1) as engine:
+        taken = 0
+        while engine.workers.hold_slots.acquire(blocking=False):
+            taken += 1
+        check_committed(engine.layout, data, engine.fetch(spec_of(data), http(origin.url("/f"))))
+        engine.workers.hold_slots.release(taken)
+    assert reads == []
 
 
 def test_a_crash_loses_little(tmp_path: Path, origin: HostileOrigin, monkeypatch: pytest.MonkeyPatch) -> None:

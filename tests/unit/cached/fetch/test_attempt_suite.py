@@ -47,7 +47,7 @@ class Case:
         buffer = self.engine.workers.buffers.take()
         assert end - start <= len(buffer)
         buffer[: end - start] = data[start:end]
-        attempt.accept(buffer, end - start, start)
+        attempt.accept(buffer, end - start, start, 0.0)
 
     def fetch(self, attempt: AnyAttempt, data: bytes = DATA) -> None:
         while (segment := attempt.take_segment()) is not None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from cached.contract.errors import HoldfastError
+from cached.fetch import at_work, workers
 from cached.transport.connection.cancel import Cancelled
 from tests.support.fetching import (
     DEADLINE_S,
@@ -28,8 +29,13 @@ from tests.support.origin_faults import Status
 _SEGMENT = 32 * MIB
 
 
-def test_all_connections_begin_at_once(tmp_path: Path, origin: HostileOrigin) -> None:
-    """The second connection does not wait for the first one's segment to end."""
+@pytest.mark.parametrize("processors", [1, 8])
+def test_all_connections_begin_at_once(
+    tmp_path: Path, origin: HostileOrigin, monkeypatch: pytest.MonkeyPatch, processors: int
+) -> None:
+    """The second connection does not wait for the first one's segment to end, nor for a processor while the first ones
+    wait for the server."""
+    monkeypatch.setattr(workers, "count_processors", lambda: processors)
     data, hold = noise(), Hold()
     origin.put("/f", data, etag='"v1"')
     origin.script("/f", hold)
@@ -40,6 +46,45 @@ def test_all_connections_begin_at_once(tmp_path: Path, origin: HostileOrigin) ->
         finally:
             hold.let_go.set()
         check_committed(engine.layout, data, download.result.result(DEADLINE_S))
+
+
+def test_no_more_connections_than_processors_can_serve(
+    tmp_path: Path, origin: HostileOrigin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the workers at hand do not wait for the network, a further connection is not opened for a large blob; a
+    small one, which is little more than its request, has one nevertheless."""
+    monkeypatch.setattr(workers, "count_processors", lambda: 1)
+    monkeypatch.setattr(at_work, "_LONG_S", 2 * DEADLINE_S)  # however slow this machine is, no wait is long
+    data, small = noise(), noise()[:MIB]
+    origin.put("/large", data, etag='"v1"')
+    origin.put("/small", small, etag='"v1"')
+    with open_engine(tmp_path / "root", 8) as engine:
+        busy = Paused(0)
+        large = engine.launch(spec_of(data), http(origin.url("/large")), space=busy)
+        try:
+            eventually(lambda: len(origin.requests) == 2)
+            assert busy.reached.wait(DEADLINE_S)
+            assert not threading.Event().wait(0.3)
+            other = engine.launch(spec_of(small, name="other"), http(origin.url("/small")))
+            check_committed(engine.layout, small, other.result.result(DEADLINE_S))
+            assert [seen.path for seen in origin.requests] == ["/large", "/large", "/small"]
+        finally:
+            busy.let_go.set()
+        check_committed(engine.layout, data, large.result.result(DEADLINE_S))
+
+
+def test_memory_goes_back_when_nothing_is_fetched(
+    tmp_path: Path, origin: HostileOrigin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some time after the last download no buffer takes memory, and the next download is right all the same."""
+    monkeypatch.setattr(workers, "_RELEASE_S", 0.05)
+    data = noise()[: 40 * MIB]
+    with open_engine(tmp_path / "root", 3) as engine:
+        for name in ("a", "b"):
+            origin.put(f"/{name}", name.encode() + data, etag='"v1"')
+            spec = spec_of(name.encode() + data, name=name)
+            check_committed(engine.layout, name.encode() + data, engine.fetch(spec, http(origin.url(f"/{name}"))))
+            eventually(lambda: not engine.workers.buffers.holds_pages)
 
 
 @pytest.mark.parametrize("per_origin", [1, 8])

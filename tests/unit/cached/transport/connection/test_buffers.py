@@ -56,3 +56,27 @@ def test_lent_for_a_block() -> None:
         with pytest.raises(RuntimeError), pool.lent():
             raise RuntimeError
     assert len(pool.take()) == 4096
+
+
+def test_a_release_gives_all_pages_back() -> None:
+    """Nothing of what was received stays in memory: the kernel hands out fresh pages afterwards."""
+    pool = BufferPool(2, 4096)
+    buffers = [pool.take(), pool.take()]
+    for buffer in buffers:
+        buffer[:] = b"x" * 4096
+        pool.give(buffer)
+    assert pool.holds_pages
+    pool.release()
+    assert not pool.holds_pages
+    assert [bytes(pool.take()) for _ in buffers] == [bytes(4096)] * 2
+
+
+def test_no_release_under_a_borrower() -> None:
+    """While one buffer is lent, a release changes no byte of any."""
+    pool = BufferPool(2, 4096)
+    lent, other = pool.take(), pool.take()
+    lent[:] = other[:] = b"x" * 4096
+    pool.give(other)
+    pool.release()
+    assert pool.holds_pages
+    assert bytes(lent) == bytes(pool.take()) == b"x" * 4096
