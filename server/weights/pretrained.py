@@ -220,8 +220,8 @@ def _compute_on_meta(func: Any, args: tuple[Any, ...], named: Mapping[str, Any])
     if not tensor.is_contiguous():
         return None
     if func is torch.empty_like and named.keys() <= {"device", "dtype"}:
-        kept = {"device": named.get("device") or tensor.device, "dtype": named.get("dtype") or tensor.dtype}
-        return torch.empty(tensor.shape, **kept)
+        device, dtype = named.get("device") or tensor.device, named.get("dtype") or tensor.dtype
+        return torch.empty(tensor.shape, device=device, dtype=dtype)
     if func not in _WITH_A_NUMBER or named or type(args[1]) not in (int, float):
         return None
     if tensor.requires_grad or not tensor.is_floating_point():  # else the number decides about the dtype
