@@ -6,6 +6,7 @@ import json
 import random
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -90,7 +91,11 @@ def test_each_file_is_hashed_once_in_its_period(daemon: DaemonProcess, source: P
     for _ in range(2):
         for ref in (V1, OTHER):
             before = _record(daemon, ref).stat().st_ino
-            daemon.wait(lambda ref=ref, before=before: _record(daemon, ref).stat().st_ino != before, f"{ref} again")
+            daemon.wait(partial(_is_replaced, _record(daemon, ref), before), f"{ref} again")
+
+
+def _is_replaced(record: Path, before: int) -> bool:
+    return record.stat().st_ino != before
 
 
 def test_a_period_ends_under_load(daemon: DaemonProcess, source: Path) -> None:

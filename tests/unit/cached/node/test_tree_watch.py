@@ -15,7 +15,7 @@ from cached.contract import lease
 from cached.contract.digest import Digest
 from cached.contract.layout import Layout
 from cached.contract.reference import ModelRef
-from cached.node import inotify, tree_watch
+from cached.node import inotify
 from cached.node.tree_watch import Changes, Followed, TreeWatch
 from cached.store import recovery, snapshots
 from tests.support.filling import add_blob, manifest_of
@@ -180,7 +180,7 @@ def test_a_limit_of_watches_leaves_others_some(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, most: int
 ) -> None:
     """With few watches the folders that most concerns come first, what has none is told apart, and the log says so."""
-    monkeypatch.setattr(tree_watch.inotify, "count_affordable_watches", lambda: most)
+    monkeypatch.setattr(inotify, "count_affordable_watches", lambda: most)
 
     async def body() -> None:
         async with _tree(tmp_path) as tree:

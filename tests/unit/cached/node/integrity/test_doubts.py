@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,9 @@ class Node:
             pace=pace,
         )
 
+    def has_asked(self, number: int) -> bool:
+        return self.digests[number] in self.asked
+
     async def recheck(self, digest: Digest) -> RecheckResult:
         self.asked.append(digest)
         if self.fails:
@@ -98,7 +102,7 @@ async def test_a_doubt_is_answered_with_and_without_inotify(tmp_path: Path, is_w
         assert node.watch.watches_bell is is_watched
         for number in (0, 1):
             with contextlib.closing(node.doubt(number)):
-                await node.until(lambda number=number: node.digests[number] in node.asked)
+                await node.until(partial(node.has_asked, number))
 
 
 async def test_a_claim_that_is_wrong_is_looked_at_once(tmp_path: Path) -> None:
