@@ -37,7 +37,7 @@ T = TypeVar("T")
 
 MAX_OPEN = 8  # blobs received at once: enough to keep the disk and the hash busy, few enough to finish soon
 _MAX_PARKED = 64  # blobs with open files, including those that wait for a retry
-_HELD = 8  # buffers that may wait for the hash
+_HELD = 4  # buffers that may wait for the hash, beside the next one of each blob
 _LOOK_S = 0.05
 _RELEASE_S = 10.0
 BUFFER_BYTES = 4 * 1024 * 1024  # sha256 releases and retakes the GIL once per buffer: small ones cost time
