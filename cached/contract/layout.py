@@ -6,7 +6,6 @@ Law: names only, no access to the disk. A pod sees `PublicLayout` only.
 from __future__ import annotations
 
 import hashlib
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,9 +68,9 @@ class PublicLayout:
     def model_status(self, ref: ModelRef) -> Path:
         return self.path.joinpath("status", ref.path_segment, f"{ref.version}.json")
 
-    def link_target(self, ref: ModelRef, digest: Digest) -> str:
+    def link_target(self, ref: ModelRef, digest: Digest) -> str:  # noqa: ARG002 - the folders of all models lie as deep
         """Return the relative target of a model's symlink."""
-        return os.path.relpath(self.snapshot(digest).path, self.model_link(ref).parent)
+        return f"../../snapshots/{digest.hex}"
 
 
 @dataclass(frozen=True, slots=True)

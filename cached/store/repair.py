@@ -45,13 +45,15 @@ class Restored:
 def is_named(layout: Layout, refs: Collection[ModelRef], digest: Digest) -> bool:
     """Return whether the names point at the snapshot, through folders, and its records exist: a few system calls,
     whatever its size."""
-    snapshot = layout.public.snapshot(digest)
-    folders = [snapshot.path, *(layout.public.model_link(ref).parent for ref in refs)]
+    public = os.fspath(layout.public.path)  # as text: paths as objects cost more than the calls
+    snapshot = f"{public}/snapshots/{digest.hex}"
+    folders = [snapshot, *{f"{public}/models/{ref.path_segment}" for ref in refs}]
+    records = [f"{snapshot}/.holdfast/{name}" for name in ("manifest.json", "verified.json", "lease")]
     try:
         if not all(stat.S_ISDIR(os.lstat(folder).st_mode) for folder in folders):
             return False
         return all(_is_name(layout, ref, digest) for ref in refs) and all(
-            stat.S_ISREG(os.lstat(path).st_mode) for path in (snapshot.manifest, snapshot.verified, snapshot.lease)
+            stat.S_ISREG(os.lstat(path).st_mode) for path in records
         )
     except (OSError, HoldfastError):  # missing or replaced
         return False
@@ -143,7 +145,8 @@ def _files_below(folder: Path) -> Iterator[Path]:
 
 def _is_name(layout: Layout, ref: ModelRef, digest: Digest) -> bool:
     """Return whether a name is the symlink that publication makes: gates follow no other to the same snapshot."""
-    return os.readlink(layout.public.model_link(ref)) == layout.public.link_target(ref, digest)
+    link = f"{os.fspath(layout.public.path)}/models/{ref.path_segment}/{ref.version}"
+    return os.readlink(link) == layout.public.link_target(ref, digest)
 
 
 def _has_manifest(layout: Layout, digest: Digest, manifest: Manifest) -> bool:

@@ -24,6 +24,7 @@ _PIECE_BYTES = select.PIPE_BUF  # a pipe that poll(2) reports writable takes thi
 _CLONE = {"x86_64": 56, "aarch64": 220}  # the system call's number
 _CLONE_FILES = 0x400  # clone(2)
 _PARENT_ENDS_S = 10
+_NEVER_S, _HANDOVER_S = 3600.0, 0.02
 _READER_TIMEOUT_MS = 100  # for a slow reader; after it, lines are dropped until the reader reads again
 
 
@@ -121,7 +122,10 @@ def exit_now(code: int) -> NoReturn:
     once."""
     number, parent = _CLONE.get(os.uname().machine), os.getpid()
     if number is not None and _has_files():
-        # PyDLL keeps the interpreter's lock, so the child holds it: the child has no other threads.
+        # PyDLL keeps the interpreter's lock, so the child holds it. It has no other threads: one that asks for the lock
+        # here would be waited for there without end, so none may ask from now on, and those that did get it first.
+        sys.setswitchinterval(_NEVER_S)
+        time.sleep(_HANDOVER_S)
         child = ctypes.PyDLL(None).syscall(ctypes.c_long(number), ctypes.c_long(_CLONE_FILES), None, None, None, None)
         if child == 0:
             _close_the_rest(parent)
