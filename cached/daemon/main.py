@@ -242,6 +242,7 @@ async def _work(
         low_watermark=config.low_watermark,
     )
     reconciler.resume(_adopt_statuses(statuses, status_files, inventory, lost))
+    await status_files.flushed()  # none says `ready` any more of what is not here, before anybody may ask
     catalog = CatalogFile(config.catalog, reconciler.use_catalog)
     recheck = Recheck(
         layout=layout,
