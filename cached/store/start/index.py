@@ -245,6 +245,7 @@ def _decode(head: dict[str, Any], binary: memoryview) -> Contents:
     digits = parts.take(32 * count).hex()
     blobs = [digits[at : at + 64] for at in range(0, len(digits), 64)]
     sizes, links = parts.take_numbers("Q", count), parts.take_numbers("I", count)
+    shared: dict[int, int] = {}  # one number for all blobs of a size
     path_sets = [tuple(map(sys.intern, paths)) for paths in head["path_sets"]]
     paths = [path_sets[number] for number in head["paths"]]
     hashes = [bytes(parts.take(32 * len(each))) for each in paths]
@@ -276,7 +277,7 @@ def _decode(head: dict[str, Any], binary: memoryview) -> Contents:
         models=models,
         fetched=fetched,
         statuses=statuses,
-        blobs=dict(zip(blobs, sizes, strict=True)),
+        blobs=dict(zip(blobs, map(shared.setdefault, sizes, sizes), strict=True)),
         links={blob: number for blob, number in zip(blobs, links, strict=True) if number},
     )
 
