@@ -16,7 +16,7 @@ from cached.transport.target import HttpTarget, Target
 LONGEST_USE_S = 600.0  # at most, and for an unknown lifetime: the permission to read is checked again periodically
 _USED_SHARE = 0.8  # of its lifetime: a request that was sent must arrive in time
 _FRESH_S = 5.0
-_MAX_REFUSALS = 3  # in a row, of addresses that were old each time
+_MAX_REFUSALS = 3  # in a row, of addresses that may have ended each time
 _LOOKS_EXPIRED = frozenset({"expired_signature", "forbidden"})  # some CDNs answer 403 to an expired URL
 _REFUSALS = _LOOKS_EXPIRED | {"unauthorized"}
 
@@ -58,18 +58,20 @@ class Addresses:
         """Note that `target` was refused with `code`; return whether another address may be accepted. An address that
         worked has expired. One that was never used may have expired while it waited, or with credentials that other
         files share; and a CDN answers 403 both to an expired signed URL and to a wrong one. The next address is new:
-        its refusal is final."""
+        its refusal is final, except that of a short-lived token, which may end on its way: that of the third."""
         if code not in _REFUSALS:
             return False
+        is_token = False
         if isinstance(target, HttpTarget) and target.issuer is not None:
             target.issuer.refuse(target.headers)
+            is_token = code == "unauthorized"
         with self._lock:
             held = self._located.last()
             if held is None or held.target is not target:
                 return True  # another connection was refused first
             self._refusals += 1
             first = self._refusals == 1
-            old = held.is_shared or self._clock() >= held.located_at + _FRESH_S
+            old = is_token or held.is_shared or self._clock() >= held.located_at + _FRESH_S
             again = (first and (held.worked or code in _LOOKS_EXPIRED)) or (old and self._refusals < _MAX_REFUSALS)
             if again:
                 self._located.drop()
