@@ -70,8 +70,7 @@ class DaemonMetrics:
             registry=self.registry,
         )
         Info("holdfast_build", "The daemon's version.", registry=self.registry).info({"version": VERSION})
-        for result in ("hit", "miss", "joined"):
-            self._requests.labels(result)
+        self._requests_by_result = {result: self._requests.labels(result) for result in ("hit", "miss", "joined")}
 
     def received(self, kind: str, size: int) -> None:
         self._fetch_bytes.labels(kind).inc(size)
@@ -86,7 +85,7 @@ class DaemonMetrics:
         self._verify_failures.labels(where).inc()
 
     def count_request(self, result: str) -> None:
-        self._requests.labels(result).inc()
+        self._requests_by_result[result].inc()
 
     def count_eviction(self, reason: str) -> None:
         self._evictions.labels(reason).inc()
