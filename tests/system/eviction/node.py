@@ -431,7 +431,11 @@ class Node:
             high_watermark=limits.high,
             low_watermark=limits.low,
         )
-        self.reconciler.resume(_adopt_statuses(self.layout, self.status_files, self.inventory, recovered.lost))
+        self.reconciler.resume(
+            _adopt_statuses(
+                recovery.read_statuses(self.layout, recovered), self.status_files, self.inventory, recovered.lost
+            )
+        )
         self.reconciler.use_catalog(self.catalog)
         self.tasks = [self.loop.create_task(self.reconciler.run())]
         self.turn()
