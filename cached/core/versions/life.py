@@ -319,19 +319,21 @@ def _fail(version: Version, fetch: Fetch, failed: TryFailed, now: float) -> Resu
 
 
 def _fail_for_good(version: Version, fetch: Fetch, failed: TryFailed, now: float) -> Result:
-    """End a fetch by a permanent error. A recheck of content that still meets the want fails for its refreshing pulls
-    only, a wrong pin for the pods and pulls with that pin only; any other error fails the version."""
+    """End a fetch by a permanent error. A wrong pin fails for the pods and pulls with that pin only; the refresh that
+    another pull asked for stays due. A recheck of content that still meets the want fails for its refreshing pulls
+    only; any other error fails the version."""
     ref, error, want = version.ref, failed.error, fetch.want
     rechecked, version = version.recheck, replace(version, recheck=False)
+    if isinstance(error, PinMismatch) and want.pin is not None and not want.pin_promised:
+        still = rechecked and any(pull.refresh and pull.want.pin != want.pin for pull in version.pulls)
+        version, ended = _end_and_show(_judge_pin(replace(version, recheck=still), want.pin, error, now))
+        return version, (LogFailure(ref, error), *ended)
     if rechecked and meets(failed.held, failed.want):
         version, told = _close(
             replace(version, failures=0), [replace(pull, error=error) for pull in version.pulls if pull.refresh]
         )
         version, ended = _end(version, Inactive())
         return version, (LogFailure(ref, error), ShowIdle(ref), *told, *ended)
-    if isinstance(error, PinMismatch) and want.pin is not None and not want.pin_promised:
-        version, ended = _end_and_show(_judge_pin(version, want.pin, error, now))
-        return version, (LogFailure(ref, error), *ended)
     failures = version.failures + 1
     pause = failed_s(error, failures, awaited=version.waiting_since is not None)
     version, told = _fail_pulls(replace(version, failures=failures), error)

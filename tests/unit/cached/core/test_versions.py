@@ -607,6 +607,20 @@ def test_a_refresh_that_fails_is_its_own(node: Node) -> None:
     assert node.table.get(A).state == Inactive()
 
 
+def test_a_wrong_pin_is_not_told_to_a_refresh_without_one(node: Node) -> None:
+    """A try for a wrong pin answers the pull with that pin; the refresh of another pull is fetched after it."""
+    node.pull(A)
+    node.publish(A)
+    node.refresh()
+    wrong, plain = node.pull(A, WRONG), node.pull(A, refresh=True)
+    for _ in range(2):
+        node.publish(A)
+        node.refresh()
+    error = _found(node, wrong).error
+    assert error is not None and error.code == "digest_mismatch"
+    assert _found(node, plain).digest == content(A)
+
+
 def test_who_makes_room_comes_first(node: Node) -> None:
     """While room is made for a fetch, none that comes after it begins; where none can be made, the others go on."""
     node.pull(A)
