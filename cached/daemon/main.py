@@ -194,6 +194,7 @@ async def _work(
     cluster = _make_cluster(config) if volumes is None else volumes.join(_make_cluster(config))
     journal = DigestJournal(layout.digests, recovered.digests)
     damaged, lost = recovered.damaged, recovered.lost
+    marks = marks if recovered.are_blobs_read else None
     statuses = await blocking.run(recovery.read_statuses, layout, recovered)
     del recovered  # its tables are as large as those that were made of them
     metrics = DaemonMetrics()

@@ -41,8 +41,9 @@ class Recovered:
     pointed at one, deleted here and still wanted. `fetched`: the fetch records without `files`; of unknown origin if
     the record is of other content, absent if a name has no record (an older release published it). `digests`: by ingest
     id, unpromised sha256 from the digest journal. `kept`: the uids of the pods that snapshots are kept for. `links`:
-    the number of snapshots that have each blob, where there are any. `statuses`: what an index has of the versions'
-    status files."""
+    the number of snapshots that have each blob, where there are any. `are_blobs_read`: the sizes of blobs are from the
+    disk, and not from an index, which does not know of a blob that was cut in place. `statuses`: what an index has of
+    the versions' status files."""
 
     models: dict[ModelRef, Digest]
     manifests: dict[Digest, Manifest]
@@ -53,6 +54,7 @@ class Recovered:
     digests: dict[str, str]
     kept: dict[Digest, frozenset[str]]
     links: dict[str, int]
+    are_blobs_read: bool = field(compare=False)
     statuses: Mapping[ModelRef, index.Status] = field(default_factory=dict, compare=False)
 
 
@@ -131,6 +133,7 @@ def _recover_unchanged(layout: Layout, believed: index.Believed) -> Recovered:
         digests=_keep_digests(layout, digests, contents.blobs),
         kept=kept.read_all(layout),
         links=dict(contents.links),
+        are_blobs_read=False,
         statuses=contents.statuses,
     )
 
@@ -171,6 +174,7 @@ def recover_by_tree(layout: Layout) -> Recovered:
         _keep_digests(layout, digests, blobs),
         kept.read_all(layout),
         count_links(manifests, blobs),
+        are_blobs_read=True,
     )
 
 

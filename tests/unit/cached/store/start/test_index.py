@@ -389,3 +389,12 @@ def _ready(ref: ModelRef, files: dict[str, bytes], verdict: Verdict) -> ModelSta
     digest, size, then = str(manifest_of(files).digest), sum(map(len, files.values())), "2026-11-20T18:00:00Z"
     told = (ref.name, ref.version, State.READY, digest, True, "s3://a/b", size, size, None, None, then, then, None)
     return ModelStatus(*told, held=digest, verdict=verdict)
+
+
+def test_sizes_of_an_index_are_told_apart_from_those_of_the_disk(pair: tuple[Layout, Layout]) -> None:
+    """A blob that was cut in place shows in no folder: who counts blobs is told that no file was looked at."""
+    indexed, plain = pair
+    os.truncate(indexed.blob(SHARED), 10)
+    found = recovery.recover(indexed)
+    assert (found.are_blobs_read, found.on_disk.blobs[SHARED]) == (False, 5000)
+    assert recovery.recover(plain).are_blobs_read
