@@ -123,7 +123,7 @@ class _Handler(BaseHTTPRequestHandler):
         headers = {name.lower(): value for name, value in self.headers.items()}
         self._front.handle(self, Request(self.command, self.path, headers))
 
-    do_HEAD = do_POST = do_PUT = do_DELETE = do_GET
+    do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = do_GET
 
     def reply(self, status: int, headers: Mapping[str, str], body: bytes) -> None:
         """Send a whole answer."""

@@ -114,18 +114,18 @@ class HttpClient:
         `Transient`, `Permanent` or `Cancelled`; ValueError for a `length` below 1."""
         if length is not None and length < 1:
             raise ValueError(f"HTTP has no range of {length} bytes")
-        if target.part is not None:
-            return self._get_part(target, target.part, offset, length, cancellation)
-        request = _Request("GET", RequestedRange(offset, length), target, cancellation)
-        return self._checked(self._follow(request), request)
+        return self._open(target, offset, length, cancellation)[1]
 
-    def _get_part(
-        self, target: HttpTarget, part: Part, offset: int, length: int | None, cancellation: Cancellation
-    ) -> Body:
-        """Request bytes of a file that is a part of an object."""
-        asked = RequestedRange(part.start + offset, part.length - offset if length is None else length)
+    def _open(
+        self, target: HttpTarget, offset: int, length: int | None, cancellation: Cancellation
+    ) -> tuple[Exchange, Body]:
+        part = target.part
+        asked = RequestedRange(offset, length) if part is None else _range_in(part, offset, length)
         request = _Request("GET", asked, target, cancellation)
-        body = self._checked(self._follow(request), request)
+        exchange = self._follow(request)
+        body = self._checked(exchange, request)
+        if part is None:
+            return exchange, body
         if (body.start, body.length) != (asked.offset, asked.length):
             body.close()
             raise Permanent(
@@ -134,13 +134,12 @@ class HttpClient:
                 "use a server, or a proxy before it, that serves ranges",
             )
         body.start, body.total = offset, part.length
-        return body
+        return exchange, body
 
     def fetch(self, target: HttpTarget, limit_bytes: int, cancellation: Cancellation) -> Response:
         """Fetch a small object. Raises as `get` does, and `Permanent` (`too_large`) beyond `limit_bytes`."""
-        request = _Request("GET", RequestedRange(0, None), target, cancellation)
-        exchange = self._follow(request)
-        return _read_whole(exchange, self._checked(exchange, request), limit_bytes)
+        exchange, body = self._open(target, 0, None, cancellation)
+        return _read_whole(exchange, body, limit_bytes)
 
     def fetch_any_status(self, target: HttpTarget, limit_bytes: int, cancellation: Cancellation) -> Response:
         """Fetch a small response of any status, for a caller that knows this server's. Raises as `fetch` otherwise."""
@@ -361,6 +360,11 @@ class HttpClient:
         resource = address.resource if proxy is None else address.url
         head = "\r\n".join([f"{request.method} {resource} HTTP/1.1", *lines, "", ""]).encode("latin-1")
         return head + (request.body or b"")
+
+
+def _range_in(part: Part, offset: int, length: int | None) -> RequestedRange:
+    """Return the bytes of an object that are these bytes of a part of it."""
+    return RequestedRange(part.start + offset, part.length - offset if length is None else length)
 
 
 def _check_post_redirect(exchange: Exchange, following: Address, address: Address) -> None:

@@ -30,10 +30,12 @@ class Credentials(Issuer, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """An issued token. `lifetime_s`: how long it is valid from its issue, None if the issuer does not say."""
+    """An issued token. `lifetime_s`: how long it is valid from its issue, None if the issuer does not say. `scheme`: of
+    the `Authorization` header; `Basic` for a user and password (base64) that a service issues for a while."""
 
     value: str = field(repr=False)
     lifetime_s: float | None = None
+    scheme: str = "Bearer"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +45,7 @@ class _Issued:
 
     @property
     def header(self) -> tuple[str, str]:
-        return "Authorization", f"Bearer {self.token.value}"
+        return "Authorization", f"{self.token.scheme} {self.token.value}"
 
     def left_s(self, now: float) -> float | None:
         return None if self.token.lifetime_s is None else self.at + self.token.lifetime_s - now

@@ -61,6 +61,8 @@ def test_a_token_goes_to_its_own_origins_only() -> None:
     assert issue.calls == 0
     assert tokens.headers_for(URL, NOT) == (("Authorization", "Bearer t0"),)
     assert tokens.headers_for("https://auth.example.com/y", NOT) == (("Authorization", "Bearer t0"),)
+    basic = BearerTokens([URL], lambda _cancellation: Token("dTpw", 60.0, "Basic"))
+    assert basic.headers_for(URL, NOT) == (("Authorization", "Basic dTpw"),)
     fixed = FixedHeaders([URL], (("PRIVATE-TOKEN", "s3cret"),))
     assert fixed.headers_for("https://cdn.example.com/x", NOT) == ()
     assert fixed.headers_for(URL, NOT) == (("PRIVATE-TOKEN", "s3cret"),)
