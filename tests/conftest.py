@@ -1,5 +1,5 @@
-"""What every test shares: one Hypothesis profile, without deadlines (a loaded machine is no failure), Ctrl-C, and real
-S3 servers."""
+"""What every test shares: one Hypothesis profile, without deadlines (a loaded machine is no failure), Ctrl-C, real S3
+servers and a real registry."""
 
 import signal
 import threading
@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import settings
 
+from tests.support.registry import RunningRegistry, docker_registry
 from tests.support.s3 import S3Server, moto_server, rclone_server
 
 settings.register_profile("holdfast", deadline=None, print_blob=True)
@@ -27,4 +28,10 @@ def moto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
 @pytest.fixture(scope="module")
 def rclone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     with rclone_server(tmp_path_factory.mktemp("rclone")) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningRegistry]:
+    with docker_registry(tmp_path_factory.mktemp("registry")) as server:
         yield server

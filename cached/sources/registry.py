@@ -40,6 +40,12 @@ def _http(uri: str, client: HttpClient, _opener: Opener) -> Source:
     return WebSource(uri, client)
 
 
+def _oci(uri: str, client: HttpClient, _opener: Opener) -> Source:
+    from cached.sources.oci.source import OciSource
+
+    return OciSource(uri, client)
+
+
 def _file(uri: str, _client: HttpClient, _opener: Opener) -> Source:
     from cached.sources.local.source import LocalSource
 
@@ -50,6 +56,7 @@ def _file(uri: str, _client: HttpClient, _opener: Opener) -> Source:
 _BUILT_IN: dict[str, tuple[str, Callable[[str, HttpClient, Opener], Source]]] = {
     "s3": ("s3://", _s3),
     "hf": ("hf://", _hf),
+    "oci": ("oci://", _oci),
     "https": ("https://", _http),
     "http": ("http://", _http),
     "file": ("file://", _file),

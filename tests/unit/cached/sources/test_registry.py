@@ -24,6 +24,7 @@ NO_CLIENT.close()  # opening contacts nobody
         ("hf://acme/model@main", "hf"),
         ("http://127.0.0.1/m/", "http"),
         ("https://example.com/m/", "http"),
+        ("oci://ghcr.io/acme/model:v1", "oci"),
         ("file:///models/m", "file"),
         ("/models/m", "file"),
     ],
@@ -51,6 +52,7 @@ def test_an_unknown_scheme_names_the_supported_ones(uri: str) -> None:
         ("s3a://bucket/m/", "s3://"),
         ("s3n://bucket/m/", "s3://"),
         ("pvc://claim/m", "file://"),
+        ("docker://ghcr.io/acme/model:v1", "oci://"),
     ],
 )
 def test_a_scheme_of_another_tool_names_ours(uri: str, right: str) -> None:

@@ -28,6 +28,7 @@ from tests.support.choosing import chosen
 from tests.support.fake_hub import FakeHub
 from tests.support.hub_cases import NAME, manifest_of, write
 from tests.support.nginx import nginx
+from tests.support.registry import RunningRegistry
 from tests.support.s3 import SECRET_KEY, S3Server
 
 FILES = {
@@ -116,7 +117,21 @@ def at_a_hub(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
     yield Place("hf", f"hf://{NAME}@main", f"hf://{NAME}@gone", NAME, put)
 
 
+def in_registry(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
+    registry: RunningRegistry = request.getfixturevalue("registry")
+    request.getfixturevalue("monkeypatch").setenv("DOCKER_CONFIG", str(tmp_path / "nobody"))
+    repository, files = f"team/{uuid4().hex[:12]}", dict[str, bytes]()
+
+    def put(more: Mapping[str, bytes]) -> None:
+        files.update(more)
+        registry.put_raw(repository, "v1", files)
+
+    uri = f"oci://{registry.host}/{repository}"
+    yield Place("oci", f"{uri}:v1", f"{uri}:gone", f"{uri}:v1", put)
+
+
 EVERYWHERE = {"folder": in_folder, "nginx": at_nginx, "moto": at_moto, "rclone": at_rclone, "hub": at_a_hub}
+EVERYWHERE |= {"oci": in_registry}
 
 
 @pytest.fixture(params=EVERYWHERE)

@@ -1,0 +1,111 @@
+"""The files of archives laid over one another, as a container runtime unpacks the layers of an image.
+
+Law: pure. A later layer replaces, and its whiteouts remove, what earlier ones have. Only regular files are content; a
+link or a device is there with its problem, which is raised only where it is chosen. Format: OCI Image Specification,
+"Image Layer Filesystem Changeset".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from cached.contract.errors import HoldfastError, Permanent
+from cached.core.listing import format_path
+from cached.sources.oci.tar import Entry, EntryKind
+
+MODELS = "models/"  # where KServe's modelcars have a model's files
+_WHITEOUT = ".wh."
+_OPAQUE = ".wh..wh..opq"
+
+
+@dataclass(frozen=True, slots=True)
+class PackedFile:
+    """A file in a layer: `digest` is the layer's, `start` the offset of its bytes there; `problem` as in a listing."""
+
+    digest: str
+    start: int
+    size: int
+    problem: HoldfastError | None = None
+
+
+class FileTree:
+    """The files of the layers so far, by path."""
+
+    def __init__(self, where: str, *, has_whiteouts: bool) -> None:
+        self._where = where
+        self._has_whiteouts = has_whiteouts
+        self._files: dict[str, PackedFile] = {}
+
+    def add_layer(self, digest: str, entries: Iterable[Entry]) -> None:
+        """Lay the entries of a layer over the files."""
+        added: dict[str, PackedFile] = {}
+        below = self._files if self._has_whiteouts else {}
+        folders: set[str] = set()
+        for entry in entries:
+            folder, _, name = entry.path.rpartition("/")
+            if self._has_whiteouts and name == _OPAQUE:
+                _remove(below, folder, itself=False)
+            elif self._has_whiteouts and name.startswith(_WHITEOUT):
+                _remove(below, "/".join(part for part in (folder, name[len(_WHITEOUT) :]) if part), itself=True)
+            elif entry.kind is EntryKind.FOLDER:
+                folders.add(entry.path)
+            else:
+                added[entry.path] = self._file(digest, entry, added)
+        if not self._has_whiteouts:
+            for path in added.keys() & self._files.keys():
+                added[path] = self._twice(path, added[path])
+        for path in folders:
+            below.pop(path, None)
+        hidden = {path for path in added if path not in below}
+        if hidden and below:
+            self._remove_covered(below, hidden)
+        self._files.update(added)
+
+    def files(self) -> dict[str, PackedFile]:
+        """Return the files of the model: those in `models/`, by their paths there, else all."""
+        inside = {path[len(MODELS) :]: file for path, file in self._files.items() if path.startswith(MODELS)}
+        return (inside or dict(self._files)) if self._has_whiteouts else dict(self._files)
+
+    def _file(self, digest: str, entry: Entry, added: dict[str, PackedFile]) -> PackedFile:
+        if entry.kind is EntryKind.FILE:
+            return PackedFile(digest, entry.start, entry.size)
+        if entry.kind is EntryKind.LINK:
+            target = added.get(entry.target) or self._files.get(entry.target)
+            return target or self._odd(digest, entry, "a hard link to nothing")
+        return self._odd(digest, entry, "a link, a device or another special file")
+
+    def _odd(self, digest: str, entry: Entry, found: str) -> PackedFile:
+        problem = f"{self._where}: {format_path(entry.path)}: expected a regular file, found {found}"
+        remedy = "pack the file itself, or leave it out with `exclude` in the model's entry of the catalog"
+        return PackedFile(digest, entry.start, entry.size, Permanent("not_a_file", problem, remedy))
+
+    def _twice(self, path: str, file: PackedFile) -> PackedFile:
+        problem = f"{self._where}: {format_path(path)}: expected each file in one layer, found it in two"
+        return replace(file, problem=Permanent("bad_artifact", problem, "push it again with each file once"))
+
+    def _remove_covered(self, below: dict[str, PackedFile], added: set[str]) -> None:
+        """Remove earlier files that are now a folder's name, and those under a folder that is now a file."""
+        for path in added:
+            parent = path
+            while (cut := parent.rfind("/")) > 0:
+                parent = parent[:cut]
+                below.pop(parent, None)
+        for path in [path for path in below if _is_under(path, added)]:
+            del below[path]
+
+
+def _is_under(path: str, files: set[str]) -> bool:
+    while (cut := path.rfind("/")) > 0:
+        path = path[:cut]
+        if path in files:
+            return True
+    return False
+
+
+def _remove(files: dict[str, PackedFile], path: str, *, itself: bool) -> None:
+    if itself:
+        files.pop(path, None)
+    prefix = f"{path}/" if path else ""
+    for each in [each for each in files if each.startswith(prefix)]:
+        del files[each]
