@@ -34,7 +34,7 @@ from cached.sources.local.source import local_path
 
 _READ_ONLY = {"http": "a web server", "https": "a web server", "hf": "the Hugging Face Hub"}
 _SHOWN = 20
-_USE = "s3://bucket/model/version/, file:///folder or a path"
+_USE = "s3://bucket/model/version/, oci://registry/repository:tag, file:///folder or a path"
 
 
 def main(argv: Sequence[str]) -> int:
@@ -107,6 +107,10 @@ def _open_destination(uri: str, requests: int) -> Destination:
         from cached.publish.s3.destination import S3Destination
 
         return S3Destination(uri, requests)
+    if scheme == "oci":
+        from cached.publish.oci.destination import OciDestination
+
+        return OciDestination(uri, requests)
     if scheme in _READ_ONLY:
         raise Permanent("read_only", f"{_READ_ONLY[scheme]} ({scheme}://) can only be read from", f"publish to {_USE}")
     if scheme != "file":
