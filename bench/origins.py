@@ -13,7 +13,7 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -174,18 +174,28 @@ def free_port() -> int:
 
 @contextmanager
 def _server(argv: list[str], environment: Mapping[str, str], log: Path, port: int) -> Iterator[None]:
+    def listens() -> bool:
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", port)) == 0
+
+    with running(argv, environment, log, listens):
+        yield
+
+
+@contextmanager
+def running(argv: list[str], environment: Mapping[str, str], log: Path, is_up: Callable[[], bool]) -> Iterator[int]:
+    """Run a server until the end of the block, which begins once `is_up` says so; yield its process id."""
     with log.open("wb") as output:
         process = subprocess.Popen(argv, env=dict(environment), stdout=output, stderr=subprocess.STDOUT)
 
-    def listening() -> bool | None:
+    def up() -> bool | None:
         if process.poll() is not None:
             raise failed(f"{argv[0]} ended with {process.returncode}: {tail(log)}")
-        with socket.socket() as probe:
-            return True if probe.connect_ex(("127.0.0.1", port)) == 0 else None
+        return True if is_up() else None
 
     try:
-        wait_until(listening, f"answer from {argv[0]}", 30, 0.02)
-        yield
+        wait_until(up, f"answer from {argv[0]}", 30, 0.02)
+        yield process.pid
     finally:
         stop(process)
 
