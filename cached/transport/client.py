@@ -32,10 +32,12 @@ from cached.transport.response import (
     check_unchanged,
     extent_of,
     read_head,
+    source_changed,
 )
 from cached.transport.target import Expected, Headers, HttpTarget, Part
 from cached.transport.urls import Address, display_url, next_hop
 
+_NOT_FOUND = 404
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _SAME_METHOD = frozenset({307, 308})  # RFC 9110, 15.4: after the others a POST becomes a GET
 # Some servers do not implement HEAD, and a URL that is signed for GET refuses it.
@@ -203,7 +205,7 @@ class HttpClient:
         """Return the body after the head is checked against the request."""
         try:
             check_unchanged(exchange.answer, request.target, exchange.where, exchange.url)
-            self._check_status(exchange)
+            self._check_status(exchange, request.target)
             extent = extent_of(exchange.answer, request.asked, exchange.where)
             check_encoding(exchange.answer, request.target, extent.total, exchange.where)
             check_no_page_length(exchange.answer, request.target, extent.total, exchange.where)
@@ -226,10 +228,12 @@ class HttpClient:
         if found is not None:
             raise page_error(f"the file {expected.name!r}", exchange.where, found) from error
 
-    def _check_status(self, exchange: Exchange) -> None:
+    def _check_status(self, exchange: Exchange, target: HttpTarget) -> None:
         answer = exchange.answer
         if answer.status in (200, 206):
             return
+        if answer.status == _NOT_FOUND and target.names_version:
+            raise source_changed(exchange.where, "this version of the object is not there any more")
         has_code = answer.status in (400, 403)
         # A body that is read to its end leaves its connection to the next request.
         excerpt = self._read_excerpt(exchange) if has_code or _is_short(answer) else b""

@@ -60,6 +60,7 @@ class HttpTarget:
     called (a token that several files share); None: by that call. A refusal of such credentials is not final.
     `issuer`: is told of a refusal, so that the next address has other credentials.
     `part`: where the file is in a larger object (a file in a tar archive); the server must serve ranges then.
+    `names_version`: `url` names one version of the object (a generation), so 404 says that it was replaced or deleted.
     """
 
     url: str = field(repr=False)
@@ -72,6 +73,7 @@ class HttpTarget:
     lifetime_s: float | None = None
     issued_at: float | None = None
     part: Part | None = None
+    names_version: bool = False
     issuer: Issuer | None = field(default=None, repr=False, compare=False)
 
 

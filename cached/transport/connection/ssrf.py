@@ -16,11 +16,23 @@ _METADATA = frozenset({ipaddress.ip_address("fd00:ec2::254"), ipaddress.ip_addre
 def is_internal(host: str) -> bool:
     """Return whether `host`, an address in text, is loopback, link-local, multicast, unspecified or a metadata service.
     False for a name: its addresses count instead."""
+    address = _parse(host)
+    if address is None:
+        return False
+    is_special = address.is_loopback or address.is_link_local or address.is_unspecified or address.is_multicast
+    return is_special or address in _METADATA
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether `host`, an address in text or a name, is this machine itself."""
+    address = _parse(host)
+    return host.lower() == "localhost" if address is None else address.is_loopback
+
+
+def _parse(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     try:
         address = ipaddress.ip_address(host.partition("%")[0])
     except ValueError:
-        return False
-    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
-        address = address.ipv4_mapped
-    is_special = address.is_loopback or address.is_link_local or address.is_unspecified or address.is_multicast
-    return is_special or address in _METADATA
+        return None
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return mapped or address

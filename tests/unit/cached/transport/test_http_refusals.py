@@ -43,6 +43,13 @@ def test_statuses_for_people(client: HttpClient, origin: HostileOrigin, url: str
     assert error.remedy
 
 
+def test_a_version_that_is_gone_was_replaced(client: HttpClient, origin: HostileOrigin) -> None:
+    """404 for a URL that names one version of an object is a change of the source, which another listing mends."""
+    with pytest.raises(Transient) as caught:
+        client.fetch(HttpTarget(origin.url("/gone?generation=1"), names_version=True), 100, Cancellation())
+    assert caught.value.code == "source_changed"
+
+
 @pytest.mark.parametrize("status", [408, 425, 429, 500, 502, 503, 504])
 def test_statuses_for_retries(client: HttpClient, origin: HostileOrigin, url: str, status: int) -> None:
     """What may pass is transient, with the status in its code."""

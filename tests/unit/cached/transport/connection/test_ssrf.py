@@ -10,7 +10,7 @@ import pytest
 from cached.contract.errors import Permanent
 from cached.transport.client import HttpClient
 from cached.transport.connection.cancel import Cancellation
-from cached.transport.connection.ssrf import is_internal
+from cached.transport.connection.ssrf import is_internal, is_loopback
 from cached.transport.target import HttpTarget
 from tests.support.origin import HostileOrigin
 from tests.support.origin_faults import Redirect
@@ -41,6 +41,12 @@ def test_addresses_of_the_machine_are_inward(host: str) -> None:
 def test_other_addresses_are_not(host: str) -> None:
     """Private networks are where object stores live; a name is judged by its addresses."""
     assert not is_internal(host)
+
+
+@pytest.mark.parametrize(("host", "expected"), [("localhost", True), ("::1", True), ("127.1.2.3", True), ("a", False)])
+def test_this_machine_is_known(host: str, expected: bool) -> None:
+    """Loopback is known by address and by its name."""
+    assert is_loopback(host) is expected
 
 
 @pytest.fixture
