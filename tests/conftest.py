@@ -8,6 +8,16 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import settings
 
+from tests.support.fake_azure import FakeAzure, fake_azure
+from tests.support.fake_gcs import FakeGcs, fake_gcs
+from tests.support.object_stores import (
+    AzuriteStore,
+    FakeAzureStore,
+    FakeGcsStore,
+    GcsEmulatorStore,
+    azurite,
+    gcs_emulator,
+)
 from tests.support.registry import RunningRegistry, docker_registry
 from tests.support.s3 import S3Server, moto_server, rclone_server
 
@@ -35,3 +45,47 @@ def rclone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
 def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningRegistry]:
     with docker_registry(tmp_path_factory.mktemp("registry")) as server:
         yield server
+
+
+@pytest.fixture(scope="module")
+def fake_gcs_server() -> Iterator[FakeGcs]:
+    with fake_gcs() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def fake_azure_server() -> Iterator[FakeAzure]:
+    with fake_azure(private=True) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def gcs_emulator_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with gcs_emulator(tmp_path_factory.mktemp("gcs")) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def azurite_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with azurite(tmp_path_factory.mktemp("azurite")) as url:
+        yield url
+
+
+@pytest.fixture
+def gcs_store(fake_gcs_server: FakeGcs) -> FakeGcsStore:
+    return FakeGcsStore(fake_gcs_server)
+
+
+@pytest.fixture
+def azure_store(fake_azure_server: FakeAzure) -> FakeAzureStore:
+    return FakeAzureStore(fake_azure_server)
+
+
+@pytest.fixture
+def gcs_emulator_store(gcs_emulator_url: str) -> GcsEmulatorStore:
+    return GcsEmulatorStore(gcs_emulator_url)
+
+
+@pytest.fixture
+def azurite_store(azurite_url: str) -> AzuriteStore:
+    return AzuriteStore(azurite_url)

@@ -28,6 +28,18 @@ def _s3(uri: str, client: HttpClient, _opener: Opener) -> Source:
     return S3Source(uri, client.settings.stall_window_s)
 
 
+def _gs(uri: str, client: HttpClient, _opener: Opener) -> Source:
+    from cached.sources.gcs.source import GcsSource
+
+    return GcsSource(uri, client)
+
+
+def _az(uri: str, client: HttpClient, _opener: Opener) -> Source:
+    from cached.sources.azure.source import AzureSource
+
+    return AzureSource(uri, client)
+
+
 def _hf(uri: str, client: HttpClient, _opener: Opener) -> Source:
     from cached.sources.huggingface.source import HuggingFaceSource
 
@@ -55,6 +67,8 @@ def _file(uri: str, _client: HttpClient, _opener: Opener) -> Source:
 # Scheme and the form of its URIs, for messages; a scheme without `//` ends in `:` there.
 _BUILT_IN: dict[str, tuple[str, Callable[[str, HttpClient, Opener], Source]]] = {
     "s3": ("s3://", _s3),
+    "gs": ("gs://", _gs),
+    "az": ("az://", _az),
     "hf": ("hf://", _hf),
     "oci": ("oci://", _oci),
     "https": ("https://", _http),

@@ -1,5 +1,6 @@
 """What every `Source` of ours promises beyond the conformance suite (manifests, error codes, tags), asked of a folder,
-of nginx's index, of two S3 servers and of a Hub."""
+of nginx's index, of two S3 servers, of Google Cloud Storage and Azure Blob Storage (stand-ins, and the emulators where
+they are installed) and of a Hub."""
 
 from __future__ import annotations
 
@@ -28,6 +29,7 @@ from tests.support.choosing import chosen
 from tests.support.fake_hub import FakeHub
 from tests.support.hub_cases import NAME, manifest_of, write
 from tests.support.nginx import nginx
+from tests.support.object_stores import ENVIRONMENT, Store
 from tests.support.registry import RunningRegistry
 from tests.support.s3 import SECRET_KEY, S3Server
 
@@ -42,13 +44,14 @@ FILES = {
 @dataclass(frozen=True)
 class Place:
     """Where a version lies, and how a test puts files there. `at`: the place as errors show it; `gone`: the location
-    of nothing, of the same kind."""
+    of nothing, of the same kind; `no_names`: names that are others there."""
 
     kind: str
     uri: str
     gone: str
     at: str
     put: Callable[[Mapping[str, bytes]], None]
+    no_names: tuple[str, ...] = ()
 
 
 def putting(folder: Path) -> Callable[[Mapping[str, bytes]], None]:
@@ -104,6 +107,27 @@ def at_rclone(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]
     return in_bucket(request, request.getfixturevalue("rclone"))
 
 
+def in_store(request: pytest.FixtureRequest, store: Store) -> Iterator[Place]:
+    monkeypatch = request.getfixturevalue("monkeypatch")
+    for name in ENVIRONMENT:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in store.environment.items():
+        monkeypatch.setenv(name, value)
+
+    def put(files: Mapping[str, bytes]) -> None:
+        for path, data in files.items():
+            store.put(path, data)
+
+    kind = store.uri.partition(":")[0]
+    base = store.uri.removesuffix("m/")
+    no_names = ("a\\b",) if kind == "az" else ()  # Azure stores a backslash as a slash
+    yield Place(kind, store.uri, f"{base}gone/", f"{base}m", put, no_names)
+
+
+def stored_in(fixture: str) -> Callable[[pytest.FixtureRequest, Path], Iterator[Place]]:
+    return lambda request, _tmp_path: in_store(request, request.getfixturevalue(fixture))
+
+
 def at_a_hub(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
     hub: FakeHub = request.getfixturevalue("hub")
     (tmp_path / "commits" / "0").mkdir(parents=True)
@@ -130,8 +154,18 @@ def in_registry(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Plac
     yield Place("oci", f"{uri}:v1", f"{uri}:gone", f"{uri}:v1", put)
 
 
-EVERYWHERE = {"folder": in_folder, "nginx": at_nginx, "moto": at_moto, "rclone": at_rclone, "hub": at_a_hub}
-EVERYWHERE |= {"oci": in_registry}
+EVERYWHERE = {
+    "folder": in_folder,
+    "nginx": at_nginx,
+    "moto": at_moto,
+    "rclone": at_rclone,
+    "hub": at_a_hub,
+    "gcs": stored_in("gcs_store"),
+    "fake-gcs-server": stored_in("gcs_emulator_store"),
+    "azure": stored_in("azure_store"),
+    "azurite": stored_in("azurite_store"),
+    "oci": in_registry,
+}
 
 
 @pytest.fixture(params=EVERYWHERE)
@@ -139,7 +173,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
     yield from EVERYWHERE[request.param](request, tmp_path)
 
 
-@pytest.fixture(params=["folder", "moto", "rclone"])
+@pytest.fixture(params=["folder", "moto", "rclone", "gcs", "fake-gcs-server", "azure", "azurite"])
 def published_to(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
     """The places that `holdfast publish` writes to."""
     yield from EVERYWHERE[request.param](request, tmp_path)
@@ -266,6 +300,8 @@ async def test_a_name_that_no_version_may_have_is_refused_where_it_is_chosen(
     place: Place, client: HttpClient, other: str
 ) -> None:
     """A bad name, or one that differs only in case, is `bad_name` by name; left out by the filters it harms nobody."""
+    if other in place.no_names:
+        pytest.skip(f"{other!r} is another name there")
     place.put({"w.bin": b"abc", other: b"x"})
     error = await refusal(place.uri, client)
     assert isinstance(error, Permanent) and error.code == "bad_name"
