@@ -34,7 +34,10 @@ from cached.sources.local.source import local_path
 
 _READ_ONLY = {"http": "a web server", "https": "a web server", "hf": "the Hugging Face Hub"}
 _SHOWN = 20
-_USE = "s3://bucket/model/version/, oci://registry/repository:tag, file:///folder or a path"
+_USE = (
+    "s3://bucket/model/version/, gs://bucket/…, az://account/container/…, oci://registry/repository:tag, "
+    "file:///folder or a path"
+)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -107,6 +110,14 @@ def _open_destination(uri: str, requests: int) -> Destination:
         from cached.publish.s3.destination import S3Destination
 
         return S3Destination(uri, requests)
+    if scheme == "gs":
+        from cached.publish.gcs.destination import GcsDestination
+
+        return GcsDestination(uri, requests)
+    if scheme == "az":
+        from cached.publish.azure.destination import AzureDestination
+
+        return AzureDestination(uri, requests)
     if scheme == "oci":
         from cached.publish.oci.destination import OciDestination
 

@@ -22,12 +22,23 @@ def wrong_bytes(where: str, expected: str, found: str) -> Permanent:
     )
 
 
+def unproven(where: str, expected: str) -> Permanent:
+    """Return the error for a destination whose own checksum is not that of the bytes that were sent."""
+    return Permanent(
+        "stored_wrong",
+        f"{where}: sent bytes of sha256 {expected}, the destination's own checksum is of other bytes; no manifest was "
+        "written",
+        "publish again; if it goes on, the store or a proxy before it changes what it is given",
+    )
+
+
 class CheckedReader:
     """One pass over a file's bytes; `finish()` checks them against the manifest."""
 
     def __init__(self, upload: Upload) -> None:
         self._upload = upload
         self._sha = hashlib.sha256()
+        self._left = upload.entry.size  # for `read_to_end`
         try:
             self._descriptor = os.open(upload.real, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         except OSError as error:
@@ -44,6 +55,14 @@ class CheckedReader:
         if len(data) < length:
             raise self._changed("it is shorter now")
         self._sha.update(data)
+        return data
+
+    def read_to_end(self, length: int) -> bytes:
+        """Return the next `length` bytes, and at the last ones do what `finish` does. Raises as both do."""
+        data = self.read(length)
+        self._left -= len(data)
+        if self._left == 0:
+            self.finish()
         return data
 
     def finish(self) -> None:

@@ -19,10 +19,11 @@ from cached.contract.errors import HoldfastError, Permanent
 from cached.contract.manifest import MANIFEST_NAME, PUBLISHING_NAME, FileEntry
 from cached.publish.destination import PART_BYTES, Progress, Say, Stored, Upload
 from cached.publish.mark import Mark, another_publisher
+from cached.publish.object_mark import ObjectMark, PreconditionFailed
 from cached.publish.parallel import ungrouped
 from cached.publish.reading import CheckedReader, wrong_bytes
-from cached.publish.s3.mark import S3Mark
-from cached.publish.s3.objects import PreconditionFailed, S3Writer, etag_of_parts, etag_of_whole, md5, read_sha256
+from cached.publish.s3.mark import S3MarkStore
+from cached.publish.s3.objects import S3Writer, etag_of_parts, etag_of_whole, md5, read_sha256
 from cached.sources.local.tree import file_error
 from cached.sources.s3.address import S3Address
 from cached.sources.s3.client import S3Client, quoted
@@ -43,7 +44,9 @@ class S3Destination:
             self._address, attempts=_ATTEMPTS, connections=requests + 1, read_timeout_s=_READ_TIMEOUT_S
         )
         self._writer = S3Writer(self._client)
-        self._mark = S3Mark(self._client, self._writer, self._key(PUBLISHING_NAME))
+        self._mark = ObjectMark(
+            S3MarkStore(self._client, self._writer, self._key(PUBLISHING_NAME)), self._address.display
+        )
         self._slots = asyncio.Semaphore(requests)
 
     @property

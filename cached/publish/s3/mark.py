@@ -1,141 +1,46 @@
-"""The mark of a publish in a bucket, which has no locks.
+"""The object that holds a publish's mark in a bucket.
 
-Law: the last writer of the mark is the publisher; every other one stops at its next check. A live publisher rewrites
-the mark periodically; an unchanged mark has a dead publisher, and is taken over. The clocks of two machines are never
-compared.
+Law: writes under a condition where the store supports that; the age of an object is by the store's own clock.
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-from dataclasses import dataclass, replace
 from datetime import datetime
 from email.utils import parsedate_to_datetime
 
 from botocore.exceptions import ClientError
 
-from cached.publish.destination import Say
-from cached.publish.mark import MAX_MARK_BYTES, Mark, another_publisher, describe_publisher
-from cached.publish.s3.objects import PreconditionFailed, S3Writer
+from cached.publish.mark import MAX_MARK_BYTES
+from cached.publish.object_mark import StoredMark
+from cached.publish.s3.objects import S3Writer
 from cached.sources.s3.client import S3Client, quoted
 from cached.sources.s3.errors import is_missing, translate_errors
 
-_SILENCE_S = 20.0  # four beats
-_LOOK_S = 2.0
-_LONG_AGO_S = 120.0
-_SETTLE_S = 1.0
-_TURNS = 10
 
-
-@dataclass(frozen=True, slots=True)
-class _Found:
-    """A stored mark; `mark` None if it is invalid. `age_s`: by the server's own clock, None if unknown."""
-
-    mark: Mark | None
-    tag: str
-    age_s: float | None
-
-    @property
-    def is_over(self) -> bool:
-        """Whether its publisher has certainly ended."""
-        return (self.mark is not None and self.mark.ended) or (self.age_s is not None and self.age_s > _LONG_AGO_S)
-
-
-class S3Mark:
-    """The mark at `key`; `claim` comes first."""
+class S3MarkStore:
+    """The object at `key`."""
 
     def __init__(self, client: S3Client, writer: S3Writer, key: str) -> None:
         self._client = client
         self._writer = writer
         self._key = key
-        self._where = client.address.display
-        self._own: Mark | None = None
-        self._busy = asyncio.Lock()
 
-    async def claim(self, mark: Mark, say: Say) -> None:
-        """Become the publisher; raises `another_publisher` if another one runs."""
-        self._own = mark  # before the write: `give_up` after an interruption needs it
-        for _ in range(_TURNS):
-            found = await self._read()
-            if found is not None and found.mark != mark and not await self._has_died(found, say):
-                continue
-            condition = {"IfNoneMatch": "*"} if found is None else {"IfMatch": found.tag}
-            try:
-                await self._writer.put_if(self._key, mark.encode(), **condition)
-            except PreconditionFailed:
-                continue
-            await self._settle(mark)
-            if found is not None and found.mark != mark:
-                say(f"taking over from a publish that did not end ({describe_publisher(found.mark)})")
-            return
-        raise another_publisher(self._where, None)
+    async def write(self, data: bytes, tag: str | None) -> None:
+        """Write the object if it still has the ETag `tag`, or if there is none. Raises `PreconditionFailed`."""
+        condition = {"IfNoneMatch": "*"} if tag is None else {"IfMatch": tag}
+        await self._writer.put_if(self._key, data, **condition)
 
-    async def keep(self) -> None:
-        """Rewrite the mark; raises `another_publisher` if it is another publisher's."""
-        async with self._busy:
-            found = await self._check()
-            assert self._own is not None
-            beaten = replace(self._own, beat=self._own.beat + 1)
-            try:
-                await self._writer.put_if(self._key, beaten.encode(), IfMatch=found.tag)
-            except PreconditionFailed:  # or our own request, sent twice
-                await self._check()
-            self._own = beaten
+    async def delete(self) -> None:
+        """Delete the object."""
+        await self._writer.delete(self._key)
 
-    async def give_up(self) -> None:
-        """Note in the mark that its publisher has ended, so that the next one can start at once."""
-        async with self._busy:
-            found = await self._read()
-            if self._own is not None and found is not None and self._is_own(found):
-                with contextlib.suppress(PreconditionFailed):  # it is another publisher's by now
-                    await self._writer.put_if(self._key, replace(self._own, ended=True).encode(), IfMatch=found.tag)
-
-    async def remove(self) -> None:
-        """Delete the mark; raises `another_publisher` if it is another publisher's."""
-        async with self._busy:
-            await self._check()
-            await self._writer.delete(self._key)
-
-    async def _check(self) -> _Found:
-        found = await self._read()
-        if found is None or not self._is_own(found):
-            raise another_publisher(self._where, None if found is None else found.mark)
-        return found
-
-    def _is_own(self, found: _Found) -> bool:
-        return self._own is not None and found.mark is not None and found.mark.publisher == self._own.publisher
-
-    async def _has_died(self, found: _Found, say: Say) -> bool:
-        """Wait `_SILENCE_S` for a change of the mark, which raises `another_publisher`; return False if its publisher
-        ended it or it was deleted, True if it stays unchanged."""
-        if found.is_over:
-            return True
-        other = describe_publisher(found.mark)
-        say(f"found the mark of another publish ({other}); looking {_SILENCE_S:.0f} s whether it lives")
-        end = asyncio.get_running_loop().time() + _SILENCE_S
-        while asyncio.get_running_loop().time() < end:
-            await asyncio.sleep(_LOOK_S)
-            now = await self._read()
-            if now is None or now.is_over:
-                return False
-            if now.tag != found.tag or now.mark != found.mark:
-                raise another_publisher(self._where, now.mark)
-        return True
-
-    async def _settle(self, mark: Mark) -> None:
-        """On a store that ignores conditions, two publishers may have started together: the last writer continues."""
-        try:
-            await self._writer.put_if(self._key, mark.encode(), IfNoneMatch="*")
-        except PreconditionFailed:
-            return  # the store supports conditions: no other publisher can have started
+    def ignore_conditions(self) -> None:
+        """Write without conditions from now on."""
         self._writer.conditional = False
-        await asyncio.sleep(_SETTLE_S)
-        found = await self._read()
-        if found is None or found.mark != mark:
-            raise another_publisher(self._where, None if found is None else found.mark)
 
-    async def _read(self) -> _Found | None:
+    async def read(self) -> StoredMark | None:
+        """Return the object with the mark."""
         address = self._client.address
         with translate_errors(address.uri(self._key)):
             try:
@@ -154,4 +59,4 @@ class S3Mark:
         if isinstance(written, datetime) and now is not None:
             with contextlib.suppress(ValueError, TypeError):  # an invalid date
                 age_s = (parsedate_to_datetime(now) - written).total_seconds()
-        return _Found(Mark.parse(data), quoted(answer.get("ETag", "")), age_s)
+        return StoredMark(data, quoted(answer.get("ETag", "")), age_s)

@@ -18,6 +18,7 @@ from botocore.exceptions import ClientError
 
 from cached.contract.errors import Transient
 from cached.publish.destination import Stored
+from cached.publish.object_mark import PreconditionFailed
 from cached.sources.s3.client import S3Client, quoted
 from cached.sources.s3.errors import bad_response, is_missing, translate_errors
 
@@ -27,10 +28,6 @@ _UNKNOWN = frozenset({400, 501})  # the responses of stores to a header that the
 _READ_BYTES = 1024 * 1024
 _ATTEMPTS = 5  # without a byte of progress in between
 _WAIT_S = 1.0
-
-
-class PreconditionFailed(Exception):
-    """Control flow: another writer was first."""
 
 
 class S3Writer:

@@ -1,4 +1,5 @@
-"""What every destination promises, asked of a folder and of S3."""
+"""What every destination promises, asked of a folder, of S3, of Google Cloud Storage and Azure Blob Storage (stand-ins,
+and the emulators where installed)."""
 
 from __future__ import annotations
 
@@ -15,10 +16,13 @@ from cached.contract.digest import Digest
 from cached.contract.errors import Permanent
 from cached.contract.manifest import FileEntry
 from cached.contract.verify import hash_file
+from cached.publish.azure.destination import AzureDestination
 from cached.publish.destination import PART_BYTES, Destination, Upload
 from cached.publish.folder import FolderDestination
+from cached.publish.gcs.destination import GcsDestination
 from cached.publish.mark import Mark
 from cached.publish.s3.destination import S3Destination
+from tests.support.object_stores import ENVIRONMENT, FakeAzureStore, FakeGcsStore, Store
 from tests.support.s3 import S3Server
 from tests.support.s3_policy import everything, guarded
 
@@ -34,12 +38,22 @@ class Place:
     litter: Callable[[], list[str]]
 
 
-@pytest.fixture(params=["folder", "s3"])
+STORES = {
+    "gcs": "gcs_store",
+    "fake-gcs-server": "gcs_emulator_store",
+    "azure": "azure_store",
+    "azurite": "azurite_store",
+}
+
+
+@pytest.fixture(params=["folder", "s3", *STORES])
 async def place(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Place]:
     if request.param == "folder":
         found = in_folder(tmp_path / "out")
+    elif request.param in STORES:
+        found = in_store(request.getfixturevalue(STORES[request.param]), monkeypatch)
     else:
         server: S3Server = request.getfixturevalue("moto")
         for name, value in server.environment.items():
@@ -54,6 +68,29 @@ def in_folder(base: Path) -> Place:
         return {str(p.relative_to(base)): p.stat().st_size for p in base.rglob("*") if p.is_file()}
 
     return Place(FolderDestination(base), stored, lambda: [path for path in stored() if "/.tmp-" in path])
+
+
+def in_store(store: Store, monkeypatch: pytest.MonkeyPatch) -> Place:
+    use(store, monkeypatch)
+
+    def stored() -> dict[str, int]:
+        return {path: len(data) for path, data in store.files().items()}
+
+    def litter() -> list[str]:
+        return list(store.server.sessions) if isinstance(store, FakeGcsStore) else []
+
+    return Place(opened(store), stored, litter)
+
+
+def opened(store: Store) -> Destination:
+    return (GcsDestination if store.uri.startswith("gs:") else AzureDestination)(store.uri, 3)
+
+
+def use(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ENVIRONMENT:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in store.environment.items():
+        monkeypatch.setenv(name, value)
 
 
 def in_bucket(server: S3Server) -> Place:
@@ -128,7 +165,7 @@ async def test_marks_manifest_and_files_come_and_go(place: Place) -> None:
 
 
 @pytest.mark.parametrize("size", [100, PART_BYTES + 100])
-@pytest.mark.parametrize("kind", ["folder", "s3"])
+@pytest.mark.parametrize("kind", ["folder", "s3", "gcs", "azure"])
 async def test_a_destination_that_stores_other_bytes_is_found_out(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, size: int
 ) -> None:
@@ -151,6 +188,12 @@ def spoiling(
         monkeypatch.setattr("cached.publish.folder.os.write", lambda descriptor, data: write(descriptor, flipped(data)))
         (tmp_path / "out" / ".holdfast").mkdir(parents=True)
         yield FolderDestination(tmp_path / "out")
+        return
+    if kind in STORES:
+        store: FakeGcsStore | FakeAzureStore = request.getfixturevalue(STORES[kind])
+        use(store, monkeypatch)
+        monkeypatch.setattr(store.server, "alter", lambda data: flipped(data) if data else data)
+        yield opened(store)
         return
     server: S3Server = request.getfixturevalue("moto")
     for name, value in server.environment.items():

@@ -17,13 +17,17 @@ import pytest
 from cached.contract.digest import Digest
 from cached.contract.errors import Permanent
 from cached.contract.manifest import PUBLISHING_NAME
+from cached.publish import object_mark
+from cached.publish.azure.destination import AzureDestination
 from cached.publish.folder import FolderDestination
+from cached.publish.gcs.destination import GcsDestination
 from cached.publish.mark import Mark
-from cached.publish.s3 import mark as s3_mark
-from cached.publish.s3.mark import S3Mark
+from cached.publish.object_mark import ObjectMark
+from cached.publish.s3.mark import S3MarkStore
 from cached.publish.s3.objects import S3Writer
 from cached.sources.s3.address import S3Address
 from cached.sources.s3.client import S3Client
+from tests.support.object_stores import Store
 from tests.support.publishing import command, environment, new_bucket, objects, publish, published, tree
 from tests.support.s3 import S3Server
 
@@ -141,29 +145,48 @@ async def test_a_mark_that_was_removed_by_hand_stops_its_publisher(tmp_path: Pat
     await destination.aclose()
 
 
-@pytest.fixture(params=["moto", "rclone"])
-async def marks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Callable[[], S3Mark]]:
+@pytest.fixture(params=["moto", "rclone", "gcs", "azure"])
+async def marks(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Callable[[], ObjectMark]]:
     """Marks of several publishers at one place, with little patience."""
+    if request.param in ("gcs", "azure"):
+        store: Store = request.getfixturevalue(f"{request.param}_store")
+        for name, value in store.environment.items():
+            monkeypatch.setenv(name, value)
+        destinations: list[GcsDestination | AzureDestination] = []
+
+        def make_one() -> ObjectMark:
+            opened = (GcsDestination if request.param == "gcs" else AzureDestination)(store.uri, 2)
+            destinations.append(opened)
+            return opened.mark
+
+        monkeypatch.setattr(object_mark, "_SILENCE_S", 1.0)
+        monkeypatch.setattr(object_mark, "_LOOK_S", 0.1)
+        yield make_one
+        for each in destinations:
+            await each.aclose()
+        return
     server: S3Server = request.getfixturevalue(request.param)
     for name, value in server.environment.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(s3_mark, "_SILENCE_S", 1.0)
-    monkeypatch.setattr(s3_mark, "_LOOK_S", 0.1)
-    monkeypatch.setattr(s3_mark, "_SETTLE_S", 0.2)
+    monkeypatch.setattr(object_mark, "_SILENCE_S", 1.0)
+    monkeypatch.setattr(object_mark, "_LOOK_S", 0.1)
+    monkeypatch.setattr(object_mark, "_SETTLE_S", 0.2)
     clients: list[S3Client] = []
     bucket = new_bucket(server)
 
-    def make() -> S3Mark:
+    def make() -> ObjectMark:
         client = S3Client(S3Address.parse(f"s3://{bucket}/m/"), attempts=2, connections=2, read_timeout_s=10)
         clients.append(client)
-        return S3Mark(client, S3Writer(client), f"m/{PUBLISHING_NAME}")
+        return ObjectMark(S3MarkStore(client, S3Writer(client), f"m/{PUBLISHING_NAME}"), client.address.display)
 
     yield make
     for client in clients:
         await client.aclose()
 
 
-async def test_a_living_publisher_is_not_taken_over_from(marks: Callable[[], S3Mark]) -> None:
+async def test_a_living_publisher_is_not_taken_over_from(marks: Callable[[], ObjectMark]) -> None:
     """A mark that is written again while another publisher looks at it keeps that one away."""
     first, second = marks(), marks()
     await first.claim(Mark.new(Digest.of(b"1")), print)
@@ -182,7 +205,7 @@ async def test_a_living_publisher_is_not_taken_over_from(marks: Callable[[], S3M
     await first.remove()
 
 
-async def test_a_publisher_that_stood_still_finds_that_it_lost(marks: Callable[[], S3Mark]) -> None:
+async def test_a_publisher_that_stood_still_finds_that_it_lost(marks: Callable[[], ObjectMark]) -> None:
     """One that was taken for dead and wakes up stops at its next look, and leaves the other's mark alone."""
     first, second = marks(), marks()
     await first.claim(Mark.new(Digest.of(b"1")), print)
@@ -197,7 +220,7 @@ async def test_a_publisher_that_stood_still_finds_that_it_lost(marks: Callable[[
     await second.keep()
 
 
-async def test_of_many_that_begin_together_one_goes_on(marks: Callable[[], S3Mark]) -> None:
+async def test_of_many_that_begin_together_one_goes_on(marks: Callable[[], ObjectMark]) -> None:
     """Whether or not the store knows conditions, claims at the same moment leave one publisher."""
     several = [marks() for _ in range(4)]
     claims = [each.claim(Mark.new(Digest.of(b"1")), lambda _text: None) for each in several]

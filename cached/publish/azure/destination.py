@@ -1,0 +1,249 @@
+"""Publish to Azure Blob Storage: parallel blocks, each checked by the service; a blob appears only when it is complete.
+
+Law: memory is bounded by `requests` parts. A file replaces the blob that was listed, or nothing: what another program
+wrote in between is not overwritten. The service compares the MD5 of every block, and keeps the MD5 of the whole as it
+is told: that of a blob with our sha256 in its metadata (`holdfast_sha256`) counts as checked, any other blob is read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import hashlib
+from collections.abc import Iterator, Sequence
+from email.utils import parsedate_to_datetime
+
+from cached.contract.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, PUBLISHING_NAME, FileEntry
+from cached.publish.azure.blobs import BlobWriter, NewBlob, WrongSum
+from cached.publish.destination import PART_BYTES, Progress, Say, Stored, Upload
+from cached.publish.mark import MAX_MARK_BYTES, Mark, another_publisher
+from cached.publish.object_mark import ObjectMark, PreconditionFailed, StoredMark
+from cached.publish.parallel import ungrouped
+from cached.publish.read_back import hash_stored
+from cached.publish.reading import CheckedReader, unproven
+from cached.sources.azure.access import VERSION, WRITE, AzureAccess, code_of
+from cached.sources.azure.address import AzureAddress
+from cached.sources.azure.blobs import list_blobs
+from cached.sources.objects import StoredObject
+from cached.transport.client import HttpClient, Response
+from cached.transport.connection.cancel import Cancellation
+from cached.transport.connection.settings import HttpSettings
+from cached.transport.connection.thread_call import call_in_thread
+from cached.transport.response import bad_response, strong_etag
+from cached.transport.target import HttpTarget
+
+_METADATA = "holdfast_sha256"  # names are identifiers
+_MOST_BLOCKS = 50_000  # the service's limit
+
+
+class AzureDestination:
+    """A `Destination` under a prefix; at most `requests` requests at once."""
+
+    def __init__(self, uri: str, requests: int) -> None:
+        self._address = AzureAddress.parse(uri)
+        self._client = HttpClient(HttpSettings())
+        self._access = AzureAccess(self._address, self._client, WRITE)
+        self._writer = BlobWriter(self._address, self._access, requests + 1)
+        self.mark = ObjectMark(_AzureMark(self), self._address.display)
+        self._slots = asyncio.Semaphore(requests)
+        self._listed: dict[str, StoredObject] = {}  # by name, as last listed
+
+    @property
+    def display(self) -> str:
+        return self._address.display
+
+    async def read_manifest(self) -> bytes | None:
+        found = await self.read(MANIFEST_NAME, MAX_MANIFEST_BYTES)
+        return None if found is None else found.body
+
+    async def list_files(self, files: Sequence[FileEntry]) -> dict[str, Stored]:
+        def ask(cancellation: Cancellation) -> dict[str, StoredObject]:
+            return list_blobs(self._access, self._address, self._address.prefix, cancellation)
+
+        self._listed = await call_in_thread(ask)
+        found = ((file.path, self._listed.get(self.key(file.path))) for file in files)
+        return {path: Stored(each.size, each.validator) for path, each in found if each is not None}
+
+    async def vouches_for(self, upload: Upload, stored: Stored) -> bool:
+        """Compare the MD5 with the local file's, where our own publish wrote it; read any other blob."""
+        async with self._slots:
+            found = await self._writer.find(self.key(upload.entry.path))
+            if found is None or found.etag != stored.tag or found.size != upload.entry.size:
+                return False
+            if found.md5 and found.md5 != await asyncio.to_thread(_md5_of, upload):
+                return False
+            if found.md5 and found.metadata.get(_METADATA) == upload.entry.sha256:
+                return True
+            return await self._sha256(upload.entry.path, found.size, found.etag) == upload.entry.sha256
+
+    async def get_sha256(self, path: str) -> str | None:
+        async with self._slots:
+            found = await self._writer.find(self.key(path))
+            return None if found is None else await self._sha256(path, found.size, found.etag)
+
+    async def claim(self, mark: Mark, say: Say) -> None:
+        await self.mark.claim(mark, say)
+
+    async def keep_claim(self) -> None:
+        await self.mark.keep()
+
+    async def withdraw(self) -> None:
+        await self.delete(MANIFEST_NAME)
+
+    async def put(self, upload: Upload, progress: Progress) -> Stored:
+        size = upload.entry.size
+        listed = self._listed.get(self.key(upload.entry.path))
+        metadata = {_METADATA: upload.entry.sha256}
+        new = NewBlob(self.key(upload.entry.path), None if listed is None else listed.validator, metadata)
+        with await asyncio.to_thread(CheckedReader, upload) as reader, self._judged(upload):
+            if size > PART_BYTES:
+                return Stored(size, await self._put_blocks(new, upload, reader, progress))
+            async with self._slots:
+                etag = await self._writer.put(new, await asyncio.to_thread(reader.read_to_end, size))
+                progress(size)
+                return Stored(size, etag)
+
+    async def seal(self, manifest: bytes) -> None:
+        new = NewBlob(self.key(MANIFEST_NAME), None, {})
+        try:
+            await self._writer.put(new, manifest)
+        except PreconditionFailed as error:
+            raise another_publisher(self.display, None) from error
+        except WrongSum as error:
+            raise unproven(self._address.uri(new.key), hashlib.sha256(manifest).hexdigest()) from error
+
+    async def delete(self, path: str) -> None:
+        await self._writer.delete(self.key(path))
+
+    async def unmark(self) -> None:
+        await self.mark.remove()
+
+    async def give_up(self) -> None:
+        await self.mark.give_up()
+
+    async def aclose(self) -> None:
+        await self._writer.aclose()
+        self._client.close()
+
+    def key(self, path: str) -> str:
+        """Return the name of a file's blob."""
+        return self._address.prefix + path
+
+    async def read(self, path: str, limit_bytes: int) -> Response | None:
+        """Return the answer with a small blob's bytes; None if there is none."""
+
+        def ask(cancellation: Cancellation) -> Response | None:
+            service = self._access.service(cancellation)
+            url = self._access.signed(self._address.blob_url(self.key(path)), cancellation)
+            response = service.ask(url, VERSION, limit_bytes)
+            if response.status == 404 and code_of(response) != "ContainerNotFound":
+                return None
+            if response.status != 200:
+                raise service.error_of(url, response)
+            return response
+
+        return await call_in_thread(ask)
+
+    async def write(self, path: str, data: bytes, etag: str | None) -> None:
+        """Write a small blob in place of the one with `etag`, or of none. Raises `PreconditionFailed`."""
+        new = NewBlob(self.key(path), etag, {})
+        try:
+            await self._writer.put(new, data)
+        except WrongSum as error:
+            raise unproven(self._address.uri(new.key), hashlib.sha256(data).hexdigest()) from error
+
+    async def _put_blocks(self, new: NewBlob, upload: Upload, reader: CheckedReader, progress: Progress) -> str:
+        """Send the blocks in parallel, but read them in order, for the sha256; return the ETag of the whole."""
+        size, md5 = upload.entry.size, hashlib.md5(usedforsecurity=False)
+        block_bytes = max(PART_BYTES, -(-size // _MOST_BLOCKS))
+        # Of this content: blocks of an earlier publish of other bytes have other names.
+        names = [_block(upload.entry.sha256, start) for start in range(0, size, block_bytes)]
+
+        def read(length: int) -> bytes:
+            data = reader.read_to_end(length)
+            md5.update(data)
+            return data
+
+        async def send(name: str, data: bytes) -> None:
+            await self._writer.put_block(new.key, name, data)
+            progress(len(data))
+
+        with ungrouped():
+            async with asyncio.TaskGroup() as tasks:
+                for number, name in enumerate(names):
+                    await self._slots.acquire()
+                    try:
+                        data = await asyncio.to_thread(read, min(block_bytes, size - number * block_bytes))
+                        sending = tasks.create_task(send(name, data))
+                    except BaseException:
+                        self._slots.release()
+                        raise
+                    # Not in `send`: a task cancelled before its first step never reaches its own `finally`.
+                    sending.add_done_callback(lambda _: self._slots.release())
+        async with self._slots:
+            whole = base64.b64encode(md5.digest()).decode("ascii")
+            return await self._writer.put_block_list(new, names, whole)
+
+    @contextlib.contextmanager
+    def _judged(self, upload: Upload) -> Iterator[None]:
+        """Raise the error of a write that another one forestalled, or of other bytes."""
+        where = self._address.uri(self.key(upload.entry.path))
+        try:
+            yield
+        except* PreconditionFailed as group:
+            raise another_publisher(where, None) from group
+        except* WrongSum as group:
+            raise unproven(where, upload.entry.sha256) from group
+
+    async def _sha256(self, path: str, size: int, etag: str) -> str:
+        target = HttpTarget(self._address.blob_url(self.key(path)), VERSION, if_match=etag, stored_bytes=size)
+
+        def read(cancellation: Cancellation) -> str:
+            return hash_stored(self._client, lambda asked: self._access.authorize(target, asked), size, cancellation)
+
+        return await call_in_thread(read)
+
+
+class _AzureMark:
+    """The blob with the mark."""
+
+    def __init__(self, destination: AzureDestination) -> None:
+        self._destination = destination
+
+    async def read(self) -> StoredMark | None:
+        found = await self._destination.read(PUBLISHING_NAME, MAX_MARK_BYTES)
+        if found is None:
+            return None
+        etag = strong_etag(found.headers)
+        if etag is None:
+            raise bad_response(self._destination.display, f"expected the ETag of {PUBLISHING_NAME}, found none")
+        age_s = None
+        with contextlib.suppress(ValueError, TypeError):  # an invalid date, or none
+            written, now = (parsedate_to_datetime(found.headers[name]) for name in ("Last-Modified", "Date"))
+            age_s = (now - written).total_seconds()
+        return StoredMark(found.body, etag, age_s)
+
+    async def write(self, data: bytes, tag: str | None) -> None:
+        await self._destination.write(PUBLISHING_NAME, data, tag)
+
+    async def delete(self) -> None:
+        await self._destination.delete(PUBLISHING_NAME)
+
+    def ignore_conditions(self) -> None:
+        """Do nothing: the service, and its emulator, know them."""
+
+
+def _block(sha256: str, start: int) -> str:
+    """Return the id of a block: all of a blob are of one length."""
+    return base64.b64encode(f"{sha256[:32]}-{start:016x}".encode()).decode("ascii")
+
+
+def _md5_of(upload: Upload) -> str:
+    md5, left = hashlib.md5(usedforsecurity=False), upload.entry.size
+    with CheckedReader(upload) as reader:
+        while left:
+            part = reader.read(min(PART_BYTES, left))
+            md5.update(part)
+            left -= len(part)
+    return base64.b64encode(md5.digest()).decode("ascii")

@@ -1,0 +1,173 @@
+"""`holdfast publish` to Google Cloud Storage and Azure Blob Storage, as the program people run; and what a write does
+where a request breaks, arrives twice, or another program was first. The stand-ins are written from the documentation of
+the services."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from cached.contract.errors import Permanent, Transient
+from cached.contract.manifest import FileEntry
+from cached.contract.verify import hash_file
+from cached.publish import requests
+from cached.publish.azure.destination import AzureDestination
+from cached.publish.destination import PART_BYTES, Destination, Upload
+from cached.publish.gcs.destination import GcsDestination
+from tests.support.object_stores import ENVIRONMENT, FakeAzureStore, FakeGcsStore
+from tests.support.publishing import publish, published, tensors
+
+ODD = {
+    "config.json": b"{}",
+    "model.safetensors": tensors(300_000),
+    "sub dir/ñ + % # ?.txt": b"x",
+    "nested/folder/empty.txt": b"",
+}
+
+
+@pytest.fixture(params=["gcs", "azure", "gcs_emulator", "azurite"])
+def anywhere(request: pytest.FixtureRequest) -> FakeGcsStore | FakeAzureStore:
+    """Every store, the emulators where they are installed."""
+    store: FakeGcsStore | FakeAzureStore = request.getfixturevalue(f"{request.param}_store")
+    return store
+
+
+@pytest.fixture(params=["gcs", "azure"])
+def store(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> FakeGcsStore | FakeAzureStore:
+    """A stand-in, which this process uses without patience."""
+    found: FakeGcsStore | FakeAzureStore = request.getfixturevalue(f"{request.param}_store")
+    for name in ENVIRONMENT:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in found.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(requests, "_WAIT_S", 0.01)
+    monkeypatch.setattr(found.server, "fail", lambda _method, _path: None)
+    return found
+
+
+def opened(store: FakeGcsStore | FakeAzureStore) -> Destination:
+    return (GcsDestination if isinstance(store, FakeGcsStore) else AzureDestination)(store.uri, 2)
+
+
+def folder(base: Path, files: dict[str, bytes]) -> Path:
+    for path, data in files.items():
+        (base / path).parent.mkdir(parents=True, exist_ok=True)
+        (base / path).write_bytes(data)
+    return base
+
+
+def upload_of(path: Path, data: bytes) -> Upload:
+    path.write_bytes(data)
+    return Upload(FileEntry(path.name, hash_file(path), len(data)), path)
+
+
+def test_a_folder_has_one_digest_wherever_it_is_published(
+    anywhere: FakeGcsStore | FakeAzureStore, tmp_path: Path
+) -> None:
+    """The manifest is that of a folder beside it, the bytes are there under their own names, a second publish uploads
+    nothing, a damaged file is found by `--check` and mended by `--force`."""
+    model, env = folder(tmp_path / "model", ODD), anywhere.environment
+    facts = published(model, anywhere.uri, env=env)
+    assert facts["digest"] == published(model, tmp_path / "out")["digest"]
+    stored = anywhere.files()
+    manifest = stored.pop("holdfast.json")
+    assert stored == ODD
+    assert f"sha256:{hashlib.sha256(manifest).hexdigest()}" == facts["digest"]
+    assert [file["path"] for file in json.loads(manifest)["files"]] == sorted(ODD)
+    assert published(model, anywhere.uri, env=env)["uploaded_files"] == 0
+    anywhere.put("config.json", b"[]")
+    assert publish(model, anywhere.uri, "--check", env=env).returncode == 1
+    assert published(model, anywhere.uri, "--force", env=env)["uploaded_files"] == 1
+    assert publish(model, anywhere.uri, "--check", env=env).returncode == 0
+
+
+def fail_once(path_part: str, method: str, status: int = 503) -> Callable[[str, str], tuple[int, bytes] | None]:
+    """An answer with this status to the first such request."""
+    seen: list[str] = []
+
+    def fail(asked: str, path: str) -> tuple[int, bytes] | None:
+        if asked != method or path_part not in path or seen:
+            return None
+        seen.append(path)
+        return status, b"busy"
+
+    return fail
+
+
+LARGE = PART_BYTES * 2 + 5
+
+
+@pytest.mark.parametrize("status", [503, 429, 500])
+async def test_a_part_that_breaks_is_sent_again(
+    store: FakeGcsStore | FakeAzureStore, tmp_path: Path, status: int
+) -> None:
+    """A large file arrives whole though the service is busy in the middle, and every byte is counted once."""
+    part = "upload_id=" if isinstance(store, FakeGcsStore) else "comp=block&"
+    store.server.fail = fail_once(part, "PUT", status)
+    upload, counted = upload_of(tmp_path / "w.bin", bytes(range(256)) * (LARGE // 256) + b"12345"), list[int]()
+    destination = opened(store)
+    stored = await destination.put(upload, counted.append)
+    await destination.aclose()
+    assert stored.size == upload.entry.size == sum(counted)
+    assert hashlib.sha256(store.files()["w.bin"]).hexdigest() == upload.entry.sha256
+
+
+async def test_a_request_that_arrived_twice_is_one_write(store: FakeGcsStore | FakeAzureStore, tmp_path: Path) -> None:
+    """A write whose answer was lost is sent again, and what is there by then is known as its own."""
+    upload = upload_of(tmp_path / "w.bin", b"weights")
+    store.put("w.bin", b"weights")
+    destination = opened(store)
+    stored = await destination.put(upload, lambda _size: None)
+    assert (await destination.list_files([upload.entry]))["w.bin"] == stored
+    await destination.aclose()
+
+
+@pytest.mark.parametrize("size", [100, LARGE])
+async def test_what_another_program_wrote_is_not_replaced(
+    store: FakeGcsStore | FakeAzureStore, tmp_path: Path, size: int
+) -> None:
+    """A file that appeared, or changed, after the listing stays as it is, and the publish stops."""
+    upload = upload_of(tmp_path / "w.bin", bytes(size))
+    destination = opened(store)
+    for already in (None, b"listed"):
+        if already is not None:
+            store.put("w.bin", already)
+        await destination.list_files([upload.entry])
+        store.put("w.bin", b"another program's")
+        with pytest.raises(Permanent) as caught:
+            await destination.put(upload, lambda _size: None)
+        assert caught.value.code == "another_publisher" and "w.bin" in caught.value.message
+        assert store.files()["w.bin"] == b"another program's"
+    with pytest.raises(Permanent) as caught:
+        store.put("holdfast.json", b"{}")
+        await destination.seal(b'{"other": 1}')
+    assert caught.value.code == "another_publisher"
+    await destination.aclose()
+
+
+async def test_a_service_that_stays_busy_ends_the_publish(store: FakeGcsStore | FakeAzureStore, tmp_path: Path) -> None:
+    """After some tries the error is told, and nothing appeared."""
+    store.server.fail = lambda method, _path: None if method in ("GET", "HEAD") else (503, b"busy")
+    destination = opened(store)
+    for size in (100, LARGE):
+        with pytest.raises(Transient) as caught:
+            await destination.put(upload_of(tmp_path / "w.bin", bytes(size)), lambda _size: None)
+        assert caught.value.code == "http_503"
+    await destination.aclose()
+    assert store.files() == {}
+
+
+async def test_a_denied_write_names_the_right_to_grant(store: FakeGcsStore | FakeAzureStore, tmp_path: Path) -> None:
+    """403 to a write says what to grant, and shows no secret."""
+    store.server.fail = lambda method, _path: None if method in ("GET", "HEAD") else (403, b"denied")
+    destination = opened(store)
+    with pytest.raises(Permanent) as caught:
+        await destination.put(upload_of(tmp_path / "w.bin", b"x"), lambda _size: None)
+    await destination.aclose()
+    assert caught.value.code == "forbidden"
+    assert "roles/storage.objectUser" in caught.value.remedy or "Blob Data Contributor" in caught.value.remedy
+    assert "sig=" not in str(caught.value)
