@@ -230,7 +230,7 @@ def test_a_destination_inside_the_folder_is_refused(model: Path) -> None:
     assert set(tree(model)) == set(FILES)
 
 
-@pytest.mark.parametrize("uri", ["https://u:sesame@host/m/", "hf://acme/m", "gs://b/m", "s3://k:sesame@b/m"])
+@pytest.mark.parametrize("uri", ["https://u:sesame@host/m/", "hf://acme/m", "ftp://b/m", "s3://k:sesame@b/m"])
 def test_where_nothing_can_be_published_is_a_usage_error(model: Path, uri: str) -> None:
     """A read-only or unknown destination exits 2, says what to use, and quotes no credentials."""
     done = publish(model, uri)
