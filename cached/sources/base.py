@@ -37,7 +37,7 @@ def expecting(target: Target, file: RemoteFile) -> Target:
 
 
 class Source(Protocol):
-    """One version at a source. `kind` is the bounded metric label (`s3`, `gs`, `hf`, `http`, `file`); `display` is the URI
+    """One version at a source. `kind` is the bounded metric label (`s3`, `hf`, `http`, `file`); `display` is the URI
     for messages, without credentials, and its host names the origin whose connections are limited.
 
     The contract, which `cached/conformance/cases.py` asks of every source:

@@ -11,9 +11,10 @@ from typing import Any
 
 from cached.contract.errors import HoldfastError, Permanent, Transient
 from cached.transport.client import Response
+from cached.transport.connection.ssrf import is_loopback
 from cached.transport.errors import is_retried
 from cached.transport.service.tokens import Token
-from cached.transport.urls import display_url
+from cached.transport.urls import Address, display_url
 
 _SHOWN_WORD = 64
 _SHOWN = 300
@@ -39,6 +40,17 @@ def read_seconds(given: object) -> float | None:
     except ValueError:
         return None
     return seconds if 0 < seconds < 1e9 else None
+
+
+def check_tls(endpoint: str, where: str) -> None:
+    """Raise `Permanent` (`bad_source`) unless a token may be sent to `endpoint`: over TLS, or to this machine."""
+    origin = Address.parse(endpoint).origin
+    if origin.scheme != "https" and not is_loopback(origin.host):
+        raise Permanent(
+            "bad_source",
+            f"{where}: expected https:// for requests with a token, found {display_url(endpoint)}",
+            "use the https address of the service; for a public bucket add ?anonymous=true",
+        )
 
 
 def explain_refusal(subject: str, remedy: str) -> Callable[[Response], HoldfastError | None]:

@@ -26,7 +26,7 @@ from cached.transport.target import Headers
 _DONE = 201
 _BLOCK_BLOB: Headers = (("x-ms-blob-type", "BlockBlob"),)
 _WRONG_SUM = frozenset({"Md5Mismatch", "Crc64Mismatch", "InvalidMd5"})
-_FORESTALLED = frozenset({"BlobAlreadyExists", "ConditionNotMet", "TargetConditionNotMet"})
+_FORESTALLED = frozenset({"BlobAlreadyExists", "PathAlreadyExists", "ConditionNotMet", "LeaseIdMissing"})
 
 
 class WrongSum(Exception):

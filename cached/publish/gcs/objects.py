@@ -31,6 +31,7 @@ from cached.transport.checksums import Hasher, new_hasher
 from cached.transport.client import Response
 from cached.transport.connection.cancel import Cancellation
 from cached.transport.errors import is_retried
+from cached.transport.response import bad_response
 from cached.transport.target import Headers
 
 _JSON: Headers = (("Content-Type", "application/json; charset=UTF-8"),)
@@ -97,6 +98,8 @@ class GcsWriter:
         session = begun.headers.get("Location")
         if begun.status not in _DONE or session is None:
             return await self._written(new, Sums(), begun)
+        if self._address.endpoint.startswith("https:") and not session.startswith("https:"):
+            raise bad_response(self._uri(new.key), "an upload that would leave TLS")
         sums = Sums()
         try:
             for start in range(0, new.size, PART_BYTES):

@@ -21,7 +21,7 @@ from cached.contract.errors import HoldfastError, Permanent
 from cached.sources.azure.address import AzureAddress
 from cached.sources.azure.environment import StorageSecret, find_secret
 from cached.sources.azure.identity import NO_IDENTITY, SIGN_IN, EntraClient, ManagedIdentity
-from cached.sources.oauth import quoted
+from cached.sources.oauth import check_tls, quoted
 from cached.sources.signed_urls import lifetime_s
 from cached.transport.client import HttpClient, Response
 from cached.transport.connection.cancel import Cancellation
@@ -36,6 +36,7 @@ _SIGNATURE_VERSION = "2022-11-02"
 _SIGNATURE_S = 12 * 3600
 _CODE = re.compile(rb"<Code>([A-Za-z]{1,64})</Code>")
 _MESSAGE = re.compile(rb"<Message>([^<]{1,1000})")
+_DETAIL = re.compile(rb"<AuthenticationErrorDetail>([^<]{1,1000})")
 _ROLE = (
     "grant the role Storage Blob Data Reader on the container (to publish: Storage Blob Data Contributor); check the "
     "account's network rules"
@@ -130,6 +131,7 @@ class AzureAccess:
         secret = find_secret(self._address.account)
         if secret is not None:
             return _Found(secret)
+        check_tls(self._address.endpoint, self._address.display)
         entra = EntraClient.of_environment(self._client)
         if entra is not None:
             return _Found(tokens=BearerTokens([self._address.endpoint], entra.issue))
@@ -174,7 +176,7 @@ class Explanation:
     def __call__(self, response: Response) -> HoldfastError | None:
         """Return the error of a response; None for the general one."""
         status, code = response.status, code_of(response)
-        message = _MESSAGE.search(response.body)
+        message = _DETAIL.search(response.body) or _MESSAGE.search(response.body)
         said = quoted(message[1].decode("utf-8", errors="replace").partition("\n")[0]) if message else ""
         shown = f"{self._where}: the service answered {status}" + (f" {code}" if code else "")
         shown += f" ({said})" if said else ""

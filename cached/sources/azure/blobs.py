@@ -18,7 +18,7 @@ from cached.sources.azure.address import AzureAddress
 from cached.sources.objects import ObjectPages, StoredObject, bad_listing
 from cached.transport.connection.cancel import Cancellation
 
-_PAGE_SIZE = 5_000  # the service's maximum
+_PAGE_SIZE = 1_000  # of 5,000 at most: a blob's metadata may have 8 KiB
 _NO_CODINGS = frozenset({"", "identity", "utf-8", "utf8", "binary", "none"})  # as for answers: mistakes of an upload
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
+from urllib.parse import urlsplit
 
 from cached.contract.errors import Permanent
 
@@ -65,9 +66,17 @@ def _connection_of(account: str) -> dict[str, str]:
     given = {name.strip(): value.strip() for name, _, value in pairs}
     if given.get("UseDevelopmentStorage", "").lower() == "true":
         given = {**_DEVELOPMENT, **given}
-    named = given.get("AccountName")
-    is_for_it = named == account if named else account in given.get("BlobEndpoint", "")
-    return given if is_for_it else {}
+    return given if given.get("AccountName", _account_of(given.get("BlobEndpoint", ""))) == account else {}
+
+
+def _account_of(endpoint: str) -> str:
+    """Return the account of an endpoint: its path where it has one, as an emulator's, else the first label of the
+    host."""
+    try:
+        parts = urlsplit(endpoint)
+    except ValueError:
+        return ""
+    return parts.path.strip("/") or (parts.hostname or "").partition(".")[0]
 
 
 def _checked_sas(sas: str, name: str) -> str:

@@ -17,7 +17,7 @@ from pathlib import Path
 from cached.contract.errors import HoldfastError, Permanent, Transient, http_code
 from cached.sources.gcs.address import GcsAddress
 from cached.sources.gcs.credentials import CredentialFile
-from cached.sources.oauth import explain_refusal, quoted, read_token
+from cached.sources.oauth import check_tls, explain_refusal, quoted, read_token
 from cached.transport.client import HttpClient, Response
 from cached.transport.connection.cancel import Cancellation
 from cached.transport.service.requests import Service
@@ -100,6 +100,7 @@ class GcsAccess:
     def _find(self, cancellation: Cancellation) -> _Found:
         if self._address.anonymous:
             return _Found(None, None)
+        check_tls(self._address.endpoint, self._address.display)
         path = _credential_file()
         if path is not None:
             tokens = BearerTokens([self._address.endpoint], CredentialFile(path, self._scope, self._client).issue)

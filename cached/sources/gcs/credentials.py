@@ -72,7 +72,8 @@ class _Issue:
             if not isinstance(source, dict) or source.get("type") == kind:
                 raise self._bad("expected source_credentials of another type in it")
             inner = _Issue(self.service, self.path, _PLATFORM).by_type(source)
-            return self._impersonate(info, inner, [str(each) for each in info.get("delegates") or ()])
+            delegates = info.get("delegates")
+            return self._impersonate(info, inner, delegates if isinstance(delegates, list) else [])
         raise self._bad(f"expected the type {_FORMS}, found {str(kind)[:40]!r}")
 
     def _external_account(self, info: dict[str, Any]) -> Token:
@@ -102,14 +103,14 @@ class _Issue:
         if isinstance(source.get("file"), str):
             found = _read(Path(source["file"]))
         elif isinstance(source.get("url"), str) and "environment_id" not in source:
-            headers = tuple((str(name), str(value)) for name, value in (source.get("headers") or {}).items())
+            headers = tuple((str(name), str(value)) for name, value in _section(source, "headers").items())
             found = self.service.get(source["url"], headers, _MAX_FILE_BYTES).body
         else:
             raise self._bad(
                 "expected a credential_source with a file or a url, found another (an executable, or AWS), which is "
                 "not supported"
             )
-        form = source.get("format") or {}
+        form = _section(source, "format")
         if form.get("type", "text") == "text":
             return found.decode("utf-8", errors="replace").strip()
         try:
@@ -117,10 +118,10 @@ class _Issue:
         except (ValueError, RecursionError, KeyError, TypeError) as error:
             raise self._bad("expected a JSON object with the subject token in its credential_source") from error
 
-    def _impersonate(self, info: dict[str, Any], token: Token, delegates: list[str]) -> Token:
+    def _impersonate(self, info: dict[str, Any], token: Token, delegates: list[Any]) -> Token:
         """Exchange a token for one of the service account that the file names (IAM Credentials API)."""
         url = self._secure(self._text(info, "service_account_impersonation_url"))
-        lifetime_s = (info.get("service_account_impersonation") or {}).get("token_lifetime_seconds", 3600)
+        lifetime_s = _section(info, "service_account_impersonation").get("token_lifetime_seconds", 3600)
         asked = {"delegates": delegates, "scope": [self.scope], "lifetime": f"{lifetime_s}s"}
         answer = self.service.post_json(url, asked, (("Authorization", f"Bearer {token.value}"),))
         value = answer.get("accessToken") if isinstance(answer, dict) else None
@@ -189,6 +190,12 @@ class _Issue:
         return _bad_file(self.path, problem)
 
 
+def _section(info: dict[str, Any], name: str) -> dict[str, Any]:
+    """Return an object in the file; an empty one if there is none."""
+    found = info.get(name)
+    return found if isinstance(found, dict) else {}
+
+
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(_read(path))
@@ -203,8 +210,8 @@ def _read(path: Path) -> bytes:
     try:
         with path.open("rb") as file:
             data = file.read(_MAX_FILE_BYTES + 1)
-    except OSError as error:
-        raise _bad_file(path, f"it cannot be read: {error.strerror}") from error
+    except (OSError, ValueError) as error:  # the latter for a path with a zero byte
+        raise _bad_file(path, f"it cannot be read: {getattr(error, 'strerror', None) or error}") from error
     if len(data) > _MAX_FILE_BYTES:
         raise _bad_file(path, f"expected at most {_MAX_FILE_BYTES} bytes, found more")
     return data

@@ -50,6 +50,8 @@ def test_an_unknown_scheme_names_the_supported_ones(uri: str) -> None:
         ("huggingface://acme/model", "hf://"),
         ("HuggingFace://acme/model", "hf://"),
         ("s3a://bucket/m/", "s3://"),
+        ("gcs://bucket/m/", "gs://"),
+        ("wasbs://container@account.blob.core.windows.net/m/", "az://"),
         ("s3n://bucket/m/", "s3://"),
         ("pvc://claim/m", "file://"),
         ("docker://ghcr.io/acme/model:v1", "oci://"),

@@ -160,10 +160,15 @@ async def test_a_signature_ends_with_its_own_time(
 async def test_a_refused_signature_is_told_without_it(
     azure: FakeAzure, client: HttpClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A wrong signature is permanent, and no part of it is shown."""
+    """A wrong signature, and an expired one, are permanent; the service's reason is told, and no part of it."""
     monkeypatch.setenv("AZURE_STORAGE_SAS_TOKEN", "sv=2022-11-02&sr=c&sig=s3cret-signature")
     error = await refusal(azure, client, "s3cret-signature")
     assert (error.code, error.permanent) == ("unauthorized", True)
+    expired = b"<Error><Code>AuthenticationFailed</Code><Message>Server failed to authenticate.</Message>"
+    expired += b"<AuthenticationErrorDetail>Signature not valid in the specified time frame: Expiry [x]"
+    azure.fail = lambda _method, _path: (403, expired)
+    error = await refusal(azure, client, "s3cret-signature")
+    assert (error.code, error.permanent) == ("unauthorized", True) and "specified time frame" in error.message
 
 
 @pytest.mark.parametrize(
@@ -191,10 +196,22 @@ async def test_a_secret_of_another_account_is_not_used(
     monkeypatch.setenv("AZURE_STORAGE_ACCOUNT", "another")
     monkeypatch.setenv("AZURE_STORAGE_SAS_TOKEN", "sig=s3cret")
     monkeypatch.setenv("AZURE_STORAGE_KEY", KEY)
-    monkeypatch.setenv("AZURE_STORAGE_CONNECTION_STRING", f"AccountName=another;AccountKey={KEY}")
     azure.private = False
-    assert await weights(azure, client) == b"weights"
+    longer = f"BlobEndpoint=https://{ACCOUNT}2.blob.core.windows.net;SharedAccessSignature=sig=s3cret"
+    for connection in (f"AccountName=another;AccountKey={KEY}", longer):
+        monkeypatch.setenv("AZURE_STORAGE_CONNECTION_STRING", connection)
+        assert await weights(azure, client) == b"weights"
     assert not any("sig=" in path for _, path in azure.requests)
+
+
+async def test_no_token_goes_over_plain_http(
+    azure: FakeAzure, client: HttpClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A location with an http:// endpoint of another machine is refused, unless it asks for no credentials."""
+    monkeypatch.setenv("AZURE_POD_IDENTITY_AUTHORITY_HOST", azure.url)
+    with pytest.raises(HoldfastError) as caught:
+        await AzureSource(f"az://{ACCOUNT}/models/m/?endpoint_url=http://blob.example.com", client).resolve()
+    assert caught.value.code == "bad_source" and "https" in caught.value.message
 
 
 async def test_a_public_container_needs_no_credentials(

@@ -204,6 +204,8 @@ async def test_a_refused_credential_is_told_without_its_secrets(
         {"credential_source": {"executable": {"command": "/bin/true"}}},
         {"credential_source": {"environment_id": "aws1", "url": "http://169.254.169.254/"}},
         {"credential_source": {"file": "/nowhere/token"}},
+        {"credential_source": {"file": "a\0b"}},
+        {"credential_source": []},
         {"credential_source": {"file": "/dev/null", "format": {"type": "json", "subject_token_field_name": "t"}}},
     ],
 )
@@ -213,7 +215,8 @@ async def test_a_bad_credential_file_is_told(
     """What is expected and what was found is told with the file's name; a secret never goes over plain HTTP."""
     path = name_file(monkeypatch, tmp_path, external_account(gcs, tmp_path) | change)
     error = await refusal(gcs, client)
-    assert error.code == "bad_credentials" and (str(path) in error.message or "/nowhere/token" in error.message)
+    assert error.code == "bad_credentials"
+    assert any(each in error.message for each in (str(path), "/nowhere/token", "embedded null"))
     assert gcs.forms == []
 
 
@@ -290,6 +293,14 @@ async def test_a_token_that_ends_is_renewed(gcs: FakeGcs, client: HttpClient, mo
     source = GcsSource(f"gs://{BUCKET}/m/?endpoint_url={gcs.url}", client)
     assert len((await source.resolve()).files) == 8
     assert len(gcs.issued) > 2
+
+
+async def test_no_token_goes_over_plain_http(client: HttpClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A location with an http:// endpoint of another machine is refused, unless it asks for no credentials."""
+    monkeypatch.setenv("GCE_METADATA_HOST", "127.0.0.1:1")
+    with pytest.raises(Permanent) as caught:
+        await GcsSource(f"gs://{BUCKET}/m/?endpoint_url=http://gcs.example.com", client).resolve()
+    assert caught.value.code == "bad_source" and "https" in caught.value.message
 
 
 async def test_no_token_goes_to_an_emulator(
