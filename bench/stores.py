@@ -52,6 +52,7 @@ _ACCOUNT = "devstoreaccount1"
 _KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
 _RATE_TARGET = 1.5
 _LIST_TARGET = 1.2
+_LISTINGS = 15
 
 _GCS_CLIENT = """
 from google.auth.credentials import AnonymousCredentials
@@ -191,7 +192,7 @@ def _listings(store: Store, options: argparse.Namespace) -> tuple[float, float]:
     os.environ.update(store.environment)
     client, ours, theirs = HttpClient(HttpSettings()), [], []
     environment = {**loopback_environment(), **store.environment}
-    for _ in range(max(5, options.rounds)):
+    for _ in range(_LISTINGS):
         program = store.client + store.listing
         found = subprocess.run(
             [options.python, "-c", program], env=environment, capture_output=True, text=True, check=True
@@ -249,7 +250,7 @@ def _azure(place: Workplace, files: int) -> Iterator[Store]:
             if path.stat().st_size <= len(_SMALL):
                 _expect(_ask(host, "PUT", at, path, {"x-ms-blob-type": "BlockBlob"}), 201)
                 return
-            blocks = []
+            blocks: list[str] = []
             with path.open("rb") as file:
                 while data := file.read(_BLOCK_BYTES):
                     blocks.append(base64.b64encode(b"%08d" % len(blocks)).decode())

@@ -166,9 +166,11 @@ class _Handler(BaseHTTPRequestHandler):
         if self.headers.get("Metadata-Flavor") != "Google":
             self._error(403, "Missing Metadata-Flavor:Google header.")
         elif not self.gcs.has_identity:
-            self._answer(404, b"<!DOCTYPE html><html><title>Error 404 (Not Found)!!1</title>")
+            page = b"<!DOCTYPE html><html><title>Error 404 (Not Found)!!1</title>"
+            self._answer(404, page, {"Metadata-Flavor": "Google"})
         else:
-            self._json({"access_token": self.gcs.issue(), "expires_in": 3599, "token_type": "Bearer"})
+            token = {"access_token": self.gcs.issue(), "expires_in": 3599, "token_type": "Bearer"}
+            self._answer(200, json.dumps(token).encode(), {"Metadata-Flavor": "Google"})
 
     def _token(self) -> None:
         form = {name: values[0] for name, values in parse_qs(self.body.decode()).items()}

@@ -13,6 +13,7 @@ import socket
 import threading
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from cached.contract.errors import HoldfastError, Permanent, Transient, http_code
 from cached.sources.gcs.address import GcsAddress
@@ -20,9 +21,11 @@ from cached.sources.gcs.credentials import CredentialFile
 from cached.sources.oauth import check_tls, explain_refusal, quoted, read_token
 from cached.transport.client import HttpClient, Response
 from cached.transport.connection.cancel import Cancellation
+from cached.transport.errors import is_retried
 from cached.transport.service.requests import Service
 from cached.transport.service.tokens import BearerTokens, Token
 from cached.transport.target import Headers, HttpTarget
+from cached.transport.urls import display_url
 
 READ = "https://www.googleapis.com/auth/devstorage.read_only"
 WRITE = "https://www.googleapis.com/auth/devstorage.read_write"
@@ -30,6 +33,7 @@ _METADATA = "Google's metadata server"
 _METADATA_HOST = "metadata.google.internal"
 _METADATA_PATH = "/computeMetadata/v1/instance/service-accounts/default/token"
 _METADATA_PATIENCE_S = 3.0  # to connect: it is on this machine
+_FLAVOR: Headers = (("Metadata-Flavor", "Google"),)  # in its answers too: a portal has it not
 _NO_IDENTITY = "no_identity"
 _TRUE = frozenset({"1", "true", "yes"})
 _SIGN_IN = (
@@ -122,7 +126,13 @@ class GcsAccess:
         client = HttpClient(replace(self._client.settings, connect_timeout_s=_METADATA_PATIENCE_S))
         try:
             service = Service(client, cancellation, _METADATA, explain=_explain_metadata)
-            return read_token(service.get_json(url, (("Metadata-Flavor", "Google"),)), url)
+            response = service.ask(url, _FLAVOR)
+            if _FLAVOR[0] not in response.headers.items() and not is_retried(response.status):
+                problem = f"{_METADATA}: {display_url(url)} is answered by something else"
+                raise Permanent(_NO_IDENTITY, problem, _SIGN_IN)
+            if response.status != 200:
+                raise service.error_of(url, response)
+            return read_token(_document(response), display_url(url))
         finally:
             client.close()
 
@@ -131,6 +141,13 @@ def _explain_metadata(response: Response) -> HoldfastError | None:
     if response.status == 404:
         return Permanent(_NO_IDENTITY, f"{_METADATA}: this machine, or pod, has no service account", _SIGN_IN)
     return explain_refusal(_METADATA, _SIGN_IN)(response)
+
+
+def _document(response: Response) -> Any:
+    try:
+        return json.loads(response.body)
+    except (ValueError, RecursionError):
+        return None
 
 
 def _credential_file() -> Path | None:
@@ -161,7 +178,7 @@ class Explanation:
 
     def __call__(self, response: Response) -> HoldfastError | None:
         """Return the error of a response; None for the general one."""
-        said = quoted(message_of(response.body))
+        said = quoted(message_of(response))
         status = response.status
         shown = f"{self._where}: the service answered {status}" + (f" ({said})" if said else "")
         if status in (400, 403) and "requester pays" in said.lower():
@@ -193,11 +210,8 @@ def _is_throttled(body: bytes) -> bool:
     return b"ateLimitExceeded" in body
 
 
-def message_of(body: bytes) -> str:
+def message_of(response: Response) -> str:
     """Return the message of an error answer; empty if it has none."""
-    try:
-        document = json.loads(body)
-    except (ValueError, RecursionError):
-        return ""
+    document = _document(response)
     error = document.get("error") if isinstance(document, dict) else None
     return str(error.get("message", "")) if isinstance(error, dict) else ""

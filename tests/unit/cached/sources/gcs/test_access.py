@@ -6,6 +6,7 @@ import json
 import socket
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -260,6 +261,21 @@ async def test_a_pod_without_a_service_account_is_anonymous(
     monkeypatch.setenv("GCE_METADATA_HOST", gcs.host)
     gcs.private, gcs.has_identity = False, False
     assert await weights(gcs, client) == b"weights"
+
+
+async def test_a_portal_is_no_metadata_server(
+    gcs: FakeGcs, client: HttpClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Outside of Google Cloud its name may lead to a portal, whose pages are no error of a public bucket."""
+    monkeypatch.setenv("GCE_METADATA_HOST", gcs.host)
+    gcs.private = False
+    for answer in ((200, b"<html>Sign in"), (403, b"no")):
+        gcs.fail = partial(portal, answer)
+        assert await weights(gcs, client) == b"weights"
+
+
+def portal(answer: tuple[int, bytes], _method: str, path: str) -> tuple[int, bytes] | None:
+    return answer if path.startswith("/computeMetadata") else None
 
 
 async def test_a_silent_metadata_server_is_no_lack_of_credentials(
