@@ -21,6 +21,7 @@ from cached.contract.program import limits
 from cached.transport.connection.cancel import Cancellation
 from cached.transport.connection.thread_call import call_in_thread
 from cached.transport.errors import is_retried, response_error, retry_after_s
+from cached.transport.response import bad_response
 from cached.transport.target import Headers
 from cached.transport.urls import display_url
 
@@ -30,7 +31,7 @@ _LONGEST_WAIT_S = 30.0
 _CONNECT_TIMEOUT_S = 9.0
 _READ_TIMEOUT_S = 60.0
 _REQUEST_TIMEOUT_S = 1800.0  # for the bytes of one part
-_MAX_ANSWER_BYTES = 1024 * 1024
+_MAX_ANSWER_BYTES = 16 * 1024 * 1024  # the ids of 50,000 blocks are 6 MB
 _UNAUTHORIZED = 401
 
 
@@ -108,13 +109,15 @@ class StoreRequests:
                 allow_redirects=False,
                 skip_auto_headers=("Content-Type",),
             ) as response:
-                data = await response.content.read(_MAX_ANSWER_BYTES)
-                while not response.content.at_eof() and len(data) < _MAX_ANSWER_BYTES:
-                    data += await response.content.read(_MAX_ANSWER_BYTES - len(data))
+                data = bytearray()
+                async for part in response.content.iter_any():
+                    data += part
+                    if len(data) > _MAX_ANSWER_BYTES:
+                        raise bad_response(where, f"an answer of more than {_MAX_ANSWER_BYTES} bytes")
                 found = HTTPMessage()
                 for name, value in response.headers.items():
                     found[name] = value
-                return Answer(response.status, found, data)
+                return Answer(response.status, found, bytes(data))
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise _broken(error, where) from error
 

@@ -219,6 +219,8 @@ class _Handler(BaseHTTPRequestHandler):
             return
         elif self.query.get("comp") == "list":
             self._list(container)
+        elif self.command == "GET" and self.query.get("comp") == "blocklist":
+            self._list_blocks(container, name)
         elif self.command == "PUT" and self.query.get("comp") == "block":
             self._put_block(container, name)
         elif self.command == "PUT" and self.query.get("comp") == "blocklist":
@@ -286,6 +288,17 @@ class _Handler(BaseHTTPRequestHandler):
         if self._arrived():
             self.azure.blocks.setdefault((container, name), {})[self.query["blockid"]] = self.azure.alter(self.body)
             self._answer(201, b"", {"Content-MD5": md5_of(self.azure.alter(self.body))})
+
+    def _list_blocks(self, container: str, name: str) -> None:
+        blocks = self.azure.blocks.get((container, name))
+        if blocks is None and name not in self.azure.containers[container]:
+            self._error(404, "BlobNotFound", "The specified blob does not exist.")
+            return
+        listed = "".join(
+            f"<Block><Name>{each}</Name><Size>{len((blocks or {})[each])}</Size></Block>" for each in blocks or ()
+        )
+        body = f"<BlockList><UncommittedBlocks>{listed}</UncommittedBlocks></BlockList>"
+        self._answer(200, body.encode(), {"Content-Type": "application/xml"})
 
     def _put_block_list(self, container: str, name: str) -> None:
         if not self._holds(container, name):

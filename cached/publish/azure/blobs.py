@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from cached.contract.errors import HoldfastError, Transient
@@ -18,6 +18,7 @@ from cached.publish.object_mark import PreconditionFailed
 from cached.publish.requests import Answer, Authorization, StoreRequests, error_of
 from cached.sources.azure.access import VERSION, AzureAccess, code_of
 from cached.sources.azure.address import AzureAddress
+from cached.sources.azure.blobs import parse_xml
 from cached.transport.client import Response
 from cached.transport.connection.cancel import Cancellation
 from cached.transport.response import strong_etag
@@ -78,14 +79,30 @@ class BlobWriter:
         self._check_sum(md5, answer)
         return await self._written(new, md5, answer)
 
-    async def put_block(self, key: str, block: str, data: bytes) -> None:
-        """Send one block of a blob, which stays invisible. Raises `WrongSum`."""
+    async def list_blocks(self, key: str) -> frozenset[str]:
+        """Return the ids of the blocks of a blob that were sent and are not in it yet."""
+        url = self._address.blob_url(key, comp="blocklist", blocklisttype="uncommitted")
+        answer = await self._requests.send("GET", url, VERSION)
+        if answer.status == 404:
+            return frozenset()
+        if answer.status != 200:
+            raise self._error(key, answer)
+        root = parse_xml(answer.body, self._address.uri(key))
+        return frozenset(name.text or "" for name in root.iterfind("UncommittedBlocks/Block/Name"))
+
+    async def put_block(self, key: str, start: int, data: bytes, there: Collection[str]) -> str:
+        """Send one block of a blob, from the byte `start`, unless it is among those that are `there`; return its id,
+        which follows from its bytes. It stays invisible. Raises `WrongSum`."""
         md5 = await asyncio.to_thread(md5_of, data)
+        block = base64.b64encode(f"{base64.b64decode(md5).hex()}-{start:016x}".encode()).decode("ascii")
+        if block in there:
+            return block
         url = self._address.blob_url(key, comp="block", blockid=block)
         answer = await self._requests.send("PUT", url, (*VERSION, ("Content-MD5", md5)), data)
         self._check_sum(md5, answer)
         if answer.status != _DONE:
             raise self._error(key, answer)
+        return block
 
     async def put_block_list(self, new: NewBlob, blocks: Sequence[str], md5: str) -> str:
         """Let a blob of these blocks appear, with the MD5 of the whole; return its ETag. Raises

@@ -154,28 +154,30 @@ class AzureDestination:
             raise unproven(self._address.uri(new.key), hashlib.sha256(data).hexdigest()) from error
 
     async def _put_blocks(self, new: NewBlob, upload: Upload, reader: CheckedReader, progress: Progress) -> str:
-        """Send the blocks in parallel, but read them in order, for the sha256; return the ETag of the whole."""
+        """Send the blocks in parallel, but read them in order, for the sha256; return the ETag of the whole. Those that
+        an earlier publish sent and did not finish are not sent again."""
         size, md5 = upload.entry.size, hashlib.md5(usedforsecurity=False)
         block_bytes = max(PART_BYTES, -(-size // _MOST_BLOCKS))
-        # Of this content: blocks of an earlier publish of other bytes have other names.
-        names = [_block(upload.entry.sha256, start) for start in range(0, size, block_bytes)]
+        blocks: dict[int, str] = {}
+        async with self._slots:
+            there = await self._writer.list_blocks(new.key)
 
         def read(length: int) -> bytes:
             data = reader.read_to_end(length)
             md5.update(data)
             return data
 
-        async def send(name: str, data: bytes) -> None:
-            await self._writer.put_block(new.key, name, data)
+        async def send(start: int, data: bytes) -> None:
+            blocks[start] = await self._writer.put_block(new.key, start, data, there)
             progress(len(data))
 
         with ungrouped():
             async with asyncio.TaskGroup() as tasks:
-                for number, name in enumerate(names):
+                for start in range(0, size, block_bytes):
                     await self._slots.acquire()
                     try:
-                        data = await asyncio.to_thread(read, min(block_bytes, size - number * block_bytes))
-                        sending = tasks.create_task(send(name, data))
+                        data = await asyncio.to_thread(read, min(block_bytes, size - start))
+                        sending = tasks.create_task(send(start, data))
                     except BaseException:
                         self._slots.release()
                         raise
@@ -183,7 +185,7 @@ class AzureDestination:
                     sending.add_done_callback(lambda _: self._slots.release())
         async with self._slots:
             whole = base64.b64encode(md5.digest()).decode("ascii")
-            return await self._writer.put_block_list(new, names, whole)
+            return await self._writer.put_block_list(new, [blocks[start] for start in sorted(blocks)], whole)
 
     @contextlib.contextmanager
     def _judged(self, upload: Upload) -> Iterator[None]:
@@ -232,11 +234,6 @@ class _AzureMark:
 
     def ignore_conditions(self) -> None:
         """Do nothing: the service, and its emulator, know them."""
-
-
-def _block(sha256: str, start: int) -> str:
-    """Return the id of a block: all of a blob are of one length."""
-    return base64.b64encode(f"{sha256[:32]}-{start:016x}".encode()).decode("ascii")
 
 
 def _md5_of(upload: Upload) -> str:

@@ -53,13 +53,19 @@ class _NoDocumentType(TreeBuilder):
         raise ParseError("a document type")
 
 
-def _parse(data: bytes, where: str) -> Element:
+def parse_xml(data: bytes, where: str) -> Element:
+    """Return the root of an answer's XML. Raises `Transient` (`bad_response`)."""
     try:
         parser = XMLParser(target=_NoDocumentType())  # noqa: S314 - no entity can be defined without a document type
         parser.feed(data)
         root: Element = parser.close()
     except (ParseError, ValueError, LookupError) as error:
         raise bad_listing(where, "something that is no XML, or cut") from error
+    return root
+
+
+def _parse(data: bytes, where: str) -> Element:
+    root = parse_xml(data, where)
     if root.tag != "EnumerationResults" or root.find("Blobs") is None:
         raise bad_listing(where, f"XML of another form ({root.tag[:40]})")
     return root

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import random
 from collections.abc import Callable
 from pathlib import Path
 
@@ -113,6 +114,25 @@ async def test_a_part_that_breaks_is_sent_again(
     stored = await destination.put(upload, counted.append)
     await destination.aclose()
     assert stored.size == upload.entry.size == sum(counted)
+    assert hashlib.sha256(store.files()["w.bin"]).hexdigest() == upload.entry.sha256
+
+
+@pytest.mark.parametrize("store", ["azure"], indirect=True)  # a session of Google's belongs to its publisher
+async def test_blocks_of_an_interrupted_publish_are_not_sent_again(store: FakeAzureStore, tmp_path: Path) -> None:
+    """Another publish of the same bytes sends only what the first one did not."""
+    upload = upload_of(tmp_path / "w.bin", random.Random(5).randbytes(LARGE))
+    store.server.fail = lambda _method, path: (403, b"no") if "comp=blocklist&sp" in path else None
+    first = opened(store)
+    with pytest.raises(Permanent):
+        await first.put(upload, lambda _size: None)
+    await first.aclose()
+    store.server.fail = lambda _method, _path: None
+    store.server.requests.clear()
+    counted: list[int] = []
+    second = opened(store)
+    await second.put(upload, counted.append)
+    await second.aclose()
+    assert sum(counted) == LARGE and not any("comp=block&" in path for _, path in store.server.requests)
     assert hashlib.sha256(store.files()["w.bin"]).hexdigest() == upload.entry.sha256
 
 
