@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import base64
+import hmac
 import http.client
 import json
 import os
@@ -24,7 +25,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from email.utils import formatdate
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from urllib.parse import quote, urlsplit
 
@@ -266,10 +269,6 @@ def _azure(place: Workplace, files: int) -> Iterator[Store]:
 
 def _create(host: str) -> None:
     """Create the container: by a signature for the account, as one for a container cannot."""
-    import hmac
-    from email.utils import formatdate
-    from hashlib import sha256
-
     headers = {"x-ms-date": formatdate(usegmt=True), "x-ms-version": "2024-11-04"}
     text = "PUT" + "\n" * 12 + "".join(f"{name}:{value}\n" for name, value in sorted(headers.items()))
     text += f"/{_ACCOUNT}/{_ACCOUNT}/{_BUCKET}\nrestype:container"

@@ -19,6 +19,7 @@ from yarl import URL
 from cached.contract.errors import HoldfastError, Transient
 from cached.contract.program import limits
 from cached.transport.connection.cancel import Cancellation
+from cached.transport.connection.settings import HttpSettings
 from cached.transport.connection.thread_call import call_in_thread
 from cached.transport.errors import is_retried, response_error, retry_after_s
 from cached.transport.response import bad_response
@@ -127,7 +128,9 @@ class StoreRequests:
             timeout = aiohttp.ClientTimeout(
                 total=_REQUEST_TIMEOUT_S, sock_connect=_CONNECT_TIMEOUT_S, sock_read=_READ_TIMEOUT_S
             )
-            self._session = aiohttp.ClientSession(connector=connector, timeout=timeout, trust_env=True)
+            self._session = aiohttp.ClientSession(
+                connector=connector, timeout=timeout, trust_env=True, headers={"User-Agent": HttpSettings().user_agent}
+            )
         return self._session
 
 

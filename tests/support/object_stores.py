@@ -7,6 +7,10 @@ Law: each server has its own empty data, in memory; nothing outside loopback is 
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import hmac
+import json
 import os
 import shutil
 import socket
@@ -16,10 +20,12 @@ import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from email.utils import formatdate
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import quote
 from uuid import uuid4
+from xml.etree import ElementTree
 
 import pytest
 
@@ -125,8 +131,6 @@ class GcsEmulatorStore:
         _send("DELETE", f"{self.url}/storage/v1/b/{self.bucket}/o/{quote(f'm/{path}', safe='')}")
 
     def files(self) -> dict[str, bytes]:
-        import json
-
         listed = json.loads(_send("GET", f"{self.url}/storage/v1/b/{self.bucket}/o?prefix=m/"))
         names = [item["name"] for item in listed.get("items", [])]
         at = f"{self.url}/storage/v1/b/{self.bucket}/o"
@@ -157,8 +161,6 @@ class AzuriteStore:
         _send("DELETE", f"{self._at}/{quote(f'm/{path}', safe='/')}?{self._sas}")
 
     def files(self) -> dict[str, bytes]:
-        from xml.etree import ElementTree
-
         listed = _send("GET", f"{self._at}?restype=container&comp=list&prefix=m/&{self._sas}", None)
         names = [each.text or "" for each in ElementTree.fromstring(listed).iterfind("Blobs/Blob/Name")]
         return {name[2:]: _send("GET", f"{self._at}/{quote(name, safe='/')}?{self._sas}") for name in names}
@@ -166,11 +168,6 @@ class AzuriteStore:
 
 def create_container(endpoint: str, container: str) -> None:
     """Create a container of Azurite, by a request that the account's key signs (Authorize with Shared Key)."""
-    import base64
-    import hashlib
-    import hmac
-    from email.utils import formatdate
-
     headers = {"x-ms-date": formatdate(usegmt=True), "x-ms-version": "2024-11-04"}
     canonical = "".join(f"{name}:{value}\n" for name, value in sorted(headers.items()))
     resource = f"/{AZURITE_ACCOUNT}/{AZURITE_ACCOUNT}/{container}\nrestype:container"

@@ -38,6 +38,7 @@ _JSON: Headers = (("Content-Type", "application/json; charset=UTF-8"),)
 _BYTES = "application/octet-stream"
 _DONE = frozenset({200, 201})
 _INCOMPLETE = 308
+_ENDED = frozenset({404, 410, 499})  # of a session
 _PERSISTED = re.compile(r"bytes=0-(\d{1,18})")
 _WRONG_SUM = ("crc32c", "md5", "checksum", "hash")
 
@@ -126,7 +127,8 @@ class GcsWriter:
         """Send one part, what the service lacks of it again after a failure; return the last answer."""
         end, sent = start + len(part), 0
         for attempt in range(1, ATTEMPTS + 1):
-            place: Headers = (("Content-Range", f"bytes {start + sent}-{end - 1}/{new.size}"),)
+            extent = f"{start + sent}-{end - 1}" if sent < len(part) else "*"
+            place: Headers = (("Content-Range", f"bytes {extent}/{new.size}"),)
             if end == new.size:
                 place = (*place, ("X-Goog-Hash", f"crc32c={sums.crc32c}"))
             failure, answer = await self._try(session, place, part[sent:])
@@ -139,6 +141,8 @@ class GcsWriter:
                     continue
             if answer.status in _DONE and end == new.size:
                 return answer
+            if answer.status in _ENDED:
+                raise Transient("upload_ended", f"{self._uri(new.key)}: the upload's session is gone", "publish again")
             if answer.status != _INCOMPLETE:
                 raise self._refused(new, answer)
             sent = self._persisted(new, answer) - start

@@ -117,6 +117,33 @@ async def test_a_part_that_breaks_is_sent_again(
     assert hashlib.sha256(store.files()["w.bin"]).hexdigest() == upload.entry.sha256
 
 
+@pytest.mark.parametrize("store", ["gcs"], indirect=True)
+async def test_a_part_goes_on_where_the_service_has_it(store: FakeGcsStore, tmp_path: Path) -> None:
+    """Of a part that broke in the middle only what the service lacks is sent again; a session that is gone ends the
+    publish, which may be tried again."""
+    data, breaks, kept = random.Random(5).randbytes(LARGE), 3, PART_BYTES // 2
+
+    def fail(method: str, path: str) -> tuple[int, bytes] | None:
+        nonlocal breaks
+        session = store.server.sessions.get(path.partition("upload_id=")[2])
+        if method != "PUT" or session is None or len(session["data"]) >= kept or breaks == 0:
+            return None
+        breaks -= 1
+        session["data"] += data[: kept if breaks == 0 else 0]
+        return 503, b"busy"
+
+    store.server.fail = fail
+    upload, destination = upload_of(tmp_path / "w.bin", data), opened(store)
+    await destination.put(upload, lambda _size: None)
+    assert hashlib.sha256(store.files()["w.bin"]).hexdigest() == upload.entry.sha256
+    store.server.fail = lambda method, _path: (410, b"gone") if method == "PUT" else None
+    await destination.list_files([upload.entry])
+    with pytest.raises(Transient) as caught:
+        await destination.put(upload, lambda _size: None)
+    await destination.aclose()
+    assert caught.value.code == "upload_ended"
+
+
 @pytest.mark.parametrize("store", ["azure"], indirect=True)  # a session of Google's belongs to its publisher
 async def test_blocks_of_an_interrupted_publish_are_not_sent_again(store: FakeAzureStore, tmp_path: Path) -> None:
     """Another publish of the same bytes sends only what the first one did not."""
