@@ -25,7 +25,7 @@ from cached.transport.urls import display_url
 _AUTHORITY = "https://login.microsoftonline.com"
 _MACHINE = "http://169.254.169.254"
 _MACHINE_PATH = "/metadata/identity/oauth2/token"
-_MACHINE_PATIENCE_S = 2.0  # to connect: it is on this machine, or nowhere
+_MACHINE_PATIENCE_S = 0.8  # to connect: it is on this machine, or nowhere
 _STORAGE = "https://storage.azure.com/"
 _JWT_BEARER = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
 _MAX_FILE_BYTES = 1024 * 1024
