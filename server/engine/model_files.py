@@ -32,6 +32,7 @@ from server.weights.pretrained import assemble, prevailing_dtype, read_config, r
 _transformers_logging: Any = logging_of_transformers  # untyped there
 _LOG = logging.getLogger(__name__)
 _NAMES_SHOWN = 8
+_TOKENS_OF_NO_WORD = 1  # beside the special ones: the space of a sentencepiece model without pieces
 # Models whose positions begin after the padding's id: the configuration's, or a number of the class's own.
 _POSITIONS_AFTER_PADDING: dict[str, int | None] = {
     **dict.fromkeys(("camembert", "data2vec-text", "ibert", "longformer", "luke", "roberta", "roberta-prelayernorm")),
@@ -261,17 +262,22 @@ def _dtype(wanted: str, tensors: Iterable[torch.Tensor], config: Any) -> torch.d
 
 
 def _tokenizer(directory: Path, options: Mapping[str, Any]) -> Any:
+    remedy = "publish the tokenizer's files (tokenizer.json, tokenizer_config.json) with the model, whole"
     try:
-        return AutoTokenizer.from_pretrained(directory, **options, local_files_only=True, trust_remote_code=False)
+        found = AutoTokenizer.from_pretrained(directory, **options, local_files_only=True, trust_remote_code=False)
     except MemoryError:
         raise
     except Exception as error:  # the tokenizers package raises no narrower one for a file that it cannot read
         raise Permanent(
             "no_tokenizer",
             f"{directory}: the tokenizer cannot be read: {error}",
-            "publish the tokenizer's files (tokenizer.json, tokenizer_config.json) with the model, whole; a newer "
-            f"tokenizers package than {tokenizers.__version__} may have written them",
+            f"{remedy}; a newer tokenizers package than {tokenizers.__version__} may have written them",
         ) from error
+    if len(found) <= len(found.all_special_tokens) + _TOKENS_OF_NO_WORD:
+        # transformers 5.23 makes one for many classes, without an error: each word is then the same unknown one.
+        problem = f"{directory}: expected a tokenizer, found no vocabulary: {type(found).__name__} has {len(found)} tokens"
+        raise Permanent("no_tokenizer", problem, remedy)
+    return found
 
 
 def _unsupported(directory: Path, config: Any, expected: str) -> Permanent:

@@ -202,6 +202,17 @@ def test_a_tensor_of_another_shape_is_refused(gpt2: Path, tmp_path: Path) -> Non
     assert re.search(r"expected transformer\.h\.0\.mlp\.c_fc\.bias of shape \(40,\) .* more", caught.value.message)
 
 
+@pytest.mark.parametrize("model", ["minilm", "gpt2"])
+def test_a_tokenizer_without_words_is_refused(model: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    """Without the tokenizer's files transformers makes a tokenizer to which all words are one: that is no model."""
+    folder = Path(shutil.copytree(request.getfixturevalue(model), tmp_path / "model"))
+    for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "merges.txt"):
+        (folder / name).unlink(missing_ok=True)
+    with pytest.raises(Permanent, match=r"expected a tokenizer, found no vocabulary: \w+ has \d tokens") as caught:
+        (load_encoder if model == "minilm" else load_causal_lm)(folder, "cpu", "auto")
+    assert (caught.value.code, "tokenizer.json" in caught.value.remedy) == ("no_tokenizer", True)
+
+
 def test_a_base_encoder_loads_from_a_checkpoint_with_another_head(minilm: Path, tmp_path: Path) -> None:
     """Names with the base model's prefix are found, a head's are left, and a pooler nobody reads is not missed."""
     plain: Any = transformers.AutoModel.from_pretrained(minilm)
