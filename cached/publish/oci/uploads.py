@@ -27,6 +27,7 @@ from cached.sources.oci.access.auth import RegistryAuth
 from cached.sources.oci.registry import error_of
 from cached.transport.client import Response
 from cached.transport.connection.cancel import Cancellation
+from cached.transport.errors import is_retried, retry_after_s
 from cached.transport.urls import Address, display_url
 
 _TRIES = 3  # without credentials, with those that a 401 asks for, and with new ones
@@ -50,7 +51,7 @@ class Uploads:
 
     async def has_blob(self, digest: str) -> bool:
         """Return whether the repository has a blob."""
-        answer = await self._ask("HEAD", f"{self._prefix}/blobs/{digest}", redirected=True)
+        answer = await self._ask_again("HEAD", f"{self._prefix}/blobs/{digest}", redirected=True)
         if answer.status not in (200, 307, 404):
             raise error_of(answer, f"the blob {digest}")
         return answer.status != 404
@@ -60,7 +61,7 @@ class Uploads:
         registry got other bytes."""
         if await self.has_blob(digest):
             return False
-        begun = await self._ask("POST", f"{self._prefix}/blobs/uploads/", headers={"Content-Length": "0"})
+        begun = await self._ask_again("POST", f"{self._prefix}/blobs/uploads/", headers={"Content-Length": "0"})
         if begun.status != 202:
             raise error_of(begun, f"the repository {display_url(self._prefix)}")
         least = begun.headers.get("OCI-Chunk-Min-Length", "")
@@ -82,7 +83,7 @@ class Uploads:
     async def put_manifest(self, reference: str, data: bytes, media_type: str) -> None:
         """Store a manifest under a tag or its digest."""
         url = f"{self._prefix}/manifests/{reference}"
-        answer = await self._ask("PUT", url, body=data, headers={"Content-Type": media_type})
+        answer = await self._ask_again("PUT", url, body=data, headers={"Content-Type": media_type})
         if answer.status not in (200, 201):
             raise error_of(answer, f"the manifest {reference}")
 
@@ -107,7 +108,7 @@ class Uploads:
                 failures += 1
                 if failures == _ATTEMPTS:
                     raise
-                await asyncio.sleep(error.retry_after_s or _WAIT_S)
+                await asyncio.sleep(_WAIT_S if error.retry_after_s is None else error.retry_after_s)
                 location, arrived = await self._resume(location, sent)
             if arrived > sent:
                 failures = 0
@@ -136,14 +137,11 @@ class Uploads:
         return self._location(answer), _arrived(answer, sent)
 
     async def _finish(self, location: str, digest: str, rest: bytes = b"") -> None:
-        """End an upload with the `rest` of its bytes. Without any, or if they are few, it may be asked for again."""
+        """End an upload with the `rest` of its bytes, which are few."""
         headers = {"Content-Type": "application/octet-stream", "Content-Length": str(len(rest))}
-        for attempt in range(_ATTEMPTS):
-            answer = await self._ask("PUT", _with_digest(location, digest), body=rest, headers=headers)
-            error = error_of(answer, f"the blob {digest}") if answer.status >= 400 else None
-            if not isinstance(error, Transient) or attempt == _ATTEMPTS - 1:
-                break
-            await asyncio.sleep(error.retry_after_s or _WAIT_S)
+        answer = await self._ask_again("PUT", _with_digest(location, digest), body=rest, headers=headers)
+        if answer.status == 404 and await self.has_blob(digest):
+            return  # an answer that was lost: the registry had it already
         if answer.status == 400 and b"DIGEST_INVALID" in answer.body:
             raise wrong_bytes(display_url(location), digest.removeprefix("sha256:"), "of other bytes")
         if answer.status not in (201, 204):
@@ -174,6 +172,30 @@ class Uploads:
                 raise Permanent("insecure_redirect", problem, "give the registry its own https address")
             url = urlunsplit((own.scheme, own.netloc, parts.path, parts.query, ""))
         return url
+
+    async def _ask_again(
+        self,
+        method: str,
+        url: str,
+        *,
+        body: bytes = b"",
+        headers: Mapping[str, str] | None = None,
+        redirected: bool = False,
+    ) -> Response:
+        """Return what `_ask` returns, asked again while the registry is busy or away; for requests that may arrive
+        twice."""
+        for attempt in range(1, _ATTEMPTS + 1):
+            wait_s: float | None = None
+            try:
+                answer = await self._ask(method, url, body=body, headers=headers, redirected=redirected)
+                if not is_retried(answer.status) or attempt == _ATTEMPTS:
+                    return answer
+                wait_s = retry_after_s(answer.headers.get("Retry-After"), answer.headers.get("Date"))
+            except Transient:
+                if attempt == _ATTEMPTS:
+                    raise
+            await asyncio.sleep(_WAIT_S if wait_s is None else wait_s)
+        raise AssertionError("the last attempt returns or raises")
 
     async def _ask(
         self,

@@ -16,6 +16,7 @@ from typing import Any
 from urllib.parse import quote, urlencode, urlsplit
 
 from cached.contract.errors import Permanent, Transient
+from cached.sources.oci.access.hosts import is_this_machine
 from cached.sources.oci.access.logins import Login
 from cached.transport.client import HttpClient, Response
 from cached.transport.connection.cancel import Cancellation
@@ -69,6 +70,8 @@ class RegistryAuth:
         self._client = client
         self._find = find
         self._actions = actions
+        # The token server of a registry on this machine may be on it as well, under another of its names.
+        self._chosen_by = None if is_this_machine(urlsplit(base).netloc) else base
         self._tokens: BearerTokens | None = None
         self._is_anonymous = False  # whether the last token was given without a login
 
@@ -152,12 +155,12 @@ class RegistryAuth:
             fields = {"grant_type": "refresh_token", "service": service, "scope": scope}
             body = urlencode({**fields, "client_id": _CLIENT_ID, "refresh_token": login.identity}).encode()
             headers: Headers = (json_only, ("Content-Type", "application/x-www-form-urlencoded"))
-            target = HttpTarget(realm, headers, chosen_by=self._base)
+            target = HttpTarget(realm, headers, chosen_by=self._chosen_by)
             return self._client.post_any_status(target, body, _MAX_TOKEN_BYTES, cancellation)
         query = {"service": service, "scope": scope} if service else {"scope": scope}
         url = realm + ("&" if urlsplit(realm).query else "?") + urlencode(query, quote_via=quote)
         headers = (json_only,) if login is None else (json_only, ("Authorization", login.authorization))
-        target = HttpTarget(url, headers, chosen_by=self._base)
+        target = HttpTarget(url, headers, chosen_by=self._chosen_by)
         return self._client.fetch_any_status(target, _MAX_TOKEN_BYTES, cancellation)
 
 

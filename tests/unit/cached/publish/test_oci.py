@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import tarfile
@@ -34,7 +36,7 @@ from cached.sources.oci.source import OciSource
 from cached.transport.client import HttpClient
 from cached.transport.connection.settings import HttpSettings
 from tests.support.certificates import make_certificates
-from tests.support.publishing import command, environment, publish
+from tests.support.publishing import command, environment, publish, tree
 from tests.support.registry import RunningRegistry, docker_registry
 from tests.support.registry_tokens import PASSWORD, USER, registry_tokens
 
@@ -213,6 +215,19 @@ async def test_an_upload_goes_on_where_the_registry_says(
     await publish_to(uri, content)
     ranges = [seen.headers["content-range"] for seen in front.seen if is_patch(seen)]
     assert len(ranges) == 3 + 1 and len(set(ranges)) == 3  # three parts, one of them twice
+    assert await pulled(uri.replace(host_of(front), registry.host), tmp_path) == content.manifest.digest
+
+
+@pytest.mark.parametrize("method", ["HEAD", "POST", "PUT"])
+async def test_a_busy_registry_is_asked_again(
+    front: Front, registry: RunningRegistry, tmp_path: Path, method: str
+) -> None:
+    """A registry that is busy for a moment costs a pause; each blob and the manifest arrive."""
+    busy = {"Retry-After": "0"}
+    front.answer(503, headers=busy, times=2, choose=lambda request: request.method == method)
+    content = folder_of(tmp_path / "m", FILES)
+    uri = f"oci://{host_of(front)}/team/busy-{method.lower()}:v1"
+    await publish_to(uri, content)
     assert await pulled(uri.replace(host_of(front), registry.host), tmp_path) == content.manifest.digest
 
 
@@ -408,3 +423,52 @@ async def test_several_platforms_are_an_index_of_the_same_layers(registry: Runni
     with pytest.raises(Permanent) as caught:
         OciSource(f"{uri}?platform=linux/amd64,linux/arm64", HttpClient(HttpSettings()))
     assert caught.value.code == "bad_source"
+
+
+CONTAINERD = """version = 3
+root = "{folder}/root"
+state = "{folder}/state"
+disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.cri.v1.runtime", "io.containerd.cri.v1.images"]
+[grpc]
+address = "{folder}/c.sock"
+[ttrpc]
+address = "{folder}/t.sock"
+"""
+
+
+@contextlib.contextmanager
+def containerd(folder: Path) -> Iterator[list[str]]:
+    """A containerd of the test's own; gives the beginning of a command of its client."""
+    server, client = shutil.which("containerd"), shutil.which("ctr")
+    if server is None or client is None or os.geteuid() != 0:
+        pytest.skip("containerd and ctr are not on PATH, or this is not root, which mounts")
+    folder.mkdir()
+    (folder / "config.toml").write_text(CONTAINERD.format(folder=folder))
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen([server, "-c", str(folder / "config.toml")], stdout=log, stderr=log)
+    try:
+        deadline = time.monotonic() + 30
+        while not (folder / "c.sock").exists():
+            assert process.poll() is None and time.monotonic() < deadline, (folder / "log").read_text()[-2000:]
+            time.sleep(0.01)
+        yield [client, "-a", str(folder / "c.sock")]
+    finally:
+        process.terminate()
+        process.wait(30)
+        mounts = [line.split()[1] for line in Path("/proc/mounts").read_text().splitlines()]
+        for mount in reversed([each for each in mounts if each.startswith(f"{folder.parent}/")]):
+            subprocess.run(["umount", mount], check=True)  # its own ones too: they outlive it
+
+
+async def test_containerd_mounts_what_was_published(registry: RunningRegistry, tmp_path: Path) -> None:
+    """The runtime of Kubernetes' image volumes pulls, unpacks and mounts a version: its files, and the manifest."""
+    with containerd(tmp_path / "c") as ctr:
+        content = folder_of(tmp_path / "m", FILES)
+        await publish_to(f"oci://{registry.host}/team/mounted:v1", content)
+        name, mounted = f"{registry.host}/team/mounted:v1", tmp_path / "mounted"
+        mounted.mkdir()
+        pull = [*ctr, "images", "pull", "--local", "--plain-http", "--snapshotter", "native", name]
+        subprocess.run(pull, check=True, capture_output=True, timeout=60)
+        mount = [*ctr, "images", "mount", "--snapshotter", "native", name, str(mounted)]
+        subprocess.run(mount, check=True, capture_output=True, timeout=60)
+        assert tree(mounted) == {**FILES, "holdfast.json": content.manifest.canonical()}

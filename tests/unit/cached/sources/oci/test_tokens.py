@@ -198,6 +198,19 @@ async def test_a_token_that_does_not_say_lasts_a_minute(
     assert isinstance(target, HttpTarget) and target.lifetime_s is not None and 50 < target.lifetime_s <= 60
 
 
+async def test_a_token_server_of_this_machine_may_have_another_of_its_names(
+    config: Path, client: HttpClient, tmp_path: Path
+) -> None:
+    """A registry at 127.0.0.1 may name a token server at localhost: both are this machine."""
+    with docker_registry(tmp_path / "r") as before:
+        before.put_raw("team/m", "v1", {"w.bin": b"weights"})
+    with registry_tokens(tmp_path) as tokens:
+        tokens.url = tokens.url.replace("127.0.0.1", "localhost")
+        with docker_registry(tmp_path / "r", more=tokens.settings) as registry:
+            log_in(config, registry.host, auth=BASIC)
+            assert await read_all(f"oci://{registry.host}/team/m:v1", client) == {"w.bin": b"weights"}
+
+
 async def test_a_refused_token_is_renewed(
     guarded: tuple[RunningRegistry, RegistryTokens], config: Path, client: HttpClient
 ) -> None:
