@@ -309,7 +309,7 @@ def test_one_pods_wrong_pin_is_told_to_that_pod_alone(node: Joined) -> None:
     said = node.wait_told(wrong, "WeightsFailed")
     assert "f" * 64 in said
     assert str(node.daemon.digest(A)) in said
-    assert node.daemon.state(A) == "ready"
+    node.daemon.wait_ready(A)  # the Event does not wait for the status file
     late = node.pod("late", "a")
     node.wait_told(late, "WeightsReady")
     assert "WeightsFailed" not in node.reasons(good) + node.reasons(late)
