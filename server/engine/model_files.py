@@ -275,8 +275,8 @@ def _tokenizer(directory: Path, options: Mapping[str, Any]) -> Any:
         ) from error
     if len(found) <= len(found.all_special_tokens) + _TOKENS_OF_NO_WORD:
         # transformers 5.23 makes one for many classes, without an error: each word is then the same unknown one.
-        problem = f"{directory}: expected a tokenizer, found no vocabulary: {type(found).__name__} has {len(found)} tokens"
-        raise Permanent("no_tokenizer", problem, remedy)
+        vocabulary = f"no vocabulary: {type(found).__name__} has {len(found)} tokens"
+        raise Permanent("no_tokenizer", f"{directory}: expected a tokenizer, found {vocabulary}", remedy)
     return found
 
 
