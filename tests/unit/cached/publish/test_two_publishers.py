@@ -41,7 +41,7 @@ class Place:
     files: Callable[[], dict[str, bytes]]
 
 
-@pytest.fixture(params=["folder", "moto", "rclone"])
+@pytest.fixture(params=["folder", "moto", pytest.param("rclone", marks=pytest.mark.slow)])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
     if request.param == "folder":
         return Place(str(tmp_path / "out"), {}, lambda: tree(tmp_path / "out"))
@@ -145,7 +145,7 @@ async def test_a_mark_that_was_removed_by_hand_stops_its_publisher(tmp_path: Pat
     await destination.aclose()
 
 
-@pytest.fixture(params=["moto", "rclone", "gcs", "azure"])
+@pytest.fixture(params=["moto", pytest.param("rclone", marks=pytest.mark.slow), "gcs", "azure"])
 async def marks(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Callable[[], ObjectMark]]:
