@@ -16,12 +16,14 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from urllib.parse import parse_qsl, quote, urlencode, urlsplit
+from urllib.parse import quote, urlencode
 
 from cached.contract.errors import Permanent
 from cached.sources.azure.environment import blob_endpoint
+from cached.sources.location import as_prefix, check_endpoint, parse_parameters, show_endpoint
 
 _PARAMETERS = ("anonymous", "endpoint_url")
+_SECRETS = {"sig": "found a SAS in it, which is a secret: put it into AZURE_STORAGE_SAS_TOKEN"}
 _ACCOUNT = re.compile(r"[a-z0-9]{3,24}")
 _CONTAINER = re.compile(r"\$root|\$web|(?=.{3,63}$)[a-z0-9](?:-?[a-z0-9])*")
 
@@ -54,24 +56,24 @@ class AzureAddress:
             raise _refuse(
                 "expected a container's name after az://account/ (3 to 63 of a-z, 0-9, `-`), found something else"
             )
-        given = _parameters(query)
+        given = parse_parameters(query, _PARAMETERS, _SECRETS, _refuse)
         if given.get("anonymous", "false") not in ("true", "false"):
             raise _refuse("anonymous: expected true or false")
         endpoint = given.get("endpoint_url") or blob_endpoint(account)
-        _check_endpoint(endpoint, "endpoint_url" if "endpoint_url" in given else "AZURE_STORAGE_BLOB_ENDPOINT")
+        named = "endpoint_url" if "endpoint_url" in given else "AZURE_STORAGE_BLOB_ENDPOINT"
+        check_endpoint(endpoint, named, "http(s)://host[:port][/account]", _refuse)
         anonymous = given.get("anonymous") == "true"
         return cls(account, container, key, endpoint.rstrip("/"), anonymous, "endpoint_url" in given)
 
     @property
     def prefix(self) -> str:
         """The key as a folder: empty, or with a slash at its end."""
-        return self.key if not self.key or self.key.endswith("/") else f"{self.key}/"
+        return as_prefix(self.key)
 
     @property
     def display(self) -> str:
         """The location for messages: account, container, key, and the endpoint where the location names one."""
-        endpoint = f"?endpoint_url={quote(self.endpoint, safe=':/')}" if self.is_given else ""
-        return f"{self.uri(self.key)}{endpoint}"
+        return self.uri(self.key) + show_endpoint(self.endpoint if self.is_given else None)
 
     def uri(self, key: str) -> str:
         """Return the plain URI of a blob in the container, for messages."""
@@ -88,33 +90,6 @@ class AzureAddress:
         """Return the URL of a blob."""
         given = urlencode(query, quote_via=quote)
         return f"{self.endpoint}/{self.container}/{quote(key, safe='/')}" + (f"?{given}" if given else "")
-
-
-def _parameters(query: str) -> dict[str, str]:
-    try:
-        pairs = parse_qsl(query, keep_blank_values=False, strict_parsing=True) if query else []
-    except ValueError as error:
-        raise _refuse("expected parameters as ?name=value&name=value") from error
-    unknown = {name for name, _ in pairs} - set(_PARAMETERS)
-    if "sig" in unknown:
-        raise _refuse("found a SAS in it, which is a secret: put it into AZURE_STORAGE_SAS_TOKEN")
-    if unknown:
-        raise _refuse(f"expected parameters among {', '.join(_PARAMETERS)}, found {', '.join(sorted(unknown))[:200]}")
-    if len(dict(pairs)) != len(pairs):
-        raise _refuse("a parameter is given twice")
-    return dict(pairs)
-
-
-def _check_endpoint(endpoint: str, name: str) -> None:
-    try:
-        parts = urlsplit(endpoint)
-        port = parts.port
-    except ValueError as error:
-        raise _refuse(f"{name}: not a URL") from error
-    if parts.scheme not in ("http", "https") or not parts.hostname or port == 0:
-        raise _refuse(f"{name}: expected http(s)://host[:port][/account]")
-    if "@" in parts.netloc or parts.query or parts.fragment:
-        raise _refuse(f"{name}: found credentials, a query or a fragment in it")
 
 
 def _refuse(message: str) -> Permanent:

@@ -15,9 +15,10 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass
-from urllib.parse import parse_qsl, quote, urlencode, urlsplit
+from urllib.parse import quote, urlencode
 
 from cached.contract.errors import Permanent
+from cached.sources.location import as_prefix, check_endpoint, parse_parameters, show_endpoint
 
 _PARAMETERS = ("anonymous", "endpoint_url", "user_project")
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]")
@@ -47,14 +48,15 @@ class GcsAddress:
             raise _refuse("expected gs://bucket/prefix/, found no bucket")
         if not _BUCKET.fullmatch(bucket):
             raise _refuse("expected a bucket's name after gs:// (a-z, 0-9, `-`, `_`, `.`), found something else")
-        given = _parameters(query)
+        given = parse_parameters(query, _PARAMETERS, {}, _refuse)
         if given.get("anonymous", "false") not in ("true", "false"):
             raise _refuse("anonymous: expected true or false")
         emulator = os.environ.get("STORAGE_EMULATOR_HOST", "")
         if emulator and "://" not in emulator:
             emulator = f"http://{emulator}"
         endpoint = given.get("endpoint_url") or emulator or _ENDPOINT
-        _check_endpoint(endpoint, "endpoint_url" if "endpoint_url" in given else "STORAGE_EMULATOR_HOST")
+        named = "endpoint_url" if "endpoint_url" in given else "STORAGE_EMULATOR_HOST"
+        check_endpoint(endpoint, named, "http(s)://host[:port]", _refuse)
         is_emulator = bool(emulator) and "endpoint_url" not in given
         anonymous = is_emulator or given.get("anonymous") == "true"
         return cls(bucket, key, endpoint.rstrip("/"), anonymous, given.get("user_project"), "endpoint_url" in given)
@@ -62,13 +64,12 @@ class GcsAddress:
     @property
     def prefix(self) -> str:
         """The key as a folder: empty, or with a slash at its end."""
-        return self.key if not self.key or self.key.endswith("/") else f"{self.key}/"
+        return as_prefix(self.key)
 
     @property
     def display(self) -> str:
         """The location for messages: bucket, key, and the endpoint where the location names one."""
-        endpoint = f"?endpoint_url={quote(self.endpoint, safe=':/')}" if self.is_given else ""
-        return f"{self.uri(self.key)}{endpoint}"
+        return self.uri(self.key) + show_endpoint(self.endpoint if self.is_given else None)
 
     def uri(self, key: str) -> str:
         """Return the plain URI of a key in the bucket, for messages."""
@@ -91,31 +92,6 @@ class GcsAddress:
         payer = {"userProject": self.user_project} if self.user_project else {}
         given = urlencode({**query, **payer}, quote_via=quote)
         return f"{self.endpoint}{base}/storage/v1/b/{self.bucket}/{resource}" + (f"?{given}" if given else "")
-
-
-def _parameters(query: str) -> dict[str, str]:
-    try:
-        pairs = parse_qsl(query, keep_blank_values=False, strict_parsing=True) if query else []
-    except ValueError as error:
-        raise _refuse("expected parameters as ?name=value&name=value") from error
-    unknown = sorted({name for name, _ in pairs} - set(_PARAMETERS))
-    if unknown:
-        raise _refuse(f"expected parameters among {', '.join(_PARAMETERS)}, found {', '.join(unknown)[:200]}")
-    if len(dict(pairs)) != len(pairs):
-        raise _refuse("a parameter is given twice")
-    return dict(pairs)
-
-
-def _check_endpoint(endpoint: str, name: str) -> None:
-    try:
-        parts = urlsplit(endpoint)
-        port = parts.port
-    except ValueError as error:
-        raise _refuse(f"{name}: not a URL") from error
-    if parts.scheme not in ("http", "https") or not parts.hostname or port == 0:
-        raise _refuse(f"{name}: expected http(s)://host[:port]")
-    if "@" in parts.netloc or parts.query or parts.fragment:
-        raise _refuse(f"{name}: found credentials, a query or a fragment in it")
 
 
 def _refuse(message: str) -> Permanent:

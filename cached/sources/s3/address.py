@@ -18,9 +18,9 @@ come from botocore's own chain only. Keys are literal, as on the AWS command lin
 from __future__ import annotations
 
 from dataclasses import dataclass
-from urllib.parse import parse_qsl, quote, urlsplit
 
 from cached.contract.errors import Permanent
+from cached.sources.location import as_prefix, check_endpoint, parse_parameters, show_endpoint
 
 _PARAMETERS = (
     *("endpoint_url", "region", "addressing_style", "anonymous", "profile"),
@@ -55,24 +55,23 @@ class S3Address:
             raise _refuse("expected s3://bucket/prefix/, found no bucket")
         if "@" in bucket or ":" in bucket:
             raise _refuse("expected a bucket's name after s3://, found credentials, a port or an ARN")
-        given = _parameters(query)
+        given = parse_parameters(query, _PARAMETERS, {}, _refuse)
         if given.get("addressing_style", "auto") not in _STYLES:
             raise _refuse(f"addressing_style: expected one of {', '.join(_STYLES)}")
         if "endpoint_url" in given:
-            _check_endpoint(given["endpoint_url"])
+            check_endpoint(given["endpoint_url"], "endpoint_url", "http(s)://host[:port]", _refuse)
         _check_policies(given)
         return cls(bucket, key, anonymous=given.pop("anonymous", "false") == "true", **given)
 
     @property
     def prefix(self) -> str:
         """The key as a folder: empty, or with a slash at its end."""
-        return self.key if not self.key or self.key.endswith("/") else f"{self.key}/"
+        return as_prefix(self.key)
 
     @property
     def display(self) -> str:
         """The location for messages: server, bucket and key."""
-        endpoint = f"?endpoint_url={quote(self.endpoint_url, safe=':/')}" if self.endpoint_url else ""
-        return f"{self.uri(self.key)}{endpoint}"
+        return self.uri(self.key) + show_endpoint(self.endpoint_url)
 
     @property
     def request_parameters(self) -> dict[str, str]:
@@ -90,19 +89,6 @@ class S3Address:
         return f"s3://{self.bucket}/{key}"
 
 
-def _parameters(query: str) -> dict[str, str]:
-    try:
-        pairs = parse_qsl(query, keep_blank_values=False, strict_parsing=True) if query else []
-    except ValueError as error:
-        raise _refuse("expected parameters as ?name=value&name=value") from error
-    unknown = sorted({name for name, _ in pairs} - set(_PARAMETERS))
-    if unknown:
-        raise _refuse(f"expected parameters among {', '.join(_PARAMETERS)}, found {', '.join(unknown)[:200]}")
-    if len(dict(pairs)) != len(pairs):
-        raise _refuse("a parameter is given twice")
-    return dict(pairs)
-
-
 def _check_policies(given: dict[str, str]) -> None:
     payer, sse, anonymous = given.get("request_payer"), given.get("sse"), given.get("anonymous", "false")
     if anonymous not in ("true", "false"):
@@ -115,18 +101,6 @@ def _check_policies(given: dict[str, str]) -> None:
         raise _refuse(f"sse: expected one of {', '.join(_SSE)}")
     if "kms_key_id" in given and (sse is None or not sse.startswith("aws:kms")):
         raise _refuse("kms_key_id: expected with sse=aws:kms")
-
-
-def _check_endpoint(endpoint: str) -> None:
-    try:
-        parts = urlsplit(endpoint)
-        port = parts.port
-    except ValueError as error:
-        raise _refuse("endpoint_url: not a URL") from error
-    if parts.scheme not in ("http", "https") or not parts.hostname or port == 0:
-        raise _refuse("endpoint_url: expected http(s)://host[:port]")
-    if "@" in parts.netloc or parts.query or parts.fragment:
-        raise _refuse("endpoint_url: found credentials, a query or a fragment in it")
 
 
 def _refuse(message: str) -> Permanent:
