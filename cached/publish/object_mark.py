@@ -10,6 +10,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from dataclasses import dataclass, replace
+from email.message import Message
+from email.utils import parsedate_to_datetime
 from typing import Protocol
 
 from cached.publish.destination import Say
@@ -50,6 +52,15 @@ class MarkStore(Protocol):
 
     def ignore_conditions(self) -> None:
         """Note that the store ignores conditions: write without them from now on."""
+
+
+def compute_age_s(headers: Message) -> float | None:
+    """Return the age in seconds of the object that an answer with these `headers` has; None where they do not tell."""
+    try:
+        written, now = (parsedate_to_datetime(headers[name]) for name in ("Last-Modified", "Date"))
+        return (now - written).total_seconds()
+    except (ValueError, TypeError):  # an invalid date, or none
+        return None
 
 
 @dataclass(frozen=True, slots=True)

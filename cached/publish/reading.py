@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterator
 
 from cached.contract.errors import Permanent
-from cached.publish.destination import Upload
+from cached.publish.destination import PART_BYTES, Upload
 from cached.sources.local.tree import file_error
 
 
@@ -20,6 +21,10 @@ def wrong_bytes(where: str, expected: str, found: str) -> Permanent:
         f"{where}: sent bytes of sha256 {expected}, the destination has stored sha256 {found}; no manifest was written",
         "publish again; if it goes on, the disk, the store or a proxy before it changes what it is given",
     )
+
+
+class WrongSum(Exception):
+    """Control flow: the destination's own checksum is of other bytes than were sent."""
 
 
 def unproven(where: str, expected: str) -> Permanent:
@@ -64,6 +69,14 @@ class CheckedReader:
         if self._left == 0:
             self.finish()
         return data
+
+    def read_parts(self) -> Iterator[bytes]:
+        """Yield the parts of the whole file, without `finish`. Raises as `read`."""
+        left = self._upload.entry.size
+        while left:
+            part = self.read(min(PART_BYTES, left))
+            left -= len(part)
+            yield part
 
     def finish(self) -> None:
         """Raise `Permanent` unless the whole file was read and has the manifest's sha256."""

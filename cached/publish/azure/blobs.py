@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from cached.contract.errors import HoldfastError, Transient
 from cached.publish.object_mark import PreconditionFailed
+from cached.publish.reading import WrongSum
 from cached.publish.requests import Answer, Authorization, StoreRequests, error_of
 from cached.sources.azure.access import VERSION, AzureAccess, code_of
 from cached.sources.azure.address import AzureAddress
@@ -28,10 +29,6 @@ _DONE = 201
 _BLOCK_BLOB: Headers = (("x-ms-blob-type", "BlockBlob"),)
 _WRONG_SUM = frozenset({"Md5Mismatch", "Crc64Mismatch", "InvalidMd5"})
 _FORESTALLED = frozenset({"BlobAlreadyExists", "PathAlreadyExists", "ConditionNotMet", "LeaseIdMissing"})
-
-
-class WrongSum(Exception):
-    """Control flow: the service got other bytes than were sent."""
 
 
 @dataclass(frozen=True, slots=True)

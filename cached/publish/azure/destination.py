@@ -12,16 +12,15 @@ import base64
 import contextlib
 import hashlib
 from collections.abc import Iterator, Sequence
-from email.utils import parsedate_to_datetime
 
 from cached.contract.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, PUBLISHING_NAME, FileEntry
-from cached.publish.azure.blobs import BlobWriter, NewBlob, WrongSum
+from cached.publish.azure.blobs import BlobWriter, NewBlob
 from cached.publish.destination import PART_BYTES, Progress, Say, Stored, Upload
 from cached.publish.mark import MAX_MARK_BYTES, Mark, another_publisher
-from cached.publish.object_mark import ObjectMark, PreconditionFailed, StoredMark
+from cached.publish.object_mark import ObjectMark, PreconditionFailed, StoredMark, compute_age_s
 from cached.publish.parallel import ungrouped
 from cached.publish.read_back import hash_stored
-from cached.publish.reading import CheckedReader, unproven
+from cached.publish.reading import CheckedReader, WrongSum, unproven
 from cached.sources.azure.access import VERSION, WRITE, AzureAccess, code_of
 from cached.sources.azure.address import AzureAddress
 from cached.sources.azure.blobs import list_blobs
@@ -220,11 +219,7 @@ class _AzureMark:
         etag = strong_etag(found.headers)
         if etag is None:
             raise bad_response(self._destination.display, f"expected the ETag of {PUBLISHING_NAME}, found none")
-        age_s = None
-        with contextlib.suppress(ValueError, TypeError):  # an invalid date, or none
-            written, now = (parsedate_to_datetime(found.headers[name]) for name in ("Last-Modified", "Date"))
-            age_s = (now - written).total_seconds()
-        return StoredMark(found.body, etag, age_s)
+        return StoredMark(found.body, etag, compute_age_s(found.headers))
 
     async def write(self, data: bytes, tag: str | None) -> None:
         await self._destination.write(PUBLISHING_NAME, data, tag)
@@ -237,10 +232,8 @@ class _AzureMark:
 
 
 def _md5_of(upload: Upload) -> str:
-    md5, left = hashlib.md5(usedforsecurity=False), upload.entry.size
+    md5 = hashlib.md5(usedforsecurity=False)
     with CheckedReader(upload) as reader:
-        while left:
-            part = reader.read(min(PART_BYTES, left))
+        for part in reader.read_parts():
             md5.update(part)
-            left -= len(part)
     return base64.b64encode(md5.digest()).decode("ascii")

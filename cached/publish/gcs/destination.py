@@ -11,16 +11,15 @@ import asyncio
 import contextlib
 import hashlib
 from collections.abc import Iterator, Sequence
-from email.utils import parsedate_to_datetime
 
 from cached.contract.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, PUBLISHING_NAME, FileEntry
 from cached.core.listing import Algorithm
 from cached.publish.destination import PART_BYTES, Progress, Say, Stored, Upload
-from cached.publish.gcs.objects import GcsWriter, NewObject, Sums, WrongSum
+from cached.publish.gcs.objects import GcsWriter, NewObject, Sums
 from cached.publish.mark import MAX_MARK_BYTES, Mark, another_publisher
-from cached.publish.object_mark import ObjectMark, PreconditionFailed, StoredMark
+from cached.publish.object_mark import ObjectMark, PreconditionFailed, StoredMark, compute_age_s
 from cached.publish.read_back import hash_stored
-from cached.publish.reading import CheckedReader, unproven
+from cached.publish.reading import CheckedReader, WrongSum, unproven
 from cached.sources.gcs.access import WRITE, GcsAccess
 from cached.sources.gcs.address import GcsAddress
 from cached.sources.gcs.objects import list_objects
@@ -190,11 +189,7 @@ class _GcsMark:
         generation = found.headers.get("X-Goog-Generation")
         if generation is None:
             raise bad_response(self._destination.display, f"expected the generation of {PUBLISHING_NAME}, found none")
-        age_s = None
-        with contextlib.suppress(ValueError, TypeError):  # an invalid date, or none
-            written, now = (parsedate_to_datetime(found.headers[name]) for name in ("Last-Modified", "Date"))
-            age_s = (now - written).total_seconds()
-        return StoredMark(found.body, generation, age_s)
+        return StoredMark(found.body, generation, compute_age_s(found.headers))
 
     async def write(self, data: bytes, tag: str | None) -> None:
         await self._destination.write(PUBLISHING_NAME, data, tag or _ABSENT)
@@ -209,9 +204,6 @@ class _GcsMark:
 def _sums_of(upload: Upload) -> Sums:
     sums = Sums()
     with CheckedReader(upload) as reader:
-        left = upload.entry.size
-        while left:
-            part = reader.read(min(PART_BYTES, left))
+        for part in reader.read_parts():
             sums.update(part)
-            left -= len(part)
     return sums

@@ -22,6 +22,7 @@ from cached.contract.errors import HoldfastError, Transient
 from cached.core.listing import Algorithm, Checksum
 from cached.publish.destination import PART_BYTES
 from cached.publish.object_mark import PreconditionFailed
+from cached.publish.reading import WrongSum
 from cached.publish.requests import ATTEMPTS, Answer, Authorization, StoreRequests, error_of, pause
 from cached.sources.gcs.access import GcsAccess
 from cached.sources.gcs.address import GcsAddress
@@ -54,10 +55,6 @@ class NewObject:
     size: int
     replaces: str
     metadata: dict[str, str]
-
-
-class WrongSum(Exception):
-    """Control flow: the service found, or stored, other bytes than were sent."""
 
 
 class GcsWriter:
