@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from cached.contract.errors import InvalidManifest, Transient
 from cached.contract.manifest import MANIFEST_NAME, Manifest
+from cached.core.listing import Listing, RemoteFile
 from cached.transport.pages import page_error, page_in
 
 
@@ -17,6 +18,13 @@ def read_manifest(data: bytes, where: str) -> Manifest:
         return Manifest.parse(data)
     except InvalidManifest as error:
         raise InvalidManifest(f"{where}: {error.message}", error.remedy) from error
+
+
+def list_published(manifest: Manifest, prefix: str, identity: str, tag: str | None) -> Listing:
+    """Return the listing of a version under `prefix` of an object store, by its manifest; `identity` and `tag` as in
+    `Listing`. The files have no validator: the sha256 decides, also after a copy of the objects."""
+    files = tuple(RemoteFile(f.path, prefix + f.path, f.size, sha256=f.sha256) for f in manifest.files)
+    return Listing(files, identity, manifest, tag=tag)
 
 
 def unfinished_publish(mark: str) -> Transient:

@@ -15,7 +15,7 @@ from cached.sources.azure.access import READ, VERSION, AzureAccess, code_of
 from cached.sources.azure.address import AzureAddress
 from cached.sources.azure.blobs import find_blob, list_blobs
 from cached.sources.base import identity_of
-from cached.sources.manifests import read_manifest
+from cached.sources.manifests import list_published, read_manifest
 from cached.sources.objects import StoredObject, file_of, files_of, find_each
 from cached.transport.client import HttpClient, Response
 from cached.transport.connection.cancel import Cancellation
@@ -109,8 +109,6 @@ class AzureSource:
         raise service.error_of(url, response)
 
     def _published(self, response: Response) -> Listing:
-        # No validator: the sha256 decides, also after a copy of the blobs.
         prefix = self._address.prefix
         manifest = read_manifest(response.body, self._address.uri(prefix + MANIFEST_NAME))
-        files = tuple(RemoteFile(f.path, prefix + f.path, f.size, sha256=f.sha256) for f in manifest.files)
-        return Listing(files, self._identity, manifest, tag=strong_etag(response.headers))
+        return list_published(manifest, prefix, self._identity, strong_etag(response.headers))

@@ -16,7 +16,7 @@ from cached.sources.base import identity_of
 from cached.sources.gcs.access import READ, GcsAccess
 from cached.sources.gcs.address import GcsAddress
 from cached.sources.gcs.objects import OBJECT_FIELDS, list_objects, read_object
-from cached.sources.manifests import read_manifest
+from cached.sources.manifests import list_published, read_manifest
 from cached.sources.objects import StoredObject, file_of, files_of, find_each
 from cached.transport.client import HttpClient, Response
 from cached.transport.connection.cancel import Cancellation
@@ -114,11 +114,9 @@ class GcsSource:
         return response
 
     def _published(self, response: Response) -> Listing:
-        # No validator: the sha256 decides, also after a copy of the objects.
         prefix = self._address.prefix
         manifest = read_manifest(response.body, self._address.uri(prefix + MANIFEST_NAME))
-        files = tuple(RemoteFile(f.path, prefix + f.path, f.size, sha256=f.sha256) for f in manifest.files)
-        return Listing(files, self._identity, manifest, tag=response.headers.get("X-Goog-Generation"))
+        return list_published(manifest, prefix, self._identity, response.headers.get("X-Goog-Generation"))
 
     def _object(self, service: Service, key: str) -> StoredObject | None:
         """Return the attributes of an object; None if there is no such object."""

@@ -13,10 +13,10 @@ from dataclasses import replace
 from typing import Any
 
 from cached.contract.errors import HoldfastError, Permanent
-from cached.contract.manifest import MANIFEST_NAME, MAX_FILE_BYTES, PUBLISHING_NAME, Manifest
+from cached.contract.manifest import MANIFEST_NAME, MAX_FILE_BYTES, PUBLISHING_NAME
 from cached.core.listing import Listing, RemoteFile, WeakValidators, bad_name, is_reserved
 from cached.sources.base import identity_of
-from cached.sources.manifests import read_manifest, unfinished_publish
+from cached.sources.manifests import list_published, read_manifest, unfinished_publish
 from cached.sources.s3.address import S3Address
 from cached.sources.s3.archive import archived, may_be_archived
 from cached.sources.s3.client import S3Client, S3Object, quoted
@@ -52,7 +52,8 @@ class S3Source:
         data = await self._client.manifest()
         if data is not None:
             where = self._address.uri(self._address.prefix + MANIFEST_NAME)
-            return self._published(read_manifest(data.body, where), await self._identity(), data.etag)
+            manifest = read_manifest(data.body, where)
+            return list_published(manifest, self._address.prefix, await self._identity(), data.etag)
         files = await self._list()
         if not files and self._address.key and not self._address.key.endswith("/"):
             files = await self._single()
@@ -108,12 +109,6 @@ class S3Source:
 
     async def _identity(self) -> str:
         return identity_of(self.kind, *await self._client.describe_identity())
-
-    def _published(self, manifest: Manifest, identity: str, etag: str | None) -> Listing:
-        # No validator: the sha256 decides, also after a copy of the objects.
-        prefix = self._address.prefix
-        files = tuple(RemoteFile(f.path, prefix + f.path, f.size, sha256=f.sha256) for f in manifest.files)
-        return Listing(files, identity, manifest, tag=etag)
 
     async def _list(self) -> tuple[RemoteFile, ...]:
         objects = await self._client.objects(self._address.prefix)
