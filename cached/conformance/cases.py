@@ -283,7 +283,7 @@ async def credentials_never_told(place: Place, puller: Puller) -> None:
                 front.answer(status, body, {"Content-Type": "text/html"}, times=None)
             async with _opened(place) as source:
                 told.append(await _error(source.resolve()))
-            if status != 500:  # which is tried again for as long as somebody waits
+            if status != 500:  # which is tried again for as long as the version is wanted
                 async with _opened(place) as source:
                     told.append(await _error(puller.fetch(source, found)))
         for front in place.fronts:
@@ -343,7 +343,7 @@ async def bad_answers(place: Place, puller: Puller) -> None:
 
 
 async def ends_twice(place: Place, _puller: Puller) -> None:
-    """A source contacts nobody when it is made, has a bounded label, and may be closed again."""
+    """A source sends no request when it is made, has a bounded label, and may be closed again."""
     seen = sum(len(front.seen) for front in place.fronts)
     source = place.open(place.uri)
     expect(sum(len(front.seen) for front in place.fronts) == seen, "expected no request by the constructor")

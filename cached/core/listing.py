@@ -107,7 +107,7 @@ class Checksum:
 
 
 def promises_content(checksum: Checksum | None) -> bool:
-    """Return whether two contents have this sum only if somebody made them so: not a CRC."""
+    """Return whether two contents have this sum only if they were made for it: not a CRC."""
     return checksum is not None and checksum.algorithm in (Algorithm.SHA1, Algorithm.MD5)
 
 

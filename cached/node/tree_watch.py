@@ -124,8 +124,8 @@ class Changes:
 
 
 class TreeWatch:
-    """The watches on one root; close it. `changed` is set while there are changes, `rung` when somebody opened the
-    folder of snapshots, as a gate does that rings."""
+    """The watches on one root; close it. `changed` is set while there are changes, `rung` when another process opened
+    the folder of snapshots, as a gate does that rings."""
 
     def __init__(self, layout: Layout, loop: asyncio.AbstractEventLoop) -> None:
         self._layout = layout
@@ -246,7 +246,7 @@ class TreeWatch:
 
     @contextmanager
     def ignoring_own(self) -> Iterator[None]:
-        """Leave out leases and the bell that are opened meanwhile: by us. On the event loop only."""
+        """Leave out the leases and the bell that are opened in the block: by us. On the event loop only."""
         self._read()  # by others until now
         self._own += 1
         try:

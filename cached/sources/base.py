@@ -42,7 +42,7 @@ class Source(Protocol):
 
     The contract, which `cached/conformance/cases.py` asks of every source:
 
-    - The constructor parses the URI and contacts nobody; it raises `Permanent` for a URI that is no location of it,
+    - The constructor parses the URI and sends no request; it raises `Permanent` for a URI that is no location of it,
       and quotes no secret. Everything else may raise `Transient` and `Permanent` with a remedy, and nothing else.
     - `resolve` gives every file once, by its path below the location, sorted or not, also with an invalid name or with
       a `problem`: a chosen file with one is refused, another one does no harm. Empty files are files; markers of

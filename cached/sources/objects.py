@@ -1,7 +1,7 @@
 """The pages of an object store's listing, as the files of a version.
 
-Law: asks nobody itself. A page that is no listing of the prefix is `bad_response`; a listing is complete, and bounded
-whatever a server sends.
+Law: sends no request itself. A page that is no listing of the prefix is `bad_response`; a listing is complete, and
+bounded whatever a server sends.
 """
 
 from __future__ import annotations

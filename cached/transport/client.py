@@ -283,7 +283,7 @@ class HttpClient:
             address = following
 
     def _end_unread(self, exchange: Exchange, request: _Request) -> None:
-        """End an exchange whose body nobody wants; keep its connection where that costs little."""
+        """End an exchange whose body is not wanted; keep its connection where that costs little."""
         if request.method == "HEAD":
             exchange.keep()
         elif _is_short(exchange.answer):

@@ -1,10 +1,10 @@
 """Look for doubts of gates, have the doubted snapshots hashed now, and bound what a reader who doubts for ever costs.
 
-Law: one lock is tried while no gate rings: soon after somebody opened the folder of snapshots, as a gate does that
-rings, and every few seconds; where that is not noticed, twice a second. A doubt that names and record confirm in a few
-system calls is answered always: no reader of a read-only mount can cause it. One that only a hash can judge is a claim:
-where the bytes turn out right, claims about that snapshot, and about all of them, are not looked at for a multiple of
-what the hash took.
+Law: one lock is tried while no gate rings: soon after another process opened the folder of snapshots, as a gate does
+that rings, and every few seconds; where that is not noticed, twice a second. A doubt that names and record confirm in a
+few system calls is answered always: no reader of a read-only mount can cause it. One that only a hash can judge is a
+claim: where the bytes turn out right, claims about that snapshot, and about all of them, are not looked at for a
+multiple of what the hash took.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from cached.store.disk import durable
 _log = logging.getLogger(__name__)
 
 _PAUSE_S = 0.5  # between two looks at the bell
-_QUIET_PAUSE_S = 10.0  # the same, while nobody opens the folder
+_QUIET_PAUSE_S = 10.0  # the same, while no other process opens the folder
 _OPENED_S = 10.0  # who opens the folder may take the lock later
 _SHARE = 50.0  # of the time, while the bell rings: looking for doubts takes at most a fiftieth
 _BELL = "the bell of the gates"
@@ -67,8 +67,8 @@ class Recheckable(Protocol):
 
 
 class Bell(Protocol):
-    """What tells that somebody opened the folder of snapshots: `rung` is set then, if `watches_bell`; not by us while
-    `ignoring_own`."""
+    """What tells that another process opened the folder of snapshots: `rung` is set then, if `watches_bell`; not by us
+    while `ignoring_own`."""
 
     rung: asyncio.Event
 

@@ -55,7 +55,7 @@ class _Found:
 
 
 class AzureAccess:
-    """The requests of a location. Thread-safe; contacts nobody before the first request. `permissions`: of a signature
+    """The requests of a location. Thread-safe; sends nothing before the first request. `permissions`: of a signature
     that a key signs."""
 
     def __init__(self, address: AzureAddress, client: HttpClient, permissions: str) -> None:

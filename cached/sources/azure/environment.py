@@ -1,6 +1,6 @@
 """What the environment says of storage accounts: endpoints, shared access signatures and keys.
 
-Law: reads the environment and contacts nobody. A secret is used for its own account only; no message and no `repr`
+Law: reads the environment and sends no request. A secret is used for its own account only; no message and no `repr`
 shows one.
 """
 

@@ -53,7 +53,7 @@ class _Found:
 
 
 class GcsAccess:
-    """The requests of a location. Thread-safe; contacts nobody before the first request. `scope`: what its tokens are
+    """The requests of a location. Thread-safe; sends nothing before the first request. `scope`: what its tokens are
     for."""
 
     def __init__(self, address: GcsAddress, client: HttpClient, scope: str) -> None:

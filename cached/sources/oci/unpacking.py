@@ -43,7 +43,7 @@ class Unpacked:
     marks: dict[int, Mark] = field(default_factory=dict)
 
     def keep_only(self, starts: Set[int]) -> None:
-        """Forget what is there for other files than these, which nobody reads."""
+        """Forget what is there for other files than these: they are not read."""
         self.kept = {start: data for start, data in self.kept.items() if start in starts}
         self.marks = {start: mark for start, mark in self.marks.items() if start in starts}
 

@@ -184,7 +184,7 @@ class _Finder(MetaPathFinder):
         if found is None:
             return self._find_elsewhere(fullname, path, target)
         spec = ModuleSpec(fullname, _LoadedModule(found), is_package=hasattr(found, "__path__"))
-        found.__spec__ = spec  # of a module that appears meanwhile, the import system takes the module's own
+        found.__spec__ = spec  # of a module that appears during the search, the import system takes the module's own
         return spec
 
     def _is_importable_alone(self, deferral: Deferral, child: str, fullname: str, path: _Path) -> bool:

@@ -1,6 +1,6 @@
 """Where a registry's requests go: the registry itself, or mirrors before it, from containerd's `hosts.toml`.
 
-Law: reads one small file and asks nobody. A setting that is not supported is refused by name: a mirror that is used
+Law: reads one small file and sends no request. A setting that is not supported is refused by name: a mirror used
 otherwise than its file says is worse than none. Format: containerd, "Registry Configuration", of which `server` and,
 for each `[host."URL"]`, `capabilities` and `override_path` are supported. A registry on this machine (localhost, 127/8,
 ::1) is asked over plain HTTP, as Docker and containerd do; every other one over https unless its file says `http://`.
