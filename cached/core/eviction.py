@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Generic, Protocol, TypeVar
 
 from cached.contract.digest import Digest
@@ -60,12 +61,15 @@ class Choice(Generic[T]):
     freed: int
 
 
-def count_reclaimable(victims: Collection[InventoryEntry], inventory: Collection[InventoryEntry]) -> int:
-    """Return the bytes that evicting `victims` frees: their blobs that no remaining version shares."""
-    gone = {victim.ref for victim in victims}
-    kept = {sha for entry in inventory if entry.ref not in gone for sha in entry.blobs}
-    blobs = {sha: size for victim in victims for sha, size in victim.blobs.items()}
-    return sum(size for sha, size in blobs.items() if sha not in kept)
+def list_freed(victims: Iterable[Occupant], occupants: Collection[Occupant]) -> list[int]:
+    """Return the bytes that each of `victims`, which are among `occupants`, frees when they go one after the other: its
+    blobs that no remaining occupant shares."""
+    links = _count_links(occupants)
+    freed = []
+    for victim in victims:
+        links.subtract(victim.blobs.keys())
+        freed.append(_unlinked_bytes(victim, links))
+    return freed
 
 
 def by_age(entries: Iterable[InventoryEntry]) -> list[InventoryEntry]:
@@ -78,7 +82,7 @@ def choose_victims(candidates: Sequence[T], occupants: Collection[Occupant], nee
     free less, choose all that free any bytes."""
     if need_bytes <= 0:
         return Choice((), 0)  # most plans: skips the count of every blob of the node
-    links = Counter(sha for occupant in occupants for sha in occupant.blobs)
+    links = _count_links(occupants)
     freed = 0
     chosen: list[T] = []
     for occupant in candidates:
@@ -110,6 +114,11 @@ def count_excess(use: SpaceUse, high: float, low: float) -> int:
 def count_shortfall(use: SpaceUse, needed_bytes: int) -> int:
     """Return the bytes to free so that `needed_bytes` can be reserved once the dying bytes are deleted."""
     return max(0, needed_bytes - (use.budget - use.used - use.reserved))
+
+
+def _count_links(occupants: Iterable[Occupant]) -> Counter[str]:
+    """Return how many occupants have each blob."""
+    return Counter(chain.from_iterable(occupant.blobs for occupant in occupants))
 
 
 def _unlinked_bytes(occupant: Occupant, links: Counter[str]) -> int:

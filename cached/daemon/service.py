@@ -15,7 +15,7 @@ from cached.contract.errors import HoldfastError, Permanent, Transient
 from cached.contract.layout import Layout
 from cached.contract.reference import ModelRef
 from cached.contract.status import ModelStatus, State, StatusError, timestamp
-from cached.core.eviction import InventoryEntry, count_reclaimable
+from cached.core.eviction import InventoryEntry, list_freed
 from cached.core.space import Ledger, SpaceUse
 from cached.core.versions.record import Pull
 from cached.daemon.catalog_file import CatalogFile
@@ -150,12 +150,7 @@ class DaemonService:
         """Return what `gc` would evict now."""
         await self._reconciler.update_leases()
         victims, inventory = self._reconciler.list_evictable(), self._reconciler.list_inventory()
-        plan, before = [], 0
-        for count, victim in enumerate(victims, 1):
-            freed = count_reclaimable(victims[:count], inventory)
-            plan.append(_describe_evicted(victim, freed - before))
-            before = freed
-        return plan
+        return [_describe_evicted(*each) for each in zip(victims, list_freed(victims, inventory), strict=True)]
 
     async def pin(self, ref: ModelRef, check: Check) -> None:
         """Pin a version; raises where neither the inventory nor the catalog has it."""

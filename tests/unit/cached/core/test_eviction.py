@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import replace
+from itertools import accumulate
+from random import Random
 
 import pytest
 from hypothesis import given, settings
@@ -17,8 +19,8 @@ from cached.core.eviction import (
     by_age,
     choose_victims,
     count_excess,
-    count_reclaimable,
     count_shortfall,
+    list_freed,
 )
 from cached.core.space import SpaceUse
 
@@ -79,9 +81,10 @@ def test_only_what_is_just_prefetched_yields_to_pods() -> None:
 def test_shared_blobs_are_freed_with_the_last_version() -> None:
     """A blob that a surviving version shares frees nothing; it is counted once with the last that has it."""
     a, b = holding("a", 1, shared=100, own=1), holding("b", 2, shared=100)
-    assert count_reclaimable([a], [a, b]) == 1
-    assert count_reclaimable([a, b], [a, b]) == 101
-    assert count_reclaimable([], [a, b]) == 0
+    assert list_freed([a], [a, b]) == [1]
+    assert list_freed([a, b], [a, b]) == [1, 100]
+    assert list_freed([b, a], [a, b]) == [0, 101]
+    assert list_freed([], [a, b]) == []
     choice = choose([a, b], 50)
     assert (names(choice.victims), choice.freed) == (["a", "b"], 101)
 
@@ -90,7 +93,7 @@ def test_two_names_of_one_snapshot() -> None:
     """Evicting one of two names of the same content frees nothing."""
     one, other = holding("one", 1, x=10), holding("other", 2, wanted=True, x=10)
     assert one.digest == other.digest
-    assert count_reclaimable([one], [one, other]) == 0
+    assert list_freed([one], [one, other]) == [0]
     assert choose([one, other], 10).victims == ()
 
 
@@ -176,8 +179,24 @@ def test_a_choice_is_right_whatever_is_shared(held: list[InventoryEntry], need: 
     choice = choose(held, need)
     free = [h for h in held if h.evictable]
     assert all(victim in free for victim in choice.victims)
-    assert choice.freed == count_reclaimable(choice.victims, held)
-    assert choice.freed >= min(need, count_reclaimable(free, held))
+    assert choice.freed == _reclaimable(choice.victims, held)
+    assert choice.freed >= min(need, _reclaimable(free, held))
     for victim in choice.victims:
         rest = [other for other in choice.victims if other is not victim]
-        assert count_reclaimable(rest, held) < min(need, choice.freed)
+        assert _reclaimable(rest, held) < min(need, choice.freed)
+
+
+@settings(max_examples=300)
+@given(inventory, st.randoms())
+def test_each_frees_what_the_ones_before_it_left(held: list[InventoryEntry], chance: Random) -> None:
+    """What victims free one after the other adds up, at each of them, to what all up to it free at once."""
+    victims = chance.sample(held, chance.randint(0, len(held)))
+    sums = list(accumulate(list_freed(victims, held)))
+    assert sums == [_reclaimable(victims[: count + 1], held) for count in range(len(victims))]
+
+
+def _reclaimable(victims: Collection[InventoryEntry], held: Collection[InventoryEntry]) -> int:
+    """The bytes of the victims' blobs that no other has."""
+    gone = {victim.ref for victim in victims}
+    kept = {sha for entry in held if entry.ref not in gone for sha in entry.blobs}
+    return sum({sha: size for victim in victims for sha, size in victim.blobs.items() if sha not in kept}.values())
