@@ -258,10 +258,12 @@ def daemon_process(
 
 
 def daemon_command(root: Path, catalog: Path) -> list[str]:
-    """The command that starts a daemon without a cluster on any free port of the loopback."""
+    """The command that starts a daemon without a cluster on any free port of the loopback. It evicts for a quota only:
+    the disk is shared with the rest of the machine, and may be nearly full."""
     return [
         *(sys.executable, "-m", "cached.cli", "daemon", "--root", str(root), "--catalog", str(catalog)),
         *("--kube", "off", "--node", "node-a", "--listen", "127.0.0.1:0"),
+        *("--high-watermark", "1", "--low-watermark", "1"),
     ]
 
 

@@ -80,10 +80,6 @@ class Died(Exception):
     """The daemon was killed at its point while something was waited for."""
 
 
-# Whatever else fills this machine's disk: no scenario is about that, and all would lose what they begin with.
-_THE_DISK_IS_OTHERS = ("--high-watermark", "1", "--low-watermark", "1")
-
-
 class WarmDaemon(DaemonProcess):
     """A daemon out of a warm parent. `plan` holds for the next launch."""
 
@@ -99,7 +95,7 @@ class WarmDaemon(DaemonProcess):
         self._log_start = self._log.stat().st_size if self._log.exists() else 0
         self._log.touch()
         command = daemon_command(self.layout.root, self.catalog)
-        arguments = [*command[command.index("daemon") :], *_THE_DISK_IS_OTHERS, *self._options, *more]
+        arguments = [*command[command.index("daemon") :], *self._options, *more]
         self._code = None
         self._pid = self._parent.start(arguments, self._log, self.plan)
         self._pidfd = os.pidfd_open(self._pid)

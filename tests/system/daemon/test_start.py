@@ -129,7 +129,7 @@ def test_an_occupied_port_is_an_error_with_a_remedy(tmp_path: Path) -> None:
         ("--quota", "0"),
         ("--high-watermark", "1.5"),
         ("--low-watermark", "0"),
-        ("--low-watermark", "0.95"),
+        ("--high-watermark", "0.95"),
         ("--connections", "0"),
         ("--connections-per-origin", "-1"),
         ("--max-bandwidth", "0"),

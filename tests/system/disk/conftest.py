@@ -19,7 +19,7 @@ from tests.support.daemon import DaemonProcess, daemon_process, publish_files
 from tests.support.mounts import mounted_image
 
 MIB = 1024 * 1024
-OPTIONS = ("--scrub-rate", "0", "--high-watermark", "1", "--low-watermark", "1")
+OPTIONS = ("--scrub-rate", "0")
 
 Place = Callable[..., dict[str, object]]
 Start = Callable[..., AbstractContextManager[DaemonProcess]]

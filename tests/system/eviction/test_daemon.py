@@ -24,7 +24,7 @@ from tests.support.mounts import mounted_image
 MIB = 1024 * 1024
 NAMES = "abcdefgh"
 A, B, C, D, E = (ModelRef("m", name) for name in "abcde")
-ONLY_FOR_SPACE = ("--high-watermark", "1", "--low-watermark", "1", "--scrub-rate", "0")
+NO_SCRUB = ("--scrub-rate", "0")
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def source(tmp_path: Path) -> Path:
 @pytest.fixture
 def daemon(tmp_path: Path) -> Iterator[DaemonProcess]:
     """A daemon that may hold 10 MiB, and evicts only for space."""
-    with daemon_process(tmp_path / "daemon", "--quota", "10MiB", *ONLY_FOR_SPACE) as process:
+    with daemon_process(tmp_path / "daemon", "--quota", "10MiB", *NO_SCRUB) as process:
         yield process
 
 
@@ -231,7 +231,7 @@ def _command(daemon: DaemonProcess, *arguments: str) -> str:
 @pytest.fixture
 def node(tmp_path: Path) -> Iterator[Joined]:
     """A daemon of a cluster's node that may hold 10 MiB, and evicts only for space."""
-    with joined(tmp_path, "--quota", "10MiB", *ONLY_FOR_SPACE) as made:
+    with joined(tmp_path, "--quota", "10MiB", *NO_SCRUB) as made:
         yield made
 
 
@@ -255,7 +255,7 @@ def test_a_prefetched_version_yields_to_a_pod(node: Joined) -> None:
 
 def test_a_prefetch_under_way_gives_way_to_a_pod(tmp_path: Path) -> None:
     """A prefetch that has reserved what a waiting pod needs is called off, and goes on when there is room again."""
-    options = ("--quota", "10MiB", "--max-bandwidth", "2MiB/s", *ONLY_FOR_SPACE)
+    options = ("--quota", "10MiB", "--max-bandwidth", "2MiB/s", *NO_SCRUB)
     with joined(tmp_path, *options) as node:
         versions = {"a": node.entry("a", 8 * MIB), "b": node.entry("b", 3 * MIB)}
         node.daemon.write_catalog({"m": {"versions": versions, "prefetch": {"versions": ["a"]}}})

@@ -23,7 +23,7 @@ A, B, C, D = (ModelRef("m", name) for name in "abcd")
 @pytest.fixture
 def daemon(tmp_path: Path) -> Iterator[DaemonProcess]:
     """A daemon that may hold 10 MiB, and evicts only for space."""
-    options = ("--quota", "10MiB", "--high-watermark", "1", "--low-watermark", "1", "--scrub-rate", "0")
+    options = ("--quota", "10MiB", "--scrub-rate", "0")
     with daemon_process(tmp_path, *options) as process:
         yield process
 

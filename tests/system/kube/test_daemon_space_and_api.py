@@ -21,7 +21,7 @@ MIB = 1024 * 1024
 @pytest.fixture
 def node(tmp_path: Path) -> Iterator[Joined]:
     """A daemon that may hold 10 MiB, and evicts only for space."""
-    with joined(tmp_path, "--quota", "10MiB", "--high-watermark", "1", "--low-watermark", "1") as made:
+    with joined(tmp_path, "--quota", "10MiB") as made:
         yield made
 
 

@@ -100,7 +100,7 @@ def test_what_was_used_last_stays_last(moved: DaemonProcess, clock: WallClock, s
     listed = {ref.version: {"source": f"file://{source}/{ref.version}"} for ref in refs}
     moved.write_catalog({"m": {"versions": listed}})
     clock.set(DAY_S)
-    moved.start("--quota", "2500000", "--scrub-rate", "0", "--high-watermark", "1", "--low-watermark", "1")
+    moved.start("--quota", "2500000", "--scrub-rate", "0")
     moved.pull("m@old")
     moved.wait_ready(refs[0])
     clock.set(0)

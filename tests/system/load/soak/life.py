@@ -22,10 +22,7 @@ from tests.support.gates import Gates, RunningGate
 from tests.support.origin import HostileOrigin
 from tests.support.origin_faults import Drip, FlipBit, Hangup, IgnoreRange, ResetAfter, Status, Truncate
 
-OPTIONS = (
-    *("--quota", "96MiB", "--scrub-rate", "64MiB/s", "--scrub-period", "1s", "--stall-timeout", "2"),
-    *("--high-watermark", "1", "--low-watermark", "1"),  # of the disk, which others fill
-)
+OPTIONS = ("--quota", "96MiB", "--scrub-rate", "64MiB/s", "--scrub-period", "1s", "--stall-timeout", "2")
 _WINDOW = 12  # versions in the catalog: older ones go, and so does their demand
 _GATES = 4
 _FILES_MAX_BYTES = 3_000_000
