@@ -249,7 +249,8 @@ class Gate:
             self._printer.print_progress(str(want), progress)
 
     def _state(self) -> str:
-        return "; ".join(f"{want}: {progress}" for want, progress in self._progress.items())
+        states = "; ".join(f"{want}: {progress}" for want, progress in self._progress.items())
+        return states or f"no look at {', '.join(map(str, self._settings.wanted))} ended yet"
 
     def _report_trouble(self, watch: FolderWatch) -> None:
         mount, daemon = daemon_status.find_mount_trouble(self._public), self._heartbeat.find_trouble()
