@@ -63,49 +63,55 @@ def _parser() -> OptionParser:
     parser.option(
         "--follow",
         type=Path,
+        metavar="FILE",
         help="a file of models, as in --models; those it names later are loaded beside what serves, and swapped in",
     )
-    parser.option("--digest", help="the manifest digest that it must have; for several alias=sha256:…,…")
-    parser.option(
-        "--root", type=Path, default=DEFAULT_MOUNT, help="the daemon's public folder as seen here, for references"
-    )
-    parser.option("--listen", type=parse_address, default=("0.0.0.0", 8080), help="address to serve on; port 0: any")  # noqa: S104 a pod serves on all its addresses
-    parser.option("--device", type=_device, default="auto", help="auto, cpu, cuda or cuda:N")
+    pins = "the manifest digest that it must have; for several alias=sha256:…,…"
+    parser.option("--digest", metavar="DIGEST", help=pins)
+    root = "the daemon's public folder as seen here, where names are looked up"
+    parser.option("--root", type=Path, default=str(DEFAULT_MOUNT), metavar="DIR", help=root)
+    listen = "address to serve on; port 0: any"
+    parser.option("--listen", type=parse_address, default="0.0.0.0:8080", metavar="HOST:PORT", help=listen)
+    parser.option("--device", type=_device, default="auto", metavar="DEVICE", help="auto, cpu, cuda or cuda:N")
     parser.option(
         "--dtype",
         default="auto",
         choices=("auto", "float32", "bfloat16", "float16"),
         help="type of the weights; auto: the checkpoint's",
     )
-    parser.option("--served-name", help="the model's name for clients; default: its name in the cache", metavar="NAME")
+    name = "the model's name for clients"
+    parser.option("--served-name", otherwise="its name in the cache", help=name, metavar="NAME")
     parser.option("--app", type=_target, help="serve package.module:factory instead", metavar="MODULE:FACTORY")
-    parser.option("--max-tokens-limit", type=_positive, help="most tokens a request may generate", metavar="N")
-    parser.option("--queue-limit", type=_positive, default=64, help="most requests that wait their turn", metavar="N")
-    parser.option("--batch-limit", type=_positive, default=32, help="most sequences generated at once", metavar="N")
-    parser.option("--cache-limit", type=parse_size, help="most memory for their keys and values", metavar="SIZE")
-    parser.option("--body-limit", type=parse_size, default=parse_size("4MiB"), help="largest request", metavar="SIZE")
+    tokens = "most tokens a request may generate; past it: 400"
+    parser.option("--max-tokens-limit", type=_positive, otherwise="the model's context", help=tokens, metavar="N")
+    queue = "most requests that wait their turn; past it: 429"
+    parser.option("--queue-limit", type=_positive, default="64", help=queue, metavar="N")
+    parser.option("--batch-limit", type=_positive, default="32", help="most sequences generated at once", metavar="N")
+    cache = "most memory for their keys and values, shared by all models"
+    parser.option("--cache-limit", type=parse_size, otherwise="what is free", help=cache, metavar="SIZE")
+    body = "largest request; past it: 413"
+    parser.option("--body-limit", type=parse_size, default="4MiB", help=body, metavar="SIZE")
     parser.option(
         "--drain-linger",
         type=_seconds,
-        default=10.0,
+        default="10",
         help="on SIGTERM go on working so long, while clients and load balancers learn of the stop",
         metavar="S",
     )
-    parser.option(
-        "--drain-timeout", type=_seconds, default=30.0, help="then finish what is in flight within so long", metavar="S"
-    )
-    parser.option(
-        "--probe-interval", type=_positive_seconds, default=10.0, help="try an idle model so often", metavar="S"
-    )
-    parser.option("--probe-timeout", type=_positive_seconds, default=20.0, help="not ready after so long", metavar="S")
+    drain = "then finish what is in flight within so long"
+    parser.option("--drain-timeout", type=_seconds, default="30", help=drain, metavar="S")
+    probe = "ask an idle model for a sign of life so often"
+    parser.option("--probe-interval", type=_positive_seconds, default="10", help=probe, metavar="S")
+    patience = "not ready without a sign of life for so long"
+    parser.option("--probe-timeout", type=_positive_seconds, default="20", help=patience, metavar="S")
     parser.option(
         "--golden",
         default="require",
         choices=tuple(GoldenMode),
         help="a version whose golden predictions differ: require: is not served; warn: is; off: they are not replayed",
     )
-    log = f"write the reason of a failure here, default {DEFAULT_TERMINATION_LOG} when that exists"
-    parser.option("--termination-log", type=Path, metavar="FILE", help=log)
+    log, usual = "write the reason of a failure here", f"{DEFAULT_TERMINATION_LOG} where that exists"
+    parser.option("--termination-log", type=Path, otherwise=usual, metavar="FILE", help=log)
     return parser
 
 

@@ -30,7 +30,7 @@ _OVERTIME_S = 0.5  # for work that ends at the same limit, with a better reason
 def command_parser(name: str, description: str) -> OptionParser:
     """Return a parser for `holdfast NAME` with `--root`."""
     parser = OptionParser(prog=f"holdfast {name}", description=description)
-    parser.option("--root", type=Path, default=DEFAULT_ROOT, help=f"the daemon's root (default {DEFAULT_ROOT})")
+    parser.option("--root", type=Path, default=str(DEFAULT_ROOT), metavar="DIR", help="the daemon's root")
     return parser
 
 
@@ -39,8 +39,9 @@ def add_timeout_option(parser: OptionParser, default_s: float) -> None:
     parser.option(
         "--timeout",
         type=parse_seconds,
-        default=default_s,
-        help=f"seconds to wait for the daemon's answer (default {default_s:g}); past that it does nothing",
+        default=f"{default_s:g}",
+        metavar="S",
+        help="seconds to wait for the daemon's answer; past that it does nothing",
     )
 
 

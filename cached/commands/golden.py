@@ -63,8 +63,8 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = OptionParser(prog="holdfast golden", description="Golden predictions: record them from a running server.")
     parser.add_argument("action", choices=["record"], metavar="record")
     parser.add_argument("url", metavar="URL", help="the server, such as http://127.0.0.1:8080")
-    parser.option("--output", type=Path, required=True, help="the file to write")
-    parser.option("--model", help="the model's name there, where it serves several")
+    parser.option("--output", type=Path, required=True, metavar="FILE", help="the file to write")
+    parser.option("--model", metavar="NAME", help="the model's name there, where it serves several")
     parser.add_argument(
         "--input",
         action="append",
@@ -72,11 +72,15 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         metavar="TEXT",
         help="embed, classify or complete this text; may be repeated",
     )
-    parser.option("--requests", type=Path, help='a file of lines {"path": "/v1/…", "request": {…}, "name": "…"}')
-    tokens_help = "tokens to generate for each --input (default 16)"
-    parser.option("--max-tokens", type=whole_number(1, 4096), default=16, help=tokens_help)
-    parser.option("--absolute", type=_number, help="how far a number may be off, whatever its size")
-    parser.option("--relative", type=_number, help="how far a number may be off, as a share of it")
+    lines = 'a file of lines {"path": "/v1/…", "request": {…}, "name": "…"}'
+    parser.option("--requests", type=Path, metavar="FILE", help=lines)
+    tokens_help = "tokens to generate for each --input"
+    parser.option("--max-tokens", type=whole_number(1, 4096), default="16", metavar="N", help=tokens_help)
+    usual = "by the endpoint"
+    absolute = "how far a number may be off, whatever its size"
+    parser.option("--absolute", type=_number, otherwise=usual, metavar="NUMBER", help=absolute)
+    relative = "how far a number may be off, as a share of it"
+    parser.option("--relative", type=_number, otherwise=usual, metavar="SHARE", help=relative)
     return parser.parse_args(argv)
 
 

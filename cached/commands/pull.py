@@ -45,10 +45,11 @@ def main(argv: Sequence[str]) -> int:
     """Run `holdfast pull NAME@VERSION [--digest D] [--refresh] [--no-wait] [--timeout S]`; return the exit code."""
     parser = command_parser("pull", "Ask the daemon of this node for a version, and wait until it is ready.")
     parser.add_argument("ref", metavar="NAME@VERSION", type=parse_reference)
-    parser.option("--digest", type=parse_digest, help="the manifest digest it must have, sha256:…")
+    parser.option("--digest", type=parse_digest, metavar="DIGEST", help="the manifest digest it must have, sha256:…")
     parser.switch("--refresh", help="ask the source again, although the version is here, and take what it has now")
     parser.switch("--no-wait", help="return once the daemon knows")
-    parser.option("--timeout", type=parse_seconds, help="stop waiting after this many seconds (the daemon goes on)")
+    patience = "stop waiting after this many seconds (the daemon goes on)"
+    parser.option("--timeout", type=parse_seconds, otherwise="never", metavar="S", help=patience)
     options = parser.parse_args(argv)
     layout, started = get_layout(options), time.monotonic()
     state = "stopped before the daemon answered, which drops a pull that it has not begun"

@@ -56,8 +56,9 @@ def main(argv: Sequence[str]) -> int:
         "ref", metavar="NAME@VERSION", nargs="?", type=parse_reference, help="default: every version here"
     )
     cores = len(os.sched_getaffinity(0))
-    threads = f"without a daemon, hash with this many threads (default {cores})"
-    parser.option("--threads", type=_threads, default=cores, help=threads)
+    threads = "without a daemon, hash with this many threads"
+    usual = "the number of CPUs"
+    parser.option("--threads", type=_threads, default=str(cores), otherwise=usual, metavar="N", help=threads)
     add_timeout_option(parser, 3600)
     options = parser.parse_args(argv)
     public = get_public_tree(options)

@@ -48,37 +48,54 @@ class Config:
 def parse_config(arguments: Sequence[str]) -> Config:
     """Read the daemon's options; exits 2 with the reason for a bad value."""
     parser = OptionParser(prog="holdfast daemon", description="Fetch, verify, publish, evict and report on one node.")
-    parser.option("--root", type=_parse_path, default=DEFAULT_ROOT, help="the cache's folder, on one file system")
-    parser.option("--catalog", type=_parse_path, required=True, help="the catalog, a YAML file; watched")
-    parser.option("--listen", type=parse_address, default=("0.0.0.0", 9400), help="HOST:PORT for metrics and status")  # noqa: S104 - scraped from outside the pod
+    folder = "the cache's folder, on one file system"
+    parser.option("--root", type=_parse_path, default=str(DEFAULT_ROOT), metavar="DIR", help=folder)
+    parser.option("--catalog", type=_parse_path, required=True, metavar="FILE", help="the catalog, in YAML; watched")
+    listen = "metrics and status, reads only"
+    parser.option("--listen", type=parse_address, default="0.0.0.0:9400", metavar="HOST:PORT", help=listen)
     parser.option(
         "--kube",
         choices=("auto", "off"),
         default="auto",
         help="auto: the cluster that KUBECONFIG names, or that this runs in, if any",
     )
-    parser.option("--node", default=socket.gethostname(), help="this node's name")
+    host = socket.gethostname()
+    parser.option("--node", default=host, otherwise="the host's name", metavar="NAME", help="this node's name")
     parser.option(
         "--quota",
         type=_positive(parse_size, "a size above 0 such as 2TB"),
-        help="the most the cache may hold, as 2TB; default: the file system",
+        otherwise="the file system's",
+        metavar="SIZE",
+        help="the most that the cache may hold, as 2TB",
     )
-    parser.option("--high-watermark", type=_parse_share, default=0.90, help="evict above this share of the capacity")
-    parser.option("--low-watermark", type=_parse_share, default=0.80, help="evict until below this share")
-    parser.option("--connections", type=whole_number(1, 256), default=8, help="connections in all")
-    parser.option("--connections-per-origin", type=whole_number(1, 256), help="connections to one origin; default: all")
+    high = "evict above this share of the capacity"
+    parser.option("--high-watermark", type=_parse_share, default="0.90", metavar="SHARE", help=high)
+    low = "evict until below this share"
+    parser.option("--low-watermark", type=_parse_share, default="0.80", metavar="SHARE", help=low)
+    parser.option("--connections", type=whole_number(1, 256), default="8", metavar="N", help="connections in all")
+    parser.option(
+        "--connections-per-origin",
+        type=whole_number(1, 256),
+        otherwise="all of them",
+        metavar="N",
+        help="connections to one origin",
+    )
     parser.option(
         "--max-bandwidth",
         type=_positive(parse_rate, "a rate above 0 such as 200MiB/s"),
-        help="the most to receive, as 200MiB/s; default: no limit",
+        otherwise="no limit",
+        metavar="RATE",
+        help="the most to receive, as 200MiB/s",
     )
-    parser.option("--scrub-rate", type=parse_rate, default=16 << 20, help="hash again at most so fast; 0: never")
+    rate = "hash what is on disk again, at most so fast; 0: never"
+    parser.option("--scrub-rate", type=parse_rate, default="16MiB/s", metavar="RATE", help=rate)
     parser.option(
         "--scrub-period",
         dest="scrub_period_s",
         type=parse_duration,
-        default=7 * 86400.0,
-        help="hash each file again once in that time, as 12h; default: 7d",
+        default="7d",
+        metavar="DURATION",
+        help="hash each file again once in that time, as 12h, spread over it, as far as the rate allows",
     )
     parser.option(
         "--fs-verity",
@@ -90,28 +107,33 @@ def parse_config(arguments: Sequence[str]) -> Config:
         "--stall-timeout",
         dest="stall_timeout_s",
         type=_positive(float, "seconds above 0"),
-        default=30.0,
-        help="seconds without progress that end a connection",
+        default="30",
+        metavar="S",
+        help="seconds without progress that end a connection; twenty times that ends a listing",
     )
     parser.option(
         "--resolve-interval",
         dest="resolve_interval_s",
         type=_parse_interval,
-        help="look so often whether the source of an unpinned version changed, as 6h; off: never (default)",
+        default="off",
+        metavar="DURATION",
+        help="look so often whether the source of an unpinned version has other content now, as 6h; off: never",
     )
     parser.option(
         "--csi",
         type=_parse_path,
+        metavar="SOCKET",
         help="serve volumes with weights to the kubelet, as a CSI driver, at this Unix socket; as root only",
     )
     parser.option(
         "--csi-registration",
         type=_parse_path,
-        help="the socket at which the kubelet finds the driver; default: in plugins_registry/ of --kubelet-dir",
+        otherwise="in plugins_registry/ of --kubelet-dir",
+        metavar="SOCKET",
+        help="the socket at which the kubelet finds the driver",
     )
-    parser.option(
-        "--kubelet-dir", type=_parse_path, default=Path("/var/lib/kubelet"), help="the kubelet's folder (--root-dir)"
-    )
+    kubelet = "the kubelet's folder (its --root-dir)"
+    parser.option("--kubelet-dir", type=_parse_path, default="/var/lib/kubelet", metavar="DIR", help=kubelet)
     parser.option("--log-level", choices=("debug", "info", "warning", "error"), default="info", help="how much to log")
     given = parser.parse_args(arguments)
     if not given.low_watermark <= given.high_watermark:

@@ -87,11 +87,12 @@ def main(argv: Sequence[str]) -> int:
     parser = OptionParser(prog="holdfast demo", description="Run the whole path on this machine with a real model.")
     parser.switch("--exit", help="end after the last table instead of staying until Ctrl-C")
     parser.switch("--keep", help="keep the demo's folder: store, catalog, logs")
-    parser.option("--root", type=Path, help="an empty or new folder for it all (default: a temporary one)")
-    port_help = "the inference server's port, if free (default 8080)"
-    parser.option("--port", type=whole_number(0, 65535), default=8080, help=port_help)
-    rate_help = "the network of the second, slow node (default 16MiB/s)"
-    parser.option("--max-bandwidth", type=_rate, default="16MiB/s", help=rate_help)
+    folder_help = "an empty or new folder for it all"
+    parser.option("--root", type=Path, otherwise="a temporary one", metavar="DIR", help=folder_help)
+    port_help = "the inference server's port, if free"
+    parser.option("--port", type=whole_number(0, 65535), default="8080", metavar="PORT", help=port_help)
+    rate_help = "the network of the second, slow node"
+    parser.option("--max-bandwidth", type=_rate, default="16MiB/s", metavar="RATE", help=rate_help)
     options = parser.parse_args(argv)
     say(_OPENING)
     try:

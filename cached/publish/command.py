@@ -77,7 +77,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         "loadable",
     )
     parser.switch("--check", help="only compare the contents of what is published there with the folder")
-    parser.option("--golden", type=Path, help="publish this file with it as its golden predictions")
+    parser.option("--golden", type=Path, metavar="FILE", help="publish this file with it as its golden predictions")
     parser.option(
         "--include",
         type=_patterns,
@@ -88,12 +88,17 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.option(
         "--exclude", type=_patterns, action="extend", metavar="GLOB[,GLOB]", help="leave out the files that match"
     )
-    parser.option("--for", type=parse_preset, dest="preset", help=f"publish the weights of one engine: {PRESETS}")
+    engine = f"publish the weights of one engine: {PRESETS}"
+    parser.option("--for", type=parse_preset, dest="preset", metavar="PRESET", help=engine)
     parser.switch("--keep-all", help="leave nothing out, not even version control, caches and editors' files")
     parser.switch("--json", help="print a line of JSON about the publish before the digest")
-    threads = min(16, max(4, len(os.sched_getaffinity(0))))
     parser.option(
-        "--threads", type=whole_number(1, 256), default=threads, help="threads that hash, and uploads at once"
+        "--threads",
+        type=whole_number(1, 256),
+        default=str(min(16, max(4, len(os.sched_getaffinity(0))))),
+        otherwise="the number of CPUs, from 4 to 16",
+        metavar="N",
+        help="threads that hash, and uploads at once",
     )
     options = parser.parse_args(argv)
     if options.check and options.force:

@@ -28,7 +28,7 @@ from cached.sources.registry import open_source
 from cached.transport.client import HttpClient
 from cached.transport.connection.settings import HttpSettings
 
-_TIMEOUT_S = 120.0
+_TIMEOUT_S = "120"
 
 
 def main(argv: Sequence[str]) -> int:
@@ -37,7 +37,8 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("uri", metavar="URI", help="the version's location, as in the catalog")
     parser.option("--include", type=_patterns, action="extend", metavar="GLOB[,GLOB]", help="only the files that match")
     parser.option("--exclude", type=_patterns, action="extend", metavar="GLOB[,GLOB]", help="not the files that match")
-    parser.option("--timeout", type=parse_seconds, default=_TIMEOUT_S, help="seconds to wait for the listing")
+    wait = "seconds to wait for the listing"
+    parser.option("--timeout", type=parse_seconds, default=_TIMEOUT_S, metavar="S", help=wait)
     parser.switch("--json", help="print one JSON object instead of text")
     options = parser.parse_args(argv)
     rules = Rules(tuple(options.include or ()), tuple(options.exclude or ()))

@@ -50,7 +50,7 @@ def parse(arguments: Sequence[str]) -> GateOptions:
         wanted=wanted,
         full=given.verify == "full",
         threads=given.threads or count_processors(),
-        timeout_s=given.timeout,
+        timeout_s=math.inf if given.timeout is None else given.timeout,
         once=given.once,
         waits_for_correction=given.wait_for_correction,
         listen=given.listen or (None if given.once else _LISTEN),
@@ -65,26 +65,28 @@ def _parser() -> OptionParser:
         epilog="exit codes: 0 ready, 1 failed, 2 usage, 65 checksum mismatch, 69 the daemon says this can never be, "
         "75 deadline passed, 128 + N stopped by signal N before the gate was open",
     )
-    parser.option("--root", type=Path, default=DEFAULT_MOUNT, help=f"the public folder, default {DEFAULT_MOUNT}")
+    parser.option("--root", type=Path, default=str(DEFAULT_MOUNT), metavar="DIR", help="the public folder")
     parser.option("--model", metavar="NAME", help="the model's name; with --version")
     parser.option("--version", metavar="V", help="the model's version")
-    parser.option("--models", type=parse_models, help="instead, several: alias=name@version,…; alias= may be left out")
+    several = "instead, several: alias=name@version,…; alias= may be left out"
+    parser.option("--models", type=parse_models, metavar="MODELS", help=several)
     pins = "the only manifest digest that will do: sha256:…, or of several models alias=sha256:…,name@version=sha256:…"
-    parser.option("--digest", help=pins)
-    verify = "record: compare size, mtime and inode with the daemon's record; full: hash every file; default record"
+    parser.option("--digest", metavar="DIGEST", help=pins)
+    verify = "record: compare size, mtime and inode with the daemon's record; full: hash every file"
     parser.option("--verify", choices=("record", "full"), default="record", help=verify)
-    parser.option("--threads", type=_parse_threads, help="threads for --verify full, default: all allowed CPUs")
-    timeout = "seconds to wait at most, default: for ever"
-    parser.option("--timeout", type=_parse_seconds, default=math.inf, help=timeout)
+    threads = "threads for --verify full"
+    parser.option("--threads", type=_parse_threads, otherwise="all allowed CPUs", metavar="N", help=threads)
+    timeout = "seconds to wait at most"
+    parser.option("--timeout", type=_parse_seconds, otherwise="for ever", metavar="S", help=timeout)
     parser.switch("--once", help="exit when ready instead of staying")
     correction = (
         "wait, where the daemon refuses a version, for a correction of the catalog, source, space or credentials"
     )
     parser.switch("--wait-for-correction", help=f"{correction}, instead of exiting with 65 or 69")
-    listen = f"answer /readyz, /healthz and /metrics here, default {_LISTEN[0]}:{_LISTEN[1]}, with --once nowhere"
-    parser.option("--listen", type=parse_address, metavar="HOST:PORT", help=listen)
-    log = f"write the reason of a failure here, default {DEFAULT_TERMINATION_LOG} when that exists"
-    parser.option("--termination-log", type=Path, metavar="FILE", help=log)
+    listen, usual = "answer /readyz, /healthz and /metrics here", f"{_LISTEN[0]}:{_LISTEN[1]}, with --once nowhere"
+    parser.option("--listen", type=parse_address, otherwise=usual, metavar="HOST:PORT", help=listen)
+    log, usual = "write the reason of a failure here", f"{DEFAULT_TERMINATION_LOG} where that exists"
+    parser.option("--termination-log", type=Path, otherwise=usual, metavar="FILE", help=log)
     return parser
 
 

@@ -18,11 +18,11 @@ from sidecar.injector.gate_container import GateMode, GateResources, GateSetting
 from sidecar.injector.kube import ACCOUNT
 from sidecar.injector.mode import Mode
 
-_LISTEN = ("0.0.0.0", 8443)  # noqa: S104 - the API server comes from outside the pod
-_METRICS = ("0.0.0.0", 8444)  # noqa: S104 - and so do the kubelet and Prometheus
+_LISTEN = "0.0.0.0:8443"  # the API server comes from outside the pod
+_METRICS = "0.0.0.0:8444"  # and so do the kubelet and Prometheus
 _OBJECT_NAME = "holdfast-injector"
 _QUANTITY = re.compile(r"[0-9]+(\.[0-9]+)?(m|[kMGT]i?)?")
-_DEADLINE_S = 6 * 3600
+_DEADLINE = "21600"  # six hours
 _user = whole_number(1, 2**31 - 1, "a user's number")
 _deadline = whole_number(1, 2**31 - 1 - 3600, "whole seconds")  # a probe's failureThreshold is an int32
 
@@ -64,24 +64,24 @@ def parse(arguments: Sequence[str]) -> InjectorOptions:
 
 def _gate_options(parser: OptionParser) -> None:
     parser.option("--gate-image", required=True, metavar="IMAGE", help="the image that gates run")
-    pull = "whether the node pulls that image, default IfNotPresent"
+    pull = "whether the node pulls that image"
     parser.option("--gate-pull-policy", choices=("Always", "IfNotPresent", "Never"), default="IfNotPresent", help=pull)
-    mode = "native: a sidecar with a lease; init: a plain init container, for clusters before 1.29; default native"
+    mode = "native: a sidecar with a lease; init: a plain init container, for clusters before 1.29"
     parser.option("--gate-mode", choices=[mode.value for mode in GateMode], default="native", help=mode)
-    parser.option("--gate-user", type=_user, default=65532, metavar="UID", help="user and group, default 65532")
-    parser.option("--gate-cpu", type=_quantity, default="10m", metavar="CPU", help="CPU request, default 10m")
-    cpu = "CPU limit where all containers of the pod have one, default 500m"
+    parser.option("--gate-user", type=_user, default="65532", metavar="UID", help="user and group")
+    parser.option("--gate-cpu", type=_quantity, default="10m", metavar="CPU", help="CPU request")
+    cpu = "CPU limit where all containers of the pod have one"
     parser.option("--gate-cpu-limit", type=_quantity, default="500m", metavar="CPU", help=cpu)
-    parser.option("--gate-memory", type=_quantity, default="64Mi", metavar="SIZE", help="memory request, default 64Mi")
-    memory = "memory limit, default 256Mi"
+    parser.option("--gate-memory", type=_quantity, default="64Mi", metavar="SIZE", help="memory request")
+    memory = "memory limit"
     parser.option("--gate-memory-limit", type=_quantity, default="256Mi", metavar="SIZE", help=memory)
-    address = "the address that gates listen on, `::` where pods have IPv6 alone; default 0.0.0.0"
+    address = "the address that gates listen on, `::` where pods have IPv6 alone"
     parser.option("--gate-listen-host", choices=("0.0.0.0", "::"), default="0.0.0.0", help=address)  # noqa: S104
-    deadline = f"seconds until a gate gives up and is started again, default {_DEADLINE_S}"
-    parser.option("--startup-deadline", type=_deadline, default=_DEADLINE_S, metavar="S", help=deadline)
-    root = f"the daemon's root on the nodes, default {DEFAULT_ROOT}"
-    parser.option("--host-root", type=_absolute, default=DEFAULT_ROOT, metavar="DIR", help=root)
-    recursive = "mounts' recursiveReadOnly; API servers before 1.30 ignore it; default IfPossible"
+    deadline = "seconds until a gate gives up and is started again"
+    parser.option("--startup-deadline", type=_deadline, default=_DEADLINE, metavar="S", help=deadline)
+    root = "the daemon's root on the nodes"
+    parser.option("--host-root", type=_absolute, default=str(DEFAULT_ROOT), metavar="DIR", help=root)
+    recursive = "mounts' recursiveReadOnly; API servers before 1.30 ignore it"
     choices = ("IfPossible", "Enabled", "Disabled")
     parser.option("--recursive-read-only", choices=choices, default="IfPossible", help=recursive)
 
@@ -89,25 +89,26 @@ def _gate_options(parser: OptionParser) -> None:
 def _server_options(parser: OptionParser) -> None:
     mode = (
         "how pods get their weights that do not say it: behind a gate, in a CSI volume, or auto: in a volume where a "
-        "node has registered the driver; default gate"
+        "node has registered the driver"
     )
     parser.option("--mode", choices=[mode.value for mode in Mode], default="gate", help=mode)
     parser.option("--catalog", type=Path, metavar="FILE", help="the daemons' catalog, whose pins pods get; watched")
-    listen = f"answer reviews here, on /mutate, default {_LISTEN[0]}:{_LISTEN[1]}"
+    listen = "answer reviews here, on /mutate"
     parser.option("--listen", type=parse_address, default=_LISTEN, metavar="HOST:PORT", help=listen)
-    metrics = f"answer /healthz, /readyz and /metrics here, without TLS, default {_METRICS[0]}:{_METRICS[1]}"
+    metrics = "answer /healthz, /readyz and /metrics here, without TLS"
     parser.option("--metrics-listen", type=parse_address, default=_METRICS, metavar="HOST:PORT", help=metrics)
     folder = "take tls.crt and tls.key from here (cert-manager's, mounted; watched), and write nothing in the cluster"
     parser.option("--cert-dir", type=Path, metavar="DIR", help=folder)
-    kept = "otherwise, keep a CA and a certificate in this Secret, default holdfast-injector-tls"
+    kept = "otherwise, keep a CA and a certificate in this Secret"
     parser.option("--cert-secret", default=f"{_OBJECT_NAME}-tls", metavar="NAME", help=kept)
-    webhook = f"and the CA in this MutatingWebhookConfiguration, default {_OBJECT_NAME}"
+    webhook = "and the CA in this MutatingWebhookConfiguration"
     parser.option("--webhook-name", default=_OBJECT_NAME, metavar="NAME", help=webhook)
-    service = f"of this Service, default {_OBJECT_NAME}"
+    service = "of this Service"
     parser.option("--service-name", default=_OBJECT_NAME, metavar="NAME", help=service)
-    parser.option("--namespace", metavar="NAME", help="where Secret and Service are, default: the pod's own")
-    drain = "seconds to go on answering after SIGTERM, default 5"
-    parser.option("--drain", type=_seconds, default=5.0, metavar="S", help=drain)
+    home = "where Secret and Service are"
+    parser.option("--namespace", otherwise="the pod's own", metavar="NAME", help=home)
+    drain = "seconds to go on answering after SIGTERM"
+    parser.option("--drain", type=_seconds, default="5", metavar="S", help=drain)
     parser.option("--log-level", choices=("debug", "info", "warning", "error"), default="info", help="how much to log")
 
 

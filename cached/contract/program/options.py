@@ -25,23 +25,34 @@ class OptionParser(argparse.ArgumentParser):
     """An `ArgumentParser` whose `option` and `switch` also read the environment."""
 
     def option(
-        self, name: str, *, type: Callable[[str], Any] = str, default: Any = None, help: str, **more: Any
+        self,
+        name: str,
+        *,
+        type: Callable[[str], Any] = str,
+        default: str | None = None,
+        otherwise: str | None = None,
+        help: str,
+        **more: Any,
     ) -> None:
-        """Add `--name VALUE`, by default the value of `HOLDFAST_NAME`. `type` converts the text and raises ValueError
-        or `HoldfastError` with a message for a person."""
+        """Add `--name VALUE`, by default the value of `HOLDFAST_NAME`. `type` converts the text, that of `default` too,
+        and raises ValueError or `HoldfastError` with a message for a person. `otherwise`: in words, the meaning of no
+        value."""
         variable = _variable(name)
         convert = _converter(type)
+        value = None if default is None else convert(default)
         text = os.environ.get(variable)
         if text is not None and text != "":
             try:
-                default = convert(text)
+                value = convert(text)
             except argparse.ArgumentTypeError as error:
                 self.error(f"environment variable {variable}: {error}")
             choices = more.get("choices")
-            if choices is not None and default not in choices:
+            if choices is not None and value not in choices:
                 self.error(f"environment variable {variable}: expected one of {', '.join(choices)}, found {text!r}")
             more.pop("required", None)
-        self.add_argument(name, type=convert, default=default, help=f"{help} [{variable}]", **more)
+        shown = default if otherwise is None else otherwise
+        meaning = help if shown is None else f"{help}; default {shown}"
+        self.add_argument(name, type=convert, default=value, help=f"{meaning} [{variable}]", **more)
 
     def switch(self, name: str, *, help: str) -> None:
         """Add `--name`, also enabled by `HOLDFAST_NAME=1` (or true, yes, on)."""

@@ -12,7 +12,7 @@ from cached.contract.program.units import parse_size
 
 def parser() -> OptionParser:
     made = OptionParser(prog="holdfast test")
-    made.option("--quota", type=parse_size, default=7, help="bytes")
+    made.option("--quota", type=parse_size, default="7", help="bytes")
     made.option("--scrub-rate", default="none", help="rate")
     made.option("--kube", choices=("auto", "off"), default="auto", help="cluster")
     made.option("--catalog", type=Path, required=True, help="file")
@@ -115,3 +115,17 @@ def test_not_an_address(text: str) -> None:
     """A text that is no address is a ValueError that shows one."""
     with pytest.raises(ValueError, match="HOST:PORT"):
         parse_address(text)
+
+
+def test_the_help_says_each_default(capsys: pytest.CaptureFixture[str]) -> None:
+    """`--help` has the default of every option as it would be typed, or in words where no value is the default, and the
+    variable."""
+    made = OptionParser(prog="holdfast test")
+    made.option("--rate", type=parse_size, default="16MiB", metavar="SIZE", help="how fast")
+    made.option("--most", type=parse_size, otherwise="no limit", metavar="SIZE", help="how much")
+    assert vars(made.parse_args([])) == {"rate": 16 << 20, "most": None}
+    with pytest.raises(SystemExit):
+        made.parse_args(["--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "--rate SIZE how fast; default 16MiB [HOLDFAST_RATE]" in said
+    assert "--most SIZE how much; default no limit [HOLDFAST_MOST]" in said
