@@ -10,7 +10,7 @@ ARGS ?=
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: proto help run test test-gpu test-slow test-safetensors soak test-verity e2e check lint bench bench-load bench-serve clean
+.PHONY: generated proto help run test test-gpu test-slow test-safetensors soak test-verity e2e check lint bench bench-load bench-serve clean
 
 help:
 	@echo 'make run        set up .venv and run the demo: a real model, from publishing it to embeddings'
@@ -27,6 +27,7 @@ help:
 	@echo 'make e2e        install, use and remove Holdfast in the cluster of KUBECONFIG, whose nodes have its images;'
 	@echo '                evicts from the nodes: refuses where they hold versions, unless E2E_EVICT=yes'
 	@echo 'make proto      the modules of CSI'\''s messages, after a change of a .proto file'
+	@echo 'make generated  the pages of docs/reference, after a change of an option, an annotation or an exit code'
 	@echo 'make clean      remove .venv and the caches'
 	@echo "ARGS passes on: make run ARGS=--exit, make test ARGS='tests/unit/cached/contract -x'"
 
@@ -82,6 +83,11 @@ lint: $(VENV)/installed-dev
 # The modules of CSI's messages, which are committed.
 proto: $(VENV)/installed-dev
 	$(BIN)/python -m grpc_tools.protoc -I . --python_out=. --pyi_out=. cached/csi/proto/*.proto
+
+# What is made from the code and committed: the pages of docs/reference.
+generated: $(VENV)/installed-dev
+	$(BIN)/python -m tools.options_page
+	$(BIN)/python -m tools.contract_pages
 
 bench: $(VENV)/installed-dev
 	$(BIN)/python -m bench.fetch $(ARGS)

@@ -28,7 +28,7 @@ COMMANDS = {
     "unpin": ("cached.commands.pin:unpin", "let a version be evicted again"),
     "demo": ("cached.demo.app:main", "run the whole path on this machine with a real model"),
 }
-_INSPECT_URI = "cached.survey.command:main"  # needs the daemon's libraries, which the other does not load
+SURVEY = "cached.survey.command:main"  # `inspect URI`: needs the daemon's libraries, which the other does not load
 _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:.")
 _RUN_FOR_LONG = ("daemon", "gate", "inject")
 EXIT_USAGE = 2
@@ -69,7 +69,7 @@ def _dispatch(arguments: list[str], *, for_itself: bool) -> int:
 
         gc.disable()  # until all is recovered: collections would look through what is only growing
     is_uri = arguments[0] == "inspect" and any(map(_URI.match, arguments[1:]))
-    return _load(arguments[0], _INSPECT_URI if is_uri else command[0])(arguments[1:])
+    return _load(arguments[0], SURVEY if is_uri else command[0])(arguments[1:])
 
 
 def _load(name: str, target: str) -> Callable[[Sequence[str]], int]:

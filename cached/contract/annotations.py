@@ -30,7 +30,51 @@ AFFINITY = PREFIX + "affinity"
 GATE = PREFIX + "gate"
 MODE = PREFIX + "mode"
 INJECTED = PREFIX + "injected"  # the injector's mark, so that no second injector adds the gate again
-KNOWN = (MODEL, VERSION, MODELS, DIGEST, VERIFY, CONTAINERS, MOUNT_PATH, AFFINITY, GATE, MODE, INJECTED)
+# What each is for, for the error of an unknown one and for docs/reference/annotations.md: value, default, meaning.
+MEANINGS: Mapping[str, tuple[str, str, str]] = {
+    MODEL: ("a model's name, as `llama-3.1-8b` or `acme/llama-3.1-8b`", "", f"one model, with `{VERSION}`"),
+    VERSION: ("a version, as `v3`", "", f"the version of `{MODEL}`"),
+    MODELS: (
+        "`base=llama-3.1-8b@v3,adapter=support-lora@v7`; an alias may be left out",
+        "",
+        "several models; each alias has `HOLDFAST_MODEL_PATH_<ALIAS>`, and `holdfast serve` serves all, adapters "
+        "beside their base",
+    ),
+    DIGEST: (
+        "`sha256:…`; of several models `base=sha256:…,…`",
+        "the catalog's pin",
+        "the only content that will do, by manifest digest",
+    ),
+    VERIFY: (
+        "`record` or `full`",
+        "`record`",
+        "compare size, mtime and inode with the daemon's record, or hash every file again before the pod starts",
+    ),
+    CONTAINERS: (
+        "containers' names, comma-separated",
+        "all but sidecars",
+        "which containers get the mount and the variables",
+    ),
+    MOUNT_PATH: ("an absolute path", f"`{DEFAULT_MOUNT}`", "where the weights are mounted"),
+    AFFINITY: (
+        "`preferred` or `required`",
+        "`preferred`",
+        "rather a node that has the pinned weights, or no other node",
+    ),
+    GATE: (
+        "`init` or `sidecar`",
+        "`init`",
+        "an init container that waits and ends; or a sidecar that stays and holds the lease, with a probe, a hook and "
+        "metrics on port 9401, which starts a warm pod later and makes `Unhealthy` Events while it waits",
+    ),
+    MODE: (
+        "`gate` or `csi`",
+        "the injector's `--mode`",
+        "behind a gate, or in a CSI volume of its own without any container",
+    ),
+    INJECTED: ("the injector's mark", "", "set by the injector, so that no second one adds the gate again"),
+}
+KNOWN = tuple(MEANINGS)
 
 SUMMARY = PREFIX + "summary"  # on a node, not on a pod: the cache's contents, for a person
 LABEL_PREFIX = "weights.holdfast.dev/"  # on a node; the injector's node affinity selects it

@@ -11,15 +11,33 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cached.contract.errors import HoldfastError, Permanent, Transient
+from cached.contract.program.options import EXIT_USAGE
 from cached.contract.program.termination_log import explain_to_person, write_termination_log
 from cached.contract.reference import ModelRequest
 from cached.contract.status import StatusError
 
-READY = 0  # also after SIGTERM once the gate was open; after a signal before that: 128 + its number, as in a shell
-FAILED = 1  # the gate itself failed: its port is in use, the disk is unreadable, a symlink leads to no snapshot
-MISMATCH = 65  # EX_DATAERR: the bytes differ from the digest
-NEVER = 69  # EX_UNAVAILABLE: the daemon reports a permanent failure
-DEADLINE = 75  # EX_TEMPFAIL: not ready in time
+READY = 0
+FAILED = 1
+USAGE = EXIT_USAGE
+MISMATCH = 65  # EX_DATAERR
+NEVER = 69  # EX_UNAVAILABLE
+DEADLINE = 75  # EX_TEMPFAIL
+SIGNALLED = 128  # plus the signal's number, as in a shell
+MEANINGS = {  # of docs/reference/exit-codes.md: what happened, and what to do
+    READY: ("the weights are there and verified; also after SIGTERM once the gate was open", "nothing"),
+    FAILED: (
+        "the gate itself failed: its port is in use, the disk is unreadable, a symlink leads to no snapshot",
+        "the reason and the remedy are in the log and in the termination message",
+    ),
+    USAGE: ("a wrong option or variable", "correct what the message names"),
+    MISMATCH: (
+        "the bytes differ from the digest: a pin does not match, or a file on the node is not what its manifest says",
+        "correct the pin; the daemon looks into wrong bytes at once and fetches them again",
+    ),
+    NEVER: ("the daemon says that this can never be, with its reason", "correct what the reason names"),
+    DEADLINE: ("not ready within `--timeout`", "allow more time, or look at `holdfast status` on that node"),
+    SIGNALLED: ("ended by signal N before the gate was open (143 after SIGTERM): 128 + N", "nothing"),
+}
 _MISMATCH_CODES = frozenset({"digest_mismatch", "invalid_manifest", "invalid_record"})
 
 
@@ -68,7 +86,7 @@ class GateStopped(Transient):
 def code_of(error: HoldfastError) -> int:
     """Return the exit code of `error`."""
     if isinstance(error, GateStopped):
-        return 128 + error.number
+        return SIGNALLED + error.number
     if isinstance(error, DeadlinePassed):
         return DEADLINE
     if error.code in _MISMATCH_CODES:

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from cached.contract.program import limits
 from cached.contract.program.options import EXIT_FAILED
 
-_EXIT_INTERRUPTED = 130  # 128 + SIGINT, as in shells
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, as in shells
 
 
 class OutputLost(Exception):
@@ -49,7 +49,7 @@ def run_guarded(name: str, command: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         _redirect_to_null(1)
         sys.stderr.write(f"\n{name}: interrupted\n")
-        return _EXIT_INTERRUPTED
+        return EXIT_INTERRUPTED
     return code
 
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 import re
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from tools import contract_pages, options_page
 
 ROOT = Path(__file__).resolve().parents[3]
 PAGES = sorted(page.name for page in (ROOT / "docs").glob("*.md"))
@@ -57,3 +60,10 @@ def test_a_name_of_no_test_is_noticed() -> None:
     assert _missing("`test_documentation.py::test_a_name_of_no_test_is_noticed`") == []
     wrong = ["`tests/test_gone.py`", "`test_gone.py::test_it`", "`…::test_it`", "`::test_it`", "`test_that_is_nowhere`"]
     assert _missing(" ".join(wrong)) == wrong
+
+
+@pytest.mark.parametrize("maker", [options_page, contract_pages])
+def test_the_reference_is_what_the_code_says(maker: Any) -> None:
+    """A page of docs/reference is the one that `make generated` would write now."""
+    for page, text in maker.make_pages().items():
+        assert page.read_text() == text, f"{page.name} is out of date: run make generated"
