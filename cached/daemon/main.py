@@ -183,7 +183,7 @@ async def _work(
     marks = await blocking.run(_read_marks, layout)
     recovered = await blocking.run(_recover, layout)
     inventory = Inventory(layout, recovered)
-    start_index = StartIndex(layout, root, inventory, blocking, stop.is_set)
+    start_index = StartIndex(layout, root, inventory, blocking, stop.is_set, is_believed=not recovered.are_blobs_read)
     stack.push_async_exit(start_index.leave)  # after the ends of all that writes, which come later here
     watch = stack.enter_context(contextlib.closing(await blocking.run(DiskWatch, root)))
     status_files = StatusFiles(layout.public, config.node, root.check)

@@ -35,11 +35,11 @@ async def collect_when_quiet(busy: Callable[[], bool]) -> None:
             is_first = False
             gc.collect()
             gc.freeze()
-            _give_back()
+            give_back()
             collected = time.monotonic()
 
 
-def _give_back() -> None:
+def give_back() -> None:
     """Return the free pages of the C library's heaps to the system, where it can (malloc_trim(3) is glibc's): each
     thread has a heap of its own, and what a start or a fetch took there would stay."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)

@@ -14,6 +14,7 @@ from types import TracebackType
 
 from cached.contract.errors import HoldfastError
 from cached.contract.layout import Layout
+from cached.node.gc_pauses import give_back
 from cached.node.inventory import Inventory
 from cached.node.threads import Blocking
 from cached.store.disk import durable
@@ -31,22 +32,30 @@ class StartIndex:
     """Run `run` as a task; `leave` is the end of an `AsyncExitStack`, after all that changes the store has ended."""
 
     def __init__(
-        self, layout: Layout, root: Root, inventory: Inventory, blocking: Blocking, stopped: Callable[[], bool]
+        self,
+        layout: Layout,
+        root: Root,
+        inventory: Inventory,
+        blocking: Blocking,
+        stopped: Callable[[], bool],
+        *,
+        is_believed: bool,
     ) -> None:
+        """`is_believed`: this start believed the index that is there, which is right until the inventory changes."""
         self._layout = layout
         self._root = root
         self._inventory = inventory
         self._blocking = blocking
+        self._tried = inventory.changes if is_believed else -1
         self._stopped = stopped  # whether the daemon ends because it was told to
 
     async def run(self, is_busy: Callable[[], bool]) -> None:
         """Write the index whenever the inventory changed and then did not for a while, until cancelled."""
-        tried = -1
         while True:
             seen = self._inventory.changes
             await asyncio.sleep(_QUIET_S)
-            if seen == self._inventory.changes != tried and not is_busy():
-                tried = seen
+            if seen == self._inventory.changes != self._tried and not is_busy():
+                self._tried = seen
                 await self._write(_PATIENCE_S)
 
     async def leave(
@@ -61,6 +70,7 @@ class StartIndex:
         try:
             if await self._blocking.run(self._write_now, began + patience_s):
                 _log.info("start index: written in %.2f s", time.monotonic() - began)
+                give_back()
         except survey.NotAtRest as reason:
             _log.info("start index: not written: %s", reason)
         except HoldfastError as error:
