@@ -34,7 +34,7 @@ def test_a_pod_of_another_namespace_gets_nothing_but_the_reason(node: Joined) ->
     uid = node.pod("p", "a")
     told = node.wait_told(uid, "WeightsFailed")
     assert "team-a" in told and "'default'" in told and "`namespaces`" in told
-    assert node.daemon.error(A)["code"] == "forbidden_namespace"
+    node.daemon.wait(lambda: node.daemon.error(A).get("code") == "forbidden_namespace", "the reason in the status")
     node.daemon.pull("m@b")  # it has planned since
     node.daemon.wait_ready(B)
     assert not node.daemon.path(A).exists()
