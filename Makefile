@@ -27,7 +27,7 @@ help:
 	@echo 'make e2e        install, use and remove Holdfast in the cluster of KUBECONFIG, whose nodes have its images;'
 	@echo '                evicts from the nodes: refuses where they hold versions, unless E2E_EVICT=yes'
 	@echo 'make proto      the modules of CSI'\''s messages, after a change of a .proto file'
-	@echo 'make generated  the pages of docs/reference, after a change of an option, an annotation or an exit code'
+	@echo 'make generated  the pages of docs/reference, after a change of an option, an annotation, an exit code or a metric'
 	@echo 'make clean      remove .venv and the caches'
 	@echo "ARGS passes on: make run ARGS=--exit, make test ARGS='tests/unit/cached/contract -x'"
 
@@ -88,6 +88,7 @@ proto: $(VENV)/installed-dev
 generated: $(VENV)/installed-dev
 	$(BIN)/python -m tools.options_page
 	$(BIN)/python -m tools.contract_pages
+	$(BIN)/python -m tools.metrics_page
 
 bench: $(VENV)/installed-dev
 	$(BIN)/python -m bench.fetch $(ARGS)

@@ -55,6 +55,10 @@ class Daemon:
     def pid(self) -> int:
         return self._process.pid
 
+    @property
+    def port(self) -> int:
+        return self._port
+
     def wait_ready(self) -> None:
         """Return once `/readyz` answers 200."""
         wait_until(self._ready, "200 from the daemon's /readyz", _READY_TIMEOUT_S, 0.02)

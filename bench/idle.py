@@ -22,7 +22,7 @@ from bench import report
 from bench.daemon import CatalogEntry, Daemon, daemon, write_catalog
 from bench.harness import bench_main, in_turn, workplace
 from bench.machine import append_section
-from bench.measure import peak_memory, resident_memory
+from bench.measure import peak_memory, resident_memory, run_seconds
 from bench.origins import loopback_environment
 from bench.restart import build
 from cached.contract.layout import Layout
@@ -85,17 +85,11 @@ class _Idle:
 def _watch(running: Daemon, seconds: float) -> _Idle:
     running.wait_ready()
     time.sleep(_SETTLE_S)
-    before_s, began = _run_seconds(running.pid), time.monotonic()
+    before_s, began = run_seconds(running.pid), time.monotonic()
     time.sleep(seconds)
-    share = (_run_seconds(running.pid) - before_s) / (time.monotonic() - began)
+    share = (run_seconds(running.pid) - before_s) / (time.monotonic() - began)
     running.check_alive()
     return _Idle(share, resident_memory(running.pid), peak_memory(running.pid))
-
-
-def _run_seconds(pid: int) -> float:
-    """Return the CPU time of a process's threads, of those that run now: ticks are too coarse for an idle one."""
-    times = [path.read_text().split()[0] for path in Path(f"/proc/{pid}/task").glob("*/schedstat")]
-    return sum(map(int, times)) / 1e9
 
 
 def _report(found: Mapping[str, Sequence[_Idle]]) -> str:

@@ -68,6 +68,12 @@ def cpu_seconds(pid: int) -> float:
     return own + sum(cpu_seconds(child) for child in _children(pid))
 
 
+def run_seconds(pid: int) -> float:
+    """Return the CPU time of a process's threads, of those that run now: ticks are too coarse for an idle one."""
+    times = [path.read_text().split()[0] for path in Path(f"/proc/{pid}/task").glob("*/schedstat")]
+    return sum(map(int, times)) / 1e9
+
+
 def cpu_seconds_by_name(names: Collection[str]) -> float:
     """Return the user and system time of all processes that the kernel calls so, of their ended children too."""
     total = 0.0

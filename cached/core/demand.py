@@ -6,6 +6,7 @@ Law: pure: no I/O, no clock. The same catalog, pods, pulls and labels give the s
 from __future__ import annotations
 
 import difflib
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -184,9 +185,9 @@ def find_used(
     """Return the versions of `models` with the digest that some pod wants: that of its pin, else of the catalog, if
     either names one. Pods that the catalog does not give the model to do not count."""
     if catalog is None:
-        return frozenset(pod.ref for pod in pods if _is_met(pod, models))
+        return frozenset(pod.ref for pod in pods if is_met(pod, models))
     found = frozenset(
-        pod.ref for pod in pods if _is_met(pod, models) and find_forbidden(catalog, pod.ref, pod.namespace) is None
+        pod.ref for pod in pods if is_met(pod, models) and find_forbidden(catalog, pod.ref, pod.namespace) is None
     )
     promised = {ref: entry.digest for ref in found if (entry := catalog.find(ref)) is not None}
     return frozenset(ref for ref in found if promised.get(ref) in (None, models[ref]))
@@ -194,10 +195,17 @@ def find_used(
 
 def count_waiting(pods: Iterable[PodWant], models: Mapping[ModelRef, Digest]) -> int:
     """Return the number of pods whose version is not in `models`, or has another digest than their pin."""
-    return len({pod.uid for pod in pods if not _is_met(pod, models)})
+    return len({pod.uid for pod in pods if not is_met(pod, models)})
 
 
-def _is_met(pod: PodWant, models: Mapping[ModelRef, Digest]) -> bool:
+def count_waiting_by_version(pods: Iterable[PodWant], models: Mapping[ModelRef, Digest]) -> dict[ModelRef, int]:
+    """Return for each version the number of the pods that wait for it; none of those for which no pod waits."""
+    waiting = {(pod.ref, pod.uid) for pod in pods if not is_met(pod, models)}
+    return dict(Counter(ref for ref, _ in waiting))
+
+
+def is_met(pod: PodWant, models: Mapping[ModelRef, Digest]) -> bool:
+    """Return whether a pod's version is in `models`, with the digest of its pin if it has one."""
     digest = models.get(pod.ref)
     return digest is not None and pod.pin in (None, digest)
 

@@ -72,6 +72,28 @@ def list_freed(victims: Iterable[Occupant], occupants: Collection[Occupant]) -> 
     return freed
 
 
+@dataclass(frozen=True, slots=True)
+class HeldBytes:
+    """The bytes of a version on disk: `exclusive`, which its eviction frees, and `shared` with other versions."""
+
+    exclusive: int
+    shared: int
+
+
+def split_held(
+    names: Mapping[Digest, Collection[ModelRef]], blobs: Mapping[Digest, Mapping[str, int]], links: Mapping[str, int]
+) -> dict[ModelRef, HeldBytes]:
+    """Return the bytes of each version. `names`: the versions of each digest; `blobs`: bytes by sha256; `links`: the
+    number of digests with each blob."""
+    split: dict[ModelRef, HeldBytes] = {}
+    for digest, refs in names.items():
+        sizes = blobs[digest]
+        total = sum(sizes.values())
+        exclusive = sum(size for sha, size in sizes.items() if links[sha] == 1) if len(refs) == 1 else 0
+        split |= dict.fromkeys(refs, HeldBytes(exclusive, total - exclusive))
+    return split
+
+
 def by_age(entries: Iterable[InventoryEntry]) -> list[InventoryEntry]:
     """Sort the least recently used first."""
     return sorted(entries, key=lambda entry: (entry.last_used, entry.ref))

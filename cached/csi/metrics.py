@@ -6,18 +6,17 @@ from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
+from cached.contract.metrics import daemon as table
+
 
 class CsiMetrics:
     """Counters and gauges. `count_mounted` returns the number of mounted volumes."""
 
     def __init__(self, registry: CollectorRegistry, count_mounted: Callable[[], int]) -> None:
-        self._publishes = Counter(
-            "holdfast_csi_publishes", "Calls to publish a volume, by their result.", ["result"], registry=registry
-        )
-        self._registered = Gauge(
-            "holdfast_csi_registered", "1 while the kubelet has registered the driver.", registry=registry
-        )
-        volumes = Gauge("holdfast_csi_volumes", "Mounted volumes.", registry=registry)
+        publishes, registered, mounted = table.CSI_PUBLISHES, table.CSI_REGISTERED, table.CSI_VOLUMES
+        self._publishes = Counter(publishes.base, publishes.help, publishes.labels, registry=registry)
+        self._registered = Gauge(registered.name, registered.help, registry=registry)
+        volumes = Gauge(mounted.name, mounted.help, registry=registry)
         volumes.set_function(count_mounted)
 
     def count_publish(self, result: str) -> None:

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from cached.contract.errors import HoldfastError, Permanent
@@ -26,19 +28,38 @@ _RACY_NS = 2_000_000_000  # a file that was changed since may change again withi
 _PATIENCE_S = 2.0  # of a pull, for an edit of the file
 
 
+@dataclass(frozen=True, slots=True)
+class CatalogInForce:
+    """The catalog in force: `generation`, its number since the start; the sha256 of its text; `models` and `rejected`
+    entries; `since`, in seconds since the epoch."""
+
+    generation: int
+    sha256: str
+    models: int
+    rejected: int
+    since: float
+
+
 class CatalogFile:
-    """Calls `use_catalog` with each new catalog. `not_ready_reason`: why there is none yet; None once there is one."""
+    """Calls `use_catalog` with each new catalog. `not_ready_reason`: why there is none yet; None once there is one.
+    `in_force`: the last good one."""
 
     def __init__(self, path: Path, use_catalog: Callable[[Catalog], None]) -> None:
         self._path = path
         self._use_catalog = use_catalog
         self.not_ready_reason: str | None = "starting"
+        self.in_force: CatalogInForce | None = None
         self._catalog = EMPTY_CATALOG
         self._text: str | None = None
         self._seen: _Signature | None = None  # of the file with this text
         self._trouble: str | None = None
         self._changed = asyncio.Event()
         self._waiting: list[asyncio.Future[None]] = []
+
+    @property
+    def is_unusable(self) -> bool:
+        """Whether the file cannot be read now, or is no catalog."""
+        return self._trouble is not None
 
     async def run(self) -> None:
         """Read the file when its folder changes, for each `wait_until_current`, and when a look every 5 s says so."""
@@ -71,7 +92,10 @@ class CatalogFile:
             if found is None:
                 return
             text, self._seen = found
+            sha256 = hashlib.sha256(text.encode()).hexdigest()
             if text == self._text:
+                if self.in_force is not None and self.in_force.sha256 == sha256:
+                    self._trouble = None  # it can be read again
                 return
             self._text = text
             parsed = await asyncio.to_thread(parse_catalog, text, self._catalog)
@@ -80,12 +104,16 @@ class CatalogFile:
             _log.info("catalog: %d models, %d entries rejected", len(parsed.catalog.models), len(parsed.rejected))
             self._catalog = parsed.catalog
             self._trouble = None
+            generation = 1 if self.in_force is None else self.in_force.generation + 1
+            models, rejected = len(parsed.catalog.models), len(parsed.rejected)
+            self.in_force = CatalogInForce(generation, sha256, models, rejected, time.time())
             self._use_catalog(self._catalog)
             self.not_ready_reason = None
         except HoldfastError as error:
             if str(error) != self._trouble:
                 _log.error("%s", error)
             self._trouble = str(error)
+            self._seen = None  # the next look reads the file, also if it is the one of before
             if self._catalog is EMPTY_CATALOG:
                 self.not_ready_reason = f"no catalog: {error}"
 

@@ -251,6 +251,7 @@ async def _work(
         status_files=status_files,
         versions=reconciler,
         count_bad=partial(metrics.verify_failed, "recheck"),
+        count_outcome=metrics.count_recheck,
     )
     service = DaemonService(
         layout=layout,
@@ -317,7 +318,7 @@ async def _work(
             count_bad=partial(metrics.verify_failed, "scrub"),
         )
         scrub = Scrub(scrub_parts, ScrubPace(config.scrub_rate, config.scrub_period_s, config.node))
-        metrics.add_scrub_age(scrub.compute_oldest_age_s)
+        metrics.add_scrub(scrub.compute_oldest_age_s, config.scrub_period_s)
         tasks["scrub"] = scrub.run()
     if config.resolve_interval_s is not None:
         tasks["freshness"] = PeriodicResolve(reconciler, fetches, config.resolve_interval_s).run()

@@ -1,11 +1,14 @@
-"""The daemon's Prometheus metrics, under the names of section 7 of the design.
+"""The daemon's Prometheus metrics: what is counted as it happens, and the figures of the node at each scrape.
 
-Law: labels are bounded: source kinds, error codes, and the versions that are on this node or wanted by it.
+Law: names, labels and bounds are those of `cached.contract.metrics.daemon`. Labels are bounded: source kinds, error
+codes, and the versions that are on this node or in its catalog. Nothing is created at a scrape but text.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Protocol
 
 from prometheus_client import (
     CollectorRegistry,
@@ -19,26 +22,24 @@ from prometheus_client import (
     disable_created_metrics,
     generate_latest,
 )
-from prometheus_client.core import GaugeMetricFamily, Metric
-from prometheus_client.registry import Collector
 
+from cached.contract.metrics import daemon as table
+from cached.contract.metrics.metric import Metric
 from cached.contract.reference import ModelRef
 from cached.contract.release import VERSION
-from cached.core.demand import count_waiting
+from cached.contract.status import ModelStatus, State
+from cached.core.demand import count_waiting, count_waiting_by_version
+from cached.core.eviction import HeldBytes, split_held
 from cached.core.space import SpaceUse
+from cached.daemon.catalog_file import CatalogInForce
 from cached.fetch.workers import Workers
 from cached.node.cluster import Cluster
 from cached.node.inventory import Inventory
 from cached.node.status_files import StatusFiles
 
-_CLUSTER_GAUGES = {  # `Cluster.figures`
-    "kube_connected": "1 while the watch of this node's pods stands.",
-    "kube_connection_changed_timestamp_seconds": "When that last changed.",
-    "kube_relists": "Lists of the pods after the first one.",
-    "kube_events_dropped": "Events that were too many to be written.",
-    "kube_node_in_force": "1 where the node's labels are as they should be.",
-}
-_SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600)
+FETCH_STATES = ("queued", "running", "paused", "blocked", "no_room", "stopping")
+_DIGEST_DIGITS = 12  # of a digest in a label
+_MOVING = frozenset({State.FETCHING, State.VERIFYING, State.PUBLISHING})
 
 
 class DaemonMetrics:
@@ -50,27 +51,26 @@ class DaemonMetrics:
         self.registry = CollectorRegistry()
         for make in (ProcessCollector, PlatformCollector, GCCollector):
             make(registry=self.registry)
-        self._fetch_bytes = self._counter("fetch_bytes", "Bytes received from sources.", ["source"])
-        self._fetch_errors = self._counter("fetch_errors", "Failed attempts at a source.", ["source", "reason"])
-        self._requests = self._counter("requests", "New wants, by what was there: hit, miss, joined.", ["result"])
-        self._verify_failures = self._counter("verify_failures", "Bytes with a wrong digest.", ["where"])
-        self._evictions = self._counter("evictions", "Versions evicted.", ["reason"])
-        self._scrub_bytes = self._counter("scrub_bytes", "Bytes hashed again by the scrub.", [])
-        self._fetch_seconds = Histogram(
-            "holdfast_fetch_seconds",
-            "From a blob's first request to its commit.",
-            ["source"],
-            buckets=_SECONDS,
-            registry=self.registry,
-        )
-        self._gate_wait = Histogram(
-            "holdfast_gate_wait_seconds",
-            "From the first pod's want to publication.",
-            buckets=_SECONDS,
-            registry=self.registry,
-        )
-        Info("holdfast_build", "The daemon's version.", registry=self.registry).info({"version": VERSION})
+        self._fetch_bytes = self._counter(table.FETCH_BYTES)
+        self._fetch_errors = self._counter(table.FETCH_ERRORS)
+        self._requests = self._counter(table.REQUESTS)
+        self._verify_failures = self._counter(table.VERIFY_FAILURES)
+        self._evictions = self._counter(table.EVICTIONS)
+        self._rechecks = self._counter(table.RECHECKS)
+        self._scrub_bytes = self._counter(table.SCRUB_BYTES)
+        self._resolved = self._gauge(table.SOURCE_RESOLVED)
+        self._fetch_seconds = self._histogram(table.FETCH_SECONDS)
+        self._gate_wait = self._histogram(table.GATE_WAIT)
+        self._pod_fill = self._histogram(table.POD_FILL)
+        build = table.BUILD_INFO
+        Info(build.base, build.help, registry=self.registry).info({"version": VERSION})
         self._requests_by_result = {result: self._requests.labels(result) for result in ("hit", "miss", "joined")}
+        for where in ("fetch", "scrub", "recheck"):  # so that a rate includes the first of each
+            self._verify_failures.labels(where)
+        for reason in ("space", "watermark", "gc"):
+            self._evictions.labels(reason)
+        for outcome in ("right", "restored", "withdrawn", "failed"):
+            self._rechecks.labels(outcome)
 
     def received(self, kind: str, size: int) -> None:
         self._fetch_bytes.labels(kind).inc(size)
@@ -96,80 +96,187 @@ class DaemonMetrics:
     def observe_gate_wait(self, seconds: float) -> None:
         self._gate_wait.observe(seconds)
 
-    def add_scrub_age(self, compute_oldest_age_s: Callable[[], float]) -> None:
-        """Add the gauge of the scrub, which is not there without one."""
-        text = "Since the file was hashed whose last hash is the oldest."
-        Gauge("holdfast_scrub_oldest_age_seconds", text, registry=self.registry).set_function(compute_oldest_age_s)
+    def observe_pod_fill(self, seconds: float) -> None:
+        self._pod_fill.observe(seconds)
+
+    def resolved(self, kind: str) -> None:
+        self._resolved.labels(kind).set_to_current_time()
+
+    def count_recheck(self, outcome: str) -> None:
+        self._rechecks.labels(outcome).inc()
+
+    def add_scrub(self, compute_oldest_age_s: Callable[[], float], period_s: float) -> None:
+        """Add the gauges of the scrub, which are not there without one."""
+        self._gauge(table.SCRUB_AGE).set_function(compute_oldest_age_s)
+        self._gauge(table.SCRUB_PERIOD).set(period_s)
 
     def render(self) -> bytes:
         """Return the exposition in Prometheus' text format 0.0.4."""
         return generate_latest(self.registry)
 
-    def _counter(self, name: str, text: str, labels: list[str]) -> Counter:
-        return Counter(f"holdfast_{name}", text, labels, registry=self.registry)
+    def _counter(self, metric: Metric) -> Counter:
+        return Counter(metric.base, metric.help, metric.labels, registry=self.registry)
+
+    def _gauge(self, metric: Metric) -> Gauge:
+        return Gauge(metric.name, metric.help, metric.labels, registry=self.registry)
+
+    def _histogram(self, metric: Metric) -> Histogram:
+        return Histogram(metric.name, metric.help, metric.labels, buckets=metric.buckets, registry=self.registry)
 
 
-class GaugeCollector(Collector):
-    """The gauges, computed at each scrape. `compute_use` returns the space accounts, `is_known` whether metrics may
-    name a version."""
+class Planning(Protocol):
+    """The reconciler, as far as figures need it."""
+
+    def is_known(self, ref: ModelRef) -> bool:
+        """Return whether metrics may name a version."""
+
+    def count_fetches(self) -> Mapping[str, int]:
+        """Return the number of fetches that have not ended, by state."""
+
+    def compute_short_bytes(self, free: int) -> int:
+        """Return the bytes that must become free beside those `free` now before the fetches that are short of space
+        can go on."""
+
+    def count_refused(self) -> Mapping[str, int]:
+        """Return the number of pods that are refused, by code."""
+
+    def list_waits(self) -> Mapping[ModelRef, float]:
+        """Return how long a pod has waited for each version for which one waits, in seconds."""
+
+
+class NodeFigures:
+    """The figures of the node, as text. `get_catalog` returns the catalog in force, and whether its file is
+    unusable."""
 
     def __init__(
         self,
         inventory: Inventory,
-        status_files: StatusFiles,
         cluster: Cluster,
         workers: Workers,
+        planning: Planning,
         *,
         compute_use: Callable[[], SpaceUse],
-        is_known: Callable[[ModelRef], bool],
+        get_catalog: Callable[[], tuple[CatalogInForce | None, bool]],
     ) -> None:
+        self._inventory = inventory
+        self._cluster = cluster
+        self._workers = workers
+        self._planning = planning
+        self._compute_use = compute_use
+        self._get_catalog = get_catalog
+        self._cluster_metrics = {metric.name.removeprefix("holdfast_"): metric for metric in table.CLUSTER}
+
+    def render(self) -> str:
+        """Return the exposition."""
+        return "".join(self._render())
+
+    def _render(self) -> Iterator[str]:
+        use = self._compute_use()
+        yield table.STORE_BYTES.head()
+        for state, size in (("committed", use.used), ("reserved", use.reserved), ("dying", use.dying)):
+            yield table.STORE_BYTES.sample(size, state)
+        yield from _gauge(table.STORE_CAPACITY, use.capacity)
+        yield from _gauge(table.STORE_FREE, use.free)
+        yield from _gauge(table.SPACE_SHORT, self._planning.compute_short_bytes(use.free))
+        yield from _gauge(table.FETCH_IN_PROGRESS, self._workers.in_progress())
+        counts = self._planning.count_fetches()
+        yield table.FETCHES.head()
+        for state in FETCH_STATES:
+            yield table.FETCHES.sample(counts.get(state, 0), state)
+        yield from _gauge(table.PODS_WAITING, count_waiting(self._cluster.pods(), self._inventory.models))
+        yield table.PODS_REFUSED.head()
+        for code, pods in sorted(self._planning.count_refused().items()):
+            yield table.PODS_REFUSED.sample(pods, code)
+        yield from self._render_catalog()
+        for name, value in self._cluster.figures().items():
+            yield from _gauge(self._cluster_metrics[name], value)
+
+    def _render_catalog(self) -> Iterator[str]:
+        catalog, is_unusable = self._get_catalog()
+        yield from _gauge(table.CATALOG_UNUSABLE, is_unusable)
+        yield from _gauge(table.CATALOG_GENERATION, 0 if catalog is None else catalog.generation)
+        if catalog is not None:
+            yield table.CATALOG_INFO.head()
+            yield table.CATALOG_INFO.sample(1, catalog.sha256[:_DIGEST_DIGITS])
+            yield from _gauge(table.CATALOG_LOADED, catalog.since)
+            yield from _gauge(table.CATALOG_MODELS, catalog.models)
+            yield from _gauge(table.CATALOG_REJECTED, catalog.rejected)
+
+
+class VersionFigures:
+    """The figures of each version, as text: thousands of series, which objects of prometheus_client would make in
+    twice the time."""
+
+    def __init__(self, inventory: Inventory, status_files: StatusFiles, cluster: Cluster, planning: Planning) -> None:
         self._inventory = inventory
         self._status_files = status_files
         self._cluster = cluster
-        self._workers = workers
-        self._compute_use = compute_use
-        self._is_known = is_known
+        self._planning = planning
+        self._split: dict[ModelRef, HeldBytes] = {}
+        self._split_at = -1  # the number of changes of the inventory then
+        self._heads = {metric.name: metric.head() for metric in table.VERSIONS}
 
-    def describe(self) -> Iterable[Metric]:
-        return []
-
-    def collect(self) -> Iterable[Metric]:
-        use, blobs = self._compute_use(), self._workers.in_progress()
-        waiting = count_waiting(self._cluster.pods(), self._inventory.models)
-        store = GaugeMetricFamily("holdfast_store_bytes", "Bytes of the store by state.", labels=["state"])
-        for state, size in (("committed", use.used), ("reserved", use.reserved), ("dying", use.dying)):
-            store.add_metric([state], size)
-        yield store
-        yield GaugeMetricFamily("holdfast_store_capacity_bytes", "What the store may fill.", value=use.capacity)
-        yield GaugeMetricFamily("holdfast_fetch_in_progress", "Blobs under way.", value=blobs)
-        yield GaugeMetricFamily("holdfast_pods_waiting", "Pods whose weights are not here yet.", value=waiting)
-        for name, value in self._cluster.figures().items():
-            yield GaugeMetricFamily(f"holdfast_{name}", _CLUSTER_GAUGES[name], value=value)
-        yield from self._collect_models()
-
-    def _collect_models(self) -> Iterable[Metric]:
-        labels = ["model", "version"]
-        ready = GaugeMetricFamily("holdfast_model_ready", "1 where the version is published.", labels=labels)
-        size = GaugeMetricFamily("holdfast_model_bytes", "The version's size in bytes.", labels=labels)
-        pinned = GaugeMetricFamily("holdfast_model_pinned", "1 where a digest was promised.", labels=labels)
-        trust = GaugeMetricFamily(
-            "holdfast_model_trust", "1, with what the version's source vouched for.", labels=[*labels, "trust"]
-        )
-        stale = GaugeMetricFamily("holdfast_model_stale", "1 where it is not what it should be.", labels=labels)
-        used = GaugeMetricFamily("holdfast_model_last_used_timestamp_seconds", "When it was last used.", labels=labels)
+    def render(self) -> str:
+        """Return the exposition."""
+        lines = {name: [head] for name, head in self._heads.items()}
+        self._update_split()
+        pods = count_waiting_by_version(self._cluster.pods(), self._inventory.models)
+        waits, now = self._planning.list_waits(), time.time()
         for status in self._status_files.all():
-            ref, key = ModelRef(status.model, status.version), [status.model, status.version]
-            if not self._is_known(ref):
+            ref = ModelRef(status.model, status.version)
+            if not self._planning.is_known(ref):
                 continue
-            held = ref in self._inventory.models
-            ready.add_metric(key, int(held))
-            pinned.add_metric(key, int(status.pinned))
-            stale.add_metric(key, int(status.stale is not None))
-            if held:
-                size.add_metric(key, self._inventory.size(ref))
-                record = self._inventory.fetched.get(ref)
-                if record is not None and record.verdict.trust is not None:
-                    trust.add_metric([*key, record.verdict.trust], 1)
-            if (last_used := self._inventory.last_used_at(ref)) is not None:
-                used.add_metric(key, last_used)
-        yield from (ready, size, pinned, stale, trust, used)
+            labels = f'{{model="{ref.name}",version="{ref.version}"'  # safe characters only: none needs an escape
+            self._add_status(lines, labels, ref, status)
+            self._add_held(lines, labels, ref)
+            if ref in pods:
+                _add(lines, table.MODEL_PODS_WAITING, labels, pods[ref])
+            if ref in waits:
+                _add(lines, table.MODEL_WAITING_SINCE, labels, now - waits[ref])
+        return "".join(line for of_metric in lines.values() if len(of_metric) > 1 for line in of_metric)
+
+    def _add_status(self, lines: Lines, labels: str, ref: ModelRef, status: ModelStatus) -> None:
+        reason = status.error.code if status.error is not None else status.stale.reason if status.stale else ""
+        state = f'{labels},state="{status.listed_state.value}",reason="{reason}"'
+        _add(lines, table.MODEL_STATE, state, 1)
+        _add(lines, table.MODEL_READY, labels, int(ref in self._inventory.models))
+        _add(lines, table.MODEL_PINNED, labels, int(status.pinned))
+        _add(lines, table.MODEL_STALE, labels, int(status.stale is not None))
+        if status.state in _MOVING:
+            _add(lines, table.MODEL_FETCHED, labels, status.bytes_done)
+            if status.bytes_total is not None:
+                _add(lines, table.MODEL_EXPECTED, labels, status.bytes_total)
+
+    def _add_held(self, lines: Lines, labels: str, ref: ModelRef) -> None:
+        inventory = self._inventory
+        digest = inventory.models.get(ref)
+        if digest is None:
+            return
+        _add(lines, table.MODEL_INFO, f'{labels},digest="{digest.hex[:_DIGEST_DIGITS]}"', 1)
+        _add(lines, table.MODEL_BYTES, labels, inventory.size(ref))
+        split = self._split[ref]
+        _add(lines, table.MODEL_EXCLUSIVE, labels, split.exclusive)
+        _add(lines, table.MODEL_SHARED, labels, split.shared)
+        record = inventory.fetched.get(ref)
+        if record is not None and record.verdict.trust is not None:
+            _add(lines, table.MODEL_TRUST, f'{labels},trust="{record.verdict.trust.value}"', 1)
+        if (last_used := inventory.last_used_at(ref)) is not None:
+            _add(lines, table.MODEL_LAST_USED, labels, round(last_used))
+
+    def _update_split(self) -> None:
+        inventory = self._inventory
+        if inventory.changes != self._split_at:
+            self._split_at = inventory.changes
+            self._split = split_held(inventory.named(), inventory.blobs, inventory.links)
+
+
+Lines = dict[str, list[str]]  # by the metric's name
+
+
+def _add(lines: Lines, metric: Metric, labels: str, value: float) -> None:
+    lines[metric.name].append(f"{metric.name}{labels}}} {value}\n")
+
+
+def _gauge(metric: Metric, value: float) -> Iterator[str]:
+    yield metric.head()
+    yield metric.sample(value)

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import random
 import secrets
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -17,7 +18,7 @@ from math import inf
 from typing import TypeVar
 
 from cached.contract.digest import Digest
-from cached.contract.errors import HoldfastError, Transient
+from cached.contract.errors import HoldfastError, Permanent, Transient
 from cached.contract.reference import ModelRef
 from cached.contract.status import State
 from cached.core import planner
@@ -35,11 +36,12 @@ from cached.core.demand import (
 )
 from cached.core.demand_index import DemandIndex
 from cached.core.eviction import InventoryEntry, by_age, count_excess
+from cached.core.fills import PodFills
 from cached.core.planner import Evict, Preempt, Situation, SpaceStep, StartFetch, VersionStep
 from cached.core.space import Ledger, NoInodes, NoSpace, Shortage
 from cached.core.versions import messages
 from cached.core.versions.messages import Event, Step
-from cached.core.versions.record import Blocked, Held, Pull
+from cached.core.versions.record import Blocked, Held, Pull, Version
 from cached.core.versions.table import VersionTable
 from cached.daemon.metrics import DaemonMetrics
 from cached.daemon.outcomes import VersionStatuses
@@ -98,6 +100,10 @@ class Reconciler:
         self._dirty: set[ModelRef] = set()  # versions with a change since their last plan
         self._all_dirty = True
         self._planned_pods: Sequence[PodWant] | None = None
+        self._fills = PodFills()
+        self._filled_at: tuple[Sequence[PodWant] | None, int] | None = (
+            None  # the pods and the inventory at the last look
+        )
         self._work = asyncio.Event()
         self._evictions_resume_at = -inf
         self.unlisted_pods: Transient | None = None  # why the last eviction could not ask for the pods
@@ -286,6 +292,36 @@ class Reconciler:
             self._retry_after_deletion()
         return freed
 
+    # --- figures ---------------------------------------------------------------------------------------------------
+
+    def count_fetches(self) -> Counter[str]:
+        """Return the number of fetches that have not ended, by state: `queued`, `running`, `paused`, `blocked`,
+        `stopping`, or `no_room` while nothing can be evicted for one that is short of space."""
+        return Counter(_name_fetch(self._versions.get(ref)) for ref in self._versions.fetching)
+
+    def compute_short_bytes(self, free: int) -> int:
+        """Return the bytes that must become free beside those `free` now before the fetches that are short of space
+        can go on."""
+        short = self._versions.short_of_space
+        needed = sum(max(0, version.needs_bytes - self._fetches.stake(version.ref).total()) for version in short)
+        return max(0, needed - free)
+
+    def list_waits(self) -> dict[ModelRef, float]:
+        """Return how long a pod has waited for each version for which one waits, in seconds."""
+        now = self._clock()
+        return {ref: now - since for ref, since in self._versions.waits.items()}
+
+    def count_refused(self) -> Counter[str]:
+        """Return the number of pods that a person must correct something for, by the code of the refusal."""
+        found = {(pod.uid, error.code) for pod in self._planned_pods or () if (error := self._find_refusal(pod))}
+        return Counter(code for _, code in found)
+
+    def _find_refusal(self, pod: PodWant) -> Permanent | None:
+        refused = self._index.get_forbidden(pod.ref).get(pod.namespace) or self._demand.refused.get(pod.ref)
+        if refused is None and pod.pin is not None:
+            return self._index.get_verdicts(pod.ref).get(pod.pin)
+        return refused
+
     # --- the loop --------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
@@ -366,6 +402,16 @@ class Reconciler:
         self._update_demand(self._catalog)  # without the answered pulls
         for ref in dirty:
             self._statuses.show_pinned(self._versions.get(ref), self._catalog)
+        self._observe_fills()
+
+    def _observe_fills(self) -> None:
+        """Observe the pods that have all their versions now; nothing where neither pods nor versions changed."""
+        seen = self._planned_pods, self._inventory.changes
+        if not self._cluster.synced or seen == self._filled_at:
+            return
+        self._filled_at = seen
+        for seconds in self._fills.update(self._planned_pods or (), self._inventory.models, self._clock()):
+            self._metrics.observe_pod_fill(seconds)
 
     def _update_pods(self) -> None:
         """Record the pods; a version that a pod wants is used by it."""
@@ -626,6 +672,11 @@ class Reconciler:
 
 def _make_pull(ref: ModelRef, pin: Digest | None, *, refresh: bool) -> Pull:
     return Pull(secrets.token_hex(8), PullWant(ref, pin), refresh)
+
+
+def _name_fetch(version: Version) -> str:
+    is_skipped = version.fetch is not None and version.fetch.skipped
+    return "no_room" if is_skipped else type(version.state).__name__.lower()
 
 
 def _among(refs: Iterable[ModelRef], all_: Mapping[ModelRef, T]) -> dict[ModelRef, T]:

@@ -19,7 +19,7 @@ from cached.core.eviction import InventoryEntry, list_freed
 from cached.core.space import Ledger, SpaceUse
 from cached.core.versions.record import Pull
 from cached.daemon.catalog_file import CatalogFile
-from cached.daemon.metrics import DaemonMetrics, GaugeCollector
+from cached.daemon.metrics import DaemonMetrics, NodeFigures, VersionFigures
 from cached.daemon.reconciler import Reconciler
 from cached.fetch.workers import Workers
 from cached.node.cluster import Cluster
@@ -33,7 +33,7 @@ Check = Callable[[], None]
 
 
 class DaemonService:
-    """The answers of both listeners; registers its gauges with `metrics`."""
+    """The answers of both listeners."""
 
     def __init__(
         self,
@@ -62,15 +62,15 @@ class DaemonService:
         self._recheck = recheck
         self._stopping = False
         self._pinning = asyncio.Lock()  # two writes at once could end with the older list
-        gauges = GaugeCollector(
+        self._node_figures = NodeFigures(
             inventory,
-            status_files,
             cluster,
             workers,
+            reconciler,
             compute_use=lambda: self._use()[0],
-            is_known=reconciler.is_known,
+            get_catalog=lambda: (catalog.in_force, catalog.is_unusable),
         )
-        metrics.registry.register(gauges)
+        self._version_figures = VersionFigures(inventory, status_files, cluster, reconciler)
 
     def mark_stopping(self) -> None:
         """Report that the daemon is not ready, because it stops."""
@@ -81,7 +81,8 @@ class DaemonService:
     def render_metrics(self) -> bytes:
         """Return the page of `GET /metrics`."""
         self._reconciler.mark_used()
-        return self._metrics.render()
+        text = self._node_figures.render() + self._version_figures.render()
+        return self._metrics.render() + text.encode()
 
     def find_not_ready_reason(self) -> str | None:
         """Return why the daemon is not ready; None when it is."""

@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import ParamSpec, TypeVar
+from typing import ParamSpec, Protocol, TypeVar
 from urllib.parse import urlsplit
 
 from cached.contract.digest import Digest
@@ -68,6 +68,13 @@ _PROGRESS_S = 1.0
 _FEW_FILES = 64
 _AT_A_TIME = 256  # downloads started, or left, in one turn of the event loop
 _NEWEST = 0.3  # the weight of the newest second in the displayed rate
+
+
+class FetchMetrics(DownloadMetrics, Protocol):
+    """The metrics of version fetches and their downloads."""
+
+    def resolved(self, kind: str) -> None:
+        """A source of this kind has listed a version, or confirmed its last listing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +140,7 @@ class VersionFetches:
         status_files: StatusFiles,
         publisher: Publisher,
         blocking: Blocking,
-        observer: DownloadMetrics,
+        observer: FetchMetrics,
         open_source: Callable[[str], Source],
         listing_timeout_s: float,
     ) -> None:
@@ -305,11 +312,16 @@ class VersionFetches:
         if tag is None or not isinstance(source, Revalidating):
             return False
         async with self._limited(source):
-            return await source.is_current(tag)
+            is_current = await source.is_current(tag)
+        if is_current:
+            self._observer.resolved(source.kind)
+        return is_current
 
     async def _list(self, source: Source) -> Listing:
         async with self._limited(source):
-            return await source.resolve()
+            listing = await source.resolve()
+        self._observer.resolved(source.kind)
+        return listing
 
     @asynccontextmanager
     async def _limited(self, source: Source) -> AsyncIterator[None]:

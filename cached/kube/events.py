@@ -47,11 +47,13 @@ class EventPace:
 
 @dataclass(slots=True)
 class EventStatistics:
-    """Counts since the start: written (new or counted up), dropped (too many), refused by the API."""
+    """Counts since the start: written (new or counted up), dropped (too many), refused by the API, and failed attempts
+    that are repeated."""
 
     written: int = 0
     dropped: int = 0
     refused: int = 0
+    failures: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +131,7 @@ class EventQueue:
             try:
                 await self._write(event, queued)
             except Transient as error:
+                self.statistics.failures += 1
                 await asyncio.sleep(backoff.pause_s(error))
                 continue
             except HoldfastError as error:  # the namespace ends, or a right is missing: the next event may succeed

@@ -73,13 +73,17 @@ class KubernetesCluster:
                 self._events.add(pod, FAILED, f"{ref}: {ref.drop_name(reason)}", "Warning")
 
     def figures(self) -> Mapping[str, float]:
-        watch = self._watch.statistics
+        watch, events = self._watch.statistics, self._events.statistics
         return {
             "kube_connected": float(watch.connected),
             "kube_connection_changed_timestamp_seconds": watch.since,
             "kube_relists": float(max(0, watch.lists - 1)),
-            "kube_events_dropped": float(self._events.statistics.dropped),
+            "kube_watch_failures_total": float(watch.failures),
+            "kube_events_dropped": float(events.dropped),
+            "kube_events_refused_total": float(events.refused),
+            "kube_event_failures_total": float(events.failures),
             "kube_node_in_force": float(self._report.in_force),
+            "kube_node_failures_total": float(self._report.failures),
         }
 
     async def run(self, changed: Callable[[], None]) -> None:

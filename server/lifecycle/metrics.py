@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector, generate_latest
 
+from cached.contract.metrics import server as table
+from cached.contract.metrics.metric import Metric
+from cached.contract.release import VERSION
 from server.engine.protocol import Load
 from server.engine.types import About
 from server.lifecycle.snapshot import Snapshot
@@ -20,13 +23,6 @@ from server.lifecycle.snapshot import Snapshot
 if TYPE_CHECKING:
     from server.lifecycle.admission import Verdict
     from server.weights.report import LoadReport
-
-_LATENCY_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
-_LOAD_BUCKETS_S = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2, 3, 5, 10, 20, 60, 180, 600)
-_TOKEN_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.25, 0.5, 1, 2.5)
-_SPEED_BUCKETS = (1, 2, 5, 10, 20, 30, 50, 75, 100, 150, 200, 300, 500, 1000)
-_ROWS_BUCKETS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 256)
-_PREFIX = "holdfast_server_"
 
 
 class ModelMetrics:
@@ -111,48 +107,33 @@ class _Families:
     """The metrics that have a `model` label."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        def histogram(name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
-            return Histogram(_PREFIX + name, text, ["model"], buckets=buckets, registry=registry)
-
-        def gauge(name: str, text: str, *labels: str) -> Gauge:
-            return Gauge(_PREFIX + name, text, ["model", *labels], registry=registry)
-
-        def counter(name: str, text: str, label: str) -> Counter:
-            return Counter(_PREFIX + name, text, ["model", label], registry=registry)
-
-        self.waiting = gauge("queue_waiting", "Requests that wait for the model")
-        self.running = gauge("queue_running", "Requests in the model")
-        self.queue_seconds = histogram("queue_seconds", "Seconds a request waited for the model", _LATENCY_BUCKETS_S)
-        self.first_token = histogram(
-            "first_token_seconds", "Seconds from a request to its first text", _LATENCY_BUCKETS_S
-        )
-        self.speed = histogram("choice_tokens_per_second", "Tokens a second of one choice", _SPEED_BUCKETS)
-        self.step = histogram("step_seconds", "Seconds from token to token of a batch", _TOKEN_BUCKETS_S)
-        self.batch = histogram("batch_sequences", "Sequences in one step of the model", _ROWS_BUCKETS)
-        self.tokens = counter("tokens", "Tokens read (prompt) and generated (completion)", "kind")
-        self.weights = gauge("weights_bytes", "Bytes of the weights' files")
-        self.healthy = gauge("model_healthy", "0 while the model does not answer a dummy inference")
-        self.golden = gauge("golden_cases", "Golden predictions, by result", "result")
-        self.difference = gauge("golden_largest_difference", "The largest difference of a number in them")
-        self.swaps = counter("swaps", "Versions that were to take the place of another while serving", "result")
-        self.model = Info(_PREFIX + "model", "What is served", ["model"], registry=registry)
+        self.waiting = _gauge(table.WAITING, registry)
+        self.running = _gauge(table.RUNNING, registry)
+        self.queue_seconds = _histogram(table.QUEUE_SECONDS, registry)
+        self.first_token = _histogram(table.FIRST_TOKEN, registry)
+        self.speed = _histogram(table.SPEED, registry)
+        self.step = _histogram(table.STEP, registry)
+        self.batch = _histogram(table.BATCH, registry)
+        self.tokens = _counter(table.TOKENS, registry)
+        self.weights = _gauge(table.WEIGHTS, registry)
+        self.healthy = _gauge(table.HEALTHY, registry)
+        self.golden = _gauge(table.GOLDEN, registry)
+        self.difference = _gauge(table.DIFFERENCE, registry)
+        self.swaps = _counter(table.SWAPS, registry)
+        # `info` adds the labels that say something to those that name the model.
+        self.model = Info(table.MODEL.base, table.MODEL.help, ["model"], registry=registry)
 
 
 class LoadMetrics:
     """The loader's metrics, under the names that any process may export: `holdfast_load_…`."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self._seconds = Histogram(
-            "holdfast_load_seconds",
-            "Seconds a load of weights took, in all and in each of its stages",
-            ["stage"],
-            buckets=_LOAD_BUCKETS_S,
-            registry=registry,
-        )
-        self._bytes = Counter("holdfast_load_bytes", "Bytes of weights loaded", ["method"], registry=registry)
-        self._cold = Counter("holdfast_load_cold_bytes", "Of these, not in the page cache", registry=registry)
-        self._speed = Gauge("holdfast_load_gigabytes_per_second", "Of the last load, decimal", registry=registry)
-        self._bound = Counter("holdfast_load_bound", "Loads by what they waited for most", ["by"], registry=registry)
+        self._seconds = _histogram(table.LOAD_SECONDS, registry)
+        self._bytes = _counter(table.LOAD_BYTES, registry)
+        self._cold = _counter(table.LOAD_COLD, registry)
+        self._rate = _gauge(table.LOAD_RATE, registry)
+        self._speed = _gauge(table.LOAD_SPEED, registry)
+        self._bound = _counter(table.LOAD_BOUND, registry)
 
     def record(self, report: LoadReport) -> None:
         """Record a load of weights; from the thread that loaded."""
@@ -161,6 +142,7 @@ class LoadMetrics:
             self._seconds.labels(stage).observe(seconds)
         self._bytes.labels(report.method).inc(report.bytes)
         self._cold.inc(report.cold_bytes)
+        self._rate.set(report.gb_per_s * 1e9)
         self._speed.set(report.gb_per_s)
         self._bound.labels(report.bound.value).inc()
 
@@ -169,37 +151,18 @@ class ServerMetrics:
     """One server's metrics, in a registry of their own."""
 
     def __init__(self) -> None:
-        self._registry = CollectorRegistry()
-        ProcessCollector(registry=self._registry)
-        self._families = _Families(self._registry)
-        self._requests = Counter(
-            _PREFIX + "requests", "Requests answered", ["endpoint", "model", "status"], registry=self._registry
-        )
-        self._seconds = Histogram(
-            _PREFIX + "request_seconds",
-            "Seconds from a request's head to the answer's end",
-            ["endpoint", "model"],
-            buckets=_LATENCY_BUCKETS_S,
-            registry=self._registry,
-        )
-        self.in_flight = Gauge(_PREFIX + "in_flight", "Requests being answered", registry=self._registry)
-        self._refused = Counter(
-            _PREFIX + "refused",
-            "Requests refused because the server was not ready",
-            ["reason"],
-            registry=self._registry,
-        )
-        self._connections = Gauge(_PREFIX + "connections", "Open connections", registry=self._registry)
-        self._closed = Counter(
-            _PREFIX + "connections_closed",
-            "Connections closed past a limit: their number, or the time for a head, a body or an answer",
-            ["limit"],
-            registry=self._registry,
-        )
-        self._ready = Gauge(_PREFIX + "ready", "1 while /readyz says so", registry=self._registry)
-        self._stage_seconds = Gauge(
-            _PREFIX + "load_seconds", "Seconds each stage of the start took", ["stage"], registry=self._registry
-        )
+        registry = self._registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+        self._families = _Families(registry)
+        self._requests = _counter(table.REQUESTS, registry)
+        self._seconds = _histogram(table.REQUEST_SECONDS, registry)
+        self.in_flight = _gauge(table.IN_FLIGHT, registry)
+        self._refused = _counter(table.REFUSED, registry)
+        self._connections = _gauge(table.CONNECTIONS, registry)
+        self._closed = _counter(table.CLOSED, registry)
+        self._ready = _gauge(table.READY, registry)
+        self._stage_seconds = _gauge(table.STAGE_SECONDS, registry)
+        Info(table.BUILD_INFO.base, table.BUILD_INFO.help, registry=registry).info({"version": VERSION})
         self.load = LoadMetrics(self._registry)
 
     def text(self) -> bytes:
@@ -236,3 +199,15 @@ class ServerMetrics:
         started = perf_counter()
         yield
         self._stage_seconds.labels(name).set(perf_counter() - started)
+
+
+def _counter(metric: Metric, registry: CollectorRegistry) -> Counter:
+    return Counter(metric.base, metric.help, metric.labels, registry=registry)
+
+
+def _gauge(metric: Metric, registry: CollectorRegistry) -> Gauge:
+    return Gauge(metric.name, metric.help, metric.labels, registry=registry)
+
+
+def _histogram(metric: Metric, registry: CollectorRegistry) -> Histogram:
+    return Histogram(metric.name, metric.help, metric.labels, buckets=metric.buckets, registry=registry)

@@ -133,18 +133,15 @@ def _response(status: HTTPStatus, text: str, *, kind: str = "text/plain; charset
 
 
 def _metrics(opened_at: float | None) -> str:
-    ready = "Whether every version this pod wants is present, verified and leased."
-    text = _gauge("holdfast_gate_ready", ready, str(int(opened_at is not None)))
-    start = "Start time of the process since unix epoch in seconds."
-    text += _gauge("process_start_time_seconds", start, f"{_process_start():.2f}")
+    from cached.contract.metrics import gate as table  # a gate that is not scraped opens without it
+    from cached.contract.release import VERSION
+
+    text = table.READY.head() + table.READY.sample(int(opened_at is not None))
+    text += table.PROCESS_START.head() + table.PROCESS_START.sample(_process_start())
+    text += table.BUILD_INFO.head() + table.BUILD_INFO.sample(1, VERSION)
     if opened_at is not None:
-        opened = "When the gate opened, since unix epoch in seconds."
-        text += _gauge("holdfast_gate_opened_timestamp_seconds", opened, f"{opened_at:.3f}")
+        text += table.OPENED.head() + table.OPENED.sample(round(opened_at, 3))
     return text
-
-
-def _gauge(name: str, description: str, value: str) -> str:
-    return f"# HELP {name} {description}\n# TYPE {name} gauge\n{name} {value}\n"
 
 
 def _process_start() -> float:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import prometheus_client as prometheus
 from aiohttp import web
 
-_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1)
+from cached.contract.metrics import injector as table
 
 
 class InjectorMetrics:
@@ -21,18 +21,15 @@ class InjectorMetrics:
         prometheus.disable_created_metrics()  # type: ignore[no-untyped-call]  # prometheus_client leaves it bare
         registry = self._registry = prometheus.CollectorRegistry()
         prometheus.ProcessCollector(registry=registry)
-        reviews = "Reviews answered, by result."
-        self._reviews = prometheus.Counter("holdfast_injector_reviews", reviews, ["result"], registry=registry)
-        for result in ("injected", "unchanged", "denied", "invalid"):  # so that a rate includes the first of each
+        reviews = table.REVIEWS
+        self._reviews = prometheus.Counter(reviews.base, reviews.help, reviews.labels, registry=registry)
+        for result in table.REVIEW_RESULTS:  # so that a rate includes the first of each
             self._reviews.labels(result)
-        seconds = "Seconds from a review's last byte to its answer."
-        self._seconds = prometheus.Histogram(
-            "holdfast_injector_review_seconds", seconds, buckets=_SECONDS, registry=registry
-        )
-        end = "When the serving certificate ends, since unix epoch in seconds; 0 before there is one."
-        name = "holdfast_injector_certificate_expiry_timestamp_seconds"
-        prometheus.Gauge(name, end, registry=registry).set_function(expires)
-        prometheus.Info("holdfast_build", "The version that runs.", registry=registry).info({"version": version})
+        took = table.REVIEW_SECONDS
+        self._seconds = prometheus.Histogram(took.name, took.help, buckets=took.buckets, registry=registry)
+        expiry, build = table.CERTIFICATE_EXPIRY, table.BUILD_INFO
+        prometheus.Gauge(expiry.name, expiry.help, registry=registry).set_function(expires)
+        prometheus.Info(build.base, build.help, registry=registry).info({"version": version})
 
     def count_review(self, result: str, seconds: float) -> None:
         """Count one review."""

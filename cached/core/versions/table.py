@@ -137,6 +137,17 @@ class VersionTable:
         return sorted(states, key=lambda each: each[1].fetch.urgency)
 
     @property
+    def short_of_space(self) -> list[Version]:
+        """The records of the fetches that had too little disk space, in the last try or since."""
+        return [self.get(ref) for ref in self._short_of_space]
+
+    @property
+    def waits(self) -> dict[ModelRef, float]:
+        """Since when pods wait, in monotonic seconds, of the versions for which any does."""
+        began = {ref: self.get(ref).waiting_since for ref in self._with_pods}
+        return {ref: since for ref, since in began.items() if since is not None}
+
+    @property
     def due(self) -> float:
         """The time of the next `pass_time`; `inf`: never."""
         while self._dues and self._due.get(self._dues[0][1]) != self._dues[0][0]:

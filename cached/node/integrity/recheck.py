@@ -79,12 +79,14 @@ class Recheck:
         status_files: StatusFiles,
         versions: VersionShow,
         count_bad: Callable[[], None],
+        count_outcome: Callable[[str], None],
     ) -> None:
         self._layout = layout
         self._inventory = inventory
         self._status_files = status_files
         self._versions = versions
         self._count_bad = count_bad  # corrupt files
+        self._count_outcome = count_outcome  # checks: `right`, `restored`, `withdrawn`, or `failed`
         self._asked: dict[Digest, asyncio.Future[RecheckResult]] = {}
         self._work = asyncio.Event()
         self._stopping = threading.Event()
@@ -125,8 +127,10 @@ class Recheck:
         try:
             result = await self._check(digest)
         except HoldfastError as error:
+            self._count_outcome("failed")
             self._asked.pop(digest).set_exception(error)
         else:
+            self._count_outcome(result.outcome)
             self._asked.pop(digest).set_result(result)
 
     async def _check(self, digest: Digest) -> RecheckResult:

@@ -74,6 +74,8 @@ def test_a_bad_entry_is_rejected_alone(daemon: DaemonProcess, source: Path) -> N
     daemon.wait_ready(V1)
     assert "line 5" in daemon.log()
     assert "bad--name" in daemon.log()
+    assert daemon.metric("holdfast_catalog_rejected_entries") == 1
+    assert daemon.metric("holdfast_catalog_models") == 1
 
 
 def test_a_broken_file_leaves_the_last_good_catalog_in_force(daemon: DaemonProcess, source: Path) -> None:
@@ -81,11 +83,28 @@ def test_a_broken_file_leaves_the_last_good_catalog_in_force(daemon: DaemonProce
     write_files(source, {"a.bin": b"a"})
     daemon.write_catalog({"tiny": model(f"file://{source}")})
     daemon.start()
+    (in_force,) = daemon.samples("holdfast_catalog_info")
     daemon.write_catalog_text("models: [")
     daemon.wait(lambda: "the last good catalog stays in force" in daemon.log(), "the log about it")
     daemon.pull("tiny@v1")
     daemon.wait_ready(V1)
     assert daemon.get("/readyz")[0] == 200
+    assert set(daemon.samples("holdfast_catalog_info")) == {in_force}
+    assert daemon.metric("holdfast_catalog_generation") == 1
+    assert daemon.metric("holdfast_catalog_unusable") == 1
+
+
+def test_a_catalog_that_comes_back_is_usable_again(daemon: DaemonProcess, source: Path) -> None:
+    """A file that went away counts as unusable until it is there again, also where its text is the one of before."""
+    write_files(source, {"a.bin": b"a"})
+    daemon.write_catalog({"tiny": model(f"file://{source}")})
+    daemon.start()
+    away = daemon.catalog.with_name("away")
+    daemon.catalog.rename(away)
+    daemon.wait(lambda: daemon.metric("holdfast_catalog_unusable") == 1, "an unusable catalog")
+    away.rename(daemon.catalog)
+    daemon.wait(lambda: daemon.metric("holdfast_catalog_unusable") == 0, "a usable catalog")
+    assert daemon.metric("holdfast_catalog_generation") == 1
 
 
 def test_a_config_maps_update_is_noticed(daemon: DaemonProcess, source: Path) -> None:

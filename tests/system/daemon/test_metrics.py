@@ -1,7 +1,8 @@
-"""The metrics: every name of the design, with its labels, and no more of those than there are versions."""
+"""The metrics: every one of the table, with its labels, and no more of those than there are versions."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -10,36 +11,20 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from cached.contract.digest import Digest
+from cached.contract.metrics import daemon as table
+from cached.contract.metrics.metric import Kind, Metric, Per
 from cached.contract.reference import ModelRef
 from tests.support.daemon import DaemonProcess, daemon_process, prefetched, write_files
+from tests.support.promtool import find_differences, list_complaints, needs_promtool
 
 V1 = ModelRef("acme/tiny", "v1")
 FILES = {"a.bin": bytes(300_000), "b.json": b"{}"}
-# Name, kind, and the labels of its samples, from section 7 of the design.
-DESIGN = {
-    "holdfast_store_bytes": ("gauge", {"state"}),
-    "holdfast_store_capacity_bytes": ("gauge", set()),
-    "holdfast_model_ready": ("gauge", {"model", "version"}),
-    "holdfast_model_bytes": ("gauge", {"model", "version"}),
-    "holdfast_model_pinned": ("gauge", {"model", "version"}),
-    "holdfast_model_trust": ("gauge", {"model", "version", "trust"}),
-    "holdfast_model_last_used_timestamp_seconds": ("gauge", {"model", "version"}),
-    "holdfast_fetch_bytes_total": ("counter", {"source"}),
-    "holdfast_fetch_seconds": ("histogram", {"source", "le"}),
-    "holdfast_fetch_errors_total": ("counter", {"source", "reason"}),
-    "holdfast_fetch_in_progress": ("gauge", set()),
-    "holdfast_requests_total": ("counter", {"result"}),
-    "holdfast_verify_failures_total": ("counter", {"where"}),
-    "holdfast_evictions_total": ("counter", {"reason"}),
-    "holdfast_scrub_bytes_total": ("counter", set()),
-    "holdfast_scrub_oldest_age_seconds": ("gauge", set()),
-    "holdfast_gate_wait_seconds": ("histogram", {"le"}),
-    "holdfast_pods_waiting": ("gauge", set()),
-    "holdfast_build_info": ("gauge", {"version"}),
-    "process_resident_memory_bytes": ("gauge", set()),
-    "process_open_fds": ("gauge", set()),
+# What this daemon has no samples of: no cluster, no volumes, nothing under way, nobody refused.
+SILENT = {
+    *(metric.name for metric in (*table.CLUSTER, *table.CSI)),
+    *("holdfast_model_pods_waiting", "holdfast_model_waiting_since_timestamp_seconds", "holdfast_pods_refused"),
+    *("holdfast_model_fetched_bytes", "holdfast_model_expected_bytes"),
 }
-SILENT = {"holdfast_verify_failures_total", "holdfast_evictions_total"}  # nothing of the kind has happened
 
 
 @pytest.fixture(scope="module")
@@ -62,17 +47,39 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DaemonProcess]
         yield daemon
 
 
-@pytest.mark.parametrize("name", DESIGN)
-def test_a_metric_is_as_the_design_says(running: DaemonProcess, name: str) -> None:
-    """The metric is there under its name, with its type and exactly its labels."""
-    kind, labels = DESIGN[name]
-    families = {family.name: family for family in text_string_to_metric_families(running.get("/metrics")[1])}
-    family = families[name.removesuffix("_total") if kind == "counter" else name]
-    assert family.type == kind
-    assert family.documentation
-    samples = [sample for sample in family.samples if sample.name in (name, f"{name}_bucket")]
-    assert samples or name in SILENT
-    assert all(set(sample.labels) == labels for sample in samples)
+@pytest.fixture(scope="module")
+def page(running: DaemonProcess) -> str:
+    return running.get("/metrics")[1]
+
+
+@pytest.mark.parametrize("metric", table.ALL, ids=lambda metric: metric.name)
+def test_a_metric_is_as_the_table_says(page: str, metric: Metric) -> None:
+    """The metric is there under its name, with its type, its help, exactly its labels, and no more series than its
+    bound."""
+    families = {family.name: family for family in text_string_to_metric_families(page)}
+    family = families.get(metric.name.removesuffix("_total") if metric.kind is Kind.COUNTER else metric.name)
+    samples = [] if family is None else [s for s in family.samples if s.name in (metric.name, f"{metric.name}_bucket")]
+    assert bool(samples) is (metric.name not in SILENT)
+    if family is not None:
+        assert family.type == ("gauge" if metric.kind is Kind.INFO else metric.kind.value)
+        assert family.documentation == metric.help
+        labels = {*metric.labels, "le"} if metric.kind is Kind.HISTOGRAM else set(metric.labels)
+        assert all(set(sample.labels) == labels for sample in samples)
+        assert len(family.samples) <= metric.series * (
+            1 if metric.per is Per.PROGRAM else 2
+        )  # two versions, one source
+
+
+def test_the_table_has_every_metric(page: str) -> None:
+    """The page has no metric that the table does not have, but the standard ones of the process and of Python."""
+    assert find_differences(page, table.ALL) == set()
+    assert "process_resident_memory_bytes " in page and "process_open_fds " in page
+
+
+@needs_promtool
+def test_promtool_has_nothing_to_say(page: str) -> None:
+    """`promtool check metrics` accepts the page without a complaint."""
+    assert list_complaints(page) == []
 
 
 def test_figures_are_those_of_the_disk(running: DaemonProcess) -> None:
@@ -87,6 +94,14 @@ def test_figures_are_those_of_the_disk(running: DaemonProcess) -> None:
     assert running.metric("holdfast_fetch_errors_total", source="file", reason="not_found") == 1
     assert running.metric("holdfast_build_info", version=version("holdfast")) == 1
     assert running.metric("holdfast_fetch_in_progress") == 0
+    assert running.metric("holdfast_model_exclusive_bytes", **tiny) == size
+    assert running.metric("holdfast_model_shared_bytes", **tiny) == 0
+    assert running.metric("holdfast_model_info", **tiny, digest=running.digest(V1).hex[:12]) == 1
+    assert running.metric("holdfast_model_state", **tiny, state="ready", reason="") == 1
+    assert running.metric("holdfast_model_state", model="missing", state="failed", reason="not_found") == 1
+    assert running.metric("holdfast_catalog_models") == 2
+    assert running.metric("holdfast_source_resolved_timestamp_seconds", source="file") > time.time() - 600
+    assert running.metric("holdfast_fetches") == 0
 
 
 def test_labels_are_bounded(running: DaemonProcess) -> None:

@@ -206,8 +206,11 @@ def test_shared_content_goes_with_its_last_name(daemon: DaemonProcess, source: P
     daemon.start()
     daemon.pull("m@a")
     daemon.wait_ready(A, ModelRef("other", "v1"))
+    assert set(daemon.samples("holdfast_model_shared_bytes").values()) == {4 * MIB}
+    assert set(daemon.samples("holdfast_model_exclusive_bytes").values()) == {0}
     report = daemon.control.gc(dry_run=False)
     assert [(item.ref, item.freed_bytes) for item in report.versions] == [(A, 0)]
+    assert daemon.metric("holdfast_model_exclusive_bytes", model="other") == 4 * MIB
     assert daemon.files(ModelRef("other", "v1"))["a.bin"] == (source / "a" / "a.bin").read_bytes()
     daemon.write_catalog({})
     daemon.wait(lambda: bool(daemon.control.gc(dry_run=True).versions), "something to evict")

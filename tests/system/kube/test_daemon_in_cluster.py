@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -32,7 +33,11 @@ def test_a_pod_makes_the_daemon_fetch_and_hears_of_it(node: Joined) -> None:
     node.catalog(a=node.entry("a", 3 * MIB))
     daemon.start("--max-bandwidth", "3MiB/s")
     uid = node.pod("first", "a")
-    daemon.wait(lambda: daemon.metric("holdfast_pods_waiting") == 1, "a pod that waits")
+    daemon.wait(lambda: daemon.metric("holdfast_model_pods_waiting", model="m", version="a") == 1, "a pod that waits")
+    assert daemon.metric("holdfast_pods_waiting") == 1
+    assert 0 < daemon.metric("holdfast_model_waiting_since_timestamp_seconds") <= time.time()
+    daemon.wait(lambda: daemon.metric("holdfast_model_expected_bytes") == 3 * MIB, "a fetch whose files are listed")
+    assert daemon.metric("holdfast_fetches", state="running") == 1
     daemon.wait_ready(A)
     assert "3.0 MiB from file://" in node.wait_told(uid, "WeightsFetching")
     assert "3.0 MiB, after " in node.wait_told(uid, "WeightsReady")
@@ -40,6 +45,8 @@ def test_a_pod_makes_the_daemon_fetch_and_hears_of_it(node: Joined) -> None:
     daemon.wait(lambda: node.is_labelled(daemon.digest(A)), "the label")
     assert daemon.metric("holdfast_pods_waiting") == 0
     assert daemon.metric("holdfast_gate_wait_seconds_count") == 1
+    assert daemon.metric("holdfast_pod_fill_seconds_count") == 1
+    assert not daemon.samples("holdfast_model_pods_waiting") and not daemon.samples("holdfast_model_fetched_bytes")
     assert daemon.metric("holdfast_requests_total", result="miss") == 1
     fetched = daemon.metric("holdfast_fetch_bytes_total")
     second = node.pod("second", "a")
@@ -47,6 +54,8 @@ def test_a_pod_makes_the_daemon_fetch_and_hears_of_it(node: Joined) -> None:
     assert node.reasons(second) == ["WeightsReady"]
     assert daemon.metric("holdfast_fetch_bytes_total") == fetched
     assert daemon.metric("holdfast_gate_wait_seconds_count") == 1
+    assert daemon.metric("holdfast_pod_fill_seconds_count") == 2
+    assert daemon.metric("holdfast_pod_fill_seconds_bucket", le="0.05") == 1  # the warm one
     node.end("first")
     node.end("second")
     daemon.wait(lambda: bool(daemon.control.gc(dry_run=True).versions), "a version that nobody wants")
@@ -109,9 +118,11 @@ def test_a_pod_that_can_never_start_hears_why(node: Joined) -> None:
     assert "m@b" in node.wait_told(early, "WeightsFailed")
     assert {kind for kind, _, _ in node.events(bad) + node.events(early)} == {"Warning"}
     assert node.daemon.state(A) is None
+    assert node.daemon.metric("holdfast_pods_refused", reason="unknown_model") == 1
     node.catalog(a=node.entry("a"), b=node.entry("b"))
     node.wait_told(early, "WeightsReady")
     node.daemon.wait_ready(B)
+    assert node.daemon.metric("holdfast_pods_refused") == 0
 
 
 def test_a_wrong_pin_publishes_nothing(node: Joined) -> None:
@@ -133,6 +144,7 @@ def test_a_wrong_pin_publishes_nothing(node: Joined) -> None:
     assert node.daemon.digest(A) == right
     assert "WeightsReady" not in node.reasons(first)
     assert node.daemon.metric("holdfast_pods_waiting") == 2
+    assert node.daemon.metric("holdfast_pods_refused", reason="digest_mismatch") == 2
 
 
 def test_a_new_pod_has_a_failure_tried_again(node: Joined) -> None:

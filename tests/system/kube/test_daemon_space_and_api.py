@@ -60,8 +60,12 @@ def test_what_a_pod_wants_is_never_evicted(node: Joined) -> None:
     assert {item.ref for item in node.daemon.control.gc(dry_run=True).versions} == {D}
     assert node.daemon.path(A).exists()
     assert node.daemon.path(B).exists()
+    node.daemon.wait(lambda: node.daemon.metric("holdfast_fetches", state="no_room") == 1, "a fetch without room")
+    assert 0 < node.daemon.metric("holdfast_space_short_bytes") <= 4 * MIB
     node.end("a")
     node.daemon.wait_ready(C)
+    assert node.daemon.metric("holdfast_space_short_bytes") == 0
+    assert node.daemon.metric("holdfast_fetches") == 0
     assert not node.daemon.path(A).exists()
     assert node.daemon.path(B).exists()
 

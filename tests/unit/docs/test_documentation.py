@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tools import contract_pages, options_page
+from tools import contract_pages, metrics_page, options_page
 
 ROOT = Path(__file__).resolve().parents[3]
 PAGES = sorted(page.name for page in (ROOT / "docs").glob("*.md"))
@@ -62,7 +62,7 @@ def test_a_name_of_no_test_is_noticed() -> None:
     assert _missing(" ".join(wrong)) == wrong
 
 
-@pytest.mark.parametrize("maker", [options_page, contract_pages])
+@pytest.mark.parametrize("maker", [options_page, contract_pages, metrics_page])
 def test_the_reference_is_what_the_code_says(maker: Any) -> None:
     """A page of docs/reference is the one that `make generated` would write now."""
     for page, text in maker.make_pages().items():

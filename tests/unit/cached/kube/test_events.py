@@ -90,6 +90,7 @@ async def test_a_lost_api_costs_the_oldest(api: FakeApi, client: KubeClient, run
         api.heal()
         await until(lambda: events.statistics.written == 5, "the events")
     assert {each["involvedObject"]["name"] for each in api.all(EVENTS)} == {f"p{n}" for n in range(15, 20)}
+    assert events.statistics.failures >= 3
 
 
 async def test_a_refused_event_is_left(api: FakeApi, client: KubeClient, running: Any, until: Any) -> None:

@@ -10,9 +10,11 @@ import time
 import pytest
 
 from cached.contract.layout import PublicLayout
+from cached.contract.metrics import gate as table
 from cached.contract.status import State
 from sidecar.gate.probe import GateReadiness, Probe
 from tests.support.gates import FILES, REF, Gates, RunningGate
+from tests.support.promtool import find_differences
 from tests.support.snapshots import link_model, make_snapshot, write_status
 
 
@@ -63,6 +65,8 @@ def test_metrics_tell_when_it_opened(public: PublicLayout, gates: Gates) -> None
     assert before <= metric(text, "holdfast_gate_opened_timestamp_seconds") <= time.time()
     # The kernel counts from a boot time in whole seconds.
     assert before - 2 <= metric(text, "process_start_time_seconds") <= time.time() + 2
+    assert find_differences(text, table.ALL) == set()
+    assert all(f"# TYPE {each.name} " in text for each in table.ALL)
 
 
 def test_head_gives_the_status_without_a_body(gates: Gates) -> None:

@@ -12,9 +12,11 @@ import jsonpatch
 import pytest
 
 from cached.contract.annotations import DIGEST as DIGEST_ANNOTATION
+from cached.contract.metrics import injector as table
 from tests.support.gates import wait_for
 from tests.support.injectors import IMAGE, Injectors, Json, RunningInjector, make_review, operations_of, post
 from tests.support.pods import DIGEST, OTHER_DIGEST, gate_of, make_pod
+from tests.support.promtool import find_differences
 
 
 @pytest.fixture(scope="module")
@@ -134,6 +136,7 @@ def test_reviews_are_counted(injectors: Injectors) -> None:
     assert float(samples['holdfast_injector_reviews_total{result="invalid"}']) == 0
     assert float(samples["holdfast_injector_review_seconds_count"]) == 2
     assert float(samples["holdfast_injector_certificate_expiry_timestamp_seconds"]) > 1e9
+    assert find_differences(text, table.ALL) == set()
 
 
 def test_the_catalog_is_followed(injectors: Injectors) -> None:

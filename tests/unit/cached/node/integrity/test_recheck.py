@@ -45,12 +45,14 @@ class Node:
         self.fetched: set[ModelRef] = set()
         self.repairs: list[tuple[str, object]] = []
         self.bad = 0
+        self.outcomes: list[str] = []
         self.recheck = Recheck(
             layout=layout,
             inventory=self.inventory,
             status_files=self.status_files,
             versions=self,
             count_bad=self._count_bad,
+            count_outcome=self.outcomes.append,
         )
 
     def _count_bad(self) -> None:
@@ -107,6 +109,7 @@ async def test_who_asks_at_the_same_time_shares_one_hash(node: Node) -> None:
     results = await asyncio.gather(*(node.recheck.recheck(node.digest) for _ in range(10)))
     assert len({id(result) for result in results}) == 1
     assert results[0].outcome == "right" and not results[0].was_outdated
+    assert node.outcomes == ["right"]
     assert record.stat().st_ino != before
     assert node.repairs == [] and not node.recheck.is_busy()
 
@@ -140,6 +143,7 @@ async def test_all_bad_files_are_condemned_at_once(node: Node) -> None:
         flip(node.file(path), 5)
     result = await node.recheck.recheck(node.digest)
     assert result.outcome == "withdrawn" and "a: expected sha256" in result.problem
+    assert node.outcomes == ["withdrawn"]
     wanted = {Digest.of(FILES[path]).hex for path in ("a", "b/c")}
     assert node.repairs == [("quarantine", wanted)] and node.bad == 2
     assert node.state() is None

@@ -1,0 +1,124 @@
+"""Scrape a daemon that holds many versions: the CPU time and the bytes of `GET /metrics`, beside another checkout.
+
+Law: the daemon is a real process on a root that the store's own publication made; it has no cluster and fetches
+nothing. Scrapes come far enough apart that each is rendered. CPU time is the kernel's, in nanoseconds, of all threads,
+with that of the same time without scrapes subtracted. Checkouts take turns on one root.
+
+Run `python -m bench.scrape --help` in the repository's root.
+"""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+from bench import report
+from bench.daemon import CatalogEntry, Daemon, daemon, write_catalog
+from bench.harness import bench_main, in_turn, workplace
+from bench.machine import append_section
+from bench.measure import failed, run_seconds
+from bench.origins import loopback_environment
+from bench.restart import build
+from cached.contract.layout import Layout
+
+_SETTLE_S = 8.0  # after which a daemon has done what its start left to do
+_PAUSE_S = 0.5  # between scrapes: a page takes at most a tenth of the wall time
+_CPU_S, _BYTES = 0.025, 400_000
+_OF_VERSIONS = 500  # that the bounds hold for
+
+
+@dataclass(frozen=True, slots=True)
+class Scrapes:
+    """CPU seconds a scrape, bytes and series of a page."""
+
+    cpu_s: float
+    bytes: int
+    series: int
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the benchmark; return the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m bench.scrape", description=__doc__.partition("\n")[0])
+    parser.add_argument("--versions", type=int, default=_OF_VERSIONS, help="versions on the node (default 500)")
+    parser.add_argument("--files", type=int, default=30, help="files in each (default 30)")
+    parser.add_argument("--scrapes", type=int, default=40, help="scrapes a round (default 40)")
+    parser.add_argument("--rounds", type=int, default=3, help="how often (default 3)")
+    parser.add_argument("--beside", type=Path, metavar="CHECKOUT", help="another checkout, whose daemon takes turns")
+    parser.add_argument("--append", action="store_true", help="append the table to docs/benchmarks.md")
+    options = parser.parse_args(argv)
+    rows: dict[str, Path | None] = {"this": None}
+    if options.beside is not None:
+        rows = {"beside": options.beside.resolve(), **rows}
+    with workplace(None) as place:
+        layout, catalog = Layout(place.destination), place.scratch / "catalog.yaml"
+        published = build(layout, options.versions, options.files)
+        write_catalog(catalog, [CatalogEntry(ref, "http://127.0.0.1:9/", digest) for ref, digest in published.items()])
+        found: dict[str, list[Scrapes]] = {name: [] for name in rows}
+        for round_ in range(options.rounds):
+            for name in in_turn(list(rows), round_):
+                with daemon(layout.root, catalog, loopback_environment(), checkout=rows[name]) as running:
+                    found[name].append(_scrape(running, options.scrapes))
+        what = f"{options.versions} versions of {options.files} files, {options.scrapes} scrapes"
+        text = f"{what}, {options.rounds} rounds:\n\n{_report(found, options.versions)}"
+        print(text)
+        if options.append:
+            append_section("A scrape of the daemon", place.folder, text)
+    return 0
+
+
+def _scrape(running: Daemon, scrapes: int) -> Scrapes:
+    running.wait_ready()
+    time.sleep(_SETTLE_S)
+    page = _get(running.port)
+    without_s, _ = _measure(running, 0, scrapes * _PAUSE_S)
+    with_s, sizes = _measure(running, scrapes, _PAUSE_S)
+    lines = [line for line in page.splitlines() if not line.startswith(b"#")]
+    if not any(line.startswith(b"holdfast_model_ready") for line in lines):
+        raise failed("expected the series of the versions, found none")
+    return Scrapes(max(0.0, with_s - without_s) / scrapes, max(sizes), len(lines))
+
+
+def _measure(running: Daemon, scrapes: int, pause_s: float) -> tuple[float, list[int]]:
+    """Return the CPU seconds of the daemon in so many scrapes, each after a pause, or in one pause; and their bytes."""
+    before_s, sizes = run_seconds(running.pid), []
+    for _ in range(max(1, scrapes)):
+        time.sleep(pause_s)
+        if scrapes:
+            sizes.append(len(_get(running.port)))
+    return run_seconds(running.pid) - before_s, sizes
+
+
+def _get(port: int) -> bytes:
+    with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=10)) as connection:
+        connection.request("GET", "/metrics")
+        return connection.getresponse().read()
+
+
+def _report(found: dict[str, list[Scrapes]], versions: int) -> str:
+    head = ["build", "CPU a scrape, ms", "kB", "series"]
+    figures = {
+        name: Scrapes(
+            median(each.cpu_s for each in of), max(each.bytes for each in of), max(each.series for each in of)
+        )
+        for name, of in found.items()
+    }
+    body = [
+        [name, f"{each.cpu_s * 1e3:.1f}", f"{each.bytes / 1e3:.0f}", str(each.series)] for name, each in figures.items()
+    ]
+    ours, share = figures["this"], versions / _OF_VERSIONS
+    targets = [
+        report.Target("CPU a scrape, median", ours.cpu_s * 1e3, _CPU_S * 1e3 * share, False, " ms"),
+        report.Target("bytes of a page", ours.bytes / 1e3, _BYTES / 1e3 * share, False, " kB"),
+    ]
+    return f"{report.grid(head, body)}\n\n{report.bullets(targets)}"
+
+
+if __name__ == "__main__":
+    sys.exit(bench_main(main))

@@ -1,0 +1,35 @@
+"""How long pods take from their binding to this node until all their versions are here, and their gates open.
+
+Law: pure: no I/O, the clock is an argument. Pods that were filled when the first of them were seen, by an earlier
+daemon, count nothing; a later pod whose versions are all here when it comes took no time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from cached.contract.digest import Digest
+from cached.contract.reference import ModelRef
+from cached.core.demand import PodWant, is_met
+
+
+class PodFills:
+    """The pods that are not filled, and since when they are known."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[str, float] = {}
+        self._filled: set[str] | None = None  # None: no pods were seen yet
+
+    def update(self, pods: Iterable[PodWant], models: Mapping[ModelRef, Digest], now: float) -> list[float]:
+        """See the pods of the node and the versions here; return the seconds that each pod took which is filled since
+        the last call."""
+        met: dict[str, bool] = {}
+        for pod in pods:
+            met[pod.uid] = met.get(pod.uid, True) and is_met(pod, models)
+        before = self._filled
+        if before is None:
+            before = {uid for uid, filled in met.items() if filled}
+        self._waiting = {uid: self._waiting.get(uid, now) for uid in met if uid not in before}
+        took = [now - self._waiting.pop(uid) for uid, filled in met.items() if filled and uid not in before]
+        self._filled = {uid for uid in met if uid not in self._waiting}
+        return took

@@ -1,0 +1,61 @@
+"""The time from a pod's binding to its weights: who counts, and how long."""
+
+from __future__ import annotations
+
+from cached.contract.digest import Digest
+from cached.contract.reference import ModelRef
+from cached.core.demand import PodWant
+from cached.core.fills import PodFills
+
+A, B = ModelRef("m", "a"), ModelRef("m", "b")
+HERE, OTHER = Digest.of(b"here"), Digest.of(b"other")
+
+
+def want(uid: str, ref: ModelRef, pin: Digest | None = None) -> PodWant:
+    return PodWant(uid, f"default/{uid}", ref, pin)
+
+
+def test_a_pod_is_filled_once_all_its_versions_are_here() -> None:
+    """A pod counts from when it is first seen until the last of its versions comes, and once only."""
+    fills = PodFills()
+    assert fills.update([], {}, 0) == []
+    pods = [want("p", A), want("p", B)]
+    assert fills.update(pods, {}, 10) == []
+    assert fills.update(pods, {A: HERE}, 15) == []
+    assert fills.update(pods, {A: HERE, B: HERE}, 17) == [7]
+    assert fills.update(pods, {A: HERE, B: HERE}, 20) == []
+    assert fills.update(pods, {A: HERE}, 25) == []  # withdrawn while it runs: its gate has opened
+
+
+def test_a_warm_pod_takes_no_time() -> None:
+    """A pod whose version is here when it comes counts as zero seconds."""
+    fills = PodFills()
+    fills.update([], {A: HERE}, 0)
+    assert fills.update([want("p", A)], {A: HERE}, 5) == [0]
+
+
+def test_pods_of_an_earlier_daemon_count_from_now_or_not_at_all() -> None:
+    """Of the pods that a daemon finds, those that have their versions count nothing, the others from then on."""
+    fills = PodFills()
+    pods = [want("filled", A), want("cold", B)]
+    assert fills.update(pods, {A: HERE}, 100) == []
+    assert fills.update(pods, {A: HERE, B: HERE}, 103) == [3]
+
+
+def test_a_wrong_digest_fills_no_pod() -> None:
+    """A pod with a pin is not filled by other content under the name."""
+    fills = PodFills()
+    fills.update([], {}, 0)
+    pods = [want("p", A, OTHER)]
+    assert fills.update(pods, {A: HERE}, 1) == []
+    assert fills.update(pods, {A: OTHER}, 4) == [3]
+
+
+def test_a_pod_that_goes_counts_nothing() -> None:
+    """A pod that ends while it waits is forgotten, and a later one starts anew."""
+    fills = PodFills()
+    fills.update([], {}, 0)
+    assert fills.update([want("p", A)], {}, 1) == []
+    assert fills.update([], {}, 2) == []
+    assert fills.update([want("q", A)], {}, 10) == []
+    assert fills.update([want("q", A)], {A: HERE}, 12) == [2]
