@@ -9,7 +9,7 @@ from tests.support.installation import Holdfast
 from tests.support.manifests import EVERYTHING, objects
 
 # The operator's kind, and what belongs into a namespace that a dry run does not make.
-_KINDS_ELSEWHERE = {"PodMonitor"}
+_KINDS_ELSEWHERE = {"PodMonitor", "PrometheusRule"}
 
 
 @pytest.mark.parametrize("kustomization", EVERYTHING)

@@ -11,7 +11,7 @@ NEWEST = "1.36"
 OLDEST = (
     "1.30"  # the first in which the admission policies and match conditions that the base uses are generally available
 )
-NOT_THE_APIS_OWN = {"PodMonitor"}
+NOT_THE_APIS_OWN = {"PodMonitor", "PrometheusRule"}
 
 
 @pytest.mark.parametrize("kustomization", EVERYTHING)
