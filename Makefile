@@ -84,11 +84,12 @@ lint: $(VENV)/installed-dev
 proto: $(VENV)/installed-dev
 	$(BIN)/python -m grpc_tools.protoc -I . --python_out=. --pyi_out=. cached/csi/proto/*.proto
 
-# What is made from the code and committed: the pages of docs/reference.
+# What is made from the code and committed: the pages of docs/reference, Grafana's dashboards.
 generated: $(VENV)/installed-dev
 	$(BIN)/python -m tools.options_page
 	$(BIN)/python -m tools.contract_pages
 	$(BIN)/python -m tools.metrics_page
+	$(BIN)/python -m tools.dashboards
 
 bench: $(VENV)/installed-dev
 	$(BIN)/python -m bench.fetch $(ARGS)

@@ -90,6 +90,11 @@ class RunningInjector:
             answer = connection.getresponse()
             return answer.status, answer.read().decode()
 
+    @property
+    def plain_address(self) -> str:
+        """`HOST:PORT` of its plain port."""
+        return self._address("http://")
+
     def review(self, review: Json) -> Json:
         """The `response` to a review; fails where there is none."""
         with contextlib.closing(self.reviews()) as connection:

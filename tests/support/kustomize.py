@@ -76,9 +76,12 @@ def _identity(found: Json) -> tuple[str, str, str]:
 
 
 def _generate(objects: list[Json], folder: Path, generator: Json) -> None:
-    assert generator.get("options", {}).get("disableNameSuffixHash") or not generator.get("behavior")
+    generator.setdefault("options", {})
+    assert generator["options"].get("disableNameSuffixHash") or not generator.get("behavior")
     data = {name: (folder / name).read_text() for name in generator["files"]}
-    metadata = {key: generator[key] for key in ("name", "namespace") if key in generator}
+    metadata: Json = {key: generator[key] for key in ("name", "namespace") if key in generator}
+    options = generator["options"]
+    metadata |= {key: dict(options[key]) for key in ("labels", "annotations") if key in options}
     made = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": data}
     if generator.get("behavior") == "replace":
         there = next(o for o in objects if _identity(o) == _identity(made))
