@@ -15,6 +15,7 @@ from tools.markdown import make_table
 
 _PAGE = Path(__file__).resolve().parent.parent / "docs" / "reference" / "metrics.md"
 _VERSIONS, _SOURCES, _MODELS = 500, 5, 3  # of the example: a node with many versions, a server with several models
+_NODES, _VERSIONS_OF_MANY = 500, 20  # of the example of a fleet
 _PASSING = sum("absent" in metric.help for metric in daemon.VERSIONS)
 _PER = {Per.PROGRAM: "", Per.VERSION: " a version", Per.SOURCE: " a source", Per.MODEL: " a model"}
 
@@ -57,8 +58,11 @@ def _make_page() -> str:
     sums = [(name, _worst(metrics)) for name, _, metrics in programs]
     per_version = sum(metric.series for metric in daemon.ALL if metric.per is Per.VERSION)
     text = _HEAD + make_table(["process", "series"], [[name, f"{most:,}"] for name, most in sums])
+    fixed = _worst(daemon.ALL) - per_version * _VERSIONS
+    fleet = _NODES * (fixed + (per_version - _PASSING) * _VERSIONS_OF_MANY)
     text += f"""
 Of the daemon's, {per_version} are for each version, {per_version - _PASSING} while nothing is fetched or waited for.
+A fleet has the sum of its nodes: {_NODES} nodes with {_VERSIONS_OF_MANY} versions each at rest at most {fleet:,}.
 All programs have the standard `process_*` besides, the daemon `python_*` too; the server's counters and histograms have
 a `…_created` each.
 """

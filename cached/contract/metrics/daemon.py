@@ -185,7 +185,8 @@ PODS_WAITING = Metric("holdfast_pods_waiting", Kind.GAUGE, "Pods whose weights a
 PODS_REFUSED = Metric(
     "holdfast_pods_refused",
     Kind.GAUGE,
-    "Pods whose gate cannot open before a person corrects something, by the code of the refusal.",
+    "Pods that are refused a version until a person corrects something: not in the catalog, not for their namespace, "
+    "other content than their pin; by the code of the refusal.",
     ("reason",),
     _CODES,
 )

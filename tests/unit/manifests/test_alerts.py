@@ -21,13 +21,18 @@ RULES = [rule for group in GROUPS for rule in group["rules"]]
 ALERTS = {rule["alert"]: rule for rule in RULES if "alert" in rule}
 RECORDS = {rule["record"]: rule for rule in RULES if "record" in rule}
 RUNBOOK = REPOSITORY / "docs" / "runbook.md"
-ELSEWHERE = {"up", "kube_pod_init_container_status_running", "kube_pod_info", "kube_pod_status_phase"}
+_GATES = "kube_pod_init_container_status"
+ELSEWHERE = {
+    *("up", "kube_pod_info", "kube_pod_status_phase"),
+    *(f"{_GATES}_running", f"{_GATES}_restarts_total", f"{_GATES}_terminated_reason"),
+}
 PARTS = ("Meaning.", "Confirm.", "Cause.", "Remedy.")
 
 _HERE = 'job="holdfast/holdfast-daemon",instance="10.0.0.1:9400",node="n1",namespace="holdfast",pod="daemon-x"'
 _THERE = 'job="holdfast/holdfast-daemon",instance="10.0.0.2:9400",node="n2",namespace="holdfast",pod="daemon-y"'
 _TINY = f'{_HERE},model="acme/tiny",version="v1"'
 _POD = 'namespace="team",pod="p",uid="u"'
+_GATE_OF_POD = f'{_POD},container="holdfast-gate"'
 _NODE = {"node": "n1", "instance": "10.0.0.1:9400"}
 _VERSION = {"model": "acme/tiny", "version": "v1"}
 _DAY = 86400
@@ -47,7 +52,7 @@ class Case:
 
 
 _GATE = {
-    f'kube_pod_init_container_status_running{{{_POD},container="holdfast-gate"}}': "1+0x60",
+    f"{_GATES}_running{{{_GATE_OF_POD}}}": "1+0x60",
     f'kube_pod_status_phase{{{_POD},phase="Pending"}}': "1+0x60",
     f'kube_pod_info{{{_POD},node="n1"}}': "1+0x60",
 }
@@ -209,6 +214,26 @@ CASES = [
         {f'holdfast_pods_refused{{{_HERE},reason="unknown_model"}}': "2+0x60"},
         {f"holdfast_pods_waiting{{{_HERE}}}": "2+0x60"},
         too_early=4,
+    ),
+    Case(
+        "HoldfastGateExits",
+        10,
+        {"namespace": "team", "pod": "p"},
+        {f"{_GATES}_restarts_total{{{_GATE_OF_POD}}}": "0+0x5 1+0x60"},
+        {f'kube_pod_init_container_status_restarts_total{{{_POD},container="other"}}': "0+0x5 1+0x60"},
+    ),
+    Case(  # a pod that is not started again
+        "HoldfastGateExits",
+        10,
+        {"namespace": "team", "pod": "p"},
+        {
+            f'{_GATES}_terminated_reason{{{_GATE_OF_POD},reason="{reason}"}}': on
+            for reason, on in (("Completed", "0+0x60"), ("Error", "1+0x60"))
+        },
+        {
+            f'{_GATES}_terminated_reason{{{_GATE_OF_POD},reason="{reason}"}}': on
+            for reason, on in (("Completed", "1+0x60"), ("Error", "0+0x60"))
+        },
     ),
     Case(
         "HoldfastSnapshotDoubted",
