@@ -29,12 +29,18 @@ class InjectorMetrics:
         self._seconds = prometheus.Histogram(took.name, took.help, buckets=took.buckets, registry=registry)
         expiry, build = table.CERTIFICATE_EXPIRY, table.BUILD_INFO
         prometheus.Gauge(expiry.name, expiry.help, registry=registry).set_function(expires)
+        unusable = table.CATALOG_UNUSABLE
+        self._catalog_unusable = prometheus.Gauge(unusable.name, unusable.help, registry=registry)
         prometheus.Info(build.base, build.help, registry=registry).info({"version": version})
 
     def count_review(self, result: str, seconds: float) -> None:
         """Count one review."""
         self._reviews.labels(result).inc()
         self._seconds.observe(seconds)
+
+    def set_catalog_usable(self, *, usable: bool) -> None:
+        """Set whether the catalog's file could be read at the last change."""
+        self._catalog_unusable.set(not usable)
 
     def expose(self) -> bytes:
         """Return the metrics in Prometheus' text format."""

@@ -107,8 +107,10 @@ class Injector:
             try:
                 self._reviewer.catalog = await asyncio.to_thread(_read_catalog, path)
             except HoldfastError as error:
+                self._metrics.set_catalog_usable(usable=False)
                 _log.error("%s: %s", path, error)
             else:
+                self._metrics.set_catalog_usable(usable=True)
                 _log.info("catalog: %d pinned versions", len(self._reviewer.catalog.pins))
 
 

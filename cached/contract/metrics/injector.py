@@ -24,6 +24,11 @@ CERTIFICATE_EXPIRY = Metric(
     Kind.GAUGE,
     "When the serving certificate ends, since unix epoch in seconds; 0 before there is one.",
 )
+CATALOG_UNUSABLE = Metric(
+    "holdfast_injector_catalog_unusable",
+    Kind.GAUGE,
+    "1 while the injector's catalog cannot be read or is no catalog; the last good one stays in force.",
+)
 BUILD_INFO = Metric("holdfast_build_info", Kind.INFO, "The version that runs.", ("version",))
 
-ALL = (REVIEWS, REVIEW_SECONDS, CERTIFICATE_EXPIRY, BUILD_INFO)
+ALL = (REVIEWS, REVIEW_SECONDS, CERTIFICATE_EXPIRY, CATALOG_UNUSABLE, BUILD_INFO)

@@ -140,6 +140,13 @@ CASES = [
         },
         {f"holdfast_catalog_unusable{{{_HERE}}}": "1+0x2 0+0x60"},
     ),
+    Case(  # the injector's copy
+        "HoldfastCatalogRejected",
+        7,
+        _NODE,
+        {f"holdfast_injector_catalog_unusable{{{_HERE}}}": "1+0x60"},
+        {f"holdfast_injector_catalog_unusable{{{_HERE}}}": "0+0x60"},
+    ),
     Case(
         "HoldfastDigestsDiffer",
         62,

@@ -152,6 +152,10 @@ def test_the_catalog_is_followed(injectors: Injectors) -> None:
     catalog.write_text("models: [")
     injector.wait_said("last good")
     assert pin_of(injector) == str(OTHER_DIGEST)
+    assert "holdfast_injector_catalog_unusable 1.0" in injector.ask("/metrics")[1]
+    write_catalog(catalog, DIGEST)
+    injector.wait_said("catalog: 1 pinned", times=3)
+    assert "holdfast_injector_catalog_unusable 0.0" in injector.ask("/metrics")[1]
 
 
 def pin_of(injector: RunningInjector) -> str:
