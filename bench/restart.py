@@ -95,8 +95,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def build(layout: Layout, versions: int, files: int) -> dict[ModelRef, Digest]:
-    """Publish `versions` of `files` small files each through the store; return their digests."""
+def build(layout: Layout, versions: int, files: int, model: str = "model") -> dict[ModelRef, Digest]:
+    """Publish `versions` of `files` small files each through the store, ten a name that begins with `model`; return
+    their digests."""
     recovery.prepare(layout)
     published = {}
     verified_at = timestamp(time.time())
@@ -110,7 +111,7 @@ def build(layout: Layout, versions: int, files: int) -> dict[ModelRef, Digest]:
             blob.write_bytes(data)
             blob.chmod(0o444)
             entries.append(entry)
-        ref = ModelRef(f"model-{number // _VERSIONS_OF_ONE:03d}", f"v{number % _VERSIONS_OF_ONE}")
+        ref = ModelRef(f"{model}-{number // _VERSIONS_OF_ONE:03d}", f"v{number % _VERSIONS_OF_ONE}")
         digest = snapshots.publish(layout, Manifest.build(entries), verified_at)
         snapshots.set_name(layout, ref, digest)
         published[ref] = digest

@@ -237,7 +237,7 @@ class VersionFigures:
 
     def _add_status(self, lines: Lines, labels: str, ref: ModelRef, status: ModelStatus) -> None:
         reason = status.error.code if status.error is not None else status.stale.reason if status.stale else ""
-        state = f'{labels},state="{status.listed_state.value}",reason="{reason}"'
+        state = f'{labels},state="{status.listed_state.value}"' + (f',reason="{reason}"' if reason else "")
         _add(lines, table.MODEL_STATE, state, 1)
         _add(lines, table.MODEL_READY, labels, int(ref in self._inventory.models))
         _add(lines, table.MODEL_PINNED, labels, int(status.pinned))

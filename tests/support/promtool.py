@@ -39,7 +39,10 @@ def find_differences(page: str, metrics: Collection[Metric]) -> set[str]:
                 wrong.add(f"{family.name}: not in the table")
             continue
         kind = "gauge" if metric.kind is Kind.INFO else metric.kind.value
-        labels = {frozenset(sample.labels) - {"le"} for sample in family.samples} - {frozenset(metric.labels)}
-        if (family.type, family.documentation) != (kind, metric.help) or labels:
+        labels = {label for sample in family.samples for label in sample.labels} - {
+            "le"
+        }  # an empty one may be left out
+        known_labels = set(metric.labels) if family.samples else set()
+        if (family.type, family.documentation, labels) != (kind, metric.help, known_labels):
             wrong.add(f"{family.name}: {family.type}, {family.documentation}, {labels}")
     return wrong

@@ -57,7 +57,8 @@ SCRUB_PERIOD = Metric(
 MODEL_STATE = Metric(
     "holdfast_model_state",
     Kind.GAUGE,
-    "1, with the version's state and its reason: the code of its error, or why it is stale; one series a version.",
+    "1, with the version's state and its reason, if any: the code of its error, or why it is stale; one series a "
+    "version.",
     (*_VERSION, "state", "reason"),
     1,
     Per.VERSION,
