@@ -16,12 +16,12 @@ from cached.contract.digest import Digest
 from cached.contract.errors import Permanent, Transient
 from cached.contract.program.options import DEADLINE_HEADER
 from cached.contract.reference import ModelRef
-from cached.daemon.http.messages import Handler, Request, Response, make_json, make_router
+from cached.daemon.http.messages import Answer, Handler, Request, Response, make_json, make_router
 from cached.daemon.read_api import make_status_handler
 from cached.daemon.service import Check, DaemonService
 
 _CHECK_S = 1.0
-_cancelled: set[asyncio.Future[Response]] = set()  # the loop keeps only weak references to tasks
+_cancelled: set[asyncio.Future[Answer]] = set()  # the loop keeps only weak references to tasks
 
 
 def make_control_api(service: DaemonService) -> Handler:
@@ -73,7 +73,7 @@ def _answer_while_disk_hangs(service: DaemonService, command: Handler) -> Handle
     """Answer a command with an error while the root's disk hangs; cancel the command, which ends after its current
     step."""
 
-    async def answer(request: Request) -> Response:
+    async def answer(request: Request) -> Answer:
         work = asyncio.ensure_future(command(request))
         try:
             while not work.done():
@@ -89,7 +89,7 @@ def _answer_while_disk_hangs(service: DaemonService, command: Handler) -> Handle
     return answer
 
 
-def _forget(work: asyncio.Future[Response]) -> None:
+def _forget(work: asyncio.Future[Answer]) -> None:
     _cancelled.discard(work)
     if not work.cancelled():
         work.exception()  # the client has this error, or the disk's

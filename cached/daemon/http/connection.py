@@ -2,7 +2,8 @@
 
 Law: h11 parses and frames; this module moves bytes between it and the transport, and limits the time of each step. A
 client has `SILENCE_S` for a whole request, from the accept or the last response on, and `ANSWER_S` to take a response,
-which stays in memory until then. A client that ends does not end its request's handler.
+or a piece of a stream, which stays in memory until then. A client that ends does not end its request's handler; it
+ends a stream, which would else last until something is to be sent.
 """
 
 from __future__ import annotations
@@ -11,14 +12,14 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from http import HTTPStatus
 from typing import Protocol
 from urllib.parse import unquote, urlsplit
 
 import h11
 
-from cached.daemon.http.messages import Handler, Request, Response, make_refusal
+from cached.daemon.http.messages import Answer, Handler, Request, Response, Stream, make_refusal
 
 SILENCE_S = 15.0  # until a whole request has arrived, the first or the next one
 ANSWER_S = 30.0  # until the client has taken the response
@@ -60,6 +61,7 @@ class Connection(asyncio.Protocol):
         self._taken = asyncio.Event()  # the client has taken all that was written
         self._taken.set()
         self._is_over = False  # nothing more is read: the connection closes after its last response
+        self._is_streaming = False  # the work is a stream, whose head was written
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
@@ -73,6 +75,8 @@ class Connection(asyncio.Protocol):
         self._stop_timer()
         self._is_over = True
         self._taken.set()
+        if self._is_streaming and self._work is not None:
+            self._work.cancel()
 
     def pause_writing(self) -> None:
         self._taken.clear()
@@ -82,7 +86,7 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         if self._is_over:
-            return  # of a request that was refused
+            return  # after a request that was refused, or during a stream
         self._http.receive_data(data)
         self._take_next()
 
@@ -90,7 +94,8 @@ class Connection(asyncio.Protocol):
         if not self._is_over:
             self._http.receive_data(b"")
             self._take_next()
-        return self._work is not None or not self._taken.is_set()  # half-closed: the client still gets its response
+        # Half-closed: the client still gets its response. Of a stream no client closes a half.
+        return (self._work is not None and not self._is_streaming) or not self._taken.is_set()
 
     def abort(self) -> None:
         """End the connection at once."""
@@ -98,10 +103,14 @@ class Connection(asyncio.Protocol):
         self._transport.abort()
 
     def leave(self) -> asyncio.Task[None] | None:
-        """Close the connection if it is idle; return the task of a request in work."""
-        if self._work is None:
+        """Close the connection if it is idle, end a stream; return the task of a request in work."""
+        if self._work is None or self._is_streaming:
             self._is_over = True
+            if self._is_streaming and self._http.our_state is h11.SEND_BODY:
+                self._transport.write(self._http.send(h11.EndOfMessage()) or b"")
             self._transport.close()
+        if self._work is not None and self._is_streaming:
+            self._work.cancel()
         return self._work
 
     def _take_next(self) -> None:
@@ -150,6 +159,7 @@ class Connection(asyncio.Protocol):
         request = Request(
             method=head.method.decode("ascii"),
             path=_find_path(head.target.decode("ascii")),
+            query=head.target.decode("ascii").partition("#")[0].partition("?")[2],
             headers=_list_headers(head),
             body=bytes(self._body),
             transport=self._transport,
@@ -158,7 +168,11 @@ class Connection(asyncio.Protocol):
 
     async def _handle(self, request: Request) -> None:
         try:
-            await self._send(await self._respond(request), request.method)
+            answer = await self._respond(request)
+            if isinstance(answer, Stream):
+                await self._send_stream(answer, request.method)
+            else:
+                await self._send(answer, request.method)
         finally:
             self._work = None
         if self._is_over or self._http.our_state is not h11.DONE or self._http.their_state is not h11.DONE:
@@ -170,7 +184,7 @@ class Connection(asyncio.Protocol):
             self._start_timer(SILENCE_S)
             self._take_next()
 
-    async def _respond(self, request: Request) -> Response:
+    async def _respond(self, request: Request) -> Answer:
         try:
             return await self._listener.handler(request)
         except Exception:  # noqa: BLE001 - the client gets 500
@@ -183,11 +197,41 @@ class Connection(asyncio.Protocol):
             self._is_over = True
             return
         self._write(response, closes=self._listener.is_closing, with_body=method not in _METHODS_WITHOUT_BODY)
+        await self._wait_until_taken()
+
+    async def _send_stream(self, stream: Stream, method: str) -> None:
+        """Write the pieces of a stream as they come, each after the client has taken the last one."""
+        self._is_over = True  # what the client still sends is dropped
+        async with contextlib.aclosing(stream.pieces) as pieces:
+            if self._transport.is_closing():
+                return
+            headers = [("Content-Type", stream.content_type), *stream.headers]
+            self._transport.write(self._make_head(HTTPStatus.OK, headers, closes=True))
+            if method not in _METHODS_WITHOUT_BODY:
+                self._is_streaming = True
+                self._transport.resume_reading()  # only a read tells that the client has gone
+                await self._write_pieces(pieces)
+            if not self._transport.is_closing():
+                self._transport.write(self._http.send(h11.EndOfMessage()) or b"")
+
+    async def _write_pieces(self, pieces: AsyncIterator[bytes]) -> None:
+        try:
+            async for piece in pieces:
+                self._transport.write(self._http.send(h11.Data(data=piece)) or b"")
+                if not await self._wait_until_taken():
+                    return
+        except Exception:  # noqa: BLE001 - the client gets the end of its connection
+            _log.exception("a stream")
+            self.abort()
+
+    async def _wait_until_taken(self) -> bool:
+        """Return whether the client has taken all that was written; abort the connection after `ANSWER_S`."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(ANSWER_S):
                 await self._taken.wait()
-                return
+                return not self._transport.is_closing()
         self.abort()
+        return False
 
     def _refuse(self, status: int) -> None:
         """Answer what is no request, or too large; then drop what still comes for a moment, and close."""
@@ -199,18 +243,22 @@ class Connection(asyncio.Protocol):
         self._start_timer(_LINGER_S)
 
     def _write(self, response: Response, *, closes: bool, with_body: bool) -> None:
-        status = HTTPStatus(response.status)
         headers = [
             ("Content-Type", response.content_type),
             ("Content-Length", str(len(response.body))),
-            ("Date", time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime())),
             *([("Allow", response.allow)] if response.allow else []),
-            *([("Connection", "close")] if closes else []),
+            *response.headers,
         ]
-        head = h11.Response(status_code=status.value, headers=headers, reason=status.phrase.encode())
+        head = self._make_head(HTTPStatus(response.status), headers, closes=closes)
         body = h11.Data(data=response.body if with_body else b"")
-        pieces = [self._http.send(event) or b"" for event in (head, body, h11.EndOfMessage())]
-        self._transport.write(b"".join(pieces))
+        self._transport.write(head + b"".join(self._http.send(event) or b"" for event in (body, h11.EndOfMessage())))
+
+    def _make_head(self, status: HTTPStatus, headers: list[tuple[str, str]], *, closes: bool) -> bytes:
+        date = ("Date", time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime()))
+        all_ = [*headers, date, *([("Connection", "close")] if closes else [])]
+        return (
+            self._http.send(h11.Response(status_code=status.value, headers=all_, reason=status.phrase.encode())) or b""
+        )
 
     def _start_timer(self, seconds: float) -> None:
         self._stop_timer()

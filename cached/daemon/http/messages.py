@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from http import HTTPStatus
 from typing import Any
@@ -17,28 +17,44 @@ JSON = "application/json; charset=utf-8"
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One request with its whole body. `path` is decoded and without the query; `headers` by lower-case name;
-    `segment`: the last segment of the path where its route leaves that open. `transport`: its connection."""
+    """One request with its whole body. `path` is decoded and without the query, `query` as it was sent; `headers` by
+    lower-case name; `segment`: the last segment of the path where its route leaves that open. `transport`: its
+    connection."""
 
     method: str
     path: str
     headers: Mapping[str, str]
     body: bytes
     transport: asyncio.Transport
+    query: str = ""
     segment: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """A response with its whole body. `allow`: the methods that a path has, with status 405."""
+    """A response with its whole body. `allow`: the methods that a path has, with status 405; further
+    `headers`."""
 
     body: bytes
     content_type: str = TEXT
     status: int = 200
     allow: str = ""
+    headers: tuple[tuple[str, str], ...] = ()
 
 
-Handler = Callable[[Request], Awaitable[Response]]
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """A response whose body has no known end: each of `pieces` is sent once the client has taken the one before, so
+    that a slow client delays its own pieces and costs no memory. The end of the client or of the server closes
+    `pieces`; the end of `pieces` ends the connection."""
+
+    pieces: AsyncGenerator[bytes, None]
+    content_type: str
+    headers: tuple[tuple[str, str], ...] = ()
+
+
+Answer = Response | Stream
+Handler = Callable[[Request], Awaitable[Answer]]
 Routes = Mapping[tuple[str, str], Handler]
 
 
@@ -57,7 +73,7 @@ def make_router(routes: Routes) -> Handler:
     segment open. HEAD is answered as GET; a `HoldfastError` is answered as JSON: 400 for `Permanent`, 503 for
     `Transient`."""
 
-    async def answer(request: Request) -> Response:
+    async def answer(request: Request) -> Answer:
         folder, _, last = request.path.rpartition("/")
         choices = [("" if last == "*" else request.path, ""), (f"{folder}/*" if last else "", last)]
         method = "GET" if request.method == "HEAD" else request.method
@@ -69,7 +85,7 @@ def make_router(routes: Routes) -> Handler:
                 return make_refusal(405, ", ".join(sorted([*methods, *(["HEAD"] if "GET" in methods else [])])))
         return make_refusal(404)
 
-    async def answer_errors(request: Request) -> Response:
+    async def answer_errors(request: Request) -> Answer:
         try:
             return await answer(request)
         except HoldfastError as error:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import http.client
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 import pytest
 
 from cached.contract.errors import Permanent, Transient
-from cached.daemon.http.messages import JSON, Request, Response, make_json, make_router
+from cached.daemon.http.messages import JSON, Request, Response, Stream, make_json, make_router
 from cached.daemon.http.server import Server
 
 Ask = Callable[[bytes], Awaitable[bytes]]
@@ -207,3 +208,178 @@ async def test_past_the_limit_the_oldest_connection_goes() -> None:
                 raise ConnectionError
         for _, each in (*silent, (reader, writer)):
             each.close()
+
+
+class _Streams:
+    """A route whose pieces the test gives; `open` streams now, `asked` for a piece so often."""
+
+    def __init__(self) -> None:
+        self.open = self.asked = 0
+        self.pieces: asyncio.Queue[bytes | None] = asyncio.Queue()
+        self.ended = asyncio.Event()
+
+    async def answer(self, _request: Request) -> Stream:
+        return Stream(self._run(), "text/event-stream", (("X-More", "yes"),))
+
+    async def _run(self) -> AsyncGenerator[bytes, None]:
+        self.open += 1
+        try:
+            while True:
+                self.asked += 1
+                piece = await self.pieces.get()
+                if piece is None:
+                    return
+                if piece == b"bug":
+                    raise RuntimeError("a bug")
+                yield piece
+        finally:
+            self.open -= 1
+            self.ended.set()
+
+
+@asynccontextmanager
+async def _streaming(most_clients: int = 8) -> AsyncIterator[tuple[_Streams, Server, tuple[str, int]]]:
+    streams = _Streams()
+    server = Server(make_router({**_ROUTES, ("GET", "/stream"): streams.answer}), most_clients)
+    listener = await asyncio.get_running_loop().create_server(server, "127.0.0.1", 0)
+    try:
+        yield streams, server, listener.sockets[0].getsockname()
+    finally:
+        listener.close()
+        await server.close()
+
+
+async def _follow(address: tuple[str, int], version: str = "1.1") -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    reader, writer = await asyncio.open_connection(*address)
+    writer.write(f"GET /stream HTTP/{version}\r\nHost: x\r\n\r\n".encode())
+    return reader, writer
+
+
+async def test_a_stream_is_sent_piece_by_piece() -> None:
+    """Each piece arrives when it is given; the end of the pieces ends the body and the connection."""
+    async with _streaming() as (streams, _, address):
+        reader, writer = await _follow(address)
+        head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
+        for field in ("200 ok", "text/event-stream", "x-more: yes", "transfer-encoding: chunked", "connection: close"):
+            assert field in head
+        for piece in (b"one", b"two"):
+            streams.pieces.put_nowait(piece)
+            assert await reader.readexactly(8) == b"3\r\n" + piece + b"\r\n"
+        streams.pieces.put_nowait(None)
+        assert await reader.read() == b"0\r\n\r\n"
+        assert streams.open == 0
+        writer.close()
+
+
+async def test_a_stream_to_an_old_client_ends_with_the_connection() -> None:
+    """HTTP/1.0 has no chunks: the pieces come as they are."""
+    async with _streaming() as (streams, _, address):
+        reader, writer = await _follow(address, "1.0")
+        await reader.readuntil(b"\r\n\r\n")
+        streams.pieces.put_nowait(b"one")
+        assert await reader.readexactly(3) == b"one"
+        streams.pieces.put_nowait(None)
+        assert await reader.read() == b""
+        writer.close()
+
+
+async def test_head_of_a_stream_begins_none() -> None:
+    """HEAD is answered with the head alone, and no piece is asked for."""
+    async with _streaming() as (streams, _, address):
+        reader, writer = await asyncio.open_connection(*address)
+        writer.write(b"HEAD /stream HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert (await reader.read()).endswith(b"\r\n\r\n")
+        assert (streams.open, streams.asked) == (0, 0)
+        writer.close()
+
+
+@pytest.mark.parametrize("how", ["close", "half-close", "reset"])
+async def test_a_client_that_goes_ends_its_stream(how: str) -> None:
+    """A stream without news ends with its client, not with the next piece."""
+    async with _streaming() as (streams, _, address):
+        reader, writer = await _follow(address)
+        await reader.readuntil(b"\r\n\r\n")
+        await _until(lambda: streams.asked == 1)
+        if how == "half-close":
+            writer.write_eof()
+        elif how == "reset":
+            writer.transport.abort()
+        else:
+            writer.close()
+        await asyncio.wait_for(streams.ended.wait(), 30)
+        assert streams.open == 0
+        writer.close()
+
+
+async def test_the_end_of_the_server_ends_streams_at_once() -> None:
+    """A stop does not wait for streams; they end as a whole body does, so that a browser connects again."""
+    async with _streaming() as (streams, server, address):
+        reader, writer = await _follow(address)
+        await reader.readuntil(b"\r\n\r\n")
+        await _until(lambda: streams.asked == 1)
+        await server.close()
+        assert await reader.read() == b"0\r\n\r\n"
+        assert streams.open == 0
+        writer.close()
+
+
+async def test_a_slow_reader_is_asked_for_no_more_pieces() -> None:
+    """While a client takes nothing no further piece is made for it: its stream costs one piece of memory."""
+    async with _streaming() as (streams, _, address):
+        reader, writer = await _follow(address)
+        writer.transport.pause_reading()  # type: ignore[attr-defined]  # a StreamWriter's transport can
+        for _ in range(40):
+            streams.pieces.put_nowait(bytes(1024 * 1024))
+        await _until(lambda: streams.asked > 1)
+        before = -1
+        while before != streams.asked:
+            before = streams.asked
+            await asyncio.sleep(0.1)
+        assert streams.asked < 40
+        writer.transport.resume_reading()  # type: ignore[attr-defined]
+        await asyncio.wait_for(reader.readexactly(40 * 1024 * 1024), 30)
+        writer.close()
+
+
+async def test_a_stream_with_a_bug_ends_its_connection_alone(caplog: pytest.LogCaptureFixture) -> None:
+    """What a stream raises is logged, its client sees a broken body, and others are served."""
+    async with _streaming() as (streams, _, address):
+        reader, writer = await _follow(address)
+        await reader.readuntil(b"\r\n\r\n")
+        streams.pieces.put_nowait(b"bug")
+        with contextlib.suppress(ConnectionError):
+            assert await reader.read() == b""
+        assert "RuntimeError: a bug" in caplog.text
+        other, sender = await asyncio.open_connection(*address)
+        sender.write(b"GET /names/a HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        assert (await other.read()).endswith(b"a")
+        sender.close()
+        writer.close()
+
+
+async def test_the_query_is_left_as_it_was_sent() -> None:
+    """A handler gets the query undecoded, and the path without it."""
+    seen: list[Request] = []
+
+    async def note(request: Request) -> Response:
+        seen.append(request)
+        return Response(b"")
+
+    server = Server(make_router({("GET", "/a b"): note}), 8)
+    listener = await asyncio.get_running_loop().create_server(server, "127.0.0.1", 0)
+    reader, writer = await asyncio.open_connection(*listener.sockets[0].getsockname())
+    writer.write(b"GET /a%20b?x=%31&y=?#z HTTP/1.1\r\nHost: x\r\n\r\n")
+    writer.write(
+        b"GET http://x/a%20b?q HTTP/1.1\r\nHost: x\r\n\r\nGET /a%20b HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    )
+    await reader.read()
+    assert [each.query for each in seen] == ["x=%31&y=?", "q", ""]
+    writer.close()
+    listener.close()
+    await server.close()
+
+
+async def _until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(30):
+        while not condition():
+            await asyncio.sleep(0.005)
