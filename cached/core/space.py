@@ -193,6 +193,12 @@ class Ledger:
         with self._lock:
             return len(self._blobs)
 
+    @property
+    def quarantined_bytes(self) -> int:
+        """The bytes in quarantine, which are part of the dying ones."""
+        with self._lock:
+            return sum(self._quarantined.values())
+
     def partial_bytes(self, id_: str) -> int:
         """Return the bytes that a partial blob takes of the disk."""
         with self._lock:

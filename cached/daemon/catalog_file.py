@@ -17,7 +17,7 @@ from pathlib import Path
 
 from cached.contract.errors import HoldfastError, Permanent
 from cached.contract.program import limits
-from cached.core.catalog import EMPTY_CATALOG, Catalog, parse_catalog
+from cached.core.catalog import EMPTY_CATALOG, Catalog, Rejection, parse_catalog
 from cached.daemon.file_watch import watch_file
 
 _log = logging.getLogger("holdfast")
@@ -52,6 +52,8 @@ class CatalogFile:
         self._catalog = EMPTY_CATALOG
         self._text: str | None = None
         self._seen: _Signature | None = None  # of the file with this text
+        self.rejected: tuple[Rejection, ...] = ()  # the entries of the catalog in force that were rejected
+        self._error: HoldfastError | None = None  # the last one
         self._trouble: str | None = None
         self._changed = asyncio.Event()
         self._waiting: list[asyncio.Future[None]] = []
@@ -86,9 +88,14 @@ class CatalogFile:
         self._changed.set()
         await asyncio.wait([future], timeout=_PATIENCE_S)
 
+    @property
+    def trouble(self) -> HoldfastError | None:
+        """Why the file as it is now is not in force; None where it is."""
+        return None if self._trouble is None else self._error
+
     async def _read(self) -> None:
         try:
-            found = await asyncio.to_thread(_read, self._path, self._seen)
+            found = await self._read_file()
             if found is None:
                 return
             text, self._seen = found
@@ -99,6 +106,7 @@ class CatalogFile:
                 return
             self._text = text
             parsed = await asyncio.to_thread(parse_catalog, text, self._catalog)
+            self.rejected = parsed.rejected
             for rejection in parsed.rejected:
                 _log.error("catalog, line %d: %s: %s", rejection.line, rejection.where, rejection.reason)
             _log.info("catalog: %d models, %d entries rejected", len(parsed.catalog.models), len(parsed.rejected))
@@ -110,12 +118,21 @@ class CatalogFile:
             self._use_catalog(self._catalog)
             self.not_ready_reason = None
         except HoldfastError as error:
+            self._error = error
             if str(error) != self._trouble:
                 _log.error("%s", error)
             self._trouble = str(error)
             self._seen = None  # the next look reads the file, also if it is the one of before
             if self._catalog is EMPTY_CATALOG:
                 self.not_ready_reason = f"no catalog: {error}"
+
+    async def _read_file(self) -> tuple[str, _Signature | None] | None:
+        """Return what `_read` does; after an error the file counts as new, whatever it is then."""
+        try:
+            return await asyncio.to_thread(_read, self._path, self._seen)
+        except HoldfastError:
+            self._text = self._seen = None
+            raise
 
 
 _Signature = tuple[int, ...]

@@ -42,6 +42,7 @@ class Config:
     csi: Path | None
     csi_registration: Path | None
     kubelet_dir: Path
+    page: str
     log_level: str
 
 
@@ -134,6 +135,7 @@ def parse_config(arguments: Sequence[str]) -> Config:
     )
     kubelet = "the kubelet's folder (its --root-dir)"
     parser.option("--kubelet-dir", type=_parse_path, default="/var/lib/kubelet", metavar="DIR", help=kubelet)
+    parser.option("--page", choices=("on", "off"), default="on", help="off: no page for people at / of --listen")
     parser.option("--log-level", choices=("debug", "info", "warning", "error"), default="info", help="how much to log")
     given = parser.parse_args(arguments)
     if not given.low_watermark <= given.high_watermark:

@@ -288,8 +288,9 @@ async def _work(
     deleted = asyncio.Event()
     watch.follow(ledger, partial(_set_from_thread, loop, deleted), reconciler.is_fetching)
     ending.set_handler(partial(loop.call_soon_threadsafe, stop.set))
+    reads = make_read_api(service, page_readers=max_clients // 2 if config.page == "on" else 0)
     address, control = await stack.enter_async_context(
-        open_listeners(config.listen, layout, blocking, make_read_api(service), make_control_api(service), max_clients)
+        open_listeners(config.listen, layout, blocking, reads, make_control_api(service), max_clients)
     )
     tasks = {
         "reconciler": reconciler.run(),

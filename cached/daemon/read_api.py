@@ -1,4 +1,4 @@
-"""The TCP port: `/metrics`, `/healthz`, `/readyz` and `/v1/status`, without authentication.
+"""The TCP port: `/metrics`, `/healthz`, `/readyz`, `/v1/status` and the page at `/`, without authentication.
 
 Law: read-only, so it needs no credentials; it shows none.
 """
@@ -8,17 +8,21 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from typing import Any
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
-from cached.daemon.http.messages import JSON, Handler, Request, Response, make_router
+from cached.daemon.http.messages import JSON, Answer, Handler, Request, Response, Routes, make_router
 from cached.daemon.service import DaemonService
+
+if TYPE_CHECKING:  # loaded when somebody opens it
+    from cached.daemon.page.page import NodePage
 
 _SHARE = 0.1  # of the wall time, to render one page
 _CREDIT_S = 0.25  # for one burst after a pause
 
 
-def make_read_api(service: DaemonService) -> Handler:
-    """Return the handler of the TCP port."""
+def make_read_api(service: DaemonService, *, page_readers: int) -> Handler:
+    """Return the handler of the TCP port; `page_readers`: how many pages may stand open, 0 for none at all."""
 
     async def healthz(_request: Request) -> Response:
         return Response(b"ok\n")
@@ -38,8 +42,25 @@ def make_read_api(service: DaemonService) -> Handler:
             ("GET", "/readyz"): readyz,
             ("GET", "/metrics"): metrics,
             ("GET", "/v1/status"): make_status_handler(service.make_status),
+            **(_make_page_routes(service, page_readers) if page_readers else {}),
         }
     )
+
+
+def _make_page_routes(service: DaemonService, readers: int) -> Routes:
+    """Return the routes of the page, which is made at its first request: most daemons are never asked for it."""
+
+    @cache
+    def get_page() -> NodePage:
+        return service.open_page(readers)
+
+    async def show(request: Request) -> Answer:
+        return await get_page().show(request)
+
+    async def follow(request: Request) -> Answer:
+        return await get_page().follow(request)
+
+    return {("GET", "/"): show, ("GET", "/page/events"): follow}
 
 
 def make_status_handler(status: Callable[[], dict[str, Any]]) -> Handler:

@@ -139,6 +139,10 @@ class Reconciler:
         """Return the pull of this id; None for an unknown or an old one."""
         return self._versions.find_pull(id_)
 
+    def get_record(self, ref: ModelRef) -> Version:
+        """Return the record of a version, for reports: who waits for it, and since when on the reconciler's clock."""
+        return self._versions.get(ref)
+
     def list_resolvable(self) -> list[ModelRef]:
         """Return the versions with a catalog entry that `find_resolvable` returns."""
         return [ref for ref in self._inventory.models if self.find_resolvable(ref) is not None]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cached.contract.digest import Digest
 from cached.contract.errors import HoldfastError, Permanent, Transient
@@ -27,6 +27,9 @@ from cached.node.integrity.recheck import Recheck
 from cached.node.inventory import Inventory, write_pins
 from cached.node.status_files import StatusFiles
 from cached.node.threads import Blocking
+
+if TYPE_CHECKING:  # loaded when somebody opens it
+    from cached.daemon.page.page import NodePage
 
 # Raises once the client has disconnected or its deadline has passed: the command then stops.
 Check = Callable[[], None]
@@ -83,6 +86,24 @@ class DaemonService:
         self._reconciler.mark_used()
         text = self._node_figures.render() + self._version_figures.render()
         return self._metrics.render() + text.encode()
+
+    def open_page(self, most_readers: int) -> NodePage:
+        """Return the page for people, whose modules are imported here."""
+        from cached.daemon.page.facts import NodeFacts
+        from cached.daemon.page.page import NodePage
+
+        facts = NodeFacts(
+            inventory=self._inventory,
+            status_files=self._status_files,
+            ledger=self._ledger,
+            cluster=self._cluster,
+            reconciler=self._reconciler,
+            catalog=self._catalog,
+            registry=self._metrics.registry,
+            compute_use=self._use,
+            find_not_ready_reason=self.find_not_ready_reason,
+        )
+        return NodePage(facts, self._status_files.daemon.node, most_readers)
 
     def find_not_ready_reason(self) -> str | None:
         """Return why the daemon is not ready; None when it is."""

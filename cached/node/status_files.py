@@ -46,6 +46,7 @@ _SUBJECT = "status files"
 _CANNOT = "they cannot be written"
 _PAUSE_S = 0.1  # between two rounds of writes
 _SETTLED = (State.READY, State.FAILED)
+_MOST_RECENT_ERRORS = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +84,16 @@ class _Content:
 _NO_CONTENT = _Content(None, None, {}, {})
 
 
+@dataclass(frozen=True, slots=True)
+class RecentError:
+    """An error that a version had since the start, `count` times, the last time at `at` (seconds since the epoch)."""
+
+    ref: ModelRef
+    error: StatusError
+    at: float
+    count: int
+
+
 class StatusFiles:
     """The status of every version, in memory and in its file."""
 
@@ -94,6 +105,8 @@ class StatusFiles:
         self._stale = False  # whether a file may differ from its status
         self._beating_since: float | None = None  # monotonic seconds, while a heartbeat waits to be written
         self.news = asyncio.Event()  # set whenever a status changes; the waiter clears it
+        self.changes = 0  # of statuses, since the start
+        self._recent_errors: dict[tuple[ModelRef, str], RecentError] = {}  # by version and code, the last one last
         self._contents: dict[ModelRef, _Content] = {}
         self._lock = threading.Condition()  # of the five below, which the writer uses too
         self._statuses: dict[ModelRef, ModelStatus] = {}
@@ -119,6 +132,11 @@ class StatusFiles:
     def all(self) -> tuple[ModelStatus, ...]:
         """Return every status, sorted by model and version."""
         return tuple(self._statuses[ref] for ref in sorted(self._statuses))
+
+    @property
+    def recent_errors(self) -> tuple[RecentError, ...]:
+        """The last errors of versions since the start, the newest first: one for each version and code."""
+        return tuple(reversed(self._recent_errors.values()))
 
     def list_segments(self) -> frozenset[str]:
         """Return the names of the folders of all status files."""
@@ -208,6 +226,7 @@ class StatusFiles:
 
     def adopt(self, ref: ModelRef, status: ModelStatus) -> None:
         """Take over a version's status from the last daemon; its file exists already."""
+        self.changes += 1
         with self._lock:
             self._statuses[ref] = status
 
@@ -276,10 +295,21 @@ class StatusFiles:
         state = changes.get("state", status.state)
         since = old.since if old is not None and old.state == state else now
         known = {each.name: getattr(content, each.name) for each in fields(content)}
-        self._set(ref, replace(status, since=since, updated=now, **known, **changes))
+        fresh = replace(status, since=since, updated=now, **known, **changes)
+        if fresh.error is not None and (old is None or old.error != fresh.error):
+            self._note_error(ref, fresh.error)
+        self._set(ref, fresh)
+
+    def _note_error(self, ref: ModelRef, error: StatusError) -> None:
+        before = self._recent_errors.pop((ref, error.code), None)
+        count = 1 if before is None else before.count + 1
+        self._recent_errors[ref, error.code] = RecentError(ref, error, time.time(), count)
+        if len(self._recent_errors) > _MOST_RECENT_ERRORS:
+            del self._recent_errors[next(iter(self._recent_errors))]
 
     def _set(self, ref: ModelRef, status: ModelStatus | None) -> None:
         old = self._statuses.get(ref)
+        self.changes += 1
         with self._lock:
             if status is None:
                 del self._statuses[ref]

@@ -80,7 +80,9 @@ def test_the_snapshot_hashes_to_its_name(running: DaemonProcess) -> None:
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH"])
-@pytest.mark.parametrize("path", ["/v1/status", "/metrics", "/healthz", "/v1/pull", "/v1/gc", "/v1/pin"])
+@pytest.mark.parametrize(
+    "path", ["/", "/page/events", "/v1/status", "/metrics", "/healthz", "/v1/pull", "/v1/gc", "/v1/pin"]
+)
 def test_the_port_only_reads(running: DaemonProcess, method: str, path: str) -> None:
     """The TCP port refuses whatever could change anything."""
     assert running.request(method, path)[0] in (404, 405)

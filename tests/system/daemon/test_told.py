@@ -128,7 +128,8 @@ def test_a_sources_credentials_are_told_to_nobody(daemon: DaemonProcess, origin:
     status = daemon.status(ModelRef("good", "v1"))
     assert status is not None
     assert status["source"] == f"http://{address}/good/a.bin"
-    told = [daemon.log(), daemon.get("/metrics")[1], daemon.get("/v1/status")[1], json.dumps(daemon.control.status())]
+    told = [*(daemon.get(path)[1] for path in ("/", "/metrics", "/v1/status"))]
+    told += [daemon.log(), json.dumps(daemon.control.status())]
     told += [path.read_text() for path in daemon.layout.public.status.rglob("*.json")]
     assert not [text for text in told if "s3cr3t" in text or "reader:" in text]
     sent = [seen.headers.get("authorization") for seen in origin.requests if seen.path == "/good/a.bin"]
@@ -148,7 +149,7 @@ def test_where_credentials_come_from_is_not_told(tmp_path: Path, origin: Hostile
         daemon.start()
         daemon.wait(lambda: bool(daemon.error(V1)), "an error")
         assert [seen.path for seen in origin.requests][:1] == ["/role"]
-        assert "s3cr3t" not in daemon.log() + daemon.get("/v1/status")[1]
+        assert "s3cr3t" not in daemon.log() + daemon.get("/v1/status")[1] + daemon.get("/")[1]
 
 
 def test_an_error_stays_told_while_it_is_tried_again(daemon: DaemonProcess, origin: HostileOrigin) -> None:

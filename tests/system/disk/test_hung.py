@@ -62,7 +62,7 @@ def _connected(daemon: DaemonProcess) -> http.client.HTTPConnection:
 
 def _check_doors(daemon: DaemonProcess) -> None:
     assert daemon.request("GET", "/healthz", SOON_S)[0] == 200
-    for path in ("/readyz", "/v1/status", "/metrics"):
+    for path in ("/readyz", "/v1/status", "/metrics", "/"):
         daemon.request("GET", path, SOON_S)
 
 

@@ -62,7 +62,8 @@ def test_secrets_are_in_nothing_that_the_daemon_says(weather: Weather) -> None:
     """Passwords, tokens, session tokens and the queries of signed URLs are in no log line, status or metric."""
     daemon = weather.daemon
     statuses = [path.read_text() for path in daemon.layout.public.status.rglob("*.json")]
-    said = "\n".join([daemon.log(), daemon.get("/metrics")[1], daemon.get("/v1/status")[1], *statuses])
+    pages = [daemon.get(path)[1] for path in ("/metrics", "/v1/status", "/")]
+    said = "\n".join([daemon.log(), *pages, *statuses])
     secrets = (HUB_TOKEN, WEB_PASSWORD, WEB_QUERY, SESSION_TOKEN, ACCESS_KEY, SECRET_KEY)
     assert [secret for secret in (*secrets, "X-Amz-", "Signature=", "Authorization", "Basic ") if secret in said] == []
 

@@ -149,7 +149,7 @@ def test_an_echo_of_a_secret_is_not_passed_on(daemon: DaemonProcess, stages: Sta
     for name in catalog:
         daemon.pull(f"{name}@v1")
         daemon.wait_state(ModelRef(name, V1), "failed")
-    said = daemon.log() + daemon.get("/v1/status")[1] + daemon.get("/metrics")[1]
+    said = daemon.log() + daemon.get("/v1/status")[1] + daemon.get("/metrics")[1] + daemon.get("/")[1]
     assert not [secret for secret in (HUB_TOKEN, SESSION_TOKEN, WEB_PASSWORD) if secret in said]
 
 

@@ -60,11 +60,13 @@ def test_saying_the_same_twice_changes_nothing() -> None:
         ledger.count_partial("p", 20)
         ledger.count_quarantined("q", 10)
     assert _accounts(ledger.compute_use()) == (30, 0, 30)
+    assert ledger.quarantined_bytes == 10
     for _ in range(2):
         ledger.count_blob("a", 5)
         ledger.count_partial("p", 0)
         ledger.count_quarantined("q", 0)
     assert _accounts(ledger.compute_use()) == (5, 0, 0)
+    assert ledger.quarantined_bytes == 0
     space = _one(ledger, 40)
     for _ in range(2):
         space.finish(7, "b", 33)

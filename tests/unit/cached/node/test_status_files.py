@@ -17,7 +17,7 @@ from cached.contract.layout import PublicLayout
 from cached.contract.reference import ModelRef
 from cached.contract.status import State
 from cached.node import status_files
-from cached.node.status_files import StatusFiles
+from cached.node.status_files import FetchProgress, StatusFiles
 
 A, OTHER = ModelRef("m", "a"), ModelRef("m", "other")
 
@@ -131,6 +131,25 @@ async def test_what_a_reader_waits_for_is_written_at_once(
         await _until(lambda: _state(public, A) == "queued")
         files.drop(A)
         await _until(lambda: _state(public, A) is None)
+    files.close()
+
+
+async def test_the_last_errors_are_remembered(public: PublicLayout) -> None:
+    """An error counts when it appears, not while it stays; the newest comes first; each version and code is there once,
+    and their number is bounded."""
+    files = StatusFiles(public, "node", lambda: None)
+    files.reset(A, State.QUEUED, "", None)
+    away, progress = Transient("disk", "away", ""), FetchProgress(2, 1)
+    for trouble in (away, away, None, Transient("http_503", "busy", ""), away):
+        files.set_progress(A, State.FETCHING, progress, trouble)
+    found = [(each.error.code, each.count) for each in files.recent_errors]
+    assert found == [("disk", 2), ("http_503", 1)]
+    files.drop(A)
+    assert len(files.recent_errors) == 2
+    for number in range(100):
+        files.reset(OTHER, State.QUEUED, "", None)
+        files.set_error(OTHER, State.FAILED, Transient(f"code_{number}", "", ""))
+    assert [each.error.code for each in files.recent_errors] == [f"code_{number}" for number in range(99, 67, -1)]
     files.close()
 
 

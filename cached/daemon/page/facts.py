@@ -1,0 +1,255 @@
+"""What the page tells: collected from the daemon's parts, without texts for people.
+
+Law: on the event loop, without a file. `fingerprint` tells cheaply whether `collect` may give something else, so that a
+page that stands open costs nearly nothing while nothing happens.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from prometheus_client import CollectorRegistry
+
+from cached.contract.errors import HoldfastError
+from cached.contract.reference import ModelRef
+from cached.contract.status import DaemonStatus, ModelStatus, timestamp
+from cached.core.demand import PodWant, count_waiting
+from cached.core.space import Ledger, SpaceUse
+from cached.daemon.catalog_file import CatalogFile
+from cached.daemon.page.sizes import SnapshotSize, SnapshotSizes
+from cached.daemon.reconciler import Reconciler
+from cached.node.cluster import Cluster
+from cached.node.inventory import Inventory
+from cached.node.status_files import RecentError, StatusFiles
+
+_RECEIVED, _FAILED = "holdfast_fetch_bytes_total", "holdfast_fetch_errors_total"
+_SPACE_STEPS = 1000  # of the capacity: less of a change of the free space is no news
+_CLOCK_JUMP_S = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class VersionFacts:
+    """One version. `size`: of its snapshot, where it is here; `names`: how many versions have that snapshot. `users`:
+    pods that may read it. `waiting`: pods whose version is not here, `pulls` that are open, and `waiting_since` when
+    the first pod began to wait. `kept`: pinned against eviction. Times in UTC."""
+
+    status: ModelStatus
+    size: SnapshotSize | None
+    names: int
+    leased: bool
+    users: tuple[str, ...]
+    waiting: tuple[str, ...]
+    pulls: int
+    waiting_since: str | None
+    kept: bool
+    last_used: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class SourceFacts:
+    """One kind of source: the versions here that came from it and their bytes; what was received since the start, and
+    the attempts that failed."""
+
+    kind: str
+    versions: int
+    held_bytes: int
+    received_bytes: int
+    failures: int
+
+
+@dataclass(frozen=True, slots=True)
+class DiskFacts:
+    """The account in bytes. `by_snapshot`: the names of each snapshot, and the bytes that no other one shares; the
+    largest first. `shared`: of blobs that several have. `unlinked`: committed blobs that none has."""
+
+    use: SpaceUse
+    by_snapshot: tuple[tuple[tuple[ModelRef, ...], int], ...]
+    shared: int
+    unlinked: int
+    quarantined: int
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """All that the page tells. `catalog_error`: why the catalog's file as it is now is not in force; `has_catalog`:
+    whether an earlier one is."""
+
+    daemon: DaemonStatus
+    not_ready: str | None
+    disk_error: HoldfastError | None
+    catalog_error: HoldfastError | None
+    has_catalog: bool
+    rejected: tuple[tuple[str, int, str], ...]
+    disconnected_since: str | None
+    versions: tuple[VersionFacts, ...]
+    disk: DiskFacts
+    sources: tuple[SourceFacts, ...]
+    recent_errors: tuple[RecentError, ...]
+
+
+class FactsSource(Protocol):
+    """Where the page has its facts from."""
+
+    async def measure(self) -> None:
+        """Bring up to date what takes more than a moment; call it before the others."""
+
+    def fingerprint(self) -> tuple[object, ...]:
+        """Return a value that differs from an earlier one where `collect` may; it costs microseconds."""
+
+    def collect(self) -> Facts:
+        """Return the facts; its cost grows with the number of versions."""
+
+
+class NodeFacts:
+    """Collects the facts of one daemon. `compute_use` returns the account, and the disk's error if any."""
+
+    def __init__(
+        self,
+        *,
+        inventory: Inventory,
+        status_files: StatusFiles,
+        ledger: Ledger,
+        cluster: Cluster,
+        reconciler: Reconciler,
+        catalog: CatalogFile,
+        registry: CollectorRegistry,
+        compute_use: Callable[[], tuple[SpaceUse, HoldfastError | None]],
+        find_not_ready_reason: Callable[[], str | None],
+    ) -> None:
+        self._inventory = inventory
+        self._status_files = status_files
+        self._ledger = ledger
+        self._cluster = cluster
+        self._reconciler = reconciler
+        self._catalog = catalog
+        self._registry = registry.restricted_registry([_RECEIVED, _FAILED])
+        self._compute_use = compute_use
+        self._find_not_ready_reason = find_not_ready_reason
+        self._sizes = SnapshotSizes(inventory)
+        self._epoch = time.time() - time.monotonic()  # of the monotonic clock, in seconds since the epoch
+
+    async def measure(self) -> None:
+        """Bring the sizes of the snapshots up to date, in steps."""
+        await self._sizes.update()
+
+    def fingerprint(self) -> tuple[object, ...]:
+        """Return a value that differs from an earlier one where `collect` may; it costs microseconds."""
+        use, error = self._compute_use()
+        step = max(1, use.capacity // _SPACE_STEPS)
+        return (
+            self._status_files.changes,
+            self._inventory.changes,
+            self._sizes.changes,
+            self._inventory.leased,
+            self._inventory.pins,
+            self._cluster.users(),
+            self._cluster.figures().get("kube_connected"),
+            (use.capacity, use.used, use.reserved, use.dying, use.free // step),
+            None if error is None else error.code,
+            self._find_not_ready_reason(),
+            self._catalog.trouble,
+            self._catalog.rejected,
+        )
+
+    def collect(self) -> Facts:
+        """Return the facts; its cost grows with the number of versions."""
+        self._reconciler.mark_used()
+        epoch = time.time() - time.monotonic()
+        if abs(epoch - self._epoch) > _CLOCK_JUMP_S:  # else times of the same moment would differ by a second
+            self._epoch = epoch
+        use, error = self._compute_use()
+        figures = self._cluster.figures()
+        is_cut_off = figures.get("kube_connected") == 0.0
+        since = figures.get("kube_connection_changed_timestamp_seconds", 0.0)
+        statuses = self._status_files.all()
+        return Facts(
+            daemon=self._status_files.daemon,
+            not_ready=self._find_not_ready_reason(),
+            disk_error=error,
+            catalog_error=self._catalog.trouble,
+            has_catalog=self._catalog.not_ready_reason is None,
+            rejected=tuple((each.where, each.line, each.reason) for each in self._catalog.rejected),
+            disconnected_since=timestamp(since) if is_cut_off else None,
+            versions=self._describe_versions(statuses),
+            disk=self._describe_disk(use),
+            sources=self._describe_sources(statuses),
+            recent_errors=self._status_files.recent_errors,
+        )
+
+    def _describe_versions(self, statuses: tuple[ModelStatus, ...]) -> tuple[VersionFacts, ...]:
+        models = self._inventory.models
+        users = _names_by_version(self._cluster.users())
+        waiting = tuple(pod for pod in self._cluster.pods() if count_waiting((pod,), models))
+        waiting_names, named = _names_by_version(waiting), self._inventory.named()
+        found = []
+        for status in statuses:
+            ref = ModelRef(status.model, status.version)
+            record, digest = self._reconciler.get_record(ref), models.get(ref)
+            still = set(waiting_names.get(ref, ()))
+            since = record.waiting_since if still else None
+            own_users = tuple(name for name in users.get(ref, ()) if name not in still)
+            leased = digest in self._inventory.leased
+            found.append(
+                VersionFacts(
+                    status=status,
+                    size=None if digest is None else self._sizes.get(digest),
+                    names=0 if digest is None else len(named[digest]),
+                    leased=leased,
+                    users=own_users,
+                    waiting=tuple(sorted(still)),
+                    pulls=sum(pull.error is None and pull.digest is None for pull in record.pulls),
+                    waiting_since=None if since is None else timestamp(self._epoch + since),
+                    kept=ref in self._inventory.pins or self._reconciler.is_kept(ref),
+                    last_used=None if leased or own_users else self._find_last_use(ref),
+                )
+            )
+        return tuple(found)
+
+    def _find_last_use(self, ref: ModelRef) -> str | None:
+        used = self._inventory.last_used.get(ref)
+        return None if used is None else timestamp(self._epoch + used)
+
+    def _describe_disk(self, use: SpaceUse) -> DiskFacts:
+        sizes = [(tuple(sorted(refs)), self._sizes.get(digest)) for digest, refs in self._inventory.named().items()]
+        own = [(refs, size.exclusive) for refs, size in sizes if size is not None and size.exclusive]
+        return DiskFacts(
+            use=use,
+            by_snapshot=tuple(sorted(own, key=lambda each: (-each[1], each[0]))),
+            shared=self._sizes.shared,
+            unlinked=max(0, use.used - self._sizes.total),
+            quarantined=self._ledger.quarantined_bytes,
+        )
+
+    def _describe_sources(self, statuses: tuple[ModelStatus, ...]) -> tuple[SourceFacts, ...]:
+        held: defaultdict[str, list[int]] = defaultdict(list)
+        for status in statuses:
+            ref = ModelRef(status.model, status.version)
+            if ref in self._inventory.models:
+                held[_find_kind(self._inventory.fetched[ref].source)].append(self._inventory.size(ref))
+        counted: dict[str, defaultdict[str, int]] = {_RECEIVED: defaultdict(int), _FAILED: defaultdict(int)}
+        for metric in self._registry.collect():
+            for sample in metric.samples:
+                if sample.name in counted:
+                    counted[sample.name][sample.labels["source"]] += int(sample.value)
+        kinds = sorted({*held, *counted[_RECEIVED], *counted[_FAILED]})
+        return tuple(
+            SourceFacts(kind, len(held[kind]), sum(held[kind]), counted[_RECEIVED][kind], counted[_FAILED][kind])
+            for kind in kinds
+        )
+
+
+def _names_by_version(pods: tuple[PodWant, ...]) -> dict[ModelRef, tuple[str, ...]]:
+    names: defaultdict[ModelRef, set[str]] = defaultdict(set)
+    for pod in pods:
+        names[pod.ref].add(pod.pod)
+    return {ref: tuple(sorted(each)) for ref, each in names.items()}
+
+
+def _find_kind(source: str) -> str:
+    """Return the kind of a source's URI, as the metrics name it; empty where the source is not known."""
+    scheme = source.partition("://")[0] if "://" in source else ""
+    return "http" if scheme == "https" else scheme

@@ -1,0 +1,151 @@
+"""The page and its events: renders once for all readers, and gives each what it lacks.
+
+Law: no task of its own: while nobody reads nothing runs, and each reader's stream looks once a second, all of them at
+the same moments. Readers hold a position (`state.py`), no queue: a slow one gets fewer events, each with all that
+changed since its last one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import re
+import secrets
+import time
+from collections.abc import AsyncGenerator
+from urllib.parse import parse_qs
+
+from cached.daemon.http.messages import TEXT, Answer, Request, Response, Stream
+from cached.daemon.page import sections
+from cached.daemon.page.disk import render_disk
+from cached.daemon.page.document import ASSETS, EVENT_HEADERS, PAGE_HEADERS, render_document, render_event
+from cached.daemon.page.facts import Facts, FactsSource
+from cached.daemon.page.rows import VersionRows
+from cached.daemon.page.state import Content, PageState
+from cached.daemon.read_api import RenderedPage
+
+MOST_READERS = 32  # streams at once; a browser that gets 503 asks again every 5 s
+_TICK_S = 1.0
+_BEAT_S = 15.0  # of events without news: proxies and port forwards end connections that are silent
+_RETRY_MS = 2000  # until a browser connects again
+_HTML = "text/html; charset=utf-8"
+_EVENTS = "text/event-stream"
+_COMPRESSION = 6
+_POSITION = re.compile(r"([0-9a-f]{8})\.([0-9a-f]{8})-([0-9]{1,18})")
+
+
+class NodePage:
+    """The page of one daemon, for `most_readers` streams at once, `MOST_READERS` at most."""
+
+    def __init__(self, facts: FactsSource, node: str, most_readers: int) -> None:
+        self._facts = facts
+        self._node = node
+        self._most_readers = min(MOST_READERS, most_readers)
+        self._readers = 0
+        self._life = secrets.token_hex(4)  # revisions of an earlier daemon mean nothing here
+        self._state = PageState()
+        self._rows = VersionRows()
+        self._seen: tuple[object, ...] | None = None
+        self._page = RenderedPage(self._render, time.monotonic)
+        self._packed: tuple[bytes, bytes] = b"", b""  # the last page that was compressed, and the result
+        self._event: tuple[tuple[int, int], bytes] = (0, 0), b""  # the last one: after which revision, up to which
+
+    async def show(self, request: Request) -> Response:
+        """Answer `GET /`."""
+        await self._facts.measure()
+        body = self._page.get_body()
+        if not _accepts_gzip(request.headers.get("accept-encoding", "")):
+            return Response(body, _HTML, headers=PAGE_HEADERS)
+        if self._packed[0] is not body:
+            self._packed = body, gzip.compress(body, _COMPRESSION, mtime=0)
+        return Response(self._packed[1], _HTML, headers=(*PAGE_HEADERS, ("Content-Encoding", "gzip")))
+
+    async def follow(self, request: Request) -> Answer:
+        """Answer `GET /page/events`: what changed since the reader's position, then what changes."""
+        if self._readers >= self._most_readers and request.method != "HEAD":
+            text = f"503: {self._readers} pages are open here, as many as the daemon serves; close one\n"
+            return Response(text.encode(), TEXT, 503, headers=(*EVENT_HEADERS, ("Retry-After", "10")))
+        after = parse_qs(request.query).get("after", [""])[-1]
+        position = request.headers.get("last-event-id") or after
+        # Counted when the connection asks for the first piece, which it does without a pause in between.
+        return Stream(self._list_events(position), _EVENTS, EVENT_HEADERS)
+
+    async def _list_events(self, position: str) -> AsyncGenerator[bytes, None]:
+        self._readers += 1
+        try:
+            found = _POSITION.fullmatch(position)
+            if found is not None and found[1] != ASSETS:
+                yield b"event: reload\ndata: \n\n"
+                return
+            await self._update()
+            revision = int(found[3]) if found is not None and found[2] == self._life else -1
+            first = f"retry: {_RETRY_MS}\n\n".encode()
+            yield first + (self._make_event(revision) if revision != self._state.revision else b"")
+            revision, told_at = self._state.revision, time.monotonic()
+            while True:
+                await asyncio.sleep(_TICK_S - time.monotonic() % _TICK_S)
+                await self._update()
+                if revision != self._state.revision:
+                    revision, event = self._state.revision, self._make_event(revision)
+                elif time.monotonic() - told_at >= _BEAT_S:
+                    event = f"event: beat\ndata: {time.time():.3f}\n\n".encode()
+                else:
+                    continue
+                told_at = time.monotonic()
+                yield event
+        finally:
+            self._readers -= 1
+
+    def _make_event(self, revision: int) -> bytes:
+        """Return the event of all that changed since `revision`; the same for all readers that have it."""
+        span = revision, self._state.revision
+        if self._event[0] != span:
+            changes = self._state.list_changes(revision)
+            self._event = span, render_event(changes, self._format_position(span[1]), time.time())
+        return self._event[1]
+
+    def _format_position(self, revision: int) -> str:
+        return f"{ASSETS}.{self._life}-{revision}"
+
+    async def _update(self) -> None:
+        await self._facts.measure()
+        self._take_facts()
+
+    def _take_facts(self) -> None:
+        seen = self._facts.fingerprint()
+        if seen != self._seen:
+            self._seen = seen
+            self._state.replace(self._make_content(self._facts.collect()))
+
+    def _render(self) -> bytes:
+        self._take_facts()
+        position = self._format_position(self._state.revision)
+        return render_document(self._node, self._state.content, position, time.time()).encode("utf-8", "replace")
+
+    def _make_content(self, facts: Facts) -> Content:
+        problems = sections.list_problems(facts)
+        empty = "" if facts.versions else "<p class=soft>No version is wanted or held here yet.</p>"
+        return Content(
+            sections.render_title(facts, len(problems)),
+            {
+                "head": sections.render_head(facts),
+                "tiles": sections.render_tiles(facts, problems),
+                "problems": sections.render_problems(problems),
+                "waiting": sections.render_waiting(facts.versions),
+                "disk": render_disk(facts.disk),
+                "sources": sections.render_sources(facts.sources),
+                "earlier": sections.render_earlier(facts),
+                "empty": empty,
+            },
+            self._rows.render(facts.versions),
+        )
+
+
+def _accepts_gzip(header: str) -> bool:
+    """Return whether `Accept-Encoding` names gzip, or anything, with a weight above 0 (RFC 9110, 12.5.3)."""
+    weights: dict[str, float] = {}
+    for part in header.lower().split(","):
+        name, _, parameter = part.partition(";")
+        found = re.fullmatch(r"\s*q\s*=\s*([01](?:\.[0-9]{0,3})?)\s*", parameter)
+        weights[name.strip()] = 1.0 if found is None else float(found[1])
+    return weights.get("gzip", weights.get("*", 0.0)) > 0
