@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             ref = refs[number % len(refs)]
             asks = {"holdfast.dev/model": ref.name, "holdfast.dev/version": ref.version}
             api.create("/api/v1/namespaces/default/pods", make_pod(f"pod-{number}", _NODE, asks))
-        environment = {**loopback_environment(), "KUBECONFIG": str(_kubeconfig(place.scratch, api.url))}
+        environment = {**loopback_environment(), "KUBECONFIG": str(make_kubeconfig(place.scratch, api.url))}
         found: dict[str, list[_Idle]] = {name: [] for name in rows}
         for round_ in range(options.rounds):
             for name in in_turn(list(rows), round_):
@@ -117,7 +117,8 @@ def _report(found: Mapping[str, Sequence[_Idle]]) -> str:
     return f"{report.grid(head, body)}\n\n{report.bullets(targets)}"
 
 
-def _kubeconfig(folder: Path, server: str) -> Path:
+def make_kubeconfig(folder: Path, server: str) -> Path:
+    """Write a kubeconfig of `server`, without credentials, into `folder`; return its path."""
     path = folder / "kubeconfig"
     document = {
         "current-context": "bench",

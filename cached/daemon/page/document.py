@@ -8,13 +8,13 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from importlib.resources import files
+from pathlib import Path
 
 from cached.daemon.page.markup import fill_ages, format_clock, text
 from cached.daemon.page.state import Change, Content
 
-_STYLE = files(__package__).joinpath("page.css").read_text(encoding="utf-8")
-_SCRIPT = files(__package__).joinpath("page.js").read_text(encoding="utf-8")
+_STYLE = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
+_SCRIPT = Path(__file__).with_name("page.js").read_text(encoding="utf-8")
 _ICON = (
     "data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 16 16'%3E%3Crect width='16' height='16' "
     "rx='4' fill='%230b6b70'/%3E%3Cpath d='M5 4v8M11 4v8M5 8h6' stroke='%23fff' stroke-width='2'/%3E%3C/svg%3E"

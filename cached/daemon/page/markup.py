@@ -6,7 +6,6 @@ reader without a script. So HTML is the same while nothing but time passes, and 
 
 from __future__ import annotations
 
-import html
 import re
 from datetime import UTC, datetime
 
@@ -19,6 +18,7 @@ _UNSEEN = re.compile(
     "[\x00-\x1f\x7f-\x9f\u00ad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
     "\ud800-\udfff\U000e0000-\U000e007f]"
 )
+_ESCAPES = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;", "'": "&#x27;"})
 _USER = re.compile(r"(\b[a-zA-Z][a-zA-Z0-9+.-]*://)[^\s/@]*@")
 _QUERY = re.compile(r"(\b[a-zA-Z][a-zA-Z0-9+.-]*://[^\s?#\"'<>]+)[?#][^\s\"'<>)\]}]*")
 _CODE = re.compile(r"`([^`]+)`")
@@ -36,7 +36,7 @@ def plain(value: str) -> str:
 
 def text(value: str) -> str:
     """Return the HTML of a text, `plain` and escaped for content and attributes."""
-    return html.escape(plain(value), quote=True)
+    return plain(value).translate(_ESCAPES)
 
 
 def message(value: str) -> str:

@@ -8,10 +8,10 @@ changed since its last one.
 from __future__ import annotations
 
 import asyncio
-import gzip
+import os
 import re
-import secrets
 import time
+import zlib
 from collections.abc import AsyncGenerator
 from urllib.parse import parse_qs
 
@@ -30,7 +30,7 @@ _BEAT_S = 15.0  # of events without news: proxies and port forwards end connecti
 _RETRY_MS = 2000  # until a browser connects again
 _HTML = "text/html; charset=utf-8"
 _EVENTS = "text/event-stream"
-_COMPRESSION = 6
+_COMPRESSION, _GZIP = 6, zlib.MAX_WBITS | 16  # the sum asks zlib for gzip's head and end
 _POSITION = re.compile(r"([0-9a-f]{8})\.([0-9a-f]{8})-([0-9]{1,18})")
 
 
@@ -42,7 +42,7 @@ class NodePage:
         self._node = node
         self._most_readers = min(MOST_READERS, most_readers)
         self._readers = 0
-        self._life = secrets.token_hex(4)  # revisions of an earlier daemon mean nothing here
+        self._life = os.urandom(4).hex()  # revisions of an earlier daemon mean nothing here
         self._state = PageState()
         self._rows = VersionRows()
         self._seen: tuple[object, ...] | None = None
@@ -57,7 +57,8 @@ class NodePage:
         if not _accepts_gzip(request.headers.get("accept-encoding", "")):
             return Response(body, _HTML, headers=PAGE_HEADERS)
         if self._packed[0] is not body:
-            self._packed = body, gzip.compress(body, _COMPRESSION, mtime=0)
+            packer = zlib.compressobj(_COMPRESSION, wbits=_GZIP)
+            self._packed = body, packer.compress(body) + packer.flush()
         return Response(self._packed[1], _HTML, headers=(*PAGE_HEADERS, ("Content-Encoding", "gzip")))
 
     async def follow(self, request: Request) -> Answer:

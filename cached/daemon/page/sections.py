@@ -72,7 +72,7 @@ def render_tiles(facts: Facts, problems: list[Problem]) -> str:
     since = min((each.waiting_since for each in versions if each.waiting_since), default=None)
     users = {pod for each in versions for pod in each.users}
     used = use.capacity - use.free
-    share = f"{100 * used // use.capacity} % in use" if use.capacity else "not known"
+    share = f"of {format_size(use.capacity)}, {100 * used // use.capacity} % full" if use.capacity else "not known now"
     return (
         "<dl class=tiles>"
         + "".join(
@@ -93,10 +93,10 @@ def render_tiles(facts: Facts, problems: list[Problem]) -> str:
                     "Versions leased",
                     f"{sum(each.leased for each in versions)} <small>{_count(len(users), 'pod')} may read here</small>",
                 ),
-                _tile("Disk free", f"{format_size(use.free)} <small>of {format_size(use.capacity)}, {share}</small>"),
+                _tile("Disk free", f"{format_size(use.free)} <small>{share}</small>"),
                 _tile(
                     "Problems",
-                    f"{len(problems)} <small>{'each with its remedy below' if problems else 'nothing to mend'}</small>",
+                    f"{len(problems)} <small>{'remedies below' if problems else 'nothing to mend'}</small>",
                     alert=any(each.permanent for each in problems),
                 ),
             )

@@ -194,7 +194,7 @@ async def test_the_page_tells_what_the_node_does() -> None:
         "Being fetched 1 256.0 MiB/s",
         "Pods waiting 2 the longest for",
         "Versions leased 1 1 pod may read here",
-        "Disk free 50.0 GiB of 100.0 GiB, 50 % in use",
+        "Disk free 50.0 GiB of 100.0 GiB, 50 % full",
         "The disk disk , is tried again the disk has not answered for 30 s check the kernel log",
         "acme/llama@v3 not_found , for",
         "no such folder look for typing errors",
