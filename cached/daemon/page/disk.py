@@ -52,7 +52,7 @@ def _list_parts(disk: DiskFacts) -> list[_Part]:
         *parts,
         _Part("kx", f"{len(rest)} other versions", sum(size for _, size in rest)),
         _Part("ks", "Shared by several versions", disk.shared),
-        _Part("kx", "Of no version now", disk.unlinked),
+        _Part("kx", "Of no version yet, or any more", disk.unlinked),
         _Part("kf", "Being fetched", use.reserved),
         _Part("kq", "Quarantine", disk.quarantined),
         _Part("kx", "To be deleted", use.dying - disk.quarantined),

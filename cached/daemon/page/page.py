@@ -26,6 +26,7 @@ from cached.daemon.read_api import RenderedPage
 
 MOST_READERS = 32  # streams at once; a browser that gets 503 asks again every 5 s
 _TICK_S = 1.0
+_SHARE = 20
 _BEAT_S = 15.0  # of events without news: proxies and port forwards end connections that are silent
 _RETRY_MS = 2000  # until a browser connects again
 _HTML = "text/html; charset=utf-8"
@@ -46,20 +47,17 @@ class NodePage:
         self._state = PageState()
         self._rows = VersionRows()
         self._seen: tuple[object, ...] | None = None
+        self._resume_at = 0.0  # monotonic seconds; of facts that are collected for readers
         self._page = RenderedPage(self._render, time.monotonic)
-        self._packed: tuple[bytes, bytes] = b"", b""  # the last page that was compressed, and the result
         self._event: tuple[tuple[int, int], bytes] = (0, 0), b""  # the last one: after which revision, up to which
 
     async def show(self, request: Request) -> Response:
         """Answer `GET /`."""
         await self._facts.measure()
-        body = self._page.get_body()
-        if not _accepts_gzip(request.headers.get("accept-encoding", "")):
-            return Response(body, _HTML, headers=PAGE_HEADERS)
-        if self._packed[0] is not body:
-            packer = zlib.compressobj(_COMPRESSION, wbits=_GZIP)
-            self._packed = body, packer.compress(body) + packer.flush()
-        return Response(self._packed[1], _HTML, headers=(*PAGE_HEADERS, ("Content-Encoding", "gzip")))
+        packed = self._page.get_body()
+        if _accepts_gzip(request.headers.get("accept-encoding", "")):
+            return Response(packed, _HTML, headers=(*PAGE_HEADERS, ("Content-Encoding", "gzip")))
+        return Response(zlib.decompress(packed, _GZIP), _HTML, headers=PAGE_HEADERS)
 
     async def follow(self, request: Request) -> Answer:
         """Answer `GET /page/events`: what changed since the reader's position, then what changes."""
@@ -109,8 +107,12 @@ class NodePage:
         return f"{ASSETS}.{self._life}-{revision}"
 
     async def _update(self) -> None:
+        """Take the facts for the readers, in a twentieth of the time at most, however many versions there are."""
         await self._facts.measure()
-        self._take_facts()
+        began = time.monotonic()
+        if began >= self._resume_at:
+            self._take_facts()
+            self._resume_at = began + _SHARE * (time.monotonic() - began)
 
     def _take_facts(self) -> None:
         seen = self._facts.fingerprint()
@@ -119,9 +121,12 @@ class NodePage:
             self._state.replace(self._make_content(self._facts.collect()))
 
     def _render(self) -> bytes:
+        """Return the page, compressed."""
         self._take_facts()
         position = self._format_position(self._state.revision)
-        return render_document(self._node, self._state.content, position, time.time()).encode("utf-8", "replace")
+        page = render_document(self._node, self._state.content, position, time.time())
+        packer = zlib.compressobj(_COMPRESSION, wbits=_GZIP)
+        return packer.compress(page.encode()) + packer.flush()
 
     def _make_content(self, facts: Facts) -> Content:
         problems = sections.list_problems(facts)

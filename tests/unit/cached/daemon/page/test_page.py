@@ -202,7 +202,7 @@ async def test_the_page_tells_what_the_node_does() -> None:
         "fetching, 25 %, 256.0 MiB/s, 3s left",
         "acme/llama@v1 = b@1 20.0 GiB",
         "Shared by several versions 8.0 GiB",
-        "Of no version now 2.0 GiB",
+        "Of no version yet, or any more 2.0 GiB",
         "Being fetched 5.0 GiB",
         "Quarantine 1.0 GiB",
         "To be deleted 2.0 GiB",
