@@ -77,10 +77,9 @@ class NodePage:
                 yield b"event: reload\ndata: \n\n"
                 return
             await self._update()
-            revision = int(found[3]) if found is not None and found[2] == self._life else -1
-            first = f"retry: {_RETRY_MS}\n\n".encode()
-            yield first + (self._make_event(revision) if revision != self._state.revision else b"")
+            known = int(found[3]) if found is not None and found[2] == self._life else -1
             revision, told_at = self._state.revision, time.monotonic()
+            yield f"retry: {_RETRY_MS}\n\n".encode() + (self._make_event(known) if known != revision else b"")
             while True:
                 await asyncio.sleep(_TICK_S - time.monotonic() % _TICK_S)
                 await self._update()

@@ -19,7 +19,7 @@ from cached.contract.errors import Transient
 from cached.contract.reference import ModelRef
 from cached.contract.status import State, StatusError
 from cached.core.space import SpaceUse
-from cached.daemon.http.messages import make_router
+from cached.daemon.http.messages import Request, Stream, make_router
 from cached.daemon.http.server import Server
 from cached.daemon.page.facts import DiskFacts, Facts, SourceFacts
 from cached.daemon.page.page import NodePage
@@ -360,6 +360,26 @@ async def test_a_reader_of_the_newest_page_gets_what_changes_and_nothing_else() 
         for after, header in ((fields["id"], {}), ("", {"Last-Event-ID": fields["id"]})):
             async with page.follow(after, **header) as events:
                 assert (await events.take_change())["order"] == change["order"]
+
+
+async def test_a_slow_reader_misses_nothing() -> None:
+    """What changes while a reader has not taken an event is in the next one, whether that was the first or a later
+    one."""
+    told = ToldFacts(make_facts())
+    page = NodePage(told, "node-a", 8)
+    headers = {"accept-encoding": "identity"}
+    request = Request("GET", "/", headers, b"", asyncio.Transport())
+    stream = await page.follow(request)
+    assert isinstance(stream, Stream)
+    seen = ""
+    for version in ("v1", "v2", "v3"):
+        seen += (await anext(stream.pieces)).decode()
+        told.facts = make_facts(make_version(make_status(version=version)))
+        await page.show(request)  # others have the page rendered in between
+        told.facts = make_facts(*told.facts.versions, rejected=((version, 1, "never"),))
+    seen += (await anext(stream.pieces)).decode()
+    await stream.pieces.aclose()
+    assert all(f"<b>{version}</b>" in seen for version in ("v1", "v2", "v3"))
 
 
 async def test_changes_within_a_second_are_one_event() -> None:
