@@ -64,7 +64,7 @@ def _ask_until(daemon: DaemonProcess, over: threading.Event, tcp: bool) -> int:
     answers = 0
     while not over.is_set() or not answers:
         if tcp:
-            for path in ("/v1/status", "/metrics", "/healthz"):
+            for path in ("/v1/status", "/metrics", "/healthz", "/"):
                 assert daemon.get(path)[0] == 200
         else:
             assert daemon.control.status()["models"]
