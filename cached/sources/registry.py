@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from cached.transport.client import HttpClient
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):(//)?")
+_SCP = re.compile(r"[A-Za-z0-9._-]+@[A-Za-z0-9.-]+:(?!//)")  # as `git clone` takes it over ssh
 _MAX_RESOLVERS = 4  # one that ends in another, which ends in a source: more is a circle
 
 
@@ -58,6 +59,12 @@ def _oci(uri: str, client: HttpClient, _opener: Opener) -> Source:
     return OciSource(uri, client)
 
 
+def _git(uri: str, client: HttpClient, _opener: Opener) -> Source:
+    from cached.sources.git.source import GitSource
+
+    return GitSource(uri, client)
+
+
 def _file(uri: str, _client: HttpClient, _opener: Opener) -> Source:
     from cached.sources.local.source import LocalSource
 
@@ -71,6 +78,8 @@ _BUILT_IN: dict[str, tuple[str, Callable[[str, HttpClient, Opener], Source]]] = 
     "az": ("az://", _az),
     "hf": ("hf://", _hf),
     "oci": ("oci://", _oci),
+    "git+https": ("git+https://", _git),
+    "git+http": ("git+http://", _git),
     "https": ("https://", _http),
     "http": ("http://", _http),
     "file": ("file://", _file),
@@ -84,7 +93,8 @@ _MEANT = {
     **dict.fromkeys(("s3a", "s3n", "minio", "r2"), "s3"),
     **dict.fromkeys(("mlflow", "model", "mlflow-models"), "models"),
     **dict.fromkeys(("modelscope", "msc"), "ms"),
-    **dict.fromkeys(("git", "git+ssh", "ssh", "lfs", "git+http"), "git+https"),
+    **dict.fromkeys(("git", "git+ssh", "git+git", "git+file", "ssh", "lfs", "git-lfs"), "git+https"),
+    **dict.fromkeys(("github", "gitlab", "bitbucket", "gitea", "codeberg", "gh"), "git+https"),
     **dict.fromkeys(("pvc", "local", "path", "hostpath"), "file"),
     **dict.fromkeys(("dvc",), "dvc+https"),
     **dict.fromkeys(("wb", "wandb-artifact"), "wandb"),
@@ -105,7 +115,7 @@ def open_source(uri: str, client: HttpClient, resolvers: int = 0) -> Source:
     carry credentials, so messages quote its scheme only.
     """
     match = _SCHEME.match(uri)
-    scheme = match[1].lower() if match else "file" if uri.startswith("/") else ""
+    scheme = match[1].lower() if match else "file" if uri.startswith("/") else "ssh" if _SCP.match(uri) else ""
     if resolvers > _MAX_RESOLVERS:
         raise Permanent(
             "circular_source",

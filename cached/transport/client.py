@@ -155,6 +155,12 @@ class HttpClient:
         does, and `Permanent` (`insecure_redirect`) for a redirect that would give the body to another origin."""
         return self._fetch_any(_Request("POST", RequestedRange(0, None), target, cancellation, body), limit_bytes)
 
+    def post(self, target: HttpTarget, body: bytes, cancellation: Cancellation) -> Body:
+        """Send `body` by POST; return the body of the answer 200, as it comes. The caller closes it. Raises as `get`
+        and `post_any_status` do."""
+        request = _Request("POST", RequestedRange(0, None), target, cancellation, body)
+        return self._checked(self._follow(request), request)
+
     def peek_any_status(self, target: HttpTarget, cancellation: Cancellation) -> Response:
         """Return the head of the response to a GET of the first byte, of any status, without following a redirect: a
         URL that a HEAD is redirected to may be signed for HEAD only. Its body is not read. Raises as `get` does."""

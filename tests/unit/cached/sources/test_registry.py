@@ -25,6 +25,8 @@ NO_CLIENT.close()  # opening contacts nobody
         ("http://127.0.0.1/m/", "http"),
         ("https://example.com/m/", "http"),
         ("oci://ghcr.io/acme/model:v1", "oci"),
+        ("git+https://github.com/acme/model@v1", "git"),
+        ("git+http://127.0.0.1:3000/acme/model", "git"),
         ("file:///models/m", "file"),
         ("/models/m", "file"),
     ],
@@ -55,6 +57,10 @@ def test_an_unknown_scheme_names_the_supported_ones(uri: str) -> None:
         ("s3n://bucket/m/", "s3://"),
         ("pvc://claim/m", "file://"),
         ("docker://ghcr.io/acme/model:v1", "oci://"),
+        ("git+ssh://git@github.com/acme/model", "git+https://"),
+        ("git://github.com/acme/model", "git+https://"),
+        ("git@github.com:acme/model.git", "git+https://"),
+        ("github:acme/model", "git+https://"),
     ],
 )
 def test_a_scheme_of_another_tool_names_ours(uri: str, right: str) -> None:

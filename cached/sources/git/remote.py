@@ -1,0 +1,234 @@
+"""One repository on a Git host, asked over smart HTTP in version 2 of Git's protocol.
+
+Law: sends what a depth of one and the filters of a partial clone need, and reads no more than its limits; nothing is
+written to a disk. Requests go through the product's own transport: its timeouts, proxies, and rules for redirects and
+credentials. Format: gitprotocol-http(5), gitprotocol-v2(5).
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from cached.contract.errors import HoldfastError, Permanent, Transient
+from cached.sources.git.access import credentials_for, explain, explained_status, has_credentials
+from cached.sources.git.address import GitAddress
+from cached.sources.git.pack import Objects, PackReader, read_objects
+from cached.sources.git.pktline import Mark, Packets, SideBand, encode
+from cached.transport.client import HttpClient
+from cached.transport.connection.cancel import Cancellation
+from cached.transport.service.requests import Service
+from cached.transport.service.tokens import FixedHeaders
+from cached.transport.target import Headers, HttpTarget
+from cached.transport.urls import display_url
+
+_MAX_REFS_BYTES = 32 * 1024 * 1024
+MAX_OBJECTS_BYTES = 64 * 1024 * 1024  # of a commit's trees and small files, in memory
+_VERSION_2: Headers = (("Git-Protocol", "version=2"),)
+_POST_HEADERS: Headers = (
+    *_VERSION_2,
+    ("Content-Type", "application/x-git-upload-pack-request"),
+    ("Accept", "application/x-git-upload-pack-result"),
+)
+_SERVICE = "/info/refs?service=git-upload-pack"
+_OID = re.compile(r"[0-9a-f]{40}")
+_NOT_OURS = re.compile(r"not our ref|bad object|not a valid object|no such (?:object|remote)", re.IGNORECASE)
+_AGENT = "agent=holdfast"
+_FORMAT = "object-format=sha1"
+
+
+@dataclass(frozen=True, slots=True)
+class Ref:
+    """A branch, a tag or `HEAD`: its name, the id of its object, and of the commit where that is an annotated tag."""
+
+    name: str
+    oid: str
+    peeled: str | None = None
+
+    @property
+    def commit(self) -> str:
+        """The id of the commit, as far as the server says."""
+        return self.peeled or self.oid
+
+
+@dataclass(frozen=True, slots=True)
+class _Host:
+    """What the repository's host said of itself: its address after redirects, and the protocol's capabilities."""
+
+    url: str
+    capabilities: dict[str, str]
+
+    @property
+    def filters(self) -> bool:
+        return "filter" in self.capabilities.get("fetch", "").split()
+
+
+class Remote:
+    """A repository. Thread-safe; contacts nobody before the first request."""
+
+    def __init__(self, address: GitAddress, client: HttpClient) -> None:
+        self._address = address
+        self._client = client
+        self.where = address.display
+        self._asking = threading.Lock()
+        self._host: list[_Host] = []  # at most one
+
+    def url(self, cancellation: Cancellation) -> str:
+        """Return the repository's address, after redirects."""
+        return self._ask_host(cancellation).url
+
+    def filters(self, cancellation: Cancellation) -> bool:
+        """Return whether the server leaves out objects that are not asked for (partial clone)."""
+        return self._ask_host(cancellation).filters
+
+    def refs(self, prefixes: Iterable[str], cancellation: Cancellation) -> list[Ref]:
+        """Return the refs whose names begin with one of `prefixes`; all without any."""
+        lines: list[str | Mark] = ["command=ls-refs", _AGENT, _FORMAT, Mark.DELIMITER, "peel"]
+        found, size = [], 0
+        with self._posted(
+            [*lines, *(f"ref-prefix {prefix}" for prefix in prefixes), Mark.FLUSH], cancellation
+        ) as packets:
+            while (line := packets.line()) is not Mark.FLUSH:
+                ref = _parse_ref(line) if isinstance(line, str) else None
+                if ref is None:
+                    raise packets.bad(f"{str(line)[:100]!r} in its list of refs")
+                found.append(ref)
+                size += len(ref.name) + len(ref.oid)
+                if size > _MAX_REFS_BYTES:
+                    problem = (
+                        f"{self.where}: expected at most {_MAX_REFS_BYTES >> 20} MiB of branches and tags, found more"
+                    )
+                    raise Permanent("too_large", problem, "name the commit itself")
+        return found
+
+    def objects(self, wants: Sequence[str], options: Sequence[str], cancellation: Cancellation) -> Objects:
+        """Return the objects of a fetch with these `options` (`deepen 1`, `filter …`), into memory. Raises `Permanent`
+        (`too_large`) beyond the limit, (`not_found`) for an object that the server has not."""
+        filters = self.filters(cancellation)
+        hint = "name a commit with less beside Git LFS" if filters else "let the server filter: uploadpack.allowFilter"
+        too_large = Permanent(
+            "too_large",
+            f"{self.where}: expected at most {MAX_OBJECTS_BYTES >> 20} MiB of folders and small files, found more"
+            + ("" if filters else "; the server sends all files with them, as it has no partial clone"),
+            f"{hint}, or keep large files in Git LFS",
+        )
+        with self.pack(wants, options, cancellation) as pack:
+            return read_objects(pack, MAX_OBJECTS_BYTES, too_large)
+
+    @contextmanager
+    def pack(self, wants: Sequence[str], options: Sequence[str], cancellation: Cancellation) -> Iterator[PackReader]:
+        """Open the pack of a fetch, for the block."""
+        lines: list[str | Mark] = ["command=fetch", _AGENT, _FORMAT, Mark.DELIMITER, "no-progress", "ofs-delta"]
+        lines += [*options, *(f"want {oid}" for oid in wants), "done", Mark.FLUSH]
+        with self._posted(lines, cancellation) as packets:
+            try:
+                self._find_pack(packets)
+            except Permanent as error:
+                if not _NOT_OURS.search(error.message):
+                    raise
+                problem = f"{self.where}: the repository has no object {', '.join(wants)[:200]}"
+                raise Permanent("not_found", problem, "take a commit that is there still") from error
+            yield PackReader(SideBand(packets).read, self.where)
+
+    @contextmanager
+    def _posted(self, lines: Sequence[str | Mark], cancellation: Cancellation) -> Iterator[Packets]:
+        """Send a request; give its answer, which is read as it comes, for the block."""
+        host = self._ask_host(cancellation)
+        url = f"{host.url}/git-upload-pack"
+        headers = (*_POST_HEADERS, *self._credentials().headers_for(url, cancellation))
+        chosen_by = self._address.url if host.url != self._address.url else None
+        try:
+            answer = self._client.post(HttpTarget(url, headers, chosen_by=chosen_by), encode(lines), cancellation)
+        except HoldfastError as error:
+            raise self._explained(error) from error
+        with answer:
+            yield Packets(answer.readinto, self.where)
+
+    def _find_pack(self, packets: Packets) -> None:
+        """Read on to the beginning of the pack."""
+        while True:
+            line = packets.line()
+            if line == "packfile":
+                return
+            if line in (Mark.FLUSH, Mark.END, Mark.EOF):
+                raise packets.bad("an answer without a pack")
+
+    def _ask_host(self, cancellation: Cancellation) -> _Host:
+        with self._asking:
+            if not self._host:
+                self._host.append(self._advertised(cancellation))
+            return self._host[0]
+
+    def _advertised(self, cancellation: Cancellation) -> _Host:
+        response = self._service(cancellation).get(self._address.url + _SERVICE, _VERSION_2, _MAX_REFS_BYTES)
+        url, asked = response.url.partition("?")[0], self._address.url
+        if not url.endswith("/info/refs"):
+            raise Transient(
+                "bad_response",
+                f"{self.where}: expected the repository's refs, found a redirect to {display_url(url)}",
+                "check the address of the repository",
+            )
+        url = url.removesuffix("/info/refs")
+        packets = Packets(io.BytesIO(response.body).readinto, self.where)
+        line = packets.line()
+        if isinstance(line, str) and line.startswith("# service="):
+            packets.next()  # its flush packet
+            line = packets.line()
+        if isinstance(line, Mark):
+            raise packets.bad("an empty answer")
+        if line != "version 2":
+            raise self._old_protocol(line)
+        capabilities = {}
+        while isinstance(line := packets.line(), str):
+            name, _, value = line.partition("=")
+            capabilities[name] = value
+        if capabilities.get("object-format", "sha1") != "sha1":
+            raise Permanent(
+                "unsupported",
+                f"{self.where}: expected a repository of sha1 objects, found {capabilities['object-format'][:40]!r}",
+                "use a repository in Git's usual object format, or another source",
+            )
+        return _Host(url if url != asked else asked, capabilities)
+
+    def _old_protocol(self, line: str) -> Permanent:
+        return Permanent(
+            "unsupported",
+            f"{self.where}: expected version 2 of Git's protocol, found {line[:60]!r}",
+            "use a host with Git 2.18 or newer, and let a proxy before it pass the header Git-Protocol",
+        )
+
+    def _service(self, cancellation: Cancellation) -> Service:
+        credentials, origin = self._credentials(), self._address.origin
+        explained = explain(self.where, origin, has_credentials(origin, credentials, self._client))
+        return Service(self._client, cancellation, self.where, credentials, explained)
+
+    def _credentials(self) -> FixedHeaders:
+        return credentials_for(self._address.origin, self._address.userinfo, self.where)
+
+    def _explained(self, error: HoldfastError) -> HoldfastError:
+        """Return the error of a POST, in the words of this repository."""
+        status = {"unauthorized": 401, "forbidden": 403, "not_found": 404, "gone": 410}.get(error.code)
+        origin = self._address.origin
+        sent = has_credentials(origin, self._credentials(), self._client)
+        about = None if status is None else explained_status(status, self.where, origin, sent)
+        if about is not None:
+            return about
+        message = f"{self.where}: {error.message}"
+        if isinstance(error, Transient):
+            return Transient(error.code, message, error.remedy, retry_after_s=error.retry_after_s)
+        return Permanent(error.code, message, error.remedy)
+
+
+def _parse_ref(line: str) -> Ref | None:
+    oid, _, rest = line.partition(" ")
+    name, *attributes = rest.split(" ")
+    if oid == "unborn":
+        return None
+    peeled = next((each.removeprefix("peeled:") for each in attributes if each.startswith("peeled:")), None)
+    if not _OID.fullmatch(oid) or not name or (peeled is not None and not _OID.fullmatch(peeled)):
+        return None
+    return Ref(name, oid, peeled)

@@ -1,0 +1,220 @@
+"""A commit of a Git repository: files of Git itself by their ids, files in Git LFS by their sha256.
+
+Law: resolves a moving revision once, and from then on names objects by their ids only. A listing is the commit, its
+folders and the small files, in one answer and in memory; nothing is cloned. The bytes of a file in Git LFS go through
+the product's own transport; those of another one come as a pack, and are compared with their id on the way.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from cached.contract.errors import HoldfastError, InvalidManifest, Permanent
+from cached.contract.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, FileEntry
+from cached.core.listing import Listing, RemoteFile, is_reserved
+from cached.sources.base import identity_of
+from cached.sources.git.address import GitAddress
+from cached.sources.git.blobs import BlobStream, MemoryStream
+from cached.sources.git.lfs import LfsServer, endpoint_in, endpoint_of
+from cached.sources.git.objects import Tree, TreeFile, find_path, list_tree, peel, tree_of
+from cached.sources.git.pack import BLOB, TREE, Objects
+from cached.sources.git.pointers import Pointer, is_pointer, read_pointer
+from cached.sources.git.remote import Remote
+from cached.sources.git.revisions import find_commit, is_id
+from cached.sources.manifests import read_manifest
+from cached.transport.client import HttpClient
+from cached.transport.connection.cancel import Cancellation
+from cached.transport.connection.thread_call import call_in_thread
+from cached.transport.target import HttpTarget, StreamTarget, Target
+from cached.transport.urls import Address
+
+_SMALL_BYTES = 4096  # exclusive: such files come with the listing, pointers among them
+_MAX_CONFIG_BYTES = 64 * 1024
+_LFS_CONFIG = ".lfsconfig"
+_IN_GIT, _IN_LFS = "git", "lfs"
+_PUBLISH_AGAIN = "publish the version again with `holdfast publish`, and commit the whole of it at once"
+
+
+@dataclass(frozen=True, slots=True)
+class _Commit:
+    """A commit in memory: its id, the id of its tree, its folders and small files, and the LFS server that it names
+    (empty: the repository's own)."""
+
+    id: str
+    tree: str
+    objects: Objects
+    lfs: str
+
+
+class GitSource:
+    """A `Source` over a commit, or a folder or file of it. The caller closes `client`."""
+
+    kind = "git"
+
+    def __init__(self, uri: str, client: HttpClient) -> None:
+        """Raises `Permanent` (`bad_source`)."""
+        self._address = GitAddress.parse(uri)
+        self._client = client
+        self._remote = Remote(self._address, client)
+        self._small: dict[str, bytes] = {}  # the small files of the last listing, by id
+
+    @property
+    def display(self) -> str:
+        return self._address.display
+
+    async def resolve(self) -> Listing:
+        """Resolve the revision to a commit and list its files. Raises as `Source.resolve` says."""
+        return await call_in_thread(self._resolve)
+
+    async def is_current(self, tag: str) -> bool:
+        """Return whether the revision still is the commit `tag`."""
+        if is_id(self._address.revision):
+            return self._address.revision.lower() == tag
+        return await call_in_thread(
+            lambda cancellation: find_commit(self._remote, self._address.revision, cancellation) == tag
+        )
+
+    async def locate(self, file: RemoteFile) -> Target:
+        """Return the address of a file in Git LFS, or a stream of one in Git."""
+        kind, place, path = (*file.key.split(" ", 2), "", "")[:3]
+        if kind == _IN_LFS and file.sha256 is not None and file.size is not None:
+            if file.size == 0:
+                return StreamTarget(lambda _cancellation: MemoryStream(b""))  # HTTP has no range of no bytes
+            oid, size = file.sha256, file.size
+            return await call_in_thread(lambda cancellation: self._locate(oid, size, place, path, cancellation))
+        if kind != _IN_GIT:
+            raise Permanent("not_found", f"{self.display}: {file.path}: listed by another source", "list it again")
+        if place in self._small:
+            data = self._small[place]
+            return StreamTarget(lambda _cancellation: MemoryStream(data))
+        return StreamTarget(lambda cancellation: BlobStream(self._remote, place, file.size, cancellation))
+
+    async def aclose(self) -> None:
+        """Forget the small files."""
+        self._small = {}
+
+    def _locate(self, oid: str, size: int, endpoint: str, path: str, cancellation: Cancellation) -> HttpTarget:
+        repository = self._remote.url(cancellation)
+        chosen_by = self._address.url if repository != self._address.url else None
+        server = endpoint or endpoint_of(repository)
+        origin = Address.parse(server).origin
+        if origin != self._address.origin:
+            chosen_by = self._address.url
+        userinfo = self._address.userinfo if origin == self._address.origin else None
+        return LfsServer(server, self.display, self._client, userinfo, chosen_by).locate(oid, size, path, cancellation)
+
+    def _resolve(self, cancellation: Cancellation) -> Listing:
+        commit = self._fetch_commit(cancellation)
+        tree = self._tree(commit)
+        self._small = {}
+        files = tuple(self._file(commit, file) for file in tree.files if not is_reserved(file.path))
+        files = tuple(sorted(files, key=lambda file: file.path))
+        listing = Listing(files, self._identity(), revision=commit.id, unlisted=tree.unlisted, tag=commit.id)
+        own = next((file for file in files if file.path == MANIFEST_NAME), None)
+        if own is not None:
+            return self._mirrored(own, listing, cancellation)
+        if not files and not tree.unlisted:
+            raise Permanent("not_found", f"{self.display}: expected files, found none", "name another folder or commit")
+        return listing
+
+    def _identity(self) -> str:
+        return identity_of(self.kind, self._address.url.removesuffix(".git"))
+
+    def _fetch_commit(self, cancellation: Cancellation) -> _Commit:
+        remote, where = self._remote, self.display
+        wanted = find_commit(remote, self._address.revision, cancellation)
+        options = ["deepen 1"]
+        if remote.filters(cancellation):
+            options.append(f"filter blob:limit={_SMALL_BYTES}")
+        objects = remote.objects([wanted], options, cancellation)
+        oid, data = peel(objects, wanted, where)
+        tree = tree_of(data, where)
+        config = find_path(objects, tree, _LFS_CONFIG, where)
+        if config is None or config[0] != BLOB:
+            return _Commit(oid, tree, objects, "")
+        known = objects.find(config[1], BLOB)
+        text = self._read(config[1], _MAX_CONFIG_BYTES, cancellation) if known is None else known
+        return _Commit(oid, tree, objects, self._lfs_server(text))
+
+    def _lfs_server(self, config: bytes) -> str:
+        """Return the LFS server that a `.lfsconfig` names. Raises `Permanent` (`bad_source`)."""
+        found = endpoint_in(config)
+        if found is None:
+            return ""
+        where = f"{self.display}: {_LFS_CONFIG}"
+        try:
+            address = Address.parse(found)
+        except Permanent as error:
+            problem = f"{where}: expected lfs.url as an http(s) address, found something else"
+            raise Permanent("bad_source", problem, "correct lfs.url and commit it") from error
+        if " " in found or (address.origin.scheme == "http" and self._address.origin.scheme == "https"):
+            problem = f"{where}: expected lfs.url over TLS, as the repository is"
+            raise Permanent("insecure_redirect", problem, "use an LFS server that keeps to https")
+        return address.url  # without user information: a repository chooses nobody's credentials
+
+    def _tree(self, commit: _Commit) -> Tree:
+        found = find_path(commit.objects, commit.tree, self._address.path, self.display)
+        if found is None:
+            remedy = "correct what follows `#`: a folder or a regular file of the repository"
+            raise Permanent("not_found", f"{self.display}: there is none in the commit {commit.id[:12]}", remedy)
+        if found[0] == TREE:
+            return list_tree(commit.objects, found[1], self.display)
+        return Tree((TreeFile(self._address.path.rpartition("/")[2], found[1]),))
+
+    def _file(self, commit: _Commit, file: TreeFile) -> RemoteFile:
+        """Return a file of the tree with what is known of it: all of a small one."""
+        key = f"{_IN_GIT} {file.oid} {file.path}"
+        data = commit.objects.find(file.oid, BLOB)
+        if file.problem is not None:
+            return RemoteFile(file.path, key, None, problem=file.problem)
+        if data is None:
+            return RemoteFile(file.path, key, None, validator=file.oid, git_oid=file.oid)
+        if not is_pointer(data):
+            if len(data) < _SMALL_BYTES:
+                self._small[file.oid] = data
+            return RemoteFile(file.path, key, len(data), validator=file.oid, git_oid=file.oid)
+        key = f"{_IN_LFS} {commit.lfs} {file.path}"
+        pointer = read_pointer(data, f"{self.display}: {file.path}")
+        if not isinstance(pointer, Pointer):
+            return RemoteFile(file.path, key, None, problem=pointer)
+        return RemoteFile(file.path, key, pointer.size, validator=pointer.oid, sha256=pointer.oid)
+
+    def _read(self, oid: str, limit_bytes: int, cancellation: Cancellation) -> bytes:
+        """Return the bytes of a file in Git. Raises `Permanent` (`too_large`)."""
+        data = bytearray(limit_bytes + 1)
+        stream = BlobStream(self._remote, oid, None, cancellation)
+        try:
+            size = stream.readinto(memoryview(data))
+        finally:
+            stream.close()
+        if size > limit_bytes:
+            problem = f"{self.display}: expected a file of at most {limit_bytes} bytes, found more ({oid[:12]})"
+            raise Permanent("too_large", problem, "make the file smaller")
+        return bytes(data[:size])
+
+    def _mirrored(self, own: RemoteFile, listing: Listing, cancellation: Cancellation) -> Listing:
+        """Return the listing that a `holdfast.json` among the files decides."""
+        where = f"{self.display}: {MANIFEST_NAME}"
+        if own.problem is not None:
+            raise own.problem
+        if own.git_oid is None:
+            raise InvalidManifest(f"{where}: expected it in Git itself, found it in Git LFS", "keep it out of Git LFS")
+        known = self._small.get(own.git_oid)
+        data = self._read(own.git_oid, MAX_MANIFEST_BYTES, cancellation) if known is None else known
+        manifest, by_path = read_manifest(data, where), {file.path: file for file in listing.files}
+        files = tuple(_confirmed(entry, by_path.get(entry.path), where) for entry in manifest.files)
+        return replace(listing, files=files, manifest=manifest, unlisted=())
+
+
+def _confirmed(entry: FileEntry, found: RemoteFile | None, where: str) -> RemoteFile:
+    """Return a file of a manifest, with a problem where the commit has none, or another one."""
+    if found is None:
+        problem: HoldfastError = InvalidManifest(
+            f"{where} lists {entry.path!r}, which the commit lacks", _PUBLISH_AGAIN
+        )
+        return RemoteFile(entry.path, "", entry.size, problem=problem)
+    if found.size in (None, entry.size) and found.sha256 in (None, entry.sha256):
+        return replace(found, size=entry.size, sha256=entry.sha256)
+    listed = f"{where} lists {entry.path!r} with {entry.size} bytes, sha256 {entry.sha256}"
+    has = f"the commit has {found.size} bytes, sha256 {found.sha256 or 'not listed'}"
+    return replace(found, problem=found.problem or InvalidManifest(f"{listed}; {has}", _PUBLISH_AGAIN))
