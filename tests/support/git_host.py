@@ -44,6 +44,12 @@ def pointer_to(data: bytes) -> bytes:
     return f"version https://git-lfs.github.com/spec/v1\noid sha256:{oid}\nsize {len(data)}\n".encode()
 
 
+def commit_of(tree: str, message: str = "m") -> bytes:
+    """The bytes of a commit."""
+    who = "t <t@example.com> 1700000000 +0000"
+    return f"tree {tree}\nauthor {who}\ncommitter {who}\n\n{message}\n".encode()
+
+
 @dataclass
 class Repository:
     """A bare repository, written by `git fast-import`."""
@@ -87,11 +93,13 @@ class Repository:
         """Write a blob; return its id."""
         return self.git("hash-object", "-w", "--stdin", data=data)
 
+    def write_commit(self, tree: str, message: str = "m") -> str:
+        """Write a commit that no branch has; return its id."""
+        return self.git("hash-object", "-t", "commit", "-w", "--stdin", data=commit_of(tree, message))
+
     def commit_tree(self, tree: str, branch: str = "main") -> str:
         """Commit a tree; return the commit's id."""
-        who = "t <t@example.com> 1700000000 +0000"
-        text = f"tree {tree}\nauthor {who}\ncommitter {who}\n\nm\n"
-        commit = self.git("hash-object", "-t", "commit", "-w", "--literally", "--stdin", data=text.encode())
+        commit = self.write_commit(tree)
         self.git("update-ref", f"refs/heads/{branch}", commit)
         return commit
 
@@ -120,6 +128,13 @@ class GitHost:
         repository.git("init", "--quiet", "--bare", "--initial-branch=main")
         repository.git("config", "uploadpack.allowFilter", "true" if filters else "false")
         return repository
+
+    def create_lfs(self, *objects: bytes) -> str:
+        """Create an LFS server with `objects` and without a repository; return its address."""
+        name = f"lfs/{uuid4().hex[:12]}"
+        by_oid = {hashlib.sha256(each).hexdigest(): each for each in objects}
+        self.repositories[name] = Repository(self.root, by_oid)
+        return f"{self.url}/{name}.git/info/lfs"
 
     def name_of(self, repository: Repository) -> str:
         """The name of a repository, as in its address."""

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -27,11 +28,21 @@ from cached.transport.urls import Address, Origin, display_url
 
 _TYPE = "application/vnd.git-lfs+json"
 _HEADERS: Headers = (("Content-Type", _TYPE), ("Accept", _TYPE))
-_MAX_ANSWER_BYTES = 1024 * 1024
+MAX_OBJECTS = 100  # of a request, as the specification has it
+_MAX_ANSWER_BYTES = 4 * 1024 * 1024
 _SECTION = re.compile(r"\s*\[\s*([^\]]*?)\s*\]")
 _MAX_HEADERS = 32
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,100}")
 _PUSH = "push the file to the LFS server again: `git lfs push --all`"
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """An object of Git LFS, its size in bytes, and the path of its file, for messages."""
+
+    oid: str
+    size: int
+    path: str
 
 
 def endpoint_of(repository: str) -> str:
@@ -72,22 +83,34 @@ class LfsServer:
         self._origin: Origin = Address.parse(endpoint).origin
         self._credentials = credentials_for(self._origin, userinfo, where)
 
-    def locate(self, oid: str, size: int, path: str, cancellation: Cancellation) -> HttpTarget:
-        """Return the address of an object. `path`: of its file, for messages. Raises `Transient` and `Permanent`."""
-        where = f"{self._where}: {path}"
-        answer, date = self._ask(oid, size, where, cancellation)
-        found = _object_in(answer, oid, where)
-        actions = found.get("actions")
-        action = actions.get("download") if isinstance(actions, dict) else None
-        if not isinstance(action, dict) or not isinstance(action.get("href"), str):
-            raise _bad_answer(where, f"no address of the object {oid[:12]}…")
-        return self._target(action, found.get("authenticated") is True, size, sent_at(date), where)
+    def locate(self, wanted: Sequence[Wanted], cancellation: Cancellation) -> list[HttpTarget | HoldfastError]:
+        """Return the address of each object, at most `MAX_OBJECTS` of them, or the error of that one. Raises
+        `Transient` and `Permanent` for all."""
+        answer, date = self._ask(wanted, cancellation)
+        objects, now = _objects_in(answer, self._where), sent_at(date)
+        return [self._located(each, objects.get(each.oid), now) for each in wanted]
 
-    def _ask(self, oid: str, size: int, where: str, cancellation: Cancellation) -> tuple[Any, str | None]:
-        """Return the answer for one object, and its date."""
+    def _located(self, wanted: Wanted, found: dict[str, Any] | None, now: float) -> HttpTarget | HoldfastError:
+        where, shown = f"{self._where}: {wanted.path}", f"the object {wanted.oid[:12]}…"
+        try:
+            if found is None:
+                raise _bad_answer(where, f"no word of {shown}")
+            if isinstance(found.get("error"), dict):
+                raise _object_error(found["error"], shown, where)
+            actions = found.get("actions")
+            action = actions.get("download") if isinstance(actions, dict) else None
+            if not isinstance(action, dict) or not isinstance(action.get("href"), str):
+                raise _bad_answer(where, f"no address of {shown}")
+            return self._target(action, found.get("authenticated") is True, wanted.size, now, where)
+        except HoldfastError as error:
+            return error
+
+    def _ask(self, wanted: Sequence[Wanted], cancellation: Cancellation) -> tuple[Any, str | None]:
+        """Return the answer for the objects, and its date."""
         url = f"{self._endpoint}/objects/batch"
-        wanted = {"oid": oid, "size": size}
-        document = {"operation": "download", "transfers": ["basic"], "objects": [wanted], "hash_algo": "sha256"}
+        where = self._where
+        objects = [{"oid": oid, "size": size} for oid, size in {each.oid: each.size for each in wanted}.items()]
+        document = {"operation": "download", "transfers": ["basic"], "objects": objects, "hash_algo": "sha256"}
         target = HttpTarget(
             url, (*_HEADERS, *self._credentials.headers_for(url, cancellation)), chosen_by=self._chosen_by
         )
@@ -143,26 +166,21 @@ class LfsServer:
         return None
 
 
-def _object_in(answer: Any, oid: str, where: str) -> dict[str, Any]:
-    """Return the object of an answer. Raises its own error, if it has one."""
-    objects = answer.get("objects") if isinstance(answer, dict) else None
-    listed = [each for each in objects if isinstance(each, dict)] if isinstance(objects, list) else []
+def _objects_in(answer: Any, where: str) -> dict[str, dict[str, Any]]:
+    """Return the objects of an answer by their oids."""
     if isinstance(answer, dict) and answer.get("transfer", "basic") != "basic":
         raise _bad_answer(where, f"the transfer {str(answer.get('transfer'))[:40]!r} where `basic` was asked for")
-    found = next((each for each in listed if each.get("oid") == oid), None)
-    if found is None:
-        raise _bad_answer(where, f"no word of the object {oid[:12]}…")
-    error = found.get("error")
-    if isinstance(error, dict):
-        raise _object_error(error, oid, where)
-    return found
+    objects = answer.get("objects") if isinstance(answer, dict) else None
+    if not isinstance(objects, list):
+        raise _bad_answer(where, "no list of objects")
+    return {str(each.get("oid")): each for each in objects if isinstance(each, dict)}
 
 
-def _object_error(error: dict[str, Any], oid: str, where: str) -> HoldfastError:
+def _object_error(error: dict[str, Any], shown: str, where: str) -> HoldfastError:
     code = error.get("code")
     status = code if isinstance(code, int) and not isinstance(code, bool) and 100 <= code <= 599 else 0
     said = quoted(str(error.get("message", "")))
-    problem = f"{where}: the LFS server refuses the object {oid[:12]}…: {status or 'no code'}" + (said and f", {said}")
+    problem = f"{where}: the LFS server refuses {shown}: {status or 'no code'}" + (said and f", {said}")
     if status in (404, 410):
         return Permanent("not_found", problem, _PUSH)
     if status in (401, 403):

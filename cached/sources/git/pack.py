@@ -19,7 +19,7 @@ _TYPES = {1: COMMIT, 2: TREE, 3: BLOB, 4: TAG}
 _OFFSET_DELTA, _NAMED_DELTA = 6, 7
 _MAX_OBJECTS = 120_000  # some 50,000 files with their folders, or the commits of a long history
 _OVERHEAD_BYTES = 300  # of an object in memory
-_MAX_VARINT_BYTES = 9
+_MAX_VARINT_BYTES = 10
 _SLACK_BYTES = 64
 
 

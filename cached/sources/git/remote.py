@@ -19,12 +19,12 @@ from cached.sources.git.access import credentials_for, explain, explained_status
 from cached.sources.git.address import GitAddress
 from cached.sources.git.pack import Objects, PackReader, read_objects
 from cached.sources.git.pktline import Mark, Packets, SideBand, encode
-from cached.transport.client import HttpClient
+from cached.transport.client import HttpClient, Response
 from cached.transport.connection.cancel import Cancellation
 from cached.transport.service.requests import Service
 from cached.transport.service.tokens import FixedHeaders
 from cached.transport.target import Headers, HttpTarget
-from cached.transport.urls import display_url
+from cached.transport.urls import Address, display_url
 
 _MAX_REFS_BYTES = 32 * 1024 * 1024
 MAX_OBJECTS_BYTES = 64 * 1024 * 1024  # of a commit's trees and small files, in memory
@@ -164,15 +164,17 @@ class Remote:
             return self._host[0]
 
     def _advertised(self, cancellation: Cancellation) -> _Host:
-        response = self._service(cancellation).get(self._address.url + _SERVICE, _VERSION_2, _MAX_REFS_BYTES)
-        url, asked = response.url.partition("?")[0], self._address.url
-        if not url.endswith("/info/refs"):
-            raise Transient(
-                "bad_response",
-                f"{self.where}: expected the repository's refs, found a redirect to {display_url(url)}",
-                "check the address of the repository",
-            )
-        url = url.removesuffix("/info/refs")
+        asked = self._address.url
+        response = self._service(cancellation).get(asked + _SERVICE, _VERSION_2, _MAX_REFS_BYTES)
+        url = self._base_of(response)
+        if Address.parse(url).origin != self._address.origin:
+            # A redirect to another host drops the header that asks for version 2, so that host is asked itself.
+            target = HttpTarget(url + _SERVICE, _VERSION_2, chosen_by=asked)
+            try:
+                response = self._client.fetch(target, _MAX_REFS_BYTES, cancellation)
+            except HoldfastError as error:
+                raise self._explained(error) from error
+            url = self._base_of(response)
         packets = Packets(io.BytesIO(response.body).readinto, self.where)
         line = packets.line()
         if isinstance(line, str) and line.startswith("# service="):
@@ -192,7 +194,18 @@ class Remote:
                 f"{self.where}: expected a repository of sha1 objects, found {capabilities['object-format'][:40]!r}",
                 "use a repository in Git's usual object format, or another source",
             )
-        return _Host(url if url != asked else asked, capabilities)
+        return _Host(url, capabilities)
+
+    def _base_of(self, response: Response) -> str:
+        """Return the repository's address of an answer with its refs, which may have been redirected."""
+        url = response.url.partition("?")[0]
+        if not url.endswith("/info/refs"):
+            raise Transient(
+                "bad_response",
+                f"{self.where}: expected the repository's refs, found a redirect to {display_url(url)}",
+                "check the address of the repository",
+            )
+        return url.removesuffix("/info/refs")
 
     def _old_protocol(self, line: str) -> Permanent:
         return Permanent(

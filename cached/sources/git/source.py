@@ -7,6 +7,7 @@ the product's own transport; those of another one come as a pack, and are compar
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from cached.contract.errors import HoldfastError, InvalidManifest, Permanent
@@ -15,7 +16,8 @@ from cached.core.listing import Listing, RemoteFile, is_reserved
 from cached.sources.base import identity_of
 from cached.sources.git.address import GitAddress
 from cached.sources.git.blobs import BlobStream, MemoryStream
-from cached.sources.git.lfs import LfsServer, endpoint_in, endpoint_of
+from cached.sources.git.joined import JoinedRequests
+from cached.sources.git.lfs import LfsServer, Wanted, endpoint_in, endpoint_of
 from cached.sources.git.objects import Tree, TreeFile, find_path, list_tree, peel, tree_of
 from cached.sources.git.pack import BLOB, TREE, Objects
 from cached.sources.git.pointers import Pointer, is_pointer, read_pointer
@@ -56,6 +58,7 @@ class GitSource:
         self._address = GitAddress.parse(uri)
         self._client = client
         self._remote = Remote(self._address, client)
+        self._joined = JoinedRequests(self._ask_lfs)
         self._small: dict[str, bytes] = {}  # the small files of the last listing, by id
 
     @property
@@ -80,8 +83,7 @@ class GitSource:
         if kind == _IN_LFS and file.sha256 is not None and file.size is not None:
             if file.size == 0:
                 return StreamTarget(lambda _cancellation: MemoryStream(b""))  # HTTP has no range of no bytes
-            oid, size = file.sha256, file.size
-            return await call_in_thread(lambda cancellation: self._locate(oid, size, place, path, cancellation))
+            return await self._joined.locate(place, Wanted(file.sha256, file.size, path))
         if kind != _IN_GIT:
             raise Permanent("not_found", f"{self.display}: {file.path}: listed by another source", "list it again")
         if place in self._small:
@@ -93,15 +95,16 @@ class GitSource:
         """Forget the small files."""
         self._small = {}
 
-    def _locate(self, oid: str, size: int, endpoint: str, path: str, cancellation: Cancellation) -> HttpTarget:
+    async def _ask_lfs(self, endpoint: str, wanted: Sequence[Wanted]) -> list[HttpTarget | HoldfastError]:
+        return await call_in_thread(lambda cancellation: self._lfs(endpoint, cancellation).locate(wanted, cancellation))
+
+    def _lfs(self, endpoint: str, cancellation: Cancellation) -> LfsServer:
+        """Return the LFS server at `endpoint`, of the repository itself where that is empty."""
         repository = self._remote.url(cancellation)
-        chosen_by = self._address.url if repository != self._address.url else None
         server = endpoint or endpoint_of(repository)
-        origin = Address.parse(server).origin
-        if origin != self._address.origin:
-            chosen_by = self._address.url
-        userinfo = self._address.userinfo if origin == self._address.origin else None
-        return LfsServer(server, self.display, self._client, userinfo, chosen_by).locate(oid, size, path, cancellation)
+        is_own = Address.parse(server).origin == self._address.origin
+        userinfo = self._address.userinfo if is_own else None
+        return LfsServer(server, self.display, self._client, userinfo, None if is_own else self._address.url)
 
     def _resolve(self, cancellation: Cancellation) -> Listing:
         commit = self._fetch_commit(cancellation)
