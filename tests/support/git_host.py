@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import http.client
 import json
 import os
 import re
@@ -25,6 +26,8 @@ from urllib.parse import unquote, urlsplit
 from uuid import uuid4
 
 import pytest
+
+from tests.support.object_stores import free_port, serving
 
 USER, TOKEN = "reader", "verySecretGitToken"
 BASIC = base64.b64encode(f"{USER}:{TOKEN}".encode()).decode()
@@ -107,7 +110,8 @@ class Repository:
 @dataclass
 class GitHost:
     """`url`: the host's; `private`: whether it asks for `USER` and `TOKEN`; `seen`: the requests, as method, path and
-    body; `batch`: changes an answer of the LFS server; `issued`: the tokens of its addresses."""
+    body; `batch`: changes an answer of the LFS server; `issued`: the tokens of its addresses; `lfs_url`: a server
+    that is asked in its place."""
 
     root: Path
     url: str = ""
@@ -115,6 +119,7 @@ class GitHost:
     private: bool = False
     seen: list[tuple[str, str, bytes]] = field(default_factory=list)
     batch: Callable[[dict[str, Any]], Any] = lambda answer: answer
+    lfs_url: str = ""  # of another LFS server, in place of the stub
     issued: list[str] = field(default_factory=list)
     good: set[str] = field(default_factory=set)
     repositories: dict[str, Repository] = field(default_factory=dict)
@@ -158,14 +163,31 @@ class _Handler(BaseHTTPRequestHandler):
         path = unquote(urlsplit(self.path).path)
         if path.startswith("/lfs-objects/"):
             self._object(path.rpartition("/")[2])
+        elif self._host.lfs_url and "/info/lfs/objects/storage/" in path:
+            self._pass_on(body)
         elif self._host.private and self.headers.get("Authorization") != f"Basic {BASIC}":
             self._reply(401, b"", {"WWW-Authenticate": 'Basic realm="git"'})
+        elif self._host.lfs_url and "/info/lfs/" in path:
+            self._pass_on(body)
         elif path.endswith("/info/lfs/objects/batch"):
             self._batch(path.removesuffix("/info/lfs/objects/batch").removesuffix(".git").strip("/"), body)
         else:
             self._git(path, body)
 
     do_POST = do_HEAD = do_GET
+
+    def _pass_on(self, body: bytes) -> None:
+        """Answer as the other LFS server does, whose addresses are then this host's."""
+        connection = http.client.HTTPConnection(self._host.lfs_url.removeprefix("http://"), timeout=60)
+        try:
+            headers = {name: value for name, value in self.headers.items() if value != f"Basic {BASIC}"}
+            connection.request(self.command, self.path, body or None, headers)
+            answer = connection.getresponse()
+            kept = ("Content-Type", "Content-Range", "ETag", "Last-Modified")
+            sent = {name: value for name in kept if (value := answer.getheader(name)) is not None}
+            self._reply(answer.status, answer.read(), sent)
+        finally:
+            connection.close()
 
     def _git(self, path: str, body: bytes) -> None:
         name, suffix = re.fullmatch(r"/(.*?)(?:\.git)?((?:/info/refs|/git-upload-pack|/HEAD)?)", path).groups()  # type: ignore[union-attr]
@@ -239,6 +261,35 @@ class _Server(ThreadingHTTPServer):
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Say nothing: a client may leave in the middle."""
+
+
+_GIFTLESS = """
+import os, sys, warnings
+warnings.simplefilter("ignore")
+from giftless.app import init_app
+from werkzeug.serving import run_simple
+app = init_app(additional_config={"LEGACY_ENDPOINTS": False, "TRANSFER_ADAPTERS": {"basic": {"options": {
+    "storage_options": {"path": sys.argv[2]}}}}})
+run_simple("127.0.0.1", int(sys.argv[1]), app, threaded=True)
+"""
+
+
+@contextmanager
+def giftless(folder: Path) -> Iterator[str]:
+    """Run the LFS server giftless over the objects in `folder`; yields its URL. Skips the test without one."""
+    python = os.environ.get("HOLDFAST_TEST_GIFTLESS")
+    if not python:
+        pytest.skip("giftless is not installed: name a Python that has it in HOLDFAST_TEST_GIFTLESS")
+    port = free_port()
+    with serving([python, "-c", _GIFTLESS, str(port), str(folder)], port, folder / "giftless.log"):
+        # Its first answer has an address without a token.
+        body = {"operation": "download", "objects": [{"oid": "0" * 64, "size": 1}]}
+        headers = {"Content-Type": "application/vnd.git-lfs+json", "Accept": "application/vnd.git-lfs+json"}
+        first = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+        first.request("POST", "/a/b.git/info/lfs/objects/batch", json.dumps(body), headers)
+        first.getresponse().read()
+        first.close()
+        yield f"http://127.0.0.1:{port}"
 
 
 @contextmanager

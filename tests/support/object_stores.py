@@ -189,19 +189,19 @@ def _send(method: str, url: str, data: bytes | None = None, kind: str = _BYTES, 
 @contextmanager
 def gcs_emulator(folder: Path) -> Iterator[str]:
     """Run fake-gcs-server; yields its URL. It has pages and generations, no preconditions, and unpacks gzip."""
-    program, port = _find("fake-gcs-server", "HOLDFAST_TEST_FAKE_GCS_SERVER"), _free_port()
+    program, port = _find("fake-gcs-server", "HOLDFAST_TEST_FAKE_GCS_SERVER"), free_port()
     command = [program, "-backend", "memory", "-scheme", "http", "-host", "127.0.0.1", "-port", str(port)]
-    with _serving([*command, "-log-level", "error"], port, folder / "fake-gcs-server.log"):
+    with serving([*command, "-log-level", "error"], port, folder / "fake-gcs-server.log"):
         yield f"http://127.0.0.1:{port}"
 
 
 @contextmanager
 def azurite(folder: Path) -> Iterator[str]:
     """Run Azurite's blob service; yields its URL."""
-    program, port = _find("azurite-blob", "HOLDFAST_TEST_AZURITE"), _free_port()
+    program, port = _find("azurite-blob", "HOLDFAST_TEST_AZURITE"), free_port()
     command = [program, "--inMemoryPersistence", "--blobHost", "127.0.0.1", "--blobPort", str(port)]
     command += ["--skipApiVersionCheck", "--disableTelemetry"]
-    with _serving(command, port, folder / "azurite.log"):
+    with serving(command, port, folder / "azurite.log"):
         yield f"http://127.0.0.1:{port}"
 
 
@@ -213,14 +213,16 @@ def _find(program: str, variable: str) -> str:
     return found
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Return a port that is free now."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         return int(found.getsockname()[1])
 
 
 @contextmanager
-def _serving(command: Sequence[str], port: int, log: Path) -> Iterator[None]:
+def serving(command: Sequence[str], port: int, log: Path) -> Iterator[None]:
+    """Run a server for the block, which begins when it accepts connections."""
     with log.open("wb") as output:
         process = subprocess.Popen(
             command, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, cwd=log.parent

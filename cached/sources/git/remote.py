@@ -36,6 +36,7 @@ _POST_HEADERS: Headers = (
 )
 _SERVICE = "/info/refs?service=git-upload-pack"
 _OID = re.compile(r"[0-9a-f]{40}")
+_SIZE = re.compile(r"([0-9a-f]{40}) ([0-9]{1,16})")
 _NOT_OURS = re.compile(r"not our ref|bad object|not a valid object|no such (?:object|remote)", re.IGNORECASE)
 _AGENT = "agent=holdfast"
 _FORMAT = "object-format=sha1"
@@ -103,6 +104,22 @@ class Remote:
                         f"{self.where}: expected at most {_MAX_REFS_BYTES >> 20} MiB of branches and tags, found more"
                     )
                     raise Permanent("too_large", problem, "name the commit itself")
+        return found
+
+    def sizes(self, oids: Sequence[str], cancellation: Cancellation) -> dict[str, int]:
+        """Return the sizes in bytes of objects by their ids; none where the server does not tell sizes
+        (`object-info`, which some hosts switch off)."""
+        if not oids or "object-info" not in self._ask_host(cancellation).capabilities:
+            return {}
+        lines: list[str | Mark] = ["command=object-info", _AGENT, _FORMAT, Mark.DELIMITER, "size"]
+        found = {}
+        with self._posted([*lines, *(f"oid {oid}" for oid in oids), Mark.FLUSH], cancellation) as packets:
+            while (line := packets.line()) is not Mark.FLUSH:
+                match = _SIZE.fullmatch(line) if isinstance(line, str) else None
+                if match is not None and match[1] in oids:
+                    found[match[1]] = int(match[2])
+                elif line != "size":
+                    raise packets.bad(f"{str(line)[:100]!r} in its list of sizes")
         return found
 
     def objects(self, wants: Sequence[str], options: Sequence[str], cancellation: Cancellation) -> Objects:

@@ -7,7 +7,7 @@ the product's own transport; those of another one come as a pack, and are compar
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from cached.contract.errors import HoldfastError, InvalidManifest, Permanent
@@ -110,8 +110,10 @@ class GitSource:
         commit = self._fetch_commit(cancellation)
         tree = self._tree(commit)
         self._small = {}
-        files = tuple(self._file(commit, file) for file in tree.files if not is_reserved(file.path))
-        files = tuple(sorted(files, key=lambda file: file.path))
+        wanted = [file for file in tree.files if not is_reserved(file.path)]
+        larger = {file.oid for file in wanted if file.problem is None and file.oid not in commit.objects.by_id}
+        sizes = self._remote.sizes(sorted(larger), cancellation)
+        files = tuple(sorted((self._file(commit, file, sizes) for file in wanted), key=lambda file: file.path))
         listing = Listing(files, self._identity(), revision=commit.id, unlisted=tree.unlisted, tag=commit.id)
         own = next((file for file in files if file.path == MANIFEST_NAME), None)
         if own is not None:
@@ -164,14 +166,15 @@ class GitSource:
             return list_tree(commit.objects, found[1], self.display)
         return Tree((TreeFile(self._address.path.rpartition("/")[2], found[1]),))
 
-    def _file(self, commit: _Commit, file: TreeFile) -> RemoteFile:
-        """Return a file of the tree with what is known of it: all of a small one."""
+    def _file(self, commit: _Commit, file: TreeFile, sizes: Mapping[str, int]) -> RemoteFile:
+        """Return a file of the tree with what is known of it: all of a small one; of another one the size, where the
+        server tells `sizes`."""
         key = f"{_IN_GIT} {file.oid} {file.path}"
         data = commit.objects.find(file.oid, BLOB)
         if file.problem is not None:
             return RemoteFile(file.path, key, None, problem=file.problem)
         if data is None:
-            return RemoteFile(file.path, key, None, validator=file.oid, git_oid=file.oid)
+            return RemoteFile(file.path, key, sizes.get(file.oid), validator=file.oid, git_oid=file.oid)
         if not is_pointer(data):
             if len(data) < _SMALL_BYTES:
                 self._small[file.oid] = data

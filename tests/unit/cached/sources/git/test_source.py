@@ -8,6 +8,7 @@ import json
 import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -198,23 +199,42 @@ async def test_the_tag_of_a_listing_is_confirmed_by_refs_alone(
 # --- files ------------------------------------------------------------------------------------------------------------
 
 
-async def test_a_listing_is_three_requests_and_says_what_is_known(
-    repository: Repository, at: At, host: GitHost
-) -> None:
-    """Files in LFS have sha256 and size, small ones an id and a size, larger ones an id; whatever their number, a
-    listing is three requests."""
+async def test_a_listing_is_four_requests_and_says_what_is_known(repository: Repository, at: At, host: GitHost) -> None:
+    """Files in LFS have sha256 and size, other ones an id and a size; whatever their number, a listing is four
+    requests."""
     shards = {f"model-{number}.bin": b"%d" % number for number in range(40)}
     repository.commit({**FILES, **shards})
     found = await at.list("@main")
-    assert [path for _, path, _ in host.seen] == [
-        f"/{host.name_of(repository)}/{last}"
-        for last in ("info/refs?service=git-upload-pack", "git-upload-pack", "git-upload-pack")
+    assert [path.rpartition("/")[2] for _, path, _ in host.seen] == [
+        "refs?service=git-upload-pack",
+        *["git-upload-pack"] * 3,
     ]
     weights, small, large = (find(found, path) for path in ("w/model.bin", "config.json", "w/tokenizer.json"))
     assert (weights.sha256, weights.size) == (hashlib.sha256(WEIGHTS).hexdigest(), len(WEIGHTS))
     assert (small.size, small.trust) == (len(CONFIG), Trust.CHECKED)
-    assert (large.size, large.trust) == (None, Trust.CHECKED)
+    assert (large.size, large.trust) == (len(VOCABULARY), Trust.CHECKED)
     assert least_of(file.trust for file in found.files) is Trust.CHECKED
+
+
+async def test_a_server_that_tells_no_sizes(
+    committed: Repository, host: GitHost, client: HttpClient, puller: Puller
+) -> None:
+    """Where the server does not tell sizes, larger files outside of LFS have none, and are checked as well."""
+    with front_of(host.url) as front:
+        front.alter = lambda _request, _headers, body: body.replace(b"0010object-info\n", b"")
+        at = At(host, committed, client, front.url)
+        assert find(await at.list(), "w/tokenizer.json").size is None
+        assert len(front.seen) == 3
+        assert await at.pull(puller) == digest_of(FILES)
+
+
+async def test_a_size_that_is_not_the_files_is_an_error(committed: Repository, host: GitHost, puller: Puller) -> None:
+    """A file of another size than was listed is never whole."""
+    source = open_source(At(host, committed, puller.client).place, puller.client)
+    found = await source.resolve()
+    lying = replace(find(found, "w/tokenizer.json"), size=7)
+    with pytest.raises(HoldfastError):
+        await puller.fetch(source, replace(found, files=(lying,)))
 
 
 async def test_files_that_are_located_together_share_a_request(
@@ -258,7 +278,7 @@ async def test_the_same_files_have_one_digest_with_and_without_partial_clone(
     repository.commit(FILES)
     at = At(host, repository, client)
     assert await at.pull(puller) == digest_of(FILES)
-    assert find(await at.list(), "w/tokenizer.json").size == (None if filters else len(VOCABULARY))
+    assert find(await at.list(), "w/tokenizer.json").size == len(VOCABULARY)
 
 
 async def test_a_server_without_partial_clone_and_a_large_commit_is_refused(
@@ -510,7 +530,7 @@ async def test_a_redirect_to_another_host_gets_no_token(
         old.answer(301, headers=where, times=None, choose=lambda request: "/info/refs" in request.path)
         found = await At(host, repository, client, old.url).list()
         assert find(found, "config.json").size == len(CONFIG)
-        assert len(new.seen) == 4  # the redirect drops the header of the protocol
+        assert len(new.seen) == 5  # the redirect drops the header of the protocol
         assert BASIC not in str(new.seen)
         assert len(old.seen) == 1
 
@@ -565,8 +585,10 @@ class Swapping:
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-                path = self.path.replace(name, other) if old in body else self.path
-                asked = Request(front.url + path, body.replace(old, new) or None, dict(self.headers.items()))
+                path = self.path.replace(name, other) if b"want " + old in body else self.path
+                asked = Request(
+                    front.url + path, body.replace(b"want " + old, b"want " + new) or None, dict(self.headers.items())
+                )
                 with urlopen(asked) as answer:
                     self.send_response(answer.status)
                     self.send_header("Content-Type", answer.headers["Content-Type"])
