@@ -65,6 +65,12 @@ def _git(uri: str, client: HttpClient, _opener: Opener) -> Source:
     return GitSource(uri, client)
 
 
+def _ms(uri: str, client: HttpClient, _opener: Opener) -> Source:
+    from cached.sources.modelscope.source import ModelScopeSource
+
+    return ModelScopeSource(uri, client)
+
+
 def _file(uri: str, _client: HttpClient, _opener: Opener) -> Source:
     from cached.sources.local.source import LocalSource
 
@@ -80,6 +86,7 @@ _BUILT_IN: dict[str, tuple[str, Callable[[str, HttpClient, Opener], Source]]] = 
     "oci": ("oci://", _oci),
     "git+https": ("git+https://", _git),
     "git+http": ("git+http://", _git),
+    "ms": ("ms://", _ms),
     "https": ("https://", _http),
     "http": ("http://", _http),
     "file": ("file://", _file),

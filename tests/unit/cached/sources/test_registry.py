@@ -27,6 +27,7 @@ NO_CLIENT.close()  # opening contacts nobody
         ("oci://ghcr.io/acme/model:v1", "oci"),
         ("git+https://github.com/acme/model@v1", "git"),
         ("git+http://127.0.0.1:3000/acme/model", "git"),
+        ("ms://Qwen/Qwen3-8B@v1.0", "ms"),
         ("file:///models/m", "file"),
         ("/models/m", "file"),
     ],
@@ -61,6 +62,7 @@ def test_an_unknown_scheme_names_the_supported_ones(uri: str) -> None:
         ("git://github.com/acme/model", "git+https://"),
         ("git@github.com:acme/model.git", "git+https://"),
         ("github:acme/model", "git+https://"),
+        ("modelscope://Qwen/Qwen3-8B", "ms://"),
     ],
 )
 def test_a_scheme_of_another_tool_names_ours(uri: str, right: str) -> None:
