@@ -117,6 +117,7 @@ class GitHost:
     url: str = ""
     public_url: str = ""  # what the LFS server's addresses begin with
     private: bool = False
+    protocol: int = 2  # of Git: 0 as hosts that do not know the newer ones
     seen: list[tuple[str, str, bytes]] = field(default_factory=list)
     batch: Callable[[dict[str, Any]], Any] = lambda answer: answer
     lfs_url: str = ""  # of another LFS server, in place of the stub
@@ -124,14 +125,15 @@ class GitHost:
     good: set[str] = field(default_factory=set)
     repositories: dict[str, Repository] = field(default_factory=dict)
 
-    def create(self, name: str = "", filters: bool = True) -> Repository:
-        """Create an empty repository `name`."""
+    def create(self, name: str = "", filters: bool = True, gives_any: bool = True) -> Repository:
+        """Create an empty repository `name`. `gives_any`: any object by its id, which version 0 must allow."""
         name = name or f"team/{uuid4().hex[:12]}"
         path = self.root / f"{name}.git"
         path.mkdir(parents=True)
         repository = self.repositories[name] = Repository(path)
         repository.git("init", "--quiet", "--bare", "--initial-branch=main")
         repository.git("config", "uploadpack.allowFilter", "true" if filters else "false")
+        repository.git("config", "uploadpack.allowAnySHA1InWant", "true" if gives_any else "false")
         return repository
 
     def create_lfs(self, *objects: bytes) -> str:
@@ -200,7 +202,7 @@ class _Handler(BaseHTTPRequestHandler):
             "QUERY_STRING": urlsplit(self.path).query,
             "CONTENT_TYPE": self.headers.get("Content-Type", ""),
             "CONTENT_LENGTH": str(len(body)),
-            "GIT_PROTOCOL": self.headers.get("Git-Protocol", ""),
+            "GIT_PROTOCOL": self.headers.get("Git-Protocol", "") if self._host.protocol else "",
             "REMOTE_USER": USER,
         }
         run = subprocess.run(["git", "http-backend"], input=body, capture_output=True, check=False, env=environment)

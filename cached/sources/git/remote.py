@@ -1,4 +1,4 @@
-"""One repository on a Git host, asked over smart HTTP in version 2 of Git's protocol.
+"""One repository on a Git host, asked over smart HTTP.
 
 Law: sends what a depth of one and the filters of a partial clone need, and reads no more than its limits; nothing is
 written to a disk. Requests go through the product's own transport: its timeouts, proxies, and rules for redirects and
@@ -19,6 +19,7 @@ from cached.sources.git.access import credentials_for, explain, explained_status
 from cached.sources.git.address import GitAddress
 from cached.sources.git.pack import Objects, PackReader, read_objects
 from cached.sources.git.pktline import Mark, Packets, SideBand, encode
+from cached.sources.git.versions import AGENT, OBJECT_FORMAT, Ref, Version, parse_ref, read_version
 from cached.transport.client import HttpClient, Response
 from cached.transport.connection.cancel import Cancellation
 from cached.transport.service.requests import Service
@@ -35,37 +36,16 @@ _POST_HEADERS: Headers = (
     ("Accept", "application/x-git-upload-pack-result"),
 )
 _SERVICE = "/info/refs?service=git-upload-pack"
-_OID = re.compile(r"[0-9a-f]{40}")
 _SIZE = re.compile(r"([0-9a-f]{40}) ([0-9]{1,16})")
 _NOT_OURS = re.compile(r"not our ref|bad object|not a valid object|no such (?:object|remote)", re.IGNORECASE)
-_AGENT = "agent=holdfast"
-_FORMAT = "object-format=sha1"
-
-
-@dataclass(frozen=True, slots=True)
-class Ref:
-    """A branch, a tag or `HEAD`: its name, the id of its object, and of the commit where that is an annotated tag."""
-
-    name: str
-    oid: str
-    peeled: str | None = None
-
-    @property
-    def commit(self) -> str:
-        """The id of the commit, as far as the server says."""
-        return self.peeled or self.oid
 
 
 @dataclass(frozen=True, slots=True)
 class _Host:
-    """What the repository's host said of itself: its address after redirects, and the protocol's capabilities."""
+    """What the repository's host said of itself, and the repository's address after redirects."""
 
     url: str
-    capabilities: dict[str, str]
-
-    @property
-    def filters(self) -> bool:
-        return "filter" in self.capabilities.get("fetch", "").split()
+    version: Version
 
 
 class Remote:
@@ -82,19 +62,23 @@ class Remote:
         """Return the repository's address, after redirects."""
         return self._ask_host(cancellation).url
 
-    def filters(self, cancellation: Cancellation) -> bool:
-        """Return whether the server leaves out objects that are not asked for (partial clone)."""
-        return self._ask_host(cancellation).filters
+    def version(self, cancellation: Cancellation) -> Version:
+        """Return what the host can do."""
+        return self._ask_host(cancellation).version
 
     def refs(self, prefixes: Iterable[str], cancellation: Cancellation) -> list[Ref]:
         """Return the refs whose names begin with one of `prefixes`; all without any."""
-        lines: list[str | Mark] = ["command=ls-refs", _AGENT, _FORMAT, Mark.DELIMITER, "peel"]
+        chosen = tuple(prefixes)
+        if self._ask_host(cancellation).version.refs is not None:
+            refs = self._renewed_refs(cancellation)
+            return [ref for ref in refs if not chosen or ref.name.startswith(chosen)]
+        lines: list[str | Mark] = ["command=ls-refs", AGENT, OBJECT_FORMAT, Mark.DELIMITER, "peel"]
         found, size = [], 0
         with self._posted(
-            [*lines, *(f"ref-prefix {prefix}" for prefix in prefixes), Mark.FLUSH], cancellation
+            [*lines, *(f"ref-prefix {prefix}" for prefix in chosen), Mark.FLUSH], cancellation
         ) as packets:
             while (line := packets.line()) is not Mark.FLUSH:
-                ref = _parse_ref(line) if isinstance(line, str) else None
+                ref = parse_ref(line) if isinstance(line, str) else None
                 if ref is None:
                     raise packets.bad(f"{str(line)[:100]!r} in its list of refs")
                 found.append(ref)
@@ -109,14 +93,14 @@ class Remote:
     def sizes(self, oids: Sequence[str], cancellation: Cancellation) -> dict[str, int]:
         """Return the sizes in bytes of objects by their ids; none where the server does not tell sizes
         (`object-info`, which some hosts switch off)."""
-        if not oids or "object-info" not in self._ask_host(cancellation).capabilities:
+        if not oids or not self.version(cancellation).tells_sizes:
             return {}
-        lines: list[str | Mark] = ["command=object-info", _AGENT, _FORMAT, Mark.DELIMITER, "size"]
-        found = {}
+        lines: list[str | Mark] = ["command=object-info", AGENT, OBJECT_FORMAT, Mark.DELIMITER, "size"]
+        found, wanted = {}, frozenset(oids)
         with self._posted([*lines, *(f"oid {oid}" for oid in oids), Mark.FLUSH], cancellation) as packets:
             while (line := packets.line()) is not Mark.FLUSH:
                 match = _SIZE.fullmatch(line) if isinstance(line, str) else None
-                if match is not None and match[1] in oids:
+                if match is not None and match[1] in wanted:
                     found[match[1]] = int(match[2])
                 elif line != "size":
                     raise packets.bad(f"{str(line)[:100]!r} in its list of sizes")
@@ -125,7 +109,7 @@ class Remote:
     def objects(self, wants: Sequence[str], options: Sequence[str], cancellation: Cancellation) -> Objects:
         """Return the objects of a fetch with these `options` (`deepen 1`, `filter …`), into memory. Raises `Permanent`
         (`too_large`) beyond the limit, (`not_found`) for an object that the server has not."""
-        filters = self.filters(cancellation)
+        filters = self.version(cancellation).filters
         hint = "name a commit with less beside Git LFS" if filters else "let the server filter: uploadpack.allowFilter"
         too_large = Permanent(
             "too_large",
@@ -139,11 +123,10 @@ class Remote:
     @contextmanager
     def pack(self, wants: Sequence[str], options: Sequence[str], cancellation: Cancellation) -> Iterator[PackReader]:
         """Open the pack of a fetch, for the block."""
-        lines: list[str | Mark] = ["command=fetch", _AGENT, _FORMAT, Mark.DELIMITER, "no-progress", "ofs-delta"]
-        lines += [*options, *(f"want {oid}" for oid in wants), "done", Mark.FLUSH]
-        with self._posted(lines, cancellation) as packets:
+        version = self.version(cancellation)
+        with self._posted(version.fetch(wants, options), cancellation) as packets:
             try:
-                self._find_pack(packets)
+                version.find_pack(packets)
             except Permanent as error:
                 if not _NOT_OURS.search(error.message):
                     raise
@@ -165,20 +148,18 @@ class Remote:
         with answer:
             yield Packets(answer.readinto, self.where)
 
-    def _find_pack(self, packets: Packets) -> None:
-        """Read on to the beginning of the pack."""
-        while True:
-            line = packets.line()
-            if line == "packfile":
-                return
-            if line in (Mark.FLUSH, Mark.END, Mark.EOF):
-                raise packets.bad("an answer without a pack")
-
     def _ask_host(self, cancellation: Cancellation) -> _Host:
         with self._asking:
             if not self._host:
                 self._host.append(self._advertised(cancellation))
             return self._host[0]
+
+    def _renewed_refs(self, cancellation: Cancellation) -> Sequence[Ref]:
+        """Return the refs as they are now, of a host that tells them with its capabilities."""
+        host = self._advertised(cancellation)
+        with self._asking:
+            self._host = [host]
+        return host.version.refs or ()
 
     def _advertised(self, cancellation: Cancellation) -> _Host:
         asked = self._address.url
@@ -192,26 +173,7 @@ class Remote:
             except HoldfastError as error:
                 raise self._explained(error) from error
             url = self._base_of(response)
-        packets = Packets(io.BytesIO(response.body).readinto, self.where)
-        line = packets.line()
-        if isinstance(line, str) and line.startswith("# service="):
-            packets.next()  # its flush packet
-            line = packets.line()
-        if isinstance(line, Mark):
-            raise packets.bad("an empty answer")
-        if line != "version 2":
-            raise self._old_protocol(line)
-        capabilities = {}
-        while isinstance(line := packets.line(), str):
-            name, _, value = line.partition("=")
-            capabilities[name] = value
-        if capabilities.get("object-format", "sha1") != "sha1":
-            raise Permanent(
-                "unsupported",
-                f"{self.where}: expected a repository of sha1 objects, found {capabilities['object-format'][:40]!r}",
-                "use a repository in Git's usual object format, or another source",
-            )
-        return _Host(url, capabilities)
+        return _Host(url, read_version(Packets(io.BytesIO(response.body).readinto, self.where)))
 
     def _base_of(self, response: Response) -> str:
         """Return the repository's address of an answer with its refs, which may have been redirected."""
@@ -223,13 +185,6 @@ class Remote:
                 "check the address of the repository",
             )
         return url.removesuffix("/info/refs")
-
-    def _old_protocol(self, line: str) -> Permanent:
-        return Permanent(
-            "unsupported",
-            f"{self.where}: expected version 2 of Git's protocol, found {line[:60]!r}",
-            "use a host with Git 2.18 or newer, and let a proxy before it pass the header Git-Protocol",
-        )
 
     def _service(self, cancellation: Cancellation) -> Service:
         credentials, origin = self._credentials(), self._address.origin
@@ -251,14 +206,3 @@ class Remote:
         if isinstance(error, Transient):
             return Transient(error.code, message, error.remedy, retry_after_s=error.retry_after_s)
         return Permanent(error.code, message, error.remedy)
-
-
-def _parse_ref(line: str) -> Ref | None:
-    oid, _, rest = line.partition(" ")
-    name, *attributes = rest.split(" ")
-    if oid == "unborn":
-        return None
-    peeled = next((each.removeprefix("peeled:") for each in attributes if each.startswith("peeled:")), None)
-    if not _OID.fullmatch(oid) or not name or (peeled is not None and not _OID.fullmatch(peeled)):
-        return None
-    return Ref(name, oid, peeled)

@@ -12,7 +12,8 @@ import re
 from cached.contract.errors import Permanent
 from cached.sources.git.address import DEFAULT_REVISION
 from cached.sources.git.pack import COMMIT, ids_of
-from cached.sources.git.remote import Ref, Remote
+from cached.sources.git.remote import Remote
+from cached.sources.git.versions import Ref
 from cached.transport.connection.cancel import Cancellation
 
 _FULL = re.compile(r"[0-9a-fA-F]{40}")
@@ -56,7 +57,7 @@ def _names_of(revision: str) -> tuple[str, ...]:
 def _find_abbreviated(remote: Remote, prefix: str, refs: list[Ref], cancellation: Cancellation) -> str:
     found = {ref.commit for ref in refs if ref.commit.startswith(prefix)}
     if not found:
-        if not remote.filters(cancellation):
+        if not remote.version(cancellation).filters:
             raise Permanent(
                 "not_found",
                 f"{remote.where}: no branch or tag begins with {prefix}, and the server cannot list commits without "

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from cached.contract.errors import HoldfastError, InvalidManifest, Permanent
+from cached.contract.errors import HoldfastError, InvalidManifest, Permanent, Transient
 from cached.contract.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, FileEntry
 from cached.core.listing import Listing, RemoteFile, is_reserved
 from cached.sources.base import identity_of
@@ -27,7 +27,7 @@ from cached.sources.manifests import read_manifest
 from cached.transport.client import HttpClient
 from cached.transport.connection.cancel import Cancellation
 from cached.transport.connection.thread_call import call_in_thread
-from cached.transport.target import HttpTarget, StreamTarget, Target
+from cached.transport.target import ByteStream, HttpTarget, StreamTarget, Target
 from cached.transport.urls import Address
 
 _SMALL_BYTES = 4096  # exclusive: such files come with the listing, pointers among them
@@ -89,11 +89,21 @@ class GitSource:
         if place in self._small:
             data = self._small[place]
             return StreamTarget(lambda _cancellation: MemoryStream(data))
-        return StreamTarget(lambda cancellation: BlobStream(self._remote, place, file.size, cancellation))
+        return StreamTarget(lambda cancellation: self._open(place, file.size, cancellation))
 
     async def aclose(self) -> None:
         """Forget the small files."""
         self._small = {}
+
+    def _open(self, oid: str, size: int | None, cancellation: Cancellation) -> ByteStream:
+        """Return the bytes of a file in Git: its own pack, or out of the commit where the host gives no single file."""
+        if self._remote.version(cancellation).gives_any:
+            return BlobStream(self._remote, oid, size, cancellation)
+        data = self._fetch_commit(cancellation).objects.find(oid, BLOB)
+        if data is None:
+            problem = f"{self.display}: the file {oid[:12]} was listed, and is not in the commit any more"
+            raise Transient("source_changed", problem, "the revision is resolved again")
+        return MemoryStream(data)
 
     async def _ask_lfs(self, endpoint: str, wanted: Sequence[Wanted]) -> list[HttpTarget | HoldfastError]:
         return await call_in_thread(lambda cancellation: self._lfs(endpoint, cancellation).locate(wanted, cancellation))
@@ -129,7 +139,7 @@ class GitSource:
         remote, where = self._remote, self.display
         wanted = find_commit(remote, self._address.revision, cancellation)
         options = ["deepen 1"]
-        if remote.filters(cancellation):
+        if remote.version(cancellation).filters:
             options.append(f"filter blob:limit={_SMALL_BYTES}")
         objects = remote.objects([wanted], options, cancellation)
         oid, data = peel(objects, wanted, where)
@@ -176,8 +186,7 @@ class GitSource:
         if data is None:
             return RemoteFile(file.path, key, sizes.get(file.oid), validator=file.oid, git_oid=file.oid)
         if not is_pointer(data):
-            if len(data) < _SMALL_BYTES:
-                self._small[file.oid] = data
+            self._small[file.oid] = data  # a larger one too, where it came with the others
             return RemoteFile(file.path, key, len(data), validator=file.oid, git_oid=file.oid)
         key = f"{_IN_LFS} {commit.lfs} {file.path}"
         pointer = read_pointer(data, f"{self.display}: {file.path}")

@@ -40,5 +40,6 @@ def host(shared_host: GitHost) -> Iterator[GitHost]:
     """The module's host, as it was at first."""
     yield shared_host
     shared_host.private, shared_host.public_url, shared_host.lfs_url = False, "", ""
+    shared_host.protocol = 2
     shared_host.batch = lambda answer: answer
     shared_host.seen.clear()

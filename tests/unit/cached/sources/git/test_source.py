@@ -269,16 +269,28 @@ async def test_a_folder_that_is_not_there_is_told(repository: Repository, at: At
         assert (await at.error(rest)).code == "not_found"
 
 
-@pytest.mark.parametrize("filters", [True, False])
-async def test_the_same_files_have_one_digest_with_and_without_partial_clone(
-    filters: bool, host: GitHost, client: HttpClient, puller: Puller
+@pytest.mark.parametrize(
+    ("protocol", "filters", "gives_any"), [(2, False, True), (0, True, True), (0, False, True), (0, True, False)]
+)
+async def test_the_same_files_have_one_digest_whatever_a_host_can_do(
+    protocol: int, filters: bool, gives_any: bool, host: GitHost, client: HttpClient, puller: Puller
 ) -> None:
-    """A server without filters sends all files outside of LFS: the version is the same."""
-    repository = host.create(filters=filters)
-    repository.commit(FILES)
+    """A host without partial clone, one of the protocol's first version, and one that gives no single file have the
+    same version for the same commit, by every name of it."""
+    repository = host.create(filters=filters, gives_any=gives_any)
+    commit = repository.commit(FILES)
+    repository.git(*_AS_SOMEBODY, "tag", "-a", "-m", "m", "heavy", commit)
+    host.protocol = protocol
     at = At(host, repository, client)
+    for rest in ("", "@main", "@heavy", f"@{commit}", f"@{commit[:8]}"):
+        assert (await at.list(rest)).revision == commit, rest
     assert await at.pull(puller) == digest_of(FILES)
-    assert find(await at.list(), "w/tokenizer.json").size == len(VOCABULARY)
+    found = await at.list()
+    source = open_source(at.place, puller.client)  # of which nothing was listed
+    file = replace(find(found, "w/tokenizer.json"), validator="another", key=find(found, "w/tokenizer.json").key)
+    assert await puller.fetch(source, replace(found, files=(file,))) == digest_of({"w/tokenizer.json": VOCABULARY})
+    assert (await At(host, host.create(), client).error()).code == "not_found"
+    assert (await at.error("@nowhere")).code == "not_found"
 
 
 async def test_a_server_without_partial_clone_and_a_large_commit_is_refused(
@@ -536,22 +548,28 @@ async def test_a_redirect_to_another_host_gets_no_token(
 
 
 @pytest.mark.parametrize("body", LIES)
-@pytest.mark.parametrize("at_request", [0, 1, 2])
+@pytest.mark.parametrize(("protocol", "at_request"), [(2, 0), (2, 1), (2, 2), (2, 3), (0, 1), (0, 2)])
 async def test_what_is_no_answer_of_git_is_an_error(
-    body: bytes, at_request: int, committed: Repository, host: GitHost, client: HttpClient
+    body: bytes, protocol: int, at_request: int, committed: Repository, host: GitHost, client: HttpClient
 ) -> None:
     """A web page, a cut and a malformed packet in place of any answer are errors with a remedy; nothing is listed."""
+    host.protocol = protocol
     with front_of(host.url) as front:
         front.answer(200, body, {"Content-Type": "text/html"}, choose=nth(at_request))
+        if (at_request, body) == (3, b"0000"):  # no sizes: they are not needed
+            assert (await At(host, committed, client, front.url).list()).files
+            return
         error = await At(host, committed, client, front.url).error()
     assert error.code in ("bad_response", "refused", "unsupported", "not_found")
 
 
 @pytest.mark.parametrize("length", [3, 30, 100, 250])
+@pytest.mark.parametrize("protocol", [0, 2])
 async def test_a_cut_pack_is_a_bad_response(
-    length: int, committed: Repository, host: GitHost, client: HttpClient
+    protocol: int, length: int, committed: Repository, host: GitHost, client: HttpClient
 ) -> None:
     """An answer that ends early, though whole as HTTP, is `bad_response` wherever it is cut."""
+    host.protocol = protocol
     with front_of(host.url) as front:
         front.alter = lambda request, _headers, body: body[:length] if request.method == "POST" else body
         error = await At(host, committed, client, front.url).error("@" + committed.find("refs/heads/main"))
@@ -605,21 +623,32 @@ class Swapping:
         self.url = f"http://127.0.0.1:{self._server.server_port}"
 
 
-async def test_another_protocol_and_object_format_are_refused_by_name(
-    host: GitHost, repository: Repository, at: At, client: HttpClient
+@pytest.mark.parametrize("protocol", [0, 2])
+async def test_another_object_format_is_refused_by_name(
+    protocol: int, host: GitHost, repository: Repository, client: HttpClient
 ) -> None:
-    """A host that speaks an old protocol, and a repository of sha256 objects, are `unsupported`."""
-    repository.commit(FILES)
-    with front_of(host.url) as front:
-        front.alter = lambda _request, _headers, body: body.replace(b"000eversion 2\n", b"000eversion 1\n")
-        error = await At(host, repository, client, front.url).error()
-    assert (error.code, error.permanent) == ("unsupported", True)
-    assert "version 2 of Git's protocol" in error.message
-    repository.git("init", "--quiet", "--bare", "--object-format=sha256", str(repository.path / "x.git"))
-    name = f"{host.name_of(repository)}.git/x"
+    """A repository of sha256 objects is `unsupported`, in each version of the protocol."""
+    path = str(repository.path / "x.git")
+    repository.git("init", "--quiet", "--bare", "--object-format=sha256", path)
+    tree = repository.git("--git-dir", path, "hash-object", "-t", "tree", "-w", "--stdin")
+    commit = repository.git("--git-dir", path, "hash-object", "-t", "commit", "-w", "--stdin", data=commit_of(tree))
+    repository.git("--git-dir", path, "update-ref", "refs/heads/master", commit)
+    host.protocol = protocol
     with pytest.raises(Permanent, match="sha256") as caught:
-        await open_source(f"git+{host.url}/{name}", client).resolve()
+        await open_source(f"git+{host.url}/{host.name_of(repository)}.git/x", client).resolve()
     assert caught.value.code == "unsupported"
+
+
+async def test_a_host_that_cannot_be_read_from_is_told(
+    committed: Repository, host: GitHost, client: HttpClient
+) -> None:
+    """A host that lacks what a listing needs is `unsupported`, and the lacking part is named."""
+    host.protocol = 0
+    with front_of(host.url) as front:
+        front.alter = lambda _request, _headers, body: body.replace(b" shallow ", b" shadows ")
+        error = await At(host, committed, client, front.url).error()
+    assert (error.code, error.permanent) == ("unsupported", True)
+    assert "shallow" in error.message
 
 
 async def test_a_silent_host_is_told_within_the_common_limits(repository: Repository, no_credentials: None) -> None:
