@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from cached.contract.errors import InvalidManifest, Transient
-from cached.contract.manifest import MANIFEST_NAME, Manifest
+from cached.contract.manifest import MANIFEST_NAME, FileEntry, Manifest
 from cached.core.listing import Listing, RemoteFile
 from cached.transport.pages import page_error, page_in
 
@@ -25,6 +27,26 @@ def list_published(manifest: Manifest, prefix: str, identity: str, tag: str | No
     `Listing`. The files have no validator: the sha256 decides, also after a copy of the objects."""
     files = tuple(RemoteFile(f.path, prefix + f.path, f.size, sha256=f.sha256) for f in manifest.files)
     return Listing(files, identity, manifest, tag=tag)
+
+
+def list_mirrored(listing: Listing, manifest: Manifest, where: str) -> Listing:
+    """Return the version that `manifest` (found at `where`, for messages) says is in a repository's `listing`: each of
+    its files is one of the listing with its sha256, or has a problem where that has none, or another one."""
+    by_path = {file.path: file for file in listing.files}
+    files = tuple(_confirmed(entry, by_path.get(entry.path), where) for entry in manifest.files)
+    return replace(listing, files=files, manifest=manifest, unlisted=())
+
+
+def _confirmed(entry: FileEntry, found: RemoteFile | None, where: str) -> RemoteFile:
+    remedy = "publish the version again with `holdfast publish`, and bring the whole of it there in one commit"
+    if found is None:
+        problem = InvalidManifest(f"{where} lists {entry.path!r}, which is not there", remedy)
+        return RemoteFile(entry.path, "", entry.size, problem=problem)
+    if found.size in (None, entry.size) and found.sha256 in (None, entry.sha256):
+        return replace(found, size=entry.size, sha256=entry.sha256)
+    listed = f"{where} lists {entry.path!r} with {entry.size} bytes, sha256 {entry.sha256}"
+    has = f"found {found.size} bytes, sha256 {found.sha256 or 'not listed'}"
+    return replace(found, problem=found.problem or InvalidManifest(f"{listed}; {has}", remedy))
 
 
 def unfinished_publish(mark: str) -> Transient:

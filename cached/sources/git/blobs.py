@@ -58,23 +58,6 @@ class BlobStream:
         self._stack.close()
 
 
-class MemoryStream:
-    """The bytes of a small file that came with the listing."""
-
-    def __init__(self, data: bytes) -> None:
-        self._rest = memoryview(data)
-
-    def readinto(self, view: memoryview) -> int:
-        """Fill `view` unless the end comes first; return the bytes."""
-        count = min(len(view), len(self._rest))
-        view[:count] = self._rest[:count]
-        self._rest = self._rest[count:]
-        return count
-
-    def close(self) -> None:
-        """Do nothing."""
-
-
 def _pieces(pack: PackReader, oid: str, expected_size: int | None, where: str) -> Iterator[bytes]:
     count = pack.begin()
     entry = pack.next_entry() if count else None

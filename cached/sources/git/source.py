@@ -8,14 +8,14 @@ the product's own transport; those of another one come as a pack, and are compar
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from cached.contract.errors import HoldfastError, InvalidManifest, Permanent, Transient
-from cached.contract.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, FileEntry
+from cached.contract.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES
 from cached.core.listing import Listing, RemoteFile, is_reserved
 from cached.sources.base import identity_of
 from cached.sources.git.address import GitAddress
-from cached.sources.git.blobs import BlobStream, MemoryStream
+from cached.sources.git.blobs import BlobStream
 from cached.sources.git.joined import JoinedRequests
 from cached.sources.git.lfs import LfsServer, Wanted, endpoint_in, endpoint_of
 from cached.sources.git.objects import Tree, TreeFile, find_path, list_tree, peel, tree_of
@@ -23,7 +23,8 @@ from cached.sources.git.pack import BLOB, TREE, Objects
 from cached.sources.git.pointers import Pointer, is_pointer, read_pointer
 from cached.sources.git.remote import Remote
 from cached.sources.git.revisions import find_commit, is_id
-from cached.sources.manifests import read_manifest
+from cached.sources.manifests import list_mirrored, read_manifest
+from cached.sources.streams import BytesStream
 from cached.transport.client import HttpClient
 from cached.transport.connection.cancel import Cancellation
 from cached.transport.connection.thread_call import call_in_thread
@@ -34,7 +35,6 @@ _SMALL_BYTES = 4096  # exclusive: such files come with the listing, pointers amo
 _MAX_CONFIG_BYTES = 64 * 1024
 _LFS_CONFIG = ".lfsconfig"
 _IN_GIT, _IN_LFS = "git", "lfs"
-_PUBLISH_AGAIN = "publish the version again with `holdfast publish`, and commit the whole of it at once"
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,13 +82,13 @@ class GitSource:
         kind, place, path = (*file.key.split(" ", 2), "", "")[:3]
         if kind == _IN_LFS and file.sha256 is not None and file.size is not None:
             if file.size == 0:
-                return StreamTarget(lambda _cancellation: MemoryStream(b""))  # HTTP has no range of no bytes
+                return StreamTarget(lambda _cancellation: BytesStream())  # HTTP has no range of no bytes
             return await self._joined.locate(place, Wanted(file.sha256, file.size, path))
         if kind != _IN_GIT:
             raise Permanent("not_found", f"{self.display}: {file.path}: listed by another source", "list it again")
         if place in self._small:
             data = self._small[place]
-            return StreamTarget(lambda _cancellation: MemoryStream(data))
+            return StreamTarget(lambda _cancellation: BytesStream(data))
         return StreamTarget(lambda cancellation: self._open(place, file.size, cancellation))
 
     async def aclose(self) -> None:
@@ -103,7 +103,7 @@ class GitSource:
         if data is None:
             problem = f"{self.display}: the file {oid[:12]} was listed, and is not in the commit any more"
             raise Transient("source_changed", problem, "the revision is resolved again")
-        return MemoryStream(data)
+        return BytesStream(data)
 
     async def _ask_lfs(self, endpoint: str, wanted: Sequence[Wanted]) -> list[HttpTarget | HoldfastError]:
         return await call_in_thread(lambda cancellation: self._lfs(endpoint, cancellation).locate(wanted, cancellation))
@@ -216,20 +216,4 @@ class GitSource:
             raise InvalidManifest(f"{where}: expected it in Git itself, found it in Git LFS", "keep it out of Git LFS")
         known = self._small.get(own.git_oid)
         data = self._read(own.git_oid, MAX_MANIFEST_BYTES, cancellation) if known is None else known
-        manifest, by_path = read_manifest(data, where), {file.path: file for file in listing.files}
-        files = tuple(_confirmed(entry, by_path.get(entry.path), where) for entry in manifest.files)
-        return replace(listing, files=files, manifest=manifest, unlisted=())
-
-
-def _confirmed(entry: FileEntry, found: RemoteFile | None, where: str) -> RemoteFile:
-    """Return a file of a manifest, with a problem where the commit has none, or another one."""
-    if found is None:
-        problem: HoldfastError = InvalidManifest(
-            f"{where} lists {entry.path!r}, which the commit lacks", _PUBLISH_AGAIN
-        )
-        return RemoteFile(entry.path, "", entry.size, problem=problem)
-    if found.size in (None, entry.size) and found.sha256 in (None, entry.sha256):
-        return replace(found, size=entry.size, sha256=entry.sha256)
-    listed = f"{where} lists {entry.path!r} with {entry.size} bytes, sha256 {entry.sha256}"
-    has = f"the commit has {found.size} bytes, sha256 {found.sha256 or 'not listed'}"
-    return replace(found, problem=found.problem or InvalidManifest(f"{listed}; {has}", _PUBLISH_AGAIN))
+        return list_mirrored(listing, read_manifest(data, where), where)

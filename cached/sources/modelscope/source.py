@@ -7,21 +7,19 @@ a branch that moves meanwhile is a wrong digest, never other weights.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import replace
 
-from cached.contract.errors import HoldfastError, InvalidManifest, Permanent, Transient
-from cached.contract.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, FileEntry
+from cached.contract.errors import Permanent, Transient
+from cached.contract.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES
 from cached.core.listing import Listing, RemoteFile
 from cached.sources.base import identity_of
-from cached.sources.manifests import read_manifest
+from cached.sources.manifests import list_mirrored, read_manifest
 from cached.sources.modelscope.address import ModelScopeAddress
 from cached.sources.modelscope.site import Site
+from cached.sources.streams import BytesStream
 from cached.transport.client import HttpClient
 from cached.transport.connection.cancel import Cancellation
 from cached.transport.connection.thread_call import call_in_thread
 from cached.transport.target import HttpTarget, StreamTarget, Target
-
-_PUBLISH_AGAIN = "publish the version again with `holdfast publish`, and upload the whole of it in one commit"
 
 
 class ModelScopeSource:
@@ -45,7 +43,7 @@ class ModelScopeSource:
     async def locate(self, file: RemoteFile) -> Target:
         """Return the address of a listed file: at the site with the token, or a signed URL elsewhere without it."""
         if file.size == 0 and file.sha256 is not None:
-            return StreamTarget(lambda _cancellation: _NoBytes())  # HTTP has no range of no bytes
+            return StreamTarget(lambda _cancellation: BytesStream())  # HTTP has no range of no bytes
         return await call_in_thread(lambda cancellation: self._target(file, cancellation))
 
     async def aclose(self) -> None:
@@ -76,29 +74,4 @@ class ModelScopeSource:
         if own.sha256 not in (None, hashlib.sha256(data).hexdigest()):
             problem = f"{where}: expected the bytes of the listing, found others"
             raise Transient("source_changed", problem, "it is listed and read again")
-        manifest = read_manifest(data, where)
-        mirrored = tuple(_confirmed(entry, by_path.get(entry.path), where) for entry in manifest.files)
-        return replace(listing, files=mirrored, manifest=manifest)
-
-
-class _NoBytes:
-    """The stream of an empty file."""
-
-    def readinto(self, view: memoryview) -> int:  # noqa: ARG002 - as the Protocol
-        """Return 0."""
-        return 0
-
-    def close(self) -> None:
-        """Do nothing."""
-
-
-def _confirmed(entry: FileEntry, found: RemoteFile | None, where: str) -> RemoteFile:
-    """Return a file of a manifest, with a problem where the repository has none, or another one."""
-    if found is None:
-        problem: HoldfastError = InvalidManifest(f"{where} lists {entry.path!r}, which is not there", _PUBLISH_AGAIN)
-        return RemoteFile(entry.path, "", entry.size, problem=problem)
-    if found.size == entry.size and found.sha256 in (None, entry.sha256):
-        return replace(found, sha256=entry.sha256)
-    listed = f"{where} lists {entry.path!r} with {entry.size} bytes, sha256 {entry.sha256}"
-    has = f"the repository has {found.size} bytes, sha256 {found.sha256 or 'not listed'}"
-    return replace(found, problem=found.problem or InvalidManifest(f"{listed}; {has}", _PUBLISH_AGAIN))
+        return list_mirrored(listing, read_manifest(data, where), where)

@@ -38,6 +38,7 @@ from cached.sources.oci.ranges import LayerReader
 from cached.sources.oci.registry import Registry
 from cached.sources.oci.tar import Entry, read_entries
 from cached.sources.oci.unpacking import FileStream, Unpacked, Unpacker
+from cached.sources.streams import BytesStream
 from cached.transport.client import HttpClient
 from cached.transport.connection.cancel import Cancellation
 from cached.transport.connection.thread_call import call_in_thread
@@ -83,7 +84,7 @@ class OciSource:
         if match is None:
             raise Permanent("not_found", f"{self.display}: {file.path}: listed by another source", "list it again")
         if file.size == 0:
-            return StreamTarget(lambda _cancellation: _NoBytes())  # HTTP has no range of no bytes
+            return StreamTarget(lambda _cancellation: BytesStream())  # HTTP has no range of no bytes
         if match[5] is not None:
             return StreamTarget(lambda cancellation: self._open(match, cancellation))
         return await call_in_thread(lambda cancellation: self._target(file, match, cancellation))
@@ -200,17 +201,6 @@ class OciSource:
             return found.entries
         reader = LayerReader(self._client, self._registry, layer.blob, where, cancellation)
         return list(read_entries(reader.read, layer.blob.size, where))
-
-
-class _NoBytes:
-    """The stream of an empty file."""
-
-    def readinto(self, view: memoryview) -> int:  # noqa: ARG002 - as the Protocol
-        """Return 0."""
-        return 0
-
-    def close(self) -> None:
-        """Do nothing."""
 
 
 def _at(entry: FileEntry, digest: str, start: int) -> RemoteFile:

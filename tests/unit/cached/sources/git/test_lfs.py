@@ -175,6 +175,28 @@ def test_from_tls_no_address_leads_to_plain_http(host: GitHost, client: HttpClie
     assert "verySecret" not in f"{found} {one!r}"
 
 
+def test_an_address_elsewhere_has_its_own_headers_alone(host: GitHost, client: HttpClient) -> None:
+    """Credentials go to the server's own origin, unless its answer says that the address needs none; another origin
+    gets what the answer gives, and counts as chosen by the server: it may not lead to this machine."""
+    endpoint = "https://me:verySecret@lfs.example.com/m"
+    one = LfsServer(endpoint, "git+https://host/m@main", client, ("me", "verySecret"), None)
+
+    def located(href: str, **more: Any) -> HttpTarget:
+        found = one._located(GOOD, {"actions": {"download": {"href": href, "header": {"X-Sign": "s"}}}, **more}, 0.0)
+        assert isinstance(found, HttpTarget)
+        return found
+
+    own, pre, other = (
+        located("https://lfs.example.com/x"),
+        located("https://lfs.example.com/x", authenticated=True),
+        located("https://cdn.example.com/x"),
+    )
+    assert [name for name, _ in own.headers] == ["X-Sign", "Authorization"]
+    assert pre.headers == other.headers == (("X-Sign", "s"),)
+    assert (own.chosen_by, other.chosen_by) == (None, endpoint)
+    assert "verySecret" not in f"{own!r} {other!r}"
+
+
 @pytest.mark.parametrize(
     ("config", "url"),
     [
