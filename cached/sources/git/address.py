@@ -74,7 +74,7 @@ def _check_page(origin: Origin, repository: str, has_revision: bool) -> None:
     page = None if has_revision else _PAGE.fullmatch(repository)
     if page is None or not (origin.host in _PAGES or "/-/" in repository):
         return
-    right = f"git+{origin.scheme}://{origin.netloc}{page[1]}@{page[2]}" + (f"#{page[3]}" if page[3] else "")
+    right = f"git+{origin.scheme}://{origin.netloc}{page[1]}@{page[2]}" + (f"#{unquote(page[3])}" if page[3] else "")
     raise _refuse(f"expected a repository, found the address of a web page of {origin.host}", f"write it as {right}")
 
 

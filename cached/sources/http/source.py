@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from cached.contract.errors import HoldfastError, Permanent
 from cached.contract.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES
@@ -35,6 +35,8 @@ _MAX_FILES = 10_000
 _HEADS_AT_ONCE = 8
 # The Hub's web site: it lists no folders, and only these paths lead to a file.
 _HUB_HOSTS = frozenset({"huggingface.co", "www.huggingface.co", "hf.co"})
+_GIT_HOSTS = frozenset({"github.com", "www.github.com", "gitlab.com", "codeberg.org", "bitbucket.org"})
+_MODELSCOPE_HOSTS = frozenset({"modelscope.cn", "www.modelscope.cn", "modelscope.ai", "www.modelscope.ai"})
 _HUB_FILE = "resolve"
 _HUB_PAGES = frozenset({"tree", "blob"})
 # Answers for a missing object: S3-like servers answer 403 without the right to list.
@@ -58,6 +60,7 @@ class WebSource:
             )
         if address.origin.host in _HUB_HOSTS:
             _check_hub_path(address, self.display)
+        _check_repository_page(address, self.display)
         self._client = client
         credentials = client.credentials(uri)
         self._identity = identity_of(self.kind, address.url, stretched(credentials) if credentials else "")
@@ -256,6 +259,20 @@ def _check_hub_path(address: Address, display: str) -> None:
         remedy = f"write `hf://{repo or 'org/name'}{'@' if rest else ''}{'/'.join(rest)}`"
     problem = f"{display}: expected a folder or a file at a web server, found the address of a web page of the Hub"
     raise Permanent("bad_url", problem, remedy)
+
+
+def _check_repository_page(address: Address, display: str) -> None:
+    """Raise `Permanent` (`bad_url`) for the web page of a repository at a host of Git, or of a model on ModelScope."""
+    names, host = [name for name in address.resource.partition("?")[0].split("/") if name], address.origin.host
+    if host in _MODELSCOPE_HOSTS and names[:1] == ["models"] and _HUB_FILE not in names:
+        right = f"ms://{'/'.join(names[1:3]) or 'org/name'}"
+    elif host in _GIT_HOSTS and (len(names) == 2 or names[2:3] in (["tree"], ["blob"])):
+        repository, revision, rest = "/".join(names[:2]), names[3:4], unquote("/".join(names[4:]))
+        right = f"git+https://{host}/{repository}" + (f"@{revision[0]}" if revision else "") + (rest and f"#{rest}")
+    else:
+        return
+    problem = f"{display}: expected a folder or a file at a web server, found the web page of a repository"
+    raise Permanent("bad_url", problem, f"write `{right}`")
 
 
 def _is_of_one_file(error: HoldfastError) -> bool:

@@ -72,6 +72,7 @@ def test_what_names_none_is_refused_with_the_form(uri: str) -> None:
     ("page", "right"),
     [
         ("git+https://github.com/acme/m/tree/main/w/8bit", "git+https://github.com/acme/m@main#w/8bit"),
+        ("git+https://github.com/acme/m/tree/main/a%20b", "git+https://github.com/acme/m@main#a b"),
         ("git+https://github.com/acme/m/blob/v1/a.gguf", "git+https://github.com/acme/m@v1#a.gguf"),
         ("git+https://git.acme.com/a/b/m/-/tree/main", "git+https://git.acme.com/a/b/m@main"),
         ("git+https://huggingface.co/acme/m/tree/main", "git+https://huggingface.co/acme/m@main"),

@@ -257,6 +257,10 @@ def test_a_fragment_is_refused(client: HttpClient, uri: str) -> None:
         ("https://huggingface.co/acme/tiny/tree/v1/sub/deep", "hf://acme/tiny@v1/sub/deep"),
         ("https://huggingface.co/acme/tiny/blob/main/m.safetensors", "/acme/tiny/resolve/main/m.safetensors"),
         ("https://huggingface.co/gpt2", "hf://gpt2"),
+        ("https://github.com/acme/tiny", "git+https://github.com/acme/tiny"),
+        ("https://github.com/acme/tiny.git?x=y", "git+https://github.com/acme/tiny.git"),
+        ("https://github.com/acme/tiny/tree/v1/sub/deep", "git+https://github.com/acme/tiny@v1#sub/deep"),
+        ("https://www.modelscope.cn/models/acme/tiny/files", "ms://acme/tiny"),
     ],
 )
 def test_a_page_of_the_hub_is_refused_with_what_to_write(client: HttpClient, uri: str, instead: str) -> None:
@@ -267,6 +271,8 @@ def test_a_page_of_the_hub_is_refused_with_what_to_write(client: HttpClient, uri
     assert caught.value.code == "bad_url"
     assert f"{instead}`" in caught.value.remedy
     WebSource("https://huggingface.co/acme/tiny/resolve/main/m.safetensors", client)
+    WebSource("https://github.com/acme/tiny/releases/download/v1/m.safetensors", client)
+    WebSource("https://www.modelscope.cn/models/acme/tiny/resolve/master/m.safetensors", client)
 
 
 # --- a folder that the server lists --------------------------------------------------------------------------------
