@@ -317,7 +317,8 @@ class Attempt:
     def _follow(self) -> None:
         sha = hashlib.sha256()
         hashes: list[Hasher] = [sha]
-        git, checksum = None, None
+        git: Hasher | None = None
+        checksum: Hasher | None = None
         if self.spec.git_oid is not None and self.size is not None:
             git = git_blob_hasher(self.size)
             hashes.append(git)
@@ -337,6 +338,8 @@ class Attempt:
                         self._free(held)
                 with self._lock:
                     self._advance(length)
+            if self.spec.git_oid is not None and git is None:
+                git = self._read_git_id()
             compare_digests(self.spec, sha.hexdigest(), git, checksum)
             verified = self._commit(sha.hexdigest())
         except BaseException as error:  # noqa: BLE001 - every error becomes the outcome
@@ -384,6 +387,16 @@ class Attempt:
             for each in hashes:
                 each.update(buffer[:found])
             return found
+
+    def _read_git_id(self) -> Hasher:
+        """Return the hasher of the Git blob id, which begins with the size: of a file whose size was not known before
+        its last byte, so it is read once more."""
+        assert self.size is not None
+        git = git_blob_hasher(self.size)
+        offset = 0
+        while offset < self.size:
+            offset += self._hash_from_disk([git], offset, self.size - offset)
+        return git
 
     def _commit(self, sha256: str) -> Verified:
         assert self.size is not None

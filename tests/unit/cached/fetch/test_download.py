@@ -168,17 +168,19 @@ def test_a_wrong_digest_twice_is_permanent(tmp_path: Path, origin: HostileOrigin
     assert len(origin.requests) == 2
 
 
-def test_a_git_blob_id_is_checked(tmp_path: Path, origin: HostileOrigin) -> None:
-    """A file that the source names by its Git blob id alone is committed only if that is its id."""
+@pytest.mark.parametrize("size", [5000, None])
+def test_a_git_blob_id_is_checked(tmp_path: Path, origin: HostileOrigin, size: int | None) -> None:
+    """A file that the source names by its Git blob id alone is committed only if that is its id, also where its size is
+    not known before its last byte."""
     data = noise()[:5000]
     origin.put("/f", data, etag='"v1"')
     right = hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
     with open_engine(tmp_path / "root", 1) as engine:
-        error = engine.error_of(spec_of(data, sha256=None, git_oid="0" * 40), http(origin.url("/f")))
+        error = engine.error_of(spec_of(data, sha256=None, git_oid="0" * 40, size=size), http(origin.url("/f")))
         assert isinstance(error, DigestMismatch)
         assert (error.expected, error.found) == ("0" * 40, right)
         assert private_files(engine.layout) == set()
-        verified = engine.fetch(spec_of(data, sha256=None, git_oid=right), http(origin.url("/f")))
+        verified = engine.fetch(spec_of(data, sha256=None, git_oid=right, size=size), http(origin.url("/f")))
         check_committed(engine.layout, data, verified)
 
 
