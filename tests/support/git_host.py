@@ -81,11 +81,12 @@ class Repository:
             name = path.replace("\\", "\\\\").replace('"', '\\"')
             stream.append(f'M 100644 inline "{name}"\ndata {len(kept)}\n'.encode() + kept + b"\n")
         self.git("fast-import", "--quiet", "--force", data=b"".join(stream))
-        return self.git("rev-parse", f"refs/heads/{branch}")
+        return self.find(f"refs/heads/{branch}")
 
     def find(self, name: str) -> str:
-        """The id of a ref; empty without one."""
-        return self.git("for-each-ref", "--format=%(objectname)", name)
+        """The id of a ref that was written here; empty without one."""
+        ref = self.path / name
+        return ref.read_text().strip() if ref.exists() else ""
 
     def write_tree(self, entries: list[tuple[str, bytes, str]]) -> str:
         """Write a tree of `(mode, name, id)` as it is, also one that Git itself would refuse."""
@@ -130,10 +131,14 @@ class GitHost:
         name = name or f"team/{uuid4().hex[:12]}"
         path = self.root / f"{name}.git"
         path.mkdir(parents=True)
+        (path / "objects").mkdir()
+        (path / "refs").mkdir()
+        (path / "HEAD").write_text("ref: refs/heads/main\n")
+        allowed = f"allowFilter = {filters}\n\tallowAnySHA1InWant = {gives_any}"
+        (path / "config").write_text(
+            f"[core]\n\trepositoryformatversion = 0\n\tbare = true\n[uploadpack]\n\t{allowed}\n"
+        )
         repository = self.repositories[name] = Repository(path)
-        repository.git("init", "--quiet", "--bare", "--initial-branch=main")
-        repository.git("config", "uploadpack.allowFilter", "true" if filters else "false")
-        repository.git("config", "uploadpack.allowAnySHA1InWant", "true" if gives_any else "false")
         return repository
 
     def create_lfs(self, *objects: bytes) -> str:
