@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import json
 import time
+import zlib
 from collections.abc import Callable
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from cached.daemon.http.messages import JSON, Answer, Handler, Request, Response, Routes, make_router
+from cached.daemon.http.messages import JSON, Answer, Handler, Request, Response, Routes, accepts_gzip, make_router
 from cached.daemon.service import DaemonService
 
 if TYPE_CHECKING:  # loaded when somebody opens it
@@ -19,6 +20,8 @@ if TYPE_CHECKING:  # loaded when somebody opens it
 
 _SHARE = 0.1  # of the wall time, to render one page
 _CREDIT_S = 0.25  # for one burst after a pause
+_LEVEL, _GZIP = 1, zlib.MAX_WBITS | 16  # the sum asks zlib for gzip's head and end
+_VARY = ("Vary", "Accept-Encoding")
 
 
 def make_read_api(service: DaemonService, *, page_readers: int) -> Handler:
@@ -33,8 +36,8 @@ def make_read_api(service: DaemonService, *, page_readers: int) -> Handler:
 
     page = RenderedPage(service.render_metrics, time.monotonic)
 
-    async def metrics(_request: Request) -> Response:
-        return Response(page.get_body(), "text/plain; version=0.0.4; charset=utf-8")
+    async def metrics(request: Request) -> Response:
+        return page.respond(request, "text/plain; version=0.0.4; charset=utf-8")
 
     return make_router(
         {
@@ -67,14 +70,15 @@ def make_status_handler(status: Callable[[], dict[str, Any]]) -> Handler:
     """Return the handler of `GET /v1/status`, for both listeners."""
     page = RenderedPage(lambda: json.dumps(status()).encode(), time.monotonic)
 
-    async def handler(_request: Request) -> Response:
-        return Response(page.get_body(), JSON)
+    async def handler(request: Request) -> Response:
+        return page.respond(request, JSON)
 
     return handler
 
 
 class RenderedPage:
-    """A page whose rendering takes at most a tenth of the wall time: past that clients get the last one.
+    """A page whose rendering takes at most a tenth of the wall time: past that clients get the last one. It goes out
+    compressed to those that take that, as Prometheus does: a tenth of the bytes for less time than rendering takes.
 
     `clock` gives monotonic seconds.
     """
@@ -85,6 +89,19 @@ class RenderedPage:
         self._credit_s = _CREDIT_S
         self._at = clock()
         self._body: bytes | None = None
+        self._packed: bytes | None = None
+
+    def respond(self, request: Request, content_type: str) -> Response:
+        """Return the response with the page."""
+        body = self.get_body()
+        if not accepts_gzip(request):
+            return Response(body, content_type, headers=(_VARY,))
+        if self._packed is None:
+            began = self._clock()
+            packer = zlib.compressobj(_LEVEL, wbits=_GZIP)
+            self._packed = packer.compress(body) + packer.flush()
+            self._credit_s -= self._clock() - began
+        return Response(self._packed, content_type, headers=(_VARY, ("Content-Encoding", "gzip")))
 
     def get_body(self) -> bytes:
         """Return the page: rendered now, or the last one when the credit is used up."""
@@ -92,6 +109,6 @@ class RenderedPage:
         self._credit_s = min(_CREDIT_S, self._credit_s + _SHARE * (began - self._at))
         self._at = began
         if self._body is None or self._credit_s > 0:
-            self._body = self._render()
+            self._body, self._packed = self._render(), None
             self._credit_s -= self._clock() - began
         return self._body

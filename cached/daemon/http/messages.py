@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from http import HTTPStatus
@@ -66,6 +67,16 @@ def make_json(document: Any, status: int = 200) -> Response:
 def make_refusal(status: int, allow: str = "") -> Response:
     """Return the response to a request that has no handler or is no request."""
     return Response(f"{status}: {HTTPStatus(status).phrase}\n".encode(), TEXT, status, allow)
+
+
+def accepts_gzip(request: Request) -> bool:
+    """Return whether `Accept-Encoding` names gzip, or anything, with a weight above 0 (RFC 9110, 12.5.3)."""
+    weights: dict[str, float] = {}
+    for part in request.headers.get("accept-encoding", "").lower().split(","):
+        name, _, parameter = part.partition(";")
+        found = re.fullmatch(r"\s*q\s*=\s*([01](?:\.[0-9]{0,3})?)\s*", parameter)
+        weights[name.strip()] = 1.0 if found is None else float(found[1])
+    return weights.get("gzip", weights.get("*", 0.0)) > 0
 
 
 def make_router(routes: Routes) -> Handler:

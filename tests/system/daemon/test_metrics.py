@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import gzip
+import http.client
 import time
 from collections.abc import Iterator
 from importlib.metadata import version
@@ -75,6 +78,22 @@ def test_the_table_has_every_metric(page: str) -> None:
     """The page has no metric that the table does not have, but the standard ones of the process and of Python."""
     assert find_differences(page, table.ALL) == set()
     assert "process_resident_memory_bytes " in page and "process_open_fds " in page
+
+
+@pytest.mark.parametrize("path", ["/metrics", "/v1/status"])
+def test_a_page_is_compressed_for_those_who_take_it(running: DaemonProcess, path: str) -> None:
+    """A client that takes gzip, as Prometheus says it does, gets the same page in fewer bytes; any other gets text."""
+    with contextlib.closing(http.client.HTTPConnection(*running.address)) as connection:
+        found = {}
+        for asked in ("gzip", "gzip;q=0", "identity"):
+            connection.request("GET", path, headers={"Accept-Encoding": asked})
+            answer = connection.getresponse()
+            assert answer.getheader("Vary") == "Accept-Encoding"
+            found[asked] = answer.getheader("Content-Encoding"), answer.read()
+    assert [encoding for encoding, _ in found.values()] == ["gzip", None, None]
+    text = gzip.decompress(found["gzip"][1])
+    assert len(text.splitlines()) == len(found["identity"][1].splitlines())
+    assert len(found["gzip"][1]) < len(text) / 2
 
 
 @needs_promtool

@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from cached.contract.errors import Permanent, Transient
-from cached.daemon.http.messages import JSON, Request, Response, Stream, make_json, make_router
+from cached.daemon.http.messages import JSON, Request, Response, Stream, accepts_gzip, make_json, make_router
 from cached.daemon.http.server import Server
 
 Ask = Callable[[bytes], Awaitable[bytes]]
@@ -383,3 +383,23 @@ async def _until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(30):
         while not condition():
             await asyncio.sleep(0.005)
+
+
+@pytest.mark.parametrize(
+    ("header", "expected"),
+    [
+        (None, False),
+        ("gzip", True),
+        ("br, GZIP;q=0.5", True),
+        ("deflate, *", True),
+        ("*;q=0", False),
+        ("gzip;q=0, *", False),
+        ("gzip; q=0.000", False),
+        ("identity", False),
+        ("gzipped", False),
+    ],
+)
+async def test_a_client_says_whether_it_takes_gzip(header: str | None, expected: bool) -> None:
+    """`Accept-Encoding` is read as RFC 9110 has it: names in any case, weights, and `*` for what is not named."""
+    headers = {} if header is None else {"accept-encoding": header}
+    assert accepts_gzip(Request("GET", "/", headers, b"", asyncio.Transport())) is expected
