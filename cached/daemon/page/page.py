@@ -15,7 +15,7 @@ import zlib
 from collections.abc import AsyncGenerator
 from urllib.parse import parse_qs
 
-from cached.daemon.http.messages import TEXT, Answer, Request, Response, Stream
+from cached.daemon.http.messages import TEXT, Answer, Request, Response, Stream, accepts_gzip
 from cached.daemon.page import sections
 from cached.daemon.page.disk import render_disk
 from cached.daemon.page.document import ASSETS, EVENT_HEADERS, PAGE_HEADERS, render_document, render_event
@@ -55,7 +55,7 @@ class NodePage:
         """Answer `GET /`."""
         await self._facts.measure()
         packed = self._page.get_body()
-        if _accepts_gzip(request.headers.get("accept-encoding", "")):
+        if accepts_gzip(request):
             return Response(packed, _HTML, headers=(*PAGE_HEADERS, ("Content-Encoding", "gzip")))
         return Response(zlib.decompress(packed, _GZIP), _HTML, headers=PAGE_HEADERS)
 
@@ -144,13 +144,3 @@ class NodePage:
             },
             self._rows.render(facts.versions),
         )
-
-
-def _accepts_gzip(header: str) -> bool:
-    """Return whether `Accept-Encoding` names gzip, or anything, with a weight above 0 (RFC 9110, 12.5.3)."""
-    weights: dict[str, float] = {}
-    for part in header.lower().split(","):
-        name, _, parameter = part.partition(";")
-        found = re.fullmatch(r"\s*q\s*=\s*([01](?:\.[0-9]{0,3})?)\s*", parameter)
-        weights[name.strip()] = 1.0 if found is None else float(found[1])
-    return weights.get("gzip", weights.get("*", 0.0)) > 0
