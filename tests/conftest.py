@@ -1,6 +1,7 @@
-"""What every test shares: one Hypothesis profile, without deadlines (a loaded machine is no failure), Ctrl-C, real S3
-servers and a real registry."""
+"""What every test shares: one Hypothesis profile, without deadlines (a loaded machine is no failure), one thread of
+torch's a process, Ctrl-C, real S3 servers and a real registry."""
 
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -23,6 +24,10 @@ from tests.support.s3 import S3Server, moto_server, rclone_server
 
 settings.register_profile("holdfast", deadline=None, print_blob=True)
 settings.load_profile("holdfast")
+
+# Before torch is imported, here and in what the tests start. Its threads wait for each other by spinning: with several
+# test processes on two cores they took four times as long, and most of the processors.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # Whoever runs the tests in the background has them ignore SIGINT, and so would every program they start and interrupt.
 if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
