@@ -67,3 +67,29 @@ def test_the_reference_is_what_the_code_says(maker: Any) -> None:
     """A page of docs/reference is the one that `make generated` would write now."""
     for page, text in maker.make_pages().items():
         assert page.read_text() == text, f"{page.name} is out of date: run make generated"
+
+
+_LINK = re.compile(r"\]\(([^)\s]+)\)")
+
+
+def _anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as code hosts make them."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    return {
+        re.sub(r"[^\w\- ]", "", re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", text)).lower().replace(" ", "-")
+        for text in headings
+    }
+
+
+@pytest.mark.parametrize("page", [*map(str, ROOT.glob("*.md")), *map(str, (ROOT / "docs").rglob("*.md"))])
+def test_every_link_leads_somewhere(page: str) -> None:
+    """A link between the pages names a file or folder that is there, and a heading that it has."""
+    lost = []
+    for link in _LINK.findall(Path(page).read_text()):
+        name, _, anchor = link.partition("#")
+        if re.match(r"[a-z]+:", name):
+            continue
+        target = (Path(page).parent / name).resolve() if name else Path(page)
+        if not target.exists() or (anchor and anchor not in _anchors(target)):
+            lost.append(link)
+    assert lost == []

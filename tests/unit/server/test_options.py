@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 
 from server.options import parse
-from tests.support.serving import REPOSITORY
 
 
 def test_defaults_serve_on_every_address_of_the_pod() -> None:
@@ -91,12 +90,3 @@ def test_wrong_options_are_usage_errors(argv: list[str], capsys: pytest.CaptureF
         parse(argv)
     assert caught.value.code == 2
     assert "expected" in capsys.readouterr().err or argv[0].startswith("--model")
-
-
-def test_the_readme_and_the_help_say_the_same_of_a_followed_file(capsys: pytest.CaptureFixture[str]) -> None:
-    """A person finds one sentence about `--follow`, wherever they look."""
-    with pytest.raises(SystemExit):
-        parse(["--help"])
-    told = " ".join(capsys.readouterr().out.split())
-    (row,) = [line for line in (REPOSITORY / "README.md").read_text().splitlines() if line.startswith("| `--follow")]
-    assert row.split("|")[3].replace("`", "").strip() in told
