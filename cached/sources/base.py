@@ -78,8 +78,10 @@ class Source(Protocol):
 class Opener(Protocol):
     """Opens the source that a URI names: a resolver ends in it without knowing other sources."""
 
-    def __call__(self, uri: str) -> Source:
-        """Return the source, without contacting it. Raises `Permanent`. May import: call it in a thread."""
+    def __call__(self, uri: str, *, chosen_by: str | None = None) -> Source:
+        """Return the source, without contacting it. `chosen_by`: the URL of the service that named `uri`, None where
+        the catalog did: a service may not send us to this machine or its cloud's metadata, as with a redirect. Raises
+        `Permanent`. May import: call it in a thread."""
 
 
 @runtime_checkable

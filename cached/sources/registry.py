@@ -47,10 +47,10 @@ def _hf(uri: str, client: HttpClient, _opener: Opener) -> Source:
     return HuggingFaceSource(uri, client)
 
 
-def _http(uri: str, client: HttpClient, _opener: Opener) -> Source:
+def _http(uri: str, client: HttpClient, _opener: Opener, chosen_by: str | None = None) -> Source:
     from cached.sources.http.source import WebSource
 
-    return WebSource(uri, client)
+    return WebSource(uri, client, chosen_by)
 
 
 def _oci(uri: str, client: HttpClient, _opener: Opener) -> Source:
@@ -114,9 +114,10 @@ def supported() -> str:
     return ", ".join(form for form, _ in _BUILT_IN.values()) + " or an absolute path"
 
 
-def open_source(uri: str, client: HttpClient, resolvers: int = 0) -> Source:
+def open_source(uri: str, client: HttpClient, resolvers: int = 0, chosen_by: str | None = None) -> Source:
     """Return the source that `uri` names, without contacting it. `client` reads manifests, indexes and a service's
-    answers; its stall timeout applies to every source. `resolvers`: how many resolvers led to this URI.
+    answers; its stall timeout applies to every source. `resolvers`: how many resolvers led to this URI; `chosen_by`: as
+    for `Opener`.
 
     Raises `Permanent`: `unknown_scheme`, `circular_source`, `bad_plugin`, or an error of the source itself. The URI may
     carry credentials, so messages quote its scheme only.
@@ -134,7 +135,7 @@ def open_source(uri: str, client: HttpClient, resolvers: int = 0) -> Source:
         form, make = _BUILT_IN[scheme]
         if match is not None and form.endswith("//") and match[2] is None:
             raise Permanent("bad_source", f"expected {form}…, found {scheme}: without `//`", f"write it as {form}…")
-        return make(uri, client, opener)
+        return make(uri, client, opener) if make is not _http else _http(uri, client, opener, chosen_by)
     from cached.sources import plugins
 
     return plugins.find(scheme, uri, client, opener) or _refuse(scheme)

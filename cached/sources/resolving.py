@@ -33,11 +33,13 @@ class Named:
 @dataclass(frozen=True, slots=True)
 class Referral:
     """A place of files. `uri` may carry credentials; all files below it belong to the version, under the folder `under`
-    (empty, or with a `/` at its end), or only those `named`."""
+    (empty, or with a `/` at its end), or only those `named`. `chosen_by`: the URL of the service that named `uri`, as
+    for `Opener`."""
 
     uri: str = field(repr=False)
     under: str = ""
     named: tuple[Named, ...] | None = None
+    chosen_by: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +115,7 @@ class ResolvedSource:
         sources = []
         for referral in resolution.referrals:
             try:
-                sources.append(self._opener(referral.uri))
+                sources.append(self._opener(referral.uri, chosen_by=referral.chosen_by))
             except HoldfastError as error:
                 problem = f"{self.display} leads to a place that cannot be opened: {error.message}"
                 raise Permanent(error.code, problem, error.remedy) from error

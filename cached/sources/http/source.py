@@ -48,8 +48,8 @@ class WebSource:
 
     kind = "http"
 
-    def __init__(self, uri: str, client: HttpClient) -> None:
-        """Raises `Permanent` (`bad_url`)."""
+    def __init__(self, uri: str, client: HttpClient, chosen_by: str | None = None) -> None:
+        """`chosen_by`: the URL of the service that named `uri`, as for `Opener`. Raises `Permanent` (`bad_url`)."""
         address = Address.parse(uri)
         self.display = display_url(address.url)
         if "#" in uri:  # a server receives no fragment: sources that differ in it only would be the same bytes twice
@@ -62,6 +62,7 @@ class WebSource:
             _check_hub_path(address, self.display)
         _check_repository_page(address, self.display)
         self._client = client
+        self._chosen_by = chosen_by
         credentials = client.credentials(uri)
         self._identity = identity_of(self.kind, address.url, stretched(credentials) if credentials else "")
         self._origin = address.origin
@@ -113,8 +114,8 @@ class WebSource:
     def _target(self, url: str) -> HttpTarget:
         # An index may have been redirected to another origin, which must not get the URI's query and credentials.
         if not url.startswith(self._root) and Address.parse(url).origin != self._origin:
-            return HttpTarget(url)
-        return HttpTarget(url + self._query, self._headers)
+            return HttpTarget(url, chosen_by=self._chosen_by)
+        return HttpTarget(url + self._query, self._headers, chosen_by=self._chosen_by)
 
     def _resolve(self, cancellation: Cancellation) -> Listing:
         folder = self._folder

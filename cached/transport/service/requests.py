@@ -28,7 +28,8 @@ class Service:
     """The requests of one call to a service, which all end with `cancellation`.
 
     `subject`: the source, for messages, without credentials. `credentials`: for the service's own origins.
-    `explain`: returns the error for a response of the service's own kind, None for the general one.
+    `explain`: returns the error for a response of the service's own kind, None for the general one. `chosen_by`: the
+    URL of another service that named this one's address, as for `HttpTarget`.
     """
 
     def __init__(
@@ -38,12 +39,14 @@ class Service:
         subject: str,
         credentials: Credentials | None = None,
         explain: Callable[[Response], HoldfastError | None] = lambda _response: None,
+        chosen_by: str | None = None,
     ) -> None:
         self._client = client
         self._cancellation = cancellation
         self._subject = subject
         self._credentials = credentials
         self._explain = explain
+        self._chosen_by = chosen_by
 
     def get(self, url: str, headers: Headers = (), limit_bytes: int = MAX_ANSWER_BYTES) -> Response:
         """Return the answer 200 to a GET. Raises for any other, `Transient` (`bad_response`) for a web page."""
@@ -97,10 +100,10 @@ class Service:
     def _authorized(self, url: str, headers: Headers, send: Callable[[HttpTarget], Response]) -> Response:
         with_credentials = self._headers_for(url, headers)
         try:
-            response = send(HttpTarget(url, with_credentials))
+            response = send(HttpTarget(url, with_credentials, chosen_by=self._chosen_by))
             issuer = self._credentials if response.status == _UNAUTHORIZED else None
             if issuer is not None and issuer.refuse(with_credentials):
-                response = send(HttpTarget(url, self._headers_for(url, headers)))
+                response = send(HttpTarget(url, self._headers_for(url, headers), chosen_by=self._chosen_by))
         except HoldfastError as error:
             raise self._about(error) from error
         return response

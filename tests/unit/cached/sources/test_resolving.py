@@ -140,6 +140,15 @@ async def test_a_resolver_that_fails_is_asked_again(tmp_path: Path, opener: Open
     assert len(asked) == 2
 
 
+async def test_a_service_elsewhere_does_not_lead_to_this_machine(opener: Opener) -> None:
+    """An http address that a service elsewhere names is refused on loopback and at the metadata service, as a redirect
+    there is."""
+    for place in ("http://127.0.0.1:9/m/", "http://169.254.169.254/latest/meta-data/"):
+        with pytest.raises(Permanent) as caught:
+            await resolver(opener, Referral(place, chosen_by="http://192.0.2.1/")).resolve()
+        assert caught.value.code == "insecure_redirect"
+
+
 async def test_resolvers_in_a_circle_are_refused() -> None:
     """Each opener counts the resolvers on the way: a reference to itself ends with an error, not with the stack."""
     client = HttpClient(HttpSettings())
