@@ -311,7 +311,7 @@ class Download:
         if self.spec.is_bound or received <= _ONE_READ_BYTES:
             return
         target = self._addresses.current(attempt.cancellation)
-        if not isinstance(target, HttpTarget) or target.part is not None:
+        if not isinstance(target, HttpTarget) or target.part is not None or not target.answers_head:
             return
         try:
             head = self._workers.client.head(target, attempt.cancellation)

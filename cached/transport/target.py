@@ -60,6 +60,8 @@ class HttpTarget:
     called (a token that several files share); None: by that call. A refusal of such credentials is not final.
     `issuer`: is told of a refusal, so that the next address has other credentials.
     `part`: where the file is in a larger object (a file in a tar archive); the server must serve ranges then.
+    `answers_head`: False where a HEAD costs the server a read of the whole object, as at one that passes its store's
+    objects on: none is sent then.
     `names_version`: `url` names one version of the object (a generation), so 404 says that it was replaced or deleted.
     """
 
@@ -74,6 +76,7 @@ class HttpTarget:
     issued_at: float | None = None
     part: Part | None = None
     names_version: bool = False
+    answers_head: bool = True
     issuer: Issuer | None = field(default=None, repr=False, compare=False)
 
 
