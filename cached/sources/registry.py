@@ -71,6 +71,12 @@ def _ms(uri: str, client: HttpClient, _opener: Opener) -> Source:
     return ModelScopeSource(uri, client)
 
 
+def _mlflow(uri: str, client: HttpClient, opener: Opener) -> Source:
+    from cached.sources.mlflow.source import mlflow_source
+
+    return mlflow_source(uri, client, opener)
+
+
 def _file(uri: str, _client: HttpClient, _opener: Opener) -> Source:
     from cached.sources.local.source import LocalSource
 
@@ -87,6 +93,8 @@ _BUILT_IN: dict[str, tuple[str, Callable[[str, HttpClient, Opener], Source]]] = 
     "git+https": ("git+https://", _git),
     "git+http": ("git+http://", _git),
     "ms": ("ms://", _ms),
+    "models": ("models:/", _mlflow),
+    "runs": ("runs:/", _mlflow),
     "https": ("https://", _http),
     "http": ("http://", _http),
     "file": ("file://", _file),
@@ -98,7 +106,8 @@ _MEANT = {
     **dict.fromkeys(("docker", "registry", "ocidir", "image", "modelpack"), "oci"),
     **dict.fromkeys(("huggingface", "hub", "hfhub"), "hf"),
     **dict.fromkeys(("s3a", "s3n", "minio", "r2"), "s3"),
-    **dict.fromkeys(("mlflow", "model", "mlflow-models"), "models"),
+    **dict.fromkeys(("mlflow", "model", "mlflow-models", "mlflow-artifacts"), "models"),
+    **dict.fromkeys(("run", "mlflow-runs"), "runs"),
     **dict.fromkeys(("modelscope", "msc"), "ms"),
     **dict.fromkeys(("git", "git+ssh", "git+git", "git+file", "ssh", "lfs", "git-lfs"), "git+https"),
     **dict.fromkeys(("github", "gitlab", "bitbucket", "gitea", "codeberg", "gh"), "git+https"),

@@ -63,6 +63,9 @@ def test_an_unknown_scheme_names_the_supported_ones(uri: str) -> None:
         ("git@github.com:acme/model.git", "git+https://"),
         ("github:acme/model", "git+https://"),
         ("modelscope://Qwen/Qwen3-8B", "ms://"),
+        ("mlflow://tiny/3", "models:/"),
+        ("model:/tiny/3", "models:/"),
+        ("run:/60c805344c51/model", "runs:/"),
     ],
 )
 def test_a_scheme_of_another_tool_names_ours(uri: str, right: str) -> None:
