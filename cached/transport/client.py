@@ -45,6 +45,8 @@ _NO_HEAD = frozenset({403, 405, 501})
 _EXCERPT_BYTES = 4096  # shows a web page, or the code in the XML of an S3 error
 _MAX_PAGE_BYTES = 1024 * 1024  # a longer body of no page's type is not read to explain an error
 _HEADER = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+: [^\r\n\0\u0100-\U0010ffff]*")
+# The signatures of S3, Google Cloud Storage (both also in their older form) and Azure.
+_SIGNED = re.compile(r"[?&](?:X-Amz-Signature|X-Goog-Signature|Signature|sig)=", re.IGNORECASE)
 _OURS = frozenset(
     {"host", "connection", "range", "accept-encoding", "if-match", "if-unmodified-since", "content-length"}
     | {"transfer-encoding", "te", "upgrade", "expect"}
@@ -303,6 +305,8 @@ class HttpClient:
             return target.headers
         if address.userinfo is not None:
             return (*target.headers, ("Authorization", basic(*address.userinfo)))
+        if _SIGNED.search(address.resource):  # S3 answers 400 to a signed URL with a password beside it
+            return target.headers
         authorization = self._netrc.authorization(address.origin.host)
         return (*target.headers, ("Authorization", authorization)) if authorization else target.headers
 

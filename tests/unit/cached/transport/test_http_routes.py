@@ -128,6 +128,21 @@ def test_netrc_speaks_for_its_host(
     assert found == [expected, "Bearer own", None, expected, None]
 
 
+@pytest.mark.parametrize(
+    "query", ["X-Amz-Signature=0", "a=1&X-Goog-Signature=0", "Expires=1&Signature=0", "se=1&sig=0"]
+)
+def test_a_signed_url_gets_no_netrc(
+    query: str, make_client: MakeClient, origin: HostileOrigin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A signed URL authorises itself: S3 refuses a password beside the signature."""
+    netrc = tmp_path / "credentials"
+    netrc.write_text("machine localhost login me password from-netrc\n")
+    monkeypatch.setenv("NETRC", str(netrc))
+    origin.put("/a", b"payload")
+    fetch(make_client(HttpSettings()), origin.url(f"/a?{query}"))
+    assert [seen.headers.get("authorization") for seen in origin.requests] == [None]
+
+
 def test_the_home_netrc_is_found(make_client: MakeClient, origin: HostileOrigin, tmp_path: Path) -> None:
     """Without `NETRC` the file in the home folder counts."""
     (tmp_path / ".netrc").write_text("machine localhost login me password from-home\n")
