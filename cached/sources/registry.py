@@ -77,6 +77,12 @@ def _mlflow(uri: str, client: HttpClient, opener: Opener) -> Source:
     return mlflow_source(uri, client, opener)
 
 
+def _wandb(uri: str, client: HttpClient, opener: Opener) -> Source:
+    from cached.sources.wandb.source import wandb_source
+
+    return wandb_source(uri, client, opener)
+
+
 def _file(uri: str, _client: HttpClient, _opener: Opener) -> Source:
     from cached.sources.local.source import LocalSource
 
@@ -95,6 +101,7 @@ _BUILT_IN: dict[str, tuple[str, Callable[[str, HttpClient, Opener], Source]]] = 
     "ms": ("ms://", _ms),
     "models": ("models:/", _mlflow),
     "runs": ("runs:/", _mlflow),
+    "wandb": ("wandb://", _wandb),
     "https": ("https://", _http),
     "http": ("http://", _http),
     "file": ("file://", _file),
@@ -113,7 +120,7 @@ _MEANT = {
     **dict.fromkeys(("github", "gitlab", "bitbucket", "gitea", "codeberg", "gh"), "git+https"),
     **dict.fromkeys(("pvc", "local", "path", "hostpath"), "file"),
     **dict.fromkeys(("dvc",), "dvc+https"),
-    **dict.fromkeys(("wb", "wandb-artifact"), "wandb"),
+    **dict.fromkeys(("wb", "wandb-artifact", "weave", "wandb-registry"), "wandb"),
     **dict.fromkeys(("htttps", "htttp", "webdav", "davs"), "https"),
 }
 

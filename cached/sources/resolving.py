@@ -21,13 +21,15 @@ from cached.transport.target import Target
 @dataclass(frozen=True, slots=True)
 class Named:
     """One file of a version: `path` in the version, `at`: its path below the URI, and what the resolver's index says of
-    it: the size in bytes and a promised sha256 or weaker sums, as far as known."""
+    it: the size in bytes, a promised sha256 or weaker sums, and the `validator` (an ETag without quotes, a generation)
+    that the object had when the index was made, as far as known."""
 
     path: str
     at: str
     size: int | None = None
     sha256: str | None = None
     sums: tuple[Checksum, ...] = ()
+    validator: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +167,10 @@ def _promised(named: Named, found: RemoteFile | None, where: str) -> RemoteFile:
     if file.problem is None and named.size not in (None, file.size):
         expected = f"expected {named.size} bytes of {named.at[:200]!r} as its index says"
         return replace(file, problem=Permanent("size_mismatch", f"{where}: {expected}, found {file.size}", remedy))
+    validator = file.validator.partition(" ")[0].strip('"')  # S3's has a version id behind
+    if file.problem is None and named.validator and validator not in ("", named.validator):
+        shown = f"{where}: expected {named.at[:200]!r} as {named.validator[:80]}, found {validator[:80]}"
+        return replace(file, problem=Permanent("source_changed", shown, remedy))
     return file
 
 

@@ -28,6 +28,7 @@ NO_CLIENT.close()  # opening contacts nobody
         ("git+https://github.com/acme/model@v1", "git"),
         ("git+http://127.0.0.1:3000/acme/model", "git"),
         ("ms://Qwen/Qwen3-8B@v1.0", "ms"),
+        ("wandb://acme/models/tiny:v0", "wandb"),
         ("file:///models/m", "file"),
         ("/models/m", "file"),
     ],
@@ -65,6 +66,7 @@ def test_an_unknown_scheme_names_the_supported_ones(uri: str) -> None:
         ("modelscope://Qwen/Qwen3-8B", "ms://"),
         ("mlflow://tiny/3", "models:/"),
         ("model:/tiny/3", "models:/"),
+        ("wandb-artifact://acme/models/tiny:v0", "wandb://"),
         ("run:/60c805344c51/model", "runs:/"),
     ],
 )
