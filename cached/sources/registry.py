@@ -83,6 +83,12 @@ def _wandb(uri: str, client: HttpClient, opener: Opener) -> Source:
     return wandb_source(uri, client, opener)
 
 
+def _dvc(uri: str, client: HttpClient, opener: Opener) -> Source:
+    from cached.sources.dvc.source import DvcSource
+
+    return DvcSource(uri, client, opener)
+
+
 def _file(uri: str, _client: HttpClient, _opener: Opener) -> Source:
     from cached.sources.local.source import LocalSource
 
@@ -102,6 +108,9 @@ _BUILT_IN: dict[str, tuple[str, Callable[[str, HttpClient, Opener], Source]]] = 
     "models": ("models:/", _mlflow),
     "runs": ("runs:/", _mlflow),
     "wandb": ("wandb://", _wandb),
+    "dvc+https": ("dvc+https://", _dvc),
+    "dvc+http": ("dvc+http://", _dvc),
+    "dvc+file": ("dvc+file://", _dvc),
     "https": ("https://", _http),
     "http": ("http://", _http),
     "file": ("file://", _file),
@@ -119,7 +128,7 @@ _MEANT = {
     **dict.fromkeys(("git", "git+ssh", "git+git", "git+file", "ssh", "lfs", "git-lfs"), "git+https"),
     **dict.fromkeys(("github", "gitlab", "bitbucket", "gitea", "codeberg", "gh"), "git+https"),
     **dict.fromkeys(("pvc", "local", "path", "hostpath"), "file"),
-    **dict.fromkeys(("dvc",), "dvc+https"),
+    **dict.fromkeys(("dvc", "dvc+git", "dvc+ssh", "git+dvc"), "dvc+https"),
     **dict.fromkeys(("wb", "wandb-artifact", "weave", "wandb-registry"), "wandb"),
     **dict.fromkeys(("htttps", "htttp", "webdav", "davs"), "https"),
 }

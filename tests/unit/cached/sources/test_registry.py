@@ -29,6 +29,8 @@ NO_CLIENT.close()  # opening contacts nobody
         ("git+http://127.0.0.1:3000/acme/model", "git"),
         ("ms://Qwen/Qwen3-8B@v1.0", "ms"),
         ("wandb://acme/models/tiny:v0", "wandb"),
+        ("dvc+https://host/org/repo@main#models/m", "dvc"),
+        ("dvc+file:///repo#models/m", "dvc"),
         ("file:///models/m", "file"),
         ("/models/m", "file"),
     ],
@@ -67,6 +69,7 @@ def test_an_unknown_scheme_names_the_supported_ones(uri: str) -> None:
         ("mlflow://tiny/3", "models:/"),
         ("model:/tiny/3", "models:/"),
         ("wandb-artifact://acme/models/tiny:v0", "wandb://"),
+        ("dvc://host/org/repo", "dvc+https://"),
         ("run:/60c805344c51/model", "runs:/"),
     ],
 )
