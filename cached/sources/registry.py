@@ -89,6 +89,12 @@ def _dvc(uri: str, client: HttpClient, opener: Opener) -> Source:
     return DvcSource(uri, client, opener)
 
 
+def _sagemaker(uri: str, _client: HttpClient, opener: Opener) -> Source:
+    from cached.sources.sagemaker.source import sagemaker_source
+
+    return sagemaker_source(uri, opener)
+
+
 def _file(uri: str, _client: HttpClient, _opener: Opener) -> Source:
     from cached.sources.local.source import LocalSource
 
@@ -111,6 +117,7 @@ _BUILT_IN: dict[str, tuple[str, Callable[[str, HttpClient, Opener], Source]]] = 
     "dvc+https": ("dvc+https://", _dvc),
     "dvc+http": ("dvc+http://", _dvc),
     "dvc+file": ("dvc+file://", _dvc),
+    "sagemaker": ("sagemaker:", _sagemaker),
     "https": ("https://", _http),
     "http": ("http://", _http),
     "file": ("file://", _file),
@@ -129,6 +136,7 @@ _MEANT = {
     **dict.fromkeys(("github", "gitlab", "bitbucket", "gitea", "codeberg", "gh"), "git+https"),
     **dict.fromkeys(("pvc", "local", "path", "hostpath"), "file"),
     **dict.fromkeys(("dvc", "dvc+git", "dvc+ssh", "git+dvc"), "dvc+https"),
+    **dict.fromkeys(("sm", "model-package", "aws-sagemaker", "arn"), "sagemaker"),
     **dict.fromkeys(("wb", "wandb-artifact", "weave", "wandb-registry"), "wandb"),
     **dict.fromkeys(("htttps", "htttp", "webdav", "davs"), "https"),
 }

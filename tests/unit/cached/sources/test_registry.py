@@ -29,6 +29,7 @@ NO_CLIENT.close()  # opening contacts nobody
         ("git+http://127.0.0.1:3000/acme/model", "git"),
         ("ms://Qwen/Qwen3-8B@v1.0", "ms"),
         ("wandb://acme/models/tiny:v0", "wandb"),
+        ("sagemaker:ranker/3", "sagemaker"),
         ("dvc+https://host/org/repo@main#models/m", "dvc"),
         ("dvc+file:///repo#models/m", "dvc"),
         ("file:///models/m", "file"),
@@ -70,6 +71,7 @@ def test_an_unknown_scheme_names_the_supported_ones(uri: str) -> None:
         ("model:/tiny/3", "models:/"),
         ("wandb-artifact://acme/models/tiny:v0", "wandb://"),
         ("dvc://host/org/repo", "dvc+https://"),
+        ("arn:aws:sagemaker:us-east-1:123456789012:model-package-group/ranker", "sagemaker:"),
         ("run:/60c805344c51/model", "runs:/"),
     ],
 )
