@@ -276,7 +276,8 @@ class VersionFetches:
             record = await self._blocking.run(fetched.read, self._layout, entry.ref)
             known = {} if record is None else record.files
             indexes = await self._blocking.run(self._held_indexes, entry, listing, held[1], known)
-            return await self._blocking.run(_compare, entry, listing, source.display, held[1], known, indexes)
+            compare = partial(_compare, moved=record is not None and _has_moved(record.revision, listing.revision))
+            return await self._blocking.run(compare, entry, listing, source.display, held[1], known, indexes)
         except HoldfastError as error:
             self._observer.fetch_failed(source.kind, error.code)
             raise
@@ -599,9 +600,12 @@ def _compare(
     manifest: Manifest,
     known: Mapping[str, str],
     indexes: Indexes,
+    *,
+    moved: bool,
 ) -> SourceComparison:
     """Compare a listing with the published manifest. A file without a sha256 is unchanged if its validator is; one
-    without a validator too, if its size is. A version with the files that an earlier release chose stays as it is."""
+    without a validator too, if its size is, unless the source's name `moved` to something else. A version with the
+    files that an earlier release chose stays as it is."""
     files = choose_version(listing, display, rules_of(entry), indexes).files
     here = {file.path: file for file in manifest.files}
     if here.keys() != {file.path for file in files}:
@@ -611,13 +615,22 @@ def _compare(
     sha256s = {file.path: file.sha256 or known.get(_partial_id(file, listing.identity)) for file in files}
     changed = here.keys() != sha256s.keys() or any(
         file.size not in (None, here[file.path].size)
-        or (sha256s[file.path] != here[file.path].sha256 and bool(file.sha256 or file.validator))
+        or (sha256s[file.path] != here[file.path].sha256 and (_tells_changes(file) or moved))
         for file in files
     )
     digest = None
     if changed and all(file.size is not None and sha256s[file.path] for file in files):
         digest = Manifest.build(FileEntry(f.path, sha256s[f.path] or "", f.size or 0) for f in files).digest
     return SourceComparison(manifest.digest, changed, digest, listing.tag)
+
+
+def _tells_changes(file: RemoteFile) -> bool:
+    return bool(file.sha256 or file.validator)
+
+
+def _has_moved(before: str | None, now: str | None) -> bool:
+    """Return whether a moving name leads to something else than when the version was fetched."""
+    return before is not None and now is not None and before != now
 
 
 def _check_pin(want: Want, manifest: Manifest) -> None:

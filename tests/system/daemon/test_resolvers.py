@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from cached.contract.reference import ModelRef
-from tests.support.daemon import daemon_process, model
+from tests.support.daemon import daemon_process, model, prefetched
 from tests.support.fake_mlflow import RUN_ID, fake_mlflow
 from tests.support.hub_cases import write
 from tests.support.mlflow_server import mlflow_server
@@ -65,3 +65,22 @@ def test_a_killed_pull_of_a_registered_model_goes_on(kind: str, tmp_path: Path) 
             status = daemon.status(V1) or {}
             assert (status["trust"], status["source"]) == ("versioned", uri)
             assert TOKEN not in daemon.log_file.read_text() + json.dumps(status) + daemon.get("/metrics")[1]
+
+
+def test_an_alias_that_moves_is_a_change_without_any_validator(tmp_path: Path) -> None:
+    """A version that follows an alias takes the files of the version that has it now, also where these have the names
+    and sizes of the former ones, and the server vouches for nothing."""
+    with fake_mlflow(tmp_path / "artifacts") as fake:
+        fake.ranges = False
+        for number in "12":
+            write(fake.folder / number, {"config.json": b"{}", "w.bin": number.encode() * 2 * MIB})
+            fake.add_version("tiny", f"mlflow-artifacts:/{number}")
+        fake.aliases["tiny"] = {"champion": "1"}
+        options = ("--scrub-rate", "0", "--resolve-interval", "0.2s")
+        with daemon_process(tmp_path / "node", *options, environment={"MLFLOW_TRACKING_URI": fake.url}) as daemon:
+            daemon.write_catalog({"tiny": {**prefetched("models:/tiny@champion"), "follow": True}})
+            daemon.start()
+            daemon.wait_ready(V1)
+            assert daemon.files(V1)["w.bin"][:1] == b"1"
+            fake.aliases["tiny"] = {"champion": "2"}
+            daemon.wait(lambda: daemon.files(V1)["w.bin"][:1] == b"2", "the files of the alias")
