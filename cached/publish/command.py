@@ -31,8 +31,10 @@ from cached.publish.folder import FolderDestination
 from cached.publish.plan import CHECKED, FORCED, PLAIN, PublishPlan, carry_out_plan, make_plan, refuse_replacing
 from cached.publish.progress import PublishProgress
 from cached.sources.local.source import local_path
+from cached.sources.registry import is_scheme
 
 _READ_ONLY = {"http": "a web server", "https": "a web server", "hf": "the Hugging Face Hub"}
+_WRITABLE = frozenset({"s3", "gs", "az", "oci", "file"})
 _SHOWN = 20
 _USE = (
     "s3://bucket/model/version/, gs://bucket/…, az://account/container/…, oci://registry/repository:tag, "
@@ -109,8 +111,12 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def _open_destination(uri: str, requests: int) -> Destination:
-    match = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", uri)
+    match = re.match(r"([A-Za-z][A-Za-z0-9+.-]*):(//)?", uri)
+    if match is not None and match[2] is None and not is_scheme(match[1]):
+        match = None  # a colon in the name of a folder
     scheme = match[1].lower() if match else "file"
+    if match is not None and match[2] is None and scheme in _WRITABLE:
+        raise Permanent("bad_source", f"expected {scheme}://…, found {scheme}: without `//`", f"publish to {_USE}")
     if scheme == "s3":
         from cached.publish.s3.destination import S3Destination
 
@@ -130,7 +136,8 @@ def _open_destination(uri: str, requests: int) -> Destination:
     if scheme in _READ_ONLY:
         raise Permanent("read_only", f"{_READ_ONLY[scheme]} ({scheme}://) can only be read from", f"publish to {_USE}")
     if scheme != "file":
-        raise Permanent("unknown_scheme", f"cannot publish to {scheme}://", f"publish to {_USE}")
+        known = f"{scheme}: can only be read from" if is_scheme(scheme) else f"cannot publish to {scheme}://"
+        raise Permanent("read_only" if is_scheme(scheme) else "unknown_scheme", known, f"publish to {_USE}")
     return FolderDestination(local_path(uri) if match else Path(os.path.abspath(uri)))
 
 

@@ -147,6 +147,11 @@ def supported() -> str:
     return ", ".join(form for form, _ in _BUILT_IN.values()) + " or an absolute path"
 
 
+def is_scheme(name: str) -> bool:
+    """Return whether `name` is the scheme of a source, and so no part of a folder's name."""
+    return name.lower() in _BUILT_IN
+
+
 def open_source(uri: str, client: HttpClient, resolvers: int = 0, chosen_by: str | None = None) -> Source:
     """Return the source that `uri` names, without contacting it. `client` reads manifests, indexes and a service's
     answers; its stall timeout applies to every source. `resolvers`: how many resolvers led to this URI; `chosen_by`: as

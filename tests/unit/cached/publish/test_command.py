@@ -18,6 +18,7 @@ from cached.contract.digest import Digest
 from cached.contract.errors import Transient
 from cached.contract.golden import GOLDEN_NAME, Case, Environment, Golden, Tolerance
 from cached.contract.manifest import Manifest
+from cached.publish.command import main
 from cached.publish.mark import Mark
 from cached.sources.local.source import LocalSource
 from tests.support.publishing import command, new_bucket, objects, publish, published, tensors, tree
@@ -228,6 +229,33 @@ def test_a_destination_inside_the_folder_is_refused(model: Path) -> None:
     """Publishing into a subfolder would make every next publish another version."""
     assert publish(model, model / "out").returncode == 1
     assert set(tree(model)) == set(FILES)
+
+
+@pytest.mark.parametrize(
+    ("uri", "said"),
+    [
+        ("models:/m/1", "models: can only be read from"),
+        ("runs:/id/m", "runs: can only be read from"),
+        ("sagemaker:m", "sagemaker: can only be read from"),
+        ("wandb://a/b/c", "wandb: can only be read from"),
+        ("s3:/bucket/m", "s3: without `//`"),
+        ("FILE:/m", "file: without `//`"),
+    ],
+)
+def test_a_sources_scheme_is_no_folder(
+    uri: str,
+    said: str,
+    model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """What begins as a source's location is refused where it is none to publish to, and never becomes a folder beside
+    the user; a colon in another name is part of it."""
+    monkeypatch.chdir(tmp_path)
+    assert main([str(model), uri]) == 2
+    assert said in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == [model]
 
 
 @pytest.mark.parametrize("uri", ["https://u:sesame@host/m/", "hf://acme/m", "ftp://b/m", "s3://k:sesame@b/m"])
