@@ -1,4 +1,4 @@
-"""The client of the daemon's control socket: pull, gc, pin, unpin, verify, status.
+"""The client of the daemon's control socket: pull, gc, pin, unpin, verify, import, status.
 
 Law: HTTP/1.1 over a Unix socket, standard library only; every failure is a `HoldfastError` with a remedy.
 """
@@ -10,13 +10,16 @@ import json
 import os
 import socket
 import time
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
 from cached.contract.digest import Digest
 from cached.contract.errors import HoldfastError, Permanent, Transient
+from cached.contract.import_stream import PROTOCOL
 from cached.contract.layout import Layout
 from cached.contract.program.options import DEADLINE_HEADER
 from cached.contract.reference import ModelRef
@@ -127,6 +130,24 @@ class ControlClient:
             size_bytes=answer["bytes"],
         )
 
+    @contextmanager
+    def begin_import(self, ref: ModelRef, *, replace: bool) -> Iterator[socket.socket]:
+        """Begin the import of `ref`, with `replace` also over other content; yield the stream of `import_stream`, which
+        waits without a limit."""
+        headers = {"Content-Type": "application/json", "Connection": "Upgrade", "Upgrade": PROTOCOL}
+        with closing(_UnixConnection(self._socket, self._timeout_s)) as connection:
+            try:
+                connection.request("POST", "/v1/import", json.dumps({**_named(ref), "replace": replace}), headers)
+                response = connection.getresponse()
+                if response.status != HTTPStatus.SWITCHING_PROTOCOLS:
+                    _read_answer(response.status, response.read(_MAX_ANSWER_BYTES), "/v1/import")
+            except TimeoutError as error:
+                raise self._silent("/v1/import") from error
+            except (OSError, http.client.HTTPException) as error:
+                raise self._unreachable(error) from error
+            connection.sock.settimeout(None)
+            yield connection.sock
+
     def status(self) -> dict[str, Any]:
         """Return `{"daemon", "disk", "models"}` (design, section 8)."""
         return self._ask("GET", "/v1/status", None)
@@ -141,13 +162,16 @@ class ControlClient:
                 response = connection.getresponse()
                 return _read_answer(response.status, response.read(_MAX_ANSWER_BYTES), path)
             except TimeoutError as error:
-                raise Transient(
-                    "daemon_silent",
-                    f"the daemon did not answer {path} within {self._timeout_s:g} s on {self._socket}",
-                    "read its log: it may be recovering, stopped, or blocked by a disk; it drops the command",
-                ) from error
+                raise self._silent(path) from error
             except (OSError, http.client.HTTPException) as error:
                 raise self._unreachable(error) from error
+
+    def _silent(self, path: str) -> Transient:
+        return Transient(
+            "daemon_silent",
+            f"the daemon did not answer {path} within {self._timeout_s:g} s on {self._socket}",
+            "read its log: it may be recovering, stopped, or blocked by a disk; it drops the command",
+        )
 
     def _unreachable(self, error: Exception) -> HoldfastError:
         if isinstance(error, FileNotFoundError):

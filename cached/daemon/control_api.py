@@ -1,4 +1,4 @@
-"""The control socket: `pull`, `gc`, `pin`, `unpin` and `verify` over HTTP/1.1 with JSON bodies.
+"""The control socket: `pull`, `gc`, `pin`, `unpin`, `verify` and `import` over HTTP/1.1 with JSON bodies.
 
 Law: a Unix socket under `private/`, mode 0600: file permissions are the access control. Errors are
 `{"error": {code, message, remedy, permanent}}`.
@@ -10,13 +10,16 @@ import asyncio
 import json
 import select
 import time
+from functools import partial
 from typing import Any
 
 from cached.contract.digest import Digest
 from cached.contract.errors import Permanent, Transient
+from cached.contract.import_stream import PROTOCOL
 from cached.contract.program.options import DEADLINE_HEADER
 from cached.contract.reference import ModelRef
-from cached.daemon.http.messages import Answer, Handler, Request, Response, make_json, make_router
+from cached.daemon.http.messages import Answer, Handler, Request, Response, Upgrade, make_json, make_router
+from cached.daemon.imports import Imports
 from cached.daemon.read_api import make_status_handler
 from cached.daemon.service import Check, DaemonService
 
@@ -24,7 +27,7 @@ _CHECK_S = 1.0
 _cancelled: set[asyncio.Future[Answer]] = set()  # the loop keeps only weak references to tasks
 
 
-def make_control_api(service: DaemonService) -> Handler:
+def make_control_api(service: DaemonService, imports: Imports) -> Handler:
     """Return the handler of the control socket."""
 
     async def pull(request: Request) -> Response:
@@ -63,8 +66,19 @@ def make_control_api(service: DaemonService) -> Handler:
         pinned, was_pinned = await service.unpin(_ref(_body(request)), _make_check(request))
         return make_json({"pinned": pinned, "was_pinned": was_pinned})
 
+    async def begin_import(request: Request) -> Upgrade:
+        body = _body(request)
+        ref, replace = _ref(body), _flag(body, "replace")
+        if request.headers.get("upgrade", "").lower() != PROTOCOL:
+            raise _bad(f"expected `Upgrade: {PROTOCOL}`, found {request.headers.get('upgrade')!r}")
+        if (trouble := service.find_disk_error()) is not None:
+            raise trouble
+        imports.require_room()
+        return Upgrade(PROTOCOL, partial(imports.receive, ref, replace=replace))
+
     commands = {"pull": pull, "gc": gc, "pin": pin, "unpin": unpin, "verify": verify}
     routes = {("POST", f"/v1/{name}"): _answer_while_disk_hangs(service, each) for name, each in commands.items()}
+    routes["POST", "/v1/import"] = begin_import
     reads = {("GET", "/v1/pull/*"): get_pull, ("GET", "/v1/status"): make_status_handler(service.make_status)}
     return make_router({**routes, **reads})
 

@@ -35,6 +35,7 @@ from cached.daemon.config import Config, parse_config
 from cached.daemon.control_api import make_control_api
 from cached.daemon.freshness import PeriodicResolve
 from cached.daemon.http.server import MOST_CONNECTIONS
+from cached.daemon.imports import Imports
 from cached.daemon.listeners import open_listeners
 from cached.daemon.metrics import DaemonMetrics
 from cached.daemon.read_api import make_read_api
@@ -266,6 +267,18 @@ async def _work(
         catalog=catalog,
         recheck=recheck,
     )
+    imports = Imports(
+        layout=layout,
+        inventory=inventory,
+        ledger=ledger,
+        publisher=publisher,
+        status_files=status_files,
+        blocking=blocking,
+        metrics=metrics,
+        reconciler=reconciler,
+        resources=workers,
+        catalog=catalog,
+    )
     inspection = Inspection(
         layout=layout,
         root=root,
@@ -289,8 +302,9 @@ async def _work(
     watch.follow(ledger, partial(_set_from_thread, loop, deleted), reconciler.is_fetching)
     ending.set_handler(partial(loop.call_soon_threadsafe, stop.set))
     reads = make_read_api(service, page_readers=max_clients // 2 if config.page == "on" else 0)
+    commands = make_control_api(service, imports)
     address, control = await stack.enter_async_context(
-        open_listeners(config.listen, layout, blocking, reads, make_control_api(service), max_clients)
+        open_listeners(config.listen, layout, blocking, reads, commands, max_clients)
     )
     tasks = {
         "reconciler": reconciler.run(),

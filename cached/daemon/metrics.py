@@ -65,9 +65,9 @@ class DaemonMetrics:
         build = table.BUILD_INFO
         Info(build.base, build.help, registry=self.registry).info({"version": VERSION})
         self._requests_by_result = {result: self._requests.labels(result) for result in ("hit", "miss", "joined")}
-        for where in ("fetch", "scrub", "recheck"):  # so that a rate includes the first of each
+        for where in ("fetch", "import", "scrub", "recheck"):  # so that a rate includes the first of each
             self._verify_failures.labels(where)
-        for reason in ("space", "watermark", "gc"):
+        for reason in ("space", "watermark", "gc", "import"):
             self._evictions.labels(reason)
         for outcome in ("right", "restored", "withdrawn", "failed"):
             self._rechecks.labels(outcome)

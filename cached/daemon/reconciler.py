@@ -190,6 +190,29 @@ class Reconciler:
         self._sweep_is_due = True
         self.resume(dict.fromkeys(await self._publisher.restore((digest,))))
 
+    def find_entry(self, ref: ModelRef) -> CatalogVersion | None:
+        """Return the catalog's entry of a version; None without one. Raises `Transient` (`no_catalog`) before there is
+        a catalog."""
+        if self._catalog is None:
+            raise Transient("no_catalog", "the catalog is not read yet", "import again in a moment")
+        return self._catalog.find(ref)
+
+    def adopt_import(self, ref: ModelRef) -> None:
+        """Stop the fetch of a version that was published without one, show it ready, and answer who waits for it."""
+        if ref in self._versions.fetching:
+            self._handle(ref, planner.Cancel(ref))
+        else:
+            self._statuses.show_idle(self._versions.get(ref), self._catalog)
+        self._dirty.add(ref)
+        self._sweep_is_due = True
+        self._work.set()
+
+    async def wait_until_stopped(self, ref: ModelRef) -> None:
+        """Return once the running try of a version has ended, and the steps that follow were carried out."""
+        if ref in self._tries:
+            await asyncio.wait([self._tries[ref]])
+        await asyncio.sleep(0)  # the loop calls these steps, before it comes back here
+
     def take_wants(self) -> None:
         """Plan for the present wants at once: afterwards the statuses tell what holds for them."""
         self._refresh()

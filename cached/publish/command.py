@@ -22,6 +22,7 @@ from cached.contract.errors import HoldfastError, Permanent
 from cached.contract.loadable.findings import Finding, is_loadable, not_loadable
 from cached.contract.manifest import MANIFEST_NAME
 from cached.contract.program.options import EXIT_DONE, EXIT_FAILED, EXIT_USAGE, OptionParser, whole_number
+from cached.contract.program.progress import ByteProgress
 from cached.contract.program.units import format_size
 from cached.core.filters import Rules
 from cached.core.selection.presets import DEFAULT, PRESETS, parse_preset
@@ -29,7 +30,6 @@ from cached.publish.content import Content, hash_all, list_folder
 from cached.publish.destination import Destination
 from cached.publish.folder import FolderDestination
 from cached.publish.plan import CHECKED, FORCED, PLAIN, PublishPlan, carry_out_plan, make_plan, refuse_replacing
-from cached.publish.progress import PublishProgress
 from cached.sources.local.source import local_path
 from cached.sources.registry import is_scheme
 
@@ -154,7 +154,7 @@ def _read_folder(options: argparse.Namespace, destination: Destination) -> Conte
     _judge(folder, listing.findings, options)
     files = listing.files
     total_bytes = sum(file.size for file in files)
-    with PublishProgress(sys.stderr, f"hashing {_files(len(files))}", total_bytes) as progress:
+    with ByteProgress(sys.stderr, f"hashing {_files(len(files))}", total_bytes) as progress:
         return hash_all(files, options.threads, progress.add)
 
 
@@ -194,7 +194,7 @@ async def _publish(content: Content, destination: Destination, options: argparse
         if decided.is_done:
             return decided
         label = f"uploading {_files(len(decided.uploads))}"
-        with PublishProgress(sys.stderr, label, decided.upload_bytes) as progress:
+        with ByteProgress(sys.stderr, label, decided.upload_bytes) as progress:
             return await carry_out_plan(decided, decide, destination, options.threads, progress.add, _say)
 
 

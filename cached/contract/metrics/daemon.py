@@ -24,13 +24,13 @@ SPACE_SHORT = Metric(
     Kind.GAUGE,
     "Bytes that must become free before the fetches that are short of disk space can go on.",
 )
-EVICTIONS = Metric("holdfast_evictions_total", Kind.COUNTER, "Versions evicted.", ("reason",), 3)
+EVICTIONS = Metric("holdfast_evictions_total", Kind.COUNTER, "Versions evicted.", ("reason",), 4)
 VERIFY_FAILURES = Metric(
     "holdfast_verify_failures_total",
     Kind.COUNTER,
-    "Bytes with a wrong digest, by where they were found: fetch, scrub, recheck.",
+    "Bytes with a wrong digest, by where they were found: fetch, import, scrub, recheck.",
     ("where",),
-    3,
+    4,
 )
 RECHECKS = Metric(
     "holdfast_rechecks_total",

@@ -19,7 +19,7 @@ from urllib.parse import unquote, urlsplit
 
 import h11
 
-from cached.daemon.http.messages import Answer, Handler, Request, Response, Stream, make_refusal
+from cached.daemon.http.messages import Answer, Handler, Request, Response, Stream, Upgrade, make_refusal
 
 SILENCE_S = 15.0  # until a whole request has arrived, the first or the next one
 ANSWER_S = 30.0  # until the client has taken the response
@@ -171,6 +171,8 @@ class Connection(asyncio.Protocol):
             answer = await self._respond(request)
             if isinstance(answer, Stream):
                 await self._send_stream(answer, request.method)
+            elif isinstance(answer, Upgrade):
+                await self._upgrade(answer)
             else:
                 await self._send(answer, request.method)
         finally:
@@ -183,6 +185,24 @@ class Connection(asyncio.Protocol):
             self._transport.resume_reading()
             self._start_timer(SILENCE_S)
             self._take_next()
+
+    async def _upgrade(self, answer: Upgrade) -> None:
+        """Send 101, and hand the socket over; the transport reads nothing meanwhile, and closes after that."""
+        self._is_over = True
+        headers = [("Upgrade", answer.protocol), ("Connection", "Upgrade")]
+        head = h11.InformationalResponse(status_code=101, headers=headers, reason=b"Switching Protocols")
+        self._transport.write(self._http.send(head) or b"")
+        try:
+            async with asyncio.timeout(ANSWER_S):
+                await self._taken.wait()
+        except TimeoutError:
+            return
+        with self._transport.get_extra_info("socket").dup() as stream:
+            stream.setblocking(True)  # of both descriptors: the transport uses its own only to close it
+            try:
+                await answer.work(stream)
+            except Exception:  # noqa: BLE001 - the client sees the end of the connection
+                _log.exception("working for `%s`", answer.protocol)
 
     async def _respond(self, request: Request) -> Answer:
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import socket
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from http import HTTPStatus
@@ -54,7 +55,16 @@ class Stream:
     headers: tuple[tuple[str, str], ...] = ()
 
 
-Answer = Response | Stream
+@dataclass(frozen=True, slots=True)
+class Upgrade:
+    """The answer 101 to a request that asks for `protocol`: `work` gets the connection's socket, which blocks, and the
+    connection ends with it."""
+
+    protocol: str
+    work: Callable[[socket.socket], Awaitable[None]]
+
+
+Answer = Response | Stream | Upgrade
 Handler = Callable[[Request], Awaitable[Answer]]
 Routes = Mapping[tuple[str, str], Handler]
 

@@ -24,6 +24,7 @@ from typing import Any
 
 from cached.contract.digest import Digest
 from cached.contract.manifest import FileEntry
+from cached.contract.tar import BLOCK
 from cached.publish.destination import PART_BYTES, Upload
 from cached.publish.reading import CheckedReader
 from cached.sources.local.tree import file_error
@@ -38,7 +39,6 @@ from cached.sources.oci.manifest import (
     TITLE,
     digest_of,
 )
-from cached.sources.oci.tar import BLOCK
 
 ARTIFACT_TYPE = "application/vnd.cncf.model.manifest.v1+json"
 HOLDFAST_DIGEST = "dev.holdfast.digest"  # of the manifest: the version's digest, for people

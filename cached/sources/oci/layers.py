@@ -11,8 +11,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from cached.contract.errors import HoldfastError, Permanent
+from cached.contract.tar import Entry, EntryKind
 from cached.core.listing import format_path
-from cached.sources.oci.tar import Entry, EntryKind
 
 MODELS = "models/"  # where KServe's modelcars have a model's files
 _WHITEOUT = ".wh."

@@ -16,6 +16,7 @@ from dataclasses import replace
 from cached.contract.errors import InvalidManifest, Permanent
 from cached.contract.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, FileEntry, Manifest
 from cached.contract.program.thread_pool import start_pool
+from cached.contract.tar import Entry, read_entries
 from cached.core.listing import Listing, RemoteFile, is_reserved
 from cached.sources.base import identity_of
 from cached.sources.manifests import read_manifest
@@ -36,7 +37,6 @@ from cached.sources.oci.manifest import (
 from cached.sources.oci.published import read_published
 from cached.sources.oci.ranges import LayerReader
 from cached.sources.oci.registry import Registry
-from cached.sources.oci.tar import Entry, read_entries
 from cached.sources.oci.unpacking import FileStream, Unpacked, Unpacker
 from cached.sources.streams import BytesStream
 from cached.transport.client import HttpClient

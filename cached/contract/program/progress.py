@@ -1,4 +1,4 @@
-"""Show the progress of a publish on standard error.
+"""Show the progress of a copy of bytes on standard error.
 
 Law: updates one line in place on a terminal, else writes a line every 10 s; counts from any thread.
 """
@@ -15,7 +15,7 @@ _TERMINAL_INTERVAL_S = 0.2
 _LOG_INTERVAL_S = 10.0
 
 
-class PublishProgress:
+class ByteProgress:
     """Bytes done of `total`, with a `label`; use it with `with` and call `add()`."""
 
     def __init__(self, stream: TextIO, label: str, total: int) -> None:
@@ -44,10 +44,12 @@ class PublishProgress:
         self._stream.write(f"\r\x1b[2K{text}" if self._on_terminal else f"{text}\n")
         self._stream.flush()
 
-    def __enter__(self) -> PublishProgress:
+    def __enter__(self) -> ByteProgress:
         return self
 
-    def __exit__(self, *_error: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_error: object) -> None:
+        if kind is not None and not self._done:
+            return  # it has not begun: its error is all there is to say
         with self._lock:
             self._show(time.monotonic())
             if self._on_terminal:

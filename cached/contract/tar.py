@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from enum import Enum, auto
 
@@ -19,6 +19,7 @@ BLOCK = 512
 MAX_ENTRIES = 100_000
 _MAX_RECORD_BYTES = 1024 * 1024  # of one pax header or long name
 _PAX_RECORD = re.compile(rb"(\d{1,7}) ([^=]+)=")
+_USED, _SPARSE = frozenset({"path", "linkpath", "size"}), "GNU.sparse."
 _GLOBAL, _LOCAL = tarfile.XGLTYPE, (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE)
 _FILES = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)
 
@@ -47,31 +48,36 @@ class Entry:
 Read = Callable[[int, int], bytes]  # the bytes [offset, offset + length), fewer only at the end of the archive
 
 
-def read_entries(read: Read, total: int, where: str) -> Iterator[Entry]:
-    """Yield the entries of an archive of `total` bytes in order. Raises `Permanent` (`bad_tar`), and as `read`."""
+def read_entries(
+    read: Read, total: int | None, where: str, max_entries: int = MAX_ENTRIES
+) -> Generator[Entry, None, int | None]:
+    """Yield the entries of an archive of `total` bytes in order (None: a stream, read from front to back); return the
+    offset after the block that marks its end, None without one. Raises `Permanent` (`bad_tar`), and as `read`."""
     at, count = 0, 0
     shared: dict[str, str] = {}
     own: dict[str, str] = {}
-    while at + BLOCK <= total:
+    while total is None or at + BLOCK <= total:
         block = read(at, BLOCK)
         if not block:
-            return  # some writers leave the two empty blocks out
+            return None  # some writers leave the two empty blocks out
         if len(block) < BLOCK:
             raise bad_tar(where, f"it ends within the header at byte {at}")
         if not any(block):
-            return
+            return at + BLOCK
         count += 1
-        if count > MAX_ENTRIES:
-            raise Permanent("too_large", f"{where}: expected at most {MAX_ENTRIES} entries", "split the archive")
+        if count > max_entries:
+            raise Permanent("too_large", f"{where}: expected at most {max_entries} entries", "split the archive")
         header = _header(block, at, where)
         size = _size(header.size, own.get("size"), at, where)
         start, at = at + BLOCK, at + BLOCK + -(-size // BLOCK) * BLOCK
-        if start + size > total:
+        if total is not None and start + size > total:
             raise bad_tar(where, f"the entry at byte {start - BLOCK} promises {size} bytes, more than are left")
         if header.type in (_GLOBAL, *_LOCAL, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK):
             if size > _MAX_RECORD_BYTES:
                 raise bad_tar(where, f"a header of {size} bytes, expected at most {_MAX_RECORD_BYTES}")
             data = read(start, size)
+            if len(data) < size:
+                raise bad_tar(where, f"it ends within the header at byte {start - BLOCK}")
             if header.type == tarfile.GNUTYPE_LONGNAME:
                 own["path"] = _text(data.rstrip(b"\0"))
             elif header.type == tarfile.GNUTYPE_LONGLINK:
@@ -81,13 +87,14 @@ def read_entries(read: Read, total: int, where: str) -> Iterator[Entry]:
             continue
         given, own = {**shared, **own}, {}
         yield _entry(header, given, start, size)
-    if any(read(at, total - at) if at < total else b""):
+    if at < total and any(read(at, total - at)):
         raise bad_tar(where, f"it ends within the header at byte {at}")
+    return None
 
 
 def bad_tar(where: str, problem: str) -> Permanent:
     """Return the error of an archive that is none, or a damaged one."""
-    return Permanent("bad_tar", f"{where}: expected a tar archive: {problem}", "pack it and push it again")
+    return Permanent("bad_tar", f"{where}: expected a tar archive: {problem}", "pack it again")
 
 
 def _header(block: bytes, at: int, where: str) -> tarfile.TarInfo:
@@ -111,7 +118,7 @@ def _size(found: int, given: str | None, at: int, where: str) -> int:
 
 def _entry(header: tarfile.TarInfo, given: dict[str, str], start: int, size: int) -> Entry:
     path = _plain(given.get("path", header.name))
-    is_sparse = header.type == tarfile.GNUTYPE_SPARSE or any(name.startswith("GNU.sparse.") for name in given)
+    is_sparse = header.type == tarfile.GNUTYPE_SPARSE or _SPARSE in given
     if header.type in _FILES and not is_sparse:
         # In old archives a folder is a file whose name ends with a slash.
         is_folder = header.type == tarfile.AREGTYPE and given.get("path", header.name).endswith("/")
@@ -130,7 +137,9 @@ def _pax(data: bytes, where: str) -> dict[str, str]:
         end = at + int(match[1]) if match else 0
         if match is None or not match.end() < end <= len(data) or data[end - 1] != 0x0A:
             raise bad_tar(where, "a pax header that is malformed")
-        found[_text(match[2])] = _text(data[match.end() : end - 1])
+        name = _text(match[2])
+        if name in _USED or name.startswith(_SPARSE):  # nothing else is kept: records may be many, and long
+            found[_SPARSE if name.startswith(_SPARSE) else name] = _text(data[match.end() : end - 1])
         at = end
     return found
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 
-from cached.publish.progress import PublishProgress
+from cached.contract.program.progress import ByteProgress
 
 
 class Terminal(io.StringIO):
@@ -15,7 +15,7 @@ class Terminal(io.StringIO):
 def test_a_log_gets_whole_lines() -> None:
     """Off a terminal there are no control characters, and the last line has the total."""
     stream = io.StringIO()
-    with PublishProgress(stream, "hashing 2 files", 2048) as progress:
+    with ByteProgress(stream, "hashing 2 files", 2048) as progress:
         progress.add(1024)
         progress.add(1024)
     assert "\r" not in stream.getvalue() and "\x1b" not in stream.getvalue()
@@ -25,6 +25,6 @@ def test_a_log_gets_whole_lines() -> None:
 def test_a_terminal_gets_one_line_rewritten() -> None:
     """On a terminal the line is rewritten in place and ended once."""
     stream = Terminal()
-    with PublishProgress(stream, "uploading 1 file", 0):
+    with ByteProgress(stream, "uploading 1 file", 0):
         pass
     assert stream.getvalue().startswith("\r") and stream.getvalue().count("\n") == 1
