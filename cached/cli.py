@@ -21,6 +21,7 @@ COMMANDS = {
     "pull": ("cached.commands.pull:main", "ask the daemon of this node for a version and wait"),
     "ls": ("cached.commands.ls:main", "list the versions on this node"),
     "status": ("cached.commands.status:main", "show what the daemon of this node is doing"),
+    "why": ("cached.commands.why:main", "explain why a pod or a version waits, failed or is not here"),
     "inspect": ("cached.commands.inspect:main", "show what a version on this node, or at a source's URI, is made of"),
     "verify": ("cached.commands.verify:main", "hash versions again and compare with their manifests"),
     "gc": ("cached.commands.gc:main", "evict the versions without a want, a lease or a pin"),

@@ -1,4 +1,4 @@
-"""The commands that people type: pull, ls, status, inspect, verify, gc, pin, unpin, golden.
+"""The commands that people type: pull, ls, status, why, inspect, verify, gc, pin, unpin, golden.
 
 Law: standard library and the contract only, so that a command starts fast. They read the public tree, and `golden` a
 server's HTTP API; every change goes through the daemon's control socket.

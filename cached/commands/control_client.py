@@ -1,4 +1,4 @@
-"""The client of the daemon's control socket: pull, gc, pin, unpin, verify, import, status.
+"""The client of the daemon's control socket: pull, gc, pin, unpin, verify, import, explain, status.
 
 Law: HTTP/1.1 over a Unix socket, standard library only; every failure is a `HoldfastError` with a remedy.
 """
@@ -107,6 +107,10 @@ class ControlClient:
             for item in answer["versions"]
         )
         return GcReport(versions, answer["bytes"])
+
+    def explain(self, target: ModelRef | str) -> dict[str, Any]:
+        """Return the facts about a version, or about a pod and its versions; raises `Permanent` (`unknown_pod`)."""
+        return self._ask("POST", "/v1/explain", {"pod": target} if isinstance(target, str) else _named(target))
 
     def pin(self, ref: ModelRef) -> bool:
         """Pin `ref`; return whether it is pinned now."""

@@ -13,7 +13,7 @@ from cached.contract.digest import Digest
 from cached.contract.reference import ModelRef
 from cached.contract.status import ModelStatus
 from cached.core.demand import PodWant
-from cached.node.cluster import Cluster, PodLife
+from cached.node.cluster import AnnotatedPod, Cluster, PodLife
 
 
 class VolumeWants:
@@ -65,6 +65,9 @@ class WithVolumes:
 
     def users(self) -> tuple[PodWant, ...]:
         return tuple(dict.fromkeys((*self._cluster.users(), *self._wants.list_all())))
+
+    def list_annotated(self) -> tuple[AnnotatedPod, ...]:
+        return self._cluster.list_annotated()
 
     async def list_pods_now(self) -> tuple[PodWant, ...]:
         pods = await self._cluster.list_pods_now()

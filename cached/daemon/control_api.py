@@ -1,4 +1,4 @@
-"""The control socket: `pull`, `gc`, `pin`, `unpin`, `verify` and `import` over HTTP/1.1 with JSON bodies.
+"""The control socket: `pull`, `gc`, `pin`, `unpin`, `verify`, `import` and `explain` over HTTP/1.1 with JSON bodies.
 
 Law: a Unix socket under `private/`, mode 0600: file permissions are the access control. Errors are
 `{"error": {code, message, remedy, permanent}}`.
@@ -18,6 +18,7 @@ from cached.contract.errors import Permanent, Transient
 from cached.contract.import_stream import PROTOCOL
 from cached.contract.program.options import DEADLINE_HEADER
 from cached.contract.reference import ModelRef
+from cached.daemon.explain import Explanations
 from cached.daemon.http.messages import Answer, Handler, Request, Response, Upgrade, make_json, make_router
 from cached.daemon.imports import Imports
 from cached.daemon.read_api import make_status_handler
@@ -27,7 +28,7 @@ _CHECK_S = 1.0
 _cancelled: set[asyncio.Future[Answer]] = set()  # the loop keeps only weak references to tasks
 
 
-def make_control_api(service: DaemonService, imports: Imports) -> Handler:
+def make_control_api(service: DaemonService, imports: Imports, explanations: Explanations) -> Handler:
     """Return the handler of the control socket."""
 
     async def pull(request: Request) -> Response:
@@ -66,6 +67,12 @@ def make_control_api(service: DaemonService, imports: Imports) -> Handler:
         pinned, was_pinned = await service.unpin(_ref(_body(request)), _make_check(request))
         return make_json({"pinned": pinned, "was_pinned": was_pinned})
 
+    async def explain(request: Request) -> Response:
+        body = _body(request)
+        if "pod" in body:
+            return make_json(explanations.explain_pod(_text(body, "pod")))
+        return make_json(explanations.explain_version(_ref(body)))
+
     async def begin_import(request: Request) -> Upgrade:
         body = _body(request)
         ref, replace = _ref(body), _flag(body, "replace")
@@ -79,6 +86,7 @@ def make_control_api(service: DaemonService, imports: Imports) -> Handler:
     commands = {"pull": pull, "gc": gc, "pin": pin, "unpin": unpin, "verify": verify}
     routes = {("POST", f"/v1/{name}"): _answer_while_disk_hangs(service, each) for name, each in commands.items()}
     routes["POST", "/v1/import"] = begin_import
+    routes["POST", "/v1/explain"] = explain  # also while the disk hangs: that may be the answer
     reads = {("GET", "/v1/pull/*"): get_pull, ("GET", "/v1/status"): make_status_handler(service.make_status)}
     return make_router({**routes, **reads})
 

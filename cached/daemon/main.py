@@ -33,6 +33,7 @@ from cached.core.space import Ledger
 from cached.daemon.catalog_file import CatalogFile
 from cached.daemon.config import Config, parse_config
 from cached.daemon.control_api import make_control_api
+from cached.daemon.explain import Explanations
 from cached.daemon.freshness import PeriodicResolve
 from cached.daemon.http.server import MOST_CONNECTIONS
 from cached.daemon.imports import Imports
@@ -302,7 +303,15 @@ async def _work(
     watch.follow(ledger, partial(_set_from_thread, loop, deleted), reconciler.is_fetching)
     ending.set_handler(partial(loop.call_soon_threadsafe, stop.set))
     reads = make_read_api(service, page_readers=max_clients // 2 if config.page == "on" else 0)
-    commands = make_control_api(service, imports)
+    explanations = Explanations(
+        node=config.node,
+        inventory=inventory,
+        status_files=status_files,
+        cluster=cluster,
+        reconciler=reconciler,
+        find_not_ready_reason=service.find_not_ready_reason,
+    )
+    commands = make_control_api(service, imports, explanations)
     address, control = await stack.enter_async_context(
         open_listeners(config.listen, layout, blocking, reads, commands, max_clients)
     )

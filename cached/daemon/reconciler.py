@@ -41,7 +41,7 @@ from cached.core.planner import Evict, Preempt, Situation, SpaceStep, StartFetch
 from cached.core.space import Ledger, NoInodes, NoSpace, Shortage
 from cached.core.versions import messages
 from cached.core.versions.messages import Event, Step
-from cached.core.versions.record import Blocked, Held, Pull, Version
+from cached.core.versions.record import Blocked, Held, Pull, Queued, Version
 from cached.core.versions.table import VersionTable
 from cached.daemon.metrics import DaemonMetrics
 from cached.daemon.outcomes import VersionStatuses
@@ -196,6 +196,46 @@ class Reconciler:
         if self._catalog is None:
             raise Transient("no_catalog", "the catalog is not read yet", "import again in a moment")
         return self._catalog.find(ref)
+
+    @property
+    def catalog(self) -> Catalog | None:
+        """The catalog in force; None before the first one."""
+        return self._catalog
+
+    def find_record(self, ref: ModelRef) -> Version:
+        """Return the record of a version, with the present pods and time."""
+        self._refresh()
+        return self._versions.get(ref)
+
+    def find_want(self, ref: ModelRef) -> Want | None:
+        """Return the want of a version; None where nothing on this node wants it."""
+        return self._demand.wants.get(ref)
+
+    def find_refusal(self, ref: ModelRef) -> HoldfastError | None:
+        """Return why all that ask for a version are refused, if they are."""
+        return self._demand.refused.get(ref)
+
+    def find_refused_pins(self, ref: ModelRef) -> Mapping[Digest, HoldfastError]:
+        """Return the errors of the pins of a version that cannot be met."""
+        return self._index.get_verdicts(ref)
+
+    def count_ahead(self, ref: ModelRef) -> int:
+        """Return the number of queued fetches that run before that of `ref`."""
+        fetch = self._versions.get(ref).fetch
+        others = [self._versions.get(other) for other in self._versions.fetching if other != ref]
+        queued = [other.state.fetch for other in others if isinstance(other.state, Queued)]
+        return 0 if fetch is None else sum(other.urgency < fetch.urgency for other in queued)
+
+    def find_need(self, ref: ModelRef) -> tuple[int, int] | None:
+        """Return the bytes that must be free for a fetch blocked on space, and those that are; None for another one or
+        if the disk fails."""
+        state = self._versions.get(ref).state
+        if not isinstance(state, Blocked):
+            return None
+        try:
+            return self._compute_shortage(ref, state).bytes, self._ledger.compute_use().free
+        except Transient:
+            return None
 
     def adopt_import(self, ref: ModelRef) -> None:
         """Stop the fetch of a version that was published without one, show it ready, and answer who waits for it."""

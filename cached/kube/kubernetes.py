@@ -19,7 +19,7 @@ from cached.kube.events import FAILED, EventQueue
 from cached.kube.node import NodeReport
 from cached.kube.pod_events import PodEvents, refusal, summary
 from cached.kube.pods import PodWatch
-from cached.node.cluster import PodLife
+from cached.node.cluster import AnnotatedPod, PodLife
 
 
 class KubernetesCluster:
@@ -48,6 +48,9 @@ class KubernetesCluster:
 
     def find_pod(self, uid: str) -> PodLife:
         return self._watch.find_life(uid)
+
+    def list_annotated(self) -> tuple[AnnotatedPod, ...]:
+        return self._watch.list_annotated()
 
     async def list_pods_now(self) -> tuple[PodWant, ...]:
         return await self._watch.list_users_now()

@@ -23,7 +23,7 @@ from cached.contract.reference import ModelRef
 from cached.core.demand import PodWant
 from cached.kube.client import METADATA, METADATA_LIST, Backoff, Call, KubeClient
 from cached.kube.errors import Gone, bad_response
-from cached.node.cluster import PodLife
+from cached.node.cluster import AnnotatedPod, PodLife
 
 _log = logging.getLogger(__name__)
 _PODS = "/api/v1/pods"
@@ -107,6 +107,13 @@ class PodWatch:
     def list_users(self) -> tuple[PodWant, ...]:
         """Return the wants of all pods, of those that are ending too: their containers may still run."""
         return tuple(want for pod in self._pods.values() for want in pod.wants)
+
+    def list_annotated(self) -> tuple[AnnotatedPod, ...]:
+        """Return all pods with annotations of ours, valid or not."""
+        return tuple(
+            AnnotatedPod(pod.name.uid, str(pod.name), pod.wants, pod.ending, _find_error(pod))
+            for pod in self._pods.values()
+        )
 
     def find_life(self, uid: str) -> PodLife:
         """Return whether a pod of the node lives, annotated or not. Unknown before the first list, and while the list
@@ -281,6 +288,14 @@ def _make_pod(metadata: Mapping[str, Any], ours: Mapping[str, str]) -> tuple[_Po
         return _Pod(name, ours, _parse_wants(name, ours), ending), None
     except Permanent as error:
         return _Pod(name, ours, (), ending), error
+
+
+def _find_error(pod: _Pod) -> Permanent | None:
+    try:
+        _parse_wants(pod.name, pod.annotations)
+    except Permanent as error:
+        return error
+    return None
 
 
 def _asked(metadata: Mapping[str, Any]) -> dict[str, str] | None:

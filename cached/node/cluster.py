@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
 
 from cached.contract.digest import Digest
+from cached.contract.errors import HoldfastError
 from cached.contract.reference import ModelRef
 from cached.contract.status import ModelStatus
 from cached.core.demand import PodWant
@@ -24,6 +26,18 @@ class PodLife(Enum):
     ALIVE = "alive"
     ENDING = "ending"
     ABSENT = "absent"
+
+
+@dataclass(frozen=True, slots=True)
+class AnnotatedPod:
+    """A pod of this node that asks for versions by its annotations. `pod`: `namespace/name`; `error`: why they are not
+    understood, and it wants nothing; `is_ending`: it is being deleted."""
+
+    uid: str
+    pod: str
+    wants: tuple[PodWant, ...]
+    is_ending: bool
+    error: HoldfastError | None = None
 
 
 class Cluster(Protocol):
@@ -46,6 +60,10 @@ class Cluster(Protocol):
 
     def find_pod(self, uid: str) -> PodLife:
         """Return whether a pod of this node lives; any pod, annotated or not."""
+
+    def list_annotated(self) -> tuple[AnnotatedPod, ...]:
+        """Return all pods of this node that ask for versions, also those that are ending, and those whose annotations
+        are invalid."""
 
     async def list_pods_now(self) -> tuple[PodWant, ...]:
         """Return `users` past every cache: a pod that was bound before the call is among them.
@@ -90,6 +108,9 @@ class NoCluster:
 
     def find_pod(self, uid: str) -> PodLife:  # noqa: ARG002 - no pod is known
         return PodLife.UNKNOWN
+
+    def list_annotated(self) -> tuple[AnnotatedPod, ...]:
+        return ()
 
     async def list_pods_now(self) -> tuple[PodWant, ...]:
         return ()

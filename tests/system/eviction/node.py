@@ -40,7 +40,7 @@ from cached.fetch.download import Download
 from cached.fetch.downloads import Downloads, DownloadSpace
 from cached.fetch.version import VersionFetches
 from cached.node import inventory, threads
-from cached.node.cluster import PodLife
+from cached.node.cluster import AnnotatedPod, PodLife
 from cached.node.inventory import Inventory
 from cached.node.publisher import Publisher
 from cached.node.status_files import StatusFiles
@@ -315,6 +315,9 @@ class Cluster:
 
     def users(self) -> tuple[PodWant, ...]:
         return self.pods()
+
+    def list_annotated(self) -> tuple[AnnotatedPod, ...]:
+        return tuple(AnnotatedPod(each.uid, each.pod, (each,), is_ending=False) for each in self.pods())
 
     async def list_pods_now(self) -> tuple[PodWant, ...]:
         await asyncio.sleep(0)

@@ -22,7 +22,7 @@ HEAVY = (
     "transformers",
     "yaml",
 )
-PERSONS_COMMANDS = ("pull", "ls", "status", "verify", "gc", "pin", "unpin", "export", "import")
+PERSONS_COMMANDS = ("pull", "ls", "status", "verify", "gc", "pin", "unpin", "export", "import", "why")
 
 
 def run(*arguments: str, code: str = "") -> subprocess.CompletedProcess[str]:
