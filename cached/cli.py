@@ -22,6 +22,7 @@ COMMANDS = {
     "ls": ("cached.commands.ls:main", "list the versions on this node"),
     "status": ("cached.commands.status:main", "show what the daemon of this node is doing"),
     "why": ("cached.commands.why:main", "explain why a pod or a version waits, failed or is not here"),
+    "doctor": ("cached.doctor.command:main", "look at all that this node needs, and say what to do"),
     "inspect": ("cached.commands.inspect:main", "show what a version on this node, or at a source's URI, is made of"),
     "verify": ("cached.commands.verify:main", "hash versions again and compare with their manifests"),
     "gc": ("cached.commands.gc:main", "evict the versions without a want, a lease or a pin"),

@@ -158,6 +158,11 @@ class FakeApi:
         """Answer the next requests 200 with `body`, as a captive portal or a wrong address does."""
         self._fault(method, path, web.Response(body=body), times)
 
+    def answer(self, method: str, path: str, document: Mapping[str, Any]) -> None:
+        """Answer the next request whose path matches the expression `path` with this document."""
+        body = json.dumps(document).encode()
+        self._fault(method, path, web.Response(status=201, body=body, content_type="application/json"), 1)
+
     def drop(self, method: str, path: str, *, times: float = 1) -> None:
         """Close the connection of the next requests instead of answering."""
         self._fault(method, path, "drop", times)

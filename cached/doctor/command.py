@@ -1,0 +1,130 @@
+"""`holdfast doctor`: make all checks and report them as they end.
+
+Law: exit 0 where nothing failed, 1 where something did, 2 usage; a finding's remedy follows it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import shutil
+import socket
+import sys
+import textwrap
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from functools import partial
+from pathlib import Path
+
+from cached.commands.common import command_parser, get_layout, parse_seconds
+from cached.commands.style import paint
+from cached.contract.layout import Layout
+from cached.contract.program.options import EXIT_DONE, EXIT_FAILED
+from cached.core.catalog import EMPTY_CATALOG, Catalog
+from cached.doctor import gpu, node
+from cached.doctor.aside import run_in_thread
+from cached.doctor.cluster import check_cluster
+from cached.doctor.findings import Finding, Verdict, failed, has_failed
+from cached.doctor.sources import check_sources, read_catalog
+
+_TIMEOUT_S = "15"
+_STYLES = {Verdict.OK: "green", Verdict.WARNING: "yellow", Verdict.FAILED: "red", Verdict.SKIPPED: "dim"}
+_VERDICT_WIDTH, _AREA_WIDTH = 9, 13
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run `holdfast doctor`; return the exit code."""
+    parser = command_parser("doctor", "Look at all that this node needs, and say what to do about what is wrong.")
+    parser.option("--catalog", type=Path, metavar="FILE", help="the daemon's catalog, whose sources are looked at")
+    parser.option("--kube", choices=("auto", "off"), default="auto", help="off: look at no cluster")
+    host = socket.gethostname()
+    parser.option(
+        "--node", default=host, otherwise="the host's name", metavar="NAME", help="this node's name in the cluster"
+    )
+    wait = "seconds for each source and the cluster"
+    parser.option("--timeout", type=parse_seconds, default=_TIMEOUT_S, metavar="S", help=wait)
+    parser.switch("--json", help="print one JSON object instead of text")
+    options = parser.parse_args(argv)
+    findings = asyncio.run(_report(options))
+    if options.json:
+        document = {"findings": [finding.document() for finding in findings], "failed": has_failed(findings)}
+        sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+    else:
+        sys.stdout.write(_summary(findings))
+    return EXIT_FAILED if has_failed(findings) else EXIT_DONE
+
+
+async def _report(options: argparse.Namespace) -> list[Finding]:
+    """Make the checks; print each finding at once unless they are for JSON."""
+    found = []
+    async for finding in _check_all(options, get_layout(options)):
+        found.append(finding)
+        if not options.json:
+            sys.stdout.write(_describe(finding))
+            sys.stdout.flush()
+    return found
+
+
+async def _check_all(options: argparse.Namespace, layout: Layout) -> AsyncIterator[Finding]:
+    local: list[tuple[str, Callable[[], Iterable[Finding]]]] = [
+        ("disk", lambda: node.check_disk(layout)),
+        ("daemon", lambda: node.check_daemon(layout)),
+        ("clock", node.check_clock),
+        ("limits", lambda: node.check_limits(layout)),
+        ("gpu", gpu.check_gpus),
+    ]
+    for area, check in local:
+        for finding in await _make(area, check, options.timeout):
+            yield finding
+    catalogs: list[Catalog] = []
+    for finding in await _make("catalog", partial(_take_catalog, options.catalog, catalogs), options.timeout):
+        yield finding
+    catalog = catalogs[0] if catalogs else EMPTY_CATALOG
+    async for finding in check_sources(catalog, options.timeout):
+        yield finding
+    async for finding in check_cluster(options.kube, options.node, layout, options.timeout):
+        yield finding
+
+
+def _take_catalog(path: Path | None, catalogs: list[Catalog]) -> list[Finding]:
+    catalog, findings = read_catalog(path)
+    catalogs.append(catalog)
+    return findings
+
+
+async def _make(area: str, check: Callable[[], Iterable[Finding]], timeout_s: float) -> list[Finding]:
+    """Make a check of this machine; one that does not end, or breaks, is a finding of its own."""
+    try:
+        return await run_in_thread(lambda: list(check()), timeout_s)
+    except TimeoutError:
+        remedy = "a disk, an NFS or FUSE server does not answer: look at `dmesg` and the mounts"
+        return [failed(area, f"the check did not end within {timeout_s:g} s", remedy)]
+    except OSError as error:
+        problem = f"{error.filename or 'the check'}: {error.strerror or error}"
+        return [failed(area, problem, "run it as the daemon's user")]
+
+
+def _describe(finding: Finding) -> str:
+    verdict = paint(f"{finding.verdict:<{_VERDICT_WIDTH}}", _STYLES[finding.verdict])
+    indent = " " * (_VERDICT_WIDTH + _AREA_WIDTH)
+    lines = _wrap(finding.message, indent)
+    text = f"{verdict}{finding.area:<{_AREA_WIDTH}}{lines[len(indent) :]}\n"
+    if finding.remedy:
+        text += f"{_wrap(f'what to do: {finding.remedy}', indent)}\n"
+    return text
+
+
+def _wrap(text: str, indent: str) -> str:
+    if not sys.stdout.isatty():
+        return indent + text
+    width = max(60, min(140, shutil.get_terminal_size().columns))
+    lines = textwrap.wrap(text, width - len(indent), break_long_words=False, break_on_hyphens=False)
+    return "\n".join(indent + line for line in lines)
+
+
+def _summary(findings: Sequence[Finding]) -> str:
+    counts = Counter(finding.verdict for finding in findings)
+    order = (Verdict.FAILED, Verdict.WARNING, Verdict.OK, Verdict.SKIPPED)
+    said = ", ".join(f"{counts[verdict]} {verdict}" for verdict in order if counts[verdict])
+    return f"\n{said}\n"
