@@ -32,20 +32,25 @@ _SUN_PATH_BYTES = 107  # sun_path in unix(7), less its final NUL
 
 @dataclass(frozen=True, slots=True)
 class EvictedVersion:
-    """One version that `gc` evicted, or would evict, and the bytes that its removal frees."""
+    """One version that `gc` evicted, or would evict, and the bytes that its removal frees; `last_used` of one that it
+    would evict, as status files have times."""
 
     ref: ModelRef
     digest: str
     freed_bytes: int
     reason: str
+    last_used: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class GcReport:
-    """The versions that `gc` evicted, or would evict, and the bytes freed in all."""
+    """The versions that `gc` evicted, or would evict, the bytes freed in all, and the daemon's answer. `staying`: of
+    those that would stay, what keeps each."""
 
     versions: tuple[EvictedVersion, ...]
     freed_bytes: int
+    staying: tuple[tuple[ModelRef, tuple[str, ...]], ...]
+    document: dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,10 +108,19 @@ class ControlClient:
         """Evict the versions without want, lease or pin; with `dry_run` only list them."""
         answer = self._ask("POST", "/v1/gc", {"dry_run": dry_run})
         versions = tuple(
-            EvictedVersion(ModelRef(item["model"], item["version"]), item["digest"], item["bytes"], item["reason"])
+            EvictedVersion(
+                ModelRef(item["model"], item["version"]),
+                item["digest"],
+                item["bytes"],
+                item["reason"],
+                item.get("last_used"),
+            )
             for item in answer["versions"]
         )
-        return GcReport(versions, answer["bytes"])
+        staying = tuple(
+            (ModelRef(item["model"], item["version"]), tuple(item["because"])) for item in answer.get("staying", ())
+        )
+        return GcReport(versions, answer["bytes"], staying, answer)
 
     def explain(self, target: ModelRef | str) -> dict[str, Any]:
         """Return the facts about a version, or about a pod and its versions; raises `Permanent` (`unknown_pod`)."""

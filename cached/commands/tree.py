@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,16 +18,19 @@ from cached.contract.manifest import Manifest
 from cached.contract.reference import ModelRef, name_from_path_segment
 from cached.contract.status import DaemonStatus, ModelStatus, parse_timestamp
 
+_LOCKS = Path("/proc/locks")
+
 
 @dataclass(frozen=True, slots=True)
 class HeldVersion:
-    """A version with a symlink: its snapshot is complete and was verified."""
+    """A version with a symlink: its snapshot is complete and was verified. `blobs`: bytes by sha256."""
 
     ref: ModelRef
     digest: Digest
     path: Path
     size_bytes: int
     files: int
+    blobs: Mapping[str, int]
 
 
 def list_held_versions(public: PublicLayout) -> list[HeldVersion]:
@@ -43,7 +47,8 @@ def find_held_version(public: PublicLayout, ref: ModelRef) -> HeldVersion | None
     except (OSError, HoldfastError):
         return None
     path = public.model_link(ref)
-    return HeldVersion(ref, Digest(snapshot.path.name), path, manifest.total_bytes, len(manifest.files))
+    digest, count = Digest(snapshot.path.name), len(manifest.packed.paths)
+    return HeldVersion(ref, digest, path, manifest.total_bytes, count, manifest.blob_sizes())
 
 
 def get_snapshot(public: PublicLayout, ref: ModelRef) -> SnapshotLayout:
@@ -93,6 +98,36 @@ def read_daemon_status(public: PublicLayout) -> DaemonStatus | None:
 def seconds_since(moment: str) -> float:
     """Return the seconds since a status file's timestamp; never negative."""
     return max(0.0, time.time() - parse_timestamp(moment))
+
+
+def list_leased(public: PublicLayout) -> frozenset[str] | None:
+    """Return the digests, in hex, of the snapshots whose lease has a holder, from /proc/locks; None without that. To
+    lock or only to open a lease file would count as a use of it. Locks of processes that this one's namespace of pids
+    does not show are not listed."""
+    try:
+        lines = _LOCKS.read_text().splitlines()
+    except OSError:
+        return None
+    locked = {line.split()[5] for line in lines if " FLOCK " in line and "->" not in line}
+    found = set()
+    for name in _names(public.snapshots):
+        try:
+            place = os.stat(public.snapshots / name / ".holdfast" / "lease")
+        except OSError:
+            continue
+        if f"{os.major(place.st_dev):02x}:{os.minor(place.st_dev):02x}:{place.st_ino}" in locked:
+            found.add(name)
+    return frozenset(found)
+
+
+def read_last_use(public: PublicLayout, ref: ModelRef, digest: Digest) -> float:
+    """Return when a version was last used, in seconds since the epoch, at most a minute late: the later mtime of its
+    lease file and its symlink. Raises OSError."""
+    used = os.lstat(public.model_link(ref)).st_mtime
+    try:
+        return max(used, os.stat(public.snapshot(digest).lease).st_mtime)
+    except FileNotFoundError:
+        return used
 
 
 def read_disk_space(public: PublicLayout) -> dict[str, int]:

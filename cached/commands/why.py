@@ -25,12 +25,12 @@ from cached.commands.reasons import Explanation, explain
 from cached.commands.style import paint, wrap
 from cached.commands.tree import (
     find_held_version,
+    list_leased,
     list_model_statuses,
     read_daemon_status,
     read_model_status,
     seconds_since,
 )
-from cached.contract import lease
 from cached.contract.errors import HoldfastError
 from cached.contract.layout import PublicLayout
 from cached.contract.program.options import EXIT_DONE, EXIT_FAILED
@@ -150,7 +150,7 @@ def _read_version(public: PublicLayout, ref: ModelRef, state: str) -> dict[str, 
         "digest": None if held is None else str(held.digest),
         "bytes": None if held is None else held.size_bytes,
         "last_used": None,
-        "leased": held is not None and _is_leased(public, ref),
+        "leased": held is not None and held.digest.hex in (list_leased(public) or ()),
         "kept_by": [],
         "pods": None,
         "asked_by": None,
@@ -159,11 +159,3 @@ def _read_version(public: PublicLayout, ref: ModelRef, state: str) -> dict[str, 
         "catalog": None,
         "fetch": None,
     }
-
-
-def _is_leased(public: PublicLayout, ref: ModelRef) -> bool:
-    held = find_held_version(public, ref)
-    try:
-        return held is not None and lease.is_held(public.snapshot(held.digest).lease)
-    except OSError:
-        return False

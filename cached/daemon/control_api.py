@@ -52,7 +52,8 @@ def make_control_api(service: DaemonService, imports: Imports, explanations: Exp
         check = _make_check(request)
         check()
         gone = await (service.plan_gc() if dry_run else service.gc(check))
-        return make_json({"versions": gone, "bytes": sum(each["bytes"] for each in gone)})
+        stay = {"staying": service.list_staying()} if dry_run else {}
+        return make_json({"versions": gone, "bytes": sum(each["bytes"] for each in gone), **stay})
 
     async def pin(request: Request) -> Response:
         await service.pin(_ref(_body(request)), _make_check(request))

@@ -172,7 +172,28 @@ class DaemonService:
         """Return what `gc` would evict now."""
         await self._reconciler.update_leases()
         victims, inventory = self._reconciler.list_evictable(), self._reconciler.list_inventory()
-        return [_describe_evicted(*each) for each in zip(victims, list_freed(victims, inventory), strict=True)]
+        plan = []
+        for victim, freed in zip(victims, list_freed(victims, inventory), strict=True):
+            used = self._inventory.last_used_at(victim.ref)
+            last_used = None if used is None else timestamp(used)
+            plan.append({**_describe_evicted(victim, freed), "last_used": last_used})
+        return plan
+
+    def list_staying(self) -> list[dict[str, Any]]:
+        """Return the versions that `gc` would leave, each with what keeps it."""
+        found = []
+        for entry in self._reconciler.list_inventory():
+            wanted = self._reconciler.is_wanted(entry.ref)
+            if entry.evictable and not wanted:
+                continue
+            want = self._reconciler.find_want(entry.ref)
+            because = list(want.reasons) if want is not None else ["wanted"] if wanted else []
+            because += ["lease"] if entry.digest in self._inventory.leased else []
+            because += [] if self._cluster.synced else ["the pods are not known yet"]
+            because += [f"pinned by {each}" for each in self._find_keepers(entry.ref)]
+            named = {"model": entry.ref.name, "version": entry.ref.version, "digest": str(entry.digest)}
+            found.append({**named, "because": because or ["a pod that reads it"]})
+        return sorted(found, key=lambda each: (each["model"], each["version"]))
 
     async def pin(self, ref: ModelRef, check: Check) -> None:
         """Pin a version; raises where neither the inventory nor the catalog has it."""
@@ -238,7 +259,17 @@ class DaemonService:
         ref = ModelRef(status.model, status.version)
         used = self._inventory.last_used_at(ref)
         leased = self._inventory.models.get(ref) in self._inventory.leased
-        return {**status.document(), "last_used": None if used is None else timestamp(used), "leased": leased}
+        return {
+            **status.document(),
+            "last_used": None if used is None else timestamp(used),
+            "leased": leased,
+            "kept_by": self._find_keepers(ref),
+        }
+
+    def _find_keepers(self, ref: ModelRef) -> list[str]:
+        """Return what keeps a version from eviction although nothing wants it."""
+        pinned = ["holdfast pin"] if ref in self._inventory.pins else []
+        return pinned + (["catalog"] if self._reconciler.is_kept(ref) else [])
 
 
 def _describe_evicted(victim: InventoryEntry, freed: int) -> dict[str, Any]:

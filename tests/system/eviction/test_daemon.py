@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import subprocess
@@ -202,13 +203,16 @@ def test_what_can_never_fit_with_what_it_shares(daemon: DaemonProcess, source: P
 
 
 def test_gc_does_what_the_dry_run_says(daemon: DaemonProcess, source: Path) -> None:
-    """`holdfast gc --dry-run` names what goes, in order, and how much that frees; `holdfast gc` does just that."""
+    """`holdfast gc --dry-run` names what goes, in order, how much that frees, and what keeps the others; `holdfast gc`
+    does just that."""
     publish_files(source / "b", {"a.bin": (source / "a" / "a.bin").read_bytes(), "own.bin": bytes(MIB)})
     daemon.write_catalog(_catalog(source))
     daemon.start()
     _pull(daemon, "abc")
     daemon.control.pin(C)
     planned = _command(daemon, "gc", "--dry-run")
+    (staying,) = json.loads(_command(daemon, "gc", "--dry-run", "--json"))["staying"]
+    assert (staying["version"], staying["because"]) == ("c", ["pinned by holdfast pin"])
     assert _here(daemon) == "abc"
     done = _command(daemon, "gc")
     assert done == planned.replace("would be evicted", "evicted")

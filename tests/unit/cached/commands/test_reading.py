@@ -15,10 +15,11 @@ import pytest
 
 from cached.commands import ls, status, verify
 from cached.contract import lease
+from cached.contract.digest import Digest
 from cached.contract.layout import Layout
 from cached.contract.reference import ModelRef
-from cached.contract.status import State, StatusError
-from tests.support.control import model_status, write_heartbeat, write_status
+from cached.contract.status import State, StatusError, parse_timestamp
+from tests.support.control import ControlServer, model_status, write_heartbeat, write_status
 from tests.unit.cached.commands.conftest import publish
 
 BASE = ModelRef("acme/llama", "v3")
@@ -40,6 +41,8 @@ def test_ls_json_is_for_machines(layout: Layout, capsys: pytest.CaptureFixture[s
     digest = publish(layout, BASE, FILES)
     assert ls.main(["--root", str(layout.root), "--json"]) == 0
     (found,) = json.loads(capsys.readouterr().out)
+    for moment in ("since", "last_used"):
+        assert time.time() - parse_timestamp(found.pop(moment)) < 60
     assert found == {
         "model": "acme/llama",
         "version": "v3",
@@ -51,7 +54,42 @@ def test_ls_json_is_for_machines(layout: Layout, capsys: pytest.CaptureFixture[s
         "path": str(layout.public.model_link(BASE)),
         "stale": None,
         "trust": None,
+        "exclusive_bytes": 5002,
+        "shared_bytes": 0,
+        "leased": False,
+        "kept_by": None,
     }
+
+
+def test_ls_tells_what_is_shared_and_in_use(layout: Layout, capsys: pytest.CaptureFixture[str]) -> None:
+    """What two versions share is exclusive to neither, a leased one is in use now, and to look is no use; `--wide`
+    shows it in columns after those that were there."""
+    publish(layout, BASE, FILES)
+    publish(layout, OTHER, {**FILES, "more.bin": b"m" * 100})
+    path = layout.public.snapshot(Digest(layout.public.model_link(BASE).resolve().name)).lease
+    before = path.stat().st_mtime_ns
+    with lease.take_shared(path) or pytest.fail("no lease"):
+        assert ls.main(["--root", str(layout.root), "--json"]) == 0
+        base, other = json.loads(capsys.readouterr().out)
+        assert (base["exclusive_bytes"], base["shared_bytes"], base["leased"]) == (0, 5002, True)
+        assert (other["exclusive_bytes"], other["shared_bytes"], other["leased"]) == (100, 5002, False)
+        assert ls.main(["--root", str(layout.root), "--wide"]) == 0
+        head, row, _ = capsys.readouterr().out.splitlines()
+    assert head.split()[:5] == ["VERSION", "STATE", "SIZE", "FILES", "DIGEST"]
+    assert row.split()[-2:] == ["now", "lease"]
+    assert path.stat().st_mtime_ns == before
+
+
+def test_ls_has_uses_and_pins_from_a_daemon(
+    layout: Layout, control: ControlServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A daemon that answers tells last uses and pins, which the tree has not."""
+    publish(layout, BASE, FILES)
+    told = {"model": "acme/llama", "version": "v3", "last_used": "2020-01-01T00:00:00Z", "leased": False}
+    control.answers["GET /v1/status"] = 200, {"models": [{**told, "kept_by": ["holdfast pin"]}]}
+    assert ls.main(["--root", str(layout.root), "--json"]) == 0
+    (found,) = json.loads(capsys.readouterr().out)
+    assert (found["last_used"], found["kept_by"]) == ("2020-01-01T00:00:00Z", ["holdfast pin"])
 
 
 def test_ls_shows_what_is_on_its_way(layout: Layout, capsys: pytest.CaptureFixture[str]) -> None:
