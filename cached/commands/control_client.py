@@ -73,6 +73,16 @@ class PullAnswer:
 
 
 @dataclass(frozen=True, slots=True)
+class FetchFiles:
+    """The files of a running fetch that are being received: path, size in bytes (None: unknown), and bytes received;
+    and how many of the others are `done`, and how many wait."""
+
+    receiving: tuple[tuple[str, int | None, int], ...]
+    done: int
+    waiting: int
+
+
+@dataclass(frozen=True, slots=True)
 class VerifyAnswer:
     """The outcome of a check by the daemon: `right`, `restored` or `withdrawn`; `problem` says why it is not `right`.
     `was_outdated`: the record did not fit files whose bytes are right. Sizes in bytes."""
@@ -121,6 +131,12 @@ class ControlClient:
             (ModelRef(item["model"], item["version"]), tuple(item["because"])) for item in answer.get("staying", ())
         )
         return GcReport(versions, answer["bytes"], staying, answer)
+
+    def list_files(self, ref: ModelRef) -> FetchFiles:
+        """Return how far each file of a running fetch is."""
+        answer = self._ask("POST", "/v1/files", _named(ref))
+        files = tuple((each["path"], each["bytes_total"], each["bytes_done"]) for each in answer["files"])
+        return FetchFiles(files, answer["done"], answer["waiting"])
 
     def explain(self, target: ModelRef | str) -> dict[str, Any]:
         """Return the facts about a version, or about a pod and its versions; raises `Permanent` (`unknown_pod`)."""

@@ -11,8 +11,9 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
-from typing import TextIO
+from typing import TYPE_CHECKING, Protocol, TextIO
 
+from cached.commands import bars
 from cached.commands.common import (
     command_parser,
     describe_status,
@@ -23,7 +24,7 @@ from cached.commands.common import (
     report_errors,
     run_within,
 )
-from cached.commands.control_client import ControlClient, PullAnswer
+from cached.commands.control_client import ControlClient, FetchFiles, PullAnswer
 from cached.commands.tree import find_held_version, read_daemon_status, read_model_status, seconds_since
 from cached.contract.errors import DigestMismatch, HoldfastError, Permanent, Transient
 from cached.contract.layout import Layout, PublicLayout
@@ -31,6 +32,9 @@ from cached.contract.program.options import EXIT_DONE, EXIT_FAILED
 from cached.contract.program.units import format_duration
 from cached.contract.reference import ModelRef
 from cached.contract.status import ModelStatus, State
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 _POLL_S = 0.1
 _ANSWER_S = 30.0
@@ -62,7 +66,12 @@ def main(argv: Sequence[str]) -> int:
             sys.stdout.write(f"{options.ref} is {answer.state.value}; `holdfast status --watch` follows it\n")
             return EXIT_DONE
         left_s = None if options.timeout is None else max(0.0, started + options.timeout - time.monotonic())
-        return run_within(left_s, layout, lambda: _finish(layout, options, answer, started))
+        patience_s = _LATER_ANSWER_S if options.timeout is None else min(_LATER_ANSWER_S, options.timeout)
+        client = ControlClient(layout, patience_s)
+        # Ended here: the thread that shows it may not end, and a terminal must get its cursor back.
+        with contextlib.closing(_open_progress(options.ref, client)) as progress:
+            pull = _Pull(client, options, answer)
+            return run_within(left_s, layout, lambda: _finish(layout, pull, options, started, progress))
     except KeyboardInterrupt:
         sys.stderr.write(f"\nholdfast pull: {state}\n")
         return EXIT_FAILED
@@ -75,16 +84,11 @@ def _ask(layout: Layout, options: argparse.Namespace) -> PullAnswer:
     return run_within(patience_s, layout, lambda: client.pull(options.ref, options.digest, refresh=options.refresh))
 
 
-def _finish(layout: Layout, options: argparse.Namespace, answer: PullAnswer, started: float) -> int:
+def _finish(layout: Layout, pull: _Pull, options: argparse.Namespace, started: float, progress: _Progress) -> int:
     """Wait until the version is here, and print where; return the exit code."""
     ref: ModelRef = options.ref
-    patience_s = _LATER_ANSWER_S if options.timeout is None else min(_LATER_ANSWER_S, options.timeout)
-    progress = _ProgressLine(sys.stderr)
-    try:
-        pull = _Pull(ControlClient(layout, patience_s), options, answer)
-        _wait(layout.public, pull, options.timeout, started, progress)
-    finally:
-        progress.end()
+    _wait(layout.public, pull, options.timeout, started, progress)
+    progress.close()
     held = find_held_version(layout.public, ref)
     if held is None:
         raise Transient("gone_again", f"{ref} was ready and is gone again", "pull it again, and `holdfast pin` it")
@@ -144,19 +148,32 @@ class _Pull:
         self._asked_at = time.monotonic()
 
 
-class _ProgressLine:
-    """Prints one line of progress: refreshed in place on a terminal, elsewhere a new line at times."""
+class _Progress(Protocol):
+    """The progress that a person sees, or a log has."""
 
-    def __init__(self, stream: TextIO) -> None:
+    def show(self, status: ModelStatus) -> None:
+        """Show a status."""
+
+    def close(self) -> None:
+        """Show no more. Idempotent."""
+
+
+class _Lines:
+    """Prints lines of progress: refreshed in place on a terminal, elsewhere a new line at times."""
+
+    def __init__(self, ref: ModelRef, stream: TextIO) -> None:
+        self._ref = ref
         self._stream = stream
         self._in_place = stream.isatty()
         self._shown = ""
         self._kind = ""
         self._shown_at = 0.0
+        self._is_closed = False
 
-    def show(self, kind: str, line: str) -> None:
-        """Print `line`; off a terminal at once for a new `kind` (a state), else every 2 s at most."""
-        if line == self._shown:
+    def show(self, status: ModelStatus) -> None:
+        """Print a line; off a terminal at once for a new state, else every 2 s at most."""
+        line, kind = f"{self._ref}: {describe_status(status)}", status.state.value
+        if line == self._shown or self._is_closed:
             return
         now = time.monotonic()
         if self._in_place:
@@ -169,14 +186,53 @@ class _ProgressLine:
         self._stream.flush()
         self._shown, self._kind, self._shown_at = line, kind, now
 
-    def end(self) -> None:
+    def close(self) -> None:
         """End the line on a terminal, which keeps it visible."""
-        if self._in_place and self._shown:
+        if self._in_place and self._shown and not self._is_closed:
             self._stream.write("\n")
             self._stream.flush()
+        self._is_closed = True
 
 
-def _wait(public: PublicLayout, pull: _Pull, timeout_s: float | None, started: float, progress: _ProgressLine) -> None:
+class _Bars:
+    """Draws a bar for the version, and one for each file that is being received. Errors are lines above them."""
+
+    def __init__(self, ref: ModelRef, client: ControlClient, console: Console) -> None:
+        self._ref = ref
+        self._client = client
+        self._console = console
+        self._closing = contextlib.ExitStack()
+        self._live = self._closing.enter_context(bars.open_live(console, whole_screen=False))
+        self._error = ""
+        self._asked_at = 0.0
+        self._files: FetchFiles | None = None
+        self._is_closed = False
+
+    def show(self, status: ModelStatus) -> None:
+        """Draw a status; ask for the files four times a second at most."""
+        if time.monotonic() - self._asked_at >= _ASK_S:
+            with contextlib.suppress(HoldfastError):  # the version's own bar is enough
+                self._files = self._client.list_files(self._ref)
+            self._asked_at = time.monotonic()
+        error = "" if status.error is None or status.error.permanent else describe_status(status)
+        if error and error != self._error:
+            self._console.print(f"{self._ref}: {error}")
+        self._error = error
+        if not self._is_closed:
+            self._live.update(bars.draw_pull(str(self._ref), status, self._files), refresh=True)
+
+    def close(self) -> None:
+        """Remove the bars."""
+        self._is_closed = True
+        self._closing.close()
+
+
+def _open_progress(ref: ModelRef, client: ControlClient) -> _Progress:
+    console = bars.open_console(sys.stderr)
+    return _Lines(ref, sys.stderr) if console is None else _Bars(ref, client, console)
+
+
+def _wait(public: PublicLayout, pull: _Pull, timeout_s: float | None, started: float, progress: _Progress) -> None:
     """Print the version's status until it is ready; raises the daemon's error once the pull has failed."""
     ref = pull.ref
     deadline = None if timeout_s is None else started + timeout_s
@@ -184,7 +240,7 @@ def _wait(public: PublicLayout, pull: _Pull, timeout_s: float | None, started: f
         status = read_model_status(public, ref)
         ready = pull.is_ready(status)
         if status is not None:
-            progress.show(status.state.value, f"{ref}: {describe_status(status)}")
+            progress.show(status)
         if ready and find_held_version(public, ref) is not None:
             return
         _raise_if_daemon_lost(public, ref)

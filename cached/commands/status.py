@@ -5,19 +5,24 @@ Law: reads the public tree only, so that it also works while the daemon is down.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import sys
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from cached.commands import bars
 from cached.commands.common import command_parser, describe_progress, format_table, get_public_tree, report_errors
 from cached.commands.tree import list_model_statuses, read_daemon_status, read_disk_space, seconds_since
 from cached.contract.layout import PublicLayout
 from cached.contract.program.options import EXIT_DONE
 from cached.contract.program.units import format_duration, format_size
-from cached.contract.status import DaemonStatus, parse_timestamp
+from cached.contract.status import DaemonStatus, ModelStatus, parse_timestamp
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 _REFRESH_S = 1.0
 _HEARTBEAT_LATE_S = 15.0  # it moves at least every 5 s (design, section 3)
@@ -38,6 +43,9 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _watch(public: PublicLayout, *, as_json: bool) -> int:
+    console = None if as_json else bars.open_console(sys.stdout)
+    if console is not None:
+        return _watch_live(public, console)
     in_place = sys.stdout.isatty() and not as_json
     try:
         while True:
@@ -47,6 +55,18 @@ def _watch(public: PublicLayout, *, as_json: bool) -> int:
             time.sleep(_REFRESH_S)
     except KeyboardInterrupt:
         return EXIT_DONE
+
+
+def _watch_live(public: PublicLayout, console: Console) -> int:
+    """Draw all versions with bars until Ctrl-C; what was drawn last stays."""
+    with contextlib.suppress(KeyboardInterrupt), bars.open_live(console, whole_screen=True) as live:
+        while True:
+            statuses = list_model_statuses(public)
+            lines = shutil.get_terminal_size().lines
+            live.update(bars.draw_status(_head(public), statuses, _list_errors(statuses), lines), refresh=True)
+            time.sleep(_REFRESH_S)
+    sys.stdout.write(_text(public))
+    return EXIT_DONE
 
 
 def _redraw(text: str) -> str:
@@ -66,26 +86,41 @@ def _document(public: PublicLayout) -> dict[str, Any]:
     }
 
 
-def _text(public: PublicLayout) -> str:
+def _head(public: PublicLayout) -> str:
     space = read_disk_space(public)
     used = 100 * space["used"] / max(1, space["capacity"])
     lines = _daemon_line(read_daemon_status(public))
-    lines += f"disk    {format_size(space['free'])} free of {format_size(space['capacity'])}, {used:.0f} % used\n\n"
+    return lines + f"disk    {format_size(space['free'])} free of {format_size(space['capacity'])}, {used:.0f} % used\n"
+
+
+def _text(public: PublicLayout) -> str:
+    head = f"{_head(public)}\n"
     statuses = list_model_statuses(public)
     if not statuses:
-        return lines + "no version is wanted here yet\n"
-    rows, errors = [("VERSION", "STATE", "FOR", "PROGRESS")], ""
+        return head + "no version is wanted here yet\n"
+    rows = [("VERSION", "STATE", "FOR", "PROGRESS")]
     for status in statuses:
         ref, since = f"{status.model}@{status.version}", format_duration(seconds_since(status.since))
         rows.append((ref, status.state.value, since, describe_progress(status)))
+    errors = _list_errors(statuses)
+    return head + format_table(rows) + (f"\n{errors}" if errors else "")
+
+
+def _list_errors(statuses: Sequence[ModelStatus]) -> str:
+    """Return the errors and fatal findings, each with its remedy, an empty line between two."""
+    found = []
+    for status in statuses:
+        ref = f"{status.model}@{status.version}"
         if status.error is not None:
             message = status.error.message
             named = message if ref in message else f"{ref}: {message}"
-            errors += f"\n{named}\n  what to do: {status.error.remedy}\n"
-        for finding in status.verdict.findings:
-            if finding.fatal:
-                errors += f"\n{ref}: may not load: {finding.message}\n  what to do: {finding.remedy}\n"
-    return lines + format_table(rows) + errors
+            found.append(f"{named}\n  what to do: {status.error.remedy}\n")
+        found += [
+            f"{ref}: may not load: {finding.message}\n  what to do: {finding.remedy}\n"
+            for finding in status.verdict.findings
+            if finding.fatal
+        ]
+    return "\n".join(found)
 
 
 def _daemon_line(daemon: DaemonStatus | None) -> str:

@@ -16,9 +16,14 @@ _CODES = {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33", "
 _BY_STATE = {"ready": "green", "failed": "red", "fetching": "cyan", "verifying": "cyan", "publishing": "cyan"}
 
 
+def is_terminal(stream: TextIO) -> bool:
+    """Return whether `stream` is a terminal that can be drawn on."""
+    return os.environ.get("TERM", "") not in ("", "dumb") and stream.isatty()
+
+
 def is_styled(stream: TextIO) -> bool:
     """Return whether escapes may be written to `stream`."""
-    return not os.environ.get("NO_COLOR") and os.environ.get("TERM", "") not in ("", "dumb") and stream.isatty()
+    return not os.environ.get("NO_COLOR") and is_terminal(stream)
 
 
 def paint(text: str, style: str, stream: TextIO | None = None) -> str:

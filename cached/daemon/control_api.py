@@ -68,6 +68,9 @@ def make_control_api(service: DaemonService, imports: Imports, explanations: Exp
         pinned, was_pinned = await service.unpin(_ref(_body(request)), _make_check(request))
         return make_json({"pinned": pinned, "was_pinned": was_pinned})
 
+    async def list_files(request: Request) -> Response:
+        return make_json(service.list_files(_ref(_body(request))))
+
     async def explain(request: Request) -> Response:
         body = _body(request)
         if "pod" in body:
@@ -87,6 +90,7 @@ def make_control_api(service: DaemonService, imports: Imports, explanations: Exp
     commands = {"pull": pull, "gc": gc, "pin": pin, "unpin": unpin, "verify": verify}
     routes = {("POST", f"/v1/{name}"): _answer_while_disk_hangs(service, each) for name, each in commands.items()}
     routes["POST", "/v1/import"] = begin_import
+    routes["POST", "/v1/files"] = list_files
     routes["POST", "/v1/explain"] = explain  # also while the disk hangs: that may be the answer
     reads = {("GET", "/v1/pull/*"): get_pull, ("GET", "/v1/status"): make_status_handler(service.make_status)}
     return make_router({**routes, **reads})

@@ -264,6 +264,7 @@ async def _work(
         cluster=cluster,
         metrics=metrics,
         reconciler=reconciler,
+        fetches=fetches,
         workers=workers,
         catalog=catalog,
         recheck=recheck,

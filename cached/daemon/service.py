@@ -21,6 +21,7 @@ from cached.core.versions.record import Pull
 from cached.daemon.catalog_file import CatalogFile
 from cached.daemon.metrics import DaemonMetrics, NodeFigures, VersionFigures
 from cached.daemon.reconciler import Reconciler
+from cached.fetch.version import VersionFetches
 from cached.fetch.workers import Workers
 from cached.node.cluster import Cluster
 from cached.node.integrity.recheck import Recheck
@@ -30,6 +31,8 @@ from cached.node.threads import Blocking
 
 if TYPE_CHECKING:  # loaded when somebody opens it
     from cached.daemon.page.page import NodePage
+
+_SHOWN_FILES = 64  # more than a terminal has lines for
 
 # Raises once the client has disconnected or its deadline has passed: the command then stops.
 Check = Callable[[], None]
@@ -49,6 +52,7 @@ class DaemonService:
         cluster: Cluster,
         metrics: DaemonMetrics,
         reconciler: Reconciler,
+        fetches: VersionFetches,
         workers: Workers,
         catalog: CatalogFile,
         recheck: Recheck,
@@ -61,6 +65,7 @@ class DaemonService:
         self._cluster = cluster
         self._metrics = metrics
         self._reconciler = reconciler
+        self._fetches = fetches
         self._catalog = catalog
         self._recheck = recheck
         self._stopping = False
@@ -145,6 +150,15 @@ class DaemonService:
         """Return the current answer of the pull with this id; None for an unknown id."""
         pull = self._reconciler.find_pull(id_)
         return None if pull is None else self._describe_pull(pull)
+
+    def list_files(self, ref: ModelRef) -> dict[str, Any]:
+        """Return the progress of a running fetch, file by file: `{"files", "done", "waiting"}`, of the files only those
+        that are being received."""
+        files = self._fetches.list_files(ref)
+        active = [file for file in files if file.received and not file.is_done]
+        done = sum(file.is_done for file in files)
+        shown = [{"path": f.path, "bytes_total": f.size, "bytes_done": f.received} for f in active[:_SHOWN_FILES]]
+        return {"files": shown, "done": done, "waiting": len(files) - done - len(active)}
 
     async def gc(self, check: Check) -> list[dict[str, Any]]:
         """Evict the versions without want or lease and return them; `check` is called before each step. Raises

@@ -117,6 +117,17 @@ class _Awaited:
 
 
 @dataclass(frozen=True, slots=True)
+class FileProgress:
+    """A file of a running fetch: its size in bytes, None if unknown, and what is received of it; `is_done`: committed,
+    or failed."""
+
+    path: str
+    size: int | None
+    received: int
+    is_done: bool
+
+
+@dataclass(frozen=True, slots=True)
 class SourceComparison:
     """A source's content, compared with the `held` digest; its own `digest` is None if unknown without a fetch. `tag`:
     the listing's, None if only another listing can tell whether this one is still current."""
@@ -154,6 +165,15 @@ class VersionFetches:
         self._observer = observer
         self._open_source = open_source
         self._listing_timeout_s = listing_timeout_s
+        self._running: dict[ModelRef, list[_Awaited]] = {}  # what each fetch waits for
+
+    def list_files(self, ref: ModelRef) -> list[FileProgress]:
+        """Return the files that a running fetch of `ref` receives or has received, in the listing's order; empty
+        without one."""
+        return [
+            FileProgress(each.spec.name, each.spec.key.size, each.download.bytes_done, each.result.done())
+            for each in self._running.get(ref, ())
+        ]
 
     def stake(self, ref: ModelRef) -> FetchSpace:
         """Return the disk space of a running fetch of `ref`: committed, reserved, and left by earlier attempts."""
@@ -355,7 +375,7 @@ class VersionFetches:
             sizes |= {each.spec.key.id: each.spec.key.size or 0 for each in missing}
             self._ledger.require_capacity(sum(sizes.values()))
         self._status_files.set_progress(ref, State.FETCHING, FetchProgress(total, here))
-        awaited: list[_Awaited] = []
+        awaited = self._running[ref] = []
         try:
             await self._start(fetch, missing, awaited)  # its shortage excludes the bytes on the disk
             try:
@@ -364,6 +384,7 @@ class VersionFetches:
                 await self._leave(ref, awaited)
                 raise self._total_shortage(ref, awaited, error) from error
         finally:
+            self._running.pop(ref, None)
             await self._leave(ref, awaited)
         return known | {each.spec.name: each.result.result() for each in awaited}
 

@@ -23,8 +23,8 @@ def node(tmp_path: Path) -> Iterator[Joined]:
 
 def test_why_explains_each_pod_and_version(node: Joined, capsys: pytest.CaptureFixture[str]) -> None:
     """Each pod of a node hears what keeps it: its annotations, the catalog, its pin, its namespace, the source, the
-    speed of the fetch, or nothing; each version who asks for it. Who is not here is named, with those that are; without
-    the daemon the status files answer."""
+    speed of the fetch (also of each file), or nothing; each version who asks for it. Who is not here is named, with
+    those that are; without the daemon the status files answer."""
 
     def explain(target: str) -> dict[str, Any]:
         assert why.main([target, "--root", str(node.daemon.layout.root), "--json"]) == 0
@@ -48,6 +48,8 @@ def test_why_explains_each_pod_and_version(node: Joined, capsys: pytest.CaptureF
     node.pod("typing", "here", verfy="full")
     daemon.wait_state(ref("absent"), "failed")
     daemon.wait_state(ref("slow"), "fetching")
+    daemon.wait(lambda: len(daemon.control.list_files(ref("slow")).receiving) == 1, "a file that is received")
+    assert daemon.control.list_files(ref("slow")).receiving[0][:2] == ("a.bin", 64 * MIB)
     daemon.wait(lambda: bool(daemon.error(ref("gone"))), "the trouble with a source")
     daemon.wait_state(ref("unlisted"), "failed")
 
