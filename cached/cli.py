@@ -33,7 +33,7 @@ COMMANDS = {
     "demo": ("cached.demo.app:main", "run the whole path on this machine with a real model"),
 }
 SURVEY = "cached.survey.command:main"  # `inspect URI`: needs the daemon's libraries, which the other does not load
-_URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:.")
+_AT_SOURCE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:.|--catalog\b")  # a URI, or a version of a catalog
 _RUN_FOR_LONG = ("daemon", "gate", "inject")
 EXIT_USAGE = 2
 
@@ -72,8 +72,8 @@ def _dispatch(arguments: list[str], *, for_itself: bool) -> int:
         import gc
 
         gc.disable()  # until all is recovered: collections would look through what is only growing
-    is_uri = arguments[0] == "inspect" and any(map(_URI.match, arguments[1:]))
-    return _load(arguments[0], SURVEY if is_uri else command[0])(arguments[1:])
+    at_source = arguments[0] == "inspect" and any(map(_AT_SOURCE.match, arguments[1:]))
+    return _load(arguments[0], SURVEY if at_source else command[0])(arguments[1:])
 
 
 def _load(name: str, target: str) -> Callable[[Sequence[str]], int]:

@@ -6,6 +6,7 @@ Law: errors go to stderr as reason and remedy; exit 0 done, 1 failed, 2 usage (d
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 import threading
@@ -145,6 +146,11 @@ def print_error(name: str, message: str, remedy: str) -> None:
     sys.stderr.write(f"holdfast {name}: {message}\n")
     if remedy:
         sys.stderr.write(f"  what to do: {remedy}\n")
+
+
+def print_json(document: object) -> None:
+    """Print a JSON document on standard output, as `--json` does; docs/reference/json.md has the shapes."""
+    sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
 
 
 def format_table(rows: Sequence[Sequence[str]]) -> str:

@@ -5,7 +5,6 @@ Law: asks the daemon, the only process that knows all leases; removes nothing it
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 
@@ -14,6 +13,7 @@ from cached.commands.common import (
     command_parser,
     format_table,
     get_layout,
+    print_json,
     report_errors,
     run_within,
 )
@@ -37,7 +37,7 @@ def main(argv: Sequence[str]) -> int:
     client = ControlClient(layout, options.timeout)
     report = run_within(options.timeout, layout, lambda: client.gc(dry_run=options.dry_run))
     if options.json:
-        sys.stdout.write(json.dumps(report.document, indent=2, ensure_ascii=False) + "\n")
+        print_json(report.document)
         return EXIT_DONE
     sys.stdout.write(_describe(report, "would be evicted" if options.dry_run else "evicted"))
     sys.stderr.write(_describe_reasons(report) if options.dry_run else "")

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cached.commands.common import report_errors
+from cached.commands.common import print_json, report_errors
 from cached.contract.errors import HoldfastError, Permanent, Transient
 from cached.contract.golden import Case, Environment, Golden, Tolerance, compare
 from cached.contract.program.options import EXIT_DONE, OptionParser, whole_number
@@ -52,6 +52,9 @@ def main(argv: Sequence[str]) -> int:
     cases = tuple(_record(server, one, model["id"], _tolerance(options, one.path)) for one in wanted)
     golden = Golden(cases, server.get_environment(), model["id"], timestamp(time.time()))
     _write(options.output, golden.encode())
+    if options.json:
+        print_json({"model": model["id"], "file": str(options.output), "cases": [case.name for case in cases]})
+        return EXIT_DONE
     sys.stdout.write(
         f"{len(cases)} golden predictions of {model['id']} in {options.output}: "
         f"publish them with `holdfast publish DIR URI --golden {options.output}`\n"
@@ -65,6 +68,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("url", metavar="URL", help="the server, such as http://127.0.0.1:8080")
     parser.option("--output", type=Path, required=True, metavar="FILE", help="the file to write")
     parser.option("--model", metavar="NAME", help="the model's name there, where it serves several")
+    parser.switch("--json", help="print one JSON object instead of text")
     parser.add_argument(
         "--input",
         action="append",

@@ -6,7 +6,6 @@ uses, leases and pins.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import sys
@@ -16,7 +15,14 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from cached.commands.common import command_parser, format_table, get_layout, get_public_tree, report_errors
+from cached.commands.common import (
+    command_parser,
+    format_table,
+    get_layout,
+    get_public_tree,
+    print_json,
+    report_errors,
+)
 from cached.commands.control_client import ControlClient
 from cached.commands.style import paint_state
 from cached.commands.tree import (
@@ -49,7 +55,7 @@ def main(argv: Sequence[str]) -> int:
     public = get_public_tree(options)
     versions = _list_versions(public, _ask_daemon(get_layout(options)))
     if options.json:
-        sys.stdout.write(json.dumps(versions, indent=2, ensure_ascii=False) + "\n")
+        print_json(versions)
     else:
         sys.stdout.write(_as_table(versions, wide=options.wide))
     return EXIT_DONE

@@ -21,6 +21,7 @@ from cached.commands.common import (
     parse_digest,
     parse_reference,
     parse_seconds,
+    print_json,
     report_errors,
     run_within,
 )
@@ -46,7 +47,7 @@ _HEARTBEAT_LOST_S = 20.0  # it moves at least every 5 s (design, section 3)
 
 @report_errors("pull")
 def main(argv: Sequence[str]) -> int:
-    """Run `holdfast pull NAME@VERSION [--digest D] [--refresh] [--no-wait] [--timeout S]`; return the exit code."""
+    """Run `holdfast pull NAME@VERSION`; return the exit code."""
     parser = command_parser("pull", "Ask the daemon of this node for a version, and wait until it is ready.")
     parser.add_argument("ref", metavar="NAME@VERSION", type=parse_reference)
     parser.option("--digest", type=parse_digest, metavar="DIGEST", help="the manifest digest it must have, sha256:…")
@@ -54,6 +55,7 @@ def main(argv: Sequence[str]) -> int:
     parser.switch("--no-wait", help="return once the daemon knows")
     patience = "stop waiting after this many seconds (the daemon goes on)"
     parser.option("--timeout", type=parse_seconds, otherwise="never", metavar="S", help=patience)
+    parser.switch("--json", help="print one JSON object instead of folder and digest")
     options = parser.parse_args(argv)
     layout, started = get_layout(options), time.monotonic()
     state = "stopped before the daemon answered, which drops a pull that it has not begun"
@@ -63,7 +65,7 @@ def main(argv: Sequence[str]) -> int:
         if options.no_wait:
             if answer.error is not None:
                 raise answer.error
-            sys.stdout.write(f"{options.ref} is {answer.state.value}; `holdfast status --watch` follows it\n")
+            _report_state(options, answer)
             return EXIT_DONE
         left_s = None if options.timeout is None else max(0.0, started + options.timeout - time.monotonic())
         patience_s = _LATER_ANSWER_S if options.timeout is None else min(_LATER_ANSWER_S, options.timeout)
@@ -100,8 +102,31 @@ def _finish(layout: Layout, pull: _Pull, options: argparse.Namespace, started: f
             "correct the digest, or ask for another version",
         )
     _warn_if_not_loadable(layout.public, ref)
-    sys.stdout.write(f"{held.path}\n{held.digest}\n")
+    if options.json:
+        print_json(
+            {
+                "model": ref.name,
+                "version": ref.version,
+                "state": State.READY.value,
+                "digest": str(held.digest),
+                "bytes": held.size_bytes,
+                "files": held.files,
+                "path": str(held.path),
+            }
+        )
+    else:
+        sys.stdout.write(f"{held.path}\n{held.digest}\n")
     return EXIT_DONE
+
+
+def _report_state(options: argparse.Namespace, answer: PullAnswer) -> None:
+    """Print the first answer, of a pull that is not waited for."""
+    ref: ModelRef = options.ref
+    if options.json:
+        named = {"model": ref.name, "version": ref.version, "state": answer.state.value, "digest": answer.digest}
+        print_json({**named, "bytes": None, "files": None, "path": None})
+    else:
+        sys.stdout.write(f"{ref} is {answer.state.value}; `holdfast status --watch` follows it\n")
 
 
 def _warn_if_not_loadable(public: PublicLayout, ref: ModelRef) -> None:

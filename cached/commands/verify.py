@@ -9,9 +9,10 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from cached.commands.common import (
     add_timeout_option,
@@ -20,6 +21,7 @@ from cached.commands.common import (
     get_public_tree,
     parse_reference,
     print_error,
+    print_json,
     report_errors,
 )
 from cached.commands.control_client import ControlClient
@@ -49,7 +51,7 @@ class _Outcome:
 
 @report_errors("verify")
 def main(argv: Sequence[str]) -> int:
-    """Run `holdfast verify [NAME@VERSION] [--timeout S] [--threads N]`; return the exit code."""
+    """Run `holdfast verify [NAME@VERSION] [--timeout S] [--threads N] [--json]`; return the exit code."""
     text = "Hash versions again; the daemon renews their records, or withdraws what is wrong and fetches it again."
     parser = command_parser("verify", text)
     parser.add_argument(
@@ -60,20 +62,37 @@ def main(argv: Sequence[str]) -> int:
     usual = "the number of CPUs"
     parser.option("--threads", type=_threads, default=str(cores), otherwise=usual, metavar="N", help=threads)
     add_timeout_option(parser, 3600)
+    parser.switch("--json", help="print one JSON object instead of text, once all are verified")
     options = parser.parse_args(argv)
     public = get_public_tree(options)
     references = [options.ref] if options.ref else list_references(public)
-    if not references:
+    if not references and not options.json:
         sys.stdout.write("no versions on this node\n")
         return EXIT_DONE
     layout = get_layout(options)
     unasked = _find_unasked(ControlClient(layout, min(options.timeout, _GREETING_S)))
     if unasked is None:
-        return _verify_all(public, references, partial(_ask_daemon, ControlClient(layout, options.timeout)))
-    code = _verify_all(public, references, partial(_read, public, options.threads))
-    reason = f"nothing was repaired and no record renewed, which only the daemon does: {unasked.message}"
-    print_error("verify", reason, unasked.remedy)
-    return code
+        check = partial(_ask_daemon, ControlClient(layout, options.timeout))
+    else:
+        check = partial(_read, public, options.threads)
+    outcomes = list(_verify_all(public, references, check, show=not options.json))
+    reason = None
+    if unasked is not None:
+        reason = f"nothing was repaired and no record renewed, which only the daemon does: {unasked.message}"
+        print_error("verify", reason, unasked.remedy)
+    if options.json:
+        print_json({"by_daemon": unasked is None, "versions": [_describe(*each) for each in outcomes]})
+    return EXIT_DONE if all(outcome.right for _, outcome in outcomes) else EXIT_FAILED
+
+
+def _describe(ref: ModelRef, outcome: _Outcome) -> dict[str, Any]:
+    return {
+        "model": ref.name,
+        "version": ref.version,
+        "outcome": outcome.word.lower(),
+        "message": outcome.text,
+        "remedy": outcome.remedy,
+    }
 
 
 def _find_unasked(client: ControlClient) -> HoldfastError | None:
@@ -85,27 +104,29 @@ def _find_unasked(client: ControlClient) -> HoldfastError | None:
     return None
 
 
-def _verify_all(public: PublicLayout, references: list[ModelRef], verify: Callable[[ModelRef], _Outcome]) -> int:
-    verified: dict[str, str] = {}  # by manifest hex: shared content is hashed once
-    failed = False
+def _verify_all(
+    public: PublicLayout, references: list[ModelRef], verify: Callable[[ModelRef], _Outcome], *, show: bool
+) -> Iterator[tuple[ModelRef, _Outcome]]:
+    """Verify each version, content that several share once; with `show` print each outcome at once."""
+    verified: dict[str, str] = {}  # by manifest hex
     for ref in references:
         name = _find_snapshot_name(public, ref)
         if name in verified:
-            sys.stdout.write(f"{ref}  ok  the same content as {verified[name]}\n")
-            continue
-        try:
-            outcome = verify(ref)
-        except HoldfastError as error:
-            word = "MISMATCH" if error.code in _MISMATCHES else "FAILED"
-            outcome = _Outcome(right=False, word=word, text=ref.drop_name(error.message), remedy=error.remedy)
-        sys.stdout.write(f"{ref}  {outcome.word}  {outcome.text}\n")
-        sys.stdout.flush()
+            outcome = _Outcome(right=True, word="ok", text=f"the same content as {verified[name]}")
+        else:
+            try:
+                outcome = verify(ref)
+            except HoldfastError as error:
+                word = "MISMATCH" if error.code in _MISMATCHES else "FAILED"
+                outcome = _Outcome(right=False, word=word, text=ref.drop_name(error.message), remedy=error.remedy)
+        if show:
+            sys.stdout.write(f"{ref}  {outcome.word}  {outcome.text}\n")
+            sys.stdout.flush()
         if outcome.right and name is not None:
-            verified[name] = str(ref)
+            verified.setdefault(name, str(ref))
         if not outcome.right:
-            failed = True
             print_error("verify", f"{ref}: {outcome.text}", outcome.remedy)
-    return EXIT_FAILED if failed else EXIT_DONE
+        yield ref, outcome
 
 
 def _find_snapshot_name(public: PublicLayout, ref: ModelRef) -> str | None:

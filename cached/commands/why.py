@@ -6,7 +6,6 @@ Law: asks the daemon, which knows pods, catalog and queue; where it does not ans
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import sys
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ from cached.commands.common import (
     get_layout,
     get_public_tree,
     parse_reference,
+    print_json,
     report_errors,
 )
 from cached.commands.control_client import ControlClient
@@ -72,7 +72,7 @@ def main(argv: Sequence[str]) -> int:
         for facts, each in zip(document["versions"], explained, strict=True)
     ]
     if options.json:
-        sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+        print_json(document)
     else:
         sys.stdout.write(_as_text(document, explained))
     return EXIT_FAILED if isinstance(target, str) and document["pod"] is None else EXIT_DONE

@@ -170,12 +170,13 @@ class DaemonService:
             if self._reconciler.is_wanted(victim.ref):
                 continue  # wanted again since the list was made
             check()
+            used = self._inventory.last_used_at(victim.ref)
             freed = await self._reconciler.evict(victim.ref, victim.digest, "gc")
             unlisted = self._reconciler.unlisted_pods
             if unlisted is not None:
                 break
             if freed is not None:
-                gone.append(_describe_evicted(victim, freed))
+                gone.append(_describe_evicted(victim, freed, used))
         check()
         await self._reconciler.sweep()
         if unlisted is not None:
@@ -188,9 +189,7 @@ class DaemonService:
         victims, inventory = self._reconciler.list_evictable(), self._reconciler.list_inventory()
         plan = []
         for victim, freed in zip(victims, list_freed(victims, inventory), strict=True):
-            used = self._inventory.last_used_at(victim.ref)
-            last_used = None if used is None else timestamp(used)
-            plan.append({**_describe_evicted(victim, freed), "last_used": last_used})
+            plan.append(_describe_evicted(victim, freed, self._inventory.last_used_at(victim.ref)))
         return plan
 
     def list_staying(self) -> list[dict[str, Any]]:
@@ -286,6 +285,12 @@ class DaemonService:
         return pinned + (["catalog"] if self._reconciler.is_kept(ref) else [])
 
 
-def _describe_evicted(victim: InventoryEntry, freed: int) -> dict[str, Any]:
-    ref, digest = victim.ref, str(victim.digest)
-    return {"model": ref.name, "version": ref.version, "digest": digest, "bytes": freed, "reason": "not wanted"}
+def _describe_evicted(victim: InventoryEntry, freed: int, used: float | None) -> dict[str, Any]:
+    return {
+        "model": victim.ref.name,
+        "version": victim.ref.version,
+        "digest": str(victim.digest),
+        "bytes": freed,
+        "reason": "not wanted",
+        "last_used": None if used is None else timestamp(used),
+    }

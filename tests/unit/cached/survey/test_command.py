@@ -9,9 +9,12 @@ from pathlib import Path
 import pytest
 
 from cached.cli import main
+from cached.contract.layout import Layout
+from cached.contract.reference import ModelRef
 from tests.support.daemon import publish_files, write_files
 from tests.support.origin import HostileOrigin
 from tests.support.origin_faults import Status
+from tests.unit.cached.commands.conftest import publish
 
 FILES = {"config.json": b"{}", "model.safetensors": bytes(2000), "pytorch_model.bin": bytes(10)}
 
@@ -91,3 +94,27 @@ def test_a_held_version_is_still_inspected_by_its_name(tmp_path: Path, capsys: p
     """A name, also beside a root that is given as a path, is the node's own version, not a location."""
     assert main(["inspect", "acme/m@v1", "--root", str(tmp_path)]) == 1
     assert "no cache here" in capsys.readouterr().err
+
+
+def test_what_filters_leave_out_and_whether_it_fits_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Globs of the options, or of a catalog's entry, are the version's: what they do not select is counted and named;
+    what the node has already need not fit."""
+    write_files(tmp_path / "m", {"config.json": b"{}", "a.safetensors": b"a" * 4000, "b.gguf": b"GGUF" + b"b" * 600})
+    catalog = tmp_path / "catalog.yaml"
+    entry = {"exclude": ["*.gguf"], "versions": {"1": {"source": (tmp_path / "m").as_uri()}}}
+    catalog.write_text(json.dumps({"models": {"acme/m": entry}}))
+    (tmp_path / "root" / "public" / "models").mkdir(parents=True)
+    arguments = ["--root", str(tmp_path / "root"), "--json"]
+    for target in (["acme/m@1", "--catalog", str(catalog)], [(tmp_path / "m").as_uri(), "--exclude", "*.gguf"]):
+        assert main(["inspect", *target, *arguments]) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert found["filtered"] == {"files": 1, "bytes": 604, "examples": ["b.gguf"]}
+        assert (found["needed_bytes"], found["fits"]) == (4002, True)
+    assert main(["inspect", "acme/m@2", "--catalog", str(catalog)]) == 1
+    assert "found of 'acme/m': 1" in capsys.readouterr().err
+    manifest = publish_files(tmp_path / "p", {"a.bin": b"a" * 4000, "b.bin": b"b"})
+    layout = Layout(tmp_path / "root")
+    publish(layout, ModelRef("m", "1"), {"a.bin": b"a" * 4000})
+    assert main(["inspect", (tmp_path / "p").as_uri(), *arguments]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["digest"], found["needed_bytes"]) == (str(manifest.digest), 1)
