@@ -7,15 +7,12 @@ Law: the page has no fact that `holdfast COMMAND --help` does not have. Run `pyt
 from __future__ import annotations
 
 import argparse
-import os
 import re
 import sys
-from importlib import import_module
 from pathlib import Path
-from typing import Any, NoReturn
-from unittest import mock
 
 from cached.cli import COMMANDS, SURVEY
+from cached.completion import get_parser
 from cached.contract.program.options import OptionParser
 from tools.markdown import make_table
 
@@ -29,14 +26,6 @@ Made from the commands' own parsers by `make generated`; a test compares the two
 environment variable beside it; the command line wins, and a bad value in either ends the command with 2 before anything
 starts. Sizes are written as `512MiB` or `2TB`, rates as `200MiB/s`, durations as `90s`, `15m`, `6h` or `7d`.
 """
-
-
-class _Built(Exception):
-    """A command has built its parser and would parse its arguments now."""
-
-    def __init__(self, parser: OptionParser) -> None:
-        super().__init__()
-        self.parser = parser
 
 
 def main() -> int:
@@ -53,23 +42,6 @@ def make_pages() -> dict[Path, str]:
     commands.insert(place, ("inspect URI", SURVEY, "show what a source has, before anything is fetched"))
     text = "".join(_describe(name, get_parser(target), text) for name, target, text in commands)
     return {_PAGE: _HEAD + text}
-
-
-def get_parser(target: str) -> OptionParser:
-    """Return the parser that the command at `module:function` builds, with the defaults of no environment."""
-
-    def stop(parser: OptionParser, *_: Any, **__: Any) -> NoReturn:
-        raise _Built(parser)
-
-    module, _, function = target.partition(":")
-    command = getattr(import_module(module), function)
-    bare = {name: value for name, value in os.environ.items() if not name.startswith("HOLDFAST_")}
-    with mock.patch.dict(os.environ, bare, clear=True), mock.patch.object(OptionParser, "parse_known_args", stop):
-        try:
-            command([])
-        except _Built as built:
-            return built.parser
-    raise ValueError(f"{target}: expected a command that parses its arguments with an OptionParser, found none")
 
 
 def _describe(name: str, parser: OptionParser, text: str) -> str:
