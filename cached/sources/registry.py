@@ -89,10 +89,10 @@ def _dvc(uri: str, client: HttpClient, opener: Opener) -> Source:
     return DvcSource(uri, client, opener)
 
 
-def _sagemaker(uri: str, _client: HttpClient, opener: Opener) -> Source:
+def _sagemaker(uri: str, client: HttpClient, opener: Opener) -> Source:
     from cached.sources.sagemaker.source import sagemaker_source
 
-    return sagemaker_source(uri, opener)
+    return sagemaker_source(uri, client, opener)
 
 
 def _file(uri: str, _client: HttpClient, _opener: Opener) -> Source:

@@ -11,8 +11,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from cached.contract.errors import HoldfastError, Permanent, Transient
-from cached.core.listing import Checksum, Listing, RemoteFile
+from cached.contract.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, PUBLISHING_NAME
+from cached.core.listing import Checksum, Listing, RemoteFile, is_reserved
 from cached.sources.base import Finding, Opener, Source, identity_of
+from cached.sources.manifests import list_mirrored, read_manifest, unfinished_publish
+from cached.sources.small_files import SmallFiles
+from cached.transport.client import HttpClient
 from cached.transport.connection.cancel import Cancellation
 from cached.transport.connection.thread_call import call_in_thread
 from cached.transport.target import Target
@@ -61,11 +65,19 @@ class _Resolved:
 
 class ResolvedSource:
     """A `Source` that ends in others. `find` asks the resolver's own service: it blocks, ends with its argument, and
-    raises `HoldfastError`; it is called once, at the first use."""
+    raises `HoldfastError`; it is called once, at the first use. `client` reads a manifest among named files."""
 
-    def __init__(self, kind: str, display: str, opener: Opener, find: Callable[[Cancellation], Resolution]) -> None:
+    def __init__(
+        self,
+        kind: str,
+        display: str,
+        client: HttpClient,
+        opener: Opener,
+        find: Callable[[Cancellation], Resolution],
+    ) -> None:
         self.kind = kind
         self.display = display
+        self._client = client
         self._opener = opener
         self._find = find
         self._finding = asyncio.Lock()
@@ -83,7 +95,7 @@ class ResolvedSource:
             if isinstance(result, HoldfastError):
                 raise result
             listings.append(result)
-        return _merge(listings, found)
+        return await self._as_version(await asyncio.to_thread(_merge, listings, found))  # perhaps 200,000 files
 
     async def locate(self, file: RemoteFile) -> Target:
         """Return the address that the file's own source gives. Raises as `Source.locate`."""
@@ -103,6 +115,23 @@ class ResolvedSource:
         found, self._found = self._found, None
         for source in () if found is None else found.sources:
             await source.aclose()
+
+    async def _as_version(self, listing: Listing) -> Listing:
+        """Return the listing that a `holdfast.json` among the files decides, where their source did not look for one;
+        records of ours are no content."""
+        if listing.manifest is not None:
+            return listing
+        ours = await asyncio.to_thread(_ours, listing)
+        own = ours.get(MANIFEST_NAME)
+        if own is None:
+            if PUBLISHING_NAME in ours:
+                raise unfinished_publish(f"{self.display}: {PUBLISHING_NAME}")
+            return await asyncio.to_thread(_without_ours, listing) if ours else listing
+        if own.problem is not None:
+            raise own.problem
+        where = f"{self.display}: {MANIFEST_NAME}"
+        data = await SmallFiles(self, self._client).read(own, MAX_MANIFEST_BYTES)
+        return await asyncio.to_thread(lambda: list_mirrored(listing, read_manifest(data, where), where))
 
     async def _resolved(self) -> _Resolved:
         async with self._finding:
@@ -146,8 +175,12 @@ async def _find_named(source: Source, named: Sequence[Named]) -> Listing:
         listing = await source.find([each.at for each in named])
     else:
         listing = await source.resolve()
+    return await asyncio.to_thread(_as_named, listing, named, source.display)
+
+
+def _as_named(listing: Listing, named: Sequence[Named], where: str) -> Listing:
     by_path = {file.path: file for file in listing.files}
-    files = tuple(_promised(each, by_path.get(each.at), source.display) for each in named)
+    files = tuple(_promised(each, by_path.get(each.at), where) for each in named)
     return replace(listing, files=files, manifest=None, unlisted=(), tag=None)
 
 
@@ -172,6 +205,15 @@ def _promised(named: Named, found: RemoteFile | None, where: str) -> RemoteFile:
         shown = f"{where}: expected {named.at[:200]!r} as {named.validator[:80]}, found {validator[:80]}"
         return replace(file, problem=Permanent("source_changed", shown, remedy))
     return file
+
+
+def _ours(listing: Listing) -> dict[str, RemoteFile]:
+    """Return Holdfast's own records among the files: the manifest, and what is below `.holdfast/`."""
+    return {file.path: file for file in listing.files if file.path == MANIFEST_NAME or is_reserved(file.path)}
+
+
+def _without_ours(listing: Listing) -> Listing:
+    return replace(listing, files=tuple(file for file in listing.files if not is_reserved(file.path)))
 
 
 def _merge(listings: Sequence[Listing], found: _Resolved) -> Listing:

@@ -57,7 +57,9 @@ class DvcSource:
         async with self._reading:
             if self._resolved is None:
                 found = await self._find()
-                self._resolved = ResolvedSource(self.kind, self.display, self._opener, lambda _cancellation: found)
+                self._resolved = ResolvedSource(
+                    self.kind, self.display, self._client, self._opener, lambda _cancellation: found
+                )
             return self._resolved
 
     async def _find(self) -> Resolution:

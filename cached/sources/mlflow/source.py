@@ -43,4 +43,4 @@ def mlflow_source(uri: str, client: HttpClient, opener: Opener) -> ResolvedSourc
             return ProxiedArtifacts(uri, server, client)
         return opener(uri, chosen_by=chosen_by)
 
-    return ResolvedSource("mlflow", address.display, open_place, find)
+    return ResolvedSource("mlflow", address.display, client, open_place, find)

@@ -15,6 +15,7 @@ from cached.sources.base import Opener
 from cached.sources.resolving import Named, Referral, Resolution, ResolvedSource
 from cached.sources.sagemaker.address import SageMakerAddress
 from cached.sources.stores import StoreRules
+from cached.transport.client import HttpClient
 from cached.transport.connection.cancel import Cancellation
 from cached.transport.urls import display_url
 
@@ -22,8 +23,9 @@ from cached.transport.urls import display_url
 _HTTPS = re.compile(r"https://(?:(.+)\.)?s3[.-](?:[a-z0-9-]+\.)?amazonaws\.com(?:\.cn)?/(.+)")
 
 
-def sagemaker_source(uri: str, opener: Opener) -> ResolvedSource:
-    """Return the source of a location, which contacts nobody yet. Raises `Permanent` (`bad_source`)."""
+def sagemaker_source(uri: str, client: HttpClient, opener: Opener) -> ResolvedSource:
+    """Return the source of a location, which contacts nobody yet; the caller closes `client`. Raises `Permanent`
+    (`bad_source`)."""
     address = SageMakerAddress.parse(uri)
 
     def find(cancellation: Cancellation) -> Resolution:
@@ -35,7 +37,7 @@ def sagemaker_source(uri: str, opener: Opener) -> ResolvedSource:
         version = found.get("ModelPackageVersion")
         return Resolution((_referral(_container(found, address), address),), None if version is None else str(version))
 
-    return ResolvedSource("sagemaker", address.location, opener, find)
+    return ResolvedSource("sagemaker", address.location, client, opener, find)
 
 
 def _container(found: dict[str, Any], address: SageMakerAddress) -> dict[str, Any]:

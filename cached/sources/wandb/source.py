@@ -45,7 +45,7 @@ def wandb_source(uri: str, client: HttpClient, opener: Opener) -> ResolvedSource
     def open_place(uri: str, *, chosen_by: str | None = None) -> Source:
         return OwnFiles(address, service, own) if uri == _OWN else opener(uri, chosen_by=chosen_by)
 
-    return ResolvedSource("wandb", address.display, open_place, find)
+    return ResolvedSource("wandb", address.display, client, open_place, find)
 
 
 class OwnFiles:

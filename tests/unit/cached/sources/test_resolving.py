@@ -23,6 +23,10 @@ from cached.transport.target import LocalTarget
 FILES = {"config.json": b"{}", "sub/w.bin": b"weights"}
 
 
+NO_CLIENT = HttpClient(HttpSettings())
+NO_CLIENT.close()  # these places are folders
+
+
 @pytest.fixture
 def opener() -> Iterator[Opener]:
     client = HttpClient(HttpSettings())
@@ -38,7 +42,7 @@ def folder(path: Path, files: dict[str, bytes] = FILES) -> str:
 
 
 def resolver(opener: Opener, *referrals: Referral, revision: str | None = None) -> ResolvedSource:
-    return ResolvedSource("test", "test:m/3", opener, lambda _cancellation: Resolution(referrals, revision))
+    return ResolvedSource("test", "test:m/3", NO_CLIENT, opener, lambda _cancellation: Resolution(referrals, revision))
 
 
 async def read(source: ResolvedSource) -> dict[str, bytes]:
@@ -109,6 +113,30 @@ async def test_an_index_that_its_store_contradicts(tmp_path: Path, opener: Opene
     ]
 
 
+async def test_a_manifest_among_named_files_decides(tmp_path: Path, opener: Opener) -> None:
+    """A `holdfast.json` that an index names makes the version known, and of its files only; what it lists and the index
+    has not, or with another size, has the problem. Records of ours are no content without one."""
+    entries = [FileEntry(name, hashlib.sha256(data).hexdigest(), len(data)) for name, data in FILES.items()]
+    extra = [*entries, FileEntry("gone", "0" * 64, 1)]
+    stored = {"a": FILES["config.json"], "b": FILES["sub/w.bin"], "m": Manifest.build(entries).canonical()}
+    uri = folder(tmp_path / "store", {**stored, "x": Manifest.build(extra).canonical(), "r": b"{}"})
+    named = [Named("config.json", "a"), Named("sub/w.bin", "b"), Named("more.txt", "r")]
+    at_root = Named("holdfast.json", "m")
+    listing = await resolver(opener, Referral(uri, named=(*named, at_root))).resolve()
+    assert listing.manifest is not None and {file.trust for file in listing.files} == {"known"}
+    assert {file.path for file in listing.files} == set(FILES)
+    listing = await resolver(opener, Referral(uri, named=(*named, Named("holdfast.json", "x")))).resolve()
+    assert [file.path for file in listing.files if file.problem is not None] == ["gone"]
+    with pytest.raises(HoldfastError) as caught:
+        await resolver(opener, Referral(uri, named=(*named, Named("holdfast.json", "r")))).resolve()
+    assert caught.value.code == "invalid_manifest"
+    with pytest.raises(Transient) as unfinished:
+        await resolver(opener, Referral(uri, named=(*named, Named(".holdfast/publishing", "r")))).resolve()
+    assert unfinished.value.code == "publishing"
+    listing = await resolver(opener, Referral(uri, named=(*named, Named(".holdfast/other", "r")))).resolve()
+    assert len(listing.files) == len(named)
+
+
 async def test_errors_name_the_way(tmp_path: Path, opener: Opener) -> None:
     """An error of the place says which resolver led there; a URI that no source reads names the scheme only."""
     gone = (tmp_path / "gone").as_uri()
@@ -133,7 +161,7 @@ async def test_a_resolver_that_fails_is_asked_again(tmp_path: Path, opener: Open
             raise answers.pop()
         return Resolution((Referral(uri),))
 
-    source = ResolvedSource("test", "test:m/3", opener, find)
+    source = ResolvedSource("test", "test:m/3", NO_CLIENT, opener, find)
     with pytest.raises(Transient, match="busy"):
         await source.resolve()
     assert await read(source) == FILES

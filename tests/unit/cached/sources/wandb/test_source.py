@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 
 from cached.contract.errors import HoldfastError, Permanent
+from cached.contract.manifest import FileEntry, Manifest
 from cached.core.listing import Listing
 from cached.sources.registry import open_source
 from cached.transport.client import HttpClient
@@ -72,6 +74,17 @@ async def test_a_folder_of_an_artifact(fake: FakeWandb, client: HttpClient) -> N
     fake.add(NAME, {"a/w.bin": b"1", "a/b/c": b"2", "ab": b"3"})
     assert await read(f"{URI}?folder=a", client) == {"w.bin": b"1", "b/c": b"2"}
     assert (await error_of(f"{URI}?folder=gone", client)).code == "not_found"
+
+
+async def test_a_published_folder_is_known(fake: FakeWandb, client: HttpClient) -> None:
+    """A `holdfast.json` among an artifact's files vouches for each."""
+    entries = [FileEntry(path, hashlib.sha256(data).hexdigest(), len(data)) for path, data in FILES.items()]
+    manifest = Manifest.build(entries)
+    fake.add(NAME, {**FILES, "holdfast.json": manifest.canonical()})
+    listing = await resolve(URI, client)
+    assert listing.manifest is not None and listing.manifest.digest == manifest.digest
+    assert {file.trust for file in listing.files} == {"known"}
+    assert await read(URI, client) == FILES
 
 
 async def test_another_digest_than_md5_is_no_promise(fake: FakeWandb, client: HttpClient) -> None:
