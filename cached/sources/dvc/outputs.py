@@ -69,8 +69,11 @@ def candidates(path: str) -> list[str]:
 
 def read_outputs(data: bytes, name: str, where: str) -> list[Output]:
     """Return the outputs that the file `name` of a repository has. Raises `Permanent` (`bad_index`)."""
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
-        document = yaml.load(data, getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506 - both are safe
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(data, loader)):
+            raise bad_index(where, name, "aliases, which DVC writes none of")  # they may grow without bound
+        document = yaml.load(data, loader)  # noqa: S506 - both are safe
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise bad_index(where, name, f"no YAML ({type(error).__name__})") from error
     folder = posixpath.dirname(name)

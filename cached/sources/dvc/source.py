@@ -21,7 +21,7 @@ from cached.sources.small_files import SmallFiles
 from cached.transport.client import HttpClient
 from cached.transport.target import Target
 
-_MAX_INDEX_BYTES = 16 * 1024 * 1024
+_MAX_INDEX_BYTES = 4 * 1024 * 1024
 _MAX_FOLDER_BYTES = 64 * 1024 * 1024
 
 
@@ -91,7 +91,7 @@ class DvcSource:
             if name not in found:
                 continue
             data = await repository.read(found[name], _MAX_INDEX_BYTES)
-            outputs = read_outputs(data, name, self.display)
+            outputs = await asyncio.to_thread(read_outputs, data, name, self.display)
             if name == self._address.path and len(outputs) == 1:
                 return outputs[0]
             for output in outputs:
@@ -131,9 +131,13 @@ class DvcSource:
             raise self._about(source, error) from error
         finally:
             await source.aclose()
+        return await asyncio.to_thread(self._chosen, output, data, below, source.display)
+
+    def _chosen(self, output: Output, data: bytes, below: str, where: str) -> list[Named]:
+        """Return the files of a folder's listing, found at `where`, that are `below` a folder of it. Slow for many."""
         md5 = hashlib.md5(data, usedforsecurity=False).hexdigest()
         if md5 != output.md5:
-            shown = f"{self.display}: {output.place} at {source.display}: expected the md5 {output.md5}, found {md5}"
+            shown = f"{self.display}: {output.place} at {where}: expected the md5 {output.md5}, found {md5}"
             raise Transient("bad_response", shown, "push the output again: `dvc push`")
         files = list(read_folder(data, output, self.display))
         exact = output.is_exact

@@ -36,7 +36,7 @@ _BY_NAME = (
     "{ project(name: $project, entityName: $entity) { artifact(name: $name) " + _FIELDS + "} }"
 )
 _BY_ID = "query Artifact($id: ID!) { artifact(id: $id) " + _FIELDS + "}"
-_MAX_MANIFEST_BYTES = 128 * 1024 * 1024
+_MAX_MANIFEST_BYTES = 64 * 1024 * 1024
 _SIGN_IN = "set WANDB_API_KEY for the server of WANDB_BASE_URL, or put the key into a netrc file (NETRC)"
 
 

@@ -196,7 +196,18 @@ async def test_what_is_not_there(repository: DvcRepository, client: HttpClient) 
 
 @pytest.mark.parametrize(
     "index",
-    ["", "[]", "outs: 7", "outs: [7]", "outs: [{md5: x}]", "a: [", "a: &x [*x", "\0", "outs:\n- {path: m, md5: xx}"],
+    [
+        "",
+        "[]",
+        "outs: 7",
+        "outs: [7]",
+        "outs: [{md5: x}]",
+        "a: [",
+        "a: &x [*x",
+        "a: &x {outs: []}\nb: {<<: [*x, *x]}",
+        "\0",
+        "outs:\n- {path: m, md5: xx}",
+    ],
 )
 async def test_bad_indexes(index: str, repository: DvcRepository, client: HttpClient) -> None:
     """A `.dvc` file that is none, or names no md5, is an error."""
