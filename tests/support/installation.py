@@ -27,6 +27,8 @@ LAPTOP = Path(__file__).parents[2] / "manifests" / "overlays" / "laptop"
 GATE, MAIN = "holdfast-gate", "main"
 OWN = "e2e-"  # how the names of these tests' own models begin
 _SHOWN = 5
+# What a cluster makes by itself, all the time.
+_PASSING = ("events", "leases", "endpointslices", "componentstatuses")
 # A name is a symlink two folders down; a node that never ran the daemon has no such folder.
 _LOOK = f"""
 set -e
@@ -176,13 +178,28 @@ class Catalog:
     owner: str
 
 
-def overlay(folder: Path, source: Origin, listed: Catalog, *, csi: bool = False) -> Path:
-    """Write an overlay over `laptop`: the catalog, the key of the S3 server, and with `csi` the CSI driver."""
+def catalog_of(source: Origin, listed: Catalog) -> Json:
+    """The catalog's content."""
     defaults = {"source": f"s3://models/{{name}}/{{version}}/?endpoint_url=http://{source.address}"}
     entries: Json = {model: {"versions": {str(number): {} for number in (1, 2, 3)}} for model in listed.models}
     entries[listed.wrong] = {"versions": {"1": {"digest": _ZEROES}}}
     entries[listed.private] = {"versions": {"1": {}}, "namespaces": [listed.owner]}
-    (folder / "catalog.yaml").write_text(yaml.safe_dump({"defaults": defaults, "models": entries}))
+    return {"defaults": defaults, "models": entries}
+
+
+def chart_values(source: Origin, listed: Catalog) -> Json:
+    """What the chart makes the same objects of as `overlay` has, but for the Secret: the keys are variables."""
+    values: Json = yaml.safe_load((LAPTOP.parents[1] / "chart" / "examples" / "laptop.yaml").read_text())
+    for name, image in (("daemon", DAEMON_IMAGE), ("gate", GATE_IMAGE)):
+        repository, _, tag = image.rpartition(":")
+        values["image"][name] |= {"repository": repository, "tag": tag}
+    values["daemon"]["env"] = [{"name": key, "value": value} for key, value in _KEYS.items()]
+    return {**values, "catalog": catalog_of(source, listed)}
+
+
+def overlay(folder: Path, source: Origin, listed: Catalog, *, csi: bool = False) -> Path:
+    """Write an overlay over `laptop`: the catalog, the key of the S3 server, and with `csi` the CSI driver."""
+    (folder / "catalog.yaml").write_text(yaml.safe_dump(catalog_of(source, listed)))
     options = {"disableNameSuffixHash": True}
     catalog = {"name": "holdfast-catalog", "namespace": "holdfast", "behavior": "replace", "files": ["catalog.yaml"]}
     literals = [f"{key}={value}" for key, value in _KEYS.items()]
@@ -268,6 +285,19 @@ def installed(folder: Path) -> Iterator[Holdfast]:
         yield here
     finally:
         here.remove()
+
+
+def left_behind() -> list[str]:
+    """Objects of any kind, outside of the tests' own namespaces, that have Holdfast in their name."""
+    kinds = kubectl("api-resources", "--verbs=list", "-o", "name").stdout.split()
+    wanted = [kind for kind in kinds if kind.split(".")[0] not in _PASSING]
+    found: list[Json] = json.loads(kubectl("get", ",".join(wanted), "-A", "-o", "json").stdout)["items"]
+    names = [(item["kind"], item["metadata"].get("namespace", ""), item["metadata"]["name"]) for item in found]
+    return [
+        f"{kind} {namespace}/{name}"
+        for kind, namespace, name in names
+        if "holdfast" in f"{namespace}/{name}" and "holdfast-e2e" not in f"{namespace}/{name}"
+    ]
 
 
 def annotated(model: str, version: str, **more: str) -> dict[str, str]:

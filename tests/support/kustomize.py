@@ -43,7 +43,7 @@ def render(folder: Path) -> list[Json]:
 
 def documents(path: Path) -> list[Json]:
     """The objects of one file."""
-    return [found for found in yaml.safe_load_all(path.read_text()) if found]
+    return [found for found in yaml.load_all(path.read_text(), yaml.CSafeLoader) if found]
 
 
 def _build(folder: Path, objects: list[Json]) -> list[Json]:
@@ -60,7 +60,8 @@ def _build(folder: Path, objects: list[Json]) -> list[Json]:
     for patch in spec.get("patches", ()):
         body = documents(folder / patch["path"]) if "path" in patch else list(yaml.safe_load_all(patch["patch"]))
         for change in body:
-            _patch(objects, change)
+            if "target" not in patch or any(_identity(found) == _identity(change) for found in objects):
+                _patch(objects, change)
     for labels in spec.get("labels", ()):
         _label(objects, labels)
     for image in spec.get("images", ()):

@@ -1,4 +1,4 @@
-"""The dashboards' files under `manifests/components/grafana`.
+"""The dashboards' files under `manifests`: of the component, and as Helm's chart ships them.
 
 Law: the only module that knows where they lie.
 """
@@ -15,10 +15,11 @@ from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from tools.dashboards.fleet import make_fleet
 from tools.dashboards.node import make_node
 
-_FOLDER = Path(__file__).resolve().parents[2] / "manifests" / "components" / "grafana"
+_MANIFESTS = Path(__file__).resolve().parents[2] / "manifests"
 FILES: Mapping[Path, Callable[[], Dashboard]] = {
-    _FOLDER / "fleet.json": make_fleet,
-    _FOLDER / "node.json": make_node,
+    _MANIFESTS / folder / name: make
+    for folder in ("components/grafana", "chart/files")
+    for name, make in (("fleet.json", make_fleet), ("node.json", make_node))
 }
 
 

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import re
 import subprocess
 from pathlib import Path
 
-from tests.support.cluster import Json, Pod, create, exists, get, kubectl, wait_for
-from tests.support.installation import MAIN, Holdfast, Origin, annotated, node_labels, pod_object
+from tests.support.cluster import Pod, create, exists, get, wait_for
+from tests.support.installation import MAIN, Holdfast, Origin, annotated, left_behind, node_labels, pod_object
 from tests.system.e2e.conftest import Models
 
 _DOCUMENT = Path(__file__).parents[3] / "docs" / "kubernetes.md"
-# What a cluster makes by itself, all the time.
-_PASSING = ("events", "leases", "endpointslices", "componentstatuses")
 
 
 def test_nothing_is_left_but_the_weights(holdfast: Holdfast, origin: Origin, namespace: str, models: Models) -> None:
@@ -26,7 +23,7 @@ def test_nothing_is_left_but_the_weights(holdfast: Holdfast, origin: Origin, nam
     try:
         _as_documented(holdfast.folder)
         assert not exists("namespace", "holdfast")
-        assert _left() == []
+        assert left_behind() == []
         metadata = get("node", node)["metadata"]
         assert [key for key in (*metadata["labels"], *metadata["annotations"]) if "holdfast.dev/" in key] == []
         assert running.run(MAIN, "sh", "-c", 'test -r "$HOLDFAST_MODEL_PATH/model.safetensors"').returncode == 0
@@ -50,16 +47,3 @@ def _as_documented(folder: Path) -> None:
     script = block[1].replace("manifests/overlays/mine", str(folder))
     done = subprocess.run(["bash", "-ec", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-
-
-def _left() -> list[str]:
-    """Objects of any kind, outside of the tests' own namespaces, that have Holdfast in their name."""
-    kinds = kubectl("api-resources", "--verbs=list", "-o", "name").stdout.split()
-    wanted = [kind for kind in kinds if kind.split(".")[0] not in _PASSING]
-    found: list[Json] = json.loads(kubectl("get", ",".join(wanted), "-A", "-o", "json").stdout)["items"]
-    names = [(item["kind"], item["metadata"].get("namespace", ""), item["metadata"]["name"]) for item in found]
-    return [
-        f"{kind} {namespace}/{name}"
-        for kind, namespace, name in names
-        if "holdfast" in f"{namespace}/{name}" and "holdfast-e2e" not in f"{namespace}/{name}"
-    ]
