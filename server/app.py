@@ -17,6 +17,8 @@ from contextlib import ExitStack
 from functools import partial
 
 from cached.contract.errors import HoldfastError, Permanent
+from cached.contract.program import events, pod
+from cached.contract.program.events import EventWriter
 from cached.contract.program.limits import raise_open_files
 from cached.contract.program.logs import LINE_WITH_NAME, log_to_stderr
 from cached.contract.program.options import EXIT_DONE, EXIT_FAILED
@@ -52,8 +54,11 @@ _IDLE_S = 3630.0  # longer than a proxy keeps a connection (Envoy: an hour): no 
 
 def main(argv: Sequence[str]) -> int:
     """Serve until SIGTERM or SIGINT; return the exit code."""
+    log = events.open_events("server", argv)
     settings = options.parse(argv)
-    log_to_stderr("INFO", line=LINE_WITH_NAME)
+    if log is not None:
+        log.add_constant(pod=pod.find_name() or "", node=pod.find_node() or "")
+    log_to_stderr("INFO", line=LINE_WITH_NAME, events=log)
     code = EXIT_DONE
     try:
         limits = _connection_limits(settings)
@@ -66,13 +71,13 @@ def main(argv: Sequence[str]) -> int:
             if settings.app is None:
                 for folder in held.values():
                     refuse_unserved(folder.snapshot.path)  # before weights are read ahead, and before a GPU is used
-            asyncio.run(_ServerRun(settings, held, limits).run())
+            asyncio.run(_ServerRun(settings, held, limits, log).run())
     except* HoldfastError as group:
         error: BaseException = group
         while isinstance(error, BaseExceptionGroup):
             error = error.exceptions[0]
-        sys.stderr.write(f"holdfast serve: {error}\n")
         if isinstance(error, HoldfastError):
+            events.report_end("holdfast serve", error)
             write_termination_log(settings.termination_log, explain_to_person(error), "holdfast serve")
         code = EXIT_FAILED
     _leave_threads(code)
@@ -92,10 +97,13 @@ def _connection_limits(settings: ServeOptions) -> ConnectionLimits:
 class _ServerRun:
     """One run of the server, from the listening socket to the last answer."""
 
-    def __init__(self, settings: ServeOptions, held: dict[str, HeldFolder], limits: ConnectionLimits) -> None:
+    def __init__(
+        self, settings: ServeOptions, held: dict[str, HeldFolder], limits: ConnectionLimits, log: EventWriter | None
+    ) -> None:
         self._settings = settings
         self._held = held
         self._limits = limits
+        self._log = log
         self._metrics = ServerMetrics()
         self._readiness = ServerReadiness(self._metrics)
         self._probes = Probes(self._readiness, self._metrics)
@@ -122,8 +130,11 @@ class _ServerRun:
                 raise Permanent(
                     "no_address", f"cannot listen on {host}:{port}: {error.strerror}", "choose another with --listen"
                 ) from error
-            sys.stdout.write(f"holdfast serve: listening on {url}\n")
-            sys.stdout.flush()
+            if self._log is None:
+                sys.stdout.write(f"holdfast serve: listening on {url}\n")
+                sys.stdout.flush()
+            else:
+                self._log.write("info", f"listening on {url}")
             async with asyncio.TaskGroup() as group:
                 serving = group.create_task(self._serve(listener, url))
                 number = await stopped

@@ -35,6 +35,11 @@ class Digest:
         """Return the digest of `data`."""
         return cls(hashlib.sha256(data).hexdigest())
 
+    @property
+    def log_fields(self) -> dict[str, str]:
+        """What an event of the log says of it."""
+        return {"digest": str(self)}
+
     def __hash__(self) -> int:
         return hash(self.hex)  # a str caches its hash, a tuple does not
 

@@ -48,6 +48,11 @@ class ModelRef:
         """The name as one path segment: `/` written `--`."""
         return self.name.replace("/", "--")
 
+    @property
+    def log_fields(self) -> dict[str, str]:
+        """What an event of the log says of it."""
+        return {"model": self.name, "version": self.version}
+
     def drop_name(self, text: str) -> str:
         """Return the message `text` without this reference at its beginning, for a line that begins with it already."""
         return text.removeprefix(f"{self}: ")
@@ -109,6 +114,11 @@ class ModelRequest:
 
     def __str__(self) -> str:
         return f"{self.alias}={self.ref}" if self.alias else str(self.ref)
+
+    @property
+    def log_fields(self) -> dict[str, str]:
+        """What an event of the log says of it."""
+        return self.ref.log_fields
 
 
 def parse_models(text: str) -> tuple[ModelRequest, ...]:

@@ -20,6 +20,7 @@ from typing import Any, Protocol, TypeVar
 from cached.contract.digest import Digest
 from cached.contract.errors import DigestMismatch, HoldfastError, Permanent, Transient
 from cached.contract.layout import Layout
+from cached.contract.program.logs import about
 from cached.contract.program.units import format_duration, format_size
 from cached.contract.reference import ModelRef, ModelRequest
 from cached.contract.status import ModelStatus, State, StatusError
@@ -269,7 +270,13 @@ class Volumes:
             if volume.mounted is None:  # else by a call that is gone
                 await self._mounting.finish(self._mounter.mount, content, volume.target)
                 volume.mounted = content
-                _log.info("%s: mounted %s for pod %s", volume.target, _named(request), _pod_of(request))
+                _log.info(
+                    "%s: mounted %s for pod %s",
+                    volume.target,
+                    _named(request),
+                    _pod_of(request),
+                    extra=about(*(want.ref for want in request.wants[:1]), pod=_pod_of(request)),
+                )
 
     def _is_current(self, done: asyncio.Task[Content | HoldfastError], request: VolumeRequest) -> bool:
         content = None if done.cancelled() else done.result()

@@ -137,6 +137,7 @@ def parse_config(arguments: Sequence[str]) -> Config:
     parser.option("--kubelet-dir", type=_parse_path, default="/var/lib/kubelet", metavar="DIR", help=kubelet)
     parser.option("--page", choices=("on", "off"), default="on", help="off: no page for people at / of --listen")
     parser.option("--log-level", choices=("debug", "info", "warning", "error"), default="info", help="how much to log")
+    parser.log_format()
     given = parser.parse_args(arguments)
     if not given.low_watermark <= given.high_watermark:
         low, high = given.low_watermark, given.high_watermark
@@ -144,6 +145,7 @@ def parse_config(arguments: Sequence[str]) -> Config:
     if given.csi_registration is not None and given.csi is None:
         parser.error("--csi-registration without --csi: give the driver's socket too")
     given.connections_per_origin = given.connections_per_origin or given.connections
+    del given.log_format  # read before: `open_events`
     return Config(**vars(given))
 
 

@@ -57,9 +57,9 @@ class PeriodicResolve:
         try:
             found = await self._fetches.compare_source(entry, last if last_entry == entry else None)
         except HoldfastError as error:
-            self._log_once.log_error(f"{ref}: looking whether its source changed", str(error))
+            self._log_once.log_error(f"{ref}: looking whether its source changed", str(error), ref)
             return
-        self._log_once.log_recovery(f"{ref}: looking whether its source changed")
+        self._log_once.log_recovery(f"{ref}: looking whether its source changed", ref)
         if found is not None:
             self._last[ref] = entry, found
             self._reconciler.record_comparison(ref, found)

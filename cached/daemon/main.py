@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from cached.contract.digest import Digest
 from cached.contract.errors import HoldfastError, Permanent
 from cached.contract.layout import Layout
-from cached.contract.program import limits
+from cached.contract.program import events, limits
 from cached.contract.program.logs import log_to_stderr
 from cached.contract.program.options import EXIT_DONE, EXIT_FAILED
 from cached.contract.program.process import SignalThread
@@ -92,9 +92,12 @@ _UNFINISHED = frozenset({State.QUEUED, State.RESOLVING, State.FETCHING, State.VE
 
 def main(argv: Sequence[str]) -> int:
     """Run `holdfast daemon`; return the exit code."""
+    log = events.open_events("daemon", argv)
     config = parse_config(argv)
+    if log is not None:
+        log.add_constant(node=config.node)
     # Of libraries only warnings: at lower levels botocore logs the responses to its requests for credentials.
-    log_to_stderr(config.log_level, ours=("cached", _log.name))
+    log_to_stderr(config.log_level, ours=("cached", _log.name), events=log)
     sys.setswitchinterval(_SWITCH_S)
     os.umask(0o022)  # folders get their final mode from mkdir itself, also before a crash
     ending = SignalThread(_PATIENCE_S, partial(_force_exit, Layout(config.root)))
@@ -109,7 +112,7 @@ def main(argv: Sequence[str]) -> int:
             raise
         if ending.signalled:
             return EXIT_DONE  # no thread for asyncio's own pool shutdown, after all of ours ended
-        sys.stderr.write(f"holdfast daemon: {reason}\n")
+        events.report_end("holdfast daemon", reason)
         return EXIT_FAILED
     return EXIT_DONE
 

@@ -19,6 +19,8 @@ from typing import TypeVar
 
 from cached.contract.digest import Digest
 from cached.contract.errors import HoldfastError, Permanent, Transient
+from cached.contract.program.events import describe_error
+from cached.contract.program.logs import about
 from cached.contract.reference import ModelRef
 from cached.contract.status import State
 from cached.core import planner
@@ -572,10 +574,10 @@ class Reconciler:
                     _log.info("%s: resolving again, because the want changed; until then %s stays", ref, digest)
                 self._status_files.reset(ref, State.QUEUED, "", want.pin)
             case messages.ShowTrouble(ref, error):
-                _log.warning("%s: %s", ref, ref.drop_name(str(error)))
+                _log.warning("%s: %s", ref, ref.drop_name(str(error)), extra=about(**describe_error(error)))
                 self._status_files.set_error(ref, State.QUEUED, error)
             case messages.LogFailure(ref, failure):
-                _log.error("%s: %s", ref, ref.drop_name(str(failure)))
+                _log.error("%s: %s", ref, ref.drop_name(str(failure)), extra=about(**describe_error(failure)))
             case messages.ShowFailed(ref, failure):
                 self._statuses.show_failed(ref, failure)
             case messages.ShowRefused(ref, refusal):

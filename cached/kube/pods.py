@@ -43,6 +43,11 @@ class PodName:
     def __str__(self) -> str:
         return f"{self.namespace}/{self.name}"
 
+    @property
+    def log_fields(self) -> dict[str, str]:
+        """What an event of the log says of it."""
+        return {"pod": str(self)}
+
 
 @dataclass(frozen=True, slots=True)
 class WatchPace:

@@ -206,7 +206,7 @@ class Publisher:
             try:
                 freed = await self._remove(ref, digest, stays)
             except HoldfastError as error:
-                self._log_once.log_error(f"eviction of {ref}", str(error))
+                self._log_once.log_error(f"eviction of {ref}", str(error), ref)
                 freed = None
             if freed is None:
                 if tells and before is not None:
@@ -215,7 +215,7 @@ class Publisher:
             self._status_files.set_content(ref, None, None)
             if tells:
                 self._status_files.drop(ref)
-            self._log_once.log_recovery(f"eviction of {ref}")
+            self._log_once.log_recovery(f"eviction of {ref}", ref)
             _log.info("%s: evicted, %d bytes given back", ref, freed)
             return freed
 

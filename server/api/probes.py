@@ -21,6 +21,7 @@ from time import monotonic
 
 from aiohttp import web
 
+from cached.contract.program.logs import about
 from server.api.connections import SlowBody
 from server.api.responses import error_response
 from server.engine.engine import call_in_thread
@@ -174,6 +175,7 @@ class Probes:
             work.prompt_tokens,
             work.completion_tokens,
             work.request_id,
+            extra=about(model=work.model),
         )
 
 

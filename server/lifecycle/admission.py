@@ -22,6 +22,7 @@ from aiohttp import web
 
 from cached.contract.errors import HoldfastError, Permanent
 from cached.contract.golden import GOLDEN_NAME, MAX_GOLDEN_BYTES, Case, Environment, Golden, compare
+from cached.contract.program.logs import about
 from server.engine.engine import call_in_thread
 from server.lifecycle.entries import GoldenMode
 from server.lifecycle.environment import environment, loaded_packages
@@ -84,13 +85,19 @@ async def admit(
 async def judge(golden: Golden, verdict: Verdict, name: str, mode: GoldenMode, device: str) -> None:
     """Log how the answers compare; raises `Permanent` (`golden_mismatch`) where `mode` requires agreement."""
     if verdict.agrees:
-        _LOG.info("%s: %d golden predictions agree, within %.3g", name, verdict.cases, verdict.largest)
+        _LOG.info(
+            "%s: %d golden predictions agree, within %.3g",
+            name,
+            verdict.cases,
+            verdict.largest,
+            extra=about(model=name),
+        )
         return
     current = await call_in_thread("environment", partial(environment, device))
     error = explain(golden, verdict, current, await call_in_thread("packages", loaded_packages))
     if mode is GoldenMode.REQUIRE:
         raise error
-    _LOG.warning("%s is served anyway: %s", name, error)
+    _LOG.warning("%s is served anyway: %s", name, error, extra=about(model=name))
 
 
 def read_golden(directory: Path) -> Golden | None:

@@ -50,6 +50,12 @@ class ModelEntry:
         name, version = names(self.path)
         return f"{name}@{version}" if version else str(self.path)
 
+    @property
+    def log_fields(self) -> dict[str, str]:
+        """What an event of the log says of it."""
+        name, version = names(self.path)
+        return {"model": name, **({"version": version} if version else {})}
+
 
 @dataclass(frozen=True, slots=True)
 class ServeOptions:

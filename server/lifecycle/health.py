@@ -11,6 +11,7 @@ import logging
 from time import monotonic
 
 from cached.contract.errors import HoldfastError, Transient
+from cached.contract.program.logs import about
 from server.lifecycle.readiness import ServerReadiness
 from server.lifecycle.registry import ModelRegistry, ServedAdapter, ServedClassifier, ServedEncoder, ServedText
 
@@ -48,10 +49,10 @@ class HealthMonitor:
         unhealthy = self._readiness.unhealthy
         if reason is None and name in unhealthy:
             self._readiness.set_unhealthy({other: unhealthy[other] for other in unhealthy if other != name})
-            _LOG.warning("%s answers again", name)
+            _LOG.warning("%s answers again", name, extra=about(model=name))
         elif reason is not None and name not in unhealthy:
             self._readiness.set_unhealthy({**unhealthy, name: reason})
-            _LOG.error("%s is unhealthy: %s", name, reason)
+            _LOG.error("%s is unhealthy: %s", name, reason, extra=about(model=name))
 
     async def _diagnose(self, served: ServedEncoder | ServedClassifier | ServedText) -> str | None:
         """Return why a model is unhealthy; None where it is healthy."""

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, TypeVar
 from aiohttp import web
 
 from cached.contract.errors import HoldfastError, Permanent
+from cached.contract.program.logs import about
 from cached.contract.program.termination_log import explain_to_person, write_termination_log
 from server.engine.engine import ThreadedEngine, call_in_thread
 from server.lifecycle import loading
@@ -177,7 +178,8 @@ class ModelManager:
         absences = {one.entry.name: one.absence for one in entries if one.absence is not None}
         for name, absence in absences.items():
             if self._absences.get(name) != absence.kind:
-                _LOG.info("%s waits for %s", name, absence.text)
+                entry = next(one.entry for one in entries if one.entry.name == name)
+                _LOG.info("%s waits for %s", name, absence.text, extra=about(entry))
         self._absences = {name: absence.kind for name, absence in absences.items()}
 
     async def _reconcile(self, entries: list[ResolvedEntry]) -> None:
@@ -324,7 +326,7 @@ class ModelManager:
     def _remove(self, name: str) -> None:
         self._registry.remove(name)
         self._retire_current(name)
-        _LOG.info("no longer serving %s", name)
+        _LOG.info("no longer serving %s", name, extra=about(model=name))
 
     def _retire_current(self, name: str) -> None:
         """Move the model of this name, if any, to the retired ones. A base's adapters are drained with it, and their

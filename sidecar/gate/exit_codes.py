@@ -9,12 +9,16 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cached.contract.errors import HoldfastError, Permanent, Transient
 from cached.contract.program.options import EXIT_USAGE
 from cached.contract.program.termination_log import explain_to_person, write_termination_log
 from cached.contract.reference import ModelRequest
 from cached.contract.status import StatusError
+
+if TYPE_CHECKING:  # loaded with `--log-format json` only
+    from cached.contract.program.events import EventWriter
 
 READY = 0
 FAILED = 1
@@ -94,8 +98,11 @@ def code_of(error: HoldfastError) -> int:
     return NEVER if isinstance(error, DaemonRefused) else FAILED
 
 
-def write_reason(error: HoldfastError, termination_log: Path | None) -> None:
-    """Write the reason and the remedy to stderr, and to the termination log if there is one."""
+def write_reason(error: HoldfastError, termination_log: Path | None, log: EventWriter | None) -> None:
+    """Write the reason and the remedy to stderr, as an event where there are any, and to the termination log."""
     text = explain_to_person(error)
-    sys.stderr.write(f"holdfast gate: {text}")
+    if log is None:
+        sys.stderr.write(f"holdfast gate: {text}")
+    else:
+        log.write("error", error.message, code=error.code, remedy=error.remedy or None)
     write_termination_log(termination_log, text, "holdfast gate")

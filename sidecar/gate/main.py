@@ -12,20 +12,33 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cached.contract.errors import HoldfastError, Permanent
 from cached.contract.layout import SnapshotLayout
+from cached.contract.program.options import LOG_JSON, find_log_format
 from cached.contract.program.units import format_duration, format_size
 from cached.contract.reference import ModelRequest
 from cached.contract.status import ModelStatus, State
 from cached.contract.verify import check_full, check_record, load_manifest
 from sidecar.gate import daemon_status, exit_codes
 from sidecar.gate.probe import GateReadiness, Probe
-from sidecar.gate.progress import GateProgress, ProgressPrinter, of_hashing, of_refusal, of_status
+from sidecar.gate.progress import (
+    EventOutput,
+    GateProgress,
+    ProgressPrinter,
+    TextOutput,
+    of_hashing,
+    of_refusal,
+    of_status,
+)
 from sidecar.gate.settings import GateOptions, parse
 from sidecar.gate.snapshot import ChangingSnapshot, HeldSnapshot, InvalidLink, hold_snapshot, still_named
 from sidecar.gate.verdict import Doubts, Identity
 from sidecar.gate.wakeup import FolderWatch, Wakeup
+
+if TYPE_CHECKING:  # loaded with `--log-format json` only
+    from cached.contract.program.events import EventWriter
 
 # The first check after an event may be too early (a temporary symlink is created, then renamed, and watchdog may report
 # the rename half a second late), so checks follow quickly, then ever more slowly, down to the rate of plain polling.
@@ -41,22 +54,35 @@ SILENCE_S = 10.0  # without a status file, after which the gate prints a hint
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the gate; return its exit code."""
     started = time.monotonic()
-    settings = parse(sys.argv[1:] if argv is None else argv)
+    arguments = sys.argv[1:] if argv is None else argv
+    log = _open_events(arguments)
+    settings = parse(arguments)
     wakeup = Wakeup()
     readiness = GateReadiness()
-    printer = ProgressPrinter(sys.stderr)
+    printer = ProgressPrinter(TextOutput(sys.stderr) if log is None else EventOutput(log))
     try:
         if settings.listen is not None:
             printer.print_line(f"probes on http://{Probe(settings.listen, readiness).address}")
         gate = Gate(settings, wakeup, printer, readiness, started)
         gate.open()
     except HoldfastError as error:
-        exit_codes.write_reason(error, settings.termination_log)
+        exit_codes.write_reason(error, settings.termination_log, log)
         return exit_codes.code_of(error)
     while not settings.once and wakeup.stopped_by is None:
         wakeup.wait(FOLLOW_EVERY_S)
         gate.follow()
     return exit_codes.READY
+
+
+def _open_events(arguments: Sequence[str]) -> EventWriter | None:
+    if find_log_format(arguments) != LOG_JSON:
+        return None
+    from cached.contract.program import events, pod
+
+    made = events.open_events("gate", arguments)
+    if made is not None:
+        made.add_constant(pod=pod.find_name() or "", node=pod.find_node() or "")
+    return made
 
 
 class Gate:
@@ -101,7 +127,7 @@ class Gate:
                 held.lease.relock(held.snapshot.lease)
             except OSError as error:
                 trouble = f"{want}: its lease cannot be read: {error}; trying again"
-            self._printer.print_notice(f"lease {want}", trouble, f"{want}: its lease can be read again")
+            self._printer.print_notice(f"lease {want}", trouble, f"{want}: its lease can be read again", want)
 
     def _check(self) -> bool:
         """Hold the versions that are present and not held yet; return whether all are held."""
@@ -166,7 +192,7 @@ class Gate:
     ) -> None:
         if not self._doubts.add(want, snapshot, error, seen):
             return  # the next look is due at once
-        self._printer.print_line(f"{error.message}; the daemon of this node is asked to look at it now")
+        self._printer.print_line(f"{error.message}; the daemon of this node is asked to look at it now", want)
         self._report_doubt(want, error, None)
 
     def _report_doubt(self, want: ModelRequest, error: Permanent, status: ModelStatus | None) -> None:
@@ -181,7 +207,7 @@ class Gate:
         waited_s = time.monotonic() - self._started
         silent = status is None and waited_s >= SILENCE_S
         hint = daemon_status.describe_silence(self._public, want, SILENCE_S) if silent else None
-        self._printer.print_notice(f"silence {want}", hint, f"{want}: the daemon speaks of it now")
+        self._printer.print_notice(f"silence {want}", hint, f"{want}: the daemon speaks of it now", want)
         if status is None:
             self._report_error(want, None)
             self._report(want, GateProgress("waiting", f"for {format_duration(waited_s)}, no status yet"))
@@ -198,7 +224,7 @@ class Gate:
 
     def _report_error(self, want: ModelRequest, text: str | None, remedy: str = "") -> None:
         """Print the daemon's error of `want` when it appears, changes or ends (None)."""
-        self._printer.print_notice(f"error {want}", text, f"{want}: the daemon's last error is over")
+        self._printer.print_notice(f"error {want}", text, f"{want}: the daemon's last error is over", want)
         if text is None or not remedy:
             self._remedies.pop(want, None)
         else:
@@ -218,7 +244,8 @@ class Gate:
         self._progress[want] = GateProgress("verified")
         self._printer.print_line(
             f"{want}: {_count(len(manifest.files), 'file')}, {format_size(manifest.total_bytes)}, {how} in "
-            f"{time.monotonic() - began:.2f} s: {manifest.digest}"
+            f"{time.monotonic() - began:.2f} s: {manifest.digest}",
+            want,
         )
 
     def _hashing(self, want: ModelRequest, total: int) -> Callable[[int], None]:
@@ -244,9 +271,9 @@ class Gate:
         self._progress[want] = progress
         self._readiness.text = self._state()
         if is_told:
-            self._printer.print_reminder(str(want), progress)
+            self._printer.print_reminder(want, progress)
         else:
-            self._printer.print_progress(str(want), progress)
+            self._printer.print_progress(want, progress)
 
     def _state(self) -> str:
         states = "; ".join(f"{want}: {progress}" for want, progress in self._progress.items())

@@ -1,6 +1,6 @@
-"""Print the progress of the wait in lines for a person.
+"""Print the progress of the wait, in lines for a person or as events of the log.
 
-Law: writes to one stream and keeps only its last output. A terminal gets a line that changes in place; a log gets a
+Law: writes to one output and keeps only its last output. A terminal gets a line that changes in place; a log gets a
 line per relevant change, at most one every two seconds for each model.
 """
 
@@ -10,10 +10,14 @@ import threading
 import time
 from dataclasses import dataclass
 from os import get_terminal_size
-from typing import TextIO
+from typing import TYPE_CHECKING, Protocol, TextIO
 
 from cached.contract.program.units import format_duration, format_size
+from cached.contract.reference import ModelRequest
 from cached.contract.status import ModelStatus, State
+
+if TYPE_CHECKING:  # loaded with `--log-format json` only
+    from cached.contract.program.events import EventWriter
 
 _LOG_EVERY_S = 2.0
 _TERMINAL_EVERY_S = 0.1
@@ -67,23 +71,84 @@ def _of_bytes(stage: str, done: int, total: int, rate: float | None, eta_s: floa
     return GateProgress(stage, text, percent)
 
 
-class ProgressPrinter:
-    """Writes progress and notices to `stream`; may be called from several threads."""
+class Output(Protocol):
+    """Where progress and notices go; `in_place`: progress may replace the line before."""
+
+    in_place: bool
+
+    def write_progress(self, want: ModelRequest, progress: GateProgress) -> None:
+        """Write the progress of `want`."""
+
+    def end_progress(self) -> None:
+        """Keep the last progress: what follows stands below it."""
+
+    def write_line(self, text: str, want: ModelRequest | None, /) -> None:
+        """Write `text`; it is about `want`, if any."""
+
+
+class TextOutput:
+    """Lines for a person, on `stream`."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
-        self._terminal = stream.isatty()
-        self._lock = threading.Lock()
-        self._printed: dict[str, tuple[float, GateProgress]] = {}  # when and what, by model
-        self._notices: dict[str, str | None] = {}
-        self._open_line: str | None = None  # the model of the terminal's current line
+        self.in_place = stream.isatty()
+        self._is_open = False  # the terminal's current line
 
-    def print_progress(self, model: str, progress: GateProgress) -> None:
-        """Print the progress of `model`, if it changed enough."""
+    def write_progress(self, want: ModelRequest, progress: GateProgress) -> None:
+        text = f"{_PREFIX}{want}: {progress}"
+        if self.in_place:
+            width = get_terminal_size(self._stream.fileno()).columns or 80
+            self._stream.write(f"\r\x1b[K{text[: width - 1]}")
+            self._is_open = True
+        else:
+            self._stream.write(f"{text}\n")
+        self._stream.flush()
+
+    def end_progress(self) -> None:
+        if self._is_open:
+            self._stream.write("\n")
+            self._is_open = False
+
+    def write_line(self, text: str, _want: ModelRequest | None) -> None:
+        self._stream.write(f"{_PREFIX}{text}\n")
+        self._stream.flush()
+
+
+class EventOutput:
+    """Events of the log."""
+
+    def __init__(self, events: EventWriter) -> None:
+        self._events = events
+        self.in_place = False
+
+    def write_progress(self, want: ModelRequest, progress: GateProgress) -> None:
+        self._events.write("info", f"{want}: {progress}", **want.log_fields, percent=progress.percent)
+
+    def end_progress(self) -> None:
+        """Do nothing: an event is a line."""
+
+    def write_line(self, text: str, want: ModelRequest | None) -> None:
+        self._events.write("info", text, **({} if want is None else want.log_fields))
+
+
+class ProgressPrinter:
+    """Writes progress and notices to `output`; may be called from several threads."""
+
+    def __init__(self, output: Output) -> None:
+        self._output = output
+        self._lock = threading.Lock()
+        self._printed: dict[ModelRequest, tuple[float, GateProgress]] = {}  # when and what, by version
+        self._notices: dict[str, str | None] = {}
+        self._last: ModelRequest | None = None  # whose progress was written last
+
+    def print_progress(self, want: ModelRequest, progress: GateProgress) -> None:
+        """Print the progress of `want`, if it changed enough."""
         with self._lock:
             now = time.monotonic()
-            at, last = self._printed.get(model, (now, None))
-            in_place = last is not None and last.stage == progress.stage and self._terminal and self._open_line == model
+            at, last = self._printed.get(want, (now, None))
+            in_place = (
+                last is not None and last.stage == progress.stage and self._output.in_place and self._last == want
+            )
             if in_place:
                 due = last != progress and now - at >= _TERMINAL_EVERY_S
             elif last is None or last.stage != progress.stage:
@@ -93,46 +158,35 @@ class ProgressPrinter:
             if not due:
                 return
             if not in_place:
-                self._end_line()
-            self._write(model, progress)
-            self._printed[model] = (now, progress)
+                self._output.end_progress()
+            self._write(want, now, progress)
 
-    def print_reminder(self, model: str, progress: GateProgress) -> None:
-        """Print the progress of `model` if there was no line of it for a minute: a notice says the same when it
+    def print_reminder(self, want: ModelRequest, progress: GateProgress) -> None:
+        """Print the progress of `want` if there was no line of it for a minute: a notice says the same when it
         changes."""
         with self._lock:
             now = time.monotonic()
-            at, _ = self._printed.setdefault(model, (now, progress))
+            at, _ = self._printed.setdefault(want, (now, progress))
             if now - at >= _REPEAT_S:
-                self._end_line()
-                self._write(model, progress)
-                at = now
-            self._printed[model] = (at, progress)
+                self._output.end_progress()
+                self._write(want, now, progress)
+            else:
+                self._printed[want] = (at, progress)
 
-    def print_line(self, text: str) -> None:
-        """Print `text`."""
+    def print_line(self, text: str, want: ModelRequest | None = None) -> None:
+        """Print `text`, which is about `want`, if it is about one version."""
         with self._lock:
-            self._end_line()
-            self._stream.write(f"{_PREFIX}{text}\n")
-            self._stream.flush()
+            self._output.end_progress()
+            self._last = None
+            self._output.write_line(text, want)
 
-    def print_notice(self, topic: str, text: str | None, over: str = "") -> None:
+    def print_notice(self, topic: str, text: str | None, over: str = "", want: ModelRequest | None = None) -> None:
         """Print `text` when it changes for `topic`, and `over`, if any, when it becomes None."""
         if text != self._notices.get(topic):
             self._notices[topic] = text
-            self.print_line(over if text is None else text)
+            self.print_line(over if text is None else text, want)
 
-    def _write(self, model: str, progress: GateProgress) -> None:
-        text = f"{_PREFIX}{model}: {progress}"
-        if self._terminal:
-            width = get_terminal_size(self._stream.fileno()).columns or 80
-            self._stream.write(f"\r\x1b[K{text[: width - 1]}")
-            self._open_line = model
-        else:
-            self._stream.write(f"{text}\n")
-        self._stream.flush()
-
-    def _end_line(self) -> None:
-        if self._open_line is not None:
-            self._stream.write("\n")
-            self._open_line = None
+    def _write(self, want: ModelRequest, now: float, progress: GateProgress) -> None:
+        self._output.write_progress(want, progress)
+        self._last = want
+        self._printed[want] = (now, progress)

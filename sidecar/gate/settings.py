@@ -87,6 +87,7 @@ def _parser() -> OptionParser:
     parser.option("--listen", type=parse_address, otherwise=usual, metavar="HOST:PORT", help=listen)
     log, usual = "write the reason of a failure here", f"{DEFAULT_TERMINATION_LOG} where that exists"
     parser.option("--termination-log", type=Path, otherwise=usual, metavar="FILE", help=log)
+    parser.log_format()
     return parser
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from cached.contract.annotations import GATE, WeightsRequest
 from cached.contract.errors import Permanent
 from cached.contract.layout import DEFAULT_MOUNT
+from cached.contract.program.options import LOG_FORMAT, LOG_TEXT
 from cached.contract.reference import write_models, write_pins
 
 NAME = "holdfast-gate"
@@ -46,7 +47,8 @@ class GateResources:
 @dataclass(frozen=True, slots=True)
 class GateSettings:
     """How gates are made. `host_public`: the public folder on the node; `deadline_s`: a gate's timeout in whole
-    seconds; `listen_host`: the wildcard address of the pod's network, `0.0.0.0` or `::`."""
+    seconds; `listen_host`: the wildcard address of the pod's network, `0.0.0.0` or `::`; `log_format`: the
+    injector's own, which its gates have too."""
 
     image: str
     pull_policy: str
@@ -57,6 +59,7 @@ class GateSettings:
     host_public: str
     recursive_read_only: str
     listen_host: str
+    log_format: str
 
 
 def make_gate(spec: Json, asked: WeightsRequest, settings: GateSettings) -> Json:
@@ -130,7 +133,8 @@ def containers_of(spec: Mapping[str, Any]) -> Iterator[Json]:
 
 def _decision(asked: WeightsRequest, settings: GateSettings) -> list[str]:
     """Return the arguments of a gate that waits and verifies."""
-    return [*_versions(asked), "--verify", asked.verify, "--timeout", str(settings.deadline_s)]
+    form = [] if settings.log_format == LOG_TEXT else [LOG_FORMAT, settings.log_format]
+    return [*_versions(asked), "--verify", asked.verify, "--timeout", str(settings.deadline_s), *form]
 
 
 def _versions(asked: WeightsRequest) -> list[str]:

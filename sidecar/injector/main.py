@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import sys
 from collections.abc import AsyncIterator, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import asynccontextmanager
@@ -22,6 +21,7 @@ from ssl import SSLContext
 from aiohttp import web
 
 from cached.contract.errors import HoldfastError, Permanent
+from cached.contract.program import events
 from cached.contract.program.logs import log_to_stderr
 from cached.contract.program.options import EXIT_DONE, EXIT_FAILED
 from cached.contract.program.process import SignalThread
@@ -116,15 +116,20 @@ class Injector:
 
 def main(argv: Sequence[str]) -> int:
     """Run `holdfast inject`; return its exit code."""
+    log = events.open_events("injector", argv)
     settings = parse(argv)
-    log_to_stderr(settings.log_level)
+    log_to_stderr(settings.log_level, events=log)
     ending = SignalThread(settings.drain_s + _PATIENCE_S, partial(_log.warning, "%s: leaving at once"))
     ending.start()
     code = EXIT_DONE
     try:
         asyncio.run(Injector(settings).run(ending))
     except* HoldfastError as errors:
-        sys.stderr.write(f"holdfast inject: {errors.exceptions[0]}\n")
+        error: BaseException = errors
+        while isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        assert isinstance(error, HoldfastError)
+        events.report_end("holdfast inject", error)
         code = EXIT_FAILED
     return code
 

@@ -110,6 +110,7 @@ def _server_options(parser: OptionParser) -> None:
     drain = "seconds to go on answering after SIGTERM"
     parser.option("--drain", type=_seconds, default="5", metavar="S", help=drain)
     parser.option("--log-level", choices=("debug", "info", "warning", "error"), default="info", help="how much to log")
+    parser.log_format()
 
 
 def _gate(given: argparse.Namespace) -> GateSettings:
@@ -123,6 +124,7 @@ def _gate(given: argparse.Namespace) -> GateSettings:
         host_public=str(Layout(given.host_root).public.path),
         recursive_read_only=given.recursive_read_only,
         listen_host=given.gate_listen_host,
+        log_format=given.log_format,
     )
 
 

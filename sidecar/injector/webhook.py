@@ -18,6 +18,7 @@ from http import HTTPStatus
 from aiohttp import web
 
 from cached.contract.errors import HoldfastError, Permanent
+from cached.contract.program.logs import about
 from sidecar.injector.catalog_view import NO_CATALOG, CatalogView
 from sidecar.injector.gate_container import Json
 from sidecar.injector.patch import ClusterDefaults, Patch, patch_pod
@@ -58,7 +59,9 @@ class Reviewer:
         try:
             patch = patch_pod(pod, _namespace(request, pod), self._defaults, self.catalog, self._driver_nodes())
         except HoldfastError as error:
-            _log.info("denied a pod in %s: %s", request.get("namespace"), error)
+            _log.info(
+                "denied a pod in %s: %s", request.get("namespace"), error, extra=about(pod=_name_of(request, pod))
+            )
             return _denied(uid, error)
         return _allowed(uid, patch)
 
@@ -104,6 +107,12 @@ def _namespace(request: Json, pod: Json) -> str:
     if not isinstance(namespace, str):
         raise _invalid("no `request.namespace`")
     return namespace
+
+
+def _name_of(request: Json, pod: Json) -> str:
+    """Return the pod's name, of one that the API server has yet to name its beginning."""
+    metadata = pod.get("metadata") or {}
+    return f"{request.get('namespace')}/{metadata.get('name') or metadata.get('generateName') or ''}"
 
 
 def _allowed(uid: str, patch: Patch) -> ReviewResponse:

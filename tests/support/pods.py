@@ -35,6 +35,7 @@ SETTINGS = GateSettings(
     host_public="/var/lib/holdfast/public",
     recursive_read_only="IfPossible",
     listen_host="0.0.0.0",
+    log_format="text",
 )
 INIT_SETTINGS = replace(SETTINGS, mode=GateMode.INIT)
 

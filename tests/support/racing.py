@@ -29,7 +29,7 @@ from cached.store import blobs, deletion, recovery, snapshots
 from sidecar.gate import exit_codes
 from sidecar.gate.main import Gate
 from sidecar.gate.probe import GateReadiness
-from sidecar.gate.progress import ProgressPrinter
+from sidecar.gate.progress import ProgressPrinter, TextOutput
 from sidecar.gate.settings import parse
 from sidecar.gate.snapshot import HeldSnapshot
 from sidecar.gate.wakeup import Wakeup
@@ -130,7 +130,7 @@ def hold_gates(root: Path, verify: str) -> None:
             ref = random.choice(REFS)
             asked = ["--root", str(public.path), "--model", ref.name, "--version", ref.version, "--once"]
             settings = parse([*asked, "--verify", verify, "--threads", "1", "--timeout", "60"])
-            gate = Gate(settings, bell, ProgressPrinter(quiet), GateReadiness(), time.monotonic())
+            gate = Gate(settings, bell, ProgressPrinter(TextOutput(quiet)), GateReadiness(), time.monotonic())
             with contextlib.suppress(exit_codes.GateStopped):
                 gate.open()
                 with _held(gate) as held:

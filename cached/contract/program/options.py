@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from cached.contract.errors import HoldfastError
@@ -19,6 +19,7 @@ EXIT_FAILED = 1
 EXIT_USAGE = 2
 # The deadline of a request to the control socket, on the machine's monotonic clock.
 DEADLINE_HEADER = "Holdfast-Deadline"
+LOG_FORMAT, LOG_TEXT, LOG_JSON = "--log-format", "text", "json"
 
 
 class OptionParser(argparse.ArgumentParser):
@@ -63,9 +64,29 @@ class OptionParser(argparse.ArgumentParser):
         on = text in ("1", "true", "yes", "on")
         self.add_argument(name, action="store_true", default=on, help=f"{help} [{variable}]")
 
+    def log_format(self) -> None:
+        """Add `--log-format`, which `find_log_format` has read before."""
+        text = "text: lines for a person; json: one event a line, of all that this process writes"
+        self.option(LOG_FORMAT, choices=(LOG_TEXT, LOG_JSON), default=LOG_TEXT, help=text)
+
     def error(self, message: str) -> NoReturn:
+        from cached.contract.program import events  # imports more than a good command line needs
+
+        if events.report_usage(message):
+            self.exit(EXIT_USAGE)
         self.print_usage(sys.stderr)
         self.exit(EXIT_USAGE, f"{self.prog}: {message}\n")
+
+
+def find_log_format(arguments: Sequence[str]) -> str:
+    """Return the format of the log that these arguments and the environment ask for, before they are parsed: a mistake
+    in them goes into the log too."""
+    found = os.environ.get(_variable(LOG_FORMAT)) or LOG_TEXT
+    for index, argument in enumerate(arguments):
+        name, equals, value = argument.partition("=")
+        if len(name) > len("--log-") and LOG_FORMAT.startswith(name):  # argparse takes what is unambiguous
+            found = value if equals else next(iter(arguments[index + 1 :]), "")
+    return found
 
 
 def parse_address(text: str) -> tuple[str, int]:

@@ -48,8 +48,9 @@ def unblock_signals() -> None:
 
 
 class LossyStream(io.TextIOBase):
-    """A text stream to a descriptor whose reader may be slow, stuck or gone: drops lines, and counts them in the log.
-    It has no buffer, so the flush at the end of the process cannot fail."""
+    """A text stream to a descriptor whose reader may be slow, stuck or gone: drops lines, and counts them in the log in
+    the words of `describe_loss`. A line that has begun is finished before anything else is written, so that none is
+    half a line. There is no buffer, so the flush at the end of the process cannot fail."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
@@ -57,11 +58,16 @@ class LossyStream(io.TextIOBase):
         self._poll = select.poll()
         self._poll.register(descriptor, select.POLLOUT)
         self._lost = 0  # lines
+        self._rest = memoryview(b"")  # of the line that has begun
+        self.describe_loss: Callable[[int], str] = lambda lines: f"(log lines dropped: {lines})\n"
 
     def write(self, text: str) -> int:
-        """Write all of `text`, or drop it."""
+        """Write all of `text`, some of it later, or drop it."""
         with self._lock:
-            if self._lost and self._put(f"(log lines dropped: {self._lost})\n"):
+            if self._rest and not self._drain():
+                self._lost += max(1, text.count("\n"))
+                return len(text)
+            if self._lost and self._put(self.describe_loss(self._lost)):
                 self._lost = 0
             if self._lost or not self._put(text):
                 self._lost += max(1, text.count("\n"))
@@ -74,12 +80,21 @@ class LossyStream(io.TextIOBase):
         return os.isatty(self._descriptor)
 
     def _put(self, text: str) -> bool:
+        """Write `text`, or keep what is left of it; return False where nothing of it was written."""
         data = memoryview(text.encode("utf-8", "backslashreplace"))
-        while data:
+        self._rest = data
+        if not self._drain() and len(self._rest) == len(data):
+            self._rest = memoryview(b"")
+            return not data
+        return True
+
+    def _drain(self) -> bool:
+        """Write what is left; return whether nothing is."""
+        while self._rest:
             if not self._poll.poll(0 if self._lost else _READER_TIMEOUT_MS):
                 return False
             try:
-                data = data[os.write(self._descriptor, data[:_PIECE_BYTES]) :]
+                self._rest = self._rest[os.write(self._descriptor, self._rest[:_PIECE_BYTES]) :]
             except OSError:  # EPIPE: no reader; EIO: no terminal; ENOSPC: the disk is full
                 return False
         return True

@@ -16,6 +16,7 @@ from types import ModuleType
 from typing import Any
 
 import server.engine.libraries.offline  # noqa: F401 - before transformers
+from cached.contract.program.logs import take_over
 from server.engine.libraries.deferred import Deferral, defer
 
 # The releases whose `torch._dynamo` has a submodule that needs none of the others.
@@ -53,6 +54,7 @@ def import_base() -> None:
     with _replaced(_WHILE_IMPORTING):
         import transformers.modeling_utils
         import transformers.processing_utils  # noqa: F401
+    take_over("transformers")
 
 
 @contextmanager

@@ -157,6 +157,7 @@ _CHANGES: dict[str, Any] = {
     "imagePullSecrets": [{"name": "registry"}],
     "hostRoot": "/mnt/nvme",
     "listenHost": "::",
+    "logFormat": "json",
     "catalog.existingConfigMap": "ours",
     "catalog.text": "models: {m: {}}\n",
     "catalog.defaults": {"source": "s3://acme/{name}/"},
@@ -233,6 +234,18 @@ def test_every_value_is_described() -> None:
     described = set(_leaves(schema))
     assert described == set(_paths(yaml.safe_load((CHART / "values.yaml").read_text()), described))
     assert described == set(_CHANGES) | {"namespace.create"}
+
+
+def test_gates_of_the_policy_are_the_injectors_too(helm: Helm) -> None:
+    """What the injector is told of gates is in the policy too: log format, address, folder, pull policy, deadline."""
+    given: Json = {"logFormat": "json", "listenHost": "::", "hostRoot": "/mnt/nvme"}
+    given |= {"image": {"gate": {"pullPolicy": "Always"}}, "gate": {"startupDeadlineSeconds": 60}}
+    policy = one(helm.render({**given, "admission": "policy"}), "MutatingAdmissionPolicy", "holdfast-gate")["spec"]
+    constants = {variable["name"]: variable["expression"] for variable in policy["variables"]}
+    assert (constants["hostPublic"], constants["timeoutSeconds"]) == ("'/mnt/nvme/public'", "60")
+    gate = policy["mutations"][-1]["jsonPatch"]["expression"]
+    for text in ("['--log-format', 'json']", "'[::]:' + string(variables.port)", "imagePullPolicy: 'Always'"):
+        assert text in gate
 
 
 def test_big_numbers_stay_numbers(helm: Helm) -> None:
