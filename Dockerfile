@@ -53,7 +53,7 @@ extras = project['optional-dependencies']; \
 own = re.compile(r'holdfast\[(.*)\]$'); \
 flat = lambda found: [r for one in found for r in (flat([x for e in own.match(one)[1].split(',') for x in extras[e]]) if own.match(one) else [one])]; \
 write = lambda name, *wanted: open(name, 'w').write('\n'.join(sorted(set(flat(project['dependencies'] + [x for e in wanted for x in extras[e]])))) + '\n'); \
-write('gate.txt'); write('daemon.txt', 'daemon', 'inject', 'gcs-keys', 'oci'); write('server.txt', sys.argv[1])" "$SERVER_EXTRA"
+write('gate.txt'); write('daemon.txt', 'daemon', 'inject', 'gcs-keys', 'oci', 'tracing'); write('server.txt', sys.argv[1], 'tracing')" "$SERVER_EXTRA"
 
 # --- the code, as a wheel
 FROM ${BASE_IMAGE} AS wheel

@@ -23,6 +23,7 @@ from cached.contract.program.limits import raise_open_files
 from cached.contract.program.logs import LINE_WITH_NAME, log_to_stderr
 from cached.contract.program.options import EXIT_DONE, EXIT_FAILED
 from cached.contract.program.termination_log import explain_to_person, write_termination_log
+from cached.contract.program.tracing import Tracer, open_tracer
 from server import options
 from server.api import routes
 from server.api.connections import ConnectionLimits
@@ -32,6 +33,7 @@ from server.engine.engine import call_in_thread
 from server.engine.kinds import refuse_unserved
 from server.lifecycle import loading, user_app
 from server.lifecycle.admission import judge, read_golden, replay
+from server.lifecycle.cold_start import ColdStart
 from server.lifecycle.entries import GoldenMode, ServeOptions, read_followed
 from server.lifecycle.health import HealthMonitor
 from server.lifecycle.hot_swap import ModelManager
@@ -60,7 +62,9 @@ def main(argv: Sequence[str]) -> int:
         log.add_constant(pod=pod.find_name() or "", node=pod.find_node() or "")
     log_to_stderr("INFO", line=LINE_WITH_NAME, events=log)
     code = EXIT_DONE
+    tracer: Tracer | None = None
     try:
+        tracer = open_tracer("server", settings.tracing, _pod_attributes())
         limits = _connection_limits(settings)
         with ExitStack() as leases:
             if settings.follow is not None:
@@ -71,7 +75,8 @@ def main(argv: Sequence[str]) -> int:
             if settings.app is None:
                 for folder in held.values():
                     refuse_unserved(folder.snapshot.path)  # before weights are read ahead, and before a GPU is used
-            asyncio.run(_ServerRun(settings, held, limits, log).run())
+            start = ColdStart(tracer, pod.find_uid())
+            asyncio.run(_ServerRun(settings, held, limits, log, start).run())
     except* HoldfastError as group:
         error: BaseException = group
         while isinstance(error, BaseExceptionGroup):
@@ -80,8 +85,16 @@ def main(argv: Sequence[str]) -> int:
             events.report_end("holdfast serve", error)
             write_termination_log(settings.termination_log, explain_to_person(error), "holdfast serve")
         code = EXIT_FAILED
+    finally:
+        if tracer is not None:
+            tracer.close()
     _leave_threads(code)
     return code
+
+
+def _pod_attributes() -> dict[str, str | int | bool]:
+    found = {"k8s.pod.uid": pod.find_uid(), "k8s.pod.name": pod.find_name(), "k8s.node.name": pod.find_node()}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def _connection_limits(settings: ServeOptions) -> ConnectionLimits:
@@ -98,12 +111,18 @@ class _ServerRun:
     """One run of the server, from the listening socket to the last answer."""
 
     def __init__(
-        self, settings: ServeOptions, held: dict[str, HeldFolder], limits: ConnectionLimits, log: EventWriter | None
+        self,
+        settings: ServeOptions,
+        held: dict[str, HeldFolder],
+        limits: ConnectionLimits,
+        log: EventWriter | None,
+        cold_start: ColdStart,
     ) -> None:
         self._settings = settings
         self._held = held
         self._limits = limits
         self._log = log
+        self._cold_start = cold_start
         self._metrics = ServerMetrics()
         self._readiness = ServerReadiness(self._metrics)
         self._probes = Probes(self._readiness, self._metrics)
@@ -151,7 +170,9 @@ class _ServerRun:
                 self._enter_ready(started)
             return
         private = partial(routes.private_application, limits=self._settings.limits)
-        manager = ModelManager(self._settings, self._held, self._registry, self._readiness, self._metrics, private)
+        manager = ModelManager(
+            self._settings, self._held, self._registry, self._readiness, self._metrics, private, self._cold_start
+        )
         await manager.start()
         await listener.serve(routes.application(self._registry, self._settings.limits), cancel_when_gone=True)
         self._enter_ready(started)
@@ -164,6 +185,7 @@ class _ServerRun:
 
     def _enter_ready(self, started: float) -> None:
         self._readiness.enter(Ready())
+        self._cold_start.end()
         names = ", ".join(served.card.name for served in self._registry.list_models()) or self._settings.app
         _LOG.info("ready after %.2f s: %s", time.monotonic() - started, names)
 
@@ -173,11 +195,11 @@ class _ServerRun:
         snapshot = self._held[entry.name].snapshot
         self._readiness.set_stage("device")
         select = partial(loading.select_device_for_user_code, self._settings.device)
-        with self._metrics.stage("device"):
+        with self._metrics.stage("device"), self._cold_start.step("device"):
             device = await call_in_thread("device", select)
         self._readiness.device = device
         self._readiness.set_stage("app")
-        with self._metrics.stage("app"):
+        with self._metrics.stage("app"), self._cold_start.step("app", entry.name):
             application = await user_app.build(target, snapshot.path, device)
             self._metrics.model(entry.name).describe(snapshot, None)
             await listener.serve(application, cancel_when_gone=False)
@@ -185,7 +207,8 @@ class _ServerRun:
         if golden is None:
             return True
         self._readiness.set_stage("golden predictions")
-        verdict = await replay(golden, url, entry.name, {REHEARSAL_HEADER: self._probes.rehearsal})
+        with self._cold_start.step("golden", entry.name):
+            verdict = await replay(golden, url, entry.name, {REHEARSAL_HEADER: self._probes.rehearsal})
         self._metrics.model(entry.name).set_golden(verdict)
         try:
             await judge(golden, verdict, entry.name, self._settings.golden, device)

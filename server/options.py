@@ -49,6 +49,7 @@ def parse(argv: Sequence[str]) -> ServeOptions:
         limits=Limits(
             found.body_limit, found.queue_limit, found.max_tokens_limit, found.batch_limit, found.cache_limit
         ),
+        tracing=found.tracing,
     )
 
 
@@ -113,6 +114,7 @@ def _parser() -> OptionParser:
     log, usual = "write the reason of a failure here", f"{DEFAULT_TERMINATION_LOG} where that exists"
     parser.option("--termination-log", type=Path, otherwise=usual, metavar="FILE", help=log)
     parser.log_format()
+    parser.tracing()
     return parser
 
 

@@ -44,6 +44,7 @@ class Config:
     kubelet_dir: Path
     page: str
     log_level: str
+    tracing: str
 
 
 def parse_config(arguments: Sequence[str]) -> Config:
@@ -138,6 +139,7 @@ def parse_config(arguments: Sequence[str]) -> Config:
     parser.option("--page", choices=("on", "off"), default="on", help="off: no page for people at / of --listen")
     parser.option("--log-level", choices=("debug", "info", "warning", "error"), default="info", help="how much to log")
     parser.log_format()
+    parser.tracing()
     given = parser.parse_args(arguments)
     if not given.low_watermark <= given.high_watermark:
         low, high = given.low_watermark, given.high_watermark

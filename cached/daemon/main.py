@@ -27,10 +27,12 @@ from cached.contract.program.logs import log_to_stderr
 from cached.contract.program.options import EXIT_DONE, EXIT_FAILED
 from cached.contract.program.process import SignalThread
 from cached.contract.program.thread_pool import start_pool
+from cached.contract.program.tracing import Tracer, open_tracer
 from cached.contract.reference import ModelRef
 from cached.contract.status import ModelStatus, State
 from cached.core.space import Ledger
 from cached.daemon.catalog_file import CatalogFile
+from cached.daemon.cold_starts import ColdStarts
 from cached.daemon.config import Config, parse_config
 from cached.daemon.control_api import make_control_api
 from cached.daemon.explain import Explanations
@@ -43,6 +45,7 @@ from cached.daemon.read_api import make_read_api
 from cached.daemon.reconciler import Reconciler
 from cached.daemon.service import DaemonService
 from cached.fetch.downloads import Downloads
+from cached.fetch.trace import NoFetchTrace
 from cached.fetch.version import VersionFetches
 from cached.fetch.workers import Workers, WorkerSettings
 from cached.node.cluster import Cluster, NoCluster
@@ -101,11 +104,13 @@ def main(argv: Sequence[str]) -> int:
     sys.setswitchinterval(_SWITCH_S)
     os.umask(0o022)  # folders get their final mode from mkdir itself, also before a crash
     ending = SignalThread(_PATIENCE_S, partial(_force_exit, Layout(config.root)))
+    tracer: Tracer | None = None
     try:
         limits.start_thread(ending, "the daemon")
         _require_proc()
         max_clients = _compute_max_clients(limits.raise_open_files(_LEAST_FILES + 2 * config.connections))
-        asyncio.run(_run(config, ending, max_clients))
+        tracer = open_tracer("daemon", config.tracing, {"k8s.node.name": config.node})
+        asyncio.run(_run(config, ending, max_clients, tracer))
     except (HoldfastError, OSError, RuntimeError) as error:
         reason = error if isinstance(error, HoldfastError) else limits.find_limit_error(error, "the daemon")
         if reason is None:
@@ -114,6 +119,9 @@ def main(argv: Sequence[str]) -> int:
             return EXIT_DONE  # no thread for asyncio's own pool shutdown, after all of ours ended
         events.report_end("holdfast daemon", reason)
         return EXIT_FAILED
+    finally:
+        if tracer is not None:
+            tracer.close()
     return EXIT_DONE
 
 
@@ -157,17 +165,18 @@ def _log_loop_error(log_once: LogOnce, loop: asyncio.AbstractEventLoop, context:
         log_once.log_error("listeners", str(short))
 
 
-async def _run(config: Config, ending: SignalThread, max_clients: int) -> None:
+async def _run(config: Config, ending: SignalThread, max_clients: int, tracer: Tracer | None) -> None:
     """Run on the root until a signal sets `stop`; after the root was deleted start again with an empty one."""
     layout = Layout(config.root)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(partial(_log_loop_error, LogOnce(_log)))
     loop.set_default_executor(start_pool(_LOOKUPS, "lookup"))
+    cold_starts = None if tracer is None else ColdStarts(tracer, time.monotonic)
     while True:
         recovery.prepare(layout)
         async with contextlib.AsyncExitStack() as stack:
-            address = await _work(stack, config, ending, stop, max_clients)
+            address = await _work(stack, config, ending, stop, max_clients, cold_starts)
         if stop.is_set():
             return
         config = replace(config, listen=address)
@@ -175,7 +184,12 @@ async def _run(config: Config, ending: SignalThread, max_clients: int) -> None:
 
 
 async def _work(
-    stack: contextlib.AsyncExitStack, config: Config, ending: SignalThread, stop: asyncio.Event, max_clients: int
+    stack: contextlib.AsyncExitStack,
+    config: Config,
+    ending: SignalThread,
+    stop: asyncio.Event,
+    max_clients: int,
+    cold_starts: ColdStarts | None,
 ) -> tuple[str, int]:
     """Recover the root, create the parts, and run them; return the TCP listener's address. `stack` closes the parts."""
     layout, loop = Layout(config.root), asyncio.get_running_loop()
@@ -230,6 +244,7 @@ async def _work(
         publisher=publisher,
         blocking=blocking,
         observer=metrics,
+        trace=cold_starts or NoFetchTrace(),
         open_source=lambda uri: open_source(uri, client),
         listing_timeout_s=_LISTING_STALLS * config.stall_timeout_s,
     )
@@ -329,8 +344,8 @@ async def _work(
         "doubts": doubts.run(),
         "recount": inspection.run_recounts(),
         "socket": control.keep_open(),
-        "cluster": cluster.run(partial(_follow_cluster, reconciler, status_files)),
-        "reports": _report_to_cluster(cluster, status_files, ledger),
+        "cluster": cluster.run(partial(_follow_cluster, reconciler, status_files, cluster, cold_starts)),
+        "reports": _report_to_cluster(cluster, status_files, ledger, cold_starts),
         "index": start_index.run(reconciler.is_fetching),
         "garbage": collect_when_quiet(reconciler.is_fetching),
     }
@@ -417,19 +432,30 @@ async def _write_heartbeats(status_files: StatusFiles, reconciler: Reconciler) -
         had_trouble = has_trouble
 
 
-def _follow_cluster(reconciler: Reconciler, status_files: StatusFiles) -> None:
+def _follow_cluster(
+    reconciler: Reconciler, status_files: StatusFiles, cluster: Cluster, cold_starts: ColdStarts | None
+) -> None:
     """Plan, and tell the pods of this node what holds for them: the pods or the node's labels changed."""
+    _trace(cluster, status_files, cold_starts)  # first: a trace begins before the fetch
     reconciler.wake()
     status_files.news.set()
 
 
-async def _report_to_cluster(cluster: Cluster, status_files: StatusFiles, ledger: Ledger) -> None:
+def _trace(cluster: Cluster, status_files: StatusFiles, cold_starts: ColdStarts | None) -> None:
+    if cold_starts is not None and cluster.synced:
+        cold_starts.look(cluster.pods(), status_files.get)
+
+
+async def _report_to_cluster(
+    cluster: Cluster, status_files: StatusFiles, ledger: Ledger, cold_starts: ColdStarts | None
+) -> None:
     """Write Events and the node's summary at each change of a status or of the pods: a fetch may be shorter than any
     polling period. Each change is written once."""
     summarised = -math.inf
     while True:
         status_files.news.clear()
         cluster.tell_pods(status_files.get)
+        _trace(cluster, status_files, cold_starts)
         is_due = time.monotonic() - summarised >= _REPORT_S
         if is_due:
             summarised = time.monotonic()

@@ -95,6 +95,7 @@ class Download:
         self.bytes_done = 0  # written so far, including resumed ones
         self.not_before = 0.0  # monotonic seconds
         self.last_error: HoldfastError | None = None
+        self.received_at: float | None = None  # when the last bytes came, in monotonic seconds
         self.placed: Verified | None = None  # as in `Attempt`, once there is a result
         self.left_bytes: int | None = None  # as in `Attempt`; None if no attempt opened the partial blob
         self._addresses = Addresses(locate, time.monotonic)
@@ -112,6 +113,11 @@ class Download:
         """Whether an attempt is open and not yet committing."""
         attempt = self._attempt
         return attempt is not None and not attempt.committing
+
+    @property
+    def started_at(self) -> float | None:
+        """When the first attempt was opened, in monotonic seconds; None before."""
+        return self._started
 
     def has_work(self) -> bool:
         """Return whether another worker could help now."""
@@ -357,6 +363,7 @@ class Download:
     def _progressed(self, size: int, streaming: bool) -> None:
         with self._lock:
             self.bytes_done += size
+            self.received_at = time.monotonic()
             if not streaming:  # a broken stream starts over: that is no progress
                 self._failures = self._bad_responses = 0
 

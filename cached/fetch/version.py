@@ -47,6 +47,7 @@ from cached.fetch.selection import (
 )
 from cached.fetch.sharing import share_files
 from cached.fetch.small_attempt import is_small
+from cached.fetch.trace import FetchTrace, record_downloads, recorded
 from cached.node.publisher import Publisher
 from cached.node.status_files import FetchProgress, StatusFiles
 from cached.node.threads import Blocking
@@ -152,6 +153,7 @@ class VersionFetches:
         publisher: Publisher,
         blocking: Blocking,
         observer: FetchMetrics,
+        trace: FetchTrace,
         open_source: Callable[[str], Source],
         listing_timeout_s: float,
     ) -> None:
@@ -163,6 +165,7 @@ class VersionFetches:
         self._claims = publisher.claims
         self._blocking = blocking
         self._observer = observer
+        self._trace = trace
         self._open_source = open_source
         self._listing_timeout_s = listing_timeout_s
         self._running: dict[ModelRef, list[_Awaited]] = {}  # what each fetch waits for
@@ -214,7 +217,8 @@ class VersionFetches:
             self._status_files.resolve(want.ref, source.display, want.pin)
             resolved_at = timestamp(time.time())
             fetch = _VersionFetch(want, source, before, urgency, got_space)
-            listing, verdict, wanted = await self._resolve(fetch)
+            with recorded(self._trace, want.ref, "resolve", source.display):
+                listing, verdict, wanted = await self._resolve(fetch)
             verified = await self._fetch_blobs(fetch, wanted)
             manifest = await self._compute(len(wanted), _build_manifest, wanted, verified)
             if want.pin not in (None, manifest.digest):
@@ -235,10 +239,11 @@ class VersionFetches:
                 verdict=verdict,
             )
             judge = partial(judge_blobs, self._layout, want)
-            digest = await self._publisher.publish(
-                Publication(want.ref, manifest, record, judge),
-                lambda: self._claims.partials_alone(want.ref).intersection(ids),
-            )
+            with recorded(self._trace, want.ref, "publish", source.display):
+                digest = await self._publisher.publish(
+                    Publication(want.ref, manifest, record, judge),
+                    lambda: self._claims.partials_alone(want.ref).intersection(ids),
+                )
             return Published(digest, manifest, source.display)
         except NoSpace as error:
             self._ledger.require_capacity(self.stake(want.ref).total() + error.needed_bytes)
@@ -376,6 +381,7 @@ class VersionFetches:
             self._ledger.require_capacity(sum(sizes.values()))
         self._status_files.set_progress(ref, State.FETCHING, FetchProgress(total, here))
         awaited = self._running[ref] = []
+        failure: str | None = None
         try:
             await self._start(fetch, missing, awaited)  # its shortage excludes the bytes on the disk
             try:
@@ -383,8 +389,12 @@ class VersionFetches:
             except NoSpace as error:
                 await self._leave(ref, awaited)
                 raise self._total_shortage(ref, awaited, error) from error
+        except HoldfastError as error:
+            failure = error.code
+            raise
         finally:
             self._running.pop(ref, None)
+            record_downloads(self._trace, ref, [each.download for each in awaited], failure)
             await self._leave(ref, awaited)
         return known | {each.spec.name: each.result.result() for each in awaited}
 

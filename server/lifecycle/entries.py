@@ -78,6 +78,7 @@ class ServeOptions:
     golden: GoldenMode
     termination_log: Path | None
     limits: Limits
+    tracing: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,7 @@ from cached.contract.program.termination_log import explain_to_person, write_ter
 from server.engine.engine import ThreadedEngine, call_in_thread
 from server.lifecycle import loading
 from server.lifecycle.admission import admit
+from server.lifecycle.cold_start import ColdStart
 from server.lifecycle.entries import ModelEntry, ResolvedEntry, ServeOptions, base_for, resolve_entries
 from server.lifecycle.metrics import ModelMetrics, ServerMetrics
 from server.lifecycle.readiness import Ready, ServerReadiness
@@ -98,6 +99,7 @@ class ModelManager:
         readiness: ServerReadiness,
         metrics: ServerMetrics,
         application: Callable[[ModelRegistry], web.Application],
+        cold_start: ColdStart,
     ) -> None:
         """`held`: leases that are already taken, by entry name. `application` makes the API for golden predictions."""
         self._settings = settings
@@ -106,6 +108,7 @@ class ModelManager:
         self._readiness = readiness
         self._metrics = metrics
         self._application = application
+        self._cold_start = cold_start
         self._ahead = ReadAhead([folder.snapshot.path for folder in held.values()])
         self._device = ""  # selected by `start`
         self._bases: dict[str, _Base] = {}
@@ -242,12 +245,14 @@ class ModelManager:
             snapshot = folder.snapshot
             self._ahead.leave(snapshot.path)
             load = partial(loading.load, snapshot, self._device, settings.dtype, settings.limits, metrics)
-            model = await self._step(f"load {entry.name}", "load", load)
-            await self._step(f"warm up {entry.name}", "warm_up", partial(loading.warm_up, snapshot, model))
+            model = await self._step(f"load {entry.name}", "load", load, entry.name)
+            warm_up = partial(loading.warm_up, snapshot, model)
+            await self._step(f"warm up {entry.name}", "warm_up", warm_up, entry.name)
             card = Card(entry.name, snapshot, model.about, int(time.time()))
             served = _serve(card, model, settings.limits.queue, metrics)
             undo.callback(served.close)
-            await admit(served, self._settings.golden, self._device, self._application)
+            with self._cold_start.step("golden", entry.name):
+                await admit(served, self._settings.golden, self._device, self._application)
             before = self._bases.get(entry.name)
             base = _Base(resolved, folder, served, model)
             for attached in before.adapters.values() if before is not None else ():
@@ -282,12 +287,13 @@ class ModelManager:
     async def _attach(self, resolved: ResolvedEntry, folder: HeldFolder, base: _Base) -> _Attached:
         name, snapshot = resolved.entry.name, folder.snapshot
         load = partial(loading.load_adapter, snapshot, base.model)
-        adapter = await self._step(f"load {name}", "adapter", load)
+        adapter = await self._step(f"load {name}", "adapter", load, name)
         about = replace(base.served.card.about, weight_bytes=adapter.weight_bytes)
         card = Card(name, snapshot, about, int(time.time()), base.served.card.name)
         assert isinstance(base.served, ServedText)
         served = ServedAdapter(card, base.served, adapter, self._metrics.model(name))
-        await admit(served, self._settings.golden, self._device, self._application)
+        with self._cold_start.step("golden", name):
+            await admit(served, self._settings.golden, self._device, self._application)
         return _Attached(resolved, folder, served)
 
     async def _hold(self, entry: ModelEntry) -> HeldFolder:
@@ -297,10 +303,10 @@ class ModelManager:
             return held
         return await call_in_thread("hold", partial(hold_verified, entry.path, entry.pin))
 
-    async def _step(self, shown: str, stage: str, function: Callable[[], ResultT]) -> ResultT:
+    async def _step(self, shown: str, stage: str, function: Callable[[], ResultT], model: str = "") -> ResultT:
         """Run one long call in a thread, while HTTP is answered."""
         self._readiness.set_stage(shown)
-        with self._metrics.stage(stage):
+        with self._metrics.stage(stage), self._cold_start.step(stage.replace("_", "-"), model):
             return await call_in_thread(stage, function)
 
     def _find_current(self, name: str) -> _Base | _Attached | None:

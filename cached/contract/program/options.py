@@ -69,6 +69,11 @@ class OptionParser(argparse.ArgumentParser):
         text = "text: lines for a person; json: one event a line, of all that this process writes"
         self.option(LOG_FORMAT, choices=(LOG_TEXT, LOG_JSON), default=LOG_TEXT, help=text)
 
+    def tracing(self) -> None:
+        """Add `--tracing`, for `tracing.open_tracer`."""
+        text = "otlp: send a trace of each pod's cold start, as the OTEL_… variables say; off: send nothing"
+        self.option("--tracing", choices=("off", "otlp"), default="off", help=text)
+
     def error(self, message: str) -> NoReturn:
         from cached.contract.program import events  # imports more than a good command line needs
 

@@ -43,9 +43,12 @@ labels:
 {{- toYaml (merge $labels $part.podLabels) -}}
 {{- end }}
 
-{{/* The number as a program reads it: values are floating-point numbers here, and 1000000 would be printed as 1e+06. */}}
+{{/* The value as a program reads it: YAML makes `off` false, and numbers are floating-point ones here, so that 1000000 would
+     be printed as 1e+06. */}}
 {{- define "holdfast.text" -}}
-{{- if kindIs "float64" . -}}
+{{- if kindIs "bool" . -}}
+{{ ternary "on" "off" . }}
+{{- else if kindIs "float64" . -}}
 {{- if eq . (floor .) }}{{ int64 . }}{{ else }}{{ . }}{{ end -}}
 {{- else -}}
 {{ . }}

@@ -38,6 +38,7 @@ from cached.fetch import downloads
 from cached.fetch.attempt import Verified
 from cached.fetch.download import Download
 from cached.fetch.downloads import Downloads, DownloadSpace
+from cached.fetch.trace import NoFetchTrace
 from cached.fetch.version import VersionFetches
 from cached.node import inventory, threads
 from cached.node.cluster import AnnotatedPod, PodLife
@@ -410,6 +411,7 @@ class Node:
             ignoring_own=contextlib.nullcontext,
         )
         self.transfers = VersionFetches(
+            trace=NoFetchTrace(),
             layout=self.layout,
             ledger=self.ledger,
             downloads=self.downloads,

@@ -255,6 +255,13 @@ def test_big_numbers_stay_numbers(helm: Helm) -> None:
     assert (environment["HOLDFAST_QUOTA"], environment["HOLDFAST_HIGH_WATERMARK"]) == ("5000000000", "0.95")
 
 
+def test_off_is_off(helm: Helm) -> None:
+    """`off`, which YAML reads as false, reaches the program as `off`."""
+    given = yaml.safe_load("daemon: {options: {fsVerity: off, resolveInterval: off}}")
+    environment = _environment(one(helm.render(given), "DaemonSet", "holdfast-daemon"))
+    assert (environment["HOLDFAST_FS_VERITY"], environment["HOLDFAST_RESOLVE_INTERVAL"]) == ("off", "off")
+
+
 @pytest.mark.parametrize(
     ("kind", "name", "section"),
     [("DaemonSet", "holdfast-daemon", "daemon"), ("Deployment", "holdfast-injector", "injector")],
@@ -374,6 +381,7 @@ def _environment(workload: Json) -> dict[str, str]:
 
 def _sample(rule: Json) -> Any:
     """A value that the schema's rule takes."""
+    rule = rule["anyOf"][0] if "anyOf" in rule else rule
     if "enum" in rule:
         return rule["enum"][-1]
     if rule["type"] == "integer":

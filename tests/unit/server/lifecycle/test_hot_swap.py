@@ -15,6 +15,7 @@ from cached.contract.layout import PublicLayout
 from server import options
 from server.api.routes import private_application
 from server.lifecycle import hot_swap
+from server.lifecycle.cold_start import ColdStart
 from server.lifecycle.hot_swap import ModelManager
 from server.lifecycle.metrics import ServerMetrics
 from server.lifecycle.readiness import Ready, ServerReadiness
@@ -35,9 +36,8 @@ async def keeping(public: PublicLayout) -> AsyncIterator[ModelRegistry]:
     held = {entry.name: hold(entry.path, entry.pin) for entry in settings.models}
     catalog, metrics = ModelRegistry(), ServerMetrics()
     readiness = ServerReadiness(metrics)
-    kept = ModelManager(
-        settings, held, catalog, readiness, metrics, partial(private_application, limits=settings.limits)
-    )
+    application = partial(private_application, limits=settings.limits)
+    kept = ModelManager(settings, held, catalog, readiness, metrics, application, ColdStart(None, None))
     await kept.start()
     readiness.enter(Ready())
     try:
