@@ -65,7 +65,7 @@ def test_a_release_lives(
     holdfast: Holdfast, helm: Helm, namespace: str, origin: Origin, listed: Catalog, models: Models
 ) -> None:
     """Upgrade and rollback keep certificate, CA and running pods, and change what the values say; annotated pods get
-    their gate after each; uninstall leaves nothing but the namespace."""
+    their gate after each, also from the policy; uninstall leaves nothing but the namespace."""
     origin.publish(models["first"], "2")
     values = chart_values(origin, listed)
     holdfast.remove()
@@ -98,6 +98,15 @@ def test_a_release_lives(
         assert "team" not in get("mutatingwebhookconfiguration", "holdfast-injector")["metadata"]["labels"]
         assert [each["revision"] for each in helm.release("history")] == [1, 2, 3]
 
+        if _minor_version() >= 36:  # the policy in place of the webhook, and back
+            helm.release("upgrade", values={**values, "admission": "policy"}, **_WAIT)
+            wait_for("the policy is in force", _gated, 60)
+            assert not exists("deployment", "holdfast-injector", "holdfast")
+            assert not exists("mutatingwebhookconfiguration", "holdfast-injector")
+            helm.release("upgrade", values=values, **_WAIT)
+            wait_for("the webhook answers", _gated, 60)
+            assert not exists("mutatingadmissionpolicy", "holdfast-gate")
+
         helm.release("uninstall", wait="watcher", timeout=120)
         assert pod.runs(MAIN)
         plain = Pod(namespace, "plain-after-helm")
@@ -117,6 +126,10 @@ def test_a_release_lives(
 
 def _gated() -> bool:
     return GATE in dry_run(pod_object(Pod("default", "probe"), annotated("none", "1"))).stdout
+
+
+def _minor_version() -> int:
+    return int(json.loads(kubectl("version", "-o", "json").stdout)["serverVersion"]["minor"].rstrip("+"))
 
 
 def _certificate() -> Json:
