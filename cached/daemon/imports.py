@@ -29,6 +29,7 @@ from cached.contract.status import Verdict, timestamp
 from cached.contract.trust import Trust
 from cached.core.catalog import CatalogVersion
 from cached.core.demand import Priority, Want
+from cached.core.eviction import list_freed
 from cached.core.space import Ledger, NoSpace, Reservation
 from cached.daemon.catalog_file import CatalogFile
 from cached.daemon.metrics import DaemonMetrics
@@ -120,20 +121,21 @@ class Imports:
         manifest = await _on_thread(partial(_read_manifest, lines), stream)
         digest = manifest.digest
         self._check(ref, digest, replace=replace)
-        needed = await self._claim(transfer, manifest)
-        spaces = await self._reserve(transfer, needed)
+        needed = await self._blocking.run(self._claim, transfer, manifest)
+        spaces: dict[str, DownloadSpace] = {}
         try:
-            answer = {"need": sorted(needed)}
+            await self._reserve(transfer, needed, spaces)
+            answer = {"need": list(needed)}
             await _on_thread(partial(send_document, stream, answer), stream)
             count = partial(self._metrics.received, "import")
             received = ReceivedBlobs(self._resources, transfer, needed, spaces, count)
             await _on_thread(partial(received.receive, lines), stream)
         finally:
-            for space in spaces.values():
-                space.give_back()
-        self._publisher.claims.add_existing(("import", transfer), manifest.blob_sizes())
+            await self._blocking.run(_give_back, spaces)
+        self._publisher.claims.add_existing(("import", transfer), needed)
         entry = self._check(ref, digest, replace=replace)  # both may have changed since
-        await self._publisher.publish(self._make_publication(ref, manifest, entry), tuple)
+        publication = await self._blocking.run(self._make_publication, ref, manifest, entry)
+        await self._publisher.publish(publication, tuple)
         self._metrics.fetched("import", time.monotonic() - began)
         self._reconciler.adopt_import(ref)
         await self._show(ref)
@@ -174,49 +176,47 @@ class Imports:
             )
         return entry
 
-    async def _claim(self, transfer: str, manifest: Manifest) -> dict[str, int]:
-        """Claim the version's blobs, and return the sizes of those that are not here, by sha256."""
-        sizes, claimant = manifest.blob_sizes(), ("import", transfer)
-        self._publisher.claims.claim(claimant, sizes, [received_id(sha256, transfer) for sha256 in sizes])
-        missing = await self._blocking.run(self._find_missing, sizes)
-        self._publisher.claims.add_existing(claimant, {each: sizes[each] for each in sizes.keys() - missing.keys()})
+    def _claim(self, transfer: str, manifest: Manifest) -> dict[str, int]:
+        """Claim the version's blobs, and return the sizes of those that are not here, by sha256. Blocking."""
+        sizes, claimant, claims = manifest.blob_sizes(), ("import", transfer), self._publisher.claims
+        claims.claim(claimant, sizes, [received_id(sha256, transfer) for sha256 in sizes])
+        claims.wait_for_deletion()
+        missing = {sha256: size for sha256, size in sizes.items() if blobs.size(self._layout, sha256) != size}
+        claims.add_existing(claimant, {sha256: sizes[sha256] for sha256 in sizes.keys() - missing.keys()})
         return missing
 
-    def _find_missing(self, sizes: Mapping[str, int]) -> dict[str, int]:
-        self._publisher.claims.wait_for_deletion()
-        return {sha256: size for sha256, size in sizes.items() if blobs.size(self._layout, sha256) != size}
+    async def _reserve(self, transfer: str, needed: Mapping[str, int], spaces: dict[str, DownloadSpace]) -> None:
+        """Reserve the space of each of these blobs; `spaces` gets it by sha256, also if the caller is cancelled. Where
+        it is short, evict versions without a want, a lease or a pin, the least recently used first, but none in vain.
+        Raises `NoSpace` or `Permanent` (`too_large`)."""
+        while True:
+            try:
+                return await self._blocking.run(self._try_reserve, transfer, needed, spaces)
+            except NoSpace as error:
+                short = error
+            if not await self._free_some(short):
+                raise short
 
-    async def _reserve(self, transfer: str, needed: Mapping[str, int]) -> dict[str, DownloadSpace]:
-        """Reserve the space of each of these blobs; where it is short, evict versions without a want, a lease or a
-        pin, the least recently used first. Raises `NoSpace` or `Permanent` (`too_large`)."""
+    def _try_reserve(self, transfer: str, needed: Mapping[str, int], spaces: dict[str, DownloadSpace]) -> None:
         ids = {sha256: received_id(sha256, transfer) for sha256 in needed}
-        sizes = {ids[sha256]: size for sha256, size in needed.items()}
-        self._ledger.require_files(len(sizes) + 1)
-        for free in (self._do_nothing, self._sweep, self._evict_oldest):
-            while True:
-                try:
-                    reservations = self._ledger.reserve(sizes)
-                    return {sha256: self._make_space(reservations[ids[sha256]]) for sha256 in needed}
-                except NoSpace as error:
-                    short = error
-                if not await free():
-                    break
-        raise short
+        self._ledger.require_files(len(ids) + 1)
+        reservations = self._ledger.reserve({ids[sha256]: size for sha256, size in needed.items()})
+        spaces.update({sha256: self._make_space(reservations[id_]) for sha256, id_ in ids.items()})
 
     def _make_space(self, reservation: Reservation) -> DownloadSpace:
         is_small = reservation.size <= SMALL_BYTES
         return DownloadSpace(self._ledger, reservation, None if is_small else self._layout.ingest / reservation.id)
 
-    async def _do_nothing(self) -> bool:
-        return False
-
-    async def _sweep(self) -> bool:
-        return await self._reconciler.sweep() > 0
-
-    async def _evict_oldest(self) -> bool:
-        """Evict one version; return whether something was freed."""
+    async def _free_some(self, short: NoSpace) -> bool:
+        """Delete unused blobs, else evict one version, if that leads to enough; return whether something was freed."""
+        if await self._reconciler.sweep():
+            return True
         await self._reconciler.update_leases()
-        for victim in self._reconciler.list_evictable():
+        victims = self._reconciler.list_evictable()
+        most = sum(list_freed(victims, self._reconciler.list_inventory()))
+        if self._ledger.compute_use().free + most < short.needed_bytes:
+            return False
+        for victim in victims:
             if await self._reconciler.evict(victim.ref, victim.digest, "import"):
                 return True
             if self._reconciler.unlisted_pods is not None:
@@ -245,6 +245,11 @@ class Imports:
             await _on_thread(send, stream)
         except (OSError, Transient) as error:
             _log.info("the client of an import was not told of its outcome: %s", error)
+
+
+def _give_back(spaces: Mapping[str, DownloadSpace]) -> None:
+    for space in spaces.values():
+        space.give_back()
 
 
 def _read_manifest(lines: LineReader) -> Manifest:

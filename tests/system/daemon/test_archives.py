@@ -21,7 +21,8 @@ from tests.support.daemon import DaemonProcess, prefetched, publish_files
 V1, PINNED, FREE = ModelRef("tiny", "v1"), ModelRef("pinned", "v1"), ModelRef("free", "v1")
 FAILED = ModelRef("failed", "v1")
 FILES = {"config.json": b"{}", "w.bin": bytes(range(256)) * 9000, "small.txt": b"s" * 100, "empty": b""}
-FILLER = ModelRef("filler", "v1")
+OTHERS = ("filler", "small")
+FILLER, SMALL = (ModelRef(name, "v1") for name in OTHERS)
 UNREACHABLE = "http://127.0.0.1:9/nothing/"
 
 
@@ -146,7 +147,8 @@ def test_a_daemon_that_dies_in_the_middle_leaves_nothing_visible(
         daemon.wait(lambda: any(daemon.layout.ingest.iterdir()), "its first bytes")
         daemon.kill()
     publish_files(tmp_path / "filler", {"w.bin": b"f" * 2_000_000})
-    daemon.write_catalog({"filler": {"versions": {"v1": {"source": f"file://{tmp_path / 'filler'}"}}}})
+    publish_files(tmp_path / "small", {"w.bin": b"s" * 1000})
+    daemon.write_catalog({name: {"versions": {"v1": {"source": f"file://{tmp_path / name}"}}} for name in OTHERS})
     daemon.start("--quota", "4MB")
     assert nothing_is_visible(daemon)
     daemon.pull(str(FILLER))
@@ -154,6 +156,14 @@ def test_a_daemon_that_dies_in_the_middle_leaves_nothing_visible(
     assert run(daemon, path) == 0
     assert daemon.digest(V1) == manifest.digest
     assert not daemon.path(FILLER).exists()
+    daemon.pull(str(SMALL))
+    daemon.wait_ready(SMALL)
+    daemon.control.pin(V1)
+    big = path.with_name("big.tar")
+    big.write_bytes(_archive_of(tmp_path / "big", {"w.bin": b"l" * 3_900_000}))
+    assert run(daemon, big, "big@v1") == 1  # nothing goes in vain
+    assert daemon.path(SMALL).exists()
+    assert daemon.metric("holdfast_evictions_total", reason="import") == 1
 
 
 @contextlib.contextmanager
