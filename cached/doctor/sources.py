@@ -12,6 +12,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from cached.contract.errors import HoldfastError
+from cached.contract.reference import ModelRef
 from cached.core.catalog import EMPTY_CATALOG, Catalog, CatalogVersion, parse_catalog
 from cached.doctor.findings import Finding, failed, of_error, ok, skipped, warning
 from cached.sources.base import Source
@@ -21,6 +22,8 @@ from cached.transport.connection.settings import HttpSettings
 
 _AT_ONCE = 8
 _SHOWN = 5
+_MOST_ORIGINS = 64
+_BY_HOST = frozenset({"http", "s3", "gs"})
 
 
 def read_catalog(path: Path | None) -> tuple[Catalog, list[Finding]]:
@@ -55,9 +58,14 @@ async def check_sources(catalog: Catalog, timeout_s: float) -> AsyncIterator[Fin
         opened, problems = await _choose(catalog, client)
         for problem in problems:
             yield problem
-        tasks = [asyncio.ensure_future(_check(turns, *each, timeout_s)) for each in opened]
+        tasks = [asyncio.ensure_future(_check(turns, *each, timeout_s)) for each in opened[:_MOST_ORIGINS]]
         for task in tasks:
             yield await task
+        for _, source, _ in opened[_MOST_ORIGINS:]:
+            await source.aclose()
+        if len(opened) > _MOST_ORIGINS:
+            left = f"{len(opened) - _MOST_ORIGINS} more places are not looked at"
+            yield skipped("source", left, "`holdfast inspect URI` looks at one")
         if not opened and not problems and catalog is not EMPTY_CATALOG:
             yield skipped("source", "the catalog lists no version: templates name none to look at")
 
@@ -89,13 +97,22 @@ def _list_versions(catalog: Catalog) -> Iterator[CatalogVersion]:
     """Yield the listed and the prefetched versions."""
     for model in catalog.models.values():
         yield from model.versions.values()
+        templated = (catalog.find(ModelRef(model.name, version)) for version in model.prefetch)
+        yield from (entry for entry in templated if entry is not None and entry.ref.version not in model.versions)
 
 
 def _origin_of(source: Source) -> str:
+    """Return what has its own reach and credentials: a host, a bucket or a container; a repository, where rights may
+    differ from one to the next."""
     split = urlsplit(source.display)
-    if source.kind == "file":
-        return source.display
-    return f"{split.scheme}://{split.netloc}" if source.kind != "hf" else "hf://"
+    place = f"{split.scheme}://{split.netloc}"
+    if source.kind in _BY_HOST:
+        return place
+    if source.kind == "az":
+        return f"{place}/{split.path.lstrip('/').partition('/')[0]}"
+    repository = source.display.partition("@")[0].partition("#")[0]
+    head, _, last = repository.rpartition("/")
+    return f"{head}/{last.partition(':')[0]}" if source.kind == "oci" else repository
 
 
 async def _check(

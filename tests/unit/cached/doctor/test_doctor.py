@@ -170,3 +170,22 @@ def test_the_cluster_says_what_the_daemon_may_and_what_the_node_is_labelled(
         assert missing[0][0] == "failed"
     found = examine(layout, capsys, "--node", "node1")[1]
     assert any("no answer from" in message for _, message in of(found, "node object"))
+
+
+def test_many_places_are_not_all_looked_at(
+    layout: Layout, control: ControlServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Repositories are places of their own, as their rights may differ; of more than 64 the others are told by their
+    number. A version that only a prefetch rule names is one too."""
+    assert control.answers
+    publish_files(tmp_path / "m" / "1", {"w.bin": b"w"})
+    entries: dict[str, Any] = {
+        f"m{number}": {"versions": {"1": {"source": f"file://{tmp_path}/{number}"}}} for number in range(70)
+    }
+    entries = {"m": {"source": f"file://{tmp_path}/{{name}}/{{version}}", "prefetch": {"versions": ["1"]}}, **entries}
+    catalog = tmp_path / "catalog.yaml"
+    catalog.write_text(json.dumps({"models": entries}))
+    found = of(examine(layout, capsys, "--kube", "off", "--catalog", str(catalog))[1], "source")
+    assert found[0] == ("ok", f"file://{tmp_path}/m/1 (m@1): 1 files, published with a manifest")
+    assert [verdict for verdict, _ in found] == ["ok", *["failed"] * 63, "skipped"]
+    assert found[-1][1] == "7 more places are not looked at"
