@@ -1,0 +1,334 @@
+"""One node's fetch of one version: which piece to ask whom for, which peers to leave, what to announce.
+
+Law: pure. A piece is asked of one place at a time, and of peers only once its digest is known. The origin is asked for
+granted pieces; without help of a tracker and of peers for a while, for anything. An error of a peer ends its use, never
+the fetch.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from dataclasses import dataclass, field
+from statistics import median_low
+
+from cached.peers.bits import all_bits, pick
+from cached.peers.messages import MAX_BLAMES, MAX_LISTED, Announce, PieceDigest, Reason, Reply
+
+ANNOUNCE_S = 1.0
+HUNGRY_S = 0.3  # while nobody is known to have anything that this node lacks
+SOON_S = 0.1  # the least time between two announces
+POLL_S = 0.25  # how often an idle node asks what a neighbour has
+NEIGHBOURS = 24
+ALONE_S = 10.0  # without a grant and without a peer that has anything: then the origin, up to half as long again later
+_LEFT_S = 60.0  # a peer that was left is not asked for so long
+_SLOW_SHARE = 4  # slow: below this part of one's own rate
+_SLOW_AFTER_S = 1.0
+_RATES = 32  # pieces whose median rate is one's own
+_FEWEST_RATES = 8
+_MOST_SERVING = 12
+_OF_ONE = 1  # requests to one neighbour at once
+_ROTATED = 3  # neighbours replaced with each announce: those that gave least
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A piece to receive now, from `peer`, or from the origin (None)."""
+
+    piece: int
+    peer: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """The requests that a peer serves and those that wait there, as its answer says."""
+
+    serving: int = 1
+    waiting: int = 0
+
+
+@dataclass(slots=True)
+class _Neighbour:
+    address: str
+    have: int = 0
+    heard_at: float = -1e9
+    waiting: int = 0  # requests that waited there when it was heard last
+    asked: int = 0  # requests of ours
+    gave: int = 0  # pieces since the last rotation
+
+
+@dataclass(slots=True)
+class _Left:
+    until: float
+    reason: Reason
+    reported: bool = field(default=False)
+
+
+class Swarm:
+    """The state of one node's fetch of one version."""
+
+    def __init__(self, version: str, pieces: int, zone: str, have: int, now: float, rng: random.Random) -> None:
+        """`have`: the pieces that the node has and serves already."""
+        self._version = version
+        self._pieces = pieces
+        self._all = all_bits(pieces)
+        self._zone = zone
+        self._rng = rng
+        self.have = have
+        self._asked = 0  # pieces that are being received
+        self._checkable = 0  # pieces whose digest is known
+        self._digests: dict[int, str] = {}
+        self._vouched: dict[int, str] = {}  # pieces that this node received from the origin
+        self._untold: deque[PieceDigest] = deque()
+        self._grants: dict[int, bool] = {}  # whether it is being received
+        self._imports: dict[int, str] = {}
+        self._failed: list[int] = []
+        self._neighbours: dict[str, _Neighbour] = {}
+        self._left: dict[str, _Left] = {}
+        self._rates: deque[float] = deque(maxlen=_RATES)
+        self._capacities: deque[float] = deque(maxlen=_RATES)  # rates, times the requests served beside
+        self._own_rate = self._usual_capacity = 0.0
+        self._log, self._since = "", 0
+        self._helped_at = now
+        self._alone_s = ALONE_S * (1 + rng.random() / 2)
+        self._announced_at = -1e9
+        self._pause_s = ANNOUNCE_S  # random: nodes that began together announce spread over the second
+        self._news = True
+
+    # --- what to receive -------------------------------------------------------------------------------------------
+
+    def next_request(self, among: int, now: float) -> Request | None:
+        """Return the next piece of the set `among` to receive; the caller reports it by `received` or `failed`."""
+        wanted = among & ~self.have & ~self._asked
+        if not wanted:
+            return None
+        request = self._choose_granted(wanted) or self._choose_imported(wanted, now)
+        if request is None:
+            request = self._choose_from_neighbours(wanted, now)
+        if request is None and self.is_alone(now):
+            request = Request(pick(wanted, self._rng), None)
+        if request is not None:
+            self._asked |= 1 << request.piece
+            if request.peer is not None:
+                self._use(request.peer).asked += 1
+        return request
+
+    def is_alone(self, now: float) -> bool:
+        """Return whether nobody has helped for so long that the origin is asked without a grant."""
+        return now > self._helped_at + self._alone_s
+
+    def received(self, request: Request, rate: float, load: Load, now: float) -> None:
+        """Take a piece that was received at `rate` bytes a second and checked; `load`: its peer's. A peer that was far
+        slower than the others is left."""
+        self._end(request)
+        bit = 1 << request.piece
+        self.have |= bit
+        self._imports.pop(request.piece, None)
+        if self._grants.pop(request.piece, None) is not None:
+            self._news = True
+        if request.peer is None:
+            return
+        self._helped_at = now
+        neighbour = self._use(request.peer)
+        neighbour.gave += 1
+        neighbour.waiting = load.waiting
+        if self._is_slow(rate, load):
+            self.leave(request.peer, Reason.SLOW, now)
+        self._rates.append(rate)
+        self._capacities.append(rate * _bound_serving(load))
+        if len(self._rates) >= _FEWEST_RATES:
+            self._own_rate = median_low(self._rates)
+            self._usual_capacity = median_low(self._capacities)
+
+    def is_too_slow(self, rate: float, load: Load, elapsed_s: float) -> bool:
+        """Return whether a request that has run for so long at this rate should be ended and asked of another."""
+        return elapsed_s >= _SLOW_AFTER_S and self._is_slow(rate, load)
+
+    def failed(self, request: Request, reason: Reason | None, now: float) -> None:
+        """Take back a piece that was not received, or did not check. `reason`: why its peer is left, None to keep it
+        (it was busy), or where the origin failed: the grant goes back to the tracker."""
+        self._end(request)
+        self._imports.pop(request.piece, None)
+        if request.peer is None:
+            if self._grants.pop(request.piece, None) is not None:
+                self._failed.append(request.piece)
+                self._news = True
+        elif reason is not None:
+            self.leave(request.peer, reason, now)
+
+    def leave(self, peer: str, reason: Reason, now: float) -> None:
+        """Ask a peer for nothing for a while, and tell the tracker why."""
+        self._neighbours.pop(peer, None)
+        self._left[peer] = _Left(now + _LEFT_S, reason)
+        for piece in [piece for piece, holder in self._imports.items() if holder == peer]:
+            del self._imports[piece]
+
+    def vouch(self, piece: int, sha256: str) -> None:
+        """Tell others the digest of a piece that came from the origin, or from a verified blob."""
+        self._vouched[piece] = sha256
+        self._untold.append(PieceDigest(piece, sha256))
+        self._news = True
+
+    def digest_of(self, piece: int) -> str | None:
+        """Return the sha256 that a piece must have, None if nobody has told it."""
+        return self._digests.get(piece)
+
+    def lose(self, pieces: int) -> None:
+        """Take back pieces that turned out wrong: they are received again."""
+        self.have &= ~pieces
+        self._news = True
+
+    # --- what neighbours have --------------------------------------------------------------------------------------
+
+    def heard(self, peer: str, have: int, load: Load, now: float) -> None:
+        """Note what a peer has, from its answer."""
+        neighbour = self._neighbours.get(peer)
+        if neighbour is not None:
+            neighbour.have, neighbour.waiting, neighbour.heard_at = have & self._all, load.waiting, now
+
+    def polls(self, among: int, now: float) -> list[str]:
+        """Return the neighbours to ask what they have: those not heard for a while that have nothing we want."""
+        wanted = among & ~self.have & ~self._asked & self._checkable
+        return [
+            each.address
+            for each in self._neighbours.values()
+            if now >= each.heard_at + POLL_S and not each.have & wanted
+        ]
+
+    # --- announces -------------------------------------------------------------------------------------------------
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the node has all pieces."""
+        return self.have == self._all
+
+    def next_announce_at(self) -> float:
+        """Return when the next announce is due, in the caller's time."""
+        return self._announced_at + (SOON_S if self._news else self._pause_s)
+
+    def make_announce(self, among: int, now: float, blobs: tuple[tuple[str, int], ...] = ()) -> Announce:
+        """Return the announce that is due; `among`: the pieces that could be begun now."""
+        hungry = not self.is_complete and not among & ~self.have & self._checkable
+        self._pause_s = (HUNGRY_S if hungry else ANNOUNCE_S) * self._rng.uniform(0.8, 1.2)
+        self._announced_at = now
+        self._news = False
+        missing = self._find_room()
+        blames = [(peer, left.reason) for peer, left in self._left.items() if not left.reported][:MAX_BLAMES]
+        for peer, _ in blames:
+            self._left[peer].reported = True
+        self._left = {peer: left for peer, left in self._left.items() if left.until > now}
+        digests = tuple(self._untold.popleft() for _ in range(min(len(self._untold), MAX_LISTED)))
+        self._news = bool(self._untold)
+        failed, self._failed = tuple(self._failed[:MAX_LISTED]), []
+        return Announce(
+            version=self._version,
+            pieces=self._pieces,
+            zone=self._zone,
+            have=self.have,
+            want=among & ~self.have & ~self._asked,
+            working=(*self._grants, *self._imports),
+            failed=failed,
+            blames=tuple(blames),
+            digests=digests,
+            log=self._log,
+            since=self._since,
+            neighbours=missing,
+            blobs=blobs,
+        )
+
+    def take_reply(self, reply: Reply, now: float) -> None:
+        """Take a tracker's answer. Another log is another tracker: it is told what this node vouches for."""
+        if reply.log != self._log:
+            if self._log:
+                told = [PieceDigest(piece, sha256) for piece, sha256 in self._vouched.items()]
+                self._untold = deque(told)
+                self._news = bool(told)
+            self._log = reply.log
+        self._since = reply.since
+        for each in reply.digests:
+            if each.piece not in self._digests:
+                self._digests[each.piece] = each.sha256
+                self._checkable |= 1 << each.piece
+        for piece in reply.grants:
+            if not (self.have | self._asked) >> piece & 1:
+                self._grants[piece] = False
+        for piece, holder in reply.imports:
+            if not (self.have | self._asked) >> piece & 1 and holder not in self._left:
+                self._imports[piece] = holder
+        if reply.grants or reply.imports:
+            self._helped_at = now
+        for address in reply.neighbours:
+            if address not in self._left and len(self._neighbours) < NEIGHBOURS:
+                self._neighbours.setdefault(address, _Neighbour(address))
+
+    def announce_failed(self, message: Announce) -> None:
+        """Note that no tracker answered an announce: the next one, a second later, says the same again."""
+        self._untold.extendleft(reversed(message.digests))
+        self._failed.extend(message.failed)
+        for peer, reason in message.blames:
+            if (left := self._left.get(peer)) is not None and left.reason is reason:
+                left.reported = False
+        self._news = False
+
+    # --- inside ----------------------------------------------------------------------------------------------------
+
+    def _choose_granted(self, wanted: int) -> Request | None:
+        for piece, begun in self._grants.items():
+            if not begun and wanted >> piece & 1:
+                self._grants[piece] = True
+                return Request(piece, None)
+        return None
+
+    def _choose_imported(self, wanted: int, now: float) -> Request | None:
+        for piece, holder in self._imports.items():
+            if wanted & self._checkable & 1 << piece and not self._is_left(holder, now):
+                return Request(piece, holder)
+        return None
+
+    def _choose_from_neighbours(self, wanted: int, now: float) -> Request | None:
+        """Return a random piece of the neighbour with the shortest queue that has one."""
+        wanted &= self._checkable
+        best, best_rank = None, (1e9, 0.0)
+        for each in self._neighbours.values():
+            if each.have & wanted:
+                self._helped_at = now
+                if each.asked < _OF_ONE:
+                    rank = (each.asked + each.waiting, self._rng.random())
+                    if rank < best_rank:
+                        best, best_rank = each, rank
+        return None if best is None else Request(pick(best.have & wanted, self._rng), best.address)
+
+    def _use(self, peer: str) -> _Neighbour:
+        return self._neighbours.get(peer) or _Neighbour(peer)
+
+    def _end(self, request: Request) -> None:
+        self._asked &= ~(1 << request.piece)
+        if request.peer is not None:
+            neighbour = self._use(request.peer)
+            neighbour.asked = max(0, neighbour.asked - 1)
+
+    def _is_slow(self, rate: float, load: Load) -> bool:
+        """Return whether a peer is slow: its bytes come far slower than others', and that is not because it serves many
+        at once."""
+        capacity = rate * _bound_serving(load)
+        return rate * _SLOW_SHARE < self._own_rate and capacity * _SLOW_SHARE < self._usual_capacity
+
+    def _is_left(self, peer: str, now: float) -> bool:
+        left = self._left.get(peer)
+        return left is not None and now < left.until
+
+    def _find_room(self) -> int:
+        """Return how many neighbours to ask for; drop the least useful of a full set, so that sets mix."""
+        if self.is_complete:
+            return 0
+        if len(self._neighbours) >= NEIGHBOURS:
+            for least in sorted(self._neighbours.values(), key=lambda each: each.gave)[:_ROTATED]:
+                del self._neighbours[least.address]
+        for each in self._neighbours.values():
+            each.gave = 0
+        return NEIGHBOURS - len(self._neighbours)
+
+
+def _bound_serving(load: Load) -> int:
+    """Return how many requests a peer serves: what it says, within what a peer may serve."""
+    return max(1, min(_MOST_SERVING, load.serving))
