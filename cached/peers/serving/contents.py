@@ -1,0 +1,110 @@
+"""What this node serves: ranges of committed blobs, sent by the kernel, and the manifests of its snapshots.
+
+Law: read-only. A blob is served from its name in the store alone: a partial or quarantined one has none. What a range
+brought into the page cache leaves it again: the memory is the models'.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from hashlib import sha256
+
+from cached.contract.digest import Digest
+from cached.contract.layout import Layout
+from cached.contract.manifest import MAX_MANIFEST_BYTES
+
+CHUNK_BYTES = 1024 * 1024
+_NOT_A_BLOB = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})
+_NO_PROBE = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL})
+
+
+@dataclass(frozen=True, slots=True)
+class OpenRange:
+    """The bytes `[start, end)` of an open file of `size` bytes."""
+
+    descriptor: int
+    start: int
+    end: int
+    size: int
+
+
+class Contents:
+    """The blobs and snapshots under a root."""
+
+    def __init__(self, layout: Layout) -> None:
+        self._layout = layout
+
+    @contextlib.contextmanager
+    def open_range(self, blob: str, start: int, end: int) -> Iterator[OpenRange | None]:
+        """Open a committed blob (its sha256 as hex), at most to its end; None if it is not here or ends before
+        `start`. Raises OSError for a disk error."""
+        try:
+            descriptor = os.open(self._layout.blob(blob), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except OSError as error:
+            if error.errno not in _NOT_A_BLOB:
+                raise
+            yield None
+            return
+        try:
+            found = os.fstat(descriptor)
+            is_there = stat.S_ISREG(found.st_mode) and start < found.st_size
+            yield OpenRange(descriptor, start, min(end, found.st_size), found.st_size) if is_there else None
+        finally:
+            os.close(descriptor)
+
+    def read_manifest(self, digest: Digest) -> bytes | None:
+        """Return the canonical bytes of a snapshot's manifest; None if it is not here, or is not what its name says."""
+        try:
+            with self._layout.public.snapshot(digest).manifest.open("rb") as file:
+                data = file.read(MAX_MANIFEST_BYTES + 1)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        return data if sha256(data).hexdigest() == digest.hex else None
+
+
+def send_chunk(connection: socket.socket, opened: OpenRange, offset: int, length: int) -> None:
+    """Send bytes of an open range by sendfile(2), on a blocking socket with the kernel's own timeout. Raises OSError:
+    of the connection (BlockingIOError: nobody reads), of the disk, or EIO where the file has become shorter."""
+    while length > 0:
+        sent = os.sendfile(connection.fileno(), opened.descriptor, offset, length)
+        if sent == 0:
+            raise OSError(errno.EIO, "the blob ended early")
+        offset += sent
+        length -= sent
+
+
+class PageCacheManners:
+    """Drops the chunks of a range from the page cache that were not in it when this began."""
+
+    def __init__(self, opened: OpenRange) -> None:
+        self._opened = opened
+        # A probe that finds nothing starts readahead (seen on Linux 6.18), which would answer the next one.
+        os.posix_fadvise(opened.descriptor, 0, 0, os.POSIX_FADV_RANDOM)
+        self._foreign = [at for at in range(opened.start, opened.end, CHUNK_BYTES) if _is_cached(opened.descriptor, at)]
+        os.posix_fadvise(opened.descriptor, 0, 0, os.POSIX_FADV_SEQUENTIAL)
+
+    def drop_behind(self) -> None:
+        """Drop what this range brought in; pages that a pod maps stay."""
+        kept = set(self._foreign)
+        for at in range(self._opened.start, self._opened.end, CHUNK_BYTES):
+            if at not in kept:
+                length = min(CHUNK_BYTES, self._opened.end - at)
+                os.posix_fadvise(self._opened.descriptor, at, length, os.POSIX_FADV_DONTNEED)
+
+
+def _is_cached(descriptor: int, offset: int) -> bool:
+    """Return whether the page at `offset` is in the page cache; also where the file system cannot tell (preadv2(2))."""
+    try:
+        return os.preadv(descriptor, [bytearray(1)], offset, os.RWF_NOWAIT) > 0
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno in _NO_PROBE:
+            return True
+        raise

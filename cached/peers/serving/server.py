@@ -1,0 +1,307 @@
+"""The port that other nodes of the pool fetch from.
+
+Law: a thread for each connection, none without one. So many uploads at once, whoever was served longest ago first; a
+request that waits longer than `wait_s` is told to ask another node. What is not signed by the pool gets 401, whatever
+it asks for. Past the limit of connections the longest idle one is closed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import re
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from cached.contract.digest import Digest
+from cached.contract.errors import HoldfastError, Permanent
+from cached.contract.program import limits
+from cached.peers.access import PoolKeys, Refused, SignedRequest
+from cached.peers.serving.contents import CHUNK_BYTES, Contents, OpenRange, PageCacheManners, send_chunk
+from cached.peers.serving.request import BadRequest, Request, RequestReader
+from cached.peers.uploads import Uploads, Verdict
+from cached.transport.connection.cancel import Cancellation, Cancelled
+from cached.transport.connection.limits import BandwidthLimit
+
+_log = logging.getLogger(__name__)
+
+_BLOB_PATH = re.compile(r"/v1/blobs/sha256/([0-9a-f]{64})")
+_MANIFEST_PATH = re.compile(r"/v1/manifests/sha256/([0-9a-f]{64})")
+_BACKLOG = 256
+_LEAST_RATE, _LEAST_RATE_AFTER_S = 256 * 1024, 10.0  # of a reader, not counting our own limit
+_REASONS = {
+    200: "OK",
+    206: "Partial Content",
+    400: "Bad Request",
+    401: "Unauthorized",
+    404: "Not Found",
+    503: "Service Unavailable",
+}
+
+
+class ServingMetrics(Protocol):
+    """The metrics of what is served."""
+
+    def sent(self, size: int) -> None:
+        """Count bytes of blobs that were sent."""
+
+    def refused(self, status: int) -> None:
+        """Count a request that got an error status."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServerSettings:
+    """`uploads` at once, `queue` more may wait for `wait_s`; `rate` in bytes a second in all (None: no limit);
+    a peer that takes no byte for `stall_s` is dropped. At most so many `connections`, each idle for `idle_s` at most; a
+    head takes `head_s` at most."""
+
+    uploads: int = 12
+    queue: int = 64
+    wait_s: float = 2.0
+    rate: int | None = None
+    stall_s: float = 2.0
+    connections: int = 256
+    idle_s: float = 60.0
+    head_s: float = 5.0
+
+
+class PeerServer:
+    """A listening port. `read_keys` returns the pool's current keys; `clock` is in seconds since the epoch."""
+
+    def __init__(
+        self,
+        contents: Contents,
+        read_keys: Callable[[], PoolKeys],
+        settings: ServerSettings,
+        metrics: ServingMetrics,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._contents = contents
+        self._read_keys = read_keys
+        self._settings = settings
+        self._metrics = metrics
+        self._clock = clock
+        self._limit = BandwidthLimit(settings.rate, time.monotonic, time.sleep)
+        self._lock = threading.Lock()
+        self._uploads = Uploads[threading.Event](settings.uploads, settings.queue)
+        self._connections: dict[_Connection, None] = {}
+        self._closing = Cancellation()
+        self._listener: socket.socket | None = None
+
+    def open(self, address: tuple[str, int]) -> tuple[str, int]:
+        """Listen; return the bound address. Raises `Permanent` (`cannot_listen`) or `Transient` (`no_thread`)."""
+        family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+        try:
+            self._listener = socket.create_server(address, family=family, backlog=_BACKLOG)
+        except OSError as error:
+            raise Permanent(
+                "cannot_listen",
+                f"{address[0]}:{address[1]}: {error.strerror or error}",
+                "choose another address for peers, or end the process that uses it",
+            ) from error
+        limits.start_thread(threading.Thread(target=self._accept, name="peers", daemon=True), "the port for peers")
+        bound = self._listener.getsockname()
+        return bound[0], bound[1]
+
+    def close(self) -> None:
+        """Close the port and all connections, and wait for their threads."""
+        self._closing.cancel()
+        if self._listener is not None:
+            with contextlib.suppress(OSError):
+                self._listener.shutdown(socket.SHUT_RDWR)  # wakes accept(2); close(2) alone does not
+            self._listener.close()
+        with self._lock:
+            connections = list(self._connections)
+        for each in connections:
+            each.shut_down()
+        for each in connections:
+            each.thread.join()
+
+    def _accept(self) -> None:
+        assert self._listener is not None
+        while not self._closing.cancelled:
+            try:
+                accepted, address = self._listener.accept()
+            except OSError as error:
+                if self._closing.cancelled:
+                    return
+                reason = limits.find_limit_error(error, "accepting a peer")
+                _log.warning("%s", reason or f"accepting a peer: {error.strerror or error}")
+                time.sleep(1.0)
+                continue
+            self._begin(accepted, address[0])
+
+    def _begin(self, accepted: socket.socket, peer: str) -> None:
+        connection = _Connection(self._serve, accepted, peer, self._settings.stall_s)
+        with self._lock:
+            if len(self._connections) >= self._settings.connections:
+                idle = [each for each in self._connections if each.idle_since is not None]
+                if not idle:
+                    accepted.close()
+                    return
+                min(idle, key=lambda each: each.idle_since or 0.0).shut_down()
+            self._connections[connection] = None
+        try:
+            limits.start_thread(connection.thread, "serving a peer")
+        except HoldfastError as error:
+            _log.warning("%s", error.message)
+            self._end(connection)
+
+    def _end(self, connection: _Connection) -> None:
+        with self._lock:
+            self._connections.pop(connection, None)
+        connection.socket.close()
+
+    # --- one request -----------------------------------------------------------------------------------------------
+
+    def _serve(self, connection: _Connection) -> None:
+        """Serve the requests of one connection until it ends."""
+        reader = RequestReader(connection.socket)
+        settings = self._settings
+        try:
+            while not self._closing.cancelled:
+                connection.idle_since = time.monotonic()
+                request = reader.read(settings.idle_s, settings.head_s)
+                connection.idle_since = None
+                if request is None or not self._is_of_pool(connection, request):
+                    return
+                self._answer(connection, request)
+        except BadRequest as error:
+            self._refuse(connection, 400, str(error))
+        except (OSError, Cancelled) as error:  # the peer, or the disk: the peer asks another node
+            _log.debug("peer %s: %s", connection.peer, error)
+        except Exception:  # noqa: BLE001 - one connection ends, the others go on
+            _log.exception("serving peer %s", connection.peer)
+        finally:
+            self._end(connection)
+
+    def _is_of_pool(self, connection: _Connection, request: Request) -> bool:
+        signed = SignedRequest(request.method, request.path, request.headers.get("range", ""))
+        try:
+            self._read_keys().check(signed, request.headers.get("authorization", ""), self._clock())
+        except Refused as error:
+            connection.log_refusal(str(error))
+            self._refuse(connection, 401, "expected a request that is signed by this pool")
+            return False
+        return True
+
+    def _answer(self, connection: _Connection, request: Request) -> None:
+        blob, manifest = _BLOB_PATH.fullmatch(request.path), _MANIFEST_PATH.fullmatch(request.path)
+        if blob is not None:
+            self._answer_blob(connection, blob[1], *request.parse_range())
+        elif manifest is not None:
+            self._answer_manifest(connection, Digest(manifest[1]))
+        else:
+            self._refuse(connection, 404, "no such resource")
+
+    def _answer_manifest(self, connection: _Connection, digest: Digest) -> None:
+        data = self._contents.read_manifest(digest)
+        if data is None:
+            self._refuse(connection, 404, "not here")
+        else:
+            self._send_head(connection, 200, len(data))
+            connection.socket.sendall(data)
+
+    def _answer_blob(self, connection: _Connection, blob: str, start: int, end: int) -> None:
+        with self._contents.open_range(blob, start, end) as opened:
+            if opened is None:
+                self._refuse(connection, 404, "not here")
+                return
+            if not self._wait_for_turn(connection.peer):
+                self._refuse(connection, 503, "busy: ask another node")
+                return
+            try:
+                self._send_range(connection, opened)
+            finally:
+                self._end_turn(connection.peer)
+
+    def _wait_for_turn(self, peer: str) -> bool:
+        """Wait until this peer may be served; return False if that takes too long."""
+        turn = threading.Event()
+        with self._lock:
+            verdict = self._uploads.ask(peer, turn)
+        if verdict is not Verdict.WAIT:
+            return verdict is Verdict.SERVE
+        if turn.wait(self._settings.wait_s):
+            return True
+        with self._lock:
+            return not self._uploads.withdraw(peer, turn)  # else its turn came at the last moment
+
+    def _end_turn(self, peer: str) -> None:
+        with self._lock:
+            following = self._uploads.end(peer)
+        if following is not None:
+            following.set()
+
+    def _send_range(self, connection: _Connection, opened: OpenRange) -> None:
+        manners = PageCacheManners(opened)
+        extent = f"bytes {opened.start}-{opened.end - 1}/{opened.size}"
+        self._send_head(connection, 206, opened.end - opened.start, ("Content-Range", extent))
+        sent, sending_s = 0, 0.0
+        try:
+            for offset in range(opened.start, opened.end, CHUNK_BYTES):
+                length = min(CHUNK_BYTES, opened.end - offset)
+                self._pace(length)
+                began = time.monotonic()
+                send_chunk(connection.socket, opened, offset, length)
+                sending_s += time.monotonic() - began
+                sent += length
+                if sending_s > _LEAST_RATE_AFTER_S and sent < _LEAST_RATE * sending_s:
+                    raise TimeoutError(f"reads less than {_LEAST_RATE} bytes a second")
+        finally:
+            self._metrics.sent(sent)
+            manners.drop_behind()
+
+    def _pace(self, length: int) -> None:
+        """Wait until the upload limit allows so many bytes more."""
+        while length > 0:
+            part = self._limit.chunk(length)
+            self._limit.take(part, self._closing)
+            length -= part
+
+    def _refuse(self, connection: _Connection, status: int, text: str) -> None:
+        self._metrics.refused(status)
+        data = text.encode() + b"\n"
+        with contextlib.suppress(OSError):
+            self._send_head(connection, status, len(data))
+            connection.socket.sendall(data)
+
+    def _send_head(self, connection: _Connection, status: int, length: int, *more: tuple[str, str]) -> None:
+        with self._lock:
+            serving, waiting = self._uploads.serving, self._uploads.waiting
+        headers = (("Content-Length", str(length)), ("Holdfast-Load", f"{serving},{waiting}"), *more)
+        lines = [f"HTTP/1.1 {status} {_REASONS[status]}", *(f"{name}: {value}" for name, value in headers), "", ""]
+        connection.socket.sendall("\r\n".join(lines).encode("ascii"), socket.MSG_MORE if status == 206 else 0)
+
+
+class _Connection:
+    """A connection and its thread. `idle_since` is set while it waits for a request, in monotonic seconds."""
+
+    def __init__(
+        self, serve: Callable[[_Connection], None], accepted: socket.socket, peer: str, stall_s: float
+    ) -> None:
+        self.socket = accepted
+        self.peer = peer
+        self.idle_since: float | None = time.monotonic()
+        self.thread = threading.Thread(target=serve, args=(self,), name=f"peer {peer}"[:15], daemon=True)
+        self._logged = False
+        accepted.settimeout(None)
+        stall = struct.pack("@ll", int(stall_s), int(stall_s % 1 * 1_000_000))
+        accepted.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, stall)
+        accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def shut_down(self) -> None:
+        """Wake the thread: its next use of the socket fails."""
+        with contextlib.suppress(OSError):
+            self.socket.shutdown(socket.SHUT_RDWR)
+
+    def log_refusal(self, why: str) -> None:
+        """Log why requests of this connection are refused, once."""
+        if not self._logged:
+            self._logged = True
+            _log.warning("peer %s: refused: %s", self.peer, why)

@@ -1,0 +1,97 @@
+"""A node's port for peers, on a root with one blob."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import http.client
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from cached.contract.layout import Layout
+from cached.peers.access import PoolKeys, SignedRequest
+from cached.peers.serving.contents import Contents
+from cached.peers.serving.server import PeerServer, ServerSettings
+
+KEYS = PoolKeys([b"0123456789abcdef" * 2])
+
+
+@dataclass
+class Counted:
+    """The metrics of a server."""
+
+    sent_bytes: int = 0
+    refusals: list[int] = field(default_factory=list)
+
+    def sent(self, size: int) -> None:
+        self.sent_bytes += size
+
+    def refused(self, status: int) -> None:
+        self.refusals.append(status)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A whole response."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+
+@dataclass
+class Node:
+    """A running server, its root and its metrics."""
+
+    layout: Layout
+    address: tuple[str, int]
+    metrics: Counted
+
+    def add_blob(self, data: bytes) -> str:
+        sha256 = hashlib.sha256(data).hexdigest()
+        path = self.layout.blob(sha256)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+        return sha256
+
+    def get(self, path: str, wanted: str | None = None, keys: PoolKeys = KEYS, now: float | None = None) -> Answer:
+        """Return the whole answer to a request of a node with these keys at `now`."""
+        with self.ask(path, wanted, keys, now) as response:
+            return Answer(response.status, dict(response.getheaders()), response.read())
+
+    @contextlib.contextmanager
+    def ask(
+        self, path: str, wanted: str | None = None, keys: PoolKeys = KEYS, now: float | None = None
+    ) -> Iterator[http.client.HTTPResponse]:
+        """Ask the same; the body is read by the caller, or not at all."""
+        with contextlib.closing(http.client.HTTPConnection(*self.address, timeout=20)) as connection:
+            signed = keys.sign(SignedRequest("GET", path, wanted or ""), time.time() if now is None else now)
+            headers = {"Authorization": signed} | ({"Range": wanted} if wanted else {})
+            connection.request("GET", path, headers=headers)
+            with contextlib.closing(connection.getresponse()) as response:
+                yield response
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., Node]]:
+    """Return a function that starts a node with these settings."""
+    with contextlib.ExitStack() as stack:
+        count = 0
+
+        def start_node(settings: ServerSettings | None = None) -> Node:
+            nonlocal count
+            count += 1
+            layout = Layout(tmp_path / f"root{count}")
+            os.makedirs(layout.blobs)
+            metrics = Counted()
+            server = PeerServer(Contents(layout), lambda: KEYS, settings or ServerSettings(), metrics)
+            address = server.open(("127.0.0.1", 0))
+            stack.callback(server.close)
+            return Node(layout, address, metrics)
+
+        yield start_node

@@ -1,0 +1,62 @@
+"""The file with the pool's keys."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from cached.contract.errors import Permanent
+from cached.peers.access import Refused, SignedRequest
+from cached.peers.serving.key_file import KeyFile
+
+REQUEST = SignedRequest("GET", "/", "")
+OLD, NEW = "old-" + "0" * 32, "new-" + "1" * 32
+
+
+def write(path: Path, text: str) -> None:
+    """Replace the file as a Secret's volume does, by a rename."""
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
+def test_a_key_is_rotated_without_a_restart(tmp_path: Path) -> None:
+    """After the file changed, its first key signs, and keys that are no longer listed count no more."""
+    path = tmp_path / "key"
+    write(path, f"{OLD}\n")
+    keys = KeyFile(path)
+    signed = keys.read().sign(REQUEST, 0.0)
+    write(path, f"\n{NEW}\r\n{OLD}\n")
+    keys.read().check(REQUEST, signed, 0.0)
+    newer = keys.read().sign(REQUEST, 0.0)
+    write(path, NEW)
+    keys.read().check(REQUEST, newer, 0.0)
+    with pytest.raises(Refused):
+        keys.read().check(REQUEST, signed, 0.0)
+
+
+@pytest.mark.parametrize("text", [None, "", "short", "\n\n", f"{OLD}\n{OLD}", "x" * 70_000])
+def test_a_file_without_good_keys_is_an_error(tmp_path: Path, text: str | None) -> None:
+    """A missing file, no key, a short one or the same twice is `no_pool_key`, which tells how to make one and shows
+    none."""
+    path = tmp_path / "key"
+    if text is not None:
+        write(path, text)
+    with pytest.raises(Permanent, match="openssl") as caught:
+        KeyFile(path).read()
+    assert caught.value.code == "no_pool_key"
+    assert OLD not in str(caught.value)
+
+
+def test_a_file_that_breaks_later_leaves_the_keys(tmp_path: Path) -> None:
+    """A file that goes away or is emptied while the daemon runs does not split the pool."""
+    path = tmp_path / "key"
+    write(path, OLD)
+    keys = KeyFile(path)
+    signed = keys.read().sign(REQUEST, 0.0)
+    write(path, "")
+    keys.read().check(REQUEST, signed, 0.0)
+    path.unlink()
+    keys.read().check(REQUEST, signed, 0.0)

@@ -1,0 +1,246 @@
+"""What a node serves to its pool, by real sockets: right bytes to members, nothing to others, within bounds."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from cached.contract.digest import Digest
+from cached.contract.errors import Permanent
+from cached.contract.manifest import FileEntry, Manifest
+from cached.peers.access import WINDOW_S, PoolKeys, SignedRequest
+from cached.peers.pieces import PIECE_BYTES
+from cached.peers.serving.contents import Contents
+from cached.peers.serving.server import PeerServer, ServerSettings
+from tests.unit.cached.peers.serving.conftest import KEYS, Counted, Node
+
+Start = Callable[..., Node]
+DATA = os.urandom(3 * 1024 * 1024 + 17)
+OTHER_POOL = PoolKeys([b"another pool's key, of 32 bytes.."])
+
+
+def blob_path(sha256: str) -> str:
+    return f"/v1/blobs/sha256/{sha256}"
+
+
+def head(path: str, wanted: str, *more: str) -> bytes:
+    signed = KEYS.sign(SignedRequest("GET", path, wanted), time.time())
+    lines = [f"GET {path} HTTP/1.1", "Host: x", f"Authorization: {signed}", f"Range: {wanted}", *more, "", ""]
+    return "\r\n".join(lines).encode()
+
+
+@pytest.mark.parametrize(("first", "last"), [(0, 0), (0, len(DATA) - 1), (4095, 1024 * 1024), (5, 10**15 - 1)])
+def test_a_range_of_a_committed_blob_is_sent(start: Start, first: int, last: int) -> None:
+    """A member gets exactly the bytes of its range, at most to the blob's end, with the blob's size."""
+    node = start()
+    last = min(last, first + PIECE_BYTES - 1)
+    response = node.get(blob_path(node.add_blob(DATA)), f"bytes={first}-{last}")
+    expected = DATA[first : last + 1]
+    assert response.status == 206
+    assert response.headers["Content-Range"] == f"bytes {first}-{first + len(expected) - 1}/{len(DATA)}"
+    assert response.body == expected
+    assert node.metrics.sent_bytes == len(expected)
+
+
+def test_one_connection_serves_many_ranges(start: Start) -> None:
+    """A connection is kept for the next range."""
+    node = start()
+    path = blob_path(node.add_blob(DATA))
+    with socket.create_connection(node.address) as connection, connection.makefile("rb") as stream:
+        for at in (0, 100, 7):
+            connection.sendall(head(path, f"bytes={at}-{at + 9}"))
+            assert stream.readline() == b"HTTP/1.1 206 Partial Content\r\n"
+            while stream.readline() != b"\r\n":
+                pass
+            assert stream.read(10) == DATA[at : at + 10]
+
+
+def test_only_committed_blobs_are_there(start: Start, tmp_path: Path) -> None:
+    """A partial blob, a quarantined one, a symlink in a blob's place, and what was never here are 404 alike."""
+    node = start()
+    digest = hashlib.sha256(DATA).hexdigest()
+    for folder in (node.layout.ingest / digest, node.layout.quarantine):
+        folder.mkdir(parents=True)
+        (folder / "data").write_bytes(DATA)
+    (node.layout.quarantine / digest).write_bytes(DATA)
+    assert node.get(blob_path(digest), "bytes=0-9").status == 404
+    link = node.layout.blob(digest)
+    link.parent.mkdir()
+    (tmp_path / "secret").write_bytes(DATA)
+    link.symlink_to(tmp_path / "secret")
+    assert node.get(blob_path(digest), "bytes=0-9").status == 404
+
+
+def test_a_range_beyond_the_end_is_not_there(start: Start) -> None:
+    """A range that begins at or after the blob's end is 404: a peer that asks for it has another blob in mind."""
+    node = start()
+    assert node.get(blob_path(node.add_blob(DATA)), f"bytes={len(DATA)}-{len(DATA)}").status == 404
+
+
+@pytest.mark.parametrize(("keys", "age"), [(OTHER_POOL, 0.0), (KEYS, WINDOW_S + 5.0), (KEYS, -WINDOW_S - 5.0)])
+def test_another_pool_or_time_gets_nothing(start: Start, keys: PoolKeys, age: float) -> None:
+    """Another key, and a request older or younger than the window, are 401 for a blob that is here and for one that
+    is not."""
+    node = start()
+    for sha256 in (node.add_blob(DATA), "0" * 64):
+        response = node.get(blob_path(sha256), "bytes=0-9", keys, time.time() - age)
+        assert response.status == 401
+        assert DATA[:10] not in response.body
+    assert node.metrics.sent_bytes == 0
+
+
+def test_a_signature_for_one_range_reads_no_other(start: Start) -> None:
+    """A captured signature asks for its own range of its own blob only."""
+    node = start()
+    path = blob_path(node.add_blob(DATA))
+    changed = head(path, "bytes=0-9").replace(b"bytes=0-9", b"bytes=0-99")
+    with socket.create_connection(node.address) as connection:
+        connection.sendall(changed)
+        assert connection.recv(100).startswith(b"HTTP/1.1 401 ")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\x16\x03\x01\x02\x00\x01\x00\r\n\r\n",
+        b"GET /v1/blobs HTTP/1.0\r\n\r\n",
+        b"POST /v1/blobs HTTP/1.1\r\n\r\n",
+        b"GET  /v1/blobs HTTP/1.1\r\n\r\n",
+        b"GET /v1/blobs HTTP/1.1\r\nA: b\r\n c\r\n\r\n",
+        b"GET /v1/blobs HTTP/1.1\r\nA : b\r\n\r\n",
+        b"GET /v1/blobs HTTP/1.1\r\nA: b\r\na: c\r\n\r\n",
+        b"GET /v1/blobs HTTP/1.1\r\nContent-Length: 5\r\n\r\nhello",
+        b"GET /v1/blobs HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n",
+        b"GET /" + b"a" * 9000 + b" HTTP/1.1\r\n\r\n",
+        b"GET / HTTP/1.1\r\n" + b"A: b\r\n" * 2000,
+    ],
+)
+def test_a_strange_request_is_refused_and_closed(start: Start, data: bytes) -> None:
+    """What is not exactly one of our requests gets 400 and the end of its connection; the next client is served."""
+    node = start()
+    with socket.create_connection(node.address, timeout=20) as connection:
+        connection.sendall(data)
+        assert connection.recv(100).startswith(b"HTTP/1.1 400 ")
+    assert node.get(blob_path(node.add_blob(DATA)), "bytes=0-0").status == 206
+
+
+@pytest.mark.parametrize("wanted", ["bytes=5-4", f"bytes=0-{PIECE_BYTES}", "bytes=-5", "bytes=0-", "bytes=0-1,3-4", ""])
+def test_a_strange_range_is_refused(start: Start, wanted: str) -> None:
+    """No range, several, an open or empty one, or one beyond a piece is 400: a node never sends more than a piece."""
+    node = start()
+    assert node.get(blob_path(node.add_blob(DATA)), wanted).status == 400
+
+
+@pytest.mark.parametrize("path", ["/", "/v1/blobs/sha256/", "/v1/blobs/sha256/../../x", "/metrics", "/v1/status"])
+def test_nothing_else_is_there(start: Start, path: str) -> None:
+    """The port has blobs and manifests and nothing else of the daemon."""
+    assert start().get(path).status == 404
+
+
+def test_a_manifest_is_sent_only_if_it_is_its_digest(start: Start) -> None:
+    """A snapshot's manifest is served by its digest; one that was changed on the disk is not."""
+    node = start()
+    manifest = Manifest.build([FileEntry("a", "0" * 64, 3)])
+    place = node.layout.public.snapshot(manifest.digest).manifest
+    path = f"/v1/manifests/sha256/{manifest.digest.hex}"
+    assert node.get(path).status == 404
+    place.parent.mkdir(parents=True)
+    place.write_bytes(manifest.canonical())
+    response = node.get(path)
+    assert response.status == 200
+    assert Digest.of(response.body) == manifest.digest
+    place.write_bytes(manifest.canonical() + b" ")
+    assert node.get(path).status == 404
+
+
+def test_uploads_are_bounded_and_the_next_one_waits(start: Start) -> None:
+    """Beyond the uploads at once a request waits; when its turn does not come, or the queue is full, it is 503 with
+    the node's load."""
+    node = start(ServerSettings(uploads=1, queue=1, wait_s=0.3))
+    big = os.urandom(PIECE_BYTES)
+    path = blob_path(node.add_blob(big))
+    # More than the sockets hold: it is served until it is read.
+    with node.ask(path, f"bytes=0-{PIECE_BYTES - 1}") as slow, ThreadPoolExecutor(1) as pool:
+        assert slow.status == 206
+        waiting = node.get(path, "bytes=0-9")
+        assert (waiting.status, waiting.headers["Holdfast-Load"]) == (503, "1,0")
+        served = pool.submit(node.get, path, "bytes=0-9")
+        assert slow.read() == big
+        assert served.result().status in (206, 503)
+    assert node.get(path, "bytes=0-9").status == 206
+
+
+def test_a_peer_that_does_not_read_is_dropped(start: Start) -> None:
+    """A reader that takes no bytes loses its upload, and another one is served."""
+    node = start(ServerSettings(uploads=1, queue=4, wait_s=15.0, stall_s=0.2))
+    path = blob_path(node.add_blob(os.urandom(PIECE_BYTES)))
+    with node.ask(path, f"bytes=0-{PIECE_BYTES - 1}") as stalled:
+        assert stalled.status == 206
+        assert node.get(path, "bytes=0-9").status == 206
+
+
+def test_the_upload_rate_is_kept(start: Start) -> None:
+    """Two peers together get no more than the limit, beyond its burst."""
+    rate = 8 * 1024 * 1024
+    node = start(ServerSettings(rate=rate))
+    path = blob_path(node.add_blob(DATA))
+    began = time.monotonic()
+    with ThreadPoolExecutor(2) as pool:
+        bodies = pool.map(lambda _: node.get(path, f"bytes=0-{len(DATA) - 1}").body, range(2))
+        assert list(bodies) == [DATA, DATA]
+    assert time.monotonic() - began >= 2 * len(DATA) / rate - 0.2  # a limit is a least time
+
+
+def test_idle_connections_make_room(start: Start) -> None:
+    """Past the limit of connections the longest idle one is closed: who holds some open locks nobody out."""
+    node = start(ServerSettings(connections=3))
+    path = blob_path(node.add_blob(DATA))
+    holding = [socket.create_connection(node.address, timeout=20) for _ in range(3)]
+    try:
+        assert node.get(path, "bytes=0-9").status == 206
+        assert holding[0].recv(1) == b""
+    finally:
+        for each in holding:
+            each.close()
+
+
+def test_a_slow_head_is_ended(start: Start) -> None:
+    """A head that does not end in time, or an idle connection, is closed without an answer."""
+    node = start(ServerSettings(idle_s=0.2, head_s=0.2))
+    for begun in (b"", b"GET /v1"):
+        with socket.create_connection(node.address, timeout=20) as connection:
+            connection.sendall(begun)
+            assert connection.recv(10) == b""
+
+
+def test_closing_ends_every_thread(start: Start, tmp_path: Path) -> None:
+    """After `close` no thread is left, also of uploads that nobody reads, and the port is free."""
+    node = start()
+    server = PeerServer(Contents(node.layout), lambda: KEYS, ServerSettings(), Counted())
+    address = server.open(("127.0.0.1", 0))
+    other = Node(node.layout, address, Counted())
+    path = blob_path(node.add_blob(os.urandom(PIECE_BYTES)))
+    before = set(threading.enumerate())
+    with other.ask(path, f"bytes=0-{PIECE_BYTES - 1}"), socket.create_connection(address):
+        server.close()
+        assert set(threading.enumerate()) <= before
+    again = PeerServer(Contents(node.layout), lambda: KEYS, ServerSettings(), Counted())
+    assert again.open(address) == address
+    again.close()
+
+
+def test_a_taken_port_is_an_error(start: Start) -> None:
+    """A port that is in use is `cannot_listen`, with what to do."""
+    node = start()
+    server = PeerServer(Contents(node.layout), lambda: KEYS, ServerSettings(), Counted())
+    with pytest.raises(Permanent, match=str(node.address[1])) as caught:
+        server.open(node.address)
+    assert caught.value.code == "cannot_listen"
