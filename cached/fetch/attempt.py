@@ -12,7 +12,7 @@ import time
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from cached.contract.errors import DigestMismatch, HoldfastError, Transient
 from cached.contract.layout import Layout
@@ -28,6 +28,9 @@ from cached.transport.checksums import Hasher, new_hasher
 from cached.transport.connection.buffers import BufferPool
 from cached.transport.connection.cancel import Cancellation
 from cached.transport.git_blob import git_blob_hasher
+
+if TYPE_CHECKING:
+    from cached.fetch.supply import Assignment, Supply
 
 SEGMENT_BYTES = 32 * 1024 * 1024  # one ranged request
 _BEHIND_BYTES = 8 * 1024 * 1024
@@ -116,6 +119,7 @@ class Attempt:
         self.outcome: Future[Verified] = Future()
         self.placed: Verified | None = None  # the blob, once it has its name, also if the disk failed after that
         self.left_bytes = 0  # of the partial blob on the disk, after a failure
+        self.has_peer_bytes = False  # whether other nodes sent some of them
         self._shared = shared
         if stream:
             forget(shared.layout, spec.key.id)
@@ -155,10 +159,26 @@ class Attempt:
             self._users += 1
             return self._unassigned.popleft()
 
+    def take_assignment(self, supply: Supply) -> Assignment | None:
+        """Return the range that `supply` chooses next, with its place; None if all are assigned, or it chooses none."""
+        with self._lock:
+            if self._failure is not None or not self._unassigned:
+                return None
+            assignment = supply.choose(self._unassigned)
+            if assignment is not None:
+                self._unassigned.remove(assignment.segment)
+                self._users += 1
+            return assignment
+
     def has_work(self) -> bool:
         """Return whether `take_segment` would return a segment."""
         with self._lock:
             return self._failure is None and bool(self._unassigned)
+
+    def has_work_of(self, supply: Supply) -> bool:
+        """Return whether `take_assignment` would return one."""
+        with self._lock:
+            return self._failure is None and bool(self._unassigned) and supply.has_work(self._unassigned)
 
     def receiving(self) -> bool:
         """Return whether bytes are still to be received, requested or not."""
@@ -205,6 +225,20 @@ class Attempt:
         finally:
             if not kept:
                 self._shared.buffers.give(buffer)
+
+    def write_provisional(self, buffer: memoryview, length: int, offset: int) -> None:
+        """Write bytes that are not checked: they count as received, are hashed and recorded only after `accept_piece`,
+        and until then others may be written in their place. Raises `HoldfastError`."""
+        self._ingest.write(buffer, length, offset)
+
+    def accept_piece(self, segment: Segment) -> None:
+        """Count a range that was written provisionally, whose sha256 was right. The hash reads it from the disk."""
+        assert segment.end is not None
+        with self._lock:
+            self._written.add(segment.start, segment.end)
+            self.has_peer_bytes = True
+            self._wake_first_waiting()
+            self._wake_hash()
 
     def end_of_stream(self, size: int) -> None:
         """Set the size in bytes of a stream of unknown length, at its clean end."""

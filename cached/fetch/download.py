@@ -6,15 +6,16 @@ new listing or more disk end the download, and the version fetch decides. Blocki
 
 from __future__ import annotations
 
+import hashlib
 import random
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeGuard
 
-from cached.contract.errors import HoldfastError, Permanent, Transient
+from cached.contract.errors import DigestMismatch, HoldfastError, Permanent, Transient
 from cached.contract.program import limits
 from cached.core.retries import MAX_BAD_RESPONSES, backoff_s, hopeless
 from cached.fetch.addresses import Addresses
@@ -23,6 +24,7 @@ from cached.fetch.attempt import Attempt, AttemptResources, BlobSpec, NoRanges, 
 from cached.fetch.local_file import LocalBody
 from cached.fetch.small_attempt import SmallAttempt, is_small
 from cached.fetch.stream_body import StreamBody
+from cached.fetch.supply import Assignment, OriginSupply, PeerPiece, Supply
 from cached.store.disk.durable import disk_error
 from cached.store.ingest import ALIGNMENT, allocated_bytes
 from cached.transport.body import Body
@@ -35,6 +37,7 @@ from cached.transport.target import HttpTarget, LocalTarget, StreamTarget, Targe
 MAX_WRONG_DIGESTS = 2
 _BACKOFF_S, _BACKOFF_CAP_S = 0.5, 60.0
 _MAX_RENEWALS = 4  # of an address for one request: one is enough, unless other connections are refused at the same time
+_PEER = "peer"  # the metric label of bytes that come from other nodes
 _ONE_READ_BYTES = 64 * 1024  # a server reads at least so much of a file at once
 _ENDS_DOWNLOAD = frozenset({"source_changed", "no_space", "not_writable", "disk"})
 
@@ -62,6 +65,7 @@ class DownloadWorkers(AttemptResources, Protocol):
     """The workers, as a download uses them."""
 
     client: HttpClient
+    peer_client: HttpClient
     limit: BandwidthLimit
     at_work: AtWork
     observer: DownloadMetrics
@@ -87,8 +91,11 @@ class Download:
         space: Space,
         workers: DownloadWorkers,
         priority: int,
+        supply: Supply | None = None,
     ) -> None:
+        """`supply`: where the segments of a blob of known sha256 come from; None: from its origin."""
         self.spec = spec
+        self._supply: Supply = OriginSupply() if supply is None else supply
         self._space = space
         self.priority = priority
         self.result: Future[Verified] = Future()
@@ -122,7 +129,9 @@ class Download:
     def has_work(self) -> bool:
         """Return whether another worker could help now."""
         attempt = self._attempt
-        return not self.result.done() and (attempt is None or attempt.has_work())
+        if self.result.done() or attempt is None:
+            return not self.result.done()
+        return attempt.has_work_of(self._supply) if self._asks_supply(attempt) else attempt.has_work()
 
     @property
     def is_small(self) -> bool:
@@ -145,8 +154,8 @@ class Download:
             attempt = self._open_attempt()
             if attempt is None:
                 return
-            segment = attempt.take_segment()
-            if segment is None:
+            assignment = self._take_assignment(attempt)
+            if assignment is None:
                 return
         except OSError as error:
             self._finish_with(disk_error(error, f"opening a partial blob for {self.spec.name}"))
@@ -154,9 +163,13 @@ class Download:
         except HoldfastError as error:
             self._finish_with(error)
             return
+        segment = assignment.segment
         rest: Segment | None = segment
         try:
-            rest = self._receive_segment(attempt, segment)
+            if assignment.piece is not None and isinstance(attempt, Attempt):
+                rest = self._receive_piece(attempt, assignment, assignment.piece)
+            else:
+                rest = self._receive_segment(attempt, segment)
         except _Interrupted as interrupted:
             rest = interrupted.rest
             if interrupted.error is not None:  # before `leave`, which commits an attempt that has all its bytes
@@ -202,6 +215,84 @@ class Download:
         attempt.outcome.add_done_callback(self._attempt_ended)
         self._workers.changed(self)  # it has segments for other workers now
         return attempt
+
+    def _asks_supply(self, attempt: AnyAttempt) -> TypeGuard[Attempt]:
+        """Return whether the supply chooses the attempt's segments: only content that is known can come from peers."""
+        return isinstance(attempt, Attempt) and self.spec.sha256 is not None and not attempt.stream
+
+    def _take_assignment(self, attempt: AnyAttempt) -> Assignment | None:
+        if self._asks_supply(attempt):
+            return attempt.take_assignment(self._supply)
+        segment = attempt.take_segment()
+        return None if segment is None else Assignment(segment, None)
+
+    # --- receiving from peers --------------------------------------------------------------------------------------
+
+    def _receive_piece(self, attempt: Attempt, assignment: Assignment, piece: PeerPiece) -> Segment | None:
+        """Receive a piece from a peer; return it as the rest if it did not come, or did not check: it is asked for
+        again, here or elsewhere. An error of the peer is none of the source's; one of this disk ends the attempt."""
+        began = time.monotonic()
+        try:
+            is_whole = self._receive_checked(attempt, assignment.segment, piece)
+        except _DiskFailed as failure:
+            self._supply.failed(assignment, None)
+            raise _Interrupted(assignment.segment, failure.error) from failure
+        except Cancelled as error:
+            self._supply.failed(assignment, None)
+            raise _Interrupted(assignment.segment, None) from error
+        except HoldfastError as error:
+            if error.code == "digest_mismatch":
+                self._workers.observer.verify_failed("peer")
+            self._supply.failed(assignment, error)
+            return assignment.segment
+        if not is_whole:  # preempted
+            self._supply.failed(assignment, None)
+            return assignment.segment
+        attempt.accept_piece(assignment.segment)
+        self._progressed(_size(assignment.segment), streaming=False)
+        self._supply.received(assignment, time.monotonic() - began)
+        attempt.record_soon()
+        return None
+
+    def _receive_checked(self, attempt: Attempt, segment: Segment, piece: PeerPiece) -> bool:
+        """Receive and write a piece and compare its sha256; return False if a more urgent download preempts it. Raises
+        `HoldfastError` for the peer, `_DiskFailed` for this node's disk."""
+        assert segment.end is not None
+        digest, offset = hashlib.sha256(), segment.start
+        self._workers.at_work.begin_wait()
+        try:
+            body = self._workers.peer_client.get(piece.target, segment.start, _size(segment), attempt.cancellation)
+        finally:
+            self._workers.at_work.end_wait()
+        with body:
+            if (body.start, body.length) != (segment.start, _size(segment)):
+                raise Transient("bad_response", f"{self.spec.name}: not the range that was asked for", "")
+            while offset < segment.end:
+                with self._workers.buffers.lent() as buffer:
+                    view = buffer[: min(len(buffer), segment.end - offset)]
+                    before = body.received
+                    try:
+                        self._fill(attempt, body, view)
+                    finally:
+                        length = body.received - before
+                        self._workers.observer.received(_PEER, length)
+                    if length < len(view):
+                        raise Transient("bad_response", f"{self.spec.name}: a peer's piece ended early", "")
+                    digest.update(view)
+                    try:
+                        self._space.grow(segment.end)
+                        attempt.write_provisional(buffer, length, offset)
+                    except HoldfastError as error:
+                        raise _DiskFailed(error) from error
+                offset += length
+                if offset < segment.end and self._workers.outranked(self):
+                    return False
+        if digest.hexdigest() != piece.sha256:
+            where = f"{self.spec.name}: bytes {segment.start} to {segment.end} of a peer"
+            raise DigestMismatch(where, piece.sha256, digest.hexdigest(), "the piece is fetched elsewhere")
+        return True
+
+    # --- receiving from the origin ---------------------------------------------------------------------------------
 
     def _receive_segment(self, attempt: AnyAttempt, segment: Segment) -> Segment | None:
         """Receive a segment; return its rest if a more urgent download preempts it."""
@@ -394,6 +485,7 @@ class Download:
         assert attempt is not None
         self.placed = attempt.placed
         self.left_bytes = attempt.left_bytes
+        from_peers = isinstance(attempt, Attempt) and attempt.has_peer_bytes
         error = outcome.exception()
         if error is None:
             if self._started is not None:
@@ -409,10 +501,13 @@ class Download:
             if isinstance(error, NoRanges):
                 self._stream = again = True
             elif isinstance(error, HoldfastError) and error.code == "digest_mismatch":
-                self._wrong_digests += 1
+                self._wrong_digests += not from_peers  # else it says nothing of the source
                 self._addresses.drop()
                 again = self._wrong_digests < MAX_WRONG_DIGESTS
-        if isinstance(error, HoldfastError) and error.code == "digest_mismatch":
+        if from_peers and isinstance(error, DigestMismatch):
+            self._workers.observer.verify_failed("peer")
+            self._supply.distrust()
+        elif isinstance(error, HoldfastError) and error.code == "digest_mismatch":
             self._workers.observer.verify_failed("fetch")
             self._workers.observer.fetch_failed(self.spec.kind, error.code)
             self.last_error = error
@@ -441,6 +536,12 @@ class Download:
         self._workers.changed(self)
 
 
+def _size(segment: Segment) -> int:
+    """Return the bytes of a segment of known end."""
+    assert segment.end is not None
+    return segment.end - segment.start
+
+
 def _length(segment: Segment) -> int | None:
     return None if segment.end is None else segment.end - segment.start
 
@@ -451,6 +552,14 @@ class _Position:
 
     offset: int
     streaming: bool
+
+
+class _DiskFailed(Exception):
+    """An error of this node's disk or space, while a peer's bytes were written."""
+
+    def __init__(self, error: HoldfastError) -> None:
+        super().__init__()
+        self.error = error
 
 
 class _Interrupted(Exception):

@@ -30,6 +30,7 @@ from cached.store.group_commit import GroupCommit
 from cached.transport.client import HttpClient
 from cached.transport.connection.buffers import BufferPool
 from cached.transport.connection.limits import BandwidthLimit
+from cached.transport.connection.settings import HttpSettings
 
 _log = logging.getLogger(__name__)
 
@@ -40,6 +41,8 @@ _MAX_PARKED = 64  # blobs with open files, including those that wait for a retry
 _HELD = 4  # buffers that may wait for the hash, beside the next one of each blob
 _LOOK_S = 0.05
 _RELEASE_S = 10.0
+# A peer that does not answer at once is left: the next one has the piece too. It may queue a request for two seconds.
+PEER_HTTP = HttpSettings(connect_timeout_s=2.0, header_timeout_s=5.0, stall_window_s=3.0, is_direct=True)
 BUFFER_BYTES = 4 * 1024 * 1024  # sha256 releases and retakes the GIL once per buffer: small ones cost time
 
 
@@ -68,6 +71,7 @@ class Workers:
         self.layout = layout
         self.sealing = settings.sealing
         self.client = client
+        self.peer_client = HttpClient(PEER_HTTP)
         self.observer = observer
         self.journal = journal
         self.at_work = AtWork(time.monotonic)
@@ -140,6 +144,7 @@ class Workers:
         self.group_commit.stop()
         wait(download.result for download in downloads)  # each records its bytes after its last worker left
         self.recorder.shutdown()
+        self.peer_client.close()
 
     def _run(self) -> None:
         while self._receive_one():

@@ -101,11 +101,12 @@ class _Stale(Exception):
 
 
 class HttpClient:
-    """Thread-safe; reuses connections. Proxies and netrc are the environment's at its creation."""
+    """Thread-safe; reuses connections. Proxies and netrc are the environment's at its creation, none with direct
+    settings."""
 
     def __init__(self, settings: HttpSettings) -> None:
         self.settings = settings
-        self._netrc = NetrcFile()
+        self._netrc = None if settings.is_direct else NetrcFile()
         self._connector = Connector(settings)
         self._pool = IdlePool()
 
@@ -268,7 +269,7 @@ class HttpClient:
         seen = {address.url}
         while True:
             exchange = self._ask(address, request, own)
-            if exchange.answer.status not in _REDIRECTS:
+            if exchange.answer.status not in _REDIRECTS or self.settings.is_direct:
                 return exchange
             # Every range request passes through a redirect, so its connection is kept where that costs little.
             self._end_unread(exchange, request)
@@ -307,7 +308,7 @@ class HttpClient:
             return (*target.headers, ("Authorization", basic(*address.userinfo)))
         if _SIGNED.search(address.resource):  # S3 answers 400 to a signed URL with a password beside it
             return target.headers
-        authorization = self._netrc.authorization(address.origin.host)
+        authorization = None if self._netrc is None else self._netrc.authorization(address.origin.host)
         return (*target.headers, ("Authorization", authorization)) if authorization else target.headers
 
     def _ask(self, address: Address, request: _Request, own: Headers) -> Exchange:

@@ -18,6 +18,7 @@ from pathlib import Path
 from cached.contract.layout import Layout, ingest_id
 from cached.fetch.attempt import BlobSpec, Verified
 from cached.fetch.download import Download, Space
+from cached.fetch.supply import Supply
 from cached.fetch.workers import _HELD, MAX_OPEN, Workers, WorkerSettings
 from cached.store import recovery
 from cached.store.digest_journal import DigestJournal
@@ -46,13 +47,16 @@ class Counts:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self.received_bytes = 0
+        self.peer_bytes = 0
         self.failures: list[str] = []
         self.fetched_blobs = 0
         self.mismatches = 0
+        self.peer_mismatches = 0
 
     def received(self, kind: str, size: int) -> None:
         with self._lock:
             self.received_bytes += size
+            self.peer_bytes += size if kind == "peer" else 0
 
     def fetch_failed(self, kind: str, code: str) -> None:
         with self._lock:
@@ -65,6 +69,7 @@ class Counts:
     def verify_failed(self, where: str) -> None:
         with self._lock:
             self.mismatches += 1
+            self.peer_mismatches += where == "peer"
 
 
 class Plenty:
@@ -126,11 +131,16 @@ class Engine:
         self.workers = Workers(self.layout, self.client, settings, self.counts, self.journal)
 
     def launch(
-        self, spec: BlobSpec, target: Target | Callable[[], Target], priority: int = 0, space: Space | None = None
+        self,
+        spec: BlobSpec,
+        target: Target | Callable[[], Target],
+        priority: int = 0,
+        space: Space | None = None,
+        supply: Supply | None = None,
     ) -> Download:
         """Start a download."""
         locate = target if callable(target) else lambda: target
-        download = Download(spec, lambda _: locate(), space or Plenty(), self.workers, priority)
+        download = Download(spec, lambda _: locate(), space or Plenty(), self.workers, priority, supply)
         self.workers.submit([download])
         return download
 

@@ -61,7 +61,7 @@ class Connector:
 
     def __init__(self, settings: HttpSettings) -> None:
         self._settings = settings
-        self._proxies = getproxies()
+        self._proxies = {} if settings.is_direct else getproxies()
 
     @cached_property
     def _tls(self) -> ssl.SSLContext:

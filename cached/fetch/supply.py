@@ -1,0 +1,77 @@
+"""Where the next segment of a blob comes from: its origin, or another node that has a piece of it.
+
+Law: decides, and receives nothing. A peer is asked for a whole piece only, whose sha256 is known before: what it sends
+is provisional until that matches. An error of a peer is no error of the source.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from cached.contract.errors import HoldfastError
+from cached.fetch.attempt import SEGMENT_BYTES, Segment
+from cached.transport.target import HttpTarget
+
+
+@dataclass(frozen=True, slots=True)
+class PeerPiece:
+    """A whole piece that a peer has: its sha256 as 64 hex digits, and its address there."""
+
+    target: HttpTarget
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """A segment to receive from a peer, or from the origin (None)."""
+
+    segment: Segment
+    piece: PeerPiece | None
+
+
+class Supply(Protocol):
+    """The places that have one blob. Thread-safe; called with the attempt's lock held: returns at once."""
+
+    def choose(self, segments: Sequence[Segment]) -> Assignment | None:
+        """Return one of these segments and its place, None if nothing is to be asked now. After None `has_work` is
+        false until the caller of `Workers.changed` said that there is more."""
+
+    def has_work(self, segments: Sequence[Segment]) -> bool:
+        """Return whether `choose` would return an assignment."""
+
+    def received(self, assignment: Assignment, seconds: float) -> None:
+        """Note that a peer's piece was received, in so many seconds, and checked; it is written."""
+
+    def failed(self, assignment: Assignment, error: HoldfastError | None) -> None:
+        """Note that a peer's piece was not received, or did not check (`digest_mismatch`); None: it was interrupted."""
+
+    def distrust(self) -> None:
+        """Note that the blob was wrong as a whole though its pieces checked: only the origin counts from now on."""
+
+
+class OriginSupply:
+    """The origin alone, in order: each download's supply, unless there are peers."""
+
+    def choose(self, segments: Sequence[Segment]) -> Assignment | None:
+        """Return the first segment, from the origin."""
+        return Assignment(segments[0], None) if segments else None
+
+    def has_work(self, segments: Sequence[Segment]) -> bool:
+        """Return whether a segment is left."""
+        return bool(segments)
+
+    def received(self, assignment: Assignment, seconds: float) -> None:
+        """Do nothing: there are no peers."""
+
+    def failed(self, assignment: Assignment, error: HoldfastError | None) -> None:
+        """Do nothing: there are no peers."""
+
+    def distrust(self) -> None:
+        """Do nothing: there are no peers."""
+
+
+def is_whole_piece(segment: Segment, size: int) -> bool:
+    """Return whether a segment of a blob of `size` bytes is a whole piece: only such a one has a known sha256."""
+    return segment.start % SEGMENT_BYTES == 0 and segment.end == min(segment.start + SEGMENT_BYTES, size)

@@ -1,0 +1,322 @@
+"""Pieces of a blob from other nodes: checked before they count, and no fault of the source when they fail.
+
+The peers are scripted servers; one is the daemon's own port.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from cached.contract.errors import DigestMismatch, HoldfastError, Transient
+from cached.contract.layout import Layout
+from cached.fetch.attempt import SEGMENT_BYTES, Segment
+from cached.fetch.supply import Assignment, PeerPiece, is_whole_piece
+from cached.peers.access import PoolKeys, SignedRequest
+from cached.peers.serving.contents import Contents
+from cached.peers.serving.server import PeerServer, ServerSettings
+from cached.transport.target import HttpTarget
+from tests.support.fetching import (
+    DEADLINE_S,
+    MIB,
+    Engine,
+    Hold,
+    Plenty,
+    check_committed,
+    eventually,
+    http,
+    noise,
+    open_engine,
+    private_files,
+    ranges_of,
+    spec_of,
+)
+from tests.support.origin import HostileOrigin
+from tests.support.origin_faults import (
+    Extra,
+    Fault,
+    FlipBit,
+    Hangup,
+    IgnoreRange,
+    Redirect,
+    ResetAfter,
+    Stall,
+    Status,
+    Truncate,
+)
+
+LONG = noise()  # two pieces and a short one: long enough to be recorded
+DATA = LONG[: SEGMENT_BYTES + 2 * MIB + 5]
+PIECES = 2
+
+
+class Pool:
+    """A supply of one blob: each whole piece of the first peer that has not failed, else of the origin. A peer that
+    sent wrong bytes, or none, is left."""
+
+    def __init__(self, data: bytes, *peers: str) -> None:
+        self._digests = {
+            at: hashlib.sha256(data[at : at + SEGMENT_BYTES]).hexdigest() for at in range(0, len(data), SEGMENT_BYTES)
+        }
+        self._size = len(data)
+        self._lock = threading.Lock()
+        self.peers = list(peers)
+        self.errors: list[str | None] = []
+        self.received_from: list[str] = []
+        self.distrusted = False
+
+    def target(self, peer: str, segment: Segment) -> HttpTarget:
+        return HttpTarget(peer)
+
+    def choose(self, segments: Sequence[Segment]) -> Assignment | None:
+        segment = segments[0]
+        with self._lock:
+            if self.distrusted or not self.peers or not is_whole_piece(segment, self._size):
+                return Assignment(segment, None)
+            target = self.target(self.peers[0], segment)
+            return Assignment(segment, PeerPiece(target, self._digests[segment.start]))
+
+    def has_work(self, segments: Sequence[Segment]) -> bool:
+        return bool(segments)
+
+    def received(self, assignment: Assignment, seconds: float) -> None:
+        assert assignment.piece is not None
+        with self._lock:
+            self.received_from.append(assignment.piece.target.url)
+
+    def failed(self, assignment: Assignment, error: HoldfastError | None) -> None:
+        assert assignment.piece is not None
+        with self._lock:
+            self.errors.append(None if error is None else error.code)
+            if error is not None and assignment.piece.target.url in self.peers:
+                self.peers.remove(assignment.piece.target.url)
+
+    def distrust(self) -> None:
+        self.distrusted = True
+
+
+def fetch(engine: Engine, origin: HostileOrigin, pool: Pool, data: bytes = DATA) -> None:
+    download = engine.launch(spec_of(data), http(origin.url("/f")), supply=pool)
+    check_committed(engine.layout, data, download.result.result(DEADLINE_S))
+
+
+@pytest.fixture
+def source(origin: HostileOrigin) -> HostileOrigin:
+    """The origin, with the blob."""
+    origin.put("/f", DATA, etag='"v1"')
+    return origin
+
+
+def serve_pieces(stack: ExitStack, *faults: Fault, data: bytes = DATA) -> HostileOrigin:
+    """A peer that has the blob; its first answers have these faults."""
+    peer = stack.enter_context(HostileOrigin(host="127.0.0.1"))
+    peer.put("/p", data)
+    peer.script("/p", *faults)
+    return peer
+
+
+def test_a_blob_comes_from_peers_alone(tmp_path: Path, source: HostileOrigin) -> None:
+    """A blob whose pieces peers have is fetched without one request to the origin, and its bytes count as a peer's."""
+    with ExitStack() as stack, open_engine(tmp_path / "root", 3) as engine:
+        peer = serve_pieces(stack)
+        pool = Pool(DATA, peer.url("/p"))
+        fetch(engine, source, pool)
+        assert len(pool.received_from) == PIECES
+        assert engine.counts.peer_bytes == engine.counts.received_bytes == len(DATA)
+        assert engine.counts.failures == []
+        assert not source.requests
+        assert len(private_files(engine.layout)) == 1
+
+
+@pytest.mark.parametrize(
+    ("fault", "code"),
+    [
+        (FlipBit(5 * MIB), "digest_mismatch"),
+        (Truncate(9 * MIB + 7), "bad_response"),
+        (ResetAfter(9 * MIB + 7), "reset"),
+        (Stall(5 * MIB + 1), "stalled"),
+        (Extra(), "bad_response"),
+        (Hangup(), "reset"),
+        (IgnoreRange(), "bad_response"),
+        (Status(404), "not_found"),
+        (Status(401), "unauthorized"),
+        (Status(403), "forbidden"),
+        (Status(503, {"Retry-After": "60"}), "http_503"),
+        (Status(500), "http_500"),
+        (Redirect("/elsewhere"), None),
+    ],
+)
+def test_a_peer_that_fails_is_no_fault_of_the_source(
+    tmp_path: Path, source: HostileOrigin, fault: Fault, code: str | None
+) -> None:
+    """A peer that lies, stalls, stops, sends too much or too little, ignores the range, refuses or redirects: the piece
+    is fetched elsewhere at once, the blob is right, and neither an error nor a pause of the source is counted."""
+    with ExitStack() as stack, open_engine(tmp_path / "root", 1) as engine:
+        peer = serve_pieces(stack, fault)
+        pool = Pool(DATA, peer.url("/p"))
+        fetch(engine, source, pool)
+        assert len(pool.errors) == 1
+        assert code is None or pool.errors == [code]
+        assert engine.counts.failures == []
+        assert engine.counts.peer_mismatches == engine.counts.mismatches == (code == "digest_mismatch")
+        assert sorted(at for at, _ in ranges_of(source.requests)) == [n * SEGMENT_BYTES for n in range(PIECES)]
+
+
+def test_a_peer_that_is_gone_is_left(tmp_path: Path, source: HostileOrigin) -> None:
+    """A port where nobody listens costs one try, and the origin sends the blob."""
+    with ExitStack() as stack:
+        peer = serve_pieces(stack)
+        url = peer.url("/p")
+    with open_engine(tmp_path / "root", 2) as engine:
+        pool = Pool(DATA, url)
+        fetch(engine, source, pool)
+        assert set(pool.errors) == {"connect"}
+        assert engine.counts.failures == []
+
+
+def test_another_peer_takes_over(tmp_path: Path, source: HostileOrigin) -> None:
+    """After one peer lied, another one sends the piece; the origin is not asked."""
+    with ExitStack() as stack, open_engine(tmp_path / "root", 1) as engine:
+        liar, honest = serve_pieces(stack, FlipBit(3)), serve_pieces(stack)
+        pool = Pool(DATA, liar.url("/p"), honest.url("/p"))
+        fetch(engine, source, pool)
+        assert pool.received_from == [honest.url("/p")] * PIECES
+        assert not source.requests
+
+
+def test_unchecked_bytes_are_not_durable(tmp_path: Path, source: HostileOrigin) -> None:
+    """Bytes of a peer are recorded only after their piece was checked: a stop in the middle of a piece leaves none of
+    it to go on from."""
+    source.put("/f", LONG, etag='"v1"')
+    hold = Hold()
+    with ExitStack() as stack:
+        peer = serve_pieces(stack, data=LONG)
+        with open_engine(tmp_path / "root", 1) as engine:
+            reached = threading.Event()
+
+            class Pausing(Plenty):
+                def grow(self, size: int) -> None:
+                    if size > SEGMENT_BYTES:  # the second piece, of which a buffer has come
+                        reached.set()
+                        hold.let_go.wait(DEADLINE_S)
+
+            pool = Pool(LONG, peer.url("/p"))
+            download = engine.launch(spec_of(LONG), http(source.url("/f")), space=Pausing(), supply=pool)
+            assert reached.wait(DEADLINE_S)
+            download.cancel()
+            hold.let_go.set()
+            assert download.result.exception(DEADLINE_S) is not None
+            state = json.loads((engine.folder(spec_of(LONG)) / "state.json").read_bytes())
+            assert state["done"] == [[0, SEGMENT_BYTES]]
+        with open_engine(tmp_path / "root", 1) as engine:
+            pool = Pool(LONG, peer.url("/p"))
+            fetch(engine, source, pool, LONG)
+            assert len(pool.received_from) == 2
+
+
+def test_pieces_that_agree_on_wrong_bytes_are_not_committed(tmp_path: Path, source: HostileOrigin) -> None:
+    """Where the pieces' digests themselves were a lie, the blob's own sha256 refuses them: nothing is committed, the
+    blob comes from the origin, and the source is not blamed."""
+    wrong = bytearray(DATA)
+    wrong[33 * MIB] ^= 1
+    with ExitStack() as stack, open_engine(tmp_path / "root", 2) as engine:
+        peer = stack.enter_context(HostileOrigin(host="127.0.0.1"))
+        peer.put("/p", bytes(wrong))
+        pool = Pool(bytes(wrong), peer.url("/p"))
+        fetch(engine, source, pool)
+        assert pool.distrusted
+        assert engine.counts.failures == []
+        assert engine.counts.peer_mismatches == engine.counts.mismatches == 1
+        assert len(private_files(engine.layout)) == 1
+
+
+def test_a_wrong_source_is_still_told(tmp_path: Path, origin: HostileOrigin) -> None:
+    """Where the origin itself has other bytes, peers or not, the download ends with `digest_mismatch`."""
+    wrong = DATA[:-1] + bytes([DATA[-1] ^ 1])
+    origin.put("/f", wrong, etag='"v1"')
+    with open_engine(tmp_path / "root", 2) as engine:
+        download = engine.launch(spec_of(DATA), http(origin.url("/f")), supply=Pool(DATA))
+        assert isinstance(download.result.exception(DEADLINE_S), DigestMismatch)
+
+
+def test_a_partial_piece_is_the_origins(tmp_path: Path, source: HostileOrigin) -> None:
+    """After the origin broke off within a piece, its rest is the origin's: a part of a piece cannot be checked."""
+    source.script("/f", ResetAfter(9 * MIB))
+    with ExitStack() as stack, open_engine(tmp_path / "root", 1) as engine:
+        peer = serve_pieces(stack)
+        pool = Pool(DATA)
+        download = engine.launch(spec_of(DATA), http(source.url("/f")), supply=pool)
+        eventually(lambda: len(source.requests) >= 1)
+        pool.peers.append(peer.url("/p"))
+        check_committed(engine.layout, DATA, download.result.result(DEADLINE_S))
+        assert all(first % SEGMENT_BYTES == 0 for first, _ in ranges_of(peer.requests))
+
+
+def test_no_proxy_and_no_netrc_for_peers(
+    tmp_path: Path, source: HostileOrigin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A peer is asked directly and without the environment's passwords, though the origin is asked through both."""
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    (tmp_path / ".netrc").write_text("machine 127.0.0.1 login me password secret\n")
+    with ExitStack() as stack, open_engine(tmp_path / "root", 1) as engine:
+        peer = serve_pieces(stack)
+        fetch(engine, source, Pool(DATA, peer.url("/p")))
+        assert all("authorization" not in seen.headers for seen in peer.requests)
+
+
+def test_a_full_disk_is_not_the_peers_fault(tmp_path: Path, source: HostileOrigin) -> None:
+    """Where there is no space for a piece, the download ends with that, and the peer is kept."""
+
+    class Full(Plenty):
+        def grow(self, size: int) -> None:
+            raise Transient("no_space", "no space", "")
+
+    with ExitStack() as stack, open_engine(tmp_path / "root", 1) as engine:
+        peer = serve_pieces(stack)
+        pool = Pool(DATA, peer.url("/p"))
+        download = engine.launch(spec_of(DATA), http(source.url("/f")), space=Full(), supply=pool)
+        error = download.result.exception(DEADLINE_S)
+        assert isinstance(error, HoldfastError)
+        assert error.code == "no_space"
+        assert pool.errors == [None]
+
+
+def test_the_daemons_own_port_serves_pieces(tmp_path: Path, source: HostileOrigin) -> None:
+    """One node's committed blob reaches another node through the port for peers, and nothing is asked of the origin."""
+    keys = PoolKeys([b"a key of thirty-two characters.."])
+    layout = Layout(tmp_path / "other")
+    sha256 = hashlib.sha256(DATA).hexdigest()
+    os.makedirs(layout.blob(sha256).parent)
+    layout.blob(sha256).write_bytes(DATA)
+
+    class Uncounted:
+        def sent(self, size: int) -> None:
+            """Count nothing."""
+
+        def refused(self, status: int) -> None:
+            """Count nothing."""
+
+    class SignedPool(Pool):
+        def target(self, peer: str, segment: Segment) -> HttpTarget:
+            wanted = f"bytes={segment.start}-{(segment.end or 0) - 1}"
+            signed = keys.sign(SignedRequest("GET", f"/v1/blobs/sha256/{sha256}", wanted), time.time())
+            return HttpTarget(peer, headers=(("Authorization", signed),))
+
+    server = PeerServer(Contents(layout), lambda: keys, ServerSettings(), Uncounted())
+    host, port = server.open(("127.0.0.1", 0))
+    try:
+        with open_engine(tmp_path / "root", 3) as engine:
+            pool = SignedPool(DATA, f"http://{host}:{port}/v1/blobs/sha256/{sha256}")
+            fetch(engine, source, pool)
+            assert len(pool.received_from) == PIECES
+            assert not source.requests
+    finally:
+        server.close()
