@@ -12,6 +12,7 @@ import argparse
 import contextlib
 import hashlib
 import os
+import random
 import signal
 import socket
 import sys
@@ -30,6 +31,7 @@ from cached.peers.access import PoolKeys, SignedRequest
 from cached.peers.pieces import PIECE_BYTES
 from cached.peers.serving.contents import Contents
 from cached.peers.serving.server import PeerServer, ServerSettings
+from cached.peers.trackers import Trackers
 
 _KEYS = PoolKeys([b"a key that is in no way a secret"])
 _CLIENTS = 8
@@ -86,7 +88,9 @@ def _make_blob(layout: Layout, size: int) -> str:
 def _serve(root: Path) -> int:
     """Be the server, until SIGTERM; its port is in the file `port`."""
     sys.setswitchinterval(_SWITCH_S)
-    server = PeerServer(Contents(Layout(root)), lambda: _KEYS, ServerSettings(), _Uncounted())
+    server = PeerServer(
+        Contents(Layout(root)), Trackers(random.Random()), lambda: _KEYS, ServerSettings(), _Uncounted()
+    )
     port = server.open(("127.0.0.1", 0))[1]
     (root / "port.tmp").write_text(str(port))
     (root / "port.tmp").rename(root / "port")

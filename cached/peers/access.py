@@ -2,11 +2,12 @@
 
 Law: pure; the time is an argument. The key never crosses the network. A signed request can be repeated for
 `WINDOW_S` seconds by who saw it, and then asks for the same again: requests change nothing but a tracker's soft state,
-whose body is signed too. Comparisons take the same time whatever differs.
+whose body's digest is signed too. Comparisons take the same time whatever differs.
 """
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import hmac
 import re
@@ -28,12 +29,13 @@ class Refused(Exception):
 
 @dataclass(frozen=True, slots=True)
 class SignedRequest:
-    """What a signature covers: the method, the path, the `Range` header (empty without one) and the body."""
+    """What a signature covers: the method, the path, and the headers `Range` and `Content-Digest` (empty without one):
+    a body is read only after its digest was found to be the pool's."""
 
     method: str
     path: str
     range: str
-    body: bytes = b""
+    content_digest: str = ""
 
 
 class PoolKeys:
@@ -68,10 +70,15 @@ class PoolKeys:
             raise Refused(f"signed {now - sent_at:+.0f} s ago, at most {WINDOW_S} count: set the nodes' clocks")
 
 
+def digest_content(body: bytes) -> str:
+    """Return the `Content-Digest` header of a body (RFC 9530)."""
+    return f"sha-256=:{base64.b64encode(hashlib.sha256(body).digest()).decode('ascii')}:"
+
+
 def _compute(key: bytes, request: SignedRequest, sent_at: int) -> str:
     mac = hmac.new(key, _PREFIX, hashlib.sha256)
-    parts = (request.method, request.path, request.range, str(sent_at))
-    for part in (*(each.encode("latin-1") for each in parts), request.body):
+    parts = (request.method, request.path, request.range, request.content_digest, str(sent_at))
+    for part in (each.encode("latin-1") for each in parts):
         mac.update(len(part).to_bytes(8, "big"))
         mac.update(part)
     return mac.hexdigest()

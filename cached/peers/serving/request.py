@@ -12,13 +12,16 @@ import struct
 import time
 from dataclasses import dataclass
 
+from cached.peers.messages import MAX_BODY_BYTES
 from cached.peers.pieces import PIECE_BYTES
 
 MAX_HEAD_BYTES = 8 * 1024
-_REQUEST_LINE = re.compile(rb"(GET) (/[!-~]{0,1023}) HTTP/1\.1")
+_RECEIVED_AT_ONCE = 64 * 1024
+_REQUEST_LINE = re.compile(rb"(GET|POST) (/[!-~]{0,1023}) HTTP/1\.1")
 _HEADER = re.compile(rb"([A-Za-z0-9-]{1,64}): ([ -~]{0,1024})")
 _RANGE = re.compile(r"bytes=(\d{1,16})-(\d{1,16})", re.ASCII)
-_UNSUPPORTED = frozenset({"transfer-encoding", "content-length", "expect", "upgrade"})  # no request has a body
+_LENGTH = re.compile(r"\d{1,7}", re.ASCII)
+_UNSUPPORTED = frozenset({"transfer-encoding", "expect", "upgrade"})
 
 
 class BadRequest(Exception):
@@ -27,11 +30,12 @@ class BadRequest(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A request; `headers` by lower-case name."""
+    """A request; `headers` by lower-case name; `body_bytes`: the length of the body that follows, 0 without one."""
 
     method: str
     path: str
     headers: dict[str, str]
+    body_bytes: int = 0
 
     def parse_range(self) -> tuple[int, int]:
         """Return the bytes `[start, end)` that are asked for. Raises `BadRequest` unless it is one range of at most one
@@ -59,24 +63,39 @@ class RequestReader:
         while (end := self._buffered.find(b"\r\n\r\n")) < 0:
             if len(self._buffered) >= MAX_HEAD_BYTES:
                 raise BadRequest(f"expected a head of at most {MAX_HEAD_BYTES} bytes")
-            left_s = idle_s if deadline is None else deadline - time.monotonic()
-            if left_s <= 0:
-                return None
-            # The kernel's own timeout: a Python one makes the descriptor non-blocking, and sendfile(2) with it.
-            limit = struct.pack("@ll", int(left_s), max(1, int(left_s % 1 * 1_000_000)))
-            self._connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
-            try:
-                data = self._connection.recv(MAX_HEAD_BYTES)
-            except BlockingIOError:
-                return None
-            if not data:
+            if not self._receive(idle_s if deadline is None else deadline - time.monotonic()):
                 return None
             if deadline is None:
                 deadline = time.monotonic() + head_s
-            self._buffered += data
-        head = bytes(self._buffered[:end])
-        del self._buffered[: end + 4]
-        return parse_head(head)
+        return parse_head(self._take(end, end + 4))
+
+    def read_body(self, request: Request, seconds: float) -> bytes | None:
+        """Return the body of the request that was read last; None where it does not come within `seconds`. Raises
+        OSError."""
+        deadline = time.monotonic() + seconds
+        while len(self._buffered) < request.body_bytes:
+            if not self._receive(deadline - time.monotonic()):
+                return None
+        return self._take(request.body_bytes, request.body_bytes)
+
+    def _take(self, length: int, used: int) -> bytes:
+        data = bytes(self._buffered[:length])
+        del self._buffered[:used]
+        return data
+
+    def _receive(self, seconds: float) -> bool:
+        """Receive some bytes; return False where none come, or the peer closed."""
+        if seconds <= 0:
+            return False
+        # The kernel's own timeout: a Python one makes the descriptor non-blocking, and sendfile(2) with it.
+        limit = struct.pack("@ll", int(seconds), max(1, int(seconds % 1 * 1_000_000)))
+        self._connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
+        try:
+            data = self._connection.recv(_RECEIVED_AT_ONCE)
+        except BlockingIOError:
+            return False
+        self._buffered += data
+        return bool(data)
 
 
 def parse_head(head: bytes) -> Request:
@@ -86,7 +105,7 @@ def parse_head(head: bytes) -> Request:
     lines = head.split(b"\r\n")
     match = _REQUEST_LINE.fullmatch(lines[0])
     if match is None:
-        raise BadRequest("expected GET, a path, and HTTP/1.1")
+        raise BadRequest("expected GET or POST, a path, and HTTP/1.1")
     headers: dict[str, str] = {}
     for line in lines[1:]:
         found = _HEADER.fullmatch(line)
@@ -96,6 +115,18 @@ def parse_head(head: bytes) -> Request:
         if name in headers:
             raise BadRequest("expected each header once")
         headers[name] = found[2].decode("ascii")
+    method = match[1].decode("ascii")
     if not _UNSUPPORTED.isdisjoint(headers):
-        raise BadRequest("expected no body")
-    return Request(match[1].decode("ascii"), match[2].decode("ascii"), headers)
+        raise BadRequest("expected a plain request")
+    return Request(method, match[2].decode("ascii"), headers, _parse_length(method, headers.get("content-length")))
+
+
+def _parse_length(method: str, text: str | None) -> int:
+    """Return the length of the body that follows: a POST has one, a GET has none."""
+    if method == "GET":
+        if text is not None:
+            raise BadRequest("expected no body")
+        return 0
+    if text is None or not _LENGTH.fullmatch(text) or not 0 < int(text) <= MAX_BODY_BYTES:
+        raise BadRequest(f"expected a body of 1 to {MAX_BODY_BYTES} bytes, with its Content-Length")
+    return int(text)

@@ -21,9 +21,12 @@ from typing import Protocol
 from cached.contract.digest import Digest
 from cached.contract.errors import HoldfastError, Permanent
 from cached.contract.program import limits
-from cached.peers.access import PoolKeys, Refused, SignedRequest
+from cached.peers.access import PoolKeys, Refused, SignedRequest, digest_content
+from cached.peers.members import format_address, parse_address
+from cached.peers.messages import decode_announce, encode_reply
 from cached.peers.serving.contents import CHUNK_BYTES, Contents, OpenRange, PageCacheManners, send_chunk
 from cached.peers.serving.request import BadRequest, Request, RequestReader
+from cached.peers.trackers import TooMany, Trackers
 from cached.peers.uploads import Uploads, Verdict
 from cached.transport.connection.cancel import Cancellation, Cancelled
 from cached.transport.connection.limits import BandwidthLimit
@@ -31,6 +34,7 @@ from cached.transport.connection.limits import BandwidthLimit
 _log = logging.getLogger(__name__)
 
 _BLOB_PATH = re.compile(r"/v1/blobs/sha256/([0-9a-f]{64})")
+_ANNOUNCE_PATH = re.compile(r"/v1/announces/([1-9][0-9]{0,4})")  # the port at which the asker serves
 _MANIFEST_PATH = re.compile(r"/v1/manifests/sha256/([0-9a-f]{64})")
 _BACKLOG = 256
 _LEAST_RATE, _LEAST_RATE_AFTER_S = 256 * 1024, 10.0  # of a reader, not counting our own limit
@@ -71,17 +75,21 @@ class ServerSettings:
 
 
 class PeerServer:
-    """A listening port. `read_keys` returns the pool's current keys; `clock` is in seconds since the epoch."""
+    """A listening port. `trackers`: of the versions that this node keeps track of; `read_keys` returns the pool's
+    current keys; `clock` is in seconds since the epoch."""
 
     def __init__(
         self,
         contents: Contents,
+        trackers: Trackers,
         read_keys: Callable[[], PoolKeys],
         settings: ServerSettings,
         metrics: ServingMetrics,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._contents = contents
+        self._trackers = trackers
+        self._tracking = threading.Lock()
         self._read_keys = read_keys
         self._settings = settings
         self._metrics = metrics
@@ -92,6 +100,7 @@ class PeerServer:
         self._connections: dict[_Connection, None] = {}
         self._closing = Cancellation()
         self._listener: socket.socket | None = None
+        self._acceptor: threading.Thread | None = None
 
     def open(self, address: tuple[str, int]) -> tuple[str, int]:
         """Listen; return the bound address. Raises `Permanent` (`cannot_listen`) or `Transient` (`no_thread`)."""
@@ -104,7 +113,9 @@ class PeerServer:
                 f"{address[0]}:{address[1]}: {error.strerror or error}",
                 "choose another address for peers, or end the process that uses it",
             ) from error
-        limits.start_thread(threading.Thread(target=self._accept, name="peers", daemon=True), "the port for peers")
+        acceptor = threading.Thread(target=self._accept, args=(self._listener,), name="peers", daemon=True)
+        limits.start_thread(acceptor, "the port for peers")
+        self._acceptor = acceptor
         bound = self._listener.getsockname()
         return bound[0], bound[1]
 
@@ -115,6 +126,8 @@ class PeerServer:
             with contextlib.suppress(OSError):
                 self._listener.shutdown(socket.SHUT_RDWR)  # wakes accept(2); close(2) alone does not
             self._listener.close()
+        if self._acceptor is not None:
+            self._acceptor.join()
         with self._lock:
             connections = list(self._connections)
         for each in connections:
@@ -122,11 +135,10 @@ class PeerServer:
         for each in connections:
             each.thread.join()
 
-    def _accept(self) -> None:
-        assert self._listener is not None
+    def _accept(self, listener: socket.socket) -> None:
         while not self._closing.cancelled:
             try:
-                accepted, address = self._listener.accept()
+                accepted, address = listener.accept()
             except OSError as error:
                 if self._closing.cancelled:
                     return
@@ -168,9 +180,14 @@ class PeerServer:
                 connection.idle_since = time.monotonic()
                 request = reader.read(settings.idle_s, settings.head_s)
                 connection.idle_since = None
-                if request is None or not self._is_of_pool(connection, request):
+                if request is None:
                     return
-                self._answer(connection, request)
+                if not self._is_of_pool(connection, request):
+                    return
+                body = reader.read_body(request, settings.head_s)
+                if body is None:
+                    return
+                self._answer(connection, request, body)
         except BadRequest as error:
             self._refuse(connection, 400, str(error))
         except (OSError, Cancelled) as error:  # the peer, or the disk: the peer asks another node
@@ -181,23 +198,51 @@ class PeerServer:
             self._end(connection)
 
     def _is_of_pool(self, connection: _Connection, request: Request) -> bool:
-        signed = SignedRequest(request.method, request.path, request.headers.get("range", ""))
+        headers = request.headers
+        signed = SignedRequest(
+            request.method, request.path, headers.get("range", ""), headers.get("content-digest", "")
+        )
         try:
-            self._read_keys().check(signed, request.headers.get("authorization", ""), self._clock())
+            self._read_keys().check(signed, headers.get("authorization", ""), self._clock())
         except Refused as error:
             connection.log_refusal(str(error))
             self._refuse(connection, 401, "expected a request that is signed by this pool")
             return False
         return True
 
-    def _answer(self, connection: _Connection, request: Request) -> None:
+    def _answer(self, connection: _Connection, request: Request, body: bytes) -> None:
         blob, manifest = _BLOB_PATH.fullmatch(request.path), _MANIFEST_PATH.fullmatch(request.path)
-        if blob is not None:
+        port = _ANNOUNCE_PATH.fullmatch(request.path)
+        if body and digest_content(body) != request.headers.get("content-digest"):
+            raise BadRequest("expected the body that was signed")
+        if request.method == "POST" and port is not None:
+            self._answer_announce(connection, int(port[1]), body)
+        elif request.method == "POST":
+            self._refuse(connection, 404, "no such resource")
+        elif blob is not None:
             self._answer_blob(connection, blob[1], *request.parse_range())
         elif manifest is not None:
             self._answer_manifest(connection, Digest(manifest[1]))
         else:
             self._refuse(connection, 404, "no such resource")
+
+    def _answer_announce(self, connection: _Connection, port: int, body: bytes) -> None:
+        """Let the tracker of the version answer a node, which is the address that it asks from and the port it says."""
+        address = format_address(connection.peer, port)
+        try:
+            parse_address(address)
+            message = decode_announce(body)
+            with self._tracking:
+                reply = self._trackers.announce(address, message, time.monotonic())
+        except TooMany as error:
+            self._refuse(connection, 503, str(error))
+        except ValueError as error:  # also `BadMessage`
+            connection.log_refusal(str(error))
+            self._refuse(connection, 400, str(error))
+        else:
+            data = encode_reply(reply)
+            self._send_head(connection, 200, len(data))
+            connection.socket.sendall(data)
 
     def _answer_manifest(self, connection: _Connection, digest: Digest) -> None:
         data = self._contents.read_manifest(digest)

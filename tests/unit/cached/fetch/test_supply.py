@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import random
 import threading
 import time
 from collections.abc import Sequence
@@ -23,6 +24,7 @@ from cached.fetch.supply import Assignment, PeerPiece, is_whole_piece
 from cached.peers.access import PoolKeys, SignedRequest
 from cached.peers.serving.contents import Contents
 from cached.peers.serving.server import PeerServer, ServerSettings
+from cached.peers.trackers import Trackers
 from cached.transport.target import HttpTarget
 from tests.support.fetching import (
     DEADLINE_S,
@@ -310,7 +312,7 @@ def test_the_daemons_own_port_serves_pieces(tmp_path: Path, source: HostileOrigi
             signed = keys.sign(SignedRequest("GET", f"/v1/blobs/sha256/{sha256}", wanted), time.time())
             return HttpTarget(peer, headers=(("Authorization", signed),))
 
-    server = PeerServer(Contents(layout), lambda: keys, ServerSettings(), Uncounted())
+    server = PeerServer(Contents(layout), Trackers(random.Random(1)), lambda: keys, ServerSettings(), Uncounted())
     host, port = server.open(("127.0.0.1", 0))
     try:
         with open_engine(tmp_path / "root", 3) as engine:

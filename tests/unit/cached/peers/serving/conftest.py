@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import http.client
 import os
+import random
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -14,9 +15,10 @@ from pathlib import Path
 import pytest
 
 from cached.contract.layout import Layout
-from cached.peers.access import PoolKeys, SignedRequest
+from cached.peers.access import PoolKeys, SignedRequest, digest_content
 from cached.peers.serving.contents import Contents
 from cached.peers.serving.server import PeerServer, ServerSettings
+from cached.peers.trackers import Trackers
 
 KEYS = PoolKeys([b"0123456789abcdef" * 2])
 
@@ -64,6 +66,18 @@ class Node:
         with self.ask(path, wanted, keys, now) as response:
             return Answer(response.status, dict(response.getheaders()), response.read())
 
+    def announce(
+        self, body: bytes, port: int = 9402, keys: PoolKeys = KEYS, signed_body: bytes | None = None
+    ) -> Answer:
+        """Announce as a node of these keys would; `signed_body`: what is signed in place of what is sent."""
+        path = f"/v1/announces/{port}"
+        digest = digest_content(body if signed_body is None else signed_body)
+        with contextlib.closing(http.client.HTTPConnection(*self.address, timeout=20)) as connection:
+            signed = keys.sign(SignedRequest("POST", path, "", digest), time.time())
+            connection.request("POST", path, body, {"Authorization": signed, "Content-Digest": digest})
+            with contextlib.closing(connection.getresponse()) as response:
+                return Answer(response.status, dict(response.getheaders()), response.read())
+
     @contextlib.contextmanager
     def ask(
         self, path: str, wanted: str | None = None, keys: PoolKeys = KEYS, now: float | None = None
@@ -89,7 +103,9 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Node]]:
             layout = Layout(tmp_path / f"root{count}")
             os.makedirs(layout.blobs)
             metrics = Counted()
-            server = PeerServer(Contents(layout), lambda: KEYS, settings or ServerSettings(), metrics)
+            server = PeerServer(
+                Contents(layout), Trackers(random.Random(1)), lambda: KEYS, settings or ServerSettings(), metrics
+            )
             address = server.open(("127.0.0.1", 0))
             stack.callback(server.close)
             return Node(layout, address, metrics)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import random
 import socket
 import threading
 import time
@@ -17,13 +18,16 @@ from cached.contract.digest import Digest
 from cached.contract.errors import Permanent
 from cached.contract.manifest import FileEntry, Manifest
 from cached.peers.access import WINDOW_S, PoolKeys, SignedRequest
+from cached.peers.messages import Announce, decode_reply, encode_announce
 from cached.peers.pieces import PIECE_BYTES
 from cached.peers.serving.contents import Contents
 from cached.peers.serving.server import PeerServer, ServerSettings
+from cached.peers.trackers import Trackers
 from tests.unit.cached.peers.serving.conftest import KEYS, Counted, Node
 
 Start = Callable[..., Node]
 DATA = os.urandom(3 * 1024 * 1024 + 17)
+WELL_FORMED = Announce("d" * 64, 9, "", 0, 0)
 OTHER_POOL = PoolKeys([b"another pool's key, of 32 bytes.."])
 
 
@@ -112,7 +116,7 @@ def test_a_signature_for_one_range_reads_no_other(start: Start) -> None:
     [
         b"\x16\x03\x01\x02\x00\x01\x00\r\n\r\n",
         b"GET /v1/blobs HTTP/1.0\r\n\r\n",
-        b"POST /v1/blobs HTTP/1.1\r\n\r\n",
+        b"PUT /v1/blobs HTTP/1.1\r\n\r\n",
         b"GET  /v1/blobs HTTP/1.1\r\n\r\n",
         b"GET /v1/blobs HTTP/1.1\r\nA: b\r\n c\r\n\r\n",
         b"GET /v1/blobs HTTP/1.1\r\nA : b\r\n\r\n",
@@ -224,7 +228,7 @@ def test_a_slow_head_is_ended(start: Start) -> None:
 def test_closing_ends_every_thread(start: Start, tmp_path: Path) -> None:
     """After `close` no thread is left, also of uploads that nobody reads, and the port is free."""
     node = start()
-    server = PeerServer(Contents(node.layout), lambda: KEYS, ServerSettings(), Counted())
+    server = PeerServer(Contents(node.layout), Trackers(random.Random(1)), lambda: KEYS, ServerSettings(), Counted())
     address = server.open(("127.0.0.1", 0))
     other = Node(node.layout, address, Counted())
     path = blob_path(node.add_blob(os.urandom(PIECE_BYTES)))
@@ -232,7 +236,7 @@ def test_closing_ends_every_thread(start: Start, tmp_path: Path) -> None:
     with other.ask(path, f"bytes=0-{PIECE_BYTES - 1}"), socket.create_connection(address):
         server.close()
         assert set(threading.enumerate()) <= before
-    again = PeerServer(Contents(node.layout), lambda: KEYS, ServerSettings(), Counted())
+    again = PeerServer(Contents(node.layout), Trackers(random.Random(1)), lambda: KEYS, ServerSettings(), Counted())
     assert again.open(address) == address
     again.close()
 
@@ -240,7 +244,62 @@ def test_closing_ends_every_thread(start: Start, tmp_path: Path) -> None:
 def test_a_taken_port_is_an_error(start: Start) -> None:
     """A port that is in use is `cannot_listen`, with what to do."""
     node = start()
-    server = PeerServer(Contents(node.layout), lambda: KEYS, ServerSettings(), Counted())
+    server = PeerServer(Contents(node.layout), Trackers(random.Random(1)), lambda: KEYS, ServerSettings(), Counted())
     with pytest.raises(Permanent, match=str(node.address[1])) as caught:
         server.open(node.address)
     assert caught.value.code == "cannot_listen"
+
+
+def test_an_announce_is_answered_by_the_tracker(start: Start) -> None:
+    """Two nodes announce a version at its tracker's port: one is told to fetch its pieces, and the other that the first
+    one is a neighbour, at the address it was heard from and the port it says."""
+    node = start()
+    announce = Announce("c" * 64, 3, "", 0, 7, neighbours=9)
+    first = node.announce(encode_announce(announce), 1001)
+    assert first.status == 200
+    assert decode_reply(first.body, 3).active
+    second = decode_reply(node.announce(encode_announce(announce), 1002).body, 3)
+    assert second.neighbours == ("127.0.0.1:1001",)
+
+
+@pytest.mark.parametrize("body", [b"x", b"{}", b"\0" * 1000, b"[" * 100_000, encode_announce(WELL_FORMED)[:-9]])
+def test_a_strange_announce_is_refused(start: Start, body: bytes) -> None:
+    """A body that is no announce is 400, and the next one is answered."""
+    node = start()
+    assert node.announce(body).status == 400
+    assert node.announce(encode_announce(WELL_FORMED)).status == 200
+
+
+def test_an_announce_is_the_pools(start: Start) -> None:
+    """Another key is 401 before its body is read; a body that is not the signed one is 400: no announce of a node can
+    be changed on its way."""
+    node = start()
+    body = encode_announce(WELL_FORMED)
+    assert node.announce(body, keys=OTHER_POOL).status == 401
+    assert node.announce(body, signed_body=body + b" ").status == 400
+    with socket.create_connection(node.address, timeout=20) as connection:
+        connection.sendall(b"POST /v1/announces/1 HTTP/1.1\r\nContent-Length: 1000000\r\n\r\n")
+        assert connection.recv(100).startswith(b"HTTP/1.1 401 ")
+
+
+@pytest.mark.parametrize("length", ["", "0", "-1", "1048577", "99999999999", "+5", "1e3"])
+def test_a_strange_length_is_refused(start: Start, length: str) -> None:
+    """A POST without a length, or one beyond the bound, is 400."""
+    with socket.create_connection(start().address, timeout=20) as connection:
+        connection.sendall(f"POST /v1/announces/1 HTTP/1.1\r\nContent-Length: {length}\r\n\r\n".encode())
+        assert connection.recv(100).startswith(b"HTTP/1.1 400 ")
+
+
+def test_a_flood_of_announces_is_refused(start: Start) -> None:
+    """A node that announces again and again is told to wait, and the port serves on."""
+    node = start()
+    body = encode_announce(WELL_FORMED)
+    assert 503 in {node.announce(body).status for _ in range(200)}
+    assert node.announce(body, 1003).status == 200
+    assert node.get(blob_path(node.add_blob(DATA)), "bytes=0-0").status == 206
+
+
+@pytest.mark.parametrize("port", [0, 65536, 99999])
+def test_a_strange_port_is_refused(start: Start, port: int) -> None:
+    """A node that says a port that there is not is refused."""
+    assert start().announce(encode_announce(WELL_FORMED), port).status in (400, 404)

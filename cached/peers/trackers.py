@@ -1,0 +1,100 @@
+"""The versions that this node keeps track of, one tracker each.
+
+Law: pure. Bounded, whatever is announced: so many versions, so many announces of one node a second; a version that
+nobody announces is forgotten. A node is named by the address that it was heard from, never by what it says.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+from cached.peers.messages import Announce, BadMessage, Reply
+from cached.peers.pieces import PieceMap
+from cached.peers.tracker import Tracker
+
+MAX_VERSIONS = 256
+SURVEY_S = 0.5  # for the announces of nodes that have a version, before anything of it is dealt
+_BURST = 20  # announces of one node, then so many a second
+_PER_SECOND = 12.0  # the least pause between two of one node's announces is a tenth of a second
+_MAX_NODES = 8192
+_TIDY_S = 5.0
+
+
+class TooMany(Exception):
+    """An announce beyond what this node takes: it is sent again later, or to another tracker."""
+
+
+@dataclass(slots=True)
+class _Budget:
+    left: float
+    at: float
+
+
+class Trackers:
+    """The trackers of one node, by version."""
+
+    def __init__(self, rng: random.Random) -> None:
+        self._rng = rng
+        self._trackers: dict[str, Tracker] = {}
+        self._budgets: dict[str, _Budget] = {}
+        self._tidied_at = 0.0
+
+    def __len__(self) -> int:
+        return len(self._trackers)
+
+    def announce(self, address: str, message: Announce, now: float) -> Reply:
+        """Take the announce of the node at `address` (`IP:PORT`). Raises `TooMany`, or `BadMessage` for one that
+        contradicts itself or what others say of the version."""
+        self._spend(address, now)
+        _check_blobs(message)
+        if now >= self._tidied_at + _TIDY_S:
+            self._tidy(now)
+        tracker = self._trackers.get(message.version)
+        if tracker is None:
+            if len(self._trackers) >= MAX_VERSIONS:
+                raise TooMany(f"expected at most {MAX_VERSIONS} versions at once")
+            log = f"{self._rng.getrandbits(128):032x}"
+            tracker = Tracker(message.pieces, log, now + SURVEY_S, self._rng)
+            self._trackers[message.version] = tracker
+        try:
+            return tracker.announce(address, message, now)
+        except ValueError as error:
+            raise BadMessage(f"version {message.version[:12]}: {error}") from error
+
+    def _spend(self, address: str, now: float) -> None:
+        """Take one announce from a node's budget; raises `TooMany` if it is spent."""
+        budget = self._budgets.get(address)
+        if budget is None:
+            if len(self._budgets) >= _MAX_NODES:
+                self._tidy(now)
+            if len(self._budgets) >= _MAX_NODES:
+                raise TooMany(f"expected at most {_MAX_NODES} nodes at once")
+            budget = self._budgets[address] = _Budget(_BURST, now)
+        budget.left = min(_BURST, budget.left + (now - budget.at) * _PER_SECOND)
+        budget.at = now
+        if budget.left < 1:
+            raise TooMany("too many announces of this node")
+        budget.left -= 1
+
+    def _tidy(self, now: float) -> None:
+        """Forget versions without nodes, and nodes without recent announces."""
+        self._tidied_at = now
+        for version, tracker in list(self._trackers.items()):
+            tracker.tidy(now)
+            if tracker.is_forgotten:
+                del self._trackers[version]
+        full_s = _BURST / _PER_SECOND
+        self._budgets = {address: each for address, each in self._budgets.items() if now < each.at + full_s}
+
+
+def _check_blobs(message: Announce) -> None:
+    """Raise `BadMessage` unless the blobs, where they are told, are those of the version."""
+    if not message.blobs:
+        return
+    try:
+        pieces = PieceMap(message.blobs)
+    except ValueError as error:
+        raise BadMessage(f"blobs: {error}") from error
+    if (pieces.key, pieces.count) != (message.version, message.pieces):
+        raise BadMessage(f"blobs: expected those of version {message.version[:12]}, found {pieces.key[:12]}")

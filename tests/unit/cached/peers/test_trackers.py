@@ -1,0 +1,84 @@
+"""The trackers of one node: bounded, whatever is announced."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+
+import pytest
+
+from cached.peers.messages import Announce, BadMessage
+from cached.peers.pieces import PIECE_BYTES, PieceMap
+from cached.peers.tracker import LEASE_S
+from cached.peers.trackers import MAX_VERSIONS, SURVEY_S, TooMany, Trackers
+
+BLOBS = (("a" * 64, 3 * PIECE_BYTES),)
+PIECES = PieceMap(BLOBS)
+ANNOUNCE = Announce(PIECES.key, 3, "", 0, 7, blobs=BLOBS)
+
+
+def test_a_version_is_dealt_after_its_survey() -> None:
+    """The first announce begins a version; its pieces are dealt once other nodes had time to say that they have it."""
+    trackers = Trackers(random.Random(1))
+    assert not trackers.announce("10.0.0.1:1", ANNOUNCE, 0.0).grants
+    seed = replace(ANNOUNCE, have=7, want=0)
+    trackers.announce("10.0.0.2:1", seed, SURVEY_S / 2)
+    assert not trackers.announce("10.0.0.1:1", ANNOUNCE, SURVEY_S).grants
+    other = Trackers(random.Random(1))
+    other.announce("10.0.0.1:1", ANNOUNCE, 0.0)
+    assert other.announce("10.0.0.1:1", ANNOUNCE, SURVEY_S).grants
+
+
+def test_a_flood_of_one_node_is_refused_and_others_are_heard() -> None:
+    """A node that announces without a pause is refused; it is heard again later, and others all the time."""
+    trackers = Trackers(random.Random(1))
+    with pytest.raises(TooMany):
+        for n in range(1000):
+            trackers.announce("10.0.0.1:1", ANNOUNCE, n / 1000)
+    trackers.announce("10.0.0.2:1", ANNOUNCE, 1.0)
+    trackers.announce("10.0.0.1:1", ANNOUNCE, 2.0)
+
+
+def test_a_node_that_announces_as_agreed_is_never_refused() -> None:
+    """Ten announces a second, the most that a node sends, go on for ever."""
+    trackers = Trackers(random.Random(1))
+    for n in range(3000):
+        trackers.announce("10.0.0.1:1", ANNOUNCE, n / 10)
+
+
+def test_versions_are_bounded_and_forgotten() -> None:
+    """Past the limit of versions no other is begun; when nobody announces them they are forgotten."""
+    trackers = Trackers(random.Random(1))
+    for n in range(MAX_VERSIONS):
+        trackers.announce(f"10.0.{n % 250}.1:{1 + n}", replace(ANNOUNCE, version=f"{n:064x}", blobs=()), 0.0)
+    one_more = replace(ANNOUNCE, version="f" * 64, blobs=())
+    with pytest.raises(TooMany):
+        trackers.announce("10.9.0.1:1", one_more, 0.0)
+    trackers.announce("10.9.0.1:1", one_more, LEASE_S + 6)
+    assert len(trackers) == 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"blobs": (("b" * 64, 3 * PIECE_BYTES),)},
+        {"blobs": (("a" * 64, 2 * PIECE_BYTES),)},
+        {"blobs": (("a" * 64, 1), ("a" * 64, 2))},
+        {"pieces": 4},
+    ],
+)
+def test_an_announce_that_contradicts_itself_is_refused(change: dict[str, object]) -> None:
+    """Blobs that are not those of the version, or another number of pieces, are a `BadMessage` and begin nothing."""
+    trackers = Trackers(random.Random(1))
+    with pytest.raises(BadMessage):
+        trackers.announce("10.0.0.1:1", replace(ANNOUNCE, **change), 0.0)  # type: ignore[arg-type]
+    assert len(trackers) == 0
+
+
+def test_nodes_that_count_otherwise_do_not_disturb() -> None:
+    """A node that claims another number of pieces is refused; the others go on."""
+    trackers = Trackers(random.Random(1))
+    trackers.announce("10.0.0.1:1", ANNOUNCE, 0.0)
+    with pytest.raises(BadMessage, match="3 pieces"):
+        trackers.announce("10.0.0.2:1", replace(ANNOUNCE, pieces=9, blobs=()), 0.1)
+    assert trackers.announce("10.0.0.1:1", ANNOUNCE, 1.0).grants
